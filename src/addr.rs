@@ -1,0 +1,71 @@
+//! Addresses as loopgate compares them: IPv4 in IPv6 clothes is folded here and nowhere else.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+/// `ip` with an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) folded to the IPv4 address it stands for.
+pub fn canonical(ip: IpAddr) -> IpAddr {
+    ip.to_canonical()
+}
+
+/// Says whether `ip` tells nothing about where a client is: loopback or unspecified.
+///
+/// Such an address is never stated to the gateway, which would take it for a client of its own host.
+pub fn says_nothing(ip: IpAddr) -> bool {
+    let ip = canonical(ip);
+    ip.is_loopback() || ip.is_unspecified()
+}
+
+/// The far end of a downstream connection, folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PeerAddr(SocketAddr);
+
+impl PeerAddr {
+    /// Takes the address as the socket (or a PROXY header) states it.
+    pub fn new(addr: SocketAddr) -> Self {
+        Self(SocketAddr::new(canonical(addr.ip()), addr.port()))
+    }
+
+    /// The folded IP address.
+    pub fn ip(self) -> IpAddr {
+        self.0.ip()
+    }
+
+    /// The TCP port.
+    pub fn port(self) -> u16 {
+        self.0.port()
+    }
+}
+
+impl From<SocketAddr> for PeerAddr {
+    fn from(addr: SocketAddr) -> Self {
+        Self::new(addr)
+    }
+}
+
+impl fmt::Display for PeerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapped_address_is_the_ipv4_address() {
+        let peer = PeerAddr::new("[::ffff:172.18.0.3]:5000".parse().unwrap());
+        assert_eq!(peer.to_string(), "172.18.0.3:5000");
+    }
+
+    #[test]
+    fn addresses_that_say_nothing() {
+        for ip in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"] {
+            assert!(says_nothing(ip.parse().unwrap()), "{ip}");
+        }
+        for ip in ["172.18.0.3", "192.0.2.1", "fd00::1"] {
+            assert!(!says_nothing(ip.parse().unwrap()), "{ip}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The sidecar's configuration as types that can't be wrong: no `Option` that means "default", no string that means an address.
+//!
+//! `Config` is what every other room reads. Where a value came from (flag, environment, file, default) is `layer`'s business.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+
+/// Everything `loopgate run` needs to know, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The gateway core behind the sidecar.
+    pub gateway: Gateway,
+    /// Where the sidecar listens.
+    pub listen: Listen,
+    /// The certificate it shows and the clients it asks for one.
+    pub tls: Tls,
+    /// The directory that holds `ca.pem`, `ca.key`, `server.pem` and `server.key`.
+    pub state_dir: PathBuf,
+    /// Docker discovery.
+    pub docker: Docker,
+    /// Who else is an agent, and what agents get.
+    pub agents: Agents,
+    /// The external lane.
+    pub external: External,
+    /// The admin listener; `None` turns it off.
+    pub admin: Option<SocketAddr>,
+    /// Bounds on time, size and number.
+    pub limits: Limits,
+    /// Logging.
+    pub log: Log,
+}
+
+/// The gateway core (`[gateway]`).
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    /// Its address; loopback unless `allow_remote` was given.
+    pub address: SocketAddr,
+    /// The loopback source address of the external lane, which the gateway's `trustedProxies` names.
+    pub external_source: Ipv4Addr,
+    /// Out of which agent-lane source addresses are taken, one for each agent.
+    pub agent_sources: Ipv4Net,
+    /// The file that holds the gateway's token.
+    pub token_file: Option<PathBuf>,
+    /// The gateway's own state directory, read-only, for pre-pairing its own identity.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Where to listen (`[listen]`).
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Each place to listen on; never empty.
+    pub on: Vec<ListenOn>,
+    /// Whether trusted proxies speak the PROXY protocol first.
+    pub proxy_protocol: bool,
+    /// The lane of clients whose source address is one of this namespace's own.
+    pub own_addresses: OwnAddresses,
+}
+
+/// One `--listen` value: which addresses, and the port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenOn {
+    /// Which addresses of this network namespace.
+    pub addresses: ListenAddresses,
+    /// The TCP port; 0 lets the kernel choose (for tests).
+    pub port: u16,
+}
+
+/// Which addresses of this network namespace a listener takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddresses {
+    /// Every non-loopback address (`bridge`).
+    Bridge,
+    /// Every address of one interface.
+    Interface(String),
+    /// Whatever own address falls in the network.
+    Network(IpNet),
+    /// Exactly this address, unspecified ones (`[::]`, `0.0.0.0`) included.
+    Address(IpAddr),
+}
+
+/// The lane of clients with one of this namespace's own addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnAddresses {
+    /// The safe default: rootless engines deliver outside clients with such an address.
+    External,
+    /// For rootful Docker and Kubernetes, where only this namespace's processes can have one.
+    Agent,
+}
+
+/// Certificates (`[tls]`).
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The operator's own pair instead of one that loopgate makes.
+    pub own_pair: Option<CertificateFiles>,
+    /// Names beyond those loopgate finds by itself, for the certificate it makes.
+    pub names: Vec<String>,
+    /// CA bundle whose client certificates identify external users.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// A PEM certificate chain and its PEM private key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// The chain, leaf first.
+    pub chain: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// Docker discovery (`[docker]`).
+#[derive(Clone, Debug)]
+pub struct Docker {
+    /// Where the Engine API is.
+    pub engine: Engine,
+    /// Whether labels count on containers outside the gateway's compose project.
+    pub any_project: bool,
+    /// The container that owns this network namespace, where loopgate can't find it by itself.
+    pub container: Option<String>,
+}
+
+/// Where the Docker Engine API is to be found (`--docker`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// The default socket if it is there.
+    Auto,
+    /// No Docker.
+    Off,
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A TCP endpoint, `host:port` (a filter; there is no TLS on it).
+    Tcp(String),
+}
+
+/// Agents beyond labelled containers (`[agents]`).
+#[derive(Clone, Debug, Default)]
+pub struct Agents {
+    /// Source networks that are agents by address alone.
+    pub cidrs: Vec<IpNet>,
+    /// SAN URIs of client certificates (from `client_ca`) that are agents.
+    pub uris: Vec<String>,
+    /// Whether attested agents receive the gateway's token.
+    pub inherit_token: bool,
+    /// Scope cap for agents without one of their own; empty means none.
+    pub scopes: Vec<String>,
+}
+
+/// The external lane (`[external]`).
+#[derive(Clone, Debug)]
+pub struct External {
+    /// Peers that may state a client's address, scheme, host and identity.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Who may connect at all; empty means everyone.
+    pub allow: Vec<IpNet>,
+    /// Who may not, whatever `allow` says.
+    pub deny: Vec<IpNet>,
+    /// Stands for a client whose address would say nothing.
+    pub unknown_client: IpAddr,
+    /// Identity headers (lower case) that trusted proxies may set.
+    pub identity_headers: Vec<http::HeaderName>,
+}
+
+/// Bounds (`[limits]`). Durations have at least millisecond resolution.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Downstream connections at once.
+    pub max_connections: usize,
+    /// Downstream connections at once from one client address.
+    pub max_connections_per_client: usize,
+    /// For the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// For a whole request head.
+    pub head_timeout: Duration,
+    /// For the connection to the gateway.
+    pub connect_timeout: Duration,
+    /// For the gateway's response head.
+    pub request_timeout: Duration,
+    /// How long a keep-alive connection may idle.
+    pub idle_timeout: Duration,
+    /// How long a request waits for a gateway that is restarting.
+    pub gateway_wait: Duration,
+    /// How long shutting down may take.
+    pub drain_timeout: Duration,
+}
+
+/// Logging (`[log]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// Shape of a line.
+    pub format: LogFormat,
+    /// A `tracing` filter, such as `info` or `loopgate::discovery=debug,warn`.
+    pub level: String,
+    /// One line for each request.
+    pub access: bool,
+}
+
+/// The shape of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The gateway's port unless told otherwise.
+pub const GATEWAY_PORT: u16 = 18789;
+
+impl Default for Config {
+    /// The configuration of `loopgate run` without a flag, a variable or a file.
+    fn default() -> Self {
+        Self {
+            gateway: Gateway {
+                address: SocketAddr::from((Ipv4Addr::LOCALHOST, GATEWAY_PORT)),
+                external_source: Ipv4Addr::new(127, 0, 0, 2),
+                agent_sources: Ipv4Net::new_assert(Ipv4Addr::new(127, 77, 0, 0), 16),
+                token_file: None,
+                state_dir: None,
+            },
+            listen: Listen {
+                on: vec![ListenOn { addresses: ListenAddresses::Bridge, port: GATEWAY_PORT }],
+                proxy_protocol: false,
+                own_addresses: OwnAddresses::External,
+            },
+            tls: Tls { own_pair: None, names: Vec::new(), client_ca: None },
+            state_dir: PathBuf::from("/var/lib/loopgate"),
+            docker: Docker { engine: Engine::Auto, any_project: false, container: None },
+            agents: Agents::default(),
+            external: External {
+                trusted_proxies: Vec::new(),
+                allow: Vec::new(),
+                deny: Vec::new(),
+                unknown_client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+                identity_headers: Vec::new(),
+            },
+            admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9180))),
+            limits: Limits {
+                max_connections: 8192,
+                max_connections_per_client: 1024,
+                handshake_timeout: Duration::from_secs(10),
+                head_timeout: Duration::from_secs(10),
+                connect_timeout: Duration::from_secs(2),
+                request_timeout: Duration::from_secs(60),
+                idle_timeout: Duration::from_secs(75),
+                gateway_wait: Duration::from_secs(5),
+                drain_timeout: Duration::from_secs(10),
+            },
+            log: Log { format: LogFormat::Text, level: "info".into(), access: false },
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! loopgate: a TLS sidecar for a gateway that must stay on loopback.
+//!
+//! # The life of a connection
+//!
+//! A client connects to one of the [`listener`]'s doors. It is counted and, if the allow and deny lists refuse it, closed before a byte
+//! is exchanged. After the TLS handshake ([`tls`]) [`lane::decide`] puts it on exactly one lane, from what it can't forge: its address,
+//! its certificate, and the latest [`discovery::View`] of who is who. [`proxy`] then serves HTTP on it. Each request's head goes through
+//! [`lane::headers`], which makes of it what that lane may say to the gateway, and leaves over a connection whose loopback source
+//! address is the lane's own. After a `101` the two sides are joined byte by byte.
+//!
+//! # Floors
+//!
+//! A room uses rooms on lower floors only.
+//!
+//! ```text
+//! voice      cli demo
+//! house      app
+//! front desk admin
+//! traffic    proxy
+//! doors      listener tls
+//! judgement  lane
+//! sources    discovery pki
+//! tools      config shutdown metrics
+//! words      addr
+//! ```
+
+pub mod addr;
+pub mod config;
+pub mod discovery;
+pub mod pki;
+pub mod shutdown;
