@@ -16,7 +16,7 @@
 //! voice      cli demo
 //! house      app
 //! front desk admin
-//! traffic    proxy
+//! traffic    proxy enrolment agent
 //! doors      listener tls
 //! judgement  lane
 //! sources    discovery pki
@@ -25,7 +25,18 @@
 //! ```
 
 pub mod addr;
+pub mod admin;
+pub mod agent;
+pub mod app;
+pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod discovery;
+pub mod enrolment;
+pub mod lane;
+pub mod listener;
+pub mod metrics;
 pub mod pki;
+pub mod proxy;
 pub mod shutdown;
+pub mod tls;

@@ -1,1 +1,3 @@
+//! Logs, crypto provider, command line, exit status; nothing else.
+
 fn main() {}

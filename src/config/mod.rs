@@ -36,8 +36,10 @@ pub struct Config {
 /// The gateway core (`[gateway]`).
 #[derive(Clone, Debug)]
 pub struct Gateway {
-    /// Its address; loopback unless `allow_remote` was given.
+    /// Its address; loopback unless `allow_remote`.
     pub address: SocketAddr,
+    /// Whether an address that is not loopback was let through (`--allow-remote-gateway`).
+    pub allow_remote: bool,
     /// The loopback source address of the external lane, which the gateway's `trustedProxies` names.
     pub external_source: Ipv4Addr,
     /// Out of which agent-lane source addresses are taken, one for each agent.
@@ -135,7 +137,7 @@ pub enum Engine {
 }
 
 /// Agents beyond labelled containers (`[agents]`).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Agents {
     /// Source networks that are agents by address alone.
     pub cidrs: Vec<IpNet>,
@@ -145,6 +147,8 @@ pub struct Agents {
     pub inherit_token: bool,
     /// Scope cap for agents without one of their own; empty means none.
     pub scopes: Vec<String>,
+    /// The SPIFFE trust domain of the certificates that loopgate issues.
+    pub trust_domain: String,
 }
 
 /// The external lane (`[external]`).
@@ -160,6 +164,19 @@ pub struct External {
     pub unknown_client: IpAddr,
     /// Identity headers (lower case) that trusted proxies may set.
     pub identity_headers: Vec<http::HeaderName>,
+    /// Which paths face the outside, first match wins; empty means all of them.
+    pub paths: Vec<PathRule>,
+}
+
+/// One rule of `[external] paths`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathRule {
+    /// Whether what matches may pass.
+    pub allow: bool,
+    /// The path must be this, or begin with it at a segment boundary.
+    pub prefix: String,
+    /// Methods the rule is for; empty means all.
+    pub methods: Vec<http::Method>,
 }
 
 /// Bounds (`[limits]`). Durations have at least millisecond resolution.
@@ -169,6 +186,14 @@ pub struct Limits {
     pub max_connections: usize,
     /// Downstream connections at once from one client address.
     pub max_connections_per_client: usize,
+    /// New connections a second from one client address, with as many again at once; 0 means no limit.
+    pub connection_rate_per_client: u32,
+    /// Bytes of a request head.
+    pub head_bytes: usize,
+    /// Fields of a request head.
+    pub head_fields: usize,
+    /// Concurrent streams of one HTTP/2 connection.
+    pub h2_streams: u32,
     /// For the TLS handshake.
     pub handshake_timeout: Duration,
     /// For a whole request head.
@@ -214,6 +239,7 @@ impl Default for Config {
         Self {
             gateway: Gateway {
                 address: SocketAddr::from((Ipv4Addr::LOCALHOST, GATEWAY_PORT)),
+                allow_remote: false,
                 external_source: Ipv4Addr::new(127, 0, 0, 2),
                 agent_sources: Ipv4Net::new_assert(Ipv4Addr::new(127, 77, 0, 0), 16),
                 token_file: None,
@@ -227,18 +253,29 @@ impl Default for Config {
             tls: Tls { own_pair: None, names: Vec::new(), client_ca: None },
             state_dir: PathBuf::from("/var/lib/loopgate"),
             docker: Docker { engine: Engine::Auto, any_project: false, container: None },
-            agents: Agents::default(),
+            agents: Agents {
+                cidrs: Vec::new(),
+                uris: Vec::new(),
+                inherit_token: false,
+                scopes: Vec::new(),
+                trust_domain: "loopgate.local".into(),
+            },
             external: External {
                 trusted_proxies: Vec::new(),
                 allow: Vec::new(),
                 deny: Vec::new(),
                 unknown_client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
                 identity_headers: Vec::new(),
+                paths: Vec::new(),
             },
             admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9180))),
             limits: Limits {
                 max_connections: 8192,
                 max_connections_per_client: 1024,
+                connection_rate_per_client: 0,
+                head_bytes: 64 * 1024,
+                head_fields: 128,
+                h2_streams: 100,
                 handshake_timeout: Duration::from_secs(10),
                 head_timeout: Duration::from_secs(10),
                 connect_timeout: Duration::from_secs(2),

@@ -1,0 +1,1 @@
+//! A certificate request in, attested by Docker, a certificate out.

@@ -1,0 +1,1 @@
+//! What is counted, and guards that give back on drop.

@@ -1,0 +1,1 @@
+//! HTTP between a downstream connection and the gateway.
