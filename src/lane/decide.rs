@@ -1,0 +1,393 @@
+//! The lane decision: monotone, so that whatever is missing or in doubt makes a connection external.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{Admitted, AgentLane, Denied, ExternalLane, Lane, StatedClient};
+use crate::addr::canonical;
+use crate::config::{Config, OwnAddresses};
+use crate::discovery::{Proof, View};
+
+/// What a connection can't forge, plus what a trusted proxy said about it.
+#[derive(Clone, Debug)]
+pub struct Evidence {
+    /// The far end of the TCP connection.
+    pub peer: IpAddr,
+    /// The client's address that a trusted proxy stated by the PROXY protocol.
+    pub stated: Option<IpAddr>,
+    /// The verified client certificate.
+    pub certificate: Option<Certificate>,
+}
+
+/// A client certificate whose chain was verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// Who vouches for it.
+    pub issuer: Issuer,
+    /// Its URI subject alternative names.
+    pub uris: Vec<String>,
+    /// Whom it names: the SAN e-mail, else URI, else DNS name.
+    pub user: Option<String>,
+    /// Until when it is valid, in seconds since the Unix epoch. TLS resumption skips the verifier, so it counts here too.
+    pub not_after: i64,
+}
+
+/// Who vouches for a client certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Issuer {
+    /// loopgate's own CA, which signs agents' certificates.
+    Own,
+    /// A CA of `tls.client_ca`.
+    Operator,
+}
+
+/// The part of the configuration that lane decisions read.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    own_addresses: OwnAddresses,
+    cidrs: Vec<IpNet>,
+    uris: Vec<String>,
+    scopes: Option<HeaderValue>,
+    trust_domain: String,
+    sources: Ipv4Net,
+    trusted_proxies: Vec<IpNet>,
+    allow: Vec<IpNet>,
+    deny: Vec<IpNet>,
+    pub(super) unknown_client: IpAddr,
+    pub(super) identity_headers: Vec<HeaderName>,
+}
+
+impl Policy {
+    /// Takes what concerns lanes out of `config`.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            own_addresses: config.listen.own_addresses,
+            cidrs: config.agents.cidrs.clone(),
+            uris: config.agents.uris.clone(),
+            scopes: scopes(&config.agents.scopes),
+            trust_domain: config.agents.trust_domain.clone(),
+            sources: config.gateway.agent_sources,
+            trusted_proxies: config.external.trusted_proxies.clone(),
+            allow: config.external.allow.clone(),
+            deny: config.external.deny.clone(),
+            unknown_client: config.external.unknown_client,
+            identity_headers: config.external.identity_headers.clone(),
+        }
+    }
+
+    /// Says whether the peer at `ip` may state who its client is.
+    pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
+        contains(&self.trusted_proxies, ip)
+    }
+
+    /// The allow and deny lists' word on a client of the external lane.
+    pub fn listed(&self, client: IpAddr) -> Result<(), Denied> {
+        if contains(&self.deny, client) {
+            Err(Denied::Listed)
+        } else if !self.allow.is_empty() && !contains(&self.allow, client) {
+            Err(Denied::NotListed)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// `scopes` as the value of an `X-OpenClaw-Scopes` header; `None` for an empty list, which caps nothing.
+fn scopes(scopes: &[String]) -> Option<HeaderValue> {
+    if scopes.is_empty() { None } else { HeaderValue::from_str(&scopes.join(",")).ok() }
+}
+
+fn contains(nets: &[IpNet], ip: IpAddr) -> bool {
+    nets.iter().any(|net| net.contains(&ip))
+}
+
+/// The first judgement, before a byte is read: may a connection from `peer` go on to the TLS handshake?
+///
+/// A trusted proxy may, since the lists are about its clients, and so may whoever has an agent's address.
+///
+/// # Errors
+/// Why the connection must be closed.
+pub fn permit(peer: IpAddr, view: &View, policy: &Policy) -> Result<(), Denied> {
+    let peer = canonical(peer);
+    let may_be_agent = view.agents.contains_key(&peer) || by_address(peer, view, policy).is_some();
+    if policy.is_trusted_proxy(peer) || may_be_agent { Ok(()) } else { policy.listed(peer) }
+}
+
+/// Puts a connection on a lane. `now` is in seconds since the Unix epoch.
+///
+/// # Errors
+/// Why it gets none.
+pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Result<Lane, Denied> {
+    let peer = canonical(evidence.peer);
+    let trusted_proxy = policy.is_trusted_proxy(peer);
+    let certificate = evidence.certificate.as_ref().filter(|certificate| now < certificate.not_after);
+    let client = evidence.stated.filter(|_| trusted_proxy).map_or(peer, canonical);
+    let external = ExternalLane {
+        client,
+        stated: StatedClient::new(client, policy.unknown_client),
+        trusted_proxy,
+        user: certificate
+            .filter(|certificate| certificate.issuer == Issuer::Operator)
+            .and_then(|certificate| certificate.user.as_deref())
+            .and_then(|user| HeaderValue::from_str(user).ok()),
+    };
+    // A trusted proxy speaks for others, so that nothing it shows makes them agents.
+    if !trusted_proxy && let Some(admitted) = admitted(peer, certificate, view, policy) {
+        return Ok(Lane::Agent(agent_lane(peer, admitted, external, policy)));
+    }
+    if !trusted_proxy || evidence.stated.is_some() {
+        policy.listed(external.client)?;
+    }
+    Ok(Lane::External(external))
+}
+
+fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy) -> Option<Admitted> {
+    if let Some(admitted) = by_address(peer, view, policy) {
+        return Some(admitted);
+    }
+    let certificate = certificate?;
+    match certificate.issuer {
+        Issuer::Own => {
+            if let Some(agent) = view.agents.get(&peer)
+                && agent.proof == Proof::Attested
+                && certificate.uris.iter().any(|uri| container_of(uri, &policy.trust_domain) == Some(agent.id.as_str()))
+            {
+                return Some(Admitted::Attested(Arc::clone(agent)));
+            }
+            let name = format!("spiffe://{}/agent/", policy.trust_domain);
+            certificate.uris.iter().find(|uri| uri.starts_with(&name)).cloned().map(Admitted::Certificate)
+        }
+        Issuer::Operator => certificate.uris.iter().find(|uri| policy.uris.contains(uri)).cloned().map(Admitted::Certificate),
+    }
+}
+
+/// What an address alone admits.
+fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<Admitted> {
+    let own = peer.is_loopback() || view.is_own(peer);
+    if own && policy.own_addresses == OwnAddresses::Agent {
+        return Some(Admitted::OwnAddress);
+    }
+    // Outsiders arrive with these addresses too (published ports, rootless engines), so a network that merely includes them says nothing.
+    let shared = own || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
+    let means_it = |net: &IpNet| !shared || net.prefix_len() == net.max_prefix_len() || (peer.is_loopback() && net.addr().is_loopback());
+    if policy.cidrs.iter().any(|net| net.contains(&peer) && means_it(net)) {
+        return Some(Admitted::Network);
+    }
+    let agent = view.agents.get(&peer).filter(|agent| agent.proof == Proof::Address && !shared)?;
+    Some(Admitted::Address(Arc::clone(agent)))
+}
+
+/// The container id in `spiffe://<trust-domain>/docker/<project>/<service>/<container-id>`.
+fn container_of<'a>(uri: &'a str, trust_domain: &str) -> Option<&'a str> {
+    let path = uri.strip_prefix("spiffe://")?.strip_prefix(trust_domain)?.strip_prefix("/docker/")?;
+    let mut segments = path.split('/');
+    let (_project, _service, id) = (segments.next()?, segments.next()?, segments.next()?);
+    (segments.next().is_none() && !id.is_empty()).then_some(id)
+}
+
+fn agent_lane(peer: IpAddr, admitted: Admitted, as_external: ExternalLane, policy: &Policy) -> AgentLane {
+    let source = match &admitted {
+        Admitted::OwnAddress => Ipv4Addr::LOCALHOST,
+        Admitted::Network => source(peer.to_string().as_bytes(), policy.sources),
+        Admitted::Address(agent) | Admitted::Attested(agent) => source(agent.id.as_bytes(), policy.sources),
+        Admitted::Certificate(uri) => source(uri.as_bytes(), policy.sources),
+    };
+    let own_cap = match &admitted {
+        Admitted::Address(agent) | Admitted::Attested(agent) => agent.scopes.as_deref().map(|list| HeaderValue::from_str(&list.join(","))),
+        _ => None,
+    };
+    let scopes = match own_cap {
+        // A cap that can't be said must not become no cap at all.
+        Some(cap) => Some(cap.unwrap_or(HeaderValue::from_static(""))),
+        None => policy.scopes.clone(),
+    };
+    AgentLane { source, admitted, scopes, as_external }
+}
+
+/// An address of `sources` for the agent `key`: always the same one, so that nothing needs to be remembered.
+///
+/// Two agents may share an address, which merely makes them share the gateway's budget for unauthenticated sockets.
+fn source(key: &[u8], sources: Ipv4Net) -> Ipv4Addr {
+    // FNV-1a: spread evenly, and the same in every build.
+    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let size = 1_u64 << (32 - u32::from(sources.prefix_len()));
+    // The first and the last address of a network are left out where it is wide enough to have others.
+    let (first, usable) = if size > 2 { (1, size - 2) } else { (0, size) };
+    let offset = first + (hash ^ (hash >> 32)) % usable;
+    Ipv4Addr::from(u32::from(sources.network()) + u32::try_from(offset).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::{Agent, Interface};
+    use proptest::prelude::*;
+
+    const NOW: i64 = 1_000;
+
+    fn agent(id: &str, proof: Proof) -> Arc<Agent> {
+        Arc::new(Agent { id: id.into(), name: id.into(), project: None, service: None, proof, scopes: None })
+    }
+
+    fn view() -> View {
+        let mut view = View {
+            interfaces: vec![Interface { name: "eth0".into(), addresses: vec!["172.18.0.2/16".parse().unwrap()] }],
+            ..View::default()
+        };
+        view.bridge_gateways.insert("172.18.0.1".parse().unwrap());
+        view.agents.insert("172.18.0.3".parse().unwrap(), agent("aaa", Proof::Address));
+        view.agents.insert("172.18.0.4".parse().unwrap(), agent("bbb", Proof::Attested));
+        view
+    }
+
+    fn policy(change: impl FnOnce(&mut Config)) -> Policy {
+        let mut config = Config::default();
+        change(&mut config);
+        Policy::new(&config)
+    }
+
+    fn nets(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
+    fn from(peer: &str) -> Evidence {
+        Evidence { peer: peer.parse().unwrap(), stated: None, certificate: None }
+    }
+
+    fn own(uri: &str) -> Certificate {
+        Certificate { issuer: Issuer::Own, uris: vec![uri.into()], user: None, not_after: NOW + 1 }
+    }
+
+    fn lane(evidence: &Evidence, policy: &Policy) -> String {
+        match decide(evidence, &view(), policy, NOW) {
+            Ok(Lane::Agent(lane)) => lane.admitted.label().into(),
+            Ok(Lane::External(lane)) => format!("external {}", lane.client),
+            Err(denied) => denied.label().into(),
+        }
+    }
+
+    #[test]
+    fn the_lane_of_an_address() {
+        let none = policy(|_| {});
+        let own_agent = policy(|c| c.listen.own_addresses = OwnAddresses::Agent);
+        let wide = policy(|c| c.agents.cidrs = nets(&["172.18.0.0/16", "127.0.0.0/29"]));
+        let all = policy(|c| c.agents.cidrs = nets(&["0.0.0.0/0"]));
+        let exact = policy(|c| c.agents.cidrs = nets(&["172.18.0.1/32", "172.18.0.2/32", "127.0.0.9/32"]));
+        let deny = policy(|c| c.external.deny = nets(&["172.18.0.0/16"]));
+        let allow = policy(|c| c.external.allow = nets(&["10.0.0.0/8"]));
+        let proxy = policy(|c| {
+            c.external.trusted_proxies = nets(&["172.18.0.3"].map(|_| "172.18.0.3/32"));
+            c.agents.cidrs = nets(&["172.18.0.0/16"]);
+        });
+        for (peer, policy, expected) in [
+            ("172.18.0.9", &none, "external 172.18.0.9"),
+            ("::ffff:172.18.0.9", &none, "external 172.18.0.9"),
+            ("172.18.0.3", &none, "address"),
+            ("::ffff:172.18.0.3", &none, "address"),
+            ("172.18.0.4", &none, "external 172.18.0.4"),
+            ("172.18.0.2", &none, "external 172.18.0.2"),
+            ("127.0.0.1", &none, "external 127.0.0.1"),
+            ("172.18.0.2", &own_agent, "own-address"),
+            ("127.0.0.1", &own_agent, "own-address"),
+            ("172.18.0.9", &own_agent, "external 172.18.0.9"),
+            ("172.18.0.1", &own_agent, "external 172.18.0.1"),
+            ("172.18.0.9", &wide, "cidr"),
+            ("172.18.0.1", &wide, "external 172.18.0.1"),
+            ("172.18.0.2", &wide, "external 172.18.0.2"),
+            ("127.0.0.3", &wide, "cidr"),
+            ("127.0.0.1", &all, "external 127.0.0.1"),
+            ("172.18.0.1", &all, "external 172.18.0.1"),
+            ("8.8.8.8", &all, "cidr"),
+            ("172.18.0.1", &exact, "cidr"),
+            ("172.18.0.2", &exact, "cidr"),
+            ("127.0.0.9", &exact, "cidr"),
+            ("172.18.0.9", &deny, "deny_list"),
+            ("172.18.0.3", &deny, "address"),
+            ("172.18.0.9", &allow, "not_in_allow_list"),
+            ("10.1.2.3", &allow, "external 10.1.2.3"),
+            ("172.18.0.3", &proxy, "external 172.18.0.3"),
+        ] {
+            assert_eq!(lane(&from(peer), policy), expected, "{peer} {policy:?}");
+        }
+    }
+
+    #[test]
+    fn the_lane_of_a_certificate() {
+        let policy = policy(|c| c.agents.uris = vec!["spiffe://corp/robot".into()]);
+        let operator = |uri: &str| Certificate { issuer: Issuer::Operator, ..own(uri) };
+        let expired = Certificate { not_after: NOW, ..own("spiffe://loopgate.local/docker/p/s/bbb") };
+        for (peer, certificate, expected) in [
+            ("172.18.0.4", own("spiffe://loopgate.local/docker/p/s/bbb"), "attested"),
+            ("172.18.0.4", own("spiffe://loopgate.local/docker/p/s/bbbb"), "external 172.18.0.4"),
+            ("172.18.0.4", own("spiffe://loopgate.local/docker/p/s/bbb/x"), "external 172.18.0.4"),
+            ("172.18.0.4", own("spiffe://elsewhere/docker/p/s/bbb"), "external 172.18.0.4"),
+            ("172.18.0.9", own("spiffe://loopgate.local/docker/p/s/bbb"), "external 172.18.0.9"),
+            ("172.18.0.4", expired, "external 172.18.0.4"),
+            ("172.18.0.4", operator("spiffe://loopgate.local/docker/p/s/bbb"), "external 172.18.0.4"),
+            ("172.18.0.9", own("spiffe://loopgate.local/agent/robot"), "certificate"),
+            ("172.18.0.9", operator("spiffe://loopgate.local/agent/robot"), "external 172.18.0.9"),
+            ("172.18.0.9", operator("spiffe://corp/robot"), "certificate"),
+            ("172.18.0.9", operator("spiffe://corp/robots"), "external 172.18.0.9"),
+        ] {
+            let evidence = Evidence { certificate: Some(certificate.clone()), ..from(peer) };
+            assert_eq!(lane(&evidence, &policy), expected, "{peer} {certificate:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_trusted_proxy_states_an_address() {
+        let policy = policy(|c| c.external.trusted_proxies = nets(&["10.0.0.5/32"]));
+        let stated = |peer: &str| Evidence { stated: Some("172.18.0.3".parse().unwrap()), ..from(peer) };
+        assert_eq!(lane(&stated("10.0.0.5"), &policy), "external 172.18.0.3");
+        assert_eq!(lane(&stated("10.0.0.6"), &policy), "external 10.0.0.6");
+    }
+
+    #[test]
+    fn whoever_may_turn_out_to_be_an_agent_gets_to_the_handshake() {
+        let policy = policy(|c| c.external.deny = nets(&["0.0.0.0/0"]));
+        for (peer, expected) in [("172.18.0.3", Ok(())), ("172.18.0.4", Ok(())), ("172.18.0.9", Err(Denied::Listed))] {
+            assert_eq!(permit(peer.parse().unwrap(), &view(), &policy), expected, "{peer}");
+        }
+    }
+
+    #[test]
+    fn a_label_caps_scopes_and_beats_the_common_cap() {
+        let common = policy(|c| c.agents.scopes = vec!["operator.read".into(), "operator.write".into()]);
+        let mut view = view();
+        let mut capped = (*agent("aaa", Proof::Address)).clone();
+        for (own, expected) in [
+            (None, "operator.read,operator.write"),
+            (Some(vec!["operator.approvals".to_owned()]), "operator.approvals"),
+            (Some(Vec::new()), ""),
+            (Some(vec!["bad\nscope".to_owned()]), ""),
+        ] {
+            capped.scopes = own;
+            view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(capped.clone()));
+            let Ok(Lane::Agent(lane)) = decide(&from("172.18.0.3"), &view, &common, NOW) else { panic!("not an agent") };
+            assert_eq!(lane.scopes.unwrap(), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_unlisted_source_is_ever_an_agent(peer: IpAddr, stated: Option<IpAddr>, uri in "[ -~]{0,60}", ours: bool, not_after: i64) {
+            let view = view();
+            prop_assume!(!view.agents.contains_key(&canonical(peer)) && !uri.starts_with("spiffe://loopgate.local/agent/"));
+            let issuer = if ours { Issuer::Own } else { Issuer::Operator };
+            let certificate = Some(Certificate { issuer, uris: vec![uri.clone()], user: Some(uri), not_after });
+            let decided = decide(&Evidence { peer, stated, certificate }, &view, &policy(|_| {}), NOW);
+            prop_assert!(matches!(decided, Ok(Lane::External(_))));
+        }
+
+        #[test]
+        fn an_agent_always_has_the_same_source_inside_the_range(key: Vec<u8>, prefix in 8_u8..=32) {
+            let sources = Ipv4Net::new("127.77.0.0".parse().unwrap(), prefix).unwrap().trunc();
+            let given = source(&key, sources);
+            prop_assert!(sources.contains(&given) && given.is_loopback());
+            prop_assert_eq!(given, source(&key, sources));
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The header rules as a table: what comes in on a lane, and what the gateway hears.
+
+use std::sync::Arc;
+
+use http::{Method, Request};
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::OwnAddresses;
+use crate::discovery::{Agent, Proof, View};
+use crate::lane::{Evidence, decide};
+
+const GATEWAY: &str = "127.0.0.1:18789";
+
+fn rules(change: impl FnOnce(&mut Config)) -> Rules {
+    let mut config = Config::default();
+    config.external.trusted_proxies = vec!["10.0.0.5/32".parse().unwrap()];
+    config.external.identity_headers = vec![HeaderName::from_static("x-auth-user")];
+    change(&mut config);
+    Rules::new(&config, GATEWAY.parse().unwrap())
+}
+
+fn lane(peer: &str, rules: &Rules) -> Lane {
+    let mut view = View::default();
+    let agent = Agent { id: "a".into(), name: "a".into(), project: None, service: None, proof: Proof::Address, scopes: None };
+    view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(agent));
+    decide(&Evidence { peer: peer.parse().unwrap(), stated: None, certificate: None }, &view, rules.policy(), 0).unwrap()
+}
+
+/// The head that the gateway hears, as `name: value` lines in order of name, `Host` and what every row shares left out.
+fn heard(peer: &str, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
+    let mut request = Request::builder().uri("/a?b=c").header("host", "gw.example:8443");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    let (parts, ()) = request.body(()).unwrap().into_parts();
+    let head = GatewayHead::new(parts, &lane(peer, rules), rules, None).unwrap();
+    let source = head.source().to_string();
+    let request = head.into_request(());
+    assert_eq!(request.uri(), "/a?b=c");
+    let mut lines: Vec<_> = request.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+    lines.sort();
+    (source, lines)
+}
+
+#[test]
+fn what_the_gateway_hears() {
+    let rules = rules(|_| {});
+    let external = |client: &str| {
+        let forwarded = ["x-forwarded-for: CLIENT", "x-forwarded-host: gw.example:8443", "x-forwarded-proto: https"];
+        let mut lines = vec!["host: gw.example:8443".to_owned()];
+        lines.extend(forwarded.iter().map(|line| line.replace("CLIENT", client)));
+        lines
+    };
+    let agent = vec![format!("host: {GATEWAY}")];
+    // Whatever a client says of itself vanishes on both lanes.
+    for forged in [
+        &[][..],
+        &[("x-forwarded-for", "127.0.0.1")],
+        &[("x-forwarded-for", "127.0.0.1"), ("x-forwarded-for", "::1")],
+        &[("forwarded", "for=127.0.0.1"), ("x-real-ip", "127.0.0.1"), ("via", "1.1 me")],
+        &[("x_forwarded_for", "127.0.0.1"), ("x-forwarded_proto", "http"), ("x.real.ip", "1.1.1.1")],
+        &[("tailscale-user-login", "root@x"), ("tailscale-user-name", "root"), ("x-openclaw-scopes", "operator.admin")],
+        &[("x-forwarded-user", "root"), ("remote-user", "root"), ("x-auth-request-email", "root@x"), ("x-forwarded-prefix", "/x")],
+        &[("connection", "close, x-a"), ("connection", "x-b"), ("x-a", "1"), ("x-b", "1"), ("x-b", "2")],
+        &[("connection", "x-forwarded-for, x-forwarded-proto, x-forwarded-host")],
+        &[("x-auth-user", "root"), ("x_auth_user", "root")],
+        &[("keep-alive", "timeout=5"), ("te", "trailers"), ("proxy-authorization", "Basic eA=="), ("trailer", "x")],
+        &[("upgrade", "h2c"), ("connection", "upgrade, http2-settings"), ("http2-settings", "AAMAAABkAAQAAP__")],
+    ] {
+        assert_eq!(heard("172.18.0.9", &rules, forged), ("127.0.0.2".into(), external("172.18.0.9")), "{forged:?}");
+        let (source, lines) = heard("172.18.0.3", &rules, forged);
+        assert!(source.starts_with("127.77."), "{source}");
+        assert_eq!(lines, agent, "{forged:?}");
+    }
+    // A client whose address says nothing is still a remote one.
+    assert_eq!(heard("127.0.0.1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
+    assert_eq!(heard("::1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
+    assert_eq!(heard("fd00::9", &rules, &[]), ("127.0.0.2".into(), external("fd00::9")));
+}
+
+#[test]
+fn what_is_the_clients_own_passes() {
+    let rules = rules(|_| {});
+    let own = [("authorization", "Bearer t"), ("cookie", "a=b"), ("referer", "https://x/"), ("x-request-id", "7"), ("accept", "*/*")];
+    for peer in ["172.18.0.9", "172.18.0.3"] {
+        let (_, lines) = heard(peer, &rules, &own);
+        for (name, value) in own {
+            assert!(lines.contains(&format!("{name}: {value}")), "{peer} {name}");
+        }
+    }
+    // `Connection` can't talk away what the request means.
+    let (_, lines) = heard("172.18.0.3", &rules, &[("connection", "authorization, cookie, host, origin"), ("authorization", "Bearer t")]);
+    assert_eq!(lines, ["authorization: Bearer t", "host: 127.0.0.1:18789"]);
+}
+
+#[test]
+fn a_page_on_an_agents_connection_is_external() {
+    let rules = rules(|_| {});
+    for sneaky in [&[("origin", "https://evil.example")][..], &[("origin", "null"), ("connection", "origin")]] {
+        let (source, lines) = heard("172.18.0.3", &rules, sneaky);
+        assert_eq!(source, "127.0.0.2");
+        assert!(lines.contains(&"x-forwarded-for: 172.18.0.3".into()), "{lines:?}");
+    }
+}
+
+#[test]
+fn only_a_trusted_proxy_is_listened_to() {
+    let rules = rules(|_| {});
+    let said = [
+        ("x-forwarded-for", "127.0.0.1, 203.0.113.7"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-host", "public.example"),
+        ("x-auth-user", "ann"),
+        ("x-forwarded-user", "root"),
+    ];
+    let (source, lines) = heard("10.0.0.5", &rules, &said);
+    assert_eq!(source, "127.0.0.2");
+    let expected = [
+        "host: gw.example:8443",
+        "x-auth-user: ann",
+        "x-forwarded-for: 203.0.113.7",
+        "x-forwarded-host: public.example",
+        "x-forwarded-proto: http",
+    ];
+    assert_eq!(lines, expected);
+    // A loopback client is not stated, whoever says it; and what can't be understood leaves the proxy as the client.
+    for (value, client) in
+        [("127.0.0.1", "192.0.2.1"), ("::1", "192.0.2.1"), ("garbage", "10.0.0.5"), ("", "10.0.0.5"), ("10.0.0.5", "10.0.0.5")]
+    {
+        let (_, lines) = heard("10.0.0.5", &rules, &[("x-forwarded-for", value)]);
+        assert!(lines.contains(&format!("x-forwarded-for: {client}")), "{value}: {lines:?}");
+    }
+    // Lists and forged hosts are not passed on.
+    let odd = [("x-forwarded-proto", "https, http"), ("x-forwarded-host", "a, b"), ("x-auth-user", "ann"), ("x-auth-user", "bob")];
+    let (_, lines) = heard("10.0.0.5", &rules, &odd);
+    assert_eq!(lines[1..], ["x-forwarded-for: 10.0.0.5", "x-forwarded-host: gw.example:8443", "x-forwarded-proto: https"]);
+}
+
+#[test]
+fn an_identity_header_never_replaces_a_forwarding_header() {
+    let rules = rules(|config| config.external.identity_headers = vec![X_FORWARDED_FOR, X_FORWARDED_USER]);
+    let (_, lines) = heard("10.0.0.5", &rules, &[("x-forwarded-for", "127.0.0.1"), ("x-forwarded-user", "ann")]);
+    assert!(lines.contains(&"x-forwarded-for: 192.0.2.1".into()) && lines.contains(&"x-forwarded-user: ann".into()), "{lines:?}");
+}
+
+#[test]
+fn the_lists_hold_for_clients_that_a_trusted_proxy_names() {
+    let rules = rules(|config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap()]);
+    let (parts, ()) =
+        Request::builder().uri("/").header("host", "a").header("x-forwarded-for", "203.0.113.7").body(()).unwrap().into_parts();
+    let refused = GatewayHead::new(parts, &lane("10.0.0.5", &rules), &rules, None).unwrap_err();
+    assert_eq!(refused, Refusal::ClientDenied);
+}
+
+#[test]
+fn an_inherited_token_is_for_attested_agents_without_one() {
+    let rules = rules(|config| {
+        config.agents.scopes = vec!["operator.read".into()];
+        config.listen.own_addresses = OwnAddresses::Agent;
+    });
+    let token = HeaderValue::from_static("Bearer inherited");
+    let by_address = lane("172.18.0.3", &rules);
+    let Lane::Agent(mut attested) = by_address.clone() else { panic!("not an agent") };
+    attested.admitted = crate::lane::Admitted::Certificate("spiffe://x".into());
+    for (lane, own, expected) in [
+        (by_address, None, None),
+        (Lane::Agent(attested.clone()), None, Some("Bearer inherited")),
+        (Lane::Agent(attested), Some("Bearer mine"), Some("Bearer mine")),
+    ] {
+        let mut request = Request::builder().uri("/").header("host", "a");
+        if let Some(own) = own {
+            request = request.header("authorization", own);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let request = GatewayHead::new(parts, &lane, &rules, Some(&token)).unwrap().into_request(());
+        assert_eq!(request.headers().get(AUTHORIZATION).map(|value| value.to_str().unwrap()), expected);
+        assert_eq!(request.headers()[X_OPENCLAW_SCOPES], "operator.read");
+    }
+}
+
+#[test]
+fn an_upgrade_keeps_what_it_needs() {
+    let rules = rules(|_| {});
+    let fields =
+        [("upgrade", "websocket"), ("connection", "keep-alive, Upgrade"), ("sec-websocket-key", "k"), ("sec-websocket-version", "13")];
+    let (_, lines) = heard("172.18.0.3", &rules, &fields);
+    assert_eq!(
+        lines,
+        ["connection: upgrade", "host: 127.0.0.1:18789", "sec-websocket-key: k", "sec-websocket-version: 13", "upgrade: websocket"]
+    );
+}
+
+#[test]
+fn crumbs_of_a_cookie_are_joined() {
+    let rules = rules(|_| {});
+    let request = Request::builder().version(Version::HTTP_2).uri("https://a/").header("cookie", "a=1").header("cookie", "b=2");
+    let (parts, ()) = request.body(()).unwrap().into_parts();
+    let request = GatewayHead::new(parts, &lane("172.18.0.3", &rules), &rules, None).unwrap().into_request(());
+    assert_eq!(request.headers().get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
+}
+
+#[test]
+fn trailers_say_no_more_than_heads() {
+    let mut trailers = HeaderMap::new();
+    for name in ["x-forwarded-for", "forwarded", "x-real-ip", "tailscale-user-login", "host", "authorization", "x-checksum"] {
+        trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
+    }
+    scrub_trailers(&mut trailers, &rules(|_| {}));
+    assert_eq!(trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-checksum"]);
+}
+
+proptest! {
+    #[test]
+    fn nothing_leaves_the_external_lane_without_its_headers(
+        fields in proptest::collection::vec(("(x[-_.]forwarded[-_.](for|host|proto)|connection|forwarded|x-real-ip|[a-z-]{1,12})", "[ -~]{0,40}"), 0..12),
+        trusted: bool, http2: bool,
+    ) {
+        let rules = rules(|_| {});
+        let mut request = Request::builder().method(Method::GET).uri("/").header("host", "a");
+        if http2 {
+            request = request.version(Version::HTTP_2);
+        }
+        for (name, value) in &fields {
+            request = request.header(name, value);
+        }
+        let Ok(request) = request.body(()) else { return Ok(()) };
+        let (parts, ()) = request.into_parts();
+        let lane = lane(if trusted { "10.0.0.5" } else { "172.18.0.9" }, &rules);
+        let Ok(head) = GatewayHead::new(parts, &lane, &rules, None) else { return Ok(()) };
+        prop_assert_eq!(head.source(), Ipv4Addr::new(127, 0, 0, 2));
+        let request = head.into_request(());
+        for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST] {
+            prop_assert_eq!(request.headers().get_all(&name).iter().count(), 1);
+        }
+        let client: IpAddr = request.headers()[X_FORWARDED_FOR].to_str().unwrap().parse().unwrap();
+        prop_assert!(!says_nothing(client));
+        let forwarding = request.headers().keys().filter(|name| is_reserved(name) && !name.as_str().starts_with("x-forwarded-"));
+        prop_assert_eq!(forwarding.count(), 0);
+    }
+}

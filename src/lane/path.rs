@@ -1,0 +1,112 @@
+//! `[external] paths`: which paths face the outside.
+//!
+//! The gateway decodes and tidies paths in ways of its own, so a path that two readers could take for different ones is refused
+//! where there are rules at all.
+
+use http::Method;
+
+use super::Refusal;
+use crate::config::PathRule;
+
+/// Judges `path` (without its query) by `rules`; the first that matches wins.
+///
+/// Where none matches, a list with an `allow` rule refuses and one of `deny` rules only lets pass. An `allow` rule compares exactly, a
+/// `deny` rule without regard to case, so that a doubt never opens anything.
+///
+/// # Errors
+/// [`Refusal::AmbiguousPath`] or [`Refusal::PathDenied`].
+pub(super) fn judge(method: &Method, path: &str, rules: &[PathRule]) -> Result<(), Refusal> {
+    if rules.is_empty() {
+        return Ok(());
+    }
+    let path = plain(path).ok_or(Refusal::AmbiguousPath)?;
+    let matching = rules.iter().find(|rule| (rule.methods.is_empty() || rule.methods.contains(method)) && covers(rule, &path));
+    let allowed = matching.map_or_else(|| rules.iter().all(|rule| !rule.allow), |rule| rule.allow);
+    if allowed { Ok(()) } else { Err(Refusal::PathDenied) }
+}
+
+fn covers(rule: &PathRule, path: &str) -> bool {
+    let prefix = rule.prefix.as_bytes();
+    let Some((head, rest)) = path.as_bytes().split_at_checked(prefix.len()) else {
+        // `/hooks` is what a rule for `/hooks/` means to keep from outside, but not what it means to open.
+        return !rule.allow
+            && path.len() + 1 == prefix.len()
+            && prefix.ends_with(b"/")
+            && prefix[..path.len()].eq_ignore_ascii_case(path.as_bytes());
+    };
+    let same = if rule.allow { head == prefix } else { head.eq_ignore_ascii_case(prefix) };
+    same && (prefix.ends_with(b"/") || rest.is_empty() || rest[0] == b'/')
+}
+
+/// `path` with its percent-encoding undone; `None` if another reader could see another path in it.
+fn plain(path: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let (high, low) = (char::from(bytes.next()?).to_digit(16)?, char::from(bytes.next()?).to_digit(16)?);
+        let decoded = u8::try_from(high * 16 + low).ok()?;
+        // An encoded slash, backslash, dot, percent sign or control character is a path in disguise.
+        if matches!(decoded, b'/' | b'\\' | b'.' | b'%' | b';') || decoded.is_ascii_control() {
+            return None;
+        }
+        out.push(decoded);
+    }
+    let path = String::from_utf8(out).ok()?;
+    let tidy = path.starts_with('/')
+        && !path.contains("//")
+        && !path.contains(['\\', ';'])
+        && !path.split('/').any(|segment| matches!(segment, "." | ".."));
+    tidy.then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(allow: bool, prefix: &str, methods: &[Method]) -> PathRule {
+        PathRule { allow, prefix: prefix.into(), methods: methods.to_vec() }
+    }
+
+    #[test]
+    fn rules() {
+        let hooks = [rule(true, "/hooks/", &[Method::POST])];
+        let no_tools = [rule(false, "/tools/", &[]), rule(false, "/Admin", &[])];
+        let hole = [rule(true, "/tools/open", &[]), rule(false, "/tools", &[])];
+        let (denied, ambiguous) = (Err(Refusal::PathDenied), Err(Refusal::AmbiguousPath));
+        for (method, path, rules, expected) in [
+            (Method::GET, "/%2e%2e/", &[][..], Ok(())),
+            (Method::POST, "/hooks/a", &hooks, Ok(())),
+            (Method::POST, "/hooks/%61", &hooks, Ok(())),
+            (Method::GET, "/hooks/a", &hooks, denied),
+            (Method::POST, "/hooks", &hooks, denied),
+            (Method::POST, "/HOOKS/a", &hooks, denied),
+            (Method::POST, "/", &hooks, denied),
+            (Method::POST, "/hooks/../tools/invoke", &hooks, ambiguous),
+            (Method::POST, "/hooks/%2e%2e/tools", &hooks, ambiguous),
+            (Method::POST, "/hooks/..%2ftools", &hooks, ambiguous),
+            (Method::POST, "/hooks/%5c..%5ctools", &hooks, ambiguous),
+            (Method::POST, "/hooks//a", &hooks, ambiguous),
+            (Method::POST, "/hooks/%252e", &hooks, ambiguous),
+            (Method::POST, "/hooks/%zz", &hooks, ambiguous),
+            (Method::POST, "/hooks/%00", &hooks, ambiguous),
+            (Method::POST, "/hooks/a;b", &hooks, ambiguous),
+            (Method::POST, "*", &hooks, ambiguous),
+            (Method::POST, "/tools/invoke", &no_tools, denied),
+            (Method::POST, "/TOOLS/invoke", &no_tools, denied),
+            (Method::POST, "/t%6fols/invoke", &no_tools, denied),
+            (Method::POST, "/tools", &no_tools, denied),
+            (Method::POST, "/toolshed", &no_tools, Ok(())),
+            (Method::GET, "/admin/x", &no_tools, denied),
+            (Method::GET, "/administer", &no_tools, Ok(())),
+            (Method::GET, "/", &no_tools, Ok(())),
+            (Method::GET, "/tools/open/x", &hole, Ok(())),
+            (Method::GET, "/tools/opened", &hole, denied),
+        ] {
+            assert_eq!(judge(&method, path, rules), expected, "{method} {path} {rules:?}");
+        }
+    }
+}

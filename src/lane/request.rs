@@ -1,0 +1,249 @@
+//! What a request must be like before any lane may forward it: what is ambiguous is refused, not guessed.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderValue, Method, StatusCode, Version};
+
+/// Why a request is not forwarded; also its metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// No `Host` and no `:authority`.
+    MissingHost,
+    /// More than one `Host`.
+    DuplicateHost,
+    /// A `Host` that is no host with an optional port.
+    BadHost,
+    /// `Host` and the authority of the request's target differ (RFC 9112 section 3.2.2, RFC 9113 section 8.3.1).
+    AuthorityMismatch,
+    /// More than one `Content-Length`, or one together with `Transfer-Encoding` (RFC 9112 section 6.3).
+    AmbiguousLength,
+    /// A `Transfer-Encoding` other than exactly `chunked`.
+    BadTransferEncoding,
+    /// A target that is neither a path nor, for `OPTIONS`, `*`.
+    BadTarget,
+    /// `CONNECT` that is not a WebSocket over HTTP/2: this is no forward proxy.
+    Connect,
+    /// An upgrade with a body, or to more than one protocol.
+    BadUpgrade,
+    /// More fields than `limits.head_fields`.
+    TooManyFields,
+    /// `[external] paths` does not let it pass.
+    PathDenied,
+    /// A path that different readers could take for different ones, where there are `[external] paths`.
+    AmbiguousPath,
+    /// The allow and deny lists refuse the client that a trusted proxy named.
+    ClientDenied,
+}
+
+impl Refusal {
+    /// The status to answer with.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::PathDenied | Self::ClientDenied => StatusCode::FORBIDDEN,
+            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// Metric label and error code.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::MissingHost => "missing_host",
+            Self::DuplicateHost => "duplicate_host",
+            Self::BadHost => "bad_host",
+            Self::AuthorityMismatch => "authority_mismatch",
+            Self::AmbiguousLength => "ambiguous_length",
+            Self::BadTransferEncoding => "bad_transfer_encoding",
+            Self::BadTarget => "bad_target",
+            Self::Connect => "connect",
+            Self::BadUpgrade => "bad_upgrade",
+            Self::TooManyFields => "too_many_fields",
+            Self::PathDenied => "path_denied",
+            Self::AmbiguousPath => "ambiguous_path",
+            Self::ClientDenied => "client_denied",
+        }
+    }
+
+    /// A sentence for the client.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::MissingHost => "The request names no host.",
+            Self::DuplicateHost => "The request names more than one host.",
+            Self::BadHost => "The Host field is malformed.",
+            Self::AuthorityMismatch => "The Host field and the request's target name different hosts.",
+            Self::AmbiguousLength => "The request states its length in more than one way.",
+            Self::BadTransferEncoding => "The request's Transfer-Encoding is not understood.",
+            Self::BadTarget => "The request's target is malformed.",
+            Self::Connect => "This is not a forward proxy.",
+            Self::BadUpgrade => "The request's Upgrade is malformed.",
+            Self::TooManyFields => "The request has too many header fields.",
+            Self::PathDenied => "This path is not open to the outside.",
+            Self::AmbiguousPath => "The request's path is ambiguous.",
+            Self::ClientDenied => "This client may not connect.",
+        }
+    }
+}
+
+/// What [`check`] found in a head.
+#[derive(Debug)]
+pub(super) struct Checked {
+    /// The host that the request is for, with its port as sent.
+    pub host: HeaderValue,
+    /// The protocol to change to.
+    pub upgrade: Option<HeaderValue>,
+}
+
+/// Checks a request head; hyper and h2 have checked its syntax before.
+///
+/// # Errors
+/// The first reason against it.
+pub(super) fn check(parts: &Parts, max_fields: usize) -> Result<Checked, Refusal> {
+    if parts.headers.len() > max_fields {
+        return Err(Refusal::TooManyFields);
+    }
+    if parts.method == Method::CONNECT {
+        return Err(Refusal::Connect);
+    }
+    let path = parts.uri.path();
+    if !(path.starts_with('/') || (path == "*" && parts.method == Method::OPTIONS)) {
+        return Err(Refusal::BadTarget);
+    }
+    let host = host(parts)?;
+    check_length(parts)?;
+    let upgrade = upgrade(parts)?;
+    Ok(Checked { host, upgrade })
+}
+
+fn host(parts: &Parts) -> Result<HeaderValue, Refusal> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let (stated, second) = (hosts.next(), hosts.next());
+    if second.is_some() {
+        return Err(Refusal::DuplicateHost);
+    }
+    let target = parts.uri.authority();
+    let host = match (stated, target) {
+        (Some(stated), None) => stated.clone(),
+        (None, Some(target)) => HeaderValue::from_str(target.as_str()).map_err(|_| Refusal::BadHost)?,
+        (Some(stated), Some(target)) if stated.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes()) => stated.clone(),
+        (Some(_), Some(_)) => return Err(Refusal::AuthorityMismatch),
+        (None, None) => return Err(Refusal::MissingHost),
+    };
+    if is_host(host.as_bytes()) { Ok(host) } else { Err(Refusal::BadHost) }
+}
+
+/// A host with an optional port and nothing else: no user, no blanks, no list.
+pub(super) fn is_host(value: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(value) else { return false };
+    let host = authority.host();
+    let port = &authority.as_str()[host.len().min(authority.as_str().len())..];
+    !host.is_empty()
+        && !authority.as_str().contains('@')
+        && !authority.as_str().contains(',')
+        && (port.is_empty() || (port.len() > 1 && authority.port_u16().is_some()))
+}
+
+fn check_length(parts: &Parts) -> Result<(), Refusal> {
+    let mut encodings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    let encoding = encodings.next();
+    if encodings.next().is_some() || encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(Refusal::BadTransferEncoding);
+    }
+    let lengths = parts.headers.get_all(CONTENT_LENGTH).iter().count();
+    if lengths > 1 || (lengths == 1 && encoding.is_some()) { Err(Refusal::AmbiguousLength) } else { Ok(()) }
+}
+
+/// The protocol of an upgrade that both `Upgrade` and `Connection` ask for. Others are not an upgrade, but plain requests.
+fn upgrade(parts: &Parts) -> Result<Option<HeaderValue>, Refusal> {
+    let mut protocols = parts.headers.get_all(UPGRADE).iter();
+    let Some(protocol) = protocols.next() else { return Ok(None) };
+    let several = protocols.next().is_some() || protocol.as_bytes().contains(&b',');
+    let asked = connection_tokens(parts).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
+    // HTTP/2 in clear text is no business of a TLS listener, and would carry requests past the lane's rules.
+    let is_http =
+        protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2") || protocol.as_bytes().to_ascii_lowercase().starts_with(b"http");
+    if !asked || parts.version != Version::HTTP_11 && parts.version != Version::HTTP_2 || (!several && is_http) {
+        return Ok(None);
+    }
+    let has_body =
+        parts.headers.contains_key(TRANSFER_ENCODING) || parts.headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+    if several || has_body || protocol.is_empty() { Err(Refusal::BadUpgrade) } else { Ok(Some(protocol.clone())) }
+}
+
+/// Every option that any `Connection` line lists.
+pub(super) fn connection_tokens(parts: &Parts) -> impl Iterator<Item = &[u8]> {
+    tokens(&parts.headers)
+}
+
+/// Every option that any `Connection` line of `headers` lists.
+pub(super) fn tokens(headers: &http::HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let lines = headers.get_all(CONNECTION).iter();
+    lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn judge(target: &str, fields: &[(&str, &str)]) -> Result<String, Refusal> {
+        let mut request = Request::builder().uri(target);
+        if target == "CONNECT" {
+            request = Request::builder().method(Method::CONNECT).uri("example.com:443");
+        }
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        check(&parts, 8).map(|checked| {
+            format!(
+                "{}{}",
+                checked.host.to_str().unwrap(),
+                checked.upgrade.map(|to| format!(" to {}", to.to_str().unwrap())).unwrap_or_default()
+            )
+        })
+    }
+
+    #[test]
+    fn heads_that_pass_and_heads_that_do_not() {
+        let host = ("host", "a.example:8443");
+        let nine: Vec<_> = std::iter::repeat_n(("x", "y"), 9).collect();
+        for (target, fields, expected) in [
+            ("/", &[host][..], Ok("a.example:8443")),
+            ("/", &[("host", "[fd00::1]:8443")], Ok("[fd00::1]:8443")),
+            ("/", &[("host", "172.18.0.2")], Ok("172.18.0.2")),
+            ("http://a.example:8443/x", &[host], Ok("a.example:8443")),
+            ("http://a.example:8443/x", &[], Ok("a.example:8443")),
+            ("http://b.example/x", &[host], Err(Refusal::AuthorityMismatch)),
+            ("/", &[], Err(Refusal::MissingHost)),
+            ("/", &[host, host], Err(Refusal::DuplicateHost)),
+            ("/", &[("host", "")], Err(Refusal::BadHost)),
+            ("/", &[("host", "a b")], Err(Refusal::BadHost)),
+            ("/", &[("host", "a,b")], Err(Refusal::BadHost)),
+            ("/", &[("host", "user@a")], Err(Refusal::BadHost)),
+            ("/", &[("host", "a:99999")], Err(Refusal::BadHost)),
+            ("/", &[("host", "a:")], Err(Refusal::BadHost)),
+            ("/", &[("host", "a/b")], Err(Refusal::BadHost)),
+            ("CONNECT", &[host], Err(Refusal::Connect)),
+            ("/", &[host, ("content-length", "3"), ("content-length", "3")], Err(Refusal::AmbiguousLength)),
+            ("/", &[host, ("content-length", "3"), ("transfer-encoding", "chunked")], Err(Refusal::AmbiguousLength)),
+            ("/", &[host, ("transfer-encoding", "gzip, chunked")], Err(Refusal::BadTransferEncoding)),
+            ("/", &[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], Err(Refusal::BadTransferEncoding)),
+            ("/", &[host, ("transfer-encoding", "chunked")], Ok("a.example:8443")),
+            ("/", &nine, Err(Refusal::TooManyFields)),
+            ("/", &[host, ("upgrade", "websocket")], Ok("a.example:8443")),
+            ("/", &[host, ("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")], Ok("a.example:8443 to websocket")),
+            (
+                "/",
+                &[host, ("upgrade", "websocket"), ("connection", "keep-alive"), ("connection", "upgrade")],
+                Ok("a.example:8443 to websocket"),
+            ),
+            ("/", &[host, ("upgrade", "h2c"), ("connection", "upgrade")], Ok("a.example:8443")),
+            ("/", &[host, ("upgrade", "h2c, websocket"), ("connection", "upgrade")], Err(Refusal::BadUpgrade)),
+            ("/", &[host, ("upgrade", "websocket"), ("connection", "upgrade"), ("content-length", "2")], Err(Refusal::BadUpgrade)),
+        ] {
+            assert_eq!(judge(target, fields), expected.map(str::to_owned), "{target} {fields:?}");
+        }
+    }
+}
