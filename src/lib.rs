@@ -20,7 +20,7 @@
 //! doors      listener tls
 //! judgement  lane
 //! sources    discovery pki
-//! tools      config shutdown metrics
+//! tools      backoff config shutdown metrics
 //! words      addr
 //! ```
 
@@ -28,6 +28,7 @@ pub mod addr;
 pub mod admin;
 pub mod agent;
 pub mod app;
+pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod demo;

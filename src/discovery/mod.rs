@@ -7,9 +7,47 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use tokio::sync::watch;
+use tracing::{debug, info};
+
+use crate::config::Config;
+use crate::shutdown::Shutdown;
+
+pub mod interfaces;
+
+use interfaces::Interfaces;
+
+/// Begins to look around; the first view already holds the interfaces. Must be called within a Tokio runtime.
+///
+/// A new view is published only when it differs from the one before.
+pub fn start(_config: &Config, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
+    let interfaces = Interfaces::open();
+    let (publish, view) = watch::channel(Arc::new(View::of(interfaces.latest())));
+    shutdown.spawn(look_around(interfaces, publish, shutdown.clone()));
+    view
+}
+
+/// Owns every source, and makes one view of what they say.
+async fn look_around(mut interfaces: Interfaces, publish: watch::Sender<Arc<View>>, shutdown: Shutdown) {
+    loop {
+        tokio::select! {
+            () = shutdown.begun() => return,
+            changed = interfaces.changed() => info!(interfaces = %Interface::names(changed), "network interfaces changed"),
+        }
+        let view = View::of(interfaces.latest());
+        let changed = publish.send_if_modified(|published| {
+            let changed = **published != view;
+            if changed {
+                *published = Arc::new(view);
+            }
+            changed
+        });
+        debug!(changed, "looked around");
+    }
+}
 
 /// What is known at one moment; published whole and never changed afterwards.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
     /// The network interfaces of this namespace that are up, loopback included.
     pub interfaces: Vec<Interface>,
@@ -22,6 +60,11 @@ pub struct View {
 }
 
 impl View {
+    /// Makes one view of what every source says.
+    fn of(interfaces: &[Interface]) -> Self {
+        Self { interfaces: interfaces.to_vec(), ..Self::default() }
+    }
+
     /// Says whether `ip` is one of this namespace's own addresses, loopback excluded.
     pub fn is_own(&self, ip: IpAddr) -> bool {
         self.own_addresses().any(|own| own == ip)
@@ -40,6 +83,17 @@ pub struct Interface {
     pub name: String,
     /// Its addresses, with their prefix lengths.
     pub addresses: Vec<IpNet>,
+}
+
+impl Interface {
+    /// `interfaces` on one line, for a log: `eth0 172.18.0.5/16, lo 127.0.0.1/8`.
+    fn names(interfaces: &[Self]) -> String {
+        let one = |interface: &Self| {
+            let words = std::iter::once(interface.name.clone()).chain(interface.addresses.iter().map(IpNet::to_string));
+            words.collect::<Vec<_>>().join(" ")
+        };
+        interfaces.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// A living container that the operator labelled as an agent.

@@ -1,0 +1,172 @@
+//! This namespace's own network interfaces and their addresses, followed as they come and go.
+//!
+//! rtnetlink(7) only says "look again": what counts is a fresh list. So no message is parsed, and a lost one costs nothing but time.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use ipnet::IpNet;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use nix::ifaddrs::getifaddrs;
+use nix::libc;
+use nix::net::if_::InterfaceFlags;
+use nix::sys::socket::SockaddrStorage;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tracing::{debug, warn};
+
+use super::Interface;
+
+/// Changes come in bursts (link, then each address); this long after the first message all of them are looked at together.
+const SETTLE: Duration = Duration::from_millis(5);
+/// How often the list is read anyway, should a message have been lost.
+const RESYNC: Duration = Duration::from_secs(30);
+/// How often it is read where netlink can't be subscribed to (seccomp profiles, gVisor).
+const POLL: Duration = Duration::from_secs(1);
+/// Room for a message; the rest of a longer one is cut off, and not missed.
+const MESSAGE: usize = 4096;
+
+/// The interfaces of this namespace, as last listed, and what tells of changes.
+pub struct Interfaces {
+    hints: Option<TokioSocket>,
+    tick: Interval,
+    latest: Vec<Interface>,
+    /// Whether a change was hinted at after `latest` was read.
+    stale: bool,
+}
+
+impl Interfaces {
+    /// Subscribes to changes, then lists, so that no change falls between. Never fails: without netlink it polls.
+    pub fn open() -> Self {
+        let hints = subscribe()
+            .inspect_err(|error| warn!(%error, "can't follow network interfaces by netlink, looking once a second instead"))
+            .ok();
+        let latest = list().unwrap_or_else(|error| {
+            warn!(%error, "can't list network interfaces, will try again");
+            Vec::new()
+        });
+        Self { tick: ticks(if hints.is_some() { RESYNC } else { POLL }), hints, latest, stale: false }
+    }
+
+    /// The latest list.
+    pub fn latest(&self) -> &[Interface] {
+        &self.latest
+    }
+
+    /// Waits until the list differs from the latest one, and returns the new one. Nothing is lost when the future is dropped.
+    pub async fn changed(&mut self) -> &[Interface] {
+        loop {
+            if !self.stale {
+                self.hint().await;
+                self.stale = true;
+            }
+            tokio::time::sleep(SETTLE).await;
+            self.drain();
+            self.stale = false;
+            match list() {
+                Ok(new) if new != self.latest => {
+                    self.latest = new;
+                    return &self.latest;
+                }
+                Ok(_) => {}
+                Err(error) => warn!(%error, "can't list network interfaces, will try again"),
+            }
+        }
+    }
+
+    /// Waits for a reason to list anew.
+    async fn hint(&mut self) {
+        let Some(socket) = &self.hints else {
+            self.tick.tick().await;
+            return;
+        };
+        let mut message = Vec::with_capacity(MESSAGE);
+        let received = tokio::select! {
+            _ = self.tick.tick() => return,
+            received = socket.recv(&mut message) => received,
+        };
+        match received {
+            Ok(()) => {}
+            // The kernel dropped messages: precisely a reason to look again.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => debug!("netlink messages were lost"),
+            Err(error) => {
+                warn!(%error, "netlink failed, looking at network interfaces once a second instead");
+                self.hints = None;
+                self.tick = ticks(POLL);
+            }
+        }
+    }
+
+    /// Throws away the messages that the list about to be read answers.
+    fn drain(&self) {
+        let Some(socket) = &self.hints else { return };
+        let mut message = Vec::with_capacity(MESSAGE);
+        while let Some(Ok(())) = socket.recv(&mut message).now_or_never() {
+            message.clear();
+        }
+    }
+}
+
+fn subscribe() -> io::Result<TokioSocket> {
+    let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+    let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, groups as u32))?;
+    Ok(socket)
+}
+
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first tick is due at once, and the list has just been read.
+    ticks.reset();
+    ticks
+}
+
+/// Lists the interfaces that are up, in the order of their names, each with its addresses in order.
+fn list() -> io::Result<Vec<Interface>> {
+    let mut found: BTreeMap<String, Vec<IpNet>> = BTreeMap::new();
+    for entry in getifaddrs()?.filter(|entry| entry.flags.contains(InterfaceFlags::IFF_UP)) {
+        // An IPv4 address with a label (`eth0:1`, as old tools made them) is an address of `eth0`.
+        let name = entry.interface_name.split(':').next().unwrap_or_default();
+        let addresses = found.entry(name.to_owned()).or_default();
+        let network = entry.address.as_ref().and_then(ip).zip(entry.netmask.as_ref().and_then(ip));
+        if let Some(network) = network.and_then(|(address, mask)| IpNet::with_netmask(address, mask).ok()) {
+            addresses.push(network);
+        }
+    }
+    Ok(found
+        .into_iter()
+        .map(|(name, mut addresses)| {
+            addresses.sort_unstable();
+            addresses.dedup();
+            Interface { name, addresses }
+        })
+        .collect())
+}
+
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_listed_with_its_network() {
+        let interfaces = list().unwrap();
+        let lo = interfaces.iter().find(|interface| interface.name == "lo").expect("lo is up");
+        assert!(lo.addresses.contains(&"127.0.0.1/8".parse().unwrap()), "{lo:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_nothing_changes_nothing_is_told() {
+        let mut interfaces = Interfaces { hints: None, tick: ticks(POLL), latest: list().unwrap(), stale: false };
+        let change = tokio::time::timeout(POLL * 3, interfaces.changed()).await;
+        assert!(change.is_err());
+    }
+}
