@@ -1,1 +1,80 @@
 //! What is counted, and guards that give back on drop.
+//!
+//! Each room has one struct here, made of handles that share their value when cloned.
+
+use std::fmt::Write;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// What the [`listener`](crate::listener) counts.
+#[derive(Clone, Debug, Default)]
+pub struct Doors {
+    /// Connections let in so far.
+    pub accepted: Counter,
+    /// Connections open now.
+    pub open: Gauge,
+    /// Connections closed at the door, by reason.
+    pub refused: Family<RefusedLabels, Counter>,
+    /// Failures of `accept(2)` that were not the peer's, such as a full file-descriptor table.
+    pub accept_failures: Counter,
+}
+
+/// Labels of [`Doors::refused`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusedLabels {
+    /// Why.
+    pub reason: Refusal,
+}
+
+/// Why a connection is closed at the door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The client has `max_connections_per_client` already.
+    ClientConnections,
+    /// The client exceeds `connection_rate_per_client`.
+    ClientRate,
+}
+
+impl EncodeLabelValue for Refusal {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+        encoder.write_str(match self {
+            Self::ClientConnections => "client_connections",
+            Self::ClientRate => "client_rate",
+        })
+    }
+}
+
+impl Doors {
+    /// Adds these metrics to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("downstream_connections_accepted", "Connections let in", self.accepted.clone());
+        registry.register("downstream_connections_open", "Connections open now", self.open.clone());
+        registry.register("downstream_connections_refused", "Connections closed at the door, by reason", self.refused.clone());
+        registry.register("downstream_accept_failures", "Failures of accept that were not the peer's", self.accept_failures.clone());
+    }
+
+    /// Counts a connection closed at the door.
+    pub fn refuse(&self, reason: Refusal) {
+        self.refused.get_or_create(&RefusedLabels { reason }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doors_are_told_in_openmetrics() {
+        let doors = Doors::default();
+        doors.refuse(Refusal::ClientRate);
+        let mut registry = Registry::with_prefix("loopgate");
+        doors.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("loopgate_downstream_connections_refused_total{reason=\"client_rate\"} 1"), "{text}");
+    }
+}
