@@ -2,6 +2,10 @@
 //!
 //! Each room has one struct here, made of handles that share their value when cloned.
 
+pub mod traffic;
+
+pub use traffic::count;
+
 use std::fmt::Write;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};

@@ -271,7 +271,7 @@ impl Default for Config {
             admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9180))),
             limits: Limits {
                 max_connections: 8192,
-                max_connections_per_client: 1024,
+                max_connections_per_client: 4096,
                 connection_rate_per_client: 0,
                 head_bytes: 64 * 1024,
                 head_fields: 128,

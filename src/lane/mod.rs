@@ -54,6 +54,11 @@ pub struct AgentLane {
 }
 
 impl AgentLane {
+    /// Says whether `other` is the same agent, admitted in the same way and with the same cap.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.source == other.source && self.scopes == other.scopes && self.admitted.label() == other.admitted.label()
+    }
+
     /// Says whether Docker or a certificate proved who it is; an address alone does not.
     pub fn is_attested(&self) -> bool {
         matches!(self.admitted, Admitted::Attested(_) | Admitted::Certificate(_))

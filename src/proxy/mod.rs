@@ -1,1 +1,126 @@
 //! HTTP between a downstream connection and the gateway.
+//!
+//! `connection` carries one from its first byte to its last, `request` one request; `upstream` owns the way to the gateway, and `tunnel`
+//! joins what is left after a `101`.
+
+mod activity;
+mod body;
+mod connection;
+mod error;
+mod frames;
+mod request;
+mod roll;
+mod tunnel;
+mod upstream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::config::{Config, Limits};
+use crate::discovery::View;
+use crate::lane::Rules;
+use crate::listener::Accepted;
+use crate::metrics::traffic::Traffic;
+use crate::shutdown::Shutdown;
+use crate::tls;
+
+pub use error::Error;
+pub use roll::{Present, Roll};
+
+/// How often idle connections to the gateway are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// What every connection shares.
+pub struct Proxy {
+    rules: ArcSwap<Rules>,
+    terms: ArcSwap<tls::Terms>,
+    view: watch::Receiver<Arc<View>>,
+    roll: Arc<Roll>,
+    upstream: upstream::Upstream,
+    limits: Limits,
+    proxy_protocol: bool,
+    log_access: bool,
+    token: Option<HeaderValue>,
+    traffic: Arc<Traffic>,
+    shutdown: Shutdown,
+}
+
+impl Proxy {
+    /// A proxy that decides by `view` and shakes hands by `terms`. `token` is the `Authorization` that attested agents inherit.
+    ///
+    /// Its own tasks end with `shutdown`. Must be called within a Tokio runtime.
+    pub fn new(
+        config: &Config,
+        view: watch::Receiver<Arc<View>>,
+        terms: tls::Terms,
+        token: Option<HeaderValue>,
+        traffic: Arc<Traffic>,
+        shutdown: &Shutdown,
+    ) -> Arc<Self> {
+        let proxy = Arc::new(Self {
+            rules: ArcSwap::from_pointee(Rules::new(config, config.gateway.address)),
+            terms: ArcSwap::from_pointee(terms),
+            view,
+            roll: Arc::default(),
+            upstream: upstream::Upstream::new(config, Arc::clone(&traffic)),
+            limits: config.limits.clone(),
+            proxy_protocol: config.listen.proxy_protocol,
+            log_access: config.log.access,
+            token,
+            traffic,
+            shutdown: shutdown.clone(),
+        });
+        shutdown.spawn(Arc::clone(&proxy).keep_house());
+        proxy
+    }
+
+    /// Serves a connection on a task of its own.
+    pub fn serve(self: &Arc<Self>, accepted: Accepted) {
+        self.shutdown.spawn(connection::serve(Arc::clone(self), accepted));
+    }
+
+    /// Shakes hands by `terms` from now on.
+    pub fn renew_terms(&self, terms: tls::Terms) {
+        self.terms.store(Arc::new(terms));
+    }
+
+    /// Decides by `rules` from now on, for connections that are open too.
+    pub fn renew_rules(&self, rules: Rules) {
+        self.rules.store(Arc::new(rules));
+        self.review();
+    }
+
+    /// Who is connected.
+    pub fn roll(&self) -> &Roll {
+        &self.roll
+    }
+
+    /// Closes agent-lane connections that are not an agent's any more.
+    fn review(&self) {
+        let lost = self.roll.review(&self.view.borrow(), self.rules.load().policy());
+        if lost > 0 {
+            info!(connections = lost, "agent-lane connections lost the right to their lane");
+            self.traffic.lane_changes.inc_by(lost as u64);
+        }
+    }
+
+    async fn keep_house(self: Arc<Self>) {
+        let mut view = self.view.clone();
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            tokio::select! {
+                () = self.shutdown.begun() => return,
+                changed = view.changed() => match changed {
+                    Ok(()) => self.review(),
+                    Err(_) => return,
+                },
+                _ = sweep.tick() => self.upstream.sweep(),
+            }
+        }
+    }
+}

@@ -1,1 +1,9 @@
 //! The TLS side of a downstream connection: rustls configurations out of identities, and the handshake with its deadline.
+//!
+//! It reads who a client certificate names, but does not judge what that makes of a connection: that is [`crate::lane`]'s.
+
+mod certificate;
+mod server;
+
+pub use certificate::{ClientAuthorities, Error as CertificateError};
+pub use server::{ENROL, Error, Handshake, Stream, Terms, accept};

@@ -1,0 +1,139 @@
+//! What the traffic rooms count. Names follow the Prometheus conventions, and no label has a value that a client chose.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// A kind of request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    /// `agent` or `external`.
+    pub lane: &'static str,
+    /// `http/1.1` or `h2`.
+    pub protocol: &'static str,
+    /// The status code.
+    pub status: u16,
+}
+
+/// A reason, out of a fixed list.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabels {
+    /// The reason in one word.
+    pub reason: &'static str,
+}
+
+/// Everything that the traffic rooms count.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    agent: LaneMetrics,
+    external: LaneMetrics,
+    requests: Family<RequestLabels, Counter>,
+    /// Connections closed before a lane was decided.
+    pub denied: Family<ReasonLabels, Counter>,
+    /// TLS handshakes that came to an end.
+    pub handshakes: Counter,
+    /// TLS handshakes that failed.
+    pub handshake_failures: Family<ReasonLabels, Counter>,
+    /// Requests that were refused before the gateway heard of them.
+    pub refused: Family<ReasonLabels, Counter>,
+    /// Failures between loopgate and the gateway.
+    pub gateway_errors: Family<ReasonLabels, Counter>,
+    /// Connections opened to the gateway.
+    pub gateway_connections: Counter,
+    /// Connections that changed lanes and were closed for it.
+    pub lane_changes: Counter,
+}
+
+/// What is counted for each lane.
+#[derive(Debug)]
+pub struct LaneMetrics {
+    /// Downstream connections that are open, WebSockets included.
+    pub open: Gauge,
+    /// Downstream connections so far.
+    pub connections: Counter,
+    /// Upgraded connections (WebSockets) that are open.
+    pub tunnels: Gauge,
+    /// Body bytes from clients.
+    pub received: Counter,
+    /// Body bytes to clients.
+    pub sent: Counter,
+    /// Seconds until the gateway's response head.
+    pub duration: Histogram,
+}
+
+impl Default for LaneMetrics {
+    fn default() -> Self {
+        let buckets = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+        Self {
+            open: Gauge::default(),
+            connections: Counter::default(),
+            tunnels: Gauge::default(),
+            received: Counter::default(),
+            sent: Counter::default(),
+            duration: Histogram::new(buckets),
+        }
+    }
+}
+
+impl Traffic {
+    /// The counters of one lane.
+    pub fn lane(&self, lane: &'static str) -> &LaneMetrics {
+        if lane == "agent" { &self.agent } else { &self.external }
+    }
+
+    /// Counts an answered request and how long its response head took.
+    pub fn answered(&self, lane: &'static str, protocol: &'static str, status: u16, after: Duration) {
+        self.requests.get_or_create(&RequestLabels { lane, protocol, status }).inc();
+        self.lane(lane).duration.observe(after.as_secs_f64());
+    }
+
+    /// Adds everything to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        let lanes = [("agent", &self.agent), ("external", &self.external)];
+        for (lane, metrics) in lanes {
+            let registry = registry.sub_registry_with_label(("lane".into(), lane.into()));
+            registry.register("connections_open", "Downstream connections that are open", metrics.open.clone());
+            registry.register("connections", "Downstream connections so far", metrics.connections.clone());
+            registry.register("tunnels_open", "Upgraded connections (WebSockets) that are open", metrics.tunnels.clone());
+            registry.register_with_unit("received", "Body bytes from clients", Unit::Bytes, metrics.received.clone());
+            registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, metrics.sent.clone());
+            registry.register_with_unit("response", "Time until the gateway's response head", Unit::Seconds, metrics.duration.clone());
+        }
+        registry.register("requests", "Answered requests", self.requests.clone());
+        registry.register("connections_denied", "Connections closed before a lane was decided", self.denied.clone());
+        registry.register("tls_handshakes", "TLS handshakes that came to an end", self.handshakes.clone());
+        registry.register("tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures.clone());
+        registry.register("requests_refused", "Requests refused before the gateway heard of them", self.refused.clone());
+        registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
+        registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());
+        registry.register("lane_changes", "Connections closed because their lane changed", self.lane_changes.clone());
+    }
+}
+
+/// Counts `reason` in `family`.
+pub fn count(family: &Family<ReasonLabels, Counter>, reason: &'static str) {
+    family.get_or_create(&ReasonLabels { reason }).inc();
+}
+
+/// Holds a gauge up by one until it is dropped.
+#[derive(Debug)]
+pub struct Held(Gauge);
+
+impl Held {
+    /// Raises `gauge`.
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,104 @@
+//! What a downstream connection is doing, for its deadlines.
+//!
+//! hyper's own head timeout counts from the end of the last response, so that it can't tell a slow head from an idle connection.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Shared by a connection's I/O, its requests and whoever watches its deadline.
+#[derive(Debug)]
+pub(super) struct Activity {
+    epoch: Instant,
+    busy: AtomicUsize,
+    /// Milliseconds after `epoch` at which the current phase began, shifted left by one; the low bit says that a head has begun.
+    phase: AtomicU64,
+}
+
+/// How long a connection may stay in a phase.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// From the first byte of a head to its end.
+    pub head: Duration,
+    /// Between requests.
+    pub idle: Duration,
+}
+
+/// Which deadline passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overdue {
+    /// A head that was begun and not finished.
+    Head,
+    /// Nothing at all.
+    Idle,
+}
+
+impl Activity {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { epoch: Instant::now(), busy: AtomicUsize::new(0), phase: AtomicU64::new(0) })
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX >> 1)
+    }
+
+    /// Bytes came in: if no request is being served, they begin a head.
+    pub(super) fn bytes_in(&self) {
+        if self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
+            self.phase.store((self.now() << 1) | 1, Ordering::Relaxed);
+        }
+    }
+
+    /// A request is being served until the guard is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> Busy {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(Arc::clone(self))
+    }
+
+    /// When the current phase is overdue, and as what; `None` while a request is being served.
+    pub(super) fn deadline(&self, patience: Patience) -> Option<(Instant, Overdue)> {
+        if self.busy.load(Ordering::Relaxed) > 0 {
+            return None;
+        }
+        let phase = self.phase.load(Ordering::Relaxed);
+        let (allowed, overdue) = if phase & 1 == 1 { (patience.head, Overdue::Head) } else { (patience.idle, Overdue::Idle) };
+        Some((self.epoch + Duration::from_millis(phase >> 1) + allowed, overdue))
+    }
+}
+
+/// Held while a request is being served, its response body included.
+#[derive(Debug)]
+pub(super) struct Busy(Arc<Activity>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        // Before the count falls, so that nobody sees the connection idle since the beginning.
+        self.0.phase.store(self.0.now() << 1, Ordering::Relaxed);
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_then_a_slow_head_then_busy() {
+        let patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(75) };
+        let start = Instant::now();
+        let activity = Activity::new();
+        assert_eq!(activity.deadline(patience), Some((start + patience.idle, Overdue::Idle)));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        activity.bytes_in();
+        tokio::time::advance(Duration::from_secs(5)).await;
+        activity.bytes_in();
+        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(15), Overdue::Head)));
+        let (one, two) = (activity.begin(), activity.begin());
+        drop(one);
+        assert_eq!(activity.deadline(patience), None);
+        drop(two);
+        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(85), Overdue::Idle)));
+    }
+}

@@ -1,0 +1,231 @@
+//! Bodies on their way: nothing is buffered whole, trailers are scrubbed, and what ends gives back what it held.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use prometheus_client::metrics::counter::Counter;
+use tokio::time::{Instant, Sleep};
+
+use super::activity::Busy;
+use super::upstream::Link;
+use crate::lane::{Rules, scrub_trailers};
+
+/// How long a client that asked for `100 Continue` waits at most before its body is taken anyway (RFC 9110 section 10.1.1).
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// A client's body on its way to the gateway.
+pub(super) struct RequestBody(Option<Box<Upload>>);
+
+struct Upload {
+    incoming: Incoming,
+    rules: Arc<Rules>,
+    progress: Arc<Progress>,
+    gate: Option<Gate>,
+    received: Counter,
+}
+
+impl RequestBody {
+    /// No body.
+    pub(super) fn empty() -> Self {
+        Self(None)
+    }
+
+    /// What `incoming` holds; with `gate` it is asked for only once the gateway wants it.
+    pub(super) fn new(incoming: Incoming, rules: Arc<Rules>, gate: Option<Gate>, received: Counter) -> Self {
+        if incoming.is_end_stream() {
+            return Self::empty();
+        }
+        Self(Some(Box::new(Upload { incoming, rules, progress: Arc::default(), gate, received })))
+    }
+
+    /// How far it has come; `None` where there is no body.
+    pub(super) fn progress(&self) -> Option<Arc<Progress>> {
+        self.0.as_ref().map(|upload| Arc::clone(&upload.progress))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(upload) = &mut self.get_mut().0 else { return Poll::Ready(None) };
+        if let Some(gate) = &mut upload.gate {
+            ready!(gate.poll_open(cx));
+            upload.gate = None;
+        }
+        let frame = ready!(Pin::new(&mut upload.incoming).poll_frame(cx));
+        upload.progress.note(upload.incoming.is_end_stream() || frame.is_none());
+        Poll::Ready(frame.map(|frame| {
+            frame.map(|frame| {
+                if let Some(data) = frame.data_ref() {
+                    upload.received.inc_by(data.len() as u64);
+                }
+                match frame.into_trailers() {
+                    Ok(mut trailers) => {
+                        scrub_trailers(&mut trailers, &upload.rules);
+                        Frame::trailers(trailers)
+                    }
+                    Err(frame) => frame,
+                }
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|upload| upload.incoming.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |upload| upload.incoming.size_hint())
+    }
+}
+
+/// How far an upload has come, for whoever waits for its response.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    frames: AtomicU64,
+    finished: AtomicBool,
+}
+
+impl Progress {
+    fn note(&self, finished: bool) {
+        self.frames.fetch_add(1, Ordering::Relaxed);
+        self.finished.store(finished, Ordering::Relaxed);
+    }
+
+    /// How many pieces have passed so far, and whether that was all.
+    pub(super) fn so_far(&self) -> (u64, bool) {
+        (self.frames.load(Ordering::Relaxed), self.finished.load(Ordering::Relaxed))
+    }
+}
+
+/// Keeps a body back until the gateway has said `100 Continue`.
+pub(super) struct Gate {
+    latch: Arc<Latch>,
+    patience: Pin<Box<Sleep>>,
+}
+
+/// Opens a [`Gate`].
+#[derive(Debug, Default)]
+pub(super) struct Latch {
+    open: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Latch {
+    /// Lets the body pass.
+    pub(super) fn open(&self) {
+        self.open.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+impl Gate {
+    /// A closed gate, and what opens it.
+    pub(super) fn new() -> (Self, Arc<Latch>) {
+        let latch = Arc::<Latch>::default();
+        let patience = Box::pin(tokio::time::sleep_until(Instant::now() + CONTINUE_WAIT));
+        (Self { latch: Arc::clone(&latch), patience }, latch)
+    }
+
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.latch.waker.register(cx.waker());
+        if self.latch.open.load(Ordering::Acquire) { Poll::Ready(()) } else { self.patience.as_mut().poll(cx) }
+    }
+}
+
+/// What a client gets back.
+pub(super) enum ResponseBody {
+    /// One of our own.
+    Own(Option<Bytes>),
+    /// The gateway's.
+    Gateway(Box<Download>),
+}
+
+/// The gateway's body on its way to the client.
+pub(super) struct Download {
+    incoming: Incoming,
+    link: Option<Box<Link>>,
+    sent: Counter,
+    _busy: Busy,
+}
+
+impl ResponseBody {
+    /// The gateway's body; `link` is the connection that it comes over and is given back to its pool at the end of it.
+    pub(super) fn gateway(incoming: Incoming, link: Box<Link>, sent: Counter, busy: Busy) -> Self {
+        let link = if incoming.is_end_stream() {
+            link.give_back();
+            None
+        } else {
+            Some(link)
+        };
+        Self::Gateway(Box::new(Download { incoming, link, sent, _busy: busy }))
+    }
+
+    /// A body of our own.
+    pub(super) fn own(text: impl Into<Bytes>) -> Self {
+        Self::Own(Some(text.into()).filter(|text| !text.is_empty()))
+    }
+}
+
+impl Download {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        // The connection is driven from here, on the client's own task: no other task has to be woken for it.
+        if frame.is_pending()
+            && let Some(link) = &mut self.link
+        {
+            link.drive(cx);
+            frame = Pin::new(&mut self.incoming).poll_frame(cx);
+        }
+        let frame = ready!(frame);
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.sent.inc_by(data.len() as u64);
+        }
+        let ended = !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream();
+        if ended && let Some(mut link) = self.link.take() {
+            // Once more, so that hyper sees the end of this exchange and the connection is ready for the next.
+            link.drive(cx);
+            if !matches!(frame, Some(Err(_))) {
+                link.give_back();
+            }
+        }
+        Poll::Ready(frame)
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Gateway(download) => download.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(text) => text.is_none(),
+            Self::Gateway(download) => download.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Self::Gateway(download) => download.incoming.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! One downstream connection, from its first byte to its last.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::Proxy;
+use super::activity::{Activity, Overdue, Patience};
+use super::request::answer;
+use super::roll::{Entry, unix};
+use crate::addr::PeerAddr;
+use crate::lane::{Denied, Evidence, Lane, decide, permit};
+use crate::listener::{Accepted, Permit, proxy_protocol};
+use crate::metrics::count;
+use crate::metrics::traffic::Held;
+use crate::tls;
+
+/// How long a connection that was asked to end may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// Flow-control window of an HTTP/2 stream and of a connection, in bytes.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// What requests of one connection share.
+pub(super) struct Session {
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) lane: Arc<Lane>,
+    pub(super) peer: PeerAddr,
+    pub(super) protocol: &'static str,
+    pub(super) number: u64,
+    pub(super) activity: Arc<Activity>,
+    pub(super) revoked: CancellationToken,
+}
+
+/// Why a connection was given up before it had a lane.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("denied: {}", .0.label())]
+    Denied(Denied),
+    #[error("PROXY protocol: {0}")]
+    ProxyProtocol(#[from] proxy_protocol::Error),
+    #[error("{0}")]
+    Tls(#[from] tls::Error),
+}
+
+/// Serves `accepted` until it is over.
+pub(super) async fn serve(proxy: Arc<Proxy>, accepted: Accepted) {
+    let peer = accepted.peer;
+    if let Err(error) = try_serve(&proxy, accepted).await {
+        let traffic = &proxy.traffic;
+        match &error {
+            Error::Denied(denied) => count(&traffic.denied, denied.label()),
+            Error::ProxyProtocol(_) => count(&traffic.denied, "proxy_protocol"),
+            Error::Tls(error) => count(&traffic.handshake_failures, error.label()),
+        }
+        let cause = std::error::Error::source(&error).and_then(|error| error.source()).map(ToString::to_string).unwrap_or_default();
+        debug!(%peer, cause, "connection closed: {error}");
+    }
+}
+
+async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> {
+    let Accepted { mut stream, peer, permit: place, .. } = accepted;
+    let rules = proxy.rules.load_full();
+    permit(peer.ip(), &proxy.view.borrow(), rules.policy()).map_err(Error::Denied)?;
+    let stated = stated_client(proxy, &mut stream, peer).await?;
+    let terms = proxy.terms.load_full();
+    let tls::Handshake { stream, certificate } = tls::accept(stream, &terms, proxy.limits.handshake_timeout).await?;
+    proxy.traffic.handshakes.inc();
+    let evidence = Evidence { peer: peer.ip(), stated, certificate };
+    let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+    let protocol = if alpn.as_deref() == Some(b"h2") { "h2" } else { "http/1.1" };
+    let view = Arc::clone(&proxy.view.borrow());
+    let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
+    let lane = Arc::new(lane);
+    let entry = proxy.roll.enter(peer, Arc::clone(&lane), protocol, evidence);
+    // On the roll first, then a second look: a change between the decision and the entry would be nobody's to notice.
+    if proxy.view.has_changed().unwrap_or(false) || !Arc::ptr_eq(&view, &proxy.view.borrow()) {
+        proxy.review();
+    }
+    debug!(connection = entry.number(), %peer, lane = lane.label(), protocol, "connected");
+    let activity = Activity::new();
+    let counters = proxy.traffic.lane(lane.label());
+    counters.connections.inc();
+    let session = Arc::new(Session {
+        proxy: Arc::clone(proxy),
+        lane,
+        peer,
+        protocol,
+        number: entry.number(),
+        activity: Arc::clone(&activity),
+        revoked: entry.revoked().clone(),
+    });
+    let open = Held::new(&counters.open);
+    let io = Downstream { tls: stream, activity: (protocol == "http/1.1").then_some(activity), _held: (place, entry, open) };
+    if protocol == "h2" {
+        serve_h2(session, io).await
+    } else {
+        serve_h1(session, io).await
+    }
+    Ok(())
+}
+
+/// The client's address in a PROXY header, which only trusted proxies send, and only where it is turned on.
+async fn stated_client(proxy: &Proxy, stream: &mut TcpStream, peer: PeerAddr) -> Result<Option<IpAddr>, Error> {
+    if !proxy.proxy_protocol || !proxy.rules.load().policy().is_trusted_proxy(peer.ip()) {
+        return Ok(None);
+    }
+    let stated = proxy_protocol::read(stream, proxy.limits.handshake_timeout).await?;
+    Ok(stated.map(PeerAddr::ip))
+}
+
+async fn serve_h1(session: Arc<Session>, io: Downstream) {
+    let limits = &session.proxy.limits;
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // Deadlines are ours: hyper's can't tell an idle connection from a slow head.
+        .header_read_timeout(None)
+        .max_headers(limits.head_fields)
+        .max_header_size(limits.head_bytes)
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request)))
+        .with_upgrades();
+    let connection = pin!(connection);
+    watch(&session, connection, |connection| connection.graceful_shutdown()).await;
+}
+
+async fn serve_h2(session: Arc<Session>, io: Downstream) {
+    let limits = &session.proxy.limits;
+    let connection = http2::Builder::new(Spawner(session.proxy.shutdown.clone()))
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.h2_streams)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request)));
+    let connection = pin!(connection);
+    watch(&session, connection, |connection| connection.graceful_shutdown()).await;
+}
+
+/// Runs hyper's streams of one connection as tracked tasks.
+#[derive(Clone)]
+struct Spawner(crate::shutdown::Shutdown);
+
+impl<F> hyper::rt::Executor<F> for Spawner
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
+}
+
+/// Drives `connection` to its end: its own, or that of its deadline, its lane, or loopgate.
+async fn watch<C>(session: &Session, mut connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let limits = &session.proxy.limits;
+    let patience = Patience { head: limits.head_timeout, idle: limits.idle_timeout };
+    let mut ending = pin!(session.proxy.shutdown.token().cancelled());
+    let mut revoked = pin!(session.revoked.cancelled());
+    let mut timer = pin!(tokio::time::sleep(patience.idle.min(patience.head)));
+    let mut leaving = false;
+    poll_fn(|cx| {
+        if revoked.as_mut().poll(cx).is_ready() {
+            info!(connection = session.number, peer = %session.peer, "closed: it has lost the right to its lane");
+            return Poll::Ready(());
+        }
+        if !leaving && ending.as_mut().poll(cx).is_ready() {
+            leaving = true;
+            ask_to_end(connection.as_mut());
+        }
+        if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+            if let Err(error) = result {
+                debug!(connection = session.number, peer = %session.peer, %error, "connection ended");
+            }
+            return Poll::Ready(());
+        }
+        // Re-armed only when it is due or must be earlier, since moving a timer costs more than a look at the clock.
+        loop {
+            let due = session.activity.deadline(patience);
+            if let Some((at, _)) = due
+                && at < timer.deadline()
+            {
+                timer.as_mut().reset(at);
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            match due {
+                None => timer.as_mut().reset(now + patience.idle.min(patience.head)),
+                Some((at, _)) if at > now => timer.as_mut().reset(at),
+                Some((_, Overdue::Idle)) if !leaving => {
+                    leaving = true;
+                    ask_to_end(connection.as_mut());
+                    timer.as_mut().reset(now + GOODBYE);
+                    if connection.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(());
+                    }
+                    return timer.as_mut().poll(cx);
+                }
+                Some((_, overdue)) => {
+                    debug!(connection = session.number, peer = %session.peer, ?overdue, "closed: too slow");
+                    return Poll::Ready(());
+                }
+            }
+        }
+    })
+    .await;
+}
+
+/// A downstream connection's bytes, with everything that is given back when they end; it goes along into a tunnel.
+pub(super) struct Downstream {
+    tls: TlsStream<TcpStream>,
+    /// Told of bytes that may begin a head; `None` in HTTP/2, where bytes mean less.
+    activity: Option<Arc<Activity>>,
+    _held: (Permit, Entry, Held),
+}
+
+impl AsyncRead for Downstream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let poll = Pin::new(&mut self.tls).poll_read(cx, buf);
+        if buf.filled().len() > before
+            && let Some(activity) = &self.activity
+        {
+            activity.bytes_in();
+        }
+        poll
+    }
+}
+
+impl AsyncWrite for Downstream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,121 @@
+//! What goes wrong with a request: whose fault it is, what the client is told, and what the log says.
+
+use std::fmt::Write;
+use std::io;
+use std::time::Duration;
+
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+
+use super::body::ResponseBody;
+use crate::lane::Refusal;
+
+/// Why a request was not answered by the gateway.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request must not be forwarded.
+    #[error("refused: {}", .0.label())]
+    Refused(Refusal),
+    /// The gateway can't be connected to.
+    #[error("the gateway accepts no connection")]
+    GatewayAway(#[source] io::Error),
+    /// The gateway broke off, or answered something that is not HTTP.
+    #[error("the gateway broke off")]
+    GatewayBroke(#[source] hyper::Error),
+    /// The gateway agreed to an upgrade that it was not asked for, or did not prove that it understood it (RFC 6455 section 4.2.2).
+    #[error("the gateway's answer to the upgrade makes no sense")]
+    GatewayConfused,
+    /// No response head came in time.
+    #[error("the gateway did not answer within {0:?}")]
+    GatewaySlow(Duration),
+    /// The client did not go on with its body.
+    #[error("the client sent nothing of its body for {0:?}")]
+    ClientSlow(Duration),
+}
+
+impl Error {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Refused(refusal) => refusal.status(),
+            Self::GatewayAway(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::GatewayBroke(_) | Self::GatewayConfused => StatusCode::BAD_GATEWAY,
+            Self::GatewaySlow(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::ClientSlow(_) => StatusCode::REQUEST_TIMEOUT,
+        }
+    }
+
+    /// The reason in one word, for metrics and for machines.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.label(),
+            Self::GatewayAway(_) => "gateway_unavailable",
+            Self::GatewayBroke(_) => "gateway_broke_off",
+            Self::GatewayConfused => "gateway_confused",
+            Self::GatewaySlow(_) => "gateway_timeout",
+            Self::ClientSlow(_) => "request_timeout",
+        }
+    }
+
+    /// A sentence for the client; it tells nothing of what is behind loopgate.
+    fn text(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.text(),
+            Self::GatewayAway(_) => "The gateway is not running or is restarting. Try again in a moment.",
+            Self::GatewayBroke(_) | Self::GatewayConfused => "The gateway broke off before it had answered.",
+            Self::GatewaySlow(_) => "The gateway did not answer in time.",
+            Self::ClientSlow(_) => "The request's body did not arrive in time.",
+        }
+    }
+
+    /// Says whether the gateway, rather than the client, is at fault.
+    pub fn is_gateways(&self) -> bool {
+        !matches!(self, Self::Refused(_) | Self::ClientSlow(_))
+    }
+
+    /// The answer, as HTML where the client's `accept` prefers that and as JSON otherwise.
+    pub(super) fn response(&self, accept: &Accept, request_id: &str) -> Response<ResponseBody> {
+        let status = self.status();
+        let mut text = String::new();
+        let content_type = if accept.html {
+            let (code, reason) = (status.as_u16(), status.canonical_reason().unwrap_or_default());
+            let _ = write!(
+                text,
+                "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{code} {reason}</title>\
+                 <h1>{code} {reason}</h1><p>{}</p><p><small>loopgate, request {request_id}</small></p></html>\n",
+                self.text()
+            );
+            "text/html; charset=utf-8"
+        } else {
+            let body = serde_json::json!({"error": {"type": self.label(), "message": self.text(), "request_id": request_id}});
+            let _ = writeln!(text, "{body}");
+            "application/json"
+        };
+        let mut response = Response::new(ResponseBody::own(text));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Ok(id) = HeaderValue::from_str(request_id) {
+            headers.insert("x-request-id", id);
+        }
+        if matches!(self, Self::GatewayAway(_)) {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if matches!(self, Self::Refused(refusal) if refusal.status() == StatusCode::METHOD_NOT_ALLOWED) {
+            headers.insert(http::header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
+        response
+    }
+}
+
+/// What a client likes to read, noted before its head is given away.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Accept {
+    html: bool,
+}
+
+impl Accept {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        Self { html: headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("text/html")) }
+    }
+}

@@ -1,0 +1,131 @@
+//! Where WebSocket frames end (RFC 6455 section 5.2), so that a close frame is never put into the middle of another.
+
+use std::io::Cursor;
+
+use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
+
+/// A close frame of a server: status 1001, "going away" (RFC 6455 section 7.4.1).
+pub(super) const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
+
+/// The longest frame header: two bytes, an eight-byte length, a mask.
+const MAX_HEADER: usize = 14;
+
+/// Follows one direction of a WebSocket without looking at what it carries.
+#[derive(Debug, Default)]
+pub(super) struct Frames {
+    /// Bytes of the current frame's payload still to come.
+    payload: u64,
+    /// The beginning of a header that came in pieces.
+    partial: [u8; MAX_HEADER],
+    partial_len: usize,
+    /// What came was no WebSocket frame: there are no boundaries to be found any more.
+    lost: bool,
+}
+
+impl Frames {
+    /// Says whether the last byte fed was the last of a frame (or none was fed yet).
+    pub(super) fn at_boundary(&self) -> bool {
+        self.payload == 0 && self.partial_len == 0 && !self.lost
+    }
+
+    /// Takes the next bytes; returns how many of them lead up to the last boundary among them, if there is one.
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        let mut boundary = None;
+        while at < bytes.len() && !self.lost {
+            if self.payload > 0 {
+                let step = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len() - at);
+                self.payload -= step as u64;
+                at += step;
+            } else {
+                at += self.header(&bytes[at..]);
+            }
+            if self.at_boundary() {
+                boundary = Some(at);
+            }
+        }
+        boundary
+    }
+
+    /// Takes a header, or as much of it as is there; returns how many bytes that were.
+    fn header(&mut self, bytes: &[u8]) -> usize {
+        let fresh = bytes.len().min(MAX_HEADER - self.partial_len);
+        let mut head = self.partial;
+        let have = self.partial_len + fresh;
+        head[self.partial_len..have].copy_from_slice(&bytes[..fresh]);
+        let mut cursor = Cursor::new(&head[..have]);
+        match FrameHeader::parse(&mut cursor) {
+            Ok(Some((_, length))) => {
+                let taken = usize::try_from(cursor.position()).unwrap_or(have) - self.partial_len;
+                self.payload = length;
+                self.partial_len = 0;
+                taken
+            }
+            Ok(None) => {
+                self.partial = head;
+                self.partial_len = have;
+                fresh
+            }
+            Err(_) => {
+                self.lost = true;
+                fresh
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(length: usize, masked: bool) -> Vec<u8> {
+        let mask = if masked { 0x80 } else { 0 };
+        let mut bytes = vec![0x82];
+        match length {
+            0..126 => bytes.push(mask | u8::try_from(length).unwrap()),
+            126..65_536 => {
+                bytes.push(mask | 126);
+                bytes.extend(u16::try_from(length).unwrap().to_be_bytes());
+            }
+            _ => {
+                bytes.push(mask | 127);
+                bytes.extend((length as u64).to_be_bytes());
+            }
+        }
+        bytes.extend(std::iter::repeat_n(0, if masked { 4 } else { 0 }));
+        bytes.extend(std::iter::repeat_n(0xff, length));
+        bytes
+    }
+
+    #[test]
+    fn what_is_no_frame_has_no_boundary() {
+        let mut frames = Frames::default();
+        assert_eq!(frames.feed(&[0x8f, 0x00, 0x82, 0x00]), None);
+        assert!(!frames.at_boundary());
+    }
+
+    proptest! {
+        #[test]
+        fn boundaries_are_found_however_the_bytes_are_cut(
+            sizes in proptest::collection::vec((prop_oneof![0_usize..200, 65_000_usize..66_000], any::<bool>()), 1..6),
+            cuts in proptest::collection::vec(1_usize..70_000, 1..40),
+        ) {
+            let mut stream = Vec::new();
+            let mut ends = vec![0];
+            for (length, masked) in sizes {
+                stream.extend(frame(length, masked));
+                ends.push(stream.len());
+            }
+            let mut frames = Frames::default();
+            let (mut at, mut cut) = (0, cuts.iter().cycle());
+            while at < stream.len() {
+                let to = (at + cut.next().unwrap()).min(stream.len());
+                let expected = ends.iter().rev().find(|end| **end > at && **end <= to).map(|end| end - at);
+                prop_assert_eq!(frames.feed(&stream[at..to]), expected);
+                prop_assert_eq!(frames.at_boundary(), ends.contains(&to));
+                at = to;
+            }
+        }
+    }
+}

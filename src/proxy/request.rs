@@ -1,0 +1,198 @@
+//! One request: checked, given its lane's head, sent to the gateway, answered.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, EXPECT, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tracing::{debug, info, warn};
+
+use super::body::{Gate, RequestBody, ResponseBody};
+use super::connection::{Downstream, Session};
+use super::error::{Accept, Error};
+use super::tunnel;
+use super::upstream::Link;
+use crate::lane::{GatewayHead, Refusal, scrub_response};
+use crate::metrics::count;
+use crate::metrics::traffic::Held;
+
+/// Answers `request`, whatever happens.
+pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
+    let started = Instant::now();
+    let accept = Accept::of(request.headers());
+    let protocol = session.protocol;
+    let log = session.proxy.log_access.then(|| (request.method().clone(), request.uri().path().to_owned()));
+    let mut lane = session.lane.label();
+    let mut request_id = None;
+    let response = match forward(&session, request, &mut lane).await {
+        Ok(response) => response,
+        Err(error) => {
+            let id = next_id();
+            report(&session, &error, &id);
+            let mut response = error.response(&accept, &id);
+            // What is ambiguous may have left bytes behind that would be taken for the next request.
+            if protocol == "http/1.1" && response.status() == StatusCode::BAD_REQUEST {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            request_id = Some(id);
+            response
+        }
+    };
+    session.proxy.traffic.answered(lane, protocol, response.status().as_u16(), started.elapsed());
+    if let Some((method, path)) = log {
+        let (status, ms) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1000.0);
+        let id = request_id.as_deref().unwrap_or("-");
+        info!(target: "loopgate::access", connection = session.number, peer = %session.peer, lane, protocol, %method, path, status, ms, request_id = id, "request");
+    }
+    Ok(response)
+}
+
+/// An id that the client is told and the log shows; unique in one run of loopgate and most likely beyond.
+fn next_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    static PREFIX: std::sync::LazyLock<u32> = std::sync::LazyLock::new(|| {
+        use std::hash::{BuildHasher, RandomState};
+        u32::try_from(RandomState::new().hash_one(std::process::id()) >> 32).unwrap_or(0)
+    });
+    format!("{:08x}-{:06x}", *PREFIX, NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn report(session: &Session, error: &Error, request_id: &str) {
+    let (connection, peer, lane) = (session.number, session.peer, session.lane.label());
+    let traffic = &session.proxy.traffic;
+    if error.is_gateways() {
+        count(&traffic.gateway_errors, error.label());
+        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        warn!(connection, %peer, lane, request_id, cause, "{error}");
+    } else {
+        count(&traffic.refused, error.label());
+        debug!(connection, %peer, lane, request_id, "{error}");
+    }
+}
+
+async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, lane: &mut &'static str) -> Result<Response<ResponseBody>, Error> {
+    let busy = session.activity.begin();
+    let over_h2 = extended_connect(&mut request)?;
+    let client_side = hyper::upgrade::on(&mut request);
+    let (parts, incoming) = request.into_parts();
+    let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
+    let expects = parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let rules = session.proxy.rules.load_full();
+    let token = session.proxy.token.as_ref();
+    let head = GatewayHead::new(parts, &session.lane, &rules, token).map_err(Error::Refused)?;
+    *lane = head.lane();
+    let counters = session.proxy.traffic.lane(head.lane());
+    if head.is_upgrade() {
+        let wanted = Wanted { client_side, key, over_h2 };
+        return upgrade(session, head, wanted, busy).await;
+    }
+    let (gate, latch) = if expects { Some(Gate::new()).unzip() } else { (None, None) };
+    let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
+    let (response, link) = session.proxy.upstream.send(head, body, latch).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Error::GatewayConfused);
+    }
+    Ok(pass_back(response, link, counters.sent.clone(), busy))
+}
+
+fn pass_back(
+    response: Response<Incoming>,
+    link: Box<Link>,
+    sent: prometheus_client::metrics::counter::Counter,
+    busy: super::activity::Busy,
+) -> Response<ResponseBody> {
+    let (mut parts, incoming) = response.into_parts();
+    scrub_response(&mut parts.headers);
+    parts.version = Version::HTTP_11;
+    Response::from_parts(parts, ResponseBody::gateway(incoming, link, sent, busy))
+}
+
+/// Turns an extended CONNECT (RFC 8441) into the upgrade that says the same in HTTP/1.1; returns whether it was one.
+fn extended_connect(request: &mut Request<Incoming>) -> Result<bool, Error> {
+    let Some(protocol) = request.extensions_mut().remove::<Protocol>() else { return Ok(false) };
+    if protocol.as_str() != "websocket" {
+        return Err(Error::Refused(Refusal::BadUpgrade));
+    }
+    *request.method_mut() = Method::GET;
+    let headers = request.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    let key = HeaderValue::from_str(&generate_key()).map_err(|_| Error::Refused(Refusal::BadUpgrade))?;
+    headers.insert(SEC_WEBSOCKET_KEY, key);
+    Ok(true)
+}
+
+/// What an upgrade needs besides its head.
+struct Wanted {
+    client_side: OnUpgrade,
+    key: Option<HeaderValue>,
+    over_h2: bool,
+}
+
+async fn upgrade(
+    session: &Arc<Session>,
+    head: GatewayHead,
+    wanted: Wanted,
+    busy: super::activity::Busy,
+) -> Result<Response<ResponseBody>, Error> {
+    let proxy = &session.proxy;
+    let counters = proxy.traffic.lane(head.lane());
+    let held = Held::new(&counters.tunnels);
+    let (received, sent) = (counters.received.clone(), counters.sent.clone());
+    let (response, link) = proxy.upstream.send(head, RequestBody::empty(), None).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(pass_back(response, link, sent, busy));
+    }
+    let websocket = response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    if wanted.over_h2 && !accepts(&response, wanted.key.as_ref(), websocket) {
+        return Err(Error::GatewayConfused);
+    }
+    let terms = tunnel::Terms { websocket, draining: proxy.shutdown.token().clone(), revoked: session.revoked.clone(), received, sent };
+    let (number, peer) = (session.number, session.peer);
+    let activity = wanted.over_h2.then(|| busy);
+    proxy.shutdown.spawn(async move {
+        let _held = (held, activity);
+        if let Err(error) = join(wanted.client_side, link, terms).await {
+            debug!(connection = number, %peer, error, "tunnel ended");
+        }
+    });
+    let (mut parts, _) = response.into_parts();
+    if wanted.over_h2 {
+        parts.status = StatusCode::OK;
+        scrub_response(&mut parts.headers);
+        parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
+    }
+    parts.version = Version::HTTP_11;
+    Ok(Response::from_parts(parts, ResponseBody::own(Bytes::new())))
+}
+
+/// Says whether `response` proves that the gateway understood the handshake whose key we made.
+fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, websocket: bool) -> bool {
+    let expected = key.map(|key| derive_accept_key(key.as_bytes()));
+    let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
+    websocket && expected.as_deref() == accept
+}
+
+/// Leaves hyper behind on both sides and joins what is left.
+async fn join(client_side: OnUpgrade, link: Box<Link>, terms: tunnel::Terms) -> Result<(), String> {
+    let (gateway, from_gateway) = link.into_tunnel().await;
+    let client = client_side.await.map_err(|error| error.to_string())?;
+    match client.downcast::<TokioIo<Downstream>>() {
+        Ok(parts) => {
+            let early = (parts.read_buf, from_gateway);
+            tunnel::run(parts.io.into_inner(), gateway, early, terms).await
+        }
+        // A stream of an HTTP/2 connection.
+        Err(stream) => tunnel::run(TokioIo::new(stream), gateway, (Bytes::new(), from_gateway), terms).await,
+    }
+    .map_err(|error| error.to_string())
+}

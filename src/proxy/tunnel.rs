@@ -1,0 +1,200 @@
+//! After a `101`: two byte streams joined on one task, with no buffer of their own while they are quiet.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use prometheus_client::metrics::counter::Counter;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
+
+use super::frames::{Frames, GOING_AWAY};
+
+/// How much is read at once; four TLS records, which rustls then writes with one call.
+const BLOCK: usize = 64 * 1024;
+
+thread_local! {
+    /// Lent to whichever tunnel is being polled on this thread, so that the thousands that are quiet hold none.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BLOCK].into_boxed_slice());
+}
+
+/// What a tunnel is told about itself.
+pub(super) struct Terms {
+    /// Whether it is a WebSocket, so that it can be told goodbye between two frames.
+    pub websocket: bool,
+    /// Cancelled when loopgate is about to end.
+    pub draining: CancellationToken,
+    /// Cancelled when the connection's lane is not its lane any more.
+    pub revoked: CancellationToken,
+    /// Bytes from the client.
+    pub received: Counter,
+    /// Bytes to the client.
+    pub sent: Counter,
+}
+
+/// Joins `client` and `gateway` until both directions are closed, one fails, or the lane is revoked.
+///
+/// `early` are bytes that were read with the heads already: from the client, and from the gateway.
+///
+/// # Errors
+/// Either side broke off.
+pub(super) async fn run<C, G>(mut client: C, mut gateway: G, early: (Bytes, Bytes), terms: Terms) -> io::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    G: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut up = Direction::new(early.0, terms.received, None);
+    let mut down = Direction::new(early.1, terms.sent, terms.websocket.then(Frames::default));
+    let mut draining = pin!(terms.draining.cancelled());
+    let mut revoked = pin!(terms.revoked.cancelled());
+    poll_fn(|cx| {
+        if revoked.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, "the lane was revoked")));
+        }
+        if !down.leaving && draining.as_mut().poll(cx).is_ready() {
+            down.say_goodbye();
+        }
+        let up_done = up.pump(cx, &mut client, &mut gateway)?;
+        let down_done = down.pump(cx, &mut gateway, &mut client)?;
+        if up_done.is_ready() && down_done.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// One direction: what was read and could not be written yet, and how far its end has come.
+struct Direction {
+    pending: Bytes,
+    unflushed: bool,
+    stage: Stage,
+    count: Counter,
+    frames: Option<Frames>,
+    /// A close frame is due at the next boundary.
+    leaving: bool,
+    /// The close frame was sent: what still comes is not passed on.
+    left: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    Ending,
+    Closed,
+}
+
+impl Direction {
+    fn new(early: Bytes, count: Counter, frames: Option<Frames>) -> Self {
+        let mut direction =
+            Self { pending: Bytes::new(), unflushed: false, stage: Stage::Open, count, frames, leaving: false, left: false };
+        direction.pending = early;
+        if let Some(frames) = &mut direction.frames {
+            frames.feed(&direction.pending);
+        }
+        direction.count.inc_by(direction.pending.len() as u64);
+        direction
+    }
+
+    fn say_goodbye(&mut self) {
+        self.leaving = true;
+        if self.pending.is_empty() && self.frames.as_ref().is_some_and(Frames::at_boundary) {
+            self.leave();
+        }
+    }
+
+    fn leave(&mut self) {
+        self.left = true;
+        self.pending = Bytes::from_static(&GOING_AWAY);
+    }
+
+    /// Moves what can be moved; ready when this direction is closed.
+    fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<Poll<()>> {
+        SCRATCH.with_borrow_mut(|scratch| self.pump_with(cx, from, to, scratch))
+    }
+
+    fn pump_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        scratch: &mut [u8],
+    ) -> io::Result<Poll<()>> {
+        loop {
+            if self.poll_write_pending(cx, to)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+            match self.stage {
+                Stage::Closed => return Ok(Poll::Ready(())),
+                Stage::Ending => {
+                    if Pin::new(&mut *to).poll_shutdown(cx)?.is_pending() {
+                        return Ok(Poll::Pending);
+                    }
+                    self.stage = Stage::Closed;
+                    continue;
+                }
+                Stage::Open => {}
+            }
+            let mut block = ReadBuf::new(scratch);
+            if Pin::new(&mut *from).poll_read(cx, &mut block)?.is_pending() {
+                if self.unflushed && Pin::new(&mut *to).poll_flush(cx)?.is_ready() {
+                    self.unflushed = false;
+                }
+                return Ok(Poll::Pending);
+            }
+            let read = block.filled();
+            if read.is_empty() {
+                self.stage = Stage::Ending;
+            } else {
+                self.pass_on(cx, read, to)?;
+            }
+        }
+    }
+
+    fn poll_write_pending(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<Poll<()>> {
+        while !self.pending.is_empty() {
+            let Poll::Ready(written) = Pin::new(&mut *to).poll_write(cx, &self.pending)? else { return Ok(Poll::Pending) };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.pending.advance(written);
+            self.unflushed = true;
+        }
+        // Given back at once: a quiet tunnel holds nothing.
+        self.pending = Bytes::new();
+        Ok(Poll::Ready(()))
+    }
+
+    /// Writes `read` on, and keeps what can't be written now.
+    fn pass_on(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        if self.left {
+            return Ok(());
+        }
+        let boundary = self.frames.as_mut().and_then(|frames| frames.feed(read));
+        let leave_at = boundary.filter(|_| self.leaving);
+        let mut rest = &read[..leave_at.unwrap_or(read.len())];
+        self.count.inc_by(rest.len() as u64);
+        while !rest.is_empty() {
+            match Pin::new(&mut *to).poll_write(cx, rest)? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => {
+                    rest = &rest[written..];
+                    self.unflushed = true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if leave_at.is_some() {
+            self.left = true;
+            self.pending = [rest, &GOING_AWAY].concat().into();
+        } else if !rest.is_empty() {
+            self.pending = Bytes::copy_from_slice(rest);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,305 @@
+//! Connections to the gateway: one pool for each loopback source address, driven on the task of the client that uses them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::Instant;
+
+use super::body::{Latch, Progress, RequestBody};
+use super::error::Error;
+use crate::config::Config;
+use crate::lane::GatewayHead;
+use crate::metrics::traffic::Traffic;
+
+/// How long an idle connection is kept where the gateway does not say (Node closes after 5 s).
+const KEEP_IDLE: Duration = Duration::from_secs(4);
+/// Idle connections kept for each source address.
+const MAX_IDLE: usize = 256;
+/// Between tries to reach a gateway that is not there.
+const RETRY: Duration = Duration::from_millis(50);
+
+type GatewayConnection = Connection<TokioIo<TcpStream>, RequestBody>;
+
+/// The way to the gateway.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    gateway: SocketAddr,
+    connect_timeout: Duration,
+    request_timeout: Duration,
+    wait: Duration,
+    pool: Arc<Pool>,
+    metrics: Arc<Traffic>,
+}
+
+impl Upstream {
+    pub(super) fn new(config: &Config, metrics: Arc<Traffic>) -> Self {
+        Self {
+            gateway: config.gateway.address,
+            connect_timeout: config.limits.connect_timeout,
+            request_timeout: config.limits.request_timeout,
+            wait: config.limits.gateway_wait,
+            pool: Arc::default(),
+            metrics,
+        }
+    }
+
+    /// Sends a request and waits for the head of its response.
+    ///
+    /// Nothing is sent twice unless none of it was sent before, or doing so is harmless.
+    pub(super) async fn send(
+        &self,
+        head: GatewayHead,
+        body: RequestBody,
+        latch: Option<Arc<Latch>>,
+    ) -> Result<(Response<Incoming>, Box<Link>), Error> {
+        let source = head.source();
+        let mut spare = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
+        let progress = body.progress();
+        let give_up = Instant::now() + self.wait;
+        let mut request = head.into_request(body);
+        if let Some(latch) = latch {
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE {
+                    latch.open();
+                }
+            });
+        }
+        loop {
+            let mut link = match self.pool.take(source).await {
+                Some(link) => link,
+                None => self.connect(source, give_up).await?,
+            };
+            let patience = Patience { limit: self.request_timeout, progress: progress.as_deref() };
+            match link.exchange(request, patience).await {
+                Ok(response) => {
+                    link.note_keep_alive(response.headers());
+                    return Ok((response, link));
+                }
+                Err(Failure::Unsent(unsent)) => request = *unsent,
+                Err(Failure::Broken(error)) => match spare.take() {
+                    Some(head) => {
+                        spare = Some(head.duplicate()).filter(|_| Instant::now() < give_up && !link.reused);
+                        request = head.into_request(RequestBody::empty());
+                        if !link.reused {
+                            tokio::time::sleep(RETRY).await;
+                        }
+                    }
+                    None => return Err(Error::GatewayBroke(error)),
+                },
+                Err(Failure::Slow { upload_finished: true }) => return Err(Error::GatewaySlow(self.request_timeout)),
+                Err(Failure::Slow { upload_finished: false }) => return Err(Error::ClientSlow(self.request_timeout)),
+            }
+        }
+    }
+
+    /// Opens a connection from `source`; while the gateway is not there, tries again until `give_up`.
+    async fn connect(&self, source: Ipv4Addr, give_up: Instant) -> Result<Box<Link>, Error> {
+        loop {
+            let attempt = tokio::time::timeout(self.connect_timeout, dial(source, self.gateway)).await;
+            let error = match attempt {
+                Ok(Ok(stream)) => {
+                    let (sender, connection) = Builder::new().handshake(TokioIo::new(stream)).await.map_err(Error::GatewayBroke)?;
+                    self.metrics.gateway_connections.inc();
+                    let link =
+                        Link { sender, connection, ended: false, source, keep: KEEP_IDLE, reused: false, pool: Arc::clone(&self.pool) };
+                    return Ok(Box::new(link));
+                }
+                Ok(Err(error)) => error,
+                Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection"),
+            };
+            if Instant::now() + RETRY >= give_up {
+                return Err(Error::GatewayAway(error));
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Closes idle connections whose time has come; to be called every few seconds.
+    pub(super) fn sweep(&self) {
+        self.pool.sweep();
+    }
+}
+
+/// Connects to `gateway` with `source` as the address that the gateway sees.
+async fn dial(source: Ipv4Addr, gateway: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if gateway.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if gateway.is_ipv4() {
+        // The port is chosen at connect, when the destination is known: otherwise each source address has but 28,000 of them.
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+        socket.bind(SocketAddr::new(IpAddr::V4(source), 0))?;
+    }
+    socket.set_nodelay(true)?;
+    socket.connect(gateway).await
+}
+
+/// How long a response head may take, counted from the last piece of the request's body.
+struct Patience<'a> {
+    limit: Duration,
+    progress: Option<&'a Progress>,
+}
+
+enum Failure {
+    /// Not a byte of it was sent.
+    Unsent(Box<Request<RequestBody>>),
+    /// The connection broke before the response's head was there.
+    Broken(hyper::Error),
+    /// Nothing came in time.
+    Slow { upload_finished: bool },
+}
+
+/// One connection to the gateway, for one request at a time.
+pub(super) struct Link {
+    sender: SendRequest<RequestBody>,
+    connection: GatewayConnection,
+    /// The connection's future is over: it was closed, it failed, or it left HTTP.
+    ended: bool,
+    source: Ipv4Addr,
+    /// How long it may idle.
+    keep: Duration,
+    reused: bool,
+    pool: Arc<Pool>,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("source", &self.source)
+            .field("reused", &self.reused)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    async fn exchange(&mut self, request: Request<RequestBody>, patience: Patience<'_>) -> Result<Response<Incoming>, Failure> {
+        let Self { sender, connection, ended, .. } = self;
+        let mut response = pin!(sender.try_send_request(request));
+        let mut timer = pin!(tokio::time::sleep(patience.limit));
+        let mut seen = patience.progress.map(Progress::so_far);
+        poll_fn(|cx| {
+            *ended = *ended || connection.poll_without_shutdown(cx).is_ready();
+            if let Poll::Ready(result) = response.as_mut().poll(cx) {
+                return Poll::Ready(result.map_err(|mut failed| match failed.take_message() {
+                    Some(request) => Failure::Unsent(Box::new(request)),
+                    None => Failure::Broken(failed.into_error()),
+                }));
+            }
+            while timer.as_mut().poll(cx).is_ready() {
+                let now = patience.progress.map(Progress::so_far);
+                if now == seen {
+                    return Poll::Ready(Err(Failure::Slow { upload_finished: now.is_none_or(|(_, finished)| finished) }));
+                }
+                seen = now;
+                timer.as_mut().reset(Instant::now() + patience.limit);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Lets the connection read and write what it can.
+    pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
+        self.ended = self.ended || self.connection.poll_without_shutdown(cx).is_ready();
+    }
+
+    /// Heeds how long the gateway says that it keeps an idle connection, less a second for the way there.
+    fn note_keep_alive(&mut self, headers: &HeaderMap) {
+        let stated = headers
+            .get("keep-alive")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok()));
+        if let Some(seconds) = stated {
+            self.keep = Duration::from_secs(seconds.saturating_sub(1).min(600));
+        }
+    }
+
+    /// Puts the connection back for the next request, if it can take one.
+    pub(super) fn give_back(self: Box<Self>) {
+        if !self.ended && self.sender.is_ready() {
+            let pool = Arc::clone(&self.pool);
+            pool.put(self);
+        }
+    }
+
+    /// What is left of the connection after a `101`: the socket, and bytes of the new protocol that were read already.
+    pub(super) async fn into_tunnel(mut self: Box<Self>) -> (TcpStream, Bytes) {
+        poll_fn(|cx| {
+            self.drive(cx);
+            if self.ended { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        let Parts { io, read_buf, .. } = self.connection.into_parts();
+        (io.into_inner(), read_buf)
+    }
+}
+
+/// Idle connections by source address, the warmest last.
+#[derive(Debug, Default)]
+struct Pool(Mutex<HashMap<Ipv4Addr, Vec<Idle>>>);
+
+#[derive(Debug)]
+struct Idle {
+    until: Instant,
+    link: Box<Link>,
+}
+
+impl Pool {
+    async fn take(&self, source: Ipv4Addr) -> Option<Box<Link>> {
+        loop {
+            let mut link = self.pop(source)?;
+            // A look at the socket: the gateway may have closed it meanwhile.
+            poll_fn(|cx| {
+                link.drive(cx);
+                Poll::Ready(())
+            })
+            .await;
+            if !link.ended && link.sender.is_ready() {
+                link.reused = true;
+                return Some(link);
+            }
+        }
+    }
+
+    fn pop(&self, source: Ipv4Addr) -> Option<Box<Link>> {
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = idle.get_mut(&source)?;
+        let Idle { until, link } = idle.pop()?;
+        if until > Instant::now() {
+            return Some(link);
+        }
+        // The warmest is too old, so all are.
+        idle.clear();
+        None
+    }
+
+    fn put(&self, link: Box<Link>) {
+        let until = Instant::now() + link.keep;
+        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = idle.entry(link.source).or_default();
+        if idle.len() < MAX_IDLE {
+            idle.push(Idle { until, link });
+        }
+    }
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, idle| {
+            idle.retain(|idle| idle.until > now);
+            !idle.is_empty()
+        });
+    }
+}

@@ -1,0 +1,112 @@
+//! Whose client certificates are believed, and what one says.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, UnixTime};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::server::provider;
+use crate::lane::{Certificate, Issuer};
+
+/// Why a CA bundle can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file can't be read or holds no PEM certificate.
+    #[error("client CA {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: rustls_pki_types::pem::Error,
+    },
+    /// The file holds no certificate at all.
+    #[error("client CA {0}: there is no certificate in it")]
+    Empty(PathBuf),
+    /// A certificate in it is no trust anchor.
+    #[error("client CA {path}: {source}")]
+    Anchor {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with the certificate.
+        source: rustls::Error,
+    },
+    /// The verifier can't be built.
+    #[error("client certificates can't be verified")]
+    Verifier(#[from] rustls::client::VerifierBuilderError),
+}
+
+/// The CAs whose client certificates are believed: loopgate's own, and the operator's.
+#[derive(Debug)]
+pub struct ClientAuthorities {
+    own: Option<CertificateDer<'static>>,
+    operator: Vec<CertificateDer<'static>>,
+    /// Knows loopgate's own CA only, to tell apart who vouches for a certificate.
+    own_verifier: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+impl ClientAuthorities {
+    /// `own` is loopgate's own CA, `operator` the PEM bundle of `tls.client_ca`.
+    ///
+    /// # Errors
+    /// The bundle can't be read or used; the error names it.
+    pub fn new(own: Option<CertificateDer<'static>>, operator: Option<&Path>) -> Result<Self, Error> {
+        let operator = operator.map(read).transpose()?.unwrap_or_default();
+        let own_verifier = own.as_ref().map(|own| verifier(std::slice::from_ref(own))).transpose()?;
+        Ok(Self { own, operator, own_verifier })
+    }
+
+    /// Asks for a certificate and checks the one it gets; `None` where no CA is believed, so that no client is asked.
+    pub(super) fn verifier(&self) -> Result<Option<Arc<dyn ClientCertVerifier>>, Error> {
+        let anchors: Vec<_> = self.own.iter().chain(&self.operator).cloned().collect();
+        if anchors.is_empty() { Ok(None) } else { verifier(&anchors).map(Some) }
+    }
+
+    /// What a verified `chain` says, and who vouches for it.
+    pub(super) fn identify(&self, chain: &[CertificateDer<'static>]) -> Option<Certificate> {
+        let (leaf, intermediates) = chain.split_first()?;
+        let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
+        let names = parsed.subject_alternative_name().ok()??;
+        let (mut uris, mut mail, mut dns) = (Vec::new(), None, None);
+        for name in &names.value.general_names {
+            match name {
+                GeneralName::URI(uri) => uris.push((*uri).to_owned()),
+                GeneralName::RFC822Name(name) if mail.is_none() => mail = Some((*name).to_owned()),
+                GeneralName::DNSName(name) if dns.is_none() => dns = Some((*name).to_owned()),
+                _ => {}
+            }
+        }
+        // The verifier knew all anchors at once; whose agents these are is decided by a look with loopgate's own CA alone.
+        let own =
+            self.own_verifier.as_ref().is_some_and(|verifier| verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok());
+        Some(Certificate {
+            issuer: if own { Issuer::Own } else { Issuer::Operator },
+            user: mail.or_else(|| uris.first().cloned()).or(dns),
+            uris,
+            not_after: parsed.validity().not_after.timestamp(),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let failed = |source| Error::Read { path: path.to_owned(), source };
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
+    if certificates.is_empty() {
+        return Err(Error::Empty(path.to_owned()));
+    }
+    let mut store = RootCertStore::empty();
+    for certificate in &certificates {
+        store.add(certificate.clone()).map_err(|source| Error::Anchor { path: path.to_owned(), source })?;
+    }
+    Ok(certificates)
+}
+
+fn verifier(anchors: &[CertificateDer<'static>]) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(anchors.iter().cloned());
+    Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider()).allow_unauthenticated().build()?)
+}

@@ -1,0 +1,120 @@
+//! The server's side of the handshake.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::NoServerSessionStorage;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::certificate::{self, ClientAuthorities};
+use crate::lane::Certificate;
+use crate::pki::Identity;
+
+/// The ALPN protocol of an agent that asks for its certificate.
+pub const ENROL: &[u8] = b"loopgate-enrol/1";
+
+/// A downstream connection after its handshake.
+pub type Stream<S> = TlsStream<S>;
+
+/// Why there is nothing to shake hands with, or no hand was shaken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The identity or the client authorities don't make a usable configuration.
+    #[error("the certificate can't be served")]
+    Config(#[from] rustls::Error),
+    /// The operator's CA bundle can't be used.
+    #[error(transparent)]
+    Authorities(#[from] certificate::Error),
+    /// The client did not finish in time.
+    #[error("the TLS handshake took longer than {0:?}")]
+    Slow(Duration),
+    /// The client sent something else than TLS, or gave up.
+    #[error("the TLS handshake failed")]
+    Handshake(#[source] io::Error),
+}
+
+impl Error {
+    /// The reason in one word, as the metric names it.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Slow(_) => "timeout",
+            Self::Handshake(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => "client_certificate",
+                Some(rustls::Error::AlertReceived(_)) => "client_alert",
+                Some(rustls::Error::PeerIncompatible(_)) => "incompatible",
+                Some(_) => "protocol",
+                None => "connection_lost",
+            },
+            Self::Config(_) | Self::Authorities(_) => "configuration",
+        }
+    }
+}
+
+/// What connections are accepted on at one moment.
+#[derive(Clone)]
+pub struct Terms {
+    config: Arc<ServerConfig>,
+    authorities: Arc<ClientAuthorities>,
+}
+
+impl Terms {
+    /// TLS 1.3 and 1.2, ALPN, a certificate asked for but not demanded, stateless tickets and no early data.
+    ///
+    /// Each call makes tickets of its own: a session that was opened when other client certificates were trusted must not be resumed.
+    ///
+    /// # Errors
+    /// The identity does not suit the crypto provider.
+    pub fn new(identity: &Identity, authorities: Arc<ClientAuthorities>) -> Result<Self, Error> {
+        let builder =
+            ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+        let builder = match authorities.verifier()? {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
+        };
+        let resolver = rustls::sign::SingleCertAndKey::from(Arc::clone(&identity.certified_key));
+        let mut config = builder.with_cert_resolver(Arc::new(resolver));
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ENROL.to_vec()];
+        config.ticketer = aws_lc_rs::Ticketer::new()?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 2;
+        debug_assert!(config.ticketer.enabled() && config.max_early_data_size == 0);
+        Ok(Self { config: Arc::new(config), authorities })
+    }
+}
+
+/// aws-lc-rs with the hybrid post-quantum key exchange X25519MLKEM768 first.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// A finished handshake.
+pub struct Handshake<S> {
+    /// What to talk over.
+    pub stream: Stream<S>,
+    /// The client's certificate; its chain was verified.
+    pub certificate: Option<Certificate>,
+}
+
+/// Shakes hands on `io`, within `deadline`.
+///
+/// # Errors
+/// The client was too slow, gave up, or spoke something else.
+pub async fn accept<S>(io: S, terms: &Terms, deadline: Duration) -> Result<Handshake<S>, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // Boxed, so that what only a handshake needs is given back when it is over.
+    let handshake = Box::pin(TlsAcceptor::from(Arc::clone(&terms.config)).accept(io));
+    let stream = match tokio::time::timeout(deadline, handshake).await {
+        Ok(result) => result.map_err(Error::Handshake)?,
+        Err(_) => return Err(Error::Slow(deadline)),
+    };
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let certificate = terms.authorities.identify(chain);
+    Ok(Handshake { stream, certificate })
+}
