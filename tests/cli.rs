@@ -116,6 +116,14 @@ fn a_switch_of_the_file_can_be_switched_off_by_a_flag() {
 }
 
 #[test]
+fn an_empty_variable_is_an_unset_one() {
+    let mut command = loopgate(&["config", "show"]);
+    let output = command.env("LOOPGATE_CONFIG", "").env("LOOPGATE_GATEWAY", "").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(refused(&mut loopgate(&["config", "show", "--config", ""])).starts_with("loopgate: --config: "));
+}
+
+#[test]
 fn help_and_version_go_to_standard_output() {
     for arguments in [&["--help"][..], &["run", "--help"], &["--version"]] {
         let output = loopgate(arguments).output().unwrap();

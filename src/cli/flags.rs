@@ -1,6 +1,7 @@
 //! The flags of `run` and of what looks at the same configuration, made from the table of options.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
@@ -97,7 +98,7 @@ impl clap::Args for Flags {
             .value_name("FILE")
             .value_hint(ValueHint::FilePath)
             .help_heading(GENERAL)
-            .value_parser(value_parser!(PathBuf))
+            .value_parser(value_parser!(OsString))
             .help("TOML file with what flags and variables don't say");
         command.arg(config).args(KEYS.iter().map(argument))
     }
@@ -119,7 +120,7 @@ impl FromArgMatches for Flags {
         Ok(Self {
             layer,
             // An empty variable is an unset one, here as with all options.
-            file: matches.get_one::<PathBuf>("config").filter(|file| !file.as_os_str().is_empty()).cloned(),
+            file: matches.get_one::<OsString>("config").filter(|file| !(from_variable && file.is_empty())).map(PathBuf::from),
             file_from: if from_variable { CONFIG_VARIABLE } else { "--config" },
         })
     }

@@ -25,12 +25,14 @@ pub fn read(file: &Path, place: &str) -> Layer {
 /// Reads the text of a file that is called `name`.
 pub fn parse(text: &str, name: &Path) -> Layer {
     let mut reader = Reader { text, name: name.into(), layer: Layer::default() };
-    let (root, errors) = DeTable::parse_recoverable(text);
+    let (root, mut errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
         reader.table("", root.get_ref());
     }
+    let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
+    errors.sort_by_key(start);
     for error in errors {
-        let at = error.span().map_or(0, |span| span.start);
+        let at = start(&error);
         reader.layer.complain(format!("{}:{}", name.display(), reader.line(at)), one_line(error.message()));
     }
     reader.layer
