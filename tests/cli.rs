@@ -187,6 +187,10 @@ fn healthcheck_fails_where_nobody_answers() {
     let output = loopgate(&["healthcheck", "--live", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(stderr(&output), format!("loopgate: asking {address}: Connection refused (os error 111)\n"));
+    let dir = tempfile::tempdir().unwrap();
+    let config = file(dir.path(), &format!("admin = \"{address}\"\nunknown = 1\n"));
+    let output = loopgate(&["healthcheck"]).env("LOOPGATE_CONFIG", config).output().unwrap();
+    assert_eq!(stderr(&output), format!("loopgate: asking {address}: Connection refused (os error 111)\n"));
     let off = loopgate(&["healthcheck", "--admin", "off"]).output().unwrap();
     assert_eq!(off.status.code(), Some(1));
 }

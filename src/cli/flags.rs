@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
@@ -16,16 +17,33 @@ const GENERAL: &str = "General";
 
 const CONFIG_VARIABLE: &str = "LOOPGATE_CONFIG";
 
+/// Which of the options a command takes as flags; variables and the file count with all of theirs.
+pub trait Selection: Clone + std::fmt::Debug + Send + Sync + 'static {
+    /// Says whether it takes this one.
+    fn takes(key: &Key) -> bool;
+}
+
+/// Every option.
+#[derive(Clone, Debug)]
+pub struct All;
+
+impl Selection for All {
+    fn takes(_: &Key) -> bool {
+        true
+    }
+}
+
 /// What the flags say.
 #[derive(Clone, Debug)]
-pub struct Flags {
+pub struct Flags<S: Selection = All> {
     layer: Layer,
     file: Option<PathBuf>,
     /// What to complain about if that file can't be read.
     file_from: &'static str,
+    selection: PhantomData<S>,
 }
 
-impl Flags {
+impl<S: Selection> Flags<S> {
     /// Everything that flags, environment, file and defaults say, not yet checked.
     pub fn merge(self) -> Layer {
         let (environment, file) = self.other_layers();
@@ -90,7 +108,7 @@ fn heading(table: &'static str) -> &'static str {
     }
 }
 
-impl clap::Args for Flags {
+impl<S: Selection> clap::Args for Flags<S> {
     fn augment_args(command: clap::Command) -> clap::Command {
         let config = Arg::new("config")
             .long("config")
@@ -100,7 +118,7 @@ impl clap::Args for Flags {
             .help_heading(GENERAL)
             .value_parser(value_parser!(OsString))
             .help("TOML file with what flags and variables don't say");
-        command.arg(config).args(KEYS.iter().map(argument))
+        command.arg(config).args(KEYS.iter().filter(|key| S::takes(key)).map(argument))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -108,10 +126,10 @@ impl clap::Args for Flags {
     }
 }
 
-impl FromArgMatches for Flags {
+impl<S: Selection> FromArgMatches for Flags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut layer = Layer::default();
-        for key in KEYS.iter() {
+        for key in KEYS.iter().filter(|key| S::takes(key)) {
             if let Some(texts) = matches.get_many::<String>(key.flag) {
                 layer.set(key, texts.map(|text| Given { text: text.clone(), origin: Origin::Flag }));
             }
@@ -122,6 +140,7 @@ impl FromArgMatches for Flags {
             // An empty variable is an unset one, here as with all options.
             file: matches.get_one::<OsString>("config").filter(|file| !(from_variable && file.is_empty())).map(PathBuf::from),
             file_from: if from_variable { CONFIG_VARIABLE } else { "--config" },
+            selection: PhantomData,
         })
     }
 

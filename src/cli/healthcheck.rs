@@ -4,29 +4,28 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use crate::config::parse;
+use super::flags::{Flags, Selection};
+use crate::config::check;
+use crate::config::key::Key;
 
 /// Asks the running sidecar whether it is ready; exit status 0 or 1
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where the sidecar's admin listener is
-    #[arg(long, env = "LOOPGATE_ADMIN", value_name = "ADDR|off", default_value = DEFAULT, value_parser = parse_admin)]
-    admin: Admin,
+    #[command(flatten)]
+    flags: Flags<Admin>,
     /// Ask whether it is alive rather than whether it is ready
     #[arg(long)]
     live: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Admin(Option<SocketAddr>);
+#[derive(Clone, Debug)]
+struct Admin;
 
-fn parse_admin(text: &str) -> Result<Admin, String> {
-    // An empty variable is an unset one, as it is for `run`.
-    let text = if text.is_empty() { DEFAULT } else { text };
-    parse::socket_address_or_off(text).map(Admin)
+impl Selection for Admin {
+    fn takes(key: &Key) -> bool {
+        key.flag == "admin"
+    }
 }
-
-const DEFAULT: &str = "127.0.0.1:9180";
 
 /// Why the sidecar doesn't count as healthy.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +57,10 @@ pub enum Error {
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Asks once.
-pub fn run(args: &Args) -> Result<(), super::Error> {
-    let Admin(Some(admin)) = args.admin else { return Err(Error::Off.into()) };
+pub fn run(args: Args) -> Result<(), super::Error> {
+    // Whatever else may be wrong with a file that was edited since, the running sidecar has not read it.
+    let admin = check::admin(&args.flags.merge())?;
+    let admin = admin.ok_or(Error::Off)?;
     let path = if args.live { "/healthz" } else { "/readyz" };
     let (status, body) = ask(admin, path).map_err(|source| Error::Unreachable { admin, source })?;
     match status.split_whitespace().nth(1) {

@@ -86,7 +86,7 @@ pub fn main() -> ExitCode {
     };
     let ended = worker_threads::check().and_then(|()| match command {
         Command::Run(args) => run::run(args),
-        Command::Healthcheck(args) => healthcheck::run(&args),
+        Command::Healthcheck(args) => healthcheck::run(args),
         Command::Pause(args) => pause::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Config(command) => config::run(command),

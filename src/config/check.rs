@@ -6,8 +6,8 @@ use super::key::{Key, key};
 use super::layer::{Complaint, GivenRule, Layer, Origin};
 use super::parse::{self, Parsed};
 use super::{
-    Agents, CertificateFiles, Config, Docker, External, Gateway, Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses, PathRule,
-    Tls,
+    Agents, CertificateFiles, Config, Docker, Error, External, Gateway, Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses,
+    PathRule, Tls,
 };
 use crate::addr::says_nothing;
 
@@ -16,7 +16,7 @@ use crate::addr::says_nothing;
 /// # Errors
 ///
 /// All complaints: of the sources, of each value, and of values that don't go together.
-pub fn check(layer: &Layer) -> Result<Config, Vec<Complaint>> {
+pub fn check(layer: &Layer) -> Result<Config, Error> {
     let mut read = Reader { layer, complaints: layer.complaints.clone() };
     let config = Config {
         gateway: gateway(&mut read),
@@ -42,7 +42,18 @@ pub fn check(layer: &Layer) -> Result<Config, Vec<Complaint>> {
     if read.complaints.is_empty() {
         together(&config, &mut read);
     }
-    if read.complaints.is_empty() { Ok(config) } else { Err(read.complaints) }
+    if read.complaints.is_empty() { Ok(config) } else { Err(Error(read.complaints)) }
+}
+
+/// The admin listener's address alone, for those who only want to ask a sidecar that runs.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn admin(layer: &Layer) -> Result<Option<SocketAddr>, Error> {
+    let mut read = Reader { layer, complaints: Vec::new() };
+    let admin = read.one("admin", parse::socket_address_or_off);
+    if read.complaints.is_empty() { Ok(admin) } else { Err(Error(read.complaints)) }
 }
 
 fn gateway(read: &mut Reader<'_>) -> Gateway {

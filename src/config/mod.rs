@@ -264,7 +264,7 @@ pub fn merge(flags: Layer, environment: Layer, file: Layer) -> Layer {
 ///
 /// All there is to complain about.
 pub fn load(flags: Layer, environment: Layer, file: Layer) -> Result<Config, Error> {
-    check::check(&merge(flags, environment, file)).map_err(Error)
+    check::check(&merge(flags, environment, file))
 }
 
 /// Everything that is wrong with a configuration, one line each.
