@@ -1,3 +1,7 @@
-//! Logs, crypto provider, command line, exit status; nothing else.
+//! The binary: parse, dispatch, exit status; everything else is the library's.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    loopgate::cli::main()
+}

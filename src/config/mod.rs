@@ -1,6 +1,17 @@
 //! The sidecar's configuration as types that can't be wrong: no `Option` that means "default", no string that means an address.
 //!
-//! `Config` is what every other room reads. Where a value came from (flag, environment, file, default) is `layer`'s business.
+//! `Config` is what every other room reads. Where a value came from (flag, environment, file, default) is `layer`'s business, and whether
+//! it is right is `check`'s.
+
+pub mod check;
+pub mod environment;
+pub mod example;
+pub mod file;
+pub mod key;
+pub mod layer;
+pub mod parse;
+pub mod schema;
+pub mod show;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -8,8 +19,10 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use layer::{Complaint, Layer};
+
 /// Everything `loopgate run` needs to know, checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The gateway core behind the sidecar.
     pub gateway: Gateway,
@@ -34,7 +47,7 @@ pub struct Config {
 }
 
 /// The gateway core (`[gateway]`).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
     /// Its address; loopback unless `allow_remote`.
     pub address: SocketAddr,
@@ -51,7 +64,7 @@ pub struct Gateway {
 }
 
 /// Where to listen (`[listen]`).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// Each place to listen on; never empty.
     pub on: Vec<ListenOn>,
@@ -93,7 +106,7 @@ pub enum OwnAddresses {
 }
 
 /// Certificates (`[tls]`).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
     /// The operator's own pair instead of one that loopgate makes.
     pub own_pair: Option<CertificateFiles>,
@@ -113,7 +126,7 @@ pub struct CertificateFiles {
 }
 
 /// Docker discovery (`[docker]`).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Docker {
     /// Where the Engine API is.
     pub engine: Engine,
@@ -137,7 +150,7 @@ pub enum Engine {
 }
 
 /// Agents beyond labelled containers (`[agents]`).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agents {
     /// Source networks that are agents by address alone.
     pub cidrs: Vec<IpNet>,
@@ -152,7 +165,7 @@ pub struct Agents {
 }
 
 /// The external lane (`[external]`).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct External {
     /// Peers that may state a client's address, scheme, host and identity.
     pub trusted_proxies: Vec<IpNet>,
@@ -180,7 +193,7 @@ pub struct PathRule {
 }
 
 /// Bounds (`[limits]`). Durations have at least millisecond resolution.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Downstream connections at once.
     pub max_connections: usize,
@@ -234,57 +247,27 @@ pub enum LogFormat {
 pub const GATEWAY_PORT: u16 = 18789;
 
 impl Default for Config {
-    /// The configuration of `loopgate run` without a flag, a variable or a file.
+    /// The configuration of `loopgate run` without a flag, a variable or a file: what [`key::KEYS`] says.
     fn default() -> Self {
-        Self {
-            gateway: Gateway {
-                address: SocketAddr::from((Ipv4Addr::LOCALHOST, GATEWAY_PORT)),
-                allow_remote: false,
-                external_source: Ipv4Addr::new(127, 0, 0, 2),
-                agent_sources: Ipv4Net::new_assert(Ipv4Addr::new(127, 77, 0, 0), 16),
-                token_file: None,
-                state_dir: None,
-            },
-            listen: Listen {
-                on: vec![ListenOn { addresses: ListenAddresses::Bridge, port: GATEWAY_PORT }],
-                proxy_protocol: false,
-                own_addresses: OwnAddresses::External,
-            },
-            tls: Tls { own_pair: None, names: Vec::new(), client_ca: None },
-            state_dir: PathBuf::from("/var/lib/loopgate"),
-            docker: Docker { engine: Engine::Auto, any_project: false, container: None },
-            agents: Agents {
-                cidrs: Vec::new(),
-                uris: Vec::new(),
-                inherit_token: false,
-                scopes: Vec::new(),
-                trust_domain: "loopgate.local".into(),
-            },
-            external: External {
-                trusted_proxies: Vec::new(),
-                allow: Vec::new(),
-                deny: Vec::new(),
-                unknown_client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
-                identity_headers: Vec::new(),
-                paths: Vec::new(),
-            },
-            admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9180))),
-            limits: Limits {
-                max_connections: 8192,
-                max_connections_per_client: 4096,
-                connection_rate_per_client: 0,
-                head_bytes: 64 * 1024,
-                head_fields: 128,
-                h2_streams: 100,
-                handshake_timeout: Duration::from_secs(10),
-                head_timeout: Duration::from_secs(10),
-                connect_timeout: Duration::from_secs(2),
-                request_timeout: Duration::from_secs(60),
-                idle_timeout: Duration::from_secs(75),
-                gateway_wait: Duration::from_secs(5),
-                drain_timeout: Duration::from_secs(10),
-            },
-            log: Log { format: LogFormat::Text, level: "info".into(), access: false },
-        }
+        check::check(&Layer::defaults()).expect("the defaults are right")
     }
 }
+
+/// What all sources say together: flags beat the environment beats the file beats the defaults.
+pub fn merge(flags: Layer, environment: Layer, file: Layer) -> Layer {
+    flags.over(environment).over(file).over(Layer::defaults())
+}
+
+/// The configuration that these sources make.
+///
+/// # Errors
+///
+/// All there is to complain about.
+pub fn load(flags: Layer, environment: Layer, file: Layer) -> Result<Config, Error> {
+    check::check(&merge(flags, environment, file))
+}
+
+/// Everything that is wrong with a configuration, one line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct Error(pub Vec<Complaint>);

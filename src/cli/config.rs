@@ -1,0 +1,32 @@
+//! `loopgate config`: what the configuration is, and what it may be.
+
+use super::flags::Flags;
+use super::{Error, output};
+use crate::config::{check, example, schema, show};
+
+/// Shows the configuration, or its schema
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Prints every option's value and where it came from, as TOML
+    Show {
+        #[command(flatten)]
+        flags: Box<Flags>,
+    },
+    /// Prints a file with every key, its default and what it is for
+    Example,
+    /// Prints the JSON Schema of the file
+    Schema,
+}
+
+/// Prints.
+pub fn run(command: Command) -> Result<(), Error> {
+    match command {
+        Command::Show { flags } => {
+            let layer = flags.merge();
+            check::check(&layer)?;
+            output::print(show::show(&layer))
+        }
+        Command::Example => output::print(example::example()),
+        Command::Schema => output::print(format!("{:#}\n", schema::schema())),
+    }
+}

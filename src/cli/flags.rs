@@ -1,0 +1,151 @@
+//! The flags of `run` and of what looks at the same configuration, made from the table of options.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::marker::PhantomData;
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, ValueHint, value_parser};
+
+use crate::config::key::{Form, KEYS, Key};
+use crate::config::layer::{Given, Layer, Origin};
+use crate::config::{self, Config, environment, file};
+
+/// The heading of what has no table in the file.
+const GENERAL: &str = "General";
+
+const CONFIG_VARIABLE: &str = "LOOPGATE_CONFIG";
+
+/// Which of the options a command takes as flags; variables and the file count with all of theirs.
+pub trait Selection: Clone + std::fmt::Debug + Send + Sync + 'static {
+    /// Says whether it takes this one.
+    fn takes(key: &Key) -> bool;
+}
+
+/// Every option.
+#[derive(Clone, Debug)]
+pub struct All;
+
+impl Selection for All {
+    fn takes(_: &Key) -> bool {
+        true
+    }
+}
+
+/// What the flags say.
+#[derive(Clone, Debug)]
+pub struct Flags<S: Selection = All> {
+    layer: Layer,
+    file: Option<PathBuf>,
+    /// What to complain about if that file can't be read.
+    file_from: &'static str,
+    selection: PhantomData<S>,
+}
+
+impl<S: Selection> Flags<S> {
+    /// Everything that flags, environment, file and defaults say, not yet checked.
+    pub fn merge(self) -> Layer {
+        let (environment, file) = self.other_layers();
+        config::merge(self.layer, environment, file)
+    }
+
+    /// The configuration that flags, environment and file make.
+    pub fn load(self) -> Result<Config, config::Error> {
+        let (environment, file) = self.other_layers();
+        config::load(self.layer, environment, file)
+    }
+
+    fn other_layers(&self) -> (Layer, Layer) {
+        let environment = environment::read(std::env::vars_os(), &variables_of_commands());
+        let file = self.file.as_deref().map(|file| file::read(file, self.file_from)).unwrap_or_default();
+        (environment, file)
+    }
+}
+
+/// The variables that clap reads itself, for flags that are not in the table of options.
+fn variables_of_commands() -> BTreeSet<String> {
+    fn collect(command: &clap::Command, into: &mut BTreeSet<String>) {
+        into.extend(command.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())));
+        command.get_subcommands().for_each(|command| collect(command, into));
+    }
+    let mut variables = BTreeSet::new();
+    collect(&super::command(), &mut variables);
+    variables
+}
+
+fn argument(key: &'static Key) -> Arg {
+    let help = match key.default {
+        Some(default) if key.form != Form::Switch => format!("{} [default: {default}]", key.help),
+        _ => key.help.into(),
+    };
+    let arg = Arg::new(key.flag).long(key.flag).help(help).help_heading(heading(key.table()));
+    match key.form {
+        Form::Switch => arg.value_name("BOOL").action(ArgAction::Set).num_args(0..=1).require_equals(true).default_missing_value("true"),
+        Form::Number => arg.value_name("NUMBER").action(ArgAction::Set),
+        Form::Duration => arg.value_name("DURATION").action(ArgAction::Set),
+        Form::Choice(words) => arg.value_name("WORD").action(ArgAction::Set).value_parser(PossibleValuesParser::new(words)),
+        Form::Text(name) => arg.value_name(name).action(ArgAction::Set).value_hint(match name {
+            "FILE" => ValueHint::FilePath,
+            "DIR" => ValueHint::DirPath,
+            _ => ValueHint::Unknown,
+        }),
+        Form::List(name) => arg.value_name(name).action(ArgAction::Append),
+    }
+}
+
+fn heading(table: &'static str) -> &'static str {
+    match table {
+        "gateway" => "Gateway",
+        "listen" => "Listening",
+        "tls" => "Certificates",
+        "docker" => "Docker",
+        "agents" => "Agents",
+        "external" => "External clients",
+        "limits" => "Limits",
+        "log" => "Logging",
+        _ => GENERAL,
+    }
+}
+
+impl<S: Selection> clap::Args for Flags<S> {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        let config = Arg::new("config")
+            .long("config")
+            .env(CONFIG_VARIABLE)
+            .value_name("FILE")
+            .value_hint(ValueHint::FilePath)
+            .help_heading(GENERAL)
+            .value_parser(value_parser!(OsString))
+            .help("TOML file with what flags and variables don't say");
+        command.arg(config).args(KEYS.iter().filter(|key| S::takes(key)).map(argument))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<S: Selection> FromArgMatches for Flags<S> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut layer = Layer::default();
+        for key in KEYS.iter().filter(|key| S::takes(key)) {
+            if let Some(texts) = matches.get_many::<String>(key.flag) {
+                layer.set(key, texts.map(|text| Given { text: text.clone(), origin: Origin::Flag }));
+            }
+        }
+        let from_variable = matches.value_source("config") == Some(clap::parser::ValueSource::EnvVariable);
+        Ok(Self {
+            layer,
+            // An empty variable is an unset one, here as with all options.
+            file: matches.get_one::<OsString>("config").filter(|file| !(from_variable && file.is_empty())).map(PathBuf::from),
+            file_from: if from_variable { CONFIG_VARIABLE } else { "--config" },
+            selection: PhantomData,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}

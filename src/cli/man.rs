@@ -1,0 +1,25 @@
+//! `loopgate man`.
+
+use std::path::PathBuf;
+
+use super::{Error, output};
+
+/// Prints the manual page, or writes the pages of all commands
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Directory for one page for each command
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// Prints or writes.
+pub fn run(args: &Args) -> Result<(), Error> {
+    match &args.out {
+        Some(dir) => clap_mangen::generate_to(super::command(), dir).map_err(Error::io(format!("writing to {}", dir.display()))),
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(super::command()).render(&mut page).map_err(Error::io("making the manual page"))?;
+            output::print(page)
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What is said to the shell: results on standard output, `loopgate: ...` on standard error, and no panic if nobody listens.
+
+use std::error::Error as _;
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind as UsageKind;
+
+use super::Error;
+
+/// Writes a result. A reader who has seen enough (`loopgate man | head`) is no failure.
+pub fn print(bytes: impl AsRef<[u8]>) -> Result<(), Error> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes.as_ref()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::io("writing to standard output")(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Says what went wrong: a line for each complaint about the configuration, else one line with its causes.
+pub fn error(error: &Error) {
+    if let Error::Config(crate::config::Error(complaints)) = error {
+        for complaint in complaints {
+            line(&complaint.to_string());
+        }
+        return;
+    }
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line(&text);
+}
+
+/// Answers a command line that clap did not take as a command: help and version, or one line that says what is wrong.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    match error.kind() {
+        UsageKind::DisplayHelp | UsageKind::DisplayVersion => {
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        UsageKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+        }
+        _ => line(&in_one_line(&error.to_string())),
+    }
+    ExitCode::from(2)
+}
+
+/// clap's message without its usage and its pointer to `--help`; what it suggests stays, in parentheses.
+fn in_one_line(message: &str) -> String {
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut paragraphs = message.split("\n\n");
+    let mut line = words(paragraphs.next().unwrap_or_default().trim_start_matches("error: "));
+    for tip in paragraphs.flat_map(str::lines).filter_map(|line| line.trim().strip_prefix("tip: ")) {
+        line.push_str(&format!(" ({})", words(tip)));
+    }
+    line
+}
+
+fn line(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "loopgate: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usage_error_fits_on_a_line() {
+        let message = "error: unexpected argument '--gatway' found\n\n  tip: a similar argument exists: '--gateway'\n\n\
+                       Usage: loopgate run --gateway <ADDR>\n\nFor more information, try '--help'.\n";
+        assert_eq!(in_one_line(message), "unexpected argument '--gatway' found (a similar argument exists: '--gateway')");
+        let message = "error: the following required arguments were not provided:\n  --a <A>\n  --b <B>\n\nUsage: x\n";
+        assert_eq!(in_one_line(message), "the following required arguments were not provided: --a <A> --b <B>");
+    }
+}

@@ -1,0 +1,37 @@
+//! `TOKIO_WORKER_THREADS`, looked at before tokio does, which panics at a wrong value.
+
+use std::ffi::OsStr;
+
+use super::Error;
+use crate::config;
+use crate::config::layer::Complaint;
+use crate::config::parse;
+
+const VARIABLE: &str = "TOKIO_WORKER_THREADS";
+
+/// Says whether tokio will take the variable.
+pub fn check() -> Result<(), Error> {
+    match std::env::var_os(VARIABLE).as_deref().map(complaint) {
+        None | Some(None) => Ok(()),
+        Some(Some(what)) => Err(config::Error(vec![Complaint { place: VARIABLE.into(), what }]).into()),
+    }
+}
+
+fn complaint(value: &OsStr) -> Option<String> {
+    // tokio takes any number but 0; more threads than this are a slip of the pen.
+    let text = value.to_string_lossy();
+    parse::number::<usize>(1..=1024)(&text).err().map(|what| format!("{text:?} {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_tokio_takes_passes() {
+        assert_eq!(complaint("2".as_ref()), None);
+        for text in ["", "0", "two", "-1"] {
+            assert_eq!(complaint(text.as_ref()), Some(format!("{text:?} is not a number from 1 to 1024")));
+        }
+    }
+}

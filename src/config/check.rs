@@ -1,0 +1,268 @@
+//! The merged layer to a [`Config`], with every complaint there is.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::key::{Key, key};
+use super::layer::{Complaint, GivenRule, Layer, Origin};
+use super::parse::{self, Parsed};
+use super::{
+    Agents, CertificateFiles, Config, Docker, Error, External, Gateway, Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses,
+    PathRule, Tls,
+};
+use crate::addr::says_nothing;
+
+/// Checks what all sources say together (with the defaults at the bottom).
+///
+/// # Errors
+///
+/// All complaints: of the sources, of each value, and of values that don't go together.
+pub fn check(layer: &Layer) -> Result<Config, Error> {
+    let mut read = Reader { layer, complaints: layer.complaints.clone() };
+    let config = Config {
+        gateway: gateway(&mut read),
+        listen: listen(&mut read),
+        tls: tls(&mut read),
+        state_dir: read.one("state-dir", parse::path),
+        docker: Docker {
+            engine: read.one("docker", parse::engine),
+            any_project: read.one("any-project", parse::switch),
+            container: read.optional("container", parse::container),
+        },
+        agents: agents(&mut read),
+        external: external(&mut read),
+        admin: read.one("admin", parse::socket_address_or_off),
+        limits: limits(&mut read),
+        log: Log {
+            format: read.one("log-format", parse::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
+            level: read.one("log-level", parse::log_filter),
+            access: read.one("access-log", parse::switch),
+        },
+    };
+    // Values that were complained about are stand-ins by now, and would only be blamed for what nobody wrote.
+    if read.complaints.is_empty() {
+        together(&config, &mut read);
+    }
+    if read.complaints.is_empty() { Ok(config) } else { Err(Error(read.complaints)) }
+}
+
+/// The admin listener's address alone, for those who only want to ask a sidecar that runs.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub fn admin(layer: &Layer) -> Result<Option<SocketAddr>, Error> {
+    let mut read = Reader { layer, complaints: Vec::new() };
+    let admin = read.one("admin", parse::socket_address_or_off);
+    if read.complaints.is_empty() { Ok(admin) } else { Err(Error(read.complaints)) }
+}
+
+fn gateway(read: &mut Reader<'_>) -> Gateway {
+    let allow_remote = read.one("allow-remote-gateway", parse::switch);
+    Gateway {
+        address: read.one("gateway", |text| gateway_address(text, allow_remote)),
+        allow_remote,
+        external_source: read.one("external-source", parse::loopback_ipv4),
+        agent_sources: read.one("agent-sources", parse::loopback_ipv4_network),
+        token_file: read.optional("token-file", parse::path),
+        state_dir: read.optional("gateway-state-dir", parse::path),
+    }
+}
+
+fn gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
+    let address = parse::socket_address(text)?;
+    match address.ip() {
+        _ if address.port() == 0 => Err("has no port".into()),
+        // The lanes are source addresses of 127.0.0.0/8; IPv6 has but one loopback address, so both would look alike.
+        IpAddr::V6(ip) if ip.is_loopback() => Err("must be in 127.0.0.0/8, for the lanes differ by IPv4 source address".into()),
+        ip if ip.is_unspecified() => Err("is not the address of a host".into()),
+        ip if ip.is_loopback() || allow_remote => Ok(address),
+        _ => Err("is not a loopback address (use --allow-remote-gateway to allow it)".into()),
+    }
+}
+
+fn listen(read: &mut Reader<'_>) -> Listen {
+    Listen {
+        on: read.list("listen", parse::listen_on),
+        proxy_protocol: read.one("proxy-protocol", parse::switch),
+        own_addresses: read.one("own-addresses", parse::choice(&[("external", OwnAddresses::External), ("agent", OwnAddresses::Agent)])),
+    }
+}
+
+fn tls(read: &mut Reader<'_>) -> Tls {
+    let chain = read.optional("tls-cert", parse::path);
+    let key = read.optional("tls-key", parse::path);
+    match (&chain, &key) {
+        (Some(_), None) => read.complain("tls-cert", "needs --tls-key"),
+        (None, Some(_)) => read.complain("tls-key", "needs --tls-cert"),
+        _ => {}
+    }
+    Tls {
+        own_pair: chain.zip(key).map(|(chain, key)| CertificateFiles { chain, key }),
+        names: read.list("tls-name", parse::subject_name),
+        client_ca: read.optional("client-ca", parse::path),
+    }
+}
+
+fn agents(read: &mut Reader<'_>) -> Agents {
+    Agents {
+        cidrs: read.list("agent-cidr", parse::agent_network),
+        uris: read.list("agent-uri", parse::uri),
+        inherit_token: read.one("inherit-token", parse::switch),
+        scopes: read.list("agent-scopes", parse::scope),
+        trust_domain: read.one("trust-domain", parse::trust_domain),
+    }
+}
+
+fn external(read: &mut Reader<'_>) -> External {
+    let paths = read.layer.paths.iter().flatten().filter_map(|rule| read.rule(rule)).collect();
+    External {
+        trusted_proxies: read.list("trusted-proxy", parse::network),
+        allow: read.list("allow", parse::network),
+        deny: read.list("deny", parse::network),
+        unknown_client: read.one("unknown-client", |text| match parse::ip(text)? {
+            ip if says_nothing(ip) => Err("would make a client of unknown address a local one".into()),
+            ip => Ok(ip),
+        }),
+        identity_headers: read.list("identity-header", parse::identity_header),
+        paths,
+    }
+}
+
+fn limits(read: &mut Reader<'_>) -> Limits {
+    Limits {
+        max_connections: read.one("max-connections", parse::number(1..=10_000_000)),
+        max_connections_per_client: read.one("max-connections-per-client", parse::number(1..=10_000_000)),
+        connection_rate_per_client: read.one("connection-rate-per-client", parse::number(0..=1_000_000)),
+        // hyper wants 8 KiB of buffer at least.
+        head_bytes: read.one("head-bytes", parse::number(8 * 1024..=16 * 1024 * 1024)),
+        // The http crate's header map ends at 24,576 fields.
+        head_fields: read.one("head-fields", parse::number(1..=16 * 1024)),
+        h2_streams: read.one("h2-streams", parse::number(1..=100_000)),
+        handshake_timeout: read.one("handshake-timeout", parse::timeout),
+        head_timeout: read.one("head-timeout", parse::timeout),
+        connect_timeout: read.one("connect-timeout", parse::timeout),
+        request_timeout: read.one("request-timeout", parse::timeout),
+        idle_timeout: read.one("idle-timeout", parse::timeout),
+        gateway_wait: read.one("gateway-wait", parse::duration),
+        drain_timeout: read.one("drain-timeout", parse::duration),
+    }
+}
+
+/// What is wrong only in company.
+fn together(config: &Config, read: &mut Reader<'_>) {
+    let Gateway { address, external_source, agent_sources, .. } = config.gateway;
+    if address.ip() == external_source || external_source.octets() == [127, 0, 0, 1] {
+        read.complain_of(&["external-source", "gateway"], "the external lane needs a source address that no local client has by itself");
+    }
+    if agent_sources.contains(&external_source) {
+        read.complain_of(&["agent-sources", "external-source"], "agents would share the external lane's source address");
+    }
+    if matches!(address.ip(), IpAddr::V4(ip) if agent_sources.contains(&ip)) {
+        read.complain_of(&["agent-sources", "gateway"], "agents would share the gateway's own address");
+    }
+    if config.listen.on.is_empty() {
+        read.complain("listen", "names no place to listen on");
+    }
+    for on in &config.listen.on {
+        let ListenAddresses::Address(ip) = on.addresses else { continue };
+        let taken = SocketAddr::new(ip, on.port);
+        if taken == address {
+            read.complain_of(&["listen", "gateway"], "the sidecar can't listen on the gateway's own address");
+        } else if config.admin == Some(taken) && on.port != 0 {
+            read.complain_of(&["admin", "listen"], "the admin listener needs an address of its own");
+        }
+    }
+    if config.admin == Some(address) {
+        read.complain_of(&["admin", "gateway"], "the admin listener needs an address of its own");
+    }
+    if config.listen.proxy_protocol && config.external.trusted_proxies.is_empty() {
+        read.complain("proxy-protocol", "needs --trusted-proxy, for nobody else is believed");
+    }
+    if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
+        read.complain("agent-uri", "needs --client-ca, which says whose certificates count");
+    }
+    if config.agents.inherit_token && config.gateway.token_file.is_none() {
+        read.complain("inherit-token", "needs --token-file");
+    }
+}
+
+/// Takes values out of a layer and gathers what is wrong with them.
+struct Reader<'a> {
+    layer: &'a Layer,
+    complaints: Vec<Complaint>,
+}
+
+impl Reader<'_> {
+    /// The value of an option that has a default, which also stands in for a value that is wrong.
+    fn one<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> T {
+        self.optional(flag, &parse).unwrap_or_else(|| {
+            let default = key(flag).default.unwrap_or_default();
+            parse(default).unwrap_or_else(|what| panic!("the default of --{flag} {what}"))
+        })
+    }
+
+    /// The value of an option that has no default; `None` also stands in for a value that is wrong.
+    fn optional<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
+        self.list(flag, parse).pop()
+    }
+
+    /// The values of an option that are right.
+    fn list<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> Vec<T> {
+        let key = key(flag);
+        let given = self.layer.get(key).iter();
+        let parsed = given.filter_map(|given| match parse(&given.text) {
+            Ok(value) => Some(value),
+            Err(what) => {
+                self.complaints.push(Complaint { place: given.origin.place(key), what: format!("{:?} {what}", given.text) });
+                None
+            }
+        });
+        parsed.collect()
+    }
+
+    fn rule(&mut self, rule: &GivenRule) -> Option<PathRule> {
+        let (allow, prefix) = match (&rule.allow, &rule.deny) {
+            (Some(prefix), None) => (true, prefix),
+            (None, Some(prefix)) => (false, prefix),
+            _ => return self.complain_of_rule(rule, "a rule has either allow or deny".into()),
+        };
+        let prefix = match parse::path_prefix(prefix) {
+            Ok(prefix) => prefix,
+            Err(what) => return self.complain_of_rule(rule, format!("{prefix:?} {what}")),
+        };
+        let mut methods = Vec::new();
+        for text in &rule.methods {
+            match parse::method(text) {
+                Ok(method) => methods.push(method),
+                Err(what) => return self.complain_of_rule(rule, format!("{text:?} {what}")),
+            }
+        }
+        Some(PathRule { allow, prefix, methods })
+    }
+
+    fn complain_of_rule(&mut self, rule: &GivenRule, what: String) -> Option<PathRule> {
+        let place = match &rule.origin {
+            Origin::File(file, line) => format!("{}:{line}: {}", file.display(), super::key::PATHS),
+            _ => super::key::PATHS.into(),
+        };
+        self.complaints.push(Complaint { place, what });
+        None
+    }
+
+    fn complain(&mut self, flag: &str, what: &str) {
+        self.complain_of(&[flag], what);
+    }
+
+    /// Blames the first of these options that somebody has given.
+    fn complain_of(&mut self, flags: &[&str], what: &str) {
+        let origin = |key: &Key| self.layer.get(key).first().map_or(Origin::Default, |given| given.origin.clone());
+        let options: Vec<_> = flags.iter().map(|flag| key(flag)).map(|key| (key, origin(key))).collect();
+        let given = options.iter().find(|(_, origin)| *origin != Origin::Default);
+        let (key, origin) = given.unwrap_or(&options[0]);
+        self.complaints.push(Complaint { place: origin.place(key), what: what.into() });
+    }
+}
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

@@ -1,0 +1,100 @@
+//! The layer of the environment: `LOOPGATE_` and the flag's name.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+
+use super::key::{Form, KEYS, VARIABLE_PREFIX};
+use super::layer::{Given, Layer, Origin};
+
+/// Reads what `variables` say. `known` are variables of other commands, which are theirs to read.
+///
+/// An empty variable counts as unset, for that is what compose files make of an undefined one; a list given as "nothing" would also lift
+/// what `--deny` says in the file.
+pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &BTreeSet<String>) -> Layer {
+    let mut layer = Layer::default();
+    for (name, value) in variables {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(VARIABLE_PREFIX)) else { continue };
+        let key = KEYS.iter().find(|key| key.variable() == name);
+        if key.is_none() && (known.contains(name) || is_service_link(name)) {
+            continue;
+        }
+        let Ok(value) = value.into_string() else {
+            layer.complain(name, "is not UTF-8");
+            continue;
+        };
+        match key {
+            Some(_) if value.is_empty() => {}
+            Some(key) => {
+                let given = |text: &str| Given { text: text.trim().into(), origin: Origin::Variable };
+                match key.form {
+                    Form::List(_) => layer.set(key, value.split(',').map(given)),
+                    _ => layer.set(key, [given(&value)]),
+                }
+            }
+            None => layer.complain(name, "there is no such option"),
+        }
+    }
+    layer
+}
+
+/// Says whether Kubernetes (or a Docker link) made this variable for a service whose name begins with `loopgate`.
+///
+/// Its forms are `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]` and `{SVC}_PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`. No option ends like that.
+fn is_service_link(name: &str) -> bool {
+    let Some((_, after)) = name.rsplit_once("_PORT_").filter(|(_, after)| after.starts_with(|c: char| c.is_ascii_digit())) else {
+        return name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || name.ends_with("_PORT");
+    };
+    let mut parts = after.split('_').skip(1);
+    matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::key;
+    use super::*;
+
+    fn layer(variables: &[(&str, &str)]) -> Layer {
+        read(variables.iter().map(|(name, value)| (name.into(), value.into())), &BTreeSet::from(["LOOPGATE_CONFIG".to_owned()]))
+    }
+
+    fn texts(layer: &Layer, flag: &str) -> Vec<String> {
+        layer.get(key(flag)).iter().map(|given| given.text.clone()).collect()
+    }
+
+    #[test]
+    fn a_variable_sets_the_option_of_its_flag_and_lists_are_split_at_commas() {
+        let layer = layer(&[
+            ("LOOPGATE_GATEWAY", "127.0.0.1:1"),
+            ("LOOPGATE_ALLOW", "10.0.0.0/8, fd00::/8"),
+            ("PATH", "/bin"),
+            ("LOOPGATE_CONFIG", "x.toml"),
+        ]);
+        assert_eq!(texts(&layer, "gateway"), ["127.0.0.1:1"]);
+        assert_eq!(texts(&layer, "allow"), ["10.0.0.0/8", "fd00::/8"]);
+        assert_eq!(layer.complaints, []);
+    }
+
+    #[test]
+    fn an_empty_variable_is_unset() {
+        let merged = layer(&[("LOOPGATE_GATEWAY", "")]).over(Layer::defaults());
+        assert_eq!(texts(&merged, "gateway"), ["127.0.0.1:18789"]);
+    }
+
+    #[test]
+    fn an_unknown_variable_is_complained_about_unless_kubernetes_made_it() {
+        for name in [
+            "LOOPGATE_SERVICE_HOST",
+            "LOOPGATE_SERVICE_PORT",
+            "LOOPGATE_SERVICE_PORT_HTTPS",
+            "LOOPGATE_PORT",
+            "LOOPGATE_PORT_443_TCP",
+            "LOOPGATE_PORT_443_TCP_ADDR",
+            "LOOPGATE_ADMIN_PORT_9180_TCP_PROTO",
+        ] {
+            assert_eq!(layer(&[(name, "tcp://10.96.0.1:443")]).complaints, [], "{name}");
+        }
+        for name in ["LOOPGATE_GATEWAYS", "LOOPGATE_", "LOOPGATE_PORT_X"] {
+            assert_eq!(layer(&[(name, "1")]).complaints[0].to_string(), format!("{name}: there is no such option"));
+        }
+    }
+}

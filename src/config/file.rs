@@ -1,0 +1,235 @@
+//! The layer of the TOML file, with the line of each value.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+
+use super::key::{Form, KEYS, Key, PATHS};
+use super::layer::{Given, GivenRule, Layer, Origin};
+
+/// Reads a file. One that can't be read is a complaint, too; `place` says who asked for it.
+pub fn read(file: &Path, place: &str) -> Layer {
+    match std::fs::read_to_string(file) {
+        Ok(text) => parse(&text, file),
+        Err(error) => {
+            let mut layer = Layer::default();
+            layer.complain(place, format!("{}: {error}", file.display()));
+            layer
+        }
+    }
+}
+
+/// Reads the text of a file that is called `name`.
+pub fn parse(text: &str, name: &Path) -> Layer {
+    let mut reader = Reader { text, name: name.into(), layer: Layer::default() };
+    let (root, mut errors) = DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        reader.table("", root.get_ref());
+    }
+    let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
+    errors.sort_by_key(start);
+    for error in errors {
+        let at = start(&error);
+        reader.layer.complain(format!("{}:{}", name.display(), reader.line(at)), one_line(error.message()));
+    }
+    reader.layer
+}
+
+/// A message of the `toml` crate, which may span lines, in one.
+fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A rule of `[[external.paths]]` as the file spells it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileRule {
+    allow: Option<String>,
+    deny: Option<String>,
+    #[serde(default)]
+    methods: Vec<String>,
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    name: Arc<Path>,
+    layer: Layer,
+}
+
+impl Reader<'_> {
+    fn line(&self, at: usize) -> usize {
+        1 + self.text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count()
+    }
+
+    fn origin(&self, at: usize) -> Origin {
+        Origin::File(self.name.clone(), self.line(at))
+    }
+
+    fn complain(&mut self, at: usize, path: &str, what: impl Into<String>) {
+        let place = format!("{}:{}: {path}", self.name.display(), self.line(at));
+        self.layer.complain(place, what);
+    }
+
+    fn table(&mut self, prefix: &str, table: &DeTable<'_>) {
+        for (name, value) in table {
+            let (at, name) = (name.span().start, name.get_ref());
+            let path = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
+            if path == PATHS {
+                self.rules(value);
+            } else if let Some(key) = KEYS.iter().find(|key| key.path == path) {
+                self.option(key, value);
+            } else if prefix.is_empty() && KEYS.iter().any(|key| key.table() == path) {
+                match value.get_ref() {
+                    DeValue::Table(inner) => self.table(&path, inner),
+                    other => self.complain(at, &path, format!("must be a table, not {}", describe(other))),
+                }
+            } else {
+                self.complain(at, &path, "there is no such key");
+            }
+        }
+    }
+
+    fn option(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) {
+        let texts = match (key.form, value.get_ref()) {
+            (Form::List(_), DeValue::Array(items)) => items.iter().map(|item| self.text(key, item)).collect(),
+            _ => self.text(key, value).map(|given| vec![given]),
+        };
+        // What can't be taken was complained about.
+        if let Some(given) = texts {
+            self.layer.set(key, given);
+        }
+    }
+
+    /// The value as a flag would state it, if it has the type that goes with the key.
+    fn text(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) -> Option<Given> {
+        let at = value.span().start;
+        let (text, wanted) = match (key.form, value.get_ref()) {
+            (Form::Switch, DeValue::Boolean(on)) => (Some(on.to_string()), ""),
+            (Form::Switch, _) => (None, "true or false"),
+            (Form::Number | Form::Duration, DeValue::Integer(number)) => (integer(number), "a whole number"),
+            (Form::Number, _) => (None, "a whole number"),
+            (_, DeValue::String(text)) => (Some(text.to_string()), ""),
+            (Form::Duration, _) => (None, "a string such as \"10s\", or a number of seconds"),
+            (Form::List(_), _) => (None, "an array of strings"),
+            (Form::Choice(_) | Form::Text(_), _) => (None, "a string"),
+        };
+        if text.is_none() {
+            self.complain(at, key.path, format!("must be {wanted}, not {}", describe(value.get_ref())));
+        }
+        text.map(|text| Given { text, origin: self.origin(at) })
+    }
+
+    fn rules(&mut self, value: &Spanned<DeValue<'_>>) {
+        let DeValue::Array(items) = value.get_ref() else {
+            self.complain(value.span().start, PATHS, format!("must be an array of tables, not {}", describe(value.get_ref())));
+            return;
+        };
+        let mut rules = Vec::new();
+        for item in items {
+            let at = item.span().start;
+            match FileRule::deserialize(ValueDeserializer::from(item.clone())) {
+                Ok(FileRule { allow, deny, methods }) => rules.push(GivenRule { allow, deny, methods, origin: self.origin(at) }),
+                Err(error) => {
+                    let at = error.span().map_or(at, |span| span.start);
+                    self.complain(at, PATHS, one_line(error.message()));
+                }
+            }
+        }
+        self.layer.paths = Some(rules);
+    }
+}
+
+fn integer(number: &toml::de::DeInteger<'_>) -> Option<String> {
+    i64::from_str_radix(number.as_str(), number.radix()).ok().map(|number| number.to_string())
+}
+
+fn describe(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a number",
+        DeValue::Float(_) => "a fraction",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "an array",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::key;
+    use super::*;
+
+    fn layer(text: &str) -> Layer {
+        parse(text, Path::new("loopgate.toml"))
+    }
+
+    fn complaints(text: &str) -> Vec<String> {
+        layer(text).complaints.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn every_shape_is_read_with_its_line() {
+        let layer = layer(
+            "state_dir = \"/s\"\n[listen]\non = [\n  \"bridge:1\",\n  \"eth0:2\",\n]\nproxy_protocol = true\n\
+             [limits]\nmax_connections = 1_000\nhead_timeout = 3\nidle_timeout = \"2m\"\n[external]\nallow = \"10.0.0.0/8\"\n",
+        );
+        assert_eq!(layer.complaints, []);
+        let given = |flag: &str| -> Vec<_> {
+            let line = |given: &Given| match given.origin {
+                Origin::File(_, line) => line,
+                _ => 0,
+            };
+            layer.get(key(flag)).iter().map(|given| (given.text.clone(), line(given))).collect()
+        };
+        assert_eq!(given("state-dir"), [("/s".into(), 1)]);
+        assert_eq!(given("listen"), [("bridge:1".into(), 4), ("eth0:2".into(), 5)]);
+        assert_eq!(given("proxy-protocol"), [("true".into(), 7)]);
+        assert_eq!(given("max-connections"), [("1000".into(), 9)]);
+        assert_eq!(given("head-timeout"), [("3".into(), 10)]);
+        assert_eq!(given("idle-timeout"), [("2m".into(), 11)]);
+        assert_eq!(given("allow"), [("10.0.0.0/8".into(), 13)]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line_and_key() {
+        for (text, complaint) in [
+            ("\nport = 1\n", "loopgate.toml:2: port: there is no such key"),
+            ("[gateway]\nadress = \"127.0.0.1:1\"\n", "loopgate.toml:2: gateway.adress: there is no such key"),
+            ("[upstream]\n", "loopgate.toml:1: upstream: there is no such key"),
+            ("gateway = \"127.0.0.1:1\"\n", "loopgate.toml:1: gateway: must be a table, not a string"),
+            ("[listen]\nproxy_protocol = \"yes\"\n", "loopgate.toml:2: listen.proxy_protocol: must be true or false, not a string"),
+            ("[limits]\nhead_bytes = 1.5\n", "loopgate.toml:2: limits.head_bytes: must be a whole number, not a fraction"),
+            ("[external]\ndeny = [\"10.0.0.1\", 7]\n", "loopgate.toml:2: external.deny: must be an array of strings, not a number"),
+            ("[external]\npaths = \"/\"\n", "loopgate.toml:2: external.paths: must be an array of tables, not a string"),
+        ] {
+            assert_eq!(complaints(text), [complaint], "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_is_complained_about_on_one_line() {
+        let complaints = complaints("[gateway]\naddress = \n");
+        assert_eq!(complaints.len(), 1);
+        assert!(complaints[0].starts_with("loopgate.toml:2: ") && !complaints[0].contains('\n'), "{complaints:?}");
+    }
+
+    #[test]
+    fn all_complaints_are_collected() {
+        assert_eq!(complaints("x = 1\ny = 2\n[log]\nz = 3\n").len(), 3);
+    }
+
+    #[test]
+    fn path_rules_keep_their_order() {
+        let layer = layer("[[external.paths]]\nallow = \"/hooks/\"\nmethods = [\"POST\"]\n[[external.paths]]\ndeny = \"/\"\n");
+        let rules = layer.paths.unwrap();
+        assert_eq!(rules[0].allow.as_deref(), Some("/hooks/"));
+        assert_eq!(rules[0].methods, ["POST"]);
+        assert_eq!(rules[1].deny.as_deref(), Some("/"));
+        let complaints = complaints("[[external.paths]]\nalow = \"/hooks/\"\n");
+        assert!(complaints[0].starts_with("loopgate.toml:2: external.paths: unknown field"), "{complaints:?}");
+    }
+}

@@ -1,0 +1,207 @@
+//! Every option of `loopgate run`, once: its flag, its key in the file, its shape, its default and what it is for.
+//!
+//! Flags, variables, the file, help, completions, `config show` and `config schema` are all made from this table.
+
+use std::sync::LazyLock;
+
+/// One option.
+#[derive(Debug)]
+pub struct Key {
+    /// Its flag, without the dashes; the variable's name follows from it.
+    pub flag: &'static str,
+    /// Its place in the TOML file, dotted.
+    pub path: &'static str,
+    /// What its value looks like.
+    pub form: Form,
+    /// Its value where no source gives one, as a flag would state it.
+    pub default: Option<&'static str>,
+    /// What it does, in one sentence without a full stop.
+    pub help: &'static str,
+}
+
+/// The shape of an option's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `true` or `false`; the flag alone means `true`.
+    Switch,
+    /// A whole number.
+    Number,
+    /// A time span such as `10s`, `500ms`, `2m`, or a bare number of seconds.
+    Duration,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Text; what is inside is the name for it in the help.
+    Text(&'static str),
+    /// Any number of texts: the flag repeats, the variable separates by comma, the file has an array.
+    List(&'static str),
+}
+
+impl Key {
+    /// The environment variable that sets it.
+    pub fn variable(&self) -> String {
+        format!("{VARIABLE_PREFIX}{}", self.flag.to_ascii_uppercase().replace('-', "_"))
+    }
+
+    /// Says whether it takes any number of values, none included.
+    pub fn is_list(&self) -> bool {
+        matches!(self.form, Form::List(_))
+    }
+
+    /// The table of the file it is in; empty for the top level.
+    pub fn table(&self) -> &'static str {
+        self.path.split_once('.').map_or("", |(table, _)| table)
+    }
+
+    /// Its name within that table.
+    pub fn name(&self) -> &'static str {
+        self.path.split_once('.').map_or(self.path, |(_, name)| name)
+    }
+}
+
+/// What every variable of loopgate begins with.
+pub const VARIABLE_PREFIX: &str = "LOOPGATE_";
+
+/// Where the file holds the path rules, which are the only option without a flag: their order matters.
+pub const PATHS: &str = "external.paths";
+
+/// The option with this flag.
+///
+/// # Panics
+///
+/// If there is none, which is a mistake in loopgate.
+pub fn key(flag: &str) -> &'static Key {
+    KEYS.iter().find(|key| key.flag == flag).unwrap_or_else(|| panic!("no option is called {flag}"))
+}
+
+/// All options, in the order of the help and of the example file.
+pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
+    use Form::{Choice, Duration, List, Number, Switch, Text};
+    let mut keys = Vec::new();
+    let mut add = |flag, path, form, default, help| keys.push(Key { flag, path, form, default, help });
+
+    add("state-dir", "state_dir", Text("DIR"), Some("/var/lib/loopgate"), "Directory of the CA, the certificate and their keys");
+    add(
+        "admin",
+        "admin",
+        Text("ADDR|off"),
+        Some("127.0.0.1:9180"),
+        "Where health, metrics and status are served; anyone who reaches it may read them",
+    );
+
+    add("gateway", "gateway.address", Text("ADDR"), Some("127.0.0.1:18789"), "Address of the gateway");
+    add("allow-remote-gateway", "gateway.allow_remote", Switch, Some("false"), "Accept a gateway address that is not loopback");
+    add(
+        "external-source",
+        "gateway.external_source",
+        Text("IP"),
+        Some("127.0.0.2"),
+        "Source address of the external lane, the one in the gateway's trustedProxies",
+    );
+    add(
+        "agent-sources",
+        "gateway.agent_sources",
+        Text("CIDR"),
+        Some("127.77.0.0/16"),
+        "Network out of which each agent gets a source address of its own",
+    );
+    add("token-file", "gateway.token_file", Text("FILE"), None, "File that holds the gateway's token");
+    add(
+        "gateway-state-dir",
+        "gateway.state_dir",
+        Text("DIR"),
+        None,
+        "The gateway's own state directory (read-only), to pair its own identity in advance",
+    );
+
+    add(
+        "listen",
+        "listen.on",
+        List("WHERE:PORT"),
+        Some("bridge:18789"),
+        "Where to listen: bridge, an interface, a network or an address, and the port",
+    );
+    add("proxy-protocol", "listen.proxy_protocol", Switch, Some("false"), "Expect the PROXY protocol from trusted proxies");
+    add(
+        "own-addresses",
+        "listen.own_addresses",
+        Choice(&["external", "agent"]),
+        Some("external"),
+        "Lane of clients with an address of this network namespace",
+    );
+
+    add("tls-cert", "tls.cert", Text("FILE"), None, "Certificate chain (PEM) to use instead of one made by loopgate");
+    add("tls-key", "tls.key", Text("FILE"), None, "Private key (PEM) of --tls-cert");
+    add("tls-name", "tls.names", List("NAME"), None, "Further DNS name or IP address in the certificate that loopgate makes");
+    add("client-ca", "tls.client_ca", Text("FILE"), None, "CA bundle (PEM) whose client certificates identify external users");
+
+    add("docker", "docker.engine", Text("auto|off|URL"), Some("auto"), "Docker Engine: auto, off, unix:///PATH or tcp://HOST:PORT");
+    add("any-project", "docker.any_project", Switch, Some("false"), "Let labels count on containers of other compose projects");
+    add("container", "docker.container", Text("ID"), None, "Container that owns this network namespace, where it can't be found out");
+
+    add("agent-cidr", "agents.cidrs", List("CIDR"), None, "Network whose addresses are agents by their address alone");
+    add("agent-uri", "agents.uris", List("URI"), None, "SAN URI of client certificates (from --client-ca) that are agents");
+    add("inherit-token", "agents.inherit_token", Switch, Some("false"), "Hand the gateway's token to attested agents");
+    add("agent-scopes", "agents.scopes", List("SCOPE"), None, "Scope cap of agents that have none of their own; none by default");
+    add("trust-domain", "agents.trust_domain", Text("NAME"), Some("loopgate.local"), "SPIFFE trust domain of agents' certificates");
+
+    add("trusted-proxy", "external.trusted_proxies", List("CIDR"), None, "Proxy that may state a client's address");
+    add("allow", "external.allow", List("CIDR"), None, "Who may connect; everyone by default");
+    add("deny", "external.deny", List("CIDR"), None, "Who may not connect, whatever --allow says");
+    add(
+        "unknown-client",
+        "external.unknown_client",
+        Text("IP"),
+        Some("192.0.2.1"),
+        "Address stated for a client whose own would say nothing",
+    );
+    add("identity-header", "external.identity_headers", List("NAME"), None, "Identity header that trusted proxies may set");
+
+    add("max-connections", "limits.max_connections", Number, Some("8192"), "Connections at once");
+    add("max-connections-per-client", "limits.max_connections_per_client", Number, Some("4096"), "Connections at once from one address");
+    add(
+        "connection-rate-per-client",
+        "limits.connection_rate_per_client",
+        Number,
+        Some("0"),
+        "New connections a second from one address; 0 for no limit",
+    );
+    add("head-bytes", "limits.head_bytes", Number, Some("65536"), "Bytes of a request head");
+    add("head-fields", "limits.head_fields", Number, Some("128"), "Fields of a request head");
+    add("h2-streams", "limits.h2_streams", Number, Some("100"), "Concurrent streams of an HTTP/2 connection");
+    add("handshake-timeout", "limits.handshake_timeout", Duration, Some("10s"), "Time for the TLS handshake");
+    add("head-timeout", "limits.head_timeout", Duration, Some("10s"), "Time for a whole request head");
+    add("connect-timeout", "limits.connect_timeout", Duration, Some("2s"), "Time to connect to the gateway");
+    add("request-timeout", "limits.request_timeout", Duration, Some("60s"), "Time for the gateway's response head");
+    add("idle-timeout", "limits.idle_timeout", Duration, Some("75s"), "How long a keep-alive connection may idle");
+    add("gateway-wait", "limits.gateway_wait", Duration, Some("5s"), "How long a request waits for a gateway that restarts");
+    add("drain-timeout", "limits.drain_timeout", Duration, Some("10s"), "How long shutting down may take");
+
+    add("log-format", "log.format", Choice(&["text", "json"]), Some("text"), "Shape of a log line");
+    add(
+        "log-level",
+        "log.level",
+        Text("FILTER"),
+        Some("info"),
+        "What is logged: a level, or a filter such as loopgate::discovery=debug,warn",
+    );
+    add("access-log", "log.access", Switch, Some("false"), "Log one line for each request");
+    keys
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_and_paths_are_unique_and_variables_follow_from_flags() {
+        for (i, key) in KEYS.iter().enumerate() {
+            for other in &KEYS[i + 1..] {
+                assert_ne!(key.flag, other.flag);
+                assert_ne!(key.path, other.path);
+            }
+        }
+        assert_eq!(key("tls-name").variable(), "LOOPGATE_TLS_NAME");
+        assert_eq!((key("tls-name").table(), key("tls-name").name()), ("tls", "names"));
+        assert_eq!((key("admin").table(), key("admin").name()), ("", "admin"));
+    }
+}

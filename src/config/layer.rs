@@ -1,0 +1,153 @@
+//! What one source says, and what all of them say together.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::key::{KEYS, Key};
+
+/// What one source (flags, environment, file, defaults) says: any number of options, none of them checked yet.
+#[derive(Clone, Debug, Default)]
+pub struct Layer {
+    given: BTreeMap<&'static str, Vec<Given>>,
+    /// The rules of `[[external.paths]]`, if the source has any.
+    pub paths: Option<Vec<GivenRule>>,
+    /// What is wrong with the source itself, such as a key that doesn't exist.
+    pub complaints: Vec<Complaint>,
+}
+
+/// A value as it was typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The text; numbers and switches too.
+    pub text: String,
+    /// Where it was typed.
+    pub origin: Origin,
+}
+
+/// A path rule as it was typed.
+#[derive(Clone, Debug)]
+pub struct GivenRule {
+    /// The prefix that may pass.
+    pub allow: Option<String>,
+    /// The prefix that may not.
+    pub deny: Option<String>,
+    /// The methods it is for.
+    pub methods: Vec<String>,
+    /// Where it was typed.
+    pub origin: Origin,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nowhere: it is built in.
+    Default,
+    /// A command line flag.
+    Flag,
+    /// An environment variable.
+    Variable,
+    /// A line, counted from 1, of a file.
+    File(Arc<Path>, usize),
+}
+
+impl Origin {
+    /// Names the place where `key` was given, as somebody who has to correct it would look for it.
+    pub fn place(&self, key: &Key) -> String {
+        match self {
+            Self::Default => format!("the default of --{}", key.flag),
+            Self::Flag => format!("--{}", key.flag),
+            Self::Variable => key.variable(),
+            Self::File(file, line) => format!("{}:{line}: {}", file.display(), key.path),
+        }
+    }
+}
+
+/// Something that keeps loopgate from starting: one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// The flag, variable, or file, line and key.
+    pub place: String,
+    /// What is wrong there.
+    pub what: String,
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.what)
+    }
+}
+
+impl Layer {
+    /// The bottom layer.
+    pub fn defaults() -> Self {
+        let mut layer = Self::default();
+        for key in KEYS.iter() {
+            layer.set(key, key.default.map(|text| Given { text: text.into(), origin: Origin::Default }));
+        }
+        layer
+    }
+
+    /// Notes the values of an option; none at all is a value too (an empty list).
+    pub fn set(&mut self, key: &'static Key, values: impl IntoIterator<Item = Given>) {
+        self.given.insert(key.flag, values.into_iter().collect());
+    }
+
+    /// The values given for an option.
+    pub fn get(&self, key: &Key) -> &[Given] {
+        self.given.get(key.flag).map_or(&[], Vec::as_slice)
+    }
+
+    /// Notes something wrong with the source itself.
+    pub fn complain(&mut self, place: impl Into<String>, what: impl Into<String>) {
+        self.complaints.push(Complaint { place: place.into(), what: what.into() });
+    }
+
+    /// This layer on top of `below`: an option it gives hides the one below, lists included.
+    pub fn over(mut self, mut below: Self) -> Self {
+        below.given.append(&mut self.given);
+        below.paths = self.paths.or(below.paths);
+        self.complaints.append(&mut below.complaints);
+        below.complaints = self.complaints;
+        below
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::key;
+    use super::*;
+
+    fn layer(flag: &str, texts: &[&str], origin: Origin) -> Layer {
+        let mut layer = Layer::default();
+        layer.set(key(flag), texts.iter().map(|text| Given { text: (*text).into(), origin: origin.clone() }));
+        layer
+    }
+
+    #[test]
+    fn the_upper_layer_hides_the_lower_one() {
+        let merged = layer("allow", &["10.0.0.0/8"], Origin::Flag)
+            .over(layer("allow", &["172.16.0.0/12", "192.168.0.0/16"], Origin::Variable))
+            .over(layer("deny", &["10.1.0.0/16"], Origin::Variable))
+            .over(Layer::defaults());
+        assert_eq!(merged.get(key("allow")), [Given { text: "10.0.0.0/8".into(), origin: Origin::Flag }]);
+        assert_eq!(merged.get(key("deny")).len(), 1);
+        assert_eq!(merged.get(key("admin"))[0].origin, Origin::Default);
+    }
+
+    #[test]
+    fn an_empty_list_hides_the_lower_one_too() {
+        let merged = layer("listen", &[], Origin::Flag).over(Layer::defaults());
+        assert!(merged.get(key("listen")).is_empty());
+    }
+
+    #[test]
+    fn complaints_of_all_layers_are_kept_upper_first() {
+        let (mut upper, mut lower) = (Layer::default(), Layer::default());
+        upper.complain("up", "a");
+        lower.complain("low", "b");
+        let places: Vec<_> = upper.over(lower).complaints.into_iter().map(|c| c.place).collect();
+        assert_eq!(places, ["up", "low"]);
+    }
+}

@@ -1,0 +1,279 @@
+//! Text to types: pure, and with what is wrong in words that follow the quoted value (`"x" is not an address`).
+
+use std::fmt::Display;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::HeaderName;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rustls_pki_types::DnsName;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::{Engine, ListenAddresses, ListenOn};
+use crate::addr::canonical;
+
+/// A value, or what is wrong with its text.
+pub type Parsed<T> = Result<T, String>;
+
+/// `true` or `false`; `1`, `0`, `yes`, `no`, `on` and `off` for the environment's sake.
+pub fn switch(text: &str) -> Parsed<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("is not true or false".into()),
+    }
+}
+
+/// One of `words`, as what it stands for.
+pub fn choice<T: Copy>(words: &[(&str, T)]) -> impl Fn(&str) -> Parsed<T> {
+    move |text| {
+        let found = words.iter().find(|(word, _)| *word == text);
+        found.map(|(_, value)| *value).ok_or_else(|| {
+            let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+            format!("is not one of: {}", words.join(", "))
+        })
+    }
+}
+
+/// A whole number within `range`.
+pub fn number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> impl Fn(&str) -> Parsed<T> {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("is not a number from {} to {}", range.start(), range.end()))
+    }
+}
+
+/// A year; longer than that is a slip of the pen, and the clock's arithmetic is safe below it.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// `10s`, `500ms`, `1h 30m`, or a bare number of seconds.
+pub fn duration(text: &str) -> Parsed<Duration> {
+    let parsed = match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text),
+    };
+    match parsed {
+        Ok(duration) if duration <= LONGEST => Ok(duration),
+        Ok(_) => Err("is longer than a year".into()),
+        Err(_) => Err("is not a duration such as 10s, 500ms or 2m".into()),
+    }
+}
+
+/// A duration that is not zero.
+pub fn timeout(text: &str) -> Parsed<Duration> {
+    match duration(text)? {
+        Duration::ZERO => Err("leaves no time at all".into()),
+        duration => Ok(duration),
+    }
+}
+
+/// `127.0.0.1:80` or `[::1]:80`, folded.
+pub fn socket_address(text: &str) -> Parsed<SocketAddr> {
+    let address: SocketAddr = text.parse().map_err(|_| "is not an address and a port such as 127.0.0.1:18789")?;
+    Ok(SocketAddr::new(canonical(address.ip()), address.port()))
+}
+
+/// A socket address, or `off`.
+pub fn socket_address_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
+    if text == "off" { Ok(None) } else { socket_address(text).map(Some) }
+}
+
+/// An IP address, folded.
+pub fn ip(text: &str) -> Parsed<IpAddr> {
+    text.parse().map(canonical).map_err(|_| "is not an IP address".into())
+}
+
+/// An address that nobody else has: of this host's loopback network.
+pub fn loopback_ipv4(text: &str) -> Parsed<Ipv4Addr> {
+    match text.parse::<Ipv4Addr>() {
+        Ok(ip) if ip.is_loopback() => Ok(ip),
+        _ => Err("is not an address in 127.0.0.0/8".into()),
+    }
+}
+
+/// A network of loopback addresses.
+pub fn loopback_ipv4_network(text: &str) -> Parsed<Ipv4Net> {
+    let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+    match network(text)? {
+        IpNet::V4(net) if loopback.contains(&net) => Ok(net),
+        _ => Err("is not a network in 127.0.0.0/8".into()),
+    }
+}
+
+/// `172.18.0.0/16`, or one address; host bits are cleared and IPv4-mapped IPv6 is folded.
+pub fn network(text: &str) -> Parsed<IpNet> {
+    let net: IpNet = match text.parse::<IpAddr>() {
+        Ok(ip) => canonical(ip).into(),
+        Err(_) => text.parse().map_err(|_| "is not a network such as 172.18.0.0/16")?,
+    };
+    Ok(match net.trunc() {
+        IpNet::V6(net) => fold(net),
+        net => net,
+    })
+}
+
+fn fold(net: Ipv6Net) -> IpNet {
+    match (net.addr().to_ipv4_mapped(), net.prefix_len().checked_sub(96)) {
+        (Some(ip), Some(prefix)) => Ipv4Net::new_assert(ip, prefix).trunc().into(),
+        _ => net.into(),
+    }
+}
+
+/// A network that leaves somebody out.
+pub fn agent_network(text: &str) -> Parsed<IpNet> {
+    match network(text)? {
+        net if net.prefix_len() == 0 => Err("would make everyone an agent".into()),
+        net => Ok(net),
+    }
+}
+
+/// `bridge:PORT`, `IFACE:PORT`, `CIDR:PORT` or `IP:PORT`, where IPv6 has brackets: `[fd00::/8]:PORT`.
+pub fn listen_on(text: &str) -> Parsed<ListenOn> {
+    let (place, port) = text.rsplit_once(':').ok_or("has no port (as in bridge:18789)")?;
+    let port = port.parse().map_err(|_| "does not end in a port from 0 to 65535")?;
+    let bracketed = place.strip_prefix('[').and_then(|place| place.strip_suffix(']'));
+    let addresses = match bracketed.unwrap_or(place) {
+        "bridge" if bracketed.is_none() => ListenAddresses::Bridge,
+        inner if bracketed.is_none() && inner.contains(':') => {
+            return Err("has an IPv6 address without brackets (as in [::1]:18789)".into());
+        }
+        inner if inner.contains('/') => ListenAddresses::Network(network(inner)?),
+        inner => match inner.parse() {
+            Ok(ip) => ListenAddresses::Address(canonical(ip)),
+            Err(_) if bracketed.is_none() && is_interface_name(inner) => ListenAddresses::Interface(inner.into()),
+            Err(_) => return Err("is not bridge, an interface, a network or an address, and a port".into()),
+        },
+    };
+    Ok(ListenOn { addresses, port })
+}
+
+/// What the kernel takes for a name (`dev_valid_name`): 15 bytes without blank, slash or colon, and not a path of its own.
+fn is_interface_name(name: &str) -> bool {
+    let printable = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
+    (1..=15).contains(&name.len()) && name.bytes().all(printable) && name != "." && name != ".." && !is_almost_an_address(name)
+}
+
+/// `10.0.0.300` is a legal name for an interface, and never meant as one.
+fn is_almost_an_address(name: &str) -> bool {
+    name.contains('.') && name.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+}
+
+/// `auto`, `off`, `unix:///PATH` or `tcp://HOST:PORT`.
+pub fn engine(text: &str) -> Parsed<Engine> {
+    match text.split_once("://") {
+        None if text == "auto" => Ok(Engine::Auto),
+        None if text == "off" => Ok(Engine::Off),
+        Some(("unix", path)) if path.starts_with('/') && path.len() > 1 => Ok(Engine::Unix(path.into())),
+        Some(("tcp", place)) => {
+            let place = place.trim_end_matches('/');
+            let (host, port) = place.rsplit_once(':').unwrap_or_default();
+            if host.is_empty() || host.contains(['/', '@']) || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+                return Err("is not tcp://HOST:PORT".into());
+            }
+            Ok(Engine::Tcp(place.into()))
+        }
+        _ => Err("is not auto, off, unix:///PATH or tcp://HOST:PORT".into()),
+    }
+}
+
+/// Any path.
+pub fn path(text: &str) -> Parsed<PathBuf> {
+    if text.is_empty() { Err("is not a path".into()) } else { Ok(text.into()) }
+}
+
+/// A container's name or id, as the Engine API takes it.
+pub fn container(text: &str) -> Parsed<String> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
+    let text = text.strip_prefix('/').unwrap_or(text);
+    if text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.bytes().all(legal) {
+        Ok(text.into())
+    } else {
+        Err("is not a container's name or id".into())
+    }
+}
+
+/// An IP address or a DNS name, lower case; a name may begin with `*.`.
+pub fn subject_name(text: &str) -> Parsed<String> {
+    if let Ok(ip) = text.parse() {
+        return Ok(canonical(ip).to_string());
+    }
+    let name = text.to_ascii_lowercase();
+    match DnsName::try_from(name.strip_prefix("*.").unwrap_or(&name)) {
+        Ok(_) => Ok(name),
+        Err(_) => Err("is not a DNS name or an IP address".into()),
+    }
+}
+
+/// A URI with a scheme, as a SAN holds it.
+pub fn uri(text: &str) -> Parsed<String> {
+    match text.split_once(':') {
+        Some((scheme, rest)) if !scheme.is_empty() && !rest.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()) => Ok(text.into()),
+        _ => Err("is not a URI".into()),
+    }
+}
+
+/// One scope such as `operator.read`: a word of a comma-separated header.
+pub fn scope(text: &str) -> Parsed<String> {
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b',') { Ok(text.into()) } else { Err("is not a scope".into()) }
+}
+
+/// A SPIFFE trust domain (SPIFFE-ID section 2.1).
+pub fn trust_domain(text: &str) -> Parsed<String> {
+    let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-_".contains(&b);
+    if (1..=255).contains(&text.len()) && text.bytes().all(legal) {
+        Ok(text.into())
+    } else {
+        Err("is not a trust domain (lower case letters, digits, dots, dashes and underscores)".into())
+    }
+}
+
+/// A header that may carry an identity, and so none of those that carry something else.
+pub fn identity_header(text: &str) -> Parsed<HeaderName> {
+    const TAKEN: [&str; 10] =
+        ["connection", "content-length", "cookie", "forwarded", "host", "origin", "te", "transfer-encoding", "upgrade", "via"];
+    let name: HeaderName = text.parse().map_err(|_| "is not a header's name")?;
+    let is_address = matches!(name.as_str(), "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip");
+    if is_address || TAKEN.contains(&name.as_str()) { Err("can't be an identity header".into()) } else { Ok(name) }
+}
+
+/// A filter for `tracing`: a level, or directives such as `loopgate::discovery=debug,warn`.
+pub fn log_filter(text: &str) -> Parsed<String> {
+    // EnvFilter takes a misspelt level for the name of a module, and would then log next to nothing.
+    let is_bare = |part: &str| part.is_empty() || !part.contains(['=', '[', ':']) && part.parse::<LevelFilter>().is_err();
+    if text.is_empty() || text.split(',').any(is_bare) {
+        return Err("is not a level (error, warn, info, debug, trace, off) or a filter".into());
+    }
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.into()),
+        Err(error) => Err(format!("is not a filter: {error}")),
+    }
+}
+
+/// The beginning of a path, in the form in which paths are compared: nothing encoded, no empty or dot segments.
+pub fn path_prefix(text: &str) -> Parsed<String> {
+    let inner = text.strip_prefix('/').ok_or("does not begin with /")?;
+    if !text.bytes().all(|b| b.is_ascii_graphic() && !b"%?#\\;".contains(&b)) {
+        return Err("is not a plain path (nothing encoded, no query)".into());
+    }
+    let mut segments = inner.strip_suffix('/').unwrap_or(inner).split('/');
+    if !inner.is_empty() && segments.any(|segment| matches!(segment, "" | "." | "..")) {
+        return Err("has an empty or a dot segment".into());
+    }
+    Ok(text.into())
+}
+
+/// A method, which is upper case by custom; a lower case one would never match.
+pub fn method(text: &str) -> Parsed<http::Method> {
+    match text.parse() {
+        Ok(method) if !text.bytes().any(|b| b.is_ascii_lowercase()) => Ok(method),
+        _ => Err("is not a method such as GET or POST".into()),
+    }
+}
+
+#[cfg(test)]
+#[path = "parse_tests.rs"]
+mod tests;

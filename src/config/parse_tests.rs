@@ -1,0 +1,165 @@
+use std::fmt::Debug;
+
+use super::*;
+
+/// Each text that is taken, and what it becomes; and each one that is not.
+fn table<T: Debug>(parse: impl Fn(&str) -> Parsed<T>, taken: &[(&str, &str)], refused: &[&str]) {
+    for (text, becomes) in taken {
+        assert_eq!(parse(text).map(|value| format!("{value:?}")), Ok((*becomes).to_owned()), "{text:?}");
+    }
+    for text in refused {
+        assert!(parse(text).is_err(), "{text:?} is taken");
+    }
+}
+
+#[test]
+fn switches() {
+    table(switch, &[("true", "true"), ("1", "true"), ("Off", "false"), ("no", "false")], &["", "maybe", "2"]);
+}
+
+#[test]
+fn numbers_within_their_range() {
+    table(number(1..=10), &[("1", "1"), ("10", "10")], &["0", "11", "-1", "1.5", "", "ten"]);
+}
+
+#[test]
+fn durations() {
+    table(
+        duration,
+        &[("10s", "10s"), ("500ms", "500ms"), ("2m", "120s"), ("7", "7s"), ("1h 30m", "5400s"), ("0", "0ns")],
+        &["", "ten", "-1s", "10x", "1.5", "99999999999999999999", "400days"],
+    );
+    table(timeout, &[("1ms", "1ms")], &["0", "0s"]);
+}
+
+#[test]
+fn addresses_are_folded() {
+    table(
+        socket_address,
+        &[("127.0.0.1:80", "127.0.0.1:80"), ("[::1]:80", "[::1]:80"), ("[::ffff:10.0.0.1]:80", "10.0.0.1:80")],
+        &["127.0.0.1", "localhost:80", ":80", "127.0.0.1:65536", "::1:80x"],
+    );
+    table(socket_address_or_off, &[("off", "None"), ("127.0.0.1:1", "Some(127.0.0.1:1)")], &["on", ""]);
+    table(ip, &[("::ffff:10.0.0.1", "10.0.0.1")], &["10.0.0", "10.0.0.1/32"]);
+    table(loopback_ipv4, &[("127.0.0.2", "127.0.0.2")], &["10.0.0.1", "::1", "128.0.0.1"]);
+}
+
+#[test]
+fn networks_lose_their_host_bits_and_their_ipv6_clothes() {
+    table(
+        network,
+        &[
+            ("172.18.0.0/16", "172.18.0.0/16"),
+            ("172.18.0.3/16", "172.18.0.0/16"),
+            ("10.0.0.1", "10.0.0.1/32"),
+            ("fd00::1", "fd00::1/128"),
+            ("::ffff:10.0.0.1", "10.0.0.1/32"),
+            ("::ffff:10.1.0.0/104", "10.0.0.0/8"),
+            ("::/0", "::/0"),
+        ],
+        &["10.0.0.0/33", "10.0.0", "fd00::/129", "", "any"],
+    );
+    table(loopback_ipv4_network, &[("127.77.0.0/16", "127.77.0.0/16")], &["126.0.0.0/7", "10.0.0.0/8", "::1", "0.0.0.0/0"]);
+    table(agent_network, &[("0.0.0.0/1", "0.0.0.0/1")], &["0.0.0.0/0", "::/0", "::ffff:0.0.0.0/96"]);
+}
+
+#[test]
+fn places_to_listen_on() {
+    use ListenAddresses::{Address, Bridge, Interface, Network};
+    let on = |addresses, port| Ok(ListenOn { addresses, port });
+    for (text, parsed) in [
+        ("bridge:18789", on(Bridge, 18789)),
+        ("eth0:1", on(Interface("eth0".into()), 1)),
+        ("br-1a2b.100:1", on(Interface("br-1a2b.100".into()), 1)),
+        ("172.18.0.0/16:1", on(Network("172.18.0.0/16".parse().unwrap()), 1)),
+        ("[fd00::/8]:1", on(Network("fd00::/8".parse().unwrap()), 1)),
+        ("10.0.0.5:0", on(Address("10.0.0.5".parse().unwrap()), 0)),
+        ("[::]:1", on(Address("::".parse().unwrap()), 1)),
+    ] {
+        assert_eq!(listen_on(text), parsed, "{text}");
+    }
+    table(
+        listen_on,
+        &[],
+        &[
+            "bridge",
+            "bridge:",
+            "bridge:x",
+            "bridge:65536",
+            ":1",
+            "::1:1",
+            "fd00::/8:1",
+            "[eth0]:1",
+            "[bridge]:1",
+            "eth/0:1",
+            "10.0.0.300:1",
+            "an-interface-with-a-long-name:1",
+            "a b:1",
+            "10.0.0.0/33:1",
+        ],
+    );
+}
+
+#[test]
+fn docker_engines() {
+    table(
+        engine,
+        &[
+            ("auto", "Auto"),
+            ("off", "Off"),
+            ("unix:///var/run/docker.sock", "Unix(\"/var/run/docker.sock\")"),
+            ("tcp://filter:2375", "Tcp(\"filter:2375\")"),
+            ("tcp://[fd00::1]:2375/", "Tcp(\"[fd00::1]:2375\")"),
+        ],
+        &[
+            "",
+            "on",
+            "unix://",
+            "unix:///",
+            "unix://relative",
+            "tcp://",
+            "tcp://host",
+            "tcp://host:0",
+            "tcp://:1",
+            "tcp://h/p:1",
+            "http://h:1",
+        ],
+    );
+}
+
+#[test]
+fn names() {
+    table(container, &[("gateway-1", "\"gateway-1\""), ("/gateway-1", "\"gateway-1\"")], &["", "a/b", "-x", "a b"]);
+    table(
+        subject_name,
+        &[("Gateway.Example", "\"gateway.example\""), ("*.example.org", "\"*.example.org\""), ("10.0.0.1", "\"10.0.0.1\"")],
+        &["", "a b", "*", "*.*.org", "https://x", "-x.org", "x:1"],
+    );
+    table(uri, &[("spiffe://d/a", "\"spiffe://d/a\""), ("urn:a:b", "\"urn:a:b\"")], &["", "a", ":x", "x:", "x: y"]);
+    table(scope, &[("operator.read", "\"operator.read\"")], &["", "a b", "a,b", "a\n"]);
+    table(trust_domain, &[("loopgate.local", "\"loopgate.local\"")], &["", "Upper", "a/b", "spiffe://x"]);
+    table(
+        identity_header,
+        &[("X-Forwarded-User", "\"x-forwarded-user\"")],
+        &["", "a b", "Host", "x-forwarded-for", "X-Forwarded-Host", "connection", "forwarded"],
+    );
+}
+
+#[test]
+fn log_filters() {
+    table(
+        log_filter,
+        &[("info", "\"info\""), ("loopgate::discovery=debug,warn", "\"loopgate::discovery=debug,warn\""), ("off", "\"off\"")],
+        &["", "inof", "loopgate=loud", "info,", "debug,wran"],
+    );
+}
+
+#[test]
+fn path_prefixes_and_methods() {
+    table(
+        path_prefix,
+        &[("/", "\"/\""), ("/hooks/", "\"/hooks/\""), ("/hooks", "\"/hooks\""), ("/a/b.c", "\"/a/b.c\"")],
+        &["", "hooks", "//", "/a//b", "/a/../b", "/.", "/a%2fb", "/a?b", "/a b", "/é"],
+    );
+    table(method, &[("POST", "POST")], &["", "post", "PO ST"]);
+}

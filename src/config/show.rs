@@ -1,0 +1,94 @@
+//! The effective configuration as a TOML file, with the origin of each value beside it.
+
+use super::key::{Form, KEYS, Key};
+use super::layer::{Given, GivenRule, Layer, Origin};
+
+/// `layer` as a file that says the same. Options without a value are left out.
+pub fn show(layer: &Layer) -> String {
+    let mut out = String::new();
+    let mut table = "";
+    for key in KEYS.iter() {
+        let given = layer.get(key);
+        if given.is_empty() && !key.is_list() {
+            continue;
+        }
+        if key.table() != table {
+            table = key.table();
+            out.push_str(&format!("\n[{table}]\n"));
+        }
+        let origin = given.first().map_or_else(|| "default".to_owned(), |given| describe(&given.origin, key));
+        out.push_str(&format!("{} = {} # {origin}\n", key.name(), value(key, given)));
+    }
+    for rule in layer.paths.iter().flatten() {
+        out.push_str(&self::rule(rule));
+    }
+    out
+}
+
+fn describe(origin: &Origin, key: &Key) -> String {
+    match origin {
+        Origin::Default => "default".into(),
+        Origin::File(file, line) => format!("{}:{line}", file.display()),
+        origin => origin.place(key),
+    }
+}
+
+/// The values of an option as the file states them.
+pub(super) fn value(key: &Key, given: &[Given]) -> String {
+    let first = || given.first().map(|given| given.text.clone()).unwrap_or_default();
+    match key.form {
+        Form::Switch => super::parse::switch(&first()).unwrap_or_default().to_string(),
+        Form::Number => first(),
+        Form::List(_) => strings(given.iter().map(|given| &given.text)),
+        Form::Duration | Form::Choice(_) | Form::Text(_) => quote(&first()),
+    }
+}
+
+fn rule(rule: &GivenRule) -> String {
+    let mut out = String::from("\n[[external.paths]]\n");
+    for (name, prefix) in [("allow", &rule.allow), ("deny", &rule.deny)] {
+        if let Some(prefix) = prefix {
+            out.push_str(&format!("{name} = {}\n", quote(prefix)));
+        }
+    }
+    if !rule.methods.is_empty() {
+        out.push_str(&format!("methods = {}\n", strings(&rule.methods)));
+    }
+    out
+}
+
+fn strings<'a>(texts: impl IntoIterator<Item = &'a String>) -> String {
+    format!("[{}]", texts.into_iter().map(|text| quote(text)).collect::<Vec<_>>().join(", "))
+}
+
+fn quote(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::check::check;
+    use super::super::file::parse;
+    use super::super::key::key;
+    use super::*;
+
+    #[test]
+    fn what_is_shown_is_a_file_that_says_the_same() {
+        let file = "[gateway]\ntoken_file = \"a \\\"b\\\"\"\n[listen]\non = [\"eth0:1\", \"eth1:1\"]\n[[external.paths]]\ndeny = \"/x\"\n";
+        let mut flags = Layer::default();
+        flags.set(key("idle-timeout"), [Given { text: "7".into(), origin: Origin::Flag }]);
+        let layer = flags.over(parse(file, Path::new("a.toml"))).over(Layer::defaults());
+        let shown = show(&layer);
+        let again = parse(&shown, Path::new("shown.toml")).over(Layer::defaults());
+        assert_eq!(check(&again).unwrap(), check(&layer).unwrap());
+        for line in [
+            "idle_timeout = \"7\" # --idle-timeout",
+            "on = [\"eth0:1\", \"eth1:1\"] # a.toml:4",
+            "trust_domain = \"loopgate.local\" # default",
+        ] {
+            assert!(shown.lines().any(|shown| shown == line), "{line} is not in {shown}");
+        }
+    }
+}

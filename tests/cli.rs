@@ -1,0 +1,225 @@
+//! What the binary says to the shell: exit status, and the one line on standard error.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The binary, in an environment without a variable of ours.
+fn loopgate(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
+    command.args(arguments).stdin(Stdio::null()).env_remove("TOKIO_WORKER_THREADS");
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("LOOPGATE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Runs it, expects exit status 2, and returns what it says.
+fn refused(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(output.stdout.is_empty());
+    stderr(&output)
+}
+
+fn file(dir: &Path, text: &str) -> String {
+    let path = dir.join("loopgate.toml");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().into()
+}
+
+#[test]
+fn a_wrong_value_is_named_on_one_line_wherever_it_came_from() {
+    let what = "\"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)";
+    let flag = refused(&mut loopgate(&["run", "--gateway", "10.0.0.1:1"]));
+    assert_eq!(flag, format!("loopgate: --gateway: {what}\n"));
+    let variable = refused(loopgate(&["run"]).env("LOOPGATE_GATEWAY", "10.0.0.1:1"));
+    assert_eq!(variable, format!("loopgate: LOOPGATE_GATEWAY: {what}\n"));
+    let dir = tempfile::tempdir().unwrap();
+    let config = file(dir.path(), "# ours\n[gateway]\naddress = \"10.0.0.1:1\"\n");
+    let from_file = refused(&mut loopgate(&["run", "--config", &config]));
+    assert_eq!(from_file, format!("loopgate: {config}:3: gateway.address: {what}\n"));
+}
+
+#[test]
+fn what_does_not_exist_is_named() {
+    let flag = refused(&mut loopgate(&["run", "--gatway", "127.0.0.1:1"]));
+    assert_eq!(flag, "loopgate: unexpected argument '--gatway' found (a similar argument exists: '--gateway')\n");
+    let variable = refused(loopgate(&["run"]).env("LOOPGATE_GATWAY", "127.0.0.1:1"));
+    assert_eq!(variable, "loopgate: LOOPGATE_GATWAY: there is no such option\n");
+    let dir = tempfile::tempdir().unwrap();
+    let config = file(dir.path(), "[gateway]\nadress = \"127.0.0.1:1\"\n");
+    let key = refused(loopgate(&["run"]).env("LOOPGATE_CONFIG", &config));
+    assert_eq!(key, format!("loopgate: {config}:2: gateway.adress: there is no such key\n"));
+    let missing = refused(&mut loopgate(&["run", "--config", "/nowhere/loopgate.toml"]));
+    assert!(missing.starts_with("loopgate: --config: /nowhere/loopgate.toml: No such file"), "{missing}");
+    let command = refused(&mut loopgate(&["rnu"]));
+    assert!(command.starts_with("loopgate: unrecognized subcommand 'rnu'") && command.lines().count() == 1, "{command}");
+}
+
+#[test]
+fn every_complaint_has_a_line() {
+    let said = refused(loopgate(&["run", "--gateway", "x", "--admin", "y"]).env("LOOPGATE_ALLOW", "10.0.0.0/8,z"));
+    assert_eq!(said.lines().count(), 3, "{said}");
+    assert!(said.lines().all(|line| line.starts_with("loopgate: ")), "{said}");
+    assert!(said.contains("LOOPGATE_ALLOW: \"z\""), "{said}");
+}
+
+#[test]
+fn a_wrong_word_is_refused_on_one_line() {
+    let said = refused(&mut loopgate(&["run", "--log-format", "xml"]));
+    assert!(said.contains("--log-format") && said.contains("json") && said.lines().count() == 1, "{said}");
+}
+
+#[test]
+fn a_number_of_threads_that_tokio_would_panic_at_is_refused() {
+    let said = refused(loopgate(&["run"]).env("TOKIO_WORKER_THREADS", "many"));
+    assert_eq!(said, "loopgate: TOKIO_WORKER_THREADS: \"many\" is not a number from 1 to 1024\n");
+}
+
+#[test]
+fn flags_beat_variables_beat_the_file_beats_the_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = file(dir.path(), "[limits]\nhead_timeout = 1\nidle_timeout = 1\nconnect_timeout = 1\n");
+    let mut command = loopgate(&["config", "show", "--config", &config, "--head-timeout", "3s"]);
+    let output = command.env("LOOPGATE_HEAD_TIMEOUT", "2s").env("LOOPGATE_IDLE_TIMEOUT", "2s").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let shown = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        "head_timeout = \"3s\" # --head-timeout".to_owned(),
+        "idle_timeout = \"2s\" # LOOPGATE_IDLE_TIMEOUT".to_owned(),
+        format!("connect_timeout = \"1\" # {config}:4"),
+        "request_timeout = \"60s\" # default".to_owned(),
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line} is not in\n{shown}");
+    }
+}
+
+#[test]
+fn a_switch_of_the_file_can_be_switched_off_by_a_flag() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = file(dir.path(), "[log]\naccess = true\n");
+    let output = loopgate(&["config", "show", "--config", &config, "--access-log=false"]).output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("access = false # --access-log"), "{shown}");
+}
+
+#[test]
+fn an_empty_variable_is_an_unset_one() {
+    let mut command = loopgate(&["config", "show"]);
+    let output = command.env("LOOPGATE_CONFIG", "").env("LOOPGATE_GATEWAY", "").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(refused(&mut loopgate(&["config", "show", "--config", ""])).starts_with("loopgate: --config: "));
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for arguments in [&["--help"][..], &["run", "--help"], &["--version"]] {
+        let output = loopgate(arguments).output().unwrap();
+        assert!(output.status.success() && !output.stdout.is_empty() && output.stderr.is_empty(), "{arguments:?}");
+    }
+    let bare = refused(&mut loopgate(&[]));
+    assert!(bare.contains("Usage: loopgate"), "{bare}");
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_is_no_failure() {
+    let mut child = loopgate(&["config", "schema"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn what_is_generated_is_whole() {
+    for (arguments, holds) in [
+        (&["completions", "bash"][..], "_loopgate()"),
+        (&["completions", "fish"], "trusted-proxy"),
+        (&["man"], ".TH loopgate"),
+        (&["config", "example"], "[external]"),
+    ] {
+        let output = loopgate(arguments).output().unwrap();
+        assert!(output.status.success());
+        assert!(String::from_utf8(output.stdout).unwrap().contains(holds), "{arguments:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    assert!(loopgate(&["man", "--out", dir.path().to_str().unwrap()]).status().unwrap().success());
+    assert!(dir.path().join("loopgate-run.1").exists());
+}
+
+#[test]
+fn healthcheck_says_what_the_sidecar_says() {
+    for (status, code) in [("200 OK", 0), ("503 Service Unavailable", 1)] {
+        let admin = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = admin.local_addr().unwrap().to_string();
+        let sidecar = std::thread::spawn(move || {
+            let (mut stream, _) = admin.accept().unwrap();
+            let mut head = [0; 1024];
+            let n = stream.read(&mut head).unwrap();
+            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 14\r\n\r\ngateway: down\n").unwrap();
+            String::from_utf8(head[..n].to_vec()).unwrap()
+        });
+        let output = loopgate(&["healthcheck"]).env("LOOPGATE_ADMIN", &address).output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        assert!(sidecar.join().unwrap().starts_with("GET /readyz HTTP/1.1\r\n"));
+        if code == 1 {
+            assert_eq!(stderr(&output), "loopgate: /readyz answers \"HTTP/1.1 503 Service Unavailable\": gateway: down\n");
+        }
+    }
+}
+
+#[test]
+fn healthcheck_fails_where_nobody_answers() {
+    // A port that was just ours, and is closed now.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let output = loopgate(&["healthcheck", "--live", "--admin", &address]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stderr(&output), format!("loopgate: asking {address}: Connection refused (os error 111)\n"));
+    let dir = tempfile::tempdir().unwrap();
+    let config = file(dir.path(), &format!("admin = \"{address}\"\nunknown = 1\n"));
+    let output = loopgate(&["healthcheck"]).env("LOOPGATE_CONFIG", config).output().unwrap();
+    assert_eq!(stderr(&output), format!("loopgate: asking {address}: Connection refused (os error 111)\n"));
+    let off = loopgate(&["healthcheck", "--admin", "off"]).output().unwrap();
+    assert_eq!(off.status.code(), Some(1));
+}
+
+/// Waits until the process handles SIGTERM itself, by the mask the kernel shows.
+fn handles_sigterm(pid: u32) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let is_handled = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+        u64::from_str_radix(mask, 16).unwrap() & (1 << (Signal::SIGTERM as u64 - 1)) != 0
+    };
+    while !is_handled() {
+        assert!(Instant::now() < deadline, "{pid} takes no SIGTERM");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn pause_reaps_children_and_ends_well_at_a_signal() {
+    // The shell leaves a child to what it becomes, as a container's PID 1 gets the orphans.
+    let mut child = Command::new("sh").args(["-c", "true & exec \"$0\" pause", env!("CARGO_BIN_EXE_loopgate")]).spawn().unwrap();
+    let pid = child.id();
+    handles_sigterm(pid);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "the child is not reaped");
+        std::thread::yield_now();
+    }
+    kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
