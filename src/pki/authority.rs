@@ -1,0 +1,190 @@
+//! loopgate's own CA: made once, kept for good, and what it signs.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rcgen::{CertificateSigningRequestParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
+use time::{OffsetDateTime, macros::datetime};
+use zeroize::Zeroizing;
+
+use super::certificate::Facts;
+use super::error::{Error, Flaw};
+use super::state_dir::{Access, Lock, StateDir};
+use super::template::{self, Validity};
+use super::{SubjectName, pem};
+
+pub(super) const CA_CERTIFICATE: &str = "ca.pem";
+pub(super) const CA_KEY: &str = "ca.key";
+
+/// loopgate didn't exist before this; a clock that says so was never set, and a CA dated by it would be void once it is.
+const EARLIEST: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
+
+/// The CA with its key. Only enrolment, `loopgate cert` and this room hold one.
+#[derive(Debug)]
+pub struct CertificateAuthority {
+    certificate: CertificateDer<'static>,
+    validity: Validity,
+    path: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl CertificateAuthority {
+    /// The CA in `state_dir`, made if there is none. Two processes that do so at once get the same one.
+    pub fn load_or_create(state_dir: &Path) -> Result<Self, Error> {
+        let dir = StateDir::create(state_dir)?;
+        let lock = dir.lock()?;
+        Self::load_or_create_in(&dir, &lock, OffsetDateTime::now_utc())
+    }
+
+    /// Every step leaves a state that the next start completes: first the key, then the certificate for it.
+    pub(super) fn load_or_create_in(dir: &StateDir, lock: &Lock, now: OffsetDateTime) -> Result<Self, Error> {
+        dir.sweep(lock);
+        if dir.read(CA_KEY, Access::Secret)?.is_none() && dir.read(CA_CERTIFICATE, Access::Public)?.is_some() {
+            return Err(Error::Missing { path: dir.file(CA_KEY), partner: dir.file(CA_CERTIFICATE) });
+        }
+        if dir.read(CA_CERTIFICATE, Access::Public)?.is_none() {
+            if now < EARLIEST {
+                return Err(Error::Clock { now });
+            }
+            let key = load_or_create_key(dir, CA_KEY)?;
+            let params = template::ca(&key, Validity::of(now, template::CA_LIFE))?;
+            let made = params.self_signed(&key).map_err(Error::Issue)?;
+            let pem = pem::from_certificates(&[made.der().clone()]);
+            if dir.write_new(CA_CERTIFICATE, pem.as_bytes(), Access::Public)? {
+                tracing::info!(path = %dir.file(CA_CERTIFICATE).display(), "made a certificate authority");
+            }
+        }
+        Self::load_in(dir)
+    }
+
+    /// The CA in `dir`, both files of which must be there and belong together.
+    fn load_in(dir: &StateDir) -> Result<Self, Error> {
+        let path = dir.file(CA_CERTIFICATE);
+        let (certificate, facts) = load_certificate(dir)?;
+        let missing = || Error::Missing { path: dir.file(CA_KEY), partner: path.clone() };
+        let key = load_key(dir, CA_KEY)?.ok_or_else(missing)?;
+        if key.subject_public_key_info() != facts.public_key {
+            return Err(Error::unusable(path)(Flaw::KeyMismatch));
+        }
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| Error::unusable(&path)(Flaw::Issuer(error)))?;
+        Ok(Self { certificate, validity: facts.validity, path, issuer })
+    }
+
+    /// The CA's certificate, which clients trust.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// The CA's certificate as PEM.
+    pub fn pem(&self) -> String {
+        pem::from_certificates(std::slice::from_ref(&self.certificate))
+    }
+
+    /// Signs a client certificate for the key of `request`, which must have signed it and be a P-256 one. Of the request only the key is
+    /// used: the certificate is for `uri` (a SPIFFE ID), for TLS clients, and for `life`.
+    pub fn issue_client(
+        &self,
+        request: &CertificateSigningRequestDer<'_>,
+        uri: &str,
+        life: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        let unacceptable = |flaw| Error::Request { flaw };
+        let request = CertificateSigningRequestParams::from_der(request).map_err(|error| unacceptable(Flaw::Request(error)))?;
+        let key = request.public_key;
+        // rcgen names the key's kind after the *signature's*; the length of a point tells the curves apart.
+        if PublicKeyData::algorithm(&key) != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != 65 {
+            return Err(unacceptable(Flaw::KeyKind));
+        }
+        self.sign_client(&key, uri, life, OffsetDateTime::now_utc())
+    }
+
+    /// Signs a client certificate for an agent that can't enrol by itself, with the URI `spiffe://<trust-domain>/agent/<name>`.
+    pub fn issue_agent(
+        &self,
+        key: &KeyPair,
+        trust_domain: &str,
+        name: &str,
+        life: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.len() > 63 || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(plain) {
+            return Err(Error::AgentName { name: name.to_owned() });
+        }
+        self.sign_client(key, &format!("spiffe://{trust_domain}/agent/{name}"), life, OffsetDateTime::now_utc())
+    }
+
+    fn sign_client(
+        &self,
+        key: &impl PublicKeyData,
+        uri: &str,
+        life: Duration,
+        now: OffsetDateTime,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        let life = time::Duration::try_from(life).map_err(|_| Error::Lifetime)?;
+        if !(time::Duration::MINUTE..=template::MAX_LIFE).contains(&life) {
+            return Err(Error::Lifetime);
+        }
+        let params = template::client(uri, self.validity(now, life)?)?;
+        let leaf = params.signed_by(key, &self.issuer).map_err(Error::Issue)?;
+        Ok(vec![leaf.into(), self.certificate.clone()])
+    }
+
+    /// Signs a server leaf; the chain ends with the CA.
+    pub(super) fn issue_server(
+        &self,
+        key: &KeyPair,
+        names: &BTreeSet<SubjectName>,
+        now: OffsetDateTime,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        let params = template::server(names, self.validity(now, template::SERVER_LIFE)?)?;
+        let leaf = params.signed_by(key, &self.issuer).map_err(Error::Issue)?;
+        Ok(vec![leaf.into(), self.certificate.clone()])
+    }
+
+    /// The validity of what is signed `now`; none if the CA isn't valid itself.
+    fn validity(&self, now: OffsetDateTime, life: time::Duration) -> Result<Validity, Error> {
+        let Validity { not_before, not_after } = self.validity;
+        if now < not_before || not_after <= now {
+            return Err(Error::CaNotValid { path: self.path.clone(), not_before, not_after, now });
+        }
+        Ok(Validity::of(now, life).within(self.validity))
+    }
+}
+
+/// `ca.pem`, which must hold one CA certificate.
+pub(super) fn load_certificate(dir: &StateDir) -> Result<(CertificateDer<'static>, Facts), Error> {
+    let path = dir.file(CA_CERTIFICATE);
+    let Some(content) = dir.read(CA_CERTIFICATE, Access::Public)? else {
+        return Err(Error::io("read", path)(std::io::ErrorKind::NotFound.into()));
+    };
+    let read = || {
+        let certificate = pem::certificates(&content)?.swap_remove(0);
+        let facts = Facts::of(&certificate)?;
+        if facts.is_ca { Ok((certificate, facts)) } else { Err(Flaw::NotACa) }
+    };
+    read().map_err(Error::unusable(path))
+}
+
+/// The private key in `name`.
+pub(super) fn load_key(dir: &StateDir, name: &str) -> Result<Option<KeyPair>, Error> {
+    let Some(content) = dir.read(name, Access::Secret)? else { return Ok(None) };
+    let read = || {
+        let der = pem::private_key(&content)?;
+        KeyPair::try_from(&der).map_err(Flaw::Key)
+    };
+    read().map(Some).map_err(Error::unusable(dir.file(name)))
+}
+
+/// The private key in `name`, made if there is none; whoever comes second gets the first one's.
+pub(super) fn load_or_create_key(dir: &StateDir, name: &str) -> Result<KeyPair, Error> {
+    if let Some(key) = load_key(dir, name)? {
+        return Ok(key);
+    }
+    let key = KeyPair::generate().map_err(Error::Issue)?;
+    if dir.write_new(name, Zeroizing::new(key.serialize_pem()).as_bytes(), Access::Secret)? {
+        return Ok(key);
+    }
+    load_key(dir, name)?.ok_or_else(|| Error::io("read", dir.file(name))(std::io::ErrorKind::NotFound.into()))
+}

@@ -1,0 +1,99 @@
+//! What a certificate says, and whether a client would believe it.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use rustls::RootCertStore;
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::aws_lc_rs;
+use rustls::server::ParsedCertificate;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::SubjectName;
+use super::error::Flaw;
+use super::template::Validity;
+
+/// What loopgate reads in a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// DNS names and IP addresses it is for.
+    pub(super) names: BTreeSet<SubjectName>,
+    /// When it is valid.
+    pub(super) validity: Validity,
+    /// Whether it may sign certificates.
+    pub(super) is_ca: bool,
+    /// Its SubjectPublicKeyInfo, DER.
+    pub(super) public_key: Vec<u8>,
+    /// Its serial number, `0a:1b:..`.
+    pub(super) serial: String,
+    /// Its subject, as `CN=..`.
+    pub(super) subject: String,
+}
+
+impl Facts {
+    /// Reads `certificate`, believing nothing.
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, Flaw> {
+        let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| match error {
+            x509_parser::nom::Err::Error(error) | x509_parser::nom::Err::Failure(error) => Flaw::Certificate(error),
+            x509_parser::nom::Err::Incomplete(_) => Flaw::Certificate(x509_parser::error::X509Error::InvalidCertificate),
+        })?;
+        let date = |date: x509_parser::time::ASN1Time| OffsetDateTime::from_unix_timestamp(date.timestamp()).map_err(|_| Flaw::Dates);
+        let alternative = parsed.subject_alternative_name().map_err(Flaw::Certificate)?;
+        let may_sign = match parsed.key_usage().map_err(Flaw::Certificate)? {
+            Some(usage) => usage.value.key_cert_sign(),
+            None => true,
+        };
+        Ok(Self {
+            names: alternative.iter().flat_map(|names| &names.value.general_names).filter_map(subject_name).collect(),
+            validity: Validity { not_before: date(parsed.validity().not_before)?, not_after: date(parsed.validity().not_after)? },
+            is_ca: parsed.is_ca() && may_sign,
+            public_key: parsed.public_key().raw.to_vec(),
+            serial: parsed.raw_serial_as_string(),
+            subject: parsed.subject().to_string(),
+        })
+    }
+}
+
+fn subject_name(name: &GeneralName<'_>) -> Option<SubjectName> {
+    match name {
+        GeneralName::DNSName(name) => Some(SubjectName::Dns(name.to_ascii_lowercase())),
+        GeneralName::IPAddress(bytes) => match (<[u8; 4]>::try_from(*bytes), <[u8; 16]>::try_from(*bytes)) {
+            (Ok(v4), _) => Some(SubjectName::Ip(IpAddr::V4(Ipv4Addr::from(v4)))),
+            (_, Ok(v6)) => Some(SubjectName::Ip(IpAddr::V6(Ipv6Addr::from(v6)))),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Tries a server chain on as our own clients would: signed by `ca`, for TLS servers, valid `at` that time, under each of `names`.
+pub(super) fn try_on<'a>(
+    chain: &[CertificateDer<'_>],
+    ca: &CertificateDer<'_>,
+    at: OffsetDateTime,
+    names: impl IntoIterator<Item = &'a SubjectName>,
+) -> Result<(), rustls::Error> {
+    let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+    let leaf = ParsedCertificate::try_from(leaf)?;
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone().into_owned())?;
+    let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(at.unix_timestamp().max(0) as u64));
+    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(&leaf, &roots, intermediates, at, algorithms)?;
+    for name in names {
+        verify_server_name(&leaf, &dialled(name)?)?;
+    }
+    Ok(())
+}
+
+/// A name that a client may dial and find `name` in the certificate.
+fn dialled(name: &SubjectName) -> Result<ServerName<'static>, rustls::Error> {
+    match name {
+        SubjectName::Ip(address) => Ok(ServerName::from(*address)),
+        SubjectName::Dns(name) => {
+            ServerName::try_from(name.replacen('*', "any", 1)).map_err(|_| rustls::Error::General(format!("{name:?} can't be dialled")))
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Whether a server leaf must be replaced, and for which names: a pure decision.
+
+use std::collections::BTreeSet;
+
+use time::OffsetDateTime;
+
+use super::SubjectName;
+use super::template::Validity;
+
+/// Beyond this many names the vanished ones are not carried over, so that a leaf can't grow without bound.
+const MANY_NAMES: usize = 100;
+
+/// The names of the leaf to issue now; `None` while `leaf` will do.
+///
+/// Names that vanish leave it as it is, and names that come keep the earlier ones: a container that changes networks may come back, and
+/// each new leaf breaks the pins on the old one's fingerprint. The vanished ones go when the leaf's time has come.
+pub(super) fn due(
+    leaf: Option<(&BTreeSet<SubjectName>, Validity)>,
+    wanted: &BTreeSet<SubjectName>,
+    now: OffsetDateTime,
+) -> Option<BTreeSet<SubjectName>> {
+    let Some((names, validity)) = leaf else { return Some(wanted.clone()) };
+    if now < validity.not_before || renew_at(validity) <= now {
+        return Some(wanted.clone());
+    }
+    if wanted.is_subset(names) {
+        return None;
+    }
+    let all: BTreeSet<_> = wanted | names;
+    Some(if all.len() > MANY_NAMES { wanted.clone() } else { all })
+}
+
+/// When two thirds of a leaf's life are over.
+pub(super) fn renew_at(validity: Validity) -> OffsetDateTime {
+    validity.not_before + (validity.not_after - validity.not_before) * 2 / 3
+}
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+    use time::macros::datetime;
+
+    use super::*;
+
+    const START: OffsetDateTime = datetime!(2026-06-01 00:00 UTC);
+
+    fn names(text: &str) -> BTreeSet<SubjectName> {
+        text.split_whitespace().map(|name| name.parse().unwrap()).collect()
+    }
+
+    const LIFE: Validity = Validity { not_before: START, not_after: datetime!(2026-08-30 00:00 UTC) };
+
+    #[test]
+    fn a_leaf_is_replaced_when_names_come_or_its_time_has_come() {
+        let day = Duration::days;
+        let table = [
+            // leaf, wanted, age, expected
+            ("a b", "a b", day(1), None),
+            ("a b", "a", day(1), None),
+            ("a b", "", day(1), None),
+            ("a b", "a b 10.0.0.1", day(1), Some("a b 10.0.0.1")),
+            ("a b", "c", day(1), Some("a b c")),
+            ("a b", "a", day(60) - Duration::SECOND, None),
+            ("a b", "a", day(60), Some("a")),
+            ("a b", "a", day(91), Some("a")),
+            // The clock went back to before the leaf began.
+            ("a b", "a b", -day(1), Some("a b")),
+            ("a b", "a b", Duration::ZERO, None),
+        ];
+        for (has, wanted, age, expected) in table {
+            assert_eq!(due(Some((&names(has), LIFE)), &names(wanted), START + age), expected.map(names), "{has} / {wanted} / {age}");
+        }
+        assert_eq!(due(None, &names("a"), START), Some(names("a")));
+    }
+
+    #[test]
+    fn a_leaf_does_not_grow_without_bound() {
+        let had: Vec<_> = (0..MANY_NAMES).map(|i| format!("n{i}")).collect();
+        assert_eq!(due(Some((&names(&had.join(" ")), LIFE)), &names("x"), START), Some(names("x")));
+    }
+}
