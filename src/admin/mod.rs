@@ -1,1 +1,115 @@
 //! The front desk: `/healthz`, `/readyz`, `/metrics` and `/status`, from snapshots that other rooms publish; it changes nothing.
+
+mod ready;
+mod routes;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use tokio::sync::{Semaphore, watch};
+use tracing::{debug, warn};
+
+use crate::discovery::View;
+use crate::pki::Identity;
+use crate::proxy::Proxy;
+use crate::shutdown::Shutdown;
+
+/// How long a request head, or an idle connection, may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections at once; further ones wait in the backlog.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Why the desk can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its address can't be listened on.
+    #[error("binding the admin address {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What the desk can look at.
+pub struct Desk {
+    /// Where the gateway listens.
+    pub gateway: SocketAddr,
+    /// The addresses listened on.
+    pub bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
+    /// The certificate that is served.
+    pub identity: watch::Receiver<Arc<Identity>>,
+    /// Who is who.
+    pub view: watch::Receiver<Arc<View>>,
+    /// Who is connected.
+    pub proxy: Arc<Proxy>,
+    /// Everything that is counted.
+    pub registry: Registry,
+    /// Whether the end has begun.
+    pub shutdown: Shutdown,
+}
+
+/// A bound admin listener.
+#[derive(Debug)]
+pub struct Admin(TcpListener);
+
+/// Listens on `address`; connections wait until [`Admin::serve`].
+///
+/// # Errors
+/// The address is taken or not this machine's.
+pub fn bind(address: SocketAddr) -> Result<Admin, Error> {
+    let failed = |source| Error::Bind { address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(Admin(listener))
+}
+
+impl Admin {
+    /// Answers until `shutdown`. Must be called within a Tokio runtime.
+    pub fn serve(self, desk: Desk, shutdown: &Shutdown) {
+        let ending = shutdown.clone();
+        let desk = Arc::new(desk);
+        shutdown.spawn(async move {
+            let listener = match tokio::net::TcpListener::from_std(self.0) {
+                Ok(listener) => listener,
+                Err(error) => return warn!("the admin listener can't be used: {error}"),
+            };
+            let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+            loop {
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                let stream = tokio::select! {
+                    () = ending.begun() => return,
+                    accepted = listener.accept() => match accepted {
+                        Ok((stream, _)) => stream,
+                        Err(error) => {
+                            debug!("accepting an admin connection: {error}");
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                            continue;
+                        }
+                    },
+                };
+                let desk = Arc::clone(&desk);
+                let over = ending.clone();
+                ending.spawn(async move {
+                    let service = service_fn(move |request| routes::answer(Arc::clone(&desk), request));
+                    let connection = http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(PATIENCE)
+                        .serve_connection(TokioIo::new(stream), service);
+                    tokio::select! {
+                        result = connection => if let Err(error) = result { debug!("admin connection: {error}") },
+                        () = over.begun() => {}
+                    }
+                    drop(place);
+                });
+            }
+        });
+    }
+}

@@ -1,10 +1,236 @@
 //! The only place where wires cross: it builds the sidecar out of the other rooms, binds first and then runs.
 
+mod token;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::admin::{self, Desk};
+use crate::config::Config;
+use crate::discovery::{self, View};
+use crate::listener;
+use crate::metrics::Doors;
+use crate::metrics::traffic::Traffic;
+use crate::pki::{self, Identity, Pki, SubjectName};
+use crate::proxy::Proxy;
+use crate::shutdown::Shutdown;
+use crate::tls::{self, ClientAuthorities, Terms};
+
 /// Why the sidecar could not start, or ended.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
+pub enum Error {
+    /// The operating system refused something that nothing works without.
+    #[error("{doing}")]
+    Io {
+        /// What we were doing.
+        doing: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// There is no certificate to serve.
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
+    /// The certificate can't be served, or the operator's client CA can't be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// A door can't be opened.
+    #[error(transparent)]
+    Listener(#[from] listener::Error),
+    /// The admin listener can't be opened.
+    #[error(transparent)]
+    Admin(#[from] admin::Error),
+    /// The gateway's token can't be read.
+    #[error(transparent)]
+    Token(#[from] token::Error),
+}
 
-/// Runs the sidecar until it is told to stop.
-pub fn run(_config: crate::config::Config) -> Result<(), Error> {
-    Ok(())
+/// Runs the sidecar until it is told to stop, on a runtime of its own (`TOKIO_WORKER_THREADS` sets its size).
+///
+/// # Errors
+/// It could not start. Once it runs it ends well, or not at all.
+pub fn run(config: Config) -> Result<(), Error> {
+    let doing = |doing| move |source| Error::Io { doing, source };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(doing("starting the runtime"))?;
+    runtime.block_on(async {
+        let mut signals = Signals::new().map_err(doing("listening for signals"))?;
+        let sidecar = Sidecar::start(config)?;
+        signals.end(&sidecar).await;
+        tokio::select! {
+            () = sidecar.stop() => {}
+            () = signals.end_again() => warn!("told to stop a second time: not waiting any longer"),
+        }
+        Ok(())
+    })
+}
+
+/// A running sidecar.
+pub struct Sidecar {
+    config: Config,
+    pki: Pki,
+    bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
+    shutdown: Shutdown,
+    /// The admin listener ends last, so that it can say that the rest is ending.
+    desk: Shutdown,
+}
+
+impl Sidecar {
+    /// Opens every door and starts to serve. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// Something that `config` names can't be had.
+    pub fn start(config: Config) -> Result<Self, Error> {
+        let shutdown = Shutdown::new();
+        let desk = Shutdown::new();
+        let admin = config.admin.map(admin::bind).transpose()?;
+        let view = discovery::start(&config, &shutdown);
+        let token = token::inherited(&config)?;
+        let pki = pki::open(&config.tls, &config.state_dir, follow_names(view.clone(), &shutdown), &shutdown)?;
+        let identity = pki.identity();
+        let terms = terms(&identity.borrow().clone(), &config)?;
+        let (traffic, doors) = (Arc::<Traffic>::default(), Doors::default());
+        let proxy = Proxy::new(&config, view.clone(), terms, token, Arc::clone(&traffic), &shutdown);
+        let serving = Arc::clone(&proxy);
+        let bound = listener::follow(&config, view.clone(), &shutdown, &doors, move |accepted| serving.serve(accepted))?;
+        shutdown.spawn(follow_identity(identity.clone(), Arc::clone(&proxy), config.clone(), shutdown.clone()));
+        if let Some(admin) = admin {
+            let mut registry = Registry::with_prefix("loopgate");
+            traffic.register(&mut registry);
+            doors.register(&mut registry);
+            let desk_ = Desk {
+                gateway: config.gateway.address,
+                bound: bound.clone(),
+                identity,
+                view,
+                proxy: Arc::clone(&proxy),
+                registry,
+                shutdown: shutdown.clone(),
+            };
+            admin.serve(desk_, &desk);
+        }
+        let sidecar = Self { config, pki, bound, shutdown, desk };
+        sidecar.introduce();
+        Ok(sidecar)
+    }
+
+    fn introduce(&self) {
+        let identity = self.pki.identity();
+        let fingerprint = identity.borrow().certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default();
+        let listening: Vec<_> = self.bound.borrow().iter().map(ToString::to_string).collect();
+        let (version, gateway) = (env!("CARGO_PKG_VERSION"), self.config.gateway.address);
+        info!(version, %gateway, listening = listening.join(","), fingerprint, "loopgate is running");
+    }
+
+    /// The addresses that clients can connect to now.
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        self.bound.borrow().to_vec()
+    }
+
+    /// What is shown to clients now.
+    pub fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.pki.identity().borrow())
+    }
+
+    /// Looks again at files that may have changed (SIGHUP).
+    pub fn reload(&self) {
+        info!("looking at the certificate's files again");
+        self.pki.reload();
+    }
+
+    /// Stops: no new connection, requests end, WebSockets are told goodbye; what is left after `limits.drain_timeout` is cut.
+    pub async fn stop(&self) {
+        info!("stopping");
+        self.shutdown.begin();
+        let left = self.shutdown.finished(self.config.limits.drain_timeout).await;
+        if left > 0 {
+            warn!(left, "cut what had not ended in time");
+        }
+        self.desk.begin();
+        info!("stopped");
+    }
+}
+
+/// The names that the server's certificate needs, out of what discovery sees.
+fn follow_names(mut view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> watch::Receiver<BTreeSet<SubjectName>> {
+    let names = |view: &View| -> BTreeSet<SubjectName> {
+        let dns = view.own_names.iter().cloned().map(SubjectName::Dns);
+        dns.chain(view.own_addresses().map(SubjectName::Ip)).collect()
+    };
+    let (publish, receiver) = watch::channel(names(&view.borrow_and_update()));
+    let ending = shutdown.clone();
+    shutdown.spawn(async move {
+        loop {
+            tokio::select! {
+                () = ending.begun() => return,
+                changed = view.changed() => if changed.is_err() { return },
+            }
+            let now = names(&view.borrow_and_update());
+            publish.send_if_modified(|before| {
+                let changed = *before != now;
+                *before = now;
+                changed
+            });
+        }
+    });
+    receiver
+}
+
+fn terms(identity: &Identity, config: &Config) -> Result<Terms, Error> {
+    let authorities = ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref()).map_err(tls::Error::from)?;
+    Ok(Terms::new(identity, Arc::new(authorities))?)
+}
+
+/// Makes new handshakes use the newest identity. One that can't be used leaves the one before in place.
+async fn follow_identity(mut identity: watch::Receiver<Arc<Identity>>, proxy: Arc<Proxy>, config: Config, shutdown: Shutdown) {
+    loop {
+        tokio::select! {
+            () = shutdown.begun() => return,
+            changed = identity.changed() => if changed.is_err() { return },
+        }
+        let newest = Arc::clone(&identity.borrow_and_update());
+        match terms(&newest, &config) {
+            Ok(terms) => {
+                info!(until = %newest.not_after, names = newest.names.len(), "serving a new certificate");
+                proxy.renew_terms(terms);
+            }
+            Err(error) => error!("the new certificate can't be served, keeping the one before: {error}"),
+        }
+    }
+}
+
+/// What the process is told.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, hup: signal(SignalKind::hangup())? })
+    }
+
+    /// Reloads `sidecar` at each SIGHUP; returns when told to end.
+    async fn end(&mut self, sidecar: &Sidecar) {
+        loop {
+            tokio::select! {
+                _ = self.term.recv() => return,
+                _ = self.int.recv() => return,
+                _ = self.hup.recv() => sidecar.reload(),
+            }
+        }
+    }
+
+    async fn end_again(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
 }
