@@ -108,11 +108,7 @@ impl CertificateAuthority {
         name: &str,
         life: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if name.len() > 63 || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(plain) {
-            return Err(Error::AgentName { name: name.to_owned() });
-        }
-        self.sign_client(key, &format!("spiffe://{trust_domain}/agent/{name}"), life, OffsetDateTime::now_utc())
+        self.sign_client(key, &agent_uri(trust_domain, name)?, life, OffsetDateTime::now_utc())
     }
 
     fn sign_client(
@@ -150,6 +146,19 @@ impl CertificateAuthority {
             return Err(Error::CaNotValid { path: self.path.clone(), not_before, not_after, now });
         }
         Ok(Validity::of(now, life).within(self.validity))
+    }
+}
+
+/// The SPIFFE ID of an agent whose certificate is made by hand. Its parts are checked, so that neither can pretend to be more than one.
+pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error> {
+    let plain = |text: &str| {
+        (1..=63).contains(&text.len())
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    match [trust_domain, name].into_iter().find(|part| !plain(part)) {
+        Some(part) => Err(Error::SpiffeId { part: part.to_owned() }),
+        None => Ok(format!("spiffe://{trust_domain}/agent/{name}")),
     }
 }
 

@@ -20,6 +20,8 @@ use super::template::Validity;
 pub(super) struct Facts {
     /// DNS names and IP addresses it is for.
     pub(super) names: BTreeSet<SubjectName>,
+    /// URIs it is for: an agent's SPIFFE ID.
+    pub(super) uris: Vec<String>,
     /// When it is valid.
     pub(super) validity: Validity,
     /// Whether it may sign certificates.
@@ -45,8 +47,10 @@ impl Facts {
             Some(usage) => usage.value.key_cert_sign(),
             None => true,
         };
+        let alternative = || alternative.iter().flat_map(|names| &names.value.general_names);
         Ok(Self {
-            names: alternative.iter().flat_map(|names| &names.value.general_names).filter_map(subject_name).collect(),
+            names: alternative().filter_map(subject_name).collect(),
+            uris: alternative().filter_map(uri).collect(),
             validity: Validity { not_before: date(parsed.validity().not_before)?, not_after: date(parsed.validity().not_after)? },
             is_ca: parsed.is_ca() && may_sign,
             public_key: parsed.public_key().raw.to_vec(),
@@ -64,6 +68,13 @@ fn subject_name(name: &GeneralName<'_>) -> Option<SubjectName> {
             (_, Ok(v6)) => Some(SubjectName::Ip(IpAddr::V6(Ipv6Addr::from(v6)))),
             _ => None,
         },
+        _ => None,
+    }
+}
+
+fn uri(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::URI(uri) => Some((*uri).to_owned()),
         _ => None,
     }
 }

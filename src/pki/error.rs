@@ -73,11 +73,11 @@ pub enum Error {
         /// The name as it was given.
         name: String,
     },
-    /// An agent name that can't stand in a SPIFFE ID or a file name.
-    #[error("{name:?} is no agent name: 1 to 63 letters, digits, `-`, `_` and `.`, of which the first is a letter or digit")]
-    AgentName {
-        /// The name as it was given.
-        name: String,
+    /// A trust domain or agent name that can't stand in a SPIFFE ID.
+    #[error("{part:?} can't be part of a SPIFFE ID: 1 to 63 letters, digits, `-`, `_` and `.`, the first a letter or digit")]
+    SpiffeId {
+        /// The part as it was given.
+        part: String,
     },
     /// A lifetime that no client would accept, or none at all.
     #[error("a certificate must live at least a minute and at most 397 days")]

@@ -9,6 +9,7 @@ mod error;
 mod fingerprint;
 mod made;
 mod name;
+pub mod offline;
 mod own_pair;
 mod pem;
 mod plan;
@@ -16,6 +17,8 @@ mod rotation;
 mod source;
 mod state_dir;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -32,6 +35,7 @@ use crate::shutdown::Shutdown;
 pub use authority::CertificateAuthority;
 pub use error::{Error, Flaw};
 pub use fingerprint::{fingerprint, public_key_pin};
+pub use made::RotateKey;
 pub use name::SubjectName;
 
 use made::Made;

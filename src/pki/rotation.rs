@@ -143,16 +143,16 @@ impl Rotation {
 }
 
 /// An error with its causes.
-fn said(error: &Error) -> String {
+pub(super) fn said(error: &Error) -> String {
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// Tells the operator which certificate is served.
+/// Says what is to be served from now on; whoever serves it tells the operator once it does.
 pub(super) fn announce(identity: &Identity) {
     let leaf = &identity.certified_key.cert[0];
     let names: Vec<_> = identity.names.iter().map(ToString::to_string).collect();
-    tracing::info!(fingerprint = fingerprint(leaf), names = names.join(" "), until = %identity.not_after, "serving a certificate");
+    tracing::debug!(fingerprint = fingerprint(leaf), names = names.join(" "), until = %identity.not_after, "a certificate to serve");
 }
 
 /// The names to have in the leaf. One that can't stand in a certificate (a network alias may be anything) doesn't spoil the others.

@@ -1,0 +1,145 @@
+//! What `loopgate cert` does with the files, whether or not a sidecar runs on them; it notices within two seconds.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustls_pki_types::CertificateDer;
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::authority::{self, CertificateAuthority, load_or_create_key};
+use super::certificate::Facts;
+use super::error::Error;
+use super::made::{Made, RotateKey, SERVER_CERTIFICATE};
+use super::state_dir::{Access, StateDir, read_file};
+use super::{fingerprint, pem, public_key_pin};
+
+/// A certificate as people and scripts want to see it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Description {
+    /// Where it is.
+    pub file: PathBuf,
+    /// Its subject.
+    pub subject: String,
+    /// The DNS names and IP addresses in it.
+    pub names: Vec<String>,
+    /// From when it is valid, RFC 3339.
+    pub not_before: String,
+    /// Until when it is valid, RFC 3339.
+    pub not_after: String,
+    /// Whole days until then; negative afterwards.
+    pub days_left: i64,
+    /// Its serial number, in hexadecimal.
+    pub serial: String,
+    /// SHA-256 of the certificate, `AA:BB:..`, as OpenClaw pins it.
+    pub fingerprint: String,
+    /// SHA-256 of its public key in base64, which outlives renewals; `curl --pinnedpubkey` takes it with `sha256//` before it.
+    pub public_key: String,
+}
+
+/// The certificates of a sidecar.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// What clients are shown.
+    pub server: Description,
+    /// loopgate's own CA; none beside an operator's pair without state directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<Description>,
+}
+
+/// Describes what is served out of `state_dir`, or the operator's `own_chain`. Nothing is changed, and no key is read.
+pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<Report, Error> {
+    let dir = StateDir::at(state_dir);
+    let (server, ca) = match own_chain {
+        Some(chain) => (chain.to_owned(), authority::load_certificate(&dir).ok()),
+        None => (dir.file(SERVER_CERTIFICATE), Some(authority::load_certificate(&dir)?)),
+    };
+    let chain = pem::certificates(&read_file(&server)?.0).map_err(Error::unusable(&server))?;
+    let ca = ca.map(|(certificate, _)| describe(dir.file(authority::CA_CERTIFICATE), &certificate)).transpose()?;
+    Ok(Report { server: describe(server, &chain[0])?, ca })
+}
+
+/// The CA's certificate as PEM, for clients to trust. Nothing is changed, and no key is read.
+pub fn export(state_dir: &Path) -> Result<String, Error> {
+    let (certificate, _) = authority::load_certificate(&StateDir::at(state_dir))?;
+    Ok(pem::from_certificates(&[certificate]))
+}
+
+/// Replaces the server's leaf, due or not.
+pub fn rotate(state_dir: &Path, rotate_key: RotateKey) -> Result<Report, Error> {
+    // A mistyped directory is no reason to make a CA there.
+    authority::load_certificate(&StateDir::at(state_dir))?;
+    let now = OffsetDateTime::now_utc();
+    Made::open(state_dir, now)?.rotate(rotate_key, now)?;
+    show(state_dir, None)
+}
+
+/// An agent whose certificate is made by hand.
+#[derive(Clone, Debug)]
+pub struct Agent<'a> {
+    /// The SPIFFE trust domain.
+    pub trust_domain: &'a str,
+    /// Its name, the last part of its SPIFFE ID.
+    pub name: &'a str,
+    /// How long its certificate lives; at most 397 days.
+    pub life: Duration,
+}
+
+/// Writes `agent.pem`, `agent.key` and `ca.pem` to `out`. A key that is there is kept, so that a running agent reads one new file.
+pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Description, Error> {
+    // Asked before anything is made: the name may be the directory's too.
+    authority::agent_uri(agent.trust_domain, agent.name)?;
+    let authority = CertificateAuthority::load_or_create(state_dir)?;
+    let out = StateDir::create(out)?;
+    let _lock = out.lock()?;
+    let key = load_or_create_key(&out, "agent.key")?;
+    let chain = authority.issue_agent(&key, agent.trust_domain, agent.name, agent.life)?;
+    let ca = authority.pem();
+    if out.read("ca.pem", Access::Public)?.is_none_or(|present| present.as_slice() != ca.as_bytes()) {
+        out.replace("ca.pem", ca.as_bytes(), Access::Public)?;
+    }
+    out.replace("agent.pem", pem::from_certificates(&chain).as_bytes(), Access::Public)?;
+    describe(out.file("agent.pem"), &chain[0])
+}
+
+fn describe(file: PathBuf, certificate: &CertificateDer<'_>) -> Result<Description, Error> {
+    let facts = Facts::of(certificate).map_err(Error::unusable(&file))?;
+    let date = |date: OffsetDateTime| date.format(&Rfc3339).unwrap_or_else(|_| date.to_string());
+    Ok(Description {
+        file,
+        subject: facts.subject,
+        names: facts.names.iter().map(ToString::to_string).chain(facts.uris).collect(),
+        not_before: date(facts.validity.not_before),
+        not_after: date(facts.validity.not_after),
+        days_left: (facts.validity.not_after - OffsetDateTime::now_utc()).whole_days(),
+        serial: facts.serial,
+        fingerprint: fingerprint(certificate),
+        public_key: public_key_pin(certificate).unwrap_or_default(),
+    })
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "server certificate\n{}", self.server)?;
+        if let Some(ca) = &self.ca {
+            write!(f, "\ncertificate authority\n{ca}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "  file         {}", self.file.display())?;
+        writeln!(f, "  subject      {}", self.subject)?;
+        for (i, name) in self.names.iter().enumerate() {
+            writeln!(f, "  {:<12} {name}", if i == 0 { "names" } else { "" })?;
+        }
+        writeln!(f, "  valid        {} until {} ({} days left)", self.not_before, self.not_after, self.days_left)?;
+        writeln!(f, "  serial       {}", self.serial)?;
+        writeln!(f, "  fingerprint  {}", self.fingerprint)?;
+        writeln!(f, "  public key   sha256//{}", self.public_key)
+    }
+}

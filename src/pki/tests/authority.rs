@@ -1,0 +1,116 @@
+//! What the CA signs for agents.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{CertificateParams, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData};
+use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime};
+
+use super::super::CertificateAuthority;
+use super::super::certificate::{Facts, try_on};
+use super::super::offline::{self, Agent};
+use super::{files, home, names, now, said};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const URI: &str = "spiffe://loopgate.local/docker/shop/worker/0123456789ab";
+
+fn request(key: &KeyPair) -> CertificateSigningRequestDer<'static> {
+    let mut params = CertificateParams::new(["gateway.example".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.serialize_request(key).unwrap().into()
+}
+
+fn client_verifies(chain: &[CertificateDer<'static>], ca: &CertificateDer<'static>) -> bool {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone()).unwrap();
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider())).build().unwrap();
+    verifier.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()).is_ok()
+}
+
+#[test]
+fn of_a_request_only_the_key_is_used() {
+    let ca = CertificateAuthority::load_or_create(&home().state).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let chain = ca.issue_client(&request(&key), URI, HOUR).unwrap();
+    let facts = Facts::of(&chain[0]).unwrap();
+    assert_eq!(facts.uris, [URI]);
+    assert!(facts.names.is_empty() && !facts.is_ca);
+    assert_eq!(facts.public_key, key.subject_public_key_info());
+    assert!(facts.validity.not_after - now() <= time::Duration::HOUR);
+    assert!(client_verifies(&chain, ca.certificate()));
+    assert!(try_on(&chain, ca.certificate(), now(), &names("")).is_err(), "it is no server's");
+}
+
+#[test]
+fn a_request_that_its_key_did_not_sign_or_for_another_kind_of_key_is_refused() {
+    let ca = CertificateAuthority::load_or_create(&home().state).unwrap();
+    let good = request(&KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap());
+    assert!(ca.issue_client(&good, URI, HOUR).is_ok());
+    let mut forged = good.to_vec();
+    *forged.last_mut().unwrap() ^= 1;
+    let mut cases = vec![Vec::new(), b"not DER".to_vec(), good[..good.len() - 1].to_vec(), forged];
+    for kind in [&PKCS_ECDSA_P384_SHA384, &PKCS_ED25519] {
+        cases.push(request(&KeyPair::generate_for(kind).unwrap()).to_vec());
+    }
+    for case in cases {
+        assert!(ca.issue_client(&case.into(), URI, HOUR).is_err());
+    }
+}
+
+#[test]
+fn lifetimes_that_no_client_would_accept_are_refused() {
+    let ca = CertificateAuthority::load_or_create(&home().state).unwrap();
+    let request = request(&KeyPair::generate().unwrap());
+    for (life, fine) in [(Duration::ZERO, false), (HOUR, true), (HOUR * 24 * 397, true), (HOUR * 24 * 398, false), (Duration::MAX, false)] {
+        assert_eq!(ca.issue_client(&request, URI, life).is_ok(), fine, "{life:?}");
+    }
+}
+
+#[test]
+fn an_agents_certificate_made_by_hand_is_renewed_for_the_same_key() {
+    let home = home();
+    let out = home.state.join("worker");
+    let agent = Agent { trust_domain: "loopgate.local", name: "worker-1", life: HOUR };
+    let first = offline::issue(&home.state, &agent, &out).unwrap();
+    assert_eq!(first.names, ["spiffe://loopgate.local/agent/worker-1"]);
+    let before = files(&out);
+    let second = offline::issue(&home.state, &agent, &out).unwrap();
+    assert_eq!(second.public_key, first.public_key);
+    assert_ne!(second.serial, first.serial);
+    let after = files(&out);
+    assert_eq!((&after["agent.key"], &after["ca.pem"]), (&before["agent.key"], &before["ca.pem"]));
+    assert_eq!(after["ca.pem"], offline::export(&home.state).unwrap().as_bytes());
+}
+
+#[test]
+fn an_agent_name_can_not_pretend_to_be_a_path() {
+    let home = home();
+    for name in ["", "../ca", "a/b", ".hidden", "a b", "ä", &"x".repeat(64)] {
+        let agent = Agent { trust_domain: "loopgate.local", name, life: HOUR };
+        let error = offline::issue(&home.state, &agent, &home.state.join(name)).unwrap_err();
+        assert!(said(&error).contains("SPIFFE"), "{name:?}");
+        assert!(!home.state.exists());
+    }
+}
+
+#[test]
+fn showing_changes_nothing_and_reads_no_key() {
+    let home = home();
+    super::start(&home.state, "localhost 172.18.0.2").unwrap();
+    for name in [".lock", "ca.key", "server.key"] {
+        std::fs::remove_file(home.state.join(name)).unwrap();
+    }
+    let before = files(&home.state);
+    let report = offline::show(&home.state, None).unwrap();
+    assert_eq!(report.server.names, ["localhost", "172.18.0.2"]);
+    assert!((89..=90).contains(&report.server.days_left));
+    assert_eq!(report.server.fingerprint.len(), 95);
+    assert!(report.to_string().contains(&report.ca.unwrap().fingerprint));
+    assert_eq!(files(&home.state), before);
+    assert!(!home.state.join(".lock").exists());
+    assert!(offline::show(&home.state.join("elsewhere"), None).is_err());
+    assert!(!home.state.join("elsewhere").exists());
+}

@@ -1,0 +1,124 @@
+//! Processes that die at any moment, and processes that start at the same one.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::super::made::{Made, RotateKey};
+use super::{files, handshake, home, now, start};
+
+/// Where the process that a story starts finds its state directory.
+const STATE: &str = "LOOPGATE_TEST_STATE";
+/// Set if it is to rotate until it is killed.
+const ROTATE: &str = "LOOPGATE_TEST_ROTATE";
+
+/// A story of its own, and, in a process that another story started, a sidecar that starts on the directory it was told.
+#[test]
+fn a_sidecar_starts() {
+    let home = home();
+    let state = std::env::var_os(STATE).map_or(home.state.clone(), Into::into);
+    start(&state, "localhost").unwrap();
+    while std::env::var_os(ROTATE).is_some() {
+        Made::open(&state, now()).unwrap().rotate(RotateKey::Replace, now()).unwrap();
+    }
+    assert_eq!(files(&state).len(), 4);
+}
+
+fn sidecar(state: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "pki::tests::crash::a_sidecar_starts", "--test-threads=1"]).env(STATE, state);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+    command
+}
+
+fn kill(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// The next start works, and changes nothing that was there but temporary files.
+fn recovers(state: &Path) {
+    let before = files(state);
+    let identity = start(state, "localhost").unwrap().identity;
+    let after = files(state);
+    handshake(&identity, identity.ca.as_ref().unwrap(), "localhost").unwrap();
+    for (name, content) in before.iter().filter(|(name, _)| !name.starts_with("server.pem")) {
+        assert_eq!(after.get(name), Some(content), "{name}");
+    }
+    assert!(!state.read_dir().unwrap().any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with(".new-")));
+}
+
+#[test]
+fn processes_that_start_at_once_on_nothing_end_with_one_ca_and_one_key() {
+    let home = home();
+    let children: Vec<_> = (0..6).map(|_| sidecar(&home.state).spawn().unwrap()).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    recovers(&home.state);
+}
+
+#[test]
+fn threads_without_locks_end_with_one_ca_too() {
+    let home = home();
+    // A lock "file" that can't be locked: the file names alone must do.
+    fs::create_dir_all(home.state.join(".lock")).unwrap();
+    let cas: Vec<_> = std::thread::scope(|scope| {
+        let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| start(&home.state, "localhost").unwrap().identity.ca)).collect();
+        starts.into_iter().map(|start| start.join().unwrap()).collect()
+    });
+    assert!(cas.iter().all(|ca| ca == &cas[0]));
+}
+
+#[test]
+fn every_step_of_the_first_start_is_completed_by_the_next() {
+    let steps = ["ca.key", "ca.pem", "server.key", "server.pem"];
+    for done in 0..=steps.len() {
+        let home = home();
+        start(&home.state, "localhost").unwrap();
+        for name in &steps[done..] {
+            fs::remove_file(home.state.join(name)).unwrap();
+        }
+        fs::write(home.state.join(".new-abc-server.pem"), b"half").unwrap();
+        recovers(&home.state);
+    }
+}
+
+#[test]
+fn every_step_of_a_rotation_to_a_new_key_is_completed_or_forgotten_by_the_next_start() {
+    let home = home();
+    start(&home.state, "localhost").unwrap();
+    let old = files(&home.state);
+    Made::open(&home.state, now()).unwrap().rotate(RotateKey::Replace, now()).unwrap();
+    let new = files(&home.state);
+    assert_ne!(new["server.key"], old["server.key"]);
+
+    // Killed before the new key had its name: the old pair, and a chain that nobody needs.
+    for (key, chain) in [(&old, &old), (&new, &old)] {
+        fs::write(home.state.join("server.key"), &key["server.key"]).unwrap();
+        fs::write(home.state.join("server.pem"), &chain["server.pem"]).unwrap();
+        fs::write(home.state.join("server.pem.next"), &new["server.pem"]).unwrap();
+        recovers(&home.state);
+        assert_eq!(files(&home.state)["server.pem"], key["server.pem"]);
+    }
+}
+
+#[test]
+fn a_sidecar_killed_at_any_moment_leaves_a_directory_that_the_next_start_can_use() {
+    for round in 0..12 {
+        let home = home();
+        fs::create_dir(&home.state).unwrap();
+        let child = sidecar(&home.state).env(ROTATE, "1").spawn().unwrap();
+        // In the first half of the rounds within the first start, in the others within a rotation: at moments that differ.
+        let milestone = if round < 6 { ".lock" } else { "server.pem" };
+        let patience = Instant::now() + Duration::from_secs(60);
+        while !home.state.join(milestone).exists() {
+            assert!(Instant::now() < patience, "no {milestone}");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(Duration::from_micros(700 * round));
+        kill(child);
+        recovers(&home.state);
+    }
+}

@@ -1,0 +1,139 @@
+//! Files that are not what they should be: an error that names the file, and nothing overwritten.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use time::Duration;
+
+use super::super::made::Made;
+use super::{Home, files, home, names, now, said, start};
+
+fn damaged(kind: &str, content: &[u8], of_another: &[u8]) -> Vec<u8> {
+    match kind {
+        "empty" => Vec::new(),
+        "cut off" => content[..content.len() / 2].to_vec(),
+        "zeroed" => vec![0; content.len()],
+        "garbled" => content.iter().map(|byte| if *byte == b'M' { b'N' } else { *byte }).collect(),
+        "some text" => b"hello\n".to_vec(),
+        _ => of_another.to_vec(),
+    }
+}
+
+#[test]
+fn a_damaged_file_is_named_and_left_as_it_is() {
+    let stranger = home();
+    start(&stranger.state, "localhost").unwrap();
+    let other = files(&stranger.state);
+
+    for name in ["ca.pem", "ca.key", "server.pem", "server.key"] {
+        for kind in ["empty", "cut off", "zeroed", "garbled", "some text", "of another sidecar"] {
+            let home = home();
+            start(&home.state, "localhost").unwrap();
+            let path = home.state.join(name);
+            fs::write(&path, damaged(kind, &fs::read(&path).unwrap(), &other[name])).unwrap();
+            let before = files(&home.state);
+            let text = said(&start(&home.state, "localhost new.name").expect_err(kind));
+            // A pair that doesn't match doesn't say which of the two is wrong: its certificate is named then.
+            let certificate = name.replace(".key", ".pem");
+            let named = text.contains(name) || kind == "of another sidecar" && text.contains(&certificate);
+            assert!(named, "{name} {kind}: {text}");
+            assert_eq!(files(&home.state), before, "{name} {kind}");
+        }
+    }
+}
+
+#[test]
+fn a_missing_partner_is_named_unless_it_can_be_made_again() {
+    for (name, fine) in [("ca.key", false), ("server.key", false), ("server.pem", true), ("ca.pem", true)] {
+        let home = home();
+        start(&home.state, "localhost").unwrap();
+        fs::remove_file(home.state.join(name)).unwrap();
+        let mut before = files(&home.state);
+        match start(&home.state, "localhost") {
+            Ok(_) => assert!(fine, "{name}"),
+            Err(error) => assert!(!fine && error.to_string().contains(name), "{name}: {error}"),
+        }
+        let mut after = files(&home.state);
+        before.remove(name);
+        after.remove(name);
+        assert_eq!(after, before, "{name}");
+    }
+}
+
+#[test]
+fn a_key_that_everyone_can_read_is_refused_and_not_mended_in_silence() {
+    for name in ["ca.key", "server.key"] {
+        let home = home();
+        start(&home.state, "localhost").unwrap();
+        let path = home.state.join(name);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = start(&home.state, "localhost").unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("chmod 600"), "{error}");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+    }
+}
+
+#[test]
+fn a_directory_that_can_not_be_made_is_named() {
+    let home = home();
+    fs::write(&home.state, b"a file").unwrap();
+    let error = start(&home.state.join("below"), "localhost").unwrap_err();
+    assert!(error.to_string().contains("state/below"), "{error}");
+    let error = start(&home.state, "localhost").unwrap_err();
+    assert!(error.to_string().contains("state"), "{error}");
+}
+
+/// Moves a state directory where its files can be read but no temporary file beside them be made, whoever asks: root ignores
+/// permissions, but a path longer than PATH_MAX is too long for everyone.
+fn make_unwritable(home: &Home) -> PathBuf {
+    const LONGEST: usize = 4078;
+    let mut path: PathBuf = home.state.parent().unwrap().into();
+    loop {
+        let left = LONGEST - path.as_os_str().len() - 1;
+        if left < 256 {
+            path.push("x".repeat(left));
+            break;
+        }
+        path.push("x".repeat(200.min(left - 2)));
+        fs::create_dir(&path).unwrap();
+    }
+    fs::rename(&home.state, &path).unwrap();
+    assert!(fs::write(path.join(".new-123456-server.pem"), b"").is_err(), "the story's premise");
+    path
+}
+
+fn leaf(state: &Path, wanted: &str, days: i64) -> (Vec<u8>, Option<String>) {
+    let now = now() + Duration::days(days);
+    let loaded = Made::open(state, now).unwrap().load(&names(wanted), now).unwrap();
+    (loaded.identity.certified_key.cert[0].to_vec(), loaded.trouble.map(|error| said(&error)))
+}
+
+#[test]
+fn on_a_full_or_read_only_disk_what_is_there_serves_while_it_can() {
+    let home = home();
+    start(&home.state, "localhost").unwrap();
+    let state = make_unwritable(&home);
+
+    let (first, trouble) = leaf(&state, "localhost", 0);
+    assert_eq!(trouble, None, "nothing to write");
+    for (wanted, days) in [("localhost new.name", 0), ("localhost", 61), ("localhost", 89)] {
+        let (same, trouble) = leaf(&state, wanted, days);
+        assert_eq!(same, first, "{wanted} {days}");
+        assert!(trouble.unwrap().contains("server.pem"), "{wanted} {days}");
+    }
+    let late = now() + Duration::days(91);
+    let error = Made::open(&state, late).unwrap().load(&names("localhost"), late).unwrap_err();
+    assert!(error.to_string().contains("server.pem"), "{error}");
+}
+
+#[test]
+fn on_a_full_or_read_only_disk_what_is_missing_is_named() {
+    for name in ["server.pem", "ca.pem"] {
+        let home = home();
+        start(&home.state, "localhost").unwrap();
+        fs::remove_file(home.state.join(name)).unwrap();
+        let error = start(&make_unwritable(&home), "localhost").unwrap_err().to_string();
+        assert!(error.starts_with("cannot write") && error.ends_with(name), "{error}");
+    }
+}

@@ -1,0 +1,99 @@
+//! Stories of the state directory, the operator's pair, and what clients make of the certificates.
+
+mod authority;
+mod crash;
+mod damage;
+mod made;
+mod own_pair;
+mod rotation;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls_pki_types::{CertificateDer, ServerName};
+use time::OffsetDateTime;
+
+use super::made::Made;
+use super::source::Loaded;
+use super::{Error, Identity, SubjectName};
+
+/// A state directory that is not there yet, in a place that goes away.
+struct Home {
+    _temporary: tempfile::TempDir,
+    state: PathBuf,
+}
+
+fn home() -> Home {
+    let temporary = tempfile::tempdir().unwrap();
+    let state = temporary.path().join("state");
+    Home { _temporary: temporary, state }
+}
+
+fn names(text: &str) -> BTreeSet<SubjectName> {
+    text.split_whitespace().map(|name| name.parse().unwrap()).collect()
+}
+
+fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+/// What the next start of a sidecar serves.
+fn start(state: &Path, wanted: &str) -> Result<Loaded, Error> {
+    Made::open(state, now())?.load(&names(wanted), now())
+}
+
+/// Every file of the directory, save what starts with a dot.
+fn files(state: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = state.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    entries.filter(|name| !name.starts_with('.')).map(|name| (name.clone(), std::fs::read(state.join(&name)).unwrap_or_default())).collect()
+}
+
+/// An error with its causes, as the command line prints it.
+fn said(error: &Error) -> String {
+    super::rotation::said(error)
+}
+
+/// A handshake in memory, by a client that trusts `ca` and dials `name`.
+fn handshake(identity: &Identity, ca: &CertificateDer<'static>, name: &str) -> Result<(), rustls::Error> {
+    let provider = Arc::new(default_provider());
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone())?;
+    let client = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let server = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from((*identity.certified_key).clone())));
+    let mut client = ClientConnection::new(Arc::new(client), ServerName::try_from(name.to_owned()).unwrap())?;
+    let mut server = ServerConnection::new(Arc::new(server))?;
+    while client.is_handshaking() || server.is_handshaking() {
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        server.read_tls(&mut wire.as_slice()).unwrap();
+        server.process_new_packets()?;
+        let mut wire = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut wire).unwrap();
+        }
+        client.read_tls(&mut wire.as_slice()).unwrap();
+        client.process_new_packets()?;
+    }
+    server.writer().write_all(b"hello").unwrap();
+    let mut wire = Vec::new();
+    server.write_tls(&mut wire).unwrap();
+    client.read_tls(&mut wire.as_slice()).unwrap();
+    client.process_new_packets()?;
+    let mut heard = [0; 5];
+    client.reader().read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"hello");
+    Ok(())
+}

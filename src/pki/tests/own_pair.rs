@@ -1,0 +1,167 @@
+//! The operator's own pair: what is refused at the start, and how a running sidecar follows the files.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{CertificateParams, KeyPair};
+use tokio::sync::watch;
+
+use super::super::{Error, Identity, Pki, SubjectName, open};
+use super::{Home, home, names, said};
+use crate::config::{CertificateFiles, Tls};
+use crate::shutdown::Shutdown;
+
+/// A self-signed pair as PEM.
+fn pair(name: &str) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+    params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(if name == "expired" { -1 } else { 30 });
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+struct Story {
+    home: Home,
+    chain: PathBuf,
+    key: PathBuf,
+    shutdown: Shutdown,
+    _names: watch::Sender<BTreeSet<SubjectName>>,
+    names: watch::Receiver<BTreeSet<SubjectName>>,
+}
+
+fn story() -> Story {
+    let home = home();
+    let place = home.state.parent().unwrap();
+    let (sender, receiver) = watch::channel(BTreeSet::new());
+    let (chain, key) = (place.join("tls.crt"), place.join("tls.key"));
+    Story { chain, key, shutdown: Shutdown::new(), _names: sender, names: receiver, home }
+}
+
+impl Story {
+    fn write(&self, (chain, key): &(String, String)) {
+        fs::write(&self.chain, chain).unwrap();
+        fs::write(&self.key, key).unwrap();
+    }
+
+    fn open(&self) -> Result<Pki, Error> {
+        let files = CertificateFiles { chain: self.chain.clone(), key: self.key.clone() };
+        let tls = Tls { own_pair: Some(files), names: Vec::new(), client_ca: None };
+        open(&tls, &self.home.state, self.names.clone(), &self.shutdown)
+    }
+}
+
+async fn served(identity: &mut watch::Receiver<Arc<Identity>>, name: &str) {
+    identity.wait_for(|identity| identity.names == names(name)).await.unwrap();
+}
+
+async fn problem(pki: &Pki, part: &str) {
+    pki.problem().wait_for(|problem| problem.as_ref().is_some_and(|error| said(error).contains(part))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pair_that_can_not_serve_is_an_error_that_names_the_file() {
+    let (good, other) = (pair("good"), pair("other"));
+    let cases = [
+        ("", good.1.as_str(), "tls.crt"),
+        (good.0.as_str(), "", "tls.key"),
+        ("hello", good.1.as_str(), "tls.crt"),
+        (&good.0[..good.0.len() / 2], good.1.as_str(), "tls.crt"),
+        (good.0.as_str(), "hello", "tls.key"),
+        (good.0.as_str(), good.0.as_str(), "tls.key"),
+        (good.0.as_str(), other.1.as_str(), "tls.key"),
+    ];
+    for (chain, key, named) in cases {
+        let story = story();
+        story.write(&(chain.to_owned(), key.to_owned()));
+        let error = said(&story.open().unwrap_err());
+        assert!(error.contains(named), "{named}: {error}");
+    }
+    let error = said(&story().open().unwrap_err());
+    assert!(error.contains("tls.crt") && error.contains("read"), "{error}");
+}
+
+#[tokio::test]
+async fn beside_an_own_pair_there_is_a_ca_if_there_can_be_one() {
+    let story = story();
+    story.write(&pair("good"));
+    let pki = story.open().unwrap();
+    assert_eq!(pki.identity().borrow().ca.as_ref(), Some(pki.authority().unwrap().certificate()));
+
+    fs::remove_dir_all(&story.home.state).unwrap();
+    fs::write(&story.home.state, b"no directory").unwrap();
+    let pki = story.open().unwrap();
+    assert!(pki.identity().borrow().ca.is_none() && pki.authority().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pair_changed_in_place_is_served_without_being_asked() {
+    let story = story();
+    story.write(&pair("first"));
+    let mut identity = story.open().unwrap().identity();
+    served(&mut identity, "first").await;
+    story.write(&pair("second"));
+    served(&mut identity, "second").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pair_swapped_as_kubernetes_does_is_served() {
+    let mut story = story();
+    let place: PathBuf = story.home.state.parent().unwrap().into();
+    let publish = |version: &str| {
+        let (chain, key) = pair(version);
+        fs::create_dir(place.join(version)).unwrap();
+        fs::write(place.join(version).join("tls.crt"), chain).unwrap();
+        fs::write(place.join(version).join("tls.key"), key).unwrap();
+        std::os::unix::fs::symlink(version, place.join("..data_tmp")).unwrap();
+        fs::rename(place.join("..data_tmp"), place.join("..data")).unwrap();
+    };
+    publish("v1");
+    for name in ["tls.crt", "tls.key"] {
+        std::os::unix::fs::symlink(Path::new("..data").join(name), place.join(name)).unwrap();
+    }
+    story.chain = place.join("tls.crt");
+    story.key = place.join("tls.key");
+    let mut identity = story.open().unwrap().identity();
+    served(&mut identity, "v1").await;
+    publish("v2");
+    served(&mut identity, "v2").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_pair_keeps_the_old_one_and_is_reported_until_it_is_mended() {
+    let story = story();
+    story.write(&pair("first"));
+    let pki = story.open().unwrap();
+    let mut identity = pki.identity();
+
+    let second = pair("second");
+    fs::write(&story.chain, &second.0).unwrap();
+    problem(&pki, "tls.key").await;
+    served(&mut identity, "first").await;
+    fs::write(&story.key, &second.1).unwrap();
+    served(&mut identity, "second").await;
+    pki.problem().wait_for(Option::is_none).await.unwrap();
+
+    story.write(&pair("expired"));
+    problem(&pki, "expired").await;
+    served(&mut identity, "second").await;
+    fs::remove_file(&story.chain).unwrap();
+    problem(&pki, "cannot read").await;
+    served(&mut identity, "second").await;
+}
+
+#[tokio::test]
+async fn a_reload_looks_at_once() {
+    let story = story();
+    story.write(&pair("first"));
+    let pki = story.open().unwrap();
+    story.write(&("hello".to_owned(), "hello".to_owned()));
+    pki.reload();
+    problem(&pki, "tls.crt").await;
+    story.write(&pair("second"));
+    pki.reload();
+    served(&mut pki.identity(), "second").await;
+    story.shutdown.begin();
+    assert_eq!(story.shutdown.finished(std::time::Duration::from_secs(10)).await, 0);
+}

@@ -1,0 +1,91 @@
+//! A running sidecar with a certificate of its own making.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use tokio::sync::watch;
+
+use super::super::offline;
+use super::super::{Pki, RotateKey, SubjectName, open};
+use super::{Home, home, names};
+use crate::config::{Config, Tls};
+use crate::shutdown::Shutdown;
+
+struct Sidecar {
+    home: Home,
+    pki: Pki,
+    names: watch::Sender<BTreeSet<SubjectName>>,
+    _shutdown: Shutdown,
+}
+
+fn sidecar() -> Sidecar {
+    let home = home();
+    let shutdown = Shutdown::new();
+    let (sender, receiver) = watch::channel(names("172.18.0.2"));
+    let tls = Tls { names: vec!["Gateway.Example".into()], ..Config::default().tls };
+    let pki = open(&tls, &home.state, receiver, &shutdown).unwrap();
+    Sidecar { home, pki, names: sender, _shutdown: shutdown }
+}
+
+#[tokio::test]
+async fn the_first_certificate_has_the_names_found_those_given_and_localhost() {
+    let sidecar = sidecar();
+    assert_eq!(sidecar.pki.identity().borrow().names, names("172.18.0.2 gateway.example localhost"));
+    assert!(sidecar.pki.problem().borrow().is_none());
+}
+
+#[tokio::test]
+async fn a_network_that_comes_is_in_the_certificate_at_once_and_one_that_goes_stays() {
+    let sidecar = sidecar();
+    let mut identity = sidecar.pki.identity();
+    let before = identity.borrow_and_update().clone();
+    sidecar.names.send_replace(names("172.19.0.2"));
+    identity.changed().await.unwrap();
+    let after = identity.borrow_and_update().clone();
+    assert_eq!(after.names, names("172.18.0.2 172.19.0.2 gateway.example localhost"));
+    assert_eq!(after.certified_key.key.public_key(), before.certified_key.key.public_key());
+}
+
+#[tokio::test]
+async fn a_name_that_no_certificate_can_have_does_not_spoil_the_others() {
+    let sidecar = sidecar();
+    let mut identity = sidecar.pki.identity();
+    identity.mark_unchanged();
+    let strange = [SubjectName::Dns("no name!".into()), SubjectName::Dns("Fine".into())];
+    sidecar.names.send_replace(strange.into());
+    identity.changed().await.unwrap();
+    assert_eq!(identity.borrow().names, names("172.18.0.2 fine gateway.example localhost"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_by_hand_is_noticed() {
+    let sidecar = sidecar();
+    let mut identity = sidecar.pki.identity();
+    let first = identity.borrow_and_update().clone();
+    offline::rotate(&sidecar.home.state, RotateKey::Keep).unwrap();
+    identity.changed().await.unwrap();
+    let second = identity.borrow_and_update().clone();
+    assert_eq!(second.certified_key.key.public_key(), first.certified_key.key.public_key());
+    offline::rotate(&sidecar.home.state, RotateKey::Replace).unwrap();
+    identity.changed().await.unwrap();
+    let third = identity.borrow_and_update().clone();
+    assert_ne!(third.certified_key.key.public_key(), first.certified_key.key.public_key());
+    assert_eq!((third.names.clone(), third.ca.clone()), (first.names.clone(), first.ca.clone()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_directory_that_is_damaged_or_gone_while_running_is_reported_and_not_made_anew() {
+    let sidecar = sidecar();
+    let identity = sidecar.pki.identity();
+    let before = identity.borrow().clone();
+    fs::write(sidecar.home.state.join("server.pem"), b"").unwrap();
+    sidecar.pki.problem().wait_for(Option::is_some).await.unwrap();
+    assert_eq!(fs::read(sidecar.home.state.join("server.pem")).unwrap(), b"");
+
+    // In one step, since the sidecar may be looking at this very moment.
+    fs::rename(&sidecar.home.state, sidecar.home.state.with_extension("away")).unwrap();
+    let mut problem = sidecar.pki.problem();
+    problem.wait_for(|problem| problem.as_ref().is_some_and(|error| super::said(error).contains("server.key"))).await.unwrap();
+    assert!(!sidecar.home.state.exists());
+    assert_eq!(identity.borrow().certified_key.cert, before.certified_key.cert);
+}
