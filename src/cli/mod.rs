@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 for a clean end, 1 for a failure at run time, 2 for a wrong flag, variable, key or value.
 
+mod cert;
 mod completions;
 mod config;
 mod demo;
@@ -33,6 +34,8 @@ enum Command {
     Pause(pause::Args),
     Demo(demo::Args),
     #[command(subcommand)]
+    Cert(cert::Command),
+    #[command(subcommand)]
     Config(config::Command),
     Completions(completions::Args),
     Man(man::Args),
@@ -50,6 +53,9 @@ pub enum Error {
     /// The demonstration failed.
     #[error(transparent)]
     Demo(#[from] crate::demo::Error),
+    /// A certificate can't be read or made.
+    #[error(transparent)]
+    Pki(#[from] crate::pki::Error),
     /// The sidecar is not ready, or not there.
     #[error(transparent)]
     Healthcheck(#[from] healthcheck::Error),
@@ -73,7 +79,7 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::App(_) | Self::Demo(_) | Self::Healthcheck(_) | Self::Io { .. } => 1,
+            Self::App(_) | Self::Demo(_) | Self::Healthcheck(_) | Self::Pki(_) | Self::Io { .. } => 1,
         }
     }
 }
@@ -89,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Healthcheck(args) => healthcheck::run(args),
         Command::Pause(args) => pause::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Cert(command) => cert::run(command),
         Command::Config(command) => config::run(command),
         Command::Completions(args) => completions::run(&args),
         Command::Man(args) => man::run(&args),

@@ -1,0 +1,89 @@
+//! `loopgate cert`: certificates, from the files alone and whether or not a sidecar runs on them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::flags::{Flags, Selection};
+use super::{Error, output};
+use crate::config::key::Key;
+use crate::config::parse;
+use crate::pki::{RotateKey, offline};
+
+/// Shows certificates and makes new ones
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Prints names, expiry and the fingerprints that clients pin
+    Show {
+        #[command(flatten)]
+        flags: Flags<Files>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints the CA's certificate (PEM), for clients to trust
+    Export {
+        #[command(flatten)]
+        flags: Flags<Files>,
+    },
+    /// Makes a certificate for an agent that can't enrol by itself
+    Issue {
+        #[command(flatten)]
+        flags: Flags<Files>,
+        /// The agent's name, the last part of its SPIFFE ID
+        #[arg(long)]
+        name: String,
+        /// Directory for agent.pem, agent.key and ca.pem
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        out: PathBuf,
+        /// How long it is valid, 397 days at most
+        #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::timeout)]
+        life: Duration,
+    },
+    /// Replaces the server's certificate now
+    Rotate {
+        #[command(flatten)]
+        flags: Flags<Files>,
+        /// Replace its key too, which breaks pins on it
+        #[arg(long)]
+        new_key: bool,
+    },
+}
+
+/// The options that say which files, and for whom.
+#[derive(Clone, Debug)]
+pub struct Files;
+
+impl Selection for Files {
+    fn takes(key: &Key) -> bool {
+        matches!(key.flag, "state-dir" | "tls-cert" | "tls-key" | "trust-domain")
+    }
+}
+
+/// Shows, exports, issues or rotates.
+pub fn run(command: Command) -> Result<(), Error> {
+    match command {
+        Command::Show { flags, json } => {
+            let config = flags.load()?;
+            let chain = config.tls.own_pair.as_ref().map(|pair| pair.chain.as_path());
+            show(&offline::show(&config.state_dir, chain)?, json)
+        }
+        Command::Export { flags } => output::print(offline::export(&flags.load()?.state_dir)?),
+        Command::Issue { flags, name, out, life } => {
+            let config = flags.load()?;
+            let agent = offline::Agent { trust_domain: &config.agents.trust_domain, name: &name, life };
+            output::print(offline::issue(&config.state_dir, &agent, &out)?.to_string())
+        }
+        Command::Rotate { flags, new_key } => {
+            let key = if new_key { RotateKey::Replace } else { RotateKey::Keep };
+            show(&offline::rotate(&flags.load()?.state_dir, key)?, false)
+        }
+    }
+}
+
+fn show(report: &offline::Report, json: bool) -> Result<(), Error> {
+    if json {
+        output::print(format!("{:#}\n", serde_json::json!(report)))
+    } else {
+        output::print(report.to_string())
+    }
+}
