@@ -223,3 +223,18 @@ fn pause_reaps_children_and_ends_well_at_a_signal() {
     kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGTERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn certificates_are_shown_exported_and_issued_from_the_state_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let (state, out) = (dir.path().join("state"), dir.path().join("out"));
+    let cert = |arguments: &[&str]| loopgate(&[&["cert"], arguments].concat()).env("LOOPGATE_STATE_DIR", &state).output().unwrap();
+    let missing = cert(&["export"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(stderr(&missing).contains("ca.pem") && stderr(&missing).lines().count() == 1, "{}", stderr(&missing));
+    let issued = cert(&["issue", "--name", "robot", "--out", out.to_str().unwrap()]);
+    assert!(issued.status.success(), "{}", stderr(&issued));
+    assert!(String::from_utf8(issued.stdout).unwrap().contains("spiffe://loopgate.local/agent/robot"));
+    let exported = cert(&["export"]);
+    assert_eq!(exported.stdout, std::fs::read(out.join("ca.pem")).unwrap());
+}

@@ -4,7 +4,7 @@ mod token;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
@@ -160,7 +160,9 @@ impl Sidecar {
 fn follow_names(mut view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> watch::Receiver<BTreeSet<SubjectName>> {
     let names = |view: &View| -> BTreeSet<SubjectName> {
         let dns = view.own_names.iter().cloned().map(SubjectName::Dns);
-        dns.chain(view.own_addresses().map(SubjectName::Ip)).collect()
+        // Nobody writes a link-local address into a URL, and each new one would cost clients that pin the leaf their pin.
+        let addresses = view.own_addresses().filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()));
+        dns.chain(addresses.map(SubjectName::Ip)).collect()
     };
     let (publish, receiver) = watch::channel(names(&view.borrow_and_update()));
     let ending = shutdown.clone();

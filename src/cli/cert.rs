@@ -1,4 +1,4 @@
-//! `loopgate cert`: certificates seen, exported, made and replaced, with or without a running sidecar.
+//! `loopgate cert`: certificates, from the files alone and whether or not a sidecar runs on them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,26 +6,50 @@ use std::time::Duration;
 use super::flags::{Flags, Selection};
 use super::{Error, output};
 use crate::config::key::Key;
-use crate::pki::RotateKey;
-use crate::pki::offline::{self, Agent};
+use crate::config::parse;
+use crate::pki::{RotateKey, offline};
 
-/// Certificates: fingerprints, the CA, agents' certificates
+/// Shows certificates and makes new ones
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Prints names, expiry and fingerprints of what is served
-    Show(Show),
-    /// Prints the CA's certificate, for clients to trust
+    /// Prints names, expiry and the fingerprints that clients pin
+    Show {
+        #[command(flatten)]
+        flags: Flags<Files>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints the CA's certificate (PEM), for clients to trust
     Export {
         #[command(flatten)]
         flags: Flags<Files>,
     },
     /// Makes a certificate for an agent that can't enrol by itself
-    Issue(Issue),
-    /// Replaces the server's certificate; a running sidecar notices
-    Rotate(Rotate),
+    Issue {
+        #[command(flatten)]
+        flags: Flags<Files>,
+        /// The agent's name, the last part of its SPIFFE ID
+        #[arg(long)]
+        name: String,
+        /// Directory for agent.pem, agent.key and ca.pem
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        out: PathBuf,
+        /// How long it is valid, 397 days at most
+        #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::timeout)]
+        life: Duration,
+    },
+    /// Replaces the server's certificate now
+    Rotate {
+        #[command(flatten)]
+        flags: Flags<Files>,
+        /// Replace its key too, which breaks pins on it
+        #[arg(long)]
+        new_key: bool,
+    },
 }
 
-/// The options that say where certificates are and whose.
+/// The options that say which files, and for whom.
 #[derive(Clone, Debug)]
 pub struct Files;
 
@@ -35,62 +59,31 @@ impl Selection for Files {
     }
 }
 
-/// Flags of `cert show`.
-#[derive(Debug, clap::Args)]
-pub struct Show {
-    #[command(flatten)]
-    flags: Flags<Files>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// Flags of `cert issue`.
-#[derive(Debug, clap::Args)]
-pub struct Issue {
-    #[command(flatten)]
-    flags: Flags<Files>,
-    /// The agent's name: letters, digits, `-`, `_`, `.`
-    #[arg(long)]
-    name: String,
-    /// Where to write agent.pem, agent.key and ca.pem [default: a new directory of the agent's name]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// How many days the certificate lives, 1 to 397
-    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..=397))]
-    days: u16,
-}
-
-/// Flags of `cert rotate`.
-#[derive(Debug, clap::Args)]
-pub struct Rotate {
-    #[command(flatten)]
-    flags: Flags<Files>,
-    /// Make a new key too; clients that pin the key or the certificate must be told
-    #[arg(long)]
-    new_key: bool,
-}
-
-/// Does what was asked for, and prints what came of it.
+/// Shows, exports, issues or rotates.
 pub fn run(command: Command) -> Result<(), Error> {
     match command {
-        Command::Show(Show { flags, json }) => {
+        Command::Show { flags, json } => {
             let config = flags.load()?;
-            let own_chain = config.tls.own_pair.map(|files| files.chain);
-            let report = offline::show(&config.state_dir, own_chain.as_deref())?;
-            output::print(if json { format!("{:#}\n", serde_json::json!(report)) } else { report.to_string() })
+            let chain = config.tls.own_pair.as_ref().map(|pair| pair.chain.as_path());
+            show(&offline::show(&config.state_dir, chain)?, json)
         }
         Command::Export { flags } => output::print(offline::export(&flags.load()?.state_dir)?),
-        Command::Issue(Issue { flags, name, out, days }) => {
+        Command::Issue { flags, name, out, life } => {
             let config = flags.load()?;
-            let life = Duration::from_secs(u64::from(days) * 24 * 60 * 60);
-            let agent = Agent { trust_domain: &config.agents.trust_domain, name: &name, life };
-            let out = out.unwrap_or_else(|| PathBuf::from(&name));
+            let agent = offline::Agent { trust_domain: &config.agents.trust_domain, name: &name, life };
             output::print(offline::issue(&config.state_dir, &agent, &out)?.to_string())
         }
-        Command::Rotate(Rotate { flags, new_key }) => {
-            let rotate_key = if new_key { RotateKey::Replace } else { RotateKey::Keep };
-            output::print(offline::rotate(&flags.load()?.state_dir, rotate_key)?.to_string())
+        Command::Rotate { flags, new_key } => {
+            let key = if new_key { RotateKey::Replace } else { RotateKey::Keep };
+            show(&offline::rotate(&flags.load()?.state_dir, key)?, false)
         }
+    }
+}
+
+fn show(report: &offline::Report, json: bool) -> Result<(), Error> {
+    if json {
+        output::print(format!("{:#}\n", serde_json::json!(report)))
+    } else {
+        output::print(report.to_string())
     }
 }

@@ -53,7 +53,7 @@ pub enum Error {
     /// The demonstration failed.
     #[error(transparent)]
     Demo(#[from] crate::demo::Error),
-    /// A certificate can't be had.
+    /// A certificate can't be read or made.
     #[error(transparent)]
     Pki(#[from] crate::pki::Error),
     /// The sidecar is not ready, or not there.
@@ -79,7 +79,7 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::App(_) | Self::Demo(_) | Self::Pki(_) | Self::Healthcheck(_) | Self::Io { .. } => 1,
+            Self::App(_) | Self::Demo(_) | Self::Healthcheck(_) | Self::Pki(_) | Self::Io { .. } => 1,
         }
     }
 }
