@@ -25,8 +25,10 @@ apt_install() {
     # One apt at a time: two runs, or two sections of one, would trip over dpkg's own lock.
     flock 9
     export DEBIAN_FRONTEND=noninteractive
-    as_root apt-get -o DPkg::Lock::Timeout=300 update -q >&2
-    as_root apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends "${missing[@]}" >&2
+    log=$cache/apt.log
+    as_root apt-get -o DPkg::Lock::Timeout=300 update >"$log" 2>&1 &&
+      as_root apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" >>"$log" 2>&1 ||
+      { tail -n 20 "$log" >&2; die "apt-get failed (its log: $log)"; }
   ) 9>"$cache/apt.lock"
 }
 
