@@ -147,7 +147,8 @@ impl End {
         let refused = match &self {
             End::Hello { called: Some(answer), .. } => answer["error"]["message"] == "missing scope: operator.read",
             End::Closed { .. } | End::Refused { .. } => true,
-            End::Hello { called: None, .. } | End::Failed { .. } => false,
+            End::Hello { called: None, .. } => false,
+            End::Failed { error } => panic!("no connection: {error}"),
         };
         assert!(refused, "expected a client without scopes, but {self:?}");
     }

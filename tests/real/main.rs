@@ -2,11 +2,15 @@
 //! network namespaces. `tests/run real` installs what they need; a part that is missing is reported aloud, and is a failure where `CI`
 //! is `true`.
 
+mod backend;
 mod browser;
 mod client;
+mod content;
 mod gateway;
 mod network;
 mod openclaw;
 mod parts;
 mod process;
 mod sidecar;
+mod traffic;
+mod websocket;

@@ -160,7 +160,7 @@ fn nothing_becomes_local_without_trust(through: &dyn Fn(Host) -> Client, local: 
         for end in [with_device.connect(), without.connect()] {
             match end {
                 // The newer version refuses to guess whose word this is.
-                End::Refused { status: 403, .. } => {}
+                End::Refused { status: 403, body } => assert!(body.contains("proxy_attribution_required"), "{body}"),
                 End::Hello { .. } => end.may_not_read(),
                 end => drop(end.pairing_request()),
             }
