@@ -1,7 +1,7 @@
 //! Hosts on a bridge, as Docker lays them out, made of network namespaces. The bridge has a namespace of its own, so that neither the
 //! machine's network nor another test's is touched, and every test may use the same addresses.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -54,6 +54,7 @@ impl Network {
         if !nix::unistd::Uid::effective().is_root() {
             return Err(Missing("network namespaces need root".into()));
         }
+        sweep();
         let network = Self { prefix: format!("loopgate-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)) };
         let bridge = network.namespace("bridge");
         ip(&format!("netns add {bridge}"))?;
@@ -104,7 +105,19 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for name in ["gateway", "agent", "external", "bridge"] {
+            // What could not be laid out can't be taken down either.
             let _ = Command::new("ip").args(["netns", "del", &self.namespace(name)]).output();
+        }
+    }
+}
+
+/// Takes down what tests that were killed have left: their processes died with them.
+fn sweep() {
+    let left = fs::read_dir("/run/netns").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    for name in left {
+        let owner = name.strip_prefix("loopgate-").and_then(|rest| rest.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = Command::new("ip").args(["netns", "del", &name]).output();
         }
     }
 }
