@@ -28,7 +28,7 @@ impl<'a> OpenClaw<'a> {
     pub fn new(network: &'a Network, version: &'static str, directory: &Path) -> Result<Self, Missing> {
         let modules = parts::node_modules(&format!("openclaw-{version}"))?;
         let state = directory.join("openclaw");
-        fs::create_dir_all(&state).expect("a state directory");
+        fs::create_dir_all(state.join("identity")).expect("a state directory");
         Ok(Self { network, version, modules, state })
     }
 

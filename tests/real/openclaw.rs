@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::client::{Client, End};
-use crate::gateway::{LOOPBACK, OpenClaw};
+use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
 use crate::network::{Host, Network};
 use crate::parts::{Missing, say, story};
-use crate::sidecar::{Sidecar, WS_URL};
+use crate::sidecar::{Sidecar, URL, WS_URL};
 
 /// Everything a client could say to be taken for a local one. Each row goes out by itself.
 const FORGERIES: &[&[(&str, &str)]] = &[
@@ -74,6 +74,7 @@ fn lanes(version: &'static str) -> Result<(), Missing> {
     others_need_approval(&openclaw, &through, &local, &directory.join("external-device.json"));
     forgeries_change_nothing(&through);
     wrong_tokens_are_refused(&through);
+    plain_http_passes(&network, &ca);
     own_addresses_are_external(&openclaw, &through);
     sidecar.stop();
 
@@ -134,6 +135,27 @@ fn wrong_tokens_are_refused(through: &dyn Fn(Host) -> Client) {
     say("  a wrong token is refused on both lanes");
     through(Host::Agent).token("wrong").connect().token_refused();
     through(Host::External).token("wrong").connect().token_refused();
+}
+
+fn plain_http_passes(network: &Network, ca: &Path) {
+    say("  the page and the tools of its HTTP side answer over h1 and h2, and ask for the token");
+    let token = format!("authorization: Bearer {TOKEN}");
+    let invoke = ["--json", r#"{"tool": "sessions_list", "args": {}}"#];
+    for host in [Host::Agent, Host::External] {
+        for protocol in ["--http1.1", "--http2"] {
+            let status = |path: &str, arguments: &[&str]| {
+                let mut curl = network.command(host, "curl");
+                curl.args(["--silent", "--show-error", "--output", "/dev/null", "--write-out", "%{http_code}", protocol, "--cacert"])
+                    .arg(ca);
+                let output = curl.args(arguments).arg(format!("{URL}{path}")).output().expect("curl");
+                assert!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
+                String::from_utf8_lossy(&output.stdout).into_owned()
+            };
+            assert_eq!(status("/", &[]), "200", "{host:?} {protocol}");
+            assert_eq!(status("/tools/invoke", &[&invoke[..], &["--header", &token]].concat()), "200", "{host:?} {protocol}");
+            assert_eq!(status("/tools/invoke", &invoke), "401", "{host:?} {protocol}");
+        }
+    }
 }
 
 /// OpenClaw issue #30740: sub-agents in the gateway's own container that were told its bridge address.
