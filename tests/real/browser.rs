@@ -1,0 +1,142 @@
+//! The gateway's own Control UI, in Chromium, through the external lane. Chromium trusts the sidecar's authority as an operator would make
+//! it do (its NSS database), and judges the certificate itself.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::gateway::{OpenClaw, TOKEN};
+use crate::network::{Host, Network};
+use crate::openclaw::directory;
+use crate::parts::{self, Missing, say, story};
+use crate::sidecar::{Sidecar, URL};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/browser.mjs");
+
+#[test]
+fn the_control_ui_of_2026_2_19_connects_after_an_approval_over_h1_and_h2() {
+    story("the Control UI of OpenClaw 2026.2.19", || control_ui("2026.2.19"));
+}
+
+#[test]
+fn the_control_ui_of_2026_9_6_connects_after_an_approval_over_h1_and_h2() {
+    story("the Control UI of OpenClaw 2026.9.6", || control_ui("2026.9.6"));
+}
+
+fn control_ui(version: &'static str) -> Result<(), Missing> {
+    let directory = directory(&format!("control-ui-{version}"));
+    let modules = parts::node_modules("playwright-1.58.2")?;
+    parts::program("chromium")?;
+    parts::program("certutil")?;
+    let network = Network::new()?;
+    let openclaw = OpenClaw::new(&network, version, &directory)?;
+    let _gateway = openclaw.start(&["127.0.0.2"]);
+    let sidecar = Sidecar::start(&network, &directory, &[]);
+
+    say("  over h2, with its WebSocket on h2 (RFC 8441)");
+    let browser = Browser { network: &network, openclaw: &openclaw, modules: &modules, ca: &sidecar.ca(), home: &directory.join("h2") };
+    assert_eq!(browser.visit(&[]), "h2");
+    assert!(browser.websocket_rode_on_h2(), "Chromium opened its WebSocket over HTTP/1.1; see {}", browser.netlog());
+
+    say("  over HTTP/1.1");
+    let browser = Browser { home: &directory.join("h1"), ..browser };
+    assert_eq!(browser.visit(&["--disable-http2"]), "http/1.1");
+    assert!(!browser.websocket_rode_on_h2());
+    sidecar.stop();
+    Ok(())
+}
+
+/// Chromium on the external host, with a home directory and a profile of its own: a device the gateway has never seen.
+struct Browser<'a> {
+    network: &'a Network,
+    openclaw: &'a OpenClaw<'a>,
+    modules: &'a Path,
+    ca: &'a Path,
+    home: &'a Path,
+}
+
+impl Browser<'_> {
+    /// Visits the Control UI, has its device approved and waits until it is connected. Gives the protocol that the page came over.
+    fn visit(&self, arguments: &[&str]) -> String {
+        self.trust_the_authority();
+        let options = json!({
+            "modules": self.modules, "url": format!("{URL}/#token={TOKEN}"), "profile": self.home.join("profile"),
+            "netlog": self.netlog(), "screenshots": self.home.join("screen"), "arguments": arguments,
+        });
+        let mut command = self.network.command(Host::External, self.openclaw.node());
+        command.arg(SCRIPT).arg(options.to_string()).env("HOME", self.home).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut script = Script::start(command);
+
+        let protocol = script.next("page")["protocol"].as_str().expect("a protocol").to_owned();
+        let request = script.next("pairing")["request"].as_str().expect("a request id").to_owned();
+        self.openclaw.approve(&request);
+        script.go_on();
+        let scopes = script.next("hello")["scopes"].to_string();
+        assert!(scopes.contains("operator.admin"), "the Control UI was granted {scopes}");
+        script.end();
+        protocol
+    }
+
+    /// Whether Chromium's own log of its network shows an extended CONNECT for the WebSocket.
+    fn websocket_rode_on_h2(&self) -> bool {
+        fs::read_to_string(self.netlog()).expect("Chromium's log").contains(":protocol: websocket")
+    }
+
+    fn netlog(&self) -> String {
+        self.home.join("netlog.json").to_string_lossy().into_owned()
+    }
+
+    fn trust_the_authority(&self) {
+        let database = self.home.join(".pki/nssdb");
+        fs::create_dir_all(&database).expect("a directory");
+        let database = format!("sql:{}", database.display());
+        certutil(&["-N", "--empty-password", "-d", &database]);
+        certutil(&["-A", "-d", &database, "-n", "loopgate", "-t", "C,,", "-i", &self.ca.to_string_lossy()]);
+    }
+}
+
+fn certutil(arguments: &[&str]) {
+    let output = Command::new("certutil").args(arguments).output().expect("certutil");
+    assert!(output.status.success(), "certutil {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The running `browser.mjs`.
+struct Script {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Script {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("node");
+        let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        Self { child, lines }
+    }
+
+    /// The next thing that it saw, which must be this one.
+    fn next(&mut self, expected: &str) -> Value {
+        let line = self.lines.next().expect("browser.mjs says more").expect("a pipe");
+        let event: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!(event["saw"], expected, "{event}");
+        event
+    }
+
+    fn go_on(&mut self) {
+        writeln!(self.child.stdin.as_mut().expect("a pipe"), "approved").expect("browser.mjs listens");
+    }
+
+    /// Waits for the browser to close, for only then its log is whole.
+    fn end(mut self) {
+        assert!(self.child.wait().expect("own child").success());
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,155 @@
+//! A client of the gateway with a device identity: `client.mjs`, run on a host.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/client.mjs");
+
+/// One handshake to be made.
+pub struct Client {
+    node: Command,
+    options: Value,
+}
+
+/// How a handshake ended.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "end", rename_all = "lowercase")]
+pub enum End {
+    /// Accepted.
+    Hello {
+        /// What was granted; `None` where the gateway does not say.
+        scopes: Option<Vec<String>>,
+        /// The answer to the method that was called, if one was.
+        called: Option<Value>,
+    },
+    /// Closed by the gateway.
+    Closed {
+        /// WebSocket close code.
+        code: u16,
+        /// WebSocket close reason.
+        reason: String,
+        /// The gateway's answer to `connect`.
+        error: Option<Value>,
+    },
+    /// Answered by something other than 101.
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Its body.
+        body: String,
+    },
+    /// No connection.
+    Failed {
+        /// Why.
+        error: String,
+    },
+}
+
+impl Client {
+    /// A client with a fresh device, in the Node.js that `node` runs; `modules` holds the package `ws`.
+    pub fn new(node: Command, modules: &Path, url: &str) -> Self {
+        Self { node, options: json!({"ws": modules, "url": url, "headers": []}) }
+    }
+
+    /// Trusts this CA, and no other.
+    pub fn ca(self, file: &Path) -> Self {
+        self.set("ca", json!(file))
+    }
+
+    /// Shows this token.
+    pub fn token(self, token: &str) -> Self {
+        self.set("token", json!(token))
+    }
+
+    /// Sends these fields too, over its own.
+    pub fn headers(self, headers: &[(&str, &str)]) -> Self {
+        self.set("headers", json!(headers))
+    }
+
+    /// Comes by HTTP/2 (RFC 8441).
+    pub fn over_h2(self) -> Self {
+        self.set("over", json!("h2"))
+    }
+
+    /// Is the device in this file, which is made if it is not there.
+    pub fn identity(self, file: &Path) -> Self {
+        self.set("identity", json!(file))
+    }
+
+    /// Has no device.
+    pub fn without_device(self) -> Self {
+        self.set("identity", json!("none"))
+    }
+
+    /// Says that it is the gateway's own back end.
+    pub fn claiming_to_be_the_backend(self) -> Self {
+        self.set("client", json!("gateway-client")).set("mode", json!("backend"))
+    }
+
+    /// Calls a method once it is in.
+    pub fn call(self, method: &str) -> Self {
+        self.set("call", json!(method))
+    }
+
+    /// Makes the handshake.
+    pub fn connect(mut self) -> End {
+        let output = self.node.arg(SCRIPT).arg(self.options.to_string()).output().expect("node");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            panic!("client.mjs: {error}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+        })
+    }
+
+    fn set(mut self, option: &str, value: Value) -> Self {
+        self.options[option] = value;
+        self
+    }
+}
+
+impl End {
+    /// The scopes of one that was accepted with no approval.
+    #[track_caller]
+    pub fn scopes(self) -> Vec<String> {
+        match self {
+            End::Hello { scopes: Some(mut scopes), .. } => {
+                scopes.sort();
+                scopes
+            }
+            end => panic!("expected to be accepted with scopes, but {end:?}"),
+        }
+    }
+
+    /// The request id of one that was told to wait for an approval.
+    #[track_caller]
+    pub fn pairing_request(self) -> String {
+        match &self {
+            End::Closed { code: 1008, reason, error: Some(error) } if reason.starts_with("pairing required") => {
+                error["details"]["requestId"].as_str().expect("a request id").to_owned()
+            }
+            end => panic!("expected `1008 pairing required`, but {end:?}"),
+        }
+    }
+
+    /// Holds if the token was refused.
+    #[track_caller]
+    pub fn token_refused(self) {
+        assert!(
+            matches!(&self, End::Closed { code: 1008, reason, .. } if reason.starts_with("unauthorized")),
+            "expected `1008 unauthorized`, but {self:?}"
+        );
+    }
+
+    /// Holds if the client may not read, whether it was let in without a scope or not at all.
+    #[track_caller]
+    pub fn may_not_read(self) {
+        let refused = match &self {
+            End::Hello { called: Some(answer), .. } => answer["error"]["message"] == "missing scope: operator.read",
+            End::Closed { .. } | End::Refused { .. } => true,
+            End::Hello { called: None, .. } => false,
+            End::Failed { error } => panic!("no connection: {error}"),
+        };
+        assert!(refused, "expected a client without scopes, but {self:?}");
+    }
+}

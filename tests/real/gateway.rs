@@ -1,0 +1,89 @@
+//! OpenClaw's own gateway, out of npm, on loopback of the gateway host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::client::{Client, End};
+use crate::network::{Host, Network};
+use crate::parts::{self, Missing};
+use crate::process::Process;
+
+/// The token of every gateway here.
+pub const TOKEN: &str = "the-token-of-the-tests";
+/// The gateway's own address; a client on its host may use it.
+pub const LOOPBACK: &str = "ws://127.0.0.1:18789";
+
+/// One version of OpenClaw, with a state directory of its own.
+pub struct OpenClaw<'a> {
+    network: &'a Network,
+    version: &'static str,
+    modules: PathBuf,
+    state: PathBuf,
+}
+
+impl<'a> OpenClaw<'a> {
+    /// The installed `version`, with its state under `directory`.
+    pub fn new(network: &'a Network, version: &'static str, directory: &Path) -> Result<Self, Missing> {
+        let modules = parts::node_modules(&format!("openclaw-{version}"))?;
+        let state = directory.join("openclaw");
+        fs::create_dir_all(state.join("identity")).expect("a state directory");
+        Ok(Self { network, version, modules, state })
+    }
+
+    /// Starts the gateway, and comes back when it pairs devices. It ends when the value is dropped.
+    pub fn start(&self, trusted_proxies: &[&str]) -> Process {
+        let mut config = serde_json::json!({"gateway": {
+            "mode": "local", "port": 18789, "bind": "loopback", "auth": {"mode": "token", "token": TOKEN}, "trustedProxies": trusted_proxies,
+        }});
+        // The older version refuses a key that it does not know; the newer one would ask its makers' site for models.
+        if self.version.starts_with("2026.9.") {
+            config["models"] = serde_json::json!({"catalogRefresh": {"enabled": false}});
+        }
+        fs::write(self.state.join("openclaw.json"), config.to_string()).expect("a configuration");
+        let mut process = Process::start("the gateway", self.cli(&["gateway", "run"]), &self.state.with_extension("log"));
+        // It listens long before it pairs: until then a handshake ends with 1013 "gateway starting".
+        process
+            .wait_until("ready", Duration::from_secs(180), || matches!(self.client(Host::Gateway, LOOPBACK).connect(), End::Hello { .. }));
+        process
+    }
+
+    /// A client of this version on a host, with a fresh device identity, the right token and all five operator scopes.
+    pub fn client(&self, host: Host, url: &str) -> Client {
+        Client::new(self.network.command(host, self.node()), &self.modules, url).token(TOKEN)
+    }
+
+    /// Runs `openclaw` on the gateway's host, as its operator would, and gives what it prints.
+    pub fn run(&self, arguments: &[&str]) -> String {
+        let output = self.cli(arguments).output().expect("openclaw");
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "openclaw {}: {}\n{out}\n{err}", arguments.join(" "), output.status);
+        out.into_owned()
+    }
+
+    /// Approves a device, as its operator would.
+    pub fn approve(&self, request: &str) {
+        self.run(&["devices", "approve", request]);
+    }
+
+    fn cli(&self, arguments: &[&str]) -> Command {
+        let mut command = self.network.command(Host::Gateway, self.node());
+        command
+            .arg(self.modules.join("openclaw/openclaw.mjs"))
+            .args(arguments)
+            .current_dir(&self.state)
+            .env("HOME", &self.state)
+            .env("OPENCLAW_STATE_DIR", &self.state)
+            .env("OPENCLAW_CONFIG_PATH", self.state.join("openclaw.json"))
+            .env("OPENCLAW_DISABLE_BONJOUR", "1")
+            .env("OPENCLAW_NO_RESPAWN", "1")
+            .env("NO_COLOR", "1");
+        command
+    }
+
+    /// The Node.js that came with this version.
+    pub fn node(&self) -> PathBuf {
+        self.modules.join("node/bin/node")
+    }
+}

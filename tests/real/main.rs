@@ -1,0 +1,16 @@
+//! loopgate on real parts: OpenClaw's own gateway, its Control UI in Chromium, curl, and traffic by the gigabyte, on hosts made of
+//! network namespaces. `tests/run real` installs what they need; a part that is missing is reported aloud, and is a failure where `CI`
+//! is `true`.
+
+mod backend;
+mod browser;
+mod client;
+mod content;
+mod gateway;
+mod network;
+mod openclaw;
+mod parts;
+mod process;
+mod sidecar;
+mod traffic;
+mod websocket;

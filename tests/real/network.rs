@@ -1,0 +1,131 @@
+//! Hosts on a bridge, as Docker lays them out, made of network namespaces. The bridge has a namespace of its own, so that neither the
+//! machine's network nor another test's is touched, and every test may use the same addresses.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::parts::{Missing, program};
+
+/// A host on the bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// Where the gateway and the sidecar live: 172.18.0.2.
+    Gateway,
+    /// Another container, which is to be an agent: 172.18.0.3.
+    Agent,
+    /// Anybody else: 172.18.0.9, and 172.18.1.0 to 172.18.1.7 too, for stories of many clients.
+    External,
+}
+
+impl Host {
+    /// Its address on the bridge.
+    pub fn address(self) -> &'static str {
+        match self {
+            Host::Gateway => "172.18.0.2",
+            Host::Agent => "172.18.0.3",
+            Host::External => "172.18.0.9",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Host::Gateway => "gateway",
+            Host::Agent => "agent",
+            Host::External => "external",
+        }
+    }
+}
+
+/// The bridge and its hosts, taken down on drop.
+pub struct Network {
+    prefix: String,
+}
+
+impl Network {
+    /// Lays the network out.
+    pub fn new() -> Result<Self, Missing> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        program("ip")?;
+        if !nix::unistd::Uid::effective().is_root() {
+            return Err(Missing("network namespaces need root".into()));
+        }
+        sweep();
+        let network = Self { prefix: format!("loopgate-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)) };
+        let bridge = network.namespace("bridge");
+        ip(&format!("netns add {bridge}"))?;
+        ip(&format!("-n {bridge} link add br0 type bridge"))?;
+        ip(&format!("-n {bridge} link set br0 up"))?;
+        for host in [Host::Gateway, Host::Agent, Host::External] {
+            let (name, own) = (host.name(), network.namespace(host.name()));
+            ip(&format!("netns add {own}"))?;
+            ip(&format!("-n {own} link set lo up"))?;
+            ip(&format!("-n {bridge} link add {name} type veth peer name eth0 netns {own}"))?;
+            ip(&format!("-n {bridge} link set {name} master br0 up"))?;
+            ip(&format!("-n {own} address add {}/16 dev eth0", host.address()))?;
+            ip(&format!("-n {own} link set eth0 up"))?;
+        }
+        for last in 0..8 {
+            ip(&format!("-n {} address add 172.18.1.{last}/16 dev eth0", network.namespace(Host::External.name())))?;
+        }
+        Ok(network)
+    }
+
+    /// A command that will run on a host.
+    pub fn command(&self, host: Host, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new("setpriv");
+        // Should the tests be killed, nothing of theirs may live on in a namespace that nobody looks into.
+        command.args(["--pdeathsig", "KILL", "nsenter"]).arg(format!("--net={}", self.file(host))).arg("--").arg(program.as_ref());
+        command
+    }
+
+    /// Runs a closure on a host: whatever sockets it opens are that host's.
+    pub fn inside<T: Send + 'static>(&self, host: Host, run: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+        let namespace = File::open(self.file(host)).expect("a namespace");
+        thread::spawn(move || {
+            // A namespace is a thread's own, and this thread ends with the closure.
+            setns(namespace, CloneFlags::CLONE_NEWNET).expect("root may enter a network namespace");
+            run()
+        })
+    }
+
+    fn namespace(&self, name: &str) -> String {
+        format!("{}-{name}", self.prefix)
+    }
+
+    fn file(&self, host: Host) -> String {
+        format!("/run/netns/{}", self.namespace(host.name()))
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for name in ["gateway", "agent", "external", "bridge"] {
+            // What could not be laid out can't be taken down either.
+            let _ = Command::new("ip").args(["netns", "del", &self.namespace(name)]).output();
+        }
+    }
+}
+
+/// Takes down what tests that were killed have left: their processes died with them.
+fn sweep() {
+    let left = fs::read_dir("/run/netns").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    for name in left {
+        let owner = name.strip_prefix("loopgate-").and_then(|rest| rest.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = Command::new("ip").args(["netns", "del", &name]).output();
+        }
+    }
+}
+
+fn ip(arguments: &str) -> Result<(), Missing> {
+    let output = Command::new("ip").args(arguments.split(' ')).output().map_err(|error| Missing(format!("ip: {error}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Missing(format!("`ip {arguments}`: {}", String::from_utf8_lossy(&output.stderr).trim())))
+}

@@ -1,0 +1,192 @@
+//! The lanes as the real gateway sees them, on the oldest and on the newest version that loopgate supports: who is paired silently, and
+//! who has to wait for an approval, whatever they say about themselves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::client::{Client, End};
+use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
+use crate::network::{Host, Network};
+use crate::parts::{Missing, say, story};
+use crate::sidecar::{Sidecar, URL, WS_URL};
+
+/// Everything a client could say to be taken for a local one. Each row goes out by itself.
+const FORGERIES: &[&[(&str, &str)]] = &[
+    &[("X-Forwarded-For", "127.0.0.1")],
+    &[("x-forwarded-for", "::1, 127.0.0.1")],
+    &[("X_Forwarded_For", "127.0.0.1")],
+    &[("X-Forwarded-For", "")],
+    &[("Forwarded", "for=127.0.0.1;host=localhost;proto=http")],
+    &[("X-Real-IP", "127.0.0.1")],
+    &[("X-Forwarded-Host", "localhost")],
+    &[("X-Forwarded-Proto", "http")],
+    &[("X-Forwarded-Port", "18789"), ("X-Forwarded-Server", "localhost")],
+    &[("X-Forwarded-User", "admin@example.com")],
+    &[("Via", "1.1 localhost")],
+    &[("True-Client-IP", "127.0.0.1"), ("CF-Connecting-IP", "127.0.0.1")],
+    &[("Tailscale-User-Login", "admin@example.com"), ("Tailscale-User-Name", "Admin")],
+    &[("X-OpenClaw-Scopes", "operator.admin")],
+    &[("Host", "localhost")],
+    &[("Host", "127.0.0.1:18789")],
+    &[("Host", "gateway.tailnet.ts.net")],
+    &[("Connection", "Upgrade, X-Forwarded-For")],
+    &[("Connection", "Upgrade, x-forwarded-for, x-forwarded-proto, x-forwarded-host, host")],
+    &[("Host", "localhost"), ("X-Forwarded-For", "127.0.0.1"), ("X-Real-IP", "127.0.0.1"), ("Connection", "Upgrade, X-Forwarded-For")],
+];
+
+/// Those that HTTP/2 has a place for.
+const FORGERIES_OVER_H2: &[&[(&str, &str)]] = &[
+    &[],
+    &[("x-forwarded-for", "127.0.0.1")],
+    &[("x_forwarded_for", "127.0.0.1"), ("forwarded", "for=127.0.0.1"), ("x-real-ip", "127.0.0.1")],
+];
+
+#[test]
+fn openclaw_2026_2_19_pairs_agents_silently_and_asks_for_approval_of_everyone_else() {
+    story("OpenClaw 2026.2.19", || lanes("2026.2.19"));
+}
+
+#[test]
+fn openclaw_2026_9_6_pairs_agents_silently_and_asks_for_approval_of_everyone_else() {
+    story("OpenClaw 2026.9.6", || lanes("2026.9.6"));
+}
+
+/// A directory of a story's own, emptied; what is left in it afterwards is for whoever has to find out why it failed.
+pub fn directory(story: &str) -> PathBuf {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(story);
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).expect("a directory in the target directory");
+    directory
+}
+
+fn lanes(version: &'static str) -> Result<(), Missing> {
+    let directory = directory(&format!("openclaw-{version}"));
+    let network = Network::new()?;
+    let openclaw = OpenClaw::new(&network, version, &directory)?;
+    let mut gateway = openclaw.start(&["127.0.0.2"]);
+    let sidecar = Sidecar::start(&network, &directory, &[]);
+    let ca = sidecar.ca();
+    let through = |host| openclaw.client(host, WS_URL).ca(&ca);
+    let local = openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
+
+    agents_are_local(&through, &local);
+    others_need_approval(&openclaw, &through, &local, &directory.join("external-device.json"));
+    forgeries_change_nothing(&through);
+    wrong_tokens_are_refused(&through);
+    plain_http_passes(&network, &ca);
+    own_addresses_are_external(&openclaw, &through);
+    sidecar.stop();
+
+    let sidecar = Sidecar::start(&network, &directory, &["--own-addresses", "agent"]);
+    own_addresses_are_agents(&openclaw, &through, &local);
+
+    say("  the gateway restarts without trustedProxies; the sidecar stays");
+    gateway.stop(Duration::from_secs(30));
+    drop(gateway);
+    let _gateway = openclaw.start(&[]);
+    nothing_becomes_local_without_trust(&through, &local);
+    sidecar.stop();
+    Ok(())
+}
+
+fn agents_are_local(through: &dyn Fn(Host) -> Client, local: &[String]) {
+    say("  an agent is paired silently, with the scopes of a local client");
+    assert_eq!(through(Host::Agent).connect().scopes(), local);
+    assert_eq!(through(Host::Agent).over_h2().connect().scopes(), local);
+    // It can't lose its lane by what it says, either.
+    assert_eq!(through(Host::Agent).headers(&[("X-Forwarded-For", "203.0.113.7"), ("Host", "gateway.example")]).connect().scopes(), local);
+    // A browser page in an agent's container is not the agent.
+    through(Host::Agent).headers(&[("Origin", "https://172.18.0.2:18789")]).connect().pairing_request();
+}
+
+fn others_need_approval(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Client, local: &[String], device: &Path) {
+    say("  anyone else has to wait for `openclaw devices approve`, and then works");
+    let external = || through(Host::External).identity(device);
+    let request = external().connect().pairing_request();
+    assert!(openclaw.run(&["devices", "list", "--json"]).contains(Host::External.address()), "the operator does not see who asks");
+    openclaw.approve(&request);
+    assert_eq!(external().connect().scopes(), local);
+    let called = external().call("sessions.list").connect();
+    assert!(matches!(&called, End::Hello { called: Some(answer), .. } if answer["ok"] == true), "{called:?}");
+}
+
+fn forgeries_change_nothing(through: &dyn Fn(Host) -> Client) {
+    say("  whatever anyone else says about themselves, they have to wait for an approval");
+    for headers in FORGERIES {
+        say(format_args!("    {headers:?}"));
+        through(Host::External).headers(headers).connect().pairing_request();
+        // Without a device there is nobody to approve: such a client may know the token, but do nothing with it.
+        through(Host::External)
+            .headers(headers)
+            .without_device()
+            .claiming_to_be_the_backend()
+            .call("sessions.list")
+            .connect()
+            .may_not_read();
+    }
+    for headers in FORGERIES_OVER_H2 {
+        say(format_args!("    over h2: {headers:?}"));
+        through(Host::External).over_h2().headers(headers).connect().pairing_request();
+    }
+}
+
+fn wrong_tokens_are_refused(through: &dyn Fn(Host) -> Client) {
+    say("  a wrong token is refused on both lanes");
+    through(Host::Agent).token("wrong").connect().token_refused();
+    through(Host::External).token("wrong").connect().token_refused();
+}
+
+fn plain_http_passes(network: &Network, ca: &Path) {
+    say("  the page and the tools of its HTTP side answer over h1 and h2, and ask for the token");
+    let token = format!("authorization: Bearer {TOKEN}");
+    let invoke = ["--json", r#"{"tool": "sessions_list", "args": {}}"#];
+    for host in [Host::Agent, Host::External] {
+        for protocol in ["--http1.1", "--http2"] {
+            let status = |path: &str, arguments: &[&str]| {
+                let mut curl = network.command(host, "curl");
+                curl.args(["--silent", "--show-error", "--output", "/dev/null", "--write-out", "%{http_code}", protocol, "--cacert"])
+                    .arg(ca);
+                let output = curl.args(arguments).arg(format!("{URL}{path}")).output().expect("curl");
+                assert!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
+                String::from_utf8_lossy(&output.stdout).into_owned()
+            };
+            assert_eq!(status("/", &[]), "200", "{host:?} {protocol}");
+            assert_eq!(status("/tools/invoke", &[&invoke[..], &["--header", &token]].concat()), "200", "{host:?} {protocol}");
+            assert_eq!(status("/tools/invoke", &invoke), "401", "{host:?} {protocol}");
+        }
+    }
+}
+
+/// OpenClaw issue #30740: sub-agents in the gateway's own container that were told its bridge address.
+fn own_addresses_are_agents(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Client, local: &[String]) {
+    say("  #30740: in the gateway's namespace, wss://172.18.0.2 is paired silently with `--own-addresses agent`");
+    assert_eq!(through(Host::Gateway).connect().scopes(), local);
+    assert_eq!(openclaw.client(Host::Gateway, LOOPBACK).connect().scopes(), local);
+    through(Host::External).connect().pairing_request();
+}
+
+fn own_addresses_are_external(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Client) {
+    say("  #30740: in the gateway's namespace, wss://172.18.0.2 is external unless the operator says otherwise");
+    through(Host::Gateway).connect().pairing_request();
+    openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
+}
+
+/// An operator who forgot `trustedProxies` has a gateway that refuses external clients, and not one that takes them for local.
+fn nothing_becomes_local_without_trust(through: &dyn Fn(Host) -> Client, local: &[String]) {
+    say("  without trustedProxies the external lane makes nobody local");
+    for headers in FORGERIES {
+        say(format_args!("    {headers:?}"));
+        let with_device = through(Host::External).headers(headers);
+        let without = through(Host::External).headers(headers).without_device().claiming_to_be_the_backend().call("sessions.list");
+        for end in [with_device.connect(), without.connect()] {
+            match end {
+                // The newer version refuses to guess whose word this is.
+                End::Refused { status: 403, body } => assert!(body.contains("proxy_attribution_required"), "{body}"),
+                End::Hello { .. } => end.may_not_read(),
+                end => drop(end.pairing_request()),
+            }
+        }
+    }
+    assert_eq!(through(Host::Agent).connect().scopes(), local);
+}

@@ -1,0 +1,210 @@
+//! Traffic by the gibibyte, by the event and by the thousand, with curl and real TLS clients on another host.
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tempfile::NamedTempFile;
+use tokio::sync::{Barrier, Semaphore};
+use tokio::task::{JoinSet, LocalSet};
+
+use crate::backend::Backend;
+use crate::content::{self, Checksum};
+use crate::network::{Host, Network};
+use crate::openclaw::directory;
+use crate::parts::{self, Missing, say, story};
+use crate::process::memory;
+use crate::sidecar::{Sidecar, URL};
+use crate::websocket::{WebSocket, tls};
+
+const MIB: u64 = 1 << 20;
+const PROTOCOLS: [(&str, &str); 2] = [("--http1.1", "1.1"), ("--http2", "2")];
+
+#[test]
+fn a_gibibyte_goes_up_and_down_unchanged_in_flat_memory() {
+    story("a gibibyte up and down with curl, over h1 and h2", || gibibyte(&directory("gibibyte")));
+}
+
+#[test]
+fn server_sent_events_arrive_one_by_one() {
+    story("server-sent events with curl, over h1 and h2", || events(&directory("events")));
+}
+
+#[test]
+fn a_message_of_64_mebibytes_passes_a_websocket() {
+    story("a WebSocket message of 64 MiB, over h1 and h2", || large_message(&directory("large-message")));
+}
+
+#[test]
+fn two_thousand_websockets_echo_at_once() {
+    story("2,000 WebSockets at once", || many_websockets(&directory("many-websockets")));
+}
+
+fn gibibyte(directory: &Path) -> Result<(), Missing> {
+    parts::program("curl")?;
+    let network = Network::new()?;
+    let _backend = Backend::start(&network);
+    let sidecar = Sidecar::start(&network, directory, &[]);
+    let checksum = content::checksum();
+    let mut file = NamedTempFile::new_in(directory).expect("a file");
+    content::blocks().for_each(|block| file.write_all(&block).expect("room for a gibibyte"));
+
+    for (flag, version) in PROTOCOLS {
+        // What a first request costs is not the transfer's.
+        assert_eq!(text(curl(&network, &sidecar, flag).arg(URL)), "hello");
+        let (before, _) = memory(sidecar.id());
+
+        let answer = text(
+            curl(&network, &sidecar, flag)
+                .arg("--upload-file")
+                .arg(file.path())
+                .args(["--write-out", " %{http_version}"])
+                .arg(format!("{URL}/upload")),
+        );
+        assert_eq!(answer, format!("{checksum} {version}"), "the upload differs");
+        say(format_args!("  {flag}: up, with its memory at {} MiB (before: {} MiB)", memory(sidecar.id()).1 / MIB, before / MIB));
+
+        let mut download = curl(&network, &sidecar, flag).arg(format!("{URL}/download")).stdout(Stdio::piped()).spawn().expect("curl");
+        assert_eq!(sum(download.stdout.take().expect("a pipe")), checksum, "the download differs");
+        assert!(download.wait().expect("own child").success());
+
+        let (_, highest) = memory(sidecar.id());
+        say(format_args!("  {flag}: down, with its memory at {} MiB", highest / MIB));
+        assert!(highest < before + 32 * MIB, "memory went from {} to {} MiB", before / MIB, highest / MIB);
+    }
+    sidecar.stop();
+    Ok(())
+}
+
+fn events(directory: &Path) -> Result<(), Missing> {
+    parts::program("curl")?;
+    let network = Network::new()?;
+    let backend = Backend::start(&network);
+    let sidecar = Sidecar::start(&network, directory, &[]);
+    for (flag, _) in PROTOCOLS {
+        let tap = backend.events();
+        let mut curl = curl(&network, &sidecar, flag);
+        let mut curl =
+            curl.args(["--no-buffer", "--max-time", "30"]).arg(format!("{URL}/events")).stdout(Stdio::piped()).spawn().expect("curl");
+        let mut lines = BufReader::new(curl.stdout.take().expect("a pipe")).lines();
+        for number in 0..20 {
+            // The next event is not sent before this one is here, so whoever holds one back ends the stream.
+            tap.send(number.to_string()).expect("curl still reads");
+            assert_eq!(lines.next().expect("an event in time").expect("a pipe"), format!("data: {number}"));
+            assert_eq!(lines.next().expect("the end of an event in time").expect("a pipe"), "");
+        }
+        drop(tap);
+        assert!(lines.next().is_none());
+        assert!(curl.wait().expect("own child").success());
+    }
+    sidecar.stop();
+    Ok(())
+}
+
+fn large_message(directory: &Path) -> Result<(), Missing> {
+    let network = Network::new()?;
+    let _backend = Backend::start(&network);
+    let sidecar = Sidecar::start(&network, directory, &[]);
+    let ca = sidecar.ca();
+    let (before, _) = memory(sidecar.id());
+    let client = network.inside(Host::External, move || {
+        run(async move {
+            let message = Bytes::from(content::blocks().take(1024).flatten().collect::<Vec<u8>>());
+            assert_eq!(message.len() as u64, 64 * MIB);
+            let mut socket = WebSocket::over_h1(&tls(&ca, "http/1.1"), address(0)).await;
+            socket.echoes(message.clone()).await;
+            socket.close().await;
+            let mut socket = WebSocket::over_h2(&tls(&ca, "h2"), address(0)).await;
+            socket.echoes(message).await;
+            socket.close().await;
+        });
+    });
+    client.join().expect("both echoes are whole");
+    let (_, highest) = memory(sidecar.id());
+    assert!(highest < before + 32 * MIB, "memory went from {} to {} MiB: a message was held whole", before / MIB, highest / MIB);
+    sidecar.stop();
+    Ok(())
+}
+
+fn many_websockets(directory: &Path) -> Result<(), Missing> {
+    const COUNT: usize = 2000;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    if most < 3 * COUNT as u64 {
+        return Err(Missing(format!("only {most} file descriptors may be open")));
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("the soft limit may rise to the hard one");
+
+    let network = Network::new()?;
+    let _backend = Backend::start(&network);
+    let sidecar = Sidecar::start(&network, directory, &[]);
+    let tls = tls(&sidecar.ca(), "http/1.1");
+    let client = network.inside(Host::External, move || {
+        run(async move {
+            let all_open = Arc::new(Barrier::new(COUNT));
+            // They are all open at once, but need not all open at once.
+            let opening = Arc::new(Semaphore::new(64));
+            let mut clients = JoinSet::new();
+            for number in 0..COUNT {
+                let (tls, all_open, opening) = (tls.clone(), Arc::clone(&all_open), Arc::clone(&opening));
+                clients.spawn(async move {
+                    let turn = opening.acquire().await.expect("open");
+                    let mut socket = WebSocket::over_h1(&tls, address(number)).await;
+                    drop(turn);
+                    all_open.wait().await;
+                    for round in 0..3 {
+                        let size = 1 + (number * 37 + round * 4096) % 16_384;
+                        let line = format!("{number}/{round};");
+                        socket.echoes(line.bytes().cycle().take(size).collect()).await;
+                    }
+                    all_open.wait().await;
+                    socket.close().await;
+                });
+            }
+            while let Some(client) = clients.join_next().await {
+                client.expect("each echo is its own");
+            }
+        });
+    });
+    client.join().expect("2,000 clients have their echoes");
+    say(format_args!("  its memory was {} MiB at most", memory(sidecar.id()).1 / MIB));
+    sidecar.stop();
+    Ok(())
+}
+
+/// One of the external host's addresses, in turn: no client address holds more connections than the sidecar lets it.
+fn address(number: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(172, 18, 1, u8::try_from(number % 8).expect("small")))
+}
+
+fn run(client: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(LocalSet::new().run_until(client));
+}
+
+fn curl(network: &Network, sidecar: &Sidecar, protocol: &str) -> Command {
+    let mut curl = network.command(Host::External, "curl");
+    curl.args(["--silent", "--show-error", "--fail", protocol, "--cacert"]).arg(sidecar.ca());
+    curl
+}
+
+fn text(command: &mut Command) -> String {
+    let output = command.output().expect("curl");
+    assert!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn sum(mut stream: impl Read) -> String {
+    let mut sum = Checksum::default();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match stream.read(&mut buffer).expect("a pipe") {
+            0 => return sum.hex(),
+            count => sum.update(&buffer[..count]),
+        }
+    }
+}
