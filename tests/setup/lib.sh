@@ -1,0 +1,48 @@
+# What every script of tests/setup shares. Sourced, not run.
+#
+# Each script installs one thing once and prints where it is, and nothing else, on standard output. Its progress goes to standard error.
+set -euo pipefail
+
+cache=${LOOPGATE_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/loopgate-tests}
+mkdir -p "$cache"
+
+say() { echo "setup: $*" >&2; }
+die() { echo "setup: $*" >&2; exit 1; }
+
+# as_root CMD...: runs it as root, which a test machine's user mostly is already.
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+
+# apt_install PACKAGE...: installs those that are missing.
+apt_install() {
+  local package missing=()
+  for package; do
+    dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+  done
+  [ ${#missing[@]} = 0 ] && return
+  command -v apt-get >/dev/null || die "no apt-get here; install by hand: ${missing[*]}"
+  say "apt-get install ${missing[*]}"
+  (
+    # One apt at a time: two runs, or two sections of one, would trip over dpkg's own lock.
+    flock 9
+    export DEBIAN_FRONTEND=noninteractive
+    as_root apt-get -o DPkg::Lock::Timeout=300 update -q >&2
+    as_root apt-get -o DPkg::Lock::Timeout=300 install -y -q --no-install-recommends "${missing[@]}" >&2
+  ) 9>"$cache/apt.lock"
+}
+
+# tree NAME FUNCTION: the directory $cache/NAME, made by FUNCTION, which runs in an empty directory. Either whole or absent: it is made
+# aside and renamed, so that an interrupted install is begun anew and never used.
+tree() {
+  local name=$1 make=$2
+  (
+    flock 9
+    [ -d "$cache/$name" ] && exit
+    rm -rf "$cache/$name.part"
+    mkdir -p "$cache/$name.part"
+    say "installing $name"
+    (cd "$cache/$name.part" && "$make" >&2)
+    mv "$cache/$name.part" "$cache/$name"
+    say "installed $name"
+  ) 9>"$cache/$name.lock"
+  echo "$cache/$name"
+}
