@@ -1,0 +1,8 @@
+//! Stories on a real Docker Engine. `tests/docker/run` brings one, and the images; without either they are skipped, aloud.
+
+mod compose;
+mod container;
+mod engine;
+mod filter;
+mod openclaw;
+mod smoke;

@@ -1,0 +1,74 @@
+//! The real OpenClaw gateway in a container, as its own image has it.
+
+use std::env;
+use std::path::PathBuf;
+
+use crate::container::Container;
+use crate::engine::{Engine, attempt, eventually, skip};
+
+/// The issue's own version, which pairs even loopback clients sparingly.
+pub const OLD: &str = "2026.2.19";
+/// The newest one.
+pub const NEW: &str = "2026.9.6";
+/// The token that [`gateway`] asks for.
+pub const TOKEN: &str = "a-token-for-tests";
+
+/// OpenClaw's image without OpenClaw (`tests/setup/images.sh`).
+const IMAGE: &str = "loopgate-test/openclaw";
+
+/// A container with this version of OpenClaw in it, idle: `node /app/openclaw.mjs ...` is its command line. `None`, said aloud, where
+/// it isn't installed.
+pub fn openclaw(name: &str, version: &str) -> Option<Container> {
+    let tree = cache().join(format!("openclaw-{version}"));
+    if !tree.is_dir() {
+        skip(&format!("OpenClaw {version} is not installed"));
+        return None;
+    }
+    if let Err(why) = attempt(&["image", "inspect", IMAGE]) {
+        skip(&why);
+        return None;
+    }
+    let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
+    // Whatever it writes is gone with the container.
+    Some(container.option("--tmpfs=/tmp").option("--tmpfs=/home/node:uid=1000,gid=1000").env("OPENCLAW_GATEWAY_TOKEN", TOKEN))
+}
+
+/// The gateway on 127.0.0.1:18789, with the configuration that docker/compose.yaml gives it.
+pub fn gateway(version: &str) -> Option<Container> {
+    let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/docker/openclaw.json");
+    Some(
+        openclaw("gateway", version)?
+            .mount(configuration, "/etc/openclaw.json")
+            .env("OPENCLAW_CONFIG_PATH", "/etc/openclaw.json")
+            .command(["node", "/app/openclaw.mjs", "gateway", "run"]),
+    )
+}
+
+/// The directory that the scripts of `tests/setup` fill.
+fn cache() -> PathBuf {
+    let directory = |variable, rest| env::var_os(variable).map(|value| PathBuf::from(value).join(rest));
+    directory("LOOPGATE_TEST_CACHE", "")
+        .or_else(|| directory("XDG_CACHE_HOME", "loopgate-tests"))
+        .or_else(|| directory("HOME", ".cache/loopgate-tests"))
+        .expect("HOME is set")
+}
+
+#[test]
+fn both_versions_of_the_gateway_listen_on_loopback_alone() {
+    let Some(engine) = Engine::start() else { return };
+    let network = engine.network();
+    let neighbour = engine.run(Container::idle("neighbour").network(&network));
+    let mut gateways = Vec::new();
+    // Both at once: each takes its time to start.
+    for version in [OLD, NEW] {
+        let Some(gateway) = gateway(version) else { return };
+        gateways.push(engine.run(gateway.network(&network)));
+    }
+    for gateway in gateways {
+        let inside = ["curl", "--silent", "--fail", "--output", "/dev/null", "http://127.0.0.1:18789/"];
+        eventually("the gateway answers inside", || gateway.try_exec(inside).status.success().then_some(()));
+        let address = format!("http://{}:18789/", gateway.ip(&network));
+        let outside = neighbour.try_exec(["curl", "--silent", "--max-time", "5", &address]);
+        assert_eq!(outside.status.code(), Some(7), "it refuses connections from outside");
+    }
+}

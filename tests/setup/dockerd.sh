@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# dockerd.sh start|stop|status: a Docker Engine where there is none, without systemd.
+#
+# `start` reuses an engine that answers on the default socket, else installs Debian's and starts it, and prints the socket. `stop` stops
+# only what `start` started; its images stay in the cache.
+. "$(dirname "$0")/lib.sh"
+
+socket=${LOOPGATE_TEST_DOCKER_SOCKET:-/var/run/docker.sock}
+engine=$cache/engine
+answers() { curl -fsS -m 2 --unix-socket "$socket" http://docker/_ping >/dev/null 2>&1; }
+alive() { [ -s "$engine/pid" ] && kill -0 "$(cat "$engine/pid")" 2>/dev/null; }
+
+start() {
+  answers && { echo "$socket"; return; }
+  [ "$(id -u)" = 0 ] || die "nothing answers on $socket, and starting an engine needs root"
+  command -v dockerd >/dev/null || apt_install docker.io iptables
+  mkdir -p "$engine" "$(dirname "$socket")"
+  # The pid file of a killed daemon would keep the next one from starting, should another process have its number by now.
+  alive || rm -f "$engine/pid"
+  setsid nohup dockerd --host "unix://$socket" --data-root "$engine/data" --exec-root "$engine/exec" --pidfile "$engine/pid" \
+    >"$engine/log" 2>&1 </dev/null &
+  local dockerd=$!
+  for _ in $(seq 300); do
+    answers && { say "dockerd $(cat "$engine/pid") started"; echo "$socket"; return; }
+    kill -0 "$dockerd" 2>/dev/null || break
+    sleep 0.1
+  done
+  tail -n 20 "$engine/log" >&2
+  die "dockerd did not start (its log: $engine/log)"
+}
+
+stop() {
+  alive || { say "no engine of ours is running"; return; }
+  local pid
+  pid=$(cat "$engine/pid")
+  kill -TERM "$pid"
+  for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+  kill -0 "$pid" 2>/dev/null && kill -KILL "$pid"
+  # dockerd bind-mounts its data root on itself, and leaves that behind when it is killed.
+  ! mountpoint -q "$engine/data" || umount "$engine/data"
+  say "dockerd $pid stopped"
+}
+
+status() { answers || { echo "down"; exit 1; }; curl -fsS -m 5 --unix-socket "$socket" http://docker/version; }
+
+case ${1:-} in
+  start)
+    # Two runs that find no engine must not start two.
+    exec 8>"$cache/engine.lock"
+    flock 8
+    start 8>&- ;;
+  stop) stop ;;
+  status) status ;;
+  *) die "usage: $(basename "$0") start|stop|status" ;;
+esac

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# images.sh [debian] [openclaw] [rust]: base images for the tests, made here, since no registry need be reachable. Prints their names.
+#
+#   loopgate-test/debian    Debian bookworm with curl, HAProxy and iproute2: the base of whatever the tests run in a container
+#   loopgate-test/openclaw  the file system of OpenClaw's own image less OpenClaw: mount a tree of openclaw.sh on /openclaw
+#   loopgate-test/rust      this machine's Rust toolchain and a C compiler, for docker/Dockerfile
+#
+# Their names are the tests' own, so that they never stand before the real ones on a developer's machine.
+. "$(dirname "$0")/lib.sh"
+
+mirror=${LOOPGATE_TEST_MIRROR:-http://deb.debian.org/debian}
+
+# Built by the engine's own builder: the test machine may lack buildx.
+build() { DOCKER_BUILDKIT=0 docker build --quiet --tag "$1" "$2" >&2; }
+
+debian() {
+  apt_install debootstrap
+  local root=$work/root
+  debootstrap --variant=minbase --include=ca-certificates,curl,haproxy,iproute2 bookworm "$root" "$mirror" >"$work/log" ||
+    { tail -n 20 "$work/log" >&2; die "debootstrap failed"; }
+  printf 'Types: deb\nURIs: %s\nSuites: bookworm\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n' \
+    "$mirror" >"$root/etc/apt/sources.list.d/debian.sources"
+  rm "$root/etc/apt/sources.list"
+  # The network that builds happen in may intercept TLS; what this machine trusts is what its containers have to.
+  cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
+  tar -C "$root" --numeric-owner -c --exclude=./var/cache/apt --exclude=./var/lib/apt/lists --exclude=./usr/share/doc \
+    --exclude=./usr/share/man --exclude=./usr/share/locale --exclude=./dev . |
+    docker import --change 'CMD ["bash"]' - "loopgate-test/debian" >/dev/null
+}
+
+openclaw() {
+  cat >"$work/Dockerfile" <<'DOCKERFILE'
+FROM loopgate-test/debian
+RUN useradd --uid 1000 --create-home node && install -d -o node -g node /home/node/.openclaw && \
+    ln -s /openclaw/node_modules/openclaw /app && \
+    ln -s /openclaw/node_modules/node/bin/node /usr/local/bin/node && \
+    printf '#!/bin/sh\nexec node /app/openclaw.mjs "$@"\n' >/usr/local/bin/openclaw && chmod 755 /usr/local/bin/openclaw
+USER node
+# Not WORKDIR: it would make a directory of a link that leads nowhere yet.
+CMD ["node", "/app/openclaw.mjs", "gateway", "--allow-unconfigured"]
+DOCKERFILE
+  build loopgate-test/openclaw "$work"
+}
+
+rust() {
+  local toolchain=${RUST_TOOLCHAIN:-$(rustc --print sysroot)}
+  tar -cf "$work/toolchain.tar" --owner=0 --group=0 --exclude=./lib/rustlib/src --transform 's,^\.,usr/local,S' \
+    -C "$toolchain" ./bin ./lib ./libexec
+  cat >"$work/Dockerfile" <<'DOCKERFILE'
+FROM loopgate-test/debian
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev make && rm -rf /var/lib/apt/lists/*
+# Installing the compiler brings ca-certificates up to date, and with it the bundle.
+COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+ADD toolchain.tar /
+DOCKERFILE
+  cp /etc/ssl/certs/ca-certificates.crt "$work/"
+  build loopgate-test/rust "$work"
+}
+
+[ $# -gt 0 ] || set -- debian openclaw
+# The others are made of it.
+set -- debian "${@/debian/}"
+
+# One at a time: each would make the base that the others are making.
+exec 8>"$cache/images.lock"
+flock 8
+for image; do
+  [ -n "$image" ] || continue
+  [ "$(type -t "$image")" = function ] || die "no such image: $image"
+  if ! docker image inspect "loopgate-test/$image" >/dev/null 2>&1; then
+    say "making the image loopgate-test/$image"
+    work=$(mktemp -d "$cache/image.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    "$image"
+    rm -rf "$work"
+  fi
+  echo "loopgate-test/$image"
+done
