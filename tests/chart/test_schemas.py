@@ -1,5 +1,6 @@
 """What Kubernetes would say of the rendered objects, at both ends of the supported range."""
 
+import tomllib
 import unittest
 
 import kubernetes_validate
@@ -44,6 +45,11 @@ class Schemas(unittest.TestCase):
         oldest, newest = min(versions, key=order), max(versions, key=order)
         self.assertEqual(order(newest), order(NEWEST)[:2])
         self.assertIn(".".join(map(str, order(oldest))), yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"])
+
+    def test_the_chart_has_the_version_of_the_program(self):
+        chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+        program = tomllib.loads((CHART.parent.parent / "Cargo.toml").read_text())["package"]["version"]
+        self.assertEqual((chart["version"], chart["appVersion"]), (program, program))
 
     def test_the_example_chart_is_valid_at_both_ends(self):
         for version in "1.25.0", NEWEST:

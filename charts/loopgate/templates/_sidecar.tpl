@@ -57,10 +57,17 @@ an fsGroup, through which loopgate reads what is mounted.
 {{- range .Values.agents.cidrs }}
 - --agent-cidr={{ . }}
 {{- end }}
+{{- range .Values.agents.uris }}
+- --agent-uri={{ . }}
+{{- end }}
+{{- range .Values.agents.scopes }}
+- --agent-scopes={{ . }}
+{{- end }}
 {{- if include "loopgate.discovery" . }}
 - --discovery=kubernetes
 {{- end }}
 {{- if .Values.agents.inheritToken }}
+- --inherit-token
 - --token-file=/run/loopgate/token/token
 {{- end }}
 {{- range .Values.external.trustedProxies }}
@@ -82,14 +89,8 @@ an fsGroup, through which loopgate reads what is mounted.
 
 {{- /* Helm reads every number as a float; loopgate's configuration has only whole ones. */ -}}
 {{- define "loopgate.sidecar.toml" -}}
-{{- $agents := dict -}}
-{{- if .Values.agents.inheritToken }}{{ $_ := set $agents "inherit_token" true }}{{ end -}}
-{{- if .Values.agents.uris }}{{ $_ := set $agents "uris" .Values.agents.uris }}{{ end -}}
-{{- if .Values.agents.scopes }}{{ $_ := set $agents "scopes" .Values.agents.scopes }}{{ end -}}
-{{- $config := deepCopy .Values.sidecar.config -}}
-{{- if $agents }}{{ $config = mergeOverwrite $config (dict "agents" $agents) }}{{ end -}}
-{{- if $config -}}
-{{- regexReplaceAll "(?m)^(\\s*[\\w\".-]+ = -?[0-9]+)\\.0$" (toToml $config) "${1}" | trim -}}
+{{- with .Values.sidecar.config -}}
+{{- regexReplaceAll "(?m)^(\\s*[\\w\".-]+ = -?[0-9]+)\\.0$" (toToml .) "${1}" | trim -}}
 {{- end -}}
 {{- end -}}
 
