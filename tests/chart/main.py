@@ -21,7 +21,9 @@ def main() -> int:
     result = unittest.TextTestRunner(resultclass=Sentences, verbosity=2, stream=sys.stdout).run(suite)
     # A failing subtest is listed beside its test: count each test once.
     failed = {getattr(test, "test_case", test).id() for test, _ in result.failures + result.errors}
-    print(f"{result.testsRun - len(failed)} passed, {len(failed)} failed")
+    for test, reason in result.skipped:
+        print(f"skipped: {result.getDescription(test)}: {reason}")
+    print(f"{result.testsRun - len(failed) - len(result.skipped)} passed, {len(failed)} failed")
     return 1 if failed or not result.testsRun else 0
 
 
