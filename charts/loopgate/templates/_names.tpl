@@ -1,0 +1,74 @@
+{{- define "loopgate.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- /* 52 characters: a StatefulSet's pods get a revision label of the name and ten more. */ -}}
+{{- define "loopgate.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains (include "loopgate.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "loopgate.name" .) | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "loopgate.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "loopgate.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: gateway
+{{- end -}}
+
+{{- define "loopgate.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name (replace "+" "_" .Chart.Version) }}
+app.kubernetes.io/name: {{ include "loopgate.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "loopgate.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "loopgate.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* Takes (dict "image" IMAGE "default" TAG). */ -}}
+{{- define "loopgate.image" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
+{{ .image.repository }}:{{ default .default .image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{- define "loopgate.tokenSecret" -}}
+{{- default (printf "%s-token" (include "loopgate.fullname" .)) .Values.gateway.token.existingSecret -}}
+{{- end -}}
+
+{{- /* The Secret with the certificate to serve; empty if loopgate makes its own. */ -}}
+{{- define "loopgate.tlsSecret" -}}
+{{- if .Values.certificate.enabled -}}
+{{ include "loopgate.fullname" . }}-tls
+{{- else -}}
+{{ .Values.tls.existingSecret }}
+{{- end -}}
+{{- end -}}
+
+{{- /* The names under which the cluster knows the Service, as a JSON list; none without a Service. */ -}}
+{{- define "loopgate.serviceNames" -}}
+{{- if .Values.gateway.enabled -}}
+{{- $name := include "loopgate.fullname" . -}}
+{{- $namespace := .Release.Namespace -}}
+{{- list $name (printf "%s.%s" $name $namespace) (printf "%s.%s.svc" $name $namespace) (printf "%s.%s.svc.%s" $name $namespace .Values.clusterDomain) | toJson -}}
+{{- else -}}
+[]
+{{- end -}}
+{{- end -}}
+
+{{- /* `discovery: off` without quotes is the boolean false in YAML 1.1; it means the same here. */ -}}
+{{- define "loopgate.discovery" -}}
+{{- if eq (toString .Values.agents.discovery) "kubernetes" -}}kubernetes{{- end -}}
+{{- end -}}

@@ -1,0 +1,300 @@
+{{- /*
+The sidecar as named templates, for this chart's StatefulSet and for charts that have a workload of their own. Each
+takes this chart's context: `.` here, `.Subcharts.loopgate` in a chart that has this one as a dependency. The pod needs
+an fsGroup, through which loopgate reads what is mounted.
+
+  loopgate.sidecar.container   the container, one list item
+  loopgate.sidecar.volumes     the volumes it mounts, list items (save a shared state volume, which the pod has)
+  loopgate.sidecar.rbac        Role and bindings for Kubernetes discovery, whole objects; empty without discovery
+  loopgate.sidecar.checksum    changes with the sidecar's configuration, for a pod annotation
+*/ -}}
+
+{{- /* In the environment is what `kubectl exec ... /loopgate check` (or status, cert) must know as well. */ -}}
+{{- define "loopgate.sidecar.env" -}}
+- name: LOOPGATE_GATEWAY
+  value: 127.0.0.1:{{ .Values.gateway.port }}
+- name: LOOPGATE_STATE_DIR
+  value: /var/lib/loopgate
+- name: LOOPGATE_ADMIN
+  value: {{ printf "%s:%v" (.Values.metrics.enabled | ternary .Values.metrics.bindAddress "127.0.0.1") .Values.metrics.port | quote }}
+- name: LOOPGATE_DOCKER
+  value: "off"
+{{- if include "loopgate.tlsSecret" . }}
+- name: LOOPGATE_TLS_CERT
+  value: /run/loopgate/tls/tls.crt
+- name: LOOPGATE_TLS_KEY
+  value: /run/loopgate/tls/tls.key
+{{- end }}
+{{- if include "loopgate.sidecar.toml" . }}
+- name: LOOPGATE_CONFIG
+  value: /run/loopgate/config/loopgate.toml
+{{- end }}
+{{- with .Values.sidecar.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "loopgate.sidecar.args" -}}
+- run
+{{- range .Values.sidecar.listen }}
+- --listen={{ . }}:{{ $.Values.sidecar.port }}
+{{- end }}
+- --own-addresses={{ .Values.sidecar.ownAddresses }}
+- --drain-timeout={{ int64 .Values.sidecar.drainTimeoutSeconds }}s
+- --request-timeout={{ int64 .Values.sidecar.requestTimeoutSeconds }}s
+- --max-connections={{ int64 .Values.sidecar.maxConnections }}
+- --log-format={{ .Values.sidecar.logFormat }}
+- --log-level={{ .Values.sidecar.logLevel }}
+{{- if .Values.sidecar.accessLog }}
+- --access-log
+{{- end }}
+{{- range concat (include "loopgate.serviceNames" . | fromJsonArray) .Values.tls.names | uniq }}
+- --tls-name={{ . }}
+{{- end }}
+{{- if or .Values.tls.clientCA.secret .Values.tls.clientCA.configMap }}
+- --client-ca=/run/loopgate/client-ca/{{ .Values.tls.clientCA.key }}
+{{- end }}
+{{- range .Values.agents.cidrs }}
+- --agent-cidr={{ . }}
+{{- end }}
+{{- range .Values.agents.uris }}
+- --agent-uri={{ . }}
+{{- end }}
+{{- range .Values.agents.scopes }}
+- --agent-scopes={{ . }}
+{{- end }}
+{{- if include "loopgate.discovery" . }}
+- --discovery=kubernetes
+{{- end }}
+{{- if .Values.agents.inheritToken }}
+- --inherit-token
+- --token-file=/run/loopgate/token/token
+{{- end }}
+{{- range .Values.external.trustedProxies }}
+- --trusted-proxy={{ . }}
+{{- end }}
+{{- if .Values.external.proxyProtocol }}
+- --proxy-protocol
+{{- end }}
+{{- range .Values.external.allow }}
+- --allow={{ . }}
+{{- end }}
+{{- range .Values.external.deny }}
+- --deny={{ . }}
+{{- end }}
+{{- with .Values.sidecar.extraArgs }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- /* Helm reads every number as a float; loopgate's configuration has only whole ones. */ -}}
+{{- define "loopgate.sidecar.toml" -}}
+{{- with .Values.sidecar.config -}}
+{{- regexReplaceAll "(?m)^(\\s*[\\w\".-]+ = -?[0-9]+)\\.0$" (toToml .) "${1}" | trim -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "loopgate.sidecar.checksum" -}}
+{{- include "loopgate.sidecar.toml" . | sha256sum -}}
+{{- end -}}
+
+{{- define "loopgate.sidecar.container" -}}
+- name: loopgate
+  image: {{ include "loopgate.image" (dict "image" .Values.sidecar.image "default" .Chart.AppVersion) | quote }}
+  imagePullPolicy: {{ .Values.sidecar.image.pullPolicy }}
+  {{- if .Values.sidecar.native }}
+  restartPolicy: Always
+  {{- end }}
+  command: [/loopgate]
+  args:
+    {{- include "loopgate.sidecar.args" . | nindent 4 }}
+  env:
+    {{- include "loopgate.sidecar.env" . | nindent 4 }}
+  ports:
+    - name: loopgate
+      containerPort: {{ .Values.sidecar.port }}
+      protocol: TCP
+    {{- if .Values.metrics.enabled }}
+    - name: metrics
+      containerPort: {{ .Values.metrics.port }}
+      protocol: TCP
+    {{- end }}
+  {{- with .Values.sidecar.livenessProbe }}
+  livenessProbe:
+    exec:
+      command: [/loopgate, healthcheck, --live, --admin, "127.0.0.1:{{ $.Values.metrics.port }}"]
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.sidecar.readinessProbe }}
+  readinessProbe:
+    exec:
+      command: [/loopgate, healthcheck, --admin, "127.0.0.1:{{ $.Values.metrics.port }}"]
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .Values.sidecar.resources }}
+  resources:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  securityContext:
+    {{- toYaml .Values.sidecar.securityContext | nindent 4 }}
+  volumeMounts:
+    - name: {{ eq .Values.state.kind "shared" | ternary .Values.state.volumeName "loopgate-state" }}
+      mountPath: /var/lib/loopgate
+      {{- if eq .Values.state.kind "shared" }}
+      subPath: {{ .Values.state.subPath }}
+      {{- end }}
+    {{- if include "loopgate.sidecar.toml" . }}
+    - name: loopgate-config
+      mountPath: /run/loopgate/config
+      readOnly: true
+    {{- end }}
+    {{- if include "loopgate.tlsSecret" . }}
+    - name: loopgate-tls
+      mountPath: /run/loopgate/tls
+      readOnly: true
+    {{- end }}
+    {{- if or .Values.tls.clientCA.secret .Values.tls.clientCA.configMap }}
+    - name: loopgate-client-ca
+      mountPath: /run/loopgate/client-ca
+      readOnly: true
+    {{- end }}
+    {{- if .Values.agents.inheritToken }}
+    - name: loopgate-token
+      mountPath: /run/loopgate/token
+      readOnly: true
+    {{- end }}
+    {{- if include "loopgate.discovery" . }}
+    - name: loopgate-api-access
+      mountPath: /var/run/secrets/kubernetes.io/serviceaccount
+      readOnly: true
+    {{- end }}
+    {{- with .Values.sidecar.extraVolumeMounts }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+{{- end -}}
+
+{{- define "loopgate.sidecar.volumes" -}}
+{{- if eq .Values.state.kind "ephemeral" }}
+- name: loopgate-state
+  emptyDir:
+    sizeLimit: 16Mi
+{{- else if and (eq .Values.state.kind "claim") .Values.state.existingClaim }}
+- name: loopgate-state
+  persistentVolumeClaim:
+    claimName: {{ .Values.state.existingClaim }}
+{{- end }}
+{{- if include "loopgate.sidecar.toml" . }}
+- name: loopgate-config
+  configMap:
+    name: {{ include "loopgate.fullname" . }}-sidecar
+{{- end }}
+{{- with include "loopgate.tlsSecret" . }}
+- name: loopgate-tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- if .Values.tls.clientCA.secret }}
+- name: loopgate-client-ca
+  secret:
+    secretName: {{ .Values.tls.clientCA.secret }}
+    items:
+      - key: {{ .Values.tls.clientCA.key }}
+        path: {{ .Values.tls.clientCA.key }}
+{{- else if .Values.tls.clientCA.configMap }}
+- name: loopgate-client-ca
+  configMap:
+    name: {{ .Values.tls.clientCA.configMap }}
+{{- end }}
+{{- if .Values.agents.inheritToken }}
+- name: loopgate-token
+  secret:
+    secretName: {{ include "loopgate.tokenSecret" . }}
+    defaultMode: 0440
+    items:
+      - key: {{ .Values.gateway.token.key }}
+        path: token
+{{- end }}
+{{- if include "loopgate.discovery" . }}
+{{- /* Projected into the sidecar alone: automounting would hand the service account to the gateway too. */}}
+- name: loopgate-api-access
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken:
+          path: token
+          expirationSeconds: 3607
+      - configMap:
+          name: kube-root-ca.crt
+          items:
+            - key: ca.crt
+              path: ca.crt
+      - downwardAPI:
+          items:
+            - path: namespace
+              fieldRef:
+                fieldPath: metadata.namespace
+{{- end }}
+{{- end -}}
+
+{{- define "loopgate.sidecar.rbac" -}}
+{{- if include "loopgate.discovery" . -}}
+{{- $name := include "loopgate.fullname" . -}}
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata:
+  name: {{ $name }}
+  namespace: {{ .Release.Namespace }}
+  labels:
+    {{- include "loopgate.labels" . | nindent 4 }}
+rules:
+  - apiGroups: [""]
+    resources: [pods]
+    verbs: [get, list, watch]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata:
+  name: {{ $name }}
+  namespace: {{ .Release.Namespace }}
+  labels:
+    {{- include "loopgate.labels" . | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: Role
+  name: {{ $name }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ include "loopgate.serviceAccountName" . }}
+    namespace: {{ .Release.Namespace }}
+{{- if .Values.agents.attested }}
+{{- /* Token reviews belong to no namespace. */}}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: {{ printf "%s-%s-tokenreview" .Release.Namespace $name }}
+  labels:
+    {{- include "loopgate.labels" . | nindent 4 }}
+rules:
+  - apiGroups: [authentication.k8s.io]
+    resources: [tokenreviews]
+    verbs: [create]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: {{ printf "%s-%s-tokenreview" .Release.Namespace $name }}
+  labels:
+    {{- include "loopgate.labels" . | nindent 4 }}
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: {{ printf "%s-%s-tokenreview" .Release.Namespace $name }}
+subjects:
+  - kind: ServiceAccount
+    name: {{ include "loopgate.serviceAccountName" . }}
+    namespace: {{ .Release.Namespace }}
+{{- end }}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,80 @@
+"""Helm, called as users call it, and what it rendered as plain objects."""
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).parent
+CHART = HERE.parent.parent / "charts" / "loopgate"
+VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+NEWEST = "1.37.0"
+
+
+class HelmError(Exception):
+    """Helm's exit status was not 0; the text is its standard error."""
+
+
+def helm(*arguments: str) -> str:
+    """Standard output of `helm ARGUMENTS`, with no trace of the user's own configuration or cluster."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = {"PATH": os.environ["PATH"], "HOME": home, "HELM_NAMESPACE": "claws"}
+        done = subprocess.run(["helm", *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise HelmError(done.stderr)
+    return done.stdout
+
+
+def flags(values: dict | Path | None) -> list[str]:
+    """`--values` for a file, or for a dictionary (as `--set-json`, one for each top-level key)."""
+    if values is None:
+        return []
+    if isinstance(values, Path):
+        return ["--values", str(values)]
+    return [part for key, value in values.items() for part in ("--set-json", f"{key}={json.dumps(value)}")]
+
+
+
+
+def render(values: dict | Path | None = None, *, chart: Path = CHART, kube: str = NEWEST, extra: tuple[str, ...] = ()) -> list[dict]:
+    """The objects of `helm template`."""
+    text = helm("template", "my", str(chart), "--kube-version", kube, *flags(values), *extra)
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+def only(objects: list[dict], kind: str, name: str | None = None) -> dict:
+    """The one object of that kind (and name)."""
+    found = [o for o in objects if o["kind"] == kind and name in (None, o["metadata"]["name"])]
+    assert len(found) == 1, f"{len(found)} objects of kind {kind}"
+    return found[0]
+
+
+def pod(objects: list[dict]) -> dict:
+    """The pod specification of the StatefulSet."""
+    return only(objects, "StatefulSet")["spec"]["template"]["spec"]
+
+
+def containers(spec: dict) -> list[dict]:
+    """All containers, init containers first."""
+    return spec.get("initContainers", []) + spec["containers"]
+
+
+def container(objects: list[dict], name: str) -> dict:
+    """The container of that name in the StatefulSet's pod."""
+    found = [c for c in containers(pod(objects)) if c["name"] == name]
+    assert len(found) == 1, f"{len(found)} containers named {name}"
+    return found[0]
+
+
+def arguments(objects: list[dict], flag: str) -> list[str]:
+    """The values given to a repeatable flag of the sidecar."""
+    prefix = f"--{flag}="
+    return [a.removeprefix(prefix) for a in container(objects, "loopgate")["args"] if a.startswith(prefix)]
+
+
+def variable(objects: list[dict], name: str) -> str | None:
+    """The value of a variable in the sidecar's environment."""
+    return next((v["value"] for v in container(objects, "loopgate")["env"] if v["name"] == name), None)

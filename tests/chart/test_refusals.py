@@ -1,0 +1,129 @@
+"""Values that must not render, and the words that say why."""
+
+import json
+import unittest
+
+import yaml
+
+from chart import CHART, HelmError, helm, render
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+
+UNKNOWN = "Additional property"
+TYPE = "Invalid type"
+
+# Values, and what the error must say.
+REFUSED = [
+    ({"gatway": {}}, UNKNOWN),
+    ({"gateway": {"binds": "lan"}}, UNKNOWN),
+    ({"sidecar": {"image": {"tags": "x"}}}, UNKNOWN),
+    ({"sidecar": {"readinessProbe": {"httpGet": {}}}}, UNKNOWN),
+    ({"tls": {"clientCA": {"file": "x"}}}, UNKNOWN),
+    ({"metrics": {"serviceMonitor": {"enable": True}}}, UNKNOWN),
+    ({"gateway": {"port": "18789"}}, TYPE),
+    ({"gateway": {"port": 65536}}, "less than or equal to 65535"),
+    ({"gateway": {"replicas": 2}}, "less than or equal to 1"),
+    ({"gateway": {"extraEnv": {"A": "b"}}}, TYPE),
+    ({"gateway": {"image": {"digest": "0123"}}}, "Does not match pattern"),
+    ({"sidecar": {"native": "yes"}}, TYPE),
+    ({"sidecar": {"listen": []}}, "at least 1 items"),
+    ({"sidecar": {"listen": ["bridge:18789"]}}, "Does not match pattern"),
+    ({"sidecar": {"ownAddresses": "agents"}}, "must be one of"),
+    ({"sidecar": {"drainTimeoutSeconds": "10s"}}, TYPE),
+    ({"agents": {"cidrs": "10.0.0.0/8"}}, TYPE),
+    ({"agents": {"cidrs": ["everyone"]}}, "Does not match pattern"),
+    ({"agents": {"discovery": "docker"}}, "must be one of"),
+    ({"agents": {"discovery": True}}, "must be one of"),
+    ({"service": {"type": "ExternalName"}}, "must be one of"),
+    ({"podAnnotations": {"a": 1}}, TYPE),
+    ({"extraVolumes": [{"emptyDir": {}}]}, "name is required"),
+    ({"extraObjects": [{"kind": "ConfigMap"}]}, "apiVersion is required"),
+    # What the schema can't say.
+    ({"gateway": {"config": {"gateway": {"bind": "lan"}}}}, "bind must be loopback"),
+    ({"gateway": {"config": {"gateway": {"trustedProxies": ["127.0.0.1"]}}}}, "trustedProxies is set by the chart"),
+    ({"gateway": {"config": {"gateway": {"port": 1}}}}, "port is set by the chart"),
+    ({"gateway": {"config": {"gateway": {"auth": {"token": "x"}}}}}, "readable in a ConfigMap"),
+    ({"certificate": {"enabled": True}}, "certificate.issuerRef.name"),
+    ({"certificate": {"enabled": True, "issuerRef": {"name": "ca"}}, "tls": {"existingSecret": "x"}}, "exclude each other"),
+    ({"tls": {"clientCA": {"secret": "a", "configMap": "b"}}}, "exclude each other"),
+    ({"agents": {"attested": True}}, "agents.discovery=kubernetes"),
+    ({"agents": {"uris": ["spiffe://a/b"]}}, "needs tls.clientCA"),
+    ({"metrics": {"podMonitor": {"enabled": True}}}, "need metrics.enabled"),
+    ({"metrics": {"enabled": True, "podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}}, "twice"),
+    ({"metrics": {"port": 18789}}, "must differ"),
+    ({"external": {"proxyProtocol": True}}, "needs external.trustedProxies"),
+    ({"ingress": {"enabled": True}}, "needs ingress.hosts"),
+    ({"httpRoute": {"enabled": True}}, "needs httpRoute.parentRefs"),
+    ({"httpRoute": {"backendTLSPolicy": {"enabled": True}}}, "caCertificateRefs"),
+    ({"terminationGracePeriodSeconds": 10}, "more than sidecar.drainTimeoutSeconds"),
+    ({"gateway": {"enabled": False}, "state": {"kind": "claim"}}, "needs state.existingClaim"),
+    ({"gateway": {"enabled": False}, "agents": {"inheritToken": True}}, "needs gateway.token.existingSecret"),
+    ({"gateway": {"enabled": False}, "certificate": {"enabled": True, "issuerRef": {"name": "ca"}}}, "needs names"),
+]
+
+
+def objects_of(schema):
+    """Each object schema in it, with whether unknown keys pass."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "object" and "properties" in schema:
+            yield schema
+        for value in schema.values():
+            yield from objects_of(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from objects_of(value)
+
+
+def defaults(values, path=""):
+    """Each leaf of the default values as its dotted path; what may be null, as whole objects of Kubernetes, is a leaf."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value and lookup(f"{path}{key}").get("type") == "object":
+            yield from defaults(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+def lookup(path):
+    """The schema of the value at a dotted path."""
+    schema = SCHEMA
+    for key in path.split("."):
+        schema = resolve(schema).get("properties", {}).get(key, {})
+    return resolve(schema)
+
+
+def resolve(schema):
+    """The schema that a reference means."""
+    return SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+
+class Refusals(unittest.TestCase):
+    def test_wrong_values_are_refused_with_the_reason(self):
+        for values, reason in REFUSED:
+            with self.subTest(json.dumps(values)):
+                with self.assertRaises(HelmError) as refused:
+                    render(values)
+                self.assertIn(reason, str(refused.exception))
+
+    def test_a_native_sidecar_is_refused_where_kubernetes_does_not_know_it(self):
+        with self.assertRaises(HelmError) as refused:
+            render(kube="1.28.9")
+        self.assertIn("set sidecar.native=false", str(refused.exception))
+
+    def test_kubernetes_older_than_what_is_tested_is_refused(self):
+        with self.assertRaises(HelmError) as refused:
+            render({"sidecar": {"native": False}}, kube="1.24.0")
+        self.assertIn("incompatible with Kubernetes", str(refused.exception))
+
+    def test_no_object_of_the_schema_lets_unknown_keys_pass_by_oversight(self):
+        lists = [SCHEMA["definitions"][name].get("items") for name in ("named", "env")]
+        for schema in objects_of(SCHEMA):
+            if schema not in lists:
+                self.assertIs(schema.get("additionalProperties"), False, schema)
+
+    def test_every_value_is_in_the_schema_and_in_the_readme(self):
+        readme = (CHART / "README.md").read_text()
+        values = yaml.safe_load(helm("show", "values", str(CHART)))
+        for path in defaults(values):
+            with self.subTest(path):
+                self.assertTrue(lookup(path), "not in the schema")
+                self.assertTrue(f"`{path}`" in readme, "not in the README")
