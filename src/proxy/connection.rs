@@ -90,7 +90,7 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
     let lane = Arc::new(lane);
     let entry = proxy.roll.enter(peer, Arc::clone(&lane), protocol, evidence);
     // On the roll first, then a second look: a change between the decision and the entry would be nobody's to notice.
-    if proxy.view.has_changed().unwrap_or(false) || !Arc::ptr_eq(&view, &proxy.view.borrow()) {
+    if !Arc::ptr_eq(&view, &proxy.view.borrow()) {
         proxy.review();
     }
     debug!(connection = entry.number(), %peer, lane = lane.label(), protocol, "connected");
