@@ -78,10 +78,10 @@ impl Error {
         let mut text = String::new();
         let content_type = if accept.html {
             let (code, reason) = (status.as_u16(), status.canonical_reason().unwrap_or_default());
-            let _ = write!(
+            let _ = writeln!(
                 text,
                 "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{code} {reason}</title>\
-                 <h1>{code} {reason}</h1><p>{}</p><p><small>loopgate, request {request_id}</small></p></html>\n",
+                 <h1>{code} {reason}</h1><p>{}</p><p><small>loopgate, request {request_id}</small></p></html>",
                 self.text()
             );
             "text/html; charset=utf-8"

@@ -158,7 +158,7 @@ async fn upgrade(
     }
     let terms = tunnel::Terms { websocket, draining: proxy.shutdown.token().clone(), revoked: session.revoked.clone(), received, sent };
     let (number, peer) = (session.number, session.peer);
-    let activity = wanted.over_h2.then(|| busy);
+    let activity = wanted.over_h2.then_some(busy);
     proxy.shutdown.spawn(async move {
         let _held = (held, activity);
         if let Err(error) = join(wanted.client_side, link, terms).await {
