@@ -1,19 +1,42 @@
-"""Whether loopgate itself takes what the chart gives it: `loopgate config show` with the sidecar's arguments, variables and file.
+"""Whether loopgate itself takes what the chart gives it: the sidecar's arguments, variables, file and probes.
 
 LOOPGATE_BINARY names the program; by default it is the debug build, if there is one.
 """
 
 import os
+import shutil
+import socket
 import subprocess
 import tempfile
+import time
 import tomllib
 import unittest
 from pathlib import Path
 
 from chart import HERE, VALUES, container, render
+from test_connection import GREETING, outcome, server
 
 BINARY = Path(os.environ.get("LOOPGATE_BINARY", HERE.parent.parent / "target" / "debug" / "loopgate"))
 CONFIG = "/run/loopgate/config/loopgate.toml"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody has now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def becomes(expected: int, command: list[str]) -> bool:
+    """Whether a probe comes to exit with this status, within the time a slow machine needs."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if subprocess.run([BINARY, *command[1:]], env={}, capture_output=True, timeout=30).returncode == expected:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def configuration(objects: list[dict]) -> dict:
@@ -66,3 +89,30 @@ class Binary(unittest.TestCase):
         self.assertIs(shown["agents"]["inherit_token"], True)
         self.assertEqual(shown["external"]["trusted_proxies"], ["10.1.0.0/24"])
         self.assertEqual(shown["docker"]["engine"], "off")
+
+    @unittest.skipUnless(shutil.which("node"), "needs node")
+    def test_the_rendered_sidecar_runs_and_its_probes_say_when(self):
+        gateway, port, admin = free_ports(3)
+        sidecar = container(
+            render({"gateway": {"port": gateway}, "sidecar": {"listen": ["127.0.0.1"], "port": port}, "metrics": {"port": admin}}), "loopgate"
+        )
+        live, ready = (sidecar[probe]["exec"]["command"] for probe in ("livenessProbe", "readinessProbe"))
+        with tempfile.TemporaryDirectory() as state, tempfile.TemporaryFile() as log:
+            environment = {v["name"]: v["value"] for v in sidecar["env"]} | {"LOOPGATE_STATE_DIR": state}
+            running = subprocess.Popen([BINARY, *sidecar["args"]], env=environment, stdout=log, stderr=log)
+            try:
+                # A native sidecar must be up before the gateway is started at all.
+                self.assertTrue(becomes(0, live))
+                self.assertTrue(becomes(1, ready))
+                with server(GREETING, None, gateway):
+                    self.assertTrue(becomes(0, ready))
+                    self.assertEqual(outcome(port)[0], 0, outcome(port)[1])
+                running.terminate()
+                self.assertEqual(running.wait(timeout=30), 0)
+            except BaseException:
+                log.seek(0)
+                print(log.read().decode())
+                raise
+            finally:
+                running.kill()
+                running.wait()

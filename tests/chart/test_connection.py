@@ -28,15 +28,19 @@ def certificate(directory: str) -> ssl.SSLContext:
 
 
 @contextmanager
-def server(answer: bytes, tls: ssl.SSLContext | None):
+def server(answer: bytes, tls: ssl.SSLContext | None, port: int = 0):
     """The port of a server on loopback that answers each request with the same bytes."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
 
     def serve(connection):
         try:
             with tls.wrap_socket(connection, server_side=True) if tls else connection as stream:
-                while b"\r\n\r\n" not in stream.recv(65536):
-                    pass
+                heard = b""
+                while b"\r\n\r\n" not in heard:
+                    more = stream.recv(65536)
+                    if not more:
+                        return  # it only wanted to know whether someone is there
+                    heard += more
                 stream.sendall(answer)
                 stream.recv(1)
         except OSError:
