@@ -166,7 +166,7 @@ pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error>
 pub(super) fn load_certificate(dir: &StateDir) -> Result<(CertificateDer<'static>, Facts), Error> {
     let path = dir.file(CA_CERTIFICATE);
     let Some(content) = dir.read(CA_CERTIFICATE, Access::Public)? else {
-        return Err(Error::io("read", path)(std::io::ErrorKind::NotFound.into()));
+        return Err(Error::NoAuthority { dir: dir.path().to_owned() });
     };
     let read = || {
         let certificate = pem::certificates(&content)?.swap_remove(0);

@@ -35,6 +35,12 @@ pub enum Error {
         /// The file that is of no use without it.
         partner: PathBuf,
     },
+    /// There is no CA where one is needed and none is to be made.
+    #[error("there is no certificate authority in {} (`loopgate run` and `loopgate cert issue` make one)", dir.display())]
+    NoAuthority {
+        /// The state directory.
+        dir: PathBuf,
+    },
     /// A private key that every user of the machine may read or write.
     #[error("{} is open to every user (mode {mode:04o}): run `chmod 600` on it, or replace the key if it may have been copied", path.display())]
     Exposed {

@@ -83,7 +83,9 @@ impl Made {
     pub(super) fn rotate(&self, rotate_key: RotateKey, now: OffsetDateTime) -> Result<Loaded, Error> {
         let lock = self.dir.lock()?;
         let key = self.key()?;
-        let names = self.current(&key, &lock)?.map(|(_, facts)| facts.names).unwrap_or_default();
+        let names = self.current(&key, &lock)?.map(|(_, facts)| facts.names);
+        // Without a leaf only a running sidecar knows the names, and it adds them when it sees the new one.
+        let names = names.unwrap_or_else(|| [SubjectName::Dns("localhost".into())].into());
         match rotate_key {
             RotateKey::Keep => {
                 let chain = self.issue(&key, &names, now)?;

@@ -59,6 +59,11 @@ impl StateDir {
         Ok(dir)
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Where `name` is.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
