@@ -81,9 +81,5 @@ pub fn run(command: Command) -> Result<(), Error> {
 }
 
 fn show(report: &offline::Report, json: bool) -> Result<(), Error> {
-    if json {
-        output::print(format!("{:#}\n", serde_json::json!(report)))
-    } else {
-        output::print(report.to_string())
-    }
+    if json { output::print(format!("{:#}\n", serde_json::json!(report))) } else { output::print(report.to_string()) }
 }
