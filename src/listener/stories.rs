@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::config::ListenOn;
+use crate::config::{self, ListenOn};
 use crate::discovery::{self, Interface};
 
 /// Far longer than anything here takes; nothing waits for it unless it has failed.
@@ -235,8 +235,9 @@ fn in_a_real_namespace_addresses_that_come_and_go_open_and_close_doors() {
     let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
     in_own_process(unshare, "in_a_real_namespace_addresses_that_come_and_go_open_and_close_doors", async || {
         let shutdown = Shutdown::new();
-        let config = Config::default();
-        let view = discovery::start(&config, &shutdown);
+        let mut config = Config::default();
+        config.docker.engine = config::Engine::Off;
+        let view = discovery::start(&config, &crate::metrics::Discovery::default(), &shutdown);
         let (arrive, mut came) = mpsc::unbounded_channel();
         let serve = move |accepted: Accepted| arrive.send(accepted.local).unwrap_or_default();
         let mut bound = follow(&config, view, &shutdown, &Doors::default(), serve).unwrap();
