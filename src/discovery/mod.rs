@@ -24,6 +24,8 @@ mod labels;
 mod orphan;
 mod own;
 mod session;
+#[cfg(test)]
+mod stories;
 mod view;
 #[cfg(test)]
 mod view_test;
