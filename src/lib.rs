@@ -40,4 +40,6 @@ pub mod metrics;
 pub mod pki;
 pub mod proxy;
 pub mod shutdown;
+#[cfg(test)]
+mod testing;
 pub mod tls;

@@ -67,6 +67,32 @@ impl Doors {
     }
 }
 
+/// What [`discovery`](crate::discovery) counts.
+#[derive(Clone, Debug, Default)]
+pub struct Discovery {
+    /// Addresses that agents are let in from.
+    pub agents: Gauge,
+    /// 1 while Docker is followed.
+    pub live: Gauge,
+    /// When Docker last listed its containers, in seconds since the Unix epoch.
+    pub listed: Gauge,
+    /// How often it was asked to.
+    pub lists: Counter,
+    /// Event streams lost, and attempts at one that failed.
+    pub losses: Counter,
+}
+
+impl Discovery {
+    /// Adds these metrics to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("discovery_agent_addresses", "Addresses that agents are let in from", self.agents.clone());
+        registry.register("discovery_docker_up", "Whether Docker is followed", self.live.clone());
+        registry.register("discovery_docker_list_timestamp_seconds", "When Docker last listed its containers", self.listed.clone());
+        registry.register("discovery_docker_lists", "Lists of containers read", self.lists.clone());
+        registry.register("discovery_docker_losses", "Event streams lost or not begun", self.losses.clone());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

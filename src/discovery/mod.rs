@@ -2,77 +2,176 @@
 //!
 //! It knows nothing of lanes: what a container may do is [`crate::lane`]'s judgement.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::watch;
-use tracing::{debug, info};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::info;
 
 use crate::config::Config;
+use crate::metrics;
 use crate::shutdown::Shutdown;
 
+mod changes;
+mod container;
+mod docker;
+pub mod engine;
 pub mod interfaces;
+mod labels;
+mod orphan;
+mod own;
+mod session;
+#[cfg(test)]
+mod stories;
+mod view;
+#[cfg(test)]
+mod view_test;
 
+use container::Container;
+use docker::Docker;
+use engine::Engine;
 use interfaces::Interfaces;
+use orphan::{OwnerLife, Sight};
+use own::Hints;
+use view::Sources;
+
+pub use view::{ADDRESS_GRACE, ATTESTED_GRACE, DockerState, Namespace, Owner, View, WhyNot};
+
+/// The exit status after [`Namespace::Left`]: `EX_TEMPFAIL` of sysexits.h, "try again".
+pub const EXIT_ORPHANED: u8 = 75;
+/// How often to look at the clock while time alone may change something.
+const TICK: Duration = Duration::from_millis(250);
 
 /// Begins to look around; the first view already holds the interfaces. Must be called within a Tokio runtime.
 ///
 /// A new view is published only when it differs from the one before.
-pub fn start(_config: &Config, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
-    let interfaces = Interfaces::open();
-    let (publish, view) = watch::channel(Arc::new(View::of(interfaces.latest())));
-    shutdown.spawn(look_around(interfaces, publish, shutdown.clone()));
+pub fn start(config: &Config, metrics: &metrics::Discovery, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
+    let mut sources = AllSources {
+        interfaces: Interfaces::open(),
+        docker: Docker::new(Engine::new(&config.docker.engine, shutdown), metrics.clone()),
+        hints: Hints::read(config.docker.container.clone()),
+        any_project: config.docker.any_project,
+        remembered: None,
+        examined: None,
+        orphan: orphan::Watch::default(),
+    };
+    let (publish, view) = watch::channel(Arc::new(sources.view()));
+    shutdown.spawn(look_around(sources, publish, metrics.clone(), shutdown.clone()));
     view
 }
 
-/// Owns every source, and makes one view of what they say.
-async fn look_around(mut interfaces: Interfaces, publish: watch::Sender<Arc<View>>, shutdown: Shutdown) {
+/// Waits until Docker has answered for the first time or is known not to, `patience` at most: before that a view is but half a view.
+pub async fn settled(view: &mut watch::Receiver<Arc<View>>, patience: Duration) {
+    let answered = view.wait_for(|view| view.docker != DockerState::Connecting { error: None });
+    // Either way the caller goes on with what there is.
+    let _ = timeout(patience, answered).await;
+}
+
+/// Publishes a view whenever a source says something new.
+async fn look_around(mut sources: AllSources, publish: watch::Sender<Arc<View>>, metrics: metrics::Discovery, shutdown: Shutdown) {
     loop {
         tokio::select! {
             () = shutdown.begun() => return,
-            changed = interfaces.changed() => info!(interfaces = %Interface::names(changed), "network interfaces changed"),
+            () = sources.changed() => {}
         }
-        let view = View::of(interfaces.latest());
-        let changed = publish.send_if_modified(|published| {
+        let view = sources.view();
+        metrics.agents.set(i64::try_from(view.agents.len()).unwrap_or(i64::MAX));
+        publish.send_if_modified(|published| {
             let changed = **published != view;
             if changed {
+                changes::tell(published, &view);
                 *published = Arc::new(view);
             }
             changed
         });
-        debug!(changed, "looked around");
     }
 }
 
-/// What is known at one moment; published whole and never changed afterwards.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct View {
-    /// The network interfaces of this namespace that are up, loopback included.
-    pub interfaces: Vec<Interface>,
-    /// Living labelled containers by each address of theirs on a network that this namespace is on.
-    pub agents: BTreeMap<IpAddr, Arc<Agent>>,
-    /// Addresses of the bridges themselves: published ports and the host arrive from them, so they stand for nobody in particular.
-    pub bridge_gateways: BTreeSet<IpAddr>,
-    /// Names by which others on shared networks reach this namespace: container name, network aliases, compose service.
-    pub own_names: BTreeSet<String>,
+/// Whoever knows something, and what has to be remembered of what they said.
+struct AllSources {
+    interfaces: Interfaces,
+    docker: Docker,
+    hints: Hints,
+    any_project: bool,
+    /// The owner as it was when it last ran, and the names it had.
+    remembered: Option<(Owner, BTreeSet<String>)>,
+    /// The owner as it was when it was last inspected.
+    examined: Option<Container>,
+    orphan: orphan::Watch,
 }
 
-impl View {
-    /// Makes one view of what every source says.
-    fn of(interfaces: &[Interface]) -> Self {
-        Self { interfaces: interfaces.to_vec(), ..Self::default() }
+impl AllSources {
+    async fn changed(&mut self) {
+        let waits = self.orphan.is_orphaned() || matches!(self.docker.state(), DockerState::Blind { .. });
+        tokio::select! {
+            changed = self.interfaces.changed() => info!(interfaces = %Interface::names(changed), "network interfaces changed"),
+            () = self.docker.changed() => {}
+            () = sleep(TICK), if waits => {}
+        }
     }
 
-    /// Says whether `ip` is one of this namespace's own addresses, loopback excluded.
-    pub fn is_own(&self, ip: IpAddr) -> bool {
-        self.own_addresses().any(|own| own == ip)
+    /// What all of them together say now.
+    fn view(&mut self) -> View {
+        let now = Instant::now();
+        let nothing = BTreeSet::new();
+        let owner_id = self.remembered.as_ref().map(|(owner, _)| owner.id.clone());
+        let details = owner_id.as_deref().and_then(|id| self.docker.details(id));
+        let mut view = View::of(Sources {
+            interfaces: self.interfaces.latest(),
+            containers: self.docker.containers(),
+            hints: &self.hints,
+            aliases: details.map_or(&nothing, |details| &details.aliases),
+            any_project: self.any_project,
+        });
+        view.docker = self.docker.state().clone();
+        if let DockerState::Blind { since, .. } = &view.docker {
+            view.blinded(now - *since);
+        }
+        self.remember(&mut view);
+        view.namespace = self.orphan.look(&sight(&view, &self.docker, &self.hints), now);
+        self.examine(&view);
+        view
     }
 
-    /// Every non-loopback address of this namespace.
-    pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.interfaces.iter().flat_map(|i| &i.addresses).map(IpNet::addr).filter(|ip| !ip.is_loopback())
+    /// Keeps the owner and its names through the times when it does not run.
+    fn remember(&mut self, view: &mut View) {
+        match (&view.owner, &self.remembered) {
+            (Some(owner), _) => self.remembered = Some((owner.clone(), view.own_names.clone())),
+            (None, Some((owner, names))) => {
+                view.owner = Some(owner.clone());
+                view.own_names = names.clone();
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Has the owner inspected, once for each life of it and each change of its networks: nothing else tells its aliases.
+    fn examine(&mut self, view: &View) {
+        let owner = view.owner.as_ref().and_then(|owner| self.docker.container(&owner.id)).cloned();
+        if owner != self.examined && matches!(view.docker, DockerState::Live { .. }) {
+            match &owner {
+                Some(container) if !self.docker.inspect(&container.id) => {}
+                _ => self.examined = owner,
+            }
+        }
+    }
+}
+
+fn sight<'a>(view: &View, docker: &'a Docker, hints: &Hints) -> Sight<'a> {
+    let life = match (&view.owner, docker.state()) {
+        (Some(owner), DockerState::Live { .. }) if docker.container(&owner.id).is_some() => {
+            OwnerLife::Running { started: docker.details(&owner.id).and_then(|details| details.started.as_deref()) }
+        }
+        (Some(_), DockerState::Live { .. }) => OwnerLife::Ended,
+        _ => OwnerLife::Unknown,
+    };
+    Sight {
+        has_interfaces: view.interfaces.iter().any(|interface| interface.name != "lo"),
+        in_container: view.owner.is_some() || hints.is_container(),
+        life,
     }
 }
 

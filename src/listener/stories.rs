@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::config::ListenOn;
+use crate::config::{self, ListenOn};
 use crate::discovery::{self, Interface};
+use crate::testing::{in_own_process, ip, namespace_maker, skipped};
 
 /// Far longer than anything here takes; nothing waits for it unless it has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -216,7 +216,7 @@ fn at_the_file_descriptor_limit_a_door_waits_and_recovers() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
     // The limit is the whole process's, so the story has one of its own.
-    in_own_process(&[], "at_the_file_descriptor_limit_a_door_waits_and_recovers", async || {
+    in_own_process(&[], "listener::stories::at_the_file_descriptor_limit_a_door_waits_and_recovers", async || {
         let (mut house, door) = House::on_loopback(|_| {});
         let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
@@ -233,10 +233,11 @@ fn at_the_file_descriptor_limit_a_door_waits_and_recovers() {
 #[test]
 fn in_a_real_namespace_addresses_that_come_and_go_open_and_close_doors() {
     let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
-    in_own_process(unshare, "in_a_real_namespace_addresses_that_come_and_go_open_and_close_doors", async || {
+    in_own_process(unshare, "listener::stories::in_a_real_namespace_addresses_that_come_and_go_open_and_close_doors", async || {
         let shutdown = Shutdown::new();
-        let config = Config::default();
-        let view = discovery::start(&config, &shutdown);
+        let mut config = Config::default();
+        config.docker.engine = config::Engine::Off;
+        let view = discovery::start(&config, &crate::metrics::Discovery::default(), &shutdown);
         let (arrive, mut came) = mpsc::unbounded_channel();
         let serve = move |accepted: Accepted| arrive.send(accepted.local).unwrap_or_default();
         let mut bound = follow(&config, view, &shutdown, &Doors::default(), serve).unwrap();
@@ -272,45 +273,3 @@ fn in_a_real_namespace_addresses_that_come_and_go_open_and_close_doors() {
 }
 
 /// Runs `ip` of iproute2, within the namespace of this process.
-fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// The command that runs another one in a network namespace of its own, if there is one that may make a link there.
-fn namespace_maker() -> Option<&'static [&'static str]> {
-    const MAKERS: [&[&str]; 2] = [&["unshare", "--net"], &["unshare", "--user", "--map-root-user", "--net"]];
-    MAKERS.into_iter().find(|maker| {
-        let trial = Command::new(maker[0]).args(&maker[1..]).args(["ip", "link", "add", "left", "type", "veth"]).output();
-        trial.is_ok_and(|output| output.status.success())
-    })
-}
-
-/// Says aloud that a story was not told, which is a failure where everything is meant to be there.
-fn skipped(why: &str) {
-    assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{why}");
-    eprintln!("SKIPPED: {why}");
-}
-
-/// Runs `story`, which the test called `name` tells, in a process of its own that `launcher` starts.
-fn in_own_process(launcher: &[&str], name: &str, story: impl AsyncFnOnce()) {
-    const INSIDE: &str = "LOOPGATE_TEST_STORY";
-    if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
-        if !launcher.is_empty() {
-            ip("link set lo up");
-        }
-        return tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(story());
-    }
-    let this = std::env::current_exe().unwrap();
-    let mut command = match launcher {
-        [] => Command::new(&this),
-        [program, arguments @ ..] => {
-            let mut command = Command::new(program);
-            command.args(arguments).arg(&this);
-            command
-        }
-    };
-    let output = command.args(["--exact", &format!("listener::stories::{name}"), "--nocapture"]).env(INSIDE, name).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
-}

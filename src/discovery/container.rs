@@ -1,0 +1,185 @@
+//! What matters of a container, out of all that the engine tells.
+
+use std::net::IpAddr;
+
+use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, EndpointSettings};
+
+use super::labels;
+use crate::addr::canonical;
+
+/// A container as `GET /containers/json` tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Container {
+    /// The full id.
+    pub id: String,
+    /// The name, without Docker's leading slash.
+    pub name: String,
+    /// The value of `loopgate.agent`.
+    pub agent: Option<String>,
+    /// The value of `loopgate.scopes`.
+    pub scopes: Option<String>,
+    /// Its compose project.
+    pub project: Option<String>,
+    /// Its compose service.
+    pub service: Option<String>,
+    /// The container whose network namespace it shares, by id or name.
+    pub joins: Option<String>,
+    /// Where it is on networks, in the order of the networks' ids.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A container's place on one network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The network's id.
+    pub network: String,
+    /// Its addresses there.
+    pub addresses: Vec<IpAddr>,
+    /// The addresses of the bridge itself.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// Something that an event says a container has lost; it can only narrow what is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The container `0` no longer runs.
+    Life(String),
+    /// The container `container` has left `network`.
+    Network {
+        /// The container's id.
+        container: String,
+        /// The network's id.
+        network: String,
+    },
+}
+
+impl Container {
+    /// The container that `summary` tells of; `None` if it does not live, or says so little that nothing could be concluded.
+    pub fn living(summary: ContainerSummary) -> Option<Self> {
+        use ContainerSummaryStateEnum::{PAUSED, RUNNING, STOPPING};
+        // A paused container and one that is being stopped still have their addresses; a "restarting" one, though listed, has none.
+        if !matches!(summary.state, Some(RUNNING | PAUSED | STOPPING)) {
+            return None;
+        }
+        let mut labels = summary.labels.unwrap_or_default();
+        let mut endpoints: Vec<Endpoint> = summary
+            .network_settings
+            .and_then(|settings| settings.networks)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, settings)| Endpoint::of(name, &settings))
+            .collect();
+        endpoints.sort_by(|a, b| a.network.cmp(&b.network));
+        let mode = summary.host_config.and_then(|config| config.network_mode);
+        Some(Self {
+            id: summary.id.filter(|id| !id.is_empty())?,
+            name: summary.names.unwrap_or_default().iter().find_map(|name| plain(name)).unwrap_or_default(),
+            agent: labels.remove(labels::AGENT),
+            scopes: labels.remove(labels::SCOPES),
+            project: labels.remove(labels::PROJECT),
+            service: labels.remove(labels::SERVICE),
+            joins: mode.and_then(|mode| mode.strip_prefix("container:").map(str::to_owned)),
+            endpoints,
+        })
+    }
+
+    /// Says whether `reference`, an id, the beginning of one as it is commonly shortened, or a name, means this container.
+    pub fn is(&self, reference: &str) -> bool {
+        let shortened = reference.len() >= 12 && self.id.starts_with(reference);
+        !reference.is_empty() && (shortened || reference == self.id || reference == self.name)
+    }
+
+    /// Every address of its own.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied())
+    }
+}
+
+/// The container whose network namespace `container` is in: itself, or the one that it joined, if that lives.
+pub fn namespace_of<'a>(container: &'a Container, all: &'a [Container]) -> Option<&'a Container> {
+    let mut owner = container;
+    // Engines refuse chains of containers that join each other; this merely can't be led in a circle.
+    for _ in 0..4 {
+        let Some(joined) = &owner.joins else { return Some(owner) };
+        owner = all.iter().find(|other| other.is(joined))?;
+    }
+    None
+}
+
+impl Loss {
+    /// Takes from `containers` what was lost.
+    pub fn apply(&self, containers: &mut Vec<Container>) {
+        match self {
+            Self::Life(id) => containers.retain(|container| container.id != *id),
+            Self::Network { container, network } => {
+                for container in containers.iter_mut().filter(|known| known.id == *container) {
+                    container.endpoints.retain(|endpoint| endpoint.network != *network);
+                }
+            }
+        }
+    }
+}
+
+impl Endpoint {
+    fn of(name: String, settings: &EndpointSettings) -> Self {
+        let read = |text: &Option<String>| {
+            let ip = text.as_ref()?.parse().ok().map(canonical)?;
+            Some(ip).filter(|ip| !ip.is_unspecified())
+        };
+        Self {
+            network: settings.network_id.clone().filter(|id| !id.is_empty()).unwrap_or(name),
+            addresses: [&settings.ip_address, &settings.global_ipv6_address].into_iter().filter_map(read).collect(),
+            gateways: [&settings.gateway, &settings.ipv6_gateway].into_iter().filter_map(read).collect(),
+        }
+    }
+}
+
+/// `/name` as `name`; a link's `/other/alias` is none of the container's own names.
+fn plain(name: &str) -> Option<String> {
+    let name = name.strip_prefix('/').unwrap_or(name);
+    (!name.is_empty() && !name.contains('/')).then(|| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn living(json: &str) -> Option<Container> {
+        Container::living(serde_json::from_str(json).unwrap())
+    }
+
+    #[test]
+    fn a_container_is_read_from_what_docker_20_10_says_of_it() {
+        let container = living(
+            r#"{"Id":"c1","Names":["/web/db","/db"],"State":"running","Labels":{"loopgate.agent":"address","com.docker.compose.project":"p"},
+               "HostConfig":{"NetworkMode":"p_default"},"NetworkSettings":{"Networks":{"p_default":{"IPAMConfig":null,"Links":null,"Aliases":null,
+               "NetworkID":"n1","EndpointID":"e","Gateway":"172.18.0.1","IPAddress":"172.18.0.3","IPPrefixLen":16,"IPv6Gateway":"",
+               "GlobalIPv6Address":"fd00::3","GlobalIPv6PrefixLen":64,"MacAddress":"02:42:ac:12:00:03","DriverOpts":null}}},"Mounts":[]}"#,
+        )
+        .unwrap();
+        assert_eq!((container.name.as_str(), container.agent.as_deref()), ("db", Some("address")));
+        let endpoint = &container.endpoints[0];
+        assert_eq!(endpoint.network, "n1");
+        assert_eq!(endpoint.addresses, ["172.18.0.3", "fd00::3"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        assert_eq!(endpoint.gateways, ["172.18.0.1".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn only_what_lives_is_a_container() {
+        for (state, lives) in
+            [("running", true), ("paused", true), ("stopping", true), ("restarting", false), ("exited", false), ("", false)]
+        {
+            assert_eq!(living(&format!(r#"{{"Id":"c","State":"{state}"}}"#)).is_some(), lives, "{state}");
+        }
+        assert_eq!(living(r#"{"Id":"c"}"#), None);
+        assert_eq!(living(r#"{"State":"running"}"#), None);
+    }
+
+    #[test]
+    fn a_container_that_joined_another_is_in_that_ones_namespace() {
+        let named = |id: &str, joins: Option<&str>| Container { id: id.into(), joins: joins.map(Into::into), ..Container::default() };
+        let all = [named("a", None), named("b", Some("a")), named("c", Some("gone")), named("d", Some("e")), named("e", Some("d"))];
+        let owner = |index: usize| namespace_of(&all[index], &all).map(|owner| owner.id.as_str());
+        assert_eq!((0..5).map(owner).collect::<Vec<_>>(), [Some("a"), Some("a"), None, None, None]);
+    }
+}

@@ -1,0 +1,315 @@
+//! The Docker Engine API as loopgate uses it: GET on a few exact paths, over a unix socket or to a filter by TCP.
+//!
+//! [`bollard`] speaks it, over connections made here: that way an error is the plain one of the socket, and it's known when a subscription
+//! has begun, which bollard's own streams don't tell before their first event.
+
+use std::error::Error as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::errors::Error as ApiError;
+use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
+use bollard::query_parameters::{EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder};
+use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
+use futures_util::stream::{BoxStream, StreamExt};
+use futures_util::{TryFutureExt, TryStreamExt};
+use http::header::HOST;
+use http::{HeaderValue, Uri};
+use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::config;
+use crate::shutdown::Shutdown;
+
+/// Where `--docker auto` looks: Docker's socket, then Podman's.
+const USUAL: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
+/// For a connection to be made.
+const CONNECT: Duration = Duration::from_secs(2);
+/// For a whole answer, and for the head of `/events`.
+const ANSWER: Duration = Duration::from_secs(10);
+/// After how long without a word a TCP connection to a filter is probed, and how often. Events may be hours apart.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// What goes wrong between loopgate and the engine, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no socket.
+    #[error("no socket at {}: mount the directory that it is in, or turn discovery off by --docker off", path.display())]
+    NoSocket {
+        /// The path of the socket.
+        path: PathBuf,
+    },
+    /// The socket is not for this user.
+    #[error("no permission to use {}: run as a member of the socket's group (group_add in compose)", path.display())]
+    NoPermission {
+        /// The path of the socket.
+        path: PathBuf,
+    },
+    /// There is a socket, but nobody behind it.
+    #[error(
+        "nobody listens at {}: the engine is down, or a mounted socket file is an old engine's (mount its directory instead)",
+        path.display()
+    )]
+    Stale {
+        /// The path of the socket.
+        path: PathBuf,
+    },
+    /// A filter, or the engine itself, does not permit the request.
+    #[error("{engine} refuses GET {endpoint} ({status}: {message}): permit exactly this path in the socket's filter")]
+    Refused {
+        /// Where to.
+        engine: String,
+        /// The path.
+        endpoint: &'static str,
+        /// The HTTP status.
+        status: u16,
+        /// What came with it.
+        message: String,
+    },
+    /// There is no such container.
+    #[error("there is no container {id}")]
+    NoContainer {
+        /// Its id.
+        id: String,
+    },
+    /// No answer in time.
+    #[error("{engine} does not answer GET {endpoint}")]
+    Timeout {
+        /// Where to.
+        engine: String,
+        /// The path.
+        endpoint: &'static str,
+    },
+    /// The event stream ended: the engine stops, or a filter cuts what lasts long.
+    #[error("the event stream of {engine} ended")]
+    StreamEnded {
+        /// Whose.
+        engine: String,
+    },
+    /// Any other failure.
+    #[error("GET {endpoint} on {engine} failed")]
+    Request {
+        /// Where to.
+        engine: String,
+        /// The path.
+        endpoint: &'static str,
+        /// Why.
+        source: ApiError,
+    },
+}
+
+impl Error {
+    /// The error with its causes, on one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+}
+
+/// Where the engine is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Address {
+    /// The first of the usual sockets that is there.
+    Usual,
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+impl Address {
+    fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::Usual => Some(USUAL.iter().map(Path::new).find(|path| path.exists()).unwrap_or(Path::new(USUAL[0]))),
+            Self::Unix(path) => Some(path),
+            Self::Tcp(_) => None,
+        }
+    }
+
+    fn name(&self) -> String {
+        match (self, self.socket()) {
+            (Self::Tcp(address), _) => format!("tcp://{address}"),
+            (_, Some(path)) => format!("unix://{}", path.display()),
+            (_, None) => String::new(),
+        }
+    }
+}
+
+/// The way to one engine. Each request has a connection of its own, so that a restarted engine needs nothing to be done about it.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    address: Address,
+    shutdown: Shutdown,
+}
+
+/// A subscription to the engine's events.
+pub struct Events {
+    /// The events, as they come.
+    pub stream: BoxStream<'static, Result<EventMessage, Error>>,
+    /// Notified once the engine has begun to send; only while `stream` is being polled.
+    pub begun: Arc<Notify>,
+}
+
+impl Engine {
+    /// The engine that the configuration names; `None` where Docker is off.
+    pub fn new(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
+        let address = match engine {
+            config::Engine::Off => return None,
+            config::Engine::Auto => Address::Usual,
+            config::Engine::Unix(path) => Address::Unix(path.clone()),
+            config::Engine::Tcp(address) => Address::Tcp(address.clone()),
+        };
+        Some(Self { address, shutdown: shutdown.clone() })
+    }
+
+    /// Where it is, as a URL.
+    pub fn name(&self) -> String {
+        self.address.name()
+    }
+
+    /// Whether its place is only guessed, so that it may well not be there.
+    pub fn is_guessed(&self) -> bool {
+        self.address == Address::Usual
+    }
+
+    /// Subscribes to events of containers and networks.
+    pub fn events(&self) -> Events {
+        let begun = Arc::new(Notify::new());
+        let api = self.api(Some(Arc::clone(&begun)));
+        let filters = std::collections::HashMap::from([("type", vec!["container", "network"])]);
+        let options = EventsOptionsBuilder::default().filters(&filters).build();
+        let this = self.clone();
+        let stream = futures_util::stream::once(async move { api.map(|api| api.events(Some(options))) })
+            .try_flatten()
+            .map_err(move |error| this.error("/events", error))
+            .boxed();
+        Events { stream, begun }
+    }
+
+    /// Lists the containers that run.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn list(&self) -> Result<Vec<ContainerSummary>, Error> {
+        const ENDPOINT: &str = "/containers/json";
+        let options = ListContainersOptionsBuilder::default().all(false).build();
+        self.answer(ENDPOINT, async { self.api(None)?.list_containers(Some(options)).await }).await
+    }
+
+    /// Inspects one container. What comes includes its environment, so ask only for what has to be known, and keep nothing else.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn inspect(&self, id: &str) -> Result<ContainerInspectResponse, Error> {
+        const ENDPOINT: &str = "/containers/{id}/json";
+        let inspected = self.answer(ENDPOINT, async { self.api(None)?.inspect_container(id, None::<InspectContainerOptions>).await });
+        inspected
+            .map_err(|error| match error {
+                Error::Refused { status: 404, .. } => Error::NoContainer { id: id.to_owned() },
+                other => other,
+            })
+            .await
+    }
+
+    /// A client for other requests than those above.
+    ///
+    /// # Errors
+    /// bollard's, about an address that it can't make a URL of.
+    pub fn client(&self) -> Result<Docker, ApiError> {
+        self.api(None)
+    }
+
+    /// Waits for a whole answer; bollard's own deadline is for its head only.
+    async fn answer<T>(&self, endpoint: &'static str, request: impl Future<Output = Result<T, ApiError>>) -> Result<T, Error> {
+        match timeout(ANSWER, request).await {
+            Ok(answer) => answer.map_err(|error| self.error(endpoint, error)),
+            Err(_) => Err(Error::Timeout { engine: self.name(), endpoint }),
+        }
+    }
+
+    fn api(&self, begun: Option<Arc<Notify>>) -> Result<Docker, ApiError> {
+        let engine = self.clone();
+        let transport = move |request: BollardRequest| {
+            let (engine, begun) = (engine.clone(), begun.clone());
+            let answer = async move {
+                let response = engine.send(request).await?;
+                if let Some(begun) = begun.filter(|_| response.status().is_success()) {
+                    begun.notify_one();
+                }
+                Ok(response)
+            };
+            Box::pin(answer) as std::pin::Pin<Box<dyn Future<Output = _> + Send>>
+        };
+        Docker::connect_with_custom_transport(transport, Some("http://docker"), ANSWER.as_secs(), API_DEFAULT_VERSION)
+    }
+
+    async fn send(&self, mut request: BollardRequest) -> Result<http::Response<hyper::body::Incoming>, ApiError> {
+        // A client of one connection sends the target as it is, and HTTP/1.1 wants a path there.
+        let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str).parse::<Uri>()?;
+        *request.uri_mut() = path;
+        request.headers_mut().insert(HOST, HeaderValue::from_static("docker"));
+        match &self.address {
+            Address::Tcp(address) => {
+                let stream = within(CONNECT, TcpStream::connect(address)).await?;
+                SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE).with_interval(PROBE).with_retries(3))?;
+                self.exchange(stream, request).await
+            }
+            local => {
+                let socket = local.socket().unwrap_or(Path::new(USUAL[0]));
+                self.exchange(within(CONNECT, UnixStream::connect(socket)).await?, request).await
+            }
+        }
+    }
+
+    async fn exchange<S>(&self, stream: S, request: BollardRequest) -> Result<http::Response<hyper::body::Incoming>, ApiError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        // What it fails with, the one request on it fails with as well.
+        let token = self.shutdown.token().clone();
+        self.shutdown.spawn(async move {
+            tokio::select! {
+                () = token.cancelled() => {}
+                _ = connection => {}
+            }
+        });
+        Ok(sender.send_request(request).await?)
+    }
+
+    fn error(&self, endpoint: &'static str, error: ApiError) -> Error {
+        let engine = self.name();
+        match error {
+            ApiError::IOError { err } => match (err.kind(), self.address.socket()) {
+                (io::ErrorKind::NotFound, Some(path)) => Error::NoSocket { path: path.to_owned() },
+                (io::ErrorKind::PermissionDenied, Some(path)) => Error::NoPermission { path: path.to_owned() },
+                (io::ErrorKind::ConnectionRefused, Some(path)) => Error::Stale { path: path.to_owned() },
+                _ => Error::Request { engine, endpoint, source: err.into() },
+            },
+            ApiError::DockerResponseServerError { status_code: status @ 400..=499, message } => {
+                Error::Refused { engine, endpoint, status, message: one_line(&message) }
+            }
+            ApiError::RequestTimeoutError => Error::Timeout { engine, endpoint },
+            source => Error::Request { engine, endpoint, source },
+        }
+    }
+}
+
+async fn within<T>(limit: Duration, connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// The beginning of what a filter answers, which may be a whole HTML page.
+fn one_line(message: &str) -> String {
+    let words: Vec<&str> = message.split_whitespace().collect();
+    words.join(" ").chars().take(120).collect()
+}

@@ -1,0 +1,61 @@
+//! The labels by which an operator says who is an agent.
+
+use super::Proof;
+
+/// Who is an agent, and how it must prove that it is.
+pub const AGENT: &str = "loopgate.agent";
+/// The most that an agent may do: scopes, separated by commas.
+pub const SCOPES: &str = "loopgate.scopes";
+/// Compose's own: the project.
+pub const PROJECT: &str = "com.docker.compose.project";
+/// Compose's own: the service.
+pub const SERVICE: &str = "com.docker.compose.service";
+
+/// The proof that the value of [`AGENT`] asks for; `None` if it says that the container is no agent.
+///
+/// # Errors
+/// It says nothing that loopgate understands. Whoever wrote it may have meant the stricter or the looser proof, so it counts as none.
+pub fn proof(value: &str) -> Result<Option<Proof>, Unreadable> {
+    match value {
+        "true" | "attested" => Ok(Some(Proof::Attested)),
+        "address" => Ok(Some(Proof::Address)),
+        "false" => Ok(None),
+        _ => Err(Unreadable),
+    }
+}
+
+/// A label's value that loopgate does not understand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unreadable;
+
+/// The scopes in the value of [`SCOPES`]. An empty value is a cap to none at all.
+pub fn scopes(value: &str) -> Vec<String> {
+    value.split(',').map(str::trim).filter(|scope| !scope.is_empty()).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_label_says() {
+        for (value, expected) in [
+            ("true", Ok(Some(Proof::Attested))),
+            ("attested", Ok(Some(Proof::Attested))),
+            ("address", Ok(Some(Proof::Address))),
+            ("false", Ok(None)),
+            ("", Err(Unreadable)),
+            ("maybe", Err(Unreadable)),
+            ("Address", Err(Unreadable)),
+            ("address ", Err(Unreadable)),
+        ] {
+            assert_eq!(proof(value), expected, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn scopes_are_separated_by_commas() {
+        assert_eq!(scopes(" operator.read , operator.write,"), ["operator.read", "operator.write"]);
+        assert!(scopes(" ").is_empty());
+    }
+}

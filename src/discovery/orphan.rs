@@ -1,0 +1,192 @@
+//! When the owner of a network namespace stops, whoever shares the namespace is left in it with nothing but loopback.
+//!
+//! Only a restart attaches a container to the owner's new namespace. But engines refuse to start it, and never try again, while the owner
+//! does not run. So the end must wait for the owner.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Namespace;
+
+/// How long the owner must have been running again, lest it dies once more (a crash loop) before the engine has started us.
+const STEADY: Duration = Duration::from_secs(1);
+/// How long to wait where nothing tells of the owner.
+const BLIND_WAIT: Duration = Duration::from_secs(60);
+
+/// What can be seen of a namespace and its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sight<'a> {
+    /// Whether there is an interface besides loopback.
+    pub has_interfaces: bool,
+    /// Whether this is a container's namespace at all: a machine that lost its network has no owner to wait for.
+    pub in_container: bool,
+    /// The owner's life.
+    pub life: OwnerLife<'a>,
+}
+
+/// Whether the owner runs, as the engine says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnerLife<'a> {
+    /// Nobody can tell.
+    Unknown,
+    /// It does not.
+    Ended,
+    /// It does.
+    Running {
+        /// When this life of it began, as far as that is known.
+        started: Option<&'a str>,
+    },
+}
+
+/// What is remembered between one look and the next.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// Whether there ever was an interface: a namespace may well begin without.
+    attached: bool,
+    orphaned: Option<Instant>,
+    /// When the life of the owner began in which this namespace was its own.
+    started: Option<String>,
+    /// Whether that life has been seen to end.
+    ended: bool,
+    /// Since when the owner has been running a new life.
+    running: Option<Instant>,
+}
+
+impl Watch {
+    /// Says whether the interfaces are gone.
+    pub fn is_orphaned(&self) -> bool {
+        self.orphaned.is_some()
+    }
+
+    /// Takes a look.
+    pub fn look(&mut self, sight: &Sight<'_>, now: Instant) -> Namespace {
+        if sight.life == OwnerLife::Ended {
+            self.ended = true;
+        }
+        if sight.has_interfaces {
+            self.attach(sight);
+            return Namespace::Attached;
+        }
+        if !self.attached {
+            return Namespace::Attached;
+        }
+        let waited = now - *self.orphaned.get_or_insert(now);
+        let runs_anew = match sight.life {
+            OwnerLife::Running { started } => match (started, &self.started) {
+                _ if self.ended => Some(true),
+                (Some(started), Some(before)) => Some(started != before),
+                _ => None,
+            },
+            OwnerLife::Ended => Some(false),
+            OwnerLife::Unknown => None,
+        };
+        self.running = self.running.or(Some(now)).filter(|_| runs_anew == Some(true));
+        let left = match runs_anew {
+            Some(_) => self.running.is_some_and(|since| now - since >= STEADY),
+            None => sight.in_container && waited >= BLIND_WAIT,
+        };
+        if left { Namespace::Left } else { Namespace::Orphaned }
+    }
+
+    fn attach(&mut self, sight: &Sight<'_>) {
+        self.attached = true;
+        self.orphaned = None;
+        self.running = None;
+        if let OwnerLife::Running { started } = sight.life {
+            self.ended = false;
+            if let Some(started) = started {
+                self.started = Some(started.to_owned());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNKNOWN: OwnerLife<'_> = OwnerLife::Unknown;
+    const ENDED: OwnerLife<'_> = OwnerLife::Ended;
+
+    fn running(started: &str) -> OwnerLife<'_> {
+        OwnerLife::Running { started: Some(started).filter(|started| !started.is_empty()) }
+    }
+
+    /// The namespace after each look: at a second, with or without interfaces, and at what life of the owner.
+    fn story(looks: &[(u64, bool, OwnerLife<'_>)]) -> Vec<Namespace> {
+        let (mut watch, begin) = (Watch::default(), Instant::now());
+        let look = |&(at, has_interfaces, life): &(u64, bool, OwnerLife<'_>)| {
+            watch.look(&Sight { has_interfaces, in_container: true, life }, begin + Duration::from_secs(at))
+        };
+        looks.iter().map(look).collect()
+    }
+
+    #[test]
+    fn a_namespace_that_never_had_an_interface_is_no_orphan() {
+        assert_eq!(story(&[(0, false, UNKNOWN), (90, false, UNKNOWN)]), [Namespace::Attached; 2]);
+    }
+
+    #[test]
+    fn an_owner_that_runs_again_for_a_second_is_followed() {
+        use Namespace::{Attached, Left, Orphaned};
+        let looks = [
+            (0, true, running("1")),
+            (1, true, ENDED),
+            (1, false, ENDED),
+            (90, false, ENDED),
+            (91, false, running("1")),
+            (92, false, running("2")),
+        ];
+        assert_eq!(story(&looks), [Attached, Attached, Orphaned, Orphaned, Orphaned, Left]);
+    }
+
+    #[test]
+    fn an_owner_that_crashes_again_at_once_is_not() {
+        use Namespace::{Attached, Left, Orphaned};
+        let looks = [
+            (0, true, running("1")),
+            (1, false, ENDED),
+            (2, false, running("2")),
+            (3, false, ENDED),
+            (4, false, running("3")),
+            (5, false, running("3")),
+        ];
+        assert_eq!(story(&looks), [Attached, Orphaned, Orphaned, Orphaned, Orphaned, Left]);
+    }
+
+    #[test]
+    fn a_restart_that_nobody_saw_shows_in_the_time_of_the_start() {
+        use Namespace::{Attached, Left, Orphaned};
+        let looks = [(0, true, running("1")), (1, false, UNKNOWN), (9, false, running("2")), (10, false, running("2"))];
+        assert_eq!(story(&looks), [Attached, Orphaned, Orphaned, Left]);
+    }
+
+    #[test]
+    fn an_owner_that_left_its_last_network_still_owns_the_namespace() {
+        use Namespace::{Attached, Orphaned};
+        let looks = [(0, true, running("1")), (1, false, running("1")), (90, false, running("1")), (91, true, running("1"))];
+        assert_eq!(story(&looks), [Attached, Orphaned, Orphaned, Attached]);
+    }
+
+    #[test]
+    fn where_nothing_tells_of_the_owner_a_minute_is_enough() {
+        use Namespace::{Attached, Left, Orphaned};
+        assert_eq!(
+            story(&[(0, true, UNKNOWN), (1, false, UNKNOWN), (60, false, UNKNOWN), (61, false, UNKNOWN)]),
+            [Attached, Orphaned, Orphaned, Left]
+        );
+        let looks = [(0, true, running("")), (1, false, running("")), (60, false, running("")), (61, false, running(""))];
+        assert_eq!(story(&looks), [Attached, Orphaned, Orphaned, Left]);
+    }
+
+    #[test]
+    fn a_machine_that_loses_its_network_has_no_owner_to_wait_for() {
+        let (mut watch, begin) = (Watch::default(), Instant::now());
+        let mut look = |has_interfaces, at| {
+            let sight = Sight { has_interfaces, in_container: false, life: UNKNOWN };
+            watch.look(&sight, begin + Duration::from_secs(at))
+        };
+        assert_eq!([look(true, 0), look(false, 1), look(false, 900)], [Namespace::Attached, Namespace::Orphaned, Namespace::Orphaned]);
+    }
+}

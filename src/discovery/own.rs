@@ -1,0 +1,132 @@
+//! Which container owns the network namespace that this process is in.
+//!
+//! With `network_mode: "service:X"` that is X, not the container of this process. The kernel's own word comes first: the addresses of
+//! this namespace, compared with those that the engine handed out. `/proc/self/cgroup` is not asked (it says nothing on cgroup v2, and
+//! names the wrong container on v1).
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use tracing::debug;
+
+use super::container::{Container, namespace_of};
+
+/// What else tells of the owner, where its addresses do not.
+#[derive(Clone, Debug, Default)]
+pub struct Hints {
+    /// What the operator says (`docker.container`): an id or a name.
+    pub stated: Option<String>,
+    /// The id in the mounts of `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`, which are the owner's.
+    pub mounts: Option<String>,
+    /// The host name, which is the beginning of the owner's id unless someone chose another.
+    pub hostname: Option<String>,
+}
+
+impl Hints {
+    /// Reads what this process can see of itself.
+    pub fn read(stated: Option<String>) -> Self {
+        let mountinfo = std::fs::read_to_string(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+        let hints = Self {
+            stated,
+            mounts: container_in(&mountinfo),
+            hostname: nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()),
+        };
+        debug!(?hints, "looked for the owner of this network namespace");
+        hints
+    }
+
+    /// Says whether this process seems to be in a container.
+    pub fn is_container(&self) -> bool {
+        self.mounts.is_some() || self.stated.is_some()
+    }
+}
+
+/// The container among `all` that owns the namespace with `addresses`, if one does beyond doubt.
+pub fn owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> Option<&'a Container> {
+    if let Some(stated) = &hints.stated {
+        return all.iter().find(|container| container.is(stated)).and_then(|container| namespace_of(container, all));
+    }
+    let shared = |container: &Container| container.addresses().filter(|ip| addresses.contains(ip)).count();
+    let most = all.iter().map(shared).max().unwrap_or(0);
+    let hinted = [&hints.mounts, &hints.hostname];
+    let mut candidates: Vec<&Container> = all.iter().filter(|container| shared(container) == most).collect();
+    if most == 0 || candidates.len() > 1 {
+        // No address, or the same one on several networks: only an id can tell.
+        candidates
+            .retain(|container| hinted.iter().copied().flatten().any(|hint| hint.len() >= 12 && container.id.starts_with(hint.as_str())));
+    }
+    match candidates.as_slice() {
+        [owner] => namespace_of(owner, all),
+        _ => None,
+    }
+}
+
+/// The container id in a source of `/etc/hostname`, `/etc/hosts` or `/etc/resolv.conf` as proc_pid_mountinfo(5) lists mounts.
+///
+/// Docker has `.../containers/<id>/hostname`, Podman `.../overlay-containers/<id>/userdata/hostname`. Layers of images are called by 64
+/// digits too, hence the look at the whole path.
+fn container_in(mountinfo: &str) -> Option<String> {
+    mountinfo.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(3);
+        let (source, target) = (fields.next()?, fields.next()?);
+        let file = target.strip_prefix("/etc/").filter(|file| ["hostname", "hosts", "resolv.conf"].contains(file))?;
+        let directory = source.strip_suffix(file)?.strip_suffix('/')?;
+        let directory = directory.strip_suffix("/userdata").unwrap_or(directory);
+        let (parent, id) = directory.rsplit_once('/')?;
+        let is_id = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        (is_id && parent.ends_with("containers")).then(|| id.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::container::Endpoint;
+    use super::*;
+
+    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn mountinfo_names_the_owner_in_docker_and_in_podman_and_no_image_layer() {
+        for (line, expected) in [
+            (format!("600 590 0:50 /var/lib/docker/containers/{ID}/hostname /etc/hostname rw - ext4 /dev/sda rw"), Some(ID)),
+            (format!("600 590 8:1 /docker/containers/{ID}/resolv.conf /etc/resolv.conf rw,relatime - ext4 /dev/sda rw"), Some(ID)),
+            (format!("6 5 0:5 /containers/overlay-containers/{ID}/userdata/hosts /etc/hosts rw - tmpfs tmpfs rw"), Some(ID)),
+            (format!("6 5 0:5 /var/lib/docker/overlay2/{ID}/hostname /etc/hostname rw - overlay overlay rw"), None),
+            (format!("6 5 0:5 /var/lib/docker/containers/{ID}/hostname /srv/hostname rw - ext4 /dev/sda rw"), None),
+            ("6 5 0:5 /var/lib/docker/containers/123/hostname /etc/hostname rw - ext4 /dev/sda rw".to_owned(), None),
+            (format!("6 5 0:5 /var/lib/kubelet/pods/{ID}/etc-hosts /etc/hosts rw - ext4 /dev/sda rw"), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(container_in(&line).as_deref(), expected, "{line}");
+        }
+    }
+
+    fn at(id: &str, name: &str, address: &str) -> Container {
+        let endpoint = Endpoint { network: "n".into(), addresses: vec![address.parse().unwrap()], gateways: Vec::new() };
+        Container { id: id.repeat(64), name: name.into(), endpoints: vec![endpoint], ..Container::default() }
+    }
+
+    #[test]
+    fn the_owner_has_our_addresses_unless_the_operator_knows_better() {
+        let joiner = Container { id: "d".repeat(64), name: "sidecar".into(), joins: Some("b".repeat(64)), ..Container::default() };
+        let all = [at("a", "one", "10.0.0.2"), at("b", "two", "10.0.0.3"), at("c", "twin", "10.0.0.3"), joiner];
+        let hint = |id: &str| Some(id.to_owned());
+        let (a, b) = ("a".repeat(64), "b".repeat(64));
+        for (address, hints, expected) in [
+            ("10.0.0.2", Hints::default(), Some("one")),
+            ("10.0.0.2", Hints { mounts: hint(&b), ..Hints::default() }, Some("one")),
+            ("10.0.0.3", Hints::default(), None),
+            ("10.0.0.3", Hints { mounts: hint(&b), ..Hints::default() }, Some("two")),
+            ("10.0.0.3", Hints { hostname: hint(&b[..12]), ..Hints::default() }, Some("two")),
+            ("10.0.0.3", Hints { hostname: hint("b"), ..Hints::default() }, None),
+            ("10.0.0.9", Hints::default(), None),
+            ("10.0.0.9", Hints { mounts: hint(&a), ..Hints::default() }, Some("one")),
+            ("10.0.0.3", Hints { stated: hint("sidecar"), ..Hints::default() }, Some("two")),
+            ("10.0.0.2", Hints { stated: hint("two"), ..Hints::default() }, Some("two")),
+            ("10.0.0.2", Hints { stated: hint("nobody"), ..Hints::default() }, None),
+        ] {
+            let found = owner(&all, &[address.parse().unwrap()], &hints);
+            assert_eq!(found.map(|owner| owner.name.as_str()), expected, "{address} {hints:?}");
+        }
+    }
+}

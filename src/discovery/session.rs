@@ -1,0 +1,184 @@
+//! One subscription to the engine's events, and the lists that they ask for.
+//!
+//! Subscribe first, then list, so that no change falls between. An event says "look again soon"; one that says what a container has lost is
+//! believed at once. Nothing is ever gained but by a list.
+
+use std::time::Duration;
+
+use bollard::models::{EventMessage, EventMessageTypeEnum};
+use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, OptionFuture};
+use tokio::time::{Instant, sleep_until};
+
+use super::container::{Container, Loss};
+use super::engine::{Engine, Error, Events};
+
+/// Events come in bursts; this long after the first of them all are answered by one list.
+const SETTLE: Duration = Duration::from_millis(25);
+/// How often to list anyway, should an event have been lost.
+pub const RESYNC: Duration = Duration::from_secs(30);
+/// Between two lists pass this many times the time that the last one took, so that no burst keeps the engine, or loopgate, busy with lists.
+const REST: u32 = 4;
+/// The longest such pause. What is gained (a new agent) waits for it, what is lost does not.
+const LONGEST_REST: Duration = Duration::from_millis(300);
+
+/// What a session has to tell.
+#[derive(Debug, PartialEq, Eq)]
+pub enum News {
+    /// Every container that lives.
+    Listed(Vec<Container>),
+    /// What one has lost, before the list that will show it.
+    Lost(Loss),
+}
+
+/// One life of the event stream.
+pub struct Session {
+    engine: Engine,
+    events: Events,
+    subscribed: bool,
+    listing: Option<Listing>,
+    /// When to list next, once subscribed.
+    due: Instant,
+    /// Not before that.
+    rested: Instant,
+    /// What was lost while a list was under way, which may not have heard of it.
+    meanwhile: Vec<Loss>,
+}
+
+struct Listing {
+    since: Instant,
+    answer: BoxFuture<'static, Result<Vec<Container>, Error>>,
+}
+
+impl Session {
+    /// Begins to subscribe.
+    pub fn open(engine: &Engine) -> Self {
+        let now = Instant::now();
+        let (engine, events) = (engine.clone(), engine.events());
+        Self { engine, events, subscribed: false, listing: None, due: now, rested: now, meanwhile: Vec::new() }
+    }
+
+    /// Waits for news. Nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub async fn next(&mut self) -> Result<News, Error> {
+        loop {
+            let may_list = self.subscribed && self.listing.is_none();
+            let listing: OptionFuture<_> = self.listing.as_mut().map(|listing| &mut listing.answer).into();
+            tokio::select! {
+                // Events first: they may narrow what a list that is just coming in says.
+                biased;
+                event = self.events.stream.next() => {
+                    let event = event.ok_or_else(|| Error::StreamEnded { engine: self.engine.name() })??;
+                    if let Some(loss) = self.notice(&event) {
+                        return Ok(News::Lost(loss));
+                    }
+                }
+                () = self.events.begun.notified(), if !self.subscribed => self.subscribed = true,
+                Some(listed) = listing => return self.listed(listed).map(News::Listed),
+                () = sleep_until(self.due.max(self.rested)), if may_list => self.list(),
+            }
+        }
+    }
+
+    fn list(&mut self) {
+        let engine = self.engine.clone();
+        let answer = async move { Ok(engine.list().await?.into_iter().filter_map(Container::living).collect()) };
+        let now = Instant::now();
+        self.listing = Some(Listing { since: now, answer: Box::pin(answer) });
+        self.due = now + RESYNC;
+        self.meanwhile.clear();
+    }
+
+    fn listed(&mut self, listed: Result<Vec<Container>, Error>) -> Result<Vec<Container>, Error> {
+        let now = Instant::now();
+        if let Some(listing) = self.listing.take() {
+            self.rested = now + ((now - listing.since) * REST).min(LONGEST_REST);
+        }
+        let mut containers = listed?;
+        for loss in self.meanwhile.drain(..) {
+            loss.apply(&mut containers);
+        }
+        Ok(containers)
+    }
+
+    /// Takes note of an event.
+    fn notice(&mut self, event: &EventMessage) -> Option<Loss> {
+        if !matters(event) {
+            return None;
+        }
+        self.due = self.due.min(Instant::now() + SETTLE);
+        let loss = loss(event)?;
+        if self.listing.is_some() {
+            self.meanwhile.push(loss.clone());
+        }
+        Some(loss)
+    }
+}
+
+/// Whether anything that a list tells may have changed.
+fn matters(event: &EventMessage) -> bool {
+    let action = event.action.as_deref().unwrap_or_default();
+    match event.typ {
+        // What health checks, `docker exec` and loopgate's own enrolment cause, again and again.
+        Some(EventMessageTypeEnum::CONTAINER) => {
+            let noise = ["exec_", "health_status", "top", "archive-path", "attach", "detach", "resize", "copy", "export", "commit"];
+            !noise.iter().any(|noise| action.starts_with(noise))
+        }
+        Some(EventMessageTypeEnum::NETWORK) => true,
+        _ => false,
+    }
+}
+
+/// What `event` says that a container has lost.
+fn loss(event: &EventMessage) -> Option<Loss> {
+    let actor = event.actor.as_ref()?;
+    let id = actor.id.clone()?;
+    match (event.typ?, event.action.as_deref()?) {
+        (EventMessageTypeEnum::CONTAINER, "die" | "died" | "destroy") => Some(Loss::Life(id)),
+        (EventMessageTypeEnum::NETWORK, "disconnect") => {
+            Some(Loss::Network { container: actor.attributes.as_ref()?.get("container")?.clone(), network: id })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: &str, action: &str) -> EventMessage {
+        let text = format!(
+            r#"{{"Type":"{kind}","Action":"{action}","Actor":{{"ID":"x","Attributes":{{"container":"c"}}}},"timeNano":1766000000123456789}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn which_events_ask_for_a_list_and_which_say_that_something_is_lost() {
+        let life = Some(Loss::Life("x".into()));
+        let network = Some(Loss::Network { container: "c".into(), network: "x".into() });
+        for (kind, action, relevant, lost) in [
+            ("container", "start", true, None),
+            ("container", "kill", true, None),
+            ("container", "pause", true, None),
+            ("container", "rename", true, None),
+            ("container", "die", true, life.clone()),
+            ("container", "destroy", true, life),
+            ("network", "connect", true, None),
+            ("network", "disconnect", true, network),
+            ("container", "exec_create: /bin/sh -c true", false, None),
+            ("container", "exec_die", false, None),
+            ("container", "health_status: healthy", false, None),
+            ("container", "top", false, None),
+            ("container", "archive-path", false, None),
+            ("volume", "mount", false, None),
+            ("image", "pull", false, None),
+        ] {
+            let event = event(kind, action);
+            assert_eq!(matters(&event), relevant, "{kind} {action}");
+            assert_eq!(loss(&event).filter(|_| relevant), lost, "{kind} {action}");
+        }
+    }
+}

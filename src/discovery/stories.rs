@@ -1,0 +1,314 @@
+//! Discovery with an engine that does as it is told; the client is the real one.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+#[path = "../../tests/support/fake_docker.rs"]
+mod fake_docker;
+
+use super::interfaces::Interfaces;
+use super::{DockerState, EXIT_ORPHANED, Namespace, Proof, View, WhyNot, settled, start};
+use crate::config::{Config, Engine};
+use crate::metrics;
+use crate::shutdown::Shutdown;
+use crate::testing::{in_own_process, ip, namespace_maker, skipped};
+use fake_docker::{FakeDocker, container};
+
+/// How long anything may take before a story fails. Generous, since a test machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(20);
+const LIST: &str = "/containers/json";
+const AGENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 7));
+
+/// Discovery at work in this very namespace.
+struct House {
+    view: watch::Receiver<Arc<View>>,
+    metrics: metrics::Discovery,
+    shutdown: Shutdown,
+}
+
+impl House {
+    fn new(engine: Engine) -> Self {
+        let (shutdown, metrics) = (Shutdown::new(), metrics::Discovery::default());
+        let mut config = Config::default();
+        config.docker.engine = engine;
+        Self { view: start(&config, &metrics, &shutdown), metrics, shutdown }
+    }
+
+    /// Discovery with `docker`, in which a container `gateway` has the address of this namespace; `None`, said aloud, if it has none.
+    fn with(docker: &FakeDocker) -> Option<Self> {
+        let interfaces = Interfaces::open();
+        let mut addresses = interfaces.latest().iter().flat_map(|interface| &interface.addresses).map(ipnet::IpNet::addr);
+        let Some(own) = addresses.find(|ip| ip.is_ipv4() && !ip.is_loopback()) else {
+            skipped("this machine has no address but loopback");
+            return None;
+        };
+        docker.put(gateway(own));
+        Some(Self::new(Engine::Unix(docker.socket())))
+    }
+
+    /// Waits until the view is such.
+    async fn until(&mut self, what: &str, such: impl FnMut(&View) -> bool) -> Arc<View> {
+        let mut such = such;
+        let seen = timeout(PATIENCE, self.view.wait_for(|view| such(view))).await;
+        match seen {
+            Ok(view) => Arc::clone(&view.expect("discovery goes on")),
+            Err(_) => panic!("not so in time: {what}: {:#?}", self.view.borrow()),
+        }
+    }
+
+    async fn until_live(&mut self) -> Arc<View> {
+        self.until("Docker is followed", |view| matches!(view.docker, DockerState::Live { .. })).await
+    }
+
+    /// Ends it all, and sees that nothing is left behind.
+    async fn close(self) {
+        self.shutdown.begin();
+        assert_eq!(self.shutdown.finished(PATIENCE).await, 0, "a task outlived discovery");
+    }
+}
+
+fn gateway(own: IpAddr) -> serde_json::Value {
+    container("gateway", json!({"com.docker.compose.service": "front-door"}), &[("front", &own.to_string())])
+}
+
+fn agent(id: &str, address: IpAddr) -> serde_json::Value {
+    container(id, json!({"loopgate.agent": "address"}), &[("front", &address.to_string())])
+}
+
+fn is_agent(view: &View, id: &str) -> bool {
+    view.agents.get(&AGENT).is_some_and(|agent| agent.id == id)
+}
+
+#[tokio::test]
+async fn a_labelled_container_is_an_agent_from_its_start_to_its_death() {
+    let docker = FakeDocker::start();
+    let Some(mut house) = House::with(&docker) else { return };
+    let view = house.until_live().await;
+    assert!(view.agents.is_empty() && view.own_names.contains("front-door"), "{view:?}");
+
+    docker.run(agent("a", AGENT));
+    let view = house.until("the agent is known", |view| is_agent(view, "a")).await;
+    assert_eq!(view.agents[&AGENT].proof, Proof::Address);
+
+    // No list will ever tell of it: the event does.
+    docker.silence(LIST);
+    docker.stop("a");
+    house.until("the agent is forgotten", |view| view.agents.is_empty() && view.last_known.is_empty()).await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_address_goes_from_an_agent_to_a_stranger_and_the_stranger_is_none() {
+    let docker = FakeDocker::start();
+    let Some(mut house) = House::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    house.until("the agent is known", |view| is_agent(view, "a")).await;
+
+    docker.stop("a");
+    docker.run(container("b", json!({}), &[("front", &AGENT.to_string())]));
+    house.until("nobody is an agent", |view| view.agents.is_empty()).await;
+    let lists = house.metrics.lists.get();
+    docker.event("container", "rename", "b", json!({}));
+    eventually("it is listed once more", || house.metrics.lists.get() > lists).await;
+    assert!(house.view.borrow().agents.is_empty());
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_container_that_leaves_the_shared_network_is_no_agent() {
+    let docker = FakeDocker::start();
+    let Some(mut house) = House::with(&docker) else { return };
+    docker.put(container("a", json!({"loopgate.agent": "true"}), &[("front", &AGENT.to_string()), ("back", "198.51.100.8")]));
+    house.until("the agent is known", |view| is_agent(view, "a")).await;
+
+    docker.silence(LIST);
+    docker.event("network", "disconnect", "back", json!({"container": "a"}));
+    docker.event("network", "disconnect", "front", json!({"container": "a"}));
+    let view = house.until("it is none", |view| view.agents.is_empty()).await;
+    assert_eq!(view.not_agents.get("a"), Some(&WhyNot::NoSharedNetwork));
+    house.close().await;
+}
+
+#[tokio::test]
+async fn what_health_checks_and_enrolment_cause_is_no_reason_to_list() {
+    let docker = FakeDocker::start();
+    let Some(mut house) = House::with(&docker) else { return };
+    house.until_live().await;
+    let before = house.metrics.lists.get();
+    for _ in 0..200 {
+        for noise in ["exec_create: /bin/true", "exec_start: /bin/true", "exec_die", "health_status: healthy", "top", "archive-path"] {
+            docker.event("container", noise, "a", json!({}));
+        }
+        docker.event("volume", "mount", "v", json!({"container": "a"}));
+    }
+    docker.event("container", "rename", "a", json!({}));
+    eventually("it is listed", || house.metrics.lists.get() > before).await;
+    assert_eq!(house.metrics.lists.get(), before + 1);
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_filter_that_cuts_the_stream_hides_nothing() {
+    let docker = FakeDocker::start();
+    let Some(mut house) = House::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    house.until("the agent is known", |view| is_agent(view, "a")).await;
+    for round in 0..5 {
+        docker.cut_events();
+        // Without an event: only a new list can tell.
+        let (gone, came) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        docker.take(gone);
+        docker.put(agent(came, AGENT));
+        house.until("the other one is known", |view| is_agent(view, came) && matches!(view.docker, DockerState::Live { .. })).await;
+    }
+    house.close().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_restarts_is_found_again_and_meanwhile_nothing_is_said_against_its_containers() {
+    let mut docker = FakeDocker::start();
+    let Some(mut house) = House::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    house.until("the agent is known", |view| is_agent(view, "a")).await;
+    for tidy in [true, false] {
+        docker.down(tidy).await;
+        let expected = if tidy { "no socket at" } else { "nobody listens at" };
+        let view = house.until("Docker is lost", |view| view.docker.error().is_some_and(|error| error.contains(expected))).await;
+        assert!(is_agent(&view.for_established(), "a"), "an established connection keeps its lane: {view:?}");
+        if !tidy {
+            std::fs::remove_file(docker.socket()).unwrap();
+        }
+        docker.up();
+        house.until("Docker is back", |view| matches!(view.docker, DockerState::Live { .. }) && is_agent(view, "a")).await;
+    }
+    docker.down(true).await;
+    docker.take("a");
+    docker.up();
+    house.until("the agent ended meanwhile", |view| view.last_known.is_empty()).await;
+    house.close().await;
+}
+
+#[tokio::test]
+async fn a_refused_endpoint_is_named_and_asked_for_again() {
+    for endpoint in ["/events", LIST] {
+        let docker = FakeDocker::start();
+        docker.answer(endpoint, 403, "<html>\n<h1>Forbidden</h1>\n</html>");
+        let Some(mut house) = House::with(&docker) else { return };
+        docker.put(agent("a", AGENT));
+        let view = house.until("it says what is missing", |view| view.docker.error().is_some()).await;
+        let error = view.docker.error().unwrap();
+        assert!(error.contains(&format!("refuses GET {endpoint} (403")) && error.contains("filter"), "{error}");
+        assert!(view.agents.is_empty());
+
+        docker.permit(endpoint);
+        house.until("the agent is known", |view| is_agent(view, "a")).await;
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn aliases_are_known_where_inspecting_is_permitted_and_missed_by_nothing_else_where_not() {
+    for permitted in [true, false] {
+        let docker = FakeDocker::start();
+        let networks = json!({"front": {"Aliases": ["api", "gateway"]}, "back": {"Aliases": null}});
+        docker.details("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": networks}}));
+        if !permitted {
+            docker.answer("/containers/gateway/json", 403, "no");
+        }
+        let Some(mut house) = House::with(&docker) else { return };
+        docker.put(agent("a", AGENT));
+        house.until("the agent is known", |view| is_agent(view, "a") && view.own_names.contains("api") == permitted).await;
+        eventually("the gateway is inspected", || docker.asked("/containers/gateway/json") == 1).await;
+        let asked = docker.all_asked();
+        assert_eq!(asked, BTreeSet::from(["/containers/gateway/json", LIST, "/events"].map(String::from)), "nothing else is needed");
+        house.close().await;
+    }
+}
+
+#[tokio::test]
+async fn without_a_socket_nobody_is_an_agent_until_there_is_one() {
+    let mut docker = FakeDocker::start();
+    docker.down(true).await;
+    let Some(mut house) = House::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    settled(&mut house.view, PATIENCE).await;
+    let view = Arc::clone(&house.view.borrow());
+    assert!(matches!(&view.docker, DockerState::Connecting { error: Some(error) } if error.starts_with("no socket at")), "{view:?}");
+    docker.up();
+    house.until("the agent is known", |view| is_agent(view, "a")).await;
+    house.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_five_hundred_containers_that_come_and_go_the_right_ones_are_left() {
+    let docker = FakeDocker::start();
+    let Some(mut house) = House::with(&docker) else { return };
+    house.until_live().await;
+    let before = house.metrics.lists.get();
+    let address = |n: u16| IpAddr::from([10, 200, (n / 250) as u8, (n % 250) as u8 + 1]);
+    let id = |n: u16| format!("{n:064x}");
+    for n in 0..500 {
+        docker.run(agent(&id(n), address(n)));
+        docker.event("container", "exec_create: /bin/true", &id(n), json!({}));
+        if n % 10 == 9 {
+            tokio::task::yield_now().await;
+        }
+    }
+    for n in (0..500).filter(|n| n % 5 != 0) {
+        docker.stop(&id(n));
+        if n % 50 == 1 {
+            // Another one gets the address of one that has just ended.
+            docker.run(container(&id(1000 + n), json!({}), &[("front", &address(n).to_string())]));
+        }
+    }
+    let expected: Vec<IpAddr> = (0..500).filter(|n| n % 5 == 0).map(address).collect();
+    house.until("the right ones are left", |view| view.agents.keys().eq(expected.iter())).await;
+    eventually("what is left is listed", || house.metrics.agents.get() == 100).await;
+    assert!(house.metrics.lists.get() - before < 60, "{} lists for 900 events", house.metrics.lists.get() - before);
+    assert_eq!(docker.subscribers(), 1);
+    house.close().await;
+}
+
+#[test]
+fn a_namespace_whose_owner_stops_waits_for_it_and_then_says_that_it_is_left() {
+    let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
+    in_own_process(unshare, "discovery::stories::a_namespace_whose_owner_stops_waits_for_it_and_then_says_that_it_is_left", async || {
+        let docker = FakeDocker::start();
+        let own: IpAddr = "10.9.0.2".parse().unwrap();
+        ip("link add eth0 type veth peer name peer0");
+        ip("address add 10.9.0.2/24 dev eth0");
+        ip("link set eth0 up");
+        let lives = |started: &str| docker.details("gateway", json!({"Id": "gateway", "State": {"StartedAt": started}}));
+        lives("2026-01-01T00:00:00Z");
+        docker.put(gateway(own));
+        let mut house = House::new(Engine::Unix(docker.socket()));
+        house.until_live().await;
+        assert_eq!(house.view.borrow().namespace, Namespace::Attached);
+
+        docker.stop("gateway");
+        ip("link delete eth0");
+        let view = house.until("the namespace is an orphan", |view| view.namespace == Namespace::Orphaned).await;
+        assert!(view.own_names.contains("gateway"), "names outlive the owner: {view:?}");
+        lives("2026-01-01T00:01:00Z");
+        docker.run(gateway(own));
+        house.until("it is left", |view| view.namespace == Namespace::Left).await;
+        assert_eq!(EXIT_ORPHANED, 75);
+        house.close().await;
+    });
+}
+
+/// Waits for something that no view tells.
+async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
+    let wait = async {
+        while !so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not so in time: {what}"));
+}

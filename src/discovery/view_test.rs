@@ -1,0 +1,164 @@
+//! Who is an agent, as a table of worlds.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::container::{Container, Endpoint};
+use super::own::Hints;
+use super::view::{ADDRESS_GRACE, ATTESTED_GRACE, Sources, View, WhyNot};
+use super::{Interface, Proof};
+
+fn container(id: &str, label: Option<&str>, addresses: &[(&str, &str)]) -> Container {
+    let endpoint = |(network, ip): &(&str, &str)| Endpoint {
+        network: (*network).into(),
+        addresses: vec![ip.parse().unwrap()],
+        gateways: vec![if ip.contains(':') { "fd00::1" } else { "172.18.0.1" }.parse().unwrap()],
+    };
+    Container {
+        id: id.into(),
+        name: id.into(),
+        agent: label.map(Into::into),
+        project: Some("shop".into()),
+        endpoints: addresses.iter().map(endpoint).collect(),
+        ..Container::default()
+    }
+}
+
+fn joining(id: &str, label: Option<&str>, joins: &str) -> Container {
+    Container { joins: Some(joins.into()), ..container(id, label, &[]) }
+}
+
+fn gateway() -> Container {
+    Container {
+        service: Some("gateway".into()),
+        ..container("gw", None, &[("front", "172.18.0.2"), ("six", "fd00::2"), ("far", "10.9.0.2")])
+    }
+}
+
+fn view_with(others: Vec<Container>, change: impl FnOnce(&mut Sources<'_>)) -> View {
+    let mut containers = others;
+    containers.push(gateway());
+    view_of(&containers, change)
+}
+
+fn view_of(containers: &[Container], change: impl FnOnce(&mut Sources<'_>)) -> View {
+    let interfaces =
+        [Interface { name: "eth0".into(), addresses: ["172.18.0.2/16", "fd00::2/64"].map(|net| net.parse().unwrap()).to_vec() }];
+    let aliases = BTreeSet::from(["api".to_owned()]);
+    let hints = Hints::default();
+    let mut sources = Sources { interfaces: &interfaces, containers, hints: &hints, aliases: &aliases, any_project: false };
+    change(&mut sources);
+    View::of(sources)
+}
+
+fn view(others: Vec<Container>) -> View {
+    view_with(others, |_| {})
+}
+
+/// The agents on one line: address, container and proof of each, then who is none.
+fn told(view: &View) -> String {
+    let agents = view
+        .agents
+        .iter()
+        .map(|(ip, agent)| format!("{ip}={} {}", agent.id, if agent.proof == Proof::Address { "address" } else { "attested" }));
+    let others = view.not_agents.iter().map(|(name, why)| {
+        let why = match why {
+            WhyNot::Unreadable(_) => "unreadable",
+            WhyNot::OwnerUnknown => "owner unknown",
+            WhyNot::OwnNamespace => "own",
+            WhyNot::OtherProject { .. } => "project",
+            WhyNot::NoSharedNetwork => "network",
+            WhyNot::AddressInDoubt(_) => "doubt",
+            WhyNot::Shares(_) => "shares",
+        };
+        format!("not {name}: {why}")
+    });
+    agents.chain(others).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn who_is_an_agent() {
+    let front = |ip| [("front", ip)];
+    let foreign =
+        |project: Option<&str>| Container { project: project.map(Into::into), ..container("a", Some("address"), &front("172.18.0.3")) };
+    for (others, expected) in [
+        (vec![container("a", None, &front("172.18.0.3"))], ""),
+        (vec![container("a", Some("false"), &front("172.18.0.3"))], ""),
+        (vec![container("a", Some("maybe"), &front("172.18.0.3"))], "not a: unreadable"),
+        (vec![container("a", Some("address"), &front("172.18.0.3"))], "172.18.0.3=a address"),
+        (vec![container("a", Some("true"), &[("front", "172.18.0.3"), ("six", "fd00::3")])], "172.18.0.3=a attested, fd00::3=a attested"),
+        (vec![container("a", Some("true"), &[("back", "172.19.0.3"), ("front", "172.18.0.3")])], "172.18.0.3=a attested"),
+        (vec![container("a", Some("true"), &[("back", "172.19.0.3")])], "not a: network"),
+        // The engine says that the gateway is on `far`, the kernel doesn't.
+        (vec![container("a", Some("true"), &[("far", "10.9.0.3")])], "not a: network"),
+        (vec![container("a", Some("true"), &[])], "not a: network"),
+        (vec![foreign(Some("other"))], "not a: project"),
+        (vec![foreign(None)], "not a: project"),
+        (vec![container("a", Some("address"), &front("172.18.0.1"))], "not a: doubt"),
+        (vec![container("a", Some("address"), &front("172.18.0.3")), container("b", None, &front("172.18.0.3"))], "not a: doubt"),
+        (vec![container("a", Some("address"), &front("172.18.0.2"))], "not a: doubt"),
+        (vec![joining("a", Some("address"), "gw")], "not a: own"),
+        (vec![joining("a", Some("address"), "gone")], "not a: network"),
+        (vec![container("x", None, &front("172.18.0.3")), joining("a", Some("address"), "x")], "172.18.0.3=a address"),
+        (
+            vec![container("x", Some("address"), &front("172.18.0.3")), joining("a", Some("true"), "x")],
+            "172.18.0.3=a attested, not x: shares",
+        ),
+        (vec![container("x", Some("true"), &front("172.18.0.3")), joining("a", Some("true"), "x")], "172.18.0.3=x attested, not a: shares"),
+    ] {
+        assert_eq!(told(&view(others.clone())), expected, "{others:#?}");
+    }
+}
+
+#[test]
+fn without_an_owner_nobody_is_an_agent() {
+    let others = vec![container("a", Some("address"), &[("front", "172.18.0.3")])];
+    let lost = view_with(others, |sources| sources.interfaces = &[]);
+    assert_eq!(told(&lost), "not a: owner unknown");
+    assert!(lost.bridge_gateways.is_empty() && lost.own_names.is_empty() && lost.owner.is_none());
+}
+
+#[test]
+fn every_project_counts_where_the_operator_says_so_and_none_is_a_project_too() {
+    let stranger = || Container { project: None, ..container("a", Some("address"), &[("front", "172.18.0.3")]) };
+    assert_eq!(told(&view_with(vec![stranger()], |sources| sources.any_project = true)), "172.18.0.3=a address");
+
+    let plain = [Container { project: None, ..gateway() }, stranger()];
+    assert_eq!(told(&view_of(&plain, |_| {})), "172.18.0.3=a address");
+}
+
+#[test]
+fn names_and_bridges_are_those_of_the_owner_on_shared_networks() {
+    let view = view(Vec::new());
+    assert_eq!(view.own_names, BTreeSet::from(["gw", "gateway", "api"].map(String::from)));
+    assert_eq!(view.bridge_gateways, BTreeSet::from(["172.18.0.1", "fd00::1"].map(|ip| ip.parse::<IpAddr>().unwrap())));
+    assert_eq!(view.owner.unwrap().project.as_deref(), Some("shop"));
+}
+
+#[test]
+fn a_cap_on_scopes_goes_with_the_agent() {
+    for (label, expected) in [(None, None), (Some(""), Some(vec![])), (Some("operator.read"), Some(vec!["operator.read".to_owned()]))] {
+        let capped = Container { scopes: label.map(Into::into), ..container("a", Some("true"), &[("front", "172.18.0.3")]) };
+        assert_eq!(view(vec![capped]).agents.first_key_value().unwrap().1.scopes, expected);
+    }
+}
+
+#[test]
+fn blindness_ends_admission_in_time_and_touches_nobody_established() {
+    let by = |id: &str, label: &str, ip: &str| container(id, Some(label), &[("front", ip)]);
+    let seen = view(vec![by("a", "address", "172.18.0.3"), by("b", "true", "172.18.0.4")]);
+    let instant = Duration::from_millis(1);
+    for (blind, expected) in [
+        (Duration::ZERO, "172.18.0.3=a address, 172.18.0.4=b attested"),
+        (ADDRESS_GRACE - instant, "172.18.0.3=a address, 172.18.0.4=b attested"),
+        (ADDRESS_GRACE, "172.18.0.4=b attested"),
+        (ATTESTED_GRACE, ""),
+    ] {
+        let mut later = seen.clone();
+        later.blinded(blind);
+        assert_eq!(told(&later), expected, "{blind:?}");
+        assert_eq!(Arc::new(later).for_established().agents, seen.agents, "{blind:?}");
+    }
+}

@@ -1,0 +1,228 @@
+//! A Docker Engine API on a unix socket, for the real bollard to talk to: lists, inspections and events, and whatever else a story scripts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The engine. It ends, and its socket vanishes, when it is dropped.
+pub struct FakeDocker {
+    directory: tempfile::TempDir,
+    shared: Arc<Mutex<Shared>>,
+    running: Option<AbortHandle>,
+    tasks: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    containers: BTreeMap<String, Value>,
+    details: BTreeMap<String, Value>,
+    answers: BTreeMap<String, (StatusCode, Bytes)>,
+    silent: BTreeSet<String>,
+    requests: Vec<String>,
+    subscribers: Vec<mpsc::UnboundedSender<Bytes>>,
+}
+
+impl FakeDocker {
+    /// Starts an engine without a container.
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a directory for the socket");
+        let mut docker = Self { directory, shared: Arc::default(), running: None, tasks: JoinSet::new() };
+        docker.up();
+        docker
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("docker.sock")
+    }
+
+    /// Brings it up again, on a new socket in the same place.
+    pub fn up(&mut self) {
+        let listener = UnixListener::bind(self.socket()).expect("nothing else is on the socket");
+        self.running = Some(self.tasks.spawn(accept(listener, Arc::clone(&self.shared))));
+    }
+
+    /// Takes it down in the middle of whatever it was saying; the socket file stays unless `tidy`.
+    pub async fn down(&mut self, tidy: bool) {
+        if let Some(running) = self.running.take() {
+            running.abort();
+        }
+        while self.tasks.join_next().await.is_some() {}
+        self.state().subscribers.clear();
+        if tidy {
+            std::fs::remove_file(self.socket()).expect("the socket was there");
+        }
+    }
+
+    /// Ends every event stream, as filters do with what lasts long.
+    pub fn cut_events(&self) {
+        self.state().subscribers.clear();
+    }
+
+    /// Starts a container, made by [`container`], and says so.
+    pub fn run(&self, container: Value) {
+        let id = self.put(container);
+        self.event("container", "start", &id, json!({}));
+    }
+
+    /// Starts a container without a word; returns its id.
+    pub fn put(&self, container: Value) -> String {
+        let id = container["Id"].as_str().expect("a container has an id").to_owned();
+        self.state().containers.insert(id.clone(), container);
+        id
+    }
+
+    /// Stops a container and says so.
+    pub fn stop(&self, id: &str) {
+        self.take(id);
+        self.event("container", "die", id, json!({}));
+    }
+
+    /// Stops a container without a word.
+    pub fn take(&self, id: &str) {
+        self.state().containers.remove(id);
+    }
+
+    /// What inspecting `id` shall tell; nothing (404) unless given.
+    pub fn details(&self, id: &str, details: Value) {
+        self.state().details.insert(id.to_owned(), details);
+    }
+
+    /// Sends an event to whoever has subscribed.
+    pub fn event(&self, kind: &str, action: &str, actor: &str, attributes: Value) {
+        let event = json!({"Type": kind, "Action": action, "Actor": {"ID": actor, "Attributes": attributes}, "timeNano": 1_766_000_000_123_456_789_i64});
+        let line = Bytes::from(format!("{event}\n"));
+        self.state().subscribers.retain(|subscriber| subscriber.send(line.clone()).is_ok());
+    }
+
+    /// Answers GET (and HEAD) on `path`, query excluded, with this from now on, whatever else would be the answer.
+    pub fn answer(&self, path: &str, status: u16, body: impl Into<Bytes>) {
+        let status = StatusCode::from_u16(status).expect("a status");
+        self.state().answers.insert(path.to_owned(), (status, body.into()));
+    }
+
+    /// Takes [`FakeDocker::answer`] and [`FakeDocker::silence`] back.
+    pub fn permit(&self, path: &str) {
+        self.state().answers.remove(path);
+        self.state().silent.remove(path);
+    }
+
+    /// Never answers on `path` from now on.
+    pub fn silence(&self, path: &str) {
+        self.state().silent.insert(path.to_owned());
+    }
+
+    /// How many requests there were on `path`.
+    pub fn asked(&self, path: &str) -> usize {
+        self.state().requests.iter().filter(|asked| *asked == path).count()
+    }
+
+    /// Every `METHOD path` that was asked, once each.
+    pub fn all_asked(&self) -> BTreeSet<String> {
+        self.state().requests.iter().cloned().collect()
+    }
+
+    /// How many subscribers to events there are.
+    pub fn subscribers(&self) -> usize {
+        self.state().subscribers.iter().filter(|subscriber| !subscriber.is_closed()).count()
+    }
+
+    fn state(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().expect("no story panics within")
+    }
+}
+
+/// A running container as `GET /containers/json` tells it: `{"Id", "Names", "Labels", ...}`, with an address on each network.
+pub fn container(id: &str, labels: Value, addresses: &[(&str, &str)]) -> Value {
+    let networks: serde_json::Map<String, Value> = addresses
+        .iter()
+        .map(|(network, ip)| ((*network).to_owned(), json!({"NetworkID": network, "IPAddress": ip, "Gateway": "192.0.2.254", "Aliases": null})))
+        .collect();
+    json!({
+        "Id": id, "Names": [format!("/{id}")], "State": "running", "Labels": labels, "Mounts": [], "Ports": [],
+        "HostConfig": {"NetworkMode": "default"}, "NetworkSettings": {"Networks": networks},
+    })
+}
+
+async fn accept(listener: UnixListener, shared: Arc<Mutex<Shared>>) {
+    // Dropped, and with it every connection, when this task is.
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Ok((stream, _)) = listener.accept() => {
+                connections.spawn(serve(stream, Arc::clone(&shared)));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, shared: Arc<Mutex<Shared>>) {
+    let service = service_fn(|request| answer(request, Arc::clone(&shared)));
+    // A client that hangs up is none of the engine's business.
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer(request: Request<Incoming>, shared: Arc<Mutex<Shared>>) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let (method, upgrade) = (request.method().clone(), request.headers().contains_key("upgrade"));
+    let silent = {
+        let mut shared = shared.lock().expect("no story panics within");
+        shared.requests.push(path.clone());
+        shared.silent.contains(&path)
+    };
+    if silent {
+        std::future::pending::<()>().await;
+    }
+    let mut shared = shared.lock().expect("no story panics within");
+    if (method != Method::GET && method != Method::HEAD) || upgrade {
+        return Ok(full(StatusCode::METHOD_NOT_ALLOWED, message("loopgate only reads")));
+    }
+    if let Some((status, body)) = shared.answers.get(&path) {
+        return Ok(full(*status, body.clone()));
+    }
+    Ok(match path.as_str() {
+        "/events" => {
+            let (subscriber, events) = mpsc::unbounded_channel();
+            shared.subscribers.push(subscriber);
+            let frames = futures_util::stream::unfold(events, async |mut events| {
+                let event = events.recv().await?;
+                Some((Ok(Frame::data(event)), events))
+            });
+            Response::new(StreamBody::new(frames).boxed_unsync())
+        }
+        "/containers/json" => full(StatusCode::OK, Value::from_iter(shared.containers.values().cloned()).to_string().into()),
+        other => {
+            let id = other.strip_prefix("/containers/").and_then(|rest| rest.strip_suffix("/json"));
+            match id.and_then(|id| shared.details.get(id)) {
+                Some(details) => full(StatusCode::OK, details.to_string().into()),
+                None => full(StatusCode::NOT_FOUND, message("page not found")),
+            }
+        }
+    })
+}
+
+fn message(text: &str) -> Bytes {
+    json!({ "message": text }).to_string().into()
+}
+
+fn full(status: StatusCode, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Full::new(body).boxed_unsync());
+    *response.status_mut() = status;
+    response
+}
