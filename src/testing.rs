@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-/// Runs `ip` (iproute2), which must succeed.
+/// Runs `ip` of iproute2, within the namespace of this process.
 pub fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));

@@ -9,6 +9,8 @@ pub(super) struct Facts {
     pub certificate_valid: bool,
     /// Whether the gateway accepts connections.
     pub gateway_accepts: bool,
+    /// Whether the interfaces of this network namespace are gone with its owner.
+    pub orphaned: bool,
     /// Whether the end has begun.
     pub stopping: bool,
 }
@@ -17,6 +19,7 @@ pub(super) struct Facts {
 pub(super) fn reasons(facts: Facts) -> Vec<&'static str> {
     [
         (facts.stopping, "stopping"),
+        (facts.orphaned, "the owner of this network namespace does not run"),
         (facts.doors == 0, "no address to listen on"),
         (!facts.certificate_valid, "the certificate is not valid now"),
         (!facts.gateway_accepts, "the gateway accepts no connection"),
@@ -32,10 +35,11 @@ mod tests {
 
     #[test]
     fn each_reason_is_told() {
-        let well = Facts { doors: 1, certificate_valid: true, gateway_accepts: true, stopping: false };
+        let well = Facts { doors: 1, certificate_valid: true, gateway_accepts: true, orphaned: false, stopping: false };
         assert!(reasons(well).is_empty());
         assert_eq!(reasons(Facts { doors: 0, ..well }), ["no address to listen on"]);
         assert_eq!(reasons(Facts { stopping: true, gateway_accepts: false, ..well }), ["stopping", "the gateway accepts no connection"]);
+        assert_eq!(reasons(Facts { orphaned: true, ..well }), ["the owner of this network namespace does not run"]);
         assert_eq!(reasons(Facts { certificate_valid: false, ..well }), ["the certificate is not valid now"]);
     }
 }

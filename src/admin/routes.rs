@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use super::Desk;
 use super::ready::{Facts, reasons};
+use crate::discovery::Namespace;
 
 /// How long the gateway may take to accept a connection of the readiness check.
 const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
@@ -43,6 +44,7 @@ async fn readiness(desk: &Desk) -> Response<Full<Bytes>> {
         doors,
         certificate_valid: from <= now && now < until,
         gateway_accepts: matches!(accepted, Ok(Ok(_))),
+        orphaned: desk.view.borrow().namespace != Namespace::Attached,
         stopping: desk.shutdown.has_begun(),
     };
     let reasons = reasons(facts);

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,14 +15,17 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Desk};
 use crate::config::Config;
-use crate::discovery::{self, View};
+use crate::discovery::{self, Namespace, View};
 use crate::listener;
-use crate::metrics::Doors;
 use crate::metrics::traffic::Traffic;
+use crate::metrics::{self, Doors};
 use crate::pki::{self, Identity, Pki, SubjectName};
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 use crate::tls::{self, ClientAuthorities, Terms};
+
+/// How long the first look at Docker may keep the doors closed.
+const DOCKER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why the sidecar could not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -49,24 +53,37 @@ pub enum Error {
     /// The gateway's token can't be read.
     #[error(transparent)]
     Token(#[from] token::Error),
+    /// The network namespace is nobody's any more, and its owner has another one now.
+    #[error("the owner of this network namespace has started anew; exiting, to be started in its new one")]
+    Orphaned,
+}
+
+impl Error {
+    /// The exit status that says what to do about it.
+    pub fn status(&self) -> u8 {
+        if matches!(self, Self::Orphaned) { discovery::EXIT_ORPHANED } else { 1 }
+    }
 }
 
 /// Runs the sidecar until it is told to stop, on a runtime of its own (`TOKIO_WORKER_THREADS` sets its size).
 ///
 /// # Errors
-/// It could not start. Once it runs it ends well, or not at all.
+/// It could not start, or has to be started anew in another network namespace.
 pub fn run(config: Config) -> Result<(), Error> {
     let doing = |doing| move |source| Error::Io { doing, source };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(doing("listening for signals"))?;
-        let sidecar = Sidecar::start(config)?;
-        signals.end(&sidecar).await;
+        let sidecar = Sidecar::start(config).await?;
+        let ended = tokio::select! {
+            () = signals.end(&sidecar) => Ok(()),
+            () = sidecar.orphaned() => Err(Error::Orphaned),
+        };
         tokio::select! {
             () = sidecar.stop() => {}
             () = signals.end_again() => warn!("told to stop a second time: not waiting any longer"),
         }
-        Ok(())
+        ended
     })
 }
 
@@ -74,6 +91,7 @@ pub fn run(config: Config) -> Result<(), Error> {
 pub struct Sidecar {
     config: Config,
     pki: Pki,
+    view: watch::Receiver<Arc<View>>,
     bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
     shutdown: Shutdown,
     /// The admin listener ends last, so that it can say that the rest is ending.
@@ -85,17 +103,20 @@ impl Sidecar {
     ///
     /// # Errors
     /// Something that `config` names can't be had.
-    pub fn start(config: Config) -> Result<Self, Error> {
+    pub async fn start(config: Config) -> Result<Self, Error> {
         let shutdown = Shutdown::new();
         let desk = Shutdown::new();
         let admin = config.admin.map(admin::bind).transpose()?;
-        let view = discovery::start(&config, &shutdown);
+        let docker = metrics::Discovery::default();
+        let mut view = discovery::start(&config, &docker, &shutdown);
         let token = token::inherited(&config)?;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(view.clone(), &shutdown), &shutdown)?;
         let identity = pki.identity();
         let terms = terms(&identity.borrow().clone(), &config)?;
         let (traffic, doors) = (Arc::<Traffic>::default(), Doors::default());
         let proxy = Proxy::new(&config, view.clone(), terms, token, Arc::clone(&traffic), &shutdown);
+        // No door opens before it is known who is an agent, or that this can't be known for now.
+        discovery::settled(&mut view, DOCKER_PATIENCE).await;
         let serving = Arc::clone(&proxy);
         let bound = listener::follow(&config, view.clone(), &shutdown, &doors, move |accepted| serving.serve(accepted))?;
         shutdown.spawn(follow_identity(identity.clone(), Arc::clone(&proxy), config.clone(), shutdown.clone()));
@@ -103,18 +124,19 @@ impl Sidecar {
             let mut registry = Registry::with_prefix("loopgate");
             traffic.register(&mut registry);
             doors.register(&mut registry);
+            docker.register(&mut registry);
             let desk_ = Desk {
                 gateway: config.gateway.address,
                 bound: bound.clone(),
                 identity,
-                view,
+                view: view.clone(),
                 proxy: Arc::clone(&proxy),
                 registry,
                 shutdown: shutdown.clone(),
             };
             admin.serve(desk_, &desk);
         }
-        let sidecar = Self { config, pki, bound, shutdown, desk };
+        let sidecar = Self { config, pki, view, bound, shutdown, desk };
         sidecar.introduce();
         Ok(sidecar)
     }
@@ -135,6 +157,15 @@ impl Sidecar {
     /// What is shown to clients now.
     pub fn identity(&self) -> Arc<Identity> {
         Arc::clone(&self.pki.identity().borrow())
+    }
+
+    /// Resolves when this network namespace has no future: its owner has another one.
+    async fn orphaned(&self) {
+        let mut view = self.view.clone();
+        let left = view.wait_for(|view| view.namespace == Namespace::Left).await.is_ok();
+        if !left {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Looks again at files that may have changed (SIGHUP).

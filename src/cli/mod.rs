@@ -1,6 +1,7 @@
 //! The command line: one file for each command, and what they say to the shell.
 //!
-//! Exit status: 0 for a clean end, 1 for a failure at run time, 2 for a wrong flag, variable, key or value.
+//! Exit status: 0 for a clean end, 1 for a failure at run time, 2 for a wrong flag, variable, key or value, 75 when a sidecar must be
+//! started anew because its network namespace has lost its owner.
 
 mod cert;
 mod completions;
@@ -79,7 +80,8 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Config(_) => 2,
-            Self::App(_) | Self::Demo(_) | Self::Healthcheck(_) | Self::Pki(_) | Self::Io { .. } => 1,
+            Self::App(error) => error.status(),
+            Self::Demo(_) | Self::Healthcheck(_) | Self::Pki(_) | Self::Io { .. } => 1,
         }
     }
 }

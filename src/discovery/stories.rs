@@ -55,11 +55,8 @@ impl House {
     /// Waits until the view is such.
     async fn until(&mut self, what: &str, such: impl FnMut(&View) -> bool) -> Arc<View> {
         let mut such = such;
-        let seen = timeout(PATIENCE, self.view.wait_for(|view| such(view))).await;
-        match seen {
-            Ok(view) => Arc::clone(&view.expect("discovery goes on")),
-            Err(_) => panic!("not so in time: {what}: {:#?}", self.view.borrow()),
-        }
+        let seen = timeout(PATIENCE, self.view.wait_for(|view| such(view))).await.map(|view| Arc::clone(&view.expect("discovery goes on")));
+        seen.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
     }
 
     async fn until_live(&mut self) -> Arc<View> {

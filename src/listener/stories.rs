@@ -271,5 +271,3 @@ fn in_a_real_namespace_addresses_that_come_and_go_open_and_close_doors() {
         assert_eq!(shutdown.finished(DEADLINE).await, 0);
     });
 }
-
-/// Runs `ip` of iproute2, within the namespace of this process.

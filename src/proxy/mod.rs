@@ -102,7 +102,8 @@ impl Proxy {
 
     /// Closes agent-lane connections that are not an agent's any more.
     fn review(&self) {
-        let lost = self.roll.review(&self.view.borrow(), self.rules.load().policy());
+        let view = self.view.borrow().for_established();
+        let lost = self.roll.review(&view, self.rules.load().policy());
         if lost > 0 {
             info!(connections = lost, "agent-lane connections lost the right to their lane");
             self.traffic.lane_changes.inc_by(lost as u64);

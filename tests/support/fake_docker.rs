@@ -151,7 +151,9 @@ impl FakeDocker {
 pub fn container(id: &str, labels: Value, addresses: &[(&str, &str)]) -> Value {
     let networks: serde_json::Map<String, Value> = addresses
         .iter()
-        .map(|(network, ip)| ((*network).to_owned(), json!({"NetworkID": network, "IPAddress": ip, "Gateway": "192.0.2.254", "Aliases": null})))
+        .map(|(network, ip)| {
+            ((*network).to_owned(), json!({"NetworkID": network, "IPAddress": ip, "Gateway": "192.0.2.254", "Aliases": null}))
+        })
         .collect();
     json!({
         "Id": id, "Names": [format!("/{id}")], "State": "running", "Labels": labels, "Mounts": [], "Ports": [],
