@@ -43,9 +43,11 @@ impl<'a> OpenClaw<'a> {
         }
         fs::write(self.state.join("openclaw.json"), config.to_string()).expect("a configuration");
         let mut process = Process::start("the gateway", self.cli(&["gateway", "run"]), &self.state.with_extension("log"));
-        // It listens long before it pairs: until then a handshake ends with 1013 "gateway starting".
-        process
-            .wait_until("ready", Duration::from_secs(180), || matches!(self.client(Host::Gateway, LOOPBACK).connect(), End::Hello { .. }));
+        // It listens long before it pairs: until then a handshake ends with 1013 "gateway starting". This one is in the name of the
+        // gateway's own device, for the older version's tools fail until that is paired for all five scopes.
+        let own = self.state.join("identity/device.json");
+        let pair = || self.client(Host::Gateway, LOOPBACK).identity(&own).connect();
+        process.wait_until("ready", Duration::from_secs(180), || matches!(pair(), End::Hello { .. }));
         process
     }
 
