@@ -1,12 +1,12 @@
 //! The self-check: what each client must look like from the gateway's side, and whether it does.
 
 use std::error::Error as _;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use super::client::{self, Client, Way};
 use super::judge::Judgement;
 use super::told::Told;
-use super::{AGENT, OUTSIDER};
+use super::{AGENT, Error, OUTSIDER};
 use crate::config::Config;
 
 /// Which lane a client is to be on.
@@ -23,6 +23,14 @@ impl Lane {
             Self::External => "external",
         }
     }
+
+    /// The address that its clients come from.
+    pub(super) fn client(self) -> Ipv4Addr {
+        match self {
+            Self::Agent => AGENT,
+            Self::External => OUTSIDER,
+        }
+    }
 }
 
 /// Fields that a client sends in the hope to be taken for somebody else.
@@ -30,17 +38,17 @@ type Forged = &'static [(&'static str, &'static str)];
 
 /// What a client of the external lane may try, on its own and all together.
 const FORGED: [Forged; 5] = [
-    &[("x-forwarded-for", "127.0.0.1")],
-    &[("forwarded", "for=127.0.0.1;host=localhost")],
-    &[("tailscale-user-login", "admin@example.com")],
-    &[("host", "localhost")],
+    &[("X-Forwarded-For", "127.0.0.1")],
+    &[("Forwarded", "for=127.0.0.1;host=localhost")],
+    &[("Tailscale-User-Login", "admin@example.com")],
+    &[("Host", "localhost")],
     &[
-        ("x-forwarded-for", "127.0.0.1"),
-        ("x-real-ip", "127.0.0.1"),
-        ("forwarded", "for=127.0.0.1;host=localhost"),
-        ("tailscale-user-login", "admin@example.com"),
-        ("x-openclaw-scopes", "operator.admin"),
-        ("host", "localhost"),
+        ("X-Forwarded-For", "127.0.0.1"),
+        ("X-Real-IP", "127.0.0.1"),
+        ("Forwarded", "for=127.0.0.1;host=localhost"),
+        ("Tailscale-User-Login", "admin@example.com"),
+        ("X-OpenClaw-Scopes", "operator.admin"),
+        ("Host", "localhost"),
     ],
 ];
 
@@ -75,8 +83,9 @@ impl Report {
     }
 
     /// Whether everything held. What was not tried did not.
-    pub(super) fn held(&self) -> bool {
-        !self.rows.is_empty() && self.failed() == 0
+    pub(super) fn verdict(&self) -> Result<(), Error> {
+        let (failed, all) = (self.failed(), self.rows.len());
+        if all > 0 && failed == 0 { Ok(()) } else { Err(Error::NotHeld { failed, all }) }
     }
 }
 
@@ -84,11 +93,7 @@ impl Report {
 pub(super) async fn run(client: &Client, config: &Config) -> Report {
     let mut rows = Vec::new();
     for trial in trials() {
-        let from = match trial.lane {
-            Lane::Agent => AGENT,
-            Lane::External => OUTSIDER,
-        };
-        rows.push(match client.ask(from, trial.way, trial.forged).await {
+        rows.push(match client.ask(trial.lane.client(), trial.way, trial.forged).await {
             Ok(told) => Row { trial, objections: objections(&trial, &told, &client.authority(), config), told: Some(told) },
             Err(error) => Row { trial, objections: vec![with_causes(&error)], told: None },
         });
@@ -114,7 +119,7 @@ fn objections(trial: &Trial, told: &Told, door: &str, config: &Config) -> Vec<St
             objections.push(format!("{what} must be {expected}, but is {is}"));
         }
     };
-    let asked = trial.forged.iter().find(|(name, _)| *name == "host").map_or(door, |(_, host)| host);
+    let asked = trial.forged.iter().find(|(name, _)| *name == "Host").map_or(door, |(_, host)| host);
     // The outsider's own address is a loopback one, which the gateway must never be told.
     let stated = config.external.unknown_client.to_string();
     let (source, host, attribution, judged) = match trial.lane {
@@ -194,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_report_without_a_row_does_not_hold() {
-        assert!(!Report { rows: vec![] }.held());
+        assert!(Report { rows: vec![] }.verdict().is_err());
     }
 
     #[test]

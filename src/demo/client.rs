@@ -61,8 +61,8 @@ impl fmt::Display for Way {
         f.pad(match self {
             Self::Http1 => "HTTP/1.1",
             Self::Http2 => "HTTP/2",
-            Self::WebSocketOnHttp1 => "WebSocket/1.1",
-            Self::WebSocketOnHttp2 => "WebSocket/2",
+            Self::WebSocketOnHttp1 => "WebSocket, h1",
+            Self::WebSocketOnHttp2 => "WebSocket, h2",
         })
     }
 }
@@ -139,7 +139,7 @@ impl Client {
         self.door.to_string()
     }
 
-    /// Asks from the address `from`, with `extra` fields; a `host` among them is asked for instead of the door.
+    /// Asks from the address `from`, with `extra` fields; a `Host` among them is asked for instead of the door.
     ///
     /// Over WebSocket, messages must come back as they were sent, too.
     pub(super) async fn ask(&self, from: Ipv4Addr, way: Way, extra: &[(&str, &str)]) -> Result<Told, Error> {
@@ -149,7 +149,7 @@ impl Client {
                 Way::Http1 => self.get_http1(tls, extra).await,
                 Way::Http2 => self.get_http2(tls, extra).await,
                 Way::WebSocketOnHttp1 => {
-                    let fields = extra.iter().filter(|(name, _)| *name != "host");
+                    let fields = extra.iter().filter(|(name, _)| *name != "Host");
                     let request = fields.fold(ClientRequestBuilder::new(self.uri("wss", "/echo", extra)?), |request, (name, value)| {
                         request.with_header(*name, *value)
                     });
@@ -220,14 +220,14 @@ impl Client {
     }
 
     fn uri(&self, scheme: &str, path: &str, extra: &[(&str, &str)]) -> Result<Uri, http::Error> {
-        let host = extra.iter().find(|(name, _)| *name == "host").map(|(_, host)| (*host).to_owned());
+        let host = extra.iter().find(|(name, _)| *name == "Host").map(|(_, host)| (*host).to_owned());
         Uri::builder().scheme(scheme).authority(host.unwrap_or_else(|| self.authority())).path_and_query(path).build()
     }
 }
 
-/// Adds `extra` fields, save `host`, which has its own place in every protocol.
+/// Adds `extra` fields, save `Host`, which has its own place in every protocol.
 fn with(request: request::Builder, extra: &[(&str, &str)]) -> request::Builder {
-    extra.iter().filter(|(name, _)| *name != "host").fold(request, |request, (name, value)| request.header(*name, *value))
+    extra.iter().filter(|(name, _)| *name != "Host").fold(request, |request, (name, value)| request.header(*name, *value))
 }
 
 async fn read(response: Response<Incoming>) -> Result<Told, Error> {

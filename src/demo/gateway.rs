@@ -88,7 +88,7 @@ fn answer(mut request: Request<Incoming>, from: SocketAddr, trusted: Ipv4Addr, s
         return switch_to_websocket(key);
     }
     match head.uri.path() {
-        "/json" => content("application/json", format!("{:#}\n", serde_json::json!(told))),
+        "/json" => content("application/json", told.to_json()),
         _ => content("text/html; charset=utf-8", page::render(&told)),
     }
 }
@@ -118,7 +118,7 @@ fn content(kind: &'static str, body: String) -> Response<Full<Bytes>> {
 async fn echo(upgrade: OnUpgrade, told: Told) {
     let Ok(upgraded) = upgrade.await else { return };
     let mut websocket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
-    if websocket.send(serde_json::json!(told).to_string().into()).await.is_err() {
+    if websocket.send(told.to_json().into()).await.is_err() {
         return;
     }
     while let Some(Ok(message)) = websocket.next().await {

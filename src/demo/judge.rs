@@ -32,17 +32,17 @@ impl Judgement {
 pub(super) fn judge(peer: IpAddr, trusted: IpAddr, headers: &HeaderMap) -> (Judgement, String) {
     let Some(field) = headers.keys().map(http::HeaderName::as_str).find(|name| is_proxys(name)) else {
         return if peer.is_loopback() {
-            (Judgement::Local, format!("it comes from {peer}, a loopback address, and nothing says that it was forwarded"))
+            (Judgement::Local, format!("the request comes from {peer}, a loopback address, and nothing says that it was forwarded"))
         } else {
-            (Judgement::Remote, format!("it comes from {peer}, which is not a loopback address"))
+            (Judgement::Remote, format!("the request comes from {peer}, which is not a loopback address"))
         };
     };
     if peer != trusted {
-        return (Judgement::Refused, format!("it carries {field}, but {peer} is not a trusted proxy"));
+        return (Judgement::Refused, format!("the request carries {field}, but {peer} is not a trusted proxy"));
     }
     match client(headers, trusted) {
-        Some(client) => (Judgement::Remote, format!("the trusted proxy at {peer} says that it comes from {client}")),
-        None => (Judgement::Refused, format!("the trusted proxy at {peer} does not say where it comes from")),
+        Some(client) => (Judgement::Remote, format!("the trusted proxy at {peer} says that the request comes from {client}")),
+        None => (Judgement::Refused, format!("the trusted proxy at {peer} does not say where the request comes from")),
     }
 }
 

@@ -67,6 +67,9 @@ pub enum Error {
         /// How many there were.
         all: usize,
     },
+    /// A signal came before the self-check had ended.
+    #[error("told to end before the self-check had")]
+    Interrupted,
 }
 
 impl Error {
@@ -78,7 +81,7 @@ impl Error {
 /// Runs the demonstration on a runtime of its own, and writes to `out` what it finds.
 ///
 /// # Errors
-/// It could not start, or with [`Options::once`] the self-check did not hold.
+/// It could not start, or the self-check did not hold.
 pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::io("starting the runtime"))?;
     runtime.block_on(demonstrate(options, &mut Printer(out)))
@@ -92,43 +95,46 @@ async fn demonstrate(options: &Options, out: &mut Printer<'_, impl Write>) -> Re
     let gateway = gateway::start(defaults.gateway.external_source, &shutdown).await.map_err(Error::io("opening the gateway"))?;
     let config = config(defaults, options.listen, gateway, state.path());
     let sidecar = Sidecar::start(config.clone())?;
-    let result = tokio::select! {
-        result = show(options, &config, &sidecar, &shutdown, out) => result,
-        () = end.asked() => Ok(()),
+    let report = tokio::select! {
+        report = check(&config, &sidecar, &shutdown) => Some(report?),
+        () = end.asked() => None,
     };
-    if result.is_ok() && !options.once {
-        end.asked_unless_already().await;
-    }
+    let result = match report {
+        Some((door, report)) => {
+            out.say(&table::render(&report, &config, options.colours));
+            if !options.once {
+                out.say(&table::invitation(&invitation(options, &config, &sidecar, door), options.colours));
+                end.asked().await;
+            }
+            report.verdict()
+        }
+        None if options.once => Err(Error::Interrupted),
+        None => Ok(()),
+    };
     sidecar.stop().await;
     shutdown.begin();
     shutdown.finished(DRAIN).await;
     result
 }
 
-/// Checks every lane, and says how to go on from there.
-async fn show(
-    options: &Options,
-    config: &Config,
-    sidecar: &Sidecar,
-    shutdown: &Shutdown,
-    out: &mut Printer<'_, impl Write>,
-) -> Result<(), Error> {
-    let doors = sidecar.listening();
-    let Some(door) = doors.iter().find_map(|door| within_reach(*door)) else {
-        return Err(Error::Check(client::Error::NoDoor));
-    };
+/// Checks every lane; returns the door that it came through, too.
+async fn check(config: &Config, sidecar: &Sidecar, shutdown: &Shutdown) -> Result<(SocketAddr, check::Report), Error> {
+    let door = sidecar.listening().into_iter().find_map(within_reach).ok_or(client::Error::NoDoor)?;
+    let client = client::Client::new(door, sidecar.identity().ca.as_ref(), shutdown.clone())?;
+    Ok((door, check::run(&client, config).await))
+}
+
+/// What somebody needs to know to go on by hand; `near` is the door that clients on loopback reach.
+fn invitation(options: &Options, config: &Config, sidecar: &Sidecar, near: SocketAddr) -> table::Invitation {
+    let asked_for = sidecar.listening().into_iter().find(|door| door.ip() == options.listen.ip()).unwrap_or(near);
     let identity = sidecar.identity();
-    let client = client::Client::new(door, identity.ca.as_ref(), shutdown.clone())?;
-    let report = check::run(&client, config).await;
-    out.say(&table::render(&report, config, options.colours));
-    let (failed, all) = (report.failed(), report.rows.len());
-    if options.once {
-        return if report.held() { Ok(()) } else { Err(Error::NotHeld { failed, all }) };
+    table::Invitation {
+        listening: asked_for,
+        url: format!("https://{}/", if asked_for.ip().is_unspecified() { near } else { asked_for }),
+        near,
+        ca: config.state_dir.join("ca.pem"),
+        fingerprint: identity.certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default(),
     }
-    let fingerprint = identity.certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default();
-    let listening = doors.iter().copied().find(|door| door.ip() == options.listen.ip()).unwrap_or(door);
-    out.say(&table::invitation(listening, door, &config.state_dir.join("ca.pem"), &fingerprint, options.colours));
-    Ok(())
 }
 
 /// The defaults, less what needs a machine of its own.
@@ -170,31 +176,25 @@ impl<W: Write> Printer<'_, W> {
 
 /// The signals that end the demonstration; a terminal that is closed counts, so that the temporary directory goes.
 struct End {
-    signals: [Signal; 3],
-    asked: bool,
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
 }
 
 impl End {
     fn new() -> io::Result<Self> {
         Ok(Self {
-            signals: [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?],
-            asked: false,
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
     async fn asked(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.signals;
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
-        self.asked = true;
-    }
-
-    async fn asked_unless_already(&mut self) {
-        if !self.asked {
-            self.asked().await;
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
         }
     }
 }

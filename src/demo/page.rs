@@ -15,14 +15,9 @@ pub(super) fn render(told: &Told) -> String {
         Judgement::Remote => ("remote", "The gateway takes you for an outsider: somebody must approve your pairing."),
         Judgement::Refused => ("refused", "The gateway would answer 403: a proxy spoke for you, and did not say who you are."),
     };
-    let mut rows = String::new();
-    for (name, value) in &told.headers {
-        let class = if is_attribution(name) { " class=\"says-who\"" } else { "" };
-        let _ = writeln!(rows, "<tr{class}><th scope=\"row\">{}</th><td>{}</td></tr>", escape(name), escape(value));
-    }
-    if told.attribution().is_empty() {
-        rows.push_str("<tr class=\"says-who\"><td colspan=\"2\">and no field that says where you come from</td></tr>\n");
-    }
+    let (says_who, others): (Vec<_>, Vec<_>) = told.headers.iter().partition(|(name, _)| name == "host" || is_attribution(name));
+    let nothing =
+        if told.attribution().is_empty() { "<tr><td colspan=\"2\">and nothing about where you come from</td></tr>\n" } else { "" };
     format!(
         r#"<!doctype html>
 <html lang="en">
@@ -43,12 +38,12 @@ pub(super) fn render(told: &Told) -> String {
 <section>
 <h2>What the gateway is told about you</h2>
 <table>
-<tbody class="connection">
+<tbody class="says-who">
 <tr><th scope="row">seen from</th><td>{from}</td></tr>
 <tr><th scope="row">request</th><td>{method} {target}</td></tr>
-</tbody>
+{says_who}{nothing}</tbody>
 <tbody>
-{rows}</tbody>
+{others}</tbody>
 </table>
 </section>
 <section>
@@ -63,11 +58,20 @@ pub(super) fn render(told: &Told) -> String {
 {SCRIPT}</script>
 </html>
 "#,
+        says_who = rows(&says_who),
+        others = rows(&others),
         because = escape(&told.because),
         from = escape(&told.from.to_string()),
         method = escape(&told.method),
         target = escape(&told.target),
     )
+}
+
+fn rows(fields: &[&(String, String)]) -> String {
+    fields.iter().fold(String::new(), |mut rows, (name, value)| {
+        let _ = writeln!(rows, "<tr><th scope=\"row\">{}</th><td>{}</td></tr>", escape(name), escape(value));
+        rows
+    })
 }
 
 /// `text` for HTML, in content and in quoted attributes.

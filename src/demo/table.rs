@@ -1,8 +1,8 @@
-//! What the demonstration prints: the self-check as a table of 80 columns, and how to go on by hand.
+//! What the demonstration prints: the self-check as a table that fits 80 columns, and how to go on by hand.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::PathBuf;
 
 use super::AGENT;
 use super::check::{Report, Row, Trial};
@@ -27,110 +27,113 @@ impl Paint {
 /// The self-check as a table.
 pub(super) fn render(report: &Report, config: &Config, colours: bool) -> String {
     let paint = Paint(colours);
+    let head = line("protocol", "seen from", "X-Forwarded-For", "Host", "judged", "held");
     let mut text = format!(
-        "\n{}\n{}\n\n",
+        "\n{}\n{}\n\n{}\n{}\n",
         paint.with(BOLD, "loopgate demo: what each client looks like from the gateway's side"),
-        paint.with(DIM, &format!("a gateway on {}, loopgate before it, and clients that come by TLS", config.gateway.address)),
+        paint.with(DIM, &format!("A gateway on {}, loopgate before it, and clients that come by TLS.", config.gateway.address)),
+        paint.with(BOLD, &head),
+        paint.with(DIM, &"─".repeat(head.len())),
     );
-    let head = line("lane", "protocol", "seen from", "X-Forwarded-For", "Host", "judged", "held");
-    let _ = writeln!(text, "{}\n{}", paint.with(BOLD, head.trim_end()), paint.with(DIM, &"─".repeat(head.chars().count())));
     let mut group = None;
     for row in &report.rows {
         let now = (row.trial.lane, row.trial.forged);
-        if group.replace(now).is_some_and(|before| before != now) {
-            text.push('\n');
-        }
-        if group_begins(report, row) && !row.trial.forged.is_empty() {
-            let _ = writeln!(text, "{}", paint.with(DIM, &claims(&row.trial)));
+        if group != Some(now) {
+            text.push_str(if group.is_some() { "\n" } else { "" });
+            text.push_str(&heading(&row.trial, paint));
+            group = Some(now);
         }
         write_row(&mut text, row, paint);
     }
-    let (all, failed) = (report.rows.len(), report.failed());
-    let verdict = match report.held() {
-        true => paint.with(GREEN, &format!("All {all} checks held.")),
-        false => paint.with(RED, &format!("{failed} of {all} checks did not hold.")),
+    let verdict = match report.verdict() {
+        Ok(()) => paint.with(GREEN, &format!("All {} checks held.", report.rows.len())),
+        Err(error) => paint.with(RED, &format!("{error}.")),
     };
-    let unknown = config.external.unknown_client;
-    let _ = write!(
-        text,
-        "\n{verdict}\n\n{}",
-        paint.with(
-            DIM,
-            &format!(
-                "  local   the gateway takes the client for one of its own host\n  \
-                   remote  the gateway takes it for an outsider, whom somebody must approve\n  \
-                   {unknown} stands for a client without an address of its own: this one is on loopback\n"
-            )
-        )
+    let legend = format!(
+        "  local      the gateway takes the client for one of its own host\n  \
+           remote     the gateway takes it for an outsider, whom somebody must approve\n  \
+           {:<9}  stands for a client on loopback, which the gateway must not hear of\n",
+        config.external.unknown_client.to_string(),
     );
+    let _ = write!(text, "\n{verdict}\n\n{}", paint.with(DIM, &legend));
     text
 }
 
-fn group_begins(report: &Report, row: &Row) -> bool {
-    let first = report.rows.iter().find(|other| other.trial.forged == row.trial.forged && other.trial.lane == row.trial.lane);
-    first.is_some_and(|first| std::ptr::eq(first, row))
-}
-
-/// What the client says of itself.
-fn claims(trial: &Trial) -> String {
-    match trial.forged {
-        [(name, value)] => format!("{} says {name}: {value}", trial.lane.label()),
-        all => {
-            let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
-            format!("{} says all of {}", trial.lane.label(), names.join(", "))
-        }
-    }
+/// Who the rows below are about.
+fn heading(trial: &Trial, paint: Paint) -> String {
+    let lane = format!("{} lane", trial.lane.label());
+    let who = match trial.forged {
+        [] => format!("a client at {}", trial.lane.client()),
+        [(name, value)] => format!("the same, with {name}: {value}"),
+        all => format!("the same, with {} forged fields at once", all.len()),
+    };
+    format!("{} {}\n", paint.with(BOLD, &lane), paint.with(DIM, &format!("· {who}")))
 }
 
 fn write_row(text: &mut String, row: &Row, paint: Paint) {
-    let (lane, way) = (row.trial.lane.label(), row.trial.way.to_string());
-    let held = row.objections.is_empty();
+    let way = row.trial.way.to_string();
     let cells = match &row.told {
         Some(told) => {
-            let one = |name| Some(told.all(name).join(", ")).filter(|value| !value.is_empty()).unwrap_or_else(|| "-".into());
-            let from = told.from.ip().to_string();
-            line(lane, &way, &from, &one("x-forwarded-for"), &one("host"), told.judged.label(), "")
+            let one = |name| Some(told.all(name).join(", ")).filter(|value| !value.is_empty()).unwrap_or_else(|| "none".into());
+            line(&way, &told.from.ip().to_string(), &one("x-forwarded-for"), &one("host"), told.judged.label(), "")
         }
-        None => line(lane, &way, "-", "-", "-", "-", ""),
+        None => line(&way, "-", "-", "-", "-", ""),
     };
-    let mark = if held { paint.with(GREEN, "yes") } else { paint.with(RED, "NO") };
-    let _ = writeln!(text, "{cells}{mark}");
+    let held = if row.objections.is_empty() { paint.with(GREEN, "yes") } else { paint.with(RED, "NO") };
+    let _ = writeln!(text, "{cells}{held}");
     for objection in &row.objections {
-        let _ = writeln!(text, "  {}", paint.with(RED, objection));
+        let _ = writeln!(text, "    {}", paint.with(RED, objection));
     }
 }
 
-fn line(lane: &str, way: &str, from: &str, client: &str, host: &str, judged: &str, held: &str) -> String {
-    format!("{lane:<9} {way:<14} {from:<14} {client:<16} {host:<16} {judged:<7} {held}")
+/// One line; with addresses as long as they can be it is 80 columns wide.
+fn line(way: &str, from: &str, client: &str, host: &str, judged: &str, held: &str) -> String {
+    format!("  {way:<13}  {from:<15}  {client:<15}  {host:<15}  {judged:<6}  {held}")
 }
 
-/// How to go on by hand: `listening` is the door for others, `near` the one that a client on loopback reaches.
-pub(super) fn invitation(listening: SocketAddr, near: SocketAddr, ca: &Path, fingerprint: &str, colours: bool) -> String {
+/// What somebody needs to know to go on by hand.
+pub(super) struct Invitation {
+    /// The door that was asked for.
+    pub(super) listening: SocketAddr,
+    /// Where a browser on this machine finds it.
+    pub(super) url: String,
+    /// The door that clients on loopback reach.
+    pub(super) near: SocketAddr,
+    /// The CA's certificate, in PEM.
+    pub(super) ca: PathBuf,
+    /// SHA-256 of the server's certificate.
+    pub(super) fingerprint: String,
+}
+
+/// How to go on by hand.
+pub(super) fn invitation(invitation: &Invitation, colours: bool) -> String {
     let paint = Paint(colours);
-    let title = |text| paint.with(BOLD, text);
-    let (url, ca) = (format!("https://{near}/"), ca.display());
-    let elsewhere = if listening == near { String::new() } else { format!("  Listening    {listening}\n") };
+    let Invitation { listening, url, near, ca, fingerprint } = invitation;
+    let ca = ca.display();
+    let elsewhere = if listening.ip().is_unspecified() { format!("  Listening    {listening}\n") } else { String::new() };
     format!(
         "
-{up} It stays up until Ctrl-C.
+{title} It stays up until Ctrl-C.
 
   URL          {shown}
 {elsewhere}  CA           {ca}
   Fingerprint  {fingerprint}
 
 {browser}
-  Open the URL. The browser warns, for the CA was made just now and it does not know it:
-  compare the fingerprint (SHA-256) with that of the certificate it shows, and go on.
+  Open the URL. The browser warns, because the CA was made just now and it does not know it.
+  Compare the SHA-256 fingerprint with that of the certificate it shows, and go on.
 
-{curl}
+{outsider}
   curl --cacert {ca} {url}json
-  curl --cacert {ca} --interface {AGENT} {url}json
+{agent}
+  curl --cacert {ca} --interface {AGENT} https://{near}/json
 
 ",
-        up = title("Now try it yourself."),
-        shown = paint.with(GREEN, &url),
-        browser = title("In a browser (external)"),
-        curl = title("With curl (external; then as the agent, whose address is 127.0.0.9)"),
+        title = paint.with(BOLD, "Now try it yourself."),
+        shown = paint.with(GREEN, url),
+        browser = paint.with(BOLD, "In a browser"),
+        outsider = paint.with(BOLD, "With curl, as an outsider"),
+        agent = paint.with(BOLD, &format!("With curl, as the agent at {AGENT}")),
     )
 }
 
@@ -143,7 +146,7 @@ mod tests {
     use super::*;
 
     fn row(told: Option<Told>, objections: &[&str]) -> Row {
-        let trial = Trial { lane: Lane::External, way: Way::Http2, forged: &[("host", "localhost")] };
+        let trial = Trial { lane: Lane::External, way: Way::Http2, forged: &[("Host", "localhost")] };
         Row { trial, told, objections: objections.iter().map(|text| (*text).into()).collect() }
     }
 
@@ -159,9 +162,9 @@ mod tests {
         };
         let report = Report { rows: vec![row(Some(told), &["the judgement must be remote, but is local"]), row(None, &["nobody there"])] };
         let text = render(&report, &Config::default(), false);
-        assert!(text.contains("external says host: localhost\n"), "{text}");
-        assert!(text.contains("localhost        local   NO\n  the judgement must be remote, but is local\n"), "{text}");
-        assert!(text.contains("-       NO\n  nobody there\n"), "{text}");
+        assert!(text.contains("external lane · the same, with Host: localhost\n"), "{text}");
+        assert!(text.contains("localhost        local   NO\n    the judgement must be remote, but is local\n"), "{text}");
+        assert!(text.contains("-       NO\n    nobody there\n"), "{text}");
         assert!(text.contains("2 of 2 checks did not hold."), "{text}");
         assert!(!text.contains('\x1b'), "{text}");
         assert!(render(&report, &Config::default(), true).contains(RED));

@@ -1,6 +1,6 @@
 //! What the gateway is told about a client, as it shows it and as the self-check reads it.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use http::request::Parts;
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ pub(super) struct Told {
 
 impl Told {
     /// What `head`, from `from`, tells a gateway that trusts the proxy at `trusted`.
-    pub(super) fn new(from: SocketAddr, head: &Parts, trusted: std::net::Ipv4Addr) -> Self {
+    pub(super) fn new(from: SocketAddr, head: &Parts, trusted: Ipv4Addr) -> Self {
         let (judged, because) = judge(from.ip(), trusted.into(), &head.headers);
         let field = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
             (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
@@ -38,6 +38,12 @@ impl Told {
             judged,
             because,
         }
+    }
+
+    /// The same for programs, and indented for people.
+    pub(super) fn to_json(&self) -> String {
+        // Numbers, text and lists: there is nothing in it that JSON can't say.
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
     /// Every value of `name`, which is in lower case.
