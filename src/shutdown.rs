@@ -60,6 +60,16 @@ impl Shutdown {
     }
 }
 
+/// So that hyper's own tasks, which HTTP/2 needs, are tracked too.
+impl<F> hyper::rt::Executor<F> for Shutdown
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.spawn(task);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

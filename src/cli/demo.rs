@@ -1,9 +1,10 @@
 //! `loopgate demo`.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 
-use super::Error;
-use crate::config::parse;
+use super::{Error, log};
+use crate::config::{Config, Log, parse};
 use crate::demo;
 
 /// Shows what each lane looks like, on this machine and without Docker
@@ -19,5 +20,9 @@ pub struct Args {
 
 /// Runs the demonstration.
 pub fn run(args: Args) -> Result<(), Error> {
-    Ok(demo::run(demo::Options { once: args.once, listen: args.listen })?)
+    // What a sidecar says as it starts and stops would stand between the lines of the table.
+    log::init(&Log { level: "warn".into(), ..Config::default().log });
+    let mut stdout = std::io::stdout();
+    let colours = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    Ok(demo::run(&demo::Options { once: args.once, listen: args.listen, colours }, &mut stdout)?)
 }

@@ -6,4 +6,5 @@ mod certificate;
 mod server;
 
 pub use certificate::{ClientAuthorities, Error as CertificateError};
+pub(crate) use server::provider;
 pub use server::{ENROL, Error, Handshake, Stream, Terms, accept};

@@ -1,0 +1,130 @@
+//! A gateway that answers every request with what it was told about the client. It listens on loopback, as the real one must.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tracing::debug;
+
+use super::page;
+use super::told::Told;
+use crate::shutdown::Shutdown;
+
+/// What the page may do: show itself, and talk to where it came from.
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+/// After how long accepting is tried again where it failed.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Opens a gateway that trusts the proxy at `trusted`; returns its address. It ends with `shutdown`.
+pub(super) async fn start(trusted: Ipv4Addr, shutdown: &Shutdown) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    let ending = shutdown.clone();
+    shutdown.spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                () = ending.begun() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, from)) => ending.spawn(serve(stream, from, trusted, ending.clone())),
+                // Out of descriptors, most likely: some may be free again in a while.
+                Err(error) => {
+                    debug!(%error, "the demonstration's gateway can't accept");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    });
+    Ok(address)
+}
+
+async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown: Shutdown) {
+    let _ = stream.set_nodelay(true);
+    let answer = |request| {
+        let response = answer(request, from, trusted, &shutdown);
+        async { Ok::<_, Infallible>(response) }
+    };
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).with_upgrades();
+    tokio::select! {
+        () = shutdown.begun() => {}
+        result = connection => if let Err(error) = result {
+            debug!(%from, %error, "connection to the demonstration's gateway ended");
+        },
+    }
+}
+
+fn answer(mut request: Request<Incoming>, from: SocketAddr, trusted: Ipv4Addr, shutdown: &Shutdown) -> Response<Full<Bytes>> {
+    let upgrade = hyper::upgrade::on(&mut request);
+    let (head, _) = request.into_parts();
+    let told = Told::new(from, &head, trusted);
+    let is_websocket = head.headers.get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    if let Some(key) = head.headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_websocket) {
+        let ending = shutdown.clone();
+        shutdown.spawn(async move {
+            tokio::select! {
+                () = ending.begun() => {}
+                () = echo(upgrade, told) => {}
+            }
+        });
+        return switch_to_websocket(key);
+    }
+    match head.uri.path() {
+        "/json" => content("application/json", told.to_json()),
+        _ => content("text/html; charset=utf-8", page::render(&told)),
+    }
+}
+
+fn switch_to_websocket(key: &HeaderValue) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::try_from(derive_accept_key(key.as_bytes())) {
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    response
+}
+
+fn content(kind: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_SECURITY_POLICY, POLICY);
+    response
+}
+
+/// Says what was told, then gives back every message.
+async fn echo(upgrade: OnUpgrade, told: Told) {
+    let Ok(upgraded) = upgrade.await else { return };
+    let mut websocket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+    if websocket.send(told.to_json().into()).await.is_err() {
+        return;
+    }
+    while let Some(Ok(message)) = websocket.next().await {
+        // tungstenite answers pings and closes itself.
+        if (message.is_text() || message.is_binary()) && websocket.send(message).await.is_err() {
+            return;
+        }
+    }
+}

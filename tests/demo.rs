@@ -1,0 +1,148 @@
+//! The demonstration, from the outside: what it prints, what it serves, how it ends.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use socket2::{Domain, Socket, Type};
+
+fn demo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
+    command.arg("demo").args(arguments).stdin(Stdio::null()).env_remove("TOKIO_WORKER_THREADS");
+    command
+}
+
+/// A demonstration that stays up, and what it printed.
+struct Running {
+    child: Child,
+    url: String,
+    ca: String,
+    fingerprint: String,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = demo(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut after = |word: &str| {
+            let line = lines.by_ref().map(Result::unwrap).find(|line| line.trim_start().starts_with(word));
+            let line = line.unwrap_or_else(|| panic!("{word} is not printed"));
+            line.trim_start().strip_prefix(word).unwrap().trim().to_owned()
+        };
+        after("All 16 checks held.");
+        let (url, ca, fingerprint) = (after("URL"), after("CA"), after("Fingerprint"));
+        // The reader goes: what else is printed has no one to read it, which must not matter.
+        Self { child, url, ca, fingerprint }
+    }
+
+    fn door(&self) -> SocketAddr {
+        self.url.strip_prefix("https://").and_then(|rest| rest.strip_suffix('/')).unwrap().parse().unwrap()
+    }
+
+    /// Fetches `path` from the address `from`, trusting its CA and nothing else.
+    fn get(&self, from: Ipv4Addr, path: &str) -> String {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
+        socket.connect(&self.door().into()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(&self.ca).unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::IpAddress(self.door().ip().into());
+        let mut stream = StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), TcpStream::from(socket));
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.door()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let leaf = &stream.conn.peer_certificates().unwrap()[0];
+        assert_eq!(loopgate::pki::fingerprint(leaf), self.fingerprint);
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        answer
+    }
+
+    fn end(mut self, signal: Signal) -> ExitStatus {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                assert!(!Path::new(&self.ca).exists(), "its temporary directory is still there");
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn once_checks_both_lanes_in_every_protocol_and_ends_well() {
+    let output = demo(&["--once"]).output().unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success() && err.is_empty(), "{out}{err}");
+    assert!(out.contains("All 16 checks held."), "{out}");
+    for word in ["agent lane", "external lane", "HTTP/1.1", "HTTP/2", "WebSocket, h1", "WebSocket, h2", "127.77.", "127.0.0.2", "192.0.2.1"]
+    {
+        assert!(out.contains(word), "{word}: {out}");
+    }
+    assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
+    assert!(!out.contains('\x1b'), "colours in a pipe: {out}");
+}
+
+#[test]
+fn it_stays_up_for_a_browser_and_ends_well_at_a_signal() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let running = Running::start(&[]);
+        let page = running.get(Ipv4Addr::LOCALHOST, "/");
+        assert!(page.contains("<h1>remote</h1>") && page.contains("text/html"), "{page}");
+        let outsider = running.get(Ipv4Addr::LOCALHOST, "/json");
+        assert!(outsider.contains(r#""judged": "remote""#) && outsider.contains(r#""from": "127.0.0.2:"#), "{outsider}");
+        let agent = running.get(Ipv4Addr::new(127, 0, 0, 9), "/json");
+        assert!(agent.contains(r#""judged": "local""#) && !agent.contains("x-forwarded"), "{agent}");
+        assert_eq!(running.end(signal).code(), Some(0));
+    }
+}
+
+#[test]
+fn it_listens_wherever_it_is_told_to() {
+    for listen in ["0.0.0.0:0", "127.0.0.5:0"] {
+        let running = Running::start(&["--listen", listen]);
+        running.get(Ipv4Addr::LOCALHOST, "/json");
+        assert_eq!(running.end(Signal::SIGINT).code(), Some(0));
+    }
+}
+
+#[test]
+fn a_reader_who_is_gone_is_no_failure() {
+    let mut child = demo(&["--once"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_door_that_is_taken_is_said_and_is_a_failure() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = demo(&["--once", "--listen", &address]).output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    let last = err.lines().last().unwrap_or_default();
+    assert!(last.starts_with("loopgate: ") && last.contains(&address), "{err}");
+}
