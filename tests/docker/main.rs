@@ -4,5 +4,6 @@ mod compose;
 mod container;
 mod engine;
 mod filter;
+mod image;
 mod openclaw;
 mod smoke;
