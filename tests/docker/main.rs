@@ -6,4 +6,5 @@ mod engine;
 mod filter;
 mod image;
 mod openclaw;
+mod project;
 mod smoke;
