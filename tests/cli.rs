@@ -231,10 +231,18 @@ fn certificates_are_shown_exported_and_issued_from_the_state_directory() {
     let cert = |arguments: &[&str]| loopgate(&[&["cert"], arguments].concat()).env("LOOPGATE_STATE_DIR", &state).output().unwrap();
     let missing = cert(&["export"]);
     assert_eq!(missing.status.code(), Some(1));
-    assert!(stderr(&missing).contains("ca.pem") && stderr(&missing).lines().count() == 1, "{}", stderr(&missing));
+    assert!(stderr(&missing).contains("no certificate authority") && stderr(&missing).lines().count() == 1, "{}", stderr(&missing));
     let issued = cert(&["issue", "--name", "robot", "--out", out.to_str().unwrap()]);
     assert!(issued.status.success(), "{}", stderr(&issued));
     assert!(String::from_utf8(issued.stdout).unwrap().contains("spiffe://loopgate.local/agent/robot"));
     let exported = cert(&["export"]);
     assert_eq!(exported.stdout, std::fs::read(out.join("ca.pem")).unwrap());
+
+    let file = out.join("copy.pem");
+    let written = cert(&["export", "--out", file.to_str().unwrap()]);
+    assert!(written.status.success() && written.stdout.is_empty(), "{}", stderr(&written));
+    assert_eq!(std::fs::read(&file).unwrap(), exported.stdout);
+    let nowhere = cert(&["export", "--out", out.join("missing/ca.pem").to_str().unwrap()]);
+    assert_eq!(nowhere.status.code(), Some(1));
+    assert!(stderr(&nowhere).contains("missing/ca.pem"), "{}", stderr(&nowhere));
 }

@@ -24,6 +24,9 @@ pub enum Command {
     Export {
         #[command(flatten)]
         flags: Flags<Files>,
+        /// Write it to this file, as a whole or not at all, instead of standard output
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Makes a certificate for an agent that can't enrol by itself
     Issue {
@@ -67,7 +70,8 @@ pub fn run(command: Command) -> Result<(), Error> {
             let chain = config.tls.own_pair.as_ref().map(|pair| pair.chain.as_path());
             show(&offline::show(&config.state_dir, chain)?, json)
         }
-        Command::Export { flags } => output::print(offline::export(&flags.load()?.state_dir)?),
+        Command::Export { flags, out: None } => output::print(offline::export(&flags.load()?.state_dir)?),
+        Command::Export { flags, out: Some(file) } => Ok(offline::export_to(&flags.load()?.state_dir, &file)?),
         Command::Issue { flags, name, out, life } => {
             let config = flags.load()?;
             let agent = offline::Agent { trust_domain: &config.agents.trust_domain, name: &name, life };

@@ -67,6 +67,16 @@ pub fn export(state_dir: &Path) -> Result<String, Error> {
     Ok(pem::from_certificates(&[certificate]))
 }
 
+/// The same into a file that anyone may read, for an image without a shell.
+pub fn export_to(state_dir: &Path, file: &Path) -> Result<(), Error> {
+    let pem = export(state_dir)?;
+    let Some(name) = file.file_name().and_then(|name| name.to_str()) else {
+        return Err(Error::io("write", file)(std::io::ErrorKind::InvalidFilename.into()));
+    };
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    StateDir::at(directory).replace(name, pem.as_bytes(), Access::Public)
+}
+
 /// Replaces the server's leaf, due or not.
 pub fn rotate(state_dir: &Path, rotate_key: RotateKey) -> Result<Report, Error> {
     // A mistyped directory is no reason to make a CA there.

@@ -1,42 +1,66 @@
-//! The compose files are understood by both generations of compose.
+//! The compose files of docker/, with both generations of compose.
 
 use std::process::Command;
 
-use crate::engine::{output, skip};
-
-const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docker");
+use crate::engine::{eventually, output};
+use crate::project::{Compose, Project};
 
 /// What a user may start: each a list of files.
 const WAYS: [&[&str]; 3] = [&["compose.yaml"], &["compose.yaml", "compose.caddy.yaml"], &["compose.yaml", "compose.traefik.yaml"]];
 
-/// The two generations: v2, a plugin of `docker`, and docker-compose 1.29.
-const GENERATIONS: [&[&str]; 2] = [&["docker", "compose"], &["docker-compose"]];
-
-/// A compose command in `docker/`; `None`, said aloud, where it isn't installed.
-fn compose(generation: &[&str]) -> Option<Command> {
-    let command = || {
-        let mut command = Command::new(generation[0]);
-        command.args(&generation[1..]).current_dir(DIRECTORY);
-        command
-    };
-    if output(command().arg("version")).is_ok_and(|output| output.status.success()) {
-        return Some(command());
-    }
-    skip(&format!("{} is not installed", generation.join(" ")));
-    None
-}
+/// What is asked of every container of ours, in the words of `docker inspect`.
+const HARDENED: &str = "{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.SecurityOpt}}";
 
 #[test]
 fn both_generations_of_compose_accept_every_file() {
-    for generation in GENERATIONS {
+    for compose in [Compose::V1, Compose::V2] {
         for files in WAYS {
-            let Some(mut command) = compose(generation) else { break };
+            let Some(mut command) = compose.command() else { break };
             for file in files {
                 command.args(["-f", file]);
             }
             let output = output(command.args(["config", "--quiet"])).expect("compose can be run");
             let complaints = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success() && complaints.is_empty(), "{generation:?} {files:?}: {complaints}");
+            assert!(output.status.success() && complaints.is_empty(), "{compose:?} {files:?}: {complaints}");
         }
     }
+}
+
+#[test]
+fn compose_1_brings_the_gateway_up_behind_loopgate() {
+    let Some(project) = Project::up(Compose::V1, &["compose.yaml"]) else { return };
+    is_reached_over_tls(&project);
+}
+
+#[test]
+fn compose_2_brings_the_gateway_up_behind_loopgate_and_it_survives_a_restart_of_the_namespaces_owner() {
+    let Some(project) = Project::up(Compose::V2, &["compose.yaml"]) else { return };
+    is_reached_over_tls(&project);
+
+    for service in ["netns", "gateway", "loopgate", "socket-filter", "ca", "agent"] {
+        let hardening = project.service(service).inspect(HARDENED);
+        assert_eq!(hardening, "true [ALL] [no-new-privileges:true]", "{service}");
+    }
+    // The engine is loopgate's to ask, not the gateway's.
+    let gateway = project.service("gateway");
+    assert!(!gateway.try_exec(["ls", "/run/docker-filter"]).status.success());
+
+    let loopgate = project.service("loopgate");
+    project.service("netns").restart();
+    // As compose.yaml says: the gateway can't see that it sits in a dead namespace; loopgate can.
+    gateway.restart();
+    eventually("loopgate is started again", || (loopgate.restarts() > 0).then_some(()));
+    is_reached_over_tls(&project);
+}
+
+/// Waits until the published port answers with a certificate of loopgate's CA, and with what the gateway says.
+fn is_reached_over_tls(project: &Project) {
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ca.path(), project.must(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
+    let url = format!("https://localhost:{}/healthz", project.service("netns").published(18789));
+    let answer = eventually("the gateway answers through loopgate", || {
+        let curl = output(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(ca.path()).arg(&url));
+        curl.ok().filter(|curl| curl.status.success())
+    });
+    assert!(String::from_utf8_lossy(&answer.stdout).contains("\"ok\":true"), "{answer:?}");
 }

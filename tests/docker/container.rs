@@ -122,11 +122,17 @@ impl Container {
 pub struct Running {
     name: String,
     id: String,
+    ours: bool,
 }
 
 impl Running {
     pub(crate) fn new(name: String, id: String) -> Self {
-        Self { name, id }
+        Self { name, id, ours: true }
+    }
+
+    /// One that goes with its compose project.
+    pub(crate) fn of_project(name: String, id: String) -> Self {
+        Self { name, id, ours: false }
     }
 
     /// Its name.
@@ -240,6 +246,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
         if std::thread::panicking() {
             eprintln!("--- {} said:\n{}", self.name, self.logs());
         }

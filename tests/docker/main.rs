@@ -4,5 +4,7 @@ mod compose;
 mod container;
 mod engine;
 mod filter;
+mod image;
 mod openclaw;
+mod project;
 mod smoke;

@@ -19,15 +19,7 @@ const IMAGE: &str = "loopgate-test/openclaw";
 /// A container with this version of OpenClaw in it, idle: `node /app/openclaw.mjs ...` is its command line. `None`, said aloud, where
 /// it isn't installed.
 pub fn openclaw(name: &str, version: &str) -> Option<Container> {
-    let tree = cache().join(format!("openclaw-{version}"));
-    if !tree.is_dir() {
-        skip(&format!("OpenClaw {version} is not installed"));
-        return None;
-    }
-    if let Err(why) = attempt(&["image", "inspect", IMAGE]) {
-        skip(&why);
-        return None;
-    }
+    let tree = tree(version)?;
     let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
     // Whatever it writes is gone with the container.
     Some(container.option("--tmpfs=/tmp").option("--tmpfs=/home/node:uid=1000,gid=1000").env("OPENCLAW_GATEWAY_TOKEN", TOKEN))
@@ -42,6 +34,17 @@ pub fn gateway(version: &str) -> Option<Container> {
             .env("OPENCLAW_CONFIG_PATH", "/etc/openclaw.json")
             .command(["node", "/app/openclaw.mjs", "gateway", "run"]),
     )
+}
+
+/// This version's tree, which belongs to /openclaw in a container of its image. `None`, said aloud, where either isn't there.
+pub fn tree(version: &str) -> Option<PathBuf> {
+    let tree = cache().join(format!("openclaw-{version}"));
+    if !tree.is_dir() {
+        skip(&format!("OpenClaw {version} is not installed"));
+        return None;
+    }
+    attempt(&["image", "inspect", IMAGE]).map_err(|why| skip(&why)).ok()?;
+    Some(tree)
 }
 
 /// The directory that the scripts of `tests/setup` fill.

@@ -1,0 +1,58 @@
+//! The image that docker/Dockerfile makes, built by `tests/docker/run`.
+
+use std::process::Command;
+
+use crate::container::Container;
+use crate::engine::{Engine, attempt, docker, output, skip};
+
+const IMAGE: &str = "loopgate-test/loopgate";
+
+/// The engine, if it has the image; `None`, said aloud, where not.
+fn engine() -> Option<Engine> {
+    let engine = Engine::start()?;
+    attempt(&["image", "inspect", IMAGE]).map_err(|why| skip(&why)).ok()?;
+    Some(engine)
+}
+
+/// What `docker image inspect` says by this template.
+fn inspect(template: &str) -> String {
+    docker(&["image", "inspect", "--format", template, IMAGE])
+}
+
+#[test]
+fn the_image_holds_the_binary_and_next_to_nothing_else() {
+    let Some(_engine) = engine() else { return };
+    let container = docker(&["create", IMAGE]);
+    let listing = output(Command::new("sh").args(["-c", &format!("docker export {container} | tar -t")]));
+    docker(&["rm", &container]);
+    let listing = String::from_utf8(listing.expect("tar can be run").stdout).unwrap();
+    // What the engine itself puts into every container.
+    let engines = [".dockerenv", "dev/", "proc/", "sys/", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf"];
+    let ours: Vec<&str> = listing.lines().filter(|path| !engines.iter().any(|engines| path.starts_with(engines))).collect();
+    assert_eq!(ours, ["ca/", "etc/", "etc/group", "etc/passwd", "loopgate", "var/", "var/lib/", "var/lib/loopgate/"]);
+
+    let bytes: u64 = inspect("{{.Size}}").parse().unwrap();
+    assert!(bytes <= 8 << 20, "{bytes} bytes");
+}
+
+#[test]
+fn the_image_runs_as_nobody_in_particular_and_knows_how_to_be_stopped_and_asked_for_its_health() {
+    let Some(_engine) = engine() else { return };
+    assert_eq!(inspect("{{.Config.User}}"), "65532:65532");
+    assert_eq!(inspect("{{.Config.StopSignal}}"), "SIGTERM");
+    assert_eq!(inspect("{{json .Config.Healthcheck.Test}}"), r#"["CMD","/loopgate","healthcheck"]"#);
+    assert_eq!(inspect("{{json .Config.Entrypoint}}{{json .Config.Cmd}}"), r#"["/loopgate"]["run"]"#);
+    assert_eq!(inspect(r#"{{index .Config.Labels "org.opencontainers.image.version"}}"#), env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn new_volumes_are_loopgates_own_and_only_its_state_is_private() {
+    let Some(engine) = engine() else { return };
+    let (state, shared) = (engine.volume(), engine.volume());
+    let _loopgate = engine.run(
+        Container::new("loopgate").image(IMAGE).mount_writable(state.name(), "/var/lib/loopgate").mount_writable(shared.name(), "/ca"),
+    );
+    let looker = engine.run(Container::idle("looker").mount(state.name(), "/state").mount(shared.name(), "/ca"));
+    assert_eq!(looker.exec(["stat", "--format=%u:%g %a", "/state"]), "65532:65532 700");
+    assert_eq!(looker.exec(["stat", "--format=%u:%g %a", "/ca"]), "65532:65532 755");
+}
