@@ -1,5 +1,6 @@
 //! An OpenClaw device identity (`identity/device.json` in its state directory), as OpenClaw 2026.2.19 writes it.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +47,46 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Where OpenClaw keeps, or would create, its identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The file exists.
+    There(PathBuf),
+    /// It does not, but OpenClaw is in use here and will create it.
+    ToCreate(PathBuf),
+}
+
+/// Earlier names of the directory `.openclaw`, which OpenClaw still uses where they exist.
+const LEGACY: [&str; 3] = [".clawdbot", ".moldbot", ".moltbot"];
+
+impl Place {
+    /// Follows OpenClaw's own rules with the variables that `variable` knows. None if there is no sign of OpenClaw. Blocks.
+    pub fn of(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
+        let home = variable("OPENCLAW_HOME").or_else(|| variable("HOME")).map(PathBuf::from);
+        let state_dir = match variable("OPENCLAW_STATE_DIR").or_else(|| variable("CLAWDBOT_STATE_DIR")).map(PathBuf::from) {
+            Some(path) => match path.strip_prefix("~") {
+                Ok(rest) => home?.join(rest),
+                Err(_) => path,
+            },
+            None => {
+                let home = home?;
+                let new = home.join(".openclaw");
+                let legacy = || LEGACY.iter().map(|name| home.join(name)).find(|path| path.exists());
+                if new.exists() { new } else { legacy().unwrap_or(new) }
+            }
+        };
+        let identity = state_dir.join("identity/device.json");
+        let installed = || std::env::split_paths(&variable("PATH")?).find(|directory| directory.join("openclaw").exists());
+        if identity.exists() {
+            Some(Self::There(identity))
+        } else if state_dir.exists() || installed().is_some() {
+            Some(Self::ToCreate(identity))
+        } else {
+            None
+        }
+    }
 }
 
 /// The file's fields, in OpenClaw's order.
@@ -171,6 +212,32 @@ mod tests {
             ["deviceId", "publicKeyPem", "privateKeyPem"].map(|field| json[field].as_str().unwrap().len())
         };
         assert_eq!(lengths(&text), lengths(BY_OPENCLAW));
+    }
+
+    #[test]
+    fn the_identity_is_looked_for_where_openclaw_keeps_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |path: &str| root.path().join(path);
+        let place = |variables: &[(&str, &str)]| {
+            Place::of(|name| {
+                let value = variables.iter().find(|(known, _)| *known == name)?.1;
+                Some(if value.starts_with('~') { value.into() } else { path(value).into() })
+            })
+        };
+        assert_eq!(place(&[]), None);
+        assert_eq!(place(&[("HOME", "home"), ("PATH", "bin")]), None);
+        std::fs::create_dir_all(path("bin")).unwrap();
+        std::fs::write(path("bin/openclaw"), "").unwrap();
+        let new = path("home/.openclaw/identity/device.json");
+        assert_eq!(place(&[("HOME", "home"), ("PATH", "bin")]), Some(Place::ToCreate(new.clone())));
+        std::fs::create_dir_all(path("home/.moltbot")).unwrap();
+        let legacy = path("home/.moltbot/identity/device.json");
+        assert_eq!(place(&[("HOME", "home")]), Some(Place::ToCreate(legacy)));
+        Device::create(&new).unwrap();
+        assert_eq!(place(&[("HOME", "home")]), Some(Place::There(new.clone())));
+        assert_eq!(place(&[("HOME", "elsewhere"), ("OPENCLAW_HOME", "home")]), Some(Place::There(new.clone())));
+        assert_eq!(place(&[("HOME", "home"), ("OPENCLAW_STATE_DIR", "~/.openclaw")]), Some(Place::There(new)));
+        assert_eq!(place(&[("OPENCLAW_STATE_DIR", "nowhere")]), None);
     }
 
     #[test]

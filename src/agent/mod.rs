@@ -83,7 +83,17 @@ pub struct Agent {
     pub state: watch::Receiver<State>,
 }
 
-/// The agent can't start.
+impl Agent {
+    /// The error that says why the gateway has not answered within `patience`; `last` is what the last look at it found.
+    pub fn not_ready(&self, patience: Duration, last: gateway::Error) -> Error {
+        match self.state.borrow().failure.clone() {
+            Some(failure) => Error::NoCredentials { patience, failure },
+            None => Error::NoGateway { patience, source: last },
+        }
+    }
+}
+
+/// The agent can't start, or has not become ready in time.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The listener would face the network.
@@ -100,6 +110,22 @@ pub enum Error {
     /// The sidecar's certificate can't be judged.
     #[error(transparent)]
     Trust(#[from] trust::Error),
+    /// There is still no certificate.
+    #[error("no certificate within {patience:?}: {failure}")]
+    NoCredentials {
+        /// How long it was waited for.
+        patience: Duration,
+        /// Why the last attempt failed.
+        failure: String,
+    },
+    /// The gateway still does not answer.
+    #[error("the gateway does not answer within {patience:?}")]
+    NoGateway {
+        /// How long it was waited for.
+        patience: Duration,
+        /// What the last look found.
+        source: gateway::Error,
+    },
 }
 
 /// Opens the listener and begins to get credentials. The sidecar need not be there yet.
@@ -140,7 +166,7 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
 }
 
 /// `error` and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
