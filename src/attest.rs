@@ -170,6 +170,26 @@ pub enum Reason {
     Unknown,
 }
 
+impl Reason {
+    /// The reason in one word, as the metric names it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NotAnAgent => "not_an_agent",
+            Self::AddressAgent => "address_agent",
+            Self::TooMany => "too_many",
+            Self::Malformed => "malformed",
+            Self::BadRequest => "bad_request",
+            Self::Expired => "expired",
+            Self::ProofNotFound => "proof_not_found",
+            Self::ProofMisplaced => "proof_misplaced",
+            Self::AgentGone => "agent_gone",
+            Self::Docker => "docker",
+            Self::Internal => "internal",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// A line from the sidecar: what was hoped for, or a refusal.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -1,6 +1,6 @@
 //! Showing a proof where only Docker, and nobody on the network, can see it: inside this very container.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -76,8 +76,16 @@ impl Helper {
     fn start(program: &Path, proof: &str) -> io::Result<Self> {
         let mut command = Command::new(program);
         command.arg0("loopgate").args([SHOW_COMMAND, proof]).env_clear();
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().map(Self)
+        Self::spawn(command)
+    }
+
+    /// Returns once the arguments can be seen. That `spawn` has returned is not enough: the kernel sets them a moment later.
+    fn spawn(mut command: Command) -> io::Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut helper = Self(command.spawn()?);
+        let mut byte = [0];
+        helper.0.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?.read_exact(&mut byte)?;
+        Ok(helper)
     }
 }
 
@@ -88,11 +96,14 @@ impl Drop for Helper {
     }
 }
 
-/// What the helper does, the hidden subcommand [`SHOW_COMMAND`]: nothing, until its standard input ends. Says whether `proof` is one.
+/// What the helper does, the hidden subcommand [`SHOW_COMMAND`]: it writes a byte, and waits until its standard input ends. Says whether
+/// `proof` is one.
 pub fn be_seen(proof: &str) -> bool {
     if !proof.starts_with(PROOF_PREFIX) {
         return false;
     }
+    let mut stdout = io::stdout();
+    let _ = stdout.write_all(b"\n").and_then(|()| stdout.flush());
     let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
     true
 }
@@ -114,10 +125,10 @@ mod tests {
 
     #[test]
     fn a_helper_has_the_proof_in_its_arguments_until_it_is_dropped() {
-        // cat, like the helper, lives as long as its standard input; it is told to read that and not its arguments' names.
+        // Like the helper, this shell says when it is there, and lives as long as its standard input.
         let mut command = Command::new("sh");
-        command.args(["-c", "cat", SHOW_COMMAND, "loopgate-proof-x"]).stdin(Stdio::piped()).stdout(Stdio::null());
-        let helper = Helper(command.spawn().unwrap());
+        command.args(["-c", "echo; read -r line", SHOW_COMMAND, "loopgate-proof-x"]);
+        let helper = Helper::spawn(command).unwrap();
         let cmdline = format!("/proc/{}/cmdline", helper.0.id());
         let arguments = std::fs::read_to_string(&cmdline).unwrap();
         assert!(arguments.contains("attest-proof\0loopgate-proof-x"), "{arguments:?}");
