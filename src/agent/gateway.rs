@@ -64,8 +64,8 @@ async fn ask(address: SocketAddr) -> Result<Answers, Error> {
             return Err(Error::NotYet(response.status()));
         }
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map(|body| body.to_bytes());
-        let knows = body.is_ok_and(|body| serde_json::from_slice::<serde_json::Map<_, _>>(&body).is_ok_and(|json| json.contains_key("ok")));
-        Ok(Answers { needs_prepairing: !knows })
+        let told = body.ok().and_then(|body| serde_json::from_slice::<serde_json::Value>(&body).ok());
+        Ok(Answers { needs_prepairing: told.is_none_or(|told| told["ok"] != true) })
     };
     tokio::pin!(exchange, connection);
     tokio::select! {

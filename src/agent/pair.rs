@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{WebSocketStream, client_async};
@@ -23,7 +23,9 @@ use crate::secret::Secret;
 pub const SCOPES: [&str; 5] = ["operator.admin", "operator.approvals", "operator.pairing", "operator.read", "operator.write"];
 
 /// The gateway gives a handshake 10 s itself.
-const DEADLINE: Duration = Duration::from_secs(15);
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Between attempts, while the gateway is starting.
+const PAUSE: Duration = Duration::from_millis(500);
 const CLIENT: &str = "cli";
 const ROLE: &str = "operator";
 const REQUEST_ID: &str = "loopgate-pair";
@@ -63,6 +65,9 @@ pub enum Error {
         /// The request that waits for approval.
         request: Option<String>,
     },
+    /// The gateway listens, but does not pair yet.
+    #[error("the gateway is starting")]
+    Starting,
     /// The gateway says no for another reason, such as a wrong token.
     #[error("the gateway refuses: {0}")]
     Refused(String),
@@ -71,17 +76,23 @@ pub enum Error {
     Protocol(&'static str),
 }
 
-/// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace.
+/// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace. A gateway that is starting is asked
+/// again, within the deadline of the whole.
 ///
 /// # Errors
 /// If the gateway does not accept the device with all scopes.
 pub async fn pair(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Paired, Error> {
-    let handshake = async {
-        let stream = TcpStream::connect(address).await.map_err(|source| Error::Connect { address, source })?;
-        let (socket, _) = client_async(format!("ws://{address}/"), stream).await?;
-        shake_hands(socket, device, token).await
+    let paired = async {
+        loop {
+            let stream = TcpStream::connect(address).await.map_err(|source| Error::Connect { address, source })?;
+            let (socket, _) = client_async(format!("ws://{address}/"), stream).await?;
+            match shake_hands(socket, device, token).await {
+                Err(Error::Starting) => sleep(PAUSE).await,
+                outcome => return outcome,
+            }
+        }
     };
-    timeout(DEADLINE, handshake).await.map_err(|_| Error::Timeout)?
+    timeout(DEADLINE, paired).await.map_err(|_| Error::Timeout)?
 }
 
 /// A frame from the gateway: an event, or the response to a request.
@@ -166,6 +177,7 @@ fn refused(error: &Value) -> Error {
     let request = error["details"]["requestId"].as_str().map(str::to_owned);
     match error["code"].as_str() {
         Some("NOT_PAIRED") => Error::NeedsApproval { request },
+        Some("UNAVAILABLE") => Error::Starting,
         _ => Error::Refused(error["message"].as_str().unwrap_or("no reason given").to_owned()),
     }
 }
@@ -191,19 +203,26 @@ mod tests {
 
     /// A gateway that challenges with the nonce `n-1`, checks the signature as OpenClaw does, and gives `answer`.
     async fn gateway(answer: Value, shutdown: &Shutdown) -> SocketAddr {
+        gateway_of(vec![answer], shutdown).await
+    }
+
+    /// One that gives each connection the next of `answers`.
+    async fn gateway_of(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         shutdown.spawn(async move {
-            let (stream, _) = listener.accept().await.unwrap();
-            let mut socket = accept_async(stream).await.unwrap();
-            let challenge = json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n-1", "ts": 1}});
-            socket.send(Message::text(challenge.to_string())).await.unwrap();
-            let request: Value = serde_json::from_str(socket.next().await.unwrap().unwrap().to_text().unwrap()).unwrap();
-            let answer = if signed(&request["params"]) { answer } else { json!({"ok": false, "error": {"message": "bad signature"}}) };
-            let mut response = json!({"type": "res", "id": request["id"]});
-            response.as_object_mut().unwrap().extend(answer.as_object().unwrap().clone());
-            socket.send(Message::text(response.to_string())).await.unwrap();
-            while socket.next().await.is_some() {}
+            for answer in answers {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut socket = accept_async(stream).await.unwrap();
+                let challenge = json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n-1", "ts": 1}});
+                socket.send(Message::text(challenge.to_string())).await.unwrap();
+                let request: Value = serde_json::from_str(socket.next().await.unwrap().unwrap().to_text().unwrap()).unwrap();
+                let answer = if signed(&request["params"]) { answer } else { json!({"ok": false, "error": {"message": "bad signature"}}) };
+                let mut response = json!({"type": "res", "id": request["id"]});
+                response.as_object_mut().unwrap().extend(answer.as_object().unwrap().clone());
+                socket.send(Message::text(response.to_string())).await.unwrap();
+                while socket.next().await.is_some() {}
+            }
         });
         address
     }
@@ -236,6 +255,14 @@ mod tests {
             let paired = pair(gateway(hello.clone(), &shutdown).await, &device, token).await.unwrap();
             assert_eq!(paired, Paired { device: device.id(), scopes: SCOPES.map(str::to_owned).to_vec() });
         }
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_is_starting_is_asked_again() {
+        let shutdown = Shutdown::new();
+        let starting = json!({"ok": false, "error": {"code": "UNAVAILABLE", "message": "gateway starting; retry shortly"}});
+        let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
+        assert!(pair(gateway_of(vec![starting, hello], &shutdown).await, &device(), None).await.is_ok());
     }
 
     #[tokio::test]
