@@ -21,24 +21,28 @@
 //! judgement  lane
 //! sources    discovery pki
 //! tools      backoff config shutdown metrics
-//! words      addr
+//! words      addr agent_id attest fingerprint secret
 //! ```
 
 pub mod addr;
 pub mod admin;
 pub mod agent;
+pub mod agent_id;
 pub mod app;
+pub mod attest;
 pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod discovery;
 pub mod enrolment;
+pub mod fingerprint;
 pub mod lane;
 pub mod listener;
 pub mod metrics;
 pub mod pki;
 pub mod proxy;
+pub mod secret;
 pub mod shutdown;
 #[cfg(test)]
 mod testing;

@@ -1,1 +1,177 @@
-//! The agent's side: a loopback listener whose connections travel by mutual TLS to the sidecar.
+//! The agent side: `ws://127.0.0.1` in, mTLS to the sidecar out.
+//!
+//! [`start`] opens a loopback listener and, beside it, keeps a certificate at hand: its own by enrolment, which Docker attests, or the
+//! operator's files. Each local connection becomes one TLS connection to the sidecar, byte for byte.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::config::CertificateFiles;
+use crate::secret::Secret;
+use crate::shutdown::Shutdown;
+
+pub mod connector;
+pub mod credentials;
+pub mod device;
+pub mod enrol;
+mod forward;
+pub mod gateway;
+pub mod pair;
+mod renewal;
+pub mod show;
+pub mod supervise;
+pub mod trust;
+
+pub use connector::{Connector, Endpoint};
+pub use credentials::Credentials;
+pub use show::Showing;
+pub use trust::ServerTrust;
+
+/// What [`start`] needs to know.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where local clients connect.
+    pub listen: SocketAddr,
+    /// Whether `listen` may be something else than loopback (`--unsafe-listen`).
+    pub unsafe_listen: bool,
+    /// Where the sidecar is; looked up anew for every connection.
+    pub sidecar: Endpoint,
+    /// The name that the sidecar's certificate must carry, if not the sidecar's host.
+    pub server_name: Option<String>,
+    /// How the sidecar's certificate is judged.
+    pub trust: ServerTrust,
+    /// Where the agent's own certificate comes from.
+    pub identity: Identity,
+    /// Where an inherited token is written, for other programs.
+    pub token_out: Option<PathBuf>,
+    /// How long a local connection waits for a sidecar that can't be reached.
+    pub hold: Duration,
+}
+
+/// Where the agent's own certificate comes from.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// Enrolment, with the proof shown in this way.
+    Enrol(Showing),
+    /// The operator's files, read again when they change.
+    Files(CertificateFiles),
+}
+
+/// What the agent has at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Its certificate and key, once there are any that have not expired.
+    pub credentials: Option<Arc<Credentials>>,
+    /// The gateway's token, if it was inherited.
+    pub token: Option<Secret>,
+    /// Why the last attempt to get credentials failed, if it did.
+    pub failure: Option<String>,
+}
+
+/// An agent that runs until its shutdown begins.
+#[derive(Debug)]
+pub struct Agent {
+    /// Where it listens; the real port if port 0 was asked for.
+    pub address: SocketAddr,
+    /// Its credentials, as they come and go.
+    pub state: watch::Receiver<State>,
+}
+
+impl Agent {
+    /// The error that says why the gateway has not answered within `patience`; `last` is what the last look at it found.
+    pub fn not_ready(&self, patience: Duration, last: gateway::Error) -> Error {
+        match self.state.borrow().failure.clone() {
+            Some(failure) => Error::NoCredentials { patience, failure },
+            None => Error::NoGateway { patience, source: last },
+        }
+    }
+}
+
+/// The agent can't start, or has not become ready in time.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The listener would face the network.
+    #[error("{0} is not a loopback address: whoever reaches it becomes this agent (--unsafe-listen allows it)")]
+    NotLoopback(SocketAddr),
+    /// The listener can't be opened.
+    #[error("can't listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The sidecar's certificate can't be judged.
+    #[error(transparent)]
+    Trust(#[from] trust::Error),
+    /// There is still no certificate.
+    #[error("no certificate within {patience:?}: {failure}")]
+    NoCredentials {
+        /// How long it was waited for.
+        patience: Duration,
+        /// Why the last attempt failed.
+        failure: String,
+    },
+    /// The gateway still does not answer.
+    #[error("the gateway does not answer within {patience:?}")]
+    NoGateway {
+        /// How long it was waited for.
+        patience: Duration,
+        /// What the last look found.
+        source: gateway::Error,
+    },
+}
+
+/// Opens the listener and begins to get credentials. The sidecar need not be there yet.
+///
+/// # Errors
+/// If the listener can't be opened.
+pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Error> {
+    let address = settings.listen;
+    if !address.ip().to_canonical().is_loopback() && !settings.unsafe_listen {
+        return Err(Error::NotLoopback(address));
+    }
+    let connector = Arc::new(Connector::new(settings.sidecar, settings.server_name.as_deref(), settings.trust)?);
+    let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+    let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
+    info!(%address, sidecar = %connector.endpoint(), "local clients may connect");
+
+    let (publish, state) = watch::channel(State::default());
+    let renew = Arc::new(tokio::sync::Notify::new());
+    match settings.identity {
+        Identity::Enrol(showing) => {
+            let renewal = renewal::Renewal { connector: connector.clone(), showing, token_out: settings.token_out, asked: renew.clone() };
+            let token = shutdown.token().clone();
+            shutdown.spawn(async move {
+                tokio::select! { () = token.cancelled() => {}, () = renewal.run(publish) => {} }
+            });
+        }
+        Identity::Files(files) => {
+            let token = shutdown.token().clone();
+            shutdown.spawn(async move {
+                tokio::select! { () = token.cancelled() => {}, () = credentials::follow(files, publish) => {} }
+            });
+        }
+    }
+    let forward = forward::Forward { connector, state: state.clone(), renew, hold: settings.hold };
+    let stop = shutdown.clone();
+    shutdown.spawn(async move { forward.run(listener, stop).await });
+    Ok(Agent { address, state })
+}
+
+/// `error` and its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

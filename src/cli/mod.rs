@@ -2,16 +2,22 @@
 //!
 //! Exit status: 0 for a clean end, 1 for a failure at run time, 2 for a wrong flag, variable, key or value, 75 when a sidecar must be
 //! started anew because its network namespace has lost its owner.
+//! `exec` ends with the status of its command.
 
+mod agent;
+mod agent_flags;
+mod attest_proof;
 mod cert;
 mod completions;
 mod config;
 mod demo;
+mod exec;
 mod flags;
 mod healthcheck;
 mod log;
 mod man;
 mod output;
+mod pair;
 mod pause;
 mod run;
 mod worker_threads;
@@ -31,6 +37,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Agent(agent::Args),
+    Exec(exec::Args),
+    Pair(pair::Args),
     Healthcheck(healthcheck::Args),
     Pause(pause::Args),
     Demo(demo::Args),
@@ -40,6 +49,8 @@ enum Command {
     Config(config::Command),
     Completions(completions::Args),
     Man(man::Args),
+    #[command(hide = true)]
+    AttestProof(attest_proof::Args),
 }
 
 /// Why a command ended other than well.
@@ -60,6 +71,18 @@ pub enum Error {
     /// The sidecar is not ready, or not there.
     #[error(transparent)]
     Healthcheck(#[from] healthcheck::Error),
+    /// The agent failed.
+    #[error(transparent)]
+    Agent(#[from] crate::agent::Error),
+    /// The command of `exec` can't be run.
+    #[error(transparent)]
+    Spawn(#[from] crate::agent::supervise::SpawnError),
+    /// There is no device identity.
+    #[error(transparent)]
+    Device(#[from] crate::agent::device::Error),
+    /// The device is not paired.
+    #[error(transparent)]
+    Pair(#[from] crate::agent::pair::Error),
     /// The operating system refused something.
     #[error("{doing}")]
     Io {
@@ -81,7 +104,8 @@ impl Error {
         match self {
             Self::Config(_) => 2,
             Self::App(error) => error.status(),
-            Self::Demo(_) | Self::Healthcheck(_) | Self::Pki(_) | Self::Io { .. } => 1,
+            Self::Spawn(error) => error.status(),
+            _ => 1,
         }
     }
 }
@@ -92,23 +116,25 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli.command,
         Err(error) => return output::usage(&error),
     };
+    let done = |()| ExitCode::SUCCESS;
     let ended = worker_threads::check().and_then(|()| match command {
-        Command::Run(args) => run::run(args),
-        Command::Healthcheck(args) => healthcheck::run(args),
-        Command::Pause(args) => pause::run(&args),
-        Command::Demo(args) => demo::run(args),
-        Command::Cert(command) => cert::run(command),
-        Command::Config(command) => config::run(command),
-        Command::Completions(args) => completions::run(&args),
-        Command::Man(args) => man::run(&args),
+        Command::Run(args) => run::run(args).map(done),
+        Command::Agent(args) => agent::run(args).map(done),
+        Command::Exec(args) => exec::run(args),
+        Command::Pair(args) => pair::run(&args).map(done),
+        Command::Healthcheck(args) => healthcheck::run(args).map(done),
+        Command::Pause(args) => pause::run(&args).map(done),
+        Command::Demo(args) => demo::run(args).map(done),
+        Command::Cert(command) => cert::run(command).map(done),
+        Command::Config(command) => config::run(command).map(done),
+        Command::Completions(args) => completions::run(&args).map(done),
+        Command::Man(args) => man::run(&args).map(done),
+        Command::AttestProof(args) => Ok(attest_proof::run(&args)),
     });
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            output::error(&error);
-            error.status().into()
-        }
-    }
+    ended.unwrap_or_else(|error| {
+        output::error(&error);
+        error.status().into()
+    })
 }
 
 /// The whole command line, for what is generated from it.

@@ -1,0 +1,236 @@
+//! Connections to the sidecar: look it up, connect, and check who answers.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls::sign::SingleCertAndKey;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::Credentials;
+use super::trust::{self, ServerTrust};
+use crate::attest;
+
+/// Per address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After how much silence the kernel asks whether the sidecar is still there, and how long unacknowledged bytes may wait.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// `host:port`; the host may be a name, an IPv4 address, or an IPv6 address in brackets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The host, without brackets.
+    pub host: String,
+    /// The TCP port.
+    pub port: u16,
+}
+
+/// What was given is not `host:port`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected host:port")]
+pub struct EndpointError;
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self { host: address.ip().to_string(), port: address.port() });
+        }
+        let (host, port) = text.rsplit_once(':').ok_or(EndpointError)?;
+        let port = port.parse().map_err(|_| EndpointError)?;
+        if host.is_empty() || host.contains([':', '/', '[', ']', '@']) {
+            return Err(EndpointError);
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+    }
+}
+
+/// The sidecar can't be reached, or is not the sidecar.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its name leads nowhere.
+    #[error("can't look {endpoint} up")]
+    Lookup {
+        /// What was looked up.
+        endpoint: Endpoint,
+        /// Why.
+        source: io::Error,
+    },
+    /// No connection.
+    #[error("can't connect to {address}")]
+    Connect {
+        /// The last address that was tried.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No handshake, or a certificate that is not to be trusted.
+    #[error("TLS handshake with {address} failed")]
+    Handshake {
+        /// With whom.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Whoever answers does not speak the protocol.
+    #[error("{0} does not offer enrolment: is it loopgate, and are its attested agents turned on?")]
+    NoEnrolment(SocketAddr),
+    /// Its certificate can't be judged.
+    #[error(transparent)]
+    Trust(#[from] trust::Error),
+}
+
+/// Makes connections to one sidecar.
+#[derive(Debug)]
+pub struct Connector {
+    endpoint: Endpoint,
+    server_name: ServerName<'static>,
+    trust: ServerTrust,
+    /// The TLS configuration last used for carrying, with the sessions it may resume: never those of other credentials or another CA.
+    carrying: Mutex<Option<Carrying>>,
+}
+
+#[derive(Debug)]
+struct Carrying {
+    material: Vec<u8>,
+    credentials: Arc<Credentials>,
+    config: Arc<ClientConfig>,
+}
+
+impl Connector {
+    /// Connections to `endpoint`, whose certificate must carry `server_name` (or else the endpoint's host) and satisfy `trust`.
+    ///
+    /// # Errors
+    /// If the name can't be one in a certificate.
+    pub fn new(endpoint: Endpoint, server_name: Option<&str>, trust: ServerTrust) -> Result<Self, trust::Error> {
+        let name = server_name.unwrap_or(&endpoint.host);
+        let server_name = ServerName::try_from(name.to_owned()).map_err(|_| trust::Error::Name(name.to_owned()))?;
+        Ok(Self { endpoint, server_name, trust, carrying: Mutex::new(None) })
+    }
+
+    /// Where the sidecar is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Connects in order to enrol: without a certificate.
+    ///
+    /// # Errors
+    /// If the sidecar can't be reached, isn't trusted, or doesn't offer enrolment.
+    pub async fn for_enrolment(&self) -> Result<TlsStream<TcpStream>, Error> {
+        let material = self.trust.material().await?;
+        let mut config = self.builder(&material)?.with_no_client_auth();
+        config.alpn_protocols = vec![attest::ALPN.to_vec()];
+        let stream = self.connect(Arc::new(config)).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(attest::ALPN) {
+            let address = stream.get_ref().0.peer_addr().map_err(|source| Error::Lookup { endpoint: self.endpoint.clone(), source })?;
+            return Err(Error::NoEnrolment(address));
+        }
+        Ok(stream)
+    }
+
+    /// Connects in order to carry a client's bytes, as the agent that `credentials` stand for.
+    ///
+    /// # Errors
+    /// If the sidecar can't be reached or isn't trusted.
+    pub async fn for_client(&self, credentials: &Arc<Credentials>) -> Result<TlsStream<TcpStream>, Error> {
+        let material = self.trust.material().await?;
+        self.connect(self.carrying(material, credentials)?).await
+    }
+
+    fn carrying(&self, material: Vec<u8>, credentials: &Arc<Credentials>) -> Result<Arc<ClientConfig>, Error> {
+        let mut carrying = self.carrying.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*carrying {
+            Some(known) if known.material == material && Arc::ptr_eq(&known.credentials, credentials) => Ok(known.config.clone()),
+            _ => {
+                let resolver = SingleCertAndKey::from(credentials.certified_key.clone());
+                let mut config = self.builder(&material)?.with_client_cert_resolver(Arc::new(resolver));
+                config.alpn_protocols = vec![b"http/1.1".to_vec()];
+                let config = Arc::new(config);
+                *carrying = Some(Carrying { material, credentials: credentials.clone(), config: config.clone() });
+                Ok(config)
+            }
+        }
+    }
+
+    fn builder(&self, material: &[u8]) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, Error> {
+        let verifier = self.trust.verifier(material)?;
+        let builder = ClientConfig::builder_with_provider(trust::provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has suites for TLS 1.3 and 1.2");
+        Ok(builder.dangerous().with_custom_certificate_verifier(verifier))
+    }
+
+    async fn connect(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, Error> {
+        let stream = self.dial().await?;
+        let address = stream.peer_addr().map_err(|source| Error::Lookup { endpoint: self.endpoint.clone(), source })?;
+        let handshake = TlsConnector::from(config).connect(self.server_name.clone(), stream);
+        let outcome = timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        outcome.map_err(|source| Error::Handshake { address, source })
+    }
+
+    async fn dial(&self) -> Result<TcpStream, Error> {
+        let lookup = |source| Error::Lookup { endpoint: self.endpoint.clone(), source };
+        let addresses = tokio::net::lookup_host((self.endpoint.host.as_str(), self.endpoint.port)).await.map_err(lookup)?;
+        let mut failure = lookup(io::ErrorKind::NotFound.into());
+        for address in addresses {
+            let outcome = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+            match outcome.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).and_then(tuned) {
+                Ok(stream) => return Ok(stream),
+                Err(source) => failure = Error::Connect { address, source },
+            }
+        }
+        Err(failure)
+    }
+}
+
+/// `stream` without delay, and with a kernel that notices when the other end is gone.
+fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3))?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints() {
+        let table = [
+            ("gateway:18789", Some(("gateway", 18789, "gateway:18789"))),
+            ("10.0.0.5:1", Some(("10.0.0.5", 1, "10.0.0.5:1"))),
+            ("[fd00::1]:443", Some(("fd00::1", 443, "[fd00::1]:443"))),
+            ("gateway", None),
+            (":1", None),
+            ("gateway:", None),
+            ("gateway:70000", None),
+            ("fd00::1:443", None),
+            ("https://gateway:443", None),
+        ];
+        for (text, expected) in table {
+            let endpoint = text.parse::<Endpoint>().ok();
+            let told = endpoint.as_ref().map(|e| (e.host.as_str(), e.port, e.to_string()));
+            assert_eq!(told.as_ref().map(|(h, p, t)| (*h, *p, t.as_str())), expected, "{text}");
+        }
+    }
+}

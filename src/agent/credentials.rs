@@ -1,0 +1,107 @@
+//! The agent's own certificate and key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::{State, trust};
+use crate::config::CertificateFiles;
+
+/// A certificate that the sidecar knows the agent by, with its key. Two of them are the same only if they are one.
+#[derive(Debug)]
+pub struct Credentials {
+    /// The chain, leaf first, and its signing key.
+    pub certified_key: Arc<CertifiedKey>,
+    /// Until when the certificate is valid.
+    pub not_after: OffsetDateTime,
+}
+
+/// A certificate or key is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file can't be read.
+    #[error("can't read {path}")]
+    Read {
+        /// Which file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// What should be PEM is not.
+    #[error("no PEM certificate or key")]
+    Pem(#[from] rustls_pki_types::pem::Error),
+    /// There is no certificate.
+    #[error("there is no certificate")]
+    Empty,
+    /// The leaf is no X.509 certificate.
+    #[error("the certificate can't be parsed")]
+    Certificate,
+    /// The key is not the certificate's, or of an unknown kind.
+    #[error("the key does not go with the certificate")]
+    Key(#[from] rustls::Error),
+}
+
+impl Credentials {
+    /// Puts a PEM chain and a key together, and checks that they belong together.
+    ///
+    /// # Errors
+    /// If they don't, or if one of them makes no sense.
+    pub fn new(chain: &[u8], key: PrivateKeyDer<'static>) -> Result<Self, Error> {
+        let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>()?;
+        let leaf = chain.first().ok_or(Error::Empty)?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|_| Error::Certificate)?;
+        let not_after = parsed.validity().not_after.to_datetime();
+        let certified_key = CertifiedKey::from_der(chain, key, &trust::provider())?;
+        Ok(Self { certified_key: Arc::new(certified_key), not_after })
+    }
+
+    /// How long the certificate is still valid at `now`.
+    pub fn remaining(&self, now: OffsetDateTime) -> Duration {
+        (self.not_after - now).try_into().unwrap_or(Duration::ZERO)
+    }
+
+    /// Reads them from `files`.
+    async fn read(files: &CertificateFiles) -> Result<(Self, [Vec<u8>; 2]), Error> {
+        let read =
+            async |path: &std::path::PathBuf| tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source });
+        let contents = [read(&files.chain).await?, read(&files.key).await?];
+        let key = PrivateKeyDer::from_pem_slice(&contents[1])?;
+        Ok((Self::new(&contents[0], key)?, contents))
+    }
+}
+
+/// How often the files are looked at. Polling sees what a bind mount or a Kubernetes secret does too.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Publishes what `files` hold, now and whenever they change. A bad replacement is reported, and the old pair stays in use.
+pub(super) async fn follow(files: CertificateFiles, publish: watch::Sender<State>) {
+    let mut known = None;
+    let mut complained = None;
+    loop {
+        match Credentials::read(&files).await {
+            Ok((credentials, contents)) => {
+                if known.as_ref() != Some(&contents) {
+                    info!(chain = %files.chain.display(), expires = %credentials.not_after, "certificate loaded");
+                    known = Some(contents);
+                    publish.send_modify(|state| *state = State { credentials: Some(Arc::new(credentials)), ..State::default() });
+                }
+                complained = None;
+            }
+            Err(error) => {
+                let failure = super::chain(&error);
+                if complained.as_ref() != Some(&failure) {
+                    warn!(error = %failure, "can't load the certificate");
+                    publish.send_modify(|state| state.failure = Some(failure.clone()));
+                    complained = Some(failure);
+                }
+            }
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}

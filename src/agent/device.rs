@@ -1,0 +1,252 @@
+//! An OpenClaw device identity (`identity/device.json` in its state directory), as OpenClaw 2026.2.19 writes it.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::encoding::AsDer;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use rustls_pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::secret::Secret;
+
+/// A device's ed25519 key, by which the gateway knows it.
+#[derive(Debug)]
+pub struct Device {
+    key: Ed25519KeyPair,
+}
+
+/// The file holds no identity that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It can't be read.
+    #[error("can't read the device identity {path}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is something else. The parser's words are left out: they may quote the key.
+    #[error("{0} is not an OpenClaw device identity (version 1, with privateKeyPem)")]
+    Syntax(PathBuf),
+    /// The key is no ed25519 key.
+    #[error("{0} holds no ed25519 private key")]
+    Key(PathBuf),
+    /// A new one can't be made.
+    #[error("can't create the device identity {path}")]
+    Create {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Where OpenClaw keeps, or would create, its identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The file exists.
+    There(PathBuf),
+    /// It does not, but OpenClaw is in use here and will create it.
+    ToCreate(PathBuf),
+}
+
+/// Earlier names of the directory `.openclaw`, which OpenClaw still uses where they exist.
+const LEGACY: [&str; 3] = [".clawdbot", ".moldbot", ".moltbot"];
+
+impl Place {
+    /// Follows OpenClaw's own rules with the variables that `variable` knows. None if there is no sign of OpenClaw. Blocks.
+    pub fn of(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
+        let home = variable("OPENCLAW_HOME").or_else(|| variable("HOME")).map(PathBuf::from);
+        let state_dir = match variable("OPENCLAW_STATE_DIR").or_else(|| variable("CLAWDBOT_STATE_DIR")).map(PathBuf::from) {
+            Some(path) => match path.strip_prefix("~") {
+                Ok(rest) => home?.join(rest),
+                Err(_) => path,
+            },
+            None => {
+                let home = home?;
+                let new = home.join(".openclaw");
+                let legacy = || LEGACY.iter().map(|name| home.join(name)).find(|path| path.exists());
+                if new.exists() { new } else { legacy().unwrap_or(new) }
+            }
+        };
+        let identity = state_dir.join("identity/device.json");
+        let installed = || std::env::split_paths(&variable("PATH")?).find(|directory| directory.join("openclaw").exists());
+        if identity.exists() {
+            Some(Self::There(identity))
+        } else if state_dir.exists() || installed().is_some() {
+            Some(Self::ToCreate(identity))
+        } else {
+            None
+        }
+    }
+}
+
+/// The file's fields, in OpenClaw's order.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Stored {
+    version: u32,
+    device_id: String,
+    public_key_pem: String,
+    private_key_pem: Secret,
+    created_at_ms: u64,
+}
+
+impl Device {
+    /// Reads an identity; the file is never written. Blocks.
+    ///
+    /// # Errors
+    /// If it can't be read or is no identity.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let read = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let stored: Stored = serde_json::from_slice(&Zeroizing::new(read)).map_err(|_| Error::Syntax(path.to_owned()))?;
+        if stored.version != 1 {
+            return Err(Error::Syntax(path.to_owned()));
+        }
+        let der = PrivatePkcs8KeyDer::from_pem_slice(stored.private_key_pem.expose().as_bytes());
+        let key = der.ok().and_then(|der| Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der()).ok());
+        key.map(|key| Self { key }).ok_or_else(|| Error::Key(path.to_owned()))
+    }
+
+    /// Makes a new identity where there is none, with the directories above it, exactly as OpenClaw itself would on its first
+    /// connection. An identity that is there by then is left alone, and read. Blocks.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let create = |source| Error::Create { path: path.to_owned(), source };
+        let key = Ed25519KeyPair::generate().map_err(|_| create(io::Error::other("no random bytes")))?;
+        let device = Self { key };
+        let text = device.stored(path)?;
+        let directory = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(directory).map_err(create)?;
+        let written = tempfile::NamedTempFile::new_in(directory).and_then(|mut file| {
+            io::Write::write_all(&mut file, &text)?;
+            file.as_file().sync_all()?;
+            Ok(file.persist_noclobber(path)?)
+        });
+        match written {
+            Ok(_) => Ok(device),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Self::read(path),
+            Err(error) => Err(create(error)),
+        }
+    }
+
+    fn stored(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+        // RFC 8410 version 1, as Node exports it: without the public key.
+        let pkcs8 = self.key.to_pkcs8v1().map_err(|_| Error::Key(path.to_owned()))?;
+        let public = AsDer::as_der(self.key.public_key()).map_err(|_| Error::Key(path.to_owned()))?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let stored = Stored {
+            version: 1,
+            device_id: self.id(),
+            public_key_pem: pem("PUBLIC KEY", public.as_ref()),
+            private_key_pem: Secret::new(pem("PRIVATE KEY", pkcs8.as_ref())),
+            created_at_ms: u64::try_from(now.as_millis()).unwrap_or_default(),
+        };
+        let mut text = Zeroizing::new(serde_json::to_vec_pretty(&stored).map_err(|_| Error::Syntax(path.to_owned()))?);
+        text.push(b'\n');
+        Ok(text)
+    }
+
+    /// The device id: SHA-256 of the raw public key, in hexadecimal digits.
+    pub fn id(&self) -> String {
+        let digest = digest(&SHA256, self.key.public_key().as_ref());
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The raw public key in base64url.
+    pub fn public_key(&self) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(self.key.public_key())
+    }
+
+    /// The signature of `text` in base64url.
+    pub fn sign(&self, text: &str) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(self.key.sign(text.as_bytes()))
+    }
+}
+
+/// An ed25519 key in PEM. It is short: one line of base64 holds it.
+fn pem(label: &str, der: &[u8]) -> String {
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64_STANDARD.encode(der))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `loadOrCreateDeviceIdentity` of OpenClaw 2026.2.19 writes it.
+    const BY_OPENCLAW: &str = include_str!("../../tests/data/device.json");
+
+    #[test]
+    fn an_identity_that_openclaw_wrote_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), BY_OPENCLAW).unwrap();
+        let device = Device::read(file.path()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(BY_OPENCLAW).unwrap();
+        assert_eq!(device.id(), json["deviceId"]);
+        assert_eq!(std::fs::read_to_string(file.path()).unwrap(), BY_OPENCLAW);
+    }
+
+    #[test]
+    fn a_new_identity_looks_like_openclaws_and_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("identity/device.json");
+        let made = Device::create(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(Device::read(&path).unwrap().id(), made.id());
+        assert_eq!(Device::create(&path).unwrap().id(), made.id());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        let lines = |text: &str| text.lines().map(|line| line.split(':').next().unwrap().to_owned()).collect::<Vec<_>>();
+        assert_eq!(lines(&text), lines(BY_OPENCLAW));
+        let lengths = |text: &str| {
+            let json: serde_json::Value = serde_json::from_str(text).unwrap();
+            ["deviceId", "publicKeyPem", "privateKeyPem"].map(|field| json[field].as_str().unwrap().len())
+        };
+        assert_eq!(lengths(&text), lengths(BY_OPENCLAW));
+    }
+
+    #[test]
+    fn the_identity_is_looked_for_where_openclaw_keeps_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |path: &str| root.path().join(path);
+        let place = |variables: &[(&str, &str)]| {
+            Place::of(|name| {
+                let value = variables.iter().find(|(known, _)| *known == name)?.1;
+                Some(if value.starts_with('~') { value.into() } else { path(value).into() })
+            })
+        };
+        assert_eq!(place(&[]), None);
+        assert_eq!(place(&[("HOME", "home"), ("PATH", "bin")]), None);
+        std::fs::create_dir_all(path("bin")).unwrap();
+        std::fs::write(path("bin/openclaw"), "").unwrap();
+        let new = path("home/.openclaw/identity/device.json");
+        assert_eq!(place(&[("HOME", "home"), ("PATH", "bin")]), Some(Place::ToCreate(new.clone())));
+        std::fs::create_dir_all(path("home/.moltbot")).unwrap();
+        let legacy = path("home/.moltbot/identity/device.json");
+        assert_eq!(place(&[("HOME", "home")]), Some(Place::ToCreate(legacy)));
+        Device::create(&new).unwrap();
+        assert_eq!(place(&[("HOME", "home")]), Some(Place::There(new.clone())));
+        assert_eq!(place(&[("HOME", "elsewhere"), ("OPENCLAW_HOME", "home")]), Some(Place::There(new.clone())));
+        assert_eq!(place(&[("HOME", "home"), ("OPENCLAW_STATE_DIR", "~/.openclaw")]), Some(Place::There(new)));
+        assert_eq!(place(&[("OPENCLAW_STATE_DIR", "nowhere")]), None);
+    }
+
+    #[test]
+    fn what_is_no_identity_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for text in ["", "{}", &BY_OPENCLAW.replace("\"version\": 1", "\"version\": 2"), &BY_OPENCLAW.replace("BEGIN PRIVATE", "BEGIN")] {
+            std::fs::write(file.path(), text).unwrap();
+            let error = Device::read(file.path()).unwrap_err();
+            assert!(!format!("{error:?} {error}").contains("MC4C"), "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Local connections in, connections to the sidecar out, bytes in between.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio_rustls::client::TlsStream;
+use tracing::{debug, warn};
+
+use super::connector::Connector;
+use super::{Credentials, State, chain};
+use crate::backoff::Backoff;
+use crate::shutdown::Shutdown;
+
+/// Local connections at once; the next one waits in the kernel's queue.
+const MAX_CONNECTIONS: usize = 1024;
+/// After a failed accept, which is nearly always a full file-descriptor table.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Carries local connections to the sidecar.
+#[derive(Clone, Debug)]
+pub(super) struct Forward {
+    pub(super) connector: Arc<Connector>,
+    pub(super) state: watch::Receiver<State>,
+    /// Told when the sidecar refuses the certificate.
+    pub(super) renew: Arc<Notify>,
+    /// How long a local connection waits for credentials and for the sidecar.
+    pub(super) hold: Duration,
+}
+
+/// No connection to the sidecar for a local client.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("no certificate yet{}", .0.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    NoCredentials(Option<String>),
+    #[error(transparent)]
+    Connect(#[from] super::connector::Error),
+}
+
+impl Forward {
+    /// Accepts until `shutdown` begins; connections end with it.
+    pub(super) async fn run(self, listener: TcpListener, shutdown: Shutdown) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let accept = async {
+            loop {
+                let place = places.clone().acquire_owned().await.expect("never closed");
+                match listener.accept().await {
+                    Ok((local, peer)) => {
+                        let (forward, stop) = (self.clone(), shutdown.clone());
+                        shutdown.spawn(async move {
+                            tokio::select! { () = stop.begun() => {}, () = forward.carry(local, peer) => {} }
+                            drop(place);
+                        });
+                    }
+                    Err(error) => {
+                        warn!(%error, "can't accept a local connection");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        tokio::select! { () = shutdown.begun() => {}, () = accept => {} }
+    }
+
+    async fn carry(&self, mut local: TcpStream, peer: SocketAddr) {
+        let mut sidecar = match self.connect().await {
+            Ok(sidecar) => sidecar,
+            Err(error) => return warn!(%peer, error = %chain(&error), "a local connection is closed: no way to the sidecar"),
+        };
+        let _ = local.set_nodelay(true);
+        match tokio::io::copy_bidirectional(&mut local, &mut sidecar).await {
+            Ok((sent, received)) => debug!(%peer, sent, received, "a local connection ended"),
+            Err(error) => {
+                self.judge(&error);
+                debug!(%peer, %error, "a local connection broke");
+            }
+        }
+    }
+
+    /// Tries until there is a connection, or until the client has waited for long enough.
+    async fn connect(&self) -> Result<TlsStream<TcpStream>, Error> {
+        let deadline = Instant::now() + self.hold;
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
+        loop {
+            let credentials = self.credentials(deadline).await?;
+            let error = match self.connector.for_client(&credentials).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            };
+            if let super::connector::Error::Handshake { source, .. } = &error {
+                self.judge(source);
+            }
+            let again = Instant::now() + backoff.pause();
+            if again > deadline {
+                return Err(error.into());
+            }
+            debug!(error = %chain(&error), "the sidecar can't be reached yet");
+            sleep_until(again).await;
+        }
+    }
+
+    async fn credentials(&self, deadline: Instant) -> Result<Arc<Credentials>, Error> {
+        let mut state = self.state.clone();
+        let found = timeout_at(deadline, state.wait_for(|state| state.credentials.is_some())).await;
+        let credentials = found.ok().and_then(Result::ok).and_then(|state| state.credentials.clone());
+        credentials.ok_or_else(|| Error::NoCredentials(self.state.borrow().failure.clone()))
+    }
+
+    /// Asks for new credentials if `error` says that the sidecar refused these: its CA may be another one by now.
+    fn judge(&self, error: &io::Error) {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        if matches!(tls, Some(rustls::Error::AlertReceived(_))) {
+            self.renew.notify_one();
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Pre-pairing: one handshake that asks the gateway for all operator scopes at once.
+//!
+//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request; each further scope needs a human. So
+//! the first request must ask for everything. Doing it again changes nothing.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::{SinkExt, StreamExt};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use super::device::Device;
+use crate::secret::Secret;
+
+/// Every scope of an operator (OpenClaw 2026.2.19).
+pub const SCOPES: [&str; 5] = ["operator.admin", "operator.approvals", "operator.pairing", "operator.read", "operator.write"];
+
+/// The gateway gives a handshake 10 s itself.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Between attempts, while the gateway is starting.
+const PAUSE: Duration = Duration::from_millis(500);
+const CLIENT: &str = "cli";
+const ROLE: &str = "operator";
+const REQUEST_ID: &str = "loopgate-pair";
+
+/// A device that the gateway knows by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paired {
+    /// The device's id.
+    pub device: String,
+    /// The scopes it was granted, if the gateway says.
+    pub scopes: Vec<String>,
+}
+
+/// The device is not paired.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no connection.
+    #[error("can't connect to {address}")]
+    Connect {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The gateway, or the sidecar in its place, does not open a WebSocket.
+    #[error("no WebSocket")]
+    WebSocket(#[from] tungstenite::Error),
+    /// It takes too long.
+    #[error("no answer within {} s", DEADLINE.as_secs())]
+    Timeout,
+    /// The gateway takes the device for a remote one, or the device asks for more than it was paired with.
+    #[error(
+        "the gateway wants a human to approve the device{}: run `openclaw devices approve` beside it, once",
+        .request.as_ref().map(|id| format!(" (request {id})")).unwrap_or_default()
+    )]
+    NeedsApproval {
+        /// The request that waits for approval.
+        request: Option<String>,
+    },
+    /// The gateway listens, but does not pair yet.
+    #[error("the gateway is starting")]
+    Starting,
+    /// The gateway says no for another reason, such as a wrong token.
+    #[error("the gateway refuses: {0}")]
+    Refused(String),
+    /// What answers is no OpenClaw gateway.
+    #[error("what answers does not speak OpenClaw's protocol: {0}")]
+    Protocol(&'static str),
+}
+
+/// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace. A gateway that is starting is asked
+/// again, within the deadline of the whole.
+///
+/// # Errors
+/// If the gateway does not accept the device with all scopes.
+pub async fn pair(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Paired, Error> {
+    let paired = async {
+        loop {
+            let stream = TcpStream::connect(address).await.map_err(|source| Error::Connect { address, source })?;
+            let (socket, _) = client_async(format!("ws://{address}/"), stream).await?;
+            match shake_hands(socket, device, token).await {
+                Err(Error::Starting) => sleep(PAUSE).await,
+                outcome => return outcome,
+            }
+        }
+    };
+    timeout(DEADLINE, paired).await.map_err(|_| Error::Timeout)?
+}
+
+/// A frame from the gateway: an event, or the response to a request.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Frame {
+    Event {
+        event: String,
+        #[serde(default)]
+        payload: Value,
+    },
+    Res {
+        id: String,
+        ok: bool,
+        #[serde(default)]
+        payload: Value,
+        #[serde(default)]
+        error: Value,
+    },
+    #[serde(other)]
+    Other,
+}
+
+async fn shake_hands<S>(mut socket: WebSocketStream<S>, device: &Device, token: Option<&Secret>) -> Result<Paired, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(message) = socket.next().await {
+        let text = match message? {
+            Message::Text(text) => text,
+            Message::Close(close) => return Err(closed(close.map(|close| close.reason.to_string()).unwrap_or_default())),
+            _ => continue,
+        };
+        match serde_json::from_str(&text).map_err(|_| Error::Protocol("a frame that is no JSON object"))? {
+            Frame::Event { event, payload } if event == "connect.challenge" => {
+                let nonce = payload["nonce"].as_str().ok_or(Error::Protocol("a challenge without a nonce"))?;
+                let request = connect(device, token, nonce, SystemTime::now());
+                socket.send(Message::text(request.to_string())).await?;
+            }
+            Frame::Res { id, ok, payload, error } if id == REQUEST_ID => {
+                let _ = socket.close(None).await;
+                return if ok { Ok(granted(device, &payload)) } else { Err(refused(&error)) };
+            }
+            _ => {}
+        }
+    }
+    Err(Error::Protocol("it hangs up"))
+}
+
+/// The `connect` request, signed as `device-auth` version 2 prescribes.
+fn connect(device: &Device, token: Option<&Secret>, nonce: &str, now: SystemTime) -> Value {
+    let signed_at = u64::try_from(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or_default();
+    let (id, secret) = (device.id(), token.map(Secret::expose).unwrap_or_default());
+    let signed = zeroize::Zeroizing::new(format!("v2|{id}|{CLIENT}|{CLIENT}|{ROLE}|{}|{signed_at}|{secret}|{nonce}", SCOPES.join(",")));
+    let mut params = json!({
+        "minProtocol": 3,
+        "maxProtocol": 4,
+        "client": { "id": CLIENT, "version": env!("CARGO_PKG_VERSION"), "platform": std::env::consts::OS, "mode": CLIENT },
+        "role": ROLE,
+        "scopes": SCOPES,
+        "caps": [],
+        "device": {
+            "id": id,
+            "publicKey": device.public_key(),
+            "signature": device.sign(&signed),
+            "signedAt": signed_at,
+            "nonce": nonce,
+        },
+    });
+    if token.is_some() {
+        params["auth"] = json!({ "token": secret });
+    }
+    json!({ "type": "req", "id": REQUEST_ID, "method": "connect", "params": params })
+}
+
+fn granted(device: &Device, payload: &Value) -> Paired {
+    let scopes = payload["auth"]["scopes"].as_array().into_iter().flatten();
+    Paired { device: device.id(), scopes: scopes.filter_map(Value::as_str).map(str::to_owned).collect() }
+}
+
+fn refused(error: &Value) -> Error {
+    let request = error["details"]["requestId"].as_str().map(str::to_owned);
+    match error["code"].as_str() {
+        Some("NOT_PAIRED") => Error::NeedsApproval { request },
+        Some("UNAVAILABLE") => Error::Starting,
+        _ => Error::Refused(error["message"].as_str().unwrap_or("no reason given").to_owned()),
+    }
+}
+
+fn closed(reason: String) -> Error {
+    if reason.starts_with("pairing required") { Error::NeedsApproval { request: None } } else { Error::Refused(reason) }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+    use base64::Engine as _;
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+    use tokio::net::TcpListener;
+    use tokio_tungstenite::accept_async;
+
+    use super::*;
+    use crate::shutdown::Shutdown;
+
+    fn device() -> Device {
+        Device::create(&tempfile::tempdir().unwrap().path().join("device.json")).unwrap()
+    }
+
+    /// A gateway that challenges with the nonce `n-1`, checks the signature as OpenClaw does, and gives `answer`.
+    async fn gateway(answer: Value, shutdown: &Shutdown) -> SocketAddr {
+        gateway_of(vec![answer], shutdown).await
+    }
+
+    /// One that gives each connection the next of `answers`.
+    async fn gateway_of(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        shutdown.spawn(async move {
+            for answer in answers {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut socket = accept_async(stream).await.unwrap();
+                let challenge = json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n-1", "ts": 1}});
+                socket.send(Message::text(challenge.to_string())).await.unwrap();
+                let request: Value = serde_json::from_str(socket.next().await.unwrap().unwrap().to_text().unwrap()).unwrap();
+                let answer = if signed(&request["params"]) { answer } else { json!({"ok": false, "error": {"message": "bad signature"}}) };
+                let mut response = json!({"type": "res", "id": request["id"]});
+                response.as_object_mut().unwrap().extend(answer.as_object().unwrap().clone());
+                socket.send(Message::text(response.to_string())).await.unwrap();
+                while socket.next().await.is_some() {}
+            }
+        });
+        address
+    }
+
+    fn signed(params: &Value) -> bool {
+        let device = &params["device"];
+        let bytes = |field: &str| BASE64_URL_SAFE_NO_PAD.decode(device[field].as_str().unwrap()).unwrap();
+        let scopes: Vec<&str> = params["scopes"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
+        let payload = [
+            "v2",
+            device["id"].as_str().unwrap(),
+            params["client"]["id"].as_str().unwrap(),
+            params["client"]["mode"].as_str().unwrap(),
+            params["role"].as_str().unwrap(),
+            &scopes.join(","),
+            &device["signedAt"].to_string(),
+            params["auth"]["token"].as_str().unwrap_or(""),
+            "n-1",
+        ]
+        .join("|");
+        UnparsedPublicKey::new(&ED25519, bytes("publicKey")).verify(payload.as_bytes(), &bytes("signature")).is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_local_device_is_paired_with_every_scope() {
+        let shutdown = Shutdown::new();
+        let hello = json!({"ok": true, "payload": {"type": "hello-ok", "auth": {"role": "operator", "scopes": SCOPES}}});
+        let (device, token) = (device(), Secret::new("my-token".to_owned()));
+        for token in [Some(&token), None] {
+            let paired = pair(gateway(hello.clone(), &shutdown).await, &device, token).await.unwrap();
+            assert_eq!(paired, Paired { device: device.id(), scopes: SCOPES.map(str::to_owned).to_vec() });
+        }
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_is_starting_is_asked_again() {
+        let shutdown = Shutdown::new();
+        let starting = json!({"ok": false, "error": {"code": "UNAVAILABLE", "message": "gateway starting; retry shortly"}});
+        let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
+        assert!(pair(gateway_of(vec![starting, hello], &shutdown).await, &device(), None).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_the_gateway_refuses_is_told_apart() {
+        let shutdown = Shutdown::new();
+        let device = device();
+        let refuse = json!({"ok": false, "error": {"code": "NOT_PAIRED", "message": "pairing required", "details": {"requestId": "r-7"}}});
+        let error = pair(gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
+        assert!(matches!(&error, Error::NeedsApproval { request: Some(id) } if id == "r-7"), "{error:?}");
+        let refuse = json!({"ok": false, "error": {"code": "INVALID_REQUEST", "message": "unauthorized: gateway token mismatch"}});
+        let error = pair(gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
+        assert_eq!(error.to_string(), "the gateway refuses: unauthorized: gateway token mismatch");
+        assert!(matches!(closed("pairing required: device is not approved yet".into()), Error::NeedsApproval { request: None }));
+    }
+}

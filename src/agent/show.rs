@@ -1,0 +1,138 @@
+//! Showing a proof where only Docker, and nobody on the network, can see it: inside this very container.
+
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use crate::attest::{PROOF_PREFIX, SHOW_COMMAND, Shown, Way};
+
+/// How the proof is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Showing {
+    /// As the argument of a process: works on a read-only root file system too.
+    Process,
+    /// As the name of a file in this directory, which must belong to this container alone: no volume, no tmpfs.
+    File(PathBuf),
+}
+
+impl Showing {
+    /// The word for it in the protocol.
+    pub fn way(&self) -> Way {
+        match self {
+            Self::Process => Way::Process,
+            Self::File(_) => Way::File,
+        }
+    }
+
+    /// Shows `proof` for as long as the result lives. Blocks for a moment.
+    pub(super) fn show(&self, proof: &str) -> io::Result<Shows> {
+        match self {
+            Self::Process => Helper::start(Path::new("/proc/self/exe"), proof).map(Shows::Process),
+            Self::File(directory) => Shows::file(directory.join(proof)),
+        }
+    }
+}
+
+/// A proof that can be seen.
+#[derive(Debug)]
+pub(super) enum Shows {
+    Process(#[expect(dead_code, reason = "held for its drop")] Helper),
+    File(PathBuf),
+}
+
+impl Shows {
+    fn file(path: PathBuf) -> io::Result<Self> {
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Self::File(path))
+    }
+
+    /// What the sidecar is told.
+    pub(super) fn shown(&self) -> Shown {
+        match self {
+            Self::Process(_) => Shown::Process,
+            Self::File(path) => Shown::File { path: path.clone() },
+        }
+    }
+}
+
+impl Drop for Shows {
+    fn drop(&mut self) {
+        if let Self::File(path) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// A child of this program's own, which does nothing but have the proof in its arguments.
+///
+/// It ends when its standard input does. So it needs no signal, which might hit a stranger once `exec` as PID 1 has reaped it, and it
+/// can't outlive its parent.
+#[derive(Debug)]
+pub(super) struct Helper(Child);
+
+impl Helper {
+    fn start(program: &Path, proof: &str) -> io::Result<Self> {
+        let mut command = Command::new(program);
+        command.arg0("loopgate").args([SHOW_COMMAND, proof]).env_clear();
+        Self::spawn(command)
+    }
+
+    /// Returns once the arguments can be seen. That `spawn` has returned is not enough: the kernel sets them a moment later.
+    fn spawn(mut command: Command) -> io::Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut helper = Self(command.spawn()?);
+        let mut byte = [0];
+        helper.0.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?.read_exact(&mut byte)?;
+        Ok(helper)
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// What the helper does, the hidden subcommand [`SHOW_COMMAND`]: it writes a byte, and waits until its standard input ends. Says whether
+/// `proof` is one.
+pub fn be_seen(proof: &str) -> bool {
+    if !proof.starts_with(PROOF_PREFIX) {
+        return false;
+    }
+    let mut stdout = io::stdout();
+    let _ = stdout.write_all(b"\n").and_then(|()| stdout.flush());
+    let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_there_as_long_as_it_is_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let shows = Showing::File(directory.path().to_owned()).show("loopgate-proof-x").unwrap();
+        let path = directory.path().join("loopgate-proof-x");
+        assert_eq!(shows.shown(), Shown::File { path: path.clone() });
+        assert!(path.exists());
+        drop(shows);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_helper_has_the_proof_in_its_arguments_until_it_is_dropped() {
+        // Like the helper, this shell says when it is there, and lives as long as its standard input.
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo; read -r line", SHOW_COMMAND, "loopgate-proof-x"]);
+        let helper = Helper::spawn(command).unwrap();
+        let cmdline = format!("/proc/{}/cmdline", helper.0.id());
+        let arguments = std::fs::read_to_string(&cmdline).unwrap();
+        assert!(arguments.contains("attest-proof\0loopgate-proof-x"), "{arguments:?}");
+        drop(helper);
+        assert!(!Path::new(&cmdline).exists());
+    }
+}

@@ -1,0 +1,164 @@
+//! A small init: one child, its signals, its exit status, and everybody's orphans.
+
+use std::future::poll_fn;
+use std::io::{self, IsTerminal};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::task::Poll;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpgrp, getpid, tcgetpgrp, tcsetpgrp};
+use tokio::signal::unix::{self, SignalKind};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+/// What is passed on to the child.
+const FORWARDED: [Signal; 7] =
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH];
+
+/// The signals that this process gets from now on, in place of what they do by default.
+#[derive(Debug)]
+pub struct Signals {
+    forwarded: Vec<(Signal, unix::Signal)>,
+    child: unix::Signal,
+}
+
+impl Signals {
+    /// Begins to take signals.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn new() -> io::Result<Self> {
+        let take = |signal: Signal| Ok((signal, unix::signal(SignalKind::from_raw(signal as i32))?));
+        let forwarded = FORWARDED.into_iter().map(take).collect::<io::Result<_>>()?;
+        Ok(Self { forwarded, child: unix::signal(SignalKind::child())? })
+    }
+
+    /// Resolves with a signal that ends a process which has no child to pass it on to.
+    pub async fn asked_to_end(&mut self) -> Signal {
+        loop {
+            let signal = next(&mut self.forwarded).await;
+            if matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP | Signal::SIGQUIT) {
+                return signal;
+            }
+        }
+    }
+}
+
+/// The next of `signals` that comes.
+async fn next(signals: &mut [(Signal, unix::Signal)]) -> Signal {
+    poll_fn(|context| {
+        let ready = signals.iter_mut().find_map(|(signal, stream)| stream.poll_recv(context).is_ready().then_some(*signal));
+        ready.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
+/// The exit status that shells give to a process which `signal` killed.
+pub fn status_of(signal: Signal) -> u8 {
+    128_u8.saturating_add(signal as u8)
+}
+
+/// The command can't be run.
+#[derive(Debug, thiserror::Error)]
+#[error("can't run {program}")]
+pub struct SpawnError {
+    program: String,
+    source: io::Error,
+}
+
+impl SpawnError {
+    /// The exit status that shells and `env` give: 127 if there is no such program, 126 if it can't be run.
+    pub fn status(&self) -> u8 {
+        if self.source.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
+    }
+}
+
+/// Runs `command` as the leader of a process group of its own, and returns its exit status.
+///
+/// Every signal is passed on to the group; `grace` after the first SIGTERM it is killed. Orphans that this process inherits as PID 1
+/// are reaped.
+///
+/// # Errors
+/// If the command can't be run at all.
+pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -> Result<u8, SpawnError> {
+    let child = command.process_group(0).spawn();
+    let program = command.get_program().to_string_lossy().into_owned();
+    let child = child.map_err(|source| SpawnError { program, source })?;
+    let child = Pid::from_raw(i32::try_from(child.id()).expect("process ids are small"));
+    // What its environment held need not be held here any longer.
+    drop(command);
+    debug!(pid = %child, "the command runs");
+    to_foreground(child);
+
+    let mut deadline = None;
+    loop {
+        if let Some(status) = reap(child) {
+            return Ok(status);
+        }
+        let overdue = async {
+            match deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = signals.child.recv() => {}
+            signal = next(&mut signals.forwarded) => {
+                debug!(%signal, "passed on");
+                send(child, signal);
+                if signal == Signal::SIGTERM && deadline.is_none() {
+                    deadline = Some(Instant::now() + grace);
+                }
+            }
+            () = overdue => {
+                warn!(?grace, "the command ignores SIGTERM and is killed");
+                send(child, Signal::SIGKILL);
+                deadline = None;
+            }
+        }
+    }
+}
+
+fn send(group: Pid, signal: Signal) {
+    if let Err(error) = killpg(group, signal) {
+        info!(%signal, %error, "a signal can't be passed on");
+    }
+}
+
+/// Takes the status of every child that has ended; returns that of `child`, if it is among them.
+fn reap(child: Pid) -> Option<u8> {
+    let mut status = None;
+    loop {
+        match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
+            Ok(WaitStatus::Exited(pid, code)) if pid == child => status = Some(u8::try_from(code).unwrap_or(u8::MAX)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => status = Some(status_of(signal)),
+            Ok(WaitStatus::Stopped(pid, _)) if pid == child => stop_too(child),
+            Ok(WaitStatus::StillAlive) => return status,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return status,
+        }
+    }
+}
+
+/// Gives the terminal to `child`, if there is one and it is ours to give.
+fn to_foreground(child: Pid) {
+    let stdin = io::stdin();
+    if stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(getpgrp()) && tcsetpgrp(&stdin, child).is_ok() {
+        // It may have tried to read before the terminal was its own, and been stopped for it.
+        let _ = killpg(child, Signal::SIGCONT);
+    }
+}
+
+/// On a terminal, a stopped child (Ctrl-Z) means that the shell above us wants its prompt back.
+fn stop_too(child: Pid) {
+    if getpid().as_raw() == 1 || !io::stdin().is_terminal() {
+        return;
+    }
+    let _ = kill(getpid(), Signal::SIGSTOP);
+    to_foreground(child);
+    let _ = killpg(child, Signal::SIGCONT);
+}

@@ -1,0 +1,119 @@
+//! How the agent judges the sidecar's certificate: by a CA file or by a pinned fingerprint, and never on first use.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::fingerprint::Fingerprint;
+
+/// What the sidecar's certificate must agree with.
+#[derive(Clone, Debug)]
+pub enum ServerTrust {
+    /// It is issued by a CA in this PEM file, for the sidecar's name. The file is read again for each connection.
+    Ca(PathBuf),
+    /// It is this very certificate, whatever its names and dates.
+    Fingerprint(Fingerprint),
+}
+
+/// The sidecar's certificate can't be judged.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The CA file can't be read.
+    #[error("can't read the CA file {path}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The CA file holds no certificate that can be trusted.
+    #[error("the CA file {0} holds no usable certificate")]
+    NoCa(PathBuf),
+    /// The sidecar's name is neither a DNS name nor an IP address.
+    #[error("{0:?} is neither a DNS name nor an IP address")]
+    Name(String),
+}
+
+/// The cryptography that every handshake of the agent uses.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+}
+
+impl ServerTrust {
+    /// What a verifier is made of: the CA file's bytes, or nothing. When it changes, so must the verifier.
+    pub(super) async fn material(&self) -> Result<Vec<u8>, Error> {
+        match self {
+            Self::Ca(path) => tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source }),
+            Self::Fingerprint(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// The verifier made of [`ServerTrust::material`].
+    pub(super) fn verifier(&self, material: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+        match self {
+            Self::Fingerprint(fingerprint) => Ok(Arc::new(Pinned { fingerprint: *fingerprint, provider: provider() })),
+            Self::Ca(path) => {
+                let no_ca = || Error::NoCa(path.clone());
+                let mut roots = RootCertStore::empty();
+                for certificate in CertificateDer::pem_slice_iter(material) {
+                    roots.add(certificate.map_err(|_| no_ca())?).map_err(|_| no_ca())?;
+                }
+                let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+                Ok(verifier.map_err(|_| no_ca())?)
+            }
+        }
+    }
+}
+
+/// Accepts one certificate, whoever signed it.
+#[derive(Debug)]
+struct Pinned {
+    fingerprint: Fingerprint,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if Fingerprint::of(end_entity) == self.fingerprint {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,48 @@
+//! `loopgate agent`.
+
+use std::time::Duration;
+
+use tracing::info;
+
+use super::agent_flags::{Flags, Given, given, runtime, value};
+use super::{Error, log};
+use crate::agent::{self, gateway, supervise::Signals};
+use crate::config::parse;
+use crate::shutdown::Shutdown;
+
+/// Gives this container's programs the gateway on 127.0.0.1
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    flags: Flags,
+    /// Give up, with exit status 1, if the gateway does not answer within this time of the start
+    #[arg(long, env = "LOOPGATE_WAIT", value_name = "DURATION", value_parser = given(parse::timeout))]
+    wait: Option<Given<Duration>>,
+}
+
+/// How long connections that are being carried may take to end.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Forwards until told to stop.
+pub fn run(args: Args) -> Result<(), Error> {
+    log::init(&args.flags.log("info"));
+    let settings = args.flags.settings(None)?;
+    let wait = value(args.wait);
+    runtime()?.block_on(async {
+        let mut signals = Signals::new().map_err(Error::io("taking signals"))?;
+        let shutdown = Shutdown::new();
+        let agent = agent::start(settings, &shutdown).await?;
+        if let Some(patience) = wait {
+            tokio::select! {
+                answers = gateway::wait(agent.address, patience) => { answers.map_err(|error| agent.not_ready(patience, error))?; }
+                _ = signals.asked_to_end() => return Ok(()),
+            }
+            info!("the gateway answers");
+        }
+        let signal = signals.asked_to_end().await;
+        info!(%signal, "ending");
+        shutdown.begin();
+        shutdown.finished(DRAIN).await;
+        Ok(())
+    })
+}

@@ -1,0 +1,158 @@
+//! The flags that `agent` and `exec` share.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::agent::{Endpoint, Identity, ServerTrust, Settings, Showing};
+use crate::config::layer::Complaint;
+use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, parse};
+use crate::fingerprint::Fingerprint;
+
+/// Where compose files put the CA's certificate, and only that.
+const CA_FILE: &str = "/ca/ca.pem";
+/// Where a proof is shown as a file, unless told otherwise: belongs to the container alone in nearly every image.
+const PROOF_DIRECTORY: &str = "/tmp";
+
+/// Every option is also an environment variable, LOOPGATE_ and its name.
+#[derive(Debug, clap::Args)]
+pub struct Flags {
+    /// Where local clients connect
+    #[arg(long, env = "LOOPGATE_LISTEN", value_name = "ADDR", value_parser = given(parse::socket_address))]
+    listen: Option<Given<SocketAddr>>,
+    /// Listen on an address that is not loopback: whoever reaches it becomes this agent
+    #[arg(long, env = "LOOPGATE_UNSAFE_LISTEN", value_parser = clap::builder::FalseyValueParser::new())]
+    unsafe_listen: bool,
+    /// Where the sidecar is [default: gateway:18789]
+    #[arg(long, env = "LOOPGATE_SIDECAR", value_name = "HOST:PORT", value_parser = given(endpoint))]
+    sidecar: Option<Given<Endpoint>>,
+    /// The name that the sidecar's certificate must carry [default: the sidecar's host]
+    #[arg(long, env = "LOOPGATE_SERVER_NAME", value_name = "NAME", value_parser = given(text))]
+    server_name: Option<Given<String>>,
+    /// The CA that must have issued the sidecar's certificate (loopgate's ca.pem) [default: /ca/ca.pem]
+    #[arg(long, env = "LOOPGATE_CA", value_name = "FILE", value_parser = given(parse::path))]
+    ca: Option<Given<PathBuf>>,
+    /// The SHA-256 fingerprint of the sidecar's certificate, instead of a CA
+    #[arg(long, env = "LOOPGATE_SERVER_FINGERPRINT", value_name = "HEX", value_parser = given(fingerprint))]
+    server_fingerprint: Option<Given<Fingerprint>>,
+    /// A client certificate from `loopgate cert issue` or an own CA, instead of enrolment
+    #[arg(long, env = "LOOPGATE_CERT", value_name = "FILE", value_parser = given(parse::path))]
+    cert: Option<Given<PathBuf>>,
+    /// The client certificate's key
+    #[arg(long, env = "LOOPGATE_KEY", value_name = "FILE", value_parser = given(parse::path))]
+    key: Option<Given<PathBuf>>,
+    /// How the proof of enrolment is shown in this container [default: process]
+    #[arg(long, env = "LOOPGATE_PROOF", value_name = "process|file", value_parser = given(way))]
+    proof: Option<Given<Way>>,
+    /// Where it is shown as a file: on the container's own file system, not a volume or tmpfs [default: /tmp]
+    #[arg(long, env = "LOOPGATE_PROOF_DIR", value_name = "DIR", value_parser = given(parse::path))]
+    proof_dir: Option<Given<PathBuf>>,
+    /// Where an inherited gateway token is written, readable by its owner alone
+    #[arg(long, env = "LOOPGATE_TOKEN_OUT", value_name = "FILE", value_parser = given(parse::path))]
+    token_out: Option<Given<PathBuf>>,
+    /// How long a local connection waits for a sidecar that can't be reached [default: 10s]
+    #[arg(long, env = "LOOPGATE_HOLD", value_name = "DURATION", value_parser = given(parse::duration))]
+    hold: Option<Given<Duration>>,
+    /// What is logged: a level, or a filter such as loopgate::agent=debug,warn
+    #[arg(long, env = "LOOPGATE_LOG_LEVEL", value_name = "FILTER", value_parser = given(parse::log_filter))]
+    log_level: Option<Given<String>>,
+    /// The shape of a log line [default: text]
+    #[arg(long, env = "LOOPGATE_LOG_FORMAT", value_name = "text|json", value_parser = given(log_format))]
+    log_format: Option<Given<LogFormat>>,
+}
+
+/// A value that may be empty, which is as good as absent: compose files write `LOOPGATE_CA: ${CA:-}`.
+#[derive(Clone, Debug)]
+pub struct Given<T>(Option<T>);
+
+/// `parser`, except that an empty text is no value.
+pub fn given<T>(parser: impl Fn(&str) -> Result<T, String> + Clone) -> impl Fn(&str) -> Result<Given<T>, String> + Clone {
+    move |text| if text.is_empty() { Ok(Given(None)) } else { parser(text).map(|value| Given(Some(value))) }
+}
+
+/// The value, if there is one that is not empty.
+pub fn value<T>(given: Option<Given<T>>) -> Option<T> {
+    given.and_then(|given| given.0)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Process,
+    File,
+}
+
+fn endpoint(text: &str) -> Result<Endpoint, String> {
+    text.parse().map_err(|_| "is not host:port".into())
+}
+
+fn fingerprint(text: &str) -> Result<Fingerprint, String> {
+    text.parse().map_err(|error: crate::fingerprint::ParseError| error.to_string())
+}
+
+fn text(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
+}
+
+fn way(text: &str) -> Result<Way, String> {
+    parse::choice(&[("process", Way::Process), ("file", Way::File)])(text)
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    parse::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])(text)
+}
+
+impl Flags {
+    /// How the command logs, where `level` is its own default.
+    pub fn log(&self, level: &str) -> Log {
+        let format = value(self.log_format.clone()).unwrap_or(LogFormat::Text);
+        Log { format, level: value(self.log_level.clone()).unwrap_or_else(|| level.into()), access: false }
+    }
+
+    /// What the agent needs to know; it listens on `port` of the loopback address unless told otherwise.
+    ///
+    /// # Errors
+    /// If flags contradict each other.
+    pub fn settings(self, port: Option<u16>) -> Result<Settings, config::Error> {
+        let trust = match (value(self.ca), value(self.server_fingerprint)) {
+            (Some(_), Some(_)) => return Err(wrong("--server-fingerprint", "is of no use beside --ca: give one of them")),
+            (None, Some(fingerprint)) => ServerTrust::Fingerprint(fingerprint),
+            (ca, None) => ServerTrust::Ca(ca.unwrap_or_else(|| CA_FILE.into())),
+        };
+        let way = value(self.proof).unwrap_or(Way::Process);
+        let identity = match (value(self.cert), value(self.key), way) {
+            (Some(chain), Some(key), _) => Identity::Files(CertificateFiles { chain, key }),
+            (Some(_), None, _) => return Err(wrong("--cert", "needs --key")),
+            (None, Some(_), _) => return Err(wrong("--key", "needs --cert")),
+            (None, None, Way::Process) => Identity::Enrol(Showing::Process),
+            (None, None, Way::File) => {
+                let directory = value(self.proof_dir).unwrap_or_else(|| PROOF_DIRECTORY.into());
+                if !directory.is_absolute() {
+                    return Err(wrong("--proof-dir", "must be an absolute path: the sidecar looks there from outside"));
+                }
+                Identity::Enrol(Showing::File(directory))
+            }
+        };
+        let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(GATEWAY_PORT)));
+        Ok(Settings {
+            listen: value(self.listen).unwrap_or(listen),
+            unsafe_listen: self.unsafe_listen,
+            sidecar: value(self.sidecar).unwrap_or_else(|| Endpoint { host: "gateway".into(), port: GATEWAY_PORT }),
+            server_name: value(self.server_name),
+            trust,
+            identity,
+            token_out: value(self.token_out),
+            hold: value(self.hold).unwrap_or(Duration::from_secs(10)),
+        })
+    }
+}
+
+/// A complaint about `flag`.
+pub fn wrong(flag: &str, what: &str) -> config::Error {
+    config::Error(vec![Complaint { place: flag.into(), what: what.into() }])
+}
+
+/// A runtime for a forwarder: two threads carry more than one agent asks for.
+pub fn runtime() -> Result<tokio::runtime::Runtime, super::Error> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.map_err(super::Error::io("starting the runtime"))
+}

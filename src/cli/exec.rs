@@ -1,0 +1,162 @@
+//! `loopgate exec`: an entrypoint that gives its command a gateway on 127.0.0.1.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use tracing::{debug, info, warn};
+
+use super::agent_flags::{Flags, Given, given, runtime, value, wrong};
+use super::{Error, log};
+use crate::agent::device::Device;
+use crate::agent::supervise::{self, Signals, status_of};
+use crate::agent::{self, Agent, device, gateway, pair};
+use crate::config::parse;
+use crate::secret::Secret;
+use crate::shutdown::Shutdown;
+
+/// Runs a command that finds the gateway on 127.0.0.1
+///
+/// The command's environment gets OPENCLAW_GATEWAY_PORT and, if it is inherited, OPENCLAW_GATEWAY_TOKEN; it loses OPENCLAW_GATEWAY_URL.
+/// Signals are passed on to the command; its exit status becomes that of loopgate, 128 and the signal if one killed it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    flags: Flags,
+    /// Give up, with exit status 1, if the gateway does not answer within this time [default: 60s]
+    #[arg(long, env = "LOOPGATE_WAIT", value_name = "DURATION", value_parser = given(parse::timeout))]
+    wait: Option<Given<Duration>>,
+    /// Kill the command this long after a SIGTERM that it ignores [default: 10s]
+    #[arg(long, env = "LOOPGATE_GRACE", value_name = "DURATION", value_parser = given(parse::duration))]
+    grace: Option<Given<Duration>>,
+    /// A further variable that gets the gateway's URL, ws://127.0.0.1:PORT; may be repeated
+    #[arg(long = "env", env = "LOOPGATE_ENV", value_name = "NAME", value_delimiter = ',', value_parser = variable)]
+    variables: Vec<String>,
+    /// Do not pre-pair OpenClaw's device identity with a gateway that needs it
+    #[arg(long, env = "LOOPGATE_NO_PAIR", value_parser = clap::builder::FalseyValueParser::new())]
+    no_pair: bool,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+fn variable(name: &str) -> Result<String, String> {
+    let legal = !name.is_empty() && !name.contains('=') && !name.contains('\0');
+    if legal { Ok(name.into()) } else { Err("is not the name of an environment variable".into()) }
+}
+
+/// How long connections that are being carried may take to end once the command has.
+const DRAIN: Duration = Duration::from_millis(200);
+
+/// Runs the command; the exit status is its own.
+pub fn run(args: Args) -> Result<ExitCode, Error> {
+    // Quiet unless something is wrong: standard error is the command's.
+    log::init(&args.flags.log("warn"));
+    let port = match std::env::var("OPENCLAW_GATEWAY_PORT").ok().filter(|port| !port.is_empty()) {
+        Some(port) => Some(parse::number(1..=u16::MAX)(&port).map_err(|what| wrong("OPENCLAW_GATEWAY_PORT", &format!("{port:?} {what}")))?),
+        None => None,
+    };
+    let settings = args.flags.settings(port)?;
+    let patience = value(args.wait).unwrap_or(Duration::from_secs(60));
+    let grace = value(args.grace).unwrap_or(Duration::from_secs(10));
+    let status = runtime()?.block_on(async {
+        let mut signals = Signals::new().map_err(Error::io("taking signals"))?;
+        let shutdown = Shutdown::new();
+        let agent = agent::start(settings, &shutdown).await?;
+        let pair = !args.no_pair && !is_node_host(&args.command);
+        tokio::select! {
+            ready = ready(&agent, patience, pair) => ready?,
+            signal = signals.asked_to_end() => return Ok(status_of(signal)),
+        }
+        let token = agent.state.borrow().token.clone();
+        let command = command(&args.command, &args.variables, agent.address, token.as_ref());
+        let status = supervise::run(command, &mut signals, grace).await?;
+        shutdown.begin();
+        shutdown.finished(DRAIN).await;
+        Ok::<_, Error>(status)
+    })?;
+    Ok(status.into())
+}
+
+/// Waits for the gateway, and has it know OpenClaw's device if it is of the kind that must be told in time.
+async fn ready(agent: &Agent, patience: Duration, pair: bool) -> Result<(), Error> {
+    let answers = gateway::wait(agent.address, patience).await.map_err(|error| agent.not_ready(patience, error))?;
+    info!(address = %agent.address, "the gateway answers");
+    if pair && answers.needs_prepairing {
+        let inherited = agent.state.borrow().token.clone();
+        let token = inherited.or_else(|| std::env::var("OPENCLAW_GATEWAY_TOKEN").ok().filter(|token| !token.is_empty()).map(Secret::new));
+        pre_pair(agent.address, token.as_ref()).await;
+    }
+    Ok(())
+}
+
+/// A command that does without pairing need not fail for want of it, so what goes wrong here is only told.
+async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
+    let Some(place) = device::Place::of(|name| std::env::var_os(name).filter(|value| !value.is_empty())) else { return };
+    let device = match place {
+        device::Place::There(path) => tokio::task::spawn_blocking(move || Device::read(&path)).await,
+        device::Place::ToCreate(path) => tokio::task::spawn_blocking(move || Device::create(&path)).await,
+    };
+    let device = match device.expect("reading a file does not panic") {
+        Ok(device) => device,
+        Err(error) => return warn!(error = %agent::chain(&error), "no pre-pairing"),
+    };
+    match pair::pair(address, &device, token).await {
+        Ok(paired) => debug!(device = paired.device, scopes = paired.scopes.join(","), "pre-paired"),
+        Err(error) => warn!(error = %agent::chain(&error), "pre-pairing failed"),
+    }
+}
+
+/// A node host shares its device identity with the CLI, but a device that is paired as an operator first can't become a node without a
+/// human. So for `openclaw node run` there must be no pre-pairing.
+fn is_node_host(command: &[OsString]) -> bool {
+    command.windows(2).any(|words| words[0] == "node" && words[1] == "run")
+}
+
+fn command(words: &[OsString], variables: &[String], address: SocketAddr, token: Option<&Secret>) -> Command {
+    let mut command = Command::new(PathBuf::from(&words[0]));
+    command.args(&words[1..]).env_remove("OPENCLAW_GATEWAY_URL").env("OPENCLAW_GATEWAY_PORT", address.port().to_string());
+    for name in variables {
+        command.env(name, format!("ws://{address}"));
+    }
+    if let Some(token) = token {
+        command.env("OPENCLAW_GATEWAY_TOKEN", token.expose());
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_host_is_recognised() {
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for (text, expected) in [
+            ("openclaw node run --host 127.0.0.1", true),
+            ("node /app/openclaw.mjs node run", true),
+            ("node /app/openclaw.mjs health", false),
+            ("node", false),
+        ] {
+            assert_eq!(is_node_host(&words(text)), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_environment_is_what_openclaws_clients_read() {
+        let token = Secret::new("my-token".to_owned());
+        let words = ["true".into()];
+        let command = command(&words, &["GATEWAY".into()], "127.0.0.1:3000".parse().unwrap(), Some(&token));
+        let mut variables: Vec<_> = command.get_envs().map(|(k, v)| (k.to_str().unwrap(), v.map(|v| v.to_str().unwrap()))).collect();
+        variables.sort_unstable();
+        let expected = [
+            ("GATEWAY", Some("ws://127.0.0.1:3000")),
+            ("OPENCLAW_GATEWAY_PORT", Some("3000")),
+            ("OPENCLAW_GATEWAY_TOKEN", Some("my-token")),
+            ("OPENCLAW_GATEWAY_URL", None),
+        ];
+        assert_eq!(variables, expected);
+    }
+}

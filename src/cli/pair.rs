@@ -1,0 +1,66 @@
+//! `loopgate pair`.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+use super::{Error, output};
+use crate::agent::device::Device;
+use crate::agent::pair;
+use crate::config::parse;
+use crate::secret::Secret;
+
+/// Pairs an OpenClaw device identity with the gateway, for all operator scopes
+///
+/// OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. Doing it again changes nothing; the
+/// identity file is never written.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The device identity: identity/device.json in OpenClaw's state directory
+    #[arg(long, env = "LOOPGATE_IDENTITY", value_name = "FILE", value_parser = parse::path)]
+    identity: PathBuf,
+    /// The gateway, or the loopback listener of an agent
+    #[arg(long, env = "LOOPGATE_URL", value_name = "URL", default_value = "ws://127.0.0.1:18789", value_parser = loopback_url)]
+    url: SocketAddr,
+    /// The file that holds the gateway's token [default: the variable OPENCLAW_GATEWAY_TOKEN]
+    #[arg(long, env = "LOOPGATE_TOKEN_FILE", value_name = "FILE", value_parser = parse::path)]
+    token_file: Option<PathBuf>,
+}
+
+/// `ws://HOST:PORT`, where the host leads to this network namespace itself: a token must not cross a network in the clear.
+fn loopback_url(text: &str) -> Result<SocketAddr, String> {
+    let what = "is not a loopback URL such as ws://127.0.0.1:18789";
+    let authority = text.strip_prefix("ws://").ok_or(what)?.trim_end_matches('/');
+    let mut addresses = authority.to_socket_addrs().map_err(|_| what)?;
+    addresses.find(|address| address.ip().to_canonical().is_loopback()).ok_or_else(|| what.into())
+}
+
+/// Pairs once.
+pub fn run(args: &Args) -> Result<(), Error> {
+    let device = Device::read(&args.identity)?;
+    let token = match &args.token_file {
+        Some(path) => Some(Secret::read_file(path).map_err(Error::io(format!("reading the token file {}", path.display())))?),
+        None => std::env::var("OPENCLAW_GATEWAY_TOKEN").ok().filter(|token| !token.is_empty()).map(Secret::new),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::io("starting the runtime"))?;
+    let paired = runtime.block_on(pair::pair(args.url, &device, token.as_ref()))?;
+    let scopes = if paired.scopes.is_empty() { "the scopes it asked for".into() } else { paired.scopes.join(", ") };
+    output::print(format!("device {} is paired: {scopes}\n", paired.device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_urls_are_taken() {
+        for (url, expected) in [
+            ("ws://127.0.0.1:18789", Some("127.0.0.1:18789")),
+            ("ws://[::1]:3000/", Some("[::1]:3000")),
+            ("ws://10.0.0.1:18789", None),
+            ("wss://127.0.0.1:18789", None),
+            ("ws://127.0.0.1", None),
+        ] {
+            assert_eq!(loopback_url(url).ok().map(|address| address.to_string()).as_deref(), expected, "{url}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Proofs read through the Docker Engine API: `GET /containers/json`, `GET /containers/{id}/top`, `HEAD /containers/{id}/archive`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::errors::Error as ApiError;
+use bollard::models::{ContainerSummary, ContainerSummaryStateEnum};
+use bollard::query_parameters::{ContainerArchiveInfoOptionsBuilder, ListContainersOptionsBuilder, TopOptions};
+use tokio::time::timeout;
+
+use super::proof::{Entry, Housemate, ProofReader, ReadError};
+
+/// For a whole answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Bits of Go's `os.FileMode`, in which the engine states what a path leads to.
+const MODE_DIR: u32 = 1 << 31;
+/// Every bit of Go's `os.ModeType`: what has none of them is a regular file.
+const MODE_TYPE: u32 = MODE_DIR | 1 << 27 | 1 << 26 | 1 << 25 | 1 << 24 | 1 << 21 | 1 << 19;
+
+/// Reads proofs through an engine.
+#[derive(Clone, Debug)]
+pub struct DockerProofs {
+    docker: Docker,
+}
+
+impl DockerProofs {
+    /// Reads through `docker`.
+    pub fn new(docker: Docker) -> Self {
+        Self { docker }
+    }
+}
+
+impl ProofReader for DockerProofs {
+    async fn housemates(&self, id: &str) -> Result<Vec<Housemate>, ReadError> {
+        let options = ListContainersOptionsBuilder::default().all(false).build();
+        let listed = answer("/containers/json", self.docker.list_containers(Some(options))).await?;
+        Ok(housemates(&listed, id))
+    }
+
+    async fn processes(&self, id: &str) -> Result<Vec<String>, ReadError> {
+        const ENDPOINT: &str = "/containers/{id}/top";
+        // Without ps_args: some of them would have the host's ps print environments.
+        let top = answer(ENDPOINT, self.docker.top_processes(id, None::<TopOptions>)).await?;
+        let titles = top.titles.unwrap_or_default();
+        let column = titles.iter().position(|title| matches!(title.as_str(), "CMD" | "COMMAND" | "ARGS"));
+        let line = |process: Vec<String>| process.get(column?).cloned();
+        Ok(top.processes.unwrap_or_default().into_iter().filter_map(line).collect())
+    }
+
+    async fn entry(&self, id: &str, path: &Path) -> Result<Option<Entry>, ReadError> {
+        const ENDPOINT: &str = "/containers/{id}/archive";
+        let path = path.to_str().unwrap_or_default();
+        let options = ContainerArchiveInfoOptionsBuilder::default().path(path).build();
+        let outcome = timeout(ANSWER, self.docker.get_container_archive_info(id, Some(options))).await;
+        match outcome.unwrap_or(Err(ApiError::RequestTimeoutError)) {
+            Ok(stat) => Ok(Some(entry(stat.file_mode))),
+            Err(ApiError::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
+            Err(error) => Err(ReadError { endpoint: ENDPOINT, source: error.into() }),
+        }
+    }
+}
+
+async fn answer<T>(endpoint: &'static str, request: impl Future<Output = Result<T, ApiError>>) -> Result<T, ReadError> {
+    let outcome = timeout(ANSWER, request).await.unwrap_or(Err(ApiError::RequestTimeoutError));
+    outcome.map_err(|error| ReadError { endpoint, source: error.into() })
+}
+
+fn entry(mode: u32) -> Entry {
+    match mode & MODE_TYPE {
+        0 => Entry::File,
+        MODE_DIR => Entry::Directory,
+        _ => Entry::Other,
+    }
+}
+
+/// The container `id` and those in its network namespace, out of everything that runs.
+fn housemates(listed: &[ContainerSummary], id: &str) -> Vec<Housemate> {
+    let Some(own) = listed.iter().find(|container| container.id.as_deref() == Some(id)) else { return Vec::new() };
+    let owner = joined(own).and_then(|reference| listed.iter().find(|container| is(container, reference))).unwrap_or(own);
+    let shares = |container: &&ContainerSummary| {
+        container.id == owner.id || container.id == own.id || joined(container).is_some_and(|reference| is(owner, reference))
+    };
+    let running = |container: &&ContainerSummary| container.state == Some(ContainerSummaryStateEnum::RUNNING);
+    let housemate = |container: &ContainerSummary| {
+        let mounts = container.mounts.iter().flatten().filter_map(|mount| mount.destination.as_deref().map(Into::into));
+        Some(Housemate { id: container.id.clone()?, mounts: mounts.collect() })
+    };
+    listed.iter().filter(shares).filter(running).filter_map(housemate).collect()
+}
+
+/// The id or name of the container whose network namespace `container` has joined.
+fn joined(container: &ContainerSummary) -> Option<&str> {
+    container.host_config.as_ref()?.network_mode.as_deref()?.strip_prefix("container:")
+}
+
+/// Says whether `reference` is the id or a name of `container`.
+fn is(container: &ContainerSummary, reference: &str) -> bool {
+    let named = |name: &String| name.strip_prefix('/').unwrap_or(name) == reference;
+    container.id.as_deref() == Some(reference) || container.names.iter().flatten().any(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn container(id: &str, mode: &str, state: &str) -> Value {
+        json!({
+            "Id": id,
+            "Names": [format!("/{id}-name")],
+            "State": state,
+            "HostConfig": { "NetworkMode": mode },
+            "Mounts": [{ "Type": "volume", "Destination": format!("/mnt/{id}") }],
+        })
+    }
+
+    #[test]
+    fn housemates_share_a_network_namespace() {
+        let listed: Vec<ContainerSummary> = serde_json::from_value(json!([
+            container("alone", "bridge", "running"),
+            container("owner", "shop_default", "running"),
+            container("by-id", "container:owner", "running"),
+            container("by-name", "container:owner-name", "running"),
+            container("dying", "container:owner", "restarting"),
+            container("elsewhere", "container:gone", "running"),
+        ]))
+        .unwrap();
+        let ids = |id: &str| housemates(&listed, id).into_iter().map(|housemate| housemate.id).collect::<Vec<_>>();
+        assert_eq!(ids("alone"), ["alone"]);
+        for id in ["owner", "by-id", "by-name"] {
+            assert_eq!(ids(id), ["owner", "by-id", "by-name"], "{id}");
+        }
+        assert_eq!(ids("elsewhere"), ["elsewhere"]);
+        assert!(ids("unknown").is_empty());
+        assert_eq!(housemates(&listed, "alone")[0].mounts, [Path::new("/mnt/alone")]);
+    }
+
+    #[test]
+    fn what_a_path_leads_to_is_read_from_gos_bits() {
+        for (mode, expected) in [
+            (0o600, Entry::File),
+            (0o4755 | 1 << 23, Entry::File),
+            (MODE_DIR | 0o755, Entry::Directory),
+            (MODE_DIR | 1 << 20 | 0o777, Entry::Directory),
+            (1 << 27 | 0o777, Entry::Other),
+            (1 << 26, Entry::Other),
+            (1 << 25, Entry::Other),
+        ] {
+            assert_eq!(entry(mode), expected, "{mode:o}");
+        }
+    }
+}

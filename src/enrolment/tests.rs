@@ -1,0 +1,347 @@
+//! Enrolment over streams in memory, with containers that exist only here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Mutex;
+
+use rcgen::{CertificateParams, KeyPair, PublicKeyData};
+use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+
+use super::*;
+use crate::agent::enrol::{self, converse};
+use crate::agent::show::Showing;
+use crate::shutdown::Shutdown;
+
+const ADDRESS: &str = "172.18.0.3:4711";
+
+/// Containers whose processes the test makes up, and whose files are this machine's.
+#[derive(Default)]
+struct Containers {
+    /// By id; a container that is not here does not run.
+    processes: Mutex<HashMap<String, Vec<String>>>,
+    /// The one that has this machine's files.
+    with_files: Option<String>,
+    mounts: Vec<PathBuf>,
+    broken: bool,
+}
+
+impl ProofReader for Arc<Containers> {
+    async fn housemates(&self, id: &str) -> Result<Vec<Housemate>, ReadError> {
+        if self.broken {
+            return Err(ReadError { endpoint: "/containers/json", source: "no socket".into() });
+        }
+        // Those whose ids begin alike live together.
+        let alike = |other: &&String| other.split('-').next() == id.split('-').next();
+        let known = self.processes.lock().unwrap();
+        Ok(known.keys().filter(alike).map(|id| Housemate { id: id.clone(), mounts: self.mounts.clone() }).collect())
+    }
+
+    async fn processes(&self, id: &str) -> Result<Vec<String>, ReadError> {
+        Ok(self.processes.lock().unwrap()[id].clone())
+    }
+
+    async fn entry(&self, id: &str, path: &Path) -> Result<Option<Entry>, ReadError> {
+        if self.with_files.as_deref() != Some(id) {
+            return Ok(None);
+        }
+        Ok(std::fs::symlink_metadata(path).ok().map(|metadata| match metadata.file_type() {
+            kind if kind.is_file() => Entry::File,
+            kind if kind.is_dir() => Entry::Directory,
+            _ => Entry::Other,
+        }))
+    }
+}
+
+impl Containers {
+    fn running(ids: &[&str]) -> Self {
+        let processes = ids.iter().map(|id| ((*id).to_owned(), vec!["sleep infinity".to_owned()])).collect();
+        Self { processes: Mutex::new(processes), ..Self::default() }
+    }
+
+    fn show(&self, id: &str, proof: &str) {
+        self.processes.lock().unwrap().get_mut(id).unwrap().push(format!("loopgate attest-proof {proof}"));
+    }
+}
+
+/// An enrolment that is served, and what it is made of.
+struct House {
+    enrolment: Arc<Enrolment<Arc<Containers>>>,
+    containers: Arc<Containers>,
+    view: watch::Sender<Arc<View>>,
+    authority: Arc<CertificateAuthority>,
+    shutdown: Shutdown,
+    _state_dir: tempfile::TempDir,
+}
+
+fn agent(id: &str, proof: Proof) -> Arc<Agent> {
+    Arc::new(Agent { id: id.into(), name: id.into(), project: Some("shop".into()), service: None, proof, scopes: None })
+}
+
+fn view(agents: &[(&str, Arc<Agent>)]) -> Arc<View> {
+    let agents: BTreeMap<IpAddr, _> = agents.iter().map(|(ip, agent)| (ip.parse().unwrap(), Arc::clone(agent))).collect();
+    Arc::new(View { agents, ..View::default() })
+}
+
+impl House {
+    /// `a` has the label and 172.18.0.3; `a-sibling` shares its namespace; `b` has the label `address`; `c` has none.
+    fn new(containers: Containers, configure: impl Fn(&mut Config)) -> Self {
+        let mut config = Config::default();
+        configure(&mut config);
+        let agents = [("172.18.0.3", agent("a", Proof::Attested)), ("172.18.0.4", agent("b", Proof::Address))];
+        let (publish, view) = watch::channel(view(&agents));
+        let state_dir = tempfile::tempdir().unwrap();
+        let authority = Arc::new(CertificateAuthority::load_or_create(state_dir.path()).unwrap());
+        let containers = Arc::new(containers);
+        let enrolment = Arc::new(Enrolment::new(&config, view, Some(authority.clone()), Some(containers.clone())));
+        Self { enrolment, containers, view: publish, authority, shutdown: Shutdown::new(), _state_dir: state_dir }
+    }
+
+    fn of_four() -> Self {
+        Self::new(Containers::running(&["a", "a-sibling", "b", "c"]), |_| {})
+    }
+
+    fn connect(&self, from: &str) -> Lines<DuplexStream> {
+        Lines::new(self.connection(from))
+    }
+
+    fn connection(&self, from: &str) -> DuplexStream {
+        let (ours, theirs) = duplex(64 * 1024);
+        let (enrolment, peer) = (self.enrolment.clone(), PeerAddr::new(from.parse::<SocketAddr>().unwrap()));
+        self.shutdown.spawn(async move { enrolment.serve(theirs, peer).await });
+        ours
+    }
+
+    fn refused(&self, reason: &'static str) -> u64 {
+        self.enrolment.metrics().refused.get_or_create(&crate::metrics::traffic::ReasonLabels { reason }).get()
+    }
+}
+
+/// A key, and a request signed by it.
+struct Csr {
+    key: KeyPair,
+}
+
+impl Csr {
+    fn new() -> Self {
+        Self { key: KeyPair::generate().unwrap() }
+    }
+
+    fn pem(&self) -> String {
+        CertificateParams::default().serialize_request(&self.key).unwrap().pem().unwrap()
+    }
+
+    /// Sends the request and returns the proof that is asked for.
+    async fn ask(&self, lines: &mut Lines<DuplexStream>) -> String {
+        lines.send(&Request { csr: self.pem() }).await.unwrap();
+        match lines.receive().await.unwrap() {
+            Answer::Granted(Challenge { nonce, .. }) => attest::proof(&nonce, &self.key.subject_public_key_info()),
+            Answer::Refused(refused) => panic!("{refused:?}"),
+        }
+    }
+}
+
+/// Says that the proof is shown, and returns how that is received.
+async fn shown(lines: &mut Lines<DuplexStream>) -> Result<Enrolled, Reason> {
+    lines.send(&Shown::Process).await.unwrap();
+    match lines.receive().await.unwrap() {
+        Answer::Granted(enrolled) => Ok(enrolled),
+        Answer::Refused(refused) => Err(refused.error),
+    }
+}
+
+async fn refusal(lines: &mut Lines<DuplexStream>) -> Reason {
+    match lines.receive::<Answer<Challenge>>().await.unwrap() {
+        Answer::Refused(refused) => refused.error,
+        Answer::Granted(challenge) => panic!("{challenge:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_proof_shown_in_the_container_itself_or_in_its_namespace_gets_a_certificate() {
+    let house = House::of_four();
+    for place in ["a", "a-sibling"] {
+        let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+        let proof = csr.ask(&mut lines).await;
+        house.containers.show(place, &proof);
+        let enrolled = shown(&mut lines).await.unwrap();
+        assert!(enrolled.token.is_none());
+
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(enrolled.certificate.as_bytes()).map(Result::unwrap).collect();
+        assert_eq!(&chain[1], house.authority.certificate());
+        let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
+        assert_eq!(leaf.public_key().raw, csr.key.subject_public_key_info());
+        let names = leaf.subject_alternative_name().unwrap().unwrap();
+        let uri = "spiffe://loopgate.local/docker/shop/-/a";
+        assert_eq!(names.value.general_names, [x509_parser::extensions::GeneralName::URI(uri)]);
+        let usage = leaf.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.client_auth && !usage.server_auth && !usage.any);
+        let life = leaf.validity().not_after.timestamp() - time::OffsetDateTime::now_utc().unix_timestamp();
+        assert!((3590..=3600).contains(&life), "{life}");
+    }
+    assert_eq!(house.enrolment.metrics().issued.get(), 2);
+}
+
+#[tokio::test]
+async fn a_proof_shown_anywhere_else_is_not_found() {
+    let house = House::of_four();
+    for place in ["b", "c"] {
+        let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+        let proof = csr.ask(&mut lines).await;
+        house.containers.show(place, &proof);
+        assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::ProofNotFound, "{place}");
+    }
+    assert_eq!(house.refused("proof_not_found"), 2);
+}
+
+#[tokio::test]
+async fn a_replayed_nonce_and_another_key_are_of_no_use() {
+    let house = House::of_four();
+    let (csr, mut first) = (Csr::new(), house.connect(ADDRESS));
+    let proof = csr.ask(&mut first).await;
+    house.containers.show("a", &proof);
+    shown(&mut first).await.unwrap();
+    // The proof is still to be seen. The same key on another connection has another nonce, and so needs another one.
+    let mut second = house.connect(ADDRESS);
+    assert_ne!(csr.ask(&mut second).await, proof);
+    assert_eq!(shown(&mut second).await.unwrap_err(), Reason::ProofNotFound);
+    // A neighbour that forges the address while the agent enrols has a nonce and a key of its own; the agent's proof is not for them.
+    let (mut third, mut forger) = (house.connect(ADDRESS), house.connect(ADDRESS));
+    let proof = csr.ask(&mut third).await;
+    Csr::new().ask(&mut forger).await;
+    house.containers.show("a", &proof);
+    assert_eq!(shown(&mut forger).await.unwrap_err(), Reason::ProofNotFound);
+    shown(&mut third).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_an_attested_agents_address_is_given_a_nonce() {
+    let house = House::of_four();
+    for (from, reason) in
+        [("172.18.0.9:1", Reason::NotAnAgent), ("127.0.0.1:1", Reason::NotAnAgent), ("172.18.0.4:1", Reason::AddressAgent)]
+    {
+        assert_eq!(refusal(&mut house.connect(from)).await, reason, "{from}");
+    }
+    house.view.send_replace(view(&[]));
+    assert_eq!(refusal(&mut house.connect(ADDRESS)).await, Reason::NotAnAgent);
+}
+
+#[tokio::test]
+async fn an_agent_that_is_gone_by_the_time_of_its_proof_gets_nothing() {
+    let another = [("172.18.0.3", agent("c", Proof::Attested))];
+    let unlabelled_later = [("172.18.0.3", agent("a", Proof::Address))];
+    for agents in [&[] as &[_], &another, &unlabelled_later] {
+        let house = House::of_four();
+        let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+        let proof = csr.ask(&mut lines).await;
+        house.containers.show("a", &proof);
+        house.view.send_replace(view(agents));
+        assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::AgentGone, "{agents:?}");
+    }
+    let house = House::new(Containers::running(&["b"]), |_| {});
+    let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+    csr.ask(&mut lines).await;
+    assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::AgentGone, "Docker knows it no more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nonce_expires() {
+    let house = House::of_four();
+    let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+    let proof = csr.ask(&mut lines).await;
+    tokio::time::advance(DEADLINE).await;
+    assert_eq!(refusal(&mut lines).await, Reason::Expired);
+    house.containers.show("a", &proof);
+    assert!(lines.receive::<Answer<Enrolled>>().await.is_err());
+}
+
+#[tokio::test]
+async fn attempts_from_one_address_are_limited() {
+    let house = House::of_four();
+    for _ in 0..10 {
+        Csr::new().ask(&mut house.connect(ADDRESS)).await;
+    }
+    assert_eq!(refusal(&mut house.connect(ADDRESS)).await, Reason::TooMany);
+    assert_eq!(house.refused("too_many"), 1);
+}
+
+#[tokio::test]
+async fn requests_that_make_no_sense_are_refused() {
+    let house = House::of_four();
+    let mut lines = house.connect(ADDRESS);
+    lines.send(&Request { csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into() }).await.unwrap();
+    assert_eq!(refusal(&mut lines).await, Reason::BadRequest);
+    let mut stream = house.connection(ADDRESS);
+    stream.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    assert_eq!(refusal(&mut Lines::new(stream)).await, Reason::Malformed);
+
+    // A request with the agent's public key, signed by another key.
+    let (csr, another, mut lines) = (Csr::new(), Csr::new(), house.connect(ADDRESS));
+    let genuine = CertificateParams::default().serialize_request(&csr.key).unwrap();
+    let der = genuine.der();
+    let mut forged = der.to_vec();
+    let signature = CertificateParams::default().serialize_request(&another.key).unwrap().der().to_vec();
+    let tail = 16;
+    let (from, to) = (signature.len() - tail, forged.len() - tail);
+    forged[to..].copy_from_slice(&signature[from..]);
+    let forged = {
+        use base64::Engine as _;
+        let base64 = base64::prelude::BASE64_STANDARD.encode(forged);
+        format!("-----BEGIN CERTIFICATE REQUEST-----\n{base64}\n-----END CERTIFICATE REQUEST-----\n")
+    };
+    lines.send(&Request { csr: forged }).await.unwrap();
+    let Answer::Granted(Challenge { nonce, .. }) = lines.receive().await.unwrap() else { panic!("refused") };
+    house.containers.show("a", &attest::proof(&nonce, &csr.key.subject_public_key_info()));
+    assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::BadRequest);
+}
+
+#[tokio::test]
+async fn without_docker_nobody_is_enrolled() {
+    let house = House::new(Containers { broken: true, ..Containers::running(&["a"]) }, |_| {});
+    let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+    csr.ask(&mut lines).await;
+    assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::Docker);
+    assert_eq!(house.refused("docker"), 1);
+}
+
+#[tokio::test]
+async fn the_agents_own_side_shows_a_file_and_inherits_the_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "my-token\n").unwrap();
+    let shown_in = directory.path().join("proofs");
+    std::fs::create_dir(&shown_in).unwrap();
+    let containers = || Containers { with_files: Some("a".into()), ..Containers::running(&["a"]) };
+    for inherit in [true, false] {
+        let house = House::new(containers(), |config| {
+            config.agents.inherit_token = inherit;
+            config.gateway.token_file = Some(token.clone());
+        });
+        let (credentials, token) = converse(house.connection(ADDRESS), &Showing::File(shown_in.clone())).await.unwrap();
+        assert_eq!(token.as_ref().map(Secret::expose), inherit.then_some("my-token"));
+        assert_eq!(credentials.certified_key.cert.len(), 2);
+        assert!(credentials.remaining(time::OffsetDateTime::now_utc()) > Duration::from_secs(3500));
+        assert_eq!(std::fs::read_dir(&shown_in).unwrap().count(), 0, "nothing is left behind");
+    }
+}
+
+#[tokio::test]
+async fn a_file_where_others_could_have_put_it_proves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let real = directory.path().join("real");
+    std::fs::create_dir(&real).unwrap();
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    for (mounts, shown_in, reason) in [
+        (vec![directory.path().to_owned()], &real, Reason::ProofMisplaced),
+        (vec![real.clone()], &real, Reason::ProofMisplaced),
+        (vec![], &link, Reason::ProofNotFound),
+    ] {
+        let containers = Containers { with_files: Some("a".into()), mounts, ..Containers::running(&["a"]) };
+        let house = House::new(containers, |_| {});
+        match converse(house.connection(ADDRESS), &Showing::File(shown_in.clone())).await {
+            Err(enrol::Error::Refused(refused)) => assert_eq!(refused.error, reason),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Local connections, carried to the sidecar.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use loopgate::agent::{self, Agent, Endpoint, Identity, ServerTrust, Settings};
+use loopgate::config::CertificateFiles;
+use loopgate::fingerprint::Fingerprint;
+use loopgate::shutdown::Shutdown;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::sidecar::{Authority, Sidecar, fingerprint_of};
+
+const ANYWHERE: &str = "127.0.0.1:0";
+
+fn settings(authority: &Authority, sidecar: SocketAddr, trust: ServerTrust) -> Settings {
+    let (chain, key) = authority.client("agent");
+    Settings {
+        listen: ANYWHERE.parse().unwrap(),
+        unsafe_listen: false,
+        sidecar: Endpoint { host: sidecar.ip().to_string(), port: sidecar.port() },
+        server_name: Some("localhost".into()),
+        trust,
+        identity: Identity::Files(CertificateFiles { chain, key }),
+        token_out: None,
+        hold: Duration::from_secs(10),
+    }
+}
+
+/// What comes back for `sent` through the agent, up to the end of the stream.
+async fn exchange(agent: &Agent, sent: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(agent.address).await?;
+    stream.write_all(sent).await?;
+    stream.shutdown().await?;
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).await?;
+    Ok(received)
+}
+
+#[tokio::test]
+async fn bytes_go_both_ways_and_the_second_connection_resumes_the_session() {
+    let (authority, shutdown) = (Authority::new(), Shutdown::new());
+    let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
+    let settings = settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()));
+    let Identity::Files(files) = settings.identity.clone() else { unreachable!("these settings have files") };
+    let agent = agent::start(settings, &shutdown).await.unwrap();
+
+    for _ in 0..2 {
+        assert_eq!(exchange(&agent, b"hello").await.unwrap(), b"hello");
+    }
+    let seen = sidecar.seen.lock().unwrap().clone();
+    assert!(seen.iter().all(|seen| seen.client == Some(fingerprint_of(&files.chain))), "{seen:?}");
+    assert_eq!(seen.iter().map(|seen| seen.resumed).collect::<Vec<_>>(), [false, true]);
+}
+
+#[tokio::test]
+async fn a_client_waits_for_a_sidecar_that_starts_later() {
+    let (authority, shutdown) = (Authority::new(), Shutdown::new());
+    let free = TcpListener::bind(ANYWHERE).await.unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let settings = settings(&authority, address, ServerTrust::Ca(authority.ca()));
+    let agent = agent::start(settings, &shutdown).await.unwrap();
+
+    let mut client = TcpStream::connect(agent.address).await.unwrap();
+    client.write_all(b"early").await.unwrap();
+    let _sidecar = Sidecar::start(&authority, address, &shutdown).await;
+    let mut bytes = [0; 5];
+    client.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"early");
+}
+
+#[tokio::test]
+async fn a_pinned_sidecar_is_trusted_and_every_other_is_not() {
+    let (authority, shutdown) = (Authority::new(), Shutdown::new());
+    let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
+    let other = Authority::new();
+    let wrong_name = Settings { server_name: None, ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca())) };
+    let another: Fingerprint = "00".repeat(32).parse().unwrap();
+    let table = [
+        (settings(&authority, sidecar.address, ServerTrust::Fingerprint(sidecar.fingerprint)), true),
+        (settings(&authority, sidecar.address, ServerTrust::Fingerprint(another)), false),
+        (settings(&authority, sidecar.address, ServerTrust::Ca(other.ca())), false),
+        (settings(&authority, sidecar.address, ServerTrust::Ca("/does/not/exist".into())), false),
+        (wrong_name, false),
+    ];
+    for (settings, trusted) in table {
+        let told = format!("{:?} {:?}", settings.trust, settings.server_name);
+        let agent = agent::start(Settings { hold: Duration::ZERO, ..settings }, &shutdown).await.unwrap();
+        let mut state = agent.state.clone();
+        state.wait_for(|state| state.credentials.is_some()).await.unwrap();
+        let answer = exchange(&agent, b"hello").await;
+        assert_eq!(answer.is_ok_and(|answer| answer == b"hello"), trusted, "{told}");
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_replaced_serves_new_connections_and_old_ones_live_on() {
+    let (authority, shutdown) = (Authority::new(), Shutdown::new());
+    let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
+    let settings = settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()));
+    let agent = agent::start(settings, &shutdown).await.unwrap();
+    let mut old = TcpStream::connect(agent.address).await.unwrap();
+    old.write_all(b"before").await.unwrap();
+    let mut bytes = [0; 6];
+    old.read_exact(&mut bytes).await.unwrap();
+
+    let mut state = agent.state.clone();
+    state.mark_unchanged();
+    let (chain, _) = authority.client("agent");
+    // The chain and the key are two files, so that for a moment they may not belong together.
+    state.wait_for(|state| state.credentials.as_ref().is_some_and(|c| c.certified_key.cert[0] == der(&chain))).await.unwrap();
+    assert_eq!(exchange(&agent, b"after").await.unwrap(), b"after");
+    assert_eq!(sidecar.seen.lock().unwrap().last().unwrap().client, Some(fingerprint_of(&chain)));
+    old.write_all(b"beyond").await.unwrap();
+    old.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"beyond");
+}
+
+fn der(path: &std::path::Path) -> rustls_pki_types::CertificateDer<'static> {
+    use rustls_pki_types::pem::PemObject;
+    rustls_pki_types::CertificateDer::from_pem_file(path).unwrap()
+}
+
+#[tokio::test]
+async fn an_address_that_others_can_reach_is_refused() {
+    let (authority, shutdown) = (Authority::new(), Shutdown::new());
+    let settings = settings(&authority, "127.0.0.1:1".parse().unwrap(), ServerTrust::Ca(authority.ca()));
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
+        let settings = Settings { listen: address.parse().unwrap(), ..settings.clone() };
+        assert!(matches!(agent::start(settings, &shutdown).await, Err(agent::Error::NotLoopback(_))), "{address}");
+    }
+}
