@@ -94,7 +94,7 @@ async fn demonstrate(options: &Options, out: &mut Printer<'_, impl Write>) -> Re
     let defaults = Config::default();
     let gateway = gateway::start(defaults.gateway.external_source, &shutdown).await.map_err(Error::io("opening the gateway"))?;
     let config = config(defaults, options.listen, gateway, state.path());
-    let sidecar = Sidecar::start(config.clone())?;
+    let sidecar = Sidecar::start(config.clone()).await?;
     let report = tokio::select! {
         report = check(&config, &sidecar, &shutdown) => Some(report?),
         () = end.asked() => None,
