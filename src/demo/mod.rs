@@ -28,8 +28,8 @@ use crate::shutdown::Shutdown;
 const AGENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
 /// Where the self-check's external client comes from.
 const OUTSIDER: Ipv4Addr = Ipv4Addr::LOCALHOST;
-/// How long a browser's open requests may hold up the end.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How long clients may hold up the end. Chromium takes two seconds over a WebSocket that the other side closes.
+const DRAIN: Duration = Duration::from_secs(3);
 
 /// What to demonstrate.
 #[derive(Clone, Debug)]
@@ -111,7 +111,10 @@ async fn demonstrate(options: &Options, out: &mut Printer<'_, impl Write>) -> Re
         None if options.once => Err(Error::Interrupted),
         None => Ok(()),
     };
-    sidecar.stop().await;
+    tokio::select! {
+        () = sidecar.stop() => {}
+        () = end.asked() => {}
+    }
     shutdown.begin();
     shutdown.finished(DRAIN).await;
     result
