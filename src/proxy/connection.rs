@@ -142,7 +142,7 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
 
 async fn serve_h2(session: Arc<Session>, io: Downstream) {
     let limits = &session.proxy.limits;
-    let connection = http2::Builder::new(Spawner(session.proxy.shutdown.clone()))
+    let connection = http2::Builder::new(session.proxy.shutdown.clone())
         .timer(TokioTimer::new())
         .enable_connect_protocol()
         .initial_stream_window_size(STREAM_WINDOW)
@@ -154,19 +154,6 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
         .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request)));
     let connection = pin!(connection);
     watch(&session, connection, |connection| connection.graceful_shutdown()).await;
-}
-
-/// Runs hyper's streams of one connection as tracked tasks.
-#[derive(Clone)]
-struct Spawner(crate::shutdown::Shutdown);
-
-impl<F> hyper::rt::Executor<F> for Spawner
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        self.0.spawn(future);
-    }
 }
 
 /// Drives `connection` to its end: its own, or that of its deadline, its lane, or loopgate.
