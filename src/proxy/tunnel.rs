@@ -59,7 +59,8 @@ where
         }
         let up_done = up.pump(cx, &mut client, &mut gateway)?;
         let down_done = down.pump(cx, &mut gateway, &mut client)?;
-        if up_done.is_ready() && down_done.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        // After our goodbye the gateway's end is the end: a client that never closes its side must not keep loopgate from ending.
+        if down_done.is_ready() && (up_done.is_ready() || down.left) { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await
 }
