@@ -3,9 +3,9 @@
 //! # The life of a connection
 //!
 //! A client connects to one of the [`listener`]'s doors. It is counted and, if the allow and deny lists refuse it, closed before a byte
-//! is exchanged. After the TLS handshake ([`tls`]) [`lane::decide`] puts it on exactly one lane, from what it can't forge: its address,
-//! its certificate, and the latest [`discovery::View`] of who is who. [`proxy`] then serves HTTP on it. Each request's head goes through
-//! [`lane::headers`], which makes of it what that lane may say to the gateway, and leaves over a connection whose loopback source
+//! is exchanged. After the TLS handshake ([`tls`]) [`lane::decide()`] puts it on exactly one lane, from what it can't forge: its address,
+//! its certificate, and the latest [`discovery::View`] of who is who. [`proxy`] then serves HTTP on it. Each request's head becomes a
+//! [`lane::GatewayHead`], which holds what that lane may say to the gateway, and leaves over a connection whose loopback source
 //! address is the lane's own. After a `101` the two sides are joined byte by byte.
 //!
 //! # Floors

@@ -1,6 +1,6 @@
 //! Which lane a connection is on and what each lane may say to the gateway: pure functions, no I/O and no clock.
 //!
-//! [`decide`] is asked once a connection, before its first request, and again whenever the [`View`](crate::discovery::View) changes.
+//! [`decide()`] is asked once a connection, before its first request, and again whenever the [`View`](crate::discovery::View) changes.
 //! [`GatewayHead`] is the only thing that can be sent to the gateway, and only a lane makes one.
 
 mod decide;

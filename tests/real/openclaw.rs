@@ -153,7 +153,9 @@ fn plain_http_passes(network: &Network, ca: &Path) {
             };
             assert_eq!(status("/", &[]), "200", "{host:?} {protocol}");
             assert_eq!(status("/tools/invoke", &[&invoke[..], &["--header", &token]].concat()), "200", "{host:?} {protocol}");
-            assert_eq!(status("/tools/invoke", &invoke), "401", "{host:?} {protocol}");
+            // Without a body: the gateway would not wait for it, and curl 7.88 takes an answer that overtakes its HTTP/2 upload, which
+            // RFC 9113 section 8.1 allows, for a broken stream.
+            assert_eq!(status("/tools/invoke", &["--request", "POST"]), "401", "{host:?} {protocol}");
         }
     }
 }
