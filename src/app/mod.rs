@@ -79,9 +79,12 @@ pub fn run(config: Config) -> Result<(), Error> {
             () = signals.end(&sidecar) => Ok(()),
             () = sidecar.orphaned() => Err(Error::Orphaned),
         };
-        tokio::select! {
-            () = sidecar.stop() => {}
-            () = signals.end_again() => warn!("told to stop a second time: not waiting any longer"),
+        // In a namespace without interfaces nobody can be said goodbye to, and its owner might stop again meanwhile.
+        if ended.is_ok() {
+            tokio::select! {
+                () = sidecar.stop() => {}
+                () = signals.end_again() => warn!("told to stop a second time: not waiting any longer"),
+            }
         }
         ended
     })
@@ -110,13 +113,14 @@ impl Sidecar {
         let docker = metrics::Discovery::default();
         let mut view = discovery::start(&config, &docker, &shutdown);
         let token = token::inherited(&config)?;
+        // No door opens, and no certificate is made, before it is known who is an agent and by what names we are reached, or that this
+        // can't be known for now.
+        discovery::settled(&mut view, DOCKER_PATIENCE).await;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(view.clone(), &shutdown), &shutdown)?;
         let identity = pki.identity();
         let terms = terms(&identity.borrow().clone(), &config)?;
         let (traffic, doors) = (Arc::<Traffic>::default(), Doors::default());
         let proxy = Proxy::new(&config, view.clone(), terms, token, Arc::clone(&traffic), &shutdown);
-        // No door opens before it is known who is an agent, or that this can't be known for now.
-        discovery::settled(&mut view, DOCKER_PATIENCE).await;
         let serving = Arc::clone(&proxy);
         let bound = listener::follow(&config, view.clone(), &shutdown, &doors, move |accepted| serving.serve(accepted))?;
         shutdown.spawn(follow_identity(identity.clone(), Arc::clone(&proxy), config.clone(), shutdown.clone()));

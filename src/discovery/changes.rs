@@ -6,14 +6,20 @@ use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
-use super::{Agent, EXIT_ORPHANED, Namespace, View};
+use super::{Agent, DockerState, EXIT_ORPHANED, Namespace, View};
 
 /// Logs what is new in `after`.
 pub fn tell(before: &View, after: &View) {
-    if after.owner != before.owner
-        && let Some(owner) = &after.owner
+    if let Some(owner) = &after.owner
+        && before.owner.as_ref().is_none_or(|before| before.id != owner.id)
     {
         info!(container = owner.name, id = owner.id, project = owner.project, "found the owner of this network namespace");
+    }
+    let live = |view: &View| matches!(view.docker, DockerState::Live { .. });
+    if live(after) && !live(before) && after.owner.is_none() {
+        warn!(
+            "none of Docker's containers has the addresses of this network namespace: labels make nobody an agent; is --container needed?"
+        );
     }
     for (ip, agent) in missing(&after.agents, &before.agents) {
         info!(address = %ip, container = agent.name, id = agent.id, proof = ?agent.proof, "an agent");
@@ -30,7 +36,8 @@ pub fn tell(before: &View, after: &View) {
         match after.namespace {
             Namespace::Attached => info!("this network namespace has interfaces again"),
             Namespace::Orphaned => error!(
-                "this network namespace has lost its interfaces, as when the container that owns it stops; waiting until that runs again"
+                "this network namespace has lost its interfaces, as when the container that owns it stops; waiting until that runs again \
+                 (if it was replaced by a new one, this container must be created anew too)"
             ),
             Namespace::Left => {
                 error!(status = EXIT_ORPHANED, "its owner has another network namespace now; exiting, to be started in that")

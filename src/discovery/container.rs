@@ -14,6 +14,8 @@ pub struct Container {
     pub id: String,
     /// The name, without Docker's leading slash.
     pub name: String,
+    /// When it was made, in seconds since the Unix epoch.
+    pub created: i64,
     /// The value of `loopgate.agent`.
     pub agent: Option<String>,
     /// The value of `loopgate.scopes`.
@@ -74,6 +76,7 @@ impl Container {
         Some(Self {
             id: summary.id.filter(|id| !id.is_empty())?,
             name: summary.names.unwrap_or_default().iter().find_map(|name| plain(name)).unwrap_or_default(),
+            created: summary.created.unwrap_or_default(),
             agent: labels.remove(labels::AGENT),
             scopes: labels.remove(labels::SCOPES),
             project: labels.remove(labels::PROJECT),

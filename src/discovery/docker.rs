@@ -32,6 +32,8 @@ pub struct Docker {
     containers: Vec<Container>,
     /// Of the container that was asked about.
     details: Option<Details>,
+    /// The container that was last inspected, however that ended.
+    inspected: Option<String>,
     inspection: Option<BoxFuture<'static, (String, Result<Details, Error>)>>,
     logged: Option<(String, Instant)>,
     metrics: metrics::Discovery,
@@ -71,6 +73,7 @@ impl Docker {
             state,
             containers: Vec::new(),
             details: None,
+            inspected: None,
             inspection: None,
             logged: None,
             metrics,
@@ -95,6 +98,11 @@ impl Docker {
     /// What is known of the container with `id` by inspection.
     pub fn details(&self, id: &str) -> Option<&Details> {
         self.details.as_ref().filter(|details| details.id == id)
+    }
+
+    /// Whether the container with `id` was inspected, or can't be.
+    pub fn was_inspected(&self, id: &str) -> bool {
+        self.inspected.as_deref() == Some(id)
     }
 
     /// Asks for the details of the container with `id`; [`Docker::changed`] tells of them. Says whether that can be done now.
@@ -188,16 +196,18 @@ impl Docker {
 
     fn inspected(&mut self, id: &str, details: Result<Details, Error>) -> bool {
         self.inspection = None;
+        let first = !self.was_inspected(id);
+        self.inspected = Some(id.to_owned());
         match details {
             Ok(details) => {
                 let details = Some(details);
                 let changed = self.details != details;
                 self.details = details;
-                changed
+                changed || first
             }
             Err(error) => {
                 warn!(container = id, error = error.chain(), "can't learn this namespace's network aliases, nor when its owner started");
-                false
+                first
             }
         }
     }

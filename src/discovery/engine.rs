@@ -113,7 +113,7 @@ impl Error {
             text = format!("{text}: {error}");
             cause = error.source();
         }
-        text
+        one_line(&text)
     }
 }
 
@@ -308,8 +308,37 @@ async fn within<T>(limit: Duration, connecting: impl Future<Output = io::Result<
     timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// The beginning of what a filter answers, which may be a whole HTML page.
-fn one_line(message: &str) -> String {
-    let words: Vec<&str> = message.split_whitespace().collect();
-    words.join(" ").chars().take(120).collect()
+/// Without line breaks, and not longer than a log can bear: filters answer with whole HTML pages.
+fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(400).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(address: Address, error: ApiError) -> String {
+        Engine { address, shutdown: Shutdown::new() }.error("/events", error).chain()
+    }
+
+    #[test]
+    fn what_goes_wrong_is_told_with_the_endpoint_or_the_remedy() {
+        let socket = || Address::Unix("/s".into());
+        let filter = || Address::Tcp("filter:2375".into());
+        let io = |kind: io::ErrorKind| ApiError::from(io::Error::from(kind));
+        let refused = |status_code| ApiError::DockerResponseServerError { status_code, message: "<h1>\n  no </h1>".into() };
+        for (address, error, expected) in [
+            (socket(), io(io::ErrorKind::NotFound), "no socket at /s: mount the directory"),
+            (socket(), io(io::ErrorKind::PermissionDenied), "no permission to use /s: run as a member"),
+            (socket(), io(io::ErrorKind::ConnectionRefused), "nobody listens at /s: the engine is down"),
+            (filter(), io(io::ErrorKind::ConnectionRefused), "GET /events on tcp://filter:2375 failed: connection refused"),
+            (filter(), refused(403), "tcp://filter:2375 refuses GET /events (403: <h1> no </h1>): permit exactly this path"),
+            (socket(), refused(500), "GET /events on unix:///s failed: Docker responded with status code 500"),
+            (socket(), ApiError::RequestTimeoutError, "unix:///s does not answer GET /events"),
+        ] {
+            let text = told(address, error);
+            assert!(text.starts_with(expected) && !text.contains('\n'), "{text}");
+        }
+    }
 }

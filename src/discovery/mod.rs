@@ -63,11 +63,16 @@ pub fn start(config: &Config, metrics: &metrics::Discovery, shutdown: &Shutdown)
     view
 }
 
-/// Waits until Docker has answered for the first time or is known not to, `patience` at most: before that a view is but half a view.
+/// Waits until Docker has said who is who and what this namespace is called, or is known not to, `patience` at most: before that a view is
+/// but half a view.
 pub async fn settled(view: &mut watch::Receiver<Arc<View>>, patience: Duration) {
-    let answered = view.wait_for(|view| view.docker != DockerState::Connecting { error: None });
+    let is_settled = |view: &Arc<View>| match &view.docker {
+        DockerState::Connecting { error } => error.is_some(),
+        DockerState::Live { .. } => view.owner.as_ref().is_none_or(|owner| owner.inspected),
+        DockerState::Off | DockerState::Blind { .. } => true,
+    };
     // Either way the caller goes on with what there is.
-    let _ = timeout(patience, answered).await;
+    let _ = timeout(patience, view.wait_for(is_settled)).await;
 }
 
 /// Publishes a view whenever a source says something new.
@@ -129,6 +134,9 @@ impl AllSources {
         view.docker = self.docker.state().clone();
         if let DockerState::Blind { since, .. } = &view.docker {
             view.blinded(now - *since);
+        }
+        if let Some(owner) = &mut view.owner {
+            owner.inspected = self.docker.was_inspected(&owner.id);
         }
         self.remember(&mut view);
         view.namespace = self.orphan.look(&sight(&view, &self.docker, &self.hints), now);

@@ -47,13 +47,20 @@ pub fn owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> O
         return all.iter().find(|container| container.is(stated)).and_then(|container| namespace_of(container, all));
     }
     let shared = |container: &Container| container.addresses().filter(|ip| addresses.contains(ip)).count();
-    let most = all.iter().map(shared).max().unwrap_or(0);
-    let hinted = [&hints.mounts, &hints.hostname];
-    let mut candidates: Vec<&Container> = all.iter().filter(|container| shared(container) == most).collect();
-    if most == 0 || candidates.len() > 1 {
-        // No address, or the same one on several networks: only an id can tell.
-        candidates
-            .retain(|container| hinted.iter().copied().flatten().any(|hint| hint.len() >= 12 && container.id.starts_with(hint.as_str())));
+    let mut candidates: Vec<&Container> = all.iter().filter(|container| shared(container) > 0).collect();
+    let proven = !candidates.is_empty();
+    if !proven {
+        candidates = all.iter().collect();
+    }
+    // The same address on several networks, or none that is ours: an id tells, else the number of addresses.
+    if !proven || candidates.len() > 1 {
+        let hints = [&hints.mounts, &hints.hostname].map(|hint| hint.as_deref().filter(|hint| hint.len() >= 12));
+        let hinted = |container: &&&Container| hints.iter().flatten().any(|hint| container.id.starts_with(hint));
+        let most = candidates.iter().map(|container| shared(container)).max().unwrap_or(0);
+        candidates = match candidates.iter().filter(hinted).copied().collect::<Vec<_>>() {
+            hinted if hinted.is_empty() && proven => candidates.into_iter().filter(|container| shared(container) == most).collect(),
+            hinted => hinted,
+        };
     }
     match candidates.as_slice() {
         [owner] => namespace_of(owner, all),

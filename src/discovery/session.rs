@@ -17,6 +17,8 @@ use super::engine::{Engine, Error, Events};
 const SETTLE: Duration = Duration::from_millis(25);
 /// How often to list anyway, should an event have been lost.
 pub const RESYNC: Duration = Duration::from_secs(30);
+/// After this a session's first list is repeated: engines send the head of `/events` a moment before they really subscribe.
+const CONFIRM: Duration = Duration::from_millis(500);
 /// Between two lists pass this many times the time that the last one took, so that no burst keeps the engine, or loopgate, busy with lists.
 const REST: u32 = 4;
 /// The longest such pause. What is gained (a new agent) waits for it, what is lost does not.
@@ -37,6 +39,8 @@ pub struct Session {
     events: Events,
     subscribed: bool,
     listing: Option<Listing>,
+    /// Whether there was a first list.
+    listed_once: bool,
     /// When to list next, once subscribed.
     due: Instant,
     /// Not before that.
@@ -55,7 +59,7 @@ impl Session {
     pub fn open(engine: &Engine) -> Self {
         let now = Instant::now();
         let (engine, events) = (engine.clone(), engine.events());
-        Self { engine, events, subscribed: false, listing: None, due: now, rested: now, meanwhile: Vec::new() }
+        Self { engine, events, subscribed: false, listing: None, listed_once: false, due: now, rested: now, meanwhile: Vec::new() }
     }
 
     /// Waits for news. Nothing is lost when the future is dropped.
@@ -87,7 +91,7 @@ impl Session {
         let answer = async move { Ok(engine.list().await?.into_iter().filter_map(Container::living).collect()) };
         let now = Instant::now();
         self.listing = Some(Listing { since: now, answer: Box::pin(answer) });
-        self.due = now + RESYNC;
+        self.due = now + if std::mem::replace(&mut self.listed_once, true) { RESYNC } else { CONFIRM };
         self.meanwhile.clear();
     }
 

@@ -135,8 +135,8 @@ async fn a_container_that_leaves_the_shared_network_is_no_agent() {
 #[tokio::test]
 async fn what_health_checks_and_enrolment_cause_is_no_reason_to_list() {
     let docker = FakeDocker::start();
-    let Some(mut house) = House::with(&docker) else { return };
-    house.until_live().await;
+    let Some(house) = House::with(&docker) else { return };
+    eventually("the first list is confirmed by a second one", || house.metrics.lists.get() == 2).await;
     let before = house.metrics.lists.get();
     for _ in 0..200 {
         for noise in ["exec_create: /bin/true", "exec_start: /bin/true", "exec_die", "health_status: healthy", "top", "archive-path"] {
@@ -219,13 +219,41 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_missed_by_nothing_e
             docker.answer("/containers/gateway/json", 403, "no");
         }
         let Some(mut house) = House::with(&docker) else { return };
-        docker.put(agent("a", AGENT));
-        house.until("the agent is known", |view| is_agent(view, "a") && view.own_names.contains("api") == permitted).await;
-        eventually("the gateway is inspected", || docker.asked("/containers/gateway/json") == 1).await;
+        settled(&mut house.view, PATIENCE).await;
+        assert_eq!(house.view.borrow().own_names.contains("api"), permitted);
+        docker.run(agent("a", AGENT));
+        house.until("the agent is known", |view| is_agent(view, "a")).await;
+        assert_eq!(docker.asked("/containers/gateway/json"), 1);
         let asked = docker.all_asked();
         assert_eq!(asked, BTreeSet::from(["/containers/gateway/json", LIST, "/events"].map(String::from)), "nothing else is needed");
         house.close().await;
     }
+}
+
+#[tokio::test]
+async fn a_filter_may_be_reached_by_tcp() {
+    let docker = FakeDocker::start();
+    let Some(mut house) = House::with(&docker) else { return };
+    let filter = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = filter.local_addr().unwrap().to_string();
+    let (socket, relays) = (docker.socket(), house.shutdown.clone());
+    house.shutdown.spawn(async move {
+        while let Some(Ok((mut near, _))) = relays.token().run_until_cancelled(filter.accept()).await {
+            let (socket, over) = (socket.clone(), relays.clone());
+            relays.spawn(async move {
+                let mut far = tokio::net::UnixStream::connect(socket).await.unwrap();
+                let _ = over.token().run_until_cancelled(tokio::io::copy_bidirectional(&mut near, &mut far)).await;
+            });
+        }
+    });
+    let mut by_tcp = House::new(Engine::Tcp(address));
+    docker.run(agent("a", AGENT));
+    by_tcp.until("the agent is known", |view| is_agent(view, "a")).await;
+    docker.stop("a");
+    by_tcp.until("the agent is forgotten", |view| view.agents.is_empty()).await;
+    by_tcp.close().await;
+    house.until_live().await;
+    house.close().await;
 }
 
 #[tokio::test]

@@ -52,6 +52,8 @@ pub struct Owner {
     pub name: String,
     /// Its compose project, if any.
     pub project: Option<String>,
+    /// Whether the engine was asked for its network aliases, and has answered or refused.
+    pub inspected: bool,
 }
 
 /// How the Docker Engine can be reached.
@@ -179,7 +181,7 @@ impl View {
         let own: Vec<IpAddr> = view.own_addresses().collect();
         let owner = own::owner(sources.containers, &own, sources.hints);
         if let Some(owner) = owner {
-            view.owner = Some(Owner { id: owner.id.clone(), name: owner.name.clone(), project: owner.project.clone() });
+            view.owner = Some(Owner { id: owner.id.clone(), name: owner.name.clone(), project: owner.project.clone(), inspected: false });
             let names = [Some(&owner.name), owner.service.as_ref()].into_iter().flatten().chain(sources.aliases);
             view.own_names = names.filter(|name| !name.is_empty()).cloned().collect();
         }
@@ -313,9 +315,11 @@ impl<'a> Candidate<'a> {
         Ok(Some(Self { container, namespace, proof }))
     }
 
-    /// Among candidates in one namespace the stricter proof comes first, then the owner of the namespace.
-    fn rank(&self) -> (bool, bool, String) {
-        (self.proof != Proof::Attested, self.container.id != self.namespace.id, self.container.id.clone())
+    /// Among candidates in one namespace the stricter proof comes first, then the owner of the namespace, then age, so that a newcomer takes
+    /// nothing from its elders.
+    fn rank(&self) -> (bool, bool, i64, String) {
+        let container = self.container;
+        (self.proof != Proof::Attested, container.id != self.namespace.id, container.created, container.id.clone())
     }
 
     fn agent(&self) -> Agent {

@@ -9,7 +9,7 @@ use crate::container::{Container, Running};
 use crate::engine::{Engine, eventually};
 
 /// The filter as compose.yaml has it, with its socket's directory on the host.
-fn filter(engine: &Engine, directory: &Path) -> Running {
+pub fn filter(engine: &Engine, directory: &Path) -> Running {
     let filter = engine.run(
         Container::new("filter")
             .hardened()

@@ -2,6 +2,7 @@
 
 mod compose;
 mod container;
+mod discovery;
 mod engine;
 mod filter;
 mod image;
