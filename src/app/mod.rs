@@ -16,11 +16,12 @@ use tracing::{error, info, warn};
 use crate::admin::{self, Desk};
 use crate::config::Config;
 use crate::discovery::{self, Namespace, View};
+use crate::enrolment::{DockerProofs, Enrolment};
 use crate::listener;
 use crate::metrics::traffic::Traffic;
 use crate::metrics::{self, Doors};
 use crate::pki::{self, Identity, Pki, SubjectName};
-use crate::proxy::Proxy;
+use crate::proxy::{Enrol, Proxy};
 use crate::shutdown::Shutdown;
 use crate::tls::{self, ClientAuthorities, Terms};
 
@@ -120,7 +121,13 @@ impl Sidecar {
         let identity = pki.identity();
         let terms = terms(&identity.borrow().clone(), &config)?;
         let (traffic, doors) = (Arc::<Traffic>::default(), Doors::default());
-        let proxy = Proxy::new(&config, view.clone(), terms, token, Arc::clone(&traffic), &shutdown);
+        let enrolment = Arc::new(enrolment(&config, &pki, view.clone(), &shutdown));
+        let enrolments = enrolment.metrics().clone();
+        let enrol: Enrol = Box::new(move |stream, peer| {
+            let enrolment = Arc::clone(&enrolment);
+            Box::pin(async move { enrolment.serve(stream, peer).await })
+        });
+        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), &shutdown);
         let serving = Arc::clone(&proxy);
         let bound = listener::follow(&config, view.clone(), &shutdown, &doors, move |accepted| serving.serve(accepted))?;
         shutdown.spawn(follow_identity(identity.clone(), Arc::clone(&proxy), config.clone(), shutdown.clone()));
@@ -129,6 +136,7 @@ impl Sidecar {
             traffic.register(&mut registry);
             doors.register(&mut registry);
             docker.register(&mut registry);
+            enrolments.register(&mut registry);
             let desk_ = Desk {
                 gateway: config.gateway.address,
                 bound: bound.clone(),
@@ -189,6 +197,12 @@ impl Sidecar {
         self.desk.begin();
         info!("stopped");
     }
+}
+
+/// Enrolment with what there is for it: without Docker or a CA it refuses everybody, and says so.
+fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> Enrolment {
+    let docker = discovery::engine::Engine::new(&config.docker.engine, shutdown).and_then(|engine| engine.client().ok());
+    Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new))
 }
 
 /// The names that the server's certificate needs, out of what discovery sees.

@@ -40,6 +40,8 @@ use limiter::Limiter;
 pub const LIFE: Duration = Duration::from_secs(60 * 60);
 /// Conversations at once, whoever has them.
 const MAX_CONVERSATIONS: usize = 32;
+/// How long Docker's word of a new container may take.
+const NEWS: Duration = Duration::from_secs(1);
 /// How long an answer may take to leave.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -136,7 +138,7 @@ impl<P: ProofReader> Enrolment<P> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let agent = self.agent_at(peer)?;
+        let agent = self.await_agent_at(peer).await?;
         let Ok(_place) = self.places.try_acquire() else { return Err(refuse(Reason::TooMany, "too many agents enrol at once")) };
         if !self.limiter.admits(peer.ip()) {
             return Err(refuse(Reason::TooMany, "too many attempts from this address; wait for some seconds"));
@@ -170,6 +172,13 @@ impl<P: ProofReader> Enrolment<P> {
         let token = self.token().await;
         info!(%peer, agent = agent.name, container = agent.id, seen_in, token = token.is_some(), "enrolled");
         Ok(lines.send(&Answer::Granted(Enrolled { certificate: pem(&chain), token })).await?)
+    }
+
+    /// The same as [`Self::agent_at`], for a container that may have started a moment ago, before Docker's word of it has arrived.
+    async fn await_agent_at(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
+        let mut view = self.view.clone();
+        let _ = timeout(NEWS, view.wait_for(|view| view.agents.contains_key(&peer.ip()))).await;
+        self.agent_at(peer)
     }
 
     /// The container that may enrol from `peer`.

@@ -214,7 +214,20 @@ async fn a_replayed_nonce_and_another_key_are_of_no_use() {
     shown(&mut third).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn a_container_that_docker_tells_of_a_moment_later_is_waited_for() {
+    let house = House::of_four();
+    house.view.send_replace(view(&[]));
+    let mut lines = house.connect(ADDRESS);
+    let (csr, publish) = (Csr::new(), house.view.clone());
+    house.shutdown.spawn(async move {
+        tokio::time::sleep(NEWS / 2).await;
+        publish.send_replace(view(&[("172.18.0.3", agent("a", Proof::Attested))]));
+    });
+    csr.ask(&mut lines).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_an_attested_agents_address_is_given_a_nonce() {
     let house = House::of_four();
     for (from, reason) in

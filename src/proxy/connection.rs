@@ -82,8 +82,15 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
     let terms = proxy.terms.load_full();
     let tls::Handshake { stream, certificate } = tls::accept(stream, &terms, proxy.limits.handshake_timeout).await?;
     proxy.traffic.handshakes.inc();
-    let evidence = Evidence { peer: peer.ip(), stated, certificate };
     let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+    if alpn.as_deref() == Some(tls::ENROL) {
+        tokio::select! {
+            () = proxy.shutdown.begun() => {}
+            () = (proxy.enrol)(stream, peer) => {}
+        }
+        return Ok(());
+    }
+    let evidence = Evidence { peer: peer.ip(), stated, certificate };
     let protocol = if alpn.as_deref() == Some(b"h2") { "h2" } else { "http/1.1" };
     let view = Arc::clone(&proxy.view.borrow());
     let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;

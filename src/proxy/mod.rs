@@ -17,10 +17,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use http::HeaderValue;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::info;
 
+use crate::addr::PeerAddr;
 use crate::config::{Config, Limits};
 use crate::discovery::View;
 use crate::lane::Rules;
@@ -35,6 +38,9 @@ pub use roll::{Present, Roll};
 /// How often idle connections to the gateway are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
 
+/// Takes over a connection that negotiated [`tls::ENROL`] instead of HTTP, until it is over.
+pub type Enrol = Box<dyn Fn(tls::Stream<TcpStream>, PeerAddr) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// What every connection shares.
 pub struct Proxy {
     rules: ArcSwap<Rules>,
@@ -46,12 +52,14 @@ pub struct Proxy {
     proxy_protocol: bool,
     log_access: bool,
     token: Option<HeaderValue>,
+    enrol: Enrol,
     traffic: Arc<Traffic>,
     shutdown: Shutdown,
 }
 
 impl Proxy {
-    /// A proxy that decides by `view` and shakes hands by `terms`. `token` is the `Authorization` that attested agents inherit.
+    /// A proxy that decides by `view` and shakes hands by `terms`. `token` is the `Authorization` that attested agents inherit;
+    /// `enrol` serves those that have no certificate yet.
     ///
     /// Its own tasks end with `shutdown`. Must be called within a Tokio runtime.
     pub fn new(
@@ -59,6 +67,7 @@ impl Proxy {
         view: watch::Receiver<Arc<View>>,
         terms: tls::Terms,
         token: Option<HeaderValue>,
+        enrol: Enrol,
         traffic: Arc<Traffic>,
         shutdown: &Shutdown,
     ) -> Arc<Self> {
@@ -72,6 +81,7 @@ impl Proxy {
             proxy_protocol: config.listen.proxy_protocol,
             log_access: config.log.access,
             token,
+            enrol,
             traffic,
             shutdown: shutdown.clone(),
         });

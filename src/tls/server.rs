@@ -16,7 +16,7 @@ use crate::lane::Certificate;
 use crate::pki::Identity;
 
 /// The ALPN protocol of an agent that asks for its certificate.
-pub const ENROL: &[u8] = b"loopgate-enrol/1";
+pub const ENROL: &[u8] = crate::attest::ALPN;
 
 /// A downstream connection after its handshake.
 pub type Stream<S> = TlsStream<S>;
