@@ -3,6 +3,7 @@
 //! Each room has one struct here, made of handles that share their value when cloned.
 
 pub mod enrolment;
+pub mod health;
 pub mod traffic;
 
 pub use traffic::count;

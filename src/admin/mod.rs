@@ -1,12 +1,17 @@
-//! The front desk: `/healthz`, `/readyz`, `/metrics` and `/status`, from snapshots that other rooms publish; it changes nothing.
+//! The front desk: `/healthz`, `/readyz`, `/metrics`, `/status` and a page, from snapshots that other rooms publish; it changes nothing.
 
+pub mod client;
+mod host;
+mod look;
+mod page;
 mod ready;
 mod routes;
+pub mod status;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -16,7 +21,8 @@ use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
 use crate::discovery::View;
-use crate::pki::Identity;
+use crate::metrics::health::Health;
+use crate::pki::Pki;
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 
@@ -44,14 +50,18 @@ pub struct Desk {
     pub gateway: SocketAddr,
     /// The addresses listened on.
     pub bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
-    /// The certificate that is served.
-    pub identity: watch::Receiver<Arc<Identity>>,
+    /// The certificate that is served, and what is wrong with a newer one.
+    pub pki: Pki,
     /// Who is who.
     pub view: watch::Receiver<Arc<View>>,
     /// Who is connected.
     pub proxy: Arc<Proxy>,
     /// Everything that is counted.
     pub registry: Registry,
+    /// The gauges in it that the desk sets.
+    pub health: Health,
+    /// Since when the sidecar runs.
+    pub started: SystemTime,
     /// Whether the end has begun.
     pub shutdown: Shutdown,
 }

@@ -1,14 +1,16 @@
 //! Readiness: derived anew each time from what is the case, never latched.
 
 /// What readiness depends on, at one moment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Facts {
     /// How many addresses are listened on.
     pub doors: usize,
     /// Whether the certificate is valid now.
     pub certificate_valid: bool,
-    /// Whether the gateway accepts connections.
-    pub gateway_accepts: bool,
+    /// Why the certificate is not a newer one.
+    pub certificate_problem: Option<String>,
+    /// Why the gateway accepts no connection, if that is so.
+    pub gateway_error: Option<String>,
     /// Whether the interfaces of this network namespace are gone with its owner.
     pub orphaned: bool,
     /// Whether the end has begun.
@@ -16,17 +18,27 @@ pub(super) struct Facts {
 }
 
 /// Every reason against readiness; none means ready.
-pub(super) fn reasons(facts: Facts) -> Vec<&'static str> {
-    [
-        (facts.stopping, "stopping"),
-        (facts.orphaned, "the owner of this network namespace does not run"),
-        (facts.doors == 0, "no address to listen on"),
-        (!facts.certificate_valid, "the certificate is not valid now"),
-        (!facts.gateway_accepts, "the gateway accepts no connection"),
-    ]
-    .into_iter()
-    .filter_map(|(holds, reason)| holds.then_some(reason))
-    .collect()
+///
+/// A problem with a newer certificate is none by itself: the one before serves on.
+pub(super) fn reasons(facts: &Facts) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if facts.stopping {
+        reasons.push("stopping".to_owned());
+    }
+    if facts.orphaned {
+        reasons.push("the owner of this network namespace does not run".to_owned());
+    }
+    if facts.doors == 0 {
+        reasons.push("no address to listen on".to_owned());
+    }
+    if !facts.certificate_valid {
+        let cause = facts.certificate_problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
+        reasons.push(format!("the certificate is not valid now{cause}"));
+    }
+    if let Some(error) = &facts.gateway_error {
+        reasons.push(format!("the gateway accepts no connection: {error}"));
+    }
+    reasons
 }
 
 #[cfg(test)]
@@ -35,11 +47,32 @@ mod tests {
 
     #[test]
     fn each_reason_is_told() {
-        let well = Facts { doors: 1, certificate_valid: true, gateway_accepts: true, orphaned: false, stopping: false };
-        assert!(reasons(well).is_empty());
-        assert_eq!(reasons(Facts { doors: 0, ..well }), ["no address to listen on"]);
-        assert_eq!(reasons(Facts { stopping: true, gateway_accepts: false, ..well }), ["stopping", "the gateway accepts no connection"]);
-        assert_eq!(reasons(Facts { orphaned: true, ..well }), ["the owner of this network namespace does not run"]);
-        assert_eq!(reasons(Facts { certificate_valid: false, ..well }), ["the certificate is not valid now"]);
+        let well = || Facts {
+            doors: 1,
+            certificate_valid: true,
+            certificate_problem: None,
+            gateway_error: None,
+            orphaned: false,
+            stopping: false,
+        };
+        let refused = || Some("connection refused".to_owned());
+        let table: [(Facts, &[&str]); 7] = [
+            (well(), &[]),
+            (Facts { doors: 0, ..well() }, &["no address to listen on"]),
+            (
+                Facts { stopping: true, gateway_error: refused(), ..well() },
+                &["stopping", "the gateway accepts no connection: connection refused"],
+            ),
+            (Facts { orphaned: true, ..well() }, &["the owner of this network namespace does not run"]),
+            (Facts { certificate_valid: false, ..well() }, &["the certificate is not valid now"]),
+            (Facts { certificate_problem: Some("disk full".into()), ..well() }, &[]),
+            (
+                Facts { certificate_valid: false, certificate_problem: Some("disk full".into()), ..well() },
+                &["the certificate is not valid now: disk full"],
+            ),
+        ];
+        for (facts, expected) in table {
+            assert_eq!(reasons(&facts), expected, "{facts:?}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
 use crate::listener;
+use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
 use crate::metrics::{self, Doors};
 use crate::pki::{self, Identity, Pki, SubjectName};
@@ -108,6 +109,7 @@ impl Sidecar {
     /// # Errors
     /// Something that `config` names can't be had.
     pub async fn start(config: Config) -> Result<Self, Error> {
+        let started = SystemTime::now();
         let shutdown = Shutdown::new();
         let desk = Shutdown::new();
         let admin = config.admin.map(admin::bind).transpose()?;
@@ -130,20 +132,24 @@ impl Sidecar {
         let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), &shutdown);
         let serving = Arc::clone(&proxy);
         let bound = listener::follow(&config, view.clone(), &shutdown, &doors, move |accepted| serving.serve(accepted))?;
-        shutdown.spawn(follow_identity(identity.clone(), Arc::clone(&proxy), config.clone(), shutdown.clone()));
+        shutdown.spawn(follow_identity(identity, Arc::clone(&proxy), config.clone(), shutdown.clone()));
         if let Some(admin) = admin {
             let mut registry = Registry::with_prefix("loopgate");
             traffic.register(&mut registry);
             doors.register(&mut registry);
             docker.register(&mut registry);
             enrolments.register(&mut registry);
+            let health = Health::default();
+            health.register(&mut registry);
             let desk_ = Desk {
                 gateway: config.gateway.address,
                 bound: bound.clone(),
-                identity,
+                pki: pki.clone(),
                 view: view.clone(),
                 proxy: Arc::clone(&proxy),
                 registry,
+                health,
+                started,
                 shutdown: shutdown.clone(),
             };
             admin.serve(desk_, &desk);

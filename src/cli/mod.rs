@@ -20,6 +20,8 @@ mod output;
 mod pair;
 mod pause;
 mod run;
+mod status;
+mod table;
 mod worker_threads;
 
 use std::process::ExitCode;
@@ -40,6 +42,7 @@ enum Command {
     Agent(agent::Args),
     Exec(exec::Args),
     Pair(pair::Args),
+    Status(status::Args),
     Healthcheck(healthcheck::Args),
     Pause(pause::Args),
     Demo(demo::Args),
@@ -70,7 +73,7 @@ pub enum Error {
     Pki(#[from] crate::pki::Error),
     /// The sidecar is not ready, or not there.
     #[error(transparent)]
-    Healthcheck(#[from] healthcheck::Error),
+    Admin(#[from] crate::admin::client::Error),
     /// The agent failed.
     #[error(transparent)]
     Agent(#[from] crate::agent::Error),
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Agent(args) => agent::run(args).map(done),
         Command::Exec(args) => exec::run(args),
         Command::Pair(args) => pair::run(&args).map(done),
+        Command::Status(args) => status::run(args).map(done),
         Command::Healthcheck(args) => healthcheck::run(args).map(done),
         Command::Pause(args) => pause::run(&args).map(done),
         Command::Demo(args) => demo::run(args).map(done),

@@ -10,10 +10,16 @@ use super::Error;
 
 /// Writes a result. A reader who has seen enough (`loopgate man | head`) is no failure.
 pub fn print(bytes: impl AsRef<[u8]>) -> Result<(), Error> {
+    print_to_reader(bytes).map(drop)
+}
+
+/// Writes a result, and says whether there still is somebody to read more.
+pub fn print_to_reader(bytes: impl AsRef<[u8]>) -> Result<bool, Error> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(bytes.as_ref()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::io("writing to standard output")(error)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::io("writing to standard output")(error)),
     }
 }
 

@@ -83,6 +83,16 @@ impl Policy {
         contains(&self.trusted_proxies, ip)
     }
 
+    /// The SPIFFE trust domain of certificates that loopgate issues.
+    pub(super) fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// Says whether certificates of the operator's CA may stand for agents.
+    pub(super) fn has_agent_uris(&self) -> bool {
+        !self.uris.is_empty()
+    }
+
     /// The allow and deny lists' word on a client of the external lane.
     pub fn listed(&self, client: IpAddr) -> Result<(), Denied> {
         if contains(&self.deny, client) {
@@ -181,7 +191,7 @@ fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<Admitted> {
 }
 
 /// The container id in `spiffe://<trust-domain>/docker/<project>/<service>/<container-id>`.
-fn container_of<'a>(uri: &'a str, trust_domain: &str) -> Option<&'a str> {
+pub(super) fn container_of<'a>(uri: &'a str, trust_domain: &str) -> Option<&'a str> {
     let path = uri.strip_prefix("spiffe://")?.strip_prefix(trust_domain)?.strip_prefix("/docker/")?;
     let mut segments = path.split('/');
     let (_project, _service, id) = (segments.next()?, segments.next()?, segments.next()?);

@@ -4,6 +4,7 @@
 //! [`GatewayHead`] is the only thing that can be sent to the gateway, and only a lane makes one.
 
 mod decide;
+mod explain;
 mod forwarded;
 mod headers;
 mod names;
@@ -18,6 +19,7 @@ use http::HeaderValue;
 use crate::discovery;
 
 pub use decide::{Certificate, Evidence, Issuer, Policy, decide, permit};
+pub use explain::{WhyExternal, why_external};
 pub use headers::{Forwarding, GatewayHead, Rules, StatedClient, scrub_response, scrub_trailers};
 pub use request::Refusal;
 

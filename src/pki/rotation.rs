@@ -143,7 +143,7 @@ impl Rotation {
 }
 
 /// An error with its causes.
-pub(super) fn said(error: &Error) -> String {
+pub fn said(error: &Error) -> String {
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -26,14 +26,15 @@ use tracing::info;
 use crate::addr::PeerAddr;
 use crate::config::{Config, Limits};
 use crate::discovery::View;
-use crate::lane::Rules;
+use crate::lane::{Rules, WhyExternal};
 use crate::listener::Accepted;
 use crate::metrics::traffic::Traffic;
 use crate::shutdown::Shutdown;
 use crate::tls;
 
 pub use error::Error;
-pub use roll::{Present, Roll};
+pub use roll::Present;
+use roll::Roll;
 
 /// How often idle connections to the gateway are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -105,9 +106,14 @@ impl Proxy {
         self.review();
     }
 
-    /// Who is connected.
-    pub fn roll(&self) -> &Roll {
-        &self.roll
+    /// Who is connected, in no order, and why those who might expect to be agents are none.
+    pub fn present(&self) -> Vec<(Present, Option<WhyExternal>)> {
+        let (view, rules) = (Arc::clone(&self.view.borrow()), self.rules.load());
+        let explained = |present: Present| {
+            let why = present.why_external(&view, rules.policy());
+            (present, why)
+        };
+        self.roll.present().into_iter().map(explained).collect()
     }
 
     /// Closes agent-lane connections that are not an agent's any more.

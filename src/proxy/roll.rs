@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::addr::PeerAddr;
 use crate::discovery::View;
-use crate::lane::{Evidence, Lane, Policy, decide};
+use crate::lane::{Evidence, Lane, Policy, WhyExternal, decide, why_external};
 
 /// Every connection that was given a lane.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ pub struct Roll {
 /// A connection on the roll.
 #[derive(Clone, Debug)]
 pub struct Present {
+    /// Its number, as in the log.
+    pub number: u64,
     /// Its far end.
     pub peer: PeerAddr,
     /// Its lane.
@@ -33,13 +35,23 @@ pub struct Present {
     revoked: CancellationToken,
 }
 
+impl Present {
+    /// Why it is external, if anybody might expect it to be an agent.
+    pub(super) fn why_external(&self, view: &View, policy: &Policy) -> Option<WhyExternal> {
+        match &*self.lane {
+            Lane::Agent(_) => None,
+            Lane::External(_) => why_external(&self.evidence, view, policy, unix(self.since)),
+        }
+    }
+}
+
 impl Roll {
     /// Puts a connection on the roll until the [`Entry`] is dropped.
     pub(super) fn enter(self: &Arc<Self>, peer: PeerAddr, lane: Arc<Lane>, protocol: &'static str, evidence: Evidence) -> Entry {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let revoked = CancellationToken::new();
         let evidence = Arc::new(evidence);
-        let present = Present { peer, lane, protocol, since: SystemTime::now(), evidence, revoked: revoked.clone() };
+        let present = Present { number, peer, lane, protocol, since: SystemTime::now(), evidence, revoked: revoked.clone() };
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(number, present);
         Entry { number, revoked, roll: Arc::clone(self) }
     }

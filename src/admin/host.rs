@@ -1,0 +1,59 @@
+//! Which `Host` the desk answers to.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use http::HeaderMap;
+use http::header::HOST;
+use http::uri::Authority;
+
+use crate::pki::SubjectName;
+
+/// Says whether a request with these `headers` may be answered: to an address, to `localhost`, or to a name that is in the certificate.
+///
+/// A page on the web may have its own name resolve to 127.0.0.1, and then read what it gets from there as its own (DNS rebinding); it
+/// can't choose the `Host` that its visitor's browser sends. Without `Host` it's no browser.
+pub(super) fn is_ours(headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    let (host, further) = (hosts.next(), hosts.next());
+    let Some(host) = host else { return true };
+    let Some(authority) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()).filter(|_| further.is_none()) else {
+        return false;
+    };
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    host.parse::<IpAddr>().is_ok() || name == "localhost" || names.contains(&SubjectName::Dns(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_nobody_else_can_have_are_answered_to() {
+        let names = BTreeSet::from([SubjectName::Dns("gateway".into()), SubjectName::Dns("*.example.org".into())]);
+        let table: [(&[&str], bool); 14] = [
+            (&[], true),
+            (&["127.0.0.1:9180"], true),
+            (&["127.0.0.1"], true),
+            (&["[::1]:9180"], true),
+            (&["172.18.0.2:9180"], true),
+            (&["localhost:9180"], true),
+            (&["LocalHost."], true),
+            (&["gateway:9180"], true),
+            (&["evil.example:9180"], false),
+            (&["x.example.org"], false),
+            (&["127.0.0.1.evil.example"], false),
+            (&["localhost.evil.example"], false),
+            (&["localhost", "evil.example"], false),
+            (&[""], false),
+        ];
+        for (hosts, expected) in table {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(HOST, host.parse().unwrap());
+            }
+            assert_eq!(is_ours(&headers, &names), expected, "{hosts:?}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! A look at everything that the desk may see, made into one [`Status`].
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
+
+use super::Desk;
+use super::ready::{Facts, reasons};
+use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
+use crate::discovery::{self, DockerState, Namespace, Proof, View};
+use crate::lane::{Admitted, Lane, WhyExternal};
+use crate::metrics::health::{Health, ProofLabels};
+use crate::pki::{self, Identity};
+use crate::proxy::Present;
+
+/// How long the gateway may take to accept a connection of the readiness check.
+const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What readiness depends on.
+pub(super) async fn facts(desk: &Desk) -> Facts {
+    let gateway_error = match tokio::time::timeout(GATEWAY_PATIENCE, tokio::net::TcpStream::connect(desk.gateway)).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no answer within {GATEWAY_PATIENCE:?}")),
+    };
+    let now = OffsetDateTime::now_utc();
+    let identity = Arc::clone(&desk.pki.identity().borrow());
+    Facts {
+        doors: desk.bound.borrow().len(),
+        certificate_valid: identity.not_before <= now && now < identity.not_after,
+        certificate_problem: desk.pki.problem().borrow().as_ref().map(|problem| pki::said(problem)),
+        gateway_error,
+        orphaned: desk.view.borrow().namespace != Namespace::Attached,
+        stopping: desk.shutdown.has_begun(),
+    }
+}
+
+/// Sets the gauges that nobody else keeps.
+pub(super) fn measure(desk: &Desk, facts: &Facts, health: &Health) {
+    let view = Arc::clone(&desk.view.borrow());
+    let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+    health.ready.set(i64::from(reasons(facts).is_empty()));
+    health.gateway_up.set(i64::from(facts.gateway_error.is_none()));
+    health.listeners.set(number(facts.doors));
+    health.certificate_expiry.set(desk.pki.identity().borrow().not_after.unix_timestamp());
+    health.certificate_problem.set(i64::from(facts.certificate_problem.is_some()));
+    health.docker_enabled.set(i64::from(view.docker != DockerState::Off));
+    let agents = agents(&view, &HashMap::new());
+    for proof in ["attested", "address"] {
+        let those = agents.iter().filter(|agent| agent.proof == proof).count();
+        health.agents.get_or_create(&ProofLabels { proof }).set(number(those));
+    }
+    health.not_agents.set(number(view.not_agents.len()));
+    health.started.set(OffsetDateTime::from(desk.started).unix_timestamp());
+}
+
+/// Everything, at one moment.
+pub(super) async fn status(desk: &Desk) -> Status {
+    let facts = facts(desk).await;
+    let view = Arc::clone(&desk.view.borrow());
+    let mut present = desk.proxy.present();
+    present.sort_by_key(|(present, _)| present.number);
+    let mut lanes = Lanes::default();
+    let mut by_agent: HashMap<String, usize> = HashMap::new();
+    for (present, _) in &present {
+        match &*present.lane {
+            Lane::External(_) => lanes.external += 1,
+            Lane::Agent(lane) => {
+                lanes.agent += 1;
+                if let Admitted::Address(agent) | Admitted::Attested(agent) = &lane.admitted {
+                    *by_agent.entry(agent.id.clone()).or_default() += 1;
+                }
+            }
+        }
+    }
+    let not_ready = reasons(&facts);
+    let now = SystemTime::now();
+    Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        started: rfc3339(desk.started.into()),
+        uptime_seconds: age(desk.started, now),
+        ready: not_ready.is_empty(),
+        not_ready,
+        listening: desk.bound.borrow().iter().map(ToString::to_string).collect(),
+        gateway: status::Gateway {
+            address: desk.gateway.to_string(),
+            reachable: facts.gateway_error.is_none(),
+            error: facts.gateway_error,
+        },
+        certificate: certificate(&desk.pki.identity().borrow(), facts.certificate_problem),
+        discovery: discovery(&view),
+        agents: agents(&view, &by_agent),
+        not_agents: view.not_agents.iter().map(|(name, why)| NotAgent { container: name.clone(), why: why.to_string() }).collect(),
+        lanes,
+        connections: present.iter().take(MOST_CONNECTIONS).map(|(present, why)| connection(present, why.as_ref(), now)).collect(),
+    }
+}
+
+fn certificate(identity: &Identity, problem: Option<String>) -> status::Certificate {
+    let leaf = identity.certified_key.cert.first();
+    status::Certificate {
+        names: identity.names.iter().map(ToString::to_string).collect(),
+        not_before: rfc3339(identity.not_before),
+        not_after: rfc3339(identity.not_after),
+        expires_in_seconds: (identity.not_after - OffsetDateTime::now_utc()).whole_seconds(),
+        fingerprint: leaf.map(|leaf| pki::fingerprint(leaf)).unwrap_or_default(),
+        public_key: leaf.and_then(|leaf| pki::public_key_pin(leaf)).unwrap_or_default(),
+        ca_fingerprint: identity.ca.as_ref().map(|ca| pki::fingerprint(ca)),
+        problem,
+    }
+}
+
+fn discovery(view: &View) -> status::Discovery {
+    let since = match view.docker {
+        DockerState::Live { since } | DockerState::Blind { since, .. } => Some(since),
+        DockerState::Off | DockerState::Connecting { .. } => None,
+    };
+    let namespace = match view.namespace {
+        Namespace::Attached => "attached",
+        Namespace::Orphaned => "orphaned",
+        Namespace::Left => "left",
+    };
+    status::Discovery {
+        docker: view.docker.label().into(),
+        for_seconds: since.map(|since| (Instant::now() - since).as_secs()),
+        error: view.docker.error().map(Into::into),
+        owner: view.owner.as_ref().map(|owner| owner.name.clone()),
+        project: view.owner.as_ref().and_then(|owner| owner.project.clone()),
+        namespace: namespace.into(),
+        own_addresses: view.own_addresses().filter(|ip| !is_link_local(ip)).map(|ip| ip.to_string()).collect(),
+        own_names: view.own_names.iter().cloned().collect(),
+    }
+}
+
+/// Agents by name; each may have several addresses.
+fn agents(view: &View, connections: &HashMap<String, usize>) -> Vec<status::Agent> {
+    let mut agents: Vec<status::Agent> = Vec::new();
+    for (ip, agent) in &view.agents {
+        match agents.iter_mut().find(|known| known.id == agent.id) {
+            Some(known) => known.addresses.push(ip.to_string()),
+            None => agents.push(status::Agent {
+                container: agent.name.clone(),
+                id: agent.id.clone(),
+                service: agent.service.clone(),
+                addresses: vec![ip.to_string()],
+                proof: proof(agent).into(),
+                scopes: agent.scopes.clone(),
+                connections: connections.get(&agent.id).copied().unwrap_or_default(),
+            }),
+        }
+    }
+    agents.sort_by(|a, b| a.container.cmp(&b.container));
+    agents
+}
+
+fn proof(agent: &discovery::Agent) -> &'static str {
+    match agent.proof {
+        Proof::Attested => "attested",
+        Proof::Address => "address",
+    }
+}
+
+fn connection(present: &Present, why: Option<&WhyExternal>, now: SystemTime) -> status::Connection {
+    let (admitted, who, source) = match &*present.lane {
+        Lane::Agent(lane) => {
+            let who = match &lane.admitted {
+                Admitted::Address(agent) | Admitted::Attested(agent) => Some(agent.name.clone()),
+                Admitted::Certificate(uri) => Some(uri.clone()),
+                Admitted::OwnAddress | Admitted::Network => None,
+            };
+            (Some(lane.admitted.label().to_owned()), who, Some(lane.source.to_string()))
+        }
+        Lane::External(lane) => {
+            let user = lane.user.as_ref().map(|user| String::from_utf8_lossy(user.as_bytes()).into_owned());
+            (None, user, None)
+        }
+    };
+    status::Connection {
+        number: present.number,
+        peer: present.peer.to_string(),
+        lane: present.lane.label().into(),
+        admitted,
+        who,
+        source,
+        protocol: present.protocol.into(),
+        since: rfc3339(present.since.into()),
+        for_seconds: age(present.since, now),
+        why_not_agent: why.map(ToString::to_string),
+    }
+}
+
+/// Nobody dials such an address.
+fn is_link_local(ip: &IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    let whole = time.replace_nanosecond(0).unwrap_or(time);
+    whole.format(&Rfc3339).unwrap_or_else(|_| whole.to_string())
+}
+
+fn age(since: SystemTime, now: SystemTime) -> u64 {
+    now.duration_since(since).unwrap_or_default().as_secs()
+}

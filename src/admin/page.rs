@@ -1,0 +1,272 @@
+//! The page at `/`: the status for people, on one page that loads nothing and runs nothing.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::status::{Certificate, Connection, Discovery, Status, span};
+
+const STYLE: &str = include_str!("page.css");
+
+/// How many connections the page shows; `/status` has more.
+const MOST_ROWS: usize = 200;
+/// Less than that of a certificate's life is worth a colour.
+const SOON: i64 = 7 * 24 * 60 * 60;
+
+/// Nothing but the one style sheet within.
+pub(super) static SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
+    let style = STANDARD.encode(digest(&SHA256, STYLE.as_bytes()));
+    let policy = format!("default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+    HeaderValue::from_str(&policy).expect("base64 is ASCII")
+});
+
+/// After how long the page loads itself again: `refresh=SECONDS` of its query.
+pub(super) fn refresh(query: Option<&str>) -> Option<Duration> {
+    let seconds = query?.split('&').find_map(|pair| pair.strip_prefix("refresh="))?.parse().ok()?;
+    (1..=3600).contains(&seconds).then(|| Duration::from_secs(seconds))
+}
+
+/// The whole page. maud escapes whatever is put in.
+pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                @if let Some(after) = refresh { meta http-equiv="refresh" content=(after.as_secs()); }
+                title { "loopgate: " (verdict(status)) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header {
+                    h1 { "loopgate" }
+                    span .badge .good[status.ready] .bad[!status.ready] { (verdict(status)) }
+                    span .quiet { (status.version) ", up " (span(status.uptime_seconds)) }
+                    nav {
+                        @if refresh.is_some() { a href="/" { "Stop refreshing" } } @else { a href="/?refresh=5" { "Refresh every 5 s" } }
+                        a href="/status" { "JSON" }
+                        a href="/metrics" { "Metrics" }
+                    }
+                }
+                main {
+                    @for reason in &status.not_ready { p .alert { (reason) } }
+                    div .cards { (doors(status)) (certificate(&status.certificate)) (discovery(&status.discovery)) }
+                    (agents(status))
+                    (connections(status))
+                }
+            }
+        }
+    }
+    .into_string()
+}
+
+fn verdict(status: &Status) -> &'static str {
+    if status.ready { "ready" } else { "not ready" }
+}
+
+fn doors(status: &Status) -> Markup {
+    html! {
+        section {
+            h2 { "Traffic" }
+            dl {
+                dt { "Listening" }
+                dd { @for address in &status.listening { code { (address) } " " } @if status.listening.is_empty() { "nowhere" } }
+                dt { "Gateway" }
+                dd {
+                    code { (status.gateway.address) } " "
+                    @if status.gateway.reachable { span .good { "reachable" } }
+                    @else { span .bad { (status.gateway.error.as_deref().unwrap_or("not reachable")) } }
+                }
+                dt { "Agent lane" } dd { (count(status.lanes.agent, "connection")) }
+                dt { "External lane" } dd { (count(status.lanes.external, "connection")) }
+            }
+        }
+    }
+}
+
+fn certificate(certificate: &Certificate) -> Markup {
+    let left = certificate.expires_in_seconds;
+    html! {
+        section {
+            h2 { "Certificate" }
+            dl {
+                @if let Some(problem) = &certificate.problem { dt { "Problem" } dd .bad { (problem) } }
+                dt { "Names" } dd { @for name in &certificate.names { code { (name) } " " } }
+                dt { "Expires" }
+                dd .bad[left <= 0] .fair[left > 0 && left < SOON] {
+                    time { (certificate.not_after) }
+                    @match u64::try_from(left) { Ok(left) => { ", in " (span(left)) } Err(_) => ", has expired" }
+                }
+                dt { "Fingerprint" } dd { code .long { (certificate.fingerprint) } }
+                dt { "Public key" } dd { code .long { "sha256//" (certificate.public_key) } }
+                @if let Some(ca) = &certificate.ca_fingerprint { dt { "CA" } dd { code .long { (ca) } } }
+            }
+        }
+    }
+}
+
+fn discovery(discovery: &Discovery) -> Markup {
+    let (live, off) = (discovery.docker == "live", discovery.docker == "off");
+    html! {
+        section {
+            h2 { "Discovery" }
+            dl {
+                dt { "Docker" }
+                dd {
+                    span .good[live] .bad[!live && !off] { (discovery.docker) }
+                    @if let Some(seconds) = discovery.for_seconds { " for " (span(seconds)) }
+                    @if let Some(error) = &discovery.error { ": " (error) }
+                }
+                @if let Some(owner) = &discovery.owner {
+                    dt { "Namespace of" }
+                    dd { code { (owner) } @if let Some(project) = &discovery.project { ", project " code { (project) } } }
+                }
+                @if discovery.namespace != "attached" { dt { "Namespace" } dd .bad { (discovery.namespace) } }
+                dt { "Own addresses" } dd { @for address in &discovery.own_addresses { code { (address) } " " } }
+                @if !discovery.own_names.is_empty() { dt { "Own names" } dd { @for name in &discovery.own_names { code { (name) } " " } } }
+            }
+        }
+    }
+}
+
+fn agents(status: &Status) -> Markup {
+    html! {
+        section {
+            h2 { "Agents" }
+            @if status.agents.is_empty() && status.not_agents.is_empty() {
+                p .quiet { "No container is labelled " code { "loopgate.agent" } "." }
+            } @else {
+                div .scroll {
+                    table {
+                        thead { tr { th { "Container" } th { "Addresses" } th { "Proof" } th { "Scopes" } th { "Connections" } } }
+                        tbody {
+                            @for agent in &status.agents {
+                                tr {
+                                    td { code { (agent.container) } }
+                                    td { @for address in &agent.addresses { code { (address) } " " } }
+                                    td { (agent.proof) }
+                                    td { (agent.scopes.as_ref().map_or_else(|| "no cap".to_owned(), |scopes| scopes.join(", "))) }
+                                    td .number { (agent.connections) }
+                                }
+                            }
+                            @for other in &status.not_agents {
+                                tr { td { code { (other.container) } } td colspan="4" .fair { "no agent: " (other.why) } }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn connections(status: &Status) -> Markup {
+    let total = status.lanes.agent + status.lanes.external;
+    let shown = status.connections.len().min(MOST_ROWS);
+    html! {
+        section {
+            h2 { "Connections" }
+            @if total == 0 { p .quiet { "Nobody is connected." } } @else {
+                div .scroll {
+                    table {
+                        thead { tr { th { "Peer" } th { "Lane" } th { "Who" } th { "Protocol" } th { "For" } } }
+                        tbody { @for connection in &status.connections[..shown] { (row(connection)) } }
+                    }
+                }
+                @if shown < total { p .quiet { "The oldest " (shown) " of " (total) "." } }
+            }
+        }
+    }
+}
+
+fn row(connection: &Connection) -> Markup {
+    html! {
+        tr {
+            td { code { (connection.peer) } }
+            td { span .lane .agent[connection.lane == "agent"] { (connection.lane) } }
+            td {
+                @if let Some(who) = &connection.who { code { (who) } " " }
+                @if let Some(admitted) = &connection.admitted { span .quiet { "by " (admitted) } }
+                @if let Some(why) = &connection.why_not_agent { span .fair { (why) } }
+            }
+            td { (connection.protocol) }
+            td { time title=(connection.since) { (span(connection.for_seconds)) } }
+        }
+    }
+}
+
+fn count(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::example;
+
+    #[test]
+    fn whatever_is_shown_is_escaped() {
+        let hostile = "<script>alert(1)</script>\"'&";
+        let mut status = example();
+        status.gateway.error = Some(hostile.into());
+        status.gateway.reachable = false;
+        status.not_ready = vec![hostile.into()];
+        status.certificate.names = vec![hostile.into()];
+        status.certificate.problem = Some(hostile.into());
+        status.discovery.error = Some(hostile.into());
+        status.discovery.own_names = vec![hostile.into()];
+        status.agents[0].container = hostile.into();
+        status.agents[0].scopes = Some(vec![hostile.into()]);
+        status.not_agents[0].why = hostile.into();
+        for connection in &mut status.connections {
+            connection.peer = hostile.into();
+            connection.who = Some(hostile.into());
+            connection.since = hostile.into();
+            connection.why_not_agent = Some(hostile.into());
+        }
+        let page = render(&status, None);
+        assert!(!page.contains("<script") && page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;"), "{page}");
+    }
+
+    #[test]
+    fn it_loads_and_runs_nothing() {
+        let page = render(&example(), Some(Duration::from_secs(5)));
+        for never in ["<script", "src=", "style=\"", "<link", "url(", "@import", "onclick"] {
+            assert!(!page.contains(never), "{never} in {page}");
+        }
+        assert!(page.contains("<meta http-equiv=\"refresh\" content=\"5\">"));
+        assert!(SECURITY_POLICY.to_str().unwrap().starts_with("default-src 'none'; style-src 'sha256-"));
+    }
+
+    #[test]
+    fn long_lists_end() {
+        let mut status = example();
+        status.connections = std::iter::repeat_n(status.connections[0].clone(), 300).collect();
+        status.lanes.external = 5000;
+        let page = render(&status, None);
+        assert!(page.contains("The oldest 200 of 500"), "{page}");
+        assert_eq!(page.matches("<tr><td><code>172.18.0.3:").count(), 200);
+    }
+
+    #[test]
+    fn only_a_sensible_time_refreshes() {
+        let table = [
+            (None, None),
+            (Some("refresh=5"), Some(5)),
+            (Some("a=b&refresh=60"), Some(60)),
+            (Some("refresh=0"), None),
+            (Some("refresh=5;url=//evil.example"), None),
+            (Some("refresh=9999"), None),
+        ];
+        for (query, expected) in table {
+            assert_eq!(refresh(query), expected.map(Duration::from_secs), "{query:?}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! `loopgate status`.
+
+use std::fmt::Write;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use super::flags::Flags;
+use super::healthcheck::Admin;
+use super::table::{Table, Tone, colours, paint};
+use super::{Error, output};
+use crate::admin::client;
+use crate::admin::status::{Connection, Status, span};
+use crate::config::check;
+
+/// Shows the running sidecar: doors, certificate, agents and who is connected
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    flags: Flags<Admin>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    /// Shows it again every two seconds, until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Between two looks.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Puts the cursor in the corner of an empty screen.
+const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
+
+/// Shows it.
+pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
+    let admin = check::admin(&flags.merge())?.ok_or(client::Error::Off)?;
+    let clear = if std::io::stdout().is_terminal() && !json { CLEAR } else { "" };
+    let mut shown = show(&client::status(admin)?, json, watch);
+    loop {
+        if !watch {
+            return output::print(shown);
+        }
+        // A line for each look, for whoever reads them one by one.
+        if !output::print_to_reader(format!("{clear}{shown}"))? {
+            return Ok(());
+        }
+        std::thread::sleep(PAUSE);
+        // It may be about to start anew.
+        shown = match client::status(admin) {
+            Ok(status) => show(&status, json, watch),
+            Err(error) if json => return Err(error.into()),
+            Err(error) => format!("{error}\n"),
+        };
+    }
+}
+
+fn show(status: &Status, as_json: bool, on_one_line: bool) -> String {
+    let json = || if on_one_line { serde_json::to_string(status) } else { serde_json::to_string_pretty(status) };
+    if as_json { json().map(|json| json + "\n").unwrap_or_default() } else { text(status, colours()) }
+}
+
+fn text(status: &Status, colours: bool) -> String {
+    let mut text = String::new();
+    let verdict = if status.ready { paint("ready", Tone::Good, colours) } else { paint("not ready", Tone::Bad, colours) };
+    let name = paint("loopgate", Tone::Strong, colours);
+    let _ = writeln!(text, "{name} {} is {verdict}, up {}", status.version, span(status.uptime_seconds));
+    for reason in &status.not_ready {
+        let _ = writeln!(text, "  {}", paint(reason, Tone::Bad, colours));
+    }
+    text.push_str(&summary(status).render(colours));
+    let mut section = |title: &str, table: Table| {
+        let _ = write!(text, "\n{}\n{}", paint(title, Tone::Strong, colours), table.render(colours));
+    };
+    if !status.agents.is_empty() {
+        section("Agents", agents(status));
+    }
+    if !status.not_agents.is_empty() {
+        let mut table = Table::default();
+        for other in &status.not_agents {
+            table.row([(other.container.as_str(), Tone::Plain), (&other.why, Tone::Fair)]);
+        }
+        section("Labelled, but no agents", table);
+    }
+    if !status.connections.is_empty() {
+        section("Connections", connections(&status.connections));
+    }
+    let left_out = (status.lanes.agent + status.lanes.external).saturating_sub(status.connections.len());
+    if left_out > 0 {
+        let _ = writeln!(text, "  and {left_out} more");
+    }
+    text
+}
+
+fn summary(status: &Status) -> Table {
+    let mut table = Table::default();
+    let mut line = |name: &str, value: String, tone: Tone| table.row([(name.to_owned(), Tone::Quiet), (value, tone)]);
+    line("listening", if status.listening.is_empty() { "nowhere".into() } else { status.listening.join(" ") }, Tone::Plain);
+    let gateway = &status.gateway;
+    match &gateway.error {
+        None => line("gateway", format!("{} reachable", gateway.address), Tone::Plain),
+        Some(error) => line("gateway", format!("{} {error}", gateway.address), Tone::Bad),
+    }
+    let certificate = &status.certificate;
+    let tone = if certificate.expires_in_seconds <= 0 { Tone::Bad } else { Tone::Plain };
+    let left = u64::try_from(certificate.expires_in_seconds).map_or_else(|_| "expired".into(), |left| format!("in {}", span(left)));
+    line("certificate", format!("until {} ({left})", certificate.not_after), tone);
+    line("  names", certificate.names.join(" "), Tone::Plain);
+    line("  fingerprint", certificate.fingerprint.clone(), Tone::Plain);
+    line("  public key", format!("sha256//{}", certificate.public_key), Tone::Plain);
+    if let Some(ca) = &certificate.ca_fingerprint {
+        line("  CA", ca.clone(), Tone::Plain);
+    }
+    if let Some(problem) = &certificate.problem {
+        line("  problem", problem.clone(), Tone::Bad);
+    }
+    let discovery = &status.discovery;
+    let since = discovery.for_seconds.map(|seconds| format!(" for {}", span(seconds))).unwrap_or_default();
+    let error = discovery.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+    let tone = if matches!(discovery.docker.as_str(), "live" | "off") { Tone::Plain } else { Tone::Bad };
+    line("docker", format!("{}{since}{error}", discovery.docker), tone);
+    if let Some(owner) = &discovery.owner {
+        let project = discovery.project.as_ref().map(|project| format!(", project {project}")).unwrap_or_default();
+        line("namespace of", format!("{owner}{project}"), Tone::Plain);
+    }
+    if discovery.namespace != "attached" {
+        line("namespace", discovery.namespace.clone(), Tone::Bad);
+    }
+    line("lanes", format!("agent {}, external {}", status.lanes.agent, status.lanes.external), Tone::Plain);
+    table
+}
+
+fn agents(status: &Status) -> Table {
+    let mut table = Table::new(&["CONTAINER", "ADDRESSES", "PROOF", "CONNECTIONS", "SCOPES"]);
+    for agent in &status.agents {
+        let scopes = agent.scopes.as_ref().map_or_else(|| "no cap".to_owned(), |scopes| scopes.join(","));
+        let cells = [agent.container.clone(), agent.addresses.join(" "), agent.proof.clone(), agent.connections.to_string(), scopes];
+        table.row(cells.map(|cell| (cell, Tone::Plain)));
+    }
+    table
+}
+
+fn connections(connections: &[Connection]) -> Table {
+    let mut table = Table::new(&["PEER", "LANE", "FOR", "PROTOCOL", "WHO"]);
+    for connection in connections {
+        let lane = if connection.lane == "agent" { Tone::Good } else { Tone::Plain };
+        let by = connection.admitted.as_ref().map(|admitted| format!("by {admitted}"));
+        let why = connection.why_not_agent.as_ref().map(|why| format!("no agent: {why}"));
+        let who: Vec<_> = [connection.who.clone(), by, why].into_iter().flatten().collect();
+        table.row([
+            (connection.peer.clone(), Tone::Plain),
+            (connection.lane.clone(), lane),
+            (span(connection.for_seconds), Tone::Plain),
+            (connection.protocol.clone(), Tone::Plain),
+            (who.join(", "), if connection.why_not_agent.is_some() { Tone::Fair } else { Tone::Plain }),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::example;
+
+    #[test]
+    fn everything_worth_knowing_is_shown() {
+        let shown = text(&example(), false);
+        for part in [
+            "loopgate 0.1.0 is ready, up 1h 2m\n",
+            "  listening      172.18.0.2:18789\n",
+            "  gateway        127.0.0.1:18789 reachable\n",
+            "  docker         live for 1h 2m\n",
+            "  demo-agent-1  172.18.0.3  attested  1            operator.read\n",
+            "  other-agent-1  it is in project \"other\"\n",
+            "  172.18.0.3:40001  agent     1m   http/1.1  demo-agent-1, by attested\n",
+            "  172.18.0.3:40002  external  1m   http/1.1  no agent: demo-agent-1 must show a certificate\n",
+        ] {
+            assert!(shown.contains(part), "{part:?} is not in\n{shown}");
+        }
+        assert!(!shown.contains('\x1b'));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let mut status = example();
+        status.ready = false;
+        status.not_ready = vec!["stopping".into()];
+        status.gateway.error = Some("connection refused".into());
+        status.certificate.problem = Some("disk full".into());
+        status.lanes.external = 2001;
+        let shown = text(&status, false);
+        for part in ["is not ready", "  stopping\n", "127.0.0.1:18789 connection refused", "disk full", "and 2000 more"] {
+            assert!(shown.contains(part), "{part:?} is not in\n{shown}");
+        }
+    }
+}

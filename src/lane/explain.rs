@@ -1,0 +1,169 @@
+//! Why a connection is not on the agent lane, for those who might expect it to be.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::decide::container_of;
+use super::{Evidence, Issuer, Policy};
+use crate::addr::canonical;
+use crate::discovery::{Proof, View};
+
+/// Why a connection that may have been meant for the agent lane is external.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WhyExternal {
+    /// A trusted proxy speaks for others.
+    TrustedProxy {
+        /// The agent whose address it has.
+        agent: String,
+    },
+    /// Its container must show a certificate, and showed none.
+    NoCertificate {
+        /// The container.
+        agent: String,
+    },
+    /// It showed a certificate that has ended.
+    Expired {
+        /// The container.
+        agent: String,
+    },
+    /// It showed a certificate that is not this container's.
+    OtherCertificate {
+        /// The container.
+        agent: String,
+    },
+    /// Docker is out of reach, so that nobody confirms that its container still is an agent.
+    Unconfirmed {
+        /// The container.
+        agent: String,
+    },
+    /// It was external before its container became an agent.
+    Earlier {
+        /// The container.
+        agent: String,
+    },
+    /// It comes from an address of this namespace.
+    OwnAddress,
+    /// It showed a certificate, from an address of no agent.
+    UnknownAddress(IpAddr),
+    /// It showed a certificate of the operator's CA that stands for no agent.
+    NotListed,
+}
+
+impl fmt::Display for WhyExternal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TrustedProxy { agent } => write!(f, "{agent} is in external.trusted_proxies, and a proxy speaks for others"),
+            Self::NoCertificate { agent } => {
+                write!(
+                    f,
+                    "{agent} must show a certificate (its label says attested) and showed none: connect through loopgate agent or exec"
+                )
+            }
+            Self::Expired { agent } => write!(f, "the certificate that {agent} showed has expired: is its clock right?"),
+            Self::OtherCertificate { agent } => write!(f, "the certificate that was shown is not that of {agent}"),
+            Self::Unconfirmed { agent } => write!(f, "Docker is out of reach, so nobody confirms that {agent} is an agent still"),
+            Self::Earlier { agent } => write!(f, "{agent} became an agent after this connection began: it has to connect again"),
+            Self::OwnAddress => f.write_str("addresses of this network namespace are external: --own-addresses agent changes that"),
+            Self::UnknownAddress(ip) => write!(f, "it showed a container's certificate from {ip}, which is no address of an agent"),
+            Self::NotListed => f.write_str("the URI in its certificate is not in agents.uris"),
+        }
+    }
+}
+
+/// Why the connection with this `evidence` is external, if anybody might expect otherwise. `now` is in seconds since the Unix epoch.
+pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Option<WhyExternal> {
+    let peer = canonical(evidence.peer);
+    let certificate = evidence.certificate.as_ref();
+    if peer.is_loopback() || view.is_own(peer) {
+        return Some(WhyExternal::OwnAddress);
+    }
+    let Some(agent) = view.agents.get(&peer) else {
+        if let Some(agent) = view.last_known.get(&peer) {
+            return Some(WhyExternal::Unconfirmed { agent: agent.name.clone() });
+        }
+        return match certificate?.issuer {
+            Issuer::Own => Some(WhyExternal::UnknownAddress(peer)),
+            // Such certificates identify external users too, so that most of them are meant to stay there.
+            Issuer::Operator => policy.has_agent_uris().then_some(WhyExternal::NotListed),
+        };
+    };
+    let name = agent.name.clone();
+    if policy.is_trusted_proxy(peer) {
+        return Some(WhyExternal::TrustedProxy { agent: name });
+    }
+    Some(match (agent.proof, certificate) {
+        (Proof::Address, _) => WhyExternal::Earlier { agent: name },
+        (Proof::Attested, None) => WhyExternal::NoCertificate { agent: name },
+        (Proof::Attested, Some(certificate)) if certificate.not_after <= now => WhyExternal::Expired { agent: name },
+        (Proof::Attested, Some(certificate)) => {
+            let its_own = certificate.issuer == Issuer::Own
+                && certificate.uris.iter().any(|uri| container_of(uri, policy.trust_domain()) == Some(agent.id.as_str()));
+            if its_own { WhyExternal::Earlier { agent: name } } else { WhyExternal::OtherCertificate { agent: name } }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::discovery::{Agent, Interface};
+    use crate::lane::Certificate;
+
+    const NOW: i64 = 1_000;
+
+    fn agent(id: &str, proof: Proof) -> Arc<Agent> {
+        Arc::new(Agent { id: id.into(), name: format!("{id}-name"), project: None, service: None, proof, scopes: None })
+    }
+
+    fn view() -> View {
+        let mut view = View {
+            interfaces: vec![Interface { name: "eth0".into(), addresses: vec!["172.18.0.2/16".parse().unwrap()] }],
+            ..View::default()
+        };
+        view.agents.insert("172.18.0.3".parse().unwrap(), agent("aaa", Proof::Address));
+        view.agents.insert("172.18.0.4".parse().unwrap(), agent("bbb", Proof::Attested));
+        view.agents.insert("172.18.0.5".parse().unwrap(), agent("ccc", Proof::Attested));
+        view.last_known = view.agents.clone();
+        view.last_known.insert("172.18.0.6".parse().unwrap(), agent("ddd", Proof::Attested));
+        view
+    }
+
+    #[test]
+    fn whoever_might_expect_to_be_an_agent_is_told_why_not() {
+        let mut config = Config::default();
+        config.external.trusted_proxies = vec!["172.18.0.5/32".parse().unwrap()];
+        let mut listing = config.clone();
+        listing.agents.uris = vec!["spiffe://corp/robot".into()];
+        let own = |uri: &str, not_after| Some(Certificate { issuer: Issuer::Own, uris: vec![uri.into()], user: None, not_after });
+        let operator =
+            || Some(Certificate { issuer: Issuer::Operator, uris: vec!["spiffe://corp/x".into()], user: None, not_after: 2_000 });
+        let bbb = "spiffe://loopgate.local/docker/p/s/bbb";
+        let table = [
+            ("172.18.0.9", None, &config, None),
+            ("172.18.0.2", None, &config, Some(WhyExternal::OwnAddress)),
+            ("127.0.0.1", None, &config, Some(WhyExternal::OwnAddress)),
+            ("172.18.0.3", None, &config, Some(WhyExternal::Earlier { agent: "aaa-name".into() })),
+            ("172.18.0.4", None, &config, Some(WhyExternal::NoCertificate { agent: "bbb-name".into() })),
+            ("172.18.0.4", own(bbb, NOW), &config, Some(WhyExternal::Expired { agent: "bbb-name".into() })),
+            ("172.18.0.4", own(bbb, 2_000), &config, Some(WhyExternal::Earlier { agent: "bbb-name".into() })),
+            (
+                "172.18.0.4",
+                own("spiffe://loopgate.local/docker/p/s/x", 2_000),
+                &config,
+                Some(WhyExternal::OtherCertificate { agent: "bbb-name".into() }),
+            ),
+            ("172.18.0.5", None, &config, Some(WhyExternal::TrustedProxy { agent: "ccc-name".into() })),
+            ("172.18.0.6", None, &config, Some(WhyExternal::Unconfirmed { agent: "ddd-name".into() })),
+            ("172.18.0.9", own(bbb, 2_000), &config, Some(WhyExternal::UnknownAddress("172.18.0.9".parse().unwrap()))),
+            ("172.18.0.9", operator(), &config, None),
+            ("172.18.0.9", operator(), &listing, Some(WhyExternal::NotListed)),
+        ];
+        for (peer, certificate, config, expected) in table {
+            let evidence = Evidence { peer: peer.parse().unwrap(), stated: None, certificate };
+            assert_eq!(why_external(&evidence, &view(), &Policy::new(config), NOW), expected, "{evidence:?}");
+        }
+    }
+}

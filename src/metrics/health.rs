@@ -1,0 +1,55 @@
+//! What the front desk finds out at each scrape, in gauges.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+/// How agents prove themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ProofLabels {
+    /// `attested` or `address`.
+    pub proof: &'static str,
+}
+
+/// The state of the sidecar as a whole.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// 1 while there is no reason against readiness.
+    pub ready: Gauge,
+    /// 1 while the gateway accepts connections.
+    pub gateway_up: Gauge,
+    /// Addresses listened on.
+    pub listeners: Gauge,
+    /// Until when the served certificate is valid, in seconds since the Unix epoch.
+    pub certificate_expiry: Gauge,
+    /// 1 while a newer certificate than the served one can't be had.
+    pub certificate_problem: Gauge,
+    /// 1 unless discovery by Docker is off.
+    pub docker_enabled: Gauge,
+    /// Containers that are agents, by how they prove it.
+    pub agents: Family<ProofLabels, Gauge>,
+    /// Labelled containers that are no agents.
+    pub not_agents: Gauge,
+    /// When this process started, in seconds since the Unix epoch.
+    pub started: Gauge,
+}
+
+impl Health {
+    /// Adds these metrics to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("build", "The version that runs", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register("ready", "Whether there is no reason against readiness", self.ready.clone());
+        registry.register("gateway_up", "Whether the gateway accepts connections", self.gateway_up.clone());
+        registry.register("listeners", "Addresses listened on", self.listeners.clone());
+        let until = "Until when the served certificate is valid";
+        registry.register("certificate_expiry_timestamp_seconds", until, self.certificate_expiry.clone());
+        let problem = "Whether a newer certificate than the served one can't be had";
+        registry.register("certificate_problem", problem, self.certificate_problem.clone());
+        registry.register("discovery_docker_enabled", "Whether discovery by Docker is on", self.docker_enabled.clone());
+        registry.register("discovery_agents", "Containers that are agents, by how they prove it", self.agents.clone());
+        registry.register("discovery_not_agents", "Labelled containers that are no agents", self.not_agents.clone());
+        registry.register("start_timestamp_seconds", "When this process started", self.started.clone());
+    }
+}
