@@ -1,0 +1,201 @@
+//! A run: every scenario, the sides in turn, and what comes of it.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::json;
+
+use crate::goals;
+use crate::peer::{Peer, Programs, Surroundings, free_address};
+use crate::results::Results;
+use crate::scenario::{Extent, Scenario};
+use crate::tls::Certificate;
+
+/// Files that a side needs besides two for each connection.
+const OTHER_FILES: u64 = 600;
+
+/// What to compare, and how.
+#[derive(Parser)]
+pub struct Compare {
+    /// What to measure; everything by default.
+    #[arg(long, value_delimiter = ',')]
+    scenarios: Vec<Scenario>,
+    /// Whom to measure; everybody by default.
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<Peer>,
+    /// How many times; the sides take turns.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Length of a window.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Idle WebSockets, if there may be as many open files.
+    #[arg(long, default_value_t = 9000)]
+    idle: usize,
+    /// Worker threads or processes of each side.
+    #[arg(long, default_value_t = 2)]
+    workers: usize,
+    /// Where to write all samples.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// loopgate's release build.
+    #[arg(long)]
+    loopgate: PathBuf,
+    /// Other programs, if they are not on the path.
+    #[arg(long, default_value = "nginx")]
+    nginx: PathBuf,
+    #[arg(long, default_value = "haproxy")]
+    haproxy: PathBuf,
+    #[arg(long, default_value = "caddy")]
+    caddy: PathBuf,
+    #[arg(long, default_value = "traefik")]
+    traefik: PathBuf,
+}
+
+impl Compare {
+    /// Measures, prints tables, and writes the samples.
+    ///
+    /// # Errors
+    /// Nothing could be measured, or something that should be measured could not.
+    pub async fn run(mut self) -> io::Result<()> {
+        if self.scenarios.is_empty() {
+            self.scenarios = Scenario::value_variants().to_vec();
+        }
+        if self.peers.is_empty() {
+            self.peers = Peer::value_variants().to_vec();
+        }
+        let files = raise_file_limit()?;
+        let affordable = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX);
+        let extent = Extent { time: Duration::from_secs_f64(self.seconds), idle: self.idle.min(affordable) };
+        let directory = tempfile::tempdir()?;
+        let backend = Backend::start()?;
+        let around = Surroundings {
+            programs: self.programs(),
+            certificate: Certificate::make(directory.path())?,
+            directory: directory.path().to_owned(),
+            backend: backend.address,
+            workers: self.workers,
+        };
+        let before = machine();
+        let results = self.measure(&around, extent).await;
+        let verdicts = goals::judge(&results);
+        println!("{}", results.table());
+        println!(
+            "In brackets: how many times loopgate's. {} rounds, {} workers, windows of {} s.\n",
+            self.rounds, self.workers, self.seconds
+        );
+        println!("{}", goals::table(&verdicts));
+        if let Some(file) = &self.json {
+            let versions: serde_json::Map<_, _> =
+                self.peers.iter().filter_map(|peer| Some((peer.name(), peer.version(&around.programs)?.into()))).collect();
+            let mut all = json!({
+                "machine": before,
+                "load_at_the_end": load(),
+                "versions": versions,
+                "rounds": self.rounds,
+                "seconds": self.seconds,
+                "workers": self.workers,
+                "idle": extent.idle,
+                "goals": verdicts,
+            });
+            if let (Some(all), serde_json::Value::Object(results)) = (all.as_object_mut(), results.json()) {
+                all.extend(results);
+            }
+            fs::write(file, format!("{all:#}\n"))?;
+        }
+        if results.is_complete() { Ok(()) } else { Err(io::Error::other("not everything could be measured")) }
+    }
+
+    async fn measure(&self, around: &Surroundings, extent: Extent) -> Results {
+        let mut results = Results::default();
+        for scenario in &self.scenarios {
+            for round in 0..self.rounds {
+                for peer in self.turns(round).into_iter().filter(|peer| scenario.suits(*peer)) {
+                    eprintln!("{} {}/{} {} (load {})", scenario.name(), round + 1, self.rounds, peer.name(), load());
+                    match scenario.measure(peer, around, extent).await {
+                        Ok(sample) => results.add(*scenario, peer, round, sample),
+                        Err(error) => {
+                            eprintln!("    not measured: {error}");
+                            results.miss(*scenario, peer, error.to_string());
+                        }
+                    }
+                }
+            }
+        }
+        results
+    }
+
+    /// Each round begins with another side, and every second one goes backwards.
+    fn turns(&self, round: usize) -> Vec<Peer> {
+        let mut turns = self.peers.clone();
+        turns.rotate_left(round % self.peers.len());
+        if round % 2 == 1 {
+            turns.reverse();
+        }
+        turns
+    }
+
+    fn programs(&self) -> Programs {
+        Programs {
+            loopgate: self.loopgate.clone(),
+            nginx: self.nginx.clone(),
+            haproxy: self.haproxy.clone(),
+            caddy: self.caddy.clone(),
+            traefik: self.traefik.clone(),
+        }
+    }
+}
+
+/// The backend's process, ended with this value.
+struct Backend {
+    address: SocketAddr,
+    child: Child,
+}
+
+impl Backend {
+    fn start() -> io::Result<Self> {
+        let address = free_address()?;
+        let child = Command::new(std::env::current_exe()?).arg("backend").arg(address.to_string()).spawn()?;
+        let backend = Self { address, child };
+        for _ in 0..500 {
+            if std::net::TcpStream::connect(address).is_ok() {
+                return Ok(backend);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err(io::Error::other("the backend does not answer"))
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// As many open files as may be, for this process and for those that it starts.
+fn raise_file_limit() -> io::Result<u64> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    Ok(most)
+}
+
+fn load() -> String {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load.split(' ').next().unwrap_or_default().to_owned()
+}
+
+fn machine() -> serde_json::Value {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let models: Vec<_> =
+        cpus.lines().filter_map(|line| Some(line.strip_prefix("model name")?.trim_start_matches([' ', '\t', ':']))).collect();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    json!({ "cpus": models.len(), "model": models.first(), "kernel": kernel.trim(), "load": load() })
+}

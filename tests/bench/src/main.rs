@@ -1,0 +1,68 @@
+//! loopgate beside its peers: what a unit of work costs each of them. `tests/bench/run` is the way to call it.
+
+mod backend;
+mod client;
+mod compare;
+mod goals;
+mod load;
+mod null_tls;
+mod peer;
+mod process;
+mod results;
+mod scenario;
+mod tls;
+mod websocket;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio::task::LocalSet;
+
+use compare::Compare;
+
+#[derive(Parser)]
+#[command(about = "loopgate beside its peers: CPU and memory per unit of work")]
+struct Arguments {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Measure.
+    Compare(Compare),
+    /// Be what stands behind every side.
+    Backend { listen: SocketAddr },
+    /// Be the bare copy loop.
+    NullTls { listen: SocketAddr, backend: SocketAddr, chain: PathBuf, key: PathBuf, workers: usize },
+}
+
+fn main() -> ExitCode {
+    use tokio::runtime::Builder;
+    let done = match Arguments::parse().role {
+        Role::Compare(compare) => run(&mut Builder::new_current_thread(), LocalSet::new().run_until(compare.run())),
+        Role::Backend { listen } => {
+            let serve = async move { backend::serve(TcpListener::bind(listen).await?).await };
+            run(&mut Builder::new_current_thread(), serve)
+        }
+        Role::NullTls { listen, backend, chain, key, workers } => {
+            let serve = async move { null_tls::serve(TcpListener::bind(listen).await?, backend, &chain, &key).await };
+            run(Builder::new_multi_thread().worker_threads(workers), serve)
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(runtime: &mut tokio::runtime::Builder, role: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    runtime.enable_all().build()?.block_on(role)
+}

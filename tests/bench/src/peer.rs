@@ -1,0 +1,255 @@
+//! The sides: how each is configured, started and stopped.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rustls::ClientConfig;
+use serde::Serialize;
+
+use crate::client::{Target, head};
+use crate::process::Tree;
+use crate::tls::Certificate;
+
+/// A side that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Peer {
+    /// What this is all about.
+    Loopgate,
+    /// nginx.
+    Nginx,
+    /// HAProxy in HTTP mode.
+    Haproxy,
+    /// HAProxy in TCP mode.
+    HaproxyTcp,
+    /// Caddy.
+    Caddy,
+    /// Traefik.
+    Traefik,
+    /// A bare copy loop on Tokio and rustls.
+    NullTls,
+    /// No proxy and no TLS.
+    Direct,
+}
+
+impl Peer {
+    /// Its name, as on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().expect("no variant is skipped").get_name().to_owned()
+    }
+
+    /// Whether it speaks HTTP/2 with the client.
+    pub fn has_h2(self) -> bool {
+        !matches!(self, Self::HaproxyTcp | Self::NullTls | Self::Direct)
+    }
+
+    /// Asks `programs` for its version; `None` where it has none of its own.
+    pub fn version(self, programs: &Programs) -> Option<String> {
+        let (program, argument) = match self {
+            Self::Loopgate => (&programs.loopgate, "--version"),
+            Self::Nginx => (&programs.nginx, "-V"),
+            Self::Haproxy | Self::HaproxyTcp => (&programs.haproxy, "-v"),
+            Self::Caddy => (&programs.caddy, "version"),
+            Self::Traefik => (&programs.traefik, "version"),
+            Self::NullTls | Self::Direct => return None,
+        };
+        let output = Command::new(program).arg(argument).output().ok()?;
+        let said = [output.stdout, output.stderr].concat();
+        Some(String::from_utf8_lossy(&said).lines().take(3).map(str::trim).collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// Where the programs are.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// loopgate's release build.
+    pub loopgate: PathBuf,
+    /// nginx.
+    pub nginx: PathBuf,
+    /// HAProxy.
+    pub haproxy: PathBuf,
+    /// Caddy.
+    pub caddy: PathBuf,
+    /// Traefik.
+    pub traefik: PathBuf,
+}
+
+impl Programs {
+    /// The executable file of `peer`; `None` where there is no process.
+    pub fn file(&self, peer: Peer) -> Option<PathBuf> {
+        match peer {
+            Peer::Loopgate => Some(self.loopgate.clone()),
+            Peer::Nginx => Some(self.nginx.clone()),
+            Peer::Haproxy | Peer::HaproxyTcp => Some(self.haproxy.clone()),
+            Peer::Caddy => Some(self.caddy.clone()),
+            Peer::Traefik => Some(self.traefik.clone()),
+            Peer::NullTls => std::env::current_exe().ok(),
+            Peer::Direct => None,
+        }
+    }
+}
+
+/// What all sides share.
+pub struct Surroundings {
+    /// Where the programs are.
+    pub programs: Programs,
+    /// Files of this run.
+    pub directory: PathBuf,
+    /// The certificate that each serves.
+    pub certificate: Certificate,
+    /// The backend that each forwards to.
+    pub backend: SocketAddr,
+    /// Worker threads or processes of each.
+    pub workers: usize,
+}
+
+/// A side that answers.
+pub struct Running {
+    /// How to connect to it.
+    pub target: Target,
+    /// Its processes; `None` for [`Peer::Direct`].
+    pub tree: Option<Tree>,
+    /// From exec to the first answer over TLS.
+    pub start: Duration,
+    child: Option<Child>,
+}
+
+impl Surroundings {
+    /// Starts `peer` on a free port and waits until it answers. Clients use `config`.
+    ///
+    /// # Errors
+    /// It does not answer within ten seconds.
+    pub async fn start(&self, peer: Peer, config: &Arc<ClientConfig>) -> io::Result<Running> {
+        if peer == Peer::Direct {
+            let target = Target { address: self.backend, tls: None };
+            return Ok(Running { target, tree: None, start: Duration::ZERO, child: None });
+        }
+        let address = free_address()?;
+        let target = Target { address, tls: Some(Arc::clone(config)) };
+        let log = self.directory.join("log");
+        let mut command = self.command(peer, address)?;
+        command.current_dir(&self.directory).stdin(Stdio::null());
+        command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
+        let began = Instant::now();
+        let child = command.spawn()?;
+        let pid = child.id();
+        let mut running = Running { target, tree: None, start: Duration::ZERO, child: Some(child) };
+        while !running.answers().await {
+            let exited = running.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()));
+            if exited || began.elapsed() > Duration::from_secs(10) {
+                let log = fs::read_to_string(&log).unwrap_or_default();
+                return Err(io::Error::other(format!("{} does not answer; it said: {log}", peer.name())));
+            }
+            tokio::time::sleep(Duration::from_micros(500)).await;
+        }
+        running.start = began.elapsed();
+        running.tree = Some(Tree::of(pid));
+        Ok(running)
+    }
+
+    fn command(&self, peer: Peer, address: SocketAddr) -> io::Result<Command> {
+        let Certificate { chain, key, .. } = &self.certificate;
+        let mut command = Command::new(self.programs.file(peer).expect("has a process"));
+        match peer {
+            Peer::Loopgate => {
+                command.args(["run", "--docker", "off", "--admin", "off", "--log-level", "warn"]);
+                command.args(["--max-connections", "20000", "--max-connections-per-client", "20000"]);
+                command.args(["--gateway", &self.backend.to_string(), "--listen", &address.to_string()]);
+                command.arg("--state-dir").arg(self.directory.join("state"));
+                command.arg("--tls-cert").arg(chain).arg("--tls-key").arg(key);
+                command.env("TOKIO_WORKER_THREADS", self.workers.to_string());
+            }
+            Peer::Nginx => {
+                command.arg("-e").arg("stderr").arg("-p").arg(&self.directory);
+                command.arg("-c").arg(self.configuration("nginx.conf", include_str!("../peers/nginx.conf"), address)?);
+            }
+            Peer::Haproxy => {
+                command.arg("-db").arg("-f").arg(self.configuration("haproxy.cfg", include_str!("../peers/haproxy.cfg"), address)?);
+            }
+            Peer::HaproxyTcp => {
+                let file = self.configuration("haproxy-tcp.cfg", include_str!("../peers/haproxy-tcp.cfg"), address)?;
+                command.arg("-db").arg("-f").arg(file);
+            }
+            Peer::Caddy => {
+                let file = self.configuration("Caddyfile", include_str!("../peers/Caddyfile"), address)?;
+                command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
+                command.env("GOMAXPROCS", self.workers.to_string()).env("HOME", &self.directory);
+            }
+            Peer::Traefik => {
+                self.configuration("traefik-routes.yaml", include_str!("../peers/traefik-routes.yaml"), address)?;
+                let file = self.configuration("traefik.yaml", include_str!("../peers/traefik.yaml"), address)?;
+                command.arg("--configFile").arg(file).env("GOMAXPROCS", self.workers.to_string());
+            }
+            Peer::NullTls => {
+                command.arg("null-tls").arg(address.to_string()).arg(self.backend.to_string()).arg(chain).arg(key);
+                command.arg(self.workers.to_string());
+            }
+            Peer::Direct => unreachable!("has no process"),
+        }
+        Ok(command)
+    }
+
+    /// Writes the configuration `name` out of `template`.
+    fn configuration(&self, name: &str, template: &str, address: SocketAddr) -> io::Result<PathBuf> {
+        let Certificate { chain, key, both, .. } = &self.certificate;
+        let path = |path: &Path| path.display().to_string();
+        let mut text = template.to_owned();
+        for (word, value) in [
+            ("@DIRECTORY@", path(&self.directory)),
+            ("@PORT@", address.port().to_string()),
+            ("@BACKEND@", self.backend.to_string()),
+            ("@WORKERS@", self.workers.to_string()),
+            ("@CHAIN@", path(chain)),
+            ("@KEY@", path(key)),
+            ("@BOTH@", path(both)),
+        ] {
+            text = text.replace(word, &value);
+        }
+        let file = self.directory.join(name);
+        fs::write(&file, text)?;
+        Ok(file)
+    }
+}
+
+impl Running {
+    async fn answers(&self) -> bool {
+        let Ok(mut connection) = self.target.connect().await else { return false };
+        connection.exchange(&head("GET", "/", "Connection: close\r\n")).await.is_ok()
+    }
+
+    /// CPU time so far; zero where there is no process.
+    pub fn cpu(&self) -> Duration {
+        self.tree.as_ref().map_or(Duration::ZERO, Tree::cpu)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(child) = &mut self.child else { return };
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+        // Told to end first, so that nginx's master ends its workers; HAProxy and loopgate would go on for their open connections.
+        let _ = kill(pid, Signal::SIGTERM);
+        let patience = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < patience {
+            if child.try_wait().is_ok_and(|status| status.is_some()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// An address of loopback that nobody listens on now.
+pub fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+}

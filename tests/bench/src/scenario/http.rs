@@ -1,0 +1,66 @@
+//! Small requests over connections that stay, and over connections that don't.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+
+use super::Sample;
+use crate::client::head;
+use crate::load::drive;
+use crate::peer::Running;
+
+pub(super) async fn requests(running: &Running, time: Duration, clients: usize) -> Sample {
+    let target = running.target.clone();
+    let window = drive(running, time, clients, move |tally| {
+        let target = target.clone();
+        async move {
+            let request = head("GET", "/", "");
+            let mut connection = target.connect().await?;
+            loop {
+                let began = Instant::now();
+                connection.exchange(&request).await?;
+                tally.took(began.elapsed());
+            }
+        }
+    })
+    .await;
+    Sample {
+        measures: vec![
+            ("CPU µs/request", window.cpu_each(1)),
+            ("requests/s", window.rate(1)),
+            ("p50 µs", window.quantile(0.5)),
+            ("p99 µs", window.quantile(0.99)),
+        ],
+        failed: window.failed,
+    }
+}
+
+pub(super) async fn handshakes(running: &Running, time: Duration, clients: usize) -> Sample {
+    let target = running.target.clone();
+    let resuming = target.tls.is_some();
+    let (all, resumed) = (Rc::<Cell<u64>>::default(), Rc::<Cell<u64>>::default());
+    let counts = (Rc::clone(&all), Rc::clone(&resumed));
+    let window = drive(running, time, clients, move |tally| {
+        let (target, (all, resumed)) = (target.clone(), counts.clone());
+        async move {
+            let request = head("GET", "/", "");
+            loop {
+                let began = Instant::now();
+                let mut connection = target.connect().await?;
+                all.set(all.get() + 1);
+                resumed.set(resumed.get() + u64::from(connection.resumed));
+                connection.exchange(&request).await?;
+                connection.stream.shutdown().await?;
+                tally.took(began.elapsed());
+            }
+        }
+    })
+    .await;
+    let mut measures = vec![("CPU µs/handshake", window.cpu_each(1)), ("handshakes/s", window.rate(1))];
+    if resuming {
+        measures.push(("resumed share", resumed.get() as f64 / all.get() as f64));
+    }
+    Sample { measures, failed: window.failed }
+}

@@ -1,0 +1,110 @@
+//! Thousands of WebSockets that mostly say nothing.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::Sample;
+use crate::client::Connection;
+use crate::peer::Running;
+use crate::websocket::client_frame;
+
+/// How many open, or speak, at once.
+const AT_ONCE: usize = 64;
+/// After work and before memory is read: what is given back with delay should be.
+const SETTLE: Duration = Duration::from_secs(3);
+
+pub(super) async fn measure(running: &Running, time: Duration, count: usize) -> io::Result<Sample> {
+    let tree = running.tree.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+    let each = |after: u64, before: u64, open: usize| after.saturating_sub(before) as f64 / open as f64 / 1024.0;
+    let target = running.target.clone();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (empty, cpu) = (tree.memory()?, tree.cpu());
+
+    let sockets = Rc::new(RefCell::new(Vec::with_capacity(count)));
+    let opened = Rc::clone(&sockets);
+    let mut failed = all(count, move |_| {
+        let (target, opened) = (target.clone(), Rc::clone(&opened));
+        async move {
+            let mut socket = target.connect().await?;
+            socket.upgrade().await?;
+            opened.borrow_mut().push(socket);
+            Ok(())
+        }
+    })
+    .await;
+    let open = sockets.borrow().len();
+    let connecting = (tree.cpu() - cpu).as_secs_f64() * 1e6 / open as f64;
+    tokio::time::sleep(SETTLE).await;
+    let new = each(tree.memory()?, empty, open);
+
+    failed += echo_each(&sockets, 64 * 1024).await;
+    tokio::time::sleep(SETTLE).await;
+    let used = each(tree.memory()?, empty, open);
+
+    let cpu = tree.cpu();
+    tokio::time::sleep(time).await;
+    let quiet = (tree.cpu() - cpu).as_secs_f64() * 1e3 / time.as_secs_f64();
+
+    let cpu = tree.cpu();
+    failed += echo_each(&sockets, 256).await;
+    let tick = (tree.cpu() - cpu).as_secs_f64() * 1e6 / open as f64;
+    Ok(Sample {
+        measures: vec![
+            ("connections", open as f64),
+            ("KiB each, new", new),
+            ("KiB each, after 64 KiB", used),
+            ("CPU ms/s, quiet", quiet),
+            ("CPU µs/new connection", connecting),
+            ("CPU µs/echo of an idle one", tick),
+        ],
+        failed,
+    })
+}
+
+/// One echo of `size` bytes by every socket; those that fail are closed.
+async fn echo_each(sockets: &Rc<RefCell<Vec<Connection>>>, size: usize) -> u64 {
+    let taken = Rc::new(RefCell::new(sockets.take()));
+    let count = taken.borrow().len();
+    let (sockets, frame) = (Rc::clone(sockets), Rc::<[u8]>::from(client_frame(size)));
+    all(count, move |_| {
+        let (taken, sockets, frame) = (Rc::clone(&taken), Rc::clone(&sockets), Rc::clone(&frame));
+        async move {
+            let mut socket = taken.borrow_mut().pop().ok_or(io::ErrorKind::NotFound)?;
+            socket.echo(&frame).await?;
+            sockets.borrow_mut().push(socket);
+            Ok(())
+        }
+    })
+    .await
+}
+
+/// Does `work` `count` times, some at once; returns how many failed.
+async fn all<F>(count: usize, work: impl Fn(usize) -> F) -> u64
+where
+    F: Future<Output = io::Result<()>> + 'static,
+{
+    let turns = Rc::new(Semaphore::new(AT_ONCE));
+    let mut tasks = JoinSet::new();
+    for number in 0..count {
+        let (work, turns) = (work(number), Rc::clone(&turns));
+        tasks.spawn_local(async move {
+            let _turn = turns.acquire().await.expect("never closed");
+            work.await
+        });
+    }
+    let mut failed = 0;
+    while let Some(done) = tasks.join_next().await {
+        if let Err(error) = done.expect("no client panics") {
+            if failed == 0 {
+                eprintln!("    a client failed: {error}");
+            }
+            failed += 1;
+        }
+    }
+    failed
+}

@@ -1,0 +1,118 @@
+//! What is measured, and how.
+
+mod flow;
+mod h2;
+mod http;
+mod idle;
+mod stall;
+mod start;
+mod websocket;
+
+use std::io;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::peer::{Peer, Surroundings};
+
+/// A kind of load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// 64 keep-alive clients, a small GET at a time.
+    H1,
+    /// The same with one client.
+    H1Lat,
+    /// h2load: 8 connections with 16 streams each, small GETs.
+    H2,
+    /// A connection, a full handshake, a small GET, the end; 16 clients.
+    HsFull,
+    /// The same with a ticket.
+    HsResumed,
+    /// 256 WebSockets, 256 bytes echoed at a time.
+    Ws,
+    /// The same with one.
+    WsLat,
+    /// 4 WebSockets, 1 MiB echoed at a time; both ways count.
+    WsBulk,
+    /// 4 clients, GETs of 16 MiB.
+    Down,
+    /// 4 clients, POSTs of 16 MiB.
+    Up,
+    /// 100 streams of server-sent events, one each 10 ms.
+    Sse,
+    /// Thousands of WebSockets: opened, left alone, 64 KiB echoed by each, left alone again, then 256 bytes by each.
+    Idle,
+    /// 100 clients that ask for 64 MiB and read nothing.
+    Stall,
+    /// Five starts, then at rest.
+    Start,
+}
+
+/// What one measurement gave: names with their units, lower being better unless they are per second.
+#[derive(Debug, Default)]
+pub struct Sample {
+    /// The measures.
+    pub measures: Vec<(&'static str, f64)>,
+    /// Connections and requests that failed.
+    pub failed: u64,
+}
+
+/// How long, and how much.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// The length of a window.
+    pub time: Duration,
+    /// Idle WebSockets.
+    pub idle: usize,
+}
+
+impl Scenario {
+    /// Its name, as on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().expect("no variant is skipped").get_name().to_owned()
+    }
+
+    /// Whether it says anything about `peer`.
+    pub fn suits(self, peer: Peer) -> bool {
+        match self {
+            Self::H2 => peer.has_h2(),
+            Self::HsResumed | Self::Idle | Self::Stall | Self::Start => peer != Peer::Direct,
+            _ => true,
+        }
+    }
+
+    /// Measures `peer`, started for this alone.
+    ///
+    /// # Errors
+    /// It could not be started or measured.
+    pub async fn measure(self, peer: Peer, around: &Surroundings, extent: Extent) -> io::Result<Sample> {
+        let config = around.certificate.client(self == Self::HsResumed);
+        if self == Self::Start {
+            return start::measure(peer, around, &config).await;
+        }
+        let running = around.start(peer, &config).await?;
+        let Extent { time, idle } = extent;
+        let mut sample = match self {
+            Self::H1 => http::requests(&running, time, 64).await,
+            Self::H1Lat => http::requests(&running, time, 1).await,
+            Self::H2 => h2::requests(&running, time).await?,
+            Self::HsFull | Self::HsResumed => http::handshakes(&running, time, 16).await,
+            Self::Ws => websocket::echoes(&running, time, 256).await,
+            Self::WsLat => websocket::echoes(&running, time, 1).await,
+            Self::WsBulk => websocket::bulk(&running, time, 4).await,
+            Self::Down => flow::download(&running, time, 4).await,
+            Self::Up => flow::upload(&running, time, 4).await,
+            Self::Sse => flow::events(&running, time, 100).await,
+            Self::Idle => idle::measure(&running, time, idle).await?,
+            Self::Stall => stall::measure(&running, 100).await?,
+            Self::Start => unreachable!("measured above"),
+        };
+        if peer == Peer::Direct {
+            // There is no process between whose clock could be read.
+            sample.measures.retain(|(name, _)| !name.starts_with("CPU"));
+        }
+        Ok(sample)
+    }
+}

@@ -1,0 +1,71 @@
+//! One certificate for all sides, and clients that all offer the same.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+
+/// A chain of one P-256 leaf for `localhost` and 127.0.0.1 in files, and the CA that signed it.
+pub struct Certificate {
+    /// The chain, PEM.
+    pub chain: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+    /// Both in one file, as HAProxy wants it.
+    pub both: PathBuf,
+    ca: CertificateDer<'static>,
+}
+
+impl Certificate {
+    /// Makes one in `directory`.
+    ///
+    /// # Errors
+    /// The files can't be written.
+    pub fn make(directory: &Path) -> io::Result<Self> {
+        let (ca, chain, key) = generate().map_err(io::Error::other)?;
+        let made = Self { chain: directory.join("chain.pem"), key: directory.join("key.pem"), both: directory.join("both.pem"), ca };
+        std::fs::write(&made.chain, &chain)?;
+        std::fs::write(&made.key, &key)?;
+        std::fs::write(&made.both, chain + &key)?;
+        Ok(made)
+    }
+
+    /// A client that trusts it and offers TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256 only, so that no side can choose something cheaper.
+    ///
+    /// With `resume` it keeps the tickets that it gets.
+    pub fn client(&self, resume: bool) -> Arc<ClientConfig> {
+        let provider = CryptoProvider {
+            cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
+            kx_groups: vec![aws_lc_rs::kx_group::X25519],
+            ..aws_lc_rs::default_provider()
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca.clone()).expect("our own CA");
+        let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(&[&rustls::version::TLS13]);
+        let mut config = builder.expect("TLS 1.3 has this suite").with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.resumption = if resume { Resumption::in_memory_sessions(64) } else { Resumption::disabled() };
+        Arc::new(config)
+    }
+}
+
+fn generate() -> Result<(CertificateDer<'static>, String, String), rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "loopgate benchmark");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let ca_key = KeyPair::generate()?;
+    let ca = params.self_signed(&ca_key)?;
+    let issuer = Issuer::new(params, ca_key);
+    let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()])?;
+    params.distinguished_name.push(DnType::CommonName, "localhost");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let key = KeyPair::generate()?;
+    let leaf = params.signed_by(&key, &issuer)?;
+    Ok((ca.der().clone(), leaf.pem(), key.serialize_pem()))
+}
