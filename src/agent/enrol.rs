@@ -78,8 +78,8 @@ where
     let shows = shows.and_then(|shows| shows).map_err(Error::Show)?;
     lines.send(&shows.shown()).await?;
     let answer = lines.receive().await;
-    // Dropping it waits for the helper's end.
-    tokio::task::spawn_blocking(move || drop(shows));
+    // Dropping it waits for the helper's end; the proof is gone before anything else happens.
+    let _ = tokio::task::spawn_blocking(move || drop(shows)).await;
 
     let Enrolled { certificate, token } = granted(answer?)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
