@@ -38,15 +38,16 @@ impl<'a> OpenClaw<'a> {
             "mode": "local", "port": 18789, "bind": "loopback", "auth": {"mode": "token", "token": TOKEN}, "trustedProxies": trusted_proxies,
         }});
         // The older version refuses a key that it does not know; the newer one would ask its makers' site for models.
-        if self.version.starts_with("2026.9.") {
+        if !self.version.starts_with("2026.2.") {
             config["models"] = serde_json::json!({"catalogRefresh": {"enabled": false}});
         }
         fs::write(self.state.join("openclaw.json"), config.to_string()).expect("a configuration");
         let mut process = Process::start("the gateway", self.cli(&["gateway", "run"]), &self.state.with_extension("log"));
-        // It listens long before it pairs: until then a handshake ends with 1013 "gateway starting". This one is in the name of the
-        // gateway's own device, for the older version's tools fail until that is paired for all five scopes.
+        // It listens long before it pairs: until then a handshake ends with 1013 "gateway starting". The older version's own tools fail
+        // until its own device is paired for all five scopes; the newer one would refuse to start with this file of the older one's.
         let own = self.state.join("identity/device.json");
-        let pair = || self.client(Host::Gateway, LOOPBACK).identity(&own).connect();
+        let client = || self.client(Host::Gateway, LOOPBACK);
+        let pair = || if self.version.starts_with("2026.2.") { client().identity(&own) } else { client() }.connect();
         process.wait_until("ready", Duration::from_secs(180), || matches!(pair(), End::Hello { .. }));
         process
     }
