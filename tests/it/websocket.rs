@@ -1,5 +1,7 @@
 //! WebSockets over HTTP/1.1 and HTTP/2.
 
+use std::time::Duration;
+
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::Empty;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -100,6 +102,13 @@ async fn frames_sent_before_the_answer_are_not_lost() {
     assert_eq!(client.exactly(4).await.unwrap(), [0x81, 0x02, b'h', b'i']);
 }
 
+/// Stops the sidecar; returns how long that took.
+async fn stop(house: &House) -> Duration {
+    let begun = tokio::time::Instant::now();
+    house.sidecar.stop().await;
+    begun.elapsed()
+}
+
 #[tokio::test]
 async fn a_drain_says_goodbye_to_every_websocket() {
     let house = House::open().await;
@@ -107,17 +116,27 @@ async fn a_drain_says_goodbye_to_every_websocket() {
     for number in 0..40 {
         sockets.push(house.websocket(BOTH[number % 2], if number % 3 == 0 { AGENT } else { STRANGER }, "/ws").await);
     }
-    let stopping = async {
-        let begun = tokio::time::Instant::now();
-        house.sidecar.stop().await;
-        begun.elapsed()
-    };
-    let clients = futures_util::future::join_all(sockets.iter_mut().enumerate().map(|(number, socket)| async move {
+    let clients = futures_util::future::join_all(sockets.into_iter().enumerate().map(|(number, mut socket)| async move {
         let Some(Ok(Message::Close(Some(frame)))) = socket.next().await else { panic!("{number}: no close frame") };
         assert_eq!(frame.code, CloseCode::Away, "{number}");
         // tungstenite answers the close; then the stream ends.
         while let Some(Ok(_)) = socket.next().await {}
     }));
-    let (took, _) = tokio::join!(stopping, clients);
-    assert!(took < std::time::Duration::from_secs(5), "{took:?}");
+    let (took, _) = tokio::join!(stop(&house), clients);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_hang_up_does_not_hold_up_the_end() {
+    let house = House::open().await;
+    let mut sockets = Vec::new();
+    for protocol in BOTH {
+        let mut socket = house.websocket(protocol, STRANGER, "/ws").await;
+        socket.send(Message::text("hello")).await.unwrap();
+        socket.next().await.unwrap().unwrap();
+        sockets.push(socket);
+    }
+    let clients = futures_util::future::join_all(sockets.iter_mut().map(|socket| async { while let Some(Ok(_)) = socket.next().await {} }));
+    let (took, _) = tokio::join!(stop(&house), clients);
+    assert!(took < Duration::from_secs(8), "{took:?}");
 }
