@@ -91,7 +91,7 @@ fn begins(name: &[u8], prefix: &str) -> bool {
 
 /// Fields that concern one connection only (RFC 9110 section 7.6.1), never forwarded as they are.
 pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "te" | "trailer" | "transfer-encoding" | "upgrade")
+    matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade")
         || matches!(name.as_str(), "proxy-authenticate" | "proxy-authorization" | "http2-settings")
 }
 

@@ -22,6 +22,7 @@ use tracing::{debug, info};
 
 use super::Proxy;
 use super::activity::{Activity, Overdue, Patience};
+use super::framing::Framing;
 use super::request::answer;
 use super::roll::{Entry, unix};
 use crate::addr::PeerAddr;
@@ -36,6 +37,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// Flow-control window of an HTTP/2 stream and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// The most that is held for an HTTP/1.1 client in each direction, in bytes; a head may need more.
+const BUFFER: usize = 128 * 1024;
 
 /// What requests of one connection share.
 pub(super) struct Session {
@@ -114,7 +117,8 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
         revoked: entry.revoked().clone(),
     });
     let open = Held::new(&counters.open);
-    let io = Downstream { tls: stream, activity: (protocol == "http/1.1").then_some(activity), _held: (place, entry, open) };
+    let watched = (protocol == "http/1.1").then(|| Watched { activity, framing: Framing::default() });
+    let io = Downstream { tls: stream, watched, _held: (place, entry, open) };
     if protocol == "h2" {
         serve_h2(session, io).await
     } else {
@@ -226,19 +230,34 @@ where
 /// A downstream connection's bytes, with everything that is given back when they end; it goes along into a tunnel.
 pub(super) struct Downstream {
     tls: TlsStream<TcpStream>,
-    /// Told of bytes that may begin a head; `None` in HTTP/2, where bytes mean less.
-    activity: Option<Arc<Activity>>,
+    /// Who has a look at what comes in; `None` in HTTP/2, where bytes mean less, and in a tunnel.
+    watched: Option<Watched>,
     _held: (Permit, Entry, Held),
+}
+
+/// What is made of the bytes that come in over HTTP/1.1.
+struct Watched {
+    activity: Arc<Activity>,
+    framing: Framing,
+}
+
+impl Downstream {
+    /// Takes whatever comes in from now on for what it is: HTTP/1.1 is over.
+    pub(super) fn leave_http(&mut self) {
+        self.watched = None;
+    }
 }
 
 impl AsyncRead for Downstream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
         let before = buf.filled().len();
-        let poll = Pin::new(&mut self.tls).poll_read(cx, buf);
+        let poll = Pin::new(&mut this.tls).poll_read(cx, buf);
         if buf.filled().len() > before
-            && let Some(activity) = &self.activity
+            && let Some(watched) = &mut this.watched
         {
-            activity.bytes_in();
+            watched.activity.bytes_in();
+            watched.framing.follow(&mut buf.filled_mut()[before..]);
         }
         poll
     }

@@ -8,6 +8,7 @@ mod body;
 mod connection;
 mod error;
 mod frames;
+mod framing;
 mod request;
 mod roll;
 mod tunnel;

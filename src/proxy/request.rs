@@ -39,8 +39,8 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
             let id = next_id();
             report(&session, &error, &id);
             let mut response = error.response(&accept, &id);
-            // What is ambiguous may have left bytes behind that would be taken for the next request.
-            if protocol == "http/1.1" && response.status() == StatusCode::BAD_REQUEST {
+            // What is ambiguous, or meant as a tunnel, may have left bytes behind that would be taken for the next request.
+            if protocol == "http/1.1" && matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             request_id = Some(id);
@@ -189,7 +189,9 @@ async fn join(client_side: OnUpgrade, link: Box<Link>, terms: tunnel::Terms) -> 
     match client.downcast::<TokioIo<Downstream>>() {
         Ok(parts) => {
             let early = (parts.read_buf, from_gateway);
-            tunnel::run(parts.io.into_inner(), gateway, early, terms).await
+            let mut client = parts.io.into_inner();
+            client.leave_http();
+            tunnel::run(client, gateway, early, terms).await
         }
         // A stream of an HTTP/2 connection.
         Err(stream) => tunnel::run(TokioIo::new(stream), gateway, (Bytes::new(), from_gateway), terms).await,

@@ -5,16 +5,21 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::frames::{Frames, GOING_AWAY};
 
 /// How much is read at once; four TLS records, which rustls then writes with one call.
 const BLOCK: usize = 64 * 1024;
+
+/// How long a client has to hang up once its WebSocket is over.
+const LINGER: Duration = Duration::from_secs(3);
 
 thread_local! {
     /// Lent to whichever tunnel is being polled on this thread, so that the thousands that are quiet hold none.
@@ -50,6 +55,7 @@ where
     let mut down = Direction::new(early.1, terms.sent, terms.websocket.then(Frames::default));
     let mut draining = pin!(terms.draining.cancelled());
     let mut revoked = pin!(terms.revoked.cancelled());
+    let mut linger: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
         if revoked.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, "the lane was revoked")));
@@ -59,8 +65,15 @@ where
         }
         let up_done = up.pump(cx, &mut client, &mut gateway)?;
         let down_done = down.pump(cx, &mut gateway, &mut client)?;
-        // After our goodbye the gateway's end is the end: a client that never closes its side must not keep loopgate from ending.
-        if down_done.is_ready() && (up_done.is_ready() || down.left) { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if up_done.is_ready() && down_done.is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // A WebSocket has no half-closes (RFC 6455 section 7.1.1): what is over for the gateway is over. Closing at once could take the
+        // last frames from a client that is still sending, so it has a moment to hang up itself.
+        if terms.websocket && down_done.is_ready() {
+            return linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER))).as_mut().poll(cx).map(Ok);
+        }
+        Poll::Pending
     })
     .await
 }

@@ -28,6 +28,8 @@ use crate::metrics::traffic::Traffic;
 const KEEP_IDLE: Duration = Duration::from_secs(4);
 /// Idle connections kept for each source address.
 const MAX_IDLE: usize = 256;
+/// The most that is held for the gateway in each direction, in bytes.
+const BUFFER: usize = 128 * 1024;
 /// Between tries to reach a gateway that is not there.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -111,7 +113,8 @@ impl Upstream {
             let attempt = tokio::time::timeout(self.connect_timeout, dial(source, self.gateway)).await;
             let error = match attempt {
                 Ok(Ok(stream)) => {
-                    let (sender, connection) = Builder::new().handshake(TokioIo::new(stream)).await.map_err(Error::GatewayBroke)?;
+                    let (sender, connection) =
+                        Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await.map_err(Error::GatewayBroke)?;
                     self.metrics.gateway_connections.inc();
                     let link =
                         Link { sender, connection, ended: false, source, keep: KEEP_IDLE, reused: false, pool: Arc::clone(&self.pool) };

@@ -1,0 +1,236 @@
+//! A second pair of eyes on the framing of HTTP/1.1 requests.
+//!
+//! Where `Transfer-Encoding` is there, hyper drops `Content-Length` before anybody can see it, and it folds equal `Content-Length`s into
+//! one. Somebody in front of loopgate may have believed what was dropped, so that such a request must be refused (RFC 9112 section 6.3).
+//! [`Framing`] follows the bytes on their way to hyper, finds such heads, and spoils them, so that hyper refuses them as it refuses
+//! everything else that is malformed: with 400 and the end of the connection.
+//!
+//! It need not judge anything else. Where it loses its way, hyper has refused the input already, and what comes after is never read.
+
+/// Follows the requests of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Framing {
+    place: Place,
+    head: Head,
+    /// What the current line begins with, as far as it matters and where it came in more than one piece.
+    line: Line,
+}
+
+/// Where in a request the next byte belongs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    /// In the lines of a head.
+    #[default]
+    Head,
+    /// In a body, or a chunk and the line end after it, with so many bytes to come.
+    Data { left: u64, chunked: bool },
+    /// In a line that states the size of a chunk.
+    ChunkSize,
+    /// In the lines after the last chunk.
+    Trailers,
+}
+
+/// What the lines of a head have said so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Head {
+    chunked: bool,
+    length: Option<u64>,
+    ambiguous: bool,
+}
+
+/// The longest beginning of a line that matters: `transfer-encoding:`, or a length with room for blanks and zeros.
+const LINE: usize = 96;
+
+/// The beginning of a line that is not whole yet.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    bytes: [u8; LINE],
+    len: usize,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { bytes: [0; LINE], len: 0 }
+    }
+}
+
+impl Line {
+    fn push(&mut self, bytes: &[u8]) {
+        let more = bytes.len().min(LINE - self.len);
+        self.bytes[self.len..self.len + more].copy_from_slice(&bytes[..more]);
+        self.len += more;
+    }
+}
+
+impl Framing {
+    /// Takes the next bytes of the connection. If they end a head that states its length more than once, they are spoilt and
+    /// `true` is returned.
+    pub(super) fn follow(&mut self, bytes: &mut [u8]) -> bool {
+        let mut at = 0;
+        while at < bytes.len() {
+            if let Place::Data { left, chunked } = self.place {
+                let step = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len() - at);
+                at += step;
+                let left = left - step as u64;
+                self.place = match (left, chunked) {
+                    (0, true) => Place::ChunkSize,
+                    (0, false) => Place::Head,
+                    _ => Place::Data { left, chunked },
+                };
+                continue;
+            }
+            let Some(length) = memchr::memchr(b'\n', &bytes[at..]) else {
+                self.line.push(&bytes[at..]);
+                return false;
+            };
+            let end = at + length;
+            let ambiguous = if self.line.len == 0 {
+                self.line_ends(&bytes[at..end])
+            } else {
+                self.line.push(&bytes[at..end]);
+                let line = std::mem::take(&mut self.line);
+                self.line_ends(&line.bytes[..line.len])
+            };
+            if ambiguous {
+                // Where its last line should end there is now something that no head may have.
+                bytes[end] = 0;
+                return true;
+            }
+            at = end + 1;
+        }
+        false
+    }
+
+    /// Takes one line, without its LF; returns whether it ends an ambiguous head.
+    fn line_ends(&mut self, line: &[u8]) -> bool {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        match self.place {
+            Place::Head if line.is_empty() => return self.head_ends(),
+            Place::Head => self.field(line),
+            Place::ChunkSize => {
+                // Each chunk is followed by a line end of its own; the last one by the trailers.
+                self.place = match chunk_size(line) {
+                    0 => Place::Trailers,
+                    size => Place::Data { left: size.saturating_add(2), chunked: true },
+                };
+            }
+            Place::Trailers if line.is_empty() => self.place = Place::Head,
+            Place::Trailers | Place::Data { .. } => {}
+        }
+        false
+    }
+
+    fn field(&mut self, line: &[u8]) {
+        if !matches!(line[0] | 0x20, b'c' | b't') {
+            return;
+        }
+        if let Some(value) = value_of(line, b"content-length:") {
+            self.head.ambiguous |= self.head.chunked || self.head.length.is_some();
+            self.head.length = Some(std::str::from_utf8(value).ok().and_then(|value| value.parse().ok()).unwrap_or(0));
+        } else if value_of(line, b"transfer-encoding:").is_some() {
+            self.head.ambiguous |= self.head.length.is_some();
+            self.head.chunked = true;
+        }
+    }
+
+    fn head_ends(&mut self) -> bool {
+        let head = std::mem::take(&mut self.head);
+        self.place = match head {
+            Head { chunked: true, .. } => Place::ChunkSize,
+            Head { length: Some(left @ 1..), .. } => Place::Data { left, chunked: false },
+            // Blank lines before a request are skipped, and come here too.
+            _ => Place::Head,
+        };
+        head.ambiguous
+    }
+}
+
+/// The value of the field that `line` is, if its name and colon are `name`, given in lower case.
+fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (start, value) = line.split_at_checked(name.len())?;
+    start.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
+}
+
+/// The size that a line states, without its extensions.
+fn chunk_size(line: &[u8]) -> u64 {
+    let digits = line.iter().map_while(|byte| char::from(*byte).to_digit(16));
+    digits.fold(0, |size, digit| size.saturating_mul(16).saturating_add(digit.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CL: &str = "Content-Length: 4\r\n";
+    const TE: &str = "Transfer-Encoding: chunked\r\n";
+
+    fn head(fields: &str) -> String {
+        format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")
+    }
+
+    /// Feeds `text` in pieces of `size`; returns how many bytes it took to find an ambiguous head.
+    fn found_after(text: &str, size: usize) -> Option<usize> {
+        let mut framing = Framing::default();
+        let mut fed = 0;
+        for piece in text.as_bytes().chunks(size) {
+            let mut piece = piece.to_vec();
+            if framing.follow(&mut piece) {
+                let spoilt = piece.iter().position(|byte| *byte == 0).expect("something was spoilt");
+                return Some(fed + spoilt + 1);
+            }
+            assert!(!piece.contains(&0));
+            fed += piece.len();
+        }
+        None
+    }
+
+    #[test]
+    fn a_length_that_is_stated_twice_is_found_and_nothing_else() {
+        let ambiguous = [
+            format!("{CL}{TE}"),
+            format!("{TE}{CL}"),
+            format!("{CL}{CL}"),
+            format!("{CL}X-A: b\r\n{CL}"),
+            "content-LENGTH:4\r\nX: y\r\ntransfer-ENCODING:x\r\n".into(),
+            format!("Content-Length: 4\n{TE}").replace("\r\n", "\n"),
+            format!("X: {}\r\n{CL}{CL}", "y".repeat(300)),
+        ];
+        let plain = [
+            format!("{}body", head(CL)),
+            head(""),
+            "\r\n\r\n".into(),
+            head("Content-Length: 0\r\n"),
+            format!("{}5;a=b\r\n\n\n\r\n\n\r\n00A\r\n{CL}\r\n0;x\r\nContent-Length: 4\r\n{TE}\r\n", head(TE)).replace("00A", "13"),
+            format!("{}{}", head(&format!("Content-Length: {}\r\n", CL.len() + TE.len() + 2)), format!("{CL}{TE}\r\n")),
+            head(&format!("Content-Length-: 5\r\nX-{TE}TE: chunked\r\n{CL}")).replace("\r\n\r\n", "\r\n\r\nbody"),
+        ];
+        for fields in &ambiguous {
+            for before in &plain {
+                let end = if fields.contains('\r') { "\r\n" } else { "\n" };
+                let text = format!("{before}POST / HTTP/1.1{end}{fields}{end}");
+                for size in [1, 2, 3, 7, 64, 100, text.len()] {
+                    assert_eq!(found_after(&text, size), Some(text.len()), "{size}: {text:?}");
+                }
+            }
+        }
+        let all = plain.concat();
+        for size in 1..all.len() {
+            assert_eq!(found_after(&all, size), None, "{size}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_makes_it_panic_and_cuts_make_no_difference(
+            pieces in proptest::collection::vec(prop_oneof![
+                Just(CL.to_owned()), Just(TE.to_owned()), Just("\r\n".to_owned()), Just("\n".to_owned()),
+                Just("ffffffffffffffff\r\n".to_owned()), Just("Content-Length: 99999999999999999999\r\n".to_owned()), "[\\x01-\\x7f]{0,40}",
+            ], 0..20),
+            size in 1_usize..50,
+        ) {
+            let text = pieces.concat();
+            prop_assert_eq!(found_after(&text, size), found_after(&text, text.len().max(1)));
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What the gateway sees of each lane.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use ipnet::Ipv4Net;
+
+use crate::gateway::Heard;
+use crate::house::{AGENT, BOTH, EXTERNAL, House, PROXY, Protocol, STRANGER, UNKNOWN, h2_request, request, whole};
+
+/// What only loopgate may say, in clothes that a gateway might see through.
+const FORGED: [(&str, &str); 16] = [
+    ("x-forwarded-for", "127.0.0.1"),
+    ("x-forwarded-for", "10.9.9.9"),
+    ("x-forwarded-proto", "http"),
+    ("x-forwarded-host", "localhost"),
+    ("x-forwarded-user", "root"),
+    ("x-forwarded-prefix", "/"),
+    ("x_forwarded_for", "127.0.0.1"),
+    ("x-forwarded_for", "127.0.0.1"),
+    ("forwarded", "for=127.0.0.1"),
+    ("x-real-ip", "127.0.0.1"),
+    ("x_real_ip", "127.0.0.1"),
+    ("via", "1.1 me"),
+    ("tailscale-user-login", "root"),
+    ("tailscale_user_login", "root"),
+    ("x-openclaw-scopes", "operator.admin"),
+    ("x_openclaw_scopes", "operator.admin"),
+];
+
+fn agent_sources() -> Ipv4Net {
+    "127.77.0.0/16".parse().unwrap()
+}
+
+/// Fails unless `heard` is what the external lane says, about `client`.
+pub fn assert_external(heard: &Heard, client: &str) {
+    assert_eq!(heard.source(), EXTERNAL);
+    assert_eq!(heard.field("x-forwarded-for"), Some(client));
+    assert_eq!(heard.field("x-forwarded-proto"), Some("https"));
+    assert_eq!(heard.field("x-forwarded-host"), Some("gateway.example:18789"));
+    assert_eq!(heard.field("host"), Some("gateway.example:18789"));
+    assert_eq!(reserved(heard), ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"]);
+}
+
+/// Fails unless `heard` is what an agent's lane says.
+pub fn assert_agents(heard: &Heard, house: &House) {
+    let IpAddr::V4(source) = heard.source() else { panic!("not IPv4") };
+    assert!(agent_sources().contains(&source), "{source}");
+    assert_eq!(heard.field("host"), Some(house.gateway.address.to_string().as_str()));
+    assert_eq!(reserved(heard), [""; 0]);
+}
+
+/// The names that are loopgate's to say, however they are written.
+fn reserved(heard: &Heard) -> Vec<String> {
+    let prefixes = ["forwarded", "via", "x-forwarded", "x-real-ip", "tailscale-", "x-openclaw-"];
+    let mut names: Vec<_> =
+        heard.names().into_iter().filter(|name| prefixes.iter().any(|prefix| name.replace('_', "-").starts_with(prefix))).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn a_stranger_is_heard_as_a_remote_client_whatever_it_says() {
+    let house = House::open().await;
+    for protocol in BOTH {
+        let mut fields = FORGED.to_vec();
+        fields.extend([("origin", "https://page.example"), ("x-own", "kept")]);
+        assert_eq!(house.ask(protocol, STRANGER, "GET /", &fields).await, (200, "hello".into()));
+        let heard = house.gateway.heard().pop().unwrap();
+        assert_external(&heard, UNKNOWN);
+        assert_eq!(heard.field("origin"), Some("https://page.example"), "{protocol:?}");
+        assert_eq!(heard.field("x-own"), Some("kept"));
+        assert_eq!(heard.start(), "GET / HTTP/1.1");
+    }
+}
+
+#[tokio::test]
+async fn an_agent_is_heard_as_a_local_client() {
+    let house = House::open().await;
+    for protocol in BOTH {
+        assert_eq!(house.ask(protocol, AGENT, "GET /a?b=c", &FORGED).await, (200, "hello".into()));
+        let heard = house.gateway.heard().pop().unwrap();
+        assert_agents(&heard, &house);
+        assert_eq!(heard.start(), "GET /a?b=c HTTP/1.1");
+    }
+}
+
+#[tokio::test]
+async fn a_web_page_on_an_agents_connection_is_remote_and_the_agent_stays_local() {
+    let house = House::open().await;
+    let mut agent = house.h1(AGENT).await;
+    for number in 0..3 {
+        agent.ask(request("GET /", "")).await;
+        agent.ask(request("GET /", "Origin: http://evil.example\r\n")).await;
+        let heard = house.gateway.heard();
+        assert_agents(&heard[2 * number], &house);
+        assert_external(&heard[2 * number + 1], UNKNOWN);
+    }
+    let mut agent = house.h2(AGENT).await;
+    for (fields, external) in [(&[][..], false), (&[("origin", "null")], true), (&[], false)] {
+        let (response, _) = agent.send_request(h2_request("GET /", fields), true).unwrap();
+        whole(response.await.unwrap().body_mut()).await.unwrap();
+        let heard = house.gateway.heard().pop().unwrap();
+        if external { assert_external(&heard, UNKNOWN) } else { assert_agents(&heard, &house) }
+    }
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_states_its_client_and_nobody_else_does() {
+    let house = House::with(|config| config.external.identity_headers = vec![http::HeaderName::from_static("x-user")]).await;
+    let fields = [("X-Forwarded-For", "127.0.0.1, 203.0.113.9"), ("X-User", "ann"), ("x_user", "eve")];
+    for protocol in BOTH {
+        house.ask(protocol, PROXY, "GET /", &fields).await;
+        let heard = house.gateway.heard().pop().unwrap();
+        assert_external(&heard, "203.0.113.9");
+        assert_eq!(heard.field("x-user"), Some("ann"));
+        assert_eq!(heard.field("x_user"), None, "{protocol:?}");
+        house.ask(protocol, STRANGER, "GET /", &fields).await;
+        let heard = house.gateway.heard().pop().unwrap();
+        assert_external(&heard, UNKNOWN);
+        assert_eq!(heard.field("x-user"), None);
+    }
+}
+
+#[tokio::test]
+async fn what_connection_lists_is_not_passed_on_and_forwarding_can_t_be_talked_away() {
+    let house = House::open().await;
+    let listed = "Connection: X-Forwarded-For, x-own\r\nConnection: X-Forwarded-Host\r\nConnection: close, Host\r\n";
+    let fields = format!("{listed}X-Own: 1\r\nTE: trailers\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic x\r\nX-Kept: 1\r\n");
+    let mut client = house.h1(STRANGER).await;
+    client.ask(request("GET /", &fields)).await;
+    let heard = house.gateway.heard().pop().unwrap();
+    assert_external(&heard, UNKNOWN);
+    assert_eq!(heard.names(), ["host", "x-kept", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]);
+}
+
+#[tokio::test]
+async fn trailers_may_not_say_what_heads_may_not() {
+    let house = House::open().await;
+    let trailers = "X-Forwarded-For: 127.0.0.1\r\nX-Sum: 4\r\nAuthorization: Bearer x\r\nHost: y\r\nContent-Length: 9\r\n";
+    let body = format!("4\r\nbody\r\n0\r\n{trailers}\r\n");
+    for source in [STRANGER, AGENT] {
+        let mut client = house.h1(source).await;
+        let head = request("POST /echo", "Transfer-Encoding: chunked\r\nTrailer: X-Sum, X-Forwarded-For\r\n");
+        assert_eq!(client.ask(format!("{head}{body}")).await.text(), "body");
+        let heard = house.gateway.heard().pop().unwrap();
+        assert!(["", "x-sum: 4\r\n"].contains(&heard.trailers.as_str()), "{}", heard.trailers);
+
+        let mut client = house.h2(source).await;
+        let (response, mut stream) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
+        stream.send_data(Bytes::from_static(b"body"), false).unwrap();
+        let mut map = HeaderMap::new();
+        for (name, value) in [("x-forwarded-for", "127.0.0.1"), ("x-sum", "4"), ("authorization", "Bearer x"), ("host", "y")] {
+            map.append(name, value.parse().unwrap());
+        }
+        stream.send_trailers(map).unwrap();
+        assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"body");
+        let heard = house.gateway.heard().pop().unwrap();
+        assert!(["", "x-sum: 4\r\n"].contains(&heard.trailers.as_str()), "{}", heard.trailers);
+    }
+}
+
+#[tokio::test]
+async fn one_connection_to_the_gateway_serves_requests_one_after_the_other() {
+    let house = House::open().await;
+    let mut client = house.h1(STRANGER).await;
+    for _ in 0..10 {
+        client.ask(request("GET /", "")).await;
+        client.ask(format!("{}body", request("POST /echo", "Content-Length: 4\r\n"))).await;
+    }
+    assert_eq!(house.ask(Protocol::H2, STRANGER, "GET /", &[]).await.0, 200);
+    assert_eq!(house.gateway.connections(), 1);
+}
+
+#[tokio::test]
+async fn connections_to_the_gateway_never_change_lanes() {
+    let house = House::open().await;
+    let mut clients = Vec::new();
+    for (source, protocol) in [(STRANGER, "h1"), (AGENT, "h1"), (PROXY, "h1"), (STRANGER, "h2"), (AGENT, "h2")] {
+        for number in 0..4 {
+            let house = &house;
+            clients.push(async move {
+                let who = format!("X-Who: {source}\r\n");
+                if protocol == "h1" {
+                    let mut client = house.h1(source).await;
+                    for _ in 0..20 {
+                        let line = if number % 2 == 0 { "GET /" } else { "GET /nothing" };
+                        client.ask(request(line, &who)).await;
+                    }
+                } else {
+                    let client = house.h2(source).await;
+                    let all = (0..20).map(|_| {
+                        let mut client = client.clone();
+                        async move {
+                            let (response, _) = client.send_request(h2_request("GET /", &[("x-who", source)]), true).unwrap();
+                            whole(response.await.unwrap().body_mut()).await.unwrap();
+                        }
+                    });
+                    futures_util::future::join_all(all).await;
+                }
+            });
+        }
+    }
+    futures_util::future::join_all(clients).await;
+    let mut sources = HashMap::new();
+    let heard = house.gateway.heard();
+    assert_eq!(heard.len(), 400);
+    for heard in &heard {
+        assert_eq!(*sources.entry(heard.connection).or_insert(heard.peer), heard.peer);
+        match heard.field("x-who") {
+            Some(AGENT) => assert_agents(heard, &house),
+            _ => assert_external(heard, if heard.field("x-who") == Some(PROXY) { UNKNOWN } else { UNKNOWN }),
+        }
+    }
+}

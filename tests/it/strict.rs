@@ -1,0 +1,262 @@
+//! HTTP/1.1 that different readers could take for different requests: refused, or made into exactly one.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::house::{House, STRANGER};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// What becomes of a piece of input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// 400 and a closed connection; the gateway hears nothing.
+    Refused,
+    /// As `Refused`, with another status.
+    RefusedWith(u16),
+    /// The gateway hears this many well-formed requests, and each is answered.
+    Heard(usize),
+    /// The gateway hears one request, and the connection is closed after its answer.
+    HeardAndClosed,
+}
+
+use Fate::{Heard, HeardAndClosed, Refused, RefusedWith};
+
+const HOST: &str = "Host: gateway.example\r\n";
+
+/// Sends `bytes`, ends the stream and reads everything that comes back: the statuses, and whether the connection was closed.
+async fn converse(house: &House, bytes: &[u8]) -> Vec<u16> {
+    let mut client = house.h1(STRANGER).await;
+    client.send(bytes).await.unwrap();
+    let mut statuses = Vec::new();
+    loop {
+        // A connection that stays open is asked for one more thing, which tells that everything before was dealt with.
+        match timeout(SOON, client.response()).await.expect("an answer or the end of the connection") {
+            Some(response) => statuses.push(response.status()),
+            None => return statuses,
+        }
+    }
+}
+
+async fn assert_fate(house: &House, name: &str, bytes: &[u8], fate: Fate) {
+    let before = house.gateway.heard().len();
+    // The last request of each story asks for the end of the connection; whoever would be smuggled past it never answers.
+    let last = format!("GET /last HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n");
+    let with_last = [bytes, last.as_bytes()].concat();
+    let (sent, expected, heard_count) = match fate {
+        Refused => (&with_last[..], vec![400], 0),
+        RefusedWith(status) => (&with_last[..], vec![status], 0),
+        Heard(count) => (&with_last[..], vec![200; count + 1], count + 1),
+        HeardAndClosed => (&with_last[..], vec![200], 1),
+    };
+    let statuses = converse(house, sent).await;
+    let heard = house.gateway.heard().split_off(before);
+    assert_eq!((statuses, heard.len()), (expected, heard_count), "{name}: {heard:#?}");
+    for heard in &heard {
+        assert_eq!(heard.all("host").len(), 1, "{name}");
+        assert_eq!(heard.all("x-forwarded-for"), ["192.0.2.1"], "{name}");
+        assert!(heard.all("content-length").len() + heard.all("transfer-encoding").len() <= 1, "{name}");
+        assert!(!heard.head.replace("\r\n", "").contains(['\r', '\n', '\0']), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn lengths_that_can_be_read_in_two_ways() {
+    let house = House::open().await;
+    let cl = "Content-Length: 4\r\n";
+    let te = "Transfer-Encoding: chunked\r\n";
+    let chunked = "4\r\nbody\r\n0\r\n\r\n";
+    for (name, fields, body, fate) in [
+        ("a length", cl.to_owned(), "body", Heard(1)),
+        ("chunks", te.to_owned(), chunked, Heard(1)),
+        ("CL.TE", format!("{cl}{te}"), chunked, Refused),
+        ("TE.CL", format!("{te}{cl}"), chunked, Refused),
+        ("TE.CL of zero", format!("{te}Content-Length: 0\r\n"), chunked, Refused),
+        ("TE.CL apart", format!("{te}X-A: b\r\n{cl}"), chunked, Refused),
+        ("TE.CL in other letters", format!("transfer-ENCODING: chunked\r\ncontent-LENGTH: 4\r\n"), chunked, Refused),
+        ("the same CL twice", format!("{cl}{cl}"), "body", Refused),
+        ("the same CL twice, apart", format!("{cl}X-A: b\r\n{cl}"), "body", Refused),
+        ("two CLs", format!("{cl}Content-Length: 5\r\n"), "body", Refused),
+        ("a list of CLs", "Content-Length: 4, 4\r\n".into(), "body", Refused),
+        ("a signed CL", "Content-Length: +4\r\n".into(), "body", Refused),
+        ("a negative CL", "Content-Length: -4\r\n".into(), "body", Refused),
+        ("a hexadecimal CL", "Content-Length: 0x4\r\n".into(), "body", Refused),
+        ("an empty CL", "Content-Length: \r\n".into(), "", Refused),
+        ("a CL with a blank inside", "Content-Length: 4 4\r\n".into(), "body", Refused),
+        ("a CL beyond counting", "Content-Length: 99999999999999999999\r\n".into(), "body", Refused),
+        ("a CL in quotes", "Content-Length: \"4\"\r\n".into(), "body", Refused),
+        ("a CL with leading zeros", "Content-Length: 0004\r\n".into(), "body", Heard(1)),
+        ("TE twice", format!("{te}{te}"), chunked, Refused),
+        ("TE identity", "Transfer-Encoding: identity\r\n".into(), "", Refused),
+        ("TE chunked, identity", "Transfer-Encoding: chunked, identity\r\n".into(), chunked, Refused),
+        ("TE identity, chunked", "Transfer-Encoding: identity, chunked\r\n".into(), chunked, Refused),
+        ("TE gzip, chunked", "Transfer-Encoding: gzip, chunked\r\n".into(), chunked, Refused),
+        ("TE chunked, chunked", "Transfer-Encoding: chunked, chunked\r\n".into(), chunked, Refused),
+        ("TE xchunked", "Transfer-Encoding: xchunked\r\n".into(), chunked, Refused),
+        ("TE in quotes", "Transfer-Encoding: \"chunked\"\r\n".into(), chunked, Refused),
+        ("TE with a parameter", "Transfer-Encoding: chunked;q=1\r\n".into(), chunked, Refused),
+        ("TE with a vertical tab", "Transfer-Encoding: \x0bchunked\r\n".into(), chunked, Refused),
+        ("TE with a bare CR", "Transfer-Encoding: \rchunked\r\n".into(), chunked, Refused),
+        ("TE with a tab before its value", "Transfer-Encoding:\tchunked\r\n".into(), chunked, Heard(1)),
+        ("TE in capitals", "Transfer-Encoding: CHUNKED\r\n".into(), chunked, Heard(1)),
+        ("a CL of zero and chunks", format!("Content-Length: 0\r\n{te}"), chunked, Refused),
+        ("TE that Connection lists", format!("Connection: transfer-encoding\r\n{te}"), chunked, Heard(1)),
+        ("CL that Connection lists", format!("Connection: content-length\r\n{cl}"), "body", Heard(1)),
+        ("TE by another name", format!("Transfer_Encoding: chunked\r\n{cl}"), "body", Heard(1)),
+        ("neither", String::new(), "", Heard(1)),
+    ] {
+        let bytes = format!("POST /echo HTTP/1.1\r\n{HOST}{fields}\r\n{body}");
+        assert_fate(&house, name, bytes.as_bytes(), fate).await;
+    }
+}
+
+#[tokio::test]
+async fn ambiguity_is_seen_wherever_the_bytes_are_cut() {
+    let house = House::open().await;
+    let head = format!("POST /echo HTTP/1.1\r\n{HOST}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let before = [
+        format!("GET / HTTP/1.1\r\n{HOST}\r\n"),
+        format!("POST /echo HTTP/1.1\r\n{HOST}Content-Length: 3\r\n\r\nabc"),
+        format!("POST /echo HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n3;a=\"b\"\r\nabc\r\n0\r\nX-A: b\r\n\r\n"),
+    ];
+    for first in &before {
+        for cut in (1..head.len()).step_by(7) {
+            let mut client = house.h1(STRANGER).await;
+            client.send(format!("{first}{}", &head[..cut])).await.unwrap();
+            assert_eq!(client.response().await.unwrap().status(), 200);
+            client.send(format!("{}4\r\nbody\r\n0\r\n\r\n", &head[cut..])).await.unwrap();
+            assert_eq!(client.response().await.unwrap().status(), 400, "cut at {cut} after {first}");
+            assert!(client.rest().await.is_empty());
+        }
+    }
+    assert!(house.gateway.heard().iter().all(|heard| heard.all("transfer-encoding").len() + heard.all("content-length").len() < 2));
+}
+
+#[tokio::test]
+async fn bodies_that_merely_look_like_an_ambiguous_head_pass() {
+    let house = House::open().await;
+    let inner = format!("\r\nPOST / HTTP/1.1\r\n{HOST}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let mut client = house.h1(STRANGER).await;
+    for _ in 0..2 {
+        let sized = format!("POST /echo HTTP/1.1\r\n{HOST}Content-Length: {}\r\n\r\n{inner}", inner.len());
+        assert_eq!(client.ask(sized).await.text(), inner);
+        let chunked = format!("POST /echo HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{inner}\r\n0\r\n\r\n", inner.len());
+        assert_eq!(client.ask(&chunked).await.text(), inner);
+        // Byte by byte, as a slow client's would come.
+        for byte in chunked.as_bytes() {
+            client.send([*byte]).await.unwrap();
+        }
+        assert_eq!(client.response().await.unwrap().text(), inner);
+    }
+}
+
+#[tokio::test]
+async fn heads_that_are_no_heads() {
+    let house = House::open().await;
+    for (name, head, fate) in [
+        ("plain", format!("GET / HTTP/1.1\r\n{HOST}"), Heard(1)),
+        ("blank lines before it", format!("\r\n\r\nGET / HTTP/1.1\r\n{HOST}"), Heard(1)),
+        ("bare LF", format!("GET / HTTP/1.1\n{}", HOST.replace("\r\n", "\n")), Heard(1)),
+        ("a bare CR in a value", format!("GET / HTTP/1.1\r\n{HOST}X-A: b\rX-B: c\r\n"), Refused),
+        ("a CR alone as line end", format!("GET / HTTP/1.1\r\n{HOST}X-A: b\rContent-Length: 5\r\n"), Refused),
+        ("obs-fold with a blank", format!("GET / HTTP/1.1\r\n{HOST}X-A: b\r\n c\r\n"), Refused),
+        ("obs-fold with a tab", format!("GET / HTTP/1.1\r\n{HOST}X-A: b\r\n\tc\r\n"), Refused),
+        ("obs-fold of the first field", format!("GET / HTTP/1.1\r\n X-A: b\r\n{HOST}"), Refused),
+        ("a blank before the colon", format!("GET / HTTP/1.1\r\n{HOST}X-A : b\r\n"), Refused),
+        ("a tab before the colon", format!("GET / HTTP/1.1\r\n{HOST}X-A\t: b\r\n"), Refused),
+        ("a blank before TE's colon", format!("GET / HTTP/1.1\r\n{HOST}Transfer-Encoding : chunked\r\n"), Refused),
+        ("no name", format!("GET / HTTP/1.1\r\n{HOST}: b\r\n"), Refused),
+        ("no colon", format!("GET / HTTP/1.1\r\n{HOST}X-A\r\n"), Refused),
+        ("NUL in a value", format!("GET / HTTP/1.1\r\n{HOST}X-A: b\0c\r\n"), Refused),
+        ("NUL in a name", format!("GET / HTTP/1.1\r\n{HOST}X-\0A: b\r\n"), Refused),
+        ("NUL in the target", format!("GET /\0 HTTP/1.1\r\n{HOST}"), Refused),
+        ("a blank in the target", format!("GET /a b HTTP/1.1\r\n{HOST}"), Refused),
+        ("two blanks after the method", format!("GET  / HTTP/1.1\r\n{HOST}"), Refused),
+        ("a tab after the method", format!("GET\t/ HTTP/1.1\r\n{HOST}"), Refused),
+        ("no target", format!("GET HTTP/1.1\r\n{HOST}"), Refused),
+        ("a fragment", format!("GET /a#b HTTP/1.1\r\n{HOST}"), Heard(1)),
+        ("a target without a slash", format!("GET a HTTP/1.1\r\n{HOST}"), Refused),
+        ("an asterisk", format!("GET * HTTP/1.1\r\n{HOST}"), Refused),
+        ("HTTP/0.9", "GET /".to_owned(), Refused),
+        ("HTTP/1.2", format!("GET / HTTP/1.2\r\n{HOST}"), Refused),
+        ("HTTP/2.0", format!("GET / HTTP/2.0\r\n{HOST}"), Refused),
+        ("http/1.1", format!("GET / http/1.1\r\n{HOST}"), Refused),
+        ("the preface of HTTP/2", "PRI * HTTP/2.0\r\n".to_owned(), Refused),
+        ("no host", "GET / HTTP/1.1\r\n".to_owned(), Refused),
+        ("two hosts", format!("GET / HTTP/1.1\r\n{HOST}Host: other.example\r\n"), Refused),
+        ("the same host twice", format!("GET / HTTP/1.1\r\n{HOST}{HOST}"), Refused),
+        ("a list of hosts", "GET / HTTP/1.1\r\nHost: a.example, b.example\r\n".to_owned(), Refused),
+        ("an empty host", "GET / HTTP/1.1\r\nHost: \r\n".to_owned(), Refused),
+        ("a host with a path", "GET / HTTP/1.1\r\nHost: a.example/x\r\n".to_owned(), Refused),
+        ("a host with a user", "GET / HTTP/1.1\r\nHost: root@a.example\r\n".to_owned(), Refused),
+        ("absolute-form of the same host", format!("GET http://gateway.example/a HTTP/1.1\r\n{HOST}"), Heard(1)),
+        ("absolute-form of another host", format!("GET http://127.0.0.1/a HTTP/1.1\r\n{HOST}"), Refused),
+        ("absolute-form with a user", format!("GET http://a@gateway.example/ HTTP/1.1\r\n{HOST}"), Refused),
+        (
+            "Upgrade to h2c",
+            format!("GET / HTTP/1.1\r\n{HOST}Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAA\r\n"),
+            Heard(1),
+        ),
+        ("Upgrade to two protocols", format!("GET / HTTP/1.1\r\n{HOST}Upgrade: h2c, websocket\r\nConnection: upgrade\r\n"), Refused),
+        (
+            "an Upgrade with a body",
+            format!("GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 4\r\n"),
+            Refused,
+        ),
+        ("Upgrade without Connection", format!("GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\n"), Heard(1)),
+        (
+            "close among keep-alives",
+            format!("GET / HTTP/1.1\r\n{HOST}Connection: keep-alive\r\nConnection: close\r\nConnection: keep-alive\r\n"),
+            HeardAndClosed,
+        ),
+        ("129 fields", format!("GET / HTTP/1.1\r\n{HOST}{}", "X-A: b\r\n".repeat(128)), RefusedWith(431)),
+        ("a head of 70 kB", format!("GET / HTTP/1.1\r\n{HOST}X-A: {}\r\n", "b".repeat(70_000)), RefusedWith(431)),
+        ("a target of 70 kB", format!("GET /{} HTTP/1.1\r\n{HOST}", "b".repeat(70_000)), RefusedWith(431)),
+        ("CONNECT", "CONNECT gateway.example:18789 HTTP/1.1\r\nHost: gateway.example:18789\r\n".to_owned(), RefusedWith(405)),
+    ] {
+        let end = if name == "bare LF" { "\n" } else { "\r\n" };
+        assert_fate(&house, name, format!("{head}{end}").as_bytes(), fate).await;
+    }
+}
+
+#[tokio::test]
+async fn chunks_that_are_no_chunks() {
+    let house = House::open().await;
+    for (name, body, accepted) in [
+        ("plain", "4\r\nbody\r\n0\r\n\r\n".to_owned(), true),
+        ("an extension", "4;a=b\r\nbody\r\n0\r\n\r\n".into(), true),
+        ("leading zeros", "0004\r\nbody\r\n0\r\n\r\n".into(), true),
+        ("a size with 0x", "0x4\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("a signed size", "+4\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("a negative size", "-4\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("no size", "\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("a size that is no number", "g\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("a blank before the size", " 4\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("a size beyond counting", "10000000000000004\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("a size line that ends in LF", "4\nbody\r\n0\r\n\r\n".into(), false),
+        ("a size line that ends in CR", "4\rbody\r\n0\r\n\r\n".into(), false),
+        ("an extension with a bare LF", "4;a\nb\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("an extension with a bare CR", "4;a\rb\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("an extension without end", format!("4;{}\r\nbody\r\n0\r\n\r\n", "a".repeat(100_000)), false),
+        ("more data than its size", "3\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("less data than its size", "5\r\nbody\r\n0\r\n\r\n".into(), false),
+        ("data that ends in LF", "4\r\nbody\n0\r\n\r\n".into(), false),
+        ("data that ends in two blanks", "4\r\nbody  0\r\n\r\n".into(), false),
+        ("trailers without end", format!("4\r\nbody\r\n0\r\n{}\r\n", "X-A: b\r\n".repeat(20_000)), false),
+    ] {
+        let before = house.gateway.heard().len();
+        let head = format!("POST /echo HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n");
+        let last = format!("GET /last HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n");
+        let statuses = converse(&house, format!("{head}{body}{last}").as_bytes()).await;
+        let heard = house.gateway.heard().split_off(before);
+        if accepted {
+            assert_eq!((statuses, heard.len()), (vec![200, 200], 2), "{name}");
+            assert_eq!(heard[0].text(), "body");
+        } else {
+            // The head may have been forwarded before the body turned out to be bad; then the gateway knows that it never was whole.
+            assert!(statuses.len() == 1 && statuses[0] >= 400, "{name}: {statuses:?}");
+            assert!(heard.iter().all(|heard| heard.trailers == "(broken off)"), "{name}: {heard:?}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! WebSockets over HTTP/1.1 and HTTP/2.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use http_body_util::Empty;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use crate::house::{AGENT, BOTH, House, Protocol, STRANGER, UNKNOWN};
+use crate::lanes::{assert_agents, assert_external};
+
+/// Any byte stream.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+pub type Socket = WebSocketStream<Box<dyn Io>>;
+
+impl House {
+    /// A WebSocket of `source` to `path`.
+    pub async fn websocket(&self, protocol: Protocol, source: &str, path: &str) -> Socket {
+        match protocol {
+            Protocol::H1 => {
+                let stream = self.handshake(self.tcp(source).await, "http/1.1").await.unwrap();
+                let stream: Box<dyn Io> = Box::new(stream);
+                client_async(format!("wss://gateway.example:18789{path}"), stream).await.unwrap().0
+            }
+            Protocol::H2 => {
+                let stream = TokioIo::new(self.handshake(self.tcp(source).await, "h2").await.unwrap());
+                let (mut sender, connection) =
+                    hyper::client::conn::http2::handshake::<_, _, Empty<bytes::Bytes>>(TokioExecutor::new(), stream).await.unwrap();
+                self.tasks.spawn(async move {
+                    let _ = connection.await;
+                });
+                let mut request = http::Request::connect(format!("https://gateway.example:18789{path}")).body(Empty::new()).unwrap();
+                request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+                request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
+                let response = sender.send_request(request).await.unwrap();
+                assert_eq!(response.status(), 200);
+                let stream: Box<dyn Io> = Box::new(TokioIo::new(hyper::upgrade::on(response).await.unwrap()));
+                WebSocketStream::from_raw_socket(stream, Role::Client, None).await
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_is_heard_on_its_lane_and_echoes() {
+    let house = House::open().await;
+    for protocol in BOTH {
+        for source in [STRANGER, AGENT] {
+            let mut socket = house.websocket(protocol, source, "/ws").await;
+            let heard = house.gateway.heard().pop().unwrap();
+            if source == AGENT {
+                assert_agents(&heard, &house)
+            } else {
+                assert_external(&heard, UNKNOWN)
+            }
+            assert_eq!(heard.start(), "GET /ws HTTP/1.1");
+            assert_eq!(heard.field("upgrade"), Some("websocket"));
+            assert_eq!(heard.field("sec-websocket-version"), Some("13"));
+            for size in [0, 1, 125, 126, 65_535, 65_536, 1_000_000] {
+                let message = Message::binary(vec![u8::try_from(size % 251).unwrap(); size]);
+                socket.send(message.clone()).await.unwrap();
+                assert_eq!(socket.next().await.unwrap().unwrap(), message, "{protocol:?} {size}");
+            }
+            socket.close(None).await.unwrap();
+            assert!(socket.next().await.unwrap().unwrap().is_close());
+            assert!(socket.next().await.is_none(), "{protocol:?}: and then the end of the stream");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_dies_ends_its_websockets() {
+    let house = House::open().await;
+    for protocol in BOTH {
+        let mut socket = house.websocket(protocol, STRANGER, "/ws-dies").await;
+        socket.send(Message::text("the last words")).await.unwrap();
+        let end = socket.next().await;
+        assert!(!matches!(end, Some(Ok(_))), "{protocol:?}: {end:?}");
+    }
+}
+
+#[tokio::test]
+async fn frames_sent_before_the_answer_are_not_lost() {
+    let house = House::open().await;
+    let mut client = house.h1(STRANGER).await;
+    let fields =
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let mut bytes = crate::house::request("GET /ws", fields).into_bytes();
+    // A masked text frame that says "hi"; the mask is zero.
+    bytes.extend([0x81, 0x82, 0, 0, 0, 0, b'h', b'i']);
+    client.send(bytes).await.unwrap();
+    let response = client.head().await.unwrap();
+    assert_eq!(response.status(), 101);
+    assert_eq!(response.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    assert_eq!(client.exactly(4).await.unwrap(), [0x81, 0x02, b'h', b'i']);
+}
+
+/// Stops the sidecar; returns how long that took.
+async fn stop(house: &House) -> Duration {
+    let begun = tokio::time::Instant::now();
+    house.sidecar.stop().await;
+    begun.elapsed()
+}
+
+#[tokio::test]
+async fn a_drain_says_goodbye_to_every_websocket() {
+    let house = House::open().await;
+    let mut sockets = Vec::new();
+    for number in 0..40 {
+        sockets.push(house.websocket(BOTH[number % 2], if number % 3 == 0 { AGENT } else { STRANGER }, "/ws").await);
+    }
+    let clients = futures_util::future::join_all(sockets.into_iter().enumerate().map(|(number, mut socket)| async move {
+        let Some(Ok(Message::Close(Some(frame)))) = socket.next().await else { panic!("{number}: no close frame") };
+        assert_eq!(frame.code, CloseCode::Away, "{number}");
+        // tungstenite answers the close; then the stream ends.
+        while let Some(Ok(_)) = socket.next().await {}
+    }));
+    let (took, _) = tokio::join!(stop(&house), clients);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_hang_up_does_not_hold_up_the_end() {
+    let house = House::open().await;
+    let mut sockets = Vec::new();
+    for protocol in BOTH {
+        let mut socket = house.websocket(protocol, STRANGER, "/ws").await;
+        socket.send(Message::text("hello")).await.unwrap();
+        socket.next().await.unwrap().unwrap();
+        sockets.push(socket);
+    }
+    let clients = futures_util::future::join_all(sockets.iter_mut().map(|socket| async { while let Some(Ok(_)) = socket.next().await {} }));
+    let (took, _) = tokio::join!(stop(&house), clients);
+    assert!(took < Duration::from_secs(8), "{took:?}");
+}

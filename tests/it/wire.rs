@@ -1,0 +1,193 @@
+//! HTTP/1.1 as bytes: what both the fake gateway and the raw clients read and write, with nothing tidied on the way.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Longer than anything in a story takes, so that a hang is a failure that says what it waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A byte stream and what was read from it too early.
+pub struct Wire<S> {
+    pub stream: S,
+    early: Vec<u8>,
+}
+
+/// A request or a response as it came.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    /// The start line and the fields, blank line included.
+    pub head: String,
+    pub body: Vec<u8>,
+    /// The trailer section of a chunked body, without its blank line.
+    pub trailers: String,
+}
+
+impl Message {
+    /// The first line.
+    pub fn start(&self) -> &str {
+        self.head.lines().next().unwrap_or_default()
+    }
+
+    /// The status of a response.
+    pub fn status(&self) -> u16 {
+        self.start().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
+    }
+
+    /// Every value of a field, in their order.
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        let fields = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect()
+    }
+
+    /// The only value of a field; `None` where there is none.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let values = self.all(name);
+        assert!(values.len() <= 1, "{name} occurs more than once in\n{}", self.head);
+        values.first().copied()
+    }
+
+    /// The names of all fields, in lower case.
+    pub fn names(&self) -> Vec<String> {
+        self.head.lines().skip(1).filter_map(|line| line.split_once(':')).map(|(name, _)| name.to_ascii_lowercase()).collect()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    pub fn new(stream: S) -> Self {
+        Self { stream, early: Vec::new() }
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref()).await?;
+        self.stream.flush().await
+    }
+
+    /// Reads more; `false` at the end of the stream, a broken one included.
+    async fn more(&mut self) -> bool {
+        let mut block = [0; 16 * 1024];
+        let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut block)).await;
+        match read.unwrap_or_else(|_| panic!("nothing came for {PATIENCE:?} after {:?}", String::from_utf8_lossy(&self.early))) {
+            Ok(0) | Err(_) => false,
+            Ok(read) => {
+                self.early.extend_from_slice(&block[..read]);
+                true
+            }
+        }
+    }
+
+    /// Everything up to `end` and `end` itself; `None` if the stream ends before.
+    async fn until(&mut self, end: &[u8]) -> Option<Vec<u8>> {
+        let mut seen = 0;
+        loop {
+            if let Some(at) = self.early[seen..].windows(end.len()).position(|window| window == end) {
+                return Some(self.early.drain(..seen + at + end.len()).collect());
+            }
+            seen = self.early.len().saturating_sub(end.len() - 1);
+            if !self.more().await {
+                return None;
+            }
+        }
+    }
+
+    /// The next `count` bytes.
+    pub async fn exactly(&mut self, count: usize) -> Option<Vec<u8>> {
+        while self.early.len() < count {
+            if !self.more().await {
+                return None;
+            }
+        }
+        Some(self.early.drain(..count).collect())
+    }
+
+    /// Whatever comes until the stream ends.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        while self.more().await {}
+        std::mem::take(&mut self.early)
+    }
+
+    /// The bytes that were read too early, and the stream.
+    pub fn into_parts(self) -> (S, Vec<u8>) {
+        (self.stream, self.early)
+    }
+
+    /// The next head; `None` if the stream ends before.
+    pub async fn head(&mut self) -> Option<Message> {
+        let head = self.until(b"\r\n\r\n").await?;
+        Some(Message { head: String::from_utf8_lossy(&head).into_owned(), ..Message::default() })
+    }
+
+    /// A chunk of a chunked body; an empty one is the last.
+    pub async fn chunk(&mut self) -> Option<Vec<u8>> {
+        let size = self.until(b"\r\n").await?;
+        let size = std::str::from_utf8(&size).ok().and_then(|size| usize::from_str_radix(size.trim_end(), 16).ok());
+        let size = size.expect("a chunk size and nothing else");
+        if size == 0 {
+            return Some(Vec::new());
+        }
+        let mut data = self.exactly(size + 2).await?;
+        assert_eq!(data.split_off(size), b"\r\n", "after a chunk");
+        Some(data)
+    }
+
+    /// The trailer section after the last chunk.
+    pub async fn trailers(&mut self) -> Option<String> {
+        let mut trailers = String::new();
+        loop {
+            let line = String::from_utf8(self.until(b"\r\n").await?).unwrap();
+            if line == "\r\n" {
+                return Some(trailers);
+            }
+            trailers.push_str(&line);
+        }
+    }
+
+    /// Reads the body that `message`'s head promises; `false` if the stream ended before it.
+    pub async fn body(&mut self, message: &mut Message, to_the_end: bool) -> bool {
+        if message.field("transfer-encoding").is_some() {
+            assert_eq!(message.field("transfer-encoding"), Some("chunked"));
+            assert_eq!(message.field("content-length"), None, "both framings in\n{}", message.head);
+            loop {
+                match self.chunk().await {
+                    Some(data) if data.is_empty() => break,
+                    Some(data) => message.body.extend(data),
+                    None => return false,
+                }
+            }
+            match self.trailers().await {
+                Some(trailers) => message.trailers = trailers,
+                None => return false,
+            }
+        } else if let Some(length) = message.field("content-length") {
+            let length = length.parse().expect("a Content-Length is a number");
+            match self.exactly(length).await {
+                Some(body) => message.body = body,
+                None => {
+                    message.body = std::mem::take(&mut self.early);
+                    return false;
+                }
+            }
+        } else if to_the_end {
+            message.body = self.rest().await;
+        }
+        true
+    }
+
+    /// A whole response to a request that was no HEAD; `None` if the stream ended before it was whole.
+    pub async fn response(&mut self) -> Option<Message> {
+        let mut response = self.head().await?;
+        let bodiless = matches!(response.status(), 100..200 | 204 | 304);
+        (bodiless || self.body(&mut response, true).await).then_some(response)
+    }
+
+    /// Sends a request and waits for its whole response.
+    pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
+        self.send(request).await.expect("a request can be sent");
+        self.response().await.expect("a whole response")
+    }
+}
