@@ -9,6 +9,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+/// A lane.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LaneLabels {
+    lane: &'static str,
+}
+
 /// A kind of request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
@@ -28,8 +34,9 @@ pub struct ReasonLabels {
 }
 
 /// Everything that the traffic rooms count.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Traffic {
+    lanes: Lanes,
     agent: LaneMetrics,
     external: LaneMetrics,
     requests: Family<RequestLabels, Counter>,
@@ -66,16 +73,60 @@ pub struct LaneMetrics {
     pub duration: Histogram,
 }
 
-impl Default for LaneMetrics {
+/// The same by lane, as they are registered: once, for a metric has one head only.
+#[derive(Debug)]
+struct Lanes {
+    open: Family<LaneLabels, Gauge>,
+    connections: Family<LaneLabels, Counter>,
+    tunnels: Family<LaneLabels, Gauge>,
+    received: Family<LaneLabels, Counter>,
+    sent: Family<LaneLabels, Counter>,
+    duration: Family<LaneLabels, Histogram, fn() -> Histogram>,
+}
+
+impl Default for Lanes {
     fn default() -> Self {
-        let buckets = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+        let buckets = || Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0]);
         Self {
-            open: Gauge::default(),
-            connections: Counter::default(),
-            tunnels: Gauge::default(),
-            received: Counter::default(),
-            sent: Counter::default(),
-            duration: Histogram::new(buckets),
+            open: Family::default(),
+            connections: Family::default(),
+            tunnels: Family::default(),
+            received: Family::default(),
+            sent: Family::default(),
+            duration: Family::new_with_constructor(buckets),
+        }
+    }
+}
+
+impl Lanes {
+    fn of(&self, lane: &'static str) -> LaneMetrics {
+        let lane = LaneLabels { lane };
+        LaneMetrics {
+            open: self.open.get_or_create(&lane).clone(),
+            connections: self.connections.get_or_create(&lane).clone(),
+            tunnels: self.tunnels.get_or_create(&lane).clone(),
+            received: self.received.get_or_create(&lane).clone(),
+            sent: self.sent.get_or_create(&lane).clone(),
+            duration: self.duration.get_or_create(&lane).clone(),
+        }
+    }
+}
+
+impl Default for Traffic {
+    fn default() -> Self {
+        let lanes = Lanes::default();
+        Self {
+            agent: lanes.of("agent"),
+            external: lanes.of("external"),
+            lanes,
+            requests: Family::default(),
+            denied: Family::default(),
+            handshakes: Counter::default(),
+            handshake_failures: Family::default(),
+            refused: Family::default(),
+            gateway_errors: Family::default(),
+            gateway_connections: Counter::default(),
+            lane_changes: Counter::default(),
         }
     }
 }
@@ -94,16 +145,13 @@ impl Traffic {
 
     /// Adds everything to `registry`.
     pub fn register(&self, registry: &mut Registry) {
-        let lanes = [("agent", &self.agent), ("external", &self.external)];
-        for (lane, metrics) in lanes {
-            let registry = registry.sub_registry_with_label(("lane".into(), lane.into()));
-            registry.register("connections_open", "Downstream connections that are open", metrics.open.clone());
-            registry.register("connections", "Downstream connections so far", metrics.connections.clone());
-            registry.register("tunnels_open", "Upgraded connections (WebSockets) that are open", metrics.tunnels.clone());
-            registry.register_with_unit("received", "Body bytes from clients", Unit::Bytes, metrics.received.clone());
-            registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, metrics.sent.clone());
-            registry.register_with_unit("response", "Time until the gateway's response head", Unit::Seconds, metrics.duration.clone());
-        }
+        let lanes = &self.lanes;
+        registry.register("connections_open", "Downstream connections that are open", lanes.open.clone());
+        registry.register("connections", "Downstream connections so far", lanes.connections.clone());
+        registry.register("tunnels_open", "Upgraded connections (WebSockets) that are open", lanes.tunnels.clone());
+        registry.register_with_unit("received", "Body bytes from clients", Unit::Bytes, lanes.received.clone());
+        registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, lanes.sent.clone());
+        registry.register_with_unit("response", "Time until the gateway's response head", Unit::Seconds, lanes.duration.clone());
         registry.register("requests", "Answered requests", self.requests.clone());
         registry.register("connections_denied", "Connections closed before a lane was decided", self.denied.clone());
         registry.register("tls_handshakes", "TLS handshakes that came to an end", self.handshakes.clone());

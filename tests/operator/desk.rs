@@ -1,0 +1,104 @@
+//! Status as a command, as JSON and as a page.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+
+use crate::sidecar::{Sidecar, free_port, loopgate};
+
+/// A TLS connection to the sidecar's door that stays open.
+fn connect(sidecar: &Sidecar) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(sidecar.state.path().join("ca.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+    let client = rustls::ClientConnection::new(config, ServerName::try_from("localhost").unwrap()).unwrap();
+    let mut stream = rustls::StreamOwned::new(client, TcpStream::connect(sidecar.door).unwrap());
+    stream.flush().unwrap();
+    stream
+}
+
+#[test]
+fn whoever_is_connected_is_shown_with_its_lane_and_why_it_is_no_agent() {
+    let sidecar = Sidecar::start(&[]);
+    let before = sidecar.json();
+    assert_eq!((&before["ready"], &before["gateway"]["reachable"]), (&true.into(), &true.into()), "{before:#}");
+    assert_eq!(before["listening"], serde_json::json!([sidecar.door.to_string()]));
+    let _client = connect(&sidecar);
+    let status = sidecar.wait_for(|status| status["lanes"]["external"] == 1);
+    let connection = &status["connections"][0];
+    assert_eq!((&connection["lane"], &connection["protocol"]), (&"external".into(), &"http/1.1".into()), "{status:#}");
+    assert!(connection["why_not_agent"].as_str().unwrap().contains("--own-addresses"), "{status:#}");
+    let shown = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
+    assert!(shown.contains(connection["peer"].as_str().unwrap()) && !shown.contains('\x1b'), "{shown}");
+    assert!(shown.contains(status["certificate"]["fingerprint"].as_str().unwrap()), "{shown}");
+}
+
+#[test]
+fn one_of_this_namespace_is_an_agent_where_the_operator_says_so() {
+    let sidecar = Sidecar::start(&["--own-addresses", "agent"]);
+    let _client = connect(&sidecar);
+    let status = sidecar.wait_for(|status| status["lanes"]["agent"] == 1);
+    let connection = &status["connections"][0];
+    assert_eq!((&connection["admitted"], &connection["source"]), (&"own-address".into(), &"127.0.0.1".into()), "{status:#}");
+}
+
+#[test]
+fn a_gateway_that_is_down_is_said_everywhere() {
+    let mut sidecar = Sidecar::start(&[]);
+    drop(sidecar.gateway.take());
+    let status = sidecar.wait_for(|status| status["ready"] == false);
+    assert!(status["not_ready"][0].as_str().unwrap().starts_with("the gateway accepts no connection: "), "{status:#}");
+    assert!(sidecar.get("/readyz", "localhost").starts_with("HTTP/1.1 503"));
+    assert!(sidecar.get("/", "localhost").contains("not ready"));
+    assert!(sidecar.get("/metrics", "localhost").contains("\nloopgate_gateway_up 0\n"));
+    assert!(String::from_utf8(sidecar.status(&[]).stdout).unwrap().contains("not ready"));
+}
+
+#[test]
+fn a_page_of_the_web_can_not_read_the_desk_under_its_own_name() {
+    let sidecar = Sidecar::start(&["--tls-name", "gateway.example.com"]);
+    for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
+        assert!(sidecar.get(path, "rebound.example").starts_with("HTTP/1.1 421"), "{path}");
+        assert!(sidecar.get(path, "127.0.0.1:9180").starts_with("HTTP/1.1 200"), "{path}");
+        assert!(sidecar.get(path, "gateway.example.com:9180").starts_with("HTTP/1.1 200"), "{path}");
+    }
+}
+
+#[test]
+fn the_page_is_sent_with_a_policy_that_lets_it_load_nothing() {
+    let sidecar = Sidecar::start(&[]);
+    let page = sidecar.get("/", "localhost");
+    assert!(page.contains("content-security-policy: default-src 'none'; style-src 'sha256-"), "{page}");
+    assert!(page.contains("x-content-type-options: nosniff") && page.contains("text/html; charset=utf-8"), "{page}");
+    assert!(page.contains(&sidecar.door.to_string()), "{page}");
+}
+
+#[test]
+fn watching_goes_on_until_nobody_reads_it() {
+    let sidecar = Sidecar::start(&[]);
+    let mut watcher =
+        loopgate(&["status", "--json", "--watch", "--admin", &sidecar.admin.to_string()]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watcher.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        let line = lines.next().unwrap().unwrap();
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["ready"], true);
+    }
+    drop(lines);
+    assert!(watcher.wait().unwrap().success());
+}
+
+#[test]
+fn status_fails_in_one_line_where_no_sidecar_runs() {
+    let address = free_port().to_string();
+    let output = loopgate(&["status", "--admin", &address]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), format!("loopgate: asking {address}: Connection refused (os error 111)\n"));
+    let off = loopgate(&["status", "--admin", "off"]).output().unwrap();
+    assert_eq!(off.status.code(), Some(1));
+}
