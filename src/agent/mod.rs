@@ -22,6 +22,7 @@ pub mod device;
 pub mod enrol;
 mod forward;
 pub mod gateway;
+pub mod keep_paired;
 pub mod pair;
 mod renewal;
 pub mod show;

@@ -187,10 +187,11 @@ fn closed(reason: String) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
     use base64::Engine as _;
     use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
     use tokio_tungstenite::accept_async;
 
@@ -206,14 +207,22 @@ mod tests {
         gateway_of(vec![answer], shutdown).await
     }
 
-    /// One that gives each connection the next of `answers`.
-    async fn gateway_of(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
+    /// One that gives each connection the next of `answers`; to plain HTTP it answers as 2026.2.19 does.
+    pub(in crate::agent) async fn gateway_of(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         shutdown.spawn(async move {
             for answer in answers {
-                let (stream, _) = listener.accept().await.unwrap();
-                let mut socket = accept_async(stream).await.unwrap();
+                let mut socket = loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    let mut start = [0; 14];
+                    stream.peek(&mut start).await.unwrap();
+                    if !start.starts_with(b"GET /startupz") {
+                        break accept_async(stream).await.unwrap();
+                    }
+                    let _ = stream.read(&mut [0; 1024]).await.unwrap();
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>").await.unwrap();
+                };
                 let challenge = json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n-1", "ts": 1}});
                 socket.send(Message::text(challenge.to_string())).await.unwrap();
                 let request: Value = serde_json::from_str(socket.next().await.unwrap().unwrap().to_text().unwrap()).unwrap();

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Desk};
+use crate::agent::keep_paired::KeepPaired;
 use crate::config::Config;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
@@ -154,6 +155,7 @@ impl Sidecar {
             };
             admin.serve(desk_, &desk);
         }
+        keep_paired(&config, &shutdown);
         let sidecar = Self { config, pki, view, bound, shutdown, desk };
         sidecar.introduce();
         Ok(sidecar)
@@ -203,6 +205,19 @@ impl Sidecar {
         self.desk.begin();
         info!("stopped");
     }
+}
+
+/// Keeps the gateway's own device paired, where its state directory is mounted.
+fn keep_paired(config: &Config, shutdown: &Shutdown) {
+    let Some(state_dir) = config.gateway.state_dir.clone() else { return };
+    let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
+    let ending = shutdown.clone();
+    shutdown.spawn(async move {
+        tokio::select! {
+            () = ending.begun() => {}
+            () = KeepPaired { gateway, state_dir, token_file }.run() => {}
+        }
+    });
 }
 
 /// Enrolment with what there is for it: without Docker or a CA it refuses everybody, and says so.

@@ -1,0 +1,158 @@
+//! Keeps the gateway's own device paired with itself, so that its sub-agents and tools may use every scope.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use super::device::Device;
+use super::{chain, device, gateway, pair};
+use crate::backoff::Backoff;
+use crate::secret::Secret;
+
+/// The gateway's device and its token.
+#[derive(Clone, Debug)]
+pub struct KeepPaired {
+    /// Where the gateway is.
+    pub gateway: SocketAddr,
+    /// Its state directory.
+    pub state_dir: PathBuf,
+    /// The file that holds its token.
+    pub token_file: Option<PathBuf>,
+}
+
+/// How often the identity is looked at: an operator may wipe the gateway's state, and then it has a new one.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// For a gateway to answer, before its silence is told and waited out.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The device could not be paired this time.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("the gateway does not answer")]
+    Gateway(#[from] gateway::Error),
+    #[error(transparent)]
+    Device(#[from] device::Error),
+    #[error("can't read the gateway's token from {path}")]
+    Token { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Pair(#[from] pair::Error),
+}
+
+impl KeepPaired {
+    /// Pairs the device whenever there is one that is not known to be paired. Ends when the gateway is of a kind that does without.
+    pub async fn run(self) {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        let (mut paired, mut complained) = (None, None);
+        loop {
+            match self.look(paired.as_deref()).await {
+                Ok(Outcome::NotNeeded) => return debug!("this gateway needs no pre-pairing"),
+                Ok(Outcome::Waiting) => sleep(LOOK_AGAIN).await,
+                Ok(Outcome::Paired(device)) => {
+                    info!(device, "the gateway's own device is paired for every scope");
+                    (paired, complained) = (Some(device), None);
+                    backoff.reset();
+                }
+                Err(error) => {
+                    let failure = chain(&error);
+                    if complained.as_ref() != Some(&failure) {
+                        warn!(error = failure, "the gateway's own device is not paired: its sub-agents may be refused");
+                    }
+                    complained = Some(failure);
+                    sleep(backoff.pause()).await;
+                }
+            }
+        }
+    }
+
+    async fn look(&self, paired: Option<&str>) -> Result<Outcome, Error> {
+        if paired.is_some() && paired == self.identity(false).await?.map(|device| device.id()).as_deref() {
+            return Ok(Outcome::Waiting);
+        }
+        if !gateway::wait(self.gateway, PATIENCE).await?.needs_prepairing {
+            return Ok(Outcome::NotNeeded);
+        }
+        let Some(device) = self.identity(true).await? else { return Ok(Outcome::Waiting) };
+        Ok(Outcome::Paired(pair::pair(self.gateway, &device, self.token().await?.as_ref()).await?.device))
+    }
+
+    async fn identity(&self, may_create: bool) -> Result<Option<Device>, Error> {
+        let state_dir = self.state_dir.clone();
+        let found = tokio::task::spawn_blocking(move || identity(&state_dir, may_create)).await;
+        Ok(found.expect("reading a file does not panic")?)
+    }
+
+    async fn token(&self) -> Result<Option<Secret>, Error> {
+        let Some(path) = self.token_file.clone() else { return Ok(None) };
+        let read = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || Secret::read_file(&path)
+        });
+        let read = read.await.map_err(io::Error::other).and_then(|read| read);
+        read.map(Some).map_err(|source| Error::Token { path, source })
+    }
+}
+
+enum Outcome {
+    /// There is no identity yet, or it is paired already.
+    Waiting,
+    /// The gateway pairs as it should by itself.
+    NotNeeded,
+    /// The device with this id is paired now.
+    Paired(String),
+}
+
+/// The gateway's identity. On a fresh state there is none, and the gateway would pair the one it makes with the scopes of its first
+/// request only; so it is made here, if the directory is ours to write. A file of another owner the gateway itself could not read.
+fn identity(state_dir: &Path, may_create: bool) -> Result<Option<Device>, device::Error> {
+    let path = state_dir.join("identity/device.json");
+    if path.exists() {
+        return Device::read(&path).map(Some);
+    }
+    let ours = |metadata: std::fs::Metadata| metadata.uid() == nix::unistd::geteuid().as_raw();
+    let may_create = may_create && std::fs::metadata(state_dir).is_ok_and(ours);
+    // A directory that is mounted read-only is no failure: the gateway will make its identity some time.
+    Ok(may_create.then(|| Device::create(&path).ok()).flatten())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::agent::pair::tests::gateway_of;
+    use crate::shutdown::Shutdown;
+
+    #[tokio::test]
+    async fn the_gateways_device_is_paired_once() {
+        let shutdown = Shutdown::new();
+        let state_dir = tempfile::tempdir().unwrap();
+        let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
+        let gateway = gateway_of(vec![hello], &shutdown).await;
+        let keep = KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: None };
+        let Outcome::Paired(device) = keep.look(None).await.unwrap() else { panic!("not paired") };
+        assert_eq!(Device::read(&state_dir.path().join("identity/device.json")).unwrap().id(), device);
+        assert!(matches!(keep.look(Some(&device)).await, Ok(Outcome::Waiting)));
+    }
+
+    #[tokio::test]
+    async fn a_gateway_that_needs_none_is_left_alone() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let shutdown = Shutdown::new();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gateway = listener.local_addr().unwrap();
+        shutdown.spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"ok\":true}").await.unwrap();
+        });
+        let state_dir = tempfile::tempdir().unwrap();
+        let keep = KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: Some("/does/not/exist".into()) };
+        timeout(Duration::from_secs(20), keep.run()).await.unwrap();
+    }
+}
