@@ -83,15 +83,12 @@ impl<'a> House<'a> {
 }
 
 fn sidecar(gateway: &Running, socket: &Path, state: &Volume) -> Container {
-    Container::loopgate(
-        "sidecar",
-        ["run", "--docker", "unix:///run/docker-filter/docker.sock", "--log-level", "info,loopgate::discovery=debug"],
-    )
-    .inside(gateway)
-    .hardened()
-    .option("--restart=always")
-    .mount(socket, "/run/docker-filter")
-    .mount_writable(state.name(), "/var/lib/loopgate")
+    Container::loopgate("sidecar", ["run", "--docker", "unix:///run/docker-filter/docker.sock", "--request-timeout", "600s"])
+        .inside(gateway)
+        .hardened()
+        .option("--restart=always")
+        .mount(socket, "/run/docker-filter")
+        .mount_writable(state.name(), "/var/lib/loopgate")
 }
 
 /// What the gateway sees when `client` asks it, by this name.
