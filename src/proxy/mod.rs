@@ -78,7 +78,7 @@ impl Proxy {
             terms: ArcSwap::from_pointee(terms),
             view,
             roll: Arc::default(),
-            upstream: upstream::Upstream::new(config, Arc::clone(&traffic)),
+            upstream: upstream::Upstream::new(config, Arc::clone(&traffic), shutdown),
             limits: config.limits.clone(),
             proxy_protocol: config.listen.proxy_protocol,
             log_access: config.log.access,

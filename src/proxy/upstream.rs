@@ -16,13 +16,14 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::body::{Latch, Progress, RequestBody};
 use super::error::Error;
 use crate::config::Config;
 use crate::lane::GatewayHead;
 use crate::metrics::traffic::Traffic;
+use crate::shutdown::Shutdown;
 
 /// How long an idle connection is kept where the gateway does not say (Node closes after 5 s).
 const KEEP_IDLE: Duration = Duration::from_secs(4);
@@ -30,6 +31,8 @@ const KEEP_IDLE: Duration = Duration::from_secs(4);
 const MAX_IDLE: usize = 256;
 /// The most that is held for the gateway in each direction, in bytes.
 const BUFFER: usize = 128 * 1024;
+/// How long the rest of a request's body may take after the answer is there.
+const LINGER: Duration = Duration::from_secs(1);
 /// Between tries to reach a gateway that is not there.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -47,13 +50,13 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    pub(super) fn new(config: &Config, metrics: Arc<Traffic>) -> Self {
+    pub(super) fn new(config: &Config, metrics: Arc<Traffic>, shutdown: &Shutdown) -> Self {
         Self {
             gateway: config.gateway.address,
             connect_timeout: config.limits.connect_timeout,
             request_timeout: config.limits.request_timeout,
             wait: config.limits.gateway_wait,
-            pool: Arc::default(),
+            pool: Arc::new(Pool { idle: Mutex::default(), shutdown: shutdown.clone() }),
             metrics,
         }
     }
@@ -110,7 +113,7 @@ impl Upstream {
     /// Opens a connection from `source`; while the gateway is not there, tries again until `give_up`.
     async fn connect(&self, source: Ipv4Addr, give_up: Instant) -> Result<Box<Link>, Error> {
         loop {
-            let attempt = tokio::time::timeout(self.connect_timeout, dial(source, self.gateway)).await;
+            let attempt = timeout(self.connect_timeout, dial(source, self.gateway)).await;
             let error = match attempt {
                 Ok(Ok(stream)) => {
                     let (sender, connection) =
@@ -229,12 +232,26 @@ impl Link {
         }
     }
 
-    /// Puts the connection back for the next request, if it can take one.
-    pub(super) fn give_back(self: Box<Self>) {
-        if !self.ended && self.sender.is_ready() {
-            let pool = Arc::clone(&self.pool);
-            pool.put(self);
+    /// Puts the connection back for the next request. Where the answer came before the end of the request's body, the rest of that has a
+    /// moment to arrive first: to cut it off would tell an HTTP/2 client of an error (RFC 9113 section 8.1) that some take for theirs.
+    pub(super) fn give_back(mut self: Box<Self>) {
+        if self.ended {
+            return;
         }
+        let pool = Arc::clone(&self.pool);
+        if self.sender.is_ready() {
+            return pool.put(self);
+        }
+        let ending = pool.shutdown.clone();
+        ending.spawn(async move {
+            let over = poll_fn(|cx| {
+                self.drive(cx);
+                if self.ended || self.sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+            });
+            if timeout(LINGER, over).await.is_ok() && !self.ended {
+                pool.put(self);
+            }
+        });
     }
 
     /// What is left of the connection after a `101`: the socket, and bytes of the new protocol that were read already.
@@ -250,8 +267,11 @@ impl Link {
 }
 
 /// Idle connections by source address, the warmest last.
-#[derive(Debug, Default)]
-struct Pool(Mutex<HashMap<Ipv4Addr, Vec<Idle>>>);
+#[derive(Debug)]
+struct Pool {
+    idle: Mutex<HashMap<Ipv4Addr, Vec<Idle>>>,
+    shutdown: Shutdown,
+}
 
 #[derive(Debug)]
 struct Idle {
@@ -277,7 +297,7 @@ impl Pool {
     }
 
     fn pop(&self, source: Ipv4Addr) -> Option<Box<Link>> {
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.get_mut(&source)?;
         let Idle { until, link } = idle.pop()?;
         if until > Instant::now() {
@@ -290,7 +310,7 @@ impl Pool {
 
     fn put(&self, link: Box<Link>) {
         let until = Instant::now() + link.keep;
-        let mut idle = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.entry(link.source).or_default();
         if idle.len() < MAX_IDLE {
             idle.push(Idle { until, link });
@@ -299,7 +319,7 @@ impl Pool {
 
     fn sweep(&self) {
         let now = Instant::now();
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, idle| {
             idle.retain(|idle| idle.until > now);
             !idle.is_empty()
