@@ -144,7 +144,9 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
         .header_read_timeout(None)
         .max_headers(limits.head_fields)
         .max_header_size(limits.head_bytes)
-        // Never `pipeline_flush`: hyper then buffers a body without bound for as long as its source keeps up.
+        .max_buf_size(BUFFER.max(limits.head_bytes))
+        // Never `pipeline_flush`: hyper then buffers a body without bound for as long as its source keeps up, and keeps back what it
+        // has to say while there is input left, be it a 101 with frames behind the request or a refusal.
         .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request)))
         .with_upgrades();
     let connection = pin!(connection);
