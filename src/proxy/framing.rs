@@ -202,7 +202,7 @@ mod tests {
             "\r\n\r\n".into(),
             head("Content-Length: 0\r\n"),
             format!("{}5;a=b\r\n\n\n\r\n\n\r\n00A\r\n{CL}\r\n0;x\r\nContent-Length: 4\r\n{TE}\r\n", head(TE)).replace("00A", "13"),
-            format!("{}{}", head(&format!("Content-Length: {}\r\n", CL.len() + TE.len() + 2)), format!("{CL}{TE}\r\n")),
+            format!("{}{CL}{TE}\r\n", head(&format!("Content-Length: {}\r\n", CL.len() + TE.len() + 2))),
             head(&format!("Content-Length-: 5\r\nX-{TE}TE: chunked\r\n{CL}")).replace("\r\n\r\n", "\r\n\r\nbody"),
         ];
         for fields in &ambiguous {

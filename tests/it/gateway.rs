@@ -112,7 +112,7 @@ impl Gateway {
     }
 
     /// Listens again on the same address.
-    pub async fn restart(&self) {
+    pub fn restart(&self) {
         self.listen(self.address);
     }
 }

@@ -211,7 +211,7 @@ async fn connections_to_the_gateway_never_change_lanes() {
         assert_eq!(*sources.entry(heard.connection).or_insert(heard.peer), heard.peer);
         match heard.field("x-who") {
             Some(AGENT) => assert_agents(heard, &house),
-            _ => assert_external(heard, if heard.field("x-who") == Some(PROXY) { UNKNOWN } else { UNKNOWN }),
+            _ => assert_external(heard, UNKNOWN),
         }
     }
 }

@@ -4,6 +4,7 @@ mod gateway;
 mod house;
 mod wire;
 
+mod faults;
 mod lanes;
 mod streaming;
 mod strict;

@@ -1,0 +1,95 @@
+//! The gateway breaks off, stalls, restarts or is away: what each client is told, and what is never sent twice.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::house::{BOTH, House, Protocol, STRANGER, request};
+
+/// The error type and the request id in an answer of loopgate's own.
+fn error(body: &str) -> (String, String) {
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    let field = |name: &str| body["error"][name].as_str().unwrap().to_owned();
+    (field("type"), field("request_id"))
+}
+
+#[tokio::test]
+async fn a_gateway_that_breaks_off_is_reported_and_a_post_is_sent_once() {
+    let house = House::open().await;
+    for protocol in BOTH {
+        for path in ["/dies", "/nonsense"] {
+            let before = house.gateway.heard().len();
+            let (status, body) = house.ask(protocol, STRANGER, &format!("POST {path}"), &[]).await;
+            assert_eq!((status, error(&body).0.as_str()), (502, "gateway_broke_off"), "{protocol:?} {path}");
+            assert_eq!(house.gateway.heard().len(), before + 1, "a POST is not repeated");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_stalls_is_given_up_after_the_request_timeout() {
+    let house = House::with(|config| config.limits.request_timeout = Duration::from_millis(200)).await;
+    for protocol in BOTH {
+        let (status, body) = house.ask(protocol, STRANGER, "GET /stalls", &[]).await;
+        assert_eq!((status, error(&body).0.as_str()), (504, "gateway_timeout"));
+    }
+    assert_eq!(house.gateway.heard().len(), 2, "what timed out is not repeated");
+    assert_eq!(house.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_not_passed_off_as_whole() {
+    let house = House::open().await;
+    for path in ["/dies-halfway", "/dies-between-chunks"] {
+        let mut client = house.h1(STRANGER).await;
+        client.send(request(&format!("GET {path}"), "")).await.unwrap();
+        assert!(client.response().await.is_none(), "{path}: the connection ends before the body does");
+        let mut client = house.h2(STRANGER).await;
+        let (response, _) = client.send_request(crate::house::h2_request(&format!("GET {path}"), &[]), true).unwrap();
+        // The reset may overtake the head.
+        let broken = match response.await {
+            Ok(mut response) => crate::house::whole(response.body_mut()).await.unwrap_err(),
+            Err(error) => error,
+        };
+        assert!(broken.is_reset(), "{path}: {broken}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_away_is_waited_for_and_then_its_absence_is_told() {
+    let house = House::with(|config| config.limits.gateway_wait = Duration::from_millis(300)).await;
+    house.gateway.kill();
+    let begun = Instant::now();
+    let mut client = house.h1(STRANGER).await;
+    let response = client.ask(request("GET /", "Accept: text/html,*/*\r\n")).await;
+    assert!(begun.elapsed() >= Duration::from_millis(200));
+    assert_eq!((response.status(), response.field("retry-after")), (503, Some("1")));
+    assert_eq!(response.field("content-type"), Some("text/html; charset=utf-8"));
+    assert!(response.text().contains(response.field("x-request-id").unwrap()));
+    let response = client.ask(request("POST /", "Content-Length: 0\r\n")).await;
+    assert_eq!((response.status(), response.field("retry-after")), (503, Some("1")));
+    let (kind, id) = error(&response.text());
+    assert_eq!((kind.as_str(), Some(id.as_str())), ("gateway_unavailable", response.field("x-request-id")));
+    house.gateway.restart();
+    assert_eq!(client.ask(request("GET /", "")).await.text(), "hello");
+}
+
+#[tokio::test]
+async fn requests_wait_for_a_gateway_that_restarts() {
+    let house = House::open().await;
+    // A connection in the pool that the restart makes stale.
+    assert_eq!(house.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
+    house.gateway.kill();
+    let asking = futures_util::future::join_all((0..50).map(|number| {
+        let line = ["GET /", "POST /echo", "DELETE /x"][number % 3];
+        let house = &house;
+        async move { house.ask(BOTH[number % 2], STRANGER, line, &[]).await.0 }
+    }));
+    let restarting = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        house.gateway.restart();
+    };
+    let (statuses, ()) = tokio::join!(asking, restarting);
+    assert_eq!(statuses, [200; 50]);
+    assert_eq!(house.gateway.has_heard(51).await.len(), 51, "each was sent once");
+}
