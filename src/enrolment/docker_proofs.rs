@@ -103,8 +103,13 @@ fn is(container: &ContainerSummary, reference: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixListener;
 
     use super::*;
+    use crate::config;
+    use crate::discovery::engine::Engine;
+    use crate::shutdown::Shutdown;
 
     fn container(id: &str, mode: &str, state: &str) -> Value {
         json!({
@@ -135,6 +140,50 @@ mod tests {
         assert_eq!(ids("elsewhere"), ["elsewhere"]);
         assert!(ids("unknown").is_empty());
         assert_eq!(housemates(&listed, "alone")[0].mounts, [Path::new("/mnt/alone")]);
+    }
+
+    /// An engine that answers each request line as `answers` say, and the reader that asks it.
+    fn engine<const N: usize>(answers: [(&'static str, &'static str); N], shutdown: &Shutdown) -> (tempfile::TempDir, DockerProofs) {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("docker.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        shutdown.spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = String::new();
+                BufReader::new(&mut stream).read_line(&mut head).await.unwrap();
+                let known = answers.iter().find(|(line, _)| head == format!("{line} HTTP/1.1\r\n"));
+                let answer = known.map_or("HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n", |(_, answer)| answer);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let engine = Engine::new(&config::Engine::Unix(socket), shutdown).unwrap();
+        (directory, DockerProofs::new(engine.client().unwrap()))
+    }
+
+    #[tokio::test]
+    async fn exactly_the_requests_that_a_filter_permits_are_made() {
+        let answers = [
+            (
+                "GET /containers/abc/top",
+                "HTTP/1.1 200 OK\r\nContent-Length: 96\r\n\r\n\
+                 {\"Titles\":[\"UID\",\"PID\",\"CMD\"],\"Processes\":[[\"root\",\"7\",\"loopgate attest-proof x\"],[\"root\",\"8\"]]}",
+            ),
+            (
+                // {"name":"x","size":0,"mode":384,"mtime":"","linkTarget":""}
+                "HEAD /containers/abc/archive?path=%2Ftmp%2Fx",
+                "HTTP/1.1 200 OK\r\nX-Docker-Container-Path-Stat: \
+                 eyJuYW1lIjoieCIsInNpemUiOjAsIm1vZGUiOjM4NCwibXRpbWUiOiIiLCJsaW5rVGFyZ2V0IjoiIn0=\r\n\r\n",
+            ),
+            ("HEAD /containers/abc/archive?path=%2Ftmp%2Fy", "HTTP/1.1 404 Not Found\r\n\r\n"),
+        ];
+        let shutdown = Shutdown::new();
+        let (_directory, proofs) = engine(answers, &shutdown);
+        assert_eq!(proofs.processes("abc").await.unwrap(), ["loopgate attest-proof x"]);
+        assert_eq!(proofs.entry("abc", Path::new("/tmp/x")).await.unwrap(), Some(Entry::File));
+        assert_eq!(proofs.entry("abc", Path::new("/tmp/y")).await.unwrap(), None);
+        assert_eq!(proofs.entry("abc", Path::new("/tmp/z")).await.unwrap_err().endpoint, "/containers/{id}/archive");
+        assert_eq!(proofs.processes("another").await.unwrap_err().endpoint, "/containers/{id}/top");
     }
 
     #[test]
