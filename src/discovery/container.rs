@@ -1,5 +1,7 @@
 //! What matters of a container, out of all that the engine tells.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
 use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, EndpointSettings};
@@ -31,7 +33,7 @@ pub struct Container {
 }
 
 /// A container's place on one network.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// The network's id.
     pub network: String,
@@ -39,6 +41,8 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     /// The addresses of the bridge itself.
     pub gateways: Vec<IpAddr>,
+    /// The MAC address of its interface, where the engine does not call endpoints by an id (Podman).
+    pub interface: Option<String>,
 }
 
 /// Something that an event says a container has lost; it can only narrow what is known.
@@ -55,9 +59,47 @@ pub enum Loss {
     },
 }
 
+/// Every container that lives, out of a list.
+pub fn living(mut summaries: Vec<ContainerSummary>) -> Vec<Container> {
+    // A container is never older than the one it joins. Within a second Podman's alias tells, which is the owner's short id.
+    summaries.sort_by_cached_key(|summary| (summary.created, !is_its_own_alias(summary), summary.id.clone()));
+    let mut containers: Vec<Container> = summaries.into_iter().filter_map(Container::living).collect();
+    join_podmans(&mut containers);
+    containers
+}
+
+fn is_its_own_alias(summary: &ContainerSummary) -> bool {
+    let networks = summary.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
+    let mut aliases = networks.into_iter().flat_map(|networks| networks.values()).flat_map(|endpoint| endpoint.aliases.iter().flatten());
+    let id = summary.id.as_deref().unwrap_or_default();
+    aliases.any(|alias| alias.len() >= 12 && id.starts_with(alias.as_str()))
+}
+
+/// Finds out who joined whom in a list of Podman's, the elder before the younger.
+///
+/// It lacks the network mode, and shows a container that joined another with the very endpoints of that one, MAC addresses included.
+/// Docker's MAC addresses derive from IP addresses, so that after an accident with those they'd prove nothing; but it has endpoint ids.
+fn join_podmans(containers: &mut [Container]) {
+    let mut owners: BTreeMap<Vec<Endpoint>, String> = BTreeMap::new();
+    for container in containers.iter_mut().filter(|container| container.joins.is_none() && !container.endpoints.is_empty()) {
+        if container.endpoints.iter().any(|endpoint| endpoint.interface.is_none()) {
+            continue;
+        }
+        match owners.entry(container.endpoints.clone()) {
+            Entry::Vacant(place) => {
+                place.insert(container.id.clone());
+            }
+            Entry::Occupied(owner) => {
+                container.joins = Some(owner.get().clone());
+                container.endpoints.clear();
+            }
+        }
+    }
+}
+
 impl Container {
     /// The container that `summary` tells of; `None` if it does not live, or says so little that nothing could be concluded.
-    pub fn living(summary: ContainerSummary) -> Option<Self> {
+    fn living(summary: ContainerSummary) -> Option<Self> {
         use ContainerSummaryStateEnum::{PAUSED, RUNNING, STOPPING};
         // A paused container and one that is being stopped still have their addresses; a "restarting" one, though listed, has none.
         if !matches!(summary.state, Some(RUNNING | PAUSED | STOPPING)) {
@@ -133,6 +175,10 @@ impl Endpoint {
             network: settings.network_id.clone().filter(|id| !id.is_empty()).unwrap_or(name),
             addresses: [&settings.ip_address, &settings.global_ipv6_address].into_iter().filter_map(read).collect(),
             gateways: [&settings.gateway, &settings.ipv6_gateway].into_iter().filter_map(read).collect(),
+            interface: settings
+                .mac_address
+                .clone()
+                .filter(|mac| !mac.is_empty() && settings.endpoint_id.as_deref().is_none_or(str::is_empty)),
         }
     }
 }
@@ -147,13 +193,13 @@ fn plain(name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn living(json: &str) -> Option<Container> {
+    fn read(json: &str) -> Option<Container> {
         Container::living(serde_json::from_str(json).unwrap())
     }
 
     #[test]
     fn a_container_is_read_from_what_docker_20_10_says_of_it() {
-        let container = living(
+        let container = read(
             r#"{"Id":"c1","Names":["/web/db","/db"],"State":"running","Labels":{"loopgate.agent":"address","com.docker.compose.project":"p"},
                "HostConfig":{"NetworkMode":"p_default"},"NetworkSettings":{"Networks":{"p_default":{"IPAMConfig":null,"Links":null,"Aliases":null,
                "NetworkID":"n1","EndpointID":"e","Gateway":"172.18.0.1","IPAddress":"172.18.0.3","IPPrefixLen":16,"IPv6Gateway":"",
@@ -168,14 +214,34 @@ mod tests {
     }
 
     #[test]
+    fn in_podman_an_interface_that_two_have_is_the_elders() {
+        let list = |endpoint: &str, mac: &str| {
+            let one = |id: &str, created: i64, mac: &str| {
+                format!(
+                    r#"{{"Id":"{id}","Created":{created},"State":"running","NetworkSettings":{{"Networks":{{"n":{{"NetworkID":"n",
+                       "EndpointID":"{endpoint}","IPAddress":"10.89.0.2","MacAddress":"{mac}","Aliases":["older-than-y"]}}}}}}}}"#
+                )
+            };
+            let list = format!("[{},{}]", one("a", 2, mac), one("older-than-you", 2, "ca:52:90:bc:35:00"));
+            let found = living(serde_json::from_str(&list).unwrap());
+            found.into_iter().map(|container| (container.id, container.joins, container.endpoints.len())).collect::<Vec<_>>()
+        };
+        let owner = || "older-than-you".to_owned();
+        let apart = [(owner(), None, 1), ("a".to_owned(), None, 1)];
+        assert_eq!(list("", "ca:52:90:bc:35:00"), [(owner(), None, 1), ("a".into(), Some(owner()), 0)]);
+        assert_eq!(list("", "ca:52:90:bc:35:01"), apart);
+        assert_eq!(list("an id", "ca:52:90:bc:35:00"), apart);
+    }
+
+    #[test]
     fn only_what_lives_is_a_container() {
         for (state, lives) in
             [("running", true), ("paused", true), ("stopping", true), ("restarting", false), ("exited", false), ("", false)]
         {
-            assert_eq!(living(&format!(r#"{{"Id":"c","State":"{state}"}}"#)).is_some(), lives, "{state}");
+            assert_eq!(read(&format!(r#"{{"Id":"c","State":"{state}"}}"#)).is_some(), lives, "{state}");
         }
-        assert_eq!(living(r#"{"Id":"c"}"#), None);
-        assert_eq!(living(r#"{"State":"running"}"#), None);
+        assert_eq!(read(r#"{"Id":"c"}"#), None);
+        assert_eq!(read(r#"{"State":"running"}"#), None);
     }
 
     #[test]

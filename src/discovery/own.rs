@@ -16,7 +16,7 @@ use super::container::{Container, namespace_of};
 pub struct Hints {
     /// What the operator says (`docker.container`): an id or a name.
     pub stated: Option<String>,
-    /// The id in the mounts of `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`, which are the owner's.
+    /// The id in the mounts of `/etc/hosts` and `/etc/resolv.conf`, which are the owner's.
     pub mounts: Option<String>,
     /// The host name, which is the beginning of the owner's id unless someone chose another.
     pub hostname: Option<String>,
@@ -54,12 +54,14 @@ pub fn owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> O
     }
     // The same address on several networks, or none that is ours: an id tells, else the number of addresses.
     if !proven || candidates.len() > 1 {
-        let hints = [&hints.mounts, &hints.hostname].map(|hint| hint.as_deref().filter(|hint| hint.len() >= 12));
-        let hinted = |container: &&&Container| hints.iter().flatten().any(|hint| container.id.starts_with(hint));
+        // The mounts are the owner's in every engine; the host name, in Podman, is not.
+        let hints = [&hints.mounts, &hints.hostname].into_iter().flatten().filter(|hint| hint.len() >= 12);
+        let hinted = hints.flat_map(|hint| candidates.iter().find(|container| container.id.starts_with(hint.as_str()))).next().copied();
         let most = candidates.iter().map(|container| shared(container)).max().unwrap_or(0);
-        candidates = match candidates.iter().filter(hinted).copied().collect::<Vec<_>>() {
-            hinted if hinted.is_empty() && proven => candidates.into_iter().filter(|container| shared(container) == most).collect(),
-            hinted => hinted,
+        candidates = match hinted {
+            Some(owner) => vec![owner],
+            None if proven => candidates.into_iter().filter(|container| shared(container) == most).collect(),
+            None => Vec::new(),
         };
     }
     match candidates.as_slice() {
@@ -68,15 +70,15 @@ pub fn owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> O
     }
 }
 
-/// The container id in a source of `/etc/hostname`, `/etc/hosts` or `/etc/resolv.conf` as proc_pid_mountinfo(5) lists mounts.
+/// The container id in a source of `/etc/hosts` or `/etc/resolv.conf` as proc_pid_mountinfo(5) lists mounts.
 ///
-/// Docker has `.../containers/<id>/hostname`, Podman `.../overlay-containers/<id>/userdata/hostname`. Layers of images are called by 64
-/// digits too, hence the look at the whole path.
+/// Docker has `.../containers/<id>/hosts`, Podman `.../overlay-containers/<id>/userdata/hosts`. Layers of images are called by 64 digits
+/// too, hence the look at the whole path. `/etc/hostname` is not asked: in Podman it is a container's own.
 fn container_in(mountinfo: &str) -> Option<String> {
     mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(3);
         let (source, target) = (fields.next()?, fields.next()?);
-        let file = target.strip_prefix("/etc/").filter(|file| ["hostname", "hosts", "resolv.conf"].contains(file))?;
+        let file = target.strip_prefix("/etc/").filter(|file| ["hosts", "resolv.conf"].contains(file))?;
         let directory = source.strip_suffix(file)?.strip_suffix('/')?;
         let directory = directory.strip_suffix("/userdata").unwrap_or(directory);
         let (parent, id) = directory.rsplit_once('/')?;
@@ -95,13 +97,14 @@ mod tests {
     #[test]
     fn mountinfo_names_the_owner_in_docker_and_in_podman_and_no_image_layer() {
         for (line, expected) in [
-            (format!("600 590 0:50 /var/lib/docker/containers/{ID}/hostname /etc/hostname rw - ext4 /dev/sda rw"), Some(ID)),
+            (format!("600 590 0:50 /var/lib/docker/containers/{ID}/hosts /etc/hosts rw - ext4 /dev/sda rw"), Some(ID)),
             (format!("600 590 8:1 /docker/containers/{ID}/resolv.conf /etc/resolv.conf rw,relatime - ext4 /dev/sda rw"), Some(ID)),
             (format!("6 5 0:5 /containers/overlay-containers/{ID}/userdata/hosts /etc/hosts rw - tmpfs tmpfs rw"), Some(ID)),
-            (format!("6 5 0:5 /var/lib/docker/overlay2/{ID}/hostname /etc/hostname rw - overlay overlay rw"), None),
-            (format!("6 5 0:5 /var/lib/docker/containers/{ID}/hostname /srv/hostname rw - ext4 /dev/sda rw"), None),
-            ("6 5 0:5 /var/lib/docker/containers/123/hostname /etc/hostname rw - ext4 /dev/sda rw".to_owned(), None),
+            (format!("6 5 0:5 /var/lib/docker/overlay2/{ID}/hosts /etc/hosts rw - overlay overlay rw"), None),
+            (format!("6 5 0:5 /var/lib/docker/containers/{ID}/hosts /srv/hosts rw - ext4 /dev/sda rw"), None),
+            ("6 5 0:5 /var/lib/docker/containers/123/hosts /etc/hosts rw - ext4 /dev/sda rw".to_owned(), None),
             (format!("6 5 0:5 /var/lib/kubelet/pods/{ID}/etc-hosts /etc/hosts rw - ext4 /dev/sda rw"), None),
+            (format!("6 5 0:5 /containers/overlay-containers/{ID}/userdata/hostname /etc/hostname rw - tmpfs tmpfs rw"), None),
             (String::new(), None),
         ] {
             assert_eq!(container_in(&line).as_deref(), expected, "{line}");
@@ -109,7 +112,7 @@ mod tests {
     }
 
     fn at(id: &str, name: &str, address: &str) -> Container {
-        let endpoint = Endpoint { network: "n".into(), addresses: vec![address.parse().unwrap()], gateways: Vec::new() };
+        let endpoint = Endpoint { network: "n".into(), addresses: vec![address.parse().unwrap()], gateways: Vec::new(), interface: None };
         Container { id: id.repeat(64), name: name.into(), endpoints: vec![endpoint], ..Container::default() }
     }
 
@@ -126,6 +129,7 @@ mod tests {
             ("10.0.0.3", Hints { mounts: hint(&b), ..Hints::default() }, Some("two")),
             ("10.0.0.3", Hints { hostname: hint(&b[..12]), ..Hints::default() }, Some("two")),
             ("10.0.0.3", Hints { hostname: hint("b"), ..Hints::default() }, None),
+            ("10.0.0.3", Hints { mounts: hint(&b), hostname: hint(&"c".repeat(12)), ..Hints::default() }, Some("two")),
             ("10.0.0.9", Hints::default(), None),
             ("10.0.0.9", Hints { mounts: hint(&a), ..Hints::default() }, Some("one")),
             ("10.0.0.3", Hints { stated: hint("sidecar"), ..Hints::default() }, Some("two")),

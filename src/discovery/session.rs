@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::time::{Instant, sleep_until};
 
-use super::container::{Container, Loss};
+use super::container::{Container, Loss, living};
 use super::engine::{Engine, Error, Events};
 
 /// Events come in bursts; this long after the first of them all are answered by one list.
@@ -88,7 +88,7 @@ impl Session {
 
     fn list(&mut self) {
         let engine = self.engine.clone();
-        let answer = async move { Ok(engine.list().await?.into_iter().filter_map(Container::living).collect()) };
+        let answer = async move { Ok(living(engine.list().await?)) };
         let now = Instant::now();
         self.listing = Some(Listing { since: now, answer: Box::pin(answer) });
         self.due = now + if std::mem::replace(&mut self.listed_once, true) { RESYNC } else { CONFIRM };

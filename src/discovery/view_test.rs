@@ -15,6 +15,7 @@ fn container(id: &str, label: Option<&str>, addresses: &[(&str, &str)]) -> Conta
         network: (*network).into(),
         addresses: vec![ip.parse().unwrap()],
         gateways: vec![if ip.contains(':') { "fd00::1" } else { "172.18.0.1" }.parse().unwrap()],
+        interface: None,
     };
     Container {
         id: id.into(),
