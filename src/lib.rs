@@ -14,7 +14,7 @@
 //!
 //! ```text
 //! voice      cli demo
-//! house      app
+//! house      app check
 //! front desk admin
 //! traffic    proxy enrolment agent
 //! doors      listener tls
@@ -31,6 +31,7 @@ pub mod agent_id;
 pub mod app;
 pub mod attest;
 pub mod backoff;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;

@@ -8,6 +8,7 @@ mod agent;
 mod agent_flags;
 mod attest_proof;
 mod cert;
+mod check;
 mod completions;
 mod config;
 mod demo;
@@ -42,6 +43,7 @@ enum Command {
     Agent(agent::Args),
     Exec(exec::Args),
     Pair(pair::Args),
+    Check(check::Args),
     Status(status::Args),
     Healthcheck(healthcheck::Args),
     Pause(pause::Args),
@@ -125,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Agent(args) => agent::run(args).map(done),
         Command::Exec(args) => exec::run(args),
         Command::Pair(args) => pair::run(&args).map(done),
+        Command::Check(args) => check::run(args),
         Command::Status(args) => status::run(args).map(done),
         Command::Healthcheck(args) => healthcheck::run(args).map(done),
         Command::Pause(args) => pause::run(&args).map(done),

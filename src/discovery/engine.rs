@@ -159,6 +159,15 @@ pub struct Events {
     pub begun: Arc<Notify>,
 }
 
+/// How a request was answered.
+#[derive(Clone, Debug)]
+pub struct Probed {
+    /// The HTTP status.
+    pub status: u16,
+    /// The `Date` of the answer.
+    pub date: Option<String>,
+}
+
 impl Engine {
     /// The engine that the configuration names; `None` where Docker is off.
     pub fn new(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
@@ -218,6 +227,22 @@ impl Engine {
                 other => other,
             })
             .await
+    }
+
+    /// Whether there is no socket where it should be.
+    pub fn is_absent(&self) -> bool {
+        self.address.socket().is_some_and(|path| !path.exists())
+    }
+
+    /// How the engine, or a filter in front of it, answers `GET path`. The answer itself is not read.
+    ///
+    /// # Errors
+    /// bollard's, where there is no answer.
+    pub async fn probe(&self, path: &str) -> Result<Probed, ApiError> {
+        let request = http::Request::get(path).body(bollard::body_full(bytes::Bytes::new()))?;
+        let answer = within(ANSWER, async { Ok(self.send(request).await) }).await??;
+        let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()).map(Into::into);
+        Ok(Probed { status: answer.status().as_u16(), date })
     }
 
     /// A client for other requests than those above.

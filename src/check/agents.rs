@@ -1,0 +1,216 @@
+//! Judges who is an agent, who is none, and whom lists trust by address.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde_json::json;
+
+use super::catalogue as kind;
+use super::finding::{Kind, Remedy, Report};
+use crate::config::{Config, OwnAddresses};
+use crate::discovery::{Namespace, Proof, View, WhyNot};
+
+/// What was seen, beyond the view.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Agents by address whose containers may send what they like.
+    pub net_raw: Vec<String>,
+    /// Whether this process lives in a user namespace, as all do on a rootless engine.
+    pub user_namespace: bool,
+}
+
+/// What of a container's configuration decides on its capabilities.
+#[derive(Clone, Debug, Default)]
+pub struct Capabilities {
+    /// Whether it is privileged.
+    pub privileged: bool,
+    /// Those it has beyond the usual.
+    pub added: Vec<String>,
+    /// Those of the usual that it has not.
+    pub dropped: Vec<String>,
+}
+
+impl Capabilities {
+    /// Whether NET_RAW is among them. Docker's usual ones include it; what is added wins over what is dropped.
+    pub fn net_raw(&self) -> bool {
+        let named = |list: &[String]| list.iter().any(|name| matches!(bare(name).as_str(), "ALL" | "NET_RAW"));
+        self.privileged || named(&self.added) || !named(&self.dropped)
+    }
+}
+
+fn bare(name: &str) -> String {
+    let name = name.to_ascii_uppercase();
+    name.strip_prefix("CAP_").map_or_else(|| name.clone(), Into::into)
+}
+
+/// Judges all of it.
+pub fn judge(view: &View, seen: &Seen, config: &Config, report: &mut Report) {
+    let names: BTreeSet<&str> = view.agents.values().map(|agent| agent.name.as_str()).collect();
+    for name in names {
+        let of_it = || view.agents.iter().filter(|(_, agent)| agent.name == name);
+        let addresses: Vec<String> = of_it().map(|(ip, _)| ip.to_string()).collect();
+        let proof = if of_it().all(|(_, agent)| agent.proof == Proof::Attested) { "attested" } else { "by address" };
+        report.fine("agents", format!("{name} ({}) is one, {proof}", addresses.join(", ")));
+    }
+    for (container, why) in &view.not_agents {
+        let (kind, remedy) = refused(container, why);
+        report.find(kind, format!("{container}: {why}"), remedy);
+    }
+    for container in &seen.net_raw {
+        let what = format!(
+            "in the compose file give {container}, and whatever else is on its networks, cap_drop: [NET_RAW]; or label it attested and let it run \
+             loopgate agent"
+        );
+        report.find(&kind::AGENT_NET_RAW, format!("{container} is an agent by address, and has NET_RAW"), Remedy::words(what));
+    }
+    if view.namespace != Namespace::Attached {
+        let remedy =
+            Remedy::words("start that container, and then the sidecar anew; `loopgate pause` as the owner of the namespace avoids this");
+        report.find(&kind::NAMESPACE, "the interfaces of this network namespace are gone", remedy);
+    }
+    own_addresses(seen, config, report);
+    bridge(view, config, report);
+}
+
+fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
+    match why {
+        WhyNot::Unreadable(_) => {
+            (&kind::AGENT_LABEL, Remedy::words(format!("label {container} loopgate.agent=attested, or =address, or take the label away")))
+        }
+        WhyNot::OwnerUnknown => {
+            let what = "name by --container the container whose network namespace this is (the name or id of the gateway's, or of the pause container)";
+            (&kind::AGENT_OWNER, Remedy::words(what))
+        }
+        WhyNot::OwnNamespace => (&kind::AGENT_NAMESPACE, Remedy::Loopgate { key: "listen.own_addresses", value: json!("agent") }),
+        WhyNot::Shares(_) => {
+            (&kind::AGENT_NAMESPACE, Remedy::words(format!("take the label off {container}: the namespace is admitted already")))
+        }
+        WhyNot::OtherProject { .. } => (&kind::AGENT_PROJECT, Remedy::Loopgate { key: "docker.any_project", value: json!(true) }),
+        WhyNot::NoSharedNetwork => (
+            &kind::AGENT_NETWORK,
+            Remedy::words(format!("put {container} on a network of the gateway's (docker network connect NETWORK {container})")),
+        ),
+        WhyNot::AddressInDoubt(_) => {
+            (&kind::AGENT_DOUBT, Remedy::words(format!("start {container} anew, on a network whose subnet no other network has")))
+        }
+    }
+}
+
+fn own_addresses(seen: &Seen, config: &Config, report: &mut Report) {
+    let is_agent = config.listen.own_addresses == OwnAddresses::Agent;
+    if seen.user_namespace && is_agent {
+        let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: json!("external") };
+        let what = "this process is in a user namespace, as on a rootless engine, and listen.own_addresses is agent";
+        report.find(&kind::OWN_ADDRESSES, what, remedy);
+    } else {
+        let lane = if is_agent { "agent" } else { "external" };
+        let engine = if seen.user_namespace { "the engine may be rootless" } else { "the engine is not rootless" };
+        report.fine("own addresses", format!("they are on the {lane} lane; {engine}"));
+    }
+}
+
+fn bridge(view: &View, config: &Config, report: &mut Report) {
+    let lists: [(&'static str, &[IpNet]); 2] =
+        [("external.trusted_proxies", &config.external.trusted_proxies), ("agents.cidrs", &config.agents.cidrs)];
+    for (key, list) in lists {
+        // A wide list of agents leaves the bridge out by itself.
+        let means_it = |net: &IpNet, ip: &IpAddr| net.contains(ip) && (key != "agents.cidrs" || net.prefix_len() == net.max_prefix_len());
+        for ip in &view.bridge_gateways {
+            if let Some(net) = list.iter().find(|net| means_it(net, ip)) {
+                let rest: Vec<String> = list.iter().filter(|other| *other != net).map(ToString::to_string).collect();
+                report.find(
+                    &kind::BRIDGE_TRUSTED,
+                    format!("{key} has {net}, and {ip} is the bridge itself"),
+                    Remedy::Loopgate { key, value: json!(rest) },
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::discovery::Agent;
+
+    #[test]
+    fn whoever_is_no_agent_is_told_what_to_do() {
+        let table = [
+            (WhyNot::Unreadable("yes".into()), "agent-label"),
+            (WhyNot::OwnerUnknown, "agent-owner-unknown"),
+            (WhyNot::OwnNamespace, "agent-shared-namespace"),
+            (WhyNot::OtherProject { theirs: None, ours: Some("demo".into()) }, "agent-other-project"),
+            (WhyNot::NoSharedNetwork, "agent-no-network"),
+            (WhyNot::AddressInDoubt("172.18.0.3".parse().unwrap()), "agent-in-doubt"),
+            (WhyNot::Shares("other".into()), "agent-shared-namespace"),
+        ];
+        for (why, expected) in table {
+            let mut view = View::default();
+            view.not_agents.insert("robot".into(), why);
+            let mut report = Report::default();
+            judge(&view, &Seen::default(), &Config::default(), &mut report);
+            assert_eq!(report.ids(), [expected]);
+            assert!(report.findings[0].seen[0].starts_with("robot: "));
+        }
+    }
+
+    #[test]
+    fn lists_that_trust_the_bridge_are_found() {
+        let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect::<Vec<IpNet>>();
+        let mut view = View::default();
+        view.bridge_gateways.insert("172.18.0.1".parse().unwrap());
+        let table: [(&[&str], &[&str], &[&str]); 6] = [
+            (&[], &[], &[]),
+            (&["172.18.0.5/32"], &["172.18.0.0/16"], &[]),
+            (&["172.18.0.1/32"], &[], &["bridge-gateway-trusted"]),
+            (&["172.18.0.0/16"], &[], &["bridge-gateway-trusted"]),
+            (&[], &["172.18.0.1/32"], &["bridge-gateway-trusted"]),
+            (&["172.18.0.1/32"], &["172.18.0.1/32"], &["bridge-gateway-trusted", "bridge-gateway-trusted"]),
+        ];
+        for (proxies, cidrs, expected) in table {
+            let mut config = Config::default();
+            config.external.trusted_proxies = nets(proxies);
+            config.agents.cidrs = nets(cidrs);
+            let mut report = Report::default();
+            judge(&view, &Seen::default(), &config, &mut report);
+            assert_eq!(report.ids(), expected, "{proxies:?} {cidrs:?}");
+        }
+    }
+
+    #[test]
+    fn surroundings_that_make_an_address_worth_little_are_found() {
+        let mut view = View::default();
+        let agent = Agent { id: "a".into(), name: "robot".into(), project: None, service: None, proof: Proof::Address, scopes: None };
+        view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(agent));
+        let mut config = Config::default();
+        config.listen.own_addresses = OwnAddresses::Agent;
+        let mut report = Report::default();
+        judge(&view, &Seen { net_raw: vec!["robot".into()], user_namespace: true }, &config, &mut report);
+        assert_eq!(report.ids(), ["agent-net-raw", "own-addresses-shared"]);
+        view.namespace = Namespace::Orphaned;
+        let mut report = Report::default();
+        judge(&view, &Seen::default(), &config, &mut report);
+        assert_eq!(report.ids(), ["namespace-orphaned"]);
+    }
+
+    #[test]
+    fn net_raw_is_usual_unless_dropped() {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let table: [(bool, &[&str], &[&str], bool); 7] = [
+            (false, &[], &[], true),
+            (false, &[], &["ALL"], false),
+            (false, &[], &["net_raw"], false),
+            (false, &[], &["CAP_NET_RAW"], false),
+            (false, &["CAP_NET_RAW"], &["ALL"], true),
+            (false, &[], &["CHOWN"], true),
+            (true, &[], &["ALL"], true),
+        ];
+        for (privileged, added, dropped, expected) in table {
+            let capabilities = Capabilities { privileged, added: list(added), dropped: list(dropped) };
+            assert_eq!(capabilities.net_raw(), expected, "{capabilities:?}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Every sort of finding there is.
+
+use super::finding::{Kind, Severity};
+use Severity::{Error, Note, Warning};
+
+macro_rules! kinds {
+    ($($name:ident = $id:literal, $severity:ident, $means:literal;)*) => {
+        $(
+            #[doc = $means]
+            pub static $name: Kind = Kind { id: $id, severity: $severity, means: $means };
+        )*
+        /// All of them, by what they are about.
+        pub static ALL: &[&Kind] = &[$(&$name),*];
+    };
+}
+
+kinds! {
+    GATEWAY_DOWN = "gateway-down", Error, "Nothing accepts connections at the gateway's address.";
+    GATEWAY_STARTING = "gateway-starting", Note, "The gateway has not finished to start.";
+    GATEWAY_UNKNOWN = "gateway-unknown", Warning, "What answers at the gateway's address does not speak as an OpenClaw gateway does.";
+    GATEWAY_TLS = "gateway-tls", Error, "The gateway speaks TLS itself; loopgate speaks plain HTTP with it.";
+    GATEWAY_EXPOSED = "gateway-exposed", Error, "The gateway can be reached on an address of the bridge, past the sidecar.";
+    GATEWAY_REMOTE = "gateway-remote", Warning, "The gateway's address is not loopback, so the lanes mean nothing to it.";
+    GATEWAY_MODE = "gateway-mode", Error, "The gateway's own configuration makes it a client of another gateway.";
+    GATEWAY_PORT = "gateway-port", Error, "The gateway's own configuration names another port than loopgate's.";
+    GATEWAY_AUTH = "gateway-auth", Error, "The gateway asks nobody for a token or a password.";
+    PROXIES_MISSING = "trusted-proxies-missing", Error, "The gateway does not trust the address of the external lane.";
+    PROXIES_LOOPBACK = "trusted-proxies-loopback", Error,
+        "The gateway trusts 127.0.0.1 as a proxy, which makes several versions take their own local clients for remote ones.";
+    PROXIES_WIDE = "trusted-proxies-wide", Warning, "The gateway trusts more proxies than the external lane.";
+    EXTERNAL_LOCAL = "external-lane-local", Error, "The gateway takes clients of the external lane for local ones.";
+    LANES_UNKNOWN = "lanes-unknown", Warning, "The gateway could not be asked how it sees the lanes.";
+    ORIGIN = "origin-not-allowed", Warning, "The gateway refuses a browser on a name that the certificate is for.";
+    ORIGIN_ANY = "origin-any", Warning, "The gateway lets pages of any origin connect.";
+    OPENCLAW_CONFIG = "openclaw-config", Error, "The gateway's own configuration can't be read.";
+    OPENCLAW_INCLUDE = "openclaw-config-include", Note, "The gateway's own configuration includes other files, which were not read.";
+    SIDECAR_DOWN = "sidecar-down", Warning, "No sidecar answers at the admin address.";
+    SIDECAR_NOT_READY = "sidecar-not-ready", Error, "The sidecar runs, but is not ready.";
+    NAMESPACE = "namespace-orphaned", Error, "The container that owns this network namespace does not run, or has a new one.";
+    OWN_ADDRESSES = "own-addresses-shared", Warning,
+        "Own addresses are on the agent lane, while a rootless engine delivers outside clients with them.";
+    DOCKER_MISSING = "docker-missing", Warning, "There is no Docker socket, so labels make nobody an agent.";
+    DOCKER_UNREACHABLE = "docker-unreachable", Error, "Docker can't be reached, so labels make nobody an agent.";
+    DOCKER_FORBIDDEN = "docker-forbidden", Error, "Docker, or the filter in front of it, forbids a request that loopgate needs.";
+    DOCKER_WIDE = "docker-too-wide", Warning, "The Docker socket permits more than loopgate needs.";
+    AGENT_LABEL = "agent-label", Warning, "A container's label loopgate.agent can't be read.";
+    AGENT_PROJECT = "agent-other-project", Warning, "A labelled container is in another compose project, so its label does not count.";
+    AGENT_NETWORK = "agent-no-network", Warning, "A labelled container is on no network of the gateway's.";
+    AGENT_NAMESPACE = "agent-shared-namespace", Warning, "A labelled container shares its network namespace, so it can't be told apart.";
+    AGENT_DOUBT = "agent-in-doubt", Warning, "A labelled container's address is another container's too.";
+    AGENT_OWNER = "agent-owner-unknown", Warning, "It is not known which container owns this network namespace.";
+    AGENT_NET_RAW = "agent-net-raw", Warning,
+        "An agent by address can forge addresses, and so may its neighbours: its container has the capability NET_RAW.";
+    BRIDGE_TRUSTED = "bridge-gateway-trusted", Error,
+        "A list trusts the address of the bridge itself, from which every client of a published port may come.";
+    CERTIFICATE_UNREADABLE = "certificate-unreadable", Error, "The certificate can't be read.";
+    CERTIFICATE_PROBLEM = "certificate-problem", Warning, "The sidecar could not load or make a newer certificate.";
+    CERTIFICATE_EXPIRED = "certificate-expired", Error, "The certificate is not valid now.";
+    CERTIFICATE_EXPIRING = "certificate-expiring", Warning, "The certificate expires soon.";
+    CERTIFICATE_NAMES = "certificate-names", Warning, "The certificate lacks a name or an address that clients may dial.";
+    STATE_MISSING = "state-dir-missing", Note, "The state directory is not there yet.";
+    STATE_MODE = "state-dir-permissions", Error, "Others may read a key, or write where the keys are.";
+    STATE_OWNER = "state-dir-owner", Error, "The state directory can't be written to.";
+    CLOCK = "clock-skew", Warning, "This clock and the Docker host's differ.";
+    CLOCK_CA = "clock-behind", Error, "This clock is behind the beginning of the authority's life.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_unique_and_in_kebab_case() {
+        for (i, kind) in ALL.iter().enumerate() {
+            assert!(kind.id.chars().all(|c| c.is_ascii_lowercase() || c == '-'), "{}", kind.id);
+            assert!(kind.means.ends_with('.'), "{}", kind.id);
+            assert!(ALL[i + 1..].iter().all(|other| other.id != kind.id), "{}", kind.id);
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Judges the certificate, by its files.
+
+use super::catalogue as kind;
+use super::finding::{Remedy, Report};
+use crate::pki::offline;
+
+/// What was seen of the certificate.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// What its files hold, or why they can't be read; `None` while loopgate has not made one yet.
+    pub report: Option<Result<offline::Report, String>>,
+    /// Whether it is the operator's own pair, which nobody renews for them.
+    pub own_pair: bool,
+    /// The names and addresses that clients may dial.
+    pub wanted: Vec<String>,
+    /// Why the running sidecar has no newer one.
+    pub problem: Option<String>,
+    /// Now, in RFC 3339 and UTC, as the files state times.
+    pub now: String,
+}
+
+/// Days before the end that are few for a pair that somebody has to renew.
+const FEW_DAYS: i64 = 14;
+/// loopgate renews its own long before.
+const FEW_DAYS_OF_OURS: i64 = 7;
+
+/// Judges all of it.
+pub fn judge(seen: &Seen, report: &mut Report) {
+    if let Some(problem) = &seen.problem {
+        let remedy = Remedy::words("mend the file that it names; the sidecar looks again by itself, or at once on SIGHUP");
+        report.find(&kind::CERTIFICATE_PROBLEM, problem.clone(), remedy);
+    }
+    let found = match &seen.report {
+        None => return,
+        Some(Ok(found)) => found,
+        Some(Err(error)) => {
+            let remedy = Remedy::words("mend or take away the file that it names; of what is missing loopgate makes a new one");
+            return report.find(&kind::CERTIFICATE_UNREADABLE, error.clone(), remedy);
+        }
+    };
+    let server = &found.server;
+    let until = format!("{} is valid from {} to {}", server.file.display(), server.not_before, server.not_after);
+    let renew = if seen.own_pair { "put a renewed pair in its place; it is read again by itself" } else { "loopgate cert rotate" };
+    // RFC 3339 in UTC and whole seconds sorts as text.
+    if seen.now < server.not_before || server.not_after <= seen.now {
+        report.find(&kind::CERTIFICATE_EXPIRED, until, Remedy::words(renew));
+    } else if server.days_left < if seen.own_pair { FEW_DAYS } else { FEW_DAYS_OF_OURS } {
+        report.find(&kind::CERTIFICATE_EXPIRING, format!("{until}: {} days left", server.days_left), Remedy::words(renew));
+    } else {
+        report.fine("certificate", format!("{} days left, fingerprint {}", server.days_left, server.fingerprint));
+    }
+    if let Some(ca) = found.ca.as_ref().filter(|ca| seen.now < ca.not_before) {
+        let remedy = Remedy::words("set this clock right (NTP)");
+        report.find(&kind::CLOCK_CA, format!("it is {}, and {} begins at {}", seen.now, ca.file.display(), ca.not_before), remedy);
+    }
+    let missing: Vec<&str> =
+        seen.wanted.iter().filter(|name| !server.names.iter().any(|has| covers(has, name))).map(String::as_str).collect();
+    if missing.is_empty() {
+        report.fine("certificate", format!("it has every name and address: {}", seen.wanted.join(" ")));
+        return;
+    }
+    let what = format!("{} is not for {}", server.file.display(), missing.join(", "));
+    let remedy = if seen.own_pair {
+        Remedy::words(format!("have it issued for {} too, or let clients dial only what is in it", missing.join(", ")))
+    } else {
+        Remedy::words("start the sidecar (anew) with this configuration: it puts what is missing into its certificate")
+    };
+    report.find(&kind::CERTIFICATE_NAMES, what, remedy);
+}
+
+/// Whether the name `has` of a certificate is good for `name` (RFC 6125: `*` for one label).
+fn covers(has: &str, name: &str) -> bool {
+    let rest = |name: &str| name.split_once('.').map(|(_, rest)| rest.to_owned());
+    has.eq_ignore_ascii_case(name) || (has.strip_prefix("*.").is_some() && rest(has) == rest(&name.to_ascii_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pki::offline::Description;
+
+    fn description(from: &str, until: &str, days_left: i64) -> Description {
+        Description {
+            file: "/state/server.pem".into(),
+            subject: String::new(),
+            names: vec!["localhost".into(), "172.18.0.2".into(), "*.example.org".into()],
+            not_before: from.into(),
+            not_after: until.into(),
+            days_left,
+            serial: String::new(),
+            fingerprint: "AB".into(),
+            public_key: String::new(),
+        }
+    }
+
+    fn seen(server: Description) -> Seen {
+        let ca = Some(description("2026-01-01T00:00:00Z", "2036-01-01T00:00:00Z", 3650));
+        Seen {
+            report: Some(Ok(offline::Report { server, ca })),
+            own_pair: false,
+            wanted: vec!["localhost".into(), "172.18.0.2".into()],
+            problem: None,
+            now: "2026-06-01T00:00:00Z".into(),
+        }
+    }
+
+    #[test]
+    fn each_fault_is_found() {
+        let good = || description("2026-05-01T00:00:00Z", "2026-08-01T00:00:00Z", 60);
+        let table: [(Seen, &[&str]); 11] = [
+            (seen(good()), &[]),
+            (Seen { report: None, ..seen(good()) }, &[]),
+            (Seen { report: Some(Err("no".into())), ..seen(good()) }, &["certificate-unreadable"]),
+            (Seen { problem: Some("disk full".into()), ..seen(good()) }, &["certificate-problem"]),
+            (seen(description("2026-05-01T00:00:00Z", "2026-06-01T00:00:00Z", 0)), &["certificate-expired"]),
+            (seen(description("2026-06-02T00:00:00Z", "2026-08-01T00:00:00Z", 60)), &["certificate-expired"]),
+            (seen(description("2026-05-01T00:00:00Z", "2026-06-07T00:00:00Z", 6)), &["certificate-expiring"]),
+            (Seen { own_pair: true, ..seen(description("2026-05-01T00:00:00Z", "2026-06-13T00:00:00Z", 12)) }, &["certificate-expiring"]),
+            (Seen { wanted: vec!["gateway".into()], ..seen(good()) }, &["certificate-names"]),
+            (Seen { wanted: vec!["172.18.0.3".into()], own_pair: true, ..seen(good()) }, &["certificate-names"]),
+            (Seen { now: "2025-12-31T00:00:00Z".into(), ..seen(good()) }, &["certificate-expired", "clock-behind"]),
+        ];
+        for (seen, expected) in table {
+            let mut report = Report::default();
+            judge(&seen, &mut report);
+            assert_eq!(report.ids(), expected, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_star_stands_for_one_label() {
+        let table = [
+            ("*.example.org", "a.example.org", true),
+            ("*.example.org", "A.Example.Org", true),
+            ("*.example.org", "a.b.example.org", false),
+            ("*.example.org", "example.org", false),
+            ("gateway", "Gateway", true),
+            ("gateway", "gateways", false),
+        ];
+        for (has, name, expected) in table {
+            assert_eq!(covers(has, name), expected, "{has} {name}");
+        }
+    }
+}

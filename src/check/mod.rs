@@ -1,0 +1,164 @@
+//! `loopgate check`: looks at the live surroundings, and says what is wrong and what to do about it.
+//!
+//! Each part has a judgement, which is a pure function of what was seen, and [`probe`] does the seeing. No probe changes anything.
+
+pub mod agents;
+pub mod catalogue;
+pub mod certificate;
+pub mod docker;
+pub mod finding;
+pub mod gateway;
+pub mod openclaw;
+pub mod probe;
+pub mod sidecar;
+pub mod state_dir;
+
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::admin::client;
+use crate::admin::status::Status;
+use crate::config::Config;
+use crate::discovery::engine::Engine;
+use crate::discovery::{self, View};
+use crate::fingerprint::Fingerprint;
+use crate::metrics;
+use crate::pki::{SubjectName, offline};
+use crate::shutdown::Shutdown;
+
+use catalogue as kind;
+pub use finding::{Finding, Remedy, Report, Severity};
+
+/// How long Docker may take to answer.
+const DOCKER_PATIENCE: Duration = Duration::from_secs(5);
+/// The port that browsers don't show.
+const HTTPS: u16 = 443;
+
+/// Looks at everything, on a runtime of its own.
+///
+/// # Errors
+/// There is no runtime to be had.
+pub fn run(config: &Config, openclaw_config: Option<&Path>) -> io::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let status = config.admin.map(|admin| client::status(admin).map_err(|error| said(&error)));
+    Ok(runtime.block_on(look(config, openclaw_config, status)))
+}
+
+async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
+    let mut report = Report::default();
+    let shutdown = Shutdown::new();
+    let mut views = discovery::start(config, &metrics::Discovery::default(), &shutdown);
+    discovery::settled(&mut views, DOCKER_PATIENCE).await;
+    let view = Arc::clone(&views.borrow());
+
+    let openclaw = openclaw_config.and_then(|path| match openclaw::read(path) {
+        Ok(openclaw) => Some(openclaw),
+        Err(error) => {
+            let remedy = Remedy::words("name by --openclaw-config the gateway's own file, which is JSON5");
+            report.find(&kind::OPENCLAW_CONFIG, said(&error), remedy);
+            None
+        }
+    });
+    gateway::judge(&probe::gateway::look(&plan(config, &view, status.as_ref(), openclaw.as_ref())).await, &mut report);
+    if let Some(openclaw) = &openclaw {
+        let wanted = openclaw::Wanted { gateway: config.gateway.address, external_source: config.gateway.external_source.into() };
+        openclaw::judge(openclaw, &wanted, &mut report);
+    }
+    if let Some(status) = &status {
+        sidecar::judge(status, &mut report);
+    }
+
+    let engine = Engine::new(&config.docker.engine, &shutdown);
+    docker::judge(&probe::docker::look(engine.as_ref(), &view).await, &mut report);
+    let seen = agents::Seen { net_raw: probe::docker::with_net_raw(engine.as_ref(), &view).await, user_namespace: in_user_namespace() };
+    agents::judge(&view, &seen, config, &mut report);
+    shutdown.begin();
+
+    certificate::judge(&certificate(config, &view, status.as_ref()), &mut report);
+    state_dir::judge(&state_dir::look(&config.state_dir), &mut report);
+    report.sort();
+    report
+}
+
+fn plan(config: &Config, view: &View, status: Option<&Result<Status, String>>, openclaw: Option<&Value>) -> probe::gateway::Plan {
+    let running = status.and_then(|status| status.as_ref().ok());
+    let chain = config.tls.own_pair.as_ref().map(|pair| pair.chain.as_path());
+    let from_files = || offline::show(&config.state_dir, chain).ok().map(|report| report.server.fingerprint);
+    let fingerprint = running.map(|status| status.certificate.fingerprint.clone()).or_else(from_files);
+    let allowed = openclaw.and_then(|openclaw| openclaw["gateway"]["controlUi"]["allowedOrigins"].as_array()).into_iter().flatten();
+    probe::gateway::Plan {
+        address: config.gateway.address,
+        external_source: config.gateway.external_source.into(),
+        own: dialled(view),
+        sidecar: fingerprint.and_then(|fingerprint| fingerprint.parse::<Fingerprint>().ok()),
+        origins: origins(config),
+        allowed: allowed.filter_map(Value::as_str).map(Into::into).collect(),
+    }
+}
+
+/// What a browser's address bar shows for each name that the operator has given the certificate.
+fn origins(config: &Config) -> Vec<String> {
+    let names = config.tls.names.iter().filter(|name| matches!(name.parse(), Ok(SubjectName::Dns(name)) if !name.starts_with("*.")));
+    let port = config.listen.on.first().map_or(HTTPS, |on| on.port);
+    names.map(|name| if port == HTTPS { format!("https://{name}") } else { format!("https://{name}:{port}") }).collect()
+}
+
+/// The addresses of this namespace that anybody dials.
+fn dialled(view: &View) -> Vec<IpAddr> {
+    view.own_addresses().filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect()
+}
+
+fn certificate(config: &Config, view: &View, status: Option<&Result<Status, String>>) -> certificate::Seen {
+    let own_pair = config.tls.own_pair.as_ref().map(|pair| pair.chain.as_path());
+    let running = status.and_then(|status| status.as_ref().ok());
+    let made = own_pair.is_some() || config.state_dir.join("server.pem").exists();
+    let names = if own_pair.is_some() { &[][..] } else { &config.tls.names };
+    // A network alias may be anything, and not all of that can stand in a certificate.
+    let found =
+        view.own_names.iter().filter_map(|name| name.parse::<SubjectName>().ok()).chain(dialled(view).into_iter().map(SubjectName::Ip));
+    certificate::Seen {
+        report: made.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| said(&error))),
+        own_pair: own_pair.is_some(),
+        wanted: names.iter().cloned().chain(found.map(|name| name.to_string())).collect(),
+        problem: running.and_then(|status| status.certificate.problem.clone()),
+        now: rfc3339(OffsetDateTime::now_utc()),
+    }
+}
+
+fn rfc3339(time: OffsetDateTime) -> String {
+    let whole = time.replace_nanosecond(0).unwrap_or(time);
+    whole.format(&Rfc3339).unwrap_or_default()
+}
+
+/// Whether this process's user ids are not the machine's (`user_namespaces(7)`).
+fn in_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().ne(["0", "0", "4294967295"])
+}
+
+/// An error with its causes, on one line.
+fn said(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_are_what_an_address_bar_shows() {
+        let mut config = Config::default();
+        config.tls.names = vec!["gateway.example.com".into(), "*.example.org".into(), "10.0.0.1".into()];
+        assert_eq!(origins(&config), ["https://gateway.example.com:18789"]);
+        config.listen.on[0].port = 443;
+        assert_eq!(origins(&config), ["https://gateway.example.com"]);
+    }
+}

@@ -1,0 +1,159 @@
+//! Judges the gateway's own configuration, `openclaw.json` (JSON5).
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use super::catalogue as kind;
+use super::finding::{Remedy, Report};
+use super::gateway::{bind_loopback, is_first, no_tls, trust_exactly};
+
+/// Why the file says nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It can't be read.
+    #[error("reading {path}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is not JSON5.
+    #[error("{path} is not JSON5")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: json5::Error,
+    },
+}
+
+/// Reads the file at `path`.
+///
+/// # Errors
+/// It is not there, or is not JSON5.
+pub fn read(path: &Path) -> Result<Value, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    json5::from_str(&text).map_err(|source| Error::Parse { path: path.into(), source })
+}
+
+/// What the configuration has to fit.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Where loopgate looks for the gateway.
+    pub gateway: SocketAddr,
+    /// The source address of the external lane.
+    pub external_source: IpAddr,
+}
+
+/// Judges all of `config`.
+pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
+    let before = report.findings.len();
+    let gateway = &config["gateway"];
+    if !config["$include"].is_null() || !gateway["$include"].is_null() {
+        let remedy = Remedy::words("check the files that it includes one by one");
+        report.find(&kind::OPENCLAW_INCLUDE, "it has a $include", remedy);
+    }
+    if gateway["mode"] == "remote" {
+        let remedy = Remedy::OpenClaw { key: "gateway.mode", value: json!("local") };
+        report.find(&kind::GATEWAY_MODE, "gateway.mode is \"remote\"", remedy);
+    }
+    if let Some(bind) = gateway["bind"].as_str().filter(|bind| *bind != "loopback") {
+        report.find(&kind::GATEWAY_EXPOSED, format!("gateway.bind is {bind:?}"), bind_loopback());
+    }
+    if gateway["tls"]["enabled"] == true {
+        report.find(&kind::GATEWAY_TLS, "gateway.tls.enabled is true", no_tls());
+    }
+    // Left out, it is 18789.
+    let port = gateway["port"].as_u64().unwrap_or(u64::from(crate::config::GATEWAY_PORT));
+    if port != u64::from(wanted.gateway.port()) {
+        let remedy = Remedy::OpenClaw { key: "gateway.port", value: json!(wanted.gateway.port()) };
+        report.find(&kind::GATEWAY_PORT, format!("gateway.port is {port}, while loopgate looks at {}", wanted.gateway), remedy);
+    }
+    if gateway["auth"]["mode"] == "none" {
+        let remedy = Remedy::OpenClaw { key: "gateway.auth.mode", value: json!("token") };
+        report.find(&kind::GATEWAY_AUTH, "gateway.auth.mode is \"none\"", remedy);
+    }
+    trusted_proxies(&gateway["trustedProxies"], wanted.external_source, report);
+    if strings(&gateway["controlUi"]["allowedOrigins"]).any(|origin| origin == "*") {
+        let remedy =
+            Remedy::words("in openclaw.json list in gateway.controlUi.allowedOrigins what a browser's address bar shows, and no \"*\"");
+        report.find(&kind::ORIGIN_ANY, "gateway.controlUi.allowedOrigins has \"*\"", remedy);
+    }
+    if report.findings.len() == before {
+        report.fine("openclaw.json", "it says nothing else than what was seen, and nothing wrong");
+    }
+}
+
+fn trusted_proxies(list: &Value, source: IpAddr, report: &mut Report) {
+    let mut trusted = false;
+    for entry in strings(list) {
+        let seen = format!("gateway.trustedProxies has {entry:?}");
+        let net = entry.parse::<IpNet>().ok().or_else(|| entry.parse::<IpAddr>().ok().map(IpNet::from));
+        let Some(net) = net else {
+            report.find(&kind::PROXIES_WIDE, format!("{seen}, which is no address"), trust_exactly(source));
+            continue;
+        };
+        trusted |= net.contains(&source);
+        let firsts: [IpAddr; 2] = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
+        if firsts.iter().any(|first| is_first(first) && net.contains(first)) {
+            report.find(&kind::PROXIES_LOOPBACK, seen, trust_exactly(source));
+        } else if net != IpNet::from(source) {
+            report.find(&kind::PROXIES_WIDE, seen, trust_exactly(source));
+        }
+    }
+    if !trusted {
+        let seen = if list.is_null() { "there is no gateway.trustedProxies".into() } else { format!("gateway.trustedProxies is {list}") };
+        report.find(&kind::PROXIES_MISSING, seen, trust_exactly(source));
+    }
+}
+
+fn strings(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_wrong_key_is_found() {
+        let table: [(&str, &[&str]); 16] = [
+            ("{gateway: {bind: 'loopback', trustedProxies: ['127.0.0.2'],}} // fine", &[]),
+            ("{gateway: {trustedProxies: ['127.0.0.2/32']}}", &[]),
+            ("{}", &["trusted-proxies-missing"]),
+            ("{gateway: {bind: 'lan', trustedProxies: ['127.0.0.2']}}", &["gateway-exposed"]),
+            ("{gateway: {bind: 'custom', trustedProxies: ['127.0.0.2']}}", &["gateway-exposed"]),
+            ("{gateway: {tls: {enabled: true}, trustedProxies: ['127.0.0.2']}}", &["gateway-tls"]),
+            ("{gateway: {mode: 'remote', trustedProxies: ['127.0.0.2']}}", &["gateway-mode"]),
+            ("{gateway: {port: 3000, trustedProxies: ['127.0.0.2']}}", &["gateway-port"]),
+            ("{gateway: {auth: {mode: 'none'}, trustedProxies: ['127.0.0.2']}}", &["gateway-auth"]),
+            ("{gateway: {trustedProxies: ['127.0.0.1', '::1']}}", &["trusted-proxies-loopback", "trusted-proxies-missing"]),
+            ("{gateway: {trustedProxies: ['127.0.0.0/8']}}", &["trusted-proxies-loopback"]),
+            ("{gateway: {trustedProxies: ['127.0.0.2', '172.18.0.0/16']}}", &["trusted-proxies-wide"]),
+            ("{gateway: {trustedProxies: ['127.0.0.2', '127.0.0.2/31']}}", &["trusted-proxies-wide"]),
+            ("{gateway: {trustedProxies: ['caddy']}}", &["trusted-proxies-wide", "trusted-proxies-missing"]),
+            ("{gateway: {trustedProxies: ['127.0.0.2'], controlUi: {allowedOrigins: ['*']}}}", &["origin-any"]),
+            ("{$include: './other.json5', gateway: {trustedProxies: ['127.0.0.2']}}", &["openclaw-config-include"]),
+        ];
+        let wanted = Wanted { gateway: "127.0.0.1:18789".parse().unwrap(), external_source: "127.0.0.2".parse().unwrap() };
+        for (text, expected) in table {
+            let mut report = Report::default();
+            judge(&json5::from_str(text).unwrap(), &wanted, &mut report);
+            assert_eq!(report.ids(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_json5_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("openclaw.json");
+        assert!(matches!(read(&path), Err(Error::Read { .. })));
+        std::fs::write(&path, "gateway:").unwrap();
+        assert!(matches!(read(&path), Err(Error::Parse { .. })));
+    }
+}

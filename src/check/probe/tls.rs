@@ -1,0 +1,63 @@
+//! Looks at the certificate of whoever answers by TLS, and hangs up.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::TlsConnector;
+
+use super::{connect, within};
+
+/// The certificate that is shown at `to`; `None` if nobody speaks TLS there. Nothing is ever sent over such a connection.
+pub(super) async fn certificate(to: SocketAddr) -> Option<CertificateDer<'static>> {
+    let seen = Arc::new(Onlooker::default());
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider())).with_safe_default_protocol_versions().ok()?;
+    let config = config.dangerous().with_custom_certificate_verifier(Arc::clone(&seen) as _).with_no_client_auth();
+    let stream = connect(to, None).await.ok()?;
+    // It fails in any case, since the onlooker accepts nothing.
+    let _ = within(TlsConnector::from(Arc::new(config)).connect(ServerName::from(to.ip()), stream)).await;
+    seen.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// Notes a certificate, and refuses it.
+#[derive(Debug, Default)]
+struct Onlooker(Mutex<Option<CertificateDer<'static>>>);
+
+impl ServerCertVerifier for Onlooker {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(leaf.clone().into_owned());
+        Err(CertificateError::ApplicationVerificationFailure.into())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(CertificateError::ApplicationVerificationFailure.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(CertificateError::ApplicationVerificationFailure.into())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}

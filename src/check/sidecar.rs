@@ -1,0 +1,45 @@
+//! Judges the running sidecar, by what it says of itself.
+
+use super::catalogue as kind;
+use super::finding::{Remedy, Report};
+use crate::admin::status::Status;
+
+/// Judges what `/status` said, or why there was no answer.
+pub fn judge(status: &Result<Status, String>, report: &mut Report) {
+    match status {
+        Err(error) => {
+            let remedy = Remedy::words("start it (loopgate run), or say by --admin where its admin listener is");
+            report.find(&kind::SIDECAR_DOWN, error.clone(), remedy);
+        }
+        Ok(status) if status.ready => {
+            let lanes = status.lanes;
+            let listening = status.listening.join(" ");
+            report.fine("sidecar", format!("ready on {listening}, {} agent and {} external connections", lanes.agent, lanes.external));
+        }
+        Ok(status) => {
+            for reason in &status.not_ready {
+                report.find(&kind::SIDECAR_NOT_READY, reason.clone(), Remedy::words("see to the other findings, and to its log"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::example;
+
+    #[test]
+    fn what_it_says_of_itself_counts() {
+        let mut unready = example();
+        unready.ready = false;
+        unready.not_ready = vec!["stopping".into()];
+        let table: [(Result<Status, String>, &[&str]); 3] =
+            [(Ok(example()), &[]), (Ok(unready), &["sidecar-not-ready"]), (Err("refused".into()), &["sidecar-down"])];
+        for (status, expected) in table {
+            let mut report = Report::default();
+            judge(&status, &mut report);
+            assert_eq!(report.ids(), expected);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Judges who may read and write the state directory.
+
+use std::path::{Path, PathBuf};
+
+use super::catalogue as kind;
+use super::finding::{Remedy, Report};
+
+/// What was seen of the state directory.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its mode bits; `None` if it is not there.
+    pub mode: Option<u32>,
+    /// Whether this user may write to it, or make it.
+    pub writable: bool,
+    /// The keys in it, with their mode bits.
+    pub keys: Vec<(PathBuf, u32)>,
+}
+
+/// Judges all of it.
+pub fn judge(seen: &Seen, report: &mut Report) {
+    let path = seen.path.display();
+    if !seen.writable {
+        let what = format!("give {path} to the user that runs the sidecar (chown), or mount a volume that it may write to");
+        report.find(&kind::STATE_OWNER, format!("{path} can't be written to"), Remedy::words(what));
+    }
+    let Some(mode) = seen.mode else {
+        let remedy =
+            Remedy::words("run the sidecar, which makes it; keep it on a volume, or clients have to trust a new authority each time");
+        return report.find(&kind::STATE_MISSING, format!("{path} is not there"), remedy);
+    };
+    let mut tight = true;
+    if mode & 0o022 != 0 {
+        tight = false;
+        report.find(&kind::STATE_MODE, format!("{path} has mode {mode:04o}"), Remedy::words(format!("chmod 700 {path}")));
+    }
+    for (key, mode) in seen.keys.iter().filter(|(_, mode)| mode & 0o077 != 0) {
+        tight = false;
+        let key = key.display();
+        report.find(&kind::STATE_MODE, format!("{key} has mode {mode:04o}"), Remedy::words(format!("chmod 600 {key}")));
+    }
+    if tight && !seen.keys.is_empty() {
+        report.fine("state directory", "keys are for their owner alone");
+    }
+}
+
+/// Looks at `path`, and at whatever is called a key in it.
+pub fn look(path: &Path) -> Seen {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| std::fs::metadata(path).ok().map(|metadata| metadata.permissions().mode() & 0o7777);
+    let is_key = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "key");
+    let files = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let keys = files.filter(is_key).filter_map(|key| mode(&key).map(|mode| (key, mode))).collect();
+    // What would have to be made is made where the nearest directory that is there may be written to.
+    let nearest = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let writable = nix::unistd::access(nearest, nix::unistd::AccessFlags::W_OK).is_ok();
+    Seen { path: path.into(), mode: mode(path), writable, keys }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_fault_is_found() {
+        let well = || Seen { path: "/state".into(), mode: Some(0o700), writable: true, keys: vec![("/state/ca.key".into(), 0o600)] };
+        let table: [(Seen, &[&str]); 6] = [
+            (well(), &[]),
+            (Seen { mode: Some(0o755), ..well() }, &[]),
+            (Seen { mode: Some(0o770), ..well() }, &["state-dir-permissions"]),
+            (Seen { keys: vec![("/state/ca.key".into(), 0o640)], ..well() }, &["state-dir-permissions"]),
+            (Seen { mode: None, ..well() }, &["state-dir-missing"]),
+            (Seen { writable: false, ..well() }, &["state-dir-owner"]),
+        ];
+        for (seen, expected) in table {
+            let mut report = Report::default();
+            judge(&seen, &mut report);
+            assert_eq!(report.ids(), expected, "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn the_printed_remedy_makes_the_finding_vanish() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("ca.key");
+        std::fs::write(&key, "").unwrap();
+        std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        let judged = || {
+            let mut report = Report::default();
+            judge(&look(dir.path()), &mut report);
+            report
+        };
+        let before = judged();
+        assert_eq!(before.ids(), ["state-dir-permissions", "state-dir-permissions"]);
+        for finding in before.findings {
+            let remedy = finding.remedy.to_string();
+            assert!(std::process::Command::new("sh").args(["-c", &remedy]).status().unwrap().success(), "{remedy}");
+        }
+        assert_eq!(judged().findings, []);
+    }
+}

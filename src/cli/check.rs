@@ -1,0 +1,94 @@
+//! `loopgate check`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::flags::Flags;
+use super::table::{Tone, colours, paint};
+use super::{Error, output};
+use crate::check::{self, Finding, Report, Severity};
+
+/// Looks for what is wrong with the configuration and the surroundings, and says what to do
+///
+/// Run it where the sidecar runs, with the same options. It changes nothing. Exit status: 0 without errors, 1 with some.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    flags: Flags,
+    /// The gateway's own configuration file, openclaw.json
+    #[arg(long, value_name = "FILE")]
+    openclaw_config: Option<PathBuf>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks once.
+pub fn run(args: Args) -> Result<ExitCode, Error> {
+    let config = args.flags.load()?;
+    let report = check::run(&config, args.openclaw_config.as_deref()).map_err(Error::io("starting the runtime"))?;
+    let shown = if args.json { format!("{:#}\n", serde_json::json!(report)) } else { text(&report, colours()) };
+    output::print(shown)?;
+    Ok(if report.has_errors() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// How wide the first column is.
+const LABEL: usize = 9;
+
+fn text(report: &Report, colours: bool) -> String {
+    let mut text = String::new();
+    for fine in &report.fine {
+        line(&mut text, "ok", Tone::Good, &paint(&format!("{}: {}", fine.about, fine.seen), Tone::Plain, colours), colours);
+    }
+    let mut findings: Vec<&Finding> = report.findings.iter().collect();
+    // The worst last: there the eye is when it has scrolled by.
+    findings.reverse();
+    for finding in findings {
+        let tone = match finding.severity {
+            Severity::Error => Tone::Bad,
+            Severity::Warning => Tone::Fair,
+            Severity::Note => Tone::Quiet,
+        };
+        line(&mut text, finding.severity.label(), tone, &paint(finding.id, Tone::Strong, colours), colours);
+        for seen in &finding.seen {
+            line(&mut text, "", Tone::Plain, &paint(seen, Tone::Plain, colours), colours);
+        }
+        line(&mut text, "", Tone::Plain, &format!("-> {}", paint(&finding.remedy.to_string(), Tone::Plain, colours)), colours);
+    }
+    let count = |severity: Severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
+    let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+    let plural = |number: usize, what: &str| if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") };
+    let tone = if errors > 0 { Tone::Bad } else { Tone::Good };
+    let verdict = format!("{}, {}", plural(errors, "error"), plural(warnings, "warning"));
+    text.push_str(&format!("{}\n", paint(&verdict, tone, colours)));
+    text
+}
+
+fn line(text: &mut String, label: &str, tone: Tone, rest: &str, colours: bool) {
+    let space = " ".repeat(LABEL.saturating_sub(label.len()));
+    text.push_str(&format!("{}{space}{rest}\n", paint(label, tone, colours)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{Remedy, catalogue};
+
+    #[test]
+    fn errors_come_last_with_what_to_do() {
+        let mut report = Report::default();
+        report.fine("gateway", "2026.9.6 answers at 127.0.0.1:18789");
+        let remedy = Remedy::OpenClaw { key: "gateway.bind", value: "loopback".into() };
+        report.find(&catalogue::GATEWAY_EXPOSED, "172.18.0.2:18789 answers in plain text", remedy);
+        report.find(&catalogue::DOCKER_WIDE, "GET /info is answered 200\x1b[2J", Remedy::words("put a filter"));
+        report.sort();
+        assert_eq!(
+            text(&report, false),
+            "ok       gateway: 2026.9.6 answers at 127.0.0.1:18789\n\
+             warning  docker-too-wide\n         GET /info is answered 200\\u{1b}[2J\n         -> put a filter\n\
+             error    gateway-exposed\n         172.18.0.2:18789 answers in plain text\n         \
+             -> in openclaw.json set gateway.bind: \"loopback\"\n\
+             1 error, 1 warning\n"
+        );
+    }
+}
