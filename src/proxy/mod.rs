@@ -10,7 +10,7 @@ mod error;
 mod frames;
 mod request;
 mod roll;
-mod tunnel;
+pub mod tunnel;
 mod upstream;
 
 use std::sync::Arc;
