@@ -133,7 +133,7 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
         .header_read_timeout(None)
         .max_headers(limits.head_fields)
         .max_header_size(limits.head_bytes)
-        .pipeline_flush(true)
+        // Not pipeline_flush: with it hyper takes a body however slowly the client reads, until it holds it whole.
         .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request)))
         .with_upgrades();
     let connection = pin!(connection);
