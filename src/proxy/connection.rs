@@ -37,7 +37,9 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// Flow-control window of an HTTP/2 stream and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// The most that is held for an HTTP/1.1 client in each direction, in bytes; a head may need more.
+/// Streams of an HTTP/2 connection that may end in a reset by its client before they were looked at, or by us for its mistakes.
+const RESETS: usize = 20;
+/// The most that is held for an HTTP/1.1 client in each direction, or for an HTTP/2 stream, in bytes; a head may need more.
 const BUFFER: usize = 128 * 1024;
 
 /// What requests of one connection share.
@@ -161,6 +163,9 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.h2_streams)
+        .max_send_buf_size(BUFFER)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(RESETS)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20))

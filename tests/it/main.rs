@@ -2,9 +2,12 @@
 
 mod gateway;
 mod house;
+mod process;
+mod raw_h2;
 mod wire;
 
 mod faults;
+mod h2_abuse;
 mod lanes;
 mod streaming;
 mod strict;
