@@ -9,6 +9,7 @@ mod wire;
 mod faults;
 mod h2_abuse;
 mod lanes;
+mod reload;
 mod streaming;
 mod strict;
 mod websocket;
