@@ -1,5 +1,6 @@
 //! The only place where wires cross: it builds the sidecar out of the other rooms, binds first and then runs.
 
+mod handshakes;
 mod token;
 
 use std::collections::BTreeSet;
@@ -8,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -15,7 +17,8 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Desk};
 use crate::agent::keep_paired::KeepPaired;
-use crate::config::Config;
+use crate::config::live::adopt;
+use crate::config::{self, Config};
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
 use crate::listener;
@@ -25,7 +28,8 @@ use crate::metrics::{self, Doors};
 use crate::pki::{self, Identity, Pki, SubjectName};
 use crate::proxy::{Enrol, Proxy};
 use crate::shutdown::Shutdown;
-use crate::tls::{self, ClientAuthorities, Terms};
+use crate::tls;
+use handshakes::Handshakes;
 
 /// How long the first look at Docker may keep the doors closed.
 const DOCKER_PATIENCE: Duration = Duration::from_secs(2);
@@ -70,16 +74,18 @@ impl Error {
 
 /// Runs the sidecar until it is told to stop, on a runtime of its own (`TOKIO_WORKER_THREADS` sets its size).
 ///
+/// At each SIGHUP it goes by what `load` returns, and `set_log` is told what to log.
+///
 /// # Errors
 /// It could not start, or has to be started anew in another network namespace.
-pub fn run(config: Config) -> Result<(), Error> {
+pub fn run(config: Config, load: impl Fn() -> Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Result<(), Error> {
     let doing = |doing| move |source| Error::Io { doing, source };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(doing("listening for signals"))?;
         let sidecar = Sidecar::start(config).await?;
         let ended = tokio::select! {
-            () = signals.end(&sidecar) => Ok(()),
+            () = signals.end(|| sidecar.reload(load(), &set_log)) => Ok(()),
             () = sidecar.orphaned() => Err(Error::Orphaned),
         };
         // In a namespace without interfaces nobody can be said goodbye to, and its owner might stop again meanwhile.
@@ -95,7 +101,12 @@ pub fn run(config: Config) -> Result<(), Error> {
 
 /// A running sidecar.
 pub struct Sidecar {
-    config: Config,
+    /// What is gone by.
+    config: Arc<ArcSwap<Config>>,
+    proxy: Arc<Proxy>,
+    handshakes: Arc<Handshakes>,
+    limits: Arc<listener::Limits>,
+    health: Health,
     pki: Pki,
     view: watch::Receiver<Arc<View>>,
     bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
@@ -122,7 +133,7 @@ impl Sidecar {
         discovery::settled(&mut view, DOCKER_PATIENCE).await;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(view.clone(), &shutdown), &shutdown)?;
         let identity = pki.identity();
-        let terms = terms(&identity.borrow().clone(), &config)?;
+        let terms = handshakes::terms(&identity.borrow().clone(), &config)?;
         let (traffic, doors) = (Arc::<Traffic>::default(), Doors::default());
         let enrolment = Arc::new(enrolment(&config, &pki, view.clone(), &shutdown));
         let enrolments = enrolment.metrics().clone();
@@ -132,31 +143,35 @@ impl Sidecar {
         });
         let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), &shutdown);
         let serving = Arc::clone(&proxy);
-        let bound = listener::follow(&config, view.clone(), &shutdown, &doors, move |accepted| serving.serve(accepted))?;
-        shutdown.spawn(follow_identity(identity, Arc::clone(&proxy), config.clone(), shutdown.clone()));
+        let limits = Arc::new(listener::Limits::new(&config, doors.clone()));
+        let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| serving.serve(accepted))?;
+        keep_paired(&config, &shutdown);
+        let gateway = config.gateway.address;
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let handshakes = Arc::new(Handshakes::new(identity, Arc::clone(&config), Arc::clone(&proxy)));
+        shutdown.spawn(Arc::clone(&handshakes).follow(shutdown.clone()));
+        let health = Health::default();
         if let Some(admin) = admin {
             let mut registry = Registry::with_prefix("loopgate");
             traffic.register(&mut registry);
             doors.register(&mut registry);
             docker.register(&mut registry);
             enrolments.register(&mut registry);
-            let health = Health::default();
             health.register(&mut registry);
             let desk_ = Desk {
-                gateway: config.gateway.address,
+                gateway,
                 bound: bound.clone(),
                 pki: pki.clone(),
                 view: view.clone(),
                 proxy: Arc::clone(&proxy),
                 registry,
-                health,
+                health: health.clone(),
                 started,
                 shutdown: shutdown.clone(),
             };
             admin.serve(desk_, &desk);
         }
-        keep_paired(&config, &shutdown);
-        let sidecar = Self { config, pki, view, bound, shutdown, desk };
+        let sidecar = Self { config, proxy, handshakes, limits, health, pki, view, bound, shutdown, desk };
         sidecar.introduce();
         Ok(sidecar)
     }
@@ -165,13 +180,18 @@ impl Sidecar {
         let identity = self.pki.identity();
         let fingerprint = identity.borrow().certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default();
         let listening: Vec<_> = self.bound.borrow().iter().map(ToString::to_string).collect();
-        let (version, gateway) = (env!("CARGO_PKG_VERSION"), self.config.gateway.address);
+        let (version, gateway) = (env!("CARGO_PKG_VERSION"), self.config.load().gateway.address);
         info!(version, %gateway, listening = listening.join(","), fingerprint, "loopgate is running");
     }
 
     /// The addresses that clients can connect to now.
     pub fn listening(&self) -> Vec<SocketAddr> {
         self.bound.borrow().to_vec()
+    }
+
+    /// What is gone by now.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
     }
 
     /// What is shown to clients now.
@@ -188,17 +208,41 @@ impl Sidecar {
         }
     }
 
-    /// Looks again at files that may have changed (SIGHUP).
-    pub fn reload(&self) {
-        info!("looking at the certificate's files again");
+    /// Looks again at files that may have changed, and goes by `wanted` as far as that can be while running (SIGHUP). Where `wanted` is
+    /// wrong, everything stays as it was. Connections stay open unless they lose their rights.
+    pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) {
+        info!("looking at the configuration and the certificate's files again");
         self.pki.reload();
+        let adopted = wanted.map_err(|error| error.to_string()).and_then(|wanted| {
+            let (config, kept) = adopt(&self.config.load(), wanted);
+            handshakes::terms(&self.identity(), &config).map_err(|error| error.to_string())?;
+            Ok((config, kept))
+        });
+        self.health.config_problem.set(adopted.is_err().into());
+        match adopted {
+            Ok((config, kept)) => self.go_by(config, &kept, set_log),
+            Err(error) => error!("keeping the configuration as it was: {}", error.replace('\n', "; ")),
+        }
+    }
+
+    fn go_by(&self, config: Config, kept: &[&str], set_log: impl Fn(&config::Log)) {
+        set_log(&config.log);
+        if !kept.is_empty() {
+            warn!(keys = kept.join(", "), "changed, but only a restart makes it count");
+        }
+        let config = Arc::new(config);
+        self.config.store(Arc::clone(&config));
+        self.handshakes.renew();
+        self.limits.renew(&config);
+        self.proxy.renew(&config);
+        info!("going by the configuration as it is now");
     }
 
     /// Stops: no new connection, requests end, WebSockets are told goodbye; what is left after `limits.drain_timeout` is cut.
     pub async fn stop(&self) {
         info!("stopping");
         self.shutdown.begin();
-        let left = self.shutdown.finished(self.config.limits.drain_timeout).await;
+        let left = self.shutdown.finished(self.config.load().limits.drain_timeout).await;
         if left > 0 {
             warn!(left, "cut what had not ended in time");
         }
@@ -253,29 +297,6 @@ fn follow_names(mut view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> wa
     receiver
 }
 
-fn terms(identity: &Identity, config: &Config) -> Result<Terms, Error> {
-    let authorities = ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref()).map_err(tls::Error::from)?;
-    Ok(Terms::new(identity, Arc::new(authorities))?)
-}
-
-/// Makes new handshakes use the newest identity. One that can't be used leaves the one before in place.
-async fn follow_identity(mut identity: watch::Receiver<Arc<Identity>>, proxy: Arc<Proxy>, config: Config, shutdown: Shutdown) {
-    loop {
-        tokio::select! {
-            () = shutdown.begun() => return,
-            changed = identity.changed() => if changed.is_err() { return },
-        }
-        let newest = Arc::clone(&identity.borrow_and_update());
-        match terms(&newest, &config) {
-            Ok(terms) => {
-                info!(until = %newest.not_after, names = newest.names.len(), "serving a new certificate");
-                proxy.renew_terms(terms);
-            }
-            Err(error) => error!("the new certificate can't be served, keeping the one before: {error}"),
-        }
-    }
-}
-
 /// What the process is told.
 struct Signals {
     term: Signal,
@@ -288,13 +309,13 @@ impl Signals {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, hup: signal(SignalKind::hangup())? })
     }
 
-    /// Reloads `sidecar` at each SIGHUP; returns when told to end.
-    async fn end(&mut self, sidecar: &Sidecar) {
+    /// Calls `reload` at each SIGHUP; returns when told to end.
+    async fn end(&mut self, reload: impl Fn()) {
         loop {
             tokio::select! {
                 _ = self.term.recv() => return,
                 _ = self.int.recv() => return,
-                _ = self.hup.recv() => sidecar.reload(),
+                _ = self.hup.recv() => reload(),
             }
         }
     }

@@ -16,7 +16,7 @@ pub struct Args {
 
 /// Runs until told to stop.
 pub fn run(args: Args) -> Result<(), Error> {
-    let config = args.flags.load()?;
-    log::init(&config.log);
-    Ok(app::run(config)?)
+    let config = args.flags.clone().load()?;
+    let level = log::init(&config.log);
+    Ok(app::run(config, || args.flags.clone().load(), |log| level.set(log))?)
 }

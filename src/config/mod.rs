@@ -9,6 +9,7 @@ pub mod example;
 pub mod file;
 pub mod key;
 pub mod layer;
+pub mod live;
 pub mod parse;
 pub mod schema;
 pub mod show;

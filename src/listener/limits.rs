@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -20,12 +21,28 @@ const ROOM: usize = 1024;
 #[derive(Debug)]
 pub struct Limits {
     slots: Arc<Semaphore>,
+    terms: ArcSwap<ClientTerms>,
+    clients: Mutex<Clients>,
+    metrics: Doors,
+}
+
+/// What one client may do.
+#[derive(Debug)]
+struct ClientTerms {
     per_client: usize,
     rate: u32,
     /// Trusted proxies bring many clients from one address, and limit them themselves.
     proxies: Vec<IpNet>,
-    clients: Mutex<Clients>,
-    metrics: Doors,
+}
+
+impl ClientTerms {
+    fn new(config: &Config) -> Self {
+        Self {
+            per_client: config.limits.max_connections_per_client,
+            rate: config.limits.connection_rate_per_client,
+            proxies: config.external.trusted_proxies.clone(),
+        }
+    }
 }
 
 /// Lets a connection be; given back when dropped. It must live as long as the connection does, upgrades included.
@@ -62,12 +79,20 @@ impl Limits {
     pub fn new(config: &Config, metrics: Doors) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(config.limits.max_connections.min(Semaphore::MAX_PERMITS))),
-            per_client: config.limits.max_connections_per_client,
-            rate: config.limits.connection_rate_per_client,
-            proxies: config.external.trusted_proxies.clone(),
+            terms: ArcSwap::from_pointee(ClientTerms::new(config)),
             clients: Mutex::new(Clients { known: HashMap::new(), room: ROOM }),
             metrics,
         }
+    }
+
+    /// Goes by `config` from now on, as far as single clients are concerned.
+    pub fn renew(&self, config: &Config) {
+        self.terms.store(Arc::new(ClientTerms::new(config)));
+    }
+
+    /// What is counted at the doors.
+    pub(super) fn metrics(&self) -> &Doors {
+        &self.metrics
     }
 
     /// Counts a connection from `peer`. At the limit of all connections it waits until one ends; a client's own limit refuses at once.
@@ -83,11 +108,12 @@ impl Limits {
     }
 
     fn enter(self: &Arc<Self>, peer: PeerAddr) -> Result<Guest, Refusal> {
-        if self.proxies.iter().any(|proxies| proxies.contains(&peer.ip())) {
+        let terms = self.terms.load();
+        if terms.proxies.iter().any(|proxies| proxies.contains(&peer.ip())) {
             return Ok(Guest { client: None, limits: Arc::clone(self) });
         }
         let client = client(peer.ip());
-        self.clients().enter(client, Instant::now(), self.per_client, self.rate)?;
+        self.clients().enter(client, Instant::now(), terms.per_client, terms.rate)?;
         Ok(Guest { client: Some(client), limits: Arc::clone(self) })
     }
 

@@ -26,8 +26,7 @@ mod socket;
 #[cfg(test)]
 mod stories;
 
-use limits::Limits;
-pub use limits::Permit;
+pub use limits::{Limits, Permit};
 
 /// The pauses before an address that can't be bound is tried again: taken for now, or IPv6 and still tentative (RFC 4862).
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -67,7 +66,7 @@ pub enum Error {
 }
 
 /// Opens the doors that `config.listen` asks for, and follows `view` until `shutdown`: addresses that appear get one, addresses that
-/// vanish lose it. Each connection within the limits is handed to `serve`, which must not block.
+/// vanish lose it. Each connection within `limits` is handed to `serve`, which must not block.
 ///
 /// Returns the addresses listened on, with the real ports. None at all is no error: they may come. But an address that the operator
 /// named must be bound now. Must be called within a Tokio runtime.
@@ -75,7 +74,7 @@ pub fn follow(
     config: &Config,
     view: watch::Receiver<Arc<View>>,
     shutdown: &Shutdown,
-    metrics: &Doors,
+    limits: &Arc<Limits>,
     serve: impl Fn(Accepted) + Clone + Send + Sync + 'static,
 ) -> Result<watch::Receiver<Arc<Vec<SocketAddr>>>, Error> {
     let gateway = config.gateway.address;
@@ -84,9 +83,9 @@ pub fn follow(
     }
     let (bound, receiver) = watch::channel(Arc::default());
     let mut porter = Porter {
-        limits: Arc::new(Limits::new(config, metrics.clone())),
+        limits: Arc::clone(limits),
         config: config.clone(),
-        metrics: metrics.clone(),
+        metrics: limits.metrics().clone(),
         shutdown: shutdown.clone(),
         serve,
         open: BTreeMap::new(),

@@ -32,7 +32,7 @@ impl House {
         change(&mut config);
         let (arrive, came) = mpsc::unbounded_channel();
         let (metrics, shutdown) = (Doors::default(), Shutdown::new());
-        let bound = follow(&config, view.subscribe(), &shutdown, &metrics, move |accepted| drop(arrive.send(accepted)))?;
+        let bound = follow(&config, view.subscribe(), &shutdown, &limits(&config, &metrics), move |accepted| drop(arrive.send(accepted)))?;
         Ok(Self { view, bound, came, metrics, shutdown })
     }
 
@@ -240,7 +240,7 @@ fn in_a_real_namespace_addresses_that_come_and_go_open_and_close_doors() {
         let view = discovery::start(&config, &crate::metrics::Discovery::default(), &shutdown);
         let (arrive, mut came) = mpsc::unbounded_channel();
         let serve = move |accepted: Accepted| arrive.send(accepted.local).unwrap_or_default();
-        let mut bound = follow(&config, view, &shutdown, &Doors::default(), serve).unwrap();
+        let mut bound = follow(&config, view, &shutdown, &limits(&config, &Doors::default()), serve).unwrap();
         assert!(bound.borrow().is_empty(), "a namespace with loopback alone has no door");
 
         ip("link add left type veth peer name right");
@@ -270,4 +270,8 @@ fn in_a_real_namespace_addresses_that_come_and_go_open_and_close_doors() {
         shutdown.begin();
         assert_eq!(shutdown.finished(DEADLINE).await, 0);
     });
+}
+
+fn limits(config: &Config, metrics: &Doors) -> Arc<Limits> {
+    Arc::new(Limits::new(config, metrics.clone()))
 }

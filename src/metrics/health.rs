@@ -26,6 +26,8 @@ pub struct Health {
     pub certificate_expiry: Gauge,
     /// 1 while a newer certificate than the served one can't be had.
     pub certificate_problem: Gauge,
+    /// 1 while the configuration as it would be read now is not the one that is gone by, since it is wrong.
+    pub config_problem: Gauge,
     /// 1 unless discovery by Docker is off.
     pub docker_enabled: Gauge,
     /// Containers that are agents, by how they prove it.
@@ -47,6 +49,8 @@ impl Health {
         registry.register("certificate_expiry_timestamp_seconds", until, self.certificate_expiry.clone());
         let problem = "Whether a newer certificate than the served one can't be had";
         registry.register("certificate_problem", problem, self.certificate_problem.clone());
+        let problem = "Whether the configuration as it was last read is wrong, so that the one before is gone by";
+        registry.register("config_problem", problem, self.config_problem.clone());
         registry.register("discovery_docker_enabled", "Whether discovery by Docker is on", self.docker_enabled.clone());
         registry.register("discovery_agents", "Containers that are agents, by how they prove it", self.agents.clone());
         registry.register("discovery_not_agents", "Labelled containers that are no agents", self.not_agents.clone());

@@ -52,7 +52,7 @@ pub struct Traffic {
     pub gateway_errors: Family<ReasonLabels, Counter>,
     /// Connections opened to the gateway.
     pub gateway_connections: Counter,
-    /// Connections that changed lanes and were closed for it.
+    /// Connections that lost the right to their lane, or to speak for others on it, and were closed for it.
     pub lane_changes: Counter,
 }
 
@@ -159,7 +159,7 @@ impl Traffic {
         registry.register("requests_refused", "Requests refused before the gateway heard of them", self.refused.clone());
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());
-        registry.register("lane_changes", "Connections closed because their lane changed", self.lane_changes.clone());
+        registry.register("lane_changes", "Connections closed because they lost the right to be as they were", self.lane_changes.clone());
     }
 }
 

@@ -20,11 +20,11 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::Proxy;
 use super::activity::{Activity, Overdue, Patience};
 use super::framing::Framing;
 use super::request::answer;
 use super::roll::{Entry, unix};
+use super::{Proxy, Settings};
 use crate::addr::PeerAddr;
 use crate::lane::{Denied, Evidence, Lane, decide, permit};
 use crate::listener::{Accepted, Permit, proxy_protocol};
@@ -37,12 +37,15 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// Flow-control window of an HTTP/2 stream and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// The most that is held for an HTTP/1.1 client in each direction, in bytes; a head may need more.
+/// Streams of an HTTP/2 connection that may end in a reset by its client before they were looked at, or by us for its mistakes.
+const RESETS: usize = 20;
+/// The most that is held for an HTTP/1.1 client in each direction, or for an HTTP/2 stream, in bytes; a head may need more.
 const BUFFER: usize = 128 * 1024;
 
 /// What requests of one connection share.
 pub(super) struct Session {
     pub(super) proxy: Arc<Proxy>,
+    pub(super) settings: Arc<Settings>,
     pub(super) lane: Arc<Lane>,
     pub(super) peer: PeerAddr,
     pub(super) protocol: &'static str,
@@ -79,11 +82,11 @@ pub(super) async fn serve(proxy: Arc<Proxy>, accepted: Accepted) {
 
 async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> {
     let Accepted { mut stream, peer, permit: place, .. } = accepted;
-    let rules = proxy.rules.load_full();
-    permit(peer.ip(), &proxy.view.borrow(), rules.policy()).map_err(Error::Denied)?;
-    let stated = stated_client(proxy, &mut stream, peer).await?;
+    let settings = proxy.settings.load_full();
+    permit(peer.ip(), &proxy.view.borrow(), proxy.rules.load().policy()).map_err(Error::Denied)?;
+    let stated = stated_client(proxy, &settings, &mut stream, peer).await?;
     let terms = proxy.terms.load_full();
-    let tls::Handshake { stream, certificate } = tls::accept(stream, &terms, proxy.limits.handshake_timeout).await?;
+    let tls::Handshake { stream, certificate } = tls::accept(stream, &terms, settings.limits.handshake_timeout).await?;
     proxy.traffic.handshakes.inc();
     let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
     if alpn.as_deref() == Some(tls::ENROL) {
@@ -93,9 +96,10 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
         }
         return Ok(());
     }
+    let vouched_for = certificate.is_some();
     let evidence = Evidence { peer: peer.ip(), stated, certificate };
     let protocol = if alpn.as_deref() == Some(b"h2") { "h2" } else { "http/1.1" };
-    let view = Arc::clone(&proxy.view.borrow());
+    let (view, rules) = (Arc::clone(&proxy.view.borrow()), proxy.rules.load_full());
     let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
     let lane = Arc::new(lane);
     let entry = proxy.roll.enter(peer, Arc::clone(&lane), protocol, evidence);
@@ -103,12 +107,20 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
     if !Arc::ptr_eq(&view, &proxy.view.borrow()) {
         proxy.review();
     }
+    if !Arc::ptr_eq(&rules, &proxy.rules.load()) {
+        proxy.review();
+        proxy.review_external();
+    }
+    if vouched_for && !terms.believes_the_same(&proxy.terms.load()) {
+        return Ok(());
+    }
     debug!(connection = entry.number(), %peer, lane = lane.label(), protocol, "connected");
     let activity = Activity::new();
     let counters = proxy.traffic.lane(lane.label());
     counters.connections.inc();
     let session = Arc::new(Session {
         proxy: Arc::clone(proxy),
+        settings,
         lane,
         peer,
         protocol,
@@ -128,16 +140,16 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
 }
 
 /// The client's address in a PROXY header, which only trusted proxies send, and only where it is turned on.
-async fn stated_client(proxy: &Proxy, stream: &mut TcpStream, peer: PeerAddr) -> Result<Option<IpAddr>, Error> {
-    if !proxy.proxy_protocol || !proxy.rules.load().policy().is_trusted_proxy(peer.ip()) {
+async fn stated_client(proxy: &Proxy, settings: &Settings, stream: &mut TcpStream, peer: PeerAddr) -> Result<Option<IpAddr>, Error> {
+    if !settings.proxy_protocol || !proxy.rules.load().policy().is_trusted_proxy(peer.ip()) {
         return Ok(None);
     }
-    let stated = proxy_protocol::read(stream, proxy.limits.handshake_timeout).await?;
+    let stated = proxy_protocol::read(stream, settings.limits.handshake_timeout).await?;
     Ok(stated.map(PeerAddr::ip))
 }
 
 async fn serve_h1(session: Arc<Session>, io: Downstream) {
-    let limits = &session.proxy.limits;
+    let limits = &session.settings.limits;
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // Deadlines are ours: hyper's can't tell an idle connection from a slow head.
@@ -154,13 +166,16 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
 }
 
 async fn serve_h2(session: Arc<Session>, io: Downstream) {
-    let limits = &session.proxy.limits;
+    let limits = &session.settings.limits;
     let connection = http2::Builder::new(session.proxy.shutdown.clone())
         .timer(TokioTimer::new())
         .enable_connect_protocol()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.h2_streams)
+        .max_send_buf_size(BUFFER)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(RESETS)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20))
@@ -174,7 +189,7 @@ async fn watch<C>(session: &Session, mut connection: Pin<&mut C>, ask_to_end: im
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let limits = &session.proxy.limits;
+    let limits = &session.settings.limits;
     let patience = Patience { head: limits.head_timeout, idle: limits.idle_timeout };
     let mut ending = pin!(session.proxy.shutdown.token().cancelled());
     let mut revoked = pin!(session.revoked.cancelled());

@@ -43,6 +43,20 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// Takes over a connection that negotiated [`tls::ENROL`] instead of HTTP, until it is over.
 pub type Enrol = Box<dyn Fn(tls::Stream<TcpStream>, PeerAddr) -> BoxFuture<'static, ()> + Send + Sync>;
 
+/// What a connection takes from the configuration when it begins, and keeps.
+#[derive(Debug)]
+struct Settings {
+    limits: Limits,
+    proxy_protocol: bool,
+    log_access: bool,
+}
+
+impl Settings {
+    fn new(config: &Config) -> Self {
+        Self { limits: config.limits.clone(), proxy_protocol: config.listen.proxy_protocol, log_access: config.log.access }
+    }
+}
+
 /// What every connection shares.
 pub struct Proxy {
     rules: ArcSwap<Rules>,
@@ -50,9 +64,7 @@ pub struct Proxy {
     view: watch::Receiver<Arc<View>>,
     roll: Arc<Roll>,
     upstream: upstream::Upstream,
-    limits: Limits,
-    proxy_protocol: bool,
-    log_access: bool,
+    settings: ArcSwap<Settings>,
     token: Option<HeaderValue>,
     enrol: Enrol,
     traffic: Arc<Traffic>,
@@ -79,9 +91,7 @@ impl Proxy {
             view,
             roll: Arc::default(),
             upstream: upstream::Upstream::new(config, Arc::clone(&traffic), shutdown),
-            limits: config.limits.clone(),
-            proxy_protocol: config.listen.proxy_protocol,
-            log_access: config.log.access,
+            settings: ArcSwap::from_pointee(Settings::new(config)),
             token,
             enrol,
             traffic,
@@ -96,15 +106,22 @@ impl Proxy {
         self.shutdown.spawn(connection::serve(Arc::clone(self), accepted));
     }
 
-    /// Shakes hands by `terms` from now on.
+    /// Shakes hands by `terms` from now on. Where they believe other authorities, those whom the former ones vouched for must come again.
     pub fn renew_terms(&self, terms: tls::Terms) {
-        self.terms.store(Arc::new(terms));
+        let terms = Arc::new(terms);
+        let before = self.terms.swap(Arc::clone(&terms));
+        if !before.believes_the_same(&terms) {
+            self.count_lost(self.roll.revoke(Present::has_operators_word));
+        }
     }
 
-    /// Decides by `rules` from now on, for connections that are open too.
-    pub fn renew_rules(&self, rules: Rules) {
-        self.rules.store(Arc::new(rules));
+    /// Goes by `config` from now on, as far as it concerns requests and lanes. Connections that are open keep their limits, and are
+    /// closed where they have lost their rights.
+    pub fn renew(&self, config: &Config) {
+        self.settings.store(Arc::new(Settings::new(config)));
+        self.rules.store(Arc::new(Rules::new(config, config.gateway.address)));
         self.review();
+        self.review_external();
     }
 
     /// Who is connected, in no order, and why those who might expect to be agents are none.
@@ -120,9 +137,19 @@ impl Proxy {
     /// Closes agent-lane connections that are not an agent's any more.
     fn review(&self) {
         let view = self.view.borrow().for_established();
-        let lost = self.roll.review(&view, self.rules.load().policy());
+        let rules = self.rules.load();
+        self.count_lost(self.roll.revoke(|present| present.has_lost_its_lane(&view, rules.policy())));
+    }
+
+    /// Closes external connections that the rules deny by now.
+    fn review_external(&self) {
+        let (view, rules) = (Arc::clone(&self.view.borrow()), self.rules.load());
+        self.count_lost(self.roll.revoke(|present| present.has_lost_its_say(&view, rules.policy())));
+    }
+
+    fn count_lost(&self, lost: usize) {
         if lost > 0 {
-            info!(connections = lost, "agent-lane connections lost the right to their lane");
+            info!(connections = lost, "connections lost the right to be as they are");
             self.traffic.lane_changes.inc_by(lost as u64);
         }
     }

@@ -30,7 +30,7 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
     let started = Instant::now();
     let accept = Accept::of(request.headers());
     let protocol = session.protocol;
-    let log = session.proxy.log_access.then(|| (request.method().clone(), request.uri().path().to_owned()));
+    let log = session.settings.log_access.then(|| (request.method().clone(), request.uri().path().to_owned()));
     let mut lane = session.lane.label();
     let mut request_id = None;
     let response = match forward(&session, request, &mut lane).await {
@@ -97,7 +97,7 @@ async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, lane: &
     }
     let (gate, latch) = if expects { Some(Gate::new()).unzip() } else { (None, None) };
     let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
-    let (response, link) = session.proxy.upstream.send(head, body, latch).await?;
+    let (response, link) = session.proxy.upstream.send(head, body, latch, &session.settings.limits).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Error::GatewayConfused);
     }
@@ -148,7 +148,7 @@ async fn upgrade(
     let counters = proxy.traffic.lane(head.lane());
     let held = Held::new(&counters.tunnels);
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
-    let (response, link) = proxy.upstream.send(head, RequestBody::empty(), None).await?;
+    let (response, link) = proxy.upstream.send(head, RequestBody::empty(), None, &session.settings.limits).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(pass_back(response, link, sent, busy));
     }

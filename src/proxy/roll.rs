@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::addr::PeerAddr;
 use crate::discovery::View;
-use crate::lane::{Evidence, Lane, Policy, WhyExternal, decide, why_external};
+use crate::lane::{Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
 
 /// Every connection that was given a lane.
 #[derive(Debug, Default)]
@@ -43,6 +43,30 @@ impl Present {
             Lane::External(_) => why_external(&self.evidence, view, policy, unix(self.since)),
         }
     }
+
+    /// Whether it is on the agent lane and its evidence does not give it that lane any more.
+    ///
+    /// The evidence is judged by the clock of its own time, since a certificate that ends meanwhile ends no connection.
+    pub(super) fn has_lost_its_lane(&self, view: &View, policy: &Policy) -> bool {
+        let Lane::Agent(before) = &*self.lane else { return false };
+        !matches!(decide(&self.evidence, view, policy, unix(self.since)), Ok(Lane::Agent(now)) if now.is_same(before))
+    }
+
+    /// Whether it is on the external lane and the rules deny it now, or don't let it speak for others any more. What it might gain, it
+    /// gains with its next connection.
+    pub(super) fn has_lost_its_say(&self, view: &View, policy: &Policy) -> bool {
+        let Lane::External(before) = &*self.lane else { return false };
+        match decide(&self.evidence, view, policy, unix(self.since)) {
+            Ok(Lane::External(now)) => before.trusted_proxy && !now.trusted_proxy,
+            Ok(Lane::Agent(_)) => false,
+            Err(_) => true,
+        }
+    }
+
+    /// Whether a CA of the operator's vouches for it.
+    pub(super) fn has_operators_word(&self) -> bool {
+        self.evidence.certificate.as_ref().is_some_and(|certificate| certificate.issuer == Issuer::Operator)
+    }
 }
 
 impl Roll {
@@ -56,17 +80,10 @@ impl Roll {
         Entry { number, revoked, roll: Arc::clone(self) }
     }
 
-    /// Revokes every agent-lane connection whose evidence does not give it that lane any more; returns how many those are.
-    ///
-    /// External connections are left alone: what they might gain, they gain with their next connection. The evidence is judged by the
-    /// clock of its own time, since a certificate that ends meanwhile ends no connection.
-    pub(super) fn review(&self, view: &View, policy: &Policy) -> usize {
+    /// Revokes the connections that have `lost` the right to be as they are; returns how many those are.
+    pub(super) fn revoke(&self, lost: impl Fn(&Present) -> bool) -> usize {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost = entries.values().filter(|present| {
-            let Lane::Agent(before) = &*present.lane else { return false };
-            !present.revoked.is_cancelled()
-                && !matches!(decide(&present.evidence, view, policy, unix(present.since)), Ok(Lane::Agent(now)) if now.is_same(before))
-        });
+        let lost = entries.values().filter(|present| !present.revoked.is_cancelled() && lost(present));
         lost.inspect(|present| present.revoked.cancel()).count()
     }
 

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 
 use super::body::{Latch, Progress, RequestBody};
 use super::error::Error;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::lane::GatewayHead;
 use crate::metrics::traffic::Traffic;
 use crate::shutdown::Shutdown;
@@ -42,23 +42,13 @@ type GatewayConnection = Connection<TokioIo<TcpStream>, RequestBody>;
 #[derive(Debug)]
 pub(super) struct Upstream {
     gateway: SocketAddr,
-    connect_timeout: Duration,
-    request_timeout: Duration,
-    wait: Duration,
     pool: Arc<Pool>,
     metrics: Arc<Traffic>,
 }
 
 impl Upstream {
     pub(super) fn new(config: &Config, metrics: Arc<Traffic>, shutdown: &Shutdown) -> Self {
-        Self {
-            gateway: config.gateway.address,
-            connect_timeout: config.limits.connect_timeout,
-            request_timeout: config.limits.request_timeout,
-            wait: config.limits.gateway_wait,
-            pool: Arc::new(Pool { idle: Mutex::default(), shutdown: shutdown.clone() }),
-            metrics,
-        }
+        Self { gateway: config.gateway.address, pool: Arc::new(Pool { idle: Mutex::default(), shutdown: shutdown.clone() }), metrics }
     }
 
     /// Sends a request and waits for the head of its response.
@@ -69,11 +59,12 @@ impl Upstream {
         head: GatewayHead,
         body: RequestBody,
         latch: Option<Arc<Latch>>,
+        limits: &Limits,
     ) -> Result<(Response<Incoming>, Box<Link>), Error> {
         let source = head.source();
         let mut spare = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
-        let give_up = Instant::now() + self.wait;
+        let give_up = Instant::now() + limits.gateway_wait;
         let mut request = head.into_request(body);
         if let Some(latch) = latch {
             hyper::ext::on_informational(&mut request, move |response| {
@@ -85,9 +76,9 @@ impl Upstream {
         loop {
             let mut link = match self.pool.take(source).await {
                 Some(link) => link,
-                None => self.connect(source, give_up).await?,
+                None => self.connect(source, limits.connect_timeout, give_up).await?,
             };
-            let patience = Patience { limit: self.request_timeout, progress: progress.as_deref() };
+            let patience = Patience { limit: limits.request_timeout, progress: progress.as_deref() };
             match link.exchange(request, patience).await {
                 Ok(response) => {
                     link.note_keep_alive(response.headers());
@@ -104,16 +95,16 @@ impl Upstream {
                     }
                     None => return Err(Error::GatewayBroke(error)),
                 },
-                Err(Failure::Slow { upload_finished: true }) => return Err(Error::GatewaySlow(self.request_timeout)),
-                Err(Failure::Slow { upload_finished: false }) => return Err(Error::ClientSlow(self.request_timeout)),
+                Err(Failure::Slow { upload_finished: true }) => return Err(Error::GatewaySlow(limits.request_timeout)),
+                Err(Failure::Slow { upload_finished: false }) => return Err(Error::ClientSlow(limits.request_timeout)),
             }
         }
     }
 
     /// Opens a connection from `source`; while the gateway is not there, tries again until `give_up`.
-    async fn connect(&self, source: Ipv4Addr, give_up: Instant) -> Result<Box<Link>, Error> {
+    async fn connect(&self, source: Ipv4Addr, patience: Duration, give_up: Instant) -> Result<Box<Link>, Error> {
         loop {
-            let attempt = timeout(self.connect_timeout, dial(source, self.gateway)).await;
+            let attempt = timeout(patience, dial(source, self.gateway)).await;
             let error = match attempt {
                 Ok(Ok(stream)) => {
                     let (sender, connection) =

@@ -60,6 +60,11 @@ impl ClientAuthorities {
         Ok(Self { own, operator, own_verifier })
     }
 
+    /// Whether both have the same certificates from the operator.
+    pub(super) fn same_operator(&self, other: &Self) -> bool {
+        self.operator == other.operator
+    }
+
     /// Asks for a certificate and checks the one it gets; `None` where no CA is believed, so that no client is asked.
     pub(super) fn verifier(&self) -> Result<Option<Arc<dyn ClientCertVerifier>>, Error> {
         let anchors: Vec<_> = self.own.iter().chain(&self.operator).cloned().collect();

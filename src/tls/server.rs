@@ -63,6 +63,11 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// Whether both believe the same authorities of the operator's.
+    pub fn believes_the_same(&self, other: &Self) -> bool {
+        self.authorities.same_operator(&other.authorities)
+    }
+
     /// TLS 1.3 and 1.2, ALPN, a certificate asked for but not demanded, stateless tickets and no early data.
     ///
     /// Each call makes tickets of its own: a session that was opened when other client certificates were trusted must not be resumed.

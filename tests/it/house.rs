@@ -7,7 +7,7 @@ use bytes::Bytes;
 use loopgate::app::Sidecar;
 use loopgate::config::{Config, Engine, ListenAddresses, ListenOn};
 use loopgate::shutdown::Shutdown;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
 use tokio::net::{TcpSocket, TcpStream};
@@ -31,14 +31,27 @@ pub const EXTERNAL: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// A client's connection after its handshake.
 pub type Tls = TlsStream<TcpStream>;
 
-pub struct House {
-    pub gateway: Gateway,
-    pub sidecar: Sidecar,
+/// A sidecar's door, as those who come to it know it.
+pub struct Door {
     pub address: SocketAddr,
     /// For what a story runs beside itself.
     pub tasks: Shutdown,
     client: Arc<ClientConfig>,
+}
+
+pub struct House {
+    pub gateway: Gateway,
+    pub sidecar: Sidecar,
+    door: Door,
     _state: TempDir,
+}
+
+impl std::ops::Deref for House {
+    type Target = Door;
+
+    fn deref(&self) -> &Door {
+        &self.door
+    }
 }
 
 impl House {
@@ -61,15 +74,22 @@ impl House {
         config.admin = None;
         change(&mut config);
         let sidecar = Sidecar::start(config).await.unwrap();
-        let address = sidecar.listening()[0];
+        let door = Door::new(sidecar.listening()[0], sidecar.identity().ca.clone().unwrap());
+        Self { gateway, sidecar, door, _state: state }
+    }
+}
+
+impl Door {
+    /// The door at `address`, of a sidecar whose CA is `ca`.
+    pub fn new(address: SocketAddr, ca: CertificateDer<'static>) -> Self {
         let mut roots = RootCertStore::empty();
-        roots.add(sidecar.identity().ca.clone().unwrap()).unwrap();
+        roots.add(ca).unwrap();
         let client = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Self { gateway, sidecar, address, tasks: Shutdown::new(), client: Arc::new(client), _state: state }
+        Self { address, tasks: Shutdown::new(), client: Arc::new(client) }
     }
 
     /// A TCP connection from `source`.
@@ -118,7 +138,7 @@ pub enum Protocol {
 
 pub const BOTH: [Protocol; 2] = [Protocol::H1, Protocol::H2];
 
-impl House {
+impl Door {
     /// Sends one request without a body on a connection of its own, and returns its status and body.
     pub async fn ask(&self, protocol: Protocol, source: &str, line: &str, fields: &[(&str, &str)]) -> (u16, String) {
         match protocol {

@@ -2,10 +2,14 @@
 
 mod gateway;
 mod house;
+mod process;
+mod raw_h2;
 mod wire;
 
 mod faults;
+mod h2_abuse;
 mod lanes;
+mod reload;
 mod streaming;
 mod strict;
 mod websocket;

@@ -1,0 +1,245 @@
+//! HTTP/2 by frames that wear a server down or mean two things: the offender is sent away, memory stays, others notice nothing.
+
+use crate::house::{Protocol, STRANGER};
+use crate::process::Process;
+use crate::raw_h2::*;
+
+/// Who attacks.
+const OFFENDER: &str = "127.0.0.66";
+/// More than an attack may cost, in bytes; a debug build and its allocator need some of it by themselves.
+const BOUND: usize = 32 << 20;
+
+const CANCEL: u32 = 8;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// Another client is served as ever, and the attack has left little behind.
+async fn assert_unimpressed(process: &Process, before: usize, name: &str) {
+    for protocol in crate::house::BOTH {
+        assert_eq!(process.ask(protocol, STRANGER, "GET /", &[]).await, (200, "hello".into()), "{name}");
+    }
+    let grown = process.memory().saturating_sub(before);
+    assert!(grown < BOUND, "{name}: {grown} bytes more");
+}
+
+async fn process() -> (Process, usize) {
+    let process = Process::start(&[], "").await;
+    assert_eq!(process.ask(Protocol::H2, STRANGER, "GET /", &[]).await.0, 200);
+    let memory = process.memory();
+    (process, memory)
+}
+
+/// The ids of a client's streams.
+fn streams(count: u32) -> impl Iterator<Item = u32> {
+    (0..count).map(|number| 2 * number + 1)
+}
+
+#[tokio::test]
+async fn rapid_reset_ends_in_goaway() {
+    let (process, before) = process().await;
+    let request = request_block("GET", "/stalls", &[]);
+    let reset = CANCEL.to_be_bytes();
+    let attack: Vec<u8> = streams(20_000)
+        .flat_map(|id| [frame(HEADERS, END_HEADERS | END_STREAM, id, &request), frame(RST_STREAM, 0, id, &reset)].concat())
+        .collect();
+    let outcome = RawH2::open(&process, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+    assert_eq!(outcome.goaway, Some(ENHANCE_YOUR_CALM), "{outcome:?}");
+    assert!(process.gateway.heard().len() < 2_000, "the gateway was spared: {}", process.gateway.heard().len());
+    assert_unimpressed(&process, before, "rapid reset").await;
+}
+
+/// The same, but it is loopgate that is made to reset (CVE-2025-8671, "MadeYouReset").
+#[tokio::test]
+async fn resets_that_the_server_is_made_to_send_end_in_goaway() {
+    let (process, before) = process().await;
+    let request = request_block("POST", "/stalls", &[]);
+    // A window that grows by nothing is an error of its stream (RFC 9113 section 6.9).
+    let attack: Vec<u8> =
+        streams(20_000).flat_map(|id| [frame(HEADERS, END_HEADERS, id, &request), frame(WINDOW_UPDATE, 0, id, &[0; 4])].concat()).collect();
+    let outcome = RawH2::open(&process, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+    assert!(outcome.goaway.is_some(), "{outcome:?}");
+    assert!(process.gateway.heard().len() < 2_000, "the gateway was spared: {}", process.gateway.heard().len());
+    assert_unimpressed(&process, before, "made to reset").await;
+}
+
+#[tokio::test]
+async fn a_head_without_end_ends_in_goaway() {
+    let (process, before) = process().await;
+    let more = frame(CONTINUATION, 0, 1, &block(&[("x-a", "b"); 100]));
+    for (name, piece) in [("fields", more), ("nothing", frame(CONTINUATION, 0, 1, &[]))] {
+        let attack = [frame(HEADERS, END_STREAM, 1, &request_block("GET", "/", &[])), piece.repeat(20_000)].concat();
+        let outcome = RawH2::open(&process, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+        assert!(outcome.is_over(), "{name}: {outcome:?}");
+        assert_unimpressed(&process, before, name).await;
+    }
+}
+
+#[tokio::test]
+async fn floods_of_settings_and_pings_that_are_never_read_cost_nothing() {
+    let (process, before) = process().await;
+    for (name, piece) in [
+        ("SETTINGS", settings(&[(INITIAL_WINDOW, 65_535)])),
+        ("empty SETTINGS", settings(&[])),
+        ("PING", frame(PING, 0, 0, &[1; 8])),
+        ("PING that answers nothing", frame(PING, ACK, 0, &[1; 8])),
+        ("WINDOW_UPDATE of closed streams", frame(WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes())),
+    ] {
+        let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
+        raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/", &[])), |outcome| !outcome.heads.is_empty())
+            .await;
+        // Nothing is read, so that the answers have nowhere to go; a server that goes on listening has to keep them.
+        let flood = piece.repeat(200_000);
+        let sent = tokio::time::timeout(std::time::Duration::from_secs(2), raw.send(&flood)).await;
+        assert_unimpressed(&process, before, &format!("{name} ({sent:?})")).await;
+    }
+}
+
+#[tokio::test]
+async fn a_small_head_that_unpacks_to_a_large_one_is_refused() {
+    let (process, before) = process().await;
+    let bomb = kept_field(b"x-bomb", &[b'a'; 3_900]);
+    let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
+    for (number, id) in streams(50).enumerate() {
+        let mut head = request_block("GET", "/", &[]);
+        if number == 0 {
+            head.extend(&bomb);
+        }
+        head.extend(indexed(62).repeat(8_000));
+        let outcome = raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, id, &head), Outcome::is_decided).await;
+        assert!(outcome.heads.iter().all(|(_, status)| *status != 0x88), "{outcome:?}");
+        if outcome.is_over() {
+            break;
+        }
+    }
+    assert_eq!(process.gateway.heard().len(), 1, "only the first, decent request was heard");
+    assert_unimpressed(&process, before, "HPACK bomb").await;
+}
+
+#[tokio::test]
+async fn windows_of_zero_hold_the_gateway_back() {
+    let (process, before) = process().await;
+    let mut raws = Vec::new();
+    for window in [0, 1] {
+        let mut raw = RawH2::open(&process, OFFENDER, &[(INITIAL_WINDOW, window)]).await;
+        let request = request_block("GET", "/large?5000000", &[]);
+        let attack: Vec<u8> = streams(100).flat_map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &request)).collect();
+        let outcome = raw.provoke(&attack, |outcome| outcome.heads.len() == 100 || outcome.is_over()).await;
+        assert!(outcome.heads.iter().all(|(_, status)| *status == 0x88), "{outcome:?}");
+        raws.push(raw);
+    }
+    assert_unimpressed(&process, before, "windows of zero").await;
+}
+
+#[tokio::test]
+async fn windows_that_overflow_and_tables_that_are_not_there_end_in_goaway() {
+    let (process, before) = process().await;
+    let most = i32::MAX.to_be_bytes();
+    let request = request_block("GET", "/", &[]);
+    for (name, attack) in [
+        ("the connection's window overflows", frame(WINDOW_UPDATE, 0, 0, &most)),
+        ("a window beyond 2^31", settings(&[(INITIAL_WINDOW, u32::MAX)])),
+        ("a frame size that is none", settings(&[(5, 1)])),
+        ("an index beyond the tables", frame(HEADERS, END_HEADERS | END_STREAM, 1, &indexed(4_000))),
+        ("a number without end", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0xff; 64])),
+        ("a string longer than its block", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0, 0x7f, 0xff, 0xff, 0x7f])),
+        ("a table beyond its bound", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x3f, 0xff, 0xff, 0xff, 0x07])),
+        ("DATA of no stream", frame(DATA, 0, 0, b"x")),
+        ("DATA of an idle stream", frame(DATA, 0, 5, b"x")),
+        ("HEADERS of no stream", frame(HEADERS, END_HEADERS, 0, &request)),
+        ("HEADERS of a server's stream", frame(HEADERS, END_HEADERS | END_STREAM, 2, &request)),
+        ("CONTINUATION of nothing", frame(CONTINUATION, END_HEADERS, 1, &request)),
+        ("something else within a head", [frame(HEADERS, END_STREAM, 1, &request), frame(PING, 0, 0, &[0; 8])].concat()),
+        ("a PUSH_PROMISE of a client", frame(5, END_HEADERS, 1, &[&[0, 0, 0, 2][..], &request].concat())),
+        ("a frame that is too long", frame(DATA, 0, 1, &vec![0; 100_000])),
+        ("a PING that is too short", frame(PING, 0, 0, &[0; 7])),
+        ("padding longer than its frame", frame(HEADERS, END_HEADERS | 8, 1, &[255, 0])),
+        (
+            "a stream id used again",
+            [frame(HEADERS, END_HEADERS | END_STREAM, 3, &request), frame(HEADERS, END_HEADERS | END_STREAM, 1, &request)].concat(),
+        ),
+    ] {
+        let outcome = RawH2::open(&process, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+        assert!(outcome.is_over(), "{name}: {outcome:?}");
+    }
+    assert_unimpressed(&process, before, "frames that are none").await;
+}
+
+/// What is malformed (RFC 9113 section 8.1.1) ends its stream and is never heard.
+#[tokio::test]
+async fn requests_that_can_be_read_in_two_ways_are_not_passed_on() {
+    let (process, before) = process().await;
+    let usual = [(":method", "GET"), (":scheme", "https"), (":authority", "gateway.example"), (":path", "/")];
+    let with = |more: &[(&str, &str)]| block(&[&usual, more].concat());
+    let but = |name: &str, value: &str| {
+        block(&usual.iter().map(|field| if field.0 == name { (field.0, value) } else { *field }).collect::<Vec<_>>())
+    };
+    let without = |name: &str| block(&usual.iter().copied().filter(|field| field.0 != name).collect::<Vec<_>>());
+    for (name, head) in [
+        ("a method twice", with(&[(":method", "POST")])),
+        ("a path twice", with(&[(":path", "/other")])),
+        ("an authority twice", with(&[(":authority", "other")])),
+        ("a scheme twice", with(&[(":scheme", "http")])),
+        ("no method", without(":method")),
+        ("no scheme", without(":scheme")),
+        ("no path", without(":path")),
+        ("no authority and no host", without(":authority")),
+        ("an empty path", but(":path", "")),
+        ("a path without a slash", but(":path", "x")),
+        ("a path with a blank", but(":path", "/ HTTP/1.1")),
+        ("a path with CRLF", but(":path", "/ HTTP/1.1\r\nX-Forwarded-For: 127.0.0.1\r\n\r\n")),
+        ("a method with CRLF", but(":method", "GET / HTTP/1.1\r\nA: b\r\n\r\nGET")),
+        ("a method with a blank", but(":method", "GET /admin")),
+        ("an authority with CRLF", but(":authority", "a\r\nX-Forwarded-For: 127.0.0.1")),
+        ("an authority with a user", but(":authority", "user@gateway.example")),
+        ("an authority with a path", but(":authority", "gateway.example/x")),
+        ("an empty authority", but(":authority", "")),
+        ("a scheme that isn't one", but(":scheme", "https://x")),
+        ("another host than the authority", with(&[("host", "other.example")])),
+        ("two hosts", with(&[("host", "gateway.example"), ("host", "other.example")])),
+        ("a pseudo-header after a field", [block(&usual[..3]), block(&[("a", "b"), (":path", "/")])].concat()),
+        ("a pseudo-header of a response", with(&[(":status", "200")])),
+        ("a pseudo-header that isn't one", with(&[(":client", "127.0.0.1")])),
+        ("a protocol without CONNECT", with(&[(":protocol", "websocket")])),
+        ("a name in capitals", with(&[("X-Forwarded-For", "127.0.0.1")])),
+        ("a name with CRLF", with(&[("a: b\r\nx-forwarded-for", "127.0.0.1")])),
+        ("a name with a colon", with(&[("x-forwarded-for:a", "127.0.0.1")])),
+        ("a name with a blank", with(&[("x-forwarded-for ", "127.0.0.1")])),
+        ("an empty name", with(&[("", "127.0.0.1")])),
+        ("a value with CRLF", with(&[("a", "b\r\nX-Forwarded-For: 127.0.0.1")])),
+        ("a value with LF", with(&[("a", "b\nX-Forwarded-For: 127.0.0.1")])),
+        ("a value with CR", with(&[("a", "b\rc")])),
+        ("a value with NUL", with(&[("a", "b\0c")])),
+        ("connection", with(&[("connection", "close")])),
+        ("transfer-encoding", with(&[("transfer-encoding", "chunked")])),
+        ("upgrade", with(&[("upgrade", "websocket")])),
+        ("keep-alive", with(&[("keep-alive", "timeout=5")])),
+        ("proxy-connection", with(&[("proxy-connection", "keep-alive")])),
+        ("TE other than trailers", with(&[("te", "gzip")])),
+        ("a length without a body", with(&[("content-length", "4")])),
+        ("two lengths", with(&[("content-length", "0"), ("content-length", "4")])),
+        ("a length that is none", with(&[("content-length", "+0")])),
+        ("CONNECT", block(&[(":method", "CONNECT"), (":authority", "127.0.0.1:22")])),
+    ] {
+        let heard = process.gateway.heard().len();
+        let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
+        let outcome = raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head), Outcome::is_decided).await;
+        assert!(outcome.heads.iter().all(|(_, status)| *status != 0x88), "{name} was served: {outcome:?}");
+        assert_eq!(process.gateway.heard().len(), heard, "{name}: {:#?}", process.gateway.heard().last());
+    }
+    assert_unimpressed(&process, before, "malformed requests").await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_as_long_as_it_says_is_not_passed_off_as_whole() {
+    let (process, before) = process().await;
+    for (name, length, body) in [("shorter", "10", &b"body"[..]), ("longer", "2", b"body")] {
+        let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
+        let head = request_block("POST", "/echo", &[("content-length", length)]);
+        let bytes = [frame(HEADERS, END_HEADERS, 1, &head), frame(DATA, END_STREAM, 1, body)].concat();
+        let outcome = raw.provoke(&bytes, Outcome::is_decided).await;
+        assert!(outcome.heads.iter().all(|(_, status)| *status != 0x88), "{name} was served: {outcome:?}");
+    }
+    for heard in process.gateway.heard().iter().filter(|heard| heard.start().starts_with("POST")) {
+        assert_eq!(heard.trailers, "(broken off)", "{heard:?}");
+    }
+    assert_unimpressed(&process, before, "lengths that lie").await;
+}

@@ -1,0 +1,196 @@
+//! HTTP/2 as frames (RFC 9113), for what no well-meaning client library sends.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::time::timeout;
+
+use crate::house::{Door, Tls};
+
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+
+pub const END_STREAM: u8 = 1;
+pub const ACK: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+
+/// `SETTINGS_INITIAL_WINDOW_SIZE`.
+pub const INITIAL_WINDOW: u16 = 4;
+
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Longer than any answer takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub kind: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+/// A frame's bytes.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A SETTINGS frame.
+pub fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
+    let payload: Vec<u8> = settings.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect();
+    frame(SETTINGS, 0, 0, &payload)
+}
+
+/// An HPACK integer (RFC 7541 section 5.1) with `prefix` bits, the bits before it being `first`.
+fn integer(first: u8, prefix: u32, value: usize) -> Vec<u8> {
+    let most = (1 << prefix) - 1;
+    if value < most {
+        return vec![first | u8::try_from(value).unwrap()];
+    }
+    let mut bytes = vec![first | u8::try_from(most).unwrap()];
+    let mut rest = value - most;
+    while rest >= 128 {
+        bytes.push(u8::try_from(rest % 128).unwrap() | 128);
+        rest /= 128;
+    }
+    bytes.push(u8::try_from(rest).unwrap());
+    bytes
+}
+
+fn string(bytes: &[u8]) -> Vec<u8> {
+    [&integer(0, 7, bytes.len())[..], bytes].concat()
+}
+
+/// A field as a literal that nobody keeps.
+pub fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
+    [vec![0], string(name), string(value)].concat()
+}
+
+/// A field that the receiver's table keeps; being the newest, it is entry 62 afterwards.
+pub fn kept_field(name: &[u8], value: &[u8]) -> Vec<u8> {
+    [vec![0x40], string(name), string(value)].concat()
+}
+
+/// The field at `index` of the receiver's tables.
+pub fn indexed(index: usize) -> Vec<u8> {
+    integer(0x80, 7, index)
+}
+
+/// The header block of a request.
+pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    fields.iter().flat_map(|(name, value)| field(name.as_bytes(), value.as_bytes())).collect()
+}
+
+/// The header block of a plain request, with more fields.
+pub fn request_block(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
+    let pseudo = [(":method", method), (":scheme", "https"), (":authority", "gateway.example:18789"), (":path", path)];
+    [block(&pseudo), block(more)].concat()
+}
+
+/// What became of a connection or of one of its streams.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// The code of a GOAWAY other than a polite one.
+    pub goaway: Option<u32>,
+    /// The connection was closed.
+    pub closed: bool,
+    /// The code of a RST_STREAM, by stream.
+    pub resets: Vec<(u32, u32)>,
+    /// The first byte of a response's header block, by stream: 0x88 is the status 200, 0x8c is 400.
+    pub heads: Vec<(u32, u8)>,
+}
+
+impl Outcome {
+    /// Says whether the connection was ended with an error, or simply closed.
+    pub fn is_over(&self) -> bool {
+        self.closed || self.goaway.is_some()
+    }
+
+    /// Says whether the first request has its answer, of whatever kind.
+    pub fn is_decided(&self) -> bool {
+        self.is_over() || !self.resets.is_empty() || !self.heads.is_empty()
+    }
+
+    fn note(&mut self, frame: &Frame) {
+        let code = |at: usize| u32::from_be_bytes(frame.payload[at..at + 4].try_into().unwrap());
+        match frame.kind {
+            GOAWAY if code(4) != 0 => self.goaway = Some(code(4)),
+            RST_STREAM => self.resets.push((frame.stream, code(0))),
+            HEADERS => self.heads.push((frame.stream, frame.payload[0])),
+            _ => {}
+        }
+    }
+}
+
+/// A connection on which a story writes frames of its own.
+pub struct RawH2 {
+    pub read: ReadHalf<Tls>,
+    pub write: WriteHalf<Tls>,
+}
+
+impl RawH2 {
+    /// A connection from `source` that has said no more than the preface and these settings.
+    pub async fn open(door: &Door, source: &str, says: &[(u16, u32)]) -> Self {
+        let stream = door.handshake(door.tcp(source).await, "h2").await.unwrap();
+        let (read, write) = tokio::io::split(stream);
+        let mut raw = Self { read, write };
+        raw.send(&[PREFACE, &settings(says)].concat()).await;
+        raw
+    }
+
+    /// Sends `bytes`; whether they get there is the other side's business.
+    pub async fn send(&mut self, bytes: &[u8]) {
+        let _ = self.write.write_all(bytes).await;
+        let _ = self.write.flush().await;
+    }
+
+    /// Sends `bytes` while reading what comes back, until `enough` of it or the end of the connection.
+    pub async fn provoke(&mut self, bytes: &[u8], enough: impl Fn(&Outcome) -> bool) -> Outcome {
+        let Self { read, write } = self;
+        let sending = async {
+            for block in bytes.chunks(64 * 1024) {
+                if write.write_all(block).await.is_err() {
+                    break;
+                }
+            }
+            let _ = write.flush().await;
+            std::future::pending().await
+        };
+        let reading = async {
+            let mut outcome = Outcome::default();
+            while !enough(&outcome) {
+                match next(read).await {
+                    Some(frame) => outcome.note(&frame),
+                    None => {
+                        outcome.closed = true;
+                        break;
+                    }
+                }
+            }
+            outcome
+        };
+        tokio::select! {
+            never = sending => never,
+            outcome = reading => outcome,
+        }
+    }
+}
+
+async fn next(read: &mut ReadHalf<Tls>) -> Option<Frame> {
+    let reading = async {
+        let mut head = [0; 9];
+        read.read_exact(&mut head).await.ok()?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let mut payload = vec![0; length];
+        read.read_exact(&mut payload).await.ok()?;
+        let stream = u32::from_be_bytes(head[5..9].try_into().unwrap());
+        Some(Frame { kind: head[3], stream, payload })
+    };
+    timeout(PATIENCE, reading).await.expect("a frame or the end of the connection")
+}
