@@ -34,15 +34,10 @@ impl<'a> OpenClaw<'a> {
 
     /// Starts the gateway, and comes back when it pairs devices. It ends when the value is dropped.
     pub fn start(&self, trusted_proxies: &[&str]) -> Process {
-        let mut config = serde_json::json!({"gateway": {
+        let config = serde_json::json!({"gateway": {
             "mode": "local", "port": 18789, "bind": "loopback", "auth": {"mode": "token", "token": TOKEN}, "trustedProxies": trusted_proxies,
         }});
-        // The older version refuses a key that it does not know; the newer one would ask its makers' site for models.
-        if !self.version.starts_with("2026.2.") {
-            config["models"] = serde_json::json!({"catalogRefresh": {"enabled": false}});
-        }
-        fs::write(self.state.join("openclaw.json"), config.to_string()).expect("a configuration");
-        let mut process = Process::start("the gateway", self.cli(&["gateway", "run"]), &self.state.with_extension("log"));
+        let mut process = self.launch(&config);
         // It listens long before it pairs: until then a handshake ends with 1013 "gateway starting". The older version's own tools fail
         // until its own device is paired for all five scopes; the newer one would refuse to start with this file of the older one's.
         let own = self.state.join("identity/device.json");
@@ -50,6 +45,22 @@ impl<'a> OpenClaw<'a> {
         let pair = || if self.version.starts_with("2026.2.") { client().identity(&own) } else { client() }.connect();
         process.wait_until("ready", Duration::from_secs(180), || matches!(pair(), End::Hello { .. }));
         process
+    }
+
+    /// Starts the gateway with `config`, and does not wait for it.
+    pub fn launch(&self, config: &serde_json::Value) -> Process {
+        let mut config = config.clone();
+        // The older version refuses a key that it does not know; the newer one would ask its makers' site for models.
+        if self.version.starts_with("2026.9.") {
+            config["models"] = serde_json::json!({"catalogRefresh": {"enabled": false}});
+        }
+        fs::write(self.configuration(), config.to_string()).expect("a configuration");
+        Process::start("the gateway", self.cli(&["gateway", "run"]), &self.state.with_extension("log"))
+    }
+
+    /// Where its configuration is.
+    pub fn configuration(&self) -> PathBuf {
+        self.state.join("openclaw.json")
     }
 
     /// A client of this version on a host, with a fresh device identity, the right token and all five operator scopes.
@@ -78,7 +89,7 @@ impl<'a> OpenClaw<'a> {
             .current_dir(&self.state)
             .env("HOME", &self.state)
             .env("OPENCLAW_STATE_DIR", &self.state)
-            .env("OPENCLAW_CONFIG_PATH", self.state.join("openclaw.json"))
+            .env("OPENCLAW_CONFIG_PATH", self.configuration())
             .env("OPENCLAW_DISABLE_BONJOUR", "1")
             .env("OPENCLAW_NO_RESPAWN", "1")
             .env("NO_COLOR", "1");

@@ -4,6 +4,7 @@
 
 mod backend;
 mod browser;
+mod check;
 mod client;
 mod content;
 mod gateway;

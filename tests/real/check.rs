@@ -1,0 +1,153 @@
+//! `loopgate check` before a real gateway that is set up wrongly: it names what is wrong, and its remedies, applied as they are printed,
+//! make a gateway with which nothing is wrong.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::gateway::{OpenClaw, TOKEN};
+use crate::network::{Host, Network};
+use crate::openclaw::directory;
+use crate::parts::{Missing, say, story};
+use crate::sidecar::Sidecar;
+
+#[test]
+fn check_leads_from_issue_30740_to_a_working_set_up_on_openclaw_2026_2_19() {
+    story("check, OpenClaw 2026.2.19", || from_failing_to_working("2026.2.19"));
+}
+
+#[test]
+fn check_leads_from_issue_30740_to_a_working_set_up_on_openclaw_2026_9_6() {
+    story("check, OpenClaw 2026.9.6", || from_failing_to_working("2026.9.6"));
+}
+
+fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
+    let directory = directory(&format!("check-{version}"));
+    let network = Network::new()?;
+    let openclaw = OpenClaw::new(&network, version, &directory)?;
+    let check = |arguments: &[&str]| {
+        let mut command = network.command(Host::Gateway, env!("CARGO_BIN_EXE_loopgate"));
+        command.args(["check", "--json", "--docker", "off", "--state-dir"]).arg(directory.join("loopgate")).args(arguments);
+        Checked::by(command)
+    };
+    let configuration = openclaw.configuration();
+    let file = ["--openclaw-config", configuration.to_str().expect("UTF-8")];
+    let auth = json!({"mode": "token", "token": TOKEN});
+
+    say("  without a gateway");
+    assert!(check(&[]).ids().contains(&"gateway-down"));
+
+    say("  the failing configuration of the issue: bind lan, and TLS");
+    let config =
+        json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan", "tls": {"enabled": true, "autoGenerate": true}, "auth": auth}});
+    let gateway = openclaw.launch(&config);
+    let checked = settled(&check);
+    assert!(!checked.success);
+    assert_eq!(checked.errors(), ["gateway-exposed", "gateway-tls"], "{:#}", checked.report);
+    let checked = check(&file);
+    assert_eq!(checked.errors(), ["gateway-exposed", "gateway-tls", "trusted-proxies-missing"], "{:#}", checked.report);
+    let mended = checked.applied_to(config);
+    drop(gateway);
+
+    say("  without TLS it is exposed, and trusts nobody");
+    let config = json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan", "auth": auth}});
+    let gateway = openclaw.launch(&config);
+    let checked = settled(&check);
+    assert_eq!(checked.errors(), ["gateway-exposed", "trusted-proxies-missing"], "{:#}", checked.report);
+    let also_mended = checked.applied_to(config);
+    drop(gateway);
+
+    say("  what is often advised, trustedProxies with 127.0.0.1");
+    let config = json!({"gateway": {
+        "mode": "local", "port": 18789, "bind": "loopback", "auth": auth, "trustedProxies": ["127.0.0.1", "::1", "172.18.0.0/16"],
+    }});
+    let gateway = openclaw.launch(&config);
+    let checked = settled(&check);
+    assert_eq!(checked.errors(), ["trusted-proxies-loopback", "trusted-proxies-missing"], "{:#}", checked.report);
+    // Whoever trusts the bridge's network trusts the gateway's own address in it.
+    assert!(checked.ids().contains(&"trusted-proxies-wide"), "{:#}", checked.report);
+    assert_eq!(checked.applied_to(config)["gateway"]["trustedProxies"], mended["gateway"]["trustedProxies"]);
+    drop(gateway);
+
+    say("  mended by what was printed");
+    for key in ["bind", "trustedProxies"] {
+        assert_eq!(mended["gateway"][key], also_mended["gateway"][key]);
+    }
+    let _gateway = openclaw.launch(&mended);
+    let checked = settled(&check);
+    assert_eq!(checked.errors(), [""; 0], "{:#}", checked.report);
+    assert_eq!(check(&file).errors(), [""; 0]);
+
+    say("  and with the sidecar there is nothing left to find");
+    let sidecar = Sidecar::start(&network, &directory, &[]);
+    let checked = check(&file);
+    assert!(checked.success);
+    assert_eq!(checked.ids(), [""; 0], "{:#}", checked.report);
+
+    say("  a name for browsers, which the newer version must be told of");
+    let checked = check(&["--tls-name", "gateway.example.com", "--openclaw-config", file[1]]);
+    let refuses = version != "2026.2.19";
+    assert_eq!(checked.ids().contains(&"origin-not-allowed"), refuses, "{:#}", checked.report);
+    assert!(checked.ids().contains(&"certificate-names"), "{:#}", checked.report);
+    if refuses {
+        let allowed = &checked.applied_to(mended)["gateway"]["controlUi"]["allowedOrigins"];
+        assert_eq!(*allowed, json!(["https://gateway.example.com:18789"]));
+    }
+    sidecar.stop();
+    Ok(())
+}
+
+/// Checks until the gateway has started.
+fn settled(check: &dyn Fn(&[&str]) -> Checked) -> Checked {
+    let start = Instant::now();
+    loop {
+        let checked = check(&[]);
+        if !checked.ids().iter().any(|id| ["gateway-down", "gateway-starting", "gateway-unknown"].contains(id)) {
+            return checked;
+        }
+        assert!(start.elapsed() < Duration::from_secs(180), "the gateway does not start: {:#}", checked.report);
+    }
+}
+
+/// What a check came to.
+struct Checked {
+    success: bool,
+    report: Value,
+}
+
+impl Checked {
+    fn by(mut command: Command) -> Self {
+        let output = command.output().expect("loopgate");
+        let report =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+        Self { success: output.status.success(), report }
+    }
+
+    fn findings(&self) -> impl Iterator<Item = &Value> {
+        self.report["findings"].as_array().into_iter().flatten()
+    }
+
+    fn ids(&self) -> Vec<&str> {
+        self.findings().filter_map(|finding| finding["id"].as_str()).collect()
+    }
+
+    /// Those that are errors, in the order of the alphabet.
+    fn errors(&self) -> Vec<&str> {
+        let errors = self.findings().filter(|finding| finding["severity"] == "error");
+        let mut ids: Vec<&str> = errors.filter_map(|finding| finding["id"].as_str()).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The gateway's configuration, with each printed remedy for it applied.
+    fn applied_to(&self, mut config: Value) -> Value {
+        for remedy in self.findings().map(|finding| &finding["remedy"]).filter(|remedy| remedy["in"] == "openclaw.json") {
+            let path = format!("/{}", remedy["key"].as_str().expect("a key").replace('.', "/"));
+            let (parents, last) = path.rsplit_once('/').expect("a path");
+            let parent = parents.split('/').skip(1).fold(&mut config, |value, key| &mut value[key]);
+            parent[last] = remedy["value"].clone();
+        }
+        config
+    }
+}
