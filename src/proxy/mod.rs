@@ -11,7 +11,7 @@ mod frames;
 mod framing;
 mod request;
 mod roll;
-mod tunnel;
+pub mod tunnel;
 mod upstream;
 
 use std::sync::Arc;

@@ -27,7 +27,7 @@ thread_local! {
 }
 
 /// What a tunnel is told about itself.
-pub(super) struct Terms {
+pub struct Terms {
     /// Whether it is a WebSocket, so that it can be told goodbye between two frames.
     pub websocket: bool,
     /// Cancelled when loopgate is about to end.
@@ -46,7 +46,7 @@ pub(super) struct Terms {
 ///
 /// # Errors
 /// Either side broke off.
-pub(super) async fn run<C, G>(mut client: C, mut gateway: G, early: (Bytes, Bytes), terms: Terms) -> io::Result<()>
+pub async fn run<C, G>(mut client: C, mut gateway: G, early: (Bytes, Bytes), terms: Terms) -> io::Result<()>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,

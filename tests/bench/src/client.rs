@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
+use rustls::client::Resumption;
 use rustls::{ClientConfig, HandshakeKind};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -36,6 +37,16 @@ pub struct Connection {
 }
 
 impl Target {
+    /// The same for a client that keeps the tickets that it gets, and shares them with no other.
+    pub fn with_tickets(&self) -> Self {
+        let tls = self.tls.as_deref().map(|config| {
+            let mut config = config.clone();
+            config.resumption = Resumption::in_memory_sessions(4);
+            Arc::new(config)
+        });
+        Self { address: self.address, tls }
+    }
+
     /// Connects, and shakes hands where there is TLS.
     ///
     /// # Errors

@@ -76,7 +76,7 @@ impl Compare {
         let directory = tempfile::tempdir()?;
         let backend = Backend::start()?;
         let around = Surroundings {
-            programs: self.programs(),
+            programs: self.programs()?,
             certificate: Certificate::make(directory.path())?,
             directory: directory.path().to_owned(),
             backend: backend.address,
@@ -141,14 +141,16 @@ impl Compare {
         turns
     }
 
-    fn programs(&self) -> Programs {
-        Programs {
-            loopgate: self.loopgate.clone(),
-            nginx: self.nginx.clone(),
-            haproxy: self.haproxy.clone(),
-            caddy: self.caddy.clone(),
-            traefik: self.traefik.clone(),
-        }
+    fn programs(&self) -> io::Result<Programs> {
+        // The sides run in a directory of their own. A bare name is looked up on the path.
+        let found = |program: &PathBuf| if program.components().count() > 1 { fs::canonicalize(program) } else { Ok(program.clone()) };
+        Ok(Programs {
+            loopgate: found(&self.loopgate)?,
+            nginx: found(&self.nginx)?,
+            haproxy: found(&self.haproxy)?,
+            caddy: found(&self.caddy)?,
+            traefik: found(&self.traefik)?,
+        })
     }
 }
 

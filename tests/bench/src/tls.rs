@@ -37,8 +37,8 @@ impl Certificate {
 
     /// A client that trusts it and offers TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256 only, so that no side can choose something cheaper.
     ///
-    /// With `resume` it keeps the tickets that it gets.
-    pub fn client(&self, resume: bool) -> Arc<ClientConfig> {
+    /// It keeps no tickets.
+    pub fn client(&self) -> Arc<ClientConfig> {
         let provider = CryptoProvider {
             cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256],
             kx_groups: vec![aws_lc_rs::kx_group::X25519],
@@ -49,7 +49,7 @@ impl Certificate {
         let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(&[&rustls::version::TLS13]);
         let mut config = builder.expect("TLS 1.3 has this suite").with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        config.resumption = if resume { Resumption::in_memory_sessions(64) } else { Resumption::disabled() };
+        config.resumption = Resumption::disabled();
         Arc::new(config)
     }
 }

@@ -37,13 +37,12 @@ pub(super) async fn requests(running: &Running, time: Duration, clients: usize) 
     }
 }
 
-pub(super) async fn handshakes(running: &Running, time: Duration, clients: usize) -> Sample {
+pub(super) async fn handshakes(running: &Running, time: Duration, clients: usize, resuming: bool) -> Sample {
     let target = running.target.clone();
-    let resuming = target.tls.is_some();
     let (all, resumed) = (Rc::<Cell<u64>>::default(), Rc::<Cell<u64>>::default());
     let counts = (Rc::clone(&all), Rc::clone(&resumed));
     let window = drive(running, time, clients, move |tally| {
-        let (target, (all, resumed)) = (target.clone(), counts.clone());
+        let (target, (all, resumed)) = (if resuming { target.with_tickets() } else { target.clone() }, counts.clone());
         async move {
             let request = head("GET", "/", "");
             loop {

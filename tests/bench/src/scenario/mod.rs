@@ -88,7 +88,7 @@ impl Scenario {
     /// # Errors
     /// It could not be started or measured.
     pub async fn measure(self, peer: Peer, around: &Surroundings, extent: Extent) -> io::Result<Sample> {
-        let config = around.certificate.client(self == Self::HsResumed);
+        let config = around.certificate.client();
         if self == Self::Start {
             return start::measure(peer, around, &config).await;
         }
@@ -98,7 +98,8 @@ impl Scenario {
             Self::H1 => http::requests(&running, time, 64).await,
             Self::H1Lat => http::requests(&running, time, 1).await,
             Self::H2 => h2::requests(&running, time).await?,
-            Self::HsFull | Self::HsResumed => http::handshakes(&running, time, 16).await,
+            Self::HsFull => http::handshakes(&running, time, 16, false).await,
+            Self::HsResumed => http::handshakes(&running, time, 16, true).await,
             Self::Ws => websocket::echoes(&running, time, 256).await,
             Self::WsLat => websocket::echoes(&running, time, 1).await,
             Self::WsBulk => websocket::bulk(&running, time, 4).await,
