@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
@@ -142,16 +142,23 @@ impl Compare {
     }
 
     fn programs(&self) -> io::Result<Programs> {
-        // The sides run in a directory of their own. A bare name is looked up on the path.
-        let found = |program: &PathBuf| if program.components().count() > 1 { fs::canonicalize(program) } else { Ok(program.clone()) };
         Ok(Programs {
-            loopgate: found(&self.loopgate)?,
-            nginx: found(&self.nginx)?,
-            haproxy: found(&self.haproxy)?,
-            caddy: found(&self.caddy)?,
-            traefik: found(&self.traefik)?,
+            loopgate: find(&self.loopgate)?,
+            nginx: find(&self.nginx)?,
+            haproxy: find(&self.haproxy)?,
+            caddy: find(&self.caddy)?,
+            traefik: find(&self.traefik)?,
         })
     }
+}
+
+/// The whole path of `program`, since the sides run in a directory of their own; a bare name is looked up on the search path.
+fn find(program: &Path) -> io::Result<PathBuf> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let places = std::env::split_paths(&paths).map(|directory| directory.join(program));
+    let found = if program.components().count() > 1 { Some(program.to_owned()) } else { places.into_iter().find(|place| place.is_file()) };
+    let missing = || io::Error::other(format!("there is no program {}", program.display()));
+    fs::canonicalize(found.ok_or_else(missing)?)
 }
 
 /// The backend's process, ended with this value.
