@@ -21,7 +21,7 @@ use crate::process::monotonic;
 use crate::websocket;
 
 const BLOCK: usize = 256 * 1024;
-const ZEROS: [u8; BLOCK] = [0; BLOCK];
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 const EVENTS_APART: Duration = Duration::from_millis(10);
 const SMALL: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 18\r\n\r\nThe gateway's word";
 

@@ -76,7 +76,7 @@ impl Compare {
         let directory = tempfile::tempdir()?;
         let backend = Backend::start()?;
         let around = Surroundings {
-            programs: self.programs()?,
+            programs: self.programs(),
             certificate: Certificate::make(directory.path())?,
             directory: directory.path().to_owned(),
             backend: backend.address,
@@ -141,24 +141,24 @@ impl Compare {
         turns
     }
 
-    fn programs(&self) -> io::Result<Programs> {
-        Ok(Programs {
-            loopgate: find(&self.loopgate)?,
-            nginx: find(&self.nginx)?,
-            haproxy: find(&self.haproxy)?,
-            caddy: find(&self.caddy)?,
-            traefik: find(&self.traefik)?,
-        })
+    fn programs(&self) -> Programs {
+        Programs {
+            loopgate: find(&self.loopgate),
+            nginx: find(&self.nginx),
+            haproxy: find(&self.haproxy),
+            caddy: find(&self.caddy),
+            traefik: find(&self.traefik),
+        }
     }
 }
 
-/// The whole path of `program`, since the sides run in a directory of their own; a bare name is looked up on the search path.
-fn find(program: &Path) -> io::Result<PathBuf> {
+/// The whole path of `program`, since the sides run in a directory of their own; a bare name is looked up on the search path. What is not
+/// found stays as it is, and fails when it is to be started.
+fn find(program: &Path) -> PathBuf {
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&paths).map(|directory| directory.join(program));
-    let found = if program.components().count() > 1 { Some(program.to_owned()) } else { places.into_iter().find(|place| place.is_file()) };
-    let missing = || io::Error::other(format!("there is no program {}", program.display()));
-    fs::canonicalize(found.ok_or_else(missing)?)
+    let mut places = std::env::split_paths(&paths).map(|directory| directory.join(program));
+    let found = if program.components().count() > 1 { Some(program.to_owned()) } else { places.find(|place| place.is_file()) };
+    found.and_then(|place| fs::canonicalize(place).ok()).unwrap_or_else(|| program.to_owned())
 }
 
 /// The backend's process, ended with this value.
