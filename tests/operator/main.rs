@@ -2,4 +2,5 @@
 
 mod desk;
 mod metrics;
+mod reference;
 mod sidecar;
