@@ -21,7 +21,7 @@ pub fn everything() -> String {
     let enrolments = Enrolments::default();
     count(&enrolments.refused, "reason");
     doors.refuse(Refusal::ClientRate);
-    health.agents.get_or_create(&ProofLabels { proof: "address" });
+    health.agents.get_or_create(&ProofLabels { proof: "address" }).set(1);
     let mut registry = Registry::with_prefix("loopgate");
     traffic.register(&mut registry);
     doors.register(&mut registry);
