@@ -49,6 +49,7 @@ pub(super) fn measure(desk: &Desk, facts: &Facts, health: &Health) {
     health.listeners.set(number(facts.doors));
     health.certificate_expiry.set(desk.pki.identity().borrow().not_after.unix_timestamp());
     health.certificate_problem.set(i64::from(facts.certificate_problem.is_some()));
+    health.config_problem.set(i64::from(desk.config_problem.borrow().is_some()));
     health.docker_enabled.set(i64::from(view.docker != DockerState::Off));
     let agents = agents(&view, &HashMap::new());
     for proof in ["attested", "address"] {
@@ -92,6 +93,7 @@ pub(super) async fn status(desk: &Desk) -> Status {
             reachable: facts.gateway_error.is_none(),
             error: facts.gateway_error,
         },
+        config_problem: desk.config_problem.borrow().clone(),
         certificate: certificate(&desk.pki.identity().borrow(), facts.certificate_problem),
         discovery: discovery(&view),
         agents: agents(&view, &by_agent),

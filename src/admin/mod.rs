@@ -58,6 +58,8 @@ pub struct Desk {
     pub proxy: Arc<Proxy>,
     /// Everything that is counted.
     pub registry: Registry,
+    /// Why the configuration is not that of the file.
+    pub config_problem: watch::Receiver<Option<String>>,
     /// The gauges in it that the desk sets.
     pub health: Health,
     /// Since when the sidecar runs.

@@ -57,6 +57,7 @@ pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
                 }
                 main {
                     @for reason in &status.not_ready { p .alert { (reason) } }
+                    @if let Some(problem) = &status.config_problem { p .alert { "The configuration is as it was: " (problem) } }
                     div .cards { (doors(status)) (certificate(&status.certificate)) (discovery(&status.discovery)) }
                     (agents(status))
                     (connections(status))
@@ -220,6 +221,7 @@ mod tests {
         status.not_ready = vec![hostile.into()];
         status.certificate.names = vec![hostile.into()];
         status.certificate.problem = Some(hostile.into());
+        status.config_problem = Some(hostile.into());
         status.discovery.error = Some(hostile.into());
         status.discovery.own_names = vec![hostile.into()];
         status.agents[0].container = hostile.into();

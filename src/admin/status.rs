@@ -19,6 +19,8 @@ pub struct Status {
     pub listening: Vec<String>,
     /// The gateway behind.
     pub gateway: Gateway,
+    /// Why the configuration is not that of the file, after a SIGHUP.
+    pub config_problem: Option<String>,
     /// The certificate that is served.
     pub certificate: Certificate,
     /// What is known of containers, and how.
@@ -194,6 +196,7 @@ pub fn example() -> Status {
         not_ready: Vec::new(),
         listening: vec!["172.18.0.2:18789".into()],
         gateway: Gateway { address: "127.0.0.1:18789".into(), reachable: true, error: None },
+        config_problem: None,
         certificate: Certificate {
             names: vec!["localhost".into(), "gateway".into(), "172.18.0.2".into()],
             not_before: "2026-01-01T00:00:00Z".into(),

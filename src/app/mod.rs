@@ -106,7 +106,8 @@ pub struct Sidecar {
     proxy: Arc<Proxy>,
     handshakes: Arc<Handshakes>,
     limits: Arc<listener::Limits>,
-    health: Health,
+    /// Why the configuration is not that of the file.
+    config_problem: watch::Sender<Option<String>>,
     pki: Pki,
     view: watch::Receiver<Arc<View>>,
     bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
@@ -150,13 +151,14 @@ impl Sidecar {
         let config = Arc::new(ArcSwap::from_pointee(config));
         let handshakes = Arc::new(Handshakes::new(identity, Arc::clone(&config), Arc::clone(&proxy)));
         shutdown.spawn(Arc::clone(&handshakes).follow(shutdown.clone()));
-        let health = Health::default();
+        let (config_problem, known) = watch::channel(None);
         if let Some(admin) = admin {
             let mut registry = Registry::with_prefix("loopgate");
             traffic.register(&mut registry);
             doors.register(&mut registry);
             docker.register(&mut registry);
             enrolments.register(&mut registry);
+            let health = Health::default();
             health.register(&mut registry);
             let desk_ = Desk {
                 gateway,
@@ -165,13 +167,14 @@ impl Sidecar {
                 view: view.clone(),
                 proxy: Arc::clone(&proxy),
                 registry,
-                health: health.clone(),
+                health,
+                config_problem: known,
                 started,
                 shutdown: shutdown.clone(),
             };
             admin.serve(desk_, &desk);
         }
-        let sidecar = Self { config, proxy, handshakes, limits, health, pki, view, bound, shutdown, desk };
+        let sidecar = Self { config, proxy, handshakes, limits, config_problem, pki, view, bound, shutdown, desk };
         sidecar.introduce();
         Ok(sidecar)
     }
@@ -218,7 +221,7 @@ impl Sidecar {
             handshakes::terms(&self.identity(), &config).map_err(|error| error.to_string())?;
             Ok((config, kept))
         });
-        self.health.config_problem.set(adopted.is_err().into());
+        self.config_problem.send_replace(adopted.as_ref().err().map(|error| error.replace('\n', "; ")));
         match adopted {
             Ok((config, kept)) => self.go_by(config, &kept, set_log),
             Err(error) => error!("keeping the configuration as it was: {}", error.replace('\n', "; ")),

@@ -36,6 +36,7 @@ kinds! {
     OPENCLAW_INCLUDE = "openclaw-config-include", Note, "The gateway's own configuration includes other files, which were not read.";
     SIDECAR_DOWN = "sidecar-down", Warning, "No sidecar answers at the admin address.";
     SIDECAR_NOT_READY = "sidecar-not-ready", Error, "The sidecar runs, but is not ready.";
+    CONFIG_PROBLEM = "config-problem", Warning, "The sidecar was told to look at its configuration again, which is wrong, so it goes by the one before.";
     NAMESPACE = "namespace-orphaned", Error, "The container that owns this network namespace does not run, or has a new one.";
     OWN_ADDRESSES = "own-addresses-shared", Warning,
         "Own addresses are on the agent lane, while a rootless engine delivers outside clients with them.";

@@ -6,6 +6,10 @@ use crate::admin::status::Status;
 
 /// Judges what `/status` said, or why there was no answer.
 pub fn judge(status: &Result<Status, String>, report: &mut Report) {
+    if let Some(problem) = status.as_ref().ok().and_then(|status| status.config_problem.as_ref()) {
+        let remedy = Remedy::words("mend what it names, and send the sidecar another SIGHUP");
+        report.find(&kind::CONFIG_PROBLEM, problem.clone(), remedy);
+    }
     match status {
         Err(error) => {
             let remedy = Remedy::words("start it (loopgate run), or say by --admin where its admin listener is");
@@ -34,8 +38,14 @@ mod tests {
         let mut unready = example();
         unready.ready = false;
         unready.not_ready = vec!["stopping".into()];
-        let table: [(Result<Status, String>, &[&str]); 3] =
-            [(Ok(example()), &[]), (Ok(unready), &["sidecar-not-ready"]), (Err("refused".into()), &["sidecar-down"])];
+        let mut misled = example();
+        misled.config_problem = Some("gateway.adress: there is no such key".into());
+        let table: [(Result<Status, String>, &[&str]); 4] = [
+            (Ok(misled), &["config-problem"]),
+            (Ok(example()), &[]),
+            (Ok(unready), &["sidecar-not-ready"]),
+            (Err("refused".into()), &["sidecar-down"]),
+        ];
         for (status, expected) in table {
             let mut report = Report::default();
             judge(&status, &mut report);

@@ -66,6 +66,9 @@ fn text(status: &Status, colours: bool) -> String {
     for reason in &status.not_ready {
         let _ = writeln!(text, "  {}", paint(reason, Tone::Bad, colours));
     }
+    if let Some(problem) = &status.config_problem {
+        let _ = writeln!(text, "  {}", paint(&format!("the configuration is as it was: {problem}"), Tone::Bad, colours));
+    }
     text.push_str(&summary(status).render(colours));
     let mut section = |title: &str, table: Table| {
         let _ = write!(text, "\n{}\n{}", paint(title, Tone::Strong, colours), table.render(colours));

@@ -1,5 +1,10 @@
-//! What an operator sees of a sidecar that runs: `status`, the page, `/metrics`.
+//! What an operator sees of a sidecar that runs, and of one that should: `status`, the page, `/metrics`, `check`, the documentation.
 
+mod check;
 mod desk;
+#[expect(dead_code, reason = "other stories use the rest of it")]
+#[path = "../support/fake_docker.rs"]
+mod fake_docker;
 mod metrics;
+mod reference;
 mod sidecar;

@@ -1,8 +1,37 @@
 //! `/metrics` by the rules of promtool's linter and of OpenMetrics.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use loopgate::metrics::enrolment::Enrolments;
+use loopgate::metrics::health::{Health, ProofLabels};
+use loopgate::metrics::traffic::Traffic;
+use loopgate::metrics::{Discovery, Doors, Refusal, count};
+use prometheus_client::registry::Registry;
 
 use crate::sidecar::Sidecar;
+
+/// Every metric there is, those included that are only told of once they have a value.
+pub fn everything() -> String {
+    let (traffic, doors, health) = (Traffic::default(), Doors::default(), Health::default());
+    for family in [&traffic.denied, &traffic.handshake_failures, &traffic.refused, &traffic.gateway_errors] {
+        count(family, "reason");
+    }
+    traffic.answered("agent", "h2", 200, Duration::ZERO);
+    let enrolments = Enrolments::default();
+    count(&enrolments.refused, "reason");
+    doors.refuse(Refusal::ClientRate);
+    health.agents.get_or_create(&ProofLabels { proof: "address" }).set(1);
+    let mut registry = Registry::with_prefix("loopgate");
+    traffic.register(&mut registry);
+    doors.register(&mut registry);
+    health.register(&mut registry);
+    enrolments.register(&mut registry);
+    Discovery::default().register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    text
+}
 
 /// The only labels there are; none has a value that a client chooses.
 const LABELS: [&str; 7] = ["lane", "le", "proof", "protocol", "reason", "status", "version"];
@@ -13,6 +42,16 @@ fn metrics_are_named_by_the_conventions_and_have_no_unbounded_label() {
     let answer = sidecar.get("/metrics", "localhost");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"), "{head}");
+    for wanted in ["loopgate_ready 1", "loopgate_gateway_up 1", "loopgate_listeners 1", "loopgate_certificate_problem 0"] {
+        assert!(body.lines().any(|line| line == wanted), "{wanted} is not in\n{body}");
+    }
+    lint(body);
+    lint(&everything());
+    let names = |text: &str| text.lines().filter(|line| line.starts_with("# TYPE")).map(ToOwned::to_owned).collect::<BTreeSet<_>>();
+    assert!(names(body).is_subset(&names(&everything())), "a metric of the sidecar is not in `everything`");
+}
+
+fn lint(body: &str) {
     assert!(body.ends_with("# EOF\n"), "{body}");
     let (mut kinds, mut helped) = (BTreeMap::new(), BTreeSet::new());
     for line in body.lines().filter_map(|line| line.strip_prefix("# ")) {
@@ -44,7 +83,35 @@ fn metrics_are_named_by_the_conventions_and_have_no_unbounded_label() {
             assert!(LABELS.contains(&label), "{line}");
         }
     }
-    for wanted in ["loopgate_ready 1", "loopgate_gateway_up 1", "loopgate_listeners 1", "loopgate_certificate_problem 0"] {
-        assert!(body.lines().any(|line| line == wanted), "{wanted} is not in\n{body}");
+}
+
+#[test]
+fn alerts_and_the_dashboard_ask_for_metrics_that_there_are() {
+    let metrics = everything();
+    let names: BTreeSet<String> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .flat_map(|told| {
+            let (name, kind) = told.split_once(' ').unwrap();
+            let suffix = match kind {
+                "counter" => "_total",
+                "histogram" => "_bucket",
+                _ => "",
+            };
+            [format!("{name}{suffix}")]
+        })
+        .collect();
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/monitoring");
+    for file in ["alerts.yaml", "dashboard.json"] {
+        let text = std::fs::read_to_string(directory.join(file)).unwrap();
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let asked: BTreeSet<&str> = words.filter(|word| word.starts_with("loopgate_")).collect();
+        assert!(asked.len() > 5, "{file}");
+        for name in asked {
+            assert!(names.contains(name), "{file} asks for {name}");
+        }
+        if file.ends_with(".json") {
+            serde_json::from_str::<serde_json::Value>(&text).unwrap();
+        }
     }
 }

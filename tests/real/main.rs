@@ -10,6 +10,7 @@ mod content;
 mod gateway;
 mod network;
 mod openclaw;
+mod page;
 mod parts;
 mod process;
 mod sidecar;

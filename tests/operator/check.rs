@@ -1,0 +1,139 @@
+//! `loopgate check` where the engine, the gateway or the files are not as they should be, with stand-ins for the first two.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::fake_docker::{FakeDocker, container};
+use crate::sidecar::{Sidecar, free_port, loopgate};
+
+/// Runs `loopgate check --json` without blocking the stand-ins; returns the whole report and whether it was a success.
+async fn check(arguments: &[&str]) -> (Value, bool) {
+    let mut command = loopgate(&[&["check", "--json"], arguments].concat());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let report =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    (report, output.status.success())
+}
+
+fn ids(report: &Value) -> BTreeSet<&str> {
+    report["findings"].as_array().unwrap().iter().map(|finding| finding["id"].as_str().unwrap()).collect()
+}
+
+fn finding<'a>(report: &'a Value, id: &str) -> &'a Value {
+    report["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == id).unwrap_or_else(|| panic!("no {id} in {report:#}"))
+}
+
+fn on(docker: &FakeDocker) -> String {
+    format!("unix://{}", docker.socket().display())
+}
+
+/// An address of this machine, so that the owner of this namespace is found by it.
+fn own_address() -> String {
+    // No packet is sent by that.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    match socket.connect("192.0.2.254:9").and_then(|()| socket.local_addr()) {
+        Ok(address) => address.ip().to_string(),
+        Err(_) => "127.0.0.1".into(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_permits_everything_is_found_and_a_filter_is_not() {
+    let docker = FakeDocker::start();
+    docker.answer("/info", 200, "{}");
+    docker.answer("/images/json", 200, "[]");
+    let (report, _) = check(&["--docker", &on(&docker)]).await;
+    assert_eq!(finding(&report, "docker-too-wide")["seen"], json!(["GET /info is answered 200", "GET /images/json is answered 200"]));
+    docker.answer("/info", 403, "no");
+    docker.answer("/images/json", 403, "no");
+    let (report, _) = check(&["--docker", &on(&docker)]).await;
+    assert!(!ids(&report).contains("docker-too-wide"), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_is_not_there_or_forbids_too_much_is_found() {
+    let docker = FakeDocker::start();
+    docker.answer("/containers/json", 403, "no");
+    let (report, success) = check(&["--docker", &on(&docker)]).await;
+    let seen = finding(&report, "docker-unreachable")["seen"][0].as_str().unwrap();
+    assert!(seen.contains("refuses GET /containers/json (403") && !success, "{seen}");
+    let (report, _) = check(&["--docker", "unix:///nowhere/docker.sock"]).await;
+    assert!(
+        finding(&report, "docker-unreachable")["seen"][0].as_str().unwrap().contains("no socket at /nowhere/docker.sock"),
+        "{report:#}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_that_are_no_agents_or_might_be_forged_are_named() {
+    let own = own_address();
+    if own.starts_with("127.") {
+        eprintln!("SKIPPED: this machine has no address beside loopback");
+        return;
+    }
+    let docker = FakeDocker::start();
+    let labels = |project: &str, agent: &str| json!({"com.docker.compose.project": project, "loopgate.agent": agent});
+    docker.put(container("netns", json!({"com.docker.compose.project": "claw"}), &[("net", &own)]));
+    docker.put(container("stranger", labels("other", "true"), &[("net", "192.0.2.31")]));
+    docker.put(container("odd", labels("claw", "yes please"), &[("net", "192.0.2.32")]));
+    docker.put(container("robot", labels("claw", "address"), &[("net", "192.0.2.33")]));
+    docker.details("robot", json!({"Id": "robot", "HostConfig": {"CapDrop": null, "CapAdd": null, "Privileged": false}}));
+    let arguments =
+        |more: &[&'static str]| [vec!["--docker".to_owned(), on(&docker)], more.iter().map(|one| (*one).to_owned()).collect()].concat();
+    let given = arguments(&["--container", "netns", "--trusted-proxy", "192.0.2.254"]);
+    let (report, _) = check(&given.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    assert!(finding(&report, "agent-other-project")["seen"][0].as_str().unwrap().starts_with("stranger: "), "{report:#}");
+    assert!(finding(&report, "agent-label")["seen"][0].as_str().unwrap().starts_with("odd: "), "{report:#}");
+    assert!(finding(&report, "agent-net-raw")["seen"][0].as_str().unwrap().starts_with("robot "), "{report:#}");
+    assert_eq!(
+        finding(&report, "bridge-gateway-trusted")["remedy"],
+        json!({"in": "loopgate", "key": "external.trusted_proxies", "value": []})
+    );
+    // Each remedy, applied.
+    docker.put(container("odd", labels("claw", "false"), &[("net", "192.0.2.32")]));
+    docker.details("robot", json!({"Id": "robot", "HostConfig": {"CapDrop": ["NET_RAW"]}}));
+    let given = arguments(&["--container", "netns", "--any-project"]);
+    let (report, _) = check(&given.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let left = ids(&report);
+    for id in ["agent-other-project", "agent-label", "agent-net-raw", "bridge-gateway-trusted"] {
+        assert!(!left.contains(id), "{report:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_gateway_is_not_taken_for_one() {
+    let sidecar = Sidecar::start(&[]);
+    // The sidecar's own door speaks TLS, and its admin listener HTTP.
+    for (address, id) in [(sidecar.door, "gateway-tls"), (sidecar.admin, "gateway-unknown"), (free_port(), "gateway-down")] {
+        let (report, success) = check(&["--docker", "off", "--gateway", &address.to_string()]).await;
+        assert!(ids(&report).contains(id) && (!success || id == "gateway-unknown"), "{report:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_state_directory_and_the_certificate_in_it_are_looked_at() {
+    let sidecar = Sidecar::start(&[]);
+    let state = sidecar.state.path().to_str().unwrap();
+    let admin = sidecar.admin.to_string();
+    let arguments = ["--docker", "off", "--state-dir", state, "--admin", &admin];
+    let (report, _) = check(&arguments).await;
+    let quiet = ["state-dir-permissions", "state-dir-owner", "certificate-names", "certificate-expiring", "sidecar-down"];
+    assert!(quiet.iter().all(|id| !ids(&report).contains(id)), "{report:#}");
+    std::fs::set_permissions(Path::new(state).join("ca.key"), PermissionsExt::from_mode(0o644)).unwrap();
+    let (report, _) = check(&[&arguments[..], &["--tls-name", "gateway.example.com"]].concat()).await;
+    let remedy = finding(&report, "state-dir-permissions")["remedy"]["what"].as_str().unwrap();
+    assert_eq!(remedy, format!("chmod 600 {state}/ca.key"));
+    assert!(finding(&report, "certificate-names")["seen"][0].as_str().unwrap().ends_with("is not for gateway.example.com"), "{report:#}");
+    std::fs::write(Path::new(state).join("server.pem"), "nothing").unwrap();
+    let (report, success) = check(&arguments).await;
+    assert!(ids(&report).contains("certificate-unreadable") && !success, "{report:#}");
+}
+
+#[test]
+fn a_wrong_option_is_a_wrong_option_here_too() {
+    let output = loopgate(&["check", "--gateway", "10.0.0.1:1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}

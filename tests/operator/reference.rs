@@ -1,0 +1,140 @@
+//! `docs/reference.md` is what the code says: options, findings and metrics are taken from it, and labels and commands are all there.
+//!
+//! `LOOPGATE_BLESS=1 cargo test --test operator reference` writes them anew.
+
+use std::path::Path;
+
+use loopgate::check::catalogue;
+use loopgate::config::key::{Form, KEYS};
+
+use crate::metrics::everything;
+use crate::sidecar::loopgate;
+
+#[test]
+fn the_reference_lists_what_there_is() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
+    let written = std::fs::read_to_string(&path).unwrap();
+    let mut expected = written.clone();
+    for (name, table) in [("commands", commands()), ("options", options()), ("findings", findings()), ("metrics", metrics())] {
+        let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
+        let (before, rest) = expected.split_once(&begin).unwrap_or_else(|| panic!("no section {name}"));
+        let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("section {name} does not end"));
+        expected = format!("{before}{begin}\n{table}\n{end}{after}");
+    }
+    if std::env::var_os("LOOPGATE_BLESS").is_some() {
+        std::fs::write(&path, &expected).unwrap();
+    } else {
+        assert!(written == expected, "docs/reference.md is not what the code says: LOOPGATE_BLESS=1 writes it anew");
+    }
+}
+
+/// What `loopgate --help` says of each command.
+fn commands() -> String {
+    let output = loopgate(&["--help"]).env("COLUMNS", "1000").output().unwrap();
+    let help = String::from_utf8(output.stdout).unwrap();
+    let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let mut table = "| command | does |\n| --- | --- |\n".to_owned();
+    for line in list.lines() {
+        let (name, what) = line.trim().split_once("  ").unwrap();
+        table.push_str(&format!("| `loopgate {name}` | {} |\n", what.trim()));
+    }
+    table
+}
+
+fn options() -> String {
+    let mut table = "| flag | key | default | what |\n| --- | --- | --- | --- |\n".to_owned();
+    for key in KEYS.iter() {
+        let form = match key.form {
+            Form::Switch => "true/false".into(),
+            Form::Number => "number".into(),
+            Form::Duration => "time".into(),
+            Form::Choice(words) => words.join("/"),
+            Form::Text(name) => name.to_lowercase().replace('|', "/"),
+            Form::List(name) => format!("{}, ...", name.to_lowercase()),
+        };
+        let default = key.default.map(|default| format!("`{default}`")).unwrap_or_default();
+        table.push_str(&format!("| `--{}` | `{}` ({form}) | {default} | {} |\n", key.flag, key.path, key.help));
+    }
+    table
+}
+
+fn findings() -> String {
+    let mut table = "| id | severity | what it means |\n| --- | --- | --- |\n".to_owned();
+    for kind in catalogue::ALL {
+        table.push_str(&format!("| `{}` | {} | {} |\n", kind.id, kind.severity.label(), kind.means));
+    }
+    table
+}
+
+/// What is said of each metric.
+fn metrics() -> String {
+    let answer = everything();
+    let mut rows = Vec::new();
+    let mut help = "";
+    for line in answer.lines() {
+        if let Some(told) = line.strip_prefix("# HELP ") {
+            help = told.split_once(' ').unwrap().1;
+        } else if let Some(told) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = told.split_once(' ').unwrap();
+            let suffix = match kind {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            let series = answer.lines().find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ', '_'])));
+            let labels = series.and_then(|rest| rest.split_once('{')).map(|(_, rest)| rest).unwrap_or_default().split(',');
+            let labels: Vec<&str> = labels.filter_map(|pair| pair.split_once('=')).map(|(label, _)| label).collect();
+            rows.push(format!("| `{name}{suffix}` | {kind} | {} | {help} |\n", labels.join(", ")));
+        }
+    }
+    rows.sort();
+    format!("| metric | type | labels | what |\n| --- | --- | --- | --- |\n{}", rows.concat())
+}
+
+#[test]
+fn every_command_in_the_documentation_is_one() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let documents = ["openclaw", "reference", "operations", "security", "architecture"].map(|name| root.join(format!("docs/{name}.md")));
+    let mut seen = 0;
+    for document in documents.iter().chain([&root.join("README.md")]) {
+        let text = std::fs::read_to_string(document).unwrap();
+        let blocks = text.split("```").skip(1).step_by(2);
+        for line in blocks.filter(|block| block.starts_with("sh\n") || block.starts_with("console\n")).flat_map(str::lines) {
+            let Some((_, rest)) = line.split_once("loopgate ") else { continue };
+            let words: Vec<&str> = rest.split_whitespace().take_while(|word| !["|", ">", "&&", "--", ";"].contains(word)).collect();
+            let command: Vec<&str> = words.iter().copied().take_while(|word| word.chars().all(|c| c.is_ascii_lowercase())).collect();
+            if command.is_empty() || line.trim_start().starts_with('#') || line.contains("compose") && !line.contains("/loopgate ") {
+                continue;
+            }
+            // As deep as there are commands: `cert show`, but `completions bash`.
+            let depth = if ["cert", "config"].contains(&command[0]) { 2 } else { 1 };
+            let output = loopgate(&[&command[..depth.min(command.len())], &["--help"]].concat()).output().unwrap();
+            assert!(output.status.success(), "{}: {line}", document.display());
+            let help = String::from_utf8(output.stdout).unwrap();
+            for flag in words.iter().filter(|word| word.starts_with("--")).map(|word| word.split('=').next().unwrap()) {
+                assert!(
+                    help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")) || help.contains(&format!("{flag}[")),
+                    "{}: {line}: no {flag}",
+                    document.display()
+                );
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 15, "only {seen} commands were found");
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    for entry in std::fs::read_dir(&docs).unwrap().flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "md")) {
+        let text = std::fs::read_to_string(entry.path()).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.starts_with("http") || target.starts_with('#') {
+                continue;
+            }
+            let file = target.split('#').next().unwrap();
+            assert!(docs.join(file).exists(), "{}: {target}", entry.path().display());
+        }
+    }
+}

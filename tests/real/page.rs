@@ -1,0 +1,51 @@
+//! The admin page in Chromium: it is readable without scripts, loads nothing else, keeps its own policy, and fits a phone.
+
+use std::net::TcpListener;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::openclaw::directory;
+use crate::parts::{self, Missing, story};
+use crate::process::Process;
+
+#[test]
+fn the_admin_page_is_one_page_in_light_and_in_dark_wide_and_narrow() {
+    story("the admin page in Chromium", page);
+}
+
+fn page() -> Result<(), Missing> {
+    let directory = directory("admin-page");
+    let modules = parts::node_modules("playwright-1.58.2")?;
+    let node = parts::program("node")?;
+    parts::program("chromium")?;
+    let gateway = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").to_string();
+    let (gateway, admin) = (gateway.local_addr().expect("an address").to_string(), port());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
+    command.args(["run", "--docker", "off", "--gateway", &gateway, "--admin", &admin, "--listen", &port(), "--state-dir"]);
+    command.arg(directory.join("state"));
+    let mut sidecar = Process::start("loopgate", command, &directory.join("loopgate.log"));
+    sidecar.wait_until("up", Duration::from_secs(30), || std::net::TcpStream::connect(&admin).is_ok());
+
+    let options = json!({"modules": modules, "url": format!("http://{admin}/"), "screenshots": directory.join("screen")});
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/page.mjs");
+    let output = Command::new(node).arg(script).arg(options.to_string()).output().expect("node");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let looks: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(looks.len(), 4);
+    for look in &looks {
+        // A style sheet that its own policy blocks would be complained about, and leave the background white or none.
+        assert_eq!(look["complaints"], json!([]), "{look:#}");
+        assert_eq!(look["requests"], json!(["/"]), "{look:#}");
+        assert_eq!(look["overflow"], 0, "{look:#}");
+        let expected = if look["colorScheme"] == "dark" { "rgb(20, 23, 26)" } else { "rgb(246, 247, 249)" };
+        assert_eq!(look["background"], expected, "{look:#}");
+        for part in ["loopgate", "Certificate", "Discovery", "Connections", &gateway] {
+            assert!(look["text"].as_str().is_some_and(|text| text.contains(part)), "{part}: {look:#}");
+        }
+    }
+    Ok(())
+}
