@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -35,10 +36,16 @@ pub(super) struct Forward {
 /// No connection to the sidecar for a local client.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("no certificate yet{}", .0.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    #[error("no certificate yet{}", because(.0.as_ref()))]
     NoCredentials(Option<String>),
+    #[error("the certificate has expired{}", because(.0.as_ref()))]
+    Expired(Option<String>),
     #[error(transparent)]
     Connect(#[from] super::connector::Error),
+}
+
+fn because(failure: Option<&String>) -> String {
+    failure.map(|why| format!(": {why}")).unwrap_or_default()
 }
 
 impl Forward {
@@ -103,11 +110,22 @@ impl Forward {
         }
     }
 
+    /// Credentials that are still valid: with others the sidecar would take the client for one from outside, which is worse than to wait.
     async fn credentials(&self, deadline: Instant) -> Result<Arc<Credentials>, Error> {
+        let now = OffsetDateTime::now_utc();
+        let valid = |credentials: &&Arc<Credentials>| !credentials.remaining(now).is_zero();
         let mut state = self.state.clone();
-        let found = timeout_at(deadline, state.wait_for(|state| state.credentials.is_some())).await;
-        let credentials = found.ok().and_then(Result::ok).and_then(|state| state.credentials.clone());
-        credentials.ok_or_else(|| Error::NoCredentials(self.state.borrow().failure.clone()))
+        if state.borrow().credentials.as_ref().is_some_and(|credentials| !valid(&credentials)) {
+            // A machine that slept has slept through the time for it, and looks at its clock only now and then.
+            self.renew.notify_one();
+        }
+        let found = timeout_at(deadline, state.wait_for(|state| state.credentials.as_ref().is_some_and(|c| valid(&c)))).await;
+        if let Some(credentials) = found.ok().and_then(Result::ok).and_then(|state| state.credentials.clone()) {
+            return Ok(credentials);
+        }
+        let state = self.state.borrow();
+        let why = state.failure.clone();
+        Err(if state.credentials.is_some() { Error::Expired(why) } else { Error::NoCredentials(why) })
     }
 
     /// Asks for new credentials if `error` says that the sidecar refused these: its CA may be another one by now.

@@ -109,6 +109,7 @@ fn agents(read: &mut Reader<'_>) -> Agents {
         uris: read.list("agent-uri", parse::uri),
         inherit_token: read.one("inherit-token", parse::switch),
         scopes: read.list("agent-scopes", parse::scope),
+        certificate_life: read.one("agent-certificate-life", parse::certificate_life),
         trust_domain: read.one("trust-domain", parse::trust_domain),
     }
 }

@@ -142,6 +142,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("agent-uri", "agents.uris", List("URI"), None, "SAN URI of client certificates (from --client-ca) that are agents");
     add("inherit-token", "agents.inherit_token", Switch, Some("false"), "Hand the gateway's token to attested agents");
     add("agent-scopes", "agents.scopes", List("SCOPE"), None, "Scope cap of agents that have none of their own; none by default");
+    add(
+        "agent-certificate-life",
+        "agents.certificate_life",
+        Duration,
+        Some("1h"),
+        "How long an attested agent's certificate is valid, from 1m to 24h; it is renewed at half of that",
+    );
     add("trust-domain", "agents.trust_domain", Text("NAME"), Some("loopgate.local"), "SPIFFE trust domain of agents' certificates");
 
     add("trusted-proxy", "external.trusted_proxies", List("CIDR"), None, "Proxy that may state a client's address");

@@ -161,6 +161,8 @@ pub struct Agents {
     pub inherit_token: bool,
     /// Scope cap for agents without one of their own; empty means none.
     pub scopes: Vec<String>,
+    /// How long the certificates that loopgate issues to attested agents are valid.
+    pub certificate_life: Duration,
     /// The SPIFFE trust domain of the certificates that loopgate issues.
     pub trust_domain: String,
 }

@@ -71,6 +71,16 @@ pub fn timeout(text: &str) -> Parsed<Duration> {
     }
 }
 
+/// How long an agent's certificate may be valid. Below a minute clocks that differ are a nuisance, and who keeps a copy for more than a
+/// day has not been asked for a proof for too long.
+pub fn certificate_life(text: &str) -> Parsed<Duration> {
+    const LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(24 * 60 * 60);
+    match duration(text)? {
+        life if LIMITS.contains(&life) => Ok(life),
+        _ => Err("is not between 1m and 24h".into()),
+    }
+}
+
 /// `127.0.0.1:80` or `[::1]:80`, folded.
 pub fn socket_address(text: &str) -> Parsed<SocketAddr> {
     let address: SocketAddr = text.parse().map_err(|_| "is not an address and a port such as 127.0.0.1:18789")?;

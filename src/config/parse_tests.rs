@@ -33,6 +33,11 @@ fn durations() {
 }
 
 #[test]
+fn lives_of_certificates() {
+    table(certificate_life, &[("60", "60s"), ("1m", "60s"), ("1h", "3600s"), ("24h", "86400s")], &["0", "59s", "25h", "year"]);
+}
+
+#[test]
 fn addresses_are_folded() {
     table(
         socket_address,

@@ -1,4 +1,4 @@
-//! Attested enrolment: a certificate request in, a proof read through Docker, a certificate of one hour out.
+//! Attested enrolment: a certificate request in, a proof read through Docker, a short-lived certificate out.
 //!
 //! [`crate::attest`] has the protocol. A nonce lives in the task of the one connection that it was made for, and nowhere else: so it is
 //! bound to that connection and its source address, can't be used twice, and dies with the conversation's deadline. What must be shown
@@ -36,8 +36,6 @@ use crate::pki::CertificateAuthority;
 use crate::secret::Secret;
 use limiter::Limiter;
 
-/// How long the certificates are valid.
-pub const LIFE: Duration = Duration::from_secs(60 * 60);
 /// Conversations at once, whoever has them.
 const MAX_CONVERSATIONS: usize = 32;
 /// How long Docker's word of a new container may take.
@@ -51,6 +49,7 @@ pub struct Enrolment<P = DockerProofs> {
     authority: Option<Arc<CertificateAuthority>>,
     proofs: Option<P>,
     trust_domain: String,
+    certificate_life: Duration,
     /// The gateway's token for agents that inherit it.
     token_file: Option<PathBuf>,
     limiter: Limiter,
@@ -81,6 +80,7 @@ impl<P: ProofReader> Enrolment<P> {
             authority,
             proofs,
             trust_domain: config.agents.trust_domain.clone(),
+            certificate_life: config.agents.certificate_life,
             token_file: config.gateway.token_file.clone().filter(|_| config.agents.inherit_token),
             limiter: Limiter::default(),
             places: Semaphore::new(MAX_CONVERSATIONS),
@@ -165,7 +165,7 @@ impl<P: ProofReader> Enrolment<P> {
             service: agent.service.clone(),
             container: agent.id.clone(),
         };
-        let chain = authority.issue_client(&csr, &id.to_string(), LIFE).map_err(|error| {
+        let chain = authority.issue_client(&csr, &id.to_string(), self.certificate_life).map_err(|error| {
             warn!(%peer, agent = agent.name, cause = causes(&error), "can't sign: {error}");
             refuse(Reason::BadRequest, "the request can't be signed: it takes a P-256 key and a signature by it")
         })?;

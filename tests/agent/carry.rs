@@ -7,6 +7,7 @@ use loopgate::agent::{self, Agent, Endpoint, Identity, ServerTrust, Settings};
 use loopgate::config::CertificateFiles;
 use loopgate::fingerprint::Fingerprint;
 use loopgate::shutdown::Shutdown;
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -116,6 +117,21 @@ async fn a_certificate_that_is_replaced_serves_new_connections_and_old_ones_live
     old.write_all(b"beyond").await.unwrap();
     old.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"beyond");
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_not_shown_and_its_successor_is_waited_for() {
+    let (authority, shutdown) = (Authority::new(), Shutdown::new());
+    let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
+    let settings = Settings { hold: Duration::from_secs(30), ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca())) };
+    authority.client_until("agent", Some(OffsetDateTime::now_utc() - Duration::from_secs(60)));
+    let agent = agent::start(settings, &shutdown).await.unwrap();
+    agent.state.clone().wait_for(|state| state.credentials.is_some()).await.unwrap();
+    let (answer, ()) = tokio::join!(exchange(&agent, b"hello"), async {
+        authority.client("agent");
+    });
+    assert_eq!(answer.unwrap(), b"hello");
+    assert_eq!(sidecar.seen.lock().unwrap().len(), 1, "nothing was tried before");
 }
 
 fn der(path: &std::path::Path) -> rustls_pki_types::CertificateDer<'static> {

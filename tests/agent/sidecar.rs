@@ -10,6 +10,7 @@ use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, 
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -36,16 +37,22 @@ impl Authority {
         self.directory.path().join("ca.pem")
     }
 
-    fn issue(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> (rcgen::Certificate, KeyPair) {
+    fn issue(&self, name: &str, usage: ExtendedKeyUsagePurpose, until: Option<OffsetDateTime>) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.extended_key_usages = vec![usage];
+        params.not_after = until.unwrap_or(params.not_after);
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
     /// Writes a client certificate for `name`, and its key; returns where.
     pub fn client(&self, name: &str) -> (PathBuf, PathBuf) {
-        let (certificate, key) = self.issue(name, ExtendedKeyUsagePurpose::ClientAuth);
+        self.client_until(name, None)
+    }
+
+    /// The same with a certificate that ends then.
+    pub fn client_until(&self, name: &str, until: Option<OffsetDateTime>) -> (PathBuf, PathBuf) {
+        let (certificate, key) = self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, until);
         let place = |name: &str| self.directory.path().join(name);
         let write = |name: &str, text: String| {
             let aside = place("aside");
@@ -77,7 +84,7 @@ pub struct Sidecar {
 impl Sidecar {
     /// Answers every request for `/startupz` as a new gateway does; everything else is echoed.
     pub async fn start(authority: &Authority, listen: SocketAddr, shutdown: &Shutdown) -> Self {
-        let (certificate, key) = authority.issue("localhost", ExtendedKeyUsagePurpose::ServerAuth);
+        let (certificate, key) = authority.issue("localhost", ExtendedKeyUsagePurpose::ServerAuth, None);
         let fingerprint = Fingerprint::of(certificate.der());
         let mut roots = RootCertStore::empty();
         roots.add(authority.certificate.clone()).unwrap();

@@ -1,109 +1,14 @@
 //! Lanes by Docker identity, on a real engine and through the socket's filter.
-//!
-//! The gateway is a stand-in that tells what it sees of a client: the address it comes from, and what is said of it.
 
-use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
-use crate::container::{Container, Running};
-use crate::engine::{Engine, Network, Volume, eventually};
-use crate::filter::filter;
+use crate::container::Container;
+use crate::engine::{Engine, eventually};
+use crate::house::{House, PROJECT, is_agent, is_external, seen_by};
 
-/// Answers with the source address and the client address that was stated; `/hold` stays open as long as a request's body does.
-const GATEWAY: &str = "printf 'defaults\\n mode http\\n timeout client 600s\\n timeout connect 5s\\n timeout server 600s\\n\
-                       frontend gateway\\n bind 127.0.0.1:18789\\n http-request wait-for-body time 600s if { path /hold }\\n\
-                       http-request return content-type text/plain lf-string \"%%[src] %%[req.hdr(x-forwarded-for)]\"\\n' >/tmp/cfg; \
-                       exec haproxy -db -f /tmp/cfg";
-const PROJECT: &str = "p";
 /// How soon a container that ended must have lost its connections.
 const SOON: Duration = Duration::from_secs(1);
-
-/// The gateway, the sidecar in its network namespace, and the filter before the engine's socket. Fields end in this order.
-struct House<'a> {
-    sidecar: Running,
-    gateway: Running,
-    filter: Running,
-    state: Volume,
-    network: Network,
-    _socket: tempfile::TempDir,
-    engine: &'a Engine,
-}
-
-impl<'a> House<'a> {
-    fn start(engine: &'a Engine) -> Self {
-        Self::with(engine, |gateway| gateway)
-    }
-
-    fn with(engine: &'a Engine, change: impl FnOnce(Container) -> Container) -> Self {
-        let socket = tempfile::tempdir().unwrap();
-        let filter = filter(engine, socket.path());
-        let (network, state) = (engine.network(), engine.volume());
-        let gateway = Container::new("gateway").network(&network).alias("gateway").of_project(PROJECT, "gateway");
-        let gateway = engine.run(change(gateway.command(["sh", "-c", GATEWAY])));
-        let sidecar = engine.run(sidecar(&gateway, socket.path(), &state));
-        let house = Self { sidecar, gateway, filter, state, network, _socket: socket, engine };
-        house.is_ready();
-        house
-    }
-
-    fn is_ready(&self) {
-        eventually("the sidecar is ready", || self.sidecar.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(()));
-    }
-
-    /// A container that can connect to the gateway.
-    fn client(&self, name: &str) -> Container {
-        Container::idle(name).network(&self.network).mount(self.state.name(), "/state")
-    }
-
-    fn agent(&self, name: &str) -> Container {
-        self.client(name).label("loopgate.agent", "address").of_project(PROJECT, name)
-    }
-
-    /// Waits until discovery has as many addresses of agents.
-    fn knows(&self, agents: usize) {
-        self.counts(&format!("loopgate_discovery_agent_addresses {agents}"));
-    }
-
-    /// Has `client` hold this many connections open, with a request on each.
-    fn holds(&self, client: &Running, connections: usize) {
-        let hold = "sleep 600 | curl --silent --upload-file - --cacert /state/ca.pem https://gateway:18789/hold >/dev/null 2>&1 &";
-        client.exec(["sh", "-c", &format!("for _ in $(seq {connections}); do {hold} done")]);
-        self.counts(&format!("loopgate_downstream_connections_open {connections}"));
-    }
-
-    /// Waits until the metrics have this line.
-    fn counts(&self, line: &str) {
-        eventually(line, || self.metrics().lines().any(|other| other == line).then_some(()));
-    }
-
-    fn metrics(&self) -> String {
-        self.gateway.exec(["curl", "--silent", "http://127.0.0.1:9180/metrics"])
-    }
-}
-
-fn sidecar(gateway: &Running, socket: &Path, state: &Volume) -> Container {
-    Container::loopgate("sidecar", ["run", "--docker", "unix:///run/docker-filter/docker.sock", "--request-timeout", "600s"])
-        .inside(gateway)
-        .hardened()
-        .option("--restart=always")
-        .mount(socket, "/run/docker-filter")
-        .mount_writable(state.name(), "/var/lib/loopgate")
-}
-
-/// What the gateway sees when `client` asks it, by this name.
-fn seen_by(client: &Running, name: &str) -> String {
-    client.exec(["curl", "--silent", "--show-error", "--cacert", "/state/ca.pem", &format!("https://{name}:18789/")])
-}
-
-fn is_agent(seen: &str) -> bool {
-    // Nothing is stated of an agent, and what haproxy has no value for it leaves empty.
-    seen.starts_with("127.77.") && !seen.trim_end().contains(' ')
-}
-
-fn is_external(seen: &str, client: impl ToString) -> bool {
-    seen == format!("127.0.0.2 {}", client.to_string())
-}
 
 #[test]
 fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
@@ -204,7 +109,7 @@ fn a_network_that_the_gateway_joins_has_a_door_a_name_and_agents_with_no_restart
 #[test]
 fn through_a_published_port_everybody_is_external() {
     let Some(engine) = Engine::start() else { return };
-    let house = House::with(&engine, |gateway| gateway.publish(18789));
+    let house = House::with(&engine, &[], |gateway| gateway.publish(18789));
     let port = house.gateway.published(18789).to_string();
     let bridge = house.network.gateway();
     let through = house.engine.run(house.agent("agent"));
@@ -246,7 +151,7 @@ fn an_owner_that_restarts_or_stops_for_a_while_gets_its_sidecar_back() {
 #[test]
 fn an_owner_that_crashes_again_and_again_gets_its_sidecar_back_once_it_stays() {
     let Some(engine) = Engine::start() else { return };
-    let house = House::with(&engine, |gateway| gateway.option("--restart=always"));
+    let house = House::with(&engine, &[], |gateway| gateway.option("--restart=always"));
     for _ in 0..3 {
         let lives = house.gateway.restarts();
         house.gateway.crash();

@@ -1,11 +1,17 @@
 //! Stories on a real Docker Engine. `tests/docker/run` brings one, and the images; without either they are skipped, aloud.
 
+mod agents;
+mod attested;
 mod compose;
 mod container;
+mod conversation;
 mod discovery;
 mod engine;
+mod entrypoint;
 mod filter;
+mod house;
 mod image;
 mod openclaw;
 mod project;
 mod smoke;
+mod upheaval;

@@ -1,7 +1,7 @@
 //! The real OpenClaw gateway in a container, as its own image has it.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::container::Container;
 use crate::engine::{Engine, attempt, eventually, skip};
@@ -22,14 +22,19 @@ pub fn openclaw(name: &str, version: &str) -> Option<Container> {
     let tree = tree(version)?;
     let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
     // Whatever it writes is gone with the container.
-    Some(container.option("--tmpfs=/tmp").option("--tmpfs=/home/node:uid=1000,gid=1000").env("OPENCLAW_GATEWAY_TOKEN", TOKEN))
+    Some(container.option("--tmpfs=/tmp").option("--tmpfs=/home/node:uid=1000,gid=1000"))
 }
 
 /// The gateway on 127.0.0.1:18789, with the configuration that docker/compose.yaml gives it.
 pub fn gateway(version: &str) -> Option<Container> {
-    let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/docker/openclaw.json");
+    gateway_with(version, Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docker/openclaw.json")))
+}
+
+/// The same with another configuration.
+pub fn gateway_with(version: &str, configuration: &Path) -> Option<Container> {
     Some(
         openclaw("gateway", version)?
+            .env("OPENCLAW_GATEWAY_TOKEN", TOKEN)
             .mount(configuration, "/etc/openclaw.json")
             .env("OPENCLAW_CONFIG_PATH", "/etc/openclaw.json")
             .command(["node", "/app/openclaw.mjs", "gateway", "run"]),
