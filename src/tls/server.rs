@@ -87,6 +87,8 @@ impl Terms {
         config.ticketer = aws_lc_rs::Ticketer::new()?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 2;
+        // The choice is the server's, AES-256 first: scanners rate a server without an order as weak.
+        config.ignore_client_order = true;
         debug_assert!(config.ticketer.enabled() && config.max_early_data_size == 0);
         Ok(Self { config: Arc::new(config), authorities })
     }

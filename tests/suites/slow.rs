@@ -1,0 +1,76 @@
+//! slowhttptest: hundreds of clients that are slow on purpose, and one that is not and must not notice.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::backend::Backend;
+use crate::client::Client;
+use crate::sidecar::Sidecar;
+use crate::{python, run, say};
+
+/// Seconds an attack takes: longer than a request head may.
+const SECONDS: u64 = 13;
+/// Connections of an attack.
+const CONNECTIONS: &str = "500";
+/// What a request of the good client, with a handshake of its own, takes at most on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+#[test]
+fn slow_heads_leave_a_good_client_served() {
+    attack("slow heads", "count/5", &["-H", "-i", "2", "-x", "24"]);
+}
+
+#[test]
+fn slow_bodies_leave_a_good_client_served() {
+    attack("slow bodies", "echo", &["-B", "-i", "2", "-s", "8192", "-x", "10"]);
+}
+
+#[test]
+fn slow_reads_leave_a_good_client_served() {
+    attack("slow reads", "count/100000", &["-X", "-w", "10", "-y", "20", "-n", "2", "-z", "32", "-k", "3"]);
+}
+
+fn attack(name: &str, path: &str, mode: &[&str]) {
+    if python().is_none() {
+        return;
+    }
+    run(async {
+        let backend = Backend::start().await;
+        let sidecar = Sidecar::start(backend.address, &[]);
+        let client = Client::new(&sidecar.ca(), "127.0.0.5", sidecar.door);
+        let url = format!("https://localhost:{}/{path}", sidecar.door.port());
+        let mut slow = Command::new("slowhttptest");
+        slow.args(mode).args(["-c", CONNECTIONS, "-r", "200", "-l", &SECONDS.to_string(), "-p", "3", "-u", &url]);
+        let mut slow = slow.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("slowhttptest");
+        let (before, start) = (sidecar.descriptors(), Instant::now());
+        let (mut times, mut most) = (Vec::new(), 0);
+        while slow.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(SECONDS + 20), "the attack does not end");
+            let asked = Instant::now();
+            tokio::time::timeout(PATIENCE, hello(&client)).await.unwrap_or_else(|_| panic!("{name}: no answer in {PATIENCE:?}"));
+            times.push(asked.elapsed());
+            most = most.max(sidecar.descriptors() - before.min(sidecar.descriptors()));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        times.sort();
+        let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+        say(format_args!(
+            "  {name}: {} good requests, all answered, in {median:.0?}, at worst {worst:.0?}, with {most} descriptors more than before, {} MiB",
+            times.len(),
+            sidecar.memory() >> 20
+        ));
+        assert!(times.len() >= 50 && most >= 200, "that was no attack");
+        sidecar.stop();
+    });
+}
+
+/// One request on a connection of its own.
+async fn hello(client: &Client) {
+    let mut stream = client.connect("http/1.1").await.expect("a handshake");
+    stream.write_all(b"GET /count/5 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}

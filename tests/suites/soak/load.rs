@@ -1,0 +1,247 @@
+//! The clients of the soak. Each verifies what it gets to the byte; what is not as it should be is excused only where the gateway was
+//! away in the meantime, and a wrong byte never is.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use futures_util::{SinkExt, StreamExt};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use loopgate::shutdown::Shutdown;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::backend::{event, pattern};
+use crate::client::Client;
+
+/// Longer than anything may take, a wait for the gateway included.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the clients have seen.
+#[derive(Default)]
+pub struct Load {
+    /// How often the gateway went and came back: odd while it is away.
+    turns: AtomicU64,
+    number: AtomicU64,
+    pub requests: AtomicU64,
+    pub messages: AtomicU64,
+    pub streams: AtomicU64,
+    pub resets: AtomicU64,
+    pub excused: AtomicU64,
+    pub failures: Mutex<Vec<String>>,
+}
+
+/// Why a client did not get what it asked for.
+enum Trouble {
+    /// It was told so, by a status or by a connection that ended.
+    Told(String),
+    /// It got something else and was told that all is well.
+    Lied(String),
+}
+
+type Outcome = Result<(), Trouble>;
+
+fn told(error: impl std::fmt::Debug) -> Trouble {
+    Trouble::Told(format!("{error:?}"))
+}
+
+fn same(what: &str, got: &[u8], expected: &[u8]) -> Outcome {
+    if got == expected {
+        return Ok(());
+    }
+    let at = got.iter().zip(expected).position(|(got, expected)| got != expected);
+    Err(Trouble::Lied(format!("{what}: {} bytes for {}, different from {at:?}", got.len(), expected.len())))
+}
+
+impl Load {
+    pub fn gateway_goes(&self) {
+        self.turns.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub fn gateway_is_back(&self) {
+        self.turns.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Does `work`, and notes how it went.
+    async fn verify(&self, what: &str, done: &AtomicU64, work: impl Future<Output = Outcome>) -> bool {
+        let before = self.turns.load(Ordering::SeqCst);
+        let outcome = tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(Trouble::Lied("a hang".into())));
+        let undisturbed = before.is_multiple_of(2) && before == self.turns.load(Ordering::SeqCst);
+        match outcome {
+            Ok(()) => {
+                done.fetch_add(1, Ordering::Relaxed);
+                return true;
+            }
+            Err(Trouble::Told(_)) if !undisturbed => {
+                self.excused.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Trouble::Told(why) | Trouble::Lied(why)) => self.failures.lock().unwrap().push(format!("{what}: {why}")),
+        }
+        false
+    }
+
+    /// A number that no other request has.
+    fn next(&self) -> usize {
+        usize::try_from(self.number.fetch_add(1, Ordering::Relaxed)).unwrap()
+    }
+}
+
+/// Requests with and without a body, of all sizes: some dozens on each connection, over HTTP/2 four at once.
+pub async fn http(load: Arc<Load>, client: Client, alpn: &'static str, ending: Shutdown) {
+    while !ending.has_begun() {
+        let stream = TokioIo::new(client.connect(alpn).await.expect("the door is always open"));
+        if alpn == "h2" {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.expect("HTTP/2");
+            let driven = tokio::select! {
+                _ = connection => false,
+                () = async {
+                    for _ in 0..10 {
+                        let four = (0..4).map(|_| {
+                            let (load, mut sender) = (&load, sender.clone());
+                            async move {
+                                let (number, request) = next(load, "https://localhost");
+                                load.verify("h2", &load.requests, answer(number, sender.send_request(request))).await
+                            }
+                        });
+                        join_all(four).await;
+                    }
+                } => true,
+            };
+            if !driven {
+                load.failures.lock().unwrap().push("an HTTP/2 connection ended before its client did".into());
+            }
+        } else {
+            let (mut sender, connection) = http1::handshake(stream).await.expect("HTTP/1.1");
+            let asking = async {
+                for _ in 0..40 {
+                    if sender.ready().await.is_err() {
+                        return;
+                    }
+                    let (number, request) = next(&load, "");
+                    if !load.verify("h1", &load.requests, answer(number, sender.send_request(request))).await {
+                        return;
+                    }
+                }
+            };
+            // The connection is driven for as long as there is something to ask.
+            tokio::pin!(connection, asking);
+            tokio::select! {
+                () = &mut asking => {}
+                _ = &mut connection => asking.await,
+            }
+        }
+    }
+}
+
+/// Every third request is a GET; the others have a body, up to 96 KiB.
+fn next(load: &Load, origin: &str) -> (usize, Request<Full<Bytes>>) {
+    let number = load.next();
+    let request = Request::builder().header("host", "localhost");
+    let request = if number.is_multiple_of(3) {
+        request.uri(format!("{origin}/count/{}", size(number))).body(Full::default())
+    } else {
+        request.method("POST").uri(format!("{origin}/echo")).body(Full::new(body(number)))
+    };
+    (number, request.unwrap())
+}
+
+fn size(number: usize) -> usize {
+    number.wrapping_mul(7919) % 98_304
+}
+
+/// A body that no other request has.
+fn body(number: usize) -> Bytes {
+    [format!("{number};").as_bytes(), &pattern(size(number))].concat().into()
+}
+
+async fn answer(number: usize, response: impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>>) -> Outcome {
+    let response = response.await.map_err(told)?;
+    let status = response.status();
+    let got = response.into_body().collect().await.map_err(told)?.to_bytes();
+    if status != StatusCode::OK {
+        return Err(Trouble::Told(format!("{status}: {}", String::from_utf8_lossy(&got))));
+    }
+    let expected = if number.is_multiple_of(3) { pattern(size(number)) } else { body(number) };
+    same("a body", &got, &expected)
+}
+
+/// WebSockets of twenty messages each, which are then closed.
+pub async fn websockets(load: Arc<Load>, client: Client, ending: Shutdown) {
+    while !ending.has_begun() {
+        let stream = client.connect("http/1.1").await.expect("the door is always open");
+        let conversation = async {
+            let (mut socket, _) = tokio_tungstenite::client_async("wss://localhost/ws", stream).await.map_err(told)?;
+            for _ in 0..20 {
+                let message = body(load.next());
+                socket.send(Message::Binary(message.clone())).await.map_err(told)?;
+                match socket.next().await {
+                    Some(Ok(Message::Binary(echo))) => same("a message", &echo, &message)?,
+                    other => return Err(told(other)),
+                }
+                load.messages.fetch_add(1, Ordering::Relaxed);
+            }
+            socket.close(None).await.map_err(told)?;
+            match socket.next().await {
+                Some(Ok(Message::Close(_))) => Ok(()),
+                other => Err(told(other)),
+            }
+        };
+        load.verify("a WebSocket", &load.requests, conversation).await;
+    }
+}
+
+/// Streams of server-sent events.
+pub async fn events(load: Arc<Load>, client: Client, ending: Shutdown) {
+    let expected: String = (0..30).map(event).collect();
+    while !ending.has_begun() {
+        let stream = TokioIo::new(client.connect("http/1.1").await.expect("the door is always open"));
+        let (mut sender, connection) = http1::handshake(stream).await.expect("HTTP/1.1");
+        let listening = async {
+            let request = Request::get("/events/30").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
+            let response = sender.send_request(request).await.map_err(told)?;
+            let status = response.status();
+            let got = response.into_body().collect().await.map_err(told)?.to_bytes();
+            if status != StatusCode::OK {
+                return Err(Trouble::Told(status.to_string()));
+            }
+            same("events", &got, expected.as_bytes())
+        };
+        let listening = load.verify("events", &load.streams, listening);
+        tokio::pin!(connection, listening);
+        tokio::select! {
+            _ = &mut listening => {}
+            _ = &mut connection => { listening.await; }
+        }
+    }
+}
+
+/// Clients that break off: after nothing, in a head, in a body, in a response, in a WebSocket.
+pub async fn resets(load: Arc<Load>, client: Client, ending: Shutdown) {
+    const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let starts = [
+        "",
+        "GET / HTTP/1.1\r\nHost: loc",
+        "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nhalf",
+        "GET /count/10000000 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        "GET /events/1000 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        UPGRADE,
+    ];
+    for start in starts.iter().cycle() {
+        if ending.has_begun() {
+            return;
+        }
+        let mut stream = client.connect("http/1.1").await.expect("the door is always open");
+        stream.write_all(start.as_bytes()).await.expect("an open connection");
+        // A first piece of the answer where there is one, and no longer than a moment where there is none.
+        let _ = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut [0; 512])).await;
+        stream.get_ref().0.set_zero_linger().unwrap();
+        drop(stream);
+        load.resets.fetch_add(1, Ordering::Relaxed);
+    }
+}
