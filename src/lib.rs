@@ -38,6 +38,8 @@ pub mod demo;
 pub mod discovery;
 pub mod enrolment;
 pub mod fingerprint;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod lane;
 pub mod listener;
 pub mod metrics;

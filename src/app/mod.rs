@@ -241,6 +241,11 @@ impl Sidecar {
         info!("going by the configuration as it is now");
     }
 
+    /// Says whether [`Sidecar::stop`] has been called.
+    pub fn is_stopping(&self) -> bool {
+        self.shutdown.has_begun()
+    }
+
     /// Stops: no new connection, requests end, WebSockets are told goodbye; what is left after `limits.drain_timeout` is cut.
     pub async fn stop(&self) {
         info!("stopping");

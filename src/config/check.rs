@@ -144,6 +144,7 @@ fn limits(read: &mut Reader<'_>) -> Limits {
         connect_timeout: read.one("connect-timeout", parse::timeout),
         request_timeout: read.one("request-timeout", parse::timeout),
         idle_timeout: read.one("idle-timeout", parse::timeout),
+        stall_timeout: read.one("stall-timeout", parse::timeout),
         gateway_wait: read.one("gateway-wait", parse::duration),
         drain_timeout: read.one("drain-timeout", parse::duration),
     }

@@ -180,6 +180,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("connect-timeout", "limits.connect_timeout", Duration, Some("2s"), "Time to connect to the gateway");
     add("request-timeout", "limits.request_timeout", Duration, Some("60s"), "Time for the gateway's response head");
     add("idle-timeout", "limits.idle_timeout", Duration, Some("75s"), "How long a keep-alive connection may idle");
+    add(
+        "stall-timeout",
+        "limits.stall_timeout",
+        Duration,
+        Some("60s"),
+        "How long a client may take nothing of a response that is there for it",
+    );
     add("gateway-wait", "limits.gateway_wait", Duration, Some("5s"), "How long a request waits for a gateway that restarts");
     add("drain-timeout", "limits.drain_timeout", Duration, Some("10s"), "How long shutting down may take");
 

@@ -1,28 +1,31 @@
 //! What of a configuration can change while the sidecar runs.
 
-use super::Config;
+use super::{Agents, Config, Listen, Log, Tls};
 
 /// The configuration to go by when one that is running as `running` is told `wanted`: everything that can change live is as wanted.
 /// The keys of what can't, and would be different, come with it.
 pub fn adopt(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
-    let mut kept = Vec::new();
-    let mut keep = |key, changed| {
-        if changed {
-            kept.push(key);
-        }
-    };
-    keep("state_dir", hold(&mut wanted.state_dir, &running.state_dir));
-    keep("admin", hold(&mut wanted.admin, &running.admin));
-    keep("gateway", hold(&mut wanted.gateway, &running.gateway));
-    keep("listen.on", hold(&mut wanted.listen.on, &running.listen.on));
-    keep("tls.cert, tls.key", hold(&mut wanted.tls.own_pair, &running.tls.own_pair));
-    keep("tls.names", hold(&mut wanted.tls.names, &running.tls.names));
-    keep("docker", hold(&mut wanted.docker, &running.docker));
-    keep("agents.inherit_token", hold(&mut wanted.agents.inherit_token, &running.agents.inherit_token));
-    keep("agents.trust_domain", hold(&mut wanted.agents.trust_domain, &running.agents.trust_domain));
-    keep("limits.max_connections", hold(&mut wanted.limits.max_connections, &running.limits.max_connections));
-    keep("log.format", hold(&mut wanted.log.format, &running.log.format));
-    (wanted, kept)
+    // Taken apart in full, so that nobody adds an option without deciding which kind it is.
+    let Config { gateway, listen, tls, state_dir, docker, agents, external: _, admin, limits, log } = running;
+    let Listen { on, proxy_protocol: _, own_addresses: _ } = listen;
+    let Tls { own_pair, names, client_ca: _ } = tls;
+    let Agents { cidrs: _, uris: _, scopes: _, inherit_token, trust_domain, certificate_life } = agents;
+    let Log { format, level: _, access: _ } = log;
+    let kept = [
+        ("state_dir", hold(&mut wanted.state_dir, state_dir)),
+        ("admin", hold(&mut wanted.admin, admin)),
+        ("gateway", hold(&mut wanted.gateway, gateway)),
+        ("listen.on", hold(&mut wanted.listen.on, on)),
+        ("tls.cert, tls.key", hold(&mut wanted.tls.own_pair, own_pair)),
+        ("tls.names", hold(&mut wanted.tls.names, names)),
+        ("docker", hold(&mut wanted.docker, docker)),
+        ("agents.inherit_token", hold(&mut wanted.agents.inherit_token, inherit_token)),
+        ("agents.trust_domain", hold(&mut wanted.agents.trust_domain, trust_domain)),
+        ("agents.certificate_life", hold(&mut wanted.agents.certificate_life, certificate_life)),
+        ("limits.max_connections", hold(&mut wanted.limits.max_connections, &limits.max_connections)),
+        ("log.format", hold(&mut wanted.log.format, format)),
+    ];
+    (wanted, kept.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect())
 }
 
 /// Makes `wanted` what is `running`; says whether that made a difference.

@@ -220,6 +220,8 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// How long a keep-alive connection may idle.
     pub idle_timeout: Duration,
+    /// How long a client may take nothing of a response that is there for it.
+    pub stall_timeout: Duration,
     /// How long a request waits for a gateway that is restarting.
     pub gateway_wait: Duration,
     /// How long shutting down may take.

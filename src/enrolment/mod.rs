@@ -224,7 +224,7 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// The request and its SubjectPublicKeyInfo. Its signature is checked when it is signed in turn.
-fn parse(pem: &str) -> Option<(CertificateSigningRequestDer<'static>, Vec<u8>)> {
+pub(crate) fn parse(pem: &str) -> Option<(CertificateSigningRequestDer<'static>, Vec<u8>)> {
     let csr = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).ok()?;
     let (rest, parsed) = X509CertificationRequest::from_der(&csr).ok()?;
     let public_key = parsed.certification_request_info.subject_pki.raw.to_vec();

@@ -94,7 +94,7 @@ async fn read_line(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), E
 }
 
 /// What a whole header of version 1 states.
-fn parse_v1(header: &[u8]) -> Result<Option<PeerAddr>, Error> {
+pub(crate) fn parse_v1(header: &[u8]) -> Result<Option<PeerAddr>, Error> {
     let parsed = v1::Header::try_from(header)?;
     // The crate stops at the first CR; a header with another one in it is none.
     if parsed.header.len() != header.len() {
@@ -110,7 +110,7 @@ fn parse_v1(header: &[u8]) -> Result<Option<PeerAddr>, Error> {
 }
 
 /// What a whole header of version 2 states.
-fn parse_v2(header: &[u8]) -> Result<Option<PeerAddr>, Error> {
+pub(crate) fn parse_v2(header: &[u8]) -> Result<Option<PeerAddr>, Error> {
     let parsed = v2::Header::try_from(header)?;
     match (parsed.command, parsed.addresses, parsed.protocol) {
         (v2::Command::Local, _, _) | (_, v2::Addresses::Unspecified | v2::Addresses::Unix(_), _) => Ok(None),

@@ -46,6 +46,8 @@ pub struct Traffic {
     pub handshakes: Counter,
     /// TLS handshakes that failed.
     pub handshake_failures: Family<ReasonLabels, Counter>,
+    /// Connections closed because their client was too slow, by what it was slow with.
+    pub overdue: Family<ReasonLabels, Counter>,
     /// Requests that were refused before the gateway heard of them.
     pub refused: Family<ReasonLabels, Counter>,
     /// Failures between loopgate and the gateway.
@@ -123,6 +125,7 @@ impl Default for Traffic {
             denied: Family::default(),
             handshakes: Counter::default(),
             handshake_failures: Family::default(),
+            overdue: Family::default(),
             refused: Family::default(),
             gateway_errors: Family::default(),
             gateway_connections: Counter::default(),
@@ -156,6 +159,7 @@ impl Traffic {
         registry.register("connections_denied", "Connections closed before a lane was decided", self.denied.clone());
         registry.register("tls_handshakes", "TLS handshakes that came to an end", self.handshakes.clone());
         registry.register("tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures.clone());
+        registry.register("connections_overdue", "Connections closed because their client was too slow", self.overdue.clone());
         registry.register("requests_refused", "Requests refused before the gateway heard of them", self.refused.clone());
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());

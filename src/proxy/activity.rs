@@ -15,6 +15,10 @@ pub(super) struct Activity {
     busy: AtomicUsize,
     /// Milliseconds after `epoch` at which the current phase began, shifted left by one; the low bit says that a head has begun.
     phase: AtomicU64,
+    /// How many responses wait for the client to take what is there.
+    owed: AtomicUsize,
+    /// Milliseconds after `epoch` at which it last took some.
+    taken: AtomicU64,
 }
 
 /// How long a connection may stay in a phase.
@@ -24,6 +28,8 @@ pub(super) struct Patience {
     pub head: Duration,
     /// Between requests.
     pub idle: Duration,
+    /// Without taking anything of a response.
+    pub stall: Duration,
 }
 
 /// Which deadline passed.
@@ -33,11 +39,30 @@ pub(super) enum Overdue {
     Head,
     /// Nothing at all.
     Idle,
+    /// A response of which nothing was taken.
+    Stall,
+}
+
+impl Overdue {
+    /// The reason in one word, as the metric names it.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Idle => "idle",
+            Self::Stall => "stall",
+        }
+    }
 }
 
 impl Activity {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { epoch: Instant::now(), busy: AtomicUsize::new(0), phase: AtomicU64::new(0) })
+        Arc::new(Self {
+            epoch: Instant::now(),
+            busy: AtomicUsize::new(0),
+            phase: AtomicU64::new(0),
+            owed: AtomicUsize::new(0),
+            taken: AtomicU64::new(0),
+        })
     }
 
     fn now(&self) -> u64 {
@@ -51,16 +76,24 @@ impl Activity {
         }
     }
 
+    /// The client took some bytes of a response.
+    pub(super) fn bytes_out(&self) {
+        if self.owed.load(Ordering::Relaxed) > 0 {
+            self.taken.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
     /// A request is being served until the guard is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+        Busy { activity: Arc::clone(self), owes: false }
     }
 
-    /// When the current phase is overdue, and as what; `None` while a request is being served.
+    /// When the current phase is overdue, and as what; `None` while a request is being served and it is not the client that is waited for.
     pub(super) fn deadline(&self, patience: Patience) -> Option<(Instant, Overdue)> {
         if self.busy.load(Ordering::Relaxed) > 0 {
-            return None;
+            let owed = self.owed.load(Ordering::Relaxed) > 0;
+            return owed.then(|| (self.epoch + Duration::from_millis(self.taken.load(Ordering::Relaxed)) + patience.stall, Overdue::Stall));
         }
         let phase = self.phase.load(Ordering::Relaxed);
         let (allowed, overdue) = if phase & 1 == 1 { (patience.head, Overdue::Head) } else { (patience.idle, Overdue::Idle) };
@@ -70,13 +103,36 @@ impl Activity {
 
 /// Held while a request is being served, its response body included.
 #[derive(Debug)]
-pub(super) struct Busy(Arc<Activity>);
+pub(super) struct Busy {
+    activity: Arc<Activity>,
+    owes: bool,
+}
+
+impl Busy {
+    /// There is more of the response, and it is for the client to take it.
+    pub(super) fn owe(&mut self) {
+        if !self.owes {
+            self.owes = true;
+            // The time first, so that nobody sees the debt older than it is.
+            self.activity.taken.store(self.activity.now(), Ordering::Relaxed);
+            self.activity.owed.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The client wants more than there is.
+    pub(super) fn settle(&mut self) {
+        if std::mem::take(&mut self.owes) {
+            self.activity.owed.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
+        self.settle();
         // Before the count falls, so that nobody sees the connection idle since the beginning.
-        self.0.phase.store(self.0.now() << 1, Ordering::Relaxed);
-        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.activity.phase.store(self.activity.now() << 1, Ordering::Relaxed);
+        self.activity.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -85,8 +141,8 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn idle_then_a_slow_head_then_busy() {
-        let patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(75) };
+    async fn idle_then_a_slow_head_then_busy_then_stalled() {
+        let patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) };
         let start = Instant::now();
         let activity = Activity::new();
         assert_eq!(activity.deadline(patience), Some((start + patience.idle, Overdue::Idle)));
@@ -95,10 +151,18 @@ mod tests {
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.bytes_in();
         assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(15), Overdue::Head)));
-        let (one, two) = (activity.begin(), activity.begin());
+        let (one, mut two) = (activity.begin(), activity.begin());
         drop(one);
         assert_eq!(activity.deadline(patience), None);
+        two.owe();
+        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(70), Overdue::Stall)));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        activity.bytes_out();
+        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(75), Overdue::Stall)));
+        two.settle();
+        assert_eq!(activity.deadline(patience), None, "it is the gateway that is waited for");
+        two.owe();
         drop(two);
-        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(85), Overdue::Idle)));
+        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(90), Overdue::Idle)));
     }
 }

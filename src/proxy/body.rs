@@ -155,19 +155,20 @@ pub(super) struct Download {
     incoming: Incoming,
     link: Option<Box<Link>>,
     sent: Counter,
-    _busy: Busy,
+    busy: Busy,
 }
 
 impl ResponseBody {
     /// The gateway's body; `link` is the connection that it comes over and is given back to its pool at the end of it.
-    pub(super) fn gateway(incoming: Incoming, link: Box<Link>, sent: Counter, busy: Busy) -> Self {
+    pub(super) fn gateway(incoming: Incoming, link: Box<Link>, sent: Counter, mut busy: Busy) -> Self {
         let link = if incoming.is_end_stream() {
             link.give_back();
             None
         } else {
             Some(link)
         };
-        Self::Gateway(Box::new(Download { incoming, link, sent, _busy: busy }))
+        busy.owe();
+        Self::Gateway(Box::new(Download { incoming, link, sent, busy }))
     }
 
     /// A body of our own.
@@ -178,6 +179,7 @@ impl ResponseBody {
 
 impl Download {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.busy.settle();
         let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
         // The connection is driven from here, on the client's own task: no other task has to be woken for it.
         if frame.is_pending()
@@ -187,6 +189,7 @@ impl Download {
             frame = Pin::new(&mut self.incoming).poll_frame(cx);
         }
         let frame = ready!(frame);
+        self.busy.owe();
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {

@@ -39,6 +39,8 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Streams of an HTTP/2 connection that may end in a reset by its client before they were looked at, or by us for its mistakes.
 const RESETS: usize = 20;
+/// What HTTP/2 writes without a response being taken (our PINGs, and answers to the client's), in bytes.
+const CONTROL: usize = 64;
 /// The most that is held for an HTTP/1.1 client in each direction, or for an HTTP/2 stream, in bytes; a head may need more.
 const BUFFER: usize = 128 * 1024;
 
@@ -85,6 +87,9 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
     let settings = proxy.settings.load_full();
     permit(peer.ip(), &proxy.view.borrow(), proxy.rules.load().policy()).map_err(Error::Denied)?;
     let stated = stated_client(proxy, &settings, &mut stream, peer).await?;
+    if let Some(client) = stated {
+        proxy.rules.load().policy().listed(client).map_err(Error::Denied)?;
+    }
     let terms = proxy.terms.load_full();
     let tls::Handshake { stream, certificate } = tls::accept(stream, &terms, settings.limits.handshake_timeout).await?;
     proxy.traffic.handshakes.inc();
@@ -129,8 +134,8 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
         revoked: entry.revoked().clone(),
     });
     let open = Held::new(&counters.open);
-    let watched = (protocol == "http/1.1").then(|| Watched { activity, framing: Framing::default() });
-    let io = Downstream { tls: stream, watched, _held: (place, entry, open) };
+    let framing = (protocol == "http/1.1").then(Framing::default);
+    let io = Downstream { tls: stream, watched: Some(Watched { activity, framing }), _held: (place, entry, open) };
     if protocol == "h2" {
         serve_h2(session, io).await
     } else {
@@ -190,10 +195,11 @@ where
     C: Future<Output = hyper::Result<()>>,
 {
     let limits = &session.settings.limits;
-    let patience = Patience { head: limits.head_timeout, idle: limits.idle_timeout };
+    let patience = Patience { head: limits.head_timeout, idle: limits.idle_timeout, stall: limits.stall_timeout };
+    let look = patience.idle.min(patience.head).min(patience.stall);
     let mut ending = pin!(session.proxy.shutdown.token().cancelled());
     let mut revoked = pin!(session.revoked.cancelled());
-    let mut timer = pin!(tokio::time::sleep(patience.idle.min(patience.head)));
+    let mut timer = pin!(tokio::time::sleep(look));
     let mut leaving = false;
     poll_fn(|cx| {
         if revoked.as_mut().poll(cx).is_ready() {
@@ -223,7 +229,7 @@ where
             }
             let now = Instant::now();
             match due {
-                None => timer.as_mut().reset(now + patience.idle.min(patience.head)),
+                None => timer.as_mut().reset(now + look),
                 Some((at, _)) if at > now => timer.as_mut().reset(at),
                 Some((_, Overdue::Idle)) if !leaving => {
                     leaving = true;
@@ -235,6 +241,7 @@ where
                     return timer.as_mut().poll(cx);
                 }
                 Some((_, overdue)) => {
+                    count(&session.proxy.traffic.overdue, overdue.label());
                     debug!(connection = session.number, peer = %session.peer, ?overdue, "closed: too slow");
                     return Poll::Ready(());
                 }
@@ -247,21 +254,30 @@ where
 /// A downstream connection's bytes, with everything that is given back when they end; it goes along into a tunnel.
 pub(super) struct Downstream {
     tls: TlsStream<TcpStream>,
-    /// Who has a look at what comes in; `None` in HTTP/2, where bytes mean less, and in a tunnel.
+    /// Who has a look at what comes and goes; `None` in a tunnel.
     watched: Option<Watched>,
     _held: (Permit, Entry, Held),
 }
 
-/// What is made of the bytes that come in over HTTP/1.1.
+/// What is made of the bytes that come and go.
 struct Watched {
     activity: Arc<Activity>,
-    framing: Framing,
+    /// In HTTP/1.1.
+    framing: Option<Framing>,
 }
 
 impl Downstream {
     /// Takes whatever comes in from now on for what it is: HTTP/1.1 is over.
     pub(super) fn leave_http(&mut self) {
         self.watched = None;
+    }
+
+    fn note_written(&self, poll: &Poll<io::Result<usize>>) {
+        if let (Some(Watched { activity, framing }), Poll::Ready(Ok(written))) = (&self.watched, poll)
+            && (framing.is_some() || *written > CONTROL)
+        {
+            activity.bytes_out();
+        }
     }
 }
 
@@ -271,10 +287,10 @@ impl AsyncRead for Downstream {
         let before = buf.filled().len();
         let poll = Pin::new(&mut this.tls).poll_read(cx, buf);
         if buf.filled().len() > before
-            && let Some(watched) = &mut this.watched
+            && let Some(Watched { activity, framing: Some(framing) }) = &mut this.watched
         {
-            watched.activity.bytes_in();
-            watched.framing.follow(&mut buf.filled_mut()[before..]);
+            activity.bytes_in();
+            framing.follow(&mut buf.filled_mut()[before..]);
         }
         poll
     }
@@ -282,11 +298,15 @@ impl AsyncRead for Downstream {
 
 impl AsyncWrite for Downstream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(cx, buf)
+        let poll = Pin::new(&mut self.tls).poll_write(cx, buf);
+        self.note_written(&poll);
+        poll
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
+        let poll = Pin::new(&mut self.tls).poll_write_vectored(cx, bufs);
+        self.note_written(&poll);
+        poll
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -9,7 +9,7 @@
 
 /// Follows the requests of one connection.
 #[derive(Debug, Default)]
-pub(super) struct Framing {
+pub(crate) struct Framing {
     place: Place,
     head: Head,
     /// What the current line begins with, as far as it matters and where it came in more than one piece.
@@ -65,7 +65,7 @@ impl Line {
 impl Framing {
     /// Takes the next bytes of the connection. If they end a head that states its length more than once, they are spoilt and
     /// `true` is returned.
-    pub(super) fn follow(&mut self, bytes: &mut [u8]) -> bool {
+    pub(crate) fn follow(&mut self, bytes: &mut [u8]) -> bool {
         let mut at = 0;
         while at < bytes.len() {
             if let Place::Data { left, chunked } = self.place {

@@ -34,6 +34,8 @@ use crate::shutdown::Shutdown;
 use crate::tls;
 
 pub use error::Error;
+#[cfg(any(test, fuzzing))]
+pub(crate) use framing::Framing;
 pub use roll::Present;
 use roll::Roll;
 

@@ -47,6 +47,8 @@ struct Memory {
     /// How many requests were heard.
     count: watch::Sender<usize>,
     connections: AtomicUsize,
+    /// How many of them are over.
+    lost: watch::Sender<usize>,
     /// What a request for `/held` or `/events` needs one of before it goes on.
     passes: Semaphore,
 }
@@ -61,8 +63,13 @@ pub struct Gateway {
 
 impl Gateway {
     pub async fn start() -> Self {
-        let memory =
-            Memory { heard: Mutex::default(), count: watch::Sender::new(0), connections: AtomicUsize::new(0), passes: Semaphore::new(0) };
+        let memory = Memory {
+            heard: Mutex::default(),
+            count: watch::Sender::new(0),
+            connections: AtomicUsize::new(0),
+            lost: watch::Sender::new(0),
+            passes: Semaphore::new(0),
+        };
         let gateway = Self {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
             memory: Arc::new(memory),
@@ -101,6 +108,11 @@ impl Gateway {
         self.memory.connections.load(Ordering::SeqCst)
     }
 
+    /// Waits until `count` of its connections are over.
+    pub async fn has_lost(&self, count: usize) {
+        self.memory.lost.subscribe().wait_for(|lost| *lost >= count).await.unwrap();
+    }
+
     /// Lets `count` held responses or events go on.
     pub fn pass(&self, count: usize) {
         self.memory.passes.add_permits(count);
@@ -130,6 +142,7 @@ async fn accept(listener: TcpListener, memory: Arc<Memory>, tasks: Shutdown, ali
                 () = alive.cancelled() => {}
                 _ = converse(stream, peer, number, &memory) => {}
             }
+            memory.lost.send_modify(|lost| *lost += 1);
         });
     }
 }
@@ -206,6 +219,11 @@ async fn converse(stream: TcpStream, peer: SocketAddr, connection: usize, memory
             }
             "/dies-between-chunks" => {
                 wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n").await?;
+                return Ok(());
+            }
+            "/stalls-halfway" => {
+                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
+                wire.until_end().await;
                 return Ok(());
             }
             "/nonsense" => {

@@ -6,10 +6,13 @@ mod process;
 mod raw_h2;
 mod wire;
 
+mod doors;
+mod drain;
 mod faults;
 mod h2_abuse;
 mod lanes;
 mod reload;
+mod slow;
 mod streaming;
 mod strict;
 mod websocket;

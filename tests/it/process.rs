@@ -41,11 +41,19 @@ impl std::ops::Deref for Process {
 impl Process {
     /// `loopgate run` before a gateway of its own, with these flags too and with `file` as its configuration file.
     pub async fn start(flags: &[&str], file: &str) -> Self {
+        Self::start_after(":", flags, file).await
+    }
+
+    /// The same after a shell has run `setup`, which can set limits.
+    pub async fn start_after(setup: &str, flags: &[&str], file: &str) -> Self {
         let gateway = Gateway::start().await;
         let state = tempfile::tempdir().unwrap();
         let config = state.path().join("loopgate.toml");
         std::fs::write(&config, file).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_loopgate"))
+        let mut child = Command::new("sh")
+            .arg("-c")
+            .arg(format!("{setup}; exec \"$0\" \"$@\""))
+            .arg(env!("CARGO_BIN_EXE_loopgate"))
             .args(["run", "--listen=127.0.0.1:0", "--docker=off", "--admin=off", "--log-format=json"])
             .arg(format!("--gateway={}", gateway.address))
             .arg(format!("--agent-cidr={AGENT}/32"))
@@ -82,11 +90,6 @@ impl Process {
     /// Waits for a line of the log that holds `text`, and returns it.
     pub async fn says(&self, text: &str) -> String {
         says(&self.lines, &self.count, text).await
-    }
-
-    /// Everything that was logged.
-    pub fn log(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
     }
 
     pub fn signal(&self, signal: Signal) {

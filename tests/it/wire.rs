@@ -111,6 +111,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         std::mem::take(&mut self.early)
     }
 
+    /// Waits for the end of the stream, however long that takes.
+    pub async fn until_end(&mut self) {
+        let mut block = [0; 1024];
+        while matches!(self.stream.read(&mut block).await, Ok(1..)) {}
+    }
+
     /// The bytes that were read too early, and the stream.
     pub fn into_parts(self) -> (S, Vec<u8>) {
         (self.stream, self.early)

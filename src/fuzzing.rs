@@ -1,0 +1,299 @@
+//! What must hold whatever bytes come from outside. Each function here is a target of the fuzzer (`fuzz/`) and a property test.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::FutureExt;
+use http::{HeaderName, HeaderValue, Method, Request, Version};
+
+use crate::attest::{self, Answer, Challenge, Enrolled, Lines, Shown};
+use crate::config::{Config, PathRule};
+use crate::discovery::View;
+use crate::lane::{Evidence, GatewayHead, Lane, Rules, decide, scrub_trailers};
+use crate::listener::proxy_protocol::{parse_v1, parse_v2};
+use crate::proxy::Framing;
+
+const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
+const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
+const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.external.trusted_proxies = vec![IpAddr::V4(PROXY).into()];
+    config.agents.cidrs = vec![IpAddr::V4(AGENT).into()];
+    config.external.identity_headers = vec![HeaderName::from_static("x-forwarded-user")];
+    config.external.paths = vec![PathRule { allow: false, prefix: "/private".into(), methods: vec![] }];
+    config
+}
+
+/// A head for the gateway. The first byte says from whom and over what, the first line is the path, each further one a field.
+///
+/// Nothing that a client says makes it local, nor lets it past a path rule.
+pub fn head(data: &[u8]) {
+    let Some((&kind, text)) = data.split_first() else { return };
+    let config = config();
+    let rules = Rules::new(&config, config.gateway.address);
+    let peer = [STRANGER, PROXY, AGENT][usize::from(kind % 3)];
+    let evidence = Evidence { peer: peer.into(), stated: None, certificate: None };
+    let lane = decide(&evidence, &View::default(), rules.policy(), 0).expect("nobody is denied");
+    assert_eq!(matches!(lane, Lane::Agent(_)), peer == AGENT);
+
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let path = lines.next().unwrap_or_default();
+    let Ok(mut request) = Request::builder().method(Method::GET).uri(path).body(()) else { return };
+    if kind & 0x80 != 0 {
+        *request.version_mut() = Version::HTTP_2;
+    }
+    for line in lines {
+        let (name, value) = line.split_at(line.iter().position(|byte| *byte == b':').unwrap_or(line.len()));
+        let value = HeaderValue::from_bytes(value.get(1..).unwrap_or_default());
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), value)
+            && request.headers_mut().try_append(name, value).is_err()
+        {
+            return;
+        }
+    }
+    let sent = request.headers().clone();
+    let path = request.uri().path().to_owned();
+    let (parts, ()) = request.into_parts();
+    let Ok(head) = GatewayHead::new(parts, &lane, &rules, None) else { return };
+    let (on, source) = (head.lane(), head.source());
+    let request = head.into_request(());
+    let headers = request.headers();
+    let count =
+        |name: &str| headers.keys().filter(|key| same_name(key, name)).map(|key| headers.get_all(key).iter().count()).sum::<usize>();
+    for name in ["forwarded", "x-real-ip", "via", "x-openclaw-scopes", "tailscale-user-login"] {
+        assert_eq!(count(name), 0, "{name} {headers:?}");
+    }
+    assert_eq!(count("host"), 1);
+    if on == "agent" {
+        assert!(peer == AGENT && !sent.contains_key("origin"));
+        for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-user"] {
+            assert_eq!(count(name), 0, "{name} {headers:?}");
+        }
+        assert_eq!(headers["host"], config.gateway.address.to_string());
+        return;
+    }
+    assert_eq!(source, config.gateway.external_source);
+    for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"] {
+        assert_eq!(count(name), 1, "{name} {headers:?}");
+    }
+    let client: IpAddr = headers["x-forwarded-for"].to_str().unwrap().parse().unwrap();
+    let client = client.to_canonical();
+    assert!(!client.is_loopback() && !client.is_unspecified());
+    if peer != PROXY {
+        assert_eq!(count("x-forwarded-user"), 0);
+        assert_eq!(client, IpAddr::V4(peer));
+    }
+    assert!(!reads_as_private(&path), "{path}");
+}
+
+fn same_name(key: &HeaderName, name: &str) -> bool {
+    key.as_str().replace(['_', '.'], "-") == name
+}
+
+/// Whether a lenient reader could take `path` for one under `/private`.
+fn reads_as_private(path: &str) -> bool {
+    let mut bytes = path.as_bytes().to_vec();
+    for _ in 0..3 {
+        bytes = percent_decoded(&bytes);
+    }
+    let text = String::from_utf8_lossy(&bytes).to_lowercase().replace('\\', "/");
+    let mut segments = Vec::new();
+    for segment in text.split('/') {
+        match segment.split(';').next().unwrap_or_default() {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment.to_owned()),
+        }
+    }
+    segments.first().is_some_and(|segment| segment == "private")
+}
+
+fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
+    let (mut decoded, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match hex.filter(|_| bytes[at] == b'%') {
+            Some(byte) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            None => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    decoded
+}
+
+/// Trailers, one on each line: none of what a head may not say gets through.
+pub fn trailers(data: &[u8]) {
+    let mut trailers = http::HeaderMap::new();
+    for line in data.split(|byte| *byte == b'\n') {
+        if let Ok(name) = HeaderName::from_bytes(line) {
+            let _ = trailers.try_append(name, HeaderValue::from_static("1"));
+        }
+    }
+    let config = config();
+    scrub_trailers(&mut trailers, &Rules::new(&config, config.gateway.address));
+    for name in ["forwarded", "x-forwarded-for", "x-forwarded-user", "x-real-ip", "via", "host", "authorization", "content-length"] {
+        assert!(!trailers.keys().any(|key| same_name(key, name)), "{name}");
+    }
+}
+
+/// A PROXY header as a trusted proxy would send it.
+pub fn proxy_header(data: &[u8]) {
+    let v1 = parse_v1(data);
+    let v2 = parse_v2(data);
+    assert!(v1.is_err() || v2.is_err(), "it can't be both");
+    if let Ok(Some(client)) = v1 {
+        let text = std::str::from_utf8(data).expect("a header of version 1 is text").to_owned();
+        let stated = text.split(' ').nth(2).and_then(|ip| ip.parse::<IpAddr>().ok()).expect("it states an address");
+        assert_eq!(client.ip(), stated.to_canonical());
+    }
+}
+
+/// What an agent, or a sidecar, says during enrolment.
+pub fn enrolment(data: &[u8]) {
+    let stream = || tokio::io::join(data, tokio::io::sink());
+    let request = Lines::new(stream()).receive::<attest::Request>().now_or_never().expect("all of it is there");
+    if let Ok(request) = request {
+        let _ = crate::enrolment::parse(&request.csr);
+    }
+    let _ = Lines::new(stream()).receive::<Shown>().now_or_never().expect("all of it is there");
+    let _ = Lines::new(stream()).receive::<Answer<Challenge>>().now_or_never().expect("all of it is there");
+    let _ = Lines::new(stream()).receive::<Answer<Enrolled>>().now_or_never().expect("all of it is there");
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = crate::enrolment::parse(text);
+    }
+}
+
+/// An HTTP/1.1 connection, cut into pieces by the first byte: cuts make no difference, and what is not refused is not touched.
+pub fn framing(data: &[u8]) {
+    let Some((&size, bytes)) = data.split_first() else { return };
+    let mut whole = bytes.to_vec();
+    let found = Framing::default().follow(&mut whole);
+    assert!(found || whole == bytes);
+    let mut framing = Framing::default();
+    let mut cut = bytes.to_vec();
+    let found_in_pieces = cut.chunks_mut(usize::from(size).max(1)).any(|piece| framing.follow(piece));
+    assert_eq!(found, found_in_pieces);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bytes made of `words` as often as of anything else.
+    fn bytes(words: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            3 => proptest::sample::select(words).prop_map(|word| word.as_bytes().to_vec()),
+            1 => vec(any::<u8>(), 0..8),
+            1 => "[ -~]{0,12}".prop_map(String::into_bytes),
+        ];
+        (any::<u8>(), vec(piece, 0..24)).prop_map(|(first, pieces)| [vec![first], pieces.concat()].concat())
+    }
+
+    const HEAD: &[&str] = &[
+        "/",
+        "/private",
+        "%2e",
+        "%2F",
+        "..",
+        "/./",
+        "%70",
+        "%25",
+        ";",
+        "\\",
+        "?",
+        "\n",
+        "\nhost:a",
+        "\norigin:https://a",
+        "\nx-forwarded-for:",
+        "\nx_forwarded_for:127.0.0.1",
+        "127.0.0.1",
+        ", ",
+        "10.0.0.5",
+        "[::1]:80",
+        "::ffff:127.0.0.1",
+        "\nvia:a",
+        "\nx-forwarded-user:root",
+        "\nconnection:",
+        "x-forwarded-for",
+        "\nforwarded:for=127.0.0.1",
+        "\nx-real-ip:127.0.0.1",
+    ];
+    const TRAILERS: &[&str] = &["\n", "x-forwarded-for", "host", "x_", "forwarded", "via", "authorization", "content-length", "_", "."];
+    const PROXY_HEADER: &[&str] = &[
+        "PROXY ",
+        "TCP4 ",
+        "TCP6 ",
+        "UNKNOWN",
+        "127.0.0.1",
+        "2001:db8::1",
+        " ",
+        "443",
+        "\r\n",
+        "\r\n\r\n\0\r\nQUIT\n",
+        "\x21",
+        "\x11",
+        "\0\x0c",
+    ];
+    const ENROLMENT: &[&str] = &[
+        "{\"csr\":\"",
+        "\"}",
+        "\n",
+        "{\"shown\":\"file\",\"path\":\"",
+        "-----BEGIN CERTIFICATE REQUEST-----\\n",
+        "MIIB",
+        "{\"nonce\":\"",
+        "[",
+        "\\u0000",
+    ];
+    const FRAMING: &[&str] = &[
+        "POST / HTTP/1.1\r\n",
+        "Content-Length: ",
+        "Transfer-Encoding: chunked\r\n",
+        "\r\n",
+        "\n",
+        "0",
+        "5",
+        "ffffffffffffffff",
+        ";",
+        ":",
+    ];
+
+    proptest! {
+        #[test]
+        fn heads(mut data in bytes(HEAD), at_root: bool) {
+            if at_root {
+                data.splice(1..1, *b"/");
+            }
+            head(&data);
+        }
+
+        #[test]
+        fn trailer_sections(data in bytes(TRAILERS)) {
+            trailers(&data);
+        }
+
+        #[test]
+        fn proxy_headers(data in bytes(PROXY_HEADER)) {
+            proxy_header(&data[1..]);
+        }
+
+        #[test]
+        fn enrolments(data in bytes(ENROLMENT)) {
+            enrolment(&data[1..]);
+        }
+
+        #[test]
+        fn framings(data in bytes(FRAMING)) {
+            framing(&data);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Who gets in: the lists, the limits at the doors, the PROXY protocol, and a process that runs out of file descriptors.
+
+use std::time::Duration;
+
+use loopgate::config::Config;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::house::{AGENT, BOTH, House, PROXY, Protocol, STRANGER, UNKNOWN, request};
+use crate::lanes::assert_external;
+use crate::process::Process;
+use crate::wire::Wire;
+
+const SOON: Duration = Duration::from_secs(10);
+/// Another client than [`STRANGER`].
+const OTHER: &str = "127.0.0.4";
+
+/// The connection is closed, with nothing said.
+async fn assert_closed(mut stream: TcpStream, name: &str) {
+    let mut said = Vec::new();
+    let _ = timeout(SOON, stream.read_to_end(&mut said)).await.unwrap_or_else(|_| panic!("{name}: still open"));
+    assert!(said.is_empty(), "{name}: {said:?}");
+}
+
+fn net(address: &str) -> ipnet::IpNet {
+    format!("{address}/32").parse().unwrap()
+}
+
+#[tokio::test]
+async fn whoever_is_not_to_connect_is_sent_away_before_the_handshake() {
+    let deny: fn(&mut Config) = |config| config.external.deny = vec![net(STRANGER)];
+    let allow: fn(&mut Config) = |config| config.external.allow = vec![net(OTHER)];
+    let both: fn(&mut Config) = |config| {
+        config.external.deny = vec![net(STRANGER)];
+        config.external.allow = vec![net(STRANGER), net(OTHER)];
+    };
+    for (name, change) in [("deny", deny), ("allow", allow), ("deny beats allow", both)] {
+        let house = House::with(change).await;
+        assert_closed(house.tcp(STRANGER).await, name).await;
+        for protocol in BOTH {
+            assert_eq!(house.ask(protocol, OTHER, "GET /", &[]).await.0, 200, "{name}");
+            assert_eq!(house.ask(protocol, AGENT, "GET /", &[]).await.0, 200, "{name}: lists are for the outside");
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_a_proxy_names_is_judged_by_the_lists_too() {
+    let house = House::with(|config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap()]).await;
+    for protocol in BOTH {
+        assert_eq!(house.ask(protocol, PROXY, "GET /", &[("x-forwarded-for", "203.0.113.5")]).await.0, 403);
+        assert_eq!(house.ask(protocol, PROXY, "GET /", &[("x-forwarded-for", "198.51.100.5")]).await.0, 200);
+    }
+    assert_eq!(house.gateway.heard().len(), 2);
+}
+
+#[tokio::test]
+async fn one_client_has_so_many_connections_and_no_more() {
+    let house = House::with(|config| config.limits.max_connections_per_client = 2).await;
+    let mut first = house.h1(STRANGER).await;
+    let second = house.h2(STRANGER).await;
+    assert_closed(house.tcp(STRANGER).await, "the third").await;
+    assert_eq!(house.ask(Protocol::H1, OTHER, "GET /", &[]).await.0, 200);
+    assert_eq!(first.ask(request("GET /", "Connection: close\r\n")).await.status(), 200);
+    assert!(first.rest().await.is_empty());
+    drop(first);
+    // Whether its place is free again shows only by trying.
+    let again = async {
+        while house.handshake(house.tcp(STRANGER).await, "http/1.1").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, again).await.expect("the place is given back");
+    drop(second);
+}
+
+#[tokio::test]
+async fn one_client_comes_so_often_and_no_more() {
+    let house = House::with(|config| config.limits.connection_rate_per_client = 2).await;
+    let mut refused = 0;
+    for _ in 0..10 {
+        let arrived = house.handshake(house.tcp(STRANGER).await, "http/1.1").await;
+        refused += usize::from(arrived.is_err());
+    }
+    assert!((5..=8).contains(&refused), "{refused} of 10 were refused");
+    assert_eq!(house.ask(Protocol::H1, OTHER, "GET /", &[]).await.0, 200);
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(house.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
+}
+
+#[tokio::test]
+async fn beyond_the_limit_of_all_connections_the_next_one_waits() {
+    let house = House::with(|config| config.limits.max_connections = 2).await;
+    let (first, _second) = (house.h1(STRANGER).await, house.h1(OTHER).await);
+    let third = house.ask(Protocol::H1, AGENT, "GET /", &[]);
+    let mut third = std::pin::pin!(third);
+    assert!(timeout(Duration::from_millis(300), third.as_mut()).await.is_err(), "it has to wait");
+    drop(first);
+    assert_eq!(timeout(SOON, third).await.unwrap().0, 200);
+}
+
+async fn proxied() -> House {
+    House::with(|config| {
+        config.listen.proxy_protocol = true;
+        config.limits.handshake_timeout = Duration::from_secs(1);
+        config.external.deny = vec![net("203.0.113.66")];
+    })
+    .await
+}
+
+/// A header of version 2 (section 2.2 of the specification) with this command, family and address block.
+fn v2(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(addresses.len()).unwrap().to_be_bytes();
+    [b"\r\n\r\n\0\r\nQUIT\n", &[0x20 | command, family][..], &length, addresses].concat()
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_states_its_client_before_the_handshake() {
+    let house = proxied().await;
+    let v4 = [&[203, 0, 113, 5, 198, 51, 100, 1][..], &[0x10, 0, 1, 0xbb]].concat();
+    let v6 = [&"2001:db8::5".parse::<std::net::Ipv6Addr>().unwrap().octets()[..], &[0; 16], &[0x10, 0, 1, 0xbb]].concat();
+    let loopback = [&[127, 0, 0, 9, 127, 0, 0, 1][..], &[0x10, 0, 1, 0xbb]].concat();
+    for (name, header, client) in [
+        ("v1", b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec(), "203.0.113.5"),
+        ("v1, IPv6", b"PROXY TCP6 2001:db8::5 2001:db8::1 4096 443\r\n".to_vec(), "2001:db8::5"),
+        ("v1 of whoever", b"PROXY UNKNOWN\r\n".to_vec(), UNKNOWN),
+        ("v1 of an agent's address", format!("PROXY TCP4 {AGENT} 127.0.0.1 4096 443\r\n").into_bytes(), UNKNOWN),
+        ("v2", v2(1, 0x11, &v4), "203.0.113.5"),
+        ("v2, IPv6", v2(1, 0x21, &v6), "2001:db8::5"),
+        ("v2 with more than addresses", v2(1, 0x11, &[&v4[..], &[0x04, 0, 1, 0]].concat()), "203.0.113.5"),
+        ("v2 of the proxy itself", v2(0, 0, &[]), UNKNOWN),
+        ("v2 of an agent's address", v2(1, 0x11, &loopback), UNKNOWN),
+    ] {
+        for in_pieces in [false, true] {
+            let mut stream = house.tcp(PROXY).await;
+            if in_pieces {
+                for byte in &header {
+                    stream.write_all(&[*byte]).await.unwrap();
+                }
+            } else {
+                stream.write_all(&header).await.unwrap();
+            }
+            let tls = house.handshake(stream, "http/1.1").await.unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(Wire::new(tls).ask(request("GET /", "")).await.status(), 200, "{name}");
+            assert_external(house.gateway.heard().last().unwrap(), client);
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_no_proxy_states_nothing_and_a_proxy_that_talks_nonsense_is_sent_away() {
+    let house = proxied().await;
+    let v1 = b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec();
+    for (name, source, header) in [
+        ("a stranger", STRANGER, v1.clone()),
+        ("an agent", AGENT, v1.clone()),
+        ("a denied client", PROXY, b"PROXY TCP4 203.0.113.66 198.51.100.1 4096 443\r\n".to_vec()),
+        ("two headers", PROXY, [v1.clone(), v1.clone()].concat()),
+        ("no header", PROXY, Vec::new()),
+        ("no end", PROXY, [b"PROXY TCP4 ".to_vec(), vec![b'1'; 200]].concat()),
+        ("no address", PROXY, b"PROXY TCP4 203.0.113 198.51.100.1 4096 443\r\n".to_vec()),
+        ("another family", PROXY, b"PROXY TCP4 2001:db8::5 2001:db8::1 4096 443\r\n".to_vec()),
+        ("UDP", PROXY, v2(1, 0x12, &[0; 12])),
+        ("too few bytes", PROXY, v2(1, 0x11, &[0; 4])),
+        ("another version", PROXY, [b"\r\n\r\n\0\r\nQUIT\n", &[0x11, 0x11, 0, 0][..]].concat()),
+        ("HTTP", PROXY, request("GET /", "").into_bytes()),
+    ] {
+        let mut stream = house.tcp(source).await;
+        stream.write_all(&header).await.unwrap();
+        let arrived = timeout(SOON, house.handshake(stream, "http/1.1")).await.expect(name);
+        assert!(arrived.is_err(), "{name}");
+    }
+    assert!(house.gateway.heard().is_empty());
+    for source in [STRANGER, AGENT] {
+        assert_eq!(house.ask(Protocol::H2, source, "GET /", &[]).await.0, 200, "they need none");
+    }
+}
+
+#[tokio::test]
+async fn when_file_descriptors_run_out_newcomers_wait_and_are_served_afterwards() {
+    let process = Process::start_after("ulimit -n 64", &["--handshake-timeout=60s"], "").await;
+    let mut client = process.h1(STRANGER).await;
+    assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+    let mut crowd = Vec::new();
+    for _ in 0..100 {
+        crowd.push(process.tcp(OTHER).await);
+    }
+    process.says("can't accept").await;
+    assert_eq!(client.ask(request("GET /", "")).await.status(), 200, "who is there is served");
+    drop(crowd);
+    for protocol in BOTH {
+        assert_eq!(timeout(SOON, process.ask(protocol, STRANGER, "GET /", &[])).await.unwrap().0, 200);
+    }
+}

@@ -1,0 +1,170 @@
+//! Clients and a gateway that are slow, on purpose or not: each phase has its limit, and what is quiet for good reason is left alone.
+
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::time::{Instant, sleep};
+
+use crate::gateway::pattern;
+use crate::house::{BOTH, House, Protocol, STRANGER, h2_request, request, whole};
+use crate::raw_h2::{END_HEADERS, END_STREAM, HEADERS, INITIAL_WINDOW, Outcome, RawH2, frame, request_block};
+
+const SHORT: Duration = Duration::from_millis(400);
+/// More than all buffers on the way hold.
+const MUCH: usize = 40_000_000;
+
+#[tokio::test]
+async fn a_head_that_takes_too_long_ends_its_connection_the_second_one_too() {
+    let house = House::with(|config| config.limits.head_timeout = SHORT).await;
+    for heads_before in [0, 1] {
+        let mut client = house.h1(STRANGER).await;
+        for _ in 0..heads_before {
+            assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+        }
+        let begun = Instant::now();
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+        // Each byte is a sign of life, and none of them counts.
+        while begun.elapsed() < Duration::from_secs(10) && client.send("X").await.is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert!(begun.elapsed() >= SHORT && begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
+    assert_eq!(house.gateway.heard().len(), 1);
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_answered_with_408() {
+    let house = House::with(|config| config.limits.request_timeout = SHORT).await;
+    let mut client = house.h1(STRANGER).await;
+    client.send(request("POST /echo", "Content-Length: 10\r\n") + "123").await.unwrap();
+    assert_eq!(client.response().await.unwrap().status(), 408);
+    assert!(client.rest().await.is_empty(), "what is left of the body can't be told from a request");
+
+    let mut client = house.h2(STRANGER).await;
+    let (response, mut body) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
+    body.send_data("123".into(), false).unwrap();
+    assert_eq!(response.await.unwrap().status(), 408);
+    let (response, _) = client.ready().await.unwrap().send_request(h2_request("GET /", &[]), true).unwrap();
+    assert_eq!(response.await.unwrap().status(), 200, "the connection is as good as ever");
+    house.gateway.has_lost(2).await;
+}
+
+#[tokio::test]
+async fn a_body_that_comes_slowly_but_steadily_is_waited_for() {
+    let house = House::with(|config| config.limits.request_timeout = SHORT).await;
+    let mut client = house.h1(STRANGER).await;
+    client.send(request("POST /echo", "Content-Length: 10\r\n")).await.unwrap();
+    for _ in 0..10 {
+        sleep(SHORT / 4).await;
+        client.send("x").await.unwrap();
+    }
+    assert_eq!(client.response().await.unwrap().text(), "xxxxxxxxxx");
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_its_response_is_given_up() {
+    let house = House::with(|config| config.limits.stall_timeout = SHORT).await;
+    let mut client = house.h1(STRANGER).await;
+    client.send(request(&format!("GET /large?{MUCH}"), "")).await.unwrap();
+    house.gateway.has_lost(1).await;
+    assert!(client.rest().await.len() < MUCH);
+
+    for window in [0, 1] {
+        let mut raw = RawH2::open(&house, STRANGER, &[(INITIAL_WINDOW, window)]).await;
+        let head = request_block("GET", &format!("/large?{MUCH}"), &[]);
+        let outcome = raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head), Outcome::is_over).await;
+        assert!(outcome.closed, "{outcome:?}");
+    }
+    house.gateway.has_lost(3).await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
+    // A pause is far shorter than the limit, and all of them together are longer.
+    let (size, stall, pause) = (4_000_000, Duration::from_secs(2), Duration::from_millis(10));
+    let house = House::with(|config| config.limits.stall_timeout = stall).await;
+    let mut client = house.h1(STRANGER).await;
+    client.send(request(&format!("GET /large?{size}"), "")).await.unwrap();
+    client.head().await.unwrap();
+    let (mut stream, mut got) = client.into_parts();
+    let mut block = vec![0; 100_000];
+    while got.len() < size {
+        sleep(6 * pause).await;
+        let read = stream.read(&mut block).await.unwrap();
+        assert!(read > 0, "after {} bytes", got.len());
+        got.extend_from_slice(&block[..read]);
+    }
+    assert!(got.iter().enumerate().all(|(at, byte)| *byte == pattern(at)));
+
+    let mut client = house.h2(STRANGER).await;
+    let (response, _) = client.send_request(h2_request(&format!("GET /large?{size}"), &[]), true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    let mut got = 0;
+    while let Some(data) = body.data().await {
+        let data = data.unwrap();
+        got += data.len();
+        sleep(pause).await;
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    assert_eq!(got, size);
+}
+
+#[tokio::test]
+async fn quiet_events_and_a_gateway_that_stalls_halfway_are_not_the_clients_fault() {
+    let house = House::with(|config| {
+        config.limits.stall_timeout = SHORT;
+        config.limits.request_timeout = SHORT;
+        config.limits.idle_timeout = SHORT;
+    })
+    .await;
+    for protocol in BOTH {
+        let events = house.ask(protocol, STRANGER, "GET /events", &[]);
+        let passing = async {
+            for _ in 0..3 {
+                sleep(2 * SHORT).await;
+                house.gateway.pass(1);
+            }
+        };
+        let ((status, body), ()) = tokio::join!(events, passing);
+        assert_eq!((status, body.matches("event").count()), (200, 3), "{protocol:?}");
+    }
+    let mut client = house.h1(STRANGER).await;
+    client.send(request("GET /stalls-halfway", "")).await.unwrap();
+    assert_eq!(client.head().await.unwrap().status(), 200);
+    assert_eq!(client.exactly(4).await.unwrap(), b"half");
+    sleep(2 * SHORT).await;
+    assert_eq!(house.ask(Protocol::H2, STRANGER, "GET /", &[]).await.0, 200, "others don't wait for it");
+    let before = house.gateway.connections();
+    drop(client);
+    house.gateway.has_lost(1).await;
+    assert_eq!(house.gateway.connections(), before, "and nothing was asked again");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_takes_its_half_response_along() {
+    let house = House::open().await;
+    let mut client = house.h2(STRANGER).await;
+    let (response, _) = client.send_request(h2_request("GET /stalls-halfway", &[]), true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "half");
+    drop(body);
+    house.gateway.has_lost(1).await;
+    let (response, _) = client.ready().await.unwrap().send_request(h2_request("GET /", &[]), true).unwrap();
+    assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"hello");
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_and_http_2_is_told() {
+    let house = House::with(|config| config.limits.idle_timeout = SHORT).await;
+    let mut client = house.h1(STRANGER).await;
+    assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+    assert!(client.rest().await.is_empty());
+    let silent = house.h1(STRANGER).await.rest().await;
+    assert!(silent.is_empty(), "one that never asked for anything, too");
+
+    let head = request_block("GET", "/", &[]);
+    for (name, bytes) in [("served", frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)), ("half a head", frame(HEADERS, 0, 1, &head))] {
+        let outcome = RawH2::open(&house, STRANGER, &[]).await.provoke(&bytes, Outcome::is_over).await;
+        assert!(outcome.farewell && outcome.closed && outcome.goaway.is_none(), "{name}: {outcome:?}");
+    }
+}
