@@ -21,6 +21,7 @@ pub struct OpenClaw<'a> {
     version: &'static str,
     modules: PathBuf,
     state: PathBuf,
+    allowed_origins: Vec<String>,
 }
 
 impl<'a> OpenClaw<'a> {
@@ -29,7 +30,13 @@ impl<'a> OpenClaw<'a> {
         let modules = parts::node_modules(&format!("openclaw-{version}"))?;
         let state = directory.join("openclaw");
         fs::create_dir_all(state.join("identity")).expect("a state directory");
-        Ok(Self { network, version, modules, state })
+        Ok(Self { network, version, modules, state, allowed_origins: Vec::new() })
+    }
+
+    /// Lets pages of this origin in: for a host name, which unlike a private IP address is not the gateway's own without being told.
+    pub fn allow_origin(mut self, origin: &str) -> Self {
+        self.allowed_origins.push(origin.into());
+        self
     }
 
     /// Starts the gateway, and comes back when it pairs devices. It ends when the value is dropped.
@@ -37,6 +44,9 @@ impl<'a> OpenClaw<'a> {
         let mut config = serde_json::json!({"gateway": {
             "mode": "local", "port": 18789, "bind": "loopback", "auth": {"mode": "token", "token": TOKEN}, "trustedProxies": trusted_proxies,
         }});
+        if !self.allowed_origins.is_empty() {
+            config["gateway"]["controlUi"] = serde_json::json!({"allowedOrigins": self.allowed_origins});
+        }
         // The older version refuses a key that it does not know; the newer one would ask its makers' site for models.
         if !self.version.starts_with("2026.2.") {
             config["models"] = serde_json::json!({"catalogRefresh": {"enabled": false}});

@@ -6,6 +6,7 @@ mod backend;
 mod browser;
 mod client;
 mod content;
+mod front;
 mod gateway;
 mod network;
 mod openclaw;
