@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
@@ -28,16 +28,15 @@ fn the_control_ui_of_2026_9_6_connects_after_an_approval_over_h1_and_h2() {
 
 fn control_ui(version: &'static str) -> Result<(), Missing> {
     let directory = directory(&format!("control-ui-{version}"));
-    let modules = parts::node_modules("playwright-1.58.2")?;
-    parts::program("chromium")?;
-    parts::program("certutil")?;
+    let modules = modules()?;
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, version, &directory)?;
     let _gateway = openclaw.start(&["127.0.0.2"]);
     let sidecar = Sidecar::start(&network, &directory, &[]);
 
     say("  over h2, with its WebSocket on h2 (RFC 8441)");
-    let browser = Browser { network: &network, openclaw: &openclaw, modules: &modules, ca: &sidecar.ca(), home: &directory.join("h2") };
+    let ca = sidecar.ca();
+    let browser = Browser { network: &network, openclaw: &openclaw, modules: &modules, url: URL, ca: &ca, home: &directory.join("h2") };
     assert_eq!(browser.visit(&[]), "h2");
     assert!(browser.websocket_rode_on_h2(), "Chromium opened its WebSocket over HTTP/1.1; see {}", browser.netlog());
 
@@ -49,21 +48,35 @@ fn control_ui(version: &'static str) -> Result<(), Missing> {
     Ok(())
 }
 
-/// Chromium on the external host, with a home directory and a profile of its own: a device the gateway has never seen.
-struct Browser<'a> {
-    network: &'a Network,
-    openclaw: &'a OpenClaw<'a>,
-    modules: &'a Path,
-    ca: &'a Path,
-    home: &'a Path,
+/// The `node_modules` that drive the browser, if that is here too.
+pub fn modules() -> Result<PathBuf, Missing> {
+    parts::program("chromium")?;
+    parts::program("certutil")?;
+    parts::node_modules("playwright-1.58.2")
+}
+
+/// Chromium on the external host.
+pub struct Browser<'a> {
+    /// Whose external host.
+    pub network: &'a Network,
+    /// The gateway, for its operator's approval.
+    pub openclaw: &'a OpenClaw<'a>,
+    /// See [`modules`].
+    pub modules: &'a Path,
+    /// Where the Control UI is to be found, without a path.
+    pub url: &'a str,
+    /// The one authority that it is made to trust.
+    pub ca: &'a Path,
+    /// A home directory and a profile of its own: a device the gateway has never seen.
+    pub home: &'a Path,
 }
 
 impl Browser<'_> {
     /// Visits the Control UI, has its device approved and waits until it is connected. Gives the protocol that the page came over.
-    fn visit(&self, arguments: &[&str]) -> String {
+    pub fn visit(&self, arguments: &[&str]) -> String {
         self.trust_the_authority();
         let options = json!({
-            "modules": self.modules, "url": format!("{URL}/#token={TOKEN}"), "profile": self.home.join("profile"),
+            "modules": self.modules, "url": format!("{}/#token={TOKEN}", self.url), "profile": self.home.join("profile"),
             "netlog": self.netlog(), "screenshots": self.home.join("screen"), "arguments": arguments,
         });
         let mut command = self.network.command(Host::External, self.openclaw.node());

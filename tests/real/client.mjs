@@ -5,6 +5,7 @@
 // Options: ws        the node_modules directory that holds the `ws` package
 //          url, token
 //          ca        file with the CA to trust (default: Node's own)
+//          address   where to find the URL's host (default: what the resolver says)
 //          over      "h1" (default), or "h2": extended CONNECT, RFC 8441
 //          headers   [[name, value or values], ...] to send on the upgrade, over the client's own; `host` and `connection` too
 //          identity  file with the device identity, made if absent (default: a fresh one, kept nowhere); "none": no device at all
@@ -26,7 +27,11 @@ const options = {
   ...JSON.parse(process.argv[2]),
 };
 const WebSocket = createRequire(`${options.ws}/`)("ws");
-const ca = options.ca && fs.readFileSync(options.ca);
+const found = { address: options.address, family: 4 };
+const connection = {
+  ca: options.ca && fs.readFileSync(options.ca),
+  lookup: options.address && ((_host, { all }, done) => (all ? done(null, [found]) : done(null, found.address, found.family))),
+};
 
 function end(result) {
   console.log(JSON.stringify(result));
@@ -81,7 +86,7 @@ function connectParams(nonce) {
 
 function overHttp1() {
   const socket = new WebSocket(options.url, {
-    ca,
+    ...connection,
     // Header by header on the finished request, for `ws` lets nobody else set Host and Connection.
     finishRequest: (request) => {
       for (const [name, value] of options.headers) request.setHeader(name, value);
@@ -99,7 +104,7 @@ function overHttp1() {
 // `ws` speaks no HTTP/2; it is given the CONNECT stream in place of the socket that it would have upgraded.
 async function overHttp2() {
   const url = new URL(options.url);
-  const session = http2.connect(`https://${url.host}`, { ca });
+  const session = http2.connect(`https://${url.host}`, connection);
   session.on("error", (error) => end({ end: "failed", error: String(error) }));
   const settings = await new Promise((resolve) => session.once("remoteSettings", resolve));
   if (!settings.enableConnectProtocol) end({ end: "failed", error: "the server offers no extended CONNECT" });

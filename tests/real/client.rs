@@ -1,4 +1,4 @@
-//! A client of the gateway with a device identity: `client.mjs`, run on a host.
+//! A client of the gateway with a device identity: `client.mjs`, run on a host or in a container.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,8 @@ use std::process::Command;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/client.mjs");
+/// What it runs.
+pub const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/client.mjs");
 
 /// One handshake to be made.
 pub struct Client {
@@ -57,6 +58,11 @@ impl Client {
     /// Trusts this CA, and no other.
     pub fn ca(self, file: &Path) -> Self {
         self.set("ca", json!(file))
+    }
+
+    /// Finds whatever host the URL names at this address.
+    pub fn at(self, address: &str) -> Self {
+        self.set("address", json!(address))
     }
 
     /// Shows this token.

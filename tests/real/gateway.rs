@@ -21,6 +21,7 @@ pub struct OpenClaw<'a> {
     version: &'static str,
     modules: PathBuf,
     state: PathBuf,
+    allowed_origins: Vec<String>,
 }
 
 impl<'a> OpenClaw<'a> {
@@ -29,14 +30,23 @@ impl<'a> OpenClaw<'a> {
         let modules = parts::node_modules(&format!("openclaw-{version}"))?;
         let state = directory.join("openclaw");
         fs::create_dir_all(state.join("identity")).expect("a state directory");
-        Ok(Self { network, version, modules, state })
+        Ok(Self { network, version, modules, state, allowed_origins: Vec::new() })
+    }
+
+    /// Lets pages of this origin in: for a host name, which unlike a private IP address is not the gateway's own without being told.
+    pub fn allow_origin(mut self, origin: &str) -> Self {
+        self.allowed_origins.push(origin.into());
+        self
     }
 
     /// Starts the gateway, and comes back when it pairs devices. It ends when the value is dropped.
     pub fn start(&self, trusted_proxies: &[&str]) -> Process {
-        let config = serde_json::json!({"gateway": {
+        let mut config = serde_json::json!({"gateway": {
             "mode": "local", "port": 18789, "bind": "loopback", "auth": {"mode": "token", "token": TOKEN}, "trustedProxies": trusted_proxies,
         }});
+        if !self.allowed_origins.is_empty() {
+            config["gateway"]["controlUi"] = serde_json::json!({"allowedOrigins": self.allowed_origins});
+        }
         let mut process = self.launch(&config);
         // It listens long before it pairs: until then a handshake ends with 1013 "gateway starting". The older version's own tools fail
         // until its own device is paired for all five scopes; the newer one would refuse to start with this file of the older one's.

@@ -7,6 +7,7 @@ mod browser;
 mod check;
 mod client;
 mod content;
+mod front;
 mod gateway;
 mod network;
 mod openclaw;

@@ -18,16 +18,21 @@ pub enum Host {
     Gateway,
     /// Another container, which is to be an agent: 172.18.0.3.
     Agent,
+    /// Where a public front lives: 172.18.0.4.
+    Front,
     /// Anybody else: 172.18.0.9, and 172.18.1.0 to 172.18.1.7 too, for stories of many clients.
     External,
 }
 
 impl Host {
+    const ALL: [Host; 4] = [Host::Gateway, Host::Agent, Host::Front, Host::External];
+
     /// Its address on the bridge.
     pub fn address(self) -> &'static str {
         match self {
             Host::Gateway => "172.18.0.2",
             Host::Agent => "172.18.0.3",
+            Host::Front => "172.18.0.4",
             Host::External => "172.18.0.9",
         }
     }
@@ -36,6 +41,7 @@ impl Host {
         match self {
             Host::Gateway => "gateway",
             Host::Agent => "agent",
+            Host::Front => "front",
             Host::External => "external",
         }
     }
@@ -60,7 +66,7 @@ impl Network {
         ip(&format!("netns add {bridge}"))?;
         ip(&format!("-n {bridge} link add br0 type bridge"))?;
         ip(&format!("-n {bridge} link set br0 up"))?;
-        for host in [Host::Gateway, Host::Agent, Host::External] {
+        for host in Host::ALL {
             let (name, own) = (host.name(), network.namespace(host.name()));
             ip(&format!("netns add {own}"))?;
             ip(&format!("-n {own} link set lo up"))?;
@@ -104,7 +110,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        for name in ["gateway", "agent", "external", "bridge"] {
+        for name in Host::ALL.map(Host::name).into_iter().chain(["bridge"]) {
             // What could not be laid out can't be taken down either.
             let _ = Command::new("ip").args(["netns", "del", &self.namespace(name)]).output();
         }

@@ -12,7 +12,7 @@ use crate::parts::{Missing, say, story};
 use crate::sidecar::{Sidecar, URL, WS_URL};
 
 /// Everything a client could say to be taken for a local one. Each row goes out by itself.
-const FORGERIES: &[&[(&str, &str)]] = &[
+pub const FORGERIES: &[&[(&str, &str)]] = &[
     &[("X-Forwarded-For", "127.0.0.1")],
     &[("x-forwarded-for", "::1, 127.0.0.1")],
     &[("X_Forwarded_For", "127.0.0.1")],
@@ -100,7 +100,7 @@ fn agents_are_local(through: &dyn Fn(Host) -> Client, local: &[String]) {
     through(Host::Agent).headers(&[("Origin", "https://172.18.0.2:18789")]).connect().pairing_request();
 }
 
-fn others_need_approval(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Client, local: &[String], device: &Path) {
+pub fn others_need_approval(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Client, local: &[String], device: &Path) {
     say("  anyone else has to wait for `openclaw devices approve`, and then works");
     let external = || through(Host::External).identity(device);
     let request = external().connect().pairing_request();
