@@ -42,7 +42,7 @@ const RESETS: usize = 20;
 /// What HTTP/2 writes without a response being taken (our PINGs, and answers to the client's), in bytes.
 const CONTROL: usize = 64;
 /// The most that is held for an HTTP/1.1 client in each direction, or for an HTTP/2 stream, in bytes; a head may need more.
-const BUFFER: usize = 128 * 1024;
+const BUFFER: usize = 64 * 1024;
 
 /// What requests of one connection share.
 pub(super) struct Session {

@@ -30,7 +30,7 @@ const KEEP_IDLE: Duration = Duration::from_secs(4);
 /// Idle connections kept for each source address.
 const MAX_IDLE: usize = 256;
 /// The most that is held for the gateway in each direction, in bytes.
-const BUFFER: usize = 128 * 1024;
+const BUFFER: usize = 64 * 1024;
 /// How long the rest of a request's body may take after the answer is there.
 const LINGER: Duration = Duration::from_secs(1);
 /// Between tries to reach a gateway that is not there.
