@@ -24,12 +24,12 @@ impl Shared {
         let shared = Self(tempfile::tempdir().unwrap());
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(shared.0.path(), open.clone()).unwrap();
-        for directory in ["openclaw", "loopgate", "ca", "filter", "jiti"] {
+        for directory in ["openclaw", "loopgate", "ca", "filter"] {
             let path = shared.path(directory);
             std::fs::create_dir(&path).unwrap();
             std::fs::set_permissions(&path, open.clone()).unwrap();
         }
-        for owned in ["openclaw", "loopgate", "jiti"] {
+        for owned in ["openclaw", "loopgate"] {
             chown(shared.path(owned), Some(NODE), Some(NODE)).unwrap();
         }
         std::fs::write(shared.path("token"), TOKEN).unwrap();
@@ -43,11 +43,6 @@ impl Shared {
 
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
-    }
-
-    /// The old version compiles its plugins at each start, for half a minute of processor time, unless somebody has done so before it.
-    fn compiled(&self, openclaw: Container) -> Container {
-        openclaw.mount_writable(self.path("jiti"), "/tmp/jiti")
     }
 }
 
@@ -72,12 +67,7 @@ fn sidecar(gateway: &Running, shared: &Shared) -> Container {
 /// OpenClaw's image with loopgate as its entrypoint, as docker/agent.Dockerfile makes it: no URL, no token, and the CA where it belongs.
 fn agent(version: &str, network: &Network, shared: &Shared, script: &str) -> Option<Container> {
     // loopgate, and not an init of the engine's, is its first process.
-    let container = shared
-        .compiled(openclaw("agent", version)?)
-        .option("--init=false")
-        .with_loopgate()
-        .option("--entrypoint=/loopgate")
-        .network(network);
+    let container = openclaw("agent", version)?.option("--init=false").with_loopgate().option("--entrypoint=/loopgate").network(network);
     let container = container.label("loopgate.agent", "true").of_project(PROJECT, "agent").mount(shared.path("ca"), "/ca");
     Some(container.command(["exec", "--", "sh", "-ec", script]))
 }
@@ -90,7 +80,7 @@ fn a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_
     let network = engine.network();
     let _filter = filter(&engine, &shared.path("filter"));
     let gateway = gateway.network(&network).alias("gateway").of_project(PROJECT, "gateway").publish(18789);
-    let gateway = shared.compiled(gateway).mount_writable(shared.path("openclaw"), "/state").env("OPENCLAW_STATE_DIR", "/state");
+    let gateway = gateway.mount_writable(shared.path("openclaw"), "/state").env("OPENCLAW_STATE_DIR", "/state");
     let gateway = engine.run(gateway);
     let sidecar = engine.run(sidecar(&gateway, &shared));
     eventually("the sidecar is ready", || sidecar.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(()));

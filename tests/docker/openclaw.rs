@@ -1,6 +1,7 @@
 //! The real OpenClaw gateway in a container, as its own image has it.
 
 use std::env;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::container::Container;
@@ -21,7 +22,8 @@ const IMAGE: &str = "loopgate-test/openclaw";
 pub fn openclaw(name: &str, version: &str) -> Option<Container> {
     let tree = tree(version)?;
     let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
-    // Whatever it writes is gone with the container.
+    let container = container.mount_writable(compiled(version), "/tmp/jiti");
+    // Whatever else it writes is gone with the container.
     Some(container.option("--tmpfs=/tmp").option("--tmpfs=/home/node:uid=1000,gid=1000"))
 }
 
@@ -50,6 +52,16 @@ pub fn tree(version: &str) -> Option<PathBuf> {
     }
     attempt(&["image", "inspect", IMAGE]).map_err(|why| skip(&why)).ok()?;
     Some(tree)
+}
+
+/// Where OpenClaw finds its plugins compiled. The old version would do that anew in each container, for half a minute of processor time
+/// each; jiti, which does it, looks at what it finds here before it believes it.
+fn compiled(version: &str) -> PathBuf {
+    let directory = cache().join(format!("jiti-{version}"));
+    std::fs::create_dir_all(&directory).expect("the cache can be written to");
+    // Nobody in a container is who runs the tests.
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777)).expect("it is ours");
+    directory
 }
 
 /// The directory that the scripts of `tests/setup` fill.
