@@ -180,8 +180,13 @@ impl Running {
 
     /// Its address on a network.
     pub fn ip(&self, network: &Network) -> IpAddr {
-        let text = self.inspect(&format!("{{{{(index .NetworkSettings.Networks {:?}).IPAddress}}}}", network.name()));
-        text.parse().unwrap_or_else(|_| panic!("the address of {} on {} is {text:?}", self.name, network.name()))
+        self.ip_on(network.name())
+    }
+
+    /// Its address on the network of this name.
+    pub fn ip_on(&self, network: &str) -> IpAddr {
+        let text = self.inspect(&format!("{{{{(index .NetworkSettings.Networks {network:?}).IPAddress}}}}"));
+        text.parse().unwrap_or_else(|_| panic!("the address of {} on {network} is {text:?}", self.name))
     }
 
     /// The host's port that leads to this published port of it, over IPv4.

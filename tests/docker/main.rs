@@ -2,6 +2,8 @@
 
 mod agents;
 mod attested;
+#[path = "../real/client.rs"]
+mod client;
 mod compose;
 mod container;
 mod conversation;
@@ -11,6 +13,7 @@ mod entrypoint;
 mod filter;
 mod house;
 mod image;
+mod matrix;
 mod openclaw;
 mod project;
 mod smoke;

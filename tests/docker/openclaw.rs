@@ -15,7 +15,7 @@ pub const NEW: &str = "2026.9.6";
 pub const TOKEN: &str = "a-token-for-tests";
 
 /// OpenClaw's image without OpenClaw (`tests/setup/images.sh`).
-const IMAGE: &str = "loopgate-test/openclaw";
+pub const IMAGE: &str = "loopgate-test/openclaw";
 
 /// A container with this version of OpenClaw in it, idle: `node /app/openclaw.mjs ...` is its command line. `None`, said aloud, where
 /// it isn't installed.

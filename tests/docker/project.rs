@@ -1,12 +1,13 @@
 //! A compose project out of the files in docker/, with the real gateway and the image of docker/Dockerfile.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
-use crate::container::Running;
+use crate::client::{self, Client};
+use crate::container::{Container, Running};
 use crate::engine::{DEBIAN, attempt, docker, output, skip};
 use crate::openclaw;
 
@@ -46,6 +47,8 @@ pub struct Project {
     name: String,
     tree: PathBuf,
     secrets: TempDir,
+    /// The first three numbers of its front's network, if it has one.
+    front: String,
 }
 
 impl Project {
@@ -54,14 +57,18 @@ impl Project {
     /// `None`, said aloud, where something is missing.
     pub fn up(compose: Compose, files: &[&'static str]) -> Option<Self> {
         static PROJECTS: AtomicU32 = AtomicU32::new(0);
-        attempt(&["image", "inspect", "loopgate-test/loopgate"]).map_err(|why| skip(&why)).ok()?;
+        for image in ["loopgate", "caddy", "traefik"] {
+            attempt(&["image", "inspect", &format!("loopgate-test/{image}")]).map_err(|why| skip(&why)).ok()?;
+        }
         compose.command()?;
         let mut files = files.to_vec();
         files.push("../tests/docker/compose.openclaw.yaml");
-        let name = format!("loopgate-test-{}-p{}", std::process::id(), PROJECTS.fetch_add(1, Ordering::Relaxed));
+        let number = PROJECTS.fetch_add(1, Ordering::Relaxed);
+        let name = format!("loopgate-test-{}-p{number}", std::process::id());
+        let front = format!("10.202.{}", (std::process::id() + number) % 256);
         let secrets = tempfile::tempdir().unwrap();
         std::fs::write(secrets.path().join("gateway-token"), openclaw::TOKEN).unwrap();
-        let project = Self { compose, files, name, tree: openclaw::tree(openclaw::NEW)?, secrets };
+        let project = Self { compose, files, name, tree: openclaw::tree(openclaw::NEW)?, secrets, front };
         project.must(&["up", "--detach"]);
         Some(project)
     }
@@ -72,6 +79,36 @@ impl Project {
         let filters = [label("project", self.name.as_str()), label("service", service)];
         let id = docker(&["ps", "--all", "--quiet", "--no-trunc", "--filter", &filters[0], "--filter", &filters[1]]);
         Running::of_project(docker(&["inspect", "--format", "{{slice .Name 1}}", &id]), id)
+    }
+
+    /// One of its networks, by its full name.
+    pub fn network(&self, network: &str) -> String {
+        format!("{}_{network}", self.name)
+    }
+
+    /// A container that is to be none of the project's, on one of its networks, with OpenClaw in it and loopgate's CA in /ca/ca.pem.
+    pub fn stranger(&self, network: &str) -> Container {
+        let container = Container::idle("stranger").image(openclaw::IMAGE).hardened().option("--tmpfs=/tmp");
+        let container = container.option(format!("--network={}", self.network(network)));
+        container.mount(&self.tree, "/openclaw").mount(client::SCRIPT, client::SCRIPT).mount(self.network("ca"), "/ca")
+    }
+
+    /// A client in one of these containers, with a fresh device identity and the right token.
+    pub fn client(&self, container: &Running, url: &str) -> Client {
+        let mut node = Command::new("docker");
+        node.args(["exec", container.name(), "node"]);
+        Client::new(node, Path::new("/openclaw/node_modules"), url).token(openclaw::TOKEN)
+    }
+
+    /// OpenClaw's `node_modules`, on this machine.
+    pub fn modules(&self) -> PathBuf {
+        self.tree.join("node_modules")
+    }
+
+    /// Runs `openclaw` in the gateway's container, as compose.yaml says its operator would.
+    pub fn openclaw(&self, arguments: &str) -> String {
+        let token = "OPENCLAW_GATEWAY_TOKEN=$(cat /run/secrets/gateway_token)";
+        self.service("gateway").exec(["sh", "-c", &format!("{token} node /app/openclaw.mjs {arguments}")])
     }
 
     /// Runs compose on this project; what it printed, trimmed.
@@ -97,10 +134,16 @@ impl Project {
             .env("LOOPGATE_IMAGE", "loopgate-test/loopgate")
             .env("OPENCLAW_IMAGE", "loopgate-test/openclaw")
             .env("HAPROXY_IMAGE", DEBIAN)
+            .env("CADDY_IMAGE", "loopgate-test/caddy")
+            .env("TRAEFIK_IMAGE", "loopgate-test/traefik")
             .env("AGENT_IMAGE", format!("{}-agent", self.name))
             .env("GATEWAY_TOKEN_FILE", self.secrets.path().join("gateway-token"))
             // On whichever port is free: Docker takes an empty one for that.
             .env("LOOPGATE_PUBLISH", "127.0.0.1:")
+            .env("HTTP_PUBLISH", "127.0.0.1:")
+            .env("HTTPS_PUBLISH", "127.0.0.1:")
+            .env("FRONT", &self.front)
+            .env("CLIENT", client::SCRIPT)
             .env("OPENCLAW_TREE", &self.tree);
         output(&mut command).expect("compose can be run")
     }

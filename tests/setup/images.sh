@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# images.sh [debian] [openclaw] [rust]: base images for the tests, made here, since no registry need be reachable. Prints their names.
+# images.sh [debian] [openclaw] [rust] [caddy] [traefik]: base images for the tests, made here, since no registry need be reachable. Prints their names.
 #
 #   loopgate-test/debian    Debian bookworm with curl, HAProxy and iproute2: the base of whatever the tests run in a container
 #   loopgate-test/openclaw  the file system of OpenClaw's own image less OpenClaw: mount a tree of openclaw.sh on /openclaw
 #   loopgate-test/rust      this machine's Rust toolchain and a C compiler, for docker/Dockerfile
+#   loopgate-test/caddy     Caddy, as its own image has it
+#   loopgate-test/traefik   Traefik, likewise
 #
 # Their names are the tests' own, so that they never stand before the real ones on a developer's machine.
 . "$(dirname "$0")/lib.sh"
@@ -55,6 +57,24 @@ ADD toolchain.tar /
 DOCKERFILE
   cp /etc/ssl/certs/ca-certificates.crt "$work/"
   build loopgate-test/rust "$work"
+}
+
+caddy() {
+  cp "$("$(dirname "$0")/fronts.sh")/bin/caddy" "$work/"
+  cat >"$work/Dockerfile" <<'DOCKERFILE'
+FROM loopgate-test/debian
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends libcap2-bin wget && rm -rf /var/lib/apt/lists/*
+COPY caddy /usr/bin/caddy
+RUN setcap cap_net_bind_service=+ep /usr/bin/caddy
+ENV XDG_CONFIG_HOME=/config XDG_DATA_HOME=/data
+DOCKERFILE
+  build loopgate-test/caddy "$work"
+}
+
+traefik() {
+  cp "$("$(dirname "$0")/fronts.sh")/bin/traefik" "$work/"
+  printf 'FROM loopgate-test/debian\nCOPY traefik /usr/local/bin/traefik\n' >"$work/Dockerfile"
+  build loopgate-test/traefik "$work"
 }
 
 [ $# -gt 0 ] || set -- debian openclaw
