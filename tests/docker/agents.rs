@@ -99,17 +99,17 @@ fn a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_
     if version == OLD {
         sidecar.says("the gateway's own device is paired for every scope");
     }
-    let spawned = gateway.exec([
-        "curl",
-        "--silent",
-        "--header",
-        &format!("Authorization: Bearer {TOKEN}"),
-        "--json",
-        r#"{"tool": "sessions_spawn", "args": {"task": "say hello"}}"#,
-        "http://127.0.0.1:18789/tools/invoke",
-    ]);
-    let answer: Value = serde_json::from_str(&spawned).unwrap_or_else(|error| panic!("{error}: {spawned}"));
-    assert_eq!(answer["result"]["details"]["status"], "accepted", "{spawned}");
+    let authorization = format!("Authorization: Bearer {TOKEN}");
+    let task = r#"{"tool": "sessions_spawn", "args": {"task": "say hello"}}"#;
+    let spawn = ["curl", "--silent", "--header", &authorization, "--json", task, "http://127.0.0.1:18789/tools/invoke"];
+    eventually("a sub-agent is spawned", || {
+        let spawned = gateway.exec(spawn);
+        let answer: Value = serde_json::from_str(&spawned).unwrap_or_else(|error| panic!("{error}: {spawned}"));
+        let accepted = answer["result"]["details"]["status"] == "accepted";
+        // What the new version may say for a moment after its start: it has to do with models, and not with who is asking.
+        assert!(accepted || spawned.contains("Retry the request"), "{spawned}");
+        accepted.then_some(())
+    });
 
     // A command line elsewhere, which asks for this scope and that one.
     let script = "openclaw gateway call health && openclaw health && echo all is well";
