@@ -41,11 +41,15 @@ impl<'a> House<'a> {
 
     /// One with further flags of `loopgate run`, and a changed container of the gateway.
     pub fn with(engine: &'a Engine, flags: &[&str], change: impl FnOnce(Container) -> Container) -> Self {
+        Self::of(engine, flags, change(Container::new("gateway").command(["sh", "-c", GATEWAY])))
+    }
+
+    /// One with another gateway, such as the real one.
+    pub fn of(engine: &'a Engine, flags: &[&str], gateway: Container) -> Self {
         let socket = tempfile::tempdir().unwrap();
         let filter = filter(engine, socket.path());
         let (network, state) = (engine.network(), engine.volume());
-        let gateway = Container::new("gateway").network(&network).alias("gateway").of_project(PROJECT, "gateway");
-        let gateway = engine.run(change(gateway.command(["sh", "-c", GATEWAY])));
+        let gateway = engine.run(gateway.network(&network).alias("gateway").of_project(PROJECT, "gateway"));
         let sidecar = engine.run(sidecar(&gateway, socket.path(), &state, flags));
         let house = Self { sidecar, gateway, filter, state, network, _socket: socket, engine };
         house.is_ready();

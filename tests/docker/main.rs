@@ -13,6 +13,7 @@ mod entrypoint;
 mod filter;
 mod house;
 mod image;
+mod labels;
 mod matrix;
 mod openclaw;
 mod project;

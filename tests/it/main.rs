@@ -1,11 +1,15 @@
 //! Stories about the running sidecar: the real one, in this process, between raw clients and a gateway that remembers what it heard.
 
+#[path = "../support/fake_docker.rs"]
+#[expect(dead_code, reason = "other stories' needs")]
+mod fake_docker;
 mod gateway;
 mod house;
 mod process;
 mod raw_h2;
 mod wire;
 
+mod churn;
 mod doors;
 mod drain;
 mod faults;

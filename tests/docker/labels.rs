@@ -1,0 +1,51 @@
+//! Labels before the real OpenClaw gateway: of those on its network, it pairs the labelled container of its own project silently, and
+//! nobody else.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::client::{Client, End, SCRIPT};
+use crate::container::{Container, Running};
+use crate::engine::{Engine, eventually};
+use crate::house::{House, PROJECT};
+use crate::openclaw::{IMAGE, NEW, OLD, TOKEN, gateway, tree};
+
+fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(version: &str) {
+    let Some(engine) = Engine::start() else { return };
+    let (Some(gateway), Some(tree)) = (gateway(version), tree(version)) else { return };
+    let house = House::of(&engine, &[], gateway);
+    // As root, who may read the CA in the sidecar's directory.
+    let equipped = |container: Container| {
+        let container = container.image(IMAGE).option("--user=0:0").option("--tmpfs=/tmp");
+        engine.run(container.mount(&tree, "/openclaw").mount(SCRIPT, SCRIPT))
+    };
+    let labelled = equipped(house.agent("labelled"));
+    let unlabelled = equipped(house.client("unlabelled").of_project(PROJECT, "unlabelled"));
+    let elsewhere = equipped(house.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere"));
+    house.knows(1);
+
+    // It listens long before it pairs.
+    eventually("the gateway pairs", || matches!(client(&labelled).connect(), End::Hello { .. }).then_some(()));
+    assert!(client(&labelled).connect().scopes().contains(&"operator.admin".to_owned()));
+    for stranger in [&unlabelled, &elsewhere] {
+        client(stranger).connect().pairing_request();
+        client(stranger).headers(&[("X-Forwarded-For", "127.0.0.1"), ("Host", "localhost")]).connect().pairing_request();
+    }
+}
+
+/// A client with a fresh device and the right token, by the gateway's name and with loopgate's CA.
+fn client(container: &Running) -> Client {
+    let mut node = Command::new("docker");
+    node.args(["exec", container.name(), "node"]);
+    Client::new(node, Path::new("/openclaw/node_modules"), "wss://gateway:18789").token(TOKEN).ca("/state/ca.pem".as_ref())
+}
+
+#[test]
+fn on_openclaw_2026_2_19_only_the_labelled_container_is_paired_silently() {
+    only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(OLD);
+}
+
+#[test]
+fn on_openclaw_2026_9_6_only_the_labelled_container_is_paired_silently() {
+    only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(NEW);
+}

@@ -1,0 +1,56 @@
+//! Containers that come and go by the hundred, before the real process.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+
+use crate::fake_docker::{FakeDocker, container};
+use crate::process::Process;
+
+/// Containers in each wave.
+const CONTAINERS: u16 = 500;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waves_of_containers_leave_nothing_behind() {
+    let docker = FakeDocker::start();
+    let process = Process::start(&[&format!("--docker=unix://{}", docker.socket().display())], "").await;
+    // What the first waves make it hold it may keep: tables, and the allocator's own reserves.
+    for _ in 0..2 {
+        wave(&docker).await;
+    }
+    let before = process.memory();
+    for _ in 0..6 {
+        wave(&docker).await;
+    }
+    let grown = process.memory().saturating_sub(before);
+    assert!(grown < 4 << 20, "{grown} bytes more after {} containers", 6 * CONTAINERS);
+    assert_eq!(docker.subscribers(), 1);
+}
+
+/// Starts all, stops all, and waits until the sidecar has listed what is left.
+async fn wave(docker: &FakeDocker) {
+    let id = |n: u16| format!("{n:064x}");
+    for n in 0..CONTAINERS {
+        let labels = json!({"loopgate.agent": "address", "com.docker.compose.project": "p"});
+        docker.run(container(&id(n), labels, &[("front", &format!("10.200.{}.{}", n / 250, n % 250 + 1))]));
+        if n % 25 == 0 {
+            listed(docker).await;
+        }
+    }
+    for n in 0..CONTAINERS {
+        docker.stop(&id(n));
+    }
+    listed(docker).await;
+}
+
+/// Waits for the next list.
+async fn listed(docker: &FakeDocker) {
+    let before = docker.asked("/containers/json");
+    let next = async {
+        while docker.asked("/containers/json") == before {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), next).await.expect("the sidecar looks again");
+}
