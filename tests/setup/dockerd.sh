@@ -8,15 +8,18 @@
 socket=${LOOPGATE_TEST_DOCKER_SOCKET:-/var/run/docker.sock}
 engine=$cache/engine
 answers() { curl -fsS -m 2 --unix-socket "$socket" http://docker/_ping >/dev/null 2>&1; }
-alive() { [ -s "$engine/pid" ] && kill -0 "$(cat "$engine/pid")" 2>/dev/null; }
+# runs NAME FILE: whether the process that FILE names is a NAME that runs; by now its number may be another's, or it waits to be buried.
+runs() { [ -s "$2" ] && [ "$(ps -o comm= -p "$(cat "$2")" 2>/dev/null)" = "$1" ] && ! ps -o stat= -p "$(cat "$2")" | grep -q '^Z'; }
+alive() { runs dockerd "$engine/pid"; }
 
 start() {
   answers && { echo "$socket"; return; }
   [ "$(id -u)" = 0 ] || die "nothing answers on $socket, and starting an engine needs root"
-  command -v dockerd >/dev/null || apt_install docker.io iptables
+  command -v dockerd >/dev/null || apt_install docker.io iptables procps
   mkdir -p "$engine" "$(dirname "$socket")"
-  # The pid file of a killed daemon would keep the next one from starting, should another process have its number by now.
+  # The pid files of a killed daemon and of its containerd would keep the next ones from starting.
   alive || rm -f "$engine/pid"
+  runs containerd "$engine/exec/containerd/containerd.pid" || rm -f "$engine/exec/containerd/containerd.pid"
   setsid nohup dockerd --host "unix://$socket" --data-root "$engine/data" --exec-root "$engine/exec" --pidfile "$engine/pid" \
     >"$engine/log" 2>&1 </dev/null &
   local dockerd=$!
