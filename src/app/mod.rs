@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use crate::admin::{self, Desk};
 use crate::agent::keep_paired::KeepPaired;
 use crate::config::live::adopt;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ListenOn};
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
 use crate::listener;
@@ -132,7 +132,7 @@ impl Sidecar {
         // No door opens, and no certificate is made, before it is known who is an agent and by what names we are reached, or that this
         // can't be known for now.
         discovery::settled(&mut view, DOCKER_PATIENCE).await;
-        let pki = pki::open(&config.tls, &config.state_dir, follow_names(view.clone(), &shutdown), &shutdown)?;
+        let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
         let identity = pki.identity();
         let terms = handshakes::terms(&identity.borrow().clone(), &config)?;
         let (traffic, doors) = (Arc::<Traffic>::default(), Doors::default());
@@ -279,12 +279,14 @@ fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutd
 }
 
 /// The names that the server's certificate needs, out of what discovery sees.
-fn follow_names(mut view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> watch::Receiver<BTreeSet<SubjectName>> {
-    let names = |view: &View| -> BTreeSet<SubjectName> {
+fn follow_names(config: &Config, mut view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> watch::Receiver<BTreeSet<SubjectName>> {
+    // An address that the operator named is one that clients are told, be it on loopback.
+    let named: Vec<IpAddr> = config.listen.on.iter().filter_map(ListenOn::exact).filter(|ip| !ip.is_unspecified()).collect();
+    let names = move |view: &View| -> BTreeSet<SubjectName> {
         let dns = view.own_names.iter().cloned().map(SubjectName::Dns);
         // Nobody writes a link-local address into a URL, and each new one would cost clients that pin the leaf their pin.
         let addresses = view.own_addresses().filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()));
-        dns.chain(addresses.map(SubjectName::Ip)).collect()
+        dns.chain(addresses.chain(named.iter().copied()).map(SubjectName::Ip)).collect()
     };
     let (publish, receiver) = watch::channel(names(&view.borrow_and_update()));
     let ending = shutdown.clone();

@@ -84,6 +84,16 @@ pub struct ListenOn {
     pub port: u16,
 }
 
+impl ListenOn {
+    /// The one address that it names, if it names one.
+    pub fn exact(&self) -> Option<IpAddr> {
+        match self.addresses {
+            ListenAddresses::Address(ip) => Some(ip),
+            _ => None,
+        }
+    }
+}
+
 /// Which addresses of this network namespace a listener takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddresses {
