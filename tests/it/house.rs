@@ -7,8 +7,9 @@ use bytes::Bytes;
 use loopgate::app::Sidecar;
 use loopgate::config::{Config, Engine, ListenAddresses, ListenOn};
 use loopgate::shutdown::Shutdown;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::client::WantsClientCert;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use tempfile::TempDir;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -42,8 +43,10 @@ pub struct Door {
 pub struct House {
     pub gateway: Gateway,
     pub sidecar: Sidecar,
+    /// The sidecar's state directory.
+    pub state: TempDir,
     door: Door,
-    _state: TempDir,
+    ca: CertificateDer<'static>,
 }
 
 impl std::ops::Deref for House {
@@ -74,22 +77,35 @@ impl House {
         config.admin = None;
         change(&mut config);
         let sidecar = Sidecar::start(config).await.unwrap();
-        let door = Door::new(sidecar.listening()[0], sidecar.identity().ca.clone().unwrap());
-        Self { gateway, sidecar, door, _state: state }
+        let ca = sidecar.identity().ca.clone().unwrap();
+        let door = Door::new(sidecar.listening()[0], ca.clone());
+        Self { gateway, sidecar, state, door, ca }
+    }
+
+    /// The door to those who show this certificate.
+    pub fn shown(&self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Door {
+        Door::of(self.address, self.ca.clone(), |client| client.with_client_auth_cert(chain, key).unwrap())
     }
 }
 
 impl Door {
     /// The door at `address`, of a sidecar whose CA is `ca`.
     pub fn new(address: SocketAddr, ca: CertificateDer<'static>) -> Self {
+        Self::of(address, ca, |client| client.with_no_client_auth())
+    }
+
+    fn of(
+        address: SocketAddr,
+        ca: CertificateDer<'static>,
+        shows: impl FnOnce(ConfigBuilder<ClientConfig, WantsClientCert>) -> ClientConfig,
+    ) -> Self {
         let mut roots = RootCertStore::empty();
         roots.add(ca).unwrap();
         let client = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Self { address, tasks: Shutdown::new(), client: Arc::new(client) }
+            .with_root_certificates(roots);
+        Self { address, tasks: Shutdown::new(), client: Arc::new(shows(client)) }
     }
 
     /// A TCP connection from `source`.

@@ -9,6 +9,7 @@ mod process;
 mod raw_h2;
 mod wire;
 
+mod certificates;
 mod churn;
 mod doors;
 mod drain;
