@@ -4,7 +4,7 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use crate::container::Container;
-use crate::engine::{Engine, eventually};
+use crate::engine::{Engine, eventually, skip};
 use crate::house::{House, PROJECT, is_agent, is_external, seen_by};
 
 /// How soon a container that ended must have lost its connections.
@@ -121,6 +121,18 @@ fn through_a_published_port_everybody_is_external() {
     let host = engine.run(Container::idle("host").option("--network=host").mount(house.state.name(), "/state"));
     let seen = host.exec(["curl", "--silent", "--cacert", "/state/ca.pem", "--connect-to", &format!("::127.0.0.1:{port}"), &url]);
     assert!(is_external(&seen, bridge), "the host itself: {seen}");
+    // From an address of the host's that is no bridge's, Docker shows that very address.
+    let addresses = host.exec(["ip", "-4", "-oneline", "address", "show", "scope", "global"]);
+    let words = addresses.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let other = words
+        .filter(|words| !["docker", "br-", "veth"].iter().any(|bridges| words[1].starts_with(bridges)))
+        .map(|words| words[3].to_owned())
+        .next();
+    let Some(other) = other.as_deref().and_then(|net| net.split('/').next()) else {
+        return skip("the host has no address but those of Docker's bridges");
+    };
+    let seen = host.exec(["curl", "--silent", "--cacert", "/state/ca.pem", "--connect-to", &format!("::{other}:{port}"), &url]);
+    assert!(is_external(&seen, other), "the host by another address: {seen}");
 }
 
 #[test]

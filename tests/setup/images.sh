@@ -89,7 +89,7 @@ for image; do
   [ "$(type -t "$image")" = function ] || die "no such image: $image"
   if ! docker image inspect "loopgate-test/$image" >/dev/null 2>&1; then
     say "making the image loopgate-test/$image"
-    work=$(mktemp -d "$cache/image.XXXXXX")
+    work=$(mktemp -d -p "$cache")
     trap 'rm -rf "$work"' EXIT
     "$image"
     rm -rf "$work"
