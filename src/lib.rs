@@ -21,7 +21,7 @@
 //! judgement  lane
 //! sources    discovery pki
 //! tools      backoff config shutdown metrics
-//! words      addr agent_id attest fingerprint secret
+//! words      addr agent_id attest causes fingerprint secret
 //! ```
 
 pub mod addr;
@@ -31,6 +31,7 @@ pub mod agent_id;
 pub mod app;
 pub mod attest;
 pub mod backoff;
+pub mod causes;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::Desk;
 use super::ready::{Facts, reasons};
 use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
+use crate::causes::said;
 use crate::discovery::{self, DockerState, Namespace, Proof, View};
 use crate::lane::{Admitted, Lane, WhyExternal};
 use crate::metrics::health::{Health, ProofLabels};
@@ -33,7 +34,7 @@ pub(super) async fn facts(desk: &Desk) -> Facts {
     Facts {
         doors: desk.bound.borrow().len(),
         certificate_valid: identity.not_before <= now && now < identity.not_after,
-        certificate_problem: desk.pki.problem().borrow().as_ref().map(|problem| pki::said(problem)),
+        certificate_problem: desk.pki.problem().borrow().as_ref().map(|problem| said(&**problem)),
         gateway_error,
         orphaned: desk.view.borrow().namespace != Namespace::Attached,
         stopping: desk.shutdown.has_begun(),

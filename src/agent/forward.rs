@@ -13,8 +13,9 @@ use tokio_rustls::client::TlsStream;
 use tracing::{debug, warn};
 
 use super::connector::Connector;
-use super::{Credentials, State, chain};
+use super::{Credentials, State};
 use crate::backoff::Backoff;
+use crate::causes::said;
 use crate::shutdown::Shutdown;
 
 /// Local connections at once; the next one waits in the kernel's queue.
@@ -76,7 +77,7 @@ impl Forward {
     async fn carry(&self, mut local: TcpStream, peer: SocketAddr) {
         let mut sidecar = match self.connect().await {
             Ok(sidecar) => sidecar,
-            Err(error) => return warn!(%peer, error = %chain(&error), "a local connection is closed: no way to the sidecar"),
+            Err(error) => return warn!(%peer, error = %said(&error), "a local connection is closed: no way to the sidecar"),
         };
         let _ = local.set_nodelay(true);
         match tokio::io::copy_bidirectional(&mut local, &mut sidecar).await {
@@ -105,7 +106,7 @@ impl Forward {
             if again > deadline {
                 return Err(error.into());
             }
-            debug!(error = %chain(&error), "the sidecar can't be reached yet");
+            debug!(error = %said(&error), "the sidecar can't be reached yet");
             sleep_until(again).await;
         }
     }

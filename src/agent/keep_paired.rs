@@ -10,8 +10,9 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::device::Device;
-use super::{chain, device, gateway, pair};
+use super::{device, gateway, pair};
 use crate::backoff::Backoff;
+use crate::causes::said;
 use crate::secret::Secret;
 
 /// The gateway's device and its token.
@@ -58,7 +59,7 @@ impl KeepPaired {
                     backoff.reset();
                 }
                 Err(error) => {
-                    let failure = chain(&error);
+                    let failure = said(&error);
                     if complained.as_ref() != Some(&failure) {
                         warn!(error = failure, "the gateway's own device is not paired: its sub-agents may be refused");
                     }

@@ -165,14 +165,3 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
     shutdown.spawn(async move { forward.run(listener, stop).await });
     Ok(Agent { address, state })
 }
-
-/// `error` and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}

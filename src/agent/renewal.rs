@@ -12,8 +12,9 @@ use tracing::{debug, info, warn};
 use super::connector::Connector;
 use super::credentials::Credentials;
 use super::show::Showing;
-use super::{State, chain, enrol};
+use super::{State, enrol};
 use crate::backoff::Backoff;
+use crate::causes::said;
 use crate::secret::Secret;
 
 /// However often it is asked for, not sooner than this after the last.
@@ -50,7 +51,7 @@ impl Renewal {
                     self.until_due(&credentials).await;
                 }
                 Err(error) => {
-                    let failure = chain(&error);
+                    let failure = said(&error);
                     let pause = backoff.pause();
                     // The same complaint every time would drown the rest of the log.
                     if complained.as_ref() == Some(&failure) {

@@ -25,6 +25,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::admin::client;
 use crate::admin::status::Status;
+use crate::causes::said;
 use crate::config::Config;
 use crate::discovery::engine::Engine;
 use crate::discovery::{self, View};
@@ -141,12 +142,6 @@ fn rfc3339(time: OffsetDateTime) -> String {
 fn in_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.split_whitespace().ne(["0", "0", "4294967295"])
-}
-
-/// An error with its causes, on one line.
-fn said(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use super::{Error, log};
 use crate::agent::device::Device;
 use crate::agent::supervise::{self, Signals, status_of};
 use crate::agent::{self, Agent, device, gateway, pair};
+use crate::causes::said;
 use crate::config::parse;
 use crate::secret::Secret;
 use crate::shutdown::Shutdown;
@@ -101,11 +102,11 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
     };
     let device = match device.expect("reading a file does not panic") {
         Ok(device) => device,
-        Err(error) => return warn!(error = %agent::chain(&error), "no pre-pairing"),
+        Err(error) => return warn!(error = %said(&error), "no pre-pairing"),
     };
     match pair::pair(address, &device, token).await {
         Ok(paired) => debug!(device = paired.device, scopes = paired.scopes.join(","), "pre-paired"),
-        Err(error) => warn!(error = %agent::chain(&error), "pre-pairing failed"),
+        Err(error) => warn!(error = %said(&error), "pre-pairing failed"),
     }
 }
 

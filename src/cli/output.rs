@@ -1,12 +1,13 @@
 //! What is said to the shell: results on standard output, `loopgate: ...` on standard error, and no panic if nobody listens.
 
-use std::error::Error as _;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as UsageKind;
 
 use super::Error;
+
+use crate::causes::said;
 
 /// Writes a result. A reader who has seen enough (`loopgate man | head`) is no failure.
 pub fn print(bytes: impl AsRef<[u8]>) -> Result<(), Error> {
@@ -31,14 +32,7 @@ pub fn error(error: &Error) {
         }
         return;
     }
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line(&text);
+    line(&said(error));
 }
 
 /// Answers a command line that clap did not take as a command: help and version, or one line that says what is wrong.

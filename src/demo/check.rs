@@ -1,12 +1,12 @@
 //! The self-check: what each client must look like from the gateway's side, and whether it does.
 
-use std::error::Error as _;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use super::client::{self, Client, Way};
+use super::client::{Client, Way};
 use super::judge::Judgement;
 use super::told::Told;
 use super::{AGENT, Error, OUTSIDER};
+use crate::causes::said;
 use crate::config::Config;
 
 /// Which lane a client is to be on.
@@ -95,7 +95,7 @@ pub(super) async fn run(client: &Client, config: &Config) -> Report {
     for trial in trials() {
         rows.push(match client.ask(trial.lane.client(), trial.way, trial.forged).await {
             Ok(told) => Row { trial, objections: objections(&trial, &told, &client.authority(), config), told: Some(told) },
-            Err(error) => Row { trial, objections: vec![with_causes(&error)], told: None },
+            Err(error) => Row { trial, objections: vec![said(&error)], told: None },
         });
     }
     Report { rows }
@@ -144,17 +144,6 @@ fn fields(fields: &[(&str, &str)]) -> String {
         return "nothing".into();
     }
     fields.iter().map(|(name, value)| format!("{name}: {value}")).collect::<Vec<_>>().join(", ")
-}
-
-fn with_causes(error: &client::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

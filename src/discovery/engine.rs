@@ -3,7 +3,6 @@
 //! [`bollard`] speaks it, over connections made here: that way an error is the plain one of the socket, and it's known when a subscription
 //! has begun, which bollard's own streams don't tell before their first event.
 
-use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use crate::causes::said;
 use crate::config;
 use crate::shutdown::Shutdown;
 
@@ -107,13 +107,7 @@ pub enum Error {
 impl Error {
     /// The error with its causes, on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        one_line(&text)
+        one_line(&said(self))
     }
 }
 

@@ -28,6 +28,7 @@ pub use proof::{Entry, Housemate, ProofReader, ReadError};
 
 use crate::addr::PeerAddr;
 use crate::attest::{self, Answer, Challenge, DEADLINE, Enrolled, Lines, Nonce, Reason, Refused, Request, Shown, Way};
+use crate::causes::said;
 use crate::config::Config;
 use crate::discovery::{Agent, Proof, View};
 use crate::metrics::enrolment::Enrolments;
@@ -219,8 +220,7 @@ fn gone() -> Error {
 
 /// What `error` comes from, on one line.
 fn causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    error.source().map(said).unwrap_or_default()
 }
 
 /// The request and its SubjectPublicKeyInfo. Its signature is checked when it is signed in turn.

@@ -37,7 +37,6 @@ pub use error::{Error, Flaw};
 pub use fingerprint::{fingerprint, public_key_pin};
 pub use made::RotateKey;
 pub use name::SubjectName;
-pub use rotation::said;
 
 use made::Made;
 use own_pair::OwnPair;

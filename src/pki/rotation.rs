@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::causes::said;
 use crate::shutdown::Shutdown;
 
 use super::error::Error;
@@ -140,12 +141,6 @@ impl Rotation {
             news
         });
     }
-}
-
-/// An error with its causes.
-pub fn said(error: &Error) -> String {
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Says what is to be served from now on; whoever serves it tells the operator once it does.

@@ -55,7 +55,7 @@ fn files(state: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// An error with its causes, as the command line prints it.
 fn said(error: &Error) -> String {
-    super::rotation::said(error)
+    crate::causes::said(error)
 }
 
 /// A handshake in memory, by a client that trusts `ca` and dials `name`.
