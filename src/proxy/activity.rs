@@ -3,7 +3,7 @@
 //! hyper's own head timeout counts from the end of the last response, so that it can't tell a slow head from an idle connection.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,6 +19,10 @@ pub(super) struct Activity {
     owed: AtomicUsize,
     /// Milliseconds after `epoch` at which it last took some.
     taken: AtomicU64,
+    /// Whether what came in last was the middle of a head.
+    in_head: AtomicBool,
+    /// Whether the patience with a head has ended.
+    over: AtomicBool,
 }
 
 /// How long a connection may stay in a phase.
@@ -62,6 +66,8 @@ impl Activity {
             phase: AtomicU64::new(0),
             owed: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
+            in_head: AtomicBool::new(false),
+            over: AtomicBool::new(false),
         })
     }
 
@@ -69,8 +75,9 @@ impl Activity {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
-    /// Bytes came in: if no request is being served, they begin a head.
-    pub(super) fn bytes_in(&self) {
+    /// Bytes came in, and end `in_head` or not: if no request is being served, they begin a head.
+    pub(super) fn bytes_in(&self, in_head: bool) {
+        self.in_head.store(in_head, Ordering::Relaxed);
         if self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
             self.phase.store((self.now() << 1) | 1, Ordering::Relaxed);
         }
@@ -81,6 +88,16 @@ impl Activity {
         if self.owed.load(Ordering::Relaxed) > 0 {
             self.taken.store(self.now(), Ordering::Relaxed);
         }
+    }
+
+    /// The head that has begun is not waited for any longer.
+    pub(super) fn give_up_head(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Self::give_up_head`] was called.
+    pub(super) fn head_given_up(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 
     /// A request is being served until the guard is dropped.
@@ -130,8 +147,9 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.settle();
-        // Before the count falls, so that nobody sees the connection idle since the beginning.
-        self.activity.phase.store(self.activity.now() << 1, Ordering::Relaxed);
+        // Before the count falls, so that nobody sees the connection idle since the beginning. The next head may have begun by now.
+        let head = u64::from(self.activity.in_head.load(Ordering::Relaxed));
+        self.activity.phase.store((self.activity.now() << 1) | head, Ordering::Relaxed);
         self.activity.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -147,9 +165,9 @@ mod tests {
         let activity = Activity::new();
         assert_eq!(activity.deadline(patience), Some((start + patience.idle, Overdue::Idle)));
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.bytes_in();
+        activity.bytes_in(true);
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.bytes_in();
+        activity.bytes_in(false);
         assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(15), Overdue::Head)));
         let (one, mut two) = (activity.begin(), activity.begin());
         drop(one);
@@ -164,5 +182,9 @@ mod tests {
         two.owe();
         drop(two);
         assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(90), Overdue::Idle)));
+        let pipelined = activity.begin();
+        activity.bytes_in(true);
+        drop(pipelined);
+        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(25), Overdue::Head)), "the next one has begun");
     }
 }

@@ -33,6 +33,7 @@ enum Place {
 /// What the lines of a head have said so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
+    begun: bool,
     chunked: bool,
     length: Option<u64>,
     ambiguous: bool,
@@ -63,6 +64,11 @@ impl Line {
 }
 
 impl Framing {
+    /// Whether a head has begun and not ended.
+    pub(crate) fn in_head(&self) -> bool {
+        self.place == Place::Head && (self.head.begun || self.line.len > 0)
+    }
+
     /// Takes the next bytes of the connection. If they end a head that states its length more than once, they are spoilt and
     /// `true` is returned.
     pub(crate) fn follow(&mut self, bytes: &mut [u8]) -> bool {
@@ -106,7 +112,10 @@ impl Framing {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match self.place {
             Place::Head if line.is_empty() => return self.head_ends(),
-            Place::Head => self.field(line),
+            Place::Head => {
+                self.head.begun = true;
+                self.field(line);
+            }
             Place::ChunkSize => {
                 // Each chunk is followed by a line end of its own; the last one by the trailers.
                 self.place = match chunk_size(line) {

@@ -9,6 +9,7 @@ mod connection;
 mod error;
 mod frames;
 mod framing;
+mod pace;
 mod request;
 mod roll;
 pub mod tunnel;

@@ -14,7 +14,7 @@ const SHORT: Duration = Duration::from_millis(400);
 const MUCH: usize = 40_000_000;
 
 #[tokio::test]
-async fn a_head_that_takes_too_long_ends_its_connection_the_second_one_too() {
+async fn a_head_that_takes_too_long_is_answered_with_408_the_second_one_too() {
     let house = House::with(|config| config.limits.head_timeout = SHORT).await;
     for heads_before in [0, 1] {
         let mut client = house.h1(STRANGER).await;
@@ -28,8 +28,35 @@ async fn a_head_that_takes_too_long_ends_its_connection_the_second_one_too() {
             sleep(Duration::from_millis(20)).await;
         }
         assert!(begun.elapsed() >= SHORT && begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+
+        let mut client = house.h1(STRANGER).await;
+        for _ in 0..heads_before {
+            assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+        }
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+        let response = client.response().await.unwrap();
+        assert_eq!((response.status(), response.field("connection")), (408, Some("close")));
+        assert!(client.rest().await.is_empty());
     }
-    assert_eq!(house.gateway.heard().len(), 1);
+    assert_eq!(house.gateway.heard().len(), 2);
+}
+
+#[tokio::test]
+async fn no_408_falls_into_the_middle_of_another_answer() {
+    let house = House::with(|config| {
+        config.limits.head_timeout = SHORT;
+        config.limits.stall_timeout = 4 * SHORT;
+    })
+    .await;
+    let mut client = house.h1(STRANGER).await;
+    client.send(request(&format!("GET /large?{MUCH}"), "") + "GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+    // While the first answer is on its way, the second head has all the time there is.
+    sleep(2 * SHORT).await;
+    let mut first = client.head().await.unwrap();
+    assert!(client.body(&mut first, false).await);
+    assert!(first.body.len() == MUCH && first.body.iter().enumerate().all(|(at, byte)| *byte == pattern(at)));
+    assert_eq!(client.response().await.unwrap().status(), 408);
+    assert!(client.rest().await.is_empty());
 }
 
 #[tokio::test]
