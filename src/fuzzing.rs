@@ -1,9 +1,22 @@
 //! What must hold whatever bytes come from outside. Each function here is a target of the fuzzer (`fuzz/`) and a property test.
 
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, Method, Request, Version};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::attest::{self, Answer, Challenge, Enrolled, Lines, Shown};
 use crate::config::{Config, PathRule};
@@ -181,6 +194,61 @@ pub fn framing(data: &[u8]) {
     assert_eq!(found, found_in_pieces);
 }
 
+/// A client's bytes, one at a time, on their way to hyper.
+struct Trickle<'a> {
+    rest: &'a [u8],
+    framing: Framing,
+    /// What [`Framing`] makes of the last byte: whether it ended a head.
+    head_ended: Rc<Cell<bool>>,
+}
+
+impl AsyncRead for Trickle<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some((first, rest)) = self.rest.split_first() else { return Poll::Ready(Ok(())) };
+        let mut byte = [*first];
+        let before = self.framing.in_head();
+        let spoilt = self.framing.follow(&mut byte);
+        assert!(!self.head_ended.get(), "a head ended that hyper did not see");
+        self.head_ended.set(before && !self.framing.in_head() && !spoilt);
+        buf.put_slice(&byte);
+        self.rest = rest;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Trickle<'_> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// An HTTP/1.1 connection, as hyper reads it: where a head ends, and what is a body, [`Framing`] sees as hyper does.
+pub fn requests(data: &[u8]) {
+    let head_ended = Rc::<Cell<bool>>::default();
+    let trickle = Trickle { rest: data, framing: Framing::default(), head_ended: Rc::clone(&head_ended) };
+    let connection = http1::Builder::new().header_read_timeout(None).serve_connection(
+        TokioIo::new(trickle),
+        service_fn(|request: Request<Incoming>| {
+            assert!(head_ended.replace(false), "a request whose head nobody saw: {request:?}");
+            async {
+                let _ = request.into_body().collect().await;
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            }
+        }),
+    );
+    let mut connection = pin!(connection);
+    // It is never hyper that has to wait, so it is over after a while; now and then it lets others go first.
+    while connection.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {}
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
@@ -294,6 +362,11 @@ mod tests {
         #[test]
         fn framings(data in bytes(FRAMING)) {
             framing(&data);
+        }
+
+        #[test]
+        fn requests_as_hyper_reads_them(data in bytes(FRAMING)) {
+            requests(&data[1..]);
         }
     }
 }

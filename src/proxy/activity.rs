@@ -75,10 +75,10 @@ impl Activity {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
-    /// Bytes came in, and end `in_head` or not: if no request is being served, they begin a head.
+    /// Bytes came in, and end in the middle of a head or not.
     pub(super) fn bytes_in(&self, in_head: bool) {
         self.in_head.store(in_head, Ordering::Relaxed);
-        if self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
+        if in_head && self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
             self.phase.store((self.now() << 1) | 1, Ordering::Relaxed);
         }
     }
@@ -167,8 +167,9 @@ mod tests {
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.bytes_in(true);
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.bytes_in(false);
+        activity.bytes_in(true);
         assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(15), Overdue::Head)));
+        activity.bytes_in(false);
         let (one, mut two) = (activity.begin(), activity.begin());
         drop(one);
         assert_eq!(activity.deadline(patience), None);
