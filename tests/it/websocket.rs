@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use crate::house::{AGENT, BOTH, House, Protocol, STRANGER, UNKNOWN};
+use crate::house::{AGENT, BOTH, Door, House, Protocol, STRANGER, UNKNOWN};
 use crate::lanes::{assert_agents, assert_external};
 
 /// Any byte stream.
@@ -20,7 +20,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 pub type Socket = WebSocketStream<Box<dyn Io>>;
 
-impl House {
+impl Door {
     /// A WebSocket of `source` to `path`.
     pub async fn websocket(&self, protocol: Protocol, source: &str, path: &str) -> Socket {
         match protocol {
