@@ -29,7 +29,8 @@ impl Sidecar {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LOOPGATE_")) {
             command.env_remove(name);
         }
-        command.args(["run", "--docker", "off", "--log-level", "warn"]);
+        command.args(["run", "--log-level", "warn"]);
+        command.args(Some("--docker=off").filter(|_| !flags.iter().any(|flag| flag.starts_with("--docker"))));
         command.args(["--gateway", &gateway.to_string(), "--listen", &door.to_string(), "--admin", &admin.to_string()]);
         command.arg("--state-dir").arg(directory.path().join("state")).args(flags);
         fs::create_dir(directory.path().join("state")).unwrap();
@@ -44,6 +45,11 @@ impl Sidecar {
     /// The certificate of its authority.
     pub fn ca(&self) -> PathBuf {
         self.directory.path().join("state/ca.pem")
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
     }
 
     /// Its resident memory in bytes.
