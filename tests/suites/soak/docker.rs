@@ -39,10 +39,10 @@ impl Life {
         !turns.is_multiple_of(2) || turns > 0 && since.elapsed() < SOON
     }
 
-    /// Whether what comes over a connection that was made when there had been `lives` changes may be heard as a stranger's.
-    pub fn may_be_external(&self, lives: u64) -> bool {
+    /// Whether what comes over a connection that was made at `begun` may be heard as a stranger's: it stays on its lane, be that the lesser.
+    pub fn may_be_external(&self, begun: Instant) -> bool {
         let (turns, since) = *self.0.lock().unwrap();
-        lives != turns || turns.is_multiple_of(2) || since.elapsed() < SOON + Duration::from_secs(1)
+        turns.is_multiple_of(2) || begun < since + SOON
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -27,6 +27,8 @@ use crate::client::Client;
 
 /// Longer than anything may take, a wait for the gateway included.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the container's client stays on a connection: less than a life of the container, and longer than a connection may outlive it.
+const WHILE: Duration = Duration::from_secs(6);
 
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
@@ -230,23 +232,23 @@ async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStr
 /// seconds on each connection.
 pub async fn container(load: Arc<Load>, client: Client, alpn: &'static str, life: Arc<Life>, ending: Shutdown) {
     while !ending.has_begun() {
-        let lives = life.turns();
+        let (lives, begun) = (life.turns(), Instant::now());
         let stream = TokioIo::new(client.connect(alpn).await.expect("the door is always open"));
         let asking = async {
             if alpn == "h2" {
                 let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.map_err(told)?;
                 TokioExecutor::new().execute(connection);
-                for _ in 0..200 {
+                while begun.elapsed() < WHILE {
                     let request = Request::get("https://localhost/lane").body(Full::<Bytes>::default()).unwrap();
-                    heard(&load, &life, lives, sender.send_request(request).await).await?;
+                    heard(&load, &life, begun, sender.send_request(request).await).await?;
                 }
             } else {
                 let (mut sender, connection) = http1::handshake(stream).await.map_err(told)?;
                 TokioExecutor::new().execute(connection);
-                for _ in 0..200 {
+                while begun.elapsed() < WHILE {
                     sender.ready().await.map_err(told)?;
                     let request = Request::get("/lane").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
-                    heard(&load, &life, lives, sender.send_request(request).await).await?;
+                    heard(&load, &life, begun, sender.send_request(request).await).await?;
                 }
             }
             Ok(())
@@ -263,7 +265,7 @@ pub async fn container(load: Arc<Load>, client: Client, alpn: &'static str, life
     }
 }
 
-async fn heard(load: &Load, life: &Life, lives: u64, response: hyper::Result<http::Response<hyper::body::Incoming>>) -> Outcome {
+async fn heard(load: &Load, life: &Life, begun: Instant, response: hyper::Result<http::Response<hyper::body::Incoming>>) -> Outcome {
     let response = response.map_err(told)?;
     let status = response.status();
     let lane = response.into_body().collect().await.map_err(told)?.to_bytes();
@@ -272,7 +274,7 @@ async fn heard(load: &Load, life: &Life, lives: u64, response: hyper::Result<htt
     }
     let counter = match &*lane {
         b"agent" if life.may_be_agent() => &load.as_agent,
-        b"external" if life.may_be_external(lives) => &load.as_external,
+        b"external" if life.may_be_external(begun) => &load.as_external,
         other => return Err(Trouble::Lied(format!("heard on {:?}, {life:?}", String::from_utf8_lossy(other)))),
     };
     counter.fetch_add(1, Ordering::Relaxed);
