@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::streams::Debt;
+
 /// Shared by a connection's I/O, its requests and whoever watches its deadline.
 #[derive(Debug)]
 pub(super) struct Activity {
@@ -103,7 +105,7 @@ impl Activity {
     /// A request is being served until the guard is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy { activity: Arc::clone(self), owes: false }
+        Busy { activity: Arc::clone(self), stream: Debt::current(), owes: false }
     }
 
     /// When the current phase is overdue, and as what; `None` while a request is being served and it is not the client that is waited for.
@@ -122,6 +124,8 @@ impl Activity {
 #[derive(Debug)]
 pub(super) struct Busy {
     activity: Arc<Activity>,
+    /// In HTTP/2.
+    stream: Option<Arc<Debt>>,
     owes: bool,
 }
 
@@ -133,6 +137,9 @@ impl Busy {
             // The time first, so that nobody sees the debt older than it is.
             self.activity.taken.store(self.activity.now(), Ordering::Relaxed);
             self.activity.owed.fetch_add(1, Ordering::Release);
+            if let Some(stream) = &self.stream {
+                stream.begin();
+            }
         }
     }
 
@@ -140,6 +147,9 @@ impl Busy {
     pub(super) fn settle(&mut self) {
         if std::mem::take(&mut self.owes) {
             self.activity.owed.fetch_sub(1, Ordering::Relaxed);
+            if let Some(stream) = &self.stream {
+                stream.settle();
+            }
         }
     }
 }

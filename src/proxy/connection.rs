@@ -26,6 +26,7 @@ use super::framing::Framing;
 use super::pace::{ENHANCE_YOUR_CALM, Pace};
 use super::request::answer;
 use super::roll::{Entry, unix};
+use super::streams::Streams;
 use super::{Proxy, Settings};
 use crate::addr::PeerAddr;
 use crate::lane::{Denied, Evidence, Lane, decide, permit};
@@ -177,7 +178,7 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
 
 async fn serve_h2(session: Arc<Session>, io: Downstream) {
     let limits = &session.settings.limits;
-    let connection = http2::Builder::new(session.proxy.shutdown.clone())
+    let connection = http2::Builder::new(Streams::new(&session.proxy.shutdown, limits.stall_timeout))
         .timer(TokioTimer::new())
         .enable_connect_protocol()
         .initial_stream_window_size(STREAM_WINDOW)

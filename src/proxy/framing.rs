@@ -120,12 +120,13 @@ impl Framing {
 
     /// Takes one line, or the beginning of a long one, and the last byte before its LF; returns whether it ends an ambiguous head.
     fn line_ends(&mut self, line: &[u8], last: Option<u8>) -> bool {
+        let whole = line.len() < LINE;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match self.place {
             Place::Head if line.is_empty() => return self.head_ends(),
             Place::Head => {
                 self.head.begun = true;
-                self.field(line);
+                self.field(line, whole);
             }
             Place::ChunkSize => {
                 // Each chunk is followed by a line end of its own; the last one by the trailers.
@@ -141,12 +142,12 @@ impl Framing {
         false
     }
 
-    fn field(&mut self, line: &[u8]) {
+    fn field(&mut self, line: &[u8], whole: bool) {
         if !matches!(line[0] | 0x20, b'c' | b't') {
             return;
         }
         if let Some(value) = value_of(line, b"content-length:") {
-            self.head.ambiguous |= self.head.chunked || self.head.length.is_some() || line.len() >= LINE;
+            self.head.ambiguous |= self.head.chunked || self.head.length.is_some() || !whole;
             self.head.length = Some(std::str::from_utf8(value).ok().and_then(|value| value.parse().ok()).unwrap_or(0));
         } else if value_of(line, b"transfer-encoding:").is_some() {
             self.head.ambiguous |= self.head.length.is_some();
@@ -219,6 +220,7 @@ mod tests {
             format!("X: {}\r\n{CL}{CL}", "y".repeat(300)),
             format!("Content-Length: {zeros}4\r\n"),
             format!("Content-Length: {}4\r\n", " ".repeat(80)),
+            format!("Content-Length: 4{}\r\n", "\r".repeat(80)),
         ];
         let plain = [
             format!("{}body", head(CL)),

@@ -12,6 +12,7 @@ mod framing;
 mod pace;
 mod request;
 mod roll;
+mod streams;
 pub mod tunnel;
 mod upstream;
 

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::gateway::pattern;
 use crate::house::{BOTH, House, Protocol, STRANGER, h2_request, request, whole};
-use crate::raw_h2::{END_HEADERS, END_STREAM, HEADERS, INITIAL_WINDOW, Outcome, RawH2, frame, request_block};
+use crate::raw_h2::*;
 
 const SHORT: Duration = Duration::from_millis(400);
 /// More than all buffers on the way hold.
@@ -103,6 +103,31 @@ async fn a_client_that_never_reads_its_response_is_given_up() {
         assert!(outcome.closed, "{outcome:?}");
     }
     house.gateway.has_lost(3).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
+    let house = House::with(|config| config.limits.stall_timeout = SHORT).await;
+    let mut raw = RawH2::open(&house, STRANGER, &[(INITIAL_WINDOW, 0)]).await;
+    let head = request_block("GET", &format!("/large?{MUCH}"), &[]);
+    raw.send(&[1, 3].map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &head)).concat()).await;
+    let (begun, mut got) = (Instant::now(), 0);
+    let reset = loop {
+        sleep(SHORT / 20).await;
+        raw.send(&[frame(WINDOW_UPDATE, 0, 3, &1000_u32.to_be_bytes()), frame(WINDOW_UPDATE, 0, 0, &1000_u32.to_be_bytes())].concat())
+            .await;
+        let frame = raw.next().await.expect("the connection stays");
+        match frame.kind {
+            RST_STREAM => break frame,
+            DATA => got += frame.payload.len(),
+            _ => {}
+        }
+        assert!(begun.elapsed() < 30 * SHORT, "both go on after {got} bytes of one");
+    };
+    assert!(reset.stream == 1 && got > 0 && begun.elapsed() > 2 * SHORT, "{reset:?} after {got} bytes of the other one");
+    house.gateway.has_lost(1).await;
+    raw.send(&frame(WINDOW_UPDATE, 0, 3, &50_000_u32.to_be_bytes())).await;
+    while raw.next().await.expect("the other one goes on").kind != DATA {}
 }
 
 #[tokio::test]
