@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -29,6 +30,13 @@ const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
 
+/// What all go by, made once: that takes longer than a target does.
+static RULES: LazyLock<(Config, Rules)> = LazyLock::new(|| {
+    let config = config();
+    let rules = Rules::new(&config, config.gateway.address);
+    (config, rules)
+});
+
 fn config() -> Config {
     let mut config = Config::default();
     config.external.trusted_proxies = vec![IpAddr::V4(PROXY).into()];
@@ -43,8 +51,7 @@ fn config() -> Config {
 /// Nothing that a client says makes it local, nor lets it past a path rule.
 pub fn head(data: &[u8]) {
     let Some((&kind, text)) = data.split_first() else { return };
-    let config = config();
-    let rules = Rules::new(&config, config.gateway.address);
+    let (config, rules) = &*RULES;
     let peer = [STRANGER, PROXY, AGENT][usize::from(kind % 3)];
     let evidence = Evidence { peer: peer.into(), stated: None, certificate: None };
     let lane = decide(&evidence, &View::default(), rules.policy(), 0).expect("nobody is denied");
@@ -68,7 +75,7 @@ pub fn head(data: &[u8]) {
     let sent = request.headers().clone();
     let path = request.uri().path().to_owned();
     let (parts, ()) = request.into_parts();
-    let Ok(head) = GatewayHead::new(parts, &lane, &rules, None) else { return };
+    let Ok(head) = GatewayHead::new(parts, &lane, rules, None) else { return };
     let (on, source) = (head.lane(), head.source());
     let request = head.into_request(());
     let headers = request.headers();
@@ -148,8 +155,7 @@ pub fn trailers(data: &[u8]) {
             let _ = trailers.try_append(name, HeaderValue::from_static("1"));
         }
     }
-    let config = config();
-    scrub_trailers(&mut trailers, &Rules::new(&config, config.gateway.address));
+    scrub_trailers(&mut trailers, &RULES.1);
     for name in ["forwarded", "x-forwarded-for", "x-forwarded-user", "x-real-ip", "via", "host", "authorization", "content-length"] {
         assert!(!trailers.keys().any(|key| same_name(key, name)), "{name}");
     }
