@@ -25,7 +25,8 @@ impl Sidecar {
         let directory = tempfile::tempdir().unwrap();
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (door, admin) = (free(), free());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
+        let built = env!("CARGO_BIN_EXE_loopgate").into();
+        let mut command = Command::new(std::env::var_os("LOOPGATE_BINARY").unwrap_or(built));
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LOOPGATE_")) {
             command.env_remove(name);
         }
