@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
 use crate::gateway::pattern;
 use crate::house::{BOTH, House, Protocol, STRANGER, h2_request, request, whole};
 use crate::raw_h2::*;
+use crate::wire::Wire;
 
 const SHORT: Duration = Duration::from_millis(400);
 /// More than all buffers on the way hold.
@@ -74,6 +75,27 @@ async fn a_body_that_stops_coming_is_answered_with_408() {
     let (response, _) = client.ready().await.unwrap().send_request(h2_request("GET /", &[]), true).unwrap();
     assert_eq!(response.await.unwrap().status(), 200, "the connection is as good as ever");
     house.gateway.has_lost(2).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_takes_no_more_of_a_body_is_answered_with_504() {
+    let house = House::with(|config| config.limits.request_timeout = SHORT).await;
+    let (read, mut write) = tokio::io::split(house.h1(STRANGER).await.stream);
+    let mut client = Wire::new(tokio::io::join(read, tokio::io::sink()));
+    let head = request("POST /unread", &format!("Content-Length: {MUCH}\r\n"));
+    let sending = async {
+        let _ = write.write_all(&[head.as_bytes(), &vec![b'x'; MUCH]].concat()).await;
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        () = sending => {}
+        response = client.response() => assert_eq!(response.unwrap().status(), 504),
+    }
+
+    let mut client = house.h2(STRANGER).await;
+    let (response, mut body) = client.send_request(h2_request("POST /unread", &[]), false).unwrap();
+    body.send_data(vec![b'x'; MUCH].into(), false).unwrap();
+    assert_eq!(response.await.unwrap().status(), 504);
 }
 
 #[tokio::test]
