@@ -164,7 +164,7 @@ impl Traffic {
         registry.register("tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures.clone());
         registry.register("connections_overdue", "Connections closed because their client was too slow", self.overdue.clone());
         registry.register(
-            "http2_floods",
+            "connections_flooding",
             "HTTP/2 connections closed because of floods of frames that ask for nothing",
             self.floods.clone(),
         );
