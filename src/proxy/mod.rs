@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::addr::PeerAddr;
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, TraceparentUse};
 use crate::discovery::View;
 use crate::lane::{Rules, WhyExternal};
 use crate::listener::Accepted;
@@ -51,11 +51,17 @@ struct Settings {
     limits: Limits,
     proxy_protocol: bool,
     log_access: bool,
+    traceparent: TraceparentUse,
 }
 
 impl Settings {
     fn new(config: &Config) -> Self {
-        Self { limits: config.limits.clone(), proxy_protocol: config.listen.proxy_protocol, log_access: config.log.access }
+        Self {
+            limits: config.limits.clone(),
+            proxy_protocol: config.listen.proxy_protocol,
+            log_access: config.log.access,
+            traceparent: config.log.traceparent,
+        }
     }
 }
 
