@@ -255,7 +255,7 @@ class Service(Place):
         return self.compose.environment()
 
     def shell(self):
-        return ["docker", "compose", "run", "--rm", "--no-deps", "-T", "--name", f"{self.compose.name}-sh", "--entrypoint", "bash", self.service, "-c"]
+        return ["docker", "compose", "run", "--rm", "--no-deps", "-T", "--env", "HOME=/tmp", "--name", f"{self.compose.name}-sh", "--entrypoint", "bash", self.service, "-c"]
 
     def interrupt(self):
         # A signal to the client of the engine would not reach what runs.
