@@ -60,7 +60,8 @@ impl Exporter {
     /// # Errors
     /// The endpoint is none.
     pub fn new(endpoint: &Uri) -> Result<Self, Error> {
-        let url = if endpoint.path() == "/" { format!("{}{PATH}", endpoint.to_string().trim_end_matches('/')) } else { endpoint.to_string() };
+        let url =
+            if endpoint.path() == "/" { format!("{}{PATH}", endpoint.to_string().trim_end_matches('/')) } else { endpoint.to_string() };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(Client(Handle::current()))

@@ -111,7 +111,10 @@ fn containers_that_are_no_agents_or_might_be_forged_are_named_and_mended() {
     raw.remove();
     let _mended = engine.run(house.agent("mended").option("--cap-drop=NET_RAW"));
     house.knows(1);
-    assert_eq!(ids(&check_beside(&house, &[])).into_iter().filter(|id| id.starts_with("agent-")).collect::<Vec<_>>(), ["agent-other-project"]);
+    assert_eq!(
+        ids(&check_beside(&house, &[])).into_iter().filter(|id| id.starts_with("agent-")).collect::<Vec<_>>(),
+        ["agent-other-project"]
+    );
     let left = check_beside(&house, &["--any-project"]);
     // Whose label counts now has NET_RAW as well, and is told so.
     assert!(found(&left, "agent-net-raw").0.contains(elsewhere.name()), "{left:#}");
@@ -125,7 +128,9 @@ fn a_certificate_that_misses_an_address_is_found_and_the_one_that_loopgate_makes
     // The operator's own pair, made for the addresses of yesterday.
     let own = engine.volume();
     let copy = "cp /state/server.pem /state/server.key /own/";
-    engine.run(Container::new("copy").mount(house.state.name(), "/state").mount_writable(own.name(), "/own").command(["sh", "-c", copy])).ends();
+    engine
+        .run(Container::new("copy").mount(house.state.name(), "/state").mount_writable(own.name(), "/own").command(["sh", "-c", copy]))
+        .ends();
     second.connect(&house.gateway, &["gateway"]);
     let address = house.gateway.ip(&second).to_string();
 

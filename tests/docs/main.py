@@ -98,7 +98,7 @@ charts = Here(replace={"helm install claw oci://ghcr.io/loopgate/charts/loopgate
 # Each command by its first words, in the order of its document: where it is run, and how where that is not to its end.
 TABLE = {
     "README.md": [
-        ("cargo run --release -- demo", Here(replace={"--release": "--quiet"}), Stays("With curl, as the agent")),
+        ("cargo run -- demo", here, Stays("With curl, as the agent")),
         ("tests/run", NotRun("is what runs this")),
         ("loopgate run --docker off", readme, Stays("loopgate is running", keep=True)),
         ("loopgate cert export", readme),
