@@ -56,8 +56,8 @@ mod tests {
     #[test]
     fn what_is_paired_in_part_is_found() {
         let of = |scopes: &[&str]| Some(scopes.iter().map(|scope| (*scope).to_owned()).collect());
-        let table: [(bool, Option<Vec<String>>, &[&str], &str); 5] = [
-            (false, None, &["own-device-unpaired"], "was not seen"),
+        let table = [
+            (false, None, &["own-device-unpaired"][..], "was not seen"),
             (
                 false,
                 of(&["operator.admin"]),

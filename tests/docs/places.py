@@ -94,7 +94,11 @@ class Place:
         output = tempfile.NamedTemporaryFile("w+")
         process = self.start(command, output)
         said = lambda: Path(output.name).read_text()
-        eventually(f"it says {text!r}: {said()}", lambda: text in said() or process.poll() is not None)
+        try:
+            eventually(f"it says {text!r}", lambda: text in said() or process.poll() is not None)
+        except AssertionError as error:
+            process.kill()
+            raise AssertionError(f"{error}; it said:\n{said()}") from None
         assert text in said(), f"it ended with {process.poll()}, and said:\n{said()}"
         self.running.append((process, output))
         if not keep:
@@ -114,7 +118,12 @@ class Place:
     def end(self) -> None:
         self.interrupt()
         if self.ready:
+            self.ready = False
             self.remove()
+
+    def needs(self) -> "list[Place]":
+        """Itself, and what has to be there for as long as it is."""
+        return [self]
 
 
 class Here(Place):
@@ -244,6 +253,9 @@ class Service(Place):
         super().__init__()
         self.compose, self.service = compose, service
 
+    def needs(self):
+        return [self, self.compose]
+
     def make(self):
         self.compose.up = True
         self.compose.run(":")
@@ -276,6 +288,9 @@ class Machine(Place):
         self.name = f"loopgate-docs-{os.getpid()}-{id(self) % 100000}"
         self.network = beside.network if beside else self.name
         self.shared = beside.shared if beside else f"{self.name}-shared"
+
+    def needs(self):
+        return [self, self.beside] if self.beside else [self]
 
     def make(self):
         if not self.beside:

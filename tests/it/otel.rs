@@ -11,17 +11,20 @@ use crate::wire::Wire;
 
 const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// What is sent to it is kept, head and body.
+/// Requests, each as its head and its body.
+type Posted = Vec<(String, Vec<u8>)>;
+
+/// What is sent to it is kept.
 struct Collector {
     address: std::net::SocketAddr,
-    got: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    got: Arc<Mutex<Posted>>,
     tasks: Shutdown,
 }
 
 impl Collector {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, tasks, got) = (listener.local_addr().unwrap(), Shutdown::new(), Arc::<Mutex<Vec<_>>>::default());
+        let (address, tasks, got) = (listener.local_addr().unwrap(), Shutdown::new(), Arc::<Mutex<Posted>>::default());
         let kept = Arc::clone(&got);
         tasks.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
