@@ -220,7 +220,11 @@ def main() -> int:
                     place.end()
     finally:
         for place in reversed(last):
-            place.end()
+            try:
+                place.end()
+            except Exception as error:
+                failed += 1
+                print(f"FAILED to end {type(place).__name__}: {error}", flush=True)
     print(f"{count} commands run, {failed} failed")
     return 1 if failed or not count else 0
 

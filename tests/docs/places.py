@@ -17,7 +17,7 @@ LOOPGATE = ROOT / "target/debug/loopgate"
 # The images as released, and those of the tests.
 IMAGES = {"ghcr.io/loopgate/loopgate:0.1.0": "loopgate-test/loopgate", "ghcr.io/openclaw/openclaw:2026.9.6": "loopgate-test/openclaw"}
 # How long a command may take, or what is waited for: a gateway on a busy machine takes its time.
-PATIENCE = 150
+PATIENCE = 300
 
 
 def sh(*command: str, **more) -> str:
@@ -116,10 +116,12 @@ class Place:
         self.running = []
 
     def end(self) -> None:
-        self.interrupt()
-        if self.ready:
-            self.ready = False
-            self.remove()
+        try:
+            self.interrupt()
+        finally:
+            if self.ready:
+                self.ready = False
+                self.remove()
 
     def needs(self) -> "list[Place]":
         """Itself, and what has to be there for as long as it is."""
@@ -274,6 +276,9 @@ class Service(Place):
         if self.running:
             subprocess.run(["docker", "stop", "--time", "5", f"{self.compose.name}-sh"], capture_output=True)
         super().interrupt()
+
+    def remove(self):
+        subprocess.run(["docker", "rm", "--force", "--volumes", f"{self.compose.name}-sh"], capture_output=True)
 
 
 class Machine(Place):
