@@ -126,15 +126,14 @@ fn inner(bytes: &[u8], number: u64) -> Vec<&[u8]> {
 
 /// The key-value pairs in fields of this number, texts and numbers.
 fn pairs(bytes: &[u8], number: u64) -> Vec<(String, String)> {
-    let pair =
-        |bytes: &[u8]| {
-            let key = String::from_utf8(inner(bytes, 1).concat()).unwrap();
-            let value = inner(bytes, 2).concat();
-            let value = fields(&value)
-                .into_iter()
-                .map(|(kind, text, number)| if kind == 1 { String::from_utf8(text.to_vec()).unwrap() } else { number.to_string() });
-            (key, value.collect())
-        };
+    let pair = |bytes: &[u8]| {
+        let key = String::from_utf8(inner(bytes, 1).concat()).unwrap();
+        let value = inner(bytes, 2).concat();
+        let value = fields(&value)
+            .into_iter()
+            .map(|(kind, text, number)| if kind == 1 { String::from_utf8(text.to_vec()).unwrap() } else { number.to_string() });
+        (key, value.collect())
+    };
     inner(bytes, number).into_iter().map(pair).collect()
 }
 
