@@ -25,6 +25,13 @@ class Then:
         self.after = after
 
 
+class When:
+    """A command that its reader would wait with until this has happened."""
+
+    def __init__(self, happened):
+        self.happened = happened
+
+
 class Named:
     """A command in which `word` stands for something that only `find` knows, such as the id of a request, and what is checked after it."""
 
@@ -136,7 +143,7 @@ TABLE = {
         ("docker run -d --name gateway", plain),
         ("docker run -d --name loopgate", plain),
         ("loopgate run --docker off", failing, Stays("loopgate is running", keep=True)),
-        ("loopgate check --docker off", failing),
+        ("loopgate check --docker off", failing, When(lambda: failing.gateway_answers())),
         ("kubectl exec", CLUSTER),
         ("loopgate exec -- node", Service(shipped, "agent"), Stays("node capability surface is awaiting operator approval")),
         ("loopgate cert issue", operated),
@@ -180,6 +187,8 @@ def run(command: str, place, how) -> None:
         return place.stay(command, how.text, how.keep)
     if isinstance(how, Named):
         command = command.replace(how.word, how.find())
+    if isinstance(how, When):
+        how.happened()
     if isinstance(how, Fails):
         return place.fail(command, how.text)
     place.run(command)

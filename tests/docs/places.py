@@ -325,6 +325,11 @@ class Machine(Place):
         except AssertionError as error:
             raise AssertionError(f"{error}\n{sh('docker', 'exec', self.name, 'cat', '/tmp/gateway.log')}") from None
 
+    def gateway_answers(self) -> None:
+        """Waits until it accepts connections: a changed configuration has it start anew by itself, now and then."""
+        ask = ["docker", "exec", self.name, "bash", "-c", ": </dev/tcp/127.0.0.1/18789"]
+        eventually("the gateway accepts connections", lambda: subprocess.run(ask, capture_output=True).returncode == 0)
+
     def restart_gateway(self) -> None:
         self.signal("TERM", "node|openclaw.*")
         self.start_gateway()
