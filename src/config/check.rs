@@ -7,7 +7,7 @@ use super::layer::{Complaint, GivenRule, Layer, Origin};
 use super::parse::{self, Parsed};
 use super::{
     Agents, CertificateFiles, Config, Docker, Error, External, Gateway, Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses,
-    PathRule, Tls,
+    PathRule, Tls, TraceparentUse,
 };
 use crate::addr::says_nothing;
 
@@ -36,6 +36,8 @@ pub fn check(layer: &Layer) -> Result<Config, Error> {
             format: read.one("log-format", parse::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
             level: read.one("log-level", parse::log_filter),
             access: read.one("access-log", parse::switch),
+            traceparent: read.one("traceparent", parse::choice(&[("pass", TraceparentUse::Pass), ("make", TraceparentUse::Make)])),
+            otel_endpoint: read.optional("otel-endpoint", parse::otel_endpoint),
         },
     };
     // Values that were complained about are stand-ins by now, and would only be blamed for what nobody wrote.

@@ -16,8 +16,11 @@ mod drain;
 mod faults;
 mod h2_abuse;
 mod lanes;
+#[cfg(feature = "otel")]
+mod otel;
 mod reload;
 mod slow;
 mod streaming;
 mod strict;
+mod trace;
 mod websocket;

@@ -8,3 +8,4 @@ mod fake_docker;
 mod metrics;
 mod reference;
 mod sidecar;
+mod trace;
