@@ -74,9 +74,9 @@ impl Doors {
 pub struct Discovery {
     /// Addresses that agents are let in from.
     pub agents: Gauge,
-    /// 1 while Docker is followed.
+    /// 1 while Docker, or the API server, is followed.
     pub live: Gauge,
-    /// When Docker last listed its containers, in seconds since the Unix epoch.
+    /// When Docker last listed its containers, or the API server told of pods, in seconds since the Unix epoch.
     pub listed: Gauge,
     /// How often it was asked to.
     pub lists: Counter,
@@ -86,12 +86,24 @@ pub struct Discovery {
 
 impl Discovery {
     /// Adds these metrics to `registry`.
-    pub fn register(&self, registry: &mut Registry) {
+    pub fn register(&self, registry: &mut Registry, source: crate::config::Discovery) {
+        if source == crate::config::Discovery::Kubernetes {
+            return self.register_kubernetes(registry);
+        }
         registry.register("discovery_agent_addresses", "Addresses that agents are let in from", self.agents.clone());
         registry.register("discovery_docker_up", "Whether Docker is followed", self.live.clone());
         registry.register("discovery_docker_list_timestamp_seconds", "When Docker last listed its containers", self.listed.clone());
         registry.register("discovery_docker_lists", "Lists of containers read", self.lists.clone());
         registry.register("discovery_docker_losses", "Event streams lost or not begun", self.losses.clone());
+    }
+
+    fn register_kubernetes(&self, registry: &mut Registry) {
+        registry.register("discovery_agent_addresses", "Addresses that agents are let in from", self.agents.clone());
+        registry.register("discovery_kubernetes_up", "Whether the Kubernetes API server is followed", self.live.clone());
+        let heard = "When the Kubernetes API server last told of pods";
+        registry.register("discovery_kubernetes_heard_timestamp_seconds", heard, self.listed.clone());
+        registry.register("discovery_kubernetes_lists", "Lists of pods read", self.lists.clone());
+        registry.register("discovery_kubernetes_losses", "Watches lost or not begun", self.losses.clone());
     }
 }
 

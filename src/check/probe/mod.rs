@@ -1,6 +1,7 @@
 //! The asking: requests that change nothing, from addresses that lanes have.
 
 pub mod docker;
+pub mod kubernetes;
 pub mod gateway;
 mod http;
 mod tls;
