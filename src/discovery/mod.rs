@@ -31,6 +31,8 @@ mod orphan;
 mod own;
 mod pod;
 mod session;
+#[cfg(all(test, feature = "kubernetes"))]
+mod pod_stories;
 #[cfg(test)]
 mod stories;
 mod view;
