@@ -43,7 +43,9 @@ impl Kind {
 
 /// What was given is not the identity of an attested agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not the identity of an attested agent (spiffe://<trust-domain>/docker/<project>/<service>/<container-id>, or k8s/<namespace>/<service account>/<pod uid>)")]
+#[error(
+    "not the identity of an attested agent (spiffe://<trust-domain>/docker/<project>/<service>/<container-id>, or k8s/<namespace>/<service account>/<pod uid>)"
+)]
 pub struct ParseError;
 
 const ABSENT: &str = "-";

@@ -157,7 +157,7 @@ impl Sidecar {
             let mut registry = Registry::with_prefix("loopgate");
             traffic.register(&mut registry);
             doors.register(&mut registry);
-            docker.register(&mut registry, config.load().discovery);
+            docker.register(&mut registry, &[config.load().discovery]);
             enrolments.register(&mut registry);
             let health = Health::default();
             health.register(&mut registry);

@@ -78,9 +78,10 @@ fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
         WhyNot::Unreadable(_) => {
             (&kind::AGENT_LABEL, Remedy::words(format!("label {container} loopgate.agent=attested, or =address, or take the label away")))
         }
-        WhyNot::UnreadablePod(_) => {
-            (&kind::AGENT_LABEL, Remedy::words(format!("label {container} loopgate.dev/agent=attested, or =address, or take the label away")))
-        }
+        WhyNot::UnreadablePod(_) => (
+            &kind::AGENT_LABEL,
+            Remedy::words(format!("label {container} loopgate.dev/agent=attested, or =address, or take the label away")),
+        ),
         WhyNot::HostNetwork => {
             let what = format!("take {container} off hostNetwork, or give it a client certificate and list its URI in agents.uris");
             (&kind::AGENT_HOST_NETWORK, Remedy::words(what))

@@ -17,7 +17,8 @@ pub struct Seen {
 /// Judges all of it.
 pub fn judge(seen: &Seen, report: &mut Report) {
     for what in &seen.forbidden {
-        let remedy = "bind that role to the pod's service account; charts/loopgate does with agents.discovery=kubernetes, and with agents.attested";
+        let remedy =
+            "bind that role to the pod's service account; charts/loopgate does with agents.discovery=kubernetes, and with agents.attested";
         report.find(&kind::KUBERNETES_FORBIDDEN, what.clone(), Remedy::words(remedy));
     }
     match &seen.error {

@@ -6,8 +6,8 @@ use super::key::{Key, key};
 use super::layer::{Complaint, GivenRule, Layer, Origin};
 use super::parse::{self, Parsed};
 use super::{
-    Agents, CertificateFiles, Config, Discovery, Docker, Error, External, Gateway, Kubernetes, Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses,
-    PathRule, Tls,
+    Agents, CertificateFiles, Config, Discovery, Docker, Error, External, Gateway, Kubernetes, Limits, Listen, ListenAddresses, Log,
+    LogFormat, OwnAddresses, PathRule, Tls,
 };
 use crate::addr::says_nothing;
 

@@ -30,9 +30,9 @@ pub mod labels;
 mod orphan;
 mod own;
 mod pod;
-mod session;
 #[cfg(all(test, feature = "kubernetes"))]
 mod pod_stories;
+mod session;
 #[cfg(test)]
 mod stories;
 mod view;

@@ -66,6 +66,7 @@ fn is_live(view: &View) -> bool {
 
 fn agents(view: &View) -> Vec<&str> {
     let mut names: Vec<&str> = view.agents.values().map(|agent| agent.name.as_str()).collect();
+    names.sort_unstable();
     names.dedup();
     names
 }
@@ -163,7 +164,11 @@ async fn a_watch_that_is_too_old_is_begun_anew_and_brings_nobody_back() {
         }
         // Nobody tells that this one is gone: its address may be anybody's.
         kubernetes.take("a");
-        if silently { kubernetes.forget_silently() } else { kubernetes.forget() }
+        if silently {
+            kubernetes.forget_silently()
+        } else {
+            kubernetes.forget()
+        }
         let mut ever_wider = false;
         house
             .until("a list without it", |view| {
@@ -216,7 +221,8 @@ async fn a_token_that_was_rotated_is_read_again() {
 
 #[tokio::test]
 async fn what_is_forbidden_is_named_with_the_rule_that_is_missing() {
-    for (what, rule) in [("list pods", "a Role in its namespace with the verb list on pods"), ("watch pods", "with the verb watch on pods")] {
+    for (what, rule) in [("list pods", "a Role in its namespace with the verb list on pods"), ("watch pods", "with the verb watch on pods")]
+    {
         let kubernetes = FakeKubernetes::start();
         kubernetes.put(pod("a", Some("address"), &[AGENT]));
         kubernetes.forbid(what);

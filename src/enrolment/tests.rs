@@ -282,7 +282,10 @@ async fn attempts_from_one_address_are_limited() {
 async fn requests_that_make_no_sense_are_refused() {
     let house = House::of_four();
     let mut lines = house.connect(ADDRESS);
-    lines.send(&Request { csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into(), token: None }).await.unwrap();
+    lines
+        .send(&Request { csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into(), token: None })
+        .await
+        .unwrap();
     assert_eq!(refusal(&mut lines).await, Reason::BadRequest);
     let mut stream = house.connection(ADDRESS);
     stream.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();

@@ -69,7 +69,9 @@ impl fmt::Display for WhyExternal {
             }
             Self::Earlier { agent } => write!(f, "{agent} became an agent after this connection began: it has to connect again"),
             Self::OwnAddress => f.write_str("addresses of this network namespace are external: --own-addresses agent changes that"),
-            Self::UnknownAddress(ip) => write!(f, "it showed a container's or pod's certificate from {ip}, which is no address of an agent"),
+            Self::UnknownAddress(ip) => {
+                write!(f, "it showed a container's or pod's certificate from {ip}, which is no address of an agent")
+            }
             Self::NotListed => f.write_str("the URI in its certificate is not in agents.uris"),
         }
     }

@@ -102,9 +102,7 @@ async fn what_is_not_the_token_of_the_pod_at_that_address_proves_nothing() {
     assert_eq!(refusal(&house, OTHER, "others-token").await, Reason::BadToken);
     // One that is admitted by its address gets no certificate.
     kubernetes.change("other", |pod| pod["metadata"]["labels"] = json!({"loopgate.dev/agent": "address"}));
-    let refused = async {
-        while refusal(&house, OTHER, "others-token").await != Reason::AddressAgent {}
-    };
+    let refused = async { while refusal(&house, OTHER, "others-token").await != Reason::AddressAgent {} };
     timeout(Duration::from_secs(10), refused).await.unwrap();
     // Nor does anybody while reviews are forbidden.
     kubernetes.put(pod("third", Some("true"), &[NOBODY]));

@@ -61,6 +61,9 @@ async fn status_the_page_and_metrics_speak_of_kubernetes() {
     let (status, page, metrics) = told.await.unwrap();
     assert!(status.contains("  kubernetes     live for ") && status.contains("builder") && !status.contains("docker"), "{status}");
     assert!(page.contains("<dt>Kubernetes</dt>") && !page.contains("Docker"), "{page}");
-    assert!(metrics.contains("loopgate_discovery_kubernetes_enabled 1") && metrics.contains("loopgate_discovery_docker_enabled 0"), "{metrics}");
+    assert!(
+        metrics.contains("loopgate_discovery_kubernetes_enabled 1") && metrics.contains("loopgate_discovery_docker_enabled 0"),
+        "{metrics}"
+    );
     assert!(!metrics.contains("loopgate_discovery_docker_up"), "{metrics}");
 }

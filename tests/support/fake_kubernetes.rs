@@ -191,7 +191,8 @@ impl FakeKubernetes {
         let mut state = self.state();
         state.version += 1;
         state.forgotten = state.version;
-        let status = json!({"kind": "Status", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old resource version"});
+        let status =
+            json!({"kind": "Status", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old resource version"});
         let line = Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": status})));
         for watcher in state.watchers.drain(..) {
             let _ = watcher.send(line.clone());

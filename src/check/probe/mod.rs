@@ -1,9 +1,9 @@
 //! The asking: requests that change nothing, from addresses that lanes have.
 
 pub mod docker;
-pub mod kubernetes;
 pub mod gateway;
 mod http;
+pub mod kubernetes;
 mod tls;
 mod websocket;
 
