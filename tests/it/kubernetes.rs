@@ -24,6 +24,9 @@ const NOBODY: &str = "127.0.0.23";
 /// The audience that counts.
 const AUDIENCE: &str = "loopgate";
 
+/// How a pod comes to its end as an agent.
+type End = (&'static str, fn(&FakeKubernetes));
+
 async fn house(kubernetes: &FakeKubernetes) -> House {
     kubernetes.put(pod("builder", Some("true"), &[BUILDER]));
     kubernetes.put(pod("other", Some("attested"), &[OTHER]));
@@ -115,7 +118,7 @@ async fn what_is_not_the_token_of_the_pod_at_that_address_proves_nothing() {
 
 #[tokio::test]
 async fn a_pods_open_connections_end_with_it() {
-    let ends: [(&str, fn(&FakeKubernetes)); 5] = [
+    let ends: [End; 5] = [
         ("deleted", |kubernetes| kubernetes.delete("builder")),
         ("without the label", |kubernetes| kubernetes.change("builder", |pod| pod["metadata"]["labels"] = json!({}))),
         ("terminating", |kubernetes| {
