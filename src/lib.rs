@@ -51,3 +51,4 @@ pub mod shutdown;
 #[cfg(test)]
 mod testing;
 pub mod tls;
+pub mod workers;

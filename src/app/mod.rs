@@ -29,6 +29,7 @@ use crate::pki::{self, Identity, Pki, SubjectName};
 use crate::proxy::{Enrol, Proxy};
 use crate::shutdown::Shutdown;
 use crate::tls;
+use crate::workers::{self, Workers};
 use handshakes::Handshakes;
 
 /// How long the first look at Docker may keep the doors closed.
@@ -72,7 +73,7 @@ impl Error {
     }
 }
 
-/// Runs the sidecar until it is told to stop, on a runtime of its own (`TOKIO_WORKER_THREADS` sets its size).
+/// Runs the sidecar until it is told to stop: this thread keeps house, and hands traffic to [`Workers`].
 ///
 /// At each SIGHUP it goes by what `load` returns, and `set_log` is told what to log.
 ///
@@ -80,7 +81,7 @@ impl Error {
 /// It could not start, or has to be started anew in another network namespace.
 pub fn run(config: Config, load: impl Fn() -> Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Result<(), Error> {
     let doing = |doing| move |source| Error::Io { doing, source };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(doing("starting the runtime"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(doing("listening for signals"))?;
         let sidecar = Sidecar::start(config).await?;
@@ -112,6 +113,7 @@ pub struct Sidecar {
     view: watch::Receiver<Arc<View>>,
     bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
     shutdown: Shutdown,
+    _workers: Workers,
     /// The admin listener ends last, so that it can say that the rest is ending.
     desk: Shutdown,
 }
@@ -142,7 +144,9 @@ impl Sidecar {
             let enrolment = Arc::clone(&enrolment);
             Box::pin(async move { enrolment.serve(stream, peer).await })
         });
-        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), &shutdown);
+        let workers = Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
+        let crew = workers.crew().clone();
+        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), crew, &shutdown);
         let serving = Arc::clone(&proxy);
         let limits = Arc::new(listener::Limits::new(&config, doors.clone()));
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| serving.serve(accepted))?;
@@ -174,7 +178,7 @@ impl Sidecar {
             };
             admin.serve(desk_, &desk);
         }
-        let sidecar = Self { config, proxy, handshakes, limits, config_problem, pki, view, bound, shutdown, desk };
+        let sidecar = Self { config, proxy, handshakes, limits, config_problem, pki, view, bound, shutdown, _workers: workers, desk };
         sidecar.introduce();
         Ok(sidecar)
     }
