@@ -19,16 +19,20 @@ use crate::admin::{self, Desk};
 use crate::agent::keep_paired::KeepPaired;
 use crate::config::live::adopt;
 use crate::config::{self, Config, ListenOn};
+use crate::discovery::kubernetes::Api;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
 use crate::listener;
 use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
 use crate::metrics::{self, Doors};
+#[cfg(feature = "otel")]
+use crate::otel::{self, Exporter};
 use crate::pki::{self, Identity, Pki, SubjectName};
 use crate::proxy::{Enrol, Proxy};
 use crate::shutdown::Shutdown;
 use crate::tls;
+use crate::trace::Recorder;
 use crate::workers::{self, Workers};
 use handshakes::Handshakes;
 
@@ -61,6 +65,10 @@ pub enum Error {
     /// The gateway's token can't be read.
     #[error(transparent)]
     Token(#[from] token::Error),
+    /// Spans can't be sent.
+    #[cfg(feature = "otel")]
+    #[error(transparent)]
+    Otel(#[from] otel::Error),
     /// The network namespace is nobody's any more, and its owner has another one now.
     #[error("the owner of this network namespace has started anew; exiting, to be started in its new one")]
     Orphaned,
@@ -114,6 +122,8 @@ pub struct Sidecar {
     bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
     shutdown: Shutdown,
     _workers: Workers,
+    #[cfg(feature = "otel")]
+    exporter: Option<Arc<Exporter>>,
     /// The admin listener ends last, so that it can say that the rest is ending.
     desk: Shutdown,
 }
@@ -137,7 +147,13 @@ impl Sidecar {
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
         let identity = pki.identity();
         let terms = handshakes::terms(&identity.borrow().clone(), &config)?;
-        let (traffic, doors) = (Arc::<Traffic>::default(), Doors::default());
+        #[cfg(feature = "otel")]
+        let exporter = config.log.otel_endpoint.as_ref().map(Exporter::new).transpose()?.map(Arc::new);
+        #[cfg(feature = "otel")]
+        let recorder = exporter.clone().map(|exporter| exporter as Arc<dyn Recorder>);
+        #[cfg(not(feature = "otel"))]
+        let recorder: Option<Arc<dyn Recorder>> = None;
+        let (traffic, doors) = (Arc::new(Traffic::told_to(recorder)), Doors::default());
         let enrolment = Arc::new(enrolment(&config, &pki, view.clone(), &shutdown));
         let enrolments = enrolment.metrics().clone();
         let enrol: Enrol = Box::new(move |stream, peer| {
@@ -160,7 +176,7 @@ impl Sidecar {
             let mut registry = Registry::with_prefix("loopgate");
             traffic.register(&mut registry);
             doors.register(&mut registry);
-            docker.register(&mut registry);
+            docker.register(&mut registry, &[config.load().discovery]);
             enrolments.register(&mut registry);
             let health = Health::default();
             health.register(&mut registry);
@@ -178,7 +194,21 @@ impl Sidecar {
             };
             admin.serve(desk_, &desk);
         }
-        let sidecar = Self { config, proxy, handshakes, limits, config_problem, pki, view, bound, shutdown, _workers: workers, desk };
+        let sidecar = Self {
+            config,
+            proxy,
+            handshakes,
+            limits,
+            config_problem,
+            pki,
+            view,
+            bound,
+            shutdown,
+            _workers: workers,
+            #[cfg(feature = "otel")]
+            exporter,
+            desk,
+        };
         sidecar.introduce();
         Ok(sidecar)
     }
@@ -258,6 +288,10 @@ impl Sidecar {
         if left > 0 {
             warn!(left, "cut what had not ended in time");
         }
+        #[cfg(feature = "otel")]
+        if let Some(exporter) = self.exporter.clone() {
+            exporter.stop().await;
+        }
         self.desk.begin();
         info!("stopped");
     }
@@ -279,7 +313,12 @@ fn keep_paired(config: &Config, shutdown: &Shutdown) {
 /// Enrolment with what there is for it: without Docker or a CA it refuses everybody, and says so.
 fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> Enrolment {
     let docker = discovery::engine::Engine::new(&config.docker.engine, shutdown).and_then(|engine| engine.client().ok());
-    Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new))
+    match config.discovery {
+        config::Discovery::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
+        config::Discovery::Kubernetes => {
+            Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes, shutdown))
+        }
+    }
 }
 
 /// The names that the server's certificate needs, out of what discovery sees.

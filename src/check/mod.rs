@@ -8,7 +8,9 @@ pub mod certificate;
 pub mod docker;
 pub mod finding;
 pub mod gateway;
+pub mod kubernetes;
 pub mod openclaw;
+pub mod own_device;
 pub mod probe;
 pub mod sidecar;
 pub mod state_dir;
@@ -26,8 +28,9 @@ use time::format_description::well_known::Rfc3339;
 use crate::admin::client;
 use crate::admin::status::Status;
 use crate::causes::said;
-use crate::config::Config;
+use crate::config::{Config, Discovery};
 use crate::discovery::engine::Engine;
+use crate::discovery::kubernetes::Api;
 use crate::discovery::{self, View};
 use crate::fingerprint::Fingerprint;
 use crate::metrics;
@@ -67,7 +70,13 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
             None
         }
     });
-    gateway::judge(&probe::gateway::look(&plan(config, &view, status.as_ref(), openclaw.as_ref())).await, &mut report);
+    let seen = probe::gateway::look(&plan(config, &view, status.as_ref(), openclaw.as_ref())).await;
+    gateway::judge(&seen, &mut report);
+    if seen.voice == gateway::Voice::Old {
+        let directory = openclaw_config.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
+        let kept = config.gateway.state_dir.is_some();
+        own_device::judge(&own_device::Seen { kept, scopes: directory.and_then(own_device::scopes) }, &mut report);
+    }
     if let Some(openclaw) = &openclaw {
         let wanted = openclaw::Wanted { gateway: config.gateway.address, external_source: config.gateway.external_source.into() };
         openclaw::judge(openclaw, &wanted, &mut report);
@@ -76,8 +85,14 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
         sidecar::judge(status, &mut report);
     }
 
-    let engine = Engine::new(&config.docker.engine, &shutdown);
-    docker::judge(&probe::docker::look(engine.as_ref(), &view).await, &mut report);
+    let engine = Engine::new(&config.docker.engine, &shutdown).filter(|_| config.discovery == Discovery::Docker);
+    match config.discovery {
+        Discovery::Docker => docker::judge(&probe::docker::look(engine.as_ref(), &view).await, &mut report),
+        Discovery::Kubernetes => {
+            let api = Api::new(&config.kubernetes, &shutdown);
+            kubernetes::judge(&probe::kubernetes::look(&api, &view).await, &mut report);
+        }
+    }
     let seen = agents::Seen { net_raw: probe::docker::with_net_raw(engine.as_ref(), &view).await, user_namespace: in_user_namespace() };
     agents::judge(&view, &seen, config, &mut report);
     shutdown.begin();

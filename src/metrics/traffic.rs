@@ -1,5 +1,6 @@
 //! What the traffic rooms count. Names follow the Prometheus conventions, and no label has a value that a client chose.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -8,6 +9,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::trace::Recorder;
 
 /// A lane.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -58,6 +61,8 @@ pub struct Traffic {
     pub gateway_connections: Counter,
     /// Connections that lost the right to their lane, or to speak for others on it, and were closed for it.
     pub lane_changes: Counter,
+    /// Who is told of each request by itself, where somebody is.
+    pub recorder: Option<Arc<dyn Recorder>>,
 }
 
 /// What is counted for each lane.
@@ -138,11 +143,17 @@ impl Default for Traffic {
             gateway_errors: Family::default(),
             gateway_connections: Counter::default(),
             lane_changes: Counter::default(),
+            recorder: None,
         }
     }
 }
 
 impl Traffic {
+    /// Counts, and tells `recorder` of each request.
+    pub fn told_to(recorder: Option<Arc<dyn Recorder>>) -> Self {
+        Self { recorder, ..Self::default() }
+    }
+
     /// The counters of one lane.
     pub fn lane(&self, lane: &'static str) -> &LaneMetrics {
         if lane == "agent" { &self.agent } else { &self.external }

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tracing::{debug, info};
 
 use crate::addr::PeerAddr;
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, TraceparentUse};
 use crate::discovery::View;
 use crate::lane::{Rules, WhyExternal};
 use crate::listener::Accepted;
@@ -55,11 +55,17 @@ struct Settings {
     limits: Limits,
     proxy_protocol: bool,
     log_access: bool,
+    traceparent: TraceparentUse,
 }
 
 impl Settings {
     fn new(config: &Config) -> Self {
-        Self { limits: config.limits.clone(), proxy_protocol: config.listen.proxy_protocol, log_access: config.log.access }
+        Self {
+            limits: config.limits.clone(),
+            proxy_protocol: config.listen.proxy_protocol,
+            log_access: config.log.access,
+            traceparent: config.log.traceparent,
+        }
     }
 }
 

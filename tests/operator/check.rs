@@ -10,7 +10,7 @@ use crate::fake_docker::{FakeDocker, container};
 use crate::sidecar::{Sidecar, free_port, loopgate};
 
 /// Runs `loopgate check --json` without blocking the stand-ins; returns the whole report and whether it was a success.
-async fn check(arguments: &[&str]) -> (Value, bool) {
+pub async fn check(arguments: &[&str]) -> (Value, bool) {
     let mut command = loopgate(&[&["check", "--json"], arguments].concat());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let report =
@@ -18,11 +18,11 @@ async fn check(arguments: &[&str]) -> (Value, bool) {
     (report, output.status.success())
 }
 
-fn ids(report: &Value) -> BTreeSet<&str> {
+pub fn ids(report: &Value) -> BTreeSet<&str> {
     report["findings"].as_array().unwrap().iter().map(|finding| finding["id"].as_str().unwrap()).collect()
 }
 
-fn finding<'a>(report: &'a Value, id: &str) -> &'a Value {
+pub fn finding<'a>(report: &'a Value, id: &str) -> &'a Value {
     report["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == id).unwrap_or_else(|| panic!("no {id} in {report:#}"))
 }
 
@@ -43,12 +43,20 @@ fn own_address() -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_that_permits_everything_is_found_and_a_filter_is_not() {
     let docker = FakeDocker::start();
-    docker.answer("/info", 200, "{}");
-    docker.answer("/images/json", 200, "[]");
+    docker.answer("/containers/loopgate-check/archive", 400, r#"{"message":"bad parameter: 'path' cannot be empty"}"#);
     let (report, _) = check(&["--docker", &on(&docker)]).await;
-    assert_eq!(finding(&report, "docker-too-wide")["seen"], json!(["GET /info is answered 200", "GET /images/json is answered 200"]));
-    docker.answer("/info", 403, "no");
-    docker.answer("/images/json", 403, "no");
+    // Nothing is asked for beyond what a filter has to permit, be it to learn what it permits.
+    for asked in docker.all_asked() {
+        let exact = ["/_ping", "/version", "/events", "/containers/json", "/networks"].contains(&asked.as_str());
+        let one = asked
+            .strip_prefix("/containers/")
+            .and_then(|rest| rest.split_once('/'))
+            .is_some_and(|(_, last)| ["json", "top", "archive"].contains(&last));
+        assert!(exact || one || asked.starts_with("/networks/"), "{asked}");
+    }
+    let seen = finding(&report, "docker-too-wide")["seen"][0].as_str().unwrap();
+    assert!(seen.starts_with("GET /containers/{id}/archive gets through to the engine (400)"), "{seen}");
+    docker.answer("/containers/loopgate-check/archive", 403, "no");
     let (report, _) = check(&["--docker", &on(&docker)]).await;
     assert!(!ids(&report).contains("docker-too-wide"), "{report:#}");
 }
