@@ -89,6 +89,7 @@ impl Proxy {
     /// `enrol` serves those that have no certificate yet. Connections are carried by `crew`.
     ///
     /// Its own tasks end with `shutdown`. Must be called within a Tokio runtime.
+    #[expect(clippy::too_many_arguments, reason = "one place makes it, with everything at hand")]
     pub fn new(
         config: &Config,
         view: watch::Receiver<Arc<View>>,

@@ -170,8 +170,13 @@ async fn one_connection_to_the_gateway_serves_requests_one_after_the_other() {
         client.ask(request("GET /", "")).await;
         client.ask(format!("{}body", request("POST /echo", "Content-Length: 4\r\n"))).await;
     }
-    assert_eq!(house.ask(Protocol::H2, STRANGER, "GET /", &[]).await.0, 200);
     assert_eq!(house.gateway.connections(), 1);
+    // It may be carried by another thread, which has connections of its own.
+    let threads = std::thread::available_parallelism().unwrap().get();
+    for _ in 0..2 * threads {
+        assert_eq!(house.ask(Protocol::H2, STRANGER, "GET /", &[]).await.0, 200);
+    }
+    assert!(house.gateway.connections() <= threads, "{}", house.gateway.connections());
 }
 
 #[tokio::test]
