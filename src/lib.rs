@@ -54,3 +54,4 @@ pub mod shutdown;
 mod testing;
 pub mod tls;
 pub mod trace;
+pub mod workers;

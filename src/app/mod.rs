@@ -32,6 +32,7 @@ use crate::proxy::{Enrol, Proxy};
 use crate::shutdown::Shutdown;
 use crate::tls;
 use crate::trace::Recorder;
+use crate::workers::{self, Workers};
 use handshakes::Handshakes;
 
 /// How long the first look at Docker may keep the doors closed.
@@ -79,7 +80,7 @@ impl Error {
     }
 }
 
-/// Runs the sidecar until it is told to stop, on a runtime of its own (`TOKIO_WORKER_THREADS` sets its size).
+/// Runs the sidecar until it is told to stop: this thread keeps house, and hands traffic to [`Workers`].
 ///
 /// At each SIGHUP it goes by what `load` returns, and `set_log` is told what to log.
 ///
@@ -87,7 +88,7 @@ impl Error {
 /// It could not start, or has to be started anew in another network namespace.
 pub fn run(config: Config, load: impl Fn() -> Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Result<(), Error> {
     let doing = |doing| move |source| Error::Io { doing, source };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(doing("starting the runtime"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(doing("listening for signals"))?;
         let sidecar = Sidecar::start(config).await?;
@@ -121,6 +122,7 @@ pub struct Sidecar {
     shutdown: Shutdown,
     #[cfg(feature = "otel")]
     exporter: Option<Arc<Exporter>>,
+    _workers: Workers,
     /// The admin listener ends last, so that it can say that the rest is ending.
     desk: Shutdown,
 }
@@ -157,7 +159,9 @@ impl Sidecar {
             let enrolment = Arc::clone(&enrolment);
             Box::pin(async move { enrolment.serve(stream, peer).await })
         });
-        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), &shutdown);
+        let workers = Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
+        let crew = workers.crew().clone();
+        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), crew, &shutdown);
         let serving = Arc::clone(&proxy);
         let limits = Arc::new(listener::Limits::new(&config, doors.clone()));
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| serving.serve(accepted))?;
@@ -199,6 +203,7 @@ impl Sidecar {
             view,
             bound,
             shutdown,
+            _workers: workers,
             #[cfg(feature = "otel")]
             exporter,
             desk,

@@ -78,6 +78,8 @@ pub struct LaneMetrics {
     pub sent: Counter,
     /// Seconds until the gateway's response head.
     pub duration: Histogram,
+    /// Requests answered with 200, over HTTP/1.1 and over HTTP/2: at hand, since most are.
+    well: [Counter; 2],
 }
 
 /// The same by lane, as they are registered: once, for a metric has one head only.
@@ -106,7 +108,8 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    fn of(&self, lane: &'static str) -> LaneMetrics {
+    fn of(&self, lane: &'static str, requests: &Family<RequestLabels, Counter>) -> LaneMetrics {
+        let well = ["http/1.1", "h2"].map(|protocol| requests.get_or_create(&RequestLabels { lane, protocol, status: 200 }).clone());
         let lane = LaneLabels { lane };
         LaneMetrics {
             open: self.open.get_or_create(&lane).clone(),
@@ -115,6 +118,7 @@ impl Lanes {
             received: self.received.get_or_create(&lane).clone(),
             sent: self.sent.get_or_create(&lane).clone(),
             duration: self.duration.get_or_create(&lane).clone(),
+            well,
         }
     }
 }
@@ -122,11 +126,12 @@ impl Lanes {
 impl Default for Traffic {
     fn default() -> Self {
         let lanes = Lanes::default();
+        let requests = Family::default();
         Self {
-            agent: lanes.of("agent"),
-            external: lanes.of("external"),
+            agent: lanes.of("agent", &requests),
+            external: lanes.of("external", &requests),
             lanes,
-            requests: Family::default(),
+            requests,
             denied: Family::default(),
             handshakes: Counter::default(),
             handshake_failures: Family::default(),
@@ -153,8 +158,13 @@ impl Traffic {
 
     /// Counts an answered request and how long its response head took.
     pub fn answered(&self, lane: &'static str, protocol: &'static str, status: u16, after: Duration) {
-        self.requests.get_or_create(&RequestLabels { lane, protocol, status }).inc();
-        self.lane(lane).duration.observe(after.as_secs_f64());
+        let counters = self.lane(lane);
+        if status == 200 {
+            counters.well[usize::from(protocol == "h2")].inc();
+        } else {
+            self.requests.get_or_create(&RequestLabels { lane, protocol, status }).inc();
+        }
+        counters.duration.observe(after.as_secs_f64());
     }
 
     /// Adds everything to `registry`.

@@ -17,20 +17,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::activity::{Activity, Overdue, Patience};
+use super::calls::{Call, Calls};
 use super::framing::Framing;
 use super::request::answer;
 use super::roll::{Entry, unix};
 use super::{Proxy, Settings};
 use crate::addr::PeerAddr;
 use crate::lane::{Denied, Evidence, Lane, decide, permit};
-use crate::listener::{Accepted, Permit, proxy_protocol};
+use crate::listener::{Permit, proxy_protocol};
 use crate::metrics::count;
 use crate::metrics::traffic::Held;
 use crate::tls;
+use crate::workers::Seat;
 
 /// How long a connection that was asked to end may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -53,7 +54,7 @@ pub(super) struct Session {
     pub(super) protocol: &'static str,
     pub(super) number: u64,
     pub(super) activity: Arc<Activity>,
-    pub(super) revoked: CancellationToken,
+    pub(super) calls: Calls,
 }
 
 /// Why a connection was given up before it had a lane.
@@ -65,25 +66,37 @@ enum Error {
     ProxyProtocol(#[from] proxy_protocol::Error),
     #[error("{0}")]
     Tls(#[from] tls::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
-/// Serves `accepted` until it is over.
-pub(super) async fn serve(proxy: Arc<Proxy>, accepted: Accepted) {
-    let peer = accepted.peer;
-    if let Err(error) = try_serve(&proxy, accepted).await {
+/// An accepted connection on its way to its worker.
+pub(super) struct Arrival {
+    pub(super) stream: std::net::TcpStream,
+    pub(super) peer: PeerAddr,
+    /// Given back when the connection ends.
+    pub(super) held: (Permit, Seat),
+}
+
+/// Serves `arrival` until it is over; to be called on its worker.
+pub(super) async fn serve(proxy: Arc<Proxy>, arrival: Arrival) {
+    let peer = arrival.peer;
+    if let Err(error) = try_serve(&proxy, arrival).await {
         let traffic = &proxy.traffic;
         match &error {
             Error::Denied(denied) => count(&traffic.denied, denied.label()),
             Error::ProxyProtocol(_) => count(&traffic.denied, "proxy_protocol"),
             Error::Tls(error) => count(&traffic.handshake_failures, error.label()),
+            Error::Io(_) => {}
         }
         let cause = std::error::Error::source(&error).and_then(|error| error.source()).map(ToString::to_string).unwrap_or_default();
         debug!(%peer, cause, "connection closed: {error}");
     }
 }
 
-async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> {
-    let Accepted { mut stream, peer, permit: place, .. } = accepted;
+async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
+    let Arrival { stream, peer, held } = arrival;
+    let mut stream = TcpStream::from_std(stream)?;
     let settings = proxy.settings.load_full();
     permit(peer.ip(), &proxy.view.borrow(), proxy.rules.load().policy()).map_err(Error::Denied)?;
     let stated = stated_client(proxy, &settings, &mut stream, peer).await?;
@@ -107,7 +120,7 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
     let (view, rules) = (Arc::clone(&proxy.view.borrow()), proxy.rules.load_full());
     let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
     let lane = Arc::new(lane);
-    let entry = proxy.roll.enter(peer, Arc::clone(&lane), protocol, evidence);
+    let entry = proxy.roll.enter(peer, Arc::clone(&lane), protocol, evidence, proxy.shutdown.token());
     // On the roll first, then a second look: a change between the decision and the entry would be nobody's to notice.
     if !Arc::ptr_eq(&view, &proxy.view.borrow()) {
         proxy.review();
@@ -131,11 +144,11 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
         protocol,
         number: entry.number(),
         activity: Arc::clone(&activity),
-        revoked: entry.revoked().clone(),
+        calls: entry.calls().clone(),
     });
     let open = Held::new(&counters.open);
     let framing = (protocol == "http/1.1").then(Framing::default);
-    let io = Downstream { tls: stream, watched: Some(Watched { activity, framing }), _held: (place, entry, open) };
+    let io = Downstream { tls: stream, watched: Some(Watched { activity, framing }), _held: (held, entry, open) };
     if protocol == "h2" {
         serve_h2(session, io).await
     } else {
@@ -197,16 +210,16 @@ where
     let limits = &session.settings.limits;
     let patience = Patience { head: limits.head_timeout, idle: limits.idle_timeout, stall: limits.stall_timeout };
     let look = patience.idle.min(patience.head).min(patience.stall);
-    let mut ending = pin!(session.proxy.shutdown.token().cancelled());
-    let mut revoked = pin!(session.revoked.cancelled());
+    let (called, revoked) = session.calls.futures();
+    let (mut called, mut revoked) = (pin!(called), pin!(revoked));
     let mut timer = pin!(tokio::time::sleep(look));
     let mut leaving = false;
     poll_fn(|cx| {
-        if revoked.as_mut().poll(cx).is_ready() {
-            info!(connection = session.number, peer = %session.peer, "closed: it has lost the right to its lane");
-            return Poll::Ready(());
-        }
-        if !leaving && ending.as_mut().poll(cx).is_ready() {
+        while let Poll::Ready(call) = session.calls.poll(cx, called.as_mut(), revoked.as_mut(), leaving) {
+            if call == Call::Revoked {
+                info!(connection = session.number, peer = %session.peer, "closed: it has lost the right to its lane");
+                return Poll::Ready(());
+            }
             leaving = true;
             ask_to_end(connection.as_mut());
         }
@@ -256,7 +269,7 @@ pub(super) struct Downstream {
     tls: TlsStream<TcpStream>,
     /// Who has a look at what comes and goes; `None` in a tunnel.
     watched: Option<Watched>,
-    _held: (Permit, Entry, Held),
+    _held: ((Permit, Seat), Entry, Held),
 }
 
 /// What is made of the bytes that come and go.

@@ -184,7 +184,7 @@ async fn upgrade(
     if wanted.over_h2 && !accepts(&response, wanted.key.as_ref(), websocket) {
         return Err(Error::GatewayConfused);
     }
-    let terms = tunnel::Terms { websocket, draining: proxy.shutdown.token().clone(), revoked: session.revoked.clone(), received, sent };
+    let terms = tunnel::Terms { websocket, calls: session.calls.clone(), received, sent };
     let (number, peer) = (session.number, session.peer);
     let activity = wanted.over_h2.then_some(busy);
     proxy.shutdown.spawn(async move {

@@ -1,4 +1,4 @@
-//! Connections to the gateway: one pool for each loopback source address, driven on the task of the client that uses them.
+//! Connections to the gateway: for each worker one pool by loopback source address, driven on the task of the client that uses them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,6 +24,7 @@ use crate::config::{Config, Limits};
 use crate::lane::GatewayHead;
 use crate::metrics::traffic::Traffic;
 use crate::shutdown::Shutdown;
+use crate::workers;
 
 /// How long an idle connection is kept where the gateway does not say (Node closes after 5 s).
 const KEEP_IDLE: Duration = Duration::from_secs(4);
@@ -42,13 +43,20 @@ type GatewayConnection = Connection<TokioIo<TcpStream>, RequestBody>;
 #[derive(Debug)]
 pub(super) struct Upstream {
     gateway: SocketAddr,
-    pool: Arc<Pool>,
+    /// One for each worker, so that a connection is only ever used on the thread whose event queue it is in.
+    pools: Box<[Arc<Pool>]>,
     metrics: Arc<Traffic>,
 }
 
 impl Upstream {
-    pub(super) fn new(config: &Config, metrics: Arc<Traffic>, shutdown: &Shutdown) -> Self {
-        Self { gateway: config.gateway.address, pool: Arc::new(Pool { idle: Mutex::default(), shutdown: shutdown.clone() }), metrics }
+    pub(super) fn new(config: &Config, metrics: Arc<Traffic>, workers: usize, shutdown: &Shutdown) -> Self {
+        let pool = || Arc::new(Pool { idle: Mutex::default(), shutdown: shutdown.clone() });
+        let pools = std::iter::repeat_with(pool).take(workers).collect();
+        Self { gateway: config.gateway.address, pools, metrics }
+    }
+
+    fn pool(&self) -> &Arc<Pool> {
+        &self.pools[workers::index()]
     }
 
     /// Sends a request and waits for the head of its response.
@@ -74,7 +82,7 @@ impl Upstream {
             });
         }
         loop {
-            let mut link = match self.pool.take(source).await {
+            let mut link = match self.pool().take(source).await {
                 Some(link) => link,
                 None => self.connect(source, limits.connect_timeout, give_up).await?,
             };
@@ -111,7 +119,7 @@ impl Upstream {
                         Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await.map_err(Error::GatewayBroke)?;
                     self.metrics.gateway_connections.inc();
                     let link =
-                        Link { sender, connection, ended: false, source, keep: KEEP_IDLE, reused: false, pool: Arc::clone(&self.pool) };
+                        Link { sender, connection, ended: false, source, keep: KEEP_IDLE, reused: false, pool: Arc::clone(self.pool()) };
                     return Ok(Box::new(link));
                 }
                 Ok(Err(error)) => error,
@@ -126,7 +134,9 @@ impl Upstream {
 
     /// Closes idle connections whose time has come; to be called every few seconds.
     pub(super) fn sweep(&self) {
-        self.pool.sweep();
+        for pool in &self.pools {
+            pool.sweep();
+        }
     }
 }
 
