@@ -3,25 +3,49 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// `spiffe://<trust-domain>/docker/<project>/<service>/<container-id>`, the SAN URI of the certificates that enrolment signs.
+/// `spiffe://<trust-domain>/docker/<project>/<service>/<container-id>`, or `spiffe://<trust-domain>/k8s/<namespace>/<service account>/<pod
+/// uid>`: the SAN URI of the certificates that enrolment signs.
 ///
-/// The container id is what counts; project and service are there for people. Fields are percent-encoded where they hold anything but
+/// The id is what counts; the two fields before it are there for people. Fields are percent-encoded where they hold anything but
 /// letters, digits, `-`, `_` and `.`; an absent field is `-`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AgentId {
     /// The SPIFFE trust domain.
     pub trust_domain: String,
-    /// The compose project, if any.
+    /// What it is the identity of.
+    pub kind: Kind,
+    /// The compose project, if any; a pod's namespace.
     pub project: Option<String>,
-    /// The compose service, if any.
+    /// The compose service, if any; a pod's service account.
     pub service: Option<String>,
-    /// The full container id.
+    /// The full container id; a pod's uid.
     pub container: String,
+}
+
+/// What an agent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A container of a Docker Engine.
+    Container,
+    /// A pod.
+    Pod,
+}
+
+impl Kind {
+    /// Its segment of the path.
+    fn segment(self) -> &'static str {
+        match self {
+            Self::Container => "docker",
+            Self::Pod => "k8s",
+        }
+    }
 }
 
 /// What was given is not the identity of an attested agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not the identity of an attested agent (spiffe://<trust-domain>/docker/<project>/<service>/<container-id>)")]
+#[error(
+    "not the identity of an attested agent (spiffe://<trust-domain>/docker/<project>/<service>/<container-id>, or k8s/<namespace>/<service account>/<pod uid>)"
+)]
 pub struct ParseError;
 
 const ABSENT: &str = "-";
@@ -30,7 +54,7 @@ impl fmt::Display for AgentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let optional = |field: &Option<String>| field.as_deref().filter(|s| !s.is_empty()).map_or(ABSENT.into(), encode);
         let (project, service) = (optional(&self.project), optional(&self.service));
-        write!(f, "spiffe://{}/docker/{project}/{service}/{}", self.trust_domain, encode(&self.container))
+        write!(f, "spiffe://{}/{}/{project}/{service}/{}", self.trust_domain, self.kind.segment(), encode(&self.container))
     }
 }
 
@@ -40,10 +64,12 @@ impl FromStr for AgentId {
     /// Takes exactly what [`fmt::Display`] prints; no other spelling of it.
     fn from_str(uri: &str) -> Result<Self, ParseError> {
         let fields: Vec<&str> = uri.strip_prefix("spiffe://").ok_or(ParseError)?.split('/').collect();
-        let [trust_domain, "docker", project, service, container] = fields[..] else { return Err(ParseError) };
+        let [trust_domain, kind, project, service, container] = fields[..] else { return Err(ParseError) };
+        let kind = [Kind::Container, Kind::Pod].into_iter().find(|known| known.segment() == kind).ok_or(ParseError)?;
         let optional = |field: &str| if field == ABSENT { Ok(None) } else { decode(field).map(Some) };
         let id = Self {
             trust_domain: trust_domain.to_owned(),
+            kind,
             project: optional(project)?,
             service: optional(service)?,
             container: decode(container)?,
@@ -81,6 +107,7 @@ mod tests {
     fn id(project: Option<&str>, service: Option<&str>) -> AgentId {
         AgentId {
             trust_domain: "loopgate.local".into(),
+            kind: Kind::Container,
             project: project.map(Into::into),
             service: service.map(Into::into),
             container: "0f".repeat(32),
@@ -102,6 +129,13 @@ mod tests {
             assert_eq!(uri, format!("spiffe://loopgate.local/docker/{path}/{}", id.container));
             assert_eq!(uri.parse(), Ok(id));
         }
+    }
+
+    #[test]
+    fn a_pods_identity_is_another_than_a_containers() {
+        let pod = AgentId { kind: Kind::Pod, ..id(Some("claws"), Some("builder")) };
+        let uri = format!("spiffe://loopgate.local/k8s/claws/builder/{}", pod.container);
+        assert_eq!((pod.to_string(), uri.parse()), (uri, Ok(pod)));
     }
 
     #[test]

@@ -9,6 +9,14 @@
 //! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
 //! ```
 //!
+//! On Kubernetes there is nothing to show: the agent's first line has its pod's service-account token beside the request, and the sidecar,
+//! which has the API server review it, answers with the certificate at once.
+//!
+//! ```text
+//! agent    {"csr": "-----BEGIN CERTIFICATE REQUEST-----\n...", "token": "eyJ..."}
+//! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
+//! ```
+//!
 //! In place of any line of its own the sidecar may send `{"error": "proof-not-found", "message": "..."}`, and closes. There is no
 //! renewal: an agent enrols anew, so a stolen certificate can't be prolonged.
 
@@ -82,6 +90,9 @@ impl<'de> Deserialize<'de> for Nonce {
 pub struct Request {
     /// A PKCS#10 request in PEM, signed by the key that the certificate is for. Only its public key counts.
     pub csr: String,
+    /// The service-account token of the agent's pod. Sent only to a sidecar whose certificate was verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
 }
 
 /// The sidecar's first line.
@@ -163,6 +174,12 @@ pub enum Reason {
     AgentGone,
     /// Docker can't be asked.
     Docker,
+    /// The way of proving does not go with where the sidecar looks for agents.
+    WrongProof,
+    /// The token is not accepted, or is another pod's.
+    BadToken,
+    /// The Kubernetes API server can't be asked.
+    Kubernetes,
     /// The sidecar can't sign or read what it needs.
     Internal,
     /// One that a newer sidecar knows.
@@ -184,6 +201,9 @@ impl Reason {
             Self::ProofMisplaced => "proof_misplaced",
             Self::AgentGone => "agent_gone",
             Self::Docker => "docker",
+            Self::WrongProof => "wrong_proof",
+            Self::BadToken => "bad_token",
+            Self::Kubernetes => "kubernetes",
             Self::Internal => "internal",
             Self::Unknown => "unknown",
         }

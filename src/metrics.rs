@@ -16,6 +16,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::config;
+
 /// What the [`listener`](crate::listener) counts.
 #[derive(Clone, Debug, Default)]
 pub struct Doors {
@@ -74,9 +76,9 @@ impl Doors {
 pub struct Discovery {
     /// Addresses that agents are let in from.
     pub agents: Gauge,
-    /// 1 while Docker is followed.
+    /// 1 while Docker, or the API server, is followed.
     pub live: Gauge,
-    /// When Docker last listed its containers, in seconds since the Unix epoch.
+    /// When Docker last listed its containers, or the API server told of pods, in seconds since the Unix epoch.
     pub listed: Gauge,
     /// How often it was asked to.
     pub lists: Counter,
@@ -85,13 +87,30 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Adds these metrics to `registry`.
-    pub fn register(&self, registry: &mut Registry) {
+    /// Adds these metrics to `registry`, under the names of each of `sources`.
+    pub fn register(&self, registry: &mut Registry, sources: &[config::Discovery]) {
         registry.register("discovery_agent_addresses", "Addresses that agents are let in from", self.agents.clone());
+        for source in sources {
+            match source {
+                config::Discovery::Docker => self.register_docker(registry),
+                config::Discovery::Kubernetes => self.register_kubernetes(registry),
+            }
+        }
+    }
+
+    fn register_docker(&self, registry: &mut Registry) {
         registry.register("discovery_docker_up", "Whether Docker is followed", self.live.clone());
         registry.register("discovery_docker_list_timestamp_seconds", "When Docker last listed its containers", self.listed.clone());
         registry.register("discovery_docker_lists", "Lists of containers read", self.lists.clone());
         registry.register("discovery_docker_losses", "Event streams lost or not begun", self.losses.clone());
+    }
+
+    fn register_kubernetes(&self, registry: &mut Registry) {
+        registry.register("discovery_kubernetes_up", "Whether the Kubernetes API server is followed", self.live.clone());
+        let heard = "When the Kubernetes API server last told of pods";
+        registry.register("discovery_kubernetes_heard_timestamp_seconds", heard, self.listed.clone());
+        registry.register("discovery_kubernetes_lists", "Lists of pods read", self.lists.clone());
+        registry.register("discovery_kubernetes_losses", "Watches lost or not begun", self.losses.clone());
     }
 }
 

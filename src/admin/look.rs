@@ -13,6 +13,7 @@ use super::Desk;
 use super::ready::{Facts, reasons};
 use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
 use crate::causes::said;
+use crate::config::Discovery;
 use crate::discovery::{self, DockerState, Namespace, Proof, View};
 use crate::lane::{Admitted, Lane, WhyExternal};
 use crate::metrics::health::{Health, ProofLabels};
@@ -51,7 +52,9 @@ pub(super) fn measure(desk: &Desk, facts: &Facts, health: &Health) {
     health.certificate_expiry.set(desk.pki.identity().borrow().not_after.unix_timestamp());
     health.certificate_problem.set(i64::from(facts.certificate_problem.is_some()));
     health.config_problem.set(i64::from(desk.config_problem.borrow().is_some()));
-    health.docker_enabled.set(i64::from(view.docker != DockerState::Off));
+    let enabled = |source| i64::from(view.source == source && view.docker != DockerState::Off);
+    health.docker_enabled.set(enabled(Discovery::Docker));
+    health.kubernetes_enabled.set(enabled(Discovery::Kubernetes));
     let agents = agents(&view, &HashMap::new());
     for proof in ["attested", "address"] {
         let those = agents.iter().filter(|agent| agent.proof == proof).count();
@@ -123,13 +126,15 @@ fn discovery(view: &View) -> status::Discovery {
         DockerState::Live { since } | DockerState::Blind { since, .. } => Some(since),
         DockerState::Off | DockerState::Connecting { .. } => None,
     };
+    let of = |source| if view.source == source { view.docker.label() } else { DockerState::Off.label() }.to_owned();
     let namespace = match view.namespace {
         Namespace::Attached => "attached",
         Namespace::Orphaned => "orphaned",
         Namespace::Left => "left",
     };
     status::Discovery {
-        docker: view.docker.label().into(),
+        docker: of(Discovery::Docker),
+        kubernetes: of(Discovery::Kubernetes),
         for_seconds: since.map(|since| (Instant::now() - since).as_secs()),
         error: view.docker.error().map(Into::into),
         owner: view.owner.as_ref().map(|owner| owner.name.clone()),

@@ -114,14 +114,15 @@ fn certificate(certificate: &Certificate) -> Markup {
 }
 
 fn discovery(discovery: &Discovery) -> Markup {
-    let (live, off) = (discovery.docker == "live", discovery.docker == "off");
+    let (source, state) = discovery.source();
+    let (live, off) = (state == "live", state == "off");
     html! {
         section {
             h2 { "Discovery" }
             dl {
-                dt { "Docker" }
+                dt { (source) }
                 dd {
-                    span .good[live] .bad[!live && !off] { (discovery.docker) }
+                    span .good[live] .bad[!live && !off] { (state) }
                     @if let Some(seconds) = discovery.for_seconds { " for " (span(seconds)) }
                     @if let Some(error) = &discovery.error { ": " (error) }
                 }

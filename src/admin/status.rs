@@ -75,9 +75,12 @@ pub struct Certificate {
 pub struct Discovery {
     /// `off`, `connecting`, `live` or `blind`.
     pub docker: String,
+    /// The same of the Kubernetes API server.
+    #[serde(default = "off")]
+    pub kubernetes: String,
     /// How long it has been live or blind.
     pub for_seconds: Option<u64>,
-    /// Why Docker can't be reached.
+    /// Why Docker, or the API server, can't be reached.
     pub error: Option<String>,
     /// The container that owns this network namespace.
     pub owner: Option<String>,
@@ -89,6 +92,17 @@ pub struct Discovery {
     pub own_addresses: Vec<String>,
     /// The names that others on its networks know it by.
     pub own_names: Vec<String>,
+}
+
+impl Discovery {
+    /// Who tells of agents, as people call it, and how that one is.
+    pub fn source(&self) -> (&'static str, &str) {
+        if self.kubernetes == "off" { ("Docker", &self.docker) } else { ("Kubernetes", &self.kubernetes) }
+    }
+}
+
+fn off() -> String {
+    "off".into()
 }
 
 /// A container that is an agent.
@@ -209,6 +223,7 @@ pub fn example() -> Status {
         },
         discovery: Discovery {
             docker: "live".into(),
+            kubernetes: "off".into(),
             for_seconds: Some(3720),
             error: None,
             owner: Some("demo-pause-1".into()),

@@ -1,6 +1,7 @@
 //! One enrolment, from the agent's side: a new key, a request, a proof shown, a certificate.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
@@ -13,6 +14,15 @@ use super::credentials::{self, Credentials};
 use super::show::Showing;
 use crate::attest::{self, Answer, Challenge, DEADLINE, Enrolled, Lines, Refused, Request};
 use crate::secret::Secret;
+
+/// How the agent proves who it is.
+#[derive(Clone, Debug)]
+pub enum Proving {
+    /// By showing a proof in its container.
+    Show(Showing),
+    /// By the service-account token of its pod in this file, which the kubelet rotates.
+    Token(PathBuf),
+}
 
 /// No certificate this time.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +45,14 @@ pub enum Error {
     /// The proof can't be shown.
     #[error("can't show the proof")]
     Show(#[source] io::Error),
+    /// The token can't be read. It is never part of this.
+    #[error("can't read the service-account token {path}")]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// No key or request can be made.
     #[error("can't make a certificate request")]
     Key(#[from] rcgen::Error),
@@ -47,10 +65,13 @@ pub enum Error {
 ///
 /// # Errors
 /// If there is no certificate in the end; see [`Error`].
-pub(super) async fn enrol(connector: &Connector, showing: &Showing) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
+pub(super) async fn enrol(connector: &Connector, proving: &Proving) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
     let conversation = async {
         let stream = connector.for_enrolment().await?;
-        converse(stream, showing).await
+        match proving {
+            Proving::Show(showing) => converse(stream, showing).await,
+            Proving::Token(file) => converse_by_token(stream, file).await,
+        }
     };
     timeout(DEADLINE, conversation).await.map_err(|_| Error::Deadline)?
 }
@@ -66,7 +87,7 @@ where
     let key = KeyPair::generate()?;
     let csr = CertificateParams::default().serialize_request(&key)?.pem()?;
     let mut lines = Lines::new(stream);
-    lines.send(&Request { csr }).await?;
+    lines.send(&Request { csr, token: None }).await?;
     let challenge: Challenge = granted(lines.receive().await?)?;
     if !challenge.show.contains(&showing.way()) {
         return Err(Error::Way(showing.way()));
@@ -81,7 +102,29 @@ where
     // Dropping it waits for the helper's end; the proof is gone before anything else happens.
     let _ = tokio::task::spawn_blocking(move || drop(shows)).await;
 
-    let Enrolled { certificate, token } = granted(answer?)?;
+    credentials(granted(answer?)?, &key)
+}
+
+/// The same with the service-account token in `file`. The connection must be to a sidecar that was verified.
+///
+/// # Errors
+/// As [`Error`] says, except that there is no deadline.
+pub async fn converse_by_token<S>(stream: S, file: &Path) -> Result<(Arc<Credentials>, Option<Secret>), Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let path = file.to_owned();
+    let token = tokio::task::spawn_blocking(move || Secret::read_file(&path)).await.map_err(io::Error::other);
+    let token = token.and_then(|token| token).map_err(|source| Error::Token { path: file.to_owned(), source })?;
+    let key = KeyPair::generate()?;
+    let csr = CertificateParams::default().serialize_request(&key)?.pem()?;
+    let mut lines = Lines::new(stream);
+    lines.send(&Request { csr, token: Some(token) }).await?;
+    credentials(granted(lines.receive().await?)?, &key)
+}
+
+fn credentials(enrolled: Enrolled, key: &KeyPair) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
+    let Enrolled { certificate, token } = enrolled;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     Ok((Arc::new(Credentials::new(certificate.as_bytes(), key)?), token))
 }

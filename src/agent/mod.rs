@@ -60,6 +60,8 @@ pub struct Settings {
 pub enum Identity {
     /// Enrolment, with the proof shown in this way.
     Enrol(Showing),
+    /// Enrolment, by the service-account token of this pod in this file.
+    Token(PathBuf),
     /// The operator's files, read again when they change.
     Files(CertificateFiles),
 }
@@ -146,8 +148,13 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
     let (publish, state) = watch::channel(State::default());
     let renew = Arc::new(tokio::sync::Notify::new());
     match settings.identity {
-        Identity::Enrol(showing) => {
-            let renewal = renewal::Renewal { connector: connector.clone(), showing, token_out: settings.token_out, asked: renew.clone() };
+        identity @ (Identity::Enrol(_) | Identity::Token(_)) => {
+            let proving = match identity {
+                Identity::Token(file) => enrol::Proving::Token(file),
+                Identity::Enrol(showing) => enrol::Proving::Show(showing),
+                Identity::Files(_) => unreachable!("matched above"),
+            };
+            let renewal = renewal::Renewal { connector: connector.clone(), proving, token_out: settings.token_out, asked: renew.clone() };
             let token = shutdown.token().clone();
             shutdown.spawn(async move {
                 tokio::select! { () = token.cancelled() => {}, () = renewal.run(publish) => {} }

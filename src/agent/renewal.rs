@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use super::connector::Connector;
 use super::credentials::Credentials;
-use super::show::Showing;
+use super::enrol::Proving;
 use super::{State, enrol};
 use crate::backoff::Backoff;
 use crate::causes::said;
@@ -28,7 +28,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Renewal {
     pub(super) connector: Arc<Connector>,
-    pub(super) showing: Showing,
+    pub(super) proving: Proving,
     /// Where an inherited token is written.
     pub(super) token_out: Option<PathBuf>,
     /// Somebody found the certificate refused.
@@ -41,7 +41,7 @@ impl Renewal {
         let mut backoff = Backoff::new(Duration::from_millis(250), LONGEST_PAUSE);
         let mut complained = None;
         loop {
-            match enrol::enrol(&self.connector, &self.showing).await {
+            match enrol::enrol(&self.connector, &self.proving).await {
                 Ok((credentials, token)) => {
                     info!(expires = %credentials.not_after, token = token.is_some(), "enrolled");
                     self.write_out(token.as_ref()).await;

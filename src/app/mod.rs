@@ -19,6 +19,7 @@ use crate::admin::{self, Desk};
 use crate::agent::keep_paired::KeepPaired;
 use crate::config::live::adopt;
 use crate::config::{self, Config, ListenOn};
+use crate::discovery::kubernetes::Api;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
 use crate::listener;
@@ -120,9 +121,9 @@ pub struct Sidecar {
     view: watch::Receiver<Arc<View>>,
     bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
     shutdown: Shutdown,
+    _workers: Workers,
     #[cfg(feature = "otel")]
     exporter: Option<Arc<Exporter>>,
-    _workers: Workers,
     /// The admin listener ends last, so that it can say that the rest is ending.
     desk: Shutdown,
 }
@@ -175,7 +176,7 @@ impl Sidecar {
             let mut registry = Registry::with_prefix("loopgate");
             traffic.register(&mut registry);
             doors.register(&mut registry);
-            docker.register(&mut registry);
+            docker.register(&mut registry, &[config.load().discovery]);
             enrolments.register(&mut registry);
             let health = Health::default();
             health.register(&mut registry);
@@ -312,7 +313,12 @@ fn keep_paired(config: &Config, shutdown: &Shutdown) {
 /// Enrolment with what there is for it: without Docker or a CA it refuses everybody, and says so.
 fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> Enrolment {
     let docker = discovery::engine::Engine::new(&config.docker.engine, shutdown).and_then(|engine| engine.client().ok());
-    Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new))
+    match config.discovery {
+        config::Discovery::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
+        config::Discovery::Kubernetes => {
+            Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes, shutdown))
+        }
+    }
 }
 
 /// The names that the server's certificate needs, out of what discovery sees.

@@ -78,6 +78,14 @@ fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
         WhyNot::Unreadable(_) => {
             (&kind::AGENT_LABEL, Remedy::words(format!("label {container} loopgate.agent=attested, or =address, or take the label away")))
         }
+        WhyNot::UnreadablePod(_) => (
+            &kind::AGENT_LABEL,
+            Remedy::words(format!("label {container} loopgate.dev/agent=attested, or =address, or take the label away")),
+        ),
+        WhyNot::HostNetwork => {
+            let what = format!("take {container} off hostNetwork, or give it a client certificate and list its URI in agents.uris");
+            (&kind::AGENT_HOST_NETWORK, Remedy::words(what))
+        }
         WhyNot::OwnerUnknown => {
             let what = "name by --container the container whose network namespace this is (the name or id of the gateway's, or of the pause container)";
             (&kind::AGENT_OWNER, Remedy::words(what))
@@ -140,6 +148,8 @@ mod tests {
     fn whoever_is_no_agent_is_told_what_to_do() {
         let table = [
             (WhyNot::Unreadable("yes".into()), "agent-label"),
+            (WhyNot::UnreadablePod("yes".into()), "agent-label"),
+            (WhyNot::HostNetwork, "agent-host-network"),
             (WhyNot::OwnerUnknown, "agent-owner-unknown"),
             (WhyNot::OwnNamespace, "agent-shared-namespace"),
             (WhyNot::OtherProject { theirs: None, ours: Some("demo".into()) }, "agent-other-project"),

@@ -46,7 +46,10 @@ kinds! {
     DOCKER_UNREACHABLE = "docker-unreachable", Error, "Docker can't be reached, so labels make nobody an agent.";
     DOCKER_FORBIDDEN = "docker-forbidden", Error, "Docker, or the filter in front of it, forbids a request that loopgate needs.";
     DOCKER_WIDE = "docker-too-wide", Warning, "The Docker socket permits more than loopgate needs.";
-    AGENT_LABEL = "agent-label", Warning, "A container's label loopgate.agent can't be read.";
+    KUBERNETES_UNREACHABLE = "kubernetes-unreachable", Error, "The API server can't be followed, so labels make nobody an agent.";
+    KUBERNETES_FORBIDDEN = "kubernetes-forbidden", Error, "The API server forbids a request that loopgate needs: an RBAC rule is missing.";
+    AGENT_HOST_NETWORK = "agent-host-network", Warning, "A labelled pod is on its node's network, so its address is not its own.";
+    AGENT_LABEL = "agent-label", Warning, "A label loopgate.agent, or loopgate.dev/agent of a pod, can't be read.";
     AGENT_PROJECT = "agent-other-project", Warning, "A labelled container is in another compose project, so its label does not count.";
     AGENT_NETWORK = "agent-no-network", Warning, "A labelled container is on no network of the gateway's.";
     AGENT_NAMESPACE = "agent-shared-namespace", Warning, "A labelled container shares its network namespace, so it can't be told apart.";

@@ -8,6 +8,7 @@ pub mod certificate;
 pub mod docker;
 pub mod finding;
 pub mod gateway;
+pub mod kubernetes;
 pub mod openclaw;
 pub mod own_device;
 pub mod probe;
@@ -27,8 +28,9 @@ use time::format_description::well_known::Rfc3339;
 use crate::admin::client;
 use crate::admin::status::Status;
 use crate::causes::said;
-use crate::config::Config;
+use crate::config::{Config, Discovery};
 use crate::discovery::engine::Engine;
+use crate::discovery::kubernetes::Api;
 use crate::discovery::{self, View};
 use crate::fingerprint::Fingerprint;
 use crate::metrics;
@@ -83,8 +85,14 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
         sidecar::judge(status, &mut report);
     }
 
-    let engine = Engine::new(&config.docker.engine, &shutdown);
-    docker::judge(&probe::docker::look(engine.as_ref(), &view).await, &mut report);
+    let engine = Engine::new(&config.docker.engine, &shutdown).filter(|_| config.discovery == Discovery::Docker);
+    match config.discovery {
+        Discovery::Docker => docker::judge(&probe::docker::look(engine.as_ref(), &view).await, &mut report),
+        Discovery::Kubernetes => {
+            let api = Api::new(&config.kubernetes, &shutdown);
+            kubernetes::judge(&probe::kubernetes::look(&api, &view).await, &mut report);
+        }
+    }
     let seen = agents::Seen { net_raw: probe::docker::with_net_raw(engine.as_ref(), &view).await, user_namespace: in_user_namespace() };
     agents::judge(&view, &seen, config, &mut report);
     shutdown.begin();

@@ -47,6 +47,9 @@ pub struct Flags {
     /// Where it is shown as a file: on the container's own file system, not a volume or tmpfs [default: /tmp]
     #[arg(long, env = "LOOPGATE_PROOF_DIR", value_name = "DIR", value_parser = given(parse::path))]
     proof_dir: Option<Given<PathBuf>>,
+    /// In a pod: enrol by the service-account token in this file, projected with the sidecar's audience (loopgate)
+    #[arg(long, env = "LOOPGATE_KUBERNETES_TOKEN", value_name = "FILE", value_parser = given(parse::path))]
+    kubernetes_token: Option<Given<PathBuf>>,
     /// Where an inherited gateway token is written, readable by its owner alone
     #[arg(long, env = "LOOPGATE_TOKEN_OUT", value_name = "FILE", value_parser = given(parse::path))]
     token_out: Option<Given<PathBuf>>,
@@ -118,11 +121,16 @@ impl Flags {
             (None, Some(fingerprint)) => ServerTrust::Fingerprint(fingerprint),
             (ca, None) => ServerTrust::Ca(ca.unwrap_or_else(|| CA_FILE.into())),
         };
+        let token = value(self.kubernetes_token);
         let way = value(self.proof).unwrap_or(Way::Process);
         let identity = match (value(self.cert), value(self.key), way) {
+            (Some(_), _, _) | (_, Some(_), _) if token.is_some() => {
+                return Err(wrong("--kubernetes-token", "is of no use beside --cert and --key: give one of them"));
+            }
             (Some(chain), Some(key), _) => Identity::Files(CertificateFiles { chain, key }),
             (Some(_), None, _) => return Err(wrong("--cert", "needs --key")),
             (None, Some(_), _) => return Err(wrong("--key", "needs --cert")),
+            (None, None, _) if token.is_some() => Identity::Token(token.unwrap_or_default()),
             (None, None, Way::Process) => Identity::Enrol(Showing::Process),
             (None, None, Way::File) => {
                 let directory = value(self.proof_dir).unwrap_or_else(|| PROOF_DIRECTORY.into());

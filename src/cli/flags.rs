@@ -100,6 +100,7 @@ fn heading(table: &'static str) -> &'static str {
         "listen" => "Listening",
         "tls" => "Certificates",
         "docker" => "Docker",
+        "kubernetes" => "Kubernetes",
         "agents" => "Agents",
         "external" => "External clients",
         "limits" => "Limits",

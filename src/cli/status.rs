@@ -118,8 +118,9 @@ fn summary(status: &Status) -> Table {
     let discovery = &status.discovery;
     let since = discovery.for_seconds.map(|seconds| format!(" for {}", span(seconds))).unwrap_or_default();
     let error = discovery.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-    let tone = if matches!(discovery.docker.as_str(), "live" | "off") { Tone::Plain } else { Tone::Bad };
-    line("docker", format!("{}{since}{error}", discovery.docker), tone);
+    let (source, state) = discovery.source();
+    let tone = if matches!(state, "live" | "off") { Tone::Plain } else { Tone::Bad };
+    line(&source.to_lowercase(), format!("{state}{since}{error}"), tone);
     if let Some(owner) = &discovery.owner {
         let project = discovery.project.as_ref().map(|project| format!(", project {project}")).unwrap_or_default();
         line("namespace of", format!("{owner}{project}"), Tone::Plain);

@@ -6,8 +6,8 @@ use super::key::{Key, key};
 use super::layer::{Complaint, GivenRule, Layer, Origin};
 use super::parse::{self, Parsed};
 use super::{
-    Agents, CertificateFiles, Config, Docker, Error, External, Gateway, Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses,
-    PathRule, Tls, TraceparentUse,
+    Agents, CertificateFiles, Config, Discovery, Docker, Error, External, Gateway, Kubernetes, Limits, Listen, ListenAddresses, Log,
+    LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
 };
 use crate::addr::says_nothing;
 
@@ -23,6 +23,12 @@ pub fn check(layer: &Layer) -> Result<Config, Error> {
         listen: listen(&mut read),
         tls: tls(&mut read),
         state_dir: read.one("state-dir", parse::path),
+        discovery: read.one("discovery", parse::choice(&[("docker", Discovery::Docker), ("kubernetes", Discovery::Kubernetes)])),
+        kubernetes: Kubernetes {
+            api: read.optional("kubernetes-api", parse::host_and_port),
+            credentials: read.one("kubernetes-credentials", parse::path),
+            audience: read.one("kubernetes-audience", parse::audience),
+        },
         docker: Docker {
             engine: read.one("docker", parse::engine),
             any_project: read.one("any-project", parse::switch),
@@ -184,6 +190,9 @@ fn together(config: &Config, read: &mut Reader<'_>) {
     }
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
         read.complain("agent-uri", "needs --client-ca, which says whose certificates count");
+    }
+    if config.discovery == Discovery::Kubernetes && !cfg!(feature = "kubernetes") {
+        read.complain("discovery", "was built without Kubernetes (the cargo feature kubernetes)");
     }
     if config.agents.inherit_token && config.gateway.token_file.is_none() {
         read.complain("inherit-token", "needs --token-file");

@@ -87,6 +87,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("127.0.0.1:9180"),
         "Where health, metrics and status are served; anyone who reaches it may read them",
     );
+    add(
+        "discovery",
+        "discovery",
+        Choice(&["docker", "kubernetes"]),
+        Some("docker"),
+        "Where labelled agents are looked for: containers of a Docker Engine, or pods of loopgate's own namespace",
+    );
 
     add("gateway", "gateway.address", Text("ADDR"), Some("127.0.0.1:18789"), "Address of the gateway");
     add("allow-remote-gateway", "gateway.allow_remote", Switch, Some("false"), "Accept a gateway address that is not loopback");
@@ -137,6 +144,28 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("docker", "docker.engine", Text("auto|off|URL"), Some("auto"), "Docker Engine: auto, off, unix:///PATH or tcp://HOST:PORT");
     add("any-project", "docker.any_project", Switch, Some("false"), "Let labels count on containers of other compose projects");
     add("container", "docker.container", Text("ID"), None, "Container that owns this network namespace, where it can't be found out");
+
+    add(
+        "kubernetes-api",
+        "kubernetes.api",
+        Text("HOST:PORT"),
+        None,
+        "API server (TLS), instead of the one that KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT name",
+    );
+    add(
+        "kubernetes-credentials",
+        "kubernetes.credentials",
+        Text("DIR"),
+        Some("/var/run/secrets/kubernetes.io/serviceaccount"),
+        "Directory of the service account's token, ca.crt and namespace; read again for each request",
+    );
+    add(
+        "kubernetes-audience",
+        "kubernetes.audience",
+        Text("NAME"),
+        Some("loopgate"),
+        "Audience that the service-account tokens of agents must be for",
+    );
 
     add("agent-cidr", "agents.cidrs", List("CIDR"), None, "Network whose addresses are agents by their address alone");
     add("agent-uri", "agents.uris", List("URI"), None, "SAN URI of client certificates (from --client-ca) that are agents");

@@ -6,7 +6,7 @@ use super::{Agents, Config, Listen, Log, Tls};
 /// The keys of what can't, and would be different, come with it.
 pub fn adopt(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
     // Taken apart in full, so that nobody adds an option without deciding which kind it is.
-    let Config { gateway, listen, tls, state_dir, docker, agents, external: _, admin, limits, log } = running;
+    let Config { gateway, listen, tls, state_dir, discovery, kubernetes, docker, agents, external: _, admin, limits, log } = running;
     let Listen { on, proxy_protocol: _, own_addresses: _ } = listen;
     let Tls { own_pair, names, client_ca: _ } = tls;
     let Agents { cidrs: _, uris: _, scopes: _, inherit_token, trust_domain, certificate_life } = agents;
@@ -18,6 +18,8 @@ pub fn adopt(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         ("listen.on", hold(&mut wanted.listen.on, on)),
         ("tls.cert, tls.key", hold(&mut wanted.tls.own_pair, own_pair)),
         ("tls.names", hold(&mut wanted.tls.names, names)),
+        ("discovery", hold(&mut wanted.discovery, discovery)),
+        ("kubernetes", hold(&mut wanted.kubernetes, kubernetes)),
         ("docker", hold(&mut wanted.docker, docker)),
         ("agents.inherit_token", hold(&mut wanted.agents.inherit_token, inherit_token)),
         ("agents.trust_domain", hold(&mut wanted.agents.trust_domain, trust_domain)),

@@ -33,6 +33,10 @@ pub struct Config {
     pub tls: Tls,
     /// The directory that holds `ca.pem`, `ca.key`, `server.pem` and `server.key`.
     pub state_dir: PathBuf,
+    /// Where labelled agents are looked for.
+    pub discovery: Discovery,
+    /// Kubernetes discovery.
+    pub kubernetes: Kubernetes,
     /// Docker discovery.
     pub docker: Docker,
     /// Who else is an agent, and what agents get.
@@ -134,6 +138,45 @@ pub struct CertificateFiles {
     pub chain: PathBuf,
     /// The private key.
     pub key: PathBuf,
+}
+
+/// Where labelled agents are looked for (`discovery`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Discovery {
+    /// Containers of a Docker Engine.
+    #[default]
+    Docker,
+    /// Pods of loopgate's own namespace.
+    Kubernetes,
+}
+
+impl Discovery {
+    /// In one word, as the option, `status` and metrics name it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+
+    /// As people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "Docker",
+            Self::Kubernetes => "the Kubernetes API server",
+        }
+    }
+}
+
+/// Kubernetes discovery (`[kubernetes]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// `host:port` of the API server; the variables that Kubernetes sets in each pod tell it otherwise.
+    pub api: Option<String>,
+    /// The directory of the service account's `token`, `ca.crt` and `namespace`.
+    pub credentials: PathBuf,
+    /// The audience that agents' tokens must be for.
+    pub audience: String,
 }
 
 /// Docker discovery (`[docker]`).

@@ -178,16 +178,26 @@ pub fn engine(text: &str) -> Parsed<Engine> {
         None if text == "auto" => Ok(Engine::Auto),
         None if text == "off" => Ok(Engine::Off),
         Some(("unix", path)) if path.starts_with('/') && path.len() > 1 => Ok(Engine::Unix(path.into())),
-        Some(("tcp", place)) => {
-            let place = place.trim_end_matches('/');
-            let (host, port) = place.rsplit_once(':').unwrap_or_default();
-            if host.is_empty() || host.contains(['/', '@']) || !port.parse::<u16>().is_ok_and(|port| port > 0) {
-                return Err("is not tcp://HOST:PORT".into());
-            }
-            Ok(Engine::Tcp(place.into()))
-        }
+        Some(("tcp", place)) => match host_and_port(place.trim_end_matches('/')) {
+            Ok(place) => Ok(Engine::Tcp(place)),
+            Err(_) => Err("is not tcp://HOST:PORT".into()),
+        },
         _ => Err("is not auto, off, unix:///PATH or tcp://HOST:PORT".into()),
     }
+}
+
+/// `HOST:PORT`, the host being a name or an address.
+pub fn host_and_port(text: &str) -> Parsed<String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or_default();
+    if host.is_empty() || host.contains(['/', '@']) || !port.parse::<u16>().is_ok_and(|port| port > 0) {
+        return Err("is not HOST:PORT".into());
+    }
+    Ok(text.into())
+}
+
+/// The audience of a token: anything that can be read.
+pub fn audience(text: &str) -> Parsed<String> {
+    if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) { Err("is not an audience".into()) } else { Ok(text.into()) }
 }
 
 /// Any path.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
+use crate::config::Discovery;
+
 use super::{Agent, DockerState, EXIT_ORPHANED, Namespace, View};
 
 /// Logs what is new in `after`.
@@ -16,7 +18,7 @@ pub fn tell(before: &View, after: &View) {
         info!(container = owner.name, id = owner.id, project = owner.project, "found the owner of this network namespace");
     }
     let live = |view: &View| matches!(view.docker, DockerState::Live { .. });
-    if live(after) && !live(before) && after.owner.is_none() {
+    if after.source == Discovery::Docker && live(after) && !live(before) && after.owner.is_none() {
         warn!(
             "none of Docker's containers has the addresses of this network namespace: labels make nobody an agent; is --container needed?"
         );

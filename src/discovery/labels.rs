@@ -4,6 +4,10 @@ use super::Proof;
 
 /// Who is an agent, and how it must prove that it is.
 pub const AGENT: &str = "loopgate.agent";
+/// The same on a pod, where a label has a domain.
+pub const POD_AGENT: &str = "loopgate.dev/agent";
+/// The same as [`SCOPES`] on a pod: an annotation, since a label holds no comma.
+pub const POD_SCOPES: &str = "loopgate.dev/scopes";
 /// The most that an agent may do: scopes, separated by commas.
 pub const SCOPES: &str = "loopgate.scopes";
 /// Compose's own: the project.

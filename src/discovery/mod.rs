@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 
@@ -20,9 +21,17 @@ mod container;
 mod docker;
 pub mod engine;
 pub mod interfaces;
-mod labels;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
+#[cfg(not(feature = "kubernetes"))]
+#[path = "no_kubernetes.rs"]
+pub mod kubernetes;
+pub mod labels;
 mod orphan;
 mod own;
+mod pod;
+#[cfg(all(test, feature = "kubernetes"))]
+mod pod_stories;
 mod session;
 #[cfg(test)]
 mod stories;
@@ -34,6 +43,7 @@ use container::Container;
 use docker::Docker;
 use engine::Engine;
 use interfaces::Interfaces;
+use kubernetes::{Api, Kubernetes};
 use orphan::{OwnerLife, Sight};
 use own::Hints;
 use view::Sources;
@@ -49,9 +59,12 @@ const TICK: Duration = Duration::from_millis(250);
 ///
 /// A new view is published only when it differs from the one before.
 pub fn start(config: &Config, metrics: &metrics::Discovery, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
+    let by_docker = config.discovery == config::Discovery::Docker;
+    let engine = Engine::new(&config.docker.engine, shutdown).filter(|_| by_docker);
     let mut sources = AllSources {
         interfaces: Interfaces::open(),
-        docker: Docker::new(Engine::new(&config.docker.engine, shutdown), metrics.clone()),
+        docker: Docker::new(engine, metrics.clone()),
+        kubernetes: (!by_docker).then(|| Kubernetes::new(Api::new(&config.kubernetes, shutdown), metrics.clone())),
         hints: Hints::read(config.docker.container.clone()),
         any_project: config.docker.any_project,
         remembered: None,
@@ -99,6 +112,7 @@ async fn look_around(mut sources: AllSources, publish: watch::Sender<Arc<View>>,
 struct AllSources {
     interfaces: Interfaces,
     docker: Docker,
+    kubernetes: Option<Kubernetes>,
     hints: Hints,
     any_project: bool,
     /// The owner as it was when it last ran, and the names it had.
@@ -110,28 +124,29 @@ struct AllSources {
 
 impl AllSources {
     async fn changed(&mut self) {
-        let waits = self.orphan.is_orphaned() || matches!(self.docker.state(), DockerState::Blind { .. });
+        let waits = self.orphan.is_orphaned() || matches!(self.state(), DockerState::Blind { .. });
+        let pods: OptionFuture<_> = self.kubernetes.as_mut().map(Kubernetes::changed).into();
         tokio::select! {
             changed = self.interfaces.changed() => info!(interfaces = %Interface::names(changed), "network interfaces changed"),
             () = self.docker.changed() => {}
+            Some(()) = pods => {}
             () = sleep(TICK), if waits => {}
         }
     }
 
+    /// How whoever tells of agents is.
+    fn state(&self) -> &DockerState {
+        self.kubernetes.as_ref().map_or_else(|| self.docker.state(), Kubernetes::state)
+    }
+
     /// What all of them together say now.
     fn view(&mut self) -> View {
+        let mut view = match &self.kubernetes {
+            Some(kubernetes) => View::of_pods(self.interfaces.latest(), kubernetes.pods()),
+            None => self.containers(),
+        };
         let now = Instant::now();
-        let nothing = BTreeSet::new();
-        let owner_id = self.remembered.as_ref().map(|(owner, _)| owner.id.clone());
-        let details = owner_id.as_deref().and_then(|id| self.docker.details(id));
-        let mut view = View::of(Sources {
-            interfaces: self.interfaces.latest(),
-            containers: self.docker.containers(),
-            hints: &self.hints,
-            aliases: details.map_or(&nothing, |details| &details.aliases),
-            any_project: self.any_project,
-        });
-        view.docker = self.docker.state().clone();
+        view.docker = self.state().clone();
         if let DockerState::Blind { since, .. } = &view.docker {
             view.blinded(now - *since);
         }
@@ -142,6 +157,20 @@ impl AllSources {
         view.namespace = self.orphan.look(&sight(&view, &self.docker, &self.hints), now);
         self.examine(&view);
         view
+    }
+
+    /// What Docker says now.
+    fn containers(&self) -> View {
+        let nothing = BTreeSet::new();
+        let owner_id = self.remembered.as_ref().map(|(owner, _)| owner.id.clone());
+        let details = owner_id.as_deref().and_then(|id| self.docker.details(id));
+        View::of(Sources {
+            interfaces: self.interfaces.latest(),
+            containers: self.docker.containers(),
+            hints: &self.hints,
+            aliases: details.map_or(&nothing, |details| &details.aliases),
+            any_project: self.any_project,
+        })
     }
 
     /// Keeps the owner and its names through the times when it does not run.
@@ -203,16 +232,16 @@ impl Interface {
     }
 }
 
-/// A living container that the operator labelled as an agent.
+/// A living container, or pod, that the operator labelled as an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agent {
-    /// The full container id.
+    /// The full container id; a pod's uid.
     pub id: String,
     /// Its name, without Docker's leading slash.
     pub name: String,
-    /// Its compose project, if any.
+    /// Its compose project, if any; a pod's namespace.
     pub project: Option<String>,
-    /// Its compose service, if any.
+    /// Its compose service, if any; a pod's service account.
     pub service: Option<String>,
     /// How it must prove that a connection is its own.
     pub proof: Proof,

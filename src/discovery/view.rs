@@ -11,7 +11,9 @@ use tokio::time::Instant;
 
 use super::container::{Container, Endpoint, namespace_of};
 use super::own::{self, Hints};
+use super::pod::Pod;
 use super::{Agent, Interface, Proof, labels};
+use crate::config::Discovery;
 
 /// How long an agent by address is still let in after Docker was lost. Meanwhile its address might be given to another container, so it
 /// is just enough for a filter or an engine to be restarted.
@@ -37,7 +39,9 @@ pub struct View {
     pub own_names: BTreeSet<String>,
     /// The container that owns this namespace, once it was found; kept while it does not run.
     pub owner: Option<Owner>,
-    /// How Docker is.
+    /// Who tells of agents.
+    pub source: Discovery,
+    /// How that one is: Docker, or the API server where `source` says so.
     pub docker: DockerState,
     /// How this network namespace is.
     pub namespace: Namespace,
@@ -120,6 +124,10 @@ pub enum Namespace {
 pub enum WhyNot {
     /// The label's value means nothing.
     Unreadable(String),
+    /// The same of a pod.
+    UnreadablePod(String),
+    /// It is a pod on its node's network, so that its address is the node's and whoever else is there has it too.
+    HostNetwork,
     /// Nobody knows which container owns this namespace, so not which networks it is on.
     OwnerUnknown,
     /// It shares this very namespace.
@@ -147,13 +155,19 @@ impl fmt::Display for WhyNot {
             Self::Unreadable(value) => {
                 write!(f, "its label {}={value:?} means nothing: use true, attested, address or false", labels::AGENT)
             }
+            Self::UnreadablePod(value) => {
+                write!(f, "its label {}={value:?} means nothing: use true, attested, address or false", labels::POD_AGENT)
+            }
+            Self::HostNetwork => f.write_str(
+                "it is on its node's network (hostNetwork), so its address is everybody's on that node: give it a certificate (agents.uris)",
+            ),
             Self::OwnerUnknown => f.write_str("the container that owns this network namespace is not known: name it by --container"),
             Self::OwnNamespace => f.write_str("it shares this network namespace: --own-addresses decides on it"),
             Self::OtherProject { theirs, ours } => {
                 write!(f, "it is in {}, the gateway in {}: docker.any_project lifts that", project(theirs), project(ours))
             }
             Self::NoSharedNetwork => f.write_str("it has no address on a network that this namespace is on"),
-            Self::AddressInDoubt(ip) => write!(f, "another container has its address {ip} too"),
+            Self::AddressInDoubt(ip) => write!(f, "another has its address {ip} too"),
             Self::Shares(agent) => write!(f, "it shares its network namespace with {agent}, which is the agent there"),
         }
     }
@@ -223,6 +237,45 @@ impl View {
                 }
             }
         }
+    }
+
+    /// Makes one view of the interfaces and of `pods`, every living one with the label.
+    pub fn of_pods(interfaces: &[Interface], pods: &[Pod]) -> Self {
+        let mut view = Self { source: Discovery::Kubernetes, interfaces: interfaces.to_vec(), ..Self::default() };
+        let mut claims: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
+        let nodes: BTreeSet<IpAddr> = pods.iter().flat_map(|pod| &pod.hosts).copied().collect();
+        for pod in pods {
+            for ip in &pod.addresses {
+                claims.entry(*ip).or_default().insert(&pod.uid);
+            }
+        }
+        for pod in pods {
+            let proof = match labels::proof(&pod.agent) {
+                Ok(Some(proof)) => proof,
+                Ok(None) => continue,
+                Err(labels::Unreadable) => {
+                    view.not_agents.insert(pod.name.clone(), WhyNot::UnreadablePod(pod.agent.clone()));
+                    continue;
+                }
+            };
+            if pod.host_network {
+                view.not_agents.insert(pod.name.clone(), WhyNot::HostNetwork);
+                continue;
+            }
+            let agent = Arc::new(pod.agent(proof));
+            for ip in &pod.addresses {
+                let doubtful = nodes.contains(ip) || claims.get(ip).is_some_and(|claimants| claimants.len() > 1);
+                if view.is_own(*ip) {
+                    view.not_agents.insert(pod.name.clone(), WhyNot::OwnNamespace);
+                } else if doubtful {
+                    view.not_agents.insert(pod.name.clone(), WhyNot::AddressInDoubt(*ip));
+                } else {
+                    view.agents.insert(*ip, Arc::clone(&agent));
+                }
+            }
+        }
+        view.last_known = view.agents.clone();
+        view
     }
 
     fn refuse(&mut self, container: &Container, why: WhyNot) {

@@ -1,5 +1,8 @@
 //! Attested enrolment: a certificate request in, a proof read through Docker, a short-lived certificate out.
 //!
+//! On Kubernetes the proof is a service-account token that is bound to the pod, and it is the API server that reads it: nobody but the
+//! kubelet can hand out such a token. What it says must be the very pod that discovery knows by the source address.
+//!
 //! [`crate::attest`] has the protocol. A nonce lives in the task of the one connection that it was made for, and nowhere else: so it is
 //! bound to that connection and its source address, can't be used twice, and dies with the conversation's deadline. What must be shown
 //! is derived from the nonce and the requested public key, so it serves no other key. And it is looked for only in the container that
@@ -22,15 +25,16 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
-pub use crate::agent_id::AgentId;
+pub use crate::agent_id::{AgentId, Kind};
 pub use docker_proofs::DockerProofs;
 pub use proof::{Entry, Housemate, ProofReader, ReadError};
 
 use crate::addr::PeerAddr;
 use crate::attest::{self, Answer, Challenge, DEADLINE, Enrolled, Lines, Nonce, Reason, Refused, Request, Shown, Way};
 use crate::causes::said;
-use crate::config::Config;
-use crate::discovery::{Agent, Proof, View};
+use crate::config::{Config, Discovery};
+use crate::discovery::kubernetes::{self, Api};
+use crate::discovery::{Agent, Proof, View, labels};
 use crate::metrics::enrolment::Enrolments;
 use crate::metrics::traffic::count;
 use crate::pki::CertificateAuthority;
@@ -49,6 +53,8 @@ pub struct Enrolment<P = DockerProofs> {
     view: watch::Receiver<Arc<View>>,
     authority: Option<Arc<CertificateAuthority>>,
     proofs: Option<P>,
+    /// Reviews the tokens of pods, where agents are pods.
+    tokens: Option<Api>,
     trust_domain: String,
     certificate_life: Duration,
     /// The gateway's token for agents that inherit it.
@@ -67,6 +73,9 @@ enum Error {
     /// The agent is told that Docker can't be asked, but not more.
     #[error("Docker can't be asked")]
     Read(#[from] ReadError),
+    /// The same of the API server.
+    #[error("the API server can't be asked")]
+    Review(#[from] kubernetes::Error),
     /// Nobody is left to tell.
     #[error("the conversation broke down")]
     Broken(#[from] attest::Error),
@@ -80,6 +89,7 @@ impl<P: ProofReader> Enrolment<P> {
             view,
             authority,
             proofs,
+            tokens: None,
             trust_domain: config.agents.trust_domain.clone(),
             certificate_life: config.agents.certificate_life,
             token_file: config.gateway.token_file.clone().filter(|_| config.agents.inherit_token),
@@ -87,6 +97,12 @@ impl<P: ProofReader> Enrolment<P> {
             places: Semaphore::new(MAX_CONVERSATIONS),
             metrics: Enrolments::default(),
         }
+    }
+
+    /// The same, of agents that are pods, whose tokens `api` reviews.
+    #[must_use]
+    pub fn with_tokens(self, api: Api) -> Self {
+        Self { tokens: Some(api), ..self }
     }
 
     /// What is counted here.
@@ -112,6 +128,10 @@ impl<P: ProofReader> Enrolment<P> {
         let refused = match &error {
             Error::Refused(refused) => refused.clone(),
             Error::Read(_) => refused(Reason::Docker, "Docker can't be asked for the proof; the sidecar's log says why"),
+            Error::Review(error) if error.is_forbidden() => {
+                refused(Reason::Kubernetes, "the API server forbids the sidecar to review tokens; its log says which rule is missing")
+            }
+            Error::Review(_) => refused(Reason::Kubernetes, "the API server can't be asked for a review; the sidecar's log says why"),
             Error::Broken(attest::Error::Syntax | attest::Error::TooLong) => refused(Reason::Malformed, "this is not what was expected"),
             Error::Broken(broken) => {
                 count(&self.metrics.refused, "broken");
@@ -144,17 +164,18 @@ impl<P: ProofReader> Enrolment<P> {
         if !self.limiter.admits(peer.ip()) {
             return Err(refuse(Reason::TooMany, "too many attempts from this address; wait for some seconds"));
         }
-        let (Some(authority), Some(proofs)) = (&self.authority, &self.proofs) else {
+        let Some(authority) = self.authority.as_ref().filter(|_| self.proofs.is_some() || self.tokens.is_some()) else {
             return Err(refuse(Reason::Docker, "this sidecar can't attest agents: it has no Docker, or no CA of its own"));
         };
 
-        let Request { csr } = lines.receive().await?;
+        let Request { csr, token } = lines.receive().await?;
         let (csr, public_key) = parse(&csr).ok_or_else(|| refuse(Reason::BadRequest, "this is no certificate request in PEM"))?;
-        let nonce = Nonce::random();
-        let proof = attest::proof(&nonce, &public_key);
-        lines.send(&Answer::Granted(Challenge { nonce, show: vec![Way::Process, Way::File] })).await?;
-        let shown: Shown = lines.receive().await?;
-        let seen_in = proof::find(proofs, &agent.id, &proof, &shown).await?;
+        let seen_in = match (&self.tokens, token, &self.proofs) {
+            (Some(api), Some(token), _) => review(api, &agent, &token).await?,
+            (Some(_), None, _) => return Err(refuse(Reason::WrongProof, "agents are pods here: give --kubernetes-token FILE")),
+            (None, None, Some(proofs)) => self.see(lines, &public_key, proofs, &agent).await?,
+            (None, _, _) => return Err(refuse(Reason::WrongProof, "agents are containers here: leave --kubernetes-token away")),
+        };
 
         // The world may have moved on meanwhile, and what was proven must still be who has the address.
         if self.agent_at(peer).map_err(|_| gone())?.id != agent.id {
@@ -162,6 +183,7 @@ impl<P: ProofReader> Enrolment<P> {
         }
         let id = AgentId {
             trust_domain: self.trust_domain.clone(),
+            kind: if self.tokens.is_some() { Kind::Pod } else { Kind::Container },
             project: agent.project.clone(),
             service: agent.service.clone(),
             container: agent.id.clone(),
@@ -173,6 +195,18 @@ impl<P: ProofReader> Enrolment<P> {
         let token = self.token().await;
         info!(%peer, agent = agent.name, container = agent.id, seen_in, token = token.is_some(), "enrolled");
         Ok(lines.send(&Answer::Granted(Enrolled { certificate: pem(&chain), token })).await?)
+    }
+
+    /// Has the agent show a proof in its container; returns the id of the container in which it was seen.
+    async fn see<S>(&self, lines: &mut Lines<S>, public_key: &[u8], proofs: &P, agent: &Agent) -> Result<String, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let nonce = Nonce::random();
+        let proof = attest::proof(&nonce, public_key);
+        lines.send(&Answer::Granted(Challenge { nonce, show: vec![Way::Process, Way::File] })).await?;
+        let shown: Shown = lines.receive().await?;
+        proof::find(proofs, &agent.id, &proof, &shown).await
     }
 
     /// The same as [`Self::agent_at`], for a container that may have started a moment ago, before Docker's word of it has arrived.
@@ -187,13 +221,15 @@ impl<P: ProofReader> Enrolment<P> {
         let view = self.view.borrow();
         match view.agents.get(&peer.ip()) {
             None => {
-                let message = format!("no running container with the label loopgate.agent has the address {}", peer.ip());
+                let (what, label) = words(view.source);
+                let message = format!("no running {what} with the label {label} has the address {}", peer.ip());
                 Err(refuse(Reason::NotAnAgent, &message))
             }
             Some(agent) if agent.proof == Proof::Attested => Ok(Arc::clone(agent)),
             Some(_) => {
-                let message = "this container is admitted by its address alone; to enrol it needs the label loopgate.agent=true";
-                Err(refuse(Reason::AddressAgent, message))
+                let (what, label) = words(view.source);
+                let message = format!("this {what} is admitted by its address alone; to enrol it needs the label {label}=true");
+                Err(refuse(Reason::AddressAgent, &message))
             }
         }
     }
@@ -214,8 +250,30 @@ fn refuse(error: Reason, message: &str) -> Error {
     Error::Refused(refused(error, message))
 }
 
+/// What an agent is, and its label.
+fn words(source: Discovery) -> (&'static str, &'static str) {
+    match source {
+        Discovery::Docker => ("container", labels::AGENT),
+        Discovery::Kubernetes => ("pod", labels::POD_AGENT),
+    }
+}
+
+/// Has `token` reviewed, which must be that of the very pod that `agent` is; returns the pod's uid.
+async fn review(api: &Api, agent: &Agent, token: &Secret) -> Result<String, Error> {
+    let Some(owner) = api.review(token).await? else {
+        let message = "the API server does not accept the token as a pod's for this audience: project one with that audience into the pod";
+        return Err(refuse(Reason::BadToken, message));
+    };
+    let account = |field: &Option<String>| field.clone().unwrap_or_default();
+    let user = format!("system:serviceaccount:{}:{}", account(&agent.project), account(&agent.service));
+    if owner.uid != agent.id || owner.pod != agent.name || owner.user != user {
+        return Err(refuse(Reason::BadToken, "the token is not that of the pod that has this address"));
+    }
+    Ok(owner.uid)
+}
+
 fn gone() -> Error {
-    refuse(Reason::AgentGone, "the container has stopped, or lost its label or its address")
+    refuse(Reason::AgentGone, "the container or pod has stopped, or lost its label or its address")
 }
 
 /// What `error` comes from, on one line.

@@ -133,7 +133,7 @@ impl Csr {
 
     /// Sends the request and returns the proof that is asked for.
     async fn ask(&self, lines: &mut Lines<DuplexStream>) -> String {
-        lines.send(&Request { csr: self.pem() }).await.unwrap();
+        lines.send(&Request { csr: self.pem(), token: None }).await.unwrap();
         match lines.receive().await.unwrap() {
             Answer::Granted(Challenge { nonce, .. }) => attest::proof(&nonce, &self.key.subject_public_key_info()),
             Answer::Refused(refused) => panic!("{refused:?}"),
@@ -282,7 +282,10 @@ async fn attempts_from_one_address_are_limited() {
 async fn requests_that_make_no_sense_are_refused() {
     let house = House::of_four();
     let mut lines = house.connect(ADDRESS);
-    lines.send(&Request { csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into() }).await.unwrap();
+    lines
+        .send(&Request { csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into(), token: None })
+        .await
+        .unwrap();
     assert_eq!(refusal(&mut lines).await, Reason::BadRequest);
     let mut stream = house.connection(ADDRESS);
     stream.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
@@ -302,7 +305,7 @@ async fn requests_that_make_no_sense_are_refused() {
         let base64 = base64::prelude::BASE64_STANDARD.encode(forged);
         format!("-----BEGIN CERTIFICATE REQUEST-----\n{base64}\n-----END CERTIFICATE REQUEST-----\n")
     };
-    lines.send(&Request { csr: forged }).await.unwrap();
+    lines.send(&Request { csr: forged, token: None }).await.unwrap();
     let Answer::Granted(Challenge { nonce, .. }) = lines.receive().await.unwrap() else { panic!("refused") };
     house.containers.show("a", &attest::proof(&nonce, &csr.key.subject_public_key_info()));
     assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::BadRequest);

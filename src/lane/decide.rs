@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::{Admitted, AgentLane, Denied, ExternalLane, Lane, StatedClient};
 use crate::addr::canonical;
-use crate::config::{Config, OwnAddresses};
+use crate::config::{Config, Discovery, OwnAddresses};
 use crate::discovery::{Proof, View};
 
 /// What a connection can't forge, plus what a trusted proxy said about it.
@@ -163,7 +163,7 @@ fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy
         Issuer::Own => {
             if let Some(agent) = view.agents.get(&peer)
                 && agent.proof == Proof::Attested
-                && certificate.uris.iter().any(|uri| container_of(uri, &policy.trust_domain) == Some(agent.id.as_str()))
+                && certificate.uris.iter().any(|uri| container_of(uri, &policy.trust_domain, view.source) == Some(agent.id.as_str()))
             {
                 return Some(Admitted::Attested(Arc::clone(agent)));
             }
@@ -190,9 +190,14 @@ fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<Admitted> {
     Some(Admitted::Address(Arc::clone(agent)))
 }
 
-/// The container id in `spiffe://<trust-domain>/docker/<project>/<service>/<container-id>`.
-pub(super) fn container_of<'a>(uri: &'a str, trust_domain: &str) -> Option<&'a str> {
-    let path = uri.strip_prefix("spiffe://")?.strip_prefix(trust_domain)?.strip_prefix("/docker/")?;
+/// The container id in `spiffe://<trust-domain>/docker/<project>/<service>/<container-id>`, where `source` is Docker; the pod's uid in
+/// `spiffe://<trust-domain>/k8s/<namespace>/<service account>/<pod uid>`, where it is Kubernetes.
+pub(super) fn container_of<'a>(uri: &'a str, trust_domain: &str, source: Discovery) -> Option<&'a str> {
+    let kind = match source {
+        Discovery::Docker => "/docker/",
+        Discovery::Kubernetes => "/k8s/",
+    };
+    let path = uri.strip_prefix("spiffe://")?.strip_prefix(trust_domain)?.strip_prefix(kind)?;
     let mut segments = path.split('/');
     let (_project, _service, id) = (segments.next()?, segments.next()?, segments.next()?);
     (segments.next().is_none() && !id.is_empty()).then_some(id)

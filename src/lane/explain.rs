@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::decide::container_of;
 use super::{Evidence, Issuer, Policy};
 use crate::addr::canonical;
+use crate::config::Discovery;
 use crate::discovery::{Proof, View};
 
 /// Why a connection that may have been meant for the agent lane is external.
@@ -31,10 +32,12 @@ pub enum WhyExternal {
         /// The container.
         agent: String,
     },
-    /// Docker is out of reach, so that nobody confirms that its container still is an agent.
+    /// Docker, or the API server, is out of reach, so that nobody confirms that its container still is an agent.
     Unconfirmed {
         /// The container.
         agent: String,
+        /// Who is out of reach.
+        source: Discovery,
     },
     /// It was external before its container became an agent.
     Earlier {
@@ -61,10 +64,14 @@ impl fmt::Display for WhyExternal {
             }
             Self::Expired { agent } => write!(f, "the certificate that {agent} showed has expired: is its clock right?"),
             Self::OtherCertificate { agent } => write!(f, "the certificate that was shown is not that of {agent}"),
-            Self::Unconfirmed { agent } => write!(f, "Docker is out of reach, so nobody confirms that {agent} is an agent still"),
+            Self::Unconfirmed { agent, source } => {
+                write!(f, "{} is out of reach, so nobody confirms that {agent} is an agent still", source.name())
+            }
             Self::Earlier { agent } => write!(f, "{agent} became an agent after this connection began: it has to connect again"),
             Self::OwnAddress => f.write_str("addresses of this network namespace are external: --own-addresses agent changes that"),
-            Self::UnknownAddress(ip) => write!(f, "it showed a container's certificate from {ip}, which is no address of an agent"),
+            Self::UnknownAddress(ip) => {
+                write!(f, "it showed a container's or pod's certificate from {ip}, which is no address of an agent")
+            }
             Self::NotListed => f.write_str("the URI in its certificate is not in agents.uris"),
         }
     }
@@ -79,7 +86,7 @@ pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64)
     }
     let Some(agent) = view.agents.get(&peer) else {
         if let Some(agent) = view.last_known.get(&peer) {
-            return Some(WhyExternal::Unconfirmed { agent: agent.name.clone() });
+            return Some(WhyExternal::Unconfirmed { agent: agent.name.clone(), source: view.source });
         }
         return match certificate?.issuer {
             Issuer::Own => Some(WhyExternal::UnknownAddress(peer)),
@@ -97,7 +104,7 @@ pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64)
         (Proof::Attested, Some(certificate)) if certificate.not_after <= now => WhyExternal::Expired { agent: name },
         (Proof::Attested, Some(certificate)) => {
             let its_own = certificate.issuer == Issuer::Own
-                && certificate.uris.iter().any(|uri| container_of(uri, policy.trust_domain()) == Some(agent.id.as_str()));
+                && certificate.uris.iter().any(|uri| container_of(uri, policy.trust_domain(), view.source) == Some(agent.id.as_str()));
             if its_own { WhyExternal::Earlier { agent: name } } else { WhyExternal::OtherCertificate { agent: name } }
         }
     })
@@ -156,7 +163,7 @@ mod tests {
                 Some(WhyExternal::OtherCertificate { agent: "bbb-name".into() }),
             ),
             ("172.18.0.5", None, &config, Some(WhyExternal::TrustedProxy { agent: "ccc-name".into() })),
-            ("172.18.0.6", None, &config, Some(WhyExternal::Unconfirmed { agent: "ddd-name".into() })),
+            ("172.18.0.6", None, &config, Some(WhyExternal::Unconfirmed { agent: "ddd-name".into(), source: Discovery::Docker })),
             ("172.18.0.9", own(bbb, 2_000), &config, Some(WhyExternal::UnknownAddress("172.18.0.9".parse().unwrap()))),
             ("172.18.0.9", operator(), &config, None),
             ("172.18.0.9", operator(), &listing, Some(WhyExternal::NotListed)),

@@ -28,8 +28,10 @@ pub struct Health {
     pub certificate_problem: Gauge,
     /// 1 while the configuration as it would be read now is not the one that is gone by, since it is wrong.
     pub config_problem: Gauge,
-    /// 1 unless discovery by Docker is off.
+    /// 1 if agents are looked for by Docker.
     pub docker_enabled: Gauge,
+    /// 1 if agents are looked for by Kubernetes.
+    pub kubernetes_enabled: Gauge,
     /// Containers that are agents, by how they prove it.
     pub agents: Family<ProofLabels, Gauge>,
     /// Labelled containers that are no agents.
@@ -52,6 +54,7 @@ impl Health {
         let problem = "Whether the configuration as it was last read is wrong, so that the one before is gone by";
         registry.register("config_problem", problem, self.config_problem.clone());
         registry.register("discovery_docker_enabled", "Whether discovery by Docker is on", self.docker_enabled.clone());
+        registry.register("discovery_kubernetes_enabled", "Whether discovery by Kubernetes is on", self.kubernetes_enabled.clone());
         registry.register("discovery_agents", "Containers that are agents, by how they prove it", self.agents.clone());
         registry.register("discovery_not_agents", "Labelled containers that are no agents", self.not_agents.clone());
         registry.register("start_timestamp_seconds", "When this process started", self.started.clone());

@@ -51,6 +51,8 @@ pub struct Traffic {
     pub handshake_failures: Family<ReasonLabels, Counter>,
     /// Connections closed because their client was too slow, by what it was slow with.
     pub overdue: Family<ReasonLabels, Counter>,
+    /// HTTP/2 connections that were closed because their client sent too much that asks for nothing.
+    pub floods: Counter,
     /// Requests that were refused before the gateway heard of them.
     pub refused: Family<ReasonLabels, Counter>,
     /// Failures between loopgate and the gateway.
@@ -136,6 +138,7 @@ impl Default for Traffic {
             handshakes: Counter::default(),
             handshake_failures: Family::default(),
             overdue: Family::default(),
+            floods: Counter::default(),
             refused: Family::default(),
             gateway_errors: Family::default(),
             gateway_connections: Counter::default(),
@@ -181,6 +184,11 @@ impl Traffic {
         registry.register("tls_handshakes", "TLS handshakes that came to an end", self.handshakes.clone());
         registry.register("tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures.clone());
         registry.register("connections_overdue", "Connections closed because their client was too slow", self.overdue.clone());
+        registry.register(
+            "connections_flooding",
+            "HTTP/2 connections closed because of floods of frames that ask for nothing",
+            self.floods.clone(),
+        );
         registry.register("requests_refused", "Requests refused before the gateway heard of them", self.refused.clone());
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());

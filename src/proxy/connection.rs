@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -22,8 +23,10 @@ use tracing::{debug, info};
 use super::activity::{Activity, Overdue, Patience};
 use super::calls::{Call, Calls};
 use super::framing::Framing;
+use super::pace::{ENHANCE_YOUR_CALM, Pace};
 use super::request::answer;
 use super::roll::{Entry, unix};
+use super::streams::Streams;
 use super::{Proxy, Settings};
 use crate::addr::PeerAddr;
 use crate::lane::{Denied, Evidence, Lane, decide, permit};
@@ -44,6 +47,9 @@ const RESETS: usize = 20;
 const CONTROL: usize = 64;
 /// The most that is held for an HTTP/1.1 client in each direction, or for an HTTP/2 stream, in bytes; a head may need more.
 const BUFFER: usize = 64 * 1024;
+
+/// What a client hears that begins a head and does not end it in time.
+const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
 /// What requests of one connection share.
 pub(super) struct Session {
@@ -147,8 +153,8 @@ async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
         calls: entry.calls().clone(),
     });
     let open = Held::new(&counters.open);
-    let framing = (protocol == "http/1.1").then(Framing::default);
-    let io = Downstream { tls: stream, watched: Some(Watched { activity, framing }), _held: (held, entry, open) };
+    let bytes = if protocol == "h2" { Bytes::H2(Pace::new(), proxy.traffic.floods.clone()) } else { Bytes::H1(Framing::default()) };
+    let io = Downstream { tls: stream, watched: Some(Watched { activity, bytes }), unwritten: false, _held: (held, entry, open) };
     if protocol == "h2" {
         serve_h2(session, io).await
     } else {
@@ -185,7 +191,7 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
 
 async fn serve_h2(session: Arc<Session>, io: Downstream) {
     let limits = &session.settings.limits;
-    let connection = http2::Builder::new(session.proxy.shutdown.clone())
+    let connection = http2::Builder::new(Streams::new(&session.proxy.shutdown, limits.stall_timeout))
         .timer(TokioTimer::new())
         .enable_connect_protocol()
         .initial_stream_window_size(STREAM_WINDOW)
@@ -256,6 +262,10 @@ where
                 Some((_, overdue)) => {
                     count(&session.proxy.traffic.overdue, overdue.label());
                     debug!(connection = session.number, peer = %session.peer, ?overdue, "closed: too slow");
+                    if overdue == Overdue::Head {
+                        session.activity.give_up_head();
+                        let _ = connection.as_mut().poll(cx);
+                    }
                     return Poll::Ready(());
                 }
             }
@@ -269,14 +279,50 @@ pub(super) struct Downstream {
     tls: TlsStream<TcpStream>,
     /// Who has a look at what comes and goes; `None` in a tunnel.
     watched: Option<Watched>,
+    /// Whether more was to be written than could be, so that what is written next belongs to what was before.
+    unwritten: bool,
     _held: ((Permit, Seat), Entry, Held),
 }
 
 /// What is made of the bytes that come and go.
 struct Watched {
     activity: Arc<Activity>,
-    /// In HTTP/1.1.
-    framing: Option<Framing>,
+    bytes: Bytes,
+}
+
+/// Of which protocol they are, who follows them, and what counts those who send too many.
+enum Bytes {
+    H1(Framing),
+    H2(Pace, Counter),
+}
+
+impl Watched {
+    /// Takes what came in; returns what is to be said where that was the last straw.
+    fn bytes_in(&mut self, bytes: &mut [u8]) -> Option<&'static [u8]> {
+        match &mut self.bytes {
+            Bytes::H1(framing) => {
+                framing.follow(bytes);
+                self.activity.bytes_in(framing.in_head());
+                None
+            }
+            Bytes::H2(pace, floods) => pace.follow(bytes).then(|| {
+                floods.inc();
+                &ENHANCE_YOUR_CALM[..]
+            }),
+        }
+    }
+
+    fn bytes_out(&mut self, count: usize) {
+        match &mut self.bytes {
+            Bytes::H1(_) => self.activity.bytes_out(),
+            Bytes::H2(pace, _) => {
+                pace.written(count);
+                if count > CONTROL {
+                    self.activity.bytes_out();
+                }
+            }
+        }
+    }
 }
 
 impl Downstream {
@@ -285,12 +331,25 @@ impl Downstream {
         self.watched = None;
     }
 
-    fn note_written(&self, poll: &Poll<io::Result<usize>>) {
-        if let (Some(Watched { activity, framing }), Poll::Ready(Ok(written))) = (&self.watched, poll)
-            && (framing.is_some() || *written > CONTROL)
+    fn note_written(&mut self, poll: &Poll<io::Result<usize>>, wanted: usize) {
+        let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
+        self.unwritten = written < wanted;
+        if let Some(watched) = &mut self.watched
+            && written > 0
         {
-            activity.bytes_out();
+            watched.bytes_out(written);
         }
+    }
+
+    /// Ends the connection with `words`, unless they would be taken for a part of what was not written whole.
+    fn say_last(&mut self, words: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut tls = Pin::new(&mut self.tls);
+        if !self.unwritten
+            && let Poll::Ready(Ok(_)) = tls.as_mut().poll_write(cx, words)
+        {
+            let _ = tls.poll_shutdown(cx);
+        }
+        Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
     }
 }
 
@@ -299,11 +358,13 @@ impl AsyncRead for Downstream {
         let this = &mut *self;
         let before = buf.filled().len();
         let poll = Pin::new(&mut this.tls).poll_read(cx, buf);
-        if buf.filled().len() > before
-            && let Some(Watched { activity, framing: Some(framing) }) = &mut this.watched
-        {
-            activity.bytes_in();
-            framing.follow(&mut buf.filled_mut()[before..]);
+        let Some(watched) = &mut this.watched else { return poll };
+        if buf.filled().len() > before {
+            if let Some(words) = watched.bytes_in(&mut buf.filled_mut()[before..]) {
+                return this.say_last(words, cx);
+            }
+        } else if watched.activity.head_given_up() {
+            return this.say_last(TOO_SLOW, cx);
         }
         poll
     }
@@ -312,13 +373,13 @@ impl AsyncRead for Downstream {
 impl AsyncWrite for Downstream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.tls).poll_write(cx, buf);
-        self.note_written(&poll);
+        self.note_written(&poll, buf.len());
         poll
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.tls).poll_write_vectored(cx, bufs);
-        self.note_written(&poll);
+        self.note_written(&poll, bufs.iter().map(|buf| buf.len()).sum());
         poll
     }
 

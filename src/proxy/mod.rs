@@ -10,8 +10,10 @@ mod connection;
 mod error;
 mod frames;
 mod framing;
+mod pace;
 mod request;
 mod roll;
+mod streams;
 pub mod tunnel;
 mod upstream;
 

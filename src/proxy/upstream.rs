@@ -103,8 +103,8 @@ impl Upstream {
                     }
                     None => return Err(Error::GatewayBroke(error)),
                 },
-                Err(Failure::Slow { upload_finished: true }) => return Err(Error::GatewaySlow(limits.request_timeout)),
-                Err(Failure::Slow { upload_finished: false }) => return Err(Error::ClientSlow(limits.request_timeout)),
+                Err(Failure::Slow { client: false }) => return Err(Error::GatewaySlow(limits.request_timeout)),
+                Err(Failure::Slow { client: true }) => return Err(Error::ClientSlow(limits.request_timeout)),
             }
         }
     }
@@ -163,8 +163,8 @@ enum Failure {
     Unsent(Box<Request<RequestBody>>),
     /// The connection broke before the response's head was there.
     Broken(hyper::Error),
-    /// Nothing came in time.
-    Slow { upload_finished: bool },
+    /// Nothing came in time, from the client or else from the gateway.
+    Slow { client: bool },
 }
 
 /// One connection to the gateway, for one request at a time.
@@ -207,7 +207,7 @@ impl Link {
             while timer.as_mut().poll(cx).is_ready() {
                 let now = patience.progress.map(Progress::so_far);
                 if now == seen {
-                    return Poll::Ready(Err(Failure::Slow { upload_finished: now.is_none_or(|(_, finished)| finished) }));
+                    return Poll::Ready(Err(Failure::Slow { client: patience.progress.is_some_and(Progress::is_starving) }));
                 }
                 seen = now;
                 timer.as_mut().reset(Instant::now() + patience.limit);

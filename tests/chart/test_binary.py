@@ -58,11 +58,8 @@ def configuration(objects: list[dict]) -> dict:
 @unittest.skipUnless(BINARY.exists(), f"no loopgate at {BINARY}: build it, or set LOOPGATE_BINARY")
 class Binary(unittest.TestCase):
     def test_it_accepts_the_sidecar_of_every_values_file(self):
-        usage = subprocess.run([BINARY, "run", "--help"], env={}, capture_output=True, text=True, timeout=60).stdout
-        # A build without Kubernetes discovery does not know the flag.
-        extra = () if "--discovery" in usage else ("--set", "agents.discovery=false,agents.attested=false")
         for values in VALUES:
-            objects = render(values, extra=extra)
+            objects = render(values)
             if any(o["kind"] == "StatefulSet" for o in objects):
                 with self.subTest(values.name):
                     configuration(objects)
@@ -89,6 +86,14 @@ class Binary(unittest.TestCase):
         self.assertIs(shown["agents"]["inherit_token"], True)
         self.assertEqual(shown["external"]["trusted_proxies"], ["10.1.0.0/24"])
         self.assertEqual(shown["docker"]["engine"], "off")
+
+    def test_discovery_looks_for_pods_by_the_credentials_that_are_mounted(self):
+        objects = render({"agents": {"discovery": "kubernetes", "attested": True}})
+        shown = configuration(objects)
+        self.assertEqual(shown["discovery"], "kubernetes")
+        self.assertEqual(shown["kubernetes"]["audience"], "loopgate")
+        mounts = [m["mountPath"] for m in container(objects, "loopgate")["volumeMounts"]]
+        self.assertIn(shown["kubernetes"]["credentials"], mounts)
 
     @unittest.skipUnless(shutil.which("node"), "needs node")
     def test_the_rendered_sidecar_runs_and_its_probes_say_when(self):

@@ -30,7 +30,7 @@ impl Conversation {
     /// Requests a certificate for `key`; what would have to be shown.
     pub fn request(&mut self, key: &KeyPair) -> Result<String, Refused> {
         let csr = CertificateParams::default().serialize_request(key).unwrap().pem().unwrap();
-        self.say(&Request { csr });
+        self.say(&Request { csr, token: None });
         let challenge: Challenge = self.hear()?;
         Ok(attest::proof(&challenge.nonce, &key.subject_public_key_info()))
     }

@@ -9,6 +9,7 @@ use loopgate::config::{Config, Engine, ListenAddresses, ListenOn};
 use loopgate::shutdown::Shutdown;
 use rustls::client::WantsClientCert;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use tempfile::TempDir;
 use tokio::net::{TcpSocket, TcpStream};
@@ -85,6 +86,11 @@ impl House {
     /// The door to those who show this certificate.
     pub fn shown(&self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Door {
         Door::of(self.address, self.ca.clone(), |client| client.with_client_auth_cert(chain, key).unwrap())
+    }
+
+    /// The door to those who show the certificate of this key.
+    pub fn shown_by(&self, key: Arc<CertifiedKey>) -> Door {
+        Door::of(self.address, self.ca.clone(), |client| client.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))))
     }
 }
 

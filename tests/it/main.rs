@@ -3,6 +3,10 @@
 #[path = "../support/fake_docker.rs"]
 #[expect(dead_code, reason = "other stories' needs")]
 mod fake_docker;
+#[cfg(feature = "kubernetes")]
+#[path = "../support/fake_kubernetes.rs"]
+#[expect(dead_code, reason = "other stories' needs")]
+mod fake_kubernetes;
 mod gateway;
 mod house;
 mod process;
@@ -15,6 +19,8 @@ mod doors;
 mod drain;
 mod faults;
 mod h2_abuse;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod lanes;
 #[cfg(feature = "otel")]
 mod otel;

@@ -93,6 +93,11 @@ impl Process {
         says(&self.lines, &self.count, text).await
     }
 
+    /// Everything that it has said.
+    pub fn log(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
     }

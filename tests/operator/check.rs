@@ -10,7 +10,7 @@ use crate::fake_docker::{FakeDocker, container};
 use crate::sidecar::{Sidecar, free_port, loopgate};
 
 /// Runs `loopgate check --json` without blocking the stand-ins; returns the whole report and whether it was a success.
-async fn check(arguments: &[&str]) -> (Value, bool) {
+pub async fn check(arguments: &[&str]) -> (Value, bool) {
     let mut command = loopgate(&[&["check", "--json"], arguments].concat());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let report =
@@ -18,11 +18,11 @@ async fn check(arguments: &[&str]) -> (Value, bool) {
     (report, output.status.success())
 }
 
-fn ids(report: &Value) -> BTreeSet<&str> {
+pub fn ids(report: &Value) -> BTreeSet<&str> {
     report["findings"].as_array().unwrap().iter().map(|finding| finding["id"].as_str().unwrap()).collect()
 }
 
-fn finding<'a>(report: &'a Value, id: &str) -> &'a Value {
+pub fn finding<'a>(report: &'a Value, id: &str) -> &'a Value {
     report["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == id).unwrap_or_else(|| panic!("no {id} in {report:#}"))
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use loopgate::config::Discovery as Source;
 use loopgate::metrics::enrolment::Enrolments;
 use loopgate::metrics::health::{Health, ProofLabels};
 use loopgate::metrics::traffic::Traffic;
@@ -27,7 +28,7 @@ pub fn everything() -> String {
     doors.register(&mut registry);
     health.register(&mut registry);
     enrolments.register(&mut registry);
-    Discovery::default().register(&mut registry);
+    Discovery::default().register(&mut registry, &[Source::Docker, Source::Kubernetes]);
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
     text

@@ -3,6 +3,7 @@
 pub mod docker;
 pub mod gateway;
 mod http;
+pub mod kubernetes;
 mod tls;
 mod websocket;
 

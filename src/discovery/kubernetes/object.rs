@@ -1,0 +1,262 @@
+//! The few fields of Kubernetes' objects that count here.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::api::TokenOf;
+use crate::addr::canonical;
+use crate::discovery::labels::{POD_AGENT, POD_SCOPES};
+use crate::discovery::pod::Pod;
+use crate::secret::Secret;
+
+/// A page of pods.
+#[derive(Debug, Deserialize)]
+pub struct List {
+    pub metadata: ListMeta,
+    #[serde(default)]
+    pub items: Option<Vec<Told>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ListMeta {
+    pub resource_version: String,
+    pub r#continue: String,
+}
+
+/// What happened to a pod.
+#[derive(Debug, Deserialize)]
+pub struct Event {
+    pub r#type: Happened,
+    pub object: Told,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Happened {
+    Added,
+    Modified,
+    Deleted,
+    Bookmark,
+}
+
+/// A pod as the API server tells it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Told {
+    pub metadata: Meta,
+    spec: Spec,
+    status: PodStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Meta {
+    pub name: String,
+    uid: String,
+    namespace: String,
+    pub resource_version: String,
+    deletion_timestamp: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    host_network: Option<bool>,
+    service_account_name: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<Ip>>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
+    #[serde(rename = "hostIPs")]
+    host_ips: Option<Vec<Ip>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Ip {
+    ip: String,
+}
+
+impl Told {
+    /// The pod, if it lives, has an address and carries the label.
+    pub fn living(self) -> Option<Pod> {
+        let Self { metadata, spec, status } = self;
+        // The addresses of one that has ended, or is about to, may be another's at any moment.
+        let lives = matches!(status.phase.as_deref(), Some("Pending" | "Running")) && metadata.deletion_timestamp.is_none();
+        let agent = metadata.labels.unwrap_or_default().remove(POD_AGENT)?;
+        let addresses = addresses(status.pod_ip, status.pod_ips);
+        if !lives || addresses.is_empty() || metadata.uid.is_empty() || metadata.name.is_empty() {
+            return None;
+        }
+        let hosts = addresses_of(status.host_ip, status.host_ips);
+        Some(Pod {
+            host_network: spec.host_network == Some(true) || addresses.iter().any(|ip| hosts.contains(ip)),
+            uid: metadata.uid,
+            name: metadata.name,
+            namespace: metadata.namespace,
+            service_account: spec.service_account_name.unwrap_or_default(),
+            agent,
+            scopes: metadata.annotations.unwrap_or_default().remove(POD_SCOPES),
+            addresses,
+            hosts,
+        })
+    }
+}
+
+fn addresses(one: Option<String>, all: Option<Vec<Ip>>) -> Vec<IpAddr> {
+    addresses_of(one, all).into_iter().filter(|ip| !ip.is_unspecified()).collect()
+}
+
+fn addresses_of(one: Option<String>, all: Option<Vec<Ip>>) -> Vec<IpAddr> {
+    let texts = one.into_iter().chain(all.unwrap_or_default().into_iter().map(|ip| ip.ip));
+    let mut addresses: Vec<IpAddr> = texts.filter_map(|text| text.parse().ok()).map(canonical).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses
+}
+
+/// An answer that says why not.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    pub message: String,
+    pub code: u16,
+}
+
+/// A request for a token's review.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Asked<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    spec: AskedSpec<'a>,
+}
+
+#[derive(Serialize)]
+struct AskedSpec<'a> {
+    token: &'a Secret,
+    audiences: [&'a str; 1],
+}
+
+impl<'a> Asked<'a> {
+    pub fn new(token: &'a Secret, audience: &'a str) -> Self {
+        Self { api_version: "authentication.k8s.io/v1", kind: "TokenReview", spec: AskedSpec { token, audiences: [audience] } }
+    }
+}
+
+/// A reviewed token. The answer repeats the token, which is not kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct TokenReview {
+    pub status: ReviewStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ReviewStatus {
+    authenticated: bool,
+    audiences: Option<Vec<String>>,
+    user: User,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct User {
+    username: String,
+    extra: Option<BTreeMap<String, Vec<String>>>,
+}
+
+impl ReviewStatus {
+    /// Whose the token is, if it counts, is for `audience` and bound to a pod.
+    pub fn token_of(self, audience: &str) -> Option<TokenOf> {
+        // An API server that knows nothing of audiences names none, and has not looked.
+        let meant = self.audiences.unwrap_or_default().iter().any(|named| named == audience);
+        let mut extra = self.user.extra.unwrap_or_default();
+        let mut only = |key: &str| match extra.remove(key)?.as_slice() {
+            [value] if !value.is_empty() => Some(value.clone()),
+            _ => None,
+        };
+        let (pod, uid) = (only("authentication.kubernetes.io/pod-name")?, only("authentication.kubernetes.io/pod-uid")?);
+        (self.authenticated && meant).then_some(TokenOf { user: self.user.username, pod, uid })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn told(change: impl FnOnce(&mut Value)) -> Option<Pod> {
+        let mut pod = json!({
+            "metadata": {"name": "builder-0", "namespace": "claws", "uid": "u1", "resourceVersion": "7",
+                "labels": {"loopgate.dev/agent": "address", "app": "x"}, "annotations": {"loopgate.dev/scopes": "operator.read"}},
+            "spec": {"serviceAccountName": "builder", "hostNetwork": false, "containers": [{"name": "c"}]},
+            "status": {"phase": "Running", "podIP": "10.1.0.7", "podIPs": [{"ip": "10.1.0.7"}, {"ip": "fd00::7"}],
+                "hostIP": "192.0.2.9", "hostIPs": [{"ip": "192.0.2.9"}]},
+        });
+        change(&mut pod);
+        serde_json::from_value::<Told>(pod).unwrap().living()
+    }
+
+    #[test]
+    fn a_pod_has_all_its_addresses() {
+        let pod = told(|_| {}).unwrap();
+        assert_eq!(pod.addresses, ["10.1.0.7", "fd00::7"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+        assert_eq!((pod.agent.as_str(), pod.scopes.as_deref(), pod.host_network), ("address", Some("operator.read"), false));
+        assert_eq!((pod.uid.as_str(), pod.service_account.as_str(), pod.namespace.as_str()), ("u1", "builder", "claws"));
+    }
+
+    #[test]
+    fn what_has_ended_or_will_or_has_no_address_is_no_pod() {
+        for phase in ["Succeeded", "Failed", "Unknown", ""] {
+            assert_eq!(told(|pod| pod["status"]["phase"] = phase.into()), None, "{phase}");
+        }
+        assert!(told(|pod| pod["status"]["phase"] = "Pending".into()).is_some());
+        assert_eq!(told(|pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()), None);
+        assert_eq!(told(|pod| pod["status"] = json!({"phase": "Running"})), None);
+        assert_eq!(told(|pod| pod["metadata"]["labels"] = json!({})), None);
+        assert_eq!(told(|pod| pod["metadata"]["labels"] = Value::Null), None);
+    }
+
+    #[test]
+    fn a_pod_with_its_nodes_address_is_on_its_nodes_network_whatever_it_says() {
+        assert!(told(|pod| pod["spec"]["hostNetwork"] = true.into()).unwrap().host_network);
+        assert!(told(|pod| pod["status"]["hostIPs"] = json!([{"ip": "192.0.2.9"}, {"ip": "fd00::7"}])).unwrap().host_network);
+    }
+
+    #[test]
+    fn a_token_counts_only_if_everything_about_it_does() {
+        let reviewed = |change: &dyn Fn(&mut Value)| {
+            let mut status = json!({"authenticated": true, "audiences": ["loopgate"], "user": {"username": "system:serviceaccount:claws:builder",
+                "extra": {"authentication.kubernetes.io/pod-name": ["builder-0"], "authentication.kubernetes.io/pod-uid": ["u1"]}}});
+            change(&mut status);
+            serde_json::from_value::<ReviewStatus>(status).unwrap().token_of("loopgate")
+        };
+        assert_eq!(reviewed(&|_| {}).unwrap().uid, "u1");
+        let wrong: [&dyn Fn(&mut Value); 6] = [
+            &|status| status["authenticated"] = false.into(),
+            &|status| status["audiences"] = json!(["https://kubernetes.default.svc"]),
+            &|status| status["audiences"] = Value::Null,
+            &|status| status["user"]["extra"] = Value::Null,
+            &|status| status["user"]["extra"]["authentication.kubernetes.io/pod-uid"] = json!(["u1", "u2"]),
+            &|status| status["user"]["extra"]["authentication.kubernetes.io/pod-name"] = json!([""]),
+        ];
+        for (number, wrong) in wrong.into_iter().enumerate() {
+            assert_eq!(reviewed(wrong), None, "{number}");
+        }
+    }
+}

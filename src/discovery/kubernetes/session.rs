@@ -1,0 +1,88 @@
+//! One list of the pods, and the watch that goes on from it.
+
+use std::time::Duration;
+
+use futures_util::stream::{BoxStream, StreamExt};
+use tokio::time::Instant;
+
+use super::api::{Api, Error, Events};
+use super::object::Happened;
+use crate::discovery::pod::Pod;
+
+/// A watch that ends sooner than this did not end because its time was up.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// What a session has to tell.
+#[derive(Debug, PartialEq, Eq)]
+pub enum News {
+    /// Every pod that lives; a watch tells of changes from here on.
+    Listed(Vec<Pod>),
+    /// The pod with this name is such now, or no agent's any more.
+    Changed(String, Option<Pod>),
+}
+
+/// What happens, until the session is over with an error.
+pub type Session = BoxStream<'static, Result<News, Error>>;
+
+enum State {
+    New,
+    Watching { events: Events, version: String, begun: Instant },
+}
+
+/// Lists the pods, and watches them from there for as long as that can be. A watch whose time is up is resumed where it was.
+pub fn open(api: Api) -> Session {
+    futures_util::stream::try_unfold(State::New, move |state| {
+        let api = api.clone();
+        async move { next(&api, state).await.map(Some) }
+    })
+    .boxed()
+}
+
+async fn next(api: &Api, state: State) -> Result<(News, State), Error> {
+    let (mut events, mut version, mut begun) = match state {
+        State::Watching { events, version, begun } => (events, version, begun),
+        State::New => {
+            let (pods, version) = list(api).await?;
+            // Who can't be watched is not known to be there a moment later, so the list alone counts for nothing.
+            let events = api.watch(&version).await?;
+            return Ok((News::Listed(pods), State::Watching { events, version, begun: Instant::now() }));
+        }
+    };
+    loop {
+        match events.next().await {
+            Some(event) => {
+                let event = event?;
+                let meta = &event.object.metadata;
+                if !meta.resource_version.is_empty() {
+                    version.clone_from(&meta.resource_version);
+                }
+                let name = meta.name.clone();
+                let pod = match event.r#type {
+                    Happened::Bookmark => continue,
+                    Happened::Deleted => None,
+                    Happened::Added | Happened::Modified => event.object.living(),
+                };
+                return Ok((News::Changed(name, pod), State::Watching { events, version, begun }));
+            }
+            None if begun.elapsed() < SHORTEST => return Err(Error::WatchEnded),
+            None => {
+                events = api.watch(&version).await?;
+                begun = Instant::now();
+            }
+        }
+    }
+}
+
+/// Every page of one list, and its version.
+async fn list(api: &Api) -> Result<(Vec<Pod>, String), Error> {
+    let mut pods = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = api.list(after.as_deref()).await?;
+        pods.extend(page.items.unwrap_or_default().into_iter().filter_map(super::object::Told::living));
+        if page.metadata.r#continue.is_empty() {
+            return Ok((pods, page.metadata.resource_version));
+        }
+        after = Some(page.metadata.r#continue);
+    }
+}

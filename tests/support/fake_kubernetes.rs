@@ -1,0 +1,396 @@
+//! A Kubernetes API server over real TLS: lists with pages, watches with bookmarks, token reviews, and whatever else a story scripts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+/// The sidecar's own token, at first.
+const OWN_TOKEN: &str = "own-token-1";
+/// The namespace of every pod.
+pub const NAMESPACE: &str = "claws";
+
+/// The API server. It ends when it is dropped.
+pub struct FakeKubernetes {
+    address: SocketAddr,
+    acceptor: TlsAcceptor,
+    credentials: tempfile::TempDir,
+    shared: Arc<Mutex<Shared>>,
+    running: Option<AbortHandle>,
+    tasks: JoinSet<()>,
+}
+
+/// What a token is good for: its pod's name and uid, its service account, and its audience.
+struct Token {
+    pod: String,
+    uid: String,
+    account: String,
+    audience: String,
+}
+
+#[derive(Default)]
+struct Shared {
+    version: u64,
+    pods: BTreeMap<String, Value>,
+    /// Every event that there was, so that a watch may begin anywhere after `forgotten`.
+    events: Vec<(u64, Value)>,
+    forgotten: u64,
+    tokens: BTreeMap<String, Token>,
+    own_token: String,
+    forbidden: BTreeSet<&'static str>,
+    /// Pods in a page, whatever was asked for.
+    page: Option<usize>,
+    requests: Vec<String>,
+    watchers: Vec<mpsc::UnboundedSender<Bytes>>,
+}
+
+impl FakeKubernetes {
+    /// Starts one without a pod, which believes the credentials in [`FakeKubernetes::credentials`].
+    pub fn start() -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).expect("a CA");
+        let issuer = Issuer::new(params, key);
+        let key = KeyPair::generate().expect("a key");
+        let leaf = CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name").signed_by(&key, &issuer).expect("a leaf");
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![CertificateDer::from(leaf)], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+            .expect("a key that goes with the certificate");
+        let credentials = tempfile::tempdir().expect("a directory for the credentials");
+        std::fs::write(credentials.path().join("ca.crt"), ca.pem()).expect("written");
+        std::fs::write(credentials.path().join("namespace"), NAMESPACE).expect("written");
+        let shared = Shared { version: 1, ..Shared::default() };
+        let mut kubernetes = Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            credentials,
+            shared: Arc::new(Mutex::new(shared)),
+            running: None,
+            tasks: JoinSet::new(),
+        };
+        kubernetes.rotate(OWN_TOKEN);
+        kubernetes.up();
+        kubernetes
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// The directory that a pod has its service account in.
+    pub fn credentials(&self) -> PathBuf {
+        self.credentials.path().to_owned()
+    }
+
+    /// Believes only `token` of the sidecar's own from now on, and puts it where the kubelet does.
+    pub fn rotate(&self, token: &str) {
+        self.expire(token);
+        std::fs::write(self.credentials.path().join("token"), format!("{token}\n")).expect("written");
+    }
+
+    /// Believes only `token` of the sidecar's own, before the kubelet has brought it.
+    pub fn expire(&self, token: &str) {
+        self.state().own_token = token.to_owned();
+    }
+
+    /// Brings it up again, on the same port.
+    pub fn up(&mut self) {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("set");
+        socket.bind(self.address).expect("the port is free");
+        let listener = socket.listen(64).expect("listens");
+        self.address = listener.local_addr().expect("an address");
+        self.running = Some(self.tasks.spawn(accept(listener, self.acceptor.clone(), Arc::clone(&self.shared))));
+    }
+
+    /// Takes it down in the middle of whatever it was saying.
+    pub async fn down(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.abort();
+        }
+        while self.tasks.join_next().await.is_some() {}
+        self.state().watchers.clear();
+    }
+
+    /// Ends every watch, as when its time is up.
+    pub fn end_watches(&self) {
+        self.state().watchers.clear();
+    }
+
+    /// Creates or changes a pod, made by [`pod`], and tells those who watch.
+    pub fn put(&self, pod: Value) {
+        let mut state = self.state();
+        let name = pod["metadata"]["name"].as_str().expect("a pod has a name").to_owned();
+        let before = state.pods.get(&name).is_some_and(labelled);
+        let now = labelled(&pod);
+        let pod = state.store(&name, pod);
+        match (before, now) {
+            (false, true) => state.tell("ADDED", pod),
+            (true, true) => state.tell("MODIFIED", pod),
+            // Whoever watches labelled pods is told that it is gone, with the pod as it was.
+            (true, false) => state.tell("DELETED", pod),
+            (false, false) => {}
+        }
+    }
+
+    /// Changes a pod that is there.
+    pub fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut pod = self.state().pods[name].clone();
+        change(&mut pod);
+        self.put(pod);
+    }
+
+    /// Takes a pod away and tells those who watch.
+    pub fn delete(&self, name: &str) {
+        let mut state = self.state();
+        let pod = state.pods.remove(name).expect("there is such a pod");
+        state.version += 1;
+        state.tell("DELETED", pod);
+    }
+
+    /// The same without a word.
+    pub fn take(&self, name: &str) {
+        let mut state = self.state();
+        state.pods.remove(name).expect("there is such a pod");
+        state.version += 1;
+    }
+
+    /// Sends a bookmark.
+    pub fn bookmark(&self) {
+        let mut state = self.state();
+        state.version += 1;
+        let bookmark = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": state.version.to_string()}});
+        state.tell("BOOKMARK", bookmark);
+    }
+
+    /// Forgets what happened until now: whoever wants to watch from there gets 410 by HTTP, whoever watches gets it as an event.
+    pub fn forget(&self) {
+        let mut state = self.state();
+        state.version += 1;
+        state.forgotten = state.version;
+        let status =
+            json!({"kind": "Status", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old resource version"});
+        let line = Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": status})));
+        for watcher in state.watchers.drain(..) {
+            let _ = watcher.send(line.clone());
+        }
+    }
+
+    /// Ends every watch, and has forgotten where they were.
+    pub fn forget_silently(&self) {
+        let mut state = self.state();
+        state.version += 1;
+        state.forgotten = state.version;
+        state.watchers.clear();
+    }
+
+    /// Forbids `list pods`, `watch pods` or `create tokenreviews`.
+    pub fn forbid(&self, what: &'static str) {
+        self.state().forbidden.insert(what);
+    }
+
+    /// Takes that back.
+    pub fn permit(&self, what: &str) {
+        self.state().forbidden.remove(what);
+    }
+
+    /// Lists so many pods at once from now on.
+    pub fn page(&self, size: usize) {
+        self.state().page = Some(size);
+    }
+
+    /// Makes a token of the pod that is there, for `audience`.
+    pub fn token(&self, token: &str, pod: &str, audience: &str) {
+        let mut state = self.state();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let told = &state.pods[pod];
+        let (uid, account) = (text(&told["metadata"]["uid"]), text(&told["spec"]["serviceAccountName"]));
+        state.tokens.insert(token.to_owned(), Token { pod: pod.to_owned(), uid, account, audience: audience.to_owned() });
+    }
+
+    /// Every `verb resource` that was asked so far.
+    pub fn asked(&self, what: &str) -> usize {
+        self.state().requests.iter().filter(|asked| *asked == what).count()
+    }
+
+    /// How many watch.
+    pub fn watchers(&self) -> usize {
+        self.state().watchers.iter().filter(|watcher| !watcher.is_closed()).count()
+    }
+
+    fn state(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().expect("no story panics within")
+    }
+}
+
+/// A running pod with this value of the label, if any, and these addresses.
+pub fn pod(name: &str, label: Option<&str>, addresses: &[&str]) -> Value {
+    let ips: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
+    let labels = label.map_or_else(|| json!({"app": "x"}), |label| json!({"app": "x", "loopgate.dev/agent": label}));
+    json!({
+        "metadata": {"name": name, "namespace": NAMESPACE, "uid": format!("uid-of-{name}"), "labels": labels, "managedFields": [{}]},
+        "spec": {"serviceAccountName": "builder", "containers": [{"name": "agent", "image": "x"}]},
+        "status": {"phase": "Running", "podIP": addresses.first(), "podIPs": ips, "hostIP": "192.0.2.99", "conditions": []},
+    })
+}
+
+fn labelled(pod: &Value) -> bool {
+    pod["metadata"]["labels"].get("loopgate.dev/agent").is_some()
+}
+
+impl Shared {
+    fn store(&mut self, name: &str, mut pod: Value) -> Value {
+        self.version += 1;
+        pod["metadata"]["resourceVersion"] = self.version.to_string().into();
+        self.pods.insert(name.to_owned(), pod.clone());
+        pod
+    }
+
+    fn tell(&mut self, kind: &str, mut object: Value) {
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let event = json!({"type": kind, "object": object});
+        let line = Bytes::from(format!("{event}\n"));
+        self.events.push((self.version, event));
+        self.watchers.retain(|watcher| watcher.send(line.clone()).is_ok());
+    }
+}
+
+async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Mutex<Shared>>) {
+    // Dropped, and with it every connection, when this task is.
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            Ok((stream, _)) = listener.accept() => {
+                connections.spawn(serve(stream, acceptor.clone(), Arc::clone(&shared)));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Mutex<Shared>>) {
+    let Ok(stream) = acceptor.accept(stream).await else { return };
+    let service = service_fn(|request| answer(request, Arc::clone(&shared)));
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer(request: Request<Incoming>, shared: Arc<Mutex<Shared>>) -> Result<Response<Body>, Infallible> {
+    let (head, body) = request.into_parts();
+    let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let query: BTreeMap<String, String> = head.uri.query().unwrap_or_default().split('&').filter_map(pair).collect();
+    let pods = format!("/api/v1/namespaces/{NAMESPACE}/pods");
+    let what = match (&head.method, head.uri.path()) {
+        (&Method::GET, path) if path == pods && query.contains_key("watch") => "watch pods",
+        (&Method::GET, path) if path == pods => "list pods",
+        (&Method::POST, "/apis/authentication.k8s.io/v1/tokenreviews") => "create tokenreviews",
+        _ => return Ok(status(StatusCode::NOT_FOUND, "the server could not find the requested resource")),
+    };
+    let mut shared = shared.lock().expect("no story panics within");
+    shared.requests.push(what.to_owned());
+    let bearer = head.headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
+    if bearer != Some(shared.own_token.as_str()) {
+        return Ok(status(StatusCode::UNAUTHORIZED, "Unauthorized"));
+    }
+    if shared.forbidden.contains(what) {
+        return Ok(status(StatusCode::FORBIDDEN, &format!("User \"system:serviceaccount:claws:gateway\" cannot {what}")));
+    }
+    let labelled_only = query.get("labelSelector").map(String::as_str) == Some("loopgate.dev/agent");
+    Ok(match what {
+        "create tokenreviews" => review(&shared, &serde_json::from_slice(&body).unwrap_or_default()),
+        _ if !labelled_only => status(StatusCode::BAD_REQUEST, "only labelled pods are anybody's business"),
+        "list pods" => list(&shared, &query),
+        _ => watch(&mut shared, &query),
+    })
+}
+
+fn pair(pair: &str) -> Option<(String, String)> {
+    let (name, value) = pair.split_once('=')?;
+    Some((name.to_owned(), value.replace("%2F", "/").replace("%3A", ":")))
+}
+
+fn list(shared: &Shared, query: &BTreeMap<String, String>) -> Response<Body> {
+    // A story that is here has asked the cache, which may bring back the dead.
+    if query.contains_key("resourceVersion") {
+        return status(StatusCode::BAD_REQUEST, "a list from the cache");
+    }
+    let asked = query.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
+    let limit = shared.page.unwrap_or(asked);
+    let after = query.get("continue").map_or("", String::as_str);
+    let mut pods = shared.pods.iter().filter(|(name, pod)| name.as_str() > after && labelled(pod));
+    let page: Vec<_> = pods.by_ref().take(limit).collect();
+    let next = pods.next().and(page.last()).map_or("", |(name, _)| name.as_str());
+    let items: Vec<&Value> = page.iter().map(|(_, pod)| *pod).collect();
+    let metadata = json!({"resourceVersion": shared.version.to_string(), "continue": next});
+    json_(StatusCode::OK, &json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items}))
+}
+
+fn watch(shared: &mut Shared, query: &BTreeMap<String, String>) -> Response<Body> {
+    let version: u64 = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+    if version < shared.forgotten {
+        return status(StatusCode::GONE, "too old resource version");
+    }
+    let (watcher, events) = mpsc::unbounded_channel();
+    for (at, event) in &shared.events {
+        if *at > version {
+            let _ = watcher.send(Bytes::from(format!("{event}\n")));
+        }
+    }
+    shared.watchers.push(watcher);
+    let frames = futures_util::stream::unfold(events, async |mut events| {
+        let event = events.recv().await?;
+        Some((Ok(Frame::data(event)), events))
+    });
+    Response::new(StreamBody::new(frames).boxed_unsync())
+}
+
+fn review(shared: &Shared, asked: &Value) -> Response<Body> {
+    let wanted = asked["spec"]["audiences"][0].as_str().unwrap_or_default();
+    let known = asked["spec"]["token"].as_str().and_then(|token| shared.tokens.get(token)).filter(|token| token.audience == wanted);
+    let reviewed = match known {
+        None => json!({"authenticated": false, "user": {}, "error": "invalid bearer token"}),
+        Some(Token { pod, uid, account, audience }) => json!({
+            "authenticated": true,
+            "audiences": [audience],
+            "user": {
+                "username": format!("system:serviceaccount:{NAMESPACE}:{account}"),
+                "extra": {"authentication.kubernetes.io/pod-name": [pod], "authentication.kubernetes.io/pod-uid": [uid]},
+            },
+        }),
+    };
+    let mut review = asked.clone();
+    review["status"] = reviewed;
+    json_(StatusCode::CREATED, &review)
+}
+
+fn status(code: StatusCode, message: &str) -> Response<Body> {
+    json_(code, &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code.as_u16()}))
+}
+
+fn json_(code: StatusCode, body: &Value) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())).boxed_unsync());
+    *response.status_mut() = code;
+    response
+}
