@@ -101,7 +101,7 @@ def strangers_call() -> str:
 def is_let_in() -> None:
     said = strangers_call()
     assert '"end":"hello"' in said, said
-charts = Here(replace={"helm install claw oci://ghcr.io/loopgate/charts/loopgate": f"{os.environ['HELM']} template claw charts/loopgate"})
+charts = Here(replace={"helm upgrade --install": f"{os.environ['HELM']} template", "helm install claw oci://ghcr.io/loopgate/charts/loopgate": f"{os.environ['HELM']} template claw charts/loopgate"})
 
 # Each command by its first words, in the order of its document: where it is run, and how where that is not to its end.
 TABLE = {
@@ -129,6 +129,9 @@ TABLE = {
         ("helm test", CLUSTER),
         ("kubectl exec", CLUSTER),
         ("kubectl create configmap", CLUSTER),
+    ],
+    "docs/kubernetes.md": [
+        ("helm upgrade --install claw charts/loopgate", charts),
     ],
     "docs/openclaw.md": [
         ("openclaw config set gateway.bind", failing),

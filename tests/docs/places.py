@@ -290,6 +290,7 @@ class Machine(Place):
     def __init__(self, openclaw: str, configuration: str | None, setup=None, beside: "Machine | None" = None):
         super().__init__()
         self.openclaw, self.configuration, self.setup, self.beside = openclaw, configuration, setup, beside
+        self.starts = 0
         self.name = f"loopgate-docs-{os.getpid()}-{id(self) % 100000}"
         self.network = beside.network if beside else self.name
         self.shared = beside.shared if beside else f"{self.name}-shared"
@@ -316,7 +317,10 @@ class Machine(Place):
         sh("docker", "exec", "--interactive", self.name, "bash", "-c", f"mkdir -p {Path(path).parent} && cat >{path}", input=text)
 
     def start_gateway(self) -> None:
-        sh("docker", "exec", "--detach", self.name, "bash", "-c", "exec openclaw gateway run >/tmp/gateway.log 2>&1")
+        # As a restart policy would: on a busy machine it may give up on itself, its own deadlines being short.
+        self.starts += 1
+        run = f"touch /tmp/up-{self.starts}; while [ -e /tmp/up-{self.starts} ]; do openclaw gateway run >/tmp/gateway.log 2>&1; sleep 1; done"
+        sh("docker", "exec", "--detach", self.name, "bash", "-c", run)
         # It listens long before it answers, and speaks TLS where it is told to.
         ask = ["docker", "exec", self.name, "bash", "-c", "grep -q 'ready' /tmp/gateway.log && : </dev/tcp/127.0.0.1/18789"]
         answers = lambda: subprocess.run(ask, capture_output=True).returncode == 0
@@ -331,6 +335,7 @@ class Machine(Place):
         eventually("the gateway accepts connections", lambda: subprocess.run(ask, capture_output=True).returncode == 0)
 
     def restart_gateway(self) -> None:
+        sh("docker", "exec", self.name, "rm", f"/tmp/up-{self.starts}")
         self.signal("TERM", "node|openclaw.*")
         self.start_gateway()
 
