@@ -1,9 +1,23 @@
 //! What must hold whatever bytes come from outside. Each function here is a target of the fuzzer (`fuzz/`) and a property test.
 
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::LazyLock;
+use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, Method, Request, Version};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Version};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::attest::{self, Answer, Challenge, Enrolled, Lines, Shown};
 use crate::config::{Config, PathRule};
@@ -15,6 +29,13 @@ use crate::proxy::Framing;
 const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
+
+/// What all go by, made once: that takes longer than a target does.
+static RULES: LazyLock<(Config, Rules)> = LazyLock::new(|| {
+    let config = config();
+    let rules = Rules::new(&config, config.gateway.address);
+    (config, rules)
+});
 
 fn config() -> Config {
     let mut config = Config::default();
@@ -30,8 +51,7 @@ fn config() -> Config {
 /// Nothing that a client says makes it local, nor lets it past a path rule.
 pub fn head(data: &[u8]) {
     let Some((&kind, text)) = data.split_first() else { return };
-    let config = config();
-    let rules = Rules::new(&config, config.gateway.address);
+    let (config, rules) = &*RULES;
     let peer = [STRANGER, PROXY, AGENT][usize::from(kind % 3)];
     let evidence = Evidence { peer: peer.into(), stated: None, certificate: None };
     let lane = decide(&evidence, &View::default(), rules.policy(), 0).expect("nobody is denied");
@@ -55,7 +75,7 @@ pub fn head(data: &[u8]) {
     let sent = request.headers().clone();
     let path = request.uri().path().to_owned();
     let (parts, ()) = request.into_parts();
-    let Ok(head) = GatewayHead::new(parts, &lane, &rules, None) else { return };
+    let Ok(head) = GatewayHead::new(parts, &lane, rules, None) else { return };
     let (on, source) = (head.lane(), head.source());
     let request = head.into_request(());
     let headers = request.headers();
@@ -135,8 +155,7 @@ pub fn trailers(data: &[u8]) {
             let _ = trailers.try_append(name, HeaderValue::from_static("1"));
         }
     }
-    let config = config();
-    scrub_trailers(&mut trailers, &Rules::new(&config, config.gateway.address));
+    scrub_trailers(&mut trailers, &RULES.1);
     for name in ["forwarded", "x-forwarded-for", "x-forwarded-user", "x-real-ip", "via", "host", "authorization", "content-length"] {
         assert!(!trailers.keys().any(|key| same_name(key, name)), "{name}");
     }
@@ -179,6 +198,61 @@ pub fn framing(data: &[u8]) {
     let mut cut = bytes.to_vec();
     let found_in_pieces = cut.chunks_mut(usize::from(size).max(1)).any(|piece| framing.follow(piece));
     assert_eq!(found, found_in_pieces);
+}
+
+/// A client's bytes, one at a time, on their way to hyper.
+struct Trickle<'a> {
+    rest: &'a [u8],
+    framing: Framing,
+    /// What [`Framing`] makes of the last byte: whether it ended a head.
+    head_ended: Rc<Cell<bool>>,
+}
+
+impl AsyncRead for Trickle<'_> {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some((first, rest)) = self.rest.split_first() else { return Poll::Ready(Ok(())) };
+        let mut byte = [*first];
+        let before = self.framing.in_head();
+        let spoilt = self.framing.follow(&mut byte);
+        assert!(!self.head_ended.get(), "a head ended that hyper did not see");
+        self.head_ended.set(before && !self.framing.in_head() && !spoilt);
+        buf.put_slice(&byte);
+        self.rest = rest;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Trickle<'_> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// An HTTP/1.1 connection, as hyper reads it: where a head ends, and what is a body, [`Framing`] sees as hyper does.
+pub fn requests(data: &[u8]) {
+    let head_ended = Rc::<Cell<bool>>::default();
+    let trickle = Trickle { rest: data, framing: Framing::default(), head_ended: Rc::clone(&head_ended) };
+    let connection = http1::Builder::new().header_read_timeout(None).serve_connection(
+        TokioIo::new(trickle),
+        service_fn(|request: Request<Incoming>| {
+            assert!(head_ended.replace(false), "a request whose head nobody saw: {request:?}");
+            async {
+                let _ = request.into_body().collect().await;
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            }
+        }),
+    );
+    let mut connection = pin!(connection);
+    // It is never hyper that has to wait, so it is over after a while; now and then it lets others go first.
+    while connection.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {}
 }
 
 #[cfg(test)]
@@ -294,6 +368,11 @@ mod tests {
         #[test]
         fn framings(data in bytes(FRAMING)) {
             framing(&data);
+        }
+
+        #[test]
+        fn requests_as_hyper_reads_them(data in bytes(FRAMING)) {
+            requests(&data[1..]);
         }
     }
 }

@@ -20,8 +20,8 @@
 //! doors      listener tls
 //! judgement  lane
 //! sources    discovery pki
-//! tools      backoff config shutdown metrics
-//! words      addr agent_id attest causes fingerprint secret
+//! tools      backoff config shutdown metrics otel
+//! words      addr agent_id attest causes fingerprint secret trace
 //! ```
 
 pub mod addr;
@@ -44,6 +44,8 @@ pub mod fuzzing;
 pub mod lane;
 pub mod listener;
 pub mod metrics;
+#[cfg(feature = "otel")]
+pub mod otel;
 pub mod pki;
 pub mod proxy;
 pub mod secret;
@@ -51,3 +53,5 @@ pub mod shutdown;
 #[cfg(test)]
 mod testing;
 pub mod tls;
+pub mod trace;
+pub mod workers;

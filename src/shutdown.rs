@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TrackedFuture;
 
 /// Handed to whoever starts tasks; clones share one token and one count.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +45,12 @@ impl Shutdown {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        tokio::spawn(self.tasks.track_future(task));
+        tokio::spawn(self.track(task));
+    }
+
+    /// Waits in [`Shutdown::finished`] for `task`, which is to run elsewhere.
+    pub fn track<F: Future>(&self, task: F) -> TrackedFuture<F> {
+        self.tasks.track_future(task)
     }
 
     /// How many tasks are still running.

@@ -102,7 +102,7 @@ fn certificate(certificate: &Certificate) -> Markup {
                 dt { "Names" } dd { @for name in &certificate.names { code { (name) } " " } }
                 dt { "Expires" }
                 dd .bad[left <= 0] .fair[left > 0 && left < SOON] {
-                    time { (certificate.not_after) }
+                    time datetime=(certificate.not_after) { (minute(&certificate.not_after)) }
                     @match u64::try_from(left) { Ok(left) => { ", in " (span(left)) } Err(_) => ", has expired" }
                 }
                 dt { "Fingerprint" } dd { code .long { (certificate.fingerprint) } }
@@ -195,12 +195,31 @@ fn row(connection: &Connection) -> Markup {
             td { span .lane .agent[connection.lane == "agent"] { (connection.lane) } }
             td {
                 @if let Some(who) = &connection.who { code { (who) } " " }
-                @if let Some(admitted) = &connection.admitted { span .quiet { "by " (admitted) } }
+                @if let Some(admitted) = &connection.admitted { span .quiet { (admission(admitted)) } }
                 @if let Some(why) = &connection.why_not_agent { span .fair { (why) } }
             }
             td { (connection.protocol) }
             td { time title=(connection.since) { (span(connection.for_seconds)) } }
         }
+    }
+}
+
+/// How an agent was admitted, as a part of a sentence.
+fn admission(label: &str) -> &str {
+    match label {
+        "own-address" => "by its own address",
+        "cidr" => "by its network",
+        "address" => "by its address",
+        "certificate" => "by its certificate",
+        other => other,
+    }
+}
+
+/// A moment (RFC 3339, UTC) as people write it.
+fn minute(moment: &str) -> String {
+    match (moment.get(..10), moment.get(11..16)) {
+        (Some(day), Some(time)) if moment.ends_with('Z') => format!("{day} {time} UTC"),
+        _ => moment.to_owned(),
     }
 }
 
@@ -256,6 +275,17 @@ mod tests {
         let page = render(&status, None);
         assert!(page.contains("The oldest 200 of 500"), "{page}");
         assert_eq!(page.matches("<tr><td><code>172.18.0.3:").count(), 200);
+    }
+
+    #[test]
+    fn words_of_machines_are_said_as_people_would() {
+        let mut status = example();
+        status.certificate.not_after = "2026-04-01T00:00:00Z".into();
+        let page = render(&status, None);
+        assert!(page.contains(">2026-04-01 00:00 UTC</time>"), "{page}");
+        assert!(page.contains(">attested</span>") && !page.contains("by attested"), "{page}");
+        assert_eq!(["cidr", "attested"].map(admission), ["by its network", "attested"]);
+        assert_eq!(["soon", "2026-04-01T00:00:00+01:00"].map(minute), ["soon", "2026-04-01T00:00:00+01:00"]);
     }
 
     #[test]

@@ -58,8 +58,8 @@ pub enum Error {
     Timeout,
     /// The gateway takes the device for a remote one, or the device asks for more than it was paired with.
     #[error(
-        "the gateway wants a human to approve the device{}: run `openclaw devices approve` beside it, once",
-        .request.as_ref().map(|id| format!(" (request {id})")).unwrap_or_default()
+        "the gateway wants a human to approve the device: run `openclaw devices approve{}` beside it, once",
+        .request.as_ref().map(|id| format!(" {id}")).unwrap_or_default()
     )]
     NeedsApproval {
         /// The request that waits for approval.

@@ -26,10 +26,14 @@ use crate::listener;
 use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
 use crate::metrics::{self, Doors};
+#[cfg(feature = "otel")]
+use crate::otel::{self, Exporter};
 use crate::pki::{self, Identity, Pki, SubjectName};
 use crate::proxy::{Enrol, Proxy};
 use crate::shutdown::Shutdown;
 use crate::tls;
+use crate::trace::Recorder;
+use crate::workers::{self, Workers};
 use handshakes::Handshakes;
 
 /// How long the first look at Docker may keep the doors closed.
@@ -61,6 +65,10 @@ pub enum Error {
     /// The gateway's token can't be read.
     #[error(transparent)]
     Token(#[from] token::Error),
+    /// Spans can't be sent.
+    #[cfg(feature = "otel")]
+    #[error(transparent)]
+    Otel(#[from] otel::Error),
     /// The network namespace is nobody's any more, and its owner has another one now.
     #[error("the owner of this network namespace has started anew; exiting, to be started in its new one")]
     Orphaned,
@@ -73,7 +81,7 @@ impl Error {
     }
 }
 
-/// Runs the sidecar until it is told to stop, on a runtime of its own (`TOKIO_WORKER_THREADS` sets its size).
+/// Runs the sidecar until it is told to stop: this thread keeps house, and hands traffic to [`Workers`].
 ///
 /// At each SIGHUP it goes by what `load` returns, and `set_log` is told what to log.
 ///
@@ -81,7 +89,7 @@ impl Error {
 /// It could not start, or has to be started anew in another network namespace.
 pub fn run(config: Config, load: impl Fn() -> Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Result<(), Error> {
     let doing = |doing| move |source| Error::Io { doing, source };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(doing("starting the runtime"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(doing("listening for signals"))?;
         let sidecar = Sidecar::start(config).await?;
@@ -113,6 +121,9 @@ pub struct Sidecar {
     view: watch::Receiver<Arc<View>>,
     bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
     shutdown: Shutdown,
+    _workers: Workers,
+    #[cfg(feature = "otel")]
+    exporter: Option<Arc<Exporter>>,
     /// The admin listener ends last, so that it can say that the rest is ending.
     desk: Shutdown,
 }
@@ -136,14 +147,22 @@ impl Sidecar {
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
         let identity = pki.identity();
         let terms = handshakes::terms(&identity.borrow().clone(), &config)?;
-        let (traffic, doors) = (Arc::<Traffic>::default(), Doors::default());
+        #[cfg(feature = "otel")]
+        let exporter = config.log.otel_endpoint.as_ref().map(Exporter::new).transpose()?.map(Arc::new);
+        #[cfg(feature = "otel")]
+        let recorder = exporter.clone().map(|exporter| exporter as Arc<dyn Recorder>);
+        #[cfg(not(feature = "otel"))]
+        let recorder: Option<Arc<dyn Recorder>> = None;
+        let (traffic, doors) = (Arc::new(Traffic::told_to(recorder)), Doors::default());
         let enrolment = Arc::new(enrolment(&config, &pki, view.clone(), &shutdown));
         let enrolments = enrolment.metrics().clone();
         let enrol: Enrol = Box::new(move |stream, peer| {
             let enrolment = Arc::clone(&enrolment);
             Box::pin(async move { enrolment.serve(stream, peer).await })
         });
-        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), &shutdown);
+        let workers = Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
+        let crew = workers.crew().clone();
+        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), crew, &shutdown);
         let serving = Arc::clone(&proxy);
         let limits = Arc::new(listener::Limits::new(&config, doors.clone()));
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| serving.serve(accepted))?;
@@ -175,7 +194,21 @@ impl Sidecar {
             };
             admin.serve(desk_, &desk);
         }
-        let sidecar = Self { config, proxy, handshakes, limits, config_problem, pki, view, bound, shutdown, desk };
+        let sidecar = Self {
+            config,
+            proxy,
+            handshakes,
+            limits,
+            config_problem,
+            pki,
+            view,
+            bound,
+            shutdown,
+            _workers: workers,
+            #[cfg(feature = "otel")]
+            exporter,
+            desk,
+        };
         sidecar.introduce();
         Ok(sidecar)
     }
@@ -254,6 +287,10 @@ impl Sidecar {
         let left = self.shutdown.finished(self.config.load().limits.drain_timeout).await;
         if left > 0 {
             warn!(left, "cut what had not ended in time");
+        }
+        #[cfg(feature = "otel")]
+        if let Some(exporter) = self.exporter.clone() {
+            exporter.stop().await;
         }
         self.desk.begin();
         info!("stopped");

@@ -32,6 +32,8 @@ kinds! {
     LANES_UNKNOWN = "lanes-unknown", Warning, "The gateway could not be asked how it sees the lanes.";
     ORIGIN = "origin-not-allowed", Warning, "The gateway refuses a browser on a name that the certificate is for.";
     ORIGIN_ANY = "origin-any", Warning, "The gateway lets pages of any origin connect.";
+    OWN_DEVICE = "own-device-unpaired", Warning,
+        "The gateway (2026.2) has not paired its own device for all scopes, so its own sub-agents are told `1008: pairing required`.";
     OPENCLAW_CONFIG = "openclaw-config", Error, "The gateway's own configuration can't be read.";
     OPENCLAW_INCLUDE = "openclaw-config-include", Note, "The gateway's own configuration includes other files, which were not read.";
     SIDECAR_DOWN = "sidecar-down", Warning, "No sidecar answers at the admin address.";

@@ -18,8 +18,8 @@ pub struct Seen {
     pub error: Option<String>,
     /// What each request of loopgate's was answered.
     pub needed: Vec<Answer>,
-    /// What requests were answered that loopgate doesn't need.
-    pub needless: Vec<Answer>,
+    /// What a request was answered that loopgate doesn't need.
+    pub needless: Option<Answer>,
     /// How far the engine's clock is from this one, in seconds; positive where the engine's is ahead.
     pub ahead: Option<i64>,
 }
@@ -54,13 +54,15 @@ pub fn judge(seen: &Seen, report: &mut Report) {
         let what = format!("GET {} is answered {}", answer.path, answer.status);
         report.find(&kind::DOCKER_FORBIDDEN, what, Remedy::words("permit exactly that path, for GET, in the socket's filter"));
     }
-    for answer in seen.needless.iter().filter(|answer| (200..300).contains(&answer.status)) {
-        let what = format!("GET {} is answered {}", answer.path, answer.status);
-        let remedy = "put a filter before the socket that permits exact paths only, as docker/socket-filter does";
-        report.find(&kind::DOCKER_WIDE, what, Remedy::words(remedy));
-    }
-    if !seen.needless.is_empty() && seen.needless.iter().all(|answer| answer.status >= 400) {
-        report.fine("docker", "it permits no more than it has to, as far as was tried");
+    match &seen.needless {
+        // The engine itself misses the file's name.
+        Some(Answer { path, status: status @ (400 | 200..300) }) => {
+            let what = format!("GET {path} gets through to the engine ({status}), which hands out any file of any container by it");
+            let remedy = "put a filter before the socket that permits exact paths only, as docker/socket-filter does";
+            report.find(&kind::DOCKER_WIDE, what, Remedy::words(remedy));
+        }
+        Some(Answer { status: 400.., .. }) => report.fine("docker", "it permits no more than it has to, as far as was tried"),
+        _ => {}
     }
     match seen.ahead {
         Some(ahead) if ahead.unsigned_abs() > TOLERANCE.as_secs() => {
@@ -78,24 +80,28 @@ mod tests {
 
     #[test]
     fn each_fault_is_found() {
+        let needless = |status| Some(Answer { path: "/containers/{id}/archive", status });
         let well = || Seen {
             engine: Some("unix:///run/docker.sock".into()),
             guessed: false,
             absent: false,
             error: None,
             needed: vec![Answer { path: "/containers/json", status: 200 }],
-            needless: vec![Answer { path: "/info", status: 403 }],
+            needless: needless(403),
             ahead: Some(-2),
         };
         let lost = || Some("no socket".to_owned());
-        let table: [(Seen, &[&str]); 9] = [
+        let table: [(Seen, &[&str]); 12] = [
             (well(), &[]),
             (Seen { engine: None, error: lost(), ..well() }, &[]),
             (Seen { error: lost(), absent: true, guessed: true, ..well() }, &["docker-missing"]),
             (Seen { error: lost(), absent: true, ..well() }, &["docker-unreachable"]),
             (Seen { error: lost(), guessed: true, ..well() }, &["docker-unreachable"]),
             (Seen { needed: vec![Answer { path: "/containers/{id}/top", status: 403 }], ..well() }, &["docker-forbidden"]),
-            (Seen { needless: vec![Answer { path: "/info", status: 200 }], ..well() }, &["docker-too-wide"]),
+            (Seen { needless: needless(400), ..well() }, &["docker-too-wide"]),
+            (Seen { needless: needless(200), ..well() }, &["docker-too-wide"]),
+            (Seen { needless: needless(404), ..well() }, &[]),
+            (Seen { needless: None, ..well() }, &[]),
             (Seen { ahead: Some(-31), ..well() }, &["clock-skew"]),
             (Seen { ahead: Some(3600), ..well() }, &["clock-skew"]),
         ];

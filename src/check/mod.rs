@@ -10,6 +10,7 @@ pub mod finding;
 pub mod gateway;
 pub mod kubernetes;
 pub mod openclaw;
+pub mod own_device;
 pub mod probe;
 pub mod sidecar;
 pub mod state_dir;
@@ -69,7 +70,13 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
             None
         }
     });
-    gateway::judge(&probe::gateway::look(&plan(config, &view, status.as_ref(), openclaw.as_ref())).await, &mut report);
+    let seen = probe::gateway::look(&plan(config, &view, status.as_ref(), openclaw.as_ref())).await;
+    gateway::judge(&seen, &mut report);
+    if seen.voice == gateway::Voice::Old {
+        let directory = openclaw_config.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
+        let kept = config.gateway.state_dir.is_some();
+        own_device::judge(&own_device::Seen { kept, scopes: directory.and_then(own_device::scopes) }, &mut report);
+    }
     if let Some(openclaw) = &openclaw {
         let wanted = openclaw::Wanted { gateway: config.gateway.address, external_source: config.gateway.external_source.into() };
         openclaw::judge(openclaw, &wanted, &mut report);

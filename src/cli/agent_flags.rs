@@ -108,7 +108,7 @@ impl Flags {
     /// How the command logs, where `level` is its own default.
     pub fn log(&self, level: &str) -> Log {
         let format = value(self.log_format.clone()).unwrap_or(LogFormat::Text);
-        Log { format, level: value(self.log_level.clone()).unwrap_or_else(|| level.into()), access: false }
+        Log { format, level: value(self.log_level.clone()).unwrap_or_else(|| level.into()), access: false, ..config::Config::default().log }
     }
 
     /// What the agent needs to know; it listens on `port` of the loopback address unless told otherwise.

@@ -1,4 +1,4 @@
-//! `TOKIO_WORKER_THREADS`, looked at before tokio does, which panics at a wrong value.
+//! `TOKIO_WORKER_THREADS`, looked at before anything starts: tokio panics at a wrong value.
 
 use std::ffi::OsStr;
 
@@ -18,7 +18,7 @@ pub fn check() -> Result<(), Error> {
 }
 
 fn complaint(value: &OsStr) -> Option<String> {
-    // tokio takes any number but 0; more threads than this are a slip of the pen.
+    // Any number but 0 would do; more threads than this are a slip of the pen.
     let text = value.to_string_lossy();
     parse::number::<usize>(1..=1024)(&text).err().map(|what| format!("{text:?} {what}"))
 }

@@ -7,7 +7,7 @@ use super::layer::{Complaint, GivenRule, Layer, Origin};
 use super::parse::{self, Parsed};
 use super::{
     Agents, CertificateFiles, Config, Discovery, Docker, Error, External, Gateway, Kubernetes, Limits, Listen, ListenAddresses, Log,
-    LogFormat, OwnAddresses, PathRule, Tls,
+    LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
 };
 use crate::addr::says_nothing;
 
@@ -42,6 +42,8 @@ pub fn check(layer: &Layer) -> Result<Config, Error> {
             format: read.one("log-format", parse::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
             level: read.one("log-level", parse::log_filter),
             access: read.one("access-log", parse::switch),
+            traceparent: read.one("traceparent", parse::choice(&[("pass", TraceparentUse::Pass), ("make", TraceparentUse::Make)])),
+            otel_endpoint: read.optional("otel-endpoint", parse::otel_endpoint),
         },
     };
     // Values that were complained about are stand-ins by now, and would only be blamed for what nobody wrote.

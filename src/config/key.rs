@@ -228,6 +228,20 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "What is logged: a level, or a filter such as loopgate::discovery=debug,warn",
     );
     add("access-log", "log.access", Switch, Some("false"), "Log one line for each request");
+    add(
+        "traceparent",
+        "log.traceparent",
+        Choice(&["pass", "make"]),
+        Some("pass"),
+        "The W3C traceparent of a request: passed on as it came, or made where there is none that is well-formed",
+    );
+    add(
+        "otel-endpoint",
+        "log.otel_endpoint",
+        Text("URL"),
+        None,
+        "OpenTelemetry collector (OTLP over HTTP) that is sent a span for each request; needs a build with the feature otel",
+    );
     keys
 });
 

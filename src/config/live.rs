@@ -10,7 +10,7 @@ pub fn adopt(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
     let Listen { on, proxy_protocol: _, own_addresses: _ } = listen;
     let Tls { own_pair, names, client_ca: _ } = tls;
     let Agents { cidrs: _, uris: _, scopes: _, inherit_token, trust_domain, certificate_life } = agents;
-    let Log { format, level: _, access: _ } = log;
+    let Log { format, level: _, access: _, traceparent: _, otel_endpoint } = log;
     let kept = [
         ("state_dir", hold(&mut wanted.state_dir, state_dir)),
         ("admin", hold(&mut wanted.admin, admin)),
@@ -26,6 +26,7 @@ pub fn adopt(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         ("agents.certificate_life", hold(&mut wanted.agents.certificate_life, certificate_life)),
         ("limits.max_connections", hold(&mut wanted.limits.max_connections, &limits.max_connections)),
         ("log.format", hold(&mut wanted.log.format, format)),
+        ("log.otel_endpoint", hold(&mut wanted.log.otel_endpoint, otel_endpoint)),
     ];
     (wanted, kept.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect())
 }

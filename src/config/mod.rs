@@ -290,6 +290,19 @@ pub struct Log {
     pub level: String,
     /// One line for each request.
     pub access: bool,
+    /// What becomes of a request's `traceparent`.
+    pub traceparent: TraceparentUse,
+    /// The OpenTelemetry collector that is sent a span for each request.
+    pub otel_endpoint: Option<http::Uri>,
+}
+
+/// What becomes of a request's `traceparent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TraceparentUse {
+    /// It is passed on as it came, if it came.
+    Pass,
+    /// The gateway always gets one: the client's if that is well-formed, else a new one.
+    Make,
 }
 
 /// The shape of a log line.

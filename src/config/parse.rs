@@ -236,6 +236,19 @@ pub fn uri(text: &str) -> Parsed<String> {
     }
 }
 
+/// Where an OpenTelemetry collector is: `http://HOST:PORT`, with the path of its traces or none.
+pub fn otel_endpoint(text: &str) -> Parsed<http::Uri> {
+    if !cfg!(feature = "otel") {
+        return Err("can't be used: this loopgate is built without OpenTelemetry (the cargo feature otel)".into());
+    }
+    let url: http::Uri = text.parse().map_err(|_| "is not a URL")?;
+    match url.scheme_str() {
+        Some("http") if url.host().is_some() => Ok(url),
+        Some("https") => Err("is not http: send spans to a collector beside loopgate, and let that one speak TLS".into()),
+        _ => Err("is not a URL such as http://127.0.0.1:4318".into()),
+    }
+}
+
 /// One scope such as `operator.read`: a word of a comma-separated header.
 pub fn scope(text: &str) -> Parsed<String> {
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b',') { Ok(text.into()) } else { Err("is not a scope".into()) }

@@ -16,6 +16,7 @@ use super::request::{Checked, check, is_host, tokens};
 use super::{AgentLane, Denied, ExternalLane, Lane, Policy, Refusal, forwarded, path};
 use crate::addr::says_nothing;
 use crate::config::{Config, PathRule};
+use crate::trace::Trace;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -147,6 +148,11 @@ impl GatewayHead {
     /// The same head once more, for a second try.
     pub fn duplicate(&self) -> Self {
         Self { parts: self.parts.clone(), source: self.source, lane: self.lane, upgrade: self.upgrade }
+    }
+
+    /// Has it say where in its trace it is, in place of what the client said of that.
+    pub fn follow(&mut self, trace: &Trace) {
+        trace.write(&mut self.parts.headers);
     }
 
     /// Gives up the head, to be sent; what it holds is read only from here on.

@@ -1,5 +1,6 @@
 //! What the traffic rooms count. Names follow the Prometheus conventions, and no label has a value that a client chose.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -8,6 +9,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::trace::Recorder;
 
 /// A lane.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -48,6 +51,8 @@ pub struct Traffic {
     pub handshake_failures: Family<ReasonLabels, Counter>,
     /// Connections closed because their client was too slow, by what it was slow with.
     pub overdue: Family<ReasonLabels, Counter>,
+    /// HTTP/2 connections that were closed because their client sent too much that asks for nothing.
+    pub floods: Counter,
     /// Requests that were refused before the gateway heard of them.
     pub refused: Family<ReasonLabels, Counter>,
     /// Failures between loopgate and the gateway.
@@ -56,6 +61,8 @@ pub struct Traffic {
     pub gateway_connections: Counter,
     /// Connections that lost the right to their lane, or to speak for others on it, and were closed for it.
     pub lane_changes: Counter,
+    /// Who is told of each request by itself, where somebody is.
+    pub recorder: Option<Arc<dyn Recorder>>,
 }
 
 /// What is counted for each lane.
@@ -73,6 +80,8 @@ pub struct LaneMetrics {
     pub sent: Counter,
     /// Seconds until the gateway's response head.
     pub duration: Histogram,
+    /// Requests answered with 200, over HTTP/1.1 and over HTTP/2: at hand, since most are.
+    well: [Counter; 2],
 }
 
 /// The same by lane, as they are registered: once, for a metric has one head only.
@@ -101,7 +110,8 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    fn of(&self, lane: &'static str) -> LaneMetrics {
+    fn of(&self, lane: &'static str, requests: &Family<RequestLabels, Counter>) -> LaneMetrics {
+        let well = ["http/1.1", "h2"].map(|protocol| requests.get_or_create(&RequestLabels { lane, protocol, status: 200 }).clone());
         let lane = LaneLabels { lane };
         LaneMetrics {
             open: self.open.get_or_create(&lane).clone(),
@@ -110,6 +120,7 @@ impl Lanes {
             received: self.received.get_or_create(&lane).clone(),
             sent: self.sent.get_or_create(&lane).clone(),
             duration: self.duration.get_or_create(&lane).clone(),
+            well,
         }
     }
 }
@@ -117,24 +128,32 @@ impl Lanes {
 impl Default for Traffic {
     fn default() -> Self {
         let lanes = Lanes::default();
+        let requests = Family::default();
         Self {
-            agent: lanes.of("agent"),
-            external: lanes.of("external"),
+            agent: lanes.of("agent", &requests),
+            external: lanes.of("external", &requests),
             lanes,
-            requests: Family::default(),
+            requests,
             denied: Family::default(),
             handshakes: Counter::default(),
             handshake_failures: Family::default(),
             overdue: Family::default(),
+            floods: Counter::default(),
             refused: Family::default(),
             gateway_errors: Family::default(),
             gateway_connections: Counter::default(),
             lane_changes: Counter::default(),
+            recorder: None,
         }
     }
 }
 
 impl Traffic {
+    /// Counts, and tells `recorder` of each request.
+    pub fn told_to(recorder: Option<Arc<dyn Recorder>>) -> Self {
+        Self { recorder, ..Self::default() }
+    }
+
     /// The counters of one lane.
     pub fn lane(&self, lane: &'static str) -> &LaneMetrics {
         if lane == "agent" { &self.agent } else { &self.external }
@@ -142,8 +161,13 @@ impl Traffic {
 
     /// Counts an answered request and how long its response head took.
     pub fn answered(&self, lane: &'static str, protocol: &'static str, status: u16, after: Duration) {
-        self.requests.get_or_create(&RequestLabels { lane, protocol, status }).inc();
-        self.lane(lane).duration.observe(after.as_secs_f64());
+        let counters = self.lane(lane);
+        if status == 200 {
+            counters.well[usize::from(protocol == "h2")].inc();
+        } else {
+            self.requests.get_or_create(&RequestLabels { lane, protocol, status }).inc();
+        }
+        counters.duration.observe(after.as_secs_f64());
     }
 
     /// Adds everything to `registry`.
@@ -160,6 +184,11 @@ impl Traffic {
         registry.register("tls_handshakes", "TLS handshakes that came to an end", self.handshakes.clone());
         registry.register("tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures.clone());
         registry.register("connections_overdue", "Connections closed because their client was too slow", self.overdue.clone());
+        registry.register(
+            "connections_flooding",
+            "HTTP/2 connections closed because of floods of frames that ask for nothing",
+            self.floods.clone(),
+        );
         registry.register("requests_refused", "Requests refused before the gateway heard of them", self.refused.clone());
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());

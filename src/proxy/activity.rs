@@ -3,10 +3,12 @@
 //! hyper's own head timeout counts from the end of the last response, so that it can't tell a slow head from an idle connection.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use super::streams::Debt;
 
 /// Shared by a connection's I/O, its requests and whoever watches its deadline.
 #[derive(Debug)]
@@ -19,6 +21,10 @@ pub(super) struct Activity {
     owed: AtomicUsize,
     /// Milliseconds after `epoch` at which it last took some.
     taken: AtomicU64,
+    /// Whether what came in last was the middle of a head.
+    in_head: AtomicBool,
+    /// Whether the patience with a head has ended.
+    over: AtomicBool,
 }
 
 /// How long a connection may stay in a phase.
@@ -62,6 +68,8 @@ impl Activity {
             phase: AtomicU64::new(0),
             owed: AtomicUsize::new(0),
             taken: AtomicU64::new(0),
+            in_head: AtomicBool::new(false),
+            over: AtomicBool::new(false),
         })
     }
 
@@ -69,9 +77,10 @@ impl Activity {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
-    /// Bytes came in: if no request is being served, they begin a head.
-    pub(super) fn bytes_in(&self) {
-        if self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
+    /// Bytes came in, and end in the middle of a head or not.
+    pub(super) fn bytes_in(&self, in_head: bool) {
+        self.in_head.store(in_head, Ordering::Relaxed);
+        if in_head && self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
             self.phase.store((self.now() << 1) | 1, Ordering::Relaxed);
         }
     }
@@ -83,10 +92,20 @@ impl Activity {
         }
     }
 
+    /// The head that has begun is not waited for any longer.
+    pub(super) fn give_up_head(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Self::give_up_head`] was called.
+    pub(super) fn head_given_up(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
     /// A request is being served until the guard is dropped.
     pub(super) fn begin(self: &Arc<Self>) -> Busy {
         self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy { activity: Arc::clone(self), owes: false }
+        Busy { activity: Arc::clone(self), stream: Debt::current(), owes: false }
     }
 
     /// When the current phase is overdue, and as what; `None` while a request is being served and it is not the client that is waited for.
@@ -105,6 +124,8 @@ impl Activity {
 #[derive(Debug)]
 pub(super) struct Busy {
     activity: Arc<Activity>,
+    /// In HTTP/2.
+    stream: Option<Arc<Debt>>,
     owes: bool,
 }
 
@@ -116,6 +137,9 @@ impl Busy {
             // The time first, so that nobody sees the debt older than it is.
             self.activity.taken.store(self.activity.now(), Ordering::Relaxed);
             self.activity.owed.fetch_add(1, Ordering::Release);
+            if let Some(stream) = &self.stream {
+                stream.begin();
+            }
         }
     }
 
@@ -123,6 +147,9 @@ impl Busy {
     pub(super) fn settle(&mut self) {
         if std::mem::take(&mut self.owes) {
             self.activity.owed.fetch_sub(1, Ordering::Relaxed);
+            if let Some(stream) = &self.stream {
+                stream.settle();
+            }
         }
     }
 }
@@ -130,8 +157,9 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.settle();
-        // Before the count falls, so that nobody sees the connection idle since the beginning.
-        self.activity.phase.store(self.activity.now() << 1, Ordering::Relaxed);
+        // Before the count falls, so that nobody sees the connection idle since the beginning. The next head may have begun by now.
+        let head = u64::from(self.activity.in_head.load(Ordering::Relaxed));
+        self.activity.phase.store((self.activity.now() << 1) | head, Ordering::Relaxed);
         self.activity.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -147,10 +175,11 @@ mod tests {
         let activity = Activity::new();
         assert_eq!(activity.deadline(patience), Some((start + patience.idle, Overdue::Idle)));
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.bytes_in();
+        activity.bytes_in(true);
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.bytes_in();
+        activity.bytes_in(true);
         assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(15), Overdue::Head)));
+        activity.bytes_in(false);
         let (one, mut two) = (activity.begin(), activity.begin());
         drop(one);
         assert_eq!(activity.deadline(patience), None);
@@ -164,5 +193,9 @@ mod tests {
         two.owe();
         drop(two);
         assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(90), Overdue::Idle)));
+        let pipelined = activity.begin();
+        activity.bytes_in(true);
+        drop(pipelined);
+        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(25), Overdue::Head)), "the next one has begun");
     }
 }

@@ -61,7 +61,10 @@ impl Body for RequestBody {
             ready!(gate.poll_open(cx));
             upload.gate = None;
         }
-        let frame = ready!(Pin::new(&mut upload.incoming).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut upload.incoming).poll_frame(cx) else {
+            upload.progress.starving.store(true, Ordering::Relaxed);
+            return Poll::Pending;
+        };
         upload.progress.note(upload.incoming.is_end_stream() || frame.is_none());
         Poll::Ready(frame.map(|frame| {
             frame.map(|frame| {
@@ -93,10 +96,13 @@ impl Body for RequestBody {
 pub(super) struct Progress {
     frames: AtomicU64,
     finished: AtomicBool,
+    /// It is the client that is waited for, not the gateway.
+    starving: AtomicBool,
 }
 
 impl Progress {
     fn note(&self, finished: bool) {
+        self.starving.store(false, Ordering::Relaxed);
         self.frames.fetch_add(1, Ordering::Relaxed);
         self.finished.store(finished, Ordering::Relaxed);
     }
@@ -104,6 +110,11 @@ impl Progress {
     /// How many pieces have passed so far, and whether that was all.
     pub(super) fn so_far(&self) -> (u64, bool) {
         (self.frames.load(Ordering::Relaxed), self.finished.load(Ordering::Relaxed))
+    }
+
+    /// Whether the next piece is wanted, and has not come.
+    pub(super) fn is_starving(&self) -> bool {
+        self.starving.load(Ordering::Relaxed)
     }
 }
 

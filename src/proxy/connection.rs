@@ -13,24 +13,28 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::activity::{Activity, Overdue, Patience};
+use super::calls::{Call, Calls};
 use super::framing::Framing;
+use super::pace::{ENHANCE_YOUR_CALM, Pace};
 use super::request::answer;
 use super::roll::{Entry, unix};
+use super::streams::Streams;
 use super::{Proxy, Settings};
 use crate::addr::PeerAddr;
 use crate::lane::{Denied, Evidence, Lane, decide, permit};
-use crate::listener::{Accepted, Permit, proxy_protocol};
+use crate::listener::{Permit, proxy_protocol};
 use crate::metrics::count;
 use crate::metrics::traffic::Held;
 use crate::tls;
+use crate::workers::Seat;
 
 /// How long a connection that was asked to end may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -44,6 +48,9 @@ const CONTROL: usize = 64;
 /// The most that is held for an HTTP/1.1 client in each direction, or for an HTTP/2 stream, in bytes; a head may need more.
 const BUFFER: usize = 64 * 1024;
 
+/// What a client hears that begins a head and does not end it in time.
+const TOO_SLOW: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
 /// What requests of one connection share.
 pub(super) struct Session {
     pub(super) proxy: Arc<Proxy>,
@@ -53,7 +60,7 @@ pub(super) struct Session {
     pub(super) protocol: &'static str,
     pub(super) number: u64,
     pub(super) activity: Arc<Activity>,
-    pub(super) revoked: CancellationToken,
+    pub(super) calls: Calls,
 }
 
 /// Why a connection was given up before it had a lane.
@@ -65,25 +72,37 @@ enum Error {
     ProxyProtocol(#[from] proxy_protocol::Error),
     #[error("{0}")]
     Tls(#[from] tls::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
-/// Serves `accepted` until it is over.
-pub(super) async fn serve(proxy: Arc<Proxy>, accepted: Accepted) {
-    let peer = accepted.peer;
-    if let Err(error) = try_serve(&proxy, accepted).await {
+/// An accepted connection on its way to its worker.
+pub(super) struct Arrival {
+    pub(super) stream: std::net::TcpStream,
+    pub(super) peer: PeerAddr,
+    /// Given back when the connection ends.
+    pub(super) held: (Permit, Seat),
+}
+
+/// Serves `arrival` until it is over; to be called on its worker.
+pub(super) async fn serve(proxy: Arc<Proxy>, arrival: Arrival) {
+    let peer = arrival.peer;
+    if let Err(error) = try_serve(&proxy, arrival).await {
         let traffic = &proxy.traffic;
         match &error {
             Error::Denied(denied) => count(&traffic.denied, denied.label()),
             Error::ProxyProtocol(_) => count(&traffic.denied, "proxy_protocol"),
             Error::Tls(error) => count(&traffic.handshake_failures, error.label()),
+            Error::Io(_) => {}
         }
         let cause = std::error::Error::source(&error).and_then(|error| error.source()).map(ToString::to_string).unwrap_or_default();
         debug!(%peer, cause, "connection closed: {error}");
     }
 }
 
-async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> {
-    let Accepted { mut stream, peer, permit: place, .. } = accepted;
+async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
+    let Arrival { stream, peer, held } = arrival;
+    let mut stream = TcpStream::from_std(stream)?;
     let settings = proxy.settings.load_full();
     permit(peer.ip(), &proxy.view.borrow(), proxy.rules.load().policy()).map_err(Error::Denied)?;
     let stated = stated_client(proxy, &settings, &mut stream, peer).await?;
@@ -107,7 +126,7 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
     let (view, rules) = (Arc::clone(&proxy.view.borrow()), proxy.rules.load_full());
     let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
     let lane = Arc::new(lane);
-    let entry = proxy.roll.enter(peer, Arc::clone(&lane), protocol, evidence);
+    let entry = proxy.roll.enter(peer, Arc::clone(&lane), protocol, evidence, proxy.shutdown.token());
     // On the roll first, then a second look: a change between the decision and the entry would be nobody's to notice.
     if !Arc::ptr_eq(&view, &proxy.view.borrow()) {
         proxy.review();
@@ -131,11 +150,11 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: Accepted) -> Result<(), Error> 
         protocol,
         number: entry.number(),
         activity: Arc::clone(&activity),
-        revoked: entry.revoked().clone(),
+        calls: entry.calls().clone(),
     });
     let open = Held::new(&counters.open);
-    let framing = (protocol == "http/1.1").then(Framing::default);
-    let io = Downstream { tls: stream, watched: Some(Watched { activity, framing }), _held: (place, entry, open) };
+    let bytes = if protocol == "h2" { Bytes::H2(Pace::new(), proxy.traffic.floods.clone()) } else { Bytes::H1(Framing::default()) };
+    let io = Downstream { tls: stream, watched: Some(Watched { activity, bytes }), unwritten: false, _held: (held, entry, open) };
     if protocol == "h2" {
         serve_h2(session, io).await
     } else {
@@ -172,7 +191,7 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
 
 async fn serve_h2(session: Arc<Session>, io: Downstream) {
     let limits = &session.settings.limits;
-    let connection = http2::Builder::new(session.proxy.shutdown.clone())
+    let connection = http2::Builder::new(Streams::new(&session.proxy.shutdown, limits.stall_timeout))
         .timer(TokioTimer::new())
         .enable_connect_protocol()
         .initial_stream_window_size(STREAM_WINDOW)
@@ -197,16 +216,16 @@ where
     let limits = &session.settings.limits;
     let patience = Patience { head: limits.head_timeout, idle: limits.idle_timeout, stall: limits.stall_timeout };
     let look = patience.idle.min(patience.head).min(patience.stall);
-    let mut ending = pin!(session.proxy.shutdown.token().cancelled());
-    let mut revoked = pin!(session.revoked.cancelled());
+    let (called, revoked) = session.calls.futures();
+    let (mut called, mut revoked) = (pin!(called), pin!(revoked));
     let mut timer = pin!(tokio::time::sleep(look));
     let mut leaving = false;
     poll_fn(|cx| {
-        if revoked.as_mut().poll(cx).is_ready() {
-            info!(connection = session.number, peer = %session.peer, "closed: it has lost the right to its lane");
-            return Poll::Ready(());
-        }
-        if !leaving && ending.as_mut().poll(cx).is_ready() {
+        while let Poll::Ready(call) = session.calls.poll(cx, called.as_mut(), revoked.as_mut(), leaving) {
+            if call == Call::Revoked {
+                info!(connection = session.number, peer = %session.peer, "closed: it has lost the right to its lane");
+                return Poll::Ready(());
+            }
             leaving = true;
             ask_to_end(connection.as_mut());
         }
@@ -243,6 +262,10 @@ where
                 Some((_, overdue)) => {
                     count(&session.proxy.traffic.overdue, overdue.label());
                     debug!(connection = session.number, peer = %session.peer, ?overdue, "closed: too slow");
+                    if overdue == Overdue::Head {
+                        session.activity.give_up_head();
+                        let _ = connection.as_mut().poll(cx);
+                    }
                     return Poll::Ready(());
                 }
             }
@@ -256,14 +279,50 @@ pub(super) struct Downstream {
     tls: TlsStream<TcpStream>,
     /// Who has a look at what comes and goes; `None` in a tunnel.
     watched: Option<Watched>,
-    _held: (Permit, Entry, Held),
+    /// Whether more was to be written than could be, so that what is written next belongs to what was before.
+    unwritten: bool,
+    _held: ((Permit, Seat), Entry, Held),
 }
 
 /// What is made of the bytes that come and go.
 struct Watched {
     activity: Arc<Activity>,
-    /// In HTTP/1.1.
-    framing: Option<Framing>,
+    bytes: Bytes,
+}
+
+/// Of which protocol they are, who follows them, and what counts those who send too many.
+enum Bytes {
+    H1(Framing),
+    H2(Pace, Counter),
+}
+
+impl Watched {
+    /// Takes what came in; returns what is to be said where that was the last straw.
+    fn bytes_in(&mut self, bytes: &mut [u8]) -> Option<&'static [u8]> {
+        match &mut self.bytes {
+            Bytes::H1(framing) => {
+                framing.follow(bytes);
+                self.activity.bytes_in(framing.in_head());
+                None
+            }
+            Bytes::H2(pace, floods) => pace.follow(bytes).then(|| {
+                floods.inc();
+                &ENHANCE_YOUR_CALM[..]
+            }),
+        }
+    }
+
+    fn bytes_out(&mut self, count: usize) {
+        match &mut self.bytes {
+            Bytes::H1(_) => self.activity.bytes_out(),
+            Bytes::H2(pace, _) => {
+                pace.written(count);
+                if count > CONTROL {
+                    self.activity.bytes_out();
+                }
+            }
+        }
+    }
 }
 
 impl Downstream {
@@ -272,12 +331,25 @@ impl Downstream {
         self.watched = None;
     }
 
-    fn note_written(&self, poll: &Poll<io::Result<usize>>) {
-        if let (Some(Watched { activity, framing }), Poll::Ready(Ok(written))) = (&self.watched, poll)
-            && (framing.is_some() || *written > CONTROL)
+    fn note_written(&mut self, poll: &Poll<io::Result<usize>>, wanted: usize) {
+        let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
+        self.unwritten = written < wanted;
+        if let Some(watched) = &mut self.watched
+            && written > 0
         {
-            activity.bytes_out();
+            watched.bytes_out(written);
         }
+    }
+
+    /// Ends the connection with `words`, unless they would be taken for a part of what was not written whole.
+    fn say_last(&mut self, words: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut tls = Pin::new(&mut self.tls);
+        if !self.unwritten
+            && let Poll::Ready(Ok(_)) = tls.as_mut().poll_write(cx, words)
+        {
+            let _ = tls.poll_shutdown(cx);
+        }
+        Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
     }
 }
 
@@ -286,11 +358,13 @@ impl AsyncRead for Downstream {
         let this = &mut *self;
         let before = buf.filled().len();
         let poll = Pin::new(&mut this.tls).poll_read(cx, buf);
-        if buf.filled().len() > before
-            && let Some(Watched { activity, framing: Some(framing) }) = &mut this.watched
-        {
-            activity.bytes_in();
-            framing.follow(&mut buf.filled_mut()[before..]);
+        let Some(watched) = &mut this.watched else { return poll };
+        if buf.filled().len() > before {
+            if let Some(words) = watched.bytes_in(&mut buf.filled_mut()[before..]) {
+                return this.say_last(words, cx);
+            }
+        } else if watched.activity.head_given_up() {
+            return this.say_last(TOO_SLOW, cx);
         }
         poll
     }
@@ -299,13 +373,13 @@ impl AsyncRead for Downstream {
 impl AsyncWrite for Downstream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.tls).poll_write(cx, buf);
-        self.note_written(&poll);
+        self.note_written(&poll, buf.len());
         poll
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.tls).poll_write_vectored(cx, bufs);
-        self.note_written(&poll);
+        self.note_written(&poll, bufs.iter().map(|buf| buf.len()).sum());
         poll
     }
 

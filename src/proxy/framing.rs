@@ -26,19 +26,20 @@ enum Place {
     Data { left: u64, chunked: bool },
     /// In a line that states the size of a chunk.
     ChunkSize,
-    /// In the lines after the last chunk.
-    Trailers,
+    /// In what comes after the last chunk, where only CRLF ends a line; `fresh` says that it has just ended one.
+    Trailers { fresh: bool },
 }
 
 /// What the lines of a head have said so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
+    begun: bool,
     chunked: bool,
     length: Option<u64>,
     ambiguous: bool,
 }
 
-/// The longest beginning of a line that matters: `transfer-encoding:`, or a length with room for blanks and zeros.
+/// The longest beginning of a line that matters. A `Content-Length` that is as long is nobody's.
 const LINE: usize = 96;
 
 /// The beginning of a line that is not whole yet.
@@ -46,11 +47,13 @@ const LINE: usize = 96;
 struct Line {
     bytes: [u8; LINE],
     len: usize,
+    /// The last byte that was there, be it kept or not.
+    last: Option<u8>,
 }
 
 impl Default for Line {
     fn default() -> Self {
-        Self { bytes: [0; LINE], len: 0 }
+        Self { bytes: [0; LINE], len: 0, last: None }
     }
 }
 
@@ -63,6 +66,11 @@ impl Line {
 }
 
 impl Framing {
+    /// Whether a head has begun and not ended; blank lines before it begin none.
+    pub(crate) fn in_head(&self) -> bool {
+        self.place == Place::Head && (self.head.begun || self.line.len > 0 && self.line.bytes[0] != b'\r')
+    }
+
     /// Takes the next bytes of the connection. If they end a head that states its length more than once, they are spoilt and
     /// `true` is returned.
     pub(crate) fn follow(&mut self, bytes: &mut [u8]) -> bool {
@@ -80,16 +88,16 @@ impl Framing {
                 continue;
             }
             let Some(length) = memchr::memchr(b'\n', &bytes[at..]) else {
-                self.line.push(&bytes[at..]);
+                self.line_goes_on(&bytes[at..]);
                 return false;
             };
             let end = at + length;
-            let ambiguous = if self.line.len == 0 {
-                self.line_ends(&bytes[at..end])
+            let ambiguous = if self.line.last.is_none() {
+                self.line_ends(&bytes[at..end], bytes[at..end].last().copied())
             } else {
-                self.line.push(&bytes[at..end]);
+                self.line_goes_on(&bytes[at..end]);
                 let line = std::mem::take(&mut self.line);
-                self.line_ends(&line.bytes[..line.len])
+                self.line_ends(&line.bytes[..line.len], line.last)
             };
             if ambiguous {
                 // Where its last line should end there is now something that no head may have.
@@ -101,31 +109,45 @@ impl Framing {
         false
     }
 
-    /// Takes one line, without its LF; returns whether it ends an ambiguous head.
-    fn line_ends(&mut self, line: &[u8]) -> bool {
+    /// Keeps what matters of a piece of a line.
+    fn line_goes_on(&mut self, piece: &[u8]) {
+        // Zeros before a size are without number, and without meaning.
+        let zeros =
+            if self.place == Place::ChunkSize && self.line.len == 0 { piece.iter().take_while(|byte| **byte == b'0').count() } else { 0 };
+        self.line.push(&piece[zeros..]);
+        self.line.last = piece.last().copied().or(self.line.last);
+    }
+
+    /// Takes one line, or the beginning of a long one, and the last byte before its LF; returns whether it ends an ambiguous head.
+    fn line_ends(&mut self, line: &[u8], last: Option<u8>) -> bool {
+        let whole = line.len() < LINE;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match self.place {
             Place::Head if line.is_empty() => return self.head_ends(),
-            Place::Head => self.field(line),
+            Place::Head => {
+                self.head.begun = true;
+                self.field(line, whole);
+            }
             Place::ChunkSize => {
                 // Each chunk is followed by a line end of its own; the last one by the trailers.
                 self.place = match chunk_size(line) {
-                    0 => Place::Trailers,
+                    0 => Place::Trailers { fresh: true },
                     size => Place::Data { left: size.saturating_add(2), chunked: true },
                 };
             }
-            Place::Trailers if line.is_empty() => self.place = Place::Head,
-            Place::Trailers | Place::Data { .. } => {}
+            Place::Trailers { fresh: true } if line.is_empty() && last.is_some() => self.place = Place::Head,
+            Place::Trailers { .. } => self.place = Place::Trailers { fresh: last == Some(b'\r') },
+            Place::Data { .. } => {}
         }
         false
     }
 
-    fn field(&mut self, line: &[u8]) {
+    fn field(&mut self, line: &[u8], whole: bool) {
         if !matches!(line[0] | 0x20, b'c' | b't') {
             return;
         }
         if let Some(value) = value_of(line, b"content-length:") {
-            self.head.ambiguous |= self.head.chunked || self.head.length.is_some();
+            self.head.ambiguous |= self.head.chunked || self.head.length.is_some() || !whole;
             self.head.length = Some(std::str::from_utf8(value).ok().and_then(|value| value.parse().ok()).unwrap_or(0));
         } else if value_of(line, b"transfer-encoding:").is_some() {
             self.head.ambiguous |= self.head.length.is_some();
@@ -187,6 +209,7 @@ mod tests {
 
     #[test]
     fn a_length_that_is_stated_twice_is_found_and_nothing_else() {
+        let (zeros, twice) = ("0".repeat(200), head(&format!("{CL}{CL}")).replace('\r', ""));
         let ambiguous = [
             format!("{CL}{TE}"),
             format!("{TE}{CL}"),
@@ -195,6 +218,9 @@ mod tests {
             "content-LENGTH:4\r\nX: y\r\ntransfer-ENCODING:x\r\n".into(),
             format!("Content-Length: 4\n{TE}").replace("\r\n", "\n"),
             format!("X: {}\r\n{CL}{CL}", "y".repeat(300)),
+            format!("Content-Length: {zeros}4\r\n"),
+            format!("Content-Length: {}4\r\n", " ".repeat(80)),
+            format!("Content-Length: 4{}\r\n", "\r".repeat(80)),
         ];
         let plain = [
             format!("{}body", head(CL)),
@@ -203,6 +229,8 @@ mod tests {
             head("Content-Length: 0\r\n"),
             format!("{}5;a=b\r\n\n\n\r\n\n\r\n00A\r\n{CL}\r\n0;x\r\nContent-Length: 4\r\n{TE}\r\n", head(TE)).replace("00A", "13"),
             format!("{}{CL}{TE}\r\n", head(&format!("Content-Length: {}\r\n", CL.len() + TE.len() + 2))),
+            format!("{}{zeros}{:x};x\r\n\r\n{twice}\r\n{zeros}\r\n\r\n", head(TE), twice.len() + 2),
+            format!("{}0\r\nX: y\n\n{twice}\n\r\n\r\n", head(TE)),
             head(&format!("Content-Length-: 5\r\nX-{TE}TE: chunked\r\n{CL}")).replace("\r\n\r\n", "\r\n\r\nbody"),
         ];
         for fields in &ambiguous {

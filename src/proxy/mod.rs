@@ -5,12 +5,15 @@
 
 mod activity;
 mod body;
+pub mod calls;
 mod connection;
 mod error;
 mod frames;
 mod framing;
+mod pace;
 mod request;
 mod roll;
+mod streams;
 pub mod tunnel;
 mod upstream;
 
@@ -22,16 +25,17 @@ use futures_util::future::BoxFuture;
 use http::HeaderValue;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{debug, info};
 
 use crate::addr::PeerAddr;
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, TraceparentUse};
 use crate::discovery::View;
 use crate::lane::{Rules, WhyExternal};
 use crate::listener::Accepted;
 use crate::metrics::traffic::Traffic;
 use crate::shutdown::Shutdown;
 use crate::tls;
+use crate::workers::Crew;
 
 pub use error::Error;
 #[cfg(any(test, fuzzing))]
@@ -51,11 +55,17 @@ struct Settings {
     limits: Limits,
     proxy_protocol: bool,
     log_access: bool,
+    traceparent: TraceparentUse,
 }
 
 impl Settings {
     fn new(config: &Config) -> Self {
-        Self { limits: config.limits.clone(), proxy_protocol: config.listen.proxy_protocol, log_access: config.log.access }
+        Self {
+            limits: config.limits.clone(),
+            proxy_protocol: config.listen.proxy_protocol,
+            log_access: config.log.access,
+            traceparent: config.log.traceparent,
+        }
     }
 }
 
@@ -70,12 +80,13 @@ pub struct Proxy {
     token: Option<HeaderValue>,
     enrol: Enrol,
     traffic: Arc<Traffic>,
+    crew: Crew,
     shutdown: Shutdown,
 }
 
 impl Proxy {
     /// A proxy that decides by `view` and shakes hands by `terms`. `token` is the `Authorization` that attested agents inherit;
-    /// `enrol` serves those that have no certificate yet.
+    /// `enrol` serves those that have no certificate yet. Connections are carried by `crew`.
     ///
     /// Its own tasks end with `shutdown`. Must be called within a Tokio runtime.
     pub fn new(
@@ -85,6 +96,7 @@ impl Proxy {
         token: Option<HeaderValue>,
         enrol: Enrol,
         traffic: Arc<Traffic>,
+        crew: Crew,
         shutdown: &Shutdown,
     ) -> Arc<Self> {
         let proxy = Arc::new(Self {
@@ -92,20 +104,31 @@ impl Proxy {
             terms: ArcSwap::from_pointee(terms),
             view,
             roll: Arc::default(),
-            upstream: upstream::Upstream::new(config, Arc::clone(&traffic), shutdown),
+            upstream: upstream::Upstream::new(config, Arc::clone(&traffic), crew.size(), shutdown),
             settings: ArcSwap::from_pointee(Settings::new(config)),
             token,
             enrol,
             traffic,
+            crew,
             shutdown: shutdown.clone(),
         });
         shutdown.spawn(Arc::clone(&proxy).keep_house());
         proxy
     }
 
-    /// Serves a connection on a task of its own.
+    /// Serves a connection on a task of its own, on one of the workers.
     pub fn serve(self: &Arc<Self>, accepted: Accepted) {
-        self.shutdown.spawn(connection::serve(Arc::clone(self), accepted));
+        let Accepted { stream, peer, permit, .. } = accepted;
+        // It leaves this thread's event queue for that of its worker.
+        match stream.into_std() {
+            Ok(stream) => {
+                let seat = self.crew.seat();
+                let worker = seat.worker();
+                let arrival = connection::Arrival { stream, peer, held: (permit, seat) };
+                self.crew.run(worker, self.shutdown.track(connection::serve(Arc::clone(self), arrival)));
+            }
+            Err(error) => debug!(%peer, %error, "connection lost"),
+        }
     }
 
     /// Shakes hands by `terms` from now on. Where they believe other authorities, those whom the former ones vouched for must come again.

@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, EXPECT, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
@@ -21,19 +22,25 @@ use super::connection::{Downstream, Session};
 use super::error::{Accept, Error};
 use super::tunnel;
 use super::upstream::Link;
+use crate::config::TraceparentUse;
 use crate::lane::{GatewayHead, Refusal, scrub_response};
 use crate::metrics::count;
 use crate::metrics::traffic::Held;
+use crate::trace::{Span, Trace};
 
 /// Answers `request`, whatever happens.
 pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
     let started = Instant::now();
     let accept = Accept::of(request.headers());
     let protocol = session.protocol;
-    let log = session.settings.log_access.then(|| (request.method().clone(), request.uri().path().to_owned()));
+    let trace = trace(&session, request.headers());
+    let recorder = session.proxy.traffic.recorder.as_ref().map(|recorder| (recorder, SystemTime::now()));
+    let told = session.settings.log_access || recorder.is_some();
+    let told = told.then(|| (request.method().clone(), request.uri().path().to_owned()));
     let mut lane = session.lane.label();
     let mut request_id = None;
-    let response = match forward(&session, request, &mut lane).await {
+    let mut failed = None;
+    let response = match forward(&session, request, trace.as_ref(), &mut lane).await {
         Ok(response) => response,
         Err(error) => {
             let id = next_id();
@@ -44,16 +51,29 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             request_id = Some(id);
+            failed = Some(error.label());
             response
         }
     };
     session.proxy.traffic.answered(lane, protocol, response.status().as_u16(), started.elapsed());
-    if let Some((method, path)) = log {
-        let (status, ms) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1000.0);
-        let id = request_id.as_deref().unwrap_or("-");
-        info!(target: "loopgate::access", connection = session.number, peer = %session.peer, lane, protocol, %method, path, status, ms, request_id = id, "request");
+    let Some((method, path)) = told else { return Ok(response) };
+    let (status, took) = (response.status().as_u16(), started.elapsed());
+    if let (Some((recorder, began)), Some(trace)) = (recorder, &trace) {
+        let (method, path, peer, request_id) = (method.as_str(), path.as_str(), session.peer.ip(), request_id.as_deref());
+        recorder.record(&Span { trace, began, took, method, path, status, lane, protocol, peer, request_id, error: failed });
+    }
+    if session.settings.log_access {
+        let ms = took.as_secs_f64() * 1000.0;
+        let (id, trace_id) = (request_id.as_deref().unwrap_or("-"), trace.as_ref().map_or("-", |trace| trace.told.trace_id()));
+        info!(target: "loopgate::access", connection = session.number, peer = %session.peer, lane, protocol, %method, path, status, ms, request_id = id, trace_id, "request");
     }
     Ok(response)
+}
+
+/// Where in its trace the request with these `headers` is, if anybody wants to know.
+fn trace(session: &Session, headers: &HeaderMap) -> Option<Trace> {
+    let spans = session.proxy.traffic.recorder.is_some();
+    (spans || session.settings.traceparent == TraceparentUse::Make).then(|| Trace::of(headers, spans))
 }
 
 /// An id that the client is told and the log shows; unique in one run of loopgate and most likely beyond.
@@ -79,7 +99,12 @@ fn report(session: &Session, error: &Error, request_id: &str) {
     }
 }
 
-async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, lane: &mut &'static str) -> Result<Response<ResponseBody>, Error> {
+async fn forward(
+    session: &Arc<Session>,
+    mut request: Request<Incoming>,
+    trace: Option<&Trace>,
+    lane: &mut &'static str,
+) -> Result<Response<ResponseBody>, Error> {
     let busy = session.activity.begin();
     let over_h2 = extended_connect(&mut request)?;
     let client_side = hyper::upgrade::on(&mut request);
@@ -88,7 +113,10 @@ async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, lane: &
     let expects = parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let rules = session.proxy.rules.load_full();
     let token = session.proxy.token.as_ref();
-    let head = GatewayHead::new(parts, &session.lane, &rules, token).map_err(Error::Refused)?;
+    let mut head = GatewayHead::new(parts, &session.lane, &rules, token).map_err(Error::Refused)?;
+    if let Some(trace) = trace {
+        head.follow(trace);
+    }
     *lane = head.lane();
     let counters = session.proxy.traffic.lane(head.lane());
     if head.is_upgrade() {
@@ -156,7 +184,7 @@ async fn upgrade(
     if wanted.over_h2 && !accepts(&response, wanted.key.as_ref(), websocket) {
         return Err(Error::GatewayConfused);
     }
-    let terms = tunnel::Terms { websocket, draining: proxy.shutdown.token().clone(), revoked: session.revoked.clone(), received, sent };
+    let terms = tunnel::Terms { websocket, calls: session.calls.clone(), received, sent };
     let (number, peer) = (session.number, session.peer);
     let activity = wanted.over_h2.then_some(busy);
     proxy.shutdown.spawn(async move {

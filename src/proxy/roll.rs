@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 
+use super::calls::Calls;
 use crate::addr::PeerAddr;
 use crate::discovery::View;
 use crate::lane::{Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
@@ -32,7 +33,7 @@ pub struct Present {
     /// Since when.
     pub since: SystemTime,
     evidence: Arc<Evidence>,
-    revoked: CancellationToken,
+    calls: Calls,
 }
 
 impl Present {
@@ -71,20 +72,29 @@ impl Present {
 
 impl Roll {
     /// Puts a connection on the roll until the [`Entry`] is dropped.
-    pub(super) fn enter(self: &Arc<Self>, peer: PeerAddr, lane: Arc<Lane>, protocol: &'static str, evidence: Evidence) -> Entry {
+    ///
+    /// `draining` is cancelled when all connections are to end.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        peer: PeerAddr,
+        lane: Arc<Lane>,
+        protocol: &'static str,
+        evidence: Evidence,
+        draining: &CancellationToken,
+    ) -> Entry {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let revoked = CancellationToken::new();
+        let calls = Calls::new(draining);
         let evidence = Arc::new(evidence);
-        let present = Present { number, peer, lane, protocol, since: SystemTime::now(), evidence, revoked: revoked.clone() };
+        let present = Present { number, peer, lane, protocol, since: SystemTime::now(), evidence, calls: calls.clone() };
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(number, present);
-        Entry { number, revoked, roll: Arc::clone(self) }
+        Entry { number, calls, roll: Arc::clone(self) }
     }
 
     /// Revokes the connections that have `lost` the right to be as they are; returns how many those are.
     pub(super) fn revoke(&self, lost: impl Fn(&Present) -> bool) -> usize {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost = entries.values().filter(|present| !present.revoked.is_cancelled() && lost(present));
-        lost.inspect(|present| present.revoked.cancel()).count()
+        let lost = entries.values().filter(|present| !present.calls.is_revoked() && lost(present));
+        lost.inspect(|present| present.calls.revoke()).count()
     }
 
     /// Everybody present, in no order.
@@ -102,7 +112,7 @@ pub(super) fn unix(time: SystemTime) -> i64 {
 #[derive(Debug)]
 pub(super) struct Entry {
     number: u64,
-    revoked: CancellationToken,
+    calls: Calls,
     roll: Arc<Roll>,
 }
 
@@ -112,9 +122,9 @@ impl Entry {
         self.number
     }
 
-    /// Cancelled when the connection has lost the right to its lane.
-    pub(super) fn revoked(&self) -> &CancellationToken {
-        &self.revoked
+    /// What may be called out to the connection.
+    pub(super) fn calls(&self) -> &Calls {
+        &self.calls
     }
 }
 

@@ -11,8 +11,8 @@ use bytes::{Buf, Bytes};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
-use tokio_util::sync::CancellationToken;
 
+use super::calls::{Call, Calls};
 use super::frames::{Frames, GOING_AWAY};
 
 /// How much is read at once; four TLS records, which rustls then writes with one call.
@@ -30,10 +30,8 @@ thread_local! {
 pub struct Terms {
     /// Whether it is a WebSocket, so that it can be told goodbye between two frames.
     pub websocket: bool,
-    /// Cancelled when loopgate is about to end.
-    pub draining: CancellationToken,
-    /// Cancelled when the connection's lane is not its lane any more.
-    pub revoked: CancellationToken,
+    /// What may be called out to it.
+    pub calls: Calls,
     /// Bytes from the client.
     pub received: Counter,
     /// Bytes to the client.
@@ -53,14 +51,14 @@ where
 {
     let mut up = Direction::new(early.0, terms.received, None);
     let mut down = Direction::new(early.1, terms.sent, terms.websocket.then(Frames::default));
-    let mut draining = pin!(terms.draining.cancelled());
-    let mut revoked = pin!(terms.revoked.cancelled());
+    let (called, revoked) = terms.calls.futures();
+    let (mut called, mut revoked) = (pin!(called), pin!(revoked));
     let mut linger: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
-        if revoked.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, "the lane was revoked")));
-        }
-        if !down.leaving && draining.as_mut().poll(cx).is_ready() {
+        while let Poll::Ready(call) = terms.calls.poll(cx, called.as_mut(), revoked.as_mut(), down.leaving) {
+            if call == Call::Revoked {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, "the lane was revoked")));
+            }
             down.say_goodbye();
         }
         let up_done = up.pump(cx, &mut client, &mut gateway)?;

@@ -1,4 +1,4 @@
-//! Connections to the gateway: one pool for each loopback source address, driven on the task of the client that uses them.
+//! Connections to the gateway: for each worker one pool by loopback source address, driven on the task of the client that uses them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -24,6 +24,7 @@ use crate::config::{Config, Limits};
 use crate::lane::GatewayHead;
 use crate::metrics::traffic::Traffic;
 use crate::shutdown::Shutdown;
+use crate::workers;
 
 /// How long an idle connection is kept where the gateway does not say (Node closes after 5 s).
 const KEEP_IDLE: Duration = Duration::from_secs(4);
@@ -42,13 +43,20 @@ type GatewayConnection = Connection<TokioIo<TcpStream>, RequestBody>;
 #[derive(Debug)]
 pub(super) struct Upstream {
     gateway: SocketAddr,
-    pool: Arc<Pool>,
+    /// One for each worker, so that a connection is only ever used on the thread whose event queue it is in.
+    pools: Box<[Arc<Pool>]>,
     metrics: Arc<Traffic>,
 }
 
 impl Upstream {
-    pub(super) fn new(config: &Config, metrics: Arc<Traffic>, shutdown: &Shutdown) -> Self {
-        Self { gateway: config.gateway.address, pool: Arc::new(Pool { idle: Mutex::default(), shutdown: shutdown.clone() }), metrics }
+    pub(super) fn new(config: &Config, metrics: Arc<Traffic>, workers: usize, shutdown: &Shutdown) -> Self {
+        let pool = || Arc::new(Pool { idle: Mutex::default(), shutdown: shutdown.clone() });
+        let pools = std::iter::repeat_with(pool).take(workers).collect();
+        Self { gateway: config.gateway.address, pools, metrics }
+    }
+
+    fn pool(&self) -> &Arc<Pool> {
+        &self.pools[workers::index()]
     }
 
     /// Sends a request and waits for the head of its response.
@@ -74,7 +82,7 @@ impl Upstream {
             });
         }
         loop {
-            let mut link = match self.pool.take(source).await {
+            let mut link = match self.pool().take(source).await {
                 Some(link) => link,
                 None => self.connect(source, limits.connect_timeout, give_up).await?,
             };
@@ -95,8 +103,8 @@ impl Upstream {
                     }
                     None => return Err(Error::GatewayBroke(error)),
                 },
-                Err(Failure::Slow { upload_finished: true }) => return Err(Error::GatewaySlow(limits.request_timeout)),
-                Err(Failure::Slow { upload_finished: false }) => return Err(Error::ClientSlow(limits.request_timeout)),
+                Err(Failure::Slow { client: false }) => return Err(Error::GatewaySlow(limits.request_timeout)),
+                Err(Failure::Slow { client: true }) => return Err(Error::ClientSlow(limits.request_timeout)),
             }
         }
     }
@@ -111,7 +119,7 @@ impl Upstream {
                         Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await.map_err(Error::GatewayBroke)?;
                     self.metrics.gateway_connections.inc();
                     let link =
-                        Link { sender, connection, ended: false, source, keep: KEEP_IDLE, reused: false, pool: Arc::clone(&self.pool) };
+                        Link { sender, connection, ended: false, source, keep: KEEP_IDLE, reused: false, pool: Arc::clone(self.pool()) };
                     return Ok(Box::new(link));
                 }
                 Ok(Err(error)) => error,
@@ -126,7 +134,9 @@ impl Upstream {
 
     /// Closes idle connections whose time has come; to be called every few seconds.
     pub(super) fn sweep(&self) {
-        self.pool.sweep();
+        for pool in &self.pools {
+            pool.sweep();
+        }
     }
 }
 
@@ -153,8 +163,8 @@ enum Failure {
     Unsent(Box<Request<RequestBody>>),
     /// The connection broke before the response's head was there.
     Broken(hyper::Error),
-    /// Nothing came in time.
-    Slow { upload_finished: bool },
+    /// Nothing came in time, from the client or else from the gateway.
+    Slow { client: bool },
 }
 
 /// One connection to the gateway, for one request at a time.
@@ -197,7 +207,7 @@ impl Link {
             while timer.as_mut().poll(cx).is_ready() {
                 let now = patience.progress.map(Progress::so_far);
                 if now == seen {
-                    return Poll::Ready(Err(Failure::Slow { upload_finished: now.is_none_or(|(_, finished)| finished) }));
+                    return Poll::Ready(Err(Failure::Slow { client: patience.progress.is_some_and(Progress::is_starving) }));
                 }
                 seen = now;
                 timer.as_mut().reset(Instant::now() + patience.limit);

@@ -10,12 +10,17 @@ use crate::engine::{Engine, eventually};
 
 /// The filter as compose.yaml has it, with its socket's directory on the host.
 pub fn filter(engine: &Engine, directory: &Path) -> Running {
+    filter_by(engine, directory, Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docker/socket-filter")))
+}
+
+/// The same with another directory of configuration.
+pub fn filter_by(engine: &Engine, directory: &Path, configuration: &Path) -> Running {
     let filter = engine.run(
         Container::new("filter")
             .hardened()
             .option("--user=0:65532")
             .option("--network=none")
-            .mount(concat!(env!("CARGO_MANIFEST_DIR"), "/docker/socket-filter"), "/etc/socket-filter")
+            .mount(configuration, "/etc/socket-filter")
             .mount(socket(), "/var/run/docker.sock")
             .mount_writable(directory, "/run/docker-filter")
             .command(["haproxy", "-W", "-db", "-f", "/etc/socket-filter/haproxy-unix.cfg"]),
@@ -25,7 +30,7 @@ pub fn filter(engine: &Engine, directory: &Path) -> Running {
 }
 
 /// The engine's socket on this machine.
-fn socket() -> String {
+pub fn socket() -> String {
     let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".into());
     host.strip_prefix("unix://").expect("the stories need the engine's unix socket").to_owned()
 }

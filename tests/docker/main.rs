@@ -2,6 +2,7 @@
 
 mod agents;
 mod attested;
+mod check;
 #[path = "../real/client.rs"]
 mod client;
 mod compose;

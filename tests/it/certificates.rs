@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use loopgate::config::Config;
 use loopgate::pki::offline;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType, string::Ia5String};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::house::{BOTH, Door, EXTERNAL, House, PROXY, STRANGER, UNKNOWN, request};
+use crate::house::{BOTH, Door, EXTERNAL, House, PROXY, Protocol, STRANGER, UNKNOWN, request};
 use crate::lanes::{assert_agents, assert_external};
+use crate::wire::Wire;
 
 /// What `agents.uris` lists in these stories.
 const ROBOT: &str = "spiffe://corp.example/robot";
@@ -111,13 +113,78 @@ async fn an_operators_ca_admits_the_agents_that_are_listed_and_names_users_to_th
 async fn a_certificate_of_a_stranger_to_us_gets_no_answer() {
     let house = believing(&Authority::new()).await;
     let door = Authority::new().door(&house, vec![uri(ROBOT)]);
-    // In TLS 1.3 a client hears of it only when it reads.
+    assert!(is_turned_away(&house, &door).await);
+    house.ask(BOTH[0], STRANGER, "GET /", &[]).await;
+    assert_external(&house.gateway.heard().pop().unwrap(), UNKNOWN);
+}
+
+/// What the gateway hears of the user who shows the certificate of `door`.
+async fn named(house: &House, door: &Door, protocol: Protocol) -> Option<String> {
+    assert_eq!(door.ask(protocol, STRANGER, "GET /", &[]).await.0, 200);
+    let heard = house.gateway.heard().pop().unwrap();
+    assert_eq!(heard.source(), EXTERNAL);
+    heard.field("x-forwarded-user").map(str::to_owned)
+}
+
+/// Whether a client gets no further than its handshake; in TLS 1.3 it hears of a refusal only when it reads.
+async fn is_turned_away(house: &House, door: &Door) -> bool {
+    let before = house.gateway.heard().len();
     if let Ok(stream) = door.handshake(door.tcp(STRANGER).await, "http/1.1").await {
-        let mut wire = crate::wire::Wire::new(stream);
+        let mut wire = Wire::new(stream);
         let _ = wire.send(request("GET /", "")).await;
         wire.until_end().await;
     }
-    assert_eq!(house.gateway.heard().len(), 0);
-    house.ask(BOTH[0], STRANGER, "GET /", &[]).await;
-    assert_external(&house.gateway.heard().pop().unwrap(), UNKNOWN);
+    house.gateway.heard().len() == before
+}
+
+/// The same bundle with other contents, and then no bundle at all.
+#[tokio::test]
+async fn another_ca_of_the_operators_sends_away_whom_the_one_before_vouched_for() {
+    let (former, latter) = (Authority::new(), Authority::new());
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("clients.pem");
+    std::fs::write(&file, &former.pem).unwrap();
+    let house = House::with(|config| {
+        config.tls.client_ca = Some(file.clone());
+        config.agents.uris = vec![ROBOT.into()];
+    })
+    .await;
+    let reload = |config: Config| house.sidecar.reload(Ok(config), |_| {});
+    let user = |authority: &Authority, name: &str| authority.door(&house, vec![SanType::Rfc822Name(Ia5String::try_from(name).unwrap())]);
+    let (ann, bob) = (user(&former, "ann@corp.example"), user(&latter, "bob@corp.example"));
+    let (robot, mut nobody) = (former.door(&house, vec![uri(ROBOT)]), house.h1(STRANGER).await);
+    assert_eq!(nobody.ask(request("GET /", "")).await.status(), 200);
+    for protocol in BOTH {
+        assert_eq!(named(&house, &ann, protocol).await.as_deref(), Some("ann@corp.example"));
+    }
+    // What is resumed is the same user's.
+    let resumed = ann.handshake(ann.tcp(STRANGER).await, "http/1.1").await.unwrap();
+    assert_eq!(resumed.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
+    assert_eq!(Wire::new(resumed).ask(request("GET /", "")).await.status(), 200);
+    assert_eq!(house.gateway.heard().pop().unwrap().field("x-forwarded-user"), Some("ann@corp.example"));
+    assert!(is_turned_away(&house, &bob).await);
+
+    let mut open = ann.h1(STRANGER).await;
+    let mut carried = robot.websocket(Protocol::H2, STRANGER, "/ws").await;
+    assert_eq!(open.ask(request("GET /", "")).await.status(), 200);
+    std::fs::write(&file, &latter.pem).unwrap();
+    reload((*house.sidecar.config()).clone());
+    assert!(open.rest().await.is_empty());
+    let end = tokio::time::timeout(Duration::from_secs(10), futures_util::StreamExt::next(&mut carried)).await.unwrap();
+    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    // They have tickets, which open nothing any more.
+    assert!(is_turned_away(&house, &ann).await && is_turned_away(&house, &robot).await);
+    assert_eq!(named(&house, &bob, Protocol::H1).await.as_deref(), Some("bob@corp.example"));
+    assert_eq!(nobody.ask(request("GET /", "")).await.status(), 200, "on the same connection");
+
+    let mut open = bob.h1(STRANGER).await;
+    assert_eq!(open.ask(request("GET /", "")).await.status(), 200);
+    let mut config = (*house.sidecar.config()).clone();
+    config.tls.client_ca = None;
+    config.agents.uris.clear();
+    reload(config);
+    assert!(open.rest().await.is_empty());
+    assert!(is_turned_away(&house, &bob).await);
+    assert_eq!(named(&house, &house, Protocol::H1).await, None);
+    assert_eq!(nobody.ask(request("GET /", "")).await.status(), 200, "on the same connection");
 }

@@ -46,6 +46,41 @@ async fn whoever_is_not_to_connect_is_sent_away_before_the_handshake() {
 }
 
 #[tokio::test]
+async fn handshakes_that_are_not_finished_cost_a_moment_and_nothing_else() {
+    let process = Process::start(&["--handshake-timeout=1s"], "").await;
+    assert_eq!(process.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
+    let before = process.memory();
+    // A ClientHello that says it is long, and comes byte by byte.
+    let hello = [&[22, 3, 1, 0x3f, 0, 1, 0, 0x3e, 0xfc, 3, 3][..], &[7; 200]].concat();
+    let unfinished = (0..300).map(|number| {
+        let (process, hello) = (&process, &hello);
+        async move {
+            let begun = tokio::time::Instant::now();
+            let mut stream = process.tcp(OTHER).await;
+            for byte in hello.iter().take(if number % 2 == 0 { 0 } else { 200 }) {
+                if stream.write_all(&[*byte]).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let mut rest = Vec::new();
+            let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.expect("it is closed");
+            begun.elapsed()
+        }
+    });
+    let good = async {
+        for protocol in BOTH.iter().cycle().take(20) {
+            assert_eq!(process.ask(*protocol, STRANGER, "GET /", &[]).await.0, 200);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let (took, ()) = tokio::join!(futures_util::future::join_all(unfinished), good);
+    assert!(took.iter().all(|took| (Duration::from_millis(900)..SOON).contains(took)), "{took:?}");
+    let grown = process.memory().saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes more");
+}
+
+#[tokio::test]
 async fn whoever_a_proxy_names_is_judged_by_the_lists_too() {
     let house = House::with(|config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap()]).await;
     for protocol in BOTH {

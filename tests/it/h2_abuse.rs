@@ -93,6 +93,48 @@ async fn floods_of_settings_and_pings_that_are_never_read_cost_nothing() {
     }
 }
 
+/// Beside a stream that is open for good, an idle timeout ends nothing.
+#[tokio::test]
+async fn floods_whose_answers_are_read_end_in_goaway() {
+    let (process, before) = process().await;
+    for (name, piece) in [
+        ("SETTINGS", settings(&[(INITIAL_WINDOW, 65_535)])),
+        ("PING", frame(PING, 0, 0, &[1; 8])),
+        ("PING that answers nothing", frame(PING, ACK, 0, &[1; 8])),
+        ("WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes())),
+        ("PRIORITY", frame(2, 0, 1, &[0, 0, 0, 3, 16])),
+        ("a frame that nobody knows", frame(0x42, 0, 0, &[1; 8])),
+    ] {
+        let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
+        let events = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/events", &[]));
+        raw.provoke(&events, |outcome| !outcome.heads.is_empty()).await;
+        let outcome = raw.provoke(&piece.repeat(1_000_000), Outcome::is_over).await;
+        assert_eq!(outcome.goaway, Some(ENHANCE_YOUR_CALM), "{name}: {outcome:?}");
+        assert_unimpressed(&process, before, name).await;
+    }
+}
+
+/// A client that takes a large answer in small steps says so often, and may.
+#[tokio::test]
+async fn updates_of_the_window_are_no_flood_while_there_is_something_to_take() {
+    let process = Process::start(&[], "").await;
+    let (size, step) = (20_000_000_usize, 1_000_u32);
+    let mut raw = RawH2::open(&process, STRANGER, &[(INITIAL_WINDOW, 60_000)]).await;
+    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", &format!("/large?{size}"), &[]))).await;
+    let updates = [frame(WINDOW_UPDATE, 0, 0, &step.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &step.to_be_bytes())].concat();
+    let (mut got, mut told) = (0, 0);
+    while got < size {
+        let frame = raw.next().await.expect("it is served to the end");
+        assert_ne!(frame.kind, GOAWAY, "after {got} bytes");
+        if frame.kind == DATA {
+            got += frame.payload.len();
+            let steps = (got - told) / step as usize;
+            told += steps * step as usize;
+            raw.send(&updates.repeat(steps)).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_small_head_that_unpacks_to_a_large_one_is_refused() {
     let (process, before) = process().await;

@@ -22,8 +22,11 @@ mod h2_abuse;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod lanes;
+#[cfg(feature = "otel")]
+mod otel;
 mod reload;
 mod slow;
 mod streaming;
 mod strict;
+mod trace;
 mod websocket;

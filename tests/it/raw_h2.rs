@@ -153,6 +153,11 @@ impl RawH2 {
         let _ = self.write.flush().await;
     }
 
+    /// The next frame, or the end of the connection.
+    pub async fn next(&mut self) -> Option<Frame> {
+        next(&mut self.read).await
+    }
+
     /// Sends `bytes` while reading what comes back, until `enough` of it or the end of the connection.
     pub async fn provoke(&mut self, bytes: &[u8], enough: impl Fn(&Outcome) -> bool) -> Outcome {
         let Self { read, write } = self;

@@ -2,19 +2,20 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
 use crate::gateway::pattern;
 use crate::house::{BOTH, House, Protocol, STRANGER, h2_request, request, whole};
-use crate::raw_h2::{END_HEADERS, END_STREAM, HEADERS, INITIAL_WINDOW, Outcome, RawH2, frame, request_block};
+use crate::raw_h2::*;
+use crate::wire::Wire;
 
 const SHORT: Duration = Duration::from_millis(400);
 /// More than all buffers on the way hold.
 const MUCH: usize = 40_000_000;
 
 #[tokio::test]
-async fn a_head_that_takes_too_long_ends_its_connection_the_second_one_too() {
+async fn a_head_that_takes_too_long_is_answered_with_408_the_second_one_too() {
     let house = House::with(|config| config.limits.head_timeout = SHORT).await;
     for heads_before in [0, 1] {
         let mut client = house.h1(STRANGER).await;
@@ -28,8 +29,35 @@ async fn a_head_that_takes_too_long_ends_its_connection_the_second_one_too() {
             sleep(Duration::from_millis(20)).await;
         }
         assert!(begun.elapsed() >= SHORT && begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+
+        let mut client = house.h1(STRANGER).await;
+        for _ in 0..heads_before {
+            assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+        }
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+        let response = client.response().await.unwrap();
+        assert_eq!((response.status(), response.field("connection")), (408, Some("close")));
+        assert!(client.rest().await.is_empty());
     }
-    assert_eq!(house.gateway.heard().len(), 1);
+    assert_eq!(house.gateway.heard().len(), 2);
+}
+
+#[tokio::test]
+async fn no_408_falls_into_the_middle_of_another_answer() {
+    let house = House::with(|config| {
+        config.limits.head_timeout = SHORT;
+        config.limits.stall_timeout = 4 * SHORT;
+    })
+    .await;
+    let mut client = house.h1(STRANGER).await;
+    client.send(request(&format!("GET /large?{MUCH}"), "") + "GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
+    // While the first answer is on its way, the second head has all the time there is.
+    sleep(2 * SHORT).await;
+    let mut first = client.head().await.unwrap();
+    assert!(client.body(&mut first, false).await);
+    assert!(first.body.len() == MUCH && first.body.iter().enumerate().all(|(at, byte)| *byte == pattern(at)));
+    assert_eq!(client.response().await.unwrap().status(), 408);
+    assert!(client.rest().await.is_empty());
 }
 
 #[tokio::test]
@@ -47,6 +75,27 @@ async fn a_body_that_stops_coming_is_answered_with_408() {
     let (response, _) = client.ready().await.unwrap().send_request(h2_request("GET /", &[]), true).unwrap();
     assert_eq!(response.await.unwrap().status(), 200, "the connection is as good as ever");
     house.gateway.has_lost(2).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_takes_no_more_of_a_body_is_answered_with_504() {
+    let house = House::with(|config| config.limits.request_timeout = SHORT).await;
+    let (read, mut write) = tokio::io::split(house.h1(STRANGER).await.stream);
+    let mut client = Wire::new(tokio::io::join(read, tokio::io::sink()));
+    let head = request("POST /unread", &format!("Content-Length: {MUCH}\r\n"));
+    let sending = async {
+        let _ = write.write_all(&[head.as_bytes(), &vec![b'x'; MUCH]].concat()).await;
+        std::future::pending::<()>().await
+    };
+    tokio::select! {
+        () = sending => {}
+        response = client.response() => assert_eq!(response.unwrap().status(), 504),
+    }
+
+    let mut client = house.h2(STRANGER).await;
+    let (response, mut body) = client.send_request(h2_request("POST /unread", &[]), false).unwrap();
+    body.send_data(vec![b'x'; MUCH].into(), false).unwrap();
+    assert_eq!(response.await.unwrap().status(), 504);
 }
 
 #[tokio::test]
@@ -76,6 +125,31 @@ async fn a_client_that_never_reads_its_response_is_given_up() {
         assert!(outcome.closed, "{outcome:?}");
     }
     house.gateway.has_lost(3).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
+    let house = House::with(|config| config.limits.stall_timeout = SHORT).await;
+    let mut raw = RawH2::open(&house, STRANGER, &[(INITIAL_WINDOW, 0)]).await;
+    let head = request_block("GET", &format!("/large?{MUCH}"), &[]);
+    raw.send(&[1, 3].map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &head)).concat()).await;
+    let (begun, mut got) = (Instant::now(), 0);
+    let reset = loop {
+        sleep(SHORT / 20).await;
+        raw.send(&[frame(WINDOW_UPDATE, 0, 3, &1000_u32.to_be_bytes()), frame(WINDOW_UPDATE, 0, 0, &1000_u32.to_be_bytes())].concat())
+            .await;
+        let frame = raw.next().await.expect("the connection stays");
+        match frame.kind {
+            RST_STREAM => break frame,
+            DATA => got += frame.payload.len(),
+            _ => {}
+        }
+        assert!(begun.elapsed() < 30 * SHORT, "both go on after {got} bytes of one");
+    };
+    assert!(reset.stream == 1 && got > 0 && begun.elapsed() > 2 * SHORT, "{reset:?} after {got} bytes of the other one");
+    house.gateway.has_lost(1).await;
+    raw.send(&frame(WINDOW_UPDATE, 0, 3, &50_000_u32.to_be_bytes())).await;
+    while raw.next().await.expect("the other one goes on").kind != DATA {}
 }
 
 #[tokio::test]

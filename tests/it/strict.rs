@@ -204,6 +204,7 @@ async fn heads_that_are_no_heads() {
             format!("GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 4\r\n"),
             Refused,
         ),
+        ("Upgrade in HTTP/1.0", format!("GET / HTTP/1.0\r\n{HOST}Upgrade: websocket\r\nConnection: upgrade\r\n"), HeardAndClosed),
         ("Upgrade without Connection", format!("GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\n"), Heard(1)),
         (
             "close among keep-alives",

@@ -5,14 +5,15 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use http_body_util::Empty;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use crate::house::{AGENT, BOTH, House, Protocol, STRANGER, UNKNOWN};
+use crate::house::{AGENT, BOTH, Door, House, Protocol, STRANGER, UNKNOWN};
 use crate::lanes::{assert_agents, assert_external};
+use crate::raw_h2::*;
 
 /// Any byte stream.
 pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -20,7 +21,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 pub type Socket = WebSocketStream<Box<dyn Io>>;
 
-impl House {
+impl Door {
     /// A WebSocket of `source` to `path`.
     pub async fn websocket(&self, protocol: Protocol, source: &str, path: &str) -> Socket {
         match protocol {
@@ -83,6 +84,50 @@ async fn a_gateway_that_dies_ends_its_websockets() {
         socket.send(Message::text("the last words")).await.unwrap();
         let end = socket.next().await;
         assert!(!matches!(end, Some(Ok(_))), "{protocol:?}: {end:?}");
+    }
+}
+
+/// In the middle of a frame, by a reset and by a mere end of what it sends.
+#[tokio::test]
+async fn a_client_that_breaks_off_takes_its_websocket_along() {
+    let house = House::open().await;
+    let fields =
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let half_a_frame = [0x82, 0xfe, 1, 0, 0, 0, 0, 0, 1, 2, 3];
+    let mut lost = 0;
+    for reset in [true, false] {
+        let mut client = house.h1(STRANGER).await;
+        client.send(crate::house::request("GET /ws", fields)).await.unwrap();
+        assert_eq!(client.head().await.unwrap().status(), 101);
+        client.send(half_a_frame).await.unwrap();
+        if reset {
+            client.stream.get_ref().0.set_zero_linger().unwrap();
+            drop(client);
+        } else {
+            client.stream.shutdown().await.unwrap();
+            assert!(client.rest().await.is_empty());
+        }
+        lost += 1;
+        house.gateway.has_lost(lost).await;
+    }
+    let head = block(&[
+        (":method", "CONNECT"),
+        (":protocol", "websocket"),
+        (":scheme", "https"),
+        (":authority", "gateway.example"),
+        (":path", "/ws"),
+        ("sec-websocket-version", "13"),
+    ]);
+    for end in [frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes()), frame(DATA, END_STREAM, 1, &[])] {
+        let mut raw = RawH2::open(&house, STRANGER, &[]).await;
+        let served = raw.provoke(&frame(HEADERS, END_HEADERS, 1, &head), Outcome::is_decided).await;
+        assert_eq!(served.heads, [(1, 0x88)]);
+        raw.send(&[frame(DATA, 0, 1, &half_a_frame), end].concat()).await;
+        lost += 1;
+        house.gateway.has_lost(lost).await;
+        let request = frame(HEADERS, END_HEADERS | END_STREAM, 3, &request_block("GET", "/", &[]));
+        let next = raw.provoke(&request, |outcome| outcome.heads.iter().any(|(stream, _)| *stream == 3) || outcome.is_over()).await;
+        assert_eq!(next.heads.last(), Some(&(3, 0x88)), "its connection is as good as ever: {next:?}");
     }
 }
 

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use crate::sidecar::{Sidecar, free_port, loopgate};
 
 /// A TLS connection to the sidecar's door that stays open.
-fn connect(sidecar: &Sidecar) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
+pub fn connect(sidecar: &Sidecar) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(sidecar.state.path().join("ca.pem")).unwrap()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

@@ -14,3 +14,4 @@ mod kubernetes;
 mod metrics;
 mod reference;
 mod sidecar;
+mod trace;

@@ -94,7 +94,8 @@ fn metrics() -> String {
 #[test]
 fn every_command_in_the_documentation_is_one() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let documents = ["openclaw", "reference", "operations", "security", "architecture"].map(|name| root.join(format!("docs/{name}.md")));
+    let documents =
+        ["openclaw", "reference", "operations", "security", "architecture", "comparison"].map(|name| root.join(format!("docs/{name}.md")));
     let mut seen = 0;
     for document in documents.iter().chain([&root.join("README.md")]) {
         let text = std::fs::read_to_string(document).unwrap();

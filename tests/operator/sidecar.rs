@@ -36,6 +36,11 @@ pub struct Sidecar {
 impl Sidecar {
     /// Starts one, and waits until its desk answers.
     pub fn start(more: &[&str]) -> Self {
+        Self::logging_to(Stdio::null(), more)
+    }
+
+    /// The same with its log.
+    pub fn logging_to(log: impl Into<Stdio>, more: &[&str]) -> Self {
         let gateway = TcpListener::bind("127.0.0.1:0").unwrap();
         let (admin, door, state) = (free_port(), free_port(), tempfile::tempdir().unwrap());
         let given = [
@@ -47,7 +52,7 @@ impl Sidecar {
         let mut arguments = vec!["run", "--docker", "off"];
         arguments.extend(given.iter().flat_map(|(name, value)| [*name, value.as_str()]));
         arguments.extend(more);
-        let child = loopgate(&arguments).stderr(Stdio::null()).spawn().unwrap();
+        let child = loopgate(&arguments).stderr(log).spawn().unwrap();
         let sidecar = Self { child, gateway: Some(gateway), admin, door, state };
         let deadline = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(admin).is_err() || !sidecar.get("/healthz", "localhost").starts_with("HTTP/1.1 200") {

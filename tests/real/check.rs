@@ -10,7 +10,7 @@ use crate::gateway::{OpenClaw, TOKEN};
 use crate::network::{Host, Network};
 use crate::openclaw::directory;
 use crate::parts::{Missing, say, story};
-use crate::sidecar::Sidecar;
+use crate::sidecar::{Sidecar, WS_URL};
 
 #[test]
 fn check_leads_from_issue_30740_to_a_working_set_up_on_openclaw_2026_2_19() {
@@ -77,13 +77,37 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let _gateway = openclaw.launch(&mended);
     let checked = settled(&check);
     assert_eq!(checked.errors(), [""; 0], "{:#}", checked.report);
-    assert_eq!(check(&file).errors(), [""; 0]);
+    let checked = check(&file);
+    assert_eq!(checked.errors(), [""; 0]);
+    let old = version == "2026.2.19";
+    assert_eq!(checked.ids().contains(&"own-device-unpaired"), old, "{:#}", checked.report);
+    if old {
+        say("  its own device, paired as is printed");
+        let state = configuration.parent().expect("a directory");
+        let token = directory.join("token");
+        std::fs::write(&token, TOKEN).expect("a token");
+        openclaw.run(&["devices", "list"]);
+        assert!(check(&file).ids().contains(&"own-device-unpaired"), "three scopes are not enough");
+        let mut pair = network.command(Host::Gateway, env!("CARGO_BIN_EXE_loopgate"));
+        let pair = pair.args(["pair", "--identity"]).arg(state.join("identity/device.json")).arg("--token-file").arg(&token);
+        let said = String::from_utf8_lossy(&pair.output().expect("loopgate").stderr).into_owned();
+        let request = said.split("devices approve ").nth(1).and_then(|rest| rest.split('`').next()).unwrap_or_else(|| panic!("{said}"));
+        openclaw.approve(request);
+        assert!(!check(&file).ids().contains(&"own-device-unpaired"));
+    }
+    // It asks for what a sub-agent asks for.
+    openclaw.run(&["health"]);
 
     say("  and with the sidecar there is nothing left to find");
     let sidecar = Sidecar::start(&network, &directory, &[]);
     let checked = check(&file);
     assert!(checked.success);
     assert_eq!(checked.ids(), [""; 0], "{:#}", checked.report);
+
+    say("  which is a set-up that works: an agent is let in, and whoever is none has to be approved");
+    let ca = sidecar.ca();
+    assert!(openclaw.client(Host::Agent, WS_URL).ca(&ca).connect().scopes().contains(&"operator.admin".to_owned()));
+    openclaw.client(Host::External, WS_URL).ca(&ca).connect().pairing_request();
 
     say("  a name for browsers, which the newer version must be told of");
     let checked = check(&["--tls-name", "gateway.example.com", "--openclaw-config", file[1]]);

@@ -1,14 +1,14 @@
 //! A gateway whose every answer can be verified, and which can be restarted.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, stream};
 use http::header::{CONNECTION, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -22,7 +22,8 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-/// `POST /echo` gives the body back, `GET /count/N` gives [`pattern`], `GET /events/N` gives [`event`] by event, `GET /ws` echoes messages.
+/// `POST /echo` gives the body back, `GET /count/N` gives [`pattern`], `GET /events/N` gives [`event`] by event, `GET /ws` echoes messages,
+/// and `GET /lane` tells on which lane it was heard.
 pub struct Backend {
     pub address: SocketAddr,
     /// The tasks of its present life.
@@ -70,20 +71,20 @@ fn listen(address: SocketAddr, life: Shutdown) -> SocketAddr {
     let each = life.clone();
     life.spawn(async move {
         loop {
-            let (stream, _) = tokio::select! {
+            let (stream, peer) = tokio::select! {
                 () = each.begun() => return,
                 accepted = listener.accept() => accepted.unwrap(),
             };
-            each.spawn(serve(stream, each.clone()));
+            each.spawn(serve(stream, peer.ip(), each.clone()));
         }
     });
     address
 }
 
-async fn serve(stream: TcpStream, life: Shutdown) {
+async fn serve(stream: TcpStream, peer: IpAddr, life: Shutdown) {
     stream.set_nodelay(true).unwrap();
     let answer = |request| {
-        let response = answer(request, &life);
+        let response = answer(request, peer, &life);
         async { Ok::<_, Infallible>(response) }
     };
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer)).with_upgrades();
@@ -96,7 +97,7 @@ async fn serve(stream: TcpStream, life: Shutdown) {
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
-fn answer(mut request: Request<Incoming>, life: &Shutdown) -> Response<Body> {
+fn answer(mut request: Request<Incoming>, peer: IpAddr, life: &Shutdown) -> Response<Body> {
     let path = request.uri().path().to_owned();
     let (_, what, number) = {
         let mut parts = path.split('/');
@@ -125,7 +126,19 @@ fn answer(mut request: Request<Incoming>, life: &Shutdown) -> Response<Body> {
             let response = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS).header(CONNECTION, "upgrade");
             response.header(UPGRADE, "websocket").header(SEC_WEBSOCKET_ACCEPT, key).body(full(Bytes::new())).unwrap()
         }
+        "lane" => Response::new(full(lane(peer, request.headers()).into())),
         _ => Response::new(full(pattern(number))),
+    }
+}
+
+/// The lane on which this can be heard, and "neither" for what must not be.
+fn lane(peer: IpAddr, headers: &HeaderMap) -> &'static str {
+    let of_agents = "127.77.0.0/16".parse::<ipnet::IpNet>().unwrap().contains(&peer);
+    let forwarded = headers.keys().filter(|name| name.as_str().contains("forward")).count();
+    match (of_agents, peer.to_string().as_str(), forwarded) {
+        (true, _, 0) => "agent",
+        (false, "127.0.0.2", 3) => "external",
+        _ => "neither",
     }
 }
 

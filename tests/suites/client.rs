@@ -4,9 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use tokio::io;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -20,14 +21,22 @@ pub struct Client {
     to: SocketAddr,
 }
 
+fn trusting(ca: &Path) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
+    builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots)
+}
+
 impl Client {
     /// A client at `from` that comes to the door `to`, which has a certificate of the CA in `ca`.
     pub fn new(ca: &Path, from: &str, to: SocketAddr) -> Self {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
-        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-        let tls = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth();
-        Self { tls: Arc::new(tls), from: from.parse().unwrap(), to }
+        Self { tls: Arc::new(trusting(ca).with_no_client_auth()), from: from.parse().unwrap(), to }
+    }
+
+    /// The same client with a certificate to show.
+    pub fn showing(self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>, ca: &Path) -> Self {
+        Self { tls: Arc::new(trusting(ca).with_client_auth_cert(chain, key).unwrap()), ..self }
     }
 
     /// A TCP connection to the door.

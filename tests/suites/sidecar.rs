@@ -25,11 +25,13 @@ impl Sidecar {
         let directory = tempfile::tempdir().unwrap();
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (door, admin) = (free(), free());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
+        let built = env!("CARGO_BIN_EXE_loopgate").into();
+        let mut command = Command::new(std::env::var_os("LOOPGATE_BINARY").unwrap_or(built));
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LOOPGATE_")) {
             command.env_remove(name);
         }
-        command.args(["run", "--docker", "off", "--log-level", "warn"]);
+        command.args(["run", "--log-level", "warn"]);
+        command.args(Some("--docker=off").filter(|_| !flags.iter().any(|flag| flag.starts_with("--docker"))));
         command.args(["--gateway", &gateway.to_string(), "--listen", &door.to_string(), "--admin", &admin.to_string()]);
         command.arg("--state-dir").arg(directory.path().join("state")).args(flags);
         fs::create_dir(directory.path().join("state")).unwrap();
@@ -44,6 +46,11 @@ impl Sidecar {
     /// The certificate of its authority.
     pub fn ca(&self) -> PathBuf {
         self.directory.path().join("state/ca.pem")
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
     }
 
     /// Its resident memory in bytes.

@@ -13,8 +13,7 @@ fn echo() -> DuplexStream {
     let ((client, near), (far, mut gateway)) = (duplex(PIPE), duplex(PIPE));
     let terms = Terms {
         websocket: false,
-        draining: Default::default(),
-        revoked: Default::default(),
+        calls: Default::default(),
         received: Default::default(),
         sent: Default::default(),
     };

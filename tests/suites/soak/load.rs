@@ -3,24 +3,35 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{SinkExt, StreamExt};
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::client::conn::{http1, http2};
+use hyper::rt::Executor;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use loopgate::shutdown::Shutdown;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::Role;
 
+use super::docker::Life;
 use crate::backend::{event, pattern};
 use crate::client::Client;
 
 /// Longer than anything may take, a wait for the gateway included.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the container's client stays on a connection: less than a life of the container, and longer than a connection may outlive it.
+const WHILE: Duration = Duration::from_secs(6);
+
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 /// What the clients have seen.
 #[derive(Default)]
@@ -32,6 +43,8 @@ pub struct Load {
     pub messages: AtomicU64,
     pub streams: AtomicU64,
     pub resets: AtomicU64,
+    pub as_agent: AtomicU64,
+    pub as_external: AtomicU64,
     pub excused: AtomicU64,
     pub failures: Mutex<Vec<String>>,
 }
@@ -171,11 +184,11 @@ async fn answer(number: usize, response: impl Future<Output = hyper::Result<http
 }
 
 /// WebSockets of twenty messages each, which are then closed.
-pub async fn websockets(load: Arc<Load>, client: Client, ending: Shutdown) {
+pub async fn websockets(load: Arc<Load>, client: Client, alpn: &'static str, ending: Shutdown) {
     while !ending.has_begun() {
-        let stream = client.connect("http/1.1").await.expect("the door is always open");
+        let stream = client.connect(alpn).await.expect("the door is always open");
         let conversation = async {
-            let (mut socket, _) = tokio_tungstenite::client_async("wss://localhost/ws", stream).await.map_err(told)?;
+            let mut socket = socket(stream, alpn).await?;
             for _ in 0..20 {
                 let message = body(load.next());
                 socket.send(Message::Binary(message.clone())).await.map_err(told)?;
@@ -191,8 +204,82 @@ pub async fn websockets(load: Arc<Load>, client: Client, ending: Shutdown) {
                 other => Err(told(other)),
             }
         };
-        load.verify("a WebSocket", &load.requests, conversation).await;
+        load.verify(&format!("a WebSocket over {alpn}"), &load.requests, conversation).await;
     }
+}
+
+/// A WebSocket on `stream`, the only one of its connection.
+async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStream<Box<dyn Io>>, Trouble> {
+    if alpn != "h2" {
+        let stream: Box<dyn Io> = Box::new(stream);
+        return Ok(tokio_tungstenite::client_async("wss://localhost/ws", stream).await.map_err(told)?.0);
+    }
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(told)?;
+    let mut request = Request::connect("https://localhost/ws").body(Empty::<Bytes>::new()).unwrap();
+    request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+    request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
+    // It ends with the stream that is the last to use it.
+    TokioExecutor::new().execute(connection);
+    let response = sender.send_request(request).await.map_err(told)?;
+    if response.status() != StatusCode::OK {
+        return Err(Trouble::Told(response.status().to_string()));
+    }
+    let stream: Box<dyn Io> = Box::new(TokioIo::new(hyper::upgrade::on(response).await.map_err(told)?));
+    Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
+}
+
+/// A client at the address of a container that comes and goes: it is told on which lane it is heard, for some
+/// seconds on each connection.
+pub async fn container(load: Arc<Load>, client: Client, alpn: &'static str, life: Arc<Life>, ending: Shutdown) {
+    while !ending.has_begun() {
+        let (lives, begun) = (life.turns(), Instant::now());
+        let stream = TokioIo::new(client.connect(alpn).await.expect("the door is always open"));
+        let asking = async {
+            if alpn == "h2" {
+                let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.map_err(told)?;
+                TokioExecutor::new().execute(connection);
+                while begun.elapsed() < WHILE {
+                    let request = Request::get("https://localhost/lane").body(Full::<Bytes>::default()).unwrap();
+                    heard(&load, &life, begun, sender.send_request(request).await).await?;
+                }
+            } else {
+                let (mut sender, connection) = http1::handshake(stream).await.map_err(told)?;
+                TokioExecutor::new().execute(connection);
+                while begun.elapsed() < WHILE {
+                    sender.ready().await.map_err(told)?;
+                    let request = Request::get("/lane").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
+                    heard(&load, &life, begun, sender.send_request(request).await).await?;
+                }
+            }
+            Ok(())
+        };
+        // Where the container's life has changed, its connections are closed, as they have to be.
+        let outcome = asking.await;
+        load.verify("a container", &load.requests, async {
+            match outcome {
+                Err(Trouble::Told(_)) if lives != life.turns() => Ok(()),
+                outcome => outcome,
+            }
+        })
+        .await;
+    }
+}
+
+async fn heard(load: &Load, life: &Life, begun: Instant, response: hyper::Result<http::Response<hyper::body::Incoming>>) -> Outcome {
+    let response = response.map_err(told)?;
+    let status = response.status();
+    let lane = response.into_body().collect().await.map_err(told)?.to_bytes();
+    if status != StatusCode::OK {
+        return Err(Trouble::Told(status.to_string()));
+    }
+    let counter = match &*lane {
+        b"agent" if life.may_be_agent() => &load.as_agent,
+        b"external" if life.may_be_external(begun) => &load.as_external,
+        other => return Err(Trouble::Lied(format!("heard on {:?}, {life:?}", String::from_utf8_lossy(other)))),
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_millis(25)).await;
+    Ok(())
 }
 
 /// Streams of server-sent events.

@@ -1,9 +1,10 @@
 //! A soak: mixed load whose every response is verified, while the gateway restarts, the certificate changes, the configuration is read
-//! again and clients break off; and in the end memory is flat and no descriptor is left.
+//! again, a container comes and goes and clients break off; and in the end memory is flat and no descriptor is left.
 //!
 //! A minute, or as many seconds as `LOOPGATE_SOAK` says.
 
 mod certificate;
+mod docker;
 mod load;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use loopgate::shutdown::Shutdown;
 
 use self::certificate::Authority;
+use self::docker::Docker;
 use self::load::Load;
 use crate::backend::Backend;
 use crate::client::Client;
@@ -33,7 +35,13 @@ async fn soak(length: Duration) {
     let backend = Backend::start().await;
     let mut authority = Authority::new();
     let [certificate, key] = authority.files();
-    let sidecar = Sidecar::start(backend.address, &["--tls-cert", &certificate, "--tls-key", &key]);
+    let docker = Docker::start();
+    if docker.is_none() {
+        say("  no address but loopback here: no container will come and go");
+    }
+    let flags =
+        docker.iter().flat_map(Docker::flags).chain(["--tls-cert".into(), certificate, "--tls-key".into(), key]).collect::<Vec<_>>();
+    let sidecar = Sidecar::start(backend.address, &flags.iter().map(String::as_str).collect::<Vec<_>>());
     let at_first = sidecar.descriptors();
     let client = |from: &str| Client::new(&authority.ca(), from, sidecar.door);
     let tasks = Shutdown::new();
@@ -42,10 +50,18 @@ async fn soak(length: Duration) {
         let of = |kind: u8| client(&format!("127.0.{kind}.{}", number + 1));
         tasks.spawn(load::http(Arc::clone(&load), of(1), "http/1.1", tasks.clone()));
         tasks.spawn(load::http(Arc::clone(&load), of(2), "h2", tasks.clone()));
-        tasks.spawn(load::websockets(Arc::clone(&load), of(3), tasks.clone()));
+        tasks.spawn(load::websockets(Arc::clone(&load), of(3), if number % 2 == 0 { "http/1.1" } else { "h2" }, tasks.clone()));
         tasks.spawn(load::events(Arc::clone(&load), of(4), tasks.clone()));
     }
     tasks.spawn(load::resets(Arc::clone(&load), client("127.0.5.1"), tasks.clone()));
+
+    if let Some(docker) = &docker {
+        let (chain, key) = docker::certificate(&sidecar.state());
+        let client = client(docker::ADDRESS).showing(chain, key, &authority.ca());
+        for alpn in ["http/1.1", "h2"] {
+            tasks.spawn(load::container(Arc::clone(&load), client.clone(), alpn, Arc::clone(&docker.life), tasks.clone()));
+        }
+    }
 
     let observer = client("127.0.6.1");
     let start = Instant::now();
@@ -54,6 +70,9 @@ async fn soak(length: Duration) {
     for tick in 1.. {
         tokio::time::sleep(Duration::from_secs(1)).await;
         memory.push(sidecar.memory());
+        if let Some(docker) = docker.as_ref().filter(|_| tick % 7 == 0) {
+            docker.turn();
+        }
         match tick % 9 {
             3 => {
                 load.gateway_goes();
@@ -93,6 +112,14 @@ async fn soak(length: Duration) {
         done(&load.excused),
         done(&load.resets),
     ));
+    if let Some(docker) = &docker {
+        let (agent, external) = (done(&load.as_agent), done(&load.as_external));
+        say(format_args!(
+            "  a container came and went {} times: heard {agent} times as an agent, {external} times as a stranger",
+            docker.life.turns()
+        ));
+        assert!(agent > 0 && external > 0, "it was both");
+    }
     let failures = load.failures.lock().unwrap().clone();
     assert!(failures.is_empty(), "{} failed, such as {:#?}", failures.len(), &failures[..failures.len().min(10)]);
     assert!(done(&load.requests) > 20 * length.as_secs() && done(&load.messages) > 0 && done(&load.streams) > 0, "that was no load");
@@ -110,7 +137,12 @@ async fn soak(length: Duration) {
         part[part.len() / 2]
     };
     let (early, late) = (median(&memory[memory.len() / 5..memory.len() * 2 / 5]), median(&memory[memory.len() * 4 / 5..]));
-    say(format_args!("  memory {} MiB early, {} MiB late; {at_first} descriptors before and after", early / MIB, late / MIB));
+    let (first, last) = (memory[0] / MIB, memory[memory.len() - 1] / MIB);
+    say(format_args!(
+        "  memory {first} MiB at first, {} MiB early, {} MiB late, {last} MiB at last; {at_first} descriptors before and after",
+        early / MIB,
+        late / MIB,
+    ));
     assert!(late <= early + early / 5 + 8 * MIB, "memory grows: {} to {} MiB", early / MIB, late / MIB);
     assert!(!sidecar.log().contains("panicked"), "{}", sidecar.log());
     sidecar.stop();

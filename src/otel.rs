@@ -1,0 +1,173 @@
+//! Sends a span for each request to an OpenTelemetry collector, by OTLP over HTTP.
+//!
+//! The SDK gathers spans and sends them in batches, on a thread of its own; what it can't send in time it drops. Its variables
+//! (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`) count.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Response, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
+use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tracing::debug;
+
+use crate::trace::{Recorder, Span};
+
+/// Where OTLP has traces, unless told otherwise.
+const PATH: &str = "/v1/traces";
+/// For one batch to be taken.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The most that is read of a collector's answer, in bytes.
+const ANSWER: usize = 64 * 1024;
+
+/// Why spans can't be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The SDK does not like the endpoint.
+    #[error("log.otel_endpoint can't be used")]
+    Endpoint(#[from] ExporterBuildError),
+}
+
+/// Sends spans until it is stopped.
+pub struct Exporter {
+    processor: BatchSpanProcessor,
+    scope: InstrumentationScope,
+}
+
+impl fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exporter").finish_non_exhaustive()
+    }
+}
+
+impl Exporter {
+    /// Sends to `endpoint` from now on. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// The endpoint is none.
+    pub fn new(endpoint: &Uri) -> Result<Self, Error> {
+        let url =
+            if endpoint.path() == "/" { format!("{}{PATH}", endpoint.to_string().trim_end_matches('/')) } else { endpoint.to_string() };
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(Client(Handle::current()))
+            .with_protocol(Protocol::HttpBinary)
+            .with_endpoint(url)
+            .with_timeout(PATIENCE)
+            .build()?;
+        let mut processor = BatchSpanProcessor::builder(exporter).build();
+        let mut resource = Resource::builder();
+        if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
+            resource = resource.with_service_name("loopgate");
+        }
+        processor.set_resource(&resource.with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build());
+        Ok(Self { processor, scope: InstrumentationScope::builder("loopgate").with_version(env!("CARGO_PKG_VERSION")).build() })
+    }
+
+    /// Sends what there still is.
+    pub async fn stop(self: Arc<Self>) {
+        let ended = tokio::task::spawn_blocking(move || self.processor.shutdown_with_timeout(PATIENCE)).await;
+        if let Ok(Err(error)) = ended {
+            debug!("the last spans were not sent: {error}");
+        }
+    }
+}
+
+impl Recorder for Exporter {
+    fn record(&self, span: &Span<'_>) {
+        let told = &span.trace.told;
+        // Who began the trace has decided for all that comes after.
+        if !told.is_sampled() {
+            return;
+        }
+        let trace = TraceId::from_hex(told.trace_id()).unwrap_or(TraceId::INVALID);
+        let id = |hex: &str| SpanId::from_hex(hex).unwrap_or(SpanId::INVALID);
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", span.method.to_owned()),
+            KeyValue::new("http.response.status_code", i64::from(span.status)),
+            KeyValue::new("url.path", span.path.to_owned()),
+            KeyValue::new("url.scheme", "https"),
+            KeyValue::new("network.protocol.name", "http"),
+            KeyValue::new("network.protocol.version", if span.protocol == "h2" { "2" } else { "1.1" }),
+            KeyValue::new("network.peer.address", span.peer.to_string()),
+            KeyValue::new("loopgate.lane", span.lane),
+        ];
+        attributes.extend(span.request_id.map(|id| KeyValue::new("loopgate.request_id", id.to_owned())));
+        attributes.extend(span.error.map(|error| KeyValue::new("error.type", error)));
+        // By the conventions for servers: a client's mistake is none of the span's.
+        let status = if span.status >= 500 { Status::error(span.error.unwrap_or_default()) } else { Status::Unset };
+        self.processor.on_end(SpanData {
+            span_context: SpanContext::new(trace, id(told.span_id()), TraceFlags::SAMPLED, false, TraceState::default()),
+            parent_span_id: span.trace.parent.as_ref().map_or(SpanId::INVALID, |parent| id(parent.span_id())),
+            parent_span_is_remote: span.trace.parent.is_some(),
+            span_kind: SpanKind::Server,
+            name: name(span.method).into(),
+            start_time: span.began,
+            end_time: span.began + span.took,
+            attributes,
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status,
+            instrumentation_scope: self.scope.clone(),
+        });
+    }
+}
+
+/// A span's name out of a bounded set, as the conventions want it.
+fn name(method: &str) -> &'static str {
+    const KNOWN: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"];
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or("HTTP")
+}
+
+/// Posts batches from the SDK's thread, on the runtime that everything else runs on.
+#[derive(Debug)]
+struct Client(Handle);
+
+impl HttpClient for Client {
+    fn send_bytes<'life0, 'async_trait>(
+        &'life0 self,
+        request: Request<Bytes>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        // The SDK waits for it, and is told to stop itself.
+        let sent = self.0.spawn(async { tokio::time::timeout(PATIENCE, send(request)).await });
+        Box::pin(async move { sent.await?? })
+    }
+}
+
+async fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    let (mut parts, body) = request.into_parts();
+    let authority = parts.uri.authority().ok_or("there is no host in the endpoint")?.clone();
+    parts.headers.insert(HOST, HeaderValue::from_str(authority.as_str())?);
+    parts.uri = Uri::from(parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static(PATH)));
+    let stream = TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80))).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let exchange = async {
+        let (parts, body) = sender.send_request(Request::from_parts(parts, Full::new(body))).await?.into_parts();
+        Ok::<_, HttpError>(Response::from_parts(parts, Limited::new(body, ANSWER).collect().await?.to_bytes()))
+    };
+    tokio::pin!(exchange);
+    tokio::select! {
+        answer = &mut exchange => answer,
+        // The connection may end with the answer, which then is there to be read.
+        _ = connection => exchange.await,
+    }
+}

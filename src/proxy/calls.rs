@@ -1,0 +1,61 @@
+//! What may be called out to a connection while it lives: that loopgate is about to end, or that it has lost its lane.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+/// What a connection is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// loopgate is about to end: say goodbye.
+    Leave,
+    /// Its lane is not its lane any more.
+    Revoked,
+}
+
+/// One connection's ear, for each of its tasks to wait at.
+#[derive(Clone, Debug, Default)]
+pub struct Calls {
+    /// Cancelled at the first call, whichever it is: a task that is polled for every request has but one future to look after.
+    called: CancellationToken,
+    revoked: CancellationToken,
+}
+
+impl Calls {
+    /// Hears of the end when `draining` is cancelled.
+    pub(super) fn new(draining: &CancellationToken) -> Self {
+        Self { called: draining.child_token(), revoked: CancellationToken::new() }
+    }
+
+    /// Says that the lane is lost.
+    pub(super) fn revoke(&self) {
+        // In this order, so that whoever is called finds out why.
+        self.revoked.cancel();
+        self.called.cancel();
+    }
+
+    /// Whether the lane is lost.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked.is_cancelled()
+    }
+
+    /// The futures that [`Calls::poll`] is to be given.
+    pub(super) fn futures(&self) -> (WaitForCancellationFuture<'_>, WaitForCancellationFuture<'_>) {
+        (self.called.cancelled(), self.revoked.cancelled())
+    }
+
+    /// Ready with the next call; `leaving` says that [`Call::Leave`] was heard already. To be polled until it is pending.
+    pub(super) fn poll(
+        &self,
+        cx: &mut Context<'_>,
+        called: Pin<&mut WaitForCancellationFuture<'_>>,
+        revoked: Pin<&mut WaitForCancellationFuture<'_>>,
+        leaving: bool,
+    ) -> Poll<Call> {
+        if leaving {
+            return revoked.poll(cx).map(|()| Call::Revoked);
+        }
+        called.poll(cx).map(|()| if self.revoked.is_cancelled() { Call::Revoked } else { Call::Leave })
+    }
+}

@@ -1,0 +1,126 @@
+//! How many HTTP/2 frames a client sends that ask for nothing.
+//!
+//! A PING, a SETTINGS, a WINDOW_UPDATE costs the client next to nothing, and the server has to answer or at least to read it. The `h2` crate
+//! bounds what they hold, not how long they go on: beside one open stream that is for ever. [`Pace`] reads nothing but the nine bytes that
+//! begin a frame (RFC 9113 section 4.1), and says when there were too many.
+
+use std::time::{Duration, Instant};
+
+/// So many frames that ask for nothing ...
+const MANY: u64 = 10_000;
+/// ... may not come in less than this.
+const SPAN: Duration = Duration::from_secs(2);
+/// But whoever takes a response says so, now and then: one more for so many bytes that were written.
+const BYTES: u64 = 256;
+
+/// A GOAWAY with the code ENHANCE_YOUR_CALM, which names no stream as the last: the offender has no business in what was answered.
+pub(super) const ENHANCE_YOUR_CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
+
+const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+const HEAD: usize = 9;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+
+/// Follows the frames of one client.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// Bytes that belong to the current frame, or to the preface.
+    left: usize,
+    /// The beginning of a frame that came in pieces.
+    head: [u8; HEAD],
+    head_len: usize,
+    /// Frames that asked for nothing, and bytes written, since `since`.
+    idle: u64,
+    written: u64,
+    since: Instant,
+}
+
+impl Pace {
+    pub(super) fn new() -> Self {
+        Self { left: PREFACE, head: [0; HEAD], head_len: 0, idle: 0, written: 0, since: Instant::now() }
+    }
+
+    /// Takes the next bytes from the client; returns whether it has overdone it.
+    pub(super) fn follow(&mut self, mut bytes: &[u8]) -> bool {
+        loop {
+            let step = self.left.min(bytes.len());
+            self.left -= step;
+            bytes = &bytes[step..];
+            if bytes.is_empty() {
+                return self.idle >= MANY && self.is_too_fast();
+            }
+            let fresh = (HEAD - self.head_len).min(bytes.len());
+            self.head[self.head_len..self.head_len + fresh].copy_from_slice(&bytes[..fresh]);
+            self.head_len += fresh;
+            bytes = &bytes[fresh..];
+            if self.head_len == HEAD {
+                self.head_len = 0;
+                self.frame();
+            }
+        }
+    }
+
+    fn frame(&mut self) {
+        let [high, middle, low, kind, ..] = self.head;
+        self.left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        if !(kind == HEADERS || kind == DATA && self.left > 0) {
+            self.idle += 1;
+        }
+    }
+
+    /// The client took so many bytes.
+    pub(super) fn written(&mut self, bytes: usize) {
+        self.written += bytes as u64;
+    }
+
+    fn is_too_fast(&mut self) -> bool {
+        let unpaid = self.idle.saturating_sub(self.written / BYTES);
+        let (now, since) = (Instant::now(), self.since);
+        (self.idle, self.written, self.since) = (0, 0, now);
+        unpaid as f64 * SPAN.as_secs_f64() > MANY as f64 * (now - since).as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, length: usize) -> Vec<u8> {
+        let [.., high, middle, low] = length.to_be_bytes();
+        [&[high, middle, low, kind, 0, 0, 0, 0, 1][..], &vec![7; length]].concat()
+    }
+
+    /// Whether `bytes` overdo it when they come in pieces of `size`, all at once as far as the clock is concerned.
+    fn overdone(bytes: &[u8], size: usize, written: usize) -> bool {
+        let mut pace = Pace::new();
+        pace.written(written);
+        assert!(!pace.follow(&[b'P'; PREFACE]));
+        bytes.chunks(size).any(|piece| pace.follow(piece))
+    }
+
+    #[test]
+    fn frames_that_ask_for_nothing_are_counted_however_they_are_cut() {
+        let most = usize::try_from(MANY).unwrap() - 1;
+        let work = [frame(HEADERS, 40), frame(DATA, 300), frame(DATA, 70_000)].concat();
+        for piece in [frame(6, 8), frame(4, 0), frame(8, 4), frame(DATA, 0), frame(2, 5), frame(0x42, 17)] {
+            let flood = piece.repeat(most);
+            for size in [1, 3, 9, 17, 1000, usize::MAX] {
+                assert!(!overdone(&[&work[..], &flood, &work].concat(), size, 0));
+                assert!(overdone(&[&flood[..], &work, &piece].concat(), size, 0));
+            }
+        }
+        assert!(!overdone(&work.repeat(100), 16_384, 0));
+    }
+
+    #[test]
+    fn who_takes_much_may_say_so_often_and_who_takes_time_too() {
+        let many = usize::try_from(MANY).unwrap();
+        let updates = frame(8, 4).repeat(many);
+        assert!(!overdone(&updates, 16_384, many * 256));
+        assert!(overdone(&updates, 16_384, many * 17));
+        let mut pace = Pace { since: Instant::now() - SPAN, ..Pace::new() };
+        assert!(!pace.follow(&[&[b'P'; PREFACE][..], &updates].concat()), "over that time it was not too much");
+        assert!(pace.follow(&updates), "but the time is spent");
+    }
+}

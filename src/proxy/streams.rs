@@ -1,0 +1,109 @@
+//! The streams of an HTTP/2 connection, each on a task of its own.
+//!
+//! A connection on which nothing is taken is closed as a whole. But one response may be left lying while others are taken, and holds a
+//! connection to the gateway for as long: its stream is reset.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::rt::Executor;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
+
+use crate::shutdown::Shutdown;
+
+/// How much longer than a whole connection one stream may be left lying: streams wait for each other where a client is slow.
+const PATIENCE: u32 = 5;
+
+tokio::task_local! {
+    static DEBT: Arc<Debt>;
+}
+
+/// Since when a stream's client has not taken what is there for it.
+#[derive(Debug)]
+pub(super) struct Debt {
+    epoch: Instant,
+    /// Milliseconds after `epoch`, plus one; 0 where nothing is there to be taken.
+    since: AtomicU64,
+}
+
+impl Debt {
+    /// That of the stream whose task this is; `None` on any other.
+    pub(super) fn current() -> Option<Arc<Self>> {
+        DEBT.try_with(Arc::clone).ok()
+    }
+
+    pub(super) fn begin(&self) {
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.since.store(now + 1, Ordering::Relaxed);
+    }
+
+    pub(super) fn settle(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    fn since(&self) -> Option<Instant> {
+        let since = self.since.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.epoch + Duration::from_millis(since))
+    }
+}
+
+/// Where hyper runs the streams of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Streams {
+    shutdown: Shutdown,
+    patience: Duration,
+}
+
+impl Streams {
+    /// Those of a connection that may itself be left lying for `stall`.
+    pub(super) fn new(shutdown: &Shutdown, stall: Duration) -> Self {
+        Self { shutdown: shutdown.clone(), patience: stall.saturating_mul(PATIENCE) }
+    }
+}
+
+impl<F> Executor<F> for Streams
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let debt = Arc::new(Debt { epoch: Instant::now(), since: AtomicU64::new(0) });
+        let watched = Watched { stream, debt: Arc::clone(&debt), patience: self.patience, timer: None };
+        self.shutdown.spawn(DEBT.scope(debt, watched));
+    }
+}
+
+pin_project! {
+    /// A stream's task, which is over when its client has not taken anything for too long: what is dropped unfinished is reset.
+    struct Watched<F> {
+        #[pin]
+        stream: F,
+        debt: Arc<Debt>,
+        patience: Duration,
+        // Only where something was left lying, and not moved before it is due.
+        timer: Option<Pin<Box<Sleep>>>,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Watched<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if this.stream.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let Some(since) = this.debt.since() else { return Poll::Pending };
+        let due = since + *this.patience;
+        let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        ready!(timer.as_mut().poll(cx));
+        if due <= Instant::now() {
+            return Poll::Ready(());
+        }
+        timer.as_mut().reset(due);
+        timer.as_mut().poll(cx)
+    }
+}

@@ -1,0 +1,217 @@
+//! W3C Trace Context: what one request is called wherever it comes by.
+
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+/// `00-<32 digits>-<16 digits>-<2 digits>`; a later version may have more behind a further dash.
+const LENGTH: usize = 55;
+
+/// A `traceparent` that is well-formed (Trace Context, section 3.2.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traceparent(HeaderValue);
+
+impl Traceparent {
+    /// The one that a head states, if it states exactly one and that is well-formed.
+    pub fn stated(headers: &HeaderMap) -> Option<Self> {
+        let mut stated = headers.get_all(TRACEPARENT).iter();
+        stated.next().filter(|value| stated.next().is_none() && is_well_formed(value.as_bytes())).cloned().map(Self)
+    }
+
+    /// A new one. It is sampled: who asks for it wants to see it.
+    ///
+    /// # Panics
+    /// The system has no random bytes, without which there would have been no key either.
+    pub fn made() -> Self {
+        Self::of(&hex(&random::<16>()), "01")
+    }
+
+    /// The one to tell the next server of: the same trace, and a span of its own below this one.
+    pub fn child(&self) -> Self {
+        Self::of(self.trace_id(), if self.is_sampled() { "01" } else { "00" })
+    }
+
+    fn of(trace_id: &str, flags: &str) -> Self {
+        let text = format!("00-{trace_id}-{}-{flags}", hex(&random::<8>()));
+        Self(HeaderValue::from_str(&text).expect("hexadecimal digits and dashes"))
+    }
+
+    /// 32 hexadecimal digits, the same for all that belongs to one request.
+    pub fn trace_id(&self) -> &str {
+        self.part(3..35)
+    }
+
+    /// 16 hexadecimal digits.
+    pub fn span_id(&self) -> &str {
+        self.part(36..52)
+    }
+
+    /// Whether whoever made it records it.
+    pub fn is_sampled(&self) -> bool {
+        u8::from_str_radix(self.part(53..55), 16).is_ok_and(|flags| flags & 1 == 1)
+    }
+
+    fn part(&self, range: std::ops::Range<usize>) -> &str {
+        self.0.to_str().ok().and_then(|text| text.get(range)).unwrap_or_default()
+    }
+}
+
+/// How the trace of one request goes on behind loopgate.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    /// What the client stated, if that was well-formed.
+    pub parent: Option<Traceparent>,
+    /// What the gateway is told.
+    pub told: Traceparent,
+}
+
+impl Trace {
+    /// Goes on with what `headers` state, or begins anew. With `spans` loopgate has a span of its own in between.
+    pub fn of(headers: &HeaderMap, spans: bool) -> Self {
+        let parent = Traceparent::stated(headers);
+        let told = match &parent {
+            Some(parent) if spans => parent.child(),
+            Some(parent) => parent.clone(),
+            None => Traceparent::made(),
+        };
+        Self { parent, told }
+    }
+
+    /// Has `headers` say it. What went with a `traceparent` that did not count is worth nothing (section 3.3).
+    pub fn write(&self, headers: &mut HeaderMap) {
+        headers.insert(TRACEPARENT, self.told.0.clone());
+        if self.parent.is_none() {
+            headers.remove(TRACESTATE);
+        }
+    }
+}
+
+/// One request, as it is told to whoever records spans.
+#[derive(Debug)]
+pub struct Span<'a> {
+    /// Its place in its trace.
+    pub trace: &'a Trace,
+    /// When its head had come.
+    pub began: SystemTime,
+    /// How long the response head took.
+    pub took: Duration,
+    /// The method.
+    pub method: &'a str,
+    /// The path, without a query: that may hold a token.
+    pub path: &'a str,
+    /// The status of the answer.
+    pub status: u16,
+    /// `agent` or `external`.
+    pub lane: &'static str,
+    /// `http/1.1` or `h2`.
+    pub protocol: &'static str,
+    /// The client's address.
+    pub peer: std::net::IpAddr,
+    /// What the client was told beside an error.
+    pub request_id: Option<&'a str>,
+    /// The sort of error, in the words of the metrics.
+    pub error: Option<&'static str>,
+}
+
+/// Who records spans.
+pub trait Recorder: Send + Sync + std::fmt::Debug {
+    /// Takes note of one. Must not block.
+    fn record(&self, span: &Span<'_>);
+}
+
+fn is_well_formed(value: &[u8]) -> bool {
+    let digits = |part: &[u8]| part.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let nought = |part: &[u8]| part.iter().all(|digit| *digit == b'0');
+    let Some((head, rest)) = value.split_at_checked(LENGTH) else { return false };
+    let (version, trace, span, flags) = (&head[..2], &head[3..35], &head[36..52], &head[53..]);
+    let parts = [version, trace, span, flags];
+    parts.iter().all(|part| digits(part))
+        && [head[2], head[35], head[52]] == *b"---"
+        && version != b"ff"
+        && !nought(trace)
+        && !nought(span)
+        && (rest.is_empty() || version != b"00" && rest[0] == b'-')
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the system gives random bytes");
+    // Nothing but noughts means that there is none.
+    bytes[N - 1] |= u8::from(bytes == [0; N]);
+    bytes
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn heads(values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(TRACEPARENT, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        headers.insert(TRACESTATE, HeaderValue::from_static("vendor=x"));
+        headers
+    }
+
+    #[test]
+    fn what_is_well_formed_goes_on_and_everything_else_is_replaced() {
+        let later = format!("cc{}-what-comes", &GOOD[2..]);
+        let table: [(&[&str], bool); 18] = [
+            (&[GOOD], true),
+            (&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"], true),
+            (&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-ff"], true),
+            (&["01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"], true),
+            (&[&later], true),
+            (&[], false),
+            (&[""], false),
+            (&[GOOD, GOOD], false),
+            (&["ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"], false),
+            (&["00-00000000000000000000000000000000-00f067aa0ba902b7-01"], false),
+            (&["00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01"], false),
+            (&["00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"], false),
+            (&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0"], false),
+            (&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x"], false),
+            (&["01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01x"], false),
+            (&["00_4bf92f3577b34da6a3ce929d0e0e4736_00f067aa0ba902b7_01"], false),
+            (&["00-4bf92f3577b34da6a3ce929d0e0e473-600f067aa0ba902b7-01"], false),
+            (&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902\u{e9}-01"], false),
+        ];
+        for (stated, kept) in table {
+            let mut headers = heads(stated);
+            let trace = Trace::of(&headers, false);
+            trace.write(&mut headers);
+            let told = headers.get_all(TRACEPARENT).iter().collect::<Vec<_>>();
+            assert_eq!(told.len(), 1, "{stated:?}");
+            assert!(is_well_formed(told[0].as_bytes()), "{stated:?}: {told:?}");
+            assert_eq!(stated.first().is_some_and(|stated| told[0].as_bytes() == stated.as_bytes()), kept, "{stated:?}");
+            assert_eq!(trace.parent.is_some(), kept, "{stated:?}");
+            assert_eq!(headers.contains_key(TRACESTATE), kept, "{stated:?}");
+        }
+    }
+
+    #[test]
+    fn a_span_of_our_own_is_in_the_same_trace_below_its_parent() {
+        for (flags, sampled) in [("01", true), ("00", false), ("03", true)] {
+            let stated = format!("{}{flags}", &GOOD[..53]);
+            let trace = Trace::of(&heads(&[&stated]), true);
+            assert_eq!(trace.told.trace_id(), &GOOD[3..35]);
+            assert_ne!(trace.told.span_id(), &GOOD[36..52]);
+            assert_eq!(trace.told.is_sampled(), sampled, "{flags}");
+        }
+        let (one, other) = (Traceparent::made(), Traceparent::made());
+        assert!(one.is_sampled() && one.trace_id() != other.trace_id() && one.span_id() != other.span_id());
+    }
+}

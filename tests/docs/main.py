@@ -1,0 +1,245 @@
+"""Runs every command of the documentation where a reader would, and fails where one fails, is not in the table, or is in vain in it."""
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+
+from commands import ROOT, block, commands
+from places import IMAGES, TOKEN, Compose, Containers, Here, Machine, Service
+
+
+class Stays:
+    """A command that goes on until it is interrupted, and is up when it has said `text`; `keep` leaves it to the commands after it."""
+
+    def __init__(self, text: str, keep: bool = False):
+        self.text, self.keep = text, keep
+
+
+class Then:
+    """A command after which this is done, or after which this is checked."""
+
+    def __init__(self, after):
+        self.after = after
+
+
+class When:
+    """A command that its reader would wait with until this has happened."""
+
+    def __init__(self, happened):
+        self.happened = happened
+
+
+class Named:
+    """A command in which `word` stands for something that only `find` knows, such as the id of a request, and what is checked after it."""
+
+    def __init__(self, word: str, find, after=lambda: None):
+        self.word, self.find, self.after = word, find, after
+
+
+class Fails:
+    """A command that has something to complain about: it ends with another status than 0, having said `text`."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+
+class NotRun:
+    """A command that can't be run here, and why."""
+
+    def __init__(self, why: str):
+        self.why = why
+
+
+NEW, OLD = "OPENCLAW_NEW", "OPENCLAW_OLD"
+CLUSTER = NotRun("needs a cluster")
+
+here = Here()
+# As the README tells it: this configuration, and then these commands.
+readme = Machine(NEW, block("README.md", "json5", "trustedProxies"))
+# The failing set-up of OpenClaw's issue 30740.
+failing = Machine(NEW, '{gateway: {mode: "local", port: 18789, bind: "lan", tls: {enabled: true, autoGenerate: true}, auth: {mode: "token", token: "..."}}}')
+
+
+def with_sidecar(machine: Machine) -> None:
+    machine.stay("loopgate run --docker off --tls-name gateway", "loopgate is running", keep=True)
+    machine.run("cp ~/.openclaw/openclaw.json .")
+
+
+operated = Machine(NEW, block("docs/openclaw.md", "json5", "trustedProxies"), setup=with_sidecar)
+old = Machine(OLD, block("docs/openclaw.md", "json5", "trustedProxies"))
+robot = Machine(NEW, None, beside=operated)
+shipped = Compose(NEW, replace={"localhost:18789": "localhost:$(docker compose port netns 18789 | cut -d: -f2)", "=127.0.0.1:18789": "=127.0.0.1:"})
+own = Compose(NEW, text=block("docs/openclaw.md", "yaml", "network_mode: \"service:netns\""))
+plain = Containers("netns", "gateway", "loopgate", network="claw", copy="docker", replace={
+    **IMAGES, "ghcr.io/openclaw/openclaw:2026.9.6": "-v $OPENCLAW_NEW:/openclaw:ro loopgate-test/openclaw", "-p 18789:": "-p 127.0.0.1::",
+})
+# As docker/README.md says, `openclaw` stands for the command in the gateway's container; the gateway has to be up by then.
+shipped_old = Compose(OLD, replace={"openclaw devices": "in_gateway devices", **IMAGES}, up=True)
+
+
+def approved(place):
+    """The one request that waits for an approval there."""
+    return place.run("openclaw devices list --json | grep -o '\"requestId\": *\"[^\"]*' | cut -d'\"' -f4 | head -n 1").strip()
+
+
+def asked_by_a_stranger() -> str:
+    """A client without an agent's rights asks for its pairing, on another machine."""
+    operated.run("loopgate cert export >ca.pem")
+    assert "pairing required" in strangers_call()
+    return approved(operated)
+
+
+def strangers_call() -> str:
+    """How a client with a device of its own, the right token and no agent's rights fares on another machine."""
+    options = {"ws": "/openclaw/node_modules", "url": "wss://gateway:18789", "token": TOKEN, "ca": "ca.pem", "identity": "stranger.json"}
+    return robot.run(f"node /client.mjs '{json.dumps(options)}'")
+
+
+def is_let_in() -> None:
+    said = strangers_call()
+    assert '"end":"hello"' in said, said
+charts = Here(replace={"helm install claw oci://ghcr.io/loopgate/charts/loopgate": f"{os.environ['HELM']} template claw charts/loopgate"})
+
+# Each command by its first words, in the order of its document: where it is run, and how where that is not to its end.
+TABLE = {
+    "README.md": [
+        ("cargo run -- demo", here, Stays("With curl, as the agent")),
+        ("tests/run", NotRun("is what runs this")),
+        ("loopgate run --docker off", readme, Stays("loopgate is running", keep=True)),
+        ("loopgate cert export", readme),
+        ("curl --cacert ca.pem https://gateway:18789", readme),
+    ],
+    "docker/README.md": [
+        ("mkdir -m 700 secrets", shipped),
+        ("docker compose up -d", shipped, Then(lambda: shipped.wait())),
+        ("docker compose exec -T loopgate /loopgate cert", shipped),
+        ("curl --cacert ca.pem", shipped),
+        ("export SITE=", shipped),
+        ("docker compose -f compose.yaml -f compose.caddy.yaml", shipped),
+        ("docker compose restart netns gateway", shipped),
+        ("openclaw devices list", shipped_old),
+        ("docker run --rm --user", shipped_old, Fails("devices approve")),
+        ("openclaw devices approve", shipped_old, Named("REQUEST", lambda: approved(shipped_old))),
+    ],
+    "charts/loopgate/README.md": [
+        ("helm install", charts),
+        ("helm test", CLUSTER),
+        ("kubectl exec", CLUSTER),
+        ("kubectl create configmap", CLUSTER),
+    ],
+    "docs/openclaw.md": [
+        ("openclaw config set gateway.bind", failing),
+        ("openclaw config set gateway.tls", failing),
+        ("openclaw config set gateway.trustedProxies", failing, Then(lambda: failing.restart_gateway())),
+        ("docker compose up -d", own, Then(lambda: own.wait())),
+        ("docker compose exec loopgate /loopgate check", own),
+        ("docker compose exec loopgate /loopgate status", own),
+        ("docker compose exec -T loopgate /loopgate cert", own),
+        ("docker network create claw", plain),
+        ("docker run -d --name netns", plain),
+        ("docker run -d --name gateway", plain),
+        ("docker run -d --name loopgate", plain),
+        ("loopgate run --docker off", failing, Stays("loopgate is running", keep=True)),
+        ("loopgate check --docker off", failing, When(lambda: failing.gateway_answers())),
+        ("kubectl exec", CLUSTER),
+        ("loopgate exec -- node", Service(shipped, "agent"), Stays("node capability surface is awaiting operator approval")),
+        ("loopgate cert issue", operated),
+        ("loopgate agent --cert", robot, Stays("loopgate")),
+        ("openclaw devices list", old),
+        ("loopgate pair", old, Fails("devices approve")),
+        ("openclaw devices approve", old, Named("REQUEST", lambda: approved(old))),
+        ("openclaw devices list", operated),
+        ("openclaw devices approve", operated, Named("REQUEST", asked_by_a_stranger, is_let_in)),
+    ],
+    "docs/operations.md": [
+        ("loopgate status ", operated),
+        ("loopgate status --watch", operated, Stays("external")),
+        ("loopgate check ", operated),
+        ("loopgate cert show", operated),
+        ("loopgate config show", operated),
+        ("loopgate check --json", operated),
+        ("loopgate cert rotate ", operated),
+        ("loopgate cert rotate --new-key", operated),
+    ],
+    "docs/security.md": [
+        ("loopgate check --openclaw-config", operated),
+        ("loopgate demo --once", operated),
+    ],
+    "docs/architecture.md": [],
+    "docs/comparison.md": [],
+    "docs/reference.md": [],
+    "docs/threat-model.md": [],
+}
+
+
+def check(document: str) -> list[str]:
+    """What of a document is not as the table has it."""
+    found, listed = commands(document), [row[0] for row in TABLE[document]]
+    wrong = [f"not in the table of tests/docs: {command}" for command, row in zip(found, listed + [""] * len(found)) if not row or not command.startswith(row)]
+    return wrong + [f"in the table of tests/docs, but not there: {row}" for row in listed[len(found):]]
+
+
+def run(command: str, place, how) -> None:
+    if isinstance(how, Stays):
+        return place.stay(command, how.text, how.keep)
+    if isinstance(how, Named):
+        command = command.replace(how.word, how.find())
+    if isinstance(how, When):
+        how.happened()
+    if isinstance(how, Fails):
+        return place.fail(command, how.text)
+    place.run(command)
+    if isinstance(how, (Then, Named)):
+        how.after()
+
+
+def main() -> int:
+    wanted = [document for document in TABLE if not sys.argv[1:] or any(name in document for name in sys.argv[1:])]
+    unlisted = {str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")} - set(TABLE)
+    for document in unlisted:
+        print(f"FAILED {document}: not in the table of tests/docs")
+    failed, count = len(unlisted), 0
+    # Gateways are heavy: a place is there from its first command to its last.
+    last = {}
+    for row in (row for document in wanted for row in TABLE[document] if not isinstance(row[1], NotRun)):
+        last.update({place: row for place in row[1].needs()})
+    try:
+        for document in wanted:
+            wrong = check(document)
+            for complaint in wrong:
+                print(f"FAILED {document}: {complaint}", flush=True)
+            failed += len(wrong)
+            for command, row in zip(commands(document), TABLE[document] if not wrong else []):
+                _, place, *how = row
+                if isinstance(place, NotRun):
+                    print(f"NOT RUN {document}: {command}: {place.why}", flush=True)
+                    continue
+                start = time.monotonic()
+                try:
+                    run(command, place, how[0] if how else None)
+                    count += 1
+                    print(f"ok {document}: {command} ({time.monotonic() - start:.1f} s)", flush=True)
+                except Exception as error:
+                    failed += 1
+                    print(f"FAILED {document}: {command}\n{error if isinstance(error, AssertionError) else traceback.format_exc()}", flush=True)
+                for place in [place for place, row_ in last.items() if row_ is row]:
+                    place.end()
+    finally:
+        for place in reversed(last):
+            try:
+                place.end()
+            except Exception as error:
+                failed += 1
+                print(f"FAILED to end {type(place).__name__}: {error}", flush=True)
+    print(f"{count} commands run, {failed} failed")
+    return 1 if failed or not count else 0
+
+
+if __name__ == "__main__":
+    # Whoever is told to end takes away what it made.
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda *_: sys.exit(1))
+    sys.exit(main())

@@ -1,0 +1,355 @@
+"""Where commands are run: machines made of containers, directories of this machine, and what stands in for what is not here."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from commands import ROOT
+
+TOKEN = "a-token-for-tests"
+LOOPGATE = ROOT / "target/debug/loopgate"
+# The images as released, and those of the tests.
+IMAGES = {"ghcr.io/loopgate/loopgate:0.1.0": "loopgate-test/loopgate", "ghcr.io/openclaw/openclaw:2026.9.6": "loopgate-test/openclaw"}
+# How long a command may take, or what is waited for: a gateway on a busy machine takes its time.
+PATIENCE = 300
+
+
+def sh(*command: str, **more) -> str:
+    """Runs a command that must succeed; what it printed."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, **more)
+    assert done.returncode == 0, f"{shlex.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+def eventually(what: str, happened) -> None:
+    """Waits until it has."""
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        time.sleep(0.5)
+
+
+class Place:
+    """Something with a shell. Its parts are made when the first command needs it, and are gone in the end."""
+
+    def __init__(self):
+        self.ready, self.profile, self.running = False, "", []
+
+    def shell(self) -> list[str]:
+        """What a script is handed to, after `-c`."""
+        raise NotImplementedError
+
+    def make(self) -> None:
+        """Makes what there is not yet."""
+
+    def remove(self) -> None:
+        """Removes what was made."""
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def start(self, command: str, output) -> subprocess.Popen:
+        if not self.ready:
+            self.ready = True
+            self.make()
+        script = f"set -euo pipefail\n{self.profile}\n{command}"
+        environment = {**os.environ, **self.environment()}
+        return subprocess.Popen(
+            [*self.shell(), script], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=self.directory()
+        )
+
+    def directory(self) -> Path | None:
+        return None
+
+    def run(self, command: str) -> str:
+        """Runs a command to its end, which must be a good one."""
+        if command.startswith("export "):
+            self.profile += f"{command}\n"
+        with tempfile.TemporaryFile("w+") as output:
+            process = self.start(command, output)
+            try:
+                status = process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                status = "no end"
+                process.kill()
+            output.seek(0)
+            text = output.read()
+        assert status == 0, f"exit status {status}:\n{text}"
+        return text
+
+    def fail(self, command: str, text: str) -> str:
+        """Runs a command that must fail, and say this."""
+        said = self.run(f"({command}) && echo 'it succeeds' || echo 'it fails'")
+        assert said.endswith("it fails\n") and text in said, f"it should fail and say {text!r}, and said:\n{said}"
+        return said
+
+    def stay(self, command: str, text: str, keep: bool) -> None:
+        """Runs a command that does not end by itself until it has said `text`, and on if it is to be kept."""
+        output = tempfile.NamedTemporaryFile("w+")
+        process = self.start(command, output)
+        said = lambda: Path(output.name).read_text()
+        try:
+            eventually(f"it says {text!r}", lambda: text in said() or process.poll() is not None)
+        except AssertionError as error:
+            process.kill()
+            raise AssertionError(f"{error}; it said:\n{said()}") from None
+        assert text in said(), f"it ended with {process.poll()}, and said:\n{said()}"
+        self.running.append((process, output))
+        if not keep:
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Ends what runs."""
+        for process, output in self.running:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            output.close()
+        self.running = []
+
+    def end(self) -> None:
+        try:
+            self.interrupt()
+        finally:
+            if self.ready:
+                self.ready = False
+                self.remove()
+
+    def needs(self) -> "list[Place]":
+        """Itself, and what has to be there for as long as it is."""
+        return [self]
+
+
+class Here(Place):
+    """A directory of this machine with the images of the tests; the repository, unless `copy` names what a user would copy of it."""
+
+    def __init__(self, copy: str | None = None, replace: dict[str, str] = {}):
+        super().__init__()
+        self.copy, self.replace = copy, replace
+
+    def make(self):
+        self.work = tempfile.mkdtemp(prefix="loopgate-docs-")
+        if self.copy:
+            shutil.copytree(ROOT / self.copy, self.work, dirs_exist_ok=True)
+
+    def directory(self):
+        return Path(self.work) if self.copy else ROOT
+
+    def shell(self):
+        return ["bash", "-c"]
+
+    def environment(self):
+        return {"PATH": f"{LOOPGATE.parent}:{os.environ['PATH']}"}
+
+    def start(self, command, output):
+        for ours, theirs in self.replace.items():
+            command = command.replace(ours, theirs)
+        return super().start(command, output)
+
+    def remove(self):
+        shutil.rmtree(self.work)
+
+
+class Containers(Here):
+    """The same for `docker run`: with a network and containers by the names that the command gives them."""
+
+    def __init__(self, *names: str, network: str, **more):
+        super().__init__(**more)
+        self.names, self.network = names, network
+
+    def remove(self):
+        subprocess.run(["docker", "rm", "--force", "--volumes", *self.names], capture_output=True)
+        subprocess.run(["docker", "network", "rm", self.network], capture_output=True)
+        subprocess.run(["docker", "volume", "rm", "loopgate-state"], capture_output=True)
+        super().remove()
+
+
+class Compose(Here):
+    """A copy of docker/ with a project of its own, the images of the tests, and OpenClaw mounted into them."""
+
+    def __init__(self, openclaw: str, text: str | None = None, replace: dict[str, str] = {}, up: bool = False):
+        super().__init__("docker", replace)
+        self.openclaw, self.text, self.up = openclaw, text, up
+        self.name = f"loopgate-docs-{os.getpid()}-{id(self) % 1000}"
+
+    def make(self):
+        super().make()
+        directory = self.directory()
+        if self.text:
+            for released, ours in IMAGES.items():
+                self.text = self.text.replace(released, ours)
+            (directory / "compose.yaml").write_text(self.text.replace('"18789:18789"', '"127.0.0.1::18789"'))
+        (directory / "tree.yaml").write_text(
+            # The gateway's part is the reader's own where the document only says that it is there.
+            "services:\n  gateway:\n" + ('    image: loopgate-test/openclaw\n    environment: {OPENCLAW_CONFIG_PATH: /etc/openclaw.json, '
+            f"OPENCLAW_GATEWAY_TOKEN: {TOKEN}}}\n" if self.text else "")
+            + '    volumes: ["${OPENCLAW_TREE}:/openclaw:ro"' + (', "./openclaw.json:/etc/openclaw.json:ro"' if self.text else "") + "]\n"
+            + ("" if self.text else '  agent: {volumes: ["${OPENCLAW_TREE}:/openclaw:ro"]}\n')
+        )
+        # Merged into whichever files a command names, since those are what is tested.
+        wrapper = directory / "bin/docker"
+        wrapper.parent.mkdir()
+        wrapper.write_text(
+            f'#!/bin/bash\n[ "$1" = compose ] || exec {shutil.which("docker")} "$@"\nshift\nfiles=()\n'
+            'while [ "${1:-}" = -f ]; do files+=(-f "$2"); shift 2; done\n[ ${#files[@]} != 0 ] || files=(-f compose.yaml)\n'
+            f'exec {shutil.which("docker")} compose "${{files[@]}}" -f tree.yaml "$@"\n'
+        )
+        wrapper.chmod(0o755)
+        self.profile = (
+            "in_gateway() { docker compose exec -T gateway sh -c "
+            "'OPENCLAW_GATEWAY_TOKEN=$(cat /run/secrets/gateway_token) node /app/openclaw.mjs \"$@\"' sh \"$@\"; }\n"
+        )
+
+        if self.up:
+            # As docker/README.md has it.
+            self.run("mkdir -m 700 secrets && openssl rand -hex 32 >secrets/gateway-token && docker compose up -d")
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the gateway accepts connections, which a reader waits for too."""
+        eventually("loopgate and its gateway are ready", lambda: self.succeeds("docker compose exec -T loopgate /loopgate healthcheck"))
+
+    def succeeds(self, command: str) -> bool:
+        """Whether it does, now."""
+        return subprocess.run([*self.shell(), command], capture_output=True, cwd=self.work, env={**os.environ, **self.environment()}).returncode == 0
+
+    def environment(self):
+        return {
+            **super().environment(),
+            "PATH": f"{self.directory()}/bin:{os.environ['PATH']}",
+            "COMPOSE_PROJECT_NAME": self.name,
+            "LOOPGATE_PUBLISH": "127.0.0.1:",
+            "LOOPGATE_IMAGE": "loopgate-test/loopgate",
+            "OPENCLAW_IMAGE": "loopgate-test/openclaw",
+            "HAPROXY_IMAGE": "loopgate-test/debian",
+            "CADDY_IMAGE": "loopgate-test/caddy",
+            "AGENT_IMAGE": f"{self.name}-agent",
+            "OPENCLAW_TREE": os.environ[self.openclaw],
+            "HTTP_PUBLISH": "127.0.0.1:",
+            "HTTPS_PUBLISH": "127.0.0.1:",
+            "FRONT": "10.203.7",
+        }
+
+    def remove(self):
+        for files in (["compose.yaml", "compose.caddy.yaml"], ["compose.yaml"]):
+            arguments = [part for file in files for part in ("-f", file)]
+            if (self.directory() / files[-1]).exists():
+                command = ["docker", "compose", *arguments, "down", "--volumes", "--timeout", "1"]
+                subprocess.run(command, cwd=self.directory(), env={**os.environ, **self.environment()}, capture_output=True)
+        subprocess.run(["docker", "image", "rm", f"{self.name}-agent"], capture_output=True)
+        super().remove()
+
+
+class Service(Place):
+    """A container like that of a service of a project, labels included, with a shell in it instead of its command."""
+
+    def __init__(self, compose: Compose, service: str):
+        super().__init__()
+        self.compose, self.service = compose, service
+
+    def needs(self):
+        return [self, self.compose]
+
+    def make(self):
+        self.compose.up = True
+        self.compose.run(":")
+
+    def directory(self):
+        return self.compose.directory()
+
+    def environment(self):
+        return self.compose.environment()
+
+    def shell(self):
+        return ["docker", "compose", "run", "--rm", "--no-deps", "-T", "--env", "HOME=/tmp", "--name", f"{self.compose.name}-sh", "--entrypoint", "bash", self.service, "-c"]
+
+    def interrupt(self):
+        # A signal to the client of the engine would not reach what runs.
+        if self.running:
+            subprocess.run(["docker", "stop", "--time", "5", f"{self.compose.name}-sh"], capture_output=True)
+        super().interrupt()
+
+    def remove(self):
+        subprocess.run(["docker", "rm", "--force", "--volumes", f"{self.compose.name}-sh"], capture_output=True)
+
+
+class Machine(Place):
+    """A machine with a gateway on it, configured as given (JSON5), and `loopgate`, `openclaw` and `curl` in its PATH; `gateway` is its name.
+
+    `beside` makes another one on the same network, which shares /root/shared with it and has no gateway.
+    """
+
+    def __init__(self, openclaw: str, configuration: str | None, setup=None, beside: "Machine | None" = None):
+        super().__init__()
+        self.openclaw, self.configuration, self.setup, self.beside = openclaw, configuration, setup, beside
+        self.name = f"loopgate-docs-{os.getpid()}-{id(self) % 100000}"
+        self.network = beside.network if beside else self.name
+        self.shared = beside.shared if beside else f"{self.name}-shared"
+
+    def needs(self):
+        return [self, self.beside] if self.beside else [self]
+
+    def make(self):
+        if not self.beside:
+            sh("docker", "network", "create", self.network)
+        alias = [] if self.beside else ["--network-alias", "gateway"]
+        sh("docker", "run", "--detach", "--init", "--name", self.name, "--user", "0", "--network", self.network, *alias, "--workdir", "/root/shared",
+           "--volume", f"{LOOPGATE}:/usr/local/bin/loopgate:ro", "--volume", f"{os.environ[self.openclaw]}:/openclaw:ro",
+           "--volume", f"{ROOT}/tests/real/client.mjs:/client.mjs:ro", "--volume", f"{self.shared}:/root/shared", "--env", "HOME=/root", "--env", "OPENCLAW_NO_RESPAWN=1",
+           "--env", "OPENCLAW_DISABLE_BONJOUR=1", "loopgate-test/openclaw", "sleep", "infinity")
+        if self.configuration:
+            self.write("/root/.openclaw/openclaw.json", self.configuration.replace('"..."', f'"{TOKEN}"'))
+            self.write("/run/secrets/gateway_token", TOKEN)
+            self.start_gateway()
+        if self.setup:
+            self.setup(self)
+
+    def write(self, path: str, text: str) -> None:
+        sh("docker", "exec", "--interactive", self.name, "bash", "-c", f"mkdir -p {Path(path).parent} && cat >{path}", input=text)
+
+    def start_gateway(self) -> None:
+        sh("docker", "exec", "--detach", self.name, "bash", "-c", "exec openclaw gateway run >/tmp/gateway.log 2>&1")
+        # It listens long before it answers, and speaks TLS where it is told to.
+        ask = ["docker", "exec", self.name, "bash", "-c", "grep -q 'ready' /tmp/gateway.log && : </dev/tcp/127.0.0.1/18789"]
+        answers = lambda: subprocess.run(ask, capture_output=True).returncode == 0
+        try:
+            eventually("the gateway says that it is ready", answers)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{sh('docker', 'exec', self.name, 'cat', '/tmp/gateway.log')}") from None
+
+    def gateway_answers(self) -> None:
+        """Waits until it accepts connections: a changed configuration has it start anew by itself, now and then."""
+        ask = ["docker", "exec", self.name, "bash", "-c", ": </dev/tcp/127.0.0.1/18789"]
+        eventually("the gateway accepts connections", lambda: subprocess.run(ask, capture_output=True).returncode == 0)
+
+    def restart_gateway(self) -> None:
+        self.signal("TERM", "node|openclaw.*")
+        self.start_gateway()
+
+    def signal(self, name: str, processes: str) -> None:
+        """Signals the processes with such a name in there, until there are none. The image has no ps."""
+        kill = f'left=0; for p in /proc/[0-9]*; do [[ "$(cat $p/comm 2>/dev/null)" =~ ^({processes})$ ]] && kill -{name} "${{p#/proc/}}" && left=1; done; exit $left'
+        eventually(f"{processes} ends", lambda: not subprocess.run(["docker", "exec", self.name, "bash", "-c", kill]).returncode)
+
+    def shell(self):
+        return ["docker", "exec", self.name, "bash", "-c"]
+
+    def interrupt(self):
+        # A signal to the client of the engine would not reach what runs.
+        if self.running:
+            self.signal("INT", "loopgate")
+        super().interrupt()
+
+    def remove(self):
+        subprocess.run(["docker", "rm", "--force", "--volumes", self.name], capture_output=True)
+        if not self.beside:
+            subprocess.run(["docker", "network", "rm", self.network], capture_output=True)
+            subprocess.run(["docker", "volume", "rm", self.shared], capture_output=True)

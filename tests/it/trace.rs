@@ -1,0 +1,57 @@
+//! What becomes of a request's `traceparent`.
+
+use loopgate::config::TraceparentUse;
+
+use crate::house::{AGENT, BOTH, House, STRANGER};
+
+const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+const STATE: (&str, &str) = ("tracestate", "vendor=x");
+
+/// What the gateway is told where it is asked for by `/`, with this `traceparent`.
+async fn told(house: &House, stated: Option<&str>) -> Vec<(Option<String>, Option<String>)> {
+    let mut told = Vec::new();
+    for protocol in BOTH {
+        for source in [STRANGER, AGENT] {
+            let fields: Vec<_> = stated.into_iter().map(|stated| ("traceparent", stated)).chain([STATE]).collect();
+            assert_eq!(house.ask(protocol, source, "GET /", &fields).await.0, 200);
+            let heard = house.gateway.heard().pop().unwrap();
+            let field = |name| heard.field(name).map(ToOwned::to_owned);
+            told.push((field("traceparent"), field("tracestate")));
+        }
+    }
+    told
+}
+
+#[tokio::test]
+async fn it_passes_on_both_lanes_as_it_came() {
+    let house = House::open().await;
+    for stated in [Some(STATED), Some("nonsense"), None] {
+        for told in told(&house, stated).await {
+            assert_eq!(told, (stated.map(Into::into), Some("vendor=x".into())));
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_is_made_where_there_is_none_worth_the_name() {
+    let house = House::with(|config| config.log.traceparent = TraceparentUse::Make).await;
+    for told in told(&house, Some(STATED)).await {
+        assert_eq!(told, (Some(STATED.into()), Some("vendor=x".into())));
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    for stated in [Some("nonsense"), Some("00-00000000000000000000000000000000-00f067aa0ba902b7-01"), None] {
+        for (traceparent, tracestate) in told(&house, stated).await {
+            let made = traceparent.unwrap();
+            assert!(made.len() == STATED.len() && made.starts_with("00-") && made.ends_with("-01"), "{made}");
+            assert!(tracestate.is_none() && seen.insert(made[3..35].to_owned()), "{made}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_can_not_talk_it_away() {
+    let house = House::with(|config| config.log.traceparent = TraceparentUse::Make).await;
+    let fields = [("connection", "traceparent, close"), ("traceparent", STATED)];
+    assert_eq!(house.ask(BOTH[0], STRANGER, "GET /", &fields).await.0, 200);
+    assert_eq!(house.gateway.heard().pop().unwrap().field("traceparent"), Some(STATED));
+}

@@ -1,0 +1,65 @@
+//! One request, followed from the access log to the error that it ended with.
+
+use std::io::{Read, Write};
+
+use serde_json::Value;
+
+use crate::desk::connect;
+use crate::sidecar::{Sidecar, loopgate};
+
+const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+/// The lines of the log that a request with this `traceparent` leaves, where the gateway doesn't answer.
+fn logged(flags: &[&str], traceparent: &str) -> Vec<Value> {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let always = ["--access-log", "--log-format", "json", "--request-timeout", "300ms"];
+    let sidecar = Sidecar::logging_to(log.reopen().unwrap(), &[&always, flags].concat());
+    let mut client = connect(&sidecar);
+    write!(client, "GET /here?token=secret HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTraceparent: {traceparent}\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    let _ = client.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    drop(sidecar);
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    assert!(!text.contains("secret"), "{text}");
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+#[test]
+fn the_access_log_has_the_trace_and_the_id_of_the_error() {
+    let made = |trace: &str| trace.len() == 32 && trace.bytes().all(|digit| digit.is_ascii_hexdigit());
+    for (flags, traceparent, expected) in [
+        (&["--traceparent", "make"][..], STATED, Some(&STATED[3..35])),
+        (&["--traceparent", "make"], "nonsense", None),
+        (&[], STATED, Some("-")),
+    ] {
+        let lines = logged(flags, traceparent);
+        let access = lines.iter().find(|line| line["target"] == "loopgate::access").unwrap_or_else(|| panic!("{lines:?}"));
+        let trace = access["trace_id"].as_str().unwrap();
+        assert!(expected.map_or_else(|| made(trace), |expected| trace == expected), "{access}");
+        assert_eq!((&access["path"], &access["status"]), (&"/here".into(), &504.into()));
+        let error = lines.iter().find(|line| line["level"] == "WARN").unwrap_or_else(|| panic!("{lines:?}"));
+        assert_eq!(access["request_id"], error["request_id"]);
+    }
+}
+
+#[cfg(not(feature = "otel"))]
+#[test]
+fn a_build_without_opentelemetry_says_so() {
+    let output = loopgate(&["run", "--otel-endpoint", "http://127.0.0.1:4318"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said.contains("--otel-endpoint") && said.contains("built without OpenTelemetry"), "{said}");
+}
+
+#[cfg(feature = "otel")]
+#[test]
+fn a_collector_that_can_not_be_one_is_named() {
+    for (url, why) in [("https://collector:4318", "is not http"), ("collector:4318", "is not a URL"), ("", "is not a URL")] {
+        let output = loopgate(&["run", "--otel-endpoint", url]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{url}");
+        assert!(said.contains("--otel-endpoint") && said.contains(why), "{said}");
+    }
+}

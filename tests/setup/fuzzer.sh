@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# fuzzer.sh: cargo-fuzz, and the C++ compiler that its runtime needs. Prints the tree with bin/cargo-fuzz.
+. "$(dirname "$0")/lib.sh"
+
+apt_install g++
+install() { cargo install --quiet --locked --root . --target-dir target cargo-fuzz@0.13.2 && rm -rf target; }
+tree fuzzer-1 install
