@@ -89,6 +89,7 @@ impl House {
     }
 
     /// The door to those who show the certificate of this key.
+    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "only stories of Kubernetes need it"))]
     pub fn shown_by(&self, key: Arc<CertifiedKey>) -> Door {
         Door::of(self.address, self.ca.clone(), |client| client.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))))
     }
