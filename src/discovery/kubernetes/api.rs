@@ -1,6 +1,6 @@
 //! The Kubernetes API as loopgate uses it: `list` and `watch` of labelled pods in one namespace, and `create` of token reviews.
 //!
-//! hyper and rustls, which are here anyway, speak it. A client library would bring two megabytes for these three requests, and hide what
+//! hyper and rustls, which are here anyway, speak it. The `kube` client would bring some sixty crates for these three requests, and hide what
 //! has to be told: which rule is missing, and when a list has grown too old. Each request has a connection of its own and reads the
 //! credentials anew, so neither a restarted server nor a token that was rotated needs anything to be done about it.
 
