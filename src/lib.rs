@@ -6,7 +6,8 @@
 //! is exchanged. After the TLS handshake ([`tls`]) [`lane::decide()`] puts it on exactly one lane, from what it can't forge: its address,
 //! its certificate, and the latest [`discovery::View`] of who is who. [`proxy`] then serves HTTP on it. Each request's head becomes a
 //! [`lane::GatewayHead`], which holds what that lane may say to the gateway, and leaves over a connection whose loopback source
-//! address is the lane's own. After a `101` the two sides are joined byte by byte.
+//! address is the lane's own. After a `101` the two sides are joined byte by byte. From the handshake on all of this happens on one thread,
+//! one of the [`workers`]; the main thread accepts, and keeps house.
 //!
 //! # Floors
 //!
@@ -20,7 +21,7 @@
 //! doors      listener tls
 //! judgement  lane
 //! sources    discovery pki
-//! tools      backoff config shutdown metrics otel
+//! tools      backoff config shutdown metrics otel workers
 //! words      addr agent_id attest causes fingerprint secret trace
 //! ```
 

@@ -28,7 +28,8 @@ const HOST: &str = "Host: gateway.example\r\n";
 /// Sends `bytes`, ends the stream and reads everything that comes back: the statuses, and whether the connection was closed.
 async fn converse(house: &House, bytes: &[u8]) -> Vec<u16> {
     let mut client = house.h1(STRANGER).await;
-    client.send(bytes).await.unwrap();
+    // Whoever is refused in the middle of it may be cut off before the rest is sent; what counts is what it is told.
+    let _ = client.send(bytes).await;
     let mut statuses = Vec::new();
     loop {
         // A connection that stays open is asked for one more thing, which tells that everything before was dealt with.
