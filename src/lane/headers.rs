@@ -264,7 +264,9 @@ fn scrub(headers: &mut HeaderMap, policy: &Policy) {
 /// Removes from a request's trailers what its head may not say either.
 pub fn scrub_trailers(trailers: &mut HeaderMap, rules: &Rules) {
     scrub(trailers, &rules.policy);
-    for name in [HOST, AUTHORIZATION, COOKIE, ORIGIN, http::header::CONTENT_LENGTH, X_OPENCLAW_SCOPES] {
+    let heads_only = [HOST, AUTHORIZATION, COOKIE, ORIGIN, http::header::CONTENT_LENGTH];
+    let found: Vec<HeaderName> = trailers.keys().filter(|name| heads_only.iter().any(|head| is_alike(name, head))).cloned().collect();
+    for name in found {
         trailers.remove(name);
     }
 }
