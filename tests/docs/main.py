@@ -101,6 +101,8 @@ def strangers_call() -> str:
 def is_let_in() -> None:
     said = strangers_call()
     assert '"end":"hello"' in said, said
+
+
 charts = Here(replace={"helm upgrade --install": f"{os.environ['HELM']} template", "helm install claw oci://ghcr.io/loopgate/charts/loopgate": f"{os.environ['HELM']} template claw charts/loopgate"})
 # What `cargo run` makes is there already; an optimised build of it would take minutes more.
 built = Here(replace={"cargo run --release": "cargo run"})
