@@ -25,7 +25,14 @@ pub(super) struct Activity {
     in_head: AtomicBool,
     /// Whether the patience with a head has ended.
     over: AtomicBool,
+    /// Bytes of HTTP/1.1 responses that were handed out and not written yet.
+    unsent: AtomicUsize,
+    /// Whether the client took no more the last time that it was offered some.
+    blocked: AtomicBool,
 }
+
+/// So much is handed out before any of it must have been taken, in bytes.
+const AHEAD: usize = 16 * 1024;
 
 /// How long a connection may stay in a phase.
 #[derive(Clone, Copy, Debug)]
@@ -70,11 +77,17 @@ impl Activity {
             taken: AtomicU64::new(0),
             in_head: AtomicBool::new(false),
             over: AtomicBool::new(false),
+            unsent: AtomicUsize::new(0),
+            blocked: AtomicBool::new(false),
         })
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX >> 1)
+        self.millis(Instant::now())
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from((at - self.epoch).as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
     /// Bytes came in, and end in the middle of a head or not.
@@ -90,6 +103,21 @@ impl Activity {
         if self.owed.load(Ordering::Relaxed) > 0 {
             self.taken.store(self.now(), Ordering::Relaxed);
         }
+    }
+
+    /// So many bytes were written, and that was all that there was, or not.
+    pub(super) fn written(&self, count: usize, all: bool) {
+        let left = self.unsent.load(Ordering::Relaxed).saturating_sub(count);
+        self.unsent.store(left, Ordering::Relaxed);
+        self.blocked.store(!all, Ordering::Relaxed);
+    }
+
+    /// Everything that was written has left, or not.
+    pub(super) fn flushed(&self, all: bool) {
+        if all {
+            self.unsent.store(0, Ordering::Relaxed);
+        }
+        self.blocked.store(!all, Ordering::Relaxed);
     }
 
     /// The head that has begun is not waited for any longer.
@@ -131,16 +159,27 @@ pub(super) struct Busy {
 
 impl Busy {
     /// There is more of the response, and it is for the client to take it.
-    pub(super) fn owe(&mut self) {
+    pub(super) fn owe(&mut self, now: Instant) {
         if !self.owes {
             self.owes = true;
             // The time first, so that nobody sees the debt older than it is.
-            self.activity.taken.store(self.activity.now(), Ordering::Relaxed);
+            self.activity.taken.store(self.activity.millis(now), Ordering::Relaxed);
             self.activity.owed.fetch_add(1, Ordering::Release);
             if let Some(stream) = &self.stream {
-                stream.begin();
+                stream.begin(now);
             }
         }
+    }
+
+    /// So many bytes of the response were handed out.
+    pub(super) fn hand_out(&self, count: usize) {
+        self.activity.unsent.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Whether what was handed out has yet to be taken, so that there is no use in more. Only ever so on HTTP/1.1, where whoever asks is
+    /// asked again after the next write; a stream of HTTP/2 has a window to go by.
+    pub(super) fn is_congested(&self) -> bool {
+        self.stream.is_none() && (self.activity.blocked.load(Ordering::Relaxed) || self.activity.unsent.load(Ordering::Relaxed) >= AHEAD)
     }
 
     /// The client wants more than there is.
@@ -183,19 +222,41 @@ mod tests {
         let (one, mut two) = (activity.begin(), activity.begin());
         drop(one);
         assert_eq!(activity.deadline(patience), None);
-        two.owe();
+        two.owe(Instant::now());
         assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(70), Overdue::Stall)));
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.bytes_out();
         assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(75), Overdue::Stall)));
         two.settle();
         assert_eq!(activity.deadline(patience), None, "it is the gateway that is waited for");
-        two.owe();
+        two.owe(Instant::now());
         drop(two);
         assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(90), Overdue::Idle)));
         let pipelined = activity.begin();
         activity.bytes_in(true);
         drop(pipelined);
         assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(25), Overdue::Head)), "the next one has begun");
+    }
+
+    #[test]
+    fn no_more_is_handed_out_than_is_taken() {
+        let activity = Activity::new();
+        let busy = activity.begin();
+        assert!(!busy.is_congested());
+        busy.hand_out(AHEAD - 1);
+        assert!(!busy.is_congested(), "there is room for a little more");
+        busy.hand_out(1);
+        assert!(busy.is_congested());
+        activity.written(AHEAD / 2, false);
+        assert!(busy.is_congested(), "not all of it was taken");
+        activity.written(AHEAD, true);
+        assert!(!busy.is_congested());
+        activity.flushed(false);
+        assert!(busy.is_congested(), "it was taken, and has not left");
+        activity.flushed(true);
+        assert!(!busy.is_congested());
+        busy.hand_out(1 << 20);
+        activity.flushed(true);
+        assert!(!busy.is_congested(), "what is left of the count when everything has left is a mistake");
     }
 }

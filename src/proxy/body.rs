@@ -172,13 +172,14 @@ pub(super) struct Download {
 impl ResponseBody {
     /// The gateway's body; `link` is the connection that it comes over and is given back to its pool at the end of it.
     pub(super) fn gateway(incoming: Incoming, link: Box<Link>, sent: Counter, mut busy: Busy) -> Self {
+        let now = Instant::now();
         let link = if incoming.is_end_stream() {
-            link.give_back();
+            link.give_back(now);
             None
         } else {
             Some(link)
         };
-        busy.owe();
+        busy.owe(now);
         Self::Gateway(Box::new(Download { incoming, link, sent, busy }))
     }
 
@@ -190,6 +191,9 @@ impl ResponseBody {
 
 impl Download {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if self.busy.is_congested() {
+            return Poll::Pending;
+        }
         self.busy.settle();
         let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
         // The connection is driven from here, on the client's own task: no other task has to be woken for it.
@@ -200,18 +204,20 @@ impl Download {
             frame = Pin::new(&mut self.incoming).poll_frame(cx);
         }
         let frame = ready!(frame);
-        self.busy.owe();
+        let now = Instant::now();
+        self.busy.owe(now);
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
             self.sent.inc_by(data.len() as u64);
+            self.busy.hand_out(data.len());
         }
         let ended = !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream();
         if ended && let Some(mut link) = self.link.take() {
             // Once more, so that hyper sees the end of this exchange and the connection is ready for the next.
             link.drive(cx);
             if !matches!(frame, Some(Err(_))) {
-                link.give_back();
+                link.give_back(now);
             }
         }
         Poll::Ready(frame)

@@ -17,7 +17,6 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::server::TlsStream;
 use tracing::{debug, info};
 
 use super::activity::{Activity, Overdue, Patience};
@@ -174,37 +173,39 @@ async fn stated_client(proxy: &Proxy, settings: &Settings, stream: &mut TcpStrea
 
 async fn serve_h1(session: Arc<Session>, io: Downstream) {
     let limits = &session.settings.limits;
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        // Deadlines are ours: hyper's can't tell an idle connection from a slow head.
-        .header_read_timeout(None)
-        .max_headers(limits.head_fields)
-        .max_header_size(limits.head_bytes)
-        .max_buf_size(BUFFER.max(limits.head_bytes))
-        // Never `pipeline_flush`: hyper then buffers a body without bound for as long as its source keeps up, and keeps back what it
-        // has to say while there is input left, be it a 101 with frames behind the request or a refusal.
-        .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request)))
-        .with_upgrades();
-    let connection = pin!(connection);
+    let connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            // Deadlines are ours: hyper's can't tell an idle connection from a slow head.
+            .header_read_timeout(None)
+            .max_headers(limits.head_fields)
+            .max_header_size(limits.head_bytes)
+            .max_buf_size(BUFFER.max(limits.head_bytes))
+            // Never `pipeline_flush`: hyper then buffers a body without bound for as long as its source keeps up, and keeps back what it
+            // has to say while there is input left, be it a 101 with frames behind the request or a refusal.
+            .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request)))
+            .with_upgrades()
+    );
     watch(&session, connection, |connection| connection.graceful_shutdown()).await;
 }
 
 async fn serve_h2(session: Arc<Session>, io: Downstream) {
     let limits = &session.settings.limits;
-    let connection = http2::Builder::new(Streams::new(&session.proxy.shutdown, limits.stall_timeout))
-        .timer(TokioTimer::new())
-        .enable_connect_protocol()
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(limits.h2_streams)
-        .max_send_buf_size(BUFFER)
-        .max_pending_accept_reset_streams(RESETS)
-        .max_local_error_reset_streams(RESETS)
-        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-        .keep_alive_interval(Some(Duration::from_secs(30)))
-        .keep_alive_timeout(Duration::from_secs(20))
-        .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request)));
-    let connection = pin!(connection);
+    let connection = pin!(
+        http2::Builder::new(Streams::new(&session.proxy.shutdown, limits.stall_timeout))
+            .timer(TokioTimer::new())
+            .enable_connect_protocol()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(limits.h2_streams)
+            .max_send_buf_size(BUFFER)
+            .max_pending_accept_reset_streams(RESETS)
+            .max_local_error_reset_streams(RESETS)
+            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(Some(Duration::from_secs(30)))
+            .keep_alive_timeout(Duration::from_secs(20))
+            .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| Box::pin(answer(Arc::clone(&session), request))))
+    );
     watch(&session, connection, |connection| connection.graceful_shutdown()).await;
 }
 
@@ -276,7 +277,7 @@ where
 
 /// A downstream connection's bytes, with everything that is given back when they end; it goes along into a tunnel.
 pub(super) struct Downstream {
-    tls: TlsStream<TcpStream>,
+    tls: tls::Stream<TcpStream>,
     /// Who has a look at what comes and goes; `None` in a tunnel.
     watched: Option<Watched>,
     /// Whether more was to be written than could be, so that what is written next belongs to what was before.
@@ -334,10 +335,11 @@ impl Downstream {
     fn note_written(&mut self, poll: &Poll<io::Result<usize>>, wanted: usize) {
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
         self.unwritten = written < wanted;
-        if let Some(watched) = &mut self.watched
-            && written > 0
-        {
-            watched.bytes_out(written);
+        if let Some(watched) = &mut self.watched {
+            watched.activity.written(written, !self.unwritten);
+            if written > 0 {
+                watched.bytes_out(written);
+            }
         }
     }
 
@@ -388,7 +390,11 @@ impl AsyncWrite for Downstream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(cx)
+        let poll = Pin::new(&mut self.tls).poll_flush(cx);
+        if let Some(watched) = &self.watched {
+            watched.activity.flushed(poll.is_ready());
+        }
+        poll
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::header::{CONNECTION, EXPECT, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
@@ -40,7 +41,7 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
     let mut lane = session.lane.label();
     let mut request_id = None;
     let mut failed = None;
-    let response = match forward(&session, request, trace.as_ref(), &mut lane).await {
+    let response = match forward(&session, request, started, trace.as_ref(), &mut lane).await {
         Ok(response) => response,
         Err(error) => {
             let id = next_id();
@@ -55,9 +56,9 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
             response
         }
     };
-    session.proxy.traffic.answered(lane, protocol, response.status().as_u16(), started.elapsed());
-    let Some((method, path)) = told else { return Ok(response) };
     let (status, took) = (response.status().as_u16(), started.elapsed());
+    session.proxy.traffic.answered(lane, protocol, status, took);
+    let Some((method, path)) = told else { return Ok(response) };
     if let (Some((recorder, began)), Some(trace)) = (recorder, &trace) {
         let (method, path, peer, request_id) = (method.as_str(), path.as_str(), session.peer.ip(), request_id.as_deref());
         recorder.record(&Span { trace, began, took, method, path, status, lane, protocol, peer, request_id, error: failed });
@@ -102,6 +103,7 @@ fn report(session: &Session, error: &Error, request_id: &str) {
 async fn forward(
     session: &Arc<Session>,
     mut request: Request<Incoming>,
+    started: Instant,
     trace: Option<&Trace>,
     lane: &mut &'static str,
 ) -> Result<Response<ResponseBody>, Error> {
@@ -121,11 +123,11 @@ async fn forward(
     let counters = session.proxy.traffic.lane(head.lane());
     if head.is_upgrade() {
         let wanted = Wanted { client_side, key, over_h2 };
-        return upgrade(session, head, wanted, busy).await;
+        return Box::pin(upgrade(session, head, wanted, busy, started)).await;
     }
     let (gate, latch) = if expects { Some(Gate::new()).unzip() } else { (None, None) };
     let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
-    let (response, link) = session.proxy.upstream.send(head, body, latch, &session.settings.limits).await?;
+    let (response, link) = session.proxy.upstream.send(head, body, latch, &session.settings.limits, started).await?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Error::GatewayConfused);
     }
@@ -171,12 +173,13 @@ async fn upgrade(
     head: GatewayHead,
     wanted: Wanted,
     busy: super::activity::Busy,
+    started: Instant,
 ) -> Result<Response<ResponseBody>, Error> {
     let proxy = &session.proxy;
     let counters = proxy.traffic.lane(head.lane());
     let held = Held::new(&counters.tunnels);
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
-    let (response, link) = proxy.upstream.send(head, RequestBody::empty(), None, &session.settings.limits).await?;
+    let (response, link) = proxy.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(pass_back(response, link, sent, busy));
     }
@@ -212,17 +215,16 @@ fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, websocket: 
 
 /// Leaves hyper behind on both sides and joins what is left.
 async fn join(client_side: OnUpgrade, link: Box<Link>, terms: tunnel::Terms) -> Result<(), String> {
-    let (gateway, from_gateway) = link.into_tunnel().await;
+    let (gateway, from_gateway) = link.into_tunnel().await.ok_or("the gateway's connection is gone")?;
     let client = client_side.await.map_err(|error| error.to_string())?;
-    match client.downcast::<TokioIo<Downstream>>() {
+    let joined = match client.downcast::<TokioIo<Downstream>>() {
         Ok(parts) => {
-            let early = (parts.read_buf, from_gateway);
             let mut client = parts.io.into_inner();
             client.leave_http();
-            tunnel::run(client, gateway, early, terms).await
+            Box::pin(tunnel::run(client, gateway, (parts.read_buf, from_gateway), terms)) as BoxFuture<'_, _>
         }
         // A stream of an HTTP/2 connection.
-        Err(stream) => tunnel::run(TokioIo::new(stream), gateway, (Bytes::new(), from_gateway), terms).await,
-    }
-    .map_err(|error| error.to_string())
+        Err(stream) => Box::pin(tunnel::run(TokioIo::new(stream), gateway, (Bytes::new(), from_gateway), terms)),
+    };
+    joined.await.map_err(|error| error.to_string())
 }

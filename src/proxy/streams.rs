@@ -36,8 +36,8 @@ impl Debt {
         DEBT.try_with(Arc::clone).ok()
     }
 
-    pub(super) fn begin(&self) {
-        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+    pub(super) fn begin(&self, now: Instant) {
+        let now = u64::try_from((now - self.epoch).as_millis()).unwrap_or(u64::MAX - 1);
         self.since.store(now + 1, Ordering::Relaxed);
     }
 

@@ -152,11 +152,15 @@ impl Direction {
                 }
                 Stage::Open => {}
             }
+            // First, so that nothing is read for someone who has not taken what there was.
+            if self.unflushed {
+                if Pin::new(&mut *to).poll_flush(cx)?.is_pending() {
+                    return Ok(Poll::Pending);
+                }
+                self.unflushed = false;
+            }
             let mut block = ReadBuf::new(scratch);
             if Pin::new(&mut *from).poll_read(cx, &mut block)?.is_pending() {
-                if self.unflushed && Pin::new(&mut *to).poll_flush(cx)?.is_ready() {
-                    self.unflushed = false;
-                }
                 return Ok(Poll::Pending);
             }
             let read = block.filled();

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Sleep, timeout};
 
 use super::body::{Latch, Progress, RequestBody};
 use super::error::Error;
@@ -30,8 +30,8 @@ use crate::workers;
 const KEEP_IDLE: Duration = Duration::from_secs(4);
 /// Idle connections kept for each source address.
 const MAX_IDLE: usize = 256;
-/// The most that is held for the gateway in each direction, in bytes.
-const BUFFER: usize = 64 * 1024;
+/// The most that is held for the gateway in each direction, in bytes; the head of a response must fit.
+const BUFFER: usize = 16 * 1024;
 /// How long the rest of a request's body may take after the answer is there.
 const LINGER: Duration = Duration::from_secs(1);
 /// Between tries to reach a gateway that is not there.
@@ -59,20 +59,22 @@ impl Upstream {
         &self.pools[workers::index()]
     }
 
-    /// Sends a request and waits for the head of its response.
+    /// Sends a request, which came in when it `started` (a moment ago, so that the clock needs no second look), and waits for the head of
+    /// its response.
     ///
     /// Nothing is sent twice unless none of it was sent before, or doing so is harmless.
-    pub(super) async fn send(
-        &self,
+    pub(super) fn send<'a>(
+        &'a self,
         head: GatewayHead,
         body: RequestBody,
         latch: Option<Arc<Latch>>,
-        limits: &Limits,
-    ) -> Result<(Response<Incoming>, Box<Link>), Error> {
+        limits: &'a Limits,
+        started: Instant,
+    ) -> impl Future<Output = Result<(Response<Incoming>, Box<Link>), Error>> + 'a {
         let source = head.source();
         let mut spare = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
-        let give_up = Instant::now() + limits.gateway_wait;
+        let give_up = started + limits.gateway_wait;
         let mut request = head.into_request(body);
         if let Some(latch) = latch {
             hyper::ext::on_informational(&mut request, move |response| {
@@ -81,46 +83,61 @@ impl Upstream {
                 }
             });
         }
-        loop {
-            let mut link = match self.pool().take(source).await {
-                Some(link) => link,
-                None => self.connect(source, limits.connect_timeout, give_up).await?,
-            };
-            let patience = Patience { limit: limits.request_timeout, progress: progress.as_deref() };
-            match link.exchange(request, patience).await {
-                Ok(response) => {
-                    link.note_keep_alive(response.headers());
-                    return Ok((response, link));
-                }
-                Err(Failure::Unsent(unsent)) => request = *unsent,
-                Err(Failure::Broken(error)) => match spare.take() {
-                    Some(head) => {
-                        spare = Some(head.duplicate()).filter(|_| Instant::now() < give_up && !link.reused);
-                        request = head.into_request(RequestBody::empty());
-                        if !link.reused {
-                            tokio::time::sleep(RETRY).await;
-                        }
+        async move {
+            let mut since = started;
+            loop {
+                let mut link = match self.pool().take(source, since) {
+                    Some(link) => link,
+                    None => {
+                        let link = Box::pin(self.connect(source, limits, give_up)).await?;
+                        since = Instant::now();
+                        link
                     }
-                    None => return Err(Error::GatewayBroke(error)),
-                },
-                Err(Failure::Slow { client: false }) => return Err(Error::GatewaySlow(limits.request_timeout)),
-                Err(Failure::Slow { client: true }) => return Err(Error::ClientSlow(limits.request_timeout)),
+                };
+                let patience = Patience { limit: limits.request_timeout, since, progress: progress.as_deref() };
+                match link.exchange(request, patience).await {
+                    Ok(response) => {
+                        link.note_keep_alive(response.headers());
+                        return Ok((response, link));
+                    }
+                    Err(Failure::Unsent(unsent)) => request = *unsent,
+                    Err(Failure::Broken(error)) => match spare.take() {
+                        Some(head) => {
+                            spare = Some(head.duplicate()).filter(|_| Instant::now() < give_up && !link.reused);
+                            request = head.into_request(RequestBody::empty());
+                            if !link.reused {
+                                tokio::time::sleep(RETRY).await;
+                            }
+                        }
+                        None => return Err(Error::GatewayBroke(error)),
+                    },
+                    Err(Failure::Slow { client: false }) => return Err(Error::GatewaySlow(limits.request_timeout)),
+                    Err(Failure::Slow { client: true }) => return Err(Error::ClientSlow(limits.request_timeout)),
+                }
+                since = Instant::now();
             }
         }
     }
 
     /// Opens a connection from `source`; while the gateway is not there, tries again until `give_up`.
-    async fn connect(&self, source: Ipv4Addr, patience: Duration, give_up: Instant) -> Result<Box<Link>, Error> {
+    async fn connect(&self, source: Ipv4Addr, limits: &Limits, give_up: Instant) -> Result<Box<Link>, Error> {
         loop {
-            let attempt = timeout(patience, dial(source, self.gateway)).await;
+            let attempt = timeout(limits.connect_timeout, dial(source, self.gateway)).await;
             let error = match attempt {
                 Ok(Ok(stream)) => {
                     let (sender, connection) =
                         Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await.map_err(Error::GatewayBroke)?;
                     self.metrics.gateway_connections.inc();
-                    let link =
-                        Link { sender, connection, ended: false, source, keep: KEEP_IDLE, reused: false, pool: Arc::clone(self.pool()) };
-                    return Ok(Box::new(link));
+                    return Ok(Box::new(Link {
+                        sender,
+                        connection: Some(connection),
+                        ended: false,
+                        timer: Box::pin(tokio::time::sleep(limits.request_timeout)),
+                        source,
+                        keep: KEEP_IDLE,
+                        reused: false,
+                        pool: Arc::clone(self.pool()),
+                    }));
                 }
                 Ok(Err(error)) => error,
                 Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection"),
@@ -155,6 +172,7 @@ async fn dial(source: Ipv4Addr, gateway: SocketAddr) -> io::Result<TcpStream> {
 /// How long a response head may take, counted from the last piece of the request's body.
 struct Patience<'a> {
     limit: Duration,
+    since: Instant,
     progress: Option<&'a Progress>,
 }
 
@@ -170,9 +188,13 @@ enum Failure {
 /// One connection to the gateway, for one request at a time.
 pub(super) struct Link {
     sender: SendRequest<RequestBody>,
-    connection: GatewayConnection,
+    /// `None` when it was given up for what it had not taken.
+    connection: Option<GatewayConnection>,
     /// The connection's future is over: it was closed, it failed, or it left HTTP.
     ended: bool,
+    /// For the deadline of each exchange in turn: it is moved only when it is due or too late, which spares each request two
+    /// changes to the timers of its thread.
+    timer: Pin<Box<Sleep>>,
     source: Ipv4Addr,
     /// How long it may idle.
     keep: Duration,
@@ -191,35 +213,55 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    async fn exchange(&mut self, request: Request<RequestBody>, patience: Patience<'_>) -> Result<Response<Incoming>, Failure> {
-        let Self { sender, connection, ended, .. } = self;
-        let mut response = pin!(sender.try_send_request(request));
-        let mut timer = pin!(tokio::time::sleep(patience.limit));
+    /// Sends `request` and waits for the head of its response.
+    fn exchange<'a>(
+        &'a mut self,
+        request: Request<RequestBody>,
+        patience: Patience<'a>,
+    ) -> impl Future<Output = Result<Response<Incoming>, Failure>> + 'a {
+        let Self { sender, connection, ended, timer, .. } = self;
+        let response = sender.try_send_request(request);
+        let mut due = patience.since + patience.limit;
         let mut seen = patience.progress.map(Progress::so_far);
-        poll_fn(|cx| {
-            *ended = *ended || connection.poll_without_shutdown(cx).is_ready();
-            if let Poll::Ready(result) = response.as_mut().poll(cx) {
-                return Poll::Ready(result.map_err(|mut failed| match failed.take_message() {
-                    Some(request) => Failure::Unsent(Box::new(request)),
-                    None => Failure::Broken(failed.into_error()),
-                }));
-            }
-            while timer.as_mut().poll(cx).is_ready() {
-                let now = patience.progress.map(Progress::so_far);
-                if now == seen {
-                    return Poll::Ready(Err(Failure::Slow { client: patience.progress.is_some_and(Progress::is_starving) }));
+        async move {
+            let mut response = pin!(response);
+            poll_fn(|cx| {
+                *ended = *ended || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
+                let mut answer = response.as_mut().poll(cx);
+                if answer.is_pending() && *ended {
+                    // What a connection that was closed meanwhile has not taken comes back when it is gone.
+                    *connection = None;
+                    answer = response.as_mut().poll(cx);
                 }
-                seen = now;
-                timer.as_mut().reset(Instant::now() + patience.limit);
-            }
-            Poll::Pending
-        })
-        .await
+                if let Poll::Ready(result) = answer {
+                    return Poll::Ready(result.map_err(|mut failed| match failed.take_message() {
+                        Some(request) => Failure::Unsent(Box::new(request)),
+                        None => Failure::Broken(failed.into_error()),
+                    }));
+                }
+                if timer.deadline() > due {
+                    timer.as_mut().reset(due);
+                }
+                while timer.as_mut().poll(cx).is_ready() {
+                    let now = Instant::now();
+                    if due <= now {
+                        let so_far = patience.progress.map(Progress::so_far);
+                        if so_far == seen {
+                            return Poll::Ready(Err(Failure::Slow { client: patience.progress.is_some_and(Progress::is_starving) }));
+                        }
+                        (seen, due) = (so_far, now + patience.limit);
+                    }
+                    timer.as_mut().reset(due);
+                }
+                Poll::Pending
+            })
+            .await
+        }
     }
 
     /// Lets the connection read and write what it can.
     pub(super) fn drive(&mut self, cx: &mut Context<'_>) {
-        self.ended = self.ended || self.connection.poll_without_shutdown(cx).is_ready();
+        self.ended = self.ended || self.connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
     }
 
     /// Heeds how long the gateway says that it keeps an idle connection, less a second for the way there.
@@ -235,13 +277,13 @@ impl Link {
 
     /// Puts the connection back for the next request. Where the answer came before the end of the request's body, the rest of that has a
     /// moment to arrive first: to cut it off would tell an HTTP/2 client of an error (RFC 9113 section 8.1) that some take for theirs.
-    pub(super) fn give_back(mut self: Box<Self>) {
+    pub(super) fn give_back(mut self: Box<Self>, now: Instant) {
         if self.ended {
             return;
         }
         let pool = Arc::clone(&self.pool);
         if self.sender.is_ready() {
-            return pool.put(self);
+            return pool.put(self, now);
         }
         let ending = pool.shutdown.clone();
         ending.spawn(async move {
@@ -250,20 +292,21 @@ impl Link {
                 if self.ended || self.sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
             });
             if timeout(LINGER, over).await.is_ok() && !self.ended {
-                pool.put(self);
+                pool.put(self, Instant::now());
             }
         });
     }
 
-    /// What is left of the connection after a `101`: the socket, and bytes of the new protocol that were read already.
-    pub(super) async fn into_tunnel(mut self: Box<Self>) -> (TcpStream, Bytes) {
+    /// What is left of the connection after a `101`: the socket, and bytes of the new protocol that were read already. `None` if it was
+    /// given up before, which one that answered was not.
+    pub(super) async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         poll_fn(|cx| {
             self.drive(cx);
             if self.ended { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-        let Parts { io, read_buf, .. } = self.connection.into_parts();
-        (io.into_inner(), read_buf)
+        let Parts { io, read_buf, .. } = self.connection?.into_parts();
+        Some((io.into_inner(), read_buf))
     }
 }
 
@@ -281,27 +324,13 @@ struct Idle {
 }
 
 impl Pool {
-    async fn take(&self, source: Ipv4Addr) -> Option<Box<Link>> {
-        loop {
-            let mut link = self.pop(source)?;
-            // A look at the socket: the gateway may have closed it meanwhile.
-            poll_fn(|cx| {
-                link.drive(cx);
-                Poll::Ready(())
-            })
-            .await;
-            if !link.ended && link.sender.is_ready() {
-                link.reused = true;
-                return Some(link);
-            }
-        }
-    }
-
-    fn pop(&self, source: Ipv4Addr) -> Option<Box<Link>> {
+    /// The warmest connection from `source`. The gateway may have closed it meanwhile: then nothing is sent on it.
+    fn take(&self, source: Ipv4Addr, now: Instant) -> Option<Box<Link>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.get_mut(&source)?;
-        let Idle { until, link } = idle.pop()?;
-        if until > Instant::now() {
+        let Idle { until, mut link } = idle.pop()?;
+        if until > now {
+            link.reused = true;
             return Some(link);
         }
         // The warmest is too old, so all are.
@@ -309,8 +338,8 @@ impl Pool {
         None
     }
 
-    fn put(&self, link: Box<Link>) {
-        let until = Instant::now() + link.keep;
+    fn put(&self, link: Box<Link>, now: Instant) {
+        let until = now + link.keep;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.entry(link.source).or_default();
         if idle.len() < MAX_IDLE {

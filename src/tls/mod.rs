@@ -4,7 +4,9 @@
 
 mod certificate;
 mod server;
+mod wide;
 
 pub use certificate::{ClientAuthorities, Error as CertificateError};
 pub(crate) use server::provider;
 pub use server::{ENROL, Error, Handshake, Stream, Terms, accept};
+pub use wide::Wide;

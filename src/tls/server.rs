@@ -12,14 +12,15 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate::{self, ClientAuthorities};
+use super::wide::Wide;
 use crate::lane::Certificate;
 use crate::pki::Identity;
 
 /// The ALPN protocol of an agent that asks for its certificate.
 pub const ENROL: &[u8] = crate::attest::ALPN;
 
-/// A downstream connection after its handshake.
-pub type Stream<S> = TlsStream<S>;
+/// A downstream connection after its handshake; boxed, since it is more than a kilobyte and passes through many hands.
+pub type Stream<S> = Box<TlsStream<Wide<S>>>;
 
 /// Why there is nothing to shake hands with, or no hand was shaken.
 #[derive(Debug, thiserror::Error)]
@@ -116,9 +117,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // Boxed, so that what only a handshake needs is given back when it is over.
-    let handshake = Box::pin(TlsAcceptor::from(Arc::clone(&terms.config)).accept(io));
+    let handshake = Box::pin(TlsAcceptor::from(Arc::clone(&terms.config)).accept(Wide::new(io)));
     let stream = match tokio::time::timeout(deadline, handshake).await {
-        Ok(result) => result.map_err(Error::Handshake)?,
+        Ok(result) => Box::new(result.map_err(Error::Handshake)?),
         Err(_) => return Err(Error::Slow(deadline)),
     };
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();

@@ -99,6 +99,21 @@ async fn a_gateway_that_takes_no_more_of_a_body_is_answered_with_504() {
 }
 
 #[tokio::test]
+async fn each_request_has_all_its_time_on_whatever_connection_to_the_gateway() {
+    let house = House::with(|config| config.limits.request_timeout = 2 * SHORT).await;
+    let mut client = house.h1(STRANGER).await;
+    for pause in [Duration::ZERO, SHORT, 3 * SHORT / 2, 3 * SHORT] {
+        assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+        sleep(pause).await;
+        let begun = Instant::now();
+        assert_eq!(client.ask(request("GET /stalls", "")).await.status(), 504, "after {pause:?}");
+        let took = begun.elapsed();
+        assert!(took >= 2 * SHORT && took < Duration::from_secs(10), "{took:?} after {pause:?}");
+    }
+    assert_eq!(house.gateway.connections(), 4, "the second request of each pair went over the connection of the first");
+}
+
+#[tokio::test]
 async fn a_body_that_comes_slowly_but_steadily_is_waited_for() {
     let house = House::with(|config| config.limits.request_timeout = SHORT).await;
     let mut client = house.h1(STRANGER).await;
