@@ -2,46 +2,39 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::{Registry, fmt, reload};
 
 use crate::config::{Log, LogFormat};
 
 /// What is logged from now on, for whoever may change it.
-pub struct Level(Box<dyn Fn(EnvFilter)>);
+pub struct Level(reload::Handle<Targets, Registry>);
 
 impl Level {
     /// Logs at `log.level` from now on.
     pub fn set(&self, log: &Log) {
-        (self.0)(filter(log));
+        let _ = self.0.reload(filter(log));
     }
 }
 
-fn filter(log: &Log) -> EnvFilter {
+fn filter(log: &Log) -> Targets {
     // It was checked with the configuration; should it be wrong after all, an operator still needs to see what matters.
-    EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"))
+    log.level.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO))
 }
 
 /// Sends log lines to standard error from now on. A second call changes nothing.
 pub fn init(log: &Log) -> Level {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter(log))
+    let (filter, handle) = reload::Layer::new(filter(log));
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(colours)
         // It would report a broken standard error on standard error, by a macro that panics there.
         .log_internal_errors(false);
-    match log.format {
-        LogFormat::Text => {
-            let lines = lines.with_filter_reloading();
-            let handle = lines.reload_handle();
-            let _ = lines.try_init();
-            Level(Box::new(move |filter| drop(handle.reload(filter))))
-        }
-        LogFormat::Json => {
-            let lines = lines.json().flatten_event(true).with_filter_reloading();
-            let handle = lines.reload_handle();
-            let _ = lines.try_init();
-            Level(Box::new(move |filter| drop(handle.reload(filter))))
-        }
-    }
+    let _ = match log.format {
+        LogFormat::Text => tracing_subscriber::registry().with(filter).with(lines).try_init(),
+        LogFormat::Json => tracing_subscriber::registry().with(filter).with(lines.json().flatten_event(true)).try_init(),
+    };
+    Level(handle)
 }

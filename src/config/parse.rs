@@ -10,8 +10,8 @@ use std::time::Duration;
 use http::HeaderName;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rustls_pki_types::DnsName;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::Targets;
 
 use super::{Engine, ListenAddresses, ListenOn};
 use crate::addr::canonical;
@@ -275,12 +275,12 @@ pub fn identity_header(text: &str) -> Parsed<HeaderName> {
 
 /// A filter for `tracing`: a level, or directives such as `loopgate::discovery=debug,warn`.
 pub fn log_filter(text: &str) -> Parsed<String> {
-    // EnvFilter takes a misspelt level for the name of a module, and would then log next to nothing.
+    // A misspelt level would be taken for the name of a module, all of which is logged, and nothing else.
     let is_bare = |part: &str| part.is_empty() || !part.contains(['=', '[', ':']) && part.parse::<LevelFilter>().is_err();
     if text.is_empty() || text.split(',').any(is_bare) {
         return Err("is not a level (error, warn, info, debug, trace, off) or a filter".into());
     }
-    match EnvFilter::try_new(text) {
+    match text.parse::<Targets>() {
         Ok(_) => Ok(text.into()),
         Err(error) => Err(format!("is not a filter: {error}")),
     }
