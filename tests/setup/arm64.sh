@@ -3,7 +3,7 @@
 # a tree whose bin/ has a cargo and a rustc that know the target aarch64-unknown-linux-gnu.
 #
 # That is the toolchain in use, if rustup can add the target to it. Where it can't (there is no rustup, or its server is out of reach), and
-# with LOOPGATE_TEST_RUST_SRC=debian always, the library is built from the sources of the very same version, which Debian's backports have.
+# with RUST_SRC=debian always, the library is built from the sources of the very same version, which Debian's backports have.
 . "$(dirname "$0")/lib.sh"
 
 target=aarch64-unknown-linux-gnu
@@ -12,7 +12,7 @@ version=$(rustc --version | cut -d ' ' -f 2)
 sysroot=$(rustc --print sysroot)
 
 by_rustup() {
-  [ "${LOOPGATE_TEST_RUST_SRC:-}" != debian ] && command -v rustup >/dev/null || return
+  [ "${RUST_SRC:-}" != debian ] && command -v rustup >/dev/null || return
   # A server that does not answer is as good as none.
   timeout 120 rustup target add "$target" >&2 || return
   [ -d "$sysroot/lib/rustlib/$target/lib" ]
