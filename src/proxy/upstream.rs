@@ -15,6 +15,7 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
 use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, Sleep, timeout};
 
@@ -161,8 +162,12 @@ impl Upstream {
 async fn dial(source: Ipv4Addr, gateway: SocketAddr) -> io::Result<TcpStream> {
     let socket = if gateway.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if gateway.is_ipv4() {
-        // The port is chosen at connect, when the destination is known: otherwise each source address has but 28,000 of them.
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+        // The port is chosen at connect, when the destination is known: otherwise each source address has but 28,000 of them. That is still
+        // enough where this option is unknown, as it is to QEMU's emulation of another processor.
+        match nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true) {
+            Err(Errno::ENOPROTOOPT) => {}
+            set => set?,
+        }
         socket.bind(SocketAddr::new(IpAddr::V4(source), 0))?;
     }
     socket.set_nodelay(true)?;
