@@ -11,7 +11,7 @@ use crate::apart::apart;
 use crate::claw::{Claw, NAME};
 use crate::cluster::{ADMIN, Cluster};
 use crate::house::{BOTH, request};
-use crate::pods::{path, pod};
+use crate::pods::{NAMESPACE, path, pod};
 use crate::seen::{assert_external, assert_local};
 
 const BUILDER: &str = "127.0.0.21";
@@ -138,6 +138,24 @@ async fn a_pods_open_connections_end_with_it() {
         }
         timeout(Duration::from_secs(1), wire.until_end()).await.unwrap_or_else(|_| panic!("still open: {how}"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_pods_than_one_answer_has_are_all_known() {
+    const CROWD: usize = 260;
+    let Some(cluster) = Cluster::start().await else { return };
+    cluster.create("/api/v1/namespaces", &json!({"metadata": {"name": NAMESPACE}})).await;
+    cluster.account("crowd").await;
+    for number in 0..CROWD {
+        let mut one = pod(&format!("crowd-{number}"), Some("true"));
+        one["spec"]["serviceAccountName"] = "crowd".into();
+        cluster.run(&one, &format!("192.0.{}.{}", 3 + number / 200, 1 + number % 200)).await;
+    }
+    let claw = Claw::start(cluster, &["agents.attested=true"]).await;
+    let are = |count: usize| move |status: &serde_json::Value| status["agents"].as_array().is_some_and(|agents| agents.len() == count);
+    claw.until("all of them are agents", are(CROWD)).await;
+    claw.delete("crowd-259").await;
+    claw.until("all but one are agents", are(CROWD - 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -130,9 +130,15 @@ impl Claw {
     }
 }
 
-/// `helm upgrade --install` of the chart.
+/// `helm upgrade --install` of the release `claw`.
 async fn helm(cluster: &Cluster, values: &[&str]) {
-    let helm = std::env::var_os("TEST_HELM").expect("`tests/run kubernetes` sets it");
+    let set: Vec<&str> = values.iter().flat_map(|value| ["--set", *value]).collect();
+    let always = ["--set", "agents.discovery=kubernetes,sidecar.native=false,persistence.enabled=false"];
+    install(cluster, "claw", &[&always, set.as_slice()].concat()).await;
+}
+
+/// `helm upgrade --install` of the chart as `release`, with these arguments.
+pub async fn install(cluster: &Cluster, release: &str, arguments: &[&str]) {
     // The API server is older than what the chart wants, which is why it must do without native sidecars, and older than the chart admits to.
     let chart = tempfile::tempdir().unwrap();
     let copied = Command::new("cp").args(["-r", "charts/loopgate/."]).arg(chart.path()).status().await.unwrap();
@@ -140,16 +146,17 @@ async fn helm(cluster: &Cluster, values: &[&str]) {
     let about = std::fs::read_to_string(chart.path().join("Chart.yaml")).unwrap();
     let about: String = about.lines().filter(|line| !line.starts_with("kubeVersion:")).map(|line| format!("{line}\n")).collect();
     std::fs::write(chart.path().join("Chart.yaml"), about).unwrap();
+    let chart = chart.path().to_str().unwrap();
+    ask_helm(cluster, &[&["upgrade", "--install", "--create-namespace", release, chart], arguments].concat()).await;
+}
 
-    let mut command = Command::new(helm);
-    command.args(["upgrade", "--install", "claw"]).arg(chart.path()).args(["--namespace", NAMESPACE, "--create-namespace"]);
-    command.args(["--set", "agents.discovery=kubernetes,sidecar.native=false,persistence.enabled=false"]);
-    for value in values {
-        command.args(["--set", value]);
-    }
-    command.arg("--kubeconfig").arg(cluster.kubeconfig()).env("HOME", chart.path());
+/// `helm` with these words.
+pub async fn ask_helm(cluster: &Cluster, words: &[&str]) {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = Command::new(std::env::var_os("TEST_HELM").expect("`tests/run kubernetes` sets it"));
+    command.args(words).args(["--namespace", NAMESPACE, "--kubeconfig"]).arg(cluster.kubeconfig()).env("HOME", home.path());
     let output = command.output().await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "helm {words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A rule of RBAC, as reviews have it.

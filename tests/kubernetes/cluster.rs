@@ -23,7 +23,7 @@ use crate::house::Door;
 use crate::wire::Wire;
 
 /// How long a story waits for what must come to pass. Only a failure waits longer.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Whoever shows it may do everything.
 pub const ADMIN: &str = "the-token-of-an-administrator";
 

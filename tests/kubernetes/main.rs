@@ -25,5 +25,6 @@ mod cluster;
 mod pods;
 
 mod agents;
+mod chart;
 mod rights;
 mod upheaval;
