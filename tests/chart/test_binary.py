@@ -92,6 +92,8 @@ class Binary(unittest.TestCase):
         shown = configuration(objects)
         self.assertEqual(shown["discovery"], "kubernetes")
         self.assertEqual(shown["kubernetes"]["audience"], "loopgate")
+        other = configuration(render({"agents": {"discovery": "kubernetes", "attested": True, "audience": "https://claw.example:"}}))
+        self.assertEqual(other["kubernetes"]["audience"], "https://claw.example:")
         mounts = [m["mountPath"] for m in container(objects, "loopgate")["volumeMounts"]]
         self.assertIn(shown["kubernetes"]["credentials"], mounts)
 

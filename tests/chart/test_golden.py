@@ -9,7 +9,7 @@ import unittest
 
 from chart import CHART, HERE, NEWEST, VALUES, flags, helm, only, render
 
-GOLDEN = ["default", "plain-container", "everything"]
+GOLDEN = ["default", "plain-container", "everything", "discovery"]
 
 
 def rendered(name: str) -> str:

@@ -203,7 +203,7 @@ class Sidecar(unittest.TestCase):
 class Options(unittest.TestCase):
     def test_discovery_brings_read_rights_on_pods_and_nothing_else(self):
         objects = render({"agents": {"discovery": "kubernetes"}})
-        self.assertEqual(only(objects, "Role")["rules"], [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}])
+        self.assertEqual(only(objects, "Role")["rules"], [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}])
         self.assertEqual(only(objects, "RoleBinding")["subjects"][0]["name"], pod(objects)["serviceAccountName"])
         self.assertFalse([o for o in objects if o["kind"].startswith("ClusterRole")])
         self.assertIn("kubernetes", arguments(objects, "discovery"))

@@ -34,6 +34,8 @@ REFUSED = [
     ({"agents": {"cidrs": ["everyone"]}}, "Does not match pattern"),
     ({"agents": {"discovery": "docker"}}, "must be one of"),
     ({"agents": {"discovery": True}}, "must be one of"),
+    ({"agents": {"audience": ""}}, "Does not match pattern"),
+    ({"agents": {"audience": "a b"}}, "Does not match pattern"),
     ({"service": {"type": "ExternalName"}}, "must be one of"),
     ({"podAnnotations": {"a": 1}}, TYPE),
     ({"extraVolumes": [{"emptyDir": {}}]}, "name is required"),

@@ -12,7 +12,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use tempfile::TempDir;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -117,11 +118,26 @@ impl Door {
 
     /// A TCP connection from `source`.
     pub async fn tcp(&self, source: &str) -> TcpStream {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
-        let stream = socket.connect(self.address).await.unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream
+        connect(source, self.address).await
+    }
+
+    /// An address from which a program that can't choose its own comes to this door from `source`, for as long as the house stands.
+    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "only stories of Kubernetes need it"))]
+    pub async fn road(&self, source: &str) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (door, source, tasks) = (self.address, source.to_owned(), self.tasks.clone());
+        self.tasks.spawn(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let source = source.clone();
+                tasks.spawn(async move {
+                    let mut far = connect(&source, door).await;
+                    let _ = copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        address
     }
 
     /// A handshake on `stream`, offering one ALPN protocol.
@@ -145,6 +161,14 @@ impl Door {
         });
         sender.ready().await.unwrap()
     }
+}
+
+async fn connect(source: &str, door: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+    let stream = socket.connect(door).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
 }
 
 /// The request that most stories send: `method path`, a host, and what else it says.

@@ -1,17 +1,16 @@
 //! Agents that are pods: they prove who they are by a token that the API server reviews, and lose everything with their pod.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use loopgate::agent::Credentials;
-use loopgate::agent::enrol::{Error, converse_by_token};
-use loopgate::attest::{ALPN, Reason};
+use loopgate::attest::Reason;
 use loopgate::config::Discovery;
 use serde_json::json;
 use tokio::time::timeout;
 
+use crate::agent::{Inside, enrol, refusal};
+use crate::apart::apart;
 use crate::fake_kubernetes::{FakeKubernetes, pod};
-use crate::house::{BOTH, Door, House, STRANGER, UNKNOWN, request};
+use crate::house::{BOTH, House, STRANGER, UNKNOWN, request};
 use crate::lanes::{assert_agents, assert_external};
 use crate::process::Process;
 
@@ -39,21 +38,6 @@ async fn house(kubernetes: &FakeKubernetes) -> House {
         config.kubernetes.credentials = kubernetes.credentials();
     })
     .await
-}
-
-/// Enrols from `source` with `token`.
-async fn enrol(door: &Door, source: &str, token: &str) -> Result<Arc<Credentials>, Error> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), token).unwrap();
-    let stream = door.handshake(door.tcp(source).await, std::str::from_utf8(ALPN).unwrap()).await.unwrap();
-    converse_by_token(stream, file.path()).await.map(|(credentials, _)| credentials)
-}
-
-async fn refusal(door: &Door, source: &str, token: &str) -> Reason {
-    match enrol(door, source, token).await {
-        Err(Error::Refused(refused)) => refused.error,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[tokio::test]
@@ -143,6 +127,91 @@ async fn a_pods_open_connections_end_with_it() {
         builder.ask(BOTH[0], BUILDER, "GET /", &[]).await;
         assert_external(&house.gateway.heard().pop().unwrap(), UNKNOWN);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agents_binary_is_let_in_by_the_token_of_its_pod_for_as_long_as_that_lives() {
+    let kubernetes = FakeKubernetes::start();
+    let house = house(&kubernetes).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "builders-token\n").unwrap();
+    let inside = Inside { door: &house, source: BUILDER, ca: house.state.path().join("ca.pem"), token: file.path() };
+    let agent = inside.agent().await;
+    let mut wire = agent.h1().await;
+    assert_eq!(wire.ask(request("GET /work", "")).await.text(), "hello");
+    let heard = house.gateway.heard().pop().unwrap();
+    assert_agents(&heard, &house);
+    assert_eq!(heard.start(), "GET /work HTTP/1.1");
+
+    let ran = inside.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
+    assert!(ran.status.success() && ran.stdout.starts_with(b"at "), "{ran:?}");
+    let looked = house.gateway.heard().pop().unwrap();
+    assert_agents(&looked, &house);
+    assert_eq!(looked.start(), "GET /startupz HTTP/1.1");
+
+    kubernetes.delete("builder");
+    timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the pod");
+    let heard = house.gateway.heard().len();
+    let left = inside.exec("echo nobody").await;
+    let told = String::from_utf8_lossy(&left.stderr).into_owned();
+    assert!(told.contains("no running pod with the label loopgate.dev/agent has the address 127.0.0.21"), "{told}");
+    assert_eq!((left.status.code(), left.stdout.as_slice(), house.gateway.heard().len()), (Some(1), &b""[..], heard), "{told}");
+    for words in [agent.said.all().join("\n"), told] {
+        assert!(words.contains("enrol") && !words.contains("builders-token"), "{words}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_agents_binary_says_why_its_token_is_refused() {
+    let kubernetes = FakeKubernetes::start();
+    let house = house(&kubernetes).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let inside = Inside { door: &house, source: BUILDER, ca: house.state.path().join("ca.pem"), token: file.path() };
+    for (token, why) in [
+        ("forged", "the API server does not accept the token as a pod's for this audience"),
+        ("for-the-api", "the API server does not accept the token as a pod's for this audience"),
+        ("others-token", "the token is not that of the pod that has this address"),
+    ] {
+        std::fs::write(file.path(), token).unwrap();
+        let ran = inside.exec("echo nobody").await;
+        let told = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert_eq!((ran.status.code(), ran.stdout.as_slice()), (Some(1), &b""[..]), "{told}");
+        assert!(told.contains(why), "{token}: {told}");
+    }
+    assert_eq!(house.gateway.connections(), 0);
+}
+
+#[test]
+fn a_pod_that_is_known_by_its_address_is_an_agent_without_a_certificate_until_it_ends() {
+    apart(async || {
+        let kubernetes = FakeKubernetes::start();
+        kubernetes.put(pod("scout", Some("address"), &["198.51.100.4"]));
+        kubernetes.put(pod("attested", Some("true"), &["198.51.100.5"]));
+        kubernetes.put(pod("unlabelled", None, &["198.51.100.6"]));
+        kubernetes.put(pod("never", Some("false"), &["198.51.100.7"]));
+        let house = house(&kubernetes).await;
+        // Who enrols is waited for, and with it the list of all.
+        enrol(&house, BUILDER, "builders-token").await.unwrap();
+        for protocol in BOTH {
+            assert_eq!(house.ask(protocol, "198.51.100.4", "GET /", &[("x-forwarded-for", "127.0.0.1")]).await, (200, "hello".into()));
+            assert_agents(&house.gateway.heard().pop().unwrap(), &house);
+            for source in ["198.51.100.5", "198.51.100.6", "198.51.100.7", "198.51.100.8"] {
+                house.ask(protocol, source, "GET /", &[]).await;
+                assert_external(&house.gateway.heard().pop().unwrap(), source);
+            }
+        }
+        let mut wire = house.h1("198.51.100.4").await;
+        wire.ask(request("GET /", "")).await;
+        // A page that runs in the pod is not the pod.
+        wire.ask(request("GET /", "Origin: http://evil.example\r\n")).await;
+        let heard = house.gateway.heard();
+        assert_agents(&heard[heard.len() - 2], &house);
+        assert_external(&heard[heard.len() - 1], "198.51.100.4");
+        kubernetes.change("scout", |pod| pod["metadata"]["labels"]["loopgate.dev/agent"] = "false".into());
+        timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the label");
+        house.ask(BOTH[0], "198.51.100.4", "GET /", &[]).await;
+        assert_external(&house.gateway.heard().pop().unwrap(), "198.51.100.4");
+    });
 }
 
 #[tokio::test]

@@ -1,14 +1,14 @@
 //! What the gateway sees of each lane.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use ipnet::Ipv4Net;
 
 use crate::gateway::Heard;
-use crate::house::{AGENT, BOTH, EXTERNAL, House, PROXY, Protocol, STRANGER, UNKNOWN, h2_request, request, whole};
+use crate::house::{AGENT, BOTH, House, PROXY, Protocol, STRANGER, UNKNOWN, h2_request, request, whole};
+pub use crate::seen::assert_external;
+use crate::seen::assert_local;
 
 /// What only loopgate may say, in clothes that a gateway might see through.
 const FORGED: [(&str, &str); 16] = [
@@ -30,35 +30,9 @@ const FORGED: [(&str, &str); 16] = [
     ("x_openclaw_scopes", "operator.admin"),
 ];
 
-fn agent_sources() -> Ipv4Net {
-    "127.77.0.0/16".parse().unwrap()
-}
-
-/// Fails unless `heard` is what the external lane says, about `client`.
-pub fn assert_external(heard: &Heard, client: &str) {
-    assert_eq!(heard.source(), EXTERNAL);
-    assert_eq!(heard.field("x-forwarded-for"), Some(client));
-    assert_eq!(heard.field("x-forwarded-proto"), Some("https"));
-    assert_eq!(heard.field("x-forwarded-host"), Some("gateway.example:18789"));
-    assert_eq!(heard.field("host"), Some("gateway.example:18789"));
-    assert_eq!(reserved(heard), ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"]);
-}
-
 /// Fails unless `heard` is what an agent's lane says.
 pub fn assert_agents(heard: &Heard, house: &House) {
-    let IpAddr::V4(source) = heard.source() else { panic!("not IPv4") };
-    assert!(agent_sources().contains(&source), "{source}");
-    assert_eq!(heard.field("host"), Some(house.gateway.address.to_string().as_str()));
-    assert_eq!(reserved(heard), [""; 0]);
-}
-
-/// The names that are loopgate's to say, however they are written.
-fn reserved(heard: &Heard) -> Vec<String> {
-    let prefixes = ["forwarded", "via", "x-forwarded", "x-real-ip", "tailscale-", "x-openclaw-"];
-    let mut names: Vec<_> =
-        heard.names().into_iter().filter(|name| prefixes.iter().any(|prefix| name.replace('_', "-").starts_with(prefix))).collect();
-    names.sort();
-    names
+    assert_local(heard, &house.gateway);
 }
 
 #[tokio::test]

@@ -1,5 +1,9 @@
 //! Stories about the running sidecar: the real one, in this process, between raw clients and a gateway that remembers what it heard.
 
+#[cfg(feature = "kubernetes")]
+mod agent;
+#[cfg(feature = "kubernetes")]
+mod apart;
 #[path = "../support/fake_docker.rs"]
 #[expect(dead_code, reason = "other stories' needs")]
 mod fake_docker;
@@ -11,6 +15,7 @@ mod gateway;
 mod house;
 mod process;
 mod raw_h2;
+mod seen;
 mod wire;
 
 mod certificates;

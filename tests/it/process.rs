@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -26,6 +26,11 @@ pub struct Process {
     pub state: TempDir,
     door: Door,
     child: Child,
+    said: Said,
+}
+
+/// What a process has said so far, line by line.
+pub struct Said {
     lines: Arc<Mutex<Vec<String>>>,
     count: watch::Receiver<usize>,
 }
@@ -54,8 +59,8 @@ impl Process {
             .arg("-c")
             .arg(format!("{setup}; exec \"$0\" \"$@\""))
             .arg(env!("CARGO_BIN_EXE_loopgate"))
-            .args(["run", "--listen=127.0.0.1:0", "--admin=off", "--log-format=json"])
-            .args(Some("--docker=off").filter(|_| !flags.iter().any(|flag| flag.starts_with("--docker="))))
+            .args(["run", "--listen=127.0.0.1:0", "--log-format=json"])
+            .args(["--admin=off", "--docker=off"].iter().filter(|default| !flags.iter().any(|flag| names_the_same(flag, default))))
             .arg(format!("--gateway={}", gateway.address))
             .arg(format!("--agent-cidr={AGENT}/32"))
             .arg(format!("--state-dir={}", state.path().join("state").display()))
@@ -65,22 +70,11 @@ impl Process {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let (tell, count) = watch::channel(0);
-        let lines = Arc::<Mutex<Vec<String>>>::default();
-        let tasks = loopgate::shutdown::Shutdown::new();
-        let mut reader = BufReader::new(child.stderr.take().unwrap()).lines();
-        let kept = Arc::clone(&lines);
-        tasks.spawn(async move {
-            while let Ok(Some(line)) = reader.next_line().await {
-                kept.lock().unwrap().push(line);
-                tell.send_modify(|count| *count += 1);
-            }
-        });
-        let running = says(&lines, &count, "loopgate is running").await;
-        let running: serde_json::Value = serde_json::from_str(&running).unwrap();
+        let said = Said::by(child.stderr.take().unwrap());
+        let running: serde_json::Value = serde_json::from_str(&said.line_with("loopgate is running").await).unwrap();
         let address = running["listening"].as_str().unwrap().parse().unwrap();
         let ca = CertificateDer::from_pem_file(state.path().join("state/ca.pem")).unwrap();
-        Self { gateway, state, door: Door::new(address, ca), child, lines, count }
+        Self { gateway, state, door: Door::new(address, ca), child, said }
     }
 
     /// Its configuration file.
@@ -90,13 +84,13 @@ impl Process {
 
     /// Waits for a line of the log that holds `text`, and returns it.
     pub async fn says(&self, text: &str) -> String {
-        says(&self.lines, &self.count, text).await
+        self.said.line_with(text).await
     }
 
     /// Everything that it has said.
     #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "only stories of Kubernetes need it"))]
     pub fn log(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
+        self.said.all()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -119,17 +113,46 @@ impl Process {
     }
 }
 
-async fn says(lines: &Mutex<Vec<String>>, count: &watch::Receiver<usize>, text: &str) -> String {
-    let mut count = count.clone();
-    let looking = async {
-        loop {
-            count.borrow_and_update();
-            let found = lines.lock().unwrap().iter().find(|line| line.contains(text)).cloned();
-            match found {
-                Some(line) => return line,
-                None => count.changed().await.unwrap_or_else(|_| panic!("the log ended without {text:?}: {lines:#?}")),
+/// Whether two flags, with their values, are the same but for the value.
+fn names_the_same(one: &str, other: &str) -> bool {
+    let name = |flag: &str| flag.split('=').next().map(str::to_owned);
+    name(one) == name(other)
+}
+
+impl Said {
+    /// Listens to what comes out of `stderr`, to its end.
+    pub fn by(stderr: ChildStderr) -> Self {
+        let (tell, count) = watch::channel(0);
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        let mut reader = BufReader::new(stderr).lines();
+        let kept = Arc::clone(&lines);
+        loopgate::shutdown::Shutdown::new().spawn(async move {
+            while let Ok(Some(line)) = reader.next_line().await {
+                kept.lock().unwrap().push(line);
+                tell.send_modify(|count| *count += 1);
             }
-        }
-    };
-    timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("nobody said {text:?}: {lines:#?}"))
+        });
+        Self { lines, count }
+    }
+
+    /// Every line.
+    pub fn all(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    /// Waits for a line that holds `text`, and returns it.
+    pub async fn line_with(&self, text: &str) -> String {
+        let mut count = self.count.clone();
+        let looking = async {
+            loop {
+                count.borrow_and_update();
+                let found = self.lines.lock().unwrap().iter().find(|line| line.contains(text)).cloned();
+                match found {
+                    Some(line) => return line,
+                    None => count.changed().await.unwrap_or_else(|_| panic!("the log ended without {text:?}: {:#?}", self.lines)),
+                }
+            }
+        };
+        timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("nobody said {text:?}: {:#?}", self.lines))
+    }
 }

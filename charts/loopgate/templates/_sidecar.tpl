@@ -65,6 +65,7 @@ an fsGroup, through which loopgate reads what is mounted.
 {{- end }}
 {{- if include "loopgate.discovery" . }}
 - --discovery=kubernetes
+- {{ printf "--kubernetes-audience=%s" .Values.agents.audience | quote }}
 {{- end }}
 {{- if .Values.agents.inheritToken }}
 - --inherit-token
@@ -250,7 +251,7 @@ metadata:
 rules:
   - apiGroups: [""]
     resources: [pods]
-    verbs: [get, list, watch]
+    verbs: [list, watch]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding

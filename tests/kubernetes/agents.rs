@@ -1,0 +1,170 @@
+//! Who is an agent, by real tokens and by what the API server tells of real pods.
+
+use std::time::Duration;
+
+use loopgate::attest::Reason;
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::agent::{Inside, enrol, refusal};
+use crate::apart::apart;
+use crate::claw::{Claw, NAME};
+use crate::cluster::{ADMIN, Cluster};
+use crate::house::{BOTH, request};
+use crate::pods::{NAMESPACE, path, pod};
+use crate::seen::{assert_external, assert_local};
+
+const BUILDER: &str = "127.0.0.21";
+const OTHER: &str = "127.0.0.22";
+const NOBODY: &str = "127.0.0.24";
+/// The audience that counts.
+const AUDIENCE: &str = "loopgate";
+
+#[test]
+fn a_pod_that_proves_itself_is_an_agent_and_so_is_one_that_is_known_by_its_address() {
+    apart(async || {
+        let Some(cluster) = Cluster::start().await else { return };
+        let claw = Claw::start(cluster, &["agents.attested=true"]).await;
+        let (_, mounted) = claw.run(&pod("builder", Some("true")), "198.51.100.4").await;
+        claw.run(&pod("scout", Some("address")), "198.51.100.5").await;
+        claw.run(&pod("unlabelled", None), "198.51.100.6").await;
+        claw.until_agents(&["builder", "scout"]).await;
+        let (door, gateway) = (&claw.sidecar, &claw.sidecar.gateway);
+
+        let token = mounted.path().join("token");
+        let inside = Inside { door, source: "198.51.100.4", ca: claw.ca(), token: &token };
+        let agent = inside.agent().await;
+        let mut wire = agent.h1().await;
+        assert_eq!(wire.ask(request("GET /work", "")).await.text(), "hello");
+        assert_local(&gateway.heard().pop().unwrap(), gateway);
+        let ran = inside.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
+        assert!(ran.status.success() && ran.stdout.starts_with(b"at "), "{ran:?}");
+        assert_local(&gateway.heard().pop().unwrap(), gateway);
+
+        for protocol in BOTH {
+            door.ask(protocol, "198.51.100.5", "GET /", &[]).await;
+            assert_local(&gateway.heard().pop().unwrap(), gateway);
+            for source in ["198.51.100.4", "198.51.100.6", "198.51.100.7"] {
+                door.ask(protocol, source, "GET /", &[]).await;
+                assert_external(&gateway.heard().pop().unwrap(), source);
+            }
+        }
+        // What is mounted into the pod is in nobody's log.
+        let token = std::fs::read_to_string(token).unwrap();
+        for log in [agent.said.all(), claw.sidecar.log()] {
+            assert!(log.iter().any(|line| line.contains("enrolled")) && !log.iter().any(|line| line.contains(&token)));
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_the_token_of_the_pod_at_that_address_proves_nothing() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let claw = Claw::start(cluster, &["agents.attested=true"]).await;
+    let cluster = &claw.cluster;
+    let (builder, _) = claw.run(&pod("builder", Some("true")), BUILDER).await;
+    let (other, _) = claw.run(&pod("other", Some("true")), OTHER).await;
+    let (unlabelled, _) = claw.run(&pod("unlabelled", None), NOBODY).await;
+    claw.until_agents(&["builder", "other"]).await;
+
+    let good = cluster.token("builder", Some(&builder), Some(AUDIENCE)).await;
+    let (head, signature) = good.rsplit_once('.').unwrap();
+    let bent = format!("{head}.{}", signature.chars().rev().collect::<String>());
+    let for_the_api = cluster.token("builder", Some(&builder), None).await;
+    let for_others = cluster.token("builder", Some(&builder), Some("vault")).await;
+    let unbound = cluster.token("builder", None, Some(AUDIENCE)).await;
+    let others = cluster.token("builder", Some(&other), Some(AUDIENCE)).await;
+    let sidecars = std::fs::read_to_string(claw.credentials.path().join("token")).unwrap();
+    // Nobody can have one of a pod that runs as another account.
+    let (status, _) = cluster.asks_for_token(NAME, Some(&builder), Some(AUDIENCE), 600).await;
+    assert!((400..500).contains(&status), "{status}");
+    for (token, which) in [
+        ("forged", "nonsense"),
+        (&bent, "with another signature"),
+        (&for_the_api, "for the API server"),
+        (&for_others, "for another audience"),
+        (&unbound, "bound to no pod"),
+        (&others, "another pod's"),
+        (&sidecars, "the sidecar's own"),
+        (ADMIN, "an administrator's"),
+    ] {
+        assert_eq!(refusal(&claw.sidecar, BUILDER, token).await, Reason::BadToken, "{which}");
+    }
+    assert_eq!(refusal(&claw.sidecar, OTHER, &good).await, Reason::BadToken, "elsewhere");
+    let of_nobody = cluster.token("builder", Some(&unlabelled), Some(AUDIENCE)).await;
+    assert_eq!(refusal(&claw.sidecar, NOBODY, &of_nobody).await, Reason::NotAnAgent);
+    enrol(&claw.sidecar, BUILDER, &good).await.unwrap();
+
+    // One of the same name at the same address is another pod.
+    claw.delete("other").await;
+    claw.run(&pod("other", Some("true")), OTHER).await;
+    claw.until_agents(&["builder", "other"]).await;
+    assert_eq!(refusal(&claw.sidecar, OTHER, &others).await, Reason::BadToken);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pods_open_connections_end_with_it() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let claw = Claw::start(cluster, &["agents.attested=true"]).await;
+    let ends = ["deleted", "terminating", "without-the-label", "with-another-label", "failed", "elsewhere"];
+    for (how, source) in ends.into_iter().zip(31..) {
+        let source = format!("127.0.0.{source}");
+        let mut wanted = pod(how, Some("true"));
+        // One that is on a node is given time to end, and is still there meanwhile.
+        if how == "terminating" {
+            wanted["spec"]["nodeName"] = "node-1".into();
+        }
+        let (_, mounted) = claw.run(&wanted, &source).await;
+        let inside = Inside { door: &claw.sidecar, source: &source, ca: claw.ca(), token: &mounted.path().join("token") };
+        let agent = inside.agent().await;
+        let mut wire = agent.h1().await;
+        wire.ask(request("GET /", "")).await;
+        let gateway = &claw.sidecar.gateway;
+        assert_local(&gateway.heard().pop().unwrap(), gateway);
+
+        let (itself, status) = (path(&format!("pods/{how}")), path(&format!("pods/{how}/status")));
+        match how {
+            "deleted" => drop(claw.cluster.delete(&itself).await),
+            "terminating" => {
+                claw.cluster.delete(&itself).await;
+                assert!(claw.cluster.get(&itself).await["metadata"]["deletionTimestamp"].is_string());
+            }
+            "without-the-label" => drop(claw.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": null}}})).await),
+            "with-another-label" => {
+                drop(claw.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": "false"}}})).await)
+            }
+            "failed" => drop(claw.cluster.patch(&status, &json!({"status": {"phase": "Failed"}})).await),
+            _ => drop(claw.cluster.moves(how, "127.0.0.99").await),
+        }
+        timeout(Duration::from_secs(1), wire.until_end()).await.unwrap_or_else(|_| panic!("still open: {how}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_pods_than_one_answer_has_are_all_known() {
+    const CROWD: usize = 260;
+    let Some(cluster) = Cluster::start().await else { return };
+    cluster.create("/api/v1/namespaces", &json!({"metadata": {"name": NAMESPACE}})).await;
+    cluster.account("crowd").await;
+    for number in 0..CROWD {
+        let mut one = pod(&format!("crowd-{number}"), Some("true"));
+        one["spec"]["serviceAccountName"] = "crowd".into();
+        cluster.run(&one, &format!("192.0.{}.{}", 3 + number / 200, 1 + number % 200)).await;
+    }
+    let claw = Claw::start(cluster, &["agents.attested=true"]).await;
+    let are = |count: usize| move |status: &serde_json::Value| status["agents"].as_array().is_some_and(|agents| agents.len() == count);
+    claw.until("all of them are agents", are(CROWD)).await;
+    claw.delete("crowd-259").await;
+    claw.until("all but one are agents", are(CROWD - 1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_for_the_audience_that_the_charts_values_name() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let claw = Claw::start(cluster, &["agents.attested=true", "agents.audience=https://claw.example"]).await;
+    let (builder, _) = claw.run(&pod("builder", Some("true")), BUILDER).await;
+    let token = claw.cluster.token("builder", Some(&builder), Some(AUDIENCE)).await;
+    assert_eq!(refusal(&claw.sidecar, BUILDER, &token).await, Reason::BadToken);
+    let token = claw.cluster.token("builder", Some(&builder), Some("https://claw.example")).await;
+    enrol(&claw.sidecar, BUILDER, &token).await.unwrap();
+}

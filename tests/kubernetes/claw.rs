@@ -1,0 +1,165 @@
+//! A release of the chart, and the sidecar as the chart has it run: by its flags, and with what the kubelet would mount into it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::time::{Duration, Instant, sleep};
+
+use crate::cluster::{Cluster, PATIENCE, free_address};
+use crate::pods::{NAMESPACE, path};
+use crate::process::Process;
+
+/// What the release `claw` calls its objects.
+pub const NAME: &str = "claw-loopgate";
+/// The volume that the chart has for the sidecar's way to the API server.
+pub const ACCESS: &str = "loopgate-api-access";
+
+/// Fields end in this order.
+pub struct Claw {
+    pub sidecar: Process,
+    admin: SocketAddr,
+    flags: Vec<String>,
+    /// The pod that the StatefulSet wants.
+    pub pod: Value,
+    /// What is mounted for the way to the API server.
+    pub credentials: TempDir,
+    pub cluster: Cluster,
+}
+
+impl Claw {
+    /// Has Helm install the chart with these values, beside what stories need, and runs the sidecar that it describes. There is a service
+    /// account `builder` too.
+    pub async fn start(cluster: Cluster, values: &[&str]) -> Self {
+        helm(&cluster, values).await;
+        cluster.account("builder").await;
+        let set = cluster.get(&format!("/apis/apps/v1/namespaces/{NAMESPACE}/statefulsets/{NAME}")).await;
+        let mut pod = set["spec"]["template"].clone();
+        pod["metadata"]["name"] = format!("{NAME}-0").into();
+        let pod = cluster.run(&pod, "192.0.2.5").await;
+        let credentials = tempfile::tempdir().unwrap();
+        cluster.project(&pod, ACCESS, credentials.path()).await;
+
+        let containers = pod["spec"]["containers"].as_array().unwrap();
+        let container = containers.iter().find(|container| container["name"] == "loopgate").expect("the sidecar");
+        let said = container["args"].as_array().unwrap().iter().filter_map(Value::as_str);
+        let of_discovery = said.filter(|flag| flag.starts_with("--discovery") || flag.starts_with("--kubernetes"));
+        let mut flags: Vec<String> = of_discovery.map(str::to_owned).collect();
+        flags.push(format!("--kubernetes-credentials={}", credentials.path().display()));
+        let admin = free_address();
+        let more = [format!("--admin={admin}"), "--log-level=loopgate=debug".to_owned()];
+        let given: Vec<&str> = flags.iter().chain(&more).map(String::as_str).collect();
+        let variables = format!("export KUBERNETES_SERVICE_HOST=127.0.0.1 KUBERNETES_SERVICE_PORT={}", cluster.address.port());
+        let sidecar = Process::start_after(&variables, &given, "").await;
+        let claw = Self { sidecar, admin, flags, pod, credentials, cluster };
+        claw.until("it follows the API server", |status| status["discovery"]["kubernetes"] == "live").await;
+        claw
+    }
+
+    /// `helm upgrade` with these values.
+    pub async fn upgrade(&self, values: &[&str]) {
+        helm(&self.cluster, values).await;
+    }
+
+    /// Where the certificate of the sidecar's CA is.
+    pub fn ca(&self) -> PathBuf {
+        self.sidecar.state.path().join("state/ca.pem")
+    }
+
+    async fn loopgate(&self, words: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
+        command.args(words).env("LOOPGATE_ADMIN", self.admin.to_string()).stdin(Stdio::null()).kill_on_drop(true);
+        command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1").env("KUBERNETES_SERVICE_PORT", self.cluster.address.port().to_string());
+        command.output().await.unwrap()
+    }
+
+    /// What `loopgate status` prints.
+    pub async fn status(&self) -> String {
+        String::from_utf8(self.loopgate(&["status"]).await.stdout).unwrap()
+    }
+
+    /// Waits until `loopgate status --json` is such.
+    pub async fn until(&self, what: &str, such: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = serde_json::from_slice(&self.loopgate(&["status", "--json"]).await.stdout).unwrap_or_default();
+            if such(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "not so in time: {what}: {status:#}");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Waits until discovery has failed with these words.
+    pub async fn until_error(&self, words: &str) {
+        self.until(words, |status| status["discovery"]["error"].as_str().is_some_and(|error| error.contains(words))).await;
+    }
+
+    /// Waits until these and no others are agents.
+    pub async fn until_agents(&self, names: &[&str]) {
+        let such = |status: &Value| {
+            let agents = status["agents"].as_array().into_iter().flatten();
+            status["discovery"]["kubernetes"] == "live"
+                && agents.map(|agent| agent["container"].as_str().unwrap()).eq(names.iter().copied())
+        };
+        self.until(&format!("agents are {names:?}"), such).await;
+    }
+
+    /// What `loopgate check` finds, run where the sidecar runs.
+    pub async fn check(&self) -> Value {
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        let output = self.loopgate(&[&["check", "--json", "--docker=off"], flags.as_slice()].concat()).await;
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+    }
+
+    /// Has a pod run at `address`, with its token in a file of the directory that is returned with it.
+    pub async fn run(&self, pod: &Value, address: &str) -> (Value, TempDir) {
+        let pod = self.cluster.run(pod, address).await;
+        let mounted = tempfile::tempdir().unwrap();
+        self.cluster.project(&pod, "loopgate-token", mounted.path()).await;
+        (pod, mounted)
+    }
+
+    /// Deletes a pod; the API server has answered when this is done.
+    pub async fn delete(&self, name: &str) {
+        self.cluster.delete(&path(&format!("pods/{name}"))).await;
+    }
+}
+
+/// `helm upgrade --install` of the release `claw`.
+async fn helm(cluster: &Cluster, values: &[&str]) {
+    let set: Vec<&str> = values.iter().flat_map(|value| ["--set", *value]).collect();
+    let always = ["--set", "agents.discovery=kubernetes,sidecar.native=false,persistence.enabled=false"];
+    install(cluster, "claw", &[&always, set.as_slice()].concat()).await;
+}
+
+/// `helm upgrade --install` of the chart as `release`, with these arguments.
+pub async fn install(cluster: &Cluster, release: &str, arguments: &[&str]) {
+    // The API server is older than what the chart wants, which is why it must do without native sidecars, and older than the chart admits to.
+    let chart = tempfile::tempdir().unwrap();
+    let copied = Command::new("cp").args(["-r", "charts/loopgate/."]).arg(chart.path()).status().await.unwrap();
+    assert!(copied.success());
+    let about = std::fs::read_to_string(chart.path().join("Chart.yaml")).unwrap();
+    let about: String = about.lines().filter(|line| !line.starts_with("kubeVersion:")).map(|line| format!("{line}\n")).collect();
+    std::fs::write(chart.path().join("Chart.yaml"), about).unwrap();
+    let chart = chart.path().to_str().unwrap();
+    ask_helm(cluster, &[&["upgrade", "--install", "--create-namespace", release, chart], arguments].concat()).await;
+}
+
+/// `helm` with these words.
+pub async fn ask_helm(cluster: &Cluster, words: &[&str]) {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = Command::new(std::env::var_os("TEST_HELM").expect("`tests/run kubernetes` sets it"));
+    command.args(words).args(["--namespace", NAMESPACE, "--kubeconfig"]).arg(cluster.kubeconfig()).env("HOME", home.path());
+    let output = command.output().await.unwrap();
+    assert!(output.status.success(), "helm {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A rule of RBAC, as reviews have it.
+pub fn rule(verbs: &[&str], group: &str, resource: &str) -> Value {
+    json!({"verbs": verbs, "apiGroups": [group], "resources": [resource]})
+}

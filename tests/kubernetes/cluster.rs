@@ -1,0 +1,267 @@
+//! A Kubernetes API server of a story's own on loopback, with the etcd that it keeps everything in. There is no kubelet and no controller:
+//! stories do what those would.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::house::Door;
+use crate::wire::Wire;
+
+/// How long a story waits for what must come to pass. A busy machine leaves an API server that starts without a processor for minutes; only a
+/// failure waits longer.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+/// Whoever shows it may do everything.
+pub const ADMIN: &str = "the-token-of-an-administrator";
+
+/// Ends with its processes.
+pub struct Cluster {
+    directory: TempDir,
+    binaries: PathBuf,
+    flags: &'static [&'static str],
+    etcd: Option<Child>,
+    api: Option<Child>,
+    store: SocketAddr,
+    /// Where the API server is.
+    pub address: SocketAddr,
+    door: Door,
+}
+
+impl Cluster {
+    /// One that serves; `None`, said aloud, where its binaries are missing.
+    pub async fn start() -> Option<Self> {
+        Self::with(&[]).await
+    }
+
+    /// One whose API server has further flags.
+    pub async fn with(flags: &'static [&'static str]) -> Option<Self> {
+        let Some(binaries) = std::env::var_os("TEST_KUBERNETES") else {
+            let story = std::thread::current().name().unwrap_or("a story").to_owned();
+            writeln!(std::io::stderr(), "NOT RUN: {story}: `tests/run kubernetes` brings what it needs").expect("standard error");
+            return None;
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let ca = certify(directory.path());
+        let mut cluster = Self {
+            binaries: PathBuf::from(binaries).join("bin"),
+            flags,
+            etcd: None,
+            api: None,
+            store: free_address(),
+            address: free_address(),
+            door: Door::new(free_address(), ca),
+            directory,
+        };
+        cluster.open_store();
+        cluster.up().await;
+        Some(cluster)
+    }
+
+    /// A file of its own.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn spawn(&self, program: &str, flags: &[String]) -> Child {
+        let log = std::fs::File::options().create(true).append(true).open(self.file(&format!("{program}.log"))).unwrap();
+        let mut command = Command::new(self.binaries.join(program));
+        command.args(flags).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).kill_on_drop(true);
+        command.spawn().unwrap()
+    }
+
+    fn open_store(&mut self) {
+        let (data, store, peers) = (self.file("etcd"), self.store, free_address());
+        // Nothing of this has to outlive a power failure.
+        self.etcd = Some(self.spawn(
+            "etcd",
+            &[
+                format!("--data-dir={}", data.display()),
+                format!("--listen-client-urls=http://{store}"),
+                format!("--advertise-client-urls=http://{store}"),
+                format!("--listen-peer-urls=http://{peers}"),
+                "--unsafe-no-fsync".into(),
+            ],
+        ));
+    }
+
+    /// Starts the API server, on the same port each time, and waits until it serves.
+    pub async fn up(&mut self) {
+        let file = |name: &str| self.file(name).display().to_string();
+        let mut flags = vec![
+            format!("--etcd-servers=http://{}", self.store),
+            format!("--secure-port={}", self.address.port()),
+            format!("--tls-cert-file={}", file("api.crt")),
+            format!("--tls-private-key-file={}", file("api.key")),
+            format!("--token-auth-file={}", file("tokens.csv")),
+            format!("--service-account-signing-key-file={}", file("accounts.key")),
+            format!("--service-account-key-file={}", file("accounts.pub")),
+        ];
+        let constant = [
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            "--insecure-port=0",
+            "--authorization-mode=RBAC",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-cluster-ip-range=10.96.0.0/16",
+        ];
+        flags.extend(constant.iter().chain(self.flags).map(|flag| (*flag).to_owned()));
+        self.api = Some(self.spawn("kube-apiserver", &flags));
+        let deadline = Instant::now() + PATIENCE;
+        while !matches!(self.attempt(ADMIN, "GET", "/readyz", None).await, Some((200, _))) {
+            let log = std::fs::read_to_string(self.file("kube-apiserver.log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "the API server does not start:\n{log}");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Stops the API server, as when it is updated.
+    pub async fn down(&mut self) {
+        let mut api = self.api.take().expect("it runs");
+        signal(&api, Signal::SIGTERM);
+        if timeout(Duration::from_secs(20), api.wait()).await.is_err() {
+            api.kill().await.unwrap();
+        }
+    }
+
+    /// Deletes the object that etcd has under `key` without the API server's hearing of it, then or ever: that has been cut off, and meanwhile
+    /// etcd has thrown its past away.
+    pub async fn lose(&mut self, key: &str) {
+        let api = self.api.take().expect("it runs");
+        signal(&api, Signal::SIGSTOP);
+        self.etcd.take().expect("it runs").kill().await.unwrap();
+        self.open_store();
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(self.store).await.is_err() {
+            assert!(Instant::now() < deadline, "etcd does not start");
+            sleep(Duration::from_millis(50)).await;
+        }
+        let lost = self.stored("deleterange", &json!({"key": BASE64_STANDARD.encode(key)})).await;
+        assert_eq!(lost["deleted"], "1", "{lost}");
+        let put = json!({"key": BASE64_STANDARD.encode("/later"), "value": ""});
+        self.stored("put", &put).await;
+        let now = self.stored("put", &put).await["header"]["revision"].clone();
+        self.stored("compaction", &json!({"revision": now, "physical": true})).await;
+        signal(&api, Signal::SIGCONT);
+        self.api = Some(api);
+    }
+
+    /// Asks etcd.
+    async fn stored(&self, what: &str, body: &Value) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let stream = TcpStream::connect(self.store).await.unwrap();
+            let asked = exchange(stream, "POST", &format!("/v3/kv/{what}"), "", Some(body)).await;
+            match asked {
+                Some((200, answer)) => return answer,
+                // It has no leader yet.
+                other => assert!(Instant::now() < deadline, "{what}: {other:?}"),
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn attempt(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+        let stream = TcpStream::connect(self.address).await.ok()?;
+        let stream = self.door.handshake(stream, "http/1.1").await.ok()?;
+        exchange(stream, method, path, &format!("Authorization: Bearer {token}\r\n"), body).await
+    }
+
+    /// What the API server answers to whoever has `token`.
+    pub async fn answers(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        self.attempt(token, method, path, body).await.expect("the API server answers")
+    }
+
+    async fn succeeds(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
+        let (status, answer) = self.answers(ADMIN, method, path, body).await;
+        assert!((200..300).contains(&status), "{method} {path}: {status} {answer:#}");
+        answer
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        self.succeeds("GET", path, None).await
+    }
+
+    pub async fn create(&self, path: &str, object: &Value) -> Value {
+        self.succeeds("POST", path, Some(object)).await
+    }
+
+    pub async fn patch(&self, path: &str, change: &Value) -> Value {
+        self.succeeds("PATCH", path, Some(change)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Value {
+        self.succeeds("DELETE", path, None).await
+    }
+
+    /// A file that leads an administrator's tools here.
+    pub fn kubeconfig(&self) -> PathBuf {
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": format!("https://{}", self.address), "certificate-authority": self.file("ca.crt")}}],
+            "users": [{"name": "u", "user": {"token": ADMIN}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        });
+        let path = self.file("kubeconfig");
+        std::fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+}
+
+/// One request on a connection of its own, and the status and body of its answer; `None` if the connection breaks.
+async fn exchange<S>(stream: S, method: &str, path: &str, fields: &str, body: Option<&Value>) -> Option<(u16, Value)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut wire = Wire::new(stream);
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n", body.len());
+    wire.send(format!("{head}{fields}Connection: close\r\n\r\n{body}")).await.ok()?;
+    let response = wire.response().await?;
+    Some((response.status(), serde_json::from_slice(&response.body).unwrap_or_default()))
+}
+
+/// Writes what the API server proves itself and its tokens by, and returns its CA.
+fn certify(directory: &Path) -> rustls::pki_types::CertificateDer<'static> {
+    let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = params.self_signed(&key).unwrap();
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().unwrap();
+    let names = ["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let leaf = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    write("ca.crt", &ca.pem());
+    write("api.crt", &leaf.pem());
+    write("api.key", &key.serialize_pem());
+    let accounts = KeyPair::generate().unwrap();
+    write("accounts.key", &accounts.serialize_pem());
+    write("accounts.pub", &accounts.public_key_pem());
+    write("tokens.csv", &format!("{ADMIN},admin,admin,system:masters\n"));
+    ca.der().clone()
+}
+
+/// Nobody listens there, for now.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = child.id().expect("it runs");
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+}

@@ -1,0 +1,96 @@
+//! What the chart's service account may do, and what is said where that is not enough.
+
+use loopgate::attest::Reason;
+use serde_json::{Value, json};
+
+use crate::agent::{enrol, refusal};
+use crate::claw::{Claw, NAME, rule};
+use crate::cluster::Cluster;
+use crate::pods::{NAMESPACE, path, pod};
+
+const BUILDER: &str = "127.0.0.21";
+
+/// Every rule that holds for whoever has `token`, in `namespace`.
+async fn rules(cluster: &Cluster, token: &str, namespace: &str) -> Vec<Value> {
+    let asked = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": namespace}});
+    let (status, answer) = cluster.answers(token, "POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", Some(&asked)).await;
+    assert_eq!((status, &answer["status"]["incomplete"]), (201, &json!(false)), "{answer:#}");
+    answer["status"]["resourceRules"].as_array().unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_else() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let claw = Claw::start(cluster, &["agents.attested=true"]).await;
+    let cluster = &claw.cluster;
+    let own = std::fs::read_to_string(claw.credentials.path().join("token")).unwrap();
+    let anybodys = cluster.token("builder", None, None).await;
+    for (namespace, expected) in [
+        (NAMESPACE, vec![rule(&["list", "watch"], "", "pods"), rule(&["create"], "authentication.k8s.io", "tokenreviews")]),
+        ("default", vec![rule(&["create"], "authentication.k8s.io", "tokenreviews")]),
+    ] {
+        let anybodys = rules(cluster, &anybodys, namespace).await;
+        let mut more = rules(cluster, &own, namespace).await;
+        more.retain(|rule| !anybodys.contains(rule));
+        more.sort_by_key(|rule| rule["resources"] != "pods" && rule["resources"] != json!(["pods"]));
+        assert_eq!(more, expected, "in {namespace}");
+    }
+    // And so it is when it is tried.
+    for (expected, method, what) in [
+        (200, "GET", path("pods")),
+        (403, "GET", path("pods/builder")),
+        (403, "GET", path("secrets")),
+        (403, "GET", path(&format!("secrets/{NAME}-token"))),
+        (403, "GET", path("configmaps")),
+        (403, "GET", "/api/v1/namespaces/default/pods".into()),
+        (403, "GET", "/api/v1/pods".into()),
+        (403, "DELETE", path("pods/builder")),
+        (403, "POST", path("serviceaccounts/builder/token")),
+    ] {
+        let (status, answer) = cluster.answers(&own, method, &what, None).await;
+        assert_eq!(status, expected, "{method} {what}: {answer:#}");
+    }
+    assert!(claw.check().await["findings"].as_array().unwrap().iter().all(|finding| finding["id"] != "kubernetes-forbidden"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_missing_is_named_and_an_upgrade_brings_it() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let mut claw = Claw::start(cluster, &["agents.attested=true"]).await;
+    let (builder, _) = claw.run(&pod("builder", Some("true")), BUILDER).await;
+    claw.until_agents(&["builder"]).await;
+    let token = claw.cluster.token("builder", Some(&builder), Some("loopgate")).await;
+
+    // Helm takes the right away again.
+    claw.upgrade(&["agents.attested=false"]).await;
+    assert_eq!(refusal(&claw.sidecar, BUILDER, &token).await, Reason::Kubernetes);
+    claw.sidecar.says("needs a ClusterRole with the verb create on tokenreviews of authentication.k8s.io").await;
+    assert_eq!(forbidden(&claw).await, ["the verb create on tokenreviews"]);
+
+    // Whoever watches may go on until its watch ends.
+    let role = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/roles/{NAME}");
+    claw.cluster.patch(&role, &json!({"rules": [rule(&["list"], "", "pods")]})).await;
+    claw.cluster.down().await;
+    claw.cluster.up().await;
+    claw.until_error("needs a Role in its namespace with the verb watch on pods").await;
+    assert!(claw.status().await.contains("needs a Role in its namespace with the verb watch on pods"));
+    assert_eq!(forbidden(&claw).await, ["the verb watch on pods"]);
+    claw.cluster.delete(&format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings/{NAME}")).await;
+    claw.until_error("needs a Role in its namespace with the verb list on pods").await;
+    assert_eq!(forbidden(&claw).await, ["the verb list on pods"]);
+
+    claw.cluster.delete(&role).await;
+    claw.upgrade(&["agents.attested=true"]).await;
+    claw.until_agents(&["builder"]).await;
+    enrol(&claw.sidecar, BUILDER, &token).await.unwrap();
+    assert_eq!(forbidden(&claw).await, [""; 0]);
+}
+
+/// The rights that `loopgate check` finds missing, in the words that they all have.
+async fn forbidden(claw: &Claw) -> Vec<String> {
+    let report = claw.check().await;
+    let findings = report["findings"].as_array().unwrap().iter();
+    let seen = findings.filter(|finding| finding["id"] == "kubernetes-forbidden").flat_map(|finding| finding["seen"].as_array().unwrap());
+    let words = seen.map(|seen| seen.as_str().unwrap().split_once("with ").unwrap().1.split(" (").next().unwrap());
+    words.map(|words| words.split(" of ").next().unwrap().to_owned()).collect()
+}
