@@ -32,8 +32,8 @@ fn the_image_holds_the_binary_and_next_to_nothing_else() {
     assert_eq!(ours, ["ca/", "etc/", "etc/group", "etc/passwd", "loopgate", "var/", "var/lib/", "var/lib/loopgate/"]);
 
     let bytes: u64 = inspect("{{.Size}}").parse().unwrap();
-    // The goal is 8 MiB; most of what is above it is aws-lc's code for one processor or another.
-    assert!(bytes <= 13 << 20, "{bytes} bytes");
+    // The goal is 8 MiB. Of what is above it, aws-lc's code for one processor or another is the largest part.
+    assert!(bytes <= 11 << 20, "{bytes} bytes");
 }
 
 #[test]
