@@ -97,19 +97,21 @@ async fn floods_of_settings_and_pings_that_are_never_read_cost_nothing() {
 #[tokio::test]
 async fn floods_whose_answers_are_read_end_in_goaway() {
     let (process, before) = process().await;
-    for (name, piece) in [
-        ("SETTINGS", settings(&[(INITIAL_WINDOW, 65_535)])),
-        ("PING", frame(PING, 0, 0, &[1; 8])),
-        ("PING that answers nothing", frame(PING, ACK, 0, &[1; 8])),
-        ("WINDOW_UPDATE", frame(WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes())),
-        ("PRIORITY", frame(2, 0, 1, &[0, 0, 0, 3, 16])),
-        ("a frame that nobody knows", frame(0x42, 0, 0, &[1; 8])),
+    for (name, is_answered, piece) in [
+        ("SETTINGS", true, settings(&[(INITIAL_WINDOW, 65_535)])),
+        ("PING", true, frame(PING, 0, 0, &[1; 8])),
+        ("PING that answers nothing", false, frame(PING, ACK, 0, &[1; 8])),
+        ("WINDOW_UPDATE", false, frame(WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes())),
+        ("PRIORITY", false, frame(2, 0, 1, &[0, 0, 0, 3, 16])),
+        ("a frame that nobody knows", false, frame(0x42, 0, 0, &[1; 8])),
     ] {
         let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
         let events = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/events", &[]));
         raw.provoke(&events, |outcome| !outcome.heads.is_empty()).await;
         let outcome = raw.provoke(&piece.repeat(1_000_000), Outcome::is_over).await;
-        assert_eq!(outcome.goaway, Some(ENHANCE_YOUR_CALM), "{name}: {outcome:?}");
+        // In the middle of an answer that the client is slow to take there is no place for another frame.
+        let is_cut_off = is_answered && outcome.closed && outcome.goaway.is_none();
+        assert!(is_cut_off || outcome.goaway == Some(ENHANCE_YOUR_CALM), "{name}: {outcome:?}");
         assert_unimpressed(&process, before, name).await;
     }
 }
