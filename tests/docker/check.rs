@@ -111,10 +111,12 @@ fn containers_that_are_no_agents_or_might_be_forged_are_named_and_mended() {
     raw.remove();
     let _mended = engine.run(house.agent("mended").option("--cap-drop=NET_RAW"));
     house.knows(1);
-    assert_eq!(
-        ids(&check_beside(&house, &[])).into_iter().filter(|id| id.starts_with("agent-")).collect::<Vec<_>>(),
-        ["agent-other-project"]
-    );
+    // A container that comes or goes is without a network for a moment.
+    let settled = (0..20).any(|_| {
+        let report = check_beside(&house, &[]);
+        ids(&report).iter().filter(|id| id.starts_with("agent-")).eq(&["agent-other-project"])
+    });
+    assert!(settled, "{:#}", check_beside(&house, &[]));
     let left = check_beside(&house, &["--any-project"]);
     // Whose label counts now has NET_RAW as well, and is told so.
     assert!(found(&left, "agent-net-raw").0.contains(elsewhere.name()), "{left:#}");
