@@ -101,7 +101,16 @@ impl Upstream {
                         link.note_keep_alive(response.headers());
                         return Ok((response, link));
                     }
-                    Err(Failure::Unsent(unsent)) => request = *unsent,
+                    Err(Failure::Unsent(unsent)) => {
+                        request = *unsent;
+                        // One that the gateway closed as soon as it was opened is as good as none.
+                        if !link.reused {
+                            if Instant::now() + RETRY >= give_up {
+                                return Err(Error::GatewayAway(io::ErrorKind::ConnectionReset.into()));
+                            }
+                            tokio::time::sleep(RETRY).await;
+                        }
+                    }
                     Err(Failure::Broken(error)) => match spare.take() {
                         Some(head) => {
                             spare = Some(head.duplicate()).filter(|_| Instant::now() < give_up && !link.reused);

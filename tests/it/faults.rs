@@ -1,5 +1,7 @@
 //! The gateway breaks off, stalls, restarts or is away: what each client is told, and what is never sent twice.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -24,6 +26,33 @@ async fn a_gateway_that_breaks_off_is_reported_and_a_post_is_sent_once() {
             assert_eq!(house.gateway.heard().len(), before + 1, "a POST is not repeated");
         }
     }
+}
+
+#[tokio::test]
+async fn a_gateway_that_hangs_up_on_everybody_is_not_besieged() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let house = House::with(|config| {
+        config.gateway.address = address;
+        config.limits.gateway_wait = Duration::from_millis(500);
+    })
+    .await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let hanging_up = Arc::clone(&calls);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            hanging_up.fetch_add(1, Ordering::SeqCst);
+            drop(stream);
+        }
+    });
+    for protocol in BOTH {
+        for method in ["GET", "POST"] {
+            let (status, _) = house.ask(protocol, STRANGER, &format!("{method} /"), &[]).await;
+            assert!(matches!(status, 502 | 503), "{protocol:?} {method}: {status}");
+        }
+    }
+    let calls = calls.load(Ordering::SeqCst);
+    assert!((4..=60).contains(&calls), "{calls} connections for four requests");
 }
 
 #[tokio::test]
