@@ -109,7 +109,7 @@ async fn floods_whose_answers_are_read_end_in_goaway() {
         let events = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/events", &[]));
         raw.provoke(&events, |outcome| !outcome.heads.is_empty()).await;
         let outcome = raw.provoke(&piece.repeat(1_000_000), Outcome::is_over).await;
-        // In the middle of an answer that the client is slow to take there is no place for another frame.
+        // Who is slow to take its answers is not waited for, and may lose the last word among them.
         let is_cut_off = is_answered && outcome.closed && outcome.goaway.is_none();
         assert!(is_cut_off || outcome.goaway == Some(ENHANCE_YOUR_CALM), "{name}: {outcome:?}");
         assert_unimpressed(&process, before, name).await;
