@@ -17,6 +17,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
 /// How long what we sent may stay unacknowledged, or the peer's window closed (tcp(7), `TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
+/// How many bytes may wait unsent in the kernel (tcp(7), `TCP_NOTSENT_LOWAT`). Without a limit it holds megabytes for a slow reader and tells
+/// us nothing until a third of them are gone, so that a steady reader of 16 KiB/s would pass for one that takes nothing.
+const UNSENT: u32 = 256 * 1024;
 
 /// Listens on `address`: dual-stack on `[::]`, and on IPv6 alone on any other IPv6 address.
 ///
@@ -32,6 +35,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         &TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_RETRIES),
     )?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
@@ -46,7 +50,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn accepted_sockets_inherit_what_finds_dead_peers() {
+    async fn accepted_sockets_inherit_what_finds_dead_and_slow_peers() {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().await.unwrap();
@@ -57,5 +61,6 @@ mod tests {
         assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_INTERVAL);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_RETRIES);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT);
     }
 }

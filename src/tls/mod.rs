@@ -3,6 +3,7 @@
 //! It reads who a client certificate names, but does not judge what that makes of a connection: that is [`crate::lane`]'s.
 
 mod certificate;
+mod plain;
 mod server;
 mod wide;
 

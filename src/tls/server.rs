@@ -7,11 +7,12 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificate::{self, ClientAuthorities};
+use super::plain;
 use super::wide::Wide;
 use crate::lane::Certificate;
 use crate::pki::Identity;
@@ -34,6 +35,9 @@ pub enum Error {
     /// The client did not finish in time.
     #[error("the TLS handshake took longer than {0:?}")]
     Slow(Duration),
+    /// The client spoke HTTP without TLS, and was told so.
+    #[error("HTTP without TLS")]
+    PlainHttp,
     /// The client sent something else than TLS, or gave up.
     #[error("the TLS handshake failed")]
     Handshake(#[source] io::Error),
@@ -44,6 +48,7 @@ impl Error {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Slow(_) => "timeout",
+            Self::PlainHttp => "plain_http",
             Self::Handshake(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
                 Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => "client_certificate",
                 Some(rustls::Error::AlertReceived(_)) => "client_alert",
@@ -112,16 +117,16 @@ pub struct Handshake<S> {
 ///
 /// # Errors
 /// The client was too slow, gave up, or spoke something else.
-pub async fn accept<S>(io: S, terms: &Terms, deadline: Duration) -> Result<Handshake<S>, Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+pub async fn accept(io: TcpStream, terms: &Terms, deadline: Duration) -> Result<Handshake<TcpStream>, Error> {
     // Boxed, so that what only a handshake needs is given back when it is over.
-    let handshake = Box::pin(TlsAcceptor::from(Arc::clone(&terms.config)).accept(Wide::new(io)));
-    let stream = match tokio::time::timeout(deadline, handshake).await {
-        Ok(result) => Box::new(result.map_err(Error::Handshake)?),
-        Err(_) => return Err(Error::Slow(deadline)),
-    };
+    let handshake = Box::pin(async {
+        if plain::is_http(&io).await {
+            plain::refuse(io).await;
+            return Err(Error::PlainHttp);
+        }
+        TlsAcceptor::from(Arc::clone(&terms.config)).accept(Wide::new(io)).await.map_err(Error::Handshake)
+    });
+    let stream = Box::new(tokio::time::timeout(deadline, handshake).await.map_err(|_| Error::Slow(deadline))??);
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificate = terms.authorities.identify(chain);
     Ok(Handshake { stream, certificate })

@@ -46,6 +46,20 @@ async fn whoever_is_not_to_connect_is_sent_away_before_the_handshake() {
 }
 
 #[tokio::test]
+async fn who_comes_without_tls_is_told_so() {
+    let house = House::with(|_| {}).await;
+    for client in [STRANGER, AGENT] {
+        let mut client = Wire::new(house.tcp(client).await);
+        client.send(request("POST /", "Content-Length: 100000\r\n") + &"x".repeat(100_000)).await.unwrap();
+        let answer = client.response().await.unwrap();
+        assert_eq!((answer.status(), answer.field("connection")), (400, Some("close")));
+        assert!(answer.text().contains("https://"), "{}", answer.text());
+        assert!(client.rest().await.is_empty());
+    }
+    assert_eq!(house.gateway.connections(), 0, "the gateway has no part in it");
+}
+
+#[tokio::test]
 async fn handshakes_that_are_not_finished_cost_a_moment_and_nothing_else() {
     let process = Process::start(&["--handshake-timeout=1s"], "").await;
     assert_eq!(process.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);

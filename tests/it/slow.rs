@@ -191,11 +191,38 @@ async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
     let mut got = 0;
     while let Some(data) = body.data().await {
         let data = data.unwrap();
+        // Frames are of any size, down to a single byte where the window was used up.
+        if got / 16_384 != (got + data.len()) / 16_384 {
+            sleep(pause).await;
+        }
         got += data.len();
-        sleep(pause).await;
         body.flow_control().release_capacity(data.len()).unwrap();
     }
     assert_eq!(got, size);
+}
+
+#[tokio::test]
+async fn a_reader_that_becomes_slow_is_not_taken_for_a_stalled_one() {
+    // Fast until the kernel's buffers have grown, and then so slow that a third of them last longer than the limit.
+    let (stall, piece, pause) = (Duration::from_secs(1), 25_000, Duration::from_millis(50));
+    let house = House::with(|config| config.limits.stall_timeout = stall).await;
+    let mut client = house.h1(STRANGER).await;
+    client.send(request(&format!("GET /large?{MUCH}"), "Connection: close\r\n")).await.unwrap();
+    client.head().await.unwrap();
+    let (mut stream, got) = client.into_parts();
+    let (mut block, mut count) = (vec![0; 100_000], got.len());
+    while count < MUCH / 4 {
+        count += stream.read(&mut block).await.unwrap();
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < 5 * stall {
+        count += stream.read_exact(&mut block[..piece]).await.unwrap();
+        sleep(pause).await;
+    }
+    // What the buffers hold would come even if the connection had been given up, but not all the rest.
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(count + rest.len(), MUCH);
 }
 
 #[tokio::test]
