@@ -181,6 +181,10 @@ class Sidecar(unittest.TestCase):
         self.assertEqual(variable(objects, "LOOPGATE_MAX_CONNECTIONS"), "50000000")
         self.assertIn("head_bytes = 2000000\n", only(objects, "ConfigMap", "my-loopgate-sidecar")["data"]["loopgate.toml"] + "\n")
 
+    def test_a_gateway_without_a_configuration_of_its_own_gets_the_charts(self):
+        text = only(render({"gateway": {"config": None}}), "ConfigMap", "my-loopgate-gateway")["data"]["openclaw.json"]
+        self.assertEqual(json.loads(text)["gateway"]["trustedProxies"], ["127.0.0.2"])
+
     def test_a_change_of_either_configuration_rolls_the_pod(self):
         def checksums(values):
             annotations = only(render(values), "StatefulSet")["spec"]["template"]["metadata"]["annotations"]
@@ -221,14 +225,15 @@ class Options(unittest.TestCase):
                 self.assertIsNone(variable(objects, "LOOPGATE_DISCOVERY"))
 
     def test_public_host_names_become_allowed_origins_unless_set(self):
-        def origins(**gateway):
-            objects = render({"ingress": {"enabled": True, "hosts": ["a.example"]}, **gateway})
+        def origins(**values):
+            objects = render({"ingress": {"enabled": True, "hosts": ["a.example"]}, **values})
             text = only(objects, "ConfigMap", "my-loopgate-gateway")["data"]["openclaw.json"]
             return json.loads(text)["gateway"]["controlUi"]["allowedOrigins"]
 
         self.assertEqual(origins(), ["https://a.example"])
         mine = {"config": {"gateway": {"controlUi": {"allowedOrigins": ["https://b.example"]}}}}
         self.assertEqual(origins(gateway=mine), ["https://b.example"])
+        self.assertEqual(origins(gateway=mine, ingress={"enabled": True, "hosts": ["*.example"]}), ["https://b.example"])
 
     def test_a_cert_manager_certificate_is_what_loopgate_serves(self):
         objects = render({"certificate": {"enabled": True, "issuerRef": {"name": "ca"}}})
