@@ -123,6 +123,7 @@ TABLE = {
         ("curl --cacert ca.pem", shipped),
         ("export SITE=", shipped),
         ("docker compose -f compose.yaml -f compose.caddy.yaml", shipped),
+        ("docker compose exec gateway node", shipped),
         ("docker compose restart netns gateway", shipped),
         ("openclaw devices list", shipped_old),
         ("docker run --rm --user", shipped_old, Fails("devices approve")),
@@ -136,6 +137,8 @@ TABLE = {
     ],
     "docs/kubernetes.md": [
         ("helm upgrade --install claw charts/loopgate", charts),
+        ("kubectl exec", CLUSTER),
+        ("kubectl create configmap", CLUSTER),
     ],
     "docs/openclaw.md": [
         ("openclaw config set gateway.bind", failing),
