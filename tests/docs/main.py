@@ -55,6 +55,7 @@ class NotRun:
 
 NEW, OLD = "OPENCLAW_NEW", "OPENCLAW_OLD"
 CLUSTER = NotRun("needs a cluster")
+SYSTEMD = NotRun("needs systemd")
 
 here = Here()
 # As the README tells it: this configuration, and then these commands.
@@ -154,6 +155,9 @@ TABLE = {
         ("docker run -d --name loopgate", plain),
         ("loopgate run --docker off", failing, Stays("loopgate is running", keep=True)),
         ("loopgate check --docker off", failing, When(lambda: failing.gateway_answers())),
+        ("sudo systemctl enable", SYSTEMD),
+        ("sudo loopgate cert export", SYSTEMD),
+        ("sudo systemd-run", SYSTEMD),
         ("kubectl exec", CLUSTER),
         ("loopgate exec -- node", Service(shipped, "agent"), Stays("node capability surface is awaiting operator approval")),
         ("loopgate cert issue", operated),
