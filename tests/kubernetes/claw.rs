@@ -81,7 +81,9 @@ impl Claw {
     async fn loopgate(&self, words: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
         command.args(words).env("LOOPGATE_ADMIN", self.admin.to_string()).stdin(Stdio::null()).kill_on_drop(true);
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        for (name, value) in &self.variables {
+            command.env(name, value);
+        }
         command.output().await.unwrap()
     }
 
