@@ -69,12 +69,11 @@ def container(objects: list[dict], name: str) -> dict:
     return found[0]
 
 
-def arguments(objects: list[dict], flag: str) -> list[str]:
-    """The values given to a repeatable flag of the sidecar."""
-    prefix = f"--{flag}="
-    return [a.removeprefix(prefix) for a in container(objects, "loopgate")["args"] if a.startswith(prefix)]
-
-
 def variable(objects: list[dict], name: str) -> str | None:
     """The value of a variable in the sidecar's environment."""
     return next((v["value"] for v in container(objects, "loopgate")["env"] if v["name"] == name), None)
+
+
+def listed(objects: list[dict], name: str) -> list[str]:
+    """The items of a variable that holds a list."""
+    return (variable(objects, name) or "").split(",")

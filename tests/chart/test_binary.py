@@ -1,4 +1,4 @@
-"""Whether loopgate itself takes what the chart gives it: the sidecar's arguments, variables, file and probes.
+"""Whether loopgate itself takes what the chart gives it: the sidecar's variables, arguments, file and probes.
 
 LOOPGATE_BINARY names the program; by default it is the debug build, if there is one.
 """
@@ -39,8 +39,8 @@ def becomes(expected: int, command: list[str]) -> bool:
     return False
 
 
-def configuration(objects: list[dict]) -> dict:
-    """What loopgate makes of the sidecar's container."""
+def configuration(objects: list[dict], by_exec: bool = False) -> dict:
+    """What loopgate makes of the sidecar's container, or what a command does that `kubectl exec` runs there."""
     sidecar = container(objects, "loopgate")
     command, *arguments = sidecar["args"]
     assert command == "run"
@@ -50,7 +50,7 @@ def configuration(objects: list[dict]) -> dict:
             file = Path(directory) / "loopgate.toml"
             file.write_text(next(o["data"]["loopgate.toml"] for o in objects if "loopgate.toml" in o.get("data", {})))
             environment["LOOPGATE_CONFIG"] = str(file)
-        done = subprocess.run([BINARY, "config", "show", *arguments], env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run([BINARY, "config", "show", *([] if by_exec else arguments)], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return tomllib.loads(done.stdout)
 
@@ -63,6 +63,13 @@ class Binary(unittest.TestCase):
             if any(o["kind"] == "StatefulSet" for o in objects):
                 with self.subTest(values.name):
                     configuration(objects)
+
+    def test_what_is_run_in_the_container_goes_by_the_same_configuration(self):
+        for values in VALUES:
+            objects = render(values, extra=("--set-json", "sidecar.extraArgs=[]"))
+            if any(o["kind"] == "StatefulSet" for o in objects):
+                with self.subTest(values.name):
+                    self.assertEqual(configuration(objects, by_exec=True), configuration(objects))
 
     def test_what_the_values_say_is_what_it_does(self):
         shown = configuration(

@@ -32,7 +32,7 @@ class Example(unittest.TestCase):
         self.assertEqual(sidecar["restartPolicy"], "Always")
         self.assertEqual(sidecar["image"], "ghcr.io/loopgate/loopgate:0.1.0")
         self.assertIn({"name": "LOOPGATE_GATEWAY", "value": "127.0.0.1:3000"}, sidecar["env"])
-        self.assertIn("--tls-name=claw.example.com", sidecar["args"])
+        self.assertIn({"name": "LOOPGATE_TLS_NAME", "value": "claw.example.com,example.claws.svc"}, sidecar["env"])
         volumes = [v["name"] for v in spec["volumes"]]
         self.assertEqual(len(volumes), len(set(volumes)))
         mounts = {m["name"] for c in containers(spec) for m in c.get("volumeMounts", [])}

@@ -3,7 +3,7 @@
 import json
 import unittest
 
-from chart import VALUES, HelmError, arguments, container, containers, only, pod, render, variable
+from chart import VALUES, HelmError, container, containers, listed, only, pod, render, variable
 
 PLAIN = {"sidecar": {"native": False}}
 
@@ -71,7 +71,7 @@ class Hardening(unittest.TestCase):
             for spec in pods(objects):
                 for each in containers(spec):
                     for variable in each.get("env", []):
-                        if "TOKEN" in variable["name"]:
+                        if "TOKEN" in variable["name"] and variable["name"] not in ("LOOPGATE_INHERIT_TOKEN", "LOOPGATE_TOKEN_FILE"):
                             with self.subTest(name):
                                 self.assertIn("secretKeyRef", variable["valueFrom"])
                                 self.assertEqual(each["name"], "gateway")
@@ -157,9 +157,9 @@ class Sidecar(unittest.TestCase):
         self.assertEqual(pod(render())["terminationGracePeriodSeconds"], 35)
         objects = render({"sidecar": {"drainTimeoutSeconds": 100}, "gateway": {"stopSeconds": 1}})
         self.assertEqual(pod(objects)["terminationGracePeriodSeconds"], 106)
-        self.assertEqual(arguments(objects, "drain-timeout"), ["100s"])
+        self.assertEqual(variable(objects, "LOOPGATE_DRAIN_TIMEOUT"), "100s")
 
-    def test_lists_become_repeated_flags(self):
+    def test_lists_are_separated_by_commas(self):
         objects = render(
             {
                 "sidecar": {"listen": ["eth0", "[::]"], "port": 443},
@@ -168,18 +168,22 @@ class Sidecar(unittest.TestCase):
                 "tls": {"names": ["a.example", "my-loopgate"]},
             }
         )
-        self.assertEqual(arguments(objects, "listen"), ["eth0:443", "[::]:443"])
-        self.assertEqual(arguments(objects, "agent-cidr"), ["10.0.0.5", "10.0.0.6/32"])
-        self.assertEqual(arguments(objects, "trusted-proxy"), ["10.1.0.0/24", "fd00::/64"])
-        self.assertEqual(arguments(objects, "allow"), ["10.0.0.0/8"])
-        self.assertEqual(arguments(objects, "deny"), ["10.6.6.6"])
+        self.assertEqual(listed(objects, "LOOPGATE_LISTEN"), ["eth0:443", "[::]:443"])
+        self.assertEqual(listed(objects, "LOOPGATE_AGENT_CIDR"), ["10.0.0.5", "10.0.0.6/32"])
+        self.assertEqual(listed(objects, "LOOPGATE_TRUSTED_PROXY"), ["10.1.0.0/24", "fd00::/64"])
+        self.assertEqual(listed(objects, "LOOPGATE_ALLOW"), ["10.0.0.0/8"])
+        self.assertEqual(listed(objects, "LOOPGATE_DENY"), ["10.6.6.6"])
         names = ["my-loopgate", "my-loopgate.claws", "my-loopgate.claws.svc", "my-loopgate.claws.svc.cluster.local", "a.example"]
-        self.assertEqual(arguments(objects, "tls-name"), names)
+        self.assertEqual(listed(objects, "LOOPGATE_TLS_NAME"), names)
 
     def test_large_numbers_are_not_written_as_floats(self):
         objects = render({"sidecar": {"maxConnections": 50_000_000, "config": {"limits": {"head_bytes": 2_000_000}}}})
-        self.assertEqual(arguments(objects, "max-connections"), ["50000000"])
+        self.assertEqual(variable(objects, "LOOPGATE_MAX_CONNECTIONS"), "50000000")
         self.assertIn("head_bytes = 2000000\n", only(objects, "ConfigMap", "my-loopgate-sidecar")["data"]["loopgate.toml"] + "\n")
+
+    def test_a_gateway_without_a_configuration_of_its_own_gets_the_charts(self):
+        text = only(render({"gateway": {"config": None}}), "ConfigMap", "my-loopgate-gateway")["data"]["openclaw.json"]
+        self.assertEqual(json.loads(text)["gateway"]["trustedProxies"], ["127.0.0.2"])
 
     def test_a_change_of_either_configuration_rolls_the_pod(self):
         def checksums(values):
@@ -206,29 +210,30 @@ class Options(unittest.TestCase):
         self.assertEqual(only(objects, "Role")["rules"], [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}])
         self.assertEqual(only(objects, "RoleBinding")["subjects"][0]["name"], pod(objects)["serviceAccountName"])
         self.assertFalse([o for o in objects if o["kind"].startswith("ClusterRole")])
-        self.assertIn("kubernetes", arguments(objects, "discovery"))
+        self.assertEqual(variable(objects, "LOOPGATE_DISCOVERY"), "kubernetes")
 
     def test_attested_enrolment_adds_token_reviews(self):
         objects = render({"agents": {"discovery": "kubernetes", "attested": True}})
         rule = {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
         self.assertEqual(only(objects, "ClusterRole")["rules"], [rule])
 
-    def test_without_discovery_there_is_no_rbac_and_no_flag(self):
+    def test_without_discovery_there_is_no_rbac_and_no_variable(self):
         for off in "off", False:
             with self.subTest(off=off):
                 objects = render({"agents": {"discovery": off}})
                 self.assertFalse([o for o in objects if o["apiVersion"].startswith("rbac")])
-                self.assertEqual(arguments(objects, "discovery"), [])
+                self.assertIsNone(variable(objects, "LOOPGATE_DISCOVERY"))
 
     def test_public_host_names_become_allowed_origins_unless_set(self):
-        def origins(**gateway):
-            objects = render({"ingress": {"enabled": True, "hosts": ["a.example"]}, **gateway})
+        def origins(**values):
+            objects = render({"ingress": {"enabled": True, "hosts": ["a.example"]}, **values})
             text = only(objects, "ConfigMap", "my-loopgate-gateway")["data"]["openclaw.json"]
             return json.loads(text)["gateway"]["controlUi"]["allowedOrigins"]
 
         self.assertEqual(origins(), ["https://a.example"])
         mine = {"config": {"gateway": {"controlUi": {"allowedOrigins": ["https://b.example"]}}}}
         self.assertEqual(origins(gateway=mine), ["https://b.example"])
+        self.assertEqual(origins(gateway=mine, ingress={"enabled": True, "hosts": ["*.example"]}), ["https://b.example"])
 
     def test_a_cert_manager_certificate_is_what_loopgate_serves(self):
         objects = render({"certificate": {"enabled": True, "issuerRef": {"name": "ca"}}})
@@ -242,7 +247,7 @@ class Options(unittest.TestCase):
         ca = {"group": "", "kind": "ConfigMap", "name": "ca"}
         objects = render({"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}], "backendTLSPolicy": {"enabled": True, "caCertificateRefs": [ca]}}})
         policy, service = only(objects, "BackendTLSPolicy")["spec"], only(objects, "Service")
-        self.assertIn(policy["validation"]["hostname"], arguments(objects, "tls-name"))
+        self.assertIn(policy["validation"]["hostname"], listed(objects, "LOOPGATE_TLS_NAME"))
         self.assertEqual(policy["targetRefs"][0]["name"], service["metadata"]["name"])
         self.assertEqual(policy["targetRefs"][0]["sectionName"], service["spec"]["ports"][0]["name"])
         backend = only(objects, "HTTPRoute")["spec"]["rules"][0]["backendRefs"][0]

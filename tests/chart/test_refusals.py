@@ -1,11 +1,12 @@
 """Values that must not render, and the words that say why."""
 
 import json
+import re
 import unittest
 
 import yaml
 
-from chart import CHART, HelmError, helm, render
+from chart import CHART, NEWEST, HelmError, helm, render
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
@@ -32,6 +33,19 @@ REFUSED = [
     ({"sidecar": {"drainTimeoutSeconds": "10s"}}, TYPE),
     ({"agents": {"cidrs": "10.0.0.0/8"}}, TYPE),
     ({"agents": {"cidrs": ["everyone"]}}, "Does not match pattern"),
+    ({"agents": {"cidrs": ["0.0.0.0/0"]}}, "Does not match pattern"),
+    ({"agents": {"cidrs": ["::/0"]}}, "Does not match pattern"),
+    ({"agents": {"scopes": ["operator.read,operator.write"]}}, "Does not match pattern"),
+    ({"external": {"trustedProxies": ["10.0.0.0/33"]}}, "Does not match pattern"),
+    ({"external": {"trustedProxies": ["10.0.0.256"]}}, "Does not match pattern"),
+    ({"external": {"deny": ["fd00::/129"]}}, "Does not match pattern"),
+    ({"fullnameOverride": "Foo_BAR"}, "Does not match pattern"),
+    ({"nameOverride": "a b"}, "Does not match pattern"),
+    ({"tls": {"names": ["a: b"]}}, "Does not match pattern"),
+    ({"tls": {"names": [{"a": "b"}]}}, TYPE),
+    ({"sidecar": None}, "sidecar is required"),
+    ({"sidecar": {"listen": None}}, "listen is required"),
+    ({"gateway": {"image": {"tag": None}}}, "tag is required"),
     ({"agents": {"discovery": "docker"}}, "must be one of"),
     ({"agents": {"discovery": True}}, "must be one of"),
     ({"agents": {"audience": ""}}, "Does not match pattern"),
@@ -45,6 +59,14 @@ REFUSED = [
     ({"gateway": {"config": {"gateway": {"trustedProxies": ["127.0.0.1"]}}}}, "trustedProxies is set by the chart"),
     ({"gateway": {"config": {"gateway": {"port": 1}}}}, "port is set by the chart"),
     ({"gateway": {"config": {"gateway": {"auth": {"token": "x"}}}}}, "readable in a ConfigMap"),
+    ({"gateway": {"config": {"gateway": {"tls": {"enabled": True}}}}}, "tls.enabled must be false"),
+    ({"gateway": {"port": 9180}}, "metrics.port and gateway.port must differ"),
+    ({"sidecar": {"config": {"log": {"level": "debug"}}}}, "set sidecar.logLevel"),
+    ({"sidecar": {"config": {"discovery": "kubernetes"}}}, "set agents.discovery"),
+    ({"sidecar": {"config": {"tls": {"cert": "/a"}}}, "tls": {"existingSecret": "x"}}, "set tls.existingSecret"),
+    ({"sidecar": {"extraEnv": [{"name": "LOOPGATE_ADMIN", "value": "off"}]}}, "LOOPGATE_ADMIN is set by the chart"),
+    ({"ingress": {"enabled": True, "hosts": ["*.example.com"]}}, "*.example.com is no origin"),
+    ({"httpRoute": {"enabled": True, "parentRefs": [{"name": "g"}], "hostnames": ["*.example.com"]}}, "*.example.com is no origin"),
     ({"certificate": {"enabled": True}}, "certificate.issuerRef.name"),
     ({"certificate": {"enabled": True, "issuerRef": {"name": "ca"}}, "tls": {"existingSecret": "x"}}, "exclude each other"),
     ({"tls": {"clientCA": {"secret": "a", "configMap": "b"}}}, "exclude each other"),
@@ -110,6 +132,45 @@ class Refusals(unittest.TestCase):
         with self.assertRaises(HelmError) as refused:
             render(kube="1.28.9")
         self.assertIn("set sidecar.native=false", str(refused.exception))
+
+    def test_no_mount_of_the_gateways_has_loopgates_keys_in_it(self):
+        whole, part = ({"name": name, "mountPath": "/x", **more} for name, more in (("data", {}), ("keys", {"subPath": "a"})))
+        for values in (
+            {"state": {"subPath": "openclaw"}},
+            {"state": {"subPath": "./openclaw/keys"}},
+            {"state": {"volumeName": "tmp"}},
+            {"gateway": {"extraVolumeMounts": [whole]}},
+            {"gateway": {"extraVolumeMounts": [part]}, "state": {"volumeName": "keys", "subPath": "a/b"}},
+            {"gateway": {"extraVolumeMounts": [{"name": "loopgate-state", "mountPath": "/x"}]}, "state": {"kind": "claim"}},
+        ):
+            with self.subTest(json.dumps(values)):
+                with self.assertRaises(HelmError) as refused:
+                    render(values)
+                self.assertIn("would read loopgate's keys", str(refused.exception))
+        render({"state": {"subPath": "openclaw-keys"}})
+        render({"gateway": {"extraVolumeMounts": [part]}, "state": {"volumeName": "keys", "subPath": "ab"}})
+
+    def test_what_is_mounted_by_other_means_may_be_named_in_the_sidecars_file(self):
+        render({"sidecar": {"config": {"tls": {"cert": "/vault/a.crt", "key": "/vault/a.key"}, "gateway": {"token_file": "/vault/token"}}}})
+
+    def test_every_key_that_the_file_is_refused_has_its_value(self):
+        template = (CHART / "templates" / "_gateway.tpl").read_text()
+        table = template.partition('define "loopgate.validate.config"')[2].partition("{{- range")[0]
+        words = re.findall(r'"([a-z_]+(?:\.[a-z_]+)?)" "([A-Za-z.]+)"', table)
+        self.assertGreater(len(words), 20)
+        for key, value in words:
+            with self.subTest(key):
+                self.assertTrue(lookup(value), f"no value {value}")
+
+    def test_a_release_whose_name_no_service_can_have_gets_another_or_is_refused(self):
+        def service(release):
+            objects = yaml.safe_load_all(helm("template", release, str(CHART), "--kube-version", NEWEST))
+            return next(o["metadata"]["name"] for o in objects if o and o["kind"] == "Service")
+
+        self.assertEqual(service("a.b"), "a-b-loopgate")
+        with self.assertRaises(HelmError) as refused:
+            service("1a")
+        self.assertIn("set fullnameOverride", str(refused.exception))
 
     def test_kubernetes_older_than_what_is_tested_is_refused(self):
         with self.assertRaises(HelmError) as refused:

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 # What a reader may type, and what is something else. A fence of any other sort is a mistake.
 SHELL = {"sh", "console"}
-OTHER = {"json", "json5", "text", "toml", "yaml"}
+OTHER = {"ini", "json", "json5", "text", "toml", "yaml"}
 
 
 def blocks(document: str) -> list[tuple[str, str]]:

@@ -55,6 +55,7 @@ class NotRun:
 
 NEW, OLD = "OPENCLAW_NEW", "OPENCLAW_OLD"
 CLUSTER = NotRun("needs a cluster")
+SYSTEMD = NotRun("needs systemd")
 
 here = Here()
 # As the README tells it: this configuration, and then these commands.
@@ -123,6 +124,7 @@ TABLE = {
         ("curl --cacert ca.pem", shipped),
         ("export SITE=", shipped),
         ("docker compose -f compose.yaml -f compose.caddy.yaml", shipped),
+        ("docker compose exec gateway node", shipped),
         ("docker compose restart netns gateway", shipped),
         ("openclaw devices list", shipped_old),
         ("docker run --rm --user", shipped_old, Fails("devices approve")),
@@ -136,6 +138,8 @@ TABLE = {
     ],
     "docs/kubernetes.md": [
         ("helm upgrade --install claw charts/loopgate", charts),
+        ("kubectl exec", CLUSTER),
+        ("kubectl create configmap", CLUSTER),
     ],
     "docs/openclaw.md": [
         ("openclaw config set gateway.bind", failing),
@@ -151,6 +155,9 @@ TABLE = {
         ("docker run -d --name loopgate", plain),
         ("loopgate run --docker off", failing, Stays("loopgate is running", keep=True)),
         ("loopgate check --docker off", failing, When(lambda: failing.gateway_answers())),
+        ("sudo systemctl enable", SYSTEMD),
+        ("sudo loopgate cert export", SYSTEMD),
+        ("sudo systemd-run", SYSTEMD),
         ("kubectl exec", CLUSTER),
         ("loopgate exec -- node", Service(shipped, "agent"), Stays("node capability surface is awaiting operator approval")),
         ("loopgate cert issue", operated),

@@ -1,4 +1,4 @@
-//! A release of the chart, and the sidecar as the chart has it run: by its flags, and with what the kubelet would mount into it.
+//! A release of the chart, and the sidecar as the chart has it run: by its variables, and with what the kubelet would mount into it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,7 +22,8 @@ pub const ACCESS: &str = "loopgate-api-access";
 pub struct Claw {
     pub sidecar: Process,
     admin: SocketAddr,
-    flags: Vec<String>,
+    /// What its container says of discovery, with what is elsewhere here.
+    variables: Vec<(String, String)>,
     /// The pod that the StatefulSet wants.
     pub pod: Value,
     /// What is mounted for the way to the API server.
@@ -45,16 +46,24 @@ impl Claw {
 
         let containers = pod["spec"]["containers"].as_array().unwrap();
         let container = containers.iter().find(|container| container["name"] == "loopgate").expect("the sidecar");
-        let said = container["args"].as_array().unwrap().iter().filter_map(Value::as_str);
-        let of_discovery = said.filter(|flag| flag.starts_with("--discovery") || flag.starts_with("--kubernetes"));
-        let mut flags: Vec<String> = of_discovery.map(str::to_owned).collect();
-        flags.push(format!("--kubernetes-credentials={}", credentials.path().display()));
+        let said = container["env"].as_array().unwrap().iter().map(|variable| {
+            let text = |key: &str| variable[key].as_str().unwrap_or_default().to_owned();
+            (text("name"), text("value"))
+        });
+        let of_discovery =
+            |name: &str| name == "LOOPGATE_DISCOVERY" || name == "LOOPGATE_DOCKER" || name.starts_with("LOOPGATE_KUBERNETES_");
+        let mut variables: Vec<_> = said.filter(|(name, _)| of_discovery(name)).collect();
+        variables.extend([
+            ("LOOPGATE_KUBERNETES_CREDENTIALS".to_owned(), credentials.path().display().to_string()),
+            ("KUBERNETES_SERVICE_HOST".to_owned(), "127.0.0.1".to_owned()),
+            ("KUBERNETES_SERVICE_PORT".to_owned(), cluster.address.port().to_string()),
+        ]);
         let admin = free_address();
         let more = [format!("--admin={admin}"), "--log-level=loopgate=debug".to_owned()];
-        let given: Vec<&str> = flags.iter().chain(&more).map(String::as_str).collect();
-        let variables = format!("export KUBERNETES_SERVICE_HOST=127.0.0.1 KUBERNETES_SERVICE_PORT={}", cluster.address.port());
-        let sidecar = Process::start_after(&variables, &given, "").await;
-        let claw = Self { sidecar, admin, flags, pod, credentials, cluster };
+        let given: Vec<&str> = more.iter().map(String::as_str).collect();
+        let setup: Vec<String> = variables.iter().map(|(name, value)| format!("export {name}='{value}'")).collect();
+        let sidecar = Process::start_after(&setup.join("; "), &given, "").await;
+        let claw = Self { sidecar, admin, variables, pod, credentials, cluster };
         claw.until("it follows the API server", |status| status["discovery"]["kubernetes"] == "live").await;
         claw
     }
@@ -72,7 +81,9 @@ impl Claw {
     async fn loopgate(&self, words: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
         command.args(words).env("LOOPGATE_ADMIN", self.admin.to_string()).stdin(Stdio::null()).kill_on_drop(true);
-        command.env("KUBERNETES_SERVICE_HOST", "127.0.0.1").env("KUBERNETES_SERVICE_PORT", self.cluster.address.port().to_string());
+        for (name, value) in &self.variables {
+            command.env(name, value);
+        }
         command.output().await.unwrap()
     }
 
@@ -109,10 +120,9 @@ impl Claw {
         self.until(&format!("agents are {names:?}"), such).await;
     }
 
-    /// What `loopgate check` finds, run where the sidecar runs.
+    /// What `loopgate check` finds, run where the sidecar runs and without a word about it, as the chart's notes have it.
     pub async fn check(&self) -> Value {
-        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        let output = self.loopgate(&[&["check", "--json", "--docker=off"], flags.as_slice()].concat()).await;
+        let output = self.loopgate(&["check", "--json"]).await;
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
     }
 

@@ -1,14 +1,21 @@
 {{- /* openclaw.json: the user's, with what keeps the gateway behind the sidecar. */ -}}
 {{- define "loopgate.gateway.config" -}}
-{{- $config := deepCopy .Values.gateway.config -}}
+{{- $config := deepCopy (default dict .Values.gateway.config) -}}
+{{- with include "loopgate.publicNames" . | fromJsonArray -}}
 {{- $origins := list -}}
-{{- if .Values.ingress.enabled }}{{ range .Values.ingress.hosts }}{{ $origins = append $origins (printf "https://%s" .) }}{{ end }}{{ end -}}
-{{- if .Values.httpRoute.enabled }}{{ range .Values.httpRoute.hostnames }}{{ $origins = append $origins (printf "https://%s" .) }}{{ end }}{{ end -}}
-{{- if $origins -}}
-{{- $config = merge $config (dict "gateway" (dict "controlUi" (dict "allowedOrigins" (uniq $origins)))) -}}
+{{- range . }}{{ $origins = append $origins (printf "https://%s" .) }}{{ end -}}
+{{- $config = merge $config (dict "gateway" (dict "controlUi" (dict "allowedOrigins" $origins))) -}}
 {{- end -}}
 {{- $gateway := dict "mode" "local" "bind" "loopback" "port" (int .Values.gateway.port) "trustedProxies" (list "127.0.0.2") -}}
 {{- mergeOverwrite $config (dict "gateway" $gateway) | toPrettyJson -}}
+{{- end -}}
+
+{{- /* The host names of ingress and route, as a JSON list. */ -}}
+{{- define "loopgate.publicNames" -}}
+{{- $names := list -}}
+{{- if .Values.ingress.enabled }}{{ $names = concat $names .Values.ingress.hosts }}{{ end -}}
+{{- if .Values.httpRoute.enabled }}{{ $names = concat $names .Values.httpRoute.hostnames }}{{ end -}}
+{{- uniq $names | toJson -}}
 {{- end -}}
 
 {{- /* A native sidecar gets its signal after the gateway has stopped: the two times add up. */ -}}
@@ -22,12 +29,23 @@
 {{- if and .Values.sidecar.native (semverCompare "<1.29.0-0" .Capabilities.KubeVersion.Version) -}}
 {{- fail (printf "sidecar.native needs Kubernetes 1.29, this is %s: set sidecar.native=false" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
-{{- $gateway := default dict .Values.gateway.config.gateway -}}
+{{- if and .Values.gateway.enabled (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "loopgate.fullname" .))) -}}
+{{- fail (printf "%q can't be the name of a Service: set fullnameOverride" (include "loopgate.fullname" .)) -}}
+{{- end -}}
+{{- $gateway := default dict (default dict .Values.gateway.config).gateway -}}
 {{- if ne (default "loopback" $gateway.bind) "loopback" -}}
 {{- fail "gateway.config.gateway.bind must be loopback: any other bypasses the sidecar" -}}
 {{- end -}}
 {{- range list "port" "trustedProxies" -}}
 {{- if hasKey $gateway . }}{{ fail (printf "gateway.config.gateway.%s is set by the chart: remove it" .) }}{{ end -}}
+{{- end -}}
+{{- if (default dict $gateway.tls).enabled -}}
+{{- fail "gateway.config.gateway.tls.enabled must be false: loopgate does TLS, and speaks plain HTTP with the gateway" -}}
+{{- end -}}
+{{- if not (or .Values.gateway.existingConfigMap (hasKey (default dict $gateway.controlUi) "allowedOrigins")) -}}
+{{- range include "loopgate.publicNames" . | fromJsonArray -}}
+{{- if contains "*" . }}{{ fail (printf "%s is no origin of a page: name the ones that browsers show in gateway.config.gateway.controlUi.allowedOrigins" .) }}{{ end -}}
+{{- end -}}
 {{- end -}}
 {{- range list "token" "password" -}}
 {{- if hasKey (default dict $gateway.auth) . }}{{ fail (printf "gateway.config.gateway.auth.%s would be readable in a ConfigMap: use a Secret (gateway.token.existingSecret, gateway.extraEnv)" .) }}{{ end -}}
@@ -56,6 +74,11 @@
 {{- if eq (int .Values.metrics.port) (int .Values.sidecar.port) -}}
 {{- fail "metrics.port and sidecar.port must differ" -}}
 {{- end -}}
+{{- if eq (int .Values.metrics.port) (int .Values.gateway.port) -}}
+{{- fail "metrics.port and gateway.port must differ: both are on the pod's loopback" -}}
+{{- end -}}
+{{- include "loopgate.validate.config" . -}}
+{{- include "loopgate.validate.state" . -}}
 {{- if and .Values.external.proxyProtocol (not .Values.external.trustedProxies) -}}
 {{- fail "external.proxyProtocol needs external.trustedProxies: nobody else's PROXY line is believed" -}}
 {{- end -}}
@@ -82,5 +105,57 @@
 {{- $stop := int .Values.sidecar.drainTimeoutSeconds -}}
 {{- if le (include "loopgate.gracePeriod" . | int) $stop -}}
 {{- fail (printf "terminationGracePeriodSeconds must be more than sidecar.drainTimeoutSeconds (%d), or the drain is cut off" $stop) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What the sidecar's file can't say because the environment, which beats it, does. */ -}}
+{{- define "loopgate.validate.config" -}}
+{{- $said := dict
+  "state_dir" "state" "admin" "metrics.port" "discovery" "agents.discovery"
+  "gateway.address" "gateway.port"
+  "listen.on" "sidecar.listen" "listen.own_addresses" "sidecar.ownAddresses" "listen.proxy_protocol" "external.proxyProtocol"
+  "tls.names" "tls.names"
+  "docker.engine" "agents.discovery" "kubernetes.audience" "agents.audience"
+  "agents.cidrs" "agents.cidrs" "agents.uris" "agents.uris" "agents.scopes" "agents.scopes" "agents.inherit_token" "agents.inheritToken"
+  "external.trusted_proxies" "external.trustedProxies" "external.allow" "external.allow" "external.deny" "external.deny"
+  "limits.max_connections" "sidecar.maxConnections" "limits.request_timeout" "sidecar.requestTimeoutSeconds"
+  "limits.drain_timeout" "sidecar.drainTimeoutSeconds"
+  "log.format" "sidecar.logFormat" "log.level" "sidecar.logLevel" "log.access" "sidecar.accessLog" -}}
+{{- /* Files that may come from elsewhere (sidecar.extraVolumeMounts), unless the chart mounts its own. */ -}}
+{{- if include "loopgate.tlsSecret" . }}{{ $said = merge $said (dict "tls.cert" "tls.existingSecret" "tls.key" "tls.existingSecret") }}{{ end -}}
+{{- if or .Values.tls.clientCA.secret .Values.tls.clientCA.configMap }}{{ $said = merge $said (dict "tls.client_ca" "tls.clientCA") }}{{ end -}}
+{{- if .Values.agents.inheritToken }}{{ $said = merge $said (dict "gateway.token_file" "gateway.token") }}{{ end -}}
+{{- range $table, $keys := .Values.sidecar.config -}}
+{{- if hasKey $said $table }}{{ fail (printf "sidecar.config.%s has a value of its own: set %s" $table (get $said $table)) }}{{ end -}}
+{{- if kindIs "map" $keys -}}
+{{- range $key, $_ := $keys -}}
+{{- $path := printf "%s.%s" $table $key -}}
+{{- if hasKey $said $path }}{{ fail (printf "sidecar.config.%s has a value of its own: set %s" $path (get $said $path)) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range include "loopgate.sidecar.env" . | fromYamlArray -}}
+{{- if has .name $names }}{{ fail (printf "sidecar.extraEnv: %s is set by the chart, or twice" .name) }}{{ end -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* The CA's key is out of the gateway's reach: no mount of the gateway's has loopgate's directory in it. */ -}}
+{{- define "loopgate.validate.state" -}}
+{{- if .Values.gateway.enabled -}}
+{{- $volume := "loopgate-state" -}}
+{{- $state := "/" -}}
+{{- if eq .Values.state.kind "shared" -}}
+{{- $volume = .Values.state.volumeName -}}
+{{- $state = printf "/%s/" .Values.state.subPath | clean -}}
+{{- end -}}
+{{- $mounts := list (dict "name" "data" "subPath" "openclaw") (dict "name" "tmp") (dict "name" "gateway-config") -}}
+{{- range concat $mounts .Values.gateway.extraVolumeMounts -}}
+{{- $mount := printf "/%s" (default "" .subPath) | clean -}}
+{{- if and (eq .name $volume) (hasPrefix (printf "%s/" (trimSuffix "/" $mount)) (printf "%s/" (trimSuffix "/" $state))) -}}
+{{- fail (printf "the gateway mounts %s of the volume %s, and so would read loopgate's keys in %s: change state.subPath, state.volumeName or gateway.extraVolumeMounts" $mount $volume $state) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}

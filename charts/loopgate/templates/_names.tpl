@@ -2,14 +2,18 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- /* 52 characters: a StatefulSet's pods get a revision label of the name and ten more. */ -}}
+{{- /*
+52 characters: a StatefulSet's pods get a revision label of the name and ten more. A release may have dots in its name, a
+Service may not.
+*/ -}}
 {{- define "loopgate.fullname" -}}
+{{- $release := replace "." "-" .Release.Name -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
-{{- else if contains (include "loopgate.name" .) .Release.Name -}}
-{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else if contains (include "loopgate.name" .) $release -}}
+{{- $release | trunc 52 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name (include "loopgate.name" .) | trunc 52 | trimSuffix "-" -}}
+{{- printf "%s-%s" $release (include "loopgate.name" .) | trunc 52 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 

@@ -9,21 +9,92 @@ an fsGroup, through which loopgate reads what is mounted.
   loopgate.sidecar.checksum    changes with the sidecar's configuration, for a pod annotation
 */ -}}
 
-{{- /* In the environment is what `kubectl exec ... /loopgate check` (or status, cert) must know as well. */ -}}
+{{- /*
+Everything is in the environment, so that what `kubectl exec` runs in the container (check, status, cert) goes by the same
+configuration as `run`. Lists are separated by commas; the schema lets none into an item.
+*/ -}}
 {{- define "loopgate.sidecar.env" -}}
+{{- $listen := list -}}
+{{- range .Values.sidecar.listen }}{{ $listen = append $listen (printf "%s:%d" . (int64 $.Values.sidecar.port)) }}{{ end -}}
 - name: LOOPGATE_GATEWAY
   value: 127.0.0.1:{{ .Values.gateway.port }}
 - name: LOOPGATE_STATE_DIR
   value: /var/lib/loopgate
 - name: LOOPGATE_ADMIN
   value: {{ printf "%s:%v" (.Values.metrics.enabled | ternary .Values.metrics.bindAddress "127.0.0.1") .Values.metrics.port | quote }}
-- name: LOOPGATE_DOCKER
-  value: "off"
+- name: LOOPGATE_LISTEN
+  value: {{ join "," $listen | quote }}
+- name: LOOPGATE_OWN_ADDRESSES
+  value: {{ .Values.sidecar.ownAddresses }}
+- name: LOOPGATE_DRAIN_TIMEOUT
+  value: {{ int64 .Values.sidecar.drainTimeoutSeconds }}s
+- name: LOOPGATE_REQUEST_TIMEOUT
+  value: {{ int64 .Values.sidecar.requestTimeoutSeconds }}s
+- name: LOOPGATE_MAX_CONNECTIONS
+  value: {{ int64 .Values.sidecar.maxConnections | quote }}
+- name: LOOPGATE_LOG_FORMAT
+  value: {{ .Values.sidecar.logFormat }}
+- name: LOOPGATE_LOG_LEVEL
+  value: {{ .Values.sidecar.logLevel | quote }}
+{{- if .Values.sidecar.accessLog }}
+- name: LOOPGATE_ACCESS_LOG
+  value: "true"
+{{- end }}
+{{- with concat (include "loopgate.serviceNames" . | fromJsonArray) .Values.tls.names | uniq }}
+- name: LOOPGATE_TLS_NAME
+  value: {{ join "," . | quote }}
+{{- end }}
 {{- if include "loopgate.tlsSecret" . }}
 - name: LOOPGATE_TLS_CERT
   value: /run/loopgate/tls/tls.crt
 - name: LOOPGATE_TLS_KEY
   value: /run/loopgate/tls/tls.key
+{{- end }}
+{{- if or .Values.tls.clientCA.secret .Values.tls.clientCA.configMap }}
+- name: LOOPGATE_CLIENT_CA
+  value: {{ printf "/run/loopgate/client-ca/%s" .Values.tls.clientCA.key | quote }}
+{{- end }}
+- name: LOOPGATE_DOCKER
+  value: "off"
+{{- if include "loopgate.discovery" . }}
+- name: LOOPGATE_DISCOVERY
+  value: kubernetes
+- name: LOOPGATE_KUBERNETES_AUDIENCE
+  value: {{ .Values.agents.audience | quote }}
+{{- end }}
+{{- with .Values.agents.cidrs }}
+- name: LOOPGATE_AGENT_CIDR
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.agents.uris }}
+- name: LOOPGATE_AGENT_URI
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.agents.scopes }}
+- name: LOOPGATE_AGENT_SCOPES
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- if .Values.agents.inheritToken }}
+- name: LOOPGATE_INHERIT_TOKEN
+  value: "true"
+- name: LOOPGATE_TOKEN_FILE
+  value: /run/loopgate/token/token
+{{- end }}
+{{- with .Values.external.trustedProxies }}
+- name: LOOPGATE_TRUSTED_PROXY
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- if .Values.external.proxyProtocol }}
+- name: LOOPGATE_PROXY_PROTOCOL
+  value: "true"
+{{- end }}
+{{- with .Values.external.allow }}
+- name: LOOPGATE_ALLOW
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.external.deny }}
+- name: LOOPGATE_DENY
+  value: {{ join "," . | quote }}
 {{- end }}
 {{- if include "loopgate.sidecar.toml" . }}
 - name: LOOPGATE_CONFIG
@@ -36,53 +107,6 @@ an fsGroup, through which loopgate reads what is mounted.
 
 {{- define "loopgate.sidecar.args" -}}
 - run
-{{- range .Values.sidecar.listen }}
-- --listen={{ . }}:{{ $.Values.sidecar.port }}
-{{- end }}
-- --own-addresses={{ .Values.sidecar.ownAddresses }}
-- --drain-timeout={{ int64 .Values.sidecar.drainTimeoutSeconds }}s
-- --request-timeout={{ int64 .Values.sidecar.requestTimeoutSeconds }}s
-- --max-connections={{ int64 .Values.sidecar.maxConnections }}
-- --log-format={{ .Values.sidecar.logFormat }}
-- --log-level={{ .Values.sidecar.logLevel }}
-{{- if .Values.sidecar.accessLog }}
-- --access-log
-{{- end }}
-{{- range concat (include "loopgate.serviceNames" . | fromJsonArray) .Values.tls.names | uniq }}
-- --tls-name={{ . }}
-{{- end }}
-{{- if or .Values.tls.clientCA.secret .Values.tls.clientCA.configMap }}
-- --client-ca=/run/loopgate/client-ca/{{ .Values.tls.clientCA.key }}
-{{- end }}
-{{- range .Values.agents.cidrs }}
-- --agent-cidr={{ . }}
-{{- end }}
-{{- range .Values.agents.uris }}
-- --agent-uri={{ . }}
-{{- end }}
-{{- range .Values.agents.scopes }}
-- --agent-scopes={{ . }}
-{{- end }}
-{{- if include "loopgate.discovery" . }}
-- --discovery=kubernetes
-- {{ printf "--kubernetes-audience=%s" .Values.agents.audience | quote }}
-{{- end }}
-{{- if .Values.agents.inheritToken }}
-- --inherit-token
-- --token-file=/run/loopgate/token/token
-{{- end }}
-{{- range .Values.external.trustedProxies }}
-- --trusted-proxy={{ . }}
-{{- end }}
-{{- if .Values.external.proxyProtocol }}
-- --proxy-protocol
-{{- end }}
-{{- range .Values.external.allow }}
-- --allow={{ . }}
-{{- end }}
-{{- range .Values.external.deny }}
-- --deny={{ . }}
-{{- end }}
 {{- with .Values.sidecar.extraArgs }}
 {{ toYaml . }}
 {{- end }}
