@@ -58,7 +58,8 @@ impl Present {
     pub(super) fn has_lost_its_say(&self, view: &View, policy: &Policy) -> bool {
         let Lane::External(before) = &*self.lane else { return false };
         match decide(&self.evidence, view, policy, unix(self.since)) {
-            Ok(Lane::External(now)) => before.trusted_proxy && !now.trusted_proxy,
+            // Another client than before was stated by a proxy that is not trusted any more.
+            Ok(Lane::External(now)) => (before.trusted_proxy && !now.trusted_proxy) || before.client != now.client,
             Ok(Lane::Agent(_)) => false,
             Err(_) => true,
         }
