@@ -165,17 +165,18 @@ impl Forwarding {
     /// What the gateway is told of a request for `host` on `lane`. Only a trusted proxy's `sent` headers are listened to.
     ///
     /// # Errors
-    /// The allow and deny lists refuse the client that a trusted proxy named.
+    /// The allow and deny lists refuse the client: one that a trusted proxy named, or one that was let in as an agent.
     pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &Policy) -> Result<Self, Denied> {
         let mut forwarding = Self { client: lane.stated.clone(), proto: HTTPS, host: host.clone(), identity: Vec::new() };
         if let Some(user) = &lane.user {
             forwarding.identity.push((X_FORWARDED_USER, user.clone()));
         }
+        let named = lane.trusted_proxy.then(|| forwarded::client(sent, |ip| policy.is_trusted_proxy(ip))).flatten();
+        let client = named.unwrap_or(lane.client);
+        policy.listed(client)?;
         if !lane.trusted_proxy {
             return Ok(forwarding);
         }
-        let client = forwarded::client(sent, |ip| policy.is_trusted_proxy(ip)).unwrap_or(lane.client);
-        policy.listed(client)?;
         forwarding.client = StatedClient::new(client, policy.unknown_client);
         if only(sent, &X_FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"http")) {
             forwarding.proto = HTTP;

@@ -105,6 +105,22 @@ fn a_page_on_an_agents_connection_is_external() {
 }
 
 #[test]
+fn a_page_on_an_agents_connection_has_to_pass_the_lists() {
+    let deny: fn(&mut Config) = |config| config.external.deny = vec!["172.18.0.0/16".parse().unwrap()];
+    let allow: fn(&mut Config) = |config| config.external.allow = vec!["198.51.100.0/24".parse().unwrap()];
+    for change in [deny, allow] {
+        let rules = rules(change);
+        let ask = |page: bool| {
+            let request = Request::builder().uri("/").header("host", "a");
+            let request = if page { request.header("origin", "https://evil.example") } else { request };
+            GatewayHead::new(request.body(()).unwrap().into_parts().0, &lane("172.18.0.3", &rules), &rules, None).map(|head| head.lane())
+        };
+        assert_eq!(ask(true).unwrap_err(), Refusal::ClientDenied);
+        assert_eq!(ask(false).unwrap(), "agent");
+    }
+}
+
+#[test]
 fn only_a_trusted_proxy_is_listened_to() {
     let rules = rules(|_| {});
     let said = [
