@@ -71,6 +71,7 @@ pub fn judge(view: &View, seen: &Seen, config: &Config, report: &mut Report) {
     }
     own_addresses(seen, config, report);
     bridge(view, config, report);
+    wide(config, report);
 }
 
 fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
@@ -137,6 +138,26 @@ fn bridge(view: &View, config: &Config, report: &mut Report) {
     }
 }
 
+fn wide(config: &Config, report: &mut Report) {
+    let lists: [(&'static Kind, &'static str, &[IpNet]); 2] = [
+        (&kind::AGENTS_WIDE, "agents.cidrs", &config.agents.cidrs),
+        (&kind::TRUSTED_WIDE, "external.trusted_proxies", &config.external.trusted_proxies),
+    ];
+    for (kind, key, list) in lists {
+        for net in list.iter().filter(|net| is_wide(net)) {
+            report.find(kind, format!("{key} has {net}"), Remedy::words(format!("list in {key} but the networks that are meant")));
+        }
+    }
+}
+
+/// Whether `net` is wider than any private one: 10.0.0.0/8, and fc00::/7, beyond which a /16 is more than any network of one's own.
+fn is_wide(net: &IpNet) -> bool {
+    match net {
+        IpNet::V4(net) => net.prefix_len() < 8,
+        IpNet::V6(net) => net.prefix_len() < 16 && !(net.prefix_len() >= 7 && net.addr().is_unique_local()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -187,6 +208,25 @@ mod tests {
             let mut report = Report::default();
             judge(&view, &Seen::default(), &config, &mut report);
             assert_eq!(report.ids(), expected, "{proxies:?} {cidrs:?}");
+        }
+    }
+
+    #[test]
+    fn networks_as_wide_as_the_internet_are_found() {
+        for (nets, wide) in [
+            (&["10.0.0.0/8", "172.16.0.0/12", "fd00::/8", "fc00::/7", "2001:db8::/32", "192.0.2.1/32"][..], 0),
+            (&["0.0.0.0/1", "128.0.0.0/1"], 2),
+            (&["0.0.0.0/0", "::/0"], 2),
+            (&["10.0.0.0/7", "2000::/3", "f000::/4"], 3),
+        ] {
+            let nets: Vec<IpNet> = nets.iter().map(|net| net.parse().unwrap()).collect();
+            let mut config = Config::default();
+            config.agents.cidrs = nets.clone();
+            config.external.trusted_proxies = nets.clone();
+            let mut report = Report::default();
+            judge(&View::default(), &Seen::default(), &config, &mut report);
+            let seen = |id: &str| report.findings.iter().find(|finding| finding.id == id).map_or(0, |finding| finding.seen.len());
+            assert_eq!((seen("agent-cidr-wide"), seen("trusted-proxy-wide")), (wide, wide), "{nets:?}");
         }
     }
 

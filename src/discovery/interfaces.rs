@@ -1,8 +1,8 @@
-//! This namespace's own network interfaces and their addresses, followed as they come and go.
+//! This namespace's own network interfaces, their addresses, and the gateways of its routes, followed as they come and go.
 //!
 //! rtnetlink(7) only says "look again": what counts is a fresh list. So no message is parsed, and a lost one costs nothing but time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use nix::libc;
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::SockaddrStorage;
 use tokio::time::{Interval, MissedTickBehavior, interval};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
-use super::Interface;
+use super::{Interface, routes};
 
 /// Changes come in bursts (link, then each address); this long after the first message all of them are looked at together.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -29,11 +29,12 @@ const POLL: Duration = Duration::from_secs(1);
 /// Room for a message; the rest of a longer one is cut off, and not missed.
 const MESSAGE: usize = 4096;
 
-/// The interfaces of this namespace, as last listed, and what tells of changes.
+/// The interfaces of this namespace, and the gateways of its routes, as last listed, and what tells of changes.
 pub struct Interfaces {
     hints: Option<TokioSocket>,
     tick: Interval,
     latest: Vec<Interface>,
+    gateways: BTreeSet<IpAddr>,
     /// Whether a change was hinted at after `latest` was read.
     stale: bool,
 }
@@ -48,7 +49,13 @@ impl Interfaces {
             warn!(%error, "can't list network interfaces, will try again");
             Vec::new()
         });
-        Self { tick: ticks(if hints.is_some() { RESYNC } else { POLL }), hints, latest, stale: false }
+        Self {
+            tick: ticks(if hints.is_some() { RESYNC } else { POLL }),
+            hints,
+            latest,
+            gateways: gateways().unwrap_or_default(),
+            stale: false,
+        }
     }
 
     /// The latest list.
@@ -56,8 +63,13 @@ impl Interfaces {
         &self.latest
     }
 
-    /// Waits until the list differs from the latest one, and returns the new one. Nothing is lost when the future is dropped.
-    pub async fn changed(&mut self) -> &[Interface] {
+    /// The gateways of this namespace's routes, when it was last looked.
+    pub fn gateways(&self) -> &BTreeSet<IpAddr> {
+        &self.gateways
+    }
+
+    /// Waits until the list, or that of gateways, differs from the latest one. Nothing is lost when the future is dropped.
+    pub async fn changed(&mut self) {
         loop {
             if !self.stale {
                 self.hint().await;
@@ -66,13 +78,23 @@ impl Interfaces {
             tokio::time::sleep(SETTLE).await;
             self.drain();
             self.stale = false;
-            match list() {
+            let (latest, gateways) = (list(), gateways());
+            let mut changed = false;
+            match latest {
                 Ok(new) if new != self.latest => {
                     self.latest = new;
-                    return &self.latest;
+                    info!(interfaces = %Interface::names(&self.latest), "network interfaces changed");
+                    changed = true;
                 }
                 Ok(_) => {}
                 Err(error) => warn!(%error, "can't list network interfaces, will try again"),
+            }
+            if let Some(new) = gateways.filter(|new| *new != self.gateways) {
+                self.gateways = new;
+                changed = true;
+            }
+            if changed {
+                return;
             }
         }
     }
@@ -111,7 +133,8 @@ impl Interfaces {
 }
 
 fn subscribe() -> io::Result<TokioSocket> {
-    let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+    let addresses = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+    let groups = addresses | libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE;
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
     socket.socket_mut().bind(&SocketAddr::new(0, groups as u32))?;
     Ok(socket)
@@ -123,6 +146,11 @@ fn ticks(period: Duration) -> Interval {
     // The first tick is due at once, and the list has just been read.
     ticks.reset();
     ticks
+}
+
+/// The gateways of this namespace's routes; `None`, and a word in the log, where they can't be read.
+fn gateways() -> Option<BTreeSet<IpAddr>> {
+    routes::gateways().inspect_err(|error| warn!(%error, "can't list routes, will try again")).ok()
 }
 
 /// Lists the interfaces that are up, in the order of their names, each with its addresses in order.
@@ -165,7 +193,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn where_nothing_changes_nothing_is_told() {
-        let mut interfaces = Interfaces { hints: None, tick: ticks(POLL), latest: list().unwrap(), stale: false };
+        let mut interfaces =
+            Interfaces { hints: None, tick: ticks(POLL), latest: list().unwrap(), gateways: gateways().unwrap(), stale: false };
         let change = tokio::time::timeout(POLL * 3, interfaces.changed()).await;
         assert!(change.is_err());
     }

@@ -10,7 +10,6 @@ use futures_util::future::OptionFuture;
 use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::info;
 
 use crate::config::{self, Config};
 use crate::metrics;
@@ -32,6 +31,7 @@ mod own;
 mod pod;
 #[cfg(all(test, feature = "kubernetes"))]
 mod pod_stories;
+mod routes;
 mod session;
 #[cfg(test)]
 mod stories;
@@ -127,7 +127,7 @@ impl AllSources {
         let waits = self.orphan.is_orphaned() || matches!(self.state(), DockerState::Blind { .. });
         let pods: OptionFuture<_> = self.kubernetes.as_mut().map(Kubernetes::changed).into();
         tokio::select! {
-            changed = self.interfaces.changed() => info!(interfaces = %Interface::names(changed), "network interfaces changed"),
+            () = self.interfaces.changed() => {}
             () = self.docker.changed() => {}
             Some(()) = pods => {}
             () = sleep(TICK), if waits => {}
@@ -145,6 +145,8 @@ impl AllSources {
             Some(kubernetes) => View::of_pods(self.interfaces.latest(), kubernetes.pods()),
             None => self.containers(),
         };
+        // The kernel knows the bridge when nobody else does.
+        view.bridge_gateways.extend(self.interfaces.gateways());
         let now = Instant::now();
         view.docker = self.state().clone();
         if let DockerState::Blind { since, .. } = &view.docker {

@@ -328,6 +328,39 @@ fn a_namespace_whose_owner_stops_waits_for_it_and_then_says_that_it_is_left() {
     });
 }
 
+#[test]
+fn the_bridge_is_known_by_the_routes_where_docker_is_not_asked() {
+    let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
+    in_own_process(unshare, "discovery::stories::the_bridge_is_known_by_the_routes_where_docker_is_not_asked", async || {
+        ip("link add eth0 type veth peer name peer0");
+        ip("address add 172.30.9.2/24 dev eth0");
+        ip("address add fd09::2/64 dev eth0 nodad");
+        ip("link set eth0 up");
+        ip("link set peer0 up");
+        ip("route add default via 172.30.9.1");
+        let mut house = House::new(Engine::Off);
+        let bridge = |view: &View| view.bridge_gateways.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(bridge(&house.view.borrow()), ["172.30.9.1"]);
+
+        let mut config = Config::default();
+        config.agents.cidrs = vec!["172.30.9.0/24".parse().unwrap()];
+        let policy = crate::lane::Policy::new(&config);
+        let on = |view: &View, peer: &str| {
+            let evidence = crate::lane::Evidence { peer: peer.parse().unwrap(), stated: crate::lane::Stated::Own, certificate: None };
+            crate::lane::decide(&evidence, view, &policy, 0).unwrap().label()
+        };
+        for (peer, lane) in [("172.30.9.1", "external"), ("172.30.9.2", "external"), ("172.30.9.3", "agent")] {
+            assert_eq!(on(&house.view.borrow(), peer), lane, "{peer}");
+        }
+
+        ip("-6 route add default via fd09::1");
+        house.until("both are known", |view| bridge(view) == ["172.30.9.1", "fd09::1"]).await;
+        ip("route replace default via 172.30.9.254");
+        house.until("the new one is known", |view| bridge(view) == ["172.30.9.254", "fd09::1"]).await;
+        house.close().await;
+    });
+}
+
 /// Waits for something that no view tells.
 async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let wait = async {

@@ -33,7 +33,8 @@ pub struct View {
     pub last_known: BTreeMap<IpAddr, Arc<Agent>>,
     /// Labelled containers that are no agents nevertheless, by name, and why not.
     pub not_agents: BTreeMap<String, WhyNot>,
-    /// Addresses of the bridges themselves: published ports and the host arrive from them, so they stand for nobody in particular.
+    /// Addresses of the bridges themselves, by Docker's word and by this namespace's routes: published ports and the host arrive from them, so
+    /// they stand for nobody in particular.
     pub bridge_gateways: BTreeSet<IpAddr>,
     /// Names by which others on shared networks reach this namespace: container name, network aliases, compose service.
     pub own_names: BTreeSet<String>,

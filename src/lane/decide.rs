@@ -16,10 +16,23 @@ use crate::discovery::{Proof, View};
 pub struct Evidence {
     /// The far end of the TCP connection.
     pub peer: IpAddr,
-    /// The client's address that a trusted proxy stated by the PROXY protocol.
-    pub stated: Option<IpAddr>,
+    /// What the peer said by the PROXY protocol.
+    pub stated: Stated,
     /// The verified client certificate.
     pub certificate: Option<Certificate>,
+}
+
+/// What a connection's PROXY header says of whose it is. TLS begins after it, so whatever else comes over the connection is that client's word
+/// and not the proxy's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stated {
+    /// The peer's own: there was no header, or a proxy speaks for itself (`LOCAL`).
+    #[default]
+    Own,
+    /// This client's.
+    Client(IpAddr),
+    /// Somebody's whose address the proxy doesn't know (`UNKNOWN`, `UNSPEC`, unix sockets).
+    Unknown,
 }
 
 /// A client certificate whose chain was verified.
@@ -126,29 +139,63 @@ pub fn permit(peer: IpAddr, view: &View, policy: &Policy) -> Result<(), Denied> 
     if policy.is_trusted_proxy(peer) || may_be_agent { Ok(()) } else { policy.listed(peer) }
 }
 
+/// The second judgement, once a PROXY header was read: may the client that `stated` names go on to the TLS handshake?
+///
+/// # Errors
+/// Why the connection must be closed.
+pub fn permit_stated(peer: IpAddr, stated: Stated, policy: &Policy) -> Result<(), Denied> {
+    let speaker = Speaker::of(canonical(peer), stated, policy);
+    if stated == Stated::Own || speaker.is_proxy { Ok(()) } else { policy.listed(speaker.client) }
+}
+
+/// Whose word the requests on a connection are.
+struct Speaker {
+    client: IpAddr,
+    /// Whether it's a trusted proxy, whose requests state clients of their own.
+    is_proxy: bool,
+}
+
+impl Speaker {
+    /// Only a trusted proxy's header is listened to, and what it says takes the proxy's place: behind one that only passes TLS on, the
+    /// requests are a stranger's.
+    fn of(peer: IpAddr, stated: Stated, policy: &Policy) -> Self {
+        let is_proxy = policy.is_trusted_proxy(peer);
+        match stated {
+            Stated::Client(client) if is_proxy => {
+                let client = canonical(client);
+                Self { client, is_proxy: policy.is_trusted_proxy(client) }
+            }
+            Stated::Unknown if is_proxy => Self { client: peer, is_proxy: false },
+            _ => Self { client: peer, is_proxy },
+        }
+    }
+}
+
 /// Puts a connection on a lane. `now` is in seconds since the Unix epoch.
 ///
 /// # Errors
 /// Why it gets none.
 pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Result<Lane, Denied> {
     let peer = canonical(evidence.peer);
-    let trusted_proxy = policy.is_trusted_proxy(peer);
+    let speaker = Speaker::of(peer, evidence.stated, policy);
     let certificate = evidence.certificate.as_ref().filter(|certificate| now < certificate.not_after);
-    let client = evidence.stated.filter(|_| trusted_proxy).map_or(peer, canonical);
     let external = ExternalLane {
-        client,
-        stated: StatedClient::new(client, policy.unknown_client),
-        trusted_proxy,
+        client: speaker.client,
+        stated: StatedClient::new(speaker.client, policy.unknown_client),
+        trusted_proxy: speaker.is_proxy,
+        // A proxy's certificate says who the proxy is, not whose request it brings.
         user: certificate
-            .filter(|certificate| certificate.issuer == Issuer::Operator)
+            .filter(|certificate| certificate.issuer == Issuer::Operator && !speaker.is_proxy)
             .and_then(|certificate| certificate.user.as_deref())
             .and_then(|user| HeaderValue::from_str(user).ok()),
     };
-    // A trusted proxy speaks for others, so that nothing it shows makes them agents.
-    if !trusted_proxy && let Some(admitted) = admitted(peer, certificate, view, policy) {
+    // A trusted proxy's connections are others', so that nothing that is shown there makes them agents.
+    if !policy.is_trusted_proxy(peer)
+        && let Some(admitted) = admitted(peer, certificate, view, policy)
+    {
         return Ok(Lane::Agent(agent_lane(peer, admitted, external, policy)));
     }
-    if !trusted_proxy || evidence.stated.is_some() {
+    if !speaker.is_proxy {
         policy.listed(external.client)?;
     }
     Ok(Lane::External(external))
@@ -269,7 +316,7 @@ mod tests {
     }
 
     fn from(peer: &str) -> Evidence {
-        Evidence { peer: peer.parse().unwrap(), stated: None, certificate: None }
+        Evidence { peer: peer.parse().unwrap(), stated: Stated::Own, certificate: None }
     }
 
     fn own(uri: &str) -> Certificate {
@@ -355,9 +402,41 @@ mod tests {
     #[test]
     fn only_a_trusted_proxy_states_an_address() {
         let policy = policy(|c| c.external.trusted_proxies = nets(&["10.0.0.5/32"]));
-        let stated = |peer: &str| Evidence { stated: Some("172.18.0.3".parse().unwrap()), ..from(peer) };
+        let stated = |peer: &str| Evidence { stated: Stated::Client("172.18.0.3".parse().unwrap()), ..from(peer) };
         assert_eq!(lane(&stated("10.0.0.5"), &policy), "external 172.18.0.3");
         assert_eq!(lane(&stated("10.0.0.6"), &policy), "external 10.0.0.6");
+    }
+
+    #[test]
+    fn whose_word_the_requests_are() {
+        let policy = policy(|c| {
+            c.external.trusted_proxies = nets(&["10.0.0.5/32", "10.0.0.6/32"]);
+            c.external.allow = nets(&["198.51.100.0/24"]);
+        });
+        let client = |ip: &str| Stated::Client(ip.parse().unwrap());
+        let operator = Certificate { issuer: Issuer::Operator, uris: vec![], user: Some("ann".into()), not_after: NOW + 1 };
+        for (peer, stated, expected) in [
+            ("10.0.0.5", Stated::Own, Ok(("10.0.0.5", true))),
+            ("10.0.0.5", Stated::Unknown, Err(Denied::NotListed)),
+            ("10.0.0.5", client("198.51.100.7"), Ok(("198.51.100.7", false))),
+            ("10.0.0.5", client("203.0.113.7"), Err(Denied::NotListed)),
+            ("10.0.0.5", client("10.0.0.6"), Ok(("10.0.0.6", true))),
+            ("10.0.0.5", client("::ffff:10.0.0.6"), Ok(("10.0.0.6", true))),
+            ("198.51.100.9", Stated::Own, Ok(("198.51.100.9", false))),
+            ("198.51.100.9", client("10.0.0.6"), Ok(("198.51.100.9", false))),
+            ("198.51.100.9", Stated::Unknown, Ok(("198.51.100.9", false))),
+        ] {
+            let evidence = Evidence { stated, certificate: Some(operator.clone()), ..from(peer) };
+            let decided = decide(&evidence, &view(), &policy, NOW).map(|lane| match lane {
+                Lane::External(lane) => {
+                    assert_eq!(lane.user.is_some(), !lane.trusted_proxy, "a proxy's certificate is no client's: {evidence:?}");
+                    (lane.client.to_string(), lane.trusted_proxy)
+                }
+                Lane::Agent(lane) => panic!("{lane:?}"),
+            });
+            assert_eq!(decided, expected.map(|(client, proxy)| (client.to_owned(), proxy)), "{evidence:?}");
+            assert_eq!(permit_stated(peer.parse().unwrap(), stated, &policy), expected.map(|_| ()), "{evidence:?}");
+        }
     }
 
     #[test]
@@ -388,7 +467,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_unlisted_source_is_ever_an_agent(peer: IpAddr, stated: Option<IpAddr>, uri in "[ -~]{0,60}", ours: bool, not_after: i64) {
+        fn no_unlisted_source_is_ever_an_agent(peer: IpAddr, stated: Option<Option<IpAddr>>, uri in "[ -~]{0,60}", ours: bool, not_after: i64) {
+            let stated = stated.map_or(Stated::Own, |client| client.map_or(Stated::Unknown, Stated::Client));
             let view = view();
             prop_assume!(!view.agents.contains_key(&canonical(peer)) && !uri.starts_with("spiffe://loopgate.local/agent/"));
             let issuer = if ours { Issuer::Own } else { Issuer::Operator };

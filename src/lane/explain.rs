@@ -117,7 +117,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::discovery::{Agent, Interface};
-    use crate::lane::Certificate;
+    use crate::lane::{Certificate, Stated};
 
     const NOW: i64 = 1_000;
 
@@ -169,7 +169,7 @@ mod tests {
             ("172.18.0.9", operator(), &listing, Some(WhyExternal::NotListed)),
         ];
         for (peer, certificate, config, expected) in table {
-            let evidence = Evidence { peer: peer.parse().unwrap(), stated: None, certificate };
+            let evidence = Evidence { peer: peer.parse().unwrap(), stated: Stated::Own, certificate };
             assert_eq!(why_external(&evidence, &view(), &Policy::new(config), NOW), expected, "{evidence:?}");
         }
     }

@@ -43,6 +43,8 @@ impl StatedClient {
 /// The forwarding headers of one request on the external lane, complete by construction.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
+    /// Whom the lists were asked about.
+    judged: IpAddr,
     client: StatedClient,
     proto: HeaderValue,
     host: HeaderValue,
@@ -83,6 +85,7 @@ pub struct GatewayHead {
     parts: Parts,
     source: Ipv4Addr,
     lane: &'static str,
+    client: Option<IpAddr>,
     upgrade: bool,
 }
 
@@ -113,16 +116,17 @@ impl GatewayHead {
         {
             parts.headers.insert(AUTHORIZATION, token.clone());
         }
-        Self { parts, source: lane.source, lane: "agent", upgrade }
+        Self { parts, source: lane.source, lane: "agent", client: None, upgrade }
     }
 
     fn for_external(mut parts: Parts, checked: Checked, lane: &ExternalLane, rules: &Rules) -> Result<Self, Refusal> {
         path::judge(&parts.method, parts.uri.path(), &rules.paths)?;
         let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy).map_err(|_| Refusal::ClientDenied)?;
+        let client = Some(forwarding.judged);
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
         forwarding.write(&mut parts.headers);
-        Ok(Self { parts, source: rules.external_source, lane: "external", upgrade })
+        Ok(Self { parts, source: rules.external_source, lane: "external", client, upgrade })
     }
 
     /// The lane that it leaves on, as metrics and logs name it.
@@ -133,6 +137,11 @@ impl GatewayHead {
     /// The loopback address that the gateway will see.
     pub fn source(&self) -> Ipv4Addr {
         self.source
+    }
+
+    /// On the external lane, the client that the lists let pass.
+    pub fn client(&self) -> Option<IpAddr> {
+        self.client
     }
 
     /// Whether it asks to leave HTTP.
@@ -147,7 +156,7 @@ impl GatewayHead {
 
     /// The same head once more, for a second try.
     pub fn duplicate(&self) -> Self {
-        Self { parts: self.parts.clone(), source: self.source, lane: self.lane, upgrade: self.upgrade }
+        Self { parts: self.parts.clone(), source: self.source, lane: self.lane, client: self.client, upgrade: self.upgrade }
     }
 
     /// Has it say where in its trace it is, in place of what the client said of that.
@@ -165,18 +174,19 @@ impl Forwarding {
     /// What the gateway is told of a request for `host` on `lane`. Only a trusted proxy's `sent` headers are listened to.
     ///
     /// # Errors
-    /// The allow and deny lists refuse the client that a trusted proxy named.
+    /// The allow and deny lists refuse the client: one that a trusted proxy named, or one that was let in as an agent.
     pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &Policy) -> Result<Self, Denied> {
-        let mut forwarding = Self { client: lane.stated.clone(), proto: HTTPS, host: host.clone(), identity: Vec::new() };
+        let named = lane.trusted_proxy.then(|| forwarded::client(sent, |ip| policy.is_trusted_proxy(ip))).flatten();
+        let judged = named.unwrap_or(lane.client);
+        policy.listed(judged)?;
+        let mut forwarding = Self { judged, client: lane.stated.clone(), proto: HTTPS, host: host.clone(), identity: Vec::new() };
         if let Some(user) = &lane.user {
             forwarding.identity.push((X_FORWARDED_USER, user.clone()));
         }
         if !lane.trusted_proxy {
             return Ok(forwarding);
         }
-        let client = forwarded::client(sent, |ip| policy.is_trusted_proxy(ip)).unwrap_or(lane.client);
-        policy.listed(client)?;
-        forwarding.client = StatedClient::new(client, policy.unknown_client);
+        forwarding.client = StatedClient::new(judged, policy.unknown_client);
         if only(sent, &X_FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"http")) {
             forwarding.proto = HTTP;
         }

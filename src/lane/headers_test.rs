@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::OwnAddresses;
 use crate::discovery::{Agent, Proof, View};
-use crate::lane::{Evidence, decide};
+use crate::lane::{Evidence, Stated, decide};
 
 const GATEWAY: &str = "127.0.0.1:18789";
 
@@ -24,7 +24,7 @@ fn lane(peer: &str, rules: &Rules) -> Lane {
     let mut view = View::default();
     let agent = Agent { id: "a".into(), name: "a".into(), project: None, service: None, proof: Proof::Address, scopes: None };
     view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(agent));
-    decide(&Evidence { peer: peer.parse().unwrap(), stated: None, certificate: None }, &view, rules.policy(), 0).unwrap()
+    decide(&Evidence { peer: peer.parse().unwrap(), stated: Stated::Own, certificate: None }, &view, rules.policy(), 0).unwrap()
 }
 
 /// The head that the gateway hears, as `name: value` lines in order of name, `Host` and what every row shares left out.
@@ -101,6 +101,22 @@ fn a_page_on_an_agents_connection_is_external() {
         let (source, lines) = heard("172.18.0.3", &rules, sneaky);
         assert_eq!(source, "127.0.0.2");
         assert!(lines.contains(&"x-forwarded-for: 172.18.0.3".into()), "{lines:?}");
+    }
+}
+
+#[test]
+fn a_page_on_an_agents_connection_has_to_pass_the_lists() {
+    let deny: fn(&mut Config) = |config| config.external.deny = vec!["172.18.0.0/16".parse().unwrap()];
+    let allow: fn(&mut Config) = |config| config.external.allow = vec!["198.51.100.0/24".parse().unwrap()];
+    for change in [deny, allow] {
+        let rules = rules(change);
+        let ask = |page: bool| {
+            let request = Request::builder().uri("/").header("host", "a");
+            let request = if page { request.header("origin", "https://evil.example") } else { request };
+            GatewayHead::new(request.body(()).unwrap().into_parts().0, &lane("172.18.0.3", &rules), &rules, None).map(|head| head.lane())
+        };
+        assert_eq!(ask(true).unwrap_err(), Refusal::ClientDenied);
+        assert_eq!(ask(false).unwrap(), "agent");
     }
 }
 

@@ -18,7 +18,7 @@ use http::HeaderValue;
 
 use crate::discovery;
 
-pub use decide::{Certificate, Evidence, Issuer, Policy, decide, permit};
+pub use decide::{Certificate, Evidence, Issuer, Policy, Stated, decide, permit, permit_stated};
 pub use explain::{WhyExternal, why_external};
 pub use headers::{Forwarding, GatewayHead, Rules, StatedClient, scrub_response, scrub_trailers};
 pub use request::Refusal;
@@ -102,7 +102,8 @@ pub struct ExternalLane {
     pub client: IpAddr,
     /// The same in the form that the gateway is told.
     pub stated: StatedClient,
-    /// Whether the peer is a trusted proxy, whose word on the client is taken for each request.
+    /// Whether a trusted proxy makes the requests, whose word on the client is taken for each one. Behind a PROXY header it's the client who
+    /// makes them.
     pub trusted_proxy: bool,
     /// Whom a client certificate of `tls.client_ca` names.
     pub user: Option<HeaderValue>,

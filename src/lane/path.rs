@@ -11,7 +11,7 @@ use crate::config::PathRule;
 /// Judges `path` (without its query) by `rules`; the first that matches wins.
 ///
 /// Where none matches, a list with an `allow` rule refuses and one of `deny` rules only lets pass. An `allow` rule compares exactly, a
-/// `deny` rule without regard to case, so that a doubt never opens anything.
+/// `deny` rule without regard to case, paths and methods alike, so that a doubt never opens anything.
 ///
 /// # Errors
 /// [`Refusal::AmbiguousPath`] or [`Refusal::PathDenied`].
@@ -20,9 +20,19 @@ pub(super) fn judge(method: &Method, path: &str, rules: &[PathRule]) -> Result<(
         return Ok(());
     }
     let path = plain(path).ok_or(Refusal::AmbiguousPath)?;
-    let matching = rules.iter().find(|rule| (rule.methods.is_empty() || rule.methods.contains(method)) && covers(rule, &path));
+    let matching = rules.iter().find(|rule| concerns(rule, method) && covers(rule, &path));
     let allowed = matching.map_or_else(|| rules.iter().all(|rule| !rule.allow), |rule| rule.allow);
     if allowed { Ok(()) } else { Err(Refusal::PathDenied) }
+}
+
+fn concerns(rule: &PathRule, method: &Method) -> bool {
+    let means = |named: &Method| {
+        let same = named.as_str().eq_ignore_ascii_case(method.as_str());
+        // HEAD is what GET would be answered with, less its content (RFC 9110 section 9.3.2).
+        let alike = method.as_str().eq_ignore_ascii_case("HEAD") && named.as_str().eq_ignore_ascii_case("GET");
+        named == method || (!rule.allow && (same || alike))
+    };
+    rule.methods.is_empty() || rule.methods.iter().any(means)
 }
 
 fn covers(rule: &PathRule, path: &str) -> bool {
@@ -75,6 +85,9 @@ mod tests {
     fn rules() {
         let hooks = [rule(true, "/hooks/", &[Method::POST])];
         let no_tools = [rule(false, "/tools/", &[]), rule(false, "/Admin", &[])];
+        let reads = [rule(false, "/private/", &[Method::GET])];
+        let lower = Method::from_bytes(b"get").unwrap();
+        let open_reads = [rule(true, "/private/", &[Method::GET])];
         let hole = [rule(true, "/tools/open", &[]), rule(false, "/tools", &[])];
         let (denied, ambiguous) = (Err(Refusal::PathDenied), Err(Refusal::AmbiguousPath));
         for (method, path, rules, expected) in [
@@ -105,6 +118,14 @@ mod tests {
             (Method::GET, "/", &no_tools, Ok(())),
             (Method::GET, "/tools/open/x", &hole, Ok(())),
             (Method::GET, "/tools/opened", &hole, denied),
+            (Method::GET, "/private/x", &reads, denied),
+            (Method::HEAD, "/private/x", &reads, denied),
+            (lower.clone(), "/private/x", &reads, denied),
+            (Method::from_bytes(b"hEAd").unwrap(), "/private/x", &reads, denied),
+            (Method::POST, "/private/x", &reads, Ok(())),
+            (Method::GET, "/private/x", &open_reads, Ok(())),
+            (Method::HEAD, "/private/x", &open_reads, denied),
+            (lower, "/private/x", &open_reads, denied),
         ] {
             assert_eq!(judge(&method, path, rules), expected, "{method} {path} {rules:?}");
         }

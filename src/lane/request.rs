@@ -32,7 +32,7 @@ pub enum Refusal {
     PathDenied,
     /// A path that different readers could take for different ones, where there are `[external] paths`.
     AmbiguousPath,
-    /// The allow and deny lists refuse the client that a trusted proxy named.
+    /// The allow and deny lists refuse the client: one that a trusted proxy named, or a page on an agent's connection.
     ClientDenied,
 }
 

@@ -4,14 +4,15 @@
 //! byte more. Whether the peer may state anything at all is the caller's judgement.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ppp::{v1, v2};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-use crate::addr::PeerAddr;
+use crate::addr::canonical;
+use crate::lane::Stated;
 
 /// The shortest header there is: `PROXY UNKNOWN\r\n`.
 const SHORTEST: usize = 15;
@@ -48,14 +49,12 @@ pub enum Error {
     Nonsense,
 }
 
-/// Reads a header from `stream`, and returns the client address that it states.
-///
-/// `None` is a proxy that speaks for itself (`LOCAL`) or doesn't know an IP address (`UNKNOWN`, `UNSPEC`, unix sockets).
-pub async fn read(stream: &mut TcpStream, within: Duration) -> Result<Option<PeerAddr>, Error> {
+/// Reads a header from `stream`, and returns what it states.
+pub async fn read(stream: &mut TcpStream, within: Duration) -> Result<Stated, Error> {
     tokio::time::timeout(within, read_header(stream)).await.map_err(|_| Error::Late(within))?
 }
 
-async fn read_header(stream: &mut TcpStream) -> Result<Option<PeerAddr>, Error> {
+async fn read_header(stream: &mut TcpStream) -> Result<Stated, Error> {
     let mut header = vec![0; SHORTEST];
     stream.read_exact(&mut header).await?;
     if header.starts_with(v2::PROTOCOL_PREFIX) {
@@ -94,30 +93,35 @@ async fn read_line(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), E
 }
 
 /// What a whole header of version 1 states.
-pub(crate) fn parse_v1(header: &[u8]) -> Result<Option<PeerAddr>, Error> {
+pub(crate) fn parse_v1(header: &[u8]) -> Result<Stated, Error> {
     let parsed = v1::Header::try_from(header)?;
     // The crate stops at the first CR; a header with another one in it is none.
     if parsed.header.len() != header.len() {
         return Err(Error::Nonsense);
     }
     match parsed.addresses {
-        v1::Addresses::Unknown => Ok(None),
+        v1::Addresses::Unknown => Ok(Stated::Unknown),
         // Rust takes `+80` for a number, the protocol does not.
         _ if parsed.header.contains('+') => Err(Error::Nonsense),
-        v1::Addresses::Tcp4(ip) => Ok(Some(SocketAddr::from((ip.source_address, ip.source_port)).into())),
-        v1::Addresses::Tcp6(ip) => Ok(Some(SocketAddr::from((ip.source_address, ip.source_port)).into())),
+        v1::Addresses::Tcp4(ip) => Ok(of(ip.source_address)),
+        v1::Addresses::Tcp6(ip) => Ok(of(ip.source_address)),
     }
 }
 
 /// What a whole header of version 2 states.
-pub(crate) fn parse_v2(header: &[u8]) -> Result<Option<PeerAddr>, Error> {
+pub(crate) fn parse_v2(header: &[u8]) -> Result<Stated, Error> {
     let parsed = v2::Header::try_from(header)?;
     match (parsed.command, parsed.addresses, parsed.protocol) {
-        (v2::Command::Local, _, _) | (_, v2::Addresses::Unspecified | v2::Addresses::Unix(_), _) => Ok(None),
-        (_, v2::Addresses::IPv4(ip), v2::Protocol::Stream) => Ok(Some(SocketAddr::from((ip.source_address, ip.source_port)).into())),
-        (_, v2::Addresses::IPv6(ip), v2::Protocol::Stream) => Ok(Some(SocketAddr::from((ip.source_address, ip.source_port)).into())),
+        (v2::Command::Local, _, _) => Ok(Stated::Own),
+        (_, v2::Addresses::Unspecified | v2::Addresses::Unix(_), _) => Ok(Stated::Unknown),
+        (_, v2::Addresses::IPv4(ip), v2::Protocol::Stream) => Ok(of(ip.source_address)),
+        (_, v2::Addresses::IPv6(ip), v2::Protocol::Stream) => Ok(of(ip.source_address)),
         (_, _, v2::Protocol::Datagram | v2::Protocol::Unspecified) => Err(Error::Nonsense),
     }
+}
+
+fn of(ip: impl Into<IpAddr>) -> Stated {
+    Stated::Client(canonical(ip.into()))
 }
 
 #[cfg(test)]
@@ -149,7 +153,7 @@ mod tests {
     }
 
     /// Sends `bytes` and the end of the stream, and returns what was read, and what was left.
-    async fn through_a_socket(bytes: &[u8]) -> (Result<Option<PeerAddr>, Error>, Vec<u8>) {
+    async fn through_a_socket(bytes: &[u8]) -> (Result<Stated, Error>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
@@ -167,27 +171,27 @@ mod tests {
         assert_eq!(longest.len(), V1_LONGEST);
         let mut with_tlv = V4.to_vec();
         with_tlv.extend([0x04, 0, 4, 1, 2, 3, 4]);
-        let table: Vec<(Vec<u8>, Option<&str>)> = vec![
-            (b"PROXY TCP4 192.0.2.7 172.18.0.5 5000 18789\r\n".into(), Some("192.0.2.7:5000")),
-            (b"PROXY TCP6 2001:db8::7 fd00::5 5000 18789\r\n".into(), Some("[2001:db8::7]:5000")),
-            (b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:172.18.0.5 5000 18789\r\n".into(), Some("192.0.2.7:5000")),
-            (b"PROXY UNKNOWN\r\n".into(), None),
-            (longest.into(), None),
-            (v2(0x21, 0x11, &V4), Some("192.0.2.7:5000")),
-            (v2(0x21, 0x11, &with_tlv), Some("192.0.2.7:5000")),
-            (v2(0x21, 0x21, &v6()), Some("[2001:db8::7]:5000")),
-            (v2(0x21, 0x00, &[]), None),
-            (v2(0x21, 0x31, &[0; 216]), None),
-            (v2(0x20, 0x00, &[]), None),
-            (v2(0x20, 0x11, &V4), None),
-            (v2(0x21, 0x00, &[0; V2_LONGEST - V2_FIXED]), None),
+        let table: Vec<(Vec<u8>, Stated)> = vec![
+            (b"PROXY TCP4 192.0.2.7 172.18.0.5 5000 18789\r\n".into(), of([192, 0, 2, 7])),
+            (b"PROXY TCP6 2001:db8::7 fd00::5 5000 18789\r\n".into(), of([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])),
+            (b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:172.18.0.5 5000 18789\r\n".into(), of([192, 0, 2, 7])),
+            (b"PROXY UNKNOWN\r\n".into(), Stated::Unknown),
+            (longest.into(), Stated::Unknown),
+            (v2(0x21, 0x11, &V4), of([192, 0, 2, 7])),
+            (v2(0x21, 0x11, &with_tlv), of([192, 0, 2, 7])),
+            (v2(0x21, 0x21, &v6()), of([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])),
+            (v2(0x21, 0x00, &[]), Stated::Unknown),
+            (v2(0x21, 0x31, &[0; 216]), Stated::Unknown),
+            (v2(0x20, 0x00, &[]), Stated::Own),
+            (v2(0x20, 0x11, &V4), Stated::Own),
+            (v2(0x21, 0x00, &[0; V2_LONGEST - V2_FIXED]), Stated::Unknown),
         ];
         for (header, expected) in table {
             let mut bytes = header.clone();
             bytes.extend(b"\x16\x03\x01\n tail");
             let (stated, left) = through_a_socket(&bytes).await;
             let stated = stated.unwrap_or_else(|error| panic!("{error:?} of {:?}", String::from_utf8_lossy(&header)));
-            assert_eq!(stated.map(|peer| peer.to_string()).as_deref(), expected, "{:?}", String::from_utf8_lossy(&header));
+            assert_eq!(stated, expected, "{:?}", String::from_utf8_lossy(&header));
             assert_eq!(left, b"\x16\x03\x01\n tail", "{:?}", String::from_utf8_lossy(&header));
         }
     }
@@ -255,7 +259,7 @@ mod tests {
             }
         };
         let (stated, ()) = tokio::join!(read(&mut server, SOON), sender);
-        assert_eq!(stated.unwrap().unwrap().to_string(), "192.0.2.7:5000");
+        assert_eq!(stated.unwrap(), of([192, 0, 2, 7]));
     }
 
     #[tokio::test]

@@ -28,6 +28,11 @@ impl Calls {
         Self { called: draining.child_token(), revoked: CancellationToken::new() }
     }
 
+    /// An ear of one of the connection's tunnels: it hears what the connection hears, and may lose its lane alone.
+    pub(super) fn of_a_tunnel(&self) -> Self {
+        Self { called: self.called.child_token(), revoked: self.revoked.child_token() }
+    }
+
     /// Says that the lane is lost.
     pub(super) fn revoke(&self) {
         // In this order, so that whoever is called finds out why.

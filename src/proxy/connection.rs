@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -28,7 +27,7 @@ use super::roll::{Entry, unix};
 use super::streams::Streams;
 use super::{Proxy, Settings};
 use crate::addr::PeerAddr;
-use crate::lane::{Denied, Evidence, Lane, decide, permit};
+use crate::lane::{Denied, Evidence, Lane, Stated, decide, permit, permit_stated};
 use crate::listener::{Permit, proxy_protocol};
 use crate::metrics::count;
 use crate::metrics::traffic::Held;
@@ -105,9 +104,7 @@ async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
     let settings = proxy.settings.load_full();
     permit(peer.ip(), &proxy.view.borrow(), proxy.rules.load().policy()).map_err(Error::Denied)?;
     let stated = stated_client(proxy, &settings, &mut stream, peer).await?;
-    if let Some(client) = stated {
-        proxy.rules.load().policy().listed(client).map_err(Error::Denied)?;
-    }
+    permit_stated(peer.ip(), stated, proxy.rules.load().policy()).map_err(Error::Denied)?;
     let terms = proxy.terms.load_full();
     let tls::Handshake { stream, certificate } = tls::accept(stream, &terms, settings.limits.handshake_timeout).await?;
     proxy.traffic.handshakes.inc();
@@ -162,13 +159,12 @@ async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
     Ok(())
 }
 
-/// The client's address in a PROXY header, which only trusted proxies send, and only where it is turned on.
-async fn stated_client(proxy: &Proxy, settings: &Settings, stream: &mut TcpStream, peer: PeerAddr) -> Result<Option<IpAddr>, Error> {
+/// What a PROXY header says, which only trusted proxies send, and only where it is turned on.
+async fn stated_client(proxy: &Proxy, settings: &Settings, stream: &mut TcpStream, peer: PeerAddr) -> Result<Stated, Error> {
     if !settings.proxy_protocol || !proxy.rules.load().policy().is_trusted_proxy(peer.ip()) {
-        return Ok(None);
+        return Ok(Stated::Own);
     }
-    let stated = proxy_protocol::read(stream, settings.limits.handshake_timeout).await?;
-    Ok(stated.map(PeerAddr::ip))
+    Ok(proxy_protocol::read(stream, settings.limits.handshake_timeout).await?)
 }
 
 async fn serve_h1(session: Arc<Session>, io: Downstream) {

@@ -167,10 +167,11 @@ impl Proxy {
         self.count_lost(self.roll.revoke(|present| present.has_lost_its_lane(&view, rules.policy())));
     }
 
-    /// Closes external connections that the rules deny by now.
+    /// Closes external connections, and tunnels, that the rules deny by now.
     fn review_external(&self) {
         let (view, rules) = (Arc::clone(&self.view.borrow()), self.rules.load());
         self.count_lost(self.roll.revoke(|present| present.has_lost_its_say(&view, rules.policy())));
+        self.count_lost(self.roll.revoke_tunnels(|client| rules.policy().listed(client).is_err()));
     }
 
     fn count_lost(&self, lost: usize) {

@@ -21,10 +21,11 @@ use tracing::{debug, info, warn};
 use super::body::{Gate, RequestBody, ResponseBody};
 use super::connection::{Downstream, Session};
 use super::error::{Accept, Error};
+use super::roll::Tunnel;
 use super::tunnel;
 use super::upstream::Link;
 use crate::config::TraceparentUse;
-use crate::lane::{GatewayHead, Refusal, scrub_response};
+use crate::lane::{GatewayHead, Refusal, Rules, scrub_response};
 use crate::metrics::count;
 use crate::metrics::traffic::Held;
 use crate::trace::{Span, Trace};
@@ -123,7 +124,7 @@ async fn forward(
     let counters = session.proxy.traffic.lane(head.lane());
     if head.is_upgrade() {
         let wanted = Wanted { client_side, key, over_h2 };
-        return Box::pin(upgrade(session, head, wanted, busy, started)).await;
+        return Box::pin(upgrade(session, head, &rules, wanted, busy, started)).await;
     }
     let (gate, latch) = if expects { Some(Gate::new()).unzip() } else { (None, None) };
     let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
@@ -171,6 +172,7 @@ struct Wanted {
 async fn upgrade(
     session: &Arc<Session>,
     head: GatewayHead,
+    rules: &Arc<Rules>,
     wanted: Wanted,
     busy: super::activity::Busy,
     started: Instant,
@@ -179,6 +181,12 @@ async fn upgrade(
     let counters = proxy.traffic.lane(head.lane());
     let held = Held::new(&counters.tunnels);
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
+    // An agent's has the fate of its connection alone.
+    let place = head.client().map(|client| proxy.roll.enter_tunnel(client, &session.calls));
+    // On the roll first, then a second look, as for connections.
+    if !Arc::ptr_eq(rules, &proxy.rules.load()) {
+        proxy.review_external();
+    }
     let (response, link) = proxy.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(pass_back(response, link, sent, busy));
@@ -187,11 +195,11 @@ async fn upgrade(
     if wanted.over_h2 && !accepts(&response, wanted.key.as_ref(), websocket) {
         return Err(Error::GatewayConfused);
     }
-    let terms = tunnel::Terms { websocket, calls: session.calls.clone(), received, sent };
+    let terms = tunnel::Terms { websocket, calls: place.as_ref().map_or(&session.calls, Tunnel::calls).clone(), received, sent };
     let (number, peer) = (session.number, session.peer);
     let activity = wanted.over_h2.then_some(busy);
     proxy.shutdown.spawn(async move {
-        let _held = (held, activity);
+        let _held = (held, activity, place);
         if let Err(error) = join(wanted.client_side, link, terms).await {
             debug!(connection = number, %peer, error, "tunnel ended");
         }

@@ -154,6 +154,8 @@ async fn proxied() -> House {
         config.listen.proxy_protocol = true;
         config.limits.handshake_timeout = Duration::from_secs(1);
         config.external.deny = vec![net("203.0.113.66")];
+        config.external.trusted_proxies.push(net("127.0.0.8"));
+        config.external.identity_headers = vec![http::HeaderName::from_static("x-auth-user")];
     })
     .await
 }
@@ -170,16 +172,19 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
     let v4 = [&[203, 0, 113, 5, 198, 51, 100, 1][..], &[0x10, 0, 1, 0xbb]].concat();
     let v6 = [&"2001:db8::5".parse::<std::net::Ipv6Addr>().unwrap().octets()[..], &[0; 16], &[0x10, 0, 1, 0xbb]].concat();
     let loopback = [&[127, 0, 0, 9, 127, 0, 0, 1][..], &[0x10, 0, 1, 0xbb]].concat();
-    for (name, header, client) in [
-        ("v1", b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec(), "203.0.113.5"),
-        ("v1, IPv6", b"PROXY TCP6 2001:db8::5 2001:db8::1 4096 443\r\n".to_vec(), "2001:db8::5"),
-        ("v1 of whoever", b"PROXY UNKNOWN\r\n".to_vec(), UNKNOWN),
-        ("v1 of an agent's address", format!("PROXY TCP4 {AGENT} 127.0.0.1 4096 443\r\n").into_bytes(), UNKNOWN),
-        ("v2", v2(1, 0x11, &v4), "203.0.113.5"),
-        ("v2, IPv6", v2(1, 0x21, &v6), "2001:db8::5"),
-        ("v2 with more than addresses", v2(1, 0x11, &[&v4[..], &[0x04, 0, 1, 0]].concat()), "203.0.113.5"),
-        ("v2 of the proxy itself", v2(0, 0, &[]), UNKNOWN),
-        ("v2 of an agent's address", v2(1, 0x11, &loopback), UNKNOWN),
+    let mut of_a_proxy = v4.clone();
+    of_a_proxy[..4].copy_from_slice(&[127, 0, 0, 8]);
+    for (name, header, client, believed) in [
+        ("v1", b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec(), "203.0.113.5", false),
+        ("v1, IPv6", b"PROXY TCP6 2001:db8::5 2001:db8::1 4096 443\r\n".to_vec(), "2001:db8::5", false),
+        ("v1 of whoever", b"PROXY UNKNOWN\r\n".to_vec(), UNKNOWN, false),
+        ("v1 of an agent's address", format!("PROXY TCP4 {AGENT} 127.0.0.1 4096 443\r\n").into_bytes(), UNKNOWN, false),
+        ("v2", v2(1, 0x11, &v4), "203.0.113.5", false),
+        ("v2, IPv6", v2(1, 0x21, &v6), "2001:db8::5", false),
+        ("v2 with more than addresses", v2(1, 0x11, &[&v4[..], &[0x04, 0, 1, 0]].concat()), "203.0.113.5", false),
+        ("v2 of the proxy itself", v2(0, 0, &[]), UNKNOWN, true),
+        ("v2 of another proxy", v2(1, 0x11, &of_a_proxy), UNKNOWN, true),
+        ("v2 of an agent's address", v2(1, 0x11, &loopback), UNKNOWN, false),
     ] {
         for in_pieces in [false, true] {
             let mut stream = house.tcp(PROXY).await;
@@ -191,8 +196,20 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
                 stream.write_all(&header).await.unwrap();
             }
             let tls = house.handshake(stream, "http/1.1").await.unwrap_or_else(|error| panic!("{name}: {error}"));
-            assert_eq!(Wire::new(tls).ask(request("GET /", "")).await.status(), 200, "{name}");
+            let mut wire = Wire::new(tls);
+            assert_eq!(wire.ask(request("GET /", "")).await.status(), 200, "{name}");
             assert_external(house.gateway.heard().last().unwrap(), client);
+            // TLS ends here, so that these are the client's words, and not its proxy's.
+            let claims = "X-Forwarded-For: 203.0.114.77\r\nX-Auth-User: admin\r\nX-Forwarded-Host: evil.example\r\n";
+            assert_eq!(wire.ask(request("GET /", claims)).await.status(), 200, "{name}");
+            let heard = house.gateway.heard().pop().unwrap();
+            let said = ["x-forwarded-for", "x-auth-user", "x-forwarded-host"].map(|name| heard.field(name));
+            let expected = if believed {
+                [Some("203.0.114.77"), Some("admin"), Some("evil.example")]
+            } else {
+                [Some(client), None, Some("gateway.example:18789")]
+            };
+            assert_eq!(said, expected, "{name}");
         }
     }
 }

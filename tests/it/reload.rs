@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::house::{AGENT, EXTERNAL, House, Protocol, STRANGER, request};
 use crate::process::Process;
@@ -34,6 +36,21 @@ async fn whoever_is_denied_by_now_is_gone_and_the_others_stay() {
 }
 
 #[tokio::test]
+async fn whoever_a_proxy_brought_and_is_denied_by_now_is_gone_and_its_other_clients_stay() {
+    let house = House::open().await;
+    let named = [("x-forwarded-for", "203.0.113.9")];
+    let mut sockets = house.websockets(crate::house::PROXY, "/ws", &[&named, &[("x-forwarded-for", "198.51.100.9")]]).await;
+    let page = [("origin", "https://page.example")];
+    sockets.extend(house.websockets(AGENT, "/ws", &[&page, &[]]).await);
+    change(&house, |config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap(), format!("{AGENT}/32").parse().unwrap()]).await;
+    for (socket, stays) in sockets.iter_mut().zip([false, true, false, true]) {
+        let sent = socket.send(Message::text("still there?")).await;
+        let heard = timeout(Duration::from_secs(10), socket.next()).await.unwrap();
+        assert_eq!(sent.is_ok() && matches!(heard, Some(Ok(_))), stays, "{heard:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_agent_whose_network_is_no_longer_listed_loses_its_connections() {
     let house = House::open().await;
     let mut agent = house.h1(AGENT).await;
@@ -41,7 +58,7 @@ async fn an_agent_whose_network_is_no_longer_listed_loses_its_connections() {
     assert_eq!(agent.ask(request("GET /", "")).await.status(), 200);
     change(&house, |config| config.agents.cidrs.clear()).await;
     assert!(agent.rest().await.is_empty());
-    let end = timeout(Duration::from_secs(10), futures_util::StreamExt::next(&mut websocket)).await.unwrap();
+    let end = timeout(Duration::from_secs(10), websocket.next()).await.unwrap();
     assert!(!matches!(end, Some(Ok(_))), "{end:?}");
     assert_eq!(house.ask(Protocol::H1, AGENT, "GET /", &[]).await.0, 200);
     assert_eq!(house.gateway.heard().last().unwrap().source(), EXTERNAL);

@@ -30,22 +30,32 @@ impl Door {
                 let stream: Box<dyn Io> = Box::new(stream);
                 client_async(format!("wss://gateway.example:18789{path}"), stream).await.unwrap().0
             }
-            Protocol::H2 => {
-                let stream = TokioIo::new(self.handshake(self.tcp(source).await, "h2").await.unwrap());
-                let (mut sender, connection) =
-                    hyper::client::conn::http2::handshake::<_, _, Empty<bytes::Bytes>>(TokioExecutor::new(), stream).await.unwrap();
-                self.tasks.spawn(async move {
-                    let _ = connection.await;
-                });
-                let mut request = http::Request::connect(format!("https://gateway.example:18789{path}")).body(Empty::new()).unwrap();
-                request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
-                request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
-                let response = sender.send_request(request).await.unwrap();
-                assert_eq!(response.status(), 200);
-                let stream: Box<dyn Io> = Box::new(TokioIo::new(hyper::upgrade::on(response).await.unwrap()));
-                WebSocketStream::from_raw_socket(stream, Role::Client, None).await
-            }
+            Protocol::H2 => self.websockets(source, path, &[&[]]).await.pop().unwrap(),
         }
+    }
+
+    /// WebSockets of `source` to `path` on one HTTP/2 connection, one for each list of what else is said.
+    pub async fn websockets(&self, source: &str, path: &str, each: &[&[(&'static str, &str)]]) -> Vec<Socket> {
+        let stream = TokioIo::new(self.handshake(self.tcp(source).await, "h2").await.unwrap());
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake::<_, _, Empty<bytes::Bytes>>(TokioExecutor::new(), stream).await.unwrap();
+        self.tasks.spawn(async move {
+            let _ = connection.await;
+        });
+        let mut sockets = Vec::new();
+        for fields in each {
+            let mut request = http::Request::connect(format!("https://gateway.example:18789{path}")).body(Empty::new()).unwrap();
+            request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+            request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
+            for (name, value) in *fields {
+                request.headers_mut().insert(*name, value.parse().unwrap());
+            }
+            let response = sender.send_request(request).await.unwrap();
+            assert_eq!(response.status(), 200);
+            let stream: Box<dyn Io> = Box::new(TokioIo::new(hyper::upgrade::on(response).await.unwrap()));
+            sockets.push(WebSocketStream::from_raw_socket(stream, Role::Client, None).await);
+        }
+        sockets
     }
 }
 

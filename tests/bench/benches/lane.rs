@@ -7,7 +7,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use loopgate::config::Config;
 use loopgate::discovery::{Agent, Interface, Proof, View};
-use loopgate::lane::{Certificate, Evidence, Issuer, Policy, decide, permit};
+use loopgate::lane::{Certificate, Evidence, Issuer, Policy, Stated, decide, permit};
 
 const NOW: i64 = 1_000;
 
@@ -43,7 +43,7 @@ fn lane(criterion: &mut Criterion) {
         ("agent by address", address(100), None),
         ("agent by certificate", address(101), Some(attested(101))),
     ] {
-        let evidence = Evidence { peer, stated: None, certificate };
+        let evidence = Evidence { peer, stated: Stated::Own, certificate };
         criterion.bench_function(&format!("permit, {name}"), |bencher| bencher.iter(|| permit(black_box(peer), &view, &policy)));
         criterion.bench_function(&format!("decide, {name}"), |bencher| bencher.iter(|| decide(black_box(&evidence), &view, &policy, NOW)));
     }

@@ -1,0 +1,85 @@
+//! The gateways that this namespace's routes lead through, as the kernel lists them (proc_pid_net(5)): on a container's network that's the
+//! bridge itself, whether or not Docker can be asked.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// `RTF_UP` and `RTF_GATEWAY` of `<linux/route.h>`.
+const VIA_GATEWAY: u32 = 0x1 | 0x2;
+
+/// Every gateway of a route, the default one's among them.
+///
+/// # Errors
+/// The kernel's lists can't be read.
+pub(super) fn gateways() -> io::Result<BTreeSet<IpAddr>> {
+    // Of this thread's namespace, which is the process's but in stories.
+    let (v4, v6) = (read("/proc/thread-self/net/route")?, read("/proc/thread-self/net/ipv6_route")?);
+    Ok(v4.lines().filter_map(gateway_v4).map(IpAddr::V4).chain(v6.lines().filter_map(gateway_v6).map(IpAddr::V6)).collect())
+}
+
+/// The file at `path`; nothing where it is not there, as where the kernel has no IPv6.
+fn read(path: &str) -> io::Result<String> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        read => read,
+    }
+}
+
+/// The gateway in a line of `net/route`: interface, destination, gateway, flags and so on; addresses as numbers of the machine's own byte order.
+fn gateway_v4(line: &str) -> Option<Ipv4Addr> {
+    let mut fields = line.split_ascii_whitespace().skip(2);
+    let (gateway, flags) = (hex(fields.next()?)?, hex(fields.next()?)?);
+    (flags & VIA_GATEWAY == VIA_GATEWAY).then(|| Ipv4Addr::from(gateway.to_ne_bytes()))
+}
+
+/// The gateway in a line of `net/ipv6_route`: destination, source, gateway (the fifth field) and so on, with the flags second to last.
+fn gateway_v6(line: &str) -> Option<Ipv6Addr> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let [_, _, _, _, gateway, _, _, _, flags, _] = fields[..] else { return None };
+    let gateway = u128::from_str_radix(gateway, 16).ok().filter(|_| gateway.len() == 32)?;
+    (hex(flags)? & VIA_GATEWAY == VIA_GATEWAY).then(|| Ipv6Addr::from(gateway))
+}
+
+fn hex(field: &str) -> Option<u32> {
+    u32::from_str_radix(field, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn lines_of_ipv4_routes() {
+        for (line, expected) in [
+            ("Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT", None),
+            ("eth0\t00000000\t01091EAC\t0003\t0\t0\t0\t00000000\t0\t0\t0", Some("172.30.9.1")),
+            ("eth0\t00091EAC\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0", None),
+            ("eth1\t0000A8C0\tFE0512AC\t0003\t0\t0\t0\t0000FFFF\t0\t0\t0", Some("172.18.5.254")),
+            ("eth0\t00000000\t01091EAC\t0002\t0\t0\t0\t00000000\t0\t0\t0", None),
+            ("eth0\t00000000\t01091EAC", None),
+            ("", None),
+        ] {
+            let expected = expected.map(|ip| ip.parse::<Ipv4Addr>().unwrap());
+            assert_eq!(gateway_v4(line), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn lines_of_ipv6_routes() {
+        let none = "00000000000000000000000000000000";
+        let default = |gateway: &str, flags: &str| format!("{none} 00 {none} 00 {gateway} 00000400 00000001 00000000 {flags} eth0");
+        for (line, expected) in [
+            (default("fd000000000000000000000000000001", "00000003"), Some("fd00::1")),
+            (default("fe800000000000000000000000000001", "00450003"), Some("fe80::1")),
+            (default(none, "00000001"), None),
+            (default(none, "00200200"), None),
+            (default("fd00", "00000003"), None),
+            ("fd00".to_owned(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(gateway_v6(&line), expected.map(|ip: &str| ip.parse().unwrap()), "{line:?}");
+        }
+    }
+}
