@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep, timeout};
 
 use super::body::{Latch, Progress, RequestBody};
 use super::error::Error;
+use super::last_words::{Ear, LastWords};
 use crate::config::{Config, Limits};
 use crate::lane::GatewayHead;
 use crate::metrics::traffic::Traffic;
@@ -38,7 +39,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Between tries to reach a gateway that is not there.
 const RETRY: Duration = Duration::from_millis(50);
 
-type GatewayConnection = Connection<TokioIo<TcpStream>, RequestBody>;
+type GatewayConnection = Connection<TokioIo<LastWords<TcpStream>>, RequestBody>;
 
 /// The way to the gateway.
 #[derive(Debug)]
@@ -135,6 +136,8 @@ impl Upstream {
             let attempt = timeout(limits.connect_timeout, dial(source, self.gateway)).await;
             let error = match attempt {
                 Ok(Ok(stream)) => {
+                    let stream = LastWords::new(stream);
+                    let ear = Arc::clone(stream.ear());
                     let (sender, connection) =
                         Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await.map_err(Error::GatewayBroke)?;
                     self.metrics.gateway_connections.inc();
@@ -142,6 +145,7 @@ impl Upstream {
                         sender,
                         connection: Some(connection),
                         ended: false,
+                        ear,
                         timer: Box::pin(tokio::time::sleep(limits.request_timeout)),
                         source,
                         keep: KEEP_IDLE,
@@ -206,6 +210,7 @@ pub(super) struct Link {
     connection: Option<GatewayConnection>,
     /// The connection's future is over: it was closed, it failed, or it left HTTP.
     ended: bool,
+    ear: Arc<Ear>,
     /// For the deadline of each exchange in turn: it is moved only when it is due or too late, which spares each request two
     /// changes to the timers of its thread.
     timer: Pin<Box<Sleep>>,
@@ -297,7 +302,10 @@ impl Link {
         }
         let pool = Arc::clone(&self.pool);
         if self.sender.is_ready() {
-            return pool.put(self, now);
+            if !self.ear.has_hung_up() {
+                pool.put(self, now);
+            }
+            return;
         }
         let ending = pool.shutdown.clone();
         ending.spawn(async move {
@@ -305,7 +313,7 @@ impl Link {
                 self.drive(cx);
                 if self.ended || self.sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
             });
-            if timeout(LINGER, over).await.is_ok() && !self.ended {
+            if timeout(LINGER, over).await.is_ok() && !self.ended && !self.ear.has_hung_up() {
                 pool.put(self, Instant::now());
             }
         });
@@ -320,7 +328,7 @@ impl Link {
         })
         .await;
         let Parts { io, read_buf, .. } = self.connection?.into_parts();
-        Some((io.into_inner(), read_buf))
+        Some((io.into_inner().into_inner(), read_buf))
     }
 }
 

@@ -57,6 +57,27 @@ async fn a_gateway_that_hangs_up_on_everybody_is_not_besieged() {
     assert!((4..=60).contains(&calls), "{calls} connections for four requests");
 }
 
+/// It answers, closes, and leaves the body unread, so that the next piece of that is answered by a reset.
+#[tokio::test]
+async fn an_answer_that_comes_before_the_end_of_the_body_is_passed_back() {
+    let house = House::open().await;
+    let body = vec![b'x'; 3_000_000];
+    for round in 0..20 {
+        let mut client = house.h1(STRANGER).await;
+        let head = request("POST /unwanted", &format!("Content-Length: {}\r\n", body.len()));
+        // The client is cut off in its turn; what counts is what it is told.
+        let _ = client.send([head.as_bytes(), &body].concat()).await;
+        let response = client.response().await.expect("an answer");
+        assert_eq!((response.status(), response.text().as_str()), (413, "too much"), "{round}");
+
+        let mut client = house.h2(STRANGER).await;
+        let (response, mut stream) = client.send_request(crate::house::h2_request("POST /unwanted", &[]), false).unwrap();
+        stream.send_data(body.clone().into(), true).unwrap();
+        assert_eq!(response.await.unwrap().status(), 413, "{round}");
+        assert_eq!(house.ask(BOTH[round % 2], STRANGER, "POST /echo", &[]).await.0, 200, "no request goes over the closed connection");
+    }
+}
+
 #[tokio::test]
 async fn a_gateway_that_stalls_is_given_up_after_the_request_timeout() {
     let house = House::with(|config| config.limits.request_timeout = Duration::from_millis(200)).await;

@@ -156,6 +156,10 @@ async fn converse(stream: TcpStream, peer: SocketAddr, connection: usize, memory
             note(memory, peer, connection, message);
             return memory.never().await;
         }
+        if path == "/unwanted" {
+            note(memory, peer, connection, message);
+            return wire.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 8\r\nConnection: close\r\n\r\ntoo much").await;
+        }
         if message.field("expect").is_some() {
             if path == "/unwelcome" {
                 note(memory, peer, connection, message);
