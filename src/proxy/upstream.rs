@@ -64,7 +64,8 @@ impl Upstream {
     /// Sends a request, which came in when it `started` (a moment ago, so that the clock needs no second look), and waits for the head of
     /// its response.
     ///
-    /// Nothing is sent twice unless none of it was sent before, or doing so is harmless.
+    /// Nothing is sent twice unless none of it was sent before, or doing so is harmless and not a byte of an answer came. Even then a
+    /// connection of its own is tried but twice: it may be the request that makes the gateway break off.
     pub(super) fn send<'a>(
         &'a self,
         head: GatewayHead,
@@ -87,8 +88,11 @@ impl Upstream {
         }
         async move {
             let mut since = started;
+            // Whether only a new connection will do.
+            let mut fresh = false;
             loop {
-                let mut link = match self.pool().take(source, since) {
+                let kept = if fresh { None } else { self.pool().take(source, since) };
+                let mut link = match kept {
                     Some(link) => link,
                     None => {
                         let link = Box::pin(self.connect(source, limits, give_up)).await?;
@@ -112,16 +116,17 @@ impl Upstream {
                             tokio::time::sleep(RETRY).await;
                         }
                     }
-                    Err(Failure::Broken(error)) => match spare.take() {
-                        Some(head) => {
-                            spare = Some(head.duplicate()).filter(|_| Instant::now() < give_up && !link.reused);
-                            request = head.into_request(RequestBody::empty());
-                            if !link.reused {
-                                tokio::time::sleep(RETRY).await;
-                            }
+                    Err(Failure::Broken(error)) => {
+                        let Some(head) = spare.take().filter(|_| !link.ear.has_heard()) else { return Err(Error::GatewayBroke(error)) };
+                        if link.reused {
+                            // Closed for its age, most likely, while the request was on its way.
+                            spare = Some(head.duplicate());
+                        } else {
+                            tokio::time::sleep(RETRY).await;
                         }
-                        None => return Err(Error::GatewayBroke(error)),
-                    },
+                        fresh = true;
+                        request = head.into_request(RequestBody::empty());
+                    }
                     Err(Failure::Slow { client: false }) => return Err(Error::GatewaySlow(limits.request_timeout)),
                     Err(Failure::Slow { client: true }) => return Err(Error::ClientSlow(limits.request_timeout)),
                 }
@@ -238,7 +243,8 @@ impl Link {
         request: Request<RequestBody>,
         patience: Patience<'a>,
     ) -> impl Future<Output = Result<Response<Incoming>, Failure>> + 'a {
-        let Self { sender, connection, ended, timer, .. } = self;
+        let Self { sender, connection, ended, ear, timer, .. } = self;
+        ear.listen();
         let response = sender.try_send_request(request);
         let mut due = patience.since + patience.limit;
         let mut seen = patience.progress.map(Progress::so_far);

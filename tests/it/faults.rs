@@ -27,6 +27,26 @@ async fn a_gateway_that_breaks_off_is_reported_and_a_post_is_sent_once() {
 }
 
 #[tokio::test]
+async fn what_makes_the_gateway_break_off_is_not_sent_again_and_again() {
+    let house = House::open().await;
+    // A second time where it may be the connection's fault, and never once an answer has begun.
+    for (path, times) in [("/dies", 2), ("/dies-in-its-head", 1), ("/nonsense", 1), ("/many-fields", 1), ("/large-head", 1)] {
+        for protocol in BOTH {
+            let before = house.gateway.heard().len();
+            let (status, body) = house.ask(protocol, STRANGER, &format!("GET {path}"), &[]).await;
+            assert_eq!((status, error(&body).0.as_str()), (502, "gateway_broke_off"), "{protocol:?} {path}");
+            assert_eq!(house.gateway.heard().len() - before, times, "{protocol:?} {path}");
+        }
+        // Over a connection that was used before, it may be that as well.
+        let mut client = house.h1(STRANGER).await;
+        assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+        let before = house.gateway.heard().len();
+        assert_eq!(client.ask(request(&format!("GET {path}"), "")).await.status(), 502, "{path}");
+        assert_eq!(house.gateway.heard().len() - before, times + usize::from(path == "/dies"), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_gateway_that_hangs_up_on_everybody_is_not_besieged() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

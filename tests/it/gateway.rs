@@ -217,6 +217,13 @@ async fn converse(stream: TcpStream, peer: SocketAddr, connection: usize, memory
                 return Ok(());
             }
             "/dies" => return Ok(()),
+            "/dies-in-its-head" => return wire.send("HTTP/1.1 200 O").await,
+            "/many-fields" => {
+                wire.send(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X-A: b\r\n".repeat(200))).await?;
+            }
+            "/large-head" => {
+                wire.send(format!("HTTP/1.1 200 OK\r\nX-A: {}\r\nContent-Length: 0\r\n\r\n", "b".repeat(100_000))).await?;
+            }
             "/dies-halfway" => {
                 wire.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
                 return Ok(());
