@@ -90,13 +90,13 @@ fn next_id() -> String {
 fn report(session: &Session, error: &Error, request_id: &str) {
     let (connection, peer, lane) = (session.number, session.peer, session.lane.label());
     let traffic = &session.proxy.traffic;
+    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     if error.is_gateways() {
         count(&traffic.gateway_errors, error.label());
-        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
         warn!(connection, %peer, lane, request_id, cause, "{error}");
     } else {
         count(&traffic.refused, error.label());
-        debug!(connection, %peer, lane, request_id, "{error}");
+        debug!(connection, %peer, lane, request_id, cause, "{error}");
     }
 }
 

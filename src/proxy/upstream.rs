@@ -116,6 +116,9 @@ impl Upstream {
                             tokio::time::sleep(RETRY).await;
                         }
                     }
+                    Err(Failure::Broken(error)) if progress.as_deref().is_some_and(Progress::is_broken) => {
+                        return Err(Error::ClientBroke(error));
+                    }
                     Err(Failure::Broken(error)) => {
                         let Some(head) = spare.take().filter(|_| !link.ear.has_heard()) else { return Err(Error::GatewayBroke(error)) };
                         if link.reused {

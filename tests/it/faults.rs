@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::house::{BOTH, House, Protocol, STRANGER, request};
+use crate::process::Process;
 
 /// The error type and the request id in an answer of loopgate's own.
 fn error(body: &str) -> (String, String) {
@@ -75,6 +76,27 @@ async fn a_gateway_that_hangs_up_on_everybody_is_not_besieged() {
         () = asking => {}
     }
     assert!((4..=60).contains(&calls), "{calls} connections for four requests");
+}
+
+#[tokio::test]
+async fn a_body_that_the_client_spoils_is_not_the_gateways_fault() {
+    let process = Process::start(&["--log-level=debug"], "").await;
+    let head = request("POST /echo", "Transfer-Encoding: chunked\r\n");
+    let response = process.h1(STRANGER).await.ask(format!("{head}4\r\nbody\r\nzz\r\n")).await;
+    assert_eq!((response.status(), response.field("connection")), (400, Some("close")));
+    let (kind, id) = error(&response.text());
+    assert_eq!(kind, "bad_body");
+    process.says(&id).await;
+
+    let mut client = process.h1(STRANGER).await;
+    client.send(format!("{head}4\r\nbody\r\n")).await.unwrap();
+    client.stream.get_ref().0.set_zero_linger().unwrap();
+    drop(client);
+    // The gateway notes what never was whole once its connection is gone.
+    process.gateway.has_heard(2).await;
+    assert_eq!(process.h1(STRANGER).await.ask(request("GET /", "")).await.status(), 200);
+    let complaints: Vec<_> = process.log().into_iter().filter(|line| line.contains("WARN") || line.contains("gateway_broke")).collect();
+    assert!(complaints.is_empty(), "{complaints:#?}");
 }
 
 /// It answers, closes, and leaves the body unread, so that the next piece of that is answered by a reset.
