@@ -65,7 +65,10 @@ impl Body for RequestBody {
             upload.progress.starving.store(true, Ordering::Relaxed);
             return Poll::Pending;
         };
-        upload.progress.note(upload.incoming.is_end_stream() || frame.is_none());
+        match frame {
+            Some(Err(_)) => upload.progress.broken.store(true, Ordering::Relaxed),
+            _ => upload.progress.note(upload.incoming.is_end_stream() || frame.is_none()),
+        }
         Poll::Ready(frame.map(|frame| {
             frame.map(|frame| {
                 if let Some(data) = frame.data_ref() {
@@ -98,6 +101,8 @@ pub(super) struct Progress {
     finished: AtomicBool,
     /// It is the client that is waited for, not the gateway.
     starving: AtomicBool,
+    /// It was malformed, or the client broke off.
+    broken: AtomicBool,
 }
 
 impl Progress {
@@ -110,6 +115,11 @@ impl Progress {
     /// How many pieces have passed so far, and whether that was all.
     pub(super) fn so_far(&self) -> (u64, bool) {
         (self.frames.load(Ordering::Relaxed), self.finished.load(Ordering::Relaxed))
+    }
+
+    /// Whether it can't go on, by the client's fault.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
     }
 
     /// Whether the next piece is wanted, and has not come.

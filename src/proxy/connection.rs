@@ -70,6 +70,8 @@ enum Error {
     ProxyProtocol(#[from] proxy_protocol::Error),
     #[error("{0}")]
     Tls(#[from] tls::Error),
+    #[error("loopgate is about to end")]
+    Ending,
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -91,7 +93,7 @@ pub(super) async fn serve(proxy: Arc<Proxy>, arrival: Arrival) {
             Error::Denied(denied) => count(&traffic.denied, denied.label()),
             Error::ProxyProtocol(_) => count(&traffic.denied, "proxy_protocol"),
             Error::Tls(error) => count(&traffic.handshake_failures, error.label()),
-            Error::Io(_) => {}
+            Error::Ending | Error::Io(_) => {}
         }
         let cause = std::error::Error::source(&error).and_then(|error| error.source()).map(ToString::to_string).unwrap_or_default();
         debug!(%peer, cause, "connection closed: {error}");
@@ -103,10 +105,11 @@ async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
     let mut stream = TcpStream::from_std(stream)?;
     let settings = proxy.settings.load_full();
     permit(peer.ip(), &proxy.view.borrow(), proxy.rules.load().policy()).map_err(Error::Denied)?;
-    let stated = stated_client(proxy, &settings, &mut stream, peer).await?;
+    let stated = unless_ending(proxy, stated_client(proxy, &settings, &mut stream, peer)).await?;
     permit_stated(peer.ip(), stated, proxy.rules.load().policy()).map_err(Error::Denied)?;
     let terms = proxy.terms.load_full();
-    let tls::Handshake { stream, certificate } = tls::accept(stream, &terms, settings.limits.handshake_timeout).await?;
+    let handshake = unless_ending(proxy, tls::accept(stream, &terms, settings.limits.handshake_timeout)).await?;
+    let tls::Handshake { stream, certificate } = handshake;
     proxy.traffic.handshakes.inc();
     let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
     if alpn.as_deref() == Some(tls::ENROL) {
@@ -157,6 +160,14 @@ async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
         serve_h1(session, io).await
     }
     Ok(())
+}
+
+/// Waits for what a client says before its first request, but not once loopgate is about to end.
+async fn unless_ending<T, E: Into<Error>>(proxy: &Proxy, greeting: impl Future<Output = Result<T, E>>) -> Result<T, Error> {
+    tokio::select! {
+        () = proxy.shutdown.begun() => Err(Error::Ending),
+        greeting = greeting => greeting.map_err(Into::into),
+    }
 }
 
 /// What a PROXY header says, which only trusted proxies send, and only where it is turned on.
@@ -217,6 +228,8 @@ where
     let (mut called, mut revoked) = (pin!(called), pin!(revoked));
     let mut timer = pin!(tokio::time::sleep(look));
     let mut leaving = false;
+    // Until when a connection that was asked to end for its idleness is left alone, whatever wakes us meanwhile.
+    let mut goodbye: Option<Instant> = None;
     poll_fn(|cx| {
         while let Poll::Ready(call) = session.calls.poll(cx, called.as_mut(), revoked.as_mut(), leaving) {
             if call == Call::Revoked {
@@ -234,7 +247,10 @@ where
         }
         // Re-armed only when it is due or must be earlier, since moving a timer costs more than a look at the clock.
         loop {
-            let due = session.activity.deadline(patience);
+            let mut due = session.activity.deadline(patience);
+            if let (Some((at, Overdue::Idle)), Some(goodbye)) = (&mut due, goodbye) {
+                *at = goodbye.max(*at);
+            }
             if let Some((at, _)) = due
                 && at < timer.deadline()
             {
@@ -249,12 +265,11 @@ where
                 Some((at, _)) if at > now => timer.as_mut().reset(at),
                 Some((_, Overdue::Idle)) if !leaving => {
                     leaving = true;
+                    goodbye = Some(now + GOODBYE);
                     ask_to_end(connection.as_mut());
-                    timer.as_mut().reset(now + GOODBYE);
                     if connection.as_mut().poll(cx).is_ready() {
                         return Poll::Ready(());
                     }
-                    return timer.as_mut().poll(cx);
                 }
                 Some((_, overdue)) => {
                     count(&session.proxy.traffic.overdue, overdue.label());

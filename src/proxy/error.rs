@@ -31,6 +31,9 @@ pub enum Error {
     /// The client did not go on with its body.
     #[error("the client sent nothing of its body for {0:?}")]
     ClientSlow(Duration),
+    /// The client's body is malformed, or broke off.
+    #[error("the client's body is malformed or broke off")]
+    ClientBroke(#[source] hyper::Error),
 }
 
 impl Error {
@@ -41,6 +44,7 @@ impl Error {
             Self::GatewayBroke(_) | Self::GatewayConfused => StatusCode::BAD_GATEWAY,
             Self::GatewaySlow(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientSlow(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::ClientBroke(_) => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -53,6 +57,7 @@ impl Error {
             Self::GatewayConfused => "gateway_confused",
             Self::GatewaySlow(_) => "gateway_timeout",
             Self::ClientSlow(_) => "request_timeout",
+            Self::ClientBroke(_) => "bad_body",
         }
     }
 
@@ -64,12 +69,13 @@ impl Error {
             Self::GatewayBroke(_) | Self::GatewayConfused => "The gateway broke off before it had answered.",
             Self::GatewaySlow(_) => "The gateway did not answer in time.",
             Self::ClientSlow(_) => "The request's body did not arrive in time.",
+            Self::ClientBroke(_) => "The request's body is malformed or broke off.",
         }
     }
 
     /// Says whether the gateway, rather than the client, is at fault.
     pub fn is_gateways(&self) -> bool {
-        !matches!(self, Self::Refused(_) | Self::ClientSlow(_))
+        !matches!(self, Self::Refused(_) | Self::ClientSlow(_) | Self::ClientBroke(_))
     }
 
     /// The answer, as HTML where the client's `accept` prefers that and as JSON otherwise.

@@ -10,6 +10,7 @@ mod connection;
 mod error;
 mod frames;
 mod framing;
+mod last_words;
 mod pace;
 mod request;
 mod roll;

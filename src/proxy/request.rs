@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::{CONNECTION, EXPECT, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -39,24 +39,25 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
     let recorder = session.proxy.traffic.recorder.as_ref().map(|recorder| (recorder, SystemTime::now()));
     let told = session.settings.log_access || recorder.is_some();
     let told = told.then(|| (request.method().clone(), request.uri().path().to_owned()));
-    let mut lane = session.lane.label();
+    let (mut lane, mut spoilt) = (session.lane.label(), false);
     let mut request_id = None;
     let mut failed = None;
-    let response = match forward(&session, request, started, trace.as_ref(), &mut lane).await {
+    let mut response = match forward(&session, request, started, trace.as_ref(), &mut lane, &mut spoilt).await {
         Ok(response) => response,
         Err(error) => {
             let id = next_id();
             report(&session, &error, &id);
-            let mut response = error.response(&accept, &id);
+            let response = error.response(&accept, &id);
             // What is ambiguous, or meant as a tunnel, may have left bytes behind that would be taken for the next request.
-            if protocol == "http/1.1" && matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED) {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
+            spoilt |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
             request_id = Some(id);
             failed = Some(error.label());
             response
         }
     };
+    if spoilt && protocol == "http/1.1" {
+        response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
+    }
     let (status, took) = (response.status().as_u16(), started.elapsed());
     session.proxy.traffic.answered(lane, protocol, status, took);
     let Some((method, path)) = told else { return Ok(response) };
@@ -91,22 +92,24 @@ fn next_id() -> String {
 fn report(session: &Session, error: &Error, request_id: &str) {
     let (connection, peer, lane) = (session.number, session.peer, session.lane.label());
     let traffic = &session.proxy.traffic;
+    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     if error.is_gateways() {
         count(&traffic.gateway_errors, error.label());
-        let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
         warn!(connection, %peer, lane, request_id, cause, "{error}");
     } else {
         count(&traffic.refused, error.label());
-        debug!(connection, %peer, lane, request_id, "{error}");
+        debug!(connection, %peer, lane, request_id, cause, "{error}");
     }
 }
 
+/// Says in `lane` which lane it left on, and in `spoilt` whether the client's next request could be taken for the body of this one.
 async fn forward(
     session: &Arc<Session>,
     mut request: Request<Incoming>,
     started: Instant,
     trace: Option<&Trace>,
     lane: &mut &'static str,
+    spoilt: &mut bool,
 ) -> Result<Response<ResponseBody>, Error> {
     let busy = session.activity.begin();
     let over_h2 = extended_connect(&mut request)?;
@@ -114,6 +117,8 @@ async fn forward(
     let (parts, incoming) = request.into_parts();
     let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
     let expects = parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    // It may never send a body that it was not told to send (RFC 9110 section 10.1.1).
+    *spoilt = expects && !incoming.is_end_stream();
     let rules = session.proxy.rules.load_full();
     let token = session.proxy.token.as_ref();
     let mut head = GatewayHead::new(parts, &session.lane, &rules, token).map_err(Error::Refused)?;
@@ -128,21 +133,31 @@ async fn forward(
     }
     let (gate, latch) = if expects { Some(Gate::new()).unzip() } else { (None, None) };
     let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
-    let (response, link) = session.proxy.upstream.send(head, body, latch, &session.settings.limits, started).await?;
+    let progress = if expects { body.progress() } else { None };
+    let sent = session.proxy.upstream.send(head, body, latch, &session.settings.limits, started).await;
+    *spoilt = progress.is_some_and(|progress| progress.so_far().0 == 0);
+    let (response, link) = sent?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Error::GatewayConfused);
     }
-    Ok(pass_back(response, link, counters.sent.clone(), busy))
+    Ok(pass_back(session, response, link, counters.sent.clone(), busy))
 }
 
 fn pass_back(
+    session: &Session,
     response: Response<Incoming>,
     link: Box<Link>,
     sent: prometheus_client::metrics::counter::Counter,
     busy: super::activity::Busy,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
+    // What is to be upgraded to is the point of a 426 (RFC 9110 section 15.5.22). HTTP/2 knows no such field.
+    let offered = (parts.status == StatusCode::UPGRADE_REQUIRED).then(|| parts.headers.remove(UPGRADE)).flatten();
     scrub_response(&mut parts.headers);
+    if let Some(protocol) = offered.filter(|_| session.protocol == "http/1.1") {
+        parts.headers.insert(UPGRADE, protocol);
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    }
     parts.version = Version::HTTP_11;
     Response::from_parts(parts, ResponseBody::gateway(incoming, link, sent, busy))
 }
@@ -189,7 +204,11 @@ async fn upgrade(
     }
     let (response, link) = proxy.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(pass_back(response, link, sent, busy));
+        // To an extended CONNECT, any success would say that the WebSocket is open (RFC 8441 section 5).
+        if wanted.over_h2 && response.status().is_success() {
+            return Err(Error::GatewayConfused);
+        }
+        return Ok(pass_back(session, response, link, sent, busy));
     }
     let websocket = response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
     if wanted.over_h2 && !accepts(&response, wanted.key.as_ref(), websocket) {

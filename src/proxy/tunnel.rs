@@ -14,11 +14,12 @@ use tokio::time::Sleep;
 
 use super::calls::{Call, Calls};
 use super::frames::{Frames, GOING_AWAY};
+use super::last_words::LastWords;
 
 /// How much is read at once; four TLS records, which rustls then writes with one call.
 const BLOCK: usize = 64 * 1024;
 
-/// How long a client has to hang up once its WebSocket is over.
+/// How long a client has to hang up once its WebSocket, or whatever it had with a gateway that is gone, is over.
 const LINGER: Duration = Duration::from_secs(3);
 
 thread_local! {
@@ -44,11 +45,13 @@ pub struct Terms {
 ///
 /// # Errors
 /// Either side broke off.
-pub async fn run<C, G>(mut client: C, mut gateway: G, early: (Bytes, Bytes), terms: Terms) -> io::Result<()>
+pub async fn run<C, G>(mut client: C, gateway: G, early: (Bytes, Bytes), terms: Terms) -> io::Result<()>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
 {
+    // What a client that is still sending has to say to a gateway that is gone must not keep the gateway's goodbye from it.
+    let mut gateway = LastWords::new(gateway);
     let mut up = Direction::new(early.0, terms.received, None);
     let mut down = Direction::new(early.1, terms.sent, terms.websocket.then(Frames::default));
     let (called, revoked) = terms.calls.futures();
@@ -59,7 +62,7 @@ where
             if call == Call::Revoked {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, "the lane was revoked")));
             }
-            down.say_goodbye();
+            down.leaving = true;
         }
         let up_done = up.pump(cx, &mut client, &mut gateway)?;
         let down_done = down.pump(cx, &mut gateway, &mut client)?;
@@ -68,7 +71,7 @@ where
         }
         // A WebSocket has no half-closes (RFC 6455 section 7.1.1): what is over for the gateway is over. Closing at once could take the
         // last frames from a client that is still sending, so it has a moment to hang up itself.
-        if terms.websocket && down_done.is_ready() {
+        if down_done.is_ready() && (terms.websocket || gateway.ear().has_hung_up()) {
             return linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER))).as_mut().poll(cx).map(Ok);
         }
         Poll::Pending
@@ -108,18 +111,6 @@ impl Direction {
         direction
     }
 
-    fn say_goodbye(&mut self) {
-        self.leaving = true;
-        if self.pending.is_empty() && self.frames.as_ref().is_some_and(Frames::at_boundary) {
-            self.leave();
-        }
-    }
-
-    fn leave(&mut self) {
-        self.left = true;
-        self.pending = Bytes::from_static(&GOING_AWAY);
-    }
-
     /// Moves what can be moved; ready when this direction is closed.
     fn pump(
         &mut self,
@@ -151,6 +142,12 @@ impl Direction {
                     continue;
                 }
                 Stage::Open => {}
+            }
+            // Here as well as in the middle of what is read: it may be long until there is more of that.
+            if self.leaving && !self.left && self.frames.as_ref().is_some_and(Frames::at_boundary) {
+                self.left = true;
+                self.pending = Bytes::from_static(&GOING_AWAY);
+                continue;
             }
             // First, so that nothing is read for someone who has not taken what there was.
             if self.unflushed {
@@ -212,5 +209,64 @@ impl Direction {
             self.pending = Bytes::copy_from_slice(rest);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// The terms of a WebSocket that hears of `end`.
+    fn terms(end: &CancellationToken) -> Terms {
+        Terms { websocket: true, calls: Calls::new(end), received: Counter::default(), sent: Counter::default() }
+    }
+
+    #[tokio::test]
+    async fn the_goodbye_follows_what_was_waiting_though_the_gateway_is_quiet() {
+        let end = CancellationToken::new();
+        // The client has taken but a part of a frame when the end is called out.
+        let ((mut client, near), (far, mut gateway)) = (duplex(16), duplex(1024));
+        let frame = [&[0x82, 100][..], &[7; 100]].concat();
+        gateway.write_all(&frame).await.unwrap();
+        let reading = async {
+            let mut got = [0; 10];
+            client.read_exact(&mut got).await.unwrap();
+            end.cancel();
+            let mut rest = vec![0; frame.len() - got.len() + GOING_AWAY.len()];
+            client.read_exact(&mut rest).await.unwrap();
+            assert_eq!([&got[..], &rest].concat(), [&frame[..], &GOING_AWAY].concat());
+        };
+        tokio::select! {
+            ended = run(near, far, (Bytes::new(), Bytes::new()), terms(&end)) => panic!("{ended:?}"),
+            heard = tokio::time::timeout(Duration::from_secs(5), reading) => heard.expect("the goodbye"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_is_still_sending_gets_all_that_the_gateway_said() {
+        let ((mut client, near), (far, gateway)) = (duplex(64), duplex(100_000));
+        let (read, mut write) = tokio::io::split(gateway);
+        let said = [&[0x82, 126, 0x7f, 0xff][..], &[7; 0x7fff], &[0x88, 2, 3, 0xf0]].concat();
+        write.write_all(&said).await.unwrap();
+        // Closed, both ways: what the client writes from now on fails.
+        drop((read, write));
+        let chatting = async {
+            let mut got = Vec::new();
+            while got.len() < said.len() {
+                client.write_all(&[0x81, 0x80, 0, 0, 0, 0]).await.unwrap();
+                got.push(client.read_u8().await.unwrap());
+            }
+            assert!(got == said);
+            // It has a moment to hang up, and no longer.
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            ended = run(near, far, (Bytes::new(), Bytes::new()), terms(&CancellationToken::new())) => ended.unwrap(),
+            () = chatting => {}
+        }
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     }
 }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep, timeout};
 
 use super::body::{Latch, Progress, RequestBody};
 use super::error::Error;
+use super::last_words::{Ear, LastWords};
 use crate::config::{Config, Limits};
 use crate::lane::GatewayHead;
 use crate::metrics::traffic::Traffic;
@@ -38,7 +39,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Between tries to reach a gateway that is not there.
 const RETRY: Duration = Duration::from_millis(50);
 
-type GatewayConnection = Connection<TokioIo<TcpStream>, RequestBody>;
+type GatewayConnection = Connection<TokioIo<LastWords<TcpStream>>, RequestBody>;
 
 /// The way to the gateway.
 #[derive(Debug)]
@@ -63,7 +64,8 @@ impl Upstream {
     /// Sends a request, which came in when it `started` (a moment ago, so that the clock needs no second look), and waits for the head of
     /// its response.
     ///
-    /// Nothing is sent twice unless none of it was sent before, or doing so is harmless.
+    /// Nothing is sent twice unless none of it was sent before, or doing so is harmless and not a byte of an answer came. Even then a
+    /// connection of its own is tried but twice: it may be the request that makes the gateway break off.
     pub(super) fn send<'a>(
         &'a self,
         head: GatewayHead,
@@ -86,8 +88,11 @@ impl Upstream {
         }
         async move {
             let mut since = started;
+            // Whether only a new connection will do.
+            let mut fresh = false;
             loop {
-                let mut link = match self.pool().take(source, since) {
+                let kept = if fresh { None } else { self.pool().take(source, since) };
+                let mut link = match kept {
                     Some(link) => link,
                     None => {
                         let link = Box::pin(self.connect(source, limits, give_up)).await?;
@@ -111,16 +116,20 @@ impl Upstream {
                             tokio::time::sleep(RETRY).await;
                         }
                     }
-                    Err(Failure::Broken(error)) => match spare.take() {
-                        Some(head) => {
-                            spare = Some(head.duplicate()).filter(|_| Instant::now() < give_up && !link.reused);
-                            request = head.into_request(RequestBody::empty());
-                            if !link.reused {
-                                tokio::time::sleep(RETRY).await;
-                            }
+                    Err(Failure::Broken(error)) if progress.as_deref().is_some_and(Progress::is_broken) => {
+                        return Err(Error::ClientBroke(error));
+                    }
+                    Err(Failure::Broken(error)) => {
+                        let Some(head) = spare.take().filter(|_| !link.ear.has_heard()) else { return Err(Error::GatewayBroke(error)) };
+                        if link.reused {
+                            // Closed for its age, most likely, while the request was on its way.
+                            spare = Some(head.duplicate());
+                        } else {
+                            tokio::time::sleep(RETRY).await;
                         }
-                        None => return Err(Error::GatewayBroke(error)),
-                    },
+                        fresh = true;
+                        request = head.into_request(RequestBody::empty());
+                    }
                     Err(Failure::Slow { client: false }) => return Err(Error::GatewaySlow(limits.request_timeout)),
                     Err(Failure::Slow { client: true }) => return Err(Error::ClientSlow(limits.request_timeout)),
                 }
@@ -135,6 +144,8 @@ impl Upstream {
             let attempt = timeout(limits.connect_timeout, dial(source, self.gateway)).await;
             let error = match attempt {
                 Ok(Ok(stream)) => {
+                    let stream = LastWords::new(stream);
+                    let ear = Arc::clone(stream.ear());
                     let (sender, connection) =
                         Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await.map_err(Error::GatewayBroke)?;
                     self.metrics.gateway_connections.inc();
@@ -142,6 +153,7 @@ impl Upstream {
                         sender,
                         connection: Some(connection),
                         ended: false,
+                        ear,
                         timer: Box::pin(tokio::time::sleep(limits.request_timeout)),
                         source,
                         keep: KEEP_IDLE,
@@ -206,6 +218,7 @@ pub(super) struct Link {
     connection: Option<GatewayConnection>,
     /// The connection's future is over: it was closed, it failed, or it left HTTP.
     ended: bool,
+    ear: Arc<Ear>,
     /// For the deadline of each exchange in turn: it is moved only when it is due or too late, which spares each request two
     /// changes to the timers of its thread.
     timer: Pin<Box<Sleep>>,
@@ -233,7 +246,8 @@ impl Link {
         request: Request<RequestBody>,
         patience: Patience<'a>,
     ) -> impl Future<Output = Result<Response<Incoming>, Failure>> + 'a {
-        let Self { sender, connection, ended, timer, .. } = self;
+        let Self { sender, connection, ended, ear, timer, .. } = self;
+        ear.listen();
         let response = sender.try_send_request(request);
         let mut due = patience.since + patience.limit;
         let mut seen = patience.progress.map(Progress::so_far);
@@ -297,7 +311,10 @@ impl Link {
         }
         let pool = Arc::clone(&self.pool);
         if self.sender.is_ready() {
-            return pool.put(self, now);
+            if !self.ear.has_hung_up() {
+                pool.put(self, now);
+            }
+            return;
         }
         let ending = pool.shutdown.clone();
         ending.spawn(async move {
@@ -305,7 +322,7 @@ impl Link {
                 self.drive(cx);
                 if self.ended || self.sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
             });
-            if timeout(LINGER, over).await.is_ok() && !self.ended {
+            if timeout(LINGER, over).await.is_ok() && !self.ended && !self.ear.has_hung_up() {
                 pool.put(self, Instant::now());
             }
         });
@@ -320,7 +337,7 @@ impl Link {
         })
         .await;
         let Parts { io, read_buf, .. } = self.connection?.into_parts();
-        Some((io.into_inner(), read_buf))
+        Some((io.into_inner().into_inner(), read_buf))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::house::{AGENT, BOTH, House, STRANGER, h2_request, request, whole};
+use crate::house::{AGENT, BOTH, House, PROXY, STRANGER, h2_request, request, whole};
 use crate::process::Process;
 
 #[tokio::test]
@@ -71,6 +71,22 @@ async fn hundreds_of_requests_and_websockets_in_flight_end_well() {
     tokio::join!(house.sidecar.stop(), rest, h1, h2, uploads, sockets);
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert!(TcpStream::connect(house.address).await.is_err(), "the door is closed");
+}
+
+#[tokio::test]
+async fn whoever_has_said_nothing_is_not_waited_for() {
+    let house = House::with(|config| {
+        config.listen.proxy_protocol = true;
+        config.limits.handshake_timeout = Duration::from_secs(30);
+    })
+    .await;
+    // Before its handshake, and before its PROXY header.
+    let silent = [house.tcp(STRANGER).await, house.tcp(PROXY).await];
+    assert_eq!(house.h1(STRANGER).await.ask(request("GET /", "")).await.status(), 200, "those before were accepted as well");
+    let begun = Instant::now();
+    house.sidecar.stop().await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    drop(silent);
 }
 
 #[tokio::test]

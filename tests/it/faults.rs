@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::house::{BOTH, House, Protocol, STRANGER, request};
+use crate::process::Process;
 
 /// The error type and the request id in an answer of loopgate's own.
 fn error(body: &str) -> (String, String) {
@@ -23,6 +24,26 @@ async fn a_gateway_that_breaks_off_is_reported_and_a_post_is_sent_once() {
             assert_eq!((status, error(&body).0.as_str()), (502, "gateway_broke_off"), "{protocol:?} {path}");
             assert_eq!(house.gateway.heard().len(), before + 1, "a POST is not repeated");
         }
+    }
+}
+
+#[tokio::test]
+async fn what_makes_the_gateway_break_off_is_not_sent_again_and_again() {
+    let house = House::open().await;
+    // A second time where it may be the connection's fault, and never once an answer has begun.
+    for (path, times) in [("/dies", 2), ("/dies-in-its-head", 1), ("/nonsense", 1), ("/many-fields", 1), ("/large-head", 1)] {
+        for protocol in BOTH {
+            let before = house.gateway.heard().len();
+            let (status, body) = house.ask(protocol, STRANGER, &format!("GET {path}"), &[]).await;
+            assert_eq!((status, error(&body).0.as_str()), (502, "gateway_broke_off"), "{protocol:?} {path}");
+            assert_eq!(house.gateway.heard().len() - before, times, "{protocol:?} {path}");
+        }
+        // Over a connection that was used before, it may be that as well.
+        let mut client = house.h1(STRANGER).await;
+        assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+        let before = house.gateway.heard().len();
+        assert_eq!(client.ask(request(&format!("GET {path}"), "")).await.status(), 502, "{path}");
+        assert_eq!(house.gateway.heard().len() - before, times + usize::from(path == "/dies"), "{path}");
     }
 }
 
@@ -55,6 +76,48 @@ async fn a_gateway_that_hangs_up_on_everybody_is_not_besieged() {
         () = asking => {}
     }
     assert!((4..=60).contains(&calls), "{calls} connections for four requests");
+}
+
+#[tokio::test]
+async fn a_body_that_the_client_spoils_is_not_the_gateways_fault() {
+    let process = Process::start(&["--log-level=debug"], "").await;
+    let head = request("POST /echo", "Transfer-Encoding: chunked\r\n");
+    let response = process.h1(STRANGER).await.ask(format!("{head}4\r\nbody\r\nzz\r\n")).await;
+    assert_eq!((response.status(), response.field("connection")), (400, Some("close")));
+    let (kind, id) = error(&response.text());
+    assert_eq!(kind, "bad_body");
+    process.says(&id).await;
+
+    let mut client = process.h1(STRANGER).await;
+    client.send(format!("{head}4\r\nbody\r\n")).await.unwrap();
+    client.stream.get_ref().0.set_zero_linger().unwrap();
+    drop(client);
+    // The gateway notes what never was whole once its connection is gone.
+    process.gateway.has_heard(2).await;
+    assert_eq!(process.h1(STRANGER).await.ask(request("GET /", "")).await.status(), 200);
+    let complaints: Vec<_> = process.log().into_iter().filter(|line| line.contains("WARN") || line.contains("gateway_broke")).collect();
+    assert!(complaints.is_empty(), "{complaints:#?}");
+}
+
+/// It answers, closes, and leaves the body unread, so that the next piece of that is answered by a reset.
+#[tokio::test]
+async fn an_answer_that_comes_before_the_end_of_the_body_is_passed_back() {
+    let house = House::open().await;
+    let body = vec![b'x'; 3_000_000];
+    for round in 0..20 {
+        let mut client = house.h1(STRANGER).await;
+        let head = request("POST /unwanted", &format!("Content-Length: {}\r\n", body.len()));
+        // The client is cut off in its turn; what counts is what it is told.
+        let _ = client.send([head.as_bytes(), &body].concat()).await;
+        let response = client.response().await.expect("an answer");
+        assert_eq!((response.status(), response.text().as_str()), (413, "too much"), "{round}");
+
+        let mut client = house.h2(STRANGER).await;
+        let (response, mut stream) = client.send_request(crate::house::h2_request("POST /unwanted", &[]), false).unwrap();
+        stream.send_data(body.clone().into(), true).unwrap();
+        assert_eq!(response.await.unwrap().status(), 413, "{round}");
+        assert_eq!(house.ask(BOTH[round % 2], STRANGER, "POST /echo", &[]).await.0, 200, "no request goes over the closed connection");
+    }
 }
 
 #[tokio::test]

@@ -156,6 +156,10 @@ async fn converse(stream: TcpStream, peer: SocketAddr, connection: usize, memory
             note(memory, peer, connection, message);
             return memory.never().await;
         }
+        if path == "/unwanted" {
+            note(memory, peer, connection, message);
+            return wire.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 8\r\nConnection: close\r\n\r\ntoo much").await;
+        }
         if message.field("expect").is_some() {
             if path == "/unwelcome" {
                 note(memory, peer, connection, message);
@@ -201,6 +205,10 @@ async fn converse(stream: TcpStream, peer: SocketAddr, connection: usize, memory
                 wire.send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n").await?;
                 wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
             }
+            "/upgrade-required" => {
+                wire.send("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n")
+                    .await?;
+            }
             "/nothing" => wire.send("HTTP/1.1 204 No Content\r\n\r\n").await?,
             "/same" => wire.send("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 5\r\n\r\n").await?,
             "/hop" => {
@@ -213,6 +221,13 @@ async fn converse(stream: TcpStream, peer: SocketAddr, connection: usize, memory
                 return Ok(());
             }
             "/dies" => return Ok(()),
+            "/dies-in-its-head" => return wire.send("HTTP/1.1 200 O").await,
+            "/many-fields" => {
+                wire.send(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X-A: b\r\n".repeat(200))).await?;
+            }
+            "/large-head" => {
+                wire.send(format!("HTTP/1.1 200 OK\r\nX-A: {}\r\nContent-Length: 0\r\n\r\n", "b".repeat(100_000))).await?;
+            }
             "/dies-halfway" => {
                 wire.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
                 return Ok(());

@@ -88,7 +88,6 @@ impl Process {
     }
 
     /// Everything that it has said.
-    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "only stories of Kubernetes need it"))]
     pub fn log(&self) -> Vec<String> {
         self.said.all()
     }

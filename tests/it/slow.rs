@@ -284,3 +284,22 @@ async fn idle_connections_are_closed_and_http_2_is_told() {
         assert!(outcome.farewell && outcome.closed && outcome.goaway.is_none(), "{name}: {outcome:?}");
     }
 }
+
+#[tokio::test]
+async fn whoever_is_told_to_leave_for_its_idleness_has_time_for_a_goodbye() {
+    let house = House::with(|config| config.limits.idle_timeout = SHORT).await;
+    let mut raw = RawH2::open(&house, STRANGER, &[]).await;
+    while raw.next().await.expect("a GOAWAY").kind != GOAWAY {}
+    // It neither answers the PING that came with it nor is it quiet.
+    let begun = Instant::now();
+    let mut pongs = 0;
+    while begun.elapsed() < 3 * SHORT {
+        raw.send(&frame(PING, 0, 0, &[7; 8])).await;
+        while raw.next().await.expect("the connection stays for a while").payload != [7; 8] {}
+        pongs += 1;
+        sleep(SHORT / 4).await;
+    }
+    assert!(pongs > 2, "{pongs}");
+    let outcome = raw.provoke(&[], Outcome::is_over).await;
+    assert!(outcome.closed && begun.elapsed() < Duration::from_secs(10), "{outcome:?} after {:?}", begun.elapsed());
+}

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use loopgate::config::PathRule;
 use tokio::time::timeout;
 
 use crate::gateway::pattern;
@@ -25,8 +26,21 @@ async fn a_gateway_that_does_not_want_a_body_is_not_sent_one() {
     let house = House::open().await;
     let mut client = house.h1(STRANGER).await;
     client.send(request("POST /unwelcome", "Expect: 100-continue\r\nContent-Length: 4\r\n")).await.unwrap();
-    assert_eq!(client.head().await.unwrap().status(), 417);
+    let response = client.response().await.unwrap();
+    // Were it used again, the next request could be taken for the body.
+    assert_eq!((response.status(), response.field("connection")), (417, Some("close")));
+    assert!(client.rest().await.is_empty());
     assert!(house.gateway.heard()[0].body.is_empty());
+}
+
+#[tokio::test]
+async fn a_refusal_in_place_of_100_continue_ends_the_connection() {
+    let house = House::with(|config| config.external.paths = vec![PathRule { allow: false, prefix: "/".into(), methods: vec![] }]).await;
+    let expect = "Expect: 100-continue\r\n";
+    for (fields, connection) in [(format!("{expect}Content-Length: 4\r\n"), Some("close")), (expect.to_owned(), None)] {
+        let response = house.h1(STRANGER).await.ask(request("POST /", &fields)).await;
+        assert_eq!((response.status(), response.field("connection")), (403, connection), "{fields}");
+    }
 }
 
 #[tokio::test]
@@ -120,6 +134,12 @@ async fn what_concerns_the_gateways_connection_only_stays_there() {
     let response = client.ask(request("GET /hop", "")).await;
     let names = response.names();
     assert_eq!(names.iter().filter(|name| *name != "date").collect::<Vec<_>>(), ["x-kept", "content-length"]);
+    let required = client.ask(request("GET /upgrade-required", "")).await;
+    assert_eq!((required.status(), required.field("upgrade"), required.field("connection")), (426, Some("websocket"), Some("upgrade")));
+    let mut over_h2 = house.h2(STRANGER).await;
+    let (response, _) = over_h2.send_request(h2_request("GET /upgrade-required", &[]), true).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!((response.status().as_u16(), response.headers().get("upgrade")), (426, None));
     assert_eq!(client.ask(request("GET /to-the-end", "")).await.text(), "until the end");
     assert_eq!(client.ask(request("GET /", "")).await.text(), "hello", "the client's connection has outlived the gateway's");
 }

@@ -86,6 +86,19 @@ async fn a_websocket_is_heard_on_its_lane_and_echoes() {
     }
 }
 
+/// In answer to an extended CONNECT, each of these would say that the WebSocket is open.
+#[tokio::test]
+async fn what_is_no_101_opens_no_websocket_over_h2() {
+    let house = House::open().await;
+    for (path, status) in [("/", 502), ("/nothing", 502), ("/same", 304), ("/upgrade-required", 426)] {
+        let mut client = house.h2(STRANGER).await;
+        let mut request = crate::house::h2_request(&format!("CONNECT {path}"), &[("sec-websocket-version", "13")]);
+        request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+        let (response, _) = client.send_request(request, false).unwrap();
+        assert_eq!(response.await.unwrap().status(), status, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn a_gateway_that_dies_ends_its_websockets() {
     let house = House::open().await;
