@@ -116,7 +116,7 @@ async fn forward(
     let expects = parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let rules = session.proxy.rules.load_full();
     let token = session.proxy.token.as_ref();
-    let mut head = GatewayHead::new(parts, &session.lane, &rules, token).map_err(Error::Refused)?;
+    let mut head = GatewayHead::new(parts, &session.lane, &rules, token, session.proxy.terms.load().names()).map_err(Error::Refused)?;
     if let Some(trace) = trace {
         head.follow(trace);
     }
