@@ -4,6 +4,7 @@
 //! [`GatewayHead`] has two constructors and no public field: one needs an [`AgentLane`], the other a [`Forwarding`], which is complete by
 //! construction. The source address travels inside, so that no head can leave from the other lane's address either.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use http::header::{AUTHORIZATION, CONNECTION, COOKIE, EXPECT, HOST, ORIGIN, UPGRADE};
@@ -13,9 +14,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::names::{is_alike, is_hop_by_hop, is_reserved};
 use super::request::{Checked, check, is_host, tokens};
-use super::{AgentLane, Denied, ExternalLane, Lane, Policy, Refusal, forwarded, path};
+use super::{AgentLane, Denied, ExternalLane, Lane, Policy, Refusal, forwarded, page, path};
 use crate::addr::says_nothing;
 use crate::config::{Config, PathRule};
+use crate::pki::SubjectName;
 use crate::trace::Trace;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -90,17 +92,25 @@ pub struct GatewayHead {
 }
 
 impl GatewayHead {
-    /// Makes the head of a request that came in on `lane`. `token` is the gateway's, for agents that inherit it.
+    /// Makes the head of a request that came in on `lane`. `token` is the gateway's, for agents that inherit it; `names` are the certificate's.
     ///
-    /// A request of an agent that carries an `Origin` comes from a web page and not from the agent, and goes out as external.
+    /// A request on an agent's connection that a web page causes is not the agent's, and goes out as external.
     ///
     /// # Errors
     /// Why the request must not be forwarded.
-    pub fn new(parts: Parts, lane: &Lane, rules: &Rules, token: Option<&HeaderValue>) -> Result<Self, Refusal> {
+    pub fn new(
+        parts: Parts,
+        lane: &Lane,
+        rules: &Rules,
+        token: Option<&HeaderValue>,
+        names: &BTreeSet<SubjectName>,
+    ) -> Result<Self, Refusal> {
         let checked = check(&parts, rules.max_fields)?;
         match lane {
-            Lane::Agent(lane) if !parts.headers.contains_key(ORIGIN) => Ok(Self::for_agent(parts, checked, lane, rules, token)),
-            Lane::Agent(lane) => Self::for_external(parts, checked, &lane.as_external, rules),
+            Lane::Agent(lane) if page::is_browsers(&parts.headers) || (lane.is_attested() && page::is_strange(&checked.host, names)) => {
+                Self::for_external(parts, checked, &lane.as_external, rules)
+            }
+            Lane::Agent(lane) => Ok(Self::for_agent(parts, checked, lane, rules, token)),
             Lane::External(lane) => Self::for_external(parts, checked, lane, rules),
         }
     }

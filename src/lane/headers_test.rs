@@ -34,7 +34,7 @@ fn heard(peer: &str, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<Str
         request = request.header(*name, *value);
     }
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    let head = GatewayHead::new(parts, &lane(peer, rules), rules, None).unwrap();
+    let head = GatewayHead::new(parts, &lane(peer, rules), rules, None, &BTreeSet::new()).unwrap();
     let source = head.source().to_string();
     let request = head.into_request(());
     assert_eq!(request.uri(), "/a?b=c");
@@ -97,10 +97,42 @@ fn what_is_the_clients_own_passes() {
 #[test]
 fn a_page_on_an_agents_connection_is_external() {
     let rules = rules(|_| {});
-    for sneaky in [&[("origin", "https://evil.example")][..], &[("origin", "null"), ("connection", "origin")]] {
+    for sneaky in [
+        &[("origin", "https://evil.example")][..],
+        &[("origin", "null"), ("connection", "origin")],
+        &[("sec-fetch-site", "cross-site")],
+        &[("sec-fetch-site", "same-origin"), ("sec-fetch-mode", "cors")],
+        &[("sec-fetch-site", "none"), ("connection", "sec-fetch-site")],
+    ] {
         let (source, lines) = heard("172.18.0.3", &rules, sneaky);
         assert_eq!(source, "127.0.0.2");
         assert!(lines.contains(&"x-forwarded-for: 172.18.0.3".into()), "{lines:?}");
+    }
+    // Node's own fetch says as much, and is no browser.
+    assert!(heard("172.18.0.3", &rules, &[("sec-fetch-mode", "cors")]).0.starts_with("127.77."));
+}
+
+#[test]
+fn a_name_that_a_page_brought_along_is_no_agents() {
+    let rules = rules(|_| {});
+    let by_address = lane("172.18.0.3", &rules);
+    let Lane::Agent(mut attested) = by_address.clone() else { panic!("not an agent") };
+    attested.admitted = crate::lane::Admitted::Certificate("spiffe://x".into());
+    let attested = Lane::Agent(attested);
+    let token = HeaderValue::from_static("Bearer inherited");
+    let names = BTreeSet::from([SubjectName::Dns("gw.example".into())]);
+    for (lane, host, expected) in [
+        (&attested, "127.0.0.1:18789", "agent"),
+        (&attested, "gw.example:18789", "agent"),
+        (&attested, "evil.example:18789", "external"),
+        // Without a listener of its own in plain text, nobody comes under a name that is not in the certificate.
+        (&by_address, "evil.example:18789", "agent"),
+    ] {
+        let (parts, ()) = Request::builder().uri("/").header("host", host).body(()).unwrap().into_parts();
+        let head = GatewayHead::new(parts, lane, &rules, Some(&token), &names).unwrap();
+        assert_eq!(head.lane(), expected, "{host}");
+        let inherits = expected == "agent" && lane == &attested;
+        assert_eq!(head.into_request(()).headers().contains_key(AUTHORIZATION), inherits, "{host}");
     }
 }
 
@@ -113,7 +145,8 @@ fn a_page_on_an_agents_connection_has_to_pass_the_lists() {
         let ask = |page: bool| {
             let request = Request::builder().uri("/").header("host", "a");
             let request = if page { request.header("origin", "https://evil.example") } else { request };
-            GatewayHead::new(request.body(()).unwrap().into_parts().0, &lane("172.18.0.3", &rules), &rules, None).map(|head| head.lane())
+            GatewayHead::new(request.body(()).unwrap().into_parts().0, &lane("172.18.0.3", &rules), &rules, None, &BTreeSet::new())
+                .map(|head| head.lane())
         };
         assert_eq!(ask(true).unwrap_err(), Refusal::ClientDenied);
         assert_eq!(ask(false).unwrap(), "agent");
@@ -165,7 +198,7 @@ fn the_lists_hold_for_clients_that_a_trusted_proxy_names() {
     let rules = rules(|config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap()]);
     let (parts, ()) =
         Request::builder().uri("/").header("host", "a").header("x-forwarded-for", "203.0.113.7").body(()).unwrap().into_parts();
-    let refused = GatewayHead::new(parts, &lane("10.0.0.5", &rules), &rules, None).unwrap_err();
+    let refused = GatewayHead::new(parts, &lane("10.0.0.5", &rules), &rules, None, &BTreeSet::new()).unwrap_err();
     assert_eq!(refused, Refusal::ClientDenied);
 }
 
@@ -189,7 +222,7 @@ fn an_inherited_token_is_for_attested_agents_without_one() {
             request = request.header("authorization", own);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        let request = GatewayHead::new(parts, &lane, &rules, Some(&token)).unwrap().into_request(());
+        let request = GatewayHead::new(parts, &lane, &rules, Some(&token), &BTreeSet::new()).unwrap().into_request(());
         assert_eq!(request.headers().get(AUTHORIZATION).map(|value| value.to_str().unwrap()), expected);
         assert_eq!(request.headers()[X_OPENCLAW_SCOPES], "operator.read");
     }
@@ -212,7 +245,7 @@ fn crumbs_of_a_cookie_are_joined() {
     let rules = rules(|_| {});
     let request = Request::builder().version(Version::HTTP_2).uri("https://a/").header("cookie", "a=1").header("cookie", "b=2");
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    let request = GatewayHead::new(parts, &lane("172.18.0.3", &rules), &rules, None).unwrap().into_request(());
+    let request = GatewayHead::new(parts, &lane("172.18.0.3", &rules), &rules, None, &BTreeSet::new()).unwrap().into_request(());
     assert_eq!(request.headers().get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
 }
 
@@ -253,7 +286,7 @@ proptest! {
         let Ok(request) = request.body(()) else { return Ok(()) };
         let (parts, ()) = request.into_parts();
         let lane = lane(if trusted { "10.0.0.5" } else { "172.18.0.9" }, &rules);
-        let Ok(head) = GatewayHead::new(parts, &lane, &rules, None) else { return Ok(()) };
+        let Ok(head) = GatewayHead::new(parts, &lane, &rules, None, &BTreeSet::new()) else { return Ok(()) };
         prop_assert_eq!(head.source(), Ipv4Addr::new(127, 0, 0, 2));
         let request = head.into_request(());
         for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST] {

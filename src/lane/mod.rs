@@ -8,6 +8,7 @@ mod explain;
 mod forwarded;
 mod headers;
 mod names;
+mod page;
 mod path;
 mod request;
 

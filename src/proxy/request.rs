@@ -121,7 +121,7 @@ async fn forward(
     *spoilt = expects && !incoming.is_end_stream();
     let rules = session.proxy.rules.load_full();
     let token = session.proxy.token.as_ref();
-    let mut head = GatewayHead::new(parts, &session.lane, &rules, token).map_err(Error::Refused)?;
+    let mut head = GatewayHead::new(parts, &session.lane, &rules, token, session.proxy.terms.load().names()).map_err(Error::Refused)?;
     if let Some(trace) = trace {
         head.follow(trace);
     }

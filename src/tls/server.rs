@@ -1,5 +1,6 @@
 //! The server's side of the handshake.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use super::certificate::{self, ClientAuthorities};
 use super::plain;
 use super::wide::Wide;
 use crate::lane::Certificate;
-use crate::pki::Identity;
+use crate::pki::{Identity, SubjectName};
 
 /// The ALPN protocol of an agent that asks for its certificate.
 pub const ENROL: &[u8] = crate::attest::ALPN;
@@ -66,9 +67,15 @@ impl Error {
 pub struct Terms {
     config: Arc<ServerConfig>,
     authorities: Arc<ClientAuthorities>,
+    names: BTreeSet<SubjectName>,
 }
 
 impl Terms {
+    /// The names in the certificate that is shown.
+    pub fn names(&self) -> &BTreeSet<SubjectName> {
+        &self.names
+    }
+
     /// Whether both believe the same authorities of the operator's.
     pub fn believes_the_same(&self, other: &Self) -> bool {
         self.authorities.same_operator(&other.authorities)
@@ -96,7 +103,7 @@ impl Terms {
         // The choice is the server's, AES-256 first: scanners rate a server without an order as weak.
         config.ignore_client_order = true;
         debug_assert!(config.ticketer.enabled() && config.max_early_data_size == 0);
-        Ok(Self { config: Arc::new(config), authorities })
+        Ok(Self { config: Arc::new(config), authorities, names: identity.names.clone() })
     }
 }
 

@@ -75,6 +75,8 @@ async fn a_certificate_that_loopgate_issued_by_hand_is_an_agents() {
         assert_agents(&house.gateway.heard().pop().unwrap(), &house);
         agent.ask(protocol, STRANGER, "GET /", &[("origin", "https://page.example")]).await;
         assert_external(&house.gateway.heard().pop().unwrap(), UNKNOWN);
+        agent.ask(protocol, STRANGER, "GET /", &[("sec-fetch-site", "same-origin")]).await;
+        assert_external(&house.gateway.heard().pop().unwrap(), UNKNOWN);
         // Whoever speaks for others is none, whatever it shows.
         agent.ask(protocol, PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
         assert_external(&house.gateway.heard().pop().unwrap(), "203.0.113.9");
@@ -82,6 +84,10 @@ async fn a_certificate_that_loopgate_issued_by_hand_is_an_agents() {
         house.ask(protocol, STRANGER, "GET /", &[]).await;
         assert_external(&house.gateway.heard().pop().unwrap(), UNKNOWN);
     }
+    // A page's own name leads to the agent's listener, and the browser believes that it is the page's.
+    agent.h1(STRANGER).await.ask("GET / HTTP/1.1\r\nHost: page.example:18789\r\n\r\n".to_owned()).await;
+    let heard = house.gateway.heard().pop().unwrap();
+    assert_eq!((heard.source(), heard.field("x-forwarded-host")), (EXTERNAL, Some("page.example:18789")));
 }
 
 #[tokio::test]
@@ -102,6 +108,10 @@ async fn an_operators_ca_admits_the_agents_that_are_listed_and_names_users_to_th
             let heard = house.gateway.heard().pop().unwrap();
             assert_eq!((heard.source(), heard.field("x-forwarded-for")), (EXTERNAL, Some(UNKNOWN)));
             assert_eq!(heard.field("x-forwarded-user"), Some(user));
+            // A proxy that shows a certificate is not the user of whom it brings.
+            door.ask(protocol, PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
+            let heard = house.gateway.heard().pop().unwrap();
+            assert_eq!((heard.field("x-forwarded-for"), heard.field("x-forwarded-user")), (Some("203.0.113.9"), None));
         }
     }
     // loopgate's own agents are believed beside those.

@@ -76,6 +76,7 @@ impl House {
         config.docker.engine = Engine::Off;
         config.agents.cidrs = vec![format!("{AGENT}/32").parse().unwrap()];
         config.external.trusted_proxies = vec![format!("{PROXY}/32").parse().unwrap()];
+        config.tls.names = vec!["gateway.example".into()];
         config.admin = None;
         change(&mut config);
         let sidecar = Sidecar::start(config).await.unwrap();

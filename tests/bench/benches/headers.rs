@@ -1,5 +1,6 @@
 //! The head of a request as the gateway hears it, and of a response as the client does.
 
+use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::net::IpAddr;
 
@@ -41,6 +42,7 @@ fn parts(fields: &[(&str, &str)]) -> Parts {
 fn headers(criterion: &mut Criterion) {
     let config = Config::default();
     let rules = Rules::new(&config, config.gateway.address);
+    let names = BTreeSet::new();
     let client: IpAddr = "172.18.0.9".parse().expect("an address");
     let unknown = config.external.unknown_client;
     let external = ExternalLane { client, stated: StatedClient::new(client, unknown), trusted_proxy: false, user: None };
@@ -54,7 +56,7 @@ fn headers(criterion: &mut Criterion) {
         for (size, fields) in [("3 fields", SMALL), ("16 fields", BROWSER)] {
             criterion.bench_function(&format!("request head, {lane_name}, {size}"), |bencher| {
                 let made = || parts(fields);
-                bencher.iter_batched(made, |parts| GatewayHead::new(black_box(parts), &lane, &rules, None), BatchSize::SmallInput);
+                bencher.iter_batched(made, |parts| GatewayHead::new(black_box(parts), &lane, &rules, None, &names), BatchSize::SmallInput);
             });
         }
     }
