@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use nix::errno::Errno;
 
 use super::body::ResponseBody;
 use crate::lane::Refusal;
@@ -19,6 +20,9 @@ pub enum Error {
     /// The gateway can't be connected to.
     #[error("the gateway accepts no connection")]
     GatewayAway(#[source] io::Error),
+    /// No more files can be opened, a connection to the gateway included.
+    #[error("no more files can be opened")]
+    OutOfFiles(#[source] io::Error),
     /// The gateway broke off, or answered something that is not HTTP.
     #[error("the gateway broke off")]
     GatewayBroke(#[source] hyper::Error),
@@ -37,10 +41,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// What `error` of opening a connection to the gateway means.
+    pub(super) fn not_connected(error: io::Error) -> Self {
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE | Errno::ENFILE) => Self::OutOfFiles(error),
+            _ => Self::GatewayAway(error),
+        }
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),
-            Self::GatewayAway(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::GatewayAway(_) | Self::OutOfFiles(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::GatewayBroke(_) | Self::GatewayConfused => StatusCode::BAD_GATEWAY,
             Self::GatewaySlow(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientSlow(_) => StatusCode::REQUEST_TIMEOUT,
@@ -53,6 +65,7 @@ impl Error {
         match self {
             Self::Refused(refusal) => refusal.label(),
             Self::GatewayAway(_) => "gateway_unavailable",
+            Self::OutOfFiles(_) => "out_of_files",
             Self::GatewayBroke(_) => "gateway_broke_off",
             Self::GatewayConfused => "gateway_confused",
             Self::GatewaySlow(_) => "gateway_timeout",
@@ -66,6 +79,7 @@ impl Error {
         match self {
             Self::Refused(refusal) => refusal.text(),
             Self::GatewayAway(_) => "The gateway is not running or is restarting. Try again in a moment.",
+            Self::OutOfFiles(_) => "There are too many connections. Try again in a moment.",
             Self::GatewayBroke(_) | Self::GatewayConfused => "The gateway broke off before it had answered.",
             Self::GatewaySlow(_) => "The gateway did not answer in time.",
             Self::ClientSlow(_) => "The request's body did not arrive in time.",
@@ -73,7 +87,7 @@ impl Error {
         }
     }
 
-    /// Says whether the gateway, rather than the client, is at fault.
+    /// Says whether the gateway, or the way to it, is at fault rather than the client.
     pub fn is_gateways(&self) -> bool {
         !matches!(self, Self::Refused(_) | Self::ClientSlow(_) | Self::ClientBroke(_))
     }
@@ -104,7 +118,7 @@ impl Error {
         if let Ok(id) = HeaderValue::from_str(request_id) {
             headers.insert("x-request-id", id);
         }
-        if matches!(self, Self::GatewayAway(_)) {
+        if matches!(self, Self::GatewayAway(_) | Self::OutOfFiles(_)) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if matches!(self, Self::Refused(refusal) if refusal.status() == StatusCode::METHOD_NOT_ALLOWED) {
@@ -123,5 +137,21 @@ pub(super) struct Accept {
 impl Accept {
     pub(super) fn of(headers: &HeaderMap) -> Self {
         Self { html: headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("text/html")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_ours_is_not_blamed_on_the_gateway() {
+        for (errno, label) in
+            [(Errno::EMFILE, "out_of_files"), (Errno::ENFILE, "out_of_files"), (Errno::ECONNREFUSED, "gateway_unavailable")]
+        {
+            let error = Error::not_connected(errno.into());
+            assert_eq!((error.label(), error.status().as_u16()), (label, 503));
+        }
+        assert_eq!(Error::not_connected(io::ErrorKind::TimedOut.into()).label(), "gateway_unavailable");
     }
 }

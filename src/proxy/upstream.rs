@@ -165,7 +165,7 @@ impl Upstream {
                 Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection"),
             };
             if Instant::now() + RETRY >= give_up {
-                return Err(Error::GatewayAway(error));
+                return Err(Error::not_connected(error));
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -357,16 +357,18 @@ struct Idle {
 impl Pool {
     /// The warmest connection from `source`. The gateway may have closed it meanwhile: then nothing is sent on it.
     fn take(&self, source: Ipv4Addr, now: Instant) -> Option<Box<Link>> {
+        // Before the lock, so that what is too old is closed after it.
+        let _cold;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.get_mut(&source)?;
-        let Idle { until, mut link } = idle.pop()?;
-        if until > now {
-            link.reused = true;
-            return Some(link);
+        if idle.last()?.until <= now {
+            // The warmest is too old, so all are.
+            _cold = std::mem::take(idle);
+            return None;
         }
-        // The warmest is too old, so all are.
-        idle.clear();
-        None
+        let Idle { mut link, .. } = idle.pop()?;
+        link.reused = true;
+        Some(link)
     }
 
     fn put(&self, link: Box<Link>, now: Instant) {
@@ -380,9 +382,11 @@ impl Pool {
 
     fn sweep(&self) {
         let now = Instant::now();
+        // Before the lock, as in `take`.
+        let mut cold = Vec::new();
         let mut all = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, idle| {
-            idle.retain(|idle| idle.until > now);
+            cold.extend(idle.extract_if(.., |idle| idle.until <= now));
             !idle.is_empty()
         });
     }
