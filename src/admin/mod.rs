@@ -15,9 +15,10 @@ use std::time::{Duration, SystemTime};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::discovery::View;
@@ -26,7 +27,7 @@ use crate::pki::Pki;
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 
-/// How long a request head, or an idle connection, may take.
+/// How long a connection may take, from its request's first byte to its answer's last: those who never read would else keep a place for good.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections at once; further ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 64;
@@ -111,12 +112,14 @@ impl Admin {
                 let over = ending.clone();
                 ending.spawn(async move {
                     let service = service_fn(move |request| routes::answer(Arc::clone(&desk), request));
-                    let connection = http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(PATIENCE)
-                        .serve_connection(TokioIo::new(stream), service);
+                    // One answer each: what is asked for in advance and never read waits for nothing.
+                    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
                     tokio::select! {
-                        result = connection => if let Err(error) = result { debug!("admin connection: {error}") },
+                        result = timeout(PATIENCE, connection) => match result {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => debug!("admin connection: {error}"),
+                            Err(_) => debug!("admin connection: not over within {PATIENCE:?}"),
+                        },
                         () = over.begun() => {}
                     }
                     drop(place);

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -77,6 +78,27 @@ fn the_page_is_sent_with_a_policy_that_lets_it_load_nothing() {
     assert!(page.contains("content-security-policy: default-src 'none'; style-src 'sha256-"), "{page}");
     assert!(page.contains("x-content-type-options: nosniff") && page.contains("text/html; charset=utf-8"), "{page}");
     assert!(page.contains(&sidecar.door.to_string()), "{page}");
+}
+
+#[test]
+fn those_who_ask_and_never_read_keep_nobody_from_asking() {
+    let sidecar = Sidecar::start(&[]);
+    let crowd: Vec<_> = (0..64)
+        .map(|_| {
+            let mut stream = TcpStream::connect(sidecar.admin).unwrap();
+            // More than fits into anybody's buffers; that some of it is not even taken is as well.
+            stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+            let _ = stream.write_all("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(5000).as_bytes());
+            stream
+        })
+        .collect();
+    let mut probe = TcpStream::connect(sidecar.admin).unwrap();
+    probe.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    probe.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(probe).read_line(&mut answer).unwrap();
+    assert_eq!(answer, "HTTP/1.1 200 OK\r\n");
+    drop(crowd);
 }
 
 #[test]
