@@ -31,15 +31,20 @@ pub(super) async fn facts(desk: &Desk) -> Facts {
         Err(_) => Some(format!("no answer within {GATEWAY_PATIENCE:?}")),
     };
     let now = OffsetDateTime::now_utc();
-    let identity = Arc::clone(&desk.pki.identity().borrow());
+    let identity = Arc::clone(&desk.served.borrow());
     Facts {
         doors: desk.bound.borrow().len(),
         certificate_valid: identity.not_before <= now && now < identity.not_after,
-        certificate_problem: desk.pki.problem().borrow().as_ref().map(|problem| said(&**problem)),
+        certificate_problem: certificate_problem(desk),
         gateway_error,
         orphaned: desk.view.borrow().namespace != Namespace::Attached,
         stopping: desk.shutdown.has_begun(),
     }
+}
+
+/// Why the certificate that is served is not a newer one.
+fn certificate_problem(desk: &Desk) -> Option<String> {
+    desk.serving_problem.borrow().clone().or_else(|| desk.pki_problem.borrow().as_ref().map(|problem| said(&**problem)))
 }
 
 /// Sets the gauges that nobody else keeps.
@@ -49,7 +54,7 @@ pub(super) fn measure(desk: &Desk, facts: &Facts, health: &Health) {
     health.ready.set(i64::from(reasons(facts).is_empty()));
     health.gateway_up.set(i64::from(facts.gateway_error.is_none()));
     health.listeners.set(number(facts.doors));
-    health.certificate_expiry.set(desk.pki.identity().borrow().not_after.unix_timestamp());
+    health.certificate_expiry.set(desk.served.borrow().not_after.unix_timestamp());
     health.certificate_problem.set(i64::from(facts.certificate_problem.is_some()));
     health.config_problem.set(i64::from(desk.config_problem.borrow().is_some()));
     let enabled = |source| i64::from(view.source == source && view.docker != DockerState::Off);
@@ -98,7 +103,7 @@ pub(super) async fn status(desk: &Desk) -> Status {
             error: facts.gateway_error,
         },
         config_problem: desk.config_problem.borrow().clone(),
-        certificate: certificate(&desk.pki.identity().borrow(), facts.certificate_problem),
+        certificate: certificate(&desk.served.borrow(), facts.certificate_problem),
         discovery: discovery(&view),
         agents: agents(&view, &by_agent),
         not_agents: view.not_agents.iter().map(|(name, why)| NotAgent { container: name.clone(), why: why.to_string() }).collect(),

@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 
 use crate::discovery::View;
 use crate::metrics::health::Health;
-use crate::pki::Pki;
+use crate::pki::{self, Identity};
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 
@@ -51,8 +51,12 @@ pub struct Desk {
     pub gateway: SocketAddr,
     /// The addresses listened on.
     pub bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
-    /// The certificate that is served, and what is wrong with a newer one.
-    pub pki: Pki,
+    /// The certificate that is served.
+    pub served: watch::Receiver<Arc<Identity>>,
+    /// Why the newest certificate is not the one that is served.
+    pub serving_problem: watch::Receiver<Option<String>>,
+    /// Why there is no newer certificate.
+    pub pki_problem: watch::Receiver<Option<Arc<pki::Error>>>,
     /// Who is who.
     pub view: watch::Receiver<Arc<View>>,
     /// Who is connected.

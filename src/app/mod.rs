@@ -145,8 +145,9 @@ impl Sidecar {
         // can't be known for now.
         discovery::settled(&mut view, DOCKER_PATIENCE).await;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
-        let identity = pki.identity();
-        let terms = handshakes::terms(&identity.borrow().clone(), &config)?;
+        let newest = pki.identity();
+        let served = Arc::clone(&newest.borrow());
+        let terms = handshakes::terms(&served, &config)?;
         #[cfg(feature = "otel")]
         let exporter = config.log.otel_endpoint.as_ref().map(Exporter::new).transpose()?.map(Arc::new);
         #[cfg(feature = "otel")]
@@ -169,7 +170,7 @@ impl Sidecar {
         keep_paired(&config, &shutdown);
         let gateway = config.gateway.address;
         let config = Arc::new(ArcSwap::from_pointee(config));
-        let handshakes = Arc::new(Handshakes::new(identity, Arc::clone(&config), Arc::clone(&proxy)));
+        let handshakes = Arc::new(Handshakes::new(newest, served, Arc::clone(&config), Arc::clone(&proxy)));
         shutdown.spawn(Arc::clone(&handshakes).follow(shutdown.clone()));
         let (config_problem, known) = watch::channel(None);
         if let Some(admin) = admin {
@@ -183,7 +184,9 @@ impl Sidecar {
             let desk_ = Desk {
                 gateway,
                 bound: bound.clone(),
-                pki: pki.clone(),
+                served: handshakes.served(),
+                serving_problem: handshakes.problem(),
+                pki_problem: pki.problem(),
                 view: view.clone(),
                 proxy: Arc::clone(&proxy),
                 registry,
@@ -214,8 +217,7 @@ impl Sidecar {
     }
 
     fn introduce(&self) {
-        let identity = self.pki.identity();
-        let fingerprint = identity.borrow().certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default();
+        let fingerprint = self.identity().certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default();
         let listening: Vec<_> = self.bound.borrow().iter().map(ToString::to_string).collect();
         let (version, gateway) = (env!("CARGO_PKG_VERSION"), self.config.load().gateway.address);
         info!(version, %gateway, listening = listening.join(","), fingerprint, "loopgate is running");
@@ -233,7 +235,7 @@ impl Sidecar {
 
     /// What is shown to clients now.
     pub fn identity(&self) -> Arc<Identity> {
-        Arc::clone(&self.pki.identity().borrow())
+        Arc::clone(&self.handshakes.served().borrow())
     }
 
     /// Resolves when this network namespace has no future: its owner has another one.
@@ -252,7 +254,7 @@ impl Sidecar {
         self.pki.reload();
         let adopted = wanted.map_err(|error| error.to_string()).and_then(|wanted| {
             let (config, kept) = adopt(&self.config.load(), wanted);
-            handshakes::terms(&self.identity(), &config).map_err(|error| error.to_string())?;
+            handshakes::terms(&self.pki.identity().borrow().clone(), &config).map_err(|error| error.to_string())?;
             Ok((config, kept))
         });
         self.config_problem.send_replace(adopted.as_ref().err().map(|error| error.replace('\n', "; ")));
