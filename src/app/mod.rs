@@ -17,6 +17,8 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Desk};
 use crate::agent::keep_paired::KeepPaired;
+use crate::causes::said;
+use crate::check::gateway_files::{self, Unusable};
 use crate::config::live::adopt;
 use crate::config::{self, Config, ListenOn};
 use crate::discovery::kubernetes::Api;
@@ -141,6 +143,9 @@ impl Sidecar {
         let docker = metrics::Discovery::default();
         let mut view = discovery::start(&config, &docker, &shutdown);
         let token = token::inherited(&config)?;
+        for Unusable { key, path, error } in gateway_files::look(&config.gateway) {
+            warn!(key, path = %path.display(), error, "what is named of the gateway's can't be used, for now");
+        }
         // No door opens, and no certificate is made, before it is known who is an agent and by what names we are reached, or that this
         // can't be known for now.
         discovery::settled(&mut view, DOCKER_PATIENCE).await;
@@ -274,6 +279,10 @@ impl Sidecar {
         self.handshakes.renew();
         self.limits.renew(&config);
         self.proxy.renew(&config);
+        match token::inherited(&config) {
+            Ok(token) => self.proxy.renew_token(token),
+            Err(error) => error!("agents go on inheriting the token as it was: {}", said(&error)),
+        }
         info!("going by the configuration as it is now");
     }
 

@@ -114,8 +114,8 @@ async fn forward(
     let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
     let expects = parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     let rules = session.proxy.rules.load_full();
-    let token = session.proxy.token.as_ref();
-    let mut head = GatewayHead::new(parts, &session.lane, &rules, token).map_err(Error::Refused)?;
+    let token = session.proxy.token.load_full();
+    let mut head = GatewayHead::new(parts, &session.lane, &rules, token.as_deref()).map_err(Error::Refused)?;
     if let Some(trace) = trace {
         head.follow(trace);
     }

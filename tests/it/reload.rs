@@ -116,6 +116,15 @@ async fn a_wrong_file_changes_nothing_and_is_told() {
     assert_eq!(process.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
 }
 
+#[tokio::test]
+async fn what_is_named_of_the_gateways_and_is_not_there_is_told_at_the_start() {
+    let process = Process::start(&["--token-file=/nope/token", "--gateway-state-dir=/nope/state"], "").await;
+    for (key, path) in [("gateway.token_file", "/nope/token"), ("gateway.state_dir", "/nope/state")] {
+        let told = process.says(path).await;
+        assert!(told.contains("WARN") && told.contains(key), "{told}");
+    }
+}
+
 /// The operator's pair for `name`, in the files of that name in `directory`.
 fn write_pair(directory: &std::path::Path, name: &str) {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
