@@ -1,5 +1,6 @@
 //! The only place where wires cross: it builds the sidecar out of the other rooms, binds first and then runs.
 
+mod descriptors;
 mod handshakes;
 mod token;
 
@@ -91,6 +92,7 @@ impl Error {
 /// It could not start, or has to be started anew in another network namespace.
 pub fn run(config: Config, load: impl Fn() -> Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Result<(), Error> {
     let doing = |doing| move |source| Error::Io { doing, source };
+    descriptors::make_room(config.limits.max_connections);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(doing("listening for signals"))?;
