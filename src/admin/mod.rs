@@ -11,6 +11,7 @@ pub mod status;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use hyper::server::conn::http1;
@@ -21,6 +22,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::config::ListenOn;
 use crate::discovery::View;
 use crate::metrics::health::Health;
 use crate::pki::{self, Identity};
@@ -49,6 +51,8 @@ pub enum Error {
 pub struct Desk {
     /// Where the gateway listens.
     pub gateway: SocketAddr,
+    /// Where to listen.
+    pub listen: Vec<ListenOn>,
     /// The addresses listened on.
     pub bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
     /// The certificate that is served.
@@ -57,6 +61,8 @@ pub struct Desk {
     pub serving_problem: watch::Receiver<Option<String>>,
     /// Why there is no newer certificate.
     pub pki_problem: watch::Receiver<Option<Arc<pki::Error>>>,
+    /// Whether the gateway was out of reach at the last look.
+    pub gateway_lost: AtomicBool,
     /// Who is who.
     pub view: watch::Receiver<Arc<View>>,
     /// Who is connected.

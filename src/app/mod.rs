@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -190,6 +191,8 @@ impl Sidecar {
             health.register(&mut registry);
             let desk_ = Desk {
                 gateway,
+                gateway_lost: AtomicBool::new(false),
+                listen: config.load().listen.on.clone(),
                 bound: bound.clone(),
                 served: handshakes.served(),
                 serving_problem: handshakes.problem(),

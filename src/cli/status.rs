@@ -97,6 +97,9 @@ fn summary(status: &Status) -> Table {
     let mut table = Table::default();
     let mut line = |name: &str, value: String, tone: Tone| table.row([(name.to_owned(), Tone::Quiet), (value, tone)]);
     line("listening", if status.listening.is_empty() { "nowhere".into() } else { status.listening.join(" ") }, Tone::Plain);
+    if !status.not_listening.is_empty() {
+        line("not listening", format!("{}: there is no such address", status.not_listening.join(" ")), Tone::Bad);
+    }
     let gateway = &status.gateway;
     match &gateway.error {
         None => line("gateway", format!("{} reachable", gateway.address), Tone::Plain),
@@ -189,10 +192,11 @@ mod tests {
         status.ready = false;
         status.not_ready = vec!["stopping".into()];
         status.gateway.error = Some("connection refused".into());
+        status.not_listening = vec!["nope0:28444".into()];
         status.certificate.problem = Some("disk full".into());
         status.lanes.external = 2001;
         let shown = text(&status, false);
-        for part in ["is not ready", "  stopping\n", "127.0.0.1:18789 connection refused", "disk full", "and 2000 more"] {
+        for part in ["is not ready", "  stopping\n", "nope0:28444: there", "127.0.0.1:18789 connection refused", "disk full", "and 2000 more"] {
             assert!(shown.contains(part), "{part:?} is not in\n{shown}");
         }
     }

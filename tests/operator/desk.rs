@@ -51,14 +51,25 @@ fn one_of_this_namespace_is_an_agent_where_the_operator_says_so() {
 
 #[test]
 fn a_gateway_that_is_down_is_said_everywhere() {
-    let mut sidecar = Sidecar::start(&[]);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut sidecar = Sidecar::logging_to(log.reopen().unwrap(), &["--listen", "nope0:28444"]);
     drop(sidecar.gateway.take());
     let status = sidecar.wait_for(|status| status["ready"] == false);
     assert!(status["not_ready"][0].as_str().unwrap().starts_with("the gateway accepts no connection: "), "{status:#}");
     assert!(sidecar.get("/readyz", "localhost").starts_with("HTTP/1.1 503"));
     assert!(sidecar.get("/", "localhost").contains("not ready"));
     assert!(sidecar.get("/metrics", "localhost").contains("\nloopgate_gateway_up 0\n"));
-    assert!(String::from_utf8(sidecar.status(&[]).stdout).unwrap().contains("not ready"));
+    let shown = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
+    assert!(shown.contains("not ready") && shown.contains("nope0:28444"), "{shown}");
+    let said = std::fs::read_to_string(log.path()).unwrap();
+    for (once, level) in [("the gateway can't be reached", "WARN"), ("listen=\"nope0:28444\"", "WARN")] {
+        let lines: Vec<_> = said.lines().filter(|line| line.contains(once)).collect();
+        assert!(lines.len() == 1 && lines[0].contains(level), "{once}: {said}");
+    }
+    let address = status["gateway"]["address"].as_str().unwrap();
+    sidecar.gateway = Some(std::net::TcpListener::bind(address).unwrap());
+    sidecar.wait_for(|status| status["gateway"]["reachable"] == true);
+    assert!(std::fs::read_to_string(log.path()).unwrap().contains("the gateway can be reached again"));
 }
 
 #[test]
