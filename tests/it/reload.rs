@@ -110,6 +110,12 @@ async fn a_wrong_file_changes_nothing_and_is_told() {
     process.signal(Signal::SIGHUP);
     process.says("/nowhere/ca.pem").await;
     assert!(process.handshake(process.tcp(STRANGER).await, "http/1.1").await.is_err());
+    // Nobody will ever write to this pipe.
+    std::fs::remove_file(process.file()).unwrap();
+    nix::unistd::mkfifo(&process.file(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    process.signal(Signal::SIGHUP);
+    process.says("is no regular file").await;
+    std::fs::remove_file(process.file()).unwrap();
     std::fs::write(process.file(), "").unwrap();
     process.signal(Signal::SIGHUP);
     process.says(DONE).await;
