@@ -161,6 +161,14 @@ impl GatewayHead {
     }
 }
 
+impl ExternalLane {
+    /// Whose a request with the `sent` headers is: of whom a trusted proxy names in them, or else of whom the connection is.
+    pub fn client_of(&self, sent: &HeaderMap, policy: &Policy) -> IpAddr {
+        let named = self.trusted_proxy.then(|| forwarded::client(sent, |ip| policy.is_trusted_proxy(ip)));
+        named.flatten().unwrap_or(self.client)
+    }
+}
+
 impl Forwarding {
     /// What the gateway is told of a request for `host` on `lane`. Only a trusted proxy's `sent` headers are listened to.
     ///
@@ -174,7 +182,7 @@ impl Forwarding {
         if !lane.trusted_proxy {
             return Ok(forwarding);
         }
-        let client = forwarded::client(sent, |ip| policy.is_trusted_proxy(ip)).unwrap_or(lane.client);
+        let client = lane.client_of(sent, policy);
         policy.listed(client)?;
         forwarding.client = StatedClient::new(client, policy.unknown_client);
         if only(sent, &X_FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"http")) {
