@@ -136,7 +136,8 @@ fn summary(status: &Status) -> Table {
 }
 
 fn agents(status: &Status) -> Table {
-    let mut table = Table::new(&["CONTAINER", "ADDRESSES", "PROOF", "CONNECTIONS", "SCOPES"]);
+    let heading = if status.discovery.source().0 == "Kubernetes" { "POD" } else { "CONTAINER" };
+    let mut table = Table::new(&[heading, "ADDRESSES", "PROOF", "CONNECTIONS", "SCOPES"]);
     for agent in &status.agents {
         let scopes = agent.scopes.as_ref().map_or_else(|| "no cap".to_owned(), |scopes| scopes.join(","));
         let cells = [agent.container.clone(), agent.addresses.join(" "), agent.proof.clone(), agent.connections.to_string(), scopes];
