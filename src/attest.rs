@@ -39,6 +39,8 @@ pub const ALPN: &[u8] = b"loopgate-enrol/1";
 pub const MAX_LINE: u64 = 16 * 1024;
 /// How long a whole enrolment may take, and so how long a nonce lives.
 pub const DEADLINE: Duration = Duration::from_secs(15);
+/// What the process that shows a proof calls itself, however the program's file is called.
+pub const SHOW_NAME: &str = "loopgate";
 /// The hidden subcommand whose one argument is a proof: `loopgate attest-proof loopgate-proof-...`.
 pub const SHOW_COMMAND: &str = "attest-proof";
 /// What every proof begins with.

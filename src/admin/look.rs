@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
+use tracing::{info, warn};
 
 use super::Desk;
 use super::ready::{Facts, reasons};
@@ -16,6 +18,7 @@ use crate::causes::said;
 use crate::config::Discovery;
 use crate::discovery::{self, DockerState, Namespace, Proof, View};
 use crate::lane::{Admitted, Lane, WhyExternal};
+use crate::listener::plan;
 use crate::metrics::health::{Health, ProofLabels};
 use crate::pki::{self, Identity};
 use crate::proxy::Present;
@@ -30,16 +33,38 @@ pub(super) async fn facts(desk: &Desk) -> Facts {
         Ok(Err(error)) => Some(error.to_string()),
         Err(_) => Some(format!("no answer within {GATEWAY_PATIENCE:?}")),
     };
+    tell_of_gateway(desk, gateway_error.as_deref());
     let now = OffsetDateTime::now_utc();
-    let identity = Arc::clone(&desk.pki.identity().borrow());
+    let identity = Arc::clone(&desk.served.borrow());
     Facts {
         doors: desk.bound.borrow().len(),
+        not_listening: not_listening(desk),
         certificate_valid: identity.not_before <= now && now < identity.not_after,
-        certificate_problem: desk.pki.problem().borrow().as_ref().map(|problem| said(&**problem)),
+        certificate_problem: certificate_problem(desk),
         gateway_error,
         orphaned: desk.view.borrow().namespace != Namespace::Attached,
         stopping: desk.shutdown.has_begun(),
     }
+}
+
+/// Says in the log that the gateway is out of reach, or back, once each time. Whoever asks for readiness makes this look every few seconds.
+fn tell_of_gateway(desk: &Desk, error: Option<&str>) {
+    let (gateway, was_lost) = (desk.gateway, desk.gateway_lost.swap(error.is_some(), Ordering::Relaxed));
+    match error {
+        Some(error) if !was_lost => warn!(%gateway, error, "the gateway can't be reached"),
+        None if was_lost => info!(%gateway, "the gateway can be reached again"),
+        _ => {}
+    }
+}
+
+/// Where one should listen, and no address is such.
+fn not_listening(desk: &Desk) -> Vec<String> {
+    plan::unmatched(&desk.listen, &desk.view.borrow().interfaces).map(ToString::to_string).collect()
+}
+
+/// Why the certificate that is served is not a newer one.
+fn certificate_problem(desk: &Desk) -> Option<String> {
+    desk.serving_problem.borrow().clone().or_else(|| desk.pki_problem.borrow().as_ref().map(|problem| said(&**problem)))
 }
 
 /// Sets the gauges that nobody else keeps.
@@ -49,7 +74,7 @@ pub(super) fn measure(desk: &Desk, facts: &Facts, health: &Health) {
     health.ready.set(i64::from(reasons(facts).is_empty()));
     health.gateway_up.set(i64::from(facts.gateway_error.is_none()));
     health.listeners.set(number(facts.doors));
-    health.certificate_expiry.set(desk.pki.identity().borrow().not_after.unix_timestamp());
+    health.certificate_expiry.set(desk.served.borrow().not_after.unix_timestamp());
     health.certificate_problem.set(i64::from(facts.certificate_problem.is_some()));
     health.config_problem.set(i64::from(desk.config_problem.borrow().is_some()));
     let enabled = |source| i64::from(view.source == source && view.docker != DockerState::Off);
@@ -92,13 +117,14 @@ pub(super) async fn status(desk: &Desk) -> Status {
         ready: not_ready.is_empty(),
         not_ready,
         listening: desk.bound.borrow().iter().map(ToString::to_string).collect(),
+        not_listening: facts.not_listening,
         gateway: status::Gateway {
             address: desk.gateway.to_string(),
             reachable: facts.gateway_error.is_none(),
             error: facts.gateway_error,
         },
         config_problem: desk.config_problem.borrow().clone(),
-        certificate: certificate(&desk.pki.identity().borrow(), facts.certificate_problem),
+        certificate: certificate(&desk.served.borrow(), facts.certificate_problem),
         discovery: discovery(&view),
         agents: agents(&view, &by_agent),
         not_agents: view.not_agents.iter().map(|(name, why)| NotAgent { container: name.clone(), why: why.to_string() }).collect(),

@@ -11,22 +11,25 @@ pub mod status;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use prometheus_client::registry::Registry;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::config::ListenOn;
 use crate::discovery::View;
 use crate::metrics::health::Health;
-use crate::pki::Pki;
+use crate::pki::{self, Identity};
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 
-/// How long a request head, or an idle connection, may take.
+/// How long a connection may take, from its request's first byte to its answer's last: those who never read would else keep a place for good.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections at once; further ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 64;
@@ -48,10 +51,18 @@ pub enum Error {
 pub struct Desk {
     /// Where the gateway listens.
     pub gateway: SocketAddr,
+    /// Where to listen.
+    pub listen: Vec<ListenOn>,
     /// The addresses listened on.
     pub bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
-    /// The certificate that is served, and what is wrong with a newer one.
-    pub pki: Pki,
+    /// The certificate that is served.
+    pub served: watch::Receiver<Arc<Identity>>,
+    /// Why the newest certificate is not the one that is served.
+    pub serving_problem: watch::Receiver<Option<String>>,
+    /// Why there is no newer certificate.
+    pub pki_problem: watch::Receiver<Option<Arc<pki::Error>>>,
+    /// Whether the gateway was out of reach at the last look.
+    pub gateway_lost: AtomicBool,
     /// Who is who.
     pub view: watch::Receiver<Arc<View>>,
     /// Who is connected.
@@ -111,12 +122,14 @@ impl Admin {
                 let over = ending.clone();
                 ending.spawn(async move {
                     let service = service_fn(move |request| routes::answer(Arc::clone(&desk), request));
-                    let connection = http1::Builder::new()
-                        .timer(TokioTimer::new())
-                        .header_read_timeout(PATIENCE)
-                        .serve_connection(TokioIo::new(stream), service);
+                    // One answer each: what is asked for in advance and never read waits for nothing.
+                    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
                     tokio::select! {
-                        result = connection => if let Err(error) = result { debug!("admin connection: {error}") },
+                        result = timeout(PATIENCE, connection) => match result {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => debug!("admin connection: {error}"),
+                            Err(_) => debug!("admin connection: not over within {PATIENCE:?}"),
+                        },
                         () = over.begun() => {}
                     }
                     drop(place);

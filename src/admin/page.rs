@@ -9,6 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
+use crate::discovery::labels;
+
 use super::status::{Certificate, Connection, Discovery, Status, span};
 
 const STYLE: &str = include_str!("page.css");
@@ -139,15 +141,19 @@ fn discovery(discovery: &Discovery) -> Markup {
 }
 
 fn agents(status: &Status) -> Markup {
+    let (what, heading, label) = match status.discovery.source() {
+        ("Kubernetes", _) => ("pod", "Pod", labels::POD_AGENT),
+        _ => ("container", "Container", labels::AGENT),
+    };
     html! {
         section {
             h2 { "Agents" }
             @if status.agents.is_empty() && status.not_agents.is_empty() {
-                p .quiet { "No container is labelled " code { "loopgate.agent" } "." }
+                p .quiet { "No " (what) " is labelled " code { (label) } "." }
             } @else {
                 div .scroll {
                     table {
-                        thead { tr { th { "Container" } th { "Addresses" } th { "Proof" } th { "Scopes" } th { "Connections" } } }
+                        thead { tr { th { (heading) } th { "Addresses" } th { "Proof" } th { "Scopes" } th { "Connections" } } }
                         tbody {
                             @for agent in &status.agents {
                                 tr {
@@ -286,6 +292,19 @@ mod tests {
         assert!(page.contains(">attested</span>") && !page.contains("by attested"), "{page}");
         assert_eq!(["cidr", "attested"].map(admission), ["by its network", "attested"]);
         assert_eq!(["soon", "2026-04-01T00:00:00+01:00"].map(minute), ["soon", "2026-04-01T00:00:00+01:00"]);
+    }
+
+    #[test]
+    fn agents_are_called_what_they_are() {
+        let (mut docker, mut kubernetes) = (example(), example());
+        (kubernetes.discovery.docker, kubernetes.discovery.kubernetes) = ("off".into(), "live".into());
+        assert!(render(&docker, None).contains("<th>Container</th>") && render(&kubernetes, None).contains("<th>Pod</th>"));
+        for status in [&mut docker, &mut kubernetes] {
+            status.agents.clear();
+            status.not_agents.clear();
+        }
+        assert!(render(&docker, None).contains("No container is labelled <code>loopgate.agent</code>."));
+        assert!(render(&kubernetes, None).contains("No pod is labelled <code>loopgate.dev/agent</code>."));
     }
 
     #[test]

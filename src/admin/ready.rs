@@ -5,6 +5,8 @@
 pub(super) struct Facts {
     /// How many addresses are listened on.
     pub doors: usize,
+    /// Where one should listen, and no address is such.
+    pub not_listening: Vec<String>,
     /// Whether the certificate is valid now.
     pub certificate_valid: bool,
     /// Why the certificate is not a newer one.
@@ -29,7 +31,8 @@ pub(super) fn reasons(facts: &Facts) -> Vec<String> {
         reasons.push("the owner of this network namespace does not run".to_owned());
     }
     if facts.doors == 0 {
-        reasons.push("no address to listen on".to_owned());
+        let which = if facts.not_listening.is_empty() { String::new() } else { format!(" as {}", facts.not_listening.join(", ")) };
+        reasons.push(format!("no address to listen on{which}"));
     }
     if !facts.certificate_valid {
         let cause = facts.certificate_problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
@@ -49,6 +52,7 @@ mod tests {
     fn each_reason_is_told() {
         let well = || Facts {
             doors: 1,
+            not_listening: Vec::new(),
             certificate_valid: true,
             certificate_problem: None,
             gateway_error: None,
@@ -56,9 +60,11 @@ mod tests {
             stopping: false,
         };
         let refused = || Some("connection refused".to_owned());
-        let table: [(Facts, &[&str]); 7] = [
+        let table: [(Facts, &[&str]); 9] = [
             (well(), &[]),
             (Facts { doors: 0, ..well() }, &["no address to listen on"]),
+            (Facts { doors: 0, not_listening: vec!["eth7:1".into()], ..well() }, &["no address to listen on as eth7:1"]),
+            (Facts { not_listening: vec!["eth7:1".into()], ..well() }, &[]),
             (
                 Facts { stopping: true, gateway_error: refused(), ..well() },
                 &["stopping", "the gateway accepts no connection: connection refused"],

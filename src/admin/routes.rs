@@ -20,7 +20,7 @@ pub(super) async fn answer(desk: Arc<Desk>, request: Request<Incoming>) -> Resul
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return Ok(response);
     }
-    let is_ours = host::is_ours(request.headers(), &desk.pki.identity().borrow().names);
+    let is_ours = host::is_ours(request.headers(), &desk.served.borrow().names);
     if !is_ours {
         let what = "ask for an address, for localhost or for a name in the certificate; nothing is told to other hosts\n";
         return Ok(text(StatusCode::MISDIRECTED_REQUEST, what));

@@ -17,6 +17,9 @@ pub struct Status {
     pub not_ready: Vec<String>,
     /// The addresses listened on.
     pub listening: Vec<String>,
+    /// What of `listen.on` there is no address for.
+    #[serde(default)]
+    pub not_listening: Vec<String>,
     /// The gateway behind.
     pub gateway: Gateway,
     /// Why the configuration is not that of the file, after a SIGHUP.
@@ -209,6 +212,7 @@ pub fn example() -> Status {
         ready: true,
         not_ready: Vec::new(),
         listening: vec!["172.18.0.2:18789".into()],
+        not_listening: Vec::new(),
         gateway: Gateway { address: "127.0.0.1:18789".into(), reachable: true, error: None },
         config_problem: None,
         certificate: Certificate {

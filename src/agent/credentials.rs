@@ -90,6 +90,9 @@ pub(super) async fn follow(files: CertificateFiles, publish: watch::Sender<State
                     info!(chain = %files.chain.display(), expires = %credentials.not_after, "certificate loaded");
                     known = Some(contents);
                     publish.send_modify(|state| *state = State { credentials: Some(Arc::new(credentials)), ..State::default() });
+                } else if complained.is_some() {
+                    info!(chain = %files.chain.display(), "the certificate is in order again");
+                    publish.send_modify(|state| state.failure = None);
                 }
                 complained = None;
             }
@@ -103,5 +106,29 @@ pub(super) async fn follow(files: CertificateFiles, publish: watch::Sender<State
             }
         }
         tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_back_as_it_was_is_no_failure_any_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let [chain, key, away] = ["chain.pem", "key.pem", "away.pem"].map(|name| directory.path().join(name));
+        let made = rcgen::generate_simple_self_signed(["agent".to_owned()]).unwrap();
+        std::fs::write(&chain, made.cert.pem()).unwrap();
+        std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+        let (publish, mut state) = watch::channel(State::default());
+        let shutdown = crate::shutdown::Shutdown::new();
+        let files = CertificateFiles { chain: chain.clone(), key };
+        shutdown.spawn(follow(files, publish));
+        state.wait_for(|state| state.credentials.is_some()).await.unwrap();
+        std::fs::rename(&chain, &away).unwrap();
+        state.wait_for(|state| state.failure.is_some()).await.unwrap();
+        std::fs::rename(&away, &chain).unwrap();
+        let back = state.wait_for(|state| state.failure.is_none()).await.unwrap();
+        assert!(back.credentials.is_some());
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::attest::{PROOF_PREFIX, SHOW_COMMAND, Shown, Way};
+use crate::attest::{PROOF_PREFIX, SHOW_COMMAND, SHOW_NAME, Shown, Way};
 
 /// How the proof is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub(super) struct Helper(Child);
 impl Helper {
     fn start(program: &Path, proof: &str) -> io::Result<Self> {
         let mut command = Command::new(program);
-        command.arg0("loopgate").args([SHOW_COMMAND, proof]).env_clear();
+        command.arg0(SHOW_NAME).args([SHOW_COMMAND, proof]).env_clear();
         Self::spawn(command)
     }
 

@@ -1,5 +1,6 @@
 //! The only place where wires cross: it builds the sidecar out of the other rooms, binds first and then runs.
 
+mod descriptors;
 mod handshakes;
 mod token;
 
@@ -7,6 +8,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -17,6 +19,8 @@ use tracing::{error, info, warn};
 
 use crate::admin::{self, Desk};
 use crate::agent::keep_paired::KeepPaired;
+use crate::causes::said;
+use crate::check::gateway_files::{self, Unusable};
 use crate::config::live::adopt;
 use crate::config::{self, Config, ListenOn};
 use crate::discovery::kubernetes::Api;
@@ -89,6 +93,7 @@ impl Error {
 /// It could not start, or has to be started anew in another network namespace.
 pub fn run(config: Config, load: impl Fn() -> Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Result<(), Error> {
     let doing = |doing| move |source| Error::Io { doing, source };
+    descriptors::make_room(config.limits.max_connections);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(doing("listening for signals"))?;
@@ -141,12 +146,16 @@ impl Sidecar {
         let docker = metrics::Discovery::default();
         let mut view = discovery::start(&config, &docker, &shutdown);
         let token = token::inherited(&config)?;
+        for Unusable { key, path, error } in gateway_files::look(&config.gateway) {
+            warn!(key, path = %path.display(), error, "what is named of the gateway's can't be used, for now");
+        }
         // No door opens, and no certificate is made, before it is known who is an agent and by what names we are reached, or that this
         // can't be known for now.
         discovery::settled(&mut view, DOCKER_PATIENCE).await;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
-        let identity = pki.identity();
-        let terms = handshakes::terms(&identity.borrow().clone(), &config)?;
+        let newest = pki.identity();
+        let served = Arc::clone(&newest.borrow());
+        let terms = handshakes::terms(&served, &config)?;
         #[cfg(feature = "otel")]
         let exporter = config.log.otel_endpoint.as_ref().map(Exporter::new).transpose()?.map(Arc::new);
         #[cfg(feature = "otel")]
@@ -169,7 +178,7 @@ impl Sidecar {
         keep_paired(&config, &shutdown);
         let gateway = config.gateway.address;
         let config = Arc::new(ArcSwap::from_pointee(config));
-        let handshakes = Arc::new(Handshakes::new(identity, Arc::clone(&config), Arc::clone(&proxy)));
+        let handshakes = Arc::new(Handshakes::new(newest, served, Arc::clone(&config), Arc::clone(&proxy)));
         shutdown.spawn(Arc::clone(&handshakes).follow(shutdown.clone()));
         let (config_problem, known) = watch::channel(None);
         if let Some(admin) = admin {
@@ -182,8 +191,12 @@ impl Sidecar {
             health.register(&mut registry);
             let desk_ = Desk {
                 gateway,
+                gateway_lost: AtomicBool::new(false),
+                listen: config.load().listen.on.clone(),
                 bound: bound.clone(),
-                pki: pki.clone(),
+                served: handshakes.served(),
+                serving_problem: handshakes.problem(),
+                pki_problem: pki.problem(),
                 view: view.clone(),
                 proxy: Arc::clone(&proxy),
                 registry,
@@ -214,8 +227,7 @@ impl Sidecar {
     }
 
     fn introduce(&self) {
-        let identity = self.pki.identity();
-        let fingerprint = identity.borrow().certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default();
+        let fingerprint = self.identity().certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default();
         let listening: Vec<_> = self.bound.borrow().iter().map(ToString::to_string).collect();
         let (version, gateway) = (env!("CARGO_PKG_VERSION"), self.config.load().gateway.address);
         info!(version, %gateway, listening = listening.join(","), fingerprint, "loopgate is running");
@@ -233,7 +245,7 @@ impl Sidecar {
 
     /// What is shown to clients now.
     pub fn identity(&self) -> Arc<Identity> {
-        Arc::clone(&self.pki.identity().borrow())
+        Arc::clone(&self.handshakes.served().borrow())
     }
 
     /// Resolves when this network namespace has no future: its owner has another one.
@@ -252,7 +264,7 @@ impl Sidecar {
         self.pki.reload();
         let adopted = wanted.map_err(|error| error.to_string()).and_then(|wanted| {
             let (config, kept) = adopt(&self.config.load(), wanted);
-            handshakes::terms(&self.identity(), &config).map_err(|error| error.to_string())?;
+            handshakes::terms(&self.pki.identity().borrow().clone(), &config).map_err(|error| error.to_string())?;
             Ok((config, kept))
         });
         self.config_problem.send_replace(adopted.as_ref().err().map(|error| error.replace('\n', "; ")));
@@ -272,6 +284,10 @@ impl Sidecar {
         self.handshakes.renew();
         self.limits.renew(&config);
         self.proxy.renew(&config);
+        match token::inherited(&config) {
+            Ok(token) => self.proxy.renew_token(token),
+            Err(error) => error!("agents go on inheriting the token as it was: {}", said(&error)),
+        }
         info!("going by the configuration as it is now");
     }
 

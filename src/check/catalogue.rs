@@ -24,6 +24,7 @@ kinds! {
     GATEWAY_MODE = "gateway-mode", Error, "The gateway's own configuration makes it a client of another gateway.";
     GATEWAY_PORT = "gateway-port", Error, "The gateway's own configuration names another port than loopgate's.";
     GATEWAY_AUTH = "gateway-auth", Error, "The gateway asks nobody for a token or a password.";
+    GATEWAY_FILES = "gateway-files", Warning, "The gateway's token file or state directory that is named can't be read.";
     PROXIES_MISSING = "trusted-proxies-missing", Error, "The gateway does not trust the address of the external lane.";
     PROXIES_LOOPBACK = "trusted-proxies-loopback", Error,
         "The gateway trusts 127.0.0.1 as a proxy, which makes several versions take their own local clients for remote ones.";

@@ -8,6 +8,7 @@ pub mod certificate;
 pub mod docker;
 pub mod finding;
 pub mod gateway;
+pub mod gateway_files;
 pub mod kubernetes;
 pub mod openclaw;
 pub mod own_device;
@@ -77,6 +78,7 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
         let kept = config.gateway.state_dir.is_some();
         own_device::judge(&own_device::Seen { kept, scopes: directory.and_then(own_device::scopes) }, &mut report);
     }
+    gateway_files::judge(&gateway_files::look(&config.gateway), &mut report);
     if let Some(openclaw) = &openclaw {
         let wanted = openclaw::Wanted { gateway: config.gateway.address, external_source: config.gateway.external_source.into() };
         openclaw::judge(openclaw, &wanted, &mut report);

@@ -9,7 +9,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, ValueHint, value_parser};
 
 use crate::config::key::{Form, KEYS, Key};
-use crate::config::layer::{Given, Layer, Origin};
+use crate::config::layer::{Complaint, Given, Layer, Origin};
 use crate::config::{self, Config, environment, file};
 
 /// The heading of what has no table in the file.
@@ -54,6 +54,17 @@ impl<S: Selection> Flags<S> {
     pub fn load(self) -> Result<Config, config::Error> {
         let (environment, file) = self.other_layers();
         config::load(self.layer, environment, file)
+    }
+
+    /// The same a second time, while the sidecar runs: what can be read but once (a pipe, standard input) would keep it waiting, or be empty.
+    pub fn load_again(self) -> Result<Config, config::Error> {
+        match &self.file {
+            Some(file) if std::fs::metadata(file).is_ok_and(|about| !about.is_file()) => {
+                let what = format!("{}: is no regular file, and can't be read again", file.display());
+                Err(config::Error(vec![Complaint { place: self.file_from.into(), what }]))
+            }
+            _ => self.load(),
+        }
     }
 
     fn other_layers(&self) -> (Layer, Layer) {

@@ -18,5 +18,5 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Error> {
     let config = args.flags.clone().load()?;
     let level = log::init(&config.log);
-    Ok(app::run(config, || args.flags.clone().load(), |log| level.set(log))?)
+    Ok(app::run(config, || args.flags.clone().load_again(), |log| level.set(log))?)
 }

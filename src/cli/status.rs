@@ -97,6 +97,9 @@ fn summary(status: &Status) -> Table {
     let mut table = Table::default();
     let mut line = |name: &str, value: String, tone: Tone| table.row([(name.to_owned(), Tone::Quiet), (value, tone)]);
     line("listening", if status.listening.is_empty() { "nowhere".into() } else { status.listening.join(" ") }, Tone::Plain);
+    if !status.not_listening.is_empty() {
+        line("not listening", format!("{}: there is no such address", status.not_listening.join(" ")), Tone::Bad);
+    }
     let gateway = &status.gateway;
     match &gateway.error {
         None => line("gateway", format!("{} reachable", gateway.address), Tone::Plain),
@@ -133,7 +136,8 @@ fn summary(status: &Status) -> Table {
 }
 
 fn agents(status: &Status) -> Table {
-    let mut table = Table::new(&["CONTAINER", "ADDRESSES", "PROOF", "CONNECTIONS", "SCOPES"]);
+    let heading = if status.discovery.source().0 == "Kubernetes" { "POD" } else { "CONTAINER" };
+    let mut table = Table::new(&[heading, "ADDRESSES", "PROOF", "CONNECTIONS", "SCOPES"]);
     for agent in &status.agents {
         let scopes = agent.scopes.as_ref().map_or_else(|| "no cap".to_owned(), |scopes| scopes.join(","));
         let cells = [agent.container.clone(), agent.addresses.join(" "), agent.proof.clone(), agent.connections.to_string(), scopes];
@@ -189,10 +193,13 @@ mod tests {
         status.ready = false;
         status.not_ready = vec!["stopping".into()];
         status.gateway.error = Some("connection refused".into());
+        status.not_listening = vec!["nope0:28444".into()];
         status.certificate.problem = Some("disk full".into());
         status.lanes.external = 2001;
         let shown = text(&status, false);
-        for part in ["is not ready", "  stopping\n", "127.0.0.1:18789 connection refused", "disk full", "and 2000 more"] {
+        for part in
+            ["is not ready", "  stopping\n", "nope0:28444: there", "127.0.0.1:18789 connection refused", "disk full", "and 2000 more"]
+        {
             assert!(shown.contains(part), "{part:?} is not in\n{shown}");
         }
     }

@@ -14,6 +14,7 @@ pub mod parse;
 pub mod schema;
 pub mod show;
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -94,6 +95,20 @@ impl ListenOn {
         match self.addresses {
             ListenAddresses::Address(ip) => Some(ip),
             _ => None,
+        }
+    }
+}
+
+/// As `--listen` takes it.
+impl fmt::Display for ListenOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let port = self.port;
+        match &self.addresses {
+            ListenAddresses::Bridge => write!(f, "bridge:{port}"),
+            ListenAddresses::Interface(name) => write!(f, "{name}:{port}"),
+            ListenAddresses::Network(IpNet::V6(network)) => write!(f, "[{network}]:{port}"),
+            ListenAddresses::Network(network) => write!(f, "{network}:{port}"),
+            ListenAddresses::Address(ip) => SocketAddr::new(*ip, port).fmt(f),
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Docker {
     details: Option<Details>,
     /// The container that was last inspected, however that ended.
     inspected: Option<String>,
+    /// The container whose inspection came to nothing, and why; it is asked about again at the next list.
+    unanswered: Option<(String, String)>,
     inspection: Option<BoxFuture<'static, (String, Result<Details, Error>)>>,
     logged: Option<(String, Instant)>,
     metrics: metrics::Discovery,
@@ -74,6 +76,7 @@ impl Docker {
             containers: Vec::new(),
             details: None,
             inspected: None,
+            unanswered: None,
             inspection: None,
             logged: None,
             metrics,
@@ -155,6 +158,9 @@ impl Docker {
                 }
                 let changed = came_back || self.containers != containers;
                 self.containers = containers;
+                if let Some((id, _)) = self.unanswered.clone().filter(|(id, _)| self.container(id).is_some()) {
+                    self.inspect(&id);
+                }
                 changed
             }
             News::Lost(loss) => {
@@ -200,13 +206,20 @@ impl Docker {
         self.inspected = Some(id.to_owned());
         match details {
             Ok(details) => {
+                self.unanswered = None;
                 let details = Some(details);
                 let changed = self.details != details;
                 self.details = details;
                 changed || first
             }
             Err(error) => {
-                warn!(container = id, error = error.chain(), "can't learn this namespace's network aliases, nor when its owner started");
+                let failed = (id.to_owned(), error.chain());
+                if self.unanswered.as_ref() != Some(&failed) {
+                    warn!(container = id, error = failed.1, "can't learn this namespace's network aliases, nor when its owner started");
+                }
+                // A filter's word is final; anything else may be over in a moment.
+                let is_final = matches!(error, Error::Refused { .. } | Error::NoContainer { .. });
+                self.unanswered = Some(failed).filter(|_| !is_final);
                 first
             }
         }

@@ -231,6 +231,20 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_missed_by_nothing_e
 }
 
 #[tokio::test]
+async fn an_inspection_that_failed_is_made_up_for_at_the_next_list() {
+    let docker = FakeDocker::start();
+    docker.answer("/containers/gateway/json", 500, "busy");
+    let Some(mut house) = House::with(&docker) else { return };
+    settled(&mut house.view, PATIENCE).await;
+    assert!(!house.view.borrow().own_names.contains("api"));
+    docker.details("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": {"front": {"Aliases": ["api"]}}}}));
+    docker.permit("/containers/gateway/json");
+    docker.event("container", "rename", "a", json!({}));
+    house.until("the aliases are known", |view| view.own_names.contains("api")).await;
+    house.close().await;
+}
+
+#[tokio::test]
 async fn a_filter_may_be_reached_by_tcp() {
     let docker = FakeDocker::start();
     let Some(mut house) = House::with(&docker) else { return };

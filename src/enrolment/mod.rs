@@ -141,8 +141,10 @@ impl<P: ProofReader> Enrolment<P> {
         count(&self.metrics.refused, refused.error.label());
         let (reason, cause) = (refused.error.label(), causes(&error));
         match refused.error {
-            // Anybody on the network can have these.
-            Reason::NotAnAgent | Reason::AddressAgent | Reason::TooMany | Reason::Malformed => {
+            // Anybody on the network can have these, as often as it connects.
+            Reason::NotAnAgent | Reason::TooMany => debug!(%peer, reason, "enrolment refused: {}", refused.message),
+            // Any labelled container can have these.
+            Reason::AddressAgent | Reason::Malformed => {
                 info!(%peer, reason, "enrolment refused: {}", refused.message);
             }
             _ => warn!(%peer, reason, cause, "enrolment refused: {}", refused.message),
@@ -159,11 +161,12 @@ impl<P: ProofReader> Enrolment<P> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let agent = self.await_agent_at(peer).await?;
-        let Ok(_place) = self.places.try_acquire() else { return Err(refuse(Reason::TooMany, "too many agents enrol at once")) };
+        // First of all: it costs time to find out that somebody is no agent.
         if !self.limiter.admits(peer.ip()) {
             return Err(refuse(Reason::TooMany, "too many attempts from this address; wait for some seconds"));
         }
+        let agent = self.await_agent_at(peer).await?;
+        let Ok(_place) = self.places.try_acquire() else { return Err(refuse(Reason::TooMany, "too many agents enrol at once")) };
         let Some(authority) = self.authority.as_ref().filter(|_| self.proofs.is_some() || self.tokens.is_some()) else {
             return Err(refuse(Reason::Docker, "this sidecar can't attest agents: it has no Docker, or no CA of its own"));
         };

@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use super::{Error, refuse};
-use crate::attest::{Reason, SHOW_COMMAND, Shown};
+use crate::attest::{Reason, SHOW_COMMAND, SHOW_NAME, Shown};
 
 /// What can be read of containers from outside. The engine implements it, and tests do.
 pub trait ProofReader: Send + Sync {
@@ -77,10 +77,11 @@ pub(super) async fn find<P: ProofReader>(reader: &P, agent: &str, proof: &str, s
 }
 
 /// Says whether the command line is that of the agent's helper with `proof`, and not one in which the text merely occurs: containers
-/// are made to fetch addresses and print texts that come from elsewhere.
+/// are made to fetch addresses, and to look for and print texts, that come from elsewhere.
 fn shows(command_line: &str, proof: &str) -> bool {
     let mut words = command_line.split_whitespace();
-    words.next().is_some() && words.next() == Some(SHOW_COMMAND) && words.next() == Some(proof) && words.next().is_none()
+    let is_ours = words.next().is_some_and(|program| Path::new(program).file_name() == Some(SHOW_NAME.as_ref()));
+    is_ours && words.eq([SHOW_COMMAND, proof])
 }
 
 /// The directories that lead to `path`, outermost first, if nobody but the container itself could have put a file there.
@@ -120,7 +121,9 @@ mod tests {
         let proof = "loopgate-proof-abc";
         for (line, expected) in [
             ("loopgate attest-proof loopgate-proof-abc", true),
-            ("/proc/self/exe attest-proof loopgate-proof-abc", true),
+            ("/usr/bin/loopgate attest-proof loopgate-proof-abc", true),
+            ("/proc/self/exe attest-proof loopgate-proof-abc", false),
+            ("grep attest-proof loopgate-proof-abc", false),
             ("loopgate attest-proof loopgate-proof-abcd", false),
             ("loopgate attest-proof loopgate-proof-abc more", false),
             ("sh -c loopgate attest-proof loopgate-proof-abc", false),

@@ -268,7 +268,7 @@ async fn a_nonce_expires() {
     assert!(lines.receive::<Answer<Enrolled>>().await.is_err());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn attempts_from_one_address_are_limited() {
     let house = House::of_four();
     for _ in 0..10 {
@@ -276,6 +276,11 @@ async fn attempts_from_one_address_are_limited() {
     }
     assert_eq!(refusal(&mut house.connect(ADDRESS)).await, Reason::TooMany);
     assert_eq!(house.refused("too_many"), 1);
+    // Strangers, too, and before it takes time to find out that they are.
+    let mut strangers: Vec<_> = (0..11).map(|_| house.connect("172.18.0.9:1")).collect();
+    let refusals = futures_util::future::join_all(strangers.iter_mut().map(refusal)).await;
+    assert_eq!(refusals.iter().filter(|reason| **reason == Reason::NotAnAgent).count(), 10);
+    assert!(refusals.contains(&Reason::TooMany));
 }
 
 #[tokio::test]

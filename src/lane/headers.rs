@@ -180,14 +180,21 @@ impl GatewayHead {
     }
 }
 
+impl ExternalLane {
+    /// Whose a request with the `sent` headers is: of whom a trusted proxy names in them, or else of whom the connection is.
+    pub fn client_of(&self, sent: &HeaderMap, policy: &Policy) -> IpAddr {
+        let named = self.trusted_proxy.then(|| forwarded::client(sent, |ip| policy.is_trusted_proxy(ip)));
+        named.flatten().unwrap_or(self.client)
+    }
+}
+
 impl Forwarding {
     /// What the gateway is told of a request for `host` on `lane`. Only a trusted proxy's `sent` headers are listened to.
     ///
     /// # Errors
     /// The allow and deny lists refuse the client: one that a trusted proxy named, or one that was let in as an agent.
     pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &Policy) -> Result<Self, Denied> {
-        let named = lane.trusted_proxy.then(|| forwarded::client(sent, |ip| policy.is_trusted_proxy(ip))).flatten();
-        let judged = named.unwrap_or(lane.client);
+        let judged = lane.client_of(sent, policy);
         policy.listed(judged)?;
         let mut forwarding = Self { judged, client: lane.stated.clone(), proto: HTTPS, host: host.clone(), identity: Vec::new() };
         if let Some(user) = &lane.user {

@@ -20,7 +20,7 @@ use crate::shutdown::Shutdown;
 
 mod accept;
 mod limits;
-mod plan;
+pub mod plan;
 pub mod proxy_protocol;
 mod socket;
 #[cfg(test)]
@@ -90,14 +90,12 @@ pub fn follow(
         serve,
         open: BTreeMap::new(),
         failed: BTreeMap::new(),
+        unmatched: BTreeSet::new(),
         bound,
     };
     porter.follow_once(&view.borrow());
     if let Some(error) = porter.named_and_failed() {
         return Err(error);
-    }
-    if porter.open.is_empty() {
-        info!("no address to listen on yet, waiting for one");
     }
     shutdown.spawn(porter.follow(view));
     Ok(receiver)
@@ -114,6 +112,8 @@ struct Porter<S> {
     open: BTreeMap<SocketAddr, OpenDoor>,
     /// Wanted addresses that could not be bound, and why.
     failed: BTreeMap<SocketAddr, io::Error>,
+    /// What of `listen.on` no address is such as.
+    unmatched: BTreeSet<String>,
     bound: watch::Sender<Arc<Vec<SocketAddr>>>,
 }
 
@@ -150,6 +150,11 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> Porter<S> {
         for address in plan.close {
             self.close(address);
         }
+        let unmatched = plan::unmatched(&self.config.listen.on, &view.interfaces).map(ToString::to_string).collect();
+        for listen in BTreeSet::difference(&unmatched, &self.unmatched) {
+            warn!(listen, "no address to listen on is such as this: not listening there until one is");
+        }
+        self.unmatched = unmatched;
         self.failed.retain(|address, _| wanted.contains(address));
         for address in plan.open {
             match self.open(address) {

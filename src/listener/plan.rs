@@ -28,13 +28,7 @@ pub fn wanted(listen: &[ListenOn], gateway: SocketAddr, interfaces: &[Interface]
     let mut wanted: BTreeSet<SocketAddr> = BTreeSet::new();
     for ListenOn { addresses, port } in listen {
         let own = interfaces.iter().flat_map(|interface| interface.addresses.iter().map(move |net| (interface, net.addr())));
-        let matching = own.filter(|(interface, ip)| match addresses {
-            // A link-local address means something on one link only, so no client would be told it.
-            ListenAddresses::Bridge => !ip.is_loopback() && !is_link_local_v6(*ip),
-            ListenAddresses::Interface(name) => interface.name == *name,
-            ListenAddresses::Network(network) => network.contains(ip),
-            ListenAddresses::Address(exact) => canonical(*exact) == *ip,
-        });
+        let matching = own.filter(|(interface, ip)| matches(addresses, interface, *ip));
         wanted.extend(matching.map(|(interface, ip)| match ip {
             IpAddr::V6(v6) if is_link_local_v6(ip) => SocketAddrV6::new(v6, *port, 0, scope_of(&interface.name)).into(),
             _ => SocketAddr::new(ip, *port),
@@ -49,6 +43,26 @@ pub fn wanted(listen: &[ListenOn], gateway: SocketAddr, interfaces: &[Interface]
     let covering: Vec<SocketAddr> = wanted.iter().filter(|door| door.ip().is_unspecified()).copied().collect();
     wanted.retain(|door| *door != gateway && !covering.iter().any(|wide| wide != door && covers(*wide, *door)));
     wanted
+}
+
+/// Those of `listen` that no address of `interfaces` matches, be it for now or because they are misspelt.
+pub fn unmatched<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> impl Iterator<Item = &'a ListenOn> {
+    let own = |addresses: &ListenAddresses| {
+        interfaces.iter().any(|interface| interface.addresses.iter().any(|net| matches(addresses, interface, net.addr())))
+    };
+    // One that is named in full is bound whether an interface shows it or not.
+    listen.iter().filter(move |on| !matches!(on.addresses, ListenAddresses::Address(ip) if !is_link_local_v6(ip)) && !own(&on.addresses))
+}
+
+/// Says whether `addresses` mean `ip` of `interface`.
+fn matches(addresses: &ListenAddresses, interface: &Interface, ip: IpAddr) -> bool {
+    match addresses {
+        // A link-local address means something on one link only, so no client would be told it.
+        ListenAddresses::Bridge => !ip.is_loopback() && !is_link_local_v6(ip),
+        ListenAddresses::Interface(name) => interface.name == *name,
+        ListenAddresses::Network(network) => network.contains(&ip),
+        ListenAddresses::Address(exact) => canonical(*exact) == ip,
+    }
 }
 
 /// The `--listen` address, if any, that would take the gateway's own.
@@ -134,6 +148,16 @@ mod tests {
             let listen: Vec<ListenOn> = listen.iter().map(|(addresses, port)| on(addresses, *port)).collect();
             assert_eq!(wanted(&listen, GATEWAY.parse().unwrap(), &interfaces(), |_| 7), set(expected), "{listen:?}");
         }
+    }
+
+    #[test]
+    fn what_matches_nothing_is_named() {
+        let named =
+            |listen: &[ListenOn], interfaces: &[Interface]| unmatched(listen, interfaces).map(ToString::to_string).collect::<Vec<_>>();
+        let listen = ["bridge", "eth0", "nope0", "10.0.0.0/8", "192.168.0.0/16", "fd01::/64", "127.0.0.9", "::", "fe80::9", "fe80::5"]
+            .map(|addresses| on(addresses, 443));
+        assert_eq!(named(&listen, &interfaces()), ["nope0:443", "192.168.0.0/16:443", "[fd01::/64]:443", "[fe80::9]:443"]);
+        assert_eq!(named(&listen[..1], &interfaces()[2..]), ["bridge:443"]);
     }
 
     #[test]

@@ -42,6 +42,7 @@ use made::Made;
 use own_pair::OwnPair;
 use rotation::{Memory, Rotation};
 use source::Source;
+use state_dir::StateDir;
 
 /// What the TLS listener shows at one moment: key, chain and roots change together or not at all.
 #[derive(Clone, Debug)]
@@ -105,6 +106,7 @@ pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<Subject
             (Source::Own(OwnPair { files: files.clone(), ca }), authority)
         }
     };
+    StateDir::at(state_dir).warn_of_others();
     let fixed_names = fixed_names(&tls.names)?;
     // Stamped before it is read: what changes in between is read again.
     let seen = source.stamp();

@@ -6,7 +6,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,15 @@ impl StateDir {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir.path).map_err(Error::io("create", &dir.path))?;
         }
         Ok(dir)
+    }
+
+    /// Says in the log who else could put other keys into it.
+    pub(super) fn warn_of_others(&self) {
+        let Ok(metadata) = self.path.metadata() else { return };
+        let us = nix::unistd::geteuid().as_raw();
+        if let Some(why) = others(metadata.mode(), metadata.uid(), us) {
+            tracing::warn!(path = %self.path.display(), "{why}, and so could replace the keys in it: make it its user's alone (chown, chmod 700)");
+        }
     }
 
     /// Where it is.
@@ -181,6 +190,17 @@ pub(super) fn read_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), Error>
     Ok((content, about.permissions().mode() & 0o7777))
 }
 
+/// Who besides `us` and root may write to a directory of `owner` with this mode. That its group may is how Kubernetes hands out volumes.
+fn others(mode: u32, owner: u32, us: u32) -> Option<String> {
+    if mode & 0o002 != 0 {
+        Some(format!("everybody may write to the state directory (mode {:04o})", mode & 0o7777))
+    } else if owner != us && owner != 0 {
+        Some(format!("user {owner} owns the state directory"))
+    } else {
+        None
+    }
+}
+
 /// Refuses a key that is open to everyone. One that is open to its group is only worth a warning: the kubelet makes every file of a
 /// volume group-readable and -writable when the pod has an `fsGroup`, at each mount.
 fn check_mode(path: &Path, mode: u32) -> Result<(), Error> {
@@ -210,6 +230,23 @@ mod tests {
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir.path), 0o700);
         assert_eq!(mode(&dir.file("a.key")), 0o600);
+    }
+
+    #[test]
+    fn whoever_else_could_replace_the_keys_is_named() {
+        for (mode, owner, said) in [
+            (0o040_700, 1000, None),
+            (0o700, 0, None),
+            (0o2770, 1000, None),
+            (0o755, 1000, None),
+            (0o040_777, 1000, Some("(mode 0777)")),
+            (0o1777, 0, Some("(mode 1777)")),
+            (0o700, 1001, Some("user 1001 owns")),
+        ] {
+            let found = others(mode, owner, 1000);
+            assert_eq!(found.is_some(), said.is_some(), "{mode:o} {owner}: {found:?}");
+            assert!(found.unwrap_or_default().contains(said.unwrap_or_default()));
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ mod upstream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
 use tokio::net::TcpStream;
@@ -78,7 +78,7 @@ pub struct Proxy {
     roll: Arc<Roll>,
     upstream: upstream::Upstream,
     settings: ArcSwap<Settings>,
-    token: Option<HeaderValue>,
+    token: ArcSwapOption<HeaderValue>,
     enrol: Enrol,
     traffic: Arc<Traffic>,
     crew: Crew,
@@ -108,7 +108,7 @@ impl Proxy {
             roll: Arc::default(),
             upstream: upstream::Upstream::new(config, Arc::clone(&traffic), crew.size(), shutdown),
             settings: ArcSwap::from_pointee(Settings::new(config)),
-            token,
+            token: ArcSwapOption::from(token.map(Arc::new)),
             enrol,
             traffic,
             crew,
@@ -140,6 +140,11 @@ impl Proxy {
         if !before.believes_the_same(&terms) {
             self.count_lost(self.roll.revoke(Present::has_operators_word));
         }
+    }
+
+    /// Attested agents inherit `token` from now on.
+    pub fn renew_token(&self, token: Option<HeaderValue>) {
+        self.token.store(token.map(Arc::new));
     }
 
     /// Goes by `config` from now on, as far as it concerns requests and lanes. Connections that are open keep their limits, and are

@@ -1,6 +1,7 @@
 //! One request: checked, given its lane's head, sent to the gateway, answered.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -8,8 +9,8 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::{CONNECTION, EXPECT, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use hyper::body::{Body as _, Incoming};
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -25,10 +26,12 @@ use super::roll::Tunnel;
 use super::tunnel;
 use super::upstream::Link;
 use crate::config::TraceparentUse;
-use crate::lane::{GatewayHead, Refusal, Rules, scrub_response};
+use crate::lane::{GatewayHead, Lane, Refusal, Rules, scrub_response};
 use crate::metrics::count;
 use crate::metrics::traffic::Held;
 use crate::trace::{Span, Trace};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers `request`, whatever happens.
 pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
@@ -37,7 +40,8 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
     let protocol = session.protocol;
     let trace = trace(&session, request.headers());
     let recorder = session.proxy.traffic.recorder.as_ref().map(|recorder| (recorder, SystemTime::now()));
-    let told = session.settings.log_access || recorder.is_some();
+    let logged = session.settings.log_access.then(|| Logged::of(&session, request.headers()));
+    let told = logged.is_some() || recorder.is_some();
     let told = told.then(|| (request.method().clone(), request.uri().path().to_owned()));
     let (mut lane, mut spoilt) = (session.lane.label(), false);
     let mut request_id = None;
@@ -45,7 +49,7 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
     let mut response = match forward(&session, request, started, trace.as_ref(), &mut lane, &mut spoilt).await {
         Ok(response) => response,
         Err(error) => {
-            let id = next_id();
+            let id = logged.as_ref().map_or_else(next_id, |logged| logged.request_id.clone());
             report(&session, &error, &id);
             let response = error.response(&accept, &id);
             // What is ambiguous, or meant as a tunnel, may have left bytes behind that would be taken for the next request.
@@ -65,12 +69,40 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
         let (method, path, peer, request_id) = (method.as_str(), path.as_str(), session.peer.ip(), request_id.as_deref());
         recorder.record(&Span { trace, began, took, method, path, status, lane, protocol, peer, request_id, error: failed });
     }
-    if session.settings.log_access {
-        let ms = took.as_secs_f64() * 1000.0;
-        let (id, trace_id) = (request_id.as_deref().unwrap_or("-"), trace.as_ref().map_or("-", |trace| trace.told.trace_id()));
-        info!(target: "loopgate::access", connection = session.number, peer = %session.peer, lane, protocol, %method, path, status, ms, request_id = id, trace_id, "request");
+    if let Some(Logged { client, request_id }) = logged {
+        let ms = (took.as_secs_f64() * 10_000.0).round() / 10.0;
+        let (connection, peer) = (session.number, session.peer);
+        // Left out where only the end of the body will tell.
+        let bytes = response.body().size_hint().exact();
+        let trace_id = trace.as_ref().map_or("-", |trace| trace.told.trace_id());
+        info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, %method, path, status, bytes, ms, request_id, trace_id, "request");
     }
     Ok(response)
+}
+
+/// What the access log needs to know of a request before it is sent on.
+struct Logged {
+    /// Whose it is, as far as trusted proxies tell.
+    client: IpAddr,
+    /// What the gateway hears it called, if the client says so, and an id of our own otherwise.
+    request_id: String,
+}
+
+impl Logged {
+    fn of(session: &Session, headers: &HeaderMap) -> Self {
+        let lane = match &*session.lane {
+            Lane::External(lane) => lane,
+            Lane::Agent(lane) => &lane.as_external,
+        };
+        let client = lane.client_of(headers, session.proxy.rules.load().policy());
+        let stated = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| is_id(id));
+        Self { client, request_id: stated.map_or_else(next_id, str::to_owned) }
+    }
+}
+
+/// Says whether `id` may stand for a request in logs and answers.
+fn is_id(id: &str) -> bool {
+    (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte))
 }
 
 /// Where in its trace the request with these `headers` is, if anybody wants to know.
@@ -120,8 +152,8 @@ async fn forward(
     // It may never send a body that it was not told to send (RFC 9110 section 10.1.1).
     *spoilt = expects && !incoming.is_end_stream();
     let rules = session.proxy.rules.load_full();
-    let token = session.proxy.token.as_ref();
-    let mut head = GatewayHead::new(parts, &session.lane, &rules, token, session.proxy.terms.load().names()).map_err(Error::Refused)?;
+    let (token, terms) = (session.proxy.token.load_full(), session.proxy.terms.load());
+    let mut head = GatewayHead::new(parts, &session.lane, &rules, token.as_deref(), terms.names()).map_err(Error::Refused)?;
     if let Some(trace) = trace {
         head.follow(trace);
     }

@@ -91,6 +91,29 @@ async fn a_certificate_that_loopgate_issued_by_hand_is_an_agents() {
 }
 
 #[tokio::test]
+async fn a_token_that_was_changed_is_inherited_after_a_reload() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    std::fs::write(&file, "first\n").unwrap();
+    let house = House::with(|config| {
+        config.gateway.token_file = Some(file.clone());
+        config.agents.inherit_token = true;
+    })
+    .await;
+    let agent = issued(&house);
+    let reload = || house.sidecar.reload(Ok((*house.sidecar.config()).clone()), |_| {});
+    for (content, inherited) in [(Some("first"), "Bearer first"), (Some("second"), "Bearer second"), (None, "Bearer second")] {
+        match content {
+            Some(content) => std::fs::write(&file, content).unwrap(),
+            None => std::fs::remove_file(&file).unwrap(),
+        }
+        reload();
+        agent.ask(BOTH[0], STRANGER, "GET /", &[]).await;
+        assert_eq!(house.gateway.heard().pop().unwrap().field("authorization"), Some(inherited));
+    }
+}
+
+#[tokio::test]
 async fn an_operators_ca_admits_the_agents_that_are_listed_and_names_users_to_the_gateway() {
     let authority = Authority::new();
     let house = believing(&authority).await;

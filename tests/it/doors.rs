@@ -259,3 +259,13 @@ async fn when_file_descriptors_run_out_newcomers_wait_and_are_served_afterwards(
         assert_eq!(timeout(SOON, process.ask(protocol, STRANGER, "GET /", &[])).await.unwrap().0, 200);
     }
 }
+
+#[tokio::test]
+async fn as_many_file_descriptors_are_used_as_there_may_be() {
+    let process = Process::start_after("ulimit -Sn 64; ulimit -Hn 512", &[], "").await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.pid())).unwrap();
+    let open = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(open.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u32>>(), [512, 512], "soft and hard");
+    let told = process.says("needs more file descriptors").await;
+    assert!(told.contains("\"limit\":512") && told.contains("\"needed\":16640"), "{told}");
+}

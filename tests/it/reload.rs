@@ -127,8 +127,61 @@ async fn a_wrong_file_changes_nothing_and_is_told() {
     process.signal(Signal::SIGHUP);
     process.says("/nowhere/ca.pem").await;
     assert!(process.handshake(process.tcp(STRANGER).await, "http/1.1").await.is_err());
+    // Nobody will ever write to this pipe.
+    std::fs::remove_file(process.file()).unwrap();
+    nix::unistd::mkfifo(&process.file(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    process.signal(Signal::SIGHUP);
+    process.says("is no regular file").await;
+    std::fs::remove_file(process.file()).unwrap();
     std::fs::write(process.file(), "").unwrap();
     process.signal(Signal::SIGHUP);
     process.says(DONE).await;
     assert_eq!(process.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
+}
+
+#[tokio::test]
+async fn what_is_named_of_the_gateways_and_is_not_there_is_told_at_the_start() {
+    let process = Process::start(&["--token-file=/nope/token", "--gateway-state-dir=/nope/state"], "").await;
+    for (key, path) in [("gateway.token_file", "/nope/token"), ("gateway.state_dir", "/nope/state")] {
+        let told = process.says(path).await;
+        assert!(told.contains("WARN") && told.contains(key), "{told}");
+    }
+}
+
+/// The operator's pair for `name`, in the files of that name in `directory`.
+fn write_pair(directory: &std::path::Path, name: &str) {
+    let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    std::fs::write(directory.join("pair.pem"), made.cert.pem()).unwrap();
+    std::fs::write(directory.join("pair.key"), made.signing_key.serialize_pem()).unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_that_comes_while_the_client_ca_is_away_is_served_once_that_is_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    write_pair(directory.path(), "one.example");
+    std::fs::copy(file("pair.pem"), file("clients.pem")).unwrap();
+    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let flag = |name: &str, file: std::path::PathBuf| format!("--{name}={}", file.display());
+    let flags = [
+        flag("tls-cert", file("pair.pem")),
+        flag("tls-key", file("pair.key")),
+        flag("client-ca", file("clients.pem")),
+        format!("--admin={admin}"),
+    ];
+    let process = Process::start(&flags.each_ref().map(String::as_str), "").await;
+    let certificate = async || {
+        let status = tokio::task::spawn_blocking(move || loopgate::admin::client::status(admin)).await.unwrap().unwrap();
+        status.certificate
+    };
+    std::fs::rename(file("clients.pem"), file("away.pem")).unwrap();
+    write_pair(directory.path(), "two.example");
+    process.says("can't be served").await;
+    let told = certificate().await;
+    assert_eq!(told.names, ["one.example"], "what is served, not what should be");
+    assert!(told.problem.as_deref().is_some_and(|problem| problem.contains("clients.pem")), "{told:?}");
+    std::fs::rename(file("away.pem"), file("clients.pem")).unwrap();
+    process.says("serving this certificate").await;
+    let told = certificate().await;
+    assert_eq!((told.names, told.problem), (vec!["two.example".to_owned()], None));
 }

@@ -204,7 +204,7 @@ async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
 #[tokio::test]
 async fn a_reader_that_becomes_slow_is_not_taken_for_a_stalled_one() {
     // Fast until the kernel's buffers have grown, and then so slow that a third of them last longer than the limit.
-    let (stall, piece, pause) = (Duration::from_secs(1), 25_000, Duration::from_millis(50));
+    let (stall, piece, pause) = (Duration::from_secs(2), 20_000, Duration::from_millis(50));
     let house = House::with(|config| config.limits.stall_timeout = stall).await;
     let mut client = house.h1(STRANGER).await;
     client.send(request(&format!("GET /large?{MUCH}"), "Connection: close\r\n")).await.unwrap();
@@ -215,7 +215,7 @@ async fn a_reader_that_becomes_slow_is_not_taken_for_a_stalled_one() {
         count += stream.read(&mut block).await.unwrap();
     }
     let begun = Instant::now();
-    while begun.elapsed() < 5 * stall {
+    while begun.elapsed() < 4 * stall {
         count += stream.read_exact(&mut block[..piece]).await.unwrap();
         sleep(pause).await;
     }

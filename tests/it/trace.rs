@@ -2,7 +2,8 @@
 
 use loopgate::config::TraceparentUse;
 
-use crate::house::{AGENT, BOTH, House, STRANGER};
+use crate::house::{AGENT, BOTH, House, PROXY, STRANGER};
+use crate::process::Process;
 
 const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const STATE: (&str, &str) = ("tracestate", "vendor=x");
@@ -54,4 +55,28 @@ async fn a_client_can_not_talk_it_away() {
     let fields = [("connection", "traceparent, close"), ("traceparent", STATED)];
     assert_eq!(house.ask(BOTH[0], STRANGER, "GET /", &fields).await.0, 200);
     assert_eq!(house.gateway.heard().pop().unwrap().field("traceparent"), Some(STATED));
+}
+
+#[tokio::test]
+async fn the_access_log_names_the_client_and_what_the_gateway_hears_the_request_called() {
+    let process = Process::start(&["--access-log", &format!("--trusted-proxy={PROXY}/32")], "").await;
+    for protocol in BOTH {
+        let table: [(_, &[(&str, &str)], _, _); 4] = [
+            (STRANGER, &[("x-request-id", "abc"), ("x-forwarded-for", "203.0.113.5")], STRANGER, Some("abc")),
+            (PROXY, &[("x-request-id", "not an id"), ("x-forwarded-for", "203.0.113.5")], "203.0.113.5", None),
+            (PROXY, &[], PROXY, None),
+            (AGENT, &[], AGENT, None),
+        ];
+        for (number, (source, fields, client, stated)) in table.into_iter().enumerate() {
+            let path = format!("/{protocol:?}-{number}");
+            assert_eq!(process.ask(protocol, source, &format!("GET {path}"), fields).await.0, 200);
+            let line: serde_json::Value = serde_json::from_str(&process.says(&format!("\"path\":\"{path}\"")).await).unwrap();
+            assert_eq!(line["client"], client, "{line}");
+            assert!(line["bytes"].is_u64() && line["peer"].as_str().unwrap().starts_with(source), "{line}");
+            let id = line["request_id"].as_str().unwrap();
+            assert!(stated.map_or(id.len() > 8 && !id.contains(' '), |stated| id == stated), "{line}");
+            let ms = line["ms"].to_string();
+            assert!(ms.split_once('.').is_some_and(|(_, after)| after.len() == 1), "{line}");
+        }
+    }
 }

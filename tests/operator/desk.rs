@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -50,14 +51,25 @@ fn one_of_this_namespace_is_an_agent_where_the_operator_says_so() {
 
 #[test]
 fn a_gateway_that_is_down_is_said_everywhere() {
-    let mut sidecar = Sidecar::start(&[]);
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut sidecar = Sidecar::logging_to(log.reopen().unwrap(), &["--listen", "nope0:28444"]);
     drop(sidecar.gateway.take());
     let status = sidecar.wait_for(|status| status["ready"] == false);
     assert!(status["not_ready"][0].as_str().unwrap().starts_with("the gateway accepts no connection: "), "{status:#}");
     assert!(sidecar.get("/readyz", "localhost").starts_with("HTTP/1.1 503"));
     assert!(sidecar.get("/", "localhost").contains("not ready"));
     assert!(sidecar.get("/metrics", "localhost").contains("\nloopgate_gateway_up 0\n"));
-    assert!(String::from_utf8(sidecar.status(&[]).stdout).unwrap().contains("not ready"));
+    let shown = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
+    assert!(shown.contains("not ready") && shown.contains("nope0:28444"), "{shown}");
+    let said = std::fs::read_to_string(log.path()).unwrap();
+    for (once, level) in [("the gateway can't be reached", "WARN"), ("listen=\"nope0:28444\"", "WARN")] {
+        let lines: Vec<_> = said.lines().filter(|line| line.contains(once)).collect();
+        assert!(lines.len() == 1 && lines[0].contains(level), "{once}: {said}");
+    }
+    let address = status["gateway"]["address"].as_str().unwrap();
+    sidecar.gateway = Some(std::net::TcpListener::bind(address).unwrap());
+    sidecar.wait_for(|status| status["gateway"]["reachable"] == true);
+    assert!(std::fs::read_to_string(log.path()).unwrap().contains("the gateway can be reached again"));
 }
 
 #[test]
@@ -77,6 +89,27 @@ fn the_page_is_sent_with_a_policy_that_lets_it_load_nothing() {
     assert!(page.contains("content-security-policy: default-src 'none'; style-src 'sha256-"), "{page}");
     assert!(page.contains("x-content-type-options: nosniff") && page.contains("text/html; charset=utf-8"), "{page}");
     assert!(page.contains(&sidecar.door.to_string()), "{page}");
+}
+
+#[test]
+fn those_who_ask_and_never_read_keep_nobody_from_asking() {
+    let sidecar = Sidecar::start(&[]);
+    let crowd: Vec<_> = (0..64)
+        .map(|_| {
+            let mut stream = TcpStream::connect(sidecar.admin).unwrap();
+            // More than fits into anybody's buffers; that some of it is not even taken is as well.
+            stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+            let _ = stream.write_all("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(5000).as_bytes());
+            stream
+        })
+        .collect();
+    let mut probe = TcpStream::connect(sidecar.admin).unwrap();
+    probe.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    probe.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(probe).read_line(&mut answer).unwrap();
+    assert_eq!(answer, "HTTP/1.1 200 OK\r\n");
+    drop(crowd);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::sidecar::Sidecar;
 /// Every metric there is, those included that are only told of once they have a value.
 pub fn everything() -> String {
     let (traffic, doors, health) = (Traffic::default(), Doors::default(), Health::default());
-    for family in [&traffic.denied, &traffic.handshake_failures, &traffic.refused, &traffic.gateway_errors] {
+    for family in [&traffic.denied, &traffic.handshake_failures, &traffic.overdue, &traffic.refused, &traffic.gateway_errors] {
         count(family, "reason");
     }
     traffic.answered("agent", "h2", 200, Duration::ZERO);
@@ -83,6 +83,22 @@ fn lint(body: &str) {
         for label in labels.trim_end_matches('}').split("\",").filter_map(|pair| pair.split_once('=')).map(|(label, _)| label) {
             assert!(LABELS.contains(&label), "{line}");
         }
+    }
+}
+
+/// A family says nothing of itself before it has a value, so nobody would miss one here that was forgotten.
+#[test]
+fn everything_that_is_registered_is_in_everything() {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = ["metrics.rs", "metrics/enrolment.rs", "metrics/health.rs", "metrics/traffic.rs"];
+    let text = files.map(|file| std::fs::read_to_string(source.join(file)).unwrap()).concat();
+    let calls =
+        text.split("registry.register").skip(1).filter_map(|call| call.split_once('(')).map(|(_, arguments)| arguments.trim_start());
+    let names: Vec<&str> = calls.filter_map(|arguments| arguments.strip_prefix('"')?.split('"').next()).collect();
+    assert!(names.len() > 40, "{names:?}");
+    let told = everything();
+    for name in names {
+        assert!(told.contains(&format!("# TYPE loopgate_{name}")), "{name} is not in `everything`");
     }
 }
 
