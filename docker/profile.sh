@@ -13,17 +13,17 @@ target=$(uname -m)-unknown-linux-gnu
 tools=$(rustc --print sysroot)/lib/rustlib/$target/bin
 [ -x "$tools/llvm-profdata" ] || rustup component add llvm-tools
 
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 # A directory of its own: its libraries are others. Not static, which the counters' runtime can't be.
 export CARGO_TARGET_DIR=$PWD/target/profile
+counts=$CARGO_TARGET_DIR/counts
+rm -rf "$counts"
 say "building with counters"
-RUSTFLAGS="-C profile-generate=$work/raw" cargo build --quiet --release --locked --target "$target"
+RUSTFLAGS="-C profile-generate=$counts" cargo build --quiet --release --locked --target "$target"
 cargo build --quiet --release --locked --manifest-path tests/bench/Cargo.toml
 say "measuring"
 "$CARGO_TARGET_DIR/release/loopgate-bench" compare --loopgate "$CARGO_TARGET_DIR/$target/release/loopgate" --peers loopgate --rounds 1 \
-  --seconds 1 --scenarios h1,h2,hs-full,hs-resumed,ws,ws-bulk,down,up,sse >"$work/table"
-ls "$work"/raw/*.profraw >/dev/null || die "loopgate left no counts"
+  --seconds 1 --scenarios h1,h2,hs-full,hs-resumed,ws,ws-bulk,down,up,sse >/dev/null
+ls "$counts"/*.profraw >/dev/null || die "loopgate left no counts"
 # Not sparse: what never ran is to be known for cold.
-"$tools/llvm-profdata" merge -o docker/loopgate.profdata "$work/raw"
+"$tools/llvm-profdata" merge -o docker/loopgate.profdata "$counts"
 say "docker/loopgate.profdata is made"
