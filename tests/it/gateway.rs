@@ -206,7 +206,8 @@ async fn converse(stream: TcpStream, peer: SocketAddr, connection: usize, memory
                 wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
             }
             "/upgrade-required" => {
-                wire.send("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n").await?;
+                wire.send("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n")
+                    .await?;
             }
             "/nothing" => wire.send("HTTP/1.1 204 No Content\r\n\r\n").await?,
             "/same" => wire.send("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 5\r\n\r\n").await?,
