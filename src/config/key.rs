@@ -96,7 +96,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     );
 
     add("gateway", "gateway.address", Text("ADDR"), Some("127.0.0.1:18789"), "Address of the gateway");
-    add("allow-remote-gateway", "gateway.allow_remote", Switch, Some("false"), "Accept a gateway address that is not loopback");
+    add(
+        "allow-remote-gateway",
+        "gateway.allow_remote",
+        Switch,
+        Some("false"),
+        "Accept a gateway address that is not loopback; everybody is external then, agents included",
+    );
     add(
         "external-source",
         "gateway.external_source",

@@ -60,6 +60,8 @@ pub enum Issuer {
 /// The part of the configuration that lane decisions read.
 #[derive(Clone, Debug)]
 pub struct Policy {
+    /// Whether the gateway sees the lanes' source addresses, which takes one on loopback.
+    tells_apart: bool,
     own_addresses: OwnAddresses,
     cidrs: Vec<IpNet>,
     uris: Vec<String>,
@@ -77,6 +79,7 @@ impl Policy {
     /// Takes what concerns lanes out of `config`.
     pub fn new(config: &Config) -> Self {
         Self {
+            tells_apart: config.gateway.address.ip().is_loopback(),
             own_addresses: config.listen.own_addresses,
             cidrs: config.agents.cidrs.clone(),
             uris: config.agents.uris.clone(),
@@ -99,6 +102,11 @@ impl Policy {
     /// The SPIFFE trust domain of certificates that loopgate issues.
     pub(super) fn trust_domain(&self) -> &str {
         &self.trust_domain
+    }
+
+    /// Says whether anybody is an agent to the gateway: from one that is not on loopback, no local client can be pretended.
+    pub(super) fn tells_apart(&self) -> bool {
+        self.tells_apart
     }
 
     /// Says whether certificates of the operator's CA may stand for agents.
@@ -202,6 +210,9 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
 }
 
 fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy) -> Option<Admitted> {
+    if !policy.tells_apart {
+        return None;
+    }
     if let Some(admitted) = by_address(peer, view, policy) {
         return Some(admitted);
     }
@@ -329,6 +340,20 @@ mod tests {
             Ok(Lane::External(lane)) => format!("external {}", lane.client),
             Err(denied) => denied.label().into(),
         }
+    }
+
+    #[test]
+    fn nobody_is_an_agent_to_a_gateway_that_is_not_on_loopback() {
+        let remote = policy(|config| {
+            config.gateway.address = "10.0.0.1:18789".parse().unwrap();
+            config.agents.cidrs = nets(&["10.1.0.0/16"]);
+            config.listen.own_addresses = OwnAddresses::Agent;
+        });
+        for peer in ["172.18.0.3", "10.1.0.1", "172.18.0.2", "127.0.0.1"] {
+            assert_eq!(lane(&from(peer), &remote), format!("external {peer}"));
+        }
+        let attested = Evidence { certificate: Some(own("spiffe://loopgate.local/docker/p/s/bbb")), ..from("172.18.0.4") };
+        assert_eq!(lane(&attested, &remote), "external 172.18.0.4");
     }
 
     #[test]

@@ -12,6 +12,8 @@ use crate::discovery::{Proof, View};
 /// Why a connection that may have been meant for the agent lane is external.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WhyExternal {
+    /// The gateway is not on loopback, so that everybody is external.
+    RemoteGateway,
     /// A trusted proxy speaks for others.
     TrustedProxy {
         /// The agent whose address it has.
@@ -55,6 +57,7 @@ pub enum WhyExternal {
 impl fmt::Display for WhyExternal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::RemoteGateway => f.write_str("the gateway is not on loopback, and to such a one nobody can be an agent"),
             Self::TrustedProxy { agent } => write!(f, "{agent} is in external.trusted_proxies, and a proxy speaks for others"),
             Self::NoCertificate { agent } => {
                 write!(
@@ -81,6 +84,9 @@ impl fmt::Display for WhyExternal {
 pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Option<WhyExternal> {
     let peer = canonical(evidence.peer);
     let certificate = evidence.certificate.as_ref();
+    if !policy.tells_apart() {
+        return Some(WhyExternal::RemoteGateway);
+    }
     if peer.is_loopback() || view.is_own(peer) {
         return Some(WhyExternal::OwnAddress);
     }
@@ -148,7 +154,10 @@ mod tests {
         let operator =
             || Some(Certificate { issuer: Issuer::Operator, uris: vec!["spiffe://corp/x".into()], user: None, not_after: 2_000 });
         let bbb = "spiffe://loopgate.local/docker/p/s/bbb";
+        let mut remote = config.clone();
+        remote.gateway.address = "10.0.0.1:18789".parse().unwrap();
         let table = [
+            ("172.18.0.3", None, &remote, Some(WhyExternal::RemoteGateway)),
             ("172.18.0.9", None, &config, None),
             ("172.18.0.2", None, &config, Some(WhyExternal::OwnAddress)),
             ("127.0.0.1", None, &config, Some(WhyExternal::OwnAddress)),

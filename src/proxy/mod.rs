@@ -26,7 +26,7 @@ use futures_util::future::BoxFuture;
 use http::HeaderValue;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::addr::PeerAddr;
 use crate::config::{Config, Limits, TraceparentUse};
@@ -101,6 +101,9 @@ impl Proxy {
         crew: Crew,
         shutdown: &Shutdown,
     ) -> Arc<Self> {
+        if !config.gateway.address.ip().is_loopback() {
+            warn!(gateway = %config.gateway.address, "the gateway is not on loopback: everybody is external to it, agents included");
+        }
         let proxy = Arc::new(Self {
             rules: ArcSwap::from_pointee(Rules::new(config, config.gateway.address)),
             terms: ArcSwap::from_pointee(terms),

@@ -179,10 +179,11 @@ impl Upstream {
     }
 }
 
-/// Connects to `gateway` with `source` as the address that the gateway sees.
+/// Connects to `gateway` with `source` as the address that the gateway sees, unless that is not on loopback: from there, no packet comes back to
+/// a loopback address.
 async fn dial(source: Ipv4Addr, gateway: SocketAddr) -> io::Result<TcpStream> {
     let socket = if gateway.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if gateway.is_ipv4() {
+    if matches!(gateway.ip(), IpAddr::V4(ip) if ip.is_loopback()) {
         // The port is chosen at connect, when the destination is known: otherwise each source address has but 28,000 of them. That is still
         // enough where this option is unknown, as it is to QEMU's emulation of another processor.
         match nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true) {

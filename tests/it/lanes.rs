@@ -4,11 +4,13 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use http::HeaderMap;
+use tokio::net::TcpListener;
 
 use crate::gateway::Heard;
 use crate::house::{AGENT, BOTH, House, PROXY, Protocol, STRANGER, UNKNOWN, h2_request, request, whole};
 pub use crate::seen::assert_external;
 use crate::seen::assert_local;
+use crate::wire::Wire;
 
 /// What only loopgate may say, in clothes that a gateway might see through.
 const FORGED: [(&str, &str); 16] = [
@@ -58,6 +60,33 @@ async fn an_agent_is_heard_as_a_local_client() {
         let heard = house.gateway.heard().pop().unwrap();
         assert_agents(&heard, &house);
         assert_eq!(heard.start(), "GET /a?b=c HTTP/1.1");
+    }
+}
+
+#[tokio::test]
+async fn everybody_is_remote_to_a_gateway_that_is_not_on_loopback() {
+    // No packet is sent: this asks for the address that one would be sent from. Without a network, there is no such gateway.
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let Ok(own) = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) else { return };
+    let listener = TcpListener::bind((own.ip(), 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let house = House::with(|config| {
+        config.gateway.address = address;
+        config.gateway.allow_remote = true;
+    })
+    .await;
+    let gateway = async || {
+        let (stream, peer) = listener.accept().await.unwrap();
+        let mut wire = Wire::new(stream);
+        let head = wire.head().await.unwrap();
+        wire.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello").await.unwrap();
+        (peer, head)
+    };
+    for source in [STRANGER, AGENT] {
+        let mut client = house.h1(source).await;
+        let ((peer, head), answer) = tokio::join!(gateway(), client.ask(request("GET /", "")));
+        assert_eq!((answer.status(), peer.ip()), (200, own.ip()), "{source}");
+        assert_eq!(head.field("x-forwarded-for"), Some(UNKNOWN), "{source}");
     }
 }
 
