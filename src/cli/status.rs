@@ -197,7 +197,9 @@ mod tests {
         status.certificate.problem = Some("disk full".into());
         status.lanes.external = 2001;
         let shown = text(&status, false);
-        for part in ["is not ready", "  stopping\n", "nope0:28444: there", "127.0.0.1:18789 connection refused", "disk full", "and 2000 more"] {
+        for part in
+            ["is not ready", "  stopping\n", "nope0:28444: there", "127.0.0.1:18789 connection refused", "disk full", "and 2000 more"]
+        {
             assert!(shown.contains(part), "{part:?} is not in\n{shown}");
         }
     }

@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn what_matches_nothing_is_named() {
-        let named = |listen: &[ListenOn], interfaces: &[Interface]| unmatched(listen, interfaces).map(ToString::to_string).collect::<Vec<_>>();
+        let named =
+            |listen: &[ListenOn], interfaces: &[Interface]| unmatched(listen, interfaces).map(ToString::to_string).collect::<Vec<_>>();
         let listen = ["bridge", "eth0", "nope0", "10.0.0.0/8", "192.168.0.0/16", "fd01::/64", "127.0.0.9", "::", "fe80::9", "fe80::5"]
             .map(|addresses| on(addresses, 443));
         assert_eq!(named(&listen, &interfaces()), ["nope0:443", "192.168.0.0/16:443", "[fd01::/64]:443", "[fe80::9]:443"]);

@@ -92,7 +92,8 @@ fn everything_that_is_registered_is_in_everything() {
     let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let files = ["metrics.rs", "metrics/enrolment.rs", "metrics/health.rs", "metrics/traffic.rs"];
     let text = files.map(|file| std::fs::read_to_string(source.join(file)).unwrap()).concat();
-    let calls = text.split("registry.register").skip(1).filter_map(|call| call.split_once('(')).map(|(_, arguments)| arguments.trim_start());
+    let calls =
+        text.split("registry.register").skip(1).filter_map(|call| call.split_once('(')).map(|(_, arguments)| arguments.trim_start());
     let names: Vec<&str> = calls.filter_map(|arguments| arguments.strip_prefix('"')?.split('"').next()).collect();
     assert!(names.len() > 40, "{names:?}");
     let told = everything();
