@@ -69,6 +69,59 @@ fn what_does_not_exist_is_named() {
 }
 
 #[test]
+fn what_is_needed_is_called_what_it_is_where_the_other_was_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = file(dir.path(), "[tls]\ncert = \"a.pem\"\n");
+    assert_eq!(refused(&mut loopgate(&["run", "--config", &config])), format!("loopgate: {config}:2: tls.cert: needs tls.key\n"));
+    let variable = refused(loopgate(&["run"]).env("LOOPGATE_TLS_KEY", "a.key"));
+    assert_eq!(variable, "loopgate: LOOPGATE_TLS_KEY: needs LOOPGATE_TLS_CERT\n");
+    assert_eq!(refused(&mut loopgate(&["run", "--tls-cert", "a.pem"])), "loopgate: --tls-cert: needs --tls-key\n");
+}
+
+#[test]
+fn a_negative_number_is_a_wrong_value_and_no_flag() {
+    let number = refused(&mut loopgate(&["run", "--max-connections", "-1"]));
+    assert_eq!(number, "loopgate: --max-connections: \"-1\" is not a number from 1 to 10000000\n");
+    let time = refused(&mut loopgate(&["run", "--drain-timeout", "-1"]));
+    assert!(time.starts_with("loopgate: --drain-timeout: \"-1\" is not a duration"), "{time}");
+}
+
+#[test]
+fn wrong_values_of_other_commands_are_refused_as_such() {
+    let listen = refused(&mut loopgate(&["agent", "--listen", "0.0.0.0:1"]));
+    assert!(listen.starts_with("loopgate: --listen: 0.0.0.0:1 is not a loopback address"), "{listen}");
+    let name = refused(&mut loopgate(&["cert", "issue", "--name", "Bad Name/.."]));
+    assert!(name.contains("--name") && name.contains("Bad Name/..") && name.lines().count() == 1, "{name}");
+    let life = refused(&mut loopgate(&["cert", "issue", "--name", "robot", "--life", "398d"]));
+    assert!(life.contains("--life") && life.contains("is not between 1m and 397d"), "{life}");
+}
+
+#[test]
+fn a_misspelt_variable_is_refused_by_the_agents_side_too() {
+    for command in [&["agent"][..], &["exec", "--", "true"]] {
+        let mut command = loopgate(command);
+        command.env("LOOPGATE_GATEWAY", "127.0.0.1:1").env("LOOPGATE_PORT_443_TCP", "tcp://10.96.0.1:443").env("LOOPGATE_SIDECARS", "x:1");
+        assert_eq!(refused(&mut command), "loopgate: LOOPGATE_SIDECARS: there is no such option\n");
+    }
+}
+
+#[test]
+fn files_that_can_not_be_read_are_told_once_and_by_whom_they_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().to_str().unwrap();
+    let run = |flags: &[&str]| {
+        let always = ["run", "--state-dir", state, "--docker", "off", "--admin", "off", "--listen", "127.0.0.1:0"];
+        let output = loopgate(&[&always, flags].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        stderr(&output).lines().last().unwrap_or_default().to_owned()
+    };
+    let said = run(&["--client-ca", "/nope.pem"]);
+    assert!(said.starts_with("loopgate: client CA /nope.pem (tls.client_ca): ") && said.matches("No such file").count() == 1, "{said}");
+    let said = run(&["--tls-cert", "/nope.pem", "--tls-key", "/nope.key"]);
+    assert_eq!(said, "loopgate: tls.cert (--tls-cert): cannot read /nope.pem: No such file or directory (os error 2)");
+}
+
+#[test]
 fn every_complaint_has_a_line() {
     let said = refused(loopgate(&["run", "--gateway", "x", "--admin", "y"]).env("LOOPGATE_ALLOW", "10.0.0.0/8,z"));
     assert_eq!(said.lines().count(), 3, "{said}");
@@ -155,8 +208,9 @@ fn what_is_generated_is_whole() {
         assert!(String::from_utf8(output.stdout).unwrap().contains(holds), "{arguments:?}");
     }
     let dir = tempfile::tempdir().unwrap();
-    assert!(loopgate(&["man", "--out", dir.path().to_str().unwrap()]).status().unwrap().success());
-    assert!(dir.path().join("loopgate-run.1").exists());
+    let pages = dir.path().join("man/pages");
+    assert!(loopgate(&["man", "--out", pages.to_str().unwrap()]).status().unwrap().success());
+    assert!(pages.join("loopgate-run.1").exists());
 }
 
 #[test]
@@ -180,17 +234,25 @@ fn healthcheck_says_what_the_sidecar_says() {
     }
 }
 
+/// What is said where no sidecar answers.
+fn nobody_at(address: &str) -> String {
+    format!(
+        "loopgate: no sidecar answers at {address} (--admin says where it does, within its own container or pod): \
+         Connection refused (os error 111)\n"
+    )
+}
+
 #[test]
 fn healthcheck_fails_where_nobody_answers() {
     // A port that was just ours, and is closed now.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let output = loopgate(&["healthcheck", "--live", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(stderr(&output), format!("loopgate: asking {address}: Connection refused (os error 111)\n"));
+    assert_eq!(stderr(&output), nobody_at(&address));
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), &format!("admin = \"{address}\"\nunknown = 1\n"));
     let output = loopgate(&["healthcheck"]).env("LOOPGATE_CONFIG", config).output().unwrap();
-    assert_eq!(stderr(&output), format!("loopgate: asking {address}: Connection refused (os error 111)\n"));
+    assert_eq!(stderr(&output), nobody_at(&address));
     let off = loopgate(&["healthcheck", "--admin", "off"]).output().unwrap();
     assert_eq!(off.status.code(), Some(1));
 }
@@ -237,6 +299,12 @@ fn certificates_are_shown_exported_and_issued_from_the_state_directory() {
     assert!(String::from_utf8(issued.stdout).unwrap().contains("spiffe://loopgate.local/agent/robot"));
     let exported = cert(&["export"]);
     assert_eq!(exported.stdout, std::fs::read(out.join("ca.pem")).unwrap());
+
+    for command in ["export", "rotate"] {
+        let pair = cert(&[command, "--tls-cert", "a.pem", "--tls-key", "a.key"]);
+        assert_eq!((pair.status.code(), pair.stdout), (Some(1), Vec::new()));
+        assert!(String::from_utf8_lossy(&pair.stderr).contains("the operator's own pair is served (a.pem of tls.cert)"));
+    }
 
     let file = out.join("copy.pem");
     let written = cert(&["export", "--out", file.to_str().unwrap()]);

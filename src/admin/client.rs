@@ -18,7 +18,7 @@ pub enum Error {
     #[error("the admin listener is off, so there is nobody to ask")]
     Off,
     /// Nobody answers.
-    #[error("asking {admin}")]
+    #[error("no sidecar answers at {admin} (--admin says where it does, within its own container or pod)")]
     Unreachable {
         /// The admin listener.
         admin: SocketAddr,

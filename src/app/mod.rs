@@ -262,9 +262,9 @@ impl Sidecar {
     pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) {
         info!("looking at the configuration and the certificate's files again");
         self.pki.reload();
-        let adopted = wanted.map_err(|error| error.to_string()).and_then(|wanted| {
+        let adopted = wanted.map_err(|error| said(&error)).and_then(|wanted| {
             let (config, kept) = adopt(&self.config.load(), wanted);
-            handshakes::terms(&self.pki.identity().borrow().clone(), &config).map_err(|error| error.to_string())?;
+            handshakes::terms(&self.pki.identity().borrow().clone(), &config).map_err(|error| said(&error))?;
             Ok((config, kept))
         });
         self.config_problem.send_replace(adopted.as_ref().err().map(|error| error.replace('\n', "; ")));

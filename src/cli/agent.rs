@@ -5,6 +5,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::agent_flags::{Flags, Given, given, runtime, value};
+use super::flags::refuse_unknown_variables;
 use super::{Error, log};
 use crate::agent::{self, gateway, supervise::Signals};
 use crate::config::parse;
@@ -25,6 +26,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 
 /// Forwards until told to stop.
 pub fn run(args: Args) -> Result<(), Error> {
+    refuse_unknown_variables()?;
     log::init(&args.flags.log("info"));
     let settings = args.flags.settings(None)?;
     let wait = value(args.wait);

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::agent::{Endpoint, Identity, ServerTrust, Settings, Showing};
+use crate::agent::{self, Endpoint, Identity, ServerTrust, Settings, Showing};
 use crate::config::layer::Complaint;
 use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, parse};
 use crate::fingerprint::Fingerprint;
@@ -141,8 +141,12 @@ impl Flags {
             }
         };
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(GATEWAY_PORT)));
+        let listen = value(self.listen).unwrap_or(listen);
+        if !self.unsafe_listen && !listen.ip().is_loopback() {
+            return Err(wrong("--listen", &agent::Error::NotLoopback(listen).to_string()));
+        }
         Ok(Settings {
-            listen: value(self.listen).unwrap_or(listen),
+            listen,
             unsafe_listen: self.unsafe_listen,
             sidecar: value(self.sidecar).unwrap_or_else(|| Endpoint { host: "gateway".into(), port: GATEWAY_PORT }),
             server_name: value(self.server_name),

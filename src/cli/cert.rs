@@ -33,13 +33,13 @@ pub enum Command {
         #[command(flatten)]
         flags: Flags<Files>,
         /// The agent's name, the last part of its SPIFFE ID
-        #[arg(long)]
+        #[arg(long, value_parser = offline::agent_name)]
         name: String,
         /// Directory for agent.pem, agent.key and ca.pem
         #[arg(long, value_name = "DIR", default_value = ".")]
         out: PathBuf,
         /// How long it is valid, 397 days at most
-        #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::timeout)]
+        #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::issued_life)]
         life: Duration,
     },
     /// Replaces the server's certificate now
@@ -70,8 +70,13 @@ pub fn run(command: Command) -> Result<(), Error> {
             let chain = config.tls.own_pair.as_ref().map(|pair| pair.chain.as_path());
             show(&offline::show(&config.state_dir, chain)?, json)
         }
-        Command::Export { flags, out: None } => output::print(offline::export(&flags.load()?.state_dir)?),
-        Command::Export { flags, out: Some(file) } => Ok(offline::export_to(&flags.load()?.state_dir, &file)?),
+        Command::Export { flags, out } => {
+            let state_dir = served_from(flags)?;
+            match out {
+                None => output::print(offline::export(&state_dir)?),
+                Some(file) => Ok(offline::export_to(&state_dir, &file)?),
+            }
+        }
         Command::Issue { flags, name, out, life } => {
             let config = flags.load()?;
             let agent = offline::Agent { trust_domain: &config.agents.trust_domain, name: &name, life };
@@ -79,8 +84,17 @@ pub fn run(command: Command) -> Result<(), Error> {
         }
         Command::Rotate { flags, new_key } => {
             let key = if new_key { RotateKey::Replace } else { RotateKey::Keep };
-            show(&offline::rotate(&flags.load()?.state_dir, key)?, false)
+            show(&offline::rotate(&served_from(flags)?, key)?, false)
         }
+    }
+}
+
+/// The state directory, if what is served is out of there.
+fn served_from(flags: Flags<Files>) -> Result<PathBuf, Error> {
+    let config = flags.load()?;
+    match config.tls.own_pair {
+        None => Ok(config.state_dir),
+        Some(pair) => Err(Error::OwnPair(pair.chain)),
     }
 }
 

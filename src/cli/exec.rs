@@ -9,6 +9,7 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use super::agent_flags::{Flags, Given, given, runtime, value, wrong};
+use super::flags::refuse_unknown_variables;
 use super::{Error, log};
 use crate::agent::device::Device;
 use crate::agent::supervise::{self, Signals, status_of};
@@ -53,6 +54,7 @@ const DRAIN: Duration = Duration::from_millis(200);
 
 /// Runs the command; the exit status is its own.
 pub fn run(args: Args) -> Result<ExitCode, Error> {
+    refuse_unknown_variables()?;
     // Quiet unless something is wrong: standard error is the command's.
     log::init(&args.flags.log("warn"));
     let port = match std::env::var("OPENCLAW_GATEWAY_PORT").ok().filter(|port| !port.is_empty()) {

@@ -15,6 +15,7 @@ use crate::config::{self, Config, environment, file};
 /// The heading of what has no table in the file.
 const GENERAL: &str = "General";
 
+const CONFIG_FLAG: &str = "--config";
 const CONFIG_VARIABLE: &str = "LOOPGATE_CONFIG";
 
 /// Which of the options a command takes as flags; variables and the file count with all of theirs.
@@ -56,6 +57,15 @@ impl<S: Selection> Flags<S> {
         config::load(self.layer, environment, file)
     }
 
+    /// The same, for those who ask a sidecar that runs: a file that was named on the command line must be right, while the one that a
+    /// variable names may have been edited since the sidecar read it.
+    pub fn merge_if_named_file_is_right(self) -> Result<Layer, config::Error> {
+        if self.file.is_some() && self.file_from == CONFIG_FLAG {
+            self.clone().load()?;
+        }
+        Ok(self.merge())
+    }
+
     /// The same a second time, while the sidecar runs: what can be read but once (a pipe, standard input) would keep it waiting, or be empty.
     pub fn load_again(self) -> Result<Config, config::Error> {
         match &self.file {
@@ -72,6 +82,12 @@ impl<S: Selection> Flags<S> {
         let file = self.file.as_deref().map(|file| file::read(file, self.file_from)).unwrap_or_default();
         (environment, file)
     }
+}
+
+/// Refuses variables with our prefix that no command has, for the commands that read theirs by clap, to whom those are nothing.
+pub fn refuse_unknown_variables() -> Result<(), config::Error> {
+    let complaints = environment::read(std::env::vars_os(), &variables_of_commands()).complaints;
+    if complaints.is_empty() { Ok(()) } else { Err(config::Error(complaints)) }
 }
 
 /// The variables that clap reads itself, for flags that are not in the table of options.
@@ -93,8 +109,9 @@ fn argument(key: &'static Key) -> Arg {
     let arg = Arg::new(key.flag).long(key.flag).help(help).help_heading(heading(key.table()));
     match key.form {
         Form::Switch => arg.value_name("BOOL").action(ArgAction::Set).num_args(0..=1).require_equals(true).default_missing_value("true"),
-        Form::Number => arg.value_name("NUMBER").action(ArgAction::Set),
-        Form::Duration => arg.value_name("DURATION").action(ArgAction::Set),
+        // A negative one is no flag, but a value that is complained about by name.
+        Form::Number => arg.value_name("NUMBER").action(ArgAction::Set).allow_negative_numbers(true),
+        Form::Duration => arg.value_name("DURATION").action(ArgAction::Set).allow_negative_numbers(true),
         Form::Choice(words) => arg.value_name("WORD").action(ArgAction::Set).value_parser(PossibleValuesParser::new(words)),
         Form::Text(name) => arg.value_name(name).action(ArgAction::Set).value_hint(match name {
             "FILE" => ValueHint::FilePath,
@@ -151,7 +168,7 @@ impl<S: Selection> FromArgMatches for Flags<S> {
             layer,
             // An empty variable is an unset one, here as with all options.
             file: matches.get_one::<OsString>("config").filter(|file| !(from_variable && file.is_empty())).map(PathBuf::from),
-            file_from: if from_variable { CONFIG_VARIABLE } else { "--config" },
+            file_from: if from_variable { CONFIG_VARIABLE } else { CONFIG_FLAG },
             selection: PhantomData,
         })
     }

@@ -15,7 +15,10 @@ pub struct Args {
 /// Prints or writes.
 pub fn run(args: &Args) -> Result<(), Error> {
     match &args.out {
-        Some(dir) => clap_mangen::generate_to(super::command(), dir).map_err(Error::io(format!("writing to {}", dir.display()))),
+        Some(dir) => {
+            let pages = || std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(super::command(), dir));
+            pages().map_err(Error::io(format!("writing to {}", dir.display())))
+        }
         None => {
             let mut page = Vec::new();
             clap_mangen::Man::new(super::command()).render(&mut page).map_err(Error::io("making the manual page"))?;

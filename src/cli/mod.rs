@@ -73,6 +73,9 @@ pub enum Error {
     /// A certificate can't be read or made.
     #[error(transparent)]
     Pki(#[from] crate::pki::Error),
+    /// It is not loopgate's certificate that is served.
+    #[error("the operator's own pair is served ({} of tls.cert): clients trust who issued that, and only its files can renew it", .0.display())]
+    OwnPair(std::path::PathBuf),
     /// The sidecar is not ready, or not there.
     #[error(transparent)]
     Admin(#[from] crate::admin::client::Error),

@@ -32,7 +32,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 
 /// Shows it.
 pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
-    let admin = check::admin(&flags.merge())?.ok_or(client::Error::Off)?;
+    let admin = check::admin(&flags.merge_if_named_file_is_right()?)?.ok_or(client::Error::Off)?;
     let clear = if std::io::stdout().is_terminal() && !json { CLEAR } else { "" };
     let mut shown = show(&client::status(admin)?, json, watch);
     loop {

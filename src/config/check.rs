@@ -100,8 +100,8 @@ fn tls(read: &mut Reader<'_>) -> Tls {
     let chain = read.optional("tls-cert", parse::path);
     let key = read.optional("tls-key", parse::path);
     match (&chain, &key) {
-        (Some(_), None) => read.complain("tls-cert", "needs --tls-key"),
-        (None, Some(_)) => read.complain("tls-key", "needs --tls-cert"),
+        (Some(_), None) => read.complain_of_missing("tls-cert", "tls-key", ""),
+        (None, Some(_)) => read.complain_of_missing("tls-key", "tls-cert", ""),
         _ => {}
     }
     Tls {
@@ -186,16 +186,16 @@ fn together(config: &Config, read: &mut Reader<'_>) {
         read.complain_of(&["admin", "gateway"], "the admin listener needs an address of its own");
     }
     if config.listen.proxy_protocol && config.external.trusted_proxies.is_empty() {
-        read.complain("proxy-protocol", "needs --trusted-proxy, for nobody else is believed");
+        read.complain_of_missing("proxy-protocol", "trusted-proxy", ", for nobody else is believed");
     }
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
-        read.complain("agent-uri", "needs --client-ca, which says whose certificates count");
+        read.complain_of_missing("agent-uri", "client-ca", ", which says whose certificates count");
     }
     if config.discovery == Discovery::Kubernetes && !cfg!(feature = "kubernetes") {
         read.complain("discovery", "was built without Kubernetes (the cargo feature kubernetes)");
     }
     if config.agents.inherit_token && config.gateway.token_file.is_none() {
-        read.complain("inherit-token", "needs --token-file");
+        read.complain_of_missing("inherit-token", "token-file", "");
     }
 }
 
@@ -264,6 +264,17 @@ impl Reader<'_> {
 
     fn complain(&mut self, flag: &str, what: &str) {
         self.complain_of(&[flag], what);
+    }
+
+    /// Blames `flag` for the want of `needed`, which is named as it would be given in the same place.
+    fn complain_of_missing(&mut self, flag: &str, needed: &str, why: &str) {
+        let needed = key(needed);
+        let needed = match self.layer.get(key(flag)).first().map(|given| &given.origin) {
+            Some(Origin::File(..)) => needed.path.to_owned(),
+            Some(Origin::Variable) => needed.variable(),
+            Some(Origin::Flag | Origin::Default) | None => format!("--{}", needed.flag),
+        };
+        self.complain(flag, &format!("needs {needed}{why}"));
     }
 
     /// Blames the first of these options that somebody has given.

@@ -52,14 +52,16 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// `10s`, `500ms`, `1h 30m`, or a bare number of seconds.
 pub fn duration(text: &str) -> Parsed<Duration> {
-    let parsed = match text.parse() {
+    match any_duration(text)? {
+        duration if duration <= LONGEST => Ok(duration),
+        _ => Err("is longer than a year".into()),
+    }
+}
+
+fn any_duration(text: &str) -> Parsed<Duration> {
+    match text.parse() {
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => humantime::parse_duration(text),
-    };
-    match parsed {
-        Ok(duration) if duration <= LONGEST => Ok(duration),
-        Ok(_) => Err("is longer than a year".into()),
-        Err(_) => Err("is not a duration such as 10s, 500ms or 2m".into()),
+        Err(_) => humantime::parse_duration(text).map_err(|_| "is not a duration such as 10s, 500ms or 2m".into()),
     }
 }
 
@@ -81,6 +83,15 @@ pub fn certificate_life(text: &str) -> Parsed<Duration> {
     }
 }
 
+/// How long a certificate that is made by hand may be valid: beyond 397 days there are clients that believe none.
+pub fn issued_life(text: &str) -> Parsed<Duration> {
+    const LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(397 * 24 * 60 * 60);
+    match any_duration(text)? {
+        life if LIMITS.contains(&life) => Ok(life),
+        _ => Err("is not between 1m and 397d".into()),
+    }
+}
+
 /// `127.0.0.1:80` or `[::1]:80`, folded.
 pub fn socket_address(text: &str) -> Parsed<SocketAddr> {
     let address: SocketAddr = text.parse().map_err(|_| "is not an address and a port such as 127.0.0.1:18789")?;
@@ -89,7 +100,10 @@ pub fn socket_address(text: &str) -> Parsed<SocketAddr> {
 
 /// A socket address, or `off`.
 pub fn socket_address_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
-    if text == "off" { Ok(None) } else { socket_address(text).map(Some) }
+    if text == "off" {
+        return Ok(None);
+    }
+    socket_address(text).map(Some).map_err(|_| "is not an address and a port such as 127.0.0.1:9180, nor off".into())
 }
 
 /// An IP address, folded.

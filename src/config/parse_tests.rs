@@ -35,6 +35,7 @@ fn durations() {
 #[test]
 fn lives_of_certificates() {
     table(certificate_life, &[("60", "60s"), ("1m", "60s"), ("1h", "3600s"), ("24h", "86400s")], &["0", "59s", "25h", "year"]);
+    table(issued_life, &[("1m", "60s"), ("397d", "34300800s"), ("366days", "31622400s")], &["0", "59s", "397d 1s", "10years", "-1"]);
 }
 
 #[test]
@@ -45,6 +46,7 @@ fn addresses_are_folded() {
         &["127.0.0.1", "localhost:80", ":80", "127.0.0.1:65536", "::1:80x"],
     );
     table(socket_address_or_off, &[("off", "None"), ("127.0.0.1:1", "Some(127.0.0.1:1)")], &["on", ""]);
+    assert_eq!(socket_address_or_off("foo"), Err("is not an address and a port such as 127.0.0.1:9180, nor off".into()));
     table(ip, &[("::ffff:10.0.0.1", "10.0.0.1")], &["10.0.0", "10.0.0.1/32"]);
     table(loopback_ipv4, &[("127.0.0.2", "127.0.0.2")], &["10.0.0.1", "::1", "128.0.0.1"]);
 }

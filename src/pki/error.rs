@@ -27,6 +27,14 @@ pub enum Error {
         #[source]
         flaw: Flaw,
     },
+    /// Something is wrong with a file of the operator's own pair.
+    #[error("{key}")]
+    Given {
+        /// The key that names the file, and the flag.
+        key: &'static str,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
     /// A file is missing whose partner is there, which no crash of loopgate's own can cause.
     #[error("{} is missing although {} is there{}", path.display(), partner.display(), remedy(path))]
     Missing {
@@ -110,6 +118,10 @@ impl Error {
     pub(super) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+
+    pub(super) fn given(key: &'static str) -> impl FnOnce(Self) -> Self {
+        move |error| Self::Given { key, source: Box::new(error) }
     }
 
     pub(super) fn unusable(path: impl Into<PathBuf>) -> impl FnOnce(Flaw) -> Self {

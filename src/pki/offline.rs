@@ -97,6 +97,14 @@ pub struct Agent<'a> {
     pub life: Duration,
 }
 
+/// `text` as the name of an agent.
+///
+/// # Errors
+/// It can't be part of a SPIFFE ID.
+pub fn agent_name(text: &str) -> Result<String, Error> {
+    authority::agent_uri("loopgate.local", text).map(|_| text.to_owned())
+}
+
 /// Writes `agent.pem`, `agent.key` and `ca.pem` to `out`. A key that is there is kept, so that a running agent reads one new file.
 pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Description, Error> {
     // Asked before anything is made: the name may be the directory's too.

@@ -10,6 +10,10 @@ use super::pem;
 use super::source::{Loaded, Stamp, identity, stamp};
 use super::state_dir::read_file;
 
+/// What names the two files.
+const CHAIN: &str = "tls.cert (--tls-cert)";
+const KEY: &str = "tls.key (--tls-key)";
+
 /// Where the pair is, and the CA of our own that signs agents' certificates beside it.
 #[derive(Debug)]
 pub(super) struct OwnPair {
@@ -29,15 +33,17 @@ impl OwnPair {
     /// and Docker mount secrets readable for all.
     pub(super) fn load(&self, now: OffsetDateTime) -> Result<Loaded, Error> {
         let CertificateFiles { chain: chain_file, key: key_file } = &self.files;
-        let chain = pem::certificates(&read_file(chain_file)?.0).map_err(Error::unusable(chain_file))?;
-        let key = pem::private_key(&read_file(key_file)?.0).map_err(Error::unusable(key_file))?;
+        let of_chain = |flaw| Error::given(CHAIN)(Error::unusable(chain_file)(flaw));
+        let of_key = |flaw| Error::given(KEY)(Error::unusable(key_file)(flaw));
+        let chain = pem::certificates(&read_file(chain_file).map_err(Error::given(CHAIN))?.0).map_err(of_chain)?;
+        let key = pem::private_key(&read_file(key_file).map_err(Error::given(KEY))?.0).map_err(of_key)?;
         let identity = identity(chain, key, self.ca.clone()).map_err(|flaw| match flaw {
             // The TLS library found the certificate readable and the key not, or not that certificate's.
-            Flaw::Pair(_) => Error::unusable(key_file)(flaw),
-            _ => Error::unusable(chain_file)(flaw),
+            Flaw::Pair(_) => of_key(flaw),
+            _ => of_chain(flaw),
         })?;
         let expired = identity.not_after < now;
-        let trouble = expired.then(|| Error::unusable(chain_file)(Flaw::Expired(identity.not_after)));
+        let trouble = expired.then(|| of_chain(Flaw::Expired(identity.not_after)));
         Ok(Loaded { identity, trouble })
     }
 }

@@ -17,7 +17,7 @@ use crate::lane::{Certificate, Issuer};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file can't be read or holds no PEM certificate.
-    #[error("client CA {path}: {source}")]
+    #[error("client CA {path} (tls.client_ca)")]
     Read {
         /// Which file.
         path: PathBuf,
@@ -25,10 +25,10 @@ pub enum Error {
         source: rustls_pki_types::pem::Error,
     },
     /// The file holds no certificate at all.
-    #[error("client CA {0}: there is no certificate in it")]
+    #[error("client CA {0} (tls.client_ca): there is no certificate in it")]
     Empty(PathBuf),
     /// A certificate in it is no trust anchor.
-    #[error("client CA {path}: {source}")]
+    #[error("client CA {path} (tls.client_ca)")]
     Anchor {
         /// Which file.
         path: PathBuf,

@@ -131,7 +131,11 @@ fn status_fails_in_one_line_where_no_sidecar_runs() {
     let address = free_port().to_string();
     let output = loopgate(&["status", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(String::from_utf8(output.stderr).unwrap(), format!("loopgate: asking {address}: Connection refused (os error 111)\n"));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with(&format!("loopgate: no sidecar answers at {address} (--admin says")) && said.lines().count() == 1, "{said}");
+    let missing = loopgate(&["status", "--config", "/nope.toml"]).output().unwrap();
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(String::from_utf8(missing.stderr).unwrap().starts_with("loopgate: --config: /nope.toml: "));
     let off = loopgate(&["status", "--admin", "off"]).output().unwrap();
     assert_eq!(off.status.code(), Some(1));
 }

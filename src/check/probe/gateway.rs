@@ -98,6 +98,8 @@ async fn voice(address: SocketAddr) -> Voice {
         // It does not trust itself, perhaps, but it is one.
         None if is_attribution(&answer) => Voice::Modern(None),
         None if websocket::challenges(address).await => Voice::Old,
+        // Some TLS servers tell those who speak plain HTTP by HTTP that they should not.
+        None if tls::certificate(address).await.is_some() => Voice::Tls,
         None => Voice::Other(format!("GET {STARTED} with {status}, and sends no connect.challenge")),
     }
 }
