@@ -64,8 +64,8 @@ impl Upstream {
     /// Sends a request, which came in when it `started` (a moment ago, so that the clock needs no second look), and waits for the head of
     /// its response.
     ///
-    /// Nothing is sent twice unless none of it was sent before, or doing so is harmless and not a byte of an answer came. Even then a
-    /// connection of its own is tried but twice: it may be the request that makes the gateway break off.
+    /// Nothing is sent twice unless none of it was sent before, or doing so is harmless and not a byte of an answer came. Even then
+    /// it is sent over a new connection twice at most: it may be the request that makes the gateway break off.
     pub(super) fn send<'a>(
         &'a self,
         head: GatewayHead,
