@@ -112,12 +112,12 @@ async fn exposed(plan: &Plan) -> Vec<(SocketAddr, bool)> {
         if address == plan.address || connect(address, None).await.is_err() {
             continue;
         }
-        if get(address, None, STARTED, &[]).await.is_ok() {
-            exposed.push((address, false));
-        } else if let Some(leaf) = tls::certificate(address).await
-            && plan.sidecar != Some(Fingerprint::of(&leaf))
-        {
-            exposed.push((address, true));
+        // TLS first: the sidecar, like others, answers plain HTTP too, by saying that it should not be.
+        match tls::certificate(address).await {
+            Some(leaf) if plan.sidecar == Some(Fingerprint::of(&leaf)) => {}
+            Some(_) => exposed.push((address, true)),
+            None if get(address, None, STARTED, &[]).await.is_ok() => exposed.push((address, false)),
+            None => {}
         }
     }
     exposed
