@@ -59,7 +59,8 @@ impl Claw {
             ("KUBERNETES_SERVICE_PORT".to_owned(), cluster.address.port().to_string()),
         ]);
         let admin = free_address();
-        let more = [format!("--admin={admin}"), "--log-level=loopgate=debug".to_owned()];
+        // The name is the one that stories ask for: what an agent asks of another may have come from a page in its browser.
+        let more = [format!("--admin={admin}"), "--log-level=loopgate=debug".to_owned(), "--tls-name=gateway.example".to_owned()];
         let given: Vec<&str> = more.iter().map(String::as_str).collect();
         let setup: Vec<String> = variables.iter().map(|(name, value)| format!("export {name}='{value}'")).collect();
         let sidecar = Process::start_after(&setup.join("; "), &given, "").await;
