@@ -7,8 +7,10 @@ flags="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
 if [ -f loopgate.profdata ]; then
   flags="$flags -C profile-use=$PWD/loopgate.profdata"
 fi
-# For amd64 Rust brings LLVM's linker. Others don't know the option, nor have the functions of that architecture.
-if [ -f loopgate.order ] && { [ "$1" = amd64 ] || [ "$1" = x86_64 ]; }; then
+# Only LLVM's linker knows the option. It comes with Rust, and is not taken by itself where another compiler than `cc` links.
+lld=$(rustc --print sysroot)/lib/rustlib/x86_64-unknown-linux-gnu/bin/gcc-ld
+if [ -f loopgate.order ] && [ -x "$lld/ld.lld" ] && { [ "$1" = amd64 ] || [ "$1" = x86_64 ]; }; then
+  flags="$flags -C link-arg=-B$lld -C link-arg=-fuse-ld=lld"
   flags="$flags -C link-arg=-Wl,--symbol-ordering-file=$PWD/loopgate.order -C link-arg=-Wl,--no-warn-symbol-ordering"
 fi
 echo "$flags"
