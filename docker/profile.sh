@@ -3,7 +3,7 @@
 #
 # It builds loopgate with counters, drives the benchmark's traffic through it for a few seconds, and leaves docker/loopgate.profdata. For
 # amd64 it then sees what runs until the first request is answered, and leaves docker/loopgate.order, by which that comes first in the
-# program and is all of it that has to be in memory. docker/Dockerfile and tests/bench/run use what is there of the two. Releases are made
+# program, so that little else of it has to be in memory. docker/Dockerfile and tests/bench/run use what is there of the two. Releases are made
 # with them; without them everything works, and a request costs a tenth more CPU time. What the compiler finds changed since is compiled as if
 # there were no profile.
 cd "$(dirname "$0")/.."

@@ -7,7 +7,8 @@ flags="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
 if [ -f loopgate.profdata ]; then
   flags="$flags -C profile-use=$PWD/loopgate.profdata"
 fi
-# Only LLVM's linker knows the option. It comes with Rust, and is not taken by itself where another compiler than `cc` links.
+# The order is of amd64's functions, and only LLVM's linker knows the option. It comes with Rust, and is not taken by itself where another
+# compiler than `cc` links.
 lld=$(rustc --print sysroot)/lib/rustlib/x86_64-unknown-linux-gnu/bin/gcc-ld
 if [ -f loopgate.order ] && [ -x "$lld/ld.lld" ] && { [ "$1" = amd64 ] || [ "$1" = x86_64 ]; }; then
   flags="$flags -C link-arg=-B$lld -C link-arg=-fuse-ld=lld"

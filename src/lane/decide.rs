@@ -3,137 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue};
-use ipnet::{IpNet, Ipv4Net};
+use http::HeaderValue;
+use ipnet::IpNet;
 
+use super::evidence::{Certificate, Evidence, Issuer, Stated};
+use super::policy::Policy;
+use super::source::source;
 use super::{Admitted, AgentLane, Denied, ExternalLane, Lane, StatedClient};
 use crate::addr::canonical;
-use crate::config::{Config, Discovery, OwnAddresses};
+use crate::config::{Discovery, OwnAddresses};
 use crate::discovery::{Proof, View};
-
-/// What a connection can't forge, plus what a trusted proxy said about it.
-#[derive(Clone, Debug)]
-pub struct Evidence {
-    /// The far end of the TCP connection.
-    pub peer: IpAddr,
-    /// What the peer said by the PROXY protocol.
-    pub stated: Stated,
-    /// The verified client certificate.
-    pub certificate: Option<Certificate>,
-}
-
-/// What a connection's PROXY header says of whose it is. TLS begins after it, so whatever else comes over the connection is that client's word
-/// and not the proxy's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Stated {
-    /// The peer's own: there was no header, or a proxy speaks for itself (`LOCAL`).
-    #[default]
-    Own,
-    /// This client's.
-    Client(IpAddr),
-    /// Somebody's whose address the proxy doesn't know (`UNKNOWN`, `UNSPEC`, unix sockets).
-    Unknown,
-}
-
-/// A client certificate whose chain was verified.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Certificate {
-    /// Who vouches for it.
-    pub issuer: Issuer,
-    /// Its URI subject alternative names.
-    pub uris: Vec<String>,
-    /// Whom it names: the SAN e-mail, else URI, else DNS name.
-    pub user: Option<String>,
-    /// Until when it is valid, in seconds since the Unix epoch. TLS resumption skips the verifier, so it counts here too.
-    pub not_after: i64,
-}
-
-/// Who vouches for a client certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Issuer {
-    /// loopgate's own CA, which signs agents' certificates.
-    Own,
-    /// A CA of `tls.client_ca`.
-    Operator,
-}
-
-/// The part of the configuration that lane decisions read.
-#[derive(Clone, Debug)]
-pub struct Policy {
-    /// Whether the gateway sees the lanes' source addresses, which takes one on loopback.
-    tells_apart: bool,
-    own_addresses: OwnAddresses,
-    cidrs: Vec<IpNet>,
-    uris: Vec<String>,
-    scopes: Option<HeaderValue>,
-    trust_domain: String,
-    sources: Ipv4Net,
-    trusted_proxies: Vec<IpNet>,
-    allow: Vec<IpNet>,
-    deny: Vec<IpNet>,
-    pub(super) unknown_client: IpAddr,
-    pub(super) identity_headers: Vec<HeaderName>,
-}
-
-impl Policy {
-    /// Takes what concerns lanes out of `config`.
-    pub fn new(config: &Config) -> Self {
-        Self {
-            tells_apart: config.gateway.address.ip().is_loopback(),
-            own_addresses: config.listen.own_addresses,
-            cidrs: config.agents.cidrs.clone(),
-            uris: config.agents.uris.clone(),
-            scopes: scopes(&config.agents.scopes),
-            trust_domain: config.agents.trust_domain.clone(),
-            sources: config.gateway.agent_sources,
-            trusted_proxies: config.external.trusted_proxies.clone(),
-            allow: config.external.allow.clone(),
-            deny: config.external.deny.clone(),
-            unknown_client: config.external.unknown_client,
-            identity_headers: config.external.identity_headers.clone(),
-        }
-    }
-
-    /// Says whether the peer at `ip` may state who its client is.
-    pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
-        contains(&self.trusted_proxies, ip)
-    }
-
-    /// The SPIFFE trust domain of certificates that loopgate issues.
-    pub(super) fn trust_domain(&self) -> &str {
-        &self.trust_domain
-    }
-
-    /// Says whether anybody is an agent to the gateway: from one that is not on loopback, no local client can be pretended.
-    pub(super) fn tells_apart(&self) -> bool {
-        self.tells_apart
-    }
-
-    /// Says whether certificates of the operator's CA may stand for agents.
-    pub(super) fn has_agent_uris(&self) -> bool {
-        !self.uris.is_empty()
-    }
-
-    /// The allow and deny lists' word on a client of the external lane.
-    pub fn listed(&self, client: IpAddr) -> Result<(), Denied> {
-        if contains(&self.deny, client) {
-            Err(Denied::Listed)
-        } else if !self.allow.is_empty() && !contains(&self.allow, client) {
-            Err(Denied::NotListed)
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// `scopes` as the value of an `X-OpenClaw-Scopes` header; `None` for an empty list, which caps nothing.
-fn scopes(scopes: &[String]) -> Option<HeaderValue> {
-    if scopes.is_empty() { None } else { HeaderValue::from_str(&scopes.join(",")).ok() }
-}
-
-fn contains(nets: &[IpNet], ip: IpAddr) -> bool {
-    nets.iter().any(|net| net.contains(&ip))
-}
 
 /// The first judgement, before a byte is read: may a connection from `peer` go on to the TLS handshake?
 ///
@@ -280,22 +159,10 @@ fn agent_lane(peer: IpAddr, admitted: Admitted, as_external: ExternalLane, polic
     AgentLane { source, admitted, scopes, as_external }
 }
 
-/// An address of `sources` for the agent `key`: always the same one, so that nothing needs to be remembered.
-///
-/// Two agents may share an address, which merely makes them share the gateway's budget for unauthenticated sockets.
-fn source(key: &[u8], sources: Ipv4Net) -> Ipv4Addr {
-    // FNV-1a: spread evenly, and the same in every build.
-    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-    let size = 1_u64 << (32 - u32::from(sources.prefix_len()));
-    // The first and the last address of a network are left out where it is wide enough to have others.
-    let (first, usable) = if size > 2 { (1, size - 2) } else { (0, size) };
-    let offset = first + (hash ^ (hash >> 32)) % usable;
-    Ipv4Addr::from(u32::from(sources.network()) + u32::try_from(offset).unwrap_or(0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::discovery::{Agent, Interface};
     use proptest::prelude::*;
 
@@ -500,14 +367,6 @@ mod tests {
             let certificate = Some(Certificate { issuer, uris: vec![uri.clone()], user: Some(uri), not_after });
             let decided = decide(&Evidence { peer, stated, certificate }, &view, &policy(|_| {}), NOW);
             prop_assert!(matches!(decided, Ok(Lane::External(_))));
-        }
-
-        #[test]
-        fn an_agent_always_has_the_same_source_inside_the_range(key: Vec<u8>, prefix in 8_u8..=32) {
-            let sources = Ipv4Net::new("127.77.0.0".parse().unwrap(), prefix).unwrap().trunc();
-            let given = source(&key, sources);
-            prop_assert!(sources.contains(&given) && given.is_loopback());
-            prop_assert_eq!(given, source(&key, sources));
         }
     }
 }

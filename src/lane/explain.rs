@@ -84,7 +84,7 @@ impl fmt::Display for WhyExternal {
 pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Option<WhyExternal> {
     let peer = canonical(evidence.peer);
     let certificate = evidence.certificate.as_ref();
-    if !policy.tells_apart() {
+    if !policy.tells_apart {
         return Some(WhyExternal::RemoteGateway);
     }
     if peer.is_loopback() || view.is_own(peer) {
@@ -97,7 +97,7 @@ pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64)
         return match certificate?.issuer {
             Issuer::Own => Some(WhyExternal::UnknownAddress(peer)),
             // Such certificates identify external users too, so that most of them are meant to stay there.
-            Issuer::Operator => policy.has_agent_uris().then_some(WhyExternal::NotListed),
+            Issuer::Operator => (!policy.uris.is_empty()).then_some(WhyExternal::NotListed),
         };
     };
     let name = agent.name.clone();
@@ -110,7 +110,7 @@ pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64)
         (Proof::Attested, Some(certificate)) if certificate.not_after <= now => WhyExternal::Expired { agent: name },
         (Proof::Attested, Some(certificate)) => {
             let its_own = certificate.issuer == Issuer::Own
-                && certificate.uris.iter().any(|uri| container_of(uri, policy.trust_domain(), view.source) == Some(agent.id.as_str()));
+                && certificate.uris.iter().any(|uri| container_of(uri, &policy.trust_domain, view.source) == Some(agent.id.as_str()));
             if its_own { WhyExternal::Earlier { agent: name } } else { WhyExternal::OtherCertificate { agent: name } }
         }
     })

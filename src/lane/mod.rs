@@ -4,13 +4,16 @@
 //! [`GatewayHead`] is the only thing that can be sent to the gateway, and only a lane makes one.
 
 mod decide;
+mod evidence;
 mod explain;
 mod forwarded;
 mod headers;
 mod names;
 mod page;
 mod path;
+mod policy;
 mod request;
+mod source;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -19,9 +22,11 @@ use http::HeaderValue;
 
 use crate::discovery;
 
-pub use decide::{Certificate, Evidence, Issuer, Policy, Stated, decide, permit, permit_stated};
+pub use decide::{decide, permit, permit_stated};
+pub use evidence::{Certificate, Evidence, Issuer, Stated};
 pub use explain::{WhyExternal, why_external};
 pub use headers::{Forwarding, GatewayHead, Rules, StatedClient, scrub_response, scrub_trailers};
+pub use policy::Policy;
 pub use request::Refusal;
 
 /// Where a connection's requests go, and as whom.

@@ -1,0 +1,72 @@
+//! The operator's word on lanes: what of the configuration decides them.
+
+use std::net::IpAddr;
+
+use http::{HeaderName, HeaderValue};
+use ipnet::{IpNet, Ipv4Net};
+
+use super::Denied;
+use crate::config::{Config, OwnAddresses};
+
+/// The part of the configuration that lane decisions read.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Whether anybody is an agent to the gateway: one that is not on loopback does not see the lanes' source addresses.
+    pub(super) tells_apart: bool,
+    pub(super) own_addresses: OwnAddresses,
+    pub(super) cidrs: Vec<IpNet>,
+    pub(super) uris: Vec<String>,
+    pub(super) scopes: Option<HeaderValue>,
+    pub(super) trust_domain: String,
+    pub(super) sources: Ipv4Net,
+    trusted_proxies: Vec<IpNet>,
+    allow: Vec<IpNet>,
+    deny: Vec<IpNet>,
+    pub(super) unknown_client: IpAddr,
+    pub(super) identity_headers: Vec<HeaderName>,
+}
+
+impl Policy {
+    /// Takes what concerns lanes out of `config`.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            tells_apart: config.gateway.address.ip().is_loopback(),
+            own_addresses: config.listen.own_addresses,
+            cidrs: config.agents.cidrs.clone(),
+            uris: config.agents.uris.clone(),
+            scopes: scopes(&config.agents.scopes),
+            trust_domain: config.agents.trust_domain.clone(),
+            sources: config.gateway.agent_sources,
+            trusted_proxies: config.external.trusted_proxies.clone(),
+            allow: config.external.allow.clone(),
+            deny: config.external.deny.clone(),
+            unknown_client: config.external.unknown_client,
+            identity_headers: config.external.identity_headers.clone(),
+        }
+    }
+
+    /// Says whether the peer at `ip` may state who its client is.
+    pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
+        contains(&self.trusted_proxies, ip)
+    }
+
+    /// The allow and deny lists' word on a client of the external lane.
+    pub fn listed(&self, client: IpAddr) -> Result<(), Denied> {
+        if contains(&self.deny, client) {
+            Err(Denied::Listed)
+        } else if !self.allow.is_empty() && !contains(&self.allow, client) {
+            Err(Denied::NotListed)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// `scopes` as the value of an `X-OpenClaw-Scopes` header; `None` for an empty list, which caps nothing.
+fn scopes(scopes: &[String]) -> Option<HeaderValue> {
+    if scopes.is_empty() { None } else { HeaderValue::from_str(&scopes.join(",")).ok() }
+}
+
+fn contains(nets: &[IpNet], ip: IpAddr) -> bool {
+    nets.iter().any(|net| net.contains(&ip))
+}
