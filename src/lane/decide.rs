@@ -7,7 +7,7 @@ use http::HeaderValue;
 use ipnet::IpNet;
 
 use super::evidence::{Certificate, Evidence, Issuer, Stated};
-use super::policy::Policy;
+use super::policy::{Policy, scope_cap};
 use super::source::source;
 use super::{Admitted, AgentLane, Denied, ExternalLane, Lane, StatedClient};
 use crate::addr::canonical;
@@ -148,14 +148,10 @@ fn agent_lane(peer: IpAddr, admitted: Admitted, as_external: ExternalLane, polic
         Admitted::Certificate(uri) => source(uri.as_bytes(), policy.sources),
     };
     let own_cap = match &admitted {
-        Admitted::Address(agent) | Admitted::Attested(agent) => agent.scopes.as_deref().map(|list| HeaderValue::from_str(&list.join(","))),
+        Admitted::Address(agent) | Admitted::Attested(agent) => agent.scopes.as_deref().map(scope_cap),
         _ => None,
     };
-    let scopes = match own_cap {
-        // A cap that can't be said must not become no cap at all.
-        Some(cap) => Some(cap.unwrap_or(HeaderValue::from_static(""))),
-        None => policy.scopes.clone(),
-    };
+    let scopes = own_cap.or_else(|| policy.scopes.clone());
     AgentLane { source, admitted, scopes, as_external }
 }
 
@@ -354,6 +350,17 @@ mod tests {
             view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(capped.clone()));
             let Ok(Lane::Agent(lane)) = decide(&from("172.18.0.3"), &view, &common, NOW) else { panic!("not an agent") };
             assert_eq!(lane.scopes.unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_common_cap_that_cannot_be_said_leaves_no_scope() {
+        for (scopes, expected) in
+            [(vec![], None), (vec!["operator.read".to_owned()], Some("operator.read")), (vec!["bad\nscope".to_owned()], Some(""))]
+        {
+            let common = policy(|c| c.agents.scopes = scopes);
+            let Ok(Lane::Agent(lane)) = decide(&from("172.18.0.3"), &view(), &common, NOW) else { panic!("not an agent") };
+            assert_eq!(lane.scopes.as_ref().map(|cap| cap.to_str().unwrap()), expected);
         }
     }
 

@@ -16,6 +16,7 @@ pub struct Policy {
     pub(super) own_addresses: OwnAddresses,
     pub(super) cidrs: Vec<IpNet>,
     pub(super) uris: Vec<String>,
+    /// The cap of agents that have none of their own; `None` where there is no such cap.
     pub(super) scopes: Option<HeaderValue>,
     pub(super) trust_domain: String,
     pub(super) sources: Ipv4Net,
@@ -34,7 +35,7 @@ impl Policy {
             own_addresses: config.listen.own_addresses,
             cidrs: config.agents.cidrs.clone(),
             uris: config.agents.uris.clone(),
-            scopes: scopes(&config.agents.scopes),
+            scopes: (!config.agents.scopes.is_empty()).then(|| scope_cap(&config.agents.scopes)),
             trust_domain: config.agents.trust_domain.clone(),
             sources: config.gateway.agent_sources,
             trusted_proxies: config.external.trusted_proxies.clone(),
@@ -51,6 +52,9 @@ impl Policy {
     }
 
     /// The allow and deny lists' word on a client of the external lane.
+    ///
+    /// # Errors
+    /// Which list is against it.
     pub fn listed(&self, client: IpAddr) -> Result<(), Denied> {
         if contains(&self.deny, client) {
             Err(Denied::Listed)
@@ -62,9 +66,9 @@ impl Policy {
     }
 }
 
-/// `scopes` as the value of an `X-OpenClaw-Scopes` header; `None` for an empty list, which caps nothing.
-fn scopes(scopes: &[String]) -> Option<HeaderValue> {
-    if scopes.is_empty() { None } else { HeaderValue::from_str(&scopes.join(",")).ok() }
+/// `scopes` as the value of an `X-OpenClaw-Scopes` header. A cap that can't be said must not become no cap at all: it leaves no scope.
+pub(super) fn scope_cap(scopes: &[String]) -> HeaderValue {
+    HeaderValue::from_str(&scopes.join(",")).unwrap_or(HeaderValue::from_static(""))
 }
 
 fn contains(nets: &[IpNet], ip: IpAddr) -> bool {
