@@ -21,7 +21,7 @@
 //! doors      listener tls
 //! judgement  lane
 //! sources    discovery pki
-//! tools      backoff config shutdown metrics otel workers
+//! tools      backoff config exchange shutdown metrics otel workers
 //! words      addr agent_id attest causes fingerprint secret trace
 //! ```
 
@@ -39,6 +39,7 @@ pub mod config;
 pub mod demo;
 pub mod discovery;
 pub mod enrolment;
+pub mod exchange;
 pub mod fingerprint;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

@@ -14,7 +14,6 @@ use http::header::HOST;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError};
@@ -25,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tracing::debug;
 
+use crate::exchange::exchange;
 use crate::trace::{Recorder, Span};
 
 /// Where OTLP has traces, unless told otherwise.
@@ -159,15 +159,6 @@ async fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
     parts.headers.insert(HOST, HeaderValue::from_str(authority.as_str())?);
     parts.uri = Uri::from(parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static(PATH)));
     let stream = TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80))).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let exchange = async {
-        let (parts, body) = sender.send_request(Request::from_parts(parts, Full::new(body))).await?.into_parts();
-        Ok::<_, HttpError>(Response::from_parts(parts, Limited::new(body, ANSWER).collect().await?.to_bytes()))
-    };
-    tokio::pin!(exchange);
-    tokio::select! {
-        answer = &mut exchange => answer,
-        // The connection may end with the answer, which then is there to be read.
-        _ = connection => exchange.await,
-    }
+    let (parts, body) = exchange(stream, Request::from_parts(parts, Full::new(body))).await?.into_parts();
+    Ok(Response::from_parts(parts, Limited::new(body, ANSWER).collect().await?.to_bytes()))
 }

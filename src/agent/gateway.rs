@@ -6,11 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::backoff::Backoff;
+use crate::exchange::exchange;
 
 /// For one look. A sidecar holds a request for some seconds while the gateway starts.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
@@ -52,26 +52,18 @@ pub async fn look(address: SocketAddr) -> Result<Answers, Error> {
 
 async fn ask(address: SocketAddr) -> Result<Answers, Error> {
     let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get("/startupz")
         .header(http::header::HOST, address.to_string())
         .header(http::header::ACCEPT, "application/json")
         .body(Empty::<Bytes>::new())
         .expect("a valid request");
-    let exchange = async {
-        let response = sender.send_request(request).await?;
-        if matches!(response.status(), StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
-            return Err(Error::NotYet(response.status()));
-        }
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map(|body| body.to_bytes());
-        let told = body.ok().and_then(|body| serde_json::from_slice::<serde_json::Value>(&body).ok());
-        Ok(Answers { needs_prepairing: told.is_none_or(|told| told["ok"] != true) })
-    };
-    tokio::pin!(exchange, connection);
-    tokio::select! {
-        answer = &mut exchange => answer,
-        closed = &mut connection => { closed?; exchange.await }
+    let response = exchange(stream, request).await?;
+    if matches!(response.status(), StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
+        return Err(Error::NotYet(response.status()));
     }
+    let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map(|body| body.to_bytes());
+    let told = body.ok().and_then(|body| serde_json::from_slice::<serde_json::Value>(&body).ok());
+    Ok(Answers { needs_prepairing: told.is_none_or(|told| told["ok"] != true) })
 }
 
 /// Looks until the gateway behind `address` answers, for `patience` at most.

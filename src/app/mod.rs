@@ -331,9 +331,7 @@ fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutd
     let docker = discovery::engine::Engine::new(&config.docker.engine, shutdown).and_then(|engine| engine.client().ok());
     match config.discovery {
         config::Discovery::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
-        config::Discovery::Kubernetes => {
-            Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes, shutdown))
-        }
+        config::Discovery::Kubernetes => Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes)),
     }
 }
 

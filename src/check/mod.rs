@@ -91,7 +91,7 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
     match config.discovery {
         Discovery::Docker => docker::judge(&probe::docker::look(engine.as_ref(), &view).await, &mut report),
         Discovery::Kubernetes => {
-            let api = Api::new(&config.kubernetes, &shutdown);
+            let api = Api::new(&config.kubernetes);
             kubernetes::judge(&probe::kubernetes::look(&api, &view).await, &mut report);
         }
     }

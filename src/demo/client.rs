@@ -10,9 +10,9 @@ use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use http::header::{HOST, SEC_WEBSOCKET_VERSION};
 use http::{Method, Request, Response, StatusCode, Uri, Version, request};
+use http_body::Body;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
@@ -26,6 +26,7 @@ use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Error as WebSocketErr
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::told::Told;
+use crate::exchange::exchange;
 use crate::shutdown::Shutdown;
 use crate::tls;
 
@@ -183,13 +184,11 @@ impl Client {
     }
 
     async fn get_http1(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, extra: &[(&str, &str)]) -> Result<Told, Error> {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
-        self.shutdown.spawn(async { drop(connection.await) });
         // A client of HTTP/1.1 names the path alone, and the host in a field of its own.
         let uri = self.uri("https", "/json", extra)?;
         let host = uri.authority().map_or(String::new(), ToString::to_string);
         let request = with(Request::get("/json").header(HOST, host), extra).body(Empty::<Bytes>::new())?;
-        read(sender.send_request(request).await?).await
+        read(exchange(io, request).await?).await
     }
 
     async fn get_http2(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, extra: &[(&str, &str)]) -> Result<Told, Error> {
@@ -230,7 +229,7 @@ fn with(request: request::Builder, extra: &[(&str, &str)]) -> request::Builder {
     extra.iter().filter(|(name, _)| *name != "Host").fold(request, |request, (name, value)| request.header(*name, *value))
 }
 
-async fn read(response: Response<Incoming>) -> Result<Told, Error> {
+async fn read(response: Response<impl Body<Data = Bytes, Error = hyper::Error>>) -> Result<Told, Error> {
     if response.status() != StatusCode::OK {
         return Err(Error::Status(response.status()));
     }

@@ -16,7 +16,6 @@ use futures_util::stream::{BoxStream, StreamExt};
 use futures_util::{TryFutureExt, TryStreamExt};
 use http::header::HOST;
 use http::{HeaderValue, Uri};
-use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -25,6 +24,7 @@ use tokio::time::timeout;
 
 use crate::causes::said;
 use crate::config;
+use crate::exchange::exchange;
 use crate::shutdown::Shutdown;
 
 /// Where `--docker auto` looks: Docker's socket, then Podman's.
@@ -293,16 +293,17 @@ impl Engine {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // What it fails with, the one request on it fails with as well.
+        let (head, answer) = exchange(stream, request).await?.into_parts();
+        // bollard takes the body alone.
+        let (body, connection) = answer.split();
         let token = self.shutdown.token().clone();
         self.shutdown.spawn(async move {
             tokio::select! {
                 () = token.cancelled() => {}
-                _ = connection => {}
+                () = connection => {}
             }
         });
-        Ok(sender.send_request(request).await?)
+        Ok(http::Response::from_parts(head, body))
     }
 
     fn error(&self, endpoint: &'static str, error: ApiError) -> Error {

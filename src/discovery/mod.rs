@@ -64,7 +64,7 @@ pub fn start(config: &Config, metrics: &metrics::Discovery, shutdown: &Shutdown)
     let mut sources = AllSources {
         interfaces: Interfaces::open(),
         docker: Docker::new(engine, metrics.clone()),
-        kubernetes: (!by_docker).then(|| Kubernetes::new(Api::new(&config.kubernetes, shutdown), metrics.clone())),
+        kubernetes: (!by_docker).then(|| Kubernetes::new(Api::new(&config.kubernetes), metrics.clone())),
         hints: Hints::read(config.docker.container.clone()),
         any_project: config.docker.any_project,
         remembered: None,

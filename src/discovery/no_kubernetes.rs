@@ -7,7 +7,6 @@ use super::view::DockerState;
 use crate::config;
 use crate::metrics;
 use crate::secret::Secret;
-use crate::shutdown::Shutdown;
 
 /// The way to the API server.
 #[derive(Clone, Debug)]
@@ -51,7 +50,7 @@ impl Api {
     ///
     /// # Panics
     /// Always.
-    pub fn new(_: &config::Kubernetes, _: &Shutdown) -> Self {
+    pub fn new(_: &config::Kubernetes) -> Self {
         unreachable!("the configuration refuses Kubernetes in this build")
     }
 

@@ -7,9 +7,9 @@ use http::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderName, HeaderValue, Request};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
 
 use super::{connect, within};
+use crate::exchange::exchange;
 
 /// No answer to a probe is longer.
 const LONGEST_BODY: usize = 1 << 20;
@@ -33,25 +33,13 @@ pub(super) async fn get(to: SocketAddr, from: Option<IpAddr>, path: &str, header
         request = request.header(name, HeaderValue::from_str(value).map_err(io::Error::other)?);
     }
     let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
-    let exchange = async {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let answering = async {
-            let response = sender.send_request(request).await.map_err(io::Error::other)?;
-            let status = response.status().as_u16();
-            let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            let is_json = content_type.starts_with("application/json");
-            let body = Limited::new(response.into_body(), LONGEST_BODY).collect().await.map_err(io::Error::other)?.to_bytes();
-            Ok(Answer { status, is_json, body: String::from_utf8_lossy(&body).into_owned() })
-        };
-        // The connection is driven here, for as long as it takes, rather than by a task of its own.
-        let mut answering = std::pin::pin!(answering);
-        tokio::select! {
-            answer = &mut answering => answer,
-            ended = connection => match ended {
-                Ok(()) => answering.await,
-                Err(error) => Err(io::Error::other(error)),
-            },
-        }
+    let asking = async {
+        let response = exchange(stream, request).await.map_err(io::Error::other)?;
+        let status = response.status().as_u16();
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let is_json = content_type.starts_with("application/json");
+        let body = Limited::new(response.into_body(), LONGEST_BODY).collect().await.map_err(io::Error::other)?.to_bytes();
+        Ok(Answer { status, is_json, body: String::from_utf8_lossy(&body).into_owned() })
     };
-    within(exchange).await
+    within(asking).await
 }

@@ -14,8 +14,6 @@ use futures_util::stream::{BoxStream, StreamExt};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -31,8 +29,8 @@ use super::object::{Event, List, Status, TokenReview};
 use crate::causes::said;
 use crate::config;
 use crate::discovery::labels::POD_AGENT;
+use crate::exchange::{Answer, exchange};
 use crate::secret::Secret;
-use crate::shutdown::Shutdown;
 
 /// For a connection to be made, TLS included.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -178,7 +176,6 @@ pub struct Api {
     server: Option<String>,
     credentials: PathBuf,
     audience: String,
-    shutdown: Shutdown,
 }
 
 /// What a watch sends, as it comes.
@@ -186,13 +183,13 @@ pub type Events = BoxStream<'static, Result<Event, Error>>;
 
 impl Api {
     /// The API server that the configuration names, or else the variables that Kubernetes sets in every pod.
-    pub fn new(config: &config::Kubernetes, shutdown: &Shutdown) -> Self {
+    pub fn new(config: &config::Kubernetes) -> Self {
         let server = config.api.clone().or_else(|| {
             let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().filter(|host| !host.is_empty())?;
             let port = std::env::var("KUBERNETES_SERVICE_PORT").ok().filter(|port| !port.is_empty())?;
             Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
         });
-        Self { server, credentials: config.credentials.clone(), audience: config.audience.clone(), shutdown: shutdown.clone() }
+        Self { server, credentials: config.credentials.clone(), audience: config.audience.clone() }
     }
 
     /// Where it is, as a URL.
@@ -221,7 +218,7 @@ impl Api {
         Ok(events(response.into_body()))
     }
 
-    async fn watching(&self, version: &str, life: Duration) -> Result<Response<Incoming>, Error> {
+    async fn watching(&self, version: &str, life: Duration) -> Result<Response<Answer>, Error> {
         let (selector, version, life) = (selector(), encode(version), life.as_secs());
         let query = format!("{selector}&watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={life}");
         let path = self.pods(&query).await?;
@@ -287,7 +284,7 @@ impl Api {
     }
 
     /// Sends a request, and turns every answer but a success into an error.
-    async fn send(&self, rule: Rule, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, Error> {
+    async fn send(&self, rule: Rule, method: Method, path: &str, body: Bytes) -> Result<Response<Answer>, Error> {
         let doing = rule.doing();
         let server = self.server.clone().ok_or(Error::NoServer)?;
         let token = self.file("token").await?;
@@ -307,16 +304,7 @@ impl Api {
             Err(Error::Connect { server: server.clone(), source })
         });
         let failed = |source| Error::Http { doing, source };
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(connecting?)).await.map_err(failed)?;
-        // What it fails with, the one request on it fails with as well.
-        let token = self.shutdown.token().clone();
-        self.shutdown.spawn(async move {
-            tokio::select! {
-                () = token.cancelled() => {}
-                _ = connection => {}
-            }
-        });
-        let response = sender.send_request(request).await.map_err(failed)?;
+        let response = exchange(connecting?, request).await.map_err(failed)?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -362,7 +350,7 @@ fn refused(rule: Rule, status: StatusCode, message: String) -> Error {
     }
 }
 
-async fn whole(rule: Rule, response: Response<Incoming>) -> Result<Vec<u8>, Error> {
+async fn whole(rule: Rule, response: Response<Answer>) -> Result<Vec<u8>, Error> {
     let mut body = response.into_body();
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -376,7 +364,7 @@ async fn whole(rule: Rule, response: Response<Incoming>) -> Result<Vec<u8>, Erro
 }
 
 /// The lines of `body`, each of which is an event.
-fn events(body: Incoming) -> Events {
+fn events(body: Answer) -> Events {
     let lines = futures_util::stream::try_unfold((body, Vec::<u8>::new()), |(mut body, mut read)| async move {
         let doing = Rule::Watch.doing();
         let mut seen = 0;

@@ -1,0 +1,86 @@
+//! One HTTP/1.1 request on a connection of its own, as loopgate itself asks: the engine, the API server, a collector, the gateway when it is
+//! looked at.
+//!
+//! Streams and bodies are boxed, so that the program has one such client and not one for each of them. What clients ask of the gateway goes
+//! by the [proxy](crate::proxy).
+
+use std::error::Error;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, Fuse, FutureExt};
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A connection, which has to be polled for anything to come or go on it. Dropping it closes it.
+pub type Connection = Fuse<BoxFuture<'static, ()>>;
+
+/// The body of an answer, with the connection that it comes on. Dropping it closes the connection.
+pub struct Answer {
+    body: Incoming,
+    connection: Connection,
+}
+
+/// Sends `request`, whose target is a path, on `stream`; resolves once there is the head of an answer.
+///
+/// # Errors
+/// The connection breaks, or what comes is no HTTP/1.1.
+pub async fn exchange<S, B>(stream: S, request: Request<B>) -> hyper::Result<Response<Answer>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    boxed(Box::new(stream), request.map(|body| body.map_err(Into::into).boxed_unsync())).await
+}
+
+async fn boxed(stream: Box<dyn Stream>, request: Request<UnsyncBoxBody<Bytes, BoxError>>) -> hyper::Result<Response<Answer>> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // What it fails with, the one request on it fails with as well.
+    let mut connection = connection.map(drop).boxed().fuse();
+    let mut answering = pin!(sender.send_request(request));
+    let response = poll_fn(|context| {
+        let _ = connection.poll_unpin(context);
+        answering.as_mut().poll(context)
+    });
+    let (head, body) = response.await?.into_parts();
+    Ok(Response::from_parts(head, Answer { body, connection }))
+}
+
+impl Answer {
+    /// The two by themselves, for whoever polls the connection elsewhere.
+    pub fn split(self) -> (Incoming, Connection) {
+        (self.body, self.connection)
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let _ = self.connection.poll_unpin(context);
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
