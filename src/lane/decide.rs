@@ -112,7 +112,7 @@ fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy
 }
 
 /// What an address alone admits.
-fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<Admitted> {
+pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<Admitted> {
     let own = peer.is_loopback() || view.is_own(peer);
     if own && policy.own_addresses == OwnAddresses::Agent {
         return Some(Admitted::OwnAddress);

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::decide::container_of;
-use super::{Evidence, Issuer, Policy};
+use super::decide::{by_address, container_of};
+use super::{Certificate, Evidence, Issuer, Policy};
 use crate::addr::canonical;
 use crate::config::Discovery;
 use crate::discovery::{Proof, View};
@@ -83,10 +83,16 @@ impl fmt::Display for WhyExternal {
 /// Why the connection with this `evidence` is external, if anybody might expect otherwise. `now` is in seconds since the Unix epoch.
 pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Option<WhyExternal> {
     let peer = canonical(evidence.peer);
-    let certificate = evidence.certificate.as_ref();
-    if !policy.tells_apart {
-        return Some(WhyExternal::RemoteGateway);
+    let why = for_its_own_part(peer, evidence.certificate.as_ref(), view, policy, now);
+    if policy.tells_apart {
+        return why;
     }
+    // Strangers would be external anyway.
+    (why.is_some() || by_address(peer, view, policy).is_some()).then_some(WhyExternal::RemoteGateway)
+}
+
+/// ... as if the gateway could tell lanes apart.
+fn for_its_own_part(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy, now: i64) -> Option<WhyExternal> {
     if peer.is_loopback() || view.is_own(peer) {
         return Some(WhyExternal::OwnAddress);
     }
@@ -156,8 +162,12 @@ mod tests {
         let bbb = "spiffe://loopgate.local/docker/p/s/bbb";
         let mut remote = config.clone();
         remote.gateway.address = "10.0.0.1:18789".parse().unwrap();
+        remote.agents.cidrs = vec!["172.18.0.77/32".parse().unwrap()];
         let table = [
             ("172.18.0.3", None, &remote, Some(WhyExternal::RemoteGateway)),
+            ("172.18.0.6", None, &remote, Some(WhyExternal::RemoteGateway)),
+            ("172.18.0.77", None, &remote, Some(WhyExternal::RemoteGateway)),
+            ("172.18.0.9", None, &remote, None),
             ("172.18.0.9", None, &config, None),
             ("172.18.0.2", None, &config, Some(WhyExternal::OwnAddress)),
             ("127.0.0.1", None, &config, Some(WhyExternal::OwnAddress)),

@@ -217,7 +217,7 @@ fn an_inherited_token_is_for_attested_agents_without_one() {
         (Lane::Agent(attested.clone()), None, Some("Bearer inherited")),
         (Lane::Agent(attested), Some("Bearer mine"), Some("Bearer mine")),
     ] {
-        let mut request = Request::builder().uri("/").header("host", "a");
+        let mut request = Request::builder().uri("/").header("host", "localhost");
         if let Some(own) = own {
             request = request.header("authorization", own);
         }

@@ -17,21 +17,29 @@ pub(super) fn is_browsers(headers: &HeaderMap) -> bool {
     headers.contains_key(ORIGIN) || headers.contains_key(SEC_FETCH_SITE)
 }
 
-/// Says whether `host`, with its port or without, is a name that a stranger may have resolve to here: one with a dot that is neither below
-/// `localhost` nor of the certificate's `names`.
+/// Says whether `host`, with its port or without, is one on which browsers may keep silent about a page's requests: neither of those that they
+/// mark as if they were secure (127.0.0.0/8, `::1`, `localhost` and names below it: W3C Secure Contexts, section 3.1), nor one of the
+/// certificate's `names`.
 ///
-/// `loopgate agent` speaks plain HTTP on 127.0.0.1, where a page may have its own name lead (DNS rebinding). Browsers then send neither `Origin` nor
-/// fetch metadata, and a page can't choose their `Host`. Over TLS the certificate is in the way of that.
+/// `loopgate agent` speaks plain HTTP on 127.0.0.1. A page may have a name of its own lead there (DNS rebinding), or write that address
+/// so that browsers do not take it for their own machine's: `[::ffff:127.0.0.1]`, `0.0.0.0`, another name in `/etc/hosts`. They then send neither
+/// `Origin` nor fetch metadata, but a page can't choose their `Host`. Over TLS the certificate is in the way of that.
 pub(super) fn is_strange(host: &HeaderValue, names: &BTreeSet<SubjectName>) -> bool {
     let Ok(host) = host.to_str() else { return true };
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let name = name.strip_suffix('.').unwrap_or(name);
-    if host.starts_with('[') || !name.contains('.') || name.parse::<IpAddr>().is_ok() {
-        return false;
+    let bracketed = host.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(ip, _)| ip);
+    let name = bracketed.unwrap_or_else(|| host.split_once(':').map_or(host, |(name, _)| name));
+    let ip = if bracketed.is_some() { name.parse().map(IpAddr::V6) } else { name.parse().map(IpAddr::V4) };
+    if let Ok(ip) = ip {
+        // As it is written: an IPv4 address in IPv6's clothes is no loopback address.
+        return !ip.is_loopback() && !names.contains(&SubjectName::Ip(ip));
     }
     let name = name.to_ascii_lowercase();
+    if name == "localhost" || name.ends_with(".localhost") {
+        return false;
+    }
+    let name = name.strip_suffix('.').unwrap_or(&name);
     let wildcard = name.split_once('.').map(|(_, parent)| SubjectName::Dns(format!("*.{parent}")));
-    !name.ends_with(".localhost") && !wildcard.is_some_and(|wildcard| names.contains(&wildcard)) && !names.contains(&SubjectName::Dns(name))
+    !wildcard.is_some_and(|wildcard| names.contains(&wildcard)) && !names.contains(&SubjectName::Dns(name.to_owned()))
 }
 
 #[cfg(test)]
@@ -40,17 +48,34 @@ mod tests {
 
     #[test]
     fn names_that_a_stranger_may_have() {
-        let names = BTreeSet::from(["gateway", "gw.example.org", "*.example.net"].map(|name| SubjectName::Dns(name.into())));
+        let mut names = BTreeSet::from(["gateway", "gw.example.org", "*.example.net"].map(|name| SubjectName::Dns(name.into())));
+        names.extend(["172.18.0.2", "fd00::2"].map(|ip| SubjectName::Ip(ip.parse().unwrap())));
         for (host, strange) in [
             ("127.0.0.1:18789", false),
             ("127.0.0.1", false),
             ("[::1]:18789", false),
             ("[::1]", false),
+            ("127.8.0.1:18789", false),
+            ("172.18.0.2:18789", false),
+            ("[fd00::2]:18789", false),
+            ("172.18.0.3:18789", true),
+            ("[fd00::3]", true),
+            ("[::ffff:7f00:1]:18789", true),
+            ("[::ffff:127.0.0.1]:18789", true),
+            ("[::]:18789", true),
+            ("0.0.0.0:18789", true),
+            ("[127.0.0.1]", true),
+            ("[::1", true),
+            ("", true),
             ("localhost:18789", false),
             ("LocalHost", false),
             ("app.localhost:18789", false),
             ("gateway:18789", false),
-            ("whatever", false),
+            ("whatever", true),
+            ("localhost4:18789", true),
+            ("ip6-localhost", true),
+            ("localhost.", true),
+            ("app.localhost.", true),
             ("GW.example.org.:18789", false),
             ("a.example.net", false),
             ("a.b.example.net", true),

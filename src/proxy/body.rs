@@ -14,6 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, Sleep};
 
 use super::activity::Busy;
+use super::standing::Standing;
 use super::upstream::Link;
 use crate::lane::{Rules, scrub_trailers};
 
@@ -177,11 +178,23 @@ pub(super) struct Download {
     link: Option<Box<Link>>,
     sent: Counter,
     busy: Busy,
+    standing: Option<Standing>,
+}
+
+/// Why a response ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// The gateway's side is broken.
+    #[error(transparent)]
+    Gateway(#[from] hyper::Error),
+    /// The client has lost its right to it.
+    #[error("the client is denied by now")]
+    Denied,
 }
 
 impl ResponseBody {
     /// The gateway's body; `link` is the connection that it comes over and is given back to its pool at the end of it.
-    pub(super) fn gateway(incoming: Incoming, link: Box<Link>, sent: Counter, mut busy: Busy) -> Self {
+    pub(super) fn gateway(incoming: Incoming, link: Box<Link>, sent: Counter, mut busy: Busy, standing: Option<Standing>) -> Self {
         let now = Instant::now();
         let link = if incoming.is_end_stream() {
             link.give_back(now);
@@ -190,7 +203,7 @@ impl ResponseBody {
             Some(link)
         };
         busy.owe(now);
-        Self::Gateway(Box::new(Download { incoming, link, sent, busy }))
+        Self::Gateway(Box::new(Download { incoming, link, sent, busy, standing }))
     }
 
     /// A body of our own.
@@ -200,7 +213,21 @@ impl ResponseBody {
 }
 
 impl Download {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let next = self.poll_gateway(cx);
+        // Whatever goes on for longer waits now and then.
+        if next.is_pending()
+            && let Some(standing) = &mut self.standing
+            && standing.poll_lost(cx).is_ready()
+        {
+            // With its connection, on which more is to come.
+            self.link = None;
+            return Poll::Ready(Some(Err(Broken::Denied)));
+        }
+        next.map_err(Broken::Gateway)
+    }
+
+    fn poll_gateway(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         if self.busy.is_congested() {
             return Poll::Pending;
         }
@@ -236,9 +263,9 @@ impl Download {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match self.get_mut() {
             Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Gateway(download) => download.poll(cx),

@@ -14,6 +14,7 @@ mod last_words;
 mod pace;
 mod request;
 mod roll;
+mod standing;
 mod streams;
 pub mod tunnel;
 mod upstream;
@@ -25,7 +26,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::{debug, info, warn};
 
 use crate::addr::PeerAddr;
@@ -73,6 +74,8 @@ impl Settings {
 /// What every connection shares.
 pub struct Proxy {
     rules: ArcSwap<Rules>,
+    /// Tells that the rules are others.
+    renewed: Arc<Notify>,
     terms: ArcSwap<tls::Terms>,
     view: watch::Receiver<Arc<View>>,
     roll: Arc<Roll>,
@@ -106,6 +109,7 @@ impl Proxy {
         }
         let proxy = Arc::new(Self {
             rules: ArcSwap::from_pointee(Rules::new(config, config.gateway.address)),
+            renewed: Arc::default(),
             terms: ArcSwap::from_pointee(terms),
             view,
             roll: Arc::default(),
@@ -155,6 +159,7 @@ impl Proxy {
     pub fn renew(&self, config: &Config) {
         self.settings.store(Arc::new(Settings::new(config)));
         self.rules.store(Arc::new(Rules::new(config, config.gateway.address)));
+        self.renewed.notify_waiters();
         self.review();
         self.review_external();
     }
@@ -176,11 +181,10 @@ impl Proxy {
         self.count_lost(self.roll.revoke(|present| present.has_lost_its_lane(&view, rules.policy())));
     }
 
-    /// Closes external connections, and tunnels, that the rules deny by now.
+    /// Closes external connections that the rules deny by now.
     fn review_external(&self) {
         let (view, rules) = (Arc::clone(&self.view.borrow()), self.rules.load());
         self.count_lost(self.roll.revoke(|present| present.has_lost_its_say(&view, rules.policy())));
-        self.count_lost(self.roll.revoke_tunnels(|client| rules.policy().listed(client).is_err()));
     }
 
     fn count_lost(&self, lost: usize) {

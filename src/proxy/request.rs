@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -22,11 +23,11 @@ use tracing::{debug, info, warn};
 use super::body::{Gate, RequestBody, ResponseBody};
 use super::connection::{Downstream, Session};
 use super::error::{Accept, Error};
-use super::roll::Tunnel;
+use super::standing::Standing;
 use super::tunnel;
 use super::upstream::Link;
 use crate::config::TraceparentUse;
-use crate::lane::{GatewayHead, Lane, Refusal, Rules, scrub_response};
+use crate::lane::{GatewayHead, Lane, Refusal, scrub_response};
 use crate::metrics::count;
 use crate::metrics::traffic::Held;
 use crate::trace::{Span, Trace};
@@ -152,27 +153,37 @@ async fn forward(
     // It may never send a body that it was not told to send (RFC 9110 section 10.1.1).
     *spoilt = expects && !incoming.is_end_stream();
     let rules = session.proxy.rules.load_full();
-    let (token, terms) = (session.proxy.token.load_full(), session.proxy.terms.load());
-    let mut head = GatewayHead::new(parts, &session.lane, &rules, token.as_deref(), terms.names()).map_err(Error::Refused)?;
+    let token = session.proxy.token.load_full();
+    let head = GatewayHead::new(parts, &session.lane, &rules, token.as_deref(), session.proxy.terms.load().names());
+    let mut head = head.map_err(Error::Refused)?;
     if let Some(trace) = trace {
         head.follow(trace);
     }
     *lane = head.lane();
+    let mut standing = Standing::of(session, head.client(), &rules).map_err(|_| Error::Refused(Refusal::ClientDenied))?;
     let counters = session.proxy.traffic.lane(head.lane());
     if head.is_upgrade() {
         let wanted = Wanted { client_side, key, over_h2 };
-        return Box::pin(upgrade(session, head, &rules, wanted, busy, started)).await;
+        return Box::pin(upgrade(session, head, standing, wanted, busy, started)).await;
     }
     let (gate, latch) = if expects { Some(Gate::new()).unzip() } else { (None, None) };
     let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
     let progress = if expects { body.progress() } else { None };
-    let sent = session.proxy.upstream.send(head, body, latch, &session.settings.limits, started).await;
+    let mut sending = pin!(session.proxy.upstream.send(head, body, latch, &session.settings.limits, started));
+    let sent = match &mut standing {
+        None => sending.await,
+        Some(standing) => tokio::select! {
+            biased;
+            sent = &mut sending => sent,
+            () = standing.lost() => Err(Error::Refused(Refusal::ClientDenied)),
+        },
+    };
     *spoilt = progress.is_some_and(|progress| progress.so_far().0 == 0);
     let (response, link) = sent?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Error::GatewayConfused);
     }
-    Ok(pass_back(session, response, link, counters.sent.clone(), busy))
+    Ok(pass_back(session, response, link, counters.sent.clone(), busy, standing))
 }
 
 fn pass_back(
@@ -181,6 +192,7 @@ fn pass_back(
     link: Box<Link>,
     sent: prometheus_client::metrics::counter::Counter,
     busy: super::activity::Busy,
+    standing: Option<Standing>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
     // What is to be upgraded to is the point of a 426 (RFC 9110 section 15.5.22). HTTP/2 knows no such field.
@@ -191,7 +203,7 @@ fn pass_back(
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
     parts.version = Version::HTTP_11;
-    Response::from_parts(parts, ResponseBody::gateway(incoming, link, sent, busy))
+    Response::from_parts(parts, ResponseBody::gateway(incoming, link, sent, busy, standing))
 }
 
 /// Turns an extended CONNECT (RFC 8441) into the upgrade that says the same in HTTP/1.1; returns whether it was one.
@@ -219,7 +231,7 @@ struct Wanted {
 async fn upgrade(
     session: &Arc<Session>,
     head: GatewayHead,
-    rules: &Arc<Rules>,
+    standing: Option<Standing>,
     wanted: Wanted,
     busy: super::activity::Busy,
     started: Instant,
@@ -228,30 +240,36 @@ async fn upgrade(
     let counters = proxy.traffic.lane(head.lane());
     let held = Held::new(&counters.tunnels);
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
-    // An agent's has the fate of its connection alone.
-    let place = head.client().map(|client| proxy.roll.enter_tunnel(client, &session.calls));
-    // On the roll first, then a second look, as for connections.
-    if !Arc::ptr_eq(rules, &proxy.rules.load()) {
-        proxy.review_external();
-    }
     let (response, link) = proxy.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // To an extended CONNECT, any success would say that the WebSocket is open (RFC 8441 section 5).
         if wanted.over_h2 && response.status().is_success() {
             return Err(Error::GatewayConfused);
         }
-        return Ok(pass_back(session, response, link, sent, busy));
+        return Ok(pass_back(session, response, link, sent, busy, standing));
     }
     let websocket = response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
     if wanted.over_h2 && !accepts(&response, wanted.key.as_ref(), websocket) {
         return Err(Error::GatewayConfused);
     }
-    let terms = tunnel::Terms { websocket, calls: place.as_ref().map_or(&session.calls, Tunnel::calls).clone(), received, sent };
+    let calls = if standing.is_some() { session.calls.of_a_tunnel() } else { session.calls.clone() };
+    let terms = tunnel::Terms { websocket, calls: calls.clone(), received, sent };
     let (number, peer) = (session.number, session.peer);
     let activity = wanted.over_h2.then_some(busy);
     proxy.shutdown.spawn(async move {
-        let _held = (held, activity, place);
-        if let Err(error) = join(wanted.client_side, link, terms).await {
+        let _held = (held, activity);
+        let mut joined = pin!(join(wanted.client_side, link, terms));
+        let ended = match standing {
+            None => joined.await,
+            Some(mut standing) => tokio::select! {
+                ended = &mut joined => ended,
+                () = standing.lost() => {
+                    calls.revoke();
+                    joined.await
+                }
+            },
+        };
+        if let Err(error) = ended {
             debug!(connection = number, %peer, error, "tunnel ended");
         }
     });

@@ -1,7 +1,6 @@
-//! The roll of live connections and of their tunnels: who is on which lane, and who has lost the right to it.
+//! The roll of live connections: who is on which lane, and who has lost the right to it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -9,7 +8,7 @@ use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 
 use super::calls::Calls;
-use crate::addr::PeerAddr;
+use crate::addr::{PeerAddr, canonical};
 use crate::discovery::View;
 use crate::lane::{Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
 
@@ -18,8 +17,6 @@ use crate::lane::{Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_exter
 pub struct Roll {
     next: AtomicU64,
     entries: Mutex<HashMap<u64, Present>>,
-    /// Tunnels by the client that each was opened for: a trusted proxy brings several on one connection, whose own evidence names none.
-    tunnels: Mutex<HashMap<u64, (IpAddr, Calls)>>,
 }
 
 /// A connection on the roll.
@@ -63,7 +60,7 @@ impl Present {
         match decide(&self.evidence, view, policy, unix(self.since)) {
             // Another client than before was stated by a proxy that is not trusted any more.
             Ok(Lane::External(now)) => (before.trusted_proxy && !now.trusted_proxy) || before.client != now.client,
-            Ok(Lane::Agent(_)) => false,
+            Ok(Lane::Agent(_)) => before.trusted_proxy || before.client != canonical(self.evidence.peer),
             Err(_) => true,
         }
     }
@@ -101,25 +98,6 @@ impl Roll {
         lost.inspect(|present| present.calls.revoke()).count()
     }
 
-    /// Puts a tunnel for `client` on the roll until the [`Tunnel`] is dropped; `calls` are its connection's.
-    pub(super) fn enter_tunnel(self: &Arc<Self>, client: IpAddr, calls: &Calls) -> Tunnel {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let calls = calls.of_a_tunnel();
-        self.tunnels().insert(number, (client, calls.clone()));
-        Tunnel { number, calls, roll: Arc::clone(self) }
-    }
-
-    /// Revokes the tunnels whose clients are `denied`; returns how many those are.
-    pub(super) fn revoke_tunnels(&self, denied: impl Fn(IpAddr) -> bool) -> usize {
-        let tunnels = self.tunnels();
-        let lost = tunnels.values().filter(|(client, calls)| !calls.is_revoked() && denied(*client));
-        lost.inspect(|(_, calls)| calls.revoke()).count()
-    }
-
-    fn tunnels(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (IpAddr, Calls)>> {
-        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Everybody present, in no order.
     pub fn present(&self) -> Vec<Present> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
@@ -154,26 +132,5 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.roll.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
-    }
-}
-
-/// A tunnel's place on the roll.
-#[derive(Debug)]
-pub(super) struct Tunnel {
-    number: u64,
-    calls: Calls,
-    roll: Arc<Roll>,
-}
-
-impl Tunnel {
-    /// What may be called out to the tunnel.
-    pub(super) fn calls(&self) -> &Calls {
-        &self.calls
-    }
-}
-
-impl Drop for Tunnel {
-    fn drop(&mut self) {
-        self.roll.tunnels().remove(&self.number);
     }
 }

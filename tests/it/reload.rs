@@ -7,9 +7,11 @@ use nix::sys::signal::Signal;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::house::{AGENT, EXTERNAL, House, Protocol, STRANGER, request};
+use crate::house::{AGENT, EXTERNAL, House, PROXY, Protocol, STRANGER, h2_request, request, whole};
 use crate::process::Process;
 
+/// For what should happen at once.
+const SOON: Duration = Duration::from_secs(10);
 const DONE: &str = "going by the configuration as it is now";
 
 /// What the sidecar goes by, with a change.
@@ -39,15 +41,44 @@ async fn whoever_is_denied_by_now_is_gone_and_the_others_stay() {
 async fn whoever_a_proxy_brought_and_is_denied_by_now_is_gone_and_its_other_clients_stay() {
     let house = House::open().await;
     let named = [("x-forwarded-for", "203.0.113.9")];
-    let mut sockets = house.websockets(crate::house::PROXY, "/ws", &[&named, &[("x-forwarded-for", "198.51.100.9")]]).await;
+    let mut sockets = house.websockets(PROXY, "/ws", &[&named, &[("x-forwarded-for", "198.51.100.9")]]).await;
     let page = [("origin", "https://page.example")];
     sockets.extend(house.websockets(AGENT, "/ws", &[&page, &[]]).await);
     change(&house, |config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap(), format!("{AGENT}/32").parse().unwrap()]).await;
     for (socket, stays) in sockets.iter_mut().zip([false, true, false, true]) {
         let sent = socket.send(Message::text("still there?")).await;
-        let heard = timeout(Duration::from_secs(10), socket.next()).await.unwrap();
+        let heard = timeout(SOON, socket.next()).await.unwrap();
         assert_eq!(sent.is_ok() && matches!(heard, Some(Ok(_))), stays, "{heard:?}");
     }
+}
+
+#[tokio::test]
+async fn so_are_the_answers_to_it_that_are_on_their_way() {
+    const FIELDS: [&str; 2] = ["X-Forwarded-For: 203.0.113.9\r\n", "Origin: https://page.example\r\n"];
+    let house = House::open().await;
+    let [denied, other] = ["203.0.113.9", "198.51.100.9"].map(|client| [("x-forwarded-for", client)]);
+    let mut h2 = house.h2(PROXY).await;
+    let mut streams = Vec::new();
+    for fields in [&denied, &other] {
+        streams.push(h2.send_request(h2_request("GET /events", fields), true).unwrap().0.await.unwrap().into_body());
+    }
+    let (unanswered, _) = h2.send_request(h2_request("GET /stalls", &denied), true).unwrap();
+    let mut h1 = [house.h1(PROXY).await, house.h1(AGENT).await];
+    for (client, fields) in h1.iter_mut().zip(FIELDS) {
+        client.send(request("GET /events", fields)).await.unwrap();
+        assert_eq!(client.head().await.unwrap().status(), 200);
+    }
+    while house.gateway.heard().len() < 5 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    change(&house, |config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap(), format!("{AGENT}/32").parse().unwrap()]).await;
+    assert!(timeout(SOON, whole(&mut streams[0])).await.unwrap().is_err());
+    assert_eq!(timeout(SOON, unanswered).await.unwrap().unwrap().status(), 403);
+    for client in &mut h1 {
+        assert_eq!(timeout(SOON, client.rest()).await.unwrap(), b"", "not even an end");
+    }
+    house.gateway.pass(12);
+    assert_eq!(timeout(SOON, whole(&mut streams[1])).await.unwrap().unwrap().len(), 3 * "data: event 0\n".len());
 }
 
 #[tokio::test]
@@ -58,7 +89,7 @@ async fn an_agent_whose_network_is_no_longer_listed_loses_its_connections() {
     assert_eq!(agent.ask(request("GET /", "")).await.status(), 200);
     change(&house, |config| config.agents.cidrs.clear()).await;
     assert!(agent.rest().await.is_empty());
-    let end = timeout(Duration::from_secs(10), websocket.next()).await.unwrap();
+    let end = timeout(SOON, websocket.next()).await.unwrap();
     assert!(!matches!(end, Some(Ok(_))), "{end:?}");
     assert_eq!(house.ask(Protocol::H1, AGENT, "GET /", &[]).await.0, 200);
     assert_eq!(house.gateway.heard().last().unwrap().source(), EXTERNAL);
@@ -67,14 +98,24 @@ async fn an_agent_whose_network_is_no_longer_listed_loses_its_connections() {
 #[tokio::test]
 async fn a_proxy_that_is_no_longer_trusted_can_not_go_on_speaking_for_others() {
     let house = House::open().await;
-    let mut proxy = house.h1(crate::house::PROXY).await;
+    let mut proxy = house.h1(PROXY).await;
     assert_eq!(proxy.ask(request("GET /", "X-Forwarded-For: 203.0.113.5\r\n")).await.status(), 200);
     assert_eq!(house.gateway.heard()[0].field("x-forwarded-for"), Some("203.0.113.5"));
     change(&house, |config| config.external.trusted_proxies.clear()).await;
     assert!(proxy.rest().await.is_empty());
     let fields = [("x-forwarded-for", "203.0.113.5")];
-    assert_eq!(house.ask(Protocol::H1, crate::house::PROXY, "GET /", &fields).await.0, 200);
+    assert_eq!(house.ask(Protocol::H1, PROXY, "GET /", &fields).await.0, 200);
     assert_eq!(house.gateway.heard()[1].field("x-forwarded-for"), Some(crate::house::UNKNOWN));
+}
+
+#[tokio::test]
+async fn not_even_where_its_address_is_an_agents() {
+    let house = House::with(|config| config.agents.cidrs.push(format!("{PROXY}/32").parse().unwrap())).await;
+    let mut proxy = house.h1(PROXY).await;
+    assert_eq!(proxy.ask(request("GET /", "X-Forwarded-For: 203.0.113.5\r\n")).await.status(), 200);
+    assert_eq!(house.gateway.heard()[0].field("x-forwarded-for"), Some("203.0.113.5"));
+    change(&house, |config| config.external.trusted_proxies.clear()).await;
+    assert!(timeout(SOON, proxy.rest()).await.unwrap().is_empty());
 }
 
 #[tokio::test]
