@@ -45,6 +45,8 @@ pub enum Refusal {
     ClientConnections,
     /// The client exceeds `connection_rate_per_client`.
     ClientRate,
+    /// There are `max_connections`, and as many waiting as may.
+    Full,
 }
 
 impl EncodeLabelValue for Refusal {
@@ -52,6 +54,7 @@ impl EncodeLabelValue for Refusal {
         encoder.write_str(match self {
             Self::ClientConnections => "client_connections",
             Self::ClientRate => "client_rate",
+            Self::Full => "full",
         })
     }
 }

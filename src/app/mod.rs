@@ -173,7 +173,8 @@ impl Sidecar {
         let crew = workers.crew().clone();
         let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), crew, &shutdown);
         let serving = Arc::clone(&proxy);
-        let limits = Arc::new(listener::Limits::new(&config, doors.clone()));
+        let knowing = Arc::clone(&proxy);
+        let limits = Arc::new(listener::Limits::new(&config, doors.clone(), move |peer| knowing.may_be_agents(peer)));
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| serving.serve(accepted))?;
         keep_paired(&config, &shutdown);
         let gateway = config.gateway.address;

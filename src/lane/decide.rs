@@ -22,8 +22,13 @@ use crate::discovery::{Proof, View};
 /// Why the connection must be closed.
 pub fn permit(peer: IpAddr, view: &View, policy: &Policy) -> Result<(), Denied> {
     let peer = canonical(peer);
-    let may_be_agent = view.agents.contains_key(&peer) || by_address(peer, view, policy).is_some();
-    if policy.is_trusted_proxy(peer) || may_be_agent { Ok(()) } else { policy.listed(peer) }
+    if policy.is_trusted_proxy(peer) || may_be_agent(peer, view, policy) { Ok(()) } else { policy.listed(peer) }
+}
+
+/// Whether a connection from `peer` may turn out to be an agent's, as far as its address tells.
+pub fn may_be_agent(peer: IpAddr, view: &View, policy: &Policy) -> bool {
+    let peer = canonical(peer);
+    !policy.is_trusted_proxy(peer) && (view.agents.contains_key(&peer) || by_address(peer, view, policy).is_some())
 }
 
 /// The second judgement, once a PROXY header was read: may the client that `stated` names go on to the TLS handshake?

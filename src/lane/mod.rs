@@ -22,7 +22,7 @@ use http::HeaderValue;
 
 use crate::discovery;
 
-pub use decide::{decide, permit, permit_stated};
+pub use decide::{decide, may_be_agent, permit, permit_stated};
 pub use evidence::{Certificate, Evidence, Issuer, Stated};
 pub use explain::{WhyExternal, why_external};
 pub use headers::{Forwarding, GatewayHead, Rules, StatedClient, scrub_response, scrub_trailers};

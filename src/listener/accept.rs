@@ -5,12 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use nix::errno::Errno;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::limits::Admission;
 use super::{Accepted, Limits};
 use crate::addr::{PeerAddr, canonical};
 use crate::backoff::Backoff;
@@ -38,17 +41,26 @@ impl Door {
 
     /// Hands each connection to `serve` until `closed`.
     pub async fn keep(mut self, closed: CancellationToken, serve: impl Fn(Accepted)) {
+        let mut waiting = FuturesUnordered::new();
         loop {
             tokio::select! {
                 biased;
                 () = closed.cancelled() => return,
-                accepted = self.next() => serve(accepted),
+                Some(accepted) = waiting.next() => serve(accepted),
+                (stream, peer, local) = self.next() => {
+                    let accepted = move |permit| Accepted { stream, peer, local, permit };
+                    match self.limits.admit(peer) {
+                        Ok(Admission::Now(permit)) => serve(accepted(permit)),
+                        Ok(Admission::Later(permit)) => waiting.push(permit.map(accepted)),
+                        Err(reason) => debug!(%peer, ?reason, "connection refused"),
+                    }
+                }
             }
         }
     }
 
-    /// The next connection within the limits.
-    async fn next(&mut self) -> Accepted {
+    /// The next connection.
+    async fn next(&mut self) -> (TcpStream, PeerAddr, SocketAddr) {
         loop {
             let (stream, peer) = match self.listener.accept().await {
                 Ok((stream, peer)) => (stream, PeerAddr::new(peer)),
@@ -60,10 +72,7 @@ impl Door {
             self.rest.reset();
             // A peer that is gone already has no local address either.
             let Ok(local) = stream.local_addr() else { continue };
-            match self.limits.admit(peer).await {
-                Ok(permit) => return Accepted { stream, peer, local: SocketAddr::new(canonical(local.ip()), local.port()), permit },
-                Err(reason) => debug!(%peer, ?reason, "connection refused"),
-            }
+            return (stream, peer, SocketAddr::new(canonical(local.ip()), local.port()));
         }
     }
 

@@ -1,11 +1,13 @@
 //! How many connections there may be: all together, from one client at once, and from one client a second.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use futures_util::future::{BoxFuture, FutureExt};
 use ipnet::IpNet;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -16,14 +18,37 @@ use crate::metrics::{Doors, Refusal};
 
 /// How many clients are remembered before those that no longer matter are first looked for.
 const ROOM: usize = 1024;
+/// Of so many places one is kept for agents, so that a crowd outside does not shut them out.
+const KEPT: usize = 16;
+/// How many clients may wait for a place. They are accepted already: what stays in the kernel's queue can't be told apart, and agents would
+/// have to wait behind it.
+const WAITING: usize = 256;
 
 /// The limits, and who is counted against them. Every door shares one.
-#[derive(Debug)]
 pub struct Limits {
-    slots: Arc<Semaphore>,
+    /// Places that anybody may take.
+    places: Arc<Semaphore>,
+    /// Those that agents may take besides.
+    kept: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    may_be_agents: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     terms: ArcSwap<ClientTerms>,
     clients: Mutex<Clients>,
     metrics: Doors,
+}
+
+/// What comes of a connection that no limit of its client's is against.
+pub(super) enum Admission {
+    /// There is a place for it.
+    Now(Permit),
+    /// It has to wait for one.
+    Later(BoxFuture<'static, Permit>),
+}
+
+impl fmt::Debug for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limits").field("places", &self.places).field("kept", &self.kept).finish_non_exhaustive()
+    }
 }
 
 /// What one client may do.
@@ -49,7 +74,7 @@ impl ClientTerms {
 #[derive(Debug)]
 pub struct Permit {
     guest: Guest,
-    _slot: OwnedSemaphorePermit,
+    _place: OwnedSemaphorePermit,
 }
 
 /// A connection counted against its client's limit.
@@ -75,10 +100,15 @@ struct Client {
 }
 
 impl Limits {
-    /// No connections yet.
-    pub fn new(config: &Config, metrics: Doors) -> Self {
+    /// No connections yet. `may_be_agents` tells whether one from an address may turn out to be an agent's.
+    pub fn new(config: &Config, metrics: Doors, may_be_agents: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
+        let places = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
+        let kept = places / KEPT;
         Self {
-            slots: Arc::new(Semaphore::new(config.limits.max_connections.min(Semaphore::MAX_PERMITS))),
+            places: Arc::new(Semaphore::new(places - kept)),
+            kept: Arc::new(Semaphore::new(kept)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
+            may_be_agents: Box::new(may_be_agents),
             terms: ArcSwap::from_pointee(ClientTerms::new(config)),
             clients: Mutex::new(Clients { known: HashMap::new(), room: ROOM }),
             metrics,
@@ -95,16 +125,44 @@ impl Limits {
         &self.metrics
     }
 
-    /// Counts a connection from `peer`. At the limit of all connections it waits until one ends; a client's own limit refuses at once.
+    /// Counts a connection from `peer`.
     ///
-    /// A door waits here with one accepted connection in hand rather than with a slot before `accept`, since an idle door would keep
-    /// that slot from the others. The clients behind it queue in the kernel's backlog either way.
-    pub async fn admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Permit, Refusal> {
-        let guest = self.enter(peer).inspect_err(|refusal| self.metrics.refuse(*refusal))?;
-        let slot = Arc::clone(&self.slots).acquire_owned().await.expect("the semaphore is never closed");
+    /// # Errors
+    /// A limit of its client's is against it, or too many wait for a place already.
+    pub(super) fn admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, Refusal> {
+        self.place(peer).inspect_err(|refusal| self.metrics.refuse(*refusal))
+    }
+
+    fn place(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, Refusal> {
+        let guest = self.enter(peer)?;
+        let places = Arc::clone(&self.places);
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            return Ok(Admission::Now(self.permit(guest, place)));
+        }
+        let kept = (self.may_be_agents)(peer.ip()).then(|| Arc::clone(&self.kept));
+        if let Some(Ok(place)) = kept.clone().map(Semaphore::try_acquire_owned) {
+            return Ok(Admission::Now(self.permit(guest, place)));
+        }
+        let waiting = Arc::clone(&self.waiting).try_acquire_owned().map_err(|_| Refusal::Full)?;
+        let limits = Arc::clone(self);
+        let later = async move {
+            let place = match kept {
+                None => places.acquire_owned().await,
+                Some(kept) => tokio::select! {
+                    place = places.acquire_owned() => place,
+                    place = kept.acquire_owned() => place,
+                },
+            };
+            drop(waiting);
+            limits.permit(guest, place.expect("the semaphores are never closed"))
+        };
+        Ok(Admission::Later(later.boxed()))
+    }
+
+    fn permit(&self, guest: Guest, place: OwnedSemaphorePermit) -> Permit {
         self.metrics.accepted.inc();
         self.metrics.open.inc();
-        Ok(Permit { guest, _slot: slot })
+        Permit { guest, _place: place }
     }
 
     fn enter(self: &Arc<Self>, peer: PeerAddr) -> Result<Guest, Refusal> {
@@ -187,7 +245,13 @@ fn client(ip: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::poll;
+
     use super::*;
+
+    const AGENT: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 18, 0, 9));
 
     fn peer(ip: &str) -> PeerAddr {
         PeerAddr::new((ip.parse::<IpAddr>().unwrap(), 5000).into())
@@ -196,7 +260,23 @@ mod tests {
     fn limits(change: impl FnOnce(&mut Config)) -> Arc<Limits> {
         let mut config = Config::default();
         change(&mut config);
-        Arc::new(Limits::new(&config, Doors::default()))
+        Arc::new(Limits::new(&config, Doors::default(), |peer| peer == AGENT))
+    }
+
+    /// In at once.
+    fn now(limits: &Arc<Limits>, ip: &str) -> Result<Permit, Refusal> {
+        match limits.admit(peer(ip))? {
+            Admission::Now(permit) => Ok(permit),
+            Admission::Later(_) => panic!("{ip} has to wait"),
+        }
+    }
+
+    /// In once there is a place.
+    fn later(limits: &Arc<Limits>, ip: &str) -> BoxFuture<'static, Permit> {
+        match limits.admit(peer(ip)).unwrap() {
+            Admission::Now(_) => panic!("{ip} does not have to wait"),
+            Admission::Later(place) => place,
+        }
     }
 
     #[tokio::test]
@@ -211,10 +291,10 @@ mod tests {
             ("127.0.0.1", "127.0.0.1", false),
         ];
         for (first, second, admitted) in table {
-            let held = limits.admit(peer(first)).await.unwrap();
-            assert_eq!(limits.admit(peer(second)).await.is_ok(), admitted, "{first} {second}");
+            let held = now(&limits, first).unwrap();
+            assert_eq!(now(&limits, second).is_ok(), admitted, "{first} {second}");
             drop(held);
-            assert!(limits.admit(peer(second)).await.is_ok(), "{second} once {first} has left");
+            assert!(now(&limits, second).is_ok(), "{second} once {first} has left");
         }
         assert_eq!(limits.clients().known.len(), 0, "nobody is remembered");
         assert_eq!(limits.metrics.open.get(), 0);
@@ -226,21 +306,21 @@ mod tests {
             config.limits.max_connections_per_client = 1;
             config.external.trusted_proxies = vec!["172.18.0.9/32".parse().unwrap()];
         });
-        let _first = limits.admit(peer("172.18.0.9")).await.unwrap();
-        assert!(limits.admit(peer("172.18.0.9")).await.is_ok());
+        let _first = now(&limits, "172.18.0.9").unwrap();
+        assert!(now(&limits, "172.18.0.9").is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_comes_too_often_is_refused_until_it_slows_down() {
         let limits = limits(|config| config.limits.connection_rate_per_client = 10);
         for n in 0..10 {
-            assert!(limits.admit(peer("172.18.0.3")).await.is_ok(), "connection {n} of the first ten");
+            assert!(now(&limits, "172.18.0.3").is_ok(), "connection {n} of the first ten");
         }
-        assert_eq!(limits.admit(peer("172.18.0.3")).await.unwrap_err(), Refusal::ClientRate);
-        assert!(limits.admit(peer("172.18.0.4")).await.is_ok(), "another client");
+        assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), Refusal::ClientRate);
+        assert!(now(&limits, "172.18.0.4").is_ok(), "another client");
         tokio::time::advance(Duration::from_millis(100)).await;
-        assert!(limits.admit(peer("172.18.0.3")).await.is_ok(), "a tenth of a second later");
-        assert_eq!(limits.admit(peer("172.18.0.3")).await.unwrap_err(), Refusal::ClientRate);
+        assert!(now(&limits, "172.18.0.3").is_ok(), "a tenth of a second later");
+        assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), Refusal::ClientRate);
     }
 
     #[tokio::test(start_paused = true)]
@@ -248,7 +328,7 @@ mod tests {
         let limits = limits(|config| config.limits.connection_rate_per_client = 1);
         for n in 0..100_000_u32 {
             let ip = IpAddr::V4(n.into());
-            drop(limits.admit(PeerAddr::new((ip, 1).into())).await);
+            drop(limits.admit(PeerAddr::new((ip, 1).into())));
             tokio::time::advance(Duration::from_millis(1)).await;
         }
         let known = limits.clients().known.len();
@@ -258,10 +338,42 @@ mod tests {
     #[tokio::test]
     async fn at_the_limit_of_all_a_connection_waits() {
         let limits = limits(|config| config.limits.max_connections = 1);
-        let held = limits.admit(peer("172.18.0.3")).await.unwrap();
-        let mut waiting = std::pin::pin!(limits.admit(peer("172.18.0.4")));
-        assert!(futures_util::poll!(&mut waiting).is_pending());
+        let held = now(&limits, "172.18.0.3").unwrap();
+        let mut waiting = later(&limits, "172.18.0.4");
+        assert!(poll!(&mut waiting).is_pending());
         drop(held);
-        assert!(waiting.await.is_ok());
+        drop(waiting.await);
+        assert_eq!(limits.metrics.open.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn places_are_kept_for_agents() {
+        let limits = limits(|config| config.limits.max_connections = 32);
+        let mut crowd: Vec<Permit> = (0..30).map(|_| now(&limits, "203.0.113.7").unwrap()).collect();
+        let mut outsider = later(&limits, "203.0.113.7");
+        assert!(poll!(&mut outsider).is_pending());
+        let agents = [now(&limits, "172.18.0.9").unwrap(), now(&limits, "172.18.0.9").unwrap()];
+        let mut agent = later(&limits, "172.18.0.9");
+        assert!(poll!(&mut agent).is_pending());
+        drop(agents);
+        assert!(poll!(&mut outsider).is_pending(), "what agents leave is for agents");
+        drop(agent.await);
+        crowd.pop();
+        drop(outsider.await);
+        drop(crowd);
+        assert_eq!((limits.places.available_permits(), limits.kept.available_permits()), (30, 2));
+    }
+
+    #[tokio::test]
+    async fn so_many_may_wait_and_no_more() {
+        let limits = limits(|config| config.limits.max_connections = 1);
+        let _held = now(&limits, "172.18.0.3").unwrap();
+        let mut waiting: Vec<_> = (0..WAITING).map(|_| later(&limits, "172.18.0.4")).collect();
+        assert_eq!(now(&limits, "172.18.0.5").unwrap_err(), Refusal::Full);
+        // Who has gone does not wait.
+        waiting.pop();
+        drop(later(&limits, "172.18.0.5"));
+        drop(waiting);
+        assert_eq!(limits.clients().known.len(), 1, "only the one who came in is remembered");
     }
 }

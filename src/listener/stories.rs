@@ -15,6 +15,9 @@ use crate::testing::{in_own_process, ip, namespace_maker, skipped};
 /// Far longer than anything here takes; nothing waits for it unless it has failed.
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// Who may be an agent.
+const AGENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 9));
+
 /// Doors, and who came in by them.
 struct House {
     view: watch::Sender<Arc<View>>,
@@ -188,6 +191,29 @@ async fn at_the_limit_of_all_clients_wait_their_turn_at_every_door() {
 }
 
 #[tokio::test]
+async fn an_agent_comes_in_past_a_crowd_that_waits() {
+    let (mut house, door) = House::on_loopback(|config| config.limits.max_connections = 16);
+    let mut crowd = Vec::new();
+    for _ in 0..40 {
+        crowd.push(TcpStream::connect(door).await.unwrap());
+    }
+    let mut inside = Vec::new();
+    for _ in 0..15 {
+        inside.push(house.arrival().await);
+    }
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((AGENT, 0).into()).unwrap();
+    let _agent = socket.connect(door).await.unwrap();
+    let agent = house.arrival().await;
+    assert_eq!(agent.peer.ip(), AGENT);
+    assert!(house.came.try_recv().is_err(), "nobody else comes in");
+    drop(inside);
+    for _ in 0..15 {
+        assert_ne!(house.arrival().await.peer.ip(), AGENT);
+    }
+}
+
+#[tokio::test]
 async fn the_unspecified_address_takes_both_families_and_folds_them() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
         return eprintln!("SKIPPED: no IPv6 here");
@@ -273,5 +299,5 @@ fn in_a_real_namespace_addresses_that_come_and_go_open_and_close_doors() {
 }
 
 fn limits(config: &Config, metrics: &Doors) -> Arc<Limits> {
-    Arc::new(Limits::new(config, metrics.clone()))
+    Arc::new(Limits::new(config, metrics.clone(), |peer| peer == AGENT))
 }

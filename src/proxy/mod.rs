@@ -19,6 +19,7 @@ mod streams;
 pub mod tunnel;
 mod upstream;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use tracing::{debug, info, warn};
 use crate::addr::PeerAddr;
 use crate::config::{Config, Limits, TraceparentUse};
 use crate::discovery::View;
-use crate::lane::{Rules, WhyExternal};
+use crate::lane::{Rules, WhyExternal, may_be_agent};
 use crate::listener::Accepted;
 use crate::metrics::traffic::Traffic;
 use crate::shutdown::Shutdown;
@@ -123,6 +124,11 @@ impl Proxy {
         });
         shutdown.spawn(Arc::clone(&proxy).keep_house());
         proxy
+    }
+
+    /// Whether a connection from `peer` may turn out to be an agent's.
+    pub fn may_be_agents(&self, peer: IpAddr) -> bool {
+        may_be_agent(peer, &self.view.borrow(), self.rules.load().policy())
     }
 
     /// Serves a connection on a task of its own, on one of the workers.

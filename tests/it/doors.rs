@@ -149,6 +149,21 @@ async fn beyond_the_limit_of_all_connections_the_next_one_waits() {
     assert_eq!(timeout(SOON, third).await.unwrap().0, 200);
 }
 
+#[tokio::test]
+async fn a_crowd_of_strangers_does_not_shut_agents_out() {
+    let house = House::with(|config| config.limits.max_connections = 16).await;
+    let mut crowd = Vec::new();
+    for _ in 0..15 {
+        crowd.push(house.h1(STRANGER).await);
+    }
+    let waiting = house.ask(Protocol::H1, OTHER, "GET /", &[]);
+    let mut waiting = std::pin::pin!(waiting);
+    assert!(timeout(Duration::from_millis(300), waiting.as_mut()).await.is_err(), "it has to wait");
+    assert_eq!(timeout(SOON, house.ask(Protocol::H1, AGENT, "GET /", &[])).await.unwrap().0, 200);
+    crowd.pop();
+    assert_eq!(timeout(SOON, waiting).await.unwrap().0, 200);
+}
+
 async fn proxied() -> House {
     House::with(|config| {
         config.listen.proxy_protocol = true;
