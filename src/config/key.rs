@@ -198,7 +198,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     );
     add("identity-header", "external.identity_headers", List("NAME"), None, "Identity header that trusted proxies may set");
 
-    add("max-connections", "limits.max_connections", Number, Some("8192"), "Connections at once; one of 16 is kept for agents");
+    add(
+        "max-connections",
+        "limits.max_connections",
+        Number,
+        Some("8192"),
+        "Connections at once, and external clients' to the gateway; one of 16 is kept for agents",
+    );
     add("max-connections-per-client", "limits.max_connections_per_client", Number, Some("4096"), "Connections at once from one address");
     add(
         "connection-rate-per-client",

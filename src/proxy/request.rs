@@ -292,7 +292,7 @@ fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, websocket: 
 
 /// Leaves hyper behind on both sides and joins what is left.
 async fn join(client_side: OnUpgrade, link: Box<Link>, terms: tunnel::Terms) -> Result<(), String> {
-    let (gateway, from_gateway) = link.into_tunnel().await.ok_or("the gateway's connection is gone")?;
+    let (gateway, from_gateway, _place) = link.into_tunnel().await.ok_or("the gateway's connection is gone")?;
     let client = client_side.await.map_err(|error| error.to_string())?;
     let joined = match client.downcast::<TokioIo<Downstream>>() {
         Ok(parts) => {

@@ -17,7 +17,8 @@ use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
 use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, timeout, timeout_at};
 
 use super::body::{Latch, Progress, RequestBody};
 use super::error::Error;
@@ -47,6 +48,9 @@ pub(super) struct Upstream {
     gateway: SocketAddr,
     /// One for each worker, so that a connection is only ever used on the thread whose event queue it is in.
     pools: Box<[Arc<Pool>]>,
+    /// As many as external clients may have, who have a hundred streams on each connection to loopgate: the gateway is not to run out of
+    /// files or memory for them, since agents need it too. Those that idle in the pools come on top.
+    places: Arc<Semaphore>,
     metrics: Arc<Traffic>,
 }
 
@@ -54,7 +58,8 @@ impl Upstream {
     pub(super) fn new(config: &Config, metrics: Arc<Traffic>, workers: usize, shutdown: &Shutdown) -> Self {
         let pool = || Arc::new(Pool { idle: Mutex::default(), shutdown: shutdown.clone() });
         let pools = std::iter::repeat_with(pool).take(workers).collect();
-        Self { gateway: config.gateway.address, pools, metrics }
+        let places = config.limits.max_connections.saturating_add(workers * MAX_IDLE).min(Semaphore::MAX_PERMITS);
+        Self { gateway: config.gateway.address, pools, places: Arc::new(Semaphore::new(places)), metrics }
     }
 
     fn pool(&self) -> &Arc<Pool> {
@@ -74,7 +79,7 @@ impl Upstream {
         limits: &'a Limits,
         started: Instant,
     ) -> impl Future<Output = Result<(Response<Incoming>, Box<Link>), Error>> + 'a {
-        let source = head.source();
+        let (source, is_external) = (head.source(), head.client().is_some());
         let mut spare = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
         let give_up = started + limits.gateway_wait;
@@ -95,7 +100,7 @@ impl Upstream {
                 let mut link = match kept {
                     Some(link) => link,
                     None => {
-                        let link = Box::pin(self.connect(source, limits, give_up)).await?;
+                        let link = Box::pin(self.connect(source, is_external, limits, give_up)).await?;
                         since = Instant::now();
                         link
                     }
@@ -139,7 +144,12 @@ impl Upstream {
     }
 
     /// Opens a connection from `source`; while the gateway is not there, tries again until `give_up`.
-    async fn connect(&self, source: Ipv4Addr, limits: &Limits, give_up: Instant) -> Result<Box<Link>, Error> {
+    async fn connect(&self, source: Ipv4Addr, is_external: bool, limits: &Limits, give_up: Instant) -> Result<Box<Link>, Error> {
+        let mut place = None;
+        if is_external {
+            let free = timeout_at(give_up, Arc::clone(&self.places).acquire_owned()).await;
+            place = Some(free.map_err(|_| Error::Crowded)?.expect("the semaphore is never closed"));
+        }
         loop {
             let attempt = timeout(limits.connect_timeout, dial(source, self.gateway)).await;
             let error = match attempt {
@@ -159,6 +169,7 @@ impl Upstream {
                         keep: KEEP_IDLE,
                         reused: false,
                         pool: Arc::clone(self.pool()),
+                        place,
                     }));
                 }
                 Ok(Err(error)) => error,
@@ -228,7 +239,11 @@ pub(super) struct Link {
     keep: Duration,
     reused: bool,
     pool: Arc<Pool>,
+    place: Option<Place>,
 }
+
+/// Keeps a connection to the gateway counted.
+pub(super) type Place = OwnedSemaphorePermit;
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -329,16 +344,16 @@ impl Link {
         });
     }
 
-    /// What is left of the connection after a `101`: the socket, and bytes of the new protocol that were read already. `None` if it was
-    /// given up before, which one that answered was not.
-    pub(super) async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
+    /// What is left of the connection after a `101`: the socket, bytes of the new protocol that were read already, and the place that
+    /// it has. `None` if it was given up before, which one that answered was not.
+    pub(super) async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes, Option<Place>)> {
         poll_fn(|cx| {
             self.drive(cx);
             if self.ended { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
         let Parts { io, read_buf, .. } = self.connection?.into_parts();
-        Some((io.into_inner().into_inner(), read_buf))
+        Some((io.into_inner().into_inner(), read_buf, self.place))
     }
 }
 

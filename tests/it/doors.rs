@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::house::{AGENT, BOTH, House, PROXY, Protocol, STRANGER, UNKNOWN, request};
+use crate::house::{AGENT, BOTH, House, PROXY, Protocol, STRANGER, UNKNOWN, h2_request, request};
 use crate::lanes::assert_external;
 use crate::process::Process;
 use crate::wire::Wire;
@@ -162,6 +162,34 @@ async fn a_crowd_of_strangers_does_not_shut_agents_out() {
     assert_eq!(timeout(SOON, house.ask(Protocol::H1, AGENT, "GET /", &[])).await.unwrap().0, 200);
     crowd.pop();
     assert_eq!(timeout(SOON, waiting).await.unwrap().0, 200);
+}
+
+#[tokio::test]
+async fn nor_do_strangers_take_more_of_the_gateway_than_they_may() {
+    let house = House::with(|config| {
+        config.limits.max_connections = 16;
+        config.limits.h2_streams = 10_000;
+        config.limits.gateway_wait = Duration::from_millis(200);
+    })
+    .await;
+    // Beside the 16, each worker may have some that idle.
+    let most = 16 + 256 * loopgate::workers::count();
+    let mut stranger = house.h2(STRANGER).await;
+    let mut stalled = Vec::new();
+    for _ in 0..most {
+        stranger = stranger.ready().await.unwrap();
+        stalled.push(stranger.send_request(h2_request("GET /stalls", &[]), true).unwrap().0);
+    }
+    while house.gateway.heard().len() < most {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let refused = house.h1(OTHER).await.ask(request("GET /", "")).await;
+    assert_eq!((refused.status(), refused.field("retry-after")), (503, Some("1")));
+    assert!(refused.text().contains("too_many_connections"), "{}", refused.text());
+    assert_eq!(house.ask(Protocol::H1, AGENT, "GET /", &[]).await.0, 200);
+    drop(stalled);
+    let answered = async { while house.ask(Protocol::H1, OTHER, "GET /", &[]).await.0 != 200 {} };
+    timeout(SOON, answered).await.unwrap();
 }
 
 async fn proxied() -> House {
