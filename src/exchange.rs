@@ -26,7 +26,7 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// A connection, which has to be polled for anything to come or go on it. Dropping it closes it.
+/// A connection, which has to be polled for anything to come or go on it, but not once it is terminated. Dropping it closes it.
 pub type Connection = Fuse<BoxFuture<'static, ()>>;
 
 /// The body of an answer, with the connection that it comes on. Dropping it closes the connection.

@@ -3,7 +3,11 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-/// What is open besides connections: listeners, event queues, files, Docker, the admin desk, idle connections to the gateway.
+use crate::listener::WAITING;
+use crate::proxy::MAX_IDLE;
+use crate::workers;
+
+/// What is open besides connections: listeners, event queues, files, Docker, the admin desk.
 const RESERVE: u64 = 256;
 
 /// Raises the soft limit, which is 1024 in many places, to the hard one; says so where `max_connections` needs more than that.
@@ -13,7 +17,7 @@ pub(super) fn make_room(max_connections: usize) {
         Err(error) => return warn!(%error, "can't raise the limit of open file descriptors"),
     };
     debug!(limit, "file descriptors");
-    let needed = needed(max_connections);
+    let needed = needed(max_connections, workers::count());
     if limit < needed {
         warn!(
             limit,
@@ -32,9 +36,10 @@ fn raised() -> nix::Result<u64> {
     Ok(hard)
 }
 
-/// How many there have to be for so many connections, each of which may have one to the gateway.
-fn needed(max_connections: usize) -> u64 {
-    u64::try_from(max_connections).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(RESERVE)
+/// How many there have to be for so many connections, as many to the gateway, and what waits and idles.
+fn needed(max_connections: usize, workers: usize) -> u64 {
+    let more = WAITING + workers * MAX_IDLE;
+    u64::try_from(max_connections.saturating_mul(2).saturating_add(more)).unwrap_or(u64::MAX).saturating_add(RESERVE)
 }
 
 #[cfg(test)]
@@ -43,8 +48,8 @@ mod tests {
 
     #[test]
     fn a_connection_needs_two() {
-        for (connections, expected) in [(0, 256), (1, 258), (8192, 16640), (usize::MAX, u64::MAX)] {
-            assert_eq!(needed(connections), expected);
+        for (connections, workers, expected) in [(0, 1, 768), (1, 1, 770), (8192, 4, 17_920), (usize::MAX, 1, u64::MAX)] {
+            assert_eq!(needed(connections, workers), expected);
         }
     }
 }

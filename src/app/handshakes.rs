@@ -94,5 +94,6 @@ impl Handshakes {
 /// The terms of handshakes that show `identity`.
 pub(super) fn terms(identity: &Identity, config: &Config) -> Result<Terms, Error> {
     let authorities = ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref()).map_err(tls::Error::from)?;
-    Ok(Terms::new(identity, Arc::new(authorities))?)
+    let further = config.tls.names.iter().filter_map(|name| name.parse().ok());
+    Ok(Terms::new(identity, Arc::new(authorities), further)?)
 }

@@ -144,7 +144,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
 
     add("tls-cert", "tls.cert", Text("FILE"), None, "Certificate chain (PEM) to use instead of one made by loopgate");
     add("tls-key", "tls.key", Text("FILE"), None, "Private key (PEM) of --tls-cert");
-    add("tls-name", "tls.names", List("NAME"), None, "Further DNS name or IP address in the certificate that loopgate makes");
+    add("tls-name", "tls.names", List("NAME"), None, "Further DNS name or IP address of loopgate's, also in the certificate that it makes");
     add("client-ca", "tls.client_ca", Text("FILE"), None, "CA bundle (PEM) whose client certificates identify external users");
 
     add("docker", "docker.engine", Text("auto|off|URL"), Some("auto"), "Docker Engine: auto, off, unix:///PATH or tcp://HOST:PORT");
@@ -203,7 +203,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "limits.max_connections",
         Number,
         Some("8192"),
-        "Connections at once, and external clients' to the gateway; one of 16 is kept for agents",
+        "Connections at once; one of 16 is kept for agents that are known by their address",
     );
     add("max-connections-per-client", "limits.max_connections_per_client", Number, Some("4096"), "Connections at once from one address");
     add(

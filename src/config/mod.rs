@@ -266,7 +266,7 @@ pub struct PathRule {
 /// Bounds (`[limits]`). Durations have at least millisecond resolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Downstream connections at once, and as many to the gateway for external clients.
+    /// Downstream connections at once, and active ones to the gateway for external clients.
     pub max_connections: usize,
     /// Downstream connections at once from one client address.
     pub max_connections_per_client: usize,

@@ -12,6 +12,7 @@ use bollard::errors::Error as ApiError;
 use bollard::models::{ContainerInspectResponse, ContainerSummary, EventMessage};
 use bollard::query_parameters::{EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder};
 use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
+use futures_util::future::FusedFuture;
 use futures_util::stream::{BoxStream, StreamExt};
 use futures_util::{TryFutureExt, TryStreamExt};
 use http::header::HOST;
@@ -296,6 +297,9 @@ impl Engine {
         let (head, answer) = exchange(stream, request).await?.into_parts();
         // bollard takes the body alone.
         let (body, connection) = answer.split();
+        if connection.is_terminated() {
+            return Ok(http::Response::from_parts(head, body));
+        }
         let token = self.shutdown.token().clone();
         self.shutdown.spawn(async move {
             tokio::select! {

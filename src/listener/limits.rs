@@ -22,7 +22,7 @@ const ROOM: usize = 1024;
 const KEPT: usize = 16;
 /// How many clients may wait for a place. They are accepted already: what stays in the kernel's queue can't be told apart, and agents would
 /// have to wait behind it.
-const WAITING: usize = 256;
+pub const WAITING: usize = 256;
 
 /// The limits, and who is counted against them. Every door shares one.
 pub struct Limits {
@@ -143,7 +143,11 @@ impl Limits {
         if let Some(Ok(place)) = kept.clone().map(Semaphore::try_acquire_owned) {
             return Ok(Admission::Now(self.permit(guest, place)));
         }
-        let waiting = Arc::clone(&self.waiting).try_acquire_owned().map_err(|_| Refusal::Full)?;
+        // Agents have limits of their own alone.
+        let waiting = match kept {
+            None => Some(Arc::clone(&self.waiting).try_acquire_owned().map_err(|_| Refusal::Full)?),
+            Some(_) => None,
+        };
         let limits = Arc::clone(self);
         let later = async move {
             let place = match kept {
@@ -370,6 +374,7 @@ mod tests {
         let _held = now(&limits, "172.18.0.3").unwrap();
         let mut waiting: Vec<_> = (0..WAITING).map(|_| later(&limits, "172.18.0.4")).collect();
         assert_eq!(now(&limits, "172.18.0.5").unwrap_err(), Refusal::Full);
+        drop(later(&limits, "172.18.0.9"));
         // Who has gone does not wait.
         waiting.pop();
         drop(later(&limits, "172.18.0.5"));

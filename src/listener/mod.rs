@@ -26,7 +26,7 @@ mod socket;
 #[cfg(test)]
 mod stories;
 
-pub use limits::{Limits, Permit};
+pub use limits::{Limits, Permit, WAITING};
 
 /// The pauses before an address that can't be bound is tried again: taken for now, or IPv6 and still tentative (RFC 4862).
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));

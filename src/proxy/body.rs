@@ -214,17 +214,14 @@ impl ResponseBody {
 
 impl Download {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let next = self.poll_gateway(cx);
-        // Whatever goes on for longer waits now and then.
-        if next.is_pending()
-            && let Some(standing) = &mut self.standing
+        if let Some(standing) = &mut self.standing
             && standing.poll_lost(cx).is_ready()
         {
             // With its connection, on which more is to come.
             self.link = None;
             return Poll::Ready(Some(Err(Broken::Denied)));
         }
-        next.map_err(Broken::Gateway)
+        self.poll_gateway(cx).map_err(Broken::Gateway)
     }
 
     fn poll_gateway(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {

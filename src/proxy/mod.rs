@@ -45,6 +45,7 @@ pub use error::Error;
 pub(crate) use framing::Framing;
 pub use roll::Present;
 use roll::Roll;
+pub use upstream::MAX_IDLE;
 
 /// How often idle connections to the gateway are looked through.
 const SWEEP: Duration = Duration::from_secs(5);

@@ -160,7 +160,7 @@ async fn forward(
         head.follow(trace);
     }
     *lane = head.lane();
-    let mut standing = Standing::of(session, head.client(), &rules).map_err(|_| Error::Refused(Refusal::ClientDenied))?;
+    let mut standing = Standing::of(session, head.client(), &rules)?;
     let counters = session.proxy.traffic.lane(head.lane());
     if head.is_upgrade() {
         let wanted = Wanted { client_side, key, over_h2 };
@@ -169,15 +169,8 @@ async fn forward(
     let (gate, latch) = if expects { Some(Gate::new()).unzip() } else { (None, None) };
     let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
     let progress = if expects { body.progress() } else { None };
-    let mut sending = pin!(session.proxy.upstream.send(head, body, latch, &session.settings.limits, started));
-    let sent = match &mut standing {
-        None => sending.await,
-        Some(standing) => tokio::select! {
-            biased;
-            sent = &mut sending => sent,
-            () = standing.lost() => Err(Error::Refused(Refusal::ClientDenied)),
-        },
-    };
+    let sending = session.proxy.upstream.send(head, body, latch, &session.settings.limits, started);
+    let sent = Standing::while_it_lasts(standing.as_mut(), sending).await;
     *spoilt = progress.is_some_and(|progress| progress.so_far().0 == 0);
     let (response, link) = sent?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -231,7 +224,7 @@ struct Wanted {
 async fn upgrade(
     session: &Arc<Session>,
     head: GatewayHead,
-    standing: Option<Standing>,
+    mut standing: Option<Standing>,
     wanted: Wanted,
     busy: super::activity::Busy,
     started: Instant,
@@ -240,7 +233,8 @@ async fn upgrade(
     let counters = proxy.traffic.lane(head.lane());
     let held = Held::new(&counters.tunnels);
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
-    let (response, link) = proxy.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started).await?;
+    let sending = proxy.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started);
+    let (response, link) = Standing::while_it_lasts(standing.as_mut(), sending).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // To an extended CONNECT, any success would say that the WebSocket is open (RFC 8441 section 5).
         if wanted.over_h2 && response.status().is_success() {

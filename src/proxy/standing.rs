@@ -3,7 +3,7 @@
 
 use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -11,7 +11,8 @@ use tokio::sync::futures::OwnedNotified;
 
 use super::Proxy;
 use super::connection::Session;
-use crate::lane::{Denied, Lane, Rules};
+use super::error::Error;
+use crate::lane::{Lane, Refusal, Rules};
 
 /// One request's client, for as long as the request and its answer take.
 pub(super) struct Standing {
@@ -26,10 +27,11 @@ impl Standing {
     ///
     /// # Errors
     /// The rules have changed meanwhile, and deny it.
-    pub(super) fn of(session: &Session, client: Option<IpAddr>, rules: &Arc<Rules>) -> Result<Option<Self>, Denied> {
+    pub(super) fn of(session: &Session, client: Option<IpAddr>, rules: &Arc<Rules>) -> Result<Option<Self>, Error> {
         let own = match &*session.lane {
-            Lane::External(lane) => Some(lane.client),
-            Lane::Agent(_) => None,
+            // The lists are not for a trusted proxy's connection, though they are for what it asks itself.
+            Lane::External(lane) if !lane.trusted_proxy => Some(lane.client),
+            _ => None,
         };
         let Some(client) = client.filter(|client| own != Some(*client)) else { return Ok(None) };
         let proxy = Arc::clone(&session.proxy);
@@ -41,8 +43,8 @@ impl Standing {
         Ok(Some(standing))
     }
 
-    fn judge(&self) -> Result<(), Denied> {
-        self.proxy.rules.load().policy().listed(self.client)
+    fn judge(&self) -> Result<(), Error> {
+        self.proxy.rules.load().policy().listed(self.client).map_err(|_| Error::Refused(Refusal::ClientDenied))
     }
 
     /// Ready when the rules deny the client.
@@ -60,5 +62,19 @@ impl Standing {
     /// Waits until the rules deny the client.
     pub(super) async fn lost(&mut self) {
         poll_fn(|cx| self.poll_lost(cx)).await;
+    }
+
+    /// The outcome of `sending` a request, or that its client is denied meanwhile.
+    pub(super) async fn while_it_lasts<T>(
+        standing: Option<&mut Self>,
+        sending: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut sending = pin!(sending);
+        let Some(standing) = standing else { return sending.await };
+        tokio::select! {
+            biased;
+            sent = &mut sending => sent,
+            () = standing.lost() => Err(Error::Refused(Refusal::ClientDenied)),
+        }
     }
 }

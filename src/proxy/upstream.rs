@@ -31,8 +31,8 @@ use crate::workers;
 
 /// How long an idle connection is kept where the gateway does not say (Node closes after 5 s).
 const KEEP_IDLE: Duration = Duration::from_secs(4);
-/// Idle connections kept for each source address.
-const MAX_IDLE: usize = 256;
+/// Idle connections that each worker keeps for each source address.
+pub const MAX_IDLE: usize = 256;
 /// The most that is held for the gateway in each direction, in bytes; the head of a response must fit.
 const BUFFER: usize = 16 * 1024;
 /// How long the rest of a request's body may take after the answer is there.

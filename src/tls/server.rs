@@ -71,7 +71,7 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// The names in the certificate that is shown.
+    /// The names in the certificate that is shown, and what else clients call us by.
     pub fn names(&self) -> &BTreeSet<SubjectName> {
         &self.names
     }
@@ -81,13 +81,18 @@ impl Terms {
         self.authorities.same_operator(&other.authorities)
     }
 
-    /// TLS 1.3 and 1.2, ALPN, a certificate asked for but not demanded, stateless tickets and no early data.
+    /// TLS 1.3 and 1.2, ALPN, a certificate asked for but not demanded, stateless tickets and no early data. Clients that go by something
+    /// else than names in the certificate may call us by one of `further`.
     ///
     /// Each call makes tickets of its own: a session that was opened when other client certificates were trusted must not be resumed.
     ///
     /// # Errors
     /// The identity does not suit the crypto provider.
-    pub fn new(identity: &Identity, authorities: Arc<ClientAuthorities>) -> Result<Self, Error> {
+    pub fn new(
+        identity: &Identity,
+        authorities: Arc<ClientAuthorities>,
+        further: impl IntoIterator<Item = SubjectName>,
+    ) -> Result<Self, Error> {
         let builder =
             ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
         let builder = match authorities.verifier()? {
@@ -103,7 +108,8 @@ impl Terms {
         // The choice is the server's, AES-256 first: scanners rate a server without an order as weak.
         config.ignore_client_order = true;
         debug_assert!(config.ticketer.enabled() && config.max_early_data_size == 0);
-        Ok(Self { config: Arc::new(config), authorities, names: identity.names.clone() })
+        let names = identity.names.iter().cloned().chain(further).collect();
+        Ok(Self { config: Arc::new(config), authorities, names })
     }
 }
 

@@ -62,23 +62,36 @@ async fn so_are_the_answers_to_it_that_are_on_their_way() {
     for fields in [&denied, &other] {
         streams.push(h2.send_request(h2_request("GET /events", fields), true).unwrap().0.await.unwrap().into_body());
     }
+    let mut large = h2.send_request(h2_request("GET /large?100000000", &denied), true).unwrap().0.await.unwrap().into_body();
     let (unanswered, _) = h2.send_request(h2_request("GET /stalls", &denied), true).unwrap();
     let mut h1 = [house.h1(PROXY).await, house.h1(AGENT).await];
     for (client, fields) in h1.iter_mut().zip(FIELDS) {
         client.send(request("GET /events", fields)).await.unwrap();
         assert_eq!(client.head().await.unwrap().status(), 200);
     }
-    while house.gateway.heard().len() < 5 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    timeout(SOON, house.gateway.has_heard(6)).await.unwrap();
     change(&house, |config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap(), format!("{AGENT}/32").parse().unwrap()]).await;
     assert!(timeout(SOON, whole(&mut streams[0])).await.unwrap().is_err());
+    // There is always more of this one.
+    assert!(timeout(SOON, whole(&mut large)).await.unwrap().is_err());
     assert_eq!(timeout(SOON, unanswered).await.unwrap().unwrap().status(), 403);
     for client in &mut h1 {
         assert_eq!(timeout(SOON, client.rest()).await.unwrap(), b"", "not even an end");
     }
     house.gateway.pass(12);
     assert_eq!(timeout(SOON, whole(&mut streams[1])).await.unwrap().unwrap().len(), 3 * "data: event 0\n".len());
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_denied_by_now_keeps_nothing_of_its_own() {
+    let house = House::open().await;
+    let mut sockets = house.websockets(PROXY, "/ws", &[&[], &[("x-forwarded-for", "198.51.100.9")]]).await;
+    change(&house, |config| config.external.deny = vec![format!("{PROXY}/32").parse().unwrap()]).await;
+    for (socket, stays) in sockets.iter_mut().zip([false, true]) {
+        let sent = socket.send(Message::text("still there?")).await;
+        let heard = timeout(SOON, socket.next()).await.unwrap();
+        assert_eq!(sent.is_ok() && matches!(heard, Some(Ok(_))), stays, "{heard:?}");
+    }
 }
 
 #[tokio::test]
