@@ -38,7 +38,7 @@ fn raised() -> nix::Result<u64> {
 
 /// How many there have to be for so many connections, as many to the gateway, and what waits and idles.
 fn needed(max_connections: usize, workers: usize) -> u64 {
-    let more = WAITING + workers * MAX_IDLE;
+    let more = 2 * WAITING + workers * MAX_IDLE;
     u64::try_from(max_connections.saturating_mul(2).saturating_add(more)).unwrap_or(u64::MAX).saturating_add(RESERVE)
 }
 
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_connection_needs_two() {
-        for (connections, workers, expected) in [(0, 1, 768), (1, 1, 770), (8192, 4, 17_920), (usize::MAX, 1, u64::MAX)] {
+        for (connections, workers, expected) in [(0, 1, 1024), (1, 1, 1026), (8192, 4, 18_176), (usize::MAX, 1, u64::MAX)] {
             assert_eq!(needed(connections, workers), expected);
         }
     }

@@ -20,7 +20,7 @@ use crate::metrics::{Doors, Refusal};
 const ROOM: usize = 1024;
 /// Of so many places one is kept for agents, so that a crowd outside does not shut them out.
 const KEPT: usize = 16;
-/// How many clients may wait for a place. They are accepted already: what stays in the kernel's queue can't be told apart, and agents would
+/// How many clients may wait for a place, and how many agents besides. They are accepted already: what stays in the kernel's queue can't be told apart, and agents would
 /// have to wait behind it.
 pub const WAITING: usize = 256;
 
@@ -31,6 +31,7 @@ pub struct Limits {
     /// Those that agents may take besides.
     kept: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    agents_waiting: Arc<Semaphore>,
     may_be_agents: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     terms: ArcSwap<ClientTerms>,
     clients: Mutex<Clients>,
@@ -108,6 +109,7 @@ impl Limits {
             places: Arc::new(Semaphore::new(places - kept)),
             kept: Arc::new(Semaphore::new(kept)),
             waiting: Arc::new(Semaphore::new(WAITING)),
+            agents_waiting: Arc::new(Semaphore::new(WAITING)),
             may_be_agents: Box::new(may_be_agents),
             terms: ArcSwap::from_pointee(ClientTerms::new(config)),
             clients: Mutex::new(Clients { known: HashMap::new(), room: ROOM }),
@@ -143,11 +145,8 @@ impl Limits {
         if let Some(Ok(place)) = kept.clone().map(Semaphore::try_acquire_owned) {
             return Ok(Admission::Now(self.permit(guest, place)));
         }
-        // Agents have limits of their own alone.
-        let waiting = match kept {
-            None => Some(Arc::clone(&self.waiting).try_acquire_owned().map_err(|_| Refusal::Full)?),
-            Some(_) => None,
-        };
+        let room = if kept.is_some() { &self.agents_waiting } else { &self.waiting };
+        let waiting = Arc::clone(room).try_acquire_owned().map_err(|_| Refusal::Full)?;
         let limits = Arc::clone(self);
         let later = async move {
             let place = match kept {

@@ -256,11 +256,12 @@ async fn upgrade(
         let ended = match standing {
             None => joined.await,
             Some(mut standing) => tokio::select! {
-                ended = &mut joined => ended,
+                biased;
                 () = standing.lost() => {
                     calls.revoke();
                     joined.await
                 }
+                ended = &mut joined => ended,
             },
         };
         if let Err(error) = ended {

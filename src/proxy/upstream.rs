@@ -388,6 +388,10 @@ impl Pool {
     }
 
     fn put(&self, link: Box<Link>, now: Instant) {
+        // Whoever waits for a place does not look here.
+        if link.place.as_ref().is_some_and(|place| place.semaphore().available_permits() == 0) {
+            return;
+        }
         let until = now + link.keep;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.entry(link.source).or_default();
