@@ -93,24 +93,26 @@ mod tests {
 
     use super::*;
 
-    async fn asked(server: &mut DuplexStream) {
-        let mut head = [0; 256];
-        let read = server.read(&mut head).await.unwrap();
-        assert!(head[..read].starts_with(b"GET /x HTTP/1.1\r\n") && head[..read].ends_with(b"\r\n\r\n"));
-    }
-
-    fn request() -> Request<Empty<Bytes>> {
-        Request::get("/x").header("host", "a").body(Empty::new()).unwrap()
+    /// What comes of a request that its server answers with `said`, and that server; it `ends` by saying no more.
+    async fn answered(said: &str, ends: bool) -> (hyper::Result<Response<Answer>>, DuplexStream) {
+        let (client, mut server) = duplex(1024);
+        let answering = async {
+            let mut head = [0; 256];
+            let read = server.read(&mut head).await.unwrap();
+            assert!(head[..read].starts_with(b"GET /x HTTP/1.1\r\n") && head[..read].ends_with(b"\r\n\r\n"));
+            server.write_all(said.as_bytes()).await.unwrap();
+            if ends {
+                server.shutdown().await.unwrap();
+            }
+        };
+        let request = Request::get("/x").header("host", "a").body(Empty::new()).unwrap();
+        let (answer, ()) = tokio::join!(exchange(client, request), answering);
+        (answer, server)
     }
 
     #[tokio::test]
     async fn a_body_comes_as_it_is_sent_and_its_end_closes_the_connection() {
-        let (client, mut server) = duplex(1024);
-        let answering = async {
-            asked(&mut server).await;
-            server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab").await.unwrap();
-        };
-        let (answer, ()) = tokio::join!(exchange(client, request()), answering);
+        let (answer, mut server) = answered("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab", false).await;
         let mut body = answer.unwrap().into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
         server.write_all(b"cd").await.unwrap();
@@ -120,39 +122,21 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_does_not_want_the_rest_closes_the_connection() {
-        let (client, mut server) = duplex(1024);
-        let answering = async {
-            asked(&mut server).await;
-            server.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
-        };
-        let (answer, ()) = tokio::join!(exchange(client, request()), answering);
-        drop(answer);
+        let (answer, mut server) = answered("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", false).await;
+        drop(answer.unwrap());
         assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
     }
 
     #[tokio::test]
     async fn a_connection_that_ends_with_the_head_needs_nobody() {
-        let (client, mut server) = duplex(1024);
-        let answering = async {
-            asked(&mut server).await;
-            server.write_all(b"HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").await.unwrap();
-            server.shutdown().await.unwrap();
-        };
-        let (answer, ()) = tokio::join!(exchange(client, request()), answering);
+        let (answer, _server) = answered("HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", true).await;
         assert!(answer.unwrap().into_body().split().1.is_terminated());
     }
 
     #[tokio::test]
     async fn what_breaks_the_connection_is_the_requests_error() {
         for said in ["", "HTTP/1.1 200", "nonsense\r\n\r\n"] {
-            let (client, mut server) = duplex(1024);
-            let answering = async {
-                asked(&mut server).await;
-                server.write_all(said.as_bytes()).await.unwrap();
-                drop(server);
-            };
-            let (answer, ()) = tokio::join!(exchange(client, request()), answering);
-            assert!(answer.is_err(), "{said}");
+            assert!(answered(said, true).await.0.is_err(), "{said}");
         }
     }
 }

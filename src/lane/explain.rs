@@ -91,7 +91,7 @@ pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64)
     (why.is_some() || by_address(peer, view, policy).is_some()).then_some(WhyExternal::RemoteGateway)
 }
 
-/// ... as if the gateway could tell lanes apart.
+/// The same where the gateway can tell lanes apart.
 fn for_its_own_part(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy, now: i64) -> Option<WhyExternal> {
     if peer.is_loopback() || view.is_own(peer) {
         return Some(WhyExternal::OwnAddress);
