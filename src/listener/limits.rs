@@ -20,8 +20,8 @@ use crate::metrics::{Doors, Refusal};
 const ROOM: usize = 1024;
 /// Of so many places one is kept for agents, so that a crowd outside does not shut them out.
 const KEPT: usize = 16;
-/// How many clients may wait for a place, and how many agents besides. They are accepted already: what stays in the kernel's queue can't be told apart, and agents would
-/// have to wait behind it.
+/// How many clients may wait for a place, and how many agents besides. They are accepted already: what stays in the kernel's queue can't be
+/// told apart, and agents would have to wait behind it.
 pub const WAITING: usize = 256;
 
 /// The limits, and who is counted against them. Every door shares one.
