@@ -16,8 +16,6 @@ if [ "$architecture" = x86_64 ]; then
   command -v valgrind >/dev/null || apt_install valgrind
   command -v curl >/dev/null || apt_install curl
 fi
-# For the scripts; loopgate knows no such options.
-unset "${!LOOPGATE_@}"
 target=$architecture-unknown-linux-gnu
 tools=$(rustc --print sysroot)/lib/rustlib/$target/bin
 if [ ! -x "$tools/llvm-profdata" ]; then

@@ -25,7 +25,7 @@ pub fn skipped(why: &str) {
 
 /// Runs `story`, which the test called `name` tells, in a process of its own that `launcher` starts.
 pub fn in_own_process(launcher: &[&str], name: &str, story: impl AsyncFnOnce()) {
-    const INSIDE: &str = "LOOPGATE_TEST_STORY";
+    const INSIDE: &str = "TEST_STORY";
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
         if !launcher.is_empty() {
             ip("link set lo up");

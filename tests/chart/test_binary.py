@@ -1,6 +1,6 @@
 """Whether loopgate itself takes what the chart gives it: the sidecar's variables, arguments, file and probes.
 
-LOOPGATE_BINARY names the program; by default it is the debug build, if there is one.
+TEST_BINARY names the program; by default it is the debug build, if there is one.
 """
 
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from chart import HERE, VALUES, container, render
 from test_connection import GREETING, outcome, server
 
-BINARY = Path(os.environ.get("LOOPGATE_BINARY", HERE.parent.parent / "target" / "debug" / "loopgate"))
+BINARY = Path(os.environ.get("TEST_BINARY", HERE.parent.parent / "target" / "debug" / "loopgate"))
 CONFIG = "/run/loopgate/config/loopgate.toml"
 
 
@@ -55,7 +55,7 @@ def configuration(objects: list[dict], by_exec: bool = False) -> dict:
     return tomllib.loads(done.stdout)
 
 
-@unittest.skipUnless(BINARY.exists(), f"no loopgate at {BINARY}: build it, or set LOOPGATE_BINARY")
+@unittest.skipUnless(BINARY.exists(), f"no loopgate at {BINARY}: build it, or set TEST_BINARY")
 class Binary(unittest.TestCase):
     def test_it_accepts_the_sidecar_of_every_values_file(self):
         for values in VALUES:

@@ -67,7 +67,7 @@ fn compiled(version: &str) -> PathBuf {
 /// The directory that the scripts of `tests/setup` fill.
 fn cache() -> PathBuf {
     let directory = |variable, rest| env::var_os(variable).map(|value| PathBuf::from(value).join(rest));
-    directory("LOOPGATE_TEST_CACHE", "")
+    directory("TEST_CACHE", "")
         .or_else(|| directory("XDG_CACHE_HOME", "loopgate-tests"))
         .or_else(|| directory("HOME", ".cache/loopgate-tests"))
         .expect("HOME is set")

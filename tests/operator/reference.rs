@@ -1,6 +1,6 @@
 //! `docs/reference.md` is what the code says: options, findings and metrics are taken from it, and labels and commands are all there.
 //!
-//! `LOOPGATE_BLESS=1 cargo test --test operator reference` writes them anew.
+//! `TEST_BLESS=1 cargo test --test operator reference` writes them anew.
 
 use std::path::Path;
 
@@ -21,10 +21,10 @@ fn the_reference_lists_what_there_is() {
         let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("section {name} does not end"));
         expected = format!("{before}{begin}\n{table}\n{end}{after}");
     }
-    if std::env::var_os("LOOPGATE_BLESS").is_some() {
+    if std::env::var_os("TEST_BLESS").is_some() {
         std::fs::write(&path, &expected).unwrap();
     } else {
-        assert!(written == expected, "docs/reference.md is not what the code says: LOOPGATE_BLESS=1 writes it anew");
+        assert!(written == expected, "docs/reference.md is not what the code says: TEST_BLESS=1 writes it anew");
     }
 }
 

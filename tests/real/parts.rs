@@ -14,7 +14,7 @@ pub struct Missing(pub String);
 pub fn cache() -> PathBuf {
     let home =
         || env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&env::var_os("HOME").unwrap_or_default()).join(".cache"), PathBuf::from);
-    env::var_os("LOOPGATE_TEST_CACHE").map_or_else(|| home().join("loopgate-tests"), PathBuf::from)
+    env::var_os("TEST_CACHE").map_or_else(|| home().join("loopgate-tests"), PathBuf::from)
 }
 
 /// The `node_modules` directory of a tree in the cache.

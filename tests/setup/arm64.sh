@@ -7,7 +7,7 @@
 . "$(dirname "$0")/lib.sh"
 
 target=aarch64-unknown-linux-gnu
-mirror=${LOOPGATE_TEST_MIRROR:-http://deb.debian.org/debian}
+mirror=${TEST_MIRROR:-http://deb.debian.org/debian}
 version=$(rustc --version | cut -d ' ' -f 2)
 sysroot=$(rustc --print sysroot)
 

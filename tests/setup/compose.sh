@@ -13,7 +13,7 @@ v1() {
 }
 
 trixie() {
-  local here=$PWD keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror=${LOOPGATE_TEST_MIRROR:-http://deb.debian.org/debian}
+  local here=$PWD keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror=${TEST_MIRROR:-http://deb.debian.org/debian}
   mkdir -p lists/partial archives/partial
   echo "deb [signed-by=$keyring] $mirror trixie main" >sources.list
   # An apt with its own sources and lists: this machine's stay as they are.

@@ -5,7 +5,7 @@
 # only what `start` started; its images stay in the cache.
 . "$(dirname "$0")/lib.sh"
 
-socket=${LOOPGATE_TEST_DOCKER_SOCKET:-/var/run/docker.sock}
+socket=${TEST_DOCKER_SOCKET:-/var/run/docker.sock}
 engine=$cache/engine
 answers() { curl -fsS -m 2 --unix-socket "$socket" http://docker/_ping >/dev/null 2>&1; }
 # runs NAME FILE: whether the process that FILE names is a NAME that runs; by now its number may be another's, or it waits to be buried.

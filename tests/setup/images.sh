@@ -10,7 +10,7 @@
 # Their names are the tests' own, so that they never stand before the real ones on a developer's machine.
 . "$(dirname "$0")/lib.sh"
 
-mirror=${LOOPGATE_TEST_MIRROR:-http://deb.debian.org/debian}
+mirror=${TEST_MIRROR:-http://deb.debian.org/debian}
 
 # Built by the engine's own builder: the test machine may lack buildx.
 build() { DOCKER_BUILDKIT=0 docker build --quiet --tag "$1" "$2" >&2; }

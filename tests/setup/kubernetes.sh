@@ -6,7 +6,7 @@
 . "$(dirname "$0")/lib.sh"
 
 apt_install debian-archive-keyring
-mirror=${LOOPGATE_TEST_MIRROR:-http://deb.debian.org/debian}
+mirror=${TEST_MIRROR:-http://deb.debian.org/debian}
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
 # An apt with its own sources and lists: this machine's stay as they are.

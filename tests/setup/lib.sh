@@ -1,9 +1,10 @@
 # What every script of tests/setup shares. Sourced, not run.
 #
 # Each script installs one thing once and prints where it is, and nothing else, on standard output. Its progress goes to standard error.
+# Variables for tests begin with TEST_, since loopgate refuses what begins with its own name and is none of its options.
 set -euo pipefail
 
-cache=${LOOPGATE_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/loopgate-tests}
+cache=${TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/loopgate-tests}
 mkdir -p "$cache"
 
 say() { echo "setup: $*" >&2; }

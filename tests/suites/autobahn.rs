@@ -54,7 +54,7 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
     let tasks = Shutdown::new();
     let bridge = runtime.block_on(bridge(Client::new(&sidecar.ca(), "127.0.0.3", sidecar.door), tasks.clone()));
 
-    let all = std::env::var("LOOPGATE_AUTOBAHN").is_ok_and(|cases| cases == "all");
+    let all = std::env::var("TEST_AUTOBAHN").is_ok_and(|cases| cases == "all");
     let cases = [CASES, if all { ALL } else { SAMPLE }].concat();
     let direct = cases_of(&python, gateway, &cases);
     let mut through = cases_of(&python, bridge, &cases);

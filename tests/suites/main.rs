@@ -20,7 +20,7 @@ use std::process::Command;
 
 /// The Python environment that `tests/setup/suites.sh` made, or nothing where a developer ran `cargo test` alone. In CI that is a failure.
 fn python() -> Option<PathBuf> {
-    let tree = std::env::var_os("LOOPGATE_SUITES").map(PathBuf::from);
+    let tree = std::env::var_os("TEST_SUITES").map(PathBuf::from);
     if tree.is_none() {
         assert!(std::env::var("CI").is_err(), "NOT RUN: `tests/run suites` installs what this needs");
         say("NOT RUN: `tests/run suites` installs what this needs");

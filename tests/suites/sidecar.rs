@@ -26,10 +26,7 @@ impl Sidecar {
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (door, admin) = (free(), free());
         let built = env!("CARGO_BIN_EXE_loopgate").into();
-        let mut command = Command::new(std::env::var_os("LOOPGATE_BINARY").unwrap_or(built));
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LOOPGATE_")) {
-            command.env_remove(name);
-        }
+        let mut command = Command::new(std::env::var_os("TEST_BINARY").unwrap_or(built));
         command.args(["run", "--log-level", "warn"]);
         command.args(Some("--docker=off").filter(|_| !flags.iter().any(|flag| flag.starts_with("--docker"))));
         command.args(["--gateway", &gateway.to_string(), "--listen", &door.to_string(), "--admin", &admin.to_string()]);

@@ -9,9 +9,9 @@ use super::super::made::{Made, RotateKey};
 use super::{files, handshake, home, now, start};
 
 /// Where the process that a story starts finds its state directory.
-const STATE: &str = "LOOPGATE_TEST_STATE";
+const STATE: &str = "TEST_STATE";
 /// Set if it is to rotate until it is killed.
-const ROTATE: &str = "LOOPGATE_TEST_ROTATE";
+const ROTATE: &str = "TEST_ROTATE";
 
 /// A story of its own, and, in a process that another story started, a sidecar that starts on the directory it was told.
 #[test]

@@ -166,10 +166,6 @@ impl Surroundings {
                 command.arg("--state-dir").arg(self.directory.join("state"));
                 command.arg("--tls-cert").arg(chain).arg("--tls-key").arg(key);
                 command.env("TOKIO_WORKER_THREADS", self.workers.to_string());
-                // Those are for the scripts, and loopgate would ask what they mean.
-                for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LOOPGATE_")) {
-                    command.env_remove(name);
-                }
             }
             Peer::Nginx => {
                 command.arg("-e").arg("stderr").arg("-p").arg(&self.directory);

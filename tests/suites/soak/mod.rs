@@ -1,7 +1,7 @@
 //! A soak: mixed load whose every response is verified, while the gateway restarts, the certificate changes, the configuration is read
 //! again, a container comes and goes and clients break off; and in the end memory is flat and no descriptor is left.
 //!
-//! A minute, or as many seconds as `LOOPGATE_SOAK` says.
+//! A minute, or as many seconds as `TEST_SOAK` says.
 
 mod certificate;
 mod docker;
@@ -27,7 +27,7 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn a_soak_loses_nothing_and_leaves_nothing_behind() {
-    let seconds = std::env::var("LOOPGATE_SOAK").map_or(60, |seconds| seconds.parse().expect("LOOPGATE_SOAK is a number of seconds"));
+    let seconds = std::env::var("TEST_SOAK").map_or(60, |seconds| seconds.parse().expect("TEST_SOAK is a number of seconds"));
     run(soak(Duration::from_secs(seconds)));
 }
 
