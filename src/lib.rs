@@ -32,20 +32,21 @@ pub mod agent_id;
 pub mod app;
 pub mod attest;
 pub mod backoff;
-pub mod causes;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod discovery;
 pub mod enrolment;
-pub mod exchange;
+pub mod error_chain;
 pub mod fingerprint;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod http_client;
 pub mod lane;
 pub mod listener;
 pub mod metrics;
+pub mod openclaw;
 #[cfg(feature = "otel")]
 pub mod otel;
 pub mod pki;

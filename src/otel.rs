@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tracing::debug;
 
-use crate::exchange::exchange;
+use crate::http_client::send_request;
 use crate::trace::{Recorder, Span};
 
 /// Where OTLP has traces, unless told otherwise.
@@ -159,6 +159,6 @@ async fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
     parts.headers.insert(HOST, HeaderValue::from_str(authority.as_str())?);
     parts.uri = Uri::from(parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static(PATH)));
     let stream = TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80))).await?;
-    let (parts, body) = exchange(stream, Request::from_parts(parts, Full::new(body))).await?.into_parts();
+    let (parts, body) = send_request(stream, Request::from_parts(parts, Full::new(body))).await?.into_parts();
     Ok(Response::from_parts(parts, Limited::new(body, ANSWER).collect().await?.to_bytes()))
 }

@@ -14,9 +14,9 @@ use tracing::{info, warn};
 use super::Desk;
 use super::ready::{Facts, reasons};
 use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
-use crate::causes::said;
 use crate::config::Discovery;
 use crate::discovery::{self, DockerState, Namespace, Proof, View};
+use crate::error_chain::error_chain;
 use crate::lane::{Admitted, Lane, WhyExternal};
 use crate::listener::plan;
 use crate::metrics::health::{Health, ProofLabels};
@@ -64,7 +64,7 @@ fn not_listening(desk: &Desk) -> Vec<String> {
 
 /// Why the certificate that is served is not a newer one.
 fn certificate_problem(desk: &Desk) -> Option<String> {
-    desk.serving_problem.borrow().clone().or_else(|| desk.pki_problem.borrow().as_ref().map(|problem| said(&**problem)))
+    desk.serving_problem.borrow().clone().or_else(|| desk.pki_problem.borrow().as_ref().map(|problem| error_chain(&**problem)))
 }
 
 /// Sets the gauges that nobody else keeps.

@@ -97,7 +97,7 @@ pub(super) async fn follow(files: CertificateFiles, publish: watch::Sender<State
                 complained = None;
             }
             Err(error) => {
-                let failure = crate::causes::said(&error);
+                let failure = crate::error_chain::error_chain(&error);
                 if complained.as_ref() != Some(&failure) {
                     warn!(error = %failure, "can't load the certificate");
                     publish.send_modify(|state| state.failure = Some(failure.clone()));

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 use super::connector::Connector;
 use super::{Credentials, State};
 use crate::backoff::Backoff;
-use crate::causes::said;
+use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 
 /// Local connections at once; the next one waits in the kernel's queue.
@@ -77,7 +77,7 @@ impl Forward {
     async fn carry(&self, mut local: TcpStream, peer: SocketAddr) {
         let mut sidecar = match self.connect().await {
             Ok(sidecar) => sidecar,
-            Err(error) => return warn!(%peer, error = %said(&error), "a local connection is closed: no way to the sidecar"),
+            Err(error) => return warn!(%peer, error = %error_chain(&error), "a local connection is closed: no way to the sidecar"),
         };
         let _ = local.set_nodelay(true);
         match tokio::io::copy_bidirectional(&mut local, &mut sidecar).await {
@@ -106,7 +106,7 @@ impl Forward {
             if again > deadline {
                 return Err(error.into());
             }
-            debug!(error = %said(&error), "the sidecar can't be reached yet");
+            debug!(error = %error_chain(&error), "the sidecar can't be reached yet");
             sleep_until(again).await;
         }
     }

@@ -13,17 +13,14 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::config::CertificateFiles;
+use crate::openclaw::ready;
 use crate::secret::Secret;
 use crate::shutdown::Shutdown;
 
 pub mod connector;
 pub mod credentials;
-pub mod device;
 pub mod enrol;
 mod forward;
-pub mod gateway;
-pub mod keep_paired;
-pub mod pair;
 mod renewal;
 pub mod show;
 pub mod supervise;
@@ -88,7 +85,7 @@ pub struct Agent {
 
 impl Agent {
     /// The error that says why the gateway has not answered within `patience`; `last` is what the last look at it found.
-    pub fn not_ready(&self, patience: Duration, last: gateway::Error) -> Error {
+    pub fn not_ready(&self, patience: Duration, last: ready::Error) -> Error {
         match self.state.borrow().failure.clone() {
             Some(failure) => Error::NoCredentials { patience, failure },
             None => Error::NoGateway { patience, source: last },
@@ -127,7 +124,7 @@ pub enum Error {
         /// How long it was waited for.
         patience: Duration,
         /// What the last look found.
-        source: gateway::Error,
+        source: ready::Error,
     },
 }
 

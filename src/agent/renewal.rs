@@ -14,7 +14,7 @@ use super::credentials::Credentials;
 use super::enrol::Proving;
 use super::{State, enrol};
 use crate::backoff::Backoff;
-use crate::causes::said;
+use crate::error_chain::error_chain;
 use crate::secret::Secret;
 
 /// However often it is asked for, not sooner than this after the last.
@@ -51,7 +51,7 @@ impl Renewal {
                     self.until_due(&credentials).await;
                 }
                 Err(error) => {
-                    let failure = said(&error);
+                    let failure = error_chain(&error);
                     let pause = backoff.pause();
                     // The same complaint every time would drown the rest of the log.
                     if complained.as_ref() == Some(&failure) {

@@ -9,8 +9,8 @@ use tokio::time::sleep;
 use tracing::{error, info};
 
 use super::Error;
-use crate::causes::said;
 use crate::config::Config;
+use crate::error_chain::error_chain;
 use crate::pki::Identity;
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
@@ -65,7 +65,7 @@ impl Handshakes {
                 self.served.send_replace(identity);
                 None
             }
-            Err(error) => Some(said(&error)),
+            Err(error) => Some(error_chain(&error)),
         };
         self.problem.send_if_modified(|known| {
             let news = *known != problem;

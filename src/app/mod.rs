@@ -18,18 +18,18 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::admin::{self, Desk};
-use crate::agent::keep_paired::KeepPaired;
-use crate::causes::said;
-use crate::check::gateway_files::{self, Unusable};
 use crate::config::live::adopt;
 use crate::config::{self, Config, ListenOn};
 use crate::discovery::kubernetes::Api;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
+use crate::error_chain::error_chain;
 use crate::listener;
 use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
 use crate::metrics::{self, Doors};
+use crate::openclaw::files::{self, Unreadable};
+use crate::openclaw::keep_paired::KeepPaired;
 #[cfg(feature = "otel")]
 use crate::otel::{self, Exporter};
 use crate::pki::{self, Identity, Pki, SubjectName};
@@ -146,8 +146,8 @@ impl Sidecar {
         let docker = metrics::Discovery::default();
         let mut view = discovery::start(&config, &docker, &shutdown);
         let token = token::inherited(&config)?;
-        for Unusable { key, path, error } in gateway_files::look(&config.gateway) {
-            warn!(key, path = %path.display(), error, "what is named of the gateway's can't be used, for now");
+        for Unreadable { key, path, error } in files::unreadable(&config.gateway) {
+            warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
         }
         // No door opens, and no certificate is made, before it is known who is an agent and by what names we are reached, or that this
         // can't be known for now.
@@ -263,9 +263,9 @@ impl Sidecar {
     pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) {
         info!("looking at the configuration and the certificate's files again");
         self.pki.reload();
-        let adopted = wanted.map_err(|error| said(&error)).and_then(|wanted| {
+        let adopted = wanted.map_err(|error| error_chain(&error)).and_then(|wanted| {
             let (config, kept) = adopt(&self.config.load(), wanted);
-            handshakes::terms(&self.pki.identity().borrow().clone(), &config).map_err(|error| said(&error))?;
+            handshakes::terms(&self.pki.identity().borrow().clone(), &config).map_err(|error| error_chain(&error))?;
             Ok((config, kept))
         });
         self.config_problem.send_replace(adopted.as_ref().err().map(|error| error.replace('\n', "; ")));
@@ -287,7 +287,7 @@ impl Sidecar {
         self.proxy.renew(&config);
         match token::inherited(&config) {
             Ok(token) => self.proxy.renew_token(token),
-            Err(error) => error!("agents go on inheriting the token as it was: {}", said(&error)),
+            Err(error) => error!("agents go on inheriting the token as it was: {}", error_chain(&error)),
         }
         info!("going by the configuration as it is now");
     }

@@ -1,64 +1,12 @@
-//! Judges what the gateway answered to probes.
+//! Findings about the gateway, from the answers to probes.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use serde_json::json;
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-
-/// What was seen of the gateway.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    /// Where it should be.
-    pub address: SocketAddr,
-    /// The source address of the external lane.
-    pub external_source: IpAddr,
-    /// What answers there.
-    pub voice: Voice,
-    /// Where else it answers, and whether by TLS.
-    pub exposed: Vec<(SocketAddr, bool)>,
-    /// How it takes a local client without forwarding headers.
-    pub local: Believed,
-    /// How it takes a client of the external lane.
-    pub external: Believed,
-    /// Whom it trusts as a proxy, out of those that were tried.
-    pub trusts: Vec<(IpAddr, bool)>,
-    /// Whether a browser at this origin may connect.
-    pub origins: Vec<(String, bool)>,
-    /// The origins that its own configuration allows, as far as it was read.
-    pub allowed: Vec<String>,
-}
-
-/// What answers at the gateway's address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Voice {
-    /// Nobody.
-    Silent(String),
-    /// A TLS server.
-    Tls,
-    /// A gateway that is starting.
-    Starting,
-    /// A gateway with health endpoints (2026.4 and later), and its version where it tells.
-    Modern(Option<String>),
-    /// An older gateway.
-    Old,
-    /// Something else.
-    Other(String),
-}
-
-/// For what the gateway takes a client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Believed {
-    /// One of its own host.
-    Local,
-    /// One from elsewhere.
-    Remote,
-    /// Nobody it would talk with: it doesn't trust the proxy.
-    Refused,
-    /// That did not become clear.
-    Unclear(String),
-}
+use crate::openclaw::probe::{Client, Observation, Server};
 
 /// What to do so that exactly the external lane is trusted.
 pub(super) fn trust_exactly(source: IpAddr) -> Remedy {
@@ -74,15 +22,15 @@ pub(super) fn no_tls() -> Remedy {
 }
 
 /// Judges all of it.
-pub fn judge(seen: &Seen, report: &mut Report) {
-    let Seen { address, .. } = seen;
+pub fn judge(seen: &Observation, report: &mut Report) {
+    let Observation { address, .. } = seen;
     if !address.ip().is_loopback() {
         let remedy = Remedy::words("run loopgate in the gateway's network namespace, with --gateway 127.0.0.1:PORT");
         report.find(&kind::GATEWAY_REMOTE, format!("the gateway is at {address}"), remedy);
     }
     exposed(seen, report);
-    match &seen.voice {
-        Voice::Silent(error) => {
+    match &seen.server {
+        Server::Unreachable(error) => {
             let port = address.port();
             let remedy = Remedy::words(format!(
                 "start the gateway with gateway.mode: \"local\", gateway.bind: \"loopback\", gateway.port: {port} in this network namespace \
@@ -90,62 +38,62 @@ pub fn judge(seen: &Seen, report: &mut Report) {
             ));
             return report.find(&kind::GATEWAY_DOWN, format!("{address}: {error}"), remedy);
         }
-        Voice::Tls => return report.find(&kind::GATEWAY_TLS, format!("{address} answers by TLS"), no_tls()),
-        Voice::Starting => {
+        Server::Tls => return report.find(&kind::GATEWAY_TLS, format!("{address} answers by TLS"), no_tls()),
+        Server::Starting => {
             let remedy = Remedy::words("wait until it has started, and check again");
             return report.find(&kind::GATEWAY_STARTING, format!("{address} answers 503"), remedy);
         }
-        Voice::Other(answer) => {
+        Server::Other(answer) => {
             let remedy = Remedy::words("point --gateway at the gateway's own port");
             return report.find(&kind::GATEWAY_UNKNOWN, format!("{address} answers {answer}"), remedy);
         }
-        Voice::Modern(Some(version)) => report.fine("gateway", format!("{version} answers at {address}")),
-        Voice::Modern(None) => report.fine("gateway", format!("it answers at {address}")),
-        Voice::Old => report.fine("gateway", format!("a version without health endpoints (before 2026.4) answers at {address}")),
+        Server::Modern(Some(version)) => report.fine("gateway", format!("{version} answers at {address}")),
+        Server::Modern(None) => report.fine("gateway", format!("it answers at {address}")),
+        Server::Old => report.fine("gateway", format!("a version without health endpoints (before 2026.4) answers at {address}")),
     }
     lanes(seen, report);
     trust(seen, report);
     origins(seen, report);
 }
 
-fn exposed(seen: &Seen, report: &mut Report) {
+fn exposed(seen: &Observation, report: &mut Report) {
     for (address, tls) in &seen.exposed {
         let how = if *tls { "by TLS, with a certificate that is not the sidecar's" } else { "in plain text" };
         report.find(&kind::GATEWAY_EXPOSED, format!("{address} answers {how}"), bind_loopback());
     }
-    if seen.exposed.is_empty() && !matches!(seen.voice, Voice::Silent(_)) {
+    if seen.exposed.is_empty() && !matches!(seen.server, Server::Unreachable(_)) {
         report.fine("gateway", "it can't be reached on an address of the bridge");
     }
 }
 
-fn lanes(seen: &Seen, report: &mut Report) {
+fn lanes(seen: &Observation, report: &mut Report) {
     let source = seen.external_source;
     match &seen.external {
-        Believed::Remote => report.fine("external lane", "the gateway takes its clients for remote ones"),
-        Believed::Local => {
+        Client::Remote => report.fine("external lane", "the gateway takes its clients for remote ones"),
+        Client::Local => {
             let what = format!("a request from {source} that says it is for 198.51.100.7 is answered as one of a local client");
             report.find(&kind::EXTERNAL_LOCAL, what, trust_exactly(source));
         }
-        Believed::Refused => {
+        Client::Refused => {
             let what = format!("a forwarded request from {source} is answered 403 (proxy_attribution_required)");
             report.find(&kind::PROXIES_MISSING, what, trust_exactly(source));
         }
-        Believed::Unclear(answer) => {
+        Client::Unclear(answer) => {
             let remedy = Remedy::words("check again with --openclaw-config FILE, which reads it from the gateway's own configuration");
             report.find(&kind::LANES_UNKNOWN, format!("a forwarded request from {source} is answered {answer}"), remedy);
         }
     }
     match seen.local {
-        Believed::Local => report.fine("agent lane", "the gateway takes its clients for local ones"),
-        Believed::Remote | Believed::Refused => {
+        Client::Local => report.fine("agent lane", "the gateway takes its clients for local ones"),
+        Client::Remote | Client::Refused => {
             let what = "a request from 127.0.0.1 without forwarding headers is answered as one of a remote client";
             report.find(&kind::PROXIES_LOOPBACK, what, trust_exactly(source));
         }
-        Believed::Unclear(_) => {}
+        Client::Unclear(_) => {}
     }
 }
 
-fn trust(seen: &Seen, report: &mut Report) {
+fn trust(seen: &Observation, report: &mut Report) {
     let source = seen.external_source;
     for (proxy, trusted) in &seen.trusts {
         let what = format!("{proxy} is believed about its clients");
@@ -166,7 +114,7 @@ pub(super) fn is_first(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V4(ip) if ip.octets() == [127, 0, 0, 1]) || matches!(ip, IpAddr::V6(ip) if ip.is_loopback())
 }
 
-fn origins(seen: &Seen, report: &mut Report) {
+fn origins(seen: &Observation, report: &mut Report) {
     let refused: Vec<&String> = seen.origins.iter().filter(|(_, allowed)| !allowed).map(|(origin, _)| origin).collect();
     if !refused.is_empty() {
         let all: Vec<&String> = seen.allowed.iter().chain(refused.iter().copied()).collect();
@@ -183,14 +131,14 @@ fn origins(seen: &Seen, report: &mut Report) {
 mod tests {
     use super::*;
 
-    fn well() -> Seen {
-        Seen {
+    fn well() -> Observation {
+        Observation {
             address: "127.0.0.1:18789".parse().unwrap(),
             external_source: "127.0.0.2".parse().unwrap(),
-            voice: Voice::Modern(Some("2026.9.6".into())),
+            server: Server::Modern(Some("2026.9.6".into())),
             exposed: Vec::new(),
-            local: Believed::Local,
-            external: Believed::Remote,
+            local: Client::Local,
+            external: Client::Remote,
             trusts: vec![("127.0.0.1".parse().unwrap(), false), ("127.0.0.2".parse().unwrap(), true)],
             origins: vec![("https://gateway.example.com".into(), true)],
             allowed: vec!["https://old.example".into()],
@@ -207,26 +155,26 @@ mod tests {
         let exact = Some(("gateway.trustedProxies", json!(["127.0.0.2"])));
         let table = [
             (well(), vec![], None),
-            (Seen { voice: Voice::Silent("connection refused".into()), ..well() }, vec!["gateway-down"], None),
-            (Seen { voice: Voice::Tls, ..well() }, vec!["gateway-tls"], Some(("gateway.tls.enabled", json!(false)))),
-            (Seen { voice: Voice::Starting, ..well() }, vec!["gateway-starting"], None),
-            (Seen { voice: Voice::Other("SSH".into()), ..well() }, vec!["gateway-unknown"], None),
+            (Observation { server: Server::Unreachable("connection refused".into()), ..well() }, vec!["gateway-down"], None),
+            (Observation { server: Server::Tls, ..well() }, vec!["gateway-tls"], Some(("gateway.tls.enabled", json!(false)))),
+            (Observation { server: Server::Starting, ..well() }, vec!["gateway-starting"], None),
+            (Observation { server: Server::Other("SSH".into()), ..well() }, vec!["gateway-unknown"], None),
             (
-                Seen { exposed: vec![("172.18.0.2:18789".parse().unwrap(), false)], ..well() },
+                Observation { exposed: vec![("172.18.0.2:18789".parse().unwrap(), false)], ..well() },
                 vec!["gateway-exposed"],
                 Some(("gateway.bind", json!("loopback"))),
             ),
-            (Seen { address: "172.18.0.2:18789".parse().unwrap(), ..well() }, vec!["gateway-remote"], None),
-            (Seen { external: Believed::Local, ..well() }, vec!["external-lane-local"], exact.clone()),
-            (Seen { external: Believed::Refused, ..well() }, vec!["trusted-proxies-missing"], exact.clone()),
-            (Seen { external: Believed::Unclear("500".into()), ..well() }, vec!["lanes-unknown"], None),
-            (Seen { local: Believed::Remote, ..well() }, vec!["trusted-proxies-loopback"], exact.clone()),
-            (Seen { trusts: vec![("127.0.0.2".parse().unwrap(), false)], ..well() }, vec!["trusted-proxies-missing"], exact.clone()),
+            (Observation { address: "172.18.0.2:18789".parse().unwrap(), ..well() }, vec!["gateway-remote"], None),
+            (Observation { external: Client::Local, ..well() }, vec!["external-lane-local"], exact.clone()),
+            (Observation { external: Client::Refused, ..well() }, vec!["trusted-proxies-missing"], exact.clone()),
+            (Observation { external: Client::Unclear("500".into()), ..well() }, vec!["lanes-unknown"], None),
+            (Observation { local: Client::Remote, ..well() }, vec!["trusted-proxies-loopback"], exact.clone()),
+            (Observation { trusts: vec![("127.0.0.2".parse().unwrap(), false)], ..well() }, vec!["trusted-proxies-missing"], exact.clone()),
             (trusts("127.0.0.1"), vec!["trusted-proxies-loopback"], exact.clone()),
             (trusts("127.0.0.3"), vec!["trusted-proxies-wide"], exact.clone()),
             (trusts("172.18.0.2"), vec!["trusted-proxies-wide"], exact),
             (
-                Seen { origins: vec![("https://gw.example".into(), false)], ..well() },
+                Observation { origins: vec![("https://gw.example".into(), false)], ..well() },
                 vec!["origin-not-allowed"],
                 Some(("gateway.controlUi.allowedOrigins", json!(["https://old.example", "https://gw.example"]))),
             ),
@@ -245,7 +193,7 @@ mod tests {
     fn a_refusal_and_a_disbelief_are_one_finding() {
         let mut report = Report::default();
         let trusts = vec![("127.0.0.2".parse().unwrap(), false)];
-        judge(&Seen { external: Believed::Refused, trusts, ..well() }, &mut report);
+        judge(&Observation { external: Client::Refused, trusts, ..well() }, &mut report);
         assert_eq!(report.ids(), ["trusted-proxies-missing"]);
         assert_eq!(report.findings[0].seen.len(), 2);
     }

@@ -1,18 +1,19 @@
 //! `loopgate check`: looks at the live surroundings, and says what is wrong and what to do about it.
 //!
-//! Each part has a judgement, which is a pure function of what was seen, and [`probe`] does the seeing. No probe changes anything.
+//! Each part has a judgement, which is a pure function of what was seen, and probes do the seeing. No probe changes anything.
 
 pub mod agents;
 pub mod catalogue;
 pub mod certificate;
 pub mod docker;
+mod docker_probe;
 pub mod finding;
 pub mod gateway;
 pub mod gateway_files;
 pub mod kubernetes;
-pub mod openclaw;
+mod kubernetes_probe;
+pub mod openclaw_config;
 pub mod own_device;
-pub mod probe;
 pub mod sidecar;
 pub mod state_dir;
 
@@ -28,13 +29,15 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::admin::client;
 use crate::admin::status::Status;
-use crate::causes::said;
 use crate::config::{Config, Discovery};
 use crate::discovery::engine::Engine;
 use crate::discovery::kubernetes::Api;
 use crate::discovery::{self, View};
+use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
 use crate::metrics;
+use crate::openclaw::files;
+use crate::openclaw::probe::{self, Server};
 use crate::pki::{SubjectName, offline};
 use crate::shutdown::Shutdown;
 
@@ -52,7 +55,7 @@ const HTTPS: u16 = 443;
 /// There is no runtime to be had.
 pub fn run(config: &Config, openclaw_config: Option<&Path>) -> io::Result<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let status = config.admin.map(|admin| client::status(admin).map_err(|error| said(&error)));
+    let status = config.admin.map(|admin| client::status(admin).map_err(|error| error_chain(&error)));
     Ok(runtime.block_on(look(config, openclaw_config, status)))
 }
 
@@ -63,25 +66,25 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
     discovery::settled(&mut views, DOCKER_PATIENCE).await;
     let view = Arc::clone(&views.borrow());
 
-    let openclaw = openclaw_config.and_then(|path| match openclaw::read(path) {
+    let openclaw = openclaw_config.and_then(|path| match files::read_config(path) {
         Ok(openclaw) => Some(openclaw),
         Err(error) => {
             let remedy = Remedy::words("name by --openclaw-config the gateway's own file, which is JSON5");
-            report.find(&kind::OPENCLAW_CONFIG, said(&error), remedy);
+            report.find(&kind::OPENCLAW_CONFIG, error_chain(&error), remedy);
             None
         }
     });
-    let seen = probe::gateway::look(&plan(config, &view, status.as_ref(), openclaw.as_ref())).await;
+    let seen = probe::probe(&plan(config, &view, status.as_ref(), openclaw.as_ref())).await;
     gateway::judge(&seen, &mut report);
-    if seen.voice == gateway::Voice::Old {
+    if seen.server == Server::Old {
         let directory = openclaw_config.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
         let kept = config.gateway.state_dir.is_some();
-        own_device::judge(&own_device::Seen { kept, scopes: directory.and_then(own_device::scopes) }, &mut report);
+        own_device::judge(&own_device::Seen { kept, scopes: directory.and_then(files::own_device_scopes) }, &mut report);
     }
-    gateway_files::judge(&gateway_files::look(&config.gateway), &mut report);
+    gateway_files::judge(&files::unreadable(&config.gateway), &mut report);
     if let Some(openclaw) = &openclaw {
-        let wanted = openclaw::Wanted { gateway: config.gateway.address, external_source: config.gateway.external_source.into() };
-        openclaw::judge(openclaw, &wanted, &mut report);
+        let wanted = openclaw_config::Wanted { gateway: config.gateway.address, external_source: config.gateway.external_source.into() };
+        openclaw_config::judge(openclaw, &wanted, &mut report);
     }
     if let Some(status) = &status {
         sidecar::judge(status, &mut report);
@@ -89,13 +92,13 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
 
     let engine = Engine::new(&config.docker.engine, &shutdown).filter(|_| config.discovery == Discovery::Docker);
     match config.discovery {
-        Discovery::Docker => docker::judge(&probe::docker::look(engine.as_ref(), &view).await, &mut report),
+        Discovery::Docker => docker::judge(&docker_probe::look(engine.as_ref(), &view).await, &mut report),
         Discovery::Kubernetes => {
             let api = Api::new(&config.kubernetes);
-            kubernetes::judge(&probe::kubernetes::look(&api, &view).await, &mut report);
+            kubernetes::judge(&kubernetes_probe::look(&api, &view).await, &mut report);
         }
     }
-    let seen = agents::Seen { net_raw: probe::docker::with_net_raw(engine.as_ref(), &view).await, user_namespace: in_user_namespace() };
+    let seen = agents::Seen { net_raw: docker_probe::with_net_raw(engine.as_ref(), &view).await, user_namespace: in_user_namespace() };
     agents::judge(&view, &seen, config, &mut report);
     shutdown.begin();
 
@@ -105,13 +108,13 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
     report
 }
 
-fn plan(config: &Config, view: &View, status: Option<&Result<Status, String>>, openclaw: Option<&Value>) -> probe::gateway::Plan {
+fn plan(config: &Config, view: &View, status: Option<&Result<Status, String>>, openclaw: Option<&Value>) -> probe::Plan {
     let running = status.and_then(|status| status.as_ref().ok());
     let chain = config.tls.own_pair.as_ref().map(|pair| pair.chain.as_path());
     let from_files = || offline::show(&config.state_dir, chain).ok().map(|report| report.server.fingerprint);
     let fingerprint = running.map(|status| status.certificate.fingerprint.clone()).or_else(from_files);
     let allowed = openclaw.and_then(|openclaw| openclaw["gateway"]["controlUi"]["allowedOrigins"].as_array()).into_iter().flatten();
-    probe::gateway::Plan {
+    probe::Plan {
         address: config.gateway.address,
         external_source: config.gateway.external_source.into(),
         own: dialled(view),
@@ -142,7 +145,7 @@ fn certificate(config: &Config, view: &View, status: Option<&Result<Status, Stri
     let found =
         view.own_names.iter().filter_map(|name| name.parse::<SubjectName>().ok()).chain(dialled(view).into_iter().map(SubjectName::Ip));
     certificate::Seen {
-        report: made.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| said(&error))),
+        report: made.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| error_chain(&error))),
         own_pair: own_pair.is_some(),
         wanted: names.iter().cloned().chain(found.map(|name| name.to_string())).collect(),
         problem: running.and_then(|status| status.certificate.problem.clone()),

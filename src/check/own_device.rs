@@ -1,13 +1,9 @@
 //! Judges whether the gateway's own device may do all that its own sub-agents ask for. OpenClaw 2026.2 pairs a local client silently for
 //! what its first request asks, and never for more.
 
-use std::path::Path;
-
-use serde_json::Value;
-
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-use crate::agent::pair::SCOPES;
+use crate::openclaw::pair::SCOPES;
 
 /// What was seen of it.
 #[derive(Clone, Debug, Default)]
@@ -40,15 +36,6 @@ pub fn judge(seen: &Seen, report: &mut Report) {
     report.find(&kind::OWN_DEVICE, what, remedy);
 }
 
-/// The scopes that the gateway whose state is in `directory` has paired its own device for.
-pub fn scopes(directory: &Path) -> Option<Vec<String>> {
-    let read = |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
-    let device = read("identity/device.json")?;
-    let paired = read("devices/paired.json")?;
-    let scopes = paired.get(device["deviceId"].as_str()?)?["scopes"].as_array()?;
-    Some(scopes.iter().filter_map(Value::as_str).map(Into::into).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,20 +61,5 @@ mod tests {
             assert_eq!(report.ids(), ids, "{kept} {scopes:?}");
             assert!(report.findings.iter().all(|finding| finding.seen[0].contains(words)), "{:?}", report.findings);
         }
-    }
-
-    #[test]
-    fn the_gateways_own_files_are_read() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(scopes(dir.path()), None);
-        for (name, text) in [
-            ("identity/device.json", r#"{"deviceId": "a"}"#),
-            ("devices/paired.json", r#"{"b": {"scopes": ["operator.admin"]}, "a": {"scopes": ["operator.read"]}}"#),
-        ] {
-            let path = dir.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        assert_eq!(scopes(dir.path()), Some(vec!["operator.read".to_owned()]));
     }
 }

@@ -7,8 +7,9 @@ use tracing::info;
 use super::agent_flags::{Flags, Given, given, runtime, value};
 use super::flags::refuse_unknown_variables;
 use super::{Error, log};
-use crate::agent::{self, gateway, supervise::Signals};
+use crate::agent::{self, supervise::Signals};
 use crate::config::parse;
+use crate::openclaw::ready;
 use crate::shutdown::Shutdown;
 
 /// Gives this container's programs the gateway on 127.0.0.1
@@ -36,7 +37,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         let agent = agent::start(settings, &shutdown).await?;
         if let Some(patience) = wait {
             tokio::select! {
-                answers = gateway::wait(agent.address, patience) => { answers.map_err(|error| agent.not_ready(patience, error))?; }
+                answers = ready::wait(agent.address, patience) => { answers.map_err(|error| agent.not_ready(patience, error))?; }
                 _ = signals.asked_to_end() => return Ok(()),
             }
             info!("the gateway answers");

@@ -11,11 +11,12 @@ use tracing::{debug, info, warn};
 use super::agent_flags::{Flags, Given, given, runtime, value, wrong};
 use super::flags::refuse_unknown_variables;
 use super::{Error, log};
-use crate::agent::device::Device;
 use crate::agent::supervise::{self, Signals, status_of};
-use crate::agent::{self, Agent, device, gateway, pair};
-use crate::causes::said;
+use crate::agent::{self, Agent};
 use crate::config::parse;
+use crate::error_chain::error_chain;
+use crate::openclaw::device::{self, Device};
+use crate::openclaw::{pair, ready};
 use crate::secret::Secret;
 use crate::shutdown::Shutdown;
 
@@ -70,7 +71,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         let agent = agent::start(settings, &shutdown).await?;
         let pair = !args.no_pair && !is_node_host(&args.command);
         tokio::select! {
-            ready = ready(&agent, patience, pair) => ready?,
+            ready = wait_until_ready(&agent, patience, pair) => ready?,
             signal = signals.asked_to_end() => return Ok(status_of(signal)),
         }
         let token = agent.state.borrow().token.clone();
@@ -84,8 +85,8 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
 }
 
 /// Waits for the gateway, and has it know OpenClaw's device if it is of the kind that must be told in time.
-async fn ready(agent: &Agent, patience: Duration, pair: bool) -> Result<(), Error> {
-    let answers = gateway::wait(agent.address, patience).await.map_err(|error| agent.not_ready(patience, error))?;
+async fn wait_until_ready(agent: &Agent, patience: Duration, pair: bool) -> Result<(), Error> {
+    let answers = ready::wait(agent.address, patience).await.map_err(|error| agent.not_ready(patience, error))?;
     info!(address = %agent.address, "the gateway answers");
     if pair && answers.needs_prepairing {
         let inherited = agent.state.borrow().token.clone();
@@ -104,11 +105,11 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
     };
     let device = match device.expect("reading a file does not panic") {
         Ok(device) => device,
-        Err(error) => return warn!(error = %said(&error), "no pre-pairing"),
+        Err(error) => return warn!(error = %error_chain(&error), "no pre-pairing"),
     };
     match pair::pair(address, &device, token).await {
         Ok(paired) => debug!(device = paired.device, scopes = paired.scopes.join(","), "pre-paired"),
-        Err(error) => warn!(error = %said(&error), "pre-pairing failed"),
+        Err(error) => warn!(error = %error_chain(&error), "pre-pairing failed"),
     }
 }
 

@@ -87,10 +87,10 @@ pub enum Error {
     Spawn(#[from] crate::agent::supervise::SpawnError),
     /// There is no device identity.
     #[error(transparent)]
-    Device(#[from] crate::agent::device::Error),
+    Device(#[from] crate::openclaw::device::Error),
     /// The device is not paired.
     #[error(transparent)]
-    Pair(#[from] crate::agent::pair::Error),
+    Pair(#[from] crate::openclaw::pair::Error),
     /// The operating system refused something.
     #[error("{doing}")]
     Io {

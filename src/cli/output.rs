@@ -7,7 +7,7 @@ use clap::error::ErrorKind as UsageKind;
 
 use super::Error;
 
-use crate::causes::said;
+use crate::error_chain::error_chain;
 
 /// Writes a result. A reader who has seen enough (`loopgate man | head`) is no failure.
 pub fn print(bytes: impl AsRef<[u8]>) -> Result<(), Error> {
@@ -32,7 +32,7 @@ pub fn error(error: &Error) {
         }
         return;
     }
-    line(&said(error));
+    line(&error_chain(error));
 }
 
 /// Answers a command line that clap did not take as a command: help and version, or one line that says what is wrong.

@@ -4,9 +4,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
 use super::{Error, output};
-use crate::agent::device::Device;
-use crate::agent::pair;
 use crate::config::parse;
+use crate::openclaw::device::Device;
+use crate::openclaw::pair;
 use crate::secret::Secret;
 
 /// Pairs an OpenClaw device identity with the gateway, for all operator scopes

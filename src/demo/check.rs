@@ -6,8 +6,8 @@ use super::client::{Client, Way};
 use super::judge::Judgement;
 use super::told::Told;
 use super::{AGENT, Error, OUTSIDER};
-use crate::causes::said;
 use crate::config::Config;
+use crate::error_chain::error_chain;
 
 /// Which lane a client is to be on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ pub(super) async fn run(client: &Client, config: &Config) -> Report {
     for trial in trials() {
         rows.push(match client.ask(trial.lane.client(), trial.way, trial.forged).await {
             Ok(told) => Row { trial, objections: objections(&trial, &told, &client.authority(), config), told: Some(told) },
-            Err(error) => Row { trial, objections: vec![said(&error)], told: None },
+            Err(error) => Row { trial, objections: vec![error_chain(&error)], told: None },
         });
     }
     Report { rows }

@@ -26,7 +26,7 @@ use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Error as WebSocketErr
 use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::told::Told;
-use crate::exchange::exchange;
+use crate::http_client::send_request;
 use crate::shutdown::Shutdown;
 use crate::tls;
 
@@ -188,7 +188,7 @@ impl Client {
         let uri = self.uri("https", "/json", extra)?;
         let host = uri.authority().map_or(String::new(), ToString::to_string);
         let request = with(Request::get("/json").header(HOST, host), extra).body(Empty::<Bytes>::new())?;
-        read(exchange(io, request).await?).await
+        read(send_request(io, request).await?).await
     }
 
     async fn get_http2(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, extra: &[(&str, &str)]) -> Result<Told, Error> {

@@ -23,9 +23,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use crate::causes::said;
 use crate::config;
-use crate::exchange::exchange;
+use crate::error_chain::error_chain;
+use crate::http_client::send_request;
 use crate::shutdown::Shutdown;
 
 /// Where `--docker auto` looks: Docker's socket, then Podman's.
@@ -108,7 +108,7 @@ pub enum Error {
 impl Error {
     /// The error with its causes, on one line.
     pub fn chain(&self) -> String {
-        one_line(&said(self))
+        one_line(&error_chain(self))
     }
 }
 
@@ -294,7 +294,7 @@ impl Engine {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (head, answer) = exchange(stream, request).await?.into_parts();
+        let (head, answer) = send_request(stream, request).await?.into_parts();
         // bollard takes the body alone.
         let (body, connection) = answer.split();
         if connection.is_terminated() {

@@ -31,10 +31,10 @@ pub use proof::{Entry, Housemate, ProofReader, ReadError};
 
 use crate::addr::PeerAddr;
 use crate::attest::{self, Answer, Challenge, DEADLINE, Enrolled, Lines, Nonce, Reason, Refused, Request, Shown, Way};
-use crate::causes::said;
 use crate::config::{Config, Discovery};
 use crate::discovery::kubernetes::{self, Api};
 use crate::discovery::{Agent, Proof, View, labels};
+use crate::error_chain::causes;
 use crate::metrics::enrolment::Enrolments;
 use crate::metrics::traffic::count;
 use crate::pki::CertificateAuthority;
@@ -277,11 +277,6 @@ async fn review(api: &Api, agent: &Agent, token: &Secret) -> Result<String, Erro
 
 fn gone() -> Error {
     refuse(Reason::AgentGone, "the container or pod has stopped, or lost its label or its address")
-}
-
-/// What `error` comes from, on one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    error.source().map(said).unwrap_or_default()
 }
 
 /// The request and its SubjectPublicKeyInfo. Its signature is checked when it is signed in turn.

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::causes::said;
+use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 
 use super::error::Error;
@@ -126,7 +126,7 @@ impl Rotation {
         self.problem.send_if_modified(|known| {
             let news = match (&*known, &trouble) {
                 (None, None) => false,
-                (Some(known), Some(trouble)) => said(known) != said(trouble),
+                (Some(known), Some(trouble)) => error_chain(known) != error_chain(trouble),
                 _ => true,
             };
             if news {

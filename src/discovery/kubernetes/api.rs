@@ -26,10 +26,10 @@ use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
 use super::object::{Event, List, Status, TokenReview};
-use crate::causes::said;
 use crate::config;
 use crate::discovery::labels::POD_AGENT;
-use crate::exchange::{Answer, exchange};
+use crate::error_chain::error_chain;
+use crate::http_client::{ResponseBody, send_request};
 use crate::secret::Secret;
 
 /// For a connection to be made, TLS included.
@@ -120,7 +120,7 @@ pub enum Error {
 impl Error {
     /// The error with its causes, on one line.
     pub fn chain(&self) -> String {
-        one_line(&said(self))
+        one_line(&error_chain(self))
     }
 
     /// Whether the API server forbids the request.
@@ -218,7 +218,7 @@ impl Api {
         Ok(events(response.into_body()))
     }
 
-    async fn watching(&self, version: &str, life: Duration) -> Result<Response<Answer>, Error> {
+    async fn watching(&self, version: &str, life: Duration) -> Result<Response<ResponseBody>, Error> {
         let (selector, version, life) = (selector(), encode(version), life.as_secs());
         let query = format!("{selector}&watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={life}");
         let path = self.pods(&query).await?;
@@ -284,7 +284,7 @@ impl Api {
     }
 
     /// Sends a request, and turns every answer but a success into an error.
-    async fn send(&self, rule: Rule, method: Method, path: &str, body: Bytes) -> Result<Response<Answer>, Error> {
+    async fn send(&self, rule: Rule, method: Method, path: &str, body: Bytes) -> Result<Response<ResponseBody>, Error> {
         let doing = rule.doing();
         let server = self.server.clone().ok_or(Error::NoServer)?;
         let token = self.file("token").await?;
@@ -304,7 +304,7 @@ impl Api {
             Err(Error::Connect { server: server.clone(), source })
         });
         let failed = |source| Error::Http { doing, source };
-        let response = exchange(connecting?, request).await.map_err(failed)?;
+        let response = send_request(connecting?, request).await.map_err(failed)?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -350,7 +350,7 @@ fn refused(rule: Rule, status: StatusCode, message: String) -> Error {
     }
 }
 
-async fn whole(rule: Rule, response: Response<Answer>) -> Result<Vec<u8>, Error> {
+async fn whole(rule: Rule, response: Response<ResponseBody>) -> Result<Vec<u8>, Error> {
     let mut body = response.into_body();
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -364,7 +364,7 @@ async fn whole(rule: Rule, response: Response<Answer>) -> Result<Vec<u8>, Error>
 }
 
 /// The lines of `body`, each of which is an event.
-fn events(body: Answer) -> Events {
+fn events(body: ResponseBody) -> Events {
     let lines = futures_util::stream::try_unfold((body, Vec::<u8>::new()), |(mut body, mut read)| async move {
         let doing = Rule::Watch.doing();
         let mut seen = 0;

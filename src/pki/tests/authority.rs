@@ -12,7 +12,7 @@ use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime};
 use super::super::CertificateAuthority;
 use super::super::certificate::{Facts, try_on};
 use super::super::offline::{self, Agent};
-use super::{files, home, names, now, said};
+use super::{error_chain, files, home, names, now};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const URI: &str = "spiffe://loopgate.local/docker/shop/worker/0123456789ab";
@@ -91,7 +91,7 @@ fn an_agent_name_can_not_pretend_to_be_a_path() {
     for name in ["", "../ca", "a/b", ".hidden", "a b", "ä", &"x".repeat(64)] {
         let agent = Agent { trust_domain: "loopgate.local", name, life: HOUR };
         let error = offline::issue(&home.state, &agent, &home.state.join(name)).unwrap_err();
-        assert!(said(&error).contains("SPIFFE"), "{name:?}");
+        assert!(error_chain(&error).contains("SPIFFE"), "{name:?}");
         assert!(!home.state.exists());
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use time::Duration;
 
 use super::super::made::Made;
-use super::{Home, files, home, names, now, said, start};
+use super::{Home, error_chain, files, home, names, now, start};
 
 fn damaged(kind: &str, content: &[u8], of_another: &[u8]) -> Vec<u8> {
     match kind {
@@ -33,7 +33,7 @@ fn a_damaged_file_is_named_and_left_as_it_is() {
             let path = home.state.join(name);
             fs::write(&path, damaged(kind, &fs::read(&path).unwrap(), &other[name])).unwrap();
             let before = files(&home.state);
-            let text = said(&start(&home.state, "localhost new.name").expect_err(kind));
+            let text = error_chain(&start(&home.state, "localhost new.name").expect_err(kind));
             // A pair that doesn't match doesn't say which of the two is wrong: its certificate is named then.
             let certificate = name.replace(".key", ".pem");
             let named = text.contains(name) || kind == "of another sidecar" && text.contains(&certificate);
@@ -106,7 +106,7 @@ fn make_unwritable(home: &Home) -> PathBuf {
 fn leaf(state: &Path, wanted: &str, days: i64) -> (Vec<u8>, Option<String>) {
     let now = now() + Duration::days(days);
     let loaded = Made::open(state, now).unwrap().load(&names(wanted), now).unwrap();
-    (loaded.identity.certified_key.cert[0].to_vec(), loaded.trouble.map(|error| said(&error)))
+    (loaded.identity.certified_key.cert[0].to_vec(), loaded.trouble.map(|error| error_chain(&error)))
 }
 
 #[test]

@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 use super::made::Made;
 use super::source::Loaded;
 use super::{Error, Identity, SubjectName};
+use crate::error_chain::error_chain;
 
 /// A state directory that is not there yet, in a place that goes away.
 struct Home {
@@ -51,11 +52,6 @@ fn start(state: &Path, wanted: &str) -> Result<Loaded, Error> {
 fn files(state: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = state.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     entries.filter(|name| !name.starts_with('.')).map(|name| (name.clone(), std::fs::read(state.join(&name)).unwrap_or_default())).collect()
-}
-
-/// An error with its causes, as the command line prints it.
-fn said(error: &Error) -> String {
-    crate::causes::said(error)
 }
 
 /// A handshake in memory, by a client that trusts `ca` and dials `name`.

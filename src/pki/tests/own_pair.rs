@@ -9,7 +9,7 @@ use rcgen::{CertificateParams, KeyPair};
 use tokio::sync::watch;
 
 use super::super::{Error, Identity, Pki, SubjectName, open};
-use super::{Home, home, names, said};
+use super::{Home, error_chain, home, names};
 use crate::config::{CertificateFiles, Tls};
 use crate::shutdown::Shutdown;
 
@@ -56,7 +56,7 @@ async fn served(identity: &mut watch::Receiver<Arc<Identity>>, name: &str) {
 }
 
 async fn problem(pki: &Pki, part: &str) {
-    pki.problem().wait_for(|problem| problem.as_ref().is_some_and(|error| said(error).contains(part))).await.unwrap();
+    pki.problem().wait_for(|problem| problem.as_ref().is_some_and(|error| error_chain(error).contains(part))).await.unwrap();
 }
 
 #[tokio::test]
@@ -74,10 +74,10 @@ async fn a_pair_that_can_not_serve_is_an_error_that_names_the_file() {
     for (chain, key, named) in cases {
         let story = story();
         story.write(&(chain.to_owned(), key.to_owned()));
-        let error = said(&story.open().unwrap_err());
+        let error = error_chain(&story.open().unwrap_err());
         assert!(error.contains(named), "{named}: {error}");
     }
-    let error = said(&story().open().unwrap_err());
+    let error = error_chain(&story().open().unwrap_err());
     assert!(error.contains("tls.crt") && error.contains("read"), "{error}");
 }
 

@@ -85,7 +85,7 @@ async fn a_state_directory_that_is_damaged_or_gone_while_running_is_reported_and
     // In one step, since the sidecar may be looking at this very moment.
     fs::rename(&sidecar.home.state, sidecar.home.state.with_extension("away")).unwrap();
     let mut problem = sidecar.pki.problem();
-    problem.wait_for(|problem| problem.as_ref().is_some_and(|error| super::said(error).contains("server.key"))).await.unwrap();
+    problem.wait_for(|problem| problem.as_ref().is_some_and(|error| super::error_chain(error).contains("server.key"))).await.unwrap();
     assert!(!sidecar.home.state.exists());
     assert_eq!(identity.borrow().certified_key.cert, before.certified_key.cert);
 }

@@ -1,9 +1,9 @@
 //! Asks the Kubernetes API server what it permits.
 
-use crate::causes::said;
 use crate::check::kubernetes::Seen;
 use crate::discovery::kubernetes::{Api, Rule};
 use crate::discovery::{DockerState, Proof, View};
+use crate::error_chain::error_chain;
 
 /// Asks `api`, which `view` was made by.
 pub async fn look(api: &Api, view: &View) -> Seen {
@@ -20,7 +20,7 @@ pub async fn look(api: &Api, view: &View) -> Seen {
         if let Err(error) = api.probe(rule).await
             && error.is_forbidden()
         {
-            let told = said(&error);
+            let told = error_chain(&error);
             if !seen.forbidden.contains(&told) {
                 seen.forbidden.push(told);
             }

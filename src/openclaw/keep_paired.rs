@@ -10,9 +10,9 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::device::Device;
-use super::{device, gateway, pair};
+use super::{device, pair, ready};
 use crate::backoff::Backoff;
-use crate::causes::said;
+use crate::error_chain::error_chain;
 use crate::secret::Secret;
 
 /// The gateway's device and its token.
@@ -35,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("the gateway does not answer")]
-    Gateway(#[from] gateway::Error),
+    Gateway(#[from] ready::Error),
     #[error(transparent)]
     Device(#[from] device::Error),
     #[error("can't read the gateway's token from {path}")]
@@ -59,7 +59,7 @@ impl KeepPaired {
                     backoff.reset();
                 }
                 Err(error) => {
-                    let failure = said(&error);
+                    let failure = error_chain(&error);
                     if complained.as_ref() != Some(&failure) {
                         warn!(error = failure, "the gateway's own device is not paired: its sub-agents may be refused");
                     }
@@ -74,7 +74,7 @@ impl KeepPaired {
         if paired.is_some() && paired == self.identity(false).await?.map(|device| device.id()).as_deref() {
             return Ok(Outcome::Waiting);
         }
-        if !gateway::wait(self.gateway, PATIENCE).await?.needs_prepairing {
+        if !ready::wait(self.gateway, PATIENCE).await?.needs_prepairing {
             return Ok(Outcome::NotNeeded);
         }
         let Some(device) = self.identity(true).await? else { return Ok(Outcome::Waiting) };
@@ -126,7 +126,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::agent::pair::tests::gateway_of;
+    use crate::openclaw::pair::tests::gateway_of;
     use crate::shutdown::Shutdown;
 
     #[tokio::test]

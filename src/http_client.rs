@@ -1,8 +1,8 @@
-//! One HTTP/1.1 request on a connection of its own, as loopgate itself asks: the engine, the API server, a collector, the gateway when it is
-//! looked at.
+//! The HTTP/1.1 client for loopgate's own requests, one request per connection: to the container engine, the Kubernetes API server, the
+//! OpenTelemetry collector, and the gateway when it is probed.
 //!
-//! Streams and bodies are boxed, so that the program has one such client and not one for each of them. What clients ask of the gateway goes
-//! by the [proxy](crate::proxy).
+//! Streams and bodies are boxed, so that the binary holds one instance of this client instead of one per type. Requests of clients to the
+//! gateway take another path, the [proxy](crate::proxy).
 
 use std::error::Error;
 use std::future::{Future, poll_fn};
@@ -26,20 +26,20 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// A connection, which has to be polled for anything to come or go on it, but not once it is terminated. Dropping it closes it.
+/// A future that drives the connection: it must be polled until it is terminated. Dropping it closes the connection.
 pub type Connection = Fuse<BoxFuture<'static, ()>>;
 
-/// The body of an answer, with the connection that it comes on. Dropping it closes the connection.
-pub struct Answer {
+/// A response body that drives its connection while it is read. Dropping it closes the connection.
+pub struct ResponseBody {
     body: Incoming,
     connection: Connection,
 }
 
-/// Sends `request`, whose target is a path, on `stream`; resolves once there is the head of an answer.
+/// Sends `request`, whose target must be in origin form, on `stream`, and returns the response once its head has arrived.
 ///
 /// # Errors
-/// The connection breaks, or what comes is no HTTP/1.1.
-pub async fn exchange<S, B>(stream: S, request: Request<B>) -> hyper::Result<Response<Answer>>
+/// If the connection breaks or the response is not HTTP/1.1.
+pub async fn send_request<S, B>(stream: S, request: Request<B>) -> hyper::Result<Response<ResponseBody>>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
@@ -47,9 +47,9 @@ where
     boxed(Box::new(stream), request.map(|body| body.map_err(Into::into).boxed_unsync())).await
 }
 
-async fn boxed(stream: Box<dyn Stream>, request: Request<UnsyncBoxBody<Bytes, BoxError>>) -> hyper::Result<Response<Answer>> {
+async fn boxed(stream: Box<dyn Stream>, request: Request<UnsyncBoxBody<Bytes, BoxError>>) -> hyper::Result<Response<ResponseBody>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // What it fails with, the one request on it fails with as well.
+    // An error of the connection is also the error of its only request, so it is not lost here.
     let mut connection = connection.map(drop).boxed().fuse();
     let mut answering = pin!(sender.send_request(request));
     let response = poll_fn(|context| {
@@ -57,17 +57,17 @@ async fn boxed(stream: Box<dyn Stream>, request: Request<UnsyncBoxBody<Bytes, Bo
         answering.as_mut().poll(context)
     });
     let (head, body) = response.await?.into_parts();
-    Ok(Response::from_parts(head, Answer { body, connection }))
+    Ok(Response::from_parts(head, ResponseBody { body, connection }))
 }
 
-impl Answer {
-    /// The two by themselves, for whoever polls the connection elsewhere.
+impl ResponseBody {
+    /// Returns the body and the connection apart, for a caller that drives the connection itself.
     pub fn split(self) -> (Incoming, Connection) {
         (self.body, self.connection)
     }
 }
 
-impl Body for Answer {
+impl Body for ResponseBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -93,25 +93,25 @@ mod tests {
 
     use super::*;
 
-    /// What comes of a request that its server answers with `said`, and that server; it `ends` by saying no more.
-    async fn answered(said: &str, ends: bool) -> (hyper::Result<Response<Answer>>, DuplexStream) {
+    /// Sends a request to a server that answers with `sent`, and closes its side afterwards if `closes`. Returns the result and the server.
+    async fn answered(sent: &str, closes: bool) -> (hyper::Result<Response<ResponseBody>>, DuplexStream) {
         let (client, mut server) = duplex(1024);
         let answering = async {
             let mut head = [0; 256];
             let read = server.read(&mut head).await.unwrap();
             assert!(head[..read].starts_with(b"GET /x HTTP/1.1\r\n") && head[..read].ends_with(b"\r\n\r\n"));
-            server.write_all(said.as_bytes()).await.unwrap();
-            if ends {
+            server.write_all(sent.as_bytes()).await.unwrap();
+            if closes {
                 server.shutdown().await.unwrap();
             }
         };
         let request = Request::get("/x").header("host", "a").body(Empty::new()).unwrap();
-        let (answer, ()) = tokio::join!(exchange(client, request), answering);
+        let (answer, ()) = tokio::join!(send_request(client, request), answering);
         (answer, server)
     }
 
     #[tokio::test]
-    async fn a_body_comes_as_it_is_sent_and_its_end_closes_the_connection() {
+    async fn a_body_is_streamed_and_its_end_closes_the_connection() {
         let (answer, mut server) = answered("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab", false).await;
         let mut body = answer.unwrap().into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
@@ -121,22 +121,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_does_not_want_the_rest_closes_the_connection() {
+    async fn dropping_the_body_closes_the_connection() {
         let (answer, mut server) = answered("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", false).await;
         drop(answer.unwrap());
         assert_eq!(server.read(&mut [0]).await.unwrap(), 0);
     }
 
     #[tokio::test]
-    async fn a_connection_that_ends_with_the_head_needs_nobody() {
+    async fn a_connection_that_ends_with_the_head_is_terminated() {
         let (answer, _server) = answered("HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", true).await;
         assert!(answer.unwrap().into_body().split().1.is_terminated());
     }
 
     #[tokio::test]
-    async fn what_breaks_the_connection_is_the_requests_error() {
-        for said in ["", "HTTP/1.1 200", "nonsense\r\n\r\n"] {
-            assert!(answered(said, true).await.0.is_err(), "{said}");
+    async fn an_error_of_the_connection_is_the_error_of_the_request() {
+        for sent in ["", "HTTP/1.1 200", "nonsense\r\n\r\n"] {
+            assert!(answered(sent, true).await.0.is_err(), "{sent}");
         }
     }
 }

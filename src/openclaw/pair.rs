@@ -208,7 +208,7 @@ pub(super) mod tests {
     }
 
     /// One that gives each connection the next of `answers`; to plain HTTP it answers as 2026.2.19 does.
-    pub(in crate::agent) async fn gateway_of(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
+    pub(in crate::openclaw) async fn gateway_of(answers: Vec<Value>, shutdown: &Shutdown) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         shutdown.spawn(async move {

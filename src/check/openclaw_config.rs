@@ -1,8 +1,6 @@
-//! Judges the gateway's own configuration, `openclaw.json` (JSON5).
+//! Findings about the gateway's configuration file, `openclaw.json`.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -10,36 +8,6 @@ use serde_json::{Value, json};
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use super::gateway::{bind_loopback, is_first, no_tls, trust_exactly};
-
-/// Why the file says nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It can't be read.
-    #[error("reading {path}")]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is not JSON5.
-    #[error("{path} is not JSON5")]
-    Parse {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: json5::Error,
-    },
-}
-
-/// Reads the file at `path`.
-///
-/// # Errors
-/// It is not there, or is not JSON5.
-pub fn read(path: &Path) -> Result<Value, Error> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    json5::from_str(&text).map_err(|source| Error::Parse { path: path.into(), source })
-}
 
 /// What the configuration has to fit.
 #[derive(Clone, Debug)]
@@ -146,14 +114,5 @@ mod tests {
             judge(&json5::from_str(text).unwrap(), &wanted, &mut report);
             assert_eq!(report.ids(), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn a_file_that_is_not_json5_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("openclaw.json");
-        assert!(matches!(read(&path), Err(Error::Read { .. })));
-        std::fs::write(&path, "gateway:").unwrap();
-        assert!(matches!(read(&path), Err(Error::Parse { .. })));
     }
 }

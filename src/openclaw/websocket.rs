@@ -1,4 +1,4 @@
-//! A WebSocket handshake with the gateway, up to where it would ask for a token.
+//! A WebSocket handshake with the gateway, up to the point where a token would be needed.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,24 +11,25 @@ use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::{CLIENT, connect, within};
+use super::connect::{connect, within};
+use super::probe::CLIENT;
 
-/// Whether the gateway sends the challenge that all its versions begin with.
-pub(super) async fn challenges(gateway: SocketAddr) -> bool {
-    let talk = async {
+/// Returns whether the server sends `connect.challenge`, with which every version of the gateway begins.
+pub(super) async fn sends_challenge(gateway: SocketAddr) -> bool {
+    let handshake = async {
         let request = format!("ws://{gateway}/").into_client_request().map_err(io::Error::other)?;
         let (mut socket, _) = client_async(request, connect(gateway, None).await?).await.map_err(io::Error::other)?;
         let first = socket.next().await.transpose().map_err(io::Error::other)?;
         Ok(first.is_some_and(|message| is_challenge(&message)))
     };
-    within(talk).await.unwrap_or(false)
+    within(handshake).await.unwrap_or(false)
 }
 
-/// Whether a browser's page of `origin` may connect through the external lane; `None` if that doesn't become clear.
+/// Returns whether a page of `origin` may connect through the external lane; `None` if the answers do not tell.
 ///
-/// It asks without a token, which both versions look at only after the origin.
-pub(super) async fn allows(gateway: SocketAddr, source: IpAddr, origin: &str) -> Option<bool> {
-    let talk = async {
+/// It connects without a token: both versions check the origin before the token.
+pub(super) async fn allows_origin(gateway: SocketAddr, source: IpAddr, origin: &str) -> Option<bool> {
+    let handshake = async {
         let uri: Uri = origin.parse().map_err(io::Error::other)?;
         let host = uri.authority().map(ToString::to_string).unwrap_or_default();
         let mut request = format!("ws://{gateway}/").into_client_request().map_err(io::Error::other)?;
@@ -42,18 +43,18 @@ pub(super) async fn allows(gateway: SocketAddr, source: IpAddr, origin: &str) ->
         let (mut socket, _) = client_async(request, connect(gateway, Some(source)).await?).await.map_err(io::Error::other)?;
         while let Some(message) = socket.next().await.transpose().map_err(io::Error::other)? {
             if is_challenge(&message) {
-                socket.send(Message::Text(Utf8Bytes::from(hello().to_string()))).await.map_err(io::Error::other)?;
+                socket.send(Message::Text(Utf8Bytes::from(connect_request().to_string()))).await.map_err(io::Error::other)?;
             } else if let Some(answer) = frame(&message).filter(|answer| answer["type"] == "res") {
-                return Ok(Some(judge(&answer)));
+                return Ok(Some(is_origin_allowed(&answer)));
             }
         }
         Ok(None)
     };
-    within(talk).await.ok().flatten()
+    within(handshake).await.ok().flatten()
 }
 
-/// What the Control UI says, without a token and without a device.
-fn hello() -> Value {
+/// The `connect` request of the Control UI, without a token and without a device.
+fn connect_request() -> Value {
     json!({"type": "req", "id": "check", "method": "connect", "params": {
         "minProtocol": 3, "maxProtocol": 10, "role": "operator", "scopes": [],
         "client": {"id": "openclaw-control-ui", "version": "check", "platform": "linux", "mode": "webchat"},
@@ -68,8 +69,8 @@ fn is_challenge(message: &Message) -> bool {
     frame(message).is_some_and(|frame| frame["event"] == "connect.challenge")
 }
 
-/// Whatever else is wrong with such a client, it was not its origin.
-fn judge(answer: &Value) -> bool {
+/// Any other error means that the origin was accepted, since it is checked first.
+fn is_origin_allowed(answer: &Value) -> bool {
     !answer["error"]["message"].as_str().unwrap_or_default().starts_with("origin not allowed")
 }
 
@@ -78,13 +79,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_refused_origin_is_one() {
+    fn only_an_origin_error_counts_as_a_refused_origin() {
         for (message, expected) in [
             ("origin not allowed (open the Control UI from the gateway host or allow it in gateway.controlUi.allowedOrigins)", false),
             ("control ui requires device identity (use HTTPS or localhost secure context)", true),
             ("unauthorized: gateway token missing", true),
         ] {
-            assert_eq!(judge(&json!({"type": "res", "ok": false, "error": {"message": message}})), expected, "{message}");
+            assert_eq!(is_origin_allowed(&json!({"type": "res", "ok": false, "error": {"message": message}})), expected, "{message}");
         }
     }
 }

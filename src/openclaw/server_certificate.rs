@@ -1,4 +1,4 @@
-//! Looks at the certificate of whoever answers by TLS, and hangs up.
+//! Reads the certificate that a TLS server shows, without completing the handshake.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,24 +9,24 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureSch
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::TlsConnector;
 
-use super::{connect, within};
+use super::connect::{connect, within};
 
-/// The certificate that is shown at `to`; `None` if nobody speaks TLS there. Nothing is ever sent over such a connection.
-pub(super) async fn certificate(to: SocketAddr) -> Option<CertificateDer<'static>> {
-    let seen = Arc::new(Onlooker::default());
+/// Returns the certificate that the server at `to` shows; `None` if there is no TLS server. Nothing is ever sent over such a connection.
+pub(super) async fn server_certificate(to: SocketAddr) -> Option<CertificateDer<'static>> {
+    let recorder = Arc::new(CertificateRecorder::default());
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider())).with_safe_default_protocol_versions().ok()?;
-    let config = config.dangerous().with_custom_certificate_verifier(Arc::clone(&seen) as _).with_no_client_auth();
+    let config = config.dangerous().with_custom_certificate_verifier(Arc::clone(&recorder) as _).with_no_client_auth();
     let stream = connect(to, None).await.ok()?;
-    // It fails in any case, since the onlooker accepts nothing.
+    // The handshake always fails, since the verifier rejects every certificate.
     let _ = within(TlsConnector::from(Arc::new(config)).connect(ServerName::from(to.ip()), stream)).await;
-    seen.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    recorder.0.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// Notes a certificate, and refuses it.
+/// Records the certificate and rejects it.
 #[derive(Debug, Default)]
-struct Onlooker(Mutex<Option<CertificateDer<'static>>>);
+struct CertificateRecorder(Mutex<Option<CertificateDer<'static>>>);
 
-impl ServerCertVerifier for Onlooker {
+impl ServerCertVerifier for CertificateRecorder {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,

@@ -1,0 +1,63 @@
+//! Connections to the gateway from a chosen source address, and single GET requests on them.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
+use http::{HeaderName, HeaderValue, Request};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use crate::http_client::send_request;
+
+/// The time limit for a connection, and for a response.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest response body that is read, in bytes.
+const MAX_BODY: usize = 1 << 20;
+
+/// Opens a connection to `to` from the address `from`.
+pub(super) async fn connect(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(from) = from {
+        socket.bind(SocketAddr::new(from, 0))?;
+    }
+    within(socket.connect(to)).await
+}
+
+/// Runs `work` with the time limit of a probe.
+pub(super) async fn within<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(TIMEOUT, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// A response to a GET request.
+#[derive(Clone, Debug)]
+pub(super) struct Response {
+    pub status: u16,
+    pub is_json: bool,
+    pub body: String,
+}
+
+/// Sends `GET path` to `to` from the address `from` with `headers`. `Host` is `to` unless `headers` has one.
+pub(super) async fn get(to: SocketAddr, from: Option<IpAddr>, path: &str, headers: &[(HeaderName, &str)]) -> io::Result<Response> {
+    let stream = connect(to, from).await?;
+    let mut request = Request::get(path).header(USER_AGENT, "loopgate-check").header(CONNECTION, "close");
+    if headers.iter().all(|(name, _)| *name != HOST) {
+        request = request.header(HOST, to.to_string());
+    }
+    for (name, value) in headers {
+        request = request.header(name, HeaderValue::from_str(value).map_err(io::Error::other)?);
+    }
+    let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
+    let exchange = async {
+        let response = send_request(stream, request).await.map_err(io::Error::other)?;
+        let status = response.status().as_u16();
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let is_json = content_type.starts_with("application/json");
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(io::Error::other)?.to_bytes();
+        Ok(Response { status, is_json, body: String::from_utf8_lossy(&body).into_owned() })
+    };
+    within(exchange).await
+}

@@ -1,0 +1,116 @@
+//! Reads the gateway's files: its configuration, its token and its state directory. All functions block.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::config::Gateway;
+use crate::secret::Secret;
+
+/// The gateway's configuration file can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It can't be read.
+    #[error("can't read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// It is not JSON5.
+    #[error("{path} is not JSON5")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: json5::Error,
+    },
+}
+
+/// Reads `openclaw.json`, which is JSON5.
+///
+/// # Errors
+/// If the file can't be read or is not JSON5.
+pub fn read_config(path: &Path) -> Result<Value, Error> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    json5::from_str(&text).map_err(|source| Error::Parse { path: path.into(), source })
+}
+
+/// A configured file or directory of the gateway that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The configuration key.
+    pub key: &'static str,
+    /// The configured path.
+    pub path: PathBuf,
+    /// The cause.
+    pub error: String,
+}
+
+/// Returns which of the token file and the state directory can't be read.
+pub fn unreadable(gateway: &Gateway) -> Vec<Unreadable> {
+    let token = |path: &PathBuf| Secret::read_file(path).err().map(|error| ("gateway.token_file", path.clone(), error));
+    let state = |path: &PathBuf| std::fs::read_dir(path).err().map(|error| ("gateway.state_dir", path.clone(), error));
+    let unreadable = [gateway.token_file.as_ref().and_then(token), gateway.state_dir.as_ref().and_then(state)];
+    unreadable.into_iter().flatten().map(|(key, path, error)| Unreadable { key, path, error: error.to_string() }).collect()
+}
+
+/// Returns the scopes for which the gateway has paired its own device, from the state directory `directory`; `None` if the files are missing or
+/// hold no such device.
+pub fn own_device_scopes(directory: &Path) -> Option<Vec<String>> {
+    let read = |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
+    let device = read("identity/device.json")?;
+    let paired = read("devices/paired.json")?;
+    let scopes = paired.get(device["deviceId"].as_str()?)?["scopes"].as_array()?;
+    Some(scopes.iter().filter_map(Value::as_str).map(Into::into).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn a_file_that_is_not_json5_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("openclaw.json");
+        assert!(matches!(read_config(&path), Err(Error::Read { .. })));
+        std::fs::write(&path, "gateway:").unwrap();
+        assert!(matches!(read_config(&path), Err(Error::Parse { .. })));
+    }
+
+    #[test]
+    fn configured_files_must_be_readable() {
+        let directory = tempfile::tempdir().unwrap();
+        let token = directory.path().join("token");
+        std::fs::write(&token, "secret\n").unwrap();
+        let table: [(Option<PathBuf>, Option<PathBuf>, &[&str]); 4] = [
+            (None, None, &[]),
+            (Some(token.clone()), Some(directory.path().to_owned()), &[]),
+            (Some("/nope".into()), Some("/nope".into()), &["gateway.token_file", "gateway.state_dir"]),
+            (Some(directory.path().to_owned()), Some(token), &["gateway.token_file", "gateway.state_dir"]),
+        ];
+        for (token_file, state_dir, expected) in table {
+            let gateway = Gateway { token_file, state_dir, ..Config::default().gateway };
+            let keys: Vec<_> = unreadable(&gateway).iter().map(|unreadable| unreadable.key).collect();
+            assert_eq!(keys, expected, "{gateway:?}");
+        }
+    }
+
+    #[test]
+    fn the_scopes_of_the_gateways_own_device_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(own_device_scopes(dir.path()), None);
+        for (name, text) in [
+            ("identity/device.json", r#"{"deviceId": "a"}"#),
+            ("devices/paired.json", r#"{"b": {"scopes": ["operator.admin"]}, "a": {"scopes": ["operator.read"]}}"#),
+        ] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        assert_eq!(own_device_scopes(dir.path()), Some(vec!["operator.read".to_owned()]));
+    }
+}

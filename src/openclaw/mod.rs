@@ -1,0 +1,14 @@
+//! The one place that knows the OpenClaw gateway: its files, its device identities, its WebSocket handshake, and what its answers mean.
+//!
+//! OpenClaw changes between versions. Everything here says which version it was measured on; `check` and `app` use the results and do not
+//! interpret an answer of the gateway themselves.
+
+pub mod connect;
+pub mod device;
+pub mod files;
+pub mod keep_paired;
+pub mod pair;
+pub mod probe;
+pub mod ready;
+mod server_certificate;
+mod websocket;

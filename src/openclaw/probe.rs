@@ -1,0 +1,284 @@
+//! Finds out which gateway answers, and how it classifies the clients of each lane.
+//!
+//! Probes carry no token and change nothing. Without a token, a local client is told from a remote one as follows. Newer versions (2026.4 and
+//! later) state their version on `/startupz` to local clients only, and answer 403 to a request forwarded by an untrusted proxy. Older versions
+//! serve `/__openclaw__/canvas/` to local clients only, and believe a trusted proxy even when it states `127.0.0.1`.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use http::HeaderName;
+use http::header::HOST;
+use serde_json::Value;
+
+use super::connect::{Response, connect, get};
+use super::server_certificate::server_certificate;
+use super::websocket::{allows_origin, sends_challenge};
+use crate::fingerprint::Fingerprint;
+
+/// The client that probes on the external lane are for (TEST-NET-2, RFC 5737), so that the gateway's rate limit for failed logins affects no
+/// real client.
+pub(super) const CLIENT: &str = "198.51.100.7";
+const STARTUPZ: &str = "/startupz";
+const CANVAS: &str = "/__openclaw__/canvas/";
+/// A loopback address that no gateway should trust as a proxy.
+const UNTRUSTED_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
+
+/// What to probe.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The configured address of the gateway.
+    pub address: SocketAddr,
+    /// The source address of the external lane.
+    pub external_source: IpAddr,
+    /// This namespace's own addresses.
+    pub own: Vec<IpAddr>,
+    /// The fingerprint of the sidecar's certificate, which tells the sidecar from the gateway.
+    pub sidecar: Option<Fingerprint>,
+    /// Origins of browsers that should be allowed.
+    pub origins: Vec<String>,
+    /// Origins that the gateway's own configuration allows.
+    pub allowed: Vec<String>,
+}
+
+/// The result of a [`probe`].
+#[derive(Clone, Debug)]
+pub struct Observation {
+    /// The configured address of the gateway.
+    pub address: SocketAddr,
+    /// The source address of the external lane.
+    pub external_source: IpAddr,
+    /// What answers there.
+    pub server: Server,
+    /// Other addresses where the gateway answers, and whether with TLS.
+    pub exposed: Vec<(SocketAddr, bool)>,
+    /// How it classifies a client at 127.0.0.1 that sends no forwarding headers.
+    pub local: Client,
+    /// How it classifies a client of the external lane.
+    pub external: Client,
+    /// The source addresses that were tried, and whether the gateway trusts each as a proxy.
+    pub trusts: Vec<(IpAddr, bool)>,
+    /// The origins that were tried, and whether the gateway accepts a page from each.
+    pub origins: Vec<(String, bool)>,
+    /// The origins that the gateway's configuration file allows, if it was read.
+    pub allowed: Vec<String>,
+}
+
+/// What answers at the gateway's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// Nothing: the connection failed with this error.
+    Unreachable(String),
+    /// A TLS server.
+    Tls,
+    /// A gateway that is starting.
+    Starting,
+    /// A gateway with health endpoints (2026.4 and later), and its version if it states it.
+    Modern(Option<String>),
+    /// A gateway without health endpoints (before 2026.4).
+    Old,
+    /// Something else.
+    Other(String),
+}
+
+/// How the gateway classifies a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// As a client on its own host.
+    Local,
+    /// As a remote client.
+    Remote,
+    /// As a client of a proxy that it does not trust, which it refuses.
+    Refused,
+    /// The answer does not tell.
+    Unclear(String),
+}
+
+/// Sends the probes of `plan`.
+pub async fn probe(plan: &Plan) -> Observation {
+    let Plan { address, external_source, .. } = *plan;
+    let mut seen = Observation {
+        address,
+        external_source,
+        server: server(address).await,
+        exposed: exposed(plan).await,
+        local: Client::Unclear("nothing".into()),
+        external: Client::Unclear("nothing".into()),
+        trusts: Vec::new(),
+        origins: Vec::new(),
+        allowed: plan.allowed.clone(),
+    };
+    let modern = matches!(seen.server, Server::Modern(_));
+    // Lanes exist only for a gateway on loopback.
+    if !(modern || seen.server == Server::Old) || !address.ip().is_loopback() {
+        return seen;
+    }
+    let sources: BTreeSet<IpAddr> = [Ipv4Addr::LOCALHOST.into(), UNTRUSTED_SOURCE, external_source]
+        .into_iter()
+        .chain(plan.own.iter().copied().filter(|ip| ip.is_ipv4() == address.is_ipv4()))
+        .collect();
+    if modern {
+        seen.local = as_modern(&get(address, None, STARTUPZ, &[]).await);
+        seen.external = as_modern(&get(address, Some(external_source), STARTUPZ, &forwarded(CLIENT)).await);
+    } else {
+        seen.local = as_old(&get(address, None, CANVAS, &[]).await);
+        seen.external = as_old(&get(address, Some(external_source), CANVAS, &forwarded(CLIENT)).await);
+    }
+    for source in sources {
+        let trusted = if modern {
+            trusted_by_modern(&get(address, Some(source), STARTUPZ, &forwarded(CLIENT)).await)
+        } else {
+            trusted_by_old(&get(address, Some(source), CANVAS, &claiming_local()).await)
+        };
+        seen.trusts.extend(trusted.map(|trusted| (source, trusted)));
+    }
+    for origin in &plan.origins {
+        let allowed = allows_origin(address, external_source, origin).await;
+        seen.origins.extend(allowed.map(|allowed| (origin.clone(), allowed)));
+    }
+    seen
+}
+
+async fn server(address: SocketAddr) -> Server {
+    if let Err(error) = connect(address, None).await {
+        return Server::Unreachable(error.to_string());
+    }
+    let answer = match get(address, None, STARTUPZ, &[]).await {
+        Ok(answer) => answer,
+        Err(error) => return if server_certificate(address).await.is_some() { Server::Tls } else { Server::Other(error.to_string()) },
+    };
+    let status = answer.status;
+    match started(&answer) {
+        Some(json) => Server::Modern(json["version"].as_str().map(Into::into)),
+        None if status == 503 => Server::Starting,
+        // It does not trust 127.0.0.1 as a local client, but it is an OpenClaw gateway.
+        None if is_attribution(&answer) => Server::Modern(None),
+        None if sends_challenge(address).await => Server::Old,
+        // Some TLS servers answer plain HTTP with an HTTP error.
+        None if server_certificate(address).await.is_some() => Server::Tls,
+        None => Server::Other(format!("GET {STARTUPZ} with {status}, and sends no connect.challenge")),
+    }
+}
+
+/// Returns the other addresses of this namespace where the gateway answers on its port.
+async fn exposed(plan: &Plan) -> Vec<(SocketAddr, bool)> {
+    let mut exposed = Vec::new();
+    for ip in &plan.own {
+        let address = SocketAddr::new(*ip, plan.address.port());
+        if address == plan.address || connect(address, None).await.is_err() {
+            continue;
+        }
+        // TLS first, since a TLS server such as the sidecar may answer plain HTTP with an error.
+        match server_certificate(address).await {
+            Some(leaf) if plan.sidecar == Some(Fingerprint::of(&leaf)) => {}
+            Some(_) => exposed.push((address, true)),
+            None if get(address, None, STARTUPZ, &[]).await.is_ok() => exposed.push((address, false)),
+            None => {}
+        }
+    }
+    exposed
+}
+
+/// The headers of the external lane, for a client at `client`.
+fn forwarded(client: &'static str) -> [(HeaderName, &'static str); 4] {
+    const HOST_NAME: &str = "loopgate-check.invalid";
+    [
+        (HOST, HOST_NAME),
+        (HeaderName::from_static("x-forwarded-for"), client),
+        (HeaderName::from_static("x-forwarded-proto"), "https"),
+        (HeaderName::from_static("x-forwarded-host"), HOST_NAME),
+    ]
+}
+
+/// Headers that claim a local client, which older versions believe from a trusted proxy.
+fn claiming_local() -> [(HeaderName, &'static str); 1] {
+    [(HeaderName::from_static("x-forwarded-for"), "127.0.0.1")]
+}
+
+/// Parses the answer of `/startupz`.
+fn started(answer: &Response) -> Option<Value> {
+    let json: Value =
+        Some(&answer.body).filter(|_| answer.status == 200 && answer.is_json).and_then(|body| serde_json::from_str(body).ok())?;
+    (json["ok"] == true && json["status"].is_string()).then_some(json)
+}
+
+fn is_attribution(answer: &Response) -> bool {
+    answer.status == 403 && answer.body.contains("proxy_attribution_required")
+}
+
+fn as_modern(answer: &std::io::Result<Response>) -> Client {
+    match answer {
+        Ok(answer) if is_attribution(answer) => Client::Refused,
+        Ok(answer) => match started(answer) {
+            Some(json) if json["version"].is_string() => Client::Local,
+            Some(_) => Client::Remote,
+            None => Client::Unclear(answer.status.to_string()),
+        },
+        Err(error) => Client::Unclear(format!("with an error ({error})")),
+    }
+}
+
+fn as_old(answer: &std::io::Result<Response>) -> Client {
+    match answer {
+        Ok(answer) if answer.status == 401 => Client::Remote,
+        Ok(answer) if is_canvas(answer) => Client::Local,
+        Ok(answer) => Client::Unclear(format!("{}, without the canvas page", answer.status)),
+        Err(error) => Client::Unclear(format!("with an error ({error})")),
+    }
+}
+
+fn is_canvas(answer: &Response) -> bool {
+    answer.status == 200 && answer.body.contains("<title>OpenClaw Canvas</title>")
+}
+
+fn trusted_by_modern(answer: &std::io::Result<Response>) -> Option<bool> {
+    match as_modern(answer) {
+        Client::Refused => Some(false),
+        Client::Remote => Some(true),
+        Client::Local | Client::Unclear(_) => None,
+    }
+}
+
+fn trusted_by_old(answer: &std::io::Result<Response>) -> Option<bool> {
+    match as_old(answer) {
+        Client::Local => Some(true),
+        Client::Remote => Some(false),
+        Client::Refused | Client::Unclear(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> std::io::Result<Response> {
+        Ok(Response { status, is_json: body.starts_with('{'), body: body.into() })
+    }
+
+    const REFUSED: &str = r#"{"error":{"message":"Proxy client attribution is required.","type":"proxy_attribution_required"}}"#;
+    const LOCAL: &str = r#"{"ok":true,"status":"started","version":"2026.9.6","uptimeMs":37456}"#;
+    const REMOTE: &str = r#"{"ok":true,"status":"started"}"#;
+    const UI: &str = "<!doctype html><title>OpenClaw Control</title>";
+    const CANVAS_PAGE: &str = "<!doctype html>\n<title>OpenClaw Canvas</title>";
+    const UNAUTHORIZED: &str = r#"{"error":{"message":"Unauthorized","type":"unauthorized"}}"#;
+
+    #[test]
+    fn answers_of_both_versions_are_understood() {
+        for (answer, believed, trusted) in [
+            (answer(200, LOCAL), Client::Local, None),
+            (answer(200, REMOTE), Client::Remote, Some(true)),
+            (answer(403, REFUSED), Client::Refused, Some(false)),
+            (answer(200, UI), Client::Unclear("200".into()), None),
+            (answer(503, ""), Client::Unclear("503".into()), None),
+        ] {
+            assert_eq!((as_modern(&answer), trusted_by_modern(&answer)), (believed, trusted), "{answer:?}");
+        }
+        for (answer, believed, trusted) in [
+            (answer(200, CANVAS_PAGE), Client::Local, Some(true)),
+            (answer(401, UNAUTHORIZED), Client::Remote, Some(false)),
+            (answer(200, UI), Client::Unclear("200, without the canvas page".into()), None),
+        ] {
+            assert_eq!((as_old(&answer), trusted_by_old(&answer)), (believed, trusted), "{answer:?}");
+        }
+    }
+}
