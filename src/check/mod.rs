@@ -172,7 +172,7 @@ mod tests {
     fn origins_are_what_an_address_bar_shows() {
         let mut config = Config::default();
         config.tls.names = vec!["gateway.example.com".into(), "*.example.org".into(), "10.0.0.1".into()];
-        assert_eq!(origins(&config), ["https://gateway.example.com:18789"]);
+        assert_eq!(origins(&config), ["https://gateway.example.com:18443"]);
         config.listen.on[0].port = 443;
         assert_eq!(origins(&config), ["https://gateway.example.com"]);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::agent::{self, Endpoint, Identity, ServerTrust, Settings, Showing};
 use crate::config::layer::Complaint;
-use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, parse};
+use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, SIDECAR_PORT, parse};
 use crate::fingerprint::Fingerprint;
 
 /// Where compose files put the CA's certificate, and only that.
@@ -23,7 +23,7 @@ pub struct Flags {
     /// Listen on an address that is not loopback: whoever reaches it becomes this agent
     #[arg(long, env = "LOOPGATE_UNSAFE_LISTEN", value_parser = clap::builder::FalseyValueParser::new())]
     unsafe_listen: bool,
-    /// Where the sidecar is [default: gateway:18789]
+    /// Where the sidecar is [default: gateway:18443]
     #[arg(long, env = "LOOPGATE_SIDECAR", value_name = "HOST:PORT", value_parser = given(endpoint))]
     sidecar: Option<Given<Endpoint>>,
     /// The name that the sidecar's certificate must carry [default: the sidecar's host]
@@ -148,7 +148,7 @@ impl Flags {
         Ok(Settings {
             listen,
             unsafe_listen: self.unsafe_listen,
-            sidecar: value(self.sidecar).unwrap_or_else(|| Endpoint { host: "gateway".into(), port: GATEWAY_PORT }),
+            sidecar: value(self.sidecar).unwrap_or_else(|| Endpoint { host: "gateway".into(), port: SIDECAR_PORT }),
             server_name: value(self.server_name),
             trust,
             identity,

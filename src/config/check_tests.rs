@@ -27,7 +27,7 @@ fn the_defaults_are_right_and_those_of_the_design() {
     assert_eq!(config.gateway.address.to_string(), "127.0.0.1:18789");
     assert_eq!(config.gateway.external_source.to_string(), "127.0.0.2");
     assert_eq!(config.gateway.agent_sources.to_string(), "127.77.0.0/16");
-    assert_eq!(config.listen.on, [parse::listen_on("bridge:18789").unwrap()]);
+    assert_eq!(config.listen.on, [parse::listen_on("bridge:18443").unwrap()]);
     assert_eq!(config.listen.own_addresses, OwnAddresses::External);
     assert_eq!(config.admin, Some("127.0.0.1:9180".parse().unwrap()));
     assert_eq!((config.limits.head_bytes, config.limits.head_fields), (64 * 1024, 128));

@@ -130,7 +130,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "listen",
         "listen.on",
         List("WHERE:PORT"),
-        Some("bridge:18789"),
+        Some("bridge:18443"),
         "Where to listen: bridge, an interface, a network or an address, and the port",
     );
     add("proxy-protocol", "listen.proxy_protocol", Switch, Some("false"), "Expect the PROXY protocol from trusted proxies");

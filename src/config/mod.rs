@@ -329,8 +329,11 @@ pub enum LogFormat {
     Json,
 }
 
-/// The gateway's port unless told otherwise.
+/// The gateway's default port.
 pub const GATEWAY_PORT: u16 = 18789;
+/// The sidecar's default port. It differs from [`GATEWAY_PORT`] because `openclaw gateway run --force` ends whatever listens on its own
+/// port number, on any address.
+pub const SIDECAR_PORT: u16 = 18443;
 
 impl Default for Config {
     /// The configuration of `loopgate run` without a flag, a variable or a file: what [`key::KEYS`] says.

@@ -157,13 +157,13 @@ pub fn agent_network(text: &str) -> Parsed<IpNet> {
 
 /// `bridge:PORT`, `IFACE:PORT`, `CIDR:PORT` or `IP:PORT`, where IPv6 has brackets: `[fd00::/8]:PORT`.
 pub fn listen_on(text: &str) -> Parsed<ListenOn> {
-    let (place, port) = text.rsplit_once(':').ok_or("has no port (as in bridge:18789)")?;
+    let (place, port) = text.rsplit_once(':').ok_or("has no port (as in bridge:18443)")?;
     let port = port.parse().map_err(|_| "does not end in a port from 0 to 65535")?;
     let bracketed = place.strip_prefix('[').and_then(|place| place.strip_suffix(']'));
     let addresses = match bracketed.unwrap_or(place) {
         "bridge" if bracketed.is_none() => ListenAddresses::Bridge,
         inner if bracketed.is_none() && inner.contains(':') => {
-            return Err("has an IPv6 address without brackets (as in [::1]:18789)".into());
+            return Err("has an IPv6 address without brackets (as in [::1]:18443)".into());
         }
         inner if inner.contains('/') => ListenAddresses::Network(network(inner)?),
         inner => match inner.parse() {

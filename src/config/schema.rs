@@ -81,7 +81,7 @@ mod tests {
             let option = schema.pointer(&path).unwrap_or_else(|| panic!("{path} is missing"));
             assert_eq!(option.get("default").is_some(), key.default.is_some(), "{path}");
         }
-        assert_eq!(schema.pointer("/properties/listen/properties/on/default"), Some(&json!(["bridge:18789"])));
+        assert_eq!(schema.pointer("/properties/listen/properties/on/default"), Some(&json!(["bridge:18443"])));
         assert!(schema.pointer("/properties/external/properties/paths/items").is_some());
     }
 }

@@ -75,6 +75,7 @@ REFUSED = [
     ({"metrics": {"podMonitor": {"enabled": True}}}, "need metrics.enabled"),
     ({"metrics": {"enabled": True, "podMonitor": {"enabled": True}, "serviceMonitor": {"enabled": True}}}, "twice"),
     ({"metrics": {"port": 18789}}, "must differ"),
+    ({"metrics": {"port": 18443}}, "must differ"),
     ({"external": {"proxyProtocol": True}}, "needs external.trustedProxies"),
     ({"ingress": {"enabled": True}}, "needs ingress.hosts"),
     ({"httpRoute": {"enabled": True}}, "needs httpRoute.parentRefs"),

@@ -79,7 +79,7 @@ fn a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_
     let Some(gateway) = gateway_with(version, &shared.path("openclaw.json")) else { return };
     let network = engine.network();
     let _filter = filter(&engine, &shared.path("filter"));
-    let gateway = gateway.network(&network).alias("gateway").of_project(PROJECT, "gateway").publish(18789);
+    let gateway = gateway.network(&network).alias("gateway").of_project(PROJECT, "gateway").publish(18443);
     let gateway = gateway.mount_writable(shared.path("openclaw"), "/state").env("OPENCLAW_STATE_DIR", "/state");
     let gateway = engine.run(gateway);
     let sidecar = engine.run(sidecar(&gateway, &shared));
@@ -88,7 +88,7 @@ fn a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_
     std::fs::write(&ca, sidecar.exec(["/loopgate", "cert", "export"])).unwrap();
 
     // The user interface, from outside.
-    let url = format!("https://localhost:{}/", gateway.published(18789));
+    let url = format!("https://localhost:{}/", gateway.published(18443));
     let page = eventually("the Control UI answers", || {
         let curl = output(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(&ca).arg(&url)).expect("curl can be run");
         curl.status.success().then(|| String::from_utf8_lossy(&curl.stdout).into_owned())

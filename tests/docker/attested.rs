@@ -28,7 +28,7 @@ fn stolen_from(container: &Running) -> TempDir {
 
 /// What the gateway sees of `client` when it shows the certificate in `/loot`.
 fn seen_with_loot(client: &Running) -> String {
-    let show = ["--cert", "/loot/cert.pem", "--key", "/loot/key.pem", "--cacert", "/state/ca.pem", "https://gateway:18789/"];
+    let show = ["--cert", "/loot/cert.pem", "--key", "/loot/key.pem", "--cacert", "/state/ca.pem", "https://gateway:18443/"];
     client.exec(["curl", "--silent", "--show-error"].iter().chain(&show))
 }
 
@@ -73,7 +73,7 @@ fn a_neighbour_that_takes_an_agents_address_is_external_and_can_not_enrol() {
     let neighbour = engine.run(house.client("neighbour").with_loopgate().option("--cap-add=NET_ADMIN"));
     // To whoever asks who has the address it answers from now on; and as it asks for the gateway, the gateway learns that it has it.
     neighbour.exec(["sh", "-c", &format!("ip address flush dev eth0 && ip address add {address}/24 dev eth0")]);
-    let ask = ["curl", "--silent", "--max-time", "2", "--cacert", "/state/ca.pem", "https://gateway:18789/"];
+    let ask = ["curl", "--silent", "--max-time", "2", "--cacert", "/state/ca.pem", "https://gateway:18443/"];
     let seen = eventually("the neighbour is taken for the agent", || {
         let output = neighbour.try_exec(ask);
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())

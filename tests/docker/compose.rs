@@ -57,7 +57,7 @@ fn compose_2_brings_the_gateway_up_behind_loopgate_and_it_survives_a_restart_of_
 fn is_reached_over_tls(project: &Project) {
     let ca = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(ca.path(), project.must(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
-    let url = format!("https://localhost:{}/healthz", project.service("netns").published(18789));
+    let url = format!("https://localhost:{}/healthz", project.service("netns").published(18443));
     let answer = eventually("the gateway answers through loopgate", || {
         let curl = output(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(ca.path()).arg(&url));
         curl.ok().filter(|curl| curl.status.success())

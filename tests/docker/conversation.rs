@@ -21,7 +21,7 @@ impl Conversation {
     /// Connects out of `container`.
     pub fn begin(container: &Running) -> Self {
         let connect = "exec openssl s_client -quiet -verify_quiet -verify_return_error -CAfile /state/ca.pem \
-                       -alpn loopgate-enrol/1 -servername gateway -connect gateway:18789";
+                       -alpn loopgate-enrol/1 -servername gateway -connect gateway:18443";
         let mut process = interactive(container, &["sh", "-c", connect]);
         let (stdin, stdout) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
         Self { process, stdin, stdout }

@@ -92,7 +92,7 @@ fn a_network_that_the_gateway_joins_has_a_door_a_name_and_agents_with_no_restart
     other.connect(&house.gateway, &["side-door"]);
     house.knows(1);
     // The certificate with the new name takes a moment.
-    let url = "https://side-door:18789/";
+    let url = "https://side-door:18443/";
     let ask = || -> Output { agent.try_exec(["curl", "--silent", "--cacert", "/state/ca.pem", url]) };
     let seen = eventually("it can be reached by its new name", || {
         let output = ask();
@@ -109,8 +109,8 @@ fn a_network_that_the_gateway_joins_has_a_door_a_name_and_agents_with_no_restart
 #[test]
 fn through_a_published_port_everybody_is_external() {
     let Some(engine) = Engine::start() else { return };
-    let house = House::with(&engine, &[], |gateway| gateway.publish(18789));
-    let port = house.gateway.published(18789).to_string();
+    let house = House::with(&engine, &[], |gateway| gateway.publish(18443));
+    let port = house.gateway.published(18443).to_string();
     let bridge = house.network.gateway();
     let through = house.engine.run(house.agent("agent"));
     house.knows(1);

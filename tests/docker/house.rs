@@ -93,7 +93,7 @@ impl<'a> House<'a> {
 
     /// Has `client` hold this many connections open, with a request on each.
     pub fn holds(&self, client: &Running, connections: usize) {
-        self.holds_to(client, connections, "--cacert /state/ca.pem https://gateway:18789/hold");
+        self.holds_to(client, connections, "--cacert /state/ca.pem https://gateway:18443/hold");
     }
 
     /// The same where curl's arguments say which connections.
@@ -127,7 +127,7 @@ fn sidecar(gateway: &Running, socket: &Path, state: &Volume, flags: &[&str]) -> 
 
 /// What the gateway sees when `client` asks it, by this name.
 pub fn seen_by(client: &Running, name: &str) -> String {
-    client.exec(["curl", "--silent", "--show-error", "--cacert", "/state/ca.pem", &format!("https://{name}:18789/")])
+    client.exec(["curl", "--silent", "--show-error", "--cacert", "/state/ca.pem", &format!("https://{name}:18443/")])
 }
 
 /// Says whether what the gateway saw was an agent.

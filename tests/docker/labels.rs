@@ -37,7 +37,7 @@ fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(ve
 fn client(container: &Running) -> Client {
     let mut node = Command::new("docker");
     node.args(["exec", container.name(), "node"]);
-    Client::new(node, Path::new("/openclaw/node_modules"), "wss://gateway:18789").token(TOKEN).ca("/state/ca.pem".as_ref())
+    Client::new(node, Path::new("/openclaw/node_modules"), "wss://gateway:18443").token(TOKEN).ca("/state/ca.pem".as_ref())
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::project::{Compose, Project};
 /// Where an agent finds the gateway, by `loopgate exec`, and the gateway's own tools do.
 const LOOPBACK: &str = "ws://127.0.0.1:18789";
 /// Where strangers find it, with loopgate's CA.
-const LOOPGATE: &str = "wss://gateway:18789";
+const LOOPGATE: &str = "wss://gateway:18443";
 const CA: &str = "/ca/ca.pem";
 
 /// What a stranger could say to be taken for somebody local.
@@ -122,7 +122,7 @@ fn a_published_port_makes_nobody_local(project: &Project) {
     let ca = directory.path().join("ca.pem");
     std::fs::write(&ca, project.must(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
     let modules = project.modules();
-    let url = format!("wss://localhost:{}", project.service("netns").published(18789));
+    let url = format!("wss://localhost:{}", project.service("netns").published(18443));
     let node = Command::new(modules.join("node/bin/node"));
     Client::new(node, &modules, &url).token(crate::openclaw::TOKEN).ca(&ca).over_h2().connect().pairing_request();
 }

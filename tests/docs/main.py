@@ -72,7 +72,7 @@ def with_sidecar(machine: Machine) -> None:
 operated = Machine(NEW, block("docs/openclaw.md", "json5", "trustedProxies"), setup=with_sidecar)
 old = Machine(OLD, block("docs/openclaw.md", "json5", "trustedProxies"))
 robot = Machine(NEW, None, beside=operated)
-shipped = Compose(NEW, replace={"localhost:18789": "localhost:$(docker compose port netns 18789 | cut -d: -f2)", "=127.0.0.1:18789": "=127.0.0.1:"})
+shipped = Compose(NEW, replace={"localhost:18789": "localhost:$(docker compose port netns 18443 | cut -d: -f2)", "=127.0.0.1:18789": "=127.0.0.1:"})
 own = Compose(NEW, text=block("docs/openclaw.md", "yaml", "network_mode: \"service:netns\""))
 plain = Containers("netns", "gateway", "loopgate", network="claw", copy="docker", replace={
     **IMAGES, "ghcr.io/openclaw/openclaw:2026.9.6": "-v $OPENCLAW_NEW:/openclaw:ro loopgate-test/openclaw", "-p 18789:": "-p 127.0.0.1::",
@@ -95,7 +95,7 @@ def asked_by_a_stranger() -> str:
 
 def strangers_call() -> str:
     """How a client with a device of its own, the right token and no agent's rights fares on another machine."""
-    options = {"ws": "/openclaw/node_modules", "url": "wss://gateway:18789", "token": TOKEN, "ca": "ca.pem", "identity": "stranger.json"}
+    options = {"ws": "/openclaw/node_modules", "url": "wss://gateway:18443", "token": TOKEN, "ca": "ca.pem", "identity": "stranger.json"}
     return robot.run(f"node /client.mjs '{json.dumps(options)}'")
 
 
@@ -115,7 +115,7 @@ TABLE = {
         ("tests/run", NotRun("is what runs this")),
         ("loopgate run --docker off", readme, Stays("loopgate is running", keep=True)),
         ("loopgate cert export", readme),
-        ("curl --cacert ca.pem https://gateway:18789", readme),
+        ("curl --cacert ca.pem https://gateway:18443", readme),
     ],
     "docker/README.md": [
         ("mkdir -m 700 secrets", shipped),

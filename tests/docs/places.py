@@ -186,7 +186,7 @@ class Compose(Here):
         if self.text:
             for released, ours in IMAGES.items():
                 self.text = self.text.replace(released, ours)
-            (directory / "compose.yaml").write_text(self.text.replace('"18789:18789"', '"127.0.0.1::18789"'))
+            (directory / "compose.yaml").write_text(self.text.replace('"18789:18443"', '"127.0.0.1::18443"'))
         (directory / "tree.yaml").write_text(
             # The gateway's part is the reader's own where the document only says that it is there.
             "services:\n  gateway:\n" + ('    image: loopgate-test/openclaw\n    environment: {OPENCLAW_CONFIG_PATH: /etc/openclaw.json, '
