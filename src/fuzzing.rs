@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::attest::{self, Answer, Challenge, Enrolled, Lines, Shown};
 use crate::config::{Config, PathRule};
 use crate::discovery::View;
+use crate::labels::LaneKind;
 use crate::lane::{Evidence, GatewayHead, Lane, Rules, Stated, decide, scrub_trailers};
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
 use crate::proxy::Framing;
@@ -86,7 +87,7 @@ pub fn head(data: &[u8]) {
         assert_eq!(count(name), 0, "{name} {headers:?}");
     }
     assert_eq!(count("host"), 1);
-    if on == "agent" {
+    if on == LaneKind::Agent {
         assert!(peer == AGENT && !sent.contains_key("origin") && !sent.contains_key("sec-fetch-site"));
         for name in ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-user"] {
             assert_eq!(count(name), 0, "{name} {headers:?}");

@@ -22,7 +22,7 @@
 //! judgement  lane
 //! sources    discovery pki
 //! tools      backoff config exchange shutdown metrics otel workers
-//! words      addr agent_id attest causes fingerprint secret trace
+//! words      addr agent_id attest causes fingerprint labels secret trace
 //! ```
 
 pub mod addr;
@@ -43,6 +43,7 @@ pub mod fingerprint;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod http_client;
+pub mod labels;
 pub mod lane;
 pub mod listener;
 pub mod metrics;

@@ -25,6 +25,7 @@ use tokio::runtime::Handle;
 use tracing::debug;
 
 use crate::http_client::send_request;
+use crate::labels;
 use crate::trace::{Recorder, Span};
 
 /// Where OTLP has traces, unless told otherwise.
@@ -102,9 +103,9 @@ impl Recorder for Exporter {
             KeyValue::new("url.path", span.path.to_owned()),
             KeyValue::new("url.scheme", "https"),
             KeyValue::new("network.protocol.name", "http"),
-            KeyValue::new("network.protocol.version", if span.protocol == "h2" { "2" } else { "1.1" }),
+            KeyValue::new("network.protocol.version", if span.protocol == labels::Protocol::Http2 { "2" } else { "1.1" }),
             KeyValue::new("network.peer.address", span.peer.to_string()),
-            KeyValue::new("loopgate.lane", span.lane),
+            KeyValue::new("loopgate.lane", span.lane.label()),
         ];
         attributes.extend(span.request_id.map(|id| KeyValue::new("loopgate.request_id", id.to_owned())));
         attributes.extend(span.error.map(|error| KeyValue::new("error.type", error)));

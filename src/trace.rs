@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::labels::{LaneKind, Protocol};
+
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// `00-<32 digits>-<16 digits>-<2 digits>`; a later version may have more behind a further dash.
@@ -103,10 +105,10 @@ pub struct Span<'a> {
     pub path: &'a str,
     /// The status of the answer.
     pub status: u16,
-    /// `agent` or `external`.
-    pub lane: &'static str,
-    /// `http/1.1` or `h2`.
-    pub protocol: &'static str,
+    /// The lane that the request left on.
+    pub lane: LaneKind,
+    /// The client's protocol.
+    pub protocol: Protocol,
     /// The client's address.
     pub peer: std::net::IpAddr,
     /// What the client was told beside an error.

@@ -217,11 +217,11 @@ fn connection(present: &Present, why: Option<&WhyExternal>, now: SystemTime) -> 
     status::Connection {
         number: present.number,
         peer: present.peer.to_string(),
-        lane: present.lane.label().into(),
+        lane: present.lane.kind().label().into(),
         admitted,
         who,
         source,
-        protocol: present.protocol.into(),
+        protocol: present.protocol.label().into(),
         since: rfc3339(present.since.into()),
         for_seconds: age(present.since, now),
         why_not_agent: why.map(ToString::to_string),

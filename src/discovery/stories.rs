@@ -361,7 +361,7 @@ fn the_bridge_is_known_by_the_routes_where_docker_is_not_asked() {
         let policy = crate::lane::Policy::new(&config);
         let on = |view: &View, peer: &str| {
             let evidence = crate::lane::Evidence { peer: peer.parse().unwrap(), stated: crate::lane::Stated::Own, certificate: None };
-            crate::lane::decide(&evidence, view, &policy, 0).unwrap().label()
+            crate::lane::decide(&evidence, view, &policy, 0).unwrap().kind().label()
         };
         for (peer, lane) in [("172.30.9.1", "external"), ("172.30.9.2", "external"), ("172.30.9.3", "agent")] {
             assert_eq!(on(&house.view.borrow(), peer), lane, "{peer}");

@@ -17,6 +17,7 @@ use super::request::{Checked, check, is_host, tokens};
 use super::{AgentLane, Denied, ExternalLane, Lane, Policy, Refusal, forwarded, page, path};
 use crate::addr::says_nothing;
 use crate::config::{Config, PathRule};
+use crate::labels::LaneKind;
 use crate::pki::SubjectName;
 use crate::trace::Trace;
 
@@ -86,7 +87,7 @@ impl Rules {
 pub struct GatewayHead {
     parts: Parts,
     source: Ipv4Addr,
-    lane: &'static str,
+    lane: LaneKind,
     client: Option<IpAddr>,
     upgrade: bool,
 }
@@ -126,7 +127,7 @@ impl GatewayHead {
         {
             parts.headers.insert(AUTHORIZATION, token.clone());
         }
-        Self { parts, source: lane.source, lane: "agent", client: None, upgrade }
+        Self { parts, source: lane.source, lane: LaneKind::Agent, client: None, upgrade }
     }
 
     fn for_external(mut parts: Parts, checked: Checked, lane: &ExternalLane, rules: &Rules) -> Result<Self, Refusal> {
@@ -136,11 +137,11 @@ impl GatewayHead {
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
         forwarding.write(&mut parts.headers);
-        Ok(Self { parts, source: rules.external_source, lane: "external", client, upgrade })
+        Ok(Self { parts, source: rules.external_source, lane: LaneKind::External, client, upgrade })
     }
 
-    /// The lane that it leaves on, as metrics and logs name it.
-    pub fn lane(&self) -> &'static str {
+    /// The lane that it leaves on.
+    pub fn lane(&self) -> LaneKind {
         self.lane
     }
 

@@ -122,16 +122,16 @@ fn a_name_that_a_page_brought_along_is_no_agents() {
     let token = HeaderValue::from_static("Bearer inherited");
     let names = BTreeSet::from([SubjectName::Dns("gw.example".into())]);
     for (lane, host, expected) in [
-        (&attested, "127.0.0.1:18789", "agent"),
-        (&attested, "gw.example:18789", "agent"),
-        (&attested, "evil.example:18789", "external"),
+        (&attested, "127.0.0.1:18789", LaneKind::Agent),
+        (&attested, "gw.example:18789", LaneKind::Agent),
+        (&attested, "evil.example:18789", LaneKind::External),
         // Without a listener of its own in plain text, nobody comes under a name that is not in the certificate.
-        (&by_address, "evil.example:18789", "agent"),
+        (&by_address, "evil.example:18789", LaneKind::Agent),
     ] {
         let (parts, ()) = Request::builder().uri("/").header("host", host).body(()).unwrap().into_parts();
         let head = GatewayHead::new(parts, lane, &rules, Some(&token), &names).unwrap();
         assert_eq!(head.lane(), expected, "{host}");
-        let inherits = expected == "agent" && lane == &attested;
+        let inherits = expected == LaneKind::Agent && lane == &attested;
         assert_eq!(head.into_request(()).headers().contains_key(AUTHORIZATION), inherits, "{host}");
     }
 }
@@ -149,7 +149,7 @@ fn a_page_on_an_agents_connection_has_to_pass_the_lists() {
                 .map(|head| head.lane())
         };
         assert_eq!(ask(true).unwrap_err(), Refusal::ClientDenied);
-        assert_eq!(ask(false).unwrap(), "agent");
+        assert_eq!(ask(false).unwrap(), LaneKind::Agent);
     }
 }
 

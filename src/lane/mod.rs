@@ -21,6 +21,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 use crate::discovery;
+use crate::labels::LaneKind;
 
 pub use decide::{decide, may_be_agent, permit, permit_stated};
 pub use evidence::{Certificate, Evidence, Issuer, Stated};
@@ -39,11 +40,11 @@ pub enum Lane {
 }
 
 impl Lane {
-    /// `agent` or `external`, as metrics and logs name it.
-    pub fn label(&self) -> &'static str {
+    /// Which of the two it is.
+    pub fn kind(&self) -> LaneKind {
         match self {
-            Self::Agent(_) => "agent",
-            Self::External(_) => "external",
+            Self::Agent(_) => LaneKind::Agent,
+            Self::External(_) => LaneKind::External,
         }
     }
 }

@@ -10,21 +10,22 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::labels::{LaneKind, Protocol};
 use crate::trace::Recorder;
 
 /// A lane.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LaneLabels {
-    lane: &'static str,
+    lane: LaneKind,
 }
 
 /// A kind of request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
-    /// `agent` or `external`.
-    pub lane: &'static str,
-    /// `http/1.1` or `h2`.
-    pub protocol: &'static str,
+    /// The lane that the request left on.
+    pub lane: LaneKind,
+    /// The client's protocol.
+    pub protocol: Protocol,
     /// The status code.
     pub status: u16,
 }
@@ -110,8 +111,9 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    fn of(&self, lane: &'static str, requests: &Family<RequestLabels, Counter>) -> LaneMetrics {
-        let well = ["http/1.1", "h2"].map(|protocol| requests.get_or_create(&RequestLabels { lane, protocol, status: 200 }).clone());
+    fn of(&self, lane: LaneKind, requests: &Family<RequestLabels, Counter>) -> LaneMetrics {
+        let well = [Protocol::Http1, Protocol::Http2]
+            .map(|protocol| requests.get_or_create(&RequestLabels { lane, protocol, status: 200 }).clone());
         let lane = LaneLabels { lane };
         LaneMetrics {
             open: self.open.get_or_create(&lane).clone(),
@@ -130,8 +132,8 @@ impl Default for Traffic {
         let lanes = Lanes::default();
         let requests = Family::default();
         Self {
-            agent: lanes.of("agent", &requests),
-            external: lanes.of("external", &requests),
+            agent: lanes.of(LaneKind::Agent, &requests),
+            external: lanes.of(LaneKind::External, &requests),
             lanes,
             requests,
             denied: Family::default(),
@@ -155,15 +157,18 @@ impl Traffic {
     }
 
     /// The counters of one lane.
-    pub fn lane(&self, lane: &'static str) -> &LaneMetrics {
-        if lane == "agent" { &self.agent } else { &self.external }
+    pub fn lane(&self, lane: LaneKind) -> &LaneMetrics {
+        match lane {
+            LaneKind::Agent => &self.agent,
+            LaneKind::External => &self.external,
+        }
     }
 
     /// Counts an answered request and how long its response head took.
-    pub fn answered(&self, lane: &'static str, protocol: &'static str, status: u16, after: Duration) {
+    pub fn answered(&self, lane: LaneKind, protocol: Protocol, status: u16, after: Duration) {
         let counters = self.lane(lane);
         if status == 200 {
-            counters.well[usize::from(protocol == "h2")].inc();
+            counters.well[usize::from(protocol == Protocol::Http2)].inc();
         } else {
             self.requests.get_or_create(&RequestLabels { lane, protocol, status }).inc();
         }

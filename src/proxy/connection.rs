@@ -27,6 +27,7 @@ use super::roll::{Entry, unix};
 use super::streams::Streams;
 use super::{Proxy, Settings};
 use crate::addr::PeerAddr;
+use crate::labels::Protocol;
 use crate::lane::{Denied, Evidence, Lane, Stated, decide, permit, permit_stated};
 use crate::listener::{Permit, proxy_protocol};
 use crate::metrics::count;
@@ -55,7 +56,7 @@ pub(super) struct Session {
     pub(super) settings: Arc<Settings>,
     pub(super) lane: Arc<Lane>,
     pub(super) peer: PeerAddr,
-    pub(super) protocol: &'static str,
+    pub(super) protocol: Protocol,
     pub(super) number: u64,
     pub(super) activity: Arc<Activity>,
     pub(super) calls: Calls,
@@ -111,17 +112,17 @@ async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
     let handshake = unless_ending(proxy, tls::accept(stream, &terms, settings.limits.handshake_timeout)).await?;
     let tls::Handshake { stream, certificate } = handshake;
     proxy.traffic.handshakes.inc();
-    let alpn = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
-    if alpn.as_deref() == Some(tls::ENROL) {
+    let alpn = stream.get_ref().1.alpn_protocol();
+    if alpn == Some(tls::ENROL) {
         tokio::select! {
             () = proxy.shutdown.begun() => {}
             () = (proxy.enrol)(stream, peer) => {}
         }
         return Ok(());
     }
+    let protocol = Protocol::of_alpn(alpn);
     let vouched_for = certificate.is_some();
     let evidence = Evidence { peer: peer.ip(), stated, certificate };
-    let protocol = if alpn.as_deref() == Some(b"h2") { "h2" } else { "http/1.1" };
     let (view, rules) = (Arc::clone(&proxy.view.borrow()), proxy.rules.load_full());
     let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
     let lane = Arc::new(lane);
@@ -137,9 +138,9 @@ async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
     if vouched_for && !terms.believes_the_same(&proxy.terms.load()) {
         return Ok(());
     }
-    debug!(connection = entry.number(), %peer, lane = lane.label(), protocol, "connected");
+    debug!(connection = entry.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(), "connected");
     let activity = Activity::new();
-    let counters = proxy.traffic.lane(lane.label());
+    let counters = proxy.traffic.lane(lane.kind());
     counters.connections.inc();
     let session = Arc::new(Session {
         proxy: Arc::clone(proxy),
@@ -152,12 +153,14 @@ async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
         calls: entry.calls().clone(),
     });
     let open = Held::new(&counters.open);
-    let bytes = if protocol == "h2" { Bytes::H2(Pace::new(), proxy.traffic.floods.clone()) } else { Bytes::H1(Framing::default()) };
+    let bytes = match protocol {
+        Protocol::Http2 => Bytes::H2(Pace::new(), proxy.traffic.floods.clone()),
+        Protocol::Http1 => Bytes::H1(Framing::default()),
+    };
     let io = Downstream { tls: stream, watched: Some(Watched { activity, bytes }), unwritten: false, _held: (held, entry, open) };
-    if protocol == "h2" {
-        serve_h2(session, io).await
-    } else {
-        serve_h1(session, io).await
+    match protocol {
+        Protocol::Http2 => serve_h2(session, io).await,
+        Protocol::Http1 => serve_h1(session, io).await,
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use http::header::{CONNECTION, EXPECT, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
-use hyper::ext::Protocol;
+use hyper::ext;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
@@ -27,6 +27,7 @@ use super::standing::Standing;
 use super::tunnel;
 use super::upstream::Link;
 use crate::config::TraceparentUse;
+use crate::labels::{LaneKind, Protocol};
 use crate::lane::{GatewayHead, Lane, Refusal, scrub_response};
 use crate::metrics::count;
 use crate::metrics::traffic::Held;
@@ -44,7 +45,7 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
     let logged = session.settings.log_access.then(|| Logged::of(&session, request.headers()));
     let told = logged.is_some() || recorder.is_some();
     let told = told.then(|| (request.method().clone(), request.uri().path().to_owned()));
-    let (mut lane, mut spoilt) = (session.lane.label(), false);
+    let (mut lane, mut spoilt) = (session.lane.kind(), false);
     let mut request_id = None;
     let mut failed = None;
     let mut response = match forward(&session, request, started, trace.as_ref(), &mut lane, &mut spoilt).await {
@@ -60,7 +61,7 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
             response
         }
     };
-    if spoilt && protocol == "http/1.1" {
+    if spoilt && protocol == Protocol::Http1 {
         response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
     }
     let (status, took) = (response.status().as_u16(), started.elapsed());
@@ -76,7 +77,7 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
         // Left out where only the end of the body will tell.
         let bytes = response.body().size_hint().exact();
         let trace_id = trace.as_ref().map_or("-", |trace| trace.told.trace_id());
-        info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, %method, path, status, bytes, ms, request_id, trace_id, "request");
+        info!(target: "loopgate::access", connection, %peer, %client, lane = lane.label(), protocol = protocol.label(), %method, path, status, bytes, ms, request_id, trace_id, "request");
     }
     Ok(response)
 }
@@ -123,15 +124,15 @@ fn next_id() -> String {
 }
 
 fn report(session: &Session, error: &Error, request_id: &str) {
-    let (connection, peer, lane) = (session.number, session.peer, session.lane.label());
+    let (connection, peer, lane) = (session.number, session.peer, session.lane.kind());
     let traffic = &session.proxy.traffic;
     let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
     if error.is_gateways() {
         count(&traffic.gateway_errors, error.label());
-        warn!(connection, %peer, lane, request_id, cause, "{error}");
+        warn!(connection, %peer, lane = lane.label(), request_id, cause, "{error}");
     } else {
         count(&traffic.refused, error.label());
-        debug!(connection, %peer, lane, request_id, cause, "{error}");
+        debug!(connection, %peer, lane = lane.label(), request_id, cause, "{error}");
     }
 }
 
@@ -141,7 +142,7 @@ async fn forward(
     mut request: Request<Incoming>,
     started: Instant,
     trace: Option<&Trace>,
-    lane: &mut &'static str,
+    lane: &mut LaneKind,
     spoilt: &mut bool,
 ) -> Result<Response<ResponseBody>, Error> {
     let busy = session.activity.begin();
@@ -191,7 +192,7 @@ fn pass_back(
     // What is to be upgraded to is the point of a 426 (RFC 9110 section 15.5.22). HTTP/2 knows no such field.
     let offered = (parts.status == StatusCode::UPGRADE_REQUIRED).then(|| parts.headers.remove(UPGRADE)).flatten();
     scrub_response(&mut parts.headers);
-    if let Some(protocol) = offered.filter(|_| session.protocol == "http/1.1") {
+    if let Some(protocol) = offered.filter(|_| session.protocol == Protocol::Http1) {
         parts.headers.insert(UPGRADE, protocol);
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
@@ -201,7 +202,7 @@ fn pass_back(
 
 /// Turns an extended CONNECT (RFC 8441) into the upgrade that says the same in HTTP/1.1; returns whether it was one.
 fn extended_connect(request: &mut Request<Incoming>) -> Result<bool, Error> {
-    let Some(protocol) = request.extensions_mut().remove::<Protocol>() else { return Ok(false) };
+    let Some(protocol) = request.extensions_mut().remove::<ext::Protocol>() else { return Ok(false) };
     if protocol.as_str() != "websocket" {
         return Err(Error::Refused(Refusal::BadUpgrade));
     }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::calls::Calls;
 use crate::addr::{PeerAddr, canonical};
 use crate::discovery::View;
+use crate::labels::Protocol;
 use crate::lane::{Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
 
 /// Every connection that was given a lane.
@@ -28,8 +29,8 @@ pub struct Present {
     pub peer: PeerAddr,
     /// Its lane.
     pub lane: Arc<Lane>,
-    /// `http/1.1` or `h2`.
-    pub protocol: &'static str,
+    /// What its client speaks.
+    pub protocol: Protocol,
     /// Since when.
     pub since: SystemTime,
     evidence: Arc<Evidence>,
@@ -79,7 +80,7 @@ impl Roll {
         self: &Arc<Self>,
         peer: PeerAddr,
         lane: Arc<Lane>,
-        protocol: &'static str,
+        protocol: Protocol,
         evidence: Evidence,
         draining: &CancellationToken,
     ) -> Entry {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use loopgate::config::Discovery as Source;
+use loopgate::labels::{LaneKind, Protocol};
 use loopgate::metrics::enrolment::Enrolments;
 use loopgate::metrics::health::{Health, ProofLabels};
 use loopgate::metrics::traffic::Traffic;
@@ -18,7 +19,7 @@ pub fn everything() -> String {
     for family in [&traffic.denied, &traffic.handshake_failures, &traffic.overdue, &traffic.refused, &traffic.gateway_errors] {
         count(family, "reason");
     }
-    traffic.answered("agent", "h2", 200, Duration::ZERO);
+    traffic.answered(LaneKind::Agent, Protocol::Http2, 200, Duration::ZERO);
     let enrolments = Enrolments::default();
     count(&enrolments.refused, "reason");
     doors.refuse(Refusal::ClientRate);
