@@ -2,8 +2,8 @@
 # arm64.sh: what builds and runs programs for 64-bit Arm: Debian's cross compiler, QEMU, and Rust's standard library for that target. Prints
 # a tree whose bin/ has a cargo and a rustc that know the target aarch64-unknown-linux-gnu.
 #
-# That is the toolchain in use, if rustup can add the target to it. Where it can't (there is no rustup, or its server is out of reach), and
-# with RUST_SRC=debian always, the library is built from the sources of the very same version, which Debian's backports have.
+# That is the toolchain in use if rustup can add the target to it. If not (no rustup, or its server can't be reached), and always with
+# RUST_SRC=debian, the library is built from the sources of the same version in Debian's backports.
 . "$(dirname "$0")/lib.sh"
 
 target=aarch64-unknown-linux-gnu
@@ -13,7 +13,7 @@ sysroot=$(rustc --print sysroot)
 
 by_rustup() {
   [ "${RUST_SRC:-}" != debian ] && command -v rustup >/dev/null || return
-  # A server that does not answer is as good as none.
+  # Do not wait for a server that can't be reached.
   timeout 120 rustup target add "$target" >&2 || return
   [ -d "$sysroot/lib/rustlib/$target/lib" ]
 }
@@ -23,7 +23,7 @@ sources() {
   local here=$PWD keyring=/usr/share/keyrings/debian-archive-keyring.gpg
   mkdir -p lists/partial archives/partial src
   echo "deb [signed-by=$keyring] $mirror trixie-backports main" >sources.list
-  # An apt with its own sources and lists: this machine's stay as they are.
+  # apt with sources and lists of its own; the machine's are not touched.
   local apt=(apt-get -q -o "Dir::Etc::sourcelist=$here/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$here/lists"
     -o "Dir::Cache::archives=$here/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root)
   "${apt[@]}" update
@@ -32,11 +32,11 @@ sources() {
   rm -rf lists archives sources.list rust-src_*.deb
 }
 
-# The toolchain in use, with the target added aside: a library is all that rustc looks for in its sysroot.
+# A sysroot of links to the toolchain in use, plus the target's library, which is all that rustc looks for there.
 toolchain() {
   sources
-  # As the releases are built; a stable compiler may do that when it is told so. Its dependencies come from crates.io, by Cargo.lock: not
-  # all of them are among what Debian left in the vendor directory.
+  # Built as Rust's releases are; RUSTC_BOOTSTRAP permits that on a stable compiler. Dependencies come from crates.io by Cargo.lock: Debian's
+  # vendor directory does not have all of them.
   RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zforce-unstable-if-unmarked CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
     __CARGO_DEFAULT_LIB_METADATA=loopgate-tests \
     cargo build --quiet --locked --profile dist --package sysroot --features backtrace --target "$target" --target-dir built \

@@ -2,7 +2,7 @@
 # compose.sh [v1] [v2]: both generations of Docker Compose; prints the command of each. Without an argument: both.
 #
 #   v1  docker-compose 1.29, the last one in Python, which Debian bookworm has
-#   v2  the plugin of the docker command, with buildx, out of Debian trixie's packages where there is none; it needs only glibc
+#   v2  the plugin of the docker command, with buildx; from Debian trixie's packages if it is missing (they need only glibc)
 . "$(dirname "$0")/lib.sh"
 
 plugins=${DOCKER_CONFIG:-$HOME/.docker}/cli-plugins
@@ -16,7 +16,7 @@ trixie() {
   local here=$PWD keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror=${TEST_MIRROR:-http://deb.debian.org/debian}
   mkdir -p lists/partial archives/partial
   echo "deb [signed-by=$keyring] $mirror trixie main" >sources.list
-  # An apt with its own sources and lists: this machine's stay as they are.
+  # apt with sources and lists of its own; the machine's are not touched.
   local apt=(apt-get -q -o "Dir::Etc::sourcelist=$here/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$here/lists"
     -o "Dir::Cache::archives=$here/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root)
   "${apt[@]}" update
@@ -30,7 +30,7 @@ v2() {
     local packages
     packages=$(tree compose-trixie trixie)
     mkdir -p "$plugins"
-    # Links, and never over what is there: a cache that is deleted takes them along, and a real plugin stays.
+    # Links, so that deleting the cache disables them; a plugin that is installed stays.
     ln -sfn "$packages"/usr/libexec/docker/cli-plugins/docker-compose "$plugins/docker-compose"
     [ -e "$plugins/docker-buildx" ] || ln -sfn "$packages"/usr/libexec/docker/cli-plugins/docker-buildx "$plugins/docker-buildx"
   fi

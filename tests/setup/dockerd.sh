@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# dockerd.sh start|stop|status: a Docker Engine where there is none, without systemd.
+# dockerd.sh start|stop|status: a Docker Engine if none runs, without systemd.
 #
 # `start` reuses an engine that answers on the default socket, else installs Debian's and starts it, and prints the socket. `stop` stops
 # only what `start` started; its images stay in the cache.
@@ -8,7 +8,7 @@
 socket=${TEST_DOCKER_SOCKET:-/var/run/docker.sock}
 engine=$cache/engine
 answers() { curl -fsS -m 2 --unix-socket "$socket" http://docker/_ping >/dev/null 2>&1; }
-# runs NAME FILE: whether the process that FILE names is a NAME that runs; by now its number may be another's, or it waits to be buried.
+# runs NAME FILE: whether the pid in FILE is a running NAME, and neither a reused number nor a zombie.
 runs() { [ -s "$2" ] && [ "$(ps -o comm= -p "$(cat "$2")" 2>/dev/null)" = "$1" ] && ! ps -o stat= -p "$(cat "$2")" | grep -q '^Z'; }
 alive() { runs dockerd "$engine/pid"; }
 
@@ -17,7 +17,7 @@ start() {
   [ "$(id -u)" = 0 ] || die "nothing answers on $socket, and starting an engine needs root"
   command -v dockerd >/dev/null || apt_install docker.io iptables procps
   mkdir -p "$engine" "$(dirname "$socket")"
-  # The pid files of a killed daemon and of its containerd would keep the next ones from starting.
+  # Stale pid files of a killed daemon and its containerd prevent the next start.
   alive || rm -f "$engine/pid"
   runs containerd "$engine/exec/containerd/containerd.pid" || rm -f "$engine/exec/containerd/containerd.pid"
   setsid nohup dockerd --host "unix://$socket" --data-root "$engine/data" --exec-root "$engine/exec" --pidfile "$engine/pid" \

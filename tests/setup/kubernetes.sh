@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # kubernetes.sh: a real Kubernetes API server and its etcd. Prints the tree: bin/kube-apiserver and bin/etcd.
 #
-# The server is 1.20, the last one whose source Debian has (its binary package is only kubectl), compiled by the Go compiler of bookworm.
-# That takes some minutes of two processors and, until it is done, 3 GB. Nothing is installed.
+# The server is 1.20, the newest whose source Debian has (the binary package is only kubectl), compiled with bookworm's Go compiler. That
+# takes some minutes on two processors, and 3 GB while it runs. Nothing is installed on the machine.
 . "$(dirname "$0")/lib.sh"
 
 apt_install debian-archive-keyring
 mirror=${TEST_MIRROR:-http://deb.debian.org/debian}
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
-# An apt with its own sources and lists: this machine's stay as they are.
+# apt with sources and lists of its own; the machine's are not touched.
 fetch() {
   mkdir -p lists/partial archives/partial packages
   printf 'deb [signed-by=%s] %s bookworm main\ndeb-src [signed-by=%s] %s bookworm main\n' "$keyring" "$mirror" "$keyring" "$mirror" >sources.list
@@ -21,7 +21,7 @@ fetch() {
   for package in *.deb; do dpkg-deb -x "$package" packages; done
 }
 
-# Debian parts the compiler in two, joined by links to where it would be installed.
+# Debian splits the compiler in two packages, joined by links to the place of installation.
 compiler() {
   find packages/usr/lib/go-1.19 packages/usr/share/go-1.19 -type l -delete
   mkdir go
@@ -34,12 +34,12 @@ install() {
   compiler
   mkdir -p "path/src/$kubernetes" bin
   tar -xzf kubernetes_*.orig.tar.gz --strip-components 1 -C "path/src/$kubernetes"
-  # 1.20.5+really1.20.2: what it calls itself is not what it is.
+  # The package's version is 1.20.5+really1.20.2.
   version=$(basename kubernetes_*.orig.tar.gz .orig.tar.gz | sed 's/.*[_y]//')
   export GOROOT=$work/go GOPATH=$work/path GOCACHE=$work/compiled GO111MODULE=off CGO_ENABLED=0 GOFLAGS='' PATH=$work/go/bin:$PATH
   cd "path/src/$kubernetes"
 
-  # One file of its source is generated: the description of its types. The packages are those that its own Makefile would find.
+  # One source file is generated: the description of its types. The packages are those that its Makefile finds.
   go build -o "$work/openapi-gen" "./vendor/k8s.io/kube-openapi/cmd/openapi-gen"
   local types
   types=$(grep -rlE '\+k8s:openapi-gen=true' --include='*.go' pkg staging/src/k8s.io | grep -v _test.go | xargs -n1 dirname | sort -u |

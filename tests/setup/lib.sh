@@ -1,7 +1,7 @@
-# What every script of tests/setup shares. Sourced, not run.
+# Functions shared by the scripts of tests/setup. Sourced, not run.
 #
-# Each script installs one thing once and prints where it is, and nothing else, on standard output. Its progress goes to standard error.
-# Variables for tests begin with TEST_, since loopgate refuses what begins with its own name and is none of its options.
+# Each script installs one thing once and prints its path, and nothing else, on standard output. Progress goes to standard error.
+# Variables for tests begin with TEST_: loopgate refuses unknown variables that begin with LOOPGATE_.
 set -euo pipefail
 
 cache=${TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/loopgate-tests}
@@ -10,7 +10,7 @@ mkdir -p "$cache"
 say() { echo "setup: $*" >&2; }
 die() { echo "setup: $*" >&2; exit 1; }
 
-# as_root CMD...: runs it as root, which a test machine's user mostly is already.
+# as_root CMD...: runs it as root.
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
 # apt_install PACKAGE...: installs those that are missing.
@@ -23,7 +23,7 @@ apt_install() {
   command -v apt-get >/dev/null || die "no apt-get here; install by hand: ${missing[*]}"
   say "apt-get install ${missing[*]}"
   (
-    # One apt at a time: two runs, or two sections of one, would trip over dpkg's own lock.
+    # One apt at a time: parallel scripts would fail on dpkg's lock.
     flock 9
     export DEBIAN_FRONTEND=noninteractive
     log=$cache/apt.log
@@ -33,8 +33,8 @@ apt_install() {
   ) 9>"$cache/apt.lock"
 }
 
-# tree NAME FUNCTION: the directory $cache/NAME, made by FUNCTION, which runs in an empty directory. Either whole or absent: it is made
-# aside and renamed, so that an interrupted install is begun anew and never used.
+# tree NAME FUNCTION: the directory $cache/NAME, made by FUNCTION, which runs in an empty directory. It is built
+# aside and renamed, so that an interrupted installation is never used.
 tree() {
   local name=$1 make=$2
   (

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# openclaw.sh VERSION: the real OpenClaw gateway out of npm, with the Node.js it needs. Prints the tree: node_modules/openclaw is the
+# openclaw.sh VERSION: the real OpenClaw gateway from npm, with the Node.js it needs. Prints the tree: node_modules/openclaw is the
 # gateway, node_modules/node/bin/node its Node.js.
 . "$(dirname "$0")/lib.sh"
 version=${1:?which version of OpenClaw}
@@ -10,7 +10,7 @@ case $version in
 esac
 
 install() {
-  # Node.js first, and then by it: npm runs OpenClaw's own scripts with the first node in PATH, and they refuse one that is too old.
+  # Node.js first: npm runs OpenClaw's install scripts with the first node in PATH, and they refuse an old one.
   npm install --no-audit --no-fund --loglevel=error --prefix . "node@$node"
   export PATH="$PWD/node_modules/node/bin:$PATH"
   # libsignal is overridden because old versions take it from a git URL, which npm can't always reach. The gateway does not need it.
