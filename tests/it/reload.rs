@@ -12,7 +12,7 @@ use crate::process::Process;
 
 /// For what should happen at once.
 const SOON: Duration = Duration::from_secs(10);
-const DONE: &str = "going by the configuration as it is now";
+const DONE: &str = "configuration reloaded";
 
 /// What the sidecar goes by, with a change.
 async fn change(house: &House, change: impl FnOnce(&mut loopgate::config::Config)) {
@@ -160,7 +160,7 @@ async fn sighup_reads_the_file_again() {
     .unwrap();
     process.signal(Signal::SIGHUP);
     process.says(DONE).await;
-    let kept = process.says("only a restart makes it count").await;
+    let kept = process.says("need a restart").await;
     assert!(kept.contains("\"keys\":\"docker\""), "{kept}");
     // The flag beats the file, as it did at the start.
     assert!(process.handshake(process.tcp("127.0.0.5").await, "http/1.1").await.is_err());
@@ -174,7 +174,7 @@ async fn a_wrong_file_changes_nothing_and_is_told() {
     let process = Process::start(&[], &format!("[external]\ndeny = [\"{STRANGER}\"]\n")).await;
     std::fs::write(process.file(), "[external]\ndenied = []\nallow = [\"nonsense\"]\n").unwrap();
     process.signal(Signal::SIGHUP);
-    let told = process.says("keeping the configuration as it was").await;
+    let told = process.says("reload rejected, old configuration still in use").await;
     assert!(told.contains("loopgate.toml:2") && told.contains("denied") && told.contains("nonsense"), "{told}");
     assert!(process.handshake(process.tcp(STRANGER).await, "http/1.1").await.is_err());
     std::fs::write(process.file(), "[tls]\nclient_ca = \"/nowhere/ca.pem\"\n").unwrap();

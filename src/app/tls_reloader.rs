@@ -1,4 +1,4 @@
-//! Handshakes by the newest certificate and the newest client authorities.
+//! Keeps TLS handshakes up to date with the newest server certificate and client CAs.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,49 +16,48 @@ use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 use crate::tls::{self, ClientAuthorities, Terms};
 
-/// How long to wait before trying again what could not be served: the file of the client authorities may be in the middle of being
-/// replaced, and the next change of the certificate is far away.
+/// How long to wait before a failed update is tried again: the client CA file may be half written, and the next certificate may be far away.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What handshakes are made of, and who makes them.
-pub(super) struct Handshakes {
+/// Builds the TLS configuration of new handshakes and hands it to the proxy.
+pub(super) struct TlsReloader {
     newest: watch::Receiver<Arc<Identity>>,
     config: Arc<ArcSwap<Config>>,
     proxy: Arc<Proxy>,
-    /// What clients are shown.
+    /// The certificate in use.
     served: watch::Sender<Arc<Identity>>,
-    /// Why they are not shown the newest.
+    /// Why the newest certificate is not in use.
     problem: watch::Sender<Option<String>>,
-    /// Held from the look at what is newest until it is in use, so that nothing older can come after it.
-    renewing: Mutex<()>,
+    /// Held during an update, so that concurrent updates can't put an older certificate in place of a newer one.
+    updating: Mutex<()>,
 }
 
-impl Handshakes {
-    /// Handshakes that show `served` for now.
+impl TlsReloader {
+    /// Creates a reloader that serves `served` until the first update.
     pub(super) fn new(
         newest: watch::Receiver<Arc<Identity>>,
         served: Arc<Identity>,
         config: Arc<ArcSwap<Config>>,
         proxy: Arc<Proxy>,
     ) -> Self {
-        Self { newest, config, proxy, served: watch::Sender::new(served), problem: watch::Sender::new(None), renewing: Mutex::default() }
+        Self { newest, config, proxy, served: watch::Sender::new(served), problem: watch::Sender::new(None), updating: Mutex::default() }
     }
 
-    /// What clients are shown.
+    /// The certificate that clients are shown.
     pub(super) fn served(&self) -> watch::Receiver<Arc<Identity>> {
         self.served.subscribe()
     }
 
-    /// Why they are not shown the newest certificate, or by the newest client authorities.
+    /// Why the newest certificate or client CA is not in use.
     pub(super) fn problem(&self) -> watch::Receiver<Option<String>> {
         self.problem.subscribe()
     }
 
-    /// Makes new handshakes use what is newest. What can't be used leaves in place what was before.
-    pub(super) fn renew(&self) {
-        let _one = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Makes new handshakes use the newest certificate and client CA. If they can't be used, the old ones stay.
+    pub(super) fn update(&self) {
+        let _guard = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = Arc::clone(&self.newest.borrow());
-        let problem = match terms(&identity, &self.config.load()) {
+        let problem = match server_config(&identity, &self.config.load()) {
             Ok(terms) => {
                 info!(until = %identity.not_after, names = identity.names.len(), "serving this certificate");
                 self.proxy.renew_terms(terms);
@@ -68,16 +67,16 @@ impl Handshakes {
             Err(error) => Some(error_chain(&error)),
         };
         self.problem.send_if_modified(|known| {
-            let news = *known != problem;
-            if let Some(problem) = problem.as_ref().filter(|_| news) {
-                error!("the new certificate can't be served, keeping the one before: {problem}");
+            let changed = *known != problem;
+            if let Some(problem) = problem.as_ref().filter(|_| changed) {
+                error!("can't load the new certificate; still serving the old one: {problem}");
             }
             *known = problem;
-            news
+            changed
         });
     }
 
-    /// Renews at each change of the identity, and again where that failed.
+    /// Updates at each new certificate, and retries a failed update.
     pub(super) async fn follow(self: Arc<Self>, shutdown: Shutdown) {
         let mut newest = self.newest.clone();
         loop {
@@ -86,13 +85,13 @@ impl Handshakes {
                 changed = newest.changed() => if changed.is_err() { return },
                 () = sleep(RETRY) => if self.problem.borrow().is_none() { continue },
             }
-            self.renew();
+            self.update();
         }
     }
 }
 
-/// The terms of handshakes that show `identity`.
-pub(super) fn terms(identity: &Identity, config: &Config) -> Result<Terms, Error> {
+/// Returns the TLS configuration that serves `identity`.
+pub(super) fn server_config(identity: &Identity, config: &Config) -> Result<Terms, Error> {
     let authorities = ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref()).map_err(tls::Error::from)?;
     let further = config.tls.names.iter().filter_map(|name| name.parse().ok());
     Ok(Terms::new(identity, Arc::new(authorities), further)?)

@@ -1,0 +1,262 @@
+//! The running sidecar: starts every part of it, reloads the configuration, and stops.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::certificate_names::follow_names;
+use super::tls_reloader::{self, TlsReloader};
+use super::{Error, gateway_token};
+use crate::admin::{self, Desk};
+use crate::config::live::adopt;
+use crate::config::{self, Config};
+use crate::discovery::kubernetes::Api;
+use crate::discovery::{self, Namespace, View};
+use crate::enrolment::{DockerProofs, Enrolment};
+use crate::error_chain::error_chain;
+use crate::listener;
+use crate::metrics::health::Health;
+use crate::metrics::traffic::Traffic;
+use crate::metrics::{self, Doors};
+use crate::openclaw::files::{self, Unreadable};
+use crate::openclaw::keep_paired::KeepPaired;
+#[cfg(feature = "otel")]
+use crate::otel::Exporter;
+use crate::pki::{self, Identity, Pki};
+use crate::proxy::{Enrol, Proxy};
+use crate::shutdown::Shutdown;
+use crate::trace::Recorder;
+use crate::workers::{self, Workers};
+
+/// How long the start waits for the first list of containers or pods.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A running sidecar.
+pub struct Sidecar {
+    /// The configuration in use.
+    config: Arc<ArcSwap<Config>>,
+    proxy: Arc<Proxy>,
+    tls: Arc<TlsReloader>,
+    limits: Arc<listener::Limits>,
+    /// Why the last reload was rejected.
+    config_problem: watch::Sender<Option<String>>,
+    pki: Pki,
+    view: watch::Receiver<Arc<View>>,
+    bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
+    shutdown: Shutdown,
+    _workers: Workers,
+    #[cfg(feature = "otel")]
+    exporter: Option<Arc<Exporter>>,
+    /// The admin listener stops last, so that `/readyz` can say that the sidecar is stopping.
+    admin_shutdown: Shutdown,
+}
+
+impl Sidecar {
+    /// Binds every listener and starts to serve. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// If something that `config` names can't be bound, read or made.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        let started = SystemTime::now();
+        let shutdown = Shutdown::new();
+        let admin_shutdown = Shutdown::new();
+        let admin = config.admin.map(admin::bind).transpose()?;
+        let docker = metrics::Discovery::default();
+        let mut view = discovery::start(&config, &docker, &shutdown);
+        let token = gateway_token::inherited(&config)?;
+        for Unreadable { key, path, error } in files::unreadable(&config.gateway) {
+            warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
+        }
+        // Listeners and the certificate need the agents, addresses and names that discovery finds. If it does not answer in time, the sidecar
+        // starts without them, which grants nothing.
+        discovery::settled(&mut view, DISCOVERY_TIMEOUT).await;
+        let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
+        let newest = pki.identity();
+        let served = Arc::clone(&newest.borrow());
+        let terms = tls_reloader::server_config(&served, &config)?;
+        #[cfg(feature = "otel")]
+        let exporter = config.log.otel_endpoint.as_ref().map(Exporter::new).transpose()?.map(Arc::new);
+        #[cfg(feature = "otel")]
+        let recorder = exporter.clone().map(|exporter| exporter as Arc<dyn Recorder>);
+        #[cfg(not(feature = "otel"))]
+        let recorder: Option<Arc<dyn Recorder>> = None;
+        let (traffic, doors) = (Arc::new(Traffic::told_to(recorder)), Doors::default());
+        let enrolment = Arc::new(enrolment(&config, &pki, view.clone(), &shutdown));
+        let enrolments = enrolment.metrics().clone();
+        let enrol: Enrol = Box::new(move |stream, peer| {
+            let enrolment = Arc::clone(&enrolment);
+            Box::pin(async move { enrolment.serve(stream, peer).await })
+        });
+        let workers = Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
+        let crew = workers.crew().clone();
+        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), crew, &shutdown);
+        let serving = Arc::clone(&proxy);
+        let knowing = Arc::clone(&proxy);
+        let limits = Arc::new(listener::Limits::new(&config, doors.clone(), move |peer| knowing.may_be_agents(peer)));
+        let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| serving.serve(accepted))?;
+        keep_paired(&config, &shutdown);
+        let gateway = config.gateway.address;
+        let config = Arc::new(ArcSwap::from_pointee(config));
+        let tls = Arc::new(TlsReloader::new(newest, served, Arc::clone(&config), Arc::clone(&proxy)));
+        shutdown.spawn(Arc::clone(&tls).follow(shutdown.clone()));
+        let (config_problem, last_config_problem) = watch::channel(None);
+        if let Some(admin) = admin {
+            let mut registry = Registry::with_prefix("loopgate");
+            traffic.register(&mut registry);
+            doors.register(&mut registry);
+            docker.register(&mut registry, &[config.load().discovery]);
+            enrolments.register(&mut registry);
+            let health = Health::default();
+            health.register(&mut registry);
+            let state = Desk {
+                gateway,
+                gateway_lost: AtomicBool::new(false),
+                listen: config.load().listen.on.clone(),
+                bound: bound.clone(),
+                served: tls.served(),
+                serving_problem: tls.problem(),
+                pki_problem: pki.problem(),
+                view: view.clone(),
+                proxy: Arc::clone(&proxy),
+                registry,
+                health,
+                config_problem: last_config_problem,
+                started,
+                shutdown: shutdown.clone(),
+            };
+            admin.serve(state, &admin_shutdown);
+        }
+        let sidecar = Self {
+            config,
+            proxy,
+            tls,
+            limits,
+            config_problem,
+            pki,
+            view,
+            bound,
+            shutdown,
+            _workers: workers,
+            #[cfg(feature = "otel")]
+            exporter,
+            admin_shutdown,
+        };
+        sidecar.log_start();
+        Ok(sidecar)
+    }
+
+    fn log_start(&self) {
+        let fingerprint = self.identity().certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default();
+        let listening: Vec<_> = self.bound.borrow().iter().map(ToString::to_string).collect();
+        let (version, gateway) = (env!("CARGO_PKG_VERSION"), self.config.load().gateway.address);
+        info!(version, %gateway, listening = listening.join(","), fingerprint, "loopgate is running");
+    }
+
+    /// The addresses that clients can connect to now.
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        self.bound.borrow().to_vec()
+    }
+
+    /// The configuration in use.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// The certificate that clients are shown.
+    pub fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.tls.served().borrow())
+    }
+
+    /// Resolves when the container that owns this network namespace runs again in another one.
+    pub(super) async fn orphaned(&self) {
+        let mut view = self.view.clone();
+        let left = view.wait_for(|view| view.namespace == Namespace::Left).await.is_ok();
+        if !left {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Reads the certificate files again and applies `wanted`, as far as options can change without a restart. If `wanted` is invalid,
+    /// the configuration in use stays. Connections stay open unless the new configuration no longer authorizes them.
+    pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) {
+        info!("reloading the configuration and the certificate files");
+        self.pki.reload();
+        let adopted = wanted.map_err(|error| error_chain(&error)).and_then(|wanted| {
+            let (config, kept) = adopt(&self.config.load(), wanted);
+            tls_reloader::server_config(&self.pki.identity().borrow().clone(), &config).map_err(|error| error_chain(&error))?;
+            Ok((config, kept))
+        });
+        self.config_problem.send_replace(adopted.as_ref().err().map(|error| error.replace('\n', "; ")));
+        match adopted {
+            Ok((config, kept)) => self.apply(config, &kept, set_log),
+            Err(error) => error!("reload rejected, old configuration still in use: {}", error.replace('\n', "; ")),
+        }
+    }
+
+    fn apply(&self, config: Config, kept: &[&str], set_log: impl Fn(&config::Log)) {
+        set_log(&config.log);
+        if !kept.is_empty() {
+            warn!(keys = kept.join(", "), "these options changed but need a restart");
+        }
+        let config = Arc::new(config);
+        self.config.store(Arc::clone(&config));
+        self.tls.update();
+        self.limits.renew(&config);
+        self.proxy.renew(&config);
+        match gateway_token::inherited(&config) {
+            Ok(token) => self.proxy.renew_token(token),
+            Err(error) => error!("can't read the gateway's token again; agents still inherit the old one: {}", error_chain(&error)),
+        }
+        info!("configuration reloaded");
+    }
+
+    /// Returns whether [`Sidecar::stop`] has been called.
+    pub fn is_stopping(&self) -> bool {
+        self.shutdown.has_begun()
+    }
+
+    /// Stops: accepts no new connection, lets requests finish, sends WebSockets a close frame, and aborts what is left after
+    /// `limits.drain_timeout`.
+    pub async fn stop(&self) {
+        info!("stopping");
+        self.shutdown.begin();
+        let left = self.shutdown.finished(self.config.load().limits.drain_timeout).await;
+        if left > 0 {
+            warn!(left, "drain timeout reached; aborted the connections that were left (limits.drain_timeout)");
+        }
+        #[cfg(feature = "otel")]
+        if let Some(exporter) = self.exporter.clone() {
+            exporter.stop().await;
+        }
+        self.admin_shutdown.begin();
+        info!("stopped");
+    }
+}
+
+/// Keeps the gateway's own device paired, if `gateway.state_dir` is set.
+fn keep_paired(config: &Config, shutdown: &Shutdown) {
+    let Some(state_dir) = config.gateway.state_dir.clone() else { return };
+    let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
+    let ending = shutdown.clone();
+    shutdown.spawn(async move {
+        tokio::select! {
+            () = ending.begun() => {}
+            () = KeepPaired { gateway, state_dir, token_file }.run() => {}
+        }
+    });
+}
+
+/// Makes the enrolment service. Without Docker or a CA it refuses every agent, with the reason.
+fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> Enrolment {
+    let docker = discovery::engine::Engine::new(&config.docker.engine, shutdown).and_then(|engine| engine.client().ok());
+    match config.discovery {
+        config::Discovery::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
+        config::Discovery::Kubernetes => Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes)),
+    }
+}
