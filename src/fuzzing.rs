@@ -26,7 +26,7 @@ use crate::discovery::View;
 use crate::labels::LaneKind;
 use crate::lane::{Evidence, GatewayHead, Lane, Rules, Stated, decide, scrub_trailers};
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
-use crate::proxy::Framing;
+use crate::proxy::H1RequestGuard;
 
 const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
@@ -194,9 +194,9 @@ pub fn enrolment(data: &[u8]) {
 pub fn framing(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
     let mut whole = bytes.to_vec();
-    let found = Framing::default().follow(&mut whole);
+    let found = H1RequestGuard::default().follow(&mut whole);
     assert!(found || whole == bytes);
-    let mut framing = Framing::default();
+    let mut framing = H1RequestGuard::default();
     let mut cut = bytes.to_vec();
     let found_in_pieces = cut.chunks_mut(usize::from(size).max(1)).any(|piece| framing.follow(piece));
     assert_eq!(found, found_in_pieces);
@@ -205,8 +205,8 @@ pub fn framing(data: &[u8]) {
 /// A client's bytes, one at a time, on their way to hyper.
 struct Trickle<'a> {
     rest: &'a [u8],
-    framing: Framing,
-    /// What [`Framing`] makes of the last byte: whether it ended a head.
+    framing: H1RequestGuard,
+    /// What [`H1RequestGuard`] makes of the last byte: whether it ended a head.
     head_ended: Rc<Cell<bool>>,
 }
 
@@ -238,10 +238,10 @@ impl AsyncWrite for Trickle<'_> {
     }
 }
 
-/// An HTTP/1.1 connection, as hyper reads it: where a head ends, and what is a body, [`Framing`] sees as hyper does.
+/// An HTTP/1.1 connection, as hyper reads it: where a head ends, and what is a body, [`H1RequestGuard`] sees as hyper does.
 pub fn requests(data: &[u8]) {
     let head_ended = Rc::<Cell<bool>>::default();
-    let trickle = Trickle { rest: data, framing: Framing::default(), head_ended: Rc::clone(&head_ended) };
+    let trickle = Trickle { rest: data, framing: H1RequestGuard::default(), head_ended: Rc::clone(&head_ended) };
     let connection = http1::Builder::new().header_read_timeout(None).serve_connection(
         TokioIo::new(trickle),
         service_fn(|request: Request<Incoming>| {

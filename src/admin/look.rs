@@ -21,7 +21,7 @@ use crate::lane::{Admitted, Lane, WhyExternal};
 use crate::listener::plan;
 use crate::metrics::health::{Health, ProofLabels};
 use crate::pki::{self, Identity};
-use crate::proxy::Present;
+use crate::proxy::ConnectionInfo;
 
 /// How long the gateway may take to accept a connection of the readiness check.
 const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
@@ -93,7 +93,7 @@ pub(super) fn measure(desk: &Desk, facts: &Facts, health: &Health) {
 pub(super) async fn status(desk: &Desk) -> Status {
     let facts = facts(desk).await;
     let view = Arc::clone(&desk.view.borrow());
-    let mut present = desk.proxy.present();
+    let mut present = desk.proxy.connections();
     present.sort_by_key(|(present, _)| present.number);
     let mut lanes = Lanes::default();
     let mut by_agent: HashMap<String, usize> = HashMap::new();
@@ -199,7 +199,7 @@ fn proof(agent: &discovery::Agent) -> &'static str {
     }
 }
 
-fn connection(present: &Present, why: Option<&WhyExternal>, now: SystemTime) -> status::Connection {
+fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTime) -> status::Connection {
     let (admitted, who, source) = match &*present.lane {
         Lane::Agent(lane) => {
             let who = match &lane.admitted {

@@ -208,9 +208,9 @@ impl Sidecar {
         self.config.store(Arc::clone(&config));
         self.tls.update();
         self.limits.renew(&config);
-        self.proxy.renew(&config);
+        self.proxy.update(&config);
         match gateway_token::inherited(&config) {
-            Ok(token) => self.proxy.renew_token(token),
+            Ok(token) => self.proxy.update_token(token),
             Err(error) => error!("can't read the gateway's token again; agents still inherit the old one: {}", error_chain(&error)),
         }
         info!("configuration reloaded");

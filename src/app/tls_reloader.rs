@@ -60,7 +60,7 @@ impl TlsReloader {
         let problem = match server_config(&identity, &self.config.load()) {
             Ok(terms) => {
                 info!(until = %identity.not_after, names = identity.names.len(), "serving this certificate");
-                self.proxy.renew_terms(terms);
+                self.proxy.update_tls(terms);
                 self.served.send_replace(identity);
                 None
             }

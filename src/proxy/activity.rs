@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::streams::Debt;
+use super::h2_stream_stall::StreamStall;
 
 /// Shared by a connection's I/O, its requests and whoever watches its deadline.
 #[derive(Debug)]
@@ -18,25 +18,25 @@ pub(super) struct Activity {
     /// Milliseconds after `epoch` at which the current phase began, shifted left by one; the low bit says that a head has begun.
     phase: AtomicU64,
     /// How many responses wait for the client to take what is there.
-    owed: AtomicUsize,
+    pending: AtomicUsize,
     /// Milliseconds after `epoch` at which it last took some.
-    taken: AtomicU64,
+    last_progress: AtomicU64,
     /// Whether what came in last was the middle of a head.
     in_head: AtomicBool,
-    /// Whether the patience with a head has ended.
+    /// Whether the timeouts with a head has ended.
     over: AtomicBool,
     /// Bytes of HTTP/1.1 responses that were handed out and not written yet.
-    unsent: AtomicUsize,
+    buffered: AtomicUsize,
     /// Whether the client took no more the last time that it was offered some.
     blocked: AtomicBool,
 }
 
 /// So much is handed out before any of it must have been taken, in bytes.
-const AHEAD: usize = 16 * 1024;
+const HIGH_WATER_MARK: usize = 16 * 1024;
 
 /// How long a connection may stay in a phase.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
+pub(super) struct Timeouts {
     /// From the first byte of a head to its end.
     pub head: Duration,
     /// Between requests.
@@ -52,7 +52,7 @@ pub(super) enum Overdue {
     Head,
     /// Nothing at all.
     Idle,
-    /// A response of which nothing was taken.
+    /// A response of which nothing was last_progress.
     Stall,
 }
 
@@ -73,11 +73,11 @@ impl Activity {
             epoch: Instant::now(),
             busy: AtomicUsize::new(0),
             phase: AtomicU64::new(0),
-            owed: AtomicUsize::new(0),
-            taken: AtomicU64::new(0),
+            pending: AtomicUsize::new(0),
+            last_progress: AtomicU64::new(0),
             in_head: AtomicBool::new(false),
             over: AtomicBool::new(false),
-            unsent: AtomicUsize::new(0),
+            buffered: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
         })
     }
@@ -100,22 +100,22 @@ impl Activity {
 
     /// The client took some bytes of a response.
     pub(super) fn bytes_out(&self) {
-        if self.owed.load(Ordering::Relaxed) > 0 {
-            self.taken.store(self.now(), Ordering::Relaxed);
+        if self.pending.load(Ordering::Relaxed) > 0 {
+            self.last_progress.store(self.now(), Ordering::Relaxed);
         }
     }
 
     /// So many bytes were written, and that was all that there was, or not.
     pub(super) fn written(&self, count: usize, all: bool) {
-        let left = self.unsent.load(Ordering::Relaxed).saturating_sub(count);
-        self.unsent.store(left, Ordering::Relaxed);
+        let left = self.buffered.load(Ordering::Relaxed).saturating_sub(count);
+        self.buffered.store(left, Ordering::Relaxed);
         self.blocked.store(!all, Ordering::Relaxed);
     }
 
     /// Everything that was written has left, or not.
     pub(super) fn flushed(&self, all: bool) {
         if all {
-            self.unsent.store(0, Ordering::Relaxed);
+            self.buffered.store(0, Ordering::Relaxed);
         }
         self.blocked.store(!all, Ordering::Relaxed);
     }
@@ -131,40 +131,42 @@ impl Activity {
     }
 
     /// A request is being served until the guard is dropped.
-    pub(super) fn begin(self: &Arc<Self>) -> Busy {
+    pub(super) fn begin(self: &Arc<Self>) -> RequestGuard {
         self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy { activity: Arc::clone(self), stream: Debt::current(), owes: false }
+        RequestGuard { activity: Arc::clone(self), stream: StreamStall::current(), is_pending: false }
     }
 
     /// When the current phase is overdue, and as what; `None` while a request is being served and it is not the client that is waited for.
-    pub(super) fn deadline(&self, patience: Patience) -> Option<(Instant, Overdue)> {
+    pub(super) fn deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         if self.busy.load(Ordering::Relaxed) > 0 {
-            let owed = self.owed.load(Ordering::Relaxed) > 0;
-            return owed.then(|| (self.epoch + Duration::from_millis(self.taken.load(Ordering::Relaxed)) + patience.stall, Overdue::Stall));
+            let pending = self.pending.load(Ordering::Relaxed) > 0;
+            return pending.then(|| {
+                (self.epoch + Duration::from_millis(self.last_progress.load(Ordering::Relaxed)) + timeouts.stall, Overdue::Stall)
+            });
         }
         let phase = self.phase.load(Ordering::Relaxed);
-        let (allowed, overdue) = if phase & 1 == 1 { (patience.head, Overdue::Head) } else { (patience.idle, Overdue::Idle) };
+        let (allowed, overdue) = if phase & 1 == 1 { (timeouts.head, Overdue::Head) } else { (timeouts.idle, Overdue::Idle) };
         Some((self.epoch + Duration::from_millis(phase >> 1) + allowed, overdue))
     }
 }
 
 /// Held while a request is being served, its response body included.
 #[derive(Debug)]
-pub(super) struct Busy {
+pub(super) struct RequestGuard {
     activity: Arc<Activity>,
     /// In HTTP/2.
-    stream: Option<Arc<Debt>>,
-    owes: bool,
+    stream: Option<Arc<StreamStall>>,
+    is_pending: bool,
 }
 
-impl Busy {
+impl RequestGuard {
     /// There is more of the response, and it is for the client to take it.
-    pub(super) fn owe(&mut self, now: Instant) {
-        if !self.owes {
-            self.owes = true;
+    pub(super) fn mark_pending(&mut self, now: Instant) {
+        if !self.is_pending {
+            self.is_pending = true;
             // The time first, so that nobody sees the debt older than it is.
-            self.activity.taken.store(self.activity.millis(now), Ordering::Relaxed);
-            self.activity.owed.fetch_add(1, Ordering::Release);
+            self.activity.last_progress.store(self.activity.millis(now), Ordering::Relaxed);
+            self.activity.pending.fetch_add(1, Ordering::Release);
             if let Some(stream) = &self.stream {
                 stream.begin(now);
             }
@@ -172,30 +174,31 @@ impl Busy {
     }
 
     /// So many bytes of the response were handed out.
-    pub(super) fn hand_out(&self, count: usize) {
-        self.activity.unsent.fetch_add(count, Ordering::Relaxed);
+    pub(super) fn add_buffered(&self, count: usize) {
+        self.activity.buffered.fetch_add(count, Ordering::Relaxed);
     }
 
     /// Whether what was handed out has yet to be taken, so that there is no use in more. Only ever so on HTTP/1.1, where whoever asks is
     /// asked again after the next write; a stream of HTTP/2 has a window to go by.
-    pub(super) fn is_congested(&self) -> bool {
-        self.stream.is_none() && (self.activity.blocked.load(Ordering::Relaxed) || self.activity.unsent.load(Ordering::Relaxed) >= AHEAD)
+    pub(super) fn is_above_high_water_mark(&self) -> bool {
+        self.stream.is_none()
+            && (self.activity.blocked.load(Ordering::Relaxed) || self.activity.buffered.load(Ordering::Relaxed) >= HIGH_WATER_MARK)
     }
 
     /// The client wants more than there is.
-    pub(super) fn settle(&mut self) {
-        if std::mem::take(&mut self.owes) {
-            self.activity.owed.fetch_sub(1, Ordering::Relaxed);
+    pub(super) fn mark_drained(&mut self) {
+        if std::mem::take(&mut self.is_pending) {
+            self.activity.pending.fetch_sub(1, Ordering::Relaxed);
             if let Some(stream) = &self.stream {
-                stream.settle();
+                stream.mark_drained();
             }
         }
     }
 }
 
-impl Drop for Busy {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
-        self.settle();
+        self.mark_drained();
         // Before the count falls, so that nobody sees the connection idle since the beginning. The next head may have begun by now.
         let head = u64::from(self.activity.in_head.load(Ordering::Relaxed));
         self.activity.phase.store((self.activity.now() << 1) | head, Ordering::Relaxed);
@@ -209,54 +212,54 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn idle_then_a_slow_head_then_busy_then_stalled() {
-        let patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) };
+        let timeouts = Timeouts { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) };
         let start = Instant::now();
         let activity = Activity::new();
-        assert_eq!(activity.deadline(patience), Some((start + patience.idle, Overdue::Idle)));
+        assert_eq!(activity.deadline(timeouts), Some((start + timeouts.idle, Overdue::Idle)));
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.bytes_in(true);
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.bytes_in(true);
-        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(15), Overdue::Head)));
+        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(15), Overdue::Head)));
         activity.bytes_in(false);
         let (one, mut two) = (activity.begin(), activity.begin());
         drop(one);
-        assert_eq!(activity.deadline(patience), None);
-        two.owe(Instant::now());
-        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(70), Overdue::Stall)));
+        assert_eq!(activity.deadline(timeouts), None);
+        two.mark_pending(Instant::now());
+        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(70), Overdue::Stall)));
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.bytes_out();
-        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(75), Overdue::Stall)));
-        two.settle();
-        assert_eq!(activity.deadline(patience), None, "it is the gateway that is waited for");
-        two.owe(Instant::now());
+        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(75), Overdue::Stall)));
+        two.mark_drained();
+        assert_eq!(activity.deadline(timeouts), None, "it is the gateway that is waited for");
+        two.mark_pending(Instant::now());
         drop(two);
-        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(90), Overdue::Idle)));
+        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(90), Overdue::Idle)));
         let pipelined = activity.begin();
         activity.bytes_in(true);
         drop(pipelined);
-        assert_eq!(activity.deadline(patience), Some((start + Duration::from_secs(25), Overdue::Head)), "the next one has begun");
+        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(25), Overdue::Head)), "the next one has begun");
     }
 
     #[test]
     fn no_more_is_handed_out_than_is_taken() {
         let activity = Activity::new();
         let busy = activity.begin();
-        assert!(!busy.is_congested());
-        busy.hand_out(AHEAD - 1);
-        assert!(!busy.is_congested(), "there is room for a little more");
-        busy.hand_out(1);
-        assert!(busy.is_congested());
-        activity.written(AHEAD / 2, false);
-        assert!(busy.is_congested(), "not all of it was taken");
-        activity.written(AHEAD, true);
-        assert!(!busy.is_congested());
+        assert!(!busy.is_above_high_water_mark());
+        busy.add_buffered(HIGH_WATER_MARK - 1);
+        assert!(!busy.is_above_high_water_mark(), "there is room for a little more");
+        busy.add_buffered(1);
+        assert!(busy.is_above_high_water_mark());
+        activity.written(HIGH_WATER_MARK / 2, false);
+        assert!(busy.is_above_high_water_mark(), "not all of it was taken");
+        activity.written(HIGH_WATER_MARK, true);
+        assert!(!busy.is_above_high_water_mark());
         activity.flushed(false);
-        assert!(busy.is_congested(), "it was taken, and has not left");
+        assert!(busy.is_above_high_water_mark(), "it was taken, and has not left");
         activity.flushed(true);
-        assert!(!busy.is_congested());
-        busy.hand_out(1 << 20);
+        assert!(!busy.is_above_high_water_mark());
+        busy.add_buffered(1 << 20);
         activity.flushed(true);
-        assert!(!busy.is_congested(), "what is left of the count when everything has left is a mistake");
+        assert!(!busy.is_above_high_water_mark(), "what is left of the count when everything has left is a mistake");
     }
 }

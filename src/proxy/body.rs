@@ -13,9 +13,9 @@ use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, Sleep};
 
-use super::activity::Busy;
-use super::standing::Standing;
-use super::upstream::Link;
+use super::activity::RequestGuard;
+use super::client_authorization::ClientAuthorization;
+use super::upstream::UpstreamConnection;
 use crate::lane::{Rules, scrub_trailers};
 
 /// How long a client that asked for `100 Continue` waits at most before its body is taken anyway (RFC 9110 section 10.1.1).
@@ -28,7 +28,7 @@ struct Upload {
     incoming: Incoming,
     rules: Arc<Rules>,
     progress: Arc<Progress>,
-    gate: Option<Gate>,
+    gate: Option<ContinueGate>,
     received: Counter,
 }
 
@@ -39,7 +39,7 @@ impl RequestBody {
     }
 
     /// What `incoming` holds; with `gate` it is asked for only once the gateway wants it.
-    pub(super) fn new(incoming: Incoming, rules: Arc<Rules>, gate: Option<Gate>, received: Counter) -> Self {
+    pub(super) fn new(incoming: Incoming, rules: Arc<Rules>, gate: Option<ContinueGate>, received: Counter) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }
@@ -63,7 +63,7 @@ impl Body for RequestBody {
             upload.gate = None;
         }
         let Poll::Ready(frame) = Pin::new(&mut upload.incoming).poll_frame(cx) else {
-            upload.progress.starving.store(true, Ordering::Relaxed);
+            upload.progress.waiting_for_client.store(true, Ordering::Relaxed);
             return Poll::Pending;
         };
         match frame {
@@ -101,14 +101,14 @@ pub(super) struct Progress {
     frames: AtomicU64,
     finished: AtomicBool,
     /// It is the client that is waited for, not the gateway.
-    starving: AtomicBool,
+    waiting_for_client: AtomicBool,
     /// It was malformed, or the client broke off.
     broken: AtomicBool,
 }
 
 impl Progress {
     fn note(&self, finished: bool) {
-        self.starving.store(false, Ordering::Relaxed);
+        self.waiting_for_client.store(false, Ordering::Relaxed);
         self.frames.fetch_add(1, Ordering::Relaxed);
         self.finished.store(finished, Ordering::Relaxed);
     }
@@ -124,25 +124,25 @@ impl Progress {
     }
 
     /// Whether the next piece is wanted, and has not come.
-    pub(super) fn is_starving(&self) -> bool {
-        self.starving.load(Ordering::Relaxed)
+    pub(super) fn is_waiting_for_client(&self) -> bool {
+        self.waiting_for_client.load(Ordering::Relaxed)
     }
 }
 
 /// Keeps a body back until the gateway has said `100 Continue`.
-pub(super) struct Gate {
-    latch: Arc<Latch>,
-    patience: Pin<Box<Sleep>>,
+pub(super) struct ContinueGate {
+    continue_signal: Arc<ContinueSignal>,
+    timeout_left: Pin<Box<Sleep>>,
 }
 
-/// Opens a [`Gate`].
+/// Opens a [`ContinueGate`].
 #[derive(Debug, Default)]
-pub(super) struct Latch {
+pub(super) struct ContinueSignal {
     open: AtomicBool,
     waker: AtomicWaker,
 }
 
-impl Latch {
+impl ContinueSignal {
     /// Lets the body pass.
     pub(super) fn open(&self) {
         self.open.store(true, Ordering::Release);
@@ -150,17 +150,17 @@ impl Latch {
     }
 }
 
-impl Gate {
+impl ContinueGate {
     /// A closed gate, and what opens it.
-    pub(super) fn new() -> (Self, Arc<Latch>) {
-        let latch = Arc::<Latch>::default();
-        let patience = Box::pin(tokio::time::sleep_until(Instant::now() + CONTINUE_WAIT));
-        (Self { latch: Arc::clone(&latch), patience }, latch)
+    pub(super) fn new() -> (Self, Arc<ContinueSignal>) {
+        let continue_signal = Arc::<ContinueSignal>::default();
+        let timeout_left = Box::pin(tokio::time::sleep_until(Instant::now() + CONTINUE_WAIT));
+        (Self { continue_signal: Arc::clone(&continue_signal), timeout_left }, continue_signal)
     }
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.latch.waker.register(cx.waker());
-        if self.latch.open.load(Ordering::Acquire) { Poll::Ready(()) } else { self.patience.as_mut().poll(cx) }
+        self.continue_signal.waker.register(cx.waker());
+        if self.continue_signal.open.load(Ordering::Acquire) { Poll::Ready(()) } else { self.timeout_left.as_mut().poll(cx) }
     }
 }
 
@@ -175,15 +175,15 @@ pub(super) enum ResponseBody {
 /// The gateway's body on its way to the client.
 pub(super) struct Download {
     incoming: Incoming,
-    link: Option<Box<Link>>,
+    upstream: Option<Box<UpstreamConnection>>,
     sent: Counter,
-    busy: Busy,
-    standing: Option<Standing>,
+    guard: RequestGuard,
+    authorization: Option<ClientAuthorization>,
 }
 
 /// Why a response ends before its end.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Broken {
+pub(super) enum BodyError {
     /// The gateway's side is broken.
     #[error(transparent)]
     Gateway(#[from] hyper::Error),
@@ -194,16 +194,22 @@ pub(super) enum Broken {
 
 impl ResponseBody {
     /// The gateway's body; `link` is the connection that it comes over and is given back to its pool at the end of it.
-    pub(super) fn gateway(incoming: Incoming, link: Box<Link>, sent: Counter, mut busy: Busy, standing: Option<Standing>) -> Self {
+    pub(super) fn gateway(
+        incoming: Incoming,
+        upstream: Box<UpstreamConnection>,
+        sent: Counter,
+        mut guard: RequestGuard,
+        authorization: Option<ClientAuthorization>,
+    ) -> Self {
         let now = Instant::now();
-        let link = if incoming.is_end_stream() {
-            link.give_back(now);
+        let upstream = if incoming.is_end_stream() {
+            upstream.give_back(now);
             None
         } else {
-            Some(link)
+            Some(upstream)
         };
-        busy.owe(now);
-        Self::Gateway(Box::new(Download { incoming, link, sent, busy, standing }))
+        guard.mark_pending(now);
+        Self::Gateway(Box::new(Download { incoming, upstream, sent, guard, authorization }))
     }
 
     /// A body of our own.
@@ -213,45 +219,45 @@ impl ResponseBody {
 }
 
 impl Download {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        if let Some(standing) = &mut self.standing
-            && standing.poll_lost(cx).is_ready()
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(authorization) = &mut self.authorization
+            && authorization.poll_revoked(cx).is_ready()
         {
             // With its connection, on which more is to come.
-            self.link = None;
-            return Poll::Ready(Some(Err(Broken::Denied)));
+            self.upstream = None;
+            return Poll::Ready(Some(Err(BodyError::Denied)));
         }
-        self.poll_gateway(cx).map_err(Broken::Gateway)
+        self.poll_gateway(cx).map_err(BodyError::Gateway)
     }
 
     fn poll_gateway(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if self.busy.is_congested() {
+        if self.guard.is_above_high_water_mark() {
             return Poll::Pending;
         }
-        self.busy.settle();
+        self.guard.mark_drained();
         let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
         // The connection is driven from here, on the client's own task: no other task has to be woken for it.
         if frame.is_pending()
-            && let Some(link) = &mut self.link
+            && let Some(upstream) = &mut self.upstream
         {
-            link.drive(cx);
+            upstream.drive(cx);
             frame = Pin::new(&mut self.incoming).poll_frame(cx);
         }
         let frame = ready!(frame);
         let now = Instant::now();
-        self.busy.owe(now);
+        self.guard.mark_pending(now);
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
             self.sent.inc_by(data.len() as u64);
-            self.busy.hand_out(data.len());
+            self.guard.add_buffered(data.len());
         }
         let ended = !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream();
-        if ended && let Some(mut link) = self.link.take() {
+        if ended && let Some(mut upstream) = self.upstream.take() {
             // Once more, so that hyper sees the end of this exchange and the connection is ready for the next.
-            link.drive(cx);
+            upstream.drive(cx);
             if !matches!(frame, Some(Err(_))) {
-                link.give_back(now);
+                upstream.give_back(now);
             }
         }
         Poll::Ready(frame)
@@ -260,9 +266,9 @@ impl Download {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = Broken;
+    type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Self::Gateway(download) => download.poll(cx),

@@ -18,13 +18,13 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::activity::{Activity, Overdue, Patience};
-use super::calls::{Call, Calls};
-use super::framing::Framing;
-use super::pace::{ENHANCE_YOUR_CALM, Pace};
+use super::activity::{Activity, Overdue, Timeouts};
+use super::close_signal::{CloseReason, CloseSignal};
+use super::h1_request_guard::H1RequestGuard;
+use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard};
+use super::h2_stream_stall::StreamExecutor;
+use super::registry::{RegistryGuard, unix};
 use super::request::answer;
-use super::roll::{Entry, unix};
-use super::streams::Streams;
 use super::{Proxy, Settings};
 use crate::addr::PeerAddr;
 use crate::labels::Protocol;
@@ -35,12 +35,12 @@ use crate::metrics::traffic::Held;
 use crate::tls;
 use crate::workers::Seat;
 
-/// How long a connection that was asked to end may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(5);
+/// How long a connection that was asked to end may take to say grace_until.
+const CLOSE_GRACE: Duration = Duration::from_secs(5);
 /// Flow-control window of an HTTP/2 stream and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// Streams of an HTTP/2 connection that may end in a reset by its client before they were looked at, or by us for its mistakes.
+/// StreamExecutor of an HTTP/2 connection that may end in a reset by its client before they were looked at, or by us for its mistakes.
 const RESETS: usize = 20;
 /// What HTTP/2 writes without a response being taken (our PINGs, and answers to the client's), in bytes.
 const CONTROL: usize = 64;
@@ -59,7 +59,7 @@ pub(super) struct Session {
     pub(super) protocol: Protocol,
     pub(super) number: u64,
     pub(super) activity: Arc<Activity>,
-    pub(super) calls: Calls,
+    pub(super) close_signal: CloseSignal,
 }
 
 /// Why a connection was given up before it had a lane.
@@ -78,17 +78,17 @@ enum Error {
 }
 
 /// An accepted connection on its way to its worker.
-pub(super) struct Arrival {
+pub(super) struct AcceptedConnection {
     pub(super) stream: std::net::TcpStream,
     pub(super) peer: PeerAddr,
     /// Given back when the connection ends.
     pub(super) held: (Permit, Seat),
 }
 
-/// Serves `arrival` until it is over; to be called on its worker.
-pub(super) async fn serve(proxy: Arc<Proxy>, arrival: Arrival) {
-    let peer = arrival.peer;
-    if let Err(error) = try_serve(&proxy, arrival).await {
+/// Serves `accepted` until it is over; to be closing on its worker.
+pub(super) async fn serve(proxy: Arc<Proxy>, accepted: AcceptedConnection) {
+    let peer = accepted.peer;
+    if let Err(error) = try_serve(&proxy, accepted).await {
         let traffic = &proxy.traffic;
         match &error {
             Error::Denied(denied) => count(&traffic.denied, denied.label()),
@@ -101,8 +101,8 @@ pub(super) async fn serve(proxy: Arc<Proxy>, arrival: Arrival) {
     }
 }
 
-async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
-    let Arrival { stream, peer, held } = arrival;
+async fn try_serve(proxy: &Arc<Proxy>, accepted: AcceptedConnection) -> Result<(), Error> {
+    let AcceptedConnection { stream, peer, held } = accepted;
     let mut stream = TcpStream::from_std(stream)?;
     let settings = proxy.settings.load_full();
     permit(peer.ip(), &proxy.view.borrow(), proxy.rules.load().policy()).map_err(Error::Denied)?;
@@ -126,7 +126,7 @@ async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
     let (view, rules) = (Arc::clone(&proxy.view.borrow()), proxy.rules.load_full());
     let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
     let lane = Arc::new(lane);
-    let entry = proxy.roll.enter(peer, Arc::clone(&lane), protocol, evidence, proxy.shutdown.token());
+    let entry = proxy.registry.register(peer, Arc::clone(&lane), protocol, evidence, proxy.shutdown.token());
     // On the roll first, then a second look: a change between the decision and the entry would be nobody's to notice.
     if !Arc::ptr_eq(&view, &proxy.view.borrow()) {
         proxy.review();
@@ -150,14 +150,14 @@ async fn try_serve(proxy: &Arc<Proxy>, arrival: Arrival) -> Result<(), Error> {
         protocol,
         number: entry.number(),
         activity: Arc::clone(&activity),
-        calls: entry.calls().clone(),
+        close_signal: entry.close_signal().clone(),
     });
     let open = Held::new(&counters.open);
     let bytes = match protocol {
-        Protocol::Http2 => Bytes::H2(Pace::new(), proxy.traffic.floods.clone()),
-        Protocol::Http1 => Bytes::H1(Framing::default()),
+        Protocol::Http2 => ProtocolGuard::H2(H2FloodGuard::new(), proxy.traffic.floods.clone()),
+        Protocol::Http1 => ProtocolGuard::H1(H1RequestGuard::default()),
     };
-    let io = Downstream { tls: stream, watched: Some(Watched { activity, bytes }), unwritten: false, _held: (held, entry, open) };
+    let io = Downstream { tls: stream, observer: Some(Observer { activity, bytes }), unwritten: false, _held: (held, entry, open) };
     match protocol {
         Protocol::Http2 => serve_h2(session, io).await,
         Protocol::Http1 => serve_h1(session, io).await,
@@ -202,7 +202,7 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
 async fn serve_h2(session: Arc<Session>, io: Downstream) {
     let limits = &session.settings.limits;
     let connection = pin!(
-        http2::Builder::new(Streams::new(&session.proxy.shutdown, limits.stall_timeout))
+        http2::Builder::new(StreamExecutor::new(&session.proxy.shutdown, limits.stall_timeout))
             .timer(TokioTimer::new())
             .enable_connect_protocol()
             .initial_stream_window_size(STREAM_WINDOW)
@@ -225,21 +225,21 @@ where
     C: Future<Output = hyper::Result<()>>,
 {
     let limits = &session.settings.limits;
-    let patience = Patience { head: limits.head_timeout, idle: limits.idle_timeout, stall: limits.stall_timeout };
-    let look = patience.idle.min(patience.head).min(patience.stall);
-    let (called, revoked) = session.calls.futures();
-    let (mut called, mut revoked) = (pin!(called), pin!(revoked));
+    let timeouts = Timeouts { head: limits.head_timeout, idle: limits.idle_timeout, stall: limits.stall_timeout };
+    let look = timeouts.idle.min(timeouts.head).min(timeouts.stall);
+    let (closing, revoked) = session.close_signal.futures();
+    let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
     let mut timer = pin!(tokio::time::sleep(look));
-    let mut leaving = false;
+    let mut draining = false;
     // Until when a connection that was asked to end for its idleness is left alone, whatever wakes us meanwhile.
-    let mut goodbye: Option<Instant> = None;
+    let mut grace_until: Option<Instant> = None;
     poll_fn(|cx| {
-        while let Poll::Ready(call) = session.calls.poll(cx, called.as_mut(), revoked.as_mut(), leaving) {
-            if call == Call::Revoked {
+        while let Poll::Ready(call) = session.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), draining) {
+            if call == CloseReason::Revoked {
                 info!(connection = session.number, peer = %session.peer, "closed: it has lost the right to its lane");
                 return Poll::Ready(());
             }
-            leaving = true;
+            draining = true;
             ask_to_end(connection.as_mut());
         }
         if let Poll::Ready(result) = connection.as_mut().poll(cx) {
@@ -250,9 +250,9 @@ where
         }
         // Re-armed only when it is due or must be earlier, since moving a timer costs more than a look at the clock.
         loop {
-            let mut due = session.activity.deadline(patience);
-            if let (Some((at, Overdue::Idle)), Some(goodbye)) = (&mut due, goodbye) {
-                *at = goodbye.max(*at);
+            let mut due = session.activity.deadline(timeouts);
+            if let (Some((at, Overdue::Idle)), Some(grace_until)) = (&mut due, grace_until) {
+                *at = grace_until.max(*at);
             }
             if let Some((at, _)) = due
                 && at < timer.deadline()
@@ -266,9 +266,9 @@ where
             match due {
                 None => timer.as_mut().reset(now + look),
                 Some((at, _)) if at > now => timer.as_mut().reset(at),
-                Some((_, Overdue::Idle)) if !leaving => {
-                    leaving = true;
-                    goodbye = Some(now + GOODBYE);
+                Some((_, Overdue::Idle)) if !draining => {
+                    draining = true;
+                    grace_until = Some(now + CLOSE_GRACE);
                     ask_to_end(connection.as_mut());
                     if connection.as_mut().poll(cx).is_ready() {
                         return Poll::Ready(());
@@ -293,34 +293,34 @@ where
 pub(super) struct Downstream {
     tls: tls::Stream<TcpStream>,
     /// Who has a look at what comes and goes; `None` in a tunnel.
-    watched: Option<Watched>,
+    observer: Option<Observer>,
     /// Whether more was to be written than could be, so that what is written next belongs to what was before.
     unwritten: bool,
-    _held: ((Permit, Seat), Entry, Held),
+    _held: ((Permit, Seat), RegistryGuard, Held),
 }
 
 /// What is made of the bytes that come and go.
-struct Watched {
+struct Observer {
     activity: Arc<Activity>,
-    bytes: Bytes,
+    bytes: ProtocolGuard,
 }
 
 /// Of which protocol they are, who follows them, and what counts those who send too many.
-enum Bytes {
-    H1(Framing),
-    H2(Pace, Counter),
+enum ProtocolGuard {
+    H1(H1RequestGuard),
+    H2(H2FloodGuard, Counter),
 }
 
-impl Watched {
+impl Observer {
     /// Takes what came in; returns what is to be said where that was the last straw.
     fn bytes_in(&mut self, bytes: &mut [u8]) -> Option<&'static [u8]> {
         match &mut self.bytes {
-            Bytes::H1(framing) => {
+            ProtocolGuard::H1(framing) => {
                 framing.follow(bytes);
                 self.activity.bytes_in(framing.in_head());
                 None
             }
-            Bytes::H2(pace, floods) => pace.follow(bytes).then(|| {
+            ProtocolGuard::H2(pace, floods) => pace.follow(bytes).then(|| {
                 floods.inc();
                 &ENHANCE_YOUR_CALM[..]
             }),
@@ -329,8 +329,8 @@ impl Watched {
 
     fn bytes_out(&mut self, count: usize) {
         match &mut self.bytes {
-            Bytes::H1(_) => self.activity.bytes_out(),
-            Bytes::H2(pace, _) => {
+            ProtocolGuard::H1(_) => self.activity.bytes_out(),
+            ProtocolGuard::H2(pace, _) => {
                 pace.written(count);
                 if count > CONTROL {
                     self.activity.bytes_out();
@@ -343,22 +343,22 @@ impl Watched {
 impl Downstream {
     /// Takes whatever comes in from now on for what it is: HTTP/1.1 is over.
     pub(super) fn leave_http(&mut self) {
-        self.watched = None;
+        self.observer = None;
     }
 
     fn note_written(&mut self, poll: &Poll<io::Result<usize>>, wanted: usize) {
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
         self.unwritten = written < wanted;
-        if let Some(watched) = &mut self.watched {
-            watched.activity.written(written, !self.unwritten);
+        if let Some(observer) = &mut self.observer {
+            observer.activity.written(written, !self.unwritten);
             if written > 0 {
-                watched.bytes_out(written);
+                observer.bytes_out(written);
             }
         }
     }
 
     /// Ends the connection with `words`, unless they would be taken for a part of what was not written whole.
-    fn say_last(&mut self, words: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn write_final(&mut self, words: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut tls = Pin::new(&mut self.tls);
         if !self.unwritten
             && let Poll::Ready(Ok(_)) = tls.as_mut().poll_write(cx, words)
@@ -374,13 +374,13 @@ impl AsyncRead for Downstream {
         let this = &mut *self;
         let before = buf.filled().len();
         let poll = Pin::new(&mut this.tls).poll_read(cx, buf);
-        let Some(watched) = &mut this.watched else { return poll };
+        let Some(observer) = &mut this.observer else { return poll };
         if buf.filled().len() > before {
-            if let Some(words) = watched.bytes_in(&mut buf.filled_mut()[before..]) {
-                return this.say_last(words, cx);
+            if let Some(words) = observer.bytes_in(&mut buf.filled_mut()[before..]) {
+                return this.write_final(words, cx);
             }
-        } else if watched.activity.head_given_up() {
-            return this.say_last(TOO_SLOW, cx);
+        } else if observer.activity.head_given_up() {
+            return this.write_final(TOO_SLOW, cx);
         }
         poll
     }
@@ -405,8 +405,8 @@ impl AsyncWrite for Downstream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let poll = Pin::new(&mut self.tls).poll_flush(cx);
-        if let Some(watched) = &self.watched {
-            watched.activity.flushed(poll.is_ready());
+        if let Some(observer) = &self.observer {
+            observer.activity.flushed(poll.is_ready());
         }
         poll
     }

@@ -22,7 +22,7 @@ pub enum Error {
     GatewayAway(#[source] io::Error),
     /// External clients have as many connections to the gateway as they may.
     #[error("external clients have too many connections to the gateway")]
-    Crowded,
+    UpstreamLimitReached,
     /// No more files can be opened, a connection to the gateway included.
     #[error("no more files can be opened")]
     OutOfFiles(#[source] io::Error),
@@ -55,7 +55,7 @@ impl Error {
     fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),
-            Self::GatewayAway(_) | Self::OutOfFiles(_) | Self::Crowded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::GatewayAway(_) | Self::OutOfFiles(_) | Self::UpstreamLimitReached => StatusCode::SERVICE_UNAVAILABLE,
             Self::GatewayBroke(_) | Self::GatewayConfused => StatusCode::BAD_GATEWAY,
             Self::GatewaySlow(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientSlow(_) => StatusCode::REQUEST_TIMEOUT,
@@ -69,7 +69,7 @@ impl Error {
             Self::Refused(refusal) => refusal.label(),
             Self::GatewayAway(_) => "gateway_unavailable",
             Self::OutOfFiles(_) => "out_of_files",
-            Self::Crowded => "too_many_connections",
+            Self::UpstreamLimitReached => "too_many_connections",
             Self::GatewayBroke(_) => "gateway_broke_off",
             Self::GatewayConfused => "gateway_confused",
             Self::GatewaySlow(_) => "gateway_timeout",
@@ -83,7 +83,7 @@ impl Error {
         match self {
             Self::Refused(refusal) => refusal.text(),
             Self::GatewayAway(_) => "The gateway is not running or is restarting. Try again in a moment.",
-            Self::OutOfFiles(_) | Self::Crowded => "There are too many connections. Try again in a moment.",
+            Self::OutOfFiles(_) | Self::UpstreamLimitReached => "There are too many connections. Try again in a moment.",
             Self::GatewayBroke(_) | Self::GatewayConfused => "The gateway broke off before it had answered.",
             Self::GatewaySlow(_) => "The gateway did not answer in time.",
             Self::ClientSlow(_) => "The request's body did not arrive in time.",
@@ -93,7 +93,7 @@ impl Error {
 
     /// Says whether the gateway, or the way to it, is at fault rather than the client.
     pub fn is_gateways(&self) -> bool {
-        !matches!(self, Self::Refused(_) | Self::Crowded | Self::ClientSlow(_) | Self::ClientBroke(_))
+        !matches!(self, Self::Refused(_) | Self::UpstreamLimitReached | Self::ClientSlow(_) | Self::ClientBroke(_))
     }
 
     /// The answer, as HTML where the client's `accept` prefers that and as JSON otherwise.
@@ -122,7 +122,7 @@ impl Error {
         if let Ok(id) = HeaderValue::from_str(request_id) {
             headers.insert("x-request-id", id);
         }
-        if matches!(self, Self::GatewayAway(_) | Self::OutOfFiles(_) | Self::Crowded) {
+        if matches!(self, Self::GatewayAway(_) | Self::OutOfFiles(_) | Self::UpstreamLimitReached) {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if matches!(self, Self::Refused(refusal) if refusal.status() == StatusCode::METHOD_NOT_ALLOWED) {

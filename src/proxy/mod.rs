@@ -5,19 +5,19 @@
 
 mod activity;
 mod body;
-pub mod calls;
+mod client_authorization;
+pub mod close_signal;
 mod connection;
 mod error;
-mod frames;
-mod framing;
-mod last_words;
-mod pace;
+mod h1_request_guard;
+mod h2_flood_guard;
+mod h2_stream_stall;
+mod read_after_reset;
+mod registry;
 mod request;
-mod roll;
-mod standing;
-mod streams;
 pub mod tunnel;
 mod upstream;
+mod websocket_frames;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -42,9 +42,9 @@ use crate::workers::Crew;
 
 pub use error::Error;
 #[cfg(any(test, fuzzing))]
-pub(crate) use framing::Framing;
-pub use roll::Present;
-use roll::Roll;
+pub(crate) use h1_request_guard::H1RequestGuard;
+pub use registry::ConnectionInfo;
+use registry::Registry;
 pub use upstream::MAX_IDLE;
 
 /// How often idle connections to the gateway are looked through.
@@ -77,10 +77,10 @@ impl Settings {
 pub struct Proxy {
     rules: ArcSwap<Rules>,
     /// Tells that the rules are others.
-    renewed: Arc<Notify>,
+    rules_changed: Arc<Notify>,
     terms: ArcSwap<tls::Terms>,
     view: watch::Receiver<Arc<View>>,
-    roll: Arc<Roll>,
+    registry: Arc<Registry>,
     upstream: upstream::Upstream,
     settings: ArcSwap<Settings>,
     token: ArcSwapOption<HeaderValue>,
@@ -111,10 +111,10 @@ impl Proxy {
         }
         let proxy = Arc::new(Self {
             rules: ArcSwap::from_pointee(Rules::new(config, config.gateway.address)),
-            renewed: Arc::default(),
+            rules_changed: Arc::default(),
             terms: ArcSwap::from_pointee(terms),
             view,
-            roll: Arc::default(),
+            registry: Arc::default(),
             upstream: upstream::Upstream::new(config, Arc::clone(&traffic), crew.size(), shutdown),
             settings: ArcSwap::from_pointee(Settings::new(config)),
             token: ArcSwapOption::from(token.map(Arc::new)),
@@ -123,7 +123,7 @@ impl Proxy {
             crew,
             shutdown: shutdown.clone(),
         });
-        shutdown.spawn(Arc::clone(&proxy).keep_house());
+        shutdown.spawn(Arc::clone(&proxy).run_background());
         proxy
     }
 
@@ -140,58 +140,58 @@ impl Proxy {
             Ok(stream) => {
                 let seat = self.crew.seat();
                 let worker = seat.worker();
-                let arrival = connection::Arrival { stream, peer, held: (permit, seat) };
-                self.crew.run(worker, self.shutdown.track(connection::serve(Arc::clone(self), arrival)));
+                let accepted = connection::AcceptedConnection { stream, peer, held: (permit, seat) };
+                self.crew.run(worker, self.shutdown.track(connection::serve(Arc::clone(self), accepted)));
             }
             Err(error) => debug!(%peer, %error, "connection lost"),
         }
     }
 
     /// Shakes hands by `terms` from now on. Where they believe other authorities, those whom the former ones vouched for must come again.
-    pub fn renew_terms(&self, terms: tls::Terms) {
+    pub fn update_tls(&self, terms: tls::Terms) {
         let terms = Arc::new(terms);
         let before = self.terms.swap(Arc::clone(&terms));
         if !before.believes_the_same(&terms) {
-            self.count_lost(self.roll.revoke(Present::has_operators_word));
+            self.count_lost(self.registry.revoke(ConnectionInfo::has_operator_certificate));
         }
     }
 
     /// Attested agents inherit `token` from now on.
-    pub fn renew_token(&self, token: Option<HeaderValue>) {
+    pub fn update_token(&self, token: Option<HeaderValue>) {
         self.token.store(token.map(Arc::new));
     }
 
     /// Goes by `config` from now on, as far as it concerns requests and lanes. Connections that are open keep their limits, and are
     /// closed where they have lost their rights.
-    pub fn renew(&self, config: &Config) {
+    pub fn update(&self, config: &Config) {
         self.settings.store(Arc::new(Settings::new(config)));
         self.rules.store(Arc::new(Rules::new(config, config.gateway.address)));
-        self.renewed.notify_waiters();
+        self.rules_changed.notify_waiters();
         self.review();
         self.review_external();
     }
 
     /// Who is connected, in no order, and why those who might expect to be agents are none.
-    pub fn present(&self) -> Vec<(Present, Option<WhyExternal>)> {
+    pub fn connections(&self) -> Vec<(ConnectionInfo, Option<WhyExternal>)> {
         let (view, rules) = (Arc::clone(&self.view.borrow()), self.rules.load());
-        let explained = |present: Present| {
+        let explained = |present: ConnectionInfo| {
             let why = present.why_external(&view, rules.policy());
             (present, why)
         };
-        self.roll.present().into_iter().map(explained).collect()
+        self.registry.connections().into_iter().map(explained).collect()
     }
 
     /// Closes agent-lane connections that are not an agent's any more.
     fn review(&self) {
         let view = self.view.borrow().for_established();
         let rules = self.rules.load();
-        self.count_lost(self.roll.revoke(|present| present.has_lost_its_lane(&view, rules.policy())));
+        self.count_lost(self.registry.revoke(|present| present.has_lost_agent_lane(&view, rules.policy())));
     }
 
     /// Closes external connections that the rules deny by now.
     fn review_external(&self) {
         let (view, rules) = (Arc::clone(&self.view.borrow()), self.rules.load());
-        self.count_lost(self.roll.revoke(|present| present.has_lost_its_say(&view, rules.policy())));
+        self.count_lost(self.registry.revoke(|present| present.is_denied_externally(&view, rules.policy())));
     }
 
     fn count_lost(&self, lost: usize) {
@@ -201,7 +201,7 @@ impl Proxy {
         }
     }
 
-    async fn keep_house(self: Arc<Self>) {
+    async fn run_background(self: Arc<Self>) {
         let mut view = self.view.clone();
         let mut sweep = tokio::time::interval(SWEEP);
         loop {

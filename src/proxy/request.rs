@@ -20,12 +20,12 @@ use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::{debug, info, warn};
 
-use super::body::{Gate, RequestBody, ResponseBody};
+use super::body::{ContinueGate, RequestBody, ResponseBody};
+use super::client_authorization::ClientAuthorization;
 use super::connection::{Downstream, Session};
 use super::error::{Accept, Error};
-use super::standing::Standing;
 use super::tunnel;
-use super::upstream::Link;
+use super::upstream::UpstreamConnection;
 use crate::config::TraceparentUse;
 use crate::labels::{LaneKind, Protocol};
 use crate::lane::{GatewayHead, Lane, Refusal, scrub_response};
@@ -42,26 +42,26 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
     let protocol = session.protocol;
     let trace = trace(&session, request.headers());
     let recorder = session.proxy.traffic.recorder.as_ref().map(|recorder| (recorder, SystemTime::now()));
-    let logged = session.settings.log_access.then(|| Logged::of(&session, request.headers()));
-    let told = logged.is_some() || recorder.is_some();
+    let access_log = session.settings.log_access.then(|| AccessLog::of(&session, request.headers()));
+    let told = access_log.is_some() || recorder.is_some();
     let told = told.then(|| (request.method().clone(), request.uri().path().to_owned()));
-    let (mut lane, mut spoilt) = (session.lane.kind(), false);
+    let (mut lane, mut must_close) = (session.lane.kind(), false);
     let mut request_id = None;
     let mut failed = None;
-    let mut response = match forward(&session, request, started, trace.as_ref(), &mut lane, &mut spoilt).await {
+    let mut response = match forward(&session, request, started, trace.as_ref(), &mut lane, &mut must_close).await {
         Ok(response) => response,
         Err(error) => {
-            let id = logged.as_ref().map_or_else(next_id, |logged| logged.request_id.clone());
+            let id = access_log.as_ref().map_or_else(next_id, |access_log| access_log.request_id.clone());
             report(&session, &error, &id);
             let response = error.response(&accept, &id);
             // What is ambiguous, or meant as a tunnel, may have left bytes behind that would be taken for the next request.
-            spoilt |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
+            must_close |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
             request_id = Some(id);
             failed = Some(error.label());
             response
         }
     };
-    if spoilt && protocol == Protocol::Http1 {
+    if must_close && protocol == Protocol::Http1 {
         response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
     }
     let (status, took) = (response.status().as_u16(), started.elapsed());
@@ -71,7 +71,7 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
         let (method, path, peer, request_id) = (method.as_str(), path.as_str(), session.peer.ip(), request_id.as_deref());
         recorder.record(&Span { trace, began, took, method, path, status, lane, protocol, peer, request_id, error: failed });
     }
-    if let Some(Logged { client, request_id }) = logged {
+    if let Some(AccessLog { client, request_id }) = access_log {
         let ms = (took.as_secs_f64() * 10_000.0).round() / 10.0;
         let (connection, peer) = (session.number, session.peer);
         // Left out where only the end of the body will tell.
@@ -83,14 +83,14 @@ pub(super) async fn answer(session: Arc<Session>, request: Request<Incoming>) ->
 }
 
 /// What the access log needs to know of a request before it is sent on.
-struct Logged {
+struct AccessLog {
     /// Whose it is, as far as trusted proxies tell.
     client: IpAddr,
     /// What the gateway hears it called, if the client says so, and an id of our own otherwise.
     request_id: String,
 }
 
-impl Logged {
+impl AccessLog {
     fn of(session: &Session, headers: &HeaderMap) -> Self {
         let lane = match &*session.lane {
             Lane::External(lane) => lane,
@@ -136,23 +136,23 @@ fn report(session: &Session, error: &Error, request_id: &str) {
     }
 }
 
-/// Says in `lane` which lane it left on, and in `spoilt` whether the client's next request could be taken for the body of this one.
+/// Says in `lane` which lane it left on, and in `must_close` whether the client's next request could be taken for the body of this one.
 async fn forward(
     session: &Arc<Session>,
     mut request: Request<Incoming>,
     started: Instant,
     trace: Option<&Trace>,
     lane: &mut LaneKind,
-    spoilt: &mut bool,
+    must_close: &mut bool,
 ) -> Result<Response<ResponseBody>, Error> {
-    let busy = session.activity.begin();
+    let guard = session.activity.begin();
     let over_h2 = extended_connect(&mut request)?;
     let client_side = hyper::upgrade::on(&mut request);
     let (parts, incoming) = request.into_parts();
     let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
     let expects = parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     // It may never send a body that it was not told to send (RFC 9110 section 10.1.1).
-    *spoilt = expects && !incoming.is_end_stream();
+    *must_close = expects && !incoming.is_end_stream();
     let rules = session.proxy.rules.load_full();
     let token = session.proxy.token.load_full();
     let head = GatewayHead::new(parts, &session.lane, &rules, token.as_deref(), session.proxy.terms.load().names());
@@ -161,32 +161,32 @@ async fn forward(
         head.follow(trace);
     }
     *lane = head.lane();
-    let mut standing = Standing::of(session, head.client(), &rules)?;
+    let mut authorization = ClientAuthorization::of(session, head.client(), &rules)?;
     let counters = session.proxy.traffic.lane(head.lane());
     if head.is_upgrade() {
-        let wanted = Wanted { client_side, key, over_h2 };
-        return Box::pin(upgrade(session, head, standing, wanted, busy, started)).await;
+        let context = UpgradeContext { client_side, key, over_h2 };
+        return Box::pin(upgrade(session, head, authorization, context, guard, started)).await;
     }
-    let (gate, latch) = if expects { Some(Gate::new()).unzip() } else { (None, None) };
+    let (gate, continue_signal) = if expects { Some(ContinueGate::new()).unzip() } else { (None, None) };
     let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
     let progress = if expects { body.progress() } else { None };
-    let sending = session.proxy.upstream.send(head, body, latch, &session.settings.limits, started);
-    let sent = Standing::while_it_lasts(standing.as_mut(), sending).await;
-    *spoilt = progress.is_some_and(|progress| progress.so_far().0 == 0);
-    let (response, link) = sent?;
+    let sending = session.proxy.upstream.send(head, body, continue_signal, &session.settings.limits, started);
+    let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
+    *must_close = progress.is_some_and(|progress| progress.so_far().0 == 0);
+    let (response, upstream) = sent?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Error::GatewayConfused);
     }
-    Ok(pass_back(session, response, link, counters.sent.clone(), busy, standing))
+    Ok(pass_back(session, response, upstream, counters.sent.clone(), guard, authorization))
 }
 
 fn pass_back(
     session: &Session,
     response: Response<Incoming>,
-    link: Box<Link>,
+    upstream: Box<UpstreamConnection>,
     sent: prometheus_client::metrics::counter::Counter,
-    busy: super::activity::Busy,
-    standing: Option<Standing>,
+    guard: super::activity::RequestGuard,
+    authorization: Option<ClientAuthorization>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
     // What is to be upgraded to is the point of a 426 (RFC 9110 section 15.5.22). HTTP/2 knows no such field.
@@ -197,7 +197,7 @@ fn pass_back(
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
     parts.version = Version::HTTP_11;
-    Response::from_parts(parts, ResponseBody::gateway(incoming, link, sent, busy, standing))
+    Response::from_parts(parts, ResponseBody::gateway(incoming, upstream, sent, guard, authorization))
 }
 
 /// Turns an extended CONNECT (RFC 8441) into the upgrade that says the same in HTTP/1.1; returns whether it was one.
@@ -216,7 +216,7 @@ fn extended_connect(request: &mut Request<Incoming>) -> Result<bool, Error> {
 }
 
 /// What an upgrade needs besides its head.
-struct Wanted {
+struct UpgradeContext {
     client_side: OnUpgrade,
     key: Option<HeaderValue>,
     over_h2: bool,
@@ -225,9 +225,9 @@ struct Wanted {
 async fn upgrade(
     session: &Arc<Session>,
     head: GatewayHead,
-    mut standing: Option<Standing>,
-    wanted: Wanted,
-    busy: super::activity::Busy,
+    mut authorization: Option<ClientAuthorization>,
+    context: UpgradeContext,
+    guard: super::activity::RequestGuard,
     started: Instant,
 ) -> Result<Response<ResponseBody>, Error> {
     let proxy = &session.proxy;
@@ -235,31 +235,31 @@ async fn upgrade(
     let held = Held::new(&counters.tunnels);
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
     let sending = proxy.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started);
-    let (response, link) = Standing::while_it_lasts(standing.as_mut(), sending).await?;
+    let (response, upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // To an extended CONNECT, any success would say that the WebSocket is open (RFC 8441 section 5).
-        if wanted.over_h2 && response.status().is_success() {
+        if context.over_h2 && response.status().is_success() {
             return Err(Error::GatewayConfused);
         }
-        return Ok(pass_back(session, response, link, sent, busy, standing));
+        return Ok(pass_back(session, response, upstream, sent, guard, authorization));
     }
     let websocket = response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    if wanted.over_h2 && !accepts(&response, wanted.key.as_ref(), websocket) {
+    if context.over_h2 && !accepts(&response, context.key.as_ref(), websocket) {
         return Err(Error::GatewayConfused);
     }
-    let calls = if standing.is_some() { session.calls.of_a_tunnel() } else { session.calls.clone() };
-    let terms = tunnel::Terms { websocket, calls: calls.clone(), received, sent };
+    let close_signal = if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };
+    let terms = tunnel::TunnelOptions { websocket, close_signal: close_signal.clone(), received, sent };
     let (number, peer) = (session.number, session.peer);
-    let activity = wanted.over_h2.then_some(busy);
+    let activity = context.over_h2.then_some(guard);
     proxy.shutdown.spawn(async move {
         let _held = (held, activity);
-        let mut joined = pin!(join(wanted.client_side, link, terms));
-        let ended = match standing {
+        let mut joined = pin!(join(context.client_side, upstream, terms));
+        let ended = match authorization {
             None => joined.await,
-            Some(mut standing) => tokio::select! {
+            Some(mut authorization) => tokio::select! {
                 biased;
-                () = standing.lost() => {
-                    calls.revoke();
+                () = authorization.revoked() => {
+                    close_signal.revoke();
                     joined.await
                 }
                 ended = &mut joined => ended,
@@ -270,7 +270,7 @@ async fn upgrade(
         }
     });
     let (mut parts, _) = response.into_parts();
-    if wanted.over_h2 {
+    if context.over_h2 {
         parts.status = StatusCode::OK;
         scrub_response(&mut parts.headers);
         parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
@@ -287,8 +287,8 @@ fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, websocket: 
 }
 
 /// Leaves hyper behind on both sides and joins what is left.
-async fn join(client_side: OnUpgrade, link: Box<Link>, terms: tunnel::Terms) -> Result<(), String> {
-    let (gateway, from_gateway, _place) = link.into_tunnel().await.ok_or("the gateway's connection is gone")?;
+async fn join(client_side: OnUpgrade, upstream: Box<UpstreamConnection>, terms: tunnel::TunnelOptions) -> Result<(), String> {
+    let (gateway, from_gateway, _permit) = upstream.into_tunnel().await.ok_or("the gateway's connection is gone")?;
     let client = client_side.await.map_err(|error| error.to_string())?;
     let joined = match client.downcast::<TokioIo<Downstream>>() {
         Ok(parts) => {

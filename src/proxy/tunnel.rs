@@ -12,9 +12,9 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use super::calls::{Call, Calls};
-use super::frames::{Frames, GOING_AWAY};
-use super::last_words::LastWords;
+use super::close_signal::{CloseReason, CloseSignal};
+use super::read_after_reset::ReadableAfterWriteError;
+use super::websocket_frames::{GOING_AWAY, WebSocketFrames};
 
 /// How much is read at once; four TLS records, which rustls then writes with one call.
 const BLOCK: usize = 64 * 1024;
@@ -28,11 +28,11 @@ thread_local! {
 }
 
 /// What a tunnel is told about itself.
-pub struct Terms {
+pub struct TunnelOptions {
     /// Whether it is a WebSocket, so that it can be told goodbye between two frames.
     pub websocket: bool,
     /// What may be called out to it.
-    pub calls: Calls,
+    pub close_signal: CloseSignal,
     /// Bytes from the client.
     pub received: Counter,
     /// Bytes to the client.
@@ -45,24 +45,24 @@ pub struct Terms {
 ///
 /// # Errors
 /// Either side broke off.
-pub async fn run<C, G>(mut client: C, gateway: G, early: (Bytes, Bytes), terms: Terms) -> io::Result<()>
+pub async fn run<C, G>(mut client: C, gateway: G, early: (Bytes, Bytes), options: TunnelOptions) -> io::Result<()>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
 {
     // What a client that is still sending has to say to a gateway that is gone must not keep the gateway's goodbye from it.
-    let mut gateway = LastWords::new(gateway);
-    let mut up = Direction::new(early.0, terms.received, None);
-    let mut down = Direction::new(early.1, terms.sent, terms.websocket.then(Frames::default));
-    let (called, revoked) = terms.calls.futures();
-    let (mut called, mut revoked) = (pin!(called), pin!(revoked));
+    let mut gateway = ReadableAfterWriteError::new(gateway);
+    let mut up = Direction::new(early.0, options.received, None);
+    let mut down = Direction::new(early.1, options.sent, options.websocket.then(WebSocketFrames::default));
+    let (closing, revoked) = options.close_signal.futures();
+    let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
     let mut linger: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
-        while let Poll::Ready(call) = terms.calls.poll(cx, called.as_mut(), revoked.as_mut(), down.leaving) {
-            if call == Call::Revoked {
+        while let Poll::Ready(call) = options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), down.draining) {
+            if call == CloseReason::Revoked {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::PermissionDenied, "the lane was revoked")));
             }
-            down.leaving = true;
+            down.draining = true;
         }
         let up_done = up.pump(cx, &mut client, &mut gateway)?;
         let down_done = down.pump(cx, &mut gateway, &mut client)?;
@@ -71,7 +71,7 @@ where
         }
         // A WebSocket has no half-closes (RFC 6455 section 7.1.1): what is over for the gateway is over. Closing at once could take the
         // last frames from a client that is still sending, so it has a moment to hang up itself.
-        if down_done.is_ready() && (terms.websocket || gateway.ear().has_hung_up()) {
+        if down_done.is_ready() && (options.websocket || gateway.state().has_write_failed()) {
             return linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER))).as_mut().poll(cx).map(Ok);
         }
         Poll::Pending
@@ -85,9 +85,9 @@ struct Direction {
     unflushed: bool,
     stage: Stage,
     count: Counter,
-    frames: Option<Frames>,
+    frames: Option<WebSocketFrames>,
     /// A close frame is due at the next boundary.
-    leaving: bool,
+    draining: bool,
     /// The close frame was sent: what still comes is not passed on.
     left: bool,
 }
@@ -100,9 +100,9 @@ enum Stage {
 }
 
 impl Direction {
-    fn new(early: Bytes, count: Counter, frames: Option<Frames>) -> Self {
+    fn new(early: Bytes, count: Counter, frames: Option<WebSocketFrames>) -> Self {
         let mut direction =
-            Self { pending: Bytes::new(), unflushed: false, stage: Stage::Open, count, frames, leaving: false, left: false };
+            Self { pending: Bytes::new(), unflushed: false, stage: Stage::Open, count, frames, draining: false, left: false };
         direction.pending = early;
         if let Some(frames) = &mut direction.frames {
             frames.feed(&direction.pending);
@@ -144,7 +144,7 @@ impl Direction {
                 Stage::Open => {}
             }
             // Here as well as in the middle of what is read: it may be long until there is more of that.
-            if self.leaving && !self.left && self.frames.as_ref().is_some_and(Frames::at_boundary) {
+            if self.draining && !self.left && self.frames.as_ref().is_some_and(WebSocketFrames::at_boundary) {
                 self.left = true;
                 self.pending = Bytes::from_static(&GOING_AWAY);
                 continue;
@@ -189,7 +189,7 @@ impl Direction {
             return Ok(());
         }
         let boundary = self.frames.as_mut().and_then(|frames| frames.feed(read));
-        let leave_at = boundary.filter(|_| self.leaving);
+        let leave_at = boundary.filter(|_| self.draining);
         let mut rest = &read[..leave_at.unwrap_or(read.len())];
         self.count.inc_by(rest.len() as u64);
         while !rest.is_empty() {
@@ -219,9 +219,9 @@ mod tests {
 
     use super::*;
 
-    /// The terms of a WebSocket that hears of `end`.
-    fn terms(end: &CancellationToken) -> Terms {
-        Terms { websocket: true, calls: Calls::new(end), received: Counter::default(), sent: Counter::default() }
+    /// The options of a WebSocket that hears of `end`.
+    fn options(end: &CancellationToken) -> TunnelOptions {
+        TunnelOptions { websocket: true, close_signal: CloseSignal::new(end), received: Counter::default(), sent: Counter::default() }
     }
 
     #[tokio::test]
@@ -240,7 +240,7 @@ mod tests {
             assert_eq!([&got[..], &rest].concat(), [&frame[..], &GOING_AWAY].concat());
         };
         tokio::select! {
-            ended = run(near, far, (Bytes::new(), Bytes::new()), terms(&end)) => panic!("{ended:?}"),
+            ended = run(near, far, (Bytes::new(), Bytes::new()), options(&end)) => panic!("{ended:?}"),
             heard = tokio::time::timeout(Duration::from_secs(5), reading) => heard.expect("the goodbye"),
         }
     }
@@ -264,7 +264,7 @@ mod tests {
             std::future::pending::<()>().await
         };
         tokio::select! {
-            ended = run(near, far, (Bytes::new(), Bytes::new()), terms(&CancellationToken::new())) => ended.unwrap(),
+            ended = run(near, far, (Bytes::new(), Bytes::new()), options(&CancellationToken::new())) => ended.unwrap(),
             () = chatting => {}
         }
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0);

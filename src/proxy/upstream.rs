@@ -20,9 +20,9 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, timeout, timeout_at};
 
-use super::body::{Latch, Progress, RequestBody};
+use super::body::{ContinueSignal, Progress, RequestBody};
 use super::error::Error;
-use super::last_words::{Ear, LastWords};
+use super::read_after_reset::{ReadableAfterWriteError, StreamState};
 use crate::config::{Config, Limits};
 use crate::lane::GatewayHead;
 use crate::metrics::traffic::Traffic;
@@ -40,7 +40,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Between tries to reach a gateway that is not there.
 const RETRY: Duration = Duration::from_millis(50);
 
-type GatewayConnection = Connection<TokioIo<LastWords<TcpStream>>, RequestBody>;
+type GatewayConnection = Connection<TokioIo<ReadableAfterWriteError<TcpStream>>, RequestBody>;
 
 /// The way to the gateway.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub(super) struct Upstream {
     pools: Box<[Arc<Pool>]>,
     /// As many as external clients may have, who have a hundred streams on each connection to loopgate: the gateway is not to run out of
     /// files or memory for them, since agents need it too. Those that idle in the pools come on top.
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     metrics: Arc<Traffic>,
 }
 
@@ -58,8 +58,8 @@ impl Upstream {
     pub(super) fn new(config: &Config, metrics: Arc<Traffic>, workers: usize, shutdown: &Shutdown) -> Self {
         let pool = || Arc::new(Pool { idle: Mutex::default(), shutdown: shutdown.clone() });
         let pools = std::iter::repeat_with(pool).take(workers).collect();
-        let places = config.limits.max_connections.saturating_add(workers * MAX_IDLE).min(Semaphore::MAX_PERMITS);
-        Self { gateway: config.gateway.address, pools, places: Arc::new(Semaphore::new(places)), metrics }
+        let permits = config.limits.max_connections.saturating_add(workers * MAX_IDLE).min(Semaphore::MAX_PERMITS);
+        Self { gateway: config.gateway.address, pools, permits: Arc::new(Semaphore::new(permits)), metrics }
     }
 
     fn pool(&self) -> &Arc<Pool> {
@@ -75,19 +75,19 @@ impl Upstream {
         &'a self,
         head: GatewayHead,
         body: RequestBody,
-        latch: Option<Arc<Latch>>,
+        continue_signal: Option<Arc<ContinueSignal>>,
         limits: &'a Limits,
         started: Instant,
-    ) -> impl Future<Output = Result<(Response<Incoming>, Box<Link>), Error>> + 'a {
+    ) -> impl Future<Output = Result<(Response<Incoming>, Box<UpstreamConnection>), Error>> + 'a {
         let (source, is_external) = (head.source(), head.client().is_some());
         let mut spare = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
         let give_up = started + limits.gateway_wait;
         let mut request = head.into_request(body);
-        if let Some(latch) = latch {
+        if let Some(continue_signal) = continue_signal {
             hyper::ext::on_informational(&mut request, move |response| {
                 if response.status() == StatusCode::CONTINUE {
-                    latch.open();
+                    continue_signal.open();
                 }
             });
         }
@@ -105,7 +105,7 @@ impl Upstream {
                         link
                     }
                 };
-                let patience = Patience { limit: limits.request_timeout, since, progress: progress.as_deref() };
+                let patience = ResponseTimeout { limit: limits.request_timeout, since, progress: progress.as_deref() };
                 match link.exchange(request, patience).await {
                     Ok(response) => {
                         link.note_keep_alive(response.headers());
@@ -125,7 +125,7 @@ impl Upstream {
                         return Err(Error::ClientBroke(error));
                     }
                     Err(Failure::Broken(error)) => {
-                        let Some(head) = spare.take().filter(|_| !link.ear.has_heard()) else { return Err(Error::GatewayBroke(error)) };
+                        let Some(head) = spare.take().filter(|_| !link.state.has_read()) else { return Err(Error::GatewayBroke(error)) };
                         if link.reused {
                             // Closed for its age, most likely, while the request was on its way.
                             spare = Some(head.duplicate());
@@ -144,32 +144,38 @@ impl Upstream {
     }
 
     /// Opens a connection from `source`; while the gateway is not there, tries again until `give_up`.
-    async fn connect(&self, source: Ipv4Addr, is_external: bool, limits: &Limits, give_up: Instant) -> Result<Box<Link>, Error> {
-        let mut place = None;
+    async fn connect(
+        &self,
+        source: Ipv4Addr,
+        is_external: bool,
+        limits: &Limits,
+        give_up: Instant,
+    ) -> Result<Box<UpstreamConnection>, Error> {
+        let mut permit = None;
         if is_external {
-            let free = timeout_at(give_up, Arc::clone(&self.places).acquire_owned()).await;
-            place = Some(free.map_err(|_| Error::Crowded)?.expect("the semaphore is never closed"));
+            let free = timeout_at(give_up, Arc::clone(&self.permits).acquire_owned()).await;
+            permit = Some(free.map_err(|_| Error::UpstreamLimitReached)?.expect("the semaphore is never closed"));
         }
         loop {
             let attempt = timeout(limits.connect_timeout, dial(source, self.gateway)).await;
             let error = match attempt {
                 Ok(Ok(stream)) => {
-                    let stream = LastWords::new(stream);
-                    let ear = Arc::clone(stream.ear());
+                    let stream = ReadableAfterWriteError::new(stream);
+                    let state = Arc::clone(stream.state());
                     let (sender, connection) =
                         Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await.map_err(Error::GatewayBroke)?;
                     self.metrics.gateway_connections.inc();
-                    return Ok(Box::new(Link {
+                    return Ok(Box::new(UpstreamConnection {
                         sender,
                         connection: Some(connection),
                         ended: false,
-                        ear,
+                        state,
                         timer: Box::pin(tokio::time::sleep(limits.request_timeout)),
                         source,
                         keep: KEEP_IDLE,
                         reused: false,
                         pool: Arc::clone(self.pool()),
-                        place,
+                        permit,
                     }));
                 }
                 Ok(Err(error)) => error,
@@ -208,7 +214,7 @@ async fn dial(source: Ipv4Addr, gateway: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// How long a response head may take, counted from the last piece of the request's body.
-struct Patience<'a> {
+struct ResponseTimeout<'a> {
     limit: Duration,
     since: Instant,
     progress: Option<&'a Progress>,
@@ -224,13 +230,13 @@ enum Failure {
 }
 
 /// One connection to the gateway, for one request at a time.
-pub(super) struct Link {
+pub(super) struct UpstreamConnection {
     sender: SendRequest<RequestBody>,
     /// `None` when it was given up for what it had not taken.
     connection: Option<GatewayConnection>,
     /// The connection's future is over: it was closed, it failed, or it left HTTP.
     ended: bool,
-    ear: Arc<Ear>,
+    state: Arc<StreamState>,
     /// For the deadline of each exchange in turn: it is moved only when it is due or too late, which spares each request two
     /// changes to the timers of its thread.
     timer: Pin<Box<Sleep>>,
@@ -239,15 +245,15 @@ pub(super) struct Link {
     keep: Duration,
     reused: bool,
     pool: Arc<Pool>,
-    place: Option<Place>,
+    permit: Option<UpstreamPermit>,
 }
 
 /// Keeps a connection to the gateway counted.
-pub(super) type Place = OwnedSemaphorePermit;
+pub(super) type UpstreamPermit = OwnedSemaphorePermit;
 
-impl fmt::Debug for Link {
+impl fmt::Debug for UpstreamConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link")
+        f.debug_struct("UpstreamConnection")
             .field("source", &self.source)
             .field("reused", &self.reused)
             .field("ended", &self.ended)
@@ -255,15 +261,15 @@ impl fmt::Debug for Link {
     }
 }
 
-impl Link {
+impl UpstreamConnection {
     /// Sends `request` and waits for the head of its response.
     fn exchange<'a>(
         &'a mut self,
         request: Request<RequestBody>,
-        patience: Patience<'a>,
+        patience: ResponseTimeout<'a>,
     ) -> impl Future<Output = Result<Response<Incoming>, Failure>> + 'a {
-        let Self { sender, connection, ended, ear, timer, .. } = self;
-        ear.listen();
+        let Self { sender, connection, ended, state, timer, .. } = self;
+        state.reset();
         let response = sender.try_send_request(request);
         let mut due = patience.since + patience.limit;
         let mut seen = patience.progress.map(Progress::so_far);
@@ -291,7 +297,9 @@ impl Link {
                     if due <= now {
                         let so_far = patience.progress.map(Progress::so_far);
                         if so_far == seen {
-                            return Poll::Ready(Err(Failure::Slow { client: patience.progress.is_some_and(Progress::is_starving) }));
+                            return Poll::Ready(Err(Failure::Slow {
+                                client: patience.progress.is_some_and(Progress::is_waiting_for_client),
+                            }));
                         }
                         (seen, due) = (so_far, now + patience.limit);
                     }
@@ -327,7 +335,7 @@ impl Link {
         }
         let pool = Arc::clone(&self.pool);
         if self.sender.is_ready() {
-            if !self.ear.has_hung_up() {
+            if !self.state.has_write_failed() {
                 pool.put(self, now);
             }
             return;
@@ -338,7 +346,7 @@ impl Link {
                 self.drive(cx);
                 if self.ended || self.sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
             });
-            if timeout(LINGER, over).await.is_ok() && !self.ended && !self.ear.has_hung_up() {
+            if timeout(LINGER, over).await.is_ok() && !self.ended && !self.state.has_write_failed() {
                 pool.put(self, Instant::now());
             }
         });
@@ -346,14 +354,14 @@ impl Link {
 
     /// What is left of the connection after a `101`: the socket, bytes of the new protocol that were read already, and the place that
     /// it has. `None` if it was given up before, which one that answered was not.
-    pub(super) async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes, Option<Place>)> {
+    pub(super) async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes, Option<UpstreamPermit>)> {
         poll_fn(|cx| {
             self.drive(cx);
             if self.ended { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
         let Parts { io, read_buf, .. } = self.connection?.into_parts();
-        Some((io.into_inner().into_inner(), read_buf, self.place))
+        Some((io.into_inner().into_inner(), read_buf, self.permit))
     }
 }
 
@@ -367,12 +375,12 @@ struct Pool {
 #[derive(Debug)]
 struct Idle {
     until: Instant,
-    link: Box<Link>,
+    link: Box<UpstreamConnection>,
 }
 
 impl Pool {
     /// The warmest connection from `source`. The gateway may have closed it meanwhile: then nothing is sent on it.
-    fn take(&self, source: Ipv4Addr, now: Instant) -> Option<Box<Link>> {
+    fn take(&self, source: Ipv4Addr, now: Instant) -> Option<Box<UpstreamConnection>> {
         // Before the lock, so that what is too old is closed after it.
         let _cold;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -387,9 +395,9 @@ impl Pool {
         Some(link)
     }
 
-    fn put(&self, link: Box<Link>, now: Instant) {
+    fn put(&self, link: Box<UpstreamConnection>, now: Instant) {
         // Whoever waits for a place does not look here.
-        if link.place.as_ref().is_some_and(|place| place.semaphore().available_permits() == 0) {
+        if link.permit.as_ref().is_some_and(|permit| permit.semaphore().available_permits() == 0) {
             return;
         }
         let until = now + link.keep;

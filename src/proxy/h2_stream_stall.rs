@@ -19,21 +19,21 @@ use crate::shutdown::Shutdown;
 const PATIENCE: u32 = 5;
 
 tokio::task_local! {
-    static DEBT: Arc<Debt>;
+    static STREAM_STALL: Arc<StreamStall>;
 }
 
 /// Since when a stream's client has not taken what is there for it.
 #[derive(Debug)]
-pub(super) struct Debt {
+pub(super) struct StreamStall {
     epoch: Instant,
     /// Milliseconds after `epoch`, plus one; 0 where nothing is there to be taken.
     since: AtomicU64,
 }
 
-impl Debt {
+impl StreamStall {
     /// That of the stream whose task this is; `None` on any other.
     pub(super) fn current() -> Option<Arc<Self>> {
-        DEBT.try_with(Arc::clone).ok()
+        STREAM_STALL.try_with(Arc::clone).ok()
     }
 
     pub(super) fn begin(&self, now: Instant) {
@@ -41,7 +41,7 @@ impl Debt {
         self.since.store(now + 1, Ordering::Relaxed);
     }
 
-    pub(super) fn settle(&self) {
+    pub(super) fn mark_drained(&self) {
         self.since.store(0, Ordering::Relaxed);
     }
 
@@ -53,42 +53,42 @@ impl Debt {
 
 /// Where hyper runs the streams of a connection.
 #[derive(Clone, Debug)]
-pub(super) struct Streams {
+pub(super) struct StreamExecutor {
     shutdown: Shutdown,
     patience: Duration,
 }
 
-impl Streams {
+impl StreamExecutor {
     /// Those of a connection that may itself be left lying for `stall`.
     pub(super) fn new(shutdown: &Shutdown, stall: Duration) -> Self {
         Self { shutdown: shutdown.clone(), patience: stall.saturating_mul(PATIENCE) }
     }
 }
 
-impl<F> Executor<F> for Streams
+impl<F> Executor<F> for StreamExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
-        let debt = Arc::new(Debt { epoch: Instant::now(), since: AtomicU64::new(0) });
-        let watched = Watched { stream, debt: Arc::clone(&debt), patience: self.patience, timer: None };
-        self.shutdown.spawn(DEBT.scope(debt, watched));
+        let debt = Arc::new(StreamStall { epoch: Instant::now(), since: AtomicU64::new(0) });
+        let watched = StallGuarded { stream, debt: Arc::clone(&debt), patience: self.patience, timer: None };
+        self.shutdown.spawn(STREAM_STALL.scope(debt, watched));
     }
 }
 
 pin_project! {
     /// A stream's task, which is over when its client has not taken anything for too long: what is dropped unfinished is reset.
-    struct Watched<F> {
+    struct StallGuarded<F> {
         #[pin]
         stream: F,
-        debt: Arc<Debt>,
+        debt: Arc<StreamStall>,
         patience: Duration,
         // Only where something was left lying, and not moved before it is due.
         timer: Option<Pin<Box<Sleep>>>,
     }
 }
 
-impl<F: Future<Output = ()>> Future for Watched<F> {
+impl<F: Future<Output = ()>> Future for StallGuarded<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

@@ -1,7 +1,7 @@
 //! How many HTTP/2 frames a client sends that ask for nothing.
 //!
 //! A PING, a SETTINGS, a WINDOW_UPDATE costs the client next to nothing, and the server has to answer or at least to read it. The `h2` crate
-//! bounds what they hold, not how long they go on: beside one open stream that is for ever. [`Pace`] reads nothing but the nine bytes that
+//! bounds what they hold, not how long they go on: beside one open stream that is for ever. [`H2FloodGuard`] reads nothing but the nine bytes that
 //! begin a frame (RFC 9113 section 4.1), and says when there were too many.
 
 use std::time::{Duration, Instant};
@@ -24,19 +24,19 @@ const HEADERS: u8 = 1;
 
 /// Follows the frames of one client.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct H2FloodGuard {
     /// Bytes that belong to the current frame, or to the preface.
     left: usize,
     /// The beginning of a frame that came in pieces.
     head: [u8; HEAD],
     head_len: usize,
-    /// Frames that asked for nothing, and bytes written, since `since`.
+    /// WebSocketFrames that asked for nothing, and bytes written, since `since`.
     idle: u64,
     written: u64,
     since: Instant,
 }
 
-impl Pace {
+impl H2FloodGuard {
     pub(super) fn new() -> Self {
         Self { left: PREFACE, head: [0; HEAD], head_len: 0, idle: 0, written: 0, since: Instant::now() }
     }
@@ -93,7 +93,7 @@ mod tests {
 
     /// Whether `bytes` overdo it when they come in pieces of `size`, all at once as far as the clock is concerned.
     fn overdone(bytes: &[u8], size: usize, written: usize) -> bool {
-        let mut pace = Pace::new();
+        let mut pace = H2FloodGuard::new();
         pace.written(written);
         assert!(!pace.follow(&[b'P'; PREFACE]));
         bytes.chunks(size).any(|piece| pace.follow(piece))
@@ -119,7 +119,7 @@ mod tests {
         let updates = frame(8, 4).repeat(many);
         assert!(!overdone(&updates, 16_384, many * 256));
         assert!(overdone(&updates, 16_384, many * 17));
-        let mut pace = Pace { since: Instant::now() - SPAN, ..Pace::new() };
+        let mut pace = H2FloodGuard { since: Instant::now() - SPAN, ..H2FloodGuard::new() };
         assert!(!pace.follow(&[&[b'P'; PREFACE][..], &updates].concat()), "over that time it was not too much");
         assert!(pace.follow(&updates), "but the time is spent");
     }

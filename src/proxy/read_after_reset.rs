@@ -12,42 +12,42 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// A stream that can be read to its end though the other side takes no more: from the first write that fails, what is written vanishes.
-pub(super) struct LastWords<S> {
+pub(super) struct ReadableAfterWriteError<S> {
     stream: S,
-    ear: Arc<Ear>,
+    state: Arc<StreamState>,
 }
 
-/// What a [`LastWords`] has noticed, for those who have given it away.
+/// What a [`ReadableAfterWriteError`] has noticed, for those who have given it away.
 #[derive(Debug, Default)]
-pub(super) struct Ear {
-    heard: AtomicBool,
-    hung_up: AtomicBool,
+pub(super) struct StreamState {
+    was_read: AtomicBool,
+    write_failed: AtomicBool,
 }
 
-impl Ear {
+impl StreamState {
     /// Forgets what was heard so far.
-    pub(super) fn listen(&self) {
-        self.heard.store(false, Ordering::Relaxed);
+    pub(super) fn reset(&self) {
+        self.was_read.store(false, Ordering::Relaxed);
     }
 
     /// Whether anything was heard since [`Self::listen`].
-    pub(super) fn has_heard(&self) -> bool {
-        self.heard.load(Ordering::Relaxed)
+    pub(super) fn has_read(&self) -> bool {
+        self.was_read.load(Ordering::Relaxed)
     }
 
     /// Whether a write has failed, so that the stream is good for reading only.
-    pub(super) fn has_hung_up(&self) -> bool {
-        self.hung_up.load(Ordering::Relaxed)
+    pub(super) fn has_write_failed(&self) -> bool {
+        self.write_failed.load(Ordering::Relaxed)
     }
 }
 
-impl<S> LastWords<S> {
+impl<S> ReadableAfterWriteError<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, ear: Arc::default() }
+        Self { stream, state: Arc::default() }
     }
 
-    pub(super) fn ear(&self) -> &Arc<Ear> {
-        &self.ear
+    pub(super) fn state(&self) -> &Arc<StreamState> {
+        &self.state
     }
 
     pub(super) fn into_inner(self) -> S {
@@ -59,9 +59,9 @@ impl<S> LastWords<S> {
     where
         S: Unpin,
     {
-        if !self.ear.has_hung_up() {
+        if !self.state.has_write_failed() {
             match write(Pin::new(&mut self.stream)) {
-                Poll::Ready(Err(_)) => self.ear.hung_up.store(true, Ordering::Relaxed),
+                Poll::Ready(Err(_)) => self.state.write_failed.store(true, Ordering::Relaxed),
                 poll => return poll,
             }
         }
@@ -69,18 +69,18 @@ impl<S> LastWords<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for LastWords<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ReadableAfterWriteError<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.ear.heard.store(true, Ordering::Relaxed);
+            self.state.was_read.store(true, Ordering::Relaxed);
         }
         poll
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for LastWords<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadableAfterWriteError<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.pretend(buf.len(), |stream| stream.poll_write(cx, buf))
     }

@@ -2,15 +2,15 @@
 //!
 //! Where `Transfer-Encoding` is there, hyper drops `Content-Length` before anybody can see it, and it folds equal `Content-Length`s into
 //! one. Somebody in front of loopgate may have believed what was dropped, so that such a request must be refused (RFC 9112 section 6.3).
-//! [`Framing`] follows the bytes on their way to hyper, finds such heads, and spoils them, so that hyper refuses them as it refuses
+//! [`H1RequestGuard`] follows the bytes on their way to hyper, finds such heads, and spoils them, so that hyper refuses them as it refuses
 //! everything else that is malformed: with 400 and the end of the connection.
 //!
 //! It need not judge anything else. Where it loses its way, hyper has refused the input already, and what comes after is never read.
 
 /// Follows the requests of one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Framing {
-    place: Place,
+pub(crate) struct H1RequestGuard {
+    place: Position,
     head: Head,
     /// What the current line begins with, as far as it matters and where it came in more than one piece.
     line: Line,
@@ -18,7 +18,7 @@ pub(crate) struct Framing {
 
 /// Where in a request the next byte belongs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
+enum Position {
     /// In the lines of a head.
     #[default]
     Head,
@@ -65,10 +65,10 @@ impl Line {
     }
 }
 
-impl Framing {
+impl H1RequestGuard {
     /// Whether a head has begun and not ended; blank lines before it begin none.
     pub(crate) fn in_head(&self) -> bool {
-        self.place == Place::Head && (self.head.begun || self.line.len > 0 && self.line.bytes[0] != b'\r')
+        self.place == Position::Head && (self.head.begun || self.line.len > 0 && self.line.bytes[0] != b'\r')
     }
 
     /// Takes the next bytes of the connection. If they end a head that states its length more than once, they are spoilt and
@@ -76,14 +76,14 @@ impl Framing {
     pub(crate) fn follow(&mut self, bytes: &mut [u8]) -> bool {
         let mut at = 0;
         while at < bytes.len() {
-            if let Place::Data { left, chunked } = self.place {
+            if let Position::Data { left, chunked } = self.place {
                 let step = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len() - at);
                 at += step;
                 let left = left - step as u64;
                 self.place = match (left, chunked) {
-                    (0, true) => Place::ChunkSize,
-                    (0, false) => Place::Head,
-                    _ => Place::Data { left, chunked },
+                    (0, true) => Position::ChunkSize,
+                    (0, false) => Position::Head,
+                    _ => Position::Data { left, chunked },
                 };
                 continue;
             }
@@ -112,8 +112,11 @@ impl Framing {
     /// Keeps what matters of a piece of a line.
     fn line_goes_on(&mut self, piece: &[u8]) {
         // Zeros before a size are without number, and without meaning.
-        let zeros =
-            if self.place == Place::ChunkSize && self.line.len == 0 { piece.iter().take_while(|byte| **byte == b'0').count() } else { 0 };
+        let zeros = if self.place == Position::ChunkSize && self.line.len == 0 {
+            piece.iter().take_while(|byte| **byte == b'0').count()
+        } else {
+            0
+        };
         self.line.push(&piece[zeros..]);
         self.line.last = piece.last().copied().or(self.line.last);
     }
@@ -123,21 +126,21 @@ impl Framing {
         let whole = line.len() < LINE;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match self.place {
-            Place::Head if line.is_empty() => return self.head_ends(),
-            Place::Head => {
+            Position::Head if line.is_empty() => return self.head_ends(),
+            Position::Head => {
                 self.head.begun = true;
                 self.field(line, whole);
             }
-            Place::ChunkSize => {
+            Position::ChunkSize => {
                 // Each chunk is followed by a line end of its own; the last one by the trailers.
                 self.place = match chunk_size(line) {
-                    0 => Place::Trailers { fresh: true },
-                    size => Place::Data { left: size.saturating_add(2), chunked: true },
+                    0 => Position::Trailers { fresh: true },
+                    size => Position::Data { left: size.saturating_add(2), chunked: true },
                 };
             }
-            Place::Trailers { fresh: true } if line.is_empty() && last.is_some() => self.place = Place::Head,
-            Place::Trailers { .. } => self.place = Place::Trailers { fresh: last == Some(b'\r') },
-            Place::Data { .. } => {}
+            Position::Trailers { fresh: true } if line.is_empty() && last.is_some() => self.place = Position::Head,
+            Position::Trailers { .. } => self.place = Position::Trailers { fresh: last == Some(b'\r') },
+            Position::Data { .. } => {}
         }
         false
     }
@@ -158,10 +161,10 @@ impl Framing {
     fn head_ends(&mut self) -> bool {
         let head = std::mem::take(&mut self.head);
         self.place = match head {
-            Head { chunked: true, .. } => Place::ChunkSize,
-            Head { length: Some(left @ 1..), .. } => Place::Data { left, chunked: false },
+            Head { chunked: true, .. } => Position::ChunkSize,
+            Head { length: Some(left @ 1..), .. } => Position::Data { left, chunked: false },
             // Blank lines before a request are skipped, and come here too.
-            _ => Place::Head,
+            _ => Position::Head,
         };
         head.ambiguous
     }
@@ -193,7 +196,7 @@ mod tests {
 
     /// Feeds `text` in pieces of `size`; returns how many bytes it took to find an ambiguous head.
     fn found_after(text: &str, size: usize) -> Option<usize> {
-        let mut framing = Framing::default();
+        let mut framing = H1RequestGuard::default();
         let mut fed = 0;
         for piece in text.as_bytes().chunks(size) {
             let mut piece = piece.to_vec();

@@ -15,14 +15,14 @@ use super::error::Error;
 use crate::lane::{Lane, Refusal, Rules};
 
 /// One request's client, for as long as the request and its answer take.
-pub(super) struct Standing {
+pub(super) struct ClientAuthorization {
     client: IpAddr,
     proxy: Arc<Proxy>,
     /// Ready once the rules are others.
-    renewed: Pin<Box<OwnedNotified>>,
+    rules_changed: Pin<Box<OwnedNotified>>,
 }
 
-impl Standing {
+impl ClientAuthorization {
     /// That of `client`, whom `rules` let pass; `None` where it has the fate of its connection.
     ///
     /// # Errors
@@ -36,11 +36,11 @@ impl Standing {
         let Some(client) = client.filter(|client| own != Some(*client)) else { return Ok(None) };
         let proxy = Arc::clone(&session.proxy);
         // Listening first, then a second look, so that no change falls between the two.
-        let standing = Self { client, renewed: Box::pin(Arc::clone(&proxy.renewed).notified_owned()), proxy };
-        if !Arc::ptr_eq(rules, &standing.proxy.rules.load()) {
-            standing.judge()?;
+        let authorization = Self { client, rules_changed: Box::pin(Arc::clone(&proxy.rules_changed).notified_owned()), proxy };
+        if !Arc::ptr_eq(rules, &authorization.proxy.rules.load()) {
+            authorization.judge()?;
         }
-        Ok(Some(standing))
+        Ok(Some(authorization))
     }
 
     fn judge(&self) -> Result<(), Error> {
@@ -48,10 +48,10 @@ impl Standing {
     }
 
     /// Ready when the rules deny the client.
-    pub(super) fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            ready!(self.renewed.as_mut().poll(cx));
-            self.renewed.set(Arc::clone(&self.proxy.renewed).notified_owned());
+            ready!(self.rules_changed.as_mut().poll(cx));
+            self.rules_changed.set(Arc::clone(&self.proxy.rules_changed).notified_owned());
             if self.judge().is_err() {
                 self.proxy.traffic.lane_changes.inc();
                 return Poll::Ready(());
@@ -60,21 +60,21 @@ impl Standing {
     }
 
     /// Waits until the rules deny the client.
-    pub(super) async fn lost(&mut self) {
-        poll_fn(|cx| self.poll_lost(cx)).await;
+    pub(super) async fn revoked(&mut self) {
+        poll_fn(|cx| self.poll_revoked(cx)).await;
     }
 
     /// The outcome of `sending` a request, or that its client is denied meanwhile.
-    pub(super) async fn while_it_lasts<T>(
-        standing: Option<&mut Self>,
+    pub(super) async fn unless_revoked<T>(
+        authorization: Option<&mut Self>,
         sending: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let mut sending = pin!(sending);
-        let Some(standing) = standing else { return sending.await };
+        let Some(authorization) = authorization else { return sending.await };
         tokio::select! {
             biased;
             sent = &mut sending => sent,
-            () = standing.lost() => Err(Error::Refused(Refusal::ClientDenied)),
+            () = authorization.revoked() => Err(Error::Refused(Refusal::ClientDenied)),
         }
     }
 }

@@ -12,7 +12,7 @@ const MAX_HEADER: usize = 14;
 
 /// Follows one direction of a WebSocket without looking at what it carries.
 #[derive(Debug, Default)]
-pub(super) struct Frames {
+pub(super) struct WebSocketFrames {
     /// Bytes of the current frame's payload still to come.
     payload: u64,
     /// The beginning of a header that came in pieces.
@@ -22,7 +22,7 @@ pub(super) struct Frames {
     lost: bool,
 }
 
-impl Frames {
+impl WebSocketFrames {
     /// Says whether the last byte fed was the last of a frame (or none was fed yet).
     pub(super) fn at_boundary(&self) -> bool {
         self.payload == 0 && self.partial_len == 0 && !self.lost
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn what_is_no_frame_has_no_boundary() {
-        let mut frames = Frames::default();
+        let mut frames = WebSocketFrames::default();
         assert_eq!(frames.feed(&[0x8f, 0x00, 0x82, 0x00]), None);
         assert!(!frames.at_boundary());
     }
@@ -117,7 +117,7 @@ mod tests {
                 stream.extend(frame(length, masked));
                 ends.push(stream.len());
             }
-            let mut frames = Frames::default();
+            let mut frames = WebSocketFrames::default();
             let (mut at, mut cut) = (0, cuts.iter().cycle());
             while at < stream.len() {
                 let to = (at + cut.next().unwrap()).min(stream.len());

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 
-use super::calls::Calls;
+use super::close_signal::CloseSignal;
 use crate::addr::{PeerAddr, canonical};
 use crate::discovery::View;
 use crate::labels::Protocol;
@@ -15,14 +15,14 @@ use crate::lane::{Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_exter
 
 /// Every connection that was given a lane.
 #[derive(Debug, Default)]
-pub struct Roll {
+pub struct Registry {
     next: AtomicU64,
-    entries: Mutex<HashMap<u64, Present>>,
+    entries: Mutex<HashMap<u64, ConnectionInfo>>,
 }
 
-/// A connection on the roll.
+/// A connection on the registry.
 #[derive(Clone, Debug)]
-pub struct Present {
+pub struct ConnectionInfo {
     /// Its number, as in the log.
     pub number: u64,
     /// Its far end.
@@ -34,10 +34,10 @@ pub struct Present {
     /// Since when.
     pub since: SystemTime,
     evidence: Arc<Evidence>,
-    calls: Calls,
+    close_signal: CloseSignal,
 }
 
-impl Present {
+impl ConnectionInfo {
     /// Why it is external, if anybody might expect it to be an agent.
     pub(super) fn why_external(&self, view: &View, policy: &Policy) -> Option<WhyExternal> {
         match &*self.lane {
@@ -49,14 +49,14 @@ impl Present {
     /// Whether it is on the agent lane and its evidence does not give it that lane any more.
     ///
     /// The evidence is judged by the clock of its own time, since a certificate that ends meanwhile ends no connection.
-    pub(super) fn has_lost_its_lane(&self, view: &View, policy: &Policy) -> bool {
+    pub(super) fn has_lost_agent_lane(&self, view: &View, policy: &Policy) -> bool {
         let Lane::Agent(before) = &*self.lane else { return false };
         !matches!(decide(&self.evidence, view, policy, unix(self.since)), Ok(Lane::Agent(now)) if now.is_same(before))
     }
 
     /// Whether it is on the external lane and the rules deny it now, or don't let it speak for others any more. What it might gain, it
     /// gains with its next connection.
-    pub(super) fn has_lost_its_say(&self, view: &View, policy: &Policy) -> bool {
+    pub(super) fn is_denied_externally(&self, view: &View, policy: &Policy) -> bool {
         let Lane::External(before) = &*self.lane else { return false };
         match decide(&self.evidence, view, policy, unix(self.since)) {
             // Another client than before was stated by a proxy that is not trusted any more.
@@ -67,40 +67,41 @@ impl Present {
     }
 
     /// Whether a CA of the operator's vouches for it.
-    pub(super) fn has_operators_word(&self) -> bool {
+    pub(super) fn has_operator_certificate(&self) -> bool {
         self.evidence.certificate.as_ref().is_some_and(|certificate| certificate.issuer == Issuer::Operator)
     }
 }
 
-impl Roll {
-    /// Puts a connection on the roll until the [`Entry`] is dropped.
+impl Registry {
+    /// Puts a connection on the roll until the [`RegistryGuard`] is dropped.
     ///
     /// `draining` is cancelled when all connections are to end.
-    pub(super) fn enter(
+    pub(super) fn register(
         self: &Arc<Self>,
         peer: PeerAddr,
         lane: Arc<Lane>,
         protocol: Protocol,
         evidence: Evidence,
         draining: &CancellationToken,
-    ) -> Entry {
+    ) -> RegistryGuard {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let calls = Calls::new(draining);
+        let close_signal = CloseSignal::new(draining);
         let evidence = Arc::new(evidence);
-        let present = Present { number, peer, lane, protocol, since: SystemTime::now(), evidence, calls: calls.clone() };
+        let present =
+            ConnectionInfo { number, peer, lane, protocol, since: SystemTime::now(), evidence, close_signal: close_signal.clone() };
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(number, present);
-        Entry { number, calls, roll: Arc::clone(self) }
+        RegistryGuard { number, close_signal, registry: Arc::clone(self) }
     }
 
     /// Revokes the connections that have `lost` the right to be as they are; returns how many those are.
-    pub(super) fn revoke(&self, lost: impl Fn(&Present) -> bool) -> usize {
+    pub(super) fn revoke(&self, lost: impl Fn(&ConnectionInfo) -> bool) -> usize {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost = entries.values().filter(|present| !present.calls.is_revoked() && lost(present));
-        lost.inspect(|present| present.calls.revoke()).count()
+        let lost = entries.values().filter(|present| !present.close_signal.is_revoked() && lost(present));
+        lost.inspect(|present| present.close_signal.revoke()).count()
     }
 
     /// Everybody present, in no order.
-    pub fn present(&self) -> Vec<Present> {
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
@@ -110,28 +111,28 @@ pub(super) fn unix(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// A connection's place on the roll.
+/// A connection's place on the registry.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct RegistryGuard {
     number: u64,
-    calls: Calls,
-    roll: Arc<Roll>,
+    close_signal: CloseSignal,
+    registry: Arc<Registry>,
 }
 
-impl Entry {
+impl RegistryGuard {
     /// Its number, which the log shows too.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
     /// What may be called out to the connection.
-    pub(super) fn calls(&self) -> &Calls {
-        &self.calls
+    pub(super) fn close_signal(&self) -> &CloseSignal {
+        &self.close_signal
     }
 }
 
-impl Drop for Entry {
+impl Drop for RegistryGuard {
     fn drop(&mut self) {
-        self.roll.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        self.registry.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
     }
 }
