@@ -191,9 +191,6 @@ fn together(config: &Config, read: &mut Reader<'_>) {
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
         read.complain_of_missing("agent-uri", "client-ca", ", which says whose certificates count");
     }
-    if config.discovery == Discovery::Kubernetes && !cfg!(feature = "kubernetes") {
-        read.complain("discovery", "was built without Kubernetes (the cargo feature kubernetes)");
-    }
     if config.agents.inherit_token && config.gateway.token_file.is_none() {
         read.complain_of_missing("inherit-token", "token-file", "");
     }

@@ -20,16 +20,12 @@ mod container;
 mod docker;
 pub mod engine;
 pub mod interfaces;
-#[cfg(feature = "kubernetes")]
-pub mod kubernetes;
-#[cfg(not(feature = "kubernetes"))]
-#[path = "no_kubernetes.rs"]
 pub mod kubernetes;
 pub mod labels;
 mod orphan;
 mod own;
 mod pod;
-#[cfg(all(test, feature = "kubernetes"))]
+#[cfg(test)]
 mod pod_stories;
 mod routes;
 mod session;

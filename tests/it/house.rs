@@ -91,7 +91,6 @@ impl House {
     }
 
     /// The door to those who show the certificate of this key.
-    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "only stories of Kubernetes need it"))]
     pub fn shown_by(&self, key: Arc<CertifiedKey>) -> Door {
         Door::of(self.address, self.ca.clone(), |client| client.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))))
     }
@@ -123,7 +122,6 @@ impl Door {
     }
 
     /// An address from which a program that can't choose its own comes to this door from `source`, for as long as the house stands.
-    #[cfg_attr(not(feature = "kubernetes"), expect(dead_code, reason = "only stories of Kubernetes need it"))]
     pub async fn road(&self, source: &str) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,13 +1,10 @@
 //! Stories about the running sidecar: the real one, in this process, between raw clients and a gateway that remembers what it heard.
 
-#[cfg(feature = "kubernetes")]
 mod agent;
-#[cfg(feature = "kubernetes")]
 mod apart;
 #[path = "../support/fake_docker.rs"]
 #[expect(dead_code, reason = "other stories' needs")]
 mod fake_docker;
-#[cfg(feature = "kubernetes")]
 #[path = "../support/fake_kubernetes.rs"]
 #[expect(dead_code, reason = "other stories' needs")]
 mod fake_kubernetes;
@@ -24,7 +21,6 @@ mod doors;
 mod drain;
 mod faults;
 mod h2_abuse;
-#[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod lanes;
 #[cfg(feature = "otel")]

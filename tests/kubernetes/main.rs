@@ -1,6 +1,5 @@
 //! Stories of a real Kubernetes API server on which Helm has installed charts/loopgate: the real binary runs by the chart's variables,
 //! with the token of the chart's service account. `tests/run kubernetes` brings what they need; without it they are skipped, aloud.
-#![cfg(feature = "kubernetes")]
 
 #[path = "../it/agent.rs"]
 mod agent;

@@ -5,11 +5,9 @@ mod desk;
 #[expect(dead_code, reason = "other stories use the rest of it")]
 #[path = "../support/fake_docker.rs"]
 mod fake_docker;
-#[cfg(feature = "kubernetes")]
 #[expect(dead_code, reason = "other stories use the rest of it")]
 #[path = "../support/fake_kubernetes.rs"]
 mod fake_kubernetes;
-#[cfg(feature = "kubernetes")]
 mod kubernetes;
 mod metrics;
 mod reference;
