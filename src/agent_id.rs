@@ -1,28 +1,31 @@
 //! The identity in an attested agent's certificate.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 /// `spiffe://<trust-domain>/docker/<project>/<service>/<container-id>`, or `spiffe://<trust-domain>/k8s/<namespace>/<service account>/<pod
 /// uid>`: the SAN URI of the certificates that enrolment signs.
 ///
-/// The id is what counts; the two fields before it are there for people. Fields are percent-encoded where they hold anything but
+/// Only the id is compared; the two fields before it are for people. Fields are percent-encoded where they hold anything but
 /// letters, digits, `-`, `_` and `.`; an absent field is `-`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AgentId {
     /// The SPIFFE trust domain.
     pub trust_domain: String,
-    /// What it is the identity of.
+    /// What kind of agent has this identity.
     pub kind: Kind,
     /// The compose project, if any; a pod's namespace.
     pub project: Option<String>,
     /// The compose service, if any; a pod's service account.
     pub service: Option<String>,
     /// The full container id; a pod's uid.
-    pub container: String,
+    pub workload: String,
 }
 
-/// What an agent is.
+/// The kinds of agents that enrol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A container of a Docker Engine.
@@ -32,7 +35,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Its segment of the path.
+    /// Returns its segment of the path.
     fn segment(self) -> &'static str {
         match self {
             Self::Container => "docker",
@@ -41,7 +44,7 @@ impl Kind {
     }
 }
 
-/// What was given is not the identity of an attested agent.
+/// A URI that is not the identity of an attested agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not the identity of an attested agent (spiffe://<trust-domain>/docker/<project>/<service>/<container-id>, or k8s/<namespace>/<service account>/<pod uid>)"
@@ -49,22 +52,24 @@ impl Kind {
 pub struct ParseError;
 
 const ABSENT: &str = "-";
+/// Everything but these is encoded in a field.
+const VERBATIM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
 impl fmt::Display for AgentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let optional = |field: &Option<String>| field.as_deref().filter(|s| !s.is_empty()).map_or(ABSENT.into(), encode);
         let (project, service) = (optional(&self.project), optional(&self.service));
-        write!(f, "spiffe://{}/{}/{project}/{service}/{}", self.trust_domain, self.kind.segment(), encode(&self.container))
+        write!(f, "spiffe://{}/{}/{project}/{service}/{}", self.trust_domain, self.kind.segment(), encode(&self.workload))
     }
 }
 
 impl FromStr for AgentId {
     type Err = ParseError;
 
-    /// Takes exactly what [`fmt::Display`] prints; no other spelling of it.
+    /// Accepts exactly what [`fmt::Display`] prints, and no other spelling of it.
     fn from_str(uri: &str) -> Result<Self, ParseError> {
         let fields: Vec<&str> = uri.strip_prefix("spiffe://").ok_or(ParseError)?.split('/').collect();
-        let [trust_domain, kind, project, service, container] = fields[..] else { return Err(ParseError) };
+        let [trust_domain, kind, project, service, workload] = fields[..] else { return Err(ParseError) };
         let kind = [Kind::Container, Kind::Pod].into_iter().find(|known| known.segment() == kind).ok_or(ParseError)?;
         let optional = |field: &str| if field == ABSENT { Ok(None) } else { decode(field).map(Some) };
         let id = Self {
@@ -72,9 +77,9 @@ impl FromStr for AgentId {
             kind,
             project: optional(project)?,
             service: optional(service)?,
-            container: decode(container)?,
+            workload: decode(workload)?,
         };
-        let empty = id.trust_domain.is_empty() || id.container.is_empty();
+        let empty = id.trust_domain.is_empty() || id.workload.is_empty();
         // One identity has one spelling, so that comparing texts and comparing identities can't differ.
         if empty || id.to_string() != uri { Err(ParseError) } else { Ok(id) }
     }
@@ -83,21 +88,12 @@ impl FromStr for AgentId {
 fn encode(field: &str) -> String {
     // A lone "-" means absence, and "." and ".." are no path segments (SPIFFE-ID section 2.2).
     let reserved = matches!(field, ABSENT | "." | "..");
-    let plain = |b: u8| !reserved && (b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-    field.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+    utf8_percent_encode(field, if reserved { NON_ALPHANUMERIC } else { VERBATIM }).to_string()
 }
 
+/// Decodes `field`; what is left of a malformed one makes [`AgentId::from_str`] refuse it, since it is not encoded that way.
 fn decode(field: &str) -> Result<String, ParseError> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some(at) = rest.find('%') {
-        bytes.extend_from_slice(&rest.as_bytes()[..at]);
-        let digits = rest.get(at + 1..at + 3).ok_or(ParseError)?;
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| ParseError)?);
-        rest = &rest[at + 3..];
-    }
-    bytes.extend_from_slice(rest.as_bytes());
-    String::from_utf8(bytes).map_err(|_| ParseError)
+    percent_decode_str(field).decode_utf8().map(Cow::into_owned).map_err(|_| ParseError)
 }
 
 #[cfg(test)]
@@ -110,7 +106,7 @@ mod tests {
             kind: Kind::Container,
             project: project.map(Into::into),
             service: service.map(Into::into),
-            container: "0f".repeat(32),
+            workload: "0f".repeat(32),
         }
     }
 
@@ -126,15 +122,15 @@ mod tests {
         for (project, service, path) in table {
             let id = id(project, service);
             let uri = id.to_string();
-            assert_eq!(uri, format!("spiffe://loopgate.local/docker/{path}/{}", id.container));
+            assert_eq!(uri, format!("spiffe://loopgate.local/docker/{path}/{}", id.workload));
             assert_eq!(uri.parse(), Ok(id));
         }
     }
 
     #[test]
-    fn a_pods_identity_is_another_than_a_containers() {
+    fn a_pods_identity_differs_from_a_containers() {
         let pod = AgentId { kind: Kind::Pod, ..id(Some("claws"), Some("builder")) };
-        let uri = format!("spiffe://loopgate.local/k8s/claws/builder/{}", pod.container);
+        let uri = format!("spiffe://loopgate.local/k8s/claws/builder/{}", pod.workload);
         assert_eq!((pod.to_string(), uri.parse()), (uri, Ok(pod)));
     }
 

@@ -15,7 +15,7 @@ use super::Desk;
 use super::ready::{Facts, reasons};
 use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
 use crate::config::Discovery;
-use crate::discovery::{self, DockerState, Namespace, Proof, View};
+use crate::discovery::{self, Namespace, Proof, SourceState, View};
 use crate::error_chain::error_chain;
 use crate::lane::{Admitted, Lane, WhyExternal};
 use crate::listener::plan;
@@ -77,7 +77,7 @@ pub(super) fn measure(desk: &Desk, facts: &Facts, health: &Health) {
     health.certificate_expiry.set(desk.served.borrow().not_after.unix_timestamp());
     health.certificate_problem.set(i64::from(facts.certificate_problem.is_some()));
     health.config_problem.set(i64::from(desk.config_problem.borrow().is_some()));
-    let enabled = |source| i64::from(view.source == source && view.docker != DockerState::Off);
+    let enabled = |source| i64::from(view.source == source && view.source_state != SourceState::Off);
     health.docker_enabled.set(enabled(Discovery::Docker));
     health.kubernetes_enabled.set(enabled(Discovery::Kubernetes));
     let agents = agents(&view, &HashMap::new());
@@ -148,11 +148,11 @@ fn certificate(identity: &Identity, problem: Option<String>) -> status::Certific
 }
 
 fn discovery(view: &View) -> status::Discovery {
-    let since = match view.docker {
-        DockerState::Live { since } | DockerState::Blind { since, .. } => Some(since),
-        DockerState::Off | DockerState::Connecting { .. } => None,
+    let since = match view.source_state {
+        SourceState::Live { since } | SourceState::Disconnected { since, .. } => Some(since),
+        SourceState::Off | SourceState::Connecting { .. } => None,
     };
-    let of = |source| if view.source == source { view.docker.label() } else { DockerState::Off.label() }.to_owned();
+    let of = |source| if view.source == source { view.source_state.label() } else { SourceState::Off.label() }.to_owned();
     let namespace = match view.namespace {
         Namespace::Attached => "attached",
         Namespace::Orphaned => "orphaned",
@@ -162,7 +162,7 @@ fn discovery(view: &View) -> status::Discovery {
         docker: of(Discovery::Docker),
         kubernetes: of(Discovery::Kubernetes),
         for_seconds: since.map(|since| (Instant::now() - since).as_secs()),
-        error: view.docker.error().map(Into::into),
+        error: view.source_state.error().map(Into::into),
         owner: view.owner.as_ref().map(|owner| owner.name.clone()),
         project: view.owner.as_ref().and_then(|owner| owner.project.clone()),
         namespace: namespace.into(),

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::discovery::labels;
+use crate::discovery::agent_labels as labels;
 
 use super::status::{Certificate, Connection, Discovery, Status, span};
 

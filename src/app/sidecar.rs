@@ -16,7 +16,7 @@ use super::{Error, gateway_token};
 use crate::admin::{self, Desk};
 use crate::config::live::adopt;
 use crate::config::{self, Config};
-use crate::discovery::kubernetes::Api;
+use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
 use crate::error_chain::error_chain;
@@ -75,7 +75,7 @@ impl Sidecar {
         }
         // Listeners and the certificate need the agents, addresses and names that discovery finds. If it does not answer in time, the sidecar
         // starts without them, which grants nothing.
-        discovery::settled(&mut view, DISCOVERY_TIMEOUT).await;
+        discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
         let newest = pki.identity();
         let served = Arc::clone(&newest.borrow());
@@ -254,7 +254,7 @@ fn keep_paired(config: &Config, shutdown: &Shutdown) {
 
 /// Makes the enrolment service. Without Docker or a CA it refuses every agent, with the reason.
 fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> Enrolment {
-    let docker = discovery::engine::Engine::new(&config.docker.engine, shutdown).and_then(|engine| engine.client().ok());
+    let docker = discovery::docker::engine::Engine::new(&config.docker.engine, shutdown).and_then(|engine| engine.client().ok());
     match config.discovery {
         config::Discovery::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
         config::Discovery::Kubernetes => Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes)),

@@ -7,8 +7,8 @@ use time::format_description::well_known::Rfc2822;
 
 use crate::check::agents::Capabilities;
 use crate::check::docker::{Answer, Seen};
-use crate::discovery::engine::Engine;
-use crate::discovery::{DockerState, Proof, View};
+use crate::discovery::docker::engine::Engine;
+use crate::discovery::{Proof, SourceState, View};
 
 /// What loopgate asks for with HEAD only: GET hands out the files of a container. Asked for without saying which file, and of no container,
 /// it does nothing, and an engine that hears of it answers 400. Filters that permit GET on all of a container, `attach/ws` included, show
@@ -21,12 +21,12 @@ pub async fn look(engine: Option<&Engine>, view: &View) -> Seen {
         engine: engine.map(Engine::name),
         guessed: engine.is_some_and(Engine::is_guessed),
         absent: engine.is_some_and(Engine::is_absent),
-        error: view.docker.error().map(Into::into),
+        error: view.source_state.error().map(Into::into),
         needed: Vec::new(),
         needless: None,
         ahead: None,
     };
-    if view.docker == (DockerState::Connecting { error: None }) {
+    if view.source_state == (SourceState::Connecting { error: None }) {
         seen.error = Some("no answer".into());
     }
     let Some(engine) = engine.filter(|_| seen.error.is_none()) else { return seen };

@@ -30,8 +30,8 @@ use time::format_description::well_known::Rfc3339;
 use crate::admin::client;
 use crate::admin::status::Status;
 use crate::config::{Config, Discovery};
-use crate::discovery::engine::Engine;
-use crate::discovery::kubernetes::Api;
+use crate::discovery::docker::engine::Engine;
+use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
@@ -63,7 +63,7 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
     let mut report = Report::default();
     let shutdown = Shutdown::new();
     let mut views = discovery::start(config, &metrics::Discovery::default(), &shutdown);
-    discovery::settled(&mut views, DOCKER_PATIENCE).await;
+    discovery::wait_until_ready(&mut views, DOCKER_PATIENCE).await;
     let view = Arc::clone(&views.borrow());
 
     let openclaw = openclaw_config.and_then(|path| match files::read_config(path) {

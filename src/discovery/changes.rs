@@ -1,4 +1,4 @@
-//! What an operator must know of the difference between two views, as log lines.
+//! Logs the differences between two views that an operator must know.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,47 +8,49 @@ use tracing::{error, info, warn};
 
 use crate::config::Discovery;
 
-use super::{Agent, DockerState, EXIT_ORPHANED, Namespace, View};
+use super::agent::Agent;
+use super::orphan::{EXIT_ORPHANED, Namespace};
+use super::view::View;
 
 /// Logs what is new in `after`.
-pub fn tell(before: &View, after: &View) {
+pub fn log(before: &View, after: &View) {
     if let Some(owner) = &after.owner
         && before.owner.as_ref().is_none_or(|before| before.id != owner.id)
     {
         info!(container = owner.name, id = owner.id, project = owner.project, "found the owner of this network namespace");
     }
-    let live = |view: &View| matches!(view.docker, DockerState::Live { .. });
-    if after.source == Discovery::Docker && live(after) && !live(before) && after.owner.is_none() {
-        warn!(
-            "none of Docker's containers has the addresses of this network namespace: labels make nobody an agent; is --container needed?"
-        );
+    if after.source == Discovery::Docker && after.source_state.is_live() && !before.source_state.is_live() && after.owner.is_none() {
+        warn!("no container has the addresses of this network namespace, so no label makes an agent: name the owner by --container");
     }
     for (ip, agent) in missing(&after.agents, &before.agents) {
-        info!(address = %ip, container = agent.name, id = agent.id, proof = ?agent.proof, "an agent");
+        info!(address = %ip, container = agent.name, id = agent.id, proof = ?agent.proof, "found an agent");
     }
     for (ip, agent) in missing(&before.agents, &after.agents) {
         info!(address = %ip, container = agent.name, id = agent.id, "no longer an agent");
     }
     for (name, why) in &after.not_agents {
         if before.not_agents.get(name) != Some(why) {
-            warn!(container = name, reason = %why, "labelled, but not an agent");
+            warn!(container = name, reason = %why, "labelled container is not an agent");
         }
     }
     if after.namespace != before.namespace {
         match after.namespace {
             Namespace::Attached => info!("this network namespace has interfaces again"),
             Namespace::Orphaned => error!(
-                "this network namespace has lost its interfaces, as when the container that owns it stops; waiting until that runs again \
-                 (if it was replaced by a new one, this container must be created anew too)"
+                "this network namespace has lost its interfaces, as when the container that owns it stops; waiting until that container runs \
+                 again (if it was replaced by a new one, this container must be recreated too)"
             ),
             Namespace::Left => {
-                error!(status = EXIT_ORPHANED, "its owner has another network namespace now; exiting, to be started in that")
+                error!(
+                    status = EXIT_ORPHANED,
+                    "the owner runs in another network namespace now; exiting, so that the restart policy starts this container there"
+                )
             }
         }
     }
 }
 
-/// The entries of `all` that are not in `others`.
+/// Returns the entries of `all` that are not in `others`.
 fn missing<'a>(
     all: &'a BTreeMap<IpAddr, Arc<Agent>>,
     others: &'a BTreeMap<IpAddr, Arc<Agent>>,

@@ -1,22 +1,36 @@
-//! When the owner of a network namespace stops, whoever shares the namespace is left in it with nothing but loopback.
+//! Detects that the owner of this network namespace stopped, which leaves the containers that share the namespace with nothing but
+//! loopback.
 //!
-//! Only a restart attaches a container to the owner's new namespace. But engines refuse to start it, and never try again, while the owner
-//! does not run. So the end must wait for the owner.
+//! Only a restart attaches a container to the owner's new namespace. But engines refuse to start it, and never try again, while the
+//! owner does not run. So this process exits only once the owner runs again.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Namespace;
-
-/// How long the owner must have been running again, lest it dies once more (a crash loop) before the engine has started us.
+/// The exit status after [`Namespace::Left`]: `EX_TEMPFAIL` of sysexits.h, "try again".
+pub const EXIT_ORPHANED: u8 = 75;
+/// How long the owner must have been running again, so that a crash loop does not stop it before the engine has restarted this process.
 const STEADY: Duration = Duration::from_secs(1);
-/// How long to wait where nothing tells of the owner.
-const BLIND_WAIT: Duration = Duration::from_secs(60);
+/// How long to wait where nothing is known of the owner.
+const UNKNOWN_OWNER_WAIT: Duration = Duration::from_secs(60);
 
-/// What can be seen of a namespace and its owner.
+/// Whether this network namespace is still its owner's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Namespace {
+    /// As far as is known.
+    #[default]
+    Attached,
+    /// Its interfaces are gone, as when its owner stopped. To exit now would be for good: engines refuse to start a container whose
+    /// network namespace has no running owner.
+    Orphaned,
+    /// Its owner runs again, in another namespace: exit with [`EXIT_ORPHANED`] and be started anew in that one.
+    Left,
+}
+
+/// What is observed of a namespace and its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sight<'a> {
+pub struct Observation<'a> {
     /// Whether there is an interface besides loopback.
     pub has_interfaces: bool,
     /// Whether this is a container's namespace at all: a machine that lost its network has no owner to wait for.
@@ -28,7 +42,7 @@ pub struct Sight<'a> {
 /// Whether the owner runs, as the engine says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnerLife<'a> {
-    /// Nobody can tell.
+    /// It is not known.
     Unknown,
     /// It does not.
     Ended,
@@ -39,9 +53,9 @@ pub enum OwnerLife<'a> {
     },
 }
 
-/// What is remembered between one look and the next.
+/// What is remembered between one observation and the next.
 #[derive(Debug, Default)]
-pub struct Watch {
+pub struct OrphanWatch {
     /// Whether there ever was an interface: a namespace may well begin without.
     attached: bool,
     orphaned: Option<Instant>,
@@ -53,26 +67,26 @@ pub struct Watch {
     running: Option<Instant>,
 }
 
-impl Watch {
+impl OrphanWatch {
     /// Says whether the interfaces are gone.
     pub fn is_orphaned(&self) -> bool {
         self.orphaned.is_some()
     }
 
-    /// Takes a look.
-    pub fn look(&mut self, sight: &Sight<'_>, now: Instant) -> Namespace {
-        if sight.life == OwnerLife::Ended {
+    /// Takes one observation, and returns what follows from all of them.
+    pub fn observe(&mut self, observation: &Observation<'_>, now: Instant) -> Namespace {
+        if observation.life == OwnerLife::Ended {
             self.ended = true;
         }
-        if sight.has_interfaces {
-            self.attach(sight);
+        if observation.has_interfaces {
+            self.attach(observation);
             return Namespace::Attached;
         }
         if !self.attached {
             return Namespace::Attached;
         }
         let waited = now - *self.orphaned.get_or_insert(now);
-        let runs_anew = match sight.life {
+        let runs_anew = match observation.life {
             OwnerLife::Running { started } => match (started, &self.started) {
                 _ if self.ended => Some(true),
                 (Some(started), Some(before)) => Some(started != before),
@@ -84,16 +98,16 @@ impl Watch {
         self.running = self.running.or(Some(now)).filter(|_| runs_anew == Some(true));
         let left = match runs_anew {
             Some(_) => self.running.is_some_and(|since| now - since >= STEADY),
-            None => sight.in_container && waited >= BLIND_WAIT,
+            None => observation.in_container && waited >= UNKNOWN_OWNER_WAIT,
         };
         if left { Namespace::Left } else { Namespace::Orphaned }
     }
 
-    fn attach(&mut self, sight: &Sight<'_>) {
+    fn attach(&mut self, observation: &Observation<'_>) {
         self.attached = true;
         self.orphaned = None;
         self.running = None;
-        if let OwnerLife::Running { started } = sight.life {
+        if let OwnerLife::Running { started } = observation.life {
             self.ended = false;
             if let Some(started) = started {
                 self.started = Some(started.to_owned());
@@ -113,18 +127,18 @@ mod tests {
         OwnerLife::Running { started: Some(started).filter(|started| !started.is_empty()) }
     }
 
-    /// The namespace after each look: at a second, with or without interfaces, and at what life of the owner.
-    fn story(looks: &[(u64, bool, OwnerLife<'_>)]) -> Vec<Namespace> {
-        let (mut watch, begin) = (Watch::default(), Instant::now());
+    /// Returns the namespace after each observation: at a second, with or without interfaces, and at what life of the owner.
+    fn namespaces(looks: &[(u64, bool, OwnerLife<'_>)]) -> Vec<Namespace> {
+        let (mut watch, begin) = (OrphanWatch::default(), Instant::now());
         let look = |&(at, has_interfaces, life): &(u64, bool, OwnerLife<'_>)| {
-            watch.look(&Sight { has_interfaces, in_container: true, life }, begin + Duration::from_secs(at))
+            watch.observe(&Observation { has_interfaces, in_container: true, life }, begin + Duration::from_secs(at))
         };
         looks.iter().map(look).collect()
     }
 
     #[test]
-    fn a_namespace_that_never_had_an_interface_is_no_orphan() {
-        assert_eq!(story(&[(0, false, UNKNOWN), (90, false, UNKNOWN)]), [Namespace::Attached; 2]);
+    fn a_namespace_that_never_had_an_interface_is_not_orphaned() {
+        assert_eq!(namespaces(&[(0, false, UNKNOWN), (90, false, UNKNOWN)]), [Namespace::Attached; 2]);
     }
 
     #[test]
@@ -138,11 +152,11 @@ mod tests {
             (91, false, running("1")),
             (92, false, running("2")),
         ];
-        assert_eq!(story(&looks), [Attached, Attached, Orphaned, Orphaned, Orphaned, Left]);
+        assert_eq!(namespaces(&looks), [Attached, Attached, Orphaned, Orphaned, Orphaned, Left]);
     }
 
     #[test]
-    fn an_owner_that_crashes_again_at_once_is_not() {
+    fn an_owner_that_crashes_again_at_once_is_not_followed() {
         use Namespace::{Attached, Left, Orphaned};
         let looks = [
             (0, true, running("1")),
@@ -152,40 +166,40 @@ mod tests {
             (4, false, running("3")),
             (5, false, running("3")),
         ];
-        assert_eq!(story(&looks), [Attached, Orphaned, Orphaned, Orphaned, Orphaned, Left]);
+        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Orphaned, Orphaned, Left]);
     }
 
     #[test]
-    fn a_restart_that_nobody_saw_shows_in_the_time_of_the_start() {
+    fn an_unobserved_restart_shows_in_the_start_time() {
         use Namespace::{Attached, Left, Orphaned};
         let looks = [(0, true, running("1")), (1, false, UNKNOWN), (9, false, running("2")), (10, false, running("2"))];
-        assert_eq!(story(&looks), [Attached, Orphaned, Orphaned, Left]);
+        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Left]);
     }
 
     #[test]
     fn an_owner_that_left_its_last_network_still_owns_the_namespace() {
         use Namespace::{Attached, Orphaned};
         let looks = [(0, true, running("1")), (1, false, running("1")), (90, false, running("1")), (91, true, running("1"))];
-        assert_eq!(story(&looks), [Attached, Orphaned, Orphaned, Attached]);
+        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Attached]);
     }
 
     #[test]
-    fn where_nothing_tells_of_the_owner_a_minute_is_enough() {
+    fn where_nothing_is_known_of_the_owner_it_waits_a_minute() {
         use Namespace::{Attached, Left, Orphaned};
         assert_eq!(
-            story(&[(0, true, UNKNOWN), (1, false, UNKNOWN), (60, false, UNKNOWN), (61, false, UNKNOWN)]),
+            namespaces(&[(0, true, UNKNOWN), (1, false, UNKNOWN), (60, false, UNKNOWN), (61, false, UNKNOWN)]),
             [Attached, Orphaned, Orphaned, Left]
         );
         let looks = [(0, true, running("")), (1, false, running("")), (60, false, running("")), (61, false, running(""))];
-        assert_eq!(story(&looks), [Attached, Orphaned, Orphaned, Left]);
+        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Left]);
     }
 
     #[test]
     fn a_machine_that_loses_its_network_has_no_owner_to_wait_for() {
-        let (mut watch, begin) = (Watch::default(), Instant::now());
+        let (mut watch, begin) = (OrphanWatch::default(), Instant::now());
         let mut look = |has_interfaces, at| {
-            let sight = Sight { has_interfaces, in_container: false, life: UNKNOWN };
-            watch.look(&sight, begin + Duration::from_secs(at))
+            let observation = Observation { has_interfaces, in_container: false, life: UNKNOWN };
+            watch.observe(&observation, begin + Duration::from_secs(at))
         };
         assert_eq!([look(true, 0), look(false, 1), look(false, 900)], [Namespace::Attached, Namespace::Orphaned, Namespace::Orphaned]);
     }

@@ -1,5 +1,5 @@
-//! The gateways that this namespace's routes lead through, as the kernel lists them (proc_pid_net(5)): on a container's network that's the
-//! bridge itself, whether or not Docker can be asked.
+//! Reads the gateways of this namespace's routes from the kernel (proc_pid_net(5)): on a container's network the gateway is the bridge
+//! itself, and it is known without Docker.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,17 +8,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// `RTF_UP` and `RTF_GATEWAY` of `<linux/route.h>`.
 const VIA_GATEWAY: u32 = 0x1 | 0x2;
 
-/// Every gateway of a route, the default one's among them.
+/// Returns every gateway of a route, that of the default route included.
 ///
 /// # Errors
 /// The kernel's lists can't be read.
 pub(super) fn gateways() -> io::Result<BTreeSet<IpAddr>> {
-    // Of this thread's namespace, which is the process's but in stories.
+    // Of this thread's namespace, which is the process's except in tests.
     let (v4, v6) = (read("/proc/thread-self/net/route")?, read("/proc/thread-self/net/ipv6_route")?);
     Ok(v4.lines().filter_map(gateway_v4).map(IpAddr::V4).chain(v6.lines().filter_map(gateway_v6).map(IpAddr::V6)).collect())
 }
 
-/// The file at `path`; nothing where it is not there, as where the kernel has no IPv6.
+/// Reads the file at `path`; empty where it does not exist, as where the kernel has no IPv6.
 fn read(path: &str) -> io::Result<String> {
     match std::fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -26,14 +26,14 @@ fn read(path: &str) -> io::Result<String> {
     }
 }
 
-/// The gateway in a line of `net/route`: interface, destination, gateway, flags and so on; addresses as numbers of the machine's own byte order.
+/// Returns the gateway in a line of `net/route`: interface, destination, gateway, flags and so on; addresses as numbers of the machine's own byte order.
 fn gateway_v4(line: &str) -> Option<Ipv4Addr> {
     let mut fields = line.split_ascii_whitespace().skip(2);
     let (gateway, flags) = (hex(fields.next()?)?, hex(fields.next()?)?);
     (flags & VIA_GATEWAY == VIA_GATEWAY).then(|| Ipv4Addr::from(gateway.to_ne_bytes()))
 }
 
-/// The gateway in a line of `net/ipv6_route`: destination, source, gateway (the fifth field) and so on, with the flags second to last.
+/// Returns the gateway in a line of `net/ipv6_route`: destination, source, gateway (the fifth field) and so on, with the flags second to last.
 fn gateway_v6(line: &str) -> Option<Ipv6Addr> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let [_, _, _, _, gateway, _, _, _, flags, _] = fields[..] else { return None };

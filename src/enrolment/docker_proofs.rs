@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
     use crate::config;
-    use crate::discovery::engine::Engine;
+    use crate::discovery::docker::engine::Engine;
     use crate::shutdown::Shutdown;
 
     fn container(id: &str, mode: &str, state: &str) -> Value {

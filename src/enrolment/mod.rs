@@ -32,8 +32,9 @@ pub use proof::{Entry, Housemate, ProofReader, ReadError};
 use crate::addr::PeerAddr;
 use crate::attest::{self, Answer, Challenge, DEADLINE, Enrolled, Lines, Nonce, Reason, Refused, Request, Shown, Way};
 use crate::config::{Config, Discovery};
-use crate::discovery::kubernetes::{self, Api};
-use crate::discovery::{Agent, Proof, View, labels};
+use crate::discovery::kubernetes::api::Api;
+use crate::discovery::kubernetes::error::Error as ApiError;
+use crate::discovery::{Agent, Proof, View, agent_labels as labels};
 use crate::error_chain::causes;
 use crate::metrics::enrolment::Enrolments;
 use crate::metrics::traffic::count;
@@ -75,7 +76,7 @@ enum Error {
     Read(#[from] ReadError),
     /// The same of the API server.
     #[error("the API server can't be asked")]
-    Review(#[from] kubernetes::Error),
+    Review(#[from] ApiError),
     /// Nobody is left to tell.
     #[error("the conversation broke down")]
     Broken(#[from] attest::Error),
@@ -189,7 +190,7 @@ impl<P: ProofReader> Enrolment<P> {
             kind: if self.tokens.is_some() { Kind::Pod } else { Kind::Container },
             project: agent.project.clone(),
             service: agent.service.clone(),
-            container: agent.id.clone(),
+            workload: agent.id.clone(),
         };
         let chain = authority.issue_client(&csr, &id.to_string(), self.certificate_life).map_err(|error| {
             warn!(%peer, agent = agent.name, cause = causes(&error), "can't sign: {error}");

@@ -11,6 +11,7 @@ use super::policy::{Policy, scope_cap};
 use super::source::source;
 use super::{Admitted, AgentLane, Denied, ExternalLane, Lane, StatedClient};
 use crate::addr::canonical;
+use crate::agent_id::{AgentId, Kind};
 use crate::config::{Discovery, OwnAddresses};
 use crate::discovery::{Proof, View};
 
@@ -105,7 +106,10 @@ fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy
         Issuer::Own => {
             if let Some(agent) = view.agents.get(&peer)
                 && agent.proof == Proof::Attested
-                && certificate.uris.iter().any(|uri| container_of(uri, &policy.trust_domain, view.source) == Some(agent.id.as_str()))
+                && certificate
+                    .uris
+                    .iter()
+                    .any(|uri| workload_of(uri, &policy.trust_domain, view.source).as_deref() == Some(agent.id.as_str()))
             {
                 return Some(Admitted::Attested(Arc::clone(agent)));
             }
@@ -132,17 +136,14 @@ pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<A
     Some(Admitted::Address(Arc::clone(agent)))
 }
 
-/// The container id in `spiffe://<trust-domain>/docker/<project>/<service>/<container-id>`, where `source` is Docker; the pod's uid in
-/// `spiffe://<trust-domain>/k8s/<namespace>/<service account>/<pod uid>`, where it is Kubernetes.
-pub(super) fn container_of<'a>(uri: &'a str, trust_domain: &str, source: Discovery) -> Option<&'a str> {
+/// Returns the id of the container, or pod, whose identity in `trust_domain` is `uri`, where `source` is what finds such agents.
+pub(super) fn workload_of(uri: &str, trust_domain: &str, source: Discovery) -> Option<String> {
+    let id: AgentId = uri.parse().ok()?;
     let kind = match source {
-        Discovery::Docker => "/docker/",
-        Discovery::Kubernetes => "/k8s/",
+        Discovery::Docker => Kind::Container,
+        Discovery::Kubernetes => Kind::Pod,
     };
-    let path = uri.strip_prefix("spiffe://")?.strip_prefix(trust_domain)?.strip_prefix(kind)?;
-    let mut segments = path.split('/');
-    let (_project, _service, id) = (segments.next()?, segments.next()?, segments.next()?);
-    (segments.next().is_none() && !id.is_empty()).then_some(id)
+    (id.trust_domain == trust_domain && id.kind == kind).then_some(id.workload)
 }
 
 fn agent_lane(peer: IpAddr, admitted: Admitted, as_external: ExternalLane, policy: &Policy) -> AgentLane {

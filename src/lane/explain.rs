@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::decide::{by_address, container_of};
+use super::decide::{by_address, workload_of};
 use super::{Certificate, Evidence, Issuer, Policy};
 use crate::addr::canonical;
 use crate::config::Discovery;
@@ -116,7 +116,10 @@ fn for_its_own_part(peer: IpAddr, certificate: Option<&Certificate>, view: &View
         (Proof::Attested, Some(certificate)) if certificate.not_after <= now => WhyExternal::Expired { agent: name },
         (Proof::Attested, Some(certificate)) => {
             let its_own = certificate.issuer == Issuer::Own
-                && certificate.uris.iter().any(|uri| container_of(uri, &policy.trust_domain, view.source) == Some(agent.id.as_str()));
+                && certificate
+                    .uris
+                    .iter()
+                    .any(|uri| workload_of(uri, &policy.trust_domain, view.source).as_deref() == Some(agent.id.as_str()));
             if its_own { WhyExternal::Earlier { agent: name } } else { WhyExternal::OtherCertificate { agent: name } }
         }
     })

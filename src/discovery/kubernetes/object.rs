@@ -1,14 +1,13 @@
-//! The few fields of Kubernetes' objects that count here.
+//! The few fields of Kubernetes' objects that loopgate reads.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::api::TokenOf;
+use super::pod::Pod;
 use crate::addr::canonical;
-use crate::discovery::labels::{POD_AGENT, POD_SCOPES};
-use crate::discovery::pod::Pod;
+use crate::discovery::agent_labels::{POD_AGENT, POD_SCOPES};
 use crate::secret::Secret;
 
 /// A page of pods.
@@ -16,7 +15,7 @@ use crate::secret::Secret;
 pub struct List {
     pub metadata: ListMeta,
     #[serde(default)]
-    pub items: Option<Vec<Told>>,
+    pub items: Option<Vec<PodObject>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -26,26 +25,26 @@ pub struct ListMeta {
     pub r#continue: String,
 }
 
-/// What happened to a pod.
+/// A change of a pod.
 #[derive(Debug, Deserialize)]
 pub struct Event {
-    pub r#type: Happened,
-    pub object: Told,
+    pub r#type: EventType,
+    pub object: PodObject,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub enum Happened {
+pub enum EventType {
     Added,
     Modified,
     Deleted,
     Bookmark,
 }
 
-/// A pod as the API server tells it.
+/// A pod as the API server reports it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub struct Told {
+pub struct PodObject {
     pub metadata: Meta,
     spec: Spec,
     status: PodStatus,
@@ -90,15 +89,15 @@ struct Ip {
     ip: String,
 }
 
-impl Told {
-    /// The pod, if it lives, has an address and carries the label.
-    pub fn living(self) -> Option<Pod> {
+impl PodObject {
+    /// Returns the pod, if it runs, has an address and carries the label.
+    pub fn running(self) -> Option<Pod> {
         let Self { metadata, spec, status } = self;
-        // The addresses of one that has ended, or is about to, may be another's at any moment.
-        let lives = matches!(status.phase.as_deref(), Some("Pending" | "Running")) && metadata.deletion_timestamp.is_none();
+        // The addresses of a pod that has ended, or is about to, may be another's at any moment.
+        let runs = matches!(status.phase.as_deref(), Some("Pending" | "Running")) && metadata.deletion_timestamp.is_none();
         let agent = metadata.labels.unwrap_or_default().remove(POD_AGENT)?;
         let addresses = addresses(status.pod_ip, status.pod_ips);
-        if !lives || addresses.is_empty() || metadata.uid.is_empty() || metadata.name.is_empty() {
+        if !runs || addresses.is_empty() || metadata.uid.is_empty() || metadata.name.is_empty() {
             return None;
         }
         let hosts = addresses_of(status.host_ip, status.host_ips);
@@ -128,7 +127,7 @@ fn addresses_of(one: Option<String>, all: Option<Vec<Ip>>) -> Vec<IpAddr> {
     addresses
 }
 
-/// An answer that says why not.
+/// The API server's reason for an error.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Status {
@@ -139,22 +138,33 @@ pub struct Status {
 /// A request for a token's review.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Asked<'a> {
+pub struct TokenReviewRequest<'a> {
     api_version: &'static str,
     kind: &'static str,
-    spec: AskedSpec<'a>,
+    spec: TokenReviewSpec<'a>,
 }
 
 #[derive(Serialize)]
-struct AskedSpec<'a> {
+struct TokenReviewSpec<'a> {
     token: &'a Secret,
     audiences: [&'a str; 1],
 }
 
-impl<'a> Asked<'a> {
+impl<'a> TokenReviewRequest<'a> {
     pub fn new(token: &'a Secret, audience: &'a str) -> Self {
-        Self { api_version: "authentication.k8s.io/v1", kind: "TokenReview", spec: AskedSpec { token, audiences: [audience] } }
+        Self { api_version: "authentication.k8s.io/v1", kind: "TokenReview", spec: TokenReviewSpec { token, audiences: [audience] } }
     }
+}
+
+/// The owner of a token, as the API server states it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenOwner {
+    /// The user: `system:serviceaccount:NAMESPACE:NAME`.
+    pub user: String,
+    /// The name of the pod that the token is bound to.
+    pub pod: String,
+    /// The pod's uid.
+    pub uid: String,
 }
 
 /// A reviewed token. The answer repeats the token, which is not kept.
@@ -180,9 +190,9 @@ struct User {
 }
 
 impl ReviewStatus {
-    /// Whose the token is, if it counts, is for `audience` and bound to a pod.
-    pub fn token_of(self, audience: &str) -> Option<TokenOf> {
-        // An API server that knows nothing of audiences names none, and has not looked.
+    /// Returns the owner of the token, if it is authenticated, for `audience`, and bound to a pod.
+    pub fn owner(self, audience: &str) -> Option<TokenOwner> {
+        // An API server that does not know audiences names none, and has not checked them.
         let meant = self.audiences.unwrap_or_default().iter().any(|named| named == audience);
         let mut extra = self.user.extra.unwrap_or_default();
         let mut only = |key: &str| match extra.remove(key)?.as_slice() {
@@ -190,7 +200,7 @@ impl ReviewStatus {
             _ => None,
         };
         let (pod, uid) = (only("authentication.kubernetes.io/pod-name")?, only("authentication.kubernetes.io/pod-uid")?);
-        (self.authenticated && meant).then_some(TokenOf { user: self.user.username, pod, uid })
+        (self.authenticated && meant).then_some(TokenOwner { user: self.user.username, pod, uid })
     }
 }
 
@@ -200,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    fn told(change: impl FnOnce(&mut Value)) -> Option<Pod> {
+    fn read(change: impl FnOnce(&mut Value)) -> Option<Pod> {
         let mut pod = json!({
             "metadata": {"name": "builder-0", "namespace": "claws", "uid": "u1", "resourceVersion": "7",
                 "labels": {"loopgate.dev/agent": "address", "app": "x"}, "annotations": {"loopgate.dev/scopes": "operator.read"}},
@@ -209,42 +219,42 @@ mod tests {
                 "hostIP": "192.0.2.9", "hostIPs": [{"ip": "192.0.2.9"}]},
         });
         change(&mut pod);
-        serde_json::from_value::<Told>(pod).unwrap().living()
+        serde_json::from_value::<PodObject>(pod).unwrap().running()
     }
 
     #[test]
     fn a_pod_has_all_its_addresses() {
-        let pod = told(|_| {}).unwrap();
+        let pod = read(|_| {}).unwrap();
         assert_eq!(pod.addresses, ["10.1.0.7", "fd00::7"].map(|ip| ip.parse::<IpAddr>().unwrap()));
         assert_eq!((pod.agent.as_str(), pod.scopes.as_deref(), pod.host_network), ("address", Some("operator.read"), false));
         assert_eq!((pod.uid.as_str(), pod.service_account.as_str(), pod.namespace.as_str()), ("u1", "builder", "claws"));
     }
 
     #[test]
-    fn what_has_ended_or_will_or_has_no_address_is_no_pod() {
+    fn a_pod_that_has_ended_or_will_or_has_no_address_is_not_read() {
         for phase in ["Succeeded", "Failed", "Unknown", ""] {
-            assert_eq!(told(|pod| pod["status"]["phase"] = phase.into()), None, "{phase}");
+            assert_eq!(read(|pod| pod["status"]["phase"] = phase.into()), None, "{phase}");
         }
-        assert!(told(|pod| pod["status"]["phase"] = "Pending".into()).is_some());
-        assert_eq!(told(|pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()), None);
-        assert_eq!(told(|pod| pod["status"] = json!({"phase": "Running"})), None);
-        assert_eq!(told(|pod| pod["metadata"]["labels"] = json!({})), None);
-        assert_eq!(told(|pod| pod["metadata"]["labels"] = Value::Null), None);
+        assert!(read(|pod| pod["status"]["phase"] = "Pending".into()).is_some());
+        assert_eq!(read(|pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()), None);
+        assert_eq!(read(|pod| pod["status"] = json!({"phase": "Running"})), None);
+        assert_eq!(read(|pod| pod["metadata"]["labels"] = json!({})), None);
+        assert_eq!(read(|pod| pod["metadata"]["labels"] = Value::Null), None);
     }
 
     #[test]
     fn a_pod_with_its_nodes_address_is_on_its_nodes_network_whatever_it_says() {
-        assert!(told(|pod| pod["spec"]["hostNetwork"] = true.into()).unwrap().host_network);
-        assert!(told(|pod| pod["status"]["hostIPs"] = json!([{"ip": "192.0.2.9"}, {"ip": "fd00::7"}])).unwrap().host_network);
+        assert!(read(|pod| pod["spec"]["hostNetwork"] = true.into()).unwrap().host_network);
+        assert!(read(|pod| pod["status"]["hostIPs"] = json!([{"ip": "192.0.2.9"}, {"ip": "fd00::7"}])).unwrap().host_network);
     }
 
     #[test]
-    fn a_token_counts_only_if_everything_about_it_does() {
+    fn a_token_is_accepted_only_if_all_of_its_fields_are_right() {
         let reviewed = |change: &dyn Fn(&mut Value)| {
             let mut status = json!({"authenticated": true, "audiences": ["loopgate"], "user": {"username": "system:serviceaccount:claws:builder",
                 "extra": {"authentication.kubernetes.io/pod-name": ["builder-0"], "authentication.kubernetes.io/pod-uid": ["u1"]}}});
             change(&mut status);
-            serde_json::from_value::<ReviewStatus>(status).unwrap().token_of("loopgate")
+            serde_json::from_value::<ReviewStatus>(status).unwrap().owner("loopgate")
         };
         assert_eq!(reviewed(&|_| {}).unwrap().uid, "u1");
         let wrong: [&dyn Fn(&mut Value); 6] = [

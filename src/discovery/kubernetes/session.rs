@@ -1,27 +1,28 @@
-//! One list of the pods, and the watch that goes on from it.
+//! One list of the pods, and the watch that continues from it.
 
 use std::time::Duration;
 
 use futures_util::stream::{BoxStream, StreamExt};
 use tokio::time::Instant;
 
-use super::api::{Api, Error, Events};
-use super::object::Happened;
-use crate::discovery::pod::Pod;
+use super::api::{Api, Events};
+use super::error::Error;
+use super::object::{EventType, PodObject};
+use super::pod::Pod;
 
 /// A watch that ends sooner than this did not end because its time was up.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// What a session has to tell.
+/// What a session reports.
 #[derive(Debug, PartialEq, Eq)]
 pub enum News {
-    /// Every pod that lives; a watch tells of changes from here on.
+    /// Every running pod; a watch reports changes from here on.
     Listed(Vec<Pod>),
-    /// The pod with this name is such now, or no agent's any more.
+    /// The pod with this name has changed to this, or is none to consider any more.
     Changed(String, Option<Pod>),
 }
 
-/// What happens, until the session is over with an error.
+/// The news of a session, which ends with an error.
 pub type Session = BoxStream<'static, Result<News, Error>>;
 
 enum State {
@@ -29,7 +30,7 @@ enum State {
     Watching { events: Events, version: String, begun: Instant },
 }
 
-/// Lists the pods, and watches them from there for as long as that can be. A watch whose time is up is resumed where it was.
+/// Lists the pods, and watches them from there for as long as possible. A watch whose time is up is resumed where it ended.
 pub fn open(api: Api) -> Session {
     futures_util::stream::try_unfold(State::New, move |state| {
         let api = api.clone();
@@ -43,7 +44,7 @@ async fn next(api: &Api, state: State) -> Result<(News, State), Error> {
         State::Watching { events, version, begun } => (events, version, begun),
         State::New => {
             let (pods, version) = list(api).await?;
-            // Who can't be watched is not known to be there a moment later, so the list alone counts for nothing.
+            // A pod that can't be watched is not known to be there a moment later, so a list alone is not used.
             let events = api.watch(&version).await?;
             return Ok((News::Listed(pods), State::Watching { events, version, begun: Instant::now() }));
         }
@@ -58,9 +59,9 @@ async fn next(api: &Api, state: State) -> Result<(News, State), Error> {
                 }
                 let name = meta.name.clone();
                 let pod = match event.r#type {
-                    Happened::Bookmark => continue,
-                    Happened::Deleted => None,
-                    Happened::Added | Happened::Modified => event.object.living(),
+                    EventType::Bookmark => continue,
+                    EventType::Deleted => None,
+                    EventType::Added | EventType::Modified => event.object.running(),
                 };
                 return Ok((News::Changed(name, pod), State::Watching { events, version, begun }));
             }
@@ -73,13 +74,13 @@ async fn next(api: &Api, state: State) -> Result<(News, State), Error> {
     }
 }
 
-/// Every page of one list, and its version.
+/// Reads every page of one list, and its version.
 async fn list(api: &Api) -> Result<(Vec<Pod>, String), Error> {
     let mut pods = Vec::new();
     let mut after: Option<String> = None;
     loop {
         let page = api.list(after.as_deref()).await?;
-        pods.extend(page.items.unwrap_or_default().into_iter().filter_map(super::object::Told::living));
+        pods.extend(page.items.unwrap_or_default().into_iter().filter_map(PodObject::running));
         if page.metadata.r#continue.is_empty() {
             return Ok((pods, page.metadata.resource_version));
         }

@@ -1,15 +1,16 @@
-//! What matters of a pod, out of all that the API server tells.
+//! What discovery needs of a pod, out of all that the API server reports.
 
 use std::net::IpAddr;
 
-use super::{Agent, Proof, labels};
+use crate::discovery::agent::{Agent, Proof};
+use crate::discovery::agent_labels as labels;
 
-/// A living pod with the label `loopgate.dev/agent`.
+/// A running pod with the label `loopgate.dev/agent`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pod {
-    /// Its uid, which no other pod ever has.
+    /// Its uid, which no other pod ever gets.
     pub uid: String,
-    /// Its name, which a later one may have again.
+    /// Its name, which a later pod may get again.
     pub name: String,
     /// Its namespace.
     pub namespace: String,
@@ -28,7 +29,7 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// The agent that it is by this proof.
+    /// Returns the agent that the pod is, with this proof.
     pub fn agent(&self, proof: Proof) -> Agent {
         Agent {
             id: self.uid.clone(),

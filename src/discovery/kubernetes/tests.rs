@@ -1,4 +1,4 @@
-//! Discovery with an API server that does as it is told, over real TLS.
+//! Discovery with a fake API server, over real TLS.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,29 +8,29 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-#[path = "../../tests/support/fake_kubernetes.rs"]
-#[expect(dead_code, reason = "other stories' needs")]
+#[path = "../../../tests/support/fake_kubernetes.rs"]
+#[expect(dead_code, reason = "other tests use the rest")]
 mod fake_kubernetes;
 
-use super::{ADDRESS_GRACE, DockerState, Proof, View, WhyNot, start};
 use crate::config::{Config, Discovery};
+use crate::discovery::{ADDRESS_GRACE, Proof, SourceState, View, WhyNot, start};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 use fake_kubernetes::{FakeKubernetes, pod};
 
-/// How long anything may take before a story fails. Generous, since a test machine may be busy.
+/// How long anything may take before a test fails. Generous, since a test machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 const AGENT: &str = "198.51.100.7";
 const OTHER: &str = "198.51.100.8";
 
 /// Discovery at work in this very namespace.
-struct House {
+struct Harness {
     view: watch::Receiver<Arc<View>>,
     metrics: metrics::Discovery,
     shutdown: Shutdown,
 }
 
-impl House {
+impl Harness {
     fn with(kubernetes: &FakeKubernetes) -> Self {
         let (shutdown, metrics) = (Shutdown::new(), metrics::Discovery::default());
         let mut config = Config { discovery: Discovery::Kubernetes, ..Config::default() };
@@ -50,7 +50,7 @@ impl House {
     }
 
     async fn until_error(&mut self, words: &str) -> Arc<View> {
-        self.until(words, |view| view.docker.error().is_some_and(|error| error.contains(words))).await
+        self.until(words, |view| view.source_state.error().is_some_and(|error| error.contains(words))).await
     }
 
     /// Ends it all, and sees that nothing is left behind.
@@ -61,7 +61,7 @@ impl House {
 }
 
 fn is_live(view: &View) -> bool {
-    matches!(view.docker, DockerState::Live { .. })
+    matches!(view.source_state, SourceState::Live { .. })
 }
 
 fn agents(view: &View) -> Vec<&str> {
@@ -76,8 +76,8 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("address"), &[AGENT, "2001:db8::7"]));
     kubernetes.put(pod("bystander", None, &["198.51.100.9"]));
-    let mut house = House::with(&kubernetes);
-    let view = house.until_agents(&["a"]).await;
+    let mut harness = Harness::with(&kubernetes);
+    let view = harness.until_agents(&["a"]).await;
     let (v4, v6): (IpAddr, IpAddr) = (AGENT.parse().unwrap(), "2001:db8::7".parse().unwrap());
     assert_eq!(view.agents.keys().copied().collect::<Vec<_>>(), [v4, v6]);
     assert_eq!((view.agents[&v4].proof, view.agents[&v4].id.as_str()), (Proof::Address, "uid-of-a"));
@@ -88,25 +88,25 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     kubernetes.put(starting);
     kubernetes.bookmark();
     kubernetes.put(pod("c", Some("true"), &["198.51.100.10"]));
-    house.until_agents(&["a", "c"]).await;
+    harness.until_agents(&["a", "c"]).await;
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
-    house.until_agents(&["a", "b", "c"]).await;
+    harness.until_agents(&["a", "b", "c"]).await;
 
-    let lists = house.metrics.lists.get();
+    let lists = harness.metrics.lists.get();
     kubernetes.change("a", |pod| pod["metadata"]["labels"] = json!({}));
-    house.until_agents(&["b", "c"]).await;
+    harness.until_agents(&["b", "c"]).await;
     kubernetes.change("b", |pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
-    house.until_agents(&["c"]).await;
+    harness.until_agents(&["c"]).await;
     kubernetes.change("c", |pod| pod["status"]["phase"] = "Succeeded".into());
-    house.until_agents(&[]).await;
+    harness.until_agents(&[]).await;
     kubernetes.put(pod("d", Some("address"), &[AGENT]));
-    house.until_agents(&["d"]).await;
+    harness.until_agents(&["d"]).await;
     kubernetes.delete("d");
-    let view = house.until_agents(&[]).await;
+    let view = harness.until_agents(&[]).await;
     assert!(view.last_known.is_empty());
     // The watch alone told all of it.
-    assert_eq!((house.metrics.lists.get(), kubernetes.asked("list pods")), (lists, 1));
-    house.close().await;
+    assert_eq!((harness.metrics.lists.get(), kubernetes.asked("list pods")), (lists, 1));
+    harness.close().await;
 }
 
 #[tokio::test]
@@ -117,48 +117,48 @@ async fn a_list_of_many_pages_is_read_to_its_end() {
     for (number, name) in names.iter().enumerate() {
         kubernetes.put(pod(name, Some("true"), &[&format!("198.51.100.{}", 20 + number)]));
     }
-    let mut house = House::with(&kubernetes);
-    house.until_agents(&names).await;
+    let mut harness = Harness::with(&kubernetes);
+    harness.until_agents(&names).await;
     assert_eq!(kubernetes.asked("list pods"), 3);
-    house.close().await;
+    harness.close().await;
 }
 
 #[tokio::test]
-async fn a_pod_on_its_nodes_network_is_no_agent_and_it_is_said_why() {
+async fn a_pod_on_its_nodes_network_is_no_agent_and_the_view_says_why() {
     let kubernetes = FakeKubernetes::start();
     let mut on_node = pod("node-exporter", Some("address"), &["192.0.2.99"]);
     on_node["spec"]["hostNetwork"] = true.into();
     kubernetes.put(on_node);
-    let mut house = House::with(&kubernetes);
-    let view = house.until("followed", is_live).await;
+    let mut harness = Harness::with(&kubernetes);
+    let view = harness.until("followed", is_live).await;
     assert!(view.agents.is_empty());
     assert_eq!(view.not_agents["node-exporter"], WhyNot::HostNetwork);
     assert!(view.not_agents["node-exporter"].to_string().contains("hostNetwork"));
-    house.close().await;
+    harness.close().await;
 }
 
 #[tokio::test]
-async fn a_watch_whose_time_is_up_goes_on_where_it_was() {
+async fn a_watch_whose_time_is_up_is_resumed() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("true"), &[AGENT]));
-    let mut house = House::with(&kubernetes);
-    house.until_agents(&["a"]).await;
+    let mut harness = Harness::with(&kubernetes);
+    harness.until_agents(&["a"]).await;
     sleep(Duration::from_millis(1100)).await;
     kubernetes.end_watches();
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
-    house.until_agents(&["a", "b"]).await;
-    assert_eq!((kubernetes.asked("list pods"), house.metrics.losses.get()), (1, 0));
-    house.close().await;
+    harness.until_agents(&["a", "b"]).await;
+    assert_eq!((kubernetes.asked("list pods"), harness.metrics.losses.get()), (1, 0));
+    harness.close().await;
 }
 
 #[tokio::test]
-async fn a_watch_that_is_too_old_is_begun_anew_and_brings_nobody_back() {
+async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
     for silently in [false, true] {
         let kubernetes = FakeKubernetes::start();
         kubernetes.put(pod("a", Some("address"), &[AGENT]));
         kubernetes.put(pod("b", Some("address"), &[OTHER]));
-        let mut house = House::with(&kubernetes);
-        house.until_agents(&["a", "b"]).await;
+        let mut harness = Harness::with(&kubernetes);
+        harness.until_agents(&["a", "b"]).await;
         if silently {
             sleep(Duration::from_millis(1100)).await;
         }
@@ -170,81 +170,81 @@ async fn a_watch_that_is_too_old_is_begun_anew_and_brings_nobody_back() {
             kubernetes.forget()
         }
         let mut ever_wider = false;
-        house
+        harness
             .until("a list without it", |view| {
                 ever_wider |= view.agents.len() > 2;
                 is_live(view) && agents(view) == ["b"]
             })
             .await;
         assert!(!ever_wider);
-        assert_eq!((kubernetes.asked("list pods"), house.metrics.losses.get()), (2, 1), "silently: {silently}");
-        house.close().await;
+        assert_eq!((kubernetes.asked("list pods"), harness.metrics.losses.get()), (2, 1), "silently: {silently}");
+        harness.close().await;
     }
 }
 
 #[tokio::test]
-async fn without_the_api_server_newcomers_are_external_after_a_grace_and_those_inside_stay() {
+async fn without_the_api_server_new_connections_are_external_after_a_grace_and_established_ones_stay() {
     let mut kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("address"), &[AGENT]));
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
-    let mut house = House::with(&kubernetes);
-    house.until_agents(&["a", "b"]).await;
+    let mut harness = Harness::with(&kubernetes);
+    harness.until_agents(&["a", "b"]).await;
     kubernetes.down().await;
-    let view = house.until("blind", |view| matches!(view.docker, DockerState::Blind { .. })).await;
+    let view = harness.until("blind", |view| matches!(view.source_state, SourceState::Disconnected { .. })).await;
     let since = tokio::time::Instant::now();
     assert_eq!(agents(&view), ["a", "b"], "there is a grace");
-    let view = house.until("the grace is over", |view| agents(view) == ["b"]).await;
+    let view = harness.until("the grace is over", |view| agents(view) == ["b"]).await;
     assert!(since.elapsed() >= ADDRESS_GRACE - Duration::from_secs(1), "{:?}", since.elapsed());
     assert_eq!(view.last_known.len(), 2);
     assert_eq!(view.for_established().agents.len(), 2);
     // Meanwhile one went away, which counts for those inside too.
     kubernetes.take("b");
     kubernetes.up();
-    let view = house.until_agents(&["a"]).await;
+    let view = harness.until_agents(&["a"]).await;
     assert_eq!(view.last_known.len(), 1);
-    house.close().await;
+    harness.close().await;
 }
 
 #[tokio::test]
 async fn a_token_that_was_rotated_is_read_again() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("a", Some("true"), &[AGENT]));
-    let mut house = House::with(&kubernetes);
-    house.until_agents(&["a"]).await;
+    let mut harness = Harness::with(&kubernetes);
+    harness.until_agents(&["a"]).await;
     kubernetes.expire("own-token-2");
     kubernetes.forget();
-    house.until_error("(401)").await;
+    harness.until_error("(401)").await;
     kubernetes.rotate("own-token-2");
-    house.until_agents(&["a"]).await;
-    house.close().await;
+    harness.until_agents(&["a"]).await;
+    harness.close().await;
 }
 
 #[tokio::test]
-async fn what_is_forbidden_is_named_with_the_rule_that_is_missing() {
+async fn a_forbidden_request_is_named_with_the_missing_rule() {
     for (what, rule) in [("list pods", "a Role in its namespace with the verb list on pods"), ("watch pods", "with the verb watch on pods")]
     {
         let kubernetes = FakeKubernetes::start();
         kubernetes.put(pod("a", Some("address"), &[AGENT]));
         kubernetes.forbid(what);
-        let mut house = House::with(&kubernetes);
-        let view = house.until_error(rule).await;
+        let mut harness = Harness::with(&kubernetes);
+        let view = harness.until_error(rule).await;
         // Not even where the list may be read: nobody would hear of the end of one on it.
         assert!(view.agents.is_empty() && view.last_known.is_empty());
         kubernetes.permit(what);
-        house.until_agents(&["a"]).await;
-        house.close().await;
+        harness.until_agents(&["a"]).await;
+        harness.close().await;
     }
 }
 
 #[tokio::test]
-async fn an_api_server_that_the_ca_does_not_vouch_for_is_not_believed() {
+async fn an_api_server_whose_certificate_is_not_of_the_ca_is_refused() {
     let (kubernetes, other) = (FakeKubernetes::start(), FakeKubernetes::start());
     kubernetes.put(pod("a", Some("address"), &[AGENT]));
     std::fs::copy(other.credentials().join("ca.crt"), kubernetes.credentials().join("ca.crt")).unwrap();
-    let mut house = House::with(&kubernetes);
-    let view = house.until_error("can't be reached").await;
+    let mut harness = Harness::with(&kubernetes);
+    let view = harness.until_error("can't reach the API server").await;
     assert!(view.agents.is_empty());
     // It has not even seen the token.
     assert_eq!(kubernetes.asked("list pods"), 0);
-    house.close().await;
+    harness.close().await;
 }

@@ -1,7 +1,7 @@
-//! The Docker Engine API as loopgate uses it: GET on a few exact paths, over a unix socket or to a filter by TCP.
+//! A client of the Docker Engine API: GET on a few exact paths, over a unix socket or to a filter by TCP.
 //!
-//! [`bollard`] speaks it, over connections made here: that way an error is the plain one of the socket, and it's known when a subscription
-//! has begun, which bollard's own streams don't tell before their first event.
+//! [`bollard`] is used over connections made here: that way an error is the plain one of the socket, and it is known when a subscription
+//! has begun, which bollard's own streams don't report before their first event.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,96 +23,22 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::error::Error;
 use crate::config;
-use crate::error_chain::error_chain;
+use crate::discovery::text::one_line;
 use crate::http_client::send_request;
 use crate::shutdown::Shutdown;
 
 /// Where `--docker auto` looks: Docker's socket, then Podman's.
 const USUAL: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
-/// For a connection to be made.
+/// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(2);
-/// For a whole answer, and for the head of `/events`.
+/// How long a whole answer may take, and the head of `/events`.
 const ANSWER: Duration = Duration::from_secs(10);
-/// After how long without a word a TCP connection to a filter is probed, and how often. Events may be hours apart.
+/// After how long a silent TCP connection to a filter is probed, and how often. Events may be hours apart.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// What goes wrong between loopgate and the engine, with what to do about it.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no socket.
-    #[error("no socket at {}: mount the directory that it is in, or turn discovery off by --docker off", path.display())]
-    NoSocket {
-        /// The path of the socket.
-        path: PathBuf,
-    },
-    /// The socket is not for this user.
-    #[error("no permission to use {}: run as a member of the socket's group (group_add in compose)", path.display())]
-    NoPermission {
-        /// The path of the socket.
-        path: PathBuf,
-    },
-    /// There is a socket, but nobody behind it.
-    #[error(
-        "nobody listens at {}: the engine is down, or a mounted socket file is an old engine's (mount its directory instead)",
-        path.display()
-    )]
-    Stale {
-        /// The path of the socket.
-        path: PathBuf,
-    },
-    /// A filter, or the engine itself, does not permit the request.
-    #[error("{engine} refuses GET {endpoint} ({status}: {message}): permit exactly this path in the socket's filter")]
-    Refused {
-        /// Where to.
-        engine: String,
-        /// The path.
-        endpoint: &'static str,
-        /// The HTTP status.
-        status: u16,
-        /// What came with it.
-        message: String,
-    },
-    /// There is no such container.
-    #[error("there is no container {id}")]
-    NoContainer {
-        /// Its id.
-        id: String,
-    },
-    /// No answer in time.
-    #[error("{engine} does not answer GET {endpoint}")]
-    Timeout {
-        /// Where to.
-        engine: String,
-        /// The path.
-        endpoint: &'static str,
-    },
-    /// The event stream ended: the engine stops, or a filter cuts what lasts long.
-    #[error("the event stream of {engine} ended")]
-    StreamEnded {
-        /// Whose.
-        engine: String,
-    },
-    /// Any other failure.
-    #[error("GET {endpoint} on {engine} failed")]
-    Request {
-        /// Where to.
-        engine: String,
-        /// The path.
-        endpoint: &'static str,
-        /// Why.
-        source: ApiError,
-    },
-}
-
-impl Error {
-    /// The error with its causes, on one line.
-    pub fn chain(&self) -> String {
-        one_line(&error_chain(self))
-    }
-}
-
-/// Where the engine is.
+/// The engine's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Address {
     /// The first of the usual sockets that is there.
@@ -139,7 +65,7 @@ impl Address {
     }
 }
 
-/// The way to one engine. Each request has a connection of its own, so that a restarted engine needs nothing to be done about it.
+/// A client of one engine. Each request has a connection of its own, so that a restarted engine needs no handling.
 #[derive(Clone, Debug)]
 pub struct Engine {
     address: Address,
@@ -154,7 +80,7 @@ pub struct Events {
     pub begun: Arc<Notify>,
 }
 
-/// How a request was answered.
+/// How the engine answered a request.
 #[derive(Clone, Debug)]
 pub struct Probed {
     /// The HTTP status.
@@ -164,7 +90,7 @@ pub struct Probed {
 }
 
 impl Engine {
-    /// The engine that the configuration names; `None` where Docker is off.
+    /// Returns a client of the configured engine; `None` where Docker is off.
     pub fn new(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
         let address = match engine {
             config::Engine::Off => return None,
@@ -175,12 +101,12 @@ impl Engine {
         Some(Self { address, shutdown: shutdown.clone() })
     }
 
-    /// Where it is, as a URL.
+    /// Returns the engine's URL.
     pub fn name(&self) -> String {
         self.address.name()
     }
 
-    /// Whether its place is only guessed, so that it may well not be there.
+    /// Says whether the address is only a guess, so that there may well be no engine.
     pub fn is_guessed(&self) -> bool {
         self.address == Address::Usual
     }
@@ -224,12 +150,12 @@ impl Engine {
             .await
     }
 
-    /// Whether there is no socket where it should be.
+    /// Says whether the socket does not exist.
     pub fn is_absent(&self) -> bool {
         self.address.socket().is_some_and(|path| !path.exists())
     }
 
-    /// How the engine, or a filter in front of it, answers `GET path`. The answer itself is not read.
+    /// Returns how the engine, or a filter in front of it, answers `GET path`. The body is not read.
     ///
     /// # Errors
     /// bollard's, where there is no answer.
@@ -240,7 +166,7 @@ impl Engine {
         Ok(Probed { status: answer.status().as_u16(), date })
     }
 
-    /// A client for other requests than those above.
+    /// Returns a client for other requests than those above.
     ///
     /// # Errors
     /// bollard's, about an address that it can't make a URL of.
@@ -332,22 +258,17 @@ async fn within<T>(limit: Duration, connecting: impl Future<Output = io::Result<
     timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Without line breaks, and not longer than a log can bear: filters answer with whole HTML pages.
-fn one_line(text: &str) -> String {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    words.join(" ").chars().take(400).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error_chain::error_chain;
 
-    fn told(address: Address, error: ApiError) -> String {
-        Engine { address, shutdown: Shutdown::new() }.error("/events", error).chain()
+    fn text(address: Address, error: ApiError) -> String {
+        one_line(&error_chain(&Engine { address, shutdown: Shutdown::new() }.error("/events", error)))
     }
 
     #[test]
-    fn what_goes_wrong_is_told_with_the_endpoint_or_the_remedy() {
+    fn an_error_names_the_endpoint_or_the_remedy() {
         let socket = || Address::Unix("/s".into());
         let filter = || Address::Tcp("filter:2375".into());
         let io = |kind: io::ErrorKind| ApiError::from(io::Error::from(kind));
@@ -355,13 +276,13 @@ mod tests {
         for (address, error, expected) in [
             (socket(), io(io::ErrorKind::NotFound), "no socket at /s: mount the directory"),
             (socket(), io(io::ErrorKind::PermissionDenied), "no permission to use /s: run as a member"),
-            (socket(), io(io::ErrorKind::ConnectionRefused), "nobody listens at /s: the engine is down"),
+            (socket(), io(io::ErrorKind::ConnectionRefused), "nothing listens at /s: the engine is down"),
             (filter(), io(io::ErrorKind::ConnectionRefused), "GET /events on tcp://filter:2375 failed: connection refused"),
             (filter(), refused(403), "tcp://filter:2375 refuses GET /events (403: <h1> no </h1>): permit exactly this path"),
             (socket(), refused(500), "GET /events on unix:///s failed: Docker responded with status code 500"),
             (socket(), ApiError::RequestTimeoutError, "unix:///s does not answer GET /events"),
         ] {
-            let text = told(address, error);
+            let text = text(address, error);
             assert!(text.starts_with(expected) && !text.contains('\n'), "{text}");
         }
     }

@@ -1,20 +1,33 @@
-//! Which container owns the network namespace that this process is in.
+//! Finds the container that owns the network namespace of this process.
 //!
-//! With `network_mode: "service:X"` that is X, not the container of this process. The kernel's own word comes first: the addresses of
-//! this namespace, compared with those that the engine handed out. `/proc/self/cgroup` is not asked (it says nothing on cgroup v2, and
-//! names the wrong container on v1).
+//! With `network_mode: "service:X"` that is X, not the container of this process. The kernel comes first: the addresses of this
+//! namespace are compared with those that the engine assigned. `/proc/self/cgroup` is not read (it says nothing on cgroup v2, and names
+//! the wrong container on v1).
 
 use std::net::IpAddr;
 use std::path::Path;
 
 use tracing::debug;
 
-use super::container::{Container, namespace_of};
+use super::docker::container::{Container, namespace_of};
 
-/// What else tells of the owner, where its addresses do not.
+/// The container that owns this network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The full id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its compose project, if any.
+    pub project: Option<String>,
+    /// Whether the engine was asked for its network aliases, and has answered or refused.
+    pub inspected: bool,
+}
+
+/// What identifies the owner where its addresses do not.
 #[derive(Clone, Debug, Default)]
 pub struct Hints {
-    /// What the operator says (`docker.container`): an id or a name.
+    /// What the operator configured (`docker.container`): an id or a name.
     pub stated: Option<String>,
     /// The id in the mounts of `/etc/hosts` and `/etc/resolv.conf`, which are the owner's.
     pub mounts: Option<String>,
@@ -41,8 +54,8 @@ impl Hints {
     }
 }
 
-/// The container among `all` that owns the namespace with `addresses`, if one does beyond doubt.
-pub fn owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> Option<&'a Container> {
+/// Returns the container among `all` that owns the namespace with `addresses`, if exactly one does.
+pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> Option<&'a Container> {
     if let Some(stated) = &hints.stated {
         return all.iter().find(|container| container.is(stated)).and_then(|container| namespace_of(container, all));
     }
@@ -70,10 +83,10 @@ pub fn owner<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> O
     }
 }
 
-/// The container id in a source of `/etc/hosts` or `/etc/resolv.conf` as proc_pid_mountinfo(5) lists mounts.
+/// Returns the container id in a source of `/etc/hosts` or `/etc/resolv.conf` as proc_pid_mountinfo(5) lists mounts.
 ///
-/// Docker has `.../containers/<id>/hosts`, Podman `.../overlay-containers/<id>/userdata/hosts`. Layers of images are called by 64 digits
-/// too, hence the look at the whole path. `/etc/hostname` is not asked: in Podman it is a container's own.
+/// Docker has `.../containers/<id>/hosts`, Podman `.../overlay-containers/<id>/userdata/hosts`. Layers of images are named by 64
+/// digits too, so the whole path is checked. `/etc/hostname` is not used: in Podman it is a container's own.
 fn container_in(mountinfo: &str) -> Option<String> {
     mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(3);
@@ -89,8 +102,8 @@ fn container_in(mountinfo: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::container::Endpoint;
     use super::*;
+    use crate::discovery::docker::container::Endpoint;
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -117,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_has_our_addresses_unless_the_operator_knows_better() {
+    fn the_owner_has_our_addresses_unless_the_operator_names_another() {
         let joiner = Container { id: "d".repeat(64), name: "sidecar".into(), joins: Some("b".repeat(64)), ..Container::default() };
         let all = [at("a", "one", "10.0.0.2"), at("b", "two", "10.0.0.3"), at("c", "twin", "10.0.0.3"), joiner];
         let hint = |id: &str| Some(id.to_owned());
@@ -136,7 +149,7 @@ mod tests {
             ("10.0.0.2", Hints { stated: hint("two"), ..Hints::default() }, Some("two")),
             ("10.0.0.2", Hints { stated: hint("nobody"), ..Hints::default() }, None),
         ] {
-            let found = owner(&all, &[address.parse().unwrap()], &hints);
+            let found = find(&all, &[address.parse().unwrap()], &hints);
             assert_eq!(found.map(|owner| owner.name.as_str()), expected, "{address} {hints:?}");
         }
     }

@@ -1,8 +1,8 @@
-//! The labels by which an operator says who is an agent.
+//! The labels by which an operator names agents.
 
-use super::Proof;
+use super::agent::Proof;
 
-/// Who is an agent, and how it must prove that it is.
+/// Makes a container an agent, and says how it must prove that it is one.
 pub const AGENT: &str = "loopgate.agent";
 /// The same on a pod, where a label has a domain.
 pub const POD_AGENT: &str = "loopgate.dev/agent";
@@ -15,10 +15,10 @@ pub const PROJECT: &str = "com.docker.compose.project";
 /// Compose's own: the service.
 pub const SERVICE: &str = "com.docker.compose.service";
 
-/// The proof that the value of [`AGENT`] asks for; `None` if it says that the container is no agent.
+/// Returns the proof that the value of [`AGENT`] asks for; `None` if it says that the container is not an agent.
 ///
 /// # Errors
-/// It says nothing that loopgate understands. Whoever wrote it may have meant the stricter or the looser proof, so it counts as none.
+/// The value is unknown. Its author may have meant the stricter or the looser proof, so it counts as none.
 pub fn proof(value: &str) -> Result<Option<Proof>, Unreadable> {
     match value {
         "true" | "attested" => Ok(Some(Proof::Attested)),
@@ -28,11 +28,11 @@ pub fn proof(value: &str) -> Result<Option<Proof>, Unreadable> {
     }
 }
 
-/// A label's value that loopgate does not understand.
+/// A label's value that loopgate does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreadable;
 
-/// The scopes in the value of [`SCOPES`]. An empty value is a cap to none at all.
+/// Returns the scopes in the value of [`SCOPES`]. An empty value is a cap to none at all.
 pub fn scopes(value: &str) -> Vec<String> {
     value.split(',').map(str::trim).filter(|scope| !scope.is_empty()).map(str::to_owned).collect()
 }
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_label_says() {
+    fn a_label_asks_for_a_proof_or_none_and_other_values_are_errors() {
         for (value, expected) in [
             ("true", Ok(Some(Proof::Attested))),
             ("attested", Ok(Some(Proof::Attested))),

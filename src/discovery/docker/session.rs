@@ -1,7 +1,7 @@
-//! One subscription to the engine's events, and the lists that they ask for.
+//! One subscription to the engine's events, and the lists that they cause.
 //!
-//! Subscribe first, then list, so that no change falls between. An event says "look again soon"; one that says what a container has lost is
-//! believed at once. Nothing is ever gained but by a list.
+//! It subscribes first, then lists, so that no change falls between. An event causes a list soon after; one that reports what a container
+//! has lost takes effect at once. Only a list ever adds anything.
 
 use std::time::Duration;
 
@@ -10,26 +10,27 @@ use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::time::{Instant, sleep_until};
 
-use super::container::{Container, Loss, living};
-use super::engine::{Engine, Error, Events};
+use super::container::{Container, Loss, running};
+use super::engine::{Engine, Events};
+use super::error::Error;
 
-/// Events come in bursts; this long after the first of them all are answered by one list.
+/// Events come in bursts; one list, this long after the first, answers all of them.
 const SETTLE: Duration = Duration::from_millis(25);
-/// How often to list anyway, should an event have been lost.
-pub const RESYNC: Duration = Duration::from_secs(30);
+/// How often to list anyway, in case an event was lost.
+const RESYNC: Duration = Duration::from_secs(30);
 /// After this a session's first list is repeated: engines send the head of `/events` a moment before they really subscribe.
 const CONFIRM: Duration = Duration::from_millis(500);
-/// Between two lists pass this many times the time that the last one took, so that no burst keeps the engine, or loopgate, busy with lists.
+/// The pause after a list, as a multiple of the time that it took, so that no burst keeps the engine, or loopgate, busy with lists.
 const REST: u32 = 4;
-/// The longest such pause. What is gained (a new agent) waits for it, what is lost does not.
+/// The longest such pause. A new agent waits for it, a loss does not.
 const LONGEST_REST: Duration = Duration::from_millis(300);
 
-/// What a session has to tell.
+/// What a session reports.
 #[derive(Debug, PartialEq, Eq)]
 pub enum News {
-    /// Every container that lives.
+    /// Every running container.
     Listed(Vec<Container>),
-    /// What one has lost, before the list that will show it.
+    /// What a container has lost, before the list that will show it.
     Lost(Loss),
 }
 
@@ -43,9 +44,9 @@ pub struct Session {
     listed_once: bool,
     /// When to list next, once subscribed.
     due: Instant,
-    /// Not before that.
+    /// The earliest time of the next list.
     rested: Instant,
-    /// What was lost while a list was under way, which may not have heard of it.
+    /// What was lost while a list was under way, which may not show it yet.
     meanwhile: Vec<Loss>,
 }
 
@@ -71,11 +72,11 @@ impl Session {
             let may_list = self.subscribed && self.listing.is_none();
             let listing: OptionFuture<_> = self.listing.as_mut().map(|listing| &mut listing.answer).into();
             tokio::select! {
-                // Events first: they may narrow what a list that is just coming in says.
+                // Events first: they may take from a list that is just coming in.
                 biased;
                 event = self.events.stream.next() => {
                     let event = event.ok_or_else(|| Error::StreamEnded { engine: self.engine.name() })??;
-                    if let Some(loss) = self.notice(&event) {
+                    if let Some(loss) = self.handle(&event) {
                         return Ok(News::Lost(loss));
                     }
                 }
@@ -88,7 +89,7 @@ impl Session {
 
     fn list(&mut self) {
         let engine = self.engine.clone();
-        let answer = async move { Ok(living(engine.list().await?)) };
+        let answer = async move { Ok(running(engine.list().await?)) };
         let now = Instant::now();
         self.listing = Some(Listing { since: now, answer: Box::pin(answer) });
         self.due = now + if std::mem::replace(&mut self.listed_once, true) { RESYNC } else { CONFIRM };
@@ -107,8 +108,8 @@ impl Session {
         Ok(containers)
     }
 
-    /// Takes note of an event.
-    fn notice(&mut self, event: &EventMessage) -> Option<Loss> {
+    /// Handles one event, and returns what it reports as lost.
+    fn handle(&mut self, event: &EventMessage) -> Option<Loss> {
         if !matters(event) {
             return None;
         }
@@ -121,11 +122,11 @@ impl Session {
     }
 }
 
-/// Whether anything that a list tells may have changed.
+/// Says whether anything that a list shows may have changed.
 fn matters(event: &EventMessage) -> bool {
     let action = event.action.as_deref().unwrap_or_default();
     match event.typ {
-        // What health checks, `docker exec` and loopgate's own enrolment cause, again and again.
+        // Caused again and again by health checks, `docker exec` and loopgate's own enrolment.
         Some(EventMessageTypeEnum::CONTAINER) => {
             let noise = ["exec_", "health_status", "top", "archive-path", "attach", "detach", "resize", "copy", "export", "commit"];
             !noise.iter().any(|noise| action.starts_with(noise))
@@ -135,7 +136,7 @@ fn matters(event: &EventMessage) -> bool {
     }
 }
 
-/// What `event` says that a container has lost.
+/// Returns what `event` reports that a container has lost.
 fn loss(event: &EventMessage) -> Option<Loss> {
     let actor = event.actor.as_ref()?;
     let id = actor.id.clone()?;
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn which_events_ask_for_a_list_and_which_say_that_something_is_lost() {
+    fn an_event_causes_a_list_or_reports_a_loss_or_is_ignored() {
         let life = Some(Loss::Life("x".into()));
         let network = Some(Loss::Network { container: "c".into(), network: "x".into() });
         for (kind, action, relevant, lost) in [

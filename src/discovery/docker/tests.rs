@@ -1,4 +1,4 @@
-//! Discovery with an engine that does as it is told; the client is the real one.
+//! Discovery with a fake engine and the real client.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,30 +9,30 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-#[path = "../../tests/support/fake_docker.rs"]
+#[path = "../../../tests/support/fake_docker.rs"]
 mod fake_docker;
 
-use super::interfaces::Interfaces;
-use super::{DockerState, EXIT_ORPHANED, Namespace, Proof, View, WhyNot, settled, start};
 use crate::config::{Config, Engine};
+use crate::discovery::interface_watcher::InterfaceWatcher;
+use crate::discovery::{EXIT_ORPHANED, Namespace, Proof, SourceState, View, WhyNot, start, wait_until_ready};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 use crate::testing::{in_own_process, ip, namespace_maker, skipped};
 use fake_docker::{FakeDocker, container};
 
-/// How long anything may take before a story fails. Generous, since a test machine may be busy.
+/// How long anything may take before a test fails. Generous, since a test machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);
 const LIST: &str = "/containers/json";
 const AGENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 7));
 
 /// Discovery at work in this very namespace.
-struct House {
+struct Harness {
     view: watch::Receiver<Arc<View>>,
     metrics: metrics::Discovery,
     shutdown: Shutdown,
 }
 
-impl House {
+impl Harness {
     fn new(engine: Engine) -> Self {
         let (shutdown, metrics) = (Shutdown::new(), metrics::Discovery::default());
         let mut config = Config::default();
@@ -40,9 +40,9 @@ impl House {
         Self { view: start(&config, &metrics, &shutdown), metrics, shutdown }
     }
 
-    /// Discovery with `docker`, in which a container `gateway` has the address of this namespace; `None`, said aloud, if it has none.
+    /// Discovery with `docker`, in which a container `gateway` has the address of this namespace; `None`, reported as skipped, if it has none.
     fn with(docker: &FakeDocker) -> Option<Self> {
-        let interfaces = Interfaces::open();
+        let interfaces = InterfaceWatcher::open();
         let mut addresses = interfaces.latest().iter().flat_map(|interface| &interface.addresses).map(ipnet::IpNet::addr);
         let Some(own) = addresses.find(|ip| ip.is_ipv4() && !ip.is_loopback()) else {
             skipped("this machine has no address but loopback");
@@ -60,7 +60,7 @@ impl House {
     }
 
     async fn until_live(&mut self) -> Arc<View> {
-        self.until("Docker is followed", |view| matches!(view.docker, DockerState::Live { .. })).await
+        self.until("Docker is followed", |view| matches!(view.source_state, SourceState::Live { .. })).await
     }
 
     /// Ends it all, and sees that nothing is left behind.
@@ -85,59 +85,59 @@ fn is_agent(view: &View, id: &str) -> bool {
 #[tokio::test]
 async fn a_labelled_container_is_an_agent_from_its_start_to_its_death() {
     let docker = FakeDocker::start();
-    let Some(mut house) = House::with(&docker) else { return };
-    let view = house.until_live().await;
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    let view = harness.until_live().await;
     assert!(view.agents.is_empty() && view.own_names.contains("front-door"), "{view:?}");
 
     docker.run(agent("a", AGENT));
-    let view = house.until("the agent is known", |view| is_agent(view, "a")).await;
+    let view = harness.until("the agent is known", |view| is_agent(view, "a")).await;
     assert_eq!(view.agents[&AGENT].proof, Proof::Address);
 
     // No list will ever tell of it: the event does.
     docker.silence(LIST);
     docker.stop("a");
-    house.until("the agent is forgotten", |view| view.agents.is_empty() && view.last_known.is_empty()).await;
-    house.close().await;
+    harness.until("the agent is forgotten", |view| view.agents.is_empty() && view.last_known.is_empty()).await;
+    harness.close().await;
 }
 
 #[tokio::test]
-async fn an_address_goes_from_an_agent_to_a_stranger_and_the_stranger_is_none() {
+async fn an_unlabelled_container_that_gets_an_agents_address_is_no_agent() {
     let docker = FakeDocker::start();
-    let Some(mut house) = House::with(&docker) else { return };
+    let Some(mut harness) = Harness::with(&docker) else { return };
     docker.put(agent("a", AGENT));
-    house.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.until("the agent is known", |view| is_agent(view, "a")).await;
 
     docker.stop("a");
     docker.run(container("b", json!({}), &[("front", &AGENT.to_string())]));
-    house.until("nobody is an agent", |view| view.agents.is_empty()).await;
-    let lists = house.metrics.lists.get();
+    harness.until("nobody is an agent", |view| view.agents.is_empty()).await;
+    let lists = harness.metrics.lists.get();
     docker.event("container", "rename", "b", json!({}));
-    eventually("it is listed once more", || house.metrics.lists.get() > lists).await;
-    assert!(house.view.borrow().agents.is_empty());
-    house.close().await;
+    eventually("it is listed once more", || harness.metrics.lists.get() > lists).await;
+    assert!(harness.view.borrow().agents.is_empty());
+    harness.close().await;
 }
 
 #[tokio::test]
 async fn a_container_that_leaves_the_shared_network_is_no_agent() {
     let docker = FakeDocker::start();
-    let Some(mut house) = House::with(&docker) else { return };
+    let Some(mut harness) = Harness::with(&docker) else { return };
     docker.put(container("a", json!({"loopgate.agent": "true"}), &[("front", &AGENT.to_string()), ("back", "198.51.100.8")]));
-    house.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.until("the agent is known", |view| is_agent(view, "a")).await;
 
     docker.silence(LIST);
     docker.event("network", "disconnect", "back", json!({"container": "a"}));
     docker.event("network", "disconnect", "front", json!({"container": "a"}));
-    let view = house.until("it is none", |view| view.agents.is_empty()).await;
+    let view = harness.until("it is none", |view| view.agents.is_empty()).await;
     assert_eq!(view.not_agents.get("a"), Some(&WhyNot::NoSharedNetwork));
-    house.close().await;
+    harness.close().await;
 }
 
 #[tokio::test]
-async fn what_health_checks_and_enrolment_cause_is_no_reason_to_list() {
+async fn events_of_health_checks_and_enrolment_cause_no_list() {
     let docker = FakeDocker::start();
-    let Some(house) = House::with(&docker) else { return };
-    eventually("the first list is confirmed by a second one", || house.metrics.lists.get() == 2).await;
-    let before = house.metrics.lists.get();
+    let Some(harness) = Harness::with(&docker) else { return };
+    eventually("the first list is confirmed by a second one", || harness.metrics.lists.get() == 2).await;
+    let before = harness.metrics.lists.get();
     for _ in 0..200 {
         for noise in ["exec_create: /bin/true", "exec_start: /bin/true", "exec_die", "health_status: healthy", "top", "archive-path"] {
             docker.event("container", noise, "a", json!({}));
@@ -145,72 +145,72 @@ async fn what_health_checks_and_enrolment_cause_is_no_reason_to_list() {
         docker.event("volume", "mount", "v", json!({"container": "a"}));
     }
     docker.event("container", "rename", "a", json!({}));
-    eventually("it is listed", || house.metrics.lists.get() > before).await;
-    assert_eq!(house.metrics.lists.get(), before + 1);
-    house.close().await;
+    eventually("it is listed", || harness.metrics.lists.get() > before).await;
+    assert_eq!(harness.metrics.lists.get(), before + 1);
+    harness.close().await;
 }
 
 #[tokio::test]
-async fn a_filter_that_cuts_the_stream_hides_nothing() {
+async fn changes_while_a_filter_cuts_the_stream_are_found() {
     let docker = FakeDocker::start();
-    let Some(mut house) = House::with(&docker) else { return };
+    let Some(mut harness) = Harness::with(&docker) else { return };
     docker.put(agent("a", AGENT));
-    house.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.until("the agent is known", |view| is_agent(view, "a")).await;
     for round in 0..5 {
         docker.cut_events();
         // Without an event: only a new list can tell.
         let (gone, came) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
         docker.take(gone);
         docker.put(agent(came, AGENT));
-        house.until("the other one is known", |view| is_agent(view, came) && matches!(view.docker, DockerState::Live { .. })).await;
+        harness.until("the other one is known", |view| is_agent(view, came) && matches!(view.source_state, SourceState::Live { .. })).await;
     }
-    house.close().await;
+    harness.close().await;
 }
 
 #[tokio::test]
-async fn an_engine_that_restarts_is_found_again_and_meanwhile_nothing_is_said_against_its_containers() {
+async fn an_engine_that_restarts_is_followed_again_and_meanwhile_established_connections_stay() {
     let mut docker = FakeDocker::start();
-    let Some(mut house) = House::with(&docker) else { return };
+    let Some(mut harness) = Harness::with(&docker) else { return };
     docker.put(agent("a", AGENT));
-    house.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.until("the agent is known", |view| is_agent(view, "a")).await;
     for tidy in [true, false] {
         docker.down(tidy).await;
-        let expected = if tidy { "no socket at" } else { "nobody listens at" };
-        let view = house.until("Docker is lost", |view| view.docker.error().is_some_and(|error| error.contains(expected))).await;
+        let expected = if tidy { "no socket at" } else { "nothing listens at" };
+        let view = harness.until("Docker is lost", |view| view.source_state.error().is_some_and(|error| error.contains(expected))).await;
         assert!(is_agent(&view.for_established(), "a"), "an established connection keeps its lane: {view:?}");
         if !tidy {
             std::fs::remove_file(docker.socket()).unwrap();
         }
         docker.up();
-        house.until("Docker is back", |view| matches!(view.docker, DockerState::Live { .. }) && is_agent(view, "a")).await;
+        harness.until("Docker is back", |view| matches!(view.source_state, SourceState::Live { .. }) && is_agent(view, "a")).await;
     }
     docker.down(true).await;
     docker.take("a");
     docker.up();
-    house.until("the agent ended meanwhile", |view| view.last_known.is_empty()).await;
-    house.close().await;
+    harness.until("the agent ended meanwhile", |view| view.last_known.is_empty()).await;
+    harness.close().await;
 }
 
 #[tokio::test]
-async fn a_refused_endpoint_is_named_and_asked_for_again() {
+async fn a_refused_endpoint_is_named_and_requested_again() {
     for endpoint in ["/events", LIST] {
         let docker = FakeDocker::start();
         docker.answer(endpoint, 403, "<html>\n<h1>Forbidden</h1>\n</html>");
-        let Some(mut house) = House::with(&docker) else { return };
+        let Some(mut harness) = Harness::with(&docker) else { return };
         docker.put(agent("a", AGENT));
-        let view = house.until("it says what is missing", |view| view.docker.error().is_some()).await;
-        let error = view.docker.error().unwrap();
+        let view = harness.until("it says what is missing", |view| view.source_state.error().is_some()).await;
+        let error = view.source_state.error().unwrap();
         assert!(error.contains(&format!("refuses GET {endpoint} (403")) && error.contains("filter"), "{error}");
         assert!(view.agents.is_empty());
 
         docker.permit(endpoint);
-        house.until("the agent is known", |view| is_agent(view, "a")).await;
-        house.close().await;
+        harness.until("the agent is known", |view| is_agent(view, "a")).await;
+        harness.close().await;
     }
 }
 
 #[tokio::test]
-async fn aliases_are_known_where_inspecting_is_permitted_and_missed_by_nothing_else_where_not() {
+async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_it() {
     for permitted in [true, false] {
         let docker = FakeDocker::start();
         let networks = json!({"front": {"Aliases": ["api", "gateway"]}, "back": {"Aliases": null}});
@@ -218,40 +218,40 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_missed_by_nothing_e
         if !permitted {
             docker.answer("/containers/gateway/json", 403, "no");
         }
-        let Some(mut house) = House::with(&docker) else { return };
-        settled(&mut house.view, PATIENCE).await;
-        assert_eq!(house.view.borrow().own_names.contains("api"), permitted);
+        let Some(mut harness) = Harness::with(&docker) else { return };
+        wait_until_ready(&mut harness.view, PATIENCE).await;
+        assert_eq!(harness.view.borrow().own_names.contains("api"), permitted);
         docker.run(agent("a", AGENT));
-        house.until("the agent is known", |view| is_agent(view, "a")).await;
+        harness.until("the agent is known", |view| is_agent(view, "a")).await;
         assert_eq!(docker.asked("/containers/gateway/json"), 1);
         let asked = docker.all_asked();
         assert_eq!(asked, BTreeSet::from(["/containers/gateway/json", LIST, "/events"].map(String::from)), "nothing else is needed");
-        house.close().await;
+        harness.close().await;
     }
 }
 
 #[tokio::test]
-async fn an_inspection_that_failed_is_made_up_for_at_the_next_list() {
+async fn an_inspection_that_failed_is_repeated_at_the_next_list() {
     let docker = FakeDocker::start();
     docker.answer("/containers/gateway/json", 500, "busy");
-    let Some(mut house) = House::with(&docker) else { return };
-    settled(&mut house.view, PATIENCE).await;
-    assert!(!house.view.borrow().own_names.contains("api"));
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    wait_until_ready(&mut harness.view, PATIENCE).await;
+    assert!(!harness.view.borrow().own_names.contains("api"));
     docker.details("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": {"front": {"Aliases": ["api"]}}}}));
     docker.permit("/containers/gateway/json");
     docker.event("container", "rename", "a", json!({}));
-    house.until("the aliases are known", |view| view.own_names.contains("api")).await;
-    house.close().await;
+    harness.until("the aliases are known", |view| view.own_names.contains("api")).await;
+    harness.close().await;
 }
 
 #[tokio::test]
 async fn a_filter_may_be_reached_by_tcp() {
     let docker = FakeDocker::start();
-    let Some(mut house) = House::with(&docker) else { return };
+    let Some(mut harness) = Harness::with(&docker) else { return };
     let filter = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = filter.local_addr().unwrap().to_string();
-    let (socket, relays) = (docker.socket(), house.shutdown.clone());
-    house.shutdown.spawn(async move {
+    let (socket, relays) = (docker.socket(), harness.shutdown.clone());
+    harness.shutdown.spawn(async move {
         while let Some(Ok((mut near, _))) = relays.token().run_until_cancelled(filter.accept()).await {
             let (socket, over) = (socket.clone(), relays.clone());
             relays.spawn(async move {
@@ -260,36 +260,36 @@ async fn a_filter_may_be_reached_by_tcp() {
             });
         }
     });
-    let mut by_tcp = House::new(Engine::Tcp(address));
+    let mut by_tcp = Harness::new(Engine::Tcp(address));
     docker.run(agent("a", AGENT));
     by_tcp.until("the agent is known", |view| is_agent(view, "a")).await;
     docker.stop("a");
     by_tcp.until("the agent is forgotten", |view| view.agents.is_empty()).await;
     by_tcp.close().await;
-    house.until_live().await;
-    house.close().await;
+    harness.until_live().await;
+    harness.close().await;
 }
 
 #[tokio::test]
-async fn without_a_socket_nobody_is_an_agent_until_there_is_one() {
+async fn without_a_socket_there_is_no_agent_until_there_is_one() {
     let mut docker = FakeDocker::start();
     docker.down(true).await;
-    let Some(mut house) = House::with(&docker) else { return };
+    let Some(mut harness) = Harness::with(&docker) else { return };
     docker.put(agent("a", AGENT));
-    settled(&mut house.view, PATIENCE).await;
-    let view = Arc::clone(&house.view.borrow());
-    assert!(matches!(&view.docker, DockerState::Connecting { error: Some(error) } if error.starts_with("no socket at")), "{view:?}");
+    wait_until_ready(&mut harness.view, PATIENCE).await;
+    let view = Arc::clone(&harness.view.borrow());
+    assert!(matches!(&view.source_state, SourceState::Connecting { error: Some(error) } if error.starts_with("no socket at")), "{view:?}");
     docker.up();
-    house.until("the agent is known", |view| is_agent(view, "a")).await;
-    house.close().await;
+    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_five_hundred_containers_that_come_and_go_the_right_ones_are_left() {
     let docker = FakeDocker::start();
-    let Some(mut house) = House::with(&docker) else { return };
-    house.until_live().await;
-    let before = house.metrics.lists.get();
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    harness.until_live().await;
+    let before = harness.metrics.lists.get();
     let address = |n: u16| IpAddr::from([10, 200, (n / 250) as u8, (n % 250) as u8 + 1]);
     let id = |n: u16| format!("{n:064x}");
     for n in 0..500 {
@@ -307,54 +307,58 @@ async fn of_five_hundred_containers_that_come_and_go_the_right_ones_are_left() {
         }
     }
     let expected: Vec<IpAddr> = (0..500).filter(|n| n % 5 == 0).map(address).collect();
-    house.until("the right ones are left", |view| view.agents.keys().eq(expected.iter())).await;
-    eventually("what is left is listed", || house.metrics.agents.get() == 100).await;
-    assert!(house.metrics.lists.get() - before < 60, "{} lists for 900 events", house.metrics.lists.get() - before);
+    harness.until("the right ones are left", |view| view.agents.keys().eq(expected.iter())).await;
+    eventually("what is left is listed", || harness.metrics.agents.get() == 100).await;
+    assert!(harness.metrics.lists.get() - before < 60, "{} lists for 900 events", harness.metrics.lists.get() - before);
     assert_eq!(docker.subscribers(), 1);
-    house.close().await;
+    harness.close().await;
 }
 
 #[test]
-fn a_namespace_whose_owner_stops_waits_for_it_and_then_says_that_it_is_left() {
+fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again() {
     let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
-    in_own_process(unshare, "discovery::stories::a_namespace_whose_owner_stops_waits_for_it_and_then_says_that_it_is_left", async || {
-        let docker = FakeDocker::start();
-        let own: IpAddr = "10.9.0.2".parse().unwrap();
-        ip("link add eth0 type veth peer name peer0");
-        ip("address add 10.9.0.2/24 dev eth0");
-        ip("link set eth0 up");
-        let lives = |started: &str| docker.details("gateway", json!({"Id": "gateway", "State": {"StartedAt": started}}));
-        lives("2026-01-01T00:00:00Z");
-        docker.put(gateway(own));
-        let mut house = House::new(Engine::Unix(docker.socket()));
-        house.until_live().await;
-        assert_eq!(house.view.borrow().namespace, Namespace::Attached);
+    in_own_process(
+        unshare,
+        "discovery::docker::tests::a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again",
+        async || {
+            let docker = FakeDocker::start();
+            let own: IpAddr = "10.9.0.2".parse().unwrap();
+            ip("link add eth0 type veth peer name peer0");
+            ip("address add 10.9.0.2/24 dev eth0");
+            ip("link set eth0 up");
+            let lives = |started: &str| docker.details("gateway", json!({"Id": "gateway", "State": {"StartedAt": started}}));
+            lives("2026-01-01T00:00:00Z");
+            docker.put(gateway(own));
+            let mut harness = Harness::new(Engine::Unix(docker.socket()));
+            harness.until_live().await;
+            assert_eq!(harness.view.borrow().namespace, Namespace::Attached);
 
-        docker.stop("gateway");
-        ip("link delete eth0");
-        let view = house.until("the namespace is an orphan", |view| view.namespace == Namespace::Orphaned).await;
-        assert!(view.own_names.contains("gateway"), "names outlive the owner: {view:?}");
-        lives("2026-01-01T00:01:00Z");
-        docker.run(gateway(own));
-        house.until("it is left", |view| view.namespace == Namespace::Left).await;
-        assert_eq!(EXIT_ORPHANED, 75);
-        house.close().await;
-    });
+            docker.stop("gateway");
+            ip("link delete eth0");
+            let view = harness.until("the namespace is an orphan", |view| view.namespace == Namespace::Orphaned).await;
+            assert!(view.own_names.contains("gateway"), "names outlive the owner: {view:?}");
+            lives("2026-01-01T00:01:00Z");
+            docker.run(gateway(own));
+            harness.until("it is left", |view| view.namespace == Namespace::Left).await;
+            assert_eq!(EXIT_ORPHANED, 75);
+            harness.close().await;
+        },
+    );
 }
 
 #[test]
-fn the_bridge_is_known_by_the_routes_where_docker_is_not_asked() {
+fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
     let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
-    in_own_process(unshare, "discovery::stories::the_bridge_is_known_by_the_routes_where_docker_is_not_asked", async || {
+    in_own_process(unshare, "discovery::docker::tests::the_bridge_is_known_by_the_routes_where_docker_is_off", async || {
         ip("link add eth0 type veth peer name peer0");
         ip("address add 172.30.9.2/24 dev eth0");
         ip("address add fd09::2/64 dev eth0 nodad");
         ip("link set eth0 up");
         ip("link set peer0 up");
         ip("route add default via 172.30.9.1");
-        let mut house = House::new(Engine::Off);
+        let mut harness = Harness::new(Engine::Off);
         let bridge = |view: &View| view.bridge_gateways.iter().map(IpAddr::to_string).collect::<Vec<_>>();
-        assert_eq!(bridge(&house.view.borrow()), ["172.30.9.1"]);
+        assert_eq!(bridge(&harness.view.borrow()), ["172.30.9.1"]);
 
         let mut config = Config::default();
         config.agents.cidrs = vec!["172.30.9.0/24".parse().unwrap()];
@@ -364,18 +368,18 @@ fn the_bridge_is_known_by_the_routes_where_docker_is_not_asked() {
             crate::lane::decide(&evidence, view, &policy, 0).unwrap().kind().label()
         };
         for (peer, lane) in [("172.30.9.1", "external"), ("172.30.9.2", "external"), ("172.30.9.3", "agent")] {
-            assert_eq!(on(&house.view.borrow(), peer), lane, "{peer}");
+            assert_eq!(on(&harness.view.borrow(), peer), lane, "{peer}");
         }
 
         ip("-6 route add default via fd09::1");
-        house.until("both are known", |view| bridge(view) == ["172.30.9.1", "fd09::1"]).await;
+        harness.until("both are known", |view| bridge(view) == ["172.30.9.1", "fd09::1"]).await;
         ip("route replace default via 172.30.9.254");
-        house.until("the new one is known", |view| bridge(view) == ["172.30.9.254", "fd09::1"]).await;
-        house.close().await;
+        harness.until("the new one is known", |view| bridge(view) == ["172.30.9.254", "fd09::1"]).await;
+        harness.close().await;
     });
 }
 
-/// Waits for something that no view tells.
+/// Waits for something that no view shows.
 async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let wait = async {
         while !so() {

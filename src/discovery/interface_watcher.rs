@@ -1,6 +1,6 @@
-//! This namespace's own network interfaces, their addresses, and the gateways of its routes, followed as they come and go.
+//! Follows this namespace's network interfaces, their addresses, and the gateways of its routes.
 //!
-//! rtnetlink(7) only says "look again": what counts is a fresh list. So no message is parsed, and a lost one costs nothing but time.
+//! A message of rtnetlink(7) only causes a fresh list to be read. So no message is parsed, and a lost one costs nothing but time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,9 +18,10 @@ use nix::sys::socket::SockaddrStorage;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
-use super::{Interface, routes};
+use super::interface::Interface;
+use super::routes;
 
-/// Changes come in bursts (link, then each address); this long after the first message all of them are looked at together.
+/// Changes come in bursts (link, then each address); the list is read this long after the first message.
 const SETTLE: Duration = Duration::from_millis(5);
 /// How often the list is read anyway, should a message have been lost.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -29,8 +30,8 @@ const POLL: Duration = Duration::from_secs(1);
 /// Room for a message; the rest of a longer one is cut off, and not missed.
 const MESSAGE: usize = 4096;
 
-/// The interfaces of this namespace, and the gateways of its routes, as last listed, and what tells of changes.
-pub struct Interfaces {
+/// The interfaces of this namespace and the gateways of its routes, as last listed, and the subscription to changes.
+pub struct InterfaceWatcher {
     hints: Option<TokioSocket>,
     tick: Interval,
     latest: Vec<Interface>,
@@ -39,14 +40,14 @@ pub struct Interfaces {
     stale: bool,
 }
 
-impl Interfaces {
+impl InterfaceWatcher {
     /// Subscribes to changes, then lists, so that no change falls between. Never fails: without netlink it polls.
     pub fn open() -> Self {
         let hints = subscribe()
-            .inspect_err(|error| warn!(%error, "can't follow network interfaces by netlink, looking once a second instead"))
+            .inspect_err(|error| warn!(%error, "can't follow network interfaces by netlink; polling once a second instead"))
             .ok();
         let latest = list().unwrap_or_else(|error| {
-            warn!(%error, "can't list network interfaces, will try again");
+            warn!(%error, "can't list network interfaces; trying again");
             Vec::new()
         });
         Self {
@@ -58,12 +59,12 @@ impl Interfaces {
         }
     }
 
-    /// The latest list.
+    /// Returns the latest list.
     pub fn latest(&self) -> &[Interface] {
         &self.latest
     }
 
-    /// The gateways of this namespace's routes, when it was last looked.
+    /// Returns the gateways of this namespace's routes, as last listed.
     pub fn gateways(&self) -> &BTreeSet<IpAddr> {
         &self.gateways
     }
@@ -87,7 +88,7 @@ impl Interfaces {
                     changed = true;
                 }
                 Ok(_) => {}
-                Err(error) => warn!(%error, "can't list network interfaces, will try again"),
+                Err(error) => warn!(%error, "can't list network interfaces; trying again"),
             }
             if let Some(new) = gateways.filter(|new| *new != self.gateways) {
                 self.gateways = new;
@@ -99,7 +100,7 @@ impl Interfaces {
         }
     }
 
-    /// Waits for a reason to list anew.
+    /// Waits for a reason to list again.
     async fn hint(&mut self) {
         let Some(socket) = &self.hints else {
             self.tick.tick().await;
@@ -115,7 +116,7 @@ impl Interfaces {
             // The kernel dropped messages: precisely a reason to look again.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => debug!("netlink messages were lost"),
             Err(error) => {
-                warn!(%error, "netlink failed, looking at network interfaces once a second instead");
+                warn!(%error, "netlink failed; polling network interfaces once a second instead");
                 self.hints = None;
                 self.tick = ticks(POLL);
             }
@@ -148,9 +149,9 @@ fn ticks(period: Duration) -> Interval {
     ticks
 }
 
-/// The gateways of this namespace's routes; `None`, and a word in the log, where they can't be read.
+/// Returns the gateways of this namespace's routes; `None`, which is logged, where they can't be read.
 fn gateways() -> Option<BTreeSet<IpAddr>> {
-    routes::gateways().inspect_err(|error| warn!(%error, "can't list routes, will try again")).ok()
+    routes::gateways().inspect_err(|error| warn!(%error, "can't list routes; trying again")).ok()
 }
 
 /// Lists the interfaces that are up, in the order of their names, each with its addresses in order.
@@ -192,9 +193,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn where_nothing_changes_nothing_is_told() {
+    async fn no_change_is_reported_where_nothing_changes() {
         let mut interfaces =
-            Interfaces { hints: None, tick: ticks(POLL), latest: list().unwrap(), gateways: gateways().unwrap(), stale: false };
+            InterfaceWatcher { hints: None, tick: ticks(POLL), latest: list().unwrap(), gateways: gateways().unwrap(), stale: false };
         let change = tokio::time::timeout(POLL * 3, interfaces.changed()).await;
         assert!(change.is_err());
     }

@@ -1,4 +1,4 @@
-//! What matters of a container, out of all that the engine tells.
+//! What discovery needs of a container, out of all that the engine reports.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -6,10 +6,10 @@ use std::net::IpAddr;
 
 use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, EndpointSettings};
 
-use super::labels;
 use crate::addr::canonical;
+use crate::discovery::agent_labels as labels;
 
-/// A container as `GET /containers/json` tells it.
+/// A container as `GET /containers/json` reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Container {
     /// The full id.
@@ -45,7 +45,7 @@ pub struct Endpoint {
     pub interface: Option<String>,
 }
 
-/// Something that an event says a container has lost; it can only narrow what is known.
+/// Something that a container has lost, as an event reports it; it only ever takes from what is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Loss {
     /// The container `0` no longer runs.
@@ -59,11 +59,11 @@ pub enum Loss {
     },
 }
 
-/// Every container that lives, out of a list.
-pub fn living(mut summaries: Vec<ContainerSummary>) -> Vec<Container> {
-    // A container is never older than the one it joins. Within a second Podman's alias tells, which is the owner's short id.
+/// Returns every running container of a list.
+pub fn running(mut summaries: Vec<ContainerSummary>) -> Vec<Container> {
+    // A container is never older than the one it joins. Within one second Podman's alias decides, which is the owner's short id.
     summaries.sort_by_cached_key(|summary| (summary.created, !is_its_own_alias(summary), summary.id.clone()));
-    let mut containers: Vec<Container> = summaries.into_iter().filter_map(Container::living).collect();
+    let mut containers: Vec<Container> = summaries.into_iter().filter_map(Container::running).collect();
     join_podmans(&mut containers);
     containers
 }
@@ -75,7 +75,7 @@ fn is_its_own_alias(summary: &ContainerSummary) -> bool {
     aliases.any(|alias| alias.len() >= 12 && id.starts_with(alias.as_str()))
 }
 
-/// Finds out who joined whom in a list of Podman's, the elder before the younger.
+/// Finds which container joined which in a list of Podman's, the older before the younger.
 ///
 /// It lacks the network mode, and shows a container that joined another with the very endpoints of that one, MAC addresses included.
 /// Docker's MAC addresses derive from IP addresses, so that after an accident with those they'd prove nothing; but it has endpoint ids.
@@ -98,8 +98,8 @@ fn join_podmans(containers: &mut [Container]) {
 }
 
 impl Container {
-    /// The container that `summary` tells of; `None` if it does not live, or says so little that nothing could be concluded.
-    fn living(summary: ContainerSummary) -> Option<Self> {
+    /// Reads `summary`; `None` if the container does not run, or has no id.
+    fn running(summary: ContainerSummary) -> Option<Self> {
         use ContainerSummaryStateEnum::{PAUSED, RUNNING, STOPPING};
         // A paused container and one that is being stopped still have their addresses; a "restarting" one, though listed, has none.
         if !matches!(summary.state, Some(RUNNING | PAUSED | STOPPING)) {
@@ -128,22 +128,22 @@ impl Container {
         })
     }
 
-    /// Says whether `reference`, an id, the beginning of one as it is commonly shortened, or a name, means this container.
+    /// Says whether `reference` is this container's id, at least the first 12 digits of it, or its name.
     pub fn is(&self, reference: &str) -> bool {
         let shortened = reference.len() >= 12 && self.id.starts_with(reference);
         !reference.is_empty() && (shortened || reference == self.id || reference == self.name)
     }
 
-    /// Every address of its own.
+    /// Returns every address of its own.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied())
     }
 }
 
-/// The container whose network namespace `container` is in: itself, or the one that it joined, if that lives.
+/// Returns the container whose network namespace `container` is in: itself, or the one that it joined, if that runs.
 pub fn namespace_of<'a>(container: &'a Container, all: &'a [Container]) -> Option<&'a Container> {
     let mut owner = container;
-    // Engines refuse chains of containers that join each other; this merely can't be led in a circle.
+    // Engines refuse chains of containers that join each other; the limit rules out an endless loop.
     for _ in 0..4 {
         let Some(joined) = &owner.joins else { return Some(owner) };
         owner = all.iter().find(|other| other.is(joined))?;
@@ -152,7 +152,7 @@ pub fn namespace_of<'a>(container: &'a Container, all: &'a [Container]) -> Optio
 }
 
 impl Loss {
-    /// Takes from `containers` what was lost.
+    /// Removes from `containers` what was lost.
     pub fn apply(&self, containers: &mut Vec<Container>) {
         match self {
             Self::Life(id) => containers.retain(|container| container.id != *id),
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Option<Container> {
-        Container::living(serde_json::from_str(json).unwrap())
+        Container::running(serde_json::from_str(json).unwrap())
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn in_podman_an_interface_that_two_have_is_the_elders() {
+    fn in_podman_an_interface_that_two_have_is_the_older_ones() {
         let list = |endpoint: &str, mac: &str| {
             let one = |id: &str, created: i64, mac: &str| {
                 format!(
@@ -223,7 +223,7 @@ mod tests {
                 )
             };
             let list = format!("[{},{}]", one("a", 2, mac), one("older-than-you", 2, "ca:52:90:bc:35:00"));
-            let found = living(serde_json::from_str(&list).unwrap());
+            let found = running(serde_json::from_str(&list).unwrap());
             found.into_iter().map(|container| (container.id, container.joins, container.endpoints.len())).collect::<Vec<_>>()
         };
         let owner = || "older-than-you".to_owned();
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_lives_is_a_container() {
+    fn only_a_running_container_is_read() {
         for (state, lives) in
             [("running", true), ("paused", true), ("stopping", true), ("restarting", false), ("exited", false), ("", false)]
         {

@@ -1,15 +1,17 @@
-//! Who is an agent, as a table of worlds.
+//! Tables of containers and the agents among them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::container::{Container, Endpoint};
-use super::own::Hints;
-use super::pod::Pod;
-use super::view::{ADDRESS_GRACE, ATTESTED_GRACE, Sources, View, WhyNot};
-use super::{Interface, Proof};
+use super::ContainerSources;
+use crate::discovery::agent::Proof;
+use crate::discovery::docker::container::{Container, Endpoint};
+use crate::discovery::interface::Interface;
+use crate::discovery::owner::Hints;
+use crate::discovery::view::{ADDRESS_GRACE, ATTESTED_GRACE, View};
+use crate::discovery::why_not::WhyNot;
 
 fn container(id: &str, label: Option<&str>, addresses: &[(&str, &str)]) -> Container {
     let endpoint = |(network, ip): &(&str, &str)| Endpoint {
@@ -39,36 +41,36 @@ fn gateway() -> Container {
     }
 }
 
-fn view_with(others: Vec<Container>, change: impl FnOnce(&mut Sources<'_>)) -> View {
+fn view_with(others: Vec<Container>, change: impl FnOnce(&mut ContainerSources<'_>)) -> View {
     let mut containers = others;
     containers.push(gateway());
     view_of(&containers, change)
 }
 
-fn view_of(containers: &[Container], change: impl FnOnce(&mut Sources<'_>)) -> View {
+fn view_of(containers: &[Container], change: impl FnOnce(&mut ContainerSources<'_>)) -> View {
     let interfaces =
         [Interface { name: "eth0".into(), addresses: ["172.18.0.2/16", "fd00::2/64"].map(|net| net.parse().unwrap()).to_vec() }];
     let aliases = BTreeSet::from(["api".to_owned()]);
     let hints = Hints::default();
-    let mut sources = Sources { interfaces: &interfaces, containers, hints: &hints, aliases: &aliases, any_project: false };
+    let mut sources = ContainerSources { interfaces: &interfaces, containers, hints: &hints, aliases: &aliases, any_project: false };
     change(&mut sources);
-    View::of(sources)
+    View::of_containers(sources)
 }
 
 fn view(others: Vec<Container>) -> View {
     view_with(others, |_| {})
 }
 
-/// The agents on one line: address, container and proof of each, then who is none.
-fn told(view: &View) -> String {
+/// Returns the agents on one line: address, container and proof of each, then the labelled containers that are none, and why.
+fn summary(view: &View) -> String {
     let agents = view
         .agents
         .iter()
         .map(|(ip, agent)| format!("{ip}={} {}", agent.id, if agent.proof == Proof::Address { "address" } else { "attested" }));
     let others = view.not_agents.iter().map(|(name, why)| {
         let why = match why {
-            WhyNot::Unreadable(_) | WhyNot::UnreadablePod(_) => "unreadable",
-            WhyNot::HostNetwork => "host network",
+            WhyNot::Unreadable(_) => "unreadable",
+            WhyNot::UnreadablePod(_) | WhyNot::HostNetwork => unreachable!("not of a pod"),
             WhyNot::OwnerUnknown => "owner unknown",
             WhyNot::OwnNamespace => "own",
             WhyNot::OtherProject { .. } => "project",
@@ -82,7 +84,7 @@ fn told(view: &View) -> String {
 }
 
 #[test]
-fn who_is_an_agent() {
+fn a_labelled_container_on_a_shared_network_is_an_agent() {
     let front = |ip| [("front", ip)];
     let foreign =
         |project: Option<&str>| Container { project: project.map(Into::into), ..container("a", Some("address"), &front("172.18.0.3")) };
@@ -111,25 +113,25 @@ fn who_is_an_agent() {
         ),
         (vec![container("x", Some("true"), &front("172.18.0.3")), joining("a", Some("true"), "x")], "172.18.0.3=x attested, not a: shares"),
     ] {
-        assert_eq!(told(&view(others.clone())), expected, "{others:#?}");
+        assert_eq!(summary(&view(others.clone())), expected, "{others:#?}");
     }
 }
 
 #[test]
-fn without_an_owner_nobody_is_an_agent() {
+fn without_an_owner_no_container_is_an_agent() {
     let others = vec![container("a", Some("address"), &[("front", "172.18.0.3")])];
     let lost = view_with(others, |sources| sources.interfaces = &[]);
-    assert_eq!(told(&lost), "not a: owner unknown");
+    assert_eq!(summary(&lost), "not a: owner unknown");
     assert!(lost.bridge_gateways.is_empty() && lost.own_names.is_empty() && lost.owner.is_none());
 }
 
 #[test]
-fn every_project_counts_where_the_operator_says_so_and_none_is_a_project_too() {
+fn any_project_counts_where_the_operator_says_so_and_no_project_equals_no_project() {
     let stranger = || Container { project: None, ..container("a", Some("address"), &[("front", "172.18.0.3")]) };
-    assert_eq!(told(&view_with(vec![stranger()], |sources| sources.any_project = true)), "172.18.0.3=a address");
+    assert_eq!(summary(&view_with(vec![stranger()], |sources| sources.any_project = true)), "172.18.0.3=a address");
 
     let plain = [Container { project: None, ..gateway() }, stranger()];
-    assert_eq!(told(&view_of(&plain, |_| {})), "172.18.0.3=a address");
+    assert_eq!(summary(&view_of(&plain, |_| {})), "172.18.0.3=a address");
 }
 
 #[test]
@@ -141,7 +143,7 @@ fn names_and_bridges_are_those_of_the_owner_on_shared_networks() {
 }
 
 #[test]
-fn a_cap_on_scopes_goes_with_the_agent() {
+fn an_agent_has_the_scope_cap_of_its_label() {
     for (label, expected) in [(None, None), (Some(""), Some(vec![])), (Some("operator.read"), Some(vec!["operator.read".to_owned()]))] {
         let capped = Container { scopes: label.map(Into::into), ..container("a", Some("true"), &[("front", "172.18.0.3")]) };
         assert_eq!(view(vec![capped]).agents.first_key_value().unwrap().1.scopes, expected);
@@ -149,58 +151,19 @@ fn a_cap_on_scopes_goes_with_the_agent() {
 }
 
 #[test]
-fn blindness_ends_admission_in_time_and_touches_nobody_established() {
+fn a_lost_source_ends_admission_after_a_grace_and_leaves_established_connections() {
     let by = |id: &str, label: &str, ip: &str| container(id, Some(label), &[("front", ip)]);
     let seen = view(vec![by("a", "address", "172.18.0.3"), by("b", "true", "172.18.0.4")]);
     let instant = Duration::from_millis(1);
-    for (blind, expected) in [
+    for (lost, expected) in [
         (Duration::ZERO, "172.18.0.3=a address, 172.18.0.4=b attested"),
         (ADDRESS_GRACE - instant, "172.18.0.3=a address, 172.18.0.4=b attested"),
         (ADDRESS_GRACE, "172.18.0.4=b attested"),
         (ATTESTED_GRACE, ""),
     ] {
         let mut later = seen.clone();
-        later.blinded(blind);
-        assert_eq!(told(&later), expected, "{blind:?}");
-        assert_eq!(Arc::new(later).for_established().agents, seen.agents, "{blind:?}");
+        later.expire_agents(lost);
+        assert_eq!(summary(&later), expected, "{lost:?}");
+        assert_eq!(Arc::new(later).for_established().agents, seen.agents, "{lost:?}");
     }
-}
-
-fn pod(name: &str, label: &str, addresses: &[&str]) -> Pod {
-    Pod {
-        uid: format!("{name}-uid"),
-        name: name.into(),
-        namespace: "claws".into(),
-        service_account: "builder".into(),
-        agent: label.into(),
-        addresses: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
-        hosts: vec!["192.0.2.9".parse().unwrap()],
-        ..Pod::default()
-    }
-}
-
-#[test]
-fn which_pod_is_an_agent() {
-    let interfaces = [Interface { name: "eth0".into(), addresses: vec!["10.1.0.2/24".parse().unwrap()] }];
-    let on_host = |label: &str| Pod { host_network: true, ..pod("a", label, &["192.0.2.9"]) };
-    for (pods, expected) in [
-        (vec![pod("a", "address", &["10.1.0.7", "fd00::7"])], "10.1.0.7=a-uid address, fd00::7=a-uid address"),
-        (vec![pod("a", "true", &["10.1.0.7"]), pod("b", "attested", &["10.1.0.8"])], "10.1.0.7=a-uid attested, 10.1.0.8=b-uid attested"),
-        (vec![pod("a", "false", &["10.1.0.7"])], ""),
-        (vec![pod("a", "maybe", &["10.1.0.7"])], "not a: unreadable"),
-        (vec![on_host("address")], "not a: host network"),
-        (vec![on_host("true")], "not a: host network"),
-        // Another pod's node.
-        (vec![pod("a", "address", &["192.0.2.9"])], "not a: doubt"),
-        (vec![pod("a", "address", &["10.1.0.7"]), pod("b", "address", &["10.1.0.7"])], "not a: doubt, not b: doubt"),
-        (vec![pod("a", "address", &["10.1.0.7"]), pod("b", "false", &["10.1.0.7"])], "not a: doubt"),
-        (vec![pod("a", "address", &["10.1.0.2"])], "not a: own"),
-    ] {
-        let view = View::of_pods(&interfaces, &pods);
-        assert_eq!(told(&view), expected);
-        assert_eq!((view.source, &view.last_known), (crate::config::Discovery::Kubernetes, &view.agents));
-    }
-    let scoped = Pod { scopes: Some("operator.read, operator.write".into()), ..pod("a", "true", &["10.1.0.7"]) };
-    let view = View::of_pods(&interfaces, &[scoped]);
-    assert_eq!(view.agents.values().next().unwrap().scopes.as_ref().unwrap().len(), 2);
 }

@@ -1,0 +1,27 @@
+//! An agent, as discovery knows it.
+
+/// A running container, or pod, that the operator labelled as an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// The full container id; a pod's uid.
+    pub id: String,
+    /// Its name, without Docker's leading slash.
+    pub name: String,
+    /// Its compose project, if any; a pod's namespace.
+    pub project: Option<String>,
+    /// Its compose service, if any; a pod's service account.
+    pub service: Option<String>,
+    /// How it must prove that a connection is its own.
+    pub proof: Proof,
+    /// Its own scope cap (`loopgate.scopes`).
+    pub scopes: Option<Vec<String>>,
+}
+
+/// How a container proves that a connection is its own; the value of the label `loopgate.agent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// A client certificate that loopgate issued to that very container, and its address.
+    Attested,
+    /// Its source address alone.
+    Address,
+}

@@ -1,0 +1,73 @@
+//! What goes wrong between loopgate and the engine.
+
+use std::path::PathBuf;
+
+use bollard::errors::Error as ApiError;
+
+/// A failed request to the engine, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no socket.
+    #[error("no socket at {}: mount the directory that it is in, or turn discovery off (--docker off)", path.display())]
+    NoSocket {
+        /// The path of the socket.
+        path: PathBuf,
+    },
+    /// The socket is not for this user.
+    #[error("no permission to use {}: run as a member of the socket's group (group_add in compose)", path.display())]
+    NoPermission {
+        /// The path of the socket.
+        path: PathBuf,
+    },
+    /// There is a socket, but nothing listens on it.
+    #[error(
+        "nothing listens at {}: the engine is down, or a mounted socket file is an old engine's (mount its directory instead)",
+        path.display()
+    )]
+    Stale {
+        /// The path of the socket.
+        path: PathBuf,
+    },
+    /// A filter, or the engine itself, does not permit the request.
+    #[error("{engine} refuses GET {endpoint} ({status}: {message}): permit exactly this path in the socket's filter")]
+    Refused {
+        /// Where to.
+        engine: String,
+        /// The path.
+        endpoint: &'static str,
+        /// The HTTP status.
+        status: u16,
+        /// What came with it.
+        message: String,
+    },
+    /// There is no such container.
+    #[error("there is no container {id}")]
+    NoContainer {
+        /// Its id.
+        id: String,
+    },
+    /// No answer in time.
+    #[error("{engine} does not answer GET {endpoint}")]
+    Timeout {
+        /// Where to.
+        engine: String,
+        /// The path.
+        endpoint: &'static str,
+    },
+    /// The event stream ended: the engine stops, or a filter cuts what lasts long.
+    #[error("the event stream of {engine} ended")]
+    StreamEnded {
+        /// Whose.
+        engine: String,
+    },
+    /// Any other failure.
+    #[error("GET {endpoint} on {engine} failed")]
+    Request {
+        /// Where to.
+        engine: String,
+        /// The path.
+        endpoint: &'static str,
+        /// Why.
+        source: ApiError,
+    },
+}

@@ -1,0 +1,200 @@
+//! Docker as the source of agents: the running containers, by lists and events of the Docker Engine API.
+
+pub mod agents;
+pub mod container;
+pub mod engine;
+mod error;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+use futures_util::future::{BoxFuture, OptionFuture};
+use tracing::{debug, warn};
+
+pub use error::Error;
+
+use super::follower::{Follower, Source, Update};
+use super::source_state::SourceState;
+use super::text::one_line;
+use crate::error_chain::error_chain;
+use crate::metrics;
+use container::Container;
+use engine::Engine;
+use session::{News, Session};
+
+/// The containers that the engine reports, and whether it can be reached.
+pub struct Docker {
+    engine: Follower<Engine>,
+    containers: Vec<Container>,
+    /// Of the container that was inspected.
+    details: Option<Details>,
+    /// The container that was last inspected, whether or not that succeeded.
+    inspected: Option<String>,
+    /// The container whose inspection failed, and why; it is inspected again at the next list.
+    unanswered: Option<(String, String)>,
+    inspection: Option<BoxFuture<'static, (String, Result<Details, Error>)>>,
+}
+
+/// What only the inspection of a container states.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// The container's full id.
+    pub id: String,
+    /// Its network aliases, on every network.
+    pub aliases: BTreeSet<String>,
+    /// When its current life began, as the engine spells it.
+    pub started: Option<String>,
+}
+
+impl Source for Engine {
+    const NAME: &'static str = "Docker";
+    type Session = Session;
+    type News = News;
+    type Error = Error;
+
+    fn endpoint(&self) -> String {
+        self.name()
+    }
+
+    fn open(&self) -> Session {
+        Session::open(self)
+    }
+
+    fn next(session: &mut Session) -> impl Future<Output = Result<News, Error>> + Send {
+        session.next()
+    }
+
+    fn is_absent(&self, error: &Error) -> bool {
+        self.is_guessed() && matches!(error, Error::NoSocket { .. })
+    }
+}
+
+impl Docker {
+    /// Begins to follow `engine`.
+    pub fn new(engine: Engine, metrics: metrics::Discovery) -> Self {
+        Self {
+            engine: Follower::new(engine, metrics),
+            containers: Vec::new(),
+            details: None,
+            inspected: None,
+            unanswered: None,
+            inspection: None,
+        }
+    }
+
+    /// Returns whether the engine can be reached.
+    pub fn state(&self) -> &SourceState {
+        self.engine.state()
+    }
+
+    /// Returns every running container, as the engine last reported them.
+    pub fn containers(&self) -> &[Container] {
+        &self.containers
+    }
+
+    /// Returns the running container with `id`.
+    pub fn container(&self, id: &str) -> Option<&Container> {
+        self.containers.iter().find(|container| container.id == id)
+    }
+
+    /// Returns what is known of the container with `id` by inspection.
+    pub fn details(&self, id: &str) -> Option<&Details> {
+        self.details.as_ref().filter(|details| details.id == id)
+    }
+
+    /// Says whether the container with `id` was inspected, or can't be.
+    pub fn was_inspected(&self, id: &str) -> bool {
+        self.inspected.as_deref() == Some(id)
+    }
+
+    /// Starts to inspect the container with `id`; [`Docker::changed`] resolves when that is done. Returns false while another inspection
+    /// is under way.
+    pub fn inspect(&mut self, id: &str) -> bool {
+        if self.inspection.is_some() {
+            return false;
+        }
+        let (engine, id) = (self.engine.source().clone(), id.to_owned());
+        self.inspection = Some(Box::pin(async move {
+            let details = engine.inspect(&id).await.map(|inspected| Details::of(id.clone(), inspected));
+            (id, details)
+        }));
+        true
+    }
+
+    /// Waits until something has changed. Nothing is lost when the future is dropped.
+    pub async fn changed(&mut self) {
+        loop {
+            let inspection: OptionFuture<_> = self.inspection.as_mut().into();
+            let changed = tokio::select! {
+                biased;
+                update = self.engine.next() => match update {
+                    Update::News(news) => self.learn(news),
+                    Update::Lost => true,
+                },
+                Some((id, details)) = inspection => self.record_inspection(&id, details),
+            };
+            if changed {
+                return;
+            }
+        }
+    }
+
+    fn learn(&mut self, news: News) -> bool {
+        match news {
+            News::Listed(containers) => {
+                let changed = self.engine.record_list(containers.len()) || self.containers != containers;
+                self.containers = containers;
+                if let Some((id, _)) = self.unanswered.clone().filter(|(id, _)| self.container(id).is_some()) {
+                    self.inspect(&id);
+                }
+                changed
+            }
+            News::Lost(loss) => {
+                debug!(?loss, "an event reports a loss");
+                let endpoints = |containers: &[Container]| containers.iter().map(|container| container.endpoints.len()).sum::<usize>();
+                let before = (self.containers.len(), endpoints(&self.containers));
+                loss.apply(&mut self.containers);
+                (self.containers.len(), endpoints(&self.containers)) != before
+            }
+        }
+    }
+
+    fn record_inspection(&mut self, id: &str, details: Result<Details, Error>) -> bool {
+        self.inspection = None;
+        let first = !self.was_inspected(id);
+        self.inspected = Some(id.to_owned());
+        match details {
+            Ok(details) => {
+                self.unanswered = None;
+                let details = Some(details);
+                let changed = self.details != details;
+                self.details = details;
+                changed || first
+            }
+            Err(error) => {
+                let failed = (id.to_owned(), one_line(&error_chain(&error)));
+                if self.unanswered.as_ref() != Some(&failed) {
+                    let error = &failed.1;
+                    warn!(container = id, error, "can't inspect the owner of this network namespace: its network aliases are not known");
+                }
+                // A filter's answer is final; any other failure may be over in a moment.
+                let is_final = matches!(error, Error::Refused { .. } | Error::NoContainer { .. });
+                self.unanswered = Some(failed).filter(|_| !is_final);
+                first
+            }
+        }
+    }
+}
+
+impl Details {
+    fn of(id: String, inspected: bollard::models::ContainerInspectResponse) -> Self {
+        let networks = inspected.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        Self {
+            id,
+            aliases: networks.into_values().flat_map(|endpoint| endpoint.aliases.unwrap_or_default()).collect(),
+            started: inspected.state.and_then(|state| state.started_at),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Which pods are agents: pure, as its sibling for containers is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::pod::Pod;
+use crate::config::Discovery;
+use crate::discovery::agent_labels as labels;
+use crate::discovery::interface::Interface;
+use crate::discovery::view::View;
+use crate::discovery::why_not::WhyNot;
+
+impl View {
+    /// Makes a view of the interfaces and of `pods`, which are all running pods with the label.
+    pub fn of_pods(interfaces: &[Interface], pods: &[Pod]) -> Self {
+        let mut view = Self { source: Discovery::Kubernetes, interfaces: interfaces.to_vec(), ..Self::default() };
+        let mut claims: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
+        let nodes: BTreeSet<IpAddr> = pods.iter().flat_map(|pod| &pod.hosts).copied().collect();
+        for pod in pods {
+            for ip in &pod.addresses {
+                claims.entry(*ip).or_default().insert(&pod.uid);
+            }
+        }
+        for pod in pods {
+            let proof = match labels::proof(&pod.agent) {
+                Ok(Some(proof)) => proof,
+                Ok(None) => continue,
+                Err(labels::Unreadable) => {
+                    view.not_agents.insert(pod.name.clone(), WhyNot::UnreadablePod(pod.agent.clone()));
+                    continue;
+                }
+            };
+            if pod.host_network {
+                view.not_agents.insert(pod.name.clone(), WhyNot::HostNetwork);
+                continue;
+            }
+            let agent = Arc::new(pod.agent(proof));
+            for ip in &pod.addresses {
+                let doubtful = nodes.contains(ip) || claims.get(ip).is_some_and(|claimants| claimants.len() > 1);
+                if view.is_own(*ip) {
+                    view.not_agents.insert(pod.name.clone(), WhyNot::OwnNamespace);
+                } else if doubtful {
+                    view.not_agents.insert(pod.name.clone(), WhyNot::AddressInDoubt(*ip));
+                } else {
+                    view.agents.insert(*ip, Arc::clone(&agent));
+                }
+            }
+        }
+        view.last_known = view.agents.clone();
+        view
+    }
+}
+
+#[cfg(test)]
+mod tests;

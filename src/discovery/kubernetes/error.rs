@@ -1,0 +1,108 @@
+//! What goes wrong between loopgate and the API server.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A failed request to the API server, with what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Its address is not configured.
+    #[error("no API server is named: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, and neither is --kubernetes-api")]
+    NoServer,
+    /// The service account's files can't be read.
+    #[error("can't read service-account credentials in {}: mount the service account's token, ca.crt and namespace", path.display())]
+    Credentials {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It can't be reached, or its certificate is not one of `ca.crt`.
+    #[error("can't reach the API server {server}")]
+    Connect {
+        /// Its address.
+        server: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("{doing} failed")]
+    Http {
+        /// What was asked for.
+        doing: &'static str,
+        /// Why.
+        source: hyper::Error,
+    },
+    /// No answer in time.
+    #[error("the API server does not answer: {0}")]
+    Timeout(&'static str),
+    /// The service account's token is refused.
+    #[error("the API server does not accept loopgate's own service-account token (401): {0}")]
+    Unauthorized(String),
+    /// A rule is missing.
+    #[error("forbidden (403): loopgate's service account needs a {} ({message})", rule.remedy())]
+    Forbidden {
+        /// Which.
+        rule: Rule,
+        /// What the API server says.
+        message: String,
+    },
+    /// The list that a watch is to go on from has grown too old.
+    #[error("the resource version of the watch is too old (410)")]
+    Expired,
+    /// Any other answer.
+    #[error("{doing} was answered {status}: {message}")]
+    Refused {
+        /// What was asked for.
+        doing: &'static str,
+        /// The HTTP status.
+        status: u16,
+        /// What came with it.
+        message: String,
+    },
+    /// An answer that is not the expected JSON. The parser's message is left out: it may quote a token.
+    #[error("the response to {0} is not the expected JSON")]
+    Malformed(&'static str),
+    /// An answer longer than the limit.
+    #[error("the response to {0} exceeds the size limit")]
+    TooLong(&'static str),
+    /// The watch ended sooner than it should.
+    #[error("the watch ended")]
+    WatchEnded,
+}
+
+impl Error {
+    /// Says whether the API server forbids the request.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Forbidden { .. })
+    }
+}
+
+/// A request that loopgate needs to be permitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// `list pods`
+    List,
+    /// `watch pods`
+    Watch,
+    /// `create tokenreviews`
+    Review,
+}
+
+impl Rule {
+    pub(super) fn doing(self) -> &'static str {
+        match self {
+            Self::List => "list pods",
+            Self::Watch => "watch pods",
+            Self::Review => "create tokenreviews",
+        }
+    }
+
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::List => "Role in its namespace with the verb list on pods",
+            Self::Watch => "Role in its namespace with the verb watch on pods",
+            Self::Review => "ClusterRole with the verb create on tokenreviews of authentication.k8s.io",
+        }
+    }
+}

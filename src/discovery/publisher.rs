@@ -1,0 +1,215 @@
+//! Puts together what every source reports, and publishes it as one [`View`] whenever something changed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::changes;
+use super::docker::Docker;
+use super::docker::agents::ContainerSources;
+use super::docker::container::Container;
+use super::docker::engine::Engine;
+use super::interface_watcher::InterfaceWatcher;
+use super::kubernetes::Kubernetes;
+use super::kubernetes::api::Api;
+use super::orphan::{Observation, OrphanWatch, OwnerLife};
+use super::owner::{Hints, Owner};
+use super::source_state::SourceState;
+use super::view::View;
+use crate::config::{self, Config};
+use crate::metrics;
+use crate::shutdown::Shutdown;
+
+/// How often to publish again while the passage of time alone may change something.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Starts discovery; the first view already holds the interfaces. Must be called within a Tokio runtime.
+///
+/// A new view is published only when it differs from the one before.
+pub fn start(config: &Config, metrics: &metrics::Discovery, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
+    let agents = match config.discovery {
+        config::Discovery::Kubernetes => AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone())),
+        config::Discovery::Docker => match Engine::new(&config.docker.engine, shutdown) {
+            Some(engine) => AgentSource::Docker(Docker::new(engine, metrics.clone())),
+            None => AgentSource::Off,
+        },
+    };
+    let mut sources = Sources {
+        interfaces: InterfaceWatcher::open(),
+        agents,
+        hints: Hints::read(config.docker.container.clone()),
+        any_project: config.docker.any_project,
+        remembered: None,
+        examined: None,
+        orphan: OrphanWatch::default(),
+    };
+    let (publish, view) = watch::channel(Arc::new(sources.view()));
+    shutdown.spawn(run(sources, publish, metrics.clone(), shutdown.clone()));
+    view
+}
+
+/// Waits until the source of agents has listed them and the owner's names are known, or can't be: before that a view is incomplete.
+/// Waits no longer than `limit`.
+pub async fn wait_until_ready(view: &mut watch::Receiver<Arc<View>>, limit: Duration) {
+    let is_ready = |view: &Arc<View>| match &view.source_state {
+        SourceState::Connecting { error } => error.is_some(),
+        SourceState::Live { .. } => view.owner.as_ref().is_none_or(|owner| owner.inspected),
+        SourceState::Off | SourceState::Disconnected { .. } => true,
+    };
+    // Either way the caller goes on with what there is.
+    let _ = timeout(limit, view.wait_for(is_ready)).await;
+}
+
+/// Publishes a view whenever a source reports something new.
+async fn run(mut sources: Sources, publish: watch::Sender<Arc<View>>, metrics: metrics::Discovery, shutdown: Shutdown) {
+    loop {
+        tokio::select! {
+            () = shutdown.begun() => return,
+            () = sources.changed() => {}
+        }
+        let view = sources.view();
+        metrics.agents.set(i64::try_from(view.agents.len()).unwrap_or(i64::MAX));
+        publish.send_if_modified(|published| {
+            let changed = **published != view;
+            if changed {
+                changes::log(published, &view);
+                *published = Arc::new(view);
+            }
+            changed
+        });
+    }
+}
+
+/// Where agents are looked up.
+enum AgentSource {
+    Off,
+    Docker(Docker),
+    Kubernetes(Kubernetes),
+}
+
+impl AgentSource {
+    async fn changed(&mut self) {
+        match self {
+            Self::Off => std::future::pending().await,
+            Self::Docker(docker) => docker.changed().await,
+            Self::Kubernetes(kubernetes) => kubernetes.changed().await,
+        }
+    }
+
+    fn state(&self) -> &SourceState {
+        match self {
+            Self::Off => &SourceState::Off,
+            Self::Docker(docker) => docker.state(),
+            Self::Kubernetes(kubernetes) => kubernetes.state(),
+        }
+    }
+
+    fn docker(&self) -> Option<&Docker> {
+        match self {
+            Self::Docker(docker) => Some(docker),
+            Self::Off | Self::Kubernetes(_) => None,
+        }
+    }
+}
+
+/// Every source, and what has to be remembered of its reports.
+struct Sources {
+    interfaces: InterfaceWatcher,
+    agents: AgentSource,
+    hints: Hints,
+    any_project: bool,
+    /// The owner as it was when it last ran, and the names it had.
+    remembered: Option<(Owner, BTreeSet<String>)>,
+    /// The owner as it was when it was last inspected.
+    examined: Option<Container>,
+    orphan: OrphanWatch,
+}
+
+impl Sources {
+    async fn changed(&mut self) {
+        let waits = self.orphan.is_orphaned() || matches!(self.agents.state(), SourceState::Disconnected { .. });
+        tokio::select! {
+            () = self.interfaces.changed() => {}
+            () = self.agents.changed() => {}
+            () = sleep(TICK), if waits => {}
+        }
+    }
+
+    /// Puts together what all sources report now.
+    fn view(&mut self) -> View {
+        let mut view = match &self.agents {
+            AgentSource::Kubernetes(kubernetes) => View::of_pods(self.interfaces.latest(), kubernetes.pods()),
+            AgentSource::Docker(docker) => self.containers(docker),
+            AgentSource::Off => View { interfaces: self.interfaces.latest().to_vec(), ..View::default() },
+        };
+        // The kernel knows the bridge where no engine is asked.
+        view.bridge_gateways.extend(self.interfaces.gateways());
+        let now = Instant::now();
+        view.source_state = self.agents.state().clone();
+        if let SourceState::Disconnected { since, .. } = &view.source_state {
+            view.expire_agents(now - *since);
+        }
+        if let Some(owner) = &mut view.owner {
+            owner.inspected = self.agents.docker().is_some_and(|docker| docker.was_inspected(&owner.id));
+        }
+        self.remember(&mut view);
+        view.namespace = self.orphan.observe(&observation(&view, self.agents.docker(), &self.hints), now);
+        self.examine(&view);
+        view
+    }
+
+    /// Makes a view of what Docker reports now.
+    fn containers(&self, docker: &Docker) -> View {
+        let nothing = BTreeSet::new();
+        let details = self.remembered.as_ref().and_then(|(owner, _)| docker.details(&owner.id));
+        View::of_containers(ContainerSources {
+            interfaces: self.interfaces.latest(),
+            containers: docker.containers(),
+            hints: &self.hints,
+            aliases: details.map_or(&nothing, |details| &details.aliases),
+            any_project: self.any_project,
+        })
+    }
+
+    /// Keeps the owner and its names while it does not run.
+    fn remember(&mut self, view: &mut View) {
+        match (&view.owner, &self.remembered) {
+            (Some(owner), _) => self.remembered = Some((owner.clone(), view.own_names.clone())),
+            (None, Some((owner, names))) => {
+                view.owner = Some(owner.clone());
+                view.own_names = names.clone();
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Has the owner inspected, once for each life of it and each change of its networks: only an inspection states its aliases.
+    fn examine(&mut self, view: &View) {
+        let AgentSource::Docker(docker) = &mut self.agents else { return };
+        let owner = view.owner.as_ref().and_then(|owner| docker.container(&owner.id)).cloned();
+        if owner != self.examined && view.source_state.is_live() {
+            match &owner {
+                Some(container) if !docker.inspect(&container.id) => {}
+                _ => self.examined = owner,
+            }
+        }
+    }
+}
+
+fn observation<'a>(view: &View, docker: Option<&'a Docker>, hints: &Hints) -> Observation<'a> {
+    let life = match (&view.owner, docker.filter(|docker| docker.state().is_live())) {
+        (Some(owner), Some(docker)) if docker.container(&owner.id).is_some() => {
+            OwnerLife::Running { started: docker.details(&owner.id).and_then(|details| details.started.as_deref()) }
+        }
+        (Some(_), Some(_)) => OwnerLife::Ended,
+        _ => OwnerLife::Unknown,
+    };
+    Observation {
+        has_interfaces: view.interfaces.iter().any(|interface| interface.name != "lo"),
+        in_container: view.owner.is_some() || hints.is_container(),
+        life,
+    }
+}

@@ -1,0 +1,54 @@
+//! The state of the source of agents: the Docker Engine, or the Kubernetes API server.
+
+use tokio::time::Instant;
+
+/// Whether the source of agents can be reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SourceState {
+    /// Discovery of agents is off.
+    #[default]
+    Off,
+    /// The source has not answered yet.
+    Connecting {
+        /// Why the last attempt failed; `None` before the end of the first one.
+        error: Option<String>,
+    },
+    /// The source is being followed.
+    Live {
+        /// Since when.
+        since: Instant,
+    },
+    /// The source was followed, and is out of reach now.
+    Disconnected {
+        /// Since when.
+        since: Instant,
+        /// Why the last attempt failed.
+        error: String,
+    },
+}
+
+impl SourceState {
+    /// Returns the state in one word, as `status` and metrics name it.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Connecting { .. } => "connecting",
+            Self::Live { .. } => "live",
+            Self::Disconnected { .. } => "blind",
+        }
+    }
+
+    /// Returns why the source can't be reached, if that is so.
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Off | Self::Live { .. } => None,
+            Self::Connecting { error } => error.as_deref(),
+            Self::Disconnected { error, .. } => Some(error),
+        }
+    }
+
+    /// Says whether the source is being followed.
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Live { .. })
+    }
+}

@@ -1,0 +1,19 @@
+//! Text for log lines and queries.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// The longest text, in characters.
+const MAX_CHARS: usize = 400;
+/// Everything but these is encoded in a query.
+const VERBATIM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+
+/// Returns `text` on one line, shortened: filters answer with whole HTML pages.
+pub(super) fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(MAX_CHARS).collect()
+}
+
+/// Returns `text` as a value in a query, percent-encoded.
+pub(super) fn query_value(text: &str) -> String {
+    utf8_percent_encode(text, VERBATIM).to_string()
+}

@@ -1,0 +1,59 @@
+//! Why a labelled container or pod is not an agent.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::agent_labels as labels;
+
+/// Why a labelled container is not an agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WhyNot {
+    /// The label's value is not one of those that loopgate knows.
+    Unreadable(String),
+    /// The same of a pod.
+    UnreadablePod(String),
+    /// It is a pod on its node's network, whose address every program on that node has.
+    HostNetwork,
+    /// It is not known which container owns this namespace, so not which networks the namespace is on.
+    OwnerUnknown,
+    /// It shares this very namespace.
+    OwnNamespace,
+    /// It is not in the owner's compose project, and `docker.any_project` is off.
+    OtherProject {
+        /// Its project.
+        theirs: Option<String>,
+        /// The owner's project.
+        ours: Option<String>,
+    },
+    /// It has no address on a network that this namespace is on.
+    NoSharedNetwork,
+    /// Another container has this address too.
+    AddressInDoubt(IpAddr),
+    /// It shares its network namespace with this agent, so that one connection can't be told from the other's.
+    Shares(String),
+}
+
+impl fmt::Display for WhyNot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let project =
+            |project: &Option<String>| project.as_ref().map_or_else(|| "no project".to_owned(), |name| format!("project {name:?}"));
+        let unreadable = |f: &mut fmt::Formatter<'_>, label: &str, value: &str| {
+            write!(f, "its label {label}={value:?} is not understood: use true, attested, address or false")
+        };
+        match self {
+            Self::Unreadable(value) => unreadable(f, labels::AGENT, value),
+            Self::UnreadablePod(value) => unreadable(f, labels::POD_AGENT, value),
+            Self::HostNetwork => f.write_str(
+                "it is on its node's network (hostNetwork), so every program on that node has its address: give it a certificate (agents.uris)",
+            ),
+            Self::OwnerUnknown => f.write_str("the container that owns this network namespace is not known: name it by --container"),
+            Self::OwnNamespace => f.write_str("it shares this network namespace: --own-addresses decides on it"),
+            Self::OtherProject { theirs, ours } => {
+                write!(f, "it is in {}, the gateway in {}: docker.any_project lifts that", project(theirs), project(ours))
+            }
+            Self::NoSharedNetwork => f.write_str("it has no address on a network that this namespace is on"),
+            Self::AddressInDoubt(ip) => write!(f, "another container or pod has its address {ip} too"),
+            Self::Shares(agent) => write!(f, "it shares its network namespace with {agent}, which is the agent there"),
+        }
+    }
+}
