@@ -1,4 +1,4 @@
-//! Growing pauses between attempts at something that must not be given up.
+//! Exponential back-off between the attempts of an operation that is retried without end.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses of `first`, twice that, four times that ... `longest`.
+    /// Returns pauses of `first`, twice that, four times that, up to `longest`.
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, next: first }
     }
 
-    /// The pause to make now; the next one is longer.
+    /// Returns the next pause, and doubles the one after it.
     pub fn pause(&mut self) -> Duration {
         let now = self.next;
         self.next = now.saturating_mul(2).min(self.longest);
         now
     }
 
-    /// Begins anew, after a success.
+    /// Starts again at the first pause, after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }
@@ -34,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_the_longest_and_begin_anew() {
+    fn pauses_double_up_to_the_longest_and_start_again_after_a_reset() {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(35));
         let pauses: Vec<u128> = (0..4).map(|_| backoff.pause().as_millis()).collect();
         assert_eq!(pauses, [10, 20, 35, 35]);

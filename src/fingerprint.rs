@@ -1,31 +1,31 @@
-//! The SHA-256 fingerprint of a certificate, in the forms that people and clients write it.
+//! The SHA-256 fingerprint of a certificate, in the spellings that clients and people use.
 
 use std::fmt;
 use std::str::FromStr;
 
 use rustls_pki_types::CertificateDer;
 
-/// SHA-256 of a certificate's DER. Prints as `AA:BB:..`, as openssl and browsers do.
+/// SHA-256 of a certificate's DER. Prints as `AA:BB:..`, like `openssl x509 -fingerprint -sha256` and what OpenClaw pins.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    /// The fingerprint of `certificate`.
+    /// Returns the fingerprint of `certificate`.
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
         Self(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
     }
 }
 
-/// What was given is no SHA-256 fingerprint.
+/// The text is no SHA-256 fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a SHA-256 fingerprint: 64 hexadecimal digits are expected, with or without colons, and perhaps sha256: before them")]
+#[error("not a SHA-256 fingerprint: expected 64 hexadecimal digits, with or without colons, optionally prefixed with sha256:")]
 pub struct ParseError;
 
 impl FromStr for Fingerprint {
     type Err = ParseError;
 
-    /// Takes `AA:BB:..`, bare hexadecimal digits in either case, and either with `sha256:` before it.
+    /// Accepts `AA:BB:..` and bare hexadecimal digits, in either case, optionally prefixed with `sha256:`.
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let text = text.trim();
         let hex = match text.split_at_checked(7) {
@@ -37,23 +37,18 @@ impl FromStr for Fingerprint {
             true => return Err(ParseError),
             false => hex.to_owned(),
         };
-        if digits.len() != 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(ParseError);
-        }
         let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(digits.as_bytes().chunks(2)) {
-            let pair = std::str::from_utf8(pair).map_err(|_| ParseError)?;
-            *byte = u8::from_str_radix(pair, 16).map_err(|_| ParseError)?;
-        }
+        hex::decode_to_slice(&digits, &mut bytes).map_err(|_| ParseError)?;
         Ok(Self(bytes))
     }
 }
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, byte) in self.0.iter().enumerate() {
+        let digits = hex::encode_upper(self.0);
+        for (i, pair) in digits.as_bytes().chunks(2).enumerate() {
             let colon = if i == 0 { "" } else { ":" };
-            write!(f, "{colon}{byte:02X}")?;
+            write!(f, "{colon}{}{}", char::from(pair[0]), char::from(pair[1]))?;
         }
         Ok(())
     }
@@ -70,18 +65,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_that_clients_pin_is_the_same_fingerprint() {
+    fn every_spelling_that_clients_pin_is_the_same_fingerprint() {
         let fingerprint = Fingerprint::of(&CertificateDer::from(b"abc".to_vec()));
         let colons = fingerprint.to_string();
         assert!(colons.starts_with("BA:78:16:BF:"), "{colons}");
         let bare = colons.replace(':', "").to_lowercase();
-        for form in [colons.clone(), colons.to_lowercase(), bare.clone(), format!("sha256:{colons}"), format!("SHA256:{bare}")] {
-            assert_eq!(form.parse(), Ok(fingerprint), "{form}");
+        for spelling in [colons.clone(), colons.to_lowercase(), bare.clone(), format!("sha256:{colons}"), format!("SHA256:{bare}")] {
+            assert_eq!(spelling.parse(), Ok(fingerprint), "{spelling}");
         }
     }
 
     #[test]
-    fn what_is_no_fingerprint_is_refused() {
+    fn other_texts_are_refused() {
         for text in ["", "sha256:", "ab", "zz".repeat(32).as_str(), "a:b".repeat(22).as_str(), "sha1:00", &"0".repeat(63), "é"] {
             assert_eq!(text.parse::<Fingerprint>(), Err(ParseError), "{text}");
         }

@@ -21,7 +21,7 @@
 //! doors      listener tls
 //! judgement  lane
 //! sources    discovery pki
-//! tools      backoff config exchange shutdown metrics otel workers
+//! tools      backoff config exchange shutdown metrics otel token_bucket workers
 //! words      addr agent_id attest causes fingerprint labels secret trace
 //! ```
 
@@ -57,5 +57,6 @@ pub mod shutdown;
 #[cfg(test)]
 mod testing;
 pub mod tls;
+pub mod token_bucket;
 pub mod trace;
 pub mod workers;

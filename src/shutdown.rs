@@ -1,4 +1,4 @@
-//! How everything ends: one token goes down, tracked tasks come back, one deadline cuts what is left.
+//! Shutdown: one token asks all tasks to end, a tracker waits for them, and a deadline limits the wait.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TrackedFuture;
 
-/// Handed to whoever starts tasks; clones share one token and one count.
+/// Spawns tracked tasks and asks them to end. Clones share one token and one tracker.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     token: CancellationToken,
@@ -14,33 +14,33 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// A shutdown that nobody has asked for yet.
+    /// Returns a shutdown that has not begun.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks everything to end; repeating it changes nothing.
+    /// Asks all tasks to end. Further calls have no effect.
     pub fn begin(&self) {
         self.token.cancel();
     }
 
-    /// Says whether the end was asked for.
+    /// Returns whether the shutdown has begun.
     pub fn has_begun(&self) -> bool {
         self.token.is_cancelled()
     }
 
-    /// Resolves once the end was asked for.
+    /// Resolves once the shutdown has begun.
     pub async fn begun(&self) {
         self.token.cancelled().await;
     }
 
-    /// A token that is cancelled when the end is asked for.
+    /// Returns a token that is cancelled when the shutdown begins.
     pub fn token(&self) -> &CancellationToken {
         &self.token
     }
 
-    /// Runs `task` on the current runtime and waits for it in [`Shutdown::finished`].
-    #[expect(clippy::disallowed_methods, reason = "the one place that spawns: here the task is tracked")]
+    /// Spawns `task` on the current runtime; [`Shutdown::finished`] waits for it.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns, since here the task is tracked")]
     pub fn spawn<F>(&self, task: F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -48,17 +48,17 @@ impl Shutdown {
         tokio::spawn(self.track(task));
     }
 
-    /// Waits in [`Shutdown::finished`] for `task`, which is to run elsewhere.
+    /// Wraps `task`, which another executor runs, so that [`Shutdown::finished`] waits for it.
     pub fn track<F: Future>(&self, task: F) -> TrackedFuture<F> {
         self.tasks.track_future(task)
     }
 
-    /// How many tasks are still running.
+    /// Returns the number of tasks that still run.
     pub fn remaining(&self) -> usize {
         self.tasks.len()
     }
 
-    /// Waits until every task has ended, `deadline` at most; returns how many had not.
+    /// Waits until every task has ended, but at most for `deadline`. Returns the number of tasks that still run.
     pub async fn finished(&self, deadline: Duration) -> usize {
         self.tasks.close();
         let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
@@ -66,7 +66,7 @@ impl Shutdown {
     }
 }
 
-/// So that hyper's own tasks, which HTTP/2 needs, are tracked too.
+/// Tracks the tasks that hyper spawns for HTTP/2.
 impl<F> hyper::rt::Executor<F> for Shutdown
 where
     F: Future<Output = ()> + Send + 'static,
@@ -81,16 +81,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_heeds_the_token_is_waited_for() {
+    async fn finished_waits_for_a_task_that_ends_with_the_token() {
         let shutdown = Shutdown::new();
-        let told = shutdown.clone();
-        shutdown.spawn(async move { told.begun().await });
+        let observed = shutdown.clone();
+        shutdown.spawn(async move { observed.begun().await });
         shutdown.begin();
         assert_eq!(shutdown.finished(Duration::from_secs(5)).await, 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_task_that_does_not_is_counted() {
+    async fn finished_counts_a_task_that_ignores_the_token() {
         let shutdown = Shutdown::new();
         shutdown.spawn(std::future::pending());
         shutdown.begin();

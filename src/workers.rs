@@ -1,7 +1,7 @@
-//! Threads that carry traffic, each with a single-threaded runtime of its own: what belongs to a connection never crosses threads.
+//! The threads that carry traffic. Each has a single-threaded runtime, so that a connection stays on one thread.
 //!
-//! tokio's multi-threaded scheduler moves tasks to whichever thread is free. For a proxy, whose tasks are short and many, that costs more
-//! than it gains: another thread is woken for each batch of events, and caches, locks and freed memory travel with the task.
+//! tokio's multi-threaded scheduler moves tasks to any idle thread. For a proxy, with its many short tasks, that costs more than it
+//! gains: each batch of events wakes another thread, and caches, locks and freed memory move with the task.
 
 use std::cell::Cell;
 use std::fmt;
@@ -19,61 +19,61 @@ thread_local! {
     static INDEX: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How many threads carry traffic: `TOKIO_WORKER_THREADS`, or as many as there are processors for this process.
+/// Returns the number of worker threads: `TOKIO_WORKER_THREADS`, or the number of processors available to this process.
 pub fn count() -> usize {
     let wanted = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|text| text.parse().ok()).filter(|count| *count > 0);
     wanted.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-/// Which worker this thread is, from 0; 0 too where it is none.
+/// Returns the index of the worker that runs this thread; 0 on any other thread.
 pub fn index() -> usize {
     INDEX.get()
 }
 
-/// The threads; they end, with whatever still runs on them, when this is dropped.
+/// The worker threads. Dropping this ends them and drops the tasks that still run on them.
 #[derive(Debug)]
 pub struct Workers {
-    crew: Crew,
+    pool: WorkerPool,
     _stop: DropGuard,
 }
 
-/// Hands tasks to the workers.
+/// A handle that runs tasks on the workers.
 #[derive(Clone, Debug)]
-pub struct Crew(Arc<[Worker]>);
+pub struct WorkerPool(Arc<[Worker]>);
 
 struct Worker {
     tasks: mpsc::UnboundedSender<BoxFuture<'static, ()>>,
-    seated: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").field("seated", &self.seated).finish_non_exhaustive()
+        f.debug_struct("Worker").field("connections", &self.connections).finish_non_exhaustive()
     }
 }
 
-/// A connection's place on a worker; given back when dropped.
+/// A connection's slot on a worker, released when dropped.
 #[derive(Debug)]
-pub struct Seat {
+pub struct WorkerSlot {
     worker: usize,
-    seated: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Workers {
     /// Starts `count` threads.
     ///
     /// # Errors
-    /// The operating system has no room for a thread or for its event queue.
+    /// The operating system refuses a thread or its event queue.
     pub fn start(count: usize) -> io::Result<Self> {
         let stop = CancellationToken::new();
-        let crew: io::Result<Vec<_>> = (0..count).map(|index| Worker::start(index, stop.clone())).collect();
+        let pool: io::Result<Vec<_>> = (0..count).map(|index| Worker::start(index, stop.clone())).collect();
         let stop = stop.drop_guard();
-        Ok(Self { crew: Crew(crew?.into()), _stop: stop })
+        Ok(Self { pool: WorkerPool(pool?.into()), _stop: stop })
     }
 
-    /// Who hands tasks to them.
-    pub fn crew(&self) -> &Crew {
-        &self.crew
+    /// Returns a handle that runs tasks on the workers.
+    pub fn pool(&self) -> &WorkerPool {
+        &self.pool
     }
 }
 
@@ -84,14 +84,14 @@ impl Worker {
         thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
             INDEX.set(index);
             runtime.block_on(work(inbox, stop));
-            // Not dropped: that would wait for a blocking call, should one be under way.
+            // Dropping the runtime would wait for a blocking call in progress.
             runtime.shutdown_background();
         })?;
-        Ok(Self { tasks, seated: Arc::default() })
+        Ok(Self { tasks, connections: Arc::default() })
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "whoever hands over a task tracks it")]
+#[expect(clippy::disallowed_methods, reason = "the caller of `WorkerPool::run` tracks its task")]
 async fn work(mut inbox: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>, stop: CancellationToken) {
     let all = async {
         while let Some(task) = inbox.recv().await {
@@ -104,39 +104,39 @@ async fn work(mut inbox: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>, stop: 
     }
 }
 
-impl Crew {
-    /// How many workers there are.
+impl WorkerPool {
+    /// Returns the number of workers.
     pub fn size(&self) -> usize {
         self.0.len()
     }
 
-    /// A place on the worker that has the fewest connections.
-    pub fn seat(&self) -> Seat {
-        let seated = |worker: &Worker| worker.seated.load(Ordering::Relaxed);
-        let (worker, least) = self.0.iter().enumerate().min_by_key(|(_, worker)| seated(worker)).expect("there is a worker");
-        least.seated.fetch_add(1, Ordering::Relaxed);
-        Seat { worker, seated: Arc::clone(&least.seated) }
+    /// Takes a slot on the worker that has the fewest connections.
+    pub fn assign(&self) -> WorkerSlot {
+        let connections = |worker: &Worker| worker.connections.load(Ordering::Relaxed);
+        let (worker, least) = self.0.iter().enumerate().min_by_key(|(_, worker)| connections(worker)).expect("there is a worker");
+        least.connections.fetch_add(1, Ordering::Relaxed);
+        WorkerSlot { worker, connections: Arc::clone(&least.connections) }
     }
 
-    /// Runs `task` on that worker, within its runtime. Once the workers have ended it is dropped.
+    /// Runs `task` in the runtime of the worker with this index. The task is dropped if the workers have ended.
     ///
     /// # Panics
-    /// There is no such worker.
+    /// There is no worker with this index.
     pub fn run(&self, worker: usize, task: impl Future<Output = ()> + Send + 'static) {
         let _ = self.0[worker].tasks.send(Box::pin(task));
     }
 }
 
-impl Seat {
-    /// Which worker it is on.
+impl WorkerSlot {
+    /// Returns the index of its worker.
     pub fn worker(&self) -> usize {
         self.worker
     }
 }
 
-impl Drop for Seat {
+impl Drop for WorkerSlot {
     fn drop(&mut self) {
-        self.seated.fetch_sub(1, Ordering::Relaxed);
+        self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -145,34 +145,34 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn connections_go_where_the_fewest_are_and_stay_there() {
+    async fn connections_go_to_the_worker_with_the_fewest_and_stay_there() {
         let workers = Workers::start(3).unwrap();
-        let crew = workers.crew();
-        let mut seats: Vec<_> = (0..6).map(|_| crew.seat()).collect();
-        let (told, mut at) = mpsc::unbounded_channel();
-        for seat in &seats {
-            let told = told.clone();
-            crew.run(seat.worker(), async move {
+        let pool = workers.pool();
+        let mut slots: Vec<_> = (0..6).map(|_| pool.assign()).collect();
+        let (sender, mut indexes) = mpsc::unbounded_channel();
+        for slot in &slots {
+            let sender = sender.clone();
+            pool.run(slot.worker(), async move {
                 tokio::task::yield_now().await;
-                told.send(index()).unwrap();
+                sender.send(index()).unwrap();
             });
         }
         let mut found = Vec::new();
-        for _ in &seats {
-            found.push(at.recv().await.unwrap());
+        for _ in &slots {
+            found.push(indexes.recv().await.unwrap());
         }
         found.sort_unstable();
         assert_eq!(found, [0, 0, 1, 1, 2, 2]);
-        let free = seats.remove(4).worker;
-        assert_eq!(crew.seat().worker, free);
+        let free = slots.remove(4).worker;
+        assert_eq!(pool.assign().worker, free);
     }
 
     #[tokio::test]
-    async fn they_end_with_what_runs_on_them() {
+    async fn dropping_the_workers_drops_their_tasks() {
         let workers = Workers::start(1).unwrap();
-        let crew = workers.crew().clone();
+        let pool = workers.pool().clone();
         let (held, mut gone) = mpsc::channel::<()>(1);
-        crew.run(0, async move {
+        pool.run(0, async move {
             let _held = held;
             std::future::pending::<()>().await;
         });

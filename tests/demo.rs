@@ -65,7 +65,7 @@ impl Running {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let leaf = &stream.conn.peer_certificates().unwrap()[0];
-        assert_eq!(loopgate::pki::fingerprint(leaf), self.fingerprint);
+        assert_eq!(loopgate::fingerprint::Fingerprint::of(leaf).to_string(), self.fingerprint);
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         answer
     }

@@ -17,6 +17,7 @@ use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
 use crate::config::Discovery;
 use crate::discovery::{self, Namespace, Proof, SourceState, View};
 use crate::error_chain::error_chain;
+use crate::fingerprint::Fingerprint;
 use crate::lane::{Admitted, Lane, WhyExternal};
 use crate::listener::plan;
 use crate::metrics::health::{Health, ProofLabels};
@@ -140,9 +141,9 @@ fn certificate(identity: &Identity, problem: Option<String>) -> status::Certific
         not_before: rfc3339(identity.not_before),
         not_after: rfc3339(identity.not_after),
         expires_in_seconds: (identity.not_after - OffsetDateTime::now_utc()).whole_seconds(),
-        fingerprint: leaf.map(|leaf| pki::fingerprint(leaf)).unwrap_or_default(),
+        fingerprint: leaf.map(|leaf| Fingerprint::of(leaf).to_string()).unwrap_or_default(),
         public_key: leaf.and_then(|leaf| pki::public_key_pin(leaf)).unwrap_or_default(),
-        ca_fingerprint: identity.ca.as_ref().map(|ca| pki::fingerprint(ca)),
+        ca_fingerprint: identity.ca.as_ref().map(|ca| Fingerprint::of(ca).to_string()),
         problem,
     }
 }

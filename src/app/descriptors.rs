@@ -3,7 +3,7 @@
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
-use crate::listener::WAITING;
+use crate::listener::MAX_WAITING;
 use crate::proxy::MAX_IDLE;
 use crate::workers;
 
@@ -38,7 +38,7 @@ fn raised() -> nix::Result<u64> {
 
 /// Returns the descriptors needed for `max_connections` clients, as many connections to the gateway, and queued and idle connections.
 fn needed(max_connections: usize, workers: usize) -> u64 {
-    let more = 2 * WAITING + workers * MAX_IDLE;
+    let more = 2 * MAX_WAITING + workers * MAX_IDLE;
     u64::try_from(max_connections.saturating_mul(2).saturating_add(more)).unwrap_or(u64::MAX).saturating_add(RESERVE)
 }
 

@@ -20,6 +20,7 @@ use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
 use crate::error_chain::error_chain;
+use crate::fingerprint::Fingerprint;
 use crate::listener;
 use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
@@ -94,8 +95,8 @@ impl Sidecar {
             Box::pin(async move { enrolment.serve(stream, peer).await })
         });
         let workers = Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
-        let crew = workers.crew().clone();
-        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), crew, &shutdown);
+        let pool = workers.pool().clone();
+        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), pool, &shutdown);
         let serving = Arc::clone(&proxy);
         let knowing = Arc::clone(&proxy);
         let limits = Arc::new(listener::Limits::new(&config, doors.clone(), move |peer| knowing.may_be_agents(peer)));
@@ -152,7 +153,7 @@ impl Sidecar {
     }
 
     fn log_start(&self) {
-        let fingerprint = self.identity().certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default();
+        let fingerprint = self.identity().certified_key.cert.first().map(|leaf| Fingerprint::of(leaf).to_string()).unwrap_or_default();
         let listening: Vec<_> = self.bound.borrow().iter().map(ToString::to_string).collect();
         let (version, gateway) = (env!("CARGO_PKG_VERSION"), self.config.load().gateway.address);
         info!(version, %gateway, listening = listening.join(","), fingerprint, "loopgate is running");
@@ -207,7 +208,7 @@ impl Sidecar {
         let config = Arc::new(config);
         self.config.store(Arc::clone(&config));
         self.tls.update();
-        self.limits.renew(&config);
+        self.limits.update(&config);
         self.proxy.update(&config);
         match gateway_token::inherited(&config) {
             Ok(token) => self.proxy.update_token(token),

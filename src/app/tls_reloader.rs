@@ -14,7 +14,7 @@ use crate::error_chain::error_chain;
 use crate::pki::Identity;
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
-use crate::tls::{self, ClientAuthorities, Terms};
+use crate::tls::{self, ClientAuthorities, TlsServerConfig};
 
 /// How long to wait before a failed update is tried again: the client CA file may be half written, and the next certificate may be far away.
 const RETRY: Duration = Duration::from_secs(5);
@@ -91,8 +91,8 @@ impl TlsReloader {
 }
 
 /// Returns the TLS configuration that serves `identity`.
-pub(super) fn server_config(identity: &Identity, config: &Config) -> Result<Terms, Error> {
+pub(super) fn server_config(identity: &Identity, config: &Config) -> Result<TlsServerConfig, Error> {
     let authorities = ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref()).map_err(tls::Error::from)?;
     let further = config.tls.names.iter().filter_map(|name| name.parse().ok());
-    Ok(Terms::new(identity, Arc::new(authorities), further)?)
+    Ok(TlsServerConfig::new(identity, Arc::new(authorities), further)?)
 }

@@ -21,7 +21,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::{self, Sidecar};
 use crate::config::{Config, Engine, ListenAddresses, ListenOn};
-use crate::pki;
+use crate::fingerprint::Fingerprint;
 use crate::shutdown::Shutdown;
 
 /// The loopback address whose clients the demonstration takes for agents.
@@ -136,7 +136,7 @@ fn invitation(options: &Options, config: &Config, sidecar: &Sidecar, near: Socke
         url: format!("https://{}/", if asked_for.ip().is_unspecified() { near } else { asked_for }),
         near,
         ca: config.state_dir.join("ca.pem"),
-        fingerprint: identity.certified_key.cert.first().map(|leaf| pki::fingerprint(leaf)).unwrap_or_default(),
+        fingerprint: identity.certified_key.cert.first().map(|leaf| Fingerprint::of(leaf).to_string()).unwrap_or_default(),
     }
 }
 

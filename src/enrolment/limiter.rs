@@ -1,4 +1,4 @@
-//! How often each address may try to enrol.
+//! Limits how often each address may try to enrol.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,27 +7,22 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Attempts at once.
-const BURST: u32 = 10;
-/// One attempt more after each of these.
-const REFILL: Duration = Duration::from_secs(3);
+use crate::token_bucket::{Rate, TokenBucket};
 
-/// A token bucket for each address, as the time at which it will be full again (the generic cell rate algorithm).
+/// Ten attempts at once, and one more every three seconds.
+const RATE: Rate = Rate { burst: 10, interval: Duration::from_secs(3) };
+
+/// A token bucket for each address.
 #[derive(Debug, Default)]
-pub(super) struct Limiter(Mutex<HashMap<IpAddr, Instant>>);
+pub(super) struct Limiter(Mutex<HashMap<IpAddr, TokenBucket>>);
 
 impl Limiter {
-    /// Says whether `ip` may try now, and counts it as a try if so.
+    /// Returns whether `ip` may try now, and counts the attempt if so.
     pub(super) fn admits(&self, ip: IpAddr) -> bool {
         let now = Instant::now();
-        let mut full_at = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        full_at.retain(|_, full_at| *full_at > now);
-        let next = full_at.get(&ip).copied().unwrap_or(now) + REFILL;
-        let admitted = next <= now + REFILL * BURST;
-        if admitted {
-            full_at.insert(ip, next);
-        }
-        admitted
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        buckets.retain(|_, bucket| !bucket.is_full(now));
+        buckets.entry(ip).or_insert(TokenBucket::full(now)).try_take(RATE, now)
     }
 }
 
@@ -41,10 +36,10 @@ mod tests {
         let (one, other) = ("172.18.0.3".parse().unwrap(), "172.18.0.4".parse().unwrap());
         assert_eq!((0..20).filter(|_| limiter.admits(one)).count(), 10);
         assert!(limiter.admits(other));
-        tokio::time::advance(REFILL).await;
+        tokio::time::advance(RATE.interval).await;
         assert_eq!((0..20).filter(|_| limiter.admits(one)).count(), 1);
-        tokio::time::advance(REFILL * BURST).await;
+        tokio::time::advance(RATE.interval * RATE.burst).await;
         assert!(limiter.admits(other));
-        assert_eq!(limiter.0.lock().unwrap().len(), 1, "those that are full again are forgotten");
+        assert_eq!(limiter.0.lock().unwrap().len(), 1, "full buckets are forgotten");
     }
 }

@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
@@ -38,7 +38,7 @@ use crate::discovery::{Agent, Proof, View, agent_labels as labels};
 use crate::error_chain::causes;
 use crate::metrics::enrolment::Enrolments;
 use crate::metrics::traffic::count;
-use crate::pki::CertificateAuthority;
+use crate::pki::{self, CertificateAuthority};
 use crate::secret::Secret;
 use limiter::Limiter;
 
@@ -198,7 +198,7 @@ impl<P: ProofReader> Enrolment<P> {
         })?;
         let token = self.token().await;
         info!(%peer, agent = agent.name, container = agent.id, seen_in, token = token.is_some(), "enrolled");
-        Ok(lines.send(&Answer::Granted(Enrolled { certificate: pem(&chain), token })).await?)
+        Ok(lines.send(&Answer::Granted(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
     }
 
     /// Has the agent show a proof in its container; returns the id of the container in which it was seen.
@@ -287,22 +287,6 @@ pub(crate) fn parse(pem: &str) -> Option<(CertificateSigningRequestDer<'static>,
     let public_key = parsed.certification_request_info.subject_pki.raw.to_vec();
     let alone = rest.is_empty();
     alone.then_some((csr, public_key))
-}
-
-fn pem(chain: &[CertificateDer<'_>]) -> String {
-    use base64::Engine as _;
-    use base64::prelude::BASE64_STANDARD;
-    let mut text = String::new();
-    for certificate in chain {
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        let base64 = BASE64_STANDARD.encode(certificate);
-        for line in base64.as_bytes().chunks(64) {
-            text.extend(line.iter().map(|byte| char::from(*byte)));
-            text.push('\n');
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
-    }
-    text
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;

@@ -1,10 +1,9 @@
-//! How many connections there may be: all together, from one client at once, and from one client a second.
+//! Limits on connections: the total, the total for each client, and the rate for each client.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::{BoxFuture, FutureExt};
@@ -15,369 +14,236 @@ use tokio::time::Instant;
 use crate::addr::PeerAddr;
 use crate::config::Config;
 use crate::metrics::{Doors, Refusal};
+use crate::token_bucket::{Rate, TokenBucket};
 
-/// How many clients are remembered before those that no longer matter are first looked for.
-const ROOM: usize = 1024;
-/// Of so many places one is kept for agents, so that a crowd outside does not shut them out.
-const KEPT: usize = 16;
-/// How many clients may wait for a place, and how many agents besides. They are accepted already: what stays in the kernel's queue can't be
-/// told apart, and agents would have to wait behind it.
-pub const WAITING: usize = 256;
+#[cfg(test)]
+mod tests;
 
-/// The limits, and who is counted against them. Every door shares one.
+/// The table of clients is searched for idle entries when it holds at least this many.
+const MIN_TABLE: usize = 1024;
+/// One of this many permits is reserved for agents, so that other clients can't lock them out.
+const AGENT_SHARE: usize = 16;
+/// The most connections that may wait for a permit; the same number again may wait for agents.
+///
+/// They are accepted already: connections in the kernel's queue can't be told apart, so that agents would have to wait behind the others.
+pub const MAX_WAITING: usize = 256;
+
+/// The connection limits and the connections counted against them. All listeners share one.
 pub struct Limits {
-    /// Places that anybody may take.
-    places: Arc<Semaphore>,
-    /// Those that agents may take besides.
-    kept: Arc<Semaphore>,
+    /// Permits that any client may take.
+    shared: Arc<Semaphore>,
+    /// Further permits that only agents may take.
+    reserved: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     agents_waiting: Arc<Semaphore>,
     may_be_agents: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
-    terms: ArcSwap<ClientTerms>,
-    clients: Mutex<Clients>,
+    per_client: ArcSwap<ClientLimits>,
+    clients: Mutex<ClientTable>,
     metrics: Doors,
 }
 
-/// What comes of a connection that no limit of its client's is against.
+/// How a connection within its client's limits is admitted.
 pub(super) enum Admission {
-    /// There is a place for it.
+    /// A permit was available.
     Now(Permit),
-    /// It has to wait for one.
+    /// The connection has to wait for a permit.
     Later(BoxFuture<'static, Permit>),
 }
 
 impl fmt::Debug for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Limits").field("places", &self.places).field("kept", &self.kept).finish_non_exhaustive()
+        f.debug_struct("Limits").field("shared", &self.shared).field("reserved", &self.reserved).finish_non_exhaustive()
     }
 }
 
-/// What one client may do.
+/// The limits of a single client.
 #[derive(Debug)]
-struct ClientTerms {
-    per_client: usize,
-    rate: u32,
-    /// Trusted proxies bring many clients from one address, and limit them themselves.
-    proxies: Vec<IpNet>,
+struct ClientLimits {
+    connections: usize,
+    /// `None` for no limit.
+    rate: Option<Rate>,
+    /// Trusted proxies are exempt: they carry many clients from one address, and limit them themselves.
+    exempt: Vec<IpNet>,
 }
 
-impl ClientTerms {
+impl ClientLimits {
     fn new(config: &Config) -> Self {
+        let rate = config.limits.connection_rate_per_client;
         Self {
-            per_client: config.limits.max_connections_per_client,
-            rate: config.limits.connection_rate_per_client,
-            proxies: config.external.trusted_proxies.clone(),
+            connections: config.limits.max_connections_per_client,
+            rate: (rate > 0).then(|| Rate::per_second(rate)),
+            exempt: config.external.trusted_proxies.clone(),
         }
     }
 }
 
-/// Lets a connection be; given back when dropped. It must live as long as the connection does, upgrades included.
+/// The right to one connection, returned when dropped. It must live as long as the connection does, upgrades included.
 #[derive(Debug)]
 pub struct Permit {
-    guest: Guest,
-    _place: OwnedSemaphorePermit,
+    client: ClientGuard,
+    _permit: OwnedSemaphorePermit,
 }
 
-/// A connection counted against its client's limit.
+/// One connection counted against its client's limit.
 #[derive(Debug)]
-struct Guest {
+struct ClientGuard {
+    /// `None` for a client that is exempt.
     client: Option<IpAddr>,
     limits: Arc<Limits>,
 }
 
 #[derive(Debug, Default)]
-struct Clients {
-    known: HashMap<IpAddr, Client>,
-    /// How many may be known before those of no account are forgotten.
-    room: usize,
+struct ClientTable {
+    clients: HashMap<IpAddr, Client>,
+    /// The size at which idle clients are removed next.
+    clean_at: usize,
 }
 
 /// What is remembered of a client.
 #[derive(Debug)]
 struct Client {
     open: usize,
-    /// When, at the steady rate, its next connection is due: the theoretical arrival time of GCRA (ITU-T I.371).
-    due: Instant,
+    bucket: TokenBucket,
 }
 
 impl Limits {
-    /// No connections yet. `may_be_agents` tells whether one from an address may turn out to be an agent's.
+    /// Returns limits without connections. `may_be_agents` says whether a connection from an address may turn out to be an agent's.
     pub fn new(config: &Config, metrics: Doors, may_be_agents: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
-        let places = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
-        let kept = places / KEPT;
+        let total = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
+        let reserved = total / AGENT_SHARE;
         Self {
-            places: Arc::new(Semaphore::new(places - kept)),
-            kept: Arc::new(Semaphore::new(kept)),
-            waiting: Arc::new(Semaphore::new(WAITING)),
-            agents_waiting: Arc::new(Semaphore::new(WAITING)),
+            shared: Arc::new(Semaphore::new(total - reserved)),
+            reserved: Arc::new(Semaphore::new(reserved)),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            agents_waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             may_be_agents: Box::new(may_be_agents),
-            terms: ArcSwap::from_pointee(ClientTerms::new(config)),
-            clients: Mutex::new(Clients { known: HashMap::new(), room: ROOM }),
+            per_client: ArcSwap::from_pointee(ClientLimits::new(config)),
+            clients: Mutex::new(ClientTable { clients: HashMap::new(), clean_at: MIN_TABLE }),
             metrics,
         }
     }
 
-    /// Goes by `config` from now on, as far as single clients are concerned.
-    pub fn renew(&self, config: &Config) {
-        self.terms.store(Arc::new(ClientTerms::new(config)));
+    /// Applies the per-client limits of `config` to new connections. The total stays as it was.
+    pub fn update(&self, config: &Config) {
+        self.per_client.store(Arc::new(ClientLimits::new(config)));
     }
 
-    /// What is counted at the doors.
+    /// Returns the listeners' metrics.
     pub(super) fn metrics(&self) -> &Doors {
         &self.metrics
     }
 
-    /// Counts a connection from `peer`.
+    /// Counts a connection from `peer` and says how it is admitted.
     ///
     /// # Errors
-    /// A limit of its client's is against it, or too many wait for a place already.
+    /// The client is at one of its limits, or too many connections wait for a permit.
     pub(super) fn admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, Refusal> {
-        self.place(peer).inspect_err(|refusal| self.metrics.refuse(*refusal))
+        self.try_admit(peer).inspect_err(|refusal| self.metrics.refuse(*refusal))
     }
 
-    fn place(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, Refusal> {
-        let guest = self.enter(peer)?;
-        let places = Arc::clone(&self.places);
-        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            return Ok(Admission::Now(self.permit(guest, place)));
+    fn try_admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, Refusal> {
+        let client = self.count(peer)?;
+        let shared = Arc::clone(&self.shared);
+        if let Ok(permit) = Arc::clone(&shared).try_acquire_owned() {
+            return Ok(Admission::Now(self.permit(client, permit)));
         }
-        let kept = (self.may_be_agents)(peer.ip()).then(|| Arc::clone(&self.kept));
-        if let Some(Ok(place)) = kept.clone().map(Semaphore::try_acquire_owned) {
-            return Ok(Admission::Now(self.permit(guest, place)));
+        let reserved = (self.may_be_agents)(peer.ip()).then(|| Arc::clone(&self.reserved));
+        if let Some(Ok(permit)) = reserved.clone().map(Semaphore::try_acquire_owned) {
+            return Ok(Admission::Now(self.permit(client, permit)));
         }
-        let room = if kept.is_some() { &self.agents_waiting } else { &self.waiting };
-        let waiting = Arc::clone(room).try_acquire_owned().map_err(|_| Refusal::Full)?;
+        let queue = if reserved.is_some() { &self.agents_waiting } else { &self.waiting };
+        let waiting = Arc::clone(queue).try_acquire_owned().map_err(|_| Refusal::Full)?;
         let limits = Arc::clone(self);
         let later = async move {
-            let place = match kept {
-                None => places.acquire_owned().await,
-                Some(kept) => tokio::select! {
-                    place = places.acquire_owned() => place,
-                    place = kept.acquire_owned() => place,
+            let permit = match reserved {
+                None => shared.acquire_owned().await,
+                Some(reserved) => tokio::select! {
+                    permit = shared.acquire_owned() => permit,
+                    permit = reserved.acquire_owned() => permit,
                 },
             };
             drop(waiting);
-            limits.permit(guest, place.expect("the semaphores are never closed"))
+            limits.permit(client, permit.expect("the semaphores are never closed"))
         };
         Ok(Admission::Later(later.boxed()))
     }
 
-    fn permit(&self, guest: Guest, place: OwnedSemaphorePermit) -> Permit {
+    fn permit(&self, client: ClientGuard, permit: OwnedSemaphorePermit) -> Permit {
         self.metrics.accepted.inc();
         self.metrics.open.inc();
-        Permit { guest, _place: place }
+        Permit { client, _permit: permit }
     }
 
-    fn enter(self: &Arc<Self>, peer: PeerAddr) -> Result<Guest, Refusal> {
-        let terms = self.terms.load();
-        if terms.proxies.iter().any(|proxies| proxies.contains(&peer.ip())) {
-            return Ok(Guest { client: None, limits: Arc::clone(self) });
+    /// Counts a connection against its client's limits.
+    fn count(self: &Arc<Self>, peer: PeerAddr) -> Result<ClientGuard, Refusal> {
+        let limits = self.per_client.load();
+        if limits.exempt.iter().any(|network| network.contains(&peer.ip())) {
+            return Ok(ClientGuard { client: None, limits: Arc::clone(self) });
         }
-        let client = client(peer.ip());
-        self.clients().enter(client, Instant::now(), terms.per_client, terms.rate)?;
-        Ok(Guest { client: Some(client), limits: Arc::clone(self) })
+        let client = client_of(peer.ip());
+        self.clients().add(client, Instant::now(), &limits)?;
+        Ok(ClientGuard { client: Some(client), limits: Arc::clone(self) })
     }
 
-    fn clients(&self) -> std::sync::MutexGuard<'_, Clients> {
+    fn clients(&self) -> std::sync::MutexGuard<'_, ClientTable> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Clients {
-    fn enter(&mut self, client: IpAddr, now: Instant, per_client: usize, rate: u32) -> Result<(), Refusal> {
-        if self.known.len() >= self.room {
-            self.known.retain(|_, client| client.matters(now));
-            self.room = ROOM.max(2 * self.known.len());
-            self.known.shrink_to(self.room);
+impl ClientTable {
+    fn add(&mut self, client: IpAddr, now: Instant, limits: &ClientLimits) -> Result<(), Refusal> {
+        if self.clients.len() >= self.clean_at {
+            self.clients.retain(|_, client| !client.is_idle(now));
+            self.clean_at = MIN_TABLE.max(2 * self.clients.len());
+            self.clients.shrink_to(self.clean_at);
         }
-        let client = self.known.entry(client).or_insert(Client { open: 0, due: now });
-        if client.open >= per_client {
+        let client = self.clients.entry(client).or_insert(Client { open: 0, bucket: TokenBucket::full(now) });
+        if client.open >= limits.connections {
             return Err(Refusal::ClientConnections);
         }
-        if rate > 0 {
-            let apart = Duration::from_secs(1) / rate;
-            let due = client.due.max(now);
-            // As many as one second's worth may come at once.
-            if due - now > apart * (rate - 1) {
-                return Err(Refusal::ClientRate);
-            }
-            client.due = due + apart;
+        if limits.rate.is_some_and(|rate| !client.bucket.try_take(rate, now)) {
+            return Err(Refusal::ClientRate);
         }
         client.open += 1;
         Ok(())
     }
 
-    fn leave(&mut self, client: IpAddr, now: Instant) {
-        if let Some(known) = self.known.get_mut(&client) {
+    fn remove(&mut self, client: IpAddr, now: Instant) {
+        if let Some(known) = self.clients.get_mut(&client) {
             known.open -= 1;
-            if !known.matters(now) {
-                self.known.remove(&client);
+            if known.is_idle(now) {
+                self.clients.remove(&client);
             }
         }
     }
 }
 
 impl Client {
-    /// Says whether forgetting it would make a difference.
-    fn matters(&self, now: Instant) -> bool {
-        self.open > 0 || self.due > now
+    /// Returns whether forgetting it makes no difference.
+    fn is_idle(&self, now: Instant) -> bool {
+        self.open == 0 && self.bucket.is_full(now)
     }
 }
 
-impl Drop for Guest {
+impl Drop for ClientGuard {
     fn drop(&mut self) {
         if let Some(client) = self.client {
-            self.limits.clients().leave(client, Instant::now());
+            self.limits.clients().remove(client, Instant::now());
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.guest.limits.metrics.open.dec();
+        self.client.limits.metrics.open.dec();
     }
 }
 
-/// Who counts as one client: an IPv4 address, or an IPv6 /64, all of whose addresses one host can take (RFC 4291 section 2.5.1).
-fn client(ip: IpAddr) -> IpAddr {
+/// Returns the key under which `ip` is counted: an IPv4 address, or the /64 of an IPv6 address, since one host can take all
+/// addresses of a /64 (RFC 4291 section 2.5.1).
+fn client_of(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(_) => ip,
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use futures_util::poll;
-
-    use super::*;
-
-    const AGENT: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 18, 0, 9));
-
-    fn peer(ip: &str) -> PeerAddr {
-        PeerAddr::new((ip.parse::<IpAddr>().unwrap(), 5000).into())
-    }
-
-    fn limits(change: impl FnOnce(&mut Config)) -> Arc<Limits> {
-        let mut config = Config::default();
-        change(&mut config);
-        Arc::new(Limits::new(&config, Doors::default(), |peer| peer == AGENT))
-    }
-
-    /// In at once.
-    fn now(limits: &Arc<Limits>, ip: &str) -> Result<Permit, Refusal> {
-        match limits.admit(peer(ip))? {
-            Admission::Now(permit) => Ok(permit),
-            Admission::Later(_) => panic!("{ip} has to wait"),
-        }
-    }
-
-    /// In once there is a place.
-    fn later(limits: &Arc<Limits>, ip: &str) -> BoxFuture<'static, Permit> {
-        match limits.admit(peer(ip)).unwrap() {
-            Admission::Now(_) => panic!("{ip} does not have to wait"),
-            Admission::Later(place) => place,
-        }
-    }
-
-    #[tokio::test]
-    async fn a_client_has_its_limit_and_others_are_not_touched() {
-        let limits = limits(|config| config.limits.max_connections_per_client = 1);
-        let table = [
-            ("172.18.0.3", "172.18.0.3", false),
-            ("172.18.0.3", "::ffff:172.18.0.3", false),
-            ("172.18.0.3", "172.18.0.4", true),
-            ("fd00::1", "fd00::2", false),
-            ("fd00::1", "fd00:0:0:1::1", true),
-            ("127.0.0.1", "127.0.0.1", false),
-        ];
-        for (first, second, admitted) in table {
-            let held = now(&limits, first).unwrap();
-            assert_eq!(now(&limits, second).is_ok(), admitted, "{first} {second}");
-            drop(held);
-            assert!(now(&limits, second).is_ok(), "{second} once {first} has left");
-        }
-        assert_eq!(limits.clients().known.len(), 0, "nobody is remembered");
-        assert_eq!(limits.metrics.open.get(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_trusted_proxy_brings_many() {
-        let limits = limits(|config| {
-            config.limits.max_connections_per_client = 1;
-            config.external.trusted_proxies = vec!["172.18.0.9/32".parse().unwrap()];
-        });
-        let _first = now(&limits, "172.18.0.9").unwrap();
-        assert!(now(&limits, "172.18.0.9").is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_comes_too_often_is_refused_until_it_slows_down() {
-        let limits = limits(|config| config.limits.connection_rate_per_client = 10);
-        for n in 0..10 {
-            assert!(now(&limits, "172.18.0.3").is_ok(), "connection {n} of the first ten");
-        }
-        assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), Refusal::ClientRate);
-        assert!(now(&limits, "172.18.0.4").is_ok(), "another client");
-        tokio::time::advance(Duration::from_millis(100)).await;
-        assert!(now(&limits, "172.18.0.3").is_ok(), "a tenth of a second later");
-        assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), Refusal::ClientRate);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn clients_that_no_longer_matter_are_forgotten() {
-        let limits = limits(|config| config.limits.connection_rate_per_client = 1);
-        for n in 0..100_000_u32 {
-            let ip = IpAddr::V4(n.into());
-            drop(limits.admit(PeerAddr::new((ip, 1).into())));
-            tokio::time::advance(Duration::from_millis(1)).await;
-        }
-        let known = limits.clients().known.len();
-        assert!(known <= 2 * ROOM, "{known} clients are remembered, of whom 1000 matter");
-    }
-
-    #[tokio::test]
-    async fn at_the_limit_of_all_a_connection_waits() {
-        let limits = limits(|config| config.limits.max_connections = 1);
-        let held = now(&limits, "172.18.0.3").unwrap();
-        let mut waiting = later(&limits, "172.18.0.4");
-        assert!(poll!(&mut waiting).is_pending());
-        drop(held);
-        drop(waiting.await);
-        assert_eq!(limits.metrics.open.get(), 0);
-    }
-
-    #[tokio::test]
-    async fn places_are_kept_for_agents() {
-        let limits = limits(|config| config.limits.max_connections = 32);
-        let mut crowd: Vec<Permit> = (0..30).map(|_| now(&limits, "203.0.113.7").unwrap()).collect();
-        let mut outsider = later(&limits, "203.0.113.7");
-        assert!(poll!(&mut outsider).is_pending());
-        let agents = [now(&limits, "172.18.0.9").unwrap(), now(&limits, "172.18.0.9").unwrap()];
-        let mut agent = later(&limits, "172.18.0.9");
-        assert!(poll!(&mut agent).is_pending());
-        drop(agents);
-        assert!(poll!(&mut outsider).is_pending(), "what agents leave is for agents");
-        drop(agent.await);
-        crowd.pop();
-        drop(outsider.await);
-        drop(crowd);
-        assert_eq!((limits.places.available_permits(), limits.kept.available_permits()), (30, 2));
-    }
-
-    #[tokio::test]
-    async fn so_many_may_wait_and_no_more() {
-        let limits = limits(|config| config.limits.max_connections = 1);
-        let _held = now(&limits, "172.18.0.3").unwrap();
-        let mut waiting: Vec<_> = (0..WAITING).map(|_| later(&limits, "172.18.0.4")).collect();
-        assert_eq!(now(&limits, "172.18.0.5").unwrap_err(), Refusal::Full);
-        drop(later(&limits, "172.18.0.9"));
-        // Who has gone does not wait.
-        waiting.pop();
-        drop(later(&limits, "172.18.0.5"));
-        drop(waiting);
-        assert_eq!(limits.clients().known.len(), 1, "only the one who came in is remembered");
     }
 }

@@ -1,4 +1,4 @@
-//! Which doors there should be, and what to do about it.
+//! Decides which addresses to listen on, without side effects.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -7,23 +7,23 @@ use crate::addr::canonical;
 use crate::config::{ListenAddresses, ListenOn};
 use crate::discovery::Interface;
 
-/// What to do with the doors; see [`plan`].
+/// The listeners to close and to open; see [`plan`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// To be closed, first: a door of `[::]` stands in the way of one of a single address.
+    /// To close, before any is opened: a listener on `[::]` would prevent one on a single address.
     pub close: Vec<SocketAddr>,
-    /// To be opened.
+    /// To open.
     pub open: Vec<SocketAddr>,
 }
 
-/// What makes the `open` doors the `wanted` ones.
+/// Returns the steps from the `open` listeners to the `wanted` ones.
 pub fn plan(wanted: &BTreeSet<SocketAddr>, open: &BTreeSet<SocketAddr>) -> Plan {
     Plan { close: open.difference(wanted).copied().collect(), open: wanted.difference(open).copied().collect() }
 }
 
-/// The addresses to listen on, given `interfaces`, and `scope_of` the name of one (its index, for link-local addresses).
+/// Returns the addresses to listen on. `scope_of` returns the index of the interface with a name, for link-local addresses.
 ///
-/// The gateway's own address is never among them, and none that an unspecified address (`[::]`, `0.0.0.0`) covers already.
+/// The gateway's own address is never among them, nor an address that an unspecified one (`[::]`, `0.0.0.0`) covers.
 pub fn wanted(listen: &[ListenOn], gateway: SocketAddr, interfaces: &[Interface], scope_of: impl Fn(&str) -> u32) -> BTreeSet<SocketAddr> {
     let mut wanted: BTreeSet<SocketAddr> = BTreeSet::new();
     for ListenOn { addresses, port } in listen {
@@ -34,30 +34,30 @@ pub fn wanted(listen: &[ListenOn], gateway: SocketAddr, interfaces: &[Interface]
             _ => SocketAddr::new(ip, *port),
         }));
         if let ListenAddresses::Address(exact) = addresses
-            // Also where no interface shows it: 127.0.0.9 and AnyIP routes can be bound all the same.
+            // Also if no interface has it: 127.0.0.9 and addresses of AnyIP routes can be bound too.
             && !is_link_local_v6(*exact)
         {
             wanted.insert(SocketAddr::new(canonical(*exact), *port));
         }
     }
-    let covering: Vec<SocketAddr> = wanted.iter().filter(|door| door.ip().is_unspecified()).copied().collect();
-    wanted.retain(|door| *door != gateway && !covering.iter().any(|wide| wide != door && covers(*wide, *door)));
+    let covering: Vec<SocketAddr> = wanted.iter().filter(|address| address.ip().is_unspecified()).copied().collect();
+    wanted.retain(|address| *address != gateway && !covering.iter().any(|wide| wide != address && covers(*wide, *address)));
     wanted
 }
 
-/// Those of `listen` that no address of `interfaces` matches, be it for now or because they are misspelt.
+/// Returns the values of `listen` that match no address of `interfaces`, for now or because of a typing error.
 pub fn unmatched<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> impl Iterator<Item = &'a ListenOn> {
     let own = |addresses: &ListenAddresses| {
         interfaces.iter().any(|interface| interface.addresses.iter().any(|net| matches(addresses, interface, net.addr())))
     };
-    // One that is named in full is bound whether an interface shows it or not.
+    // An exact address is bound whether an interface has it or not.
     listen.iter().filter(move |on| !matches!(on.addresses, ListenAddresses::Address(ip) if !is_link_local_v6(ip)) && !own(&on.addresses))
 }
 
-/// Says whether `addresses` mean `ip` of `interface`.
+/// Returns whether `addresses` include `ip` of `interface`.
 fn matches(addresses: &ListenAddresses, interface: &Interface, ip: IpAddr) -> bool {
     match addresses {
-        // A link-local address means something on one link only, so no client would be told it.
+        // A link-local address is valid on one link only, so no client uses it.
         ListenAddresses::Bridge => !ip.is_loopback() && !is_link_local_v6(ip),
         ListenAddresses::Interface(name) => interface.name == *name,
         ListenAddresses::Network(network) => network.contains(&ip),
@@ -65,22 +65,22 @@ fn matches(addresses: &ListenAddresses, interface: &Interface, ip: IpAddr) -> bo
     }
 }
 
-/// The `--listen` address, if any, that would take the gateway's own.
-pub fn takes_gateways_own(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
+/// Returns the `--listen` address, if any, that would take the gateway's own.
+pub fn gateway_conflict(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
     listen.iter().find_map(|on| match on.addresses {
         ListenAddresses::Address(exact) => {
-            let door = SocketAddr::new(canonical(exact), on.port);
-            // An unspecified address takes the port of every own address, and only loopback is the gateway's for certain.
-            let taken = door == gateway || (gateway.ip().is_loopback() && covers(door, gateway));
-            taken.then_some(door)
+            let address = SocketAddr::new(canonical(exact), on.port);
+            // An unspecified address takes the port on every local address. Only a loopback gateway is certain to be local.
+            let taken = address == gateway || (gateway.ip().is_loopback() && covers(address, gateway));
+            taken.then_some(address)
         }
         _ => None,
     })
 }
 
-/// Says whether `wide` is an unspecified address that takes the port of `door` too. `[::]` is dual-stack.
-fn covers(wide: SocketAddr, door: SocketAddr) -> bool {
-    wide.ip().is_unspecified() && wide.port() == door.port() && (wide.is_ipv6() || door.is_ipv4())
+/// Returns whether `wide` is an unspecified address that takes the port of `address` too. `[::]` is dual-stack.
+fn covers(wide: SocketAddr, address: SocketAddr) -> bool {
+    wide.ip().is_unspecified() && wide.port() == address.port() && (wide.is_ipv6() || address.is_ipv4())
 }
 
 fn is_link_local_v6(ip: IpAddr) -> bool {
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wanted() {
+    fn wanted_addresses_follow_the_listen_values() {
         type Listen = &'static [(&'static str, u16)];
         let table: &[(Listen, &[&str])] = &[
             (&[("bridge", 18789)], &["172.18.0.5:18789", "[fd00::5]:18789", "10.0.0.5:18789"]),
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_matches_nothing_is_named() {
+    fn listen_values_without_a_matching_address_are_reported() {
         let named =
             |listen: &[ListenOn], interfaces: &[Interface]| unmatched(listen, interfaces).map(ToString::to_string).collect::<Vec<_>>();
         let listen = ["bridge", "eth0", "nope0", "10.0.0.0/8", "192.168.0.0/16", "fd01::/64", "127.0.0.9", "::", "fe80::9", "fe80::5"]
@@ -161,14 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_about_it() {
+    fn the_plan_closes_and_opens_only_what_differs() {
         let plan = plan(&set(&["10.0.0.5:443", "10.0.0.6:443"]), &set(&["10.0.0.4:443", "10.0.0.5:443"]));
         assert_eq!(plan.close, ["10.0.0.4:443".parse().unwrap()]);
         assert_eq!(plan.open, ["10.0.0.6:443".parse().unwrap()]);
     }
 
     #[test]
-    fn the_gateways_own_address_is_not_ours_to_take() {
+    fn a_listen_address_that_takes_the_gateways_is_found() {
         let table = [
             ("127.0.0.1", 18789, GATEWAY, true),
             ("::ffff:127.0.0.1", 18789, GATEWAY, true),
@@ -184,7 +184,7 @@ mod tests {
             ("bridge", 18789, GATEWAY, false),
         ];
         for (address, port, gateway, taken) in table {
-            let found = takes_gateways_own(&[on(address, port)], gateway.parse().unwrap());
+            let found = gateway_conflict(&[on(address, port)], gateway.parse().unwrap());
             assert_eq!(found.is_some(), taken, "{address}:{port} before {gateway}");
         }
     }

@@ -1,4 +1,4 @@
-//! A listening socket as every door needs it.
+//! Creates a listening socket with the TCP options that accepted connections inherit.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,23 +7,26 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 
-/// How many connections the kernel holds for us while we are busy or at a limit; it takes `net.core.somaxconn` if that is less.
+/// The length of the accept queue; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// How long a connection is silent before the peer is asked whether it lives.
+/// The idle time before the first keep-alive probe.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// How long after one such question the next is sent.
+/// The time between two keep-alive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// After how many without an answer the connection is given up.
+/// The number of unanswered probes after which the connection is closed.
 const KEEPALIVE_RETRIES: u32 = 3;
-/// How long what we sent may stay unacknowledged, or the peer's window closed (tcp(7), `TCP_USER_TIMEOUT`).
+/// How long sent data may stay unacknowledged, or the peer's window closed (tcp(7), `TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
-/// How many bytes may wait unsent in the kernel (tcp(7), `TCP_NOTSENT_LOWAT`). Without a limit it holds megabytes for a slow reader and tells
-/// us nothing until a third of them are gone, so that a steady reader of 16 KiB/s would pass for one that takes nothing.
+/// The most unsent bytes in the kernel's buffer (tcp(7), `TCP_NOTSENT_LOWAT`). Without this limit the kernel buffers megabytes for a slow
+/// reader and reports the socket as writable only when a third of them are sent, so that a reader of 16 KiB/s looks stalled.
 const UNSENT: u32 = 256 * 1024;
 
-/// Listens on `address`: dual-stack on `[::]`, and on IPv6 alone on any other IPv6 address.
+/// Listens on `address`: dual-stack on `[::]`, IPv6 only on any other IPv6 address.
 ///
-/// The TCP options are set once, here: Linux hands them on to every accepted socket.
+/// The TCP options are set here once; on Linux accepted sockets inherit them.
+///
+/// # Errors
+/// The address can't be bound.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -50,7 +53,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn accepted_sockets_inherit_what_finds_dead_and_slow_peers() {
+    async fn accepted_sockets_inherit_the_tcp_options() {
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (stream, _) = listener.accept().await.unwrap();

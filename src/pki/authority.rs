@@ -1,4 +1,4 @@
-//! loopgate's own CA: made once, kept for good, and what it signs.
+//! loopgate's own CA: created once, and the certificates that it signs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,18 +10,19 @@ use time::{OffsetDateTime, macros::datetime};
 use zeroize::Zeroizing;
 
 use super::certificate::Facts;
-use super::error::{Error, Flaw};
+use super::error::{Error, InvalidFile};
+use super::name::SubjectName;
+use super::pem;
 use super::state_dir::{Access, Lock, StateDir};
 use super::template::{self, Validity};
-use super::{SubjectName, pem};
 
 pub(super) const CA_CERTIFICATE: &str = "ca.pem";
 pub(super) const CA_KEY: &str = "ca.key";
 
-/// loopgate didn't exist before this; a clock that says so was never set, and a CA dated by it would be void once it is.
+/// loopgate did not exist before this date. An earlier clock was never set, and a CA with its date would be invalid once it is.
 const EARLIEST: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
-/// The CA with its key. Only enrolment, `loopgate cert` and this room hold one.
+/// The CA with its key.
 #[derive(Debug)]
 pub struct CertificateAuthority {
     certificate: CertificateDer<'static>,
@@ -31,14 +32,17 @@ pub struct CertificateAuthority {
 }
 
 impl CertificateAuthority {
-    /// The CA in `state_dir`, made if there is none. Two processes that do so at once get the same one.
+    /// Loads the CA in `state_dir`, or creates one if there is none. Two processes that do so at once get the same CA.
+    ///
+    /// # Errors
+    /// The files can't be read or written, or are invalid; the error names the file.
     pub fn load_or_create(state_dir: &Path) -> Result<Self, Error> {
         let dir = StateDir::create(state_dir)?;
         let lock = dir.lock()?;
         Self::load_or_create_in(&dir, &lock, OffsetDateTime::now_utc())
     }
 
-    /// Every step leaves a state that the next start completes: first the key, then the certificate for it.
+    /// Each step leaves a state that the next start completes: first the key, then its certificate.
     pub(super) fn load_or_create_in(dir: &StateDir, lock: &Lock, now: OffsetDateTime) -> Result<Self, Error> {
         dir.sweep(lock);
         if dir.read(CA_KEY, Access::Secret)?.is_none() && dir.read(CA_CERTIFICATE, Access::Public)?.is_some() {
@@ -51,56 +55,62 @@ impl CertificateAuthority {
             let key = load_or_create_key(dir, CA_KEY)?;
             let params = template::ca(&key, Validity::of(now, template::CA_LIFE))?;
             let made = params.self_signed(&key).map_err(Error::Issue)?;
-            let pem = pem::from_certificates(&[made.der().clone()]);
+            let pem = pem::encode_certificates(&[made.der().clone()]);
             if dir.write_new(CA_CERTIFICATE, pem.as_bytes(), Access::Public)? {
-                tracing::info!(path = %dir.file(CA_CERTIFICATE).display(), "made a certificate authority");
+                tracing::info!(path = %dir.file(CA_CERTIFICATE).display(), "created a certificate authority");
             }
         }
         Self::load_in(dir)
     }
 
-    /// The CA in `dir`, both files of which must be there and belong together.
+    /// Loads the CA in `dir`. Both files must exist and belong together.
     fn load_in(dir: &StateDir) -> Result<Self, Error> {
         let path = dir.file(CA_CERTIFICATE);
         let (certificate, facts) = load_certificate(dir)?;
         let missing = || Error::Missing { path: dir.file(CA_KEY), partner: path.clone() };
         let key = load_key(dir, CA_KEY)?.ok_or_else(missing)?;
         if key.subject_public_key_info() != facts.public_key {
-            return Err(Error::unusable(path)(Flaw::KeyMismatch));
+            return Err(Error::unusable(path)(InvalidFile::KeyMismatch));
         }
-        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| Error::unusable(&path)(Flaw::Issuer(error)))?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| Error::unusable(&path)(InvalidFile::Issuer(error)))?;
         Ok(Self { certificate, validity: facts.validity, path, issuer })
     }
 
-    /// The CA's certificate, which clients trust.
+    /// Returns the CA certificate, which clients trust.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
 
-    /// The CA's certificate as PEM.
+    /// Returns the CA certificate as PEM.
     pub fn pem(&self) -> String {
-        pem::from_certificates(std::slice::from_ref(&self.certificate))
+        pem::encode_certificates(std::slice::from_ref(&self.certificate))
     }
 
-    /// Signs a client certificate for the key of `request`, which must have signed it and be a P-256 one. Of the request only the key is
-    /// used: the certificate is for `uri` (a SPIFFE ID), for TLS clients, and for `life`.
+    /// Signs a client certificate for the key of `request`, which must be a P-256 key and have signed the request. Nothing else of the
+    /// request is used: the certificate is for `uri` (a SPIFFE ID), and valid for `life`.
+    ///
+    /// # Errors
+    /// The request or `life` is invalid, or the CA is not valid now.
     pub fn issue_client(
         &self,
         request: &CertificateSigningRequestDer<'_>,
         uri: &str,
         life: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
-        let unacceptable = |flaw| Error::Request { flaw };
-        let request = CertificateSigningRequestParams::from_der(request).map_err(|error| unacceptable(Flaw::Request(error)))?;
+        let unacceptable = |reason| Error::Request { reason };
+        let request = CertificateSigningRequestParams::from_der(request).map_err(|error| unacceptable(InvalidFile::Request(error)))?;
         let key = request.public_key;
-        // rcgen names the key's kind after the *signature's*; the length of a point tells the curves apart.
+        // rcgen reports the algorithm of the signature, not of the key; the length of the point identifies the curve.
         if PublicKeyData::algorithm(&key) != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != 65 {
-            return Err(unacceptable(Flaw::KeyKind));
+            return Err(unacceptable(InvalidFile::KeyKind));
         }
         self.sign_client(&key, uri, life, OffsetDateTime::now_utc())
     }
 
-    /// Signs a client certificate for an agent that can't enrol by itself, with the URI `spiffe://<trust-domain>/agent/<name>`.
+    /// Signs a client certificate for an agent that can't enrol, with the URI `spiffe://<trust-domain>/agent/<name>`.
+    ///
+    /// # Errors
+    /// A name or `life` is invalid, or the CA is not valid now.
     pub fn issue_agent(
         &self,
         key: &KeyPair,
@@ -127,7 +137,7 @@ impl CertificateAuthority {
         Ok(vec![leaf.into(), self.certificate.clone()])
     }
 
-    /// Signs a server leaf; the chain ends with the CA.
+    /// Signs a server leaf. The returned chain ends with the CA.
     pub(super) fn issue_server(
         &self,
         key: &KeyPair,
@@ -139,7 +149,7 @@ impl CertificateAuthority {
         Ok(vec![leaf.into(), self.certificate.clone()])
     }
 
-    /// The validity of what is signed `now`; none if the CA isn't valid itself.
+    /// Returns the validity of a certificate signed `now`. Fails if the CA is not valid now.
     fn validity(&self, now: OffsetDateTime, life: time::Duration) -> Result<Validity, Error> {
         let Validity { not_before, not_after } = self.validity;
         if now < not_before || not_after <= now {
@@ -149,7 +159,7 @@ impl CertificateAuthority {
     }
 }
 
-/// The SPIFFE ID of an agent whose certificate is made by hand. Its parts are checked, so that neither can pretend to be more than one.
+/// Returns the SPIFFE ID of an agent with a certificate of `loopgate cert issue`. Each part is checked to be a single path segment.
 pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error> {
     let plain = |text: &str| {
         (1..=63).contains(&text.len())
@@ -162,7 +172,7 @@ pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error>
     }
 }
 
-/// `ca.pem`, which must hold one CA certificate.
+/// Loads `ca.pem`, which must contain a CA certificate.
 pub(super) fn load_certificate(dir: &StateDir) -> Result<(CertificateDer<'static>, Facts), Error> {
     let path = dir.file(CA_CERTIFICATE);
     let Some(content) = dir.read(CA_CERTIFICATE, Access::Public)? else {
@@ -171,22 +181,22 @@ pub(super) fn load_certificate(dir: &StateDir) -> Result<(CertificateDer<'static
     let read = || {
         let certificate = pem::certificates(&content)?.swap_remove(0);
         let facts = Facts::of(&certificate)?;
-        if facts.is_ca { Ok((certificate, facts)) } else { Err(Flaw::NotACa) }
+        if facts.is_ca { Ok((certificate, facts)) } else { Err(InvalidFile::NotACa) }
     };
     read().map_err(Error::unusable(path))
 }
 
-/// The private key in `name`.
+/// Loads the private key in `name`.
 pub(super) fn load_key(dir: &StateDir, name: &str) -> Result<Option<KeyPair>, Error> {
     let Some(content) = dir.read(name, Access::Secret)? else { return Ok(None) };
     let read = || {
         let der = pem::private_key(&content)?;
-        KeyPair::try_from(&der).map_err(Flaw::Key)
+        KeyPair::try_from(&der).map_err(InvalidFile::Key)
     };
     read().map(Some).map_err(Error::unusable(dir.file(name)))
 }
 
-/// The private key in `name`, made if there is none; whoever comes second gets the first one's.
+/// Loads the private key in `name`, or creates one if there is none. Of two processes at once, both get the key of the first.
 pub(super) fn load_or_create_key(dir: &StateDir, name: &str) -> Result<KeyPair, Error> {
     if let Some(key) = load_key(dir, name)? {
         return Ok(key);

@@ -1,4 +1,4 @@
-//! What a certificate says, and whether a client would believe it.
+//! Parses certificates, and verifies a server chain as a client would.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,20 +11,20 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::SubjectName;
-use super::error::Flaw;
+use super::error::InvalidFile;
+use super::name::SubjectName;
 use super::template::Validity;
 
-/// What loopgate reads in a certificate.
+/// The fields of a certificate that loopgate uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
-    /// DNS names and IP addresses it is for.
+    /// The DNS names and IP addresses in its SAN.
     pub(super) names: BTreeSet<SubjectName>,
-    /// URIs it is for: an agent's SPIFFE ID.
+    /// The URIs in its SAN, such as an agent's SPIFFE ID.
     pub(super) uris: Vec<String>,
-    /// When it is valid.
+    /// Its validity.
     pub(super) validity: Validity,
-    /// Whether it may sign certificates.
+    /// Whether it is a CA certificate that may sign certificates.
     pub(super) is_ca: bool,
     /// Its SubjectPublicKeyInfo, DER.
     pub(super) public_key: Vec<u8>,
@@ -35,15 +35,16 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Reads `certificate`, believing nothing.
-    pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, Flaw> {
+    /// Parses `certificate`, without verifying it.
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, InvalidFile> {
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| match error {
-            x509_parser::nom::Err::Error(error) | x509_parser::nom::Err::Failure(error) => Flaw::Certificate(error),
-            x509_parser::nom::Err::Incomplete(_) => Flaw::Certificate(x509_parser::error::X509Error::InvalidCertificate),
+            x509_parser::nom::Err::Error(error) | x509_parser::nom::Err::Failure(error) => InvalidFile::Certificate(error),
+            x509_parser::nom::Err::Incomplete(_) => InvalidFile::Certificate(x509_parser::error::X509Error::InvalidCertificate),
         })?;
-        let date = |date: x509_parser::time::ASN1Time| OffsetDateTime::from_unix_timestamp(date.timestamp()).map_err(|_| Flaw::Dates);
-        let alternative = parsed.subject_alternative_name().map_err(Flaw::Certificate)?;
-        let may_sign = match parsed.key_usage().map_err(Flaw::Certificate)? {
+        let date =
+            |date: x509_parser::time::ASN1Time| OffsetDateTime::from_unix_timestamp(date.timestamp()).map_err(|_| InvalidFile::Dates);
+        let alternative = parsed.subject_alternative_name().map_err(InvalidFile::Certificate)?;
+        let may_sign = match parsed.key_usage().map_err(InvalidFile::Certificate)? {
             Some(usage) => usage.value.key_cert_sign(),
             None => true,
         };
@@ -79,8 +80,8 @@ fn uri(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// Tries a server chain on as our own clients would: signed by `ca`, for TLS servers, valid `at` that time, under each of `names`.
-pub(super) fn try_on<'a>(
+/// Verifies a server chain as a client would: signed by `ca`, for TLS servers, valid `at` that time, for each of `names`.
+pub(super) fn verify_before_publishing<'a>(
     chain: &[CertificateDer<'_>],
     ca: &CertificateDer<'_>,
     at: OffsetDateTime,
@@ -94,17 +95,17 @@ pub(super) fn try_on<'a>(
     let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
     verify_server_cert_signed_by_trust_anchor(&leaf, &roots, intermediates, at, algorithms)?;
     for name in names {
-        verify_server_name(&leaf, &dialled(name)?)?;
+        verify_server_name(&leaf, &server_name(name)?)?;
     }
     Ok(())
 }
 
-/// A name that a client may dial and find `name` in the certificate.
-fn dialled(name: &SubjectName) -> Result<ServerName<'static>, rustls::Error> {
+/// Returns a name to connect to that matches `name` in a certificate.
+fn server_name(name: &SubjectName) -> Result<ServerName<'static>, rustls::Error> {
     match name {
         SubjectName::Ip(address) => Ok(ServerName::from(*address)),
         SubjectName::Dns(name) => {
-            ServerName::try_from(name.replacen('*', "any", 1)).map_err(|_| rustls::Error::General(format!("{name:?} can't be dialled")))
+            ServerName::try_from(name.replacen('*', "any", 1)).map_err(|_| rustls::Error::General(format!("{name:?} is no server name")))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with certificates and their files. Every error names the file; where the cure is known, it names that too.
+//! Errors of certificates and their files. Each names the file, and the remedy where there is a known one.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,109 +8,109 @@ use time::OffsetDateTime;
 /// Why there is no certificate, or no new one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused.
-    #[error("cannot {action} {}", path.display())]
+    /// The operating system refused an operation.
+    #[error("can't {action} {}", path.display())]
     Io {
-        /// What was tried, as a verb: `read`, `create`, ...
+        /// The operation, as a verb: `read`, `create`, ...
         action: &'static str,
-        /// On which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A file is there, but not what it should be. It is left as it is.
-    #[error("{} is not usable{}", path.display(), remedy(path))]
+    /// A file is invalid. It is left unchanged.
+    #[error("can't use {}{}", path.display(), remedy(path))]
     Unusable {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why it is invalid.
         #[source]
-        flaw: Flaw,
+        reason: InvalidFile,
     },
-    /// Something is wrong with a file of the operator's own pair.
+    /// A file of the provided pair can't be used.
     #[error("{key}")]
     Given {
-        /// The key that names the file, and the flag.
+        /// The configuration key that names the file, and the flag.
         key: &'static str,
         /// What is wrong with it.
         source: Box<Error>,
     },
-    /// A file is missing whose partner is there, which no crash of loopgate's own can cause.
-    #[error("{} is missing although {} is there{}", path.display(), partner.display(), remedy(path))]
+    /// One file of a pair is missing, which a crash of loopgate can't cause.
+    #[error("{} is missing, but {} exists{}", path.display(), partner.display(), remedy(path))]
     Missing {
         /// The missing file.
         path: PathBuf,
-        /// The file that is of no use without it.
+        /// The file that is useless without it.
         partner: PathBuf,
     },
-    /// There is no CA where one is needed and none is to be made.
-    #[error("there is no certificate authority in {} (`loopgate run` and `loopgate cert issue` make one)", dir.display())]
+    /// There is no CA, and this operation must not create one.
+    #[error("no certificate authority in {} (`loopgate run` and `loopgate cert issue` create one)", dir.display())]
     NoAuthority {
         /// The state directory.
         dir: PathBuf,
     },
-    /// A private key that every user of the machine may read or write.
-    #[error("{} is open to every user (mode {mode:04o}): run `chmod 600` on it, or replace the key if it may have been copied", path.display())]
+    /// Every user of the machine may read or write a private key.
+    #[error("every user may read or write {} (mode {mode:04o}): run `chmod 600` on it, or replace the key if it may have been copied", path.display())]
     Exposed {
-        /// The key's file.
+        /// The file of the key.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
     /// Another process holds the state directory's lock.
-    #[error("{} is held by another process", path.display())]
+    #[error("another process holds the lock {}", path.display())]
     Locked {
         /// The lock file.
         path: PathBuf,
     },
-    /// The clock is so wrong that a certificate made now would be void.
-    #[error("the clock says {now}, which can't be; a certificate made now would be void")]
+    /// The clock is so wrong that a certificate issued now would be invalid.
+    #[error("the clock says {now}, which is before the first release of loopgate; set it, since a certificate issued now would be invalid")]
     Clock {
-        /// What the clock says.
+        /// The time of the clock.
         now: OffsetDateTime,
     },
-    /// The CA isn't valid at this time, so nothing it signs would be.
-    #[error("{} is valid from {not_before} until {not_after} only, and the clock says {now}", path.display())]
+    /// The CA is not valid at this time, so no certificate signed by it would be.
+    #[error("{} is valid from {not_before} to {not_after}, and the clock says {now}", path.display())]
     CaNotValid {
         /// The CA certificate's file.
         path: PathBuf,
-        /// From when it is valid.
+        /// The start of its validity.
         not_before: OffsetDateTime,
-        /// Until when.
+        /// The end of its validity.
         not_after: OffsetDateTime,
-        /// What the clock says.
+        /// The time of the clock.
         now: OffsetDateTime,
     },
-    /// A name that can't stand in a certificate.
+    /// A name that is not valid in a certificate.
     #[error("{name:?} is neither an IP address nor a DNS name")]
     Name {
-        /// The name as it was given.
+        /// The name as given.
         name: String,
     },
-    /// A trust domain or agent name that can't stand in a SPIFFE ID.
-    #[error("{part:?} can't be part of a SPIFFE ID: 1 to 63 letters, digits, `-`, `_` and `.`, the first a letter or digit")]
+    /// A trust domain or agent name that is not valid in a SPIFFE ID.
+    #[error("{part:?} can't be part of a SPIFFE ID: expected 1 to 63 letters, digits, `-`, `_` and `.`, starting with a letter or digit")]
     SpiffeId {
-        /// The part as it was given.
+        /// The part as given.
         part: String,
     },
-    /// A lifetime that no client would accept, or none at all.
-    #[error("a certificate must live at least a minute and at most 397 days")]
+    /// A lifetime that no client would accept.
+    #[error("a certificate must be valid for at least a minute and at most 397 days")]
     Lifetime,
-    /// A certificate signing request that is malformed, not signed by its own key, or for another kind of key than P-256.
-    #[error("the certificate signing request is not acceptable")]
+    /// A certificate signing request that is malformed, not signed by its own key, or not for a P-256 key.
+    #[error("invalid certificate signing request")]
     Request {
-        /// What is wrong with it.
+        /// Why it is invalid.
         #[source]
-        flaw: Flaw,
+        reason: InvalidFile,
     },
     /// Signing failed.
-    #[error("cannot make a certificate")]
+    #[error("can't issue a certificate")]
     Issue(#[source] rcgen::Error),
-    /// Our own verifier refuses a certificate just made; it is not used.
-    #[error("the certificate just made does not verify")]
+    /// A certificate that was just issued does not verify. It is not used.
+    #[error("the issued certificate does not verify")]
     Verify(#[source] rustls::Error),
-    /// The system's random number generator failed.
-    #[error("no random numbers")]
+    /// The random number generator failed.
+    #[error("can't generate random numbers")]
     Random,
 }
 
@@ -124,50 +124,50 @@ impl Error {
         move |error| Self::Given { key, source: Box::new(error) }
     }
 
-    pub(super) fn unusable(path: impl Into<PathBuf>) -> impl FnOnce(Flaw) -> Self {
+    pub(super) fn unusable(path: impl Into<PathBuf>) -> impl FnOnce(InvalidFile) -> Self {
         let path = path.into();
-        move |flaw| Self::Unusable { path, flaw }
+        move |reason| Self::Unusable { path, reason }
     }
 }
 
-/// What is wrong with a file's content.
+/// Why the content of a file is invalid.
 #[derive(Debug, thiserror::Error)]
-pub enum Flaw {
-    /// It has no bytes.
+pub enum InvalidFile {
+    /// The file has no bytes.
     #[error("it is empty")]
     Empty,
-    /// It is a directory, a device, a pipe.
+    /// It is a directory, a device or a pipe.
     #[error("it is not a regular file")]
     NotAFile,
     /// It is larger than any certificate chain or key.
     #[error("it is larger than {0} bytes")]
     TooLarge(u64),
     /// It is no PEM, or ends within a section.
-    #[error("it is not PEM, or cut off")]
+    #[error("it is no valid PEM, or truncated")]
     Pem(#[source] rustls_pki_types::pem::Error),
-    /// There is no certificate in it.
-    #[error("there is no certificate in it")]
+    /// It contains no certificate.
+    #[error("it contains no certificate")]
     NoCertificate,
-    /// There is no private key in it.
-    #[error("there is no private key in it")]
+    /// It contains no private key.
+    #[error("it contains no private key")]
     NoKey,
     /// A certificate in it can't be parsed.
-    #[error("a certificate in it can't be read")]
+    #[error("it contains a malformed certificate")]
     Certificate(#[source] x509_parser::error::X509Error),
-    /// A certificate's dates are beyond the calendar.
+    /// The dates of a certificate are out of range.
     #[error("a certificate's dates are out of range")]
     Dates,
     /// The key in it can't be parsed.
-    #[error("the private key in it can't be read")]
+    #[error("it contains a malformed private key, or one of an unsupported kind")]
     Key(#[source] rcgen::Error),
-    /// The TLS library refuses the certificate, the key, or the two together.
+    /// The TLS library rejects the certificate, the key, or the pair.
     #[error("key and certificate can't be used together")]
     Pair(#[source] rustls::Error),
-    /// The certificate in it is no CA's.
-    #[error("its certificate may not sign certificates")]
+    /// The certificate is not a CA certificate.
+    #[error("its certificate is no CA certificate")]
     NotACa,
     /// The certificate can't be used as an issuer.
-    #[error("its certificate has a subject or key identifier that can't be copied into others")]
+    #[error("its certificate has a subject or key identifier that can't be copied into issued certificates")]
     Issuer(#[source] rcgen::Error),
     /// The certificate belongs to another key.
     #[error("its certificate is for another key")]
@@ -175,26 +175,26 @@ pub enum Flaw {
     /// The certificate does not chain to the CA in the state directory.
     #[error("its certificate was not signed by ca.pem")]
     NotByCa(#[source] rustls::Error),
-    /// The certificate has expired, and the one that is served has not.
+    /// The certificate has expired.
     #[error("its certificate expired on {0}")]
     Expired(OffsetDateTime),
     /// A signing request can't be parsed, or isn't signed by its key.
-    #[error("it can't be read or is not signed by its own key")]
+    #[error("it is malformed or not signed by its own key")]
     Request(#[source] rcgen::Error),
     /// A signing request is for a key that is not P-256.
-    #[error("its key is not a P-256 one")]
+    #[error("its key is not a P-256 key")]
     KeyKind,
 }
 
-/// What to do about an unusable file of the state directory.
+/// Returns the remedy for an invalid file of the state directory.
 fn remedy(path: &std::path::Path) -> &'static str {
     match path.file_name().and_then(|name| name.to_str()) {
         Some("ca.pem" | "ca.key") => {
-            " (restore it from a backup; or remove ca.pem, ca.key and server.pem for a new CA, which every client must then trust anew)"
+            " (restore it from a backup, or remove ca.pem, ca.key and server.pem to create a new CA, which every client must then trust)"
         }
-        Some("server.pem") => " (remove it, and a new one is made for the same key)",
+        Some("server.pem") => " (remove it to issue a new one for the same key)",
         Some("server.key") => {
-            " (restore it from a backup; or remove server.key and server.pem for new ones, which clients that pin the key must be told)"
+            " (restore it from a backup, or remove server.key and server.pem to create new ones, which breaks pins on the key)"
         }
         _ => "",
     }

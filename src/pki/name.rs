@@ -1,4 +1,4 @@
-//! Names in certificates: parse, print, and compare as a client would.
+//! DNS names and IP addresses in certificates.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use rustls_pki_types::DnsName;
 
-use super::Error;
+use super::error::Error;
 
 /// A subject alternative name of a server leaf (RFC 5280 section 4.2.1.6).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,10 +18,13 @@ pub enum SubjectName {
 }
 
 impl SubjectName {
-    /// The same name if it can stand in a certificate: lower case, no final dot, `*` only as the whole first label.
+    /// Returns the name in the form for a certificate: lower case, no final dot, `*` only as the whole first label.
+    ///
+    /// # Errors
+    /// The name is not valid in a certificate.
     pub fn checked(&self) -> Result<Self, Error> {
         match self {
-            // A client compares the address it dialled, which is never the IPv6 form of an IPv4 address.
+            // A client compares the address that it connected to, which is never an IPv4-mapped IPv6 address.
             Self::Ip(address) => Ok(Self::Ip(address.to_canonical())),
             Self::Dns(name) => {
                 let lower = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
@@ -59,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_as_a_client_would_compare_them() {
+    fn names_are_parsed_to_the_form_that_clients_compare() {
         let table = [
             ("localhost", Some("localhost")),
             ("Gateway.Example.", Some("gateway.example")),

@@ -1,4 +1,4 @@
-//! What `loopgate cert` does with the files, whether or not a sidecar runs on them; it notices within two seconds.
+//! The operations of `loopgate cert` on the files. A running sidecar notices changes within two seconds.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,22 +12,24 @@ use time::format_description::well_known::Rfc3339;
 use super::authority::{self, CertificateAuthority, load_or_create_key};
 use super::certificate::Facts;
 use super::error::Error;
-use super::made::{Made, RotateKey, SERVER_CERTIFICATE};
+use super::managed::{Managed, RotateKey, SERVER_CERTIFICATE};
+use super::pem;
+use super::pin::public_key_pin;
 use super::state_dir::{Access, StateDir, read_file};
-use super::{fingerprint, pem, public_key_pin};
+use crate::fingerprint::Fingerprint;
 
-/// A certificate as people and scripts want to see it.
+/// A certificate as `loopgate cert show` prints it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Description {
-    /// Where it is.
+    /// Its file.
     pub file: PathBuf,
     /// Its subject.
     pub subject: String,
-    /// The DNS names and IP addresses in it.
+    /// The names in its SAN.
     pub names: Vec<String>,
-    /// From when it is valid, RFC 3339.
+    /// The start of its validity, RFC 3339.
     pub not_before: String,
-    /// Until when it is valid, RFC 3339.
+    /// The end of its validity, RFC 3339.
     pub not_after: String,
     /// Whole days until then; negative afterwards.
     pub days_left: i64,
@@ -35,7 +37,7 @@ pub struct Description {
     pub serial: String,
     /// SHA-256 of the certificate, `AA:BB:..`, as OpenClaw pins it.
     pub fingerprint: String,
-    /// SHA-256 of its public key in base64, which outlives renewals; `curl --pinnedpubkey` takes it with `sha256//` before it.
+    /// SHA-256 of its public key in base64, the same after renewals; `curl --pinnedpubkey` takes it prefixed with `sha256//`.
     pub public_key: String,
 }
 
@@ -61,13 +63,13 @@ pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<Report, Error>
     Ok(Report { server: describe(server, &chain[0])?, ca })
 }
 
-/// The CA's certificate as PEM, for clients to trust. Nothing is changed, and no key is read.
+/// Returns the CA's certificate as PEM. Changes nothing, and reads no key.
 pub fn export(state_dir: &Path) -> Result<String, Error> {
     let (certificate, _) = authority::load_certificate(&StateDir::at(state_dir))?;
-    Ok(pem::from_certificates(&[certificate]))
+    Ok(pem::encode_certificates(&[certificate]))
 }
 
-/// The same into a file that anyone may read, for an image without a shell.
+/// Writes the CA's certificate to a file that every user may read, for images without a shell.
 pub fn export_to(state_dir: &Path, file: &Path) -> Result<(), Error> {
     let pem = export(state_dir)?;
     let Some(name) = file.file_name().and_then(|name| name.to_str()) else {
@@ -79,35 +81,35 @@ pub fn export_to(state_dir: &Path, file: &Path) -> Result<(), Error> {
 
 /// Replaces the server's leaf, due or not.
 pub fn rotate(state_dir: &Path, rotate_key: RotateKey) -> Result<Report, Error> {
-    // A mistyped directory is no reason to make a CA there.
+    // A mistyped directory must not get a CA.
     authority::load_certificate(&StateDir::at(state_dir))?;
     let now = OffsetDateTime::now_utc();
-    Made::open(state_dir, now)?.rotate(rotate_key, now)?;
+    Managed::open(state_dir, now)?.rotate(rotate_key, now)?;
     show(state_dir, None)
 }
 
-/// An agent whose certificate is made by hand.
+/// An agent with a certificate of `loopgate cert issue`.
 #[derive(Clone, Debug)]
 pub struct Agent<'a> {
     /// The SPIFFE trust domain.
     pub trust_domain: &'a str,
     /// Its name, the last part of its SPIFFE ID.
     pub name: &'a str,
-    /// How long its certificate lives; at most 397 days.
+    /// The life of its certificate; at most 397 days.
     pub life: Duration,
 }
 
-/// `text` as the name of an agent.
+/// Parses the name of an agent.
 ///
 /// # Errors
-/// It can't be part of a SPIFFE ID.
+/// `text` can't be part of a SPIFFE ID.
 pub fn agent_name(text: &str) -> Result<String, Error> {
     authority::agent_uri("loopgate.local", text).map(|_| text.to_owned())
 }
 
-/// Writes `agent.pem`, `agent.key` and `ca.pem` to `out`. A key that is there is kept, so that a running agent reads one new file.
+/// Writes `agent.pem`, `agent.key` and `ca.pem` to `out`. An existing key is kept, so that a running agent only reloads one file.
 pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Description, Error> {
-    // Asked before anything is made: the name may be the directory's too.
+    // Checked before any file is created, since the name may also be the directory's.
     authority::agent_uri(agent.trust_domain, agent.name)?;
     let authority = CertificateAuthority::load_or_create(state_dir)?;
     let out = StateDir::create(out)?;
@@ -118,7 +120,7 @@ pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Descript
     if out.read("ca.pem", Access::Public)?.is_none_or(|present| present.as_slice() != ca.as_bytes()) {
         out.replace("ca.pem", ca.as_bytes(), Access::Public)?;
     }
-    out.replace("agent.pem", pem::from_certificates(&chain).as_bytes(), Access::Public)?;
+    out.replace("agent.pem", pem::encode_certificates(&chain).as_bytes(), Access::Public)?;
     describe(out.file("agent.pem"), &chain[0])
 }
 
@@ -133,7 +135,7 @@ fn describe(file: PathBuf, certificate: &CertificateDer<'_>) -> Result<Descripti
         not_after: date(facts.validity.not_after),
         days_left: (facts.validity.not_after - OffsetDateTime::now_utc()).whole_days(),
         serial: facts.serial,
-        fingerprint: fingerprint(certificate),
+        fingerprint: Fingerprint::of(certificate).to_string(),
         public_key: public_key_pin(certificate).unwrap_or_default(),
     })
 }

@@ -1,19 +1,19 @@
-//! Whether a server leaf must be replaced, and for which names: a pure decision.
+//! Decides whether a server leaf must be replaced, and for which names.
 
 use std::collections::BTreeSet;
 
 use time::OffsetDateTime;
 
-use super::SubjectName;
+use super::name::SubjectName;
 use super::template::Validity;
 
-/// Beyond this many names the vanished ones are not carried over, so that a leaf can't grow without bound.
+/// With more names than this, vanished names are dropped at once, so that a leaf can't grow without bound.
 const MANY_NAMES: usize = 100;
 
-/// The names of the leaf to issue now; `None` while `leaf` will do.
+/// Returns the names of the leaf to issue now; `None` if `leaf` can still be used.
 ///
-/// Names that vanish leave it as it is, and names that come keep the earlier ones: a container that changes networks may come back, and
-/// each new leaf breaks the pins on the old one's fingerprint. The vanished ones go when the leaf's time has come.
+/// A name that vanishes does not replace the leaf, and a new name is added to the old ones: a container that changes networks may come
+/// back, and each new leaf breaks the pins on the fingerprint of the old one. Vanished names are dropped when the leaf is renewed.
 pub(super) fn due(
     leaf: Option<(&BTreeSet<SubjectName>, Validity)>,
     wanted: &BTreeSet<SubjectName>,
@@ -30,7 +30,7 @@ pub(super) fn due(
     Some(if all.len() > MANY_NAMES { wanted.clone() } else { all })
 }
 
-/// When two thirds of a leaf's life are over.
+/// Returns the time at which two thirds of a leaf's life are over.
 pub(super) fn renew_at(validity: Validity) -> OffsetDateTime {
     validity.not_before + (validity.not_after - validity.not_before) * 2 / 3
 }
@@ -51,7 +51,7 @@ mod tests {
     const LIFE: Validity = Validity { not_before: START, not_after: datetime!(2026-08-30 00:00 UTC) };
 
     #[test]
-    fn a_leaf_is_replaced_when_names_come_or_its_time_has_come() {
+    fn a_leaf_is_replaced_for_a_new_name_and_at_two_thirds_of_its_life() {
         let day = Duration::days;
         let table = [
             // leaf, wanted, age, expected
@@ -63,7 +63,7 @@ mod tests {
             ("a b", "a", day(60) - Duration::SECOND, None),
             ("a b", "a", day(60), Some("a")),
             ("a b", "a", day(91), Some("a")),
-            // The clock went back to before the leaf began.
+            // The clock went back to before the start of the leaf's validity.
             ("a b", "a b", -day(1), Some("a b")),
             ("a b", "a b", Duration::ZERO, None),
         ];

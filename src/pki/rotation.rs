@@ -1,4 +1,4 @@
-//! Keeps the certificate right while the process runs: renews what is due, follows files that change.
+//! Keeps the certificate up to date while the process runs: renews it when due, and follows changes of its files.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,17 +9,19 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::error_chain::error_chain;
+use crate::fingerprint::Fingerprint;
 use crate::shutdown::Shutdown;
 
 use super::error::Error;
-use super::fingerprint::fingerprint;
-use super::source::{Loaded, Source, Stamp};
-use super::{Identity, SubjectName};
+use super::identity::Identity;
+use super::loaded::{FilesDigest, LoadedIdentity};
+use super::name::SubjectName;
+use super::source::Source;
 
-/// How often to look at the files and the clock. Short ticks, since the wall clock may jump at any time.
+/// The time between two checks of files and clock. It is short, since the wall clock may jump at any time.
 const POLL: Duration = Duration::from_secs(2);
 
-/// How long to wait after a failure that no change of a file explains, such as a full disk.
+/// The time before a retry after a failure that no change of a file resolves, such as a full disk.
 pub(super) const RETRY: Duration = Duration::from_secs(60);
 
 /// The task that owns the certificate.
@@ -31,83 +33,83 @@ pub(super) struct Rotation {
     pub(super) identity: watch::Sender<Arc<Identity>>,
     pub(super) problem: watch::Sender<Option<Arc<Error>>>,
     pub(super) reload: Arc<Notify>,
-    pub(super) memory: Memory,
+    pub(super) state: RotationState,
 }
 
-/// What the task remembers from one look to the next.
+/// What the task remembers from one check to the next.
 #[derive(Debug)]
-pub(super) struct Memory {
-    /// The files as they were when last read to an end, good or bad.
-    pub(super) seen: Stamp,
-    /// Files that were bad at first sight: someone may be in the middle of replacing a pair.
-    pub(super) doubted: Option<Stamp>,
-    /// When to try again what failed.
+pub(super) struct RotationState {
+    /// The files as last read, valid or not.
+    pub(super) digest: FilesDigest,
+    /// Files that were invalid at the first check: another process may be replacing them right now.
+    pub(super) suspect: Option<FilesDigest>,
+    /// The time of the next retry after a failure.
     pub(super) retry_at: Option<Instant>,
 }
 
 impl Rotation {
-    /// Runs until the end is asked for.
+    /// Runs until `shutdown` begins.
     pub(super) async fn run(mut self, shutdown: Shutdown) {
         let mut tick = tokio::time::interval(POLL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut names_may_change = true;
         loop {
-            let asked = tokio::select! {
+            let requested = tokio::select! {
                 biased;
                 () = shutdown.begun() => return,
                 () = self.reload.notified() => true,
                 changed = self.names.changed(), if names_may_change => {
                     names_may_change = changed.is_ok();
-                    self.memory.retry_at = None;
+                    self.state.retry_at = None;
                     false
                 }
                 _ = tick.tick() => false,
             };
-            self.look(asked).await;
+            self.check(requested).await;
         }
     }
 
-    /// Looks once at files, names and clock, and does what follows.
-    async fn look(&mut self, asked: bool) {
+    /// Checks files, names and clock once, and renews or reloads the certificate if necessary.
+    async fn check(&mut self, requested: bool) {
         let source = Arc::clone(&self.source);
         let served = Arc::clone(&self.identity.borrow());
         let wanted = wanted(&self.fixed_names, &self.names.borrow_and_update());
-        let seen = self.memory.seen;
-        let may_renew = self.memory.retry_at.is_none_or(|at| at <= Instant::now());
-        let retry = self.memory.retry_at.is_some() && may_renew;
+        let last = self.state.digest;
+        let may_renew = self.state.retry_at.is_none_or(|at| at <= Instant::now());
+        let retry = self.state.retry_at.is_some() && may_renew;
         let files_and_clock = move || {
             let now = OffsetDateTime::now_utc();
-            let stamp = source.stamp();
-            let look = asked || retry || stamp != seen || may_renew && source.is_due(&served, &wanted, now);
-            look.then(|| (stamp, source.load(&wanted, now)))
+            let digest = source.files_digest();
+            let load = requested || retry || digest != last || may_renew && source.is_due(&served, &wanted, now);
+            load.then(|| (digest, source.load(&wanted, now)))
         };
         match tokio::task::spawn_blocking(files_and_clock).await {
             Ok(None) => {}
-            Ok(Some((stamp, result))) => self.settle(asked, stamp, result),
-            // Only a bug or the end of the runtime gets here; the certificate that serves is not affected.
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "could not look at the certificate"),
+            Ok(Some((digest, result))) => self.apply(requested, digest, result),
+            // Happens only by a bug or at the end of the runtime; the served certificate is not affected.
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "can't check the certificate"),
         }
     }
 
-    fn settle(&mut self, asked: bool, stamp: Stamp, result: Result<Loaded, Error>) {
-        let half_written = result.is_err() && !asked && stamp != self.memory.seen && self.memory.doubted != Some(stamp);
-        self.memory.doubted = half_written.then_some(stamp);
+    fn apply(&mut self, requested: bool, digest: FilesDigest, result: Result<LoadedIdentity, Error>) {
+        let half_written = result.is_err() && !requested && digest != self.state.digest && self.state.suspect != Some(digest);
+        self.state.suspect = half_written.then_some(digest);
         if half_written {
             return;
         }
-        self.memory.seen = stamp;
-        let trouble = match result {
-            Ok(Loaded { identity, trouble }) => {
+        self.state.digest = digest;
+        let problem = match result {
+            Ok(LoadedIdentity { identity, problem }) => {
                 self.publish(identity);
-                trouble
+                problem
             }
             Err(error) => Some(error),
         };
-        self.memory.retry_at = trouble.is_some().then(|| Instant::now() + RETRY);
-        self.report(trouble);
+        self.state.retry_at = problem.is_some().then(|| Instant::now() + RETRY);
+        self.report(problem);
     }
 
-    /// Serves `identity` from now on, unless it is what is served, or has expired while what is served has not.
+    /// Serves `identity` from now on, unless it is the one that is served, or has expired while the served one has not.
     fn publish(&self, identity: Identity) {
         let now = OffsetDateTime::now_utc();
         self.identity.send_if_modified(|served| {
@@ -115,42 +117,49 @@ impl Rotation {
             if same || identity.not_after < now && now <= served.not_after {
                 return false;
             }
-            announce(&identity);
+            log_identity(&identity);
             *served = Arc::new(identity);
             true
         });
     }
 
-    /// Says what is wrong, once.
-    fn report(&self, trouble: Option<Error>) {
+    /// Logs and publishes a problem, once.
+    fn report(&self, problem: Option<Error>) {
         self.problem.send_if_modified(|known| {
-            let news = match (&*known, &trouble) {
+            let changed = match (&*known, &problem) {
                 (None, None) => false,
-                (Some(known), Some(trouble)) => error_chain(known) != error_chain(trouble),
+                (Some(known), Some(problem)) => error_chain(known) != error_chain(problem),
                 _ => true,
             };
-            if news {
-                match &trouble {
-                    Some(error) => {
-                        tracing::warn!(error = error as &dyn std::error::Error, "keeping the certificate that is served");
-                    }
-                    None => tracing::info!("the certificate's files are in order again"),
+            if changed {
+                match &problem {
+                    Some(error) => warn_of_problem(error),
+                    None => tracing::info!("the certificate is valid again"),
                 }
-                *known = trouble.map(Arc::new);
+                *known = problem.map(Arc::new);
             }
-            news
+            changed
         });
     }
 }
 
-/// Says what is to be served from now on; whoever serves it tells the operator once it does.
-pub(super) fn announce(identity: &Identity) {
-    let leaf = &identity.certified_key.cert[0];
-    let names: Vec<_> = identity.names.iter().map(ToString::to_string).collect();
-    tracing::debug!(fingerprint = fingerprint(leaf), names = names.join(" "), until = %identity.not_after, "a certificate to serve");
+/// Logs why the served certificate is not the wanted one.
+pub(super) fn warn_of_problem(error: &Error) {
+    let retry = RETRY.as_secs();
+    tracing::warn!(
+        error = error as &dyn std::error::Error,
+        "can't load or renew the certificate; still serving the old one, retrying in {retry} s or when its files change"
+    );
 }
 
-/// The names to have in the leaf. One that can't stand in a certificate (a network alias may be anything) doesn't spoil the others.
+/// Logs the certificate that was loaded. The TLS reloader logs when it is served.
+pub(super) fn log_identity(identity: &Identity) {
+    let leaf = &identity.certified_key.cert[0];
+    let names: Vec<_> = identity.names.iter().map(ToString::to_string).collect();
+    tracing::debug!(fingerprint = %Fingerprint::of(leaf), names = names.join(" "), not_after = %identity.not_after, "loaded a certificate");
+}
+
+/// Returns the names for the leaf. A name that is not valid in a certificate (a network alias may be any text) is left out.
 pub(super) fn wanted(fixed: &BTreeSet<SubjectName>, found: &BTreeSet<SubjectName>) -> BTreeSet<SubjectName> {
     let checked = found.iter().filter_map(|name| match name.checked() {
         Ok(name) => Some(name),

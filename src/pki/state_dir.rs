@@ -1,8 +1,8 @@
-//! The state directory: whole files or none, one writer at a time, nothing overwritten that loopgate didn't understand.
+//! The state directory: atomic writes, one writer at a time, and no file overwritten that loopgate can't parse.
 //!
-//! A write goes to a temporary file beside its target, is synced, and takes the target's name in one step, so that `kill -9` or a power
-//! cut leaves the old file or the new one. A lock file serialises writers; where locks are not to be had (a read-only or network
-//! file system) what is written once is still never replaced, since it takes its name by `RENAME_NOREPLACE` or `link`.
+//! A write goes to a temporary file in the same directory, is synced, and is renamed to its target, so that `kill -9` or a power
+//! failure leaves the old file or the new one. A lock file serialises writers. On file systems without locks (read-only, some network
+//! file systems) a file that must be created once is still never replaced, since it is named by `RENAME_NOREPLACE` or `link`.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -13,22 +13,22 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
-use super::error::{Error, Flaw};
+use super::error::{Error, InvalidFile};
 
-/// No chain or key is near this; anything larger is not read into memory.
+/// The largest file that is read, far larger than any chain or key.
 const MAX_FILE: u64 = 1 << 20;
 
-/// How long to wait for another process, which holds the lock for milliseconds unless it is stopped.
+/// The longest wait for the lock, which other processes hold for milliseconds.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
 const LOCK_FILE: &str = ".lock";
 const TEMPORARY: &str = ".new-";
 
-/// Who may read a file of the state directory.
+/// The readers of a file of the state directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Its owner alone (0600).
+    /// Its owner only (0600).
     Secret,
     /// Everyone (0644, less the umask).
     Public,
@@ -40,17 +40,17 @@ pub(super) struct StateDir {
     path: PathBuf,
 }
 
-/// While it lives, no other process writes; it locks nothing if the file system has no locks.
+/// Keeps other processes from writing while it exists. `None` if the file system has no locks.
 #[derive(Debug)]
 pub(super) struct Lock(Option<File>);
 
 impl StateDir {
-    /// `path` as it is, there or not.
+    /// Returns `path`, which need not exist.
     pub(super) fn at(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
     }
 
-    /// `path`, made with mode 0700 if it is missing.
+    /// Returns `path`, created with mode 0700 if it is missing.
     pub(super) fn create(path: impl Into<PathBuf>) -> Result<Self, Error> {
         let dir = Self::at(path);
         if !dir.path.is_dir() {
@@ -59,29 +59,29 @@ impl StateDir {
         Ok(dir)
     }
 
-    /// Says in the log who else could put other keys into it.
-    pub(super) fn warn_of_others(&self) {
+    /// Warns if other users could replace the keys in it.
+    pub(super) fn warn_if_writable_by_others(&self) {
         let Ok(metadata) = self.path.metadata() else { return };
         let us = nix::unistd::geteuid().as_raw();
-        if let Some(why) = others(metadata.mode(), metadata.uid(), us) {
-            tracing::warn!(path = %self.path.display(), "{why}, and so could replace the keys in it: make it its user's alone (chown, chmod 700)");
+        if let Some(why) = other_writers(metadata.mode(), metadata.uid(), us) {
+            tracing::warn!(path = %self.path.display(), "{why}, which permits replacing the keys in it; make loopgate's user its owner and run chmod 700");
         }
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where `name` is.
+    /// Returns the path of the file `name`.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Waits until no other process writes, [`LOCK_WAIT`] at most.
+    /// Takes the lock. Waits for other processes, at most [`LOCK_WAIT`].
     pub(super) fn lock(&self) -> Result<Lock, Error> {
         let path = self.file(LOCK_FILE);
-        // Whoever may only read the directory (or has no space left) can still use what is there, and flock(2) needs no write access.
+        // flock(2) needs no write access, so that a read-only or full directory can still be used.
         let opened = OpenOptions::new().write(true).create(true).truncate(false).open(&path).or_else(|_| File::open(&path));
         let Ok(file) = opened else { return Ok(Lock(None)) };
         let start = Instant::now();
@@ -98,7 +98,7 @@ impl StateDir {
         }
     }
 
-    /// Removes what killed writers left behind. The lock proves that no writer is at work.
+    /// Removes the temporary files of killed writers. The lock proves that no writer is active.
     pub(super) fn sweep(&self, lock: &Lock) {
         if lock.0.is_none() {
             return;
@@ -111,7 +111,7 @@ impl StateDir {
         }
     }
 
-    /// The content of `name`; `None` if there is no such file.
+    /// Returns the content of `name`; `None` if there is no such file.
     pub(super) fn read(&self, name: &str, access: Access) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
         let path = self.file(name);
         match read_file(&path) {
@@ -126,7 +126,7 @@ impl StateDir {
         }
     }
 
-    /// Writes `name` unless there is such a file; says whether it did.
+    /// Writes `name` unless the file exists; returns whether it was written.
     pub(super) fn write_new(&self, name: &str, content: &[u8], access: Access) -> Result<bool, Error> {
         let path = self.file(name);
         match self.temporary(name, content, access)?.persist_noclobber(&path) {
@@ -136,14 +136,14 @@ impl StateDir {
         }
     }
 
-    /// Writes `name` in place of what had that name.
+    /// Writes `name`, and replaces an existing file.
     pub(super) fn replace(&self, name: &str, content: &[u8], access: Access) -> Result<(), Error> {
         let path = self.file(name);
         self.temporary(name, content, access)?.persist(&path).map_err(|error| Error::io("replace", path)(error.error))?;
         self.sync()
     }
 
-    /// Gives `from` the name `to`.
+    /// Renames `from` to `to`.
     pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
         std::fs::rename(self.file(from), self.file(to)).map_err(Error::io("replace", self.file(to)))?;
         self.sync()
@@ -167,33 +167,34 @@ impl StateDir {
         write().map_err(Error::io("write", self.file(name)))
     }
 
-    /// Makes the names of files durable, not only their content.
+    /// Syncs the directory, so that the names of files are durable too.
     fn sync(&self) -> Result<(), Error> {
         File::open(&self.path).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", &self.path))
     }
 }
 
-/// The content of a regular file of at most [`MAX_FILE`] bytes, and its permission bits.
+/// Reads a regular file of at most [`MAX_FILE`] bytes; returns its content and permission bits.
 pub(super) fn read_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), Error> {
-    // Asked before opening, since opening a pipe would wait for a writer.
+    // Checked before opening, since opening a pipe waits for a writer.
     let about = std::fs::metadata(path).map_err(Error::io("read", path))?;
     if !about.is_file() {
-        return Err(Error::unusable(path)(Flaw::NotAFile));
+        return Err(Error::unusable(path)(InvalidFile::NotAFile));
     }
-    // Room for all of it at once: a buffer that grows leaves copies of a key behind.
+    // The full capacity at once: a buffer that grows leaves copies of a key in memory.
     let mut content = Zeroizing::new(Vec::with_capacity(about.len().min(MAX_FILE) as usize + 1));
     let file = File::open(path).map_err(Error::io("read", path))?;
     file.take(MAX_FILE + 1).read_to_end(&mut content).map_err(Error::io("read", path))?;
     if content.len() as u64 > MAX_FILE {
-        return Err(Error::unusable(path)(Flaw::TooLarge(MAX_FILE)));
+        return Err(Error::unusable(path)(InvalidFile::TooLarge(MAX_FILE)));
     }
     Ok((content, about.permissions().mode() & 0o7777))
 }
 
-/// Who besides `us` and root may write to a directory of `owner` with this mode. That its group may is how Kubernetes hands out volumes.
-fn others(mode: u32, owner: u32, us: u32) -> Option<String> {
+/// Returns who besides `us` and root may write to a directory of `owner` with this mode. Group access is ignored, since Kubernetes mounts
+/// volumes with it.
+fn other_writers(mode: u32, owner: u32, us: u32) -> Option<String> {
     if mode & 0o002 != 0 {
-        Some(format!("everybody may write to the state directory (mode {:04o})", mode & 0o7777))
+        Some(format!("every user may write to the state directory (mode {:04o})", mode & 0o7777))
     } else if owner != us && owner != 0 {
         Some(format!("user {owner} owns the state directory"))
     } else {
@@ -201,14 +202,14 @@ fn others(mode: u32, owner: u32, us: u32) -> Option<String> {
     }
 }
 
-/// Refuses a key that is open to everyone. One that is open to its group is only worth a warning: the kubelet makes every file of a
-/// volume group-readable and -writable when the pod has an `fsGroup`, at each mount.
+/// Refuses a key that every user can access. Access by the group is only logged: with an `fsGroup` the kubelet makes every file of a
+/// volume group-readable and -writable at each mount.
 fn check_mode(path: &Path, mode: u32) -> Result<(), Error> {
     if mode & 0o007 != 0 {
         return Err(Error::Exposed { path: path.to_owned(), mode });
     }
     if mode & 0o070 != 0 {
-        tracing::debug!(path = %path.display(), mode = format_args!("{mode:04o}"), "private key is open to its group");
+        tracing::debug!(path = %path.display(), mode = format_args!("{mode:04o}"), "the group can access the private key");
     }
     Ok(())
 }
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_and_the_secrets_in_it_are_its_owners_alone() {
+    fn only_the_owner_can_access_the_directory_and_its_secrets() {
         let (_home, dir) = dir();
         dir.write_new("a.key", b"secret", Access::Secret).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -233,8 +234,8 @@ mod tests {
     }
 
     #[test]
-    fn whoever_else_could_replace_the_keys_is_named() {
-        for (mode, owner, said) in [
+    fn other_users_that_could_replace_the_keys_are_named() {
+        for (mode, owner, expected) in [
             (0o040_700, 1000, None),
             (0o700, 0, None),
             (0o2770, 1000, None),
@@ -243,14 +244,14 @@ mod tests {
             (0o1777, 0, Some("(mode 1777)")),
             (0o700, 1001, Some("user 1001 owns")),
         ] {
-            let found = others(mode, owner, 1000);
-            assert_eq!(found.is_some(), said.is_some(), "{mode:o} {owner}: {found:?}");
-            assert!(found.unwrap_or_default().contains(said.unwrap_or_default()));
+            let found = other_writers(mode, owner, 1000);
+            assert_eq!(found.is_some(), expected.is_some(), "{mode:o} {owner}: {found:?}");
+            assert!(found.unwrap_or_default().contains(expected.unwrap_or_default()));
         }
     }
 
     #[test]
-    fn what_is_there_is_never_written_anew() {
+    fn write_new_never_replaces_a_file() {
         let (_home, dir) = dir();
         assert!(dir.write_new("a", b"first", Access::Public).unwrap());
         assert!(!dir.write_new("a", b"second", Access::Public).unwrap());
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_of_a_killed_writer_are_swept_under_the_lock_only() {
+    fn temporary_files_are_removed_only_under_the_lock() {
         let (_home, dir) = dir();
         std::fs::write(dir.file(".new-x-ca.key"), b"half").unwrap();
         dir.sweep(&Lock(None));
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_of_sensible_size_is_refused_by_name() {
+    fn special_and_huge_files_are_refused_by_name() {
         let (_home, dir) = dir();
         std::fs::create_dir(dir.file("directory")).unwrap();
         nix::unistd::mkfifo(&dir.file("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -281,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_open_to_everyone_are_refused_and_keys_open_to_a_group_are_not() {
+    fn a_key_that_every_user_can_access_is_refused_but_group_access_is_not() {
         for (mode, fine) in [(0o600, true), (0o400, true), (0o660, true), (0o640, true), (0o644, false), (0o604, false), (0o602, false)] {
             assert_eq!(check_mode(Path::new("ca.key"), mode).is_ok(), fine, "{mode:o}");
         }

@@ -1,7 +1,7 @@
-//! What goes into each kind of certificate.
+//! The contents of each kind of certificate.
 //!
-//! Browsers' and platforms' rules are kept: a fresh random serial for each (rcgen would derive it from the key, and Firefox refuses a
-//! serial it has seen from the same issuer), names in the SAN only, an EKU, fewer than 398 days, dates a little in the past.
+//! They follow the rules of browsers and platforms: a random serial number for each (rcgen would derive it from the key, and Firefox
+//! refuses a repeated serial number of one issuer), names in the SAN only, an EKU, fewer than 398 days, a start in the past.
 
 use std::collections::BTreeSet;
 
@@ -12,21 +12,22 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
-use super::{Error, SubjectName};
+use super::error::Error;
+use super::name::SubjectName;
 
-/// How long a CA lives. Clients' limits are for leaves; a new CA means a visit to every client.
+/// The life of a CA. Clients limit the life of leaves only, and a new CA must be installed on every client.
 pub(super) const CA_LIFE: Duration = Duration::days(3650);
 
-/// How long a server leaf lives.
+/// The life of a server leaf.
 pub(super) const SERVER_LIFE: Duration = Duration::days(90);
 
-/// The longest life of a leaf: browsers and Apple's platforms refuse 398 days and more.
+/// The longest life of a leaf: browsers and Apple's platforms refuse 398 days or more.
 pub(super) const MAX_LIFE: Duration = Duration::days(397);
 
-/// How far a certificate's beginning lies in the past, for peers whose clock is slow.
+/// How far the start of a certificate lies in the past, for peers with a slow clock.
 pub(super) const BACKDATE: Duration = Duration::HOUR;
 
-/// When a certificate begins and ends.
+/// The validity of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Validity {
     pub(super) not_before: OffsetDateTime,
@@ -34,33 +35,33 @@ pub(super) struct Validity {
 }
 
 impl Validity {
-    /// From an hour before `now` until `life` after it.
+    /// Returns the validity from an hour before `now` until `life` after it.
     pub(super) fn of(now: OffsetDateTime, life: Duration) -> Self {
         Self { not_before: now - BACKDATE, not_after: now + life }
     }
 
-    /// Halfway from its beginning to its end.
+    /// Returns the middle of the validity.
     pub(super) fn middle(self) -> OffsetDateTime {
         self.not_before + (self.not_after - self.not_before) / 2
     }
 
-    /// The part of it within `issuer`'s, since some verifiers demand that.
+    /// Returns the part within the validity of `issuer`, since some verifiers require that.
     pub(super) fn within(self, issuer: Self) -> Self {
         Self { not_before: self.not_before.max(issuer.not_before), not_after: self.not_after.min(issuer.not_after) }
     }
 }
 
-/// A CA that signs leaves only. Its name says which key it is, for clients that trust several.
+/// Returns a CA that signs leaves only. Its name contains a digest of the key, for clients that trust several CAs.
 pub(super) fn ca(key: &KeyPair, validity: Validity) -> Result<CertificateParams, Error> {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &key.subject_public_key_info());
-    let short: String = digest.as_ref()[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let short = hex::encode(&digest.as_ref()[..4]);
     let mut params = base(&format!("loopgate CA {short}"), validity)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
 }
 
-/// A server leaf for `names`.
+/// Returns a server leaf for `names`.
 pub(super) fn server(names: &BTreeSet<SubjectName>, validity: Validity) -> Result<CertificateParams, Error> {
     let mut params = leaf("loopgate", ExtendedKeyUsagePurpose::ServerAuth, validity)?;
     for name in names {
@@ -72,7 +73,7 @@ pub(super) fn server(names: &BTreeSet<SubjectName>, validity: Validity) -> Resul
     Ok(params)
 }
 
-/// A client leaf whose only name is `uri` (a SPIFFE ID).
+/// Returns a client leaf with `uri` (a SPIFFE ID) as its only name.
 pub(super) fn client(uri: &str, validity: Validity) -> Result<CertificateParams, Error> {
     let mut params = leaf("loopgate agent", ExtendedKeyUsagePurpose::ClientAuth, validity)?;
     params.subject_alt_names.push(SanType::URI(uri.try_into().map_err(Error::Issue)?));
@@ -98,7 +99,7 @@ fn base(common_name: &str, validity: Validity) -> Result<CertificateParams, Erro
     Ok(params)
 }
 
-/// 126 random bits; positive and of constant length (RFC 5280 section 4.1.2.2).
+/// Returns 126 random bits as a positive number of constant length (RFC 5280 section 4.1.2.2).
 fn serial() -> Result<SerialNumber, Error> {
     let mut bytes = [0; 16];
     rand::fill(&mut bytes).map_err(|_| Error::Random)?;

@@ -33,7 +33,7 @@ use crate::listener::{Permit, proxy_protocol};
 use crate::metrics::count;
 use crate::metrics::traffic::Held;
 use crate::tls;
-use crate::workers::Seat;
+use crate::workers::WorkerSlot;
 
 /// How long a connection that was asked to end may take to say grace_until.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
@@ -82,7 +82,7 @@ pub(super) struct AcceptedConnection {
     pub(super) stream: std::net::TcpStream,
     pub(super) peer: PeerAddr,
     /// Given back when the connection ends.
-    pub(super) held: (Permit, Seat),
+    pub(super) held: (Permit, WorkerSlot),
 }
 
 /// Serves `accepted` until it is over; to be closing on its worker.
@@ -135,7 +135,7 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: AcceptedConnection) -> Result<(
         proxy.review();
         proxy.review_external();
     }
-    if vouched_for && !terms.believes_the_same(&proxy.terms.load()) {
+    if vouched_for && !terms.trusts_same_client_cas(&proxy.terms.load()) {
         return Ok(());
     }
     debug!(connection = entry.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(), "connected");
@@ -296,7 +296,7 @@ pub(super) struct Downstream {
     observer: Option<Observer>,
     /// Whether more was to be written than could be, so that what is written next belongs to what was before.
     unwritten: bool,
-    _held: ((Permit, Seat), RegistryGuard, Held),
+    _held: ((Permit, WorkerSlot), RegistryGuard, Held),
 }
 
 /// What is made of the bytes that come and go.

@@ -38,7 +38,7 @@ use crate::listener::Accepted;
 use crate::metrics::traffic::Traffic;
 use crate::shutdown::Shutdown;
 use crate::tls;
-use crate::workers::Crew;
+use crate::workers::WorkerPool;
 
 pub use error::Error;
 #[cfg(any(test, fuzzing))]
@@ -78,7 +78,7 @@ pub struct Proxy {
     rules: ArcSwap<Rules>,
     /// Tells that the rules are others.
     rules_changed: Arc<Notify>,
-    terms: ArcSwap<tls::Terms>,
+    terms: ArcSwap<tls::TlsServerConfig>,
     view: watch::Receiver<Arc<View>>,
     registry: Arc<Registry>,
     upstream: upstream::Upstream,
@@ -86,24 +86,24 @@ pub struct Proxy {
     token: ArcSwapOption<HeaderValue>,
     enrol: Enrol,
     traffic: Arc<Traffic>,
-    crew: Crew,
+    pool: WorkerPool,
     shutdown: Shutdown,
 }
 
 impl Proxy {
     /// A proxy that decides by `view` and shakes hands by `terms`. `token` is the `Authorization` that attested agents inherit;
-    /// `enrol` serves those that have no certificate yet. Connections are carried by `crew`.
+    /// `enrol` serves those that have no certificate yet. Connections are carried by `pool`.
     ///
     /// Its own tasks end with `shutdown`. Must be called within a Tokio runtime.
     #[expect(clippy::too_many_arguments, reason = "one place makes it, with everything at hand")]
     pub fn new(
         config: &Config,
         view: watch::Receiver<Arc<View>>,
-        terms: tls::Terms,
+        terms: tls::TlsServerConfig,
         token: Option<HeaderValue>,
         enrol: Enrol,
         traffic: Arc<Traffic>,
-        crew: Crew,
+        pool: WorkerPool,
         shutdown: &Shutdown,
     ) -> Arc<Self> {
         if !config.gateway.address.ip().is_loopback() {
@@ -115,12 +115,12 @@ impl Proxy {
             terms: ArcSwap::from_pointee(terms),
             view,
             registry: Arc::default(),
-            upstream: upstream::Upstream::new(config, Arc::clone(&traffic), crew.size(), shutdown),
+            upstream: upstream::Upstream::new(config, Arc::clone(&traffic), pool.size(), shutdown),
             settings: ArcSwap::from_pointee(Settings::new(config)),
             token: ArcSwapOption::from(token.map(Arc::new)),
             enrol,
             traffic,
-            crew,
+            pool,
             shutdown: shutdown.clone(),
         });
         shutdown.spawn(Arc::clone(&proxy).run_background());
@@ -138,20 +138,20 @@ impl Proxy {
         // It leaves this thread's event queue for that of its worker.
         match stream.into_std() {
             Ok(stream) => {
-                let seat = self.crew.seat();
-                let worker = seat.worker();
-                let accepted = connection::AcceptedConnection { stream, peer, held: (permit, seat) };
-                self.crew.run(worker, self.shutdown.track(connection::serve(Arc::clone(self), accepted)));
+                let slot = self.pool.assign();
+                let worker = slot.worker();
+                let accepted = connection::AcceptedConnection { stream, peer, held: (permit, slot) };
+                self.pool.run(worker, self.shutdown.track(connection::serve(Arc::clone(self), accepted)));
             }
             Err(error) => debug!(%peer, %error, "connection lost"),
         }
     }
 
     /// Shakes hands by `terms` from now on. Where they believe other authorities, those whom the former ones vouched for must come again.
-    pub fn update_tls(&self, terms: tls::Terms) {
+    pub fn update_tls(&self, terms: tls::TlsServerConfig) {
         let terms = Arc::new(terms);
         let before = self.terms.swap(Arc::clone(&terms));
-        if !before.believes_the_same(&terms) {
+        if !before.trusts_same_client_cas(&terms) {
             self.count_lost(self.registry.revoke(ConnectionInfo::has_operator_certificate));
         }
     }

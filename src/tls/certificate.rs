@@ -1,4 +1,4 @@
-//! Whose client certificates are believed, and what one says.
+//! The CAs whose client certificates are trusted, and the contents of a client certificate.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,68 +10,68 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::server::provider;
+use super::provider::provider;
 use crate::lane::{Certificate, Issuer};
 
-/// Why a CA bundle can't be used.
+/// Why the client CA bundle can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file can't be read or holds no PEM certificate.
-    #[error("client CA {path} (tls.client_ca)")]
+    /// The file can't be read or is no valid PEM.
+    #[error("can't read client CA {path} (tls.client_ca)")]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: rustls_pki_types::pem::Error,
     },
-    /// The file holds no certificate at all.
-    #[error("client CA {0} (tls.client_ca): there is no certificate in it")]
+    /// The file holds no certificate.
+    #[error("no certificate in client CA {0} (tls.client_ca)")]
     Empty(PathBuf),
-    /// A certificate in it is no trust anchor.
-    #[error("client CA {path} (tls.client_ca)")]
+    /// A certificate in it can't be used as a trust anchor.
+    #[error("no valid CA certificate in client CA {path} (tls.client_ca)")]
     Anchor {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with the certificate.
+        /// The reason.
         source: rustls::Error,
     },
-    /// The verifier can't be built.
+    /// The certificate verifier can't be built.
     #[error("client certificates can't be verified")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
 }
 
-/// The CAs whose client certificates are believed: loopgate's own, and the operator's.
+/// The CAs whose client certificates are trusted: loopgate's own, and those of `tls.client_ca`.
 #[derive(Debug)]
 pub struct ClientAuthorities {
     own: Option<CertificateDer<'static>>,
     operator: Vec<CertificateDer<'static>>,
-    /// Knows loopgate's own CA only, to tell apart who vouches for a certificate.
+    /// Trusts loopgate's own CA only, to find out which CA issued a certificate.
     own_verifier: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl ClientAuthorities {
-    /// `own` is loopgate's own CA, `operator` the PEM bundle of `tls.client_ca`.
+    /// Trusts `own`, loopgate's own CA, and the certificates of the PEM bundle `operator` (`tls.client_ca`).
     ///
     /// # Errors
-    /// The bundle can't be read or used; the error names it.
+    /// The bundle can't be read or used; the error names the file.
     pub fn new(own: Option<CertificateDer<'static>>, operator: Option<&Path>) -> Result<Self, Error> {
         let operator = operator.map(read).transpose()?.unwrap_or_default();
         let own_verifier = own.as_ref().map(|own| verifier(std::slice::from_ref(own))).transpose()?;
         Ok(Self { own, operator, own_verifier })
     }
 
-    /// Whether both have the same certificates from the operator.
+    /// Returns whether both trust the same certificates of `tls.client_ca`.
     pub(super) fn same_operator(&self, other: &Self) -> bool {
         self.operator == other.operator
     }
 
-    /// Asks for a certificate and checks the one it gets; `None` where no CA is believed, so that no client is asked.
+    /// Returns the verifier of client certificates; `None` if no CA is trusted, so that no client is asked for a certificate.
     pub(super) fn verifier(&self) -> Result<Option<Arc<dyn ClientCertVerifier>>, Error> {
         let anchors: Vec<_> = self.own.iter().chain(&self.operator).cloned().collect();
         if anchors.is_empty() { Ok(None) } else { verifier(&anchors).map(Some) }
     }
 
-    /// What a verified `chain` says, and who vouches for it.
+    /// Returns the contents and the issuer of the leaf of a verified `chain`.
     pub(super) fn identify(&self, chain: &[CertificateDer<'static>]) -> Option<Certificate> {
         let (leaf, intermediates) = chain.split_first()?;
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
@@ -85,7 +85,7 @@ impl ClientAuthorities {
                 _ => {}
             }
         }
-        // The verifier knew all anchors at once; whose agents these are is decided by a look with loopgate's own CA alone.
+        // The verifier trusts all CAs; only loopgate's own CA issues certificates of agents.
         let own =
             self.own_verifier.as_ref().is_some_and(|verifier| verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok());
         Some(Certificate {

@@ -1,13 +1,14 @@
-//! The TLS side of a downstream connection: rustls configurations out of identities, and the handshake with its deadline.
+//! TLS of downstream connections: the server configuration, and the handshake with its deadline.
 //!
-//! It reads who a client certificate names, but does not judge what that makes of a connection: that is [`crate::lane`]'s.
+//! It reads the names in a client certificate. What they mean for a connection is decided by [`crate::lane`].
 
 mod certificate;
 mod plain;
+mod provider;
+mod read_ahead;
 mod server;
-mod wide;
 
 pub use certificate::{ClientAuthorities, Error as CertificateError};
-pub(crate) use server::provider;
-pub use server::{ENROL, Error, Handshake, Stream, Terms, accept};
-pub use wide::Wide;
+pub(crate) use provider::provider;
+pub use read_ahead::ReadAhead;
+pub use server::{ENROL, Error, Handshake, Stream, TlsServerConfig, accept};

@@ -1,4 +1,4 @@
-//! The server's side of the handshake.
+//! The server configuration and the handshake.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::aws_lc_rs;
 use rustls::server::NoServerSessionStorage;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -14,38 +14,39 @@ use tokio_rustls::server::TlsStream;
 
 use super::certificate::{self, ClientAuthorities};
 use super::plain;
-use super::wide::Wide;
+use super::provider::provider;
+use super::read_ahead::ReadAhead;
 use crate::lane::Certificate;
 use crate::pki::{Identity, SubjectName};
 
-/// The ALPN protocol of an agent that asks for its certificate.
+/// The ALPN protocol by which an agent enrols.
 pub const ENROL: &[u8] = crate::attest::ALPN;
 
-/// A downstream connection after its handshake; boxed, since it is more than a kilobyte and passes through many hands.
-pub type Stream<S> = Box<TlsStream<Wide<S>>>;
+/// A downstream connection after its handshake. Boxed, since it is larger than a kilobyte and is moved often.
+pub type Stream<S> = Box<TlsStream<ReadAhead<S>>>;
 
-/// Why there is nothing to shake hands with, or no hand was shaken.
+/// Why there is no TLS configuration, or why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The identity or the client authorities don't make a usable configuration.
+    /// The identity or the client CAs make no usable configuration.
     #[error("the certificate can't be served")]
     Config(#[from] rustls::Error),
-    /// The operator's CA bundle can't be used.
+    /// The client CA bundle can't be used.
     #[error(transparent)]
     Authorities(#[from] certificate::Error),
     /// The client did not finish in time.
     #[error("the TLS handshake took longer than {0:?}")]
     Slow(Duration),
-    /// The client spoke HTTP without TLS, and was told so.
+    /// The client spoke HTTP without TLS, and got an HTTP answer that says so.
     #[error("HTTP without TLS")]
     PlainHttp,
-    /// The client sent something else than TLS, or gave up.
+    /// The client sent invalid TLS, or closed the connection.
     #[error("the TLS handshake failed")]
     Handshake(#[source] io::Error),
 }
 
 impl Error {
-    /// The reason in one word, as the metric names it.
+    /// Returns the label of the reason in the metric.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Slow(_) => "timeout",
@@ -62,36 +63,36 @@ impl Error {
     }
 }
 
-/// What connections are accepted on at one moment.
+/// The TLS configuration of new connections.
 #[derive(Clone)]
-pub struct Terms {
+pub struct TlsServerConfig {
     config: Arc<ServerConfig>,
     authorities: Arc<ClientAuthorities>,
     names: BTreeSet<SubjectName>,
 }
 
-impl Terms {
-    /// The names in the certificate that is shown, and what else clients call us by.
+impl TlsServerConfig {
+    /// Returns the names by which clients may address loopgate: those in the certificate, and those configured besides.
     pub fn names(&self) -> &BTreeSet<SubjectName> {
         &self.names
     }
 
-    /// Whether both believe the same authorities of the operator's.
-    pub fn believes_the_same(&self, other: &Self) -> bool {
+    /// Returns whether both trust the same CAs of `tls.client_ca`.
+    pub fn trusts_same_client_cas(&self, other: &Self) -> bool {
         self.authorities.same_operator(&other.authorities)
     }
 
-    /// TLS 1.3 and 1.2, ALPN, a certificate asked for but not demanded, stateless tickets and no early data. Clients that go by something
-    /// else than names in the certificate may call us by one of `further`.
+    /// Returns a configuration with TLS 1.3 and 1.2, ALPN, optional client certificates, stateless tickets and no early data.
+    /// `further_names` are names of loopgate that are not in the certificate.
     ///
-    /// Each call makes tickets of its own: a session that was opened when other client certificates were trusted must not be resumed.
+    /// Each configuration has its own ticket keys, so that no session is resumed that was opened while other client CAs were trusted.
     ///
     /// # Errors
-    /// The identity does not suit the crypto provider.
+    /// The crypto provider can't use the identity, or a client CA is unusable.
     pub fn new(
         identity: &Identity,
         authorities: Arc<ClientAuthorities>,
-        further: impl IntoIterator<Item = SubjectName>,
+        further_names: impl IntoIterator<Item = SubjectName>,
     ) -> Result<Self, Error> {
         let builder =
             ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
@@ -105,42 +106,37 @@ impl Terms {
         config.ticketer = aws_lc_rs::Ticketer::new()?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 2;
-        // The choice is the server's, AES-256 first: scanners rate a server without an order as weak.
+        // The server's order counts, AES-256 first: scanners rate a server without an order as weak.
         config.ignore_client_order = true;
         debug_assert!(config.ticketer.enabled() && config.max_early_data_size == 0);
-        let names = identity.names.iter().cloned().chain(further).collect();
+        let names = identity.names.iter().cloned().chain(further_names).collect();
         Ok(Self { config: Arc::new(config), authorities, names })
     }
 }
 
-/// aws-lc-rs with the hybrid post-quantum key exchange X25519MLKEM768 first.
-pub(crate) fn provider() -> Arc<CryptoProvider> {
-    Arc::new(aws_lc_rs::default_provider())
-}
-
-/// A finished handshake.
+/// The result of a handshake.
 pub struct Handshake<S> {
-    /// What to talk over.
+    /// The encrypted connection.
     pub stream: Stream<S>,
-    /// The client's certificate; its chain was verified.
+    /// The client's verified certificate, if it sent one.
     pub certificate: Option<Certificate>,
 }
 
-/// Shakes hands on `io`, within `deadline`.
+/// Makes the handshake on `io`, within `deadline`.
 ///
 /// # Errors
-/// The client was too slow, gave up, or spoke something else.
-pub async fn accept(io: TcpStream, terms: &Terms, deadline: Duration) -> Result<Handshake<TcpStream>, Error> {
-    // Boxed, so that what only a handshake needs is given back when it is over.
+/// The client is too slow, closes the connection, or sends invalid TLS.
+pub async fn accept(io: TcpStream, config: &TlsServerConfig, deadline: Duration) -> Result<Handshake<TcpStream>, Error> {
+    // Boxed, so that the memory of the handshake is freed when it is over.
     let handshake = Box::pin(async {
         if plain::is_http(&io).await {
             plain::refuse(io).await;
             return Err(Error::PlainHttp);
         }
-        TlsAcceptor::from(Arc::clone(&terms.config)).accept(Wide::new(io)).await.map_err(Error::Handshake)
+        TlsAcceptor::from(Arc::clone(&config.config)).accept(ReadAhead::new(io)).await.map_err(Error::Handshake)
     });
     let stream = Box::new(tokio::time::timeout(deadline, handshake).await.map_err(|_| Error::Slow(deadline))??);
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let certificate = terms.authorities.identify(chain);
+    let certificate = config.authorities.identify(chain);
     Ok(Handshake { stream, certificate })
 }

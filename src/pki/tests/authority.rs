@@ -1,4 +1,4 @@
-//! What the CA signs for agents.
+//! The client certificates that the CA signs for agents.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, UnixTime};
 
 use super::super::CertificateAuthority;
-use super::super::certificate::{Facts, try_on};
+use super::super::certificate::{Facts, verify_before_publishing};
 use super::super::offline::{self, Agent};
 use super::{error_chain, files, home, names, now};
 
@@ -31,7 +31,7 @@ fn client_verifies(chain: &[CertificateDer<'static>], ca: &CertificateDer<'stati
 }
 
 #[test]
-fn of_a_request_only_the_key_is_used() {
+fn only_the_key_of_a_request_is_used() {
     let ca = CertificateAuthority::load_or_create(&home().state).unwrap();
     let key = KeyPair::generate().unwrap();
     let chain = ca.issue_client(&request(&key), URI, HOUR).unwrap();
@@ -41,7 +41,7 @@ fn of_a_request_only_the_key_is_used() {
     assert_eq!(facts.public_key, key.subject_public_key_info());
     assert!(facts.validity.not_after - now() <= time::Duration::HOUR);
     assert!(client_verifies(&chain, ca.certificate()));
-    assert!(try_on(&chain, ca.certificate(), now(), &names("")).is_err(), "it is no server's");
+    assert!(verify_before_publishing(&chain, ca.certificate(), now(), &names("")).is_err(), "it is no server certificate");
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn lifetimes_that_no_client_would_accept_are_refused() {
 }
 
 #[test]
-fn an_agents_certificate_made_by_hand_is_renewed_for_the_same_key() {
+fn an_issued_agent_certificate_is_renewed_for_the_same_key() {
     let home = home();
     let out = home.state.join("worker");
     let agent = Agent { trust_domain: "loopgate.local", name: "worker-1", life: HOUR };
@@ -86,7 +86,7 @@ fn an_agents_certificate_made_by_hand_is_renewed_for_the_same_key() {
 }
 
 #[test]
-fn an_agent_name_can_not_pretend_to_be_a_path() {
+fn an_agent_name_is_a_single_path_segment() {
     let home = home();
     for name in ["", "../ca", "a/b", ".hidden", "a b", "ä", &"x".repeat(64)] {
         let agent = Agent { trust_domain: "loopgate.local", name, life: HOUR };
@@ -97,7 +97,7 @@ fn an_agent_name_can_not_pretend_to_be_a_path() {
 }
 
 #[test]
-fn showing_changes_nothing_and_reads_no_key() {
+fn show_changes_nothing_and_reads_no_key() {
     let home = home();
     super::start(&home.state, "localhost 172.18.0.2").unwrap();
     for name in [".lock", "ca.key", "server.key"] {

@@ -1,26 +1,26 @@
-//! Processes that die at any moment, and processes that start at the same one.
+//! Processes that are killed at any time, and processes that start at the same time.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::super::made::{Made, RotateKey};
+use super::super::managed::{Managed, RotateKey};
 use super::{files, handshake, home, now, start};
 
-/// Where the process that a story starts finds its state directory.
+/// Names the state directory of a child process.
 const STATE: &str = "TEST_STATE";
-/// Set if it is to rotate until it is killed.
+/// Makes a child process rotate its key until it is killed.
 const ROTATE: &str = "TEST_ROTATE";
 
-/// A story of its own, and, in a process that another story started, a sidecar that starts on the directory it was told.
+/// A test of its own; in a child process of the other tests, a sidecar that starts with the given state directory.
 #[test]
 fn a_sidecar_starts() {
     let home = home();
     let state = std::env::var_os(STATE).map_or(home.state.clone(), Into::into);
     start(&state, "localhost").unwrap();
     while std::env::var_os(ROTATE).is_some() {
-        Made::open(&state, now()).unwrap().rotate(RotateKey::Replace, now()).unwrap();
+        Managed::open(&state, now()).unwrap().rotate(RotateKey::Replace, now()).unwrap();
     }
     assert_eq!(files(&state).len(), 4);
 }
@@ -37,7 +37,7 @@ fn kill(mut child: Child) {
     child.wait().unwrap();
 }
 
-/// The next start works, and changes nothing that was there but temporary files.
+/// Asserts that the next start works and removes only temporary files.
 fn recovers(state: &Path) {
     let before = files(state);
     let identity = start(state, "localhost").unwrap().identity;
@@ -90,11 +90,11 @@ fn every_step_of_a_rotation_to_a_new_key_is_completed_or_forgotten_by_the_next_s
     let home = home();
     start(&home.state, "localhost").unwrap();
     let old = files(&home.state);
-    Made::open(&home.state, now()).unwrap().rotate(RotateKey::Replace, now()).unwrap();
+    Managed::open(&home.state, now()).unwrap().rotate(RotateKey::Replace, now()).unwrap();
     let new = files(&home.state);
     assert_ne!(new["server.key"], old["server.key"]);
 
-    // Killed before the new key had its name: the old pair, and a chain that nobody needs.
+    // Killed before the new key was renamed: the old pair, and a chain that is not needed.
     for (key, chain) in [(&old, &old), (&new, &old)] {
         fs::write(home.state.join("server.key"), &key["server.key"]).unwrap();
         fs::write(home.state.join("server.pem"), &chain["server.pem"]).unwrap();

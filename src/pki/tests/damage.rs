@@ -1,4 +1,4 @@
-//! Files that are not what they should be: an error that names the file, and nothing overwritten.
+//! Invalid files: an error names the file, and no file is overwritten.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use time::Duration;
 
-use super::super::made::Made;
+use super::super::managed::Managed;
 use super::{Home, error_chain, files, home, names, now, start};
 
 fn damaged(kind: &str, content: &[u8], of_another: &[u8]) -> Vec<u8> {
@@ -21,7 +21,7 @@ fn damaged(kind: &str, content: &[u8], of_another: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_damaged_file_is_named_and_left_as_it_is() {
+fn a_damaged_file_is_named_and_left_unchanged() {
     let stranger = home();
     start(&stranger.state, "localhost").unwrap();
     let other = files(&stranger.state);
@@ -34,7 +34,7 @@ fn a_damaged_file_is_named_and_left_as_it_is() {
             fs::write(&path, damaged(kind, &fs::read(&path).unwrap(), &other[name])).unwrap();
             let before = files(&home.state);
             let text = error_chain(&start(&home.state, "localhost new.name").expect_err(kind));
-            // A pair that doesn't match doesn't say which of the two is wrong: its certificate is named then.
+            // Of a pair that does not match, either may be wrong; the certificate is named.
             let certificate = name.replace(".key", ".pem");
             let named = text.contains(name) || kind == "of another sidecar" && text.contains(&certificate);
             assert!(named, "{name} {kind}: {text}");
@@ -44,7 +44,7 @@ fn a_damaged_file_is_named_and_left_as_it_is() {
 }
 
 #[test]
-fn a_missing_partner_is_named_unless_it_can_be_made_again() {
+fn a_missing_file_of_a_pair_is_named_unless_it_can_be_created_again() {
     for (name, fine) in [("ca.key", false), ("server.key", false), ("server.pem", true), ("ca.pem", true)] {
         let home = home();
         start(&home.state, "localhost").unwrap();
@@ -62,7 +62,7 @@ fn a_missing_partner_is_named_unless_it_can_be_made_again() {
 }
 
 #[test]
-fn a_key_that_everyone_can_read_is_refused_and_not_mended_in_silence() {
+fn a_key_that_every_user_can_read_is_refused_and_left_unchanged() {
     for name in ["ca.key", "server.key"] {
         let home = home();
         start(&home.state, "localhost").unwrap();
@@ -75,7 +75,7 @@ fn a_key_that_everyone_can_read_is_refused_and_not_mended_in_silence() {
 }
 
 #[test]
-fn a_directory_that_can_not_be_made_is_named() {
+fn a_directory_that_cannot_be_created_is_named() {
     let home = home();
     fs::write(&home.state, b"a file").unwrap();
     let error = start(&home.state.join("below"), "localhost").unwrap_err();
@@ -84,8 +84,8 @@ fn a_directory_that_can_not_be_made_is_named() {
     assert!(error.to_string().contains("state"), "{error}");
 }
 
-/// Moves a state directory where its files can be read but no temporary file beside them be made, whoever asks: root ignores
-/// permissions, but a path longer than PATH_MAX is too long for everyone.
+/// Moves a state directory to a path where its files can be read but no temporary file created, even by root, which ignores
+/// permissions: the temporary path exceeds PATH_MAX.
 fn make_unwritable(home: &Home) -> PathBuf {
     const LONGEST: usize = 4078;
     let mut path: PathBuf = home.state.parent().unwrap().into();
@@ -99,41 +99,41 @@ fn make_unwritable(home: &Home) -> PathBuf {
         fs::create_dir(&path).unwrap();
     }
     fs::rename(&home.state, &path).unwrap();
-    assert!(fs::write(path.join(".new-123456-server.pem"), b"").is_err(), "the story's premise");
+    assert!(fs::write(path.join(".new-123456-server.pem"), b"").is_err(), "the premise of the test");
     path
 }
 
 fn leaf(state: &Path, wanted: &str, days: i64) -> (Vec<u8>, Option<String>) {
     let now = now() + Duration::days(days);
-    let loaded = Made::open(state, now).unwrap().load(&names(wanted), now).unwrap();
-    (loaded.identity.certified_key.cert[0].to_vec(), loaded.trouble.map(|error| error_chain(&error)))
+    let loaded = Managed::open(state, now).unwrap().load(&names(wanted), now).unwrap();
+    (loaded.identity.certified_key.cert[0].to_vec(), loaded.problem.map(|error| error_chain(&error)))
 }
 
 #[test]
-fn on_a_full_or_read_only_disk_what_is_there_serves_while_it_can() {
+fn on_a_full_or_read_only_disk_the_present_certificate_is_served_until_it_expires() {
     let home = home();
     start(&home.state, "localhost").unwrap();
     let state = make_unwritable(&home);
 
-    let (first, trouble) = leaf(&state, "localhost", 0);
-    assert_eq!(trouble, None, "nothing to write");
+    let (first, problem) = leaf(&state, "localhost", 0);
+    assert_eq!(problem, None, "nothing to write");
     for (wanted, days) in [("localhost new.name", 0), ("localhost", 61), ("localhost", 89)] {
-        let (same, trouble) = leaf(&state, wanted, days);
+        let (same, problem) = leaf(&state, wanted, days);
         assert_eq!(same, first, "{wanted} {days}");
-        assert!(trouble.unwrap().contains("server.pem"), "{wanted} {days}");
+        assert!(problem.unwrap().contains("server.pem"), "{wanted} {days}");
     }
     let late = now() + Duration::days(91);
-    let error = Made::open(&state, late).unwrap().load(&names("localhost"), late).unwrap_err();
+    let error = Managed::open(&state, late).unwrap().load(&names("localhost"), late).unwrap_err();
     assert!(error.to_string().contains("server.pem"), "{error}");
 }
 
 #[test]
-fn on_a_full_or_read_only_disk_what_is_missing_is_named() {
+fn on_a_full_or_read_only_disk_the_missing_file_is_named() {
     for name in ["server.pem", "ca.pem"] {
         let home = home();
         start(&home.state, "localhost").unwrap();
         fs::remove_file(home.state.join(name)).unwrap();
         let error = start(&make_unwritable(&home), "localhost").unwrap_err().to_string();
-        assert!(error.starts_with("cannot write") && error.ends_with(name), "{error}");
+        assert!(error.starts_with("can't write") && error.ends_with(name), "{error}");
     }
 }

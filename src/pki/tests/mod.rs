@@ -1,10 +1,10 @@
-//! Stories of the state directory, the operator's pair, and what clients make of the certificates.
+//! Tests of the state directory, the provided pair, and handshakes with the certificates.
 
 mod authority;
 mod crash;
 mod damage;
-mod made;
-mod own_pair;
+mod managed;
+mod provided;
 mod rotation;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +18,8 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, Server
 use rustls_pki_types::{CertificateDer, ServerName};
 use time::OffsetDateTime;
 
-use super::made::Made;
-use super::source::Loaded;
+use super::loaded::LoadedIdentity;
+use super::managed::Managed;
 use super::{Error, Identity, SubjectName};
 use crate::error_chain::error_chain;
 
@@ -44,8 +44,8 @@ fn now() -> OffsetDateTime {
 }
 
 /// What the next start of a sidecar serves.
-fn start(state: &Path, wanted: &str) -> Result<Loaded, Error> {
-    Made::open(state, now())?.load(&names(wanted), now())
+fn start(state: &Path, wanted: &str) -> Result<LoadedIdentity, Error> {
+    Managed::open(state, now())?.load(&names(wanted), now())
 }
 
 /// Every file of the directory, save what starts with a dot.
@@ -88,8 +88,8 @@ fn handshake(identity: &Identity, ca: &CertificateDer<'static>, name: &str) -> R
     server.write_tls(&mut wire).unwrap();
     client.read_tls(&mut wire.as_slice()).unwrap();
     client.process_new_packets()?;
-    let mut heard = [0; 5];
-    client.reader().read_exact(&mut heard).unwrap();
-    assert_eq!(&heard, b"hello");
+    let mut received = [0; 5];
+    client.reader().read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"hello");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A running sidecar with a certificate of its own making.
+//! A running sidecar with a managed certificate.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,14 +28,14 @@ fn sidecar() -> Sidecar {
 }
 
 #[tokio::test]
-async fn the_first_certificate_has_the_names_found_those_given_and_localhost() {
+async fn the_first_certificate_has_the_found_names_the_configured_ones_and_localhost() {
     let sidecar = sidecar();
     assert_eq!(sidecar.pki.identity().borrow().names, names("172.18.0.2 gateway.example localhost"));
     assert!(sidecar.pki.problem().borrow().is_none());
 }
 
 #[tokio::test]
-async fn a_network_that_comes_is_in_the_certificate_at_once_and_one_that_goes_stays() {
+async fn a_new_address_is_added_to_the_certificate_at_once_and_a_vanished_one_stays() {
     let sidecar = sidecar();
     let mut identity = sidecar.pki.identity();
     let before = identity.borrow_and_update().clone();
@@ -47,7 +47,7 @@ async fn a_network_that_comes_is_in_the_certificate_at_once_and_one_that_goes_st
 }
 
 #[tokio::test]
-async fn a_name_that_no_certificate_can_have_does_not_spoil_the_others() {
+async fn an_invalid_name_is_left_out_of_the_certificate() {
     let sidecar = sidecar();
     let mut identity = sidecar.pki.identity();
     identity.mark_unchanged();
@@ -58,7 +58,7 @@ async fn a_name_that_no_certificate_can_have_does_not_spoil_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rotation_by_hand_is_noticed() {
+async fn a_rotation_by_command_is_noticed() {
     let sidecar = sidecar();
     let mut identity = sidecar.pki.identity();
     let first = identity.borrow_and_update().clone();
@@ -74,7 +74,7 @@ async fn a_rotation_by_hand_is_noticed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_state_directory_that_is_damaged_or_gone_while_running_is_reported_and_not_made_anew() {
+async fn a_state_directory_that_is_damaged_or_removed_while_running_is_reported_and_not_created_again() {
     let sidecar = sidecar();
     let identity = sidecar.pki.identity();
     let before = identity.borrow().clone();
@@ -82,7 +82,7 @@ async fn a_state_directory_that_is_damaged_or_gone_while_running_is_reported_and
     sidecar.pki.problem().wait_for(Option::is_some).await.unwrap();
     assert_eq!(fs::read(sidecar.home.state.join("server.pem")).unwrap(), b"");
 
-    // In one step, since the sidecar may be looking at this very moment.
+    // In one step, since the sidecar may check the files at this moment.
     fs::rename(&sidecar.home.state, sidecar.home.state.with_extension("away")).unwrap();
     let mut problem = sidecar.pki.problem();
     problem.wait_for(|problem| problem.as_ref().is_some_and(|error| super::error_chain(error).contains("server.key"))).await.unwrap();

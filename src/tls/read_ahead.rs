@@ -1,6 +1,6 @@
-//! Bytes off the wire in large pieces, while there are many.
+//! Reads ahead from a socket while much data arrives.
 //!
-//! rustls asks for 4 KiB at a time, which is four calls of the kernel for each record of an upload.
+//! rustls reads 4 KiB at a time, which would be four system calls for each TLS record of an upload.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
@@ -11,26 +11,26 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
-/// How much is read at once; two records.
-const PIECE: usize = 32 * 1024;
-/// Who fills as much as this with one read has more to say.
-const MUCH: usize = 4096;
+/// The size of a read ahead, in bytes: two TLS records.
+const READ_SIZE: usize = 32 * 1024;
+/// A read of at least this many bytes that fills its buffer starts reading ahead.
+const BUSY_READ: usize = 4096;
 
 thread_local! {
-    /// Lent to whichever connection has much to say, and taken back when that was read.
+    /// A buffer that the connections of this thread share: taken for a read ahead, returned once its bytes are consumed.
     static SPARE: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 
-/// A byte stream that is read ahead while much is coming, and holds nothing while it is quiet.
+/// A byte stream that reads ahead while much data arrives, and holds no buffer while it is idle.
 #[derive(Debug)]
-pub struct Wide<S> {
+pub struct ReadAhead<S> {
     inner: S,
     ahead: BytesMut,
-    /// The last read got all that it asked for.
+    /// Whether the last read filled its buffer, so that more data is likely.
     more: bool,
 }
 
-impl<S> Wide<S> {
+impl<S> ReadAhead<S> {
     pub(super) fn new(inner: S) -> Self {
         Self { inner, ahead: BytesMut::new(), more: false }
     }
@@ -45,30 +45,30 @@ impl<S> Wide<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Wide<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if !this.ahead.is_empty() {
             this.take_ahead(buf);
             return Poll::Ready(Ok(()));
         }
-        if !this.more || buf.remaining() >= PIECE {
+        if !this.more || buf.remaining() >= READ_SIZE {
             let wanted = buf.remaining();
             ready!(Pin::new(&mut this.inner).poll_read(cx, buf))?;
-            this.more = wanted >= MUCH && buf.remaining() == 0;
+            this.more = wanted >= BUSY_READ && buf.remaining() == 0;
             return Poll::Ready(Ok(()));
         }
         let mut ahead = SPARE.take().unwrap_or_default();
-        ahead.reserve(PIECE);
+        ahead.reserve(READ_SIZE);
         let poll = poll_read_buf(Pin::new(&mut this.inner), cx, &mut ahead);
-        this.more = matches!(poll, Poll::Ready(Ok(count)) if count >= MUCH);
+        this.more = matches!(poll, Poll::Ready(Ok(count)) if count >= BUSY_READ);
         this.ahead = ahead;
         this.take_ahead(buf);
         poll.map_ok(|_| ())
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wide<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
@@ -98,9 +98,9 @@ mod tests {
 
     use super::*;
 
-    /// Says `said`, in pieces of these sizes, where 0 is a moment without any; then nothing more, for ever or as its end.
+    /// Yields `data` in pieces of these sizes, where 0 means pending once; then stays pending, or ends.
     struct Script {
-        said: Vec<u8>,
+        data: Vec<u8>,
         pieces: VecDeque<usize>,
         ends: bool,
         asked: Vec<usize>,
@@ -115,9 +115,9 @@ mod tests {
                 None if self.ends => return Poll::Ready(Ok(())),
                 None => return Poll::Pending,
             };
-            let count = piece.min(buf.remaining()).min(self.said.len());
-            buf.put_slice(&self.said[..count]);
-            self.said.drain(..count);
+            let count = piece.min(buf.remaining()).min(self.data.len());
+            buf.put_slice(&self.data[..count]);
+            self.data.drain(..count);
             if piece > count {
                 self.pieces.push_front(piece - count);
             }
@@ -125,26 +125,26 @@ mod tests {
         }
     }
 
-    /// What is read from `pieces` by someone who asks for 4 KiB at a time, and what the source was asked for.
+    /// Reads `pieces` 4 KiB at a time. Returns the data sent, the data read, and the sizes that the source was asked for.
     fn read(pieces: &[usize], ends: bool) -> (Vec<u8>, Vec<u8>, Vec<usize>) {
-        let said: Vec<u8> = (0..pieces.iter().sum()).map(|at: usize| (at % 251) as u8).collect();
-        let script = Script { said: said.clone(), pieces: pieces.iter().copied().collect(), ends, asked: Vec::new() };
-        let mut wide = Wide::new(script);
-        let mut heard = Vec::new();
+        let data: Vec<u8> = (0..pieces.iter().sum()).map(|at: usize| (at % 251) as u8).collect();
+        let script = Script { data: data.clone(), pieces: pieces.iter().copied().collect(), ends, asked: Vec::new() };
+        let mut stream = ReadAhead::new(script);
+        let mut received = Vec::new();
         let (waker, mut moments) = (noop_waker(), pieces.iter().filter(|piece| **piece == 0).count() + 1);
         loop {
             let mut block = [0; 4096];
             let mut block = ReadBuf::new(&mut block);
-            match Pin::new(&mut wide).poll_read(&mut Context::from_waker(&waker), &mut block) {
+            match Pin::new(&mut stream).poll_read(&mut Context::from_waker(&waker), &mut block) {
                 Poll::Ready(read) => {
                     read.unwrap();
                     if block.filled().is_empty() {
                         break;
                     }
-                    heard.extend_from_slice(block.filled());
+                    received.extend_from_slice(block.filled());
                 }
                 Poll::Pending => {
-                    assert_eq!(wide.ahead.capacity(), 0, "it holds memory while it waits");
+                    assert_eq!(stream.ahead.capacity(), 0, "an idle stream holds memory");
                     moments -= 1;
                     if moments == 0 {
                         break;
@@ -152,11 +152,11 @@ mod tests {
                 }
             }
         }
-        (said, heard, wide.inner.asked)
+        (data, received, stream.inner.asked)
     }
 
     #[test]
-    fn everything_comes_through_once_and_in_order() {
+    fn all_data_is_read_once_and_in_order() {
         for pieces in [
             &[1][..],
             &[4096],
@@ -167,18 +167,18 @@ mod tests {
             &[70_000, 0, 10, 0, 70_000],
         ] {
             for ends in [false, true] {
-                let (said, heard, _) = read(pieces, ends);
-                assert!(said == heard, "{pieces:?}: {} of {}", heard.len(), said.len());
+                let (sent, received, _) = read(pieces, ends);
+                assert!(sent == received, "{pieces:?}: {} of {}", received.len(), sent.len());
             }
         }
     }
 
     #[test]
-    fn little_is_read_as_it_was_asked_for_and_much_at_once() {
+    fn only_a_busy_stream_is_read_ahead() {
         let (.., asked) = read(&[100, 0, 4000, 0, 100], true);
         assert!(asked.iter().all(|asked| *asked == 4096), "{asked:?}");
         let (.., asked) = read(&[1 << 20], true);
         assert!(asked.len() < 40, "{}", asked.len());
-        assert!(asked[1..].iter().all(|asked| *asked >= PIECE), "{asked:?}");
+        assert!(asked[1..].iter().all(|asked| *asked >= READ_SIZE), "{asked:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! The operator's own pair: what is refused at the start, and how a running sidecar follows the files.
+//! The provided pair: what is refused at the start, and how a running sidecar follows the files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +21,7 @@ fn pair(name: &str) -> (String, String) {
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
 }
 
-struct Story {
+struct Fixture {
     home: Home,
     chain: PathBuf,
     key: PathBuf,
@@ -30,15 +30,15 @@ struct Story {
     names: watch::Receiver<BTreeSet<SubjectName>>,
 }
 
-fn story() -> Story {
+fn fixture() -> Fixture {
     let home = home();
     let place = home.state.parent().unwrap();
     let (sender, receiver) = watch::channel(BTreeSet::new());
     let (chain, key) = (place.join("tls.crt"), place.join("tls.key"));
-    Story { chain, key, shutdown: Shutdown::new(), _names: sender, names: receiver, home }
+    Fixture { chain, key, shutdown: Shutdown::new(), _names: sender, names: receiver, home }
 }
 
-impl Story {
+impl Fixture {
     fn write(&self, (chain, key): &(String, String)) {
         fs::write(&self.chain, chain).unwrap();
         fs::write(&self.key, key).unwrap();
@@ -60,7 +60,7 @@ async fn problem(pki: &Pki, part: &str) {
 }
 
 #[tokio::test]
-async fn a_pair_that_can_not_serve_is_an_error_that_names_the_file() {
+async fn an_unusable_pair_is_an_error_that_names_the_file() {
     let (good, other) = (pair("good"), pair("other"));
     let cases = [
         ("", good.1.as_str(), "tls.crt"),
@@ -72,42 +72,42 @@ async fn a_pair_that_can_not_serve_is_an_error_that_names_the_file() {
         (good.0.as_str(), other.1.as_str(), "tls.key"),
     ];
     for (chain, key, named) in cases {
-        let story = story();
-        story.write(&(chain.to_owned(), key.to_owned()));
-        let error = error_chain(&story.open().unwrap_err());
+        let fixture = fixture();
+        fixture.write(&(chain.to_owned(), key.to_owned()));
+        let error = error_chain(&fixture.open().unwrap_err());
         assert!(error.contains(named), "{named}: {error}");
     }
-    let error = error_chain(&story().open().unwrap_err());
+    let error = error_chain(&fixture().open().unwrap_err());
     assert!(error.contains("tls.crt") && error.contains("read"), "{error}");
 }
 
 #[tokio::test]
-async fn beside_an_own_pair_there_is_a_ca_if_there_can_be_one() {
-    let story = story();
-    story.write(&pair("good"));
-    let pki = story.open().unwrap();
+async fn beside_a_provided_pair_there_is_a_ca_if_there_can_be_one() {
+    let fixture = fixture();
+    fixture.write(&pair("good"));
+    let pki = fixture.open().unwrap();
     assert_eq!(pki.identity().borrow().ca.as_ref(), Some(pki.authority().unwrap().certificate()));
 
-    fs::remove_dir_all(&story.home.state).unwrap();
-    fs::write(&story.home.state, b"no directory").unwrap();
-    let pki = story.open().unwrap();
+    fs::remove_dir_all(&fixture.home.state).unwrap();
+    fs::write(&fixture.home.state, b"no directory").unwrap();
+    let pki = fixture.open().unwrap();
     assert!(pki.identity().borrow().ca.is_none() && pki.authority().is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pair_changed_in_place_is_served_without_being_asked() {
-    let story = story();
-    story.write(&pair("first"));
-    let mut identity = story.open().unwrap().identity();
+async fn a_pair_changed_in_place_is_reloaded() {
+    let fixture = fixture();
+    fixture.write(&pair("first"));
+    let mut identity = fixture.open().unwrap().identity();
     served(&mut identity, "first").await;
-    story.write(&pair("second"));
+    fixture.write(&pair("second"));
     served(&mut identity, "second").await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pair_swapped_as_kubernetes_does_is_served() {
-    let mut story = story();
-    let place: PathBuf = story.home.state.parent().unwrap().into();
+async fn a_pair_swapped_by_symlinks_is_reloaded() {
+    let mut fixture = fixture();
+    let place: PathBuf = fixture.home.state.parent().unwrap().into();
     let publish = |version: &str| {
         let (chain, key) = pair(version);
         fs::create_dir(place.join(version)).unwrap();
@@ -120,48 +120,48 @@ async fn a_pair_swapped_as_kubernetes_does_is_served() {
     for name in ["tls.crt", "tls.key"] {
         std::os::unix::fs::symlink(Path::new("..data").join(name), place.join(name)).unwrap();
     }
-    story.chain = place.join("tls.crt");
-    story.key = place.join("tls.key");
-    let mut identity = story.open().unwrap().identity();
+    fixture.chain = place.join("tls.crt");
+    fixture.key = place.join("tls.key");
+    let mut identity = fixture.open().unwrap().identity();
     served(&mut identity, "v1").await;
     publish("v2");
     served(&mut identity, "v2").await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bad_pair_keeps_the_old_one_and_is_reported_until_it_is_mended() {
-    let story = story();
-    story.write(&pair("first"));
-    let pki = story.open().unwrap();
+async fn with_an_invalid_pair_the_old_one_is_served_and_the_problem_reported_until_it_is_fixed() {
+    let fixture = fixture();
+    fixture.write(&pair("first"));
+    let pki = fixture.open().unwrap();
     let mut identity = pki.identity();
 
     let second = pair("second");
-    fs::write(&story.chain, &second.0).unwrap();
+    fs::write(&fixture.chain, &second.0).unwrap();
     problem(&pki, "tls.key").await;
     served(&mut identity, "first").await;
-    fs::write(&story.key, &second.1).unwrap();
+    fs::write(&fixture.key, &second.1).unwrap();
     served(&mut identity, "second").await;
     pki.problem().wait_for(Option::is_none).await.unwrap();
 
-    story.write(&pair("expired"));
+    fixture.write(&pair("expired"));
     problem(&pki, "expired").await;
     served(&mut identity, "second").await;
-    fs::remove_file(&story.chain).unwrap();
-    problem(&pki, "cannot read").await;
+    fs::remove_file(&fixture.chain).unwrap();
+    problem(&pki, "can't read").await;
     served(&mut identity, "second").await;
 }
 
 #[tokio::test]
-async fn a_reload_looks_at_once() {
-    let story = story();
-    story.write(&pair("first"));
-    let pki = story.open().unwrap();
-    story.write(&("hello".to_owned(), "hello".to_owned()));
+async fn a_reload_checks_the_files_at_once() {
+    let fixture = fixture();
+    fixture.write(&pair("first"));
+    let pki = fixture.open().unwrap();
+    fixture.write(&("hello".to_owned(), "hello".to_owned()));
     pki.reload();
     problem(&pki, "tls.crt").await;
-    story.write(&pair("second"));
+    fixture.write(&pair("second"));
     pki.reload();
     served(&mut pki.identity(), "second").await;
-    story.shutdown.begin();
-    assert_eq!(story.shutdown.finished(std::time::Duration::from_secs(10)).await, 0);
+    fixture.shutdown.begin();
+    assert_eq!(fixture.shutdown.finished(std::time::Duration::from_secs(10)).await, 0);
 }

@@ -1,4 +1,4 @@
-//! A door: accepts connections for as long as it is wanted, whatever `accept(2)` says.
+//! Accepts connections from one listening socket, and goes on after failures of `accept(2)`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,41 +13,41 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::limits::Admission;
-use super::{Accepted, Limits};
+use super::accepted::Accepted;
+use super::limits::{Admission, Limits};
 use crate::addr::{PeerAddr, canonical};
 use crate::backoff::Backoff;
 use crate::metrics::Doors;
 
-/// The rests after failures that only time can mend.
-const REST: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
-/// Such failures are logged this often at most.
-const COMPLAINT: Duration = Duration::from_secs(5);
+/// The pauses after a failure that can only be waited out, such as a lack of file descriptors.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
+/// The least time between two warnings about such failures.
+const WARN_INTERVAL: Duration = Duration::from_secs(5);
 
-/// One listening socket and what its connections need.
-pub struct Door {
+/// Accepts the connections of one listening socket.
+pub struct AcceptLoop {
     listener: TcpListener,
     limits: Arc<Limits>,
     metrics: Doors,
-    rest: Backoff,
-    complained: Option<Instant>,
+    pauses: Backoff,
+    warned: Option<Instant>,
 }
 
-impl Door {
-    /// A door that nobody waits at yet.
+impl AcceptLoop {
+    /// Returns a loop for `listener`, which starts with [`AcceptLoop::run`].
     pub fn new(listener: TcpListener, limits: Arc<Limits>, metrics: Doors) -> Self {
-        Self { listener, limits, metrics, rest: REST, complained: None }
+        Self { listener, limits, metrics, pauses: PAUSES, warned: None }
     }
 
-    /// Hands each connection to `serve` until `closed`.
-    pub async fn keep(mut self, closed: CancellationToken, serve: impl Fn(Accepted)) {
+    /// Passes each connection to `serve`, until `closed`.
+    pub async fn run(mut self, closed: CancellationToken, serve: impl Fn(Accepted)) {
         let mut waiting = FuturesUnordered::new();
         loop {
             tokio::select! {
                 biased;
                 () = closed.cancelled() => return,
                 Some(accepted) = waiting.next() => serve(accepted),
-                (stream, peer, local) = self.next() => {
+                (stream, peer, local) = self.accept() => {
                     let accepted = move |permit| Accepted { stream, peer, local, permit };
                     match self.limits.admit(peer) {
                         Ok(Admission::Now(permit)) => serve(accepted(permit)),
@@ -59,38 +59,38 @@ impl Door {
         }
     }
 
-    /// The next connection.
-    async fn next(&mut self) -> (TcpStream, PeerAddr, SocketAddr) {
+    /// Returns the next connection.
+    async fn accept(&mut self) -> (TcpStream, PeerAddr, SocketAddr) {
         loop {
             let (stream, peer) = match self.listener.accept().await {
                 Ok((stream, peer)) => (stream, PeerAddr::new(peer)),
                 Err(error) => {
-                    self.endure(&error).await;
+                    self.handle_error(&error).await;
                     continue;
                 }
             };
-            self.rest.reset();
-            // A peer that is gone already has no local address either.
+            self.pauses.reset();
+            // A connection that its peer has reset already has no local address.
             let Ok(local) = stream.local_addr() else { continue };
             return (stream, peer, SocketAddr::new(canonical(local.ip()), local.port()));
         }
     }
 
-    async fn endure(&mut self, error: &io::Error) {
-        if is_the_peers(error) {
+    async fn handle_error(&mut self, error: &io::Error) {
+        if is_peer_failure(error) {
             return;
         }
         self.metrics.accept_failures.inc();
-        if self.complained.is_none_or(|last| last.elapsed() >= COMPLAINT) {
-            self.complained = Some(Instant::now());
-            warn!(%error, "can't accept connections, will go on trying");
+        if self.warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
+            self.warned = Some(Instant::now());
+            warn!(%error, "can't accept connections; will try again");
         }
-        tokio::time::sleep(self.rest.pause()).await;
+        tokio::time::sleep(self.pauses.pause()).await;
     }
 }
 
-/// Says whether `error` concerns just the connection that would have been accepted (accept(2), "Error handling").
-fn is_the_peers(error: &io::Error) -> bool {
+/// Returns whether `error` concerns only the connection that would have been accepted (accept(2), "Error handling").
+fn is_peer_failure(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whose_fault_a_failure_is() {
+    fn only_failures_of_the_peer_are_ignored() {
         for (errno, peers) in [
             (Errno::ECONNABORTED, true),
             (Errno::EPERM, true),
@@ -127,7 +127,7 @@ mod tests {
             (Errno::ENOMEM, false),
             (Errno::EINVAL, false),
         ] {
-            assert_eq!(is_the_peers(&errno.into()), peers, "{errno}");
+            assert_eq!(is_peer_failure(&errno.into()), peers, "{errno}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The server certificate that loopgate makes for itself, in the state directory.
+//! The server certificate that loopgate issues itself, in the state directory.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,37 +10,38 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::authority::{CertificateAuthority, load_key, load_or_create_key};
-use super::certificate::{Facts, try_on};
-use super::error::{Error, Flaw};
-use super::source::{Loaded, Stamp, identity, stamp};
+use super::certificate::{Facts, verify_before_publishing};
+use super::error::{Error, InvalidFile};
+use super::loaded::{FilesDigest, LoadedIdentity, files_digest, identity};
+use super::name::SubjectName;
 use super::state_dir::{Access, Lock, StateDir};
-use super::{SubjectName, pem, plan};
+use super::{pem, plan};
 
 pub(super) const SERVER_CERTIFICATE: &str = "server.pem";
 pub(super) const SERVER_KEY: &str = "server.key";
 
-/// The chain for a key that is about to replace the present one. Two files can't be renamed at once: whoever finds it beside the key
-/// it belongs to completes what a killed process began.
+/// The chain for a key that is about to replace the present one. Two files can't be renamed at once: the next start that finds this file
+/// beside the key it belongs to completes the rotation.
 const NEXT_CERTIFICATE: &str = "server.pem.next";
 
 /// A state directory with a CA and a server key.
 #[derive(Debug)]
-pub(super) struct Made {
+pub(super) struct Managed {
     dir: StateDir,
     authority: Arc<CertificateAuthority>,
 }
 
-/// Which key a new leaf is for.
+/// The key for a new leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RotateKey {
-    /// The one there is, so that pins on the public key hold.
+    /// The present key, so that pins on the public key stay valid.
     Keep,
-    /// A new one, for when the old may have leaked.
+    /// A new key, if the old one may have leaked.
     Replace,
 }
 
-impl Made {
-    /// Opens `state_dir`, and makes the CA and the server's key if they are missing.
+impl Managed {
+    /// Opens `state_dir`, and creates the CA and the server's key if they are missing.
     pub(super) fn open(state_dir: &Path, now: OffsetDateTime) -> Result<Self, Error> {
         let dir = StateDir::create(state_dir)?;
         let lock = dir.lock()?;
@@ -52,18 +53,18 @@ impl Made {
         Ok(Self { dir, authority })
     }
 
-    /// The CA.
+    /// Returns the CA.
     pub(super) fn authority(&self) -> &Arc<CertificateAuthority> {
         &self.authority
     }
 
-    /// Tells one state of the server's files from another.
-    pub(super) fn stamp(&self) -> Stamp {
-        stamp([&self.dir.file(SERVER_CERTIFICATE), &self.dir.file(SERVER_KEY)])
+    /// Returns the digest of the server's files.
+    pub(super) fn files_digest(&self) -> FilesDigest {
+        files_digest([&self.dir.file(SERVER_CERTIFICATE), &self.dir.file(SERVER_KEY)])
     }
 
-    /// The server's certificate, renewed if it is due. A CA or a key that vanished while running is an error, not a reason for new ones.
-    pub(super) fn load(&self, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<Loaded, Error> {
+    /// Returns the server's certificate, renewed if it is due. A CA or a key that vanishes while running is an error; no new one is created.
+    pub(super) fn load(&self, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let lock = self.dir.lock()?;
         let key = self.key()?;
         let current = self.current(&key, &lock)?;
@@ -73,18 +74,18 @@ impl Made {
         };
         match (self.issue(&key, &names, now), current) {
             (Ok(chain), _) => self.loaded(chain, &key, None),
-            // The old one serves on while it can; whether the clock is right is for the client to say.
+            // The old certificate is served until it expires.
             (Err(error), Some((chain, facts))) if now <= facts.validity.not_after => self.loaded(chain, &key, Some(error)),
             (Err(error), _) => Err(error),
         }
     }
 
     /// Replaces the leaf, due or not.
-    pub(super) fn rotate(&self, rotate_key: RotateKey, now: OffsetDateTime) -> Result<Loaded, Error> {
+    pub(super) fn rotate(&self, rotate_key: RotateKey, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let lock = self.dir.lock()?;
         let key = self.key()?;
         let names = self.current(&key, &lock)?.map(|(_, facts)| facts.names);
-        // Without a leaf only a running sidecar knows the names, and it adds them when it sees the new one.
+        // Without a leaf only a running sidecar knows the names; it adds them when it notices the new leaf.
         let names = names.unwrap_or_else(|| [SubjectName::Dns("localhost".into())].into());
         match rotate_key {
             RotateKey::Keep => {
@@ -94,7 +95,7 @@ impl Made {
             RotateKey::Replace => {
                 let key = KeyPair::generate().map_err(Error::Issue)?;
                 let chain = self.signed(&key, &names, now)?;
-                self.dir.replace(NEXT_CERTIFICATE, pem::from_certificates(&chain).as_bytes(), Access::Public)?;
+                self.dir.replace(NEXT_CERTIFICATE, pem::encode_certificates(&chain).as_bytes(), Access::Public)?;
                 self.dir.replace(SERVER_KEY, Zeroizing::new(key.serialize_pem()).as_bytes(), Access::Secret)?;
                 self.dir.rename(NEXT_CERTIFICATE, SERVER_CERTIFICATE)?;
                 self.loaded(chain, &key, None)
@@ -107,10 +108,10 @@ impl Made {
         load_key(&self.dir, SERVER_KEY)?.ok_or_else(missing)
     }
 
-    /// The chain in the directory, which must be for `key` and by our CA, though it may be out of date.
+    /// Returns the chain in the directory. It must be for `key` and signed by our CA, but may be expired or lack names.
     fn current(&self, key: &KeyPair, _lock: &Lock) -> Result<Option<(Vec<CertificateDer<'static>>, Facts)>, Error> {
         match (self.read(SERVER_CERTIFICATE, key), self.read(NEXT_CERTIFICATE, key)) {
-            (Err(Error::Unusable { flaw: Flaw::KeyMismatch, .. }) | Ok(None), Ok(Some(next))) => {
+            (Err(Error::Unusable { reason: InvalidFile::KeyMismatch, .. }) | Ok(None), Ok(Some(next))) => {
                 self.dir.rename(NEXT_CERTIFICATE, SERVER_CERTIFICATE)?;
                 Ok(Some(next))
             }
@@ -124,32 +125,33 @@ impl Made {
             let chain = pem::certificates(&content)?;
             let facts = Facts::of(&chain[0])?;
             if facts.public_key != key.subject_public_key_info() {
-                return Err(Flaw::KeyMismatch);
+                return Err(InvalidFile::KeyMismatch);
             }
-            // Whether it is due is another question, so it is tried on at a time when it was valid.
-            try_on(&chain, self.authority.certificate(), facts.validity.middle(), &facts.names).map_err(Flaw::NotByCa)?;
+            // Expiry is checked elsewhere, so the chain is verified at a time within its validity.
+            verify_before_publishing(&chain, self.authority.certificate(), facts.validity.middle(), &facts.names)
+                .map_err(InvalidFile::NotByCa)?;
             Ok((chain, facts))
         };
         check().map(Some).map_err(Error::unusable(self.dir.file(name)))
     }
 
-    /// A new leaf, written to the directory.
+    /// Issues a new leaf and writes it to the directory.
     fn issue(&self, key: &KeyPair, names: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<Vec<CertificateDer<'static>>, Error> {
         let chain = self.signed(key, names, now)?;
-        self.dir.replace(SERVER_CERTIFICATE, pem::from_certificates(&chain).as_bytes(), Access::Public)?;
+        self.dir.replace(SERVER_CERTIFICATE, pem::encode_certificates(&chain).as_bytes(), Access::Public)?;
         Ok(chain)
     }
 
-    /// A new leaf that our own verifier accepts.
+    /// Issues a new leaf and verifies it.
     fn signed(&self, key: &KeyPair, names: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<Vec<CertificateDer<'static>>, Error> {
         let chain = self.authority.issue_server(key, names, now)?;
-        try_on(&chain, self.authority.certificate(), now, names).map_err(Error::Verify)?;
+        verify_before_publishing(&chain, self.authority.certificate(), now, names).map_err(Error::Verify)?;
         Ok(chain)
     }
 
-    fn loaded(&self, chain: Vec<CertificateDer<'static>>, key: &KeyPair, trouble: Option<Error>) -> Result<Loaded, Error> {
+    fn loaded(&self, chain: Vec<CertificateDer<'static>>, key: &KeyPair, problem: Option<Error>) -> Result<LoadedIdentity, Error> {
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
         let identity = identity(chain, key, Some(self.authority.certificate().clone()));
-        Ok(Loaded { identity: identity.map_err(Error::unusable(self.dir.file(SERVER_CERTIFICATE)))?, trouble })
+        Ok(LoadedIdentity { identity: identity.map_err(Error::unusable(self.dir.file(SERVER_CERTIFICATE)))?, problem })
     }
 }

@@ -1,11 +1,11 @@
-//! The certificate that loopgate makes: what it says, how long it stays, what clients think of it.
+//! The managed certificate: its contents, its life, and handshakes with it.
 
 use std::collections::BTreeSet;
 
 use time::Duration;
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
 
-use super::super::made::{Made, RotateKey};
+use super::super::managed::{Managed, RotateKey};
 use super::{files, handshake, home, names, now, start};
 
 #[test]
@@ -24,7 +24,7 @@ fn a_client_that_trusts_the_ca_connects_under_every_name_and_no_other() {
 }
 
 #[test]
-fn certificates_say_what_browsers_and_platforms_demand() {
+fn certificates_follow_the_rules_of_browsers_and_platforms() {
     let home = home();
     let identity = start(&home.state, "localhost 172.18.0.2").unwrap().identity;
     let (_, leaf) = X509Certificate::from_der(&identity.certified_key.cert[0]).unwrap();
@@ -73,7 +73,7 @@ fn two_cas_have_different_names() {
 fn no_serial_is_used_twice_though_the_key_stays() {
     let home = home();
     start(&home.state, "localhost").unwrap();
-    let made = Made::open(&home.state, now()).unwrap();
+    let made = Managed::open(&home.state, now()).unwrap();
     let key = std::fs::read(home.state.join("server.key")).unwrap();
     let mut serials = BTreeSet::new();
     for _ in 0..50 {
@@ -87,7 +87,7 @@ fn no_serial_is_used_twice_though_the_key_stays() {
 }
 
 #[test]
-fn a_restart_serves_the_very_same_certificate() {
+fn a_restart_serves_the_same_certificate() {
     let home = home();
     start(&home.state, "localhost 172.18.0.2").unwrap();
     let before = files(&home.state);
@@ -97,7 +97,7 @@ fn a_restart_serves_the_very_same_certificate() {
 }
 
 #[test]
-fn a_name_that_comes_makes_a_new_leaf_for_the_same_key() {
+fn a_new_name_leads_to_a_new_leaf_for_the_same_key() {
     let home = home();
     let before = start(&home.state, "localhost 172.18.0.2").unwrap().identity;
     let after = start(&home.state, "localhost 172.19.0.2").unwrap().identity;
@@ -110,7 +110,7 @@ fn a_name_that_comes_makes_a_new_leaf_for_the_same_key() {
 #[test]
 fn a_leaf_is_renewed_at_two_thirds_of_its_life_and_after_a_clock_that_was_wrong() {
     let home = home();
-    let made = Made::open(&home.state, now()).unwrap();
+    let made = Managed::open(&home.state, now()).unwrap();
     let wanted = names("localhost");
     let leaf_at = |days| {
         let identity = made.load(&wanted, now() + Duration::days(days)).unwrap().identity;
@@ -127,7 +127,7 @@ fn a_leaf_is_renewed_at_two_thirds_of_its_life_and_after_a_clock_that_was_wrong(
 #[test]
 fn a_leaf_does_not_outlive_its_ca_which_signs_nothing_once_it_has_expired() {
     let home = home();
-    let made = Made::open(&home.state, now()).unwrap();
+    let made = Managed::open(&home.state, now()).unwrap();
     let late = made.load(&names("localhost"), now() + Duration::days(3640)).unwrap().identity;
     assert!(late.not_after - now() <= Duration::days(3650));
     let error = made.load(&names("localhost"), now() + Duration::days(3651)).unwrap_err();
@@ -137,7 +137,7 @@ fn a_leaf_does_not_outlive_its_ca_which_signs_nothing_once_it_has_expired() {
 #[test]
 fn a_ca_is_not_dated_by_a_clock_that_was_never_set() {
     let home = home();
-    let error = Made::open(&home.state, time::OffsetDateTime::UNIX_EPOCH + Duration::hours(3)).unwrap_err();
+    let error = Managed::open(&home.state, time::OffsetDateTime::UNIX_EPOCH + Duration::hours(3)).unwrap_err();
     assert!(error.to_string().contains("the clock says 1970"), "{error}");
     assert!(files(&home.state).is_empty());
 }

@@ -1,0 +1,133 @@
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use futures_util::poll;
+
+use super::*;
+
+const AGENT: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 18, 0, 9));
+
+fn peer(ip: &str) -> PeerAddr {
+    PeerAddr::new((ip.parse::<IpAddr>().unwrap(), 5000).into())
+}
+
+fn limits(change: impl FnOnce(&mut Config)) -> Arc<Limits> {
+    let mut config = Config::default();
+    change(&mut config);
+    Arc::new(Limits::new(&config, Doors::default(), |peer| peer == AGENT))
+}
+
+/// Admits a connection that gets a permit at once.
+fn now(limits: &Arc<Limits>, ip: &str) -> Result<Permit, Refusal> {
+    match limits.admit(peer(ip))? {
+        Admission::Now(permit) => Ok(permit),
+        Admission::Later(_) => panic!("{ip} has to wait"),
+    }
+}
+
+/// Admits a connection that has to wait.
+fn later(limits: &Arc<Limits>, ip: &str) -> BoxFuture<'static, Permit> {
+    match limits.admit(peer(ip)).unwrap() {
+        Admission::Now(_) => panic!("{ip} does not have to wait"),
+        Admission::Later(permit) => permit,
+    }
+}
+
+#[tokio::test]
+async fn a_client_at_its_limit_does_not_affect_others() {
+    let limits = limits(|config| config.limits.max_connections_per_client = 1);
+    let table = [
+        ("172.18.0.3", "172.18.0.3", false),
+        ("172.18.0.3", "::ffff:172.18.0.3", false),
+        ("172.18.0.3", "172.18.0.4", true),
+        ("fd00::1", "fd00::2", false),
+        ("fd00::1", "fd00:0:0:1::1", true),
+        ("127.0.0.1", "127.0.0.1", false),
+    ];
+    for (first, second, admitted) in table {
+        let held = now(&limits, first).unwrap();
+        assert_eq!(now(&limits, second).is_ok(), admitted, "{first} {second}");
+        drop(held);
+        assert!(now(&limits, second).is_ok(), "{second} once {first} has left");
+    }
+    assert_eq!(limits.clients().clients.len(), 0, "no client is remembered");
+    assert_eq!(limits.metrics.open.get(), 0);
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_is_exempt() {
+    let limits = limits(|config| {
+        config.limits.max_connections_per_client = 1;
+        config.external.trusted_proxies = vec!["172.18.0.9/32".parse().unwrap()];
+    });
+    let _first = now(&limits, "172.18.0.9").unwrap();
+    assert!(now(&limits, "172.18.0.9").is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_above_its_rate_is_refused_until_it_slows_down() {
+    let limits = limits(|config| config.limits.connection_rate_per_client = 10);
+    for n in 0..10 {
+        assert!(now(&limits, "172.18.0.3").is_ok(), "connection {n} of the first ten");
+    }
+    assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), Refusal::ClientRate);
+    assert!(now(&limits, "172.18.0.4").is_ok(), "another client");
+    tokio::time::advance(Duration::from_millis(100)).await;
+    assert!(now(&limits, "172.18.0.3").is_ok(), "a tenth of a second later");
+    assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), Refusal::ClientRate);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_clients_are_forgotten() {
+    let limits = limits(|config| config.limits.connection_rate_per_client = 1);
+    for n in 0..100_000_u32 {
+        let ip = IpAddr::V4(n.into());
+        drop(limits.admit(PeerAddr::new((ip, 1).into())));
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    let known = limits.clients().clients.len();
+    assert!(known <= 2 * MIN_TABLE, "{known} clients are remembered, 1000 of them not idle");
+}
+
+#[tokio::test]
+async fn at_the_total_limit_a_connection_waits() {
+    let limits = limits(|config| config.limits.max_connections = 1);
+    let held = now(&limits, "172.18.0.3").unwrap();
+    let mut waiting = later(&limits, "172.18.0.4");
+    assert!(poll!(&mut waiting).is_pending());
+    drop(held);
+    drop(waiting.await);
+    assert_eq!(limits.metrics.open.get(), 0);
+}
+
+#[tokio::test]
+async fn permits_are_reserved_for_agents() {
+    let limits = limits(|config| config.limits.max_connections = 32);
+    let mut others: Vec<Permit> = (0..30).map(|_| now(&limits, "203.0.113.7").unwrap()).collect();
+    let mut outsider = later(&limits, "203.0.113.7");
+    assert!(poll!(&mut outsider).is_pending());
+    let agents = [now(&limits, "172.18.0.9").unwrap(), now(&limits, "172.18.0.9").unwrap()];
+    let mut agent = later(&limits, "172.18.0.9");
+    assert!(poll!(&mut agent).is_pending());
+    drop(agents);
+    assert!(poll!(&mut outsider).is_pending(), "a reserved permit goes to an agent");
+    drop(agent.await);
+    others.pop();
+    drop(outsider.await);
+    drop(others);
+    assert_eq!((limits.shared.available_permits(), limits.reserved.available_permits()), (30, 2));
+}
+
+#[tokio::test]
+async fn the_number_of_waiting_connections_is_limited() {
+    let limits = limits(|config| config.limits.max_connections = 1);
+    let _held = now(&limits, "172.18.0.3").unwrap();
+    let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| later(&limits, "172.18.0.4")).collect();
+    assert_eq!(now(&limits, "172.18.0.5").unwrap_err(), Refusal::Full);
+    drop(later(&limits, "172.18.0.9"));
+    // A client that has gone no longer counts as waiting.
+    waiting.pop();
+    drop(later(&limits, "172.18.0.5"));
+    drop(waiting);
+    assert_eq!(limits.clients().clients.len(), 1, "only the admitted client is remembered");
+}

@@ -1,0 +1,25 @@
+//! The certificate that is served.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
+
+use super::name::SubjectName;
+
+/// What the TLS listener serves. Key, chain and CA are replaced together.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The chain (leaf first) and its signing key.
+    pub certified_key: Arc<CertifiedKey>,
+    /// loopgate's own CA, which signs agents' certificates; `None` with a provided pair and no usable state directory.
+    pub ca: Option<CertificateDer<'static>>,
+    /// The names in the leaf.
+    pub names: BTreeSet<SubjectName>,
+    /// The start of the leaf's validity.
+    pub not_before: OffsetDateTime,
+    /// The end of the leaf's validity.
+    pub not_after: OffsetDateTime,
+}

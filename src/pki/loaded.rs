@@ -1,0 +1,55 @@
+//! A certificate read from files, and the digest by which changes of files are noticed.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ::aws_lc_rs::digest::{Context, SHA256};
+use rustls::crypto::aws_lc_rs;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::certificate::Facts;
+use super::error::{Error, InvalidFile};
+use super::identity::Identity;
+use super::state_dir::read_file;
+
+/// A certificate to serve.
+#[derive(Debug)]
+pub(super) struct LoadedIdentity {
+    /// What to serve.
+    pub(super) identity: Identity,
+    /// Why a better certificate could not be had.
+    pub(super) problem: Option<Error>,
+}
+
+/// A digest of the contents of files.
+///
+/// Contents are compared every few seconds, instead of modification times or inotify events. That treats an edit in place, a rename and
+/// Kubernetes' swap of a symlink two directories up alike, and works on file systems without events (gVisor, Docker Desktop).
+pub(super) type FilesDigest = [u8; 32];
+
+/// Combines chain and key, if they belong together.
+pub(super) fn identity(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    ca: Option<CertificateDer<'static>>,
+) -> Result<Identity, InvalidFile> {
+    let Facts { names, validity, .. } = Facts::of(&chain[0])?;
+    let certified_key = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(InvalidFile::Pair)?;
+    Ok(Identity { certified_key: Arc::new(certified_key), ca, names, not_before: validity.not_before, not_after: validity.not_after })
+}
+
+/// Returns the digest of `files`. A file that can't be read differs from an empty one.
+pub(super) fn files_digest<const N: usize>(files: [&Path; N]) -> FilesDigest {
+    let mut context = Context::new(&SHA256);
+    for file in files {
+        match read_file(file) {
+            Ok((content, _)) => {
+                context.update(&(content.len() as u64).to_be_bytes());
+                context.update(&content);
+            }
+            Err(_) => context.update(&u64::MAX.to_be_bytes()),
+        }
+    }
+    context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+}

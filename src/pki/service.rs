@@ -1,0 +1,104 @@
+//! The certificate of a running sidecar.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use tokio::sync::{Notify, watch};
+
+use super::authority::CertificateAuthority;
+use super::error::Error;
+use super::identity::Identity;
+use super::managed::Managed;
+use super::name::SubjectName;
+use super::provided::Provided;
+use super::rotation::{self, Rotation, RotationState};
+use super::source::Source;
+use super::state_dir::StateDir;
+use crate::config::Tls;
+use crate::shutdown::Shutdown;
+
+/// The running certificate, which changes as files, names and time require.
+#[derive(Clone, Debug)]
+pub struct Pki {
+    identity: watch::Receiver<Arc<Identity>>,
+    problem: watch::Receiver<Option<Arc<Error>>>,
+    authority: Option<Arc<CertificateAuthority>>,
+    reload: Arc<Notify>,
+}
+
+impl Pki {
+    /// Returns the certificate to serve.
+    pub fn identity(&self) -> watch::Receiver<Arc<Identity>> {
+        self.identity.clone()
+    }
+
+    /// Returns why the served certificate is not a newer one; `None` if nothing is wrong.
+    pub fn problem(&self) -> watch::Receiver<Option<Arc<Error>>> {
+        self.problem.clone()
+    }
+
+    /// Returns the CA, for enrolment; `None` with a provided pair and no usable state directory.
+    pub fn authority(&self) -> Option<Arc<CertificateAuthority>> {
+        self.authority.clone()
+    }
+
+    /// Checks the files now (SIGHUP) instead of within the next two seconds.
+    pub fn reload(&self) {
+        self.reload.notify_one();
+    }
+}
+
+/// Loads or issues the certificate, and keeps it up to date until `shutdown`. `names` are the names found by discovery; `localhost` and
+/// `tls.names` are added to them. Blocks on files, and must be called within a Tokio runtime.
+///
+/// # Errors
+/// There is no certificate that can be served.
+pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<SubjectName>>, shutdown: &Shutdown) -> Result<Pki, Error> {
+    let now = OffsetDateTime::now_utc();
+    let (source, authority) = match &tls.own_pair {
+        None => {
+            let managed = Managed::open(state_dir, now)?;
+            let authority = Arc::clone(managed.authority());
+            (Source::Managed(managed), Some(authority))
+        }
+        Some(files) => {
+            let authority = authority_beside_provided_pair(state_dir);
+            let ca = authority.as_ref().map(|authority| authority.certificate().clone());
+            (Source::Provided(Provided { files: files.clone(), ca }), authority)
+        }
+    };
+    StateDir::at(state_dir).warn_if_writable_by_others();
+    let fixed_names = fixed_names(&tls.names)?;
+    // The digest is taken before the files are read, so that a change in between is noticed later.
+    let digest = source.files_digest();
+    let loaded = source.load(&rotation::wanted(&fixed_names, &names.borrow()), now)?;
+    rotation::log_identity(&loaded.identity);
+    let retry_at = loaded.problem.is_some().then(|| tokio::time::Instant::now() + rotation::RETRY);
+    if let Some(problem) = &loaded.problem {
+        rotation::warn_of_problem(problem);
+    }
+
+    let (identity, served) = watch::channel(Arc::new(loaded.identity));
+    let (problem, observed) = watch::channel(loaded.problem.map(Arc::new));
+    let reload = Arc::new(Notify::new());
+    let state = RotationState { digest, suspect: None, retry_at };
+    let rotation = Rotation { source: Arc::new(source), fixed_names, names, identity, problem, reload: Arc::clone(&reload), state };
+    shutdown.spawn(rotation.run(shutdown.clone()));
+    Ok(Pki { identity: served, problem: observed, authority, reload })
+}
+
+/// Returns loopgate's CA, if there can be one. Agents can't enrol without it, but the provided pair is served nevertheless.
+fn authority_beside_provided_pair(state_dir: &Path) -> Option<Arc<CertificateAuthority>> {
+    CertificateAuthority::load_or_create(state_dir)
+        .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "no certificate authority: agents can't enrol"))
+        .ok()
+        .map(Arc::new)
+}
+
+fn fixed_names(given: &[String]) -> Result<BTreeSet<SubjectName>, Error> {
+    let mut names: BTreeSet<_> = given.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+    names.insert(SubjectName::Dns("localhost".into()));
+    Ok(names)
+}
