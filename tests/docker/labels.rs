@@ -4,11 +4,11 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::client::{Client, End, SCRIPT};
 use crate::container::{Container, Running};
 use crate::engine::{Engine, eventually};
 use crate::house::{House, PROJECT};
 use crate::openclaw::{IMAGE, NEW, OLD, TOKEN, gateway, tree};
+use loopgate_test_support::device_client::{DeviceClient, End, SCRIPT};
 
 fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(version: &str) {
     let Some(engine) = Engine::start() else { return };
@@ -34,10 +34,10 @@ fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(ve
 }
 
 /// A client with a fresh device and the right token, by the gateway's name and with loopgate's CA.
-fn client(container: &Running) -> Client {
+fn client(container: &Running) -> DeviceClient {
     let mut node = Command::new("docker");
     node.args(["exec", container.name(), "node"]);
-    Client::new(node, Path::new("/openclaw/node_modules"), "wss://gateway:18443").token(TOKEN).ca("/state/ca.pem".as_ref())
+    DeviceClient::new(node, Path::new("/openclaw/node_modules"), "wss://gateway:18443").token(TOKEN).ca("/state/ca.pem".as_ref())
 }
 
 #[test]

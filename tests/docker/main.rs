@@ -3,8 +3,6 @@
 mod agents;
 mod attested;
 mod check;
-#[path = "../real/client.rs"]
-mod client;
 mod compose;
 mod container;
 mod conversation;

@@ -5,10 +5,10 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::client::{Client, End};
 use crate::container::Running;
 use crate::engine::{Engine, eventually};
 use crate::project::{Compose, Project};
+use loopgate_test_support::device_client::{DeviceClient, End};
 
 /// Where an agent finds the gateway, by `loopgate exec`, and the gateway's own tools do.
 const LOOPBACK: &str = "ws://127.0.0.1:18789";
@@ -74,7 +74,7 @@ fn up(compose: Compose, files: &[&'static str]) -> Option<(Engine, Project)> {
     Some((Engine::start()?, Project::up(compose, files)?))
 }
 
-fn behind_a_front(project: &Project, stranger: &Running, way: &dyn Fn() -> Client) {
+fn behind_a_front(project: &Project, stranger: &Running, way: &dyn Fn() -> DeviceClient) {
     let local = agents_are_silent(project);
     eventually("the front leads to the gateway", || (!matches!(way().connect(), End::Failed { .. } | End::Refused { .. })).then_some(()));
     strangers_need_approval(project, way, &stranger.ip_on(&project.network("public")).to_string(), &local);
@@ -97,7 +97,7 @@ fn agents_are_silent(project: &Project) -> Vec<String> {
     local
 }
 
-fn strangers_need_approval(project: &Project, way: &dyn Fn() -> Client, address: &str, local: &[String]) {
+fn strangers_need_approval(project: &Project, way: &dyn Fn() -> DeviceClient, address: &str, local: &[String]) {
     let request = way().identity(DEVICE.as_ref()).connect().pairing_request();
     let devices = project.openclaw("devices list --json");
     assert!(devices.contains(&format!("\"{address}\"")), "the operator does not see {address}: {devices}");
@@ -124,9 +124,9 @@ fn a_published_port_makes_nobody_local(project: &Project) {
     let modules = project.modules();
     let url = format!("wss://localhost:{}", project.service("netns").published(18443));
     let node = Command::new(modules.join("node/bin/node"));
-    Client::new(node, &modules, &url).token(crate::openclaw::TOKEN).ca(&ca).over_h2().connect().pairing_request();
+    DeviceClient::new(node, &modules, &url).token(crate::openclaw::TOKEN).ca(&ca).over_h2().connect().pairing_request();
 }
 
-fn is_in(client: Client) -> bool {
+fn is_in(client: DeviceClient) -> bool {
     matches!(client.connect(), End::Hello { .. })
 }

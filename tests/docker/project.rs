@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
 
-use crate::client::{self, Client};
 use crate::container::{Container, Running};
 use crate::engine::{DEBIAN, attempt, docker, output, skip};
 use crate::openclaw;
+use loopgate_test_support::device_client::{self, DeviceClient};
 
 /// A generation of compose.
 #[derive(Clone, Copy, Debug)]
@@ -90,14 +90,14 @@ impl Project {
     pub fn stranger(&self, network: &str) -> Container {
         let container = Container::idle("stranger").image(openclaw::IMAGE).hardened().option("--tmpfs=/tmp");
         let container = container.option(format!("--network={}", self.network(network)));
-        container.mount(&self.tree, "/openclaw").mount(client::SCRIPT, client::SCRIPT).mount(self.network("ca"), "/ca")
+        container.mount(&self.tree, "/openclaw").mount(device_client::SCRIPT, device_client::SCRIPT).mount(self.network("ca"), "/ca")
     }
 
     /// A client in one of these containers, with a fresh device identity and the right token.
-    pub fn client(&self, container: &Running, url: &str) -> Client {
+    pub fn client(&self, container: &Running, url: &str) -> DeviceClient {
         let mut node = Command::new("docker");
         node.args(["exec", container.name(), "node"]);
-        Client::new(node, Path::new("/openclaw/node_modules"), url).token(openclaw::TOKEN)
+        DeviceClient::new(node, Path::new("/openclaw/node_modules"), url).token(openclaw::TOKEN)
     }
 
     /// OpenClaw's `node_modules`, on this machine.
@@ -143,7 +143,7 @@ impl Project {
             .env("HTTP_PUBLISH", "127.0.0.1:")
             .env("HTTPS_PUBLISH", "127.0.0.1:")
             .env("FRONT", &self.front)
-            .env("CLIENT", client::SCRIPT)
+            .env("CLIENT", device_client::SCRIPT)
             .env("OPENCLAW_TREE", &self.tree);
         output(&mut command).expect("compose can be run")
     }

@@ -304,7 +304,7 @@ class Machine(Place):
         alias = [] if self.beside else ["--network-alias", "gateway"]
         sh("docker", "run", "--detach", "--init", "--name", self.name, "--user", "0", "--network", self.network, *alias, "--workdir", "/root/shared",
            "--volume", f"{LOOPGATE}:/usr/local/bin/loopgate:ro", "--volume", f"{os.environ[self.openclaw]}:/openclaw:ro",
-           "--volume", f"{ROOT}/tests/real/client.mjs:/client.mjs:ro", "--volume", f"{self.shared}:/root/shared", "--env", "HOME=/root", "--env", "OPENCLAW_NO_RESPAWN=1",
+           "--volume", f"{ROOT}/tests/support/src/device_client.mjs:/client.mjs:ro", "--volume", f"{self.shared}:/root/shared", "--env", "HOME=/root", "--env", "OPENCLAW_NO_RESPAWN=1",
            "--env", "OPENCLAW_DISABLE_BONJOUR=1", "loopgate-test/openclaw", "sleep", "infinity")
         if self.configuration:
             self.write("/root/.openclaw/openclaw.json", self.configuration.replace('"..."', f'"{TOKEN}"'))

@@ -1,12 +1,12 @@
 //! Containers that come and go by the hundred, before the real process.
 
+use crate::harness::process;
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::{sleep, timeout};
 
-use crate::fake_docker::{FakeDocker, container};
-use crate::process::Process;
+use loopgate_test_support::fake_docker::{FakeDocker, container};
 
 /// Containers in each wave.
 const CONTAINERS: u16 = 500;
@@ -14,16 +14,16 @@ const CONTAINERS: u16 = 500;
 #[tokio::test(flavor = "multi_thread")]
 async fn waves_of_containers_leave_nothing_behind() {
     let docker = FakeDocker::start();
-    let process = Process::start(&[&format!("--docker=unix://{}", docker.socket().display())], "").await;
+    let sidecar = process(&[&format!("--docker=unix://{}", docker.socket().display())], "").await;
     // What the first waves make it hold it may keep: tables, and the allocator's own reserves.
     for _ in 0..2 {
         wave(&docker).await;
     }
-    let before = process.memory();
+    let before = sidecar.process().memory();
     for _ in 0..6 {
         wave(&docker).await;
     }
-    let grown = process.memory().saturating_sub(before);
+    let grown = sidecar.process().memory().saturating_sub(before);
     assert!(grown < 4 << 20, "{grown} bytes more after {} containers", 6 * CONTAINERS);
     assert_eq!(docker.subscribers(), 1);
 }

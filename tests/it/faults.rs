@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::house::{BOTH, House, Protocol, STRANGER, request};
-use crate::process::Process;
+use crate::harness::{Harness, OUTSIDER, PROTOCOLS, Protocol, process, request};
 
 /// The error type and the request id in an answer of loopgate's own.
 fn error(body: &str) -> (String, String) {
@@ -16,34 +15,34 @@ fn error(body: &str) -> (String, String) {
 
 #[tokio::test]
 async fn a_gateway_that_breaks_off_is_reported_and_a_post_is_sent_once() {
-    let house = House::open().await;
-    for protocol in BOTH {
+    let harness = Harness::start().await;
+    for protocol in PROTOCOLS {
         for path in ["/dies", "/nonsense"] {
-            let before = house.gateway.heard().len();
-            let (status, body) = house.ask(protocol, STRANGER, &format!("POST {path}"), &[]).await;
+            let before = harness.gateway.requests().len();
+            let (status, body) = harness.ask(protocol, OUTSIDER, &format!("POST {path}"), &[]).await;
             assert_eq!((status, error(&body).0.as_str()), (502, "gateway_broke_off"), "{protocol:?} {path}");
-            assert_eq!(house.gateway.heard().len(), before + 1, "a POST is not repeated");
+            assert_eq!(harness.gateway.requests().len(), before + 1, "a POST is not repeated");
         }
     }
 }
 
 #[tokio::test]
 async fn what_makes_the_gateway_break_off_is_not_sent_again_and_again() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     // A second time where it may be the connection's fault, and never once an answer has begun.
     for (path, times) in [("/dies", 2), ("/dies-in-its-head", 1), ("/nonsense", 1), ("/many-fields", 1), ("/large-head", 1)] {
-        for protocol in BOTH {
-            let before = house.gateway.heard().len();
-            let (status, body) = house.ask(protocol, STRANGER, &format!("GET {path}"), &[]).await;
+        for protocol in PROTOCOLS {
+            let before = harness.gateway.requests().len();
+            let (status, body) = harness.ask(protocol, OUTSIDER, &format!("GET {path}"), &[]).await;
             assert_eq!((status, error(&body).0.as_str()), (502, "gateway_broke_off"), "{protocol:?} {path}");
-            assert_eq!(house.gateway.heard().len() - before, times, "{protocol:?} {path}");
+            assert_eq!(harness.gateway.requests().len() - before, times, "{protocol:?} {path}");
         }
         // Over a connection that was used before, it may be that as well.
-        let mut client = house.h1(STRANGER).await;
+        let mut client = harness.h1(OUTSIDER).await;
         assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
-        let before = house.gateway.heard().len();
+        let before = harness.gateway.requests().len();
         assert_eq!(client.ask(request(&format!("GET {path}"), "")).await.status(), 502, "{path}");
-        assert_eq!(house.gateway.heard().len() - before, times + usize::from(path == "/dies"), "{path}");
+        assert_eq!(harness.gateway.requests().len() - before, times + usize::from(path == "/dies"), "{path}");
     }
 }
 
@@ -51,7 +50,7 @@ async fn what_makes_the_gateway_break_off_is_not_sent_again_and_again() {
 async fn a_gateway_that_hangs_up_on_everybody_is_not_besieged() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let house = House::with(|config| {
+    let harness = Harness::with(|config| {
         config.gateway.address = address;
         config.limits.gateway_wait = Duration::from_millis(500);
     })
@@ -64,9 +63,9 @@ async fn a_gateway_that_hangs_up_on_everybody_is_not_besieged() {
         }
     };
     let asking = async {
-        for protocol in BOTH {
+        for protocol in PROTOCOLS {
             for method in ["GET", "POST"] {
-                let (status, _) = house.ask(protocol, STRANGER, &format!("{method} /"), &[]).await;
+                let (status, _) = harness.ask(protocol, OUTSIDER, &format!("{method} /"), &[]).await;
                 assert!(matches!(status, 502 | 503), "{protocol:?} {method}: {status}");
             }
         }
@@ -80,74 +79,79 @@ async fn a_gateway_that_hangs_up_on_everybody_is_not_besieged() {
 
 #[tokio::test]
 async fn a_body_that_the_client_spoils_is_not_the_gateways_fault() {
-    let process = Process::start(&["--log-level=debug"], "").await;
+    let sidecar = process(&["--log-level=debug"], "").await;
     let head = request("POST /echo", "Transfer-Encoding: chunked\r\n");
-    let response = process.h1(STRANGER).await.ask(format!("{head}4\r\nbody\r\nzz\r\n")).await;
+    let response = sidecar.h1(OUTSIDER).await.ask(format!("{head}4\r\nbody\r\nzz\r\n")).await;
     assert_eq!((response.status(), response.field("connection")), (400, Some("close")));
     let (kind, id) = error(&response.text());
     assert_eq!(kind, "bad_body");
-    process.says(&id).await;
+    sidecar.process().wait_for_log(&id).await;
 
-    let mut client = process.h1(STRANGER).await;
+    let mut client = sidecar.h1(OUTSIDER).await;
     client.send(head.replace("/echo", "/unread") + "4\r\nbody\r\n").await.unwrap();
     // Only then: a reset overtakes what was not read yet.
-    process.gateway.has_heard(2).await;
+    sidecar.gateway.wait_for_requests(2).await;
     client.stream.get_ref().0.set_zero_linger().unwrap();
     drop(client);
     let told_twice = async {
-        while process.log().iter().filter(|line| line.contains("body is malformed or broke off")).count() < 2 {
+        while sidecar.process().log().iter().filter(|line| line.contains("body is malformed or broke off")).count() < 2 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(10), told_twice).await.expect("both are told");
-    let complaints: Vec<_> = process.log().into_iter().filter(|line| line.contains("WARN") || line.contains("gateway_broke")).collect();
+    let complaints: Vec<_> =
+        sidecar.process().log().into_iter().filter(|line| line.contains("WARN") || line.contains("gateway_broke")).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
 }
 
 /// It answers, closes, and leaves the body unread, so that the next piece of that is answered by a reset.
 #[tokio::test]
 async fn an_answer_that_comes_before_the_end_of_the_body_is_passed_back() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     let body = vec![b'x'; 3_000_000];
     for round in 0..20 {
-        let mut client = house.h1(STRANGER).await;
+        let mut client = harness.h1(OUTSIDER).await;
         let head = request("POST /unwanted", &format!("Content-Length: {}\r\n", body.len()));
         // The client is cut off in its turn; what counts is what it is told.
         let _ = client.send([head.as_bytes(), &body].concat()).await;
         let response = client.response().await.expect("an answer");
         assert_eq!((response.status(), response.text().as_str()), (413, "too much"), "{round}");
 
-        let mut client = house.h2(STRANGER).await;
-        let (response, mut stream) = client.send_request(crate::house::h2_request("POST /unwanted", &[]), false).unwrap();
+        let mut client = harness.h2(OUTSIDER).await;
+        let (response, mut stream) = client.send_request(crate::harness::h2_request("POST /unwanted", &[]), false).unwrap();
         stream.send_data(body.clone().into(), true).unwrap();
         assert_eq!(response.await.unwrap().status(), 413, "{round}");
-        assert_eq!(house.ask(BOTH[round % 2], STRANGER, "POST /echo", &[]).await.0, 200, "no request goes over the closed connection");
+        assert_eq!(
+            harness.ask(PROTOCOLS[round % 2], OUTSIDER, "POST /echo", &[]).await.0,
+            200,
+            "no request goes over the closed connection"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_gateway_that_stalls_is_given_up_after_the_request_timeout() {
-    let house = House::with(|config| config.limits.request_timeout = Duration::from_millis(200)).await;
-    for protocol in BOTH {
-        let (status, body) = house.ask(protocol, STRANGER, "GET /stalls", &[]).await;
+    let harness = Harness::with(|config| config.limits.request_timeout = Duration::from_millis(200)).await;
+    for protocol in PROTOCOLS {
+        let (status, body) = harness.ask(protocol, OUTSIDER, "GET /stalls", &[]).await;
         assert_eq!((status, error(&body).0.as_str()), (504, "gateway_timeout"));
     }
-    assert_eq!(house.gateway.heard().len(), 2, "what timed out is not repeated");
-    assert_eq!(house.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
+    assert_eq!(harness.gateway.requests().len(), 2, "what timed out is not repeated");
+    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
 }
 
 #[tokio::test]
 async fn a_body_that_breaks_off_is_not_passed_off_as_whole() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     for path in ["/dies-halfway", "/dies-between-chunks"] {
-        let mut client = house.h1(STRANGER).await;
+        let mut client = harness.h1(OUTSIDER).await;
         client.send(request(&format!("GET {path}"), "")).await.unwrap();
         assert!(client.response().await.is_none(), "{path}: the connection ends before the body does");
-        let mut client = house.h2(STRANGER).await;
-        let (response, _) = client.send_request(crate::house::h2_request(&format!("GET {path}"), &[]), true).unwrap();
+        let mut client = harness.h2(OUTSIDER).await;
+        let (response, _) = client.send_request(crate::harness::h2_request(&format!("GET {path}"), &[]), true).unwrap();
         // The reset may overtake the head.
         let broken = match response.await {
-            Ok(mut response) => crate::house::whole(response.body_mut()).await.unwrap_err(),
+            Ok(mut response) => crate::harness::whole(response.body_mut()).await.unwrap_err(),
             Err(error) => error,
         };
         assert!(broken.is_reset(), "{path}: {broken}");
@@ -156,10 +160,10 @@ async fn a_body_that_breaks_off_is_not_passed_off_as_whole() {
 
 #[tokio::test]
 async fn a_gateway_that_is_away_is_waited_for_and_then_its_absence_is_told() {
-    let house = House::with(|config| config.limits.gateway_wait = Duration::from_millis(300)).await;
-    house.gateway.kill();
+    let harness = Harness::with(|config| config.limits.gateway_wait = Duration::from_millis(300)).await;
+    harness.gateway.kill();
     let begun = Instant::now();
-    let mut client = house.h1(STRANGER).await;
+    let mut client = harness.h1(OUTSIDER).await;
     let response = client.ask(request("GET /", "Accept: text/html,*/*\r\n")).await;
     assert!(begun.elapsed() >= Duration::from_millis(200));
     assert_eq!((response.status(), response.field("retry-after")), (503, Some("1")));
@@ -169,26 +173,26 @@ async fn a_gateway_that_is_away_is_waited_for_and_then_its_absence_is_told() {
     assert_eq!((response.status(), response.field("retry-after")), (503, Some("1")));
     let (kind, id) = error(&response.text());
     assert_eq!((kind.as_str(), Some(id.as_str())), ("gateway_unavailable", response.field("x-request-id")));
-    house.gateway.restart();
+    harness.gateway.restart();
     assert_eq!(client.ask(request("GET /", "")).await.text(), "hello");
 }
 
 #[tokio::test]
 async fn requests_wait_for_a_gateway_that_restarts() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     // A connection in the pool that the restart makes stale.
-    assert_eq!(house.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
-    house.gateway.kill();
+    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    harness.gateway.kill();
     let asking = futures_util::future::join_all((0..50).map(|number| {
         let line = ["GET /", "POST /echo", "DELETE /x"][number % 3];
-        let house = &house;
-        async move { house.ask(BOTH[number % 2], STRANGER, line, &[]).await.0 }
+        let harness = &harness;
+        async move { harness.ask(PROTOCOLS[number % 2], OUTSIDER, line, &[]).await.0 }
     }));
     let restarting = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        house.gateway.restart();
+        harness.gateway.restart();
     };
     let (statuses, ()) = tokio::join!(asking, restarting);
     assert_eq!(statuses, [200; 50]);
-    assert_eq!(house.gateway.has_heard(51).await.len(), 51, "each was sent once");
+    assert_eq!(harness.gateway.wait_for_requests(51).await.len(), 51, "each was sent once");
 }

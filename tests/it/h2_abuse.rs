@@ -1,31 +1,31 @@
 //! HTTP/2 by frames that wear a server down or mean two things: the offender is sent away, memory stays, others notice nothing.
 
-use crate::house::{Protocol, STRANGER};
-use crate::process::Process;
+use crate::harness::{OUTSIDER, Protocol, process};
 use crate::raw_h2::*;
+use loopgate_test_support::sidecar::SidecarWithGateway;
 
 /// Who attacks.
 const OFFENDER: &str = "127.0.0.66";
 /// More than an attack may cost, in bytes; a debug build and its allocator need some of it by themselves.
-const BOUND: usize = 32 << 20;
+const BOUND: u64 = 32 << 20;
 
 const CANCEL: u32 = 8;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// Another client is served as ever, and the attack has left little behind.
-async fn assert_unimpressed(process: &Process, before: usize, name: &str) {
-    for protocol in crate::house::BOTH {
-        assert_eq!(process.ask(protocol, STRANGER, "GET /", &[]).await, (200, "hello".into()), "{name}");
+async fn assert_unimpressed(sidecar: &SidecarWithGateway, before: u64, name: &str) {
+    for protocol in crate::harness::PROTOCOLS {
+        assert_eq!(sidecar.ask(protocol, OUTSIDER, "GET /", &[]).await, (200, "hello".into()), "{name}");
     }
-    let grown = process.memory().saturating_sub(before);
+    let grown = sidecar.process().memory().saturating_sub(before);
     assert!(grown < BOUND, "{name}: {grown} bytes more");
 }
 
-async fn process() -> (Process, usize) {
-    let process = Process::start(&[], "").await;
-    assert_eq!(process.ask(Protocol::H2, STRANGER, "GET /", &[]).await.0, 200);
-    let memory = process.memory();
-    (process, memory)
+async fn start() -> (SidecarWithGateway, u64) {
+    let sidecar = process(&[], "").await;
+    assert_eq!(sidecar.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
+    let memory = sidecar.process().memory();
+    (sidecar, memory)
 }
 
 /// The ids of a client's streams.
@@ -35,47 +35,47 @@ fn streams(count: u32) -> impl Iterator<Item = u32> {
 
 #[tokio::test]
 async fn rapid_reset_ends_in_goaway() {
-    let (process, before) = process().await;
+    let (sidecar, before) = start().await;
     let request = request_block("GET", "/stalls", &[]);
     let reset = CANCEL.to_be_bytes();
     let attack: Vec<u8> = streams(20_000)
         .flat_map(|id| [frame(HEADERS, END_HEADERS | END_STREAM, id, &request), frame(RST_STREAM, 0, id, &reset)].concat())
         .collect();
-    let outcome = RawH2::open(&process, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+    let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
     assert_eq!(outcome.goaway, Some(ENHANCE_YOUR_CALM), "{outcome:?}");
-    assert!(process.gateway.heard().len() < 2_000, "the gateway was spared: {}", process.gateway.heard().len());
-    assert_unimpressed(&process, before, "rapid reset").await;
+    assert!(sidecar.gateway.requests().len() < 2_000, "the gateway was spared: {}", sidecar.gateway.requests().len());
+    assert_unimpressed(&sidecar, before, "rapid reset").await;
 }
 
 /// The same, but it is loopgate that is made to reset (CVE-2025-8671, "MadeYouReset").
 #[tokio::test]
 async fn resets_that_the_server_is_made_to_send_end_in_goaway() {
-    let (process, before) = process().await;
+    let (sidecar, before) = start().await;
     let request = request_block("POST", "/stalls", &[]);
     // A window that grows by nothing is an error of its stream (RFC 9113 section 6.9).
     let attack: Vec<u8> =
         streams(20_000).flat_map(|id| [frame(HEADERS, END_HEADERS, id, &request), frame(WINDOW_UPDATE, 0, id, &[0; 4])].concat()).collect();
-    let outcome = RawH2::open(&process, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+    let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
     assert!(outcome.goaway.is_some(), "{outcome:?}");
-    assert!(process.gateway.heard().len() < 2_000, "the gateway was spared: {}", process.gateway.heard().len());
-    assert_unimpressed(&process, before, "made to reset").await;
+    assert!(sidecar.gateway.requests().len() < 2_000, "the gateway was spared: {}", sidecar.gateway.requests().len());
+    assert_unimpressed(&sidecar, before, "made to reset").await;
 }
 
 #[tokio::test]
 async fn a_head_without_end_ends_in_goaway() {
-    let (process, before) = process().await;
+    let (sidecar, before) = start().await;
     let more = frame(CONTINUATION, 0, 1, &block(&[("x-a", "b"); 100]));
     for (name, piece) in [("fields", more), ("nothing", frame(CONTINUATION, 0, 1, &[]))] {
         let attack = [frame(HEADERS, END_STREAM, 1, &request_block("GET", "/", &[])), piece.repeat(20_000)].concat();
-        let outcome = RawH2::open(&process, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+        let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
         assert!(outcome.is_over(), "{name}: {outcome:?}");
-        assert_unimpressed(&process, before, name).await;
+        assert_unimpressed(&sidecar, before, name).await;
     }
 }
 
 #[tokio::test]
 async fn floods_of_settings_and_pings_that_are_never_read_cost_nothing() {
-    let (process, before) = process().await;
+    let (sidecar, before) = start().await;
     for (name, piece) in [
         ("SETTINGS", settings(&[(INITIAL_WINDOW, 65_535)])),
         ("empty SETTINGS", settings(&[])),
@@ -83,20 +83,20 @@ async fn floods_of_settings_and_pings_that_are_never_read_cost_nothing() {
         ("PING that answers nothing", frame(PING, ACK, 0, &[1; 8])),
         ("WINDOW_UPDATE of closed streams", frame(WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes())),
     ] {
-        let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
+        let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
         raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/", &[])), |outcome| !outcome.heads.is_empty())
             .await;
         // Nothing is read, so that the answers have nowhere to go; a server that goes on listening has to keep them.
         let flood = piece.repeat(200_000);
         let sent = tokio::time::timeout(std::time::Duration::from_secs(2), raw.send(&flood)).await;
-        assert_unimpressed(&process, before, &format!("{name} ({sent:?})")).await;
+        assert_unimpressed(&sidecar, before, &format!("{name} ({sent:?})")).await;
     }
 }
 
 /// Beside a stream that is open for good, an idle timeout ends nothing.
 #[tokio::test]
 async fn floods_whose_answers_are_read_end_in_goaway() {
-    let (process, before) = process().await;
+    let (sidecar, before) = start().await;
     for (name, is_answered, piece) in [
         ("SETTINGS", true, settings(&[(INITIAL_WINDOW, 65_535)])),
         ("PING", true, frame(PING, 0, 0, &[1; 8])),
@@ -105,23 +105,23 @@ async fn floods_whose_answers_are_read_end_in_goaway() {
         ("PRIORITY", false, frame(2, 0, 1, &[0, 0, 0, 3, 16])),
         ("a frame that nobody knows", false, frame(0x42, 0, 0, &[1; 8])),
     ] {
-        let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
+        let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
         let events = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/events", &[]));
         raw.provoke(&events, |outcome| !outcome.heads.is_empty()).await;
         let outcome = raw.provoke(&piece.repeat(1_000_000), Outcome::is_over).await;
         // Who is slow to take its answers is not waited for, and may lose the last word among them.
         let is_cut_off = is_answered && outcome.closed && outcome.goaway.is_none();
         assert!(is_cut_off || outcome.goaway == Some(ENHANCE_YOUR_CALM), "{name}: {outcome:?}");
-        assert_unimpressed(&process, before, name).await;
+        assert_unimpressed(&sidecar, before, name).await;
     }
 }
 
 /// A client that takes a large answer in small steps says so often, and may.
 #[tokio::test]
 async fn updates_of_the_window_are_no_flood_while_there_is_something_to_take() {
-    let process = Process::start(&[], "").await;
+    let sidecar = process(&[], "").await;
     let (size, step) = (20_000_000_usize, 1_000_u32);
-    let mut raw = RawH2::open(&process, STRANGER, &[(INITIAL_WINDOW, 60_000)]).await;
+    let mut raw = RawH2::open(&sidecar, OUTSIDER, &[(INITIAL_WINDOW, 60_000)]).await;
     raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", &format!("/large?{size}"), &[]))).await;
     let updates = [frame(WINDOW_UPDATE, 0, 0, &step.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &step.to_be_bytes())].concat();
     let (mut got, mut told) = (0, 0);
@@ -139,9 +139,9 @@ async fn updates_of_the_window_are_no_flood_while_there_is_something_to_take() {
 
 #[tokio::test]
 async fn a_small_head_that_unpacks_to_a_large_one_is_refused() {
-    let (process, before) = process().await;
+    let (sidecar, before) = start().await;
     let bomb = kept_field(b"x-bomb", &[b'a'; 3_900]);
-    let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
+    let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
     for (number, id) in streams(50).enumerate() {
         let mut head = request_block("GET", "/", &[]);
         if number == 0 {
@@ -154,28 +154,28 @@ async fn a_small_head_that_unpacks_to_a_large_one_is_refused() {
             break;
         }
     }
-    assert_eq!(process.gateway.heard().len(), 1, "only the first, decent request was heard");
-    assert_unimpressed(&process, before, "HPACK bomb").await;
+    assert_eq!(sidecar.gateway.requests().len(), 1, "only the first, decent request was received");
+    assert_unimpressed(&sidecar, before, "HPACK bomb").await;
 }
 
 #[tokio::test]
 async fn windows_of_zero_hold_the_gateway_back() {
-    let (process, before) = process().await;
+    let (sidecar, before) = start().await;
     let mut raws = Vec::new();
     for window in [0, 1] {
-        let mut raw = RawH2::open(&process, OFFENDER, &[(INITIAL_WINDOW, window)]).await;
+        let mut raw = RawH2::open(&sidecar, OFFENDER, &[(INITIAL_WINDOW, window)]).await;
         let request = request_block("GET", "/large?5000000", &[]);
         let attack: Vec<u8> = streams(100).flat_map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &request)).collect();
         let outcome = raw.provoke(&attack, |outcome| outcome.heads.len() == 100 || outcome.is_over()).await;
         assert!(outcome.heads.iter().all(|(_, status)| *status == 0x88), "{outcome:?}");
         raws.push(raw);
     }
-    assert_unimpressed(&process, before, "windows of zero").await;
+    assert_unimpressed(&sidecar, before, "windows of zero").await;
 }
 
 #[tokio::test]
 async fn windows_that_overflow_and_tables_that_are_not_there_end_in_goaway() {
-    let (process, before) = process().await;
+    let (sidecar, before) = start().await;
     let most = i32::MAX.to_be_bytes();
     let request = request_block("GET", "/", &[]);
     for (name, attack) in [
@@ -201,16 +201,16 @@ async fn windows_that_overflow_and_tables_that_are_not_there_end_in_goaway() {
             [frame(HEADERS, END_HEADERS | END_STREAM, 3, &request), frame(HEADERS, END_HEADERS | END_STREAM, 1, &request)].concat(),
         ),
     ] {
-        let outcome = RawH2::open(&process, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
+        let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
         assert!(outcome.is_over(), "{name}: {outcome:?}");
     }
-    assert_unimpressed(&process, before, "frames that are none").await;
+    assert_unimpressed(&sidecar, before, "frames that are none").await;
 }
 
-/// What is malformed (RFC 9113 section 8.1.1) ends its stream and is never heard.
+/// What is malformed (RFC 9113 section 8.1.1) ends its stream and is never received.
 #[tokio::test]
 async fn requests_that_can_be_read_in_two_ways_are_not_passed_on() {
-    let (process, before) = process().await;
+    let (sidecar, before) = start().await;
     let usual = [(":method", "GET"), (":scheme", "https"), (":authority", "gateway.example"), (":path", "/")];
     let with = |more: &[(&str, &str)]| block(&[&usual, more].concat());
     let but = |name: &str, value: &str| {
@@ -263,27 +263,27 @@ async fn requests_that_can_be_read_in_two_ways_are_not_passed_on() {
         ("a length that is none", with(&[("content-length", "+0")])),
         ("CONNECT", block(&[(":method", "CONNECT"), (":authority", "127.0.0.1:22")])),
     ] {
-        let heard = process.gateway.heard().len();
-        let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
+        let received = sidecar.gateway.requests().len();
+        let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
         let outcome = raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head), Outcome::is_decided).await;
         assert!(outcome.heads.iter().all(|(_, status)| *status != 0x88), "{name} was served: {outcome:?}");
-        assert_eq!(process.gateway.heard().len(), heard, "{name}: {:#?}", process.gateway.heard().last());
+        assert_eq!(sidecar.gateway.requests().len(), received, "{name}: {:#?}", sidecar.gateway.requests().last());
     }
-    assert_unimpressed(&process, before, "malformed requests").await;
+    assert_unimpressed(&sidecar, before, "malformed requests").await;
 }
 
 #[tokio::test]
 async fn a_body_that_is_not_as_long_as_it_says_is_not_passed_off_as_whole() {
-    let (process, before) = process().await;
+    let (sidecar, before) = start().await;
     for (name, length, body) in [("shorter", "10", &b"body"[..]), ("longer", "2", b"body")] {
-        let mut raw = RawH2::open(&process, OFFENDER, &[]).await;
+        let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
         let head = request_block("POST", "/echo", &[("content-length", length)]);
         let bytes = [frame(HEADERS, END_HEADERS, 1, &head), frame(DATA, END_STREAM, 1, body)].concat();
         let outcome = raw.provoke(&bytes, Outcome::is_decided).await;
         assert!(outcome.heads.iter().all(|(_, status)| *status != 0x88), "{name} was served: {outcome:?}");
     }
-    for heard in process.gateway.heard().iter().filter(|heard| heard.start().starts_with("POST")) {
-        assert_eq!(heard.trailers, "(broken off)", "{heard:?}");
+    for received in sidecar.gateway.requests().iter().filter(|received| received.start().starts_with("POST")) {
+        assert!(received.truncated, "{received:?}");
     }
-    assert_unimpressed(&process, before, "lengths that lie").await;
+    assert_unimpressed(&sidecar, before, "lengths that lie").await;
 }

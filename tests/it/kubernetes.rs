@@ -7,12 +7,11 @@ use loopgate::config::Discovery;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::agent::{Inside, enrol, refusal};
-use crate::apart::apart;
-use crate::fake_kubernetes::{FakeKubernetes, pod};
-use crate::house::{BOTH, House, STRANGER, UNKNOWN, request};
+use crate::harness::{Harness, OUTSIDER, PROTOCOLS, UNKNOWN_CLIENT, enrol, process, refusal, request};
 use crate::lanes::{assert_agents, assert_external};
-use crate::process::Process;
+use loopgate_test_support::agent_process::Pod;
+use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
+use loopgate_test_support::namespace::in_namespace;
 
 /// The address of the pod `builder`.
 const BUILDER: &str = "127.0.0.21";
@@ -26,13 +25,13 @@ const AUDIENCE: &str = "loopgate";
 /// How a pod comes to its end as an agent.
 type End = (&'static str, fn(&FakeKubernetes));
 
-async fn house(kubernetes: &FakeKubernetes) -> House {
+async fn harness(kubernetes: &FakeKubernetes) -> Harness {
     kubernetes.put(pod("builder", Some("true"), &[BUILDER]));
     kubernetes.put(pod("other", Some("attested"), &[OTHER]));
     kubernetes.token("builders-token", "builder", AUDIENCE);
     kubernetes.token("others-token", "other", AUDIENCE);
     kubernetes.token("for-the-api", "builder", "https://kubernetes.default.svc");
-    House::with(|config| {
+    Harness::with(|config| {
         config.discovery = Discovery::Kubernetes;
         config.kubernetes.api = Some(kubernetes.address());
         config.kubernetes.credentials = kubernetes.credentials();
@@ -43,24 +42,24 @@ async fn house(kubernetes: &FakeKubernetes) -> House {
 #[tokio::test]
 async fn a_pod_that_proves_itself_is_an_agent_and_nobody_else_is() {
     let kubernetes = FakeKubernetes::start();
-    let house = house(&kubernetes).await;
-    let credentials = enrol(&house, BUILDER, "builders-token").await.unwrap();
+    let harness = harness(&kubernetes).await;
+    let credentials = enrol(&harness, BUILDER, "builders-token").await.unwrap();
     let (_, leaf) = x509_parser::parse_x509_certificate(&credentials.certified_key.cert[0]).unwrap();
     let names = format!("{:?}", leaf.subject_alternative_name().unwrap().unwrap().value.general_names);
     assert!(names.contains("spiffe://loopgate.local/k8s/claws/builder/uid-of-builder"), "{names}");
-    let builder = house.shown_by(credentials.certified_key.clone());
-    for protocol in BOTH {
+    let builder = harness.with_certified_key(credentials.certified_key.clone());
+    for protocol in PROTOCOLS {
         builder.ask(protocol, BUILDER, "GET /", &[]).await;
-        assert_agents(&house.gateway.heard().pop().unwrap(), &house);
+        assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
         // Its certificate is worth nothing elsewhere, not even at another agent's address.
         for source in [OTHER, NOBODY] {
             builder.ask(protocol, source, "GET /", &[]).await;
-            assert_external(&house.gateway.heard().pop().unwrap(), UNKNOWN);
+            assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
         }
         // And its address nothing without.
-        for source in [BUILDER, STRANGER] {
-            house.ask(protocol, source, "GET /", &[]).await;
-            assert_external(&house.gateway.heard().pop().unwrap(), UNKNOWN);
+        for source in [BUILDER, OUTSIDER] {
+            harness.ask(protocol, source, "GET /", &[]).await;
+            assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
         }
     }
 }
@@ -68,7 +67,7 @@ async fn a_pod_that_proves_itself_is_an_agent_and_nobody_else_is() {
 #[tokio::test]
 async fn what_is_not_the_token_of_the_pod_at_that_address_proves_nothing() {
     let kubernetes = FakeKubernetes::start();
-    let house = house(&kubernetes).await;
+    let harness = harness(&kubernetes).await;
     for (source, token, expected) in [
         (BUILDER, "forged", Reason::BadToken),
         (BUILDER, "others-token", Reason::BadToken),
@@ -76,28 +75,28 @@ async fn what_is_not_the_token_of_the_pod_at_that_address_proves_nothing() {
         (OTHER, "builders-token", Reason::BadToken),
         (NOBODY, "builders-token", Reason::NotAnAgent),
     ] {
-        assert_eq!(refusal(&house, source, token).await, expected, "{token} from {source}");
+        assert_eq!(refusal(&harness, source, token).await, expected, "{token} from {source}");
     }
     // One of the same name is another pod, and so is one that runs as another service account.
     kubernetes.delete("builder");
     let mut namesake = pod("builder", Some("true"), &[BUILDER]);
     namesake["metadata"]["uid"] = "another".into();
     kubernetes.put(namesake);
-    assert_eq!(refusal(&house, BUILDER, "builders-token").await, Reason::BadToken);
+    assert_eq!(refusal(&harness, BUILDER, "builders-token").await, Reason::BadToken);
     kubernetes.change("other", |pod| pod["spec"]["serviceAccountName"] = "someone".into());
-    house.ask(BOTH[0], OTHER, "GET /", &[]).await;
-    assert_eq!(refusal(&house, OTHER, "others-token").await, Reason::BadToken);
+    harness.ask(PROTOCOLS[0], OTHER, "GET /", &[]).await;
+    assert_eq!(refusal(&harness, OTHER, "others-token").await, Reason::BadToken);
     // One that is admitted by its address gets no certificate.
     kubernetes.change("other", |pod| pod["metadata"]["labels"] = json!({"loopgate.dev/agent": "address"}));
-    let refused = async { while refusal(&house, OTHER, "others-token").await != Reason::AddressAgent {} };
+    let refused = async { while refusal(&harness, OTHER, "others-token").await != Reason::AddressAgent {} };
     timeout(Duration::from_secs(10), refused).await.unwrap();
     // Nor does anybody while reviews are forbidden.
     kubernetes.put(pod("third", Some("true"), &[NOBODY]));
     kubernetes.token("thirds-token", "third", AUDIENCE);
     kubernetes.forbid("create tokenreviews");
-    assert_eq!(refusal(&house, NOBODY, "thirds-token").await, Reason::Kubernetes);
+    assert_eq!(refusal(&harness, NOBODY, "thirds-token").await, Reason::Kubernetes);
     kubernetes.permit("create tokenreviews");
-    enrol(&house, NOBODY, "thirds-token").await.unwrap();
+    enrol(&harness, NOBODY, "thirds-token").await.unwrap();
 }
 
 #[tokio::test]
@@ -116,47 +115,47 @@ async fn a_pods_open_connections_end_with_it() {
     ];
     for (how, end) in ends {
         let kubernetes = FakeKubernetes::start();
-        let house = house(&kubernetes).await;
-        let credentials = enrol(&house, BUILDER, "builders-token").await.unwrap();
-        let builder = house.shown_by(credentials.certified_key.clone());
+        let harness = harness(&kubernetes).await;
+        let credentials = enrol(&harness, BUILDER, "builders-token").await.unwrap();
+        let builder = harness.with_certified_key(credentials.certified_key.clone());
         let mut wire = builder.h1(BUILDER).await;
         wire.ask(request("GET /", "")).await;
-        assert_agents(&house.gateway.heard().pop().unwrap(), &house);
+        assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
         end(&kubernetes);
         timeout(Duration::from_secs(1), wire.until_end()).await.unwrap_or_else(|_| panic!("still open: {how}"));
-        builder.ask(BOTH[0], BUILDER, "GET /", &[]).await;
-        assert_external(&house.gateway.heard().pop().unwrap(), UNKNOWN);
+        builder.ask(PROTOCOLS[0], BUILDER, "GET /", &[]).await;
+        assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agents_binary_is_let_in_by_the_token_of_its_pod_for_as_long_as_that_lives() {
     let kubernetes = FakeKubernetes::start();
-    let house = house(&kubernetes).await;
+    let harness = harness(&kubernetes).await;
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "builders-token\n").unwrap();
-    let inside = Inside { door: &house, source: BUILDER, ca: house.state.path().join("ca.pem"), token: file.path() };
+    let inside = Pod { client: &harness, source: BUILDER, ca: harness.state.path().join("ca.pem"), token: file.path() };
     let agent = inside.agent().await;
     let mut wire = agent.h1().await;
     assert_eq!(wire.ask(request("GET /work", "")).await.text(), "hello");
-    let heard = house.gateway.heard().pop().unwrap();
-    assert_agents(&heard, &house);
-    assert_eq!(heard.start(), "GET /work HTTP/1.1");
+    let received = harness.gateway.requests().pop().unwrap();
+    assert_agents(&received, &harness);
+    assert_eq!(received.start(), "GET /work HTTP/1.1");
 
     let ran = inside.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
     assert!(ran.status.success() && ran.stdout.starts_with(b"at "), "{ran:?}");
-    let looked = house.gateway.heard().pop().unwrap();
-    assert_agents(&looked, &house);
+    let looked = harness.gateway.requests().pop().unwrap();
+    assert_agents(&looked, &harness);
     assert_eq!(looked.start(), "GET /startupz HTTP/1.1");
 
     kubernetes.delete("builder");
     timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the pod");
-    let heard = house.gateway.heard().len();
+    let received = harness.gateway.requests().len();
     let left = inside.exec("echo nobody").await;
     let told = String::from_utf8_lossy(&left.stderr).into_owned();
     assert!(told.contains("no running pod with the label loopgate.dev/agent has the address 127.0.0.21"), "{told}");
-    assert_eq!((left.status.code(), left.stdout.as_slice(), house.gateway.heard().len()), (Some(1), &b""[..], heard), "{told}");
-    for words in [agent.said.all().join("\n"), told] {
+    assert_eq!((left.status.code(), left.stdout.as_slice(), harness.gateway.requests().len()), (Some(1), &b""[..], received), "{told}");
+    for words in [agent.process.log().join("\n"), told] {
         assert!(words.contains("enrol") && !words.contains("builders-token"), "{words}");
     }
 }
@@ -164,9 +163,9 @@ async fn the_agents_binary_is_let_in_by_the_token_of_its_pod_for_as_long_as_that
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agents_binary_says_why_its_token_is_refused() {
     let kubernetes = FakeKubernetes::start();
-    let house = house(&kubernetes).await;
+    let harness = harness(&kubernetes).await;
     let file = tempfile::NamedTempFile::new().unwrap();
-    let inside = Inside { door: &house, source: BUILDER, ca: house.state.path().join("ca.pem"), token: file.path() };
+    let inside = Pod { client: &harness, source: BUILDER, ca: harness.state.path().join("ca.pem"), token: file.path() };
     for (token, why) in [
         ("forged", "the API server does not accept the token as a pod's for this audience"),
         ("for-the-api", "the API server does not accept the token as a pod's for this audience"),
@@ -178,52 +177,52 @@ async fn the_agents_binary_says_why_its_token_is_refused() {
         assert_eq!((ran.status.code(), ran.stdout.as_slice()), (Some(1), &b""[..]), "{told}");
         assert!(told.contains(why), "{token}: {told}");
     }
-    assert_eq!(house.gateway.connections(), 0);
+    assert_eq!(harness.gateway.connections(), 0);
 }
 
 #[test]
 fn a_pod_that_is_known_by_its_address_is_an_agent_without_a_certificate_until_it_ends() {
-    apart(async || {
+    in_namespace(async || {
         let kubernetes = FakeKubernetes::start();
         kubernetes.put(pod("scout", Some("address"), &["198.51.100.4"]));
         kubernetes.put(pod("attested", Some("true"), &["198.51.100.5"]));
         kubernetes.put(pod("unlabelled", None, &["198.51.100.6"]));
         kubernetes.put(pod("never", Some("false"), &["198.51.100.7"]));
-        let house = house(&kubernetes).await;
+        let harness = harness(&kubernetes).await;
         // Who enrols is waited for, and with it the list of all.
-        enrol(&house, BUILDER, "builders-token").await.unwrap();
-        for protocol in BOTH {
-            assert_eq!(house.ask(protocol, "198.51.100.4", "GET /", &[("x-forwarded-for", "127.0.0.1")]).await, (200, "hello".into()));
-            assert_agents(&house.gateway.heard().pop().unwrap(), &house);
+        enrol(&harness, BUILDER, "builders-token").await.unwrap();
+        for protocol in PROTOCOLS {
+            assert_eq!(harness.ask(protocol, "198.51.100.4", "GET /", &[("x-forwarded-for", "127.0.0.1")]).await, (200, "hello".into()));
+            assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
             for source in ["198.51.100.5", "198.51.100.6", "198.51.100.7", "198.51.100.8"] {
-                house.ask(protocol, source, "GET /", &[]).await;
-                assert_external(&house.gateway.heard().pop().unwrap(), source);
+                harness.ask(protocol, source, "GET /", &[]).await;
+                assert_external(&harness.gateway.requests().pop().unwrap(), source);
             }
         }
-        let mut wire = house.h1("198.51.100.4").await;
+        let mut wire = harness.h1("198.51.100.4").await;
         wire.ask(request("GET /", "")).await;
         // A page that runs in the pod is not the pod.
         wire.ask(request("GET /", "Origin: http://evil.example\r\n")).await;
-        let heard = house.gateway.heard();
-        assert_agents(&heard[heard.len() - 2], &house);
-        assert_external(&heard[heard.len() - 1], "198.51.100.4");
+        let received = harness.gateway.requests();
+        assert_agents(&received[received.len() - 2], &harness);
+        assert_external(&received[received.len() - 1], "198.51.100.4");
         kubernetes.change("scout", |pod| pod["metadata"]["labels"]["loopgate.dev/agent"] = "false".into());
         timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the label");
-        house.ask(BOTH[0], "198.51.100.4", "GET /", &[]).await;
-        assert_external(&house.gateway.heard().pop().unwrap(), "198.51.100.4");
+        harness.ask(PROTOCOLS[0], "198.51.100.4", "GET /", &[]).await;
+        assert_external(&harness.gateway.requests().pop().unwrap(), "198.51.100.4");
     });
 }
 
 #[tokio::test]
 async fn while_the_api_server_is_away_who_is_inside_stays_and_nobody_enrols() {
     let mut kubernetes = FakeKubernetes::start();
-    let house = house(&kubernetes).await;
-    let credentials = enrol(&house, BUILDER, "builders-token").await.unwrap();
-    let mut wire = house.shown_by(credentials.certified_key.clone()).h1(BUILDER).await;
+    let harness = harness(&kubernetes).await;
+    let credentials = enrol(&harness, BUILDER, "builders-token").await.unwrap();
+    let mut wire = harness.with_certified_key(credentials.certified_key.clone()).h1(BUILDER).await;
     kubernetes.down().await;
-    assert_eq!(refusal(&house, OTHER, "others-token").await, Reason::Kubernetes);
+    assert_eq!(refusal(&harness, OTHER, "others-token").await, Reason::Kubernetes);
     wire.ask(request("GET /", "")).await;
-    assert_agents(&house.gateway.heard().pop().unwrap(), &house);
+    assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -234,11 +233,11 @@ async fn no_token_is_ever_logged() {
     let (api, credentials) = (kubernetes.address(), kubernetes.credentials());
     let credentials = format!("--kubernetes-credentials={}", credentials.display());
     let flags = ["--discovery=kubernetes", &format!("--kubernetes-api={api}"), &credentials, "--log-level=trace"];
-    let process = Process::start(&flags, "").await;
-    enrol(&process, BUILDER, "builders-token").await.unwrap();
-    assert_eq!(refusal(&process, BUILDER, "forged-token").await, Reason::BadToken);
-    process.says("bad_token").await;
-    let log = process.log().join("\n");
+    let sidecar = process(&flags, "").await;
+    enrol(&sidecar, BUILDER, "builders-token").await.unwrap();
+    assert_eq!(refusal(&sidecar, BUILDER, "forged-token").await, Reason::BadToken);
+    sidecar.process().wait_for_log("bad_token").await;
+    let log = sidecar.process().log().join("\n");
     assert!(log.contains("enrolled") && log.contains("bad_token"), "{log}");
     for token in ["builders-token", "forged-token", "own-token-1"] {
         assert!(!log.contains(token), "{token}");

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tokio::net::TcpListener;
 
-use crate::gateway::Heard;
-use crate::house::{AGENT, BOTH, House, PROXY, Protocol, STRANGER, UNKNOWN, h2_request, request, whole};
-pub use crate::seen::assert_external;
-use crate::seen::assert_local;
-use crate::wire::Wire;
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, UNKNOWN_CLIENT, h2_request, request, whole};
+use loopgate_test_support::fake_gateway::ReceivedRequest;
+pub use loopgate_test_support::lanes::assert_external;
+use loopgate_test_support::lanes::assert_local;
+use loopgate_test_support::raw_http::RawHttp;
 
 /// What only loopgate may say, in clothes that a gateway might see through.
 const FORGED: [(&str, &str); 16] = [
@@ -32,34 +32,34 @@ const FORGED: [(&str, &str); 16] = [
     ("x_openclaw_scopes", "operator.admin"),
 ];
 
-/// Fails unless `heard` is what an agent's lane says.
-pub fn assert_agents(heard: &Heard, house: &House) {
-    assert_local(heard, &house.gateway);
+/// Fails unless `received` is what an agent's lane says.
+pub fn assert_agents(received: &ReceivedRequest, harness: &Harness) {
+    assert_local(received, &harness.gateway);
 }
 
 #[tokio::test]
 async fn a_stranger_is_heard_as_a_remote_client_whatever_it_says() {
-    let house = House::open().await;
-    for protocol in BOTH {
+    let harness = Harness::start().await;
+    for protocol in PROTOCOLS {
         let mut fields = FORGED.to_vec();
         fields.extend([("origin", "https://page.example"), ("x-own", "kept")]);
-        assert_eq!(house.ask(protocol, STRANGER, "GET /", &fields).await, (200, "hello".into()));
-        let heard = house.gateway.heard().pop().unwrap();
-        assert_external(&heard, UNKNOWN);
-        assert_eq!(heard.field("origin"), Some("https://page.example"), "{protocol:?}");
-        assert_eq!(heard.field("x-own"), Some("kept"));
-        assert_eq!(heard.start(), "GET / HTTP/1.1");
+        assert_eq!(harness.ask(protocol, OUTSIDER, "GET /", &fields).await, (200, "hello".into()));
+        let received = harness.gateway.requests().pop().unwrap();
+        assert_external(&received, UNKNOWN_CLIENT);
+        assert_eq!(received.field("origin"), Some("https://page.example"), "{protocol:?}");
+        assert_eq!(received.field("x-own"), Some("kept"));
+        assert_eq!(received.start(), "GET / HTTP/1.1");
     }
 }
 
 #[tokio::test]
 async fn an_agent_is_heard_as_a_local_client() {
-    let house = House::open().await;
-    for protocol in BOTH {
-        assert_eq!(house.ask(protocol, AGENT, "GET /a?b=c", &FORGED).await, (200, "hello".into()));
-        let heard = house.gateway.heard().pop().unwrap();
-        assert_agents(&heard, &house);
-        assert_eq!(heard.start(), "GET /a?b=c HTTP/1.1");
+    let harness = Harness::start().await;
+    for protocol in PROTOCOLS {
+        assert_eq!(harness.ask(protocol, AGENT, "GET /a?b=c", &FORGED).await, (200, "hello".into()));
+        let received = harness.gateway.requests().pop().unwrap();
+        assert_agents(&received, &harness);
+        assert_eq!(received.start(), "GET /a?b=c HTTP/1.1");
     }
 }
 
@@ -70,88 +70,88 @@ async fn everybody_is_remote_to_a_gateway_that_is_not_on_loopback() {
     let Ok(own) = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) else { return };
     let listener = TcpListener::bind((own.ip(), 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let house = House::with(|config| {
+    let harness = Harness::with(|config| {
         config.gateway.address = address;
         config.gateway.allow_remote = true;
     })
     .await;
     let gateway = async || {
         let (stream, peer) = listener.accept().await.unwrap();
-        let mut wire = Wire::new(stream);
+        let mut wire = RawHttp::new(stream);
         let head = wire.head().await.unwrap();
         wire.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nhello").await.unwrap();
         (peer, head)
     };
-    for source in [STRANGER, AGENT] {
-        let mut client = house.h1(source).await;
+    for source in [OUTSIDER, AGENT] {
+        let mut client = harness.h1(source).await;
         let ((peer, head), answer) = tokio::join!(gateway(), client.ask(request("GET /", "")));
         assert_eq!((answer.status(), peer.ip()), (200, own.ip()), "{source}");
-        assert_eq!(head.field("x-forwarded-for"), Some(UNKNOWN), "{source}");
+        assert_eq!(head.field("x-forwarded-for"), Some(UNKNOWN_CLIENT), "{source}");
     }
 }
 
 #[tokio::test]
 async fn a_web_page_on_an_agents_connection_is_remote_and_the_agent_stays_local() {
-    let house = House::open().await;
-    let mut agent = house.h1(AGENT).await;
+    let harness = Harness::start().await;
+    let mut agent = harness.h1(AGENT).await;
     for number in 0..3 {
         agent.ask(request("GET /", "")).await;
         agent.ask(request("GET /", "Origin: http://evil.example\r\n")).await;
-        let heard = house.gateway.heard();
-        assert_agents(&heard[2 * number], &house);
-        assert_external(&heard[2 * number + 1], UNKNOWN);
+        let received = harness.gateway.requests();
+        assert_agents(&received[2 * number], &harness);
+        assert_external(&received[2 * number + 1], UNKNOWN_CLIENT);
     }
-    let mut agent = house.h2(AGENT).await;
+    let mut agent = harness.h2(AGENT).await;
     for (fields, external) in [(&[][..], false), (&[("origin", "null")], true), (&[], false)] {
         let (response, _) = agent.send_request(h2_request("GET /", fields), true).unwrap();
         whole(response.await.unwrap().body_mut()).await.unwrap();
-        let heard = house.gateway.heard().pop().unwrap();
-        if external { assert_external(&heard, UNKNOWN) } else { assert_agents(&heard, &house) }
+        let received = harness.gateway.requests().pop().unwrap();
+        if external { assert_external(&received, UNKNOWN_CLIENT) } else { assert_agents(&received, &harness) }
     }
 }
 
 #[tokio::test]
 async fn a_trusted_proxy_states_its_client_and_nobody_else_does() {
-    let house = House::with(|config| config.external.identity_headers = vec![http::HeaderName::from_static("x-user")]).await;
+    let harness = Harness::with(|config| config.external.identity_headers = vec![http::HeaderName::from_static("x-user")]).await;
     let fields = [("X-Forwarded-For", "127.0.0.1, 203.0.113.9"), ("X-User", "ann"), ("x_user", "eve")];
-    for protocol in BOTH {
-        house.ask(protocol, PROXY, "GET /", &fields).await;
-        let heard = house.gateway.heard().pop().unwrap();
-        assert_external(&heard, "203.0.113.9");
-        assert_eq!(heard.field("x-user"), Some("ann"));
-        assert_eq!(heard.field("x_user"), None, "{protocol:?}");
-        house.ask(protocol, STRANGER, "GET /", &fields).await;
-        let heard = house.gateway.heard().pop().unwrap();
-        assert_external(&heard, UNKNOWN);
-        assert_eq!(heard.field("x-user"), None);
+    for protocol in PROTOCOLS {
+        harness.ask(protocol, TRUSTED_PROXY, "GET /", &fields).await;
+        let received = harness.gateway.requests().pop().unwrap();
+        assert_external(&received, "203.0.113.9");
+        assert_eq!(received.field("x-user"), Some("ann"));
+        assert_eq!(received.field("x_user"), None, "{protocol:?}");
+        harness.ask(protocol, OUTSIDER, "GET /", &fields).await;
+        let received = harness.gateway.requests().pop().unwrap();
+        assert_external(&received, UNKNOWN_CLIENT);
+        assert_eq!(received.field("x-user"), None);
     }
 }
 
 #[tokio::test]
 async fn what_connection_lists_is_not_passed_on_and_forwarding_can_t_be_talked_away() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     let listed = "Connection: X-Forwarded-For, x-own\r\nConnection: X-Forwarded-Host\r\nConnection: close, Host\r\n";
     let fields = format!("{listed}X-Own: 1\r\nTE: trailers\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic x\r\nX-Kept: 1\r\n");
-    let mut client = house.h1(STRANGER).await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.ask(request("GET /", &fields)).await;
-    let heard = house.gateway.heard().pop().unwrap();
-    assert_external(&heard, UNKNOWN);
-    assert_eq!(heard.names(), ["host", "x-kept", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]);
+    let received = harness.gateway.requests().pop().unwrap();
+    assert_external(&received, UNKNOWN_CLIENT);
+    assert_eq!(received.names(), ["host", "x-kept", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]);
 }
 
 #[tokio::test]
 async fn trailers_may_not_say_what_heads_may_not() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     let trailers = "X-Forwarded-For: 127.0.0.1\r\nX-Sum: 4\r\nAuthorization: Bearer x\r\nHost: y\r\nContent-Length: 9\r\n";
     let body = format!("4\r\nbody\r\n0\r\n{trailers}\r\n");
-    for source in [STRANGER, AGENT] {
-        let mut client = house.h1(source).await;
+    for source in [OUTSIDER, AGENT] {
+        let mut client = harness.h1(source).await;
         let head = request("POST /echo", "Transfer-Encoding: chunked\r\nTrailer: X-Sum, X-Forwarded-For\r\n");
         assert_eq!(client.ask(format!("{head}{body}")).await.text(), "body");
-        let heard = house.gateway.heard().pop().unwrap();
-        assert!(["", "x-sum: 4\r\n"].contains(&heard.trailers.as_str()), "{}", heard.trailers);
+        let received = harness.gateway.requests().pop().unwrap();
+        assert!(["", "x-sum: 4\r\n"].contains(&received.trailers.as_str()), "{}", received.trailers);
 
-        let mut client = house.h2(source).await;
+        let mut client = harness.h2(source).await;
         let (response, mut stream) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
         stream.send_data(Bytes::from_static(b"body"), false).unwrap();
         let mut map = HeaderMap::new();
@@ -160,45 +160,45 @@ async fn trailers_may_not_say_what_heads_may_not() {
         }
         stream.send_trailers(map).unwrap();
         assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"body");
-        let heard = house.gateway.heard().pop().unwrap();
-        assert!(["", "x-sum: 4\r\n"].contains(&heard.trailers.as_str()), "{}", heard.trailers);
+        let received = harness.gateway.requests().pop().unwrap();
+        assert!(["", "x-sum: 4\r\n"].contains(&received.trailers.as_str()), "{}", received.trailers);
     }
 }
 
 #[tokio::test]
 async fn one_connection_to_the_gateway_serves_requests_one_after_the_other() {
-    let house = House::open().await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::start().await;
+    let mut client = harness.h1(OUTSIDER).await;
     for _ in 0..10 {
         client.ask(request("GET /", "")).await;
         client.ask(format!("{}body", request("POST /echo", "Content-Length: 4\r\n"))).await;
     }
-    assert_eq!(house.gateway.connections(), 1);
+    assert_eq!(harness.gateway.connections(), 1);
     // It may be carried by another thread, which has connections of its own.
     let threads = std::thread::available_parallelism().unwrap().get();
     for _ in 0..2 * threads {
-        assert_eq!(house.ask(Protocol::H2, STRANGER, "GET /", &[]).await.0, 200);
+        assert_eq!(harness.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
     }
-    assert!(house.gateway.connections() <= threads, "{}", house.gateway.connections());
+    assert!(harness.gateway.connections() <= threads, "{}", harness.gateway.connections());
 }
 
 #[tokio::test]
 async fn connections_to_the_gateway_never_change_lanes() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     let mut clients = Vec::new();
-    for (source, protocol) in [(STRANGER, "h1"), (AGENT, "h1"), (PROXY, "h1"), (STRANGER, "h2"), (AGENT, "h2")] {
+    for (source, protocol) in [(OUTSIDER, "h1"), (AGENT, "h1"), (TRUSTED_PROXY, "h1"), (OUTSIDER, "h2"), (AGENT, "h2")] {
         for number in 0..4 {
-            let house = &house;
+            let harness = &harness;
             clients.push(async move {
                 let who = format!("X-Who: {source}\r\n");
                 if protocol == "h1" {
-                    let mut client = house.h1(source).await;
+                    let mut client = harness.h1(source).await;
                     for _ in 0..20 {
                         let line = if number % 2 == 0 { "GET /" } else { "GET /nothing" };
                         client.ask(request(line, &who)).await;
                     }
                 } else {
-                    let client = house.h2(source).await;
+                    let client = harness.h2(source).await;
                     let all = (0..20).map(|_| {
                         let mut client = client.clone();
                         async move {
@@ -213,13 +213,13 @@ async fn connections_to_the_gateway_never_change_lanes() {
     }
     futures_util::future::join_all(clients).await;
     let mut sources = HashMap::new();
-    let heard = house.gateway.heard();
-    assert_eq!(heard.len(), 400);
-    for heard in &heard {
-        assert_eq!(*sources.entry(heard.connection).or_insert(heard.peer), heard.peer);
-        match heard.field("x-who") {
-            Some(AGENT) => assert_agents(heard, &house),
-            _ => assert_external(heard, UNKNOWN),
+    let received = harness.gateway.requests();
+    assert_eq!(received.len(), 400);
+    for received in &received {
+        assert_eq!(*sources.entry(received.connection).or_insert(received.peer), received.peer);
+        match received.field("x-who") {
+            Some(AGENT) => assert_agents(received, &harness),
+            _ => assert_external(received, UNKNOWN_CLIENT),
         }
     }
 }

@@ -1,28 +1,16 @@
-//! Stories about the running sidecar: the real one, in this process, between raw clients and a gateway that remembers what it heard.
+//! The running sidecar, mostly in this process, between raw clients and a gateway that records what it receives.
 
-mod agent;
-mod apart;
-#[path = "../support/fake_docker.rs"]
-#[expect(dead_code, reason = "other stories' needs")]
-mod fake_docker;
-#[path = "../support/fake_kubernetes.rs"]
-#[expect(dead_code, reason = "other stories' needs")]
-mod fake_kubernetes;
-mod gateway;
-mod house;
-mod process;
+mod harness;
 mod raw_h2;
-mod seen;
-mod wire;
 
 mod certificates;
 mod churn;
-mod doors;
 mod drain;
 mod faults;
 mod h2_abuse;
 mod kubernetes;
 mod lanes;
+mod listeners;
 #[cfg(feature = "otel")]
 mod otel;
 mod reload;

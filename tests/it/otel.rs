@@ -6,8 +6,8 @@ use std::time::Duration;
 use loopgate::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
-use crate::house::{AGENT, House, Protocol, STRANGER};
-use crate::wire::Wire;
+use crate::harness::{AGENT, Harness, OUTSIDER, Protocol};
+use loopgate_test_support::raw_http::RawHttp;
 
 const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -28,7 +28,7 @@ impl Collector {
         let kept = Arc::clone(&got);
         tasks.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let mut wire = Wire::new(stream);
+                let mut wire = RawHttp::new(stream);
                 let mut request = wire.head().await.unwrap();
                 assert!(wire.body(&mut request, false).await);
                 kept.lock().unwrap().push((request.head, request.body));
@@ -140,14 +140,14 @@ fn pairs(bytes: &[u8], number: u64) -> Vec<(String, String)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_request_is_a_span_below_its_clients() {
     let collector = Collector::start().await;
-    let house = House::with(|config| config.log.otel_endpoint = Some(format!("http://{}", collector.address).parse().unwrap())).await;
-    assert_eq!(house.ask(Protocol::H1, STRANGER, "GET /one?token=secret", &[("traceparent", STATED)]).await.0, 200);
-    let told = house.gateway.heard().pop().unwrap().field("traceparent").unwrap().to_owned();
-    assert_eq!(house.ask(Protocol::H2, AGENT, "POST /two", &[]).await.0, 200);
-    let (status, body) = house.ask(Protocol::H1, STRANGER, "GET /dies", &[("traceparent", "nonsense")]).await;
+    let harness = Harness::with(|config| config.log.otel_endpoint = Some(format!("http://{}", collector.address).parse().unwrap())).await;
+    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /one?token=secret", &[("traceparent", STATED)]).await.0, 200);
+    let told = harness.gateway.requests().pop().unwrap().field("traceparent").unwrap().to_owned();
+    assert_eq!(harness.ask(Protocol::H2, AGENT, "POST /two", &[]).await.0, 200);
+    let (status, body) = harness.ask(Protocol::H1, OUTSIDER, "GET /dies", &[("traceparent", "nonsense")]).await;
     assert_eq!(status, 502);
-    assert_eq!(house.ask(Protocol::H1, STRANGER, "GET /unsampled", &[("traceparent", &format!("{}00", &STATED[..53]))]).await.0, 200);
-    house.sidecar.stop().await;
+    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /unsampled", &[("traceparent", &format!("{}00", &STATED[..53]))]).await.0, 200);
+    harness.sidecar.stop().await;
 
     let spans = collector.spans();
     let of = |path: &str| spans.iter().find(|span| span.attribute("url.path") == path).unwrap_or_else(|| panic!("no {path} in {spans:?}"));
@@ -172,8 +172,8 @@ async fn each_request_is_a_span_below_its_clients() {
 async fn a_collector_that_is_not_there_or_does_not_answer_holds_nothing_up() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     for endpoint in ["http://127.0.0.1:9".to_owned(), format!("http://{}", silent.local_addr().unwrap())] {
-        let house = House::with(|config| config.log.otel_endpoint = Some(endpoint.parse().unwrap())).await;
-        assert_eq!(house.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
-        tokio::time::timeout(Duration::from_secs(15), house.sidecar.stop()).await.expect("it stops all the same");
+        let harness = Harness::with(|config| config.log.otel_endpoint = Some(endpoint.parse().unwrap())).await;
+        assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+        tokio::time::timeout(Duration::from_secs(15), harness.sidecar.stop()).await.expect("it stops all the same");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout;
 
-use crate::house::{Door, Tls};
+use crate::harness::{Tls, TlsClient};
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -139,8 +139,8 @@ pub struct RawH2 {
 
 impl RawH2 {
     /// A connection from `source` that has said no more than the preface and these settings.
-    pub async fn open(door: &Door, source: &str, says: &[(u16, u32)]) -> Self {
-        let stream = door.handshake(door.tcp(source).await, "h2").await.unwrap();
+    pub async fn open(client: &TlsClient, source: &str, says: &[(u16, u32)]) -> Self {
+        let stream = client.handshake(client.tcp(source).await, "h2").await.unwrap();
         let (read, write) = tokio::io::split(stream);
         let mut raw = Self { read, write };
         raw.send(&[PREFACE, &settings(says)].concat()).await;

@@ -5,10 +5,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
-use crate::gateway::pattern;
-use crate::house::{BOTH, House, Protocol, STRANGER, h2_request, request, whole};
+use crate::harness::{Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, request, whole};
 use crate::raw_h2::*;
-use crate::wire::Wire;
+use loopgate_test_support::fake_gateway::pattern;
+use loopgate_test_support::raw_http::RawHttp;
 
 const SHORT: Duration = Duration::from_millis(400);
 /// More than all buffers on the way hold.
@@ -16,9 +16,9 @@ const MUCH: usize = 40_000_000;
 
 #[tokio::test]
 async fn a_head_that_takes_too_long_is_answered_with_408_the_second_one_too() {
-    let house = House::with(|config| config.limits.head_timeout = SHORT).await;
+    let harness = Harness::with(|config| config.limits.head_timeout = SHORT).await;
     for heads_before in [0, 1] {
-        let mut client = house.h1(STRANGER).await;
+        let mut client = harness.h1(OUTSIDER).await;
         for _ in 0..heads_before {
             assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
         }
@@ -30,7 +30,7 @@ async fn a_head_that_takes_too_long_is_answered_with_408_the_second_one_too() {
         }
         assert!(begun.elapsed() >= SHORT && begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 
-        let mut client = house.h1(STRANGER).await;
+        let mut client = harness.h1(OUTSIDER).await;
         for _ in 0..heads_before {
             assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
         }
@@ -39,17 +39,17 @@ async fn a_head_that_takes_too_long_is_answered_with_408_the_second_one_too() {
         assert_eq!((response.status(), response.field("connection")), (408, Some("close")));
         assert!(client.rest().await.is_empty());
     }
-    assert_eq!(house.gateway.heard().len(), 2);
+    assert_eq!(harness.gateway.requests().len(), 2);
 }
 
 #[tokio::test]
 async fn no_408_falls_into_the_middle_of_another_answer() {
-    let house = House::with(|config| {
+    let harness = Harness::with(|config| {
         config.limits.head_timeout = SHORT;
         config.limits.stall_timeout = 4 * SHORT;
     })
     .await;
-    let mut client = house.h1(STRANGER).await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request(&format!("GET /large?{MUCH}"), "") + "GET / HTTP/1.1\r\nHost: a\r\n").await.unwrap();
     // While the first answer is on its way, the second head has all the time there is.
     sleep(2 * SHORT).await;
@@ -62,26 +62,26 @@ async fn no_408_falls_into_the_middle_of_another_answer() {
 
 #[tokio::test]
 async fn a_body_that_stops_coming_is_answered_with_408() {
-    let house = House::with(|config| config.limits.request_timeout = SHORT).await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::with(|config| config.limits.request_timeout = SHORT).await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request("POST /echo", "Content-Length: 10\r\n") + "123").await.unwrap();
     assert_eq!(client.response().await.unwrap().status(), 408);
     assert!(client.rest().await.is_empty(), "what is left of the body can't be told from a request");
 
-    let mut client = house.h2(STRANGER).await;
+    let mut client = harness.h2(OUTSIDER).await;
     let (response, mut body) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
     body.send_data("123".into(), false).unwrap();
     assert_eq!(response.await.unwrap().status(), 408);
     let (response, _) = client.ready().await.unwrap().send_request(h2_request("GET /", &[]), true).unwrap();
     assert_eq!(response.await.unwrap().status(), 200, "the connection is as good as ever");
-    house.gateway.has_lost(2).await;
+    harness.gateway.wait_for_closed(2).await;
 }
 
 #[tokio::test]
 async fn a_gateway_that_takes_no_more_of_a_body_is_answered_with_504() {
-    let house = House::with(|config| config.limits.request_timeout = SHORT).await;
-    let (read, mut write) = tokio::io::split(house.h1(STRANGER).await.stream);
-    let mut client = Wire::new(tokio::io::join(read, tokio::io::sink()));
+    let harness = Harness::with(|config| config.limits.request_timeout = SHORT).await;
+    let (read, mut write) = tokio::io::split(harness.h1(OUTSIDER).await.stream);
+    let mut client = RawHttp::new(tokio::io::join(read, tokio::io::sink()));
     let head = request("POST /unread", &format!("Content-Length: {MUCH}\r\n"));
     let sending = async {
         let _ = write.write_all(&[head.as_bytes(), &vec![b'x'; MUCH]].concat()).await;
@@ -92,7 +92,7 @@ async fn a_gateway_that_takes_no_more_of_a_body_is_answered_with_504() {
         response = client.response() => assert_eq!(response.unwrap().status(), 504),
     }
 
-    let mut client = house.h2(STRANGER).await;
+    let mut client = harness.h2(OUTSIDER).await;
     let (response, mut body) = client.send_request(h2_request("POST /unread", &[]), false).unwrap();
     body.send_data(vec![b'x'; MUCH].into(), false).unwrap();
     assert_eq!(response.await.unwrap().status(), 504);
@@ -100,8 +100,8 @@ async fn a_gateway_that_takes_no_more_of_a_body_is_answered_with_504() {
 
 #[tokio::test]
 async fn each_request_has_all_its_time_on_whatever_connection_to_the_gateway() {
-    let house = House::with(|config| config.limits.request_timeout = 2 * SHORT).await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::with(|config| config.limits.request_timeout = 2 * SHORT).await;
+    let mut client = harness.h1(OUTSIDER).await;
     for pause in [Duration::ZERO, SHORT, 3 * SHORT / 2, 3 * SHORT] {
         assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
         sleep(pause).await;
@@ -110,13 +110,13 @@ async fn each_request_has_all_its_time_on_whatever_connection_to_the_gateway() {
         let took = begun.elapsed();
         assert!(took >= 2 * SHORT && took < Duration::from_secs(10), "{took:?} after {pause:?}");
     }
-    assert_eq!(house.gateway.connections(), 4, "the second request of each pair went over the connection of the first");
+    assert_eq!(harness.gateway.connections(), 4, "the second request of each pair went over the connection of the first");
 }
 
 #[tokio::test]
 async fn a_body_that_comes_slowly_but_steadily_is_waited_for() {
-    let house = House::with(|config| config.limits.request_timeout = SHORT).await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::with(|config| config.limits.request_timeout = SHORT).await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request("POST /echo", "Content-Length: 10\r\n")).await.unwrap();
     for _ in 0..10 {
         sleep(SHORT / 4).await;
@@ -127,25 +127,25 @@ async fn a_body_that_comes_slowly_but_steadily_is_waited_for() {
 
 #[tokio::test]
 async fn a_client_that_never_reads_its_response_is_given_up() {
-    let house = House::with(|config| config.limits.stall_timeout = SHORT).await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::with(|config| config.limits.stall_timeout = SHORT).await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request(&format!("GET /large?{MUCH}"), "")).await.unwrap();
-    house.gateway.has_lost(1).await;
+    harness.gateway.wait_for_closed(1).await;
     assert!(client.rest().await.len() < MUCH);
 
     for window in [0, 1] {
-        let mut raw = RawH2::open(&house, STRANGER, &[(INITIAL_WINDOW, window)]).await;
+        let mut raw = RawH2::open(&harness, OUTSIDER, &[(INITIAL_WINDOW, window)]).await;
         let head = request_block("GET", &format!("/large?{MUCH}"), &[]);
         let outcome = raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &head), Outcome::is_over).await;
         assert!(outcome.closed, "{outcome:?}");
     }
-    house.gateway.has_lost(3).await;
+    harness.gateway.wait_for_closed(3).await;
 }
 
 #[tokio::test]
 async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
-    let house = House::with(|config| config.limits.stall_timeout = SHORT).await;
-    let mut raw = RawH2::open(&house, STRANGER, &[(INITIAL_WINDOW, 0)]).await;
+    let harness = Harness::with(|config| config.limits.stall_timeout = SHORT).await;
+    let mut raw = RawH2::open(&harness, OUTSIDER, &[(INITIAL_WINDOW, 0)]).await;
     let head = request_block("GET", &format!("/large?{MUCH}"), &[]);
     raw.send(&[1, 3].map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &head)).concat()).await;
     let (begun, mut got) = (Instant::now(), 0);
@@ -162,7 +162,7 @@ async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
         assert!(begun.elapsed() < 30 * SHORT, "both go on after {got} bytes of one");
     };
     assert!(reset.stream == 1 && got > 0 && begun.elapsed() > 2 * SHORT, "{reset:?} after {got} bytes of the other one");
-    house.gateway.has_lost(1).await;
+    harness.gateway.wait_for_closed(1).await;
     raw.send(&frame(WINDOW_UPDATE, 0, 3, &50_000_u32.to_be_bytes())).await;
     while raw.next().await.expect("the other one goes on").kind != DATA {}
 }
@@ -171,8 +171,8 @@ async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
 async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
     // A pause is far shorter than the limit, and all of them together are longer.
     let (size, stall, pause) = (4_000_000, Duration::from_secs(2), Duration::from_millis(10));
-    let house = House::with(|config| config.limits.stall_timeout = stall).await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::with(|config| config.limits.stall_timeout = stall).await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request(&format!("GET /large?{size}"), "")).await.unwrap();
     client.head().await.unwrap();
     let (mut stream, mut got) = client.into_parts();
@@ -185,7 +185,7 @@ async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
     }
     assert!(got.iter().enumerate().all(|(at, byte)| *byte == pattern(at)));
 
-    let mut client = house.h2(STRANGER).await;
+    let mut client = harness.h2(OUTSIDER).await;
     let (response, _) = client.send_request(h2_request(&format!("GET /large?{size}"), &[]), true).unwrap();
     let mut body = response.await.unwrap().into_body();
     let mut got = 0;
@@ -205,8 +205,8 @@ async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
 async fn a_reader_that_becomes_slow_is_not_taken_for_a_stalled_one() {
     // Fast until the kernel's buffers have grown, and then so slow that a third of them last longer than the limit.
     let (stall, piece, pause) = (Duration::from_secs(2), 20_000, Duration::from_millis(50));
-    let house = House::with(|config| config.limits.stall_timeout = stall).await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::with(|config| config.limits.stall_timeout = stall).await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request(&format!("GET /large?{MUCH}"), "Connection: close\r\n")).await.unwrap();
     client.head().await.unwrap();
     let (mut stream, got) = client.into_parts();
@@ -227,68 +227,68 @@ async fn a_reader_that_becomes_slow_is_not_taken_for_a_stalled_one() {
 
 #[tokio::test]
 async fn quiet_events_and_a_gateway_that_stalls_halfway_are_not_the_clients_fault() {
-    let house = House::with(|config| {
+    let harness = Harness::with(|config| {
         config.limits.stall_timeout = SHORT;
         config.limits.request_timeout = SHORT;
         config.limits.idle_timeout = SHORT;
     })
     .await;
-    for protocol in BOTH {
-        let events = house.ask(protocol, STRANGER, "GET /events", &[]);
+    for protocol in PROTOCOLS {
+        let events = harness.ask(protocol, OUTSIDER, "GET /events", &[]);
         let passing = async {
             for _ in 0..3 {
                 sleep(2 * SHORT).await;
-                house.gateway.pass(1);
+                harness.gateway.release(1);
             }
         };
         let ((status, body), ()) = tokio::join!(events, passing);
         assert_eq!((status, body.matches("event").count()), (200, 3), "{protocol:?}");
     }
-    let mut client = house.h1(STRANGER).await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request("GET /stalls-halfway", "")).await.unwrap();
     assert_eq!(client.head().await.unwrap().status(), 200);
     assert_eq!(client.exactly(4).await.unwrap(), b"half");
     sleep(2 * SHORT).await;
-    assert_eq!(house.ask(Protocol::H2, STRANGER, "GET /", &[]).await.0, 200, "others don't wait for it");
-    let before = house.gateway.connections();
+    assert_eq!(harness.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200, "others don't wait for it");
+    let before = harness.gateway.connections();
     drop(client);
-    house.gateway.has_lost(1).await;
-    assert_eq!(house.gateway.connections(), before, "and nothing was asked again");
+    harness.gateway.wait_for_closed(1).await;
+    assert_eq!(harness.gateway.connections(), before, "and nothing was asked again");
 }
 
 #[tokio::test]
 async fn a_client_that_goes_away_takes_its_half_response_along() {
-    let house = House::open().await;
-    let mut client = house.h2(STRANGER).await;
+    let harness = Harness::start().await;
+    let mut client = harness.h2(OUTSIDER).await;
     let (response, _) = client.send_request(h2_request("GET /stalls-halfway", &[]), true).unwrap();
     let mut body = response.await.unwrap().into_body();
     assert_eq!(body.data().await.unwrap().unwrap(), "half");
     drop(body);
-    house.gateway.has_lost(1).await;
+    harness.gateway.wait_for_closed(1).await;
     let (response, _) = client.ready().await.unwrap().send_request(h2_request("GET /", &[]), true).unwrap();
     assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"hello");
 }
 
 #[tokio::test]
 async fn idle_connections_are_closed_and_http_2_is_told() {
-    let house = House::with(|config| config.limits.idle_timeout = SHORT).await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::with(|config| config.limits.idle_timeout = SHORT).await;
+    let mut client = harness.h1(OUTSIDER).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
     assert!(client.rest().await.is_empty());
-    let silent = house.h1(STRANGER).await.rest().await;
+    let silent = harness.h1(OUTSIDER).await.rest().await;
     assert!(silent.is_empty(), "one that never asked for anything, too");
 
     let head = request_block("GET", "/", &[]);
     for (name, bytes) in [("served", frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)), ("half a head", frame(HEADERS, 0, 1, &head))] {
-        let outcome = RawH2::open(&house, STRANGER, &[]).await.provoke(&bytes, Outcome::is_over).await;
+        let outcome = RawH2::open(&harness, OUTSIDER, &[]).await.provoke(&bytes, Outcome::is_over).await;
         assert!(outcome.farewell && outcome.closed && outcome.goaway.is_none(), "{name}: {outcome:?}");
     }
 }
 
 #[tokio::test]
 async fn whoever_is_told_to_leave_for_its_idleness_has_time_for_a_goodbye() {
-    let house = House::with(|config| config.limits.idle_timeout = SHORT).await;
-    let mut raw = RawH2::open(&house, STRANGER, &[]).await;
+    let harness = Harness::with(|config| config.limits.idle_timeout = SHORT).await;
+    let mut raw = RawH2::open(&harness, OUTSIDER, &[]).await;
     while raw.next().await.expect("a GOAWAY").kind != GOAWAY {}
     // It neither answers the PING that came with it nor is it quiet.
     let begun = Instant::now();

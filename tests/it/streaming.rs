@@ -6,16 +6,16 @@ use bytes::Bytes;
 use loopgate::config::PathRule;
 use tokio::time::timeout;
 
-use crate::gateway::pattern;
-use crate::house::{House, STRANGER, h2_request, request, whole};
+use crate::harness::{Harness, OUTSIDER, h2_request, request, whole};
+use loopgate_test_support::fake_gateway::pattern;
 
 /// Longer than anything here takes, so that a hang is a failure and not a wait.
 const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn a_client_that_waits_for_100_continue_gets_it_from_the_gateway() {
-    let house = House::open().await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::start().await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request("POST /echo", "Expect: 100-continue\r\nContent-Length: 4\r\n")).await.unwrap();
     assert_eq!(client.head().await.unwrap().start(), "HTTP/1.1 100 Continue");
     assert_eq!(client.ask("body").await.text(), "body");
@@ -23,45 +23,46 @@ async fn a_client_that_waits_for_100_continue_gets_it_from_the_gateway() {
 
 #[tokio::test]
 async fn a_gateway_that_does_not_want_a_body_is_not_sent_one() {
-    let house = House::open().await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::start().await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request("POST /unwelcome", "Expect: 100-continue\r\nContent-Length: 4\r\n")).await.unwrap();
     let response = client.response().await.unwrap();
     // Were it used again, the next request could be taken for the body.
     assert_eq!((response.status(), response.field("connection")), (417, Some("close")));
     assert!(client.rest().await.is_empty());
-    assert!(house.gateway.heard()[0].body.is_empty());
+    assert!(harness.gateway.requests()[0].body.is_empty());
 }
 
 #[tokio::test]
 async fn a_refusal_in_place_of_100_continue_ends_the_connection() {
-    let house = House::with(|config| config.external.paths = vec![PathRule { allow: false, prefix: "/".into(), methods: vec![] }]).await;
+    let harness =
+        Harness::with(|config| config.external.paths = vec![PathRule { allow: false, prefix: "/".into(), methods: vec![] }]).await;
     let expect = "Expect: 100-continue\r\n";
     for (fields, connection) in [(format!("{expect}Content-Length: 4\r\n"), Some("close")), (expect.to_owned(), None)] {
-        let response = house.h1(STRANGER).await.ask(request("POST /", &fields)).await;
+        let response = harness.h1(OUTSIDER).await.ask(request("POST /", &fields)).await;
         assert_eq!((response.status(), response.field("connection")), (403, connection), "{fields}");
     }
 }
 
 #[tokio::test]
 async fn server_sent_events_arrive_one_by_one() {
-    let house = House::open().await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::start().await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request("GET /events", "Accept: text/event-stream\r\n")).await.unwrap();
     let head = client.head().await.unwrap();
     assert_eq!(head.field("content-type"), Some("text/event-stream"));
     for number in 0..3 {
-        house.gateway.pass(1);
+        harness.gateway.release(1);
         let event = timeout(SOON, client.chunk()).await.unwrap().unwrap();
         assert_eq!(String::from_utf8(event).unwrap(), format!("data: event {number}\n"));
     }
     assert_eq!(client.chunk().await.unwrap(), b"");
 
-    let mut client = house.h2(STRANGER).await;
+    let mut client = harness.h2(OUTSIDER).await;
     let (response, _) = client.send_request(h2_request("GET /events", &[]), true).unwrap();
     let mut body = response.await.unwrap().into_body();
     for number in 0..3 {
-        house.gateway.pass(1);
+        harness.gateway.release(1);
         let event = timeout(SOON, body.data()).await.unwrap().unwrap().unwrap();
         assert_eq!(event, format!("data: event {number}\n").as_bytes());
     }
@@ -70,11 +71,11 @@ async fn server_sent_events_arrive_one_by_one() {
 
 #[tokio::test]
 async fn trailers_of_the_gateway_reach_the_client() {
-    let house = House::open().await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::start().await;
+    let mut client = harness.h1(OUTSIDER).await;
     let response = client.ask(request("GET /trailers", "TE: trailers\r\n")).await;
     assert_eq!((response.text().as_str(), response.trailers.to_ascii_lowercase().as_str()), ("body", "x-sum: 4\r\n"));
-    let mut client = house.h2(STRANGER).await;
+    let mut client = harness.h2(OUTSIDER).await;
     let (response, _) = client.send_request(h2_request("GET /trailers", &[("te", "trailers")]), true).unwrap();
     let mut body = response.await.unwrap().into_body();
     assert_eq!(whole(&mut body).await.unwrap(), b"body");
@@ -83,8 +84,8 @@ async fn trailers_of_the_gateway_reach_the_client() {
 
 #[tokio::test]
 async fn an_interim_answer_does_not_stand_for_the_final_one() {
-    let house = House::open().await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::start().await;
+    let mut client = harness.h1(OUTSIDER).await;
     client.send(request("GET /hints", "")).await.unwrap();
     let mut response = client.response().await.unwrap();
     if response.status() == 103 {
@@ -95,8 +96,8 @@ async fn an_interim_answer_does_not_stand_for_the_final_one() {
 
 #[tokio::test]
 async fn answers_without_a_body_leave_the_connection_usable() {
-    let house = House::open().await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::start().await;
+    let mut client = harness.h1(OUTSIDER).await;
     for _ in 0..2 {
         client.send(request("HEAD /", "")).await.unwrap();
         let head = client.head().await.unwrap();
@@ -107,15 +108,15 @@ async fn answers_without_a_body_leave_the_connection_usable() {
         assert_eq!((same.status(), same.field("etag")), (304, Some("\"a\"")));
         assert_eq!(client.ask(request("GET /", "")).await.text(), "hello");
     }
-    assert_eq!(house.gateway.connections(), 1);
+    assert_eq!(harness.gateway.connections(), 1);
 }
 
 #[tokio::test]
 async fn an_http_1_0_client_is_answered_and_the_connection_closed() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     for path in ["/", "/events", "/to-the-end"] {
-        house.gateway.pass(3);
-        let mut client = house.h1(STRANGER).await;
+        harness.gateway.release(3);
+        let mut client = harness.h1(OUTSIDER).await;
         client.send(format!("GET {path} HTTP/1.0\r\nHost: gateway.example\r\n\r\n")).await.unwrap();
         let head = client.head().await.unwrap();
         assert_eq!(head.status(), 200);
@@ -123,20 +124,20 @@ async fn an_http_1_0_client_is_answered_and_the_connection_closed() {
         let body = String::from_utf8(timeout(SOON, client.rest()).await.unwrap()).unwrap();
         assert!(["hello", "until the end", "data: event 0\ndata: event 1\ndata: event 2\n"].contains(&body.as_str()), "{body}");
     }
-    let heard = house.gateway.heard();
-    assert!(heard.iter().all(|heard| heard.start().ends_with("HTTP/1.1")));
+    let received = harness.gateway.requests();
+    assert!(received.iter().all(|received| received.start().ends_with("HTTP/1.1")));
 }
 
 #[tokio::test]
 async fn what_concerns_the_gateways_connection_only_stays_there() {
-    let house = House::open().await;
-    let mut client = house.h1(STRANGER).await;
+    let harness = Harness::start().await;
+    let mut client = harness.h1(OUTSIDER).await;
     let response = client.ask(request("GET /hop", "")).await;
     let names = response.names();
     assert_eq!(names.iter().filter(|name| *name != "date").collect::<Vec<_>>(), ["x-kept", "content-length"]);
     let required = client.ask(request("GET /upgrade-required", "")).await;
     assert_eq!((required.status(), required.field("upgrade"), required.field("connection")), (426, Some("websocket"), Some("upgrade")));
-    let mut over_h2 = house.h2(STRANGER).await;
+    let mut over_h2 = harness.h2(OUTSIDER).await;
     let (response, _) = over_h2.send_request(h2_request("GET /upgrade-required", &[]), true).unwrap();
     let response = response.await.unwrap();
     assert_eq!((response.status().as_u16(), response.headers().get("upgrade")), (426, None));
@@ -147,19 +148,19 @@ async fn what_concerns_the_gateways_connection_only_stays_there() {
 #[tokio::test]
 async fn large_bodies_pass_whole_in_both_directions() {
     const SIZE: usize = 20_000_000;
-    let house = House::open().await;
+    let harness = Harness::start().await;
     let path = format!("GET /large?{SIZE}");
-    let mut client = house.h1(STRANGER).await;
+    let mut client = harness.h1(OUTSIDER).await;
     let response = client.ask(request(&path, "")).await;
     assert!(response.body.len() == SIZE && response.body.iter().enumerate().all(|(at, byte)| *byte == pattern(at)));
 
-    let mut client = house.h2(STRANGER).await;
+    let mut client = harness.h2(OUTSIDER).await;
     let (response, _) = client.send_request(h2_request(&path, &[]), true).unwrap();
     let body = whole(response.await.unwrap().body_mut()).await.unwrap();
     assert!(body.len() == SIZE && body.iter().enumerate().all(|(at, byte)| *byte == pattern(at)));
 
     let upload: Vec<u8> = (0..SIZE / 4).map(pattern).collect();
-    let mut client = house.h1(STRANGER).await;
+    let mut client = harness.h1(OUTSIDER).await;
     let head = request("POST /echo", &format!("Content-Length: {}\r\n", upload.len()));
     client.send(head).await.unwrap();
     assert!(client.ask(&upload).await.body == upload);
@@ -174,35 +175,35 @@ async fn large_bodies_pass_whole_in_both_directions() {
 
 #[tokio::test]
 async fn an_upload_and_its_answer_may_flow_at_once_over_h2() {
-    let house = House::open().await;
-    let mut client = house.h2(STRANGER).await;
+    let harness = Harness::start().await;
+    let mut client = harness.h2(OUTSIDER).await;
     let (response, mut stream) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
     for _ in 0..64 {
         stream.send_data(Bytes::from(vec![7; 10_000]), false).unwrap();
     }
     stream.send_data(Bytes::new(), true).unwrap();
     assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap().len(), 640_000);
-    assert_eq!(house.gateway.heard()[0].field("transfer-encoding"), Some("chunked"));
+    assert_eq!(harness.gateway.requests()[0].field("transfer-encoding"), Some("chunked"));
 }
 
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_the_gateway_back() {
     const SIZE: usize = 200_000_000;
-    let house = House::open().await;
+    let harness = Harness::start().await;
     let before = resident();
     let mut clients = Vec::new();
     for _ in 0..4 {
-        let mut client = house.h1(STRANGER).await;
+        let mut client = harness.h1(OUTSIDER).await;
         client.send(request(&format!("GET /large?{SIZE}"), "")).await.unwrap();
         assert_eq!(client.head().await.unwrap().status(), 200);
         clients.push(client);
-        let mut client = house.h2(STRANGER).await;
+        let mut client = harness.h2(OUTSIDER).await;
         let (response, _) = client.send_request(h2_request(&format!("GET /large?{SIZE}"), &[]), true).unwrap();
         std::mem::forget(response.await.unwrap());
     }
     // Another client's requests show that the sidecar has had its turn, and that the stalled ones take none away.
     for _ in 0..200 {
-        assert_eq!(house.ask(crate::house::Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
+        assert_eq!(harness.ask(crate::harness::Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
     }
     let grown = resident().saturating_sub(before);
     assert!(grown < 150_000_000, "{grown} bytes for eight stalled downloads");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::house::{House, STRANGER};
+use crate::harness::{Harness, OUTSIDER};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -16,18 +16,18 @@ enum Fate {
     /// As `Refused`, with another status.
     RefusedWith(u16),
     /// The gateway hears this many well-formed requests, and each is answered.
-    Heard(usize),
+    ReceivedRequest(usize),
     /// The gateway hears one request, and the connection is closed after its answer.
     HeardAndClosed,
 }
 
-use Fate::{Heard, HeardAndClosed, Refused, RefusedWith};
+use Fate::{HeardAndClosed, ReceivedRequest, Refused, RefusedWith};
 
 const HOST: &str = "Host: gateway.example\r\n";
 
 /// Sends `bytes`, ends the stream and reads everything that comes back: the statuses, and whether the connection was closed.
-async fn converse(house: &House, bytes: &[u8]) -> Vec<u16> {
-    let mut client = house.h1(STRANGER).await;
+async fn converse(harness: &Harness, bytes: &[u8]) -> Vec<u16> {
+    let mut client = harness.h1(OUTSIDER).await;
     // Whoever is refused in the middle of it may be cut off before the rest is sent; what counts is what it is told.
     let _ = client.send(bytes).await;
     let mut statuses = Vec::new();
@@ -40,37 +40,37 @@ async fn converse(house: &House, bytes: &[u8]) -> Vec<u16> {
     }
 }
 
-async fn assert_fate(house: &House, name: &str, bytes: &[u8], fate: Fate) {
-    let before = house.gateway.heard().len();
+async fn assert_fate(harness: &Harness, name: &str, bytes: &[u8], fate: Fate) {
+    let before = harness.gateway.requests().len();
     // The last request of each story asks for the end of the connection; whoever would be smuggled past it never answers.
     let last = format!("GET /last HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n");
     let with_last = [bytes, last.as_bytes()].concat();
     let (sent, expected, heard_count) = match fate {
         Refused => (&with_last[..], vec![400], 0),
         RefusedWith(status) => (&with_last[..], vec![status], 0),
-        Heard(count) => (&with_last[..], vec![200; count + 1], count + 1),
+        ReceivedRequest(count) => (&with_last[..], vec![200; count + 1], count + 1),
         HeardAndClosed => (&with_last[..], vec![200], 1),
     };
-    let statuses = converse(house, sent).await;
-    let heard = house.gateway.heard().split_off(before);
-    assert_eq!((statuses, heard.len()), (expected, heard_count), "{name}: {heard:#?}");
-    for heard in &heard {
-        assert_eq!(heard.all("host").len(), 1, "{name}");
-        assert_eq!(heard.all("x-forwarded-for"), ["192.0.2.1"], "{name}");
-        assert!(heard.all("content-length").len() + heard.all("transfer-encoding").len() <= 1, "{name}");
-        assert!(!heard.head.replace("\r\n", "").contains(['\r', '\n', '\0']), "{name}");
+    let statuses = converse(harness, sent).await;
+    let received = harness.gateway.requests().split_off(before);
+    assert_eq!((statuses, received.len()), (expected, heard_count), "{name}: {received:#?}");
+    for received in &received {
+        assert_eq!(received.all("host").len(), 1, "{name}");
+        assert_eq!(received.all("x-forwarded-for"), ["192.0.2.1"], "{name}");
+        assert!(received.all("content-length").len() + received.all("transfer-encoding").len() <= 1, "{name}");
+        assert!(!received.head.replace("\r\n", "").contains(['\r', '\n', '\0']), "{name}");
     }
 }
 
 #[tokio::test]
 async fn lengths_that_can_be_read_in_two_ways() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     let cl = "Content-Length: 4\r\n";
     let te = "Transfer-Encoding: chunked\r\n";
     let chunked = "4\r\nbody\r\n0\r\n\r\n";
     for (name, fields, body, fate) in [
-        ("a length", cl.to_owned(), "body", Heard(1)),
-        ("chunks", te.to_owned(), chunked, Heard(1)),
+        ("a length", cl.to_owned(), "body", ReceivedRequest(1)),
+        ("chunks", te.to_owned(), chunked, ReceivedRequest(1)),
         ("CL.TE", format!("{cl}{te}"), chunked, Refused),
         ("TE.CL", format!("{te}{cl}"), chunked, Refused),
         ("TE.CL of zero", format!("{te}Content-Length: 0\r\n"), chunked, Refused),
@@ -87,7 +87,7 @@ async fn lengths_that_can_be_read_in_two_ways() {
         ("a CL with a blank inside", "Content-Length: 4 4\r\n".into(), "body", Refused),
         ("a CL beyond counting", "Content-Length: 99999999999999999999\r\n".into(), "body", Refused),
         ("a CL in quotes", "Content-Length: \"4\"\r\n".into(), "body", Refused),
-        ("a CL with leading zeros", "Content-Length: 0004\r\n".into(), "body", Heard(1)),
+        ("a CL with leading zeros", "Content-Length: 0004\r\n".into(), "body", ReceivedRequest(1)),
         ("TE twice", format!("{te}{te}"), chunked, Refused),
         ("TE identity", "Transfer-Encoding: identity\r\n".into(), "", Refused),
         ("TE chunked, identity", "Transfer-Encoding: chunked, identity\r\n".into(), chunked, Refused),
@@ -99,22 +99,22 @@ async fn lengths_that_can_be_read_in_two_ways() {
         ("TE with a parameter", "Transfer-Encoding: chunked;q=1\r\n".into(), chunked, Refused),
         ("TE with a vertical tab", "Transfer-Encoding: \x0bchunked\r\n".into(), chunked, Refused),
         ("TE with a bare CR", "Transfer-Encoding: \rchunked\r\n".into(), chunked, Refused),
-        ("TE with a tab before its value", "Transfer-Encoding:\tchunked\r\n".into(), chunked, Heard(1)),
-        ("TE in capitals", "Transfer-Encoding: CHUNKED\r\n".into(), chunked, Heard(1)),
+        ("TE with a tab before its value", "Transfer-Encoding:\tchunked\r\n".into(), chunked, ReceivedRequest(1)),
+        ("TE in capitals", "Transfer-Encoding: CHUNKED\r\n".into(), chunked, ReceivedRequest(1)),
         ("a CL of zero and chunks", format!("Content-Length: 0\r\n{te}"), chunked, Refused),
-        ("TE that Connection lists", format!("Connection: transfer-encoding\r\n{te}"), chunked, Heard(1)),
-        ("CL that Connection lists", format!("Connection: content-length\r\n{cl}"), "body", Heard(1)),
-        ("TE by another name", format!("Transfer_Encoding: chunked\r\n{cl}"), "body", Heard(1)),
-        ("neither", String::new(), "", Heard(1)),
+        ("TE that Connection lists", format!("Connection: transfer-encoding\r\n{te}"), chunked, ReceivedRequest(1)),
+        ("CL that Connection lists", format!("Connection: content-length\r\n{cl}"), "body", ReceivedRequest(1)),
+        ("TE by another name", format!("Transfer_Encoding: chunked\r\n{cl}"), "body", ReceivedRequest(1)),
+        ("neither", String::new(), "", ReceivedRequest(1)),
     ] {
         let bytes = format!("POST /echo HTTP/1.1\r\n{HOST}{fields}\r\n{body}");
-        assert_fate(&house, name, bytes.as_bytes(), fate).await;
+        assert_fate(&harness, name, bytes.as_bytes(), fate).await;
     }
 }
 
 #[tokio::test]
 async fn ambiguity_is_seen_wherever_the_bytes_are_cut() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     let head = format!("POST /echo HTTP/1.1\r\n{HOST}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n");
     let before = [
         format!("GET / HTTP/1.1\r\n{HOST}\r\n"),
@@ -123,7 +123,7 @@ async fn ambiguity_is_seen_wherever_the_bytes_are_cut() {
     ];
     for first in &before {
         for cut in (1..head.len()).step_by(7) {
-            let mut client = house.h1(STRANGER).await;
+            let mut client = harness.h1(OUTSIDER).await;
             client.send(format!("{first}{}", &head[..cut])).await.unwrap();
             assert_eq!(client.response().await.unwrap().status(), 200);
             client.send(format!("{}4\r\nbody\r\n0\r\n\r\n", &head[cut..])).await.unwrap();
@@ -131,14 +131,20 @@ async fn ambiguity_is_seen_wherever_the_bytes_are_cut() {
             assert!(client.rest().await.is_empty());
         }
     }
-    assert!(house.gateway.heard().iter().all(|heard| heard.all("transfer-encoding").len() + heard.all("content-length").len() < 2));
+    assert!(
+        harness
+            .gateway
+            .requests()
+            .iter()
+            .all(|received| received.all("transfer-encoding").len() + received.all("content-length").len() < 2)
+    );
 }
 
 #[tokio::test]
 async fn bodies_that_merely_look_like_an_ambiguous_head_pass() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     let inner = format!("\r\nPOST / HTTP/1.1\r\n{HOST}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n");
-    let mut client = house.h1(STRANGER).await;
+    let mut client = harness.h1(OUTSIDER).await;
     for _ in 0..2 {
         let sized = format!("POST /echo HTTP/1.1\r\n{HOST}Content-Length: {}\r\n\r\n{inner}", inner.len());
         assert_eq!(client.ask(sized).await.text(), inner);
@@ -154,11 +160,11 @@ async fn bodies_that_merely_look_like_an_ambiguous_head_pass() {
 
 #[tokio::test]
 async fn heads_that_are_no_heads() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     for (name, head, fate) in [
-        ("plain", format!("GET / HTTP/1.1\r\n{HOST}"), Heard(1)),
-        ("blank lines before it", format!("\r\n\r\nGET / HTTP/1.1\r\n{HOST}"), Heard(1)),
-        ("bare LF", format!("GET / HTTP/1.1\n{}", HOST.replace("\r\n", "\n")), Heard(1)),
+        ("plain", format!("GET / HTTP/1.1\r\n{HOST}"), ReceivedRequest(1)),
+        ("blank lines before it", format!("\r\n\r\nGET / HTTP/1.1\r\n{HOST}"), ReceivedRequest(1)),
+        ("bare LF", format!("GET / HTTP/1.1\n{}", HOST.replace("\r\n", "\n")), ReceivedRequest(1)),
         ("a bare CR in a value", format!("GET / HTTP/1.1\r\n{HOST}X-A: b\rX-B: c\r\n"), Refused),
         ("a CR alone as line end", format!("GET / HTTP/1.1\r\n{HOST}X-A: b\rContent-Length: 5\r\n"), Refused),
         ("obs-fold with a blank", format!("GET / HTTP/1.1\r\n{HOST}X-A: b\r\n c\r\n"), Refused),
@@ -176,7 +182,7 @@ async fn heads_that_are_no_heads() {
         ("two blanks after the method", format!("GET  / HTTP/1.1\r\n{HOST}"), Refused),
         ("a tab after the method", format!("GET\t/ HTTP/1.1\r\n{HOST}"), Refused),
         ("no target", format!("GET HTTP/1.1\r\n{HOST}"), Refused),
-        ("a fragment", format!("GET /a#b HTTP/1.1\r\n{HOST}"), Heard(1)),
+        ("a fragment", format!("GET /a#b HTTP/1.1\r\n{HOST}"), ReceivedRequest(1)),
         ("a target without a slash", format!("GET a HTTP/1.1\r\n{HOST}"), Refused),
         ("an asterisk", format!("GET * HTTP/1.1\r\n{HOST}"), Refused),
         ("HTTP/0.9", "GET /".to_owned(), Refused),
@@ -191,13 +197,13 @@ async fn heads_that_are_no_heads() {
         ("an empty host", "GET / HTTP/1.1\r\nHost: \r\n".to_owned(), Refused),
         ("a host with a path", "GET / HTTP/1.1\r\nHost: a.example/x\r\n".to_owned(), Refused),
         ("a host with a user", "GET / HTTP/1.1\r\nHost: root@a.example\r\n".to_owned(), Refused),
-        ("absolute-form of the same host", format!("GET http://gateway.example/a HTTP/1.1\r\n{HOST}"), Heard(1)),
+        ("absolute-form of the same host", format!("GET http://gateway.example/a HTTP/1.1\r\n{HOST}"), ReceivedRequest(1)),
         ("absolute-form of another host", format!("GET http://127.0.0.1/a HTTP/1.1\r\n{HOST}"), Refused),
         ("absolute-form with a user", format!("GET http://a@gateway.example/ HTTP/1.1\r\n{HOST}"), Refused),
         (
             "Upgrade to h2c",
             format!("GET / HTTP/1.1\r\n{HOST}Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAA\r\n"),
-            Heard(1),
+            ReceivedRequest(1),
         ),
         ("Upgrade to two protocols", format!("GET / HTTP/1.1\r\n{HOST}Upgrade: h2c, websocket\r\nConnection: upgrade\r\n"), Refused),
         (
@@ -206,7 +212,7 @@ async fn heads_that_are_no_heads() {
             Refused,
         ),
         ("Upgrade in HTTP/1.0", format!("GET / HTTP/1.0\r\n{HOST}Upgrade: websocket\r\nConnection: upgrade\r\n"), HeardAndClosed),
-        ("Upgrade without Connection", format!("GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\n"), Heard(1)),
+        ("Upgrade without Connection", format!("GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\n"), ReceivedRequest(1)),
         (
             "close among keep-alives",
             format!("GET / HTTP/1.1\r\n{HOST}Connection: keep-alive\r\nConnection: close\r\nConnection: keep-alive\r\n"),
@@ -218,13 +224,13 @@ async fn heads_that_are_no_heads() {
         ("CONNECT", "CONNECT gateway.example:18789 HTTP/1.1\r\nHost: gateway.example:18789\r\n".to_owned(), RefusedWith(405)),
     ] {
         let end = if name == "bare LF" { "\n" } else { "\r\n" };
-        assert_fate(&house, name, format!("{head}{end}").as_bytes(), fate).await;
+        assert_fate(&harness, name, format!("{head}{end}").as_bytes(), fate).await;
     }
 }
 
 #[tokio::test]
 async fn chunks_that_are_no_chunks() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     for (name, body, accepted) in [
         ("plain", "4\r\nbody\r\n0\r\n\r\n".to_owned(), true),
         ("an extension", "4;a=b\r\nbody\r\n0\r\n\r\n".into(), true),
@@ -247,18 +253,18 @@ async fn chunks_that_are_no_chunks() {
         ("data that ends in two blanks", "4\r\nbody  0\r\n\r\n".into(), false),
         ("trailers without end", format!("4\r\nbody\r\n0\r\n{}\r\n", "X-A: b\r\n".repeat(20_000)), false),
     ] {
-        let before = house.gateway.heard().len();
+        let before = harness.gateway.requests().len();
         let head = format!("POST /echo HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n");
         let last = format!("GET /last HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n");
-        let statuses = converse(&house, format!("{head}{body}{last}").as_bytes()).await;
-        let heard = house.gateway.heard().split_off(before);
+        let statuses = converse(&harness, format!("{head}{body}{last}").as_bytes()).await;
+        let received = harness.gateway.requests().split_off(before);
         if accepted {
-            assert_eq!((statuses, heard.len()), (vec![200, 200], 2), "{name}");
-            assert_eq!(heard[0].text(), "body");
+            assert_eq!((statuses, received.len()), (vec![200, 200], 2), "{name}");
+            assert_eq!(received[0].text(), "body");
         } else {
             // The head may have been forwarded before the body turned out to be bad; then the gateway knows that it never was whole.
             assert_eq!(statuses, [400], "{name}");
-            assert!(heard.iter().all(|heard| heard.trailers == "(broken off)"), "{name}: {heard:?}");
+            assert!(received.iter().all(|received| received.truncated), "{name}: {received:?}");
         }
     }
 }

@@ -2,21 +2,20 @@
 
 use loopgate::config::TraceparentUse;
 
-use crate::house::{AGENT, BOTH, House, PROXY, STRANGER};
-use crate::process::Process;
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, TRUSTED_PROXY, process};
 
 const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const STATE: (&str, &str) = ("tracestate", "vendor=x");
 
 /// What the gateway is told where it is asked for by `/`, with this `traceparent`.
-async fn told(house: &House, stated: Option<&str>) -> Vec<(Option<String>, Option<String>)> {
+async fn told(harness: &Harness, stated: Option<&str>) -> Vec<(Option<String>, Option<String>)> {
     let mut told = Vec::new();
-    for protocol in BOTH {
-        for source in [STRANGER, AGENT] {
+    for protocol in PROTOCOLS {
+        for source in [OUTSIDER, AGENT] {
             let fields: Vec<_> = stated.into_iter().map(|stated| ("traceparent", stated)).chain([STATE]).collect();
-            assert_eq!(house.ask(protocol, source, "GET /", &fields).await.0, 200);
-            let heard = house.gateway.heard().pop().unwrap();
-            let field = |name| heard.field(name).map(ToOwned::to_owned);
+            assert_eq!(harness.ask(protocol, source, "GET /", &fields).await.0, 200);
+            let received = harness.gateway.requests().pop().unwrap();
+            let field = |name| received.field(name).map(ToOwned::to_owned);
             told.push((field("traceparent"), field("tracestate")));
         }
     }
@@ -25,9 +24,9 @@ async fn told(house: &House, stated: Option<&str>) -> Vec<(Option<String>, Optio
 
 #[tokio::test]
 async fn it_passes_on_both_lanes_as_it_came() {
-    let house = House::open().await;
+    let harness = Harness::start().await;
     for stated in [Some(STATED), Some("nonsense"), None] {
-        for told in told(&house, stated).await {
+        for told in told(&harness, stated).await {
             assert_eq!(told, (stated.map(Into::into), Some("vendor=x".into())));
         }
     }
@@ -35,13 +34,13 @@ async fn it_passes_on_both_lanes_as_it_came() {
 
 #[tokio::test]
 async fn it_is_made_where_there_is_none_worth_the_name() {
-    let house = House::with(|config| config.log.traceparent = TraceparentUse::Make).await;
-    for told in told(&house, Some(STATED)).await {
+    let harness = Harness::with(|config| config.log.traceparent = TraceparentUse::Make).await;
+    for told in told(&harness, Some(STATED)).await {
         assert_eq!(told, (Some(STATED.into()), Some("vendor=x".into())));
     }
     let mut seen = std::collections::BTreeSet::new();
     for stated in [Some("nonsense"), Some("00-00000000000000000000000000000000-00f067aa0ba902b7-01"), None] {
-        for (traceparent, tracestate) in told(&house, stated).await {
+        for (traceparent, tracestate) in told(&harness, stated).await {
             let made = traceparent.unwrap();
             assert!(made.len() == STATED.len() && made.starts_with("00-") && made.ends_with("-01"), "{made}");
             assert!(tracestate.is_none() && seen.insert(made[3..35].to_owned()), "{made}");
@@ -51,26 +50,27 @@ async fn it_is_made_where_there_is_none_worth_the_name() {
 
 #[tokio::test]
 async fn a_client_can_not_talk_it_away() {
-    let house = House::with(|config| config.log.traceparent = TraceparentUse::Make).await;
+    let harness = Harness::with(|config| config.log.traceparent = TraceparentUse::Make).await;
     let fields = [("connection", "traceparent, close"), ("traceparent", STATED)];
-    assert_eq!(house.ask(BOTH[0], STRANGER, "GET /", &fields).await.0, 200);
-    assert_eq!(house.gateway.heard().pop().unwrap().field("traceparent"), Some(STATED));
+    assert_eq!(harness.ask(PROTOCOLS[0], OUTSIDER, "GET /", &fields).await.0, 200);
+    assert_eq!(harness.gateway.requests().pop().unwrap().field("traceparent"), Some(STATED));
 }
 
 #[tokio::test]
 async fn the_access_log_names_the_client_and_what_the_gateway_hears_the_request_called() {
-    let process = Process::start(&["--access-log", &format!("--trusted-proxy={PROXY}/32")], "").await;
-    for protocol in BOTH {
+    let sidecar = process(&["--access-log", &format!("--trusted-proxy={TRUSTED_PROXY}/32")], "").await;
+    for protocol in PROTOCOLS {
         let table: [(_, &[(&str, &str)], _, _); 4] = [
-            (STRANGER, &[("x-request-id", "abc"), ("x-forwarded-for", "203.0.113.5")], STRANGER, Some("abc")),
-            (PROXY, &[("x-request-id", "not an id"), ("x-forwarded-for", "203.0.113.5")], "203.0.113.5", None),
-            (PROXY, &[], PROXY, None),
+            (OUTSIDER, &[("x-request-id", "abc"), ("x-forwarded-for", "203.0.113.5")], OUTSIDER, Some("abc")),
+            (TRUSTED_PROXY, &[("x-request-id", "not an id"), ("x-forwarded-for", "203.0.113.5")], "203.0.113.5", None),
+            (TRUSTED_PROXY, &[], TRUSTED_PROXY, None),
             (AGENT, &[], AGENT, None),
         ];
         for (number, (source, fields, client, stated)) in table.into_iter().enumerate() {
             let path = format!("/{protocol:?}-{number}");
-            assert_eq!(process.ask(protocol, source, &format!("GET {path}"), fields).await.0, 200);
-            let line: serde_json::Value = serde_json::from_str(&process.says(&format!("\"path\":\"{path}\"")).await).unwrap();
+            assert_eq!(sidecar.ask(protocol, source, &format!("GET {path}"), fields).await.0, 200);
+            let line: serde_json::Value =
+                serde_json::from_str(&sidecar.process().wait_for_log(&format!("\"path\":\"{path}\"")).await).unwrap();
             assert_eq!(line["client"], client, "{line}");
             assert!(line["bytes"].is_u64() && line["peer"].as_str().unwrap().starts_with(source), "{line}");
             let id = line["request_id"].as_str().unwrap();

@@ -6,13 +6,14 @@ use loopgate::attest::Reason;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::agent::{Inside, enrol, refusal};
-use crate::apart::apart;
 use crate::claw::{Claw, NAME};
 use crate::cluster::{ADMIN, Cluster};
-use crate::house::{BOTH, request};
+use crate::enrolment::{enrol, refusal};
 use crate::pods::{NAMESPACE, path, pod};
-use crate::seen::{assert_external, assert_local};
+use loopgate_test_support::agent_process::Pod;
+use loopgate_test_support::lanes::{assert_external, assert_local};
+use loopgate_test_support::namespace::in_namespace;
+use loopgate_test_support::tls_client::{PROTOCOLS, request};
 
 const BUILDER: &str = "127.0.0.21";
 const OTHER: &str = "127.0.0.22";
@@ -22,36 +23,36 @@ const AUDIENCE: &str = "loopgate";
 
 #[test]
 fn a_pod_that_proves_itself_is_an_agent_and_so_is_one_that_is_known_by_its_address() {
-    apart(async || {
+    in_namespace(async || {
         let Some(cluster) = Cluster::start().await else { return };
         let claw = Claw::start(cluster, &["agents.attested=true"]).await;
         let (_, mounted) = claw.run(&pod("builder", Some("true")), "198.51.100.4").await;
         claw.run(&pod("scout", Some("address")), "198.51.100.5").await;
         claw.run(&pod("unlabelled", None), "198.51.100.6").await;
         claw.until_agents(&["builder", "scout"]).await;
-        let (door, gateway) = (&claw.sidecar, &claw.sidecar.gateway);
+        let (client, gateway) = (&claw.sidecar, &claw.sidecar.gateway);
 
         let token = mounted.path().join("token");
-        let inside = Inside { door, source: "198.51.100.4", ca: claw.ca(), token: &token };
+        let inside = Pod { client, source: "198.51.100.4", ca: claw.ca(), token: &token };
         let agent = inside.agent().await;
         let mut wire = agent.h1().await;
         assert_eq!(wire.ask(request("GET /work", "")).await.text(), "hello");
-        assert_local(&gateway.heard().pop().unwrap(), gateway);
+        assert_local(&gateway.requests().pop().unwrap(), gateway);
         let ran = inside.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
         assert!(ran.status.success() && ran.stdout.starts_with(b"at "), "{ran:?}");
-        assert_local(&gateway.heard().pop().unwrap(), gateway);
+        assert_local(&gateway.requests().pop().unwrap(), gateway);
 
-        for protocol in BOTH {
-            door.ask(protocol, "198.51.100.5", "GET /", &[]).await;
-            assert_local(&gateway.heard().pop().unwrap(), gateway);
+        for protocol in PROTOCOLS {
+            client.ask(protocol, "198.51.100.5", "GET /", &[]).await;
+            assert_local(&gateway.requests().pop().unwrap(), gateway);
             for source in ["198.51.100.4", "198.51.100.6", "198.51.100.7"] {
-                door.ask(protocol, source, "GET /", &[]).await;
-                assert_external(&gateway.heard().pop().unwrap(), source);
+                client.ask(protocol, source, "GET /", &[]).await;
+                assert_external(&gateway.requests().pop().unwrap(), source);
             }
         }
         // What is mounted into the pod is in nobody's log.
         let token = std::fs::read_to_string(token).unwrap();
-        for log in [agent.said.all(), claw.sidecar.log()] {
+        for log in [agent.process.log(), claw.sidecar.process().log()] {
             assert!(log.iter().any(|line| line.contains("enrolled")) && !log.iter().any(|line| line.contains(&token)));
         }
     });
@@ -115,12 +116,12 @@ async fn a_pods_open_connections_end_with_it() {
             wanted["spec"]["nodeName"] = "node-1".into();
         }
         let (_, mounted) = claw.run(&wanted, &source).await;
-        let inside = Inside { door: &claw.sidecar, source: &source, ca: claw.ca(), token: &mounted.path().join("token") };
+        let inside = Pod { client: &claw.sidecar, source: &source, ca: claw.ca(), token: &mounted.path().join("token") };
         let agent = inside.agent().await;
         let mut wire = agent.h1().await;
         wire.ask(request("GET /", "")).await;
         let gateway = &claw.sidecar.gateway;
-        assert_local(&gateway.heard().pop().unwrap(), gateway);
+        assert_local(&gateway.requests().pop().unwrap(), gateway);
 
         let (itself, status) = (path(&format!("pods/{how}")), path(&format!("pods/{how}/status")));
         match how {

@@ -11,7 +11,7 @@ use tokio::time::{Duration, Instant, sleep};
 
 use crate::cluster::{Cluster, PATIENCE, free_address};
 use crate::pods::{NAMESPACE, path};
-use crate::process::Process;
+use loopgate_test_support::sidecar::{Launch, SidecarWithGateway};
 
 /// What the release `claw` calls its objects.
 pub const NAME: &str = "claw-loopgate";
@@ -20,7 +20,7 @@ pub const ACCESS: &str = "loopgate-api-access";
 
 /// Fields end in this order.
 pub struct Claw {
-    pub sidecar: Process,
+    pub sidecar: SidecarWithGateway,
     admin: SocketAddr,
     /// What its container says of discovery, with what is elsewhere here.
     variables: Vec<(String, String)>,
@@ -63,7 +63,7 @@ impl Claw {
         let more = [format!("--admin={admin}"), "--log-level=loopgate=debug".to_owned(), "--tls-name=gateway.example".to_owned()];
         let given: Vec<&str> = more.iter().map(String::as_str).collect();
         let setup: Vec<String> = variables.iter().map(|(name, value)| format!("export {name}='{value}'")).collect();
-        let sidecar = Process::start_after(&setup.join("; "), &given, "").await;
+        let sidecar = Launch::new().after(&setup.join("; ")).flags(&given).start_with_gateway().await;
         let claw = Self { sidecar, admin, variables, pod, credentials, cluster };
         claw.until("it follows the API server", |status| status["discovery"]["kubernetes"] == "live").await;
         claw
@@ -76,7 +76,7 @@ impl Claw {
 
     /// Where the certificate of the sidecar's CA is.
     pub fn ca(&self) -> PathBuf {
-        self.sidecar.state.path().join("state/ca.pem")
+        self.sidecar.ca()
     }
 
     async fn loopgate(&self, words: &[&str]) -> Output {

@@ -19,8 +19,8 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::house::Door;
-use crate::wire::Wire;
+use loopgate_test_support::raw_http::RawHttp;
+use loopgate_test_support::tls_client::TlsClient;
 
 /// How long a story waits for what must come to pass. A busy machine leaves an API server that starts without a processor for minutes; only a
 /// failure waits longer.
@@ -38,7 +38,7 @@ pub struct Cluster {
     store: SocketAddr,
     /// Where the API server is.
     pub address: SocketAddr,
-    door: Door,
+    client: TlsClient,
 }
 
 impl Cluster {
@@ -63,7 +63,7 @@ impl Cluster {
             api: None,
             store: free_address(),
             address: free_address(),
-            door: Door::new(free_address(), ca),
+            client: TlsClient::new(free_address(), ca),
             directory,
         };
         cluster.open_store();
@@ -176,7 +176,7 @@ impl Cluster {
 
     async fn attempt(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
         let stream = TcpStream::connect(self.address).await.ok()?;
-        let stream = self.door.handshake(stream, "http/1.1").await.ok()?;
+        let stream = self.client.handshake(stream, "http/1.1").await.ok()?;
         exchange(stream, method, path, &format!("Authorization: Bearer {token}\r\n"), body).await
     }
 
@@ -226,7 +226,7 @@ async fn exchange<S>(stream: S, method: &str, path: &str, fields: &str, body: Op
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut wire = Wire::new(stream);
+    let mut wire = RawHttp::new(stream);
     let body = body.map(Value::to_string).unwrap_or_default();
     let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
     let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n", body.len());

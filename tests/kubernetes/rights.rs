@@ -3,9 +3,9 @@
 use loopgate::attest::Reason;
 use serde_json::{Value, json};
 
-use crate::agent::{enrol, refusal};
 use crate::claw::{Claw, NAME, rule};
 use crate::cluster::Cluster;
+use crate::enrolment::{enrol, refusal};
 use crate::pods::{NAMESPACE, path, pod};
 
 const BUILDER: &str = "127.0.0.21";
@@ -64,7 +64,7 @@ async fn a_right_that_is_missing_is_named_and_an_upgrade_brings_it() {
     // Helm takes the right away again.
     claw.upgrade(&["agents.attested=false"]).await;
     assert_eq!(refusal(&claw.sidecar, BUILDER, &token).await, Reason::Kubernetes);
-    claw.sidecar.says("needs a ClusterRole with the verb create on tokenreviews of authentication.k8s.io").await;
+    claw.sidecar.process().wait_for_log("needs a ClusterRole with the verb create on tokenreviews of authentication.k8s.io").await;
     assert_eq!(forbidden(&claw).await, ["the verb create on tokenreviews"]);
 
     // Whoever watches may go on until its watch ends.

@@ -5,12 +5,13 @@ use std::time::Duration;
 use loopgate::attest::Reason;
 use tokio::time::timeout;
 
-use crate::agent::{Inside, enrol, refusal};
 use crate::claw::{ACCESS, Claw};
 use crate::cluster::Cluster;
-use crate::house::request;
+use crate::enrolment::{enrol, refusal};
 use crate::pods::{NAMESPACE, pod};
-use crate::seen::assert_local;
+use loopgate_test_support::agent_process::Pod;
+use loopgate_test_support::lanes::assert_local;
+use loopgate_test_support::tls_client::request;
 
 const BUILDER: &str = "127.0.0.21";
 const OTHER: &str = "127.0.0.22";
@@ -23,7 +24,7 @@ async fn whoever_is_inside_stays_while_the_api_server_is_restarted_and_then_it_i
     let (other, _) = claw.run(&pod("other", Some("true")), OTHER).await;
     claw.until_agents(&["builder", "other"]).await;
     let others = claw.cluster.token("builder", Some(&other), Some("loopgate")).await;
-    let inside = Inside { door: &claw.sidecar, source: BUILDER, ca: claw.ca(), token: &mounted.path().join("token") };
+    let inside = Pod { client: &claw.sidecar, source: BUILDER, ca: claw.ca(), token: &mounted.path().join("token") };
     let agent = inside.agent().await;
     let mut wire = agent.h1().await;
     wire.ask(request("GET /", "")).await;
@@ -31,14 +32,14 @@ async fn whoever_is_inside_stays_while_the_api_server_is_restarted_and_then_it_i
     claw.cluster.down().await;
     claw.until_error("can't be reached").await;
     wire.ask(request("GET /", "")).await;
-    assert_local(&claw.sidecar.gateway.heard().pop().unwrap(), &claw.sidecar.gateway);
+    assert_local(&claw.sidecar.gateway.requests().pop().unwrap(), &claw.sidecar.gateway);
     assert_eq!(refusal(&claw.sidecar, OTHER, &others).await, Reason::Kubernetes);
 
     claw.cluster.up().await;
     claw.until_agents(&["builder", "other"]).await;
     enrol(&claw.sidecar, OTHER, &others).await.unwrap();
     wire.ask(request("GET /", "")).await;
-    assert_local(&claw.sidecar.gateway.heard().pop().unwrap(), &claw.sidecar.gateway);
+    assert_local(&claw.sidecar.gateway.requests().pop().unwrap(), &claw.sidecar.gateway);
     claw.delete("builder").await;
     timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the pod");
 }
@@ -50,7 +51,7 @@ async fn a_pod_whose_end_the_api_server_has_forgotten_is_no_agent_any_more() {
     let mut claw = Claw::start(cluster, &["agents.attested=true"]).await;
     let (_, mounted) = claw.run(&pod("builder", Some("true")), BUILDER).await;
     claw.run(&pod("other", Some("true")), OTHER).await;
-    let inside = Inside { door: &claw.sidecar, source: BUILDER, ca: claw.ca(), token: &mounted.path().join("token") };
+    let inside = Pod { client: &claw.sidecar, source: BUILDER, ca: claw.ca(), token: &mounted.path().join("token") };
     let agent = inside.agent().await;
     let mut wire = agent.h1().await;
     wire.ask(request("GET /", "")).await;
@@ -58,9 +59,9 @@ async fn a_pod_whose_end_the_api_server_has_forgotten_is_no_agent_any_more() {
 
     claw.cluster.lose(&format!("/registry/pods/{NAMESPACE}/builder")).await;
     let ended = timeout(Duration::from_secs(20), wire.until_end()).await;
-    assert!(ended.is_ok(), "{:#?}", claw.sidecar.log());
+    assert!(ended.is_ok(), "{:#?}", claw.sidecar.process().log());
     claw.until_agents(&["other"]).await;
-    claw.sidecar.says("the API server has forgotten where the watch was (410)").await;
+    claw.sidecar.process().wait_for_log("the API server has forgotten where the watch was (410)").await;
     claw.run(&pod("later", Some("address")), "127.0.0.23").await;
     claw.until_agents(&["later", "other"]).await;
 }

@@ -6,12 +6,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::fake_docker::{FakeDocker, container};
-use crate::sidecar::{Sidecar, free_port, loopgate};
+use crate::harness::{Harness, free_address, loopgate};
+use loopgate_test_support::fake_docker::{FakeDocker, container};
 
 /// Runs `loopgate check --json` without blocking the stand-ins; returns the whole report and whether it was a success.
 pub async fn check(arguments: &[&str]) -> (Value, bool) {
-    let mut command = loopgate(&[&["check", "--json"], arguments].concat());
+    let mut command = loopgate([&["check", "--json"], arguments].concat());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let report =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
@@ -113,9 +113,9 @@ async fn containers_that_are_no_agents_or_might_be_forged_are_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_gateway_is_not_taken_for_one() {
-    let sidecar = Sidecar::start(&[]);
+    let sidecar = Harness::start(&[]);
     // The sidecar's own door speaks TLS, and its admin listener HTTP.
-    for (address, id) in [(sidecar.door, "gateway-tls"), (sidecar.admin, "gateway-unknown"), (free_port(), "gateway-down")] {
+    for (address, id) in [(sidecar.address, "gateway-tls"), (sidecar.admin(), "gateway-unknown"), (free_address(), "gateway-down")] {
         let (report, success) = check(&["--docker", "off", "--gateway", &address.to_string()]).await;
         assert!(ids(&report).contains(id) && (!success || id == "gateway-unknown"), "{report:#}");
     }
@@ -123,9 +123,10 @@ async fn what_is_no_gateway_is_not_taken_for_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_state_directory_and_the_certificate_in_it_are_looked_at() {
-    let sidecar = Sidecar::start(&[]);
-    let state = sidecar.state.path().to_str().unwrap();
-    let admin = sidecar.admin.to_string();
+    let sidecar = Harness::start(&[]);
+    let directory = sidecar.state();
+    let state = directory.to_str().unwrap();
+    let admin = sidecar.admin().to_string();
     let arguments = ["--docker", "off", "--state-dir", state, "--admin", &admin];
     let (report, _) = check(&arguments).await;
     let quiet = ["state-dir-permissions", "state-dir-owner", "certificate-names", "certificate-expiring", "sidecar-down"];
@@ -142,6 +143,6 @@ async fn the_state_directory_and_the_certificate_in_it_are_looked_at() {
 
 #[test]
 fn a_wrong_option_is_a_wrong_option_here_too() {
-    let output = loopgate(&["check", "--gateway", "10.0.0.1:1"]).output().unwrap();
+    let output = loopgate(["check", "--gateway", "10.0.0.1:1"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::check::{check, finding, ids};
-use crate::fake_kubernetes::{FakeKubernetes, pod};
-use crate::sidecar::Sidecar;
+use crate::harness::Harness;
+use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
 
 fn flags(kubernetes: &FakeKubernetes) -> [String; 3] {
     let credentials = kubernetes.credentials();
@@ -49,7 +49,7 @@ async fn status_the_page_and_metrics_speak_of_kubernetes() {
     kubernetes.put(pod("builder", Some("true"), &["198.51.100.7"]));
     let flags = flags(&kubernetes);
     let told = tokio::task::spawn_blocking(move || {
-        let sidecar = Sidecar::start(&flags.iter().map(String::as_str).collect::<Vec<_>>());
+        let sidecar = Harness::start(&flags.iter().map(String::as_str).collect::<Vec<_>>());
         let deadline = Instant::now() + Duration::from_secs(20);
         while !sidecar.get("/metrics", "localhost").contains("loopgate_discovery_kubernetes_up 1") {
             assert!(Instant::now() < deadline, "{}", sidecar.get("/metrics", "localhost"));

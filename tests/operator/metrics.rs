@@ -11,7 +11,7 @@ use loopgate::metrics::traffic::Traffic;
 use loopgate::metrics::{Discovery, Doors, Refusal, count};
 use prometheus_client::registry::Registry;
 
-use crate::sidecar::Sidecar;
+use crate::harness::Harness;
 
 /// Every metric there is, those included that are only told of once they have a value.
 pub fn everything() -> String {
@@ -40,7 +40,7 @@ const LABELS: [&str; 7] = ["lane", "le", "proof", "protocol", "reason", "status"
 
 #[test]
 fn metrics_are_named_by_the_conventions_and_have_no_unbounded_label() {
-    let sidecar = Sidecar::start(&[]);
+    let sidecar = Harness::start(&[]);
     let answer = sidecar.get("/metrics", "localhost");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"), "{head}");

@@ -7,8 +7,8 @@ use std::path::Path;
 use loopgate::check::catalogue;
 use loopgate::config::key::{Form, KEYS};
 
+use crate::harness::loopgate;
 use crate::metrics::everything;
-use crate::sidecar::loopgate;
 
 #[test]
 fn the_reference_lists_what_there_is() {
@@ -30,7 +30,7 @@ fn the_reference_lists_what_there_is() {
 
 /// What `loopgate --help` says of each command.
 fn commands() -> String {
-    let output = loopgate(&["--help"]).env("COLUMNS", "1000").output().unwrap();
+    let output = loopgate(["--help"]).env("COLUMNS", "1000").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     let list = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
     let mut table = "| command | does |\n| --- | --- |\n".to_owned();
@@ -109,7 +109,7 @@ fn every_command_in_the_documentation_is_one() {
             }
             // As deep as there are commands: `cert show`, but `completions bash`.
             let depth = if ["cert", "config"].contains(&command[0]) { 2 } else { 1 };
-            let output = loopgate(&[&command[..depth.min(command.len())], &["--help"]].concat()).output().unwrap();
+            let output = loopgate([&command[..depth.min(command.len())], &["--help"]].concat()).output().unwrap();
             assert!(output.status.success(), "{}: {line}", document.display());
             let help = String::from_utf8(output.stdout).unwrap();
             for flag in words.iter().filter(|word| word.starts_with("--")).map(|word| word.split('=').next().unwrap()) {

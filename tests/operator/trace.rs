@@ -4,24 +4,22 @@ use std::io::{Read, Write};
 
 use serde_json::Value;
 
-use crate::desk::connect;
-use crate::sidecar::{Sidecar, loopgate};
+use crate::admin::connect;
+use crate::harness::{Harness, loopgate};
 
 const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// The lines of the log that a request with this `traceparent` leaves, where the gateway doesn't answer.
 fn logged(flags: &[&str], traceparent: &str) -> Vec<Value> {
-    let log = tempfile::NamedTempFile::new().unwrap();
     let always = ["--access-log", "--log-format", "json", "--request-timeout", "300ms"];
-    let sidecar = Sidecar::logging_to(log.reopen().unwrap(), &[&always, flags].concat());
+    let sidecar = Harness::start(&[&always, flags].concat());
     let mut client = connect(&sidecar);
     write!(client, "GET /here?token=secret HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTraceparent: {traceparent}\r\n\r\n")
         .unwrap();
     let mut answer = String::new();
     let _ = client.read_to_string(&mut answer);
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
-    drop(sidecar);
-    let text = std::fs::read_to_string(log.path()).unwrap();
+    let text = sidecar.process().output();
     assert!(!text.contains("secret"), "{text}");
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
@@ -47,7 +45,7 @@ fn the_access_log_has_the_trace_and_the_id_of_the_error() {
 #[cfg(not(feature = "otel"))]
 #[test]
 fn a_build_without_opentelemetry_says_so() {
-    let output = loopgate(&["run", "--otel-endpoint", "http://127.0.0.1:4318"]).output().unwrap();
+    let output = loopgate(["run", "--otel-endpoint", "http://127.0.0.1:4318"]).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(said.contains("--otel-endpoint") && said.contains("built without OpenTelemetry"), "{said}");
@@ -57,7 +55,7 @@ fn a_build_without_opentelemetry_says_so() {
 #[test]
 fn a_collector_that_can_not_be_one_is_named() {
     for (url, why) in [("https://collector:4318", "is not http"), ("collector:4318", "is not a URL"), ("", "is not a URL")] {
-        let output = loopgate(&["run", "--otel-endpoint", url]).output().unwrap();
+        let output = loopgate(["run", "--otel-endpoint", url]).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{url}");
         assert!(said.contains("--otel-endpoint") && said.contains(why), "{said}");

@@ -9,21 +9,21 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::gateway::{OpenClaw, TOKEN};
-use crate::network::{Host, Network};
 use crate::openclaw::directory;
-use crate::parts::{self, Missing, say, story};
-use crate::sidecar::{Sidecar, URL};
+use crate::sidecar::{self, URL};
+use loopgate_test_support::network::{Host, Network};
+use loopgate_test_support::requirements::{Missing, exclusively, node_modules, program, report};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/browser.mjs");
 
 #[test]
 fn the_control_ui_of_2026_2_19_connects_after_an_approval_over_h1_and_h2() {
-    story("the Control UI of OpenClaw 2026.2.19", || control_ui("2026.2.19"));
+    exclusively("the Control UI of OpenClaw 2026.2.19", || control_ui("2026.2.19"));
 }
 
 #[test]
 fn the_control_ui_of_2026_9_6_connects_after_an_approval_over_h1_and_h2() {
-    story("the Control UI of OpenClaw 2026.9.6", || control_ui("2026.9.6"));
+    exclusively("the Control UI of OpenClaw 2026.9.6", || control_ui("2026.9.6"));
 }
 
 fn control_ui(version: &'static str) -> Result<(), Missing> {
@@ -32,15 +32,15 @@ fn control_ui(version: &'static str) -> Result<(), Missing> {
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, version, &directory)?;
     let _gateway = openclaw.start(&["127.0.0.2"]);
-    let sidecar = Sidecar::start(&network, &directory, &[]);
+    let sidecar = sidecar::start(&network, &directory, &[]);
 
-    say("  over h2, with its WebSocket on h2 (RFC 8441)");
+    report("  over h2, with its WebSocket on h2 (RFC 8441)");
     let ca = sidecar.ca();
     let browser = Browser { network: &network, openclaw: &openclaw, modules: &modules, url: URL, ca: &ca, home: &directory.join("h2") };
     assert_eq!(browser.visit(&[]), "h2");
     assert!(browser.websocket_rode_on_h2(), "Chromium opened its WebSocket over HTTP/1.1; see {}", browser.netlog());
 
-    say("  over HTTP/1.1");
+    report("  over HTTP/1.1");
     let browser = Browser { home: &directory.join("h1"), ..browser };
     assert_eq!(browser.visit(&["--disable-http2"]), "http/1.1");
     assert!(!browser.websocket_rode_on_h2());
@@ -50,9 +50,9 @@ fn control_ui(version: &'static str) -> Result<(), Missing> {
 
 /// The `node_modules` that drive the browser, if that is here too.
 pub fn modules() -> Result<PathBuf, Missing> {
-    parts::program("chromium")?;
-    parts::program("certutil")?;
-    parts::node_modules("playwright-1.58.2")
+    program("chromium")?;
+    program("certutil")?;
+    node_modules("playwright-1.58.2")
 }
 
 /// Chromium on the external host.

@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::gateway::{OpenClaw, TOKEN};
-use crate::network::{Host, Network};
 use crate::openclaw::directory;
-use crate::parts::{Missing, say, story};
-use crate::sidecar::{Sidecar, WS_URL};
+use crate::sidecar::{self, WS_URL};
+use loopgate_test_support::network::{Host, Network};
+use loopgate_test_support::requirements::{Missing, exclusively, report};
 
 #[test]
 fn check_leads_from_issue_30740_to_a_working_set_up_on_openclaw_2026_2_19() {
-    story("check, OpenClaw 2026.2.19", || from_failing_to_working("2026.2.19"));
+    exclusively("check, OpenClaw 2026.2.19", || from_failing_to_working("2026.2.19"));
 }
 
 #[test]
 fn check_leads_from_issue_30740_to_a_working_set_up_on_openclaw_2026_9_6() {
-    story("check, OpenClaw 2026.9.6", || from_failing_to_working("2026.9.6"));
+    exclusively("check, OpenClaw 2026.9.6", || from_failing_to_working("2026.9.6"));
 }
 
 fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
@@ -28,17 +28,17 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let openclaw = OpenClaw::new(&network, version, &directory)?;
     let check = |arguments: &[&str]| {
         let mut command = network.command(Host::Gateway, env!("CARGO_BIN_EXE_loopgate"));
-        command.args(["check", "--json", "--docker", "off", "--state-dir"]).arg(directory.join("loopgate")).args(arguments);
+        command.args(["check", "--json", "--docker", "off", "--state-dir"]).arg(directory.join("loopgate/state")).args(arguments);
         Checked::by(command)
     };
     let configuration = openclaw.configuration();
     let file = ["--openclaw-config", configuration.to_str().expect("UTF-8")];
     let auth = json!({"mode": "token", "token": TOKEN});
 
-    say("  without a gateway");
+    report("  without a gateway");
     assert!(check(&[]).ids().contains(&"gateway-down"));
 
-    say("  the failing configuration of the issue: bind lan, and TLS");
+    report("  the failing configuration of the issue: bind lan, and TLS");
     let config =
         json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan", "tls": {"enabled": true, "autoGenerate": true}, "auth": auth}});
     let gateway = openclaw.launch(&config);
@@ -50,7 +50,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let mended = checked.applied_to(config);
     drop(gateway);
 
-    say("  without TLS it is exposed, and trusts nobody");
+    report("  without TLS it is exposed, and trusts nobody");
     let config = json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan", "auth": auth}});
     let gateway = openclaw.launch(&config);
     let checked = settled(&check);
@@ -58,7 +58,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let also_mended = checked.applied_to(config);
     drop(gateway);
 
-    say("  what is often advised, trustedProxies with 127.0.0.1");
+    report("  what is often advised, trustedProxies with 127.0.0.1");
     let config = json!({"gateway": {
         "mode": "local", "port": 18789, "bind": "loopback", "auth": auth, "trustedProxies": ["127.0.0.1", "::1", "172.18.0.0/16"],
     }});
@@ -70,7 +70,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     assert_eq!(checked.applied_to(config)["gateway"]["trustedProxies"], mended["gateway"]["trustedProxies"]);
     drop(gateway);
 
-    say("  mended by what was printed");
+    report("  mended by what was printed");
     for key in ["bind", "trustedProxies"] {
         assert_eq!(mended["gateway"][key], also_mended["gateway"][key]);
     }
@@ -82,7 +82,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let old = version == "2026.2.19";
     assert_eq!(checked.ids().contains(&"own-device-unpaired"), old, "{:#}", checked.report);
     if old {
-        say("  its own device, paired as is printed");
+        report("  its own device, paired as is printed");
         let state = configuration.parent().expect("a directory");
         let token = directory.join("token");
         std::fs::write(&token, TOKEN).expect("a token");
@@ -98,18 +98,18 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     // It asks for what a sub-agent asks for.
     openclaw.run(&["health"]);
 
-    say("  and with the sidecar there is nothing left to find");
-    let sidecar = Sidecar::start(&network, &directory, &[]);
+    report("  and with the sidecar there is nothing left to find");
+    let sidecar = sidecar::start(&network, &directory, &[]);
     let checked = check(&file);
     assert_eq!(checked.ids(), [""; 0], "{:#}", checked.report);
     assert!(checked.success);
 
-    say("  which is a set-up that works: an agent is let in, and whoever is none has to be approved");
+    report("  which is a set-up that works: an agent is let in, and whoever is none has to be approved");
     let ca = sidecar.ca();
     assert!(openclaw.client(Host::Agent, WS_URL).ca(&ca).connect().scopes().contains(&"operator.admin".to_owned()));
     openclaw.client(Host::External, WS_URL).ca(&ca).connect().pairing_request();
 
-    say("  a name for browsers, which the newer version must be told of");
+    report("  a name for browsers, which the newer version must be told of");
     let checked = check(&["--tls-name", "gateway.example.com", "--openclaw-config", file[1]]);
     let refuses = version != "2026.2.19";
     assert_eq!(checked.ids().contains(&"origin-not-allowed"), refuses, "{:#}", checked.report);

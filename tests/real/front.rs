@@ -7,13 +7,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::browser::{self, Browser};
-use crate::client::{Client, End};
 use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
-use crate::network::{Host, Network};
 use crate::openclaw::{FORGERIES, directory, others_need_approval};
-use crate::parts::{self, Missing, say, story};
-use crate::process::Process;
-use crate::sidecar::{Sidecar, URL, WS_URL};
+use crate::sidecar::{self, URL, WS_URL};
+use loopgate_test_support::device_client::{DeviceClient, End};
+use loopgate_test_support::network::{Host, Network};
+use loopgate_test_support::process::Process;
+use loopgate_test_support::requirements::{Missing, cache, exclusively, report};
 
 const DOCKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docker");
 /// The public name; nobody resolves it, clients are told where it is.
@@ -23,10 +23,10 @@ const CLAIMED: &str = "198.51.100.66";
 
 #[test]
 fn behind_caddy_the_gateway_knows_each_client_and_the_control_ui_works() {
-    story("Caddy", || {
+    exclusively("Caddy", || {
         let modules = browser::modules()?;
         behind("caddy", caddy, |network, openclaw, front| {
-            say("  the Control UI connects through it after an approval");
+            report("  the Control UI connects through it after an approval");
             let url = format!("https://{SITE}");
             let home = front.directory.join("browser");
             let browser = Browser { network, openclaw, modules: &modules, url: &url, ca: &front.ca, home: &home };
@@ -37,7 +37,7 @@ fn behind_caddy_the_gateway_knows_each_client_and_the_control_ui_works() {
 
 #[test]
 fn behind_traefik_the_gateway_knows_each_client() {
-    story("Traefik", || behind("traefik", traefik, |_, _, _| {}));
+    exclusively("Traefik", || behind("traefik", traefik, |_, _, _| {}));
 }
 
 /// A running front, before a sidecar that trusts it.
@@ -58,7 +58,7 @@ fn behind(name: &str, start: Start, further: impl FnOnce(&Network, &OpenClaw, &F
     let _gateway = openclaw.start(&["127.0.0.2"]);
     // Should an operator take the front for an agent as well, it is still none: it speaks for others.
     let address = Host::Front.address();
-    let sidecar = Sidecar::start(&network, &directory, &["--trusted-proxy", address, "--agent-cidr", address]);
+    let sidecar = sidecar::start(&network, &directory, &["--trusted-proxy", address, "--agent-cidr", address]);
     let front = start(&network, &program, directory.join("front"), &sidecar.ca());
     let through = |host| openclaw.client(host, &format!("wss://{SITE}")).at(Host::Front.address()).ca(&front.ca);
     let direct = |host| openclaw.client(host, WS_URL).ca(&sidecar.ca());
@@ -75,7 +75,7 @@ fn behind(name: &str, start: Start, further: impl FnOnce(&Network, &OpenClaw, &F
 }
 
 fn plain_http_passes(network: &Network, front: &Front) {
-    say("  the page and the tools of its HTTP side answer over h1 and h2, and ask for the token");
+    report("  the page and the tools of its HTTP side answer over h1 and h2, and ask for the token");
     for protocol in ["--http1.1", "--http2"] {
         let status = |path: &str, arguments: &[&str]| {
             let mut curl = front.curl(network, path);
@@ -91,10 +91,10 @@ fn plain_http_passes(network: &Network, front: &Front) {
     }
 }
 
-fn forgeries_change_nothing(through: &dyn Fn(Host) -> Client) {
-    say("  whatever anyone says about themselves, they have to wait for an approval");
+fn forgeries_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
+    report("  whatever anyone says about themselves, they have to wait for an approval");
     for headers in FORGERIES {
-        say(format_args!("    {headers:?}"));
+        report(format_args!("    {headers:?}"));
         match through(Host::External).headers(headers).connect() {
             // Another site than the front's: it need not even ask loopgate.
             End::Refused { .. } if headers.iter().any(|(name, _)| *name == "Host") => {}
@@ -103,11 +103,11 @@ fn forgeries_change_nothing(through: &dyn Fn(Host) -> Client) {
     }
 }
 
-fn nobody_has_the_address_that_they_claim(openclaw: &OpenClaw, ways: &[&dyn Fn(Host) -> Client]) {
-    say("  a claimed address never reaches the gateway, neither through the front nor past it");
+fn nobody_has_the_address_that_they_claim(openclaw: &OpenClaw, ways: &[&dyn Fn(Host) -> DeviceClient]) {
+    report("  a claimed address never reaches the gateway, neither through the front nor past it");
     let forwarded = format!("for={CLAIMED}");
     for way in ways {
-        for name in ["X-Forwarded-For", "X-Real-IP", "Forwarded", "True-Client-IP"] {
+        for name in ["X-Forwarded-For", "X-Real-IP", "Forwarded", "True-DeviceClient-IP"] {
             let claim = if name == "Forwarded" { &forwarded } else { CLAIMED };
             way(Host::External).headers(&[(name, claim), ("X-Forwarded-Proto", "https")]).connect().pairing_request();
         }
@@ -119,8 +119,8 @@ fn nobody_has_the_address_that_they_claim(openclaw: &OpenClaw, ways: &[&dyn Fn(H
     assert!(!devices.contains(Host::Front.address()), "{devices}");
 }
 
-fn only_agents_are_agents(through: &dyn Fn(Host) -> Client, direct: &dyn Fn(Host) -> Client, local: &[String]) {
-    say("  an agent is paired silently, but not through the front, and the front is no agent");
+fn only_agents_are_agents(through: &dyn Fn(Host) -> DeviceClient, direct: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
+    report("  an agent is paired silently, but not through the front, and the front is no agent");
     assert_eq!(direct(Host::Agent).connect().scopes(), local);
     through(Host::Agent).connect().pairing_request();
     direct(Host::Front).connect().pairing_request();
@@ -163,7 +163,7 @@ impl Front {
     /// Comes back when the gateway answers through it.
     fn start(network: &Network, name: &str, mut command: Command, ca: PathBuf, directory: PathBuf, gateway_ca: &Path) -> Self {
         command.env("GATEWAY", URL).env("GATEWAY_CA", gateway_ca);
-        let mut front = Self { process: Process::start(name, command, &directory.join("log")), ca, directory };
+        let front = Self { process: Process::start(name, command, &directory.join("log")), ca, directory };
         let mut curl = front.curl(network, "/healthz");
         curl.args(["--fail", "--max-time", "2"]).stderr(Stdio::null());
         front.process.wait_until("ready", Duration::from_secs(30), || curl.status().is_ok_and(|status| status.success()));
@@ -181,6 +181,6 @@ impl Front {
 
 /// A front that `tests/setup/fronts.sh` has installed.
 fn program(name: &str) -> Result<PathBuf, Missing> {
-    let program = parts::cache().join("fronts-1/bin").join(name);
+    let program = cache().join("fronts-1/bin").join(name);
     if program.is_file() { Ok(program) } else { Err(Missing(format!("{name} is not installed"))) }
 }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::client::{Client, End};
-use crate::network::{Host, Network};
-use crate::parts::{self, Missing};
-use crate::process::Process;
+use loopgate_test_support::device_client::{DeviceClient, End};
+use loopgate_test_support::network::{Host, Network};
+use loopgate_test_support::process::Process;
+use loopgate_test_support::requirements::{Missing, node_modules};
 
 /// The token of every gateway here.
 pub const TOKEN: &str = "the-token-of-the-tests";
@@ -27,7 +27,7 @@ pub struct OpenClaw<'a> {
 impl<'a> OpenClaw<'a> {
     /// The installed `version`, with its state under `directory`.
     pub fn new(network: &'a Network, version: &'static str, directory: &Path) -> Result<Self, Missing> {
-        let modules = parts::node_modules(&format!("openclaw-{version}"))?;
+        let modules = node_modules(&format!("openclaw-{version}"))?;
         let state = directory.join("openclaw");
         fs::create_dir_all(state.join("identity")).expect("a state directory");
         Ok(Self { network, version, modules, state, allowed_origins: Vec::new() })
@@ -47,7 +47,7 @@ impl<'a> OpenClaw<'a> {
         if !self.allowed_origins.is_empty() {
             config["gateway"]["controlUi"] = serde_json::json!({"allowedOrigins": self.allowed_origins});
         }
-        let mut process = self.launch(&config);
+        let process = self.launch(&config);
         // It listens long before it pairs: until then a handshake ends with 1013 "gateway starting". The older version's own tools fail
         // until its own device is paired for all five scopes; the newer one would refuse to start with this file of the older one's.
         let own = self.state.join("identity/device.json");
@@ -74,8 +74,8 @@ impl<'a> OpenClaw<'a> {
     }
 
     /// A client of this version on a host, with a fresh device identity, the right token and all five operator scopes.
-    pub fn client(&self, host: Host, url: &str) -> Client {
-        Client::new(self.network.command(host, self.node()), &self.modules, url).token(TOKEN)
+    pub fn client(&self, host: Host, url: &str) -> DeviceClient {
+        DeviceClient::new(self.network.command(host, self.node()), &self.modules, url).token(TOKEN)
     }
 
     /// Runs `openclaw` on the gateway's host, as its operator would, and gives what it prints.

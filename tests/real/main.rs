@@ -5,15 +5,9 @@
 mod backend;
 mod browser;
 mod check;
-mod client;
-mod content;
 mod front;
 mod gateway;
-mod network;
 mod openclaw;
 mod page;
-mod parts;
-mod process;
 mod sidecar;
 mod traffic;
-mod websocket;

@@ -5,11 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::client::{Client, End};
 use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
-use crate::network::{Host, Network};
-use crate::parts::{Missing, say, story};
-use crate::sidecar::{Sidecar, URL, WS_URL};
+use crate::sidecar::{self, URL, WS_URL};
+use loopgate_test_support::device_client::{DeviceClient, End};
+use loopgate_test_support::network::{Host, Network};
+use loopgate_test_support::requirements::{Missing, exclusively, report};
 
 /// Everything a client could say to be taken for a local one. Each row goes out by itself.
 pub const FORGERIES: &[&[(&str, &str)]] = &[
@@ -24,7 +24,7 @@ pub const FORGERIES: &[&[(&str, &str)]] = &[
     &[("X-Forwarded-Port", "18789"), ("X-Forwarded-Server", "localhost")],
     &[("X-Forwarded-User", "admin@example.com")],
     &[("Via", "1.1 localhost")],
-    &[("True-Client-IP", "127.0.0.1"), ("CF-Connecting-IP", "127.0.0.1")],
+    &[("True-DeviceClient-IP", "127.0.0.1"), ("CF-Connecting-IP", "127.0.0.1")],
     &[("Tailscale-User-Login", "admin@example.com"), ("Tailscale-User-Name", "Admin")],
     &[("X-OpenClaw-Scopes", "operator.admin")],
     &[("Host", "localhost")],
@@ -44,12 +44,12 @@ const FORGERIES_OVER_H2: &[&[(&str, &str)]] = &[
 
 #[test]
 fn openclaw_2026_2_19_pairs_agents_silently_and_asks_for_approval_of_everyone_else() {
-    story("OpenClaw 2026.2.19", || lanes("2026.2.19"));
+    exclusively("OpenClaw 2026.2.19", || lanes("2026.2.19"));
 }
 
 #[test]
 fn openclaw_2026_9_6_pairs_agents_silently_and_asks_for_approval_of_everyone_else() {
-    story("OpenClaw 2026.9.6", || lanes("2026.9.6"));
+    exclusively("OpenClaw 2026.9.6", || lanes("2026.9.6"));
 }
 
 /// A directory of a story's own, emptied; what is left in it afterwards is for whoever has to find out why it failed.
@@ -64,8 +64,8 @@ fn lanes(version: &'static str) -> Result<(), Missing> {
     let directory = directory(&format!("openclaw-{version}"));
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, version, &directory)?;
-    let mut gateway = openclaw.start(&["127.0.0.2"]);
-    let sidecar = Sidecar::start(&network, &directory, &[]);
+    let gateway = openclaw.start(&["127.0.0.2"]);
+    let sidecar = sidecar::start(&network, &directory, &[]);
     let ca = sidecar.ca();
     let through = |host| openclaw.client(host, WS_URL).ca(&ca);
     let local = openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
@@ -78,10 +78,10 @@ fn lanes(version: &'static str) -> Result<(), Missing> {
     own_addresses_are_external(&openclaw, &through);
     sidecar.stop();
 
-    let sidecar = Sidecar::start(&network, &directory, &["--own-addresses", "agent"]);
+    let sidecar = sidecar::start(&network, &directory, &["--own-addresses", "agent"]);
     own_addresses_are_agents(&openclaw, &through, &local);
 
-    say("  the gateway restarts without trustedProxies; the sidecar stays");
+    report("  the gateway restarts without trustedProxies; the sidecar stays");
     gateway.stop(Duration::from_secs(30));
     drop(gateway);
     let _gateway = openclaw.start(&[]);
@@ -90,8 +90,8 @@ fn lanes(version: &'static str) -> Result<(), Missing> {
     Ok(())
 }
 
-fn agents_are_local(through: &dyn Fn(Host) -> Client, local: &[String]) {
-    say("  an agent is paired silently, with the scopes of a local client");
+fn agents_are_local(through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
+    report("  an agent is paired silently, with the scopes of a local client");
     assert_eq!(through(Host::Agent).connect().scopes(), local);
     assert_eq!(through(Host::Agent).over_h2().connect().scopes(), local);
     // It can't lose its lane by what it says, either.
@@ -100,8 +100,8 @@ fn agents_are_local(through: &dyn Fn(Host) -> Client, local: &[String]) {
     through(Host::Agent).headers(&[("Origin", "https://172.18.0.2:18789")]).connect().pairing_request();
 }
 
-pub fn others_need_approval(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Client, local: &[String], device: &Path) {
-    say("  anyone else has to wait for `openclaw devices approve`, and then works");
+pub fn others_need_approval(openclaw: &OpenClaw, through: &dyn Fn(Host) -> DeviceClient, local: &[String], device: &Path) {
+    report("  anyone else has to wait for `openclaw devices approve`, and then works");
     let external = || through(Host::External).identity(device);
     let request = external().connect().pairing_request();
     assert!(openclaw.run(&["devices", "list", "--json"]).contains(Host::External.address()), "the operator does not see who asks");
@@ -111,10 +111,10 @@ pub fn others_need_approval(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Clien
     assert!(matches!(&called, End::Hello { called: Some(answer), .. } if answer["ok"] == true), "{called:?}");
 }
 
-fn forgeries_change_nothing(through: &dyn Fn(Host) -> Client) {
-    say("  whatever anyone else says about themselves, they have to wait for an approval");
+fn forgeries_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
+    report("  whatever anyone else says about themselves, they have to wait for an approval");
     for headers in FORGERIES {
-        say(format_args!("    {headers:?}"));
+        report(format_args!("    {headers:?}"));
         through(Host::External).headers(headers).connect().pairing_request();
         // Without a device there is nobody to approve: such a client may know the token, but do nothing with it.
         through(Host::External)
@@ -126,19 +126,19 @@ fn forgeries_change_nothing(through: &dyn Fn(Host) -> Client) {
             .may_not_read();
     }
     for headers in FORGERIES_OVER_H2 {
-        say(format_args!("    over h2: {headers:?}"));
+        report(format_args!("    over h2: {headers:?}"));
         through(Host::External).over_h2().headers(headers).connect().pairing_request();
     }
 }
 
-fn wrong_tokens_are_refused(through: &dyn Fn(Host) -> Client) {
-    say("  a wrong token is refused on both lanes");
+fn wrong_tokens_are_refused(through: &dyn Fn(Host) -> DeviceClient) {
+    report("  a wrong token is refused on both lanes");
     through(Host::Agent).token("wrong").connect().token_refused();
     through(Host::External).token("wrong").connect().token_refused();
 }
 
 fn plain_http_passes(network: &Network, ca: &Path) {
-    say("  the page and the tools of its HTTP side answer over h1 and h2, and ask for the token");
+    report("  the page and the tools of its HTTP side answer over h1 and h2, and ask for the token");
     let token = format!("authorization: Bearer {TOKEN}");
     let invoke = ["--json", r#"{"tool": "sessions_list", "args": {}}"#];
     for host in [Host::Agent, Host::External] {
@@ -161,24 +161,24 @@ fn plain_http_passes(network: &Network, ca: &Path) {
 }
 
 /// OpenClaw issue #30740: sub-agents in the gateway's own container that were told its bridge address.
-fn own_addresses_are_agents(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Client, local: &[String]) {
-    say("  #30740: in the gateway's namespace, wss://172.18.0.2 is paired silently with `--own-addresses agent`");
+fn own_addresses_are_agents(openclaw: &OpenClaw, through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
+    report("  #30740: in the gateway's namespace, wss://172.18.0.2 is paired silently with `--own-addresses agent`");
     assert_eq!(through(Host::Gateway).connect().scopes(), local);
     assert_eq!(openclaw.client(Host::Gateway, LOOPBACK).connect().scopes(), local);
     through(Host::External).connect().pairing_request();
 }
 
-fn own_addresses_are_external(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Client) {
-    say("  #30740: in the gateway's namespace, wss://172.18.0.2 is external unless the operator says otherwise");
+fn own_addresses_are_external(openclaw: &OpenClaw, through: &dyn Fn(Host) -> DeviceClient) {
+    report("  #30740: in the gateway's namespace, wss://172.18.0.2 is external unless the operator says otherwise");
     through(Host::Gateway).connect().pairing_request();
     openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
 }
 
 /// An operator who forgot `trustedProxies` has a gateway that refuses external clients, and not one that takes them for local.
-fn nothing_becomes_local_without_trust(through: &dyn Fn(Host) -> Client, local: &[String]) {
-    say("  without trustedProxies the external lane makes nobody local");
+fn nothing_becomes_local_without_trust(through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
+    report("  without trustedProxies the external lane makes nobody local");
     for headers in FORGERIES {
-        say(format_args!("    {headers:?}"));
+        report(format_args!("    {headers:?}"));
         let with_device = through(Host::External).headers(headers);
         let without = through(Host::External).headers(headers).without_device().claiming_to_be_the_backend().call("sessions.list");
         for end in [with_device.connect(), without.connect()] {

@@ -7,26 +7,26 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::openclaw::directory;
-use crate::parts::{self, Missing, story};
-use crate::process::Process;
+use loopgate_test_support::process::Process;
+use loopgate_test_support::requirements::{Missing, exclusively, node_modules, program};
 
 #[test]
 fn the_admin_page_is_one_page_in_light_and_in_dark_wide_and_narrow() {
-    story("the admin page in Chromium", page);
+    exclusively("the admin page in Chromium", page);
 }
 
 fn page() -> Result<(), Missing> {
     let directory = directory("admin-page");
-    let modules = parts::node_modules("playwright-1.58.2")?;
-    let node = parts::program("node")?;
-    parts::program("chromium")?;
+    let modules = node_modules("playwright-1.58.2")?;
+    let node = program("node")?;
+    program("chromium")?;
     let gateway = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").to_string();
     let (gateway, admin) = (gateway.local_addr().expect("an address").to_string(), port());
     let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
     command.args(["run", "--docker", "off", "--gateway", &gateway, "--admin", &admin, "--listen", &port(), "--state-dir"]);
     command.arg(directory.join("state"));
-    let mut sidecar = Process::start("loopgate", command, &directory.join("loopgate.log"));
+    let sidecar = Process::start("loopgate", command, &directory.join("loopgate.log"));
     sidecar.wait_until("up", Duration::from_secs(30), || std::net::TcpStream::connect(&admin).is_ok());
 
     let options = json!({"modules": modules, "url": format!("http://{admin}/"), "screenshots": directory.join("screen")});

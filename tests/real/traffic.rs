@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -13,51 +12,53 @@ use tempfile::NamedTempFile;
 use tokio::sync::{Barrier, Semaphore};
 use tokio::task::{JoinSet, LocalSet};
 
-use crate::backend::Backend;
-use crate::content::{self, Checksum};
-use crate::network::{Host, Network};
+use crate::backend::HostedBackend;
 use crate::openclaw::directory;
-use crate::parts::{self, Missing, say, story};
-use crate::process::memory;
-use crate::sidecar::{Sidecar, URL};
-use crate::websocket::{WebSocket, tls};
+use crate::sidecar::{self, URL};
+use loopgate_test_support::content::{self, Checksum};
+use loopgate_test_support::network::{Host, Network};
+use loopgate_test_support::process::memory;
+use loopgate_test_support::requirements::{Missing, exclusively, program, report};
+use loopgate_test_support::sidecar::Sidecar;
+use loopgate_test_support::tls_client::{PROTOCOLS, Protocol};
+use loopgate_test_support::websocket::{assert_echo, close};
 
 const MIB: u64 = 1 << 20;
-const PROTOCOLS: [(&str, &str); 2] = [("--http1.1", "1.1"), ("--http2", "2")];
+const CURL_PROTOCOLS: [(&str, &str); 2] = [("--http1.1", "1.1"), ("--http2", "2")];
 
 #[test]
 fn a_gibibyte_goes_up_and_down_unchanged_in_flat_memory() {
-    story("a gibibyte up and down with curl, over h1 and h2", || gibibyte(&directory("gibibyte")));
+    exclusively("a gibibyte up and down with curl, over h1 and h2", || gibibyte(&directory("gibibyte")));
 }
 
 #[test]
 fn server_sent_events_arrive_one_by_one() {
-    story("server-sent events with curl, over h1 and h2", || events(&directory("events")));
+    exclusively("server-sent events with curl, over h1 and h2", || events(&directory("events")));
 }
 
 #[test]
 fn a_message_of_64_mebibytes_passes_a_websocket() {
-    story("a WebSocket message of 64 MiB, over h1 and h2", || large_message(&directory("large-message")));
+    exclusively("a WebSocket message of 64 MiB, over h1 and h2", || large_message(&directory("large-message")));
 }
 
 #[test]
 fn two_thousand_websockets_echo_at_once() {
-    story("2,000 WebSockets at once", || many_websockets(&directory("many-websockets")));
+    exclusively("2,000 WebSockets at once", || many_websockets(&directory("many-websockets")));
 }
 
 fn gibibyte(directory: &Path) -> Result<(), Missing> {
-    parts::program("curl")?;
+    program("curl")?;
     let network = Network::new()?;
-    let _backend = Backend::start(&network);
-    let sidecar = Sidecar::start(&network, directory, &[]);
+    let _backend = HostedBackend::start(&network);
+    let sidecar = sidecar::start(&network, directory, &[]);
     let checksum = content::checksum();
     let mut file = NamedTempFile::new_in(directory).expect("a file");
     content::blocks().for_each(|block| file.write_all(&block).expect("room for a gibibyte"));
 
-    for (flag, version) in PROTOCOLS {
+    for (flag, version) in CURL_PROTOCOLS {
         // What a first request costs is not the transfer's.
         assert_eq!(text(curl(&network, &sidecar, flag).arg(URL)), "hello");
-        let (before, _) = memory(sidecar.id());
+        let (before, _) = memory(sidecar.process().id());
 
         let answer = text(
             curl(&network, &sidecar, flag)
@@ -67,14 +68,18 @@ fn gibibyte(directory: &Path) -> Result<(), Missing> {
                 .arg(format!("{URL}/upload")),
         );
         assert_eq!(answer, format!("{checksum} {version}"), "the upload differs");
-        say(format_args!("  {flag}: up, with its memory at {} MiB (before: {} MiB)", memory(sidecar.id()).1 / MIB, before / MIB));
+        report(format_args!(
+            "  {flag}: up, with its memory at {} MiB (before: {} MiB)",
+            memory(sidecar.process().id()).1 / MIB,
+            before / MIB
+        ));
 
         let mut download = curl(&network, &sidecar, flag).arg(format!("{URL}/download")).stdout(Stdio::piped()).spawn().expect("curl");
         assert_eq!(sum(download.stdout.take().expect("a pipe")), checksum, "the download differs");
         assert!(download.wait().expect("own child").success());
 
-        let (_, highest) = memory(sidecar.id());
-        say(format_args!("  {flag}: down, with its memory at {} MiB", highest / MIB));
+        let (_, highest) = memory(sidecar.process().id());
+        report(format_args!("  {flag}: down, with its memory at {} MiB", highest / MIB));
         assert!(highest < before + 32 * MIB, "memory went from {} to {} MiB", before / MIB, highest / MIB);
     }
     sidecar.stop();
@@ -82,11 +87,11 @@ fn gibibyte(directory: &Path) -> Result<(), Missing> {
 }
 
 fn events(directory: &Path) -> Result<(), Missing> {
-    parts::program("curl")?;
+    program("curl")?;
     let network = Network::new()?;
-    let backend = Backend::start(&network);
-    let sidecar = Sidecar::start(&network, directory, &[]);
-    for (flag, _) in PROTOCOLS {
+    let backend = HostedBackend::start(&network);
+    let sidecar = sidecar::start(&network, directory, &[]);
+    for (flag, _) in CURL_PROTOCOLS {
         let tap = backend.events();
         let mut curl = curl(&network, &sidecar, flag);
         let mut curl =
@@ -108,24 +113,23 @@ fn events(directory: &Path) -> Result<(), Missing> {
 
 fn large_message(directory: &Path) -> Result<(), Missing> {
     let network = Network::new()?;
-    let _backend = Backend::start(&network);
-    let sidecar = Sidecar::start(&network, directory, &[]);
-    let ca = sidecar.ca();
-    let (before, _) = memory(sidecar.id());
-    let client = network.inside(Host::External, move || {
+    let _backend = HostedBackend::start(&network);
+    let sidecar = sidecar::start(&network, directory, &[]);
+    let client = sidecar.clone().expecting_address();
+    let (before, _) = memory(sidecar.process().id());
+    let thread = network.inside(Host::External, move || {
         run(async move {
             let message = Bytes::from(content::blocks().take(1024).flatten().collect::<Vec<u8>>());
             assert_eq!(message.len() as u64, 64 * MIB);
-            let mut socket = WebSocket::over_h1(&tls(&ca, "http/1.1"), address(0)).await;
-            socket.echoes(message.clone()).await;
-            socket.close().await;
-            let mut socket = WebSocket::over_h2(&tls(&ca, "h2"), address(0)).await;
-            socket.echoes(message).await;
-            socket.close().await;
+            for protocol in PROTOCOLS {
+                let mut socket = client.websocket(protocol, &address(0), "/ws").await;
+                assert_echo(&mut socket, message.clone()).await;
+                close(socket).await;
+            }
         });
     });
-    client.join().expect("both echoes are whole");
-    let (_, highest) = memory(sidecar.id());
+    thread.join().expect("both echoes are whole");
+    let (_, highest) = memory(sidecar.process().id());
     assert!(highest < before + 32 * MIB, "memory went from {} to {} MiB: a message was held whole", before / MIB, highest / MIB);
     sidecar.stop();
     Ok(())
@@ -140,29 +144,29 @@ fn many_websockets(directory: &Path) -> Result<(), Missing> {
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("the soft limit may rise to the hard one");
 
     let network = Network::new()?;
-    let _backend = Backend::start(&network);
-    let sidecar = Sidecar::start(&network, directory, &[]);
-    let tls = tls(&sidecar.ca(), "http/1.1");
-    let client = network.inside(Host::External, move || {
+    let _backend = HostedBackend::start(&network);
+    let sidecar = sidecar::start(&network, directory, &[]);
+    let client = sidecar.clone().expecting_address();
+    let thread = network.inside(Host::External, move || {
         run(async move {
             let all_open = Arc::new(Barrier::new(COUNT));
             // They are all open at once, but need not all open at once.
             let opening = Arc::new(Semaphore::new(64));
             let mut clients = JoinSet::new();
             for number in 0..COUNT {
-                let (tls, all_open, opening) = (tls.clone(), Arc::clone(&all_open), Arc::clone(&opening));
+                let (client, all_open, opening) = (client.clone(), Arc::clone(&all_open), Arc::clone(&opening));
                 clients.spawn(async move {
                     let turn = opening.acquire().await.expect("open");
-                    let mut socket = WebSocket::over_h1(&tls, address(number)).await;
+                    let mut socket = client.websocket(Protocol::H1, &address(number), "/ws").await;
                     drop(turn);
                     all_open.wait().await;
                     for round in 0..3 {
                         let size = 1 + (number * 37 + round * 4096) % 16_384;
                         let line = format!("{number}/{round};");
-                        socket.echoes(line.bytes().cycle().take(size).collect()).await;
+                        assert_echo(&mut socket, line.bytes().cycle().take(size).collect()).await;
                     }
                     all_open.wait().await;
-                    socket.close().await;
+                    close(socket).await;
                 });
             }
             while let Some(client) = clients.join_next().await {
@@ -170,15 +174,15 @@ fn many_websockets(directory: &Path) -> Result<(), Missing> {
             }
         });
     });
-    client.join().expect("2,000 clients have their echoes");
-    say(format_args!("  its memory was {} MiB at most", memory(sidecar.id()).1 / MIB));
+    thread.join().expect("2,000 clients have their echoes");
+    report(format_args!("  its memory was {} MiB at most", memory(sidecar.process().id()).1 / MIB));
     sidecar.stop();
     Ok(())
 }
 
 /// One of the external host's addresses, in turn: no client address holds more connections than the sidecar lets it.
-fn address(number: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(172, 18, 1, u8::try_from(number % 8).expect("small")))
+fn address(number: usize) -> String {
+    format!("172.18.1.{}", number % 8)
 }
 
 fn run(client: impl Future<Output = ()>) {

@@ -11,9 +11,9 @@ use std::process::{Child, Command, Stdio};
 use loopgate::shutdown::Shutdown;
 use tokio::net::TcpListener;
 
-use crate::client::Client;
-use crate::sidecar::Sidecar;
 use crate::{output, python, say};
+use loopgate_test_support::sidecar::Launch;
+use loopgate_test_support::tls_client::TlsClient;
 
 /// Everything about the protocol; of the cases about compression, which take their time, a [`SAMPLE`] of each kind.
 const CASES: &[&str] = &["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
@@ -49,10 +49,10 @@ impl Verdict {
 fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
     let Some(python) = python() else { return };
     let (_server, gateway) = Echo::start(&python);
-    let sidecar = Sidecar::start(gateway, &[]);
+    let sidecar = Launch::new().gateway(gateway).start();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let tasks = Shutdown::new();
-    let bridge = runtime.block_on(bridge(Client::new(&sidecar.ca(), "127.0.0.3", sidecar.door), tasks.clone()));
+    let bridge = runtime.block_on(bridge(TlsClient::with_ca_file(sidecar.address, &sidecar.ca()).from("127.0.0.3"), tasks.clone()));
 
     let all = std::env::var("TEST_AUTOBAHN").is_ok_and(|cases| cases == "all");
     let cases = [CASES, if all { ALL } else { SAMPLE }].concat();
@@ -104,7 +104,7 @@ fn cases_of(python: &Path, server: SocketAddr, cases: &[&str]) -> BTreeMap<Strin
 }
 
 /// A plain door before the sidecar's own.
-async fn bridge(client: Client, tasks: Shutdown) -> SocketAddr {
+async fn bridge(client: TlsClient, tasks: Shutdown) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let each = tasks.clone();

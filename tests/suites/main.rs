@@ -1,16 +1,7 @@
 //! Other people's test suites against the real binary on loopback, and a soak. `tests/run suites` installs what they need.
 
-#[path = "../support/fake_docker.rs"]
-#[expect(dead_code, reason = "other stories' needs")]
-mod fake_docker;
-#[path = "../real/process.rs"]
-mod process;
-
 mod autobahn;
-mod backend;
-mod client;
 mod scanners;
-mod sidecar;
 mod slow;
 mod soak;
 

@@ -5,9 +5,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::backend::Backend;
-use crate::sidecar::Sidecar;
 use crate::{output, python, run, say};
+use loopgate_test_support::backend::Backend;
+use loopgate_test_support::sidecar::{Launch, Sidecar};
 
 /// What testssl.sh may hold against it: a CA of one's own has neither a revocation list nor a CAA record (a leaf is short-lived
 /// instead), and the checks' own engine is not loopgate's.
@@ -21,8 +21,8 @@ fn sslyze_finds_no_weakness() {
 
 async fn sslyze(python: &Path) {
     let backend = Backend::start().await;
-    let sidecar = Sidecar::start(backend.address, &[]);
-    let target = format!("localhost:{}", sidecar.door.port());
+    let sidecar = Launch::new().gateway(backend.address).start();
+    let target = format!("localhost:{}", sidecar.address.port());
     let json = tempfile::NamedTempFile::new().unwrap();
     let mut sslyze = Command::new(python);
     // Its usual checks, measured against Mozilla's "intermediate" configuration, and two more.
@@ -83,7 +83,7 @@ fn testssl_finds_no_weakness() {
 
 async fn testssl() {
     let backend = Backend::start().await;
-    let sidecar = Sidecar::start(backend.address, &[]);
+    let sidecar = Launch::new().gateway(backend.address).start();
     let mut findings = scan(&sidecar);
     // A warning is a check that testssl.sh could not carry out: it gets another chance, and is not taken for a good result.
     if findings.iter().any(|finding| finding["severity"] == "WARN" && !ACCEPTED.contains(&finding["id"].as_str().unwrap_or_default())) {
@@ -115,7 +115,7 @@ fn scan(sidecar: &Sidecar) -> Vec<Value> {
     let mut testssl = Command::new("testssl");
     // Protocols, cipher lists, forward secrecy, preference, certificate, vulnerabilities: all but the headers, which are the gateway's.
     testssl.args(["--warnings", "off", "--quiet", "--color", "0", "-p", "-s", "-f", "-P", "-S", "-U", "--add-ca"]).arg(sidecar.ca());
-    let said = output(testssl.arg("--jsonfile").arg(&json).arg(format!("localhost:{}", sidecar.door.port())));
+    let said = output(testssl.arg("--jsonfile").arg(&json).arg(format!("localhost:{}", sidecar.address.port())));
     let report = std::fs::read_to_string(&json).unwrap_or_else(|error| panic!("{error}: {said}"));
     serde_json::from_str(&report).unwrap_or_else(|error| panic!("{error}: {said}"))
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::backend::Backend;
-use crate::client::Client;
-use crate::sidecar::Sidecar;
 use crate::{python, run, say};
+use loopgate_test_support::backend::Backend;
+use loopgate_test_support::sidecar::Launch;
+use loopgate_test_support::tls_client::TlsClient;
 
 /// Seconds an attack takes: longer than a request head may.
 const SECONDS: u64 = 13;
@@ -38,20 +38,20 @@ fn attack(name: &str, path: &str, mode: &[&str]) {
     }
     run(async {
         let backend = Backend::start().await;
-        let sidecar = Sidecar::start(backend.address, &[]);
-        let client = Client::new(&sidecar.ca(), "127.0.0.5", sidecar.door);
-        let url = format!("https://localhost:{}/{path}", sidecar.door.port());
+        let sidecar = Launch::new().gateway(backend.address).start();
+        let client = TlsClient::with_ca_file(sidecar.address, &sidecar.ca()).from("127.0.0.5");
+        let url = format!("https://localhost:{}/{path}", sidecar.address.port());
         let mut slow = Command::new("slowhttptest");
         slow.args(mode).args(["-c", CONNECTIONS, "-r", "200", "-l", &SECONDS.to_string(), "-p", "3", "-u", &url]);
         let mut slow = slow.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("slowhttptest");
-        let (before, start) = (sidecar.descriptors(), Instant::now());
+        let (before, start) = (sidecar.process().descriptors(), Instant::now());
         let (mut times, mut most) = (Vec::new(), 0);
         while slow.try_wait().unwrap().is_none() {
             assert!(start.elapsed() < Duration::from_secs(SECONDS + 20), "the attack does not end");
             let asked = Instant::now();
             tokio::time::timeout(PATIENCE, hello(&client)).await.unwrap_or_else(|_| panic!("{name}: no answer in {PATIENCE:?}"));
             times.push(asked.elapsed());
-            most = most.max(sidecar.descriptors() - before.min(sidecar.descriptors()));
+            most = most.max(sidecar.process().descriptors() - before.min(sidecar.process().descriptors()));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         times.sort();
@@ -59,7 +59,7 @@ fn attack(name: &str, path: &str, mode: &[&str]) {
         say(format_args!(
             "  {name}: {} good requests, all answered, in {median:.0?}, at worst {worst:.0?}, with {most} descriptors more than before, {} MiB",
             times.len(),
-            sidecar.memory() >> 20
+            sidecar.process().memory() >> 20
         ));
         assert!(times.len() >= 50 && most >= 200, "that was no attack");
         sidecar.stop();
@@ -67,7 +67,7 @@ fn attack(name: &str, path: &str, mode: &[&str]) {
 }
 
 /// One request on a connection of its own.
-async fn hello(client: &Client) {
+async fn hello(client: &TlsClient) {
     let mut stream = client.connect("http/1.1").await.expect("a handshake");
     stream.write_all(b"GET /count/5 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();

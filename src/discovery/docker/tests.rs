@@ -9,16 +9,13 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-#[path = "../../../tests/support/fake_docker.rs"]
-mod fake_docker;
-
 use crate::config::{Config, Engine};
 use crate::discovery::interface_watcher::InterfaceWatcher;
 use crate::discovery::{EXIT_ORPHANED, Namespace, Proof, SourceState, View, WhyNot, start, wait_until_ready};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 use crate::testing::{in_own_process, ip, namespace_maker, skipped};
-use fake_docker::{FakeDocker, container};
+use loopgate_test_support::fake_docker::{FakeDocker, container};
 
 /// How long anything may take before a test fails. Generous, since a test machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);

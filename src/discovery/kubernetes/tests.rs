@@ -8,15 +8,11 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-#[path = "../../../tests/support/fake_kubernetes.rs"]
-#[expect(dead_code, reason = "other tests use the rest")]
-mod fake_kubernetes;
-
 use crate::config::{Config, Discovery};
 use crate::discovery::{ADDRESS_GRACE, Proof, SourceState, View, WhyNot, start};
 use crate::metrics;
 use crate::shutdown::Shutdown;
-use fake_kubernetes::{FakeKubernetes, pod};
+use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
 
 /// How long anything may take before a test fails. Generous, since a test machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);

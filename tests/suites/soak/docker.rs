@@ -11,7 +11,7 @@ use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 
-use crate::fake_docker::{FakeDocker, container};
+use loopgate_test_support::fake_docker::{FakeDocker, container};
 
 /// Where the container is, while it is.
 pub const ADDRESS: &str = "127.0.7.1";

@@ -22,8 +22,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
 use super::docker::Life;
-use crate::backend::{event, pattern};
-use crate::client::Client;
+use loopgate_test_support::backend::{event, pattern};
+use loopgate_test_support::tls_client::TlsClient;
 
 /// Longer than anything may take, a wait for the gateway included.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -105,7 +105,7 @@ impl Load {
 }
 
 /// Requests with and without a body, of all sizes: some dozens on each connection, over HTTP/2 four at once.
-pub async fn http(load: Arc<Load>, client: Client, alpn: &'static str, ending: Shutdown) {
+pub async fn http(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
     while !ending.has_begun() {
         let stream = TokioIo::new(client.connect(alpn).await.expect("the door is always open"));
         if alpn == "h2" {
@@ -184,7 +184,7 @@ async fn answer(number: usize, response: impl Future<Output = hyper::Result<http
 }
 
 /// WebSockets of twenty messages each, which are then closed.
-pub async fn websockets(load: Arc<Load>, client: Client, alpn: &'static str, ending: Shutdown) {
+pub async fn websockets(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
     while !ending.has_begun() {
         let stream = client.connect(alpn).await.expect("the door is always open");
         let conversation = async {
@@ -230,7 +230,7 @@ async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStr
 
 /// A client at the address of a container that comes and goes: it is told on which lane it is heard, for some
 /// seconds on each connection.
-pub async fn container(load: Arc<Load>, client: Client, alpn: &'static str, life: Arc<Life>, ending: Shutdown) {
+pub async fn container(load: Arc<Load>, client: TlsClient, alpn: &'static str, life: Arc<Life>, ending: Shutdown) {
     while !ending.has_begun() {
         let (lives, begun) = (life.turns(), Instant::now());
         let stream = TokioIo::new(client.connect(alpn).await.expect("the door is always open"));
@@ -283,7 +283,7 @@ async fn heard(load: &Load, life: &Life, begun: Instant, response: hyper::Result
 }
 
 /// Streams of server-sent events.
-pub async fn events(load: Arc<Load>, client: Client, ending: Shutdown) {
+pub async fn events(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
     let expected: String = (0..30).map(event).collect();
     while !ending.has_begun() {
         let stream = TokioIo::new(client.connect("http/1.1").await.expect("the door is always open"));
@@ -308,7 +308,7 @@ pub async fn events(load: Arc<Load>, client: Client, ending: Shutdown) {
 }
 
 /// Clients that break off: after nothing, in a head, in a body, in a response, in a WebSocket.
-pub async fn resets(load: Arc<Load>, client: Client, ending: Shutdown) {
+pub async fn resets(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
     const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let starts = [

@@ -12,14 +12,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use loopgate::shutdown::Shutdown;
+use nix::sys::signal::Signal;
 
 use self::certificate::Authority;
 use self::docker::Docker;
 use self::load::Load;
-use crate::backend::Backend;
-use crate::client::Client;
-use crate::sidecar::Sidecar;
 use crate::{run, say};
+use loopgate_test_support::backend::Backend;
+use loopgate_test_support::sidecar::Launch;
+use loopgate_test_support::tls_client::TlsClient;
 
 /// How long the gateway is away when it restarts: less than a request waits for it.
 const AWAY: Duration = Duration::from_millis(400);
@@ -41,9 +42,9 @@ async fn soak(length: Duration) {
     }
     let flags =
         docker.iter().flat_map(Docker::flags).chain(["--tls-cert".into(), certificate, "--tls-key".into(), key]).collect::<Vec<_>>();
-    let sidecar = Sidecar::start(backend.address, &flags.iter().map(String::as_str).collect::<Vec<_>>());
-    let at_first = sidecar.descriptors();
-    let client = |from: &str| Client::new(&authority.ca(), from, sidecar.door);
+    let sidecar = Launch::new().gateway(backend.address).flags(&flags.iter().map(String::as_str).collect::<Vec<_>>()).start();
+    let at_first = sidecar.process().descriptors();
+    let client = |from: &str| TlsClient::with_ca_file(sidecar.address, &authority.ca()).from(from);
     let tasks = Shutdown::new();
     let load = Arc::new(Load::default());
     for number in 0..4 {
@@ -57,7 +58,7 @@ async fn soak(length: Duration) {
 
     if let Some(docker) = &docker {
         let (chain, key) = docker::certificate(&sidecar.state());
-        let client = client(docker::ADDRESS).showing(chain, key, &authority.ca());
+        let client = client(docker::ADDRESS).with_certificate(chain, key);
         for alpn in ["http/1.1", "h2"] {
             tasks.spawn(load::container(Arc::clone(&load), client.clone(), alpn, Arc::clone(&docker.life), tasks.clone()));
         }
@@ -69,7 +70,7 @@ async fn soak(length: Duration) {
     let (mut restarts, mut hang_ups, mut swaps) = (0, 0, 0);
     for tick in 1.. {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        memory.push(sidecar.memory());
+        memory.push(sidecar.process().memory());
         if let Some(docker) = docker.as_ref().filter(|_| tick % 7 == 0) {
             docker.turn();
         }
@@ -83,14 +84,14 @@ async fn soak(length: Duration) {
                 restarts += 1;
             }
             6 => {
-                sidecar.hang_up();
+                sidecar.process().signal(Signal::SIGHUP);
                 hang_ups += 1;
             }
             0 => {
                 let leaf = authority.renew();
                 let deadline = Instant::now() + Duration::from_secs(20);
                 while observer.connect("http/1.1").await.unwrap().get_ref().1.peer_certificates().unwrap()[0] != leaf {
-                    assert!(Instant::now() < deadline, "the new certificate is not served:\n{}", sidecar.log());
+                    assert!(Instant::now() < deadline, "the new certificate is not served:\n{}", sidecar.process().output());
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 swaps += 1;
@@ -127,8 +128,8 @@ async fn soak(length: Duration) {
     // The pool's connections go with the gateway; then nothing is left that was not there before.
     backend.kill().await;
     let deadline = Instant::now() + Duration::from_secs(30);
-    while sidecar.descriptors() > at_first {
-        assert!(Instant::now() < deadline, "{} descriptors, {at_first} before the load", sidecar.descriptors());
+    while sidecar.process().descriptors() > at_first {
+        assert!(Instant::now() < deadline, "{} descriptors, {at_first} before the load", sidecar.process().descriptors());
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let median = |part: &[u64]| {
@@ -144,6 +145,6 @@ async fn soak(length: Duration) {
         late / MIB,
     ));
     assert!(late <= early + early / 5 + 8 * MIB, "memory grows: {} to {} MiB", early / MIB, late / MIB);
-    assert!(!sidecar.log().contains("panicked"), "{}", sidecar.log());
+    assert!(!sidecar.process().output().contains("panicked"), "{}", sidecar.process().output());
     sidecar.stop();
 }

@@ -1,4 +1,4 @@
-//! The parts that a test needs from outside the repository: where they are, and what is to be said when they are not there.
+//! What a test needs from outside the repository: where it is, and how its absence is reported.
 
 use std::env;
 use std::fmt::Display;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// What could not be had, in words for the reader of the report.
+/// What is missing, for the report.
 pub struct Missing(pub String);
 
 /// The directory that the scripts of `tests/setup` fill.
@@ -32,23 +32,24 @@ pub fn program(name: &str) -> Result<PathBuf, Missing> {
         .ok_or_else(|| Missing(format!("no {name} here")))
 }
 
-/// Runs a story, one at a time, for each of them wants the whole machine. One that lacks a part is passed over aloud, but fails where `CI` is `true`.
-pub fn story(name: &str, tell: impl FnOnce() -> Result<(), Missing>) {
+/// Runs a test that needs the whole machine: only one runs at a time. Without what it needs it is reported as not run, or fails if `CI` is
+/// `true`.
+pub fn exclusively(name: &str, test: impl FnOnce() -> Result<(), Missing>) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    // A story that failed has cleaned up after itself: the next one may go on.
+    // A test that failed has cleaned up after itself.
     let _turn: MutexGuard<()> = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let start = Instant::now();
-    say(format_args!("{name}"));
-    match tell() {
-        Ok(()) => say(format_args!("{name}: held, {:.1} s", start.elapsed().as_secs_f32())),
+    report(format_args!("{name}"));
+    match test() {
+        Ok(()) => report(format_args!("{name}: passed, {:.1} s", start.elapsed().as_secs_f32())),
         Err(Missing(what)) if env::var("CI").is_ok_and(|ci| ci == "true") => {
             panic!("NOT RUN: {name}: {what}; `tests/run real` installs it")
         }
-        Err(Missing(what)) => say(format_args!("NOT RUN: {name}: {what}; `tests/run real` installs it")),
+        Err(Missing(what)) => report(format_args!("NOT RUN: {name}: {what}; `tests/run real` installs it")),
     }
 }
 
-/// Says a line at once, whether or not the harness captures output: these tests take minutes, and a passed-over one must be seen.
-pub fn say(line: impl Display) {
+/// Prints a line at once, whether or not output is captured: these tests take minutes, and one that did not run must be seen.
+pub fn report(line: impl Display) {
     writeln!(std::io::stderr(), "{line}").expect("standard error");
 }

@@ -1,26 +1,26 @@
-//! Hosts on a bridge, as Docker lays them out, made of network namespaces. The bridge has a namespace of its own, so that neither the
-//! machine's network nor another test's is touched, and every test may use the same addresses.
+//! Hosts on a bridge, as Docker has them, made of network namespaces. The bridge has a namespace of its own, so tests change neither the
+//! machine's network nor each other's, and can use the same addresses.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::parts::{Missing, program};
+use crate::requirements::{Missing, program};
 
 /// A host on the bridge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// Where the gateway and the sidecar live: 172.18.0.2.
+    /// The host of the gateway and the sidecar: 172.18.0.2.
     Gateway,
     /// Another container, which is to be an agent: 172.18.0.3.
     Agent,
-    /// Where a public front lives: 172.18.0.4.
+    /// The host of a public front: 172.18.0.4.
     Front,
-    /// Anybody else: 172.18.0.9, and 172.18.1.0 to 172.18.1.7 too, for stories of many clients.
+    /// Another client: 172.18.0.9, and 172.18.1.0 to 172.18.1.7 for tests with many clients.
     External,
 }
 
@@ -47,13 +47,13 @@ impl Host {
     }
 }
 
-/// The bridge and its hosts, taken down on drop.
+/// The bridge and its hosts. They are removed on drop.
 pub struct Network {
     prefix: String,
 }
 
 impl Network {
-    /// Lays the network out.
+    /// Creates the network.
     pub fn new() -> Result<Self, Missing> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         program("ip")?;
@@ -83,13 +83,21 @@ impl Network {
 
     /// A command that will run on a host.
     pub fn command(&self, host: Host, program: impl AsRef<Path>) -> Command {
-        let mut command = Command::new("setpriv");
-        // Should the tests be killed, nothing of theirs may live on in a namespace that nobody looks into.
-        command.args(["--pdeathsig", "KILL", "nsenter"]).arg(format!("--net={}", self.file(host))).arg("--").arg(program.as_ref());
-        command
+        self.wrapper(host, program.as_ref())()
     }
 
-    /// Runs a closure on a host: whatever sockets it opens are that host's.
+    /// A function that makes commands that will run on a host.
+    pub fn wrapper(&self, host: Host, program: impl Into<PathBuf>) -> impl Fn() -> Command + 'static {
+        let (file, program) = (self.file(host), program.into());
+        move || {
+            let mut command = Command::new("setpriv");
+            // If the tests are killed, nothing of theirs stays behind in a namespace.
+            command.args(["--pdeathsig", "KILL", "nsenter"]).arg(format!("--net={file}")).arg("--").arg(&program);
+            command
+        }
+    }
+
+    /// Runs a closure on a host, so that its sockets belong to that host.
     pub fn inside<T: Send + 'static>(&self, host: Host, run: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
         let namespace = File::open(self.file(host)).expect("a namespace");
         thread::spawn(move || {
@@ -111,13 +119,13 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for name in Host::ALL.map(Host::name).into_iter().chain(["bridge"]) {
-            // What could not be laid out can't be taken down either.
+            // It may not have been created.
             let _ = Command::new("ip").args(["netns", "del", &self.namespace(name)]).output();
         }
     }
 }
 
-/// Takes down what tests that were killed have left: their processes died with them.
+/// Removes what killed tests have left; their processes have ended with them.
 fn sweep() {
     let left = fs::read_dir("/run/netns").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
     for name in left {

@@ -1,6 +1,6 @@
 // One handshake with an OpenClaw gateway, as its own clients make it; prints one JSON object that says how it ended.
 //
-//   node client.mjs '{"ws": "<node_modules>", "url": "wss://172.18.0.2:18789", "token": "..."}'
+//   node device_client.mjs '{"ws": "<node_modules>", "url": "wss://172.18.0.2:18789", "token": "..."}'
 //
 // Options: ws        the node_modules directory that holds the `ws` package
 //          url, token

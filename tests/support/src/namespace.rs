@@ -1,22 +1,22 @@
-//! A network of a story's own, in which clients come from addresses that are neither loopback nor this machine's.
+//! A network namespace of a test's own, in which clients can have addresses that are neither loopback nor this machine's.
 
 use std::io::Write;
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 
-/// Runs `story` on a thread and in a network namespace of its own: whatever it starts is in there too. From each address of 198.51.100.0/24
-/// a socket can come to 127.0.0.1, and still no interface has it. Without root or `ip`, the story is skipped, aloud.
-pub fn apart<F>(story: impl FnOnce() -> F + Send)
+/// Runs `test` on a thread and in a network namespace of its own, and everything that it starts too. From each address of 198.51.100.0/24 a
+/// socket can connect to 127.0.0.1, and no interface has it. Without root or `ip` the test is reported as not run.
+pub fn in_namespace<F>(test: impl FnOnce() -> F + Send)
 where
     F: Future<Output = ()>,
 {
-    let name = std::thread::current().name().unwrap_or("a story").to_owned();
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
     let run = move || {
         if let Err(why) = enter() {
             return writeln!(std::io::stderr(), "NOT RUN: {name}: {why}").expect("standard error");
         }
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(story());
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test());
     };
     let ended = std::thread::scope(|scope| scope.spawn(run).join());
     ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));

@@ -1,25 +1,27 @@
-//! HTTP/1.1 as bytes: what both the fake gateway and the raw clients read and write, with nothing tidied on the way.
+//! HTTP/1.1 as bytes, for the fake gateway and for raw clients. Nothing is normalised on the way.
 
 use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// Longer than anything in a story takes, so that a hang is a failure that says what it waited for.
+/// Longer than anything in a test takes, so that a hang is a failure that names what was waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A byte stream and what was read from it too early.
-pub struct Wire<S> {
+/// A byte stream and the bytes that were read from it but are not used yet.
+pub struct RawHttp<S> {
     pub stream: S,
-    early: Vec<u8>,
+    buffered: Vec<u8>,
 }
 
-/// A request or a response as it came.
+/// A request or a response as it was received.
 #[derive(Clone, Debug, Default)]
 pub struct Message {
     /// The start line and the fields, blank line included.
     pub head: String,
     pub body: Vec<u8>,
+    /// Whether the sender closed the connection before the body was complete.
+    pub truncated: bool,
     /// The trailer section of a chunked body, without its blank line.
     pub trailers: String,
 }
@@ -58,9 +60,9 @@ impl Message {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
     pub fn new(stream: S) -> Self {
-        Self { stream, early: Vec::new() }
+        Self { stream, buffered: Vec::new() }
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
@@ -72,63 +74,63 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     async fn more(&mut self) -> bool {
         let mut block = [0; 16 * 1024];
         let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut block)).await;
-        match read.unwrap_or_else(|_| panic!("nothing came for {PATIENCE:?} after {:?}", String::from_utf8_lossy(&self.early))) {
+        match read.unwrap_or_else(|_| panic!("nothing arrived for {PATIENCE:?} after {:?}", String::from_utf8_lossy(&self.buffered))) {
             Ok(0) | Err(_) => false,
             Ok(read) => {
-                self.early.extend_from_slice(&block[..read]);
+                self.buffered.extend_from_slice(&block[..read]);
                 true
             }
         }
     }
 
-    /// Everything up to `end` and `end` itself; `None` if the stream ends before.
+    /// Reads up to `end`, `end` included; `None` if the stream ends before.
     async fn until(&mut self, end: &[u8]) -> Option<Vec<u8>> {
         let mut seen = 0;
         loop {
-            if let Some(at) = self.early[seen..].windows(end.len()).position(|window| window == end) {
-                return Some(self.early.drain(..seen + at + end.len()).collect());
+            if let Some(at) = self.buffered[seen..].windows(end.len()).position(|window| window == end) {
+                return Some(self.buffered.drain(..seen + at + end.len()).collect());
             }
-            seen = self.early.len().saturating_sub(end.len() - 1);
+            seen = self.buffered.len().saturating_sub(end.len() - 1);
             if !self.more().await {
                 return None;
             }
         }
     }
 
-    /// The next `count` bytes.
+    /// Reads the next `count` bytes.
     pub async fn exactly(&mut self, count: usize) -> Option<Vec<u8>> {
-        while self.early.len() < count {
+        while self.buffered.len() < count {
             if !self.more().await {
                 return None;
             }
         }
-        Some(self.early.drain(..count).collect())
+        Some(self.buffered.drain(..count).collect())
     }
 
-    /// Whatever comes until the stream ends.
+    /// Reads until the stream ends.
     pub async fn rest(&mut self) -> Vec<u8> {
         while self.more().await {}
-        std::mem::take(&mut self.early)
+        std::mem::take(&mut self.buffered)
     }
 
-    /// Waits for the end of the stream, however long that takes.
+    /// Reads and drops everything until the stream ends.
     pub async fn until_end(&mut self) {
         let mut block = [0; 1024];
         while matches!(self.stream.read(&mut block).await, Ok(1..)) {}
     }
 
-    /// The bytes that were read too early, and the stream.
+    /// Returns the stream, and the bytes that were read from it but are not used yet.
     pub fn into_parts(self) -> (S, Vec<u8>) {
-        (self.stream, self.early)
+        (self.stream, self.buffered)
     }
 
-    /// The next head; `None` if the stream ends before.
+    /// Reads the next head; `None` if the stream ends before.
     pub async fn head(&mut self) -> Option<Message> {
         let head = self.until(b"\r\n\r\n").await?;
         Some(Message { head: String::from_utf8_lossy(&head).into_owned(), ..Message::default() })
     }
 
-    /// A chunk of a chunked body; an empty one is the last.
+    /// Reads a chunk of a chunked body; an empty one is the last.
     pub async fn chunk(&mut self) -> Option<Vec<u8>> {
         let size = self.until(b"\r\n").await?;
         let size = std::str::from_utf8(&size).ok().and_then(|size| usize::from_str_radix(size.trim_end(), 16).ok());
@@ -141,7 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Some(data)
     }
 
-    /// The trailer section after the last chunk.
+    /// Reads the trailer section after the last chunk.
     pub async fn trailers(&mut self) -> Option<String> {
         let mut trailers = String::new();
         loop {
@@ -153,7 +155,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Reads the body that `message`'s head promises; `false` if the stream ended before it.
+    /// Reads the body that the head of `message` announces; `false` if the stream ended before it.
     pub async fn body(&mut self, message: &mut Message, to_the_end: bool) -> bool {
         if message.field("transfer-encoding").is_some() {
             assert_eq!(message.field("transfer-encoding"), Some("chunked"));
@@ -174,7 +176,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             match self.exactly(length).await {
                 Some(body) => message.body = body,
                 None => {
-                    message.body = std::mem::take(&mut self.early);
+                    message.body = std::mem::take(&mut self.buffered);
                     return false;
                 }
             }
@@ -184,7 +186,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         true
     }
 
-    /// A whole response to a request that was no HEAD; `None` if the stream ended before it was whole.
+    /// Reads a whole response to a request other than HEAD; `None` if the stream ended before it was whole.
     pub async fn response(&mut self) -> Option<Message> {
         let mut response = self.head().await?;
         let bodiless = matches!(response.status(), 100..200 | 204 | 304);

@@ -1,4 +1,4 @@
-//! Who gets in: the lists, the limits at the doors, the PROXY protocol, and a process that runs out of file descriptors.
+//! Which connections are accepted: the lists, the limits, the PROXY protocol, and a process that runs out of file descriptors.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::house::{AGENT, BOTH, House, PROXY, Protocol, STRANGER, UNKNOWN, h2_request, request};
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, UNKNOWN_CLIENT, h2_request, process, request};
 use crate::lanes::assert_external;
-use crate::process::Process;
-use crate::wire::Wire;
+use loopgate_test_support::raw_http::RawHttp;
+use loopgate_test_support::sidecar::Launch;
 
 const SOON: Duration = Duration::from_secs(10);
-/// Another client than [`STRANGER`].
+/// Another client than [`OUTSIDER`].
 const OTHER: &str = "127.0.0.4";
 
 /// The connection is closed, with nothing said.
@@ -30,48 +30,48 @@ fn net(address: &str) -> ipnet::IpNet {
 
 #[tokio::test]
 async fn whoever_is_not_to_connect_is_sent_away_before_the_handshake() {
-    let deny: fn(&mut Config) = |config| config.external.deny = vec![net(STRANGER)];
+    let deny: fn(&mut Config) = |config| config.external.deny = vec![net(OUTSIDER)];
     let allow: fn(&mut Config) = |config| config.external.allow = vec![net(OTHER)];
     let both: fn(&mut Config) = |config| {
-        config.external.deny = vec![net(STRANGER)];
-        config.external.allow = vec![net(STRANGER), net(OTHER)];
+        config.external.deny = vec![net(OUTSIDER)];
+        config.external.allow = vec![net(OUTSIDER), net(OTHER)];
     };
     for (name, change) in [("deny", deny), ("allow", allow), ("deny beats allow", both)] {
-        let house = House::with(change).await;
-        assert_closed(house.tcp(STRANGER).await, name).await;
-        for protocol in BOTH {
-            assert_eq!(house.ask(protocol, OTHER, "GET /", &[]).await.0, 200, "{name}");
-            assert_eq!(house.ask(protocol, AGENT, "GET /", &[]).await.0, 200, "{name}: lists are for the outside");
+        let harness = Harness::with(change).await;
+        assert_closed(harness.tcp(OUTSIDER).await, name).await;
+        for protocol in PROTOCOLS {
+            assert_eq!(harness.ask(protocol, OTHER, "GET /", &[]).await.0, 200, "{name}");
+            assert_eq!(harness.ask(protocol, AGENT, "GET /", &[]).await.0, 200, "{name}: lists are for the outside");
         }
     }
 }
 
 #[tokio::test]
 async fn who_comes_without_tls_is_told_so() {
-    let house = House::with(|_| {}).await;
-    for client in [STRANGER, AGENT] {
-        let mut client = Wire::new(house.tcp(client).await);
+    let harness = Harness::with(|_| {}).await;
+    for client in [OUTSIDER, AGENT] {
+        let mut client = RawHttp::new(harness.tcp(client).await);
         client.send(request("POST /", "Content-Length: 100000\r\n") + &"x".repeat(100_000)).await.unwrap();
         let answer = client.response().await.unwrap();
         assert_eq!((answer.status(), answer.field("connection")), (400, Some("close")));
         assert!(answer.text().contains("https://"), "{}", answer.text());
         assert!(client.rest().await.is_empty());
     }
-    assert_eq!(house.gateway.connections(), 0, "the gateway has no part in it");
+    assert_eq!(harness.gateway.connections(), 0, "the gateway has no part in it");
 }
 
 #[tokio::test]
 async fn handshakes_that_are_not_finished_cost_a_moment_and_nothing_else() {
-    let process = Process::start(&["--handshake-timeout=1s"], "").await;
-    assert_eq!(process.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
-    let before = process.memory();
+    let sidecar = process(&["--handshake-timeout=1s"], "").await;
+    assert_eq!(sidecar.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    let before = sidecar.process().memory();
     // A ClientHello that says it is long, and comes byte by byte.
     let hello = [&[22, 3, 1, 0x3f, 0, 1, 0, 0x3e, 0xfc, 3, 3][..], &[7; 200]].concat();
     let unfinished = (0..300).map(|number| {
-        let (process, hello) = (&process, &hello);
+        let (sidecar, hello) = (&sidecar, &hello);
         async move {
             let begun = tokio::time::Instant::now();
-            let mut stream = process.tcp(OTHER).await;
+            let mut stream = sidecar.tcp(OTHER).await;
             for byte in hello.iter().take(if number % 2 == 0 { 0 } else { 200 }) {
                 if stream.write_all(&[*byte]).await.is_err() {
                     break;
@@ -84,40 +84,40 @@ async fn handshakes_that_are_not_finished_cost_a_moment_and_nothing_else() {
         }
     });
     let good = async {
-        for protocol in BOTH.iter().cycle().take(20) {
-            assert_eq!(process.ask(*protocol, STRANGER, "GET /", &[]).await.0, 200);
+        for protocol in PROTOCOLS.iter().cycle().take(20) {
+            assert_eq!(sidecar.ask(*protocol, OUTSIDER, "GET /", &[]).await.0, 200);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     let (took, ()) = tokio::join!(futures_util::future::join_all(unfinished), good);
     assert!(took.iter().all(|took| (Duration::from_millis(900)..SOON).contains(took)), "{took:?}");
-    let grown = process.memory().saturating_sub(before);
+    let grown = sidecar.process().memory().saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes more");
 }
 
 #[tokio::test]
 async fn whoever_a_proxy_names_is_judged_by_the_lists_too() {
-    let house = House::with(|config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap()]).await;
-    for protocol in BOTH {
-        assert_eq!(house.ask(protocol, PROXY, "GET /", &[("x-forwarded-for", "203.0.113.5")]).await.0, 403);
-        assert_eq!(house.ask(protocol, PROXY, "GET /", &[("x-forwarded-for", "198.51.100.5")]).await.0, 200);
+    let harness = Harness::with(|config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap()]).await;
+    for protocol in PROTOCOLS {
+        assert_eq!(harness.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.5")]).await.0, 403);
+        assert_eq!(harness.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "198.51.100.5")]).await.0, 200);
     }
-    assert_eq!(house.gateway.heard().len(), 2);
+    assert_eq!(harness.gateway.requests().len(), 2);
 }
 
 #[tokio::test]
 async fn one_client_has_so_many_connections_and_no_more() {
-    let house = House::with(|config| config.limits.max_connections_per_client = 2).await;
-    let mut first = house.h1(STRANGER).await;
-    let second = house.h2(STRANGER).await;
-    assert_closed(house.tcp(STRANGER).await, "the third").await;
-    assert_eq!(house.ask(Protocol::H1, OTHER, "GET /", &[]).await.0, 200);
+    let harness = Harness::with(|config| config.limits.max_connections_per_client = 2).await;
+    let mut first = harness.h1(OUTSIDER).await;
+    let second = harness.h2(OUTSIDER).await;
+    assert_closed(harness.tcp(OUTSIDER).await, "the third").await;
+    assert_eq!(harness.ask(Protocol::H1, OTHER, "GET /", &[]).await.0, 200);
     assert_eq!(first.ask(request("GET /", "Connection: close\r\n")).await.status(), 200);
     assert!(first.rest().await.is_empty());
     drop(first);
     // Whether its place is free again shows only by trying.
     let again = async {
-        while house.handshake(house.tcp(STRANGER).await, "http/1.1").await.is_err() {
+        while harness.handshake(harness.tcp(OUTSIDER).await, "http/1.1").await.is_err() {
             tokio::task::yield_now().await;
         }
     };
@@ -127,23 +127,23 @@ async fn one_client_has_so_many_connections_and_no_more() {
 
 #[tokio::test]
 async fn one_client_comes_so_often_and_no_more() {
-    let house = House::with(|config| config.limits.connection_rate_per_client = 2).await;
+    let harness = Harness::with(|config| config.limits.connection_rate_per_client = 2).await;
     let mut refused = 0;
     for _ in 0..10 {
-        let arrived = house.handshake(house.tcp(STRANGER).await, "http/1.1").await;
+        let arrived = harness.handshake(harness.tcp(OUTSIDER).await, "http/1.1").await;
         refused += usize::from(arrived.is_err());
     }
     assert!((5..=8).contains(&refused), "{refused} of 10 were refused");
-    assert_eq!(house.ask(Protocol::H1, OTHER, "GET /", &[]).await.0, 200);
+    assert_eq!(harness.ask(Protocol::H1, OTHER, "GET /", &[]).await.0, 200);
     tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(house.ask(Protocol::H1, STRANGER, "GET /", &[]).await.0, 200);
+    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
 }
 
 #[tokio::test]
 async fn beyond_the_limit_of_all_connections_the_next_one_waits() {
-    let house = House::with(|config| config.limits.max_connections = 2).await;
-    let (first, _second) = (house.h1(STRANGER).await, house.h1(OTHER).await);
-    let third = house.ask(Protocol::H1, AGENT, "GET /", &[]);
+    let harness = Harness::with(|config| config.limits.max_connections = 2).await;
+    let (first, _second) = (harness.h1(OUTSIDER).await, harness.h1(OTHER).await);
+    let third = harness.ask(Protocol::H1, AGENT, "GET /", &[]);
     let mut third = std::pin::pin!(third);
     assert!(timeout(Duration::from_millis(300), third.as_mut()).await.is_err(), "it has to wait");
     drop(first);
@@ -152,22 +152,22 @@ async fn beyond_the_limit_of_all_connections_the_next_one_waits() {
 
 #[tokio::test]
 async fn a_crowd_of_strangers_does_not_shut_agents_out() {
-    let house = House::with(|config| config.limits.max_connections = 16).await;
+    let harness = Harness::with(|config| config.limits.max_connections = 16).await;
     let mut crowd = Vec::new();
     for _ in 0..15 {
-        crowd.push(house.h1(STRANGER).await);
+        crowd.push(harness.h1(OUTSIDER).await);
     }
-    let waiting = house.ask(Protocol::H1, OTHER, "GET /", &[]);
+    let waiting = harness.ask(Protocol::H1, OTHER, "GET /", &[]);
     let mut waiting = std::pin::pin!(waiting);
     assert!(timeout(Duration::from_millis(300), waiting.as_mut()).await.is_err(), "it has to wait");
-    assert_eq!(timeout(SOON, house.ask(Protocol::H1, AGENT, "GET /", &[])).await.unwrap().0, 200);
+    assert_eq!(timeout(SOON, harness.ask(Protocol::H1, AGENT, "GET /", &[])).await.unwrap().0, 200);
     crowd.pop();
     assert_eq!(timeout(SOON, waiting).await.unwrap().0, 200);
 }
 
 #[tokio::test]
 async fn nor_do_strangers_take_more_of_the_gateway_than_they_may() {
-    let house = House::with(|config| {
+    let harness = Harness::with(|config| {
         config.limits.max_connections = 16;
         config.limits.h2_streams = 10_000;
         // Less than connections to the gateway idle.
@@ -179,7 +179,7 @@ async fn nor_do_strangers_take_more_of_the_gateway_than_they_may() {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     // Beside the 16, each worker may have some that idle.
     let most = 16 + 256 * loopgate::workers::count();
-    let mut stranger = house.h2(STRANGER).await;
+    let mut stranger = harness.h2(OUTSIDER).await;
     let mut stalled = Vec::new();
     for number in 0..most {
         stranger = stranger.ready().await.unwrap();
@@ -187,26 +187,26 @@ async fn nor_do_strangers_take_more_of_the_gateway_than_they_may() {
         stalled.push(stranger.send_request(request, true).unwrap().0);
         // No more at once than the gateway's own queue takes.
         if stalled.len() % 256 == 0 {
-            timeout(Duration::from_secs(60), house.gateway.has_heard(stalled.len())).await.unwrap();
+            timeout(Duration::from_secs(60), harness.gateway.wait_for_requests(stalled.len())).await.unwrap();
         }
     }
-    timeout(Duration::from_secs(60), house.gateway.has_heard(most)).await.unwrap();
-    let refused = house.h1(OTHER).await.ask(request("GET /", "")).await;
+    timeout(Duration::from_secs(60), harness.gateway.wait_for_requests(most)).await.unwrap();
+    let refused = harness.h1(OTHER).await.ask(request("GET /", "")).await;
     assert_eq!((refused.status(), refused.field("retry-after")), (503, Some("1")));
     assert!(refused.text().contains("too_many_connections"), "{}", refused.text());
-    assert_eq!(house.ask(Protocol::H1, AGENT, "GET /", &[]).await.0, 200);
+    assert_eq!(harness.ask(Protocol::H1, AGENT, "GET /", &[]).await.0, 200);
     // The first who comes to an end makes room for who waits.
     let release = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        house.gateway.pass(1);
+        harness.gateway.release(1);
         assert_eq!(stalled.remove(0).await.unwrap().status(), 200);
     };
-    let (waiting, ()) = tokio::join!(house.ask(Protocol::H1, OTHER, "GET /", &[]), release);
+    let (waiting, ()) = tokio::join!(harness.ask(Protocol::H1, OTHER, "GET /", &[]), release);
     assert_eq!(waiting.0, 200);
 }
 
-async fn proxied() -> House {
-    House::with(|config| {
+async fn proxied() -> Harness {
+    Harness::with(|config| {
         config.listen.proxy_protocol = true;
         config.limits.handshake_timeout = Duration::from_secs(1);
         config.external.deny = vec![net("203.0.113.66")];
@@ -224,7 +224,7 @@ fn v2(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_trusted_proxy_states_its_client_before_the_handshake() {
-    let house = proxied().await;
+    let harness = proxied().await;
     let v4 = [&[203, 0, 113, 5, 198, 51, 100, 1][..], &[0x10, 0, 1, 0xbb]].concat();
     let v6 = [&"2001:db8::5".parse::<std::net::Ipv6Addr>().unwrap().octets()[..], &[0; 16], &[0x10, 0, 1, 0xbb]].concat();
     let loopback = [&[127, 0, 0, 9, 127, 0, 0, 1][..], &[0x10, 0, 1, 0xbb]].concat();
@@ -233,17 +233,17 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
     for (name, header, client, believed) in [
         ("v1", b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec(), "203.0.113.5", false),
         ("v1, IPv6", b"PROXY TCP6 2001:db8::5 2001:db8::1 4096 443\r\n".to_vec(), "2001:db8::5", false),
-        ("v1 of whoever", b"PROXY UNKNOWN\r\n".to_vec(), UNKNOWN, false),
-        ("v1 of an agent's address", format!("PROXY TCP4 {AGENT} 127.0.0.1 4096 443\r\n").into_bytes(), UNKNOWN, false),
+        ("v1 of whoever", b"PROXY UNKNOWN\r\n".to_vec(), UNKNOWN_CLIENT, false),
+        ("v1 of an agent's address", format!("PROXY TCP4 {AGENT} 127.0.0.1 4096 443\r\n").into_bytes(), UNKNOWN_CLIENT, false),
         ("v2", v2(1, 0x11, &v4), "203.0.113.5", false),
         ("v2, IPv6", v2(1, 0x21, &v6), "2001:db8::5", false),
         ("v2 with more than addresses", v2(1, 0x11, &[&v4[..], &[0x04, 0, 1, 0]].concat()), "203.0.113.5", false),
-        ("v2 of the proxy itself", v2(0, 0, &[]), UNKNOWN, true),
-        ("v2 of another proxy", v2(1, 0x11, &of_a_proxy), UNKNOWN, true),
-        ("v2 of an agent's address", v2(1, 0x11, &loopback), UNKNOWN, false),
+        ("v2 of the proxy itself", v2(0, 0, &[]), UNKNOWN_CLIENT, true),
+        ("v2 of another proxy", v2(1, 0x11, &of_a_proxy), UNKNOWN_CLIENT, true),
+        ("v2 of an agent's address", v2(1, 0x11, &loopback), UNKNOWN_CLIENT, false),
     ] {
         for in_pieces in [false, true] {
-            let mut stream = house.tcp(PROXY).await;
+            let mut stream = harness.tcp(TRUSTED_PROXY).await;
             if in_pieces {
                 for byte in &header {
                     stream.write_all(&[*byte]).await.unwrap();
@@ -251,15 +251,15 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
             } else {
                 stream.write_all(&header).await.unwrap();
             }
-            let tls = house.handshake(stream, "http/1.1").await.unwrap_or_else(|error| panic!("{name}: {error}"));
-            let mut wire = Wire::new(tls);
+            let tls = harness.handshake(stream, "http/1.1").await.unwrap_or_else(|error| panic!("{name}: {error}"));
+            let mut wire = RawHttp::new(tls);
             assert_eq!(wire.ask(request("GET /", "")).await.status(), 200, "{name}");
-            assert_external(house.gateway.heard().last().unwrap(), client);
+            assert_external(harness.gateway.requests().last().unwrap(), client);
             // TLS ends here, so that these are the client's words, and not its proxy's.
             let claims = "X-Forwarded-For: 203.0.114.77\r\nX-Auth-User: admin\r\nX-Forwarded-Host: evil.example\r\n";
             assert_eq!(wire.ask(request("GET /", claims)).await.status(), 200, "{name}");
-            let heard = house.gateway.heard().pop().unwrap();
-            let said = ["x-forwarded-for", "x-auth-user", "x-forwarded-host"].map(|name| heard.field(name));
+            let received = harness.gateway.requests().pop().unwrap();
+            let said = ["x-forwarded-for", "x-auth-user", "x-forwarded-host"].map(|name| received.field(name));
             let expected = if believed {
                 [Some("203.0.114.77"), Some("admin"), Some("evil.example")]
             } else {
@@ -272,57 +272,57 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
 
 #[tokio::test]
 async fn whoever_is_no_proxy_states_nothing_and_a_proxy_that_talks_nonsense_is_sent_away() {
-    let house = proxied().await;
+    let harness = proxied().await;
     let v1 = b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec();
     for (name, source, header) in [
-        ("a stranger", STRANGER, v1.clone()),
+        ("a stranger", OUTSIDER, v1.clone()),
         ("an agent", AGENT, v1.clone()),
-        ("a denied client", PROXY, b"PROXY TCP4 203.0.113.66 198.51.100.1 4096 443\r\n".to_vec()),
-        ("two headers", PROXY, [v1.clone(), v1.clone()].concat()),
-        ("no header", PROXY, Vec::new()),
-        ("no end", PROXY, [b"PROXY TCP4 ".to_vec(), vec![b'1'; 200]].concat()),
-        ("no address", PROXY, b"PROXY TCP4 203.0.113 198.51.100.1 4096 443\r\n".to_vec()),
-        ("another family", PROXY, b"PROXY TCP4 2001:db8::5 2001:db8::1 4096 443\r\n".to_vec()),
-        ("UDP", PROXY, v2(1, 0x12, &[0; 12])),
-        ("too few bytes", PROXY, v2(1, 0x11, &[0; 4])),
-        ("another version", PROXY, [b"\r\n\r\n\0\r\nQUIT\n", &[0x11, 0x11, 0, 0][..]].concat()),
-        ("HTTP", PROXY, request("GET /", "").into_bytes()),
+        ("a denied client", TRUSTED_PROXY, b"PROXY TCP4 203.0.113.66 198.51.100.1 4096 443\r\n".to_vec()),
+        ("two headers", TRUSTED_PROXY, [v1.clone(), v1.clone()].concat()),
+        ("no header", TRUSTED_PROXY, Vec::new()),
+        ("no end", TRUSTED_PROXY, [b"PROXY TCP4 ".to_vec(), vec![b'1'; 200]].concat()),
+        ("no address", TRUSTED_PROXY, b"PROXY TCP4 203.0.113 198.51.100.1 4096 443\r\n".to_vec()),
+        ("another family", TRUSTED_PROXY, b"PROXY TCP4 2001:db8::5 2001:db8::1 4096 443\r\n".to_vec()),
+        ("UDP", TRUSTED_PROXY, v2(1, 0x12, &[0; 12])),
+        ("too few bytes", TRUSTED_PROXY, v2(1, 0x11, &[0; 4])),
+        ("another version", TRUSTED_PROXY, [b"\r\n\r\n\0\r\nQUIT\n", &[0x11, 0x11, 0, 0][..]].concat()),
+        ("HTTP", TRUSTED_PROXY, request("GET /", "").into_bytes()),
     ] {
-        let mut stream = house.tcp(source).await;
+        let mut stream = harness.tcp(source).await;
         stream.write_all(&header).await.unwrap();
-        let arrived = timeout(SOON, house.handshake(stream, "http/1.1")).await.expect(name);
+        let arrived = timeout(SOON, harness.handshake(stream, "http/1.1")).await.expect(name);
         assert!(arrived.is_err(), "{name}");
     }
-    assert!(house.gateway.heard().is_empty());
-    for source in [STRANGER, AGENT] {
-        assert_eq!(house.ask(Protocol::H2, source, "GET /", &[]).await.0, 200, "they need none");
+    assert!(harness.gateway.requests().is_empty());
+    for source in [OUTSIDER, AGENT] {
+        assert_eq!(harness.ask(Protocol::H2, source, "GET /", &[]).await.0, 200, "they need none");
     }
 }
 
 #[tokio::test]
 async fn when_file_descriptors_run_out_newcomers_wait_and_are_served_afterwards() {
-    let process = Process::start_after("ulimit -n 64", &["--handshake-timeout=60s"], "").await;
-    let mut client = process.h1(STRANGER).await;
+    let sidecar = Launch::new().after("ulimit -n 64").flags(&["--handshake-timeout=60s"]).start_with_gateway().await;
+    let mut client = sidecar.h1(OUTSIDER).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
     let mut crowd = Vec::new();
     for _ in 0..100 {
-        crowd.push(process.tcp(OTHER).await);
+        crowd.push(sidecar.tcp(OTHER).await);
     }
-    process.says("can't accept").await;
+    sidecar.process().wait_for_log("can't accept").await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200, "who is there is served");
     drop(crowd);
-    for protocol in BOTH {
-        assert_eq!(timeout(SOON, process.ask(protocol, STRANGER, "GET /", &[])).await.unwrap().0, 200);
+    for protocol in PROTOCOLS {
+        assert_eq!(timeout(SOON, sidecar.ask(protocol, OUTSIDER, "GET /", &[])).await.unwrap().0, 200);
     }
 }
 
 #[tokio::test]
 async fn as_many_file_descriptors_are_used_as_there_may_be() {
-    let process = Process::start_after("ulimit -Sn 64; ulimit -Hn 512", &[], "").await;
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.pid())).unwrap();
+    let sidecar = Launch::new().after("ulimit -Sn 64; ulimit -Hn 512").flags(&[]).start_with_gateway().await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.process().pid())).unwrap();
     let open = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(open.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u32>>(), [512, 512], "soft and hard");
-    let told = process.says("needs more file descriptors").await;
+    let told = sidecar.process().wait_for_log("needs more file descriptors").await;
     // Two for each of 8192 connections, and what waits, idles, and is open besides.
     let needed = 2 * 8192 + 2 * 256 + 256 * loopgate::workers::count() + 256;
     assert!(told.contains("\"limit\":512") && told.contains(&format!("\"needed\":{needed}")), "{told}");

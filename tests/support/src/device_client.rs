@@ -1,4 +1,4 @@
-//! A client of the gateway with a device identity: `client.mjs`, run on a host or in a container.
+//! A client of the gateway with a device identity: `device_client.mjs`, run on a host or in a container.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,11 +6,11 @@ use std::process::Command;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// What it runs.
-pub const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/client.mjs");
+/// The script that it runs.
+pub const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/device_client.mjs");
 
-/// One handshake to be made.
-pub struct Client {
+/// A handshake to do.
+pub struct DeviceClient {
     node: Command,
     options: Value,
 }
@@ -49,7 +49,7 @@ pub enum End {
     },
 }
 
-impl Client {
+impl DeviceClient {
     /// A client with a fresh device, in the Node.js that `node` runs; `modules` holds the package `ws`.
     pub fn new(node: Command, modules: &Path, url: &str) -> Self {
         Self { node, options: json!({"ws": modules, "url": url, "headers": []}) }
@@ -60,7 +60,7 @@ impl Client {
         self.set("ca", json!(file))
     }
 
-    /// Finds whatever host the URL names at this address.
+    /// Connects to this address for the host in the URL.
     pub fn at(self, address: &str) -> Self {
         self.set("address", json!(address))
     }
@@ -75,12 +75,12 @@ impl Client {
         self.set("headers", json!(headers))
     }
 
-    /// Comes by HTTP/2 (RFC 8441).
+    /// Uses HTTP/2 (RFC 8441).
     pub fn over_h2(self) -> Self {
         self.set("over", json!("h2"))
     }
 
-    /// Is the device in this file, which is made if it is not there.
+    /// Uses the device in this file, which is created if it does not exist.
     pub fn identity(self, file: &Path) -> Self {
         self.set("identity", json!(file))
     }
@@ -90,7 +90,7 @@ impl Client {
         self.set("identity", json!("none"))
     }
 
-    /// Says that it is the gateway's own back end.
+    /// Claims to be the gateway's own back end.
     pub fn claiming_to_be_the_backend(self) -> Self {
         self.set("client", json!("gateway-client")).set("mode", json!("backend"))
     }
@@ -100,11 +100,11 @@ impl Client {
         self.set("call", json!(method))
     }
 
-    /// Makes the handshake.
+    /// Does the handshake.
     pub fn connect(mut self) -> End {
         let output = self.node.arg(SCRIPT).arg(self.options.to_string()).output().expect("node");
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-            panic!("client.mjs: {error}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+            panic!("device_client.mjs: {error}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
         })
     }
 
@@ -127,7 +127,7 @@ impl End {
         }
     }
 
-    /// The request id of one that was told to wait for an approval.
+    /// The request id of one that has to wait for an approval.
     #[track_caller]
     pub fn pairing_request(self) -> String {
         match &self {

@@ -3,35 +3,25 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use crate::harness::{Harness, free_address, loopgate};
 
-use crate::sidecar::{Sidecar, free_port, loopgate};
-
-/// A TLS connection to the sidecar's door that stays open.
-pub fn connect(sidecar: &Sidecar) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(sidecar.state.path().join("ca.pem")).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
-    let client = rustls::ClientConnection::new(config, ServerName::try_from("localhost").unwrap()).unwrap();
-    let mut stream = rustls::StreamOwned::new(client, TcpStream::connect(sidecar.door).unwrap());
+/// A TLS connection to the sidecar that stays open.
+pub fn connect(sidecar: &Harness) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
+    let mut stream = sidecar.connect_blocking();
     stream.flush().unwrap();
     stream
 }
 
 #[test]
 fn whoever_is_connected_is_shown_with_its_lane_and_why_it_is_no_agent() {
-    let sidecar = Sidecar::start(&[]);
+    let sidecar = Harness::start(&[]);
     let before = sidecar.json();
     assert_eq!((&before["ready"], &before["gateway"]["reachable"]), (&true.into(), &true.into()), "{before:#}");
-    assert_eq!(before["listening"], serde_json::json!([sidecar.door.to_string()]));
+    assert_eq!(before["listening"], serde_json::json!([sidecar.address.to_string()]));
     let _client = connect(&sidecar);
-    let status = sidecar.wait_for(|status| status["lanes"]["external"] == 1);
+    let status = sidecar.wait_for_status(|status| status["lanes"]["external"] == 1);
     let connection = &status["connections"][0];
     assert_eq!((&connection["lane"], &connection["protocol"]), (&"external".into(), &"http/1.1".into()), "{status:#}");
     assert!(connection["why_not_agent"].as_str().unwrap().contains("--own-addresses"), "{status:#}");
@@ -42,39 +32,38 @@ fn whoever_is_connected_is_shown_with_its_lane_and_why_it_is_no_agent() {
 
 #[test]
 fn one_of_this_namespace_is_an_agent_where_the_operator_says_so() {
-    let sidecar = Sidecar::start(&["--own-addresses", "agent"]);
+    let sidecar = Harness::start(&["--own-addresses", "agent"]);
     let _client = connect(&sidecar);
-    let status = sidecar.wait_for(|status| status["lanes"]["agent"] == 1);
+    let status = sidecar.wait_for_status(|status| status["lanes"]["agent"] == 1);
     let connection = &status["connections"][0];
     assert_eq!((&connection["admitted"], &connection["source"]), (&"own-address".into(), &"127.0.0.1".into()), "{status:#}");
 }
 
 #[test]
 fn a_gateway_that_is_down_is_said_everywhere() {
-    let log = tempfile::NamedTempFile::new().unwrap();
-    let mut sidecar = Sidecar::logging_to(log.reopen().unwrap(), &["--listen", "nope0:28444"]);
+    let mut sidecar = Harness::start(&["--listen=127.0.0.1:0", "--listen=nope0:28444", "--log-format=text"]);
     drop(sidecar.gateway.take());
-    let status = sidecar.wait_for(|status| status["ready"] == false);
+    let status = sidecar.wait_for_status(|status| status["ready"] == false);
     assert!(status["not_ready"][0].as_str().unwrap().starts_with("the gateway accepts no connection: "), "{status:#}");
     assert!(sidecar.get("/readyz", "localhost").starts_with("HTTP/1.1 503"));
     assert!(sidecar.get("/", "localhost").contains("not ready"));
     assert!(sidecar.get("/metrics", "localhost").contains("\nloopgate_gateway_up 0\n"));
     let shown = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
     assert!(shown.contains("not ready") && shown.contains("nope0:28444"), "{shown}");
-    let said = std::fs::read_to_string(log.path()).unwrap();
+    let said = sidecar.process().output();
     for (once, level) in [("the gateway can't be reached", "WARN"), ("listen=\"nope0:28444\"", "WARN")] {
         let lines: Vec<_> = said.lines().filter(|line| line.contains(once)).collect();
         assert!(lines.len() == 1 && lines[0].contains(level), "{once}: {said}");
     }
     let address = status["gateway"]["address"].as_str().unwrap();
     sidecar.gateway = Some(std::net::TcpListener::bind(address).unwrap());
-    sidecar.wait_for(|status| status["gateway"]["reachable"] == true);
-    assert!(std::fs::read_to_string(log.path()).unwrap().contains("the gateway can be reached again"));
+    sidecar.wait_for_status(|status| status["gateway"]["reachable"] == true);
+    assert!(sidecar.process().output().contains("the gateway can be reached again"));
 }
 
 #[test]
 fn a_page_of_the_web_can_not_read_the_desk_under_its_own_name() {
-    let sidecar = Sidecar::start(&["--tls-name", "gateway.example.com"]);
+    let sidecar = Harness::start(&["--tls-name", "gateway.example.com"]);
     for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
         assert!(sidecar.get(path, "rebound.example").starts_with("HTTP/1.1 421"), "{path}");
         assert!(sidecar.get(path, "127.0.0.1:9180").starts_with("HTTP/1.1 200"), "{path}");
@@ -84,26 +73,26 @@ fn a_page_of_the_web_can_not_read_the_desk_under_its_own_name() {
 
 #[test]
 fn the_page_is_sent_with_a_policy_that_lets_it_load_nothing() {
-    let sidecar = Sidecar::start(&[]);
+    let sidecar = Harness::start(&[]);
     let page = sidecar.get("/", "localhost");
     assert!(page.contains("content-security-policy: default-src 'none'; style-src 'sha256-"), "{page}");
     assert!(page.contains("x-content-type-options: nosniff") && page.contains("text/html; charset=utf-8"), "{page}");
-    assert!(page.contains(&sidecar.door.to_string()), "{page}");
+    assert!(page.contains(&sidecar.address.to_string()), "{page}");
 }
 
 #[test]
 fn those_who_ask_and_never_read_keep_nobody_from_asking() {
-    let sidecar = Sidecar::start(&[]);
+    let sidecar = Harness::start(&[]);
     let crowd: Vec<_> = (0..64)
         .map(|_| {
-            let mut stream = TcpStream::connect(sidecar.admin).unwrap();
+            let mut stream = TcpStream::connect(sidecar.admin()).unwrap();
             // More than fits into anybody's buffers; that some of it is not even taken is as well.
             stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
             let _ = stream.write_all("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(5000).as_bytes());
             stream
         })
         .collect();
-    let mut probe = TcpStream::connect(sidecar.admin).unwrap();
+    let mut probe = TcpStream::connect(sidecar.admin()).unwrap();
     probe.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     probe.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -114,9 +103,9 @@ fn those_who_ask_and_never_read_keep_nobody_from_asking() {
 
 #[test]
 fn watching_goes_on_until_nobody_reads_it() {
-    let sidecar = Sidecar::start(&[]);
+    let sidecar = Harness::start(&[]);
     let mut watcher =
-        loopgate(&["status", "--json", "--watch", "--admin", &sidecar.admin.to_string()]).stdout(Stdio::piped()).spawn().unwrap();
+        loopgate(["status", "--json", "--watch", "--admin", &sidecar.admin().to_string()]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(watcher.stdout.take().unwrap()).lines();
     for _ in 0..2 {
         let line = lines.next().unwrap().unwrap();
@@ -128,14 +117,14 @@ fn watching_goes_on_until_nobody_reads_it() {
 
 #[test]
 fn status_fails_in_one_line_where_no_sidecar_runs() {
-    let address = free_port().to_string();
-    let output = loopgate(&["status", "--admin", &address]).output().unwrap();
+    let address = free_address().to_string();
+    let output = loopgate(["status", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.starts_with(&format!("loopgate: no sidecar answers at {address} (--admin says")) && said.lines().count() == 1, "{said}");
-    let missing = loopgate(&["status", "--config", "/nope.toml"]).output().unwrap();
+    let missing = loopgate(["status", "--config", "/nope.toml"]).output().unwrap();
     assert_eq!(missing.status.code(), Some(2));
     assert!(String::from_utf8(missing.stderr).unwrap().starts_with("loopgate: --config: /nope.toml: "));
-    let off = loopgate(&["status", "--admin", "off"]).output().unwrap();
+    let off = loopgate(["status", "--admin", "off"]).output().unwrap();
     assert_eq!(off.status.code(), Some(1));
 }

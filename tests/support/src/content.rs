@@ -1,4 +1,4 @@
-//! A gibibyte that tells when a piece of it is lost, doubled or moved, without being held in memory.
+//! A gibibyte in which a lost, repeated or moved block is found, and which is never whole in memory.
 
 use std::fmt::Write as _;
 use std::sync::LazyLock;
@@ -36,7 +36,7 @@ pub fn checksum() -> String {
     sum.hex()
 }
 
-/// A SHA-256 over what comes by.
+/// A SHA-256 of what it is given.
 pub struct Checksum(Context);
 
 impl Default for Checksum {
@@ -46,7 +46,7 @@ impl Default for Checksum {
 }
 
 impl Checksum {
-    /// Takes in some more.
+    /// Adds bytes.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }

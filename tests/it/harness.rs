@@ -1,0 +1,88 @@
+//! The sidecar in this process, behind it a fake gateway, and clients.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use loopgate::agent::Credentials;
+use loopgate::agent::enrol::{Error, converse_by_token};
+use loopgate::app::Sidecar;
+use loopgate::attest::{ALPN, Reason};
+use loopgate::config::{Config, Engine, ListenAddresses, ListenOn};
+use loopgate_test_support::fake_gateway::FakeGateway;
+use loopgate_test_support::sidecar::{Launch, SidecarWithGateway};
+use tempfile::TempDir;
+
+pub use loopgate_test_support::lanes::EXTERNAL_SOURCE;
+pub use loopgate_test_support::sidecar::AGENT;
+pub use loopgate_test_support::tls_client::{PROTOCOLS, Protocol, Tls, TlsClient, h2_request, request, whole};
+
+/// An external client.
+pub const OUTSIDER: &str = "127.0.0.3";
+/// A peer in `external.trusted_proxies`.
+pub const TRUSTED_PROXY: &str = "127.0.0.7";
+/// The address that stands for clients whose own must not be stated (`external.unknown_client`).
+pub const UNKNOWN_CLIENT: &str = "192.0.2.1";
+
+/// A sidecar in this process and the gateway behind it; as a [`TlsClient`], a client of the sidecar.
+pub struct Harness {
+    pub gateway: FakeGateway,
+    pub sidecar: Sidecar,
+    /// The sidecar's state directory.
+    pub state: TempDir,
+    client: TlsClient,
+}
+
+impl std::ops::Deref for Harness {
+    type Target = TlsClient;
+
+    fn deref(&self) -> &TlsClient {
+        &self.client
+    }
+}
+
+impl Harness {
+    /// Starts a sidecar with the configuration that most tests use.
+    pub async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// Starts a sidecar with a configuration that `change` has changed.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let gateway = FakeGateway::start().await;
+        let state = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.gateway.address = gateway.address;
+        config.listen.on = vec![ListenOn { addresses: ListenAddresses::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: 0 }];
+        config.state_dir = state.path().to_owned();
+        config.docker.engine = Engine::Off;
+        config.agents.cidrs = vec![format!("{AGENT}/32").parse().unwrap()];
+        config.external.trusted_proxies = vec![format!("{TRUSTED_PROXY}/32").parse().unwrap()];
+        config.tls.names = vec!["gateway.example".into()];
+        config.admin = None;
+        change(&mut config);
+        let sidecar = Sidecar::start(config).await.unwrap();
+        let client = TlsClient::new(sidecar.listening()[0], sidecar.identity().ca.clone().unwrap());
+        Self { gateway, sidecar, state, client }
+    }
+}
+
+/// Starts `loopgate run` as a process before a fake gateway, with these flags and with `config` as its configuration file.
+pub async fn process(flags: &[&str], config: &str) -> SidecarWithGateway {
+    Launch::new().flags(flags).config(config).start_with_gateway().await
+}
+
+/// Enrols from `source` with `token`.
+pub async fn enrol(client: &TlsClient, source: &str, token: &str) -> Result<Arc<Credentials>, Error> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), token).unwrap();
+    let stream = client.handshake(client.tcp(source).await, std::str::from_utf8(ALPN).unwrap()).await.unwrap();
+    converse_by_token(stream, file.path()).await.map(|(credentials, _)| credentials)
+}
+
+/// Enrols from `source` with `token`, and returns why that is refused.
+pub async fn refusal(client: &TlsClient, source: &str, token: &str) -> Reason {
+    match enrol(client, source, token).await {
+        Err(Error::Refused(refused)) => refused.error,
+        other => panic!("{other:?}"),
+    }
+}

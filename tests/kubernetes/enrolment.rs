@@ -1,0 +1,24 @@
+//! Enrolment by a token, without the agent's process.
+
+use std::sync::Arc;
+
+use loopgate::agent::Credentials;
+use loopgate::agent::enrol::{Error, converse_by_token};
+use loopgate::attest::{ALPN, Reason};
+use loopgate_test_support::tls_client::TlsClient;
+
+/// Enrols from `source` with `token`.
+pub async fn enrol(client: &TlsClient, source: &str, token: &str) -> Result<Arc<Credentials>, Error> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), token).unwrap();
+    let stream = client.handshake(client.tcp(source).await, std::str::from_utf8(ALPN).unwrap()).await.unwrap();
+    converse_by_token(stream, file.path()).await.map(|(credentials, _)| credentials)
+}
+
+/// Enrols from `source` with `token`, and returns why that is refused.
+pub async fn refusal(client: &TlsClient, source: &str, token: &str) -> Reason {
+    match enrol(client, source, token).await {
+        Err(Error::Refused(refused)) => refused.error,
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,324 @@
+//! A gateway that records every request and its source, and behaves as the path of each request says.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_util::sync::CancellationToken;
+
+use crate::raw_http::{Message, RawHttp};
+use crate::tasks::Tasks;
+
+/// A request as the gateway received it.
+#[derive(Clone, Debug)]
+pub struct ReceivedRequest {
+    pub peer: SocketAddr,
+    /// The number of the connection that it came over, counted from 0.
+    pub connection: usize,
+    pub message: Message,
+}
+
+impl ReceivedRequest {
+    /// The address that it came from.
+    pub fn source(&self) -> IpAddr {
+        self.peer.ip()
+    }
+}
+
+impl std::ops::Deref for ReceivedRequest {
+    type Target = Message;
+
+    fn deref(&self) -> &Message {
+        &self.message
+    }
+}
+
+/// What its connections share.
+struct Shared {
+    requests: Mutex<Vec<ReceivedRequest>>,
+    /// The number of requests so far.
+    count: watch::Sender<usize>,
+    connections: AtomicUsize,
+    /// The number of connections that have ended.
+    closed: watch::Sender<usize>,
+    /// A request for `/held` or `/events` takes one of these before it goes on.
+    permits: Semaphore,
+}
+
+/// The gateway. It ends when it is dropped.
+pub struct FakeGateway {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    tasks: Tasks,
+    /// Cancelled to drop every connection at once.
+    alive: Mutex<CancellationToken>,
+}
+
+impl FakeGateway {
+    pub async fn start() -> Self {
+        let shared = Shared {
+            requests: Mutex::default(),
+            count: watch::Sender::new(0),
+            connections: AtomicUsize::new(0),
+            closed: watch::Sender::new(0),
+            permits: Semaphore::new(0),
+        };
+        let mut gateway = Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            shared: Arc::new(shared),
+            tasks: Tasks::default(),
+            alive: Mutex::default(),
+        };
+        gateway.address = gateway.listen(gateway.address);
+        gateway
+    }
+
+    fn listen(&self, address: SocketAddr) -> SocketAddr {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(address).unwrap();
+        let listener = socket.listen(1024).unwrap();
+        let address = listener.local_addr().unwrap();
+        let alive = CancellationToken::new();
+        *self.alive.lock().unwrap() = alive.clone();
+        self.tasks.spawn(accept(listener, Arc::clone(&self.shared), self.tasks.clone(), alive));
+        address
+    }
+
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
+        self.shared.requests.lock().unwrap().clone()
+    }
+
+    /// Waits for `count` requests, and returns all so far.
+    pub async fn wait_for_requests(&self, count: usize) -> Vec<ReceivedRequest> {
+        self.shared.count.subscribe().wait_for(|received| *received >= count).await.unwrap();
+        self.requests()
+    }
+
+    /// The number of connections that it has accepted.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Waits until `count` of its connections have ended.
+    pub async fn wait_for_closed(&self, count: usize) {
+        self.shared.closed.subscribe().wait_for(|closed| *closed >= count).await.unwrap();
+    }
+
+    /// Lets `count` held responses or events go on.
+    pub fn release(&self, count: usize) {
+        self.shared.permits.add_permits(count);
+    }
+
+    /// Stops listening and drops every connection, as when its process is killed.
+    pub fn kill(&self) {
+        self.alive.lock().unwrap().cancel();
+    }
+
+    /// Listens again on the same address.
+    pub fn restart(&self) {
+        self.listen(self.address);
+    }
+}
+
+impl Drop for FakeGateway {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>, tasks: Tasks, alive: CancellationToken) {
+    loop {
+        let (stream, peer) = tokio::select! {
+            () = alive.cancelled() => return,
+            accepted = listener.accept() => accepted.unwrap(),
+        };
+        let number = shared.connections.fetch_add(1, Ordering::SeqCst);
+        let (shared, alive) = (Arc::clone(&shared), alive.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = alive.cancelled() => {}
+                _ = serve(stream, peer, number, &shared) => {}
+            }
+            shared.closed.send_modify(|closed| *closed += 1);
+        });
+    }
+}
+
+async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &Shared) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut client = RawHttp::new(stream);
+    while let Some(mut message) = client.head().await {
+        let path = message.start().split(' ').nth(1).unwrap_or_default().to_owned();
+        if path == "/unread" {
+            record(shared, peer, connection, message);
+            return shared.never().await;
+        }
+        if path == "/unwanted" {
+            record(shared, peer, connection, message);
+            return client.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 8\r\nConnection: close\r\n\r\ntoo much").await;
+        }
+        if message.field("expect").is_some() {
+            if path == "/unwelcome" {
+                record(shared, peer, connection, message);
+                client.send("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await?;
+                return Ok(());
+            }
+            client.send("HTTP/1.1 100 Continue\r\n\r\n").await?;
+        }
+        let whole = client.body(&mut message, false).await;
+        let body = std::mem::take(&mut message.body);
+        let head = message.head.starts_with("HEAD ");
+        let key = message.field("sec-websocket-key").map(str::to_owned);
+        message.body.clone_from(&body);
+        if !whole {
+            message.truncated = true;
+        }
+        record(shared, peer, connection, message);
+        if !whole {
+            return Ok(());
+        }
+        match path.split('?').next().unwrap_or_default() {
+            "/echo" => {
+                client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len())).await?;
+                client.send(&body).await?;
+            }
+            "/held" => {
+                shared.permits.acquire().await.unwrap().forget();
+                client.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nheld").await?;
+            }
+            "/events" => {
+                client.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+                for number in 0..3 {
+                    shared.permits.acquire().await.unwrap().forget();
+                    client.send(format!("e\r\ndata: event {number}\n\r\n")).await?;
+                }
+                client.send("0\r\n\r\n").await?;
+            }
+            "/trailers" => {
+                client
+                    .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n4\r\nbody\r\n0\r\nX-Sum: 4\r\n\r\n")
+                    .await?;
+            }
+            "/hints" => {
+                client.send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n").await?;
+                client.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+            }
+            "/upgrade-required" => {
+                client
+                    .send("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n")
+                    .await?;
+            }
+            "/nothing" => client.send("HTTP/1.1 204 No Content\r\n\r\n").await?,
+            "/same" => client.send("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 5\r\n\r\n").await?,
+            "/hop" => {
+                let fields = "Connection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Authenticate: Basic\r\nX-Kept: 1";
+                client.send(format!("HTTP/1.1 200 OK\r\n{fields}\r\nContent-Length: 2\r\n\r\nok")).await?;
+                return Ok(());
+            }
+            "/to-the-end" => {
+                client.send("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end").await?;
+                return Ok(());
+            }
+            "/dies" => return Ok(()),
+            "/dies-in-its-head" => return client.send("HTTP/1.1 200 O").await,
+            "/many-fields" => {
+                client.send(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X-A: b\r\n".repeat(200))).await?;
+            }
+            "/large-head" => {
+                client.send(format!("HTTP/1.1 200 OK\r\nX-A: {}\r\nContent-Length: 0\r\n\r\n", "b".repeat(100_000))).await?;
+            }
+            "/dies-halfway" => {
+                client.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
+                return Ok(());
+            }
+            "/dies-between-chunks" => {
+                client.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n").await?;
+                return Ok(());
+            }
+            "/stalls-halfway" => {
+                client.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
+                client.until_end().await;
+                return Ok(());
+            }
+            "/nonsense" => {
+                client.send("\x15\x03\x01\x00\x02\x02\x16 this is not HTTP\r\n\r\n").await?;
+                return Ok(());
+            }
+            "/stalls" => return shared.never().await,
+            "/large" => {
+                let size: usize = path.split_once('?').and_then(|(_, size)| size.parse().ok()).unwrap();
+                client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await?;
+                send_pattern(&mut client.stream, size).await?;
+            }
+            "/ws" | "/ws-dies" => {
+                let accept = derive_accept_key(key.unwrap_or_default().as_bytes());
+                client.send(format!(
+                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+                ))
+                .await?;
+                return echo(client, path == "/ws-dies").await;
+            }
+            _ => {
+                client
+                    .send(if head {
+                        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+                    } else {
+                        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+                    })
+                    .await?
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Shared {
+    async fn never(&self) -> io::Result<()> {
+        std::future::pending().await
+    }
+}
+
+fn record(shared: &Shared, peer: SocketAddr, connection: usize, message: Message) {
+    shared.requests.lock().unwrap().push(ReceivedRequest { peer, connection, message });
+    shared.count.send_modify(|count| *count += 1);
+}
+
+/// Sends back every message, and the close frame; `dies` makes it drop the connection after the first message.
+async fn echo(client: RawHttp<TcpStream>, dies: bool) -> io::Result<()> {
+    let (stream, early) = client.into_parts();
+    let mut socket = WebSocketStream::from_partially_read(stream, early, Role::Server, None).await;
+    while let Some(Ok(message)) = socket.next().await {
+        if dies {
+            return Ok(());
+        }
+        if message.is_text() || message.is_binary() {
+            socket.send(message).await.map_err(io::Error::other)?;
+        }
+    }
+    Ok(())
+}
+
+/// The byte at a place of a body whose bytes depend on their place, so that a lost or repeated block is found.
+pub fn pattern(at: usize) -> u8 {
+    u8::try_from((at ^ (at >> 8) ^ (at >> 16)) & 0xff).unwrap()
+}
+
+async fn send_pattern(stream: &mut TcpStream, size: usize) -> io::Result<()> {
+    let mut at = 0;
+    while at < size {
+        let block: Vec<u8> = (at..size.min(at + 65_536)).map(pattern).collect();
+        stream.write_all(&block).await?;
+        at += block.len();
+    }
+    Ok(())
+}

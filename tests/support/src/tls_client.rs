@@ -1,0 +1,209 @@
+//! A TLS client of the sidecar, for raw HTTP/1.1, HTTP/2 and whole requests.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream as BlockingTcpStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustls::client::WantsClientCert;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, StreamOwned};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::raw_http::RawHttp;
+use crate::tasks::Tasks;
+
+/// A client's connection after its handshake.
+pub type Tls = TlsStream<TcpStream>;
+
+/// A client that connects to one address and trusts one CA.
+#[derive(Clone)]
+pub struct TlsClient {
+    /// Where the sidecar listens.
+    pub address: SocketAddr,
+    /// Background tasks of the client's connections.
+    pub tasks: Tasks,
+    /// Where [`TlsClient::connect`] connects from.
+    source: IpAddr,
+    server_name: ServerName<'static>,
+    ca: CertificateDer<'static>,
+    config: Arc<ClientConfig>,
+}
+
+/// The HTTP version that a client uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    H1,
+    H2,
+}
+
+/// Every protocol.
+pub const PROTOCOLS: [Protocol; 2] = [Protocol::H1, Protocol::H2];
+
+impl TlsClient {
+    /// A client of the sidecar at `address`, whose CA is `ca`. It expects a certificate for `localhost`.
+    pub fn new(address: SocketAddr, ca: CertificateDer<'static>) -> Self {
+        Self {
+            address,
+            tasks: Tasks::default(),
+            source: Ipv4Addr::LOCALHOST.into(),
+            server_name: ServerName::try_from("localhost").unwrap(),
+            config: Arc::new(trusting(&ca).with_no_client_auth()),
+            ca,
+        }
+    }
+
+    /// The same with the CA's certificate in a PEM file.
+    pub fn with_ca_file(address: SocketAddr, ca: &Path) -> Self {
+        Self::new(address, CertificateDer::from_pem_file(ca).unwrap_or_else(|error| panic!("{}: {error}", ca.display())))
+    }
+
+    /// This client at the address `source`.
+    pub fn from(&self, source: &str) -> Self {
+        Self { source: source.parse().unwrap(), ..self.clone() }
+    }
+
+    /// This client, expecting a certificate for the IP address that it connects to.
+    pub fn expecting_address(self) -> Self {
+        Self { server_name: self.address.ip().into(), ..self }
+    }
+
+    /// This client with a certificate of its own.
+    pub fn with_certificate(&self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
+        Self { config: Arc::new(trusting(&self.ca).with_client_auth_cert(chain, key).unwrap()), ..self.clone() }
+    }
+
+    /// This client with the certificate of this key.
+    pub fn with_certified_key(&self, key: Arc<CertifiedKey>) -> Self {
+        let resolver = Arc::new(SingleCertAndKey::from(key));
+        Self { config: Arc::new(trusting(&self.ca).with_client_cert_resolver(resolver)), ..self.clone() }
+    }
+
+    /// Opens a TCP connection from `source`.
+    pub async fn tcp(&self, source: &str) -> TcpStream {
+        tcp(source.parse().unwrap(), self.address).await.unwrap()
+    }
+
+    /// Starts a forwarder for programs that can't choose their own address: what connects to the returned address reaches the sidecar from
+    /// `source`. It lasts as long as [`TlsClient::tasks`].
+    pub async fn forwarder(&self, source: &str) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sidecar, source, tasks) = (self.address, source.parse().unwrap(), Tasks::default());
+        self.tasks.spawn(async move {
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                tasks.spawn(async move {
+                    let mut far = tcp(source, sidecar).await.unwrap();
+                    let _ = copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        address
+    }
+
+    /// Does a handshake on `stream`, offering one ALPN protocol.
+    pub async fn handshake(&self, stream: TcpStream, alpn: &str) -> io::Result<Tls> {
+        let mut config = (*self.config).clone();
+        config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+        TlsConnector::from(Arc::new(config)).connect(self.server_name.clone(), stream).await
+    }
+
+    /// Opens a TLS connection from this client's own address, offering one ALPN protocol.
+    pub async fn connect(&self, alpn: &str) -> io::Result<Tls> {
+        self.handshake(tcp(self.source, self.address).await?, alpn).await
+    }
+
+    /// Opens a TLS connection from this client's own address, without ALPN, for code that blocks.
+    pub fn connect_blocking(&self) -> StreamOwned<ClientConnection, BlockingTcpStream> {
+        let socket = blocking_tcp(self.source, self.address);
+        let client = ClientConnection::new(Arc::clone(&self.config), self.server_name.clone()).unwrap();
+        StreamOwned::new(client, socket)
+    }
+
+    /// Opens a connection from `source` for HTTP/1.1 as bytes.
+    pub async fn h1(&self, source: &str) -> RawHttp<Tls> {
+        RawHttp::new(self.handshake(self.tcp(source).await, "http/1.1").await.unwrap())
+    }
+
+    /// Opens an HTTP/2 connection from `source`. It lasts as long as [`TlsClient::tasks`].
+    pub async fn h2(&self, source: &str) -> h2::client::SendRequest<Bytes> {
+        let stream = self.handshake(self.tcp(source).await, "h2").await.unwrap();
+        let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+        self.tasks.spawn(async move {
+            let _ = connection.await;
+        });
+        sender.ready().await.unwrap()
+    }
+
+    /// Sends one request without a body on a connection of its own, and returns its status and body.
+    pub async fn ask(&self, protocol: Protocol, source: &str, line: &str, fields: &[(&str, &str)]) -> (u16, String) {
+        match protocol {
+            Protocol::H1 => {
+                let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+                let response = self.h1(source).await.ask(request(line, &fields)).await;
+                (response.status(), response.text())
+            }
+            Protocol::H2 => {
+                let mut client = self.h2(source).await;
+                let (response, _) = client.send_request(h2_request(line, fields), true).unwrap();
+                let (head, mut body) = response.await.unwrap().into_parts();
+                (head.status.as_u16(), String::from_utf8(whole(&mut body).await.unwrap()).unwrap())
+            }
+        }
+    }
+}
+
+fn trusting(ca: &CertificateDer<'static>) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone()).unwrap();
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+}
+
+async fn tcp(source: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(source, 0))?;
+    let stream = socket.connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+fn blocking_tcp(source: IpAddr, to: SocketAddr) -> BlockingTcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+    socket.connect(&to.into()).unwrap();
+    socket.into()
+}
+
+/// The request that most tests send: `method path`, a host, and further fields.
+pub fn request(line: &str, fields: &str) -> String {
+    format!("{line} HTTP/1.1\r\nHost: gateway.example:18789\r\n{fields}\r\n")
+}
+
+/// The same request as [`request`] makes, for HTTP/2.
+pub fn h2_request(line: &str, fields: &[(&str, &str)]) -> http::Request<()> {
+    let (method, path) = line.split_once(' ').unwrap();
+    let uri = format!("https://gateway.example:18789{path}");
+    let request = http::Request::builder().version(http::Version::HTTP_2).method(method).uri(uri);
+    fields.iter().fold(request, |request, (name, value)| request.header(*name, *value)).body(()).unwrap()
+}
+
+/// Reads a whole body, without its trailers.
+pub async fn whole(body: &mut h2::RecvStream) -> Result<Vec<u8>, h2::Error> {
+    let mut bytes = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes)
+}
