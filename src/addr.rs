@@ -1,4 +1,4 @@
-//! Addresses as loopgate compares them: IPv4 in IPv6 clothes is folded here and nowhere else.
+//! Addresses as loopgate compares them: IPv4-mapped IPv6 is folded here and nowhere else.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -8,15 +8,15 @@ pub fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
 }
 
-/// Says whether `ip` tells nothing about where a client is: loopback or unspecified.
+/// Says whether `ip` is loopback or unspecified, mapped forms included.
 ///
-/// Such an address is never stated to the gateway, which would take it for a client of its own host.
-pub fn says_nothing(ip: IpAddr) -> bool {
+/// Such an address is never stated to the gateway, which would treat the client as local.
+pub fn is_loopback_or_unspecified(ip: IpAddr) -> bool {
     let ip = canonical(ip);
     ip.is_loopback() || ip.is_unspecified()
 }
 
-/// The far end of a downstream connection, folded.
+/// The peer's address of a downstream connection, folded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PeerAddr(SocketAddr);
 
@@ -60,12 +60,12 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_say_nothing() {
+    fn loopback_and_unspecified_addresses() {
         for ip in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"] {
-            assert!(says_nothing(ip.parse().unwrap()), "{ip}");
+            assert!(is_loopback_or_unspecified(ip.parse().unwrap()), "{ip}");
         }
         for ip in ["172.18.0.3", "192.0.2.1", "fd00::1"] {
-            assert!(!says_nothing(ip.parse().unwrap()), "{ip}");
+            assert!(!is_loopback_or_unspecified(ip.parse().unwrap()), "{ip}");
         }
     }
 }

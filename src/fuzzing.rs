@@ -24,7 +24,7 @@ use crate::attest::{self, Answer, Challenge, Enrolled, Lines, Shown};
 use crate::config::{Config, PathRule};
 use crate::discovery::View;
 use crate::labels::LaneKind;
-use crate::lane::{Evidence, GatewayHead, Lane, Rules, Stated, decide, scrub_trailers};
+use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, Rules, decide, scrub_trailers};
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
 use crate::proxy::H1RequestGuard;
 
@@ -55,7 +55,7 @@ pub fn head(data: &[u8]) {
     let Some((&kind, text)) = data.split_first() else { return };
     let (config, rules) = &*RULES;
     let peer = [STRANGER, PROXY, AGENT][usize::from(kind % 3)];
-    let evidence = Evidence { peer: peer.into(), stated: Stated::Own, certificate: None };
+    let evidence = Evidence { peer: peer.into(), proxy_header: ProxyHeader::Local, certificate: None };
     let lane = decide(&evidence, &View::default(), rules.policy(), 0).expect("nobody is denied");
     assert_eq!(matches!(lane, Lane::Agent(_)), peer == AGENT);
 
@@ -168,7 +168,7 @@ pub fn proxy_header(data: &[u8]) {
     let v1 = parse_v1(data);
     let v2 = parse_v2(data);
     assert!(v1.is_err() || v2.is_err(), "it can't be both");
-    if let Ok(Stated::Client(client)) = v1 {
+    if let Ok(ProxyHeader::Client(client)) = v1 {
         let text = std::str::from_utf8(data).expect("a header of version 1 is text").to_owned();
         let stated = text.split(' ').nth(2).and_then(|ip| ip.parse::<IpAddr>().ok()).expect("it states an address");
         assert_eq!(client, stated.to_canonical());

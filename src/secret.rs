@@ -1,4 +1,4 @@
-//! A secret that is wiped when it is dropped, and can't be printed by accident.
+//! A secret that is wiped from memory when it is dropped, and can't be printed by accident.
 
 use std::fmt;
 use std::io;
@@ -11,11 +11,11 @@ use zeroize::Zeroizing;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
-/// More bytes than any token has.
+/// The most bytes that are read of a secret's file.
 const MAX_BYTES: u64 = 16 * 1024;
 
 impl Secret {
-    /// Takes a secret over.
+    /// Wraps a secret.
     pub fn new(secret: impl Into<Zeroizing<String>>) -> Self {
         Self(secret.into())
     }
@@ -23,7 +23,7 @@ impl Secret {
     /// Reads a file that holds one secret, without the white space around it. Blocks.
     ///
     /// # Errors
-    /// If the file can't be read, is empty, is not UTF-8, or holds a control character, which no header could carry.
+    /// If the file can't be read, is empty, is not UTF-8, or holds a control character, which a header can't carry.
     pub fn read_file(path: &Path) -> io::Result<Self> {
         use std::io::Read;
         let mut text = Zeroizing::new(String::new());

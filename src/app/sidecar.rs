@@ -14,7 +14,7 @@ use super::certificate_names::follow_names;
 use super::tls_reloader::{self, TlsReloader};
 use super::{Error, gateway_token};
 use crate::admin::{self, Desk};
-use crate::config::live::adopt;
+use crate::config::live::apply;
 use crate::config::{self, Config};
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, Namespace, View};
@@ -189,7 +189,7 @@ impl Sidecar {
         info!("reloading the configuration and the certificate files");
         self.pki.reload();
         let adopted = wanted.map_err(|error| error_chain(&error)).and_then(|wanted| {
-            let (config, kept) = adopt(&self.config.load(), wanted);
+            let (config, kept) = apply(&self.config.load(), wanted);
             tls_reloader::server_config(&self.pki.identity().borrow().clone(), &config).map_err(|error| error_chain(&error))?;
             Ok((config, kept))
         });

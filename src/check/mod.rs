@@ -110,7 +110,7 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
 
 fn plan(config: &Config, view: &View, status: Option<&Result<Status, String>>, openclaw: Option<&Value>) -> probe::Plan {
     let running = status.and_then(|status| status.as_ref().ok());
-    let chain = config.tls.own_pair.as_ref().map(|pair| pair.chain.as_path());
+    let chain = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
     let from_files = || offline::show(&config.state_dir, chain).ok().map(|report| report.server.fingerprint);
     let fingerprint = running.map(|status| status.certificate.fingerprint.clone()).or_else(from_files);
     let allowed = openclaw.and_then(|openclaw| openclaw["gateway"]["controlUi"]["allowedOrigins"].as_array()).into_iter().flatten();
@@ -137,7 +137,7 @@ fn dialled(view: &View) -> Vec<IpAddr> {
 }
 
 fn certificate(config: &Config, view: &View, status: Option<&Result<Status, String>>) -> certificate::Seen {
-    let own_pair = config.tls.own_pair.as_ref().map(|pair| pair.chain.as_path());
+    let own_pair = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
     let running = status.and_then(|status| status.as_ref().ok());
     let made = own_pair.is_some() || config.state_dir.join("server.pem").exists();
     let names = if own_pair.is_some() { &[][..] } else { &config.tls.names };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::agent::{self, Endpoint, Identity, ServerTrust, Settings, Showing};
-use crate::config::layer::Complaint;
+use crate::config::layer::Problem;
 use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, SIDECAR_PORT, parse};
 use crate::fingerprint::Fingerprint;
 
@@ -160,7 +160,7 @@ impl Flags {
 
 /// A complaint about `flag`.
 pub fn wrong(flag: &str, what: &str) -> config::Error {
-    config::Error(vec![Complaint { place: flag.into(), what: what.into() }])
+    config::Error(vec![Problem { place: flag.into(), what: what.into() }])
 }
 
 /// A runtime for a forwarder: two threads carry more than one agent asks for.

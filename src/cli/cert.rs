@@ -67,7 +67,7 @@ pub fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Show { flags, json } => {
             let config = flags.load()?;
-            let chain = config.tls.own_pair.as_ref().map(|pair| pair.chain.as_path());
+            let chain = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
             show(&offline::show(&config.state_dir, chain)?, json)
         }
         Command::Export { flags, out } => {
@@ -92,7 +92,7 @@ pub fn run(command: Command) -> Result<(), Error> {
 /// The state directory, if what is served is out of there.
 fn served_from(flags: Flags<Files>) -> Result<PathBuf, Error> {
     let config = flags.load()?;
-    match config.tls.own_pair {
+    match config.tls.provided {
         None => Ok(config.state_dir),
         Some(pair) => Err(Error::OwnPair(pair.chain)),
     }

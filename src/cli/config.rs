@@ -2,7 +2,7 @@
 
 use super::flags::Flags;
 use super::{Error, output};
-use crate::config::{check, example, schema, show};
+use crate::config::{example, schema, show, validate};
 
 /// Shows the configuration, or its schema
 #[derive(Debug, clap::Subcommand)]
@@ -23,7 +23,7 @@ pub fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Show { flags } => {
             let layer = flags.merge();
-            check::check(&layer)?;
+            validate::validate(&layer)?;
             output::print(show::show(&layer))
         }
         Command::Example => output::print(example::example()),

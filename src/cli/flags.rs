@@ -9,7 +9,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, ValueHint, value_parser};
 
 use crate::config::key::{Form, KEYS, Key};
-use crate::config::layer::{Complaint, Given, Layer, Origin};
+use crate::config::layer::{Given, Layer, Origin, Problem};
 use crate::config::{self, Config, environment, file};
 
 /// The heading of what has no table in the file.
@@ -71,7 +71,7 @@ impl<S: Selection> Flags<S> {
         match &self.file {
             Some(file) if std::fs::metadata(file).is_ok_and(|about| !about.is_file()) => {
                 let what = format!("{}: is no regular file, and can't be read again", file.display());
-                Err(config::Error(vec![Complaint { place: self.file_from.into(), what }]))
+                Err(config::Error(vec![Problem { place: self.file_from.into(), what }]))
             }
             _ => self.load(),
         }
@@ -86,8 +86,8 @@ impl<S: Selection> Flags<S> {
 
 /// Refuses variables with our prefix that no command has, for the commands that read theirs by clap, to whom those are nothing.
 pub fn refuse_unknown_variables() -> Result<(), config::Error> {
-    let complaints = environment::read(std::env::vars_os(), &variables_of_commands()).complaints;
-    if complaints.is_empty() { Ok(()) } else { Err(config::Error(complaints)) }
+    let problems = environment::read(std::env::vars_os(), &variables_of_commands()).problems;
+    if problems.is_empty() { Ok(()) } else { Err(config::Error(problems)) }
 }
 
 /// The variables that clap reads itself, for flags that are not in the table of options.

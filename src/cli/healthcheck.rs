@@ -2,8 +2,8 @@
 
 use super::flags::{Flags, Selection};
 use crate::admin::client;
-use crate::config::check;
 use crate::config::key::Key;
+use crate::config::validate;
 
 /// Asks the running sidecar whether it is ready; exit status 0 or 1
 #[derive(Debug, clap::Args)]
@@ -28,7 +28,7 @@ impl Selection for Admin {
 /// Asks once.
 pub fn run(args: Args) -> Result<(), super::Error> {
     // Whatever else may be wrong with a file that was edited since, the running sidecar has not read it.
-    let admin = check::admin(&args.flags.merge())?;
+    let admin = validate::admin(&args.flags.merge())?;
     let admin = admin.ok_or(client::Error::Off)?;
     client::get(admin, if args.live { "/healthz" } else { "/readyz" })?;
     Ok(())

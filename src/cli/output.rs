@@ -24,11 +24,11 @@ pub fn print_to_reader(bytes: impl AsRef<[u8]>) -> Result<bool, Error> {
     }
 }
 
-/// Says what went wrong: a line for each complaint about the configuration, else one line with its causes.
+/// Says what went wrong: a line for each problem about the configuration, else one line with its causes.
 pub fn error(error: &Error) {
-    if let Error::Config(crate::config::Error(complaints)) = error {
-        for complaint in complaints {
-            line(&complaint.to_string());
+    if let Error::Config(crate::config::Error(problems)) = error {
+        for problem in problems {
+            line(&problem.to_string());
         }
         return;
     }

@@ -10,7 +10,7 @@ use super::table::{Table, Tone, colours, paint};
 use super::{Error, output};
 use crate::admin::client;
 use crate::admin::status::{Connection, Status, span};
-use crate::config::check;
+use crate::config::validate;
 
 /// Shows the running sidecar: doors, certificate, agents and who is connected
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 
 /// Shows it.
 pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
-    let admin = check::admin(&flags.merge_if_named_file_is_right()?)?.ok_or(client::Error::Off)?;
+    let admin = validate::admin(&flags.merge_if_named_file_is_right()?)?.ok_or(client::Error::Off)?;
     let clear = if std::io::stdout().is_terminal() && !json { CLEAR } else { "" };
     let mut shown = show(&client::status(admin)?, json, watch);
     loop {

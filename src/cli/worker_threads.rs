@@ -4,20 +4,20 @@ use std::ffi::OsStr;
 
 use super::Error;
 use crate::config;
-use crate::config::layer::Complaint;
+use crate::config::layer::Problem;
 use crate::config::parse;
 
 const VARIABLE: &str = "TOKIO_WORKER_THREADS";
 
 /// Says whether tokio will take the variable.
 pub fn check() -> Result<(), Error> {
-    match std::env::var_os(VARIABLE).as_deref().map(complaint) {
+    match std::env::var_os(VARIABLE).as_deref().map(problem) {
         None | Some(None) => Ok(()),
-        Some(Some(what)) => Err(config::Error(vec![Complaint { place: VARIABLE.into(), what }]).into()),
+        Some(Some(what)) => Err(config::Error(vec![Problem { place: VARIABLE.into(), what }]).into()),
     }
 }
 
-fn complaint(value: &OsStr) -> Option<String> {
+fn problem(value: &OsStr) -> Option<String> {
     // Any number but 0 would do; more threads than this are a slip of the pen.
     let text = value.to_string_lossy();
     parse::number::<usize>(1..=1024)(&text).err().map(|what| format!("{text:?} {what}"))
@@ -29,9 +29,9 @@ mod tests {
 
     #[test]
     fn only_what_tokio_takes_passes() {
-        assert_eq!(complaint("2".as_ref()), None);
+        assert_eq!(problem("2".as_ref()), None);
         for text in ["", "0", "two", "-1"] {
-            assert_eq!(complaint(text.as_ref()), Some(format!("{text:?} is not a number from 1 to 1024")));
+            assert_eq!(problem(text.as_ref()), Some(format!("{text:?} is not a number from 1 to 1024")));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The layer of the environment: `LOOPGATE_` and the flag's name.
+//! Reads environment variables: `LOOPGATE_` and the flag's name.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -6,10 +6,10 @@ use std::ffi::OsString;
 use super::key::{Form, KEYS, VARIABLE_PREFIX};
 use super::layer::{Given, Layer, Origin};
 
-/// Reads what `variables` say. `known` are variables of other commands, which are theirs to read.
+/// Reads `variables`. `known` are variables of other commands, which are skipped.
 ///
-/// An empty variable counts as unset, for that is what compose files make of an undefined one; a list given as "nothing" would also lift
-/// what `--deny` says in the file.
+/// An empty variable counts as unset, because compose files set an undefined variable to that. As an empty list it would also
+/// override `external.deny` of the file.
 pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &BTreeSet<String>) -> Layer {
     let mut layer = Layer::default();
     for (name, value) in variables {
@@ -19,7 +19,7 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
             continue;
         }
         let Ok(value) = value.into_string() else {
-            layer.complain(name, "is not UTF-8");
+            layer.report(name, "is not UTF-8");
             continue;
         };
         match key {
@@ -31,13 +31,13 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
                     _ => layer.set(key, [given(&value)]),
                 }
             }
-            None => layer.complain(name, "there is no such option"),
+            None => layer.report(name, "there is no such option"),
         }
     }
     layer
 }
 
-/// Says whether Kubernetes (or a Docker link) made this variable for a service whose name begins with `loopgate`.
+/// Says whether Kubernetes (or a Docker link) set this variable for a service whose name begins with `loopgate`.
 ///
 /// Its forms are `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]` and `{SVC}_PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`. No option ends like that.
 fn is_service_link(name: &str) -> bool {
@@ -71,7 +71,7 @@ mod tests {
         ]);
         assert_eq!(texts(&layer, "gateway"), ["127.0.0.1:1"]);
         assert_eq!(texts(&layer, "allow"), ["10.0.0.0/8", "fd00::/8"]);
-        assert_eq!(layer.complaints, []);
+        assert_eq!(layer.problems, []);
     }
 
     #[test]
@@ -91,10 +91,10 @@ mod tests {
             "LOOPGATE_PORT_443_TCP_ADDR",
             "LOOPGATE_ADMIN_PORT_9180_TCP_PROTO",
         ] {
-            assert_eq!(layer(&[(name, "tcp://10.96.0.1:443")]).complaints, [], "{name}");
+            assert_eq!(layer(&[(name, "tcp://10.96.0.1:443")]).problems, [], "{name}");
         }
         for name in ["LOOPGATE_GATEWAYS", "LOOPGATE_", "LOOPGATE_PORT_X"] {
-            assert_eq!(layer(&[(name, "1")]).complaints[0].to_string(), format!("{name}: there is no such option"));
+            assert_eq!(layer(&[(name, "1")]).problems[0].to_string(), format!("{name}: there is no such option"));
         }
     }
 }

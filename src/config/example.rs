@@ -1,11 +1,11 @@
-//! A file with every key, its default and what it is for, made from the table of options.
+//! Makes the example file: every key with its default and help, from the table of options.
 
 use super::key::{KEYS, Key};
 use super::layer::Layer;
 use super::show::value;
 
 const RULES: &str = "
-# Which paths face the outside, first match wins; all of them without a rule.
+# Rules for the paths of external requests, first match wins; all are open without a rule.
 # [[external.paths]]
 # allow = \"/hooks/\"
 # methods = [\"POST\"]
@@ -13,14 +13,14 @@ const RULES: &str = "
 # deny = \"/\"
 ";
 
-/// The text of the file. It says what loopgate does without one.
+/// The text of the file. It gives the defaults.
 pub fn example() -> String {
     let defaults = Layer::defaults();
     let mut out = String::from("# Every key of loopgate's configuration file, with its default.\n");
     let mut table = "";
     for key in KEYS.iter() {
         if key.table() != table {
-            // Rules need no flag, and so are not in the table of options.
+            // Rules have no flag, so the table of options lacks them.
             if table == "external" {
                 out.push_str(RULES);
             }
@@ -34,7 +34,7 @@ pub fn example() -> String {
 
 fn entry(key: &Key, defaults: &Layer) -> String {
     let given = defaults.get(key);
-    // A comment where there is neither a default nor an empty value.
+    // A key with neither a default nor an empty value is commented out.
     let mark = if given.is_empty() && !key.is_list() { "# " } else { "" };
     format!("# {}.\n{mark}{} = {}\n", key.help, key.name(), value(key, given))
 }
@@ -43,18 +43,18 @@ fn entry(key: &Key, defaults: &Layer) -> String {
 mod tests {
     use std::path::Path;
 
-    use super::super::check::check;
     use super::super::file::parse;
+    use super::super::validate::validate;
     use super::*;
     use crate::config::Config;
 
     #[test]
     fn the_example_equals_the_defaults_and_has_every_key() {
         let layer = parse(&example(), Path::new("example.toml"));
-        assert_eq!(check(&layer.over(Layer::defaults())).unwrap(), Config::default());
+        assert_eq!(validate(&layer.over(Layer::defaults())).unwrap(), Config::default());
         let uncommented = example().replace("# [[", "[[").lines().map(uncomment).collect::<Vec<_>>().join("\n");
         let layer = parse(&uncommented, Path::new("example.toml"));
-        assert_eq!(layer.complaints, []);
+        assert_eq!(layer.problems, []);
         for key in KEYS.iter() {
             assert!(key.is_list() || !layer.get(key).is_empty(), "{}", key.path);
         }

@@ -1,4 +1,4 @@
-//! The layer of the TOML file, with the line of each value.
+//! Reads the TOML file, with the line of each value.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 use super::key::{Form, KEYS, Key, PATHS};
 use super::layer::{Given, GivenRule, Layer, Origin};
 
-/// Reads a file. One that can't be read is a complaint, too; `place` says who asked for it.
+/// Reads a file. If it can't be read, the layer has a problem at `place`, which names the file.
 pub fn read(file: &Path, place: &str) -> Layer {
     match std::fs::read_to_string(file) {
         Ok(text) => parse(&text, file),
         Err(error) => {
             let mut layer = Layer::default();
-            layer.complain(place, format!("{}: {error}", file.display()));
+            layer.report(place, format!("{}: {error}", file.display()));
             layer
         }
     }
@@ -33,12 +33,12 @@ pub fn parse(text: &str, name: &Path) -> Layer {
     errors.sort_by_key(start);
     for error in errors {
         let at = start(&error);
-        reader.layer.complain(format!("{}:{}", name.display(), reader.line(at)), one_line(error.message()));
+        reader.layer.report(format!("{}:{}", name.display(), reader.line(at)), one_line(error.message()));
     }
     reader.layer
 }
 
-/// A message of the `toml` crate, which may span lines, in one.
+/// Puts a message of the `toml` crate on one line.
 fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -68,9 +68,9 @@ impl Reader<'_> {
         Origin::File(self.name.clone(), self.line(at))
     }
 
-    fn complain(&mut self, at: usize, path: &str, what: impl Into<String>) {
+    fn report(&mut self, at: usize, path: &str, what: impl Into<String>) {
         let place = format!("{}:{}: {path}", self.name.display(), self.line(at));
-        self.layer.complain(place, what);
+        self.layer.report(place, what);
     }
 
     fn table(&mut self, prefix: &str, table: &DeTable<'_>) {
@@ -84,10 +84,10 @@ impl Reader<'_> {
             } else if prefix.is_empty() && KEYS.iter().any(|key| key.table() == path) {
                 match value.get_ref() {
                     DeValue::Table(inner) => self.table(&path, inner),
-                    other => self.complain(at, &path, format!("must be a table, not {}", describe(other))),
+                    other => self.report(at, &path, format!("must be a table, not {}", describe(other))),
                 }
             } else {
-                self.complain(at, &path, "there is no such key");
+                self.report(at, &path, "there is no such key");
             }
         }
     }
@@ -97,13 +97,13 @@ impl Reader<'_> {
             (Form::List(_), DeValue::Array(items)) => items.iter().map(|item| self.text(key, item)).collect(),
             _ => self.text(key, value).map(|given| vec![given]),
         };
-        // What can't be taken was complained about.
+        // A wrong type was reported already.
         if let Some(given) = texts {
             self.layer.set(key, given);
         }
     }
 
-    /// The value as a flag would state it, if it has the type that goes with the key.
+    /// The value as a flag would state it, if it has the type of the key.
     fn text(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) -> Option<Given> {
         let at = value.span().start;
         let (text, wanted) = match (key.form, value.get_ref()) {
@@ -117,14 +117,14 @@ impl Reader<'_> {
             (Form::Choice(_) | Form::Text(_), _) => (None, "a string"),
         };
         if text.is_none() {
-            self.complain(at, key.path, format!("must be {wanted}, not {}", describe(value.get_ref())));
+            self.report(at, key.path, format!("must be {wanted}, not {}", describe(value.get_ref())));
         }
         text.map(|text| Given { text, origin: self.origin(at) })
     }
 
     fn rules(&mut self, value: &Spanned<DeValue<'_>>) {
         let DeValue::Array(items) = value.get_ref() else {
-            self.complain(value.span().start, PATHS, format!("must be an array of tables, not {}", describe(value.get_ref())));
+            self.report(value.span().start, PATHS, format!("must be an array of tables, not {}", describe(value.get_ref())));
             return;
         };
         let mut rules = Vec::new();
@@ -134,7 +134,7 @@ impl Reader<'_> {
                 Ok(FileRule { allow, deny, methods }) => rules.push(GivenRule { allow, deny, methods, origin: self.origin(at) }),
                 Err(error) => {
                     let at = error.span().map_or(at, |span| span.start);
-                    self.complain(at, PATHS, one_line(error.message()));
+                    self.report(at, PATHS, one_line(error.message()));
                 }
             }
         }
@@ -167,8 +167,8 @@ mod tests {
         parse(text, Path::new("loopgate.toml"))
     }
 
-    fn complaints(text: &str) -> Vec<String> {
-        layer(text).complaints.iter().map(ToString::to_string).collect()
+    fn problems(text: &str) -> Vec<String> {
+        layer(text).problems.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
             "state_dir = \"/s\"\n[listen]\non = [\n  \"bridge:1\",\n  \"eth0:2\",\n]\nproxy_protocol = true\n\
              [limits]\nmax_connections = 1_000\nhead_timeout = 3\nidle_timeout = \"2m\"\n[external]\nallow = \"10.0.0.0/8\"\n",
         );
-        assert_eq!(layer.complaints, []);
+        assert_eq!(layer.problems, []);
         let given = |flag: &str| -> Vec<_> {
             let line = |given: &Given| match given.origin {
                 Origin::File(_, line) => line,
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named_with_its_line_and_key() {
-        for (text, complaint) in [
+        for (text, problem) in [
             ("\nport = 1\n", "loopgate.toml:2: port: there is no such key"),
             ("[gateway]\nadress = \"127.0.0.1:1\"\n", "loopgate.toml:2: gateway.adress: there is no such key"),
             ("[upstream]\n", "loopgate.toml:1: upstream: there is no such key"),
@@ -206,20 +206,20 @@ mod tests {
             ("[external]\ndeny = [\"10.0.0.1\", 7]\n", "loopgate.toml:2: external.deny: must be an array of strings, not a number"),
             ("[external]\npaths = \"/\"\n", "loopgate.toml:2: external.paths: must be an array of tables, not a string"),
         ] {
-            assert_eq!(complaints(text), [complaint], "{text}");
+            assert_eq!(problems(text), [problem], "{text}");
         }
     }
 
     #[test]
     fn a_file_that_is_not_toml_is_complained_about_on_one_line() {
-        let complaints = complaints("[gateway]\naddress = \n");
-        assert_eq!(complaints.len(), 1);
-        assert!(complaints[0].starts_with("loopgate.toml:2: ") && !complaints[0].contains('\n'), "{complaints:?}");
+        let problems = problems("[gateway]\naddress = \n");
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].starts_with("loopgate.toml:2: ") && !problems[0].contains('\n'), "{problems:?}");
     }
 
     #[test]
     fn all_complaints_are_collected() {
-        assert_eq!(complaints("x = 1\ny = 2\n[log]\nz = 3\n").len(), 3);
+        assert_eq!(problems("x = 1\ny = 2\n[log]\nz = 3\n").len(), 3);
     }
 
     #[test]
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(rules[0].allow.as_deref(), Some("/hooks/"));
         assert_eq!(rules[0].methods, ["POST"]);
         assert_eq!(rules[1].deny.as_deref(), Some("/"));
-        let complaints = complaints("[[external.paths]]\nalow = \"/hooks/\"\n");
-        assert!(complaints[0].starts_with("loopgate.toml:2: external.paths: unknown field"), "{complaints:?}");
+        let problems = problems("[[external.paths]]\nalow = \"/hooks/\"\n");
+        assert!(problems[0].starts_with("loopgate.toml:2: external.paths: unknown field"), "{problems:?}");
     }
 }

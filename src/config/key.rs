@@ -1,4 +1,4 @@
-//! Every option of `loopgate run`, once: its flag, its key in the file, its shape, its default and what it is for.
+//! The one table of options of `loopgate run`: flag, key in the file, form, default and help.
 //!
 //! Flags, variables, the file, help, completions, `config show` and `config schema` are all made from this table.
 
@@ -13,9 +13,9 @@ pub struct Key {
     pub path: &'static str,
     /// What its value looks like.
     pub form: Form,
-    /// Its value where no source gives one, as a flag would state it.
+    /// Its default, as a flag would state it.
     pub default: Option<&'static str>,
-    /// What it does, in one sentence without a full stop.
+    /// What it does, in one phrase without a full stop.
     pub help: &'static str,
 }
 
@@ -30,7 +30,7 @@ pub enum Form {
     Duration,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// Text; what is inside is the name for it in the help.
+    /// Text; the field is its placeholder in the help.
     Text(&'static str),
     /// Any number of texts: the flag repeats, the variable separates by comma, the file has an array.
     List(&'static str),
@@ -61,14 +61,14 @@ impl Key {
 /// What every variable of loopgate begins with.
 pub const VARIABLE_PREFIX: &str = "LOOPGATE_";
 
-/// Where the file holds the path rules, which are the only option without a flag: their order matters.
+/// The key of the path rules, the only option without a flag, because their order matters.
 pub const PATHS: &str = "external.paths";
 
 /// The option with this flag.
 ///
 /// # Panics
 ///
-/// If there is none, which is a mistake in loopgate.
+/// If there is none, which is a bug in loopgate.
 pub fn key(flag: &str) -> &'static Key {
     KEYS.iter().find(|key| key.flag == flag).unwrap_or_else(|| panic!("no option is called {flag}"))
 }
@@ -85,14 +85,14 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "admin",
         Text("ADDR|off"),
         Some("127.0.0.1:9180"),
-        "Where health, metrics and status are served; anyone who reaches it may read them",
+        "Address of health, metrics and status; every client that can connect to it may read them",
     );
     add(
         "discovery",
         "discovery",
         Choice(&["docker", "kubernetes"]),
         Some("docker"),
-        "Where labelled agents are looked for: containers of a Docker Engine, or pods of loopgate's own namespace",
+        "Source of labelled agents: containers of a Docker Engine, or pods of loopgate's own namespace",
     );
 
     add("gateway", "gateway.address", Text("ADDR"), Some("127.0.0.1:18789"), "Address of the gateway");
@@ -101,7 +101,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "gateway.allow_remote",
         Switch,
         Some("false"),
-        "Accept a gateway address that is not loopback; everybody is external then, agents included",
+        "Accept a gateway address that is not loopback; every client is then external, agents included",
     );
     add(
         "external-source",
@@ -115,15 +115,15 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "gateway.agent_sources",
         Text("CIDR"),
         Some("127.77.0.0/16"),
-        "Network out of which each agent gets a source address of its own",
+        "Network from which each agent gets its own source address",
     );
-    add("token-file", "gateway.token_file", Text("FILE"), None, "File that holds the gateway's token");
+    add("token-file", "gateway.token_file", Text("FILE"), None, "File with the gateway's token");
     add(
         "gateway-state-dir",
         "gateway.state_dir",
         Text("DIR"),
         None,
-        "The gateway's own state directory (read-only), to pair its own identity in advance",
+        "The gateway's state directory (read-only), to pair the gateway's own device in advance",
     );
 
     add(
@@ -133,7 +133,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("bridge:18443"),
         "Where to listen: bridge, an interface, a network or an address, and the port",
     );
-    add("proxy-protocol", "listen.proxy_protocol", Switch, Some("false"), "Expect the PROXY protocol from trusted proxies");
+    add("proxy-protocol", "listen.proxy_protocol", Switch, Some("false"), "Expect a PROXY protocol header from trusted proxies");
     add(
         "own-addresses",
         "listen.own_addresses",
@@ -144,57 +144,51 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
 
     add("tls-cert", "tls.cert", Text("FILE"), None, "Certificate chain (PEM) to use instead of one made by loopgate");
     add("tls-key", "tls.key", Text("FILE"), None, "Private key (PEM) of --tls-cert");
-    add("tls-name", "tls.names", List("NAME"), None, "Further DNS name or IP address of loopgate's, also in the certificate that it makes");
+    add("tls-name", "tls.names", List("NAME"), None, "DNS name or IP address of loopgate, added to the certificate that it makes");
     add("client-ca", "tls.client_ca", Text("FILE"), None, "CA bundle (PEM) whose client certificates identify external users");
 
     add("docker", "docker.engine", Text("auto|off|URL"), Some("auto"), "Docker Engine: auto, off, unix:///PATH or tcp://HOST:PORT");
-    add("any-project", "docker.any_project", Switch, Some("false"), "Let labels count on containers of other compose projects");
-    add("container", "docker.container", Text("ID"), None, "Container that owns this network namespace, where it can't be found out");
+    add("any-project", "docker.any_project", Switch, Some("false"), "Accept labels on containers of other compose projects");
+    add("container", "docker.container", Text("ID"), None, "Container that owns this network namespace, if loopgate can't find it");
 
     add(
         "kubernetes-api",
         "kubernetes.api",
         Text("HOST:PORT"),
         None,
-        "API server (TLS), instead of the one that KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT name",
+        "API server (TLS), instead of KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT",
     );
     add(
         "kubernetes-credentials",
         "kubernetes.credentials",
         Text("DIR"),
         Some("/var/run/secrets/kubernetes.io/serviceaccount"),
-        "Directory of the service account's token, ca.crt and namespace; read again for each request",
+        "Directory with the service account's token, ca.crt and namespace; read again for each request",
     );
-    add(
-        "kubernetes-audience",
-        "kubernetes.audience",
-        Text("NAME"),
-        Some("loopgate"),
-        "Audience that the service-account tokens of agents must be for",
-    );
+    add("kubernetes-audience", "kubernetes.audience", Text("NAME"), Some("loopgate"), "Audience of agents' service-account tokens");
 
-    add("agent-cidr", "agents.cidrs", List("CIDR"), None, "Network whose addresses are agents by their address alone");
+    add("agent-cidr", "agents.cidrs", List("CIDR"), None, "Network whose clients are agents by their address alone");
     add("agent-uri", "agents.uris", List("URI"), None, "SAN URI of client certificates (from --client-ca) that are agents");
     add("inherit-token", "agents.inherit_token", Switch, Some("false"), "Hand the gateway's token to attested agents");
-    add("agent-scopes", "agents.scopes", List("SCOPE"), None, "Scope cap of agents that have none of their own; none by default");
+    add("agent-scopes", "agents.scopes", List("SCOPE"), None, "Scope cap of agents without a label of their own; no cap by default");
     add(
         "agent-certificate-life",
         "agents.certificate_life",
         Duration,
         Some("1h"),
-        "How long an attested agent's certificate is valid, from 1m to 24h; it is renewed at half of that",
+        "Validity of an attested agent's certificate, from 1m to 24h; renewed at half of that",
     );
     add("trust-domain", "agents.trust_domain", Text("NAME"), Some("loopgate.local"), "SPIFFE trust domain of agents' certificates");
 
-    add("trusted-proxy", "external.trusted_proxies", List("CIDR"), None, "Proxy that may state a client's address");
-    add("allow", "external.allow", List("CIDR"), None, "Who may connect; everyone by default");
-    add("deny", "external.deny", List("CIDR"), None, "Who may not connect, whatever --allow says");
+    add("trusted-proxy", "external.trusted_proxies", List("CIDR"), None, "Proxy whose X-Forwarded-For or PROXY header names the client");
+    add("allow", "external.allow", List("CIDR"), None, "Network that may connect; all by default");
+    add("deny", "external.deny", List("CIDR"), None, "Network that may not connect, even if --allow includes it");
     add(
         "unknown-client",
         "external.unknown_client",
         Text("IP"),
         Some("192.0.2.1"),
-        "Address stated for a client whose own would say nothing",
+        "Address stated to the gateway for a client with a loopback or unspecified address",
     );
     add("identity-header", "external.identity_headers", List("NAME"), None, "Identity header that trusted proxies may set");
 
@@ -203,9 +197,9 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "limits.max_connections",
         Number,
         Some("8192"),
-        "Connections at once; one of 16 is kept for agents that are known by their address",
+        "Concurrent connections, of which one in 16 is reserved for agents known by their address; also limits concurrent external requests at the gateway",
     );
-    add("max-connections-per-client", "limits.max_connections_per_client", Number, Some("4096"), "Connections at once from one address");
+    add("max-connections-per-client", "limits.max_connections_per_client", Number, Some("4096"), "Concurrent connections from one address");
     add(
         "connection-rate-per-client",
         "limits.connection_rate_per_client",
@@ -213,46 +207,34 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("0"),
         "New connections a second from one address; 0 for no limit",
     );
-    add("head-bytes", "limits.head_bytes", Number, Some("65536"), "Bytes of a request head");
-    add("head-fields", "limits.head_fields", Number, Some("128"), "Fields of a request head");
+    add("head-bytes", "limits.head_bytes", Number, Some("65536"), "Largest request head in bytes");
+    add("head-fields", "limits.head_fields", Number, Some("128"), "Most fields of a request head");
     add("h2-streams", "limits.h2_streams", Number, Some("100"), "Concurrent streams of an HTTP/2 connection");
-    add("handshake-timeout", "limits.handshake_timeout", Duration, Some("10s"), "Time for the TLS handshake");
-    add("head-timeout", "limits.head_timeout", Duration, Some("10s"), "Time for a whole request head");
-    add("connect-timeout", "limits.connect_timeout", Duration, Some("2s"), "Time to connect to the gateway");
-    add("request-timeout", "limits.request_timeout", Duration, Some("60s"), "Time for the gateway's response head");
+    add("handshake-timeout", "limits.handshake_timeout", Duration, Some("10s"), "Time limit of the TLS handshake");
+    add("head-timeout", "limits.head_timeout", Duration, Some("10s"), "Time limit of a whole request head");
+    add("connect-timeout", "limits.connect_timeout", Duration, Some("2s"), "Time limit of a connection to the gateway");
+    add("request-timeout", "limits.request_timeout", Duration, Some("60s"), "Time limit of the gateway's response head");
     add("idle-timeout", "limits.idle_timeout", Duration, Some("75s"), "How long a keep-alive connection may idle");
-    add(
-        "stall-timeout",
-        "limits.stall_timeout",
-        Duration,
-        Some("60s"),
-        "How long a client may take nothing of a response that is there for it",
-    );
-    add("gateway-wait", "limits.gateway_wait", Duration, Some("5s"), "How long a request waits for a gateway that restarts");
-    add("drain-timeout", "limits.drain_timeout", Duration, Some("10s"), "How long shutting down may take");
+    add("stall-timeout", "limits.stall_timeout", Duration, Some("60s"), "How long a client may stop reading a response");
+    add("gateway-wait", "limits.gateway_wait", Duration, Some("5s"), "How long a request waits while the gateway restarts");
+    add("drain-timeout", "limits.drain_timeout", Duration, Some("10s"), "How long shutdown may take");
 
-    add("log-format", "log.format", Choice(&["text", "json"]), Some("text"), "Shape of a log line");
-    add(
-        "log-level",
-        "log.level",
-        Text("FILTER"),
-        Some("info"),
-        "What is logged: a level, or a filter such as loopgate::discovery=debug,warn",
-    );
+    add("log-format", "log.format", Choice(&["text", "json"]), Some("text"), "Format of log lines");
+    add("log-level", "log.level", Text("FILTER"), Some("info"), "Log level, or a filter such as loopgate::discovery=debug,warn");
     add("access-log", "log.access", Switch, Some("false"), "Log one line for each request");
     add(
         "traceparent",
         "log.traceparent",
         Choice(&["pass", "make"]),
         Some("pass"),
-        "The W3C traceparent of a request: passed on as it came, or made where there is none that is well-formed",
+        "W3C traceparent of a request: pass it on unchanged, or make one if it is missing or malformed",
     );
     add(
         "otel-endpoint",
         "log.otel_endpoint",
         Text("URL"),
         None,
-        "OpenTelemetry collector (OTLP over HTTP) that is sent a span for each request; needs a build with the feature otel",
+        "OpenTelemetry collector (OTLP over HTTP) that gets a span for each request; needs a build with the feature otel",
     );
     keys
 });

@@ -1,4 +1,4 @@
-//! What one source says, and what all of them say together.
+//! The values that one source gives, and how sources are merged.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use super::key::{KEYS, Key};
 
-/// What one source (flags, environment, file, defaults) says: any number of options, none of them checked yet.
+/// The options that one source (flags, environment, file, defaults) gives, not yet validated.
 #[derive(Clone, Debug, Default)]
 pub struct Layer {
     given: BTreeMap<&'static str, Vec<Given>>,
     /// The rules of `[[external.paths]]`, if the source has any.
     pub paths: Option<Vec<GivenRule>>,
-    /// What is wrong with the source itself, such as a key that doesn't exist.
-    pub complaints: Vec<Complaint>,
+    /// Problems of the source itself, such as an unknown key.
+    pub problems: Vec<Problem>,
 }
 
 /// A value as it was typed.
@@ -22,27 +22,27 @@ pub struct Layer {
 pub struct Given {
     /// The text; numbers and switches too.
     pub text: String,
-    /// Where it was typed.
+    /// Its source.
     pub origin: Origin,
 }
 
 /// A path rule as it was typed.
 #[derive(Clone, Debug)]
 pub struct GivenRule {
-    /// The prefix that may pass.
+    /// The prefix of an `allow` rule.
     pub allow: Option<String>,
-    /// The prefix that may not.
+    /// The prefix of a `deny` rule.
     pub deny: Option<String>,
     /// The methods it is for.
     pub methods: Vec<String>,
-    /// Where it was typed.
+    /// Its source.
     pub origin: Origin,
 }
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nowhere: it is built in.
+    /// Built in.
     Default,
     /// A command line flag.
     Flag,
@@ -53,7 +53,7 @@ pub enum Origin {
 }
 
 impl Origin {
-    /// Names the place where `key` was given, as somebody who has to correct it would look for it.
+    /// Names the place where `key` was given, so that a user finds it: flag, variable, or file and line.
     pub fn place(&self, key: &Key) -> String {
         match self {
             Self::Default => format!("the default of --{}", key.flag),
@@ -64,16 +64,16 @@ impl Origin {
     }
 }
 
-/// Something that keeps loopgate from starting: one line.
+/// One problem of the configuration, which keeps loopgate from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Complaint {
-    /// The flag, variable, or file, line and key.
+pub struct Problem {
+    /// The flag, variable, or file, line and key at fault.
     pub place: String,
     /// What is wrong there.
     pub what: String,
 }
 
-impl fmt::Display for Complaint {
+impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place, self.what)
     }
@@ -89,7 +89,7 @@ impl Layer {
         layer
     }
 
-    /// Notes the values of an option; none at all is a value too (an empty list).
+    /// Sets the values of an option; none sets an empty list.
     pub fn set(&mut self, key: &'static Key, values: impl IntoIterator<Item = Given>) {
         self.given.insert(key.flag, values.into_iter().collect());
     }
@@ -99,17 +99,17 @@ impl Layer {
         self.given.get(key.flag).map_or(&[], Vec::as_slice)
     }
 
-    /// Notes something wrong with the source itself.
-    pub fn complain(&mut self, place: impl Into<String>, what: impl Into<String>) {
-        self.complaints.push(Complaint { place: place.into(), what: what.into() });
+    /// Adds a problem of the source itself.
+    pub fn report(&mut self, place: impl Into<String>, what: impl Into<String>) {
+        self.problems.push(Problem { place: place.into(), what: what.into() });
     }
 
     /// This layer on top of `below`: an option it gives hides the one below, lists included.
     pub fn over(mut self, mut below: Self) -> Self {
         below.given.append(&mut self.given);
         below.paths = self.paths.or(below.paths);
-        self.complaints.append(&mut below.complaints);
-        below.complaints = self.complaints;
+        self.problems.append(&mut below.problems);
+        below.problems = self.problems;
         below
     }
 }
@@ -145,9 +145,9 @@ mod tests {
     #[test]
     fn complaints_of_all_layers_are_kept_upper_first() {
         let (mut upper, mut lower) = (Layer::default(), Layer::default());
-        upper.complain("up", "a");
-        lower.complain("low", "b");
-        let places: Vec<_> = upper.over(lower).complaints.into_iter().map(|c| c.place).collect();
+        upper.report("up", "a");
+        lower.report("low", "b");
+        let places: Vec<_> = upper.over(lower).problems.into_iter().map(|c| c.place).collect();
         assert_eq!(places, ["up", "low"]);
     }
 }

@@ -1,9 +1,8 @@
-//! The sidecar's configuration as types that can't be wrong: no `Option` that means "default", no string that means an address.
+//! The sidecar's configuration, as types that hold only valid values.
 //!
-//! `Config` is what every other room reads. Where a value came from (flag, environment, file, default) is `layer`'s business, and whether
-//! it is right is `check`'s.
+//! Other modules read [`Config`]. `layer` merges the sources (flags, environment, file, defaults), and `validate` turns the result
+//! into a `Config`. [`key::KEYS`] is the one table of options.
 
-pub mod check;
 pub mod environment;
 pub mod example;
 pub mod file;
@@ -13,6 +12,7 @@ pub mod live;
 pub mod parse;
 pub mod schema;
 pub mod show;
+pub mod validate;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -21,16 +21,16 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use layer::{Complaint, Layer};
+use layer::{Layer, Problem};
 
-/// Everything `loopgate run` needs to know, checked.
+/// The validated configuration of `loopgate run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The gateway core behind the sidecar.
     pub gateway: Gateway,
     /// Where the sidecar listens.
     pub listen: Listen,
-    /// The certificate it shows and the clients it asks for one.
+    /// Its certificate, and client certificates.
     pub tls: Tls,
     /// The directory that holds `ca.pem`, `ca.key`, `server.pem` and `server.key`.
     pub state_dir: PathBuf,
@@ -40,7 +40,7 @@ pub struct Config {
     pub kubernetes: Kubernetes,
     /// Docker discovery.
     pub docker: Docker,
-    /// Who else is an agent, and what agents get.
+    /// Agents beyond labelled ones, and what agents get.
     pub agents: Agents,
     /// The external lane.
     pub external: External,
@@ -57,11 +57,11 @@ pub struct Config {
 pub struct Gateway {
     /// Its address; loopback unless `allow_remote`.
     pub address: SocketAddr,
-    /// Whether an address that is not loopback was let through (`--allow-remote-gateway`).
+    /// Whether an address that is not loopback is accepted (`--allow-remote-gateway`).
     pub allow_remote: bool,
     /// The loopback source address of the external lane, which the gateway's `trustedProxies` names.
     pub external_source: Ipv4Addr,
-    /// Out of which agent-lane source addresses are taken, one for each agent.
+    /// The network of the agent lane's source addresses, one for each agent.
     pub agent_sources: Ipv4Net,
     /// The file that holds the gateway's token.
     pub token_file: Option<PathBuf>,
@@ -72,7 +72,7 @@ pub struct Gateway {
 /// Where to listen (`[listen]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Each place to listen on; never empty.
+    /// The addresses to listen on; never empty.
     pub on: Vec<ListenOn>,
     /// Whether trusted proxies speak the PROXY protocol first.
     pub proxy_protocol: bool,
@@ -90,7 +90,7 @@ pub struct ListenOn {
 }
 
 impl ListenOn {
-    /// The one address that it names, if it names one.
+    /// The address, if the value names exactly one.
     pub fn exact(&self) -> Option<IpAddr> {
         match self.addresses {
             ListenAddresses::Address(ip) => Some(ip),
@@ -99,7 +99,7 @@ impl ListenOn {
     }
 }
 
-/// As `--listen` takes it.
+/// Formats the value as `--listen` takes it.
 impl fmt::Display for ListenOn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let port = self.port;
@@ -120,7 +120,7 @@ pub enum ListenAddresses {
     Bridge,
     /// Every address of one interface.
     Interface(String),
-    /// Whatever own address falls in the network.
+    /// Every own address in this network.
     Network(IpNet),
     /// Exactly this address, unspecified ones (`[::]`, `0.0.0.0`) included.
     Address(IpAddr),
@@ -138,9 +138,9 @@ pub enum OwnAddresses {
 /// Certificates (`[tls]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
-    /// The operator's own pair instead of one that loopgate makes.
-    pub own_pair: Option<CertificateFiles>,
-    /// Names beyond those loopgate finds by itself, for the certificate it makes.
+    /// A certificate and key that the operator provides, instead of those that loopgate makes.
+    pub provided: Option<CertificateFiles>,
+    /// Names for the certificate that loopgate makes, beyond those that it finds itself.
     pub names: Vec<String>,
     /// CA bundle whose client certificates identify external users.
     pub client_ca: Option<PathBuf>,
@@ -166,7 +166,7 @@ pub enum Discovery {
 }
 
 impl Discovery {
-    /// In one word, as the option, `status` and metrics name it.
+    /// The name in options, `status` and metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Docker => "docker",
@@ -174,7 +174,7 @@ impl Discovery {
         }
     }
 
-    /// As people call it.
+    /// The name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Docker => "Docker",
@@ -186,7 +186,7 @@ impl Discovery {
 /// Kubernetes discovery (`[kubernetes]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kubernetes {
-    /// `host:port` of the API server; the variables that Kubernetes sets in each pod tell it otherwise.
+    /// `host:port` of the API server; by default from the variables that Kubernetes sets in each pod.
     pub api: Option<String>,
     /// The directory of the service account's `token`, `ca.crt` and `namespace`.
     pub credentials: PathBuf,
@@ -199,16 +199,16 @@ pub struct Kubernetes {
 pub struct Docker {
     /// Where the Engine API is.
     pub engine: Engine,
-    /// Whether labels count on containers outside the gateway's compose project.
+    /// Whether labels count on containers outside the gateway's compose project or stack.
     pub any_project: bool,
-    /// The container that owns this network namespace, where loopgate can't find it by itself.
+    /// The container that owns this network namespace, if loopgate can't find it itself.
     pub container: Option<String>,
 }
 
-/// Where the Docker Engine API is to be found (`--docker`).
+/// The endpoint of the Docker Engine API (`--docker`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// The default socket if it is there.
+    /// The default socket if it exists.
     Auto,
     /// No Docker.
     Off,
@@ -240,24 +240,24 @@ pub struct Agents {
 pub struct External {
     /// Peers that may state a client's address, scheme, host and identity.
     pub trusted_proxies: Vec<IpNet>,
-    /// Who may connect at all; empty means everyone.
+    /// Networks that may connect; empty means all.
     pub allow: Vec<IpNet>,
-    /// Who may not, whatever `allow` says.
+    /// Networks that may not connect; wins over `allow`.
     pub deny: Vec<IpNet>,
-    /// Stands for a client whose address would say nothing.
+    /// The address stated for a client with a loopback or unspecified address.
     pub unknown_client: IpAddr,
     /// Identity headers (lower case) that trusted proxies may set.
     pub identity_headers: Vec<http::HeaderName>,
-    /// Which paths face the outside, first match wins; empty means all of them.
+    /// Rules for the paths of external requests, first match wins; empty means that all are open.
     pub paths: Vec<PathRule>,
 }
 
 /// One rule of `[external] paths`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathRule {
-    /// Whether what matches may pass.
+    /// Whether matching requests pass.
     pub allow: bool,
-    /// The path must be this, or begin with it at a segment boundary.
+    /// The path is this, or begins with it at a segment boundary.
     pub prefix: String,
     /// Methods the rule is for; empty means all.
     pub methods: Vec<http::Method>,
@@ -266,11 +266,11 @@ pub struct PathRule {
 /// Bounds (`[limits]`). Durations have at least millisecond resolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Downstream connections at once, and active ones to the gateway for external clients.
+    /// Concurrent downstream connections, and concurrent external requests at the gateway.
     pub max_connections: usize,
-    /// Downstream connections at once from one client address.
+    /// Concurrent downstream connections from one client address.
     pub max_connections_per_client: usize,
-    /// New connections a second from one client address, with as many again at once; 0 means no limit.
+    /// New connections a second from one client address, with a burst of the same size; 0 means no limit.
     pub connection_rate_per_client: u32,
     /// Bytes of a request head.
     pub head_bytes: usize,
@@ -288,11 +288,11 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// How long a keep-alive connection may idle.
     pub idle_timeout: Duration,
-    /// How long a client may take nothing of a response that is there for it.
+    /// How long a client may stop reading a response.
     pub stall_timeout: Duration,
     /// How long a request waits for a gateway that is restarting.
     pub gateway_wait: Duration,
-    /// How long shutting down may take.
+    /// How long shutdown may take.
     pub drain_timeout: Duration,
 }
 
@@ -305,18 +305,18 @@ pub struct Log {
     pub level: String,
     /// One line for each request.
     pub access: bool,
-    /// What becomes of a request's `traceparent`.
+    /// How a request's `traceparent` is treated.
     pub traceparent: TraceparentUse,
     /// The OpenTelemetry collector that is sent a span for each request.
     pub otel_endpoint: Option<http::Uri>,
 }
 
-/// What becomes of a request's `traceparent`.
+/// How a request's `traceparent` is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TraceparentUse {
-    /// It is passed on as it came, if it came.
+    /// Passed on unchanged.
     Pass,
-    /// The gateway always gets one: the client's if that is well-formed, else a new one.
+    /// Passed on if well-formed, else replaced by a new one.
     Make,
 }
 
@@ -338,25 +338,25 @@ pub const SIDECAR_PORT: u16 = 18443;
 impl Default for Config {
     /// The configuration of `loopgate run` without a flag, a variable or a file: what [`key::KEYS`] says.
     fn default() -> Self {
-        check::check(&Layer::defaults()).expect("the defaults are right")
+        validate::validate(&Layer::defaults()).expect("the defaults are right")
     }
 }
 
-/// What all sources say together: flags beat the environment beats the file beats the defaults.
+/// Merges all sources: flags beat the environment, which beats the file, which beats the defaults.
 pub fn merge(flags: Layer, environment: Layer, file: Layer) -> Layer {
     flags.over(environment).over(file).over(Layer::defaults())
 }
 
-/// The configuration that these sources make.
+/// Merges and validates the sources.
 ///
 /// # Errors
 ///
-/// All there is to complain about.
+/// Every problem found.
 pub fn load(flags: Layer, environment: Layer, file: Layer) -> Result<Config, Error> {
-    check::check(&merge(flags, environment, file))
+    validate::validate(&merge(flags, environment, file))
 }
 
-/// Everything that is wrong with a configuration, one line each.
+/// The problems of a configuration, one line each.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-pub struct Error(pub Vec<Complaint>);
+pub struct Error(pub Vec<Problem>);

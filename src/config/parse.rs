@@ -1,4 +1,4 @@
-//! Text to types: pure, and with what is wrong in words that follow the quoted value (`"x" is not an address`).
+//! Parses values. An error message continues the quoted value: `"x" is not an address`.
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,10 +16,10 @@ use tracing_subscriber::filter::Targets;
 use super::{Engine, ListenAddresses, ListenOn};
 use crate::addr::canonical;
 
-/// A value, or what is wrong with its text.
+/// A value, or the problem of its text.
 pub type Parsed<T> = Result<T, String>;
 
-/// `true` or `false`; `1`, `0`, `yes`, `no`, `on` and `off` for the environment's sake.
+/// `true` or `false`; also `1`, `0`, `yes`, `no`, `on` and `off`, which are usual in environment variables.
 pub fn switch(text: &str) -> Parsed<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
@@ -28,7 +28,7 @@ pub fn switch(text: &str) -> Parsed<bool> {
     }
 }
 
-/// One of `words`, as what it stands for.
+/// The value of one of `words`.
 pub fn choice<T: Copy>(words: &[(&str, T)]) -> impl Fn(&str) -> Parsed<T> {
     move |text| {
         let found = words.iter().find(|(word, _)| *word == text);
@@ -47,7 +47,7 @@ pub fn number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> im
     }
 }
 
-/// A year; longer than that is a slip of the pen, and the clock's arithmetic is safe below it.
+/// A year. Longer values are mistakes, and could overflow the clock's arithmetic.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// `10s`, `500ms`, `1h 30m`, or a bare number of seconds.
@@ -68,13 +68,13 @@ fn any_duration(text: &str) -> Parsed<Duration> {
 /// A duration that is not zero.
 pub fn timeout(text: &str) -> Parsed<Duration> {
     match duration(text)? {
-        Duration::ZERO => Err("leaves no time at all".into()),
+        Duration::ZERO => Err("must be more than 0".into()),
         duration => Ok(duration),
     }
 }
 
-/// How long an agent's certificate may be valid. Below a minute clocks that differ are a nuisance, and who keeps a copy for more than a
-/// day has not been asked for a proof for too long.
+/// The validity of an agent's certificate. Less than a minute fails with small clock differences; a stolen certificate should not
+/// last for more than a day.
 pub fn certificate_life(text: &str) -> Parsed<Duration> {
     const LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(24 * 60 * 60);
     match duration(text)? {
@@ -83,7 +83,7 @@ pub fn certificate_life(text: &str) -> Parsed<Duration> {
     }
 }
 
-/// How long a certificate that is made by hand may be valid: beyond 397 days there are clients that believe none.
+/// The validity of a certificate from `cert issue`: some clients reject more than 397 days.
 pub fn issued_life(text: &str) -> Parsed<Duration> {
     const LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(397 * 24 * 60 * 60);
     match any_duration(text)? {
@@ -111,7 +111,7 @@ pub fn ip(text: &str) -> Parsed<IpAddr> {
     text.parse().map(canonical).map_err(|_| "is not an IP address".into())
 }
 
-/// An address that nobody else has: of this host's loopback network.
+/// An IPv4 loopback address.
 pub fn loopback_ipv4(text: &str) -> Parsed<Ipv4Addr> {
     match text.parse::<Ipv4Addr>() {
         Ok(ip) if ip.is_loopback() => Ok(ip),
@@ -147,7 +147,7 @@ fn fold(net: Ipv6Net) -> IpNet {
     }
 }
 
-/// A network that leaves somebody out.
+/// A network that does not include every address.
 pub fn agent_network(text: &str) -> Parsed<IpNet> {
     match network(text)? {
         net if net.prefix_len() == 0 => Err("would make everyone an agent".into()),
@@ -209,7 +209,7 @@ pub fn host_and_port(text: &str) -> Parsed<String> {
     Ok(text.into())
 }
 
-/// The audience of a token: anything that can be read.
+/// The audience of a token: printable ASCII.
 pub fn audience(text: &str) -> Parsed<String> {
     if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) { Err("is not an audience".into()) } else { Ok(text.into()) }
 }
@@ -250,7 +250,7 @@ pub fn uri(text: &str) -> Parsed<String> {
     }
 }
 
-/// Where an OpenTelemetry collector is: `http://HOST:PORT`, with the path of its traces or none.
+/// The URL of an OpenTelemetry collector: `http://HOST:PORT`, with an optional path.
 pub fn otel_endpoint(text: &str) -> Parsed<http::Uri> {
     if !cfg!(feature = "otel") {
         return Err("can't be used: this loopgate is built without OpenTelemetry (the cargo feature otel)".into());
@@ -258,7 +258,7 @@ pub fn otel_endpoint(text: &str) -> Parsed<http::Uri> {
     let url: http::Uri = text.parse().map_err(|_| "is not a URL")?;
     match url.scheme_str() {
         Some("http") if url.host().is_some() => Ok(url),
-        Some("https") => Err("is not http: send spans to a collector beside loopgate, and let that one speak TLS".into()),
+        Some("https") => Err("is not http: send spans to a local collector, which can forward them over TLS".into()),
         _ => Err("is not a URL such as http://127.0.0.1:4318".into()),
     }
 }
@@ -278,7 +278,7 @@ pub fn trust_domain(text: &str) -> Parsed<String> {
     }
 }
 
-/// A header that may carry an identity, and so none of those that carry something else.
+/// The name of an identity header; names with another meaning are refused.
 pub fn identity_header(text: &str) -> Parsed<HeaderName> {
     const TAKEN: [&str; 10] =
         ["connection", "content-length", "cookie", "forwarded", "host", "origin", "te", "transfer-encoding", "upgrade", "via"];
@@ -289,7 +289,7 @@ pub fn identity_header(text: &str) -> Parsed<HeaderName> {
 
 /// A filter for `tracing`: a level, or directives such as `loopgate::discovery=debug,warn`.
 pub fn log_filter(text: &str) -> Parsed<String> {
-    // A misspelt level would be taken for the name of a module, all of which is logged, and nothing else.
+    // `tracing` would take a misspelt level for the name of a module, and log only that.
     let is_bare = |part: &str| part.is_empty() || !part.contains(['=', '[', ':']) && part.parse::<LevelFilter>().is_err();
     if text.is_empty() || text.split(',').any(is_bare) {
         return Err("is not a level (error, warn, info, debug, trace, off) or a filter".into());
@@ -300,7 +300,7 @@ pub fn log_filter(text: &str) -> Parsed<String> {
     }
 }
 
-/// The beginning of a path, in the form in which paths are compared: nothing encoded, no empty or dot segments.
+/// The beginning of a path as paths are compared: not encoded, without empty or dot segments.
 pub fn path_prefix(text: &str) -> Parsed<String> {
     let inner = text.strip_prefix('/').ok_or("does not begin with /")?;
     if !text.bytes().all(|b| b.is_ascii_graphic() && !b"%?#\\;".contains(&b)) {
@@ -313,7 +313,7 @@ pub fn path_prefix(text: &str) -> Parsed<String> {
     Ok(text.into())
 }
 
-/// A method, which is upper case by custom; a lower case one would never match.
+/// An HTTP method in upper case; a lower-case one would never match.
 pub fn method(text: &str) -> Parsed<http::Method> {
     match text.parse() {
         Ok(method) if !text.bytes().any(|b| b.is_ascii_lowercase()) => Ok(method),
@@ -322,5 +322,4 @@ pub fn method(text: &str) -> Parsed<http::Method> {
 }
 
 #[cfg(test)]
-#[path = "parse_tests.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! The JSON Schema of the file, made from the table of options.
+//! Makes the JSON Schema of the file from the table of options.
 
 use serde_json::{Map, Value, json};
 
@@ -51,7 +51,7 @@ fn option(key: &Key) -> Value {
 
 fn paths() -> Value {
     json!({
-        "description": "Which paths face the outside, first match wins; all by default",
+        "description": "Rules for the paths of external requests, first match wins; all are open by default",
         "type": "array",
         "items": {
             "type": "object",

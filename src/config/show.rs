@@ -1,9 +1,9 @@
-//! The effective configuration as a TOML file, with the origin of each value beside it.
+//! Shows the effective configuration as a TOML file, with the source of each value beside it.
 
 use super::key::{Form, KEYS, Key};
 use super::layer::{Given, GivenRule, Layer, Origin};
 
-/// `layer` as a file that says the same. Options without a value are left out.
+/// Formats `layer` as an equivalent file. Options without a value are left out.
 pub fn show(layer: &Layer) -> String {
     let mut out = String::new();
     let mut table = "";
@@ -69,9 +69,9 @@ fn quote(text: &str) -> String {
 mod tests {
     use std::path::Path;
 
-    use super::super::check::check;
     use super::super::file::parse;
     use super::super::key::key;
+    use super::super::validate::validate;
     use super::*;
 
     #[test]
@@ -82,7 +82,7 @@ mod tests {
         let layer = flags.over(parse(file, Path::new("a.toml"))).over(Layer::defaults());
         let shown = show(&layer);
         let again = parse(&shown, Path::new("shown.toml")).over(Layer::defaults());
-        assert_eq!(check(&again).unwrap(), check(&layer).unwrap());
+        assert_eq!(validate(&again).unwrap(), validate(&layer).unwrap());
         for line in [
             "idle_timeout = \"7\" # --idle-timeout",
             "on = [\"eth0:1\", \"eth1:1\"] # a.toml:4",

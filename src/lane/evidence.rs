@@ -2,44 +2,43 @@
 
 use std::net::IpAddr;
 
-/// What a connection can't forge, plus what a trusted proxy said about it.
+/// What a connection can't forge, and the PROXY header before it.
 #[derive(Clone, Debug)]
 pub struct Evidence {
-    /// The far end of the TCP connection.
+    /// The peer's address on the TCP connection.
     pub peer: IpAddr,
-    /// What the peer said by the PROXY protocol.
-    pub stated: Stated,
+    /// The PROXY header; only a trusted proxy's counts.
+    pub proxy_header: ProxyHeader,
     /// The verified client certificate.
     pub certificate: Option<Certificate>,
 }
 
-/// What a connection's PROXY header says of whose it is. TLS begins after it, so whatever else comes over the connection is that client's word
-/// and not the proxy's.
+/// The client that a PROXY header names. TLS begins after the header, so that client writes everything that follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Stated {
-    /// The peer's own: there was no header, or a proxy speaks for itself (`LOCAL`).
+pub enum ProxyHeader {
+    /// The peer itself: there was no header, or it said `LOCAL`.
     #[default]
-    Own,
-    /// This client's.
+    Local,
+    /// A client with this address.
     Client(IpAddr),
-    /// Somebody's whose address the proxy doesn't know (`UNKNOWN`, `UNSPEC`, unix sockets).
+    /// A client whose address the proxy doesn't know (`UNKNOWN`, `UNSPEC`, unix sockets).
     Unknown,
 }
 
 /// A client certificate whose chain was verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// Who vouches for it.
+    /// The CA that signed it.
     pub issuer: Issuer,
     /// Its URI subject alternative names.
     pub uris: Vec<String>,
-    /// Whom it names: the SAN e-mail, else URI, else DNS name.
+    /// The user that it names: the SAN e-mail, else URI, else DNS name.
     pub user: Option<String>,
-    /// Until when it is valid, in seconds since the Unix epoch. TLS resumption skips the verifier, so it counts here too.
+    /// The end of its validity, in seconds since the Unix epoch. TLS resumption skips the verifier, so the lane decision checks it.
     pub not_after: i64,
 }
 
-/// Who vouches for a client certificate.
+/// The CA that signed a client certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Issuer {
     /// loopgate's own CA, which signs agents' certificates.

@@ -1,20 +1,20 @@
-//! Why a connection is not on the agent lane, for those who might expect it to be.
+//! Explains why a connection that might be expected on the agent lane is external.
 
 use std::fmt;
 use std::net::IpAddr;
 
-use super::decide::{by_address, workload_of};
+use super::decide::{by_address, names_agent};
 use super::{Certificate, Evidence, Issuer, Policy};
 use crate::addr::canonical;
 use crate::config::Discovery;
 use crate::discovery::{Proof, View};
 
-/// Why a connection that may have been meant for the agent lane is external.
+/// Why a connection that might be expected on the agent lane is external.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WhyExternal {
-    /// The gateway is not on loopback, so that everybody is external.
+    /// The gateway is not on loopback, so every client is external.
     RemoteGateway,
-    /// A trusted proxy speaks for others.
+    /// The agent's address is in `external.trusted_proxies`.
     TrustedProxy {
         /// The agent whose address it has.
         agent: String,
@@ -24,7 +24,7 @@ pub enum WhyExternal {
         /// The container.
         agent: String,
     },
-    /// It showed a certificate that has ended.
+    /// Its certificate has expired.
     Expired {
         /// The container.
         agent: String,
@@ -34,14 +34,14 @@ pub enum WhyExternal {
         /// The container.
         agent: String,
     },
-    /// Docker, or the API server, is out of reach, so that nobody confirms that its container still is an agent.
+    /// Docker, or the API server, is unreachable, so its container can't be confirmed as an agent.
     Unconfirmed {
         /// The container.
         agent: String,
-        /// Who is out of reach.
+        /// What is unreachable.
         source: Discovery,
     },
-    /// It was external before its container became an agent.
+    /// The connection is older than its container's being an agent.
     Earlier {
         /// The container.
         agent: String,
@@ -57,42 +57,50 @@ pub enum WhyExternal {
 impl fmt::Display for WhyExternal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RemoteGateway => f.write_str("the gateway is not on loopback, and to such a one nobody can be an agent"),
-            Self::TrustedProxy { agent } => write!(f, "{agent} is in external.trusted_proxies, and a proxy speaks for others"),
+            Self::RemoteGateway => f.write_str("the gateway is not on loopback, so every client is external"),
+            Self::TrustedProxy { agent } => write!(f, "{agent} is in external.trusted_proxies, and a trusted proxy is never an agent"),
             Self::NoCertificate { agent } => {
                 write!(
                     f,
-                    "{agent} must show a certificate (its label says attested) and showed none: connect through loopgate agent or exec"
+                    "{agent} must present a client certificate (its label says attested) and presented none: connect through loopgate agent or exec"
                 )
             }
-            Self::Expired { agent } => write!(f, "the certificate that {agent} showed has expired: is its clock right?"),
-            Self::OtherCertificate { agent } => write!(f, "the certificate that was shown is not that of {agent}"),
+            Self::Expired { agent } => write!(f, "the client certificate of {agent} has expired: check its clock"),
+            Self::OtherCertificate { agent } => write!(f, "the client certificate was issued to another container than {agent}"),
             Self::Unconfirmed { agent, source } => {
-                write!(f, "{} is out of reach, so nobody confirms that {agent} is an agent still", source.name())
+                write!(f, "{} is unreachable, so {agent} can't be confirmed as an agent", source.name())
             }
-            Self::Earlier { agent } => write!(f, "{agent} became an agent after this connection began: it has to connect again"),
-            Self::OwnAddress => f.write_str("addresses of this network namespace are external: --own-addresses agent changes that"),
+            Self::Earlier { agent } => write!(f, "{agent} became an agent after this connection began: connect again"),
+            Self::OwnAddress => {
+                f.write_str("clients with an address of this network namespace are external; --own-addresses agent changes that")
+            }
             Self::UnknownAddress(ip) => {
-                write!(f, "it showed a container's or pod's certificate from {ip}, which is no address of an agent")
+                write!(f, "it presented an agent's certificate from {ip}, which is not an agent's address")
             }
-            Self::NotListed => f.write_str("the URI in its certificate is not in agents.uris"),
+            Self::NotListed => f.write_str("the URI in its client certificate is not in agents.uris"),
         }
     }
 }
 
-/// Why the connection with this `evidence` is external, if anybody might expect otherwise. `now` is in seconds since the Unix epoch.
+/// Explains why the connection with this `evidence` is external, unless that is to be expected. `now` is in seconds since the Unix epoch.
 pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Option<WhyExternal> {
     let peer = canonical(evidence.peer);
-    let why = for_its_own_part(peer, evidence.certificate.as_ref(), view, policy, now);
-    if policy.tells_apart {
+    let why = why_external_on_loopback(peer, evidence.certificate.as_ref(), view, policy, now);
+    if policy.gateway_is_loopback {
         return why;
     }
-    // Strangers would be external anyway.
+    // Other clients would be external anyway.
     (why.is_some() || by_address(peer, view, policy).is_some()).then_some(WhyExternal::RemoteGateway)
 }
 
-/// The same where the gateway can tell lanes apart.
-fn for_its_own_part(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy, now: i64) -> Option<WhyExternal> {
+/// The same for a gateway on loopback.
+fn why_external_on_loopback(
+    peer: IpAddr,
+    certificate: Option<&Certificate>,
+    view: &View,
+    policy: &Policy,
+    now: i64,
+) -> Option<WhyExternal> {
     if peer.is_loopback() || view.is_own(peer) {
         return Some(WhyExternal::OwnAddress);
     }
@@ -102,7 +110,7 @@ fn for_its_own_part(peer: IpAddr, certificate: Option<&Certificate>, view: &View
         }
         return match certificate?.issuer {
             Issuer::Own => Some(WhyExternal::UnknownAddress(peer)),
-            // Such certificates identify external users too, so that most of them are meant to stay there.
+            // Such certificates identify external users too, most of whom are meant to be external.
             Issuer::Operator => (!policy.uris.is_empty()).then_some(WhyExternal::NotListed),
         };
     };
@@ -116,10 +124,7 @@ fn for_its_own_part(peer: IpAddr, certificate: Option<&Certificate>, view: &View
         (Proof::Attested, Some(certificate)) if certificate.not_after <= now => WhyExternal::Expired { agent: name },
         (Proof::Attested, Some(certificate)) => {
             let its_own = certificate.issuer == Issuer::Own
-                && certificate
-                    .uris
-                    .iter()
-                    .any(|uri| workload_of(uri, &policy.trust_domain, view.source).as_deref() == Some(agent.id.as_str()));
+                && certificate.uris.iter().any(|uri| names_agent(uri, &agent.id, &policy.trust_domain, view.source));
             if its_own { WhyExternal::Earlier { agent: name } } else { WhyExternal::OtherCertificate { agent: name } }
         }
     })
@@ -132,7 +137,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::discovery::{Agent, Interface};
-    use crate::lane::{Certificate, Stated};
+    use crate::lane::{Certificate, ProxyHeader};
 
     const NOW: i64 = 1_000;
 
@@ -154,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_might_expect_to_be_an_agent_is_told_why_not() {
+    fn why_a_possible_agent_is_external() {
         let mut config = Config::default();
         config.external.trusted_proxies = vec!["172.18.0.5/32".parse().unwrap()];
         let mut listing = config.clone();
@@ -191,7 +196,7 @@ mod tests {
             ("172.18.0.9", operator(), &listing, Some(WhyExternal::NotListed)),
         ];
         for (peer, certificate, config, expected) in table {
-            let evidence = Evidence { peer: peer.parse().unwrap(), stated: Stated::Own, certificate };
+            let evidence = Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate };
             assert_eq!(why_external(&evidence, &view(), &Policy::new(config), NOW), expected, "{evidence:?}");
         }
     }

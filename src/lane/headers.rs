@@ -1,8 +1,8 @@
-//! What a request says to the gateway: every head that goes upstream is made here, out of a lane.
+//! The heads that the gateway gets: each is made here, from a lane.
 //!
-//! The newest gateway takes a request from the external lane's address for a local one when its forwarding headers are missing, so
-//! [`GatewayHead`] has two constructors and no public field: one needs an [`AgentLane`], the other a [`Forwarding`], which is complete by
-//! construction. The source address travels inside, so that no head can leave from the other lane's address either.
+//! The newest gateway treats a request from the external lane's address without forwarding headers as local. So [`GatewayHead`] has no
+//! public field and two constructors: one needs an [`AgentLane`], the other a [`Forwarding`], which is complete by construction. The
+//! source address is part of the head, so no head can leave from the other lane's address.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,10 +12,10 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
-use super::names::{is_alike, is_hop_by_hop, is_reserved};
-use super::request::{Checked, check, is_host, tokens};
-use super::{AgentLane, Denied, ExternalLane, Lane, Policy, Refusal, forwarded, page, path};
-use crate::addr::says_nothing;
+use super::request_check::{CheckedHead, check_request, is_host, tokens};
+use super::reserved_headers::{is_alike, is_hop_by_hop, is_reserved};
+use super::{AgentLane, Denied, ExternalLane, Lane, Policy, Refusal, browser, path, x_forwarded_for};
+use crate::addr::is_loopback_or_unspecified;
 use crate::config::{Config, PathRule};
 use crate::labels::LaneKind;
 use crate::pki::SubjectName;
@@ -29,16 +29,16 @@ const X_OPENCLAW_SCOPES: HeaderName = HeaderName::from_static("x-openclaw-scopes
 const HTTPS: HeaderValue = HeaderValue::from_static("https");
 const HTTP: HeaderValue = HeaderValue::from_static("http");
 
-/// A client's address in the form that the gateway may be told: never one that says nothing.
+/// A client's address as the gateway gets it: never a loopback or unspecified one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StatedClient(HeaderValue);
 
 impl StatedClient {
-    /// States `ip`, or `unknown` where `ip` is loopback or unspecified: the gateway would take such a client for a local one.
+    /// States `ip`, or `unknown` if `ip` is loopback or unspecified: the gateway would treat such a client as local.
     pub fn new(ip: IpAddr, unknown: IpAddr) -> Self {
-        let ip = if says_nothing(ip) { unknown } else { ip };
-        // TEST-NET-1 once more, should somebody have configured an unknown client that says nothing either.
-        let ip = if says_nothing(ip) { IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)) } else { ip };
+        let ip = if is_loopback_or_unspecified(ip) { unknown } else { ip };
+        // The configured stand-in could be such an address too; TEST-NET-1 (RFC 5737) never is.
+        let ip = if is_loopback_or_unspecified(ip) { IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)) } else { ip };
         Self(HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("192.0.2.1")))
     }
 }
@@ -46,15 +46,15 @@ impl StatedClient {
 /// The forwarding headers of one request on the external lane, complete by construction.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
-    /// Whom the lists were asked about.
-    judged: IpAddr,
+    /// The address that the allow and deny lists were applied to.
+    checked_client: IpAddr,
     client: StatedClient,
     proto: HeaderValue,
     host: HeaderValue,
     identity: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// What heads are made by: the part of the configuration that concerns them.
+/// The part of the configuration that heads are made by.
 #[derive(Clone, Debug)]
 pub struct Rules {
     policy: Policy,
@@ -65,7 +65,7 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Takes what concerns heads out of `config`; `gateway` is the address that the gateway listens on.
+    /// Reads `config`; `gateway` is the address that the gateway listens on.
     pub fn new(config: &Config, gateway: SocketAddr) -> Self {
         Self {
             policy: Policy::new(config),
@@ -76,13 +76,13 @@ impl Rules {
         }
     }
 
-    /// The policy that lanes are decided by.
+    /// The policy that decides lanes.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 }
 
-/// A request head as the gateway will hear it, and the loopback address that it will hear it from.
+/// A request head as the gateway gets it, with the loopback address that it comes from.
 #[derive(Debug)]
 pub struct GatewayHead {
     parts: Parts,
@@ -93,9 +93,10 @@ pub struct GatewayHead {
 }
 
 impl GatewayHead {
-    /// Makes the head of a request that came in on `lane`. `token` is the gateway's, for agents that inherit it; `names` are the certificate's.
+    /// Makes the head of a request on a connection of `lane`. `token` is the gateway's, for agents that inherit it; `names` are those
+    /// of loopgate's certificate.
     ///
-    /// A request on an agent's connection that a web page causes is not the agent's, and goes out as external.
+    /// A request that a web page causes on an agent's connection goes out on the external lane.
     ///
     /// # Errors
     /// Why the request must not be forwarded.
@@ -106,9 +107,11 @@ impl GatewayHead {
         token: Option<&HeaderValue>,
         names: &BTreeSet<SubjectName>,
     ) -> Result<Self, Refusal> {
-        let checked = check(&parts, rules.max_fields)?;
+        let checked = check_request(&parts, rules.max_fields)?;
         match lane {
-            Lane::Agent(lane) if page::is_browsers(&parts.headers) || (lane.is_attested() && page::is_strange(&checked.host, names)) => {
+            Lane::Agent(lane)
+                if browser::is_from_browser(&parts.headers) || (lane.is_attested() && browser::is_foreign_host(&checked.host, names)) =>
+            {
                 Self::for_external(parts, checked, &lane.as_external, rules)
             }
             Lane::Agent(lane) => Ok(Self::for_agent(parts, checked, lane, rules, token)),
@@ -116,7 +119,7 @@ impl GatewayHead {
         }
     }
 
-    fn for_agent(mut parts: Parts, checked: Checked, lane: &AgentLane, rules: &Rules, token: Option<&HeaderValue>) -> Self {
+    fn for_agent(mut parts: Parts, checked: CheckedHead, lane: &AgentLane, rules: &Rules, token: Option<&HeaderValue>) -> Self {
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, rules.gateway_host.clone());
         if let Some(scopes) = &lane.scopes {
@@ -130,10 +133,10 @@ impl GatewayHead {
         Self { parts, source: lane.source, lane: LaneKind::Agent, client: None, upgrade }
     }
 
-    fn for_external(mut parts: Parts, checked: Checked, lane: &ExternalLane, rules: &Rules) -> Result<Self, Refusal> {
-        path::judge(&parts.method, parts.uri.path(), &rules.paths)?;
+    fn for_external(mut parts: Parts, checked: CheckedHead, lane: &ExternalLane, rules: &Rules) -> Result<Self, Refusal> {
+        path::check_path(&parts.method, parts.uri.path(), &rules.paths)?;
         let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy).map_err(|_| Refusal::ClientDenied)?;
-        let client = Some(forwarding.judged);
+        let client = Some(forwarding.checked_client);
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
         forwarding.write(&mut parts.headers);
@@ -150,61 +153,61 @@ impl GatewayHead {
         self.source
     }
 
-    /// On the external lane, the client that the lists let pass.
+    /// On the external lane, the client that the allow and deny lists were applied to.
     pub fn client(&self) -> Option<IpAddr> {
         self.client
     }
 
-    /// Whether it asks to leave HTTP.
+    /// Says whether it asks for an upgrade.
     pub fn is_upgrade(&self) -> bool {
         self.upgrade
     }
 
-    /// Whether sending it twice does no harm beyond sending it once (RFC 9110 section 9.2.2) and its method has no body by custom.
+    /// Says whether it may be sent twice: its method is safe (RFC 9110 section 9.2.1), and it is no upgrade.
     pub fn is_repeatable(&self) -> bool {
         self.parts.method.is_safe() && !self.upgrade
     }
 
-    /// The same head once more, for a second try.
+    /// Copies the head for a retry.
     pub fn duplicate(&self) -> Self {
         Self { parts: self.parts.clone(), source: self.source, lane: self.lane, client: self.client, upgrade: self.upgrade }
     }
 
-    /// Has it say where in its trace it is, in place of what the client said of that.
+    /// Sets the trace context, in place of the client's.
     pub fn follow(&mut self, trace: &Trace) {
         trace.write(&mut self.parts.headers);
     }
 
-    /// Gives up the head, to be sent; what it holds is read only from here on.
+    /// Turns the head into a request to send.
     pub fn into_request<B>(self, body: B) -> http::Request<B> {
         http::Request::from_parts(self.parts, body)
     }
 }
 
 impl ExternalLane {
-    /// Whose a request with the `sent` headers is: of whom a trusted proxy names in them, or else of whom the connection is.
+    /// The request's client: the one that a trusted proxy names in the `sent` headers, else the connection's.
     pub fn client_of(&self, sent: &HeaderMap, policy: &Policy) -> IpAddr {
-        let named = self.trusted_proxy.then(|| forwarded::client(sent, |ip| policy.is_trusted_proxy(ip)));
+        let named = self.trusted_proxy.then(|| x_forwarded_for::client(sent, |ip| policy.is_trusted_proxy(ip)));
         named.flatten().unwrap_or(self.client)
     }
 }
 
 impl Forwarding {
-    /// What the gateway is told of a request for `host` on `lane`. Only a trusted proxy's `sent` headers are listened to.
+    /// Makes the forwarding headers of a request for `host` on `lane`. Only a trusted proxy's `sent` headers count.
     ///
     /// # Errors
-    /// The allow and deny lists refuse the client: one that a trusted proxy named, or one that was let in as an agent.
+    /// The allow and deny lists refuse the client that a trusted proxy named, or the agent whose connection a page uses.
     pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &Policy) -> Result<Self, Denied> {
-        let judged = lane.client_of(sent, policy);
-        policy.listed(judged)?;
-        let mut forwarding = Self { judged, client: lane.stated.clone(), proto: HTTPS, host: host.clone(), identity: Vec::new() };
+        let checked_client = lane.client_of(sent, policy);
+        policy.check_lists(checked_client)?;
+        let mut forwarding = Self { checked_client, client: lane.stated.clone(), proto: HTTPS, host: host.clone(), identity: Vec::new() };
         if let Some(user) = &lane.user {
             forwarding.identity.push((X_FORWARDED_USER, user.clone()));
         }
         if !lane.trusted_proxy {
             return Ok(forwarding);
         }
-        forwarding.client = StatedClient::new(judged, policy.unknown_client);
+        forwarding.client = StatedClient::new(checked_client, policy.unknown_client);
         if only(sent, &X_FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"http")) {
             forwarding.proto = HTTP;
         }
@@ -221,7 +224,7 @@ impl Forwarding {
     }
 
     fn write(self, headers: &mut HeaderMap) {
-        // Identity first: should one of its names be a forwarding header's, ours wins.
+        // Identity first, so that the forwarding headers win if a name occurs in both.
         for (name, value) in self.identity {
             headers.insert(name, value);
         }
@@ -231,13 +234,13 @@ impl Forwarding {
     }
 }
 
-/// The value of a header that occurs exactly once.
+/// The value of a header that occurs exactly once; `None` otherwise.
 fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
 }
 
-/// What both lanes do: origin-form target, HTTP/1.1, and none of the fields that are not the client's to send.
+/// Does what both lanes need: origin-form target, HTTP/1.1, and no field that clients may not send. Returns whether it is an upgrade.
 fn prepare(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &Policy) -> bool {
     let origin_form = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(origin_form);
@@ -263,13 +266,13 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what `Connection` lists, what is hop-by-hop anyway, and what only loopgate may say.
+/// Removes fields that `Connection` lists, hop-by-hop fields, and fields that only loopgate may send.
 fn scrub(headers: &mut HeaderMap, policy: &Policy) {
     let listed: Vec<HeaderName> = tokens(headers)
         .filter(|token| {
             !token.eq_ignore_ascii_case(b"close") && !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"upgrade")
         })
-        // `Host`, or what carries the client's credentials, can't be talked away: that would change what the request means.
+        // Listing these in `Connection` must not remove them: the request would mean something else.
         .filter(|token| {
             !matches!(
                 token.to_ascii_lowercase().as_slice(),
@@ -284,12 +287,12 @@ fn scrub(headers: &mut HeaderMap, policy: &Policy) {
         .cloned()
         .collect();
     for name in listed.iter().chain(&own) {
-        // `remove` takes every line of a name, though it returns but one.
+        // `remove` takes every line of a name.
         headers.remove(name);
     }
 }
 
-/// Removes from a request's trailers what its head may not say either.
+/// Removes from a request's trailers what its head may not hold either.
 pub fn scrub_trailers(trailers: &mut HeaderMap, rules: &Rules) {
     scrub(trailers, &rules.policy);
     let heads_only = [HOST, AUTHORIZATION, COOKIE, ORIGIN, http::header::CONTENT_LENGTH];
@@ -299,7 +302,7 @@ pub fn scrub_trailers(trailers: &mut HeaderMap, rules: &Rules) {
     }
 }
 
-/// Removes from a response of the gateway what concerns its connection with loopgate only.
+/// Removes hop-by-hop fields from a response of the gateway.
 pub fn scrub_response(headers: &mut HeaderMap) {
     let listed: Vec<HeaderName> = tokens(headers).filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
     let own: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
@@ -309,5 +312,4 @@ pub fn scrub_response(headers: &mut HeaderMap) {
 }
 
 #[cfg(test)]
-#[path = "headers_test.rs"]
 mod tests;

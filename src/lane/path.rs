@@ -1,44 +1,46 @@
-//! `[external] paths`: which paths face the outside.
+//! `[[external.paths]]`: which paths external clients may request.
 //!
-//! The gateway decodes and tidies paths in ways of its own, so a path that two readers could take for different ones is refused
-//! where there are rules at all.
+//! The gateway decodes and normalizes paths by its own rules, so once there are rules, a path that two parsers could read
+//! differently is refused.
 
 use http::Method;
 
 use super::Refusal;
 use crate::config::PathRule;
 
-/// Judges `path` (without its query) by `rules`; the first that matches wins.
+/// Applies `rules` to `path` (without its query); the first rule that matches decides.
 ///
-/// Where none matches, a list with an `allow` rule refuses and one of `deny` rules only lets pass. An `allow` rule compares exactly, a
-/// `deny` rule without regard to case, paths and methods alike, so that a doubt never opens anything.
+/// If none matches, a list with an `allow` rule refuses, and a list of `deny` rules allows. `allow` rules compare paths and methods
+/// exactly, `deny` rules ignore case, so a doubtful match never opens a path.
 ///
 /// # Errors
 /// [`Refusal::AmbiguousPath`] or [`Refusal::PathDenied`].
-pub(super) fn judge(method: &Method, path: &str, rules: &[PathRule]) -> Result<(), Refusal> {
+pub(super) fn check_path(method: &Method, path: &str, rules: &[PathRule]) -> Result<(), Refusal> {
     if rules.is_empty() {
         return Ok(());
     }
-    let path = plain(path).ok_or(Refusal::AmbiguousPath)?;
+    let path = normalized(path).ok_or(Refusal::AmbiguousPath)?;
     let matching = rules.iter().find(|rule| concerns(rule, method) && covers(rule, &path));
     let allowed = matching.map_or_else(|| rules.iter().all(|rule| !rule.allow), |rule| rule.allow);
     if allowed { Ok(()) } else { Err(Refusal::PathDenied) }
 }
 
+/// Says whether `rule` is about `method`.
 fn concerns(rule: &PathRule, method: &Method) -> bool {
-    let means = |named: &Method| {
+    let matches = |named: &Method| {
         let same = named.as_str().eq_ignore_ascii_case(method.as_str());
-        // HEAD is what GET would be answered with, less its content (RFC 9110 section 9.3.2).
+        // HEAD tells what GET would answer (RFC 9110 section 9.3.2).
         let alike = method.as_str().eq_ignore_ascii_case("HEAD") && named.as_str().eq_ignore_ascii_case("GET");
         named == method || (!rule.allow && (same || alike))
     };
-    rule.methods.is_empty() || rule.methods.iter().any(means)
+    rule.methods.is_empty() || rule.methods.iter().any(matches)
 }
 
+/// Says whether `rule` is about `path`.
 fn covers(rule: &PathRule, path: &str) -> bool {
     let prefix = rule.prefix.as_bytes();
     let Some((head, rest)) = path.as_bytes().split_at_checked(prefix.len()) else {
-        // `/hooks` is what a rule for `/hooks/` means to keep from outside, but not what it means to open.
+        // `deny "/hooks/"` closes `/hooks` too, but `allow "/hooks/"` does not open it.
         return !rule.allow
             && path.len() + 1 == prefix.len()
             && prefix.ends_with(b"/")
@@ -48,8 +50,8 @@ fn covers(rule: &PathRule, path: &str) -> bool {
     same && (prefix.ends_with(b"/") || rest.is_empty() || rest[0] == b'/')
 }
 
-/// `path` with its percent-encoding undone; `None` if another reader could see another path in it.
-fn plain(path: &str) -> Option<String> {
+/// Decodes the percent-encoding of `path`; `None` if another parser could read it differently.
+fn normalized(path: &str) -> Option<String> {
     let mut out = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
     while let Some(byte) = bytes.next() {
@@ -59,7 +61,7 @@ fn plain(path: &str) -> Option<String> {
         }
         let (high, low) = (char::from(bytes.next()?).to_digit(16)?, char::from(bytes.next()?).to_digit(16)?);
         let decoded = u8::try_from(high * 16 + low).ok()?;
-        // An encoded slash, backslash, dot, percent sign or control character is a path in disguise.
+        // Encoded delimiters, dots and control characters hide another path.
         if matches!(decoded, b'/' | b'\\' | b'.' | b'%' | b';') || decoded.is_ascii_control() {
             return None;
         }
@@ -127,7 +129,7 @@ mod tests {
             (Method::HEAD, "/private/x", &open_reads, denied),
             (lower, "/private/x", &open_reads, denied),
         ] {
-            assert_eq!(judge(&method, path, rules), expected, "{method} {path} {rules:?}");
+            assert_eq!(check_path(&method, path, rules), expected, "{method} {path} {rules:?}");
         }
     }
 }

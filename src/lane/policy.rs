@@ -1,4 +1,4 @@
-//! The operator's word on lanes: what of the configuration decides them.
+//! The part of the configuration that decides lanes.
 
 use std::net::IpAddr;
 
@@ -11,12 +11,12 @@ use crate::config::{Config, OwnAddresses};
 /// The part of the configuration that lane decisions read.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Whether anybody is an agent to the gateway: one that is not on loopback does not see the lanes' source addresses.
-    pub(super) tells_apart: bool,
+    /// Whether the gateway is on loopback. Elsewhere it can't see the lanes' source addresses, so every client is external.
+    pub(super) gateway_is_loopback: bool,
     pub(super) own_addresses: OwnAddresses,
     pub(super) cidrs: Vec<IpNet>,
     pub(super) uris: Vec<String>,
-    /// The cap of agents that have none of their own; `None` where there is no such cap.
+    /// The cap of agents without a label of their own; `None` if there is no such cap.
     pub(super) scopes: Option<HeaderValue>,
     pub(super) trust_domain: String,
     pub(super) sources: Ipv4Net,
@@ -31,7 +31,7 @@ impl Policy {
     /// Takes what concerns lanes out of `config`.
     pub fn new(config: &Config) -> Self {
         Self {
-            tells_apart: config.gateway.address.ip().is_loopback(),
+            gateway_is_loopback: config.gateway.address.ip().is_loopback(),
             own_addresses: config.listen.own_addresses,
             cidrs: config.agents.cidrs.clone(),
             uris: config.agents.uris.clone(),
@@ -46,16 +46,16 @@ impl Policy {
         }
     }
 
-    /// Says whether the peer at `ip` may state who its client is.
+    /// Says whether the peer at `ip` may name its client.
     pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
         contains(&self.trusted_proxies, ip)
     }
 
-    /// The allow and deny lists' word on a client of the external lane.
+    /// Checks a client of the external lane against the allow and deny lists.
     ///
     /// # Errors
-    /// Which list is against it.
-    pub fn listed(&self, client: IpAddr) -> Result<(), Denied> {
+    /// Which list refuses it.
+    pub fn check_lists(&self, client: IpAddr) -> Result<(), Denied> {
         if contains(&self.deny, client) {
             Err(Denied::Listed)
         } else if !self.allow.is_empty() && !contains(&self.allow, client) {
@@ -66,7 +66,7 @@ impl Policy {
     }
 }
 
-/// `scopes` as the value of an `X-OpenClaw-Scopes` header. A cap that can't be said must not become no cap at all: it leaves no scope.
+/// Formats `scopes` as the value of `X-OpenClaw-Scopes`. If a header can't hold them, the cap is empty and leaves no scope.
 pub(super) fn scope_cap(scopes: &[String]) -> HeaderValue {
     HeaderValue::from_str(&scopes.join(",")).unwrap_or(HeaderValue::from_static(""))
 }

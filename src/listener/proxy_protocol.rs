@@ -12,7 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use crate::addr::canonical;
-use crate::lane::Stated;
+use crate::lane::ProxyHeader;
 
 #[cfg(test)]
 mod tests;
@@ -56,11 +56,11 @@ pub enum Error {
 ///
 /// # Errors
 /// There is no valid header, or not `within` the given time.
-pub async fn read(stream: &mut TcpStream, within: Duration) -> Result<Stated, Error> {
+pub async fn read(stream: &mut TcpStream, within: Duration) -> Result<ProxyHeader, Error> {
     tokio::time::timeout(within, read_header(stream)).await.map_err(|_| Error::Late(within))?
 }
 
-async fn read_header(stream: &mut TcpStream) -> Result<Stated, Error> {
+async fn read_header(stream: &mut TcpStream) -> Result<ProxyHeader, Error> {
     let mut header = vec![0; SHORTEST];
     stream.read_exact(&mut header).await?;
     if header.starts_with(v2::PROTOCOL_PREFIX) {
@@ -99,14 +99,14 @@ async fn read_line(stream: &mut TcpStream, header: &mut Vec<u8>) -> Result<(), E
 }
 
 /// Returns the client that a whole header of version 1 states.
-pub(crate) fn parse_v1(header: &[u8]) -> Result<Stated, Error> {
+pub(crate) fn parse_v1(header: &[u8]) -> Result<ProxyHeader, Error> {
     let parsed = v1::Header::try_from(header)?;
     // The crate stops at the first CR; a header with a second CR is not valid.
     if parsed.header.len() != header.len() {
         return Err(Error::InvalidSource);
     }
     match parsed.addresses {
-        v1::Addresses::Unknown => Ok(Stated::Unknown),
+        v1::Addresses::Unknown => Ok(ProxyHeader::Unknown),
         // Rust parses `+80` as a number; the protocol does not allow it.
         _ if parsed.header.contains('+') => Err(Error::InvalidSource),
         v1::Addresses::Tcp4(ip) => Ok(of(ip.source_address)),
@@ -115,17 +115,17 @@ pub(crate) fn parse_v1(header: &[u8]) -> Result<Stated, Error> {
 }
 
 /// Returns the client that a whole header of version 2 states.
-pub(crate) fn parse_v2(header: &[u8]) -> Result<Stated, Error> {
+pub(crate) fn parse_v2(header: &[u8]) -> Result<ProxyHeader, Error> {
     let parsed = v2::Header::try_from(header)?;
     match (parsed.command, parsed.addresses, parsed.protocol) {
-        (v2::Command::Local, _, _) => Ok(Stated::Own),
-        (_, v2::Addresses::Unspecified | v2::Addresses::Unix(_), _) => Ok(Stated::Unknown),
+        (v2::Command::Local, _, _) => Ok(ProxyHeader::Local),
+        (_, v2::Addresses::Unspecified | v2::Addresses::Unix(_), _) => Ok(ProxyHeader::Unknown),
         (_, v2::Addresses::IPv4(ip), v2::Protocol::Stream) => Ok(of(ip.source_address)),
         (_, v2::Addresses::IPv6(ip), v2::Protocol::Stream) => Ok(of(ip.source_address)),
         (_, _, v2::Protocol::Datagram | v2::Protocol::Unspecified) => Err(Error::InvalidSource),
     }
 }
 
-fn of(ip: impl Into<IpAddr>) -> Stated {
-    Stated::Client(canonical(ip.into()))
+fn of(ip: impl Into<IpAddr>) -> ProxyHeader {
+    ProxyHeader::Client(canonical(ip.into()))
 }

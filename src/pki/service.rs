@@ -57,7 +57,7 @@ impl Pki {
 /// There is no certificate that can be served.
 pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<SubjectName>>, shutdown: &Shutdown) -> Result<Pki, Error> {
     let now = OffsetDateTime::now_utc();
-    let (source, authority) = match &tls.own_pair {
+    let (source, authority) = match &tls.provided {
         None => {
             let managed = Managed::open(state_dir, now)?;
             let authority = Arc::clone(managed.authority());

@@ -44,7 +44,7 @@ impl ClientAuthorization {
     }
 
     fn judge(&self) -> Result<(), Error> {
-        self.proxy.rules.load().policy().listed(self.client).map_err(|_| Error::Refused(Refusal::ClientDenied))
+        self.proxy.rules.load().policy().check_lists(self.client).map_err(|_| Error::Refused(Refusal::ClientDenied))
     }
 
     /// Ready when the rules deny the client.

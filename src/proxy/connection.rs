@@ -28,7 +28,7 @@ use super::request::answer;
 use super::{Proxy, Settings};
 use crate::addr::PeerAddr;
 use crate::labels::Protocol;
-use crate::lane::{Denied, Evidence, Lane, Stated, decide, permit, permit_stated};
+use crate::lane::{Denied, Evidence, Lane, ProxyHeader, admit_peer, admit_stated_client, decide};
 use crate::listener::{Permit, proxy_protocol};
 use crate::metrics::count;
 use crate::metrics::traffic::Held;
@@ -105,9 +105,9 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: AcceptedConnection) -> Result<(
     let AcceptedConnection { stream, peer, held } = accepted;
     let mut stream = TcpStream::from_std(stream)?;
     let settings = proxy.settings.load_full();
-    permit(peer.ip(), &proxy.view.borrow(), proxy.rules.load().policy()).map_err(Error::Denied)?;
+    admit_peer(peer.ip(), &proxy.view.borrow(), proxy.rules.load().policy()).map_err(Error::Denied)?;
     let stated = unless_ending(proxy, stated_client(proxy, &settings, &mut stream, peer)).await?;
-    permit_stated(peer.ip(), stated, proxy.rules.load().policy()).map_err(Error::Denied)?;
+    admit_stated_client(peer.ip(), stated, proxy.rules.load().policy()).map_err(Error::Denied)?;
     let terms = proxy.terms.load_full();
     let handshake = unless_ending(proxy, tls::accept(stream, &terms, settings.limits.handshake_timeout)).await?;
     let tls::Handshake { stream, certificate } = handshake;
@@ -122,7 +122,7 @@ async fn try_serve(proxy: &Arc<Proxy>, accepted: AcceptedConnection) -> Result<(
     }
     let protocol = Protocol::of_alpn(alpn);
     let vouched_for = certificate.is_some();
-    let evidence = Evidence { peer: peer.ip(), stated, certificate };
+    let evidence = Evidence { peer: peer.ip(), proxy_header: stated, certificate };
     let (view, rules) = (Arc::clone(&proxy.view.borrow()), proxy.rules.load_full());
     let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
     let lane = Arc::new(lane);
@@ -174,9 +174,9 @@ async fn unless_ending<T, E: Into<Error>>(proxy: &Proxy, greeting: impl Future<O
 }
 
 /// What a PROXY header says, which only trusted proxies send, and only where it is turned on.
-async fn stated_client(proxy: &Proxy, settings: &Settings, stream: &mut TcpStream, peer: PeerAddr) -> Result<Stated, Error> {
+async fn stated_client(proxy: &Proxy, settings: &Settings, stream: &mut TcpStream, peer: PeerAddr) -> Result<ProxyHeader, Error> {
     if !settings.proxy_protocol || !proxy.rules.load().policy().is_trusted_proxy(peer.ip()) {
-        return Ok(Stated::Own);
+        return Ok(ProxyHeader::Local);
     }
     Ok(proxy_protocol::read(stream, settings.limits.handshake_timeout).await?)
 }

@@ -361,7 +361,8 @@ fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
         config.agents.cidrs = vec!["172.30.9.0/24".parse().unwrap()];
         let policy = crate::lane::Policy::new(&config);
         let on = |view: &View, peer: &str| {
-            let evidence = crate::lane::Evidence { peer: peer.parse().unwrap(), stated: crate::lane::Stated::Own, certificate: None };
+            let evidence =
+                crate::lane::Evidence { peer: peer.parse().unwrap(), proxy_header: crate::lane::ProxyHeader::Local, certificate: None };
             crate::lane::decide(&evidence, view, &policy, 0).unwrap().kind().label()
         };
         for (peer, lane) in [("172.30.9.1", "external"), ("172.30.9.2", "external"), ("172.30.9.3", "agent")] {

@@ -25,7 +25,7 @@ fn v6() -> Vec<u8> {
 }
 
 /// Sends `bytes` and the end of the stream, and returns what was read, and what was left.
-async fn through_a_socket(bytes: &[u8]) -> (Result<Stated, Error>, Vec<u8>) {
+async fn through_a_socket(bytes: &[u8]) -> (Result<ProxyHeader, Error>, Vec<u8>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (mut server, _) = listener.accept().await.unwrap();
@@ -43,20 +43,20 @@ async fn exactly_the_header_is_read_and_its_client_returned() {
     assert_eq!(longest.len(), V1_LONGEST);
     let mut with_tlv = V4.to_vec();
     with_tlv.extend([0x04, 0, 4, 1, 2, 3, 4]);
-    let table: Vec<(Vec<u8>, Stated)> = vec![
+    let table: Vec<(Vec<u8>, ProxyHeader)> = vec![
         (b"PROXY TCP4 192.0.2.7 172.18.0.5 5000 18789\r\n".into(), of([192, 0, 2, 7])),
         (b"PROXY TCP6 2001:db8::7 fd00::5 5000 18789\r\n".into(), of([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])),
         (b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:172.18.0.5 5000 18789\r\n".into(), of([192, 0, 2, 7])),
-        (b"PROXY UNKNOWN\r\n".into(), Stated::Unknown),
-        (longest.into(), Stated::Unknown),
+        (b"PROXY UNKNOWN\r\n".into(), ProxyHeader::Unknown),
+        (longest.into(), ProxyHeader::Unknown),
         (v2(0x21, 0x11, &V4), of([192, 0, 2, 7])),
         (v2(0x21, 0x11, &with_tlv), of([192, 0, 2, 7])),
         (v2(0x21, 0x21, &v6()), of([0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])),
-        (v2(0x21, 0x00, &[]), Stated::Unknown),
-        (v2(0x21, 0x31, &[0; 216]), Stated::Unknown),
-        (v2(0x20, 0x00, &[]), Stated::Own),
-        (v2(0x20, 0x11, &V4), Stated::Own),
-        (v2(0x21, 0x00, &[0; V2_LONGEST - V2_FIXED]), Stated::Unknown),
+        (v2(0x21, 0x00, &[]), ProxyHeader::Unknown),
+        (v2(0x21, 0x31, &[0; 216]), ProxyHeader::Unknown),
+        (v2(0x20, 0x00, &[]), ProxyHeader::Local),
+        (v2(0x20, 0x11, &V4), ProxyHeader::Local),
+        (v2(0x21, 0x00, &[0; V2_LONGEST - V2_FIXED]), ProxyHeader::Unknown),
     ];
     for (header, expected) in table {
         let mut bytes = header.clone();

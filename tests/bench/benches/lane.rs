@@ -7,7 +7,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use loopgate::config::Config;
 use loopgate::discovery::{Agent, Interface, Proof, View};
-use loopgate::lane::{Certificate, Evidence, Issuer, Policy, Stated, decide, permit};
+use loopgate::lane::{Certificate, Evidence, Issuer, Policy, ProxyHeader, admit_peer, decide};
 
 const NOW: i64 = 1_000;
 
@@ -43,8 +43,8 @@ fn lane(criterion: &mut Criterion) {
         ("agent by address", address(100), None),
         ("agent by certificate", address(101), Some(attested(101))),
     ] {
-        let evidence = Evidence { peer, stated: Stated::Own, certificate };
-        criterion.bench_function(&format!("permit, {name}"), |bencher| bencher.iter(|| permit(black_box(peer), &view, &policy)));
+        let evidence = Evidence { peer, proxy_header: ProxyHeader::Local, certificate };
+        criterion.bench_function(&format!("permit, {name}"), |bencher| bencher.iter(|| admit_peer(black_box(peer), &view, &policy)));
         criterion.bench_function(&format!("decide, {name}"), |bencher| bencher.iter(|| decide(black_box(&evidence), &view, &policy, NOW)));
     }
 }

@@ -1,11 +1,11 @@
-//! Header names that only loopgate may say to the gateway.
+//! Header names that only loopgate may send to the gateway.
 
 use http::HeaderName;
 
-/// Names that say where a request came from or who sent it; a client's own never reach the gateway.
+/// Names that carry a request's origin or sender. They are removed from every client's request.
 ///
-/// Beyond the forwarding headers of RFC 7239 and their `X-` relatives these are the names under which common proxies and
-/// single-sign-on front ends state a client's address or a user.
+/// These are the forwarding headers (RFC 7239 and their `X-` forms), and the names that common proxies and single-sign-on
+/// front ends use for a client's address or a user.
 const NAMES: &[&str] = &[
     "cf-connecting-ip",
     "cf-connecting-ipv6",
@@ -48,7 +48,7 @@ const NAMES: &[&str] = &[
     "x-user-email",
 ];
 
-/// Families of such names.
+/// Beginnings of such names.
 const PREFIXES: &[&str] = &[
     "cf-access-",
     "ssl-client-",
@@ -65,22 +65,22 @@ const PREFIXES: &[&str] = &[
     "x-webauth-",
 ];
 
-/// Says whether `name` is reserved. `_` and `.` count as `-`, since servers that build CGI-like variables fold them.
+/// Says whether `name` is reserved. `_` and `.` count as `-`, since servers that make CGI variables of headers fold them.
 ///
 /// `HeaderName` is lower case already.
 pub(super) fn is_reserved(name: &HeaderName) -> bool {
     let name = name.as_str().as_bytes();
-    // Most headers begin with none of these letters, so that one look settles them.
+    // Most headers begin with none of these letters.
     if !matches!(name.first(), Some(b'c' | b'f' | b'l' | b'r' | b's' | b't' | b'v' | b'x')) {
         return false;
     }
-    // `X-Forwarded` alone, too, and whatever a server would make of `X-Forwarded_`.
+    // Also `X-Forwarded` alone.
     NAMES.iter().any(|reserved| reserved.len() == name.len() && begins(name, reserved))
         || PREFIXES.iter().any(|prefix| begins(name, prefix))
         || (name.len() == "x-forwarded".len() && begins(name, "x-forwarded"))
 }
 
-/// Says whether `name` is `other` to somebody who takes `_` and `.` for `-`.
+/// Says whether `name` equals `other` to a server that folds `_` and `.` to `-`.
 pub(super) fn is_alike(name: &HeaderName, other: &HeaderName) -> bool {
     name.as_str().len() == other.as_str().len() && begins(name.as_str().as_bytes(), other.as_str())
 }
@@ -89,7 +89,7 @@ fn begins(name: &[u8], prefix: &str) -> bool {
     name.len() >= prefix.len() && name.iter().zip(prefix.as_bytes()).all(|(&n, &p)| n == p || (p == b'-' && matches!(n, b'_' | b'.')))
 }
 
-/// Fields that concern one connection only (RFC 9110 section 7.6.1), never forwarded as they are.
+/// Says whether a field concerns one connection only (RFC 9110 section 7.6.1) and is never forwarded.
 pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade")
         || matches!(name.as_str(), "proxy-authenticate" | "proxy-authorization" | "http2-settings")
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reserved_names_in_all_their_clothes() {
+    fn reserved_names_in_every_spelling() {
         for name in [
             "Forwarded",
             "Via",

@@ -1,5 +1,5 @@
-//! Whether a request on an agent's connection is a web page's: a browser in the agent's container is on that connection too, and whom it obeys
-//! is nobody that the operator named.
+//! Detects requests that a web page causes. A browser in an agent's container shares the agent's connection, but its pages come
+//! from sites that the operator did not admit.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,28 +9,29 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::pki::SubjectName;
 
-/// Which site caused a request (W3C Fetch Metadata). Browsers alone send it, and where no `Origin` is: with navigations, images and the like.
+/// The relation of a request to the site that caused it (W3C Fetch Metadata). Only browsers send it, also without an `Origin`.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Says whether `headers` are a browser's.
-pub(super) fn is_browsers(headers: &HeaderMap) -> bool {
+/// Says whether a browser sent these `headers`.
+pub(super) fn is_from_browser(headers: &HeaderMap) -> bool {
     headers.contains_key(ORIGIN) || headers.contains_key(SEC_FETCH_SITE)
 }
 
-/// Says whether `host`, with its port or without, is one on which browsers may keep silent about a page's requests: neither of those that they
-/// mark as if they were secure (127.0.0.0/8, `::1`, `localhost` and names below it: W3C Secure Contexts, section 3.1), nor one of the
-/// certificate's `names`.
+/// Says whether a browser might send a page's request to `host` (with or without a port) without marking it.
 ///
-/// `loopgate agent` speaks plain HTTP on 127.0.0.1. A page may have a name of its own lead there (DNS rebinding), or write that address
-/// so that browsers do not take it for their own machine's: `[::ffff:127.0.0.1]`, `0.0.0.0`, another name in `/etc/hosts`. They then send neither
-/// `Origin` nor fetch metadata, but a page can't choose their `Host`. Over TLS the certificate is in the way of that.
-pub(super) fn is_strange(host: &HeaderValue, names: &BTreeSet<SubjectName>) -> bool {
+/// Browsers mark requests to potentially trustworthy hosts: 127.0.0.0/8, `::1`, `localhost` and names below it (W3C Secure Contexts,
+/// section 3.1). The certificate's `names` are not foreign either.
+///
+/// `loopgate agent` speaks plain HTTP on 127.0.0.1. A page can point a name of its own there (DNS rebinding), or write the address
+/// in a form that browsers don't recognize: `[::ffff:127.0.0.1]`, `0.0.0.0`, another name in `/etc/hosts`. Browsers then send
+/// neither `Origin` nor fetch metadata, but a page can't choose the `Host`. Over TLS the certificate check prevents this.
+pub(super) fn is_foreign_host(host: &HeaderValue, names: &BTreeSet<SubjectName>) -> bool {
     let Ok(host) = host.to_str() else { return true };
     let bracketed = host.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(ip, _)| ip);
     let name = bracketed.unwrap_or_else(|| host.split_once(':').map_or(host, |(name, _)| name));
     let ip = if bracketed.is_some() { name.parse().map(IpAddr::V6) } else { name.parse().map(IpAddr::V4) };
     if let Ok(ip) = ip {
-        // As it is written: an IPv4 address in IPv6's clothes is no loopback address.
+        // Not folded: browsers don't take an IPv4-mapped IPv6 address for loopback.
         return !ip.is_loopback() && !names.contains(&SubjectName::Ip(ip));
     }
     let name = name.to_ascii_lowercase();
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_a_stranger_may_have() {
+    fn foreign_hosts() {
         let mut names = BTreeSet::from(["gateway", "gw.example.org", "*.example.net"].map(|name| SubjectName::Dns(name.into())));
         names.extend(["172.18.0.2", "fd00::2"].map(|ip| SubjectName::Ip(ip.parse().unwrap())));
         for (host, strange) in [
@@ -87,7 +88,7 @@ mod tests {
             ("evillocalhost.example", true),
             ("127.1", true),
         ] {
-            assert_eq!(is_strange(&HeaderValue::from_str(host).unwrap(), &names), strange, "{host}");
+            assert_eq!(is_foreign_host(&HeaderValue::from_str(host).unwrap(), &names), strange, "{host}");
         }
     }
 }

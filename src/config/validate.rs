@@ -1,23 +1,23 @@
-//! The merged layer to a [`Config`], with every complaint there is.
+//! Turns the merged layer into a [`Config`], and reports every problem at once.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::key::{Key, key};
-use super::layer::{Complaint, GivenRule, Layer, Origin};
+use super::layer::{GivenRule, Layer, Origin, Problem};
 use super::parse::{self, Parsed};
 use super::{
     Agents, CertificateFiles, Config, Discovery, Docker, Error, External, Gateway, Kubernetes, Limits, Listen, ListenAddresses, Log,
     LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
 };
-use crate::addr::says_nothing;
+use crate::addr::is_loopback_or_unspecified;
 
-/// Checks what all sources say together (with the defaults at the bottom).
+/// Validates the merged sources, defaults included.
 ///
 /// # Errors
 ///
-/// All complaints: of the sources, of each value, and of values that don't go together.
-pub fn check(layer: &Layer) -> Result<Config, Error> {
-    let mut read = Reader { layer, complaints: layer.complaints.clone() };
+/// Every problem: of the sources, of each value, and of combinations of values.
+pub fn validate(layer: &Layer) -> Result<Config, Error> {
+    let mut read = Reader { layer, problems: layer.problems.clone() };
     let config = Config {
         gateway: gateway(&mut read),
         listen: listen(&mut read),
@@ -46,22 +46,22 @@ pub fn check(layer: &Layer) -> Result<Config, Error> {
             otel_endpoint: read.optional("otel-endpoint", parse::otel_endpoint),
         },
     };
-    // Values that were complained about are stand-ins by now, and would only be blamed for what nobody wrote.
-    if read.complaints.is_empty() {
-        together(&config, &mut read);
+    // After a problem some values are placeholders, whose combinations mean nothing.
+    if read.problems.is_empty() {
+        check_combinations(&config, &mut read);
     }
-    if read.complaints.is_empty() { Ok(config) } else { Err(Error(read.complaints)) }
+    if read.problems.is_empty() { Ok(config) } else { Err(Error(read.problems)) }
 }
 
-/// The admin listener's address alone, for those who only want to ask a sidecar that runs.
+/// Validates only the admin listener's address, for commands that ask a running sidecar.
 ///
 /// # Errors
 ///
-/// What is wrong with it.
+/// The problem of that value.
 pub fn admin(layer: &Layer) -> Result<Option<SocketAddr>, Error> {
-    let mut read = Reader { layer, complaints: Vec::new() };
+    let mut read = Reader { layer, problems: Vec::new() };
     let admin = read.one("admin", parse::socket_address_or_off);
-    if read.complaints.is_empty() { Ok(admin) } else { Err(Error(read.complaints)) }
+    if read.problems.is_empty() { Ok(admin) } else { Err(Error(read.problems)) }
 }
 
 fn gateway(read: &mut Reader<'_>) -> Gateway {
@@ -80,8 +80,8 @@ fn gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
     let address = parse::socket_address(text)?;
     match address.ip() {
         _ if address.port() == 0 => Err("has no port".into()),
-        // The lanes are source addresses of 127.0.0.0/8; IPv6 has but one loopback address, so both would look alike.
-        IpAddr::V6(ip) if ip.is_loopback() => Err("must be in 127.0.0.0/8, for the lanes differ by IPv4 source address".into()),
+        // The lanes are source addresses in 127.0.0.0/8. IPv6 has only one loopback address.
+        IpAddr::V6(ip) if ip.is_loopback() => Err("must be in 127.0.0.0/8, because the lanes differ by IPv4 source address".into()),
         ip if ip.is_unspecified() => Err("is not the address of a host".into()),
         ip if ip.is_loopback() || allow_remote => Ok(address),
         _ => Err("is not a loopback address (use --allow-remote-gateway to allow it)".into()),
@@ -100,12 +100,12 @@ fn tls(read: &mut Reader<'_>) -> Tls {
     let chain = read.optional("tls-cert", parse::path);
     let key = read.optional("tls-key", parse::path);
     match (&chain, &key) {
-        (Some(_), None) => read.complain_of_missing("tls-cert", "tls-key", ""),
-        (None, Some(_)) => read.complain_of_missing("tls-key", "tls-cert", ""),
+        (Some(_), None) => read.report_missing("tls-cert", "tls-key", ""),
+        (None, Some(_)) => read.report_missing("tls-key", "tls-cert", ""),
         _ => {}
     }
     Tls {
-        own_pair: chain.zip(key).map(|(chain, key)| CertificateFiles { chain, key }),
+        provided: chain.zip(key).map(|(chain, key)| CertificateFiles { chain, key }),
         names: read.list("tls-name", parse::subject_name),
         client_ca: read.optional("client-ca", parse::path),
     }
@@ -129,7 +129,9 @@ fn external(read: &mut Reader<'_>) -> External {
         allow: read.list("allow", parse::network),
         deny: read.list("deny", parse::network),
         unknown_client: read.one("unknown-client", |text| match parse::ip(text)? {
-            ip if says_nothing(ip) => Err("would make a client of unknown address a local one".into()),
+            ip if is_loopback_or_unspecified(ip) => {
+                Err("is loopback or unspecified: the gateway would treat such a client as local".into())
+            }
             ip => Ok(ip),
         }),
         identity_headers: read.list("identity-header", parse::identity_header),
@@ -158,52 +160,52 @@ fn limits(read: &mut Reader<'_>) -> Limits {
     }
 }
 
-/// What is wrong only in company.
-fn together(config: &Config, read: &mut Reader<'_>) {
+/// Checks combinations of values.
+fn check_combinations(config: &Config, read: &mut Reader<'_>) {
     let Gateway { address, external_source, agent_sources, .. } = config.gateway;
     if address.ip() == external_source || external_source.octets() == [127, 0, 0, 1] {
-        read.complain_of(&["external-source", "gateway"], "the external lane needs a source address that no local client has by itself");
+        read.report_any(&["external-source", "gateway"], "the external lane needs a source address that local clients don't use");
     }
     if agent_sources.contains(&external_source) {
-        read.complain_of(&["agent-sources", "external-source"], "agents would share the external lane's source address");
+        read.report_any(&["agent-sources", "external-source"], "an agent could get the external lane's source address");
     }
     if matches!(address.ip(), IpAddr::V4(ip) if agent_sources.contains(&ip)) {
-        read.complain_of(&["agent-sources", "gateway"], "agents would share the gateway's own address");
+        read.report_any(&["agent-sources", "gateway"], "an agent could get the gateway's address as its source address");
     }
     if config.listen.on.is_empty() {
-        read.complain("listen", "names no place to listen on");
+        read.report("listen", "needs at least one address to listen on");
     }
     for on in &config.listen.on {
         let ListenAddresses::Address(ip) = on.addresses else { continue };
         let taken = SocketAddr::new(ip, on.port);
         if taken == address {
-            read.complain_of(&["listen", "gateway"], "the sidecar can't listen on the gateway's own address");
+            read.report_any(&["listen", "gateway"], "the sidecar can't listen on the gateway's own address");
         } else if config.admin == Some(taken) && on.port != 0 {
-            read.complain_of(&["admin", "listen"], "the admin listener needs an address of its own");
+            read.report_any(&["admin", "listen"], "the admin listener needs its own address and port");
         }
     }
     if config.admin == Some(address) {
-        read.complain_of(&["admin", "gateway"], "the admin listener needs an address of its own");
+        read.report_any(&["admin", "gateway"], "the admin listener needs its own address and port");
     }
     if config.listen.proxy_protocol && config.external.trusted_proxies.is_empty() {
-        read.complain_of_missing("proxy-protocol", "trusted-proxy", ", for nobody else is believed");
+        read.report_missing("proxy-protocol", "trusted-proxy", ", because only trusted proxies may send a PROXY header");
     }
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
-        read.complain_of_missing("agent-uri", "client-ca", ", which says whose certificates count");
+        read.report_missing("agent-uri", "client-ca", ", which verifies those certificates");
     }
     if config.agents.inherit_token && config.gateway.token_file.is_none() {
-        read.complain_of_missing("inherit-token", "token-file", "");
+        read.report_missing("inherit-token", "token-file", "");
     }
 }
 
-/// Takes values out of a layer and gathers what is wrong with them.
+/// Reads values from a layer and collects their problems.
 struct Reader<'a> {
     layer: &'a Layer,
-    complaints: Vec<Complaint>,
+    problems: Vec<Problem>,
 }
 
 impl Reader<'_> {
-    /// The value of an option that has a default, which also stands in for a value that is wrong.
+    /// The value of an option with a default, which also replaces an invalid value.
     fn one<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> T {
         self.optional(flag, &parse).unwrap_or_else(|| {
             let default = key(flag).default.unwrap_or_default();
@@ -211,19 +213,19 @@ impl Reader<'_> {
         })
     }
 
-    /// The value of an option that has no default; `None` also stands in for a value that is wrong.
+    /// The value of an option without a default; `None` also replaces an invalid value.
     fn optional<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
         self.list(flag, parse).pop()
     }
 
-    /// The values of an option that are right.
+    /// The valid values of an option.
     fn list<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> Vec<T> {
         let key = key(flag);
         let given = self.layer.get(key).iter();
         let parsed = given.filter_map(|given| match parse(&given.text) {
             Ok(value) => Some(value),
             Err(what) => {
-                self.complaints.push(Complaint { place: given.origin.place(key), what: format!("{:?} {what}", given.text) });
+                self.problems.push(Problem { place: given.origin.place(key), what: format!("{:?} {what}", given.text) });
                 None
             }
         });
@@ -234,56 +236,55 @@ impl Reader<'_> {
         let (allow, prefix) = match (&rule.allow, &rule.deny) {
             (Some(prefix), None) => (true, prefix),
             (None, Some(prefix)) => (false, prefix),
-            _ => return self.complain_of_rule(rule, "a rule has either allow or deny".into()),
+            _ => return self.report_rule(rule, "a rule needs either allow or deny".into()),
         };
         let prefix = match parse::path_prefix(prefix) {
             Ok(prefix) => prefix,
-            Err(what) => return self.complain_of_rule(rule, format!("{prefix:?} {what}")),
+            Err(what) => return self.report_rule(rule, format!("{prefix:?} {what}")),
         };
         let mut methods = Vec::new();
         for text in &rule.methods {
             match parse::method(text) {
                 Ok(method) => methods.push(method),
-                Err(what) => return self.complain_of_rule(rule, format!("{text:?} {what}")),
+                Err(what) => return self.report_rule(rule, format!("{text:?} {what}")),
             }
         }
         Some(PathRule { allow, prefix, methods })
     }
 
-    fn complain_of_rule(&mut self, rule: &GivenRule, what: String) -> Option<PathRule> {
+    fn report_rule(&mut self, rule: &GivenRule, what: String) -> Option<PathRule> {
         let place = match &rule.origin {
             Origin::File(file, line) => format!("{}:{line}: {}", file.display(), super::key::PATHS),
             _ => super::key::PATHS.into(),
         };
-        self.complaints.push(Complaint { place, what });
+        self.problems.push(Problem { place, what });
         None
     }
 
-    fn complain(&mut self, flag: &str, what: &str) {
-        self.complain_of(&[flag], what);
+    fn report(&mut self, flag: &str, what: &str) {
+        self.report_any(&[flag], what);
     }
 
-    /// Blames `flag` for the want of `needed`, which is named as it would be given in the same place.
-    fn complain_of_missing(&mut self, flag: &str, needed: &str, why: &str) {
+    /// Reports that `flag` needs `needed`, which is named as the same source would give it.
+    fn report_missing(&mut self, flag: &str, needed: &str, why: &str) {
         let needed = key(needed);
         let needed = match self.layer.get(key(flag)).first().map(|given| &given.origin) {
             Some(Origin::File(..)) => needed.path.to_owned(),
             Some(Origin::Variable) => needed.variable(),
             Some(Origin::Flag | Origin::Default) | None => format!("--{}", needed.flag),
         };
-        self.complain(flag, &format!("needs {needed}{why}"));
+        self.report(flag, &format!("needs {needed}{why}"));
     }
 
-    /// Blames the first of these options that somebody has given.
-    fn complain_of(&mut self, flags: &[&str], what: &str) {
+    /// Reports a problem at the first of these options that a source gives.
+    fn report_any(&mut self, flags: &[&str], what: &str) {
         let origin = |key: &Key| self.layer.get(key).first().map_or(Origin::Default, |given| given.origin.clone());
         let options: Vec<_> = flags.iter().map(|flag| key(flag)).map(|key| (key, origin(key))).collect();
         let given = options.iter().find(|(_, origin)| *origin != Origin::Default);
         let (key, origin) = given.unwrap_or(&options[0]);
-        self.complaints.push(Complaint { place: origin.place(key), what: what.into() });
+        self.problems.push(Problem { place: origin.place(key), what: what.into() });
     }
 }
 
 #[cfg(test)]
-#[path = "check_tests.rs"]
 mod tests;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::OwnAddresses;
 use crate::discovery::{Agent, Proof, View};
-use crate::lane::{Evidence, Stated, decide};
+use crate::lane::{Evidence, ProxyHeader, decide};
 
 const GATEWAY: &str = "127.0.0.1:18789";
 
@@ -24,7 +24,8 @@ fn lane(peer: &str, rules: &Rules) -> Lane {
     let mut view = View::default();
     let agent = Agent { id: "a".into(), name: "a".into(), project: None, service: None, proof: Proof::Address, scopes: None };
     view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(agent));
-    decide(&Evidence { peer: peer.parse().unwrap(), stated: Stated::Own, certificate: None }, &view, rules.policy(), 0).unwrap()
+    decide(&Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate: None }, &view, rules.policy(), 0)
+        .unwrap()
 }
 
 /// The head that the gateway hears, as `name: value` lines in order of name, `Host` and what every row shares left out.
@@ -293,7 +294,7 @@ proptest! {
             prop_assert_eq!(request.headers().get_all(&name).iter().count(), 1);
         }
         let client: IpAddr = request.headers()[X_FORWARDED_FOR].to_str().unwrap().parse().unwrap();
-        prop_assert!(!says_nothing(client));
+        prop_assert!(!is_loopback_or_unspecified(client));
         let forwarding = request.headers().keys().filter(|name| is_reserved(name) && !name.as_str().starts_with("x-forwarded-"));
         prop_assert_eq!(forwarding.count(), 0);
     }

@@ -1,4 +1,4 @@
-//! What a trusted proxy says in `X-Forwarded-For`.
+//! Reads the client's address from a trusted proxy's `X-Forwarded-For`.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,11 +6,10 @@ use http::HeaderMap;
 
 use crate::addr::canonical;
 
-/// The rightmost address of all `X-Forwarded-For` lines that is not itself a trusted proxy.
+/// Returns the rightmost address of all `X-Forwarded-For` lines that is not itself a trusted proxy.
 ///
-/// The right end was written by the proxy that we talk to and each further one by whom that one trusted, so that the walk ends at
-/// the first entry that nobody vouches for. `None` where there is no entry, or where the first one to count is not an address:
-/// what stands further left is then worth nothing.
+/// The connected proxy wrote the rightmost entry, the proxy that it names wrote the next, and so on, so entries left of the first
+/// untrusted one can be forged. Returns `None` if there is no entry, or if the walk meets one that is not an address.
 pub(super) fn client(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
     let mut leftmost = None;
@@ -23,7 +22,7 @@ pub(super) fn client(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -
             leftmost = Some(ip);
         }
     }
-    // Nobody but proxies: the one furthest away is the best that is known.
+    // Only trusted proxies: the farthest one stands for the client.
     leftmost
 }
 
@@ -84,7 +83,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_line_holds_it_gives_an_address_or_nothing(line in "[\\x20-\\x7e]{0,400}") {
+        fn any_line_gives_an_address_or_nothing(line in "[\\x20-\\x7e]{0,400}") {
             let _ = of(&[&line]);
         }
     }

@@ -17,12 +17,12 @@ fn flags(words: &[&str]) -> Layer {
     layer.over(Layer::defaults())
 }
 
-fn complaints(layer: &Layer) -> Vec<String> {
-    check(layer).err().map(|error| error.0).unwrap_or_default().iter().map(ToString::to_string).collect()
+fn problems(layer: &Layer) -> Vec<String> {
+    validate(layer).err().map(|error| error.0).unwrap_or_default().iter().map(ToString::to_string).collect()
 }
 
 #[test]
-fn the_defaults_are_right_and_those_of_the_design() {
+fn the_defaults_are_valid_and_those_of_the_design() {
     let config = Config::default();
     assert_eq!(config.gateway.address.to_string(), "127.0.0.1:18789");
     assert_eq!(config.gateway.external_source.to_string(), "127.0.0.2");
@@ -44,51 +44,60 @@ fn every_option_is_heeded() {
         let text = if matches!(key.form, super::super::key::Form::Text("FILE" | "DIR")) { "" } else { "\u{7f} ," };
         layer.set(key, [Given { text: text.into(), origin: Origin::Flag }]);
     }
-    let complaints = complaints(&layer.over(Layer::defaults()));
+    let problems = problems(&layer.over(Layer::defaults()));
     for key in KEYS.iter() {
         let place = format!("--{}: ", key.flag);
-        assert!(complaints.iter().any(|complaint| complaint.starts_with(&place)), "{place}");
+        assert!(problems.iter().any(|problem| problem.starts_with(&place)), "{place}");
     }
 }
 
 #[test]
-fn what_is_wrong_is_said_in_one_line_each() {
-    for (words, complaint) in [
+fn each_problem_is_one_line_that_names_the_option() {
+    for (words, problem) in [
         (&["gateway=10.0.0.1:1"][..], "--gateway: \"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)"),
-        (&["gateway=[::1]:1"], "--gateway: \"[::1]:1\" must be in 127.0.0.0/8, for the lanes differ by IPv4 source address"),
+        (&["gateway=[::1]:1"], "--gateway: \"[::1]:1\" must be in 127.0.0.0/8, because the lanes differ by IPv4 source address"),
         (
             &["gateway=[::1]:1", "allow-remote-gateway"],
-            "--gateway: \"[::1]:1\" must be in 127.0.0.0/8, for the lanes differ by IPv4 source address",
+            "--gateway: \"[::1]:1\" must be in 127.0.0.0/8, because the lanes differ by IPv4 source address",
         ),
         (&["gateway=127.0.0.1:0"], "--gateway: \"127.0.0.1:0\" has no port"),
         (&["external-source=10.0.0.1"], "--external-source: \"10.0.0.1\" is not an address in 127.0.0.0/8"),
-        (&["external-source=127.0.0.1"], "--external-source: the external lane needs a source address that no local client has by itself"),
-        (&["gateway=127.0.0.2:1"], "--gateway: the external lane needs a source address that no local client has by itself"),
-        (&["external-source=127.77.1.1"], "--external-source: agents would share the external lane's source address"),
-        (&["agent-sources=127.0.0.2"], "--agent-sources: agents would share the external lane's source address"),
-        (&["agent-sources=127.0.0.0/31"], "--agent-sources: agents would share the gateway's own address"),
+        (&["external-source=127.0.0.1"], "--external-source: the external lane needs a source address that local clients don't use"),
+        (&["gateway=127.0.0.2:1"], "--gateway: the external lane needs a source address that local clients don't use"),
+        (&["external-source=127.77.1.1"], "--external-source: an agent could get the external lane's source address"),
+        (&["agent-sources=127.0.0.2"], "--agent-sources: an agent could get the external lane's source address"),
+        (&["agent-sources=127.0.0.0/31"], "--agent-sources: an agent could get the gateway's address as its source address"),
         (&["listen=127.0.0.1:18789"], "--listen: the sidecar can't listen on the gateway's own address"),
-        (&["admin=127.0.0.1:18789"], "--admin: the admin listener needs an address of its own"),
-        (&["listen=127.0.0.1:9180"], "--listen: the admin listener needs an address of its own"),
+        (&["admin=127.0.0.1:18789"], "--admin: the admin listener needs its own address and port"),
+        (&["listen=127.0.0.1:9180"], "--listen: the admin listener needs its own address and port"),
         (&["tls-cert=a.pem"], "--tls-cert: needs --tls-key"),
         (&["tls-key=a.pem"], "--tls-key: needs --tls-cert"),
         (&["agent-cidr=0.0.0.0/0"], "--agent-cidr: \"0.0.0.0/0\" would make everyone an agent"),
         (&["agent-cidr=10.0.0.0/8", "agent-cidr=10.0.0.0/33"], "--agent-cidr: \"10.0.0.0/33\" is not a network such as 172.18.0.0/16"),
-        (&["agent-uri=spiffe://a/b"], "--agent-uri: needs --client-ca, which says whose certificates count"),
+        (&["agent-uri=spiffe://a/b"], "--agent-uri: needs --client-ca, which verifies those certificates"),
         (&["inherit-token"], "--inherit-token: needs --token-file"),
-        (&["proxy-protocol"], "--proxy-protocol: needs --trusted-proxy, for nobody else is believed"),
-        (&["unknown-client=127.0.0.1"], "--unknown-client: \"127.0.0.1\" would make a client of unknown address a local one"),
-        (&["unknown-client=::ffff:127.0.0.1"], "--unknown-client: \"::ffff:127.0.0.1\" would make a client of unknown address a local one"),
-        (&["unknown-client=0.0.0.0"], "--unknown-client: \"0.0.0.0\" would make a client of unknown address a local one"),
+        (&["proxy-protocol"], "--proxy-protocol: needs --trusted-proxy, because only trusted proxies may send a PROXY header"),
+        (
+            &["unknown-client=127.0.0.1"],
+            "--unknown-client: \"127.0.0.1\" is loopback or unspecified: the gateway would treat such a client as local",
+        ),
+        (
+            &["unknown-client=::ffff:127.0.0.1"],
+            "--unknown-client: \"::ffff:127.0.0.1\" is loopback or unspecified: the gateway would treat such a client as local",
+        ),
+        (
+            &["unknown-client=0.0.0.0"],
+            "--unknown-client: \"0.0.0.0\" is loopback or unspecified: the gateway would treat such a client as local",
+        ),
         (&["own-addresses=both"], "--own-addresses: \"both\" is not one of: external, agent"),
         (&["head-bytes=1"], "--head-bytes: \"1\" is not a number from 8192 to 16777216"),
     ] {
-        assert_eq!(complaints(&flags(words)), [complaint], "{words:?}");
+        assert_eq!(problems(&flags(words)), [problem], "{words:?}");
     }
 }
 
 #[test]
-fn what_is_right_is_taken() {
+fn valid_values_are_accepted() {
     for words in [
         &["gateway=10.0.0.1:1", "allow-remote-gateway"][..],
         &["gateway=[::ffff:127.0.0.1]:1"],
@@ -99,25 +108,25 @@ fn what_is_right_is_taken() {
         &["proxy-protocol", "trusted-proxy=172.18.0.2"],
         &["drain-timeout=0", "gateway-wait=0"],
     ] {
-        assert_eq!(complaints(&flags(words)), [""; 0], "{words:?}");
+        assert_eq!(problems(&flags(words)), [""; 0], "{words:?}");
     }
 }
 
 #[test]
-fn all_complaints_are_collected() {
-    assert_eq!(complaints(&flags(&["gateway=x", "admin=y", "deny=z", "deny=10.0.0.0/8", "tls-cert=c"])).len(), 4);
+fn all_problems_are_collected() {
+    assert_eq!(problems(&flags(&["gateway=x", "admin=y", "deny=z", "deny=10.0.0.0/8", "tls-cert=c"])).len(), 4);
 }
 
 #[test]
 fn an_element_of_a_list_in_a_file_is_named_with_its_own_line() {
     let file = file::parse("[external]\ndeny = [\n  \"10.0.0.0/8\",\n  \"10.0.0.0/33\",\n]\n", Path::new("etc/loopgate.toml"));
-    let complaint = "etc/loopgate.toml:4: external.deny: \"10.0.0.0/33\" is not a network such as 172.18.0.0/16";
-    assert_eq!(complaints(&file.over(Layer::defaults())), [complaint]);
+    let problem = "etc/loopgate.toml:4: external.deny: \"10.0.0.0/33\" is not a network such as 172.18.0.0/16";
+    assert_eq!(problems(&file.over(Layer::defaults())), [problem]);
 }
 
 #[test]
 fn path_rules_are_checked() {
-    let parsed = |text: &str| check(&file::parse(text, Path::new("f")).over(Layer::defaults()));
+    let parsed = |text: &str| validate(&file::parse(text, Path::new("f")).over(Layer::defaults()));
     let config = parsed("[[external.paths]]\nallow = \"/hooks/\"\nmethods = [\"POST\"]\n[[external.paths]]\ndeny = \"/\"\n").unwrap();
     assert_eq!(
         config.external.paths,
@@ -127,13 +136,13 @@ fn path_rules_are_checked() {
         ]
     );
     for (rule, what) in [
-        ("", "a rule has either allow or deny"),
-        ("allow = \"/a\", deny = \"/b\"", "a rule has either allow or deny"),
+        ("", "a rule needs either allow or deny"),
+        ("allow = \"/a\", deny = \"/b\"", "a rule needs either allow or deny"),
         ("allow = \"hooks\"", "\"hooks\" does not begin with /"),
         ("allow = \"/a/../b\"", "\"/a/../b\" has an empty or a dot segment"),
         ("deny = \"/\", methods = [\"get\"]", "\"get\" is not a method such as GET or POST"),
     ] {
-        let complaints = parsed(&format!("[external]\npaths = [{{ {rule} }}]\n")).unwrap_err();
-        assert_eq!(complaints.to_string(), format!("f:2: external.paths: {what}"));
+        let problems = parsed(&format!("[external]\npaths = [{{ {rule} }}]\n")).unwrap_err();
+        assert_eq!(problems.to_string(), format!("f:2: external.paths: {what}"));
     }
 }

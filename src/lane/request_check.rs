@@ -1,4 +1,4 @@
-//! What a request must be like before any lane may forward it: what is ambiguous is refused, not guessed.
+//! Checks on request heads before any lane forwards them. Ambiguous requests are refused.
 
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
@@ -22,22 +22,22 @@ pub enum Refusal {
     BadTransferEncoding,
     /// A target that is neither a path nor, for `OPTIONS`, `*`.
     BadTarget,
-    /// `CONNECT` that is not a WebSocket over HTTP/2: this is no forward proxy.
+    /// `CONNECT` that is not a WebSocket over HTTP/2: loopgate is not a forward proxy.
     Connect,
     /// An upgrade with a body, or to more than one protocol.
     BadUpgrade,
     /// More fields than `limits.head_fields`.
     TooManyFields,
-    /// `[external] paths` does not let it pass.
+    /// `[[external.paths]]` closes the path to external clients.
     PathDenied,
-    /// A path that different readers could take for different ones, where there are `[external] paths`.
+    /// A path that two parsers could read differently, while there are `[[external.paths]]`.
     AmbiguousPath,
-    /// The allow and deny lists refuse the client: one that a trusted proxy named, or a page on an agent's connection.
+    /// The allow and deny lists refuse the client that a trusted proxy named, or a page on an agent's connection.
     ClientDenied,
 }
 
 impl Refusal {
-    /// The status to answer with.
+    /// The response status.
     pub fn status(self) -> StatusCode {
         match self {
             Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -66,7 +66,7 @@ impl Refusal {
         }
     }
 
-    /// A sentence for the client.
+    /// The error message for the client.
     pub fn text(self) -> &'static str {
         match self {
             Self::MissingHost => "The request names no host.",
@@ -74,32 +74,32 @@ impl Refusal {
             Self::BadHost => "The Host field is malformed.",
             Self::AuthorityMismatch => "The Host field and the request's target name different hosts.",
             Self::AmbiguousLength => "The request states its length in more than one way.",
-            Self::BadTransferEncoding => "The request's Transfer-Encoding is not understood.",
+            Self::BadTransferEncoding => "The request's Transfer-Encoding is not supported.",
             Self::BadTarget => "The request's target is malformed.",
-            Self::Connect => "This is not a forward proxy.",
+            Self::Connect => "loopgate is not a forward proxy.",
             Self::BadUpgrade => "The request's Upgrade is malformed.",
             Self::TooManyFields => "The request has too many header fields.",
-            Self::PathDenied => "This path is not open to the outside.",
+            Self::PathDenied => "This path is closed to external clients.",
             Self::AmbiguousPath => "The request's path is ambiguous.",
             Self::ClientDenied => "This client may not connect.",
         }
     }
 }
 
-/// What [`check`] found in a head.
+/// The parts of a head that [`check_request`] found.
 #[derive(Debug)]
-pub(super) struct Checked {
-    /// The host that the request is for, with its port as sent.
+pub(super) struct CheckedHead {
+    /// The requested host, with its port as sent.
     pub host: HeaderValue,
-    /// The protocol to change to.
+    /// The protocol of an upgrade.
     pub upgrade: Option<HeaderValue>,
 }
 
-/// Checks a request head; hyper and h2 have checked its syntax before.
+/// Checks a request head, whose syntax hyper or h2 have checked.
 ///
 /// # Errors
-/// The first reason against it.
-pub(super) fn check(parts: &Parts, max_fields: usize) -> Result<Checked, Refusal> {
+/// The first reason to refuse it.
+pub(super) fn check_request(parts: &Parts, max_fields: usize) -> Result<CheckedHead, Refusal> {
     if parts.headers.len() > max_fields {
         return Err(Refusal::TooManyFields);
     }
@@ -113,7 +113,7 @@ pub(super) fn check(parts: &Parts, max_fields: usize) -> Result<Checked, Refusal
     let host = host(parts)?;
     check_length(parts)?;
     let upgrade = upgrade(parts)?;
-    Ok(Checked { host, upgrade })
+    Ok(CheckedHead { host, upgrade })
 }
 
 fn host(parts: &Parts) -> Result<HeaderValue, Refusal> {
@@ -133,7 +133,7 @@ fn host(parts: &Parts) -> Result<HeaderValue, Refusal> {
     if is_host(host.as_bytes()) { Ok(host) } else { Err(Refusal::BadHost) }
 }
 
-/// A host with an optional port and nothing else: no user, no blanks, no list.
+/// Says whether `value` is a host with an optional port, and nothing else: no user, no blanks, no list.
 pub(super) fn is_host(value: &[u8]) -> bool {
     if is_plain_host(value) {
         return true;
@@ -147,7 +147,7 @@ pub(super) fn is_host(value: &[u8]) -> bool {
         && (port.is_empty() || (port.len() > 1 && authority.port_u16().is_some()))
 }
 
-/// Nearly every `Host` there is: letters, digits, dots and hyphens, and a port. Spares it the copy that others cost.
+/// Recognizes the usual form of `Host` (letters, digits, dots and hyphens, and a port) without a copy.
 fn is_plain_host(value: &[u8]) -> bool {
     let (name, port) = match memchr::memrchr(b':', value) {
         Some(colon) => (&value[..colon], &value[colon + 1..]),
@@ -170,13 +170,13 @@ fn check_length(parts: &Parts) -> Result<(), Refusal> {
     if lengths > 1 || (lengths == 1 && encoding.is_some()) { Err(Refusal::AmbiguousLength) } else { Ok(()) }
 }
 
-/// The protocol of an upgrade that both `Upgrade` and `Connection` ask for. Others are not an upgrade, but plain requests.
+/// The protocol of an upgrade, which needs both `Upgrade` and `Connection`; anything else is a plain request.
 fn upgrade(parts: &Parts) -> Result<Option<HeaderValue>, Refusal> {
     let mut protocols = parts.headers.get_all(UPGRADE).iter();
     let Some(protocol) = protocols.next() else { return Ok(None) };
     let several = protocols.next().is_some() || protocol.as_bytes().contains(&b',');
     let asked = connection_tokens(parts).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
-    // HTTP/2 in clear text is no business of a TLS listener, and would carry requests past the lane's rules.
+    // HTTP/2 in clear text would carry requests past the lane's rules.
     let is_http =
         protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2") || protocol.as_bytes().to_ascii_lowercase().starts_with(b"http");
     if !asked || parts.version != Version::HTTP_11 && parts.version != Version::HTTP_2 || (!several && is_http) {
@@ -187,12 +187,12 @@ fn upgrade(parts: &Parts) -> Result<Option<HeaderValue>, Refusal> {
     if several || has_body || protocol.is_empty() { Err(Refusal::BadUpgrade) } else { Ok(Some(protocol.clone())) }
 }
 
-/// Every option that any `Connection` line lists.
+/// The options of all `Connection` lines.
 pub(super) fn connection_tokens(parts: &Parts) -> impl Iterator<Item = &[u8]> {
     tokens(&parts.headers)
 }
 
-/// Every option that any `Connection` line of `headers` lists.
+/// The options of all `Connection` lines of `headers`.
 pub(super) fn tokens(headers: &http::HeaderMap) -> impl Iterator<Item = &[u8]> {
     let lines = headers.get_all(CONNECTION).iter();
     lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
     use http::Request;
 
-    fn judge(target: &str, fields: &[(&str, &str)]) -> Result<String, Refusal> {
+    fn checked(target: &str, fields: &[(&str, &str)]) -> Result<String, Refusal> {
         let mut request = Request::builder().uri(target);
         if target == "CONNECT" {
             request = Request::builder().method(Method::CONNECT).uri("example.com:443");
@@ -212,7 +212,7 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        check(&parts, 8).map(|checked| {
+        check_request(&parts, 8).map(|checked| {
             format!(
                 "{}{}",
                 checked.host.to_str().unwrap(),
@@ -259,7 +259,7 @@ mod tests {
             ("/", &[host, ("upgrade", "h2c, websocket"), ("connection", "upgrade")], Err(Refusal::BadUpgrade)),
             ("/", &[host, ("upgrade", "websocket"), ("connection", "upgrade"), ("content-length", "2")], Err(Refusal::BadUpgrade)),
         ] {
-            assert_eq!(judge(target, fields), expected.map(str::to_owned), "{target} {fields:?}");
+            assert_eq!(checked(target, fields), expected.map(str::to_owned), "{target} {fields:?}");
         }
     }
 }

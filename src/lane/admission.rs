@@ -1,0 +1,57 @@
+//! Admission before the TLS handshake: by the peer's address, then by the client that a PROXY header names.
+
+use std::net::IpAddr;
+
+use super::decide::by_address;
+use super::{Denied, Policy, ProxyHeader};
+use crate::addr::canonical;
+use crate::discovery::View;
+
+/// Admits or denies the peer of a new connection, before a byte is read.
+///
+/// The allow and deny lists are about clients, so a trusted proxy passes, and so does a peer with an agent's address.
+///
+/// # Errors
+/// Why the connection must be closed.
+pub fn admit_peer(peer: IpAddr, view: &View, policy: &Policy) -> Result<(), Denied> {
+    let peer = canonical(peer);
+    if policy.is_trusted_proxy(peer) || may_be_agent(peer, view, policy) { Ok(()) } else { policy.check_lists(peer) }
+}
+
+/// Says whether a connection from `peer` could be an agent's, as far as its address tells.
+pub fn may_be_agent(peer: IpAddr, view: &View, policy: &Policy) -> bool {
+    let peer = canonical(peer);
+    !policy.is_trusted_proxy(peer) && (view.agents.contains_key(&peer) || by_address(peer, view, policy).is_some())
+}
+
+/// Admits or denies the client that a trusted proxy's PROXY header names, before the TLS handshake.
+///
+/// # Errors
+/// Why the connection must be closed.
+pub fn admit_stated_client(peer: IpAddr, header: ProxyHeader, policy: &Policy) -> Result<(), Denied> {
+    let sender = RequestSender::new(canonical(peer), header, policy);
+    if header == ProxyHeader::Local || sender.is_trusted_proxy { Ok(()) } else { policy.check_lists(sender.ip) }
+}
+
+/// The party that writes the requests on a connection: its peer, or the client that a trusted proxy names in a PROXY header.
+pub(super) struct RequestSender {
+    pub(super) ip: IpAddr,
+    /// Whether it is a trusted proxy, whose requests state clients of their own.
+    pub(super) is_trusted_proxy: bool,
+}
+
+impl RequestSender {
+    /// A PROXY header counts only if the peer is a trusted proxy. The client that it names then takes the proxy's place, because
+    /// a proxy that only passes TLS on can't have written the requests.
+    pub(super) fn new(peer: IpAddr, header: ProxyHeader, policy: &Policy) -> Self {
+        let is_trusted_proxy = policy.is_trusted_proxy(peer);
+        match header {
+            ProxyHeader::Client(client) if is_trusted_proxy => {
+                let client = canonical(client);
+                Self { ip: client, is_trusted_proxy: policy.is_trusted_proxy(client) }
+            }
+            ProxyHeader::Unknown if is_trusted_proxy => Self { ip: peer, is_trusted_proxy: false },
+            _ => Self { ip: peer, is_trusted_proxy },
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The lane that a connection is assigned to, and what is known of the connection on it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+use super::StatedClient;
+use crate::discovery;
+use crate::labels::LaneKind;
+
+/// The lane of a connection: which source address and which headers its requests get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// The gateway sees a local client.
+    Agent(AgentLane),
+    /// The gateway sees a remote client, through a proxy that it trusts.
+    External(ExternalLane),
+}
+
+impl Lane {
+    /// The kind of lane, for metrics and logs.
+    pub fn kind(&self) -> LaneKind {
+        match self {
+            Self::Agent(_) => LaneKind::Agent,
+            Self::External(_) => LaneKind::External,
+        }
+    }
+}
+
+/// A connection on the agent lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentLane {
+    /// The loopback source address of its requests at the gateway.
+    pub source: Ipv4Addr,
+    /// How it was admitted.
+    pub admitted: Admitted,
+    /// The scope cap, as the value of `X-OpenClaw-Scopes`; `None` means no cap.
+    pub scopes: Option<HeaderValue>,
+    /// The external lane of the same connection, for requests that a web page causes.
+    pub as_external: ExternalLane,
+}
+
+impl AgentLane {
+    /// Says whether `other` is the same agent, admitted in the same way and with the same cap.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.source == other.source && self.scopes == other.scopes && self.admitted.label() == other.admitted.label()
+    }
+
+    /// Says whether a certificate proved which agent this is; an address alone does not.
+    pub fn is_attested(&self) -> bool {
+        matches!(self.admitted, Admitted::Attested(_) | Admitted::Certificate(_))
+    }
+}
+
+/// How an agent was admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admitted {
+    /// It has an address of this network namespace, and `--own-addresses agent` was given.
+    OwnAddress,
+    /// Its address is in `agents.cidrs`.
+    Network,
+    /// A container labelled `loopgate.agent=address` has its address.
+    Address(Arc<discovery::Agent>),
+    /// A labelled container has its address, and it showed the certificate that was issued to that very container.
+    Attested(Arc<discovery::Agent>),
+    /// Its certificate names an agent that may connect from any address; this is the certificate's URI.
+    Certificate(String),
+}
+
+impl Admitted {
+    /// How the agent was admitted, in one word for `status` and metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::OwnAddress => "own-address",
+            Self::Network => "cidr",
+            Self::Address(_) => "address",
+            Self::Attested(_) => "attested",
+            Self::Certificate(_) => "certificate",
+        }
+    }
+}
+
+/// A connection on the external lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalLane {
+    /// The client's address: the peer's, or the one in a trusted proxy's PROXY header.
+    pub client: IpAddr,
+    /// The same address as `X-Forwarded-For` states it.
+    pub stated: StatedClient,
+    /// Whether a trusted proxy writes the requests, so that each request may name its client. Behind a PROXY header the client
+    /// writes them.
+    pub trusted_proxy: bool,
+    /// The user that a client certificate from `tls.client_ca` names.
+    pub user: Option<HeaderValue>,
+}
+
+/// Why a connection or request gets no lane; also its metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Denied {
+    /// `external.deny` lists the client.
+    Listed,
+    /// `external.allow` is not empty and does not list the client.
+    NotListed,
+}
+
+impl Denied {
+    /// The reason in one word.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Listed => "deny_list",
+            Self::NotListed => "not_in_allow_list",
+        }
+    }
+}

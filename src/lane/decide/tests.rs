@@ -1,0 +1,220 @@
+//! Lane decisions as tables.
+
+use super::*;
+use crate::config::Config;
+use crate::discovery::{Agent, Interface};
+use crate::lane::{ProxyHeader, admit_peer, admit_stated_client};
+use proptest::prelude::*;
+
+const NOW: i64 = 1_000;
+
+fn agent(id: &str, proof: Proof) -> Arc<Agent> {
+    Arc::new(Agent { id: id.into(), name: id.into(), project: None, service: None, proof, scopes: None })
+}
+
+fn view() -> View {
+    let mut view =
+        View { interfaces: vec![Interface { name: "eth0".into(), addresses: vec!["172.18.0.2/16".parse().unwrap()] }], ..View::default() };
+    view.bridge_gateways.insert("172.18.0.1".parse().unwrap());
+    view.agents.insert("172.18.0.3".parse().unwrap(), agent("aaa", Proof::Address));
+    view.agents.insert("172.18.0.4".parse().unwrap(), agent("bbb", Proof::Attested));
+    view
+}
+
+fn policy(change: impl FnOnce(&mut Config)) -> Policy {
+    let mut config = Config::default();
+    change(&mut config);
+    Policy::new(&config)
+}
+
+fn nets(list: &[&str]) -> Vec<IpNet> {
+    list.iter().map(|net| net.parse().unwrap()).collect()
+}
+
+fn from(peer: &str) -> Evidence {
+    Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate: None }
+}
+
+fn own(uri: &str) -> Certificate {
+    Certificate { issuer: Issuer::Own, uris: vec![uri.into()], user: None, not_after: NOW + 1 }
+}
+
+fn lane(evidence: &Evidence, policy: &Policy) -> String {
+    match decide(evidence, &view(), policy, NOW) {
+        Ok(Lane::Agent(lane)) => lane.admitted.label().into(),
+        Ok(Lane::External(lane)) => format!("external {}", lane.client),
+        Err(denied) => denied.label().into(),
+    }
+}
+
+#[test]
+fn every_client_of_a_gateway_off_loopback_is_external() {
+    let remote = policy(|config| {
+        config.gateway.address = "10.0.0.1:18789".parse().unwrap();
+        config.agents.cidrs = nets(&["10.1.0.0/16"]);
+        config.listen.own_addresses = OwnAddresses::Agent;
+    });
+    for peer in ["172.18.0.3", "10.1.0.1", "172.18.0.2", "127.0.0.1"] {
+        assert_eq!(lane(&from(peer), &remote), format!("external {peer}"));
+    }
+    let attested = Evidence { certificate: Some(own("spiffe://loopgate.local/docker/p/s/bbb")), ..from("172.18.0.4") };
+    assert_eq!(lane(&attested, &remote), "external 172.18.0.4");
+}
+
+#[test]
+fn the_lane_of_an_address() {
+    let none = policy(|_| {});
+    let own_agent = policy(|c| c.listen.own_addresses = OwnAddresses::Agent);
+    let wide = policy(|c| c.agents.cidrs = nets(&["172.18.0.0/16", "127.0.0.0/29"]));
+    let all = policy(|c| c.agents.cidrs = nets(&["0.0.0.0/0"]));
+    let exact = policy(|c| c.agents.cidrs = nets(&["172.18.0.1/32", "172.18.0.2/32", "127.0.0.9/32"]));
+    let deny = policy(|c| c.external.deny = nets(&["172.18.0.0/16"]));
+    let allow = policy(|c| c.external.allow = nets(&["10.0.0.0/8"]));
+    let proxy = policy(|c| {
+        c.external.trusted_proxies = nets(&["172.18.0.3"].map(|_| "172.18.0.3/32"));
+        c.agents.cidrs = nets(&["172.18.0.0/16"]);
+    });
+    for (peer, policy, expected) in [
+        ("172.18.0.9", &none, "external 172.18.0.9"),
+        ("::ffff:172.18.0.9", &none, "external 172.18.0.9"),
+        ("172.18.0.3", &none, "address"),
+        ("::ffff:172.18.0.3", &none, "address"),
+        ("172.18.0.4", &none, "external 172.18.0.4"),
+        ("172.18.0.2", &none, "external 172.18.0.2"),
+        ("127.0.0.1", &none, "external 127.0.0.1"),
+        ("172.18.0.2", &own_agent, "own-address"),
+        ("127.0.0.1", &own_agent, "own-address"),
+        ("172.18.0.9", &own_agent, "external 172.18.0.9"),
+        ("172.18.0.1", &own_agent, "external 172.18.0.1"),
+        ("172.18.0.9", &wide, "cidr"),
+        ("172.18.0.1", &wide, "external 172.18.0.1"),
+        ("172.18.0.2", &wide, "external 172.18.0.2"),
+        ("127.0.0.3", &wide, "cidr"),
+        ("127.0.0.1", &all, "external 127.0.0.1"),
+        ("172.18.0.1", &all, "external 172.18.0.1"),
+        ("8.8.8.8", &all, "cidr"),
+        ("172.18.0.1", &exact, "cidr"),
+        ("172.18.0.2", &exact, "cidr"),
+        ("127.0.0.9", &exact, "cidr"),
+        ("172.18.0.9", &deny, "deny_list"),
+        ("172.18.0.3", &deny, "address"),
+        ("172.18.0.9", &allow, "not_in_allow_list"),
+        ("10.1.2.3", &allow, "external 10.1.2.3"),
+        ("172.18.0.3", &proxy, "external 172.18.0.3"),
+    ] {
+        assert_eq!(lane(&from(peer), policy), expected, "{peer} {policy:?}");
+    }
+}
+
+#[test]
+fn the_lane_of_a_certificate() {
+    let policy = policy(|c| c.agents.uris = vec!["spiffe://corp/robot".into()]);
+    let operator = |uri: &str| Certificate { issuer: Issuer::Operator, ..own(uri) };
+    let expired = Certificate { not_after: NOW, ..own("spiffe://loopgate.local/docker/p/s/bbb") };
+    for (peer, certificate, expected) in [
+        ("172.18.0.4", own("spiffe://loopgate.local/docker/p/s/bbb"), "attested"),
+        ("172.18.0.4", own("spiffe://loopgate.local/docker/p/s/bbbb"), "external 172.18.0.4"),
+        ("172.18.0.4", own("spiffe://loopgate.local/docker/p/s/bbb/x"), "external 172.18.0.4"),
+        ("172.18.0.4", own("spiffe://elsewhere/docker/p/s/bbb"), "external 172.18.0.4"),
+        ("172.18.0.9", own("spiffe://loopgate.local/docker/p/s/bbb"), "external 172.18.0.9"),
+        ("172.18.0.4", expired, "external 172.18.0.4"),
+        ("172.18.0.4", operator("spiffe://loopgate.local/docker/p/s/bbb"), "external 172.18.0.4"),
+        ("172.18.0.9", own("spiffe://loopgate.local/agent/robot"), "certificate"),
+        ("172.18.0.9", operator("spiffe://loopgate.local/agent/robot"), "external 172.18.0.9"),
+        ("172.18.0.9", operator("spiffe://corp/robot"), "certificate"),
+        ("172.18.0.9", operator("spiffe://corp/robots"), "external 172.18.0.9"),
+    ] {
+        let evidence = Evidence { certificate: Some(certificate.clone()), ..from(peer) };
+        assert_eq!(lane(&evidence, &policy), expected, "{peer} {certificate:?}");
+    }
+}
+
+#[test]
+fn only_a_trusted_proxy_states_an_address() {
+    let policy = policy(|c| c.external.trusted_proxies = nets(&["10.0.0.5/32"]));
+    let stated = |peer: &str| Evidence { proxy_header: ProxyHeader::Client("172.18.0.3".parse().unwrap()), ..from(peer) };
+    assert_eq!(lane(&stated("10.0.0.5"), &policy), "external 172.18.0.3");
+    assert_eq!(lane(&stated("10.0.0.6"), &policy), "external 10.0.0.6");
+}
+
+#[test]
+fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
+    let policy = policy(|c| {
+        c.external.trusted_proxies = nets(&["10.0.0.5/32", "10.0.0.6/32"]);
+        c.external.allow = nets(&["198.51.100.0/24"]);
+    });
+    let client = |ip: &str| ProxyHeader::Client(ip.parse().unwrap());
+    let operator = Certificate { issuer: Issuer::Operator, uris: vec![], user: Some("ann".into()), not_after: NOW + 1 };
+    for (peer, proxy_header, expected) in [
+        ("10.0.0.5", ProxyHeader::Local, Ok(("10.0.0.5", true))),
+        ("10.0.0.5", ProxyHeader::Unknown, Err(Denied::NotListed)),
+        ("10.0.0.5", client("198.51.100.7"), Ok(("198.51.100.7", false))),
+        ("10.0.0.5", client("203.0.113.7"), Err(Denied::NotListed)),
+        ("10.0.0.5", client("10.0.0.6"), Ok(("10.0.0.6", true))),
+        ("10.0.0.5", client("::ffff:10.0.0.6"), Ok(("10.0.0.6", true))),
+        ("198.51.100.9", ProxyHeader::Local, Ok(("198.51.100.9", false))),
+        ("198.51.100.9", client("10.0.0.6"), Ok(("198.51.100.9", false))),
+        ("198.51.100.9", ProxyHeader::Unknown, Ok(("198.51.100.9", false))),
+    ] {
+        let evidence = Evidence { proxy_header, certificate: Some(operator.clone()), ..from(peer) };
+        let decided = decide(&evidence, &view(), &policy, NOW).map(|lane| match lane {
+            Lane::External(lane) => {
+                assert_eq!(lane.user.is_some(), !lane.trusted_proxy, "a proxy's certificate names no client: {evidence:?}");
+                (lane.client.to_string(), lane.trusted_proxy)
+            }
+            Lane::Agent(lane) => panic!("{lane:?}"),
+        });
+        assert_eq!(decided, expected.map(|(client, proxy)| (client.to_owned(), proxy)), "{evidence:?}");
+        assert_eq!(admit_stated_client(peer.parse().unwrap(), proxy_header, &policy), expected.map(|_| ()), "{evidence:?}");
+    }
+}
+
+#[test]
+fn a_possible_agent_is_admitted_to_the_handshake_in_spite_of_the_deny_list() {
+    let policy = policy(|c| c.external.deny = nets(&["0.0.0.0/0"]));
+    for (peer, expected) in [("172.18.0.3", Ok(())), ("172.18.0.4", Ok(())), ("172.18.0.9", Err(Denied::Listed))] {
+        assert_eq!(admit_peer(peer.parse().unwrap(), &view(), &policy), expected, "{peer}");
+    }
+}
+
+#[test]
+fn a_label_caps_scopes_and_beats_the_common_cap() {
+    let common = policy(|c| c.agents.scopes = vec!["operator.read".into(), "operator.write".into()]);
+    let mut view = view();
+    let mut capped = (*agent("aaa", Proof::Address)).clone();
+    for (own, expected) in [
+        (None, "operator.read,operator.write"),
+        (Some(vec!["operator.approvals".to_owned()]), "operator.approvals"),
+        (Some(Vec::new()), ""),
+        (Some(vec!["bad\nscope".to_owned()]), ""),
+    ] {
+        capped.scopes = own;
+        view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(capped.clone()));
+        let Ok(Lane::Agent(lane)) = decide(&from("172.18.0.3"), &view, &common, NOW) else { panic!("not an agent") };
+        assert_eq!(lane.scopes.unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_common_cap_that_no_header_can_hold_leaves_no_scope() {
+    for (scopes, expected) in
+        [(vec![], None), (vec!["operator.read".to_owned()], Some("operator.read")), (vec!["bad\nscope".to_owned()], Some(""))]
+    {
+        let common = policy(|c| c.agents.scopes = scopes);
+        let Ok(Lane::Agent(lane)) = decide(&from("172.18.0.3"), &view(), &common, NOW) else { panic!("not an agent") };
+        assert_eq!(lane.scopes.as_ref().map(|cap| cap.to_str().unwrap()), expected);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_unlisted_source_is_ever_an_agent(peer: IpAddr, stated: Option<Option<IpAddr>>, uri in "[ -~]{0,60}", ours: bool, not_after: i64) {
+        let proxy_header = stated.map_or(ProxyHeader::Local, |client| client.map_or(ProxyHeader::Unknown, ProxyHeader::Client));
+        let view = view();
+        prop_assume!(!view.agents.contains_key(&canonical(peer)) && !uri.starts_with("spiffe://loopgate.local/agent/"));
+        let issuer = if ours { Issuer::Own } else { Issuer::Operator };
+        let certificate = Some(Certificate { issuer, uris: vec![uri.clone()], user: Some(uri), not_after });
+        let decided = decide(&Evidence { peer, proxy_header, certificate }, &view, &policy(|_| {}), NOW);
+        prop_assert!(matches!(decided, Ok(Lane::External(_))));
+    }
+}
