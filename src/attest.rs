@@ -1,4 +1,4 @@
-//! What the two sides of enrolment say to each other, and the proof that both of them derive.
+//! The enrolment protocol, and the proof that both sides derive.
 //!
 //! On a TLS connection that negotiated [`ALPN`], one JSON object a line, [`MAX_LINE`] bytes at most:
 //!
@@ -9,16 +9,16 @@
 //! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
 //! ```
 //!
-//! On Kubernetes there is nothing to show: the agent's first line has its pod's service-account token beside the request, and the sidecar,
-//! which has the API server review it, answers with the certificate at once.
+//! On Kubernetes nothing is shown: the agent's first line carries its pod's service-account token with the request, and the sidecar, which
+//! has the API server review the token, answers with the certificate at once.
 //!
 //! ```text
 //! agent    {"csr": "-----BEGIN CERTIFICATE REQUEST-----\n...", "token": "eyJ..."}
 //! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
 //! ```
 //!
-//! In place of any line of its own the sidecar may send `{"error": "proof-not-found", "message": "..."}`, and closes. There is no
-//! renewal: an agent enrols anew, so a stolen certificate can't be prolonged.
+//! Instead of any of its lines the sidecar may send `{"error": "proof-not-found", "message": "..."}`, and closes. There is no
+//! renewal: an agent enrols again, so a stolen certificate can't be prolonged.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,16 +39,16 @@ pub const ALPN: &[u8] = b"loopgate-enrol/1";
 pub const MAX_LINE: u64 = 16 * 1024;
 /// How long a whole enrolment may take, and so how long a nonce lives.
 pub const DEADLINE: Duration = Duration::from_secs(15);
-/// What the process that shows a proof calls itself, however the program's file is called.
+/// The name of the process that shows a proof, whatever the program's file is called.
 pub const SHOW_NAME: &str = "loopgate";
 /// The hidden subcommand whose one argument is a proof: `loopgate attest-proof loopgate-proof-...`.
 pub const SHOW_COMMAND: &str = "attest-proof";
-/// What every proof begins with.
+/// The prefix of every proof.
 pub const PROOF_PREFIX: &str = "loopgate-proof-";
 
-/// What the agent must show, derived from the sidecar's nonce and the agent's public key: it is of no use to any other key.
+/// Returns the proof that the agent must show, derived from the sidecar's nonce and the agent's public key: it serves no other key.
 ///
-/// `public_key` is the DER of the SubjectPublicKeyInfo. The proof is a word and a file name: letters, digits, `-` and `_`.
+/// `public_key` is the DER of the SubjectPublicKeyInfo. The proof is a valid file name: letters, digits, `-` and `_`.
 pub fn proof(nonce: &Nonce, public_key: &[u8]) -> String {
     let mut digest = Context::new(&SHA256);
     digest.update(b"loopgate-proof v1\0");
@@ -62,10 +62,10 @@ pub fn proof(nonce: &Nonce, public_key: &[u8]) -> String {
 pub struct Nonce([u8; 32]);
 
 impl Nonce {
-    /// A nonce that has never been used.
+    /// Returns a new random nonce.
     ///
     /// # Panics
-    /// If the system has no random bytes to give.
+    /// If the system has no source of random bytes.
     pub fn random() -> Self {
         let mut bytes = [0; 32];
         aws_lc_rs::rand::fill(&mut bytes).expect("the system gives random bytes");
@@ -100,21 +100,21 @@ pub struct Request {
 /// The sidecar's first line.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Challenge {
-    /// What the proof is derived from.
+    /// The nonce of this conversation.
     pub nonce: Nonce,
-    /// The ways of showing it that the sidecar can read.
-    pub show: Vec<Way>,
+    /// The kinds of proof that the sidecar accepts.
+    pub show: Vec<ProofKind>,
 }
 
-/// A way of showing a proof.
+/// A kind of proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Way {
+pub enum ProofKind {
     /// The argument of a process, seen through `GET /containers/{id}/top`.
     Process,
     /// The name of a file, seen through `HEAD /containers/{id}/archive`.
     File,
-    /// One that a newer sidecar knows.
+    /// One that only a newer sidecar knows.
     #[serde(other)]
     Unknown,
 }
@@ -142,7 +142,7 @@ pub struct Enrolled {
     pub token: Option<Secret>,
 }
 
-/// What the sidecar says in place of a line when it will not go on.
+/// The sidecar's refusal, sent instead of any other line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Refused {
@@ -162,7 +162,7 @@ pub enum Reason {
     AddressAgent,
     /// Too many attempts from this address.
     TooMany,
-    /// The lines make no sense.
+    /// A line is not what the protocol expects.
     Malformed,
     /// The request is not signed by its own key, or of a kind that can't be certified.
     BadRequest,
@@ -170,27 +170,27 @@ pub enum Reason {
     Expired,
     /// The container does not show the proof.
     ProofNotFound,
-    /// The proof lies where other containers could have put it.
+    /// The proof is where other containers could have put it.
     ProofMisplaced,
-    /// The container stopped, lost its label or its address meanwhile.
+    /// The container stopped, or lost its label or its address, meanwhile.
     AgentGone,
-    /// Docker can't be asked.
+    /// Docker can't be reached.
     Docker,
-    /// The way of proving does not go with where the sidecar looks for agents.
+    /// The kind of proof does not fit the sidecar's source of agents.
     WrongProof,
     /// The token is not accepted, or is another pod's.
     BadToken,
-    /// The Kubernetes API server can't be asked.
+    /// The Kubernetes API server can't be reached.
     Kubernetes,
     /// The sidecar can't sign or read what it needs.
     Internal,
-    /// One that a newer sidecar knows.
+    /// One that only a newer sidecar knows.
     #[serde(other)]
     Unknown,
 }
 
 impl Reason {
-    /// The reason in one word, as the metric names it.
+    /// Returns the reason in one word, as the metric names it.
     pub fn label(self) -> &'static str {
         match self {
             Self::NotAnAgent => "not_an_agent",
@@ -212,17 +212,17 @@ impl Reason {
     }
 }
 
-/// A line from the sidecar: what was hoped for, or a refusal.
+/// A line from the sidecar: the next step of the protocol, or a refusal.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Answer<T> {
-    /// It will not go on.
+pub enum Reply<T> {
+    /// The enrolment is refused.
     Refused(Refused),
-    /// It goes on.
+    /// The next step.
     Granted(T),
 }
 
-/// A conversation that broke down.
+/// Why a conversation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The connection failed.
@@ -234,7 +234,7 @@ pub enum Error {
     /// The line is longer than [`MAX_LINE`].
     #[error("a line is longer than {MAX_LINE} bytes")]
     TooLong,
-    /// The line is not the JSON object that was expected. The parser's own words are left out: they may quote a token.
+    /// The line is not the expected JSON object. The parser's message is left out: it may quote a token.
     #[error("a line is not what the protocol expects")]
     Syntax,
 }
@@ -244,7 +244,7 @@ pub enum Error {
 pub struct Lines<S>(BufReader<S>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Lines<S> {
-    /// Speaks on `stream`.
+    /// Exchanges lines on `stream`.
     pub fn new(stream: S) -> Self {
         Self(BufReader::new(stream))
     }
@@ -263,7 +263,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Lines<S> {
     /// Receives one line.
     ///
     /// # Errors
-    /// If the connection fails or ends, or the line is too long or something else.
+    /// If the connection fails or ends, or the line is too long or not a `T`.
     pub async fn receive<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
         let mut line = Zeroizing::new(Vec::new());
         (&mut self.0).take(MAX_LINE).read_until(b'\n', &mut line).await?;
@@ -274,7 +274,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Lines<S> {
         }
     }
 
-    /// Says that no more will be sent.
+    /// Closes the sending side.
     ///
     /// # Errors
     /// If the connection fails.
@@ -299,16 +299,16 @@ mod tests {
 
     #[test]
     fn the_lines_read_as_documented() {
-        let challenge = Challenge { nonce: Nonce([0; 32]), show: vec![Way::Process, Way::File] };
-        let line = serde_json::to_string(&Answer::Granted(challenge)).unwrap();
+        let challenge = Challenge { nonce: Nonce([0; 32]), show: vec![ProofKind::Process, ProofKind::File] };
+        let line = serde_json::to_string(&Reply::Granted(challenge)).unwrap();
         assert_eq!(line, format!(r#"{{"nonce":"{}","show":["process","file"]}}"#, "A".repeat(43)));
         let shown: Shown = serde_json::from_str(r#"{"shown":"file","path":"/tmp/x"}"#).unwrap();
         assert_eq!(shown, Shown::File { path: "/tmp/x".into() });
         assert_eq!(serde_json::to_string(&Shown::Process).unwrap(), r#"{"shown":"process"}"#);
-        let answer: Answer<Enrolled> = serde_json::from_str(r#"{"error":"too-clever","message":"no"}"#).unwrap();
-        assert!(matches!(answer, Answer::Refused(Refused { error: Reason::Unknown, .. })));
-        let answer: Answer<Enrolled> = serde_json::from_str(r#"{"certificate":"PEM","token":"t"}"#).unwrap();
-        assert!(matches!(answer, Answer::Granted(Enrolled { token: Some(_), .. })));
+        let answer: Reply<Enrolled> = serde_json::from_str(r#"{"error":"too-clever","message":"no"}"#).unwrap();
+        assert!(matches!(answer, Reply::Refused(Refused { error: Reason::Unknown, .. })));
+        let answer: Reply<Enrolled> = serde_json::from_str(r#"{"certificate":"PEM","token":"t"}"#).unwrap();
+        assert!(matches!(answer, Reply::Granted(Enrolled { token: Some(_), .. })));
     }
 
     #[tokio::test]
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn half_a_line_is_no_line() {
+    async fn a_line_without_its_end_is_refused() {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         theirs.write_all(br#"{"csr":"x"}"#).await.unwrap();
         drop(theirs);

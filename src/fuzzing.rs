@@ -20,7 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::attest::{self, Answer, Challenge, Enrolled, Lines, Shown};
+use crate::attest::{self, Challenge, Enrolled, Lines, Reply, Shown};
 use crate::config::{Config, PathRule};
 use crate::discovery::View;
 use crate::labels::LaneKind;
@@ -183,8 +183,8 @@ pub fn enrolment(data: &[u8]) {
         let _ = crate::enrolment::parse(&request.csr);
     }
     let _ = Lines::new(stream()).receive::<Shown>().now_or_never().expect("all of it is there");
-    let _ = Lines::new(stream()).receive::<Answer<Challenge>>().now_or_never().expect("all of it is there");
-    let _ = Lines::new(stream()).receive::<Answer<Enrolled>>().now_or_never().expect("all of it is there");
+    let _ = Lines::new(stream()).receive::<Reply<Challenge>>().now_or_never().expect("all of it is there");
+    let _ = Lines::new(stream()).receive::<Reply<Enrolled>>().now_or_never().expect("all of it is there");
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = crate::enrolment::parse(text);
     }

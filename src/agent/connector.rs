@@ -1,4 +1,4 @@
-//! Connections to the sidecar: look it up, connect, and check who answers.
+//! Connections to the sidecar: look it up, connect, and verify its certificate.
 
 use std::fmt;
 use std::io;
@@ -22,7 +22,7 @@ use crate::attest;
 /// Per address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// After how much silence the kernel asks whether the sidecar is still there, and how long unacknowledged bytes may wait.
+/// After how long a silent connection is probed, and how long bytes may stay unacknowledged.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -35,7 +35,7 @@ pub struct Endpoint {
     pub port: u16,
 }
 
-/// What was given is not `host:port`.
+/// A text that is not `host:port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected host:port")]
 pub struct EndpointError;
@@ -62,10 +62,10 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The sidecar can't be reached, or is not the sidecar.
+/// Why there is no connection to the sidecar.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Its name leads nowhere.
+    /// Its name can't be resolved.
     #[error("can't look {endpoint} up")]
     Lookup {
         /// What was looked up.
@@ -73,7 +73,7 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// No connection.
+    /// It can't be connected to.
     #[error("can't connect to {address}")]
     Connect {
         /// The last address that was tried.
@@ -81,7 +81,7 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// No handshake, or a certificate that is not to be trusted.
+    /// The handshake failed, or the certificate is not trusted.
     #[error("TLS handshake with {address} failed")]
     Handshake {
         /// With whom.
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints() {
+    fn an_endpoint_is_a_host_and_a_port() {
         let table = [
             ("gateway:18789", Some(("gateway", 18789, "gateway:18789"))),
             ("10.0.0.5:1", Some(("10.0.0.5", 1, "10.0.0.5:1"))),
@@ -229,8 +229,8 @@ mod tests {
         ];
         for (text, expected) in table {
             let endpoint = text.parse::<Endpoint>().ok();
-            let told = endpoint.as_ref().map(|e| (e.host.as_str(), e.port, e.to_string()));
-            assert_eq!(told.as_ref().map(|(h, p, t)| (*h, *p, t.as_str())), expected, "{text}");
+            let parsed = endpoint.as_ref().map(|e| (e.host.as_str(), e.port, e.to_string()));
+            assert_eq!(parsed.as_ref().map(|(h, p, t)| (*h, *p, t.as_str())), expected, "{text}");
         }
     }
 }

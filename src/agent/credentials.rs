@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::{State, trust};
 use crate::config::CertificateFiles;
 
-/// A certificate that the sidecar knows the agent by, with its key. Two of them are the same only if they are one.
+/// The agent's certificate, with its key.
 #[derive(Debug)]
 pub struct Credentials {
     /// The chain, leaf first, and its signing key.
@@ -22,7 +22,7 @@ pub struct Credentials {
     pub not_after: OffsetDateTime,
 }
 
-/// A certificate or key is of no use.
+/// Why a certificate or key can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file can't be read.
@@ -33,25 +33,25 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// What should be PEM is not.
+    /// The file is not PEM.
     #[error("no PEM certificate or key")]
     Pem(#[from] rustls_pki_types::pem::Error),
     /// There is no certificate.
     #[error("there is no certificate")]
     Empty,
-    /// The leaf is no X.509 certificate.
+    /// The leaf is not an X.509 certificate.
     #[error("the certificate can't be parsed")]
     Certificate,
     /// The key is not the certificate's, or of an unknown kind.
-    #[error("the key does not go with the certificate")]
+    #[error("the key does not belong to the certificate")]
     Key(#[from] rustls::Error),
 }
 
 impl Credentials {
-    /// Puts a PEM chain and a key together, and checks that they belong together.
+    /// Combines a PEM chain and a key.
     ///
     /// # Errors
-    /// If they don't, or if one of them makes no sense.
+    /// If one of them can't be parsed, or they don't belong together.
     pub fn new(chain: &[u8], key: PrivateKeyDer<'static>) -> Result<Self, Error> {
         let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>()?;
         let leaf = chain.first().ok_or(Error::Empty)?;
@@ -61,7 +61,7 @@ impl Credentials {
         Ok(Self { certified_key: Arc::new(certified_key), not_after })
     }
 
-    /// How long the certificate is still valid at `now`.
+    /// Returns how long the certificate is still valid at `now`.
     pub fn remaining(&self, now: OffsetDateTime) -> Duration {
         (self.not_after - now).try_into().unwrap_or(Duration::ZERO)
     }
@@ -76,13 +76,13 @@ impl Credentials {
     }
 }
 
-/// How often the files are looked at. Polling sees what a bind mount or a Kubernetes secret does too.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How often the files are read. Polling works with bind mounts and Kubernetes secrets too.
+const POLL: Duration = Duration::from_secs(5);
 
 /// Publishes what `files` hold, now and whenever they change. A bad replacement is reported, and the old pair stays in use.
 pub(super) async fn follow(files: CertificateFiles, publish: watch::Sender<State>) {
     let mut known = None;
-    let mut complained = None;
+    let mut logged = None;
     loop {
         match Credentials::read(&files).await {
             Ok((credentials, contents)) => {
@@ -90,22 +90,22 @@ pub(super) async fn follow(files: CertificateFiles, publish: watch::Sender<State
                     info!(chain = %files.chain.display(), expires = %credentials.not_after, "certificate loaded");
                     known = Some(contents);
                     publish.send_modify(|state| *state = State { credentials: Some(Arc::new(credentials)), ..State::default() });
-                } else if complained.is_some() {
-                    info!(chain = %files.chain.display(), "the certificate is in order again");
+                } else if logged.is_some() {
+                    info!(chain = %files.chain.display(), "the certificate can be loaded again");
                     publish.send_modify(|state| state.failure = None);
                 }
-                complained = None;
+                logged = None;
             }
             Err(error) => {
                 let failure = crate::error_chain::error_chain(&error);
-                if complained.as_ref() != Some(&failure) {
+                if logged.as_ref() != Some(&failure) {
                     warn!(error = %failure, "can't load the certificate");
                     publish.send_modify(|state| state.failure = Some(failure.clone()));
-                    complained = Some(failure);
+                    logged = Some(failure);
                 }
             }
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_file_that_is_back_as_it_was_is_no_failure_any_more() {
+    async fn a_restored_file_ends_the_failure() {
         let directory = tempfile::tempdir().unwrap();
         let [chain, key, away] = ["chain.pem", "key.pem", "away.pem"].map(|name| directory.path().join(name));
         let made = rcgen::generate_simple_self_signed(["agent".to_owned()]).unwrap();

@@ -11,20 +11,20 @@ use tokio::time::timeout;
 
 use super::connector::{self, Connector};
 use super::credentials::{self, Credentials};
-use super::show::Showing;
-use crate::attest::{self, Answer, Challenge, DEADLINE, Enrolled, Lines, Refused, Request};
+use super::show::ProofMethod;
+use crate::attest::{self, Challenge, DEADLINE, Enrolled, Lines, Refused, Reply, Request};
 use crate::secret::Secret;
 
 /// How the agent proves who it is.
 #[derive(Clone, Debug)]
-pub enum Proving {
+pub enum Attestation {
     /// By showing a proof in its container.
-    Show(Showing),
+    Show(ProofMethod),
     /// By the service-account token of its pod in this file, which the kubelet rotates.
     Token(PathBuf),
 }
 
-/// No certificate this time.
+/// Why an enrolment failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The sidecar can't be reached or isn't trusted.
@@ -33,19 +33,19 @@ pub enum Error {
     /// The sidecar refuses.
     #[error("the sidecar refuses: {0}")]
     Refused(Refused),
-    /// The conversation broke down.
-    #[error("enrolment broke down")]
+    /// The conversation failed.
+    #[error("the enrolment failed")]
     Broken(#[from] attest::Error),
     /// It took too long.
     #[error("no enrolment within {} s", DEADLINE.as_secs())]
     Deadline,
-    /// The sidecar can't read proofs shown this way.
+    /// The sidecar does not accept this kind of proof.
     #[error("the sidecar does not take proofs shown as a {0:?}")]
-    Way(attest::Way),
+    Kind(attest::ProofKind),
     /// The proof can't be shown.
     #[error("can't show the proof")]
     Show(#[source] io::Error),
-    /// The token can't be read. It is never part of this.
+    /// The token can't be read. The message never contains it.
     #[error("can't read the service-account token {path}")]
     Token {
         /// The file.
@@ -56,8 +56,8 @@ pub enum Error {
     /// No key or request can be made.
     #[error("can't make a certificate request")]
     Key(#[from] rcgen::Error),
-    /// What the sidecar sent is no certificate for the key.
-    #[error("the sidecar sent a certificate of no use")]
+    /// The sidecar's answer is not a certificate for the key.
+    #[error("the sidecar sent an unusable certificate")]
     Certificate(#[from] credentials::Error),
 }
 
@@ -65,22 +65,22 @@ pub enum Error {
 ///
 /// # Errors
 /// If there is no certificate in the end; see [`Error`].
-pub(super) async fn enrol(connector: &Connector, proving: &Proving) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
+pub(super) async fn enrol(connector: &Connector, attestation: &Attestation) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
     let conversation = async {
         let stream = connector.for_enrolment().await?;
-        match proving {
-            Proving::Show(showing) => converse(stream, showing).await,
-            Proving::Token(file) => converse_by_token(stream, file).await,
+        match attestation {
+            Attestation::Show(method) => converse(stream, method).await,
+            Attestation::Token(file) => converse_by_token(stream, file).await,
         }
     };
     timeout(DEADLINE, conversation).await.map_err(|_| Error::Deadline)?
 }
 
-/// The conversation on a connection that negotiated [`attest::ALPN`].
+/// Enrols on a connection that negotiated [`attest::ALPN`], by a shown proof.
 ///
 /// # Errors
 /// As [`Error`] says, except that there is no deadline.
-pub async fn converse<S>(stream: S, showing: &Showing) -> Result<(Arc<Credentials>, Option<Secret>), Error>
+pub async fn converse<S>(stream: S, method: &ProofMethod) -> Result<(Arc<Credentials>, Option<Secret>), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -89,23 +89,23 @@ where
     let mut lines = Lines::new(stream);
     lines.send(&Request { csr, token: None }).await?;
     let challenge: Challenge = granted(lines.receive().await?)?;
-    if !challenge.show.contains(&showing.way()) {
-        return Err(Error::Way(showing.way()));
+    if !challenge.show.contains(&method.kind()) {
+        return Err(Error::Kind(method.kind()));
     }
 
     let proof = attest::proof(&challenge.nonce, &key.subject_public_key_info());
-    let showing = showing.clone();
-    let shows = tokio::task::spawn_blocking(move || showing.show(&proof)).await.map_err(io::Error::other);
-    let shows = shows.and_then(|shows| shows).map_err(Error::Show)?;
-    lines.send(&shows.shown()).await?;
+    let method = method.clone();
+    let visible = tokio::task::spawn_blocking(move || method.show(&proof)).await.map_err(io::Error::other);
+    let visible = visible.and_then(|visible| visible).map_err(Error::Show)?;
+    lines.send(&visible.shown()).await?;
     let answer = lines.receive().await;
     // Dropping it waits for the helper's end; the proof is gone before anything else happens.
-    let _ = tokio::task::spawn_blocking(move || drop(shows)).await;
+    let _ = tokio::task::spawn_blocking(move || drop(visible)).await;
 
     credentials(granted(answer?)?, &key)
 }
 
-/// The same with the service-account token in `file`. The connection must be to a sidecar that was verified.
+/// Enrols by the service-account token in `file`. The connection must be to a sidecar whose certificate was verified.
 ///
 /// # Errors
 /// As [`Error`] says, except that there is no deadline.
@@ -129,9 +129,9 @@ fn credentials(enrolled: Enrolled, key: &KeyPair) -> Result<(Arc<Credentials>, O
     Ok((Arc::new(Credentials::new(certificate.as_bytes(), key)?), token))
 }
 
-fn granted<T>(answer: Answer<T>) -> Result<T, Error> {
+fn granted<T>(answer: Reply<T>) -> Result<T, Error> {
     match answer {
-        Answer::Granted(granted) => Ok(granted),
-        Answer::Refused(refused) => Err(Error::Refused(refused)),
+        Reply::Granted(granted) => Ok(granted),
+        Reply::Refused(refused) => Err(Error::Refused(refused)),
     }
 }

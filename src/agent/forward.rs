@@ -1,4 +1,4 @@
-//! Local connections in, connections to the sidecar out, bytes in between.
+//! Carries local connections to the sidecar, byte by byte.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;
 
-/// Local connections at once; the next one waits in the kernel's queue.
+/// Concurrent local connections; the next one waits in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
 /// After a failed accept, which is nearly always a full file-descriptor table.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -28,13 +28,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Forward {
     pub(super) connector: Arc<Connector>,
     pub(super) state: watch::Receiver<State>,
-    /// Told when the sidecar refuses the certificate.
+    /// Notified when the sidecar refuses the certificate.
     pub(super) renew: Arc<Notify>,
     /// How long a local connection waits for credentials and for the sidecar.
     pub(super) hold: Duration,
 }
 
-/// No connection to the sidecar for a local client.
+/// Why a local client gets no connection to the sidecar.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("no certificate yet{}", because(.0.as_ref()))]
@@ -52,16 +52,16 @@ fn because(failure: Option<&String>) -> String {
 impl Forward {
     /// Accepts until `shutdown` begins; connections end with it.
     pub(super) async fn run(self, listener: TcpListener, shutdown: Shutdown) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let accept = async {
             loop {
-                let place = places.clone().acquire_owned().await.expect("never closed");
+                let permit = permits.clone().acquire_owned().await.expect("never closed");
                 match listener.accept().await {
                     Ok((local, peer)) => {
                         let (forward, stop) = (self.clone(), shutdown.clone());
                         shutdown.spawn(async move {
                             tokio::select! { () = stop.begun() => {}, () = forward.carry(local, peer) => {} }
-                            drop(place);
+                            drop(permit);
                         });
                     }
                     Err(error) => {
@@ -77,19 +77,19 @@ impl Forward {
     async fn carry(&self, mut local: TcpStream, peer: SocketAddr) {
         let mut sidecar = match self.connect().await {
             Ok(sidecar) => sidecar,
-            Err(error) => return warn!(%peer, error = %error_chain(&error), "a local connection is closed: no way to the sidecar"),
+            Err(error) => return warn!(%peer, error = %error_chain(&error), "closed a local connection: can't reach the sidecar"),
         };
         let _ = local.set_nodelay(true);
         match tokio::io::copy_bidirectional(&mut local, &mut sidecar).await {
             Ok((sent, received)) => debug!(%peer, sent, received, "a local connection ended"),
             Err(error) => {
-                self.judge(&error);
+                self.renew_if_refused(&error);
                 debug!(%peer, %error, "a local connection broke");
             }
         }
     }
 
-    /// Tries until there is a connection, or until the client has waited for long enough.
+    /// Tries until there is a connection, or until the client has waited for [`Forward::hold`].
     async fn connect(&self) -> Result<TlsStream<TcpStream>, Error> {
         let deadline = Instant::now() + self.hold;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
@@ -100,24 +100,24 @@ impl Forward {
                 Err(error) => error,
             };
             if let super::connector::Error::Handshake { source, .. } = &error {
-                self.judge(source);
+                self.renew_if_refused(source);
             }
             let again = Instant::now() + backoff.pause();
             if again > deadline {
                 return Err(error.into());
             }
-            debug!(error = %error_chain(&error), "the sidecar can't be reached yet");
+            debug!(error = %error_chain(&error), "can't reach the sidecar yet");
             sleep_until(again).await;
         }
     }
 
-    /// Credentials that are still valid: with others the sidecar would take the client for one from outside, which is worse than to wait.
+    /// Waits for valid credentials: with expired ones the sidecar would put the client on the external lane.
     async fn credentials(&self, deadline: Instant) -> Result<Arc<Credentials>, Error> {
         let now = OffsetDateTime::now_utc();
         let valid = |credentials: &&Arc<Credentials>| !credentials.remaining(now).is_zero();
         let mut state = self.state.clone();
         if state.borrow().credentials.as_ref().is_some_and(|credentials| !valid(&credentials)) {
-            // A machine that slept has slept through the time for it, and looks at its clock only now and then.
+            // A machine that was suspended has missed the renewal, and reads its clock only now and then.
             self.renew.notify_one();
         }
         let found = timeout_at(deadline, state.wait_for(|state| state.credentials.as_ref().is_some_and(|c| valid(&c)))).await;
@@ -130,7 +130,7 @@ impl Forward {
     }
 
     /// Asks for new credentials if `error` says that the sidecar refused these: its CA may be another one by now.
-    fn judge(&self, error: &io::Error) {
+    fn renew_if_refused(&self, error: &io::Error) {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         if matches!(tls, Some(rustls::Error::AlertReceived(_))) {
             self.renew.notify_one();

@@ -28,7 +28,7 @@ pub mod trust;
 
 pub use connector::{Connector, Endpoint};
 pub use credentials::Credentials;
-pub use show::Showing;
+pub use show::ProofMethod;
 pub use trust::ServerTrust;
 
 /// What [`start`] needs to know.
@@ -42,7 +42,7 @@ pub struct Settings {
     pub sidecar: Endpoint,
     /// The name that the sidecar's certificate must carry, if not the sidecar's host.
     pub server_name: Option<String>,
-    /// How the sidecar's certificate is judged.
+    /// How the sidecar's certificate is verified.
     pub trust: ServerTrust,
     /// Where the agent's own certificate comes from.
     pub identity: Identity,
@@ -56,7 +56,7 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub enum Identity {
     /// Enrolment, with the proof shown in this way.
-    Enrol(Showing),
+    Enrol(ProofMethod),
     /// Enrolment, by the service-account token of this pod in this file.
     Token(PathBuf),
     /// The operator's files, read again when they change.
@@ -84,7 +84,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// The error that says why the gateway has not answered within `patience`; `last` is what the last look at it found.
+    /// The error that says why the gateway has not answered within `patience`; `last` is the last attempt's error.
     pub fn not_ready(&self, patience: Duration, last: ready::Error) -> Error {
         match self.state.borrow().failure.clone() {
             Some(failure) => Error::NoCredentials { patience, failure },
@@ -93,11 +93,11 @@ impl Agent {
     }
 }
 
-/// The agent can't start, or has not become ready in time.
+/// Why the agent can't start, or is not ready in time.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The listener would face the network.
-    #[error("{0} is not a loopback address: whoever reaches it becomes this agent (--unsafe-listen allows it)")]
+    #[error("{0} is not a loopback address: every client that reaches it becomes this agent (--unsafe-listen allows it)")]
     NotLoopback(SocketAddr),
     /// The listener can't be opened.
     #[error("can't listen on {address}")]
@@ -107,13 +107,13 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The sidecar's certificate can't be judged.
+    /// The sidecar's certificate can't be verified.
     #[error(transparent)]
     Trust(#[from] trust::Error),
     /// There is still no certificate.
     #[error("no certificate within {patience:?}: {failure}")]
     NoCredentials {
-        /// How long it was waited for.
+        /// How long this process waited.
         patience: Duration,
         /// Why the last attempt failed.
         failure: String,
@@ -121,9 +121,9 @@ pub enum Error {
     /// The gateway still does not answer.
     #[error("the gateway does not answer within {patience:?}")]
     NoGateway {
-        /// How long it was waited for.
+        /// How long this process waited.
         patience: Duration,
-        /// What the last look found.
+        /// Why the last attempt failed.
         source: ready::Error,
     },
 }
@@ -146,12 +146,13 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
     let renew = Arc::new(tokio::sync::Notify::new());
     match settings.identity {
         identity @ (Identity::Enrol(_) | Identity::Token(_)) => {
-            let proving = match identity {
-                Identity::Token(file) => enrol::Proving::Token(file),
-                Identity::Enrol(showing) => enrol::Proving::Show(showing),
+            let attestation = match identity {
+                Identity::Token(file) => enrol::Attestation::Token(file),
+                Identity::Enrol(method) => enrol::Attestation::Show(method),
                 Identity::Files(_) => unreachable!("matched above"),
             };
-            let renewal = renewal::Renewal { connector: connector.clone(), proving, token_out: settings.token_out, asked: renew.clone() };
+            let renewal =
+                renewal::Renewal { connector: connector.clone(), attestation, token_out: settings.token_out, refused: renew.clone() };
             let token = shutdown.token().clone();
             shutdown.spawn(async move {
                 tokio::select! { () = token.cancelled() => {}, () = renewal.run(publish) => {} }

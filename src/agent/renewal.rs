@@ -1,4 +1,4 @@
-//! Keeps the agent enrolled: again at half-life, again when the sidecar refuses the certificate, again and again while it fails.
+//! Keeps the agent enrolled: enrols again at half the certificate's life, when the sidecar refuses it, and repeatedly while it fails.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,55 +11,55 @@ use tracing::{debug, info, warn};
 
 use super::connector::Connector;
 use super::credentials::Credentials;
-use super::enrol::Proving;
+use super::enrol::Attestation;
 use super::{State, enrol};
 use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::secret::Secret;
 
-/// However often it is asked for, not sooner than this after the last.
+/// The shortest time between two enrolments.
 const SHORTEST: Duration = Duration::from_secs(5);
-/// The clock of the wall counts, not that of the machine, which stands still while a laptop sleeps: so it is looked at this often.
-const LOOK_AGAIN: Duration = Duration::from_secs(15);
+/// How often the wall clock is read: the monotonic clock stands still while a laptop sleeps.
+const CLOCK_CHECK: Duration = Duration::from_secs(15);
 /// The longest pause between attempts that fail.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// What it takes to stay enrolled.
+/// What repeated enrolment needs.
 #[derive(Debug)]
 pub(super) struct Renewal {
     pub(super) connector: Arc<Connector>,
-    pub(super) proving: Proving,
+    pub(super) attestation: Attestation,
     /// Where an inherited token is written.
     pub(super) token_out: Option<PathBuf>,
-    /// Somebody found the certificate refused.
-    pub(super) asked: Arc<Notify>,
+    /// Notified when the sidecar refuses the certificate.
+    pub(super) refused: Arc<Notify>,
 }
 
 impl Renewal {
-    /// Publishes credentials for ever; takes them back when they expire.
+    /// Publishes credentials without end, and withdraws them when they expire.
     pub(super) async fn run(self, publish: watch::Sender<State>) {
         let mut backoff = Backoff::new(Duration::from_millis(250), LONGEST_PAUSE);
-        let mut complained = None;
+        let mut logged = None;
         loop {
-            match enrol::enrol(&self.connector, &self.proving).await {
+            match enrol::enrol(&self.connector, &self.attestation).await {
                 Ok((credentials, token)) => {
                     info!(expires = %credentials.not_after, token = token.is_some(), "enrolled");
                     self.write_out(token.as_ref()).await;
                     publish.send_modify(|state| *state = State { credentials: Some(credentials.clone()), token, failure: None });
                     backoff.reset();
-                    complained = None;
+                    logged = None;
                     self.until_due(&credentials).await;
                 }
                 Err(error) => {
                     let failure = error_chain(&error);
                     let pause = backoff.pause();
-                    // The same complaint every time would drown the rest of the log.
-                    if complained.as_ref() == Some(&failure) {
+                    // The same failure is logged once.
+                    if logged.as_ref() == Some(&failure) {
                         debug!(error = %failure, ?pause, "enrolment failed again");
                     } else {
-                        warn!(error = %failure, "enrolment failed; it will be tried again");
+                        warn!(error = %failure, "enrolment failed; trying again");
                     }
-                    complained = Some(failure.clone());
+                    logged = Some(failure.clone());
                     let now = OffsetDateTime::now_utc();
                     publish.send_modify(|state| {
                         state.failure = Some(failure);
@@ -73,14 +73,14 @@ impl Renewal {
         }
     }
 
-    /// Waits until half the life of `credentials` is over, or until somebody asks.
+    /// Waits until half the life of `credentials` is over, or until the sidecar refuses them.
     async fn until_due(&self, credentials: &Credentials) {
         let half = credentials.remaining(OffsetDateTime::now_utc()) / 2;
         sleep(SHORTEST).await;
         while credentials.remaining(OffsetDateTime::now_utc()) > half {
             tokio::select! {
-                () = self.asked.notified() => return info!("the sidecar refused the certificate; enrolling anew"),
-                () = sleep(LOOK_AGAIN.min(half)) => {}
+                () = self.refused.notified() => return info!("the sidecar refused the certificate; enrolling again"),
+                () = sleep(CLOCK_CHECK.min(half)) => {}
             }
         }
     }
@@ -95,7 +95,7 @@ impl Renewal {
     }
 }
 
-/// Puts `secret` in the file at `path`, mode 0600, whole or not at all.
+/// Writes `secret` to the file at `path`, mode 0600, atomically.
 fn write_secret(path: &Path, secret: &Secret) -> std::io::Result<()> {
     use std::io::Write;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_written_for_its_owner_alone() {
+    fn a_token_file_is_readable_by_its_owner_only() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("token");
         for token in ["first", "second"] {

@@ -1,4 +1,4 @@
-//! Showing a proof where only Docker, and nobody on the network, can see it: inside this very container.
+//! Shows a proof inside this very container, where only Docker can see it, and nothing on the network.
 
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -6,49 +6,49 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::attest::{PROOF_PREFIX, SHOW_COMMAND, SHOW_NAME, Shown, Way};
+use crate::attest::{PROOF_PREFIX, ProofKind, SHOW_COMMAND, SHOW_NAME, Shown};
 
 /// How the proof is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Showing {
+pub enum ProofMethod {
     /// As the argument of a process: works on a read-only root file system too.
     Process,
     /// As the name of a file in this directory, which must belong to this container alone: no volume, no tmpfs.
     File(PathBuf),
 }
 
-impl Showing {
-    /// The word for it in the protocol.
-    pub fn way(&self) -> Way {
+impl ProofMethod {
+    /// Returns the kind of proof, as the protocol names it.
+    pub fn kind(&self) -> ProofKind {
         match self {
-            Self::Process => Way::Process,
-            Self::File(_) => Way::File,
+            Self::Process => ProofKind::Process,
+            Self::File(_) => ProofKind::File,
         }
     }
 
     /// Shows `proof` for as long as the result lives. Blocks for a moment.
-    pub(super) fn show(&self, proof: &str) -> io::Result<Shows> {
+    pub(super) fn show(&self, proof: &str) -> io::Result<VisibleProof> {
         match self {
-            Self::Process => Helper::start(Path::new("/proc/self/exe"), proof).map(Shows::Process),
-            Self::File(directory) => Shows::file(directory.join(proof)),
+            Self::Process => Helper::start(Path::new("/proc/self/exe"), proof).map(VisibleProof::Process),
+            Self::File(directory) => VisibleProof::file(directory.join(proof)),
         }
     }
 }
 
 /// A proof that can be seen.
 #[derive(Debug)]
-pub(super) enum Shows {
+pub(super) enum VisibleProof {
     Process(#[expect(dead_code, reason = "held for its drop")] Helper),
     File(PathBuf),
 }
 
-impl Shows {
+impl VisibleProof {
     fn file(path: PathBuf) -> io::Result<Self> {
         std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         Ok(Self::File(path))
     }
 
-    /// What the sidecar is told.
+    /// Returns what to report to the sidecar.
     pub(super) fn shown(&self) -> Shown {
         match self {
             Self::Process(_) => Shown::Process,
@@ -57,7 +57,7 @@ impl Shows {
     }
 }
 
-impl Drop for Shows {
+impl Drop for VisibleProof {
     fn drop(&mut self) {
         if let Self::File(path) = self {
             let _ = std::fs::remove_file(path);
@@ -65,10 +65,10 @@ impl Drop for Shows {
     }
 }
 
-/// A child of this program's own, which does nothing but have the proof in its arguments.
+/// A child process of this program, which does nothing but have the proof in its arguments.
 ///
-/// It ends when its standard input does. So it needs no signal, which might hit a stranger once `exec` as PID 1 has reaped it, and it
-/// can't outlive its parent.
+/// It ends when its standard input does. So it needs no signal, which might reach another process once `exec` as PID 1 has reaped it,
+/// and it can't outlive its parent.
 #[derive(Debug)]
 pub(super) struct Helper(Child);
 
@@ -79,7 +79,7 @@ impl Helper {
         Self::spawn(command)
     }
 
-    /// Returns once the arguments can be seen. That `spawn` has returned is not enough: the kernel sets them a moment later.
+    /// Returns once the arguments are visible. The return of `spawn` is not enough: the kernel sets them a moment later.
     fn spawn(mut command: Command) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut helper = Self(command.spawn()?);
@@ -96,9 +96,9 @@ impl Drop for Helper {
     }
 }
 
-/// What the helper does, the hidden subcommand [`SHOW_COMMAND`]: it writes a byte, and waits until its standard input ends. Says whether
-/// `proof` is one.
-pub fn be_seen(proof: &str) -> bool {
+/// Runs the helper, the hidden subcommand [`SHOW_COMMAND`]: writes a byte, and waits until standard input ends. Returns false at once if
+/// `proof` is not a proof.
+pub fn hold_proof(proof: &str) -> bool {
     if !proof.starts_with(PROOF_PREFIX) {
         return false;
     }
@@ -113,9 +113,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_there_as_long_as_it_is_shown() {
+    fn a_proof_file_exists_while_it_is_shown() {
         let directory = tempfile::tempdir().unwrap();
-        let shows = Showing::File(directory.path().to_owned()).show("loopgate-proof-x").unwrap();
+        let shows = ProofMethod::File(directory.path().to_owned()).show("loopgate-proof-x").unwrap();
         let path = directory.path().join("loopgate-proof-x");
         assert_eq!(shows.shown(), Shown::File { path: path.clone() });
         assert!(path.exists());
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_helper_has_the_proof_in_its_arguments_until_it_is_dropped() {
-        // Like the helper, this shell says when it is there, and lives as long as its standard input.
+        // Like the helper, this shell writes a line once it runs, and ends with its standard input.
         let mut command = Command::new("sh");
         command.args(["-c", "echo; read -r line", SHOW_COMMAND, "loopgate-proof-x"]);
         let helper = Helper::spawn(command).unwrap();

@@ -1,4 +1,4 @@
-//! How the agent judges the sidecar's certificate: by a CA file or by a pinned fingerprint, and never on first use.
+//! Verification of the sidecar's certificate: by a CA file or by a pinned fingerprint, and never on first use.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::fingerprint::Fingerprint;
 
-/// What the sidecar's certificate must agree with.
+/// What the sidecar's certificate is verified by.
 #[derive(Clone, Debug)]
 pub enum ServerTrust {
     /// It is issued by a CA in this PEM file, for the sidecar's name. The file is read again for each connection.
@@ -22,7 +22,7 @@ pub enum ServerTrust {
     Fingerprint(Fingerprint),
 }
 
-/// The sidecar's certificate can't be judged.
+/// Why the sidecar's certificate can't be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The CA file can't be read.
@@ -41,13 +41,13 @@ pub enum Error {
     Name(String),
 }
 
-/// The cryptography that every handshake of the agent uses.
+/// Returns the cryptography that every handshake of the agent uses.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
 }
 
 impl ServerTrust {
-    /// What a verifier is made of: the CA file's bytes, or nothing. When it changes, so must the verifier.
+    /// Reads what a verifier is made of: the CA file's bytes, or nothing. When they change, a new verifier is needed.
     pub(super) async fn material(&self) -> Result<Vec<u8>, Error> {
         match self {
             Self::Ca(path) => tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source }),
@@ -55,7 +55,7 @@ impl ServerTrust {
         }
     }
 
-    /// The verifier made of [`ServerTrust::material`].
+    /// Returns the verifier made of [`ServerTrust::material`].
     pub(super) fn verifier(&self, material: &[u8]) -> Result<Arc<dyn ServerCertVerifier>, Error> {
         match self {
             Self::Fingerprint(fingerprint) => Ok(Arc::new(Pinned { fingerprint: *fingerprint, provider: provider() })),
@@ -72,7 +72,7 @@ impl ServerTrust {
     }
 }
 
-/// Accepts one certificate, whoever signed it.
+/// Accepts one certificate, whatever its issuer.
 #[derive(Debug)]
 struct Pinned {
     fingerprint: Fingerprint,

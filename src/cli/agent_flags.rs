@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::agent::{self, Endpoint, Identity, ServerTrust, Settings, Showing};
+use crate::agent::{self, Endpoint, Identity, ProofMethod, ServerTrust, Settings};
 use crate::config::layer::Problem;
 use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, SIDECAR_PORT, parse};
 use crate::fingerprint::Fingerprint;
@@ -131,13 +131,13 @@ impl Flags {
             (Some(_), None, _) => return Err(wrong("--cert", "needs --key")),
             (None, Some(_), _) => return Err(wrong("--key", "needs --cert")),
             (None, None, _) if token.is_some() => Identity::Token(token.unwrap_or_default()),
-            (None, None, Way::Process) => Identity::Enrol(Showing::Process),
+            (None, None, Way::Process) => Identity::Enrol(ProofMethod::Process),
             (None, None, Way::File) => {
                 let directory = value(self.proof_dir).unwrap_or_else(|| PROOF_DIRECTORY.into());
                 if !directory.is_absolute() {
                     return Err(wrong("--proof-dir", "must be an absolute path: the sidecar looks there from outside"));
                 }
-                Identity::Enrol(Showing::File(directory))
+                Identity::Enrol(ProofMethod::File(directory))
             }
         };
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(GATEWAY_PORT)));

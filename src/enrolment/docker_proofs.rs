@@ -1,4 +1,4 @@
-//! Proofs read through the Docker Engine API: `GET /containers/json`, `GET /containers/{id}/top`, `HEAD /containers/{id}/archive`.
+//! Reads proofs through the Docker Engine API: `GET /containers/json`, `GET /containers/{id}/top`, `HEAD /containers/{id}/archive`.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use bollard::models::{ContainerSummary, ContainerSummaryStateEnum};
 use bollard::query_parameters::{ContainerArchiveInfoOptionsBuilder, ListContainersOptionsBuilder, TopOptions};
 use tokio::time::timeout;
 
-use super::proof::{Entry, Housemate, ProofReader, ReadError};
+use super::proof::{Entry, NamespaceMember, ProofReader, ReadError};
 
-/// For a whole answer.
+/// How long a whole answer may take.
 const ANSWER: Duration = Duration::from_secs(5);
 /// Bits of Go's `os.FileMode`, in which the engine states what a path leads to.
 const MODE_DIR: u32 = 1 << 31;
@@ -25,17 +25,17 @@ pub struct DockerProofs {
 }
 
 impl DockerProofs {
-    /// Reads through `docker`.
+    /// Reads proofs through `docker`.
     pub fn new(docker: Docker) -> Self {
         Self { docker }
     }
 }
 
 impl ProofReader for DockerProofs {
-    async fn housemates(&self, id: &str) -> Result<Vec<Housemate>, ReadError> {
+    async fn members(&self, id: &str) -> Result<Vec<NamespaceMember>, ReadError> {
         let options = ListContainersOptionsBuilder::default().all(false).build();
         let listed = answer("/containers/json", self.docker.list_containers(Some(options))).await?;
-        Ok(housemates(&listed, id))
+        Ok(members(&listed, id))
     }
 
     async fn processes(&self, id: &str) -> Result<Vec<String>, ReadError> {
@@ -74,22 +74,22 @@ fn entry(mode: u32) -> Entry {
     }
 }
 
-/// The container `id` and those in its network namespace, out of everything that runs.
-fn housemates(listed: &[ContainerSummary], id: &str) -> Vec<Housemate> {
+/// Returns the container `id` and those in its network namespace, of all that run.
+fn members(listed: &[ContainerSummary], id: &str) -> Vec<NamespaceMember> {
     let Some(own) = listed.iter().find(|container| container.id.as_deref() == Some(id)) else { return Vec::new() };
     let owner = joined(own).and_then(|reference| listed.iter().find(|container| is(container, reference))).unwrap_or(own);
     let shares = |container: &&ContainerSummary| {
         container.id == owner.id || container.id == own.id || joined(container).is_some_and(|reference| is(owner, reference))
     };
     let running = |container: &&ContainerSummary| container.state == Some(ContainerSummaryStateEnum::RUNNING);
-    let housemate = |container: &ContainerSummary| {
+    let member = |container: &ContainerSummary| {
         let mounts = container.mounts.iter().flatten().filter_map(|mount| mount.destination.as_deref().map(Into::into));
-        Some(Housemate { id: container.id.clone()?, mounts: mounts.collect() })
+        Some(NamespaceMember { id: container.id.clone()?, mounts: mounts.collect() })
     };
-    listed.iter().filter(shares).filter(running).filter_map(housemate).collect()
+    listed.iter().filter(shares).filter(running).filter_map(member).collect()
 }
 
-/// The id or name of the container whose network namespace `container` has joined.
+/// Returns the id or name of the container whose network namespace `container` has joined.
 fn joined(container: &ContainerSummary) -> Option<&str> {
     container.host_config.as_ref()?.network_mode.as_deref()?.strip_prefix("container:")
 }
@@ -132,14 +132,14 @@ mod tests {
             container("elsewhere", "container:gone", "running"),
         ]))
         .unwrap();
-        let ids = |id: &str| housemates(&listed, id).into_iter().map(|housemate| housemate.id).collect::<Vec<_>>();
+        let ids = |id: &str| members(&listed, id).into_iter().map(|member| member.id).collect::<Vec<_>>();
         assert_eq!(ids("alone"), ["alone"]);
         for id in ["owner", "by-id", "by-name"] {
             assert_eq!(ids(id), ["owner", "by-id", "by-name"], "{id}");
         }
         assert_eq!(ids("elsewhere"), ["elsewhere"]);
         assert!(ids("unknown").is_empty());
-        assert_eq!(housemates(&listed, "alone")[0].mounts, [Path::new("/mnt/alone")]);
+        assert_eq!(members(&listed, "alone")[0].mounts, [Path::new("/mnt/alone")]);
     }
 
     /// An engine that answers each request line as `answers` say, and the reader that asks it.
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_path_leads_to_is_read_from_gos_bits() {
+    fn the_type_of_an_entry_is_read_from_gos_mode_bits() {
         for (mode, expected) in [
             (0o600, Entry::File),
             (0o4755 | 1 << 23, Entry::File),

@@ -1,12 +1,12 @@
-//! Attested enrolment: a certificate request in, a proof read through Docker, a short-lived certificate out.
+//! Attested enrolment: reads a certificate request, reads a proof through Docker, and issues a short-lived certificate.
 //!
-//! On Kubernetes the proof is a service-account token that is bound to the pod, and it is the API server that reads it: nobody but the
-//! kubelet can hand out such a token. What it says must be the very pod that discovery knows by the source address.
+//! On Kubernetes the proof is a service-account token that is bound to the pod, which the API server reviews: only the kubelet can
+//! issue such a token. It must be that of the very pod that discovery knows by the source address.
 //!
 //! [`crate::attest`] has the protocol. A nonce lives in the task of the one connection that it was made for, and nowhere else: so it is
 //! bound to that connection and its source address, can't be used twice, and dies with the conversation's deadline. What must be shown
 //! is derived from the nonce and the requested public key, so it serves no other key. And it is looked for only in the container that
-//! discovery knows by the source address, or one that shares its network namespace: whoever merely forges the address sees the nonce,
+//! discovery knows by the source address, or one that shares its network namespace: a neighbour that forges the address sees the nonce,
 //! but can't show anything in there.
 
 mod docker_proofs;
@@ -27,10 +27,10 @@ use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
 pub use crate::agent_id::{AgentId, Kind};
 pub use docker_proofs::DockerProofs;
-pub use proof::{Entry, Housemate, ProofReader, ReadError};
+pub use proof::{Entry, NamespaceMember, ProofReader, ReadError};
 
 use crate::addr::PeerAddr;
-use crate::attest::{self, Answer, Challenge, DEADLINE, Enrolled, Lines, Nonce, Reason, Refused, Request, Shown, Way};
+use crate::attest::{self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Refused, Reply, Request, Shown};
 use crate::config::{Config, Discovery};
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::kubernetes::error::Error as ApiError;
@@ -42,12 +42,12 @@ use crate::pki::{self, CertificateAuthority};
 use crate::secret::Secret;
 use limiter::Limiter;
 
-/// Conversations at once, whoever has them.
+/// Concurrent conversations, of all addresses together.
 const MAX_CONVERSATIONS: usize = 32;
-/// How long Docker's word of a new container may take.
-const NEWS: Duration = Duration::from_secs(1);
-/// How long an answer may take to leave.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// How long discovery may take to find a new container.
+const DISCOVERY_DELAY: Duration = Duration::from_secs(1);
+/// How long the last line may take to be sent.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// Signs certificates for agents that prove which container they are.
 pub struct Enrolment<P = DockerProofs> {
@@ -61,29 +61,29 @@ pub struct Enrolment<P = DockerProofs> {
     /// The gateway's token for agents that inherit it.
     token_file: Option<PathBuf>,
     limiter: Limiter,
-    places: Semaphore,
+    permits: Semaphore,
     metrics: Enrolments,
 }
 
 /// Why a conversation ended without a certificate.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    /// The agent is told.
+    /// The agent receives the reason.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// The agent is told that Docker can't be asked, but not more.
-    #[error("Docker can't be asked")]
+    /// The agent learns that Docker can't be reached, but not why.
+    #[error("can't read the proof through Docker")]
     Read(#[from] ReadError),
     /// The same of the API server.
-    #[error("the API server can't be asked")]
+    #[error("can't have the token reviewed by the API server")]
     Review(#[from] ApiError),
-    /// Nobody is left to tell.
-    #[error("the conversation broke down")]
+    /// The connection can't carry an answer.
+    #[error("the connection failed")]
     Broken(#[from] attest::Error),
 }
 
 impl<P: ProofReader> Enrolment<P> {
-    /// Enrolment of the agents in `view`, by certificates of `authority`. Without that, or without a reader of proofs, everybody is
+    /// Enrols the agents in `view`, with certificates of `authority`. Without that, or without a reader of proofs, every enrolment is
     /// refused.
     pub fn new(config: &Config, view: watch::Receiver<Arc<View>>, authority: Option<Arc<CertificateAuthority>>, proofs: Option<P>) -> Self {
         Self {
@@ -95,18 +95,18 @@ impl<P: ProofReader> Enrolment<P> {
             certificate_life: config.agents.certificate_life,
             token_file: config.gateway.token_file.clone().filter(|_| config.agents.inherit_token),
             limiter: Limiter::default(),
-            places: Semaphore::new(MAX_CONVERSATIONS),
+            permits: Semaphore::new(MAX_CONVERSATIONS),
             metrics: Enrolments::default(),
         }
     }
 
-    /// The same, of agents that are pods, whose tokens `api` reviews.
+    /// The same, for agents that are pods, whose tokens `api` reviews.
     #[must_use]
     pub fn with_tokens(self, api: Api) -> Self {
         Self { tokens: Some(api), ..self }
     }
 
-    /// What is counted here.
+    /// Returns the metrics of enrolment.
     pub fn metrics(&self) -> &Enrolments {
         &self.metrics
     }
@@ -121,67 +121,69 @@ impl<P: ProofReader> Enrolment<P> {
         let error = match outcome.unwrap_or_else(|_| Err(refuse(Reason::Expired, "no proof was shown in time"))) {
             Ok(()) => {
                 self.metrics.issued.inc();
-                let _ = timeout(GOODBYE, lines.shutdown()).await;
+                let _ = timeout(CLOSING, lines.shutdown()).await;
                 return;
             }
             Err(error) => error,
         };
         let refused = match &error {
             Error::Refused(refused) => refused.clone(),
-            Error::Read(_) => refused(Reason::Docker, "Docker can't be asked for the proof; the sidecar's log says why"),
+            Error::Read(_) => refused(Reason::Docker, "can't read the proof through Docker; the sidecar's log says why"),
             Error::Review(error) if error.is_forbidden() => {
                 refused(Reason::Kubernetes, "the API server forbids the sidecar to review tokens; its log says which rule is missing")
             }
-            Error::Review(_) => refused(Reason::Kubernetes, "the API server can't be asked for a review; the sidecar's log says why"),
-            Error::Broken(attest::Error::Syntax | attest::Error::TooLong) => refused(Reason::Malformed, "this is not what was expected"),
+            Error::Review(_) => refused(Reason::Kubernetes, "can't have the token reviewed by the API server; the sidecar's log says why"),
+            Error::Broken(attest::Error::Syntax | attest::Error::TooLong) => {
+                refused(Reason::Malformed, "the line is not what the protocol expects")
+            }
             Error::Broken(broken) => {
                 count(&self.metrics.refused, "broken");
-                return debug!(%peer, error = %broken, "an enrolment broke down");
+                return debug!(%peer, error = %broken, "an enrolment failed");
             }
         };
         count(&self.metrics.refused, refused.error.label());
         let (reason, cause) = (refused.error.label(), causes(&error));
         match refused.error {
-            // Anybody on the network can have these, as often as it connects.
+            // Any client on the network can cause these, with each connection.
             Reason::NotAnAgent | Reason::TooMany => debug!(%peer, reason, "enrolment refused: {}", refused.message),
-            // Any labelled container can have these.
+            // Any labelled container can cause these.
             Reason::AddressAgent | Reason::Malformed => {
                 info!(%peer, reason, "enrolment refused: {}", refused.message);
             }
             _ => warn!(%peer, reason, cause, "enrolment refused: {}", refused.message),
         }
-        let goodbye = async {
-            if lines.send(&Answer::<()>::Refused(refused)).await.is_ok() {
+        let closing = async {
+            if lines.send(&Reply::<()>::Refused(refused)).await.is_ok() {
                 let _ = lines.shutdown().await;
             }
         };
-        let _ = timeout(GOODBYE, goodbye).await;
+        let _ = timeout(CLOSING, closing).await;
     }
 
     async fn converse<S>(&self, lines: &mut Lines<S>, peer: PeerAddr) -> Result<(), Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        // First of all: it costs time to find out that somebody is no agent.
+        // First of all, since it takes time to find out that a client is not an agent.
         if !self.limiter.admits(peer.ip()) {
             return Err(refuse(Reason::TooMany, "too many attempts from this address; wait for some seconds"));
         }
         let agent = self.await_agent_at(peer).await?;
-        let Ok(_place) = self.places.try_acquire() else { return Err(refuse(Reason::TooMany, "too many agents enrol at once")) };
+        let Ok(_permit) = self.permits.try_acquire() else { return Err(refuse(Reason::TooMany, "too many agents enrol at once")) };
         let Some(authority) = self.authority.as_ref().filter(|_| self.proofs.is_some() || self.tokens.is_some()) else {
             return Err(refuse(Reason::Docker, "this sidecar can't attest agents: it has no Docker, or no CA of its own"));
         };
 
         let Request { csr, token } = lines.receive().await?;
-        let (csr, public_key) = parse(&csr).ok_or_else(|| refuse(Reason::BadRequest, "this is no certificate request in PEM"))?;
+        let (csr, public_key) = parse(&csr).ok_or_else(|| refuse(Reason::BadRequest, "the request is not a certificate request in PEM"))?;
         let seen_in = match (&self.tokens, token, &self.proofs) {
             (Some(api), Some(token), _) => review(api, &agent, &token).await?,
             (Some(_), None, _) => return Err(refuse(Reason::WrongProof, "agents are pods here: give --kubernetes-token FILE")),
-            (None, None, Some(proofs)) => self.see(lines, &public_key, proofs, &agent).await?,
+            (None, None, Some(proofs)) => self.read_proof(lines, &public_key, proofs, &agent).await?,
             (None, _, _) => return Err(refuse(Reason::WrongProof, "agents are containers here: leave --kubernetes-token away")),
         };
 
-        // The world may have moved on meanwhile, and what was proven must still be who has the address.
+        // Discovery may have changed meanwhile: the container that proved itself must still have the address.
         if self.agent_at(peer).map_err(|_| gone())?.id != agent.id {
             return Err(gone());
         }
@@ -193,34 +195,34 @@ impl<P: ProofReader> Enrolment<P> {
             workload: agent.id.clone(),
         };
         let chain = authority.issue_client(&csr, &id.to_string(), self.certificate_life).map_err(|error| {
-            warn!(%peer, agent = agent.name, cause = causes(&error), "can't sign: {error}");
+            warn!(%peer, agent = agent.name, cause = causes(&error), "can't sign the certificate: {error}");
             refuse(Reason::BadRequest, "the request can't be signed: it takes a P-256 key and a signature by it")
         })?;
         let token = self.token().await;
         info!(%peer, agent = agent.name, container = agent.id, seen_in, token = token.is_some(), "enrolled");
-        Ok(lines.send(&Answer::Granted(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
+        Ok(lines.send(&Reply::Granted(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
     }
 
     /// Has the agent show a proof in its container; returns the id of the container in which it was seen.
-    async fn see<S>(&self, lines: &mut Lines<S>, public_key: &[u8], proofs: &P, agent: &Agent) -> Result<String, Error>
+    async fn read_proof<S>(&self, lines: &mut Lines<S>, public_key: &[u8], proofs: &P, agent: &Agent) -> Result<String, Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let nonce = Nonce::random();
         let proof = attest::proof(&nonce, public_key);
-        lines.send(&Answer::Granted(Challenge { nonce, show: vec![Way::Process, Way::File] })).await?;
+        lines.send(&Reply::Granted(Challenge { nonce, show: vec![ProofKind::Process, ProofKind::File] })).await?;
         let shown: Shown = lines.receive().await?;
         proof::find(proofs, &agent.id, &proof, &shown).await
     }
 
-    /// The same as [`Self::agent_at`], for a container that may have started a moment ago, before Docker's word of it has arrived.
+    /// The same as [`Self::agent_at`], but waits for a container that started a moment ago to be discovered.
     async fn await_agent_at(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
         let mut view = self.view.clone();
-        let _ = timeout(NEWS, view.wait_for(|view| view.agents.contains_key(&peer.ip()))).await;
+        let _ = timeout(DISCOVERY_DELAY, view.wait_for(|view| view.agents.contains_key(&peer.ip()))).await;
         self.agent_at(peer)
     }
 
-    /// The container that may enrol from `peer`.
+    /// Returns the agent that may enrol from `peer`.
     fn agent_at(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
         let view = self.view.borrow();
         match view.agents.get(&peer.ip()) {
@@ -242,7 +244,9 @@ impl<P: ProofReader> Enrolment<P> {
         let path = self.token_file.clone()?;
         let shown = path.display().to_string();
         let read = tokio::task::spawn_blocking(move || Secret::read_file(&path)).await.map_err(std::io::Error::other);
-        read.and_then(|read| read).inspect_err(|error| warn!(path = shown, %error, "agents inherit no token: it can't be read")).ok()
+        read.and_then(|read| read)
+            .inspect_err(|error| warn!(path = shown, %error, "can't read the gateway's token, so agents inherit none"))
+            .ok()
     }
 }
 
@@ -254,7 +258,7 @@ fn refuse(error: Reason, message: &str) -> Error {
     Error::Refused(refused(error, message))
 }
 
-/// What an agent is, and its label.
+/// Returns the noun for an agent, and its label.
 fn words(source: Discovery) -> (&'static str, &'static str) {
     match source {
         Discovery::Docker => ("container", labels::AGENT),
@@ -280,7 +284,7 @@ fn gone() -> Error {
     refuse(Reason::AgentGone, "the container or pod has stopped, or lost its label or its address")
 }
 
-/// The request and its SubjectPublicKeyInfo. Its signature is checked when it is signed in turn.
+/// Parses a request, and returns it with its SubjectPublicKeyInfo. Its signature is verified when the certificate is issued.
 pub(crate) fn parse(pem: &str) -> Option<(CertificateSigningRequestDer<'static>, Vec<u8>)> {
     let csr = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).ok()?;
     let (rest, parsed) = X509CertificationRequest::from_der(&csr).ok()?;

@@ -1,30 +1,30 @@
-//! Looking for a proof where only its container could have put it.
+//! Looks for a proof where only its container could have put it.
 
 use std::path::{Component, Path, PathBuf};
 
 use super::{Error, refuse};
 use crate::attest::{Reason, SHOW_COMMAND, SHOW_NAME, Shown};
 
-/// What can be read of containers from outside. The engine implements it, and tests do.
+/// Reads containers from outside, through the engine; tests have their own.
 pub trait ProofReader: Send + Sync {
-    /// The running container `id`, and those that share its network namespace.
-    fn housemates(&self, id: &str) -> impl Future<Output = Result<Vec<Housemate>, ReadError>> + Send;
-    /// The command lines of the processes in the container `id`.
+    /// Returns the running container `id`, and those that share its network namespace.
+    fn members(&self, id: &str) -> impl Future<Output = Result<Vec<NamespaceMember>, ReadError>> + Send;
+    /// Returns the command lines of the processes in the container `id`.
     fn processes(&self, id: &str) -> impl Future<Output = Result<Vec<String>, ReadError>> + Send;
-    /// What is at `path` in the container `id`, without following it if it is a link.
+    /// Returns what is at `path` in the container `id`, without following it if it is a link.
     fn entry(&self, id: &str, path: &Path) -> impl Future<Output = Result<Option<Entry>, ReadError>> + Send;
 }
 
 /// A container in which a proof may be shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Housemate {
+pub struct NamespaceMember {
     /// The full id.
     pub id: String,
     /// Where volumes and the like are mounted in it.
     pub mounts: Vec<PathBuf>,
 }
 
-/// What a path leads to.
+/// The type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// A regular file.
@@ -35,7 +35,7 @@ pub enum Entry {
     Other,
 }
 
-/// The engine can't be asked.
+/// A failed request to the engine.
 #[derive(Debug, thiserror::Error)]
 #[error("GET {endpoint} failed")]
 pub struct ReadError {
@@ -45,17 +45,17 @@ pub struct ReadError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Deeper paths are not looked at: each directory on the way costs a request.
+/// The deepest path: each directory on it costs a request.
 const MAX_DEPTH: usize = 16;
 
-/// Finds `proof`, shown as `shown` says, in the container `agent` or a housemate of it; returns the id of the one that shows it.
+/// Finds `proof`, shown as `shown` says, in the container `agent` or a container that shares its namespace; returns the id of the one that shows it.
 pub(super) async fn find<P: ProofReader>(reader: &P, agent: &str, proof: &str, shown: &Shown) -> Result<String, Error> {
-    let housemates = reader.housemates(agent).await?;
-    if !housemates.iter().any(|housemate| housemate.id == agent) {
+    let members = reader.members(agent).await?;
+    if !members.iter().any(|member| member.id == agent) {
         return Err(super::gone());
     }
     let mut misplaced = None;
-    for Housemate { id, mounts } in housemates {
+    for NamespaceMember { id, mounts } in members {
         let found = match shown {
             Shown::Process => reader.processes(&id).await?.iter().any(|line| shows(line, proof)),
             Shown::File { path } => match place(path, proof, &mounts) {
@@ -72,19 +72,19 @@ pub(super) async fn find<P: ProofReader>(reader: &P, agent: &str, proof: &str, s
     }
     Err(match misplaced {
         Some(why) => refuse(Reason::ProofMisplaced, why),
-        None => refuse(Reason::ProofNotFound, "the proof is not to be seen in the container that has this address"),
+        None => refuse(Reason::ProofNotFound, "the proof is not visible in the container that has this address"),
     })
 }
 
-/// Says whether the command line is that of the agent's helper with `proof`, and not one in which the text merely occurs: containers
-/// are made to fetch addresses, and to look for and print texts, that come from elsewhere.
+/// Says whether the command line is that of the agent's helper with `proof`, and not one that merely contains the text: containers
+/// fetch, search and print text from elsewhere.
 fn shows(command_line: &str, proof: &str) -> bool {
     let mut words = command_line.split_whitespace();
     let is_ours = words.next().is_some_and(|program| Path::new(program).file_name() == Some(SHOW_NAME.as_ref()));
     is_ours && words.eq([SHOW_COMMAND, proof])
 }
 
-/// The directories that lead to `path`, outermost first, if nobody but the container itself could have put a file there.
+/// Returns the directories that lead to `path`, outermost first, if only the container itself could have put a file there.
 fn place(path: &Path, proof: &str, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
     let mut components = path.components();
     let plain = components.next() == Some(Component::RootDir) && components.all(|part| matches!(part, Component::Normal(_)));
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_helpers_own_command_line_shows_a_proof() {
+    fn only_the_command_line_of_the_helper_shows_a_proof() {
         let proof = "loopgate-proof-abc";
         for (line, expected) in [
             ("loopgate attest-proof loopgate-proof-abc", true),
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn places_that_others_could_write_to_are_refused() {
+    fn paths_that_other_containers_could_write_to_are_refused() {
         let mounts = ["/data".into(), "/run/shared".into()];
         for (path, expected) in [
             ("/tmp/p", Ok(vec!["/tmp"])),

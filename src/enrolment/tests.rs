@@ -1,4 +1,4 @@
-//! Enrolment over streams in memory, with containers that exist only here.
+//! Enrolment over streams in memory, with fake containers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -11,12 +11,12 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 use crate::agent::enrol::{self, converse};
-use crate::agent::show::Showing;
+use crate::agent::show::ProofMethod;
 use crate::shutdown::Shutdown;
 
 const ADDRESS: &str = "172.18.0.3:4711";
 
-/// Containers whose processes the test makes up, and whose files are this machine's.
+/// Fake containers, whose processes the test states, and whose files are this machine's.
 #[derive(Default)]
 struct Containers {
     /// By id; a container that is not here does not run.
@@ -28,14 +28,14 @@ struct Containers {
 }
 
 impl ProofReader for Arc<Containers> {
-    async fn housemates(&self, id: &str) -> Result<Vec<Housemate>, ReadError> {
+    async fn members(&self, id: &str) -> Result<Vec<NamespaceMember>, ReadError> {
         if self.broken {
             return Err(ReadError { endpoint: "/containers/json", source: "no socket".into() });
         }
-        // Those whose ids begin alike live together.
+        // Those whose ids have the same prefix share a namespace.
         let alike = |other: &&String| other.split('-').next() == id.split('-').next();
         let known = self.processes.lock().unwrap();
-        Ok(known.keys().filter(alike).map(|id| Housemate { id: id.clone(), mounts: self.mounts.clone() }).collect())
+        Ok(known.keys().filter(alike).map(|id| NamespaceMember { id: id.clone(), mounts: self.mounts.clone() }).collect())
     }
 
     async fn processes(&self, id: &str) -> Result<Vec<String>, ReadError> {
@@ -66,7 +66,7 @@ impl Containers {
 }
 
 /// An enrolment that is served, and what it is made of.
-struct House {
+struct Harness {
     enrolment: Arc<Enrolment<Arc<Containers>>>,
     containers: Arc<Containers>,
     view: watch::Sender<Arc<View>>,
@@ -84,7 +84,7 @@ fn view(agents: &[(&str, Arc<Agent>)]) -> Arc<View> {
     Arc::new(View { agents, ..View::default() })
 }
 
-impl House {
+impl Harness {
     /// `a` has the label and 172.18.0.3; `a-sibling` shares its namespace; `b` has the label `address`; `c` has none.
     fn new(containers: Containers, configure: impl Fn(&mut Config)) -> Self {
         let mut config = Config::default();
@@ -136,8 +136,8 @@ impl Csr {
     async fn ask(&self, lines: &mut Lines<DuplexStream>) -> String {
         lines.send(&Request { csr: self.pem(), token: None }).await.unwrap();
         match lines.receive().await.unwrap() {
-            Answer::Granted(Challenge { nonce, .. }) => attest::proof(&nonce, &self.key.subject_public_key_info()),
-            Answer::Refused(refused) => panic!("{refused:?}"),
+            Reply::Granted(Challenge { nonce, .. }) => attest::proof(&nonce, &self.key.subject_public_key_info()),
+            Reply::Refused(refused) => panic!("{refused:?}"),
         }
     }
 }
@@ -146,21 +146,21 @@ impl Csr {
 async fn shown(lines: &mut Lines<DuplexStream>) -> Result<Enrolled, Reason> {
     lines.send(&Shown::Process).await.unwrap();
     match lines.receive().await.unwrap() {
-        Answer::Granted(enrolled) => Ok(enrolled),
-        Answer::Refused(refused) => Err(refused.error),
+        Reply::Granted(enrolled) => Ok(enrolled),
+        Reply::Refused(refused) => Err(refused.error),
     }
 }
 
 async fn refusal(lines: &mut Lines<DuplexStream>) -> Reason {
-    match lines.receive::<Answer<Challenge>>().await.unwrap() {
-        Answer::Refused(refused) => refused.error,
-        Answer::Granted(challenge) => panic!("{challenge:?}"),
+    match lines.receive::<Reply<Challenge>>().await.unwrap() {
+        Reply::Refused(refused) => refused.error,
+        Reply::Granted(challenge) => panic!("{challenge:?}"),
     }
 }
 
 #[tokio::test]
 async fn a_proof_shown_in_the_container_itself_or_in_its_namespace_gets_a_certificate() {
-    let house = House::of_four();
+    let house = Harness::of_four();
     for place in ["a", "a-sibling"] {
         let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
         let proof = csr.ask(&mut lines).await;
@@ -185,7 +185,7 @@ async fn a_proof_shown_in_the_container_itself_or_in_its_namespace_gets_a_certif
 
 #[tokio::test]
 async fn a_proof_shown_anywhere_else_is_not_found() {
-    let house = House::of_four();
+    let house = Harness::of_four();
     for place in ["b", "c"] {
         let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
         let proof = csr.ask(&mut lines).await;
@@ -196,8 +196,8 @@ async fn a_proof_shown_anywhere_else_is_not_found() {
 }
 
 #[tokio::test]
-async fn a_replayed_nonce_and_another_key_are_of_no_use() {
-    let house = House::of_four();
+async fn a_replayed_nonce_and_another_key_get_no_certificate() {
+    let house = Harness::of_four();
     let (csr, mut first) = (Csr::new(), house.connect(ADDRESS));
     let proof = csr.ask(&mut first).await;
     house.containers.show("a", &proof);
@@ -216,13 +216,13 @@ async fn a_replayed_nonce_and_another_key_are_of_no_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_container_that_docker_tells_of_a_moment_later_is_waited_for() {
-    let house = House::of_four();
+async fn a_container_that_is_discovered_a_moment_later_is_waited_for() {
+    let house = Harness::of_four();
     house.view.send_replace(view(&[]));
     let mut lines = house.connect(ADDRESS);
     let (csr, publish) = (Csr::new(), house.view.clone());
     house.shutdown.spawn(async move {
-        tokio::time::sleep(NEWS / 2).await;
+        tokio::time::sleep(DISCOVERY_DELAY / 2).await;
         publish.send_replace(view(&[("172.18.0.3", agent("a", Proof::Attested))]));
     });
     csr.ask(&mut lines).await;
@@ -230,7 +230,7 @@ async fn a_container_that_docker_tells_of_a_moment_later_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn only_an_attested_agents_address_is_given_a_nonce() {
-    let house = House::of_four();
+    let house = Harness::of_four();
     for (from, reason) in
         [("172.18.0.9:1", Reason::NotAnAgent), ("127.0.0.1:1", Reason::NotAnAgent), ("172.18.0.4:1", Reason::AddressAgent)]
     {
@@ -245,14 +245,14 @@ async fn an_agent_that_is_gone_by_the_time_of_its_proof_gets_nothing() {
     let another = [("172.18.0.3", agent("c", Proof::Attested))];
     let unlabelled_later = [("172.18.0.3", agent("a", Proof::Address))];
     for agents in [&[] as &[_], &another, &unlabelled_later] {
-        let house = House::of_four();
+        let house = Harness::of_four();
         let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
         let proof = csr.ask(&mut lines).await;
         house.containers.show("a", &proof);
         house.view.send_replace(view(agents));
         assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::AgentGone, "{agents:?}");
     }
-    let house = House::new(Containers::running(&["b"]), |_| {});
+    let house = Harness::new(Containers::running(&["b"]), |_| {});
     let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
     csr.ask(&mut lines).await;
     assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::AgentGone, "Docker knows it no more");
@@ -260,18 +260,18 @@ async fn an_agent_that_is_gone_by_the_time_of_its_proof_gets_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_nonce_expires() {
-    let house = House::of_four();
+    let house = Harness::of_four();
     let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
     let proof = csr.ask(&mut lines).await;
     tokio::time::advance(DEADLINE).await;
     assert_eq!(refusal(&mut lines).await, Reason::Expired);
     house.containers.show("a", &proof);
-    assert!(lines.receive::<Answer<Enrolled>>().await.is_err());
+    assert!(lines.receive::<Reply<Enrolled>>().await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn attempts_from_one_address_are_limited() {
-    let house = House::of_four();
+    let house = Harness::of_four();
     for _ in 0..10 {
         Csr::new().ask(&mut house.connect(ADDRESS)).await;
     }
@@ -285,8 +285,8 @@ async fn attempts_from_one_address_are_limited() {
 }
 
 #[tokio::test]
-async fn requests_that_make_no_sense_are_refused() {
-    let house = House::of_four();
+async fn malformed_requests_are_refused() {
+    let house = Harness::of_four();
     let mut lines = house.connect(ADDRESS);
     lines
         .send(&Request { csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into(), token: None })
@@ -312,14 +312,14 @@ async fn requests_that_make_no_sense_are_refused() {
         format!("-----BEGIN CERTIFICATE REQUEST-----\n{base64}\n-----END CERTIFICATE REQUEST-----\n")
     };
     lines.send(&Request { csr: forged, token: None }).await.unwrap();
-    let Answer::Granted(Challenge { nonce, .. }) = lines.receive().await.unwrap() else { panic!("refused") };
+    let Reply::Granted(Challenge { nonce, .. }) = lines.receive().await.unwrap() else { panic!("refused") };
     house.containers.show("a", &attest::proof(&nonce, &csr.key.subject_public_key_info()));
     assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::BadRequest);
 }
 
 #[tokio::test]
-async fn without_docker_nobody_is_enrolled() {
-    let house = House::new(Containers { broken: true, ..Containers::running(&["a"]) }, |_| {});
+async fn without_docker_no_agent_enrols() {
+    let house = Harness::new(Containers { broken: true, ..Containers::running(&["a"]) }, |_| {});
     let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
     csr.ask(&mut lines).await;
     assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::Docker);
@@ -327,7 +327,7 @@ async fn without_docker_nobody_is_enrolled() {
 }
 
 #[tokio::test]
-async fn the_agents_own_side_shows_a_file_and_inherits_the_token() {
+async fn the_agent_shows_a_file_and_inherits_the_token() {
     let directory = tempfile::tempdir().unwrap();
     let token = directory.path().join("token");
     std::fs::write(&token, "my-token\n").unwrap();
@@ -335,11 +335,11 @@ async fn the_agents_own_side_shows_a_file_and_inherits_the_token() {
     std::fs::create_dir(&shown_in).unwrap();
     let containers = || Containers { with_files: Some("a".into()), ..Containers::running(&["a"]) };
     for inherit in [true, false] {
-        let house = House::new(containers(), |config| {
+        let house = Harness::new(containers(), |config| {
             config.agents.inherit_token = inherit;
             config.gateway.token_file = Some(token.clone());
         });
-        let (credentials, token) = converse(house.connection(ADDRESS), &Showing::File(shown_in.clone())).await.unwrap();
+        let (credentials, token) = converse(house.connection(ADDRESS), &ProofMethod::File(shown_in.clone())).await.unwrap();
         assert_eq!(token.as_ref().map(Secret::expose), inherit.then_some("my-token"));
         assert_eq!(credentials.certified_key.cert.len(), 2);
         assert!(credentials.remaining(time::OffsetDateTime::now_utc()) > Duration::from_secs(3500));
@@ -348,7 +348,7 @@ async fn the_agents_own_side_shows_a_file_and_inherits_the_token() {
 }
 
 #[tokio::test]
-async fn a_file_where_others_could_have_put_it_proves_nothing() {
+async fn a_proof_file_where_others_could_have_put_it_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let real = directory.path().join("real");
     std::fs::create_dir(&real).unwrap();
@@ -360,8 +360,8 @@ async fn a_file_where_others_could_have_put_it_proves_nothing() {
         (vec![], &link, Reason::ProofNotFound),
     ] {
         let containers = Containers { with_files: Some("a".into()), mounts, ..Containers::running(&["a"]) };
-        let house = House::new(containers, |_| {});
-        match converse(house.connection(ADDRESS), &Showing::File(shown_in.clone())).await {
+        let house = Harness::new(containers, |_| {});
+        match converse(house.connection(ADDRESS), &ProofMethod::File(shown_in.clone())).await {
             Err(enrol::Error::Refused(refused)) => assert_eq!(refused.error, reason),
             other => panic!("{other:?}"),
         }

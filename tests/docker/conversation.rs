@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use loopgate::attest::{self, Answer, Challenge, Enrolled, Refused, Request, SHOW_COMMAND, Shown};
+use loopgate::attest::{self, Challenge, Enrolled, Refused, Reply, Request, SHOW_COMMAND, Shown};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -50,8 +50,8 @@ impl Conversation {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         match serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}")) {
-            Answer::Granted(granted) => Ok(granted),
-            Answer::Refused(refused) => Err(refused),
+            Reply::Granted(granted) => Ok(granted),
+            Reply::Refused(refused) => Err(refused),
         }
     }
 }
