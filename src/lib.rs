@@ -34,6 +34,7 @@ pub mod attest;
 pub mod backoff;
 pub mod check;
 pub mod cli;
+pub mod compose;
 pub mod config;
 pub mod demo;
 pub mod discovery;

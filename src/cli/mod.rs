@@ -10,6 +10,7 @@ mod attest_proof;
 mod cert;
 mod check;
 mod completions;
+mod compose;
 mod config;
 mod demo;
 mod exec;
@@ -52,6 +53,7 @@ enum Command {
     Cert(cert::Command),
     #[command(subcommand)]
     Config(config::Command),
+    Compose(compose::Args),
     Completions(completions::Args),
     Man(man::Args),
     #[command(hide = true)]
@@ -137,6 +139,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args).map(done),
         Command::Cert(command) => cert::run(command).map(done),
         Command::Config(command) => config::run(command).map(done),
+        Command::Compose(args) => compose::run(args),
         Command::Completions(args) => completions::run(&args).map(done),
         Command::Man(args) => man::run(&args).map(done),
         Command::AttestProof(args) => Ok(attest_proof::run(&args)),

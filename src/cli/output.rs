@@ -61,7 +61,8 @@ fn in_one_line(message: &str) -> String {
     line
 }
 
-fn line(text: &str) {
+/// Writes one line of standard error.
+pub fn line(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "loopgate: {text}");
 }
 

@@ -1,0 +1,103 @@
+//! `loopgate compose`: puts loopgate into a compose project that is there already.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{Error, output};
+use crate::compose::{self, Options, Remark, render};
+use crate::config;
+use crate::config::layer::Complaint;
+
+/// Writes the override that puts loopgate in front of the gateway of a compose project
+///
+/// docker compose config --format json | loopgate compose >compose.loopgate.yaml
+///
+/// Standard error names by key what is left to you; the exit status is then 1. No value of the project's variables is written.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What `docker compose config --format json` prints [default: standard input]
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The service that runs the gateway, where it can't be found out
+    #[arg(long, value_name = "SERVICE")]
+    gateway_service: Option<String>,
+    /// A further service that shares the gateway's network, as its CLI does
+    #[arg(long, value_name = "SERVICE")]
+    cli_service: Vec<String>,
+    /// A service that is an agent in a container of its own; adds a filtered Docker socket
+    #[arg(long, value_name = "SERVICE")]
+    agent: Vec<String>,
+    /// Add a filtered Docker socket, for agents that are labelled elsewhere
+    #[arg(long)]
+    full: bool,
+    /// Join the gateway's own network namespace instead of a third container's; needs no !reset, so any Compose can read it
+    #[arg(long)]
+    in_gateway: bool,
+    /// A further name or address that clients dial
+    #[arg(long, value_name = "NAME")]
+    tls_name: Vec<String>,
+    /// The gateway's user in numbers, where its image has another one than 1000:1000
+    #[arg(long, value_name = "UID:GID", value_parser = user)]
+    gateway_user: Option<String>,
+    /// loopgate's image [default: $LOOPGATE_IMAGE of the compose project, or the released one]
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// Only say what would change
+    #[arg(long)]
+    check: bool,
+}
+
+fn user(text: &str) -> Result<String, String> {
+    let number = |part: &str| part.parse::<u32>().is_ok();
+    let right = text.split_once(':').map_or_else(|| number(text), |(user, group)| number(user) && number(group));
+    if right { Ok(text.into()) } else { Err("is not UID:GID, in numbers".into()) }
+}
+
+/// Reads the project, and writes the override or what it would change.
+pub fn run(args: Args) -> Result<ExitCode, Error> {
+    let (place, text) = match &args.file {
+        Some(path) => {
+            (path.display().to_string(), std::fs::read_to_string(path).map_err(Error::io(format!("reading {}", path.display())))?)
+        }
+        None => ("standard input".into(), read_standard_input()?),
+    };
+    let wrong = |remarks: Vec<Remark>| {
+        config::Error(remarks.into_iter().map(|remark| Complaint { place: remark.key, what: remark.what }).collect())
+    };
+    let project = compose::parse(&text).map_err(|what| wrong(vec![Remark { key: place, what }]))?;
+    let options = Options {
+        gateway_service: args.gateway_service,
+        cli_services: args.cli_service,
+        agents: args.agent,
+        full: args.full,
+        in_gateway: args.in_gateway,
+        tls_names: args.tls_name,
+        gateway_user: args.gateway_user,
+        image: args.image,
+    };
+    let plan = match compose::plan(&project, &options) {
+        Ok(plan) => plan,
+        Err(problems) => {
+            for problem in &problems {
+                output::line(&render::said(problem));
+            }
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    if args.check {
+        output::print(render::changes(&plan).into_iter().chain(render::commands(&plan)).map(|line| line + "\n").collect::<String>())?;
+    } else {
+        output::print(render::file(&plan))?;
+    }
+    for remark in plan.notes.iter().chain(&plan.left) {
+        output::line(&render::said(remark));
+    }
+    Ok(if plan.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn read_standard_input() -> Result<String, Error> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(Error::io("reading standard input"))?;
+    Ok(text)
+}

@@ -1,0 +1,229 @@
+//! The gateway's command line: found, and rewritten so that the gateway stays on loopback.
+
+/// A command line of a service, as compose has it in `entrypoint` or `command`.
+#[derive(Debug, PartialEq)]
+pub enum Rewritten {
+    /// It is right as it is.
+    Same,
+    /// It should be this.
+    Changed(Vec<String>),
+    /// It should be changed, which this says why loopgate can't do.
+    Refused(String),
+}
+
+/// Shells whose next argument may be a script.
+const SHELLS: [&str; 5] = ["sh", "bash", "ash", "dash", "zsh"];
+/// Endings of names whose values are secret.
+const SECRET: [&str; 5] = ["token", "password", "secret", "key", "passphrase"];
+
+/// Says whether these words start a gateway: `... gateway`, perhaps inside of a shell's script, and not a command of the CLI to one
+/// (`gateway call`).
+pub fn starts_gateway<'a>(words: impl Iterator<Item = &'a str>) -> bool {
+    let words: Vec<&str> = words.flat_map(str::split_whitespace).map(unquoted).collect();
+    words.iter().enumerate().any(|(at, word)| {
+        *word == "gateway"
+            && at > 0
+            && is_openclaw(words[at - 1])
+            && words.get(at + 1).is_none_or(|next| *next == "run" || next.starts_with('-') || !is_plain(next))
+    })
+}
+
+fn is_openclaw(word: &str) -> bool {
+    let name = word.rsplit('/').next().unwrap_or(word);
+    ["openclaw", "openclaw.mjs", "index.js", "entry.js", "moltbot", "moltbot.mjs", "clawdbot"].contains(&name)
+}
+
+fn is_plain(word: &str) -> bool {
+    word.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+}
+
+/// The words before `gateway`, by which the same image runs other commands of the CLI; `None` for scripts and images' own commands.
+pub fn cli(words: &[String]) -> Option<&[String]> {
+    let at = words.iter().position(|word| word == "gateway")?;
+    (at > 0 && script(words).is_none()).then(|| &words[..at])
+}
+
+/// The value of `--port`.
+pub fn port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
+    let words: Vec<&str> = words.flat_map(str::split_whitespace).map(unquoted).collect();
+    let separate = words.windows(2).rev().find(|pair| pair[0] == "--port").map(|pair| pair[1]);
+    separate.or_else(|| words.iter().rev().find_map(|word| word.strip_prefix("--port="))).and_then(|port| port.parse().ok())
+}
+
+/// `words` with `--bind loopback` in place of any other, and without `--force`, which would end loopgate with all else that listens on
+/// the gateway's port number.
+pub fn rewrite(words: &[String]) -> Rewritten {
+    let (index, old, separator) = match script(words) {
+        Some(at) => (Some(at), pieces(&words[at]), ""),
+        None => (None, words.iter().map(String::as_str).collect(), " "),
+    };
+    let new = loopback(&old);
+    if new == old {
+        return Rewritten::Same;
+    }
+    if let Some(name) = secret(&old.iter().copied().filter(|word| !word.trim().is_empty()).collect::<Vec<_>>()) {
+        return Rewritten::Refused(format!(
+            "has --bind or --force, and the value of {name}, which loopgate does not write into a file: \
+             give it as an environment variable (OPENCLAW_GATEWAY_TOKEN) instead"
+        ));
+    }
+    match index {
+        None => Rewritten::Changed(new.into_iter().map(Into::into).collect()),
+        Some(at) => {
+            let mut words = words.to_vec();
+            words[at] = new.join(separator);
+            Rewritten::Changed(words)
+        }
+    }
+}
+
+/// Where a shell's script is among `words`.
+fn script(words: &[String]) -> Option<usize> {
+    let shell = words.iter().position(|word| SHELLS.contains(&word.rsplit('/').next().unwrap_or(word)))?;
+    let option = words[shell + 1..].iter().position(|word| word.starts_with('-') && !word.starts_with("--") && word.contains('c'))?;
+    let at = shell + option + 2;
+    (at < words.len()).then_some(at)
+}
+
+/// A script's words and, by themselves, the white space between them.
+fn pieces(script: &str) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let mut rest = script;
+    while let Some(first) = rest.chars().next() {
+        let end = rest.find(|c: char| c.is_whitespace() != first.is_whitespace()).unwrap_or(rest.len());
+        pieces.push(&rest[..end]);
+        rest = &rest[end..];
+    }
+    pieces
+}
+
+fn loopback<'a>(pieces: &[&'a str]) -> Vec<&'a str> {
+    let mut new: Vec<&str> = Vec::new();
+    let mut bind = false;
+    for piece in pieces {
+        let blank = piece.trim().is_empty();
+        if bind && !blank {
+            new.push("loopback");
+            bind = false;
+        } else if *piece == "--force" {
+            // Its white space goes with it.
+            if new.last().is_some_and(|last| last.trim().is_empty()) {
+                new.pop();
+            }
+        } else if piece.starts_with("--bind=") {
+            new.push("--bind=loopback");
+        } else {
+            bind |= *piece == "--bind";
+            new.push(piece);
+        }
+    }
+    new
+}
+
+/// The name of a secret that is among these words with its value.
+fn secret(words: &[&str]) -> Option<String> {
+    let names = |word: &str| {
+        let name = unquoted(word).trim_start_matches('-').to_ascii_lowercase();
+        SECRET.iter().any(|ending| name.ends_with(ending)).then(|| unquoted(word).to_owned())
+    };
+    let literal = |value: &str| {
+        let value = value.trim_start_matches(['"', '\'']);
+        value.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '/' | '+' | '=')) && !value.is_empty()
+    };
+    let joined = words.iter().filter_map(|word| word.split_once('=')).find(|(name, value)| literal(value) && names(name).is_some());
+    let separate = || words.windows(2).find(|pair| names(pair[0]).is_some() && literal(pair[1]));
+    joined.and_then(|(name, _)| names(name)).or_else(|| separate().and_then(|pair| names(pair[0])))
+}
+
+fn unquoted(word: &str) -> &str {
+    word.trim_matches(['"', '\'', ';', '(', ')', '&'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &[&str]) -> Vec<String> {
+        text.iter().map(|&word| word.into()).collect()
+    }
+
+    #[test]
+    fn gateways_and_other_commands() {
+        let table: [(&[&str], bool); 11] = [
+            (&["node", "dist/index.js", "gateway", "--bind", "lan"], true),
+            (&["openclaw", "gateway"], true),
+            (&["openclaw", "gateway", "run", "--force"], true),
+            (&["sh", "-c", "openclaw doctor --fix; exec node /app/dist/index.js gateway"], true),
+            (&["sh", "-c", "exec openclaw gateway \"$@\""], true),
+            (&["node", "dist/index.js"], false),
+            (&["openclaw", "gateway", "call", "health"], false),
+            (&["openclaw", "gateway", "status"], false),
+            (&["nginx", "-g", "daemon off;"], false),
+            (&["openclaw", "node", "run", "--host", "gateway"], false),
+            (&[], false),
+        ];
+        for (line, expected) in table {
+            assert_eq!(starts_gateway(line.iter().copied()), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn ports() {
+        for (line, expected) in [
+            (&["x", "--port", "18790"][..], Some(18790)),
+            (&["--port=3000"], Some(3000)),
+            (&["sh", "-c", "openclaw gateway --port 59765 --bind lan"], Some(59765)),
+            (&["--port", "x"], None),
+            (&["gateway"], None),
+        ] {
+            assert_eq!(port(line.iter().copied()), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn bind_becomes_loopback_and_force_goes() {
+        let table: [(&[&str], Option<&[&str]>); 8] = [
+            (
+                &["node", "x", "gateway", "--bind", "lan", "--port", "1"],
+                Some(&["node", "x", "gateway", "--bind", "loopback", "--port", "1"]),
+            ),
+            (&["openclaw", "gateway", "--bind=lan"], Some(&["openclaw", "gateway", "--bind=loopback"])),
+            (&["openclaw", "gateway", "run", "--force", "--verbose"], Some(&["openclaw", "gateway", "run", "--verbose"])),
+            (&["openclaw", "gateway", "--bind", "loopback"], None),
+            (&["openclaw", "gateway"], None),
+            (
+                &["/bin/sh", "-lc", "set -e\n  exec openclaw gateway \\\n    --bind lan  --force\n"],
+                Some(&["/bin/sh", "-lc", "set -e\n  exec openclaw gateway \\\n    --bind loopback\n"]),
+            ),
+            (
+                &["tini", "--", "bash", "-c", "openclaw gateway --bind $$BIND"],
+                Some(&["tini", "--", "bash", "-c", "openclaw gateway --bind loopback"]),
+            ),
+            (&["sh", "-c", "echo --bound lan"], None),
+        ];
+        for (line, expected) in table {
+            let expected = expected.map_or(Rewritten::Same, |line| Rewritten::Changed(words(line)));
+            assert_eq!(rewrite(&words(line)), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_with_a_secret_is_not_written_and_the_secret_not_shown() {
+        let table: [(&[&str], &str); 5] = [
+            (&["openclaw", "gateway", "--bind", "lan", "--token", "hunter2"], "--token"),
+            (&["openclaw", "gateway", "--bind", "lan", "--token=hunter2"], "--token"),
+            (&["sh", "-c", "OPENCLAW_GATEWAY_TOKEN=hunter2 openclaw gateway --bind lan"], "OPENCLAW_GATEWAY_TOKEN"),
+            (&["sh", "-c", "openclaw config set gateway.auth.password 'hunter2'; openclaw gateway --force"], "gateway.auth.password"),
+            (&["sh", "-c", "export API_KEY=\"hunter2\" && openclaw gateway --force"], "API_KEY"),
+        ];
+        for (line, name) in table {
+            let Rewritten::Refused(why) = rewrite(&words(line)) else { panic!("{line:?}") };
+            assert!(why.contains(name) && !why.contains("hunter2"), "{why}");
+        }
+        for line in [&["openclaw", "gateway", "--token", "hunter2"][..], &["sh", "-c", "T_TOKEN=hunter2 openclaw gateway"]] {
+            assert_eq!(rewrite(&words(line)), Rewritten::Same, "there is nothing to change in {line:?}");
+        }
+        let variable = ["sh", "-c", "OPENCLAW_GATEWAY_TOKEN=\"$$(cat /run/secrets/token)\" openclaw gateway --bind lan --token $$T"];
+        assert!(matches!(rewrite(&words(&variable)), Rewritten::Changed(_)));
+    }
+}

@@ -1,0 +1,48 @@
+//! Puts loopgate into a compose project that is there already: `docker compose config --format json` in, an override file out.
+//!
+//! [`parse`] reads the project, [`plan()`] decides what has to change, and [`render`] writes it. None of them does I/O, and the same project
+//! always gives the same file.
+
+mod command;
+mod find;
+pub mod model;
+mod plan;
+mod remarks;
+pub mod render;
+#[cfg(test)]
+mod tests;
+mod yaml;
+
+pub use model::Project;
+pub use plan::{Namespace, Options, Plan, Remark, plan};
+
+/// Reads what `docker compose config --format json` prints.
+///
+/// # Errors
+/// What is wrong with it. Values are not part of that, since some are secret.
+pub fn parse(text: &str) -> Result<Project, String> {
+    let value: serde_json::Value = serde_json::from_str(text).map_err(|error| {
+        format!("line {} column {}: is not JSON: give it what `docker compose config --format json` prints", error.line(), error.column())
+    })?;
+    let Some(services) = value.get("services").and_then(serde_json::Value::as_object) else {
+        return Err("has no services: give it what `docker compose config --format json` prints".into());
+    };
+    for (name, service) in services {
+        if let Err(key) = readable(service) {
+            return Err(format!("services.{name}{key} is not as `docker compose config --format json` prints it"));
+        }
+    }
+    serde_json::from_value(value).map_err(|_| "is not as `docker compose config --format json` prints it".into())
+}
+
+/// Says which key of a service can't be read.
+fn readable(service: &serde_json::Value) -> Result<(), String> {
+    let Some(entries) = service.as_object() else { return Err(String::new()) };
+    for (key, value) in entries {
+        let one = serde_json::json!({ key: value });
+        if serde_json::from_value::<model::Service>(one).is_err() {
+            return Err(format!(".{key}"));
+        }
+    }
+    Ok(())
+}

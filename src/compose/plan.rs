@@ -1,0 +1,383 @@
+//! What has to change in a compose project for loopgate to stand before its gateway. No I/O.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::command::{self, Rewritten};
+use super::find;
+use super::model::{Port, Project, Service};
+use crate::config::{GATEWAY_PORT, SIDECAR_PORT};
+
+/// What the user asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The gateway's service, where it can't be found.
+    pub gateway_service: Option<String>,
+    /// Services that share the gateway's network, beside those that are found to be its CLI.
+    pub cli_services: Vec<String>,
+    /// Services that become agents of their own.
+    pub agents: Vec<String>,
+    /// Adds discovery through a filtered socket of the engine, even without agents.
+    pub full: bool,
+    /// Lets loopgate join the gateway's own network namespace, which needs no `!reset`.
+    pub in_gateway: bool,
+    /// Names for the certificate.
+    pub tls_names: Vec<String>,
+    /// The gateway's user, as numbers.
+    pub gateway_user: Option<String>,
+    /// loopgate's image.
+    pub image: Option<String>,
+}
+
+/// A key of the project, and what is to be said about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remark {
+    /// Such as `services.caddy.environment.UPSTREAM`.
+    pub key: String,
+    /// Why, and what to do.
+    pub what: String,
+}
+
+/// Where loopgate and the gateway meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Namespace {
+    /// The namespace of a container that only waits, and owns the ports.
+    Pause,
+    /// The namespace that the gateway is in already, in the words of `network_mode`. Ports stay where they are.
+    Joined(String),
+}
+
+/// What changes. [`super::render`] writes it as an override.
+#[derive(Debug)]
+pub struct Plan {
+    /// The project's name.
+    pub project: Option<String>,
+    /// The gateway's service.
+    pub gateway: String,
+    /// The gateway's port on loopback.
+    pub port: u16,
+    /// Where loopgate runs.
+    pub namespace: Namespace,
+    /// The port that loopgate listens on.
+    pub listen: u16,
+    /// What the pause container takes over: networks, with aliases.
+    pub networks: Map<String, Value>,
+    /// `network_mode` of the pause container, where it is on no networks.
+    pub legacy_bridge: bool,
+    /// What the pause container takes over: ports, in the short form.
+    pub ports: Vec<String>,
+    /// What the pause container takes over: host name, resolver and the like.
+    pub moved: Map<String, Value>,
+    /// The gateway's new entrypoint and command.
+    pub entrypoint: Option<Vec<String>>,
+    /// See `entrypoint`.
+    pub command: Option<Vec<String>>,
+    /// Each service that changes, with environment variables to set and keys to take out.
+    pub services: BTreeMap<String, Changes>,
+    /// loopgate's user: the gateway's.
+    pub user: String,
+    /// The gateway's state directory, where it is mounted.
+    pub state: Option<State>,
+    /// Names for the certificate.
+    pub names: Vec<String>,
+    /// Services that become agents.
+    pub agents: Vec<String>,
+    /// Whether loopgate asks the engine.
+    pub full: bool,
+    /// loopgate's image.
+    pub image: String,
+    /// Profiles of the gateway, which are loopgate's as well.
+    pub profiles: Vec<String>,
+    /// The words that run OpenClaw's CLI in the gateway's service.
+    pub cli: Vec<String>,
+    /// What worked before and will not by itself.
+    pub left: Vec<Remark>,
+    /// What is worth knowing.
+    pub notes: Vec<Remark>,
+}
+
+/// The gateway's state directory.
+#[derive(Debug, PartialEq, Eq)]
+pub struct State {
+    /// `bind` or `volume`.
+    pub kind: String,
+    /// The host's path or the volume's name, which loopgate mounts on /openclaw.
+    pub source: String,
+    /// Where the state is in there.
+    pub directory: String,
+}
+
+/// What changes in a service that is there already.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Whether it joins the namespace.
+    pub joins: bool,
+    /// Keys to take out.
+    pub reset: Vec<&'static str>,
+    /// Environment variables to set.
+    pub environment: BTreeMap<String, String>,
+    /// A new restart policy.
+    pub restart: Option<&'static str>,
+}
+
+/// Keys that the owner of a namespace has, and no container that joins it: the engine refuses them there.
+const OWNERS: [&str; 8] = ["hostname", "domainname", "mac_address", "extra_hosts", "dns", "dns_search", "dns_opt", "expose"];
+/// The variables by which images of the gateway are told where to listen.
+const BIND: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_BIND", "MOLTBOT_GATEWAY_BIND"];
+/// The user of OpenClaw's own image, `node`.
+const NODE: &str = "1000:1000";
+
+/// Plans the change.
+///
+/// # Errors
+/// What can't be converted at all, by its key.
+pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
+    let services = |what| vec![Remark { key: "services".into(), what }];
+    let (name, gateway) = find::gateway(project, options.gateway_service.as_deref()).map_err(services)?;
+    for wanted in options.cli_services.iter().chain(&options.agents) {
+        if wanted == name || !project.services.contains_key(wanted) {
+            return Err(vec![Remark { key: format!("services.{wanted}"), what: "is no service beside the gateway's".into() }]);
+        }
+    }
+    let mut problems = Vec::new();
+    let port = gateway_port(gateway);
+    let (namespace, legacy_bridge) = match namespace(name, gateway, options) {
+        Ok(namespace) => namespace,
+        Err(what) => return Err(vec![Remark { key: format!("services.{name}.network_mode"), what }]),
+    };
+    let (entrypoint, command) = commands(name, gateway, &mut problems);
+    let user = user(name, gateway, options, &mut problems);
+    unjoinable(name, gateway, &namespace, &mut problems);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+
+    let mut plan = Plan {
+        project: project.name.clone(),
+        gateway: name.into(),
+        port,
+        listen: if namespace == Namespace::Pause { SIDECAR_PORT } else { port },
+        namespace,
+        networks: Map::new(),
+        legacy_bridge,
+        ports: Vec::new(),
+        moved: Map::new(),
+        entrypoint,
+        command,
+        services: BTreeMap::new(),
+        user,
+        state: state(gateway),
+        names: names(name, gateway),
+        agents: options.agents.clone(),
+        full: options.full || !options.agents.is_empty(),
+        image: options
+            .image
+            .clone()
+            .unwrap_or_else(|| format!("${{LOOPGATE_IMAGE:-ghcr.io/loopgate/loopgate:{}}}", env!("CARGO_PKG_VERSION"))),
+        profiles: gateway.profiles.clone(),
+        cli: cli(gateway),
+        left: Vec::new(),
+        notes: Vec::new(),
+    };
+    let dialled = plan.names.clone();
+    for name in &options.tls_names {
+        if !plan.names.contains(name) {
+            plan.names.push(name.clone());
+        }
+    }
+    let joined = joined(project, &plan, gateway, options);
+    plan.joins(name, gateway);
+    for service in &joined {
+        plan.joins(service, &project.services[*service]);
+    }
+    plan.gateways_environment(gateway);
+    plan.take_over(name, gateway);
+    for service in &joined {
+        plan.take_over(service, &project.services[*service]);
+    }
+    super::remarks::add(&mut plan, project, gateway, &joined, &dialled);
+    Ok(plan)
+}
+
+fn gateway_port(gateway: &Service) -> u16 {
+    let variable = || gateway.variable("OPENCLAW_GATEWAY_PORT").and_then(|port| port.parse().ok());
+    command::port(gateway.words()).or_else(variable).unwrap_or(GATEWAY_PORT)
+}
+
+/// Where loopgate and the gateway meet, and whether the pause container is on Docker's default bridge.
+fn namespace(name: &str, gateway: &Service, options: &Options) -> Result<(Namespace, bool), String> {
+    match gateway.network_mode.as_deref().unwrap_or("default") {
+        "none" => Err("is none: nothing could reach loopgate".into()),
+        "host" => Ok((Namespace::Joined("host".into()), false)),
+        mode if mode.starts_with("service:") || mode.starts_with("container:") => Ok((Namespace::Joined(mode.into()), false)),
+        _ if options.in_gateway => Ok((Namespace::Joined(format!("service:{name}")), false)),
+        mode => Ok((Namespace::Pause, mode == "bridge")),
+    }
+}
+
+fn commands(name: &str, gateway: &Service, problems: &mut Vec<Remark>) -> (Option<Vec<String>>, Option<Vec<String>>) {
+    let mut rewrite = |key: &str, words: Option<&Vec<String>>| match words.map(|words| command::rewrite(words)) {
+        Some(Rewritten::Changed(words)) => Some(words),
+        Some(Rewritten::Refused(what)) => {
+            problems.push(Remark { key: format!("services.{name}.{key}"), what });
+            None
+        }
+        Some(Rewritten::Same) | None => None,
+    };
+    (rewrite("entrypoint", gateway.entrypoint.as_ref()), rewrite("command", gateway.command.as_ref()))
+}
+
+/// The gateway's user as numbers: loopgate's image has no other names than its own.
+fn user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Remark>) -> String {
+    let both = |user: &str| if user.contains(':') { user.to_owned() } else { format!("{user}:{user}") };
+    if let Some(user) = &options.gateway_user {
+        return both(user);
+    }
+    let ids = gateway.variable("PUID").zip(gateway.variable("PGID"));
+    match (gateway.user.as_deref().unwrap_or_default(), ids) {
+        ("", Some((user, group))) => format!("{user}:{group}"),
+        ("" | "node" | "node:node", _) => NODE.into(),
+        ("root" | "root:root", _) => "0:0".into(),
+        (user, _) if user.chars().all(|c| c.is_ascii_digit() || c == ':') => both(user),
+        _ => {
+            let what = "is a name, which loopgate's image does not know: give its numbers by --gateway-user UID:GID".into();
+            problems.push(Remark { key: format!("services.{name}.user"), what });
+            String::new()
+        }
+    }
+}
+
+/// What the engine refuses in a container that joins another's namespace, and can't be moved to its owner.
+fn unjoinable(name: &str, gateway: &Service, namespace: &Namespace, problems: &mut Vec<Remark>) {
+    if *namespace != Namespace::Pause {
+        return;
+    }
+    for key in ["links", "external_links"] {
+        if gateway.other.get(key).and_then(Value::as_array).is_some_and(|links| !links.is_empty()) {
+            let what = "can't be kept in a shared network namespace: use a network and its aliases instead".into();
+            problems.push(Remark { key: format!("services.{name}.{key}"), what });
+        }
+    }
+}
+
+/// The gateway's state directory: where its variables say, or else any mount of that name.
+fn state(gateway: &Service) -> Option<State> {
+    let home = gateway.variable("OPENCLAW_HOME").or_else(|| gateway.variable("HOME")).unwrap_or("/home/node");
+    let said = gateway.variable("OPENCLAW_STATE_DIR").map_or_else(|| format!("{}/.openclaw", home.trim_end_matches('/')), Into::into);
+    let directory = said.trim_end_matches('/');
+    let mounts = || {
+        let kinds = ["bind", "volume"];
+        let known = gateway.volumes.iter().filter(move |mount| kinds.contains(&mount.kind.as_str()));
+        known.filter_map(|mount| Some((mount, mount.source.clone()?, mount.target.trim_end_matches('/'))))
+    };
+    let below = |target: &str| directory.strip_prefix(target).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    let holds = mounts().filter(|(_, _, target)| below(target).is_some()).max_by_key(|(_, _, target)| target.len());
+    // The image itself may set HOME.
+    let (mount, source, target) = holds.or_else(|| mounts().find(|(_, _, target)| target.ends_with("/.openclaw")))?;
+    Some(State { kind: mount.kind.clone(), source, directory: format!("/openclaw{}", below(target).unwrap_or_default()) })
+}
+
+/// The names by which others dial the gateway.
+fn names(name: &str, gateway: &Service) -> Vec<String> {
+    let mut names = vec![name.to_owned()];
+    let aliases = gateway.networks.values().filter_map(|network| network["aliases"].as_array()).flatten().filter_map(Value::as_str);
+    for other in gateway.container_name.as_deref().into_iter().chain(aliases) {
+        if !names.iter().any(|name| name == other) {
+            names.push(other.into());
+        }
+    }
+    names
+}
+
+fn cli(gateway: &Service) -> Vec<String> {
+    let words = gateway.command.as_deref().and_then(command::cli);
+    words.map_or_else(|| vec!["node".into(), "openclaw.mjs".into()], <[String]>::to_vec)
+}
+
+/// The services that share the gateway's namespace from now on.
+fn joined<'a>(project: &'a Project, plan: &Plan, gateway: &Service, options: &Options) -> Vec<&'a str> {
+    let inside = format!("service:{}", plan.gateway);
+    let joins = |name: &str, service: &Service| {
+        if name == plan.gateway || options.agents.iter().any(|agent| agent == name) {
+            return false;
+        }
+        options.cli_services.iter().any(|cli| cli == name)
+            || service.network_mode.as_deref() == Some(&inside)
+            || find::is_cli(service, gateway)
+    };
+    project.services.iter().filter(|(name, service)| joins(name, service)).map(|(name, _)| name.as_str()).collect()
+}
+
+impl Plan {
+    /// What `network_mode` says of those that share the namespace.
+    pub fn network_mode(&self) -> String {
+        match &self.namespace {
+            Namespace::Pause => "service:netns".into(),
+            Namespace::Joined(mode) => mode.clone(),
+        }
+    }
+
+    fn joins(&mut self, name: &str, service: &Service) {
+        let is_gateway = name == self.gateway;
+        let stays = self.namespace != Namespace::Pause;
+        if stays && (is_gateway || service.network_mode.is_some()) {
+            return;
+        }
+        let changes = self.services.entry(name.into()).or_default();
+        changes.joins = true;
+        // Without !reset, networks that are named can't be taken back; a service that names none has none to take back.
+        if !stays {
+            if service.network_mode.is_none() {
+                changes.reset.push("networks");
+            }
+            if !service.ports.is_empty() {
+                changes.reset.push("ports");
+            }
+            changes.reset.extend(OWNERS.iter().filter(|key| service.other.contains_key(**key)));
+            // A container that is stopped by a crash of the engine comes back only with this policy.
+            changes.restart = (service.restart.as_deref() == Some("unless-stopped")).then_some("always");
+        }
+    }
+
+    /// Where the gateway is told to listen, and where those beside it find it.
+    fn gateways_environment(&mut self, gateway: &Service) {
+        let bind = BIND.iter().filter(|name| gateway.environment.get(**name).is_some_and(|value| value.as_deref() != Some("loopback")));
+        let set: BTreeMap<String, String> = bind.map(|name| ((*name).to_owned(), "loopback".to_owned())).collect();
+        if !set.is_empty() {
+            self.services.entry(self.gateway.clone()).or_default().environment.extend(set);
+        }
+    }
+
+    /// Gives the pause container what only the owner of a namespace can have.
+    fn take_over(&mut self, name: &str, service: &Service) {
+        if self.namespace != Namespace::Pause {
+            return;
+        }
+        let is_gateway = name == self.gateway;
+        let ports: Vec<String> = service.ports.iter().map(|port| self.published(is_gateway, port)).collect();
+        self.ports.extend(ports);
+        for (network, settings) in &service.networks {
+            let settings = settings.as_object().cloned().unwrap_or_default();
+            let mine = self.networks.entry(network).or_insert_with(|| json!({}));
+            if is_gateway {
+                *mine = Value::Object(settings);
+                mine["aliases"] = json!(names(name, service));
+            }
+        }
+        for key in OWNERS.iter().filter(|key| **key != "expose") {
+            if let Some(value) = service.other.get(*key).filter(|_| is_gateway || !self.moved.contains_key(*key)) {
+                self.moved.insert((*key).into(), value.clone());
+            }
+        }
+        let url = format!("ws://127.0.0.1:{}", self.port);
+        if !is_gateway && service.variable("OPENCLAW_GATEWAY_URL").is_some_and(|now| now != url) {
+            self.services.entry(name.into()).or_default().environment.insert("OPENCLAW_GATEWAY_URL".into(), url);
+        }
+    }
+
+    fn published(&self, is_gateway: bool, port: &Port) -> String {
+        let gateways = is_gateway && port.target == self.port && port.is_tcp();
+        port.short(if gateways { self.listen } else { port.target })
+    }
+}

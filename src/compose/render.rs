@@ -1,0 +1,299 @@
+//! A plan as compose's override file, and in words.
+
+use serde_json::{Value, json};
+
+use super::plan::{Changes, Namespace, Plan, Remark, State};
+use super::yaml::{self, Node};
+use crate::config::{GATEWAY_PORT, SIDECAR_PORT};
+
+/// The filter before the engine's socket, as docker/ has it.
+const FILTER: &str = include_str!("../../docker/socket-filter/haproxy-unix.cfg");
+/// loopgate's group in its image, which the filter's socket belongs to.
+const GROUP: &str = "65532";
+/// Where loopgate keeps its state, in a volume that any user can write to.
+const STATE: &str = "/state/loopgate";
+
+/// The override file.
+pub fn file(plan: &Plan) -> String {
+    let mut services = Vec::new();
+    if plan.namespace == Namespace::Pause {
+        services.push(("netns".to_owned(), netns(plan)));
+    }
+    for (name, changes) in &plan.services {
+        services.push((name.clone(), changed(plan, name, changes)));
+    }
+    if !plan.services.contains_key(&plan.gateway) && (plan.entrypoint.is_some() || plan.command.is_some()) {
+        services.push((plan.gateway.clone(), changed(plan, &plan.gateway, &Changes::default())));
+    }
+    for agent in &plan.agents {
+        services.push((agent.clone(), agents(plan)));
+    }
+    services.push(("loopgate".to_owned(), loopgate(plan)));
+    let mut volumes = vec![("loopgate-state", Node::Map(vec![]))];
+    if plan.full {
+        services.push(("socket-filter".to_owned(), filter(plan)));
+        services.push(("loopgate-ca".to_owned(), ca(plan)));
+        volumes.extend([("docker-filter", Node::Map(vec![])), ("loopgate-ca", Node::Map(vec![]))]);
+    }
+    yaml::document(&header(plan), &[("services".into(), Node::Map(services)), ("volumes".into(), Node::map(volumes))])
+}
+
+/// The commands that set the gateway's own configuration.
+pub fn commands(plan: &Plan) -> Vec<String> {
+    let dependencies = if plan.network_mode().starts_with("service:") && plan.namespace != Namespace::Pause { "" } else { "--no-deps " };
+    let cli: Vec<String> = plan.cli.iter().map(|word| shell(word)).collect();
+    let set = |what| format!("docker compose run --rm {dependencies}{} {} config set gateway.{what}", shell(&plan.gateway), cli.join(" "));
+    vec![set("bind loopback"), set("tls.enabled false"), set("trustedProxies '[\"127.0.0.2\"]' --json")]
+}
+
+fn header(plan: &Plan) -> Vec<String> {
+    let project = plan.project.as_deref().map(|project| format!(" of the project {project}")).unwrap_or_default();
+    let mut lines = vec![format!("loopgate in front of the gateway in the service {}{project}, made by `loopgate compose`.", plan.gateway)];
+    lines.push(match &plan.namespace {
+        Namespace::Pause => {
+            "netns owns the network namespace and the ports, so that neither the gateway nor loopgate is cut off when the other restarts."
+                .into()
+        }
+        Namespace::Joined(mode) => format!("loopgate joins the gateway's network namespace ({mode}); ports stay where they are."),
+    });
+    let needs = if plan.namespace == Namespace::Pause { " It needs Compose 2.24 or later." } else { "" };
+    lines.push(format!("Make it anew when the compose file changes.{needs}"));
+    lines.push(String::new());
+    lines.push("The gateway's own configuration, once; while it is stopped, since it restarts itself at each change:".into());
+    lines.push(String::new());
+    lines.push("  docker compose stop".into());
+    lines.extend(commands(plan).into_iter().map(|command| format!("  {command}")));
+    lines.push(String::new());
+    lines.push("From then on (COMPOSE_FILE=docker-compose.yml:compose.loopgate.yaml in .env spares the -f):".into());
+    lines.push(String::new());
+    lines.push("  docker compose -f docker-compose.yml -f compose.loopgate.yaml up -d".into());
+    if !plan.left.is_empty() {
+        lines.push(String::new());
+        lines.push("Left to you:".into());
+        lines.extend(plan.left.iter().map(|remark| format!("  {}", said(remark))));
+    }
+    if !plan.notes.is_empty() {
+        lines.push(String::new());
+        lines.push("To know:".into());
+        lines.extend(plan.notes.iter().map(|remark| format!("  {}", said(remark))));
+    }
+    lines
+}
+
+/// A remark on one line.
+pub fn said(remark: &Remark) -> String {
+    format!("{} {}", remark.key, remark.what)
+}
+
+fn netns(plan: &Plan) -> Node {
+    let mut map = vec![
+        ("image".to_owned(), Node::text(&plan.image)),
+        ("command".into(), Node::texts(["pause"])),
+        ("healthcheck".into(), Node::map([("disable", Node::bool(true))])),
+    ];
+    map.extend(hardened());
+    map.extend(profiles(plan));
+    if !plan.ports.is_empty() {
+        map.push(("ports".into(), Node::texts(&plan.ports)));
+    }
+    if plan.legacy_bridge {
+        map.push(("network_mode".into(), Node::text("bridge")));
+    } else if !plan.networks.is_empty() {
+        let networks = Node::from(&Value::Object(plan.networks.clone()));
+        map.push((
+            "networks".into(),
+            networks.noted(["The names by which others find the gateway, which a container in another's namespace can't have."]),
+        ));
+    }
+    map.extend(plan.moved.iter().map(|(key, value)| (key.clone(), Node::from(value))));
+    Node::Map(map)
+}
+
+fn changed(plan: &Plan, name: &str, changes: &Changes) -> Node {
+    let mut map = Vec::new();
+    if changes.joins {
+        map.push(("network_mode".to_owned(), Node::text(plan.network_mode())));
+    }
+    map.extend(changes.reset.iter().map(|key| ((*key).to_owned(), Node::Reset)));
+    if name == plan.gateway {
+        for (key, words) in [("entrypoint", &plan.entrypoint), ("command", &plan.command)] {
+            if let Some(words) = words {
+                map.push((key.into(), Node::texts(words)));
+            }
+        }
+    }
+    if !changes.environment.is_empty() {
+        map.push(("environment".into(), Node::map(changes.environment.iter().map(|(name, value)| (name, Node::text(value))))));
+    }
+    if let Some(policy) = changes.restart {
+        map.push(("restart".into(), Node::text(policy)));
+    }
+    Node::Map(map)
+}
+
+fn loopgate(plan: &Plan) -> Node {
+    let mut environment = vec![("LOOPGATE_DOCKER", Node::text(if plan.full { "unix:///run/docker-filter/docker.sock" } else { "off" }))];
+    if plan.port != GATEWAY_PORT {
+        environment.push(("LOOPGATE_GATEWAY", Node::text(format!("127.0.0.1:{}", plan.port))));
+    }
+    if plan.listen != SIDECAR_PORT {
+        environment.push(("LOOPGATE_LISTEN", Node::text(format!("bridge:{}", plan.listen))));
+    }
+    let names = Node::text(plan.names.join(","));
+    environment
+        .push(("LOOPGATE_TLS_NAME", names.noted(["Each name and address that clients dial; localhost is in the certificate anyway."])));
+    environment.push(("LOOPGATE_STATE_DIR", Node::text(STATE)));
+    if let Some(state) = &plan.state {
+        environment.push(("LOOPGATE_GATEWAY_STATE_DIR", Node::text(&state.directory)));
+        let token = Node::text("${OPENCLAW_GATEWAY_TOKEN:-}");
+        environment.push((
+            "OPENCLAW_GATEWAY_TOKEN",
+            token.noted(["Pairs the gateway's own device, which 2026.2 needs. Empty: the token is read from the gateway's openclaw.json."]),
+        ));
+    }
+    let mut map = vec![
+        ("image".to_owned(), Node::text(&plan.image)),
+        ("command".into(), Node::texts(["run"])),
+        ("user".into(), Node::text(&plan.user).noted(["The gateway's user, which can read the gateway's state."])),
+    ];
+    if plan.full {
+        map.push(("group_add".into(), Node::texts([GROUP])));
+    }
+    map.push(("network_mode".into(), Node::text(plan.network_mode())));
+    if plan.namespace == Namespace::Pause || plan.full {
+        let filter = plan.full.then_some("socket-filter");
+        let netns = (plan.namespace == Namespace::Pause).then_some("netns");
+        map.push(("depends_on".into(), Node::texts(netns.into_iter().chain(filter))));
+    }
+    map.extend(hardened());
+    map.extend(profiles(plan));
+    map.push(("environment".into(), Node::map(environment)));
+    let mut volumes = vec![Node::text("loopgate-state:/state")];
+    volumes.extend(plan.state.as_ref().map(mount));
+    if plan.full {
+        volumes.push(Node::text("docker-filter:/run/docker-filter:ro"));
+    }
+    map.push(("volumes".into(), Node::List(volumes)));
+    Node::Map(map)
+}
+
+/// The gateway's state, to be read only. Compose's short form can't have a colon in a path.
+fn mount(state: &State) -> Node {
+    if !state.source.contains(':') {
+        return Node::text(format!("{}:/openclaw:ro", state.source));
+    }
+    let (kind, source) = (Node::text(&state.kind), Node::text(&state.source));
+    Node::map([("type", kind), ("source", source), ("target", Node::text("/openclaw")), ("read_only", Node::bool(true))])
+}
+
+/// What an agent by its address gets: its label, the CA, and where the gateway is.
+fn agents(plan: &Plan) -> Node {
+    Node::map([
+        ("labels", Node::map([("loopgate.agent", Node::text("address"))])),
+        ("cap_drop", Node::texts(["NET_RAW"]).noted(["Without it this container can't pose as another one."])),
+        (
+            "environment",
+            Node::map([
+                ("NODE_EXTRA_CA_CERTS", Node::text("/ca/ca.pem")),
+                ("OPENCLAW_GATEWAY_URL", Node::text(format!("wss://{}:{}", plan.gateway, plan.listen))),
+            ]),
+        ),
+        ("depends_on", Node::map([("loopgate-ca", Node::map([("condition", Node::text("service_completed_successfully"))]))])),
+        ("volumes", Node::texts(["loopgate-ca:/ca:ro"])),
+    ])
+}
+
+/// The engine's socket, with exact paths permitted and no more. The configuration stands in the environment: an inline `configs` entry
+/// can't be copied into a read-only container.
+fn filter(plan: &Plan) -> Node {
+    let mut map = vec![
+        ("image".to_owned(), Node::text("${HAPROXY_IMAGE:-haproxy:3.2}")),
+        (
+            "command".into(),
+            Node::texts(["sh", "-ec", "printf '%s' \"$$FILTER\" >/tmp/haproxy.cfg; exec haproxy -W -db -f /tmp/haproxy.cfg"]),
+        ),
+        ("user".into(), Node::text(format!("0:{GROUP}"))),
+        ("network_mode".into(), Node::text("none")),
+        ("stop_signal".into(), Node::text("SIGTERM")),
+    ];
+    map.extend(hardened());
+    map.extend(profiles(plan));
+    map.extend([
+        ("tmpfs".to_owned(), Node::texts(["/tmp:mode=1777"])),
+        ("environment".into(), Node::map([("FILTER", Node::text(FILTER.replace('$', "$$")))])),
+        (
+            "volumes".into(),
+            Node::texts(["${DOCKER_SOCKET:-/var/run/docker.sock}:/var/run/docker.sock:ro", "docker-filter:/run/docker-filter"]),
+        ),
+    ]);
+    Node::Map(map)
+}
+
+/// Copies the CA's certificate, and only that, to where agents find it.
+fn ca(plan: &Plan) -> Node {
+    let mut map = vec![
+        ("image".to_owned(), Node::text(&plan.image)),
+        ("command".into(), Node::texts(["cert", "export", "--out", "/state/ca.pem"])),
+        ("user".into(), Node::text(&plan.user)),
+        ("network_mode".into(), Node::text("none")),
+        ("healthcheck".into(), Node::map([("disable", Node::bool(true))])),
+        ("depends_on".into(), Node::map([("loopgate", Node::map([("condition", Node::text("service_healthy"))]))])),
+    ];
+    map.extend(hardened().into_iter().filter(|(key, _)| key != "restart"));
+    map.extend(profiles(plan));
+    map.extend([
+        ("restart".to_owned(), Node::text("on-failure")),
+        ("environment".into(), Node::map([("LOOPGATE_STATE_DIR", Node::text("/run/loopgate-state/loopgate"))])),
+        ("volumes".into(), Node::texts(["loopgate-state:/run/loopgate-state:ro", "loopgate-ca:/state"])),
+    ]);
+    Node::Map(map)
+}
+
+fn hardened() -> Vec<(String, Node)> {
+    vec![
+        ("read_only".into(), Node::bool(true)),
+        ("cap_drop".into(), Node::texts(["ALL"])),
+        ("security_opt".into(), Node::texts(["no-new-privileges:true"])),
+        ("restart".into(), Node::text("always")),
+    ]
+}
+
+fn profiles(plan: &Plan) -> Option<(String, Node)> {
+    (!plan.profiles.is_empty()).then(|| ("profiles".to_owned(), Node::texts(&plan.profiles)))
+}
+
+/// What the override changes, a line each.
+pub fn changes(plan: &Plan) -> Vec<String> {
+    let mut lines = Vec::new();
+    if plan.namespace == Namespace::Pause {
+        let networks: Vec<&str> = plan.networks.keys().map(String::as_str).collect();
+        lines.push(format!("services.netns: new, owns the network namespace; networks: {}; ports: {}", list(&networks), list(&plan.ports)));
+        lines.extend(plan.moved.keys().map(|key| format!("services.netns.{key}: taken over")));
+    }
+    for (name, changes) in &plan.services {
+        if changes.joins {
+            lines.push(format!("services.{name}.network_mode: {}", plan.network_mode()));
+        }
+        lines.extend(changes.reset.iter().map(|key| format!("services.{name}.{key}: taken out")));
+        lines.extend(changes.environment.iter().map(|(variable, value)| format!("services.{name}.environment.{variable}: {value}")));
+        lines.extend(changes.restart.map(|policy| format!("services.{name}.restart: {policy}")));
+    }
+    for (key, words) in [("entrypoint", &plan.entrypoint), ("command", &plan.command)] {
+        lines.extend(words.as_ref().map(|words| format!("services.{}.{key}: {}", plan.gateway, json!(words))));
+    }
+    lines.extend(plan.agents.iter().map(|agent| format!("services.{agent}.labels.loopgate.agent: address")));
+    let engine = if plan.full { "the engine's filtered socket" } else { "no access to Docker" };
+    let at = format!("bridge:{} to 127.0.0.1:{}", plan.listen, plan.port);
+    lines.push(format!("services.loopgate: new, user {}, network_mode {}, {at}, {engine}", plan.user, plan.network_mode()));
+    lines
+}
+
+fn list<S: AsRef<str>>(items: &[S]) -> String {
+    if items.is_empty() { "none".into() } else { items.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(", ") }
+}
+
+/// A word as a shell reads it.
+fn shell(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':' | '=');
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}

@@ -1,0 +1,1 @@
+//! Whole projects, and what becomes of them.

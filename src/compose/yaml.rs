@@ -1,0 +1,215 @@
+//! Writes YAML: the block style of compose files, with comments and compose's own tags, in the order in which it is built.
+//!
+//! Texts that could be read as anything else are quoted as JSON quotes them, which YAML 1.2 (section 1.3) includes.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+/// A node of a YAML document.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Node {
+    /// A string.
+    Text(String),
+    /// A number, `true`, `false` or `null`, as it is written.
+    Literal(String),
+    /// A sequence.
+    List(Vec<Node>),
+    /// A mapping, in this order.
+    Map(Vec<(String, Node)>),
+    /// `!reset` of compose: takes the key out of the files before. An empty list stands for a list, null for all else.
+    Reset,
+    /// A node with comment lines above its key.
+    Noted(Vec<String>, Box<Node>),
+}
+
+impl Node {
+    /// A string.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::Text(text.into())
+    }
+
+    /// A sequence of strings.
+    pub fn texts<S: Into<String>>(texts: impl IntoIterator<Item = S>) -> Self {
+        Self::List(texts.into_iter().map(Self::text).collect())
+    }
+
+    /// A mapping in this order.
+    pub fn map<K: Into<String>>(entries: impl IntoIterator<Item = (K, Self)>) -> Self {
+        Self::Map(entries.into_iter().map(|(key, value)| (key.into(), value)).collect())
+    }
+
+    /// `true` or `false`.
+    pub fn bool(value: bool) -> Self {
+        Self::Literal(value.to_string())
+    }
+
+    /// This node below comment lines.
+    pub fn noted<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
+        Self::Noted(lines.into_iter().map(Into::into).collect(), Box::new(self))
+    }
+}
+
+impl From<&Value> for Node {
+    fn from(value: &Value) -> Self {
+        match value {
+            Value::Null | Value::Bool(_) | Value::Number(_) => Self::Literal(value.to_string()),
+            Value::String(text) => Self::text(text),
+            Value::Array(items) => Self::List(items.iter().map(Self::from).collect()),
+            Value::Object(entries) => Self::map(entries.iter().map(|(key, value)| (key.as_str(), Self::from(value)))),
+        }
+    }
+}
+
+/// The document: comment lines, then a mapping.
+pub fn document(comments: &[String], root: &[(String, Node)]) -> String {
+    let mut out = String::new();
+    for line in comments {
+        comment(&mut out, 0, line);
+    }
+    entries(&mut out, 0, root);
+    out
+}
+
+fn entries(out: &mut String, indent: usize, map: &[(String, Node)]) {
+    for (key, node) in map {
+        let node = match node {
+            Node::Noted(lines, node) => {
+                for line in lines {
+                    comment(out, indent, line);
+                }
+                node
+            }
+            node => node,
+        };
+        let _ = write!(out, "{:indent$}{}:", "", scalar(key));
+        value(out, indent, node);
+    }
+}
+
+/// What follows the colon of a key at `indent`, its line's end included.
+fn value(out: &mut String, indent: usize, node: &Node) {
+    match node {
+        Node::Map(map) if !map.is_empty() => {
+            out.push('\n');
+            entries(out, indent + 2, map);
+        }
+        Node::List(items) if items.iter().any(is_block) => {
+            out.push('\n');
+            for item in items {
+                let _ = write!(out, "{:width$}-", "", width = indent + 2);
+                match item {
+                    Node::Map(map) if !map.is_empty() => {
+                        // The first key stands beside the dash.
+                        let mut block = String::new();
+                        entries(&mut block, indent + 4, map);
+                        let _ = write!(out, " {}", block.trim_start());
+                    }
+                    item => value(out, indent + 2, item),
+                }
+            }
+        }
+        node => {
+            let _ = writeln!(out, " {}", inline(node));
+        }
+    }
+}
+
+fn is_block(node: &Node) -> bool {
+    matches!(node, Node::Map(map) if !map.is_empty())
+}
+
+fn inline(node: &Node) -> String {
+    match node {
+        Node::Text(text) => scalar(text),
+        Node::Literal(text) => text.clone(),
+        Node::List(items) => format!("[{}]", items.iter().map(inline).collect::<Vec<_>>().join(", ")),
+        Node::Map(map) => {
+            let pairs: Vec<String> = map.iter().map(|(key, node)| format!("{}: {}", scalar(key), inline(node))).collect();
+            format!("{{{}}}", pairs.join(", "))
+        }
+        Node::Reset => "!reset null".into(),
+        Node::Noted(_, node) => inline(node),
+    }
+}
+
+fn comment(out: &mut String, indent: usize, line: &str) {
+    // A line break in it would end the comment, and what follows would be YAML.
+    let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let _ = writeln!(out, "{}", format!("{:indent$}# {line}", "").trim_end());
+}
+
+/// A string, plain where nothing can take it for anything else.
+fn scalar(text: &str) -> String {
+    if is_plain(text) { text.into() } else { Value::from(text).to_string().replace('\u{7f}', "\\u007f") }
+}
+
+/// Says whether YAML 1.1 and 1.2 both read it as this very string, in block and in flow style.
+fn is_plain(text: &str) -> bool {
+    let first = |c: char| c.is_ascii_alphabetic() || matches!(c, '/' | '_');
+    let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '-' | '.');
+    // `y` and `no` are booleans of YAML 1.1.
+    let word = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"].contains(&text.to_ascii_lowercase().as_str());
+    text.starts_with(first) && text.chars().all(rest) && !word
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_harmless_texts_are_plain() {
+        for plain in ["node", "/app/openclaw.mjs", "openclaw-gateway", "a.b_c"] {
+            assert_eq!(scalar(plain), plain);
+        }
+        let quoted = [
+            ("", r#""""#),
+            ("yes", r#""yes""#),
+            ("Off", r#""Off""#),
+            ("18789", r#""18789""#),
+            ("0x1", r#""0x1""#),
+            (".5", r#"".5""#),
+            ("-", r#""-""#),
+            ("--bind", r#""--bind""#),
+            ("a: b", r#""a: b""#),
+            ("a #b", r#""a #b""#),
+            ("{{x}}", r#""{{x}}""#),
+            ("$${A}", r#""$${A}""#),
+            ("a\nb\t\"\\", r#""a\nb\t\"\\""#),
+            ("\u{7f}", r#""\u007f""#),
+            ("!reset", r#""!reset""#),
+            ("*a", r#""*a""#),
+            ("é", "\"é\""),
+        ];
+        for (text, expected) in quoted {
+            assert_eq!(scalar(text), expected);
+        }
+    }
+
+    #[test]
+    fn a_document_has_compose_files_style() {
+        let root = Node::map([
+            (
+                "services",
+                Node::map([(
+                    "a",
+                    Node::map([
+                        ("command", Node::texts(["pause"])),
+                        ("healthcheck", Node::map([("disable", Node::bool(true))]).noted(["one", "two\nthree"])),
+                        ("ports", Node::Reset),
+                        (
+                            "volumes",
+                            Node::List(vec![Node::map([("type", Node::text("bind")), ("x", Node::map([("y", Node::bool(false))]))])]),
+                        ),
+                        ("none", Node::Map(vec![])),
+                    ]),
+                )]),
+            ),
+            ("volumes", Node::map([("state", Node::Map(vec![]))])),
+        ]);
+        let Node::Map(root) = root else { unreachable!() };
+        let expected = "# top\n#\nservices:\n  a:\n    command: [pause]\n    # one\n    # two three\n    healthcheck:\n      disable: true\n    \
+                        ports: !reset null\n    volumes:\n      - type: bind\n        x:\n          y: false\n    none: {}\nvolumes:\n  state: {}\n";
+        assert_eq!(document(&["top".into(), String::new()], &root), expected);
+    }
+}
