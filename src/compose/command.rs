@@ -124,7 +124,7 @@ fn loopback<'a>(pieces: &[&'a str]) -> Vec<&'a str> {
 fn secret(words: &[&str]) -> Option<String> {
     let names = |word: &str| {
         let name = unquoted(word).trim_start_matches('-').to_ascii_lowercase();
-        SECRET.iter().any(|ending| name.ends_with(ending)).then(|| unquoted(word).to_owned())
+        (!name.contains('/') && SECRET.iter().any(|ending| name.ends_with(ending))).then(|| unquoted(word).to_owned())
     };
     let literal = |value: &str| {
         let value = value.trim_start_matches(['"', '\'']);

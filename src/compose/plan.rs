@@ -124,7 +124,7 @@ pub struct Changes {
 /// Keys that the owner of a namespace has, and no container that joins it: the engine refuses them there.
 const OWNERS: [&str; 8] = ["hostname", "domainname", "mac_address", "extra_hosts", "dns", "dns_search", "dns_opt", "expose"];
 /// The variables by which images of the gateway are told where to listen.
-const BIND: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_BIND", "MOLTBOT_GATEWAY_BIND"];
+pub(super) const BIND: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_BIND", "MOLTBOT_GATEWAY_BIND"];
 /// The user of OpenClaw's own image, `node`.
 const NODE: &str = "1000:1000";
 

@@ -1,8 +1,8 @@
 //! What a plan leaves to the user, and what is worth knowing, each by its key.
 
-use super::find;
+use super::find::{self, is_front};
 use super::model::{Project, Service};
-use super::plan::{Namespace, Plan, Remark};
+use super::plan::{BIND, Namespace, Plan, Remark};
 
 /// Adds remarks about the services of `project`; `dialled` are the names by which they dial the gateway.
 pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str], dialled: &[String]) {
@@ -31,15 +31,29 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
                 "network_mode",
                 "shares the gateway's loopback: whatever it forwards there is a local client to the gateway".into(),
             ));
-        } else if find::is_front(service) && !is_inside && plan.network_mode() != format!("service:{name}") {
+        } else if is_front(service) && !is_inside && plan.network_mode() != format!("service:{name}") {
             let what = format!(
                 "is a proxy: if it leads to the gateway, lead it to {at} with loopgate's CA, give it a fixed address, and name that \
                  address in LOOPGATE_TRUSTED_PROXY"
             );
             notes.push(remark("image", what));
         }
-        if !is_inside && find::runs_a_node_host(service) && !plan.agents.contains(name) {
-            left.push(remark("command", format!("is a client in a container of its own: make it an agent by --agent {name}")));
+        if !is_inside && find::runs_a_node_host(service) {
+            left.push(remark("command", node_host(plan, name)));
+        }
+        if plan.agents.contains(name)
+            && plan.namespace == Namespace::Pause
+            && !service.networks.keys().any(|network| plan.networks.contains_key(network))
+        {
+            left.push(remark("networks", "shares no network with the gateway: add one of the gateway's".into()));
+        }
+        if is_front(service) && plan.network_mode() == format!("service:{name}") {
+            let what = format!(
+                "owns the gateway's network namespace: whatever it forwards to 127.0.0.1:{} is a local client to the gateway; let it forward \
+                 to port {} of the container's own address, by TLS",
+                plan.port, plan.listen
+            );
+            notes.push(remark("image", what));
         }
     }
     let gateways = |key: String, what: String| Remark { key: format!("services.{}.{key}", plan.gateway), what };
@@ -68,6 +82,15 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
             break;
         }
     }
+    for (name, value) in &gateway.environment {
+        let other = name.ends_with("_BIND") && !BIND.contains(&name.as_str()) && value.as_deref().is_some_and(|value| !value.is_empty());
+        if other {
+            notes.push(gateways(
+                format!("environment.{name}"),
+                "if it says where the gateway listens, it must be its loopback address".into(),
+            ));
+        }
+    }
     if plan.namespace == Namespace::Pause {
         for port in gateway.ports.iter().filter(|port| port.target != plan.port || !port.is_tcp()) {
             notes.push(gateways(
@@ -75,6 +98,9 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
                 format!("port {} stays published, but a gateway on loopback does not listen there", port.target),
             ));
         }
+    }
+    if plan.network_mode() == "host" {
+        notes.push(gateways("network_mode".into(), "is host: every process of this machine is a local client to the gateway".into()));
     }
     if plan.state.is_none() {
         let what =
@@ -87,4 +113,13 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
     }
     plan.left.extend(left);
     plan.notes.extend(notes);
+}
+
+/// What a node host needs, which is a client in a container of its own.
+fn node_host(plan: &Plan, name: &str) -> String {
+    if plan.agents.iter().any(|agent| agent == name) {
+        format!("runs a node host: let it dial --host {} --port {} --tls", plan.gateway, plan.listen)
+    } else {
+        format!("runs a node host in a container of its own: make it an agent by --agent {name}")
+    }
 }

@@ -54,7 +54,9 @@ fn header(plan: &Plan) -> Vec<String> {
             "netns owns the network namespace and the ports, so that neither the gateway nor loopgate is cut off when the other restarts."
                 .into()
         }
-        Namespace::Joined(mode) => format!("loopgate joins the gateway's network namespace ({mode}); ports stay where they are."),
+        Namespace::Joined(mode) => format!(
+            "loopgate joins the network namespace that the gateway is in ({mode}): ports stay there, and its restarts are loopgate's."
+        ),
     });
     let needs = if plan.namespace == Namespace::Pause { " It needs Compose 2.24 or later." } else { "" };
     lines.push(format!("Make it anew when the compose file changes.{needs}"));
@@ -82,7 +84,7 @@ fn header(plan: &Plan) -> Vec<String> {
 
 /// A remark on one line.
 pub fn said(remark: &Remark) -> String {
-    format!("{} {}", remark.key, remark.what)
+    format!("{}: {}", remark.key, remark.what)
 }
 
 fn netns(plan: &Plan) -> Node {

@@ -199,7 +199,7 @@ mod tests {
                         ("ports", Node::Reset),
                         (
                             "volumes",
-                            Node::List(vec![Node::map([("type", Node::text("bind")), ("x", Node::map([("y", Node::bool(false))]))])]),
+                            Node::List(vec![Node::map([("type", Node::text("bind")), ("x", Node::map([("z", Node::bool(false))]))])]),
                         ),
                         ("none", Node::Map(vec![])),
                     ]),
@@ -209,7 +209,7 @@ mod tests {
         ]);
         let Node::Map(root) = root else { unreachable!() };
         let expected = "# top\n#\nservices:\n  a:\n    command: [pause]\n    # one\n    # two three\n    healthcheck:\n      disable: true\n    \
-                        ports: !reset null\n    volumes:\n      - type: bind\n        x:\n          y: false\n    none: {}\nvolumes:\n  state: {}\n";
+                        ports: !reset null\n    volumes:\n      - type: bind\n        x:\n          z: false\n    none: {}\nvolumes:\n  state: {}\n";
         assert_eq!(document(&["top".into(), String::new()], &root), expected);
     }
 }

@@ -1,0 +1,233 @@
+//! `loopgate compose` on projects of the kinds that people have: `tests/data/compose/KIND/compose.yaml` is a project, `config.json` what
+//! compose makes of it, and each other file what loopgate answers. `TEST_BLESS=1` writes the answers anew, and `config.json` with them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// Each kind, with the arguments that it is tried with and the file that the answer is in.
+const TABLE: &[(&str, &[&str], &str)] = &[
+    ("official-2026.2", &[], "override.yaml"),
+    ("official-2026.2", &["--in-gateway"], "in-gateway.yaml"),
+    ("official-2026.2", &["--check"], "check.txt"),
+    ("official-2026.2", &["--full", "--tls-name", "claw.example.com", "--image", "loopgate"], "full.yaml"),
+    ("official-2026.9", &[], "override.yaml"),
+    ("coolify", &[], "override.yaml"),
+    ("unraid", &[], "override.yaml"),
+    ("traefik-labels", &[], "override.yaml"),
+    ("cloudflare-tunnel", &[], "override.yaml"),
+    ("tailscale-namespace", &[], "override.yaml"),
+    ("host-network", &[], "override.yaml"),
+    ("caddy-front", &[], "override.yaml"),
+    ("nginx-front", &[], "override.yaml"),
+    ("own-user-external-network", &[], "override.yaml"),
+    ("hardened-two-networks", &[], "override.yaml"),
+    ("caddy-labels", &[], "override.yaml"),
+    ("default-bridge", &[], "override.yaml"),
+    ("backend-beside", &["--agent", "app"], "override.yaml"),
+    ("node-host", &[], "override.yaml"),
+    ("node-host", &["--agent", "builder"], "agent.yaml"),
+    ("sandboxes", &["--gateway-user", "1000:999"], "override.yaml"),
+    ("token-on-the-command-line", &[], "override.yaml"),
+    ("two-gateways", &[], "override.yaml"),
+    ("two-gateways", &["--gateway-service", "bob"], "bob.yaml"),
+];
+/// Stands in the projects for every secret.
+const SECRET: &str = "-secret";
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/compose")
+}
+
+fn kinds() -> BTreeSet<&'static str> {
+    TABLE.iter().map(|(kind, ..)| *kind).collect()
+}
+
+fn blesses() -> bool {
+    std::env::var_os("TEST_BLESS").is_some()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn loopgate(kind: &str, arguments: &[&str]) -> Output {
+    let config = fs::File::open(data().join(kind).join("config.json")).expect("config.json");
+    Command::new(env!("CARGO_BIN_EXE_loopgate")).arg("compose").args(arguments).stdin(config).output().expect("loopgate can be run")
+}
+
+/// What loopgate answers, as it stands in the data: standard error and the exit status below standard output.
+fn answer(output: &Output) -> String {
+    let status = output.status.code().expect("an exit status");
+    let said: String = text(&output.stderr).lines().map(|line| format!("# {line}\n")).collect();
+    format!("{}# --- standard error, and exit status {status}\n{said}", text(&output.stdout))
+}
+
+#[test]
+fn every_kind_of_project_gets_its_override() {
+    let mut wrong = Vec::new();
+    for (kind, arguments, file) in TABLE {
+        let path = data().join(kind).join(file);
+        let answer = answer(&loopgate(kind, arguments));
+        if blesses() {
+            fs::write(&path, answer).unwrap();
+        } else if fs::read_to_string(&path).unwrap_or_default() != answer {
+            wrong.push(format!("{kind} {arguments:?} is not as {file}, but:\n{answer}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_secret_is_ever_written() {
+    let mut arguments: Vec<&[&str]> = vec![&["--check"], &["--full"], &["--in-gateway"]];
+    arguments.extend(TABLE.iter().map(|(_, arguments, _)| *arguments));
+    for kind in kinds() {
+        let config = fs::read_to_string(data().join(kind).join("config.json")).unwrap();
+        for arguments in &arguments {
+            let answer = answer(&loopgate(kind, arguments));
+            assert!(!answer.contains(SECRET), "{kind} {arguments:?}: {answer}");
+        }
+        // And not in an error, wherever the text is cut.
+        for end in (1..config.len()).step_by(97).filter(|end| config.is_char_boundary(*end)) {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_loopgate"))
+                .arg("compose")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(&config.as_bytes()[..end]).unwrap();
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.code() == Some(2) && !answer(&output).contains(SECRET), "{kind} cut at {end}: {}", answer(&output));
+        }
+    }
+}
+
+#[test]
+fn compose_itself_reads_every_override_as_it_is_meant() {
+    if !have_compose() {
+        return;
+    }
+    for kind in kinds() {
+        let config = data().join(kind).join("config.json");
+        let now = compose(kind, &["compose.yaml"]).expect("the project is a good one");
+        if blesses() {
+            fs::write(&config, &now).unwrap();
+        }
+        let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(parsed(&now), parsed(&fs::read_to_string(&config).unwrap()), "{kind}/config.json is not what compose makes of it");
+    }
+    let mut merged = 0;
+    for (kind, arguments, file) in TABLE.iter().filter(|(.., file)| file.ends_with(".yaml")) {
+        if fs::read_to_string(data().join(kind).join(file)).unwrap().starts_with("# ---") {
+            continue;
+        }
+        let before: Value = serde_json::from_str(&fs::read_to_string(data().join(kind).join("config.json")).unwrap()).unwrap();
+        let after = compose(kind, &["compose.yaml", file]).unwrap_or_else(|why| panic!("{kind} {arguments:?}: {why}"));
+        keeps_the_gateway_behind_loopgate(&format!("{kind} {file}"), &before, &serde_json::from_str(&after).unwrap());
+        merged += 1;
+    }
+    assert!(merged >= 20, "{merged} overrides were merged");
+}
+
+/// What holds of every merged project, whatever its kind.
+fn keeps_the_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) {
+    let services = after["services"].as_object().unwrap();
+    let loopgate = &services["loopgate"];
+    let inside = loopgate["network_mode"].as_str().unwrap();
+    assert_eq!((&loopgate["read_only"], &loopgate["cap_drop"]), (&true.into(), &serde_json::json!(["ALL"])), "{kind}");
+    let old = before["services"].as_object().unwrap();
+    let starts = |service: &Value| service.to_string().contains("\"gateway\"") || service.to_string().contains("gateway --bind");
+    let (name, gateway) = services
+        .iter()
+        .filter(|(name, _)| old.contains_key(*name))
+        .find(|(name, service)| {
+            service["network_mode"] == inside && (starts(service) || *name == "openclaw") || inside == format!("service:{name}")
+        })
+        .unwrap_or_else(|| panic!("{kind}: the gateway is in {inside}"));
+    let line = gateway["command"].to_string();
+    assert!(!line.contains("--force") && !line.contains("lan\"") && !line.contains("--bind lan"), "{kind}: {line}");
+    assert_ne!(gateway["environment"]["OPENCLAW_GATEWAY_BIND"], "lan", "{kind}");
+    if inside != "service:netns" {
+        return;
+    }
+    // All that only the owner of a namespace can have is the owner's.
+    for (name, service) in services.iter().filter(|(_, service)| service["network_mode"] == inside) {
+        for key in ["ports", "networks", "hostname", "extra_hosts", "dns", "expose", "mac_address"] {
+            assert!(service.get(key).is_none(), "{kind}: {name} still has {key}");
+        }
+    }
+    let netns = &services["netns"];
+    let published = |service: &Value| -> BTreeSet<String> {
+        let ports = service["ports"].as_array().cloned().unwrap_or_default();
+        ports.iter().map(|port| format!("{} {} {}", port["host_ip"], port["published"], port["protocol"])).collect()
+    };
+    assert!(published(&old[name]).is_subset(&published(netns)), "{kind}: every published port stays published");
+    let leads = netns["ports"].as_array().cloned().unwrap_or_default();
+    assert!(!leads.iter().any(|port| port["target"] == 18789), "{kind}: none leads to the gateway itself");
+    for (network, settings) in old[name]["networks"].as_object().into_iter().flatten() {
+        let aliases = netns["networks"][network]["aliases"].as_array().cloned().unwrap_or_default();
+        assert!(aliases.contains(&name.as_str().into()), "{kind}: {name} is found on {network}");
+        assert_eq!(netns["networks"][network]["ipv4_address"], settings["ipv4_address"], "{kind}");
+    }
+}
+
+#[test]
+fn compose_1_reads_what_joins_the_gateways_own_namespace() {
+    let installed = Command::new("docker-compose").arg("version").output().is_ok_and(|output| output.status.success());
+    if !installed {
+        return skip("docker-compose is not installed");
+    }
+    let directory = data().join("official-2026.2");
+    // Compose 1 wants a version, or no `name`.
+    let project = fs::read_to_string(directory.join("compose.yaml")).unwrap().replace("name: openclaw\n", "");
+    let place = tempfile::tempdir().unwrap();
+    fs::write(place.path().join("compose.yaml"), project).unwrap();
+    fs::copy(directory.join("in-gateway.yaml"), place.path().join("override.yaml")).unwrap();
+    let output = Command::new("docker-compose")
+        .args(["-f", "compose.yaml", "-f", "override.yaml", "config"])
+        .current_dir(place.path())
+        .output()
+        .expect("docker-compose can be run");
+    let merged = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(merged.contains("service:openclaw-gateway") && merged.contains("loopback") && !merged.contains("- lan"), "{merged}");
+}
+
+fn have_compose() -> bool {
+    let installed = Command::new("docker").args(["compose", "version"]).output().is_ok_and(|output| output.status.success());
+    if !installed {
+        skip("`docker compose` is not installed");
+    }
+    installed
+}
+
+/// Says that a test is not run, on the real standard error, which libtest does not capture; where `CI` is `true` everything has to be.
+fn skip(why: &str) {
+    let line = format!("NOT RUN: {}: {why}; tests/setup/compose.sh brings it", std::thread::current().name().unwrap_or("a test"));
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{line}");
+    writeln!(std::io::stderr().lock(), "{line}").expect("standard error");
+}
+
+/// What `docker compose config --format json` makes of these files.
+fn compose(kind: &str, files: &[&str]) -> Result<String, String> {
+    let mut command = Command::new("docker");
+    command.args(["compose", "--project-directory", "/srv/project"]);
+    for file in files {
+        command.args(["--file", file]);
+    }
+    let output = command
+        .args(["config", "--format", "json"])
+        .current_dir(data().join(kind))
+        .env("COMPOSE_PROFILES", "*")
+        .env_remove("LOOPGATE_IMAGE")
+        .env_remove("OPENCLAW_GATEWAY_TOKEN")
+        .output()
+        .map_err(|error| error.to_string())?;
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
