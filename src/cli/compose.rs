@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::{Error, output};
 use crate::compose::{self, Options, Remark, render};
 use crate::config;
-use crate::config::layer::Complaint;
+use crate::config::layer::Problem;
 
 /// Writes the override that puts loopgate in front of the gateway of a compose project
 ///
@@ -62,9 +62,8 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         }
         None => ("standard input".into(), read_standard_input()?),
     };
-    let wrong = |remarks: Vec<Remark>| {
-        config::Error(remarks.into_iter().map(|remark| Complaint { place: remark.key, what: remark.what }).collect())
-    };
+    let wrong =
+        |remarks: Vec<Remark>| config::Error(remarks.into_iter().map(|remark| Problem { place: remark.key, what: remark.what }).collect());
     let project = compose::parse(&text).map_err(|what| wrong(vec![Remark { key: place, what }]))?;
     let options = Options {
         gateway_service: args.gateway_service,
