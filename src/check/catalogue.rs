@@ -25,6 +25,8 @@ kinds! {
     GATEWAY_PORT = "gateway-port", Error, "The gateway's own configuration names another port than loopgate's.";
     GATEWAY_AUTH = "gateway-auth", Error, "The gateway asks nobody for a token or a password.";
     GATEWAY_FILES = "gateway-files", Warning, "The gateway's token file or state directory that is named can't be read.";
+    IDENTITY_HEADER = "identity-header-open", Error,
+        "The gateway takes a user's identity, or a proof of the proxy, from a header that any client can send through loopgate.";
     PROXIES_MISSING = "trusted-proxies-missing", Error, "The gateway does not trust the address of the external lane.";
     PROXIES_LOOPBACK = "trusted-proxies-loopback", Error,
         "The gateway trusts 127.0.0.1 as a proxy, which makes several versions take their own local clients for remote ones.";

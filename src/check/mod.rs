@@ -35,6 +35,7 @@ use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
+use crate::lane::Policy;
 use crate::metrics;
 use crate::openclaw::files;
 use crate::openclaw::probe::{self, Server};
@@ -83,7 +84,11 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
     }
     gateway_files::judge(&files::unreadable(&config.gateway), &mut report);
     if let Some(openclaw) = &openclaw {
-        let wanted = openclaw_config::Wanted { gateway: config.gateway.address, external_source: config.gateway.external_source.into() };
+        let wanted = openclaw_config::Wanted {
+            gateway: config.gateway.address,
+            external_source: config.gateway.external_source.into(),
+            policy: Policy::new(config),
+        };
         openclaw_config::judge(openclaw, &wanted, &mut report);
     }
     if let Some(status) = &status {

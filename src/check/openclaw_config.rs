@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use http::HeaderName;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use super::gateway::{bind_loopback, is_first, no_tls, trust_exactly};
+use crate::lane::Policy;
 
 /// What the configuration has to fit.
 #[derive(Clone, Debug)]
@@ -16,6 +18,8 @@ pub struct Wanted {
     pub gateway: SocketAddr,
     /// The source address of the external lane.
     pub external_source: IpAddr,
+    /// The lane policy, which says what headers clients can send.
+    pub policy: Policy,
 }
 
 /// Judges all of `config`.
@@ -46,6 +50,7 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
         let remedy = Remedy::OpenClaw { key: "gateway.auth.mode", value: json!("token") };
         report.find(&kind::GATEWAY_AUTH, "gateway.auth.mode is \"none\"", remedy);
     }
+    identity_headers(&gateway["auth"], &wanted.policy, report);
     trusted_proxies(&gateway["trustedProxies"], wanted.external_source, report);
     if strings(&gateway["controlUi"]["allowedOrigins"]).any(|origin| origin == "*") {
         let remedy =
@@ -54,6 +59,25 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     }
     if report.findings.len() == before {
         report.fine("openclaw.json", "it says nothing else than what was seen, and nothing wrong");
+    }
+}
+
+/// Finds headers that the gateway believes in `auth.mode: "trusted-proxy"`, but that any client can send through loopgate.
+fn identity_headers(auth: &Value, policy: &Policy, report: &mut Report) {
+    if auth["mode"].as_str().is_some_and(|mode| mode != "trusted-proxy") {
+        return;
+    }
+    let proxy = &auth["trustedProxy"];
+    let user = proxy["userHeader"].as_str().map(|name| ("userHeader", name));
+    for (key, text) in user.into_iter().chain(strings(&proxy["requiredHeaders"]).map(|name| ("requiredHeaders", name))) {
+        if text.parse::<HeaderName>().is_ok_and(|name| policy.controls_header(&name)) {
+            continue;
+        }
+        let seen = format!("gateway.auth.trustedProxy.{key} has {text:?}, which loopgate passes on from any client");
+        let remedy = Remedy::words(format!(
+            "use x-forwarded-user, which loopgate sets, or add {text:?} to external.identity_headers, so that only trusted proxies may send it"
+        ));
+        report.find(&kind::IDENTITY_HEADER, seen, remedy);
     }
 }
 
@@ -90,7 +114,7 @@ mod tests {
 
     #[test]
     fn each_wrong_key_is_found() {
-        let table: [(&str, &[&str]); 16] = [
+        let table: [(&str, &[&str]); 21] = [
             ("{gateway: {bind: 'loopback', trustedProxies: ['127.0.0.2'],}} // fine", &[]),
             ("{gateway: {trustedProxies: ['127.0.0.2/32']}}", &[]),
             ("{}", &["trusted-proxies-missing"]),
@@ -106,9 +130,28 @@ mod tests {
             ("{gateway: {trustedProxies: ['127.0.0.2', '127.0.0.2/31']}}", &["trusted-proxies-wide"]),
             ("{gateway: {trustedProxies: ['caddy']}}", &["trusted-proxies-wide", "trusted-proxies-missing"]),
             ("{gateway: {trustedProxies: ['127.0.0.2'], controlUi: {allowedOrigins: ['*']}}}", &["origin-any"]),
+            ("{gateway: {auth: {trustedProxy: {userHeader: 'X-Forwarded-User'}}, trustedProxies: ['127.0.0.2']}}", &[]),
+            ("{gateway: {auth: {trustedProxy: {userHeader: 'x-authenticated-user'}}, trustedProxies: ['127.0.0.2']}}", &[]),
+            (
+                "{gateway: {auth: {trustedProxy: {userHeader: 'x-forwarded-user', requiredHeaders: ['x-forwarded-proto']}}, \
+                 trustedProxies: ['127.0.0.2']}}",
+                &[],
+            ),
+            ("{gateway: {auth: {trustedProxy: {userHeader: 'x-who'}}, trustedProxies: ['127.0.0.2']}}", &["identity-header-open"]),
+            (
+                "{gateway: {auth: {trustedProxy: {userHeader: 'x-user', requiredHeaders: ['x-proxy-secret', 'x-kept-user']}}, \
+                 trustedProxies: ['127.0.0.2']}}",
+                &["identity-header-open", "identity-header-open"],
+            ),
             ("{$include: './other.json5', gateway: {trustedProxies: ['127.0.0.2']}}", &["openclaw-config-include"]),
         ];
-        let wanted = Wanted { gateway: "127.0.0.1:18789".parse().unwrap(), external_source: "127.0.0.2".parse().unwrap() };
+        let mut config = crate::config::Config::default();
+        config.external.keep_headers = vec![HeaderName::from_static("x-kept-user")];
+        let wanted = Wanted {
+            gateway: "127.0.0.1:18789".parse().unwrap(),
+            external_source: "127.0.0.2".parse().unwrap(),
+            policy: Policy::new(&config),
+        };
         for (text, expected) in table {
             let mut report = Report::default();
             judge(&json5::from_str(text).unwrap(), &wanted, &mut report);

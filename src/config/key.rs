@@ -191,6 +191,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "Address stated to the gateway for a client with a loopback or unspecified address",
     );
     add("identity-header", "external.identity_headers", List("NAME"), None, "Identity header that trusted proxies may set");
+    add(
+        "keep-header",
+        "external.keep_headers",
+        List("NAME"),
+        None,
+        "Request header that every client may send although its name could carry an identity; never one that the gateway trusts",
+    );
 
     add(
         "max-connections",

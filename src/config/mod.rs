@@ -248,6 +248,8 @@ pub struct External {
     pub unknown_client: IpAddr,
     /// Identity headers (lower case) that trusted proxies may set.
     pub identity_headers: Vec<http::HeaderName>,
+    /// Headers that clients may send although their names are reserved for identities.
+    pub keep_headers: Vec<http::HeaderName>,
     /// Rules for the paths of external requests, first match wins; empty means that all are open.
     pub paths: Vec<PathRule>,
 }

@@ -287,6 +287,15 @@ pub fn identity_header(text: &str) -> Parsed<HeaderName> {
     if is_address || TAKEN.contains(&name.as_str()) { Err("can't be an identity header".into()) } else { Ok(name) }
 }
 
+/// The name of a header that every client may send. Those that the lane states, or that decide whether a client is local, are refused.
+pub fn keep_header(text: &str) -> Parsed<HeaderName> {
+    const FIXED: [&str; 4] = ["forwarded", "via", "x-real-ip", "x-openclaw-scopes"];
+    let name: HeaderName = text.parse().map_err(|_| "is not a header's name")?;
+    let folded = name.as_str().replace(['_', '.'], "-");
+    let fixed = FIXED.contains(&folded.as_str()) || folded.starts_with("x-forwarded") || folded.starts_with("tailscale-");
+    if fixed { Err("can't be kept: the gateway decides by it whether a client is local, or what it may do".into()) } else { Ok(name) }
+}
+
 /// A filter for `tracing`: a level, or directives such as `loopgate::discovery=debug,warn`.
 pub fn log_filter(text: &str) -> Parsed<String> {
     // `tracing` would take a misspelt level for the name of a module, and log only that.

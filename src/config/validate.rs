@@ -135,6 +135,7 @@ fn external(read: &mut Reader<'_>) -> External {
             ip => Ok(ip),
         }),
         identity_headers: read.list("identity-header", parse::identity_header),
+        keep_headers: read.list("keep-header", parse::keep_header),
         paths,
     }
 }

@@ -13,7 +13,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::request_check::{CheckedHead, check_request, is_host, tokens};
-use super::reserved_headers::{is_alike, is_hop_by_hop, is_reserved};
+use super::reserved_headers::{is_alike, is_hop_by_hop};
 use super::{AgentLane, Denied, ExternalLane, Lane, Policy, Refusal, browser, path, x_forwarded_for};
 use crate::addr::is_loopback_or_unspecified;
 use crate::config::{Config, PathRule};
@@ -281,11 +281,7 @@ fn scrub(headers: &mut HeaderMap, policy: &Policy) {
         })
         .filter_map(|token| HeaderName::from_bytes(token).ok())
         .collect();
-    let own: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| is_hop_by_hop(name) || is_reserved(name) || policy.identity_headers.iter().any(|identity| is_alike(name, identity)))
-        .cloned()
-        .collect();
+    let own: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name) || policy.controls_header(name)).cloned().collect();
     for name in listed.iter().chain(&own) {
         // `remove` takes every line of a name.
         headers.remove(name);

@@ -6,6 +6,7 @@ use http::{HeaderName, HeaderValue};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::Denied;
+use super::reserved_headers::{is_alike, is_reserved};
 use crate::config::{Config, OwnAddresses};
 
 /// The part of the configuration that lane decisions read.
@@ -25,6 +26,7 @@ pub struct Policy {
     deny: Vec<IpNet>,
     pub(super) unknown_client: IpAddr,
     pub(super) identity_headers: Vec<HeaderName>,
+    keep_headers: Vec<HeaderName>,
 }
 
 impl Policy {
@@ -43,12 +45,21 @@ impl Policy {
             deny: config.external.deny.clone(),
             unknown_client: config.external.unknown_client,
             identity_headers: config.external.identity_headers.clone(),
+            keep_headers: config.external.keep_headers.clone(),
         }
     }
 
     /// Says whether the peer at `ip` may name its client.
     pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
         contains(&self.trusted_proxies, ip)
+    }
+
+    /// Says whether a client can't choose the value that the gateway gets in `name`: loopgate removes the header, or sets it itself.
+    ///
+    /// A trusted proxy can choose those in `external.identity_headers`.
+    pub fn controls_header(&self, name: &HeaderName) -> bool {
+        let listed = |list: &[HeaderName]| list.iter().any(|listed| is_alike(name, listed));
+        listed(&self.identity_headers) || (is_reserved(name) && !listed(&self.keep_headers))
     }
 
     /// Checks a client of the external lane against the allow and deny lists.

@@ -150,6 +150,11 @@ fn names() {
         &[("X-Forwarded-User", "\"x-forwarded-user\"")],
         &["", "a b", "Host", "x-forwarded-for", "X-Forwarded-Host", "connection", "forwarded"],
     );
+    table(
+        keep_header,
+        &[("X-Auth-Token", "\"x-auth-token\""), ("client-cert", "\"client-cert\"")],
+        &["", "a b", "X-Forwarded-For", "x_forwarded_any", "x.real.ip", "Via", "Forwarded", "Tailscale-User-Login", "X-OpenClaw-Scopes"],
+    );
 }
 
 #[test]

@@ -96,6 +96,24 @@ fn what_is_the_clients_own_passes() {
 }
 
 #[test]
+fn a_header_that_carries_an_identity_passes_only_if_it_is_kept() {
+    let said = [("x-user", "root"), ("x_user", "root"), ("x-team-role", "owner"), ("x-openclaw-webhook-secret", "s")];
+    let kept = rules(|config| config.external.keep_headers = vec![HeaderName::from_static("x-team-role")]);
+    for peer in ["172.18.0.9", "172.18.0.3", "10.0.0.5"] {
+        let sent = |rules: &Rules| -> Vec<String> {
+            let lines = heard(peer, rules, &said).1;
+            lines.into_iter().filter(|line| !line.starts_with("host:") && !line.starts_with("x-forwarded-")).collect()
+        };
+        assert_eq!(sent(&rules(|_| {})), ["x-openclaw-webhook-secret: s"], "{peer}");
+        assert_eq!(sent(&kept), ["x-openclaw-webhook-secret: s", "x-team-role: owner"], "{peer}");
+    }
+    // An identity header of trusted proxies is theirs alone, even if it is kept.
+    let both = rules(|config| config.external.keep_headers = vec![HeaderName::from_static("x-auth-user")]);
+    let lines = heard("172.18.0.9", &both, &[("x-auth-user", "root")]).1;
+    assert!(!lines.iter().any(|line| line.starts_with("x-auth-user")), "{lines:?}");
+}
+
+#[test]
 fn a_page_on_an_agents_connection_is_external() {
     let rules = rules(|_| {});
     for sneaky in [
@@ -295,7 +313,7 @@ proptest! {
         }
         let client: IpAddr = request.headers()[X_FORWARDED_FOR].to_str().unwrap().parse().unwrap();
         prop_assert!(!is_loopback_or_unspecified(client));
-        let forwarding = request.headers().keys().filter(|name| is_reserved(name) && !name.as_str().starts_with("x-forwarded-"));
+        let forwarding = request.headers().keys().filter(|name| super::super::reserved_headers::is_reserved(name) && !name.as_str().starts_with("x-forwarded-"));
         prop_assert_eq!(forwarding.count(), 0);
     }
 }
