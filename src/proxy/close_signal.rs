@@ -1,56 +1,56 @@
-//! What may be called out to a connection while it lives: that loopgate is about to end, or that it has lost its lane.
+//! Tells an open connection to close: loopgate shuts down, or the connection lost its authorization.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
-/// What a connection is told.
+/// Why a connection must close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// loopgate is about to end: say goodbye.
+    /// loopgate shuts down: requests under way may finish.
     Drain,
-    /// Its lane is not its lane any more.
+    /// The connection is no longer authorized: nothing more is forwarded.
     Revoked,
 }
 
-/// One connection's ear, for each of its tasks to wait at.
+/// Tells the tasks of one connection to close it.
 #[derive(Clone, Debug, Default)]
 pub struct CloseSignal {
-    /// Cancelled at the first call, whichever it is: a task that is polled for every request has but one future to look after.
+    /// Cancelled for the first reason, whichever it is, so that a task that is polled for each request waits for one future only.
     closing: CancellationToken,
     revoked: CancellationToken,
 }
 
 impl CloseSignal {
-    /// Hears of the end when `draining` is cancelled.
+    /// Creates the signal of a connection that drains when `draining` is cancelled.
     pub(super) fn new(draining: &CancellationToken) -> Self {
         Self { closing: draining.child_token(), revoked: CancellationToken::new() }
     }
 
-    /// An ear of one of the connection's tunnels: it hears what the connection hears, and may lose its lane alone.
+    /// Creates the signal of a tunnel on the connection, which may be revoked without it.
     pub(super) fn for_tunnel(&self) -> Self {
         Self { closing: self.closing.child_token(), revoked: self.revoked.child_token() }
     }
 
-    /// Says that the lane is lost.
+    /// Revokes the connection.
     pub(super) fn revoke(&self) {
-        // In this order, so that whoever is closing finds out why.
+        // In this order, so that a task that is woken by `closing` finds the reason.
         self.revoked.cancel();
         self.closing.cancel();
     }
 
-    /// Whether the lane is lost.
+    /// Returns whether the connection was revoked.
     pub(super) fn is_revoked(&self) -> bool {
         self.revoked.is_cancelled()
     }
 
-    /// The futures that [`CloseSignal::poll`] is to be given.
+    /// Returns the futures that [`CloseSignal::poll`] takes.
     pub(super) fn futures(&self) -> (WaitForCancellationFuture<'_>, WaitForCancellationFuture<'_>) {
         (self.closing.cancelled(), self.revoked.cancelled())
     }
 
-    /// Ready with the next call; `draining` says that [`CloseReason::Drain`] was heard already. To be polled until it is pending.
+    /// Completes with the next reason. `draining` says that [`CloseReason::Drain`] was returned before. Must be polled until it is pending.
     pub(super) fn poll(
         &self,
         cx: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! The roll of live connections: who is on which lane, and who has lost the right to it.
+//! The open connections: who is on which lane, and who is no longer authorized to be.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,39 +6,40 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
+use tracing::info;
 
 use super::close_signal::CloseSignal;
 use crate::addr::{PeerAddr, canonical};
 use crate::discovery::View;
 use crate::labels::Protocol;
-use crate::lane::{Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
+use crate::lane::{Admitted, Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
 
-/// Every connection that was given a lane.
+/// Every connection that was assigned a lane.
 #[derive(Debug, Default)]
-pub struct Registry {
+pub(super) struct Registry {
     next: AtomicU64,
-    entries: Mutex<HashMap<u64, ConnectionInfo>>,
+    connections: Mutex<HashMap<u64, ConnectionInfo>>,
 }
 
-/// A connection on the registry.
+/// A registered connection.
 #[derive(Clone, Debug)]
 pub struct ConnectionInfo {
     /// Its number, as in the log.
     pub number: u64,
-    /// Its far end.
+    /// Its remote address.
     pub peer: PeerAddr,
     /// Its lane.
     pub lane: Arc<Lane>,
-    /// What its client speaks.
+    /// Its protocol.
     pub protocol: Protocol,
-    /// Since when.
+    /// When it was registered.
     pub since: SystemTime,
     evidence: Arc<Evidence>,
     close_signal: CloseSignal,
 }
 
 impl ConnectionInfo {
-    /// Why it is external, if anybody might expect it to be an agent.
+    /// Returns why it is external, if one might expect it to be an agent's.
     pub(super) fn why_external(&self, view: &View, policy: &Policy) -> Option<WhyExternal> {
         match &*self.lane {
             Lane::Agent(_) => None,
@@ -46,36 +47,48 @@ impl ConnectionInfo {
         }
     }
 
-    /// Whether it is on the agent lane and its evidence does not give it that lane any more.
+    /// Returns the reason why it may no longer be on the agent lane, if it is there and its evidence does not suffice any more.
     ///
-    /// The evidence is judged by the clock of its own time, since a certificate that ends meanwhile ends no connection.
-    pub(super) fn has_lost_agent_lane(&self, view: &View, policy: &Policy) -> bool {
-        let Lane::Agent(before) = &*self.lane else { return false };
-        !matches!(decide(&self.evidence, view, policy, unix(self.since)), Ok(Lane::Agent(now)) if now.is_same(before))
+    /// A certificate that expired since the connection was registered ends no connection.
+    pub(super) fn lost_agent_lane(&self, view: &View, policy: &Policy) -> Option<String> {
+        let Lane::Agent(before) = &*self.lane else { return None };
+        if matches!(decide(&self.evidence, view, policy, unix(self.since)), Ok(Lane::Agent(now)) if now.is_same(before)) {
+            return None;
+        }
+        let why = why_external(&self.evidence, view, policy, unix(self.since)).map(|why| why.to_string());
+        Some(why.unwrap_or_else(|| "the agent is gone, or is admitted in another way now".to_owned()))
     }
 
-    /// Whether it is on the external lane and the rules deny it now, or don't let it speak for others any more. What it might gain, it
-    /// gains with its next connection.
-    pub(super) fn is_denied_externally(&self, view: &View, policy: &Policy) -> bool {
-        let Lane::External(before) = &*self.lane else { return false };
-        match decide(&self.evidence, view, policy, unix(self.since)) {
-            // Another client than before was stated by a proxy that is not trusted any more.
+    /// Returns the reason why it may no longer be on the external lane as it is: the rules deny its client, or no longer trust the proxy
+    /// that stated the client. What a connection might gain, only a new one gains.
+    pub(super) fn lost_external_lane(&self, view: &View, policy: &Policy) -> Option<&'static str> {
+        let Lane::External(before) = &*self.lane else { return None };
+        let untrusted = match decide(&self.evidence, view, policy, unix(self.since)) {
             Ok(Lane::External(now)) => (before.trusted_proxy && !now.trusted_proxy) || before.client != now.client,
             Ok(Lane::Agent(_)) => before.trusted_proxy || before.client != canonical(self.evidence.peer),
-            Err(_) => true,
-        }
+            Err(denied) => return Some(denied.label()),
+        };
+        untrusted.then_some("its proxy is no longer trusted")
     }
 
-    /// Whether a CA of the operator's vouches for it.
+    /// Returns whether a CA of `tls.client_ca` vouches for it.
     pub(super) fn has_operator_certificate(&self) -> bool {
         self.evidence.certificate.as_ref().is_some_and(|certificate| certificate.issuer == Issuer::Operator)
+    }
+
+    /// The agent's name, where it is a discovered one's; else how it was admitted.
+    fn agent(&self) -> Option<&str> {
+        let Lane::Agent(lane) = &*self.lane else { return None };
+        Some(match &lane.admitted {
+            Admitted::Address(agent) | Admitted::Attested(agent) => &agent.name,
+            Admitted::Certificate(uri) => uri,
+            other => other.label(),
+        })
     }
 }
 
 impl Registry {
-    /// Puts a connection on the roll until the [`RegistryGuard`] is dropped.
-    ///
-    /// `draining` is cancelled when all connections are to end.
+    /// Registers a connection until the guard is dropped. `draining` is cancelled when loopgate shuts down.
     pub(super) fn register(
         self: &Arc<Self>,
         peer: PeerAddr,
@@ -86,32 +99,39 @@ impl Registry {
     ) -> RegistryGuard {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let close_signal = CloseSignal::new(draining);
-        let evidence = Arc::new(evidence);
-        let present =
-            ConnectionInfo { number, peer, lane, protocol, since: SystemTime::now(), evidence, close_signal: close_signal.clone() };
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(number, present);
+        let (since, evidence) = (SystemTime::now(), Arc::new(evidence));
+        let info = ConnectionInfo { number, peer, lane, protocol, since, evidence, close_signal: close_signal.clone() };
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).insert(number, info);
         RegistryGuard { number, close_signal, registry: Arc::clone(self) }
     }
 
-    /// Revokes the connections that have `lost` the right to be as they are; returns how many those are.
-    pub(super) fn revoke(&self, lost: impl Fn(&ConnectionInfo) -> bool) -> usize {
-        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost = entries.values().filter(|present| !present.close_signal.is_revoked() && lost(present));
-        lost.inspect(|present| present.close_signal.revoke()).count()
+    /// Closes the connections for which `lost` returns a reason, which is logged; returns how many those are.
+    pub(super) fn revoke<R: Into<String>>(&self, lost: impl Fn(&ConnectionInfo) -> Option<R>) -> usize {
+        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut revoked = 0;
+        for connection in connections.values().filter(|connection| !connection.close_signal.is_revoked()) {
+            let Some(reason) = lost(connection) else { continue };
+            let (number, peer, lane, reason): (_, _, _, String) =
+                (connection.number, connection.peer, connection.lane.kind().label(), reason.into());
+            info!(connection = number, %peer, lane, agent = connection.agent(), reason, "closing a connection that is no longer authorized");
+            connection.close_signal.revoke();
+            revoked += 1;
+        }
+        revoked
     }
 
-    /// Everybody present, in no order.
-    pub fn connections(&self) -> Vec<ConnectionInfo> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    /// Returns all connections, in no order.
+    pub(super) fn connections(&self) -> Vec<ConnectionInfo> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 
-/// `time` in seconds since the Unix epoch.
+/// Returns `time` in seconds since the Unix epoch.
 pub(super) fn unix(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
-/// A connection's place on the registry.
+/// Removes a connection from the registry when it is dropped.
 #[derive(Debug)]
 pub(super) struct RegistryGuard {
     number: u64,
@@ -120,12 +140,12 @@ pub(super) struct RegistryGuard {
 }
 
 impl RegistryGuard {
-    /// Its number, which the log shows too.
+    /// The connection's number.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// What may be called out to the connection.
+    /// What tells the connection to close.
     pub(super) fn close_signal(&self) -> &CloseSignal {
         &self.close_signal
     }
@@ -133,6 +153,6 @@ impl RegistryGuard {
 
 impl Drop for RegistryGuard {
     fn drop(&mut self) {
-        self.registry.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+        self.registry.connections.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
     }
 }

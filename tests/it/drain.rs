@@ -125,6 +125,6 @@ async fn a_second_signal_ends_at_once() {
         sidecar.process().wait_for_log("stopping").await;
         sidecar.process().signal(second);
         assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
-        sidecar.process().wait_for_log("a second time").await;
+        sidecar.process().wait_for_log("second stop signal").await;
     }
 }

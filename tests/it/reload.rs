@@ -5,13 +5,19 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use crate::harness::{AGENT, EXTERNAL_SOURCE, Harness, OUTSIDER, Protocol, TRUSTED_PROXY, h2_request, process, request, whole};
 
 /// For what should happen at once.
 const SOON: Duration = Duration::from_secs(10);
 const DONE: &str = "configuration reloaded";
+
+/// Whether `received` is the close frame of a WebSocket that is no longer authorized.
+fn is_policy_close(received: Option<&tungstenite::Result<Message>>) -> bool {
+    matches!(received, Some(Ok(Message::Close(Some(frame)))) if frame.code == CloseCode::Policy)
+}
 
 /// What the sidecar goes by, with a change.
 async fn change(harness: &Harness, change: impl FnOnce(&mut loopgate::config::Config)) {
@@ -47,7 +53,8 @@ async fn whoever_a_proxy_brought_and_is_denied_by_now_is_gone_and_its_other_clie
     for (socket, stays) in sockets.iter_mut().zip([false, true, false, true]) {
         let sent = socket.send(Message::text("still there?")).await;
         let received = timeout(SOON, socket.next()).await.unwrap();
-        assert_eq!(sent.is_ok() && matches!(received, Some(Ok(_))), stays, "{received:?}");
+        assert_eq!(sent.is_ok() && matches!(received, Some(Ok(Message::Text(_)))), stays, "{received:?}");
+        assert_eq!(is_policy_close(received.as_ref()), !stays, "{received:?}");
     }
 }
 
@@ -89,7 +96,8 @@ async fn a_proxy_that_is_denied_by_now_keeps_nothing_of_its_own() {
     for (socket, stays) in sockets.iter_mut().zip([false, true]) {
         let sent = socket.send(Message::text("still there?")).await;
         let received = timeout(SOON, socket.next()).await.unwrap();
-        assert_eq!(sent.is_ok() && matches!(received, Some(Ok(_))), stays, "{received:?}");
+        assert_eq!(sent.is_ok() && matches!(received, Some(Ok(Message::Text(_)))), stays, "{received:?}");
+        assert_eq!(is_policy_close(received.as_ref()), !stays, "{received:?}");
     }
 }
 
@@ -97,12 +105,14 @@ async fn a_proxy_that_is_denied_by_now_keeps_nothing_of_its_own() {
 async fn an_agent_whose_network_is_no_longer_listed_loses_its_connections() {
     let harness = Harness::start().await;
     let mut agent = harness.h1(AGENT).await;
-    let mut websocket = harness.websocket(Protocol::H1, AGENT, "/ws").await;
+    let mut websockets = [harness.websocket(Protocol::H1, AGENT, "/ws").await, harness.websocket(Protocol::H2, AGENT, "/ws").await];
     assert_eq!(agent.ask(request("GET /", "")).await.status(), 200);
     change(&harness, |config| config.agents.cidrs.clear()).await;
     assert!(agent.rest().await.is_empty());
-    let end = timeout(SOON, websocket.next()).await.unwrap();
-    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    for websocket in &mut websockets {
+        let end = timeout(Duration::from_secs(2), websocket.next()).await.unwrap();
+        assert!(is_policy_close(end.as_ref()), "{end:?}");
+    }
     assert_eq!(harness.ask(Protocol::H1, AGENT, "GET /", &[]).await.0, 200);
     assert_eq!(harness.gateway.requests().last().unwrap().source(), EXTERNAL_SOURCE);
 }
@@ -229,7 +239,7 @@ async fn a_certificate_that_comes_while_the_client_ca_is_away_is_served_once_tha
     };
     std::fs::rename(file("clients.pem"), file("away.pem")).unwrap();
     write_pair(directory.path(), "two.example");
-    sidecar.process().wait_for_log("can't be served").await;
+    sidecar.process().wait_for_log("can't load the new certificate").await;
     let told = certificate().await;
     assert_eq!(told.names, ["one.example"], "what is served, not what should be");
     assert!(told.problem.as_deref().is_some_and(|problem| problem.contains("clients.pem")), "{told:?}");

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use loopgate::proxy::tunnel::{Terms, run};
+use loopgate::proxy::tunnel::{TunnelOptions, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::LocalSet;
 
@@ -11,13 +11,14 @@ const PIPE: usize = 256 * 1024;
 /// What a client sees of a tunnel whose far end sends everything back.
 fn echo() -> DuplexStream {
     let ((client, near), (far, mut gateway)) = (duplex(PIPE), duplex(PIPE));
-    let terms = Terms {
+    let options = TunnelOptions {
         websocket: false,
-        calls: Default::default(),
+        close_signal: Default::default(),
+        rest_limit: Default::default(),
         received: Default::default(),
         sent: Default::default(),
     };
-    tokio::task::spawn_local(run(near, far, (Bytes::new(), Bytes::new()), terms));
+    tokio::task::spawn_local(run(near, far, (Bytes::new(), Bytes::new()), options));
     tokio::task::spawn_local(async move {
         let mut block = vec![0; PIPE];
         while let Ok(read @ 1..) = gateway.read(&mut block).await {

@@ -1,7 +1,7 @@
-//! Who takes no more may have said something before, and that is worth more than the error of a write.
+//! Keeps a stream readable after a write fails, so that an early response is not lost.
 //!
-//! A gateway answers a body that it does not want before it has read it, and closes the connection; the next write then fails while the
-//! answer waits to be read. The same befalls a WebSocket whose client writes after the gateway's goodbye.
+//! A gateway that does not want a body answers before it has read it and closes the connection. The next write then fails while the response
+//! waits to be read. The same happens to a WebSocket whose client sends after the gateway's close frame.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,51 +11,51 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A stream that can be read to its end though the other side takes no more: from the first write that fails, what is written vanishes.
-pub(super) struct ReadableAfterWriteError<S> {
+/// A stream that stays readable to its end: from the first write that fails on, written bytes are discarded.
+pub struct ReadableAfterWriteError<S> {
     stream: S,
     state: Arc<StreamState>,
 }
 
-/// What a [`ReadableAfterWriteError`] has noticed, for those who have given it away.
+/// What a [`ReadableAfterWriteError`] noticed, for its owner after it was given to hyper.
 #[derive(Debug, Default)]
-pub(super) struct StreamState {
-    was_read: AtomicBool,
+pub struct StreamState {
+    read: AtomicBool,
     write_failed: AtomicBool,
 }
 
 impl StreamState {
-    /// Forgets what was heard so far.
-    pub(super) fn reset(&self) {
-        self.was_read.store(false, Ordering::Relaxed);
+    /// Forgets what was read so far.
+    pub fn reset(&self) {
+        self.read.store(false, Ordering::Relaxed);
     }
 
-    /// Whether anything was heard since [`Self::listen`].
-    pub(super) fn has_read(&self) -> bool {
-        self.was_read.load(Ordering::Relaxed)
+    /// Returns whether a byte was read since [`Self::reset`].
+    pub fn has_read(&self) -> bool {
+        self.read.load(Ordering::Relaxed)
     }
 
-    /// Whether a write has failed, so that the stream is good for reading only.
-    pub(super) fn has_write_failed(&self) -> bool {
+    /// Returns whether a write has failed.
+    pub fn has_write_failed(&self) -> bool {
         self.write_failed.load(Ordering::Relaxed)
     }
 }
 
 impl<S> ReadableAfterWriteError<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub fn new(stream: S) -> Self {
         Self { stream, state: Arc::default() }
     }
 
-    pub(super) fn state(&self) -> &Arc<StreamState> {
+    pub fn state(&self) -> &Arc<StreamState> {
         &self.state
     }
 
-    pub(super) fn into_inner(self) -> S {
+    pub fn into_inner(self) -> S {
         self.stream
     }
 
-    /// Writes with `write`, unless that has failed before; `done` is what a write that fails pretends to have done.
-    fn pretend<T>(&mut self, done: T, write: impl FnOnce(Pin<&mut S>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>>
+    /// Calls `write`, unless a write has failed before. Returns `done` in place of an error.
+    fn write_or_discard<T>(&mut self, done: T, write: impl FnOnce(Pin<&mut S>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>>
     where
         S: Unpin,
     {
@@ -74,7 +74,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadableAfterWriteError<S> {
         let before = buf.filled().len();
         let poll = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
-            self.state.was_read.store(true, Ordering::Relaxed);
+            self.state.read.store(true, Ordering::Relaxed);
         }
         poll
     }
@@ -82,11 +82,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadableAfterWriteError<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for ReadableAfterWriteError<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.pretend(buf.len(), |stream| stream.poll_write(cx, buf))
+        self.write_or_discard(buf.len(), |stream| stream.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.pretend(bufs.iter().map(|buf| buf.len()).sum(), |stream| stream.poll_write_vectored(cx, bufs))
+        self.write_or_discard(bufs.iter().map(|buf| buf.len()).sum(), |stream| stream.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -94,10 +94,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReadableAfterWriteError<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.pretend((), |stream| stream.poll_flush(cx))
+        self.write_or_discard((), |stream| stream.poll_flush(cx))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.pretend((), |stream| stream.poll_shutdown(cx))
+        self.write_or_discard((), |stream| stream.poll_shutdown(cx))
     }
 }

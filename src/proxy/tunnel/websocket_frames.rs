@@ -1,35 +1,37 @@
-//! Where WebSocket frames end (RFC 6455 section 5.2), so that a close frame is never put into the middle of another.
+//! Finds the ends of WebSocket frames (RFC 6455 section 5.2), so that a close frame is never written into the middle of another.
 
 use std::io::Cursor;
 
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 
-/// A close frame of a server: status 1001, "going away" (RFC 6455 section 7.4.1).
-pub(super) const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
+/// A server's close frame with status 1001, "going away" (RFC 6455 section 7.4.1).
+pub const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
+/// A server's close frame with status 1008, "policy violation".
+pub const POLICY_VIOLATION: [u8; 4] = [0x88, 0x02, 0x03, 0xf0];
 
 /// The longest frame header: two bytes, an eight-byte length, a mask.
 const MAX_HEADER: usize = 14;
 
-/// Follows one direction of a WebSocket without looking at what it carries.
+/// Follows the frames of one direction of a WebSocket. It does not look at what they carry.
 #[derive(Debug, Default)]
-pub(super) struct WebSocketFrames {
+pub struct WebSocketFrames {
     /// Bytes of the current frame's payload still to come.
     payload: u64,
     /// The beginning of a header that came in pieces.
     partial: [u8; MAX_HEADER],
     partial_len: usize,
-    /// What came was no WebSocket frame: there are no boundaries to be found any more.
+    /// Whether something was no WebSocket frame, so that no boundary can be found any more.
     lost: bool,
 }
 
 impl WebSocketFrames {
-    /// Says whether the last byte fed was the last of a frame (or none was fed yet).
-    pub(super) fn at_boundary(&self) -> bool {
+    /// Returns whether the last byte fed was the last of a frame, or none was fed yet.
+    pub fn at_boundary(&self) -> bool {
         self.payload == 0 && self.partial_len == 0 && !self.lost
     }
 
     /// Takes the next bytes; returns how many of them lead up to the last boundary among them, if there is one.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
+    pub fn feed(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         let mut boundary = None;
         while at < bytes.len() && !self.lost {
@@ -99,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_has_no_boundary() {
+    fn bytes_that_are_no_frame_have_no_boundary() {
         let mut frames = WebSocketFrames::default();
         assert_eq!(frames.feed(&[0x8f, 0x00, 0x82, 0x00]), None);
         assert!(!frames.at_boundary());

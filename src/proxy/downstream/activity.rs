@@ -10,55 +10,58 @@ use tokio::time::Instant;
 
 use super::h2_stream_stall::StreamStall;
 
-/// Shared by a connection's I/O, its requests and whoever watches its deadline.
+/// Shared by a connection's I/O, its requests and its deadlines.
 #[derive(Debug)]
-pub(super) struct Activity {
+pub struct Activity {
     epoch: Instant,
+    /// How many requests are being served.
     busy: AtomicUsize,
+    /// How many of them are WebSockets over HTTP/2.
+    tunnels: AtomicUsize,
     /// Milliseconds after `epoch` at which the current phase began, shifted left by one; the low bit says that a head has begun.
     phase: AtomicU64,
-    /// How many responses wait for the client to take what is there.
+    /// How many responses wait for the client to read what is there.
     pending: AtomicUsize,
-    /// Milliseconds after `epoch` at which it last took some.
+    /// Milliseconds after `epoch` at which the client last read some.
     last_progress: AtomicU64,
-    /// Whether what came in last was the middle of a head.
+    /// Whether the last bytes from the client ended in the middle of a head.
     in_head: AtomicBool,
-    /// Whether the timeouts with a head has ended.
-    over: AtomicBool,
-    /// Bytes of HTTP/1.1 responses that were handed out and not written yet.
+    /// Whether the time for a head has passed.
+    head_abandoned: AtomicBool,
+    /// Bytes of HTTP/1.1 responses that hyper has and the socket has not.
     buffered: AtomicUsize,
-    /// Whether the client took no more the last time that it was offered some.
+    /// Whether the socket took less than it was offered the last time.
     blocked: AtomicBool,
 }
 
-/// So much is handed out before any of it must have been taken, in bytes.
+/// Bytes that hyper may hold of an HTTP/1.1 response before the next are asked for.
 const HIGH_WATER_MARK: usize = 16 * 1024;
 
 /// How long a connection may stay in a phase.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Timeouts {
+pub struct Timeouts {
     /// From the first byte of a head to its end.
     pub head: Duration,
     /// Between requests.
     pub idle: Duration,
-    /// Without taking anything of a response.
+    /// While the client reads nothing of a response.
     pub stall: Duration,
 }
 
 /// Which deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Overdue {
-    /// A head that was begun and not finished.
+pub enum Overdue {
+    /// The client did not finish a head.
     Head,
-    /// Nothing at all.
+    /// The client sent no request.
     Idle,
-    /// A response of which nothing was last_progress.
+    /// The client read nothing of a response.
     Stall,
 }
 
 impl Overdue {
-    /// The reason in one word, as the metric names it.
-    pub(super) fn label(self) -> &'static str {
+    /// The reason in one word, for metrics.
+    pub fn label(self) -> &'static str {
         match self {
             Self::Head => "head",
             Self::Idle => "idle",
@@ -68,15 +71,16 @@ impl Overdue {
 }
 
 impl Activity {
-    pub(super) fn new() -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         Arc::new(Self {
             epoch: Instant::now(),
             busy: AtomicUsize::new(0),
+            tunnels: AtomicUsize::new(0),
             phase: AtomicU64::new(0),
             pending: AtomicUsize::new(0),
             last_progress: AtomicU64::new(0),
             in_head: AtomicBool::new(false),
-            over: AtomicBool::new(false),
+            head_abandoned: AtomicBool::new(false),
             buffered: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
         })
@@ -90,54 +94,59 @@ impl Activity {
         u64::try_from((at - self.epoch).as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
-    /// Bytes came in, and end in the middle of a head or not.
-    pub(super) fn bytes_in(&self, in_head: bool) {
+    /// Notes that bytes were read; `in_head` says that they ended in the middle of a head.
+    pub fn bytes_in(&self, in_head: bool) {
         self.in_head.store(in_head, Ordering::Relaxed);
         if in_head && self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
             self.phase.store((self.now() << 1) | 1, Ordering::Relaxed);
         }
     }
 
-    /// The client took some bytes of a response.
-    pub(super) fn bytes_out(&self) {
+    /// Notes that the client took bytes of a response.
+    pub fn bytes_out(&self) {
         if self.pending.load(Ordering::Relaxed) > 0 {
             self.last_progress.store(self.now(), Ordering::Relaxed);
         }
     }
 
-    /// So many bytes were written, and that was all that there was, or not.
-    pub(super) fn written(&self, count: usize, all: bool) {
+    /// Notes that `count` bytes were written; `all` says that the socket took all that it was offered.
+    pub fn written(&self, count: usize, all: bool) {
         let left = self.buffered.load(Ordering::Relaxed).saturating_sub(count);
         self.buffered.store(left, Ordering::Relaxed);
         self.blocked.store(!all, Ordering::Relaxed);
     }
 
-    /// Everything that was written has left, or not.
-    pub(super) fn flushed(&self, all: bool) {
+    /// Notes a flush; `all` says that everything that was written has left.
+    pub fn flushed(&self, all: bool) {
         if all {
             self.buffered.store(0, Ordering::Relaxed);
         }
         self.blocked.store(!all, Ordering::Relaxed);
     }
 
-    /// The head that has begun is not waited for any longer.
-    pub(super) fn give_up_head(&self) {
-        self.over.store(true, Ordering::Relaxed);
+    /// Has the next read answer the unfinished head with an error.
+    pub fn abandon_head(&self) {
+        self.head_abandoned.store(true, Ordering::Relaxed);
     }
 
-    /// Whether [`Self::give_up_head`] was called.
-    pub(super) fn head_given_up(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
+    /// Returns whether [`Self::abandon_head`] was called.
+    pub fn is_head_abandoned(&self) -> bool {
+        self.head_abandoned.load(Ordering::Relaxed)
     }
 
-    /// A request is being served until the guard is dropped.
-    pub(super) fn begin(self: &Arc<Self>) -> RequestGuard {
+    /// Notes that a request is being served, until the guard is dropped.
+    pub fn begin(self: &Arc<Self>) -> RequestGuard {
         self.busy.fetch_add(1, Ordering::Relaxed);
-        RequestGuard { activity: Arc::clone(self), stream: StreamStall::current(), is_pending: false }
+        RequestGuard { activity: Arc::clone(self), stream: StreamStall::current(), is_pending: false, is_tunnel: false }
     }
 
-    /// When the current phase is overdue, and as what; `None` while a request is being served and it is not the client that is waited for.
-    pub(super) fn deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
+    /// Returns whether the connection carries tunnels over HTTP/2.
+    pub fn has_tunnels(&self) -> bool {
+        self.tunnels.load(Ordering::Relaxed) > 0
+    }
+
+    /// Returns when the current phase will be overdue, and as what; `None` while the gateway is waited for.
+    pub fn deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         if self.busy.load(Ordering::Relaxed) > 0 {
             let pending = self.pending.load(Ordering::Relaxed) > 0;
             return pending.then(|| {
@@ -150,21 +159,22 @@ impl Activity {
     }
 }
 
-/// Held while a request is being served, its response body included.
+/// Held while a request is served, its response body included.
 #[derive(Debug)]
-pub(super) struct RequestGuard {
+pub struct RequestGuard {
     activity: Arc<Activity>,
-    /// In HTTP/2.
+    /// The HTTP/2 stream that carries the request.
     stream: Option<Arc<StreamStall>>,
     is_pending: bool,
+    is_tunnel: bool,
 }
 
 impl RequestGuard {
-    /// There is more of the response, and it is for the client to take it.
-    pub(super) fn mark_pending(&mut self, now: Instant) {
+    /// Notes that a part of the response waits for the client to read it.
+    pub fn mark_pending(&mut self, now: Instant) {
         if !self.is_pending {
             self.is_pending = true;
-            // The time first, so that nobody sees the debt older than it is.
+            // The time first, so that no other thread computes a deadline from an old one.
             self.activity.last_progress.store(self.activity.millis(now), Ordering::Relaxed);
             self.activity.pending.fetch_add(1, Ordering::Release);
             if let Some(stream) = &self.stream {
@@ -173,20 +183,20 @@ impl RequestGuard {
         }
     }
 
-    /// So many bytes of the response were handed out.
-    pub(super) fn add_buffered(&self, count: usize) {
+    /// Notes that hyper got `count` bytes of the response.
+    pub fn add_buffered(&self, count: usize) {
         self.activity.buffered.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Whether what was handed out has yet to be taken, so that there is no use in more. Only ever so on HTTP/1.1, where whoever asks is
-    /// asked again after the next write; a stream of HTTP/2 has a window to go by.
-    pub(super) fn is_above_high_water_mark(&self) -> bool {
+    /// Returns whether hyper holds enough of the response. On HTTP/1.1 only, where hyper asks again after the next write; a stream of
+    /// HTTP/2 is limited by its window.
+    pub fn is_above_high_water_mark(&self) -> bool {
         self.stream.is_none()
             && (self.activity.blocked.load(Ordering::Relaxed) || self.activity.buffered.load(Ordering::Relaxed) >= HIGH_WATER_MARK)
     }
 
-    /// The client wants more than there is.
-    pub(super) fn mark_drained(&mut self) {
+    /// Notes that the client has read all that there was.
+    pub fn mark_drained(&mut self) {
         if std::mem::take(&mut self.is_pending) {
             self.activity.pending.fetch_sub(1, Ordering::Relaxed);
             if let Some(stream) = &self.stream {
@@ -196,10 +206,29 @@ impl RequestGuard {
     }
 }
 
+impl RequestGuard {
+    /// Notes that the request has become a tunnel.
+    pub fn mark_tunnel(&mut self) {
+        if !std::mem::replace(&mut self.is_tunnel, true) {
+            self.activity.tunnels.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Resets the HTTP/2 stream of a tunnel in place of ending it.
+    pub fn reset_stream(&self) {
+        if let Some(stream) = &self.stream {
+            stream.reset();
+        }
+    }
+}
+
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.mark_drained();
-        // Before the count falls, so that nobody sees the connection idle since the beginning. The next head may have begun by now.
+        if self.is_tunnel {
+            self.activity.tunnels.fetch_sub(1, Ordering::Relaxed);
+        }
+        // Before the count falls, so that no other thread takes the connection for idle since its start. The next head may have begun.
         let head = u64::from(self.activity.in_head.load(Ordering::Relaxed));
         self.activity.phase.store((self.activity.now() << 1) | head, Ordering::Relaxed);
         self.activity.busy.fetch_sub(1, Ordering::Relaxed);
@@ -211,7 +240,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn idle_then_a_slow_head_then_busy_then_stalled() {
+    async fn deadlines_follow_idleness_a_slow_head_a_request_and_a_stalled_response() {
         let timeouts = Timeouts { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) };
         let start = Instant::now();
         let activity = Activity::new();
@@ -231,35 +260,35 @@ mod tests {
         activity.bytes_out();
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(75), Overdue::Stall)));
         two.mark_drained();
-        assert_eq!(activity.deadline(timeouts), None, "it is the gateway that is waited for");
+        assert_eq!(activity.deadline(timeouts), None, "the gateway is waited for");
         two.mark_pending(Instant::now());
         drop(two);
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(90), Overdue::Idle)));
         let pipelined = activity.begin();
         activity.bytes_in(true);
         drop(pipelined);
-        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(25), Overdue::Head)), "the next one has begun");
+        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(25), Overdue::Head)), "the next head has begun");
     }
 
     #[test]
-    fn no_more_is_handed_out_than_is_taken() {
+    fn hyper_gets_no_more_than_the_socket_takes() {
         let activity = Activity::new();
         let busy = activity.begin();
         assert!(!busy.is_above_high_water_mark());
         busy.add_buffered(HIGH_WATER_MARK - 1);
-        assert!(!busy.is_above_high_water_mark(), "there is room for a little more");
+        assert!(!busy.is_above_high_water_mark(), "below the mark");
         busy.add_buffered(1);
         assert!(busy.is_above_high_water_mark());
         activity.written(HIGH_WATER_MARK / 2, false);
-        assert!(busy.is_above_high_water_mark(), "not all of it was taken");
+        assert!(busy.is_above_high_water_mark(), "the socket is full");
         activity.written(HIGH_WATER_MARK, true);
         assert!(!busy.is_above_high_water_mark());
         activity.flushed(false);
-        assert!(busy.is_above_high_water_mark(), "it was taken, and has not left");
+        assert!(busy.is_above_high_water_mark(), "written, but not flushed");
         activity.flushed(true);
         assert!(!busy.is_above_high_water_mark());
         busy.add_buffered(1 << 20);
         activity.flushed(true);
-        assert!(!busy.is_above_high_water_mark(), "what is left of the count when everything has left is a mistake");
+        assert!(!busy.is_above_high_water_mark(), "a flush leaves nothing");
     }
 }

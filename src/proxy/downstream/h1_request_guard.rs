@@ -1,11 +1,11 @@
-//! A second pair of eyes on the framing of HTTP/1.1 requests.
+//! Finds HTTP/1.1 requests that state their length twice, which hyper accepts.
 //!
-//! Where `Transfer-Encoding` is there, hyper drops `Content-Length` before anybody can see it, and it folds equal `Content-Length`s into
-//! one. Somebody in front of loopgate may have believed what was dropped, so that such a request must be refused (RFC 9112 section 6.3).
-//! [`H1RequestGuard`] follows the bytes on their way to hyper, finds such heads, and spoils them, so that hyper refuses them as it refuses
-//! everything else that is malformed: with 400 and the end of the connection.
+//! Where `Transfer-Encoding` is present, hyper drops `Content-Length` before the service sees it, and it folds equal `Content-Length`s into
+//! one. A proxy in front of loopgate may have used what was dropped, so such a request must be refused (RFC 9112 section 6.3).
+//! [`H1RequestGuard`] follows the bytes on their way to hyper, finds such heads, and invalidates them, so that hyper refuses them like all that
+//! is malformed: with 400 and the end of the connection.
 //!
-//! It need not judge anything else. Where it loses its way, hyper has refused the input already, and what comes after is never read.
+//! It judges nothing else. Where it can't follow, hyper has refused the input already, and later bytes are never read.
 
 /// Follows the requests of one connection.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ struct Head {
     ambiguous: bool,
 }
 
-/// The longest beginning of a line that matters. A `Content-Length` that is as long is nobody's.
+/// The longest beginning of a line that matters. No valid `Content-Length` is as long.
 const LINE: usize = 96;
 
 /// The beginning of a line that is not whole yet.
@@ -71,8 +71,8 @@ impl H1RequestGuard {
         self.place == Position::Head && (self.head.begun || self.line.len > 0 && self.line.bytes[0] != b'\r')
     }
 
-    /// Takes the next bytes of the connection. If they end a head that states its length more than once, they are spoilt and
-    /// `true` is returned.
+    /// Takes the next bytes of the connection. If they end a head that states its length more than once, invalidates them and
+    /// returns `true`.
     pub(crate) fn follow(&mut self, bytes: &mut [u8]) -> bool {
         let mut at = 0;
         while at < bytes.len() {

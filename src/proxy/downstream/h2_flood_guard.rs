@@ -1,20 +1,20 @@
-//! How many HTTP/2 frames a client sends that ask for nothing.
+//! Limits HTTP/2 frames that ask for nothing.
 //!
-//! A PING, a SETTINGS, a WINDOW_UPDATE costs the client next to nothing, and the server has to answer or at least to read it. The `h2` crate
-//! bounds what they hold, not how long they go on: beside one open stream that is for ever. [`H2FloodGuard`] reads nothing but the nine bytes that
-//! begin a frame (RFC 9113 section 4.1), and says when there were too many.
+//! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, and the server has to read it and often to answer. The `h2` crate
+//! bounds how many of them it holds, not how long they go on; beside one open stream that may be for ever. [`H2FloodGuard`] reads only the nine
+//! bytes that begin a frame (RFC 9113 section 4.1).
 
 use std::time::{Duration, Instant};
 
-/// So many frames that ask for nothing ...
+/// Frames that ask for nothing in ...
 const MANY: u64 = 10_000;
-/// ... may not come in less than this.
+/// ... this time, at most.
 const SPAN: Duration = Duration::from_secs(2);
-/// But whoever takes a response says so, now and then: one more for so many bytes that were written.
+/// A client acknowledges what it reads, so one more frame is allowed for so many bytes written.
 const BYTES: u64 = 256;
 
-/// A GOAWAY with the code ENHANCE_YOUR_CALM, which names no stream as the last: the offender has no business in what was answered.
-pub(super) const ENHANCE_YOUR_CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
+/// A GOAWAY with the code ENHANCE_YOUR_CALM, with stream 0 as the last one that was processed.
+pub const ENHANCE_YOUR_CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
 
 const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 const HEAD: usize = 9;
@@ -24,25 +24,25 @@ const HEADERS: u8 = 1;
 
 /// Follows the frames of one client.
 #[derive(Debug)]
-pub(super) struct H2FloodGuard {
+pub struct H2FloodGuard {
     /// Bytes that belong to the current frame, or to the preface.
     left: usize,
     /// The beginning of a frame that came in pieces.
     head: [u8; HEAD],
     head_len: usize,
-    /// WebSocketFrames that asked for nothing, and bytes written, since `since`.
+    /// Frames that asked for nothing, and bytes written, since `since`.
     idle: u64,
     written: u64,
     since: Instant,
 }
 
 impl H2FloodGuard {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Self { left: PREFACE, head: [0; HEAD], head_len: 0, idle: 0, written: 0, since: Instant::now() }
     }
 
-    /// Takes the next bytes from the client; returns whether it has overdone it.
-    pub(super) fn follow(&mut self, mut bytes: &[u8]) -> bool {
+    /// Takes the next bytes from the client; returns whether there were too many such frames.
+    pub fn follow(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
@@ -69,8 +69,8 @@ impl H2FloodGuard {
         }
     }
 
-    /// The client took so many bytes.
-    pub(super) fn written(&mut self, bytes: usize) {
+    /// Notes that `bytes` bytes were written to the client.
+    pub fn written(&mut self, bytes: usize) {
         self.written += bytes as u64;
     }
 
@@ -91,36 +91,36 @@ mod tests {
         [&[high, middle, low, kind, 0, 0, 0, 0, 1][..], &vec![7; length]].concat()
     }
 
-    /// Whether `bytes` overdo it when they come in pieces of `size`, all at once as far as the clock is concerned.
-    fn overdone(bytes: &[u8], size: usize, written: usize) -> bool {
-        let mut pace = H2FloodGuard::new();
-        pace.written(written);
-        assert!(!pace.follow(&[b'P'; PREFACE]));
-        bytes.chunks(size).any(|piece| pace.follow(piece))
+    /// Returns whether `bytes` exceed the limit when they come in pieces of `size`, all at the same moment.
+    fn exceeds(bytes: &[u8], size: usize, written: usize) -> bool {
+        let mut guard = H2FloodGuard::new();
+        guard.written(written);
+        assert!(!guard.follow(&[b'P'; PREFACE]));
+        bytes.chunks(size).any(|piece| guard.follow(piece))
     }
 
     #[test]
-    fn frames_that_ask_for_nothing_are_counted_however_they_are_cut() {
+    fn frames_that_ask_for_nothing_are_counted_however_reads_cut_them() {
         let most = usize::try_from(MANY).unwrap() - 1;
         let work = [frame(HEADERS, 40), frame(DATA, 300), frame(DATA, 70_000)].concat();
         for piece in [frame(6, 8), frame(4, 0), frame(8, 4), frame(DATA, 0), frame(2, 5), frame(0x42, 17)] {
             let flood = piece.repeat(most);
             for size in [1, 3, 9, 17, 1000, usize::MAX] {
-                assert!(!overdone(&[&work[..], &flood, &work].concat(), size, 0));
-                assert!(overdone(&[&flood[..], &work, &piece].concat(), size, 0));
+                assert!(!exceeds(&[&work[..], &flood, &work].concat(), size, 0));
+                assert!(exceeds(&[&flood[..], &work, &piece].concat(), size, 0));
             }
         }
-        assert!(!overdone(&work.repeat(100), 16_384, 0));
+        assert!(!exceeds(&work.repeat(100), 16_384, 0));
     }
 
     #[test]
-    fn who_takes_much_may_say_so_often_and_who_takes_time_too() {
+    fn a_client_that_reads_much_may_acknowledge_it_and_slow_frames_are_allowed() {
         let many = usize::try_from(MANY).unwrap();
         let updates = frame(8, 4).repeat(many);
-        assert!(!overdone(&updates, 16_384, many * 256));
-        assert!(overdone(&updates, 16_384, many * 17));
-        let mut pace = H2FloodGuard { since: Instant::now() - SPAN, ..H2FloodGuard::new() };
-        assert!(!pace.follow(&[&[b'P'; PREFACE][..], &updates].concat()), "over that time it was not too much");
-        assert!(pace.follow(&updates), "but the time is spent");
+        assert!(!exceeds(&updates, 16_384, many * 256));
+        assert!(exceeds(&updates, 16_384, many * 17));
+        let mut guard = H2FloodGuard { since: Instant::now() - SPAN, ..H2FloodGuard::new() };
+        assert!(!guard.follow(&[&[b'P'; PREFACE][..], &updates].concat()), "not too many over that time");
+        assert!(guard.follow(&updates), "too many at once");
     }
 }

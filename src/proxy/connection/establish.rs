@@ -1,0 +1,251 @@
+//! The phases of a connection before its first request, in order.
+//!
+//! 1. **Accepted**: the listener counted it. Nothing was read.
+//! 2. **Admitted**: the allow and deny lists let its peer go on.
+//! 3. **Identified**: its PROXY header, if it may have one, was read, and the lists let the client that it names go on.
+//! 4. **Handshaken**: TLS is up, and the client's certificate was verified.
+//! 5. **Assigned**: it is on exactly one lane.
+//! 6. **Registered**: later changes reach it, and none came between the decision and the registration.
+//!
+//! Each phase is a type whose fields only this file sees, and whose one constructor takes the phase before it, so that code that serves a
+//! connection which skipped a check does not compile. After these come requests (`request`), and tunnels after an upgrade (`tunnel`).
+
+use std::io;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::net::TcpStream;
+use tracing::debug;
+
+use crate::addr::PeerAddr;
+use crate::discovery::View;
+use crate::labels::Protocol;
+use crate::lane::{Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit_peer, admit_stated_client, decide};
+use crate::listener::{Permit, proxy_protocol};
+use crate::metrics::traffic::Held;
+use crate::proxy::downstream::activity::Activity;
+use crate::proxy::downstream::io::{Downstream, Resources};
+use crate::proxy::registry::{RegistryGuard, unix};
+use crate::proxy::session::Session;
+use crate::proxy::shared::{Settings, Shared};
+use crate::tls;
+use crate::workers::WorkerSlot;
+
+/// Why a connection was closed before it was served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("denied: {}", .0.label())]
+    Denied(Denied),
+    #[error("invalid PROXY header")]
+    ProxyProtocol(#[from] proxy_protocol::Error),
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    #[error("the client authorities changed during the handshake")]
+    AuthorityChanged,
+    #[error("loopgate is shutting down")]
+    ShuttingDown,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What a connection turned out to be.
+pub enum Established {
+    /// It speaks HTTP, and has a lane.
+    Http(Registered),
+    /// An agent asks for its certificate, by [`tls::ENROL`].
+    Enrolment(tls::Stream<TcpStream>),
+}
+
+/// Takes `accepted` through all phases.
+///
+/// # Errors
+/// Why it must be closed.
+pub async fn establish(shared: &Arc<Shared>, accepted: AcceptedConnection) -> Result<Established, Error> {
+    let admitted = accepted.admit(shared)?;
+    let identified = unless_shutting_down(shared, admitted.read_proxy_header(shared)).await?;
+    let handshaken = unless_shutting_down(shared, identified.handshake(shared)).await?;
+    if handshaken.wants_enrolment() {
+        return Ok(Established::Enrolment(handshaken.stream));
+    }
+    let assigned = handshaken.assign_lane(shared)?;
+    Ok(Established::Http(assigned.register(shared)?))
+}
+
+/// Waits for a phase, unless loopgate begins to shut down first.
+async fn unless_shutting_down<T>(shared: &Shared, phase: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::select! {
+        () = shared.shutdown.begun() => Err(Error::ShuttingDown),
+        result = phase => result,
+    }
+}
+
+/// Phase 1: accepted by the listener, and moved to its worker.
+pub struct AcceptedConnection {
+    stream: std::net::TcpStream,
+    peer: PeerAddr,
+    held: (Permit, WorkerSlot),
+}
+
+impl AcceptedConnection {
+    /// `permit` and `slot` are given back when the connection ends.
+    pub fn new(stream: std::net::TcpStream, peer: PeerAddr, permit: Permit, slot: WorkerSlot) -> Self {
+        Self { stream, peer, held: (permit, slot) }
+    }
+
+    pub fn peer(&self) -> PeerAddr {
+        self.peer
+    }
+
+    fn admit(self, shared: &Shared) -> Result<Admitted, Error> {
+        let Self { stream, peer, held } = self;
+        let stream = TcpStream::from_std(stream)?;
+        admit_peer(peer.ip(), &shared.view.borrow(), shared.rules.load().policy()).map_err(Error::Denied)?;
+        Ok(Admitted { stream, peer, held, settings: shared.settings.load_full() })
+    }
+}
+
+/// Phase 2: the lists let the peer go on.
+struct Admitted {
+    stream: TcpStream,
+    peer: PeerAddr,
+    held: (Permit, WorkerSlot),
+    settings: Arc<Settings>,
+}
+
+impl Admitted {
+    /// Reads a PROXY header, which only trusted proxies send, and only where `listen.proxy_protocol` is on.
+    async fn read_proxy_header(self, shared: &Shared) -> Result<Identified, Error> {
+        let Self { mut stream, peer, held, settings } = self;
+        let mut proxy_header = ProxyHeader::Local;
+        if settings.proxy_protocol && shared.rules.load().policy().is_trusted_proxy(peer.ip()) {
+            proxy_header = proxy_protocol::read(&mut stream, settings.limits.handshake_timeout).await?;
+        }
+        admit_stated_client(peer.ip(), proxy_header, shared.rules.load().policy()).map_err(Error::Denied)?;
+        Ok(Identified { stream, peer, held, settings, proxy_header })
+    }
+}
+
+/// Phase 3: it is known whose connection it is, and the lists let that client go on.
+struct Identified {
+    stream: TcpStream,
+    peer: PeerAddr,
+    held: (Permit, WorkerSlot),
+    settings: Arc<Settings>,
+    proxy_header: ProxyHeader,
+}
+
+impl Identified {
+    async fn handshake(self, shared: &Shared) -> Result<Handshaken, Error> {
+        let Self { stream, peer, held, settings, proxy_header } = self;
+        let config = shared.tls.load_full();
+        let tls::Handshake { stream, certificate } = tls::accept(stream, &config, settings.limits.handshake_timeout).await?;
+        shared.traffic.handshakes.inc();
+        Ok(Handshaken { stream, peer, held, settings, proxy_header, certificate, config })
+    }
+}
+
+/// Phase 4: TLS is up.
+struct Handshaken {
+    stream: tls::Stream<TcpStream>,
+    peer: PeerAddr,
+    held: (Permit, WorkerSlot),
+    settings: Arc<Settings>,
+    proxy_header: ProxyHeader,
+    certificate: Option<Certificate>,
+    config: Arc<tls::TlsServerConfig>,
+}
+
+impl Handshaken {
+    fn alpn(&self) -> Option<&[u8]> {
+        self.stream.get_ref().1.alpn_protocol()
+    }
+
+    fn wants_enrolment(&self) -> bool {
+        self.alpn() == Some(tls::ENROL)
+    }
+
+    fn assign_lane(self, shared: &Shared) -> Result<Assigned, Error> {
+        let protocol = Protocol::of_alpn(self.alpn());
+        let Self { stream, peer, held, settings, proxy_header, certificate, config } = self;
+        let config = certificate.is_some().then_some(config);
+        let evidence = Evidence { peer: peer.ip(), proxy_header, certificate };
+        let (view, rules) = (Arc::clone(&shared.view.borrow()), shared.rules.load_full());
+        let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
+        Ok(Assigned {
+            stream,
+            peer,
+            held,
+            settings,
+            evidence,
+            protocol,
+            lane: Arc::new(lane),
+            decided_by: DecidedBy { view, rules, config },
+        })
+    }
+}
+
+/// What a lane was decided by.
+struct DecidedBy {
+    view: Arc<View>,
+    rules: Arc<Rules>,
+    /// Where the client showed a certificate.
+    config: Option<Arc<tls::TlsServerConfig>>,
+}
+
+/// Phase 5: it has a lane.
+struct Assigned {
+    stream: tls::Stream<TcpStream>,
+    peer: PeerAddr,
+    held: (Permit, WorkerSlot),
+    settings: Arc<Settings>,
+    evidence: Evidence,
+    protocol: Protocol,
+    lane: Arc<Lane>,
+    decided_by: DecidedBy,
+}
+
+impl Assigned {
+    /// Registers the connection, and then checks again what changed since the decision: a change between the two reached nobody.
+    fn register(self, shared: &Arc<Shared>) -> Result<Registered, Error> {
+        let Self { stream, peer, held, settings, evidence, protocol, lane, decided_by } = self;
+        let guard = shared.registry.register(peer, Arc::clone(&lane), protocol, evidence, shared.shutdown.token());
+        let DecidedBy { view, rules, config } = decided_by;
+        let rules_changed = !Arc::ptr_eq(&rules, &shared.rules.load());
+        if rules_changed || !Arc::ptr_eq(&view, &shared.view.borrow()) {
+            shared.revoke_former_agents();
+        }
+        if rules_changed {
+            shared.revoke_denied_clients();
+        }
+        if config.is_some_and(|config| !config.trusts_same_client_cas(&shared.tls.load())) {
+            return Err(Error::AuthorityChanged);
+        }
+        Ok(Registered { shared: Arc::clone(shared), stream, peer, held, settings, protocol, lane, guard })
+    }
+}
+
+/// Phase 6: it may be served.
+pub struct Registered {
+    shared: Arc<Shared>,
+    stream: tls::Stream<TcpStream>,
+    peer: PeerAddr,
+    held: (Permit, WorkerSlot),
+    settings: Arc<Settings>,
+    protocol: Protocol,
+    lane: Arc<Lane>,
+    guard: RegistryGuard,
+}
+
+impl Registered {
+    /// Counts the connection as open; returns what its requests share, and its bytes.
+    pub fn open(self) -> (Arc<Session>, Downstream) {
+        let Self { shared, stream, peer, held, settings, protocol, lane, guard } = self;
+        debug!(connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(), "connected");
+        let counters = shared.traffic.lane(lane.kind());
+        counters.connections.inc();
+        let open = Held::new(&counters.open);
+        let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new());
+        let io = Downstream::new(stream, protocol, Arc::clone(&activity), &shared.traffic, Resources::new(held, guard, open));
+        (Arc::new(Session { shared, settings, lane, peer, protocol, number, activity, close_signal }), io)
+    }
+}

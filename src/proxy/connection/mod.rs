@@ -1,0 +1,36 @@
+//! One downstream connection: [`establish`] takes it through its phases, [`serve_http`] serves its requests, [`deadlines`] ends it.
+
+mod deadlines;
+pub mod establish;
+mod serve_http;
+
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::shared::Shared;
+use crate::error_chain::error_chain;
+use crate::metrics::count;
+use establish::{AcceptedConnection, Error, Established, establish};
+
+/// Serves `accepted` until it ends. Must be called on its worker.
+pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
+    let peer = accepted.peer();
+    match establish(&shared, accepted).await {
+        Ok(Established::Http(registered)) => serve_http::serve(registered).await,
+        Ok(Established::Enrolment(stream)) => tokio::select! {
+            () = shared.shutdown.begun() => {}
+            () = (shared.enrol)(stream, peer) => {}
+        },
+        Err(error) => {
+            let traffic = &shared.traffic;
+            match &error {
+                Error::Denied(denied) => count(&traffic.denied, denied.label()),
+                Error::ProxyProtocol(_) => count(&traffic.denied, "proxy_protocol"),
+                Error::Tls(error) => count(&traffic.handshake_failures, error.label()),
+                Error::AuthorityChanged | Error::ShuttingDown | Error::Io(_) => {}
+            }
+            debug!(%peer, error = error_chain(&error), "connection closed before its first request");
+        }
+    }
+}

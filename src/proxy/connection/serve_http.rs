@@ -1,0 +1,74 @@
+//! HTTP/1.1 and HTTP/2 on a registered connection.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use super::deadlines::run;
+use super::establish::Registered;
+use crate::labels::Protocol;
+use crate::proxy::downstream::h2_stream_stall::StreamExecutor;
+use crate::proxy::downstream::io::Downstream;
+use crate::proxy::request::answer::answer;
+use crate::proxy::session::Session;
+
+/// Flow-control window of an HTTP/2 stream and of a connection, in bytes.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Streams of an HTTP/2 connection that may end in a reset by the client before they were accepted, or by loopgate for the client's errors.
+const RESETS: usize = 20;
+/// Bytes buffered for an HTTP/1.1 client in each direction, or for an HTTP/2 stream; a request head may need more.
+const BUFFER: usize = 64 * 1024;
+
+/// Serves the requests of a connection until it ends.
+pub async fn serve(registered: Registered) {
+    let (session, io) = registered.open();
+    match session.protocol {
+        Protocol::Http2 => serve_h2(session, io).await,
+        Protocol::Http1 => serve_h1(session, io).await,
+    }
+}
+
+async fn serve_h1(session: Arc<Session>, io: Downstream) {
+    let limits = &session.settings.limits;
+    let connection = pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            // `deadlines` has its own: hyper's can't tell an idle connection from a slow head.
+            .header_read_timeout(None)
+            .max_headers(limits.head_fields)
+            .max_header_size(limits.head_bytes)
+            .max_buf_size(BUFFER.max(limits.head_bytes))
+            // Never `pipeline_flush`: with it hyper buffers a body without bound for as long as its source keeps up, and holds back a
+            // 101 or a refusal while there is input left.
+            .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request)))
+            .with_upgrades()
+    );
+    run(&session, connection, |connection| connection.graceful_shutdown()).await;
+}
+
+async fn serve_h2(session: Arc<Session>, io: Downstream) {
+    let limits = &session.settings.limits;
+    let connection = pin!(
+        http2::Builder::new(StreamExecutor::new(&session.shared.shutdown, limits.stall_timeout))
+            .timer(TokioTimer::new())
+            .enable_connect_protocol()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(limits.h2_streams)
+            .max_send_buf_size(BUFFER)
+            .max_pending_accept_reset_streams(RESETS)
+            .max_local_error_reset_streams(RESETS)
+            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(Some(Duration::from_secs(30)))
+            .keep_alive_timeout(Duration::from_secs(20))
+            .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| Box::pin(answer(Arc::clone(&session), request))))
+    );
+    run(&session, connection, |connection| connection.graceful_shutdown()).await;
+}

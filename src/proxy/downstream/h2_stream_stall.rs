@@ -1,0 +1,122 @@
+//! Resets HTTP/2 streams whose client does not read them, and runs the tasks of streams.
+//!
+//! A connection on which nothing is read is closed as a whole. But one response may be left unread while others are read, and holds a
+//! connection to the gateway for as long: its stream is reset.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use hyper::rt::Executor;
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+
+use crate::proxy::lazy_timer::LazyTimer;
+use crate::shutdown::Shutdown;
+
+/// How much longer than a whole connection one stream may be left unread: streams wait for each other where a client is slow.
+const FACTOR: u32 = 5;
+
+tokio::task_local! {
+    static STREAM: Arc<StreamStall>;
+}
+
+/// Since when a stream's client has not read what is there for it.
+#[derive(Debug)]
+pub struct StreamStall {
+    epoch: Instant,
+    /// Milliseconds after `epoch`, plus one; 0 where nothing waits to be read.
+    since: AtomicU64,
+    reset: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl StreamStall {
+    fn new() -> Self {
+        Self { epoch: Instant::now(), since: AtomicU64::new(0), reset: AtomicBool::new(false), waker: AtomicWaker::new() }
+    }
+
+    /// Returns that of the stream whose task this is; `None` on any other task.
+    pub fn current() -> Option<Arc<Self>> {
+        STREAM.try_with(Arc::clone).ok()
+    }
+
+    /// Notes that something waits to be read since `now`.
+    pub fn begin(&self, now: Instant) {
+        let now = u64::try_from((now - self.epoch).as_millis()).unwrap_or(u64::MAX - 1);
+        self.since.store(now + 1, Ordering::Relaxed);
+    }
+
+    /// Notes that everything was read.
+    pub fn mark_drained(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    /// Has the stream's tasks end, so that it is reset with CANCEL.
+    pub fn reset(&self) {
+        self.reset.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn since(&self) -> Option<Instant> {
+        let since = self.since.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.epoch + Duration::from_millis(since))
+    }
+}
+
+/// Runs the tasks of a connection's streams.
+#[derive(Clone, Debug)]
+pub struct StreamExecutor {
+    shutdown: Shutdown,
+    limit: Duration,
+}
+
+impl StreamExecutor {
+    /// For a connection that may itself be left unread for `stall`.
+    pub fn new(shutdown: &Shutdown, stall: Duration) -> Self {
+        Self { shutdown: shutdown.clone(), limit: stall.saturating_mul(FACTOR) }
+    }
+}
+
+impl<F> Executor<F> for StreamExecutor
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        // hyper starts the task that writes to an upgraded stream on that of the stream itself.
+        let stall = StreamStall::current().unwrap_or_else(|| Arc::new(StreamStall::new()));
+        let guarded = StallGuarded { task, stall: Arc::clone(&stall), limit: self.limit, timer: None };
+        self.shutdown.spawn(STREAM.scope(stall, guarded));
+    }
+}
+
+pin_project! {
+    /// A stream's task, which ends when its client has not read anything for too long: a stream that is dropped unfinished is reset.
+    struct StallGuarded<F> {
+        #[pin]
+        task: F,
+        stall: Arc<StreamStall>,
+        limit: Duration,
+        // Only where something was left unread.
+        timer: Option<LazyTimer>,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for StallGuarded<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        this.stall.waker.register(cx.waker());
+        // First: hyper's task would end the stream as if all was well.
+        if this.stall.reset.load(Ordering::Acquire) || this.task.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let Some(since) = this.stall.since() else { return Poll::Pending };
+        let timer = this.timer.get_or_insert_with(|| LazyTimer::new(*this.limit));
+        timer.poll_due(cx, Some(since + *this.limit)).map(|_| ())
+    }
+}

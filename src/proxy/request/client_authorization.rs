@@ -1,0 +1,78 @@
+//! Whether a request's client may be served, where that does not depend on its connection alone.
+//!
+//! A trusted proxy brings many clients on one connection, and a browser page on an agent's connection is subject to the allow and deny lists
+//! though the connection is not.
+
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::sync::futures::OwnedNotified;
+
+use crate::lane::{Lane, Refusal, Rules};
+use crate::proxy::error::Error;
+use crate::proxy::session::Session;
+use crate::proxy::shared::Shared;
+
+/// Watches the rules for one request's client, until its response has ended.
+pub struct ClientAuthorization {
+    client: IpAddr,
+    shared: Arc<Shared>,
+    rules_changed: Pin<Box<OwnedNotified>>,
+}
+
+impl ClientAuthorization {
+    /// Watches `client`, which `rules` allowed; returns `None` where it is authorized for as long as its connection is.
+    ///
+    /// # Errors
+    /// The rules have changed meanwhile, and deny it.
+    pub fn new(session: &Session, client: Option<IpAddr>, rules: &Arc<Rules>) -> Result<Option<Self>, Error> {
+        let own = match &*session.lane {
+            // A trusted proxy's connection is not subject to the lists, though its own requests are.
+            Lane::External(lane) if !lane.trusted_proxy => Some(lane.client),
+            _ => None,
+        };
+        let Some(client) = client.filter(|client| own != Some(*client)) else { return Ok(None) };
+        let shared = Arc::clone(&session.shared);
+        // Subscribes first and then compares, so that no change is missed in between.
+        let authorization = Self { client, rules_changed: Box::pin(Arc::clone(&shared.rules_changed).notified_owned()), shared };
+        if !Arc::ptr_eq(rules, &authorization.shared.rules.load()) {
+            authorization.check()?;
+        }
+        Ok(Some(authorization))
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.shared.rules.load().policy().check_lists(self.client).map_err(|_| Error::Refused(Refusal::ClientDenied))
+    }
+
+    /// Completes when the rules deny the client.
+    pub fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.rules_changed.as_mut().poll(cx));
+            self.rules_changed.set(Arc::clone(&self.shared.rules_changed).notified_owned());
+            if self.check().is_err() {
+                self.shared.count_revoked(1);
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// Waits until the rules deny the client.
+    pub async fn revoked(&mut self) {
+        poll_fn(|cx| self.poll_revoked(cx)).await;
+    }
+
+    /// Waits for `sending`, unless the client is denied meanwhile.
+    pub async fn unless_revoked<T>(authorization: Option<&mut Self>, sending: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let mut sending = pin!(sending);
+        let Some(authorization) = authorization else { return sending.await };
+        tokio::select! {
+            biased;
+            sent = &mut sending => sent,
+            () = authorization.revoked() => Err(Error::Refused(Refusal::ClientDenied)),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Sends a request to the gateway on its lane.
+
+use std::sync::Arc;
+
+use http::header::{CONNECTION, EXPECT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::{Body as _, Incoming};
+use hyper::ext::Protocol;
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+
+use super::client_authorization::ClientAuthorization;
+use super::response::pass_back;
+use super::response_body::ResponseBody;
+use super::upgrade::{UpgradeContext, upgrade};
+use crate::labels::LaneKind;
+use crate::lane::{GatewayHead, Refusal};
+use crate::proxy::error::Error;
+use crate::proxy::session::Session;
+use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
+use crate::trace::Trace;
+
+/// What became of a request.
+pub struct Forwarded {
+    /// The lane that it left on, or would have.
+    pub lane: LaneKind,
+    /// Whether the client's next request could be read as the body of this one, so that an HTTP/1.1 connection must close.
+    pub must_close: bool,
+    pub result: Result<Response<ResponseBody>, Error>,
+}
+
+/// Forwards `request` and waits for the head of the response.
+pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, started: Instant, trace: Option<&Trace>) -> Forwarded {
+    let guard = session.activity.begin();
+    let failed = |lane, must_close, error| Forwarded { lane, must_close, result: Err(error) };
+    let is_h2_connect = match extended_connect(&mut request) {
+        Ok(is_connect) => is_connect,
+        Err(error) => return failed(session.lane.kind(), false, error),
+    };
+    if session.close_signal.is_revoked() {
+        return failed(session.lane.kind(), true, Error::Refused(Refusal::ClientDenied));
+    }
+    let client_side = hyper::upgrade::on(&mut request);
+    let (parts, incoming) = request.into_parts();
+    let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
+    let expects = parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    // A client may never send a body that it was not asked for (RFC 9110 section 10.1.1).
+    let body_is_optional = expects && !incoming.is_end_stream();
+    let rules = session.shared.rules.load_full();
+    let token = session.shared.token.load_full();
+    let head = match GatewayHead::new(parts, &session.lane, &rules, token.as_deref(), session.shared.tls.load().names()) {
+        Ok(mut head) => {
+            if let Some(trace) = trace {
+                head.follow(trace);
+            }
+            head
+        }
+        Err(refusal) => return failed(session.lane.kind(), body_is_optional, Error::Refused(refusal)),
+    };
+    let lane = head.lane();
+    let mut authorization = match ClientAuthorization::new(session, head.client(), &rules) {
+        Ok(authorization) => authorization,
+        Err(error) => return failed(lane, body_is_optional, error),
+    };
+    if head.is_upgrade() {
+        let context = UpgradeContext { client_side, key, is_h2_connect };
+        let result = Box::pin(upgrade(session, head, authorization, context, guard, started)).await;
+        return Forwarded { lane, must_close: body_is_optional, result };
+    }
+    let counters = session.shared.traffic.lane(lane);
+    let (gate, continue_signal) = if expects { Some(ContinueGate::new()).unzip() } else { (None, None) };
+    let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
+    let progress = if expects { body.progress() } else { None };
+    let sending = session.shared.upstream.send(head, body, continue_signal, &session.settings.limits, started);
+    let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
+    let must_close = progress.is_some_and(|progress| progress.so_far().0 == 0);
+    let result = sent.and_then(|(response, upstream)| {
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Error::GatewayConfused);
+        }
+        Ok(pass_back(session, response, upstream, counters.sent.clone(), guard, authorization))
+    });
+    Forwarded { lane, must_close, result }
+}
+
+/// Turns an extended CONNECT (RFC 8441) into the equivalent HTTP/1.1 upgrade; returns whether `request` was one.
+fn extended_connect(request: &mut Request<Incoming>) -> Result<bool, Error> {
+    let Some(protocol) = request.extensions_mut().remove::<Protocol>() else { return Ok(false) };
+    if protocol.as_str() != "websocket" {
+        return Err(Error::Refused(Refusal::BadUpgrade));
+    }
+    *request.method_mut() = Method::GET;
+    let headers = request.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    let key = HeaderValue::from_str(&generate_key()).map_err(|_| Error::Refused(Refusal::BadUpgrade))?;
+    headers.insert(SEC_WEBSOCKET_KEY, key);
+    Ok(true)
+}

@@ -1,0 +1,10 @@
+//! One request: checked, given its lane's head, sent to the gateway, and answered.
+
+mod access_log;
+pub mod answer;
+mod client_authorization;
+mod error_response;
+mod forward;
+mod response;
+mod response_body;
+mod upgrade;

@@ -1,0 +1,137 @@
+//! Upgrades a request, and joins what is left of both connections to a tunnel.
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::header::{SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use http::{HeaderValue, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tracing::debug;
+
+use super::client_authorization::ClientAuthorization;
+use super::response::pass_back;
+use super::response_body::ResponseBody;
+use crate::lane::{GatewayHead, scrub_response};
+use crate::metrics::traffic::Held;
+use crate::proxy::downstream::activity::RequestGuard;
+use crate::proxy::downstream::io::Downstream;
+use crate::proxy::error::Error;
+use crate::proxy::session::Session;
+use crate::proxy::tunnel::{self, TunnelOptions};
+use crate::proxy::upstream::pool::PooledConnection;
+use crate::proxy::upstream::request_body::RequestBody;
+
+/// How long the last bytes of a WebSocket over HTTP/2 may take to leave before its stream is reset.
+const RESET_DELAY: Duration = Duration::from_millis(50);
+
+/// What an upgrade needs besides its head.
+pub struct UpgradeContext {
+    pub client_side: OnUpgrade,
+    /// The `Sec-WebSocket-Key` that the gateway gets.
+    pub key: Option<HeaderValue>,
+    /// Whether the client sent an extended CONNECT over HTTP/2.
+    pub is_h2_connect: bool,
+}
+
+/// Sends the upgrade request `head`; if the gateway agrees, starts the tunnel.
+pub async fn upgrade(
+    session: &Arc<Session>,
+    head: GatewayHead,
+    mut authorization: Option<ClientAuthorization>,
+    context: UpgradeContext,
+    guard: RequestGuard,
+    started: Instant,
+) -> Result<Response<ResponseBody>, Error> {
+    let UpgradeContext { client_side, key, is_h2_connect } = context;
+    let shared = &session.shared;
+    let counters = shared.traffic.lane(head.lane());
+    let held = Held::new(&counters.tunnels);
+    let (received, sent) = (counters.received.clone(), counters.sent.clone());
+    let sending = shared.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started);
+    let (response, upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).
+        if is_h2_connect && response.status().is_success() {
+            return Err(Error::GatewayConfused);
+        }
+        return Ok(pass_back(session, response, upstream, sent, guard, authorization));
+    }
+    let websocket = response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    if is_h2_connect && !accepts(&response, key.as_ref(), websocket) {
+        return Err(Error::GatewayConfused);
+    }
+    let close_signal = if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };
+    let rest_limit = session.settings.limits.drain_timeout / 2;
+    let options = TunnelOptions { websocket, close_signal: close_signal.clone(), rest_limit, received, sent };
+    let (number, peer) = (session.number, session.peer);
+    let mut guard = is_h2_connect.then_some(guard);
+    if let Some(guard) = &mut guard {
+        guard.mark_tunnel();
+    }
+    shared.shutdown.spawn(async move {
+        let _held = held;
+        let mut joined = pin!(join(client_side, upstream, options));
+        let ended = match authorization {
+            None => joined.await,
+            Some(mut authorization) => tokio::select! {
+                biased;
+                () = authorization.revoked() => {
+                    close_signal.revoke();
+                    joined.await
+                }
+                ended = &mut joined => ended,
+            },
+        };
+        if let Err(error) = ended {
+            debug!(connection = number, %peer, %error, "tunnel ended");
+            // RFC 8441 section 5: the end of a TCP connection by a reset is a reset of the stream, with CANCEL.
+            if let Some(guard) = guard
+                && error.kind() != io::ErrorKind::PermissionDenied
+            {
+                // What the gateway sent before may leave first.
+                tokio::time::sleep(RESET_DELAY).await;
+                guard.reset_stream();
+            }
+        }
+    });
+    let (mut parts, _) = response.into_parts();
+    if is_h2_connect {
+        parts.status = StatusCode::OK;
+        scrub_response(&mut parts.headers);
+        parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
+    }
+    parts.version = Version::HTTP_11;
+    Ok(Response::from_parts(parts, ResponseBody::own(Bytes::new())))
+}
+
+/// Returns whether `response` proves that the gateway understood the handshake with `key` (RFC 6455 section 4.2.2).
+fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, websocket: bool) -> bool {
+    let expected = key.map(|key| derive_accept_key(key.as_bytes()));
+    let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
+    websocket && expected.as_deref() == accept
+}
+
+/// Takes both connections back from hyper and joins them.
+async fn join(client_side: OnUpgrade, upstream: PooledConnection, options: TunnelOptions) -> io::Result<()> {
+    let (gateway, from_gateway, _permit) =
+        upstream.into_tunnel().await.ok_or_else(|| io::Error::other("the gateway's connection is gone"))?;
+    let client = client_side.await.map_err(io::Error::other)?;
+    let joined = match client.downcast::<TokioIo<Downstream>>() {
+        Ok(parts) => {
+            let mut client = parts.io.into_inner();
+            client.leave_http();
+            Box::pin(tunnel::run(client, gateway, (parts.read_buf, from_gateway), options)) as BoxFuture<'_, _>
+        }
+        // A stream of an HTTP/2 connection.
+        Err(stream) => Box::pin(tunnel::run(TokioIo::new(stream), gateway, (Bytes::new(), from_gateway), options)),
+    };
+    joined.await
+}

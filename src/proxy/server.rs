@@ -1,0 +1,142 @@
+//! The interface of the proxy: accepts connections, takes new configurations, and lists who is connected.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use http::HeaderValue;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::connection;
+use super::connection::establish::AcceptedConnection;
+use super::registry::ConnectionInfo;
+use super::shared::{Enrol, Settings, Shared};
+use super::upstream::send::Upstream;
+use crate::config::Config;
+use crate::discovery::View;
+use crate::lane::{Rules, WhyExternal};
+use crate::listener::Accepted;
+use crate::metrics::traffic::Traffic;
+use crate::shutdown::Shutdown;
+use crate::tls;
+use crate::workers::WorkerPool;
+
+/// How often connections to the gateway that have been idle for too long are closed.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The proxy between downstream connections and the gateway.
+pub struct Proxy {
+    shared: Arc<Shared>,
+    workers: WorkerPool,
+}
+
+impl Proxy {
+    /// Creates a proxy that assigns lanes by `view` and terminates TLS by `tls`. `token` is the `Authorization` that attested agents
+    /// inherit; `enrol` serves those that have no certificate yet. Connections run on `workers`.
+    ///
+    /// Its background task ends with `shutdown`. Must be called within a Tokio runtime.
+    #[expect(clippy::too_many_arguments, reason = "called once, where all of these are at hand")]
+    pub fn new(
+        config: &Config,
+        view: watch::Receiver<Arc<View>>,
+        tls: tls::TlsServerConfig,
+        token: Option<HeaderValue>,
+        enrol: Enrol,
+        traffic: Arc<Traffic>,
+        workers: WorkerPool,
+        shutdown: &Shutdown,
+    ) -> Arc<Self> {
+        if !config.gateway.address.ip().is_loopback() {
+            warn!(gateway = %config.gateway.address, "the gateway is not on loopback: every client is external to it, agents included");
+        }
+        let shared = Arc::new(Shared {
+            rules: ArcSwap::from_pointee(Rules::new(config, config.gateway.address)),
+            rules_changed: Arc::default(),
+            tls: ArcSwap::from_pointee(tls),
+            view,
+            registry: Arc::default(),
+            upstream: Upstream::new(config, Arc::clone(&traffic), workers.size(), shutdown),
+            settings: ArcSwap::from_pointee(Settings::new(config)),
+            token: ArcSwapOption::from(token.map(Arc::new)),
+            enrol,
+            traffic,
+            shutdown: shutdown.clone(),
+        });
+        shutdown.spawn(run_background(Arc::clone(&shared)));
+        Arc::new(Self { shared, workers })
+    }
+
+    /// Returns whether a connection from `peer` may turn out to be an agent's.
+    pub fn may_be_agents(&self, peer: IpAddr) -> bool {
+        self.shared.may_be_agent(peer)
+    }
+
+    /// Serves a connection on a task of its own, on the worker with the fewest connections.
+    pub fn serve(&self, accepted: Accepted) {
+        let Accepted { stream, peer, permit, .. } = accepted;
+        // Moves the socket from this thread's event queue to that of its worker.
+        match stream.into_std() {
+            Ok(stream) => {
+                let slot = self.workers.assign();
+                let worker = slot.worker();
+                let accepted = AcceptedConnection::new(stream, peer, permit, slot);
+                self.workers.run(worker, self.shared.shutdown.track(connection::serve(Arc::clone(&self.shared), accepted)));
+            }
+            Err(error) => debug!(%peer, %error, "connection lost before it reached its worker"),
+        }
+    }
+
+    /// Uses `tls` for new handshakes. Where it trusts other client authorities, connections that the former ones vouched for are closed.
+    pub fn update_tls(&self, tls: tls::TlsServerConfig) {
+        let tls = Arc::new(tls);
+        let before = self.shared.tls.swap(Arc::clone(&tls));
+        if !before.trusts_same_client_cas(&tls) {
+            let reason = "tls.client_ca changed";
+            let revoked = self.shared.registry.revoke(|connection| connection.has_operator_certificate().then_some(reason));
+            self.shared.count_revoked(revoked);
+        }
+    }
+
+    /// Has attested agents inherit `token` in requests from now on.
+    pub fn update_token(&self, token: Option<HeaderValue>) {
+        self.shared.token.store(token.map(Arc::new));
+    }
+
+    /// Applies the part of `config` that concerns requests and lanes. Open connections keep their limits; those that the new rules deny
+    /// are closed.
+    pub fn update(&self, config: &Config) {
+        self.shared.settings.store(Arc::new(Settings::new(config)));
+        self.shared.rules.store(Arc::new(Rules::new(config, config.gateway.address)));
+        self.shared.rules_changed.notify_waiters();
+        self.shared.revoke_former_agents();
+        self.shared.revoke_denied_clients();
+    }
+
+    /// Returns all open connections, in no order, and why those that might be expected to be agents are external.
+    pub fn connections(&self) -> Vec<(ConnectionInfo, Option<WhyExternal>)> {
+        let (view, rules) = (Arc::clone(&self.shared.view.borrow()), self.shared.rules.load());
+        let explain = |connection: ConnectionInfo| {
+            let why = connection.why_external(&view, rules.policy());
+            (connection, why)
+        };
+        self.shared.registry.connections().into_iter().map(explain).collect()
+    }
+}
+
+/// Checks open connections again after each change of the view, and closes idle connections to the gateway.
+async fn run_background(shared: Arc<Shared>) {
+    let mut view = shared.view.clone();
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        tokio::select! {
+            () = shared.shutdown.begun() => return,
+            changed = view.changed() => match changed {
+                Ok(()) => shared.revoke_former_agents(),
+                Err(_) => return,
+            },
+            _ = sweep.tick() => shared.upstream.sweep(),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What all connections share: plain data, and the checks of open connections against it.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use futures_util::future::BoxFuture;
+use http::HeaderValue;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
+
+use super::registry::Registry;
+use super::upstream::send::Upstream;
+use crate::addr::PeerAddr;
+use crate::config::{Config, Limits, TraceparentUse};
+use crate::discovery::View;
+use crate::lane::{Rules, may_be_agent};
+use crate::metrics::traffic::Traffic;
+use crate::shutdown::Shutdown;
+use crate::tls;
+
+/// Takes over a connection that negotiated [`tls::ENROL`] instead of HTTP, until it ends.
+pub type Enrol = Box<dyn Fn(tls::Stream<TcpStream>, PeerAddr) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// What a connection takes from the configuration when it is accepted, and keeps.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) limits: Limits,
+    pub(super) proxy_protocol: bool,
+    pub(super) log_access: bool,
+    pub(super) traceparent: TraceparentUse,
+}
+
+impl Settings {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            limits: config.limits.clone(),
+            proxy_protocol: config.listen.proxy_protocol,
+            log_access: config.log.access,
+            traceparent: config.log.traceparent,
+        }
+    }
+}
+
+/// What all connections share.
+pub(super) struct Shared {
+    pub(super) rules: ArcSwap<Rules>,
+    /// Notified after `rules` was replaced.
+    pub(super) rules_changed: Arc<Notify>,
+    pub(super) tls: ArcSwap<tls::TlsServerConfig>,
+    pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) upstream: Upstream,
+    pub(super) settings: ArcSwap<Settings>,
+    /// The `Authorization` that attested agents inherit.
+    pub(super) token: ArcSwapOption<HeaderValue>,
+    pub(super) enrol: Enrol,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) shutdown: Shutdown,
+}
+
+impl Shared {
+    /// Returns whether a connection from `peer` may turn out to be an agent's.
+    pub(super) fn may_be_agent(&self, peer: IpAddr) -> bool {
+        may_be_agent(peer, &self.view.borrow(), self.rules.load().policy())
+    }
+
+    /// Closes agent-lane connections that are no longer an agent's.
+    pub(super) fn revoke_former_agents(&self) {
+        let view = self.view.borrow().for_established();
+        let rules = self.rules.load();
+        self.count_revoked(self.registry.revoke(|connection| connection.lost_agent_lane(&view, rules.policy())));
+    }
+
+    /// Closes external connections that the rules deny now.
+    pub(super) fn revoke_denied_clients(&self) {
+        let (view, rules) = (Arc::clone(&self.view.borrow()), self.rules.load());
+        self.count_revoked(self.registry.revoke(|connection| connection.lost_external_lane(&view, rules.policy())));
+    }
+
+    /// Counts `revoked` connections in the metrics.
+    pub(super) fn count_revoked(&self, revoked: usize) {
+        self.traffic.lane_changes.inc_by(revoked as u64);
+    }
+}

@@ -1,0 +1,475 @@
+//! Joins a client and the gateway on one task, with no buffer of its own while both are quiet.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use prometheus_client::metrics::counter::Counter;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames};
+use crate::proxy::close_signal::{CloseReason, CloseSignal};
+use crate::proxy::lazy_timer::LazyTimer;
+use crate::proxy::upstream::read_after_reset::ReadableAfterWriteError;
+
+/// Bytes read at once: four TLS records, which rustls then writes with one system call.
+const BLOCK: usize = 64 * 1024;
+/// How long a client has to close once its WebSocket, or the gateway's end of any tunnel, is closed.
+const CLOSE_GRACE: Duration = Duration::from_secs(3);
+/// How long a WebSocket that lost its authorization may take to reach the end of the frame that is under way.
+const REVOKED_GRACE: Duration = Duration::from_millis(500);
+/// A WebSocket is at rest when no byte has passed for so long; longer where the client spoke last, since the gateway may yet answer.
+const REST: Duration = Duration::from_millis(250);
+const REST_UNANSWERED: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// Lent to the tunnel that is being polled on this thread, so that a quiet one holds none.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BLOCK].into_boxed_slice());
+}
+
+/// What a tunnel needs besides its two streams.
+pub struct TunnelOptions {
+    /// Whether it is a WebSocket, so that a close frame can be sent between two frames.
+    pub websocket: bool,
+    /// Tells it to close.
+    pub close_signal: CloseSignal,
+    /// How long a WebSocket may take to come to rest before it is closed for a shutdown.
+    pub rest_limit: Duration,
+    /// Bytes from the client.
+    pub received: Counter,
+    /// Bytes to the client.
+    pub sent: Counter,
+}
+
+/// Joins `client` and `gateway` until both directions are closed, one fails, or the connection is revoked.
+///
+/// When loopgate shuts down, a WebSocket first comes to rest, so that messages under way are delivered, and then gets a close frame with
+/// status 1001. One that is revoked gets status 1008 at the end of the current frame, if that comes soon.
+///
+/// `early` are bytes that were read together with the heads: from the client, and from the gateway.
+///
+/// # Errors
+/// Either side broke off, or the connection was revoked.
+pub async fn run<C, G>(mut client: C, gateway: G, early: (Bytes, Bytes), options: TunnelOptions) -> io::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    G: AsyncRead + AsyncWrite + Unpin,
+{
+    // A client that is still sending to a gateway that has closed must get what the gateway sent last.
+    let mut gateway = ReadableAfterWriteError::new(gateway);
+    let mut up = Direction::new(early.0, options.received, None);
+    let mut down = Direction::new(early.1, options.sent, options.websocket.then(WebSocketFrames::default));
+    let (closing, revoked) = options.close_signal.futures();
+    let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
+    let mut state = State { unanswered: false, stage: Stage::Open, timer: None };
+    poll_fn(|cx| {
+        while !matches!(state.stage, Stage::Revoked { .. })
+            && let Poll::Ready(reason) = options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), state.stage != Stage::Open)
+        {
+            state.stage = match reason {
+                CloseReason::Revoked if options.websocket && !down.close_sent => {
+                    down.close_with = Some(POLICY_VIOLATION);
+                    Stage::Revoked { until: Instant::now() + REVOKED_GRACE }
+                }
+                CloseReason::Revoked => return Poll::Ready(Err(revoked_error())),
+                CloseReason::Drain => state.resting(options.rest_limit),
+            };
+        }
+        if let Stage::Revoked { until } = state.stage {
+            let over = down.pump(cx, &mut gateway, &mut client)?.is_ready() || down.is_close_delivered();
+            if over || state.poll_timer(cx, until).is_ready() {
+                let _ = Pin::new(&mut client).poll_shutdown(cx);
+                return Poll::Ready(Err(revoked_error()));
+            }
+            return Poll::Pending;
+        }
+        loop {
+            let up_done = up.pump(cx, &mut client, &mut gateway)?;
+            let down_done = down.pump(cx, &mut gateway, &mut client)?;
+            if up_done.is_ready() && down_done.is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            state.note_moved(up.take_moved(), down.take_moved());
+            // A WebSocket has no half-closes (RFC 6455 section 7.1.1): once closed by the gateway it is closed. To close at once could
+            // cost a client that is still sending the last frames, so it has a moment to close itself.
+            if down_done.is_ready() && (options.websocket || gateway.state().has_write_failed()) {
+                let until = match state.stage {
+                    Stage::Closing { until } => until,
+                    _ => Instant::now() + CLOSE_GRACE,
+                };
+                state.stage = Stage::Closing { until };
+                return state.poll_timer(cx, until).map(|_| Ok(()));
+            }
+            match state.stage {
+                Stage::Resting { limit, quiet_at } if options.websocket => {
+                    if state.poll_timer(cx, quiet_at.min(limit)).is_pending() {
+                        return Poll::Pending;
+                    }
+                    down.close_with = Some(GOING_AWAY);
+                    state.stage = Stage::Draining { until: Instant::now() + CLOSE_GRACE };
+                }
+                Stage::Draining { until } => return state.poll_timer(cx, until).map(|_| Ok(())),
+                _ => return Poll::Pending,
+            }
+        }
+    })
+    .await
+}
+
+fn revoked_error() -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, "the client is no longer authorized")
+}
+
+/// How far the tunnel's end has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// loopgate shuts down: waits until no message is under way, at `quiet_at`, but not beyond `limit`.
+    Resting {
+        limit: Instant,
+        quiet_at: Instant,
+    },
+    /// The close frame is on its way, and the client has so long to answer it.
+    Draining {
+        until: Instant,
+    },
+    /// The gateway has closed.
+    Closing {
+        until: Instant,
+    },
+    Revoked {
+        until: Instant,
+    },
+}
+
+struct State {
+    /// Whether the last bytes came from the client.
+    unanswered: bool,
+    stage: Stage,
+    timer: Option<LazyTimer>,
+}
+
+impl State {
+    /// Notes which directions moved bytes, and moves the moment of rest accordingly.
+    fn note_moved(&mut self, up: bool, down: bool) {
+        if up || down {
+            self.unanswered = !down;
+        }
+        if let Stage::Resting { limit, .. } = self.stage
+            && (up || down)
+        {
+            self.stage = Stage::Resting { limit, quiet_at: Instant::now() + self.rest() };
+        }
+    }
+
+    fn rest(&self) -> Duration {
+        if self.unanswered { REST_UNANSWERED } else { REST }
+    }
+
+    fn resting(&self, limit: Duration) -> Stage {
+        let now = Instant::now();
+        Stage::Resting { limit: now + limit, quiet_at: now + self.rest() }
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Instant> {
+        self.timer.get_or_insert_with(|| LazyTimer::new(CLOSE_GRACE)).poll_due(cx, Some(until))
+    }
+}
+
+/// One direction: what was read and could not be written yet, and how far its end has come.
+struct Direction {
+    pending: Bytes,
+    unflushed: bool,
+    end: End,
+    count: Counter,
+    frames: Option<WebSocketFrames>,
+    /// The close frame to send at the next frame boundary.
+    close_with: Option<[u8; 4]>,
+    /// Whether it was sent, so that what still comes is discarded.
+    close_sent: bool,
+    /// Whether bytes were read since the last [`Direction::take_moved`].
+    moved: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    Ending,
+    Closed,
+}
+
+impl Direction {
+    fn new(early: Bytes, count: Counter, mut frames: Option<WebSocketFrames>) -> Self {
+        if let Some(frames) = &mut frames {
+            frames.feed(&early);
+        }
+        count.inc_by(early.len() as u64);
+        let moved = !early.is_empty();
+        Self { pending: early, unflushed: false, end: End::Open, count, frames, close_with: None, close_sent: false, moved }
+    }
+
+    fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// Returns whether the close frame was written and flushed.
+    fn is_close_delivered(&self) -> bool {
+        self.close_sent && self.pending.is_empty() && !self.unflushed
+    }
+
+    /// Moves what can be moved; completes when this direction is closed.
+    fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<Poll<()>> {
+        SCRATCH.with_borrow_mut(|scratch| self.pump_with(cx, from, to, scratch))
+    }
+
+    fn pump_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        scratch: &mut [u8],
+    ) -> io::Result<Poll<()>> {
+        loop {
+            if self.poll_write_pending(cx, to)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+            match self.end {
+                End::Closed => return Ok(Poll::Ready(())),
+                End::Ending => {
+                    if Pin::new(&mut *to).poll_shutdown(cx)?.is_pending() {
+                        return Ok(Poll::Pending);
+                    }
+                    self.end = End::Closed;
+                    continue;
+                }
+                End::Open => {}
+            }
+            // Here as well as in `pass_on`: it may be long until more is read.
+            if let Some(frame) = self.due_close()
+                && self.frames.as_ref().is_some_and(WebSocketFrames::at_boundary)
+            {
+                self.close_sent = true;
+                self.pending = Bytes::copy_from_slice(&frame);
+                continue;
+            }
+            // Before the next read, so that nothing is read while the last bytes have not left.
+            if self.unflushed {
+                if Pin::new(&mut *to).poll_flush(cx)?.is_pending() {
+                    return Ok(Poll::Pending);
+                }
+                self.unflushed = false;
+            }
+            let mut block = ReadBuf::new(scratch);
+            if Pin::new(&mut *from).poll_read(cx, &mut block)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+            let read = block.filled();
+            if read.is_empty() {
+                self.end = End::Ending;
+            } else {
+                self.moved = true;
+                self.pass_on(cx, read, to)?;
+            }
+        }
+    }
+
+    fn due_close(&self) -> Option<[u8; 4]> {
+        self.close_with.filter(|_| !self.close_sent)
+    }
+
+    fn poll_write_pending(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<Poll<()>> {
+        while !self.pending.is_empty() {
+            let Poll::Ready(written) = Pin::new(&mut *to).poll_write(cx, &self.pending)? else { return Ok(Poll::Pending) };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.pending.advance(written);
+            self.unflushed = true;
+        }
+        // Freed at once: a quiet tunnel holds no buffer.
+        self.pending = Bytes::new();
+        Ok(Poll::Ready(()))
+    }
+
+    /// Writes `read` on, and keeps what can't be written now.
+    fn pass_on(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        if self.close_sent {
+            return Ok(());
+        }
+        let boundary = self.frames.as_mut().and_then(|frames| frames.feed(read));
+        let close = self.due_close().zip(boundary);
+        let mut rest = &read[..close.map_or(read.len(), |(_, boundary)| boundary)];
+        self.count.inc_by(rest.len() as u64);
+        while !rest.is_empty() {
+            match Pin::new(&mut *to).poll_write(cx, rest)? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => {
+                    rest = &rest[written..];
+                    self.unflushed = true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if let Some((frame, _)) = close {
+            self.close_sent = true;
+            self.pending = [rest, &frame].concat().into();
+        } else if !rest.is_empty() {
+            self.pending = Bytes::copy_from_slice(rest);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// The options of a WebSocket that drains when `end` is cancelled.
+    fn options(end: &CancellationToken) -> TunnelOptions {
+        TunnelOptions {
+            websocket: true,
+            close_signal: CloseSignal::new(end),
+            rest_limit: Duration::from_secs(4),
+            received: Counter::default(),
+            sent: Counter::default(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_close_frame_follows_a_frame_that_was_under_way_though_the_gateway_is_quiet() {
+        let end = CancellationToken::new();
+        let ((mut client, near), (far, mut gateway)) = (duplex(16), duplex(1024));
+        let frame = [&[0x82, 100][..], &[7; 100]].concat();
+        gateway.write_all(&frame).await.unwrap();
+        let reading = async {
+            // The client has read a part of a frame when loopgate begins to shut down.
+            let mut got = [0; 10];
+            client.read_exact(&mut got).await.unwrap();
+            end.cancel();
+            let mut rest = vec![0; frame.len() - got.len() + GOING_AWAY.len()];
+            client.read_exact(&mut rest).await.unwrap();
+            assert_eq!([&got[..], &rest].concat(), [&frame[..], &GOING_AWAY].concat());
+        };
+        tokio::select! {
+            ended = run(near, far, (Bytes::new(), Bytes::new()), options(&end)) => panic!("{ended:?}"),
+            read = tokio::time::timeout(Duration::from_secs(5), reading) => read.expect("the close frame"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_under_way_is_answered_before_the_close_frame() {
+        let end = CancellationToken::new();
+        let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
+        let gateway = async {
+            let mut message = [0; 7];
+            gateway.read_exact(&mut message).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            gateway.write_all(&[0x81, 1, b'b']).await.unwrap();
+            std::future::pending::<()>().await
+        };
+        let client = async {
+            client.write_all(&[0x81, 0x81, 0, 0, 0, 0, b'a']).await.unwrap();
+            end.cancel();
+            let mut got = [0; 7];
+            client.read_exact(&mut got).await.unwrap();
+            assert_eq!(got, [0x81, 1, b'b', 0x88, 0x02, 0x03, 0xe9]);
+        };
+        tokio::select! {
+            ended = run(near, far, (Bytes::new(), Bytes::new()), options(&end)) => panic!("{ended:?}"),
+            () = gateway => {}
+            read = tokio::time::timeout(Duration::from_secs(5), client) => read.expect("an answer and the close frame"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gateway_that_never_rests_does_not_put_off_the_close_frame_for_ever() {
+        let end = CancellationToken::new();
+        let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
+        let gateway = async {
+            loop {
+                gateway.write_all(&[0x81, 1, b'x']).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let started = Instant::now();
+        let client = async {
+            end.cancel();
+            let mut got = Vec::new();
+            while !got.ends_with(&GOING_AWAY) {
+                got.push(client.read_u8().await.unwrap());
+            }
+        };
+        tokio::select! {
+            ended = run(near, far, (Bytes::new(), Bytes::new()), options(&end)) => panic!("{ended:?}"),
+            () = gateway => {}
+            read = tokio::time::timeout(Duration::from_secs(5), client) => read.expect("the close frame"),
+        }
+        assert!(started.elapsed() >= Duration::from_secs(4), "{:?}", started.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_revoked_client_gets_status_1008_at_the_end_of_the_current_frame() {
+        for (sent, expected) in [(100, true), (40, false)] {
+            let options = options(&CancellationToken::new());
+            let signal = options.close_signal.clone();
+            let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
+            let frame = [&[0x82, 100][..], &[7; 100]].concat();
+            gateway.write_all(&frame[..2 + 20]).await.unwrap();
+            let reading = async {
+                let mut got = vec![0; 22];
+                client.read_exact(&mut got).await.unwrap();
+                signal.revoke();
+                client.write_all(b"must not arrive").await.unwrap();
+                gateway.write_all(&frame[22..2 + sent]).await.unwrap();
+                client.read_to_end(&mut got).await.unwrap();
+                assert_eq!(got.ends_with(&POLICY_VIOLATION), expected);
+                assert_eq!(got.len(), 2 + sent + if expected { 4 } else { 0 });
+                let mut up = Vec::new();
+                gateway.read_to_end(&mut up).await.unwrap();
+                assert!(up.is_empty(), "{up:?}");
+            };
+            let joined = run(near, far, (Bytes::new(), Bytes::new()), options);
+            let (ended, read) = tokio::join!(joined, tokio::time::timeout(Duration::from_secs(2), reading));
+            assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+            read.expect("the end within a second");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_is_still_sending_gets_all_that_the_gateway_sent() {
+        let ((mut client, near), (far, gateway)) = (duplex(64), duplex(100_000));
+        let (read, mut write) = tokio::io::split(gateway);
+        let sent = [&[0x82, 126, 0x7f, 0xff][..], &[7; 0x7fff], &[0x88, 2, 3, 0xf0]].concat();
+        write.write_all(&sent).await.unwrap();
+        // Closed in both directions: what the client writes from now on fails.
+        drop((read, write));
+        let chatting = async {
+            let mut got = Vec::new();
+            while got.len() < sent.len() {
+                client.write_all(&[0x81, 0x80, 0, 0, 0, 0]).await.unwrap();
+                got.push(client.read_u8().await.unwrap());
+            }
+            assert!(got == sent);
+            // It has a moment to close, and no longer.
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            ended = run(near, far, (Bytes::new(), Bytes::new()), options(&CancellationToken::new())) => ended.unwrap(),
+            () = chatting => {}
+        }
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+    }
+}

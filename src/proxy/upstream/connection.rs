@@ -1,0 +1,218 @@
+//! One connection to the gateway, for one request at a time.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::net::Ipv4Addr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::read_after_reset::{ReadableAfterWriteError, StreamState};
+use super::request_body::{Progress, RequestBody};
+use crate::proxy::lazy_timer::LazyTimer;
+
+/// How long an idle connection is kept where the gateway does not say (Node closes it after 5 s).
+const KEEP_IDLE: Duration = Duration::from_secs(4);
+/// Bytes buffered for the gateway in each direction; the head of a response must fit.
+const BUFFER: usize = 16 * 1024;
+
+type HttpConnection = Connection<TokioIo<ReadableAfterWriteError<TcpStream>>, RequestBody>;
+
+/// Counts a connection against the limit of external clients.
+pub type UpstreamPermit = OwnedSemaphorePermit;
+
+/// How long a response head may take, counted from the last piece of the request's body.
+pub struct ResponseTimeout<'a> {
+    pub limit: Duration,
+    pub since: Instant,
+    pub progress: Option<&'a Progress>,
+}
+
+/// Why there is no response.
+pub enum SendError {
+    /// No byte of the request was sent.
+    Unsent(Box<Request<RequestBody>>),
+    /// The connection broke before the response's head was read.
+    Broken(hyper::Error),
+    /// The client did not send the next piece of its body in time.
+    ClientTimeout,
+    /// The gateway did not answer in time.
+    GatewayTimeout,
+}
+
+/// A connection to the gateway.
+pub struct UpstreamConnection {
+    sender: SendRequest<RequestBody>,
+    /// `None` once it was dropped, to get back the request that it had not taken.
+    connection: Option<HttpConnection>,
+    /// Whether the connection's future has completed: it was closed, it failed, or it left HTTP.
+    ended: bool,
+    state: Arc<StreamState>,
+    timer: LazyTimer,
+    source: Ipv4Addr,
+    keep: Duration,
+    reused: bool,
+    permit: Option<UpstreamPermit>,
+}
+
+impl fmt::Debug for UpstreamConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamConnection")
+            .field("source", &self.source)
+            .field("reused", &self.reused)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl UpstreamConnection {
+    /// Speaks HTTP on `stream`, which comes from `source`.
+    ///
+    /// # Errors
+    /// hyper's, of which there are none at this point.
+    pub async fn open(
+        stream: TcpStream,
+        source: Ipv4Addr,
+        permit: Option<UpstreamPermit>,
+        request_timeout: Duration,
+    ) -> Result<Self, hyper::Error> {
+        let stream = ReadableAfterWriteError::new(stream);
+        let state = Arc::clone(stream.state());
+        let (sender, connection) = Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await?;
+        let timer = LazyTimer::new(request_timeout);
+        Ok(Self { sender, connection: Some(connection), ended: false, state, timer, source, keep: KEEP_IDLE, reused: false, permit })
+    }
+
+    /// The address that the gateway sees.
+    pub fn source(&self) -> Ipv4Addr {
+        self.source
+    }
+
+    /// How long it may be idle.
+    pub fn keep(&self) -> Duration {
+        self.keep
+    }
+
+    /// Whether it had a request before this one.
+    pub fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    /// Says that it was idle in a pool.
+    pub fn set_reused(&mut self) {
+        self.reused = true;
+    }
+
+    /// Returns whether a byte of the response to the current request was read.
+    pub fn has_read(&self) -> bool {
+        self.state.has_read()
+    }
+
+    /// Returns whether the current request and its response have ended.
+    pub fn is_ready(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    /// Returns whether it was closed, failed, or left HTTP.
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Returns whether it can take another request.
+    pub fn is_usable(&self) -> bool {
+        !self.ended && !self.state.has_write_failed()
+    }
+
+    /// Returns whether clients wait for a permit like the one that it holds.
+    pub fn is_waited_for(&self) -> bool {
+        self.permit.as_ref().is_some_and(|permit| permit.semaphore().available_permits() == 0)
+    }
+
+    /// Sends `request` and waits for the head of its response.
+    pub fn exchange<'a>(
+        &'a mut self,
+        request: Request<RequestBody>,
+        timeout: ResponseTimeout<'a>,
+    ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + 'a {
+        let Self { sender, connection, ended, state, timer, .. } = self;
+        state.reset();
+        let response = sender.try_send_request(request);
+        let mut due = timeout.since + timeout.limit;
+        let mut progress = timeout.progress.map(Progress::so_far);
+        async move {
+            let mut response = pin!(response);
+            poll_fn(|cx| {
+                *ended = *ended || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
+                let mut answer = response.as_mut().poll(cx);
+                if answer.is_pending() && *ended {
+                    // A request that a closed connection has not taken is returned when the connection is dropped.
+                    *connection = None;
+                    answer = response.as_mut().poll(cx);
+                }
+                if let Poll::Ready(result) = answer {
+                    return Poll::Ready(result.map_err(|mut failed| match failed.take_message() {
+                        Some(request) => SendError::Unsent(Box::new(request)),
+                        None => SendError::Broken(failed.into_error()),
+                    }));
+                }
+                while let Poll::Ready(now) = timer.poll_due(cx, Some(due)) {
+                    let so_far = timeout.progress.map(Progress::so_far);
+                    if so_far == progress {
+                        let client = timeout.progress.is_some_and(Progress::is_waiting_for_client);
+                        return Poll::Ready(Err(if client { SendError::ClientTimeout } else { SendError::GatewayTimeout }));
+                    }
+                    (progress, due) = (so_far, now + timeout.limit);
+                }
+                Poll::Pending
+            })
+            .await
+        }
+    }
+
+    /// Reads and writes what it can without waiting.
+    pub fn drive(&mut self, cx: &mut Context<'_>) {
+        self.ended = self.ended || self.connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
+    }
+
+    /// Waits until it is ready for the next request, or has ended.
+    pub async fn settled(&mut self) {
+        poll_fn(|cx| {
+            self.drive(cx);
+            if self.ended || self.sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Keeps it idle for as long as the gateway's `Keep-Alive` says, less a second for the way there.
+    pub fn note_keep_alive(&mut self, headers: &HeaderMap) {
+        let stated = headers
+            .get("keep-alive")
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok()));
+        if let Some(seconds) = stated {
+            self.keep = Duration::from_secs(seconds.saturating_sub(1).min(600));
+        }
+    }
+
+    /// Returns what is left after a `101`: the socket, the bytes of the new protocol that were read already, and the permit. `None` if it
+    /// was dropped before, which one that answered was not.
+    pub async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes, Option<UpstreamPermit>)> {
+        poll_fn(|cx| {
+            self.drive(cx);
+            if self.ended { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        let Parts { io, read_buf, .. } = self.connection?.into_parts();
+        Some((io.into_inner().into_inner(), read_buf, self.permit))
+    }
+}

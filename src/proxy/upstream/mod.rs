@@ -1,0 +1,8 @@
+//! Connections to the gateway: a pool for each worker and source address, driven on the task of the client that uses them.
+
+pub mod connection;
+mod dial;
+pub mod pool;
+pub mod read_after_reset;
+pub mod request_body;
+pub mod send;

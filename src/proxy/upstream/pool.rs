@@ -1,0 +1,133 @@
+//! Idle connections to the gateway, kept for the next request.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::connection::{UpstreamConnection, UpstreamPermit};
+use crate::shutdown::Shutdown;
+
+/// Idle connections that each worker keeps for each source address.
+pub const MAX_IDLE: usize = 256;
+/// How long the rest of a request's body may take after the response has ended.
+const REST_OF_REQUEST: Duration = Duration::from_secs(1);
+
+/// Idle connections of one worker by source address, the most recently used last.
+#[derive(Debug)]
+pub struct Pool {
+    idle: Mutex<HashMap<Ipv4Addr, Vec<Idle>>>,
+    shutdown: Shutdown,
+}
+
+#[derive(Debug)]
+struct Idle {
+    until: Instant,
+    connection: Box<UpstreamConnection>,
+}
+
+/// A connection in use, and the pool that it belongs to.
+#[derive(Debug)]
+pub struct PooledConnection {
+    connection: Box<UpstreamConnection>,
+    pool: Arc<Pool>,
+}
+
+impl Deref for PooledConnection {
+    type Target = UpstreamConnection;
+
+    fn deref(&self) -> &UpstreamConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for PooledConnection {
+    fn deref_mut(&mut self) -> &mut UpstreamConnection {
+        &mut self.connection
+    }
+}
+
+impl PooledConnection {
+    /// A new connection for `pool`.
+    pub fn new(connection: UpstreamConnection, pool: &Arc<Pool>) -> Self {
+        Self { connection: Box::new(connection), pool: Arc::clone(pool) }
+    }
+
+    /// Returns the connection to its pool. Where the response ended before the request's body, the rest of that has a moment to arrive
+    /// first: to stop reading it would tell an HTTP/2 client of an error (RFC 9113 section 8.1) that some report as their own.
+    pub fn give_back(self, now: Instant) {
+        let Self { mut connection, pool } = self;
+        if connection.has_ended() {
+            return;
+        }
+        if connection.is_ready() {
+            if connection.is_usable() {
+                pool.put(connection, now);
+            }
+            return;
+        }
+        let shutdown = pool.shutdown.clone();
+        shutdown.spawn(async move {
+            if timeout(REST_OF_REQUEST, connection.settled()).await.is_ok() && connection.is_usable() {
+                pool.put(connection, Instant::now());
+            }
+        });
+    }
+
+    /// See [`UpstreamConnection::into_tunnel`].
+    pub async fn into_tunnel(self) -> Option<(TcpStream, Bytes, Option<UpstreamPermit>)> {
+        self.connection.into_tunnel().await
+    }
+}
+
+impl Pool {
+    pub fn new(shutdown: &Shutdown) -> Self {
+        Self { idle: Mutex::default(), shutdown: shutdown.clone() }
+    }
+
+    /// Returns the most recently used connection from `source`. The gateway may have closed it meanwhile: then nothing is sent on it.
+    pub fn take(self: &Arc<Self>, source: Ipv4Addr, now: Instant) -> Option<PooledConnection> {
+        // Declared before the lock, so that expired connections are closed after it is released.
+        let _expired;
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = idle.get_mut(&source)?;
+        if idle.last()?.until <= now {
+            // The most recently used has expired, so all have.
+            _expired = std::mem::take(idle);
+            return None;
+        }
+        let Idle { mut connection, .. } = idle.pop()?;
+        connection.set_reused();
+        Some(PooledConnection { connection, pool: Arc::clone(self) })
+    }
+
+    fn put(&self, connection: Box<UpstreamConnection>, now: Instant) {
+        // A client that waits for a permit gets it by this drop: it does not look into pools.
+        if connection.is_waited_for() {
+            return;
+        }
+        let until = now + connection.keep();
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = idle.entry(connection.source()).or_default();
+        if idle.len() < MAX_IDLE {
+            idle.push(Idle { until, connection });
+        }
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        // Declared before the lock, as in `take`.
+        let mut expired = Vec::new();
+        let mut all = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, idle| {
+            expired.extend(idle.extract_if(.., |idle| idle.until <= now));
+            !idle.is_empty()
+        });
+    }
+}

@@ -1,0 +1,160 @@
+//! A client's body on its way to the gateway: nothing is buffered whole, and trailers are scrubbed.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use prometheus_client::metrics::counter::Counter;
+use tokio::time::{Instant, Sleep};
+
+use crate::lane::{Rules, scrub_trailers};
+
+/// How long a body of a client that expects `100 Continue` is held back while the gateway does not send that (RFC 9110 section 10.1.1).
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// The body of a request to the gateway.
+pub struct RequestBody(Option<Box<Upload>>);
+
+struct Upload {
+    incoming: Incoming,
+    rules: Arc<Rules>,
+    progress: Arc<Progress>,
+    gate: Option<ContinueGate>,
+    received: Counter,
+}
+
+impl RequestBody {
+    /// Creates an empty body.
+    pub fn empty() -> Self {
+        Self(None)
+    }
+
+    /// Passes on `incoming`; with `gate` it is read only once the gateway wants it.
+    pub fn new(incoming: Incoming, rules: Arc<Rules>, gate: Option<ContinueGate>, received: Counter) -> Self {
+        if incoming.is_end_stream() {
+            return Self::empty();
+        }
+        Self(Some(Box::new(Upload { incoming, rules, progress: Arc::default(), gate, received })))
+    }
+
+    /// Returns how far it has come; `None` where there is no body.
+    pub fn progress(&self) -> Option<Arc<Progress>> {
+        self.0.as_ref().map(|upload| Arc::clone(&upload.progress))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(upload) = &mut self.get_mut().0 else { return Poll::Ready(None) };
+        if let Some(gate) = &mut upload.gate {
+            ready!(gate.poll_open(cx));
+            upload.gate = None;
+        }
+        let Poll::Ready(frame) = Pin::new(&mut upload.incoming).poll_frame(cx) else {
+            upload.progress.waiting_for_client.store(true, Ordering::Relaxed);
+            return Poll::Pending;
+        };
+        match frame {
+            Some(Err(_)) => upload.progress.broken.store(true, Ordering::Relaxed),
+            _ => upload.progress.note(upload.incoming.is_end_stream() || frame.is_none()),
+        }
+        Poll::Ready(frame.map(|frame| {
+            frame.map(|frame| {
+                if let Some(data) = frame.data_ref() {
+                    upload.received.inc_by(data.len() as u64);
+                }
+                match frame.into_trailers() {
+                    Ok(mut trailers) => {
+                        scrub_trailers(&mut trailers, &upload.rules);
+                        Frame::trailers(trailers)
+                    }
+                    Err(frame) => frame,
+                }
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|upload| upload.incoming.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |upload| upload.incoming.size_hint())
+    }
+}
+
+/// How far a body has come, for the deadline of the response.
+#[derive(Debug, Default)]
+pub struct Progress {
+    frames: AtomicU64,
+    finished: AtomicBool,
+    waiting_for_client: AtomicBool,
+    broken: AtomicBool,
+}
+
+impl Progress {
+    fn note(&self, finished: bool) {
+        self.waiting_for_client.store(false, Ordering::Relaxed);
+        self.frames.fetch_add(1, Ordering::Relaxed);
+        self.finished.store(finished, Ordering::Relaxed);
+    }
+
+    /// Returns how many pieces have passed, and whether that was all.
+    pub fn so_far(&self) -> (u64, bool) {
+        (self.frames.load(Ordering::Relaxed), self.finished.load(Ordering::Relaxed))
+    }
+
+    /// Returns whether the body is malformed, or the client broke off.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether the next piece is wanted and has not come.
+    pub fn is_waiting_for_client(&self) -> bool {
+        self.waiting_for_client.load(Ordering::Relaxed)
+    }
+}
+
+/// Holds a body back until the gateway has sent `100 Continue`.
+pub struct ContinueGate {
+    signal: Arc<ContinueSignal>,
+    deadline: Pin<Box<Sleep>>,
+}
+
+/// Opens a [`ContinueGate`].
+#[derive(Debug, Default)]
+pub struct ContinueSignal {
+    open: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl ContinueSignal {
+    /// Lets the body pass.
+    pub fn open(&self) {
+        self.open.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+impl ContinueGate {
+    /// Creates a closed gate and the signal that opens it.
+    pub fn new() -> (Self, Arc<ContinueSignal>) {
+        let signal = Arc::<ContinueSignal>::default();
+        let deadline = Box::pin(tokio::time::sleep_until(Instant::now() + CONTINUE_WAIT));
+        (Self { signal: Arc::clone(&signal), deadline }, signal)
+    }
+
+    fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.signal.waker.register(cx.waker());
+        if self.signal.open.load(Ordering::Acquire) { Poll::Ready(()) } else { self.deadline.as_mut().poll(cx) }
+    }
+}

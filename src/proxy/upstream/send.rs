@@ -1,0 +1,158 @@
+//! Sends requests to the gateway.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Response, StatusCode};
+use hyper::body::{Body, Incoming};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::connection::{ResponseTimeout, SendError, UpstreamConnection};
+use super::dial::dial;
+use super::pool::{MAX_IDLE, Pool, PooledConnection};
+use super::request_body::{ContinueSignal, Progress, RequestBody};
+use crate::config::{Config, Limits};
+use crate::lane::GatewayHead;
+use crate::metrics::traffic::Traffic;
+use crate::proxy::error::Error;
+use crate::shutdown::Shutdown;
+use crate::workers;
+
+/// The pause between attempts to connect to a gateway that does not accept.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// The way to the gateway, shared by all connections.
+#[derive(Debug)]
+pub struct Upstream {
+    gateway: SocketAddr,
+    /// One for each worker, so that a connection is used only on the thread whose event queue it is in.
+    pools: Box<[Arc<Pool>]>,
+    /// Limits the connections of external clients, each of which may have a hundred streams: the gateway must not run out of files or
+    /// memory for them, since agents need it too. Idle connections in the pools come on top.
+    permits: Arc<Semaphore>,
+    metrics: Arc<Traffic>,
+}
+
+impl Upstream {
+    pub fn new(config: &Config, metrics: Arc<Traffic>, workers: usize, shutdown: &Shutdown) -> Self {
+        let pools = std::iter::repeat_with(|| Arc::new(Pool::new(shutdown))).take(workers).collect();
+        let permits = config.limits.max_connections.saturating_add(workers * MAX_IDLE).min(Semaphore::MAX_PERMITS);
+        Self { gateway: config.gateway.address, pools, permits: Arc::new(Semaphore::new(permits)), metrics }
+    }
+
+    fn pool(&self) -> &Arc<Pool> {
+        &self.pools[workers::index()]
+    }
+
+    /// Sends a request that was received at `started`, which must be just now, and waits for the head of its response.
+    ///
+    /// Nothing is sent twice, unless no byte of it was sent before, or the method is safe, there is no body, and no byte of a response was
+    /// read. Even then it is sent at most twice on new connections: it may be the request that makes the gateway break off.
+    ///
+    /// # Errors
+    /// Why there is no response.
+    pub fn send<'a>(
+        &'a self,
+        head: GatewayHead,
+        body: RequestBody,
+        continue_signal: Option<Arc<ContinueSignal>>,
+        limits: &'a Limits,
+        started: Instant,
+    ) -> impl Future<Output = Result<(Response<Incoming>, PooledConnection), Error>> + 'a {
+        let (source, is_external) = (head.source(), head.client().is_some());
+        let mut retry = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
+        let progress = body.progress();
+        let give_up = started + limits.gateway_wait;
+        let mut request = head.into_request(body);
+        if let Some(signal) = continue_signal {
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == StatusCode::CONTINUE {
+                    signal.open();
+                }
+            });
+        }
+        async move {
+            let mut since = started;
+            let mut only_new_connections = false;
+            loop {
+                let idle = if only_new_connections { None } else { self.pool().take(source, since) };
+                let mut connection = match idle {
+                    Some(connection) => connection,
+                    None => {
+                        let connection = Box::pin(self.connect(source, is_external, limits, give_up)).await?;
+                        since = Instant::now();
+                        connection
+                    }
+                };
+                let timeout = ResponseTimeout { limit: limits.request_timeout, since, progress: progress.as_deref() };
+                match connection.exchange(request, timeout).await {
+                    Ok(response) => {
+                        connection.note_keep_alive(response.headers());
+                        return Ok((response, connection));
+                    }
+                    Err(SendError::Unsent(unsent)) => {
+                        request = *unsent;
+                        // A new connection that the gateway closed at once counts as one that it did not accept.
+                        if !connection.is_reused() {
+                            if Instant::now() + RETRY_PAUSE >= give_up {
+                                return Err(Error::GatewayAway(io::ErrorKind::ConnectionReset.into()));
+                            }
+                            tokio::time::sleep(RETRY_PAUSE).await;
+                        }
+                    }
+                    Err(SendError::Broken(error)) if progress.as_deref().is_some_and(Progress::is_broken) => {
+                        return Err(Error::ClientBroke(error));
+                    }
+                    Err(SendError::Broken(error)) => {
+                        let Some(head) = retry.take().filter(|_| !connection.has_read()) else { return Err(Error::GatewayBroke(error)) };
+                        if connection.is_reused() {
+                            // The gateway most likely closed it for its age while the request was on its way.
+                            retry = Some(head.duplicate());
+                        } else {
+                            tokio::time::sleep(RETRY_PAUSE).await;
+                        }
+                        only_new_connections = true;
+                        request = head.into_request(RequestBody::empty());
+                    }
+                    Err(SendError::GatewayTimeout) => return Err(Error::GatewaySlow(limits.request_timeout)),
+                    Err(SendError::ClientTimeout) => return Err(Error::ClientSlow(limits.request_timeout)),
+                }
+                since = Instant::now();
+            }
+        }
+    }
+
+    /// Opens a connection from `source`; while the gateway does not accept, tries again until `give_up`.
+    async fn connect(&self, source: Ipv4Addr, is_external: bool, limits: &Limits, give_up: Instant) -> Result<PooledConnection, Error> {
+        let mut permit = None;
+        if is_external {
+            let free = timeout_at(give_up, Arc::clone(&self.permits).acquire_owned()).await;
+            permit = Some(free.map_err(|_| Error::UpstreamLimitReached)?.expect("the semaphore is never closed"));
+        }
+        loop {
+            let error = match timeout(limits.connect_timeout, dial(source, self.gateway)).await {
+                Ok(Ok(stream)) => {
+                    let opened = UpstreamConnection::open(stream, source, permit, limits.request_timeout).await;
+                    self.metrics.gateway_connections.inc();
+                    return Ok(PooledConnection::new(opened.map_err(Error::GatewayBroke)?, self.pool()));
+                }
+                Ok(Err(error)) => error,
+                Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection attempt"),
+            };
+            if Instant::now() + RETRY_PAUSE >= give_up {
+                return Err(Error::not_connected(error));
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// Closes connections that have been idle for too long. Must be called every few seconds.
+    pub fn sweep(&self) {
+        for pool in &self.pools {
+            pool.sweep();
+        }
+    }
+}
