@@ -14,6 +14,9 @@ pub struct Secret(Zeroizing<String>);
 /// The most bytes that are read of a secret's file.
 const MAX_BYTES: u64 = 16 * 1024;
 
+/// The variable from which OpenClaw and loopgate read the gateway's token.
+pub const GATEWAY_TOKEN_VARIABLE: &str = "OPENCLAW_GATEWAY_TOKEN";
+
 impl Secret {
     /// Wraps a secret.
     pub fn new(secret: impl Into<Zeroizing<String>>) -> Self {
@@ -36,6 +39,23 @@ impl Secret {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the secret holds a control character"));
         }
         Ok(Self(Zeroizing::new(secret.to_owned())))
+    }
+
+    /// Reads the gateway's token as every command does: from `file`, or else from the variable OPENCLAW_GATEWAY_TOKEN, which OpenClaw
+    /// reads itself. `None` if neither is given. Blocks.
+    ///
+    /// # Errors
+    /// If the file can't be read or holds no secret.
+    pub fn gateway_token(file: Option<&Path>) -> io::Result<Option<Self>> {
+        Self::file_or_value(file, std::env::var(GATEWAY_TOKEN_VARIABLE).ok())
+    }
+
+    fn file_or_value(file: Option<&Path>, value: Option<String>) -> io::Result<Option<Self>> {
+        match file {
+            Some(file) => Self::read_file(file).map(Some),
+            // Compose files write `OPENCLAW_GATEWAY_TOKEN: ${OPENCLAW_GATEWAY_TOKEN:-}`.
+            None => Ok(value.map(Zeroizing::new).filter(|value| !value.trim().is_empty()).map(|value| Self::new(value.trim().to_owned()))),
+        }
     }
 
     /// The secret itself.
@@ -69,6 +89,21 @@ mod tests {
     #[test]
     fn a_secret_is_not_printed() {
         assert_eq!(format!("{:?}", Secret::new("hunter2".to_owned())), "[secret]");
+    }
+
+    #[test]
+    fn the_gateways_token_is_a_files_or_else_the_variables() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "of-the-file\n").unwrap();
+        let read = |file, value: Option<&str>| Secret::file_or_value(file, value.map(Into::into)).unwrap().map(|s| s.expose().to_owned());
+        assert_eq!(read(Some(file.path()), Some("of-the-variable")).as_deref(), Some("of-the-file"));
+        assert_eq!(read(None, Some(" of-the-variable\n")).as_deref(), Some("of-the-variable"));
+        assert_eq!(read(None, Some("")), None);
+        assert_eq!(read(None, None), None);
+        assert!(
+            Secret::file_or_value(Some("/nope".as_ref()), Some("of-the-variable".into())).is_err(),
+            "a file that is named must be there"
+        );
     }
 
     #[test]

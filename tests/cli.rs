@@ -116,9 +116,12 @@ fn files_that_can_not_be_read_are_told_once_and_by_whom_they_are_named() {
         stderr(&output).lines().last().unwrap_or_default().to_owned()
     };
     let said = run(&["--client-ca", "/nope.pem"]);
-    assert!(said.starts_with("loopgate: client CA /nope.pem (tls.client_ca): ") && said.matches("No such file").count() == 1, "{said}");
+    assert!(
+        said.starts_with("loopgate: can't read client CA /nope.pem (tls.client_ca): ") && said.matches("No such file").count() == 1,
+        "{said}"
+    );
     let said = run(&["--tls-cert", "/nope.pem", "--tls-key", "/nope.key"]);
-    assert_eq!(said, "loopgate: tls.cert (--tls-cert): cannot read /nope.pem: No such file or directory (os error 2)");
+    assert_eq!(said, "loopgate: tls.cert (--tls-cert): can't read /nope.pem: No such file or directory (os error 2)");
 }
 
 #[test]

@@ -37,10 +37,9 @@ fn loopback_url(text: &str) -> Result<SocketAddr, String> {
 /// Pairs once.
 pub fn run(args: &Args) -> Result<(), Error> {
     let device = Device::read(&args.identity)?;
-    let token = match &args.token_file {
-        Some(path) => Some(Secret::read_file(path).map_err(Error::io(format!("reading the token file {}", path.display())))?),
-        None => std::env::var("OPENCLAW_GATEWAY_TOKEN").ok().filter(|token| !token.is_empty()).map(Secret::new),
-    };
+    let file = args.token_file.as_deref();
+    let reading = || format!("reading the token file {}", file.unwrap_or_else(|| "".as_ref()).display());
+    let token = Secret::gateway_token(file).map_err(|source| Error::io(reading())(source))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::io("starting the runtime"))?;
     let paired = runtime.block_on(pair::pair(args.url, &device, token.as_ref()))?;
     let scopes = if paired.scopes.is_empty() { "the scopes it asked for".into() } else { paired.scopes.join(", ") };

@@ -117,7 +117,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("127.77.0.0/16"),
         "Network from which each agent gets its own source address",
     );
-    add("token-file", "gateway.token_file", Text("FILE"), None, "File with the gateway's token");
+    add(
+        "token-file",
+        "gateway.token_file",
+        Text("FILE"),
+        None,
+        "File with the gateway's token [default: the variable OPENCLAW_GATEWAY_TOKEN]",
+    );
     add(
         "gateway-state-dir",
         "gateway.state_dir",

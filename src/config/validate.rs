@@ -194,8 +194,9 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
         read.report_missing("agent-uri", "client-ca", ", which verifies those certificates");
     }
-    if config.agents.inherit_token && config.gateway.token_file.is_none() {
-        read.report_missing("inherit-token", "token-file", "");
+    let variable = std::env::var_os(crate::secret::GATEWAY_TOKEN_VARIABLE).is_some_and(|token| !token.is_empty());
+    if config.agents.inherit_token && config.gateway.token_file.is_none() && !variable {
+        read.report_missing("inherit-token", "token-file", " or the variable OPENCLAW_GATEWAY_TOKEN");
     }
 }
 

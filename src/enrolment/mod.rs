@@ -59,6 +59,7 @@ pub struct Enrolment<P = DockerProofs> {
     trust_domain: String,
     certificate_life: Duration,
     /// The gateway's token for agents that inherit it.
+    inherits_token: bool,
     token_file: Option<PathBuf>,
     limiter: Limiter,
     permits: Semaphore,
@@ -93,7 +94,8 @@ impl<P: ProofReader> Enrolment<P> {
             tokens: None,
             trust_domain: config.agents.trust_domain.clone(),
             certificate_life: config.agents.certificate_life,
-            token_file: config.gateway.token_file.clone().filter(|_| config.agents.inherit_token),
+            inherits_token: config.agents.inherit_token,
+            token_file: config.gateway.token_file.clone(),
             limiter: Limiter::default(),
             permits: Semaphore::new(MAX_CONVERSATIONS),
             metrics: Enrolments::default(),
@@ -241,12 +243,14 @@ impl<P: ProofReader> Enrolment<P> {
     }
 
     async fn token(&self) -> Option<Secret> {
-        let path = self.token_file.clone()?;
-        let shown = path.display().to_string();
-        let read = tokio::task::spawn_blocking(move || Secret::read_file(&path)).await.map_err(std::io::Error::other);
+        if !self.inherits_token {
+            return None;
+        }
+        let file = self.token_file.clone();
+        let read = tokio::task::spawn_blocking(move || Secret::gateway_token(file.as_deref())).await.map_err(std::io::Error::other);
         read.and_then(|read| read)
-            .inspect_err(|error| warn!(path = shown, %error, "can't read the gateway's token, so agents inherit none"))
-            .ok()
+            .inspect_err(|error| warn!(path = ?self.token_file, %error, "can't read the gateway's token, so agents inherit none"))
+            .ok()?
     }
 }
 

@@ -38,6 +38,12 @@ pub fn read_config(path: &Path) -> Result<Value, Error> {
     json5::from_str(&text).map_err(|source| Error::Parse { path: path.into(), source })
 }
 
+/// Returns `gateway.auth.token` of the gateway's configuration, unless it refers to a variable.
+pub fn token(config: &Value) -> Option<Secret> {
+    let token = config["gateway"]["auth"]["token"].as_str()?.trim();
+    (!token.is_empty() && !token.contains("${")).then(|| Secret::new(token.to_owned()))
+}
+
 /// A configured file or directory of the gateway that can't be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable {
@@ -71,6 +77,20 @@ pub fn own_device_scopes(directory: &Path) -> Option<Vec<String>> {
 mod tests {
     use super::*;
     use crate::config::Config;
+
+    #[test]
+    fn the_token_of_a_configuration_is_a_text_of_its_own() {
+        for (config, expected) in [
+            (r#"{gateway: {auth: {token: " a-token "}}}"#, Some("a-token")),
+            (r#"{gateway: {auth: {token: "${OPENCLAW_GATEWAY_TOKEN}"}}}"#, None),
+            (r#"{gateway: {auth: {token: {source: "env"}}}}"#, None),
+            (r#"{gateway: {auth: {token: ""}}}"#, None),
+            ("{}", None),
+        ] {
+            let config: Value = json5::from_str(config).unwrap();
+            assert_eq!(super::token(&config).as_ref().map(Secret::expose), expected, "{config}");
+        }
+    }
 
     #[test]
     fn a_file_that_is_not_json5_is_named() {

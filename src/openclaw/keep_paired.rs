@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::device::Device;
-use super::{device, pair, ready};
+use super::{device, files, pair, ready};
 use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::secret::Secret;
@@ -87,14 +87,15 @@ impl KeepPaired {
         Ok(found.expect("reading a file does not panic")?)
     }
 
+    /// Returns the token as every command finds it, or else that of the gateway's own configuration.
     async fn token(&self) -> Result<Option<Secret>, Error> {
-        let Some(path) = self.token_file.clone() else { return Ok(None) };
-        let read = tokio::task::spawn_blocking({
-            let path = path.clone();
-            move || Secret::read_file(&path)
+        let (file, config) = (self.token_file.clone(), self.state_dir.join("openclaw.json"));
+        let read = tokio::task::spawn_blocking(move || match Secret::gateway_token(file.as_deref())? {
+            None => Ok(files::read_config(&config).ok().as_ref().and_then(files::token)),
+            token => Ok(token),
         });
         let read = read.await.map_err(io::Error::other).and_then(|read| read);
-        read.map(Some).map_err(|source| Error::Token { path, source })
+        read.map_err(|source| Error::Token { path: self.token_file.clone().unwrap_or_default(), source })
     }
 }
 

@@ -75,7 +75,7 @@ fn each_problem_is_one_line_that_names_the_option() {
         (&["agent-cidr=0.0.0.0/0"], "--agent-cidr: \"0.0.0.0/0\" would make everyone an agent"),
         (&["agent-cidr=10.0.0.0/8", "agent-cidr=10.0.0.0/33"], "--agent-cidr: \"10.0.0.0/33\" is not a network such as 172.18.0.0/16"),
         (&["agent-uri=spiffe://a/b"], "--agent-uri: needs --client-ca, which verifies those certificates"),
-        (&["inherit-token"], "--inherit-token: needs --token-file"),
+        (&["inherit-token"], "--inherit-token: needs --token-file or the variable OPENCLAW_GATEWAY_TOKEN"),
         (&["proxy-protocol"], "--proxy-protocol: needs --trusted-proxy, because only trusted proxies may send a PROXY header"),
         (
             &["unknown-client=127.0.0.1"],
