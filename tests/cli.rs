@@ -6,20 +6,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use loopgate_test_support::sidecar::{binary, loopgate};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-
-/// The binary, in an environment without a variable of ours.
-fn loopgate(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
-    command.args(arguments).stdin(Stdio::null()).env_remove("TOKIO_WORKER_THREADS");
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("LOOPGATE_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
 
 fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
@@ -42,62 +31,62 @@ fn file(dir: &Path, text: &str) -> String {
 #[test]
 fn a_wrong_value_is_named_on_one_line_wherever_it_came_from() {
     let what = "\"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)";
-    let flag = refused(&mut loopgate(&["run", "--gateway", "10.0.0.1:1"]));
+    let flag = refused(&mut loopgate(["run", "--gateway", "10.0.0.1:1"]));
     assert_eq!(flag, format!("loopgate: --gateway: {what}\n"));
-    let variable = refused(loopgate(&["run"]).env("LOOPGATE_GATEWAY", "10.0.0.1:1"));
+    let variable = refused(loopgate(["run"]).env("LOOPGATE_GATEWAY", "10.0.0.1:1"));
     assert_eq!(variable, format!("loopgate: LOOPGATE_GATEWAY: {what}\n"));
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "# ours\n[gateway]\naddress = \"10.0.0.1:1\"\n");
-    let from_file = refused(&mut loopgate(&["run", "--config", &config]));
+    let from_file = refused(&mut loopgate(["run", "--config", &config]));
     assert_eq!(from_file, format!("loopgate: {config}:3: gateway.address: {what}\n"));
 }
 
 #[test]
-fn what_does_not_exist_is_named() {
-    let flag = refused(&mut loopgate(&["run", "--gatway", "127.0.0.1:1"]));
+fn an_unknown_option_is_named() {
+    let flag = refused(&mut loopgate(["run", "--gatway", "127.0.0.1:1"]));
     assert_eq!(flag, "loopgate: unexpected argument '--gatway' found (a similar argument exists: '--gateway')\n");
-    let variable = refused(loopgate(&["run"]).env("LOOPGATE_GATWAY", "127.0.0.1:1"));
+    let variable = refused(loopgate(["run"]).env("LOOPGATE_GATWAY", "127.0.0.1:1"));
     assert_eq!(variable, "loopgate: LOOPGATE_GATWAY: there is no such option\n");
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "[gateway]\nadress = \"127.0.0.1:1\"\n");
-    let key = refused(loopgate(&["run"]).env("LOOPGATE_CONFIG", &config));
+    let key = refused(loopgate(["run"]).env("LOOPGATE_CONFIG", &config));
     assert_eq!(key, format!("loopgate: {config}:2: gateway.adress: there is no such key\n"));
-    let missing = refused(&mut loopgate(&["run", "--config", "/nowhere/loopgate.toml"]));
+    let missing = refused(&mut loopgate(["run", "--config", "/nowhere/loopgate.toml"]));
     assert!(missing.starts_with("loopgate: --config: /nowhere/loopgate.toml: No such file"), "{missing}");
-    let command = refused(&mut loopgate(&["rnu"]));
+    let command = refused(&mut loopgate(["rnu"]));
     assert!(command.starts_with("loopgate: unrecognized subcommand 'rnu'") && command.lines().count() == 1, "{command}");
 }
 
 #[test]
-fn what_is_needed_is_called_what_it_is_where_the_other_was_given() {
+fn a_missing_counterpart_is_named_as_in_its_source() {
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "[tls]\ncert = \"a.pem\"\n");
-    assert_eq!(refused(&mut loopgate(&["run", "--config", &config])), format!("loopgate: {config}:2: tls.cert: needs tls.key\n"));
-    let variable = refused(loopgate(&["run"]).env("LOOPGATE_TLS_KEY", "a.key"));
+    assert_eq!(refused(&mut loopgate(["run", "--config", &config])), format!("loopgate: {config}:2: tls.cert: needs tls.key\n"));
+    let variable = refused(loopgate(["run"]).env("LOOPGATE_TLS_KEY", "a.key"));
     assert_eq!(variable, "loopgate: LOOPGATE_TLS_KEY: needs LOOPGATE_TLS_CERT\n");
-    assert_eq!(refused(&mut loopgate(&["run", "--tls-cert", "a.pem"])), "loopgate: --tls-cert: needs --tls-key\n");
+    assert_eq!(refused(&mut loopgate(["run", "--tls-cert", "a.pem"])), "loopgate: --tls-cert: needs --tls-key\n");
 }
 
 #[test]
-fn a_negative_number_is_a_wrong_value_and_no_flag() {
-    let number = refused(&mut loopgate(&["run", "--max-connections", "-1"]));
+fn a_negative_number_is_an_invalid_value_not_a_flag() {
+    let number = refused(&mut loopgate(["run", "--max-connections", "-1"]));
     assert_eq!(number, "loopgate: --max-connections: \"-1\" is not a number from 1 to 10000000\n");
-    let time = refused(&mut loopgate(&["run", "--drain-timeout", "-1"]));
+    let time = refused(&mut loopgate(["run", "--drain-timeout", "-1"]));
     assert!(time.starts_with("loopgate: --drain-timeout: \"-1\" is not a duration"), "{time}");
 }
 
 #[test]
-fn wrong_values_of_other_commands_are_refused_as_such() {
-    let listen = refused(&mut loopgate(&["agent", "--listen", "0.0.0.0:1"]));
+fn invalid_values_of_other_commands_are_refused() {
+    let listen = refused(&mut loopgate(["agent", "--listen", "0.0.0.0:1"]));
     assert!(listen.starts_with("loopgate: --listen: 0.0.0.0:1 is not a loopback address"), "{listen}");
-    let name = refused(&mut loopgate(&["cert", "issue", "--name", "Bad Name/.."]));
+    let name = refused(&mut loopgate(["cert", "issue", "--name", "Bad Name/.."]));
     assert!(name.contains("--name") && name.contains("Bad Name/..") && name.lines().count() == 1, "{name}");
-    let life = refused(&mut loopgate(&["cert", "issue", "--name", "robot", "--life", "398d"]));
+    let life = refused(&mut loopgate(["cert", "issue", "--name", "robot", "--life", "398d"]));
     assert!(life.contains("--life") && life.contains("is not between 1m and 397d"), "{life}");
 }
 
 #[test]
-fn a_misspelt_variable_is_refused_by_the_agents_side_too() {
+fn a_misspelt_variable_is_refused_by_agent_and_exec() {
     for command in [&["agent"][..], &["exec", "--", "true"]] {
         let mut command = loopgate(command);
         command.env("LOOPGATE_GATEWAY", "127.0.0.1:1").env("LOOPGATE_PORT_443_TCP", "tcp://10.96.0.1:443").env("LOOPGATE_SIDECARS", "x:1");
@@ -106,12 +95,12 @@ fn a_misspelt_variable_is_refused_by_the_agents_side_too() {
 }
 
 #[test]
-fn files_that_can_not_be_read_are_told_once_and_by_whom_they_are_named() {
+fn unreadable_files_are_reported_once_with_their_option() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().to_str().unwrap();
     let run = |flags: &[&str]| {
         let always = ["run", "--state-dir", state, "--docker", "off", "--admin", "off", "--listen", "127.0.0.1:0"];
-        let output = loopgate(&[&always, flags].concat()).output().unwrap();
+        let output = loopgate([&always, flags].concat()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         stderr(&output).lines().last().unwrap_or_default().to_owned()
     };
@@ -125,22 +114,22 @@ fn files_that_can_not_be_read_are_told_once_and_by_whom_they_are_named() {
 }
 
 #[test]
-fn every_complaint_has_a_line() {
-    let said = refused(loopgate(&["run", "--gateway", "x", "--admin", "y"]).env("LOOPGATE_ALLOW", "10.0.0.0/8,z"));
+fn each_error_has_its_own_line() {
+    let said = refused(loopgate(["run", "--gateway", "x", "--admin", "y"]).env("LOOPGATE_ALLOW", "10.0.0.0/8,z"));
     assert_eq!(said.lines().count(), 3, "{said}");
     assert!(said.lines().all(|line| line.starts_with("loopgate: ")), "{said}");
     assert!(said.contains("LOOPGATE_ALLOW: \"z\""), "{said}");
 }
 
 #[test]
-fn a_wrong_word_is_refused_on_one_line() {
-    let said = refused(&mut loopgate(&["run", "--log-format", "xml"]));
+fn an_unknown_argument_is_refused_on_one_line() {
+    let said = refused(&mut loopgate(["run", "--log-format", "xml"]));
     assert!(said.contains("--log-format") && said.contains("json") && said.lines().count() == 1, "{said}");
 }
 
 #[test]
 fn a_number_of_threads_that_tokio_would_panic_at_is_refused() {
-    let said = refused(loopgate(&["run"]).env("TOKIO_WORKER_THREADS", "many"));
+    let said = refused(loopgate(["run"]).env("TOKIO_WORKER_THREADS", "many"));
     assert_eq!(said, "loopgate: TOKIO_WORKER_THREADS: \"many\" is not a number from 1 to 1024\n");
 }
 
@@ -148,7 +137,7 @@ fn a_number_of_threads_that_tokio_would_panic_at_is_refused() {
 fn flags_beat_variables_beat_the_file_beats_the_defaults() {
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "[limits]\nhead_timeout = 1\nidle_timeout = 1\nconnect_timeout = 1\n");
-    let mut command = loopgate(&["config", "show", "--config", &config, "--head-timeout", "3s"]);
+    let mut command = loopgate(["config", "show", "--config", &config, "--head-timeout", "3s"]);
     let output = command.env("LOOPGATE_HEAD_TIMEOUT", "2s").env("LOOPGATE_IDLE_TIMEOUT", "2s").output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     let shown = String::from_utf8(output.stdout).unwrap();
@@ -166,17 +155,17 @@ fn flags_beat_variables_beat_the_file_beats_the_defaults() {
 fn a_switch_of_the_file_can_be_switched_off_by_a_flag() {
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "[log]\naccess = true\n");
-    let output = loopgate(&["config", "show", "--config", &config, "--access-log=false"]).output().unwrap();
+    let output = loopgate(["config", "show", "--config", &config, "--access-log=false"]).output().unwrap();
     let shown = String::from_utf8(output.stdout).unwrap();
     assert!(shown.contains("access = false # --access-log"), "{shown}");
 }
 
 #[test]
 fn an_empty_variable_is_an_unset_one() {
-    let mut command = loopgate(&["config", "show"]);
+    let mut command = loopgate(["config", "show"]);
     let output = command.env("LOOPGATE_CONFIG", "").env("LOOPGATE_GATEWAY", "").output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(refused(&mut loopgate(&["config", "show", "--config", ""])).starts_with("loopgate: --config: "));
+    assert!(refused(&mut loopgate(["config", "show", "--config", ""])).starts_with("loopgate: --config: "));
 }
 
 #[test]
@@ -185,13 +174,13 @@ fn help_and_version_go_to_standard_output() {
         let output = loopgate(arguments).output().unwrap();
         assert!(output.status.success() && !output.stdout.is_empty() && output.stderr.is_empty(), "{arguments:?}");
     }
-    let bare = refused(&mut loopgate(&[]));
+    let bare = refused(&mut loopgate([""; 0]));
     assert!(bare.contains("Usage: loopgate"), "{bare}");
 }
 
 #[test]
-fn a_reader_who_has_seen_enough_is_no_failure() {
-    let mut child = loopgate(&["config", "schema"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+fn a_closed_pipe_is_no_failure() {
+    let mut child = loopgate(["config", "schema"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -199,7 +188,7 @@ fn a_reader_who_has_seen_enough_is_no_failure() {
 }
 
 #[test]
-fn what_is_generated_is_whole() {
+fn generated_completions_and_manuals_are_complete() {
     for (arguments, holds) in [
         (&["completions", "bash"][..], "_loopgate()"),
         (&["completions", "fish"], "trusted-proxy"),
@@ -212,12 +201,12 @@ fn what_is_generated_is_whole() {
     }
     let dir = tempfile::tempdir().unwrap();
     let pages = dir.path().join("man/pages");
-    assert!(loopgate(&["man", "--out", pages.to_str().unwrap()]).status().unwrap().success());
+    assert!(loopgate(["man", "--out", pages.to_str().unwrap()]).status().unwrap().success());
     assert!(pages.join("loopgate-run.1").exists());
 }
 
 #[test]
-fn healthcheck_says_what_the_sidecar_says() {
+fn healthcheck_reports_the_sidecars_answer() {
     for (status, code) in [("200 OK", 0), ("503 Service Unavailable", 1)] {
         let admin = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = admin.local_addr().unwrap().to_string();
@@ -228,7 +217,7 @@ fn healthcheck_says_what_the_sidecar_says() {
             write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 14\r\n\r\ngateway: down\n").unwrap();
             String::from_utf8(head[..n].to_vec()).unwrap()
         });
-        let output = loopgate(&["healthcheck"]).env("LOOPGATE_ADMIN", &address).output().unwrap();
+        let output = loopgate(["healthcheck"]).env("LOOPGATE_ADMIN", &address).output().unwrap();
         assert_eq!(output.status.code(), Some(code));
         assert!(sidecar.join().unwrap().starts_with("GET /readyz HTTP/1.1\r\n"));
         if code == 1 {
@@ -246,17 +235,17 @@ fn nobody_at(address: &str) -> String {
 }
 
 #[test]
-fn healthcheck_fails_where_nobody_answers() {
+fn healthcheck_fails_without_an_answer() {
     // A port that was just ours, and is closed now.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let output = loopgate(&["healthcheck", "--live", "--admin", &address]).output().unwrap();
+    let output = loopgate(["healthcheck", "--live", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(stderr(&output), nobody_at(&address));
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), &format!("admin = \"{address}\"\nunknown = 1\n"));
-    let output = loopgate(&["healthcheck"]).env("LOOPGATE_CONFIG", config).output().unwrap();
+    let output = loopgate(["healthcheck"]).env("LOOPGATE_CONFIG", config).output().unwrap();
     assert_eq!(stderr(&output), nobody_at(&address));
-    let off = loopgate(&["healthcheck", "--admin", "off"]).output().unwrap();
+    let off = loopgate(["healthcheck", "--admin", "off"]).output().unwrap();
     assert_eq!(off.status.code(), Some(1));
 }
 
@@ -275,9 +264,9 @@ fn handles_sigterm(pid: u32) {
 }
 
 #[test]
-fn pause_reaps_children_and_ends_well_at_a_signal() {
+fn pause_reaps_children_and_exits_with_0_on_a_signal() {
     // The shell leaves a child to what it becomes, as a container's PID 1 gets the orphans.
-    let mut child = Command::new("sh").args(["-c", "true & exec \"$0\" pause", env!("CARGO_BIN_EXE_loopgate")]).spawn().unwrap();
+    let mut child = Command::new("sh").args(["-c", "true & exec \"$0\" pause"]).arg(binary()).spawn().unwrap();
     let pid = child.id();
     handles_sigterm(pid);
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -293,7 +282,7 @@ fn pause_reaps_children_and_ends_well_at_a_signal() {
 fn certificates_are_shown_exported_and_issued_from_the_state_directory() {
     let dir = tempfile::tempdir().unwrap();
     let (state, out) = (dir.path().join("state"), dir.path().join("out"));
-    let cert = |arguments: &[&str]| loopgate(&[&["cert"], arguments].concat()).env("LOOPGATE_STATE_DIR", &state).output().unwrap();
+    let cert = |arguments: &[&str]| loopgate([&["cert"], arguments].concat()).env("LOOPGATE_STATE_DIR", &state).output().unwrap();
     let missing = cert(&["export"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(stderr(&missing).contains("no certificate authority") && stderr(&missing).lines().count() == 1, "{}", stderr(&missing));

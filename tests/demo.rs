@@ -1,23 +1,18 @@
 //! The demonstration, from the outside: what it prints, what it serves, how it ends.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use loopgate_test_support::sidecar::loopgate;
+use loopgate_test_support::tls_client::TlsClient;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use socket2::{Domain, Socket, Type};
 
 fn demo(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
-    command.arg("demo").args(arguments).stdin(Stdio::null()).env_remove("TOKIO_WORKER_THREADS");
-    command
+    loopgate([&["demo"], arguments].concat())
 }
 
 /// A demonstration that stays up, and what it printed.
@@ -43,25 +38,15 @@ impl Running {
         Self { child, url, ca, fingerprint }
     }
 
-    fn door(&self) -> SocketAddr {
+    fn address(&self) -> SocketAddr {
         self.url.strip_prefix("https://").and_then(|rest| rest.strip_suffix('/')).unwrap().parse().unwrap()
     }
 
     /// Fetches `path` from the address `from`, trusting its CA and nothing else.
     fn get(&self, from: Ipv4Addr, path: &str) -> String {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.bind(&SocketAddr::from((from, 0)).into()).unwrap();
-        socket.connect(&self.door().into()).unwrap();
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(&self.ca).unwrap()).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let name = ServerName::IpAddress(self.door().ip().into());
-        let mut stream = StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), TcpStream::from(socket));
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.door()).unwrap();
+        let client = TlsClient::with_ca_file(self.address(), Path::new(&self.ca)).expecting_address().from(&from.to_string());
+        let mut stream = client.connect_blocking();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let leaf = &stream.conn.peer_certificates().unwrap()[0];
@@ -92,7 +77,7 @@ impl Drop for Running {
 }
 
 #[test]
-fn once_checks_both_lanes_in_every_protocol_and_ends_well() {
+fn demo_once_checks_both_lanes_in_every_protocol_and_exits_with_0() {
     let output = demo(&["--once"]).output().unwrap();
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success() && err.is_empty(), "{out}{err}");
@@ -106,7 +91,7 @@ fn once_checks_both_lanes_in_every_protocol_and_ends_well() {
 }
 
 #[test]
-fn it_stays_up_for_a_browser_and_ends_well_at_a_signal() {
+fn demo_stays_up_for_a_browser_and_exits_with_0_on_a_signal() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let running = Running::start(&[]);
         let page = running.get(Ipv4Addr::LOCALHOST, "/");
@@ -120,7 +105,7 @@ fn it_stays_up_for_a_browser_and_ends_well_at_a_signal() {
 }
 
 #[test]
-fn it_listens_wherever_it_is_told_to() {
+fn demo_listens_on_the_given_address() {
     for listen in ["0.0.0.0:0", "127.0.0.5:0"] {
         let running = Running::start(&["--listen", listen]);
         running.get(Ipv4Addr::LOCALHOST, "/json");
@@ -129,7 +114,7 @@ fn it_listens_wherever_it_is_told_to() {
 }
 
 #[test]
-fn a_reader_who_is_gone_is_no_failure() {
+fn demo_survives_a_closed_pipe() {
     let mut child = demo(&["--once"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
@@ -137,7 +122,7 @@ fn a_reader_who_is_gone_is_no_failure() {
 }
 
 #[test]
-fn a_door_that_is_taken_is_said_and_is_a_failure() {
+fn demo_fails_on_an_address_in_use_and_names_it() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let output = demo(&["--once", "--listen", &address]).output().unwrap();

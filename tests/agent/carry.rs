@@ -40,7 +40,7 @@ async fn exchange(agent: &Agent, sent: &[u8]) -> std::io::Result<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn bytes_go_both_ways_and_the_second_connection_resumes_the_session() {
+async fn bytes_pass_both_ways_and_the_second_connection_resumes_the_session() {
     let (authority, shutdown) = (Authority::new(), Shutdown::new());
     let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
     let settings = settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()));
@@ -73,7 +73,7 @@ async fn a_client_waits_for_a_sidecar_that_starts_later() {
 }
 
 #[tokio::test]
-async fn a_pinned_sidecar_is_trusted_and_every_other_is_not() {
+async fn only_a_pinned_sidecar_is_trusted() {
     let (authority, shutdown) = (Authority::new(), Shutdown::new());
     let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
     let other = Authority::new();
@@ -97,7 +97,7 @@ async fn a_pinned_sidecar_is_trusted_and_every_other_is_not() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_replaced_serves_new_connections_and_old_ones_live_on() {
+async fn a_replaced_certificate_is_used_for_new_connections_only() {
     let (authority, shutdown) = (Authority::new(), Shutdown::new());
     let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
     let settings = settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()));
@@ -120,7 +120,7 @@ async fn a_certificate_that_is_replaced_serves_new_connections_and_old_ones_live
 }
 
 #[tokio::test]
-async fn a_certificate_that_has_expired_is_not_shown_and_its_successor_is_waited_for() {
+async fn an_expired_certificate_is_not_used_and_its_successor_is_awaited() {
     let (authority, shutdown) = (Authority::new(), Shutdown::new());
     let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
     let settings = Settings { hold: Duration::from_secs(30), ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca())) };
@@ -140,7 +140,7 @@ fn der(path: &std::path::Path) -> rustls_pki_types::CertificateDer<'static> {
 }
 
 #[tokio::test]
-async fn an_address_that_others_can_reach_is_refused() {
+async fn a_listen_address_beyond_loopback_is_refused() {
     let (authority, shutdown) = (Authority::new(), Shutdown::new());
     let settings = settings(&authority, "127.0.0.1:1".parse().unwrap(), ServerTrust::Ca(authority.ca()));
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {

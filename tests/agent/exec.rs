@@ -4,19 +4,20 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use loopgate::shutdown::Shutdown;
+use loopgate_test_support::sidecar::loopgate;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::sidecar::{Authority, Sidecar};
 
 /// A sidecar on a thread of its own, and the flags that lead to it.
-struct House {
+struct Harness {
     authority: Authority,
     sidecar: Sidecar,
     _runtime: tokio::runtime::Runtime,
 }
 
-impl House {
+impl Harness {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let authority = Authority::new();
@@ -26,9 +27,8 @@ impl House {
 
     fn exec(&self, flags: &[&str], command: &[&str]) -> Command {
         let (cert, key) = self.authority.client("agent");
-        let mut exec = Command::new(env!("CARGO_BIN_EXE_loopgate"));
+        let mut exec = loopgate(["exec", "--listen", "127.0.0.1:0", "--server-name", "localhost"]);
         exec.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", "/nowhere");
-        exec.args(["exec", "--listen", "127.0.0.1:0", "--server-name", "localhost"]);
         exec.arg("--sidecar").arg(self.sidecar.address.to_string()).arg("--ca").arg(self.authority.ca());
         exec.arg("--cert").arg(cert).arg("--key").arg(key);
         exec.args(flags).arg("--").args(command).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -61,15 +61,15 @@ fn signalled(mut child: Child, signal: Signal) -> ExitStatus {
 }
 
 #[test]
-fn the_exit_status_is_the_commands() {
-    let house = House::new();
+fn exec_returns_the_exit_status_of_its_command() {
+    let harness = Harness::new();
     for (script, status) in [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137)] {
-        let output = house.sh(script);
+        let output = harness.sh(script);
         assert_eq!(output.status.code(), Some(status), "{script}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(output.stderr.is_empty(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     }
     for (program, status) in [("/no/such/program", 127), ("/dev/null", 126)] {
-        let output = house.exec(&[], &[program]).output().unwrap();
+        let output = harness.exec(&[], &[program]).output().unwrap();
         assert_eq!(output.status.code(), Some(status), "{program}");
         assert!(String::from_utf8_lossy(&output.stderr).contains(program));
     }
@@ -77,9 +77,9 @@ fn the_exit_status_is_the_commands() {
 
 #[test]
 fn the_command_finds_the_gateway_on_loopback() {
-    let house = House::new();
+    let harness = Harness::new();
     let script = "echo \"$GATEWAY ${OPENCLAW_GATEWAY_URL-unset} ws://127.0.0.1:$OPENCLAW_GATEWAY_PORT\"";
-    let mut command = house.exec(&["--env", "GATEWAY"], &["sh", "-c", script]);
+    let mut command = harness.exec(&["--env", "GATEWAY"], &["sh", "-c", script]);
     let output = command.env("OPENCLAW_GATEWAY_URL", "wss://elsewhere").output().unwrap();
     let told = String::from_utf8(output.stdout).unwrap();
     let words: Vec<&str> = told.split_whitespace().collect();
@@ -89,30 +89,30 @@ fn the_command_finds_the_gateway_on_loopback() {
 
 #[test]
 fn signals_reach_the_command_and_its_children() {
-    let house = House::new();
+    let harness = Harness::new();
     let script =
         "trap 'exit 42' TERM; trap 'exit 43' INT; sh -c 'trap \"exit 0\" TERM INT; echo ready; while :; do sleep 0.05; done'; exit 1";
     for (signal, status) in [(Signal::SIGTERM, 42), (Signal::SIGINT, 43)] {
-        let child = ready(house.exec(&[], &["sh", "-c", script]));
+        let child = ready(harness.exec(&[], &["sh", "-c", script]));
         assert_eq!(signalled(child, signal).code(), Some(status), "{signal}");
     }
 }
 
 #[test]
 fn a_command_that_ignores_sigterm_is_killed_after_the_grace() {
-    let house = House::new();
+    let harness = Harness::new();
     let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
-    let child = ready(house.exec(&["--grace", "100ms"], &["sh", "-c", script]));
+    let child = ready(harness.exec(&["--grace", "100ms"], &["sh", "-c", script]));
     assert_eq!(signalled(child, Signal::SIGTERM).code(), Some(137));
 }
 
 #[test]
-fn without_a_gateway_it_gives_up_and_says_why() {
-    let house = House::new();
-    let output = house.exec(&["--wait", "300ms", "--sidecar", "127.0.0.1:1"], &["true"]).output().unwrap();
+fn exec_without_a_gateway_fails_and_says_why() {
+    let harness = Harness::new();
+    let output = harness.exec(&["--wait", "300ms", "--sidecar", "127.0.0.1:1"], &["true"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "a flag given twice is refused");
-    let mut command = house.exec(&["--wait", "300ms", "--hold", "0"], &["true"]);
-    std::fs::remove_file(house.authority.ca()).unwrap();
+    let mut command = harness.exec(&["--wait", "300ms", "--hold", "0"], &["true"]);
+    std::fs::remove_file(harness.authority.ca()).unwrap();
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8(output.stderr).unwrap();
@@ -121,15 +121,15 @@ fn without_a_gateway_it_gives_up_and_says_why() {
 }
 
 #[test]
-fn what_can_not_be_is_refused_at_once() {
-    let house = House::new();
+fn contradictory_options_are_refused_at_once() {
+    let harness = Harness::new();
     let fingerprint = "00".repeat(32);
     for (flags, what) in [
         (vec!["--server-fingerprint", fingerprint.as_str()], "--server-fingerprint: is of no use beside --ca"),
         (vec!["--server-fingerprint", "00"], "not a SHA-256 fingerprint"),
         (vec!["--env", "A=B"], "is not the name of an environment variable"),
     ] {
-        let output = house.exec(&flags, &["true"]).output().unwrap();
+        let output = harness.exec(&flags, &["true"]).output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{told}");
         assert!(told.contains(what), "{told}");

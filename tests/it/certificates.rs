@@ -67,7 +67,7 @@ fn issued(harness: &Harness) -> TlsClient {
 }
 
 #[tokio::test]
-async fn a_certificate_that_loopgate_issued_by_hand_is_an_agents() {
+async fn a_certificate_from_cert_issue_admits_an_agent() {
     let harness = Harness::start().await;
     let agent = issued(&harness);
     for protocol in PROTOCOLS {
@@ -94,7 +94,7 @@ async fn a_certificate_that_loopgate_issued_by_hand_is_an_agents() {
 }
 
 #[tokio::test]
-async fn a_token_that_was_changed_is_inherited_after_a_reload() {
+async fn agents_inherit_a_changed_token_after_a_reload() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("token");
     std::fs::write(&file, "first\n").unwrap();
@@ -117,7 +117,7 @@ async fn a_token_that_was_changed_is_inherited_after_a_reload() {
 }
 
 #[tokio::test]
-async fn an_operators_ca_admits_the_agents_that_are_listed_and_names_users_to_the_gateway() {
+async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
     let authority = Authority::new();
     let harness = believing(&authority).await;
     let robot = authority.client(&harness, vec![uri(ROBOT)]);
@@ -146,7 +146,7 @@ async fn an_operators_ca_admits_the_agents_that_are_listed_and_names_users_to_th
 }
 
 #[tokio::test]
-async fn a_certificate_of_a_stranger_to_us_gets_no_answer() {
+async fn a_certificate_of_an_unknown_ca_gets_no_answer() {
     let harness = believing(&Authority::new()).await;
     let client = Authority::new().client(&harness, vec![uri(ROBOT)]);
     assert!(is_turned_away(&harness, &client).await);
@@ -175,7 +175,7 @@ async fn is_turned_away(harness: &Harness, client: &TlsClient) -> bool {
 
 /// The same bundle with other contents, and then no bundle at all.
 #[tokio::test]
-async fn another_ca_of_the_operators_sends_away_whom_the_one_before_vouched_for() {
+async fn replacing_the_client_ca_closes_connections_of_the_former_one() {
     let (former, latter) = (Authority::new(), Authority::new());
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("clients.pem");

@@ -12,7 +12,7 @@ use loopgate_test_support::fake_docker::{FakeDocker, container};
 const CONTAINERS: u16 = 500;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waves_of_containers_leave_nothing_behind() {
+async fn waves_of_containers_leave_no_memory_behind() {
     let docker = FakeDocker::start();
     let sidecar = process(&[&format!("--docker=unix://{}", docker.socket().display())], "").await;
     // What the first waves make it hold it may keep: tables, and the allocator's own reserves.

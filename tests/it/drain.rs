@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, TRUSTED_PROXY, h2_request, process, request, whole};
 
 #[tokio::test]
-async fn hundreds_of_requests_and_websockets_in_flight_end_well() {
+async fn a_drain_completes_hundreds_of_requests_and_websockets() {
     let harness = Harness::start().await;
     let source = |number: usize| if number.is_multiple_of(3) { AGENT } else { OUTSIDER };
     let mut h1 = Vec::new();
@@ -73,7 +73,7 @@ async fn hundreds_of_requests_and_websockets_in_flight_end_well() {
 }
 
 #[tokio::test]
-async fn whoever_has_said_nothing_is_not_waited_for() {
+async fn a_drain_does_not_wait_for_silent_connections() {
     let harness = Harness::with(|config| {
         config.listen.proxy_protocol = true;
         config.limits.handshake_timeout = Duration::from_secs(30);
@@ -89,7 +89,7 @@ async fn whoever_has_said_nothing_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn sigterm_waits_for_what_is_in_flight_and_ends_with_0() {
+async fn sigterm_waits_for_requests_in_flight_and_exits_with_0() {
     let sidecar = process(&[], "").await;
     let mut client = sidecar.h1(OUTSIDER).await;
     client.send(request("GET /held", "")).await.unwrap();
@@ -102,7 +102,7 @@ async fn sigterm_waits_for_what_is_in_flight_and_ends_with_0() {
 }
 
 #[tokio::test]
-async fn what_never_ends_is_cut_when_its_time_is_up() {
+async fn the_drain_timeout_aborts_what_does_not_end() {
     let sidecar = process(&["--drain-timeout=300ms"], "").await;
     let mut client = sidecar.h1(OUTSIDER).await;
     client.send(request("GET /stalls", "")).await.unwrap();
@@ -115,7 +115,7 @@ async fn what_never_ends_is_cut_when_its_time_is_up() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_at_once() {
+async fn a_second_signal_exits_at_once() {
     for (first, second) in [(Signal::SIGTERM, Signal::SIGTERM), (Signal::SIGINT, Signal::SIGTERM)] {
         let sidecar = process(&["--drain-timeout=1h"], "").await;
         let mut client = sidecar.h1(OUTSIDER).await;

@@ -14,7 +14,7 @@ fn error(body: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn a_gateway_that_breaks_off_is_reported_and_a_post_is_sent_once() {
+async fn a_broken_gateway_connection_gives_502_and_a_post_is_sent_once() {
     let harness = Harness::start().await;
     for protocol in PROTOCOLS {
         for path in ["/dies", "/nonsense"] {
@@ -27,7 +27,7 @@ async fn a_gateway_that_breaks_off_is_reported_and_a_post_is_sent_once() {
 }
 
 #[tokio::test]
-async fn what_makes_the_gateway_break_off_is_not_sent_again_and_again() {
+async fn a_request_that_breaks_the_gateway_is_not_repeated_forever() {
     let harness = Harness::start().await;
     // A second time where it may be the connection's fault, and never once an answer has begun.
     for (path, times) in [("/dies", 2), ("/dies-in-its-head", 1), ("/nonsense", 1), ("/many-fields", 1), ("/large-head", 1)] {
@@ -47,7 +47,7 @@ async fn what_makes_the_gateway_break_off_is_not_sent_again_and_again() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_hangs_up_on_everybody_is_not_besieged() {
+async fn a_gateway_that_closes_every_connection_is_not_flooded() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let harness = Harness::with(|config| {
@@ -78,7 +78,7 @@ async fn a_gateway_that_hangs_up_on_everybody_is_not_besieged() {
 }
 
 #[tokio::test]
-async fn a_body_that_the_client_spoils_is_not_the_gateways_fault() {
+async fn a_body_broken_by_the_client_is_not_reported_as_a_gateway_error() {
     let sidecar = process(&["--log-level=debug"], "").await;
     let head = request("POST /echo", "Transfer-Encoding: chunked\r\n");
     let response = sidecar.h1(OUTSIDER).await.ask(format!("{head}4\r\nbody\r\nzz\r\n")).await;
@@ -106,7 +106,7 @@ async fn a_body_that_the_client_spoils_is_not_the_gateways_fault() {
 
 /// It answers, closes, and leaves the body unread, so that the next piece of that is answered by a reset.
 #[tokio::test]
-async fn an_answer_that_comes_before_the_end_of_the_body_is_passed_back() {
+async fn a_response_before_the_end_of_the_body_is_forwarded() {
     let harness = Harness::start().await;
     let body = vec![b'x'; 3_000_000];
     for round in 0..20 {
@@ -130,7 +130,7 @@ async fn an_answer_that_comes_before_the_end_of_the_body_is_passed_back() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_stalls_is_given_up_after_the_request_timeout() {
+async fn a_stalled_gateway_gives_504_after_the_request_timeout() {
     let harness = Harness::with(|config| config.limits.request_timeout = Duration::from_millis(200)).await;
     for protocol in PROTOCOLS {
         let (status, body) = harness.ask(protocol, OUTSIDER, "GET /stalls", &[]).await;
@@ -141,7 +141,7 @@ async fn a_gateway_that_stalls_is_given_up_after_the_request_timeout() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_not_passed_off_as_whole() {
+async fn a_truncated_response_body_is_not_forwarded_as_complete() {
     let harness = Harness::start().await;
     for path in ["/dies-halfway", "/dies-between-chunks"] {
         let mut client = harness.h1(OUTSIDER).await;
@@ -159,7 +159,7 @@ async fn a_body_that_breaks_off_is_not_passed_off_as_whole() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_away_is_waited_for_and_then_its_absence_is_told() {
+async fn an_unreachable_gateway_is_waited_for_and_then_gives_503() {
     let harness = Harness::with(|config| config.limits.gateway_wait = Duration::from_millis(300)).await;
     harness.gateway.kill();
     let begun = Instant::now();

@@ -49,7 +49,7 @@ async fn rapid_reset_ends_in_goaway() {
 
 /// The same, but it is loopgate that is made to reset (CVE-2025-8671, "MadeYouReset").
 #[tokio::test]
-async fn resets_that_the_server_is_made_to_send_end_in_goaway() {
+async fn provoked_server_resets_end_in_goaway() {
     let (sidecar, before) = start().await;
     let request = request_block("POST", "/stalls", &[]);
     // A window that grows by nothing is an error of its stream (RFC 9113 section 6.9).
@@ -62,7 +62,7 @@ async fn resets_that_the_server_is_made_to_send_end_in_goaway() {
 }
 
 #[tokio::test]
-async fn a_head_without_end_ends_in_goaway() {
+async fn an_endless_head_ends_in_goaway() {
     let (sidecar, before) = start().await;
     let more = frame(CONTINUATION, 0, 1, &block(&[("x-a", "b"); 100]));
     for (name, piece) in [("fields", more), ("nothing", frame(CONTINUATION, 0, 1, &[]))] {
@@ -74,7 +74,7 @@ async fn a_head_without_end_ends_in_goaway() {
 }
 
 #[tokio::test]
-async fn floods_of_settings_and_pings_that_are_never_read_cost_nothing() {
+async fn unread_floods_of_settings_and_pings_use_no_memory() {
     let (sidecar, before) = start().await;
     for (name, piece) in [
         ("SETTINGS", settings(&[(INITIAL_WINDOW, 65_535)])),
@@ -95,7 +95,7 @@ async fn floods_of_settings_and_pings_that_are_never_read_cost_nothing() {
 
 /// Beside a stream that is open for good, an idle timeout ends nothing.
 #[tokio::test]
-async fn floods_whose_answers_are_read_end_in_goaway() {
+async fn floods_with_read_replies_end_in_goaway() {
     let (sidecar, before) = start().await;
     for (name, is_answered, piece) in [
         ("SETTINGS", true, settings(&[(INITIAL_WINDOW, 65_535)])),
@@ -118,7 +118,7 @@ async fn floods_whose_answers_are_read_end_in_goaway() {
 
 /// A client that takes a large answer in small steps says so often, and may.
 #[tokio::test]
-async fn updates_of_the_window_are_no_flood_while_there_is_something_to_take() {
+async fn window_updates_are_no_flood_while_data_is_pending() {
     let sidecar = process(&[], "").await;
     let (size, step) = (20_000_000_usize, 1_000_u32);
     let mut raw = RawH2::open(&sidecar, OUTSIDER, &[(INITIAL_WINDOW, 60_000)]).await;
@@ -138,7 +138,7 @@ async fn updates_of_the_window_are_no_flood_while_there_is_something_to_take() {
 }
 
 #[tokio::test]
-async fn a_small_head_that_unpacks_to_a_large_one_is_refused() {
+async fn a_head_that_decompresses_beyond_the_limit_is_refused() {
     let (sidecar, before) = start().await;
     let bomb = kept_field(b"x-bomb", &[b'a'; 3_900]);
     let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
@@ -159,7 +159,7 @@ async fn a_small_head_that_unpacks_to_a_large_one_is_refused() {
 }
 
 #[tokio::test]
-async fn windows_of_zero_hold_the_gateway_back() {
+async fn zero_windows_apply_backpressure_to_the_gateway() {
     let (sidecar, before) = start().await;
     let mut raws = Vec::new();
     for window in [0, 1] {
@@ -174,7 +174,7 @@ async fn windows_of_zero_hold_the_gateway_back() {
 }
 
 #[tokio::test]
-async fn windows_that_overflow_and_tables_that_are_not_there_end_in_goaway() {
+async fn window_overflows_and_invalid_table_sizes_end_in_goaway() {
     let (sidecar, before) = start().await;
     let most = i32::MAX.to_be_bytes();
     let request = request_block("GET", "/", &[]);
@@ -209,7 +209,7 @@ async fn windows_that_overflow_and_tables_that_are_not_there_end_in_goaway() {
 
 /// What is malformed (RFC 9113 section 8.1.1) ends its stream and is never received.
 #[tokio::test]
-async fn requests_that_can_be_read_in_two_ways_are_not_passed_on() {
+async fn ambiguous_h2_requests_are_not_forwarded() {
     let (sidecar, before) = start().await;
     let usual = [(":method", "GET"), (":scheme", "https"), (":authority", "gateway.example"), (":path", "/")];
     let with = |more: &[(&str, &str)]| block(&[&usual, more].concat());
@@ -273,7 +273,7 @@ async fn requests_that_can_be_read_in_two_ways_are_not_passed_on() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_as_long_as_it_says_is_not_passed_off_as_whole() {
+async fn a_body_that_differs_from_its_content_length_is_not_forwarded_as_complete() {
     let (sidecar, before) = start().await;
     for (name, length, body) in [("shorter", "10", &b"body"[..]), ("longer", "2", b"body")] {
         let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;

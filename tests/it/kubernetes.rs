@@ -40,7 +40,7 @@ async fn harness(kubernetes: &FakeKubernetes) -> Harness {
 }
 
 #[tokio::test]
-async fn a_pod_that_proves_itself_is_an_agent_and_nobody_else_is() {
+async fn only_a_pod_that_proves_itself_is_an_agent() {
     let kubernetes = FakeKubernetes::start();
     let harness = harness(&kubernetes).await;
     let credentials = enrol(&harness, BUILDER, "builders-token").await.unwrap();
@@ -65,7 +65,7 @@ async fn a_pod_that_proves_itself_is_an_agent_and_nobody_else_is() {
 }
 
 #[tokio::test]
-async fn what_is_not_the_token_of_the_pod_at_that_address_proves_nothing() {
+async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     let kubernetes = FakeKubernetes::start();
     let harness = harness(&kubernetes).await;
     for (source, token, expected) in [
@@ -100,7 +100,7 @@ async fn what_is_not_the_token_of_the_pod_at_that_address_proves_nothing() {
 }
 
 #[tokio::test]
-async fn a_pods_open_connections_end_with_it() {
+async fn a_pods_open_connections_end_with_the_pod() {
     let ends: [End; 5] = [
         ("deleted", |kubernetes| kubernetes.delete("builder")),
         ("without the label", |kubernetes| kubernetes.change("builder", |pod| pod["metadata"]["labels"] = json!({}))),
@@ -129,7 +129,7 @@ async fn a_pods_open_connections_end_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_agents_binary_is_let_in_by_the_token_of_its_pod_for_as_long_as_that_lives() {
+async fn the_agent_process_is_admitted_by_its_pods_token_while_the_pod_lives() {
     let kubernetes = FakeKubernetes::start();
     let harness = harness(&kubernetes).await;
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -161,7 +161,7 @@ async fn the_agents_binary_is_let_in_by_the_token_of_its_pod_for_as_long_as_that
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_agents_binary_says_why_its_token_is_refused() {
+async fn the_agent_process_logs_why_its_token_is_refused() {
     let kubernetes = FakeKubernetes::start();
     let harness = harness(&kubernetes).await;
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -181,7 +181,7 @@ async fn the_agents_binary_says_why_its_token_is_refused() {
 }
 
 #[test]
-fn a_pod_that_is_known_by_its_address_is_an_agent_without_a_certificate_until_it_ends() {
+fn a_pod_admitted_by_address_is_an_agent_without_a_certificate_until_it_ends() {
     in_namespace(async || {
         let kubernetes = FakeKubernetes::start();
         kubernetes.put(pod("scout", Some("address"), &["198.51.100.4"]));
@@ -214,7 +214,7 @@ fn a_pod_that_is_known_by_its_address_is_an_agent_without_a_certificate_until_it
 }
 
 #[tokio::test]
-async fn while_the_api_server_is_away_who_is_inside_stays_and_nobody_enrols() {
+async fn without_the_api_server_connections_stay_and_enrolment_is_refused() {
     let mut kubernetes = FakeKubernetes::start();
     let harness = harness(&kubernetes).await;
     let credentials = enrol(&harness, BUILDER, "builders-token").await.unwrap();

@@ -38,7 +38,7 @@ pub fn assert_agents(received: &ReceivedRequest, harness: &Harness) {
 }
 
 #[tokio::test]
-async fn a_stranger_is_heard_as_a_remote_client_whatever_it_says() {
+async fn an_outsider_is_remote_to_the_gateway_whatever_it_sends() {
     let harness = Harness::start().await;
     for protocol in PROTOCOLS {
         let mut fields = FORGED.to_vec();
@@ -53,7 +53,7 @@ async fn a_stranger_is_heard_as_a_remote_client_whatever_it_says() {
 }
 
 #[tokio::test]
-async fn an_agent_is_heard_as_a_local_client() {
+async fn an_agent_is_local_to_the_gateway() {
     let harness = Harness::start().await;
     for protocol in PROTOCOLS {
         assert_eq!(harness.ask(protocol, AGENT, "GET /a?b=c", &FORGED).await, (200, "hello".into()));
@@ -64,7 +64,7 @@ async fn an_agent_is_heard_as_a_local_client() {
 }
 
 #[tokio::test]
-async fn everybody_is_remote_to_a_gateway_that_is_not_on_loopback() {
+async fn every_client_is_remote_to_a_gateway_that_is_not_on_loopback() {
     // No packet is sent: this asks for the address that one would be sent from. Without a network, there is no such gateway.
     let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     let Ok(own) = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) else { return };
@@ -111,7 +111,7 @@ async fn a_web_page_on_an_agents_connection_is_remote_and_the_agent_stays_local(
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_states_its_client_and_nobody_else_does() {
+async fn only_a_trusted_proxy_states_its_client() {
     let harness = Harness::with(|config| config.external.identity_headers = vec![http::HeaderName::from_static("x-user")]).await;
     let fields = [("X-Forwarded-For", "127.0.0.1, 203.0.113.9"), ("X-User", "ann"), ("x_user", "eve")];
     for protocol in PROTOCOLS {
@@ -128,7 +128,7 @@ async fn a_trusted_proxy_states_its_client_and_nobody_else_does() {
 }
 
 #[tokio::test]
-async fn what_connection_lists_is_not_passed_on_and_forwarding_can_t_be_talked_away() {
+async fn fields_listed_by_connection_are_removed_but_never_loopgates_own() {
     let harness = Harness::start().await;
     let listed = "Connection: X-Forwarded-For, x-own\r\nConnection: X-Forwarded-Host\r\nConnection: close, Host\r\n";
     let fields = format!("{listed}X-Own: 1\r\nTE: trailers\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic x\r\nX-Kept: 1\r\n");
@@ -140,7 +140,7 @@ async fn what_connection_lists_is_not_passed_on_and_forwarding_can_t_be_talked_a
 }
 
 #[tokio::test]
-async fn trailers_may_not_say_what_heads_may_not() {
+async fn trailers_obey_the_rules_for_headers() {
     let harness = Harness::start().await;
     let trailers = "X-Forwarded-For: 127.0.0.1\r\nX-Sum: 4\r\nAuthorization: Bearer x\r\nHost: y\r\nContent-Length: 9\r\n";
     let body = format!("4\r\nbody\r\n0\r\n{trailers}\r\n");
@@ -166,7 +166,7 @@ async fn trailers_may_not_say_what_heads_may_not() {
 }
 
 #[tokio::test]
-async fn one_connection_to_the_gateway_serves_requests_one_after_the_other() {
+async fn a_gateway_connection_is_reused_for_consecutive_requests() {
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
     for _ in 0..10 {

@@ -29,7 +29,7 @@ fn net(address: &str) -> ipnet::IpNet {
 }
 
 #[tokio::test]
-async fn whoever_is_not_to_connect_is_sent_away_before_the_handshake() {
+async fn denied_clients_are_closed_before_the_handshake() {
     let deny: fn(&mut Config) = |config| config.external.deny = vec![net(OUTSIDER)];
     let allow: fn(&mut Config) = |config| config.external.allow = vec![net(OTHER)];
     let both: fn(&mut Config) = |config| {
@@ -47,7 +47,7 @@ async fn whoever_is_not_to_connect_is_sent_away_before_the_handshake() {
 }
 
 #[tokio::test]
-async fn who_comes_without_tls_is_told_so() {
+async fn a_plain_http_client_is_told_to_use_tls() {
     let harness = Harness::with(|_| {}).await;
     for client in [OUTSIDER, AGENT] {
         let mut client = RawHttp::new(harness.tcp(client).await);
@@ -61,7 +61,7 @@ async fn who_comes_without_tls_is_told_so() {
 }
 
 #[tokio::test]
-async fn handshakes_that_are_not_finished_cost_a_moment_and_nothing_else() {
+async fn unfinished_handshakes_time_out_and_use_no_memory() {
     let sidecar = process(&["--handshake-timeout=1s"], "").await;
     assert_eq!(sidecar.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
     let before = sidecar.process().memory();
@@ -96,7 +96,7 @@ async fn handshakes_that_are_not_finished_cost_a_moment_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn whoever_a_proxy_names_is_judged_by_the_lists_too() {
+async fn the_lists_apply_to_clients_that_a_proxy_names() {
     let harness = Harness::with(|config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap()]).await;
     for protocol in PROTOCOLS {
         assert_eq!(harness.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.5")]).await.0, 403);
@@ -106,7 +106,7 @@ async fn whoever_a_proxy_names_is_judged_by_the_lists_too() {
 }
 
 #[tokio::test]
-async fn one_client_has_so_many_connections_and_no_more() {
+async fn connections_per_client_are_limited() {
     let harness = Harness::with(|config| config.limits.max_connections_per_client = 2).await;
     let mut first = harness.h1(OUTSIDER).await;
     let second = harness.h2(OUTSIDER).await;
@@ -126,7 +126,7 @@ async fn one_client_has_so_many_connections_and_no_more() {
 }
 
 #[tokio::test]
-async fn one_client_comes_so_often_and_no_more() {
+async fn new_connections_per_client_are_rate_limited() {
     let harness = Harness::with(|config| config.limits.connection_rate_per_client = 2).await;
     let mut refused = 0;
     for _ in 0..10 {
@@ -140,7 +140,7 @@ async fn one_client_comes_so_often_and_no_more() {
 }
 
 #[tokio::test]
-async fn beyond_the_limit_of_all_connections_the_next_one_waits() {
+async fn a_connection_beyond_the_total_limit_waits() {
     let harness = Harness::with(|config| config.limits.max_connections = 2).await;
     let (first, _second) = (harness.h1(OUTSIDER).await, harness.h1(OTHER).await);
     let third = harness.ask(Protocol::H1, AGENT, "GET /", &[]);
@@ -151,7 +151,7 @@ async fn beyond_the_limit_of_all_connections_the_next_one_waits() {
 }
 
 #[tokio::test]
-async fn a_crowd_of_strangers_does_not_shut_agents_out() {
+async fn many_outsiders_do_not_exclude_agents() {
     let harness = Harness::with(|config| config.limits.max_connections = 16).await;
     let mut crowd = Vec::new();
     for _ in 0..15 {
@@ -166,7 +166,7 @@ async fn a_crowd_of_strangers_does_not_shut_agents_out() {
 }
 
 #[tokio::test]
-async fn nor_do_strangers_take_more_of_the_gateway_than_they_may() {
+async fn outsiders_do_not_exceed_their_share_of_the_gateway() {
     let harness = Harness::with(|config| {
         config.limits.max_connections = 16;
         config.limits.h2_streams = 10_000;
@@ -271,7 +271,7 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
 }
 
 #[tokio::test]
-async fn whoever_is_no_proxy_states_nothing_and_a_proxy_that_talks_nonsense_is_sent_away() {
+async fn only_a_proxy_sends_a_proxy_header_and_a_malformed_one_closes_the_connection() {
     let harness = proxied().await;
     let v1 = b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec();
     for (name, source, header) in [
@@ -300,7 +300,7 @@ async fn whoever_is_no_proxy_states_nothing_and_a_proxy_that_talks_nonsense_is_s
 }
 
 #[tokio::test]
-async fn when_file_descriptors_run_out_newcomers_wait_and_are_served_afterwards() {
+async fn without_file_descriptors_new_connections_wait_and_are_served_later() {
     let sidecar = Launch::new().after("ulimit -n 64").flags(&["--handshake-timeout=60s"]).start_with_gateway().await;
     let mut client = sidecar.h1(OUTSIDER).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
@@ -317,7 +317,7 @@ async fn when_file_descriptors_run_out_newcomers_wait_and_are_served_afterwards(
 }
 
 #[tokio::test]
-async fn as_many_file_descriptors_are_used_as_there_may_be() {
+async fn the_open_file_limit_is_raised_to_its_maximum() {
     let sidecar = Launch::new().after("ulimit -Sn 64; ulimit -Hn 512").flags(&[]).start_with_gateway().await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.process().pid())).unwrap();
     let open = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();

@@ -138,7 +138,7 @@ fn pairs(bytes: &[u8], number: u64) -> Vec<(String, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_request_is_a_span_below_its_clients() {
+async fn each_request_is_a_child_span_of_its_client() {
     let collector = Collector::start().await;
     let harness = Harness::with(|config| config.log.otel_endpoint = Some(format!("http://{}", collector.address).parse().unwrap())).await;
     assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /one?token=secret", &[("traceparent", STATED)]).await.0, 200);
@@ -169,7 +169,7 @@ async fn each_request_is_a_span_below_its_clients() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_is_not_there_or_does_not_answer_holds_nothing_up() {
+async fn an_unreachable_collector_delays_nothing() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     for endpoint in ["http://127.0.0.1:9".to_owned(), format!("http://{}", silent.local_addr().unwrap())] {
         let harness = Harness::with(|config| config.log.otel_endpoint = Some(endpoint.parse().unwrap())).await;

@@ -27,7 +27,7 @@ async fn change(harness: &Harness, change: impl FnOnce(&mut loopgate::config::Co
 }
 
 #[tokio::test]
-async fn whoever_is_denied_by_now_is_gone_and_the_others_stay() {
+async fn a_reload_closes_connections_of_denied_clients_only() {
     let harness = Harness::start().await;
     let mut denied = harness.h1(OUTSIDER).await;
     let mut other = harness.h1("127.0.0.4").await;
@@ -43,7 +43,7 @@ async fn whoever_is_denied_by_now_is_gone_and_the_others_stay() {
 }
 
 #[tokio::test]
-async fn whoever_a_proxy_brought_and_is_denied_by_now_is_gone_and_its_other_clients_stay() {
+async fn a_reload_ends_requests_of_denied_clients_of_a_proxy_only() {
     let harness = Harness::start().await;
     let named = [("x-forwarded-for", "203.0.113.9")];
     let mut sockets = harness.websockets(TRUSTED_PROXY, "/ws", &[&named, &[("x-forwarded-for", "198.51.100.9")]]).await;
@@ -59,7 +59,7 @@ async fn whoever_a_proxy_brought_and_is_denied_by_now_is_gone_and_its_other_clie
 }
 
 #[tokio::test]
-async fn so_are_the_answers_to_it_that_are_on_their_way() {
+async fn a_reload_ends_responses_to_denied_clients() {
     const FIELDS: [&str; 2] = ["X-Forwarded-For: 203.0.113.9\r\n", "Origin: https://page.example\r\n"];
     let harness = Harness::start().await;
     let [denied, other] = ["203.0.113.9", "198.51.100.9"].map(|client| [("x-forwarded-for", client)]);
@@ -89,7 +89,7 @@ async fn so_are_the_answers_to_it_that_are_on_their_way() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_denied_by_now_keeps_nothing_of_its_own() {
+async fn a_reload_closes_everything_of_a_denied_proxy() {
     let harness = Harness::start().await;
     let mut sockets = harness.websockets(TRUSTED_PROXY, "/ws", &[&[], &[("x-forwarded-for", "198.51.100.9")]]).await;
     change(&harness, |config| config.external.deny = vec![format!("{TRUSTED_PROXY}/32").parse().unwrap()]).await;
@@ -102,7 +102,7 @@ async fn a_proxy_that_is_denied_by_now_keeps_nothing_of_its_own() {
 }
 
 #[tokio::test]
-async fn an_agent_whose_network_is_no_longer_listed_loses_its_connections() {
+async fn a_reload_closes_connections_of_agents_no_longer_listed() {
     let harness = Harness::start().await;
     let mut agent = harness.h1(AGENT).await;
     let mut websockets = [harness.websocket(Protocol::H1, AGENT, "/ws").await, harness.websocket(Protocol::H2, AGENT, "/ws").await];
@@ -118,7 +118,7 @@ async fn an_agent_whose_network_is_no_longer_listed_loses_its_connections() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_is_no_longer_trusted_can_not_go_on_speaking_for_others() {
+async fn a_reload_stops_a_proxy_no_longer_trusted_from_stating_clients() {
     let harness = Harness::start().await;
     let mut proxy = harness.h1(TRUSTED_PROXY).await;
     assert_eq!(proxy.ask(request("GET /", "X-Forwarded-For: 203.0.113.5\r\n")).await.status(), 200);
@@ -131,7 +131,7 @@ async fn a_proxy_that_is_no_longer_trusted_can_not_go_on_speaking_for_others() {
 }
 
 #[tokio::test]
-async fn not_even_where_its_address_is_an_agents() {
+async fn a_proxy_no_longer_trusted_is_stopped_at_an_agents_address_too() {
     let harness = Harness::with(|config| config.agents.cidrs.push(format!("{TRUSTED_PROXY}/32").parse().unwrap())).await;
     let mut proxy = harness.h1(TRUSTED_PROXY).await;
     assert_eq!(proxy.ask(request("GET /", "X-Forwarded-For: 203.0.113.5\r\n")).await.status(), 200);
@@ -141,7 +141,7 @@ async fn not_even_where_its_address_is_an_agents() {
 }
 
 #[tokio::test]
-async fn path_rules_count_at_once_and_limits_for_new_connections() {
+async fn path_rules_apply_at_once_and_limits_to_new_connections() {
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
@@ -179,7 +179,7 @@ async fn sighup_reads_the_file_again() {
 }
 
 #[tokio::test]
-async fn a_wrong_file_changes_nothing_and_is_told() {
+async fn an_invalid_file_changes_nothing_and_is_reported() {
     let sidecar = process(&[], &format!("[external]\ndeny = [\"{OUTSIDER}\"]\n")).await;
     std::fs::write(sidecar.config_file(), "[external]\ndenied = []\nallow = [\"nonsense\"]\n").unwrap();
     sidecar.process().signal(Signal::SIGHUP);
@@ -203,7 +203,7 @@ async fn a_wrong_file_changes_nothing_and_is_told() {
 }
 
 #[tokio::test]
-async fn what_is_named_of_the_gateways_and_is_not_there_is_told_at_the_start() {
+async fn missing_gateway_files_are_reported_at_start() {
     let sidecar = process(&["--token-file=/nope/token", "--gateway-state-dir=/nope/state"], "").await;
     for (key, path) in [("gateway.token_file", "/nope/token"), ("gateway.state_dir", "/nope/state")] {
         let told = sidecar.process().wait_for_log(path).await;
@@ -219,7 +219,7 @@ fn write_pair(directory: &std::path::Path, name: &str) {
 }
 
 #[tokio::test]
-async fn a_certificate_that_comes_while_the_client_ca_is_away_is_served_once_that_is_back() {
+async fn a_new_certificate_is_served_once_the_client_ca_is_readable_again() {
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str| directory.path().join(name);
     write_pair(directory.path(), "one.example");

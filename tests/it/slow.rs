@@ -15,7 +15,7 @@ const SHORT: Duration = Duration::from_millis(400);
 const MUCH: usize = 40_000_000;
 
 #[tokio::test]
-async fn a_head_that_takes_too_long_is_answered_with_408_the_second_one_too() {
+async fn a_slow_head_gets_408_also_on_a_kept_connection() {
     let harness = Harness::with(|config| config.limits.head_timeout = SHORT).await;
     for heads_before in [0, 1] {
         let mut client = harness.h1(OUTSIDER).await;
@@ -43,7 +43,7 @@ async fn a_head_that_takes_too_long_is_answered_with_408_the_second_one_too() {
 }
 
 #[tokio::test]
-async fn no_408_falls_into_the_middle_of_another_answer() {
+async fn a_408_never_interrupts_another_response() {
     let harness = Harness::with(|config| {
         config.limits.head_timeout = SHORT;
         config.limits.stall_timeout = 4 * SHORT;
@@ -61,7 +61,7 @@ async fn no_408_falls_into_the_middle_of_another_answer() {
 }
 
 #[tokio::test]
-async fn a_body_that_stops_coming_is_answered_with_408() {
+async fn a_body_that_stops_gets_408() {
     let harness = Harness::with(|config| config.limits.request_timeout = SHORT).await;
     let mut client = harness.h1(OUTSIDER).await;
     client.send(request("POST /echo", "Content-Length: 10\r\n") + "123").await.unwrap();
@@ -78,7 +78,7 @@ async fn a_body_that_stops_coming_is_answered_with_408() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_takes_no_more_of_a_body_is_answered_with_504() {
+async fn a_gateway_that_stops_reading_a_body_gives_504() {
     let harness = Harness::with(|config| config.limits.request_timeout = SHORT).await;
     let (read, mut write) = tokio::io::split(harness.h1(OUTSIDER).await.stream);
     let mut client = RawHttp::new(tokio::io::join(read, tokio::io::sink()));
@@ -99,7 +99,7 @@ async fn a_gateway_that_takes_no_more_of_a_body_is_answered_with_504() {
 }
 
 #[tokio::test]
-async fn each_request_has_all_its_time_on_whatever_connection_to_the_gateway() {
+async fn each_request_has_the_full_timeout_on_a_reused_gateway_connection() {
     let harness = Harness::with(|config| config.limits.request_timeout = 2 * SHORT).await;
     let mut client = harness.h1(OUTSIDER).await;
     for pause in [Duration::ZERO, SHORT, 3 * SHORT / 2, 3 * SHORT] {
@@ -114,7 +114,7 @@ async fn each_request_has_all_its_time_on_whatever_connection_to_the_gateway() {
 }
 
 #[tokio::test]
-async fn a_body_that_comes_slowly_but_steadily_is_waited_for() {
+async fn a_slow_but_steady_body_is_forwarded() {
     let harness = Harness::with(|config| config.limits.request_timeout = SHORT).await;
     let mut client = harness.h1(OUTSIDER).await;
     client.send(request("POST /echo", "Content-Length: 10\r\n")).await.unwrap();
@@ -126,7 +126,7 @@ async fn a_body_that_comes_slowly_but_steadily_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_its_response_is_given_up() {
+async fn a_client_that_never_reads_its_response_is_closed() {
     let harness = Harness::with(|config| config.limits.stall_timeout = SHORT).await;
     let mut client = harness.h1(OUTSIDER).await;
     client.send(request(&format!("GET /large?{MUCH}"), "")).await.unwrap();
@@ -202,7 +202,7 @@ async fn a_client_that_reads_slowly_but_steadily_gets_everything() {
 }
 
 #[tokio::test]
-async fn a_reader_that_becomes_slow_is_not_taken_for_a_stalled_one() {
+async fn a_reader_that_becomes_slow_is_not_treated_as_stalled() {
     // Fast until the kernel's buffers have grown, and then so slow that a third of them last longer than the limit.
     let (stall, piece, pause) = (Duration::from_secs(2), 20_000, Duration::from_millis(50));
     let harness = Harness::with(|config| config.limits.stall_timeout = stall).await;
@@ -226,7 +226,7 @@ async fn a_reader_that_becomes_slow_is_not_taken_for_a_stalled_one() {
 }
 
 #[tokio::test]
-async fn quiet_events_and_a_gateway_that_stalls_halfway_are_not_the_clients_fault() {
+async fn silent_event_streams_and_stalled_gateways_do_not_count_against_the_client() {
     let harness = Harness::with(|config| {
         config.limits.stall_timeout = SHORT;
         config.limits.request_timeout = SHORT;
@@ -257,7 +257,7 @@ async fn quiet_events_and_a_gateway_that_stalls_halfway_are_not_the_clients_faul
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_takes_its_half_response_along() {
+async fn a_client_that_leaves_ends_its_response() {
     let harness = Harness::start().await;
     let mut client = harness.h2(OUTSIDER).await;
     let (response, _) = client.send_request(h2_request("GET /stalls-halfway", &[]), true).unwrap();
@@ -270,7 +270,7 @@ async fn a_client_that_goes_away_takes_its_half_response_along() {
 }
 
 #[tokio::test]
-async fn idle_connections_are_closed_and_http_2_is_told() {
+async fn idle_connections_are_closed_with_goaway_on_http_2() {
     let harness = Harness::with(|config| config.limits.idle_timeout = SHORT).await;
     let mut client = harness.h1(OUTSIDER).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
@@ -286,7 +286,7 @@ async fn idle_connections_are_closed_and_http_2_is_told() {
 }
 
 #[tokio::test]
-async fn whoever_is_told_to_leave_for_its_idleness_has_time_for_a_goodbye() {
+async fn an_idle_http_2_client_has_time_to_close_after_goaway() {
     let harness = Harness::with(|config| config.limits.idle_timeout = SHORT).await;
     let mut raw = RawH2::open(&harness, OUTSIDER, &[]).await;
     while raw.next().await.expect("a GOAWAY").kind != GOAWAY {}

@@ -13,7 +13,7 @@ use loopgate_test_support::fake_gateway::pattern;
 const SOON: Duration = Duration::from_secs(10);
 
 #[tokio::test]
-async fn a_client_that_waits_for_100_continue_gets_it_from_the_gateway() {
+async fn the_gateways_100_continue_reaches_the_client() {
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
     client.send(request("POST /echo", "Expect: 100-continue\r\nContent-Length: 4\r\n")).await.unwrap();
@@ -22,7 +22,7 @@ async fn a_client_that_waits_for_100_continue_gets_it_from_the_gateway() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_does_not_want_a_body_is_not_sent_one() {
+async fn a_body_is_not_sent_to_a_gateway_that_refuses_it() {
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
     client.send(request("POST /unwelcome", "Expect: 100-continue\r\nContent-Length: 4\r\n")).await.unwrap();
@@ -34,7 +34,7 @@ async fn a_gateway_that_does_not_want_a_body_is_not_sent_one() {
 }
 
 #[tokio::test]
-async fn a_refusal_in_place_of_100_continue_ends_the_connection() {
+async fn a_refusal_instead_of_100_continue_closes_the_connection() {
     let harness =
         Harness::with(|config| config.external.paths = vec![PathRule { allow: false, prefix: "/".into(), methods: vec![] }]).await;
     let expect = "Expect: 100-continue\r\n";
@@ -83,7 +83,7 @@ async fn trailers_of_the_gateway_reach_the_client() {
 }
 
 #[tokio::test]
-async fn an_interim_answer_does_not_stand_for_the_final_one() {
+async fn interim_responses_precede_the_final_one() {
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
     client.send(request("GET /hints", "")).await.unwrap();
@@ -95,7 +95,7 @@ async fn an_interim_answer_does_not_stand_for_the_final_one() {
 }
 
 #[tokio::test]
-async fn answers_without_a_body_leave_the_connection_usable() {
+async fn responses_without_a_body_keep_the_connection_usable() {
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
     for _ in 0..2 {
@@ -112,7 +112,7 @@ async fn answers_without_a_body_leave_the_connection_usable() {
 }
 
 #[tokio::test]
-async fn an_http_1_0_client_is_answered_and_the_connection_closed() {
+async fn an_http_1_0_client_gets_a_response_and_a_close() {
     let harness = Harness::start().await;
     for path in ["/", "/events", "/to-the-end"] {
         harness.gateway.release(3);
@@ -129,7 +129,7 @@ async fn an_http_1_0_client_is_answered_and_the_connection_closed() {
 }
 
 #[tokio::test]
-async fn what_concerns_the_gateways_connection_only_stays_there() {
+async fn hop_by_hop_fields_of_the_gateway_are_not_forwarded() {
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
     let response = client.ask(request("GET /hop", "")).await;
@@ -174,7 +174,7 @@ async fn large_bodies_pass_whole_in_both_directions() {
 }
 
 #[tokio::test]
-async fn an_upload_and_its_answer_may_flow_at_once_over_h2() {
+async fn an_upload_and_its_response_flow_at_once_over_h2() {
     let harness = Harness::start().await;
     let mut client = harness.h2(OUTSIDER).await;
     let (response, mut stream) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
@@ -187,7 +187,7 @@ async fn an_upload_and_its_answer_may_flow_at_once_over_h2() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_holds_the_gateway_back() {
+async fn a_client_that_does_not_read_applies_backpressure_to_the_gateway() {
     const SIZE: usize = 200_000_000;
     let harness = Harness::start().await;
     let before = resident();

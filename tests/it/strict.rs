@@ -63,7 +63,7 @@ async fn assert_fate(harness: &Harness, name: &str, bytes: &[u8], fate: Fate) {
 }
 
 #[tokio::test]
-async fn lengths_that_can_be_read_in_two_ways() {
+async fn ambiguous_lengths_are_refused() {
     let harness = Harness::start().await;
     let cl = "Content-Length: 4\r\n";
     let te = "Transfer-Encoding: chunked\r\n";
@@ -113,7 +113,7 @@ async fn lengths_that_can_be_read_in_two_ways() {
 }
 
 #[tokio::test]
-async fn ambiguity_is_seen_wherever_the_bytes_are_cut() {
+async fn ambiguity_is_refused_wherever_the_bytes_are_split() {
     let harness = Harness::start().await;
     let head = format!("POST /echo HTTP/1.1\r\n{HOST}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n");
     let before = [
@@ -141,7 +141,7 @@ async fn ambiguity_is_seen_wherever_the_bytes_are_cut() {
 }
 
 #[tokio::test]
-async fn bodies_that_merely_look_like_an_ambiguous_head_pass() {
+async fn bodies_that_look_like_ambiguous_heads_pass() {
     let harness = Harness::start().await;
     let inner = format!("\r\nPOST / HTTP/1.1\r\n{HOST}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n");
     let mut client = harness.h1(OUTSIDER).await;
@@ -159,7 +159,7 @@ async fn bodies_that_merely_look_like_an_ambiguous_head_pass() {
 }
 
 #[tokio::test]
-async fn heads_that_are_no_heads() {
+async fn malformed_heads_are_refused() {
     let harness = Harness::start().await;
     for (name, head, fate) in [
         ("plain", format!("GET / HTTP/1.1\r\n{HOST}"), ReceivedRequest(1)),
@@ -229,7 +229,7 @@ async fn heads_that_are_no_heads() {
 }
 
 #[tokio::test]
-async fn chunks_that_are_no_chunks() {
+async fn malformed_chunks_are_refused() {
     let harness = Harness::start().await;
     for (name, body, accepted) in [
         ("plain", "4\r\nbody\r\n0\r\n\r\n".to_owned(), true),

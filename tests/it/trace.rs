@@ -23,7 +23,7 @@ async fn told(harness: &Harness, stated: Option<&str>) -> Vec<(Option<String>, O
 }
 
 #[tokio::test]
-async fn it_passes_on_both_lanes_as_it_came() {
+async fn a_trace_context_passes_unchanged_on_both_lanes() {
     let harness = Harness::start().await;
     for stated in [Some(STATED), Some("nonsense"), None] {
         for told in told(&harness, stated).await {
@@ -33,7 +33,7 @@ async fn it_passes_on_both_lanes_as_it_came() {
 }
 
 #[tokio::test]
-async fn it_is_made_where_there_is_none_worth_the_name() {
+async fn an_absent_or_invalid_trace_context_is_replaced() {
     let harness = Harness::with(|config| config.log.traceparent = TraceparentUse::Make).await;
     for told in told(&harness, Some(STATED)).await {
         assert_eq!(told, (Some(STATED.into()), Some("vendor=x".into())));
@@ -49,7 +49,7 @@ async fn it_is_made_where_there_is_none_worth_the_name() {
 }
 
 #[tokio::test]
-async fn a_client_can_not_talk_it_away() {
+async fn a_client_can_not_remove_the_trace_context() {
     let harness = Harness::with(|config| config.log.traceparent = TraceparentUse::Make).await;
     let fields = [("connection", "traceparent, close"), ("traceparent", STATED)];
     assert_eq!(harness.ask(PROTOCOLS[0], OUTSIDER, "GET /", &fields).await.0, 200);
@@ -57,7 +57,7 @@ async fn a_client_can_not_talk_it_away() {
 }
 
 #[tokio::test]
-async fn the_access_log_names_the_client_and_what_the_gateway_hears_the_request_called() {
+async fn the_access_log_names_the_client_and_the_request_id() {
     let sidecar = process(&["--access-log", &format!("--trusted-proxy={TRUSTED_PROXY}/32")], "").await;
     for protocol in PROTOCOLS {
         let table: [(_, &[(&str, &str)], _, _); 4] = [

@@ -12,7 +12,7 @@ use crate::lanes::{assert_agents, assert_external};
 use crate::raw_h2::*;
 
 #[tokio::test]
-async fn a_websocket_is_heard_on_its_lane_and_echoes() {
+async fn a_websocket_uses_its_lane_and_echoes() {
     let harness = Harness::start().await;
     for protocol in PROTOCOLS {
         for source in [OUTSIDER, AGENT] {
@@ -40,7 +40,7 @@ async fn a_websocket_is_heard_on_its_lane_and_echoes() {
 
 /// In answer to an extended CONNECT, each of these would say that the WebSocket is open.
 #[tokio::test]
-async fn what_is_no_101_opens_no_websocket_over_h2() {
+async fn only_a_101_opens_a_websocket_over_h2() {
     let harness = Harness::start().await;
     for (path, status) in [("/", 502), ("/nothing", 502), ("/same", 304), ("/upgrade-required", 426)] {
         let mut client = harness.h2(OUTSIDER).await;
@@ -64,7 +64,7 @@ async fn a_gateway_that_dies_ends_its_websockets() {
 
 /// In the middle of a frame, by a reset and by a mere end of what it sends.
 #[tokio::test]
-async fn a_client_that_breaks_off_takes_its_websocket_along() {
+async fn a_client_that_disconnects_ends_its_websocket() {
     let harness = Harness::start().await;
     let fields =
         "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -130,7 +130,7 @@ async fn stop(harness: &Harness) -> Duration {
 }
 
 #[tokio::test]
-async fn a_drain_says_goodbye_to_every_websocket() {
+async fn a_drain_sends_a_close_frame_to_every_websocket() {
     let harness = Harness::start().await;
     let mut sockets = Vec::new();
     for number in 0..40 {
@@ -147,7 +147,7 @@ async fn a_drain_says_goodbye_to_every_websocket() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_hang_up_does_not_hold_up_the_end() {
+async fn a_client_that_does_not_close_does_not_delay_the_drain() {
     let harness = Harness::start().await;
     let mut sockets = Vec::new();
     for protocol in PROTOCOLS {

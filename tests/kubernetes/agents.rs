@@ -59,7 +59,7 @@ fn a_pod_that_proves_itself_is_an_agent_and_so_is_one_that_is_known_by_its_addre
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_the_token_of_the_pod_at_that_address_proves_nothing() {
+async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     let Some(cluster) = Cluster::start().await else { return };
     let claw = Claw::start(cluster, &["agents.attested=true"]).await;
     let cluster = &claw.cluster;
@@ -104,7 +104,7 @@ async fn what_is_not_the_token_of_the_pod_at_that_address_proves_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pods_open_connections_end_with_it() {
+async fn a_pods_open_connections_end_with_the_pod() {
     let Some(cluster) = Cluster::start().await else { return };
     let claw = Claw::start(cluster, &["agents.attested=true"]).await;
     let ends = ["deleted", "terminating", "without-the-label", "with-another-label", "failed", "elsewhere"];
@@ -142,7 +142,7 @@ async fn a_pods_open_connections_end_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_pods_than_one_answer_has_are_all_known() {
+async fn more_pods_than_fit_one_list_are_all_known() {
     const CROWD: usize = 260;
     let Some(cluster) = Cluster::start().await else { return };
     cluster.create("/api/v1/namespaces", &json!({"metadata": {"name": NAMESPACE}})).await;

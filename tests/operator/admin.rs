@@ -15,7 +15,7 @@ pub fn connect(sidecar: &Harness) -> rustls::StreamOwned<rustls::ClientConnectio
 }
 
 #[test]
-fn whoever_is_connected_is_shown_with_its_lane_and_why_it_is_no_agent() {
+fn status_shows_each_connection_with_its_lane_and_why_it_is_external() {
     let sidecar = Harness::start(&[]);
     let before = sidecar.json();
     assert_eq!((&before["ready"], &before["gateway"]["reachable"]), (&true.into(), &true.into()), "{before:#}");
@@ -31,7 +31,7 @@ fn whoever_is_connected_is_shown_with_its_lane_and_why_it_is_no_agent() {
 }
 
 #[test]
-fn one_of_this_namespace_is_an_agent_where_the_operator_says_so() {
+fn own_addresses_are_agents_with_the_flag() {
     let sidecar = Harness::start(&["--own-addresses", "agent"]);
     let _client = connect(&sidecar);
     let status = sidecar.wait_for_status(|status| status["lanes"]["agent"] == 1);
@@ -40,7 +40,7 @@ fn one_of_this_namespace_is_an_agent_where_the_operator_says_so() {
 }
 
 #[test]
-fn a_gateway_that_is_down_is_said_everywhere() {
+fn a_gateway_that_is_down_is_reported_everywhere() {
     let mut sidecar = Harness::start(&["--listen=127.0.0.1:0", "--listen=nope0:28444", "--log-format=text"]);
     drop(sidecar.gateway.take());
     let status = sidecar.wait_for_status(|status| status["ready"] == false);
@@ -62,7 +62,7 @@ fn a_gateway_that_is_down_is_said_everywhere() {
 }
 
 #[test]
-fn a_page_of_the_web_can_not_read_the_desk_under_its_own_name() {
+fn dns_rebinding_can_not_read_the_admin_listener() {
     let sidecar = Harness::start(&["--tls-name", "gateway.example.com"]);
     for path in ["/", "/status", "/metrics", "/readyz", "/healthz"] {
         assert!(sidecar.get(path, "rebound.example").starts_with("HTTP/1.1 421"), "{path}");
@@ -72,7 +72,7 @@ fn a_page_of_the_web_can_not_read_the_desk_under_its_own_name() {
 }
 
 #[test]
-fn the_page_is_sent_with_a_policy_that_lets_it_load_nothing() {
+fn the_page_has_a_policy_that_lets_it_load_nothing() {
     let sidecar = Harness::start(&[]);
     let page = sidecar.get("/", "localhost");
     assert!(page.contains("content-security-policy: default-src 'none'; style-src 'sha256-"), "{page}");
@@ -81,7 +81,7 @@ fn the_page_is_sent_with_a_policy_that_lets_it_load_nothing() {
 }
 
 #[test]
-fn those_who_ask_and_never_read_keep_nobody_from_asking() {
+fn clients_that_never_read_do_not_block_the_admin_listener() {
     let sidecar = Harness::start(&[]);
     let crowd: Vec<_> = (0..64)
         .map(|_| {
@@ -102,7 +102,7 @@ fn those_who_ask_and_never_read_keep_nobody_from_asking() {
 }
 
 #[test]
-fn watching_goes_on_until_nobody_reads_it() {
+fn status_watch_ends_when_its_reader_is_gone() {
     let sidecar = Harness::start(&[]);
     let mut watcher =
         loopgate(["status", "--json", "--watch", "--admin", &sidecar.admin().to_string()]).stdout(Stdio::piped()).spawn().unwrap();
@@ -116,7 +116,7 @@ fn watching_goes_on_until_nobody_reads_it() {
 }
 
 #[test]
-fn status_fails_in_one_line_where_no_sidecar_runs() {
+fn status_fails_with_one_line_without_a_sidecar() {
     let address = free_address().to_string();
     let output = loopgate(["status", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));

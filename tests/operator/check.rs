@@ -41,7 +41,7 @@ fn own_address() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_that_permits_everything_is_found_and_a_filter_is_not() {
+async fn an_unfiltered_docker_socket_is_reported() {
     let docker = FakeDocker::start();
     docker.answer("/containers/loopgate-check/archive", 400, r#"{"message":"bad parameter: 'path' cannot be empty"}"#);
     let (report, _) = check(&["--docker", &on(&docker)]).await;
@@ -62,7 +62,7 @@ async fn a_socket_that_permits_everything_is_found_and_a_filter_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_socket_that_is_not_there_or_forbids_too_much_is_found() {
+async fn a_missing_or_too_strict_docker_socket_is_reported() {
     let docker = FakeDocker::start();
     docker.answer("/containers/json", 403, "no");
     let (report, success) = check(&["--docker", &on(&docker)]).await;
@@ -76,7 +76,7 @@ async fn a_socket_that_is_not_there_or_forbids_too_much_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn containers_that_are_no_agents_or_might_be_forged_are_named() {
+async fn mislabelled_and_forgeable_agents_are_reported() {
     let own = own_address();
     if own.starts_with("127.") {
         eprintln!("SKIPPED: this machine has no address beside loopback");
@@ -112,7 +112,7 @@ async fn containers_that_are_no_agents_or_might_be_forged_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_gateway_is_not_taken_for_one() {
+async fn other_services_are_not_mistaken_for_the_gateway() {
     let sidecar = Harness::start(&[]);
     // The sidecar's own door speaks TLS, and its admin listener HTTP.
     for (address, id) in [(sidecar.address, "gateway-tls"), (sidecar.admin(), "gateway-unknown"), (free_address(), "gateway-down")] {
@@ -122,7 +122,7 @@ async fn what_is_no_gateway_is_not_taken_for_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_state_directory_and_the_certificate_in_it_are_looked_at() {
+async fn the_state_directory_and_its_certificate_are_checked() {
     let sidecar = Harness::start(&[]);
     let directory = sidecar.state();
     let state = directory.to_str().unwrap();
@@ -142,7 +142,7 @@ async fn the_state_directory_and_the_certificate_in_it_are_looked_at() {
 }
 
 #[test]
-fn a_wrong_option_is_a_wrong_option_here_too() {
+fn check_rejects_an_invalid_option() {
     let output = loopgate(["check", "--gateway", "10.0.0.1:1"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }

@@ -16,7 +16,7 @@ fn flags(kubernetes: &FakeKubernetes) -> [String; 3] {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_finds_an_api_server_that_is_away_or_forbids_something() {
+async fn check_reports_an_unreachable_or_forbidding_api_server() {
     let mut kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("builder", Some("true"), &["198.51.100.7"]));
     let mut on_node = pod("exporter", Some("address"), &["192.0.2.99"]);
@@ -44,7 +44,7 @@ async fn check_finds_an_api_server_that_is_away_or_forbids_something() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn status_the_page_and_metrics_speak_of_kubernetes() {
+async fn status_the_page_and_metrics_name_kubernetes() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("builder", Some("true"), &["198.51.100.7"]));
     let flags = flags(&kubernetes);

@@ -39,7 +39,7 @@ pub fn everything() -> String {
 const LABELS: [&str; 7] = ["lane", "le", "proof", "protocol", "reason", "status", "version"];
 
 #[test]
-fn metrics_are_named_by_the_conventions_and_have_no_unbounded_label() {
+fn metrics_follow_the_naming_conventions_and_have_no_unbounded_label() {
     let sidecar = Harness::start(&[]);
     let answer = sidecar.get("/metrics", "localhost");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -104,7 +104,7 @@ fn everything_that_is_registered_is_in_everything() {
 }
 
 #[test]
-fn alerts_and_the_dashboard_ask_for_metrics_that_there_are() {
+fn alerts_and_the_dashboard_use_existing_metrics() {
     let metrics = everything();
     let names: BTreeSet<String> = metrics
         .lines()

@@ -11,7 +11,7 @@ use crate::harness::loopgate;
 use crate::metrics::everything;
 
 #[test]
-fn the_reference_lists_what_there_is() {
+fn the_reference_lists_every_option() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
     let written = std::fs::read_to_string(&path).unwrap();
     let mut expected = written.clone();
@@ -92,7 +92,7 @@ fn metrics() -> String {
 }
 
 #[test]
-fn every_command_in_the_documentation_is_one() {
+fn every_command_in_the_documentation_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let documents =
         ["openclaw", "reference", "operations", "security", "architecture", "comparison"].map(|name| root.join(format!("docs/{name}.md")));
@@ -126,7 +126,7 @@ fn every_command_in_the_documentation_is_one() {
 }
 
 #[test]
-fn links_between_documents_lead_somewhere() {
+fn links_between_documents_are_valid() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
     for entry in std::fs::read_dir(&docs).unwrap().flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "md")) {
         let text = std::fs::read_to_string(entry.path()).unwrap();

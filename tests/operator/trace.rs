@@ -44,7 +44,7 @@ fn the_access_log_has_the_trace_and_the_id_of_the_error() {
 
 #[cfg(not(feature = "otel"))]
 #[test]
-fn a_build_without_opentelemetry_says_so() {
+fn a_build_without_opentelemetry_rejects_its_option() {
     let output = loopgate(["run", "--otel-endpoint", "http://127.0.0.1:4318"]).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2));
@@ -53,7 +53,7 @@ fn a_build_without_opentelemetry_says_so() {
 
 #[cfg(feature = "otel")]
 #[test]
-fn a_collector_that_can_not_be_one_is_named() {
+fn an_invalid_collector_address_is_named() {
     for (url, why) in [("https://collector:4318", "is not http"), ("collector:4318", "is not a URL"), ("", "is not a URL")] {
         let output = loopgate(["run", "--otel-endpoint", url]).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();

@@ -27,7 +27,7 @@ const MIB: u64 = 1 << 20;
 const CURL_PROTOCOLS: [(&str, &str); 2] = [("--http1.1", "1.1"), ("--http2", "2")];
 
 #[test]
-fn a_gibibyte_goes_up_and_down_unchanged_in_flat_memory() {
+fn a_gibibyte_passes_unchanged_both_ways_in_constant_memory() {
     exclusively("a gibibyte up and down with curl, over h1 and h2", || gibibyte(&directory("gibibyte")));
 }
 

@@ -18,17 +18,17 @@ const CONNECTIONS: &str = "500";
 const PATIENCE: Duration = Duration::from_secs(3);
 
 #[test]
-fn slow_heads_leave_a_good_client_served() {
+fn a_normal_client_is_served_during_slow_heads() {
     attack("slow heads", "count/5", &["-H", "-i", "2", "-x", "24"]);
 }
 
 #[test]
-fn slow_bodies_leave_a_good_client_served() {
+fn a_normal_client_is_served_during_slow_bodies() {
     attack("slow bodies", "echo", &["-B", "-i", "2", "-s", "8192", "-x", "10"]);
 }
 
 #[test]
-fn slow_reads_leave_a_good_client_served() {
+fn a_normal_client_is_served_during_slow_reads() {
     attack("slow reads", "count/100000", &["-X", "-w", "10", "-y", "20", "-n", "2", "-z", "32", "-k", "3"]);
 }
 

@@ -27,7 +27,7 @@ const AWAY: Duration = Duration::from_millis(400);
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn a_soak_loses_nothing_and_leaves_nothing_behind() {
+fn a_soak_loses_no_byte_and_leaks_nothing() {
     let seconds = std::env::var("TEST_SOAK").map_or(60, |seconds| seconds.parse().expect("TEST_SOAK is a number of seconds"));
     run(soak(Duration::from_secs(seconds)));
 }
