@@ -87,12 +87,12 @@ async fn only_a_pinned_sidecar_is_trusted() {
         (wrong_name, false),
     ];
     for (settings, trusted) in table {
-        let told = format!("{:?} {:?}", settings.trust, settings.server_name);
+        let case = format!("{:?} {:?}", settings.trust, settings.server_name);
         let agent = agent::start(Settings { hold: Duration::ZERO, ..settings }, &shutdown).await.unwrap();
         let mut state = agent.state.clone();
         state.wait_for(|state| state.credentials.is_some()).await.unwrap();
         let answer = exchange(&agent, b"hello").await;
-        assert_eq!(answer.is_ok_and(|answer| answer == b"hello"), trusted, "{told}");
+        assert_eq!(answer.is_ok_and(|answer| answer == b"hello"), trusted, "{case}");
     }
 }
 

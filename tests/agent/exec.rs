@@ -81,10 +81,10 @@ fn the_command_finds_the_gateway_on_loopback() {
     let script = "echo \"$GATEWAY ${OPENCLAW_GATEWAY_URL-unset} ws://127.0.0.1:$OPENCLAW_GATEWAY_PORT\"";
     let mut command = harness.exec(&["--env", "GATEWAY"], &["sh", "-c", script]);
     let output = command.env("OPENCLAW_GATEWAY_URL", "wss://elsewhere").output().unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
-    let words: Vec<&str> = told.split_whitespace().collect();
-    assert_eq!(words[1], "unset", "{told}");
-    assert_eq!(words[0], words[2], "{told}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert_eq!(words[1], "unset", "{text}");
+    assert_eq!(words[0], words[2], "{text}");
 }
 
 #[test]
@@ -115,9 +115,9 @@ fn exec_without_a_gateway_fails_and_says_why() {
     std::fs::remove_file(harness.authority.ca()).unwrap();
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert!(told.contains("can't read the CA file"), "{told}");
-    assert!(told.contains("loopgate: the gateway does not answer within 300ms"), "{told}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("can't read the CA file"), "{text}");
+    assert!(text.contains("loopgate: the gateway does not answer within 300ms"), "{text}");
 }
 
 #[test]
@@ -130,8 +130,8 @@ fn contradictory_options_are_refused_at_once() {
         (vec!["--env", "A=B"], "is not the name of an environment variable"),
     ] {
         let output = harness.exec(&flags, &["true"]).output().unwrap();
-        let told = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{told}");
-        assert!(told.contains(what), "{told}");
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(what), "{text}");
     }
 }

@@ -114,9 +114,12 @@ impl Sidecar {
                     });
                     let mut bytes = vec![0; 4096];
                     while let Ok(length @ 1..) = stream.read(&mut bytes).await {
-                        let told = &bytes[..length];
-                        let answer: &[u8] =
-                            if told.starts_with(b"GET ") { b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"ok\":true}" } else { told };
+                        let received = &bytes[..length];
+                        let answer: &[u8] = if received.starts_with(b"GET ") {
+                            b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"ok\":true}"
+                        } else {
+                            received
+                        };
                         if stream.write_all(answer).await.is_err() {
                             return;
                         }

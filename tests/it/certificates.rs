@@ -1,4 +1,4 @@
-//! What a client's certificate makes of it: an agent, a user with a name, or nobody.
+//! Client certificates: which make an agent, which a user with a name, and which nothing.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::harness::{EXTERNAL_SOURCE, Harness, OUTSIDER, PROTOCOLS, Protocol, TR
 use crate::lanes::{assert_agents, assert_external};
 use loopgate_test_support::raw_http::RawHttp;
 
-/// What `agents.uris` lists in these stories.
+/// What `agents.uris` lists in these tests.
 const ROBOT: &str = "spiffe://corp.example/robot";
 
 /// A CA that is not loopgate's.
@@ -77,14 +77,14 @@ async fn a_certificate_from_cert_issue_admits_an_agent() {
         assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
         agent.ask(protocol, OUTSIDER, "GET /", &[("sec-fetch-site", "same-origin")]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
-        // Whoever speaks for others is none, whatever it shows.
+        // A trusted proxy is never an agent, whatever certificate it has.
         agent.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), "203.0.113.9");
         // The same address without the certificate.
         harness.ask(protocol, OUTSIDER, "GET /", &[]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
     }
-    // A page's own name leads to the agent's listener, and the browser believes that it is the page's.
+    // DNS rebinding: a page's own name resolves to the agent's listener, and the browser takes it for the page's origin.
     // Or it is an address of this machine's that browsers take for another's.
     for host in ["page.example:18789", "[::ffff:7f00:1]:18789", "localhost4:18789"] {
         agent.h1(OUTSIDER).await.ask(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
@@ -134,7 +134,7 @@ async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
             let received = harness.gateway.requests().pop().unwrap();
             assert_eq!((received.source(), received.field("x-forwarded-for")), (EXTERNAL_SOURCE, Some(UNKNOWN_CLIENT)));
             assert_eq!(received.field("x-forwarded-user"), Some(user));
-            // A proxy that shows a certificate is not the user of whom it brings.
+            // The certificate of a proxy does not name the user of its clients.
             client.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
             let received = harness.gateway.requests().pop().unwrap();
             assert_eq!((received.field("x-forwarded-for"), received.field("x-forwarded-user")), (Some("203.0.113.9"), None));
@@ -162,7 +162,7 @@ async fn named(harness: &Harness, client: &TlsClient, protocol: Protocol) -> Opt
     received.field("x-forwarded-user").map(str::to_owned)
 }
 
-/// Whether a client gets no further than its handshake; in TLS 1.3 it hears of a refusal only when it reads.
+/// Whether a client is refused at its handshake; in TLS 1.3 it learns that only when it reads.
 async fn is_turned_away(harness: &Harness, client: &TlsClient) -> bool {
     let before = harness.gateway.requests().len();
     if let Ok(stream) = client.handshake(client.tcp(OUTSIDER).await, "http/1.1").await {
@@ -189,8 +189,8 @@ async fn replacing_the_client_ca_closes_connections_of_the_former_one() {
     let user =
         |authority: &Authority, name: &str| authority.client(&harness, vec![SanType::Rfc822Name(Ia5String::try_from(name).unwrap())]);
     let (ann, bob) = (user(&former, "ann@corp.example"), user(&latter, "bob@corp.example"));
-    let (robot, mut nobody) = (former.client(&harness, vec![uri(ROBOT)]), harness.h1(OUTSIDER).await);
-    assert_eq!(nobody.ask(request("GET /", "")).await.status(), 200);
+    let (robot, mut other) = (former.client(&harness, vec![uri(ROBOT)]), harness.h1(OUTSIDER).await);
+    assert_eq!(other.ask(request("GET /", "")).await.status(), 200);
     for protocol in PROTOCOLS {
         assert_eq!(named(&harness, &ann, protocol).await.as_deref(), Some("ann@corp.example"));
     }
@@ -212,7 +212,7 @@ async fn replacing_the_client_ca_closes_connections_of_the_former_one() {
     // They have tickets, which open nothing any more.
     assert!(is_turned_away(&harness, &ann).await && is_turned_away(&harness, &robot).await);
     assert_eq!(named(&harness, &bob, Protocol::H1).await.as_deref(), Some("bob@corp.example"));
-    assert_eq!(nobody.ask(request("GET /", "")).await.status(), 200, "on the same connection");
+    assert_eq!(other.ask(request("GET /", "")).await.status(), 200, "on the same connection");
 
     let mut open = bob.h1(OUTSIDER).await;
     assert_eq!(open.ask(request("GET /", "")).await.status(), 200);
@@ -223,5 +223,5 @@ async fn replacing_the_client_ca_closes_connections_of_the_former_one() {
     assert!(open.rest().await.is_empty());
     assert!(is_turned_away(&harness, &bob).await);
     assert_eq!(named(&harness, &harness, Protocol::H1).await, None);
-    assert_eq!(nobody.ask(request("GET /", "")).await.status(), 200, "on the same connection");
+    assert_eq!(other.ask(request("GET /", "")).await.status(), 200, "on the same connection");
 }

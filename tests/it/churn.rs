@@ -1,4 +1,4 @@
-//! Containers that come and go by the hundred, before the real process.
+//! Hundreds of containers that start and stop, with the sidecar as a process.
 
 use crate::harness::process;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The end under load: what is in flight is finished, everybody is told, and nobody can hold it up for ever.
+//! Drain: requests in flight complete, every client is notified, and none can delay the end forever.
 
 use std::time::Duration;
 

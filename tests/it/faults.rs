@@ -1,4 +1,4 @@
-//! The gateway breaks off, stalls, restarts or is away: what each client is told, and what is never sent twice.
+//! The gateway disconnects, stalls, restarts or is down: what each client gets, and what is never sent twice.
 
 use std::time::Duration;
 
@@ -93,12 +93,12 @@ async fn a_body_broken_by_the_client_is_not_reported_as_a_gateway_error() {
     sidecar.gateway.wait_for_requests(2).await;
     client.stream.get_ref().0.set_zero_linger().unwrap();
     drop(client);
-    let told_twice = async {
+    let reported_twice = async {
         while sidecar.process().log().iter().filter(|line| line.contains("body is malformed or broke off")).count() < 2 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), told_twice).await.expect("both are told");
+    tokio::time::timeout(Duration::from_secs(10), reported_twice).await.expect("both are reported");
     let complaints: Vec<_> =
         sidecar.process().log().into_iter().filter(|line| line.contains("WARN") || line.contains("gateway_broke")).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
@@ -112,7 +112,7 @@ async fn a_response_before_the_end_of_the_body_is_forwarded() {
     for round in 0..20 {
         let mut client = harness.h1(OUTSIDER).await;
         let head = request("POST /unwanted", &format!("Content-Length: {}\r\n", body.len()));
-        // The client is cut off in its turn; what counts is what it is told.
+        // The client may be disconnected in turn; only the answer counts.
         let _ = client.send([head.as_bytes(), &body].concat()).await;
         let response = client.response().await.expect("an answer");
         assert_eq!((response.status(), response.text().as_str()), (413, "too much"), "{round}");

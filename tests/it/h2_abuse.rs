@@ -103,7 +103,7 @@ async fn floods_with_read_replies_end_in_goaway() {
         ("PING that answers nothing", false, frame(PING, ACK, 0, &[1; 8])),
         ("WINDOW_UPDATE", false, frame(WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes())),
         ("PRIORITY", false, frame(2, 0, 1, &[0, 0, 0, 3, 16])),
-        ("a frame that nobody knows", false, frame(0x42, 0, 0, &[1; 8])),
+        ("a frame of an unknown type", false, frame(0x42, 0, 0, &[1; 8])),
     ] {
         let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
         let events = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/events", &[]));
@@ -124,14 +124,14 @@ async fn window_updates_are_no_flood_while_data_is_pending() {
     let mut raw = RawH2::open(&sidecar, OUTSIDER, &[(INITIAL_WINDOW, 60_000)]).await;
     raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", &format!("/large?{size}"), &[]))).await;
     let updates = [frame(WINDOW_UPDATE, 0, 0, &step.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &step.to_be_bytes())].concat();
-    let (mut got, mut told) = (0, 0);
+    let (mut got, mut credited) = (0, 0);
     while got < size {
         let frame = raw.next().await.expect("it is served to the end");
         assert_ne!(frame.kind, GOAWAY, "after {got} bytes");
         if frame.kind == DATA {
             got += frame.payload.len();
-            let steps = (got - told) / step as usize;
-            told += steps * step as usize;
+            let steps = (got - credited) / step as usize;
+            credited += steps * step as usize;
             raw.send(&updates.repeat(steps)).await;
         }
     }

@@ -18,7 +18,7 @@ const BUILDER: &str = "127.0.0.21";
 /// The address of another labelled pod.
 const OTHER: &str = "127.0.0.22";
 /// An address that is no labelled pod's.
-const NOBODY: &str = "127.0.0.23";
+const UNLABELLED: &str = "127.0.0.23";
 /// The audience that counts.
 const AUDIENCE: &str = "loopgate";
 
@@ -52,7 +52,7 @@ async fn only_a_pod_that_proves_itself_is_an_agent() {
         builder.ask(protocol, BUILDER, "GET /", &[]).await;
         assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
         // Its certificate is worth nothing elsewhere, not even at another agent's address.
-        for source in [OTHER, NOBODY] {
+        for source in [OTHER, UNLABELLED] {
             builder.ask(protocol, source, "GET /", &[]).await;
             assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
         }
@@ -73,7 +73,7 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
         (BUILDER, "others-token", Reason::BadToken),
         (BUILDER, "for-the-api", Reason::BadToken),
         (OTHER, "builders-token", Reason::BadToken),
-        (NOBODY, "builders-token", Reason::NotAnAgent),
+        (UNLABELLED, "builders-token", Reason::NotAnAgent),
     ] {
         assert_eq!(refusal(&harness, source, token).await, expected, "{token} from {source}");
     }
@@ -90,13 +90,13 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     kubernetes.change("other", |pod| pod["metadata"]["labels"] = json!({"loopgate.dev/agent": "address"}));
     let refused = async { while refusal(&harness, OTHER, "others-token").await != Reason::AddressAgent {} };
     timeout(Duration::from_secs(10), refused).await.unwrap();
-    // Nor does anybody while reviews are forbidden.
-    kubernetes.put(pod("third", Some("true"), &[NOBODY]));
+    // Enrolment is refused while reviews are forbidden too.
+    kubernetes.put(pod("third", Some("true"), &[UNLABELLED]));
     kubernetes.token("thirds-token", "third", AUDIENCE);
     kubernetes.forbid("create tokenreviews");
-    assert_eq!(refusal(&harness, NOBODY, "thirds-token").await, Reason::Kubernetes);
+    assert_eq!(refusal(&harness, UNLABELLED, "thirds-token").await, Reason::Kubernetes);
     kubernetes.permit("create tokenreviews");
-    enrol(&harness, NOBODY, "thirds-token").await.unwrap();
+    enrol(&harness, UNLABELLED, "thirds-token").await.unwrap();
 }
 
 #[tokio::test]
@@ -151,11 +151,11 @@ async fn the_agent_process_is_admitted_by_its_pods_token_while_the_pod_lives() {
     kubernetes.delete("builder");
     timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the pod");
     let received = harness.gateway.requests().len();
-    let left = inside.exec("echo nobody").await;
-    let told = String::from_utf8_lossy(&left.stderr).into_owned();
-    assert!(told.contains("no running pod with the label loopgate.dev/agent has the address 127.0.0.21"), "{told}");
-    assert_eq!((left.status.code(), left.stdout.as_slice(), harness.gateway.requests().len()), (Some(1), &b""[..], received), "{told}");
-    for words in [agent.process.log().join("\n"), told] {
+    let left = inside.exec("echo unreachable").await;
+    let text = String::from_utf8_lossy(&left.stderr).into_owned();
+    assert!(text.contains("no running pod with the label loopgate.dev/agent has the address 127.0.0.21"), "{text}");
+    assert_eq!((left.status.code(), left.stdout.as_slice(), harness.gateway.requests().len()), (Some(1), &b""[..], received), "{text}");
+    for words in [agent.process.log().join("\n"), text] {
         assert!(words.contains("enrol") && !words.contains("builders-token"), "{words}");
     }
 }
@@ -172,10 +172,10 @@ async fn the_agent_process_logs_why_its_token_is_refused() {
         ("others-token", "the token is not that of the pod that has this address"),
     ] {
         std::fs::write(file.path(), token).unwrap();
-        let ran = inside.exec("echo nobody").await;
-        let told = String::from_utf8_lossy(&ran.stderr).into_owned();
-        assert_eq!((ran.status.code(), ran.stdout.as_slice()), (Some(1), &b""[..]), "{told}");
-        assert!(told.contains(why), "{token}: {told}");
+        let ran = inside.exec("echo unreachable").await;
+        let text = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert_eq!((ran.status.code(), ran.stdout.as_slice()), (Some(1), &b""[..]), "{text}");
+        assert!(text.contains(why), "{token}: {text}");
     }
     assert_eq!(harness.gateway.connections(), 0);
 }

@@ -179,12 +179,12 @@ async fn outsiders_do_not_exceed_their_share_of_the_gateway() {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     // Beside the 16, each worker may have some that idle.
     let most = 16 + 256 * loopgate::workers::count();
-    let mut stranger = harness.h2(OUTSIDER).await;
+    let mut outsider = harness.h2(OUTSIDER).await;
     let mut stalled = Vec::new();
     for number in 0..most {
-        stranger = stranger.ready().await.unwrap();
+        outsider = outsider.ready().await.unwrap();
         let request = h2_request(if number == 0 { "GET /held" } else { "GET /stalls" }, &[]);
-        stalled.push(stranger.send_request(request, true).unwrap().0);
+        stalled.push(outsider.send_request(request, true).unwrap().0);
         // No more at once than the gateway's own queue takes.
         if stalled.len() % 256 == 0 {
             timeout(Duration::from_secs(60), harness.gateway.wait_for_requests(stalled.len())).await.unwrap();
@@ -233,7 +233,7 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
     for (name, header, client, believed) in [
         ("v1", b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec(), "203.0.113.5", false),
         ("v1, IPv6", b"PROXY TCP6 2001:db8::5 2001:db8::1 4096 443\r\n".to_vec(), "2001:db8::5", false),
-        ("v1 of whoever", b"PROXY UNKNOWN\r\n".to_vec(), UNKNOWN_CLIENT, false),
+        ("v1 of an unknown client", b"PROXY UNKNOWN\r\n".to_vec(), UNKNOWN_CLIENT, false),
         ("v1 of an agent's address", format!("PROXY TCP4 {AGENT} 127.0.0.1 4096 443\r\n").into_bytes(), UNKNOWN_CLIENT, false),
         ("v2", v2(1, 0x11, &v4), "203.0.113.5", false),
         ("v2, IPv6", v2(1, 0x21, &v6), "2001:db8::5", false),
@@ -275,7 +275,7 @@ async fn only_a_proxy_sends_a_proxy_header_and_a_malformed_one_closes_the_connec
     let harness = proxied().await;
     let v1 = b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec();
     for (name, source, header) in [
-        ("a stranger", OUTSIDER, v1.clone()),
+        ("an outsider", OUTSIDER, v1.clone()),
         ("an agent", AGENT, v1.clone()),
         ("a denied client", TRUSTED_PROXY, b"PROXY TCP4 203.0.113.66 198.51.100.1 4096 443\r\n".to_vec()),
         ("two headers", TRUSTED_PROXY, [v1.clone(), v1.clone()].concat()),
@@ -322,8 +322,8 @@ async fn the_open_file_limit_is_raised_to_its_maximum() {
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.process().pid())).unwrap();
     let open = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(open.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u32>>(), [512, 512], "soft and hard");
-    let told = sidecar.process().wait_for_log("needs more file descriptors").await;
+    let line = sidecar.process().wait_for_log("needs more file descriptors").await;
     // Two for each of 8192 connections, and what waits, idles, and is open besides.
     let needed = 2 * 8192 + 2 * 256 + 256 * loopgate::workers::count() + 256;
-    assert!(told.contains("\"limit\":512") && told.contains(&format!("\"needed\":{needed}")), "{told}");
+    assert!(line.contains("\"limit\":512") && line.contains(&format!("\"needed\":{needed}")), "{line}");
 }

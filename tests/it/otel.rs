@@ -142,7 +142,7 @@ async fn each_request_is_a_child_span_of_its_client() {
     let collector = Collector::start().await;
     let harness = Harness::with(|config| config.log.otel_endpoint = Some(format!("http://{}", collector.address).parse().unwrap())).await;
     assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /one?token=secret", &[("traceparent", STATED)]).await.0, 200);
-    let told = harness.gateway.requests().pop().unwrap().field("traceparent").unwrap().to_owned();
+    let stated = harness.gateway.requests().pop().unwrap().field("traceparent").unwrap().to_owned();
     assert_eq!(harness.ask(Protocol::H2, AGENT, "POST /two", &[]).await.0, 200);
     let (status, body) = harness.ask(Protocol::H1, OUTSIDER, "GET /dies", &[("traceparent", "nonsense")]).await;
     assert_eq!(status, 502);
@@ -155,7 +155,7 @@ async fn each_request_is_a_child_span_of_its_client() {
     assert_eq!(spans.len(), 3, "{spans:?}");
     assert_eq!((one.trace.as_str(), one.parent.as_str()), (&STATED[3..35], &STATED[36..52]));
     // What the gateway does about it is below the span of loopgate's.
-    assert_eq!(told, format!("00-{}-{}-01", one.trace, one.id));
+    assert_eq!(stated, format!("00-{}-{}-01", one.trace, one.id));
     let said = |span: &Span| {
         ["http.request.method", "http.response.status_code", "loopgate.lane", "network.protocol.version"]
             .map(|name| span.attribute(name).to_owned())

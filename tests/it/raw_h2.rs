@@ -67,7 +67,7 @@ fn string(bytes: &[u8]) -> Vec<u8> {
     [&integer(0, 7, bytes.len())[..], bytes].concat()
 }
 
-/// A field as a literal that nobody keeps.
+/// A field as a literal that is never indexed.
 pub fn field(name: &[u8], value: &[u8]) -> Vec<u8> {
     [vec![0], string(name), string(value)].concat()
 }
@@ -131,7 +131,7 @@ impl Outcome {
     }
 }
 
-/// A connection on which a story writes frames of its own.
+/// A connection on which a test writes frames of its own.
 pub struct RawH2 {
     pub read: ReadHalf<Tls>,
     pub write: WriteHalf<Tls>,

@@ -19,7 +19,7 @@ fn is_policy_close(received: Option<&tungstenite::Result<Message>>) -> bool {
     matches!(received, Some(Ok(Message::Close(Some(frame)))) if frame.code == CloseCode::Policy)
 }
 
-/// What the sidecar goes by, with a change.
+/// Reloads the sidecar's configuration with a change.
 async fn change(harness: &Harness, change: impl FnOnce(&mut loopgate::config::Config)) {
     let mut config = (*harness.sidecar.config()).clone();
     change(&mut config);
@@ -183,14 +183,14 @@ async fn an_invalid_file_changes_nothing_and_is_reported() {
     let sidecar = process(&[], &format!("[external]\ndeny = [\"{OUTSIDER}\"]\n")).await;
     std::fs::write(sidecar.config_file(), "[external]\ndenied = []\nallow = [\"nonsense\"]\n").unwrap();
     sidecar.process().signal(Signal::SIGHUP);
-    let told = sidecar.process().wait_for_log("reload rejected, old configuration still in use").await;
-    assert!(told.contains("loopgate.toml:2") && told.contains("denied") && told.contains("nonsense"), "{told}");
+    let line = sidecar.process().wait_for_log("reload rejected, old configuration still in use").await;
+    assert!(line.contains("loopgate.toml:2") && line.contains("denied") && line.contains("nonsense"), "{line}");
     assert!(sidecar.handshake(sidecar.tcp(OUTSIDER).await, "http/1.1").await.is_err());
     std::fs::write(sidecar.config_file(), "[tls]\nclient_ca = \"/nowhere/ca.pem\"\n").unwrap();
     sidecar.process().signal(Signal::SIGHUP);
     sidecar.process().wait_for_log("/nowhere/ca.pem").await;
     assert!(sidecar.handshake(sidecar.tcp(OUTSIDER).await, "http/1.1").await.is_err());
-    // Nobody will ever write to this pipe.
+    // No process ever writes to this pipe.
     std::fs::remove_file(sidecar.config_file()).unwrap();
     nix::unistd::mkfifo(&sidecar.config_file(), nix::sys::stat::Mode::S_IRWXU).unwrap();
     sidecar.process().signal(Signal::SIGHUP);
@@ -206,8 +206,8 @@ async fn an_invalid_file_changes_nothing_and_is_reported() {
 async fn missing_gateway_files_are_reported_at_start() {
     let sidecar = process(&["--token-file=/nope/token", "--gateway-state-dir=/nope/state"], "").await;
     for (key, path) in [("gateway.token_file", "/nope/token"), ("gateway.state_dir", "/nope/state")] {
-        let told = sidecar.process().wait_for_log(path).await;
-        assert!(told.contains("WARN") && told.contains(key), "{told}");
+        let line = sidecar.process().wait_for_log(path).await;
+        assert!(line.contains("WARN") && line.contains(key), "{line}");
     }
 }
 
@@ -240,11 +240,11 @@ async fn a_new_certificate_is_served_once_the_client_ca_is_readable_again() {
     std::fs::rename(file("clients.pem"), file("away.pem")).unwrap();
     write_pair(directory.path(), "two.example");
     sidecar.process().wait_for_log("can't load the new certificate").await;
-    let told = certificate().await;
-    assert_eq!(told.names, ["one.example"], "what is served, not what should be");
-    assert!(told.problem.as_deref().is_some_and(|problem| problem.contains("clients.pem")), "{told:?}");
+    let line = certificate().await;
+    assert_eq!(line.names, ["one.example"], "what is served, not what should be");
+    assert!(line.problem.as_deref().is_some_and(|problem| problem.contains("clients.pem")), "{line:?}");
     std::fs::rename(file("away.pem"), file("clients.pem")).unwrap();
     sidecar.process().wait_for_log("serving this certificate").await;
-    let told = certificate().await;
-    assert_eq!((told.names, told.problem), (vec!["two.example".to_owned()], None));
+    let line = certificate().await;
+    assert_eq!((line.names, line.problem), (vec!["two.example".to_owned()], None));
 }

@@ -66,7 +66,7 @@ async fn a_body_that_stops_gets_408() {
     let mut client = harness.h1(OUTSIDER).await;
     client.send(request("POST /echo", "Content-Length: 10\r\n") + "123").await.unwrap();
     assert_eq!(client.response().await.unwrap().status(), 408);
-    assert!(client.rest().await.is_empty(), "what is left of the body can't be told from a request");
+    assert!(client.rest().await.is_empty(), "the rest of the body can't be distinguished from a request");
 
     let mut client = harness.h2(OUTSIDER).await;
     let (response, mut body) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();

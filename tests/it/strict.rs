@@ -11,13 +11,13 @@ const SOON: Duration = Duration::from_secs(10);
 /// What becomes of a piece of input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    /// 400 and a closed connection; the gateway hears nothing.
+    /// 400 and a closed connection; the gateway receives nothing.
     Refused,
     /// As `Refused`, with another status.
     RefusedWith(u16),
-    /// The gateway hears this many well-formed requests, and each is answered.
+    /// The gateway receives this many well-formed requests, and each is answered.
     ReceivedRequest(usize),
-    /// The gateway hears one request, and the connection is closed after its answer.
+    /// The gateway receives one request, and the connection is closed after its answer.
     HeardAndClosed,
 }
 
@@ -28,11 +28,11 @@ const HOST: &str = "Host: gateway.example\r\n";
 /// Sends `bytes`, ends the stream and reads everything that comes back: the statuses, and whether the connection was closed.
 async fn converse(harness: &Harness, bytes: &[u8]) -> Vec<u16> {
     let mut client = harness.h1(OUTSIDER).await;
-    // Whoever is refused in the middle of it may be cut off before the rest is sent; what counts is what it is told.
+    // A client that is refused midway may be disconnected before the rest is sent; only the answer counts.
     let _ = client.send(bytes).await;
     let mut statuses = Vec::new();
     loop {
-        // A connection that stays open is asked for one more thing, which tells that everything before was dealt with.
+        // One more request on a connection that stays open shows that everything before was processed.
         match timeout(SOON, client.response()).await.expect("an answer or the end of the connection") {
             Some(response) => statuses.push(response.status()),
             None => return statuses,
@@ -42,7 +42,7 @@ async fn converse(harness: &Harness, bytes: &[u8]) -> Vec<u16> {
 
 async fn assert_fate(harness: &Harness, name: &str, bytes: &[u8], fate: Fate) {
     let before = harness.gateway.requests().len();
-    // The last request of each story asks for the end of the connection; whoever would be smuggled past it never answers.
+    // The last request of each test asks for the end of the connection, so a smuggled one gets no answer.
     let last = format!("GET /last HTTP/1.1\r\n{HOST}Connection: close\r\n\r\n");
     let with_last = [bytes, last.as_bytes()].concat();
     let (sent, expected, heard_count) = match fate {

@@ -7,27 +7,27 @@ use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, TRUSTED_PROXY, process
 const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const STATE: (&str, &str) = ("tracestate", "vendor=x");
 
-/// What the gateway is told where it is asked for by `/`, with this `traceparent`.
-async fn told(harness: &Harness, stated: Option<&str>) -> Vec<(Option<String>, Option<String>)> {
-    let mut told = Vec::new();
+/// The trace context that the gateway receives with a request for `/` that has this `traceparent`.
+async fn received(harness: &Harness, stated: Option<&str>) -> Vec<(Option<String>, Option<String>)> {
+    let mut context = Vec::new();
     for protocol in PROTOCOLS {
         for source in [OUTSIDER, AGENT] {
             let fields: Vec<_> = stated.into_iter().map(|stated| ("traceparent", stated)).chain([STATE]).collect();
             assert_eq!(harness.ask(protocol, source, "GET /", &fields).await.0, 200);
             let received = harness.gateway.requests().pop().unwrap();
             let field = |name| received.field(name).map(ToOwned::to_owned);
-            told.push((field("traceparent"), field("tracestate")));
+            context.push((field("traceparent"), field("tracestate")));
         }
     }
-    told
+    context
 }
 
 #[tokio::test]
 async fn a_trace_context_passes_unchanged_on_both_lanes() {
     let harness = Harness::start().await;
     for stated in [Some(STATED), Some("nonsense"), None] {
-        for told in told(&harness, stated).await {
-            assert_eq!(told, (stated.map(Into::into), Some("vendor=x".into())));
+        for context in received(&harness, stated).await {
+            assert_eq!(context, (stated.map(Into::into), Some("vendor=x".into())));
         }
     }
 }
@@ -35,12 +35,12 @@ async fn a_trace_context_passes_unchanged_on_both_lanes() {
 #[tokio::test]
 async fn an_absent_or_invalid_trace_context_is_replaced() {
     let harness = Harness::with(|config| config.log.traceparent = TraceparentUse::Make).await;
-    for told in told(&harness, Some(STATED)).await {
-        assert_eq!(told, (Some(STATED.into()), Some("vendor=x".into())));
+    for context in received(&harness, Some(STATED)).await {
+        assert_eq!(context, (Some(STATED.into()), Some("vendor=x".into())));
     }
     let mut seen = std::collections::BTreeSet::new();
     for stated in [Some("nonsense"), Some("00-00000000000000000000000000000000-00f067aa0ba902b7-01"), None] {
-        for (traceparent, tracestate) in told(&harness, stated).await {
+        for (traceparent, tracestate) in received(&harness, stated).await {
             let made = traceparent.unwrap();
             assert!(made.len() == STATED.len() && made.starts_with("00-") && made.ends_with("-01"), "{made}");
             assert!(tracestate.is_none() && seen.insert(made[3..35].to_owned()), "{made}");

@@ -86,7 +86,7 @@ fn clients_that_never_read_do_not_block_the_admin_listener() {
     let crowd: Vec<_> = (0..64)
         .map(|_| {
             let mut stream = TcpStream::connect(sidecar.admin()).unwrap();
-            // More than fits into anybody's buffers; that some of it is not even taken is as well.
+            // More than all buffers hold; that part of it is never read is expected.
             stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
             let _ = stream.write_all("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(5000).as_bytes());
             stream

@@ -85,7 +85,7 @@ async fn mislabelled_and_forgeable_agents_are_reported() {
     let docker = FakeDocker::start();
     let labels = |project: &str, agent: &str| json!({"com.docker.compose.project": project, "loopgate.agent": agent});
     docker.put(container("netns", json!({"com.docker.compose.project": "claw"}), &[("net", &own)]));
-    docker.put(container("stranger", labels("other", "true"), &[("net", "192.0.2.31")]));
+    docker.put(container("foreign", labels("other", "true"), &[("net", "192.0.2.31")]));
     docker.put(container("odd", labels("claw", "yes please"), &[("net", "192.0.2.32")]));
     docker.put(container("robot", labels("claw", "address"), &[("net", "192.0.2.33")]));
     docker.details("robot", json!({"Id": "robot", "HostConfig": {"CapDrop": null, "CapAdd": null, "Privileged": false}}));
@@ -93,7 +93,7 @@ async fn mislabelled_and_forgeable_agents_are_reported() {
         |more: &[&'static str]| [vec!["--docker".to_owned(), on(&docker)], more.iter().map(|one| (*one).to_owned()).collect()].concat();
     let given = arguments(&["--container", "netns", "--trusted-proxy", "192.0.2.254"]);
     let (report, _) = check(&given.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    assert!(finding(&report, "agent-other-project")["seen"][0].as_str().unwrap().starts_with("stranger: "), "{report:#}");
+    assert!(finding(&report, "agent-other-project")["seen"][0].as_str().unwrap().starts_with("foreign: "), "{report:#}");
     assert!(finding(&report, "agent-label")["seen"][0].as_str().unwrap().starts_with("odd: "), "{report:#}");
     assert!(finding(&report, "agent-net-raw")["seen"][0].as_str().unwrap().starts_with("robot "), "{report:#}");
     assert_eq!(
@@ -114,7 +114,7 @@ async fn mislabelled_and_forgeable_agents_are_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn other_services_are_not_mistaken_for_the_gateway() {
     let sidecar = Harness::start(&[]);
-    // The sidecar's own door speaks TLS, and its admin listener HTTP.
+    // The sidecar's own listener uses TLS, its admin listener HTTP.
     for (address, id) in [(sidecar.address, "gateway-tls"), (sidecar.admin(), "gateway-unknown"), (free_address(), "gateway-down")] {
         let (report, success) = check(&["--docker", "off", "--gateway", &address.to_string()]).await;
         assert!(ids(&report).contains(id) && (!success || id == "gateway-unknown"), "{report:#}");

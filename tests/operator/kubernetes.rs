@@ -1,4 +1,4 @@
-//! What an operator is told where agents are pods.
+//! What an operator sees when agents are pods.
 
 use std::time::{Duration, Instant};
 
@@ -48,7 +48,7 @@ async fn status_the_page_and_metrics_name_kubernetes() {
     let kubernetes = FakeKubernetes::start();
     kubernetes.put(pod("builder", Some("true"), &["198.51.100.7"]));
     let flags = flags(&kubernetes);
-    let told = tokio::task::spawn_blocking(move || {
+    let texts = tokio::task::spawn_blocking(move || {
         let sidecar = Harness::start(&flags.iter().map(String::as_str).collect::<Vec<_>>());
         let deadline = Instant::now() + Duration::from_secs(20);
         while !sidecar.get("/metrics", "localhost").contains("loopgate_discovery_kubernetes_up 1") {
@@ -58,7 +58,7 @@ async fn status_the_page_and_metrics_name_kubernetes() {
         let status = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
         (status, sidecar.get("/", "localhost"), sidecar.get("/metrics", "localhost"))
     });
-    let (status, page, metrics) = told.await.unwrap();
+    let (status, page, metrics) = texts.await.unwrap();
     assert!(status.contains("  kubernetes     live for ") && status.contains("builder") && !status.contains("docker"), "{status}");
     assert!(page.contains("<dt>Kubernetes</dt>") && !page.contains("Docker"), "{page}");
     assert!(

@@ -72,10 +72,10 @@ fn metrics() -> String {
     let mut rows = Vec::new();
     let mut help = "";
     for line in answer.lines() {
-        if let Some(told) = line.strip_prefix("# HELP ") {
-            help = told.split_once(' ').unwrap().1;
-        } else if let Some(told) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = told.split_once(' ').unwrap();
+        if let Some(metadata) = line.strip_prefix("# HELP ") {
+            help = metadata.split_once(' ').unwrap().1;
+        } else if let Some(metadata) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = metadata.split_once(' ').unwrap();
             let suffix = match kind {
                 "counter" => "_total",
                 "info" => "_info",

@@ -50,7 +50,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let mended = checked.applied_to(config);
     drop(gateway);
 
-    report("  without TLS it is exposed, and trusts nobody");
+    report("  without TLS it is exposed, and trusts no proxy");
     let config = json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan", "auth": auth}});
     let gateway = openclaw.launch(&config);
     let checked = settled(&check);
@@ -65,7 +65,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let gateway = openclaw.launch(&config);
     let checked = settled(&check);
     assert_eq!(checked.errors(), ["trusted-proxies-loopback", "trusted-proxies-missing"], "{:#}", checked.report);
-    // Whoever trusts the bridge's network trusts the gateway's own address in it.
+    // Trust in the bridge's network includes the gateway's own address in it.
     assert!(checked.ids().contains(&"trusted-proxies-wide"), "{:#}", checked.report);
     assert_eq!(checked.applied_to(config)["gateway"]["trustedProxies"], mended["gateway"]["trustedProxies"]);
     drop(gateway);
@@ -104,19 +104,19 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     assert_eq!(checked.ids(), [""; 0], "{:#}", checked.report);
     assert!(checked.success);
 
-    report("  which is a set-up that works: an agent is let in, and whoever is none has to be approved");
+    report("  which is a set-up that works: an agent is accepted, and other clients need an approval");
     let ca = sidecar.ca();
     assert!(openclaw.client(Host::Agent, WS_URL).ca(&ca).connect().scopes().contains(&"operator.admin".to_owned()));
     openclaw.client(Host::External, WS_URL).ca(&ca).connect().pairing_request();
 
-    report("  a name for browsers, which the newer version must be told of");
+    report("  a name for browsers, which the newer version needs in its configuration");
     let checked = check(&["--tls-name", "gateway.example.com", "--openclaw-config", file[1]]);
     let refuses = version != "2026.2.19";
     assert_eq!(checked.ids().contains(&"origin-not-allowed"), refuses, "{:#}", checked.report);
     assert!(checked.ids().contains(&"certificate-names"), "{:#}", checked.report);
     if refuses {
         let allowed = &checked.applied_to(mended)["gateway"]["controlUi"]["allowedOrigins"];
-        assert_eq!(*allowed, json!(["https://gateway.example.com:18789"]));
+        assert_eq!(*allowed, json!(["https://gateway.example.com:18443"]));
     }
     sidecar.stop();
     Ok(())

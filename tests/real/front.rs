@@ -16,9 +16,9 @@ use loopgate_test_support::process::Process;
 use loopgate_test_support::requirements::{Missing, cache, exclusively, report};
 
 const DOCKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docker");
-/// The public name; nobody resolves it, clients are told where it is.
+/// The public name. It is in no DNS; clients are given its address.
 const SITE: &str = "gateway.example.com";
-/// Nobody's address, which clients claim to have.
+/// An unused address that clients claim to have.
 const CLAIMED: &str = "198.51.100.66";
 
 #[test]

@@ -33,7 +33,7 @@ impl<'a> OpenClaw<'a> {
         Ok(Self { network, version, modules, state, allowed_origins: Vec::new() })
     }
 
-    /// Lets pages of this origin in: for a host name, which unlike a private IP address is not the gateway's own without being told.
+    /// Allows pages of this origin. The gateway allows its private IP addresses by itself, but no host name.
     pub fn allow_origin(mut self, origin: &str) -> Self {
         self.allowed_origins.push(origin.into());
         self

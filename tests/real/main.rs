@@ -1,5 +1,5 @@
 //! loopgate on real parts: OpenClaw's own gateway, its Control UI in Chromium, curl, and traffic by the gigabyte, on hosts made of
-//! network namespaces. `tests/run real` installs what they need; a part that is missing is reported aloud, and is a failure where `CI`
+//! network namespaces. `tests/run real` installs what they need; a missing part is reported as NOT RUN, and is a failure if `CI`
 //! is `true`.
 
 mod backend;

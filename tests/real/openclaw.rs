@@ -52,9 +52,9 @@ fn openclaw_2026_9_6_pairs_agents_silently_and_asks_for_approval_of_everyone_els
     exclusively("OpenClaw 2026.9.6", || lanes("2026.9.6"));
 }
 
-/// A directory of a story's own, emptied; what is left in it afterwards is for whoever has to find out why it failed.
-pub fn directory(story: &str) -> PathBuf {
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(story);
+/// An empty directory of a test's own. Its files stay, so that a failure can be examined.
+pub fn directory(test: &str) -> PathBuf {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(test);
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).expect("a directory in the target directory");
     directory
@@ -116,7 +116,7 @@ fn forgeries_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
     for headers in FORGERIES {
         report(format_args!("    {headers:?}"));
         through(Host::External).headers(headers).connect().pairing_request();
-        // Without a device there is nobody to approve: such a client may know the token, but do nothing with it.
+        // A client without a device can't be approved: the token alone permits nothing.
         through(Host::External)
             .headers(headers)
             .without_device()
@@ -160,7 +160,7 @@ fn plain_http_passes(network: &Network, ca: &Path) {
     }
 }
 
-/// OpenClaw issue #30740: sub-agents in the gateway's own container that were told its bridge address.
+/// OpenClaw issue #30740: sub-agents in the gateway's own container that use its bridge address.
 fn own_addresses_are_agents(openclaw: &OpenClaw, through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
     report("  #30740: in the gateway's namespace, wss://172.18.0.2 is paired silently with `--own-addresses agent`");
     assert_eq!(through(Host::Gateway).connect().scopes(), local);
@@ -176,7 +176,7 @@ fn own_addresses_are_external(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Dev
 
 /// An operator who forgot `trustedProxies` has a gateway that refuses external clients, and not one that takes them for local.
 fn nothing_becomes_local_without_trust(through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
-    report("  without trustedProxies the external lane makes nobody local");
+    report("  without trustedProxies no client of the external lane is local");
     for headers in FORGERIES {
         report(format_args!("    {headers:?}"));
         let with_device = through(Host::External).headers(headers);

@@ -98,7 +98,7 @@ fn events(directory: &Path) -> Result<(), Missing> {
             curl.args(["--no-buffer", "--max-time", "30"]).arg(format!("{URL}/events")).stdout(Stdio::piped()).spawn().expect("curl");
         let mut lines = BufReader::new(curl.stdout.take().expect("a pipe")).lines();
         for number in 0..20 {
-            // The next event is not sent before this one is here, so whoever holds one back ends the stream.
+            // The next event is sent only after this one has arrived, so a delayed event ends the stream.
             tap.send(number.to_string()).expect("curl still reads");
             assert_eq!(lines.next().expect("an event in time").expect("a pipe"), format!("data: {number}"));
             assert_eq!(lines.next().expect("the end of an event in time").expect("a pipe"), "");

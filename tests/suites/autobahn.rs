@@ -103,7 +103,7 @@ fn cases_of(python: &Path, server: SocketAddr, cases: &[&str]) -> BTreeMap<Strin
     verdicts.into_iter().map(|[case, behavior, close, why]| (case, Verdict { behavior, close, why })).collect()
 }
 
-/// A plain door before the sidecar's own.
+/// A listener without TLS in front of the sidecar's.
 async fn bridge(client: TlsClient, tasks: Shutdown) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

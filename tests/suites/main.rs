@@ -31,6 +31,6 @@ fn output(command: &mut Command) -> String {
 }
 
 /// A runtime with a thread for each of the two processors that CI has.
-fn run<T>(story: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(story)
+fn run<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test)
 }

@@ -33,13 +33,13 @@ impl Life {
         *life = (life.0 + 1, Instant::now());
     }
 
-    /// Whether what comes from there may be heard as an agent's.
+    /// Whether a request from there may come by the agent lane.
     pub fn may_be_agent(&self) -> bool {
         let (turns, since) = *self.0.lock().unwrap();
         !turns.is_multiple_of(2) || turns > 0 && since.elapsed() < SOON
     }
 
-    /// Whether what comes over a connection that was made at `begun` may be heard as a stranger's: it stays on its lane, be that the lesser.
+    /// Whether a request on a connection opened at `begun` may come by the external lane: a connection keeps its lane.
     pub fn may_be_external(&self, begun: Instant) -> bool {
         let (turns, since) = *self.0.lock().unwrap();
         turns.is_multiple_of(2) || begun < since + SOON
@@ -74,7 +74,7 @@ impl Docker {
         Some(Self { engine, life: Arc::new(Life(Mutex::new((0, Instant::now())))) })
     }
 
-    /// The flags with which a sidecar goes by it.
+    /// The flags for a sidecar that uses it.
     pub fn flags(&self) -> [String; 2] {
         [format!("--docker=unix://{}", self.engine.socket().display()), "--container=gateway".into()]
     }

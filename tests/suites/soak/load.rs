@@ -50,17 +50,17 @@ pub struct Load {
 }
 
 /// Why a client did not get what it asked for.
-enum Trouble {
-    /// It was told so, by a status or by a connection that ended.
-    Told(String),
-    /// It got something else and was told that all is well.
-    Lied(String),
+enum Failure {
+    /// A failure that the client can see: a status, or a connection that ended.
+    Reported(String),
+    /// A wrong answer that looks like a success.
+    Wrong(String),
 }
 
-type Outcome = Result<(), Trouble>;
+type Outcome = Result<(), Failure>;
 
-fn told(error: impl std::fmt::Debug) -> Trouble {
-    Trouble::Told(format!("{error:?}"))
+fn reported(error: impl std::fmt::Debug) -> Failure {
+    Failure::Reported(format!("{error:?}"))
 }
 
 fn same(what: &str, got: &[u8], expected: &[u8]) -> Outcome {
@@ -68,7 +68,7 @@ fn same(what: &str, got: &[u8], expected: &[u8]) -> Outcome {
         return Ok(());
     }
     let at = got.iter().zip(expected).position(|(got, expected)| got != expected);
-    Err(Trouble::Lied(format!("{what}: {} bytes for {}, different from {at:?}", got.len(), expected.len())))
+    Err(Failure::Wrong(format!("{what}: {} bytes for {}, different from {at:?}", got.len(), expected.len())))
 }
 
 impl Load {
@@ -83,17 +83,17 @@ impl Load {
     /// Does `work`, and notes how it went.
     async fn verify(&self, what: &str, done: &AtomicU64, work: impl Future<Output = Outcome>) -> bool {
         let before = self.turns.load(Ordering::SeqCst);
-        let outcome = tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(Trouble::Lied("a hang".into())));
+        let outcome = tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(Failure::Wrong("a hang".into())));
         let undisturbed = before.is_multiple_of(2) && before == self.turns.load(Ordering::SeqCst);
         match outcome {
             Ok(()) => {
                 done.fetch_add(1, Ordering::Relaxed);
                 return true;
             }
-            Err(Trouble::Told(_)) if !undisturbed => {
+            Err(Failure::Reported(_)) if !undisturbed => {
                 self.excused.fetch_add(1, Ordering::Relaxed);
             }
-            Err(Trouble::Told(why) | Trouble::Lied(why)) => self.failures.lock().unwrap().push(format!("{what}: {why}")),
+            Err(Failure::Reported(why) | Failure::Wrong(why)) => self.failures.lock().unwrap().push(format!("{what}: {why}")),
         }
         false
     }
@@ -107,7 +107,7 @@ impl Load {
 /// Requests with and without a body, of all sizes: some dozens on each connection, over HTTP/2 four at once.
 pub async fn http(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
     while !ending.has_begun() {
-        let stream = TokioIo::new(client.connect(alpn).await.expect("the door is always open"));
+        let stream = TokioIo::new(client.connect(alpn).await.expect("the sidecar always accepts"));
         if alpn == "h2" {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.expect("HTTP/2");
             let driven = tokio::select! {
@@ -173,11 +173,11 @@ fn body(number: usize) -> Bytes {
 }
 
 async fn answer(number: usize, response: impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>>) -> Outcome {
-    let response = response.await.map_err(told)?;
+    let response = response.await.map_err(reported)?;
     let status = response.status();
-    let got = response.into_body().collect().await.map_err(told)?.to_bytes();
+    let got = response.into_body().collect().await.map_err(reported)?.to_bytes();
     if status != StatusCode::OK {
-        return Err(Trouble::Told(format!("{status}: {}", String::from_utf8_lossy(&got))));
+        return Err(Failure::Reported(format!("{status}: {}", String::from_utf8_lossy(&got))));
     }
     let expected = if number.is_multiple_of(3) { pattern(size(number)) } else { body(number) };
     same("a body", &got, &expected)
@@ -186,22 +186,22 @@ async fn answer(number: usize, response: impl Future<Output = hyper::Result<http
 /// WebSockets of twenty messages each, which are then closed.
 pub async fn websockets(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
     while !ending.has_begun() {
-        let stream = client.connect(alpn).await.expect("the door is always open");
+        let stream = client.connect(alpn).await.expect("the sidecar always accepts");
         let conversation = async {
             let mut socket = socket(stream, alpn).await?;
             for _ in 0..20 {
                 let message = body(load.next());
-                socket.send(Message::Binary(message.clone())).await.map_err(told)?;
+                socket.send(Message::Binary(message.clone())).await.map_err(reported)?;
                 match socket.next().await {
                     Some(Ok(Message::Binary(echo))) => same("a message", &echo, &message)?,
-                    other => return Err(told(other)),
+                    other => return Err(reported(other)),
                 }
                 load.messages.fetch_add(1, Ordering::Relaxed);
             }
-            socket.close(None).await.map_err(told)?;
+            socket.close(None).await.map_err(reported)?;
             match socket.next().await {
                 Some(Ok(Message::Close(_))) => Ok(()),
-                other => Err(told(other)),
+                other => Err(reported(other)),
             }
         };
         load.verify(&format!("a WebSocket over {alpn}"), &load.requests, conversation).await;
@@ -209,46 +209,46 @@ pub async fn websockets(load: Arc<Load>, client: TlsClient, alpn: &'static str, 
 }
 
 /// A WebSocket on `stream`, the only one of its connection.
-async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStream<Box<dyn Io>>, Trouble> {
+async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStream<Box<dyn Io>>, Failure> {
     if alpn != "h2" {
         let stream: Box<dyn Io> = Box::new(stream);
-        return Ok(tokio_tungstenite::client_async("wss://localhost/ws", stream).await.map_err(told)?.0);
+        return Ok(tokio_tungstenite::client_async("wss://localhost/ws", stream).await.map_err(reported)?.0);
     }
-    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(told)?;
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(reported)?;
     let mut request = Request::connect("https://localhost/ws").body(Empty::<Bytes>::new()).unwrap();
     request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
     request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
     // It ends with the stream that is the last to use it.
     TokioExecutor::new().execute(connection);
-    let response = sender.send_request(request).await.map_err(told)?;
+    let response = sender.send_request(request).await.map_err(reported)?;
     if response.status() != StatusCode::OK {
-        return Err(Trouble::Told(response.status().to_string()));
+        return Err(Failure::Reported(response.status().to_string()));
     }
-    let stream: Box<dyn Io> = Box::new(TokioIo::new(hyper::upgrade::on(response).await.map_err(told)?));
+    let stream: Box<dyn Io> = Box::new(TokioIo::new(hyper::upgrade::on(response).await.map_err(reported)?));
     Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
 }
 
-/// A client at the address of a container that comes and goes: it is told on which lane it is heard, for some
+/// A client at the address of a container that starts and stops: each answer names the lane of its request, for some
 /// seconds on each connection.
 pub async fn container(load: Arc<Load>, client: TlsClient, alpn: &'static str, life: Arc<Life>, ending: Shutdown) {
     while !ending.has_begun() {
         let (lives, begun) = (life.turns(), Instant::now());
-        let stream = TokioIo::new(client.connect(alpn).await.expect("the door is always open"));
+        let stream = TokioIo::new(client.connect(alpn).await.expect("the sidecar always accepts"));
         let asking = async {
             if alpn == "h2" {
-                let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.map_err(told)?;
+                let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.map_err(reported)?;
                 TokioExecutor::new().execute(connection);
                 while begun.elapsed() < WHILE {
                     let request = Request::get("https://localhost/lane").body(Full::<Bytes>::default()).unwrap();
-                    heard(&load, &life, begun, sender.send_request(request).await).await?;
+                    judge_lane(&load, &life, begun, sender.send_request(request).await).await?;
                 }
             } else {
-                let (mut sender, connection) = http1::handshake(stream).await.map_err(told)?;
+                let (mut sender, connection) = http1::handshake(stream).await.map_err(reported)?;
                 TokioExecutor::new().execute(connection);
                 while begun.elapsed() < WHILE {
-                    sender.ready().await.map_err(told)?;
+                    sender.ready().await.map_err(reported)?;
                     let request = Request::get("/lane").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
-                    heard(&load, &life, begun, sender.send_request(request).await).await?;
+                    judge_lane(&load, &life, begun, sender.send_request(request).await).await?;
                 }
             }
             Ok(())
@@ -257,7 +257,7 @@ pub async fn container(load: Arc<Load>, client: TlsClient, alpn: &'static str, l
         let outcome = asking.await;
         load.verify("a container", &load.requests, async {
             match outcome {
-                Err(Trouble::Told(_)) if lives != life.turns() => Ok(()),
+                Err(Failure::Reported(_)) if lives != life.turns() => Ok(()),
                 outcome => outcome,
             }
         })
@@ -265,17 +265,17 @@ pub async fn container(load: Arc<Load>, client: TlsClient, alpn: &'static str, l
     }
 }
 
-async fn heard(load: &Load, life: &Life, begun: Instant, response: hyper::Result<http::Response<hyper::body::Incoming>>) -> Outcome {
-    let response = response.map_err(told)?;
+async fn judge_lane(load: &Load, life: &Life, begun: Instant, response: hyper::Result<http::Response<hyper::body::Incoming>>) -> Outcome {
+    let response = response.map_err(reported)?;
     let status = response.status();
-    let lane = response.into_body().collect().await.map_err(told)?.to_bytes();
+    let lane = response.into_body().collect().await.map_err(reported)?.to_bytes();
     if status != StatusCode::OK {
-        return Err(Trouble::Told(status.to_string()));
+        return Err(Failure::Reported(status.to_string()));
     }
     let counter = match &*lane {
         b"agent" if life.may_be_agent() => &load.as_agent,
         b"external" if life.may_be_external(begun) => &load.as_external,
-        other => return Err(Trouble::Lied(format!("heard on {:?}, {life:?}", String::from_utf8_lossy(other)))),
+        other => return Err(Failure::Wrong(format!("came by {:?}, {life:?}", String::from_utf8_lossy(other)))),
     };
     counter.fetch_add(1, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_millis(25)).await;
@@ -286,15 +286,15 @@ async fn heard(load: &Load, life: &Life, begun: Instant, response: hyper::Result
 pub async fn events(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
     let expected: String = (0..30).map(event).collect();
     while !ending.has_begun() {
-        let stream = TokioIo::new(client.connect("http/1.1").await.expect("the door is always open"));
+        let stream = TokioIo::new(client.connect("http/1.1").await.expect("the sidecar always accepts"));
         let (mut sender, connection) = http1::handshake(stream).await.expect("HTTP/1.1");
         let listening = async {
             let request = Request::get("/events/30").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
-            let response = sender.send_request(request).await.map_err(told)?;
+            let response = sender.send_request(request).await.map_err(reported)?;
             let status = response.status();
-            let got = response.into_body().collect().await.map_err(told)?.to_bytes();
+            let got = response.into_body().collect().await.map_err(reported)?.to_bytes();
             if status != StatusCode::OK {
-                return Err(Trouble::Told(status.to_string()));
+                return Err(Failure::Reported(status.to_string()));
             }
             same("events", &got, expected.as_bytes())
         };
@@ -323,7 +323,7 @@ pub async fn resets(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
         if ending.has_begun() {
             return;
         }
-        let mut stream = client.connect("http/1.1").await.expect("the door is always open");
+        let mut stream = client.connect("http/1.1").await.expect("the sidecar always accepts");
         stream.write_all(start.as_bytes()).await.expect("an open connection");
         // A first piece of the answer where there is one, and no longer than a moment where there is none.
         let _ = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut [0; 512])).await;

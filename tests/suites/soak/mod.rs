@@ -116,7 +116,7 @@ async fn soak(length: Duration) {
     if let Some(docker) = &docker {
         let (agent, external) = (done(&load.as_agent), done(&load.as_external));
         say(format_args!(
-            "  a container came and went {} times: heard {agent} times as an agent, {external} times as a stranger",
+            "  a container started or stopped {} times: {agent} requests by the agent lane, {external} by the external lane",
             docker.life.turns()
         ));
         assert!(agent > 0 && external > 0, "it was both");

@@ -1,4 +1,4 @@
-//! A Docker Engine API on a unix socket, for the real bollard to talk to: lists, inspections and events, and whatever else a story scripts.
+//! A Docker Engine API on a unix socket, for the real bollard to talk to: lists, inspections and events, and whatever else a test scripts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -57,7 +57,7 @@ impl FakeDocker {
         self.running = Some(self.tasks.spawn(accept(listener, Arc::clone(&self.shared))));
     }
 
-    /// Takes it down in the middle of whatever it was saying; the socket file stays unless `tidy`.
+    /// Takes it down, in the middle of any response; the socket file stays unless `tidy`.
     pub async fn down(&mut self, tidy: bool) {
         if let Some(running) = self.running.take() {
             running.abort();
@@ -74,36 +74,36 @@ impl FakeDocker {
         self.state().subscribers.clear();
     }
 
-    /// Starts a container, made by [`container`], and says so.
+    /// Starts a container, made by [`container`], and sends the event.
     pub fn run(&self, container: Value) {
         let id = self.put(container);
         self.event("container", "start", &id, json!({}));
     }
 
-    /// Starts a container without a word; returns its id.
+    /// Starts a container without an event; returns its id.
     pub fn put(&self, container: Value) -> String {
         let id = container["Id"].as_str().expect("a container has an id").to_owned();
         self.state().containers.insert(id.clone(), container);
         id
     }
 
-    /// Stops a container and says so.
+    /// Stops a container and sends the event.
     pub fn stop(&self, id: &str) {
         self.take(id);
         self.event("container", "die", id, json!({}));
     }
 
-    /// Stops a container without a word.
+    /// Stops a container without an event.
     pub fn take(&self, id: &str) {
         self.state().containers.remove(id);
     }
 
-    /// What inspecting `id` shall tell; nothing (404) unless given.
+    /// Sets the answer to inspecting `id`; without it the answer is 404.
     pub fn details(&self, id: &str, details: Value) {
         self.state().details.insert(id.to_owned(), details);
     }
 
-    /// Sends an event to whoever has subscribed.
+    /// Sends an event to every subscriber.
     pub fn event(&self, kind: &str, action: &str, actor: &str, attributes: Value) {
         let event = json!({"Type": kind, "Action": action, "Actor": {"ID": actor, "Attributes": attributes}, "timeNano": 1_766_000_000_123_456_789_i64});
         let line = Bytes::from(format!("{event}\n"));
@@ -143,11 +143,11 @@ impl FakeDocker {
     }
 
     fn state(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().expect("no story panics within")
+        self.shared.lock().expect("never poisoned")
     }
 }
 
-/// A running container as `GET /containers/json` tells it: `{"Id", "Names", "Labels", ...}`, with an address on each network.
+/// A running container as `GET /containers/json` lists it: `{"Id", "Names", "Labels", ...}`, with an address on each network.
 pub fn container(id: &str, labels: Value, addresses: &[(&str, &str)]) -> Value {
     let networks: serde_json::Map<String, Value> = addresses
         .iter()
@@ -176,7 +176,7 @@ async fn accept(listener: UnixListener, shared: Arc<Mutex<Shared>>) {
 
 async fn serve(stream: UnixStream, shared: Arc<Mutex<Shared>>) {
     let service = service_fn(|request| answer(request, Arc::clone(&shared)));
-    // A client that hangs up is none of the engine's business.
+    // A client may disconnect at any time.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
@@ -184,14 +184,14 @@ async fn answer(request: Request<Incoming>, shared: Arc<Mutex<Shared>>) -> Resul
     let path = request.uri().path().to_owned();
     let (method, upgrade) = (request.method().clone(), request.headers().contains_key("upgrade"));
     let silent = {
-        let mut shared = shared.lock().expect("no story panics within");
+        let mut shared = shared.lock().expect("never poisoned");
         shared.requests.push(path.clone());
         shared.silent.contains(&path)
     };
     if silent {
         std::future::pending::<()>().await;
     }
-    let mut shared = shared.lock().expect("no story panics within");
+    let mut shared = shared.lock().expect("never poisoned");
     if (method != Method::GET && method != Method::HEAD) || upgrade {
         return Ok(full(StatusCode::METHOD_NOT_ALLOWED, message("loopgate only reads")));
     }

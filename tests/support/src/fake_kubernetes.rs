@@ -1,4 +1,4 @@
-//! A Kubernetes API server over real TLS: lists with pages, watches with bookmarks, token reviews, and whatever else a story scripts.
+//! A Kubernetes API server over real TLS: lists with pages, watches with bookmarks, token reviews, and whatever else a test scripts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -38,7 +38,7 @@ pub struct FakeKubernetes {
     tasks: JoinSet<()>,
 }
 
-/// What a token is good for: its pod's name and uid, its service account, and its audience.
+/// What a token proves: its pod's name and uid, its service account, and its audience.
 struct Token {
     pod: String,
     uid: String,
@@ -50,7 +50,7 @@ struct Token {
 struct Shared {
     version: u64,
     pods: BTreeMap<String, Value>,
-    /// Every event that there was, so that a watch may begin anywhere after `forgotten`.
+    /// Every event so far, so that a watch may begin anywhere after `forgotten`.
     events: Vec<(u64, Value)>,
     forgotten: u64,
     tokens: BTreeMap<String, Token>,
@@ -63,7 +63,7 @@ struct Shared {
 }
 
 impl FakeKubernetes {
-    /// Starts one without a pod, which believes the credentials in [`FakeKubernetes::credentials`].
+    /// Starts one without a pod, which accepts the credentials in [`FakeKubernetes::credentials`].
     pub fn start() -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
@@ -105,13 +105,13 @@ impl FakeKubernetes {
         self.credentials.path().to_owned()
     }
 
-    /// Believes only `token` of the sidecar's own from now on, and puts it where the kubelet does.
+    /// Accepts only `token` from the sidecar from now on, and writes it where the kubelet does.
     pub fn rotate(&self, token: &str) {
         self.expire(token);
         std::fs::write(self.credentials.path().join("token"), format!("{token}\n")).expect("written");
     }
 
-    /// Believes only `token` of the sidecar's own, before the kubelet has brought it.
+    /// Accepts only `token` from the sidecar, before the kubelet has written it.
     pub fn expire(&self, token: &str) {
         self.state().own_token = token.to_owned();
     }
@@ -126,7 +126,7 @@ impl FakeKubernetes {
         self.running = Some(self.tasks.spawn(accept(listener, self.acceptor.clone(), Arc::clone(&self.shared))));
     }
 
-    /// Takes it down in the middle of whatever it was saying.
+    /// Takes it down, in the middle of any response.
     pub async fn down(&mut self) {
         if let Some(running) = self.running.take() {
             running.abort();
@@ -140,7 +140,7 @@ impl FakeKubernetes {
         self.state().watchers.clear();
     }
 
-    /// Creates or changes a pod, made by [`pod`], and tells those who watch.
+    /// Creates or changes a pod, made by [`pod`], and notifies watchers.
     pub fn put(&self, pod: Value) {
         let mut state = self.state();
         let name = pod["metadata"]["name"].as_str().expect("a pod has a name").to_owned();
@@ -148,10 +148,10 @@ impl FakeKubernetes {
         let now = labelled(&pod);
         let pod = state.store(&name, pod);
         match (before, now) {
-            (false, true) => state.tell("ADDED", pod),
-            (true, true) => state.tell("MODIFIED", pod),
-            // Whoever watches labelled pods is told that it is gone, with the pod as it was.
-            (true, false) => state.tell("DELETED", pod),
+            (false, true) => state.notify("ADDED", pod),
+            (true, true) => state.notify("MODIFIED", pod),
+            // A watch of labelled pods reports it as deleted, with the pod as it was.
+            (true, false) => state.notify("DELETED", pod),
             (false, false) => {}
         }
     }
@@ -163,15 +163,15 @@ impl FakeKubernetes {
         self.put(pod);
     }
 
-    /// Takes a pod away and tells those who watch.
+    /// Removes a pod and notifies watchers.
     pub fn delete(&self, name: &str) {
         let mut state = self.state();
         let pod = state.pods.remove(name).expect("there is such a pod");
         state.version += 1;
-        state.tell("DELETED", pod);
+        state.notify("DELETED", pod);
     }
 
-    /// The same without a word.
+    /// The same without an event.
     pub fn take(&self, name: &str) {
         let mut state = self.state();
         state.pods.remove(name).expect("there is such a pod");
@@ -183,10 +183,10 @@ impl FakeKubernetes {
         let mut state = self.state();
         state.version += 1;
         let bookmark = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": state.version.to_string()}});
-        state.tell("BOOKMARK", bookmark);
+        state.notify("BOOKMARK", bookmark);
     }
 
-    /// Forgets what happened until now: whoever wants to watch from there gets 410 by HTTP, whoever watches gets it as an event.
+    /// Drops the history: a new watch from before gets 410 by HTTP, an existing one gets it as an event.
     pub fn forget(&self) {
         let mut state = self.state();
         state.version += 1;
@@ -226,8 +226,8 @@ impl FakeKubernetes {
     pub fn token(&self, token: &str, pod: &str, audience: &str) {
         let mut state = self.state();
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let told = &state.pods[pod];
-        let (uid, account) = (text(&told["metadata"]["uid"]), text(&told["spec"]["serviceAccountName"]));
+        let stored = &state.pods[pod];
+        let (uid, account) = (text(&stored["metadata"]["uid"]), text(&stored["spec"]["serviceAccountName"]));
         state.tokens.insert(token.to_owned(), Token { pod: pod.to_owned(), uid, account, audience: audience.to_owned() });
     }
 
@@ -242,7 +242,7 @@ impl FakeKubernetes {
     }
 
     fn state(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().expect("no story panics within")
+        self.shared.lock().expect("never poisoned")
     }
 }
 
@@ -269,7 +269,7 @@ impl Shared {
         pod
     }
 
-    fn tell(&mut self, kind: &str, mut object: Value) {
+    fn notify(&mut self, kind: &str, mut object: Value) {
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
         let event = json!({"type": kind, "object": object});
         let line = Bytes::from(format!("{event}\n"));
@@ -308,7 +308,7 @@ async fn answer(request: Request<Incoming>, shared: Arc<Mutex<Shared>>) -> Resul
         (&Method::POST, "/apis/authentication.k8s.io/v1/tokenreviews") => "create tokenreviews",
         _ => return Ok(status(StatusCode::NOT_FOUND, "the server could not find the requested resource")),
     };
-    let mut shared = shared.lock().expect("no story panics within");
+    let mut shared = shared.lock().expect("never poisoned");
     shared.requests.push(what.to_owned());
     let bearer = head.headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
     if bearer != Some(shared.own_token.as_str()) {
@@ -320,7 +320,7 @@ async fn answer(request: Request<Incoming>, shared: Arc<Mutex<Shared>>) -> Resul
     let labelled_only = query.get("labelSelector").map(String::as_str) == Some("loopgate.dev/agent");
     Ok(match what {
         "create tokenreviews" => review(&shared, &serde_json::from_slice(&body).unwrap_or_default()),
-        _ if !labelled_only => status(StatusCode::BAD_REQUEST, "only labelled pods are anybody's business"),
+        _ if !labelled_only => status(StatusCode::BAD_REQUEST, "only labelled pods may be listed"),
         "list pods" => list(&shared, &query),
         _ => watch(&mut shared, &query),
     })
@@ -332,7 +332,7 @@ fn pair(pair: &str) -> Option<(String, String)> {
 }
 
 fn list(shared: &Shared, query: &BTreeMap<String, String>) -> Response<Body> {
-    // A story that is here has asked the cache, which may bring back the dead.
+    // A list from the cache may return pods that are gone.
     if query.contains_key("resourceVersion") {
         return status(StatusCode::BAD_REQUEST, "a list from the cache");
     }
