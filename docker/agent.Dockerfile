@@ -1,4 +1,4 @@
-# An agent's image with loopgate added: what runs in it reaches the gateway at ws://127.0.0.1:18789, as a client of its own.
+# Adds loopgate to an agent's image: programs in it reach the gateway at ws://127.0.0.1:18789, as local clients.
 ARG LOOPGATE_IMAGE=ghcr.io/loopgate/loopgate:0.1.0
 ARG AGENT_BASE=ghcr.io/openclaw/openclaw:2026.9.6
 FROM ${LOOPGATE_IMAGE} AS loopgate

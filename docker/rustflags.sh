@@ -1,21 +1,21 @@
 #!/bin/sh
-# docker/rustflags.sh ARCHITECTURE: the RUSTFLAGS that a release is compiled with, for docker/Dockerfile and tests/bench/run, with what
-# docker/profile.sh has left beside this file, if it has. The target has to be named to cargo: build scripts can't be linked like this.
+# docker/rustflags.sh ARCHITECTURE: prints the RUSTFLAGS of a release, for docker/Dockerfile and tests/bench/run; with the profile of
+# docker/profile.sh, if there is one. Pass --target to cargo explicitly: build scripts can't be linked with these flags.
 cd "$(dirname "$0")" || exit
-# Packed relocations save half a megabyte on amd64. Rust makes static programs for arm64 that run at a fixed address: they have next to none.
+# Packed relocations save half a megabyte on amd64. Static programs for arm64 run at a fixed address and have almost no relocations.
 flags="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
 made=
 if [ -f loopgate.profdata ]; then
-  # An older compiler could not even read it.
+  # Other compilers may not be able to read it.
   if [ "$(rustc --version)" = "$(cat loopgate.rustc)" ]; then
     made=yes
     flags="$flags -C profile-use=$PWD/loopgate.profdata"
   else
-    echo "docker/rustflags.sh: the profile is left out, it is another compiler's: make it anew by docker/profile.sh" >&2
+    echo "docker/rustflags.sh: ignoring the profile of another compiler; run docker/profile.sh again" >&2
   fi
 fi
-# The order is of amd64's functions, and only LLVM's linker knows the option. It comes with Rust, and is not taken by itself where another
-# compiler than `cc` links.
+# The order file is for amd64, and only LLVM's linker has the option. It comes with Rust, and has to be selected explicitly where the linker
+# is not `cc`.
 lld=$(rustc --print sysroot)/lib/rustlib/x86_64-unknown-linux-gnu/bin/gcc-ld
 if [ -n "$made" ] && [ -f loopgate.order ] && [ -x "$lld/ld.lld" ] && { [ "$1" = amd64 ] || [ "$1" = x86_64 ]; }; then
   flags="$flags -C link-arg=-B$lld -C link-arg=-fuse-ld=lld"

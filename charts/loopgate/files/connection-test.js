@@ -1,5 +1,5 @@
 // The pod of `helm test`: from another pod, through the Service. Plaintext must be refused, and behind TLS there must be
-// a gateway that greets a WebSocket. The certificate is not verified: this pod has no CA to hold it against.
+// a gateway that greets a WebSocket. The certificate is not verified: this pod has no CA.
 const http = require("node:http");
 const https = require("node:https");
 

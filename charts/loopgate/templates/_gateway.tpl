@@ -1,4 +1,4 @@
-{{- /* openclaw.json: the user's, with what keeps the gateway behind the sidecar. */ -}}
+{{- /* openclaw.json: the user's values, and those that keep the gateway behind the sidecar. */ -}}
 {{- define "loopgate.gateway.config" -}}
 {{- $config := deepCopy (default dict .Values.gateway.config) -}}
 {{- with include "loopgate.publicNames" . | fromJsonArray -}}
@@ -18,13 +18,13 @@
 {{- uniq $names | toJson -}}
 {{- end -}}
 
-{{- /* A native sidecar gets its signal after the gateway has stopped: the two times add up. */ -}}
+{{- /* A native sidecar is stopped after the gateway: the two times add up. */ -}}
 {{- define "loopgate.gracePeriod" -}}
 {{- $needed := add .Values.gateway.stopSeconds .Values.sidecar.drainTimeoutSeconds 5 -}}
 {{- default $needed .Values.terminationGracePeriodSeconds | int -}}
 {{- end -}}
 
-{{- /* What the schema can't say. Each line names the value to change. */ -}}
+{{- /* Checks that the schema can't express. Each message names the value to change. */ -}}
 {{- define "loopgate.validate" -}}
 {{- if and .Values.sidecar.native (semverCompare "<1.29.0-0" .Capabilities.KubeVersion.Version) -}}
 {{- fail (printf "sidecar.native needs Kubernetes 1.29, this is %s: set sidecar.native=false" .Capabilities.KubeVersion.Version) -}}
@@ -44,7 +44,7 @@
 {{- end -}}
 {{- if not (or .Values.gateway.existingConfigMap (hasKey (default dict $gateway.controlUi) "allowedOrigins")) -}}
 {{- range include "loopgate.publicNames" . | fromJsonArray -}}
-{{- if contains "*" . }}{{ fail (printf "%s is no origin of a page: name the ones that browsers show in gateway.config.gateway.controlUi.allowedOrigins" .) }}{{ end -}}
+{{- if contains "*" . }}{{ fail (printf "%s is not an origin: list the origins that browsers show in gateway.config.gateway.controlUi.allowedOrigins" .) }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- range list "token" "password" -}}
@@ -80,7 +80,7 @@
 {{- include "loopgate.validate.config" . -}}
 {{- include "loopgate.validate.state" . -}}
 {{- if and .Values.external.proxyProtocol (not .Values.external.trustedProxies) -}}
-{{- fail "external.proxyProtocol needs external.trustedProxies: nobody else's PROXY line is believed" -}}
+{{- fail "external.proxyProtocol needs external.trustedProxies: PROXY headers are accepted from these only" -}}
 {{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.enabled needs ingress.hosts" -}}
@@ -108,7 +108,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* What the sidecar's file can't say because the environment, which beats it, does. */ -}}
+{{- /* Keys that the sidecar's file can't set, because the environment overrides them. */ -}}
 {{- define "loopgate.validate.config" -}}
 {{- $said := dict
   "state_dir" "state" "admin" "metrics.port" "discovery" "agents.discovery"
@@ -141,7 +141,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* The CA's key is out of the gateway's reach: no mount of the gateway's has loopgate's directory in it. */ -}}
+{{- /* The gateway must not read the CA's key: none of its mounts may contain loopgate's directory. */ -}}
 {{- define "loopgate.validate.state" -}}
 {{- if .Values.gateway.enabled -}}
 {{- $volume := "loopgate-state" -}}

@@ -241,7 +241,7 @@ configuration as `run`. Lists are separated by commas; the schema lets none into
         path: token
 {{- end }}
 {{- if include "loopgate.discovery" . }}
-{{- /* Projected into the sidecar alone: automounting would hand the service account to the gateway too. */}}
+{{- /* Projected into the sidecar only: automounting would give the service account to the gateway too. */}}
 - name: loopgate-api-access
   projected:
     defaultMode: 0440
