@@ -32,7 +32,7 @@ impl Running {
             let line = line.unwrap_or_else(|| panic!("{word} is not printed"));
             line.trim_start().strip_prefix(word).unwrap().trim().to_owned()
         };
-        after("All 16 checks held.");
+        after("All 16 checks passed.");
         let (url, ca, fingerprint) = (after("URL"), after("CA"), after("Fingerprint"));
         // The reader goes: what else is printed has no one to read it, which must not matter.
         Self { child, url, ca, fingerprint }
@@ -81,7 +81,7 @@ fn demo_once_checks_both_lanes_in_every_protocol_and_exits_with_0() {
     let output = demo(&["--once"]).output().unwrap();
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success() && err.is_empty(), "{out}{err}");
-    assert!(out.contains("All 16 checks held."), "{out}");
+    assert!(out.contains("All 16 checks passed."), "{out}");
     for word in ["agent lane", "external lane", "HTTP/1.1", "HTTP/2", "WebSocket, h1", "WebSocket, h2", "127.77.", "127.0.0.2", "192.0.2.1"]
     {
         assert!(out.contains(word), "{word}: {out}");

@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::certificate_names::follow_names;
+use super::error::Error;
+use super::gateway_token;
 use super::tls_reloader::{self, TlsReloader};
-use super::{Error, gateway_token};
-use crate::admin::{self, Desk};
+use crate::admin::{self, AdminState};
 use crate::config::live::apply;
 use crate::config::{self, Config};
 use crate::discovery::kubernetes::api::Api;
@@ -24,7 +25,7 @@ use crate::fingerprint::Fingerprint;
 use crate::listener;
 use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
-use crate::metrics::{self, Doors};
+use crate::metrics::{self, Listeners};
 use crate::openclaw::files::{self, Unreadable};
 use crate::openclaw::keep_paired::KeepPaired;
 #[cfg(feature = "otel")]
@@ -68,8 +69,8 @@ impl Sidecar {
         let shutdown = Shutdown::new();
         let admin_shutdown = Shutdown::new();
         let admin = config.admin.map(admin::bind).transpose()?;
-        let docker = metrics::Discovery::default();
-        let mut view = discovery::start(&config, &docker, &shutdown);
+        let discovery_metrics = metrics::Discovery::default();
+        let mut view = discovery::start(&config, &discovery_metrics, &shutdown);
         let token = gateway_token::inherited(&config)?;
         for Unreadable { key, path, error } in files::unreadable(&config.gateway) {
             warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
@@ -87,7 +88,7 @@ impl Sidecar {
         let recorder = exporter.clone().map(|exporter| exporter as Arc<dyn Recorder>);
         #[cfg(not(feature = "otel"))]
         let recorder: Option<Arc<dyn Recorder>> = None;
-        let (traffic, doors) = (Arc::new(Traffic::told_to(recorder)), Doors::default());
+        let (traffic, doors) = (Arc::new(Traffic::told_to(recorder)), Listeners::default());
         let enrolment = Arc::new(enrolment(&config, &pki, view.clone(), &shutdown));
         let enrolments = enrolment.metrics().clone();
         let enrol: Enrol = Box::new(move |stream, peer| {
@@ -111,11 +112,15 @@ impl Sidecar {
             let mut registry = Registry::with_prefix("loopgate");
             traffic.register(&mut registry);
             doors.register(&mut registry);
-            docker.register(&mut registry, &[config.load().discovery]);
+            discovery_metrics.register(&mut registry);
+            match config.load().discovery {
+                config::Discovery::Docker => discovery_metrics.register_docker(&mut registry),
+                config::Discovery::Kubernetes => discovery_metrics.register_kubernetes(&mut registry),
+            }
             enrolments.register(&mut registry);
             let health = Health::default();
             health.register(&mut registry);
-            let state = Desk {
+            let state = AdminState {
                 gateway,
                 gateway_lost: AtomicBool::new(false),
                 listen: config.load().listen.on.clone(),

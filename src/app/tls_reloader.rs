@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{error, info};
 
-use super::Error;
+use super::error::Error;
 use crate::config::Config;
 use crate::error_chain::error_chain;
 use crate::pki::Identity;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use tracing::info;
 
 use super::agent_flags::{Flags, Given, given, runtime, value};
+use super::error::Error;
 use super::flags::refuse_unknown_variables;
-use super::{Error, log};
+use super::log;
 use crate::agent::{self, supervise::Signals};
 use crate::config::parse;
 use crate::openclaw::ready;

@@ -164,7 +164,7 @@ pub fn wrong(flag: &str, what: &str) -> config::Error {
 }
 
 /// A runtime for a forwarder: two threads carry more than one agent asks for.
-pub fn runtime() -> Result<tokio::runtime::Runtime, super::Error> {
+pub fn runtime() -> Result<tokio::runtime::Runtime, super::error::Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.map_err(super::Error::io("starting the runtime"))
+    runtime.map_err(super::error::Error::io("starting the runtime"))
 }

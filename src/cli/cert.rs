@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::error::Error;
 use super::flags::{Flags, Selection};
-use super::{Error, output};
+use super::output;
 use crate::config::key::Key;
 use crate::config::parse;
 use crate::pki::{RotateKey, offline};

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::error::Error;
 use super::flags::Flags;
+use super::output;
 use super::table::{Tone, colours, paint};
-use super::{Error, output};
 use crate::check::{self, Finding, Report, Severity};
 
 /// Looks for what is wrong with the configuration and the surroundings, and says what to do

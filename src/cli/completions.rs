@@ -2,7 +2,8 @@
 
 use clap_complete::Shell;
 
-use super::{Error, output};
+use super::error::Error;
+use super::output;
 
 /// Prints completions for a shell
 #[derive(Debug, clap::Args)]
@@ -11,9 +12,9 @@ pub struct Args {
     shell: Shell,
 }
 
-/// Prints them.
-pub fn run(args: &Args) -> Result<(), Error> {
+/// Prints the completions of `command`.
+pub fn run(args: &Args, mut command: clap::Command) -> Result<(), Error> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut super::command(), "loopgate", &mut script);
+    clap_complete::generate(args.shell, &mut command, "loopgate", &mut script);
     output::print(script)
 }

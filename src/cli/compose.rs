@@ -4,7 +4,8 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{Error, output};
+use super::error::Error;
+use super::output;
 use crate::compose::{self, Options, Remark, render};
 use crate::config;
 use crate::config::layer::Problem;

@@ -1,7 +1,8 @@
 //! `loopgate config`: what the configuration is, and what it may be.
 
+use super::error::Error;
 use super::flags::Flags;
-use super::{Error, output};
+use super::output;
 use crate::config::{example, schema, show, validate};
 
 /// Shows the configuration, or its schema

@@ -3,14 +3,15 @@
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 
-use super::{Error, log};
+use super::error::Error;
+use super::log;
 use crate::config::{Config, Log, parse};
 use crate::demo;
 
 /// Shows what each lane looks like, on this machine and without Docker
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// End after the self-check, with exit status 0 only if all of it held
+    /// Exit after the self-check, with status 0 only if every check passed
     #[arg(long)]
     once: bool,
     /// Where the sidecar of the demonstration listens
@@ -20,7 +21,7 @@ pub struct Args {
 
 /// Runs the demonstration.
 pub fn run(args: Args) -> Result<(), Error> {
-    // What a sidecar says as it starts and stops would stand between the lines of the table.
+    // The sidecar's log lines would appear within the table.
     log::init(&Log { level: "warn".into(), ..Config::default().log });
     let mut stdout = std::io::stdout();
     let colours = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());

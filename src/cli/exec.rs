@@ -9,8 +9,9 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use super::agent_flags::{Flags, Given, given, runtime, value, wrong};
+use super::error::Error;
 use super::flags::refuse_unknown_variables;
-use super::{Error, log};
+use super::log;
 use crate::agent::supervise::{self, Signals, status_of};
 use crate::agent::{self, Agent};
 use crate::config::parse;

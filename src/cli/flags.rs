@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::marker::PhantomData;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, ValueHint, value_parser};
@@ -18,9 +19,9 @@ const GENERAL: &str = "General";
 const CONFIG_FLAG: &str = "--config";
 const CONFIG_VARIABLE: &str = "LOOPGATE_CONFIG";
 
-/// Which of the options a command takes as flags; variables and the file count with all of theirs.
+/// Selects the options that a command takes as flags. Variables and the file may set all options.
 pub trait Selection: Clone + std::fmt::Debug + Send + Sync + 'static {
-    /// Says whether it takes this one.
+    /// Returns whether the command takes this option.
     fn takes(key: &Key) -> bool;
 }
 
@@ -34,31 +35,31 @@ impl Selection for All {
     }
 }
 
-/// What the flags say.
+/// The options given as flags.
 #[derive(Clone, Debug)]
 pub struct Flags<S: Selection = All> {
     layer: Layer,
     file: Option<PathBuf>,
-    /// What to complain about if that file can't be read.
+    /// Where the file was named, for error messages.
     file_from: &'static str,
     selection: PhantomData<S>,
 }
 
 impl<S: Selection> Flags<S> {
-    /// Everything that flags, environment, file and defaults say, not yet checked.
+    /// Merges flags, environment, file and defaults, without validating them.
     pub fn merge(self) -> Layer {
         let (environment, file) = self.other_layers();
         config::merge(self.layer, environment, file)
     }
 
-    /// The configuration that flags, environment and file make.
+    /// Loads the configuration from flags, environment and file.
     pub fn load(self) -> Result<Config, config::Error> {
         let (environment, file) = self.other_layers();
         config::load(self.layer, environment, file)
     }
 
-    /// The same, for those who ask a sidecar that runs: a file that was named on the command line must be right, while the one that a
-    /// variable names may have been edited since the sidecar read it.
+    /// Merges the options for a command that asks a running sidecar. A file named on the command line must be valid; one that a variable
+    /// names may have been edited since the sidecar read it, so its errors don't matter here.
     pub fn merge_if_named_file_is_right(self) -> Result<Layer, config::Error> {
         if self.file.is_some() && self.file_from == CONFIG_FLAG {
             self.clone().load()?;
@@ -66,11 +67,11 @@ impl<S: Selection> Flags<S> {
         Ok(self.merge())
     }
 
-    /// The same a second time, while the sidecar runs: what can be read but once (a pipe, standard input) would keep it waiting, or be empty.
+    /// Loads the configuration again for a reload. A pipe or standard input can be read only once and is rejected.
     pub fn load_again(self) -> Result<Config, config::Error> {
         match &self.file {
             Some(file) if std::fs::metadata(file).is_ok_and(|about| !about.is_file()) => {
-                let what = format!("{}: is no regular file, and can't be read again", file.display());
+                let what = format!("{}: is not a regular file, so it can't be read again", file.display());
                 Err(config::Error(vec![Problem { place: self.file_from.into(), what }]))
             }
             _ => self.load(),
@@ -78,27 +79,36 @@ impl<S: Selection> Flags<S> {
     }
 
     fn other_layers(&self) -> (Layer, Layer) {
-        let environment = environment::read(std::env::vars_os(), &variables_of_commands());
+        let environment = read_environment();
         let file = self.file.as_deref().map(|file| file::read(file, self.file_from)).unwrap_or_default();
         (environment, file)
     }
 }
 
-/// Refuses variables with our prefix that no command has, for the commands that read theirs by clap, to whom those are nothing.
+/// Rejects unknown `LOOPGATE_*` variables, which clap would ignore.
 pub fn refuse_unknown_variables() -> Result<(), config::Error> {
-    let problems = environment::read(std::env::vars_os(), &variables_of_commands()).problems;
+    let problems = read_environment().problems;
     if problems.is_empty() { Ok(()) } else { Err(config::Error(problems)) }
 }
 
-/// The variables that clap reads itself, for flags that are not in the table of options.
-fn variables_of_commands() -> BTreeSet<String> {
+/// The variables that clap reads itself, for flags that are not in the table of options. The environment is shared by all commands, so each
+/// command must know the variables of the others.
+static VARIABLES_OF_COMMANDS: OnceLock<BTreeSet<String>> = OnceLock::new();
+
+/// Collects the variables of `command` and its subcommands. Called once, before any command runs.
+pub fn set_variables_of_commands(command: &clap::Command) {
     fn collect(command: &clap::Command, into: &mut BTreeSet<String>) {
         into.extend(command.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned())));
         command.get_subcommands().for_each(|command| collect(command, into));
     }
     let mut variables = BTreeSet::new();
-    collect(&super::command(), &mut variables);
-    variables
+    collect(command, &mut variables);
+    let _ = VARIABLES_OF_COMMANDS.set(variables);
+}
+
+fn read_environment() -> Layer {
+    static NONE: BTreeSet<String> = BTreeSet::new();
+    environment::read(std::env::vars_os(), VARIABLES_OF_COMMANDS.get().unwrap_or(&NONE))
 }
 
 fn argument(key: &'static Key) -> Arg {
@@ -109,7 +119,7 @@ fn argument(key: &'static Key) -> Arg {
     let arg = Arg::new(key.flag).long(key.flag).help(help).help_heading(heading(key.table()));
     match key.form {
         Form::Switch => arg.value_name("BOOL").action(ArgAction::Set).num_args(0..=1).require_equals(true).default_missing_value("true"),
-        // A negative one is no flag, but a value that is complained about by name.
+        // So that a negative number is rejected as a value and not as an unknown flag.
         Form::Number => arg.value_name("NUMBER").action(ArgAction::Set).allow_negative_numbers(true),
         Form::Duration => arg.value_name("DURATION").action(ArgAction::Set).allow_negative_numbers(true),
         Form::Choice(words) => arg.value_name("WORD").action(ArgAction::Set).value_parser(PossibleValuesParser::new(words)),
@@ -146,7 +156,7 @@ impl<S: Selection> clap::Args for Flags<S> {
             .value_hint(ValueHint::FilePath)
             .help_heading(GENERAL)
             .value_parser(value_parser!(OsString))
-            .help("TOML file with what flags and variables don't say");
+            .help("TOML file; flags and environment variables override it");
         command.arg(config).args(KEYS.iter().filter(|key| S::takes(key)).map(argument))
     }
 
@@ -166,7 +176,7 @@ impl<S: Selection> FromArgMatches for Flags<S> {
         let from_variable = matches.value_source("config") == Some(clap::parser::ValueSource::EnvVariable);
         Ok(Self {
             layer,
-            // An empty variable is an unset one, here as with all options.
+            // An empty variable counts as unset, as for all options.
             file: matches.get_one::<OsString>("config").filter(|file| !(from_variable && file.is_empty())).map(PathBuf::from),
             file_from: if from_variable { CONFIG_VARIABLE } else { CONFIG_FLAG },
             selection: PhantomData,

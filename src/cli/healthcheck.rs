@@ -26,7 +26,7 @@ impl Selection for Admin {
 }
 
 /// Asks once.
-pub fn run(args: Args) -> Result<(), super::Error> {
+pub fn run(args: Args) -> Result<(), super::error::Error> {
     // Whatever else may be wrong with a file that was edited since, the running sidecar has not read it.
     let admin = validate::admin(&args.flags.merge())?;
     let admin = admin.ok_or(client::Error::Off)?;

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{Error, output};
+use super::error::Error;
+use super::output;
 
 /// Prints the manual page, or writes the pages of all commands
 #[derive(Debug, clap::Args)]
@@ -12,16 +13,16 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
-/// Prints or writes.
-pub fn run(args: &Args) -> Result<(), Error> {
+/// Prints or writes the pages of `command`.
+pub fn run(args: &Args, command: clap::Command) -> Result<(), Error> {
     match &args.out {
         Some(dir) => {
-            let pages = || std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(super::command(), dir));
+            let pages = || std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(command, dir));
             pages().map_err(Error::io(format!("writing to {}", dir.display())))
         }
         None => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(super::command()).render(&mut page).map_err(Error::io("making the manual page"))?;
+            clap_mangen::Man::new(command).render(&mut page).map_err(Error::io("making the manual page"))?;
             output::print(page)
         }
     }

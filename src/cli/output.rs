@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind as UsageKind;
 
-use super::Error;
+use super::error::Error;
 
 use crate::error_chain::error_chain;
 

@@ -3,7 +3,8 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 
-use super::{Error, output};
+use super::error::Error;
+use super::output;
 use crate::config::parse;
 use crate::openclaw::device::Device;
 use crate::openclaw::pair;

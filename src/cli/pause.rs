@@ -5,7 +5,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Error;
+use super::error::Error;
 
 /// Holds a network namespace open until a signal comes
 #[derive(Debug, clap::Args)]

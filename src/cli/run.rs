@@ -1,7 +1,8 @@
 //! `loopgate run`.
 
+use super::error::Error;
 use super::flags::Flags;
-use super::{Error, log};
+use super::log;
 use crate::app;
 
 /// Runs the sidecar

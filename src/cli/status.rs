@@ -4,10 +4,11 @@ use std::fmt::Write;
 use std::io::IsTerminal;
 use std::time::Duration;
 
+use super::error::Error;
 use super::flags::Flags;
 use super::healthcheck::Admin;
+use super::output;
 use super::table::{Table, Tone, colours, paint};
-use super::{Error, output};
 use crate::admin::client;
 use crate::admin::status::{Connection, Status, span};
 use crate::config::validate;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use super::Error;
+use super::error::Error;
 use crate::config;
 use crate::config::layer::Problem;
 use crate::config::parse;

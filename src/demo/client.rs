@@ -1,4 +1,4 @@
-//! The self-check's client: asks the gateway, through the sidecar, what it is told; over HTTP/1.1, HTTP/2 and WebSocket on either.
+//! The self-check's client: sends requests to the gateway through the sidecar, over HTTP/1.1, HTTP/2 and WebSocket on either.
 
 use std::fmt;
 use std::io;
@@ -25,17 +25,17 @@ use tokio_tungstenite::tungstenite::protocol::{Message, Role};
 use tokio_tungstenite::tungstenite::{ClientRequestBuilder, Error as WebSocketError};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::told::Told;
+use super::received::Received;
 use crate::http_client::send_request;
 use crate::shutdown::Shutdown;
 use crate::tls;
 
-/// How long one exchange may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long an answer may be, in bytes.
-const MAX_ANSWER: usize = 1 << 20;
+/// The time limit of one request.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest response body that is read, in bytes.
+const MAX_BODY: usize = 1 << 20;
 
-/// How to ask.
+/// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     Http1,
@@ -68,50 +68,50 @@ impl fmt::Display for Way {
     }
 }
 
-/// Why there is no answer.
+/// The request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The sidecar listens nowhere that a client on loopback can reach.
-    #[error("the sidecar listens nowhere within reach")]
-    NoDoor,
+    /// The sidecar has no listener that a client on loopback can reach.
+    #[error("the sidecar listens on no address that a loopback client can reach")]
+    NotListening,
     /// The CA is missing, or can't be used.
     #[error("the CA can't be used")]
     Authority(#[source] Option<rustls::Error>),
-    /// No TCP connection or no TLS session came about.
-    #[error("connecting from {from}")]
+    /// The TCP connection or the TLS handshake failed.
+    #[error("can't connect from {from}")]
     Connect {
         /// The client's address.
         from: Ipv4Addr,
-        /// What happened.
+        /// The cause.
         source: io::Error,
     },
     /// The sidecar chose another protocol than the one that was asked for.
     #[error("the sidecar did not choose {0}")]
     Protocol(&'static str),
-    /// HTTP broke off, or was none.
-    #[error("the exchange failed")]
+    /// The HTTP exchange failed.
+    #[error("the HTTP exchange failed")]
     Http(#[from] hyper::Error),
-    /// The request can't be written down.
+    /// The request is malformed.
     #[error("the request is malformed")]
     Request(#[from] http::Error),
-    /// The body of the answer did not come, or was too long.
+    /// The body of the answer is incomplete or too long.
     #[error("the answer's body can't be read")]
     Body(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Another status than the one that means yes.
+    /// The answer has an unexpected status.
     #[error("the answer is {0}")]
     Status(StatusCode),
     /// The WebSocket failed.
     #[error("the WebSocket failed")]
     WebSocket(#[source] Box<WebSocketError>),
-    /// The WebSocket ended, or said something else than what was due.
+    /// The WebSocket ended, or sent something unexpected.
     #[error("the WebSocket did not {0}")]
     Echo(&'static str),
-    /// The answer is not what the gateway of the demonstration says.
+    /// The answer is not one of the demonstration's gateway.
     #[error("the answer can't be read")]
     Answer(#[from] serde_json::Error),
-    /// Nothing came in time.
-    #[error("no answer within {PATIENCE:?}")]
-    Slow,
+    /// There was no answer in time.
+    #[error("no answer within {TIMEOUT:?}")]
+    Timeout,
 }
 
 impl From<WebSocketError> for Error {
@@ -120,30 +120,30 @@ impl From<WebSocketError> for Error {
     }
 }
 
-/// A client that trusts one CA and knows one door.
+/// A client that trusts one CA and connects to one address.
 pub(super) struct Client {
-    door: SocketAddr,
+    address: SocketAddr,
     roots: Arc<RootCertStore>,
     shutdown: Shutdown,
 }
 
 impl Client {
-    /// Its connections run as tasks of `shutdown`.
-    pub(super) fn new(door: SocketAddr, ca: Option<&CertificateDer<'static>>, shutdown: Shutdown) -> Result<Self, Error> {
+    /// Creates a client whose connections run as tasks of `shutdown`.
+    pub(super) fn new(address: SocketAddr, ca: Option<&CertificateDer<'static>>, shutdown: Shutdown) -> Result<Self, Error> {
         let mut roots = RootCertStore::empty();
         roots.add(ca.ok_or(Error::Authority(None))?.clone()).map_err(|error| Error::Authority(Some(error)))?;
-        Ok(Self { door, roots: Arc::new(roots), shutdown })
+        Ok(Self { address, roots: Arc::new(roots), shutdown })
     }
 
-    /// The door, as `Host` names it.
+    /// The address of the sidecar, as `Host` states it.
     pub(super) fn authority(&self) -> String {
-        self.door.to_string()
+        self.address.to_string()
     }
 
-    /// Asks from the address `from`, with `extra` fields; a `Host` among them is asked for instead of the door.
+    /// Sends a request from the address `from`, with `extra` fields; a `Host` among them replaces the sidecar's address.
     ///
-    /// Over WebSocket, messages must come back as they were sent, too.
-    pub(super) async fn ask(&self, from: Ipv4Addr, way: Way, extra: &[(&str, &str)]) -> Result<Told, Error> {
+    /// Over WebSocket, it also checks that messages are echoed as they were sent.
+    pub(super) async fn send(&self, from: Ipv4Addr, way: Way, extra: &[(&str, &str)]) -> Result<Received, Error> {
         let exchange = async {
             let tls = self.connect(from, way).await?;
             match way {
@@ -154,19 +154,19 @@ impl Client {
                     let request = fields.fold(ClientRequestBuilder::new(self.uri("wss", "/echo", extra)?), |request, (name, value)| {
                         request.with_header(*name, *value)
                     });
-                    converse(client_async(request, tls).await?.0).await
+                    echo(client_async(request, tls).await?.0).await
                 }
                 Way::WebSocketOnHttp2 => self.websocket_http2(tls, extra).await,
             }
         };
-        tokio::time::timeout(PATIENCE, exchange).await.map_err(|_| Error::Slow)?
+        tokio::time::timeout(TIMEOUT, exchange).await.map_err(|_| Error::Timeout)?
     }
 
     async fn connect(&self, from: Ipv4Addr, way: Way) -> Result<TlsStream<tokio::net::TcpStream>, Error> {
         let failed = |source| Error::Connect { from, source };
         let socket = TcpSocket::new_v4().map_err(failed)?;
         socket.bind((from, 0).into()).map_err(failed)?;
-        let stream = socket.connect(self.door).await.map_err(failed)?;
+        let stream = socket.connect(self.address).await.map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         let mut config = ClientConfig::builder_with_provider(tls::provider())
             .with_safe_default_protocol_versions()
@@ -174,7 +174,7 @@ impl Client {
             .with_root_certificates(Arc::clone(&self.roots))
             .with_no_client_auth();
         config.alpn_protocols = vec![way.alpn().to_vec()];
-        let name = ServerName::IpAddress(self.door.ip().into());
+        let name = ServerName::IpAddress(self.address.ip().into());
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(failed)?;
         if stream.get_ref().1.alpn_protocol() == Some(way.alpn()) {
             Ok(stream)
@@ -183,7 +183,7 @@ impl Client {
         }
     }
 
-    async fn get_http1(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, extra: &[(&str, &str)]) -> Result<Told, Error> {
+    async fn get_http1(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, extra: &[(&str, &str)]) -> Result<Received, Error> {
         // A client of HTTP/1.1 names the path alone, and the host in a field of its own.
         let uri = self.uri("https", "/json", extra)?;
         let host = uri.authority().map_or(String::new(), ToString::to_string);
@@ -191,7 +191,7 @@ impl Client {
         read(send_request(io, request).await?).await
     }
 
-    async fn get_http2(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, extra: &[(&str, &str)]) -> Result<Told, Error> {
+    async fn get_http2(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, extra: &[(&str, &str)]) -> Result<Received, Error> {
         let (mut sender, connection) = http2::handshake(self.shutdown.clone(), TokioIo::new(io)).await?;
         self.shutdown.spawn(async { drop(connection.await) });
         let request = with(Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2), extra);
@@ -202,7 +202,7 @@ impl Client {
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         extra: &[(&str, &str)],
-    ) -> Result<Told, Error> {
+    ) -> Result<Received, Error> {
         let (mut sender, connection) = http2::handshake(self.shutdown.clone(), TokioIo::new(io)).await?;
         self.shutdown.spawn(async { drop(connection.await) });
         // Only the server's SETTINGS allow an extended CONNECT (RFC 8441 section 3), and they precede its first answer.
@@ -215,7 +215,7 @@ impl Client {
             return Err(Error::Status(response.status()));
         }
         let stream = TokioIo::new(hyper::upgrade::on(response).await?);
-        converse(WebSocketStream::from_raw_socket(stream, Role::Client, None).await).await
+        echo(WebSocketStream::from_raw_socket(stream, Role::Client, None).await).await
     }
 
     fn uri(&self, scheme: &str, path: &str, extra: &[(&str, &str)]) -> Result<Uri, http::Error> {
@@ -224,35 +224,37 @@ impl Client {
     }
 }
 
-/// Adds `extra` fields, save `Host`, which has its own place in every protocol.
+/// Adds `extra` fields except `Host`, which each protocol states in its own way.
 fn with(request: request::Builder, extra: &[(&str, &str)]) -> request::Builder {
     extra.iter().filter(|(name, _)| *name != "Host").fold(request, |request, (name, value)| request.header(*name, *value))
 }
 
-async fn read(response: Response<impl Body<Data = Bytes, Error = hyper::Error>>) -> Result<Told, Error> {
+async fn read(response: Response<impl Body<Data = Bytes, Error = hyper::Error>>) -> Result<Received, Error> {
     if response.status() != StatusCode::OK {
         return Err(Error::Status(response.status()));
     }
-    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(Error::Body)?;
+    let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(Error::Body)?;
     Ok(serde_json::from_slice(&body.to_bytes())?)
 }
 
-/// Hears what the gateway was told, and sends two messages that must come back, the second longer than any one buffer on the way.
-async fn converse<S: AsyncRead + AsyncWrite + Unpin>(mut websocket: WebSocketStream<S>) -> Result<Told, Error> {
-    let Some(Message::Text(told)) = websocket.next().await.transpose()? else { return Err(Error::Echo("say what it was told")) };
-    let told = serde_json::from_str(&told)?;
+/// Reads the request as the gateway received it, and sends two messages that must be echoed, the second larger than any buffer on the way.
+async fn echo<S: AsyncRead + AsyncWrite + Unpin>(mut websocket: WebSocketStream<S>) -> Result<Received, Error> {
+    let Some(Message::Text(received)) = websocket.next().await.transpose()? else {
+        return Err(Error::Echo("send the request as it was received"));
+    };
+    let received = serde_json::from_str(&received)?;
     let long: Vec<u8> = (0..200_000_u32).map(|i| i.to_le_bytes()[0]).collect();
-    for message in [Message::text("is anybody there?"), Message::binary(long)] {
+    for message in [Message::text("ping"), Message::binary(long)] {
         websocket.send(message.clone()).await?;
         if websocket.next().await.transpose()? != Some(message) {
-            return Err(Error::Echo("give back what it was sent"));
+            return Err(Error::Echo("echo a message"));
         }
     }
     websocket.close(None).await?;
     while let Some(message) = websocket.next().await {
         if !message?.is_close() {
-            return Err(Error::Echo("end when it was closed"));
+            return Err(Error::Echo("close"));
         }
     }
-    Ok(told)
+    Ok(received)
 }

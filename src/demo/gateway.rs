@@ -1,4 +1,4 @@
-//! A gateway that answers every request with what it was told about the client. It listens on loopback, as the real one must.
+//! A gateway that answers every request with the request as it received it. It listens on loopback, as the real one must.
 
 use std::convert::Infallible;
 use std::io;
@@ -22,15 +22,15 @@ use tokio_tungstenite::tungstenite::protocol::Role;
 use tracing::debug;
 
 use super::page;
-use super::told::Told;
+use super::received::Received;
 use crate::shutdown::Shutdown;
 
-/// What the page may do: show itself, and talk to where it came from.
+/// The page may use its inline style and script, and connect to its own origin.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
-/// After how long accepting is tried again where it failed.
+/// How long to wait after a failed accept.
 const RETRY: Duration = Duration::from_millis(50);
 
 /// Opens a gateway that trusts the proxy at `trusted`; returns its address. It ends with `shutdown`.
@@ -46,9 +46,9 @@ pub(super) async fn start(trusted: Ipv4Addr, shutdown: &Shutdown) -> io::Result<
             };
             match accepted {
                 Ok((stream, from)) => ending.spawn(serve(stream, from, trusted, ending.clone())),
-                // Out of descriptors, most likely: some may be free again in a while.
+                // The process is probably out of file descriptors.
                 Err(error) => {
-                    debug!(%error, "the demonstration's gateway can't accept");
+                    debug!(%error, "the gateway of the demonstration can't accept a connection");
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -67,7 +67,7 @@ async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown:
     tokio::select! {
         () = shutdown.begun() => {}
         result = connection => if let Err(error) = result {
-            debug!(%from, %error, "connection to the demonstration's gateway ended");
+            debug!(%from, %error, "connection to the gateway of the demonstration ended");
         },
     }
 }
@@ -75,21 +75,21 @@ async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown:
 fn answer(mut request: Request<Incoming>, from: SocketAddr, trusted: Ipv4Addr, shutdown: &Shutdown) -> Response<Full<Bytes>> {
     let upgrade = hyper::upgrade::on(&mut request);
     let (head, _) = request.into_parts();
-    let told = Told::new(from, &head, trusted);
+    let received = Received::new(from, &head, trusted);
     let is_websocket = head.headers.get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
     if let Some(key) = head.headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_websocket) {
         let ending = shutdown.clone();
         shutdown.spawn(async move {
             tokio::select! {
                 () = ending.begun() => {}
-                () = echo(upgrade, told) => {}
+                () = echo(upgrade, received) => {}
             }
         });
         return switch_to_websocket(key);
     }
     match head.uri.path() {
-        "/json" => content("application/json", told.to_json()),
-        _ => content("text/html; charset=utf-8", page::render(&told)),
+        "/json" => content("application/json", received.to_json()),
+        _ => content("text/html; charset=utf-8", page::render(&received)),
     }
 }
 
@@ -114,11 +114,11 @@ fn content(kind: &'static str, body: String) -> Response<Full<Bytes>> {
     response
 }
 
-/// Says what was told, then gives back every message.
-async fn echo(upgrade: OnUpgrade, told: Told) {
+/// Sends the request as it was received, then echoes every message.
+async fn echo(upgrade: OnUpgrade, received: Received) {
     let Ok(upgraded) = upgrade.await else { return };
     let mut websocket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
-    if websocket.send(told.to_json().into()).await.is_err() {
+    if websocket.send(received.to_json().into()).await.is_err() {
         return;
     }
     while let Some(Ok(message)) = websocket.next().await {

@@ -1,15 +1,16 @@
-//! `loopgate demo`: a gateway, the sidecar before it and a client on each lane, in one process and without Docker.
+//! `loopgate demo`: a gateway, the sidecar in front of it and a client on each lane, in one process and without Docker.
 //!
-//! The gateway is a stand-in that shows what it is told about each client, and says what the newest OpenClaw would make of it. The
-//! sidecar is the real one; only its state directory is a temporary one.
+//! The gateway is a stand-in that shows each request as it received it, and how the newest OpenClaw would classify the client. The sidecar is
+//! the real one, with a temporary state directory.
 
-mod check;
+mod classify;
 mod client;
+mod error;
 mod gateway;
-mod judge;
 mod page;
+mod received;
 mod table;
-mod told;
+mod trials;
 
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,76 +20,38 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::app::{self, Sidecar};
+use crate::app::Sidecar;
 use crate::config::{Config, Engine, ListenAddresses, ListenOn};
 use crate::fingerprint::Fingerprint;
 use crate::shutdown::Shutdown;
+pub use error::Error;
+use trials::{AGENT, Report};
 
-/// The loopback address whose clients the demonstration takes for agents.
-const AGENT: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
-/// Where the self-check's external client comes from.
-const OUTSIDER: Ipv4Addr = Ipv4Addr::LOCALHOST;
-/// How long clients may hold up the end. Chromium takes two seconds over a WebSocket that the other side closes.
+/// The drain timeout. Chromium takes two seconds to close a WebSocket after the other side has closed it.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// What to demonstrate.
+/// Options of the demonstration.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// End after the self-check.
+    /// Exit after the self-check.
     pub once: bool,
     /// Where the sidecar listens; port 0 lets the kernel choose.
     pub listen: SocketAddr,
-    /// Whether what is printed may have colours.
+    /// Print colours.
     pub colours: bool,
 }
 
-/// Why the demonstration failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The operating system refused something.
-    #[error("{doing}")]
-    Io {
-        /// What we were doing.
-        doing: &'static str,
-        /// What it said.
-        source: io::Error,
-    },
-    /// The sidecar could not start.
-    #[error(transparent)]
-    Sidecar(#[from] app::Error),
-    /// The self-check could not begin.
-    #[error("the self-check could not begin")]
-    Check(#[from] client::Error),
-    /// The self-check found a lane that is not what it must be.
-    #[error("{failed} of {all} checks did not hold")]
-    NotHeld {
-        /// How many did not hold.
-        failed: usize,
-        /// How many there were.
-        all: usize,
-    },
-    /// A signal came before the self-check had ended.
-    #[error("told to end before the self-check had")]
-    Interrupted,
-}
-
-impl Error {
-    fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { doing, source }
-    }
-}
-
-/// Runs the demonstration on a runtime of its own, and writes to `out` what it finds.
+/// Runs the demonstration and writes the results to `out`. Blocks.
 ///
 /// # Errors
-/// It could not start, or the self-check did not hold.
+/// If it could not start, or a check failed.
 pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::io("starting the runtime"))?;
-    runtime.block_on(demonstrate(options, &mut Printer(out)))
+    runtime.block_on(run_async(options, &mut Printer(out)))
 }
 
-async fn demonstrate(options: &Options, out: &mut Printer<'_, impl Write>) -> Result<(), Error> {
-    let mut end = End::new().map_err(Error::io("listening for signals"))?;
+async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Result<(), Error> {
+    let mut signals = Signals::new().map_err(Error::io("listening for signals"))?;
     let state = tempfile::Builder::new().prefix("loopgate-demo-").tempdir().map_err(Error::io("making a temporary directory"))?;
     let shutdown = Shutdown::new();
     let defaults = Config::default();
@@ -96,15 +59,15 @@ async fn demonstrate(options: &Options, out: &mut Printer<'_, impl Write>) -> Re
     let config = config(defaults, options.listen, gateway, state.path());
     let sidecar = Sidecar::start(config.clone()).await?;
     let report = tokio::select! {
-        report = check(&config, &sidecar, &shutdown) => Some(report?),
-        () = end.asked() => None,
+        report = run_trials(&config, &sidecar, &shutdown) => Some(report?),
+        () = signals.received() => None,
     };
     let result = match report {
-        Some((door, report)) => {
-            out.say(&table::render(&report, &config, options.colours));
+        Some((address, report)) => {
+            out.print(&table::render(&report, &config, options.colours));
             if !options.once {
-                out.say(&table::invitation(&invitation(options, &config, &sidecar, door), options.colours));
-                end.asked().await;
+                out.print(&table::instructions(&instructions(options, &config, &sidecar, address), options.colours));
+                signals.received().await;
             }
             report.verdict()
         }
@@ -113,25 +76,25 @@ async fn demonstrate(options: &Options, out: &mut Printer<'_, impl Write>) -> Re
     };
     tokio::select! {
         () = sidecar.stop() => {}
-        () = end.asked() => {}
+        () = signals.received() => {}
     }
     shutdown.begin();
     shutdown.finished(DRAIN).await;
     result
 }
 
-/// Checks every lane; returns the door that it came through, too.
-async fn check(config: &Config, sidecar: &Sidecar, shutdown: &Shutdown) -> Result<(SocketAddr, check::Report), Error> {
-    let door = sidecar.listening().into_iter().find_map(within_reach).ok_or(client::Error::NoDoor)?;
-    let client = client::Client::new(door, sidecar.identity().ca.as_ref(), shutdown.clone())?;
-    Ok((door, check::run(&client, config).await))
+/// Runs the trials; returns the address that the clients connected to, too.
+async fn run_trials(config: &Config, sidecar: &Sidecar, shutdown: &Shutdown) -> Result<(SocketAddr, Report), Error> {
+    let address = sidecar.listening().into_iter().find_map(reachable).ok_or(client::Error::NotListening)?;
+    let client = client::Client::new(address, sidecar.identity().ca.as_ref(), shutdown.clone())?;
+    Ok((address, trials::run(&client, config).await))
 }
 
-/// What somebody needs to know to go on by hand; `near` is the door that clients on loopback reach.
-fn invitation(options: &Options, config: &Config, sidecar: &Sidecar, near: SocketAddr) -> table::Invitation {
-    let asked_for = sidecar.listening().into_iter().find(|door| door.ip() == options.listen.ip()).unwrap_or(near);
+/// What a user needs to try the sidecar by hand; `near` is the address that clients on loopback can reach.
+fn instructions(options: &Options, config: &Config, sidecar: &Sidecar, near: SocketAddr) -> table::Instructions {
+    let asked_for = sidecar.listening().into_iter().find(|address| address.ip() == options.listen.ip()).unwrap_or(near);
     let identity = sidecar.identity();
-    table::Invitation {
+    table::Instructions {
         listening: asked_for,
         url: format!("https://{}/", if asked_for.ip().is_unspecified() { near } else { asked_for }),
         near,
@@ -140,17 +103,17 @@ fn invitation(options: &Options, config: &Config, sidecar: &Sidecar, near: Socke
     }
 }
 
-/// The defaults, less what needs a machine of its own.
+/// The default configuration, without what needs Docker or root.
 fn config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: &Path) -> Config {
     let mut config = Config { state_dir: state_dir.to_owned(), admin: None, ..defaults };
     config.gateway.address = gateway;
     config.docker.engine = Engine::Off;
     config.agents.cidrs = vec![IpNet::V4(Ipv4Net::from(AGENT))];
     config.limits.drain_timeout = DRAIN;
-    let door = |address: SocketAddr| ListenOn { addresses: ListenAddresses::Address(address.ip()), port: address.port() };
-    config.listen.on = vec![door(listen)];
-    if within_reach(listen).is_none() {
-        config.listen.on.push(door((Ipv4Addr::LOCALHOST, 0).into()));
+    let address = |address: SocketAddr| ListenOn { addresses: ListenAddresses::Address(address.ip()), port: address.port() };
+    config.listen.on = vec![address(listen)];
+    if reachable(listen).is_none() {
+        config.listen.on.push(address((Ipv4Addr::LOCALHOST, 0).into()));
     }
     config.tls.names = vec![Ipv4Addr::LOCALHOST.to_string()];
     if !listen.ip().is_unspecified() && listen.ip() != IpAddr::V4(Ipv4Addr::LOCALHOST) {
@@ -159,32 +122,32 @@ fn config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: 
     config
 }
 
-/// Where the self-check's clients, which have IPv4 loopback addresses, can connect to `door`, if they can.
-fn within_reach(door: SocketAddr) -> Option<SocketAddr> {
-    match door.ip() {
-        ip if ip.is_unspecified() => Some((Ipv4Addr::LOCALHOST, door.port()).into()),
-        IpAddr::V4(_) => Some(door),
+/// Returns where the self-check's clients, which have IPv4 loopback addresses, can connect to `address`; `None` if they can't.
+fn reachable(address: SocketAddr) -> Option<SocketAddr> {
+    match address.ip() {
+        ip if ip.is_unspecified() => Some((Ipv4Addr::LOCALHOST, address.port()).into()),
+        IpAddr::V4(_) => Some(address),
         IpAddr::V6(_) => None,
     }
 }
 
-/// Writes for a reader who may have gone: what nobody reads is no failure.
+/// Writes to an output that may be closed; errors are ignored.
 struct Printer<'a, W>(&'a mut W);
 
 impl<W: Write> Printer<'_, W> {
-    fn say(&mut self, text: &str) {
+    fn print(&mut self, text: &str) {
         let _ = self.0.write_all(text.as_bytes()).and_then(|()| self.0.flush());
     }
 }
 
-/// The signals that end the demonstration; a terminal that is closed counts, so that the temporary directory goes.
-struct End {
+/// The signals that end the demonstration. SIGHUP is one, so that closing the terminal removes the temporary directory.
+struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hangup: Signal,
 }
 
-impl End {
+impl Signals {
     fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -193,7 +156,7 @@ impl End {
         })
     }
 
-    async fn asked(&mut self) {
+    async fn received(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -207,11 +170,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_door_that_ipv4_cannot_reach_gets_another_beside_it() {
-        for (listen, doors) in [("127.0.0.1:0", 1), ("0.0.0.0:0", 1), ("[::]:0", 1), ("[::1]:0", 2), ("10.0.0.5:0", 1)] {
+    fn an_address_that_ipv4_clients_cannot_reach_gets_a_second_listener() {
+        for (listen, addresss) in [("127.0.0.1:0", 1), ("0.0.0.0:0", 1), ("[::]:0", 1), ("[::1]:0", 2), ("10.0.0.5:0", 1)] {
             let listen: SocketAddr = listen.parse().unwrap();
             let config = config(Config::default(), listen, "127.0.0.1:1".parse().unwrap(), Path::new("/nowhere"));
-            assert_eq!(config.listen.on.len(), doors, "{listen}");
+            assert_eq!(config.listen.on.len(), addresss, "{listen}");
         }
     }
 }

@@ -1,42 +1,45 @@
-//! The page that a browser gets: self-contained, and careful with what a client sent.
+//! The page that a browser gets: self-contained, with everything that a client sent escaped.
 
 use std::fmt::Write;
 
-use super::judge::Judgement;
-use super::told::{Told, is_attribution};
+use super::classify::Class;
+use super::received::{Received, is_attribution};
 
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// The page that shows `told`.
-pub(super) fn render(told: &Told) -> String {
-    let (judged, meaning) = match told.judged {
-        Judgement::Local => ("local", "The gateway takes you for a client of its own host, and would pair you without asking."),
-        Judgement::Remote => ("remote", "The gateway takes you for an outsider: somebody must approve your pairing."),
-        Judgement::Refused => ("refused", "The gateway would answer 403: a proxy spoke for you, and did not say who you are."),
+/// Returns the page that shows `received`.
+pub(super) fn render(received: &Received) -> String {
+    let (class, meaning) = match received.class {
+        Class::Local => ("local", "The gateway sees a client on its own host, and would pair it without approval."),
+        Class::Remote => ("remote", "The gateway sees a remote client, whose pairing needs approval."),
+        Class::Refused => ("refused", "The gateway would answer 403: the proxy is not trusted, or does not state its client."),
     };
-    let (says_who, others): (Vec<_>, Vec<_>) = told.headers.iter().partition(|(name, _)| name == "host" || is_attribution(name));
-    let nothing =
-        if told.attribution().is_empty() { "<tr><td colspan=\"2\">and nothing about where you come from</td></tr>\n" } else { "" };
+    let (says_who, others): (Vec<_>, Vec<_>) = received.headers.iter().partition(|(name, _)| name == "host" || is_attribution(name));
+    let nothing = if received.attribution().is_empty() {
+        "<tr><td colspan=\"2\">no header that states where the request comes from</td></tr>\n"
+    } else {
+        ""
+    };
     format!(
         r#"<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{judged} · loopgate demo</title>
+<title>{class} · loopgate demo</title>
 <link rel="icon" href="data:,">
 <style>
 {STYLE}</style>
 <main>
 <p class="brand">loopgate demo</p>
-<section class="verdict {judged}">
-<h1>{judged}</h1>
+<section class="verdict {class}">
+<h1>{class}</h1>
 <p>{meaning}</p>
-<p class="because">Because {because}.</p>
+<p class="because">Because {reason}.</p>
 </section>
 <section>
-<h2>What the gateway is told about you</h2>
+<h2>The request as the gateway received it</h2>
 <table>
 <tbody class="says-who">
 <tr><th scope="row">seen from</th><td>{from}</td></tr>
@@ -48,11 +51,11 @@ pub(super) fn render(told: &Told) -> String {
 </section>
 <section>
 <h2>WebSocket</h2>
-<p id="websocket">This page opens one through loopgate, if it may run its script.</p>
-<form id="echo" hidden><input name="text" aria-label="Message" placeholder="say something" autocomplete="off"><button>Send</button></form>
+<p id="websocket">This page opens one through loopgate if scripts are enabled.</p>
+<form id="echo" hidden><input name="text" aria-label="Message" placeholder="a message" autocomplete="off"><button>Send</button></form>
 <ol id="log" aria-live="polite"></ol>
 </section>
-<footer>The same as <a href="/json">JSON</a>. This is a stand-in for a gateway; it judges as OpenClaw 2026.9 does.</footer>
+<footer>The same as <a href="/json">JSON</a>. This is a stand-in for a gateway; it classifies clients as OpenClaw 2026.9 does.</footer>
 </main>
 <script>
 {SCRIPT}</script>
@@ -60,10 +63,10 @@ pub(super) fn render(told: &Told) -> String {
 "#,
         says_who = rows(&says_who),
         others = rows(&others),
-        because = escape(&told.because),
-        from = escape(&told.from.to_string()),
-        method = escape(&told.method),
-        target = escape(&told.target),
+        reason = escape(&received.reason),
+        from = escape(&received.from.to_string()),
+        method = escape(&received.method),
+        target = escape(&received.target),
     )
 }
 
@@ -74,7 +77,7 @@ fn rows(fields: &[&(String, String)]) -> String {
     })
 }
 
-/// `text` for HTML, in content and in quoted attributes.
+/// Escapes `text` for HTML content and quoted attributes.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -95,16 +98,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_client_sends_is_text_and_nothing_else() {
-        let told = Told {
+    fn what_a_client_sends_is_escaped() {
+        let received = Received {
             from: "127.0.0.2:1".parse().unwrap(),
             method: "GET".into(),
             target: "/<script>".into(),
             headers: vec![("x-test".into(), "</td><img src=x onerror='alert(1)'>".into())],
-            judged: Judgement::Remote,
-            because: "<b>".into(),
+            class: Class::Remote,
+            reason: "<b>".into(),
         };
-        let page = render(&told);
+        let page = render(&received);
         assert_eq!(page.matches("<script>").count(), 1);
         assert!(!page.contains("<img") && !page.contains("<b>"), "{page}");
         assert!(page.contains("&lt;/td&gt;&lt;img src=x onerror=&#39;alert(1)&#39;&gt;"), "{page}");

@@ -1,11 +1,10 @@
-//! What the demonstration prints: the self-check as a table that fits 80 columns, and how to go on by hand.
+//! What the demonstration prints: the self-check as a table of at most 80 columns, and how to try the sidecar by hand.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::AGENT;
-use super::check::{Report, Row, Trial};
+use super::trials::{AGENT, Report, Row, Trial, client_address};
 use crate::config::Config;
 
 const BOLD: &str = "\x1b[1m";
@@ -14,7 +13,7 @@ const GREEN: &str = "\x1b[32m";
 const RED: &str = "\x1b[31m";
 const RESET: &str = "\x1b[0m";
 
-/// Text in colours, or plain.
+/// Paints text, if colours are on.
 #[derive(Clone, Copy)]
 struct Paint(bool);
 
@@ -27,11 +26,11 @@ impl Paint {
 /// The self-check as a table.
 pub(super) fn render(report: &Report, config: &Config, colours: bool) -> String {
     let paint = Paint(colours);
-    let head = line("protocol", "seen from", "X-Forwarded-For", "Host", "judged", "held");
+    let head = line("protocol", "seen from", "X-Forwarded-For", "Host", "class", "ok");
     let mut text = format!(
         "\n{}\n{}\n\n{}\n{}\n",
         paint.with(BOLD, "loopgate demo: what each client looks like from the gateway's side"),
-        paint.with(DIM, &format!("A gateway on {}, loopgate before it, and clients that come by TLS.", config.gateway.address)),
+        paint.with(DIM, &format!("A gateway on {}, loopgate in front, and clients that use TLS.", config.gateway.address)),
         paint.with(BOLD, &head),
         paint.with(DIM, &"─".repeat(head.len())),
     );
@@ -46,24 +45,24 @@ pub(super) fn render(report: &Report, config: &Config, colours: bool) -> String 
         write_row(&mut text, row, paint);
     }
     let verdict = match report.verdict() {
-        Ok(()) => paint.with(GREEN, &format!("All {} checks held.", report.rows.len())),
+        Ok(()) => paint.with(GREEN, &format!("All {} checks passed.", report.rows.len())),
         Err(error) => paint.with(RED, &format!("{error}.")),
     };
     let legend = format!(
-        "  local      the gateway takes the client for one of its own host\n  \
-           remote     the gateway takes it for an outsider, whom somebody must approve\n  \
-           {:<9}  stands for a client on loopback, which the gateway must not hear of\n",
+        "  local      the gateway sees a client on its own host\n  \
+           remote     the gateway sees a remote client, whose pairing needs approval\n  \
+           {:<9}  stated instead of a loopback client address\n",
         config.external.unknown_client.to_string(),
     );
     let _ = write!(text, "\n{verdict}\n\n{}", paint.with(DIM, &legend));
     text
 }
 
-/// Who the rows below are about.
+/// The heading of a group of rows.
 fn heading(trial: &Trial, paint: Paint) -> String {
     let lane = format!("{} lane", trial.lane.label());
     let who = match trial.forged {
-        [] => format!("a client at {}", trial.lane.client()),
+        [] => format!("a client at {}", client_address(trial.lane)),
         [(name, value)] => format!("the same, with {name}: {value}"),
         all => format!("the same, with {} forged fields at once", all.len()),
     };
@@ -72,32 +71,32 @@ fn heading(trial: &Trial, paint: Paint) -> String {
 
 fn write_row(text: &mut String, row: &Row, paint: Paint) {
     let way = row.trial.way.to_string();
-    let cells = match &row.told {
-        Some(told) => {
-            let one = |name| Some(told.all(name).join(", ")).filter(|value| !value.is_empty()).unwrap_or_else(|| "none".into());
-            line(&way, &told.from.ip().to_string(), &one("x-forwarded-for"), &one("host"), told.judged.label(), "")
+    let cells = match &row.received {
+        Some(received) => {
+            let one = |name| Some(received.all(name).join(", ")).filter(|value| !value.is_empty()).unwrap_or_else(|| "none".into());
+            line(&way, &received.from.ip().to_string(), &one("x-forwarded-for"), &one("host"), received.class.label(), "")
         }
         None => line(&way, "-", "-", "-", "-", ""),
     };
-    let held = if row.objections.is_empty() { paint.with(GREEN, "yes") } else { paint.with(RED, "NO") };
-    let _ = writeln!(text, "{cells}{held}");
-    for objection in &row.objections {
-        let _ = writeln!(text, "    {}", paint.with(RED, objection));
+    let passed = if row.failures.is_empty() { paint.with(GREEN, "yes") } else { paint.with(RED, "NO") };
+    let _ = writeln!(text, "{cells}{passed}");
+    for failure in &row.failures {
+        let _ = writeln!(text, "    {}", paint.with(RED, failure));
     }
 }
 
 /// One line; with addresses as long as they can be it is 80 columns wide.
-fn line(way: &str, from: &str, client: &str, host: &str, judged: &str, held: &str) -> String {
-    format!("  {way:<13}  {from:<15}  {client:<15}  {host:<15}  {judged:<6}  {held}")
+fn line(way: &str, from: &str, client: &str, host: &str, class: &str, passed: &str) -> String {
+    format!("  {way:<13}  {from:<15}  {client:<15}  {host:<15}  {class:<6}  {passed}")
 }
 
-/// What somebody needs to know to go on by hand.
-pub(super) struct Invitation {
-    /// The door that was asked for.
+/// What a user needs to try the sidecar by hand.
+pub(super) struct Instructions {
+    /// The address that was asked for.
     pub(super) listening: SocketAddr,
-    /// Where a browser on this machine finds it.
+    /// The URL for a browser on this machine.
     pub(super) url: String,
-    /// The door that clients on loopback reach.
+    /// The address that clients on loopback can reach.
     pub(super) near: SocketAddr,
     /// The CA's certificate, in PEM.
     pub(super) ca: PathBuf,
@@ -105,10 +104,10 @@ pub(super) struct Invitation {
     pub(super) fingerprint: String,
 }
 
-/// How to go on by hand.
-pub(super) fn invitation(invitation: &Invitation, colours: bool) -> String {
+/// Returns how to try the sidecar by hand.
+pub(super) fn instructions(instructions: &Instructions, colours: bool) -> String {
     let paint = Paint(colours);
-    let Invitation { listening, url, near, ca, fingerprint } = invitation;
+    let Instructions { listening, url, near, ca, fingerprint } = instructions;
     let ca = ca.display();
     let elsewhere = if listening.ip().is_unspecified() { format!("  Listening    {listening}\n") } else { String::new() };
     format!(
@@ -120,8 +119,8 @@ pub(super) fn invitation(invitation: &Invitation, colours: bool) -> String {
   Fingerprint  {fingerprint}
 
 {browser}
-  Open the URL. The browser warns, because the CA was made just now and it does not know it.
-  Compare the SHA-256 fingerprint with that of the certificate it shows, and go on.
+  Open the URL. The browser warns, because it does not trust the new CA.
+  Compare the SHA-256 fingerprint with that of the certificate it shows, then continue.
 
 {outsider}
   curl --cacert {ca} {url}json
@@ -132,40 +131,41 @@ pub(super) fn invitation(invitation: &Invitation, colours: bool) -> String {
         title = paint.with(BOLD, "Now try it yourself."),
         shown = paint.with(GREEN, url),
         browser = paint.with(BOLD, "In a browser"),
-        outsider = paint.with(BOLD, "With curl, as an outsider"),
+        outsider = paint.with(BOLD, "With curl, as an external client"),
         agent = paint.with(BOLD, &format!("With curl, as the agent at {AGENT}")),
     )
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::Lane;
+    use super::super::classify::Class;
     use super::super::client::Way;
-    use super::super::judge::Judgement;
-    use super::super::told::Told;
+    use super::super::received::Received;
     use super::*;
+    use crate::labels::LaneKind;
 
-    fn row(told: Option<Told>, objections: &[&str]) -> Row {
-        let trial = Trial { lane: Lane::External, way: Way::Http2, forged: &[("Host", "localhost")] };
-        Row { trial, told, objections: objections.iter().map(|text| (*text).into()).collect() }
+    fn row(received: Option<Received>, failures: &[&str]) -> Row {
+        let trial = Trial { lane: LaneKind::External, way: Way::Http2, forged: &[("Host", "localhost")] };
+        Row { trial, received, failures: failures.iter().map(|text| (*text).into()).collect() }
     }
 
     #[test]
-    fn what_did_not_hold_is_said_below_its_row() {
-        let told = Told {
+    fn failures_are_printed_below_their_row() {
+        let received = Received {
             from: "127.0.0.2:1".parse().unwrap(),
             method: "GET".into(),
             target: "/".into(),
             headers: vec![("host".into(), "localhost".into())],
-            judged: Judgement::Local,
-            because: String::new(),
+            class: Class::Local,
+            reason: String::new(),
         };
-        let report = Report { rows: vec![row(Some(told), &["the judgement must be remote, but is local"]), row(None, &["nobody there"])] };
+        let report =
+            Report { rows: vec![row(Some(received), &["the class must be remote, but is local"]), row(None, &["connection refused"])] };
         let text = render(&report, &Config::default(), false);
         assert!(text.contains("external lane · the same, with Host: localhost\n"), "{text}");
-        assert!(text.contains("localhost        local   NO\n    the judgement must be remote, but is local\n"), "{text}");
-        assert!(text.contains("-       NO\n    nobody there\n"), "{text}");
-        assert!(text.contains("2 of 2 checks did not hold."), "{text}");
+        assert!(text.contains("localhost        local   NO\n    the class must be remote, but is local\n"), "{text}");
+        assert!(text.contains("-       NO\n    connection refused\n"), "{text}");
+        assert!(text.contains("2 of 2 checks failed."), "{text}");
         assert!(!text.contains('\x1b'), "{text}");
         assert!(render(&report, &Config::default(), true).contains(RED));
     }

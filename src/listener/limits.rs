@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::addr::PeerAddr;
 use crate::config::Config;
-use crate::metrics::{Doors, Refusal};
+use crate::metrics::{Listeners, Refusal};
 use crate::token_bucket::{Rate, TokenBucket};
 
 #[cfg(test)]
@@ -39,7 +39,7 @@ pub struct Limits {
     may_be_agents: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     per_client: ArcSwap<ClientLimits>,
     clients: Mutex<ClientTable>,
-    metrics: Doors,
+    metrics: Listeners,
 }
 
 /// How a connection within its client's limits is admitted.
@@ -108,7 +108,7 @@ struct Client {
 
 impl Limits {
     /// Returns limits without connections. `may_be_agents` says whether a connection from an address may turn out to be an agent's.
-    pub fn new(config: &Config, metrics: Doors, may_be_agents: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
+    pub fn new(config: &Config, metrics: Listeners, may_be_agents: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
         let total = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
         let reserved = total / AGENT_SHARE;
         Self {
@@ -129,7 +129,7 @@ impl Limits {
     }
 
     /// Returns the listeners' metrics.
-    pub(super) fn metrics(&self) -> &Doors {
+    pub(super) fn metrics(&self) -> &Listeners {
         &self.metrics
     }
 

@@ -11,14 +11,11 @@ use http::HeaderName;
 use http::header::HOST;
 use serde_json::Value;
 
-use super::connect::{Response, connect, get};
+use super::connect::{CLIENT, Response, connect, get};
 use super::server_certificate::server_certificate;
 use super::websocket::{allows_origin, sends_challenge};
 use crate::fingerprint::Fingerprint;
 
-/// The client that probes on the external lane are for (TEST-NET-2, RFC 5737), so that the gateway's rate limit for failed logins affects no
-/// real client.
-pub(super) const CLIENT: &str = "198.51.100.7";
 const STARTUPZ: &str = "/startupz";
 const CANVAS: &str = "/__openclaw__/canvas/";
 /// A loopback address that no gateway should trust as a proxy.

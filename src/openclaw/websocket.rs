@@ -11,8 +11,7 @@ use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
-use super::connect::{connect, within};
-use super::probe::CLIENT;
+use super::connect::{CLIENT, connect, within};
 
 /// Returns whether the server sends `connect.challenge`, with which every version of the gateway begins.
 pub(super) async fn sends_challenge(gateway: SocketAddr) -> bool {

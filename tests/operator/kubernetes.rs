@@ -40,7 +40,10 @@ async fn check_reports_an_unreachable_or_forbidding_api_server() {
     }
     kubernetes.down().await;
     let (report, success) = check(&flags).await;
-    assert!(finding(&report, "kubernetes-unreachable")["seen"][0].as_str().unwrap().contains("can't be reached") && !success, "{report:#}");
+    assert!(
+        finding(&report, "kubernetes-unreachable")["seen"][0].as_str().unwrap().contains("can't reach the API server") && !success,
+        "{report:#}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! A look at everything that the desk may see, made into one [`Status`].
+//! Takes a snapshot of the running sidecar as one [`Status`].
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,8 +11,8 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::Desk;
 use super::ready::{Facts, reasons};
+use super::state::AdminState;
 use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
 use crate::config::Discovery;
 use crate::discovery::{self, Namespace, Proof, SourceState, View};
@@ -24,33 +24,33 @@ use crate::metrics::health::{Health, ProofLabels};
 use crate::pki::{self, Identity};
 use crate::proxy::ConnectionInfo;
 
-/// How long the gateway may take to accept a connection of the readiness check.
-const GATEWAY_PATIENCE: Duration = Duration::from_secs(1);
+/// The time limit for the connection with which readiness is checked.
+const GATEWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What readiness depends on.
-pub(super) async fn facts(desk: &Desk) -> Facts {
-    let gateway_error = match tokio::time::timeout(GATEWAY_PATIENCE, tokio::net::TcpStream::connect(desk.gateway)).await {
+/// Collects what readiness depends on.
+pub(super) async fn facts(state: &AdminState) -> Facts {
+    let gateway_error = match tokio::time::timeout(GATEWAY_TIMEOUT, tokio::net::TcpStream::connect(state.gateway)).await {
         Ok(Ok(_)) => None,
         Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(format!("no answer within {GATEWAY_PATIENCE:?}")),
+        Err(_) => Some(format!("no answer within {GATEWAY_TIMEOUT:?}")),
     };
-    tell_of_gateway(desk, gateway_error.as_deref());
+    log_gateway(state, gateway_error.as_deref());
     let now = OffsetDateTime::now_utc();
-    let identity = Arc::clone(&desk.served.borrow());
+    let identity = Arc::clone(&state.served.borrow());
     Facts {
-        doors: desk.bound.borrow().len(),
-        not_listening: not_listening(desk),
+        doors: state.bound.borrow().len(),
+        not_listening: not_listening(state),
         certificate_valid: identity.not_before <= now && now < identity.not_after,
-        certificate_problem: certificate_problem(desk),
+        certificate_problem: certificate_problem(state),
         gateway_error,
-        orphaned: desk.view.borrow().namespace != Namespace::Attached,
-        stopping: desk.shutdown.has_begun(),
+        orphaned: state.view.borrow().namespace != Namespace::Attached,
+        stopping: state.shutdown.has_begun(),
     }
 }
 
-/// Says in the log that the gateway is out of reach, or back, once each time. Whoever asks for readiness makes this look every few seconds.
-fn tell_of_gateway(desk: &Desk, error: Option<&str>) {
-    let (gateway, was_lost) = (desk.gateway, desk.gateway_lost.swap(error.is_some(), Ordering::Relaxed));
+/// Logs once when the gateway becomes unreachable, and once when it is back. Health checks call this every few seconds.
+fn log_gateway(state: &AdminState, error: Option<&str>) {
+    let (gateway, was_lost) = (state.gateway, state.gateway_lost.swap(error.is_some(), Ordering::Relaxed));
     match error {
         Some(error) if !was_lost => warn!(%gateway, error, "the gateway can't be reached"),
         None if was_lost => info!(%gateway, "the gateway can be reached again"),
@@ -58,26 +58,26 @@ fn tell_of_gateway(desk: &Desk, error: Option<&str>) {
     }
 }
 
-/// Where one should listen, and no address is such.
-fn not_listening(desk: &Desk) -> Vec<String> {
-    plan::unmatched(&desk.listen, &desk.view.borrow().interfaces).map(ToString::to_string).collect()
+/// What `listen.on` names and no local address matches.
+fn not_listening(state: &AdminState) -> Vec<String> {
+    plan::unmatched(&state.listen, &state.view.borrow().interfaces).map(ToString::to_string).collect()
 }
 
-/// Why the certificate that is served is not a newer one.
-fn certificate_problem(desk: &Desk) -> Option<String> {
-    desk.serving_problem.borrow().clone().or_else(|| desk.pki_problem.borrow().as_ref().map(|problem| error_chain(&**problem)))
+/// Why a newer certificate is not served.
+fn certificate_problem(state: &AdminState) -> Option<String> {
+    state.serving_problem.borrow().clone().or_else(|| state.pki_problem.borrow().as_ref().map(|problem| error_chain(&**problem)))
 }
 
-/// Sets the gauges that nobody else keeps.
-pub(super) fn measure(desk: &Desk, facts: &Facts, health: &Health) {
-    let view = Arc::clone(&desk.view.borrow());
+/// Sets the gauges that are computed at each scrape.
+pub(super) fn measure(state: &AdminState, facts: &Facts, health: &Health) {
+    let view = Arc::clone(&state.view.borrow());
     let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     health.ready.set(i64::from(reasons(facts).is_empty()));
     health.gateway_up.set(i64::from(facts.gateway_error.is_none()));
     health.listeners.set(number(facts.doors));
-    health.certificate_expiry.set(desk.served.borrow().not_after.unix_timestamp());
+    health.certificate_expiry.set(state.served.borrow().not_after.unix_timestamp());
     health.certificate_problem.set(i64::from(facts.certificate_problem.is_some()));
-    health.config_problem.set(i64::from(desk.config_problem.borrow().is_some()));
+    health.config_problem.set(i64::from(state.config_problem.borrow().is_some()));
     let enabled = |source| i64::from(view.source == source && view.source_state != SourceState::Off);
     health.docker_enabled.set(enabled(Discovery::Docker));
     health.kubernetes_enabled.set(enabled(Discovery::Kubernetes));
@@ -87,14 +87,14 @@ pub(super) fn measure(desk: &Desk, facts: &Facts, health: &Health) {
         health.agents.get_or_create(&ProofLabels { proof }).set(number(those));
     }
     health.not_agents.set(number(view.not_agents.len()));
-    health.started.set(OffsetDateTime::from(desk.started).unix_timestamp());
+    health.started.set(OffsetDateTime::from(state.started).unix_timestamp());
 }
 
-/// Everything, at one moment.
-pub(super) async fn status(desk: &Desk) -> Status {
-    let facts = facts(desk).await;
-    let view = Arc::clone(&desk.view.borrow());
-    let mut present = desk.proxy.connections();
+/// Takes a snapshot of everything.
+pub(super) async fn status(state: &AdminState) -> Status {
+    let facts = facts(state).await;
+    let view = Arc::clone(&state.view.borrow());
+    let mut present = state.proxy.connections();
     present.sort_by_key(|(present, _)| present.number);
     let mut lanes = Lanes::default();
     let mut by_agent: HashMap<String, usize> = HashMap::new();
@@ -113,19 +113,19 @@ pub(super) async fn status(desk: &Desk) -> Status {
     let now = SystemTime::now();
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
-        started: rfc3339(desk.started.into()),
-        uptime_seconds: age(desk.started, now),
+        started: rfc3339(state.started.into()),
+        uptime_seconds: age(state.started, now),
         ready: not_ready.is_empty(),
         not_ready,
-        listening: desk.bound.borrow().iter().map(ToString::to_string).collect(),
+        listening: state.bound.borrow().iter().map(ToString::to_string).collect(),
         not_listening: facts.not_listening,
         gateway: status::Gateway {
-            address: desk.gateway.to_string(),
+            address: state.gateway.to_string(),
             reachable: facts.gateway_error.is_none(),
             error: facts.gateway_error,
         },
-        config_problem: desk.config_problem.borrow().clone(),
-        certificate: certificate(&desk.served.borrow(), facts.certificate_problem),
+        config_problem: state.config_problem.borrow().clone(),
+        certificate: certificate(&state.served.borrow(), facts.certificate_problem),
         discovery: discovery(&view),
         agents: agents(&view, &by_agent),
         not_agents: view.not_agents.iter().map(|(name, why)| NotAgent { container: name.clone(), why: why.to_string() }).collect(),
@@ -229,7 +229,7 @@ fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTi
     }
 }
 
-/// Nobody dials such an address.
+/// Clients do not use such an address: it needs a zone.
 fn is_link_local(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }

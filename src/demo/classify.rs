@@ -1,24 +1,24 @@
-//! What the newest OpenClaw (2026.9) takes a client for, as far as its address and its forwarding headers go.
+//! Classifies a client by its address and forwarding headers, as the newest OpenClaw (2026.9) does.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-/// How much a client is trusted because of where it comes from.
+/// How the gateway classifies a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Judgement {
-    /// A client of the gateway's own host: paired without being asked.
+pub(super) enum Class {
+    /// A client on the gateway's own host: paired without approval.
     Local,
-    /// A client from elsewhere: somebody must approve its pairing.
+    /// A remote client: its pairing needs approval.
     Remote,
-    /// It came through a proxy that does not say for whom: 403 `proxy_attribution_required`.
+    /// A client of an untrusted proxy, or of one that does not state the client: 403 `proxy_attribution_required`.
     Refused,
 }
 
-impl Judgement {
-    /// The judgement in one word.
+impl Class {
+    /// Returns it in one word.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Local => "local",
@@ -28,31 +28,31 @@ impl Judgement {
     }
 }
 
-/// Judges a request from `peer`, where `trusted` is the one proxy that is believed; says why, too. `Host` is not looked at.
-pub(super) fn judge(peer: IpAddr, trusted: IpAddr, headers: &HeaderMap) -> (Judgement, String) {
-    let Some(field) = headers.keys().map(http::HeaderName::as_str).find(|name| is_proxys(name)) else {
+/// Classifies a request from `peer`, where `trusted` is the only trusted proxy, and returns the reason in a sentence. `Host` does not matter.
+pub(super) fn classify(peer: IpAddr, trusted: IpAddr, headers: &HeaderMap) -> (Class, String) {
+    let Some(field) = headers.keys().map(http::HeaderName::as_str).find(|name| is_forwarding_header(name)) else {
         return if peer.is_loopback() {
-            (Judgement::Local, format!("the request comes from {peer}, a loopback address, and nothing says that it was forwarded"))
+            (Class::Local, format!("the request comes from {peer}, a loopback address, and has no forwarding headers"))
         } else {
-            (Judgement::Remote, format!("the request comes from {peer}, which is not a loopback address"))
+            (Class::Remote, format!("the request comes from {peer}, which is not a loopback address"))
         };
     };
     if peer != trusted {
-        return (Judgement::Refused, format!("the request carries {field}, but {peer} is not a trusted proxy"));
+        return (Class::Refused, format!("the request carries {field}, but {peer} is not a trusted proxy"));
     }
-    match client(headers, trusted) {
-        Some(client) => (Judgement::Remote, format!("the trusted proxy at {peer} says that the request comes from {client}")),
-        None => (Judgement::Refused, format!("the trusted proxy at {peer} does not say where the request comes from")),
+    match stated_client(headers, trusted) {
+        Some(client) => (Class::Remote, format!("the trusted proxy at {peer} says that the request comes from {client}")),
+        None => (Class::Refused, format!("the trusted proxy at {peer} does not say where the request comes from")),
     }
 }
 
-/// Fields that only a proxy would send.
-fn is_proxys(name: &str) -> bool {
+/// Returns whether only a proxy sends this field.
+fn is_forwarding_header(name: &str) -> bool {
     matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-") || name.starts_with("tailscale-")
 }
 
 /// The rightmost address of `X-Forwarded-For` that is neither loopback nor the proxy itself; none if what is right of it is no address.
-fn client(headers: &HeaderMap, trusted: IpAddr) -> Option<IpAddr> {
+fn stated_client(headers: &HeaderMap, trusted: IpAddr) -> Option<IpAddr> {
     let lines = headers.get_all("x-forwarded-for").iter().map(|line| line.to_str().unwrap_or_default());
     let hops: Vec<&str> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();
     for hop in hops.into_iter().rev() {
@@ -71,12 +71,12 @@ mod tests {
 
     #[test]
     fn clients_are_judged_as_the_real_gateway_does() {
-        use Judgement::{Local, Refused, Remote};
+        use Class::{Local, Refused, Remote};
         let xff = "x-forwarded-for";
         for (peer, fields, expected) in [
             ("127.0.0.1", &[][..], Local),
             ("127.77.1.2", &[("host", "gateway.example.com")], Local),
-            // It fails open: the reason why nothing may leave on the external lane without its headers.
+            // The gateway fails open here, so no request may leave on the external lane without forwarding headers.
             ("127.0.0.2", &[], Local),
             ("172.18.0.9", &[], Remote),
             ("127.0.0.1", &[(xff, "172.18.0.9")], Refused),
@@ -94,8 +94,8 @@ mod tests {
         ] {
             let named = |(name, value): &(&str, &str)| (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap());
             let headers = fields.iter().map(named).collect();
-            let (judged, because) = judge(peer.parse().unwrap(), "127.0.0.2".parse().unwrap(), &headers);
-            assert_eq!(judged, expected, "{peer} {fields:?}: {because}");
+            let (class, reason) = classify(peer.parse().unwrap(), "127.0.0.2".parse().unwrap(), &headers);
+            assert_eq!(class, expected, "{peer} {fields:?}: {reason}");
         }
     }
 }

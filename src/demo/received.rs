@@ -1,32 +1,34 @@
-//! What the gateway is told about a client, as it shows it and as the self-check reads it.
+//! A request as the gateway received it, which the gateway shows and the self-check reads.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use http::request::Parts;
 use serde::{Deserialize, Serialize};
 
-use super::judge::{Judgement, judge};
+use super::classify::{Class, classify};
 
-/// One request as it reached the gateway.
+/// One request as the gateway received it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Told {
-    /// The far end of the TCP connection.
+pub(super) struct Received {
+    /// The peer of the TCP connection.
     pub(super) from: SocketAddr,
     pub(super) method: String,
     /// Path and query.
     pub(super) target: String,
     /// Every field in its order, names in lower case.
     pub(super) headers: Vec<(String, String)>,
-    /// What the newest OpenClaw would take the client for.
-    pub(super) judged: Judgement,
-    /// Why, in a sentence.
-    pub(super) because: String,
+    /// How the newest OpenClaw would classify the client.
+    #[serde(rename = "judged")]
+    pub(super) class: Class,
+    /// The reason, in a sentence.
+    #[serde(rename = "because")]
+    pub(super) reason: String,
 }
 
-impl Told {
-    /// What `head`, from `from`, tells a gateway that trusts the proxy at `trusted`.
+impl Received {
+    /// Records `head`, from `from`, for a gateway that trusts the proxy at `trusted`.
     pub(super) fn new(from: SocketAddr, head: &Parts, trusted: Ipv4Addr) -> Self {
-        let (judged, because) = judge(from.ip(), trusted.into(), &head.headers);
+        let (class, reason) = classify(from.ip(), trusted.into(), &head.headers);
         let field = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
             (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
@@ -35,14 +37,14 @@ impl Told {
             method: head.method.to_string(),
             target: head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
             headers: head.headers.iter().map(field).collect(),
-            judged,
-            because,
+            class,
+            reason,
         }
     }
 
-    /// The same for programs, and indented for people.
+    /// Returns it as indented JSON.
     pub(super) fn to_json(&self) -> String {
-        // Numbers, text and lists: there is nothing in it that JSON can't say.
+        // It can't fail: there are only numbers, strings and lists.
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
@@ -60,7 +62,7 @@ impl Told {
     }
 }
 
-/// Says whether a field states where a request came from or who sent it.
+/// Returns whether a field states where a request came from or who sent it.
 pub(super) fn is_attribution(name: &str) -> bool {
     matches!(name, "forwarded" | "via" | "x-real-ip") || ["x-forwarded-", "tailscale-", "x-openclaw-"].iter().any(|p| name.starts_with(p))
 }

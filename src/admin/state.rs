@@ -1,0 +1,48 @@
+//! What the admin listener reads.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::SystemTime;
+
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use crate::config::ListenOn;
+use crate::discovery::View;
+use crate::metrics::health::Health;
+use crate::pki::{self, Identity};
+use crate::proxy::Proxy;
+use crate::shutdown::Shutdown;
+
+/// Everything that the admin listener reads to answer.
+pub struct AdminState {
+    /// Where the gateway listens.
+    pub gateway: SocketAddr,
+    /// What `listen.on` names.
+    pub listen: Vec<ListenOn>,
+    /// The addresses listened on.
+    pub bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
+    /// The certificate that is served.
+    pub served: watch::Receiver<Arc<Identity>>,
+    /// Why the newest certificate is not the one that is served.
+    pub serving_problem: watch::Receiver<Option<String>>,
+    /// Why there is no newer certificate.
+    pub pki_problem: watch::Receiver<Option<Arc<pki::Error>>>,
+    /// Whether the gateway could not be reached at the last readiness check.
+    pub gateway_lost: AtomicBool,
+    /// What discovery knows.
+    pub view: watch::Receiver<Arc<View>>,
+    /// The proxy, which lists open connections.
+    pub proxy: Arc<Proxy>,
+    /// All metrics.
+    pub registry: Registry,
+    /// Why the last reload was rejected.
+    pub config_problem: watch::Receiver<Option<String>>,
+    /// The gauges of `registry` that are set at each scrape.
+    pub health: Health,
+    /// When the sidecar started.
+    pub started: SystemTime,
+    /// Tells whether the sidecar is stopping.
+    pub shutdown: Shutdown,
+}

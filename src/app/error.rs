@@ -1,0 +1,56 @@
+//! Why the sidecar could not start, or ended.
+
+use std::io;
+
+use super::gateway_token;
+use crate::admin;
+use crate::discovery;
+use crate::listener;
+#[cfg(feature = "otel")]
+use crate::otel;
+use crate::pki;
+use crate::tls;
+
+/// Why the sidecar could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call failed.
+    #[error("{doing}")]
+    Io {
+        /// The operation.
+        doing: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The server certificate can't be loaded or made.
+    #[error(transparent)]
+    Pki(#[from] pki::Error),
+    /// The certificate can't be served, or the operator's client CA can't be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// An address can't be listened on.
+    #[error(transparent)]
+    Listener(#[from] listener::Error),
+    /// The admin address can't be listened on.
+    #[error(transparent)]
+    Admin(#[from] admin::Error),
+    /// The gateway's token can't be read.
+    #[error(transparent)]
+    Token(#[from] gateway_token::Error),
+    /// Spans can't be sent.
+    #[cfg(feature = "otel")]
+    #[error(transparent)]
+    Otel(#[from] otel::Error),
+    /// The container that owned this network namespace runs again, in another one.
+    #[error(
+        "the owner of this network namespace has restarted in a new one; exiting, so that the restart policy attaches the sidecar to it"
+    )]
+    Orphaned,
+}
+
+impl Error {
+    /// Returns the exit status of the process.
+    pub fn status(&self) -> u8 {
+        if matches!(self, Self::Orphaned) { discovery::EXIT_ORPHANED } else { 1 }
+    }
+}

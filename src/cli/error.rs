@@ -1,0 +1,62 @@
+//! The error of a command, and its exit status.
+
+/// A command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A flag, variable, key or value is wrong.
+    #[error(transparent)]
+    Config(#[from] crate::config::Error),
+    /// The sidecar failed.
+    #[error(transparent)]
+    App(#[from] crate::app::Error),
+    /// The demonstration failed.
+    #[error(transparent)]
+    Demo(#[from] crate::demo::Error),
+    /// A certificate can't be read or made.
+    #[error(transparent)]
+    Pki(#[from] crate::pki::Error),
+    /// The operator's own certificate is served, so loopgate can't do this.
+    #[error("the operator's own pair is served ({} of tls.cert): clients trust who issued that, and only its files can renew it", .0.display())]
+    OwnPair(std::path::PathBuf),
+    /// The sidecar is not ready, or does not answer.
+    #[error(transparent)]
+    Admin(#[from] crate::admin::client::Error),
+    /// The agent failed.
+    #[error(transparent)]
+    Agent(#[from] crate::agent::Error),
+    /// The command of `exec` can't be run.
+    #[error(transparent)]
+    Spawn(#[from] crate::agent::supervise::SpawnError),
+    /// The device identity can't be used.
+    #[error(transparent)]
+    Device(#[from] crate::openclaw::device::Error),
+    /// The device is not paired.
+    #[error(transparent)]
+    Pair(#[from] crate::openclaw::pair::Error),
+    /// A system call failed.
+    #[error("{doing}")]
+    Io {
+        /// The operation.
+        doing: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Returns a function that adds what was being done to an I/O error.
+    pub fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let doing = doing.into();
+        |source| Self::Io { doing, source }
+    }
+
+    /// The exit status of the process.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Config(_) => 2,
+            Self::App(error) => error.status(),
+            Self::Spawn(error) => error.status(),
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The metrics of listeners.
+
+use std::fmt::Write;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The metrics of the `listener` module.
+#[derive(Clone, Debug, Default)]
+pub struct Listeners {
+    /// Connections accepted so far.
+    pub accepted: Counter,
+    /// Connections open now.
+    pub open: Gauge,
+    /// Connections closed right after they were accepted, by reason.
+    pub refused: Family<RefusedLabels, Counter>,
+    /// Failures of `accept(2)` that the peer did not cause, such as a full file-descriptor table.
+    pub accept_failures: Counter,
+}
+
+/// Labels of [`Listeners::refused`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusedLabels {
+    /// The reason.
+    pub reason: Refusal,
+}
+
+/// Why a connection is closed right after it was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The client has `max_connections_per_client` already.
+    ClientConnections,
+    /// The client exceeds `connection_rate_per_client`.
+    ClientRate,
+    /// `max_connections` are open, and the queue of waiting connections is full.
+    Full,
+}
+
+impl EncodeLabelValue for Refusal {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+        encoder.write_str(match self {
+            Self::ClientConnections => "client_connections",
+            Self::ClientRate => "client_rate",
+            Self::Full => "full",
+        })
+    }
+}
+
+impl Listeners {
+    /// Adds these metrics to `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("downstream_connections_accepted", "Connections accepted", self.accepted.clone());
+        registry.register("downstream_connections_open", "Connections open now", self.open.clone());
+        registry.register(
+            "downstream_connections_refused",
+            "Connections closed right after they were accepted, by reason",
+            self.refused.clone(),
+        );
+        registry.register("downstream_accept_failures", "Failures of accept(2) that the peer did not cause", self.accept_failures.clone());
+    }
+
+    /// Counts a connection that was closed for `reason`.
+    pub fn refuse(&self, reason: Refusal) {
+        self.refused.get_or_create(&RefusedLabels { reason }).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_connections_are_encoded_with_their_reason() {
+        let listeners = Listeners::default();
+        listeners.refuse(Refusal::ClientRate);
+        let mut registry = Registry::with_prefix("loopgate");
+        listeners.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("loopgate_downstream_connections_refused_total{reason=\"client_rate\"} 1"), "{text}");
+    }
+}

@@ -1,0 +1,308 @@
+//! The architecture of `src` as rules: a module imports only from lower layers, and no two modules, and no two files of a module, import
+//! each other, directly or through others. The layers are read from the table in docs/architecture.md.
+//!
+//! Paths are found in the text of the sources: `crate::...`, `super::...`, and `child::...` in the file that declares `mod child;`. Comments
+//! and test code do not count.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Modules whose files still import each other in cycles.
+const WITH_CYCLES: &[&str] = &["agent", "compose", "config", "discovery", "enrolment", "lane", "listener", "pki", "proxy", "tls"];
+
+/// One source file: the path of its module, and the lines that count.
+struct Source {
+    module: Vec<String>,
+    code: String,
+}
+
+type Graph = BTreeMap<String, BTreeSet<String>>;
+
+#[test]
+fn a_module_imports_only_from_lower_layers() {
+    let layers = layers();
+    let modules = modules(&sources());
+    for module in modules.keys() {
+        assert!(layers.contains_key(module), "{module} is missing in the table of layers in docs/architecture.md");
+    }
+    for module in layers.keys() {
+        assert!(modules.contains_key(module), "docs/architecture.md names a module {module}, which does not exist");
+    }
+    let upward = modules.iter().flat_map(|(module, imports)| imports.iter().map(move |import| (module, import)));
+    let upward: Vec<String> = upward
+        .filter(|(module, import)| layers[*import] <= layers[*module])
+        .map(|(module, import)| format!("{module} (layer {}) imports {import} (layer {})", layers[module], layers[import]))
+        .collect();
+    assert!(upward.is_empty(), "layers are numbered from the top, and imports must go down:\n{}", upward.join("\n"));
+}
+
+#[test]
+fn no_files_of_a_module_import_each_other_in_a_cycle() {
+    let is_exception = |cycle: &String| WITH_CYCLES.contains(&cycle.split([':', ' ']).next().unwrap());
+    let cycles: Vec<_> = cycles(&files(&sources())).into_iter().filter(|cycle| !is_exception(cycle)).collect();
+    assert!(cycles.is_empty(), "files that import each other in a cycle:\n{}", cycles.join("\n"));
+}
+
+#[test]
+fn paths_are_found_in_code_only() {
+    let code = strip(
+        "use crate::a::B; // crate::comment\n/// crate::doc\nfn f() { super::c(); }\n#[cfg(test)]\nuse crate::test_only;\n\
+         #[cfg(test)]\nmod tests {\n    use crate::tests_only;\n}\nuse crate::{\n    d::E,\n    f,\n};\n",
+    );
+    let found = paths(&code, &[]);
+    let expected = [["crate", "a", "B"].as_slice(), &["super", "c"], &["crate", "d", "E"], &["crate", "f"]];
+    assert_eq!(found, expected.map(|path| path.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>()));
+}
+
+#[test]
+fn cycles_are_found_whatever_their_length() {
+    let graph = |edges: &[(&str, &str)]| {
+        let mut graph = Graph::new();
+        for (from, to) in edges {
+            graph.entry((*from).to_owned()).or_default().insert((*to).to_owned());
+        }
+        graph
+    };
+    assert_eq!(cycles(&graph(&[("a", "b"), ("b", "c"), ("a", "c")])), [] as [String; 0]);
+    assert_eq!(cycles(&graph(&[("a", "b"), ("b", "a")])), ["a -> b -> a"]);
+    assert_eq!(cycles(&graph(&[("x", "a"), ("a", "b"), ("b", "c"), ("c", "a")])), ["a -> b -> c -> a"]);
+}
+
+/// The layer of each module, numbered from the top: the rows of the first table with the heading `modules`.
+fn layers() -> BTreeMap<String, usize> {
+    let text = std::fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let table = text.lines().skip_while(|line| !line.starts_with("| modules |")).skip(2).take_while(|line| line.starts_with('|'));
+    let mut layers = BTreeMap::new();
+    for (layer, row) in table.enumerate() {
+        let names = row.split('|').nth(1).unwrap();
+        for name in names.split('`').skip(1).step_by(2) {
+            assert!(layers.insert(name.to_owned(), layer + 1).is_none(), "{name} is twice in the table of layers");
+        }
+    }
+    assert!(!layers.is_empty(), "docs/architecture.md has no table with the heading `| modules |`");
+    layers
+}
+
+/// Which modules of the crate import which.
+fn modules(sources: &[Source]) -> Graph {
+    let mut graph = Graph::new();
+    for source in sources.iter().filter(|source| !source.module.is_empty()) {
+        let module = &source.module[0];
+        let imports = graph.entry(module.clone()).or_default();
+        for path in targets(source) {
+            if let Some(target) = path.first().filter(|target| *target != module) {
+                imports.insert(target.clone());
+            }
+        }
+    }
+    let known: BTreeSet<String> = graph.keys().cloned().collect();
+    graph.values_mut().for_each(|imports| imports.retain(|import| known.contains(import)));
+    graph
+}
+
+/// Which files import which within a module.
+fn files(sources: &[Source]) -> Graph {
+    let known: BTreeSet<&[String]> = sources.iter().map(|source| source.module.as_slice()).collect();
+    let mut graph = Graph::new();
+    for source in sources.iter().filter(|source| !source.module.is_empty()) {
+        let imports = graph.entry(source.module.join("::")).or_default();
+        for path in targets(source) {
+            // The longest part of the path that is a file.
+            let file = (1..=path.len()).rev().map(|length| &path[..length]).find(|path| known.contains(path));
+            if let Some(file) = file.filter(|file| file[0] == source.module[0] && *file != source.module) {
+                imports.insert(file.join("::"));
+            }
+        }
+    }
+    graph
+}
+
+/// The paths in `source`, from the root of the crate.
+fn targets(source: &Source) -> Vec<Vec<String>> {
+    let children = children(&source.code);
+    let resolve = |path: Vec<String>| -> Option<Vec<String>> {
+        let mut at = match path[0].as_str() {
+            "crate" => Vec::new(),
+            "super" => source.module.clone(),
+            _ => [source.module.clone(), vec![path[0].clone()]].concat(),
+        };
+        for part in &path {
+            match part.as_str() {
+                "super" => drop(at.pop()?),
+                "crate" => {}
+                _ if part == &path[0] => {}
+                _ => at.push(part.clone()),
+            }
+        }
+        Some(at)
+    };
+    paths(&source.code, &children).into_iter().filter_map(resolve).collect()
+}
+
+/// The names in `mod name;`.
+fn children(code: &str) -> Vec<String> {
+    let declaration = |line: &str| {
+        let (before, name) = line.trim().strip_suffix(';')?.rsplit_once("mod ")?;
+        (before.is_empty() || before.starts_with("pub")).then(|| name.to_owned())
+    };
+    code.lines().filter_map(declaration).collect()
+}
+
+/// Every path in `code` that begins with `crate`, `super` or one of `children`; `{...}` gives several.
+fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let mut found = Vec::new();
+    let mut rest = code;
+    let mut before = ' ';
+    while let Some(c) = rest.chars().next() {
+        let name: String = rest.chars().take_while(|c| is_name(*c)).collect();
+        if name.is_empty() {
+            before = c;
+            rest = &rest[c.len_utf8()..];
+            continue;
+        }
+        let after = &rest[name.len()..];
+        let begins = before != ':' && (name == "crate" || name == "super" || children.contains(&name));
+        if begins && let Some(tail) = after.strip_prefix("::") {
+            expand(std::slice::from_ref(&name), tail, &mut found);
+        }
+        before = 'x';
+        rest = after;
+    }
+    found
+}
+
+/// Adds to `found` what `tail` makes of `head`: `a::b`, or a group in braces.
+fn expand(head: &[String], tail: &str, found: &mut Vec<Vec<String>>) {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    if let Some(group) = tail.strip_prefix('{') {
+        let mut depth = 1;
+        let end = group.char_indices().find(|(_, c)| {
+            depth += i32::from(*c == '{') - i32::from(*c == '}');
+            depth == 0
+        });
+        let group = &group[..end.map_or(group.len(), |(at, _)| at)];
+        let mut depth = 0;
+        let members = group.split(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            c == ',' && depth == 0
+        });
+        members.map(str::trim).filter(|member| !member.is_empty()).for_each(|member| expand(head, member, found));
+        return;
+    }
+    let name: String = tail.chars().take_while(|c| is_name(*c)).collect();
+    if name.is_empty() || name == "self" {
+        found.push(head.to_vec());
+        return;
+    }
+    let path = [head, std::slice::from_ref(&name)].concat();
+    match tail[name.len()..].strip_prefix("::") {
+        Some(tail) if !tail.starts_with('<') => expand(&path, tail, found),
+        _ => found.push(path),
+    }
+}
+
+/// `text` without comments, and without items that only tests have.
+fn strip(text: &str) -> String {
+    let mut code = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let line = line.split("//").next().unwrap();
+        if !line.trim().starts_with("#[cfg(") || !line.contains("test") || line.contains("not(test") {
+            code.push_str(line);
+            code.push('\n');
+            continue;
+        }
+        // The item ends with a semicolon, or with a brace as far to the left as it began.
+        let indentation = line.len() - line.trim_start().len();
+        let end = format!("{}}}", " ".repeat(indentation));
+        for line in lines.by_ref() {
+            if line == end || (line.ends_with([';', ',']) && line.len() - line.trim_start().len() == indentation) {
+                break;
+            }
+        }
+    }
+    code
+}
+
+fn sources() -> Vec<Source> {
+    fn walk(directory: &Path, files: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, files) } else { files.push(path) }
+        }
+    }
+    let source = root().join("src");
+    let mut files = Vec::new();
+    walk(&source, &mut files);
+    let texts: Vec<(PathBuf, String)> = files
+        .into_iter()
+        .filter(|file| file.extension().is_some_and(|extension| extension == "rs"))
+        .map(|file| (file.strip_prefix(&source).unwrap().with_extension(""), std::fs::read_to_string(&file).unwrap()))
+        .collect();
+    let test_only: BTreeSet<Vec<String>> = texts.iter().flat_map(|(path, text)| test_modules(&module(path), text)).collect();
+    let is_test = |module: &[String]| (1..=module.len()).any(|length| test_only.contains(&module[..length]));
+    texts
+        .iter()
+        .map(|(path, text)| Source { module: module(path), code: strip(text) })
+        // The crate's root and its binary may use everything.
+        .filter(|source| !is_test(&source.module) && !matches!(source.module.join("::").as_str(), "" | "main"))
+        .collect()
+}
+
+/// The modules that `text`, the file of `module`, declares for tests only: `#[cfg(test)] mod name;`.
+fn test_modules(module: &[String], text: &str) -> Vec<Vec<String>> {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        if line.starts_with("#[cfg(") && line.contains("test") && !line.contains("not(test") {
+            let item = lines[at + 1..].iter().find(|line| !line.starts_with("#["));
+            if let Some(name) = item.and_then(|item| item.strip_suffix(';')?.rsplit_once("mod ").map(|(_, name)| name)) {
+                found.push([module, &[name.to_owned()][..]].concat());
+            }
+        }
+    }
+    found
+}
+
+fn module(path: &Path) -> Vec<String> {
+    let parts = path.iter().map(|part| part.to_str().unwrap().to_owned());
+    parts.filter(|part| part != "mod" && part != "lib").collect()
+}
+
+/// The cycles of `graph`: for each set of nodes that reach each other, one way around.
+fn cycles(graph: &Graph) -> Vec<String> {
+    let mut cycles = Vec::new();
+    let mut seen = BTreeSet::new();
+    for start in graph.keys() {
+        if seen.contains(start) {
+            continue;
+        }
+        if let Some(way) = way_back(graph, start) {
+            seen.extend(way.iter().cloned());
+            cycles.push([way, vec![start.clone()]].concat().join(" -> "));
+        }
+    }
+    cycles
+}
+
+/// The shortest way from `start` back to it, without its end.
+fn way_back(graph: &Graph, start: &str) -> Option<Vec<String>> {
+    let mut ways = std::collections::VecDeque::from([vec![start.to_owned()]]);
+    let mut visited = BTreeSet::new();
+    while let Some(way) = ways.pop_front() {
+        for next in graph.get(way.last()?).into_iter().flatten() {
+            if next == start {
+                return Some(way);
+            }
+            if visited.insert(next.clone()) {
+                ways.push_back([way.clone(), vec![next.clone()]].concat());
+            }
+        }
+    }
+    None
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
