@@ -118,6 +118,7 @@ impl Sidecar {
                 config::Discovery::Kubernetes => discovery_metrics.register_kubernetes(&mut registry),
             }
             enrolments.register(&mut registry);
+            crate::tls::register(&mut registry);
             let health = Health::default();
             health.register(&mut registry);
             let state = AdminState {

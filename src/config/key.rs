@@ -174,6 +174,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("kubernetes-audience", "kubernetes.audience", Text("NAME"), Some("loopgate"), "Audience of agents' service-account tokens");
 
     add("agent-cidr", "agents.cidrs", List("CIDR"), None, "Network whose clients are agents by their address alone");
+    add(
+        "certificate-from",
+        "agents.certificate_from",
+        List("CIDR"),
+        None,
+        "Network whose clients are asked for a certificate that loopgate cert issue made; with --client-ca all clients are asked",
+    );
     add("agent-uri", "agents.uris", List("URI"), None, "SAN URI of client certificates (from --client-ca) that are agents");
     add("inherit-token", "agents.inherit_token", Switch, Some("false"), "Hand the gateway's token to attested agents");
     add("agent-scopes", "agents.scopes", List("SCOPE"), None, "Scope cap of agents without a label of their own; no cap by default");

@@ -223,6 +223,8 @@ pub enum Engine {
 pub struct Agents {
     /// Source networks that are agents by address alone.
     pub cidrs: Vec<IpNet>,
+    /// Networks whose clients are asked for a certificate, although no address in them is known to be an agent's.
+    pub certificate_from: Vec<IpNet>,
     /// SAN URIs of client certificates (from `client_ca`) that are agents.
     pub uris: Vec<String>,
     /// Whether attested agents receive the gateway's token.

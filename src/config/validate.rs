@@ -114,6 +114,7 @@ fn tls(read: &mut Reader<'_>) -> Tls {
 fn agents(read: &mut Reader<'_>) -> Agents {
     Agents {
         cidrs: read.list("agent-cidr", parse::agent_network),
+        certificate_from: read.list("certificate-from", parse::network),
         uris: read.list("agent-uri", parse::uri),
         inherit_token: read.one("inherit-token", parse::switch),
         scopes: read.list("agent-scopes", parse::scope),

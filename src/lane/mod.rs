@@ -28,7 +28,7 @@ mod reserved_headers;
 mod source_address;
 mod x_forwarded_for;
 
-pub use admission::{admit_peer, admit_stated_client, may_be_agent};
+pub use admission::{admit_peer, admit_stated_client, may_be_agent, may_have_certificate};
 pub use assignment::{Admitted, AgentLane, Denied, ExternalLane, Lane};
 pub use decide::decide;
 pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};

@@ -16,6 +16,7 @@ pub struct Policy {
     pub(super) gateway_is_loopback: bool,
     pub(super) own_addresses: OwnAddresses,
     pub(super) cidrs: Vec<IpNet>,
+    certificate_from: Vec<IpNet>,
     pub(super) uris: Vec<String>,
     /// The cap of agents without a label of their own; `None` if there is no such cap.
     pub(super) scopes: Option<HeaderValue>,
@@ -36,6 +37,7 @@ impl Policy {
             gateway_is_loopback: config.gateway.address.ip().is_loopback(),
             own_addresses: config.listen.own_addresses,
             cidrs: config.agents.cidrs.clone(),
+            certificate_from: config.agents.certificate_from.clone(),
             uris: config.agents.uris.clone(),
             scopes: (!config.agents.scopes.is_empty()).then(|| scope_cap(&config.agents.scopes)),
             trust_domain: config.agents.trust_domain.clone(),
@@ -60,6 +62,11 @@ impl Policy {
     pub fn controls_header(&self, name: &HeaderName) -> bool {
         let listed = |list: &[HeaderName]| list.iter().any(|listed| is_alike(name, listed));
         listed(&self.identity_headers) || (is_reserved(name) && !listed(&self.keep_headers))
+    }
+
+    /// Returns whether `agents.certificate_from` contains `client`.
+    pub(super) fn asks_for_certificate(&self, client: IpAddr) -> bool {
+        contains(&self.certificate_from, client)
     }
 
     /// Checks a client of the external lane against the allow and deny lists.

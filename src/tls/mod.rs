@@ -2,13 +2,15 @@
 //!
 //! It reads the names in a client certificate. What they mean for a connection is decided by [`crate::lane`].
 
-mod certificate;
+mod client_ca;
+mod client_verifier;
 mod plain;
 mod provider;
 mod read_ahead;
 mod server;
 
-pub use certificate::{ClientAuthorities, Error as CertificateError};
+pub use client_ca::{ClientAuthorities, Error as ClientCaError};
+pub use client_verifier::{register, signature_checks};
 pub(crate) use provider::provider;
 pub use read_ahead::ReadAhead;
 pub use server::{ENROL, Error, Handshake, Stream, TlsServerConfig, accept};

@@ -12,7 +12,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::certificate::{self, ClientAuthorities};
+use super::client_ca::{self, ClientAuthorities};
+use super::client_verifier::ClientVerifier;
 use super::plain;
 use super::provider::provider;
 use super::read_ahead::ReadAhead;
@@ -33,7 +34,7 @@ pub enum Error {
     Config(#[from] rustls::Error),
     /// The client CA bundle can't be used.
     #[error(transparent)]
-    Authorities(#[from] certificate::Error),
+    Authorities(#[from] client_ca::Error),
     /// The client did not finish in time.
     #[error("the TLS handshake took longer than {0:?}")]
     Slow(Duration),
@@ -66,7 +67,10 @@ impl Error {
 /// The TLS configuration of new connections.
 #[derive(Clone)]
 pub struct TlsServerConfig {
-    config: Arc<ServerConfig>,
+    /// For clients that are not asked for a certificate.
+    anonymous: Arc<ServerConfig>,
+    /// For clients that are asked for one; `None` if no CA is trusted.
+    asking: Option<Arc<ServerConfig>>,
     authorities: Arc<ClientAuthorities>,
     names: BTreeSet<SubjectName>,
 }
@@ -94,24 +98,36 @@ impl TlsServerConfig {
         authorities: Arc<ClientAuthorities>,
         further_names: impl IntoIterator<Item = SubjectName>,
     ) -> Result<Self, Error> {
-        let builder =
-            ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
-        let builder = match authorities.verifier()? {
-            Some(verifier) => builder.with_client_cert_verifier(verifier),
-            None => builder.with_no_client_auth(),
-        };
-        let resolver = rustls::sign::SingleCertAndKey::from(Arc::clone(&identity.certified_key));
-        let mut config = builder.with_cert_resolver(Arc::new(resolver));
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ENROL.to_vec()];
-        config.ticketer = aws_lc_rs::Ticketer::new()?;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 2;
-        // The server's order counts, AES-256 first: scanners rate a server without an order as weak.
-        config.ignore_client_order = true;
-        debug_assert!(config.ticketer.enabled() && config.max_early_data_size == 0);
+        let anonymous = server_config(identity, None)?;
+        let asking = authorities.verifier().map(|verifier| server_config(identity, Some(verifier))).transpose()?;
         let names = identity.names.iter().cloned().chain(further_names).collect();
-        Ok(Self { config: Arc::new(config), authorities, names })
+        Ok(Self { anonymous, asking, authorities, names })
     }
+
+    /// Returns the configuration for a client. It is asked for a certificate if it `may_have_certificate`, or if `tls.client_ca` is set.
+    fn for_client(&self, may_have_certificate: bool) -> &Arc<ServerConfig> {
+        let ask = may_have_certificate || self.authorities.has_operator_cas();
+        self.asking.as_ref().filter(|_| ask).unwrap_or(&self.anonymous)
+    }
+}
+
+fn server_config(identity: &Identity, verifier: Option<Arc<ClientVerifier>>) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let builder =
+        ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+    let builder = match verifier {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let resolver = rustls::sign::SingleCertAndKey::from(Arc::clone(&identity.certified_key));
+    let mut config = builder.with_cert_resolver(Arc::new(resolver));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), ENROL.to_vec()];
+    config.ticketer = aws_lc_rs::Ticketer::new()?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 2;
+    // The server's order counts, AES-256 first: scanners rate a server without an order as weak.
+    config.ignore_client_order = true;
+    debug_assert!(config.ticketer.enabled() && config.max_early_data_size == 0);
+    Ok(Arc::new(config))
 }
 
 /// The result of a handshake.
@@ -122,18 +138,24 @@ pub struct Handshake<S> {
     pub certificate: Option<Certificate>,
 }
 
-/// Makes the handshake on `io`, within `deadline`.
+/// Makes the handshake on `io`, within `deadline`. A client that can't have a certificate that counts is not asked for one, so that it
+/// can't cause the work of verifying it.
 ///
 /// # Errors
 /// The client is too slow, closes the connection, or sends invalid TLS.
-pub async fn accept(io: TcpStream, config: &TlsServerConfig, deadline: Duration) -> Result<Handshake<TcpStream>, Error> {
+pub async fn accept(
+    io: TcpStream,
+    config: &TlsServerConfig,
+    may_have_certificate: bool,
+    deadline: Duration,
+) -> Result<Handshake<TcpStream>, Error> {
     // Boxed, so that the memory of the handshake is freed when it is over.
     let handshake = Box::pin(async {
         if plain::is_http(&io).await {
             plain::refuse(io).await;
             return Err(Error::PlainHttp);
         }
-        TlsAcceptor::from(Arc::clone(&config.config)).accept(ReadAhead::new(io)).await.map_err(Error::Handshake)
+        TlsAcceptor::from(Arc::clone(config.for_client(may_have_certificate))).accept(ReadAhead::new(io)).await.map_err(Error::Handshake)
     });
     let stream = Box::new(tokio::time::timeout(deadline, handshake).await.map_err(|_| Error::Slow(deadline))??);
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();

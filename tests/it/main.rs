@@ -5,6 +5,7 @@ mod raw_h2;
 
 mod certificates;
 mod churn;
+mod client_chains;
 mod drain;
 mod faults;
 mod h2_abuse;

@@ -20,7 +20,7 @@ use tracing::debug;
 use crate::addr::PeerAddr;
 use crate::discovery::View;
 use crate::labels::Protocol;
-use crate::lane::{Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit_peer, admit_stated_client, decide};
+use crate::lane::{Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit_peer, admit_stated_client, decide, may_have_certificate};
 use crate::listener::{Permit, proxy_protocol};
 use crate::metrics::traffic::Held;
 use crate::proxy::downstream::activity::Activity;
@@ -138,7 +138,8 @@ impl Identified {
     async fn handshake(self, shared: &Shared) -> Result<Handshaken, Error> {
         let Self { stream, peer, held, settings, proxy_header } = self;
         let config = shared.tls.load_full();
-        let tls::Handshake { stream, certificate } = tls::accept(stream, &config, settings.limits.handshake_timeout).await?;
+        let ask = may_have_certificate(peer.ip(), proxy_header, &shared.view.borrow(), shared.rules.load().policy());
+        let tls::Handshake { stream, certificate } = tls::accept(stream, &config, ask, settings.limits.handshake_timeout).await?;
         shared.traffic.handshakes.inc();
         Ok(Handshaken { stream, peer, held, settings, proxy_header, certificate, config })
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustls::client::WantsClientCert;
+use rustls::client::{ResolvesClientCert, WantsClientCert};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -82,6 +82,11 @@ impl TlsClient {
     /// This client with the certificate of this key.
     pub fn with_certified_key(&self, key: Arc<CertifiedKey>) -> Self {
         let resolver = Arc::new(SingleCertAndKey::from(key));
+        Self { config: Arc::new(trusting(&self.ca).with_client_cert_resolver(resolver)), ..self.clone() }
+    }
+
+    /// This client with whatever certificate `resolver` chooses.
+    pub fn with_certificate_resolver(&self, resolver: Arc<dyn ResolvesClientCert>) -> Self {
         Self { config: Arc::new(trusting(&self.ca).with_client_cert_resolver(resolver)), ..self.clone() }
     }
 

@@ -4,13 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::RootCertStore;
-use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::provider::provider;
+use super::client_verifier::ClientVerifier;
 use crate::lane::{Certificate, Issuer};
 
 /// Why the client CA bundle can't be used.
@@ -43,10 +41,8 @@ pub enum Error {
 /// The CAs whose client certificates are trusted: loopgate's own, and those of `tls.client_ca`.
 #[derive(Debug)]
 pub struct ClientAuthorities {
-    own: Option<CertificateDer<'static>>,
     operator: Vec<CertificateDer<'static>>,
-    /// Trusts loopgate's own CA only, to find out which CA issued a certificate.
-    own_verifier: Option<Arc<dyn ClientCertVerifier>>,
+    verifier: Option<Arc<ClientVerifier>>,
 }
 
 impl ClientAuthorities {
@@ -56,8 +52,8 @@ impl ClientAuthorities {
     /// The bundle can't be read or used; the error names the file.
     pub fn new(own: Option<CertificateDer<'static>>, operator: Option<&Path>) -> Result<Self, Error> {
         let operator = operator.map(read).transpose()?.unwrap_or_default();
-        let own_verifier = own.as_ref().map(|own| verifier(std::slice::from_ref(own))).transpose()?;
-        Ok(Self { own, operator, own_verifier })
+        let verifier = ClientVerifier::new(own.as_ref(), &operator)?.map(Arc::new);
+        Ok(Self { operator, verifier })
     }
 
     /// Returns whether both trust the same certificates of `tls.client_ca`.
@@ -65,15 +61,19 @@ impl ClientAuthorities {
         self.operator == other.operator
     }
 
+    /// Returns whether there are CAs of `tls.client_ca`, so that every client is asked for a certificate.
+    pub(super) fn has_operator_cas(&self) -> bool {
+        !self.operator.is_empty()
+    }
+
     /// Returns the verifier of client certificates; `None` if no CA is trusted, so that no client is asked for a certificate.
-    pub(super) fn verifier(&self) -> Result<Option<Arc<dyn ClientCertVerifier>>, Error> {
-        let anchors: Vec<_> = self.own.iter().chain(&self.operator).cloned().collect();
-        if anchors.is_empty() { Ok(None) } else { verifier(&anchors).map(Some) }
+    pub(super) fn verifier(&self) -> Option<Arc<ClientVerifier>> {
+        self.verifier.clone()
     }
 
     /// Returns the contents and the issuer of the leaf of a verified `chain`.
     pub(super) fn identify(&self, chain: &[CertificateDer<'static>]) -> Option<Certificate> {
-        let (leaf, intermediates) = chain.split_first()?;
+        let leaf = chain.first()?;
         let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
         let names = parsed.subject_alternative_name().ok()??;
         let (mut uris, mut mail, mut dns) = (Vec::new(), None, None);
@@ -85,9 +85,7 @@ impl ClientAuthorities {
                 _ => {}
             }
         }
-        // The verifier trusts all CAs; only loopgate's own CA issues certificates of agents.
-        let own =
-            self.own_verifier.as_ref().is_some_and(|verifier| verifier.verify_client_cert(leaf, intermediates, UnixTime::now()).is_ok());
+        let own = self.verifier.as_ref().is_some_and(|verifier| verifier.is_own(parsed.issuer().as_raw()));
         Some(Certificate {
             issuer: if own { Issuer::Own } else { Issuer::Operator },
             user: mail.or_else(|| uris.first().cloned()).or(dns),
@@ -108,10 +106,4 @@ fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
         store.add(certificate.clone()).map_err(|source| Error::Anchor { path: path.to_owned(), source })?;
     }
     Ok(certificates)
-}
-
-fn verifier(anchors: &[CertificateDer<'static>]) -> Result<Arc<dyn ClientCertVerifier>, Error> {
-    let mut store = RootCertStore::empty();
-    store.add_parsable_certificates(anchors.iter().cloned());
-    Ok(WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider()).allow_unauthenticated().build()?)
 }

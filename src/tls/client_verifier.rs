@@ -1,0 +1,244 @@
+//! Verifies client certificates, with a bound on the work that a hostile chain can cause.
+//!
+//! webpki searches for a path through all certificates of a chain, whose number and names the client chooses: ten intermediates with one
+//! name cost 82 ms. So a chain is limited in number and size first. A certificate of loopgate's own CA is then checked against that CA
+//! alone, which takes one signature. For `tls.client_ca` at most one certificate for each name is passed on, in the order of issuers, so
+//! that there is a single path.
+
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
+use rustls_pki_types::{AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::client_ca::Error;
+use super::provider::provider;
+
+#[cfg(test)]
+mod tests;
+
+/// The most intermediates of a chain.
+const MAX_INTERMEDIATES: usize = 3;
+/// The largest chain, in bytes of DER.
+const MAX_CHAIN: usize = 16 * 1024;
+
+/// The signatures checked in client certificates, of all connections of this process.
+static SIGNATURE_CHECKS: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Registers the metrics of client certificates.
+pub fn register(registry: &mut Registry) {
+    registry.register(
+        "client_certificate_signature_checks",
+        "Signatures checked in the chains of client certificates",
+        SIGNATURE_CHECKS.clone(),
+    );
+}
+
+/// Returns the number of signatures checked in client certificates since the start of the process.
+pub fn signature_checks() -> u64 {
+    SIGNATURE_CHECKS.get()
+}
+
+/// Why a chain is refused before any signature is checked.
+#[derive(thiserror::Error)]
+enum Refused {
+    #[error("the client's certificate chain has {0} intermediates, more than {MAX_INTERMEDIATES}")]
+    Intermediates(usize),
+    #[error("the client's certificate chain has {0} bytes, more than {MAX_CHAIN}")]
+    Size(usize),
+}
+
+/// As rustls prints it in its own message.
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Refused> for rustls::Error {
+    fn from(refused: Refused) -> Self {
+        CertificateError::Other(OtherError(Arc::new(refused))).into()
+    }
+}
+
+/// Verifies client certificates of loopgate's own CA and of `tls.client_ca`.
+#[derive(Debug)]
+pub(super) struct ClientVerifier {
+    own: Option<Verifier>,
+    operator: Option<Verifier>,
+    hints: Vec<DistinguishedName>,
+}
+
+/// A webpki verifier and the subjects of the CAs that it trusts, as DER.
+#[derive(Debug)]
+struct Verifier {
+    subjects: Vec<DistinguishedName>,
+    webpki: Arc<dyn ClientCertVerifier>,
+}
+
+impl Verifier {
+    /// Returns a verifier that trusts `anchors`; `None` if there are none.
+    fn new(anchors: &[CertificateDer<'static>]) -> Result<Option<Self>, Error> {
+        if anchors.is_empty() {
+            return Ok(None);
+        }
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(anchors.iter().cloned());
+        let subjects = store.subjects();
+        Ok(Some(Self { subjects, webpki: WebPkiClientVerifier::builder_with_provider(Arc::new(store), counting_provider()).build()? }))
+    }
+
+    fn has_subject(&self, name: &[u8]) -> bool {
+        self.subjects.iter().any(|subject| subject.as_ref() == name)
+    }
+}
+
+impl ClientVerifier {
+    /// Returns a verifier that trusts `own`, loopgate's CA, and `operator`, the CAs of `tls.client_ca`; `None` if there is no CA at all.
+    pub(super) fn new(own: Option<&CertificateDer<'static>>, operator: &[CertificateDer<'static>]) -> Result<Option<Self>, Error> {
+        let own = own.map(|own| Verifier::new(std::slice::from_ref(own))).transpose()?.flatten();
+        let operator = Verifier::new(operator)?;
+        let hints: Vec<_> = own.iter().chain(&operator).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
+        Ok((!hints.is_empty()).then_some(Self { own, operator, hints }))
+    }
+
+    /// Returns whether `issuer` (a DER name) is loopgate's own CA. Only that CA can have signed a verified certificate with this issuer.
+    pub(super) fn is_own(&self, issuer: &[u8]) -> bool {
+        self.own.as_ref().is_some_and(|own| own.has_subject(issuer))
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        if intermediates.len() > MAX_INTERMEDIATES {
+            return Err(Refused::Intermediates(intermediates.len()).into());
+        }
+        let size = leaf.len() + intermediates.iter().map(|certificate| certificate.len()).sum::<usize>();
+        if size > MAX_CHAIN {
+            return Err(Refused::Size(size).into());
+        }
+        let issuer = parse(leaf)?.issuer;
+        if let Some(own) = self.own.as_ref().filter(|own| own.has_subject(&issuer)) {
+            return own.webpki.verify_client_cert(leaf, &[], now);
+        }
+        let Some(operator) = &self.operator else { return Err(CertificateError::UnknownIssuer.into()) };
+        operator.webpki.verify_client_cert(leaf, &path(issuer, intermediates, operator)?, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The names of a certificate, as DER.
+struct Names {
+    subject: Vec<u8>,
+    issuer: Vec<u8>,
+}
+
+fn parse(certificate: &CertificateDer<'_>) -> Result<Names, rustls::Error> {
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+    Ok(Names { subject: parsed.subject().as_raw().to_vec(), issuer: parsed.issuer().as_raw().to_vec() })
+}
+
+/// Returns the path from `issuer` towards a CA of `anchors`: each certificate once, no name twice, no self-issued certificate.
+fn path<'a>(
+    mut issuer: Vec<u8>,
+    intermediates: &[CertificateDer<'a>],
+    anchors: &Verifier,
+) -> Result<Vec<CertificateDer<'a>>, rustls::Error> {
+    let mut left =
+        intermediates.iter().map(|certificate| Ok((parse(certificate)?, certificate))).collect::<Result<Vec<_>, rustls::Error>>()?;
+    left.retain(|(names, _)| names.subject != names.issuer);
+    let mut path = Vec::new();
+    loop {
+        let candidates = || left.iter().enumerate().filter(|(_, (names, _))| names.subject == issuer);
+        // Of cross-signed certificates the one that a trusted CA signed.
+        let signed_by_anchor = candidates().find(|(_, (names, _))| anchors.has_subject(&names.issuer));
+        let Some((index, _)) = signed_by_anchor.or_else(|| candidates().next()) else { return Ok(path) };
+        let (next, certificate) = left.swap_remove(index);
+        left.retain(|(names, _)| names.subject != issuer);
+        path.push(certificate.clone());
+        issuer = next.issuer;
+    }
+}
+
+/// The crypto provider whose algorithms count in [`SIGNATURE_CHECKS`].
+fn counting_provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+        let counted = |algorithm| Box::leak(Box::new(Counted(algorithm))) as &dyn SignatureVerificationAlgorithm;
+        let provider = provider();
+        // Leaked once in the life of the process, since rustls wants static references.
+        let all = provider.signature_verification_algorithms.all.iter().map(|algorithm| counted(*algorithm)).collect::<Vec<_>>();
+        let mapping = provider.signature_verification_algorithms.mapping;
+        let algorithms = WebPkiSupportedAlgorithms { all: Vec::leak(all), mapping };
+        Arc::new(CryptoProvider { signature_verification_algorithms: algorithms, ..(*provider).clone() })
+    });
+    Arc::clone(&PROVIDER)
+}
+
+/// An algorithm that counts its uses.
+struct Counted(&'static dyn SignatureVerificationAlgorithm);
+
+impl fmt::Debug for Counted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl SignatureVerificationAlgorithm for Counted {
+    fn verify_signature(&self, public_key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+        SIGNATURE_CHECKS.inc();
+        self.0.verify_signature(public_key, message, signature)
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        self.0.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        self.0.signature_alg_id()
+    }
+
+    fn fips(&self) -> bool {
+        self.0.fips()
+    }
+}

@@ -1,0 +1,112 @@
+//! Clients are asked for a certificate only where it can matter, and a hostile chain costs little.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use loopgate::config::Config;
+use loopgate::tls::signature_checks;
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::SignatureScheme;
+use rustls::client::ResolvesClientCert;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+use crate::harness::{AGENT, Harness, OUTSIDER, TRUSTED_PROXY, request};
+use loopgate_test_support::raw_http::RawHttp;
+
+/// Remembers whether the server asked for a certificate, and sends none.
+#[derive(Debug, Default)]
+struct Asked(AtomicBool);
+
+impl ResolvesClientCert for Asked {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.0.store(true, Ordering::Relaxed);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+async fn is_asked(harness: &Harness, source: &str) -> bool {
+    let asked = Arc::new(Asked::default());
+    let client = harness.with_certificate_resolver(Arc::clone(&asked) as Arc<dyn ResolvesClientCert>);
+    client.handshake(client.tcp(source).await, "http/1.1").await.unwrap();
+    asked.0.load(Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn only_clients_whose_certificate_can_matter_are_asked_for_one() {
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(ca.path(), params.self_signed(&key).unwrap().pem()).unwrap();
+    let ca = ca.into_temp_path();
+    type Change<'a> = Box<dyn FnOnce(&mut Config) + 'a>;
+    let table: [(Change<'_>, [(&str, bool); 3]); 3] = [
+        (Box::new(|_| {}), [(OUTSIDER, false), (TRUSTED_PROXY, false), (AGENT, true)]),
+        (
+            Box::new(|config| config.agents.certificate_from = vec!["127.0.0.0/8".parse().unwrap()]),
+            [(OUTSIDER, true), (TRUSTED_PROXY, false), (AGENT, true)],
+        ),
+        (Box::new(|config| config.tls.client_ca = Some(ca.to_owned())), [(OUTSIDER, true), (TRUSTED_PROXY, true), (AGENT, true)]),
+    ];
+    for (number, (change, expected)) in table.into_iter().enumerate() {
+        let harness = Harness::with(change).await;
+        for (source, asked) in expected {
+            assert_eq!(is_asked(&harness, source).await, asked, "case {number}: {source}");
+        }
+    }
+}
+
+/// A chain of a leaf and CA certificates that all have the subject `name` and claim to be issued by it.
+fn hostile(name: &rcgen::DistinguishedName, intermediates: usize) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name.clone();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let forger = Issuer::new(params.clone(), KeyPair::generate().unwrap());
+    let mut leaf = CertificateParams::default();
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().unwrap();
+    let mut chain = vec![leaf.signed_by(&key, &forger).unwrap().der().clone()];
+    chain.extend((0..intermediates).map(|_| params.signed_by(&KeyPair::generate().unwrap(), &forger).unwrap().der().clone()));
+    (chain, PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+}
+
+#[tokio::test]
+async fn hostile_chains_are_refused_with_few_signature_checks_and_do_not_delay_agents() {
+    let harness = Harness::with(|config| config.agents.certificate_from = vec!["127.0.0.0/8".parse().unwrap()]).await;
+    let ca = harness.sidecar.identity().ca.clone().unwrap();
+    let (_, ca) = x509_parser::parse_x509_certificate(&ca).unwrap();
+    let named = |name: &str| {
+        let mut names = rcgen::DistinguishedName::new();
+        names.push(rcgen::DnType::CommonName, name);
+        names
+    };
+    let own = named(ca.subject().iter_common_name().next().unwrap().as_str().unwrap());
+    let before = signature_checks();
+    let mut handshakes = 0;
+    for name in [own, named("unknown CA")] {
+        for intermediates in [1, 3, 4, 10, 60] {
+            let (chain, key) = hostile(&name, intermediates);
+            let client = harness.with_certificate(chain, key);
+            for _ in 0..20 {
+                handshakes += 1;
+                if let Ok(stream) = client.handshake(client.tcp(OUTSIDER).await, "http/1.1").await {
+                    let mut wire = RawHttp::new(stream);
+                    let _ = wire.send(request("GET /", "")).await;
+                    wire.until_end().await;
+                }
+            }
+        }
+    }
+    assert!(harness.gateway.requests().is_empty(), "a hostile client reached the gateway");
+    // Other tests of this process verify some certificates at the same time.
+    let checks = signature_checks() - before;
+    assert!(checks <= 2 * handshakes + 200, "{checks} signatures were checked in {handshakes} handshakes");
+    let answer = tokio::time::timeout(Duration::from_secs(5), harness.h1(AGENT).await.ask(request("GET /", ""))).await.unwrap();
+    assert_eq!(answer.status(), 200);
+}
