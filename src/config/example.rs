@@ -9,6 +9,7 @@ const RULES: &str = "
 # [[external.paths]]
 # allow = \"/hooks/\"
 # methods = [\"POST\"]
+# upgrade = false
 # [[external.paths]]
 # deny = \"/\"
 ";

@@ -51,6 +51,8 @@ struct FileRule {
     deny: Option<String>,
     #[serde(default)]
     methods: Vec<String>,
+    #[serde(default)]
+    upgrade: bool,
 }
 
 struct Reader<'a> {
@@ -131,7 +133,9 @@ impl Reader<'_> {
         for item in items {
             let at = item.span().start;
             match FileRule::deserialize(ValueDeserializer::from(item.clone())) {
-                Ok(FileRule { allow, deny, methods }) => rules.push(GivenRule { allow, deny, methods, origin: self.origin(at) }),
+                Ok(FileRule { allow, deny, methods, upgrade }) => {
+                    rules.push(GivenRule { allow, deny, methods, upgrade, origin: self.origin(at) });
+                }
                 Err(error) => {
                     let at = error.span().map_or(at, |span| span.start);
                     self.report(at, PATHS, one_line(error.message()));

@@ -35,6 +35,8 @@ pub struct GivenRule {
     pub deny: Option<String>,
     /// The methods it is for.
     pub methods: Vec<String>,
+    /// Whether it lets WebSocket upgrades pass.
+    pub upgrade: bool,
     /// Its source.
     pub origin: Origin,
 }

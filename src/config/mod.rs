@@ -265,6 +265,8 @@ pub struct PathRule {
     pub prefix: String,
     /// Methods the rule is for; empty means all.
     pub methods: Vec<http::Method>,
+    /// Whether an `allow` rule lets WebSocket upgrades pass; a `deny` rule refuses them in any case.
+    pub upgrade: bool,
 }
 
 /// Bounds (`[limits]`). Durations have at least millisecond resolution.

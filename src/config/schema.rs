@@ -60,6 +60,7 @@ fn paths() -> Value {
                 "allow": { "type": "string", "pattern": "^/" },
                 "deny": { "type": "string", "pattern": "^/" },
                 "methods": { "type": "array", "items": { "type": "string" } },
+                "upgrade": { "type": "boolean", "default": false },
             },
             "oneOf": [{ "required": ["allow"] }, { "required": ["deny"] }],
         },

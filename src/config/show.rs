@@ -51,6 +51,9 @@ fn rule(rule: &GivenRule) -> String {
             out.push_str(&format!("{name} = {}\n", quote(prefix)));
         }
     }
+    if rule.upgrade {
+        out.push_str("upgrade = true\n");
+    }
     if !rule.methods.is_empty() {
         out.push_str(&format!("methods = {}\n", strings(&rule.methods)));
     }

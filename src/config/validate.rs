@@ -252,7 +252,10 @@ impl Reader<'_> {
                 Err(what) => return self.report_rule(rule, format!("{text:?} {what}")),
             }
         }
-        Some(PathRule { allow, prefix, methods })
+        if rule.upgrade && !allow {
+            return self.report_rule(rule, "upgrade is for allow rules: a deny rule refuses upgrades in any case".into());
+        }
+        Some(PathRule { allow, prefix, methods, upgrade: rule.upgrade })
     }
 
     fn report_rule(&mut self, rule: &GivenRule, what: String) -> Option<PathRule> {

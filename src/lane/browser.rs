@@ -4,17 +4,33 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use http::header::ORIGIN;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{ORIGIN, REFERER};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use crate::pki::SubjectName;
 
-/// The relation of a request to the site that caused it (W3C Fetch Metadata). Only browsers send it, also without an `Origin`.
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// Says whether a browser sent these `headers`.
-pub(super) fn is_from_browser(headers: &HeaderMap) -> bool {
-    headers.contains_key(ORIGIN) || headers.contains_key(SEC_FETCH_SITE)
+/// Says whether a browser sent these `headers` of a request to `host`: they have an `Origin`, fetch metadata (W3C Fetch Metadata), a
+/// preflight's question (`Access-Control-Request-*`), or a `Referer` of another site.
+pub(super) fn is_from_browser(headers: &HeaderMap, host: &HeaderValue) -> bool {
+    headers.keys().any(|name| *name == ORIGIN || name.as_str().starts_with("access-control-request-") || is_fetch_metadata(name, headers))
+        || headers.get_all(REFERER).iter().any(|referer| !is_of_host(referer, host))
+}
+
+/// Says whether `name` is fetch metadata of a browser. Node's own fetch sends `Sec-Fetch-Mode: cors`, and no other field of the kind.
+fn is_fetch_metadata(name: &HeaderName, headers: &HeaderMap) -> bool {
+    if *name != SEC_FETCH_MODE {
+        return name.as_str().starts_with("sec-fetch-");
+    }
+    let mut modes = headers.get_all(SEC_FETCH_MODE).iter();
+    modes.next().is_none_or(|mode| mode != "cors") || modes.next().is_some()
+}
+
+/// Says whether the URL `referer` is on `host`, with the same port.
+fn is_of_host(referer: &HeaderValue, host: &HeaderValue) -> bool {
+    let authority = referer.to_str().ok().and_then(|url| url.parse::<Uri>().ok()).and_then(|url| url.into_parts().authority);
+    authority.is_some_and(|authority| authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()))
 }
 
 /// Says whether a browser might send a page's request to `host` (with or without a port) without marking it.

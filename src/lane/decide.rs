@@ -72,19 +72,29 @@ fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy
 
 /// How the address alone admits the peer as an agent, if it does.
 pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<Admitted> {
-    let own = peer.is_loopback() || view.is_own(peer);
-    if own && policy.own_addresses == OwnAddresses::Agent {
+    if is_own_address(peer, view) && policy.own_addresses == OwnAddresses::Agent {
         return Some(Admitted::OwnAddress);
     }
     // Published ports and rootless engines deliver outsiders with these addresses too, so a network that merely includes them
     // does not make them agents.
-    let shared = own || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
+    let shared = peer.is_loopback() || view.is_own(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
     let names_it = |net: &IpNet| !shared || net.prefix_len() == net.max_prefix_len() || (peer.is_loopback() && net.addr().is_loopback());
     if policy.cidrs.iter().any(|net| net.contains(&peer) && names_it(net)) {
         return Some(Admitted::Network);
     }
     let agent = view.agents.get(&peer).filter(|agent| agent.proof == Proof::Address && !shared)?;
     Some(Admitted::Address(Arc::clone(agent)))
+}
+
+/// Says whether `peer` is an address of this network namespace from which only its own processes connect.
+///
+/// Of 127.0.0.0/8 that is 127.0.0.1 alone: forwarders deliver outside clients from other addresses of it, such as Istio's inbound
+/// passthrough from 127.0.0.6.
+pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
+    match peer {
+        IpAddr::V4(ip) if ip.is_loopback() => ip == Ipv4Addr::LOCALHOST,
+        ip => ip.is_loopback() || view.is_own(ip),
+    }
 }
 
 /// Says whether `uri` is the identity that loopgate's CA gives to the container, or pod, with this id.

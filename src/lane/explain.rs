@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::decide::{by_address, names_agent};
+use super::decide::{by_address, is_own_address, names_agent};
 use super::{Certificate, Evidence, Issuer, Policy};
 use crate::addr::canonical;
 use crate::config::Discovery;
@@ -48,6 +48,8 @@ pub enum WhyExternal {
     },
     /// It comes from an address of this namespace.
     OwnAddress,
+    /// It comes from another address of 127.0.0.0/8 than 127.0.0.1.
+    ForwarderAddress(IpAddr),
     /// It showed a certificate, from an address of no agent.
     UnknownAddress(IpAddr),
     /// It showed a certificate of the operator's CA that stands for no agent.
@@ -73,6 +75,9 @@ impl fmt::Display for WhyExternal {
             Self::Earlier { agent } => write!(f, "{agent} became an agent after this connection began: connect again"),
             Self::OwnAddress => {
                 f.write_str("clients with an address of this network namespace are external; --own-addresses agent changes that")
+            }
+            Self::ForwarderAddress(ip) => {
+                write!(f, "of 127.0.0.0/8 only 127.0.0.1 is an own address: {ip} may be a forwarder's, such as a service mesh's")
             }
             Self::UnknownAddress(ip) => {
                 write!(f, "it presented an agent's certificate from {ip}, which is not an agent's address")
@@ -101,8 +106,11 @@ fn why_external_on_loopback(
     policy: &Policy,
     now: i64,
 ) -> Option<WhyExternal> {
-    if peer.is_loopback() || view.is_own(peer) {
+    if is_own_address(peer, view) {
         return Some(WhyExternal::OwnAddress);
+    }
+    if peer.is_loopback() {
+        return Some(WhyExternal::ForwarderAddress(peer));
     }
     let Some(agent) = view.agents.get(&peer) else {
         if let Some(agent) = view.last_known.get(&peer) {
@@ -179,6 +187,7 @@ mod tests {
             ("172.18.0.9", None, &config, None),
             ("172.18.0.2", None, &config, Some(WhyExternal::OwnAddress)),
             ("127.0.0.1", None, &config, Some(WhyExternal::OwnAddress)),
+            ("127.0.0.6", None, &config, Some(WhyExternal::ForwarderAddress("127.0.0.6".parse().unwrap()))),
             ("172.18.0.3", None, &config, Some(WhyExternal::Earlier { agent: "aaa-name".into() })),
             ("172.18.0.4", None, &config, Some(WhyExternal::NoCertificate { agent: "bbb-name".into() })),
             ("172.18.0.4", own(bbb, NOW), &config, Some(WhyExternal::Expired { agent: "bbb-name".into() })),

@@ -110,7 +110,8 @@ impl GatewayHead {
         let checked = check_request(&parts, rules.max_fields)?;
         match lane {
             Lane::Agent(lane)
-                if browser::is_from_browser(&parts.headers) || (lane.is_attested() && browser::is_foreign_host(&checked.host, names)) =>
+                if browser::is_from_browser(&parts.headers, &checked.host)
+                    || (lane.is_attested() && browser::is_foreign_host(&checked.host, names)) =>
             {
                 Self::for_external(parts, checked, &lane.as_external, rules)
             }
@@ -134,7 +135,7 @@ impl GatewayHead {
     }
 
     fn for_external(mut parts: Parts, checked: CheckedHead, lane: &ExternalLane, rules: &Rules) -> Result<Self, Refusal> {
-        path::check_path(&parts.method, parts.uri.path(), &rules.paths)?;
+        path::check_path(&parts.method, parts.uri.path(), checked.upgrade.is_some(), &rules.paths)?;
         let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy).map_err(|_| Refusal::ClientDenied)?;
         let client = Some(forwarding.checked_client);
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);

@@ -11,22 +11,26 @@ use crate::config::PathRule;
 /// Applies `rules` to `path` (without its query); the first rule that matches decides.
 ///
 /// If none matches, a list with an `allow` rule refuses, and a list of `deny` rules allows. `allow` rules compare paths and methods
-/// exactly, `deny` rules ignore case, so a doubtful match never opens a path.
+/// exactly, `deny` rules ignore case, so a doubtful match never opens a path. The gateway accepts WebSockets on every path, so an
+/// `allow` rule is about upgrades only if it says so.
 ///
 /// # Errors
 /// [`Refusal::AmbiguousPath`] or [`Refusal::PathDenied`].
-pub(super) fn check_path(method: &Method, path: &str, rules: &[PathRule]) -> Result<(), Refusal> {
+pub(super) fn check_path(method: &Method, path: &str, is_upgrade: bool, rules: &[PathRule]) -> Result<(), Refusal> {
     if rules.is_empty() {
         return Ok(());
     }
     let path = normalized(path).ok_or(Refusal::AmbiguousPath)?;
-    let matching = rules.iter().find(|rule| concerns(rule, method) && covers(rule, &path));
+    let matching = rules.iter().find(|rule| concerns(rule, method, is_upgrade) && covers(rule, &path));
     let allowed = matching.map_or_else(|| rules.iter().all(|rule| !rule.allow), |rule| rule.allow);
     if allowed { Ok(()) } else { Err(Refusal::PathDenied) }
 }
 
-/// Says whether `rule` is about `method`.
-fn concerns(rule: &PathRule, method: &Method) -> bool {
+/// Says whether `rule` is about `method`, and about upgrades if the request is one.
+fn concerns(rule: &PathRule, method: &Method, is_upgrade: bool) -> bool {
+    if rule.allow && is_upgrade && !rule.upgrade {
+        return false;
+    }
     let matches = |named: &Method| {
         let same = named.as_str().eq_ignore_ascii_case(method.as_str());
         // HEAD tells what GET would answer (RFC 9110 section 9.3.2).
@@ -80,7 +84,26 @@ mod tests {
     use super::*;
 
     fn rule(allow: bool, prefix: &str, methods: &[Method]) -> PathRule {
-        PathRule { allow, prefix: prefix.into(), methods: methods.to_vec() }
+        PathRule { allow, prefix: prefix.into(), methods: methods.to_vec(), upgrade: false }
+    }
+
+    #[test]
+    fn an_allow_rule_opens_a_path_for_upgrades_only_if_it_says_so() {
+        let hooks = [rule(true, "/hooks/", &[])];
+        let live = [PathRule { upgrade: true, ..rule(true, "/live", &[]) }, rule(true, "/", &[])];
+        let no_tools = [rule(false, "/tools/", &[])];
+        let denied = Err(Refusal::PathDenied);
+        for (path, rules, expected) in [
+            ("/hooks/a", &hooks[..], denied),
+            ("/", &hooks, denied),
+            ("/live", &live, Ok(())),
+            ("/other", &live, denied),
+            ("/", &no_tools, Ok(())),
+            ("/tools/a", &no_tools, denied),
+            ("/", &[], Ok(())),
+        ] {
+            assert_eq!(check_path(&Method::GET, path, true, rules), expected, "{path} {rules:?}");
+        }
     }
 
     #[test]
@@ -129,7 +152,7 @@ mod tests {
             (Method::HEAD, "/private/x", &open_reads, denied),
             (lower, "/private/x", &open_reads, denied),
         ] {
-            assert_eq!(check_path(&method, path, rules), expected, "{method} {path} {rules:?}");
+            assert_eq!(check_path(&method, path, false, rules), expected, "{method} {path} {rules:?}");
         }
     }
 }

@@ -131,12 +131,13 @@ fn path_rules_are_checked() {
     assert_eq!(
         config.external.paths,
         [
-            PathRule { allow: true, prefix: "/hooks/".into(), methods: vec![http::Method::POST] },
-            PathRule { allow: false, prefix: "/".into(), methods: vec![] },
+            PathRule { allow: true, prefix: "/hooks/".into(), methods: vec![http::Method::POST], upgrade: false },
+            PathRule { allow: false, prefix: "/".into(), methods: vec![], upgrade: false },
         ]
     );
     for (rule, what) in [
         ("", "a rule needs either allow or deny"),
+        ("deny = \"/\", upgrade = true", "upgrade is for allow rules: a deny rule refuses upgrades in any case"),
         ("allow = \"/a\", deny = \"/b\"", "a rule needs either allow or deny"),
         ("allow = \"hooks\"", "\"hooks\" does not begin with /"),
         ("allow = \"/a/../b\"", "\"/a/../b\" has an empty or a dot segment"),

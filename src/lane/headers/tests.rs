@@ -122,13 +122,29 @@ fn a_page_on_an_agents_connection_is_external() {
         &[("sec-fetch-site", "cross-site")],
         &[("sec-fetch-site", "same-origin"), ("sec-fetch-mode", "cors")],
         &[("sec-fetch-site", "none"), ("connection", "sec-fetch-site")],
+        &[("sec-fetch-mode", "navigate")],
+        &[("sec-fetch-mode", "no-cors")],
+        &[("sec-fetch-mode", "cors"), ("sec-fetch-mode", "cors")],
+        &[("sec-fetch-mode", "cors"), ("sec-fetch-dest", "empty")],
+        &[("sec-fetch-dest", "image")],
+        &[("sec-fetch-user", "?1")],
+        &[("sec-fetch-storage-access", "none")],
+        &[("access-control-request-method", "POST")],
+        &[("access-control-request-headers", "authorization")],
+        &[("access-control-request-private-network", "true")],
+        &[("referer", "https://evil.example/")],
+        &[("referer", "https://gw.example/")],
+        &[("referer", "https://gw.example:8443/"), ("referer", "https://evil.example/")],
+        &[("referer", "about:client")],
     ] {
         let (source, lines) = heard("172.18.0.3", &rules, sneaky);
         assert_eq!(source, "127.0.0.2");
         assert!(lines.contains(&"x-forwarded-for: 172.18.0.3".into()), "{lines:?}");
     }
     // Node's own fetch says as much, and is no browser.
-    assert!(heard("172.18.0.3", &rules, &[("sec-fetch-mode", "cors")]).0.starts_with("127.77."));
+    for fields in [&[("sec-fetch-mode", "cors")][..], &[("referer", "https://GW.example:8443/chat?a=b")]] {
+        assert!(heard("172.18.0.3", &rules, fields).0.starts_with("127.77."), "{fields:?}");
+    }
 }
 
 #[test]
