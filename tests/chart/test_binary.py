@@ -84,7 +84,7 @@ class Binary(unittest.TestCase):
         )
         self.assertEqual(shown["gateway"]["address"], "127.0.0.1:3000")
         self.assertEqual(shown["listen"]["on"], ["eth0:8443", "[::]:8443"])
-        self.assertEqual(shown["listen"]["own_addresses"], "agent")
+        self.assertEqual(shown["listen"]["own_addresses"], "external")
         self.assertIs(shown["listen"]["proxy_protocol"], True)
         self.assertEqual(shown["limits"]["head_bytes"], 131072)
         self.assertEqual(shown["limits"]["drain_timeout"], "25s")

@@ -52,6 +52,20 @@ async fn only_a_101_opens_a_websocket_over_h2() {
 }
 
 #[tokio::test]
+async fn the_connection_of_a_refused_upgrade_takes_no_further_request() {
+    const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let harness = Harness::start().await;
+    let mut client = harness.h1(OUTSIDER).await;
+    for (fields, reused) in [("", true), (UPGRADE, false)] {
+        assert_eq!(client.ask(crate::harness::request("GET /upgrade-required", fields)).await.status(), 426);
+        assert_eq!(client.ask(crate::harness::request("GET /", "")).await.status(), 200);
+        let requests = harness.gateway.requests();
+        let [.., refused, next] = &requests[..] else { panic!("{requests:?}") };
+        assert_eq!(refused.connection == next.connection, reused, "{fields:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_gateway_that_dies_ends_its_websockets() {
     let harness = Harness::start().await;
     for protocol in PROTOCOLS {

@@ -56,12 +56,14 @@ pub async fn upgrade(
     let held = Held::new(&counters.tunnels);
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
     let sending = shared.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started);
-    let (response, upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
+    let (response, mut upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).
         if is_h2_connect && response.status().is_success() {
             return Err(Error::GatewayConfused);
         }
+        // The gateway may still take what follows on this connection for the refused protocol.
+        upstream.set_single_use();
         return Ok(pass_back(session, response, upstream, sent, guard, authorization));
     }
     let websocket = response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));

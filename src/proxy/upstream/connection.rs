@@ -62,6 +62,8 @@ pub struct UpstreamConnection {
     source: Ipv4Addr,
     keep: Duration,
     reused: bool,
+    /// Whether no further request may be sent over it.
+    single_use: bool,
     permit: Option<UpstreamPermit>,
 }
 
@@ -90,7 +92,7 @@ impl UpstreamConnection {
         let state = Arc::clone(stream.state());
         let (sender, connection) = Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await?;
         let timer = LazyTimer::new(request_timeout);
-        Ok(Self { sender, connection: Some(connection), ended: false, state, timer, source, keep: KEEP_IDLE, reused: false, permit })
+        Ok(Self { sender, connection: Some(connection), ended: false, state, timer, source, keep: KEEP_IDLE, reused: false, single_use: false, permit })
     }
 
     /// The address that the gateway sees.
@@ -128,9 +130,14 @@ impl UpstreamConnection {
         self.ended
     }
 
+    /// Keeps the connection from taking another request.
+    pub fn set_single_use(&mut self) {
+        self.single_use = true;
+    }
+
     /// Returns whether it can take another request.
     pub fn is_usable(&self) -> bool {
-        !self.ended && !self.state.has_write_failed()
+        !self.ended && !self.single_use && !self.state.has_write_failed()
     }
 
     /// Returns whether clients wait for a permit like the one that it holds.

@@ -79,6 +79,11 @@ impl PooledConnection {
         });
     }
 
+    /// Keeps the connection out of the pool.
+    pub fn set_single_use(&mut self) {
+        self.connection.set_single_use();
+    }
+
     /// See [`UpstreamConnection::into_tunnel`].
     pub async fn into_tunnel(self) -> Option<(TcpStream, Bytes, Option<UpstreamPermit>)> {
         self.connection.into_tunnel().await
