@@ -146,7 +146,8 @@ async fn path_rules_apply_at_once_and_limits_to_new_connections() {
     let mut client = harness.h1(OUTSIDER).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
     change(&harness, |config| {
-        config.external.paths = vec![loopgate::config::PathRule { allow: false, prefix: "/private".into(), methods: vec![], upgrade: false }];
+        config.external.paths =
+            vec![loopgate::config::PathRule { allow: false, prefix: "/private".into(), methods: vec![], upgrade: false }];
         config.limits.request_timeout = Duration::from_millis(100);
     })
     .await;

@@ -53,7 +53,8 @@ async fn only_a_101_opens_a_websocket_over_h2() {
 
 #[tokio::test]
 async fn the_connection_of_a_refused_upgrade_takes_no_further_request() {
-    const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    const UPGRADE: &str =
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
     for (fields, reused) in [("", true), (UPGRADE, false)] {

@@ -92,7 +92,18 @@ impl UpstreamConnection {
         let state = Arc::clone(stream.state());
         let (sender, connection) = Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await?;
         let timer = LazyTimer::new(request_timeout);
-        Ok(Self { sender, connection: Some(connection), ended: false, state, timer, source, keep: KEEP_IDLE, reused: false, single_use: false, permit })
+        Ok(Self {
+            sender,
+            connection: Some(connection),
+            ended: false,
+            state,
+            timer,
+            source,
+            keep: KEEP_IDLE,
+            reused: false,
+            single_use: false,
+            permit,
+        })
     }
 
     /// The address that the gateway sees.
