@@ -55,7 +55,7 @@ pub async fn with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<String> {
     let ids: BTreeMap<&str, &str> = by_address.map(|agent| (agent.name.as_str(), agent.id.as_str())).collect();
     let mut found = Vec::new();
     for (name, id) in ids {
-        let Some(host) = engine.inspect(id).await.ok().and_then(|told| told.host_config) else { continue };
+        let Some(host) = engine.inspect(id).await.ok().and_then(|inspected| inspected.host_config) else { continue };
         let capabilities = Capabilities {
             privileged: host.privileged.unwrap_or_default(),
             added: host.cap_add.unwrap_or_default(),

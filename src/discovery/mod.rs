@@ -5,6 +5,7 @@
 
 mod agent;
 pub mod agent_labels;
+mod body;
 mod changes;
 pub mod docker;
 mod follower;

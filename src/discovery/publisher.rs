@@ -32,7 +32,7 @@ const TICK: Duration = Duration::from_millis(250);
 pub fn start(config: &Config, metrics: &metrics::Discovery, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
     let agents = match config.discovery {
         config::Discovery::Kubernetes => AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone())),
-        config::Discovery::Docker => match Engine::new(&config.docker.engine, shutdown) {
+        config::Discovery::Docker => match Engine::new(&config.docker.engine) {
             Some(engine) => AgentSource::Docker(Docker::new(engine, metrics.clone())),
             None => AgentSource::Off,
         },

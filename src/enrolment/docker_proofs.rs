@@ -1,18 +1,12 @@
 //! Reads proofs through the Docker Engine API: `GET /containers/json`, `GET /containers/{id}/top`, `HEAD /containers/{id}/archive`.
 
 use std::path::Path;
-use std::time::Duration;
-
-use bollard::Docker;
-use bollard::errors::Error as ApiError;
-use bollard::models::{ContainerSummary, ContainerSummaryStateEnum};
-use bollard::query_parameters::{ContainerArchiveInfoOptionsBuilder, ListContainersOptionsBuilder, TopOptions};
-use tokio::time::timeout;
 
 use super::proof::{Entry, NamespaceMember, ProofReader, ReadError};
+use crate::discovery::docker::engine::Engine;
+use crate::discovery::docker::error::Error;
+use crate::discovery::docker::object::ContainerSummary;
 
-/// How long a whole answer may take.
-const ANSWER: Duration = Duration::from_secs(5);
 /// Bits of Go's `os.FileMode`, in which the engine states what a path leads to.
 const MODE_DIR: u32 = 1 << 31;
 /// Every bit of Go's `os.ModeType`: what has none of them is a regular file.
@@ -21,27 +15,24 @@ const MODE_TYPE: u32 = MODE_DIR | 1 << 27 | 1 << 26 | 1 << 25 | 1 << 24 | 1 << 2
 /// Reads proofs through an engine.
 #[derive(Clone, Debug)]
 pub struct DockerProofs {
-    docker: Docker,
+    engine: Engine,
 }
 
 impl DockerProofs {
-    /// Reads proofs through `docker`.
-    pub fn new(docker: Docker) -> Self {
-        Self { docker }
+    /// Reads proofs through `engine`.
+    pub fn new(engine: Engine) -> Self {
+        Self { engine }
     }
 }
 
 impl ProofReader for DockerProofs {
     async fn members(&self, id: &str) -> Result<Vec<NamespaceMember>, ReadError> {
-        let options = ListContainersOptionsBuilder::default().all(false).build();
-        let listed = answer("/containers/json", self.docker.list_containers(Some(options))).await?;
+        let (listed, _) = self.engine.list().await.map_err(failed("/containers/json"))?;
         Ok(members(&listed, id))
     }
 
     async fn processes(&self, id: &str) -> Result<Vec<String>, ReadError> {
-        const ENDPOINT: &str = "/containers/{id}/top";
-        // Without ps_args: some of them would have the host's ps print environments.
-        let top = answer(ENDPOINT, self.docker.top_processes(id, None::<TopOptions>)).await?;
+        let top = self.engine.top(id).await.map_err(failed("/containers/{id}/top"))?;
         let titles = top.titles.unwrap_or_default();
         let column = titles.iter().position(|title| matches!(title.as_str(), "CMD" | "COMMAND" | "ARGS"));
         let line = |process: Vec<String>| process.get(column?).cloned();
@@ -49,21 +40,13 @@ impl ProofReader for DockerProofs {
     }
 
     async fn entry(&self, id: &str, path: &Path) -> Result<Option<Entry>, ReadError> {
-        const ENDPOINT: &str = "/containers/{id}/archive";
-        let path = path.to_str().unwrap_or_default();
-        let options = ContainerArchiveInfoOptionsBuilder::default().path(path).build();
-        let outcome = timeout(ANSWER, self.docker.get_container_archive_info(id, Some(options))).await;
-        match outcome.unwrap_or(Err(ApiError::RequestTimeoutError)) {
-            Ok(stat) => Ok(Some(entry(stat.file_mode))),
-            Err(ApiError::DockerResponseServerError { status_code: 404, .. }) => Ok(None),
-            Err(error) => Err(ReadError { endpoint: ENDPOINT, source: error.into() }),
-        }
+        let stat = self.engine.path_stat(id, path.to_str().unwrap_or_default()).await.map_err(failed("/containers/{id}/archive"))?;
+        Ok(stat.map(|stat| entry(stat.mode)))
     }
 }
 
-async fn answer<T>(endpoint: &'static str, request: impl Future<Output = Result<T, ApiError>>) -> Result<T, ReadError> {
-    let outcome = timeout(ANSWER, request).await.unwrap_or(Err(ApiError::RequestTimeoutError));
-    outcome.map_err(|error| ReadError { endpoint, source: error.into() })
+fn failed(endpoint: &'static str) -> impl Fn(Error) -> ReadError {
+    move |error| ReadError { endpoint, source: error.into() }
 }
 
 fn entry(mode: u32) -> Entry {
@@ -81,7 +64,7 @@ fn members(listed: &[ContainerSummary], id: &str) -> Vec<NamespaceMember> {
     let shares = |container: &&ContainerSummary| {
         container.id == owner.id || container.id == own.id || joined(container).is_some_and(|reference| is(owner, reference))
     };
-    let running = |container: &&ContainerSummary| container.state == Some(ContainerSummaryStateEnum::RUNNING);
+    let running = |container: &&ContainerSummary| container.state.as_deref() == Some("running");
     let member = |container: &ContainerSummary| {
         let mounts = container.mounts.iter().flatten().filter_map(|mount| mount.destination.as_deref().map(Into::into));
         Some(NamespaceMember { id: container.id.clone()?, mounts: mounts.collect() })
@@ -108,7 +91,6 @@ mod tests {
 
     use super::*;
     use crate::config;
-    use crate::discovery::docker::engine::Engine;
     use crate::shutdown::Shutdown;
 
     fn container(id: &str, mode: &str, state: &str) -> Value {
@@ -157,8 +139,8 @@ mod tests {
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         });
-        let engine = Engine::new(&config::Engine::Unix(socket), shutdown).unwrap();
-        (directory, DockerProofs::new(engine.client().unwrap()))
+        let engine = Engine::new(&config::Engine::Unix(socket)).unwrap();
+        (directory, DockerProofs::new(engine))
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
-use bollard::models::{ContainerSummary, ContainerSummaryStateEnum, EndpointSettings};
+use super::object::{ContainerSummary, EndpointSettings};
 
 use crate::addr::canonical;
 use crate::discovery::agent_labels as labels;
@@ -46,7 +46,7 @@ pub struct Endpoint {
 }
 
 /// Something that a container has lost, as an event reports it; it only ever takes from what is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
     /// The container `0` no longer runs.
     Life(String),
@@ -70,7 +70,8 @@ pub fn running(mut summaries: Vec<ContainerSummary>) -> Vec<Container> {
 
 fn is_its_own_alias(summary: &ContainerSummary) -> bool {
     let networks = summary.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
-    let mut aliases = networks.into_iter().flat_map(|networks| networks.values()).flat_map(|endpoint| endpoint.aliases.iter().flatten());
+    let endpoints = networks.into_iter().flat_map(|networks| networks.values().flatten());
+    let mut aliases = endpoints.flat_map(|endpoint| endpoint.aliases.iter().flatten());
     let id = summary.id.as_deref().unwrap_or_default();
     aliases.any(|alias| alias.len() >= 12 && id.starts_with(alias.as_str()))
 }
@@ -100,29 +101,25 @@ fn join_podmans(containers: &mut [Container]) {
 impl Container {
     /// Reads `summary`; `None` if the container does not run, or has no id.
     fn running(summary: ContainerSummary) -> Option<Self> {
-        use ContainerSummaryStateEnum::{PAUSED, RUNNING, STOPPING};
         // A paused container and one that is being stopped still have their addresses; a "restarting" one, though listed, has none.
-        if !matches!(summary.state, Some(RUNNING | PAUSED | STOPPING)) {
+        if !matches!(summary.state.as_deref(), Some("running" | "paused" | "stopping")) {
             return None;
         }
         let mut labels = summary.labels.unwrap_or_default();
-        let mut endpoints: Vec<Endpoint> = summary
-            .network_settings
-            .and_then(|settings| settings.networks)
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(name, settings)| Endpoint::of(name, &settings))
-            .collect();
+        let mut label = |name: &str| labels.remove(name).flatten();
+        let networks = summary.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        let mut endpoints: Vec<Endpoint> =
+            networks.into_iter().filter_map(|(name, settings)| Some(Endpoint::of(name, &settings?))).collect();
         endpoints.sort_by(|a, b| a.network.cmp(&b.network));
         let mode = summary.host_config.and_then(|config| config.network_mode);
         Some(Self {
             id: summary.id.filter(|id| !id.is_empty())?,
             name: summary.names.unwrap_or_default().iter().find_map(|name| plain(name)).unwrap_or_default(),
             created: summary.created.unwrap_or_default(),
-            agent: labels.remove(labels::AGENT),
-            scopes: labels.remove(labels::SCOPES),
-            project: labels.remove(labels::PROJECT),
-            service: labels.remove(labels::SERVICE),
+            agent: label(labels::AGENT),
+            scopes: label(labels::SCOPES),
+            project: label(labels::PROJECT),
+            service: label(labels::SERVICE),
             joins: mode.and_then(|mode| mode.strip_prefix("container:").map(str::to_owned)),
             endpoints,
         })
@@ -152,6 +149,13 @@ pub fn namespace_of<'a>(container: &'a Container, all: &'a [Container]) -> Optio
 }
 
 impl Loss {
+    /// Returns the id of the container that has lost something.
+    pub fn container(&self) -> &String {
+        match self {
+            Self::Life(container) | Self::Network { container, .. } => container,
+        }
+    }
+
     /// Removes from `containers` what was lost.
     pub fn apply(&self, containers: &mut Vec<Container>) {
         match self {
@@ -172,13 +176,10 @@ impl Endpoint {
             Some(ip).filter(|ip| !ip.is_unspecified())
         };
         Self {
-            network: settings.network_id.clone().filter(|id| !id.is_empty()).unwrap_or(name),
-            addresses: [&settings.ip_address, &settings.global_ipv6_address].into_iter().filter_map(read).collect(),
-            gateways: [&settings.gateway, &settings.ipv6_gateway].into_iter().filter_map(read).collect(),
-            interface: settings
-                .mac_address
-                .clone()
-                .filter(|mac| !mac.is_empty() && settings.endpoint_id.as_deref().is_none_or(str::is_empty)),
+            network: settings.network.clone().filter(|id| !id.is_empty()).unwrap_or(name),
+            addresses: [&settings.ipv4, &settings.ipv6].into_iter().filter_map(read).collect(),
+            gateways: [&settings.gateway_v4, &settings.gateway_v6].into_iter().filter_map(read).collect(),
+            interface: settings.mac_address.clone().filter(|mac| !mac.is_empty() && settings.endpoint.as_deref().is_none_or(str::is_empty)),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! What goes wrong between loopgate and the engine.
 
+use std::io;
 use std::path::PathBuf;
 
-use bollard::errors::Error as ApiError;
+use crate::discovery::body;
 
 /// A failed request to the engine, with what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +32,7 @@ pub enum Error {
     /// A filter, or the engine itself, does not permit the request.
     #[error("{engine} refuses GET {endpoint} ({status}: {message}): permit exactly this path in the socket's filter")]
     Refused {
-        /// Where to.
+        /// The engine's URL.
         engine: String,
         /// The path.
         endpoint: &'static str,
@@ -40,16 +41,18 @@ pub enum Error {
         /// What came with it.
         message: String,
     },
-    /// There is no such container.
-    #[error("there is no container {id}")]
-    NoContainer {
-        /// Its id.
+    /// There is no such container or image.
+    #[error("GET {endpoint}: there is no {id}")]
+    NotFound {
+        /// The path.
+        endpoint: &'static str,
+        /// The id in that path.
         id: String,
     },
     /// No answer in time.
     #[error("{engine} does not answer GET {endpoint}")]
     Timeout {
-        /// Where to.
+        /// The engine's URL.
         engine: String,
         /// The path.
         endpoint: &'static str,
@@ -57,17 +60,42 @@ pub enum Error {
     /// The event stream ended: the engine stops, or a filter cuts what lasts long.
     #[error("the event stream of {engine} ended")]
     StreamEnded {
-        /// Whose.
+        /// The engine's URL.
         engine: String,
     },
     /// Any other failure.
     #[error("GET {endpoint} on {engine} failed")]
     Request {
-        /// Where to.
+        /// The engine's URL.
         engine: String,
         /// The path.
         endpoint: &'static str,
         /// Why.
-        source: ApiError,
+        source: Cause,
     },
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// There is no connection.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The connection broke, or the answer is not HTTP.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// The body can't be read.
+    #[error(transparent)]
+    Body(#[from] body::Error),
+    /// The engine failed.
+    #[error("status {status}: {message}")]
+    Status {
+        /// The HTTP status.
+        status: u16,
+        /// What came with it.
+        message: String,
+    },
+    /// The answer is not the expected JSON. The parser's message is left out: it may quote an environment.
+    #[error("the response is not the expected JSON")]
+    Malformed,
 }

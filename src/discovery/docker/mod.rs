@@ -3,7 +3,8 @@
 pub mod agents;
 pub mod container;
 pub mod engine;
-mod error;
+pub mod error;
+pub mod object;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -22,12 +23,15 @@ use crate::error_chain::error_chain;
 use crate::metrics;
 use container::Container;
 use engine::Engine;
+use object::{ContainerInspection, EndpointSettings, Unreadable};
 use session::{News, Session};
 
 /// The containers that the engine reports, and whether it can be reached.
 pub struct Docker {
     engine: Follower<Engine>,
     containers: Vec<Container>,
+    /// The containers that could not be read at the last list.
+    unreadable: Vec<Unreadable>,
     /// Of the container that was inspected.
     details: Option<Details>,
     /// The container that was last inspected, whether or not that succeeded.
@@ -42,7 +46,7 @@ pub struct Docker {
 pub struct Details {
     /// The container's full id.
     pub id: String,
-    /// Its network aliases, on every network.
+    /// Its network aliases and other names that the engine's DNS resolves, on every network.
     pub aliases: BTreeSet<String>,
     /// When its current life began, as the engine spells it.
     pub started: Option<String>,
@@ -77,6 +81,7 @@ impl Docker {
         Self {
             engine: Follower::new(engine, metrics),
             containers: Vec::new(),
+            unreadable: Vec::new(),
             details: None,
             inspected: None,
             unanswered: None,
@@ -143,7 +148,8 @@ impl Docker {
 
     fn learn(&mut self, news: News) -> bool {
         match news {
-            News::Listed(containers) => {
+            News::Listed(containers, unreadable) => {
+                self.report_unreadable(unreadable);
                 let changed = self.engine.record_list(containers.len()) || self.containers != containers;
                 self.containers = containers;
                 if let Some((id, _)) = self.unanswered.clone().filter(|(id, _)| self.container(id).is_some()) {
@@ -159,6 +165,14 @@ impl Docker {
                 (self.containers.len(), endpoints(&self.containers)) != before
             }
         }
+    }
+
+    /// Logs each container that can't be read once.
+    fn report_unreadable(&mut self, unreadable: Vec<Unreadable>) {
+        for Unreadable { name, error } in unreadable.iter().filter(|one| !self.unreadable.contains(one)) {
+            warn!(container = name, error, "can't read what the engine lists of this container; ignoring the container");
+        }
+        self.unreadable = unreadable;
     }
 
     fn record_inspection(&mut self, id: &str, details: Result<Details, Error>) -> bool {
@@ -180,7 +194,7 @@ impl Docker {
                     warn!(container = id, error, "can't inspect the owner of this network namespace: its network aliases are not known");
                 }
                 // A filter's answer is final; any other failure may be over in a moment.
-                let is_final = matches!(error, Error::Refused { .. } | Error::NoContainer { .. });
+                let is_final = matches!(error, Error::Refused { .. } | Error::NotFound { .. });
                 self.unanswered = Some(failed).filter(|_| !is_final);
                 first
             }
@@ -189,12 +203,10 @@ impl Docker {
 }
 
 impl Details {
-    fn of(id: String, inspected: bollard::models::ContainerInspectResponse) -> Self {
+    fn of(id: String, inspected: ContainerInspection) -> Self {
         let networks = inspected.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
-        Self {
-            id,
-            aliases: networks.into_values().flat_map(|endpoint| endpoint.aliases.unwrap_or_default()).collect(),
-            started: inspected.state.and_then(|state| state.started_at),
-        }
+        let names = |endpoint: EndpointSettings| [endpoint.aliases, endpoint.dns_names].into_iter().flatten().flatten();
+        let aliases = networks.into_values().flatten().flat_map(names).collect();
+        Self { id, aliases, started: inspected.state.and_then(|state| state.started_at) }
     }
 }

@@ -3,16 +3,16 @@
 //! It subscribes first, then lists, so that no change falls between. An event causes a list soon after; one that reports what a container
 //! has lost takes effect at once. Only a list ever adds anything.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bollard::models::{EventMessage, EventMessageTypeEnum};
-use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::time::{Instant, sleep_until};
 
 use super::container::{Container, Loss, running};
 use super::engine::{Engine, Events};
 use super::error::Error;
+use super::object::{Event, Unreadable};
 
 /// Events come in bursts; one list, this long after the first, answers all of them.
 const SETTLE: Duration = Duration::from_millis(25);
@@ -28,17 +28,19 @@ const LONGEST_REST: Duration = Duration::from_millis(300);
 /// What a session reports.
 #[derive(Debug, PartialEq, Eq)]
 pub enum News {
-    /// Every running container.
-    Listed(Vec<Container>),
+    /// Every running container, and those that can't be read.
+    Listed(Vec<Container>, Vec<Unreadable>),
     /// What a container has lost, before the list that will show it.
     Lost(Loss),
 }
 
+/// Every running container, and those that can't be read.
+type Listed = (Vec<Container>, Vec<Unreadable>);
+
 /// One life of the event stream.
 pub struct Session {
     engine: Engine,
-    events: Events,
-    subscribed: bool,
+    events: Subscription,
     listing: Option<Listing>,
     /// Whether there was a first list.
     listed_once: bool,
@@ -46,21 +48,53 @@ pub struct Session {
     due: Instant,
     /// The earliest time of the next list.
     rested: Instant,
-    /// What was lost while a list was under way, which may not show it yet.
-    meanwhile: Vec<Loss>,
+    /// What events have reported as lost, and none as regained. A list may show it still: engine 28 takes a container off its networks
+    /// before it is no longer running.
+    lost: BTreeSet<Loss>,
+    /// What was regained while a list was under way, which may show it as it was before the loss.
+    regained: Vec<Loss>,
+}
+
+enum Subscription {
+    Opening(BoxFuture<'static, Result<Events, Error>>),
+    Open(Events),
 }
 
 struct Listing {
     since: Instant,
-    answer: BoxFuture<'static, Result<Vec<Container>, Error>>,
+    answer: BoxFuture<'static, Result<Listed, Error>>,
+}
+
+/// What an event means.
+#[derive(Debug, PartialEq, Eq)]
+enum Meaning {
+    /// Nothing that a list shows may have changed.
+    Nothing,
+    /// Something has changed.
+    Change,
+    /// A container has lost something.
+    Loss(Loss),
+    /// The container with this id has started.
+    Start(String),
+    /// A container has joined a network, which ends a loss of it.
+    Regained(Loss),
 }
 
 impl Session {
     /// Begins to subscribe.
     pub fn open(engine: &Engine) -> Self {
         let now = Instant::now();
-        let (engine, events) = (engine.clone(), engine.events());
-        Self { engine, events, subscribed: false, listing: None, listed_once: false, due: now, rested: now, meanwhile: Vec::new() }
+        let subscriber = engine.clone();
+        Self {
+            engine: engine.clone(),
+            events: Subscription::Opening(Box::pin(async move { subscriber.events().await })),
+            listing: None,
+            listed_once: false,
+            due: now,
+            rested: now,
+            lost: BTreeSet::new(),
+            regained: Vec::new(),
+        }
     }
 
     /// Waits for news. Nothing is lost when the future is dropped.
@@ -69,83 +103,106 @@ impl Session {
     /// The session is over.
     pub async fn next(&mut self) -> Result<News, Error> {
         loop {
-            let may_list = self.subscribed && self.listing.is_none();
+            let events = match &mut self.events {
+                Subscription::Opening(opening) => {
+                    self.events = Subscription::Open(opening.await?);
+                    continue;
+                }
+                Subscription::Open(events) => events,
+            };
+            let may_list = self.listing.is_none();
             let listing: OptionFuture<_> = self.listing.as_mut().map(|listing| &mut listing.answer).into();
             tokio::select! {
                 // Events first: they may take from a list that is just coming in.
                 biased;
-                event = self.events.stream.next() => {
-                    let event = event.ok_or_else(|| Error::StreamEnded { engine: self.engine.name() })??;
+                event = events.next() => {
+                    let event = event?;
                     if let Some(loss) = self.handle(&event) {
                         return Ok(News::Lost(loss));
                     }
                 }
-                () = self.events.begun.notified(), if !self.subscribed => self.subscribed = true,
-                Some(listed) = listing => return self.listed(listed).map(News::Listed),
+                Some(listed) = listing => return self.listed(listed),
                 () = sleep_until(self.due.max(self.rested)), if may_list => self.list(),
             }
         }
     }
 
     fn list(&mut self) {
+        self.regained.clear();
         let engine = self.engine.clone();
-        let answer = async move { Ok(running(engine.list().await?)) };
+        let answer = async move {
+            let (summaries, unreadable) = engine.list().await?;
+            Ok((running(summaries), unreadable))
+        };
         let now = Instant::now();
         self.listing = Some(Listing { since: now, answer: Box::pin(answer) });
         self.due = now + if std::mem::replace(&mut self.listed_once, true) { RESYNC } else { CONFIRM };
-        self.meanwhile.clear();
     }
 
-    fn listed(&mut self, listed: Result<Vec<Container>, Error>) -> Result<Vec<Container>, Error> {
+    fn listed(&mut self, listed: Result<Listed, Error>) -> Result<News, Error> {
         let now = Instant::now();
         if let Some(listing) = self.listing.take() {
             self.rested = now + ((now - listing.since) * REST).min(LONGEST_REST);
         }
-        let mut containers = listed?;
-        for loss in self.meanwhile.drain(..) {
+        let (mut containers, unreadable) = listed?;
+        // A container that is no longer listed never comes back without an event.
+        self.lost.retain(|loss| containers.iter().any(|container| container.id == *loss.container()));
+        for loss in self.lost.iter().chain(&self.regained) {
             loss.apply(&mut containers);
         }
-        Ok(containers)
+        Ok(News::Listed(containers, unreadable))
     }
 
     /// Handles one event, and returns what it reports as lost.
-    fn handle(&mut self, event: &EventMessage) -> Option<Loss> {
-        if !matters(event) {
-            return None;
+    fn handle(&mut self, event: &Event) -> Option<Loss> {
+        let meaning = meaning(event);
+        if meaning != Meaning::Nothing {
+            self.due = self.due.min(Instant::now() + SETTLE);
         }
-        self.due = self.due.min(Instant::now() + SETTLE);
-        let loss = loss(event)?;
-        if self.listing.is_some() {
-            self.meanwhile.push(loss.clone());
+        match meaning {
+            Meaning::Nothing | Meaning::Change => None,
+            Meaning::Loss(loss) => {
+                self.lost.insert(loss.clone());
+                Some(loss)
+            }
+            Meaning::Start(id) => {
+                self.regained.extend(self.lost.extract_if(.., |loss| *loss.container() == id));
+                None
+            }
+            Meaning::Regained(loss) => {
+                self.regained.extend(self.lost.take(&loss));
+                None
+            }
         }
-        Some(loss)
     }
 }
 
-/// Says whether anything that a list shows may have changed.
-fn matters(event: &EventMessage) -> bool {
+/// Returns what `event` means.
+fn meaning(event: &Event) -> Meaning {
     let action = event.action.as_deref().unwrap_or_default();
-    match event.typ {
-        // Caused again and again by health checks, `docker exec` and loopgate's own enrolment.
-        Some(EventMessageTypeEnum::CONTAINER) => {
-            let noise = ["exec_", "health_status", "top", "archive-path", "attach", "detach", "resize", "copy", "export", "commit"];
-            !noise.iter().any(|noise| action.starts_with(noise))
+    let id = event.actor.as_ref().and_then(|actor| actor.id.clone());
+    match event.r#type.as_deref() {
+        Some("container") => match (action, id) {
+            ("die" | "died" | "destroy", Some(id)) => Meaning::Loss(Loss::Life(id)),
+            ("start", Some(id)) => Meaning::Start(id),
+            // Caused again and again by health checks, `docker exec` and loopgate's own enrolment.
+            _ if ["exec_", "health_status", "top", "archive-path", "attach", "detach", "resize", "copy", "export", "commit"]
+                .iter()
+                .any(|noise| action.starts_with(noise)) =>
+            {
+                Meaning::Nothing
+            }
+            _ => Meaning::Change,
+        },
+        Some("network") => {
+            let container = || event.actor.as_ref()?.attributes.as_ref()?.get("container")?.clone();
+            match (action, id.zip(container())) {
+                ("disconnect", Some((network, container))) => Meaning::Loss(Loss::Network { container, network }),
+                ("connect", Some((network, container))) => Meaning::Regained(Loss::Network { container, network }),
+                _ => Meaning::Change,
+            }
         }
-        Some(EventMessageTypeEnum::NETWORK) => true,
-        _ => false,
-    }
-}
-
-/// Returns what `event` reports that a container has lost.
-fn loss(event: &EventMessage) -> Option<Loss> {
-    let actor = event.actor.as_ref()?;
-    let id = actor.id.clone()?;
-    match (event.typ?, event.action.as_deref()?) {
-        (EventMessageTypeEnum::CONTAINER, "die" | "died" | "destroy") => Some(Loss::Life(id)),
-        (EventMessageTypeEnum::NETWORK, "disconnect") => {
-            Some(Loss::Network { container: actor.attributes.as_ref()?.get("container")?.clone(), network: id })
-        }
-        _ => None,
+        _ => Meaning::Nothing,
     }
 }
 
@@ -153,7 +210,7 @@ fn loss(event: &EventMessage) -> Option<Loss> {
 mod tests {
     use super::*;
 
-    fn event(kind: &str, action: &str) -> EventMessage {
+    fn event(kind: &str, action: &str) -> Event {
         let text = format!(
             r#"{{"Type":"{kind}","Action":"{action}","Actor":{{"ID":"x","Attributes":{{"container":"c"}}}},"timeNano":1766000000123456789}}"#
         );
@@ -161,29 +218,29 @@ mod tests {
     }
 
     #[test]
-    fn an_event_causes_a_list_or_reports_a_loss_or_is_ignored() {
-        let life = Some(Loss::Life("x".into()));
-        let network = Some(Loss::Network { container: "c".into(), network: "x".into() });
-        for (kind, action, relevant, lost) in [
-            ("container", "start", true, None),
-            ("container", "kill", true, None),
-            ("container", "pause", true, None),
-            ("container", "rename", true, None),
-            ("container", "die", true, life.clone()),
-            ("container", "destroy", true, life),
-            ("network", "connect", true, None),
-            ("network", "disconnect", true, network),
-            ("container", "exec_create: /bin/sh -c true", false, None),
-            ("container", "exec_die", false, None),
-            ("container", "health_status: healthy", false, None),
-            ("container", "top", false, None),
-            ("container", "archive-path", false, None),
-            ("volume", "mount", false, None),
-            ("image", "pull", false, None),
+    fn an_event_reports_a_change_or_a_loss_or_is_ignored() {
+        let life = || Meaning::Loss(Loss::Life("x".into()));
+        let network = || Loss::Network { container: "c".into(), network: "x".into() };
+        for (kind, action, expected) in [
+            ("container", "start", Meaning::Start("x".into())),
+            ("container", "kill", Meaning::Change),
+            ("container", "pause", Meaning::Change),
+            ("container", "rename", Meaning::Change),
+            ("container", "die", life()),
+            ("container", "destroy", life()),
+            ("network", "connect", Meaning::Regained(network())),
+            ("network", "disconnect", Meaning::Loss(network())),
+            ("network", "create", Meaning::Change),
+            ("container", "exec_create: /bin/sh -c true", Meaning::Nothing),
+            ("container", "exec_die", Meaning::Nothing),
+            ("container", "health_status: healthy", Meaning::Nothing),
+            ("container", "top", Meaning::Nothing),
+            ("container", "archive-path", Meaning::Nothing),
+            ("volume", "mount", Meaning::Nothing),
+            ("image", "pull", Meaning::Nothing),
+            ("what no engine sends yet", "pull", Meaning::Nothing),
         ] {
-            let event = event(kind, action);
-            assert_eq!(matters(&event), relevant, "{kind} {action}");
-            assert_eq!(loss(&event).filter(|_| relevant), lost, "{kind} {action}");
+            assert_eq!(meaning(&event(kind, action)), expected, "{kind} {action}");
         }
     }
 }

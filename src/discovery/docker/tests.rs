@@ -130,6 +130,56 @@ async fn a_container_that_leaves_the_shared_network_is_no_agent() {
 }
 
 #[tokio::test]
+async fn a_container_that_cant_be_read_is_ignored_and_discovery_goes_on() {
+    let docker = FakeDocker::start();
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    let mut stopped = container("stopped", json!({"note": null}), &[]);
+    (stopped["State"], stopped["Health"], stopped["NetworkSettings"]["Networks"]) = ("stopped".into(), "".into(), json!({"x": null}));
+    docker.put(stopped);
+    let mut unreadable = container("unreadable", json!({"loopgate.agent": "address"}), &[("front", "198.51.100.9")]);
+    unreadable["NetworkSettings"]["Networks"]["front"]["IPAddress"] = 7.into();
+    docker.put(unreadable);
+    docker.put(agent("a", AGENT));
+    let view = harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    assert_eq!(view.agents.len(), 1, "{view:?}");
+    docker.event("what no engine sends yet", "x", "y", json!({"z": null}));
+    docker.run(container("b", json!({"loopgate.agent": "true", "empty": null}), &[("front", "198.51.100.10")]));
+    harness.until("events are read", |view| view.agents.len() == 2).await;
+    assert_eq!(harness.metrics.losses.get(), 0);
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn a_container_that_lost_its_endpoint_stays_out_until_it_starts_or_connects_again() {
+    let docker = FakeDocker::start();
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    for (kind, action, actor) in [("container", "start", "a"), ("network", "connect", "front")] {
+        // Engine 28 disconnects a container that was killed while its list still shows it as running.
+        docker.event("network", "disconnect", "front", json!({"container": "a"}));
+        harness.until("it is none", |view| view.agents.is_empty()).await;
+        for _ in 0..2 {
+            let lists = harness.metrics.lists.get();
+            docker.event("container", "rename", "another", json!({}));
+            eventually("it is listed once more", || harness.metrics.lists.get() > lists).await;
+            assert!(harness.view.borrow().agents.is_empty(), "a list brought it back");
+        }
+        docker.event(kind, action, actor, json!({"container": "a"}));
+        harness.until("it is one again", |view| is_agent(view, "a")).await;
+    }
+    docker.event("container", "die", "a", json!({}));
+    harness.until("it is dead", |view| view.agents.is_empty()).await;
+    let lists = harness.metrics.lists.get();
+    docker.event("container", "rename", "another", json!({}));
+    eventually("it is listed once more", || harness.metrics.lists.get() > lists).await;
+    assert!(harness.view.borrow().agents.is_empty(), "a list brought it back");
+    docker.event("container", "start", "a", json!({}));
+    harness.until("it lives again", |view| is_agent(view, "a")).await;
+    harness.close().await;
+}
+
+#[tokio::test]
 async fn events_of_health_checks_and_enrolment_cause_no_list() {
     let docker = FakeDocker::start();
     let Some(harness) = Harness::with(&docker) else { return };
@@ -210,14 +260,16 @@ async fn a_refused_endpoint_is_named_and_requested_again() {
 async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_it() {
     for permitted in [true, false] {
         let docker = FakeDocker::start();
-        let networks = json!({"front": {"Aliases": ["api", "gateway"]}, "back": {"Aliases": null}});
+        let networks = json!({"front": {"Aliases": ["api", "gateway"], "DNSNames": ["api", "gateway", "0123456789ab"]}, "back": {"Aliases": null}, "gone": null});
         docker.details("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": networks}}));
         if !permitted {
             docker.answer("/containers/gateway/json", 403, "no");
         }
         let Some(mut harness) = Harness::with(&docker) else { return };
         wait_until_ready(&mut harness.view, PATIENCE).await;
-        assert_eq!(harness.view.borrow().own_names.contains("api"), permitted);
+        for name in ["api", "0123456789ab"] {
+            assert_eq!(harness.view.borrow().own_names.contains(name), permitted, "{name}");
+        }
         docker.run(agent("a", AGENT));
         harness.until("the agent is known", |view| is_agent(view, "a")).await;
         assert_eq!(docker.asked("/containers/gateway/json"), 1);

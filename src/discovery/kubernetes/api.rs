@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -29,6 +29,7 @@ use super::error::{Error, Rule};
 use super::object::{Event, List, Status, TokenOwner, TokenReview, TokenReviewRequest};
 use crate::config;
 use crate::discovery::agent_labels::POD_AGENT;
+use crate::discovery::body::{Lines, read_all};
 use crate::discovery::text::{one_line, query_value};
 use crate::http_client::{ResponseBody, send_request};
 use crate::secret::Secret;
@@ -233,44 +234,21 @@ fn refused(rule: Rule, status: StatusCode, message: String) -> Error {
 }
 
 async fn whole(rule: Rule, response: Response<ResponseBody>) -> Result<Vec<u8>, Error> {
-    let mut body = response.into_body();
-    let mut bytes = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|source| Error::Http { doing: rule.doing(), source })?;
-        bytes.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
-        if bytes.len() > MAX_ANSWER {
-            return Err(Error::TooLong(rule.doing()));
-        }
-    }
-    Ok(bytes)
+    read_all(response.into_body(), MAX_ANSWER).await.map_err(|source| Error::Body { doing: rule.doing(), source })
 }
 
 /// Reads the lines of `body`, each of which is an event.
 fn events(body: ResponseBody) -> Events {
-    let lines = futures_util::stream::try_unfold((body, Vec::<u8>::new()), |(mut body, mut read)| async move {
+    let lines = Lines::new(body, MAX_LINE);
+    let events = futures_util::stream::try_unfold(lines, |mut lines| async move {
         let doing = Rule::Watch.doing();
-        let mut seen = 0;
-        loop {
-            if let Some(at) = memchr::memchr(b'\n', &read[seen..]) {
-                let rest = read.split_off(seen + at + 1);
-                let event = event(&read)?;
-                return Ok(Some((event, (body, rest))));
-            }
-            seen = read.len();
-            if seen > MAX_LINE {
-                return Err(Error::TooLong(doing));
-            }
-            match timeout(WATCH + OVERDUE, body.frame()).await.map_err(|_| Error::Timeout(doing))? {
-                Some(frame) => {
-                    let frame = frame.map_err(|source| Error::Http { doing, source })?;
-                    read.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
-                }
-                None if read.is_empty() => return Ok(None),
-                None => return Err(Error::Malformed(doing)),
-            }
+        let line = timeout(WATCH + OVERDUE, lines.next()).await.map_err(|_| Error::Timeout(doing))?;
+        match line.map_err(|source| Error::Body { doing, source })? {
+            Some(line) => Ok(Some((event(&line)?, lines))),
+            None => Ok(None),
         }
     });
-    lines.boxed()
+    events.boxed()
 }
 
 fn event(line: &[u8]) -> Result<Event, Error> {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::discovery::body;
+
 /// A failed request to the API server, with what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -63,9 +65,14 @@ pub enum Error {
     /// An answer that is not the expected JSON. The parser's message is left out: it may quote a token.
     #[error("the response to {0} is not the expected JSON")]
     Malformed(&'static str),
-    /// An answer longer than the limit.
-    #[error("the response to {0} exceeds the size limit")]
-    TooLong(&'static str),
+    /// A body that can't be read.
+    #[error("can't read the response to {doing}")]
+    Body {
+        /// What was asked for.
+        doing: &'static str,
+        /// Why.
+        source: body::Error,
+    },
     /// The watch ended sooner than it should.
     #[error("the watch ended")]
     WatchEnded,

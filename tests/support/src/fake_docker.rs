@@ -1,4 +1,4 @@
-//! A Docker Engine API on a unix socket, for the real bollard to talk to: lists, inspections and events, and whatever else a test scripts.
+//! A Docker Engine API on a unix socket, for the real client: lists, inspections and events, and whatever else a test scripts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;

@@ -1,0 +1,69 @@
+//! Response bodies, read whole or line by line, with a limit.
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+
+use crate::http_client::ResponseBody;
+
+/// Why a body can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection broke.
+    #[error(transparent)]
+    Connection(#[from] hyper::Error),
+    /// The body, or a line of it, is longer than the limit.
+    #[error("the response exceeds the size limit")]
+    TooLong,
+    /// The body ended within a line.
+    #[error("the response ended within a line")]
+    Truncated,
+}
+
+/// Reads the whole of `body`, of at most `limit` bytes.
+pub async fn read_all(mut body: ResponseBody, limit: usize) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        bytes.extend_from_slice(frame?.data_ref().unwrap_or(&Bytes::new()));
+        if bytes.len() > limit {
+            return Err(Error::TooLong);
+        }
+    }
+    Ok(bytes)
+}
+
+/// A body read line by line.
+pub struct Lines {
+    body: ResponseBody,
+    read: Vec<u8>,
+    limit: usize,
+}
+
+impl Lines {
+    /// Reads the lines of `body`, each of at most `limit` bytes.
+    pub fn new(body: ResponseBody, limit: usize) -> Self {
+        Self { body, read: Vec::new(), limit }
+    }
+
+    /// Waits for the next line; `None` at the end of the body. Nothing is lost when the future is dropped.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        let mut searched = 0;
+        loop {
+            if let Some(at) = memchr::memchr(b'\n', &self.read[searched..]) {
+                let rest = self.read.split_off(searched + at + 1);
+                return Ok(Some(std::mem::replace(&mut self.read, rest)));
+            }
+            searched = self.read.len();
+            if searched > self.limit {
+                return Err(Error::TooLong);
+            }
+            match self.body.frame().await {
+                Some(frame) => self.read.extend_from_slice(frame?.data_ref().unwrap_or(&Bytes::new())),
+                None if self.read.is_empty() => return Ok(None),
+                None => return Err(Error::Truncated),
+            }
+        }
+    }
+}

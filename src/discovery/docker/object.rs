@@ -1,0 +1,226 @@
+//! The few fields of the Docker Engine API's objects that loopgate reads.
+//!
+//! Every field may be absent or null: engines differ, and a field that is not read can't make an object unreadable.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Labels by name. Podman lists a label without a value as null.
+pub type Labels = BTreeMap<String, Option<String>>;
+
+/// An element of `GET /containers/json`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ContainerSummary {
+    /// The full id.
+    pub id: Option<String>,
+    /// The names, each with a leading slash.
+    pub names: Option<Vec<String>>,
+    /// When it was made, in seconds since the Unix epoch.
+    pub created: Option<i64>,
+    /// The id of its image.
+    #[serde(rename = "ImageID")]
+    pub image: Option<String>,
+    /// Such as `running`; Podman has states that Docker has not.
+    pub state: Option<String>,
+    /// Its labels, those of its image included.
+    pub labels: Option<Labels>,
+    /// Its network mode.
+    pub host_config: Option<HostConfig>,
+    /// Its endpoints.
+    pub network_settings: Option<NetworkSettings>,
+    /// Its mounts.
+    pub mounts: Option<Vec<Mount>>,
+}
+
+/// An element of a list that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Its name, or else its id.
+    pub name: String,
+    /// Why.
+    pub error: String,
+}
+
+/// A mount of a container.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Mount {
+    /// Where in the container.
+    pub destination: Option<String>,
+}
+
+/// What a container is configured with.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HostConfig {
+    /// Such as `bridge`, or `container:ID`.
+    pub network_mode: Option<String>,
+    /// Such as `container:ID`; empty or `private` where the container has a PID namespace of its own.
+    pub pid_mode: Option<String>,
+    /// Whether it is privileged.
+    pub privileged: Option<bool>,
+    /// Capabilities beyond the default ones.
+    pub cap_add: Option<Vec<String>>,
+    /// Default capabilities that it has not.
+    pub cap_drop: Option<Vec<String>>,
+}
+
+/// A container's endpoints by the name of the network.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct NetworkSettings {
+    /// Podman lists null for a network that it has just left.
+    pub networks: Option<BTreeMap<String, Option<EndpointSettings>>>,
+}
+
+/// A container's endpoint on one network.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct EndpointSettings {
+    /// The network's id.
+    #[serde(rename = "NetworkID")]
+    pub network: Option<String>,
+    /// The endpoint's id; Podman has none.
+    #[serde(rename = "EndpointID")]
+    pub endpoint: Option<String>,
+    /// The IPv4 address.
+    #[serde(rename = "IPAddress")]
+    pub ipv4: Option<String>,
+    /// The IPv6 address.
+    #[serde(rename = "GlobalIPv6Address")]
+    pub ipv6: Option<String>,
+    /// The bridge's IPv4 address.
+    #[serde(rename = "Gateway")]
+    pub gateway_v4: Option<String>,
+    /// The bridge's IPv6 address.
+    #[serde(rename = "IPv6Gateway")]
+    pub gateway_v6: Option<String>,
+    /// The MAC address.
+    pub mac_address: Option<String>,
+    /// Network aliases; null in lists of Docker.
+    pub aliases: Option<Vec<String>>,
+    /// All names that the engine's DNS resolves (since API 1.44): aliases, container name, short id and host name.
+    #[serde(rename = "DNSNames")]
+    pub dns_names: Option<Vec<String>>,
+}
+
+/// The answer to `GET /containers/{id}/json`. It has the container's environment too, which is not kept.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ContainerInspection {
+    /// Its state.
+    pub state: Option<ContainerState>,
+    /// What it is configured with.
+    pub host_config: Option<HostConfig>,
+    /// Its endpoints.
+    pub network_settings: Option<NetworkSettings>,
+}
+
+/// The state of an inspected container.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ContainerState {
+    /// When its current life began.
+    pub started_at: Option<String>,
+}
+
+/// The answer to `GET /images/{id}/json`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageInspection {
+    /// What its containers are configured with.
+    pub config: Option<ImageConfig>,
+}
+
+/// What an image's containers are configured with.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageConfig {
+    /// Its labels.
+    pub labels: Option<Labels>,
+}
+
+/// The answer to `GET /containers/{id}/top`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Top {
+    /// The columns' titles.
+    pub titles: Option<Vec<String>>,
+    /// The columns of each process.
+    pub processes: Option<Vec<Vec<String>>>,
+}
+
+/// The header `X-Docker-Container-Path-Stat` of `HEAD /containers/{id}/archive`, in base64.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PathStat {
+    /// The size in bytes.
+    pub size: i64,
+    /// Go's `os.FileMode`.
+    pub mode: u32,
+    /// RFC 3339.
+    pub mtime: String,
+}
+
+/// An event of `GET /events`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Event {
+    /// Such as `container`.
+    pub r#type: Option<String>,
+    /// Such as `die`.
+    pub action: Option<String>,
+    /// What the event is about.
+    pub actor: Option<Actor>,
+}
+
+/// What an event is about.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Actor {
+    /// The id of the container or network.
+    #[serde(rename = "ID")]
+    pub id: Option<String>,
+    /// More about it.
+    pub attributes: Option<Labels>,
+}
+
+/// Reads the elements of a list one by one, so that one that can't be read costs no other.
+pub fn read_each<T: for<'de> Deserialize<'de>>(elements: Vec<Value>) -> (Vec<T>, Vec<Unreadable>) {
+    let (mut read, mut unreadable) = (Vec::with_capacity(elements.len()), Vec::new());
+    for element in elements {
+        match T::deserialize(&element) {
+            Ok(element) => read.push(element),
+            Err(error) => {
+                let name = element["Names"][0].as_str().map(|name| name.trim_start_matches('/')).or(element["Id"].as_str());
+                unreadable.push(Unreadable { name: name.unwrap_or("(no name)").to_owned(), error: error.to_string() });
+            }
+        }
+    }
+    (read, unreadable)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_element_that_cant_be_read_is_named_and_costs_no_other() {
+        let list = json!([
+            {"Id": "a", "Names": ["/one"], "State": "running"},
+            {"Id": "b", "Names": ["/two"], "NetworkSettings": {"Networks": {"n": {"IPAddress": 7}}}},
+            "nonsense",
+            {"Id": "c", "State": "stopped", "Health": "", "Labels": {"x": null}, "NetworkSettings": {"Networks": {"n": null}}},
+            {"Id": "d", "Labels": null, "Names": null, "NetworkSettings": null, "HostConfig": null, "Mounts": null, "Created": null},
+        ]);
+        let (read, unreadable) = read_each::<ContainerSummary>(serde_json::from_value(list).unwrap());
+        assert_eq!(read.iter().filter_map(|container| container.id.as_deref()).collect::<Vec<_>>(), ["a", "c", "d"]);
+        assert_eq!(unreadable.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["two", "(no name)"]);
+        assert!(unreadable[0].error.contains("integer"), "{unreadable:?}");
+    }
+}
