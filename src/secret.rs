@@ -31,7 +31,8 @@ impl Secret {
         use std::io::Read;
         let mut text = Zeroizing::new(String::new());
         std::fs::File::open(path)?.take(MAX_BYTES).read_to_string(&mut text)?;
-        let secret = text.trim();
+        // Windows editors put a byte order mark first.
+        let secret = text.trim_start_matches('\u{feff}').trim();
         if secret.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the file holds no secret"));
         }
@@ -109,7 +110,13 @@ mod tests {
     #[test]
     fn a_file_is_read_without_its_line_end() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        for (text, secret) in [("my-token\n", Some("my-token")), ("my-token", Some("my-token")), (" \n", None), ("a\nb\n", None)] {
+        for (text, secret) in [
+            ("my-token\n", Some("my-token")),
+            ("my-token", Some("my-token")),
+            (" \n", None),
+            ("a\nb\n", None),
+            ("\u{feff}my-token\r\n", Some("my-token")),
+        ] {
             std::fs::write(file.path(), text).unwrap();
             assert_eq!(Secret::read_file(file.path()).ok().map(|s| s.expose().to_owned()).as_deref(), secret, "{text:?}");
         }

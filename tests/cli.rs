@@ -106,7 +106,8 @@ fn unreadable_files_are_reported_once_with_their_option() {
     };
     let said = run(&["--client-ca", "/nope.pem"]);
     assert!(
-        said.starts_with("loopgate: can't read client CA /nope.pem (tls.client_ca): ") && said.matches("No such file").count() == 1,
+        said.starts_with("loopgate: can't read the client CA (tls.client_ca): can't read /nope.pem: ")
+            && said.matches("No such file").count() == 1,
         "{said}"
     );
     let said = run(&["--tls-cert", "/nope.pem", "--tls-key", "/nope.key"]);

@@ -33,6 +33,7 @@ use crate::otel::Exporter;
 use crate::pki::{self, Identity, Pki};
 use crate::proxy::{Enrol, Proxy};
 use crate::shutdown::Shutdown;
+use crate::tls::{self, ClientAuthorities};
 use crate::trace::Recorder;
 use crate::workers::{self, Workers};
 
@@ -78,6 +79,8 @@ impl Sidecar {
         // Listeners and the certificate need the agents, addresses and names that discovery finds. If it does not answer in time, the sidecar
         // starts without them, which grants nothing.
         discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
+        // An unusable client CA refuses the start before a CA of loopgate's own is created.
+        ClientAuthorities::new(None, config.tls.client_ca.as_deref()).map_err(tls::Error::from)?;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
         let newest = pki.identity();
         let served = Arc::clone(&newest.borrow());

@@ -68,6 +68,7 @@ kinds! {
     CERTIFICATE_PROBLEM = "certificate-problem", Warning, "The sidecar could not load or make a newer certificate.";
     CERTIFICATE_EXPIRED = "certificate-expired", Error, "The certificate is not valid now.";
     CERTIFICATE_EXPIRING = "certificate-expiring", Warning, "The certificate expires soon.";
+    CERTIFICATE_CHAIN = "certificate-chain", Warning, "The file of the certificate lacks the certificate of its issuer, so most clients refuse it.";
     CERTIFICATE_NAMES = "certificate-names", Warning, "The certificate lacks a name or an address that clients may dial.";
     STATE_MISSING = "state-dir-missing", Note, "The state directory is not there yet.";
     STATE_MODE = "state-dir-permissions", Error, "Others may read a key, or write where the keys are.";

@@ -53,6 +53,11 @@ pub fn judge(seen: &Seen, report: &mut Report) {
         let remedy = Remedy::words("set this clock right (NTP)");
         report.find(&kind::CLOCK_CA, format!("it is {}, and {} begins at {}", seen.now, ca.file.display(), ca.not_before), remedy);
     }
+    if let Some(issuer) = &found.missing_issuer {
+        let what = format!("{} does not contain the certificate of its issuer, {issuer}", server.file.display());
+        let remedy = Remedy::words("append the issuer's certificate to the file, unless every client trusts that issuer itself");
+        report.find(&kind::CERTIFICATE_CHAIN, what, remedy);
+    }
     let missing: Vec<&str> =
         seen.wanted.iter().filter(|name| !server.names.iter().any(|has| covers(has, name))).map(String::as_str).collect();
     if missing.is_empty() {
@@ -96,7 +101,7 @@ mod tests {
     fn seen(server: Description) -> Seen {
         let ca = Some(description("2026-01-01T00:00:00Z", "2036-01-01T00:00:00Z", 3650));
         Seen {
-            report: Some(Ok(offline::Report { server, ca })),
+            report: Some(Ok(offline::Report { server, ca, missing_issuer: None })),
             own_pair: false,
             wanted: vec!["localhost".into(), "172.18.0.2".into()],
             problem: None,
@@ -104,10 +109,16 @@ mod tests {
         }
     }
 
+    fn without_issuer(mut seen: Seen) -> Seen {
+        let report = seen.report.as_mut().unwrap().as_mut().unwrap();
+        report.missing_issuer = Some("CN=R3".into());
+        seen
+    }
+
     #[test]
     fn each_fault_is_found() {
         let good = || description("2026-05-01T00:00:00Z", "2026-08-01T00:00:00Z", 60);
-        let table: [(Seen, &[&str]); 11] = [
+        let table: [(Seen, &[&str]); 12] = [
             (seen(good()), &[]),
             (Seen { report: None, ..seen(good()) }, &[]),
             (Seen { report: Some(Err("no".into())), ..seen(good()) }, &["certificate-unreadable"]),
@@ -118,6 +129,7 @@ mod tests {
             (Seen { own_pair: true, ..seen(description("2026-05-01T00:00:00Z", "2026-06-13T00:00:00Z", 12)) }, &["certificate-expiring"]),
             (Seen { wanted: vec!["gateway".into()], ..seen(good()) }, &["certificate-names"]),
             (Seen { wanted: vec!["172.18.0.3".into()], own_pair: true, ..seen(good()) }, &["certificate-names"]),
+            (without_issuer(seen(good())), &["certificate-chain"]),
             (Seen { now: "2025-12-31T00:00:00Z".into(), ..seen(good()) }, &["certificate-expired", "clock-behind"]),
         ];
         for (seen, expected) in table {

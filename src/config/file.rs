@@ -24,6 +24,8 @@ pub fn read(file: &Path, place: &str) -> Layer {
 
 /// Reads the text of a file that is called `name`.
 pub fn parse(text: &str, name: &Path) -> Layer {
+    // Windows editors put a byte order mark first.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut reader = Reader { text, name: name.into(), layer: Layer::default() };
     let (root, mut errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
@@ -31,8 +33,9 @@ pub fn parse(text: &str, name: &Path) -> Layer {
     }
     let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
     errors.sort_by_key(start);
-    for error in errors {
-        let at = start(&error);
+    // One fault may cause further errors after it, so only the first is reported.
+    if let Some(error) = errors.first() {
+        let at = start(error);
         reader.layer.report(format!("{}:{}", name.display(), reader.line(at)), one_line(error.message()));
     }
     reader.layer
@@ -215,10 +218,27 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_toml_is_complained_about_on_one_line() {
-        let problems = problems("[gateway]\naddress = \n");
-        assert_eq!(problems.len(), 1);
-        assert!(problems[0].starts_with("loopgate.toml:2: ") && !problems[0].contains('\n'), "{problems:?}");
+    fn one_syntax_error_is_one_line() {
+        for (text, line) in [
+            ("[gateway]\naddress = \n", 2),
+            ("[gateway\naddress = \"127.0.0.1:1\"\n", 1),
+            ("state_dir = = \"/s\"\n", 1),
+            ("state_dir = \"/s\n[listen]\non = [\"bridge:1\"]\n", 1),
+            ("[listen]\non = [\"bridge:1\"\nproxy_protocol = true\n[limits]\n", 3),
+            ("state dir = \"/s\"\n", 1),
+            ("state_dir: /s\nadmin: off\n", 1),
+        ] {
+            let problems = problems(text);
+            assert_eq!(problems.len(), 1, "{text}: {problems:?}");
+            assert!(problems[0].starts_with(&format!("loopgate.toml:{line}: ")) && !problems[0].contains('\n'), "{text}: {problems:?}");
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_crlf_are_accepted() {
+        let layer = layer("\u{feff}state_dir = \"/s\"\r\n[listen]\r\non = [\"bridge:1\"]\r\n");
+        assert_eq!(layer.problems, []);
+        assert_eq!((layer.get(key("state-dir"))[0].text.as_str(), layer.get(key("listen"))[0].text.as_str()), ("/s", "bridge:1"));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use rustls::crypto::aws_lc_rs;
 use rustls::server::ParsedCertificate;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, SubjectPublicKeyInfo, X509Certificate};
+use x509_parser::public_key::PublicKey;
 
 use super::error::InvalidFile;
 use super::name::SubjectName;
@@ -32,6 +33,14 @@ pub(super) struct Facts {
     pub(super) serial: String,
     /// Its subject, as `CN=..`.
     pub(super) subject: String,
+    /// Its issuer, as `CN=..`.
+    pub(super) issuer: String,
+    /// Its subject, DER.
+    pub(super) raw_subject: Vec<u8>,
+    /// Its issuer, DER.
+    pub(super) raw_issuer: Vec<u8>,
+    /// Why TLS can't use its key, if it can't.
+    pub(super) key_problem: Option<String>,
 }
 
 impl Facts {
@@ -57,7 +66,38 @@ impl Facts {
             public_key: parsed.public_key().raw.to_vec(),
             serial: parsed.raw_serial_as_string(),
             subject: parsed.subject().to_string(),
+            issuer: parsed.issuer().to_string(),
+            raw_subject: parsed.subject().as_raw().to_vec(),
+            raw_issuer: parsed.issuer().as_raw().to_vec(),
+            key_problem: key_problem(parsed.public_key()),
         })
+    }
+
+    /// Returns whether subject and issuer are the same, as in a root.
+    pub(super) fn is_self_issued(&self) -> bool {
+        self.raw_subject == self.raw_issuer
+    }
+}
+
+/// Returns why TLS can't use a key: it is too short or too long, or of an unsupported kind.
+fn key_problem(key: &SubjectPublicKeyInfo<'_>) -> Option<String> {
+    const ED25519: &str = "1.3.101.112";
+    const CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
+    match key.parsed() {
+        Ok(PublicKey::RSA(rsa)) => {
+            let modulus: Vec<_> = rsa.modulus.iter().skip_while(|byte| **byte == 0).collect();
+            let bits = modulus.first().map_or(0, |first| modulus.len() * 8 - first.leading_zeros() as usize);
+            (!(2048..=8192).contains(&bits)).then(|| format!("RSA with {bits} bits, where 2048 to 8192 are accepted"))
+        }
+        Ok(PublicKey::EC(_)) => {
+            let curve = key.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok()).map(|oid| oid.to_id_string());
+            let curve = curve.unwrap_or_else(|| "with explicit parameters".into());
+            (!CURVES.contains(&curve.as_str())).then(|| format!("elliptic curve {curve}, where P-256, P-384 and P-521 are accepted"))
+        }
+        _ => {
+            let kind = key.algorithm.algorithm.to_id_string();
+            (kind != ED25519).then(|| format!("algorithm {kind}, where RSA, ECDSA and Ed25519 are accepted"))
+        }
     }
 }
 

@@ -160,9 +160,24 @@ pub enum InvalidFile {
     /// The key in it can't be parsed.
     #[error("it contains a malformed private key, or one of an unsupported kind")]
     Key(#[source] rcgen::Error),
-    /// The TLS library rejects the certificate, the key, or the pair.
-    #[error("key and certificate can't be used together")]
-    Pair(#[source] rustls::Error),
+    /// The private key is encrypted.
+    #[error("its private key is encrypted, and there is no way to enter a passphrase; decrypt it with `openssl pkey -in OLD -out NEW`")]
+    EncryptedKey,
+    /// It is text in UTF-16, as some Windows programs write it.
+    #[error("it is UTF-16 text; save it as UTF-8")]
+    Utf16,
+    /// It is DER or PKCS#12.
+    #[error("it is a binary file (DER or PKCS#12); convert it to PEM with openssl")]
+    Binary,
+    /// The key is too weak, or of a kind that TLS clients don't accept.
+    #[error("its key is refused: {0}")]
+    KeyRefused(String),
+    /// The TLS library rejects the private key.
+    #[error("the TLS library can't use its private key")]
+    TlsKey(#[source] rustls::Error),
+    /// The key is not that of any certificate in the other file.
+    #[error("it is not the key of a certificate in {}", .0.display())]
+    NotKeyOf(PathBuf),
     /// The certificate is not a CA certificate.
     #[error("its certificate is no CA certificate")]
     NotACa,

@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ::aws_lc_rs::digest::{Context, SHA256};
-use rustls::crypto::aws_lc_rs;
-use rustls::sign::CertifiedKey;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use aws_lc_rs::digest::{Context, SHA256};
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls_pki_types::CertificateDer;
 
 use super::certificate::Facts;
 use super::error::{Error, InvalidFile};
@@ -28,15 +27,20 @@ pub(super) struct LoadedIdentity {
 /// Kubernetes' swap of a symlink two directories up alike, and works on file systems without events (gVisor, Docker Desktop).
 pub(super) type FilesDigest = [u8; 32];
 
-/// Combines chain and key, if they belong together.
+/// Combines a chain with the key of its leaf.
 pub(super) fn identity(
     chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    key: Arc<dyn SigningKey>,
     ca: Option<CertificateDer<'static>>,
 ) -> Result<Identity, InvalidFile> {
     let Facts { names, validity, .. } = Facts::of(&chain[0])?;
-    let certified_key = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(InvalidFile::Pair)?;
-    Ok(Identity { certified_key: Arc::new(certified_key), ca, names, not_before: validity.not_before, not_after: validity.not_after })
+    Ok(Identity {
+        certified_key: Arc::new(CertifiedKey::new(chain, key)),
+        ca,
+        names,
+        not_before: validity.not_before,
+        not_after: validity.not_after,
+    })
 }
 
 /// Returns the digest of `files`. A file that can't be read differs from an empty one.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{KeyPair, PublicKeyData};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -151,6 +152,7 @@ impl Managed {
 
     fn loaded(&self, chain: Vec<CertificateDer<'static>>, key: &KeyPair, problem: Option<Error>) -> Result<LoadedIdentity, Error> {
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
+        let key = any_supported_type(&key).map_err(|error| Error::unusable(self.dir.file(SERVER_KEY))(InvalidFile::TlsKey(error)))?;
         let identity = identity(chain, key, Some(self.authority.certificate().clone()));
         Ok(LoadedIdentity { identity: identity.map_err(Error::unusable(self.dir.file(SERVER_CERTIFICATE)))?, problem })
     }

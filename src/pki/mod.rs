@@ -6,6 +6,7 @@
 
 mod authority;
 mod certificate;
+mod chain;
 mod error;
 mod identity;
 mod loaded;

@@ -11,11 +11,11 @@ use time::format_description::well_known::Rfc3339;
 
 use super::authority::{self, CertificateAuthority, load_or_create_key};
 use super::certificate::Facts;
-use super::error::Error;
+use super::error::{Error, InvalidFile};
 use super::managed::{Managed, RotateKey, SERVER_CERTIFICATE};
-use super::pem;
 use super::pin::public_key_pin;
 use super::state_dir::{Access, StateDir, read_file};
+use super::{chain, pem};
 use crate::fingerprint::Fingerprint;
 
 /// A certificate as `loopgate cert show` prints it.
@@ -49,6 +49,9 @@ pub struct Report {
     /// loopgate's own CA; none beside an operator's pair without state directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<Description>,
+    /// The issuer of a provided certificate, if its own certificate is not in the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing_issuer: Option<String>,
 }
 
 /// Describes what is served out of `state_dir`, or the operator's `own_chain`. Nothing is changed, and no key is read.
@@ -60,7 +63,18 @@ pub fn show(state_dir: &Path, own_chain: Option<&Path>) -> Result<Report, Error>
     };
     let chain = pem::certificates(&read_file(&server)?.0).map_err(Error::unusable(&server))?;
     let ca = ca.map(|(certificate, _)| describe(dir.file(authority::CA_CERTIFICATE), &certificate)).transpose()?;
-    Ok(Report { server: describe(server, &chain[0])?, ca })
+    let Some(chain) = chain::order(&chain, None).map_err(Error::unusable(&server))? else {
+        return Err(Error::unusable(&server)(InvalidFile::NoCertificate));
+    };
+    Ok(Report { server: describe(server, &chain.certificates[0])?, ca, missing_issuer: chain.missing_issuer })
+}
+
+/// Reads all certificates of a PEM file; at least one. Blocks.
+///
+/// # Errors
+/// The file can't be read, or is no PEM with a certificate in it.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    pem::certificates(&read_file(path)?.0).map_err(Error::unusable(path))
 }
 
 /// Returns the CA's certificate as PEM. Changes nothing, and reads no key.

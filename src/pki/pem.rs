@@ -3,24 +3,27 @@
 use pem::{EncodeConfig, LineEnding, Pem};
 use rustls_pki_types::pem::{Error, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
 
 use super::error::InvalidFile;
 
+/// The UTF-8 byte order mark that Windows editors put first, which hides the first section from parsers.
+const BOM: &[u8] = b"\xef\xbb\xbf";
+
 /// Returns all certificates in `pem`, in the order of the file; at least one.
 pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, InvalidFile> {
-    if pem.is_empty() {
-        return Err(InvalidFile::Empty);
-    }
-    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(InvalidFile::Pem)?;
+    check_encoding(pem)?;
+    let text = without_bom(pem);
+    let chain = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(InvalidFile::Pem)?;
     if chain.is_empty() { Err(InvalidFile::NoCertificate) } else { Ok(chain) }
 }
 
 /// Returns the first private key in `pem`, in any of the PEM formats for keys.
 pub(super) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, InvalidFile> {
-    if pem.is_empty() {
-        return Err(InvalidFile::Empty);
-    }
-    PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
+    check_encoding(pem)?;
+    let text = without_bom(pem);
+    PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|error| match error {
+        _ if is_encrypted(text.as_bytes()) => InvalidFile::EncryptedKey,
         Error::NoItemsFound => InvalidFile::NoKey,
         other => InvalidFile::Pem(other),
     })
@@ -32,6 +35,59 @@ pub fn encode_certificates(chain: &[CertificateDer<'_>]) -> String {
     chain.iter().map(|certificate| pem::encode_config(&Pem::new("CERTIFICATE", certificate.as_ref()), config)).collect()
 }
 
+/// A text without byte order marks; wiped from memory if it had to be copied.
+enum Text<'a> {
+    Given(&'a [u8]),
+    Copied(Zeroizing<Vec<u8>>),
+}
+
+impl Text<'_> {
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Given(text) => text,
+            Self::Copied(text) => text,
+        }
+    }
+}
+
+/// Removes byte order marks, also those within a file that was joined from several.
+fn without_bom(pem: &[u8]) -> Text<'_> {
+    if !contains(pem, BOM) {
+        return Text::Given(pem);
+    }
+    let mut text = Zeroizing::new(Vec::with_capacity(pem.len()));
+    let mut rest = pem;
+    while let Some((byte, after)) = rest.split_first() {
+        match rest.strip_prefix(BOM) {
+            Some(after) => rest = after,
+            None => {
+                text.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    Text::Copied(text)
+}
+
+/// Refuses files that are no text, with the format that they seem to have.
+fn check_encoding(pem: &[u8]) -> Result<(), InvalidFile> {
+    match pem {
+        [] => Err(InvalidFile::Empty),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(InvalidFile::Utf16),
+        // The tag and length of an ASN.1 sequence.
+        [0x30, 0x80..=0x84, ..] => Err(InvalidFile::Binary),
+        _ => Ok(()),
+    }
+}
+
+/// Returns whether a private key in `pem` is encrypted: PKCS#8 (RFC 5958), or the older format of OpenSSL (RFC 1421).
+fn is_encrypted(pem: &[u8]) -> bool {
+    contains(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || contains(pem, b"Proc-Type: 4,ENCRYPTED")
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -57,6 +57,7 @@ impl Pki {
 /// There is no certificate that can be served.
 pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<SubjectName>>, shutdown: &Shutdown) -> Result<Pki, Error> {
     let now = OffsetDateTime::now_utc();
+    let fixed_names = fixed_names(&tls.names)?;
     let (source, authority) = match &tls.provided {
         None => {
             let managed = Managed::open(state_dir, now)?;
@@ -64,20 +65,23 @@ pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<Subject
             (Source::Managed(managed), Some(authority))
         }
         Some(files) => {
+            // An unusable pair refuses the start before a CA is created.
+            Provided { files: files.clone(), ca: None }.check()?;
             let authority = authority_beside_provided_pair(state_dir);
             let ca = authority.as_ref().map(|authority| authority.certificate().clone());
             (Source::Provided(Provided { files: files.clone(), ca }), authority)
         }
     };
     StateDir::at(state_dir).warn_if_writable_by_others();
-    let fixed_names = fixed_names(&tls.names)?;
     // The digest is taken before the files are read, so that a change in between is noticed later.
     let digest = source.files_digest();
     let loaded = source.load(&rotation::wanted(&fixed_names, &names.borrow()), now)?;
     rotation::log_identity(&loaded.identity);
     let retry_at = loaded.problem.is_some().then(|| tokio::time::Instant::now() + rotation::RETRY);
     if let Some(problem) = &loaded.problem {
-        rotation::warn_of_problem(problem);
+        let retry = rotation::RETRY.as_secs();
+        let error = problem as &dyn std::error::Error;
+        tracing::warn!(error, "serving a certificate that has expired or could not be renewed; retrying in {retry} s");
     }
 
     let (identity, served) = watch::channel(Arc::new(loaded.identity));

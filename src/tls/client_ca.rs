@@ -5,26 +5,18 @@ use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::client_verifier::ClientVerifier;
 use crate::lane::{Certificate, Issuer};
+use crate::pki;
 
 /// Why the client CA bundle can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file can't be read or is no valid PEM.
-    #[error("can't read client CA {path} (tls.client_ca)")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: rustls_pki_types::pem::Error,
-    },
-    /// The file holds no certificate.
-    #[error("no certificate in client CA {0} (tls.client_ca)")]
-    Empty(PathBuf),
+    /// The file can't be read, is no PEM, or holds no certificate.
+    #[error("can't read the client CA (tls.client_ca)")]
+    Read(#[source] pki::Error),
     /// A certificate in it can't be used as a trust anchor.
     #[error("no valid CA certificate in client CA {path} (tls.client_ca)")]
     Anchor {
@@ -96,11 +88,7 @@ impl ClientAuthorities {
 }
 
 fn read(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let failed = |source| Error::Read { path: path.to_owned(), source };
-    let certificates: Vec<_> = CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
-    if certificates.is_empty() {
-        return Err(Error::Empty(path.to_owned()));
-    }
+    let certificates = pki::offline::read_certificates(path).map_err(Error::Read)?;
     let mut store = RootCertStore::empty();
     for certificate in &certificates {
         store.add(certificate.clone()).map_err(|source| Error::Anchor { path: path.to_owned(), source })?;

@@ -165,3 +165,113 @@ async fn a_reload_checks_the_files_at_once() {
     fixture.shutdown.begin();
     assert_eq!(fixture.shutdown.finished(std::time::Duration::from_secs(10)).await, 0);
 }
+
+/// A leaf with its issuers up to a root, leaf first, as PEM each; and the leaf's key.
+fn issued(intermediates: usize) -> (Vec<String>, String) {
+    let ca = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params
+    };
+    let key = KeyPair::generate().unwrap();
+    let root = ca("Test Root");
+    let mut chain = vec![root.self_signed(&key).unwrap().pem()];
+    let mut issuer = rcgen::Issuer::new(root, key);
+    for number in 1..=intermediates {
+        let key = KeyPair::generate().unwrap();
+        let params = ca(&format!("Test Intermediate {number}"));
+        chain.insert(0, params.signed_by(&key, &issuer).unwrap().pem());
+        issuer = rcgen::Issuer::new(params, key);
+    }
+    let key = KeyPair::generate().unwrap();
+    let mut leaf = CertificateParams::new(["leaf".to_owned()]).unwrap();
+    leaf.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(30);
+    chain.insert(0, leaf.signed_by(&key, &issuer).unwrap().pem());
+    (chain, key.serialize_pem())
+}
+
+fn der(pem: &str) -> rustls_pki_types::CertificateDer<'static> {
+    use rustls_pki_types::pem::PemObject;
+    rustls_pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+#[tokio::test]
+async fn files_as_editors_and_copying_leave_them_are_served() {
+    let (chain, key) = issued(2);
+    let [leaf, second, first, root] = &chain[..] else { panic!() };
+    let whole = chain[..3].concat();
+    let bom = "\u{feff}";
+    let cases = [
+        (whole.clone(), key.clone()),
+        (format!("{bom}{whole}"), format!("{bom}{key}")),
+        (format!("{bom}{leaf}{bom}{second}{bom}{first}"), key.replace('\n', "\r\n")),
+        (whole.replace('\n', "\r\n"), key.clone()),
+        (format!("{key}{whole}"), format!("{key}{whole}")),
+        (format!("{whole}{key}"), format!("{whole}{key}")),
+        ([first, leaf, second].map(String::as_str).concat(), key.clone()),
+        ([first, second, leaf].map(String::as_str).concat(), key.clone()),
+    ];
+    for (number, (certificates, key)) in cases.into_iter().enumerate() {
+        let fixture = fixture();
+        fixture.write(&(certificates, key));
+        let pki = fixture.open().unwrap_or_else(|error| panic!("case {number}: {}", error_chain(&error)));
+        assert_eq!(pki.identity().borrow().certified_key.cert, [leaf, second, first].map(|pem| der(pem)), "case {number}");
+    }
+    let fixture = fixture();
+    fixture.write(&([root, first, second, leaf].map(String::as_str).concat(), key));
+    assert_eq!(fixture.open().unwrap().identity().borrow().certified_key.cert, [leaf, second, first, root].map(|pem| der(pem)));
+}
+
+#[test]
+fn a_leaf_without_its_issuer_is_reported_with_the_issuers_name() {
+    let (chain, _) = issued(1);
+    let [leaf, intermediate, root] = &chain[..] else { panic!() };
+    let (unrelated, _) = pair("unrelated");
+    for (certificates, missing) in [
+        (leaf.clone(), true),
+        (format!("{leaf}{root}"), true),
+        (format!("{leaf}{unrelated}"), true),
+        (format!("{leaf}{intermediate}"), false),
+        (format!("{intermediate}{leaf}"), false),
+        (format!("{leaf}{intermediate}{root}"), false),
+        (unrelated.clone(), false),
+    ] {
+        let fixture = fixture();
+        fixture.write(&(certificates, String::new()));
+        let report = super::super::offline::show(&fixture.home.state, Some(&fixture.chain)).unwrap();
+        assert_eq!(report.missing_issuer.is_some_and(|issuer| issuer.contains("Test Intermediate 1")), missing);
+    }
+}
+
+#[tokio::test]
+async fn a_file_in_another_format_or_with_a_refused_key_is_named_with_the_reason() {
+    let (certificate, key) = pair("good");
+    let utf16: Vec<u8> = [0xfeff].into_iter().chain(certificate.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    let rsa1024 = include_bytes!("data/rsa1024.pem").to_vec();
+    let secp256k1 = include_bytes!("data/secp256k1.pem").to_vec();
+    let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIHsMFcGCSqGSIb3DQEFDTBK\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    let encrypted_rsa =
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,73AC\n\nMIHs\n-----END RSA PRIVATE KEY-----\n";
+    let [certificate, key] = [certificate, key].map(String::into_bytes);
+    let (binary, other) = (der(std::str::from_utf8(&certificate).unwrap()), pair("other").1);
+    let cases: [(&[u8], &[u8], &str, &str); 8] = [
+        (&certificate, encrypted.as_bytes(), "tls.key", "encrypted"),
+        (&certificate, encrypted_rsa.as_bytes(), "tls.key", "encrypted"),
+        (&utf16, &key, "tls.crt", "UTF-16"),
+        (&binary, &key, "tls.crt", "binary"),
+        (&certificate, &[0x30, 0x82, 1, 1, 2], "tls.key", "binary"),
+        (&rsa1024, &rsa1024, "tls.key", "RSA with 1024 bits"),
+        (&secp256k1, &secp256k1, "tls.key", "1.3.132.0.10"),
+        (&certificate, other.as_bytes(), "tls.key", "not the key of a certificate in"),
+    ];
+    for (chain, key, file, reason) in cases {
+        let fixture = fixture();
+        fs::write(&fixture.chain, chain).unwrap();
+        fs::write(&fixture.key, key).unwrap();
+        let error = error_chain(&fixture.open().unwrap_err());
+        assert!(error.contains(&format!("can't use {}", fixture.chain.with_file_name(file).display())), "{error}");
+        assert!(error.contains(reason), "{error}");
+        assert!(!fixture.home.state.exists(), "a refused start created the state directory");
+    }
+}

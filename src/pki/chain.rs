@@ -1,0 +1,43 @@
+//! Puts a certificate chain in order, and finds what is missing from it.
+
+use rustls_pki_types::CertificateDer;
+
+use super::certificate::Facts;
+use super::error::InvalidFile;
+
+/// A chain whose first certificate is the leaf, each of the next ones the issuer of the one before.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct OrderedChain {
+    /// The chain. Certificates that are not the issuer of another follow at the end.
+    pub(super) certificates: Vec<CertificateDer<'static>>,
+    /// Whether the order was another one.
+    pub(super) was_unordered: bool,
+    /// The leaf's issuer, if its certificate is not in the chain and the leaf is not self-signed. Clients that don't trust that issuer
+    /// itself can't verify the leaf.
+    pub(super) missing_issuer: Option<String>,
+}
+
+/// Orders `chain`, whose leaf is the certificate for `public_key` (a SubjectPublicKeyInfo); without one, the first that is no CA's.
+///
+/// Returns `None` if no certificate is for `public_key`.
+pub(super) fn order(chain: &[CertificateDer<'static>], public_key: Option<&[u8]>) -> Result<Option<OrderedChain>, InvalidFile> {
+    let facts = chain.iter().map(Facts::of).collect::<Result<Vec<_>, _>>()?;
+    let leaf = match public_key {
+        Some(key) => facts.iter().position(|facts| facts.public_key == key),
+        None => facts.iter().position(|facts| !facts.is_ca).or((!facts.is_empty()).then_some(0)),
+    };
+    let Some(leaf) = leaf else { return Ok(None) };
+    let mut order = vec![leaf];
+    let mut last = leaf;
+    while !facts[last].is_self_issued() {
+        let issues_last = |index: &usize| !order.contains(index) && facts[*index].raw_subject == facts[last].raw_issuer;
+        let Some(issuer) = (0..facts.len()).find(issues_last) else { break };
+        order.push(issuer);
+        last = issuer;
+    }
+    let missing_issuer = (last == leaf && !facts[leaf].is_self_issued()).then(|| facts[leaf].issuer.clone());
+    let was_unordered = order.iter().enumerate().any(|(position, index)| position != *index);
+    order.extend((0..facts.len()).filter(|index| !order.contains(index)).collect::<Vec<_>>());
+    let certificates = order.into_iter().map(|index| chain[index].clone()).collect();
+    Ok(Some(OrderedChain { certificates, was_unordered, missing_issuer }))
+}
