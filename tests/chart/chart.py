@@ -10,7 +10,7 @@ import yaml
 
 HERE = Path(__file__).parent
 CHART = HERE.parent.parent / "charts" / "loopgate"
-VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+VALUES = sorted([*(CHART / "ci").glob("*-values.yaml"), *(CHART / "examples").glob("*-values.yaml")])
 NEWEST = "1.37.0"
 
 

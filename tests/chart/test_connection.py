@@ -27,9 +27,13 @@ def certificate(directory: str) -> ssl.SSLContext:
     return context
 
 
+def response(status: int, body: bytes) -> bytes:
+    return b"HTTP/1.1 %d X\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+
+
 @contextmanager
-def server(answer: bytes, tls: ssl.SSLContext | None, port: int = 0):
-    """The port of a server on loopback that answers each request with the same bytes."""
+def server(answer: bytes, tls: ssl.SSLContext | None, port: int = 0, paths: dict[bytes, bytes] = {}):
+    """The port of a server on loopback that answers each request with the same bytes, save for some paths."""
     listener = socket.create_server(("127.0.0.1", port))
 
     def serve(connection):
@@ -41,7 +45,7 @@ def server(answer: bytes, tls: ssl.SSLContext | None, port: int = 0):
                     if not more:
                         return  # it only wanted to know whether someone is there
                     heard += more
-                stream.sendall(answer)
+                stream.sendall(paths.get(heard.split(b" ")[1], answer))
                 stream.recv(1)
         except OSError:
             pass  # plaintext on a TLS port, or a client that has heard enough
@@ -62,9 +66,9 @@ def server(answer: bytes, tls: ssl.SSLContext | None, port: int = 0):
         listener.close()
 
 
-def outcome(port: int) -> tuple[int, str]:
+def outcome(port: int, lane: str = "") -> tuple[int, str]:
     """Exit status and output of the script."""
-    environment = {"PATH": os.environ["PATH"], "GATEWAY_HOST": "127.0.0.1", "GATEWAY_PORT": str(port)}
+    environment = {"PATH": os.environ["PATH"], "GATEWAY_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "LANE": lane, "LANE_SECONDS": "1"}
     script = (CHART / "files" / "connection-test.js").read_text()
     done = subprocess.run(["node", "-e", script], env=environment, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout + done.stderr
@@ -80,6 +84,19 @@ class Connection(unittest.TestCase):
     def test_a_gateway_that_greets_behind_tls_passes(self):
         with server(GREETING, self.tls) as port:
             self.assertEqual(outcome(port), (0, "ok: TLS only, and the gateway answers behind it\n"))
+
+    def test_an_agents_pod_passes_if_the_gateway_sees_it_as_local(self):
+        canvas = b"/__openclaw__/canvas/"
+        for name, paths in {
+            "2026.9": {b"/startupz": response(200, b'{"ok":true,"version":"2026.9.6"}')},
+            "2026.2": {b"/startupz": response(200, b"<html>"), canvas: response(200, b"<html>")},
+        }.items():
+            with self.subTest(name), server(GREETING, self.tls, paths=paths) as port:
+                self.assertEqual(outcome(port, "agent"), (0, "ok: TLS only, and the gateway answers behind it on the agent lane\n"))
+
+    def test_an_agents_pod_fails_if_the_gateway_sees_it_as_remote(self):
+        with server(GREETING, self.tls, paths={b"/startupz": response(200, b'{"ok":true}')}) as port:
+            self.assertEqual(outcome(port, "agent"), (1, "FAILED: this pod is on the external lane, and should be on the agent lane\n"))
 
     def test_a_port_that_answers_plaintext_fails(self):
         with server(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", None) as port:

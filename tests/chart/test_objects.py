@@ -133,6 +133,29 @@ class OneWayIn(unittest.TestCase):
         self.assertEqual(len(only(render({"metrics": {"enabled": True}}), "NetworkPolicy")["spec"]["ingress"]), 1)
 
 
+class Pod(unittest.TestCase):
+    def test_it_is_kept_out_of_meshes_unless_injection_is_wanted(self):
+        istio, ambient, linkerd = "sidecar.istio.io/inject", "istio.io/dataplane-mode", "linkerd.io/inject"
+        wanted = {"podLabels": {istio: "true", ambient: "ambient"}, "podAnnotations": {linkerd: "enabled"}}
+        for values, expected in (None, ("false", "none", "disabled")), (wanted, ("true", "ambient", "enabled")):
+            metadata = only(render(values), "StatefulSet")["spec"]["template"]["metadata"]
+            found = metadata["labels"].get(istio), metadata["labels"].get(ambient), metadata["annotations"].get(linkerd)
+            self.assertEqual(found, expected)
+
+    def test_it_has_a_user_namespace_of_its_own_on_demand(self):
+        self.assertNotIn("hostUsers", pod(render()))
+        self.assertIs(pod(render({"hostUsers": False}))["hostUsers"], False)
+
+    def test_helm_test_looks_at_the_agent_lane_where_pods_are_discovered(self):
+        def lanes(values):
+            pods = [o for o in render(values) if o["kind"] == "Pod"]
+            variables = [{v["name"]: v["value"] for v in p["spec"]["containers"][0]["env"]} for p in pods]
+            return [(p["metadata"]["labels"].get("loopgate.dev/agent"), v.get("LANE")) for p, v in zip(pods, variables)]
+
+        self.assertEqual(lanes(None), [(None, None)])
+        self.assertEqual(lanes({"agents": {"discovery": "kubernetes"}}), [(None, None), ("address", "agent")])
+
+
 class Sidecar(unittest.TestCase):
     def test_it_is_native_by_default_and_plain_on_demand(self):
         native, plain = render(), render(PLAIN)
@@ -141,6 +164,11 @@ class Sidecar(unittest.TestCase):
         self.assertNotIn("initContainers", pod(plain))
         self.assertEqual([c["name"] for c in pod(plain)["containers"]], ["gateway", "loopgate"])
         self.assertNotIn("restartPolicy", container(plain, "loopgate"))
+
+    def test_it_is_native_where_kubernetes_knows_that(self):
+        for kube, place in ("1.28.9", "containers"), ("1.29.0", "initContainers"), ("1.29.3-gke.100", "initContainers"):
+            with self.subTest(kube):
+                self.assertIn("loopgate", [c["name"] for c in pod(render(kube=kube)).get(place, [])])
 
     def test_a_native_sidecar_has_no_startup_probe_that_would_wait_for_the_gateway(self):
         sidecar = container(render(), "loopgate")

@@ -26,7 +26,8 @@ REFUSED = [
     ({"gateway": {"replicas": 2}}, "less than or equal to 1"),
     ({"gateway": {"extraEnv": {"A": "b"}}}, TYPE),
     ({"gateway": {"image": {"digest": "0123"}}}, "Does not match pattern"),
-    ({"sidecar": {"native": "yes"}}, TYPE),
+    ({"sidecar": {"native": "yes"}}, "must be one of"),
+    ({"hostUsers": "no"}, TYPE),
     ({"sidecar": {"listen": []}}, "at least 1 items"),
     ({"sidecar": {"listen": ["bridge:18789"]}}, "Does not match pattern"),
     ({"sidecar": {"ownAddresses": "agents"}}, "must be one of"),
@@ -129,9 +130,9 @@ class Refusals(unittest.TestCase):
                     render(values)
                 self.assertIn(reason, str(refused.exception))
 
-    def test_a_native_sidecar_is_refused_where_kubernetes_does_not_know_it(self):
+    def test_a_native_sidecar_that_is_asked_for_is_refused_where_kubernetes_does_not_know_it(self):
         with self.assertRaises(HelmError) as refused:
-            render(kube="1.28.9")
+            render({"sidecar": {"native": True}}, kube="1.28.9")
         self.assertIn("set sidecar.native=false", str(refused.exception))
 
     def test_no_mount_of_the_gateways_has_loopgates_keys_in_it(self):

@@ -10,7 +10,7 @@ from chart import CHART, NEWEST, VALUES, helm, render
 from test_example import example
 
 # Objects of operators, for which there is no schema here; test_objects.py looks at them.
-CUSTOM = {"cert-manager.io", "gateway.networking.k8s.io", "monitoring.coreos.com"}
+CUSTOM = {"cert-manager.io", "cilium.io", "gateway.networking.k8s.io", "monitoring.coreos.com", "trust.cert-manager.io"}
 
 
 def validate(objects: list[dict], version: str) -> None:
@@ -35,7 +35,18 @@ class Schemas(unittest.TestCase):
     def test_every_values_file_is_valid_on_the_oldest_kubernetes_with_a_plain_container(self):
         for values in VALUES:
             with self.subTest(values.name):
-                validate(render(values, kube="1.25.0", extra=("--set", "sidecar.native=false")), "1.25.0")
+                validate(render(values, kube="1.25.0"), "1.25.0")
+
+    def test_the_defaults_are_valid_on_every_version_between(self):
+        for minor in range(25, int(NEWEST.split(".")[1]) + 1):
+            with self.subTest(minor):
+                validate(render({"hostUsers": False}, kube=f"1.{minor}.0"), f"1.{minor}.0")
+
+    def test_the_values_of_the_fleet_example_are_values_of_the_chart(self):
+        fleet = yaml.safe_load((CHART / "examples" / "applicationset.yaml").read_text())
+        source = fleet["spec"]["template"]["spec"]["sources"][0]
+        validate(render(source["helm"]["valuesObject"]), NEWEST)
+        self.assertEqual(source["targetRevision"], yaml.safe_load((CHART / "Chart.yaml").read_text())["version"])
 
     def test_native_sidecars_are_valid_where_they_begin(self):
         validate(render(kube="1.29.0"), "1.29.0")

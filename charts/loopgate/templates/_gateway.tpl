@@ -26,7 +26,7 @@
 
 {{- /* Checks that the schema can't express. Each message names the value to change. */ -}}
 {{- define "loopgate.validate" -}}
-{{- if and .Values.sidecar.native (semverCompare "<1.29.0-0" .Capabilities.KubeVersion.Version) -}}
+{{- if and (include "loopgate.native" .) (semverCompare "<1.29.0-0" .Capabilities.KubeVersion.Version) -}}
 {{- fail (printf "sidecar.native needs Kubernetes 1.29, this is %s: set sidecar.native=false" .Capabilities.KubeVersion.Version) -}}
 {{- end -}}
 {{- if and .Values.gateway.enabled (not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" (include "loopgate.fullname" .))) -}}

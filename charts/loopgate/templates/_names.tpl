@@ -72,6 +72,26 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{- /* Whether the sidecar is an init container that keeps running: as set, or from Kubernetes 1.29 on. */ -}}
+{{- define "loopgate.native" -}}
+{{- if eq (toString .Values.sidecar.native) "auto" -}}
+{{- if semverCompare ">=1.29.0-0" .Capabilities.KubeVersion.Version -}}true{{- end -}}
+{{- else if .Values.sidecar.native -}}true{{- end -}}
+{{- end -}}
+
+{{- /* Without a cluster, `helm template` knows of no API, and the newest version is right. */ -}}
+{{- define "loopgate.backendTLSPolicy.apiVersion" -}}
+{{- $group := "gateway.networking.k8s.io" -}}
+{{- $old := printf "%s/v1alpha3" $group -}}
+{{- if .Values.httpRoute.backendTLSPolicy.apiVersion -}}
+{{ .Values.httpRoute.backendTLSPolicy.apiVersion }}
+{{- else if and (.Capabilities.APIVersions.Has (printf "%s/BackendTLSPolicy" $old)) (not (.Capabilities.APIVersions.Has (printf "%s/v1/BackendTLSPolicy" $group))) -}}
+{{ $old }}
+{{- else -}}
+{{ $group }}/v1
+{{- end -}}
+{{- end -}}
+
 {{- /* `discovery: off` without quotes is the boolean false in YAML 1.1; it means the same here. */ -}}
 {{- define "loopgate.discovery" -}}
 {{- if eq (toString .Values.agents.discovery) "kubernetes" -}}kubernetes{{- end -}}

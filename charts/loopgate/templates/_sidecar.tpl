@@ -127,7 +127,7 @@ configuration as `run`. Lists are separated by commas; the schema lets none into
 - name: loopgate
   image: {{ include "loopgate.image" (dict "image" .Values.sidecar.image "default" .Chart.AppVersion) | quote }}
   imagePullPolicy: {{ .Values.sidecar.image.pullPolicy }}
-  {{- if .Values.sidecar.native }}
+  {{- if (include "loopgate.native" .) }}
   restartPolicy: Always
   {{- end }}
   command: [/loopgate]
