@@ -1,4 +1,4 @@
-"""Runs the test modules and says at the end, in one line, how many passed."""
+"""Runs the test modules and prints at the end how many passed."""
 
 import sys
 import unittest

@@ -21,7 +21,7 @@ CONFIG = "/run/loopgate/config/loopgate.toml"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody has now."""
+    """Ports on loopback that are free now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for each in sockets:

@@ -1,4 +1,4 @@
-"""What the rendered objects promise: hardening, one way in, and the sidecar told what the values say."""
+"""The rendered objects: hardening, a single way in, and the sidecar's configuration as the values say."""
 
 import json
 import unittest

@@ -1,4 +1,4 @@
-"""Runs every command of the documentation where a reader would, and fails where one fails, is not in the table, or is in vain in it."""
+"""Runs every command of the documentation where a reader would. Fails if a command fails or is not in the table, or the table has one too many."""
 
 import json
 import os
@@ -12,35 +12,35 @@ from places import IMAGES, TOKEN, Compose, Containers, Here, Machine, Service
 
 
 class Stays:
-    """A command that goes on until it is interrupted, and is up when it has said `text`; `keep` leaves it to the commands after it."""
+    """A command that runs until it is interrupted. It is ready when it has printed `text`; with `keep` it keeps running for later commands."""
 
     def __init__(self, text: str, keep: bool = False):
         self.text, self.keep = text, keep
 
 
 class Then:
-    """A command after which this is done, or after which this is checked."""
+    """A command that is followed by an action or a check."""
 
     def __init__(self, after):
         self.after = after
 
 
 class When:
-    """A command that its reader would wait with until this has happened."""
+    """A command that waits for a condition first."""
 
     def __init__(self, happened):
         self.happened = happened
 
 
 class Named:
-    """A command in which `word` stands for something that only `find` knows, such as the id of a request, and what is checked after it."""
+    """A command whose `word` is a placeholder that `find` resolves, such as the id of a request; optionally followed by a check."""
 
     def __init__(self, word: str, find, after=lambda: None):
         self.word, self.find, self.after = word, find, after
 
 
 class Fails:
-    """A command that has something to complain about: it ends with another status than 0, having said `text`."""
+    """A command that must fail, and print `text`."""
 
     def __init__(self, text: str):
         self.text = text
@@ -58,7 +58,7 @@ CLUSTER = NotRun("needs a cluster")
 SYSTEMD = NotRun("needs systemd")
 
 here = Here()
-# As the README tells it: this configuration, and then these commands.
+# As in the README: this configuration, then these commands.
 readme = Machine(NEW, block("README.md", "json5", "trustedProxies"))
 # The failing set-up of OpenClaw's issue 30740.
 failing = Machine(NEW, '{gateway: {mode: "local", port: 18789, bind: "lan", tls: {enabled: true, autoGenerate: true}, auth: {mode: "token", token: "..."}}}')
@@ -77,24 +77,24 @@ own = Compose(NEW, text=block("docs/openclaw.md", "yaml", "network_mode: \"servi
 plain = Containers("netns", "gateway", "loopgate", network="claw", copy="docker", replace={
     **IMAGES, "ghcr.io/openclaw/openclaw:2026.9.6": "-v $OPENCLAW_NEW:/openclaw:ro loopgate-test/openclaw", "-p 18789:": "-p 127.0.0.1::",
 })
-# As docker/README.md says, `openclaw` stands for the command in the gateway's container; the gateway has to be up by then.
+# In docker/README.md `openclaw` stands for the command in the gateway's container, which must be running.
 shipped_old = Compose(OLD, replace={"openclaw devices": "in_gateway devices", **IMAGES}, up=True)
 
 
 def approved(place):
-    """The one request that waits for an approval there."""
+    """The id of the one pairing request that waits for an approval."""
     return place.run("openclaw devices list --json | grep -o '\"requestId\": *\"[^\"]*' | cut -d'\"' -f4 | head -n 1").strip()
 
 
 def asked_by_a_stranger() -> str:
-    """A client without an agent's rights asks for its pairing, on another machine."""
+    """Lets an external client on another machine ask for pairing; the id of its request."""
     operated.run("loopgate cert export >ca.pem")
     assert "pairing required" in strangers_call()
     return approved(operated)
 
 
 def strangers_call() -> str:
-    """How a client with a device of its own, the right token and no agent's rights fares on another machine."""
+    """The output of an external client on another machine, with a device of its own and the right token."""
     options = {"ws": "/openclaw/node_modules", "url": "wss://gateway:18443", "token": TOKEN, "ca": "ca.pem", "identity": "stranger.json"}
     return robot.run(f"node /client.mjs '{json.dumps(options)}'")
 
@@ -105,10 +105,10 @@ def is_let_in() -> None:
 
 
 charts = Here(replace={"helm upgrade --install": f"{os.environ['HELM']} template", "helm install claw oci://ghcr.io/loopgate/charts/loopgate": f"{os.environ['HELM']} template claw charts/loopgate"})
-# What `cargo run` makes is there already; an optimised build of it would take minutes more.
+# The debug binary exists already; a release build would take minutes.
 built = Here(replace={"cargo run --release": "cargo run"})
 
-# Each command by its first words, in the order of its document: where it is run, and how where that is not to its end.
+# Each command by its first words, in the order of its document: where it runs, and how, unless it simply runs to its end.
 TABLE = {
     "README.md": [
         ("cargo run --release -- demo", built, Stays("With curl, as the agent")),
@@ -190,7 +190,7 @@ TABLE = {
 
 
 def check(document: str) -> list[str]:
-    """What of a document is not as the table has it."""
+    """The differences between a document and the table."""
     found, listed = commands(document), [row[0] for row in TABLE[document]]
     wrong = [f"not in the table of tests/docs: {command}" for command, row in zip(found, listed + [""] * len(found)) if not row or not command.startswith(row)]
     return wrong + [f"in the table of tests/docs, but not there: {row}" for row in listed[len(found):]]
@@ -216,7 +216,7 @@ def main() -> int:
     for document in unlisted:
         print(f"FAILED {document}: not in the table of tests/docs")
     failed, count = len(unlisted), 0
-    # Gateways are heavy: a place is there from its first command to its last.
+    # Gateways are heavy: a place exists from its first command to its last.
     last = {}
     for row in (row for document in wanted for row in TABLE[document] if not isinstance(row[1], NotRun)):
         last.update({place: row for place in row[1].needs()})
@@ -253,7 +253,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # Whoever is told to end takes away what it made.
-    for told in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(told, lambda *_: sys.exit(1))
+    # Clean up at a signal too.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(1))
     sys.exit(main())

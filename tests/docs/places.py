@@ -1,4 +1,4 @@
-"""Where commands are run: machines made of containers, directories of this machine, and what stands in for what is not here."""
+"""Where commands run: containers that act as machines, directories of this machine, and stand-ins for images."""
 
 import os
 import re
@@ -16,19 +16,19 @@ TOKEN = "a-token-for-tests"
 LOOPGATE = ROOT / "target/debug/loopgate"
 # The images as released, and those of the tests.
 IMAGES = {"ghcr.io/loopgate/loopgate:0.1.0": "loopgate-test/loopgate", "ghcr.io/openclaw/openclaw:2026.9.6": "loopgate-test/openclaw"}
-# How long a command may take, or what is waited for: a gateway on a busy machine takes its time.
+# How long a command or a condition may take, in seconds: a gateway is slow on a busy machine.
 PATIENCE = 300
 
 
 def sh(*command: str, **more) -> str:
-    """Runs a command that must succeed; what it printed."""
+    """Runs a command that must succeed; returns its output."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, **more)
     assert done.returncode == 0, f"{shlex.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
 
 
 def eventually(what: str, happened) -> None:
-    """Waits until it has."""
+    """Waits until `happened` is true."""
     deadline = time.monotonic() + PATIENCE
     while not happened():
         assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
@@ -36,20 +36,20 @@ def eventually(what: str, happened) -> None:
 
 
 class Place:
-    """Something with a shell. Its parts are made when the first command needs it, and are gone in the end."""
+    """Something with a shell. It is created for its first command, and removed in the end."""
 
     def __init__(self):
         self.ready, self.profile, self.running = False, "", []
 
     def shell(self) -> list[str]:
-        """What a script is handed to, after `-c`."""
+        """The command that runs a script, which follows it."""
         raise NotImplementedError
 
     def make(self) -> None:
-        """Makes what there is not yet."""
+        """Creates it."""
 
     def remove(self) -> None:
-        """Removes what was made."""
+        """Removes it."""
 
     def environment(self) -> dict[str, str]:
         return {}
@@ -68,7 +68,7 @@ class Place:
         return None
 
     def run(self, command: str) -> str:
-        """Runs a command to its end, which must be a good one."""
+        """Runs a command that must succeed."""
         if command.startswith("export "):
             self.profile += f"{command}\n"
         with tempfile.TemporaryFile("w+") as output:
@@ -84,13 +84,13 @@ class Place:
         return text
 
     def fail(self, command: str, text: str) -> str:
-        """Runs a command that must fail, and say this."""
+        """Runs a command that must fail and print `text`."""
         said = self.run(f"({command}) && echo 'it succeeds' || echo 'it fails'")
         assert said.endswith("it fails\n") and text in said, f"it should fail and say {text!r}, and said:\n{said}"
         return said
 
     def stay(self, command: str, text: str, keep: bool) -> None:
-        """Runs a command that does not end by itself until it has said `text`, and on if it is to be kept."""
+        """Runs a command until it has printed `text`; with `keep` it stays running."""
         output = tempfile.NamedTemporaryFile("w+")
         process = self.start(command, output)
         said = lambda: Path(output.name).read_text()
@@ -105,7 +105,7 @@ class Place:
             self.interrupt()
 
     def interrupt(self) -> None:
-        """Ends what runs."""
+        """Stops the commands that still run."""
         for process, output in self.running:
             process.send_signal(signal.SIGINT)
             try:
@@ -124,12 +124,12 @@ class Place:
                 self.remove()
 
     def needs(self) -> "list[Place]":
-        """Itself, and what has to be there for as long as it is."""
+        """This place, and those that must exist as long as it does."""
         return [self]
 
 
 class Here(Place):
-    """A directory of this machine with the images of the tests; the repository, unless `copy` names what a user would copy of it."""
+    """A directory of this machine with the images of the tests: the repository, or a copy of the directory `copy` of it."""
 
     def __init__(self, copy: str | None = None, replace: dict[str, str] = {}):
         super().__init__()
@@ -188,13 +188,13 @@ class Compose(Here):
                 self.text = self.text.replace(released, ours)
             (directory / "compose.yaml").write_text(self.text.replace('"18789:18443"', '"127.0.0.1::18443"'))
         (directory / "tree.yaml").write_text(
-            # The gateway's part is the reader's own where the document only says that it is there.
+            # Where the document leaves the gateway's service to the reader, it is defined here.
             "services:\n  gateway:\n" + ('    image: loopgate-test/openclaw\n    environment: {OPENCLAW_CONFIG_PATH: /etc/openclaw.json, '
             f"OPENCLAW_GATEWAY_TOKEN: {TOKEN}}}\n" if self.text else "")
             + '    volumes: ["${OPENCLAW_TREE}:/openclaw:ro"' + (', "./openclaw.json:/etc/openclaw.json:ro"' if self.text else "") + "]\n"
             + ("" if self.text else '  agent: {volumes: ["${OPENCLAW_TREE}:/openclaw:ro"]}\n')
         )
-        # Merged into whichever files a command names, since those are what is tested.
+        # Merged with the files that a command names, since these are tested.
         wrapper = directory / "bin/docker"
         wrapper.parent.mkdir()
         wrapper.write_text(
@@ -209,16 +209,16 @@ class Compose(Here):
         )
 
         if self.up:
-            # As docker/README.md has it.
+            # As in docker/README.md.
             self.run("mkdir -m 700 secrets && openssl rand -hex 32 >secrets/gateway-token && docker compose up -d")
             self.wait()
 
     def wait(self) -> None:
-        """Until the gateway accepts connections, which a reader waits for too."""
+        """Waits until the gateway accepts connections, as a reader would."""
         eventually("loopgate and its gateway are ready", lambda: self.succeeds("docker compose exec -T loopgate /loopgate healthcheck"))
 
     def succeeds(self, command: str) -> bool:
-        """Whether it does, now."""
+        """Whether a command succeeds now."""
         return subprocess.run([*self.shell(), command], capture_output=True, cwd=self.work, env={**os.environ, **self.environment()}).returncode == 0
 
     def environment(self):
@@ -249,7 +249,7 @@ class Compose(Here):
 
 
 class Service(Place):
-    """A container like that of a service of a project, labels included, with a shell in it instead of its command."""
+    """A container of a service of a project, labels included, with a shell in place of its command."""
 
     def __init__(self, compose: Compose, service: str):
         super().__init__()
@@ -272,7 +272,7 @@ class Service(Place):
         return ["docker", "compose", "run", "--rm", "--no-deps", "-T", "--env", "HOME=/tmp", "--name", f"{self.compose.name}-sh", "--entrypoint", "bash", self.service, "-c"]
 
     def interrupt(self):
-        # A signal to the client of the engine would not reach what runs.
+        # A signal to the docker command does not reach the process in the container.
         if self.running:
             subprocess.run(["docker", "stop", "--time", "5", f"{self.compose.name}-sh"], capture_output=True)
         super().interrupt()
@@ -317,11 +317,11 @@ class Machine(Place):
         sh("docker", "exec", "--interactive", self.name, "bash", "-c", f"mkdir -p {Path(path).parent} && cat >{path}", input=text)
 
     def start_gateway(self) -> None:
-        # As a restart policy would: on a busy machine it may give up on itself, its own deadlines being short.
+        # With restarts, as by a restart policy: on a busy machine the gateway may exceed its own deadlines.
         self.starts += 1
         run = f"touch /tmp/up-{self.starts}; while [ -e /tmp/up-{self.starts} ]; do openclaw gateway run >/tmp/gateway.log 2>&1; sleep 1; done"
         sh("docker", "exec", "--detach", self.name, "bash", "-c", run)
-        # It listens long before it answers, and speaks TLS where it is told to.
+        # It listens long before it answers, and may speak TLS.
         ask = ["docker", "exec", self.name, "bash", "-c", "grep -q 'ready' /tmp/gateway.log && : </dev/tcp/127.0.0.1/18789"]
         answers = lambda: subprocess.run(ask, capture_output=True).returncode == 0
         try:
@@ -330,7 +330,7 @@ class Machine(Place):
             raise AssertionError(f"{error}\n{sh('docker', 'exec', self.name, 'cat', '/tmp/gateway.log')}") from None
 
     def gateway_answers(self) -> None:
-        """Waits until it accepts connections: a changed configuration has it start anew by itself, now and then."""
+        """Waits until it accepts connections: a changed configuration may make it restart."""
         ask = ["docker", "exec", self.name, "bash", "-c", ": </dev/tcp/127.0.0.1/18789"]
         eventually("the gateway accepts connections", lambda: subprocess.run(ask, capture_output=True).returncode == 0)
 
@@ -340,7 +340,7 @@ class Machine(Place):
         self.start_gateway()
 
     def signal(self, name: str, processes: str) -> None:
-        """Signals the processes with such a name in there, until there are none. The image has no ps."""
+        """Signals processes by name until there are none. The image has no ps."""
         kill = f'left=0; for p in /proc/[0-9]*; do [[ "$(cat $p/comm 2>/dev/null)" =~ ^({processes})$ ]] && kill -{name} "${{p#/proc/}}" && left=1; done; exit $left'
         eventually(f"{processes} ends", lambda: not subprocess.run(["docker", "exec", self.name, "bash", "-c", kill]).returncode)
 
@@ -348,7 +348,7 @@ class Machine(Place):
         return ["docker", "exec", self.name, "bash", "-c"]
 
     def interrupt(self):
-        # A signal to the client of the engine would not reach what runs.
+        # A signal to the docker command does not reach the process in the container.
         if self.running:
             self.signal("INT", "loopgate")
         super().interrupt()
