@@ -45,6 +45,18 @@ function refuse(request, response) {
 
 const paths = {
   "/echo": echo,
+  "/bytes": (request, response) => {
+    const length = Number.parseInt(request.url.split("?")[1], 10);
+    if (!request.url.includes("chunked")) response.setHeader("content-length", length);
+    // In pieces, so that some are under way when this process is killed.
+    const send = (left) => {
+      if (left === 0) return response.end();
+      const piece = Math.min(left, 64 * 1024);
+      response.write(Buffer.alloc(piece, "x"));
+      setTimeout(send, 10, left - piece);
+    };
+    send(length);
+  },
   "/cut": cut,
   "/refuse": refuse,
   "/hints": (request, response) => {
