@@ -26,6 +26,14 @@ impl Lane {
             Self::External(_) => LaneKind::External,
         }
     }
+
+    /// Returns whether a client certificate makes the connection an agent's, or names its user.
+    pub fn depends_on_certificate(&self) -> bool {
+        match self {
+            Self::Agent(lane) => lane.is_attested() || lane.as_external.user.is_some(),
+            Self::External(lane) => lane.user.is_some(),
+        }
+    }
 }
 
 /// A connection on the agent lane.

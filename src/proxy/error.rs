@@ -14,6 +14,9 @@ pub enum Error {
     /// The request must not be forwarded.
     #[error("refused: {}", .0.label())]
     Refused(Refusal),
+    /// The certificate that gave the connection its lane, or its user, has expired.
+    #[error("the client's certificate has expired since the connection was opened")]
+    CertificateExpired,
     /// The gateway does not accept connections.
     #[error("the gateway does not accept connections")]
     GatewayAway(#[source] io::Error),
@@ -53,6 +56,8 @@ impl Error {
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Refused(refusal) => refusal.status(),
+            // The client may repeat the request on a new connection (RFC 9110 section 15.5.20).
+            Self::CertificateExpired => StatusCode::MISDIRECTED_REQUEST,
             Self::GatewayAway(_) | Self::OutOfFiles(_) | Self::UpstreamLimitReached => StatusCode::SERVICE_UNAVAILABLE,
             Self::GatewayBroke(_) | Self::GatewayConfused => StatusCode::BAD_GATEWAY,
             Self::GatewaySlow(_) => StatusCode::GATEWAY_TIMEOUT,
@@ -65,6 +70,7 @@ impl Error {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.label(),
+            Self::CertificateExpired => "certificate_expired",
             Self::GatewayAway(_) => "gateway_unavailable",
             Self::OutOfFiles(_) => "out_of_files",
             Self::UpstreamLimitReached => "too_many_connections",
@@ -80,6 +86,7 @@ impl Error {
     pub(super) fn text(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.text(),
+            Self::CertificateExpired => "The certificate of this connection has expired. Connect again.",
             Self::GatewayAway(_) => "The gateway is not running or is restarting. Try again in a moment.",
             Self::OutOfFiles(_) | Self::UpstreamLimitReached => "There are too many connections. Try again in a moment.",
             Self::GatewayBroke(_) | Self::GatewayConfused => "The gateway broke off before it had answered.",
@@ -91,7 +98,10 @@ impl Error {
 
     /// Returns whether the gateway, or the way to it, is at fault rather than the client.
     pub fn is_gateways(&self) -> bool {
-        !matches!(self, Self::Refused(_) | Self::UpstreamLimitReached | Self::ClientSlow(_) | Self::ClientBroke(_))
+        !matches!(
+            self,
+            Self::Refused(_) | Self::CertificateExpired | Self::UpstreamLimitReached | Self::ClientSlow(_) | Self::ClientBroke(_)
+        )
     }
 }
 

@@ -7,6 +7,7 @@ mod certificates;
 mod churn;
 mod client_chains;
 mod drain;
+mod expiry;
 mod faults;
 mod h2_abuse;
 mod kubernetes;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::harness::{Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, request, whole};
 use crate::raw_h2::*;
@@ -302,4 +302,22 @@ async fn an_idle_http_2_client_has_time_to_close_after_goaway() {
     assert!(pongs > 2, "{pongs}");
     let outcome = raw.provoke(&[], Outcome::is_over).await;
     assert!(outcome.closed && begun.elapsed() < Duration::from_secs(10), "{outcome:?} after {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn an_http_2_client_that_never_ends_its_preface_or_settings_is_cut_at_the_head_timeout() {
+    let harness = Harness::with(|config| config.limits.head_timeout = SHORT).await;
+    let whole = [PREFACE, &settings(&[(INITIAL_WINDOW, 1)])].concat();
+    for sent in [0, 5, PREFACE.len(), PREFACE.len() + 5, whole.len() - 1] {
+        let mut stream = harness.handshake(harness.tcp(OUTSIDER).await, "h2").await.unwrap();
+        stream.write_all(&whole[..sent]).await.unwrap();
+        let mut received = Vec::new();
+        let end = timeout(Duration::from_secs(10), stream.read_to_end(&mut received)).await;
+        assert!(end.is_ok(), "still open after {sent} of {} bytes", whole.len());
+        assert!(!received.starts_with(b"HTTP/1.1"), "{sent}");
+    }
+    let mut stream = harness.handshake(harness.tcp(OUTSIDER).await, "h2").await.unwrap();
+    stream.write_all(&whole).await.unwrap();
+    let mut received = Vec::new();
+    assert!(timeout(4 * SHORT, stream.read_to_end(&mut received)).await.is_err(), "a client that began HTTP/2 is idle");
 }

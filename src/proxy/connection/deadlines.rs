@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 use tracing::debug;
@@ -32,6 +32,8 @@ where
     let mut timer = LazyTimer::new(timeouts.idle.min(timeouts.head).min(timeouts.stall));
     let (closing, revoked) = session.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
+    // When the certificate expires on which the connection depends.
+    let mut expires = session.expires.map(|at| Instant::now() + at.duration_since(SystemTime::now()).unwrap_or_default());
     // Whether `ask_to_end` was called.
     let mut ending = false;
     let mut draining = false;
@@ -71,8 +73,25 @@ where
             if let (Some((at, Overdue::Idle | Overdue::Head)), Some(grace_until)) = (&mut due, grace_until) {
                 *at = grace_until.max(*at);
             }
-            let Poll::Ready(now) = timer.poll_due(cx, due.map(|(at, _)| at)) else { return Poll::Pending };
-            let Some((_, overdue)) = due else { continue };
+            let first = due.map(|(at, _)| at).into_iter().chain(expires).min();
+            let Poll::Ready(now) = timer.poll_due(cx, first) else { return Poll::Pending };
+            if expires.is_some_and(|expires| expires <= now) {
+                expires = None;
+                debug!(connection = session.number, peer = %session.peer, "the client's certificate has expired: no further request");
+                if !ending {
+                    ending = true;
+                    grace_until = Some(now + CLOSE_GRACE);
+                    ask_to_end(connection.as_mut());
+                    if connection.as_mut().poll(cx).is_ready() {
+                        return Poll::Ready(());
+                    }
+                }
+                continue;
+            }
+            let Some((at, overdue)) = due else { continue };
+            if at > now {
+                continue;
+            }
             if overdue == Overdue::Idle && !ending {
                 ending = true;
                 grace_until = Some(now + CLOSE_GRACE);

@@ -12,7 +12,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
 use tracing::debug;
@@ -172,6 +172,10 @@ impl Handshaken {
         let evidence = Evidence { peer: peer.ip(), proxy_header, certificate };
         let (view, rules) = (Arc::clone(&shared.view.borrow()), shared.rules.load_full());
         let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
+        let expires = evidence.certificate.as_ref().filter(|_| lane.depends_on_certificate()).map(|certificate| {
+            let not_after = u64::try_from(certificate.not_after).unwrap_or(0);
+            SystemTime::UNIX_EPOCH + Duration::from_secs(not_after)
+        });
         Ok(Assigned {
             stream,
             peer,
@@ -179,6 +183,7 @@ impl Handshaken {
             settings,
             evidence,
             protocol,
+            expires,
             lane: Arc::new(lane),
             decided_by: DecidedBy { view, rules, config },
         })
@@ -201,6 +206,7 @@ struct Assigned {
     settings: Arc<Settings>,
     evidence: Evidence,
     protocol: Protocol,
+    expires: Option<SystemTime>,
     lane: Arc<Lane>,
     decided_by: DecidedBy,
 }
@@ -208,7 +214,7 @@ struct Assigned {
 impl Assigned {
     /// Registers the connection, and then checks again what changed since the decision: a change between the two reached nobody.
     fn register(self, shared: &Arc<Shared>) -> Result<Registered, Error> {
-        let Self { stream, peer, held, settings, evidence, protocol, lane, decided_by } = self;
+        let Self { stream, peer, held, settings, evidence, protocol, expires, lane, decided_by } = self;
         let guard = shared.registry.register(peer, Arc::clone(&lane), protocol, evidence, shared.shutdown.token());
         let DecidedBy { view, rules, config } = decided_by;
         let rules_changed = !Arc::ptr_eq(&rules, &shared.rules.load());
@@ -221,7 +227,7 @@ impl Assigned {
         if config.is_some_and(|config| !config.trusts_same_client_cas(&shared.tls.load())) {
             return Err(Error::AuthorityChanged);
         }
-        Ok(Registered { shared: Arc::clone(shared), stream, peer, held, settings, protocol, lane, guard })
+        Ok(Registered { shared: Arc::clone(shared), stream, peer, held, settings, protocol, expires, lane, guard })
     }
 }
 
@@ -233,6 +239,7 @@ pub struct Registered {
     held: (Permit, WorkerSlot),
     settings: Arc<Settings>,
     protocol: Protocol,
+    expires: Option<SystemTime>,
     lane: Arc<Lane>,
     guard: RegistryGuard,
 }
@@ -240,13 +247,13 @@ pub struct Registered {
 impl Registered {
     /// Counts the connection as open; returns what its requests share, and its bytes.
     pub fn open(self) -> (Arc<Session>, Downstream) {
-        let Self { shared, stream, peer, held, settings, protocol, lane, guard } = self;
+        let Self { shared, stream, peer, held, settings, protocol, expires, lane, guard } = self;
         debug!(connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(), "connected");
         let counters = shared.traffic.lane(lane.kind());
         counters.connections.inc();
         let open = Held::new(&counters.open);
-        let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new());
+        let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new(protocol));
         let io = Downstream::new(stream, protocol, Arc::clone(&activity), &shared.traffic, Resources::new(held, guard, open));
-        (Arc::new(Session { shared, settings, lane, peer, protocol, number, activity, close_signal }), io)
+        (Arc::new(Session { shared, settings, lane, peer, protocol, number, expires, activity, close_signal }), io)
     }
 }

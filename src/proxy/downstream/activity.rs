@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::h2_stream_stall::StreamStall;
+use crate::labels::Protocol;
 
 /// Shared by a connection's I/O, its requests and its deadlines.
 #[derive(Debug)]
@@ -71,12 +72,14 @@ impl Overdue {
 }
 
 impl Activity {
-    pub fn new() -> Arc<Self> {
+    /// An HTTP/2 connection begins with a preface and SETTINGS, which count as a head; HTTP/1.1 begins idle.
+    pub fn new(protocol: Protocol) -> Arc<Self> {
+        let head = u64::from(protocol == Protocol::Http2);
         Arc::new(Self {
             epoch: Instant::now(),
             busy: AtomicUsize::new(0),
             tunnels: AtomicUsize::new(0),
-            phase: AtomicU64::new(0),
+            phase: AtomicU64::new(head),
             pending: AtomicUsize::new(0),
             last_progress: AtomicU64::new(0),
             in_head: AtomicBool::new(false),
@@ -99,6 +102,13 @@ impl Activity {
         self.in_head.store(in_head, Ordering::Relaxed);
         if in_head && self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
             self.phase.store((self.now() << 1) | 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that the preface and the first SETTINGS of an HTTP/2 connection are complete.
+    pub fn preface_ended(&self) {
+        if self.busy.load(Ordering::Relaxed) == 0 {
+            self.phase.store(self.now() << 1, Ordering::Relaxed);
         }
     }
 
@@ -243,7 +253,7 @@ mod tests {
     async fn deadlines_follow_idleness_a_slow_head_a_request_and_a_stalled_response() {
         let timeouts = Timeouts { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) };
         let start = Instant::now();
-        let activity = Activity::new();
+        let activity = Activity::new(Protocol::Http1);
         assert_eq!(activity.deadline(timeouts), Some((start + timeouts.idle, Overdue::Idle)));
         tokio::time::advance(Duration::from_secs(5)).await;
         activity.bytes_in(true);
@@ -272,7 +282,7 @@ mod tests {
 
     #[test]
     fn hyper_gets_no_more_than_the_socket_takes() {
-        let activity = Activity::new();
+        let activity = Activity::new(Protocol::Http1);
         let busy = activity.begin();
         assert!(!busy.is_above_high_water_mark());
         busy.add_buffered(HIGH_WATER_MARK - 1);

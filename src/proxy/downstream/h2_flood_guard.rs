@@ -30,6 +30,8 @@ pub struct H2FloodGuard {
     /// The beginning of a frame that came in pieces.
     head: [u8; HEAD],
     head_len: usize,
+    /// Frames that began, up to two.
+    frames: u8,
     /// Frames that asked for nothing, and bytes written, since `since`.
     idle: u64,
     written: u64,
@@ -38,7 +40,7 @@ pub struct H2FloodGuard {
 
 impl H2FloodGuard {
     pub fn new() -> Self {
-        Self { left: PREFACE, head: [0; HEAD], head_len: 0, idle: 0, written: 0, since: Instant::now() }
+        Self { left: PREFACE, head: [0; HEAD], head_len: 0, frames: 0, idle: 0, written: 0, since: Instant::now() }
     }
 
     /// Takes the next bytes from the client; returns whether there were too many such frames.
@@ -61,7 +63,13 @@ impl H2FloodGuard {
         }
     }
 
+    /// Returns whether the preface and the first frame, which must be SETTINGS (RFC 9113 section 3.4), are complete.
+    pub fn has_begun(&self) -> bool {
+        self.frames > 1 || self.frames == 1 && self.left == 0
+    }
+
     fn frame(&mut self) {
+        self.frames = self.frames.saturating_add(1).min(2);
         let [high, middle, low, kind, ..] = self.head;
         self.left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
         if !(kind == HEADERS || kind == DATA && self.left > 0) {

@@ -69,10 +69,17 @@ impl Observer {
                 self.activity.bytes_in(guard.in_head());
                 None
             }
-            ProtocolGuard::Http2 { guard, floods } => guard.follow(bytes).then(|| {
-                floods.inc();
-                &ENHANCE_YOUR_CALM[..]
-            }),
+            ProtocolGuard::Http2 { guard, floods } => {
+                let had_begun = guard.has_begun();
+                let flood = guard.follow(bytes);
+                if !had_begun && guard.has_begun() {
+                    self.activity.preface_ended();
+                }
+                flood.then(|| {
+                    floods.inc();
+                    &ENHANCE_YOUR_CALM[..]
+                })
+            }
         }
     }
 
@@ -137,7 +144,9 @@ impl AsyncRead for Downstream {
                 return this.write_final(bytes, cx);
             }
         } else if observer.activity.is_head_abandoned() {
-            return this.write_final(HEAD_TIMEOUT, cx);
+            // An HTTP/2 client that never ended its preface has no use for a response.
+            let response = if matches!(observer.guard, ProtocolGuard::Http1(_)) { HEAD_TIMEOUT } else { &[] };
+            return this.write_final(response, cx);
         }
         poll
     }

@@ -40,6 +40,9 @@ pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, sta
     if session.close_signal.is_revoked() {
         return failed(session.lane.kind(), true, Error::Refused(Refusal::ClientDenied));
     }
+    if session.has_expired() {
+        return failed(session.lane.kind(), true, Error::CertificateExpired);
+    }
     let client_side = hyper::upgrade::on(&mut request);
     let (parts, incoming) = request.into_parts();
     let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();

@@ -1,0 +1,56 @@
+//! A connection outlives its certificate for tunnels only.
+
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rustls::pki_types::PrivateKeyDer;
+use tokio::time::{sleep, timeout};
+
+use crate::harness::{Harness, OUTSIDER, Protocol, TlsClient, h2_request, request};
+use loopgate_test_support::websocket::assert_echo;
+
+/// Starts a sidecar that trusts a CA of its own, and returns a client whose certificate expires in 3 to 4 seconds.
+async fn short_lived() -> (Harness, TlsClient) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let ca = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(ca.path(), params.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(params, key);
+    let harness = Harness::with(|config| config.tls.client_ca = Some(ca.path().to_owned())).await;
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::Rfc822Name("ann@corp.example".try_into().unwrap())];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params.not_after = time::OffsetDateTime::now_utc() + time::Duration::seconds(4);
+    let key = KeyPair::generate().unwrap();
+    let leaf = params.signed_by(&key, &issuer).unwrap();
+    let client = harness.with_certificate(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()));
+    (harness, client)
+}
+
+#[tokio::test]
+async fn a_connection_whose_certificate_has_expired_carries_no_new_request_but_keeps_its_tunnels() {
+    let (harness, client) = short_lived().await;
+    let mut h1 = client.h1(OUTSIDER).await;
+    let mut h2 = client.h2(OUTSIDER).await;
+    let mut tunnels = [client.websocket(Protocol::H1, OUTSIDER, "/ws").await, client.websocket(Protocol::H2, OUTSIDER, "/ws").await];
+    let mut anonymous = harness.h1(OUTSIDER).await;
+    assert_eq!(h1.ask(request("GET /", "")).await.status(), 200);
+    let (response, _) = h2.send_request(h2_request("GET /", &[]), true).unwrap();
+    assert_eq!(response.await.unwrap().status(), 200);
+    let before = harness.gateway.requests().len();
+
+    assert!(timeout(Duration::from_secs(20), h1.rest()).await.expect("closed when the certificate expires").is_empty());
+    // The HTTP/2 client reads the GOAWAY meanwhile.
+    sleep(Duration::from_secs(1)).await;
+    let refused = async {
+        let (response, _) = h2.ready().await?.send_request(h2_request("GET /", &[]), true)?;
+        response.await
+    };
+    assert!(timeout(Duration::from_secs(10), refused).await.unwrap().is_err());
+    assert_eq!(harness.gateway.requests().len(), before, "no request reached the gateway");
+    for tunnel in &mut tunnels {
+        assert_echo(tunnel, "still open".into()).await;
+    }
+    assert_eq!(anonymous.ask(request("GET /", "")).await.status(), 200, "a connection that does not depend on a certificate");
+}
