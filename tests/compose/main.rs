@@ -178,6 +178,40 @@ fn keeps_the_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) 
 }
 
 #[test]
+fn the_shipped_override_is_what_loopgate_writes_for_openclaws_own_file() {
+    if !have_compose() {
+        return;
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let official = root.join("tests/docker/official.yaml");
+    let place = tempfile::tempdir().unwrap();
+    let merged = |files: &[&Path]| -> String {
+        let mut command = Command::new("docker");
+        command.args(["compose", "--project-name", "claw", "--project-directory", "/srv/project"]);
+        for file in files {
+            command.arg("--file").arg(file);
+        }
+        command.env("OPENCLAW_CONFIG_DIR", "/srv/state").env("OPENCLAW_WORKSPACE_DIR", "/srv/work").env("OPENCLAW_GATEWAY_TOKEN", "x");
+        let output = command.args(["config", "--format", "json"]).output().expect("docker can be run");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let config = place.path().join("config.json");
+    fs::write(&config, merged(&[&official])).unwrap();
+    let written = place.path().join("override.yaml");
+    let output = Command::new(env!("CARGO_BIN_EXE_loopgate")).arg("compose").arg(&config).output().unwrap();
+    fs::write(&written, output.stdout).unwrap();
+    let services = |file: &Path| -> Value {
+        let mut merged: Value = serde_json::from_str(&merged(&[&official, file])).unwrap();
+        // The shipped one publishes only the port that leads somewhere, and takes further names from a variable.
+        merged["services"]["netns"]["ports"].as_array_mut().unwrap().truncate(1);
+        merged["services"]["loopgate"]["environment"]["LOOPGATE_TLS_NAME"].take();
+        merged["services"].take()
+    };
+    assert_eq!(services(&root.join("docker/compose.loopgate.yaml")), services(&written));
+}
+
+#[test]
 fn compose_1_reads_what_joins_the_gateways_own_namespace() {
     let installed = Command::new("docker-compose").arg("version").output().is_ok_and(|output| output.status.success());
     if !installed {

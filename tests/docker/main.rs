@@ -4,6 +4,7 @@ mod agents;
 mod attested;
 mod check;
 mod compose;
+mod compose_official;
 mod container;
 mod conversation;
 mod discovery;

@@ -131,6 +131,7 @@ impl Project {
         }
         command
             .args(arguments)
+            .env("COMPOSE_PROFILES", "agent")
             .env("LOOPGATE_IMAGE", "loopgate-test/loopgate")
             .env("OPENCLAW_IMAGE", "loopgate-test/openclaw")
             .env("HAPROXY_IMAGE", DEBIAN)
