@@ -13,7 +13,7 @@ use crate::secret::Secret;
 /// Pairs an OpenClaw device identity with the gateway, for all operator scopes
 ///
 /// OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. Doing it again changes nothing; the
-/// identity file is never written.
+/// identity file is never changed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The device identity: identity/device.json in OpenClaw's state directory
@@ -25,6 +25,9 @@ pub struct Args {
     /// The file that holds the gateway's token [default: the variable OPENCLAW_GATEWAY_TOKEN]
     #[arg(long, env = "LOOPGATE_TOKEN_FILE", value_name = "FILE", value_parser = parse::path)]
     token_file: Option<PathBuf>,
+    /// Only create the identity if it does not exist yet, without connecting: for a sidecar that may only read the gateway's state
+    #[arg(long)]
+    create_only: bool,
 }
 
 /// `ws://HOST:PORT`, where the host leads to this network namespace itself: a token must not cross a network in the clear.
@@ -37,6 +40,10 @@ fn loopback_url(text: &str) -> Result<SocketAddr, String> {
 
 /// Pairs once.
 pub fn run(args: &Args) -> Result<(), Error> {
+    if args.create_only {
+        let device = Device::create(&args.identity)?;
+        return output::print(format!("device {} is in {}\n", device.id(), args.identity.display()));
+    }
     let device = Device::read(&args.identity)?;
     let file = args.token_file.as_deref();
     let reading = || format!("reading the token file {}", file.unwrap_or_else(|| "".as_ref()).display());

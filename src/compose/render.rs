@@ -28,6 +28,9 @@ pub fn file(plan: &Plan) -> String {
     for agent in &plan.agents {
         services.push((agent.clone(), agents(plan)));
     }
+    if let Some(state) = &plan.state {
+        services.push(("openclaw-identity".to_owned(), identity(plan, state)));
+    }
     services.push(("loopgate".to_owned(), loopgate(plan)));
     let mut volumes = vec![("loopgate-state", Node::Map(vec![]))];
     if plan.full {
@@ -162,16 +165,16 @@ fn loopgate(plan: &Plan) -> Node {
         map.push(("group_add".into(), Node::texts([GROUP])));
     }
     map.push(("network_mode".into(), Node::text(plan.network_mode())));
-    if plan.namespace == Namespace::Pause || plan.full {
-        let filter = plan.full.then_some("socket-filter");
-        let netns = (plan.namespace == Namespace::Pause).then_some("netns");
-        map.push(("depends_on".into(), Node::texts(netns.into_iter().chain(filter))));
+    let before = [(plan.namespace == Namespace::Pause, "netns"), (plan.state.is_some(), "openclaw-identity"), (plan.full, "socket-filter")];
+    let before: Vec<&str> = before.into_iter().filter(|(is, _)| *is).map(|(_, service)| service).collect();
+    if !before.is_empty() {
+        map.push(("depends_on".into(), Node::texts(before)));
     }
     map.extend(hardened());
     map.extend(profiles(plan));
     map.push(("environment".into(), Node::map(environment)));
     let mut volumes = vec![Node::text("loopgate-state:/state")];
-    volumes.extend(plan.state.as_ref().map(mount));
+    volumes.extend(plan.state.as_ref().map(|state| mount(state, true)));
     if plan.full {
         volumes.push(Node::text("docker-filter:/run/docker-filter:ro"));
     }
@@ -179,13 +182,31 @@ fn loopgate(plan: &Plan) -> Node {
     Node::Map(map)
 }
 
-/// The gateway's state, to be read only. Compose's short form can't have a colon in a path.
-fn mount(state: &State) -> Node {
+/// Creates the gateway's device identity if it has none yet, since loopgate can't write there. Without a network, and once.
+fn identity(plan: &Plan, state: &State) -> Node {
+    let file = format!("{}/identity/device.json", state.directory);
+    let image = Node::text(&plan.image);
+    let note = "Creates the gateway's device identity where there is none yet, and ends: loopgate, which pairs it, can't write there.";
+    let mut map = vec![
+        ("image".to_owned(), image.noted([note])),
+        ("command".into(), Node::texts(["pair", "--create-only", "--identity", file.as_str()])),
+        ("user".into(), Node::text(&plan.user)),
+        ("network_mode".into(), Node::text("none")),
+        ("healthcheck".into(), Node::map([("disable", Node::bool(true))])),
+    ];
+    map.extend(hardened().into_iter().filter(|(key, _)| key != "restart"));
+    map.extend(profiles(plan));
+    map.push(("volumes".into(), Node::List(vec![mount(state, false)])));
+    Node::Map(map)
+}
+
+/// A mount of the gateway's state. Compose's short form can't have a colon in a path.
+fn mount(state: &State, read_only: bool) -> Node {
     if !state.source.contains(':') {
-        return Node::text(format!("{}:/openclaw:ro", state.source));
+        return Node::text(format!("{}:/openclaw{}", state.source, if read_only { ":ro" } else { "" }));
     }
     let (kind, source) = (Node::text(&state.kind), Node::text(&state.source));
-    Node::map([("type", kind), ("source", source), ("target", Node::text("/openclaw")), ("read_only", Node::bool(true))])
+    Node::map([("type", kind), ("source", source), ("target", Node::text("/openclaw")), ("read_only", Node::bool(read_only))])
 }
 
 /// What an agent by its address gets: its label, the CA, and where the gateway is.
@@ -284,6 +305,9 @@ pub fn changes(plan: &Plan) -> Vec<String> {
         lines.extend(words.as_ref().map(|words| format!("services.{}.{key}: {}", plan.gateway, json!(words))));
     }
     lines.extend(plan.agents.iter().map(|agent| format!("services.{agent}.labels.loopgate.agent: address")));
+    if plan.state.is_some() {
+        lines.push("services.openclaw-identity: new, runs once, without a network".into());
+    }
     let engine = if plan.full { "the engine's filtered socket" } else { "no access to Docker" };
     let at = format!("bridge:{} to 127.0.0.1:{}", plan.listen, plan.port);
     lines.push(format!("services.loopgate: new, user {}, network_mode {}, {at}, {engine}", plan.user, plan.network_mode()));
