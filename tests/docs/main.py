@@ -8,7 +8,7 @@ import time
 import traceback
 
 from commands import ROOT, block, commands
-from places import IMAGES, TOKEN, Compose, Containers, Here, Machine, Service
+from places import IMAGES, TOKEN, Compose, Containers, Here, Machine, Official, Service
 
 
 class Stays:
@@ -73,7 +73,7 @@ operated = Machine(NEW, block("docs/openclaw.md", "json5", "trustedProxies"), se
 old = Machine(OLD, block("docs/openclaw.md", "json5", "trustedProxies"))
 robot = Machine(NEW, None, beside=operated)
 shipped = Compose(NEW, replace={"localhost:18789": "localhost:$(docker compose port netns 18443 | cut -d: -f2)", "=127.0.0.1:18789": "=127.0.0.1:"})
-own = Compose(NEW, text=block("docs/openclaw.md", "yaml", "network_mode: \"service:netns\""))
+official = Official(NEW, replace=IMAGES)
 plain = Containers("netns", "gateway", "loopgate", network="claw", copy="docker", replace={
     **IMAGES, "ghcr.io/openclaw/openclaw:2026.9.6": "-v $OPENCLAW_NEW:/openclaw:ro loopgate-test/openclaw", "-p 18789:": "-p 127.0.0.1::",
 })
@@ -142,13 +142,17 @@ TABLE = {
         ("kubectl create configmap", CLUSTER),
     ],
     "docs/openclaw.md": [
+        ("docker compose config --format json", official),
+        ("docker compose stop", official),
+        ("docker compose run --rm --no-deps openclaw-gateway node openclaw.mjs config set gateway.bind", official),
+        ("docker compose run --rm --no-deps openclaw-gateway node openclaw.mjs config set gateway.tls", official),
+        ("docker compose run --rm --no-deps openclaw-gateway node openclaw.mjs config set gateway.trusted", official),
+        ("docker compose -f docker-compose.yml -f compose.loopgate.yaml up -d", official, Then(lambda: official.wait())),
+        ("docker compose -f docker-compose.yml -f compose.loopgate.yaml exec loopgate /loopgate check", official),
+        ("docker compose -f docker-compose.yml -f compose.loopgate.yaml exec -T loopgate /loopgate cert", official),
         ("openclaw config set gateway.bind", failing),
         ("openclaw config set gateway.tls", failing),
         ("openclaw config set gateway.trustedProxies", failing, Then(lambda: failing.restart_gateway())),
-        ("docker compose up -d", own, Then(lambda: own.wait())),
-        ("docker compose exec loopgate /loopgate check", own),
-        ("docker compose exec loopgate /loopgate status", own),
-        ("docker compose exec -T loopgate /loopgate cert", own),
         ("docker network create claw", plain),
         ("docker run -d --name netns", plain),
         ("docker run -d --name gateway", plain),

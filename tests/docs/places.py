@@ -165,6 +165,15 @@ class Containers(Here):
         super().__init__(**more)
         self.names, self.network = names, network
 
+    def make(self):
+        super().make()
+        # The reader's own state, which the gateway's user writes to.
+        state = self.directory() / "openclaw"
+        state.mkdir()
+        shutil.copy(ROOT / "docker/openclaw.json", state)
+        for path in (state, state / "openclaw.json"):
+            os.chown(path, 1000, 1000)
+
     def remove(self):
         subprocess.run(["docker", "rm", "--force", "--volumes", *self.names], capture_output=True)
         subprocess.run(["docker", "network", "rm", self.network], capture_output=True)
@@ -175,34 +184,16 @@ class Containers(Here):
 class Compose(Here):
     """A copy of docker/ with a project of its own, the images of the tests, and OpenClaw mounted into them."""
 
-    def __init__(self, openclaw: str, text: str | None = None, replace: dict[str, str] = {}, up: bool = False):
+    def __init__(self, openclaw: str, replace: dict[str, str] = {}, up: bool = False):
         super().__init__("docker", replace)
-        self.openclaw, self.text, self.up = openclaw, text, up
+        self.openclaw, self.up = openclaw, up
         self.name = f"loopgate-docs-{os.getpid()}-{id(self) % 1000}"
 
     def make(self):
         super().make()
-        directory = self.directory()
-        if self.text:
-            for released, ours in IMAGES.items():
-                self.text = self.text.replace(released, ours)
-            (directory / "compose.yaml").write_text(self.text.replace('"18789:18443"', '"127.0.0.1::18443"'))
-        (directory / "tree.yaml").write_text(
-            # Where the document leaves the gateway's service to the reader, it is defined here.
-            "services:\n  gateway:\n" + ('    image: loopgate-test/openclaw\n    environment: {OPENCLAW_CONFIG_PATH: /etc/openclaw.json, '
-            f"OPENCLAW_GATEWAY_TOKEN: {TOKEN}}}\n" if self.text else "")
-            + '    volumes: ["${OPENCLAW_TREE}:/openclaw:ro"' + (', "./openclaw.json:/etc/openclaw.json:ro"' if self.text else "") + "]\n"
-            + ("" if self.text else '  agent: {volumes: ["${OPENCLAW_TREE}:/openclaw:ro"]}\n')
-        )
-        # Merged with the files that a command names, since these are tested.
-        wrapper = directory / "bin/docker"
-        wrapper.parent.mkdir()
-        wrapper.write_text(
-            f'#!/bin/bash\n[ "$1" = compose ] || exec {shutil.which("docker")} "$@"\nshift\nfiles=()\n'
-            'while [ "${1:-}" = -f ]; do files+=(-f "$2"); shift 2; done\n[ ${#files[@]} != 0 ] || files=(-f compose.yaml)\n'
-            f'exec {shutil.which("docker")} compose "${{files[@]}}" -f tree.yaml "$@"\n'
-        )
-        wrapper.chmod(0o755)
+        openclaw = '{volumes: ["${OPENCLAW_TREE}:/openclaw:ro"]}'
+        (self.directory() / "tree.yaml").write_text(f"services: {{gateway: {openclaw}, agent: {openclaw}}}\n")
+        self.wrap("compose.yaml")
         self.profile = (
             "in_gateway() { docker compose exec -T gateway sh -c "
             "'OPENCLAW_GATEWAY_TOKEN=$(cat /run/secrets/gateway_token) node /app/openclaw.mjs \"$@\"' sh \"$@\"; }\n"
@@ -212,6 +203,17 @@ class Compose(Here):
             # As in docker/README.md.
             self.run("mkdir -m 700 secrets && openssl rand -hex 32 >secrets/gateway-token && docker compose up -d")
             self.wait()
+
+    def wrap(self, file: str) -> None:
+        """Merges tree.yaml into whichever files a command names, since those are what is tested; `file` where it names none."""
+        wrapper = self.directory() / "bin/docker"
+        wrapper.parent.mkdir()
+        wrapper.write_text(
+            f'#!/bin/bash\n[ "$1" = compose ] || exec {shutil.which("docker")} "$@"\nshift\nfiles=()\n'
+            f'while [ "${{1:-}}" = -f ]; do files+=(-f "$2"); shift 2; done\n[ ${{#files[@]}} != 0 ] || files=(-f {file})\n'
+            f'exec {shutil.which("docker")} compose "${{files[@]}}" -f tree.yaml "$@"\n'
+        )
+        wrapper.chmod(0o755)
 
     def wait(self) -> None:
         """Waits until the gateway accepts connections, as a reader would."""
@@ -226,6 +228,7 @@ class Compose(Here):
             **super().environment(),
             "PATH": f"{self.directory()}/bin:{os.environ['PATH']}",
             "COMPOSE_PROJECT_NAME": self.name,
+            "COMPOSE_PROFILES": "agent",
             "LOOPGATE_PUBLISH": "127.0.0.1:",
             "LOOPGATE_IMAGE": "loopgate-test/loopgate",
             "OPENCLAW_IMAGE": "loopgate-test/openclaw",
@@ -246,6 +249,38 @@ class Compose(Here):
                 subprocess.run(command, cwd=self.directory(), env={**os.environ, **self.environment()}, capture_output=True)
         subprocess.run(["docker", "image", "rm", f"{self.name}-agent"], capture_output=True)
         super().remove()
+
+
+class Official(Compose):
+    """A directory with OpenClaw's own compose file and the state that its set-up leaves, up and failing as it does."""
+
+    def make(self):
+        Here.make(self)
+        directory = self.directory()
+        for file in directory.iterdir():
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        shutil.copy(ROOT / "tests/docker/official.yaml", directory / "docker-compose.yml")
+        (directory / "config/workspace").mkdir(parents=True)
+        (directory / "config/openclaw.json").write_text('{gateway: {mode: "local", bind: "lan", auth: {mode: "token", token: "%s"}}}' % TOKEN)
+        for path in (directory, directory / "config", directory / "config/workspace", directory / "config/openclaw.json"):
+            os.chown(path, 1000, 1000)
+        tree = '{volumes: ["${OPENCLAW_TREE}:/openclaw:ro"], working_dir: /app}'
+        (directory / "tree.yaml").write_text(f"services: {{openclaw-gateway: {tree}, openclaw-cli: {tree}}}\n")
+        (directory / ".env").write_text(
+            f"OPENCLAW_CONFIG_DIR={directory}/config\nOPENCLAW_WORKSPACE_DIR={directory}/config/workspace\nOPENCLAW_GATEWAY_TOKEN={TOKEN}\n"
+            "OPENCLAW_GATEWAY_PORT=127.0.0.1:\nOPENCLAW_BRIDGE_PORT=127.0.0.1:\n"
+        )
+        self.wrap("docker-compose.yml")
+
+    def wait(self) -> None:
+        command = "docker compose -f docker-compose.yml -f compose.loopgate.yaml exec -T loopgate /loopgate healthcheck"
+        eventually("loopgate and its gateway are ready", lambda: self.succeeds(command))
+
+    def remove(self):
+        files = ["-f", "docker-compose.yml", "-f", "compose.loopgate.yaml"]
+        subprocess.run(["docker", "compose", *files, "down", "--volumes", "--timeout", "1"], cwd=self.directory(),
+                       env={**os.environ, **self.environment()}, capture_output=True)
+        Here.remove(self)
 
 
 class Service(Place):
