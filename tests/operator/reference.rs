@@ -139,3 +139,48 @@ fn links_between_documents_are_valid() {
         }
     }
 }
+
+/// Texts in the headings of "Troubleshooting" that other programs print.
+const TEXTS_OF_OTHERS: [&str; 11] = [
+    "1008: pairing required",
+    "pairing required: device is not approved yet",
+    "SECURITY ERROR: Gateway URL",
+    "proxy_attribution_required",
+    "Proxy client attribution is required",
+    "origin not allowed",
+    "missing scope: operator.read",
+    "gateway tls fingerprint mismatch",
+    "unable to verify the first certificate",
+    "self-signed certificate in certificate chain",
+    "gateway closed (1006 abnormal closure",
+];
+
+#[test]
+fn texts_of_loopgate_in_troubleshooting_are_texts_of_the_program() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = String::new();
+    let mut directories = vec![root.join("src")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap().flatten() {
+            match entry.path() {
+                path if path.is_dir() => directories.push(path),
+                path if path.extension().is_some_and(|e| e == "rs") => sources.push_str(&std::fs::read_to_string(path).unwrap()),
+                _ => {}
+            }
+        }
+    }
+    let operations = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let (_, troubleshooting) = operations.split_once("## Troubleshooting").unwrap();
+    let headings = troubleshooting.lines().filter(|line| line.starts_with("### "));
+    let mut seen = 0;
+    for text in headings.flat_map(|heading| heading.split('`').skip(1).step_by(2)) {
+        // What follows depends on the case.
+        let fixed = [" address=", " 172.", " /var", ": 4"].iter().fold(text, |text, end| text.split(end).next().unwrap());
+        if fixed.chars().all(|c| c.is_ascii_digit()) || TEXTS_OF_OTHERS.iter().any(|other| fixed.starts_with(other)) {
+            continue;
+        }
+        assert!(sources.contains(fixed) || fixed == "Unexpected server response", "no source has {fixed:?}");
+        seen += 1;
+    }
+    assert!(seen > 5, "only {seen} texts were found");
+}
