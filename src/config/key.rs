@@ -205,6 +205,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     );
     add("identity-header", "external.identity_headers", List("NAME"), None, "Identity header that trusted proxies may set");
     add(
+        "external-scopes",
+        "external.scopes",
+        List("SCOPE"),
+        None,
+        "Scopes that clients of the external lane may ask for; no ceiling by default",
+    );
+    add(
         "keep-header",
         "external.keep_headers",
         List("NAME"),

@@ -13,7 +13,8 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
     let Tls { provided, names, client_ca: _ } = tls;
     let Agents { cidrs: _, certificate_from: _, uris: _, scopes: _, inherit_token, trust_domain, certificate_life } = agents;
     let Log { format, level: _, access: _, traceparent: _, otel_endpoint } = log;
-    let External { trusted_proxies: _, allow: _, deny: _, unknown_client: _, identity_headers: _, keep_headers: _, paths: _ } = external;
+    let External { trusted_proxies: _, allow: _, deny: _, unknown_client: _, identity_headers: _, keep_headers: _, scopes: _, paths: _ } =
+        external;
     let Limits {
         max_connections,
         max_connections_per_client: _,

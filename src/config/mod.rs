@@ -250,6 +250,8 @@ pub struct External {
     pub unknown_client: IpAddr,
     /// Identity headers (lower case) that trusted proxies may set.
     pub identity_headers: Vec<http::HeaderName>,
+    /// The scopes that outsiders may ask for; empty means no ceiling.
+    pub scopes: Vec<String>,
     /// Headers that clients may send although their names are reserved for identities.
     pub keep_headers: Vec<http::HeaderName>,
     /// Rules for the paths of external requests, first match wins; empty means that all are open.

@@ -137,6 +137,7 @@ fn external(read: &mut Reader<'_>) -> External {
         }),
         identity_headers: read.list("identity-header", parse::identity_header),
         keep_headers: read.list("keep-header", parse::keep_header),
+        scopes: read.list("external-scopes", parse::scope),
         paths,
     }
 }

@@ -52,7 +52,10 @@ pub struct AgentLane {
 impl AgentLane {
     /// Says whether `other` is the same agent, admitted in the same way and with the same cap.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.source == other.source && self.scopes == other.scopes && self.admitted.label() == other.admitted.label()
+        self.source == other.source
+            && self.scopes == other.scopes
+            && self.as_external.scopes == other.as_external.scopes
+            && self.admitted.label() == other.admitted.label()
     }
 
     /// Says whether a certificate proved which agent this is; an address alone does not.
@@ -101,6 +104,8 @@ pub struct ExternalLane {
     pub trusted_proxy: bool,
     /// The user that a client certificate from `tls.client_ca` names.
     pub user: Option<HeaderValue>,
+    /// The scope cap, as the value of `X-OpenClaw-Scopes`: the container's own cap, `external.scopes`, or what both allow.
+    pub scopes: Option<HeaderValue>,
 }
 
 /// Why a connection or request gets no lane; also its metric label.

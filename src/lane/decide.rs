@@ -33,6 +33,7 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
             .filter(|certificate| certificate.issuer == Issuer::Operator && !sender.is_trusted_proxy)
             .and_then(|certificate| certificate.user.as_deref())
             .and_then(|user| HeaderValue::from_str(user).ok()),
+        scopes: policy.external_cap(cap_of_container(peer, view, policy).as_ref()),
     };
     // A trusted proxy connects for its clients, so nothing that it shows makes the connection an agent's.
     if !policy.is_trusted_proxy(peer)
@@ -106,6 +107,13 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Disco
     uri.parse::<AgentId>().is_ok_and(|named| named.trust_domain == trust_domain && named.kind == kind && named.workload == id)
 }
 
+/// The cap of the labelled container with the address `peer`, also where it proves nothing or Docker is unreachable: an agent that gets
+/// itself onto the external lane keeps its cap.
+fn cap_of_container(peer: IpAddr, view: &View, policy: &Policy) -> Option<HeaderValue> {
+    let agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer))?;
+    agent.scopes.as_deref().map(scope_cap).or_else(|| policy.scopes.clone())
+}
+
 /// Makes the agent lane of a connection that was admitted.
 fn agent_lane(peer: IpAddr, admitted: Admitted, as_external: ExternalLane, policy: &Policy) -> AgentLane {
     let source = match &admitted {
@@ -120,6 +128,8 @@ fn agent_lane(peer: IpAddr, admitted: Admitted, as_external: ExternalLane, polic
         _ => None,
     };
     let scopes = own_cap.or_else(|| policy.scopes.clone());
+    // An agent without a discovered container, such as one by certificate, takes its cap to the external lane too.
+    let as_external = ExternalLane { scopes: policy.external_cap(scopes.as_ref()), ..as_external };
     AgentLane { source, admitted, scopes, as_external }
 }
 

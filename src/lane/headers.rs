@@ -6,12 +6,14 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::LazyLock;
 
-use http::header::{AUTHORIZATION, CONNECTION, COOKIE, EXPECT, HOST, ORIGIN, UPGRADE};
+use http::header::{AUTHORIZATION, CONNECTION, COOKIE, EXPECT, HOST, ORIGIN, SEC_WEBSOCKET_EXTENSIONS, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
+use super::policy::{allowed_scopes, intersection};
 use super::request_check::{CheckedHead, check_request, is_host, tokens};
 use super::reserved_headers::{is_alike, is_hop_by_hop};
 use super::{AgentLane, Denied, ExternalLane, Lane, Policy, Refusal, browser, path, x_forwarded_for};
@@ -90,6 +92,7 @@ pub struct GatewayHead {
     lane: LaneKind,
     client: Option<IpAddr>,
     upgrade: bool,
+    scopes: Option<HeaderValue>,
 }
 
 impl GatewayHead {
@@ -108,6 +111,13 @@ impl GatewayHead {
         names: &BTreeSet<SubjectName>,
     ) -> Result<Self, Refusal> {
         let checked = check_request(&parts, rules.max_fields)?;
+        let scopes = match lane {
+            Lane::Agent(lane) => &lane.scopes,
+            Lane::External(lane) => &lane.scopes,
+        };
+        if checked.upgrade.is_none() {
+            check_capped_api(&parts, scopes.as_ref())?;
+        }
         match lane {
             Lane::Agent(lane)
                 if browser::is_from_browser(&parts.headers, &checked.host)
@@ -131,7 +141,7 @@ impl GatewayHead {
         {
             parts.headers.insert(AUTHORIZATION, token.clone());
         }
-        Self { parts, source: lane.source, lane: LaneKind::Agent, client: None, upgrade }
+        Self { parts, source: lane.source, lane: LaneKind::Agent, client: None, upgrade, scopes: lane.scopes.clone() }
     }
 
     fn for_external(mut parts: Parts, checked: CheckedHead, lane: &ExternalLane, rules: &Rules) -> Result<Self, Refusal> {
@@ -141,7 +151,16 @@ impl GatewayHead {
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
         forwarding.write(&mut parts.headers);
-        Ok(Self { parts, source: rules.external_source, lane: LaneKind::External, client, upgrade })
+        // A trusted proxy may state a narrower cap, never a wider one.
+        let stated = only(&parts.headers, &X_OPENCLAW_SCOPES).cloned();
+        let scopes = match (&lane.scopes, stated) {
+            (Some(cap), Some(stated)) => Some(intersection(cap, &stated)),
+            (cap, stated) => cap.clone().or(stated),
+        };
+        if let Some(scopes) = &scopes {
+            parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
+        }
+        Ok(Self { parts, source: rules.external_source, lane: LaneKind::External, client, upgrade, scopes })
     }
 
     /// The lane that it leaves on.
@@ -159,6 +178,16 @@ impl GatewayHead {
         self.client
     }
 
+    /// The scopes that its connection may ask for, as the value of `X-OpenClaw-Scopes`; `None` means no cap.
+    pub fn scope_cap(&self) -> Option<&HeaderValue> {
+        self.scopes.as_ref()
+    }
+
+    /// Removes the offer of WebSocket extensions, so that messages can be read.
+    pub fn refuse_extensions(&mut self) {
+        self.parts.headers.remove(SEC_WEBSOCKET_EXTENSIONS);
+    }
+
     /// Says whether it asks for an upgrade.
     pub fn is_upgrade(&self) -> bool {
         self.upgrade
@@ -171,7 +200,14 @@ impl GatewayHead {
 
     /// Copies the head for a retry.
     pub fn duplicate(&self) -> Self {
-        Self { parts: self.parts.clone(), source: self.source, lane: self.lane, client: self.client, upgrade: self.upgrade }
+        Self {
+            parts: self.parts.clone(),
+            source: self.source,
+            lane: self.lane,
+            client: self.client,
+            upgrade: self.upgrade,
+            scopes: self.scopes.clone(),
+        }
     }
 
     /// Sets the trace context, in place of the client's.
@@ -233,6 +269,21 @@ impl Forwarding {
         headers.insert(X_FORWARDED_PROTO, self.proto);
         headers.insert(X_FORWARDED_HOST, self.host);
     }
+}
+
+/// Refuses requests to the gateway's HTTP API on a connection with the scope cap `cap`, unless it includes `operator.admin`.
+///
+/// The gateway gives whoever shows its token or password there the rights of a full operator, and ignores `X-OpenClaw-Scopes`
+/// (OpenClaw `gateway/openai-http-api`, `gateway/tools-invoke-http-api`).
+fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), Refusal> {
+    static API: LazyLock<Vec<PathRule>> = LazyLock::new(|| {
+        let deny = |prefix: &str| PathRule { allow: false, prefix: prefix.into(), methods: Vec::new(), upgrade: false };
+        ["/v1/", "/tools/", "/api/"].map(deny).into()
+    });
+    if cap.is_none_or(|cap| allowed_scopes(cap).any(|scope| scope == "operator.admin")) {
+        return Ok(());
+    }
+    path::check_path(&parts.method, parts.uri.path(), false, &API).map_err(|_| Refusal::ScopeCapped)
 }
 
 /// The value of a header that occurs exactly once; `None` otherwise.

@@ -34,5 +34,5 @@ pub use decide::decide;
 pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};
 pub use explain::{WhyExternal, why_external};
 pub use headers::{Forwarding, GatewayHead, Rules, StatedClient, scrub_response, scrub_trailers};
-pub use policy::Policy;
+pub use policy::{Policy, allowed_scopes};
 pub use request_check::Refusal;

@@ -20,6 +20,8 @@ pub struct Policy {
     pub(super) uris: Vec<String>,
     /// The cap of agents without a label of their own; `None` if there is no such cap.
     pub(super) scopes: Option<HeaderValue>,
+    /// The ceiling of clients of the external lane; `None` if there is none.
+    external_scopes: Option<HeaderValue>,
     pub(super) trust_domain: String,
     pub(super) sources: Ipv4Net,
     trusted_proxies: Vec<IpNet>,
@@ -40,6 +42,7 @@ impl Policy {
             certificate_from: config.agents.certificate_from.clone(),
             uris: config.agents.uris.clone(),
             scopes: (!config.agents.scopes.is_empty()).then(|| scope_cap(&config.agents.scopes)),
+            external_scopes: (!config.external.scopes.is_empty()).then(|| scope_cap(&config.external.scopes)),
             trust_domain: config.agents.trust_domain.clone(),
             sources: config.gateway.agent_sources,
             trusted_proxies: config.external.trusted_proxies.clone(),
@@ -48,6 +51,14 @@ impl Policy {
             unknown_client: config.external.unknown_client,
             identity_headers: config.external.identity_headers.clone(),
             keep_headers: config.external.keep_headers.clone(),
+        }
+    }
+
+    /// The cap of a client of the external lane, whose container has the cap `own`.
+    pub(super) fn external_cap(&self, own: Option<&HeaderValue>) -> Option<HeaderValue> {
+        match (own, &self.external_scopes) {
+            (Some(own), Some(ceiling)) => Some(intersection(own, ceiling)),
+            (own, ceiling) => own.or(ceiling.as_ref()).cloned(),
         }
     }
 
@@ -87,6 +98,17 @@ impl Policy {
 /// Formats `scopes` as the value of `X-OpenClaw-Scopes`. If a header can't hold them, the cap is empty and leaves no scope.
 pub(super) fn scope_cap(scopes: &[String]) -> HeaderValue {
     HeaderValue::from_str(&scopes.join(",")).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// The scopes that a cap allows.
+pub fn allowed_scopes(cap: &HeaderValue) -> impl Iterator<Item = &str> {
+    cap.to_str().unwrap_or_default().split(',').map(str::trim).filter(|scope| !scope.is_empty())
+}
+
+/// The cap that allows what both `a` and `b` allow.
+pub(super) fn intersection(a: &HeaderValue, b: &HeaderValue) -> HeaderValue {
+    let both: Vec<_> = allowed_scopes(a).filter(|scope| allowed_scopes(b).any(|other| other == *scope)).map(str::to_owned).collect();
+    scope_cap(&both)
 }
 
 fn contains(nets: &[IpNet], ip: IpAddr) -> bool {

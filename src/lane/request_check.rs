@@ -32,6 +32,8 @@ pub enum Refusal {
     PathDenied,
     /// A path that two parsers could read differently, while there are `[[external.paths]]`.
     AmbiguousPath,
+    /// The gateway's HTTP API, on a connection with a scope cap, which that API ignores.
+    ScopeCapped,
     /// The allow and deny lists refuse the client that a trusted proxy named, or a page on an agent's connection.
     ClientDenied,
 }
@@ -41,7 +43,7 @@ impl Refusal {
     pub fn status(self) -> StatusCode {
         match self {
             Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::PathDenied | Self::ClientDenied => StatusCode::FORBIDDEN,
+            Self::PathDenied | Self::ClientDenied | Self::ScopeCapped => StatusCode::FORBIDDEN,
             Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
             _ => StatusCode::BAD_REQUEST,
         }
@@ -62,6 +64,7 @@ impl Refusal {
             Self::TooManyFields => "too_many_fields",
             Self::PathDenied => "path_denied",
             Self::AmbiguousPath => "ambiguous_path",
+            Self::ScopeCapped => "scope_capped",
             Self::ClientDenied => "client_denied",
         }
     }
@@ -81,6 +84,9 @@ impl Refusal {
             Self::TooManyFields => "The request has too many header fields.",
             Self::PathDenied => "This path is closed to external clients.",
             Self::AmbiguousPath => "The request's path is ambiguous.",
+            Self::ScopeCapped => {
+                "This client has a scope cap (loopgate.scopes, agents.scopes or external.scopes), which the gateway's HTTP API would ignore."
+            }
             Self::ClientDenied => "This client may not connect.",
         }
     }

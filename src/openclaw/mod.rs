@@ -4,6 +4,7 @@
 //! interpret an answer of the gateway themselves.
 
 pub mod connect;
+pub mod connect_request;
 pub mod device;
 pub mod files;
 pub mod keep_paired;

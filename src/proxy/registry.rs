@@ -59,6 +59,16 @@ impl ConnectionInfo {
         Some(why.unwrap_or_else(|| "the agent is gone, or is admitted in another way now".to_owned()))
     }
 
+    /// Returns the reason why an external connection may not go on: it would get another scope cap now.
+    pub(super) fn lost_scope_cap(&self, view: &View, policy: &Policy) -> Option<&'static str> {
+        let Lane::External(before) = &*self.lane else { return None };
+        let changed = match decide(&self.evidence, view, policy, unix(self.since)).ok()? {
+            Lane::External(now) => before.scopes != now.scopes,
+            Lane::Agent(now) => before.scopes != now.as_external.scopes,
+        };
+        changed.then_some("its scope cap has changed")
+    }
+
     /// Returns the reason why it may no longer be on the external lane as it is: the rules deny its client, or no longer trust the proxy
     /// that stated the client. What a connection might gain, only a new one gains.
     pub(super) fn lost_external_lane(&self, view: &View, policy: &Policy) -> Option<&'static str> {

@@ -70,6 +70,8 @@ impl Shared {
         let view = self.view.borrow().for_established();
         let rules = self.rules.load();
         self.count_revoked(self.registry.revoke(|connection| connection.lost_agent_lane(&view, rules.policy())));
+        // A container may connect before it is discovered, and with it its cap.
+        self.count_revoked(self.registry.revoke(|connection| connection.lost_scope_cap(&view, rules.policy())));
     }
 
     /// Closes external connections that the rules deny now.

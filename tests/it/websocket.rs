@@ -51,6 +51,47 @@ async fn only_a_101_opens_a_websocket_over_h2() {
     }
 }
 
+/// The gateway pairs a device silently for all scopes that it asks for, whatever the cap of its connection.
+#[tokio::test]
+async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
+    let connect = |scopes: &[&str]| {
+        Message::text(serde_json::json!({ "type": "req", "id": "1", "method": "connect", "params": { "scopes": scopes } }).to_string())
+    };
+    let harness = Harness::with(|config| {
+        config.agents.scopes = vec!["operator.read".into()];
+        config.external.scopes = vec!["operator.write".into()];
+    })
+    .await;
+    for protocol in PROTOCOLS {
+        for (source, own, other) in [(AGENT, "operator.read", "operator.admin"), (OUTSIDER, "operator.write", "operator.read")] {
+            let mut socket = harness.websocket(protocol, source, "/ws").await;
+            let received = harness.gateway.requests().pop().unwrap();
+            assert_eq!((received.field("x-openclaw-scopes"), received.field("sec-websocket-extensions")), (Some(own), None));
+            for message in [connect(&[own]), connect(&[other])] {
+                // Only the first message can be a connect.
+                socket.send(message.clone()).await.unwrap();
+                assert_eq!(socket.next().await.unwrap().unwrap(), message, "{protocol:?} {source}");
+            }
+            for message in [connect(&[own, other]), Message::text("{}"), Message::text("hello")] {
+                let mut socket = harness.websocket(protocol, source, "/ws").await;
+                socket.send(message.clone()).await.unwrap();
+                let Message::Close(Some(close)) = socket.next().await.unwrap().unwrap() else { panic!("no close frame: {message}") };
+                assert_eq!(close.code, CloseCode::Policy, "{protocol:?} {source} {message}");
+                assert!(close.reason.contains("cap"), "{}", close.reason);
+                if message == connect(&[own, other]) {
+                    assert_eq!(close.reason, format!("loopgate: {other} exceeds this client's scope cap ({own})"));
+                }
+            }
+        }
+        for source in [AGENT, OUTSIDER] {
+            let mut client = harness.h1(source).await;
+            let response =
+                client.ask(crate::harness::request("POST /tools/invoke", "Content-Length: 0\r\nAuthorization: Bearer t\r\n")).await;
+            assert_eq!(response.status(), 403);
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_connection_of_a_refused_upgrade_takes_no_further_request() {
     const UPGRADE: &str =

@@ -199,6 +199,37 @@ fn a_label_caps_scopes_and_beats_the_common_cap() {
 }
 
 #[test]
+fn a_cap_follows_its_container_to_the_external_lane() {
+    let mut view = view();
+    let capped = |id: &str, proof| Arc::new(Agent { scopes: Some(vec!["operator.read".into()]), ..(*agent(id, proof)).clone() });
+    view.agents.insert("172.18.0.3".parse().unwrap(), capped("aaa", Proof::Address));
+    view.agents.insert("172.18.0.4".parse().unwrap(), capped("bbb", Proof::Attested));
+    // Docker is unreachable, so that this container is no agent for now.
+    view.last_known.insert("172.18.0.5".parse().unwrap(), capped("ccc", Proof::Address));
+    let scopes = |list: &[&str]| list.iter().map(|scope| (*scope).to_owned()).collect::<Vec<_>>();
+    let free = policy(|_| {});
+    let ceiling = policy(|c| c.external.scopes = scopes(&["operator.read", "operator.write"]));
+    let other = policy(|c| c.external.scopes = scopes(&["operator.write"]));
+    let common = policy(|c| c.agents.scopes = scopes(&["operator.write"]));
+    for (peer, policy, expected) in [
+        ("172.18.0.3", &free, Some("operator.read")),
+        ("172.18.0.4", &free, Some("operator.read")),
+        ("172.18.0.5", &free, Some("operator.read")),
+        ("172.18.0.9", &free, None),
+        ("172.18.0.3", &ceiling, Some("operator.read")),
+        ("172.18.0.9", &ceiling, Some("operator.read,operator.write")),
+        ("172.18.0.4", &other, Some("")),
+        ("172.18.0.9", &common, None),
+    ] {
+        let lane = match decide(&from(peer), &view, policy, NOW).unwrap() {
+            Lane::Agent(lane) => lane.as_external,
+            Lane::External(lane) => lane,
+        };
+        assert_eq!(lane.scopes.as_ref().map(|cap| cap.to_str().unwrap()), expected, "{peer} {policy:?}");
+    }
+}
+
+#[test]
 fn a_common_cap_that_no_header_can_hold_leaves_no_scope() {
     for (scopes, expected) in
         [(vec![], None), (vec!["operator.read".to_owned()], Some("operator.read")), (vec!["bad\nscope".to_owned()], Some(""))]

@@ -19,12 +19,14 @@ use tracing::debug;
 use super::client_authorization::ClientAuthorization;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
-use crate::lane::{GatewayHead, scrub_response};
+use crate::lane::{GatewayHead, allowed_scopes, scrub_response};
 use crate::metrics::traffic::Held;
+use crate::openclaw::connect_request::FirstMessage as Request;
 use crate::proxy::downstream::activity::RequestGuard;
 use crate::proxy::downstream::io::Downstream;
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
+use crate::proxy::tunnel::first_message::FirstMessage;
 use crate::proxy::tunnel::{self, TunnelOptions};
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
@@ -44,7 +46,7 @@ pub struct UpgradeContext {
 /// Sends the upgrade request `head`; if the gateway agrees, starts the tunnel.
 pub async fn upgrade(
     session: &Arc<Session>,
-    head: GatewayHead,
+    mut head: GatewayHead,
     mut authorization: Option<ClientAuthorization>,
     context: UpgradeContext,
     guard: RequestGuard,
@@ -55,6 +57,10 @@ pub async fn upgrade(
     let counters = shared.traffic.lane(head.lane());
     let held = Held::new(&counters.tunnels);
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
+    let first_message = first_message(&head);
+    if first_message.is_some() {
+        head.refuse_extensions();
+    }
     let sending = shared.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started);
     let (response, mut upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -70,9 +76,13 @@ pub async fn upgrade(
     if is_h2_connect && !accepts(&response, key.as_ref(), websocket) {
         return Err(Error::GatewayConfused);
     }
+    if first_message.is_some() && !websocket {
+        // Only the messages of a WebSocket can be checked.
+        return Err(Error::GatewayConfused);
+    }
     let close_signal = if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };
     let rest_limit = session.settings.limits.drain_timeout / 2;
-    let options = TunnelOptions { websocket, close_signal: close_signal.clone(), rest_limit, received, sent };
+    let options = TunnelOptions { websocket, close_signal: close_signal.clone(), rest_limit, first_message, received, sent };
     let (number, peer) = (session.number, session.peer);
     let mut guard = is_h2_connect.then_some(guard);
     if let Some(guard) = &mut guard {
@@ -119,6 +129,24 @@ fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, websocket: 
     let expected = key.map(|key| derive_accept_key(key.as_bytes()));
     let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
     websocket && expected.as_deref() == accept
+}
+
+/// Checks the first message of a WebSocket on a connection with a scope cap; `None` where there is no cap.
+fn first_message(head: &GatewayHead) -> Option<FirstMessage> {
+    let cap = head.scope_cap()?.clone();
+    Some(FirstMessage::new(false, Box::new(move |message| within_cap(&Request::read(message), &cap))))
+}
+
+/// Refuses a first message that asks for more than `cap`, or that the gateway may read differently.
+fn within_cap(message: &Request, cap: &HeaderValue) -> Result<(), String> {
+    let Request::Connect(request) = message else {
+        return Err("loopgate: with a scope cap the first message must be a well-formed connect".into());
+    };
+    let exceeding = request.scopes.iter().find(|scope| allowed_scopes(cap).all(|allowed| allowed != *scope));
+    exceeding.map_or(Ok(()), |scope| {
+        let cap = cap.to_str().unwrap_or_default();
+        Err(format!("loopgate: {scope} exceeds this client's scope cap ({cap})"))
+    })
 }
 
 /// Takes both connections back from hyper and joins them.

@@ -12,7 +12,8 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames};
+use super::first_message::{FirstMessage, Verdict};
+use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames, policy_violation};
 use crate::proxy::close_signal::{CloseReason, CloseSignal};
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::proxy::upstream::read_after_reset::ReadableAfterWriteError;
@@ -40,6 +41,8 @@ pub struct TunnelOptions {
     pub close_signal: CloseSignal,
     /// How long a WebSocket may take to come to rest before it is closed for a shutdown.
     pub rest_limit: Duration,
+    /// Checks the client's first message before the gateway gets it.
+    pub first_message: Option<FirstMessage>,
     /// Bytes from the client.
     pub received: Counter,
     /// Bytes to the client.
@@ -63,6 +66,7 @@ where
     // A client that is still sending to a gateway that has closed must get what the gateway sent last.
     let mut gateway = ReadableAfterWriteError::new(gateway);
     let mut up = Direction::new(early.0, options.received, None);
+    up.inspect(options.first_message);
     let mut down = Direction::new(early.1, options.sent, options.websocket.then(WebSocketFrames::default));
     let (closing, revoked) = options.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
@@ -73,7 +77,7 @@ where
         {
             state.stage = match reason {
                 CloseReason::Revoked if options.websocket && !down.close_sent => {
-                    down.close_with = Some(POLICY_VIOLATION);
+                    down.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
                     Stage::Revoked { until: Instant::now() + REVOKED_GRACE }
                 }
                 CloseReason::Revoked => return Poll::Ready(Err(revoked_error())),
@@ -90,6 +94,12 @@ where
         }
         loop {
             let up_done = up.pump(cx, &mut client, &mut gateway)?;
+            if let Some(reason) = up.refused.take() {
+                down.close_with = Some(policy_violation(&reason));
+                state.stage = Stage::Revoked { until: Instant::now() + REVOKED_GRACE };
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let down_done = down.pump(cx, &mut gateway, &mut client)?;
             if up_done.is_ready() && down_done.is_ready() {
                 return Poll::Ready(Ok(()));
@@ -110,7 +120,7 @@ where
                     if state.poll_timer(cx, quiet_at.min(limit)).is_pending() {
                         return Poll::Pending;
                     }
-                    down.close_with = Some(GOING_AWAY);
+                    down.close_with = Some(Bytes::from_static(&GOING_AWAY));
                     state.stage = Stage::Draining { until: Instant::now() + CLOSE_GRACE };
                 }
                 Stage::Draining { until } => return state.poll_timer(cx, until).map(|_| Ok(())),
@@ -189,11 +199,15 @@ struct Direction {
     count: Counter,
     frames: Option<WebSocketFrames>,
     /// The close frame to send at the next frame boundary.
-    close_with: Option<[u8; 4]>,
+    close_with: Option<Bytes>,
     /// Whether it was sent, so that what still comes is discarded.
     close_sent: bool,
     /// Whether bytes were read since the last [`Direction::take_moved`].
     moved: bool,
+    /// Holds back what is read until the first message was checked.
+    first_message: Option<FirstMessage>,
+    /// Why the first message is refused.
+    refused: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -210,7 +224,41 @@ impl Direction {
         }
         count.inc_by(early.len() as u64);
         let moved = !early.is_empty();
-        Self { pending: early, unflushed: false, end: End::Open, count, frames, close_with: None, close_sent: false, moved }
+        let (close_with, first_message, refused) = (None, None, None);
+        Self {
+            pending: early,
+            unflushed: false,
+            end: End::Open,
+            count,
+            frames,
+            close_with,
+            close_sent: false,
+            moved,
+            first_message,
+            refused,
+        }
+    }
+
+    /// Has `first_message` check what was read already, and what is read from now on.
+    fn inspect(&mut self, first_message: Option<FirstMessage>) {
+        self.first_message = first_message;
+        if self.first_message.is_some() && !self.pending.is_empty() {
+            let early = std::mem::take(&mut self.pending);
+            self.hold_back(&early);
+        }
+    }
+
+    /// Gives `read` to the check of the first message.
+    fn hold_back(&mut self, read: &[u8]) {
+        let Some(first) = &mut self.first_message else { return };
+        match first.feed(read) {
+            Verdict::Wait => {}
+            Verdict::Pass(held) => {
+                self.first_message = None;
+                self.pending = held;
+            }
+            Verdict::Refuse(reason) => self.refused = Some(reason),
+        }
     }
 
     fn take_moved(&mut self) -> bool {
@@ -240,6 +288,9 @@ impl Direction {
         scratch: &mut [u8],
     ) -> io::Result<Poll<()>> {
         loop {
+            if self.refused.is_some() {
+                return Ok(Poll::Pending);
+            }
             if self.poll_write_pending(cx, to)?.is_pending() {
                 return Ok(Poll::Pending);
             }
@@ -259,7 +310,7 @@ impl Direction {
                 && self.frames.as_ref().is_some_and(WebSocketFrames::at_boundary)
             {
                 self.close_sent = true;
-                self.pending = Bytes::copy_from_slice(&frame);
+                self.pending = frame;
                 continue;
             }
             // Before the next read, so that nothing is read while the last bytes have not left.
@@ -278,13 +329,18 @@ impl Direction {
                 self.end = End::Ending;
             } else {
                 self.moved = true;
-                self.pass_on(cx, read, to)?;
+                if self.first_message.is_some() {
+                    self.count.inc_by(read.len() as u64);
+                    self.hold_back(read);
+                } else {
+                    self.pass_on(cx, read, to)?;
+                }
             }
         }
     }
 
-    fn due_close(&self) -> Option<[u8; 4]> {
-        self.close_with.filter(|_| !self.close_sent)
+    fn due_close(&self) -> Option<Bytes> {
+        self.close_with.clone().filter(|_| !self.close_sent)
     }
 
     fn poll_write_pending(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<Poll<()>> {
@@ -307,8 +363,8 @@ impl Direction {
             return Ok(());
         }
         let boundary = self.frames.as_mut().and_then(|frames| frames.feed(read));
-        let close = self.due_close().zip(boundary);
-        let mut rest = &read[..close.map_or(read.len(), |(_, boundary)| boundary)];
+        let close = boundary.and_then(|_| self.due_close());
+        let mut rest = &read[..boundary.filter(|_| close.is_some()).unwrap_or(read.len())];
         self.count.inc_by(rest.len() as u64);
         while !rest.is_empty() {
             match Pin::new(&mut *to).poll_write(cx, rest)? {
@@ -320,9 +376,9 @@ impl Direction {
                 Poll::Pending => break,
             }
         }
-        if let Some((frame, _)) = close {
+        if let Some(frame) = close {
             self.close_sent = true;
-            self.pending = [rest, &frame].concat().into();
+            self.pending = [rest, &frame[..]].concat().into();
         } else if !rest.is_empty() {
             self.pending = Bytes::copy_from_slice(rest);
         }
@@ -343,6 +399,7 @@ mod tests {
             websocket: true,
             close_signal: CloseSignal::new(end),
             rest_limit: Duration::from_secs(4),
+            first_message: None,
             received: Counter::default(),
             sent: Counter::default(),
         }

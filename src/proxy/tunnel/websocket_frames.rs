@@ -2,12 +2,23 @@
 
 use std::io::Cursor;
 
+use bytes::Bytes;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 
 /// A server's close frame with status 1001, "going away" (RFC 6455 section 7.4.1).
 pub const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
 /// A server's close frame with status 1008, "policy violation".
 pub const POLICY_VIOLATION: [u8; 4] = [0x88, 0x02, 0x03, 0xf0];
+
+/// Makes a server's close frame with status 1008 and `reason`, of which as much as fits is sent (RFC 6455 section 5.5).
+pub fn policy_violation(reason: &str) -> Bytes {
+    let mut end = reason.len().min(123);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    let length = u8::try_from(end + 2).unwrap_or(2);
+    [&[0x88, length, 0x03, 0xf0], &reason.as_bytes()[..end]].concat().into()
+}
 
 /// The longest frame header: two bytes, an eight-byte length, a mask.
 const MAX_HEADER: usize = 14;

@@ -45,7 +45,7 @@ fn headers(criterion: &mut Criterion) {
     let names = BTreeSet::new();
     let client: IpAddr = "172.18.0.9".parse().expect("an address");
     let unknown = config.external.unknown_client;
-    let external = ExternalLane { client, stated: StatedClient::new(client, unknown), trusted_proxy: false, user: None };
+    let external = ExternalLane { client, stated: StatedClient::new(client, unknown), trusted_proxy: false, user: None, scopes: None };
     let agent = AgentLane {
         source: "127.77.1.2".parse().expect("an address"),
         admitted: Admitted::Network,

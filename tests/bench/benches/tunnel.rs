@@ -13,6 +13,7 @@ fn echo() -> DuplexStream {
     let ((client, near), (far, mut gateway)) = (duplex(PIPE), duplex(PIPE));
     let options = TunnelOptions {
         websocket: false,
+        first_message: None,
         close_signal: Default::default(),
         rest_limit: Default::default(),
         received: Default::default(),

@@ -1,0 +1,163 @@
+//! Reads the first message of a client of the gateway: the `connect` request (OpenClaw `gateway/protocol/handshake`).
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+
+/// What a client's first message is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirstMessage {
+    /// A request to connect.
+    Connect(ConnectRequest),
+    /// Something that the gateway can't read as a request to connect.
+    Other,
+    /// A JSON object that two parsers could read differently, or a `connect` with malformed fields.
+    Malformed,
+}
+
+/// What a `connect` asks for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConnectRequest {
+    /// The request's id, which the response repeats.
+    pub id: String,
+    /// The scopes that it asks for.
+    pub scopes: Vec<String>,
+    /// The id of the device that it is signed by, if any.
+    pub device: Option<String>,
+}
+
+impl FirstMessage {
+    /// Reads a whole message.
+    pub fn read(message: &[u8]) -> Self {
+        // Only an object can be a request, and JSON knows no other white space.
+        let first = message.iter().find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'));
+        if first.is_none_or(|first| *first != b'{') {
+            return Self::Other;
+        }
+        let Ok(Unambiguous(Value::Object(request))) = serde_json::from_slice(message) else { return Self::Malformed };
+        if request.get("method").and_then(Value::as_str) != Some("connect") {
+            return Self::Other;
+        }
+        connect(&request).map_or(Self::Malformed, Self::Connect)
+    }
+}
+
+fn connect(request: &Map<String, Value>) -> Option<ConnectRequest> {
+    let id = request.get("id")?.as_str()?.to_owned();
+    let params = request.get("params")?.as_object()?;
+    let scopes = match params.get("scopes") {
+        None => Vec::new(),
+        Some(scopes) => scopes.as_array()?.iter().map(|scope| scope.as_str().map(str::to_owned)).collect::<Option<_>>()?,
+    };
+    let device = match params.get("device") {
+        None | Some(Value::Null) => None,
+        Some(device) => Some(device.as_object()?.get("id")?.as_str()?.to_owned()),
+    };
+    Some(ConnectRequest { id, scopes, device })
+}
+
+/// A JSON value in which no object has a key twice.
+struct Unambiguous(Value);
+
+impl<'de> Deserialize<'de> for Unambiguous {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(UnambiguousVisitor).map(Self)
+    }
+}
+
+struct UnambiguousVisitor;
+
+impl<'de> Visitor<'de> for UnambiguousVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON without duplicate keys")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(Unambiguous(value)) = items.next_element()? {
+            values.push(value);
+        }
+        Ok(values.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            let Unambiguous(value) = entries.next_value()?;
+            if map.insert(key, value).is_some() {
+                return Err(A::Error::custom("duplicate key"));
+            }
+        }
+        Ok(map.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asks(scopes: &[&str], device: Option<&str>) -> FirstMessage {
+        let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+        FirstMessage::Connect(ConnectRequest { id: "1".into(), scopes, device: device.map(str::to_owned) })
+    }
+
+    #[test]
+    fn only_an_unambiguous_connect_is_read() {
+        use FirstMessage::{Malformed, Other};
+        for (message, expected) in [
+            (r#"{"type":"req","id":"1","method":"connect","params":{"scopes":["operator.read"]}}"#, asks(&["operator.read"], None)),
+            (r#"{"type":"req","id":"1","method":"connect","params":{"device":{"id":"d"}}}"#, asks(&[], Some("d"))),
+            (r#" {"id":"1","method":"conn\u0065ct","params":{"scop\u0065s":["a"],"device":null}}"#, asks(&["a"], None)),
+            (r#"{"id":"1","method":"connect","params":{"scopes":["a"],"scopes":["b"]}}"#, Malformed),
+            (r#"{"id":"1","method":"connect","params":{"scopes":["a"],"scop\u0065s":["b"]}}"#, Malformed),
+            (r#"{"id":"1","method":"connect","params":{"device":{"id":"a","id":"b"}}}"#, Malformed),
+            (r#"{"id":"1","method":"health","method":"connect","params":{}}"#, Malformed),
+            (r#"{"id":"1","method":"connect","params":{"scopes":"operator.admin"}}"#, Malformed),
+            (r#"{"id":"1","method":"connect","params":{"scopes":[["operator.admin"]]}}"#, Malformed),
+            (r#"{"id":"1","method":"connect","params":{"device":"d"}}"#, Malformed),
+            (r#"{"id":"1","method":"connect","params":[]}"#, Malformed),
+            (r#"{"id":"1","method":"connect"}"#, Malformed),
+            (r#"{"id":"1","method":"connect","params":{"x":"\ud800"}}"#, Malformed),
+            (r#"{"id":"1","method":"connect","params":{}} x"#, Malformed),
+            (r#"{"id":"1","#, Malformed),
+            (r#"{"id":"1","method":"health"}"#, Other),
+            (r#"{"id":"1","method":["connect"]}"#, Other),
+            ("{}", Other),
+            ("[]", Other),
+            ("RFB 003.008\n", Other),
+            ("", Other),
+        ] {
+            assert_eq!(FirstMessage::read(message.as_bytes()), expected, "{message}");
+        }
+        assert_eq!(FirstMessage::read(b"{\"a\":\"\xff\"}"), Malformed);
+        let deep = [r#"{"id":"1","method":"connect","params":{"x":"#, &"[".repeat(5_000), &"]".repeat(5_000), "}}"].concat();
+        assert_eq!(FirstMessage::read(deep.as_bytes()), Malformed);
+    }
+}
