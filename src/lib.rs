@@ -1,29 +1,22 @@
 //! loopgate: a TLS sidecar for a gateway that must stay on loopback.
 //!
-//! # The life of a connection
+//! # Phases of a connection
 //!
-//! A client connects to one of the [`listener`]'s doors. It is counted and, if the allow and deny lists refuse it, closed before a byte
-//! is exchanged. After the TLS handshake ([`tls`]) [`lane::decide()`] puts it on exactly one lane, from what it can't forge: its address,
-//! its certificate, and the latest [`discovery::View`] of who is who. [`proxy`] then serves HTTP on it. Each request's head becomes a
-//! [`lane::GatewayHead`], which holds what that lane may say to the gateway, and leaves over a connection whose loopback source
-//! address is the lane's own. After a `101` the two sides are joined byte by byte. From the handshake on all of this happens on one thread,
-//! one of the [`workers`]; the main thread accepts, and keeps house.
+//! 1. **Accept** ([`listener`], main thread): a client connects to an address of this network namespace and takes a connection slot.
+//! 2. **Admit** ([`listener`]): the allow and deny lists and the limits by address. A refused connection is closed without a byte.
+//! 3. **PROXY header** ([`listener`], [`proxy`], on one of the [`workers`] from here on): read only from a trusted proxy.
+//! 4. **Handshake** ([`tls`]).
+//! 5. **Decide** ([`lane`]): the lane follows from what a client can't forge: its address, its certificate and the latest
+//!    [`discovery::View`]. When one of these changes, the decision is made again for every open connection.
+//! 6. **Serve** ([`proxy`]): HTTP/1.1 or HTTP/2.
+//! 7. **Request** ([`lane`], [`proxy`]): the head becomes a [`lane::GatewayHead`], which can hold only what its lane may state. A request that a
+//!    web page caused on an agent's connection goes out on the external lane.
+//! 8. **Upstream or tunnel** ([`proxy`]): the request leaves from the loopback source address of its lane. After a `101`, bytes are copied in both
+//!    directions.
 //!
-//! # Floors
+//! # Layers
 //!
-//! A room uses rooms on lower floors only.
-//!
-//! ```text
-//! voice      cli demo
-//! house      app check
-//! front desk admin
-//! traffic    proxy enrolment agent
-//! doors      listener tls
-//! judgement  lane
-//! sources    discovery pki
-//! tools      backoff config exchange shutdown metrics otel token_bucket workers
-//! words      addr agent_id attest causes fingerprint labels secret trace
-//! ```
+//! A module imports only from lower layers. The table is in `docs/architecture.md`, and `tests/layers.rs` enforces it.
 
 pub mod addr;
 pub mod admin;

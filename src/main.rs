@@ -1,8 +1,8 @@
-//! The binary: parse, dispatch, exit status; everything else is the library's.
+//! The `loopgate` command.
 
 use std::process::ExitCode;
 
-/// Gives memory back after a burst, and has no lock that workers would meet at.
+/// jemalloc returns memory to the system after a burst of connections, and its caches are per thread.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

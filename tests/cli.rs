@@ -230,7 +230,7 @@ fn healthcheck_reports_the_sidecars_answer() {
 /// What is said where no sidecar answers.
 fn nobody_at(address: &str) -> String {
     format!(
-        "loopgate: no sidecar answers at {address} (--admin says where it does, within its own container or pod): \
+        "loopgate: no sidecar answers at {address}; run this in its container or pod, with the same --admin: \
          Connection refused (os error 111)\n"
     )
 }

@@ -1,84 +1,99 @@
-//! Asks the desk of a running sidecar; it blocks, and needs no runtime.
+//! A client of the admin listener. It blocks and needs no runtime.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use super::reload;
 use super::status::Status;
 
-/// How long each step may take. Docker's own limit for a whole health check is 30 s unless told otherwise.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// Whoever listens there, it shall not fill our memory.
-const LONGEST_ANSWER: u64 = 4 * 1024 * 1024;
+/// The time limit of each step. Docker's default limit for a health check is 30 s.
+const TIMEOUT: Duration = Duration::from_secs(3);
+/// The largest answer that is read, in bytes.
+const MAX_ANSWER: u64 = 4 * 1024 * 1024;
 
-/// Why there is no answer.
+/// The request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `--admin off`.
-    #[error("the admin listener is off, so there is nobody to ask")]
+    #[error("the admin listener is off (--admin off), so the sidecar can't be asked")]
     Off,
-    /// Nobody answers.
-    #[error("no sidecar answers at {admin} (--admin says where it does, within its own container or pod)")]
+    /// Nothing answers.
+    #[error("no sidecar answers at {admin}; run this in its container or pod, with the same --admin")]
     Unreachable {
         /// The admin listener.
         admin: SocketAddr,
-        /// What happened.
+        /// The cause.
         source: io::Error,
     },
-    /// The answer is no, or not an answer.
+    /// The answer has an unexpected status.
     #[error("{path} answers {status:?}{}{body}", if .body.is_empty() { "" } else { ": " })]
     Refused {
-        /// What was asked for.
+        /// The requested path.
         path: &'static str,
         /// The status line.
         status: String,
-        /// The first line of the reasons.
+        /// The first line of the body.
         body: String,
     },
-    /// The answer is not that of a sidecar that we understand.
-    #[error("what answers at {admin} is no sidecar of this version")]
+    /// The answer can't be parsed.
+    #[error("what answers at {admin} is not a sidecar of this version")]
     Unreadable {
         /// The admin listener.
         admin: SocketAddr,
-        /// What is wrong with the answer.
+        /// The cause.
         source: serde_json::Error,
     },
 }
 
-/// The body of the answer to `GET path`, if that is 200.
+/// Sends `GET path` and returns the body.
 ///
 /// # Errors
-/// Nobody answers, or not with 200.
+/// If nothing answers, or the status is not 200.
 pub fn get(admin: SocketAddr, path: &'static str) -> Result<String, Error> {
-    let (status, body) = ask(admin, path).map_err(|source| Error::Unreachable { admin, source })?;
+    let (status, body) = send(admin, "GET", path, "").map_err(|source| Error::Unreachable { admin, source })?;
     match status.split_whitespace().nth(1) {
         Some("200") => Ok(body),
         _ => Err(Error::Refused { path, status, body: body.lines().next().unwrap_or_default().into() }),
     }
 }
 
-/// What `/status` says.
+/// Gets `/status`.
 ///
 /// # Errors
-/// Nobody answers, or not as a sidecar does.
+/// If nothing answers, or the answer can't be parsed.
 pub fn status(admin: SocketAddr) -> Result<Status, Error> {
     serde_json::from_str(&get(admin, "/status")?).map_err(|source| Error::Unreadable { admin, source })
 }
 
-/// The status line and the body.
-fn ask(admin: SocketAddr, path: &str) -> io::Result<(String, String)> {
-    let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut answer = BufReader::new(stream.take(LONGEST_ANSWER));
+/// Asks the sidecar to reload its configuration.
+///
+/// # Errors
+/// If nothing answers, the request is refused, or the answer can't be parsed.
+pub fn reload(admin: SocketAddr) -> Result<reload::Outcome, Error> {
+    const PATH: &str = "/reload";
+    let field = format!("{}: 1\r\nContent-Length: 0\r\n", reload::HEADER);
+    let (status, body) = send(admin, "POST", PATH, &field).map_err(|source| Error::Unreachable { admin, source })?;
+    match status.split_whitespace().nth(1) {
+        Some("200" | "422") => serde_json::from_str(&body).map_err(|source| Error::Unreadable { admin, source }),
+        _ => Err(Error::Refused { path: PATH, status, body: body.lines().next().unwrap_or_default().into() }),
+    }
+}
+
+/// Sends a request with further header `fields` and returns the status line and the body.
+fn send(admin: SocketAddr, method: &str, path: &str, fields: &str) -> io::Result<(String, String)> {
+    let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: {admin}\r\n{fields}Connection: close\r\n\r\n").as_bytes())?;
+    let mut answer = BufReader::new(stream.take(MAX_ANSWER));
     let mut status = String::new();
     answer.read_line(&mut status)?;
     let mut line = String::new();
     while answer.read_line(&mut line)? > 2 {
         line.clear();
     }
-    // The desk states a length and closes; what is cut short is no JSON, and no loss otherwise.
+    // The server closes the connection after the body. A truncated body is not valid JSON.
     let mut body = Vec::new();
     answer.read_to_end(&mut body)?;
     Ok((status.trim_end().into(), String::from_utf8_lossy(&body).into_owned()))

@@ -1,9 +1,10 @@
-//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status` and a page, from snapshots that other modules publish.
+//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status` and a page, from snapshots that other modules publish, and `/reload`.
 
 pub mod client;
 mod host;
 mod page;
 mod ready;
+pub mod reload;
 mod routes;
 mod snapshot;
 mod state;
@@ -70,10 +71,10 @@ impl Admin {
             let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
             loop {
                 let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-                let stream = tokio::select! {
+                let (stream, peer) = tokio::select! {
                     () = ending.begun() => return,
                     accepted = listener.accept() => match accepted {
-                        Ok((stream, _)) => stream,
+                        Ok(accepted) => accepted,
                         Err(error) => {
                             debug!("can't accept an admin connection: {error}");
                             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -84,7 +85,7 @@ impl Admin {
                 let state = Arc::clone(&state);
                 let closing = ending.clone();
                 ending.spawn(async move {
-                    let service = service_fn(move |request| routes::answer(Arc::clone(&state), request));
+                    let service = service_fn(move |request| routes::answer(Arc::clone(&state), peer, request));
                     // One request per connection, so that pipelined requests that are never read cost nothing.
                     let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
                     tokio::select! {

@@ -1,4 +1,4 @@
-//! The page at `/`: the status for people, on one page that loads nothing and runs nothing.
+//! The page at `/`: the status as HTML, without scripts and without anything that is loaded.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -17,23 +17,23 @@ const STYLE: &str = include_str!("page.css");
 
 /// How many connections the page shows; `/status` has more.
 const MOST_ROWS: usize = 200;
-/// Less than that of a certificate's life is worth a colour.
+/// A certificate that expires within this many seconds is highlighted.
 const SOON: i64 = 7 * 24 * 60 * 60;
 
-/// Nothing but the one style sheet within.
+/// Allows only the inline style sheet.
 pub(super) static SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let style = STANDARD.encode(digest(&SHA256, STYLE.as_bytes()));
     let policy = format!("default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
     HeaderValue::from_str(&policy).expect("base64 is ASCII")
 });
 
-/// After how long the page loads itself again: `refresh=SECONDS` of its query.
+/// Returns how often the page reloads itself: `refresh=SECONDS` in its query.
 pub(super) fn refresh(query: Option<&str>) -> Option<Duration> {
     let seconds = query?.split('&').find_map(|pair| pair.strip_prefix("refresh="))?.parse().ok()?;
     (1..=3600).contains(&seconds).then(|| Duration::from_secs(seconds))
 }
 
-/// The whole page. maud escapes whatever is put in.
+/// Renders the page. maud escapes all values.
 pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
     html! {
         (DOCTYPE)
@@ -59,8 +59,8 @@ pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
                 }
                 main {
                     @for reason in &status.not_ready { p .alert { (reason) } }
-                    @if let Some(problem) = &status.config_problem { p .alert { "The configuration is as it was: " (problem) } }
-                    div .cards { (doors(status)) (certificate(&status.certificate)) (discovery(&status.discovery)) }
+                    @if let Some(problem) = &status.config_problem { p .alert { "The last reload was rejected, the old configuration is still in use: " (problem) } }
+                    div .cards { (traffic(status)) (certificate(&status.certificate)) (discovery(&status.discovery)) }
                     (agents(status))
                     (connections(status))
                 }
@@ -74,7 +74,7 @@ fn verdict(status: &Status) -> &'static str {
     if status.ready { "ready" } else { "not ready" }
 }
 
-fn doors(status: &Status) -> Markup {
+fn traffic(status: &Status) -> Markup {
     html! {
         section {
             h2 { "Traffic" }
@@ -165,7 +165,7 @@ fn agents(status: &Status) -> Markup {
                                 }
                             }
                             @for other in &status.not_agents {
-                                tr { td { code { (other.container) } } td colspan="4" .fair { "no agent: " (other.why) } }
+                                tr { td { code { (other.container) } } td colspan="4" .fair { "not an agent: " (other.why) } }
                             }
                         }
                     }
@@ -181,7 +181,7 @@ fn connections(status: &Status) -> Markup {
     html! {
         section {
             h2 { "Connections" }
-            @if total == 0 { p .quiet { "Nobody is connected." } } @else {
+            @if total == 0 { p .quiet { "There are no connections." } } @else {
                 div .scroll {
                     table {
                         thead { tr { th { "Peer" } th { "Lane" } th { "Who" } th { "Protocol" } th { "For" } } }
@@ -210,7 +210,7 @@ fn row(connection: &Connection) -> Markup {
     }
 }
 
-/// How an agent was admitted, as a part of a sentence.
+/// Returns how an agent was admitted, as part of a sentence.
 fn admission(label: &str) -> &str {
     match label {
         "own-address" => "by its own address",
@@ -221,7 +221,7 @@ fn admission(label: &str) -> &str {
     }
 }
 
-/// A moment (RFC 3339, UTC) as people write it.
+/// Formats an RFC 3339 time in UTC to the minute.
 fn minute(moment: &str) -> String {
     match (moment.get(..10), moment.get(11..16)) {
         (Some(day), Some(time)) if moment.ends_with('Z') => format!("{day} {time} UTC"),
@@ -239,7 +239,7 @@ mod tests {
     use crate::admin::status::example;
 
     #[test]
-    fn whatever_is_shown_is_escaped() {
+    fn every_value_is_escaped() {
         let hostile = "<script>alert(1)</script>\"'&";
         let mut status = example();
         status.gateway.error = Some(hostile.into());
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn it_loads_and_runs_nothing() {
+    fn the_page_loads_and_runs_nothing() {
         let page = render(&example(), Some(Duration::from_secs(5)));
         for never in ["<script", "src=", "style=\"", "<link", "url(", "@import", "onclick"] {
             assert!(!page.contains(never), "{never} in {page}");
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lists_end() {
+    fn long_lists_are_cut() {
         let mut status = example();
         status.connections = std::iter::repeat_n(status.connections[0].clone(), 300).collect();
         status.lanes.external = 5000;
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_machines_are_said_as_people_would() {
+    fn machine_values_are_shown_in_words() {
         let mut status = example();
         status.certificate.not_after = "2026-04-01T00:00:00Z".into();
         let page = render(&status, None);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn agents_are_called_what_they_are() {
+    fn agents_are_called_containers_or_pods() {
         let (mut docker, mut kubernetes) = (example(), example());
         (kubernetes.discovery.docker, kubernetes.discovery.kubernetes) = ("off".into(), "live".into());
         assert!(render(&docker, None).contains("<th>Container</th>") && render(&kubernetes, None).contains("<th>Pod</th>"));

@@ -1,37 +1,37 @@
-//! Readiness: derived anew each time from what is the case, never latched.
+//! Readiness, computed anew for each request.
 
 /// What readiness depends on, at one moment.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     /// How many addresses are listened on.
-    pub doors: usize,
-    /// Where one should listen, and no address is such.
+    pub listeners: usize,
+    /// The values of `listen.on` that no local address matches.
     pub not_listening: Vec<String>,
     /// Whether the certificate is valid now.
     pub certificate_valid: bool,
-    /// Why the certificate is not a newer one.
+    /// Why a newer certificate is not served.
     pub certificate_problem: Option<String>,
-    /// Why the gateway accepts no connection, if that is so.
+    /// Why the gateway accepts no connection, if it does not.
     pub gateway_error: Option<String>,
-    /// Whether the interfaces of this network namespace are gone with its owner.
+    /// Whether the container that owns this network namespace has stopped.
     pub orphaned: bool,
-    /// Whether the end has begun.
+    /// Whether the sidecar is stopping.
     pub stopping: bool,
 }
 
-/// Every reason against readiness; none means ready.
+/// Returns why the sidecar is not ready; empty means ready.
 ///
-/// A problem with a newer certificate is none by itself: the one before serves on.
+/// A newer certificate that can't be served is no reason: the old one still is.
 pub(super) fn reasons(facts: &Facts) -> Vec<String> {
     let mut reasons = Vec::new();
     if facts.stopping {
         reasons.push("stopping".to_owned());
     }
     if facts.orphaned {
-        reasons.push("the owner of this network namespace does not run".to_owned());
+        reasons.push("the container that owns this network namespace does not run".to_owned());
     }
-    if facts.doors == 0 {
-        let which = if facts.not_listening.is_empty() { String::new() } else { format!(" as {}", facts.not_listening.join(", ")) };
+    if facts.listeners == 0 {
+        let which = if facts.not_listening.is_empty() { String::new() } else { format!(" matches {}", facts.not_listening.join(", ")) };
         reasons.push(format!("no address to listen on{which}"));
     }
     if !facts.certificate_valid {
@@ -49,9 +49,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_reason_is_told() {
+    fn each_reason_is_named() {
         let well = || Facts {
-            doors: 1,
+            listeners: 1,
             not_listening: Vec::new(),
             certificate_valid: true,
             certificate_problem: None,
@@ -62,14 +62,14 @@ mod tests {
         let refused = || Some("connection refused".to_owned());
         let table: [(Facts, &[&str]); 9] = [
             (well(), &[]),
-            (Facts { doors: 0, ..well() }, &["no address to listen on"]),
-            (Facts { doors: 0, not_listening: vec!["eth7:1".into()], ..well() }, &["no address to listen on as eth7:1"]),
+            (Facts { listeners: 0, ..well() }, &["no address to listen on"]),
+            (Facts { listeners: 0, not_listening: vec!["eth7:1".into()], ..well() }, &["no address to listen on matches eth7:1"]),
             (Facts { not_listening: vec!["eth7:1".into()], ..well() }, &[]),
             (
                 Facts { stopping: true, gateway_error: refused(), ..well() },
                 &["stopping", "the gateway accepts no connection: connection refused"],
             ),
-            (Facts { orphaned: true, ..well() }, &["the owner of this network namespace does not run"]),
+            (Facts { orphaned: true, ..well() }, &["the container that owns this network namespace does not run"]),
             (Facts { certificate_valid: false, ..well() }, &["the certificate is not valid now"]),
             (Facts { certificate_problem: Some("disk full".into()), ..well() }, &[]),
             (

@@ -1,6 +1,7 @@
 //! The routes of the admin listener.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,23 +9,33 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, 
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use tokio::sync::oneshot;
 
 use super::ready::reasons;
 use super::state::AdminState;
-use super::{host, page, snapshot};
+use super::{host, page, reload, snapshot};
 
 type Answer = Response<Full<Bytes>>;
 
-pub(super) async fn answer(state: Arc<AdminState>, request: Request<Incoming>) -> Result<Answer, Infallible> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n");
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+pub(super) async fn answer(state: Arc<AdminState>, peer: SocketAddr, request: Request<Incoming>) -> Result<Answer, Infallible> {
+    let is_reload = request.uri().path() == "/reload";
+    let allowed: &[Method] = if is_reload { &[Method::POST] } else { &[Method::GET, Method::HEAD] };
+    if !allowed.contains(request.method()) {
+        let allow = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, format!("only {allow} is allowed\n"));
+        response.headers_mut().extend(HeaderValue::from_str(&allow).map(|allow| (ALLOW, allow)));
         return Ok(response);
     }
     let is_ours = host::is_ours(request.headers(), &state.served.borrow().names);
     if !is_ours {
         let what = "this Host is not answered; use an IP address, localhost or a name in the certificate\n";
         return Ok(text(StatusCode::MISDIRECTED_REQUEST, what));
+    }
+    if is_reload {
+        return Ok(match reload::refusal(peer.ip(), request.headers()) {
+            Some(why) => text(StatusCode::FORBIDDEN, format!("{why}\n")),
+            None => run_reload(&state).await,
+        });
     }
     Ok(match request.uri().path() {
         "/" => front_page(&state, request.uri().query()).await,
@@ -34,6 +45,19 @@ pub(super) async fn answer(state: Arc<AdminState>, request: Request<Incoming>) -
         "/status" => status(&state).await,
         _ => text(StatusCode::NOT_FOUND, "not found\n"),
     })
+}
+
+/// Asks for a reload and waits for its outcome.
+async fn run_reload(state: &AdminState) -> Answer {
+    let (send, outcome) = oneshot::channel();
+    if state.reload.try_send(send).is_err() {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "another reload is in progress\n");
+    }
+    let Ok(outcome) = outcome.await else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "the sidecar is stopping\n");
+    };
+    let status = if outcome.error.is_some() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::OK };
+    json(status, &outcome)
 }
 
 async fn readiness(state: &AdminState) -> Answer {
@@ -58,13 +82,7 @@ async fn metrics(state: &AdminState) -> Answer {
 }
 
 async fn status(state: &AdminState) -> Answer {
-    match serde_json::to_vec_pretty(&snapshot::status(state).await) {
-        Ok(mut json) => {
-            json.push(b'\n');
-            typed(StatusCode::OK, "application/json", json)
-        }
-        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "can't encode the status\n"),
-    }
+    json(StatusCode::OK, &snapshot::status(state).await)
 }
 
 async fn front_page(state: &AdminState, query: Option<&str>) -> Answer {
@@ -74,6 +92,16 @@ async fn front_page(state: &AdminState, query: Option<&str>) -> Answer {
     headers.insert(CONTENT_SECURITY_POLICY, page::SECURITY_POLICY.clone());
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response
+}
+
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+    match serde_json::to_vec_pretty(value) {
+        Ok(mut json) => {
+            json.push(b'\n');
+            typed(status, "application/json", json)
+        }
+        Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "can't encode the answer\n"),
+    }
 }
 
 fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {

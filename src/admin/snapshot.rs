@@ -38,7 +38,7 @@ pub(super) async fn facts(state: &AdminState) -> Facts {
     let now = OffsetDateTime::now_utc();
     let identity = Arc::clone(&state.served.borrow());
     Facts {
-        doors: state.bound.borrow().len(),
+        listeners: state.bound.borrow().len(),
         not_listening: not_listening(state),
         certificate_valid: identity.not_before <= now && now < identity.not_after,
         certificate_problem: certificate_problem(state),
@@ -74,7 +74,7 @@ pub(super) fn measure(state: &AdminState, facts: &Facts, health: &Health) {
     let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
     health.ready.set(i64::from(reasons(facts).is_empty()));
     health.gateway_up.set(i64::from(facts.gateway_error.is_none()));
-    health.listeners.set(number(facts.doors));
+    health.listeners.set(number(facts.listeners));
     health.certificate_expiry.set(state.served.borrow().not_after.unix_timestamp());
     health.certificate_problem.set(i64::from(facts.certificate_problem.is_some()));
     health.config_problem.set(i64::from(state.config_problem.borrow().is_some()));

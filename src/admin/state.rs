@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
+use super::reload;
 use crate::config::ListenOn;
 use crate::discovery::View;
 use crate::metrics::health::Health;
@@ -37,6 +38,8 @@ pub struct AdminState {
     pub proxy: Arc<Proxy>,
     /// All metrics.
     pub registry: Registry,
+    /// Where requests to reload are sent.
+    pub reload: mpsc::Sender<reload::Request>,
     /// Why the last reload was rejected.
     pub config_problem: watch::Receiver<Option<String>>,
     /// The gauges of `registry` that are set at each scrape.

@@ -1,8 +1,8 @@
-//! What `/status`, the page and `loopgate status` show: one value, made of snapshots, and read back by the command.
+//! What `/status`, the page and `loopgate status` show.
 
 use serde::{Deserialize, Serialize};
 
-/// The running sidecar at one moment. Times are RFC 3339 in UTC, ages are whole seconds.
+/// A snapshot of the running sidecar. Times are RFC 3339 in UTC, ages are whole seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The version that runs.
@@ -11,26 +11,26 @@ pub struct Status {
     pub started: String,
     /// The same as an age.
     pub uptime_seconds: u64,
-    /// Whether there is no reason against readiness.
+    /// Whether it is ready.
     pub ready: bool,
-    /// Every reason against it.
+    /// Why it is not ready; empty if it is.
     pub not_ready: Vec<String>,
     /// The addresses listened on.
     pub listening: Vec<String>,
-    /// What of `listen.on` there is no address for.
+    /// The values of `listen.on` that no local address matches.
     #[serde(default)]
     pub not_listening: Vec<String>,
-    /// The gateway behind.
+    /// The gateway.
     pub gateway: Gateway,
-    /// Why the configuration is not that of the file, after a SIGHUP.
+    /// Why the last reload was rejected.
     pub config_problem: Option<String>,
     /// The certificate that is served.
     pub certificate: Certificate,
-    /// What is known of containers, and how.
+    /// The state of discovery.
     pub discovery: Discovery,
     /// Containers that are agents, by name.
     pub agents: Vec<Agent>,
-    /// Labelled containers that are none, by name.
+    /// Labelled containers that are not agents, by name.
     pub not_agents: Vec<NotAgent>,
     /// How many connections each lane has.
     pub lanes: Lanes,
@@ -69,11 +69,11 @@ pub struct Certificate {
     pub public_key: String,
     /// SHA-256 of loopgate's own CA; none beside an operator's pair without a state directory.
     pub ca_fingerprint: Option<String>,
-    /// Why the certificate is not a newer one.
+    /// Why a newer certificate is not served.
     pub problem: Option<String>,
 }
 
-/// What discovery knows.
+/// The state of discovery.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Discovery {
     /// `off`, `connecting`, `live` or `blind`.
@@ -93,12 +93,12 @@ pub struct Discovery {
     pub namespace: String,
     /// The addresses of this network namespace, loopback and link-local ones excluded.
     pub own_addresses: Vec<String>,
-    /// The names that others on its networks know it by.
+    /// Its names on shared networks.
     pub own_names: Vec<String>,
 }
 
 impl Discovery {
-    /// Who tells of agents, as people call it, and how that one is.
+    /// Returns the name of the source of agents, and its state.
     pub fn source(&self) -> (&'static str, &str) {
         if self.kubernetes == "off" { ("Docker", &self.docker) } else { ("Kubernetes", &self.kubernetes) }
     }
@@ -121,13 +121,13 @@ pub struct Agent {
     pub addresses: Vec<String>,
     /// `attested` or `address`: how it proves that a connection is its own.
     pub proof: String,
-    /// The most it may do, where its label says so.
+    /// The scope cap of its label, if it has one.
     pub scopes: Option<Vec<String>>,
     /// How many connections it has on the agent lane.
     pub connections: usize,
 }
 
-/// A labelled container that is no agent.
+/// A labelled container that is not an agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NotAgent {
     /// Its name.
@@ -150,13 +150,13 @@ pub struct Lanes {
 pub struct Connection {
     /// Its number, as in the log.
     pub number: u64,
-    /// The far end, address and port.
+    /// The peer, address and port.
     pub peer: String,
     /// `agent` or `external`.
     pub lane: String,
     /// How an agent was admitted: `own-address`, `cidr`, `address`, `attested` or `certificate`.
     pub admitted: Option<String>,
-    /// Which container, or whose certificate, that is.
+    /// The container, or the identity in the certificate.
     pub who: Option<String>,
     /// The loopback address that the gateway sees an agent come from.
     pub source: Option<String>,
@@ -166,11 +166,11 @@ pub struct Connection {
     pub since: String,
     /// The same as an age.
     pub for_seconds: u64,
-    /// Why it is no agent, where one might expect it to be.
+    /// Why it is not an agent, where one might expect it to be.
     pub why_not_agent: Option<String>,
 }
 
-/// An age for people: its two largest units, as in `2h 5m`.
+/// Formats an age by its two largest units, as in `2h 5m`.
 pub fn span(seconds: u64) -> String {
     let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     let mut left = seconds;

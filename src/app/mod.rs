@@ -1,6 +1,7 @@
 //! Builds the sidecar out of the other modules: binds first, then serves.
 
 mod certificate_names;
+mod config_file;
 mod descriptors;
 mod error;
 mod gateway_token;
@@ -8,37 +9,87 @@ mod sidecar;
 mod signals;
 mod tls_reloader;
 
+use std::path::PathBuf;
+
+use tokio::sync::mpsc;
 use tracing::warn;
 
+use crate::admin::reload;
 use crate::config::{self, Config};
+use config_file::ConfigFile;
 pub use error::Error;
 pub use sidecar::Sidecar;
-use signals::Signals;
+use signals::{Hangup, StopSignals};
+
+/// How the configuration is read again while the sidecar runs.
+pub struct Reload<L, S> {
+    /// The configuration file, which is watched.
+    pub file: Option<PathBuf>,
+    /// Loads the configuration.
+    pub load: L,
+    /// Applies the log options.
+    pub set_log: S,
+}
 
 /// Runs the sidecar until SIGTERM or SIGINT. This thread runs background tasks and accepts connections; worker threads serve them.
 ///
-/// At each SIGHUP it applies the configuration that `load` returns, and calls `set_log` with the new log options.
+/// The configuration is loaded again at each SIGHUP, at each `POST /reload`, and when its file changes.
 ///
 /// # Errors
 /// If the sidecar can't start, or must be restarted in another network namespace.
-pub fn run(config: Config, load: impl Fn() -> Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Result<(), Error> {
+pub fn run<L, S>(config: Config, reload: Reload<L, S>) -> Result<(), Error>
+where
+    L: Fn() -> Result<Config, config::Error>,
+    S: Fn(&config::Log),
+{
     let doing = |doing| move |source| Error::Io { doing, source };
     descriptors::raise_limit(config.limits.max_connections);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
-        let mut signals = Signals::new().map_err(doing("listening for signals"))?;
-        let sidecar = Sidecar::start(config).await?;
+        let mut stop = StopSignals::new().map_err(doing("listening for signals"))?;
+        let hangup = Hangup::new().map_err(doing("listening for signals"))?;
+        let file = ConfigFile::new(reload.file.clone());
+        let (send, requests) = reload::channel();
+        let sidecar = Sidecar::start_with_reload(config, send).await?;
         let ended = tokio::select! {
-            () = signals.until_stop(|| sidecar.reload(load(), &set_log)) => Ok(()),
+            () = stop.next() => Ok(()),
+            () = reload_when_asked(&sidecar, &reload, hangup, file, requests) => Ok(()),
             () = sidecar.orphaned() => Err(Error::Orphaned),
         };
         // An orphaned namespace has no interfaces, so there are no clients to drain.
         if ended.is_ok() {
             tokio::select! {
                 () = sidecar.stop() => {}
-                () = signals.stop_again() => warn!("second stop signal: aborting open connections"),
+                () = stop.next() => warn!("second stop signal: aborting open connections"),
             }
         }
         ended
     })
+}
+
+/// Reloads at each SIGHUP, each request and each change of the file. Never returns.
+async fn reload_when_asked<L, S>(
+    sidecar: &Sidecar,
+    reload: &Reload<L, S>,
+    mut hangup: Hangup,
+    mut file: ConfigFile,
+    mut requests: mpsc::Receiver<reload::Request>,
+) where
+    L: Fn() -> Result<Config, config::Error>,
+    S: Fn(&config::Log),
+{
+    loop {
+        let request = tokio::select! {
+            () = hangup.next() => None,
+            () = file.changed() => None,
+            Some(request) = requests.recv() => Some(request),
+        };
+        // Before the file is read: a change in between is noticed at the next look.
+        file.mark_read();
+        let outcome = sidecar.reload((reload.load)(), &reload.set_log);
+        if let Some(request) = request {
+            // The client may have closed its connection.
+            let _ = request.send(outcome);
+        }
+    }
 }

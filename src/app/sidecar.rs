@@ -7,16 +7,16 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use prometheus_client::registry::Registry;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::certificate_names::follow_names;
 use super::error::Error;
 use super::gateway_token;
 use super::tls_reloader::{self, TlsReloader};
+use crate::admin::reload::{self, Outcome};
 use crate::admin::{self, AdminState};
-use crate::config::live::apply;
-use crate::config::{self, Config};
+use crate::config::{self, Config, live};
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
@@ -66,6 +66,14 @@ impl Sidecar {
     /// # Errors
     /// If something that `config` names can't be bound, read or made.
     pub async fn start(config: Config) -> Result<Self, Error> {
+        Self::start_with_reload(config, reload::channel().0).await
+    }
+
+    /// Starts like [`Sidecar::start`]; the admin listener sends requests to reload to `reload`.
+    ///
+    /// # Errors
+    /// As [`Sidecar::start`].
+    pub async fn start_with_reload(config: Config, reload: mpsc::Sender<reload::Request>) -> Result<Self, Error> {
         let started = SystemTime::now();
         let shutdown = Shutdown::new();
         let admin_shutdown = Shutdown::new();
@@ -136,6 +144,7 @@ impl Sidecar {
                 proxy: Arc::clone(&proxy),
                 registry,
                 health,
+                reload,
                 config_problem: last_config_problem,
                 started,
                 shutdown: shutdown.clone(),
@@ -194,25 +203,35 @@ impl Sidecar {
 
     /// Reads the certificate files again and applies `wanted`, as far as options can change without a restart. If `wanted` is invalid,
     /// the configuration in use stays. Connections stay open unless the new configuration no longer authorizes them.
-    pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) {
+    pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Outcome {
         info!("reloading the configuration and the certificate files");
         self.pki.reload();
-        let adopted = wanted.map_err(|error| error_chain(&error)).and_then(|wanted| {
-            let (config, kept) = apply(&self.config.load(), wanted);
+        let running = self.config.load_full();
+        let applied = wanted.map_err(|error| error_chain(&error)).and_then(|wanted| {
+            let (config, needs_restart) = live::apply(&running, wanted);
             tls_reloader::server_config(&self.pki.identity().borrow().clone(), &config).map_err(|error| error_chain(&error))?;
-            Ok((config, kept))
+            Ok((config, needs_restart))
         });
-        self.config_problem.send_replace(adopted.as_ref().err().map(|error| error.replace('\n', "; ")));
-        match adopted {
-            Ok((config, kept)) => self.apply(config, &kept, set_log),
-            Err(error) => error!("reload rejected, old configuration still in use: {}", error.replace('\n', "; ")),
+        let applied = applied.map_err(|error| error.replace('\n', "; "));
+        self.config_problem.send_replace(applied.as_ref().err().cloned());
+        match applied {
+            Ok((config, needs_restart)) => {
+                let changed = live::changed_tables(&running, &config);
+                self.apply(config, &changed, &needs_restart, set_log);
+                let owned = |keys: Vec<&str>| keys.into_iter().map(str::to_owned).collect();
+                Outcome { applied: owned(changed), needs_restart: owned(needs_restart), error: None }
+            }
+            Err(error) => {
+                error!("reload rejected, old configuration still in use: {error}");
+                Outcome { error: Some(error), ..Outcome::default() }
+            }
         }
     }
 
-    fn apply(&self, config: Config, kept: &[&str], set_log: impl Fn(&config::Log)) {
+    fn apply(&self, config: Config, changed: &[&str], needs_restart: &[&str], set_log: impl Fn(&config::Log)) {
         set_log(&config.log);
-        if !kept.is_empty() {
-            warn!(keys = kept.join(", "), "these options changed but need a restart");
+        if !needs_restart.is_empty() {
+            warn!(keys = needs_restart.join(", "), "these options changed but need a restart");
         }
         let config = Arc::new(config);
         self.config.store(Arc::clone(&config));
@@ -223,7 +242,7 @@ impl Sidecar {
             Ok(token) => self.proxy.update_token(token),
             Err(error) => error!("can't read the gateway's token again; agents still inherit the old one: {}", error_chain(&error)),
         }
-        info!("configuration reloaded");
+        info!(changed = changed.join(", "), "configuration reloaded");
     }
 
     /// Returns whether [`Sidecar::stop`] has been called.

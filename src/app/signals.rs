@@ -4,35 +4,38 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Handlers of the signals.
-pub(super) struct Signals {
+/// Handlers of the signals that stop the sidecar.
+pub(super) struct StopSignals {
     term: Signal,
     int: Signal,
-    hup: Signal,
 }
 
-impl Signals {
+/// The handler of SIGHUP.
+pub(super) struct Hangup(Signal);
+
+impl StopSignals {
     /// Installs the handlers. Must be called within a Tokio runtime.
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, hup: signal(SignalKind::hangup())? })
-    }
-
-    /// Calls `reload` at each SIGHUP, and returns at SIGTERM or SIGINT.
-    pub(super) async fn until_stop(&mut self, reload: impl Fn()) {
-        loop {
-            tokio::select! {
-                _ = self.term.recv() => return,
-                _ = self.int.recv() => return,
-                _ = self.hup.recv() => reload(),
-            }
-        }
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
 
     /// Returns at the next SIGTERM or SIGINT.
-    pub(super) async fn stop_again(&mut self) {
+    pub(super) async fn next(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
         }
+    }
+}
+
+impl Hangup {
+    /// Installs the handler. Must be called within a Tokio runtime.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup())?))
+    }
+
+    /// Returns at the next SIGHUP.
+    pub(super) async fn next(&mut self) {
+        self.0.recv().await;
     }
 }

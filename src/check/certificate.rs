@@ -27,7 +27,8 @@ const FEW_DAYS_OF_OURS: i64 = 7;
 /// Judges all of it.
 pub fn judge(seen: &Seen, report: &mut Report) {
     if let Some(problem) = &seen.problem {
-        let remedy = Remedy::words("mend the file that it names; the sidecar looks again by itself, or at once on SIGHUP");
+        let remedy =
+            Remedy::words("correct the file that it names; the sidecar reads it again by itself, or at once with `loopgate reload`");
         report.find(&kind::CERTIFICATE_PROBLEM, problem.clone(), remedy);
     }
     let found = match &seen.report {

@@ -1,18 +1,18 @@
-//! Judges the running sidecar, by what it says of itself.
+//! Findings about the running sidecar, from its `/status`.
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use crate::admin::status::Status;
 
-/// Judges what `/status` said, or why there was no answer.
+/// Adds the findings for `status`, or for why there was no answer.
 pub fn judge(status: &Result<Status, String>, report: &mut Report) {
     if let Some(problem) = status.as_ref().ok().and_then(|status| status.config_problem.as_ref()) {
-        let remedy = Remedy::words("mend what it names, and send the sidecar another SIGHUP");
+        let remedy = Remedy::words("correct what it names; the sidecar reads the file again by itself, or at once with `loopgate reload`");
         report.find(&kind::CONFIG_PROBLEM, problem.clone(), remedy);
     }
     match status {
         Err(error) => {
-            let remedy = Remedy::words("start it (loopgate run), or say by --admin where its admin listener is");
+            let remedy = Remedy::words("start it (loopgate run), or give its admin address with --admin");
             report.find(&kind::SIDECAR_DOWN, error.clone(), remedy);
         }
         Ok(status) if status.ready => {
@@ -22,7 +22,7 @@ pub fn judge(status: &Result<Status, String>, report: &mut Report) {
         }
         Ok(status) => {
             for reason in &status.not_ready {
-                report.find(&kind::SIDECAR_NOT_READY, reason.clone(), Remedy::words("see to the other findings, and to its log"));
+                report.find(&kind::SIDECAR_NOT_READY, reason.clone(), Remedy::words("see the other findings and the sidecar's log"));
             }
         }
     }
@@ -34,7 +34,7 @@ mod tests {
     use crate::admin::status::example;
 
     #[test]
-    fn what_it_says_of_itself_counts() {
+    fn each_problem_in_the_status_is_a_finding() {
         let mut unready = example();
         unready.ready = false;
         unready.not_ready = vec!["stopping".into()];

@@ -21,6 +21,14 @@ pub enum Error {
     /// The sidecar is not ready, or does not answer.
     #[error(transparent)]
     Admin(#[from] crate::admin::client::Error),
+    /// The admin listener, which `reload` needs, is off.
+    #[error(
+        "the admin listener is off (--admin off): send SIGHUP to the sidecar, or change the file that its --config names, which it watches"
+    )]
+    ReloadWithoutAdmin,
+    /// The sidecar rejected the new configuration.
+    #[error("reload rejected, old configuration still in use: {0}")]
+    ReloadRejected(String),
     /// The agent failed.
     #[error(transparent)]
     Agent(#[from] crate::agent::Error),

@@ -52,6 +52,11 @@ impl<S: Selection> Flags<S> {
         config::merge(self.layer, environment, file)
     }
 
+    /// Returns the file that `--config` or `LOOPGATE_CONFIG` names.
+    pub fn file(&self) -> Option<&std::path::Path> {
+        self.file.as_deref()
+    }
+
     /// Loads the configuration from flags, environment and file.
     pub fn load(self) -> Result<Config, config::Error> {
         let (environment, file) = self.other_layers();
@@ -116,7 +121,8 @@ fn argument(key: &'static Key) -> Arg {
         Some(default) if key.form != Form::Switch => format!("{} [default: {default}]", key.help),
         _ => key.help.into(),
     };
-    let arg = Arg::new(key.flag).long(key.flag).help(help).help_heading(heading(key.table()));
+    let unavailable = key.flag == "otel-endpoint" && !cfg!(feature = "otel");
+    let arg = Arg::new(key.flag).long(key.flag).help(help).help_heading(heading(key.table())).hide(unavailable);
     match key.form {
         Form::Switch => arg.value_name("BOOL").action(ArgAction::Set).num_args(0..=1).require_equals(true).default_missing_value("true"),
         // So that a negative number is rejected as a value and not as an unknown flag.

@@ -21,6 +21,7 @@ mod man;
 mod output;
 mod pair;
 mod pause;
+mod reload;
 mod run;
 mod status;
 mod table;
@@ -48,6 +49,7 @@ enum Command {
     Pair(pair::Args),
     Check(check::Args),
     Status(status::Args),
+    Reload(reload::Args),
     Healthcheck(healthcheck::Args),
     Pause(pause::Args),
     Demo(demo::Args),
@@ -77,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Pair(args) => pair::run(&args).map(done),
         Command::Check(args) => check::run(args),
         Command::Status(args) => status::run(args).map(done),
+        Command::Reload(args) => reload::run(args).map(done),
         Command::Healthcheck(args) => healthcheck::run(args).map(done),
         Command::Pause(args) => pause::run(&args).map(done),
         Command::Demo(args) => demo::run(args).map(done),

@@ -19,5 +19,10 @@ pub struct Args {
 pub fn run(args: Args) -> Result<(), Error> {
     let config = args.flags.clone().load()?;
     let level = log::init(&config.log);
-    Ok(app::run(config, || args.flags.clone().load_again(), |log| level.set(log))?)
+    let reload = app::Reload {
+        file: args.flags.file().map(Into::into),
+        load: || args.flags.clone().load_again(),
+        set_log: |log: &crate::config::Log| level.set(log),
+    };
+    Ok(app::run(config, reload)?)
 }

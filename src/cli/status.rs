@@ -13,7 +13,7 @@ use crate::admin::client;
 use crate::admin::status::{Connection, Status, span};
 use crate::config::validate;
 
-/// Shows the running sidecar: doors, certificate, agents and who is connected
+/// Shows the running sidecar: listeners, certificate, agents and connections
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -26,12 +26,12 @@ pub struct Args {
     watch: bool,
 }
 
-/// Between two looks.
+/// The time between two requests of `--watch`.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Puts the cursor in the corner of an empty screen.
+/// Clears the screen and moves the cursor to its top left corner.
 const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 
-/// Shows it.
+/// Prints the status once, or repeatedly.
 pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
     let admin = validate::admin(&flags.merge_if_named_file_is_right()?)?.ok_or(client::Error::Off)?;
     let clear = if std::io::stdout().is_terminal() && !json { CLEAR } else { "" };
@@ -40,12 +40,12 @@ pub fn run(Args { flags, json, watch }: Args) -> Result<(), Error> {
         if !watch {
             return output::print(shown);
         }
-        // A line for each look, for whoever reads them one by one.
+        // One line for each status, so that a program can read them.
         if !output::print_to_reader(format!("{clear}{shown}"))? {
             return Ok(());
         }
         std::thread::sleep(PAUSE);
-        // It may be about to start anew.
+        // The sidecar may be restarting.
         shown = match client::status(admin) {
             Ok(status) => show(&status, json, watch),
             Err(error) if json => return Err(error.into()),
@@ -68,7 +68,8 @@ fn text(status: &Status, colours: bool) -> String {
         let _ = writeln!(text, "  {}", paint(reason, Tone::Bad, colours));
     }
     if let Some(problem) = &status.config_problem {
-        let _ = writeln!(text, "  {}", paint(&format!("the configuration is as it was: {problem}"), Tone::Bad, colours));
+        let _ =
+            writeln!(text, "  {}", paint(&format!("last reload rejected, old configuration still in use: {problem}"), Tone::Bad, colours));
     }
     text.push_str(&summary(status).render(colours));
     let mut section = |title: &str, table: Table| {
@@ -82,7 +83,7 @@ fn text(status: &Status, colours: bool) -> String {
         for other in &status.not_agents {
             table.row([(other.container.as_str(), Tone::Plain), (&other.why, Tone::Fair)]);
         }
-        section("Labelled, but no agents", table);
+        section("Labelled, but not agents", table);
     }
     if !status.connections.is_empty() {
         section("Connections", connections(&status.connections));
@@ -99,7 +100,7 @@ fn summary(status: &Status) -> Table {
     let mut line = |name: &str, value: String, tone: Tone| table.row([(name.to_owned(), Tone::Quiet), (value, tone)]);
     line("listening", if status.listening.is_empty() { "nowhere".into() } else { status.listening.join(" ") }, Tone::Plain);
     if !status.not_listening.is_empty() {
-        line("not listening", format!("{}: there is no such address", status.not_listening.join(" ")), Tone::Bad);
+        line("not listening", format!("{}: no local address matches", status.not_listening.join(" ")), Tone::Bad);
     }
     let gateway = &status.gateway;
     match &gateway.error {
@@ -152,7 +153,7 @@ fn connections(connections: &[Connection]) -> Table {
     for connection in connections {
         let lane = if connection.lane == "agent" { Tone::Good } else { Tone::Plain };
         let by = connection.admitted.as_ref().map(|admitted| format!("by {admitted}"));
-        let why = connection.why_not_agent.as_ref().map(|why| format!("no agent: {why}"));
+        let why = connection.why_not_agent.as_ref().map(|why| format!("not an agent: {why}"));
         let who: Vec<_> = [connection.who.clone(), by, why].into_iter().flatten().collect();
         table.row([
             (connection.peer.clone(), Tone::Plain),
@@ -171,7 +172,7 @@ mod tests {
     use crate::admin::status::example;
 
     #[test]
-    fn everything_worth_knowing_is_shown() {
+    fn the_status_is_shown_as_text() {
         let shown = text(&example(), false);
         for part in [
             "loopgate 0.1.0 is ready, up 1h 2m\n",
@@ -181,7 +182,7 @@ mod tests {
             "  demo-agent-1  172.18.0.3  attested  1            operator.read\n",
             "  other-agent-1  it is in project \"other\"\n",
             "  172.18.0.3:40001  agent     1m   http/1.1  demo-agent-1, by attested\n",
-            "  172.18.0.3:40002  external  1m   http/1.1  no agent: demo-agent-1 must show a certificate\n",
+            "  172.18.0.3:40002  external  1m   http/1.1  not an agent: demo-agent-1 must show a certificate\n",
         ] {
             assert!(shown.contains(part), "{part:?} is not in\n{shown}");
         }
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn problems_are_shown() {
         let mut status = example();
         status.ready = false;
         status.not_ready = vec!["stopping".into()];
@@ -199,7 +200,7 @@ mod tests {
         status.lanes.external = 2001;
         let shown = text(&status, false);
         for part in
-            ["is not ready", "  stopping\n", "nope0:28444: there", "127.0.0.1:18789 connection refused", "disk full", "and 2000 more"]
+            ["is not ready", "  stopping\n", "nope0:28444: no local", "127.0.0.1:18789 connection refused", "disk full", "and 2000 more"]
         {
             assert!(shown.contains(part), "{part:?} is not in\n{shown}");
         }

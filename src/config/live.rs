@@ -51,6 +51,19 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
     (wanted, kept.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect())
 }
 
+/// Returns the tables of the configuration in which `running` and `applied` differ, as far as their options change live.
+pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
+    let changed = [
+        ("listen", running.listen != applied.listen),
+        ("tls", running.tls != applied.tls),
+        ("agents", running.agents != applied.agents),
+        ("external", running.external != applied.external),
+        ("limits", running.limits != applied.limits),
+        ("log", running.log != applied.log),
+    ];
+    changed.into_iter().filter_map(|(table, changed)| changed.then_some(table)).collect()
+}
+
 /// Sets `wanted` to the `running` value; returns whether they differed.
 fn keep<T: Clone + PartialEq>(wanted: &mut T, running: &T) -> bool {
     let changed = wanted != running;
@@ -73,6 +86,7 @@ mod tests {
         wanted.limits.head_fields = 7;
         wanted.log.level = "debug".into();
         assert_eq!(apply(&running, wanted.clone()), (wanted.clone(), vec![]));
+        assert_eq!(changed_tables(&running, &wanted), ["external", "limits", "log"]);
         let live = wanted.clone();
         wanted.gateway.address.set_port(1);
         wanted.limits.max_connections = 1;

@@ -195,7 +195,7 @@ async fn an_invalid_file_changes_nothing_and_is_reported() {
     std::fs::remove_file(sidecar.config_file()).unwrap();
     nix::unistd::mkfifo(&sidecar.config_file(), nix::sys::stat::Mode::S_IRWXU).unwrap();
     sidecar.process().signal(Signal::SIGHUP);
-    sidecar.process().wait_for_log("is no regular file").await;
+    sidecar.process().wait_for_log("is not a regular file").await;
     std::fs::remove_file(sidecar.config_file()).unwrap();
     std::fs::write(sidecar.config_file(), "").unwrap();
     sidecar.process().signal(Signal::SIGHUP);

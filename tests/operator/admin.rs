@@ -121,7 +121,7 @@ fn status_fails_with_one_line_without_a_sidecar() {
     let output = loopgate(["status", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.starts_with(&format!("loopgate: no sidecar answers at {address} (--admin says")) && said.lines().count() == 1, "{said}");
+    assert!(said.starts_with(&format!("loopgate: no sidecar answers at {address}; run this")) && said.lines().count() == 1, "{said}");
     let missing = loopgate(["status", "--config", "/nope.toml"]).output().unwrap();
     assert_eq!(missing.status.code(), Some(2));
     assert!(String::from_utf8(missing.stderr).unwrap().starts_with("loopgate: --config: /nope.toml: "));

@@ -6,4 +6,5 @@ mod harness;
 mod kubernetes;
 mod metrics;
 mod reference;
+mod reload;
 mod trace;

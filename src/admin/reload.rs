@@ -1,0 +1,71 @@
+//! `POST /reload`: the request of `loopgate reload`, and what it returns.
+
+use http::header::ORIGIN;
+use http::{HeaderMap, HeaderName};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use tokio::sync::{mpsc, oneshot};
+
+/// The header that a request must carry. A web page can't send it across origins: the browser first asks for permission by OPTIONS, which
+/// the admin listener refuses.
+pub(super) const HEADER: HeaderName = HeaderName::from_static("x-loopgate-reload");
+
+/// A request to reload, and where its outcome is sent.
+pub type Request = oneshot::Sender<Outcome>;
+
+/// What a reload did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The tables of the configuration that changed and are in use now.
+    pub applied: Vec<String>,
+    /// The keys that changed, but need a restart.
+    pub needs_restart: Vec<String>,
+    /// Why the new configuration was rejected; the old one is still in use.
+    pub error: Option<String>,
+}
+
+/// Creates the channel for requests. It holds one: a second request during a reload is refused.
+pub fn channel() -> (mpsc::Sender<Request>, mpsc::Receiver<Request>) {
+    mpsc::channel(1)
+}
+
+/// Returns why a request from `peer` with `headers` may not reload.
+///
+/// The request names no file and carries no configuration, so it can only make the sidecar read again what the operator wrote. It is still
+/// accepted from loopback only, wherever the admin listener is bound, and never from a web page.
+pub(super) fn refusal(peer: IpAddr, headers: &HeaderMap) -> Option<&'static str> {
+    if !peer.to_canonical().is_loopback() {
+        return Some("reload is accepted from loopback only");
+    }
+    if headers.contains_key(ORIGIN) || headers.keys().any(|name| name.as_str().starts_with("sec-fetch-")) {
+        return Some("reload is not accepted from a web page");
+    }
+    if headers.get(HEADER).is_none_or(|value| value != "1") {
+        return Some("reload needs the header X-Loopgate-Reload: 1");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_local_program_may_reload() {
+        type Fields = &'static [(&'static str, &'static str)];
+        let table: [(&str, Fields, bool); 8] = [
+            ("127.0.0.1", &[("x-loopgate-reload", "1")], true),
+            ("::ffff:127.0.0.1", &[("x-loopgate-reload", "1")], true),
+            ("::1", &[("x-loopgate-reload", "1")], true),
+            ("172.18.0.3", &[("x-loopgate-reload", "1")], false),
+            ("127.0.0.1", &[], false),
+            ("127.0.0.1", &[("x-loopgate-reload", "0")], false),
+            ("127.0.0.1", &[("x-loopgate-reload", "1"), ("origin", "http://127.0.0.1:9180")], false),
+            ("127.0.0.1", &[("x-loopgate-reload", "1"), ("sec-fetch-site", "same-origin")], false),
+        ];
+        for (peer, fields, expected) in table {
+            let headers = fields.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect();
+            assert_eq!(refusal(peer.parse().unwrap(), &headers).is_none(), expected, "{peer} {fields:?}");
+        }
+    }
+}

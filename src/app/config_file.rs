@@ -1,0 +1,88 @@
+//! Watches the configuration file for changes.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::sleep;
+
+/// How often the file is looked at.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// What changes with a file: its place on disk, its length and its time of modification. A file that is swapped by a symbolic link, as Kubernetes
+/// does with a ConfigMap, has another inode.
+type Version = (u64, u64, u64, Option<SystemTime>);
+
+/// The configuration file, if there is one.
+pub(super) struct ConfigFile {
+    path: Option<PathBuf>,
+    /// The version that was read last.
+    read: Option<Version>,
+    /// The version at the last look. A file counts as changed once two looks agree, so that one being written is not read.
+    last: Option<Version>,
+}
+
+impl ConfigFile {
+    /// Watches the file at `path`, which has just been read.
+    pub(super) fn new(path: Option<PathBuf>) -> Self {
+        let mut file = Self { path, read: None, last: None };
+        file.mark_read();
+        file
+    }
+
+    /// Takes the present version as the one that was read last.
+    pub(super) fn mark_read(&mut self) {
+        self.read = self.version();
+    }
+
+    /// Resolves when the file has changed. A file that is missing, or is a pipe, has not changed.
+    pub(super) async fn changed(&mut self) {
+        if self.path.is_none() {
+            return std::future::pending().await;
+        }
+        loop {
+            sleep(INTERVAL).await;
+            if self.has_changed() {
+                return;
+            }
+        }
+    }
+
+    fn has_changed(&mut self) -> bool {
+        let now = self.version();
+        let settled = now.is_some() && now == self.last;
+        self.last = now;
+        settled && now != self.read
+    }
+
+    fn version(&self) -> Option<Version> {
+        let metadata = std::fs::metadata(self.path.as_deref()?).ok().filter(std::fs::Metadata::is_file)?;
+        Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.modified().ok()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_changed_once_two_looks_agree() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        std::fs::write(&path, "one").unwrap();
+        let mut file = ConfigFile::new(Some(path.clone()));
+        assert!(!file.has_changed() && !file.has_changed());
+        std::fs::write(&path, "three").unwrap();
+        assert!(!file.has_changed(), "it may be half written");
+        std::fs::write(&path, "fifteen").unwrap();
+        assert!(!file.has_changed(), "it was");
+        assert!(file.has_changed());
+        file.mark_read();
+        assert!(!file.has_changed());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!file.has_changed() && !file.has_changed(), "it is gone");
+        std::fs::write(&path, "anew").unwrap();
+        assert!(!file.has_changed() && file.has_changed());
+        assert!(!ConfigFile::new(None).has_changed());
+    }
+}

@@ -1,0 +1,62 @@
+//! `loopgate reload`.
+
+use super::error::Error;
+use super::flags::Flags;
+use super::healthcheck::Admin;
+use super::output;
+use crate::admin::client;
+use crate::admin::reload::Outcome;
+use crate::config::validate;
+
+/// Makes the running sidecar read its configuration and certificate files again
+///
+/// It does what SIGHUP does, through the admin listener, and prints what changed, what needs a restart, or why the configuration was rejected. The
+/// sidecar also notices by itself when its configuration file changes. Exit status: 0 if the configuration is in use, 1 if it was rejected.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    flags: Flags<Admin>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks the sidecar to reload, and prints the outcome.
+pub fn run(args: Args) -> Result<(), Error> {
+    // Invalid options are the sidecar's to report: only the admin address matters here.
+    let admin = validate::admin(&args.flags.merge())?.ok_or(Error::ReloadWithoutAdmin)?;
+    let outcome = client::reload(admin)?;
+    if args.json {
+        output::print(format!("{:#}\n", serde_json::json!(outcome)))?;
+    } else if outcome.error.is_none() {
+        output::print(text(&outcome))?;
+    }
+    match outcome.error {
+        Some(error) => Err(Error::ReloadRejected(error)),
+        None => Ok(()),
+    }
+}
+
+fn text(outcome: &Outcome) -> String {
+    let mut text = if outcome.applied.is_empty() {
+        "reloaded; no option changed\n".to_owned()
+    } else {
+        format!("reloaded; changed: {}\n", outcome.applied.join(", "))
+    };
+    if !outcome.needs_restart.is_empty() {
+        text.push_str(&format!("these options changed but need a restart: {}\n", outcome.needs_restart.join(", ")));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_outcome_names_what_changed_and_what_needs_a_restart() {
+        assert_eq!(text(&Outcome::default()), "reloaded; no option changed\n");
+        let outcome = Outcome { applied: vec!["external".into(), "log".into()], needs_restart: vec!["admin".into()], error: None };
+        assert_eq!(text(&outcome), "reloaded; changed: external, log\nthese options changed but need a restart: admin\n");
+    }
+}
