@@ -1,31 +1,45 @@
-//! The limit of open file descriptors.
+//! The limit of open file descriptors, and how many connections fit in it.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::{debug, warn};
 
 use crate::listener::MAX_WAITING;
-use crate::proxy::MAX_IDLE;
-use crate::workers;
 
-/// Descriptors for everything but connections: listeners, event queues, files, Docker, the admin listener.
-const RESERVE: u64 = 256;
+/// Descriptors for everything but connections: listeners, event queues, key files, Docker, the admin listener.
+const RESERVE: usize = 256;
+/// The same for a low limit, which must still leave room for what every process opens.
+const MIN_RESERVE: usize = 48;
 
-/// Raises the soft limit, often 1024, to the hard limit. Logs a warning if `max_connections` needs more than that.
-pub(super) fn raise_limit(max_connections: usize) {
+/// The connections that the open-file limit allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Capacity {
+    /// Connections that are served, each with one to the gateway.
+    pub(super) connections: usize,
+    /// Accepted connections that wait, and the same number again of agents'.
+    pub(super) waiting: usize,
+}
+
+/// Raises the soft limit, often 1024, to the hard limit, and returns how many of `max_connections` it allows. Logs a warning if these are
+/// fewer.
+pub(super) fn capacity(max_connections: usize) -> Capacity {
     let limit = match raised() {
-        Ok(limit) => limit,
-        Err(error) => return warn!(%error, "can't raise the open-file limit"),
+        Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
+        Err(error) => {
+            warn!(%error, "can't raise the open-file limit");
+            usize::MAX
+        }
     };
     debug!(limit, "open-file limit");
-    let needed = needed(max_connections, workers::count());
-    if limit < needed {
+    let capacity = within(limit, max_connections);
+    if capacity.connections < max_connections {
         warn!(
             limit,
-            needed,
             max_connections,
-            "the open-file limit is below what max_connections needs; beyond it clients wait: raise nofile (ulimit -n)"
+            allowed = capacity.connections,
+            "the open-file limit allows fewer connections than limits.max_connections; raise nofile (ulimit -n)"
         );
     }
+    capacity
 }
 
 fn raised() -> nix::Result<u64> {
@@ -36,10 +50,18 @@ fn raised() -> nix::Result<u64> {
     Ok(hard)
 }
 
-/// Returns the descriptors needed for `max_connections` clients, as many connections to the gateway, and queued and idle connections.
-fn needed(max_connections: usize, workers: usize) -> u64 {
-    let more = 2 * MAX_WAITING + workers * MAX_IDLE;
-    u64::try_from(max_connections.saturating_mul(2).saturating_add(more)).unwrap_or(u64::MAX).saturating_add(RESERVE)
+/// Returns how many descriptors of `limit` are not for connections.
+fn reserve(limit: usize) -> usize {
+    (limit / 4).clamp(MIN_RESERVE, RESERVE)
+}
+
+/// Divides `limit` descriptors: a reserve, those of waiting connections, and two for each served connection, the second of which goes to
+/// the gateway and may idle.
+fn within(limit: usize, max_connections: usize) -> Capacity {
+    let reserve = reserve(limit);
+    let waiting = MAX_WAITING.min(limit / 16);
+    let connections = (limit.saturating_sub(reserve + 2 * waiting) / 2).clamp(1, max_connections);
+    Capacity { connections, waiting }
 }
 
 #[cfg(test)]
@@ -47,9 +69,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_connection_needs_two_descriptors() {
-        for (connections, workers, expected) in [(0, 1, 1024), (1, 1, 1026), (8192, 4, 18_176), (usize::MAX, 1, u64::MAX)] {
-            assert_eq!(needed(connections, workers), expected);
+    fn connections_fit_in_the_open_file_limit() {
+        for (limit, max_connections, connections, waiting) in [
+            (64, 8192, 4, 4),
+            (256, 8192, 80, 16),
+            (1024, 8192, 320, 64),
+            (1024, 100, 100, 64),
+            (4096, 8192, 1664, 256),
+            (1 << 20, 8192, 8192, 256),
+            (usize::MAX, 8192, 8192, 256),
+        ] {
+            assert_eq!(within(limit, max_connections), Capacity { connections, waiting }, "{limit}");
+            assert!(2 * connections + 2 * waiting + reserve(limit) <= limit);
         }
     }
 }

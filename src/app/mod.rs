@@ -43,7 +43,6 @@ where
     S: Fn(&config::Log),
 {
     let doing = |doing| move |source| Error::Io { doing, source };
-    descriptors::raise_limit(config.limits.max_connections);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
         let mut stop = StopSignals::new().map_err(doing("listening for signals"))?;

@@ -106,12 +106,15 @@ impl Sidecar {
             let enrolment = Arc::clone(&enrolment);
             Box::pin(async move { enrolment.serve(stream, peer).await })
         });
+        let capacity = super::descriptors::capacity(config.limits.max_connections);
+        let mut fitted = config.clone();
+        fitted.limits.max_connections = capacity.connections;
         let workers = Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
         let pool = workers.pool().clone();
-        let proxy = Proxy::new(&config, view.clone(), terms, token, enrol, Arc::clone(&traffic), pool, &shutdown);
+        let proxy = Proxy::new(&fitted, view.clone(), terms, token, enrol, Arc::clone(&traffic), pool, &shutdown);
         let serving = Arc::clone(&proxy);
         let knowing = Arc::clone(&proxy);
-        let limits = Arc::new(listener::Limits::new(&config, doors.clone(), move |peer| knowing.may_be_agents(peer)));
+        let limits = Arc::new(listener::Limits::new(&fitted, capacity.waiting, doors.clone(), move |peer| knowing.may_be_agents(peer)));
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| serving.serve(accepted))?;
         keep_paired(&config, &shutdown);
         let gateway = config.gateway.address;

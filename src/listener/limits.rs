@@ -23,7 +23,7 @@ mod tests;
 const MIN_TABLE: usize = 1024;
 /// One of this many permits is reserved for agents, so that other clients can't lock them out.
 const AGENT_SHARE: usize = 16;
-/// The most connections that may wait for a permit; the same number again may wait for agents.
+/// The most connections that may ever wait for a permit; the same number again may wait for agents.
 ///
 /// They are accepted already: connections in the kernel's queue can't be told apart, so that agents would have to wait behind the others.
 pub const MAX_WAITING: usize = 256;
@@ -107,15 +107,20 @@ struct Client {
 }
 
 impl Limits {
-    /// Returns limits without connections. `may_be_agents` says whether a connection from an address may turn out to be an agent's.
-    pub fn new(config: &Config, metrics: Listeners, may_be_agents: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Self {
+    /// Returns limits without connections. At most `max_waiting` connections wait, and as many of agents'. `may_be_agents` says whether a connection from an address may turn out to be an agent's.
+    pub fn new(
+        config: &Config,
+        max_waiting: usize,
+        metrics: Listeners,
+        may_be_agents: impl Fn(IpAddr) -> bool + Send + Sync + 'static,
+    ) -> Self {
         let total = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
         let reserved = total / AGENT_SHARE;
         Self {
             shared: Arc::new(Semaphore::new(total - reserved)),
             reserved: Arc::new(Semaphore::new(reserved)),
-            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
-            agents_waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            waiting: Arc::new(Semaphore::new(max_waiting)),
+            agents_waiting: Arc::new(Semaphore::new(max_waiting)),
             may_be_agents: Box::new(may_be_agents),
             per_client: ArcSwap::from_pointee(ClientLimits::new(config)),
             clients: Mutex::new(ClientTable { clients: HashMap::new(), clean_at: MIN_TABLE }),

@@ -305,5 +305,5 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
 }
 
 fn limits(config: &Config, metrics: &Listeners) -> Arc<Limits> {
-    Arc::new(Limits::new(config, metrics.clone(), |peer| peer == AGENT))
+    Arc::new(Limits::new(config, MAX_WAITING, metrics.clone(), |peer| peer == AGENT))
 }

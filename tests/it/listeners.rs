@@ -300,7 +300,7 @@ async fn only_a_proxy_sends_a_proxy_header_and_a_malformed_one_closes_the_connec
 }
 
 #[tokio::test]
-async fn without_file_descriptors_new_connections_wait_and_are_served_later() {
+async fn with_few_file_descriptors_new_connections_wait_and_are_served_later() {
     let sidecar = Launch::new().after("ulimit -n 64").flags(&["--handshake-timeout=60s"]).start_with_gateway().await;
     let mut client = sidecar.h1(OUTSIDER).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
@@ -308,8 +308,8 @@ async fn without_file_descriptors_new_connections_wait_and_are_served_later() {
     for _ in 0..100 {
         crowd.push(sidecar.tcp(OTHER).await);
     }
-    sidecar.process().wait_for_log("can't accept").await;
-    assert_eq!(client.ask(request("GET /", "")).await.status(), 200, "who is there is served");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(client.ask(request("GET /", "")).await.status(), 200, "an open connection is served");
     drop(crowd);
     for protocol in PROTOCOLS {
         assert_eq!(timeout(SOON, sidecar.ask(protocol, OUTSIDER, "GET /", &[])).await.unwrap().0, 200);
@@ -322,8 +322,7 @@ async fn the_open_file_limit_is_raised_to_its_maximum() {
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.process().pid())).unwrap();
     let open = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(open.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u32>>(), [512, 512], "soft and hard");
-    let line = sidecar.process().wait_for_log("needs more file descriptors").await;
-    // Two for each of 8192 connections, and what waits, idles, and is open besides.
-    let needed = 2 * 8192 + 2 * 256 + 256 * loopgate::workers::count() + 256;
-    assert!(line.contains("\"limit\":512") && line.contains(&format!("\"needed\":{needed}")), "{line}");
+    let line = sidecar.process().wait_for_log("allows fewer connections than limits.max_connections").await;
+    // A reserve of 128, 32 that wait and as many agents, and two for each connection.
+    assert!(line.contains("\"limit\":512") && line.contains("\"allowed\":160"), "{line}");
 }

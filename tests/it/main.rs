@@ -9,6 +9,7 @@ mod client_chains;
 mod drain;
 mod expiry;
 mod faults;
+mod file_descriptors;
 mod h2_abuse;
 mod kubernetes;
 mod lanes;

@@ -14,7 +14,7 @@ fn peer(ip: &str) -> PeerAddr {
 fn limits(change: impl FnOnce(&mut Config)) -> Arc<Limits> {
     let mut config = Config::default();
     change(&mut config);
-    Arc::new(Limits::new(&config, Listeners::default(), |peer| peer == AGENT))
+    Arc::new(Limits::new(&config, MAX_WAITING, Listeners::default(), |peer| peer == AGENT))
 }
 
 /// Admits a connection that gets a permit at once.
