@@ -224,7 +224,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "limits.max_connections",
         Number,
         Some("8192"),
-        "Concurrent connections, of which one in 16 is reserved for agents known by their address; also limits concurrent external requests at the gateway",
+        "Concurrent connections, of which one in 16 is reserved for agents known by their address",
     );
     add("max-connections-per-client", "limits.max_connections_per_client", Number, Some("4096"), "Concurrent connections from one address");
     add(
@@ -233,6 +233,20 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Number,
         Some("0"),
         "New connections a second from one address; 0 for no limit",
+    );
+    add(
+        "gateway-requests",
+        "limits.gateway_requests",
+        Number,
+        Some("128"),
+        "Concurrent requests of external clients at the gateway, shared fairly; each agent may have four times as many",
+    );
+    add(
+        "gateway-websockets",
+        "limits.gateway_websockets",
+        Number,
+        Some("4096"),
+        "Concurrent WebSockets of external clients at the gateway, shared fairly; each agent may have as many",
     );
     add("head-bytes", "limits.head_bytes", Number, Some("65536"), "Largest request head in bytes");
     add("head-fields", "limits.head_fields", Number, Some("128"), "Most fields of a request head");
@@ -243,7 +257,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("request-timeout", "limits.request_timeout", Duration, Some("60s"), "Time limit of the gateway's response head");
     add("idle-timeout", "limits.idle_timeout", Duration, Some("75s"), "How long a keep-alive connection may idle");
     add("stall-timeout", "limits.stall_timeout", Duration, Some("60s"), "How long a client may stop reading a response");
-    add("gateway-wait", "limits.gateway_wait", Duration, Some("5s"), "How long a request waits while the gateway restarts");
+    add(
+        "gateway-wait",
+        "limits.gateway_wait",
+        Duration,
+        Some("5s"),
+        "How long a request waits while the gateway restarts, or while too many are in flight",
+    );
     add("drain-timeout", "limits.drain_timeout", Duration, Some("10s"), "How long shutdown may take");
 
     add("log-format", "log.format", Choice(&["text", "json"]), Some("text"), "Format of log lines");

@@ -19,6 +19,8 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         max_connections,
         max_connections_per_client: _,
         connection_rate_per_client: _,
+        gateway_requests,
+        gateway_websockets,
         head_bytes: _,
         head_fields: _,
         h2_streams: _,
@@ -45,6 +47,8 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         ("agents.trust_domain", keep(&mut wanted.agents.trust_domain, trust_domain)),
         ("agents.certificate_life", keep(&mut wanted.agents.certificate_life, certificate_life)),
         ("limits.max_connections", keep(&mut wanted.limits.max_connections, max_connections)),
+        ("limits.gateway_requests", keep(&mut wanted.limits.gateway_requests, gateway_requests)),
+        ("limits.gateway_websockets", keep(&mut wanted.limits.gateway_websockets, gateway_websockets)),
         ("log.format", keep(&mut wanted.log.format, format)),
         ("log.otel_endpoint", keep(&mut wanted.log.otel_endpoint, otel_endpoint)),
     ];

@@ -274,12 +274,16 @@ pub struct PathRule {
 /// Bounds (`[limits]`). Durations have at least millisecond resolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Concurrent downstream connections, and concurrent external requests at the gateway.
+    /// Concurrent downstream connections.
     pub max_connections: usize,
     /// Concurrent downstream connections from one client address.
     pub max_connections_per_client: usize,
     /// New connections a second from one client address, with a burst of the same size; 0 means no limit.
     pub connection_rate_per_client: u32,
+    /// Concurrent requests of external clients at the gateway, WebSockets aside.
+    pub gateway_requests: usize,
+    /// Concurrent WebSockets of external clients at the gateway.
+    pub gateway_websockets: usize,
     /// Bytes of a request head.
     pub head_bytes: usize,
     /// Fields of a request head.
@@ -298,7 +302,7 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a client may stop reading a response.
     pub stall_timeout: Duration,
-    /// How long a request waits for a gateway that is restarting.
+    /// How long a request waits for a gateway that is restarting, or while too many are in flight.
     pub gateway_wait: Duration,
     /// How long shutdown may take.
     pub drain_timeout: Duration,

@@ -147,6 +147,8 @@ fn limits(read: &mut Reader<'_>) -> Limits {
         max_connections: read.one("max-connections", parse::number(1..=10_000_000)),
         max_connections_per_client: read.one("max-connections-per-client", parse::number(1..=10_000_000)),
         connection_rate_per_client: read.one("connection-rate-per-client", parse::number(0..=1_000_000)),
+        gateway_requests: read.one("gateway-requests", parse::number(1..=1_000_000)),
+        gateway_websockets: read.one("gateway-websockets", parse::number(1..=1_000_000)),
         // hyper wants 8 KiB of buffer at least.
         head_bytes: read.one("head-bytes", parse::number(8 * 1024..=16 * 1024 * 1024)),
         // The http crate's header map ends at 24,576 fields.

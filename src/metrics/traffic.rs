@@ -75,6 +75,12 @@ pub struct LaneMetrics {
     pub connections: Counter,
     /// Upgraded connections (WebSockets) that are open.
     pub tunnels: Gauge,
+    /// Requests in flight at the gateway, WebSockets aside.
+    pub in_flight: Gauge,
+    /// WebSockets at the gateway, requests for one included.
+    pub websockets: Gauge,
+    /// Requests that wait until fewer are in flight.
+    pub waiting: Gauge,
     /// Body bytes from clients.
     pub received: Counter,
     /// Body bytes to clients.
@@ -91,6 +97,9 @@ struct Lanes {
     open: Family<LaneLabels, Gauge>,
     connections: Family<LaneLabels, Counter>,
     tunnels: Family<LaneLabels, Gauge>,
+    in_flight: Family<LaneLabels, Gauge>,
+    websockets: Family<LaneLabels, Gauge>,
+    waiting: Family<LaneLabels, Gauge>,
     received: Family<LaneLabels, Counter>,
     sent: Family<LaneLabels, Counter>,
     duration: Family<LaneLabels, Histogram, fn() -> Histogram>,
@@ -103,6 +112,9 @@ impl Default for Lanes {
             open: Family::default(),
             connections: Family::default(),
             tunnels: Family::default(),
+            in_flight: Family::default(),
+            websockets: Family::default(),
+            waiting: Family::default(),
             received: Family::default(),
             sent: Family::default(),
             duration: Family::new_with_constructor(buckets),
@@ -119,6 +131,9 @@ impl Lanes {
             open: self.open.get_or_create(&lane).clone(),
             connections: self.connections.get_or_create(&lane).clone(),
             tunnels: self.tunnels.get_or_create(&lane).clone(),
+            in_flight: self.in_flight.get_or_create(&lane).clone(),
+            websockets: self.websockets.get_or_create(&lane).clone(),
+            waiting: self.waiting.get_or_create(&lane).clone(),
             received: self.received.get_or_create(&lane).clone(),
             sent: self.sent.get_or_create(&lane).clone(),
             duration: self.duration.get_or_create(&lane).clone(),
@@ -181,6 +196,9 @@ impl Traffic {
         registry.register("connections_open", "Downstream connections that are open", lanes.open.clone());
         registry.register("connections", "Downstream connections so far", lanes.connections.clone());
         registry.register("tunnels_open", "Upgraded connections (WebSockets) that are open", lanes.tunnels.clone());
+        registry.register("gateway_requests_in_flight", "Requests in flight at the gateway, WebSockets aside", lanes.in_flight.clone());
+        registry.register("gateway_websockets", "WebSockets at the gateway, requests for one included", lanes.websockets.clone());
+        registry.register("gateway_requests_waiting", "Requests that wait until fewer are in flight at the gateway", lanes.waiting.clone());
         registry.register_with_unit("received", "Body bytes from clients", Unit::Bytes, lanes.received.clone());
         registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, lanes.sent.clone());
         registry.register_with_unit("response", "Time until the gateway's response head", Unit::Seconds, lanes.duration.clone());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use nix::errno::Errno;
 
+use super::upstream::budget::Exhausted;
 use crate::lane::Refusal;
 
 /// Why a request was not answered by the gateway.
@@ -20,9 +21,9 @@ pub enum Error {
     /// The gateway does not accept connections.
     #[error("the gateway does not accept connections")]
     GatewayAway(#[source] io::Error),
-    /// External clients have as many connections to the gateway as they may.
-    #[error("external clients have too many connections to the gateway (limits.max_connections)")]
-    UpstreamLimitReached,
+    /// The client, or all external clients together, have as many requests at the gateway as they may.
+    #[error(transparent)]
+    TooManyRequests(#[from] Exhausted),
     /// The process may open no more files, connections to the gateway included.
     #[error("can't open a connection to the gateway: too many open files")]
     OutOfFiles(#[source] io::Error),
@@ -58,7 +59,7 @@ impl Error {
             Self::Refused(refusal) => refusal.status(),
             // The client may repeat the request on a new connection (RFC 9110 section 15.5.20).
             Self::CertificateExpired => StatusCode::MISDIRECTED_REQUEST,
-            Self::GatewayAway(_) | Self::OutOfFiles(_) | Self::UpstreamLimitReached => StatusCode::SERVICE_UNAVAILABLE,
+            Self::GatewayAway(_) | Self::OutOfFiles(_) | Self::TooManyRequests(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::GatewayBroke(_) | Self::GatewayConfused => StatusCode::BAD_GATEWAY,
             Self::GatewaySlow(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientSlow(_) => StatusCode::REQUEST_TIMEOUT,
@@ -73,7 +74,7 @@ impl Error {
             Self::CertificateExpired => "certificate_expired",
             Self::GatewayAway(_) => "gateway_unavailable",
             Self::OutOfFiles(_) => "out_of_files",
-            Self::UpstreamLimitReached => "too_many_connections",
+            Self::TooManyRequests(_) => "too_many_requests",
             Self::GatewayBroke(_) => "gateway_broke_off",
             Self::GatewayConfused => "gateway_confused",
             Self::GatewaySlow(_) => "gateway_timeout",
@@ -88,7 +89,8 @@ impl Error {
             Self::Refused(refusal) => refusal.text(),
             Self::CertificateExpired => "The certificate of this connection has expired. Connect again.",
             Self::GatewayAway(_) => "The gateway is not running or is restarting. Try again in a moment.",
-            Self::OutOfFiles(_) | Self::UpstreamLimitReached => "There are too many connections. Try again in a moment.",
+            Self::OutOfFiles(_) => "There are too many connections. Try again in a moment.",
+            Self::TooManyRequests(_) => "There are too many requests. Try again in a moment.",
             Self::GatewayBroke(_) | Self::GatewayConfused => "The gateway broke off before it had answered.",
             Self::GatewaySlow(_) => "The gateway did not answer in time.",
             Self::ClientSlow(_) => "The request's body did not arrive in time.",
@@ -98,10 +100,7 @@ impl Error {
 
     /// Returns whether the gateway, or the way to it, is at fault rather than the client.
     pub fn is_gateways(&self) -> bool {
-        !matches!(
-            self,
-            Self::Refused(_) | Self::CertificateExpired | Self::UpstreamLimitReached | Self::ClientSlow(_) | Self::ClientBroke(_)
-        )
+        !matches!(self, Self::Refused(_) | Self::CertificateExpired | Self::TooManyRequests(_) | Self::ClientSlow(_) | Self::ClientBroke(_))
     }
 }
 

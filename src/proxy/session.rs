@@ -1,14 +1,18 @@
 //! What the requests of one connection share.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use tokio::time::Instant;
 
 use super::close_signal::CloseSignal;
 use super::downstream::activity::Activity;
 use super::shared::{Settings, Shared};
+use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Use};
 use crate::addr::PeerAddr;
 use crate::labels::Protocol;
-use crate::lane::Lane;
+use crate::lane::{GatewayHead, Lane};
 
 /// A connection that has a lane: plain data for the requests on it.
 pub(super) struct Session {
@@ -21,6 +25,8 @@ pub(super) struct Session {
     pub(super) number: u64,
     /// When the certificate expires that gave the connection its lane or its user.
     pub(super) expires: Option<SystemTime>,
+    /// What limits the requests of the connection's own client; a trusted proxy's clients have theirs.
+    pub(super) budget: Arc<ClientBudget>,
     pub(super) activity: Arc<Activity>,
     pub(super) close_signal: CloseSignal,
 }
@@ -29,5 +35,40 @@ impl Session {
     /// Returns whether the certificate on which the connection depends has expired, so that it must carry no new request.
     pub(super) fn has_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
+    }
+
+    /// Waits until the client of the request with this `head`, received at `started`, may have one more at the gateway. Returns when that
+    /// was.
+    ///
+    /// # Errors
+    /// It may not within `limits.gateway_wait`.
+    pub(super) async fn gateway_permit(
+        &self,
+        head: &GatewayHead,
+        purpose: Use,
+        started: Instant,
+    ) -> Result<(GatewayPermit, Instant), Exhausted> {
+        let other;
+        let budget = match head.client().filter(|client| self.own_client() != Some(*client)) {
+            // A client that a trusted proxy names, or a page on an agent's connection.
+            Some(client) => {
+                other = self.shared.upstream.budgets().client(client);
+                &other
+            }
+            None => &self.budget,
+        };
+        if let Some(permit) = budget.try_acquire(purpose) {
+            return Ok((permit, started));
+        }
+        let permit = budget.wait(purpose, started + self.settings.limits.gateway_wait).await?;
+        Ok((permit, Instant::now()))
+    }
+
+    /// The client that `budget` is for, on the external lane.
+    fn own_client(&self) -> Option<IpAddr> {
+        match &*self.lane {
+            Lane::External(lane) => Some(lane.client),
+            Lane::Agent(_) => None,
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, TRUSTED_PROXY, h2_requ
 
 #[tokio::test]
 async fn a_drain_completes_hundreds_of_requests_and_websockets() {
-    let harness = Harness::start().await;
+    let harness = Harness::with(|config| config.limits.gateway_requests = 1000).await;
     let source = |number: usize| if number.is_multiple_of(3) { AGENT } else { OUTSIDER };
     let mut h1 = Vec::new();
     for number in 0..100 {

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use loopgate::config::Config;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, UNKNOWN_CLIENT, h2_request, process, request};
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, UNKNOWN_CLIENT, process, request};
 use crate::lanes::assert_external;
 use loopgate_test_support::raw_http::RawHttp;
 use loopgate_test_support::sidecar::Launch;
@@ -163,46 +162,6 @@ async fn many_outsiders_do_not_exclude_agents() {
     assert_eq!(timeout(SOON, harness.ask(Protocol::H1, AGENT, "GET /", &[])).await.unwrap().0, 200);
     crowd.pop();
     assert_eq!(timeout(SOON, waiting).await.unwrap().0, 200);
-}
-
-#[tokio::test]
-async fn outsiders_do_not_exceed_their_share_of_the_gateway() {
-    let harness = Harness::with(|config| {
-        config.limits.max_connections = 16;
-        config.limits.h2_streams = 10_000;
-        // Less than connections to the gateway idle.
-        config.limits.gateway_wait = Duration::from_secs(2);
-    })
-    .await;
-    // Both ends of all of them are in this process.
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    // Beside the 16, each worker may have some that idle.
-    let most = 16 + 256 * loopgate::workers::count();
-    let mut outsider = harness.h2(OUTSIDER).await;
-    let mut stalled = Vec::new();
-    for number in 0..most {
-        outsider = outsider.ready().await.unwrap();
-        let request = h2_request(if number == 0 { "GET /held" } else { "GET /stalls" }, &[]);
-        stalled.push(outsider.send_request(request, true).unwrap().0);
-        // No more at once than the gateway's own queue takes.
-        if stalled.len() % 256 == 0 {
-            timeout(Duration::from_secs(60), harness.gateway.wait_for_requests(stalled.len())).await.unwrap();
-        }
-    }
-    timeout(Duration::from_secs(60), harness.gateway.wait_for_requests(most)).await.unwrap();
-    let refused = harness.h1(OTHER).await.ask(request("GET /", "")).await;
-    assert_eq!((refused.status(), refused.field("retry-after")), (503, Some("1")));
-    assert!(refused.text().contains("too_many_connections"), "{}", refused.text());
-    assert_eq!(harness.ask(Protocol::H1, AGENT, "GET /", &[]).await.0, 200);
-    // The first who comes to an end makes room for who waits.
-    let release = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        harness.gateway.release(1);
-        assert_eq!(stalled.remove(0).await.unwrap().status(), 200);
-    };
-    let (waiting, ()) = tokio::join!(harness.ask(Protocol::H1, OTHER, "GET /", &[]), release);
-    assert_eq!(waiting.0, 200);
 }
 
 async fn proxied() -> Harness {

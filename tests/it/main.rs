@@ -10,6 +10,7 @@ mod drain;
 mod expiry;
 mod faults;
 mod file_descriptors;
+mod floods;
 mod h2_abuse;
 mod kubernetes;
 mod lanes;

@@ -254,6 +254,11 @@ impl Registered {
         let open = Held::new(&counters.open);
         let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new(protocol));
         let io = Downstream::new(stream, protocol, Arc::clone(&activity), &shared.traffic, Resources::new(held, guard, open));
-        (Arc::new(Session { shared, settings, lane, peer, protocol, number, expires, activity, close_signal }), io)
+        let budgets = shared.upstream.budgets();
+        let budget = match &*lane {
+            Lane::Agent(agent) => budgets.agent(agent.source),
+            Lane::External(external) => budgets.client(external.client),
+        };
+        (Arc::new(Session { shared, settings, lane, peer, protocol, number, expires, budget, activity, close_signal }), io)
     }
 }

@@ -17,6 +17,7 @@ use crate::labels::LaneKind;
 use crate::lane::{GatewayHead, Refusal};
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
+use crate::proxy::upstream::budget::Use;
 use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
 use crate::trace::Trace;
 
@@ -70,11 +71,16 @@ pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, sta
         let result = Box::pin(upgrade(session, head, authorization, context, guard, started)).await;
         return Forwarded { lane, must_close: body_is_optional, result };
     }
+    let waiting = async { Ok(session.gateway_permit(&head, Use::Request, started).await?) };
+    let (permit, started) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
+        Ok(permitted) => permitted,
+        Err(error) => return failed(lane, body_is_optional, error),
+    };
     let counters = session.shared.traffic.lane(lane);
     let (gate, continue_signal) = if expects { Some(ContinueGate::new()).unzip() } else { (None, None) };
     let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
     let progress = if expects { body.progress() } else { None };
-    let sending = session.shared.upstream.send(head, body, continue_signal, &session.settings.limits, started);
+    let sending = session.shared.upstream.send(head, body, continue_signal, permit, &session.settings.limits, started);
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
     let must_close = progress.is_some_and(|progress| progress.so_far().0 == 0);
     let result = sent.and_then(|(response, upstream)| {

@@ -28,6 +28,7 @@ use crate::proxy::error::Error;
 use crate::proxy::session::Session;
 use crate::proxy::tunnel::first_message::FirstMessage;
 use crate::proxy::tunnel::{self, TunnelOptions};
+use crate::proxy::upstream::budget::Use;
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
 
@@ -61,7 +62,9 @@ pub async fn upgrade(
     if first_message.is_some() {
         head.refuse_extensions();
     }
-    let sending = shared.upstream.send(head, RequestBody::empty(), None, &session.settings.limits, started);
+    let waiting = async { Ok(session.gateway_permit(&head, Use::WebSocket, started).await?) };
+    let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await?;
+    let sending = shared.upstream.send(head, RequestBody::empty(), None, permit, &session.settings.limits, started);
     let (response, mut upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).

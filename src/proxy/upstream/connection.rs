@@ -14,7 +14,6 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::read_after_reset::{ReadableAfterWriteError, StreamState};
@@ -27,9 +26,6 @@ const KEEP_IDLE: Duration = Duration::from_secs(4);
 const BUFFER: usize = 16 * 1024;
 
 type HttpConnection = Connection<TokioIo<ReadableAfterWriteError<TcpStream>>, RequestBody>;
-
-/// Counts a connection against the limit of external clients.
-pub type UpstreamPermit = OwnedSemaphorePermit;
 
 /// How long a response head may take, counted from the last piece of the request's body.
 pub struct ResponseTimeout<'a> {
@@ -64,7 +60,6 @@ pub struct UpstreamConnection {
     reused: bool,
     /// Whether no further request may be sent over it.
     single_use: bool,
-    permit: Option<UpstreamPermit>,
 }
 
 impl fmt::Debug for UpstreamConnection {
@@ -82,12 +77,7 @@ impl UpstreamConnection {
     ///
     /// # Errors
     /// hyper's, of which there are none at this point.
-    pub async fn open(
-        stream: TcpStream,
-        source: Ipv4Addr,
-        permit: Option<UpstreamPermit>,
-        request_timeout: Duration,
-    ) -> Result<Self, hyper::Error> {
+    pub async fn open(stream: TcpStream, source: Ipv4Addr, request_timeout: Duration) -> Result<Self, hyper::Error> {
         let stream = ReadableAfterWriteError::new(stream);
         let state = Arc::clone(stream.state());
         let (sender, connection) = Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await?;
@@ -102,7 +92,6 @@ impl UpstreamConnection {
             keep: KEEP_IDLE,
             reused: false,
             single_use: false,
-            permit,
         })
     }
 
@@ -149,11 +138,6 @@ impl UpstreamConnection {
     /// Returns whether it can take another request.
     pub fn is_usable(&self) -> bool {
         !self.ended && !self.single_use && !self.state.has_write_failed()
-    }
-
-    /// Returns whether clients wait for a permit like the one that it holds.
-    pub fn is_waited_for(&self) -> bool {
-        self.permit.as_ref().is_some_and(|permit| permit.semaphore().available_permits() == 0)
     }
 
     /// Sends `request` and waits for the head of its response.
@@ -222,15 +206,15 @@ impl UpstreamConnection {
         }
     }
 
-    /// Returns what is left after a `101`: the socket, the bytes of the new protocol that were read already, and the permit. `None` if it
-    /// was dropped before, which one that answered was not.
-    pub async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes, Option<UpstreamPermit>)> {
+    /// Returns what is left after a `101`: the socket, and the bytes of the new protocol that were read already. `None` if it was dropped
+    /// before, which one that answered was not.
+    pub async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         poll_fn(|cx| {
             self.drive(cx);
             if self.ended { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
         let Parts { io, read_buf, .. } = self.connection?.into_parts();
-        Some((io.into_inner().into_inner(), read_buf, self.permit))
+        Some((io.into_inner().into_inner(), read_buf))
     }
 }

@@ -1,5 +1,6 @@
 //! Connections to the gateway: a pool for each worker and source address, driven on the task of the client that uses them.
 
+pub mod budget;
 pub mod connection;
 mod dial;
 pub mod pool;

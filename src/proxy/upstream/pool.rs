@@ -10,7 +10,8 @@ use bytes::Bytes;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::connection::{UpstreamConnection, UpstreamPermit};
+use super::budget::GatewayPermit;
+use super::connection::UpstreamConnection;
 use crate::shutdown::Shutdown;
 
 /// Idle connections that each worker keeps for each source address.
@@ -36,6 +37,8 @@ struct Idle {
 pub struct PooledConnection {
     connection: Box<UpstreamConnection>,
     pool: Arc<Pool>,
+    /// The right to the request that it carries.
+    permit: Option<GatewayPermit>,
 }
 
 impl Deref for PooledConnection {
@@ -55,13 +58,18 @@ impl DerefMut for PooledConnection {
 impl PooledConnection {
     /// A new connection for `pool`.
     pub fn new(connection: UpstreamConnection, pool: &Arc<Pool>) -> Self {
-        Self { connection: Box::new(connection), pool: Arc::clone(pool) }
+        Self { connection: Box::new(connection), pool: Arc::clone(pool), permit: None }
+    }
+
+    /// Holds `permit` until the request and its response have ended.
+    pub fn set_permit(&mut self, permit: GatewayPermit) {
+        self.permit = Some(permit);
     }
 
     /// Returns the connection to its pool. Where the response ended before the request's body, the rest of that has a moment to arrive
     /// first: to stop reading it would tell an HTTP/2 client of an error (RFC 9113 section 8.1) that some report as their own.
     pub fn give_back(self, now: Instant) {
-        let Self { mut connection, pool } = self;
+        let Self { mut connection, pool, permit } = self;
         if connection.has_ended() {
             return;
         }
@@ -73,6 +81,7 @@ impl PooledConnection {
         }
         let shutdown = pool.shutdown.clone();
         shutdown.spawn(async move {
+            let _permit = permit;
             if timeout(REST_OF_REQUEST, connection.settled()).await.is_ok() && connection.is_usable() {
                 pool.put(connection, Instant::now());
             }
@@ -85,8 +94,9 @@ impl PooledConnection {
     }
 
     /// See [`UpstreamConnection::into_tunnel`].
-    pub async fn into_tunnel(self) -> Option<(TcpStream, Bytes, Option<UpstreamPermit>)> {
-        self.connection.into_tunnel().await
+    pub async fn into_tunnel(self) -> Option<(TcpStream, Bytes, Option<GatewayPermit>)> {
+        let (stream, early) = self.connection.into_tunnel().await?;
+        Some((stream, early, self.permit))
     }
 }
 
@@ -108,14 +118,10 @@ impl Pool {
         }
         let Idle { mut connection, .. } = idle.pop()?;
         connection.set_reused();
-        Some(PooledConnection { connection, pool: Arc::clone(self) })
+        Some(PooledConnection { connection, pool: Arc::clone(self), permit: None })
     }
 
     fn put(&self, connection: Box<UpstreamConnection>, now: Instant) {
-        // A client that waits for a permit gets it by this drop: it does not look into pools.
-        if connection.is_waited_for() {
-            return;
-        }
         let until = now + connection.keep();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = idle.entry(connection.source()).or_default();

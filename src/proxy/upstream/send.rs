@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use http::{Response, StatusCode};
 use hyper::body::{Body, Incoming};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
+use super::budget::{GatewayBudgets, GatewayPermit};
 use super::connection::{ResponseTimeout, SendError, UpstreamConnection};
 use super::dial::dial;
-use super::pool::{MAX_IDLE, Pool, PooledConnection};
+use super::pool::{Pool, PooledConnection};
 use super::request_body::{ContinueSignal, Progress, RequestBody};
 use crate::config::{Config, Limits};
 use crate::lane::GatewayHead;
@@ -30,17 +30,20 @@ pub struct Upstream {
     gateway: SocketAddr,
     /// One for each worker, so that a connection is used only on the thread whose event queue it is in.
     pools: Box<[Arc<Pool>]>,
-    /// Limits the connections of external clients, each of which may have a hundred streams: the gateway must not run out of files or
-    /// memory for them, since agents need it too. Idle connections in the pools come on top.
-    permits: Arc<Semaphore>,
+    budgets: GatewayBudgets,
     metrics: Arc<Traffic>,
 }
 
 impl Upstream {
     pub fn new(config: &Config, metrics: Arc<Traffic>, workers: usize, shutdown: &Shutdown) -> Self {
         let pools = std::iter::repeat_with(|| Arc::new(Pool::new(shutdown))).take(workers).collect();
-        let permits = config.limits.max_connections.saturating_add(workers * MAX_IDLE).min(Semaphore::MAX_PERMITS);
-        Self { gateway: config.gateway.address, pools, permits: Arc::new(Semaphore::new(permits)), metrics }
+        let budgets = GatewayBudgets::new(&config.limits, Arc::clone(&metrics));
+        Self { gateway: config.gateway.address, pools, budgets, metrics }
+    }
+
+    /// Returns what limits each client's requests.
+    pub fn budgets(&self) -> &GatewayBudgets {
+        &self.budgets
     }
 
     fn pool(&self) -> &Arc<Pool> {
@@ -59,10 +62,11 @@ impl Upstream {
         head: GatewayHead,
         body: RequestBody,
         continue_signal: Option<Arc<ContinueSignal>>,
+        permit: GatewayPermit,
         limits: &'a Limits,
         started: Instant,
     ) -> impl Future<Output = Result<(Response<Incoming>, PooledConnection), Error>> + 'a {
-        let (source, is_external) = (head.source(), head.client().is_some());
+        let source = head.source();
         let mut retry = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
         let give_up = started + limits.gateway_wait;
@@ -82,7 +86,7 @@ impl Upstream {
                 let mut connection = match idle {
                     Some(connection) => connection,
                     None => {
-                        let connection = Box::pin(self.connect(source, is_external, limits, give_up)).await?;
+                        let connection = Box::pin(self.connect(source, limits, give_up)).await?;
                         since = Instant::now();
                         connection
                     }
@@ -91,6 +95,7 @@ impl Upstream {
                 match connection.exchange(request, timeout).await {
                     Ok(response) => {
                         connection.note_keep_alive(response.headers());
+                        connection.set_permit(permit);
                         return Ok((response, connection));
                     }
                     Err(SendError::Unsent(unsent)) => {
@@ -126,16 +131,11 @@ impl Upstream {
     }
 
     /// Opens a connection from `source`; while the gateway does not accept, tries again until `give_up`.
-    async fn connect(&self, source: Ipv4Addr, is_external: bool, limits: &Limits, give_up: Instant) -> Result<PooledConnection, Error> {
-        let mut permit = None;
-        if is_external {
-            let free = timeout_at(give_up, Arc::clone(&self.permits).acquire_owned()).await;
-            permit = Some(free.map_err(|_| Error::UpstreamLimitReached)?.expect("the semaphore is never closed"));
-        }
+    async fn connect(&self, source: Ipv4Addr, limits: &Limits, give_up: Instant) -> Result<PooledConnection, Error> {
         loop {
             let error = match timeout(limits.connect_timeout, dial(source, self.gateway)).await {
                 Ok(Ok(stream)) => {
-                    let opened = UpstreamConnection::open(stream, source, permit, limits.request_timeout).await;
+                    let opened = UpstreamConnection::open(stream, source, limits.request_timeout).await;
                     self.metrics.gateway_connections.inc();
                     return Ok(PooledConnection::new(opened.map_err(Error::GatewayBroke)?, self.pool()));
                 }

@@ -162,6 +162,7 @@ impl Surroundings {
             Peer::Loopgate => {
                 command.args(["run", "--docker", "off", "--admin", "off", "--log-level", "warn"]);
                 command.args(["--max-connections", "20000", "--max-connections-per-client", "20000"]);
+                command.args(["--gateway-requests", "100000", "--gateway-websockets", "100000"]);
                 command.args(["--gateway", &self.backend.to_string(), "--listen", &address.to_string()]);
                 command.arg("--state-dir").arg(self.directory.join("state"));
                 command.arg("--tls-cert").arg(chain).arg("--tls-key").arg(key);

@@ -193,6 +193,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
         (bodiless || self.body(&mut response, true).await).then_some(response)
     }
 
+    /// Sends a request and waits for the head of its response.
+    pub async fn ask_head(&mut self, request: impl AsRef<[u8]>) -> Message {
+        self.send(request).await.expect("a request can be sent");
+        self.head().await.expect("the head of a response")
+    }
+
     /// Sends a request and waits for its whole response.
     pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
         self.send(request).await.expect("a request can be sent");

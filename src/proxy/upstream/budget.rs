@@ -1,0 +1,351 @@
+//! Limits what clients have in flight at the gateway at once, and shares it fairly.
+//!
+//! External clients share one budget of requests and one of WebSockets. A client may hold as many permits as are free: alone it gets half
+//! of a budget, two clients get a third each, and a client that holds none gets one without waiting. What exceeds its share waits in a
+//! queue, in which clients take turns. Each agent has budgets of its own, which no other client uses.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+use tracing::warn;
+
+use crate::config::Limits;
+use crate::labels::LaneKind;
+use crate::metrics::traffic::{Held, Traffic};
+
+#[cfg(test)]
+mod tests;
+
+/// How many times the budget of all external clients each agent has for itself.
+const AGENT_FACTOR: usize = 4;
+/// How many requests may wait, as a multiple of the budget.
+const WAITING_FACTOR: usize = 4;
+/// How often a budget that is used up is logged.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
+/// A table of clients is searched for those that are gone when it holds at least this many.
+const MIN_TABLE: usize = 1024;
+
+/// What a permit is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// A request, until its response has been read from the gateway.
+    Request,
+    /// A WebSocket, from the request for it on.
+    WebSocket,
+}
+
+/// A budget is used up, or the client's share of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("requests at the gateway are at the limit ({option})")]
+pub struct Exhausted {
+    /// The option that sets the limit.
+    pub option: &'static str,
+}
+
+/// The budgets of all clients.
+#[derive(Debug)]
+pub struct GatewayBudgets {
+    external: Pair,
+    limits: (usize, usize),
+    clients: Mutex<Table<IpAddr>>,
+    agents: Mutex<Table<Ipv4Addr>>,
+    traffic: Arc<Traffic>,
+}
+
+/// The budgets that one client draws on, and what it holds of them.
+#[derive(Debug)]
+pub struct ClientBudget {
+    pair: Pair,
+    requests: AtomicUsize,
+    websockets: AtomicUsize,
+}
+
+/// The right to one request or WebSocket at the gateway, returned when dropped.
+#[derive(Debug)]
+pub struct GatewayPermit {
+    client: Arc<ClientBudget>,
+    purpose: Use,
+    /// Whether its return may admit a request that waits.
+    dispatches: AtomicBool,
+    _held: Held,
+}
+
+/// A budget of requests and one of WebSockets.
+#[derive(Clone, Debug)]
+struct Pair {
+    requests: Arc<Budget>,
+    websockets: Arc<Budget>,
+}
+
+/// Clients that have a connection.
+#[derive(Debug)]
+struct Table<K> {
+    clients: HashMap<K, Weak<ClientBudget>>,
+    clean_at: usize,
+}
+
+#[derive(Debug)]
+struct Budget {
+    option: &'static str,
+    limit: usize,
+    /// Whether the budget is shared by clients, each of which may hold only as much as is free.
+    is_shared: bool,
+    used: AtomicUsize,
+    waiting: AtomicUsize,
+    queue: Mutex<VecDeque<ClientQueue>>,
+    held: Gauge,
+    queued: Gauge,
+    epoch: Instant,
+    /// Milliseconds after `epoch` at which exhaustion was logged last, plus one; 0 for never.
+    warned: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// The waiting requests of one client.
+#[derive(Debug)]
+struct ClientQueue {
+    client: Arc<ClientBudget>,
+    waiters: VecDeque<oneshot::Sender<GatewayPermit>>,
+}
+
+impl GatewayBudgets {
+    pub fn new(limits: &Limits, traffic: Arc<Traffic>) -> Self {
+        let limits = (limits.gateway_requests, limits.gateway_websockets);
+        let external = Pair::new(limits, LaneKind::External, &traffic);
+        Self { external, limits, clients: Mutex::default(), agents: Mutex::default(), traffic }
+    }
+
+    /// Returns the budget of the external client with the address `ip`. Addresses of one IPv6 network of 64 bits are one client.
+    pub fn client(&self, ip: IpAddr) -> Arc<ClientBudget> {
+        let key = match ip {
+            IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
+            ip => ip,
+        };
+        lock(&self.clients).get(key, || self.external.clone())
+    }
+
+    /// Returns the budget of the agent whose requests come from `source` at the gateway.
+    pub fn agent(&self, source: Ipv4Addr) -> Arc<ClientBudget> {
+        let (requests, websockets) = self.limits;
+        let limits = (requests.saturating_mul(AGENT_FACTOR), websockets);
+        lock(&self.agents).get(source, || Pair::new(limits, LaneKind::Agent, &self.traffic))
+    }
+}
+
+impl Pair {
+    fn new((requests, websockets): (usize, usize), lane: LaneKind, traffic: &Traffic) -> Self {
+        let counters = traffic.lane(lane);
+        let is_shared = lane == LaneKind::External;
+        let budget = |option, limit, held: &Gauge| {
+            Arc::new(Budget {
+                option,
+                limit,
+                is_shared,
+                used: AtomicUsize::new(0),
+                waiting: AtomicUsize::new(0),
+                queue: Mutex::default(),
+                held: held.clone(),
+                queued: counters.waiting.clone(),
+                epoch: Instant::now(),
+                warned: AtomicU64::new(0),
+                refused: AtomicU64::new(0),
+            })
+        };
+        Self {
+            requests: budget("limits.gateway_requests", requests, &counters.in_flight),
+            websockets: budget("limits.gateway_websockets", websockets, &counters.websockets),
+        }
+    }
+}
+
+impl<K> Default for Table<K> {
+    fn default() -> Self {
+        Self { clients: HashMap::new(), clean_at: MIN_TABLE }
+    }
+}
+
+impl<K: Hash + Eq> Table<K> {
+    fn get(&mut self, key: K, pair: impl FnOnce() -> Pair) -> Arc<ClientBudget> {
+        if let Some(client) = self.clients.get(&key).and_then(Weak::upgrade) {
+            return client;
+        }
+        if self.clients.len() >= self.clean_at {
+            self.clients.retain(|_, client| client.strong_count() > 0);
+            self.clean_at = MIN_TABLE.max(2 * self.clients.len());
+        }
+        let client = Arc::new(ClientBudget { pair: pair(), requests: AtomicUsize::new(0), websockets: AtomicUsize::new(0) });
+        self.clients.insert(key, Arc::downgrade(&client));
+        client
+    }
+}
+
+impl ClientBudget {
+    fn budget(&self, purpose: Use) -> &Arc<Budget> {
+        match purpose {
+            Use::Request => &self.pair.requests,
+            Use::WebSocket => &self.pair.websockets,
+        }
+    }
+
+    fn holds(&self, purpose: Use) -> &AtomicUsize {
+        match purpose {
+            Use::Request => &self.requests,
+            Use::WebSocket => &self.websockets,
+        }
+    }
+
+    /// Takes a permit if the client's share allows it. Never waits, and takes no lock.
+    pub fn try_acquire(self: &Arc<Self>, purpose: Use) -> Option<GatewayPermit> {
+        let (budget, holds) = (self.budget(purpose), self.holds(purpose));
+        let mut used = budget.used.load(Ordering::SeqCst);
+        loop {
+            let free = budget.limit.saturating_sub(used);
+            if free == 0 || budget.is_shared && holds.load(Ordering::SeqCst) >= free {
+                return None;
+            }
+            match budget.used.compare_exchange_weak(used, used + 1, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => break,
+                Err(now) => used = now,
+            }
+        }
+        holds.fetch_add(1, Ordering::SeqCst);
+        let held = Held::new(&budget.held);
+        Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held })
+    }
+
+    /// Waits for a permit until `deadline`.
+    ///
+    /// # Errors
+    /// There was none in time, or too many requests wait already.
+    pub async fn wait(self: &Arc<Self>, purpose: Use, deadline: Instant) -> Result<GatewayPermit, Exhausted> {
+        let budget = self.budget(purpose);
+        let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.refuse()) };
+        // A permit that was returned before the waiter was in the queue was not given to it.
+        budget.dispatch(purpose);
+        match Box::pin(timeout_at(deadline, &mut waiter.receiver)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(budget.refuse()),
+        }
+    }
+}
+
+/// A request in the queue.
+struct Waiter {
+    client: Arc<ClientBudget>,
+    purpose: Use,
+    receiver: oneshot::Receiver<GatewayPermit>,
+    _queued: Held,
+}
+
+impl Waiter {
+    /// Puts a request of `client` into the queue; `None` where too many are in it, by the rule for permits.
+    fn new(client: &Arc<ClientBudget>, purpose: Use) -> Option<Self> {
+        let budget = client.budget(purpose);
+        let (sender, receiver) = oneshot::channel();
+        let mut queue = lock(&budget.queue);
+        let free = budget.limit.saturating_mul(WAITING_FACTOR).saturating_sub(budget.waiting.load(Ordering::SeqCst));
+        let own = queue.iter_mut().find(|queue| Arc::ptr_eq(&queue.client, client));
+        let waiting = own.as_ref().map_or(0, |own| own.waiters.len());
+        if free == 0 || budget.is_shared && waiting >= free {
+            return None;
+        }
+        match own {
+            Some(own) => own.waiters.push_back(sender),
+            None => queue.push_back(ClientQueue { client: Arc::clone(client), waiters: [sender].into() }),
+        }
+        budget.waiting.fetch_add(1, Ordering::SeqCst);
+        Some(Self { client: Arc::clone(client), purpose, receiver, _queued: Held::new(&budget.queued) })
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.receiver.close();
+        let budget = self.client.budget(self.purpose);
+        let mut queue = lock(&budget.queue);
+        if let Some(index) = queue.iter().position(|queue| Arc::ptr_eq(&queue.client, &self.client)) {
+            let waiters = &mut queue[index].waiters;
+            let before = waiters.len();
+            waiters.retain(|waiter| !waiter.is_closed());
+            budget.waiting.fetch_sub(before - waiters.len(), Ordering::SeqCst);
+            if waiters.is_empty() {
+                queue.remove(index);
+            }
+        }
+    }
+}
+
+impl Budget {
+    /// Gives free permits to requests that wait, one client after the other.
+    fn dispatch(&self, purpose: Use) {
+        let mut queue = lock(&self.queue);
+        let mut ineligible = 0;
+        while ineligible < queue.len() {
+            let Some(mut next) = queue.pop_front() else { return };
+            let Some(permit) = next.client.try_acquire(purpose) else {
+                ineligible += 1;
+                queue.push_back(next);
+                continue;
+            };
+            ineligible = 0;
+            let mut permit = Some(permit);
+            while let Some(given) = permit.take() {
+                let Some(waiter) = next.waiters.pop_front() else {
+                    permit = Some(given);
+                    break;
+                };
+                self.waiting.fetch_sub(1, Ordering::SeqCst);
+                // It comes back where the request was given up meanwhile.
+                permit = waiter.send(given).err();
+            }
+            if let Some(unused) = permit {
+                // The queue is locked, and this loop goes on anyway.
+                unused.dispatches.store(false, Ordering::Relaxed);
+            }
+            if !next.waiters.is_empty() {
+                queue.push_back(next);
+            }
+        }
+    }
+
+    /// Counts a request that gets no permit, and logs that once in a while.
+    fn refuse(&self) -> Exhausted {
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        let warned = self.warned.load(Ordering::Relaxed);
+        let is_due = warned == 0 || now + 1 >= warned + u64::try_from(WARN_INTERVAL.as_millis()).unwrap_or(u64::MAX);
+        if is_due && self.warned.compare_exchange(warned, now + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.refused.fetch_sub(refused, Ordering::Relaxed);
+            let clients = if self.is_shared { "external clients" } else { "an agent" };
+            warn!(
+                limit = self.limit,
+                option = self.option,
+                refused,
+                "requests of {clients} at the gateway are at the limit; answering 503"
+            );
+        }
+        Exhausted { option: self.option }
+    }
+}
+
+impl Drop for GatewayPermit {
+    fn drop(&mut self) {
+        self.client.holds(self.purpose).fetch_sub(1, Ordering::SeqCst);
+        let budget = self.client.budget(self.purpose);
+        budget.used.fetch_sub(1, Ordering::SeqCst);
+        if budget.waiting.load(Ordering::SeqCst) > 0 && self.dispatches.load(Ordering::Relaxed) {
+            budget.dispatch(self.purpose);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

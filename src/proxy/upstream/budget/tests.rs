@@ -1,0 +1,134 @@
+use std::net::Ipv4Addr;
+
+use super::*;
+
+fn budgets(requests: usize, websockets: usize) -> GatewayBudgets {
+    let mut config = crate::config::Config::default();
+    (config.limits.gateway_requests, config.limits.gateway_websockets) = (requests, websockets);
+    GatewayBudgets::new(&config.limits, Arc::default())
+}
+
+fn client(budgets: &GatewayBudgets, last: u8) -> Arc<ClientBudget> {
+    budgets.client(IpAddr::V4(Ipv4Addr::new(203, 0, 113, last)))
+}
+
+/// Takes as many permits as `client` gets without waiting.
+fn take_all(client: &Arc<ClientBudget>) -> Vec<GatewayPermit> {
+    std::iter::from_fn(|| client.try_acquire(Use::Request)).collect()
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(5)
+}
+
+#[test]
+fn a_client_gets_as_much_as_is_free_and_the_next_one_gets_some_too() {
+    let budgets = budgets(128, 16);
+    let held: Vec<_> = (1..=3).map(|last| take_all(&client(&budgets, last))).collect();
+    assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>(), [64, 32, 16]);
+    drop(held);
+    assert_eq!(take_all(&client(&budgets, 1)).len(), 64, "every permit was returned");
+}
+
+#[test]
+fn requests_websockets_and_agents_do_not_count_against_each_other() {
+    let budgets = budgets(1, 1);
+    let outsider = client(&budgets, 1);
+    let _request = outsider.try_acquire(Use::Request).unwrap();
+    let _websocket = outsider.try_acquire(Use::WebSocket).unwrap();
+    assert!(outsider.try_acquire(Use::WebSocket).is_none());
+    let agents: Vec<_> = (1..=2).map(|last| budgets.agent(Ipv4Addr::new(127, 77, 0, last))).collect();
+    for agent in &agents {
+        assert_eq!(std::iter::from_fn(|| agent.try_acquire(Use::Request).map(std::mem::forget)).count(), AGENT_FACTOR);
+    }
+}
+
+#[test]
+fn addresses_of_one_ipv6_network_are_one_client() {
+    let budgets = budgets(8, 8);
+    let of = |ip: &str| budgets.client(ip.parse().unwrap());
+    let one = of("2001:db8:0:1::5");
+    assert!(Arc::ptr_eq(&one, &of("2001:db8:0:1:ffff::9")));
+    assert!(!Arc::ptr_eq(&one, &of("2001:db8:0:2::5")));
+    drop(one);
+    for number in 0..3 * MIN_TABLE as u32 {
+        budgets.client(IpAddr::V4(Ipv4Addr::from(number)));
+    }
+    assert!(lock(&budgets.clients).clients.len() <= MIN_TABLE, "clients without a connection are removed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_take_turns_in_the_queue_and_one_within_its_share_does_not_wait() {
+    let budgets = budgets(4, 4);
+    let [greedy, other, third] = [1, 2, 3].map(|last| client(&budgets, last));
+    let mut held = take_all(&greedy);
+    held.extend(take_all(&other));
+    held.extend(take_all(&third));
+    assert_eq!(held.len(), 4, "2, 1 and 1");
+    let order = Mutex::new(Vec::new());
+    let wait = async |client: &Arc<ClientBudget>, name| {
+        let permit = client.wait(Use::Request, soon()).await.unwrap();
+        lock(&order).push(name);
+        permit
+    };
+    let give_back = async {
+        for permit in held.drain(..) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            drop(permit);
+        }
+    };
+    let got = tokio::join!(wait(&greedy, "greedy"), wait(&greedy, "greedy"), wait(&other, "other"), give_back);
+    assert_eq!(*lock(&order), ["greedy", "other", "greedy"]);
+    drop(got);
+    assert_eq!(take_all(&greedy).len(), 2, "every permit was returned");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_too_long_or_in_too_long_a_queue_is_refused() {
+    let budgets = budgets(2, 2);
+    let (one, other) = (client(&budgets, 1), client(&budgets, 2));
+    let held = [one.try_acquire(Use::Request).unwrap(), other.try_acquire(Use::Request).unwrap()];
+    let start = Instant::now();
+    let refused = one.wait(Use::Request, soon()).await.unwrap_err();
+    assert_eq!((refused.option, start.elapsed()), ("limits.gateway_requests", Duration::from_secs(5)));
+    let waiting: Vec<_> = std::iter::from_fn(|| Waiter::new(&one, Use::Request)).collect();
+    assert_eq!(waiting.len(), 2 * WAITING_FACTOR / 2, "a client may fill half of the queue");
+    assert!(Waiter::new(&other, Use::Request).is_some());
+    assert_eq!(one.wait(Use::Request, soon()).await.unwrap_err().option, refused.option);
+    assert_eq!(start.elapsed(), Duration::from_secs(5), "at once");
+    // Requests that were given up leave nothing behind.
+    drop(waiting);
+    let queue = &one.budget(Use::Request).queue;
+    assert!(lock(queue).is_empty() && one.budget(Use::Request).waiting.load(Ordering::SeqCst) == 0);
+    drop(held);
+    assert!(one.wait(Use::Request, soon()).await.is_ok());
+}
+
+#[test]
+fn permits_are_neither_lost_nor_doubled_under_contention() {
+    let budgets = budgets(8, 8);
+    let most = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for last in 0..4 {
+            let (client, most) = (client(&budgets, last), &most);
+            scope.spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    for round in 0..300 {
+                        let three = [(); 3].map(|()| async {
+                            let deadline = Instant::now() + Duration::from_millis(if round % 7 == 0 { 0 } else { 5000 });
+                            if let Ok(_permit) = client.wait(Use::Request, deadline).await {
+                                most.fetch_max(client.budget(Use::Request).used.load(Ordering::SeqCst), Ordering::SeqCst);
+                                tokio::task::yield_now().await;
+                            }
+                        });
+                        futures_util::future::join_all(three).await;
+                    }
+                });
+            });
+        }
+    });
+    let budget = &budgets.external.requests;
+    assert_eq!((budget.used.load(Ordering::SeqCst), budget.waiting.load(Ordering::SeqCst)), (0, 0));
+    assert!(most.into_inner() <= 8);
+}

@@ -1,0 +1,107 @@
+//! Floods of requests: what reaches the gateway, what the others notice, and what is buffered meanwhile.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, h2_request, request};
+
+/// Another external client.
+const OTHER: &str = "127.0.0.4";
+/// For what should happen at once.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A sidecar that lets external clients have `requests` requests and WebSockets at the gateway.
+async fn limited(requests: usize) -> Harness {
+    Harness::with(|config| {
+        config.limits.gateway_requests = requests;
+        config.limits.gateway_websockets = requests;
+        config.limits.gateway_wait = Duration::from_secs(2);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_flood_of_one_client_leaves_the_gateway_to_the_others() {
+    let harness = limited(8).await;
+    let mut flooder = harness.h2(OUTSIDER).await;
+    let mut flood = Vec::new();
+    for _ in 0..50 {
+        flooder = flooder.ready().await.unwrap();
+        flood.push(flooder.send_request(h2_request("GET /held", &[]), true).unwrap().0);
+    }
+    harness.gateway.wait_for_requests(4).await;
+    for protocol in PROTOCOLS {
+        for source in [OTHER, AGENT] {
+            assert_eq!(timeout(SOON, harness.ask(protocol, source, "GET /", &[])).await.unwrap().0, 200, "{source}");
+        }
+        // A connection of its own does not help it, and it learns when to come again.
+        let refused = timeout(SOON, harness.ask(protocol, OUTSIDER, "GET /", &[])).await.unwrap();
+        assert!(refused.0 == 503 && refused.1.contains("too_many_requests"), "{refused:?}");
+    }
+    let refused = harness.h1(OUTSIDER).await.ask(request("GET /", "")).await;
+    assert_eq!((refused.status(), refused.field("retry-after")), (503, Some("1")));
+    assert_eq!(harness.gateway.requests().len(), 8, "half of the limit, and the four of the others");
+    for (number, response) in flood.into_iter().enumerate() {
+        if number == 4 {
+            // The others have been refused, or will be when their time is up.
+            break;
+        }
+        harness.gateway.release(1);
+        assert_eq!(response.await.unwrap().status(), 200);
+    }
+    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_request_that_waits_goes_on_when_another_one_ends() {
+    let harness = limited(2).await;
+    let held = harness.ask(Protocol::H1, OUTSIDER, "GET /held", &[]);
+    let waiting = async {
+        harness.gateway.wait_for_requests(1).await;
+        let waiting = harness.ask(Protocol::H2, OUTSIDER, "GET /echo", &[]);
+        let release = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert_eq!(harness.gateway.requests().len(), 1);
+            harness.gateway.release(1);
+        };
+        tokio::join!(waiting, release).0
+    };
+    let (held, waiting) = timeout(SOON, async { tokio::join!(held, waiting) }).await.unwrap();
+    assert_eq!((held.0, waiting.0), (200, 200));
+}
+
+#[tokio::test]
+async fn clients_of_a_trusted_proxy_have_a_share_each() {
+    let harness = limited(4).await;
+    let mut proxy = harness.h2(TRUSTED_PROXY).await;
+    let mut flood = Vec::new();
+    for _ in 0..10 {
+        proxy = proxy.ready().await.unwrap();
+        flood.push(proxy.send_request(h2_request("GET /held", &[("x-forwarded-for", "203.0.113.5")]), true).unwrap().0);
+    }
+    harness.gateway.wait_for_requests(2).await;
+    let stated = [("x-forwarded-for", "203.0.113.6")];
+    let other = timeout(SOON, harness.ask(Protocol::H1, TRUSTED_PROXY, "GET /", &stated)).await.unwrap();
+    assert_eq!((other.0, harness.gateway.requests().len()), (200, 3));
+}
+
+#[tokio::test]
+async fn websockets_are_limited_apart_from_requests() {
+    let harness = limited(2).await;
+    for protocol in PROTOCOLS {
+        let socket = harness.websocket(protocol, OUTSIDER, "/ws").await;
+        let refused = timeout(SOON, harness.h1(OUTSIDER).await.ask(upgrade())).await.unwrap();
+        assert!(refused.status() == 503 && refused.text().contains("too_many_requests"), "{refused:?}");
+        assert_eq!(harness.ask(protocol, OUTSIDER, "GET /", &[]).await.0, 200);
+        drop(harness.websocket(protocol, OTHER, "/ws").await);
+        drop(socket);
+        let again = timeout(SOON, async { while harness.h1(OUTSIDER).await.ask_head(upgrade()).await.status() != 101 {} });
+        again.await.expect("a WebSocket that has ended makes room");
+    }
+}
+
+fn upgrade() -> String {
+    let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+    request("GET /ws", &format!("Connection: Upgrade\r\nUpgrade: websocket\r\n{key}"))
+}
