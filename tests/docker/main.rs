@@ -14,6 +14,7 @@ mod filter;
 mod house;
 mod image;
 mod labels;
+mod machine;
 mod matrix;
 mod openclaw;
 mod project;

@@ -57,7 +57,8 @@ impl Project {
     /// `None`, said aloud, where something is missing.
     pub fn up(compose: Compose, files: &[&'static str]) -> Option<Self> {
         static PROJECTS: AtomicU32 = AtomicU32::new(0);
-        for image in ["loopgate", "caddy", "traefik"] {
+        let fronts = ["caddy", "traefik"].into_iter().filter(|front| files.iter().any(|file| file.contains(front)));
+        for image in fronts.chain(["loopgate"]) {
             attempt(&["image", "inspect", &format!("loopgate-test/{image}")]).map_err(|why| skip(&why)).ok()?;
         }
         compose.command()?;

@@ -1,0 +1,96 @@
+//! The shipped compose.yaml through what happens to machines: ordinary restarts of the engine, its sudden end, and reboots. `tests/run upheaval`
+//! runs it, on an engine that no other test uses.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use loopgate_test_support::device_client::{DeviceClient, End};
+
+use crate::container::Running;
+use crate::engine::{Engine, attempt, output};
+use crate::project::{Compose, Project};
+
+/// How long the stack may take to be back.
+const PATIENCE: Duration = Duration::from_secs(90);
+const SERVICES: [&str; 5] = ["netns", "gateway", "loopgate", "socket-filter", "agent"];
+
+/// One kind of event, by the words that `tests/setup/engine28.sh` has for it, and how often it happens unless a variable says otherwise.
+const EVENTS: [(&str, &[&str], u32); 3] =
+    [("RESTARTS", &["stop", "start"], 20), ("KILLS", &["kill", "start"], 10), ("REBOOTS", &["reboot"], 10)];
+
+#[test]
+#[ignore = "restarts the engine that it runs on: tests/run upheaval"]
+fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
+    let script = std::env::var("TEST_ENGINE_SCRIPT").expect("TEST_ENGINE_SCRIPT controls the engine of DOCKER_HOST");
+    // What the unit of docker/README.md does once the engine is up again.
+    let unit = std::env::var("TEST_WITH_UNIT").as_deref() == Ok("1");
+    let engine = Engine::start().expect("an engine with the images");
+    let project = Project::up(Compose::V2, &["compose.yaml"]).expect("the images");
+    let stranger = engine.run(project.stranger("agents").option("--restart=always"));
+    assert!(is_back(&project, &stranger, Duration::from_secs(300)), "{}", states(&project));
+
+    let mut missing = Vec::new();
+    for (name, words, usual) in EVENTS {
+        let count = std::env::var(format!("TEST_{name}")).ok().map_or(usual, |count| count.parse().expect("a number"));
+        let mut back = 0;
+        for number in 1..=count {
+            for word in words {
+                let done = output(Command::new(&script).arg(word)).expect("the script can be run");
+                assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            }
+            let start = Instant::now();
+            if unit {
+                project.must(&["up", "--detach", "--no-build"]);
+            }
+            if is_back(&project, &stranger, PATIENCE) {
+                back += 1;
+                eprintln!("{name} {number}: back after {} s", start.elapsed().as_secs());
+                continue;
+            }
+            let left = states(&project);
+            eprintln!("{name} {number}: not back after {} s: {left}", PATIENCE.as_secs());
+            missing.push(format!("{name} {number}: {left}"));
+            project.must(&["up", "--detach", "--no-build"]);
+            let _ = attempt(&["start", stranger.name()]);
+            assert!(is_back(&project, &stranger, Duration::from_secs(300)), "not even by `up`: {}", states(&project));
+        }
+        eprintln!("{name}: back {back} of {count}");
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// Whether, in time, the agent is let in without a question and a stranger has to be approved.
+fn is_back(project: &Project, stranger: &Running, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        let agent = connects(&project.service("agent"), |container| project.client(container, "ws://127.0.0.1:18789"));
+        if matches!(agent, Some(End::Hello { .. })) {
+            let outside = connects(stranger, |container| project.client(container, "wss://gateway:18443").ca("/ca/ca.pem".as_ref()));
+            let asked = |reason: &str| reason.starts_with("pairing required");
+            if matches!(&outside, Some(End::Closed { code: 1008, reason, .. }) if asked(reason)) {
+                return true;
+            }
+            assert!(!matches!(outside, Some(End::Hello { .. })), "a stranger was let in");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    false
+}
+
+/// How a handshake in `container` ends; `None` where it does not run.
+fn connects(container: &Running, client: impl Fn(&Running) -> DeviceClient) -> Option<End> {
+    if !container.try_exec(["true"]).status.success() {
+        return None;
+    }
+    // It may stop in the middle.
+    catch_unwind(AssertUnwindSafe(|| client(container).connect())).ok()
+}
+
+/// What state each container is in, and why.
+fn states(project: &Project) -> String {
+    let state = |service: &str| {
+        format!("{service} {}", project.service(service).inspect("{{.State.Status}} ({{.State.ExitCode}}) {{.State.Error}}"))
+    };
+    SERVICES.map(state).join("; ")
+}
