@@ -1,4 +1,4 @@
-"""Runs every case against loopgate and its peers, prints the table, and fails where loopgate fails and a peer passes."""
+"""Runs every case against loopgate and its peers, prints the table, and fails where loopgate fails and a peer passes, but for known limits."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 
 from cases import CASES, Context
+from limits import LIMITS
 from peers import all_peers, free_port
 
 HERE = Path(__file__).parent
@@ -56,7 +57,7 @@ def main() -> int:
                 peer.start()
             print("| case | " + " | ".join(peer.name for peer in peers) + " |", flush=True)
             print("| --- |" + " --- |" * len(peers), flush=True)
-            behind, alone = [], []
+            behind, alone, outdated = [], [], []
             for title, function in wanted:
                 assert backend.poll() is None, "the backend died"
                 results = [judge(peer, context, function) for peer in peers]
@@ -65,6 +66,8 @@ def main() -> int:
                 ours, others = results[0][1], [right for _, right in results[1:]]
                 if ours is False:
                     (behind if True in others else alone).append(title)
+                elif ours and title in LIMITS:
+                    outdated.append(title)
         finally:
             for peer in peers:
                 peer.stop()
@@ -72,10 +75,13 @@ def main() -> int:
             backend.wait()
     for title in alone:
         print(f"no side passes: {title}")
+    for title in outdated:
+        print(f"no limit any more, remove it from limits.py: {title}")
     for title in behind:
-        print(f"FAILED: a peer passes, loopgate does not: {title}")
-    print(f"{len(wanted)} cases, {len(peers)} sides; loopgate is behind a peer in {len(behind)}")
-    return 1 if behind or not wanted else 0
+        print(f"known limit: {title}: {LIMITS[title]}" if title in LIMITS else f"FAILED: a peer passes, loopgate does not: {title}")
+    failed = [title for title in behind if title not in LIMITS]
+    print(f"{len(wanted)} cases, {len(peers)} sides; loopgate is behind a peer in {len(behind)}, {len(behind) - len(failed)} of them known limits")
+    return 1 if failed or not wanted else 0
 
 
 if __name__ == "__main__":
