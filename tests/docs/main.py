@@ -179,6 +179,7 @@ TABLE = {
         ("loopgate cert show", operated),
         ("loopgate config show", operated),
         ("loopgate check --json", operated),
+        ("docker compose exec loopgate /loopgate reload", shipped, When(lambda: shipped.wait())),
         ("loopgate cert rotate ", operated),
         ("loopgate cert rotate --new-key", operated),
     ],
