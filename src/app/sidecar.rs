@@ -88,7 +88,7 @@ impl Sidecar {
         // starts without them, which grants nothing.
         discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
         // An unusable client CA refuses the start before a CA of loopgate's own is created.
-        ClientAuthorities::new(None, config.tls.client_ca.as_deref()).map_err(tls::Error::from)?;
+        ClientAuthorities::new(None, config.tls.client_ca.as_deref(), Arc::default()).map_err(tls::Error::from)?;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
         let newest = pki.identity();
         let served = Arc::clone(&newest.borrow());

@@ -92,7 +92,8 @@ impl TlsReloader {
 
 /// Returns the TLS configuration that serves `identity`.
 pub(super) fn server_config(identity: &Identity, config: &Config) -> Result<TlsServerConfig, Error> {
-    let authorities = ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref()).map_err(tls::Error::from)?;
+    let authorities = ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref(), Arc::clone(&identity.revoked));
+    let authorities = authorities.map_err(tls::Error::from)?;
     let further = config.tls.names.iter().filter_map(|name| name.parse().ok());
     Ok(TlsServerConfig::new(identity, Arc::new(authorities), further)?)
 }

@@ -43,6 +43,18 @@ pub enum Command {
         #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::issued_life)]
         life: Duration,
     },
+    /// Revokes a certificate of `cert issue` or of an enrolled agent; a running sidecar closes its connections within seconds
+    #[command(group(clap::ArgGroup::new("which").required(true).args(["serial", "cert"])))]
+    Revoke {
+        #[command(flatten)]
+        flags: Flags<Files>,
+        /// The certificate's serial number, as `cert issue` prints it
+        #[arg(long, value_name = "HEX", value_parser = |text: &str| offline::serial(text).map(Serial))]
+        serial: Option<Serial>,
+        /// The certificate's file (PEM)
+        #[arg(long, value_name = "FILE")]
+        cert: Option<PathBuf>,
+    },
     /// Replaces the server's certificate now
     Rotate {
         #[command(flatten)]
@@ -52,6 +64,10 @@ pub enum Command {
         new_key: bool,
     },
 }
+
+/// A serial number.
+#[derive(Clone, Debug)]
+pub struct Serial(Vec<u8>);
 
 /// The options that say which files, and for whom.
 #[derive(Clone, Debug)]
@@ -82,6 +98,16 @@ pub fn run(command: Command) -> Result<(), Error> {
             let config = flags.load()?;
             let agent = offline::Agent { trust_domain: &config.agents.trust_domain, name: &name, life };
             output::print(offline::issue(&config.state_dir, &agent, &out)?.to_string())
+        }
+        Command::Revoke { flags, serial, cert } => {
+            let config = flags.load()?;
+            let serial = match (serial, cert) {
+                (Some(Serial(serial)), _) => serial,
+                (None, Some(file)) => offline::serial_of(&file)?,
+                (None, None) => unreachable!("clap requires one of them"),
+            };
+            let done = if offline::revoke(&config.state_dir, &serial)? { "revoked" } else { "was revoked before" };
+            output::print(format!("{} {done}\n", offline::serial_text(&serial)))
         }
         Command::Rotate { flags, new_key } => {
             let key = if new_key { RotateKey::Replace } else { RotateKey::Keep };

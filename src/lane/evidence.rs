@@ -30,6 +30,8 @@ pub enum ProxyHeader {
 pub struct Certificate {
     /// The CA that signed it.
     pub issuer: Issuer,
+    /// Its serial number, as it is encoded.
+    pub serial: Vec<u8>,
     /// Its URI subject alternative names.
     pub uris: Vec<String>,
     /// The user that it names: the SAN e-mail, else URI, else DNS name.

@@ -172,9 +172,18 @@ mod tests {
         config.external.trusted_proxies = vec!["172.18.0.5/32".parse().unwrap()];
         let mut listing = config.clone();
         listing.agents.uris = vec!["spiffe://corp/robot".into()];
-        let own = |uri: &str, not_after| Some(Certificate { issuer: Issuer::Own, uris: vec![uri.into()], user: None, not_after });
-        let operator =
-            || Some(Certificate { issuer: Issuer::Operator, uris: vec!["spiffe://corp/x".into()], user: None, not_after: 2_000 });
+        let own = |uri: &str, not_after| {
+            Some(Certificate { issuer: Issuer::Own, serial: Vec::new(), uris: vec![uri.into()], user: None, not_after })
+        };
+        let operator = || {
+            Some(Certificate {
+                issuer: Issuer::Operator,
+                serial: Vec::new(),
+                uris: vec!["spiffe://corp/x".into()],
+                user: None,
+                not_after: 2_000,
+            })
+        };
         let bbb = "spiffe://loopgate.local/docker/p/s/bbb";
         let mut remote = config.clone();
         remote.gateway.address = "10.0.0.1:18789".parse().unwrap();

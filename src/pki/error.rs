@@ -93,6 +93,12 @@ pub enum Error {
         /// The part as given.
         part: String,
     },
+    /// A text that is no serial number of a certificate.
+    #[error("{text:?} is no serial number: expected 1 to 20 bytes in hexadecimal, as `loopgate cert issue` prints it")]
+    Serial {
+        /// The text as given.
+        text: String,
+    },
     /// A lifetime that no client would accept.
     #[error("a certificate must be valid for at least a minute and at most 397 days")]
     Lifetime,
@@ -193,6 +199,9 @@ pub enum InvalidFile {
     /// The certificate has expired.
     #[error("its certificate expired on {0}")]
     Expired(OffsetDateTime),
+    /// A line of the list of revoked certificates is invalid.
+    #[error("line {0} is no serial number in hexadecimal")]
+    RevokedLine(usize),
     /// A signing request can't be parsed, or isn't signed by its key.
     #[error("it is malformed or not signed by its own key")]
     Request(#[source] rcgen::Error),

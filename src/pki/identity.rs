@@ -8,6 +8,7 @@ use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use super::name::SubjectName;
+use super::revocation::Revoked;
 
 /// What the TLS listener serves. Key, chain and CA are replaced together.
 #[derive(Clone, Debug)]
@@ -16,6 +17,8 @@ pub struct Identity {
     pub certified_key: Arc<CertifiedKey>,
     /// loopgate's own CA, which signs agents' certificates; `None` with a provided pair and no usable state directory.
     pub ca: Option<CertificateDer<'static>>,
+    /// The certificates of that CA which are no longer accepted.
+    pub revoked: Arc<Revoked>,
     /// The names in the leaf.
     pub names: BTreeSet<SubjectName>,
     /// The start of the leaf's validity.

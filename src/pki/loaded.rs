@@ -37,6 +37,7 @@ pub(super) fn identity(
     Ok(Identity {
         certified_key: Arc::new(CertifiedKey::new(chain, key)),
         ca,
+        revoked: Arc::default(),
         names,
         not_before: validity.not_before,
         not_after: validity.not_after,

@@ -15,6 +15,7 @@ use super::certificate::{Facts, verify_before_publishing};
 use super::error::{Error, InvalidFile};
 use super::loaded::{FilesDigest, LoadedIdentity, files_digest, identity};
 use super::name::SubjectName;
+use super::revocation::REVOKED;
 use super::state_dir::{Access, Lock, StateDir};
 use super::{pem, plan};
 
@@ -59,9 +60,14 @@ impl Managed {
         &self.authority
     }
 
+    /// Returns the state directory.
+    pub(super) fn dir(&self) -> &StateDir {
+        &self.dir
+    }
+
     /// Returns the digest of the server's files.
     pub(super) fn files_digest(&self) -> FilesDigest {
-        files_digest([&self.dir.file(SERVER_CERTIFICATE), &self.dir.file(SERVER_KEY)])
+        files_digest([&self.dir.file(SERVER_CERTIFICATE), &self.dir.file(SERVER_KEY), &self.dir.file(REVOKED)])
     }
 
     /// Returns the server's certificate, renewed if it is due. A CA or a key that vanishes while running is an error; no new one is created.

@@ -14,8 +14,9 @@ use super::certificate::Facts;
 use super::error::{Error, InvalidFile};
 use super::managed::{Managed, RotateKey, SERVER_CERTIFICATE};
 use super::pin::public_key_pin;
+pub use super::revocation::serial;
 use super::state_dir::{Access, StateDir, read_file};
-use super::{chain, pem};
+use super::{chain, pem, revocation};
 use crate::fingerprint::Fingerprint;
 
 /// A certificate as `loopgate cert show` prints it.
@@ -136,6 +137,33 @@ pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Descript
     }
     out.replace("agent.pem", pem::encode_certificates(&chain).as_bytes(), Access::Public)?;
     describe(out.file("agent.pem"), &chain[0])
+}
+
+/// Revokes the certificate with this serial number; returns whether it was not revoked before. A running sidecar notices within two
+/// seconds.
+///
+/// # Errors
+/// There is no CA in `state_dir`, or the list can't be read or written.
+pub fn revoke(state_dir: &Path, serial: &[u8]) -> Result<bool, Error> {
+    let dir = StateDir::at(state_dir);
+    authority::load_certificate(&dir)?;
+    let now = OffsetDateTime::now_utc();
+    revocation::add(&dir, serial, &format!("revoked {}", now.format(&Rfc3339).unwrap_or_else(|_| now.to_string())))
+}
+
+/// Returns the serial number of the first certificate in a PEM file.
+///
+/// # Errors
+/// The file can't be read or contains no certificate.
+pub fn serial_of(file: &Path) -> Result<Vec<u8>, Error> {
+    let certificate = read_certificates(file)?.swap_remove(0);
+    serial(&Facts::of(&certificate).map_err(Error::unusable(file))?.serial)
+}
+
+/// Prints a serial number as [`Description::serial`] does.
+pub fn serial_text(serial: &[u8]) -> String {
+    let digits = hex::encode(serial);
+    digits.as_bytes().chunks(2).map(String::from_utf8_lossy).collect::<Vec<_>>().join(":")
 }
 
 fn describe(file: PathBuf, certificate: &CertificateDer<'_>) -> Result<Description, Error> {

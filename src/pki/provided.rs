@@ -15,7 +15,8 @@ use super::chain::{self, OrderedChain};
 use super::error::{Error, InvalidFile};
 use super::loaded::{FilesDigest, LoadedIdentity, files_digest, identity};
 use super::pem;
-use super::state_dir::read_file;
+use super::revocation::REVOKED;
+use super::state_dir::{StateDir, read_file};
 
 /// The options that name the two files.
 const CHAIN: &str = "tls.cert (--tls-cert)";
@@ -26,14 +27,16 @@ const KEY: &str = "tls.key (--tls-key)";
 pub(super) struct Provided {
     /// The files of the pair.
     pub(super) files: CertificateFiles,
+    /// Where the list of revoked certificates is.
+    pub(super) state_dir: StateDir,
     /// loopgate's own CA, if there is one.
     pub(super) ca: Option<CertificateDer<'static>>,
 }
 
 impl Provided {
-    /// Returns the digest of the two files.
+    /// Returns the digest of the two files and of the list of revoked certificates.
     pub(super) fn files_digest(&self) -> FilesDigest {
-        files_digest([&self.files.chain, &self.files.key])
+        files_digest([&self.files.chain, &self.files.key, &self.state_dir.file(REVOKED)])
     }
 
     /// Reads the pair and checks that key and certificate belong together. The mode of the key file is not checked, since Kubernetes and

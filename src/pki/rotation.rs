@@ -115,7 +115,11 @@ impl Rotation {
         self.identity.send_if_modified(|served| {
             let same = served.certified_key.cert == identity.certified_key.cert;
             if same || identity.not_after < now && now <= served.not_after {
-                return false;
+                let revoked = served.revoked != identity.revoked;
+                if revoked {
+                    *served = Arc::new(Identity { revoked: identity.revoked, ..(**served).clone() });
+                }
+                return revoked;
             }
             log_identity(&identity);
             *served = Arc::new(identity);

@@ -66,10 +66,11 @@ pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<Subject
         }
         Some(files) => {
             // An unusable pair refuses the start before a CA is created.
-            Provided { files: files.clone(), ca: None }.check()?;
+            let mut pair = Provided { files: files.clone(), state_dir: StateDir::at(state_dir), ca: None };
+            pair.check()?;
             let authority = authority_beside_provided_pair(state_dir);
-            let ca = authority.as_ref().map(|authority| authority.certificate().clone());
-            (Source::Provided(Provided { files: files.clone(), ca }), authority)
+            pair.ca = authority.as_ref().map(|authority| authority.certificate().clone());
+            (Source::Provided(pair), authority)
         }
     };
     StateDir::at(state_dir).warn_if_writable_by_others();

@@ -1,6 +1,7 @@
 //! The source of the server's certificate: the state directory, or files of the operator.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
@@ -11,6 +12,7 @@ use super::managed::Managed;
 use super::name::SubjectName;
 use super::plan;
 use super::provided::Provided;
+use super::revocation;
 use super::template::Validity;
 
 /// Where the certificate comes from. The methods block on files.
@@ -42,9 +44,11 @@ impl Source {
 
     /// Reads the files. Issues a new certificate if one is due and loopgate manages it.
     pub(super) fn load(&self, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
-        match self {
-            Self::Managed(managed) => managed.load(wanted, now),
-            Self::Provided(pair) => pair.load(now),
-        }
+        let (mut loaded, dir) = match self {
+            Self::Managed(managed) => (managed.load(wanted, now)?, managed.dir()),
+            Self::Provided(pair) => (pair.load(now)?, &pair.state_dir),
+        };
+        loaded.identity.revoked = Arc::new(revocation::read(dir)?);
+        Ok(loaded)
     }
 }

@@ -12,7 +12,7 @@ use super::close_signal::CloseSignal;
 use crate::addr::{PeerAddr, canonical};
 use crate::discovery::View;
 use crate::labels::Protocol;
-use crate::lane::{Admitted, Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
+use crate::lane::{Admitted, Certificate, Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
 
 /// Every connection that was assigned a lane.
 #[derive(Debug, Default)]
@@ -84,6 +84,11 @@ impl ConnectionInfo {
     /// Returns whether a CA of `tls.client_ca` vouches for it.
     pub(super) fn has_operator_certificate(&self) -> bool {
         self.evidence.certificate.as_ref().is_some_and(|certificate| certificate.issuer == Issuer::Operator)
+    }
+
+    /// Returns whether it has a certificate that satisfies `condition`.
+    pub(super) fn has_certificate(&self, condition: impl FnOnce(&Certificate) -> bool) -> bool {
+        self.evidence.certificate.as_ref().is_some_and(condition)
     }
 
     /// The agent's name, where it is a discovered one's; else how it was admitted.

@@ -88,7 +88,8 @@ impl Proxy {
         }
     }
 
-    /// Uses `tls` for new handshakes. Where it trusts other client authorities, connections that the former ones vouched for are closed.
+    /// Uses `tls` for new handshakes. Where it trusts other client authorities, connections that the former ones vouched for are closed, and
+    /// so are those whose certificate is revoked.
     pub fn update_tls(&self, tls: tls::TlsServerConfig) {
         let tls = Arc::new(tls);
         let before = self.shared.tls.swap(Arc::clone(&tls));
@@ -97,6 +98,10 @@ impl Proxy {
             let revoked = self.shared.registry.revoke(|connection| connection.has_operator_certificate().then_some(reason));
             self.shared.count_revoked(revoked);
         }
+        let reason = "its certificate is revoked (loopgate cert revoke)";
+        let revoked =
+            self.shared.registry.revoke(|connection| connection.has_certificate(|certificate| tls.revokes(certificate)).then_some(reason));
+        self.shared.count_revoked(revoked);
     }
 
     /// Has attested agents inherit `token` in requests from now on.

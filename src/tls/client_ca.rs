@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::client_verifier::ClientVerifier;
 use crate::lane::{Certificate, Issuer};
-use crate::pki;
+use crate::pki::{self, Revoked};
 
 /// Why the client CA bundle can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,22 +35,34 @@ pub enum Error {
 pub struct ClientAuthorities {
     operator: Vec<CertificateDer<'static>>,
     verifier: Option<Arc<ClientVerifier>>,
+    revoked: Arc<Revoked>,
 }
 
 impl ClientAuthorities {
-    /// Trusts `own`, loopgate's own CA, and the certificates of the PEM bundle `operator` (`tls.client_ca`).
+    /// Trusts `own`, loopgate's own CA, and the certificates of the PEM bundle `operator` (`tls.client_ca`), except the
+    /// `revoked` ones of its own.
     ///
     /// # Errors
     /// The bundle can't be read or used; the error names the file.
-    pub fn new(own: Option<CertificateDer<'static>>, operator: Option<&Path>) -> Result<Self, Error> {
+    pub fn new(own: Option<CertificateDer<'static>>, operator: Option<&Path>, revoked: Arc<Revoked>) -> Result<Self, Error> {
         let operator = operator.map(read).transpose()?.unwrap_or_default();
-        let verifier = ClientVerifier::new(own.as_ref(), &operator)?.map(Arc::new);
-        Ok(Self { operator, verifier })
+        let verifier = ClientVerifier::new(own.as_ref(), &operator, Arc::clone(&revoked))?.map(Arc::new);
+        Ok(Self { operator, verifier, revoked })
     }
 
     /// Returns whether both trust the same certificates of `tls.client_ca`.
     pub(super) fn same_operator(&self, other: &Self) -> bool {
         self.operator == other.operator
+    }
+
+    /// Returns whether `certificate` is one of loopgate's own CA that is revoked.
+    pub(super) fn revokes(&self, certificate: &Certificate) -> bool {
+        certificate.issuer == Issuer::Own && self.revoked.contains(&certificate.serial)
+    }
+
+    /// Returns whether both revoke the same certificates.
+    pub(super) fn same_revoked(&self, other: &Self) -> bool {
+        self.revoked == other.revoked
     }
 
     /// Returns whether there are CAs of `tls.client_ca`, so that every client is asked for a certificate.
@@ -82,6 +94,7 @@ impl ClientAuthorities {
             issuer: if own { Issuer::Own } else { Issuer::Operator },
             user: mail.or_else(|| uris.first().cloned()).or(dns),
             uris,
+            serial: parsed.raw_serial().to_vec(),
             not_after: parsed.validity().not_after.timestamp(),
         })
     }

@@ -20,6 +20,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::client_ca::Error;
 use super::provider::provider;
+use crate::pki::Revoked;
 
 #[cfg(test)]
 mod tests;
@@ -74,6 +75,7 @@ pub(super) struct ClientVerifier {
     own: Option<Verifier>,
     operator: Option<Verifier>,
     hints: Vec<DistinguishedName>,
+    revoked: Arc<Revoked>,
 }
 
 /// A webpki verifier and the subjects of the CAs that it trusts, as DER.
@@ -102,11 +104,15 @@ impl Verifier {
 
 impl ClientVerifier {
     /// Returns a verifier that trusts `own`, loopgate's CA, and `operator`, the CAs of `tls.client_ca`; `None` if there is no CA at all.
-    pub(super) fn new(own: Option<&CertificateDer<'static>>, operator: &[CertificateDer<'static>]) -> Result<Option<Self>, Error> {
+    pub(super) fn new(
+        own: Option<&CertificateDer<'static>>,
+        operator: &[CertificateDer<'static>],
+        revoked: Arc<Revoked>,
+    ) -> Result<Option<Self>, Error> {
         let own = own.map(|own| Verifier::new(std::slice::from_ref(own))).transpose()?.flatten();
         let operator = Verifier::new(operator)?;
         let hints: Vec<_> = own.iter().chain(&operator).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
-        Ok((!hints.is_empty()).then_some(Self { own, operator, hints }))
+        Ok((!hints.is_empty()).then_some(Self { own, operator, hints, revoked }))
     }
 
     /// Returns whether `issuer` (a DER name) is loopgate's own CA. Only that CA can have signed a verified certificate with this issuer.
@@ -137,8 +143,11 @@ impl ClientCertVerifier for ClientVerifier {
         if size > MAX_CHAIN {
             return Err(Refused::Size(size).into());
         }
-        let issuer = parse(leaf)?.issuer;
+        let Names { issuer, serial, .. } = parse(leaf)?;
         if let Some(own) = self.own.as_ref().filter(|own| own.has_subject(&issuer)) {
+            if self.revoked.contains(&serial) {
+                return Err(CertificateError::Revoked.into());
+            }
             return own.webpki.verify_client_cert(leaf, &[], now);
         }
         let Some(operator) = &self.operator else { return Err(CertificateError::UnknownIssuer.into()) };
@@ -168,15 +177,20 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// The names of a certificate, as DER.
+/// The names and the serial number of a certificate, as DER.
 struct Names {
     subject: Vec<u8>,
     issuer: Vec<u8>,
+    serial: Vec<u8>,
 }
 
 fn parse(certificate: &CertificateDer<'_>) -> Result<Names, rustls::Error> {
     let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
-    Ok(Names { subject: parsed.subject().as_raw().to_vec(), issuer: parsed.issuer().as_raw().to_vec() })
+    Ok(Names {
+        subject: parsed.subject().as_raw().to_vec(),
+        issuer: parsed.issuer().as_raw().to_vec(),
+        serial: parsed.raw_serial().to_vec(),
+    })
 }
 
 /// Returns the path from `issuer` towards a CA of `anchors`: each certificate once, no name twice, no self-issued certificate.

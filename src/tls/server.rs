@@ -86,6 +86,16 @@ impl TlsServerConfig {
         self.authorities.same_operator(&other.authorities)
     }
 
+    /// Returns whether both accept the same client certificates.
+    pub fn accepts_same_certificates(&self, other: &Self) -> bool {
+        self.trusts_same_client_cas(other) && self.authorities.same_revoked(&other.authorities)
+    }
+
+    /// Returns whether `certificate` is one of loopgate's own CA that is revoked.
+    pub fn revokes(&self, certificate: &Certificate) -> bool {
+        self.authorities.revokes(certificate)
+    }
+
     /// Returns a configuration with TLS 1.3 and 1.2, ALPN, optional client certificates, stateless tickets and no early data.
     /// `further_names` are names of loopgate that are not in the certificate.
     ///

@@ -18,6 +18,7 @@ mod listeners;
 #[cfg(feature = "otel")]
 mod otel;
 mod reload;
+mod revocation;
 mod slow;
 mod streaming;
 mod strict;

@@ -36,7 +36,7 @@ fn from(peer: &str) -> Evidence {
 }
 
 fn own(uri: &str) -> Certificate {
-    Certificate { issuer: Issuer::Own, uris: vec![uri.into()], user: None, not_after: NOW + 1 }
+    Certificate { issuer: Issuer::Own, serial: Vec::new(), uris: vec![uri.into()], user: None, not_after: NOW + 1 }
 }
 
 fn lane(evidence: &Evidence, policy: &Policy) -> String {
@@ -147,7 +147,7 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
         c.external.allow = nets(&["198.51.100.0/24"]);
     });
     let client = |ip: &str| ProxyHeader::Client(ip.parse().unwrap());
-    let operator = Certificate { issuer: Issuer::Operator, uris: vec![], user: Some("ann".into()), not_after: NOW + 1 };
+    let operator = Certificate { issuer: Issuer::Operator, serial: Vec::new(), uris: vec![], user: Some("ann".into()), not_after: NOW + 1 };
     for (peer, proxy_header, expected) in [
         ("10.0.0.5", ProxyHeader::Local, Ok(("10.0.0.5", true))),
         ("10.0.0.5", ProxyHeader::Unknown, Err(Denied::NotListed)),
@@ -247,7 +247,7 @@ proptest! {
         let view = view();
         prop_assume!(!view.agents.contains_key(&canonical(peer)) && !uri.starts_with("spiffe://loopgate.local/agent/"));
         let issuer = if ours { Issuer::Own } else { Issuer::Operator };
-        let certificate = Some(Certificate { issuer, uris: vec![uri.clone()], user: Some(uri), not_after });
+        let certificate = Some(Certificate { issuer, serial: Vec::new(), uris: vec![uri.clone()], user: Some(uri), not_after });
         let decided = decide(&Evidence { peer, proxy_header, certificate }, &view, &policy(|_| {}), NOW);
         prop_assert!(matches!(decided, Ok(Lane::External(_))));
     }

@@ -224,7 +224,7 @@ impl Assigned {
         if rules_changed {
             shared.revoke_denied_clients();
         }
-        if config.is_some_and(|config| !config.trusts_same_client_cas(&shared.tls.load())) {
+        if config.is_some_and(|config| !config.accepts_same_certificates(&shared.tls.load())) {
             return Err(Error::AuthorityChanged);
         }
         Ok(Registered { shared: Arc::clone(shared), stream, peer, held, settings, protocol, expires, lane, guard })

@@ -53,8 +53,9 @@ fn verify(verifier: &ClientVerifier, chain: &[CertificateDer<'static>]) -> Resul
 #[test]
 fn each_chain_is_judged_at_a_bounded_cost() {
     let (own, operator, other) = (root("own"), root("operator"), root("other"));
-    let verifier =
-        ClientVerifier::new(Some(&own.certificate), &[operator.certificate.clone(), other.certificate.clone()]).unwrap().unwrap();
+    let verifier = ClientVerifier::new(Some(&own.certificate), &[operator.certificate.clone(), other.certificate.clone()], Arc::default())
+        .unwrap()
+        .unwrap();
     let first = operator.intermediate("first");
     let second = first.intermediate("second");
     let third = second.intermediate("third");
@@ -105,7 +106,7 @@ fn each_chain_is_judged_at_a_bounded_cost() {
 #[test]
 fn a_chain_above_16_kib_is_refused_unread() {
     let own = root("own");
-    let verifier = ClientVerifier::new(Some(&own.certificate), &[]).unwrap().unwrap();
+    let verifier = ClientVerifier::new(Some(&own.certificate), &[], Arc::default()).unwrap().unwrap();
     let chain = [own.leaf(), CertificateDer::from(vec![0; MAX_CHAIN])];
     let error = verify(&verifier, &chain).unwrap_err().to_string();
     assert!(error.contains("more than 16384"), "{error}");

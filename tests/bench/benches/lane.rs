@@ -34,6 +34,7 @@ fn lane(criterion: &mut Criterion) {
     let view = view();
     let attested = |number: u8| Certificate {
         issuer: Issuer::Own,
+        serial: Vec::new(),
         uris: vec![format!("spiffe://loopgate.local/docker/project/service/{number:064x}")],
         user: None,
         not_after: NOW + 1,
