@@ -24,6 +24,7 @@ pub mod agent;
 pub mod agent_id;
 pub mod app;
 pub mod attest;
+pub mod audit;
 pub mod backoff;
 pub mod check;
 pub mod cli;

@@ -29,7 +29,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// Forwards until told to stop.
 pub fn run(args: Args) -> Result<(), Error> {
     refuse_unknown_variables()?;
-    log::init(&args.flags.log("info"));
+    log::init(&args.flags.log("info"))?;
     let settings = args.flags.settings(None)?;
     let wait = value(args.wait);
     runtime()?.block_on(async {

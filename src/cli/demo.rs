@@ -22,7 +22,7 @@ pub struct Args {
 /// Runs the demonstration.
 pub fn run(args: Args) -> Result<(), Error> {
     // The sidecar's log lines would appear within the table.
-    log::init(&Log { level: "warn".into(), ..Config::default().log });
+    log::init(&Log { level: "warn".into(), ..Config::default().log })?;
     let mut stdout = std::io::stdout();
     let colours = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     Ok(demo::run(&demo::Options { once: args.once, listen: args.listen, colours }, &mut stdout)?)

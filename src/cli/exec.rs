@@ -58,7 +58,7 @@ const DRAIN: Duration = Duration::from_millis(200);
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     refuse_unknown_variables()?;
     // Quiet unless something is wrong: standard error is the command's.
-    log::init(&args.flags.log("warn"));
+    log::init(&args.flags.log("warn"))?;
     let port = match std::env::var("OPENCLAW_GATEWAY_PORT").ok().filter(|port| !port.is_empty()) {
         Some(port) => Some(parse::number(1..=u16::MAX)(&port).map_err(|what| wrong("OPENCLAW_GATEWAY_PORT", &format!("{port:?} {what}")))?),
         None => None,

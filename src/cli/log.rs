@@ -1,40 +1,74 @@
-//! Where log lines go, and what they look like.
+//! Log lines on standard error, and the audit log.
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::filter::Targets;
+use tracing::Subscriber;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::prelude::*;
-use tracing_subscriber::{Registry, fmt, reload};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
+use super::error::Error;
+use crate::audit::{self, AuditLog};
 use crate::config::{Log, LogFormat};
 
-/// What is logged from now on, for whoever may change it.
-pub struct Level(reload::Handle<Targets, Registry>);
+/// Changes what is logged while the process runs.
+pub struct Logging {
+    filter: reload::Handle<Targets, Registry>,
+    audit: Option<AuditLog>,
+}
 
-impl Level {
-    /// Logs at `log.level` from now on.
-    pub fn set(&self, log: &Log) {
-        let _ = self.0.reload(filter(log));
+impl Logging {
+    /// Applies `log.level`, and opens the audit log again.
+    pub fn update(&self, log: &Log) {
+        let _ = self.filter.reload(filter(log));
+        self.audit.iter().for_each(AuditLog::reopen);
+    }
+
+    /// Waits until the audit log is written, for at most a second.
+    pub fn flush(&self) {
+        self.audit.iter().for_each(AuditLog::flush);
     }
 }
 
 fn filter(log: &Log) -> Targets {
-    // It was checked with the configuration; should it be wrong after all, an operator still needs to see what matters.
-    log.level.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO))
+    // The level was validated with the configuration. If it can't be parsed after all, important lines must still be logged.
+    let targets: Targets = log.level.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
+    targets.with_target(audit::TARGET, LevelFilter::OFF)
 }
 
-/// Sends log lines to standard error from now on. A second call changes nothing.
-pub fn init(log: &Log) -> Level {
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+/// Sends log lines to standard error, and audit events to the audit log, from now on. A second call changes nothing.
+///
+/// # Errors
+/// If the audit log can't be opened.
+pub fn init(log: &Log) -> Result<Logging, Error> {
+    let open = |path: &std::path::PathBuf| AuditLog::open(path).map_err(Error::io(format!("opening the audit log {}", path.display())));
+    let audit = log.audit.as_ref().map(open).transpose()?;
     let (filter, handle) = reload::Layer::new(filter(log));
+    let _ = match audit.clone() {
+        // A filter for the whole subscriber costs less than one for each layer.
+        None => tracing_subscriber::registry().with(filter).with(lines(log)).try_init(),
+        Some(audit) => {
+            let audit = audit.with_filter(Targets::new().with_target(audit::TARGET, LevelFilter::INFO));
+            tracing_subscriber::registry().with(lines(log).with_filter(filter)).with(audit).try_init()
+        }
+    };
+    Ok(Logging { filter: handle, audit })
+}
+
+/// The layer that writes log lines.
+fn lines<S>(log: &Log) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(colours)
-        // It would report a broken standard error on standard error, by a macro that panics there.
+        // Otherwise it reports a broken standard error on standard error, by a macro that panics then.
         .log_internal_errors(false);
-    let _ = match log.format {
-        LogFormat::Text => tracing_subscriber::registry().with(filter).with(lines).try_init(),
-        LogFormat::Json => tracing_subscriber::registry().with(filter).with(lines.json().flatten_event(true)).try_init(),
-    };
-    Level(handle)
+    match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    }
 }

@@ -18,11 +18,13 @@ pub struct Args {
 /// Runs until told to stop.
 pub fn run(args: Args) -> Result<(), Error> {
     let config = args.flags.clone().load()?;
-    let level = log::init(&config.log);
+    let logging = log::init(&config.log)?;
     let reload = app::Reload {
         file: args.flags.file().map(Into::into),
         load: || args.flags.clone().load_again(),
-        set_log: |log: &crate::config::Log| level.set(log),
+        set_log: |log: &crate::config::Log| logging.update(log),
     };
-    Ok(app::run(config, reload)?)
+    let ended = app::run(config, reload);
+    logging.flush();
+    Ok(ended?)
 }

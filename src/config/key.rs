@@ -270,6 +270,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("log-level", "log.level", Text("FILTER"), Some("info"), "Log level, or a filter such as loopgate::discovery=debug,warn");
     add("access-log", "log.access", Switch, Some("false"), "Log one line for each request");
     add(
+        "audit-log",
+        "log.audit",
+        Text("FILE"),
+        None,
+        "File that gets enrolments, lane decisions and refusals as JSON lines, at every log level; - for standard output",
+    );
+    add(
         "traceparent",
         "log.traceparent",
         Choice(&["pass", "make"]),

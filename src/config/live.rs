@@ -12,7 +12,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
     let Listen { on, proxy_protocol: _, own_addresses: _ } = listen;
     let Tls { provided, names, client_ca: _ } = tls;
     let Agents { cidrs: _, certificate_from: _, uris: _, scopes: _, inherit_token, trust_domain, certificate_life } = agents;
-    let Log { format, level: _, access: _, traceparent: _, otel_endpoint } = log;
+    let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = log;
     let External { trusted_proxies: _, allow: _, deny: _, unknown_client: _, identity_headers: _, keep_headers: _, scopes: _, paths: _ } =
         external;
     let Limits {
@@ -50,6 +50,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         ("limits.gateway_requests", keep(&mut wanted.limits.gateway_requests, gateway_requests)),
         ("limits.gateway_websockets", keep(&mut wanted.limits.gateway_websockets, gateway_websockets)),
         ("log.format", keep(&mut wanted.log.format, format)),
+        ("log.audit", keep(&mut wanted.log.audit, audit)),
         ("log.otel_endpoint", keep(&mut wanted.log.otel_endpoint, otel_endpoint)),
     ];
     (wanted, kept.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect())

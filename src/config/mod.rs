@@ -317,6 +317,8 @@ pub struct Log {
     pub level: String,
     /// One line for each request.
     pub access: bool,
+    /// The audit log; `-` is standard output.
+    pub audit: Option<PathBuf>,
     /// How a request's `traceparent` is treated.
     pub traceparent: TraceparentUse,
     /// The OpenTelemetry collector that is sent a span for each request.

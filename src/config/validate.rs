@@ -42,6 +42,7 @@ pub fn validate(layer: &Layer) -> Result<Config, Error> {
             format: read.one("log-format", parse::choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
             level: read.one("log-level", parse::log_filter),
             access: read.one("access-log", parse::switch),
+            audit: read.optional("audit-log", parse::path),
             traceparent: read.one("traceparent", parse::choice(&[("pass", TraceparentUse::Pass), ("make", TraceparentUse::Make)])),
             otel_endpoint: read.optional("otel-endpoint", parse::otel_endpoint),
         },

@@ -31,6 +31,7 @@ pub use proof::{Entry, NamespaceMember, ProofReader, ReadError};
 
 use crate::addr::PeerAddr;
 use crate::attest::{self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Refused, Reply, Request, Shown};
+use crate::audit;
 use crate::config::{Config, Discovery};
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::kubernetes::error::Error as ApiError;
@@ -145,6 +146,7 @@ impl<P: ProofReader> Enrolment<P> {
         };
         count(&self.metrics.refused, refused.error.label());
         let (reason, cause) = (refused.error.label(), causes(&error));
+        info!(target: audit::TARGET, kind = "enrolment", outcome = "refused", %peer, reason, "enrolment refused");
         match refused.error {
             // Any client on the network can cause these, with each connection.
             Reason::NotAnAgent | Reason::TooMany => debug!(%peer, reason, "enrolment refused: {}", refused.message),
@@ -202,6 +204,8 @@ impl<P: ProofReader> Enrolment<P> {
         })?;
         let token = self.token().await;
         info!(%peer, agent = agent.name, container = agent.id, seen_in, token = token.is_some(), "enrolled");
+        let (agent_name, container, has_token) = (&agent.name, &agent.id, token.is_some());
+        info!(target: audit::TARGET, kind = "enrolment", outcome = "issued", %peer, agent = agent_name, container, token = has_token, %id, "enrolled");
         Ok(lines.send(&Reply::Granted(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
     }
 

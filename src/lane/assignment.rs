@@ -27,6 +27,17 @@ impl Lane {
         }
     }
 
+    /// Returns how an agent was admitted, and its name or certificate's URI if it has one; nothing for an external client.
+    pub fn admission(&self) -> (Option<&'static str>, Option<&str>) {
+        let Self::Agent(lane) = self else { return (None, None) };
+        let name = match &lane.admitted {
+            Admitted::Address(agent) | Admitted::Attested(agent) => Some(agent.name.as_str()),
+            Admitted::Certificate(uri) => Some(uri.as_str()),
+            Admitted::OwnAddress | Admitted::Network => None,
+        };
+        (Some(lane.admitted.label()), name)
+    }
+
     /// Returns whether a client certificate makes the connection an agent's, or names its user.
     pub fn depends_on_certificate(&self) -> bool {
         match self {

@@ -10,8 +10,10 @@ use futures_util::future::{BoxFuture, FutureExt};
 use ipnet::IpNet;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
+use tracing::info;
 
 use crate::addr::PeerAddr;
+use crate::audit;
 use crate::config::Config;
 use crate::metrics::{Listeners, Refusal};
 use crate::token_bucket::{Rate, TokenBucket};
@@ -143,7 +145,10 @@ impl Limits {
     /// # Errors
     /// The client is at one of its limits, or too many connections wait for a permit.
     pub(super) fn admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, Refusal> {
-        self.try_admit(peer).inspect_err(|refusal| self.metrics.refuse(*refusal))
+        self.try_admit(peer).inspect_err(|refusal| {
+            self.metrics.refuse(*refusal);
+            info!(target: audit::TARGET, kind = "refusal", at = "accept", %peer, reason = refusal.label(), "connection refused");
+        })
     }
 
     fn try_admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, Refusal> {

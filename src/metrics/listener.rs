@@ -39,13 +39,20 @@ pub enum Refusal {
     Full,
 }
 
-impl EncodeLabelValue for Refusal {
-    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
-        encoder.write_str(match self {
+impl Refusal {
+    /// Returns the name in metrics and the audit log.
+    pub fn label(self) -> &'static str {
+        match self {
             Self::ClientConnections => "client_connections",
             Self::ClientRate => "client_rate",
             Self::Full => "full",
-        })
+        }
+    }
+}
+
+impl EncodeLabelValue for Refusal {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+        encoder.write_str(self.label())
     }
 }
 

@@ -15,9 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::addr::PeerAddr;
+use crate::audit;
 use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit_peer, admit_stated_client, decide, may_have_certificate};
@@ -46,6 +47,19 @@ pub enum Error {
     ShuttingDown,
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl Error {
+    /// Returns the reason, if loopgate refused the connection; `None` if it broke.
+    pub fn refusal(&self) -> Option<&'static str> {
+        match self {
+            Self::Denied(denied) => Some(denied.label()),
+            Self::ProxyProtocol(_) => Some("proxy_protocol"),
+            Self::Tls(error) => Some(error.label()),
+            Self::AuthorityChanged => Some("authority_changed"),
+            Self::ShuttingDown | Self::Io(_) => None,
+        }
+    }
 }
 
 /// What a connection turned out to be.
@@ -249,6 +263,9 @@ impl Registered {
     pub fn open(self) -> (Arc<Session>, Downstream) {
         let Self { shared, stream, peer, held, settings, protocol, expires, lane, guard } = self;
         debug!(connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(), "connected");
+        let (admitted, agent) = lane.admission();
+        let number = guard.number();
+        info!(target: audit::TARGET, kind = "lane", connection = number, %peer, lane = lane.kind().label(), admitted, agent, "connected");
         let counters = shared.traffic.lane(lane.kind());
         counters.connections.inc();
         let open = Held::new(&counters.open);

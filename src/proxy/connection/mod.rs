@@ -6,9 +6,10 @@ mod serve_http;
 
 use std::sync::Arc;
 
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::shared::Shared;
+use crate::audit;
 use crate::error_chain::error_chain;
 use crate::metrics::count;
 use establish::{AcceptedConnection, Error, Established, establish};
@@ -29,6 +30,9 @@ pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
                 Error::ProxyProtocol(_) => count(&traffic.denied, "proxy_protocol"),
                 Error::Tls(error) => count(&traffic.handshake_failures, error.label()),
                 Error::AuthorityChanged | Error::ShuttingDown | Error::Io(_) => {}
+            }
+            if let Some(reason) = error.refusal() {
+                info!(target: audit::TARGET, kind = "refusal", at = "connection", %peer, reason, "connection refused");
             }
             debug!(%peer, error = error_chain(&error), "connection closed before its first request");
         }

@@ -14,6 +14,7 @@ use super::access_log::{AccessLog, next_id};
 use super::error_response::{Accept, error_response};
 use super::forward::{Forwarded, forward};
 use super::response_body::ResponseBody;
+use crate::audit;
 use crate::config::TraceparentUse;
 use crate::error_chain::causes;
 use crate::labels::Protocol;
@@ -86,6 +87,7 @@ fn report(session: &Session, error: &Error, request_id: &str) {
         warn!(connection, %peer, lane, request_id, cause, "{error}");
     } else {
         count(&traffic.refused, error.label());
+        info!(target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, request_id, reason = error.label(), "request refused");
         debug!(connection, %peer, lane, request_id, cause, "{error}");
     }
 }

@@ -1,0 +1,296 @@
+//! The audit log (`--audit-log`): enrolments, lane decisions and refusals, one JSON object a line.
+//!
+//! Modules emit audit events as `tracing` events with the target [`TARGET`] and the fields `kind` (`enrolment`, `lane` or `refusal`) and, for a
+//! refusal, `reason`. [`AuditLog`] writes them to a file or to standard output. The filter of log lines excludes the target, and no filter
+//! applies here, so `log.level` has no influence. No event carries a secret, a path or a header of a request.
+//!
+//! Each kind and reason has a rate limit, so that a flood of refusals neither fills the disk nor hides other events. What it leaves out is
+//! counted, and the counts are written within ten seconds.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber, error};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+use crate::token_bucket::{Rate, TokenBucket};
+
+/// The target of audit events.
+pub const TARGET: &str = "loopgate::audit";
+
+/// The rate limit of one kind and reason.
+const RATE: Rate = Rate { burst: 200, interval: Duration::from_millis(20) };
+/// The most kinds and reasons that have a limit of their own; further ones share the last.
+const MAX_KEYS: usize = 64;
+/// The most lines that wait for the disk; further ones are counted as left out.
+const QUEUE: usize = 1024;
+/// How often the counts of what was left out are written.
+const COUNT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long [`AuditLog::flush`] waits for the disk.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// An open audit log. Clones write to the same file.
+#[derive(Clone)]
+pub struct AuditLog {
+    queue: SyncSender<Message>,
+    limits: Arc<Mutex<Limits>>,
+}
+
+enum Message {
+    Line(String),
+    Reopen,
+    Flush(Sender<()>),
+}
+
+impl AuditLog {
+    /// Opens the file at `path` to append to it, with mode 0600 if it is new; `-` means standard output. Lines are written by a thread of its own,
+    /// so that no caller waits for the disk.
+    ///
+    /// # Errors
+    /// If the file can't be opened or the thread can't be started.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let path = (path != Path::new("-")).then(|| path.to_owned());
+        let output = open(path.as_deref())?;
+        let (queue, messages) = sync_channel(QUEUE);
+        let limits = Arc::new(Mutex::new(Limits::default()));
+        let writer = Writer { path, output, limits: Arc::clone(&limits) };
+        std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&messages))?;
+        Ok(Self { queue, limits })
+    }
+
+    /// Opens the file again, after it was renamed by log rotation.
+    pub fn reopen(&self) {
+        let _ = self.queue.try_send(Message::Reopen);
+    }
+
+    /// Waits until everything so far is written, for at most a second.
+    pub fn flush(&self) {
+        let (send, written) = channel();
+        if self.queue.try_send(Message::Flush(send)).is_ok() {
+            let _ = written.recv_timeout(FLUSH_TIMEOUT);
+        }
+    }
+
+    fn record(&self, mut fields: Map<String, Value>, now: Instant) {
+        let text = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default();
+        let key = format!("{} {}", text("kind"), text("reason"));
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if !limits.admits(&key, now) {
+            return;
+        }
+        fields.insert("time".into(), timestamp().into());
+        if self.queue.try_send(Message::Line(Value::Object(fields).to_string())).is_err() {
+            limits.left_out(&key);
+        }
+    }
+}
+
+impl<S: Subscriber> Layer<S> for AuditLog {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if event.metadata().target() == TARGET {
+            let mut fields = Fields::default();
+            event.record(&mut fields);
+            self.record(fields.0, Instant::now());
+        }
+    }
+}
+
+/// Collects the fields of an event.
+#[derive(Default)]
+struct Fields(Map<String, Value>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.insert(field.name().into(), format!("{value:?}").into());
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name().into(), value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.insert(field.name().into(), value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.0.insert(field.name().into(), value.into());
+    }
+}
+
+/// The rate limits, and how much each has left out since the last count was written.
+#[derive(Default)]
+struct Limits(BTreeMap<String, (Option<TokenBucket>, u64)>);
+
+impl Limits {
+    fn entry(&mut self, key: &str) -> &mut (Option<TokenBucket>, u64) {
+        let key = if self.0.contains_key(key) || self.0.len() < MAX_KEYS { key } else { "other " };
+        self.0.entry(key.to_owned()).or_default()
+    }
+
+    fn admits(&mut self, key: &str, now: Instant) -> bool {
+        let (bucket, left_out) = self.entry(key);
+        let admitted = bucket.get_or_insert_with(|| TokenBucket::full(now)).try_take(RATE, now);
+        *left_out += u64::from(!admitted);
+        admitted
+    }
+
+    fn left_out(&mut self, key: &str) {
+        self.entry(key).1 += 1;
+    }
+
+    /// Returns the lines that state how much was left out, and starts counting anew.
+    fn take_counts(&mut self) -> Vec<String> {
+        let counted = self.0.iter_mut().filter(|(_, (_, left_out))| *left_out > 0);
+        counted
+            .map(|(key, (_, left_out))| {
+                let (kind, reason) = key.split_once(' ').unwrap_or((key, ""));
+                let count = std::mem::take(left_out);
+                json!({"time": timestamp(), "kind": "left_out", "of": kind, "reason": reason, "count": count}).to_string()
+            })
+            .collect()
+    }
+}
+
+/// Writes lines on a thread of its own.
+struct Writer {
+    path: Option<PathBuf>,
+    output: Box<dyn Write + Send>,
+    limits: Arc<Mutex<Limits>>,
+}
+
+impl Writer {
+    fn run(mut self, messages: &Receiver<Message>) {
+        let mut failing = false;
+        let mut count_at = std::time::Instant::now() + COUNT_INTERVAL;
+        loop {
+            let left = count_at.saturating_duration_since(std::time::Instant::now());
+            let message = messages.recv_timeout(left);
+            let written = match message {
+                Ok(Message::Line(line)) => writeln!(self.output, "{line}"),
+                Ok(Message::Reopen) => open(self.path.as_deref()).map(|output| self.output = output),
+                Ok(Message::Flush(done)) => {
+                    let written = self.write_counts();
+                    let _ = done.send(());
+                    written
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    count_at += COUNT_INTERVAL;
+                    self.write_counts()
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            match written {
+                Ok(()) => failing = false,
+                Err(error) if !failing => {
+                    failing = true;
+                    error!(path = ?self.path, %error, "can't write the audit log; events are lost until it can be written again");
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn write_counts(&mut self) -> io::Result<()> {
+        let counts = self.limits.lock().unwrap_or_else(PoisonError::into_inner).take_counts();
+        counts.iter().try_for_each(|line| writeln!(self.output, "{line}"))
+    }
+}
+
+fn open(path: Option<&Path>) -> io::Result<Box<dyn Write + Send>> {
+    let Some(path) = path else { return Ok(Box::new(io::stdout())) };
+    let file: File = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    Ok(Box::new(file))
+}
+
+fn timestamp() -> String {
+    OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::{info, subscriber};
+    use tracing_subscriber::filter::LevelFilter;
+    use tracing_subscriber::prelude::*;
+
+    use super::*;
+
+    fn lines(path: &Path) -> Vec<Value> {
+        std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn with_log(test: impl FnOnce(&AuditLog, &Path)) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("audit.jsonl");
+        let log = AuditLog::open(&path).unwrap();
+        // Log lines are off, which must not matter.
+        let lines = tracing_subscriber::fmt::layer().with_writer(io::sink).with_filter(LevelFilter::OFF);
+        let subscriber = tracing_subscriber::registry().with(lines).with(log.clone());
+        subscriber::with_default(subscriber, || test(&log, &path));
+    }
+
+    #[test]
+    fn audit_events_are_written_whatever_the_log_level() {
+        with_log(|log, path| {
+            info!(target: TARGET, kind = "lane", connection = 7_u64, peer = %"172.18.0.3:1", lane = "agent", "connected");
+            info!(target: "loopgate::access", kind = "lane", "not an audit event");
+            log.flush();
+            let lines = lines(path);
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert_eq!(
+                (&lines[0]["kind"], &lines[0]["connection"], &lines[0]["peer"]),
+                (&json!("lane"), &json!(7), &json!("172.18.0.3:1"))
+            );
+            assert!(lines[0]["time"].as_str().unwrap().ends_with('Z'), "{lines:?}");
+            let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(path).unwrap().permissions());
+            assert_eq!(mode & 0o777, 0o600);
+        });
+    }
+
+    #[test]
+    fn a_flood_of_one_reason_is_counted_and_hides_no_other() {
+        with_log(|log, path| {
+            for _ in 0..10_000 {
+                info!(target: TARGET, kind = "refusal", reason = "client_rate", "refused");
+            }
+            info!(target: TARGET, kind = "refusal", reason = "denied", "refused");
+            log.flush();
+            let lines = lines(path);
+            let written = lines.iter().filter(|line| line["reason"] == "client_rate" && line["kind"] == "refusal").count();
+            assert!((200..1000).contains(&written), "{written}");
+            let count = lines.iter().find(|line| line["kind"] == "left_out").unwrap();
+            assert_eq!(
+                (&count["of"], &count["reason"], &count["count"]),
+                (&json!("refusal"), &json!("client_rate"), &json!(10_000 - written))
+            );
+            assert!(lines.iter().any(|line| line["reason"] == "denied"), "{lines:?}");
+        });
+    }
+
+    #[test]
+    fn a_renamed_file_is_opened_again() {
+        with_log(|log, path| {
+            let old = path.with_extension("1");
+            info!(target: TARGET, kind = "lane", "one");
+            log.flush();
+            std::fs::rename(path, &old).unwrap();
+            info!(target: TARGET, kind = "lane", "two");
+            log.reopen();
+            info!(target: TARGET, kind = "lane", "three");
+            log.flush();
+            assert_eq!((lines(&old).len(), lines(path).len()), (2, 1));
+        });
+    }
+}
