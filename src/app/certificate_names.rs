@@ -1,13 +1,13 @@
 //! The names and addresses that the server certificate needs.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::config::{Config, ListenOn};
+use crate::config::Config;
 use crate::discovery::View;
+use crate::listener::reachable_addresses;
 use crate::pki::SubjectName;
 use crate::shutdown::Shutdown;
 
@@ -17,13 +17,10 @@ pub(super) fn follow_names(
     mut view: watch::Receiver<Arc<View>>,
     shutdown: &Shutdown,
 ) -> watch::Receiver<BTreeSet<SubjectName>> {
-    // Clients may use an address that `listen.on` names, even a loopback address.
-    let named: Vec<IpAddr> = config.listen.on.iter().filter_map(ListenOn::exact).filter(|ip| !ip.is_unspecified()).collect();
+    let (listen, gateway) = (config.listen.on.clone(), config.gateway.address);
     let names = move |view: &View| -> BTreeSet<SubjectName> {
         let dns = view.own_names.iter().cloned().map(SubjectName::Dns);
-        // A link-local address needs a zone, which URLs of clients do not have; and each new name breaks pins of the leaf.
-        let addresses = view.own_addresses().filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()));
-        dns.chain(addresses.chain(named.iter().copied()).map(SubjectName::Ip)).collect()
+        dns.chain(reachable_addresses(&listen, gateway, view).into_iter().map(SubjectName::Ip)).collect()
     };
     let (publish, receiver) = watch::channel(names(&view.borrow_and_update()));
     let ending = shutdown.clone();

@@ -36,6 +36,7 @@ use crate::discovery::{self, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
 use crate::lane::Policy;
+use crate::listener::reachable_addresses;
 use crate::metrics;
 use crate::openclaw::files;
 use crate::openclaw::probe::{self, Server};
@@ -146,9 +147,9 @@ fn certificate(config: &Config, view: &View, status: Option<&Result<Status, Stri
     let running = status.and_then(|status| status.as_ref().ok());
     let made = own_pair.is_some() || config.state_dir.join("server.pem").exists();
     let names = if own_pair.is_some() { &[][..] } else { &config.tls.names };
+    let addresses = reachable_addresses(&config.listen.on, config.gateway.address, view);
     // A network alias may be anything, and not all of that can stand in a certificate.
-    let found =
-        view.own_names.iter().filter_map(|name| name.parse::<SubjectName>().ok()).chain(dialled(view).into_iter().map(SubjectName::Ip));
+    let found = view.own_names.iter().filter_map(|name| name.parse::<SubjectName>().ok()).chain(addresses.into_iter().map(SubjectName::Ip));
     certificate::Seen {
         report: made.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| error_chain(&error))),
         own_pair: own_pair.is_some(),

@@ -6,6 +6,7 @@ mod limits;
 mod manager;
 pub mod plan;
 pub mod proxy_protocol;
+mod reachable;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -13,3 +14,4 @@ mod tests;
 pub use accepted::Accepted;
 pub use limits::{Limits, MAX_WAITING, Permit};
 pub use manager::{Error, follow};
+pub use reachable::reachable_addresses;

@@ -127,7 +127,8 @@ async fn the_state_directory_and_its_certificate_are_checked() {
     let directory = sidecar.state();
     let state = directory.to_str().unwrap();
     let admin = sidecar.admin().to_string();
-    let arguments = ["--docker", "off", "--state-dir", state, "--admin", &admin];
+    let listen = sidecar.address.to_string();
+    let arguments = ["--docker", "off", "--state-dir", state, "--admin", &admin, "--listen", &listen];
     let (report, _) = check(&arguments).await;
     let quiet = ["state-dir-permissions", "state-dir-owner", "certificate-names", "certificate-expiring", "sidecar-down"];
     assert!(quiet.iter().all(|id| !ids(&report).contains(id)), "{report:#}");
