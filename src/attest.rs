@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! agent    {"csr": "-----BEGIN CERTIFICATE REQUEST-----\n..."}
-//! sidecar  {"nonce": "3q2-7w...", "show": ["process", "file"]}
-//! agent    {"shown": "process"}   or   {"shown": "file", "path": "/tmp/loopgate-proof-..."}
+//! sidecar  {"nonce": "3q2-7w...", "show": ["process"]}
+//! agent    {"shown": "process"}   or   {"shown": "file", "path": "/var/lib/loopgate-proof/loopgate-proof-..."}
 //! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
 //! ```
 //!
@@ -45,6 +45,13 @@ pub const SHOW_NAME: &str = "loopgate";
 pub const SHOW_COMMAND: &str = "attest-proof";
 /// The prefix of every proof.
 pub const PROOF_PREFIX: &str = "loopgate-proof-";
+
+/// The directory in which a proof is shown as a file, in the agent's container. It must belong to the container's own file system.
+pub const PROOF_DIRECTORY: &str = "/var/lib/loopgate-proof";
+/// The mode of such a file: the sticky bit, and readable by its owner. Programs that save what they fetch don't make such files.
+pub const PROOF_MODE: u32 = 0o1400;
+/// The modification time of such a file: seconds since the Unix epoch, and nanoseconds. A time from an HTTP header has whole seconds.
+pub const PROOF_MTIME: (i64, u32) = (1_000_000_000, 516_041_219);
 
 /// Returns the proof that the agent must show, derived from the sidecar's nonce and the agent's public key: it serves no other key.
 ///

@@ -40,7 +40,7 @@ pub enum Error {
     #[error("no enrolment within {} s", DEADLINE.as_secs())]
     Deadline,
     /// The sidecar does not accept this kind of proof.
-    #[error("the sidecar does not take proofs shown as a {0:?}")]
+    #[error("the sidecar does not accept proofs of this kind ({0:?}): see its option agents.proofs")]
     Kind(attest::ProofKind),
     /// The proof can't be shown.
     #[error("can't show the proof")]

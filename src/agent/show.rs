@@ -1,12 +1,13 @@
 //! Shows a proof inside this very container, where only Docker can see it, and nothing on the network.
 
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, UNIX_EPOCH};
 
-use crate::attest::{PROOF_PREFIX, ProofKind, SHOW_COMMAND, SHOW_NAME, Shown};
+use crate::attest::{PROOF_MODE, PROOF_MTIME, PROOF_PREFIX, ProofKind, SHOW_COMMAND, SHOW_NAME, Shown};
 
 /// How the proof is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +45,17 @@ pub(super) enum VisibleProof {
 
 impl VisibleProof {
     fn file(path: PathBuf) -> io::Result<Self> {
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-        Ok(Self::File(path))
+        if let Some(directory) = path.parent() {
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        }
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path)?;
+        // From here on the file is removed when this is dropped.
+        let shown = Self::File(path);
+        file.set_permissions(std::fs::Permissions::from_mode(PROOF_MODE))?;
+        let (seconds, nanoseconds) = PROOF_MTIME;
+        let mtime = UNIX_EPOCH + Duration::new(seconds.unsigned_abs(), nanoseconds);
+        file.set_modified(mtime)?;
+        Ok(shown)
     }
 
     /// Returns what to report to the sidecar.
@@ -110,6 +120,8 @@ pub fn hold_proof(proof: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     #[test]
@@ -118,7 +130,11 @@ mod tests {
         let shows = ProofMethod::File(directory.path().to_owned()).show("loopgate-proof-x").unwrap();
         let path = directory.path().join("loopgate-proof-x");
         assert_eq!(shows.shown(), Shown::File { path: path.clone() });
-        assert!(path.exists());
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert_eq!(
+            (metadata.len(), metadata.mode() & 0o7777, (metadata.mtime(), metadata.mtime_nsec() as u32)),
+            (0, PROOF_MODE, PROOF_MTIME)
+        );
         drop(shows);
         assert!(!path.exists());
     }

@@ -25,6 +25,8 @@ pub struct Seen {
 pub struct Capabilities {
     /// Whether it is privileged.
     pub privileged: bool,
+    /// Whether the engine's default capabilities include NET_RAW: Docker's do, Podman's do not.
+    pub default_net_raw: bool,
     /// Those it has beyond the usual.
     pub added: Vec<String>,
     /// Those of the usual that it has not.
@@ -35,7 +37,7 @@ impl Capabilities {
     /// Whether NET_RAW is among them. Docker's usual ones include it; what is added wins over what is dropped.
     pub fn net_raw(&self) -> bool {
         let named = |list: &[String]| list.iter().any(|name| matches!(bare(name).as_str(), "ALL" | "NET_RAW"));
-        self.privileged || named(&self.added) || !named(&self.dropped)
+        self.privileged || named(&self.added) || (self.default_net_raw && !named(&self.dropped))
     }
 }
 
@@ -83,6 +85,13 @@ fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
             &kind::AGENT_LABEL,
             Remedy::words(format!("label {container} loopgate.dev/agent=attested, or =address, or take the label away")),
         ),
+        WhyNot::ImageLabel(_) => {
+            let what = format!("name the service of {container} in agents.services, or give it a label that its image does not have");
+            (&kind::AGENT_IMAGE, Remedy::words(what))
+        }
+        WhyNot::ImageUnknown(_) => {
+            (&kind::AGENT_IMAGE, Remedy::words("permit GET /images/{id}/json in the socket's filter, as docker/socket-filter does"))
+        }
         WhyNot::HostNetwork => {
             let what = format!("take {container} off hostNetwork, or give it a client certificate and list its URI in agents.uris");
             (&kind::AGENT_HOST_NETWORK, Remedy::words(what))
@@ -259,8 +268,12 @@ mod tests {
             (true, &[], &["ALL"], true),
         ];
         for (privileged, added, dropped, expected) in table {
-            let capabilities = Capabilities { privileged, added: list(added), dropped: list(dropped) };
+            let capabilities = Capabilities { privileged, default_net_raw: true, added: list(added), dropped: list(dropped) };
             assert_eq!(capabilities.net_raw(), expected, "{capabilities:?}");
         }
+        // Podman's default capabilities lack it.
+        let podman = Capabilities { default_net_raw: false, ..Capabilities::default() };
+        assert!(!podman.net_raw());
+        assert!(Capabilities { added: list(&["CAP_NET_RAW"]), ..podman }.net_raw());
     }
 }

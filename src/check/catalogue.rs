@@ -53,6 +53,7 @@ kinds! {
     KUBERNETES_FORBIDDEN = "kubernetes-forbidden", Error, "The API server forbids a request that loopgate needs: an RBAC rule is missing.";
     AGENT_HOST_NETWORK = "agent-host-network", Warning, "A labelled pod is on its node's network, so its address is not its own.";
     AGENT_LABEL = "agent-label", Warning, "A label loopgate.agent, or loopgate.dev/agent of a pod, can't be read.";
+    AGENT_IMAGE = "agent-image-label", Warning, "A container's agent label is that of its image, or can't be told from it, so it does not count.";
     AGENT_PROJECT = "agent-other-project", Warning, "A labelled container is in another compose project, so its label does not count.";
     AGENT_NETWORK = "agent-no-network", Warning, "A labelled container is on no network of the gateway's.";
     AGENT_NAMESPACE = "agent-shared-namespace", Warning, "A labelled container shares its network namespace, so it can't be told apart.";

@@ -53,11 +53,13 @@ pub async fn with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<String> {
     let Some(engine) = engine else { return Vec::new() };
     let by_address = view.agents.values().filter(|agent| agent.proof == Proof::Address);
     let ids: BTreeMap<&str, &str> = by_address.map(|agent| (agent.name.as_str(), agent.id.as_str())).collect();
+    let is_podman = engine.probe("/_ping").await.is_ok_and(|answer| answer.is_podman);
     let mut found = Vec::new();
     for (name, id) in ids {
         let Some(host) = engine.inspect(id).await.ok().and_then(|inspected| inspected.host_config) else { continue };
         let capabilities = Capabilities {
             privileged: host.privileged.unwrap_or_default(),
+            default_net_raw: !is_podman,
             added: host.cap_add.unwrap_or_default(),
             dropped: host.cap_drop.unwrap_or_default(),
         };

@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::agent::{self, Endpoint, Identity, ProofMethod, ServerTrust, Settings};
+use crate::attest::{PROOF_DIRECTORY, ProofKind};
 use crate::config::layer::Problem;
 use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, SIDECAR_PORT, parse};
 use crate::fingerprint::Fingerprint;
 
 /// Where compose files put the CA's certificate, and only that.
 const CA_FILE: &str = "/ca/ca.pem";
-/// Where a proof is shown as a file, unless told otherwise: belongs to the container alone in nearly every image.
-const PROOF_DIRECTORY: &str = "/tmp";
 
 /// Every option is also an environment variable, LOOPGATE_ and its name.
 #[derive(Debug, clap::Args)]
@@ -41,12 +40,9 @@ pub struct Flags {
     /// The client certificate's key
     #[arg(long, env = "LOOPGATE_KEY", value_name = "FILE", value_parser = given(parse::path))]
     key: Option<Given<PathBuf>>,
-    /// How the proof of enrolment is shown in this container [default: process]
-    #[arg(long, env = "LOOPGATE_PROOF", value_name = "process|file", value_parser = given(way))]
-    proof: Option<Given<Way>>,
-    /// Where it is shown as a file: on the container's own file system, not a volume or tmpfs [default: /tmp]
-    #[arg(long, env = "LOOPGATE_PROOF_DIR", value_name = "DIR", value_parser = given(parse::path))]
-    proof_dir: Option<Given<PathBuf>>,
+    /// How the proof of enrolment is shown in this container; file needs agents.proofs on the sidecar [default: process]
+    #[arg(long, env = "LOOPGATE_PROOF", value_name = "process|file", value_parser = given(proof_kind))]
+    proof: Option<Given<ProofKind>>,
     /// In a pod: enrol by the service-account token in this file, projected with the sidecar's audience (loopgate)
     #[arg(long, env = "LOOPGATE_KUBERNETES_TOKEN", value_name = "FILE", value_parser = given(parse::path))]
     kubernetes_token: Option<Given<PathBuf>>,
@@ -78,12 +74,6 @@ pub fn value<T>(given: Option<Given<T>>) -> Option<T> {
     given.and_then(|given| given.0)
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Way {
-    Process,
-    File,
-}
-
 fn endpoint(text: &str) -> Result<Endpoint, String> {
     text.parse().map_err(|_| "is not host:port".into())
 }
@@ -96,8 +86,8 @@ fn text(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn way(text: &str) -> Result<Way, String> {
-    parse::choice(&[("process", Way::Process), ("file", Way::File)])(text)
+fn proof_kind(text: &str) -> Result<ProofKind, String> {
+    parse::choice(&[("process", ProofKind::Process), ("file", ProofKind::File)])(text)
 }
 
 fn log_format(text: &str) -> Result<LogFormat, String> {
@@ -122,8 +112,8 @@ impl Flags {
             (ca, None) => ServerTrust::Ca(ca.unwrap_or_else(|| CA_FILE.into())),
         };
         let token = value(self.kubernetes_token);
-        let way = value(self.proof).unwrap_or(Way::Process);
-        let identity = match (value(self.cert), value(self.key), way) {
+        let kind = value(self.proof).unwrap_or(ProofKind::Process);
+        let identity = match (value(self.cert), value(self.key), kind) {
             (Some(_), _, _) | (_, Some(_), _) if token.is_some() => {
                 return Err(wrong("--kubernetes-token", "is of no use beside --cert and --key: give one of them"));
             }
@@ -131,14 +121,8 @@ impl Flags {
             (Some(_), None, _) => return Err(wrong("--cert", "needs --key")),
             (None, Some(_), _) => return Err(wrong("--key", "needs --cert")),
             (None, None, _) if token.is_some() => Identity::Token(token.unwrap_or_default()),
-            (None, None, Way::Process) => Identity::Enrol(ProofMethod::Process),
-            (None, None, Way::File) => {
-                let directory = value(self.proof_dir).unwrap_or_else(|| PROOF_DIRECTORY.into());
-                if !directory.is_absolute() {
-                    return Err(wrong("--proof-dir", "must be an absolute path: the sidecar looks there from outside"));
-                }
-                Identity::Enrol(ProofMethod::File(directory))
-            }
+            (None, None, ProofKind::Process) => Identity::Enrol(ProofMethod::Process),
+            (None, None, _) => Identity::Enrol(ProofMethod::File(PROOF_DIRECTORY.into())),
         };
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(GATEWAY_PORT)));
         let listen = value(self.listen).unwrap_or(listen);

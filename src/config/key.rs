@@ -182,6 +182,20 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "Network whose clients are asked for a certificate that loopgate cert issue made; with --client-ca all clients are asked",
     );
     add("agent-uri", "agents.uris", List("URI"), None, "SAN URI of client certificates (from --client-ca) that are agents");
+    add(
+        "agent-service",
+        "agents.services",
+        List("NAME"),
+        None,
+        "Service of the gateway's project whose containers are agents without a label (attested; NAME=address: by address)",
+    );
+    add(
+        "agent-proof",
+        "agents.proofs",
+        List("KIND"),
+        Some("process"),
+        "Proof by which a container may enrol: process, or file as well where top shows no processes",
+    );
     add("inherit-token", "agents.inherit_token", Switch, Some("false"), "Hand the gateway's token to attested agents");
     add("agent-scopes", "agents.scopes", List("SCOPE"), None, "Scope cap of agents without a label of their own; no cap by default");
     add(

@@ -11,7 +11,8 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
     let Config { gateway, listen, tls, state_dir, discovery, kubernetes, docker, agents, external, admin, limits, log } = running;
     let Listen { on, proxy_protocol: _, own_addresses: _ } = listen;
     let Tls { provided, names, client_ca: _ } = tls;
-    let Agents { cidrs: _, certificate_from: _, uris: _, scopes: _, inherit_token, trust_domain, certificate_life } = agents;
+    let Agents { cidrs: _, certificate_from: _, uris: _, scopes: _, services, proofs, inherit_token, trust_domain, certificate_life } =
+        agents;
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = log;
     let External { trusted_proxies: _, allow: _, deny: _, unknown_client: _, identity_headers: _, keep_headers: _, scopes: _, paths: _ } =
         external;
@@ -43,6 +44,8 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         ("discovery", keep(&mut wanted.discovery, discovery)),
         ("kubernetes", keep(&mut wanted.kubernetes, kubernetes)),
         ("docker", keep(&mut wanted.docker, docker)),
+        ("agents.services", keep(&mut wanted.agents.services, services)),
+        ("agents.proofs", keep(&mut wanted.agents.proofs, proofs)),
         ("agents.inherit_token", keep(&mut wanted.agents.inherit_token, inherit_token)),
         ("agents.trust_domain", keep(&mut wanted.agents.trust_domain, trust_domain)),
         ("agents.certificate_life", keep(&mut wanted.agents.certificate_life, certificate_life)),

@@ -23,6 +23,8 @@ use ipnet::{IpNet, Ipv4Net};
 
 use layer::{Layer, Problem};
 
+use crate::attest::ProofKind;
+
 /// The validated configuration of `loopgate run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -227,6 +229,10 @@ pub struct Agents {
     pub certificate_from: Vec<IpNet>,
     /// SAN URIs of client certificates (from `client_ca`) that are agents.
     pub uris: Vec<String>,
+    /// Services of the gateway's project whose containers are agents without a label.
+    pub services: Vec<AgentService>,
+    /// The kinds of proof by which a container may enrol.
+    pub proofs: Vec<ProofKind>,
     /// Whether attested agents receive the gateway's token.
     pub inherit_token: bool,
     /// Scope cap for agents without one of their own; empty means none.
@@ -235,6 +241,15 @@ pub struct Agents {
     pub certificate_life: Duration,
     /// The SPIFFE trust domain of the certificates that loopgate issues.
     pub trust_domain: String,
+}
+
+/// A service whose containers are agents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentService {
+    /// The compose service, or the Swarm service without the name of the stack.
+    pub name: String,
+    /// Whether their addresses alone make them agents.
+    pub by_address: bool,
 }
 
 /// The external lane (`[external]`).

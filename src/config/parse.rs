@@ -13,7 +13,7 @@ use rustls_pki_types::DnsName;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
-use super::{Engine, ListenAddresses, ListenOn};
+use super::{AgentService, Engine, ListenAddresses, ListenOn};
 use crate::addr::canonical;
 
 /// A value, or the problem of its text.
@@ -266,6 +266,17 @@ pub fn otel_endpoint(text: &str) -> Parsed<http::Uri> {
 /// One scope such as `operator.read`: a word of a comma-separated header.
 pub fn scope(text: &str) -> Parsed<String> {
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b',') { Ok(text.into()) } else { Err("is not a scope".into()) }
+}
+
+/// A service whose containers are agents: `NAME`, or `NAME=address`.
+pub fn agent_service(text: &str) -> Parsed<AgentService> {
+    let (name, proof) = text.split_once('=').unwrap_or((text, "attested"));
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if name.is_empty() || !name.bytes().all(legal) {
+        return Err("is not the name of a service".into());
+    }
+    let by_address = choice(&[("attested", false), ("address", true)])(proof)?;
+    Ok(AgentService { name: name.into(), by_address })
 }
 
 /// A SPIFFE trust domain (SPIFFE-ID section 2.1).

@@ -10,6 +10,7 @@ use super::{
     LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
 };
 use crate::addr::is_loopback_or_unspecified;
+use crate::attest::ProofKind;
 
 /// Validates the merged sources, defaults included.
 ///
@@ -117,6 +118,8 @@ fn agents(read: &mut Reader<'_>) -> Agents {
         cidrs: read.list("agent-cidr", parse::agent_network),
         certificate_from: read.list("certificate-from", parse::network),
         uris: read.list("agent-uri", parse::uri),
+        services: read.list("agent-service", parse::agent_service),
+        proofs: read.list("agent-proof", parse::choice(&[("process", ProofKind::Process), ("file", ProofKind::File)])),
         inherit_token: read.one("inherit-token", parse::switch),
         scopes: read.list("agent-scopes", parse::scope),
         certificate_life: read.one("agent-certificate-life", parse::certificate_life),

@@ -14,6 +14,10 @@ pub const SCOPES: &str = "loopgate.scopes";
 pub const PROJECT: &str = "com.docker.compose.project";
 /// Compose's own: the service.
 pub const SERVICE: &str = "com.docker.compose.service";
+/// Swarm's own: the stack.
+pub const STACK: &str = "com.docker.stack.namespace";
+/// Swarm's own: the service, `STACK_SERVICE` in a stack.
+pub const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
 
 /// Returns the proof that the value of [`AGENT`] asks for; `None` if it says that the container is not an agent.
 ///

@@ -48,6 +48,11 @@ pub trait Source {
     /// The session is over.
     fn next(session: &mut Self::Session) -> impl Future<Output = Result<Self::News, Self::Error>> + Send;
 
+    /// Returns since when the source has been out of reach, once `session` has ended by `error`.
+    fn lost_since(_session: &Self::Session, _error: &Self::Error) -> Instant {
+        Instant::now()
+    }
+
     /// Says whether `error` means that the source is absent where its presence was only guessed.
     fn is_absent(&self, _error: &Self::Error) -> bool {
         false
@@ -114,8 +119,12 @@ impl<S: Source> Follower<S> {
                     let since = *since;
                     match S::next(session).await {
                         Ok(news) => return Update::News(news),
-                        Err(error) if self.lose(&error, since) => return Update::Lost,
-                        Err(_) => {}
+                        Err(error) => {
+                            let lost_since = S::lost_since(session, &error);
+                            if self.lose(&error, since, lost_since) {
+                                return Update::Lost;
+                            }
+                        }
                     }
                 }
             }
@@ -142,8 +151,8 @@ impl<S: Source> Follower<S> {
         connected
     }
 
-    /// Ends the session that began at `since`. Returns whether the state has changed.
-    fn lose(&mut self, error: &S::Error, since: Instant) -> bool {
+    /// Ends the session that began at `since`, and reached the source until `lost_since`. Returns whether the state has changed.
+    fn lose(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
         let now = Instant::now();
         let text = one_line(&error_chain(error));
         self.metrics.losses.inc();
@@ -158,7 +167,7 @@ impl<S: Source> Follower<S> {
         }
         let state = match &self.state {
             SourceState::Off | SourceState::Connecting { .. } => SourceState::Connecting { error: Some(text) },
-            SourceState::Live { .. } => SourceState::Disconnected { since: now, error: text },
+            SourceState::Live { .. } => SourceState::Disconnected { since: lost_since, error: text },
             SourceState::Disconnected { since, .. } => SourceState::Disconnected { since: *since, error: text },
         };
         let changed = self.state != state;

@@ -19,7 +19,7 @@ use super::orphan::{Observation, OrphanWatch, OwnerLife};
 use super::owner::{Hints, Owner};
 use super::source_state::SourceState;
 use super::view::View;
-use crate::config::{self, Config};
+use crate::config::{self, AgentService, Config};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 
@@ -33,7 +33,10 @@ pub fn start(config: &Config, metrics: &metrics::Discovery, shutdown: &Shutdown)
     let agents = match config.discovery {
         config::Discovery::Kubernetes => AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone())),
         config::Discovery::Docker => match Engine::new(&config.docker.engine) {
-            Some(engine) => AgentSource::Docker(Docker::new(engine, metrics.clone())),
+            Some(engine) => {
+                let services = config.agents.services.iter().map(|service| service.name.clone()).collect();
+                AgentSource::Docker(Docker::new(engine, services, metrics.clone()))
+            }
             None => AgentSource::Off,
         },
     };
@@ -42,6 +45,7 @@ pub fn start(config: &Config, metrics: &metrics::Discovery, shutdown: &Shutdown)
         agents,
         hints: Hints::read(config.docker.container.clone()),
         any_project: config.docker.any_project,
+        services: config.agents.services.clone(),
         remembered: None,
         examined: None,
         orphan: OrphanWatch::default(),
@@ -121,6 +125,7 @@ struct Sources {
     agents: AgentSource,
     hints: Hints,
     any_project: bool,
+    services: Vec<AgentService>,
     /// The owner as it was when it last ran, and the names it had.
     remembered: Option<(Owner, BTreeSet<String>)>,
     /// The owner as it was when it was last inspected.
@@ -171,6 +176,7 @@ impl Sources {
             hints: &self.hints,
             aliases: details.map_or(&nothing, |details| &details.aliases),
             any_project: self.any_project,
+            services: &self.services,
         })
     }
 

@@ -10,6 +10,10 @@ use super::agent_labels as labels;
 pub enum WhyNot {
     /// The label's value is not one of those that loopgate knows.
     Unreadable(String),
+    /// The label is the image's, with this value, and so not the operator's word.
+    ImageLabel(String),
+    /// Its labels can't be told from those of its image, for this reason.
+    ImageUnknown(String),
     /// The same of a pod.
     UnreadablePod(String),
     /// It is a pod on its node's network, whose address every program on that node has.
@@ -43,11 +47,20 @@ impl fmt::Display for WhyNot {
         match self {
             Self::Unreadable(value) => unreadable(f, labels::AGENT, value),
             Self::UnreadablePod(value) => unreadable(f, labels::POD_AGENT, value),
+            Self::ImageLabel(value) => write!(
+                f,
+                "its label {}={value} is that of its image, which counts for nothing: name its service in agents.services",
+                labels::AGENT
+            ),
+            Self::ImageUnknown(error) => write!(f, "its labels can't be told from those of its image: {error}"),
             Self::HostNetwork => f.write_str(
                 "it is on its node's network (hostNetwork), so every program on that node has its address: give it a certificate (agents.uris)",
             ),
             Self::OwnerUnknown => f.write_str("the container that owns this network namespace is not known: name it by --container"),
             Self::OwnNamespace => f.write_str("it shares this network namespace: --own-addresses decides on it"),
+            Self::OtherProject { theirs: None, ours: None } => {
+                f.write_str("neither it nor the gateway is in a compose project or a stack: docker.any_project lifts that")
+            }
             Self::OtherProject { theirs, ours } => {
                 write!(f, "it is in {}, the gateway in {}: docker.any_project lifts that", project(theirs), project(ours))
             }

@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
-use super::proof::{Entry, NamespaceMember, ProofReader, ReadError};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::proof::{Entry, FileStat, ProofReader, ReadError, Surroundings};
+use crate::attest::ProofKind;
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::docker::error::Error;
-use crate::discovery::docker::object::ContainerSummary;
+use crate::discovery::docker::object::{ContainerSummary, PathStat};
 
 /// Bits of Go's `os.FileMode`, in which the engine states what a path leads to.
 const MODE_DIR: u32 = 1 << 31;
@@ -26,9 +30,13 @@ impl DockerProofs {
 }
 
 impl ProofReader for DockerProofs {
-    async fn members(&self, id: &str) -> Result<Vec<NamespaceMember>, ReadError> {
+    async fn container(&self, id: &str, kind: ProofKind) -> Result<Option<Surroundings>, ReadError> {
         let (listed, _) = self.engine.list().await.map_err(failed("/containers/json"))?;
-        Ok(members(&listed, id))
+        let is_agent = |container: &&ContainerSummary| container.id.as_deref() == Some(id);
+        let Some(own) = listed.iter().find(is_agent).filter(|own| own.state.as_deref() == Some("running")) else { return Ok(None) };
+        let mounts = own.mounts.iter().flatten().filter_map(|mount| mount.destination.as_deref().map(Into::into)).collect();
+        let shares_processes = kind == ProofKind::Process && self.is_podman().await? && self.shares_processes(id, &listed).await?;
+        Ok(Some(Surroundings { mounts, shares_processes }))
     }
 
     async fn processes(&self, id: &str) -> Result<Vec<String>, ReadError> {
@@ -41,88 +49,74 @@ impl ProofReader for DockerProofs {
 
     async fn entry(&self, id: &str, path: &Path) -> Result<Option<Entry>, ReadError> {
         let stat = self.engine.path_stat(id, path.to_str().unwrap_or_default()).await.map_err(failed("/containers/{id}/archive"))?;
-        Ok(stat.map(|stat| entry(stat.mode)))
+        Ok(stat.as_ref().map(entry))
     }
+}
+
+impl DockerProofs {
+    async fn is_podman(&self) -> Result<bool, ReadError> {
+        Ok(self.engine.probe("/_ping").await.map_err(failed("/_ping"))?.is_podman)
+    }
+
+    /// Says whether the container `id` shares its PID namespace with the host or one of `listed`.
+    ///
+    /// Docker lists the processes of a container's control group; Podman those of its PID namespace.
+    async fn shares_processes(&self, id: &str, listed: &[ContainerSummary]) -> Result<bool, ReadError> {
+        for other in listed.iter().filter_map(|container| container.id.as_deref()) {
+            let inspected = self.engine.inspect(other).await;
+            if matches!(&inspected, Err(Error::NotFound { .. })) && other != id {
+                continue;
+            }
+            let host_config = inspected.map_err(failed("/containers/{id}/json"))?.host_config.unwrap_or_default();
+            let mode = host_config.pid_mode.unwrap_or_default();
+            let shares = if other == id { !matches!(mode.as_str(), "" | "private") } else { joins(&mode, id) };
+            if shares {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Says whether a container with this PID mode has joined the PID namespace of the container `id`. A mode that names a container otherwise
+/// than by its id may mean any.
+fn joins(mode: &str, id: &str) -> bool {
+    let is_id = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    mode.strip_prefix("container:").is_some_and(|name| name == id || !is_id(name))
 }
 
 fn failed(endpoint: &'static str) -> impl Fn(Error) -> ReadError {
     move |error| ReadError { endpoint, source: error.into() }
 }
 
-fn entry(mode: u32) -> Entry {
-    match mode & MODE_TYPE {
-        0 => Entry::File,
+fn entry(stat: &PathStat) -> Entry {
+    match stat.mode & MODE_TYPE {
+        0 => Entry::File(FileStat { size: stat.size, mode: permissions(stat.mode), mtime: mtime(&stat.mtime) }),
         MODE_DIR => Entry::Directory,
         _ => Entry::Other,
     }
 }
 
-/// Returns the container `id` and those in its network namespace, of all that run.
-fn members(listed: &[ContainerSummary], id: &str) -> Vec<NamespaceMember> {
-    let Some(own) = listed.iter().find(|container| container.id.as_deref() == Some(id)) else { return Vec::new() };
-    let owner = joined(own).and_then(|reference| listed.iter().find(|container| is(container, reference))).unwrap_or(own);
-    let shares = |container: &&ContainerSummary| {
-        container.id == owner.id || container.id == own.id || joined(container).is_some_and(|reference| is(owner, reference))
-    };
-    let running = |container: &&ContainerSummary| container.state.as_deref() == Some("running");
-    let member = |container: &ContainerSummary| {
-        let mounts = container.mounts.iter().flatten().filter_map(|mount| mount.destination.as_deref().map(Into::into));
-        Some(NamespaceMember { id: container.id.clone()?, mounts: mounts.collect() })
-    };
-    listed.iter().filter(shares).filter(running).filter_map(member).collect()
+/// Returns the permission bits in Go's `os.FileMode`, as `chmod` takes them.
+fn permissions(mode: u32) -> u32 {
+    let special = [(1 << 23, 0o4000), (1 << 22, 0o2000), (1 << 20, 0o1000)];
+    special.iter().filter(|(go, _)| mode & go != 0).fold(mode & 0o777, |bits, (_, unix)| bits | unix)
 }
 
-/// Returns the id or name of the container whose network namespace `container` has joined.
-fn joined(container: &ContainerSummary) -> Option<&str> {
-    container.host_config.as_ref()?.network_mode.as_deref()?.strip_prefix("container:")
-}
-
-/// Says whether `reference` is the id or a name of `container`.
-fn is(container: &ContainerSummary, reference: &str) -> bool {
-    let named = |name: &String| name.strip_prefix('/').unwrap_or(name) == reference;
-    container.id.as_deref() == Some(reference) || container.names.iter().flatten().any(named)
+fn mtime(text: &str) -> (i64, u32) {
+    let time = OffsetDateTime::parse(text, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    (time.unix_timestamp(), time.nanosecond())
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     use tokio::net::UnixListener;
 
     use super::*;
+    use crate::attest::{PROOF_MODE, PROOF_MTIME};
     use crate::config;
     use crate::shutdown::Shutdown;
-
-    fn container(id: &str, mode: &str, state: &str) -> Value {
-        json!({
-            "Id": id,
-            "Names": [format!("/{id}-name")],
-            "State": state,
-            "HostConfig": { "NetworkMode": mode },
-            "Mounts": [{ "Type": "volume", "Destination": format!("/mnt/{id}") }],
-        })
-    }
-
-    #[test]
-    fn housemates_share_a_network_namespace() {
-        let listed: Vec<ContainerSummary> = serde_json::from_value(json!([
-            container("alone", "bridge", "running"),
-            container("owner", "shop_default", "running"),
-            container("by-id", "container:owner", "running"),
-            container("by-name", "container:owner-name", "running"),
-            container("dying", "container:owner", "restarting"),
-            container("elsewhere", "container:gone", "running"),
-        ]))
-        .unwrap();
-        let ids = |id: &str| members(&listed, id).into_iter().map(|member| member.id).collect::<Vec<_>>();
-        assert_eq!(ids("alone"), ["alone"]);
-        for id in ["owner", "by-id", "by-name"] {
-            assert_eq!(ids(id), ["owner", "by-id", "by-name"], "{id}");
-        }
-        assert_eq!(ids("elsewhere"), ["elsewhere"]);
-        assert!(ids("unknown").is_empty());
-        assert_eq!(members(&listed, "alone")[0].mounts, [Path::new("/mnt/alone")]);
-    }
 
     /// An engine that answers each request line as `answers` say, and the reader that asks it.
     fn engine<const N: usize>(answers: [(&'static str, &'static str); N], shutdown: &Shutdown) -> (tempfile::TempDir, DockerProofs) {
@@ -162,24 +156,63 @@ mod tests {
         let shutdown = Shutdown::new();
         let (_directory, proofs) = engine(answers, &shutdown);
         assert_eq!(proofs.processes("abc").await.unwrap(), ["loopgate attest-proof x"]);
-        assert_eq!(proofs.entry("abc", Path::new("/tmp/x")).await.unwrap(), Some(Entry::File));
+        let stat = FileStat { size: 0, mode: 0o600, mtime: (0, 0) };
+        assert_eq!(proofs.entry("abc", Path::new("/tmp/x")).await.unwrap(), Some(Entry::File(stat)));
         assert_eq!(proofs.entry("abc", Path::new("/tmp/y")).await.unwrap(), None);
         assert_eq!(proofs.entry("abc", Path::new("/tmp/z")).await.unwrap_err().endpoint, "/containers/{id}/archive");
         assert_eq!(proofs.processes("another").await.unwrap_err().endpoint, "/containers/{id}/top");
     }
 
     #[test]
-    fn the_type_of_an_entry_is_read_from_gos_mode_bits() {
+    fn an_entry_is_read_from_gos_mode_and_time() {
+        let stat = |mode| entry(&PathStat { size: 3, mode, mtime: "2001-09-09T01:46:40.516041219Z".into() });
+        let file = |mode| Entry::File(FileStat { size: 3, mode, mtime: PROOF_MTIME });
         for (mode, expected) in [
-            (0o600, Entry::File),
-            (0o4755 | 1 << 23, Entry::File),
+            (0o600, file(0o600)),
+            (0o400 | 1 << 20, file(PROOF_MODE)),
+            (0o755 | 1 << 23, file(0o4755)),
             (MODE_DIR | 0o755, Entry::Directory),
             (MODE_DIR | 1 << 20 | 0o777, Entry::Directory),
             (1 << 27 | 0o777, Entry::Other),
             (1 << 26, Entry::Other),
             (1 << 25, Entry::Other),
         ] {
-            assert_eq!(entry(mode), expected, "{mode:o}");
+            assert_eq!(stat(mode), expected, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_pid_mode_that_names_the_agent_or_is_unclear_shares_its_processes() {
+        let (id, other) = ("a".repeat(64), "b".repeat(64));
+        for (mode, expected) in [
+            (String::new(), false),
+            ("private".into(), false),
+            ("host".into(), false),
+            (format!("container:{id}"), true),
+            (format!("container:{other}"), false),
+            ("container:a-name".into(), true),
+        ] {
+            assert_eq!(joins(&mode, &id), expected, "{mode}");
+        }
+    }
+
+    #[tokio::test]
+    async fn podman_is_asked_whether_a_pid_namespace_is_shared_and_docker_is_not() {
+        const LIST: &str = "GET /containers/json?all=true&filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
+        const PODMAN: &str = "HTTP/1.1 200 OK\r\nLibpod-API-Version: 5.8.6\r\nContent-Length: 0\r\n\r\n";
+        const DOCKER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        const CONTAINERS: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n\
+            [{\"Id\":\"a\",\"State\":\"running\"},{\"Id\":\"b\",\"State\":\"running\"}]";
+        const PRIVATE: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"HostConfig\":{\"PidMode\":\"private\"}}";
+        const JOINED: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"HostConfig\":{\"PidMode\":\"container:a\"}}";
+        for (ping, other, expected) in [(PODMAN, JOINED, true), (PODMAN, PRIVATE, false), (DOCKER, JOINED, false)] {
+            let answers =
+                [(LIST, CONTAINERS), ("GET /_ping", ping), ("GET /containers/a/json", PRIVATE), ("GET /containers/b/json", other)];
+            let shutdown = Shutdown::new();
+            let (_directory, proofs) = engine(answers, &shutdown);
+            let found = proofs.container("a", ProofKind::Process).await.unwrap().unwrap();
+            assert_eq!(found.shares_processes, expected);
+            assert_eq!(proofs.container("c", ProofKind::Process).await.unwrap(), None);
         }
     }
 }

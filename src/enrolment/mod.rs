@@ -6,8 +6,8 @@
 //! [`crate::attest`] has the protocol. A nonce lives in the task of the one connection that it was made for, and nowhere else: so it is
 //! bound to that connection and its source address, can't be used twice, and dies with the conversation's deadline. What must be shown
 //! is derived from the nonce and the requested public key, so it serves no other key. And it is looked for only in the container that
-//! discovery knows by the source address, or one that shares its network namespace: a neighbour that forges the address sees the nonce,
-//! but can't show anything in there.
+//! discovery knows by the source address, and in no other one that shares its network namespace: a neighbour that forges the address sees
+//! the nonce, but can't show anything in there.
 
 mod docker_proofs;
 mod limiter;
@@ -27,7 +27,7 @@ use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
 pub use crate::agent_id::{AgentId, Kind};
 pub use docker_proofs::DockerProofs;
-pub use proof::{Entry, NamespaceMember, ProofReader, ReadError};
+pub use proof::{Entry, FileStat, ProofReader, ReadError, Surroundings};
 
 use crate::addr::PeerAddr;
 use crate::attest::{self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Refused, Reply, Request, Shown};
@@ -55,6 +55,10 @@ pub struct Enrolment<P = DockerProofs> {
     view: watch::Receiver<Arc<View>>,
     authority: Option<Arc<CertificateAuthority>>,
     proofs: Option<P>,
+    /// The kinds of proof that count.
+    kinds: Vec<ProofKind>,
+    /// Where a proof may be shown as a file.
+    proof_directory: PathBuf,
     /// Reviews the tokens of pods, where agents are pods.
     tokens: Option<Api>,
     trust_domain: String,
@@ -92,6 +96,8 @@ impl<P: ProofReader> Enrolment<P> {
             view,
             authority,
             proofs,
+            kinds: config.agents.proofs.clone(),
+            proof_directory: attest::PROOF_DIRECTORY.into(),
             tokens: None,
             trust_domain: config.agents.trust_domain.clone(),
             certificate_life: config.agents.certificate_life,
@@ -180,12 +186,12 @@ impl<P: ProofReader> Enrolment<P> {
 
         let Request { csr, token } = lines.receive().await?;
         let (csr, public_key) = parse(&csr).ok_or_else(|| refuse(Reason::BadRequest, "the request is not a certificate request in PEM"))?;
-        let seen_in = match (&self.tokens, token, &self.proofs) {
+        match (&self.tokens, token, &self.proofs) {
             (Some(api), Some(token), _) => review(api, &agent, &token).await?,
             (Some(_), None, _) => return Err(refuse(Reason::WrongProof, "agents are pods here: give --kubernetes-token FILE")),
             (None, None, Some(proofs)) => self.read_proof(lines, &public_key, proofs, &agent).await?,
             (None, _, _) => return Err(refuse(Reason::WrongProof, "agents are containers here: leave --kubernetes-token away")),
-        };
+        }
 
         // Discovery may have changed meanwhile: the container that proved itself must still have the address.
         if self.agent_at(peer).map_err(|_| gone())?.id != agent.id {
@@ -203,22 +209,25 @@ impl<P: ProofReader> Enrolment<P> {
             refuse(Reason::BadRequest, "the request can't be signed: it takes a P-256 key and a signature by it")
         })?;
         let token = self.token().await;
-        info!(%peer, agent = agent.name, container = agent.id, seen_in, token = token.is_some(), "enrolled");
+        info!(%peer, agent = agent.name, container = agent.id, token = token.is_some(), "enrolled");
         let (agent_name, container, has_token) = (&agent.name, &agent.id, token.is_some());
         info!(target: audit::TARGET, kind = "enrolment", outcome = "issued", %peer, agent = agent_name, container, token = has_token, %id, "enrolled");
         Ok(lines.send(&Reply::Granted(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
     }
 
-    /// Has the agent show a proof in its container; returns the id of the container in which it was seen.
-    async fn read_proof<S>(&self, lines: &mut Lines<S>, public_key: &[u8], proofs: &P, agent: &Agent) -> Result<String, Error>
+    /// Has the agent show a proof in its container, and reads it there.
+    async fn read_proof<S>(&self, lines: &mut Lines<S>, public_key: &[u8], proofs: &P, agent: &Agent) -> Result<(), Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let nonce = Nonce::random();
         let proof = attest::proof(&nonce, public_key);
-        lines.send(&Reply::Granted(Challenge { nonce, show: vec![ProofKind::Process, ProofKind::File] })).await?;
+        lines.send(&Reply::Granted(Challenge { nonce, show: self.kinds.clone() })).await?;
         let shown: Shown = lines.receive().await?;
-        proof::find(proofs, &agent.id, &proof, &shown).await
+        if !self.kinds.contains(&proof::kind(&shown)) {
+            return Err(refuse(Reason::WrongProof, "this sidecar does not accept proofs of this kind: see its option agents.proofs"));
+        }
+        proof::find(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }
 
     /// The same as [`Self::agent_at`], but waits for a container that started a moment ago to be discovered.
@@ -274,8 +283,8 @@ fn words(source: Discovery) -> (&'static str, &'static str) {
     }
 }
 
-/// Has `token` reviewed, which must be that of the very pod that `agent` is; returns the pod's uid.
-async fn review(api: &Api, agent: &Agent, token: &Secret) -> Result<String, Error> {
+/// Has `token` reviewed, which must be that of the very pod that `agent` is.
+async fn review(api: &Api, agent: &Agent, token: &Secret) -> Result<(), Error> {
     let Some(owner) = api.review(token).await? else {
         let message = "the API server does not accept the token as a pod's for this audience: project one with that audience into the pod";
         return Err(refuse(Reason::BadToken, message));
@@ -285,7 +294,7 @@ async fn review(api: &Api, agent: &Agent, token: &Secret) -> Result<String, Erro
     if owner.uid != agent.id || owner.pod != agent.name || owner.user != user {
         return Err(refuse(Reason::BadToken, "the token is not that of the pod that has this address"));
     }
-    Ok(owner.uid)
+    Ok(())
 }
 
 fn gone() -> Error {

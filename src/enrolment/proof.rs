@@ -1,38 +1,49 @@
 //! Looks for a proof where only its container could have put it.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use super::{Error, refuse};
-use crate::attest::{Reason, SHOW_COMMAND, SHOW_NAME, Shown};
+use crate::attest::{PROOF_MODE, PROOF_MTIME, ProofKind, Reason, SHOW_COMMAND, SHOW_NAME, Shown};
 
 /// Reads containers from outside, through the engine; tests have their own.
 pub trait ProofReader: Send + Sync {
-    /// Returns the running container `id`, and those that share its network namespace.
-    fn members(&self, id: &str) -> impl Future<Output = Result<Vec<NamespaceMember>, ReadError>> + Send;
+    /// Returns what of the container `id` decides whether a proof of `kind` counts; `None` if the container does not run.
+    fn container(&self, id: &str, kind: ProofKind) -> impl Future<Output = Result<Option<Surroundings>, ReadError>> + Send;
     /// Returns the command lines of the processes in the container `id`.
     fn processes(&self, id: &str) -> impl Future<Output = Result<Vec<String>, ReadError>> + Send;
     /// Returns what is at `path` in the container `id`, without following it if it is a link.
     fn entry(&self, id: &str, path: &Path) -> impl Future<Output = Result<Option<Entry>, ReadError>> + Send;
 }
 
-/// A container in which a proof may be shown.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamespaceMember {
-    /// The full id.
-    pub id: String,
+/// What of a container decides whether its processes and files prove anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
     /// Where volumes and the like are mounted in it.
     pub mounts: Vec<PathBuf>,
+    /// Whether the engine's list of its processes holds those of other containers, or of the host.
+    pub shares_processes: bool,
 }
 
 /// The type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// A regular file.
-    File,
+    File(FileStat),
     /// A directory.
     Directory,
     /// A symbolic link, a device, ...
     Other,
+}
+
+/// What distinguishes a proof from a file that was fetched from elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileStat {
+    /// The size in bytes.
+    pub size: i64,
+    /// The permission bits, with set-user-id, set-group-id and sticky.
+    pub mode: u32,
+    /// The modification time: seconds since the Unix epoch, and nanoseconds.
+    pub mtime: (i64, u32),
 }
 
 /// A failed request to the engine.
@@ -45,35 +56,31 @@ pub struct ReadError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// The deepest path: each directory on it costs a request.
-const MAX_DEPTH: usize = 16;
-
-/// Finds `proof`, shown as `shown` says, in the container `agent` or a container that shares its namespace; returns the id of the one that shows it.
-pub(super) async fn find<P: ProofReader>(reader: &P, agent: &str, proof: &str, shown: &Shown) -> Result<String, Error> {
-    let members = reader.members(agent).await?;
-    if !members.iter().any(|member| member.id == agent) {
+/// Finds `proof`, shown as `shown` says, in the container `agent`. A container that shares its network namespace proves nothing for it.
+pub(super) async fn find<P: ProofReader>(reader: &P, agent: &str, proof: &str, shown: &Shown, directory: &Path) -> Result<(), Error> {
+    let Some(Surroundings { mounts, shares_processes }) = reader.container(agent, kind(shown)).await? else {
         return Err(super::gone());
-    }
-    let mut misplaced = None;
-    for NamespaceMember { id, mounts } in members {
-        let found = match shown {
-            Shown::Process => reader.processes(&id).await?.iter().any(|line| shows(line, proof)),
-            Shown::File { path } => match place(path, proof, &mounts) {
-                Ok(directories) => is_file(reader, &id, &directories, path).await?,
-                Err(why) => {
-                    misplaced = Some(why);
-                    false
-                }
-            },
-        };
-        if found {
-            return Ok(id);
+    };
+    let found = match shown {
+        Shown::Process if shares_processes => {
+            let why = "the container shares its PID namespace, so the engine shows other containers' processes as its own";
+            return Err(refuse(Reason::ProofMisplaced, why));
         }
+        Shown::Process => reader.processes(agent).await?.iter().any(|line| shows(line, proof)),
+        Shown::File { path } => {
+            let directories = place(path, &directory.join(proof), &mounts).map_err(|why| refuse(Reason::ProofMisplaced, why))?;
+            is_proof(reader, agent, &directories, path).await?
+        }
+    };
+    if found { Ok(()) } else { Err(refuse(Reason::ProofNotFound, "the proof is not visible in the container that has this address")) }
+}
+
+/// Returns the kind of proof that was shown.
+pub(super) fn kind(shown: &Shown) -> ProofKind {
+    match shown {
+        Shown::Process => ProofKind::Process,
+        Shown::File { .. } => ProofKind::File,
     }
-    Err(match misplaced {
-        Some(why) => refuse(Reason::ProofMisplaced, why),
-        None => refuse(Reason::ProofNotFound, "the proof is not visible in the container that has this address"),
-    })
 }
 
 /// Says whether the command line is that of the agent's helper with `proof`, and not one that merely contains the text: containers
@@ -84,32 +91,29 @@ fn shows(command_line: &str, proof: &str) -> bool {
     is_ours && words.eq([SHOW_COMMAND, proof])
 }
 
-/// Returns the directories that lead to `path`, outermost first, if only the container itself could have put a file there.
-fn place(path: &Path, proof: &str, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
-    let mut components = path.components();
-    let plain = components.next() == Some(Component::RootDir) && components.all(|part| matches!(part, Component::Normal(_)));
-    if !plain || path.to_str().is_none() || path.components().count() > MAX_DEPTH {
-        return Err("the proof's path must be absolute, plain and short");
-    }
-    if path.file_name() != Some(proof.as_ref()) {
-        return Err("the file's name must be the proof");
+/// Returns the directories that lead to `path`, outermost first, if it is the `expected` one, and only the container itself could have put
+/// a file there.
+fn place(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
+    if path.as_os_str() != expected.as_os_str() {
+        return Err("a proof is shown as a file only in /var/lib/loopgate-proof");
     }
     if mounts.iter().any(|mount| path.starts_with(mount)) {
-        return Err("the proof lies on a mount, where other containers could have put it: show it elsewhere, or as a process");
+        return Err("the proof lies on a mount, where other containers could have put it: show it as a process");
     }
     let mut directories: Vec<PathBuf> = path.ancestors().skip(1).filter(|path| path.parent().is_some()).map(Path::to_owned).collect();
     directories.reverse();
     Ok(directories)
 }
 
-/// Says whether `path` is a file below real directories: a link among them could lead onto a mount.
-async fn is_file<P: ProofReader>(reader: &P, id: &str, directories: &[PathBuf], path: &Path) -> Result<bool, Error> {
+/// Says whether `path` is a file that `loopgate` itself made, below real directories: a link among them could lead onto a mount.
+async fn is_proof<P: ProofReader>(reader: &P, id: &str, directories: &[PathBuf], path: &Path) -> Result<bool, Error> {
     for directory in directories {
         if reader.entry(id, directory).await? != Some(Entry::Directory) {
             return Ok(false);
         }
     }
-    Ok(reader.entry(id, path).await? == Some(Entry::File))
+    let made = FileStat { size: 0, mode: PROOF_MODE, mtime: PROOF_MTIME };
+    Ok(reader.entry(id, path).await? == Some(Entry::File(made)))
 }
 
 #[cfg(test)]
@@ -138,20 +142,21 @@ mod tests {
     #[test]
     fn paths_that_other_containers_could_write_to_are_refused() {
         let mounts = ["/data".into(), "/run/shared".into()];
-        for (path, expected) in [
-            ("/tmp/p", Ok(vec!["/tmp"])),
-            ("/p", Ok(vec![])),
-            ("/var/lib/x/p", Ok(vec!["/var", "/var/lib", "/var/lib/x"])),
-            ("/database/p", Ok(vec!["/database"])),
-            ("/data/p", Err("the proof lies on a mount")),
-            ("/data/deep/p", Err("the proof lies on a mount")),
-            ("/run/shared/p", Err("the proof lies on a mount")),
-            ("/tmp/../data/p", Err("the proof's path must")),
-            ("tmp/p", Err("the proof's path must")),
-            ("/tmp/q", Err("the file's name must")),
-            ("/tmp/p/..", Err("the proof's path must")),
+        for (path, directory, expected) in [
+            ("/tmp/p", "/tmp", Ok(vec!["/tmp"])),
+            ("/p", "/", Ok(vec![])),
+            ("/var/lib/x/p", "/var/lib/x", Ok(vec!["/var", "/var/lib", "/var/lib/x"])),
+            ("/database/p", "/database", Ok(vec!["/database"])),
+            ("/data/p", "/data", Err("the proof lies on a mount")),
+            ("/run/shared/deep/p", "/run/shared/deep", Err("the proof lies on a mount")),
+            ("/var/p", "/tmp", Err("a proof is shown as a file only in")),
+            ("/tmp/../tmp/p", "/tmp", Err("a proof is shown as a file only in")),
+            ("/tmp//p", "/tmp", Err("a proof is shown as a file only in")),
+            ("/tmp/p/", "/tmp", Err("a proof is shown as a file only in")),
+            ("tmp/p", "/tmp", Err("a proof is shown as a file only in")),
+            ("/tmp/q", "/tmp", Err("a proof is shown as a file only in")),
         ] {
-            match (place(Path::new(path), "p", &mounts), expected) {
+            match (place(Path::new(path), &Path::new(directory).join("p"), &mounts), expected) {
                 (Ok(directories), Ok(expected)) => {
                     assert_eq!(directories, expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{path}")
                 }
@@ -159,6 +164,5 @@ mod tests {
                 (found, _) => panic!("{path}: {found:?}"),
             }
         }
-        assert!(place(Path::new(&format!("{}/p", "/d".repeat(20))), "p", &[]).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -12,6 +13,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use super::*;
 use crate::agent::enrol::{self, converse};
 use crate::agent::show::ProofMethod;
+use crate::attest::{PROOF_MODE, PROOF_MTIME};
 use crate::shutdown::Shutdown;
 
 const ADDRESS: &str = "172.18.0.3:4711";
@@ -24,18 +26,17 @@ struct Containers {
     /// The one that has this machine's files.
     with_files: Option<String>,
     mounts: Vec<PathBuf>,
+    shares_processes: bool,
     broken: bool,
 }
 
 impl ProofReader for Arc<Containers> {
-    async fn members(&self, id: &str) -> Result<Vec<NamespaceMember>, ReadError> {
+    async fn container(&self, id: &str, _kind: ProofKind) -> Result<Option<Surroundings>, ReadError> {
         if self.broken {
             return Err(ReadError { endpoint: "/containers/json", source: "no socket".into() });
         }
-        // Those whose ids have the same prefix share a namespace.
-        let alike = |other: &&String| other.split('-').next() == id.split('-').next();
-        let known = self.processes.lock().unwrap();
-        Ok(known.keys().filter(alike).map(|id| NamespaceMember { id: id.clone(), mounts: self.mounts.clone() }).collect())
+        let runs = self.processes.lock().unwrap().contains_key(id);
+        Ok(runs.then(|| Surroundings { mounts: self.mounts.clone(), shares_processes: self.shares_processes }))
     }
 
     async fn processes(&self, id: &str) -> Result<Vec<String>, ReadError> {
@@ -47,7 +48,11 @@ impl ProofReader for Arc<Containers> {
             return Ok(None);
         }
         Ok(std::fs::symlink_metadata(path).ok().map(|metadata| match metadata.file_type() {
-            kind if kind.is_file() => Entry::File,
+            kind if kind.is_file() => Entry::File(FileStat {
+                size: metadata.len() as i64,
+                mode: metadata.mode() & 0o7777,
+                mtime: (metadata.mtime(), metadata.mtime_nsec() as u32),
+            }),
             kind if kind.is_dir() => Entry::Directory,
             _ => Entry::Other,
         }))
@@ -96,6 +101,16 @@ impl Harness {
         let containers = Arc::new(containers);
         let enrolment = Arc::new(Enrolment::new(&config, view, Some(authority.clone()), Some(containers.clone())));
         Self { enrolment, containers, view: publish, authority, shutdown: Shutdown::new(), _state_dir: state_dir }
+    }
+
+    /// The same, where proofs may be shown as files in `directory`.
+    fn for_files(containers: Containers, directory: &Path, configure: impl Fn(&mut Config)) -> Self {
+        let mut harness = Self::new(containers, |config| {
+            config.agents.proofs = vec![ProofKind::File];
+            configure(config);
+        });
+        Arc::get_mut(&mut harness.enrolment).unwrap().proof_directory = directory.to_owned();
+        harness
     }
 
     fn of_four() -> Self {
@@ -159,9 +174,9 @@ async fn refusal(lines: &mut Lines<DuplexStream>) -> Reason {
 }
 
 #[tokio::test]
-async fn a_proof_shown_in_the_container_itself_or_in_its_namespace_gets_a_certificate() {
+async fn a_proof_shown_in_the_container_itself_gets_a_certificate() {
     let house = Harness::of_four();
-    for place in ["a", "a-sibling"] {
+    for place in ["a"; 2] {
         let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
         let proof = csr.ask(&mut lines).await;
         house.containers.show(place, &proof);
@@ -186,13 +201,23 @@ async fn a_proof_shown_in_the_container_itself_or_in_its_namespace_gets_a_certif
 #[tokio::test]
 async fn a_proof_shown_anywhere_else_is_not_found() {
     let house = Harness::of_four();
-    for place in ["b", "c"] {
+    // The sibling shares the agent's network namespace, and so its address, without a label.
+    for place in ["a-sibling", "b", "c"] {
         let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
         let proof = csr.ask(&mut lines).await;
         house.containers.show(place, &proof);
         assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::ProofNotFound, "{place}");
     }
-    assert_eq!(house.refused("proof_not_found"), 2);
+    assert_eq!(house.refused("proof_not_found"), 3);
+}
+
+#[tokio::test]
+async fn where_processes_of_other_containers_are_shown_as_the_agents_no_process_is_a_proof() {
+    let house = Harness::new(Containers { shares_processes: true, ..Containers::running(&["a"]) }, |_| {});
+    let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+    let proof = csr.ask(&mut lines).await;
+    house.containers.show("a", &proof);
+    assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::ProofMisplaced);
 }
 
 #[tokio::test]
@@ -335,7 +360,7 @@ async fn the_agent_shows_a_file_and_inherits_the_token() {
     std::fs::create_dir(&shown_in).unwrap();
     let containers = || Containers { with_files: Some("a".into()), ..Containers::running(&["a"]) };
     for inherit in [true, false] {
-        let house = Harness::new(containers(), |config| {
+        let house = Harness::for_files(containers(), &shown_in, |config| {
             config.agents.inherit_token = inherit;
             config.gateway.token_file = Some(token.clone());
         });
@@ -360,10 +385,53 @@ async fn a_proof_file_where_others_could_have_put_it_is_refused() {
         (vec![], &link, Reason::ProofNotFound),
     ] {
         let containers = Containers { with_files: Some("a".into()), mounts, ..Containers::running(&["a"]) };
-        let house = Harness::new(containers, |_| {});
+        let house = Harness::for_files(containers, shown_in, |_| {});
         match converse(house.connection(ADDRESS), &ProofMethod::File(shown_in.clone())).await {
             Err(enrol::Error::Refused(refused)) => assert_eq!(refused.error, reason),
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn a_file_that_loopgate_did_not_make_proves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let made = std::time::UNIX_EPOCH + Duration::new(PROOF_MTIME.0 as u64, PROOF_MTIME.1);
+    for (what, content, mode, mtime, expected) in [
+        ("as it is made", "", PROOF_MODE, made, None),
+        ("with content", "x", PROOF_MODE, made, Some(Reason::ProofNotFound)),
+        ("with an ordinary mode", "", 0o644, made, Some(Reason::ProofNotFound)),
+        ("of whole seconds", "", PROOF_MODE, std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000), Some(Reason::ProofNotFound)),
+    ] {
+        let containers = Containers { with_files: Some("a".into()), ..Containers::running(&["a"]) };
+        let house = Harness::for_files(containers, directory.path(), |_| {});
+        let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+        let path = directory.path().join(csr.ask(&mut lines).await);
+        std::fs::write(&path, content).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        file.set_modified(mtime).unwrap();
+        lines.send(&Shown::File { path }).await.unwrap();
+        let answer = lines.receive::<Reply<Enrolled>>().await.unwrap();
+        let refused = match answer {
+            Reply::Refused(refused) => Some(refused.error),
+            Reply::Granted(_) => None,
+        };
+        assert_eq!(refused, expected, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_is_no_proof_unless_agents_proofs_names_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let containers = Containers { with_files: Some("a".into()), ..Containers::running(&["a"]) };
+    let house = Harness::new(containers, |_| {});
+    let method = ProofMethod::File(directory.path().to_owned());
+    let refused = converse(house.connection(ADDRESS), &method).await.unwrap_err();
+    assert!(matches!(refused, enrol::Error::Kind(ProofKind::File)), "{refused:?}");
+    // One that does not ask is refused as well.
+    let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+    let path = PathBuf::from(attest::PROOF_DIRECTORY).join(csr.ask(&mut lines).await);
+    lines.send(&Shown::File { path }).await.unwrap();
+    assert!(matches!(lines.receive::<Reply<Enrolled>>().await.unwrap(), Reply::Refused(refused) if refused.error == Reason::WrongProof));
 }

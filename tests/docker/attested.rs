@@ -44,20 +44,20 @@ fn tries(client: &Running) -> Output {
 #[test]
 fn a_container_that_may_do_nothing_enrols_and_is_an_agent() {
     let Some(engine) = Engine::start() else { return };
-    let house = House::start(&engine);
+    let house = House::with(&engine, &["--agent-proof", "process", "--agent-proof", "file"], |gateway| gateway);
     let ask = "curl --silent --show-error http://127.0.0.1:18789/";
     let agent = engine.run(house.attested_loopgate("agent", ["exec", "--", "sh", "-c", ask]));
     assert_eq!(agent.ends(), 0, "{}", agent.logs());
     assert!(is_agent(&agent.logs()), "{}", agent.logs());
 
-    // By the name of a file, which its own file system takes here; but not where others may write as well.
-    let shared = tempfile::tempdir().unwrap();
-    std::fs::set_permissions(shared.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    let by_file = house.attested("by-file").option("--user=10001:10001").option("--cap-drop=ALL");
-    let by_file = engine.run(by_file.env("LOOPGATE_PROOF", "file").mount_writable(shared.path(), "/shared"));
+    // By the name of a file, where the sidecar accepts that; but not where others may write as well.
+    let by_file = engine.run(house.attested("by-file").option("--cap-drop=ALL").env("LOOPGATE_PROOF", "file"));
     let asked = by_file.try_exec(["/loopgate", "exec", "--", "sh", "-c", ask]);
     assert!(is_agent(&String::from_utf8_lossy(&asked.stdout)), "{asked:?}");
-    let misplaced = by_file.try_exec(["/loopgate", "exec", "--wait", "3s", "--proof-dir", "/shared", "--", "true"]);
+    let shared = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(shared.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    let on_mount = house.attested("on-mount").env("LOOPGATE_PROOF", "file").mount_writable(shared.path(), "/var/lib/loopgate-proof");
+    let misplaced = engine.run(on_mount).try_exec(["/loopgate", "exec", "--wait", "3s", "--", "true"]);
     assert!(String::from_utf8_lossy(&misplaced.stderr).contains("the proof lies on a mount"), "{misplaced:?}");
     house.counts("loopgate_enrolments_total 2");
 }
@@ -83,7 +83,7 @@ fn a_neighbour_that_takes_an_agents_address_is_external_and_can_not_enrol() {
     let tried = tries(&neighbour);
     assert_eq!(tried.status.code(), Some(1));
     let said = String::from_utf8_lossy(&tried.stderr).into_owned();
-    assert!(said.contains("the proof is not to be seen in the container that has this address"), "{said}");
+    assert!(said.contains("the proof is not visible in the container that has this address"), "{said}");
     house.counts("loopgate_enrolments_total 1");
     assert!(house.metrics().contains("loopgate_enrolments_refused_total{reason=\"proof_not_found\"}"));
     house.sidecar.says("reason=\"proof_not_found\"");

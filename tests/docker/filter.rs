@@ -63,6 +63,7 @@ fn the_filter_permits_exactly_what_loopgate_asks() {
     let container = engine.run(Container::idle("subject").network(&network));
     let _filter = filter(&engine, directory.path());
     let (id, network) = (container.id(), network.name());
+    let image = container.inspect("{{.Image}}");
 
     let permitted = [
         ("GET /_ping".to_owned(), 200),
@@ -75,6 +76,8 @@ fn the_filter_permits_exactly_what_loopgate_asks() {
         (format!("GET /containers/{id}/json"), 200),
         (format!("GET /containers/{}/json", container.name()), 200),
         ("GET /containers/nobody/json".into(), 404),
+        (format!("GET /images/{image}/json"), 200),
+        (format!("GET /images/sha256:{}/json", "0".repeat(64)), 404),
         (format!("GET /containers/{id}/top"), 200),
         (format!("HEAD /containers/{id}/archive?path=%2Fetc%2Fhostname"), 200),
         ("GET /networks".into(), 200),

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::container::{Container, Endpoint, namespace_of};
+use super::images::Origin;
+use crate::config::AgentService;
 use crate::discovery::agent::{Agent, Proof};
 use crate::discovery::agent_labels as labels;
 use crate::discovery::interface::Interface;
@@ -25,6 +27,8 @@ pub struct ContainerSources<'a> {
     pub aliases: &'a BTreeSet<String>,
     /// Whether labels count in every compose project.
     pub any_project: bool,
+    /// The services whose containers are agents without a label.
+    pub services: &'a [AgentService],
 }
 
 impl View {
@@ -99,6 +103,30 @@ fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> i
     on.flat_map(|endpoint| endpoint.addresses.iter().copied())
 }
 
+/// Returns the proof that the operator asks of `container`, by its label or else by its service; `None` if it is to be no agent.
+fn asked_proof(container: &Container, services: &[AgentService]) -> Result<Option<Proof>, WhyNot> {
+    let service = services.iter().find(|named| Some(&named.name) == container.service.as_ref());
+    let by_service = service.map(|named| if named.by_address { Proof::Address } else { Proof::Attested });
+    let by_label = match &container.agent {
+        Some(value) => Some(labels::proof(value).map_err(|labels::Unreadable| WhyNot::Unreadable(value.clone()))?),
+        None => None,
+    };
+    match (&container.origin, by_label) {
+        (Origin::Unknown(_), Some(None)) => Ok(None),
+        (Origin::Unknown(error), by_label) if by_label.is_some() || by_service.is_some() => Err(WhyNot::ImageUnknown(error.clone())),
+        (Origin::OfImage(value), None) if by_service.is_none() && labels::proof(value) != Ok(None) => {
+            Err(WhyNot::ImageLabel(value.clone()))
+        }
+        (_, Some(by_label)) => Ok(by_label),
+        (_, None) => Ok(by_service),
+    }
+}
+
+/// Returns the project of `container`, if that is known to be the operator's word.
+fn project_of(container: &Container) -> Option<&String> {
+    container.project.as_ref().filter(|_| !matches!(container.origin, Origin::Unknown(_)))
+}
+
 /// A container that may be an agent.
 struct Candidate<'a> {
     container: &'a Container,
@@ -115,15 +143,10 @@ impl<'a> Candidate<'a> {
         owner: Option<&Container>,
         networks: &BTreeSet<&str>,
     ) -> Result<Option<Self>, WhyNot> {
-        let Some(value) = &container.agent else { return Ok(None) };
-        let proof = match labels::proof(value) {
-            Ok(Some(proof)) => proof,
-            Ok(None) => return Ok(None),
-            Err(labels::Unreadable) => return Err(WhyNot::Unreadable(value.clone())),
-        };
+        let Some(proof) = asked_proof(container, sources.services)? else { return Ok(None) };
         let owner = owner.ok_or(WhyNot::OwnerUnknown)?;
-        if !sources.any_project && container.project != owner.project {
-            return Err(WhyNot::OtherProject { theirs: container.project.clone(), ours: owner.project.clone() });
+        if !sources.any_project && (project_of(owner).is_none() || project_of(container) != project_of(owner)) {
+            return Err(WhyNot::OtherProject { theirs: project_of(container).cloned(), ours: project_of(owner).cloned() });
         }
         let namespace = namespace_of(container, sources.containers).ok_or(WhyNot::NoSharedNetwork)?;
         if namespace.id == owner.id {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 
+use super::images::Origin;
 use super::object::{ContainerSummary, EndpointSettings};
 
 use crate::addr::canonical;
@@ -22,12 +23,14 @@ pub struct Container {
     pub agent: Option<String>,
     /// The value of `loopgate.scopes`.
     pub scopes: Option<String>,
-    /// Its compose project.
+    /// Its compose project, or its Swarm stack.
     pub project: Option<String>,
-    /// Its compose service.
+    /// Its compose service, or its Swarm service without the name of the stack.
     pub service: Option<String>,
     /// The container whose network namespace it shares, by id or name.
     pub joins: Option<String>,
+    /// Whether these labels are the operator's.
+    pub origin: Origin,
     /// Where it is on networks, in the order of the networks' ids.
     pub endpoints: Vec<Endpoint>,
 }
@@ -59,11 +62,13 @@ pub enum Loss {
     },
 }
 
-/// Returns every running container of a list.
-pub fn running(mut summaries: Vec<ContainerSummary>) -> Vec<Container> {
+/// Returns every running container of a list; `origins` are those of the labels.
+pub fn running(summaries: Vec<ContainerSummary>, origins: Vec<Origin>) -> Vec<Container> {
+    let mut summaries: Vec<_> = summaries.into_iter().zip(origins).collect();
     // A container is never older than the one it joins. Within one second Podman's alias decides, which is the owner's short id.
-    summaries.sort_by_cached_key(|summary| (summary.created, !is_its_own_alias(summary), summary.id.clone()));
-    let mut containers: Vec<Container> = summaries.into_iter().filter_map(Container::running).collect();
+    summaries.sort_by_cached_key(|(summary, _)| (summary.created, !is_its_own_alias(summary), summary.id.clone()));
+    let mut containers: Vec<Container> =
+        summaries.into_iter().filter_map(|(summary, origin)| Container::running(summary, origin)).collect();
     join_podmans(&mut containers);
     containers
 }
@@ -100,13 +105,16 @@ fn join_podmans(containers: &mut [Container]) {
 
 impl Container {
     /// Reads `summary`; `None` if the container does not run, or has no id.
-    fn running(summary: ContainerSummary) -> Option<Self> {
+    fn running(summary: ContainerSummary, origin: Origin) -> Option<Self> {
         // A paused container and one that is being stopped still have their addresses; a "restarting" one, though listed, has none.
         if !matches!(summary.state.as_deref(), Some("running" | "paused" | "stopping")) {
             return None;
         }
         let mut labels = summary.labels.unwrap_or_default();
         let mut label = |name: &str| labels.remove(name).flatten();
+        let (stack, swarm_service) = (label(labels::STACK), label(labels::SWARM_SERVICE));
+        let of_stack = stack.as_ref().map(|stack| format!("{stack}_")).unwrap_or_default();
+        let swarm_service = swarm_service.map(|name| name.strip_prefix(&of_stack).unwrap_or(&name).to_owned());
         let networks = summary.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         let mut endpoints: Vec<Endpoint> =
             networks.into_iter().filter_map(|(name, settings)| Some(Endpoint::of(name, &settings?))).collect();
@@ -118,8 +126,9 @@ impl Container {
             created: summary.created.unwrap_or_default(),
             agent: label(labels::AGENT),
             scopes: label(labels::SCOPES),
-            project: label(labels::PROJECT),
-            service: label(labels::SERVICE),
+            service: label(labels::SERVICE).or(swarm_service),
+            project: label(labels::PROJECT).or(stack),
+            origin,
             joins: mode.and_then(|mode| mode.strip_prefix("container:").map(str::to_owned)),
             endpoints,
         })
@@ -195,7 +204,7 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Option<Container> {
-        Container::running(serde_json::from_str(json).unwrap())
+        Container::running(serde_json::from_str(json).unwrap(), Origin::Compared)
     }
 
     #[test]
@@ -224,7 +233,7 @@ mod tests {
                 )
             };
             let list = format!("[{},{}]", one("a", 2, mac), one("older-than-you", 2, "ca:52:90:bc:35:00"));
-            let found = running(serde_json::from_str(&list).unwrap());
+            let found = running(serde_json::from_str(&list).unwrap(), vec![Origin::Compared; 2]);
             found.into_iter().map(|container| (container.id, container.joins, container.endpoints.len())).collect::<Vec<_>>()
         };
         let owner = || "older-than-you".to_owned();

@@ -143,6 +143,16 @@ impl Engine {
         Ok(read_each(elements))
     }
 
+    /// Checks that the engine answers within `limit`, by the shortest request that every filter permits.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn check(&self, limit: Duration) -> Result<(), Error> {
+        const ENDPOINT: &str = "/containers/json";
+        let check = self.json::<Vec<Value>>(ENDPOINT, "/containers/json?limit=1");
+        timeout(limit, check).await.unwrap_or_else(|_| Err(Error::Timeout { engine: self.name(), endpoint: ENDPOINT })).map(drop)
+    }
+
     /// Inspects one container. The answer includes its environment, so inspect only what is needed, and keep nothing else of it.
     ///
     /// # Errors

@@ -4,14 +4,17 @@ pub mod agents;
 pub mod container;
 pub mod engine;
 pub mod error;
+pub mod images;
 pub mod object;
 mod session;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, OptionFuture};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 pub use error::Error;
@@ -23,12 +26,13 @@ use crate::error_chain::error_chain;
 use crate::metrics;
 use container::Container;
 use engine::Engine;
+use images::Images;
 use object::{ContainerInspection, EndpointSettings, Unreadable};
 use session::{News, Session};
 
 /// The containers that the engine reports, and whether it can be reached.
 pub struct Docker {
-    engine: Follower<Engine>,
+    engine: Follower<DockerSource>,
     containers: Vec<Container>,
     /// The containers that could not be read at the last list.
     unreadable: Vec<Unreadable>,
@@ -52,18 +56,30 @@ pub struct Details {
     pub started: Option<String>,
 }
 
-impl Source for Engine {
+/// An engine as a source of agents.
+pub struct DockerSource {
+    engine: Engine,
+    /// The services whose containers are agents.
+    services: Arc<[String]>,
+    images: Images,
+}
+
+impl Source for DockerSource {
     const NAME: &'static str = "Docker";
     type Session = Session;
     type News = News;
     type Error = Error;
 
     fn endpoint(&self) -> String {
-        self.name()
+        self.engine.name()
     }
 
     fn open(&self) -> Session {
-        Session::open(self)
+        Session::open(&self.engine, Arc::clone(&self.services), self.images.clone())
+    }
+
+    fn lost_since(session: &Session, error: &Error) -> Instant {
+        session.lost_since(error)
     }
 
     fn next(session: &mut Session) -> impl Future<Output = Result<News, Error>> + Send {
@@ -71,15 +87,15 @@ impl Source for Engine {
     }
 
     fn is_absent(&self, error: &Error) -> bool {
-        self.is_guessed() && matches!(error, Error::NoSocket { .. })
+        self.engine.is_guessed() && matches!(error, Error::NoSocket { .. })
     }
 }
 
 impl Docker {
-    /// Begins to follow `engine`.
-    pub fn new(engine: Engine, metrics: metrics::Discovery) -> Self {
+    /// Begins to follow `engine`. Containers of `services` are agents without a label.
+    pub fn new(engine: Engine, services: Arc<[String]>, metrics: metrics::Discovery) -> Self {
         Self {
-            engine: Follower::new(engine, metrics),
+            engine: Follower::new(DockerSource { engine, services, images: Images::default() }, metrics),
             containers: Vec::new(),
             unreadable: Vec::new(),
             details: None,
@@ -120,7 +136,7 @@ impl Docker {
         if self.inspection.is_some() {
             return false;
         }
-        let (engine, id) = (self.engine.source().clone(), id.to_owned());
+        let (engine, id) = (self.engine.source().engine.clone(), id.to_owned());
         self.inspection = Some(Box::pin(async move {
             let details = engine.inspect(&id).await.map(|inspected| Details::of(id.clone(), inspected));
             (id, details)

@@ -4,6 +4,7 @@
 //! has lost takes effect at once. Only a list ever adds anything.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, OptionFuture};
@@ -12,7 +13,10 @@ use tokio::time::{Instant, sleep_until};
 use super::container::{Container, Loss, running};
 use super::engine::{Engine, Events};
 use super::error::Error;
+use super::images::Images;
 use super::object::{Event, Unreadable};
+use crate::discovery::agent::Proof;
+use crate::discovery::agent_labels::proof;
 
 /// Events come in bursts; one list, this long after the first, answers all of them.
 const SETTLE: Duration = Duration::from_millis(25);
@@ -20,6 +24,11 @@ const SETTLE: Duration = Duration::from_millis(25);
 const RESYNC: Duration = Duration::from_secs(30);
 /// After this a session's first list is repeated: engines send the head of `/events` a moment before they really subscribe.
 const CONFIRM: Duration = Duration::from_millis(500);
+/// How often to ask whether the engine still answers, while an address alone makes an agent.
+const CHECK: Duration = Duration::from_millis(1500);
+/// How long that answer may take. With [`CHECK`] it is less than [`ADDRESS_GRACE`](crate::discovery::ADDRESS_GRACE), so that a frozen engine
+/// is noticed before its last answer is that old.
+const CHECK_ANSWER: Duration = Duration::from_secs(2);
 /// The pause after a list, as a multiple of the time that it took, so that no burst keeps the engine, or loopgate, busy with lists.
 const REST: u32 = 4;
 /// The longest such pause. A new agent waits for it, a loss does not.
@@ -40,6 +49,8 @@ type Listed = (Vec<Container>, Vec<Unreadable>);
 /// One life of the event stream.
 pub struct Session {
     engine: Engine,
+    services: Arc<[String]>,
+    images: Images,
     events: Subscription,
     listing: Option<Listing>,
     /// Whether there was a first list.
@@ -48,6 +59,11 @@ pub struct Session {
     due: Instant,
     /// The earliest time of the next list.
     rested: Instant,
+    /// Whether an address alone makes an agent, so that the engine must go on answering.
+    is_checked: bool,
+    check: Option<BoxFuture<'static, Result<(), Error>>>,
+    /// When the engine last answered a list or a check.
+    answered: Instant,
     /// What events have reported as lost, and none as regained. A list may show it still: engine 28 takes a container off its networks
     /// before it is no longer running.
     lost: BTreeSet<Loss>,
@@ -82,16 +98,21 @@ enum Meaning {
 
 impl Session {
     /// Begins to subscribe.
-    pub fn open(engine: &Engine) -> Self {
+    pub fn open(engine: &Engine, services: Arc<[String]>, images: Images) -> Self {
         let now = Instant::now();
         let subscriber = engine.clone();
         Self {
             engine: engine.clone(),
+            services,
+            images,
             events: Subscription::Opening(Box::pin(async move { subscriber.events().await })),
             listing: None,
             listed_once: false,
             due: now,
             rested: now,
+            is_checked: false,
+            check: None,
+            answered: now,
             lost: BTreeSet::new(),
             regained: Vec::new(),
         }
@@ -111,6 +132,9 @@ impl Session {
                 Subscription::Open(events) => events,
             };
             let may_list = self.listing.is_none();
+            let check_at = self.answered + CHECK;
+            let may_check = self.is_checked && self.check.is_none();
+            let check: OptionFuture<_> = self.check.as_mut().into();
             let listing: OptionFuture<_> = self.listing.as_mut().map(|listing| &mut listing.answer).into();
             tokio::select! {
                 // Events first: they may take from a list that is just coming in.
@@ -122,17 +146,35 @@ impl Session {
                     }
                 }
                 Some(listed) = listing => return self.listed(listed),
+                Some(checked) = check => {
+                    self.check = None;
+                    checked?;
+                    self.answered = Instant::now();
+                }
                 () = sleep_until(self.due.max(self.rested)), if may_list => self.list(),
+                () = sleep_until(check_at), if may_check => {
+                    let engine = self.engine.clone();
+                    self.check = Some(Box::pin(async move { engine.check(CHECK_ANSWER).await }));
+                }
             }
+        }
+    }
+
+    /// Returns since when the engine has been out of reach, where the session ended by `error`.
+    pub fn lost_since(&self, error: &Error) -> Instant {
+        match error {
+            Error::Timeout { .. } if self.is_checked => self.answered,
+            _ => Instant::now(),
         }
     }
 
     fn list(&mut self) {
         self.regained.clear();
-        let engine = self.engine.clone();
+        let (engine, services, images) = (self.engine.clone(), Arc::clone(&self.services), self.images.clone());
         let answer = async move {
-            let (summaries, unreadable) = engine.list().await?;
-            Ok((running(summaries), unreadable))
+            let (mut summaries, unreadable) = engine.list().await?;
+            let origins = images.compare(&engine, &services, &mut summaries).await;
+            Ok((running(summaries, origins), unreadable))
         };
         let now = Instant::now();
         self.listing = Some(Listing { since: now, answer: Box::pin(answer) });
@@ -145,6 +187,12 @@ impl Session {
             self.rested = now + ((now - listing.since) * REST).min(LONGEST_REST);
         }
         let (mut containers, unreadable) = listed?;
+        self.answered = now;
+        let by_address = |container: &Container| match &container.agent {
+            Some(label) => proof(label) == Ok(Some(Proof::Address)),
+            None => container.service.as_ref().is_some_and(|service| self.services.contains(service)),
+        };
+        self.is_checked = containers.iter().any(by_address);
         // A container that is no longer listed never comes back without an event.
         self.lost.retain(|loss| containers.iter().any(|container| container.id == *loss.container()));
         for loss in self.lost.iter().chain(&self.regained) {

@@ -15,7 +15,7 @@ use crate::discovery::{EXIT_ORPHANED, Namespace, Proof, SourceState, View, WhyNo
 use crate::metrics;
 use crate::shutdown::Shutdown;
 use crate::testing::{in_own_process, ip, namespace_maker, skipped};
-use loopgate_test_support::fake_docker::{FakeDocker, container};
+use loopgate_test_support::fake_docker::{FakeDocker, IMAGE, container};
 
 /// How long anything may take before a test fails. Generous, since a test machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -75,6 +75,10 @@ fn agent(id: &str, address: IpAddr) -> serde_json::Value {
     container(id, json!({"loopgate.agent": "address"}), &[("front", &address.to_string())])
 }
 
+fn image() -> String {
+    format!("/images/{IMAGE}/json")
+}
+
 fn is_agent(view: &View, id: &str) -> bool {
     view.agents.get(&AGENT).is_some_and(|agent| agent.id == id)
 }
@@ -126,6 +130,68 @@ async fn a_container_that_leaves_the_shared_network_is_no_agent() {
     docker.event("network", "disconnect", "front", json!({"container": "a"}));
     let view = harness.until("it is none", |view| view.agents.is_empty()).await;
     assert_eq!(view.not_agents.get("a"), Some(&WhyNot::NoSharedNetwork));
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn a_label_that_the_image_has_too_is_not_the_operators() {
+    let docker = FakeDocker::start();
+    docker.image("sha256:hostile", json!({"loopgate.agent": "address", "com.docker.compose.project": "claws", "x": "y"}));
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    let mut hostile = container("hostile", json!({"loopgate.agent": "address"}), &[("front", "198.51.100.9")]);
+    hostile["ImageID"] = "sha256:hostile".into();
+    docker.put(hostile);
+    let mut renamed = container("renamed", json!({"loopgate.agent": "true"}), &[("front", "198.51.100.10")]);
+    renamed["ImageID"] = "sha256:hostile".into();
+    docker.put(renamed);
+    docker.put(agent("a", AGENT));
+    let view = harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    assert_eq!(view.agents.len(), 1, "{view:?}");
+    assert_eq!(view.not_agents["hostile"], WhyNot::ImageLabel("address".into()));
+    // The operator's label, but in a project that the image names.
+    assert!(matches!(view.not_agents["renamed"], WhyNot::OtherProject { theirs: None, .. }), "{view:?}");
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn where_images_may_not_be_read_no_label_counts_until_they_may() {
+    let docker = FakeDocker::start();
+    docker.answer(&image(), 403, "no");
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    let view = harness.until("it says why", |view| view.not_agents.contains_key("a")).await;
+    assert!(view.agents.is_empty());
+    assert!(view.not_agents["a"].to_string().contains("GET /images/{id}/json (403"), "{view:?}");
+    docker.permit(&image());
+    docker.event("container", "rename", "a", json!({}));
+    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    let asked = docker.asked(&image());
+    docker.event("container", "rename", "a", json!({}));
+    let lists = harness.metrics.lists.get();
+    eventually("it is listed once more", || harness.metrics.lists.get() > lists).await;
+    assert_eq!(docker.asked(&image()), asked, "an image is read once");
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_freezes_ends_agents_by_address_in_five_seconds() {
+    let docker = FakeDocker::start();
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    docker.put(container("b", json!({"loopgate.agent": "true"}), &[("front", "198.51.100.8")]));
+    harness.until("both are known", |view| view.agents.len() == 2).await;
+    for path in [LIST, "/events"] {
+        docker.silence(path);
+    }
+    let frozen = std::time::Instant::now();
+    let view = harness.until("the address counts no longer", |view| !is_agent(view, "a")).await;
+    let took = frozen.elapsed();
+    assert!(took > Duration::from_secs(3) && took < Duration::from_millis(5600), "{took:?}");
+    assert!(view.agents.len() == 1 && view.last_known.len() == 2, "{view:?}");
+    for path in [LIST, "/events"] {
+        docker.permit(path);
+    }
+    harness.until("the engine is back", |view| is_agent(view, "a")).await;
     harness.close().await;
 }
 
@@ -274,7 +340,11 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_
         harness.until("the agent is known", |view| is_agent(view, "a")).await;
         assert_eq!(docker.asked("/containers/gateway/json"), 1);
         let asked = docker.all_asked();
-        assert_eq!(asked, BTreeSet::from(["/containers/gateway/json", LIST, "/events"].map(String::from)), "nothing else is needed");
+        assert_eq!(
+            asked,
+            BTreeSet::from(["/containers/gateway/json", &image(), LIST, "/events"].map(String::from)),
+            "nothing else is needed"
+        );
         harness.close().await;
     }
 }

@@ -40,8 +40,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(10);
 /// How long the API server is asked to keep a watch open. It sends bookmarks meanwhile, about one a minute.
 const WATCH: Duration = Duration::from_secs(290);
-/// How much longer the watch may be silent before it counts as lost.
-const OVERDUE: Duration = Duration::from_secs(30);
 /// After how long a silent connection is probed by the kernel, and how often.
 const PROBE: Duration = Duration::from_secs(5);
 /// Pods in one answer.
@@ -242,8 +240,7 @@ fn events(body: ResponseBody) -> Events {
     let lines = Lines::new(body, MAX_LINE);
     let events = futures_util::stream::try_unfold(lines, |mut lines| async move {
         let doing = Rule::Watch.doing();
-        let line = timeout(WATCH + OVERDUE, lines.next()).await.map_err(|_| Error::Timeout(doing))?;
-        match line.map_err(|source| Error::Body { doing, source })? {
+        match lines.next().await.map_err(|source| Error::Body { doing, source })? {
             Some(line) => Ok(Some((event(&line)?, lines))),
             None => Ok(None),
         }

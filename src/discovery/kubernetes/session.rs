@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use futures_util::stream::{BoxStream, StreamExt};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::api::{Api, Events};
 use super::error::Error;
 use super::object::{EventType, PodObject};
 use super::pod::Pod;
 
+/// After how long a silent watch is opened anew where it is. The API server sends a bookmark about once a minute, and a frozen one none.
+/// With the time for an answer and the grace of agents by address this is less than 90 s.
+pub(super) const SILENCE: Duration = Duration::from_secs(70);
 /// A watch that ends sooner than this did not end because its time was up.
 const SHORTEST: Duration = Duration::from_secs(1);
 
@@ -50,7 +53,15 @@ async fn next(api: &Api, state: State) -> Result<(News, State), Error> {
         }
     };
     loop {
-        match events.next().await {
+        let event = match timeout(SILENCE, events.next()).await {
+            Ok(event) => event,
+            Err(_) => {
+                events = api.watch(&version).await?;
+                begun = Instant::now();
+                continue;
+            }
+        };
+        match event {
             Some(event) => {
                 let event = event?;
                 let meta = &event.object.metadata;

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::config::{Config, Discovery};
+use crate::discovery::kubernetes::session::SILENCE;
 use crate::discovery::{ADDRESS_GRACE, Proof, SourceState, View, WhyNot, start};
 use crate::metrics;
 use crate::shutdown::Shutdown;
@@ -242,5 +243,42 @@ async fn an_api_server_whose_certificate_is_not_of_the_ca_is_refused() {
     assert!(view.agents.is_empty());
     // It has not even seen the token.
     assert_eq!(kubernetes.asked("list pods"), 0);
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn a_silent_api_server_ends_agents_by_address_within_ninety_seconds() {
+    let kubernetes = FakeKubernetes::start();
+    kubernetes.put(pod("a", Some("address"), &[AGENT]));
+    kubernetes.put(pod("b", Some("true"), &[OTHER]));
+    let mut harness = Harness::with(&kubernetes);
+    harness.until_agents(&["a", "b"]).await;
+    kubernetes.freeze();
+    tokio::time::pause();
+    let frozen = tokio::time::Instant::now();
+    let gone = harness.view.wait_for(|view| agents(view) == ["b"]);
+    timeout(Duration::from_secs(300), gone).await.expect("the address ends to count").unwrap();
+    assert!(frozen.elapsed() < Duration::from_secs(90), "{:?}", frozen.elapsed());
+}
+
+#[tokio::test]
+async fn a_watch_without_a_bookmark_is_resumed_and_loses_nothing() {
+    let kubernetes = FakeKubernetes::start();
+    kubernetes.put(pod("a", Some("true"), &[AGENT]));
+    let mut harness = Harness::with(&kubernetes);
+    harness.until_agents(&["a"]).await;
+    assert_eq!(kubernetes.asked("watch pods"), 1);
+    tokio::time::pause();
+    tokio::time::advance(SILENCE + Duration::from_secs(1)).await;
+    tokio::time::resume();
+    for _ in 0..500 {
+        if kubernetes.asked("watch pods") == 2 {
+            break;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    kubernetes.put(pod("b", Some("true"), &[OTHER]));
+    harness.until_agents(&["a", "b"]).await;
+    assert_eq!((kubernetes.asked("watch pods"), kubernetes.asked("list pods"), harness.metrics.losses.get()), (2, 1, 0));
     harness.close().await;
 }

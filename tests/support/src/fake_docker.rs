@@ -31,6 +31,7 @@ pub struct FakeDocker {
 struct Shared {
     containers: BTreeMap<String, Value>,
     details: BTreeMap<String, Value>,
+    images: BTreeMap<String, Value>,
     answers: BTreeMap<String, (StatusCode, Bytes)>,
     silent: BTreeSet<String>,
     requests: Vec<String>,
@@ -103,6 +104,11 @@ impl FakeDocker {
         self.state().details.insert(id.to_owned(), details);
     }
 
+    /// Gives the image `id` these labels; every image exists, and has none unless given.
+    pub fn image(&self, id: &str, labels: Value) {
+        self.state().images.insert(id.to_owned(), labels);
+    }
+
     /// Sends an event to every subscriber.
     pub fn event(&self, kind: &str, action: &str, actor: &str, attributes: Value) {
         let event = json!({"Type": kind, "Action": action, "Actor": {"ID": actor, "Attributes": attributes}, "timeNano": 1_766_000_000_123_456_789_i64});
@@ -147,8 +153,15 @@ impl FakeDocker {
     }
 }
 
-/// A running container as `GET /containers/json` lists it: `{"Id", "Names", "Labels", ...}`, with an address on each network.
-pub fn container(id: &str, labels: Value, addresses: &[(&str, &str)]) -> Value {
+/// The image of every container that [`container`] makes.
+pub const IMAGE: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+/// A running container as `GET /containers/json` lists it: `{"Id", "Names", "Labels", ...}`, with an address on each network. Its compose
+/// project is `claws`, unless `labels` name another or null.
+pub fn container(id: &str, mut labels: Value, addresses: &[(&str, &str)]) -> Value {
+    if labels.get("com.docker.compose.project").is_none() {
+        labels["com.docker.compose.project"] = "claws".into();
+    }
     let networks: serde_json::Map<String, Value> = addresses
         .iter()
         .map(|(network, ip)| {
@@ -156,7 +169,7 @@ pub fn container(id: &str, labels: Value, addresses: &[(&str, &str)]) -> Value {
         })
         .collect();
     json!({
-        "Id": id, "Names": [format!("/{id}")], "State": "running", "Labels": labels, "Mounts": [], "Ports": [],
+        "Id": id, "Names": [format!("/{id}")], "ImageID": IMAGE, "State": "running", "Labels": labels, "Mounts": [], "Ports": [],
         "HostConfig": {"NetworkMode": "default"}, "NetworkSettings": {"Networks": networks},
     })
 }
@@ -209,6 +222,10 @@ async fn answer(request: Request<Incoming>, shared: Arc<Mutex<Shared>>) -> Resul
             Response::new(StreamBody::new(frames).boxed_unsync())
         }
         "/containers/json" => full(StatusCode::OK, Value::from_iter(shared.containers.values().cloned()).to_string().into()),
+        other if other.starts_with("/images/") => {
+            let labels = other.strip_prefix("/images/").and_then(|rest| rest.strip_suffix("/json")).and_then(|id| shared.images.get(id));
+            full(StatusCode::OK, json!({"Config": {"Labels": labels}}).to_string().into())
+        }
         other => {
             let id = other.strip_prefix("/containers/").and_then(|rest| rest.strip_suffix("/json"));
             match id.and_then(|id| shared.details.get(id)) {

@@ -60,6 +60,7 @@ struct Shared {
     page: Option<usize>,
     requests: Vec<String>,
     watchers: Vec<mpsc::UnboundedSender<Bytes>>,
+    frozen: bool,
 }
 
 impl FakeKubernetes {
@@ -236,6 +237,11 @@ impl FakeKubernetes {
         self.state().requests.iter().filter(|asked| *asked == what).count()
     }
 
+    /// Stops to answer, without closing a connection, as a stopped process does.
+    pub fn freeze(&self) {
+        self.state().frozen = true;
+    }
+
     /// How many watch.
     pub fn watchers(&self) -> usize {
         self.state().watchers.iter().filter(|watcher| !watcher.is_closed()).count()
@@ -292,6 +298,9 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Mutex<
 }
 
 async fn serve(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Mutex<Shared>>) {
+    if shared.lock().expect("never poisoned").frozen {
+        std::future::pending::<()>().await;
+    }
     let Ok(stream) = acceptor.accept(stream).await else { return };
     let service = service_fn(|request| answer(request, Arc::clone(&shared)));
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;

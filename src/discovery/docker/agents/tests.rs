@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use super::ContainerSources;
+use crate::config::AgentService;
 use crate::discovery::agent::Proof;
 use crate::discovery::docker::container::{Container, Endpoint};
+use crate::discovery::docker::images::Origin;
 use crate::discovery::interface::Interface;
 use crate::discovery::owner::Hints;
 use crate::discovery::view::{ADDRESS_GRACE, ATTESTED_GRACE, View};
@@ -52,7 +54,8 @@ fn view_of(containers: &[Container], change: impl FnOnce(&mut ContainerSources<'
         [Interface { name: "eth0".into(), addresses: ["172.18.0.2/16", "fd00::2/64"].map(|net| net.parse().unwrap()).to_vec() }];
     let aliases = BTreeSet::from(["api".to_owned()]);
     let hints = Hints::default();
-    let mut sources = ContainerSources { interfaces: &interfaces, containers, hints: &hints, aliases: &aliases, any_project: false };
+    let mut sources =
+        ContainerSources { interfaces: &interfaces, containers, hints: &hints, aliases: &aliases, any_project: false, services: &[] };
     change(&mut sources);
     View::of_containers(sources)
 }
@@ -70,6 +73,8 @@ fn summary(view: &View) -> String {
     let others = view.not_agents.iter().map(|(name, why)| {
         let why = match why {
             WhyNot::Unreadable(_) => "unreadable",
+            WhyNot::ImageLabel(_) => "image",
+            WhyNot::ImageUnknown(_) => "image unknown",
             WhyNot::UnreadablePod(_) | WhyNot::HostNetwork => unreachable!("not of a pod"),
             WhyNot::OwnerUnknown => "owner unknown",
             WhyNot::OwnNamespace => "own",
@@ -126,12 +131,49 @@ fn without_an_owner_no_container_is_an_agent() {
 }
 
 #[test]
-fn any_project_counts_where_the_operator_says_so_and_no_project_equals_no_project() {
+fn any_project_counts_where_the_operator_says_so_and_no_project_is_not_a_common_one() {
     let stranger = || Container { project: None, ..container("a", Some("address"), &[("front", "172.18.0.3")]) };
     assert_eq!(summary(&view_with(vec![stranger()], |sources| sources.any_project = true)), "172.18.0.3=a address");
 
     let plain = [Container { project: None, ..gateway() }, stranger()];
-    assert_eq!(summary(&view_of(&plain, |_| {})), "172.18.0.3=a address");
+    let view = view_of(&plain, |_| {});
+    assert_eq!(summary(&view), "not a: project");
+    assert!(view.not_agents["a"].to_string().contains("neither it nor the gateway"), "{}", view.not_agents["a"]);
+    assert_eq!(summary(&view_of(&plain, |sources| sources.any_project = true)), "172.18.0.3=a address");
+}
+
+#[test]
+fn a_service_that_the_operator_names_is_an_agent_unless_its_label_says_otherwise() {
+    static SERVICES: LazyLock<[AgentService; 2]> =
+        LazyLock::new(|| [("builder", false), ("tester", true)].map(|(name, by_address)| AgentService { name: name.into(), by_address }));
+    let of = |service: &str, label: Option<&str>, origin: Origin| Container {
+        service: Some(service.into()),
+        origin,
+        ..container("a", label, &[("front", "172.18.0.3")])
+    };
+    let of_image = || Origin::OfImage("address".into());
+    let unknown = || Origin::Unknown("403".into());
+    for (container, expected) in [
+        (of("builder", None, Origin::Compared), "172.18.0.3=a attested"),
+        (of("tester", None, Origin::Compared), "172.18.0.3=a address"),
+        (of("other", None, Origin::Compared), ""),
+        (of("builder", Some("false"), Origin::Compared), ""),
+        (of("tester", Some("true"), Origin::Compared), "172.18.0.3=a attested"),
+        // What the image says counts for nothing, and what can't be told from it neither.
+        (of("other", None, of_image()), "not a: image"),
+        (of("other", None, Origin::OfImage("false".into())), ""),
+        (of("builder", None, of_image()), "172.18.0.3=a attested"),
+        (of("other", Some("address"), unknown()), "not a: image unknown"),
+        (of("builder", None, unknown()), "not a: image unknown"),
+        (of("other", None, unknown()), ""),
+        (of("builder", Some("false"), unknown()), ""),
+    ] {
+        assert_eq!(summary(&view_with(vec![container.clone()], |sources| sources.services = &*SERVICES)), expected, "{container:#?}");
+    }
+    // The gateway's own project has to be the operator's word, too.
+    let gateway = Container { origin: unknown(), ..gateway() };
+    let all = [gateway, container("a", Some("address"), &[("front", "172.18.0.3")])];
+    assert_eq!(summary(&view_of(&all, |_| {})), "not a: project");
 }
 
 #[test]
