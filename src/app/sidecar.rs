@@ -40,6 +40,9 @@ use crate::workers::{self, Workers};
 /// How long the start waits for the first list of containers or pods.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long connections that are aborted at the end of a shutdown may take to end.
+const ABORT_GRACE: Duration = Duration::from_millis(200);
+
 /// A running sidecar.
 pub struct Sidecar {
     /// The configuration in use.
@@ -260,6 +263,8 @@ impl Sidecar {
         self.shutdown.begin();
         let left = self.shutdown.finished(self.config.load().limits.drain_timeout).await;
         if left > 0 {
+            // So that each of their requests is logged with how it ended.
+            self.shutdown.finished(ABORT_GRACE).await;
             warn!(left, "drain timeout reached; aborted the connections that were left (limits.drain_timeout)");
         }
         #[cfg(feature = "otel")]

@@ -234,6 +234,14 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     );
 
     add(
+        "upgrade",
+        "http.upgrades",
+        List("PROTOCOL"),
+        Some("websocket"),
+        "Protocol that clients may upgrade to; the Upgrade field of others is removed",
+    );
+
+    add(
         "max-connections",
         "limits.max_connections",
         Number,
@@ -264,6 +272,8 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     );
     add("head-bytes", "limits.head_bytes", Number, Some("65536"), "Largest request head in bytes");
     add("head-fields", "limits.head_fields", Number, Some("128"), "Most fields of a request head");
+    add("response-head", "limits.response_head", Number, Some("262144"), "Largest response head of the gateway in bytes");
+    add("response-fields", "limits.response_fields", Number, Some("256"), "Most fields of the gateway's response head");
     add("h2-streams", "limits.h2_streams", Number, Some("100"), "Concurrent streams of an HTTP/2 connection");
     add("handshake-timeout", "limits.handshake_timeout", Duration, Some("10s"), "Time limit of the TLS handshake");
     add("head-timeout", "limits.head_timeout", Duration, Some("10s"), "Time limit of a whole request head");
@@ -278,7 +288,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("5s"),
         "How long a request waits while the gateway restarts, or while too many are in flight",
     );
-    add("drain-timeout", "limits.drain_timeout", Duration, Some("10s"), "How long shutdown may take");
+    add(
+        "drain-timeout",
+        "limits.drain_timeout",
+        Duration,
+        Some("8s"),
+        "How long shutdown may take; shorter than the 10 s that docker stop allows",
+    );
 
     add("log-format", "log.format", Choice(&["text", "json"]), Some("text"), "Format of log lines");
     add("log-level", "log.level", Text("FILTER"), Some("info"), "Log level, or a filter such as loopgate::discovery=debug,warn");

@@ -1,6 +1,6 @@
 //! Applies a new configuration to a running sidecar.
 
-use super::{Agents, Config, External, Limits, Listen, Log, Tls};
+use super::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 
 /// Applies `wanted` to a configuration that runs as `running`: options that can change live change, the others stay.
 ///
@@ -8,7 +8,7 @@ use super::{Agents, Config, External, Limits, Listen, Log, Tls};
 pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
     // The tables `gateway`, `kubernetes` and `docker` need a restart as a whole. Every other table is destructured without `..`, so
     // that a new option does not compile before it is decided here whether it can change live (`_`) or not.
-    let Config { gateway, listen, tls, state_dir, discovery, kubernetes, docker, agents, external, admin, limits, log } = running;
+    let Config { gateway, listen, tls, state_dir, discovery, kubernetes, docker, agents, external, http, admin, limits, log } = running;
     let Listen { on, proxy_protocol: _, own_addresses: _ } = listen;
     let Tls { provided, names, client_ca: _ } = tls;
     let Agents { cidrs: _, certificate_from: _, uris: _, scopes: _, services, proofs, inherit_token, trust_domain, certificate_life } =
@@ -16,6 +16,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = log;
     let External { trusted_proxies: _, allow: _, deny: _, unknown_client: _, identity_headers: _, keep_headers: _, scopes: _, paths: _ } =
         external;
+    let Http { upgrades: _ } = http;
     let Limits {
         max_connections,
         max_connections_per_client: _,
@@ -24,6 +25,8 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         gateway_websockets,
         head_bytes: _,
         head_fields: _,
+        response_head: _,
+        response_fields: _,
         h2_streams: _,
         handshake_timeout: _,
         head_timeout: _,

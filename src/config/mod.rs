@@ -46,12 +46,21 @@ pub struct Config {
     pub agents: Agents,
     /// The external lane.
     pub external: External,
+    /// Requests on both lanes.
+    pub http: Http,
     /// The admin listener; `None` turns it off.
     pub admin: Option<SocketAddr>,
     /// Bounds on time, size and number.
     pub limits: Limits,
     /// Logging.
     pub log: Log,
+}
+
+/// Requests on both lanes (`[http]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http {
+    /// The protocols that a request may upgrade to, in lower case.
+    pub upgrades: Vec<String>,
 }
 
 /// The gateway core (`[gateway]`).
@@ -303,6 +312,10 @@ pub struct Limits {
     pub head_bytes: usize,
     /// Fields of a request head.
     pub head_fields: usize,
+    /// Bytes of the gateway's response head.
+    pub response_head: usize,
+    /// Fields of the gateway's response head.
+    pub response_fields: usize,
     /// Concurrent streams of one HTTP/2 connection.
     pub h2_streams: u32,
     /// For the TLS handshake.

@@ -279,6 +279,18 @@ pub fn agent_service(text: &str) -> Parsed<AgentService> {
     Ok(AgentService { name: name.into(), by_address })
 }
 
+/// A protocol of an `Upgrade` field, in lower case. HTTP is none: it would carry requests past the lanes' rules.
+pub fn upgrade(text: &str) -> Parsed<String> {
+    let protocol = text.to_ascii_lowercase();
+    if !(1..=64).contains(&protocol.len()) || !protocol.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&b)) {
+        Err("is not the name of a protocol".into())
+    } else if protocol.starts_with("h2") || protocol.starts_with("http") {
+        Err("is HTTP, which must not be tunnelled past the lanes' rules".into())
+    } else {
+        Ok(protocol)
+    }
+}
+
 /// A SPIFFE trust domain (SPIFFE-ID section 2.1).
 pub fn trust_domain(text: &str) -> Parsed<String> {
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-_".contains(&b);

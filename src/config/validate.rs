@@ -6,7 +6,7 @@ use super::key::{Key, key};
 use super::layer::{GivenRule, Layer, Origin, Problem};
 use super::parse::{self, Parsed};
 use super::{
-    Agents, CertificateFiles, Config, Discovery, Docker, Error, External, Gateway, Kubernetes, Limits, Listen, ListenAddresses, Log,
+    Agents, CertificateFiles, Config, Discovery, Docker, Error, External, Gateway, Http, Kubernetes, Limits, Listen, ListenAddresses, Log,
     LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
 };
 use crate::addr::is_loopback_or_unspecified;
@@ -37,6 +37,7 @@ pub fn validate(layer: &Layer) -> Result<Config, Error> {
         },
         agents: agents(&mut read),
         external: external(&mut read),
+        http: Http { upgrades: read.list("upgrade", parse::upgrade) },
         admin: read.one("admin", parse::socket_address_or_off),
         limits: limits(&mut read),
         log: Log {
@@ -157,6 +158,9 @@ fn limits(read: &mut Reader<'_>) -> Limits {
         head_bytes: read.one("head-bytes", parse::number(8 * 1024..=16 * 1024 * 1024)),
         // The http crate's header map ends at 24,576 fields.
         head_fields: read.one("head-fields", parse::number(1..=16 * 1024)),
+        // hyper reads the head into a buffer of 8 KiB at least.
+        response_head: read.one("response-head", parse::number(8 * 1024..=16 * 1024 * 1024)),
+        response_fields: read.one("response-fields", parse::number(1..=16 * 1024)),
         h2_streams: read.one("h2-streams", parse::number(1..=100_000)),
         handshake_timeout: read.one("handshake-timeout", parse::timeout),
         head_timeout: read.one("head-timeout", parse::timeout),

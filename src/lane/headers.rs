@@ -62,6 +62,7 @@ pub struct Rules {
     policy: Policy,
     paths: Vec<PathRule>,
     max_fields: usize,
+    upgrades: Vec<String>,
     external_source: Ipv4Addr,
     gateway_host: HeaderValue,
 }
@@ -73,6 +74,7 @@ impl Rules {
             policy: Policy::new(config),
             paths: config.external.paths.clone(),
             max_fields: config.limits.head_fields,
+            upgrades: config.http.upgrades.clone(),
             external_source: config.gateway.external_source,
             gateway_host: HeaderValue::from_str(&gateway.to_string()).unwrap_or(HeaderValue::from_static("127.0.0.1")),
         }
@@ -104,13 +106,17 @@ impl GatewayHead {
     /// # Errors
     /// Why the request must not be forwarded.
     pub fn new(
-        parts: Parts,
+        mut parts: Parts,
         lane: &Lane,
         rules: &Rules,
         token: Option<&HeaderValue>,
         names: &BTreeSet<SubjectName>,
     ) -> Result<Self, Refusal> {
-        let checked = check_request(&parts, rules.max_fields)?;
+        // HTTP/2 may split cookies over several fields, HTTP/1.1 may not (RFC 9113 section 8.2.3). They count as one field.
+        if parts.version == Version::HTTP_2 {
+            join_cookies(&mut parts.headers);
+        }
+        let checked = check_request(&parts, rules.max_fields, &rules.upgrades)?;
         let scopes = match lane {
             Lane::Agent(lane) => &lane.scopes,
             Lane::External(lane) => &lane.scopes,
@@ -296,10 +302,6 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue
 fn prepare(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &Policy) -> bool {
     let origin_form = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(origin_form);
-    // HTTP/2 may split cookies over several fields, HTTP/1.1 may not (RFC 9113 section 8.2.3).
-    if parts.version == Version::HTTP_2 {
-        join_cookies(&mut parts.headers);
-    }
     parts.version = Version::HTTP_11;
     scrub(&mut parts.headers, policy);
     let Some(protocol) = upgrade else { return false };

@@ -24,6 +24,10 @@ pub enum Refusal {
     BadTarget,
     /// `CONNECT` that is not a WebSocket over HTTP/2: loopgate is not a forward proxy.
     Connect,
+    /// `TRACE`, whose response would show fields that loopgate and its proxies added (RFC 9110 section 9.3.8).
+    Trace,
+    /// A `Content-Length` that is no number below 2^63.
+    BadLength,
     /// An upgrade with a body, or to more than one protocol.
     BadUpgrade,
     /// More fields than `limits.head_fields`.
@@ -44,7 +48,7 @@ impl Refusal {
         match self {
             Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::PathDenied | Self::ClientDenied | Self::ScopeCapped => StatusCode::FORBIDDEN,
-            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Connect | Self::Trace => StatusCode::METHOD_NOT_ALLOWED,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -60,6 +64,8 @@ impl Refusal {
             Self::BadTransferEncoding => "bad_transfer_encoding",
             Self::BadTarget => "bad_target",
             Self::Connect => "connect",
+            Self::Trace => "trace",
+            Self::BadLength => "bad_length",
             Self::BadUpgrade => "bad_upgrade",
             Self::TooManyFields => "too_many_fields",
             Self::PathDenied => "path_denied",
@@ -80,6 +86,8 @@ impl Refusal {
             Self::BadTransferEncoding => "The request's Transfer-Encoding is not supported.",
             Self::BadTarget => "The request's target is malformed.",
             Self::Connect => "loopgate is not a forward proxy.",
+            Self::Trace => "The method TRACE is not allowed.",
+            Self::BadLength => "The request's Content-Length is malformed.",
             Self::BadUpgrade => "The request's Upgrade is malformed.",
             Self::TooManyFields => "The request has too many header fields.",
             Self::PathDenied => "This path is closed to external clients.",
@@ -105,12 +113,15 @@ pub(super) struct CheckedHead {
 ///
 /// # Errors
 /// The first reason to refuse it.
-pub(super) fn check_request(parts: &Parts, max_fields: usize) -> Result<CheckedHead, Refusal> {
+pub(super) fn check_request(parts: &Parts, max_fields: usize, upgrades: &[String]) -> Result<CheckedHead, Refusal> {
     if parts.headers.len() > max_fields {
         return Err(Refusal::TooManyFields);
     }
     if parts.method == Method::CONNECT {
         return Err(Refusal::Connect);
+    }
+    if parts.method == Method::TRACE {
+        return Err(Refusal::Trace);
     }
     let path = parts.uri.path();
     if !(path.starts_with('/') || (path == "*" && parts.method == Method::OPTIONS)) {
@@ -118,7 +129,7 @@ pub(super) fn check_request(parts: &Parts, max_fields: usize) -> Result<CheckedH
     }
     let host = host(parts)?;
     check_length(parts)?;
-    let upgrade = upgrade(parts)?;
+    let upgrade = upgrade(parts, upgrades)?;
     Ok(CheckedHead { host, upgrade })
 }
 
@@ -173,11 +184,20 @@ fn check_length(parts: &Parts) -> Result<(), Refusal> {
         return Err(Refusal::BadTransferEncoding);
     }
     let lengths = parts.headers.get_all(CONTENT_LENGTH).iter().count();
+    if parts.headers.get(CONTENT_LENGTH).is_some_and(|length| !is_length(length.as_bytes())) {
+        return Err(Refusal::BadLength);
+    }
     if lengths > 1 || (lengths == 1 && encoding.is_some()) { Err(Refusal::AmbiguousLength) } else { Ok(()) }
 }
 
-/// The protocol of an upgrade, which needs both `Upgrade` and `Connection`; anything else is a plain request.
-fn upgrade(parts: &Parts) -> Result<Option<HeaderValue>, Refusal> {
+/// Says whether `value` is a length that a signed number of 64 bits can hold: many parsers behind read it as one.
+fn is_length(value: &[u8]) -> bool {
+    let number = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    number.is_some_and(|text| text.parse::<i64>().is_ok())
+}
+
+/// The protocol of an upgrade to one of `upgrades`, which needs both `Upgrade` and `Connection`; anything else is a plain request.
+fn upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, Refusal> {
     let mut protocols = parts.headers.get_all(UPGRADE).iter();
     let Some(protocol) = protocols.next() else { return Ok(None) };
     let several = protocols.next().is_some() || protocol.as_bytes().contains(&b',');
@@ -186,6 +206,9 @@ fn upgrade(parts: &Parts) -> Result<Option<HeaderValue>, Refusal> {
     let is_http =
         protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2") || protocol.as_bytes().to_ascii_lowercase().starts_with(b"http");
     if !asked || parts.version != Version::HTTP_11 && parts.version != Version::HTTP_2 || (!several && is_http) {
+        return Ok(None);
+    }
+    if !several && !upgrades.iter().any(|known| protocol.as_bytes().eq_ignore_ascii_case(known.as_bytes())) {
         return Ok(None);
     }
     let has_body =
@@ -214,11 +237,14 @@ mod tests {
         if target == "CONNECT" {
             request = Request::builder().method(Method::CONNECT).uri("example.com:443");
         }
+        if target == "TRACE" {
+            request = Request::builder().method(Method::TRACE).uri("/");
+        }
         for (name, value) in fields {
             request = request.header(*name, *value);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        check_request(&parts, 8).map(|checked| {
+        check_request(&parts, 8, &["websocket".to_owned()]).map(|checked| {
             format!(
                 "{}{}",
                 checked.host.to_str().unwrap(),
@@ -233,6 +259,14 @@ mod tests {
         let nine: Vec<_> = std::iter::repeat_n(("x", "y"), 9).collect();
         for (target, fields, expected) in [
             ("/", &[host][..], Ok("a.example:8443")),
+            ("TRACE", &[host], Err(Refusal::Trace)),
+            ("/", &[host, ("content-length", "9223372036854775807")], Ok("a.example:8443")),
+            ("/", &[host, ("content-length", "9223372036854775808")], Err(Refusal::BadLength)),
+            ("/", &[host, ("content-length", "18446744073709551616")], Err(Refusal::BadLength)),
+            ("/", &[host, ("content-length", "+3")], Err(Refusal::BadLength)),
+            ("/", &[host, ("content-length", "")], Err(Refusal::BadLength)),
+            ("/", &[host, ("upgrade", "tls/1.2"), ("connection", "upgrade")], Ok("a.example:8443")),
+            ("/", &[host, ("upgrade", "WebSocket"), ("connection", "upgrade")], Ok("a.example:8443 to WebSocket")),
             ("/", &[("host", "[fd00::1]:8443")], Ok("[fd00::1]:8443")),
             ("/", &[("host", "172.18.0.2")], Ok("172.18.0.2")),
             ("http://a.example:8443/x", &[host], Ok("a.example:8443")),

@@ -13,6 +13,9 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::labels::{LaneKind, Protocol};
 use crate::trace::Recorder;
 
+/// How most requests end.
+const COMPLETE: &str = "complete";
+
 /// A lane.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LaneLabels {
@@ -30,6 +33,15 @@ pub struct RequestLabels {
     pub status: u16,
 }
 
+/// How requests of a lane end.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EndLabels {
+    /// The lane that the request left on.
+    pub lane: LaneKind,
+    /// How it ended, in one word.
+    pub end: &'static str,
+}
+
 /// A reason, out of a fixed list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabels {
@@ -44,6 +56,7 @@ pub struct Traffic {
     agent: LaneMetrics,
     external: LaneMetrics,
     requests: Family<RequestLabels, Counter>,
+    request_ends: Family<EndLabels, Counter>,
     /// Connections closed before a lane was decided.
     pub denied: Family<ReasonLabels, Counter>,
     /// TLS handshakes that came to an end.
@@ -87,8 +100,10 @@ pub struct LaneMetrics {
     pub sent: Counter,
     /// Seconds until the gateway's response head.
     pub duration: Histogram,
-    /// Requests answered with 200, over HTTP/1.1 and over HTTP/2: at hand, since most are.
+    /// Requests answered with 200, over HTTP/1.1 and over HTTP/2: looked up once, since most are.
     well: [Counter; 2],
+    /// Requests whose whole response was handed to the client's socket.
+    complete: Counter,
 }
 
 /// The same by lane, as they are registered: once, for a metric has one head only.
@@ -123,9 +138,10 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    fn of(&self, lane: LaneKind, requests: &Family<RequestLabels, Counter>) -> LaneMetrics {
+    fn of(&self, lane: LaneKind, requests: &Family<RequestLabels, Counter>, ends: &Family<EndLabels, Counter>) -> LaneMetrics {
         let well = [Protocol::Http1, Protocol::Http2]
             .map(|protocol| requests.get_or_create(&RequestLabels { lane, protocol, status: 200 }).clone());
+        let complete = ends.get_or_create(&EndLabels { lane, end: COMPLETE }).clone();
         let lane = LaneLabels { lane };
         LaneMetrics {
             open: self.open.get_or_create(&lane).clone(),
@@ -138,6 +154,7 @@ impl Lanes {
             sent: self.sent.get_or_create(&lane).clone(),
             duration: self.duration.get_or_create(&lane).clone(),
             well,
+            complete,
         }
     }
 }
@@ -145,12 +162,13 @@ impl Lanes {
 impl Default for Traffic {
     fn default() -> Self {
         let lanes = Lanes::default();
-        let requests = Family::default();
+        let (requests, request_ends) = (Family::default(), Family::default());
         Self {
-            agent: lanes.of(LaneKind::Agent, &requests),
-            external: lanes.of(LaneKind::External, &requests),
+            agent: lanes.of(LaneKind::Agent, &requests, &request_ends),
+            external: lanes.of(LaneKind::External, &requests, &request_ends),
             lanes,
             requests,
+            request_ends,
             denied: Family::default(),
             handshakes: Counter::default(),
             handshake_failures: Family::default(),
@@ -190,6 +208,15 @@ impl Traffic {
         counters.duration.observe(after.as_secs_f64());
     }
 
+    /// Counts a request that ended.
+    pub fn ended(&self, lane: LaneKind, end: &'static str) {
+        if end == COMPLETE {
+            self.lane(lane).complete.inc();
+        } else {
+            self.request_ends.get_or_create(&EndLabels { lane, end }).inc();
+        }
+    }
+
     /// Adds everything to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         let lanes = &self.lanes;
@@ -203,6 +230,7 @@ impl Traffic {
         registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, lanes.sent.clone());
         registry.register_with_unit("response", "Time until the gateway's response head", Unit::Seconds, lanes.duration.clone());
         registry.register("requests", "Answered requests", self.requests.clone());
+        registry.register("request_ends", "Requests by how they ended", self.request_ends.clone());
         registry.register("connections_denied", "Connections closed before a lane was decided", self.denied.clone());
         registry.register("tls_handshakes", "TLS handshakes that came to an end", self.handshakes.clone());
         registry.register("tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures.clone());

@@ -30,6 +30,9 @@ pub enum Error {
     /// The gateway closed the connection before its response, or sent something that is not HTTP.
     #[error("the gateway broke off")]
     GatewayBroke(#[source] hyper::Error),
+    /// The head of the gateway's response exceeds a limit.
+    #[error("the gateway's response head is too large (limits.response_head, limits.response_fields)")]
+    GatewayHeadTooLarge,
     /// The gateway agreed to an upgrade that was not asked for, or did not prove that it understood it (RFC 6455 section 4.2.2).
     #[error("the gateway sent an invalid response to an upgrade")]
     GatewayConfused,
@@ -60,7 +63,7 @@ impl Error {
             // The client may repeat the request on a new connection (RFC 9110 section 15.5.20).
             Self::CertificateExpired => StatusCode::MISDIRECTED_REQUEST,
             Self::GatewayAway(_) | Self::OutOfFiles(_) | Self::TooManyRequests(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::GatewayBroke(_) | Self::GatewayConfused => StatusCode::BAD_GATEWAY,
+            Self::GatewayBroke(_) | Self::GatewayConfused | Self::GatewayHeadTooLarge => StatusCode::BAD_GATEWAY,
             Self::GatewaySlow(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientSlow(_) => StatusCode::REQUEST_TIMEOUT,
             Self::ClientBroke(_) => StatusCode::BAD_REQUEST,
@@ -77,6 +80,7 @@ impl Error {
             Self::TooManyRequests(_) => "too_many_requests",
             Self::GatewayBroke(_) => "gateway_broke_off",
             Self::GatewayConfused => "gateway_confused",
+            Self::GatewayHeadTooLarge => "gateway_head_too_large",
             Self::GatewaySlow(_) => "gateway_timeout",
             Self::ClientSlow(_) => "request_timeout",
             Self::ClientBroke(_) => "bad_body",
@@ -92,6 +96,7 @@ impl Error {
             Self::OutOfFiles(_) => "There are too many connections. Try again in a moment.",
             Self::TooManyRequests(_) => "There are too many requests. Try again in a moment.",
             Self::GatewayBroke(_) | Self::GatewayConfused => "The gateway broke off before it had answered.",
+            Self::GatewayHeadTooLarge => "The head of the gateway's response is too large.",
             Self::GatewaySlow(_) => "The gateway did not answer in time.",
             Self::ClientSlow(_) => "The request's body did not arrive in time.",
             Self::ClientBroke(_) => "The request's body is malformed or broke off.",

@@ -11,6 +11,7 @@ mod error;
 mod lazy_timer;
 mod registry;
 mod request;
+mod request_end;
 mod server;
 mod session;
 mod shared;

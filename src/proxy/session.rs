@@ -1,13 +1,14 @@
 //! What the requests of one connection share.
 
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use tokio::time::Instant;
 
 use super::close_signal::CloseSignal;
 use super::downstream::activity::Activity;
+use super::request_end::RequestEnd;
 use super::shared::{Settings, Shared};
 use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Use};
 use crate::addr::PeerAddr;
@@ -20,6 +21,8 @@ pub(super) struct Session {
     pub(super) settings: Arc<Settings>,
     pub(super) lane: Arc<Lane>,
     pub(super) peer: PeerAddr,
+    /// The address that the client connected to.
+    pub(super) local: SocketAddr,
     pub(super) protocol: Protocol,
     /// The connection's number, as in the log and in `status`.
     pub(super) number: u64,
@@ -29,6 +32,8 @@ pub(super) struct Session {
     pub(super) budget: Arc<ClientBudget>,
     pub(super) activity: Arc<Activity>,
     pub(super) close_signal: CloseSignal,
+    /// Why the connection was closed, where its client did not close it. Set before its requests are dropped.
+    pub(super) closed_by: OnceLock<RequestEnd>,
 }
 
 impl Session {

@@ -9,6 +9,7 @@ use loopgate::app::Sidecar;
 use loopgate::attest::{ALPN, Reason};
 use loopgate::config::{Config, Engine, ListenAddresses, ListenOn};
 use loopgate_test_support::fake_gateway::FakeGateway;
+use loopgate_test_support::raw_http::RawHttp;
 use loopgate_test_support::sidecar::{Launch, SidecarWithGateway};
 use tempfile::TempDir;
 
@@ -64,6 +65,11 @@ impl Harness {
         let client = TlsClient::new(sidecar.listening()[0], sidecar.identity().ca.clone().unwrap());
         Self { gateway, sidecar, state, client }
     }
+}
+
+/// Bytes over `stream`.
+pub fn raw(stream: Tls) -> RawHttp<Tls> {
+    RawHttp::new(stream)
 }
 
 /// Starts `loopgate run` as a process before a fake gateway, with these flags and with `config` as its configuration file.

@@ -9,6 +9,7 @@ mod client_chains;
 mod drain;
 mod expiry;
 mod faults;
+mod fidelity;
 mod file_descriptors;
 mod floods;
 mod h2_abuse;
@@ -18,6 +19,7 @@ mod listeners;
 #[cfg(feature = "otel")]
 mod otel;
 mod reload;
+mod request_ends;
 mod revocation;
 mod slow;
 mod streaming;

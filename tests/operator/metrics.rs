@@ -39,7 +39,7 @@ pub fn everything() -> String {
 }
 
 /// The only labels there are; none has a value that a client chooses.
-const LABELS: [&str; 7] = ["lane", "le", "proof", "protocol", "reason", "status", "version"];
+const LABELS: [&str; 8] = ["end", "lane", "le", "proof", "protocol", "reason", "status", "version"];
 
 #[test]
 fn metrics_follow_the_naming_conventions_and_have_no_unbounded_label() {

@@ -32,7 +32,7 @@ fn the_defaults_are_valid_and_those_of_the_design() {
     assert_eq!(config.admin, Some("127.0.0.1:9180".parse().unwrap()));
     assert_eq!((config.limits.head_bytes, config.limits.head_fields), (64 * 1024, 128));
     assert_eq!(config.limits.idle_timeout.as_secs(), 75);
-    assert_eq!(config.limits.drain_timeout.as_secs(), 10);
+    assert_eq!(config.limits.drain_timeout.as_secs(), 8);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::metrics::count;
 use crate::proxy::close_signal::CloseReason;
 use crate::proxy::downstream::activity::{Overdue, Timeouts};
 use crate::proxy::lazy_timer::LazyTimer;
+use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
 
 /// How long a connection may take to close after it was asked to, because it was idle.
@@ -21,6 +22,9 @@ const CLOSE_GRACE: Duration = Duration::from_secs(5);
 const DRAIN_GRACE: Duration = Duration::from_millis(300);
 /// How long a connection that was revoked may take to deliver the close frames of its WebSockets, over HTTP/2.
 const REVOKED_GRACE: Duration = Duration::from_millis(500);
+
+/// How much later than `limits.drain_timeout` a connection ends by itself, so that the process counts it as aborted.
+const ABORT_DELAY: Duration = Duration::from_millis(20);
 
 /// Drives `connection` until it ends or must be cut. `ask_to_end` has it finish its requests and accept no more.
 pub async fn run<C>(session: &Session, mut connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
@@ -37,6 +41,8 @@ where
     // Whether `ask_to_end` was called.
     let mut ending = false;
     let mut draining = false;
+    // When a connection that is still busy is cut, once loopgate shuts down.
+    let mut cut_at: Option<Instant> = None;
     // Until when close frames of WebSockets may be sent, once the connection was revoked.
     let mut revoked_until: Option<Instant> = None;
     // Until when a connection that was asked to end while idle is waited for, whatever wakes this task meanwhile.
@@ -47,14 +53,18 @@ where
         {
             if reason == CloseReason::Drain || !session.activity.has_tunnels() {
                 if reason == CloseReason::Revoked {
+                    let _ = session.closed_by.set(RequestEnd::Revoked);
                     return Poll::Ready(());
                 }
                 (ending, draining) = (true, true);
                 // A client that ignores the request to close must not hold up the end (RFC 9113 section 6.8).
                 (timeouts.idle, timeouts.head) = (DRAIN_GRACE, DRAIN_GRACE);
-                grace_until = Some(Instant::now() + DRAIN_GRACE);
+                let now = Instant::now();
+                grace_until = Some(now + DRAIN_GRACE);
+                cut_at = Some(now + limits.drain_timeout + ABORT_DELAY);
                 ask_to_end(connection.as_mut());
             } else {
+                let _ = session.closed_by.set(RequestEnd::Revoked);
                 revoked_until = Some(Instant::now() + REVOKED_GRACE);
             }
         }
@@ -73,8 +83,12 @@ where
             if let (Some((at, Overdue::Idle | Overdue::Head)), Some(grace_until)) = (&mut due, grace_until) {
                 *at = grace_until.max(*at);
             }
-            let first = due.map(|(at, _)| at).into_iter().chain(expires).min();
+            let first = due.map(|(at, _)| at).into_iter().chain(expires).chain(cut_at).min();
             let Poll::Ready(now) = timer.poll_due(cx, first) else { return Poll::Pending };
+            if cut_at.is_some_and(|at| at <= now) {
+                let _ = session.closed_by.set(RequestEnd::DrainTimeout);
+                return Poll::Ready(());
+            }
             if expires.is_some_and(|expires| expires <= now) {
                 expires = None;
                 debug!(connection = session.number, peer = %session.peer, "the client's certificate has expired: no further request");
@@ -103,6 +117,9 @@ where
             }
             if draining && overdue != Overdue::Stall {
                 return Poll::Ready(());
+            }
+            if overdue == Overdue::Stall {
+                let _ = session.closed_by.set(RequestEnd::ClientStalled);
             }
             count(&session.shared.traffic.overdue, overdue.label());
             debug!(connection = session.number, peer = %session.peer, timeout = overdue.label(), "closed: the client is too slow");

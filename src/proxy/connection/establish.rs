@@ -11,7 +11,8 @@
 //! connection which skipped a check does not compile. After these come requests (`request`), and tunnels after an upgrade (`tunnel`).
 
 use std::io;
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
@@ -65,7 +66,7 @@ impl Error {
 /// What a connection turned out to be.
 pub enum Established {
     /// It speaks HTTP, and has a lane.
-    Http(Registered),
+    Http(Box<Registered>),
     /// An agent asks for its certificate, by [`tls::ENROL`].
     Enrolment(tls::Stream<TcpStream>),
 }
@@ -82,7 +83,7 @@ pub async fn establish(shared: &Arc<Shared>, accepted: AcceptedConnection) -> Re
         return Ok(Established::Enrolment(handshaken.stream));
     }
     let assigned = handshaken.assign_lane(shared)?;
-    Ok(Established::Http(assigned.register(shared)?))
+    Ok(Established::Http(Box::new(assigned.register(shared)?)))
 }
 
 /// Waits for a phase, unless loopgate begins to shut down first.
@@ -97,13 +98,15 @@ async fn unless_shutting_down<T>(shared: &Shared, phase: impl Future<Output = Re
 pub struct AcceptedConnection {
     stream: std::net::TcpStream,
     peer: PeerAddr,
+    local: SocketAddr,
     held: (Permit, WorkerSlot),
 }
 
 impl AcceptedConnection {
-    /// `permit` and `slot` are given back when the connection ends.
-    pub fn new(stream: std::net::TcpStream, peer: PeerAddr, permit: Permit, slot: WorkerSlot) -> Self {
-        Self { stream, peer, held: (permit, slot) }
+    /// `addresses` are the remote and the local one; `permit` and `slot` are given back when the connection ends.
+    pub fn new(stream: std::net::TcpStream, addresses: (PeerAddr, SocketAddr), permit: Permit, slot: WorkerSlot) -> Self {
+        let (peer, local) = addresses;
+        Self { stream, peer, local, held: (permit, slot) }
     }
 
     pub fn peer(&self) -> PeerAddr {
@@ -111,10 +114,10 @@ impl AcceptedConnection {
     }
 
     fn admit(self, shared: &Shared) -> Result<Admitted, Error> {
-        let Self { stream, peer, held } = self;
+        let Self { stream, peer, local, held } = self;
         let stream = TcpStream::from_std(stream)?;
         admit_peer(peer.ip(), &shared.view.borrow(), shared.rules.load().policy()).map_err(Error::Denied)?;
-        Ok(Admitted { stream, peer, held, settings: shared.settings.load_full() })
+        Ok(Admitted { stream, peer, local, held, settings: shared.settings.load_full() })
     }
 }
 
@@ -122,6 +125,7 @@ impl AcceptedConnection {
 struct Admitted {
     stream: TcpStream,
     peer: PeerAddr,
+    local: SocketAddr,
     held: (Permit, WorkerSlot),
     settings: Arc<Settings>,
 }
@@ -129,13 +133,13 @@ struct Admitted {
 impl Admitted {
     /// Reads a PROXY header, which only trusted proxies send, and only where `listen.proxy_protocol` is on.
     async fn read_proxy_header(self, shared: &Shared) -> Result<Identified, Error> {
-        let Self { mut stream, peer, held, settings } = self;
+        let Self { mut stream, peer, local, held, settings } = self;
         let mut proxy_header = ProxyHeader::Local;
         if settings.proxy_protocol && shared.rules.load().policy().is_trusted_proxy(peer.ip()) {
             proxy_header = proxy_protocol::read(&mut stream, settings.limits.handshake_timeout).await?;
         }
         admit_stated_client(peer.ip(), proxy_header, shared.rules.load().policy()).map_err(Error::Denied)?;
-        Ok(Identified { stream, peer, held, settings, proxy_header })
+        Ok(Identified { stream, peer, local, held, settings, proxy_header })
     }
 }
 
@@ -143,6 +147,7 @@ impl Admitted {
 struct Identified {
     stream: TcpStream,
     peer: PeerAddr,
+    local: SocketAddr,
     held: (Permit, WorkerSlot),
     settings: Arc<Settings>,
     proxy_header: ProxyHeader,
@@ -150,12 +155,12 @@ struct Identified {
 
 impl Identified {
     async fn handshake(self, shared: &Shared) -> Result<Handshaken, Error> {
-        let Self { stream, peer, held, settings, proxy_header } = self;
+        let Self { stream, peer, local, held, settings, proxy_header } = self;
         let config = shared.tls.load_full();
         let ask = may_have_certificate(peer.ip(), proxy_header, &shared.view.borrow(), shared.rules.load().policy());
         let tls::Handshake { stream, certificate } = tls::accept(stream, &config, ask, settings.limits.handshake_timeout).await?;
         shared.traffic.handshakes.inc();
-        Ok(Handshaken { stream, peer, held, settings, proxy_header, certificate, config })
+        Ok(Handshaken { stream, peer, local, held, settings, proxy_header, certificate, config })
     }
 }
 
@@ -163,6 +168,7 @@ impl Identified {
 struct Handshaken {
     stream: tls::Stream<TcpStream>,
     peer: PeerAddr,
+    local: SocketAddr,
     held: (Permit, WorkerSlot),
     settings: Arc<Settings>,
     proxy_header: ProxyHeader,
@@ -181,7 +187,7 @@ impl Handshaken {
 
     fn assign_lane(self, shared: &Shared) -> Result<Assigned, Error> {
         let protocol = Protocol::of_alpn(self.alpn());
-        let Self { stream, peer, held, settings, proxy_header, certificate, config } = self;
+        let Self { stream, peer, local, held, settings, proxy_header, certificate, config } = self;
         let config = certificate.is_some().then_some(config);
         let evidence = Evidence { peer: peer.ip(), proxy_header, certificate };
         let (view, rules) = (Arc::clone(&shared.view.borrow()), shared.rules.load_full());
@@ -193,6 +199,7 @@ impl Handshaken {
         Ok(Assigned {
             stream,
             peer,
+            local,
             held,
             settings,
             evidence,
@@ -216,6 +223,7 @@ struct DecidedBy {
 struct Assigned {
     stream: tls::Stream<TcpStream>,
     peer: PeerAddr,
+    local: SocketAddr,
     held: (Permit, WorkerSlot),
     settings: Arc<Settings>,
     evidence: Evidence,
@@ -228,7 +236,7 @@ struct Assigned {
 impl Assigned {
     /// Registers the connection, and then checks again what changed since the decision: a change between the two reached nobody.
     fn register(self, shared: &Arc<Shared>) -> Result<Registered, Error> {
-        let Self { stream, peer, held, settings, evidence, protocol, expires, lane, decided_by } = self;
+        let Self { stream, peer, local, held, settings, evidence, protocol, expires, lane, decided_by } = self;
         let guard = shared.registry.register(peer, Arc::clone(&lane), protocol, evidence, shared.shutdown.token());
         let DecidedBy { view, rules, config } = decided_by;
         let rules_changed = !Arc::ptr_eq(&rules, &shared.rules.load());
@@ -241,7 +249,7 @@ impl Assigned {
         if config.is_some_and(|config| !config.accepts_same_certificates(&shared.tls.load())) {
             return Err(Error::AuthorityChanged);
         }
-        Ok(Registered { shared: Arc::clone(shared), stream, peer, held, settings, protocol, expires, lane, guard })
+        Ok(Registered { shared: Arc::clone(shared), stream, peer, local, held, settings, protocol, expires, lane, guard })
     }
 }
 
@@ -250,6 +258,7 @@ pub struct Registered {
     shared: Arc<Shared>,
     stream: tls::Stream<TcpStream>,
     peer: PeerAddr,
+    local: SocketAddr,
     held: (Permit, WorkerSlot),
     settings: Arc<Settings>,
     protocol: Protocol,
@@ -261,7 +270,7 @@ pub struct Registered {
 impl Registered {
     /// Counts the connection as open; returns what its requests share, and its bytes.
     pub fn open(self) -> (Arc<Session>, Downstream) {
-        let Self { shared, stream, peer, held, settings, protocol, expires, lane, guard } = self;
+        let Self { shared, stream, peer, local, held, settings, protocol, expires, lane, guard } = self;
         debug!(connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(), "connected");
         let (admitted, agent) = lane.admission();
         let number = guard.number();
@@ -276,6 +285,8 @@ impl Registered {
             Lane::Agent(agent) => budgets.agent(agent.source),
             Lane::External(external) => budgets.client(external.client),
         };
-        (Arc::new(Session { shared, settings, lane, peer, protocol, number, expires, budget, activity, close_signal }), io)
+        let closed_by = OnceLock::new();
+        let session = Session { shared, settings, lane, peer, local, protocol, number, expires, budget, activity, close_signal, closed_by };
+        (Arc::new(session), io)
     }
 }

@@ -18,7 +18,7 @@ use establish::{AcceptedConnection, Error, Established, establish};
 pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
     let peer = accepted.peer();
     match establish(&shared, accepted).await {
-        Ok(Established::Http(registered)) => serve_http::serve(registered).await,
+        Ok(Established::Http(registered)) => serve_http::serve(*registered).await,
         Ok(Established::Enrolment(stream)) => tokio::select! {
             () = shared.shutdown.begun() => {}
             () = (shared.enrol)(stream, peer) => {}

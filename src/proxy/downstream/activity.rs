@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use super::h2_stream_stall::StreamStall;
@@ -33,6 +35,8 @@ pub struct Activity {
     buffered: AtomicUsize,
     /// Whether the socket took less than it was offered the last time.
     blocked: AtomicBool,
+    flushes: AtomicU64,
+    flush_waker: AtomicWaker,
 }
 
 /// Bytes that hyper may hold of an HTTP/1.1 response before the next are asked for.
@@ -86,6 +90,8 @@ impl Activity {
             head_abandoned: AtomicBool::new(false),
             buffered: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
+            flushes: AtomicU64::new(0),
+            flush_waker: AtomicWaker::new(),
         })
     }
 
@@ -130,6 +136,8 @@ impl Activity {
     pub fn flushed(&self, all: bool) {
         if all {
             self.buffered.store(0, Ordering::Relaxed);
+            self.flushes.fetch_add(1, Ordering::Relaxed);
+            self.flush_waker.wake();
         }
         self.blocked.store(!all, Ordering::Relaxed);
     }
@@ -147,7 +155,14 @@ impl Activity {
     /// Notes that a request is being served, until the guard is dropped.
     pub fn begin(self: &Arc<Self>) -> RequestGuard {
         self.busy.fetch_add(1, Ordering::Relaxed);
-        RequestGuard { activity: Arc::clone(self), stream: StreamStall::current(), is_pending: false, is_tunnel: false }
+        RequestGuard { activity: Arc::clone(self), stream: StreamStall::current(), is_pending: AtomicBool::new(false), is_tunnel: false }
+    }
+
+    /// Notes a tunnel on the stream of `request`, until the guard is dropped.
+    pub fn begin_tunnel(self: &Arc<Self>, request: &RequestGuard) -> RequestGuard {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        self.tunnels.fetch_add(1, Ordering::Relaxed);
+        RequestGuard { activity: Arc::clone(self), stream: request.stream.clone(), is_pending: AtomicBool::new(false), is_tunnel: true }
     }
 
     /// Returns whether the connection carries tunnels over HTTP/2.
@@ -175,15 +190,14 @@ pub struct RequestGuard {
     activity: Arc<Activity>,
     /// The HTTP/2 stream that carries the request.
     stream: Option<Arc<StreamStall>>,
-    is_pending: bool,
+    is_pending: AtomicBool,
     is_tunnel: bool,
 }
 
 impl RequestGuard {
     /// Notes that a part of the response waits for the client to read it.
-    pub fn mark_pending(&mut self, now: Instant) {
-        if !self.is_pending {
-            self.is_pending = true;
+    pub fn mark_pending(&self, now: Instant) {
+        if !self.is_pending.swap(true, Ordering::Relaxed) {
             // The time first, so that no other thread computes a deadline from an old one.
             self.activity.last_progress.store(self.activity.millis(now), Ordering::Relaxed);
             self.activity.pending.fetch_add(1, Ordering::Release);
@@ -206,8 +220,8 @@ impl RequestGuard {
     }
 
     /// Notes that the client has read all that there was.
-    pub fn mark_drained(&mut self) {
-        if std::mem::take(&mut self.is_pending) {
+    pub fn mark_drained(&self) {
+        if self.is_pending.swap(false, Ordering::Relaxed) {
             self.activity.pending.fetch_sub(1, Ordering::Relaxed);
             if let Some(stream) = &self.stream {
                 stream.mark_drained();
@@ -217,18 +231,32 @@ impl RequestGuard {
 }
 
 impl RequestGuard {
-    /// Notes that the request has become a tunnel.
-    pub fn mark_tunnel(&mut self) {
-        if !std::mem::replace(&mut self.is_tunnel, true) {
-            self.activity.tunnels.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     /// Resets the HTTP/2 stream of a tunnel in place of ending it.
     pub fn reset_stream(&self) {
         if let Some(stream) = &self.stream {
             stream.reset();
         }
+    }
+
+    /// Returns whether the HTTP/2 stream was reset because its client did not read it.
+    pub fn is_stream_stalled(&self) -> bool {
+        self.stream.as_ref().is_some_and(|stream| stream.is_expired())
+    }
+
+    /// Returns whether the request came on a stream of HTTP/2.
+    pub fn is_h2(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// Completes once all that hyper had at `since`, a value of [`Self::flushes`], has left the process. On HTTP/1.1 only.
+    pub fn poll_flushed(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
+        self.activity.flush_waker.register(cx.waker());
+        if self.flushes() > since { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Returns how often everything that was written had left the process.
+    pub fn flushes(&self) -> u64 {
+        self.activity.flushes.load(Ordering::Relaxed)
     }
 }
 
@@ -261,7 +289,7 @@ mod tests {
         activity.bytes_in(true);
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(15), Overdue::Head)));
         activity.bytes_in(false);
-        let (one, mut two) = (activity.begin(), activity.begin());
+        let (one, two) = (activity.begin(), activity.begin());
         drop(one);
         assert_eq!(activity.deadline(timeouts), None);
         two.mark_pending(Instant::now());

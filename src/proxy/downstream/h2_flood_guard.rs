@@ -21,6 +21,19 @@ const HEAD: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+
+/// A GOAWAY with the code PROTOCOL_ERROR.
+pub const PROTOCOL_ERROR: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// Why a connection must be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// Too many frames that ask for nothing.
+    Flood,
+    /// The first frame is not SETTINGS (RFC 9113 section 3.4), which `h2` does not check.
+    NoSettings,
+}
 
 /// Follows the frames of one client.
 #[derive(Debug)]
@@ -43,14 +56,17 @@ impl H2FloodGuard {
         Self { left: PREFACE, head: [0; HEAD], head_len: 0, frames: 0, idle: 0, written: 0, since: Instant::now() }
     }
 
-    /// Takes the next bytes from the client; returns whether there were too many such frames.
-    pub fn follow(&mut self, mut bytes: &[u8]) -> bool {
+    /// Takes the next bytes from the client.
+    ///
+    /// # Errors
+    /// Why the connection must be closed.
+    pub fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Violation> {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
             bytes = &bytes[step..];
             if bytes.is_empty() {
-                return self.idle >= MANY && self.is_too_fast();
+                return if self.idle >= MANY && self.is_too_fast() { Err(Violation::Flood) } else { Ok(()) };
             }
             let fresh = (HEAD - self.head_len).min(bytes.len());
             self.head[self.head_len..self.head_len + fresh].copy_from_slice(&bytes[..fresh]);
@@ -59,6 +75,12 @@ impl H2FloodGuard {
             if self.head_len == HEAD {
                 self.head_len = 0;
                 self.frame();
+                if self.frames == 1 {
+                    self.idle = 0;
+                    if self.head[3] != SETTINGS {
+                        return Err(Violation::NoSettings);
+                    }
+                }
             }
         }
     }
@@ -103,8 +125,8 @@ mod tests {
     fn exceeds(bytes: &[u8], size: usize, written: usize) -> bool {
         let mut guard = H2FloodGuard::new();
         guard.written(written);
-        assert!(!guard.follow(&[b'P'; PREFACE]));
-        bytes.chunks(size).any(|piece| guard.follow(piece))
+        assert_eq!(guard.follow(&[&[b'P'; PREFACE][..], &frame(SETTINGS, 0)].concat()), Ok(()));
+        bytes.chunks(size).any(|piece| guard.follow(piece) == Err(Violation::Flood))
     }
 
     #[test]
@@ -128,7 +150,16 @@ mod tests {
         assert!(!exceeds(&updates, 16_384, many * 256));
         assert!(exceeds(&updates, 16_384, many * 17));
         let mut guard = H2FloodGuard { since: Instant::now() - SPAN, ..H2FloodGuard::new() };
-        assert!(!guard.follow(&[&[b'P'; PREFACE][..], &updates].concat()), "not too many over that time");
-        assert!(guard.follow(&updates), "too many at once");
+        let preface = [&[b'P'; PREFACE][..], &frame(SETTINGS, 0)].concat();
+        assert_eq!(guard.follow(&[&preface[..], &updates].concat()), Ok(()), "not too many over that time");
+        assert_eq!(guard.follow(&updates), Err(Violation::Flood), "too many at once");
+    }
+
+    #[test]
+    fn a_connection_that_does_not_begin_with_settings_is_refused() {
+        for kind in [DATA, HEADERS, 6, 8, 0x42] {
+            let bytes = [&[b'P'; PREFACE][..], &frame(kind, 8)].concat();
+            assert_eq!(H2FloodGuard::new().follow(&bytes), Err(Violation::NoSettings), "{kind}");
+        }
     }
 }

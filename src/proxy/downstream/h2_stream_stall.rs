@@ -31,12 +31,19 @@ pub struct StreamStall {
     /// Milliseconds after `epoch`, plus one; 0 where nothing waits to be read.
     since: AtomicU64,
     reset: AtomicBool,
+    expired: AtomicBool,
     waker: AtomicWaker,
 }
 
 impl StreamStall {
     fn new() -> Self {
-        Self { epoch: Instant::now(), since: AtomicU64::new(0), reset: AtomicBool::new(false), waker: AtomicWaker::new() }
+        Self {
+            epoch: Instant::now(),
+            since: AtomicU64::new(0),
+            reset: AtomicBool::new(false),
+            expired: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        }
     }
 
     /// Returns that of the stream whose task this is; `None` on any other task.
@@ -59,6 +66,11 @@ impl StreamStall {
     pub fn reset(&self) {
         self.reset.store(true, Ordering::Release);
         self.waker.wake();
+    }
+
+    /// Returns whether the client read nothing for too long.
+    pub fn is_expired(&self) -> bool {
+        self.expired.load(Ordering::Relaxed)
     }
 
     fn since(&self) -> Option<Instant> {
@@ -117,6 +129,6 @@ impl<F: Future<Output = ()>> Future for StallGuarded<F> {
         }
         let Some(since) = this.stall.since() else { return Poll::Pending };
         let timer = this.timer.get_or_insert_with(|| LazyTimer::new(*this.limit));
-        timer.poll_due(cx, Some(since + *this.limit)).map(|_| ())
+        timer.poll_due(cx, Some(since + *this.limit)).map(|_| this.stall.expired.store(true, Ordering::Relaxed))
     }
 }

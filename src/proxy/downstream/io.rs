@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::activity::Activity;
 use super::h1_request_guard::H1RequestGuard;
-use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard};
+use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Violation};
 use crate::labels::Protocol;
 use crate::listener::Permit;
 use crate::metrics::traffic::{Held, Traffic};
@@ -71,14 +71,18 @@ impl Observer {
             }
             ProtocolGuard::Http2 { guard, floods } => {
                 let had_begun = guard.has_begun();
-                let flood = guard.follow(bytes);
+                let followed = guard.follow(bytes);
                 if !had_begun && guard.has_begun() {
                     self.activity.preface_ended();
                 }
-                flood.then(|| {
-                    floods.inc();
-                    &ENHANCE_YOUR_CALM[..]
-                })
+                match followed {
+                    Ok(()) => None,
+                    Err(Violation::Flood) => {
+                        floods.inc();
+                        Some(&ENHANCE_YOUR_CALM)
+                    }
+                    Err(Violation::NoSettings) => Some(&PROTOCOL_ERROR),
+                }
             }
         }
     }

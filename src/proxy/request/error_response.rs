@@ -1,10 +1,12 @@
 //! The response to a request that the gateway did not answer.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
 use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
+use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::proxy::error::Error;
 
@@ -21,7 +23,7 @@ impl Accept {
 }
 
 /// Creates the response to `error`: HTML where the client's `accept` prefers that, else JSON.
-pub fn error_response(error: &Error, accept: &Accept, request_id: &str) -> Response<ResponseBody> {
+pub fn error_response(error: &Error, accept: &Accept, request_id: &str, record: &Arc<RequestRecord>) -> Response<ResponseBody> {
     let status = error.status();
     let mut text = String::new();
     let content_type = if accept.html {
@@ -38,7 +40,7 @@ pub fn error_response(error: &Error, accept: &Accept, request_id: &str) -> Respo
         let _ = writeln!(text, "{body}");
         "application/json"
     };
-    let mut response = Response::new(ResponseBody::own(text));
+    let mut response = Response::new(ResponseBody::own(text, Arc::clone(record)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -2,50 +2,50 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, EXPECT, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{CONNECTION, EXPECT, HOST, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::ext::Protocol;
-use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
 use super::client_authorization::ClientAuthorization;
+use super::record::RequestRecord;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
 use super::upgrade::{UpgradeContext, upgrade};
-use crate::labels::LaneKind;
 use crate::lane::{GatewayHead, Refusal};
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
 use crate::proxy::upstream::budget::Use;
 use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
-use crate::trace::Trace;
 
 /// What became of a request.
 pub struct Forwarded {
-    /// The lane that it left on, or would have.
-    pub lane: LaneKind,
     /// Whether the client's next request could be read as the body of this one, so that an HTTP/1.1 connection must close.
     pub must_close: bool,
     pub result: Result<Response<ResponseBody>, Error>,
 }
 
 /// Forwards `request` and waits for the head of the response.
-pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, started: Instant, trace: Option<&Trace>) -> Forwarded {
-    let guard = session.activity.begin();
-    let failed = |lane, must_close, error| Forwarded { lane, must_close, result: Err(error) };
+pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, record: &Arc<RequestRecord>) -> Forwarded {
+    let failed = |must_close, error| Forwarded { must_close, result: Err(error) };
     let is_h2_connect = match extended_connect(&mut request) {
         Ok(is_connect) => is_connect,
-        Err(error) => return failed(session.lane.kind(), false, error),
+        Err(error) => return failed(false, error),
     };
     if session.close_signal.is_revoked() {
-        return failed(session.lane.kind(), true, Error::Refused(Refusal::ClientDenied));
+        return failed(true, Error::Refused(Refusal::ClientDenied));
     }
     if session.has_expired() {
-        return failed(session.lane.kind(), true, Error::CertificateExpired);
+        return failed(true, Error::CertificateExpired);
     }
     let client_side = hyper::upgrade::on(&mut request);
-    let (parts, incoming) = request.into_parts();
+    let (mut parts, incoming) = request.into_parts();
+    // HTTP/1.0 knows no Host (RFC 1945): such a request is for the address that it came to. Health checks of HAProxy send none.
+    if parts.version == Version::HTTP_10 && parts.uri.authority().is_none() && !parts.headers.contains_key(HOST) {
+        let host = HeaderValue::from_str(&session.local.to_string());
+        parts.headers.insert(HOST, host.expect("an address is a valid field value"));
+    }
     let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
     let expects = parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     // A client may never send a body that it was not asked for (RFC 9110 section 10.1.1).
@@ -54,31 +54,37 @@ pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, sta
     let token = session.shared.token.load_full();
     let head = match GatewayHead::new(parts, &session.lane, &rules, token.as_deref(), session.shared.tls.load().names()) {
         Ok(mut head) => {
-            if let Some(trace) = trace {
+            if let Some(trace) = record.trace() {
                 head.follow(trace);
             }
             head
         }
-        Err(refusal) => return failed(session.lane.kind(), body_is_optional, Error::Refused(refusal)),
+        Err(refusal) => return failed(body_is_optional, Error::Refused(refusal)),
     };
     let lane = head.lane();
+    record.set_lane(lane);
     let mut authorization = match ClientAuthorization::new(session, head.client(), &rules) {
         Ok(authorization) => authorization,
-        Err(error) => return failed(lane, body_is_optional, error),
+        Err(error) => return failed(body_is_optional, error),
     };
+    // An extended CONNECT that is not passed on as an upgrade must not be answered as if its WebSocket was open.
+    if is_h2_connect && !head.is_upgrade() {
+        return failed(false, Error::Refused(Refusal::BadUpgrade));
+    }
     if head.is_upgrade() {
         let context = UpgradeContext { client_side, key, is_h2_connect };
-        let result = Box::pin(upgrade(session, head, authorization, context, guard, started)).await;
-        return Forwarded { lane, must_close: body_is_optional, result };
+        let result = Box::pin(upgrade(session, head, authorization, context, record)).await;
+        return Forwarded { must_close: body_is_optional, result };
     }
-    let waiting = async { Ok(session.gateway_permit(&head, Use::Request, started).await?) };
+    let waiting = async { Ok(session.gateway_permit(&head, Use::Request, record.started()).await?) };
     let (permit, started) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
         Ok(permitted) => permitted,
-        Err(error) => return failed(lane, body_is_optional, error),
+        Err(error) => return failed(body_is_optional, error),
     };
     let counters = session.shared.traffic.lane(lane);
+    record.count_sent(counters.sent.clone());
     let (gate, continue_signal) = if expects { Some(ContinueGate::new()).unzip() } else { (None, None) };
-    let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone());
+    let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone(), &session.shared.shutdown);
     let progress = if expects { body.progress() } else { None };
     let sending = session.shared.upstream.send(head, body, continue_signal, permit, &session.settings.limits, started);
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
@@ -87,9 +93,9 @@ pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, sta
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::GatewayConfused);
         }
-        Ok(pass_back(session, response, upstream, counters.sent.clone(), guard, authorization))
+        Ok(pass_back(session, response, upstream, record, authorization))
     });
-    Forwarded { lane, must_close, result }
+    Forwarded { must_close, result }
 }
 
 /// Turns an extended CONNECT (RFC 8441) into the equivalent HTTP/1.1 upgrade; returns whether `request` was one.

@@ -5,6 +5,7 @@ pub mod answer;
 mod client_authorization;
 mod error_response;
 mod forward;
+mod record;
 mod response;
 mod response_body;
 mod upgrade;

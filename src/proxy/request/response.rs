@@ -1,15 +1,16 @@
 //! Turns the gateway's response into the client's.
 
-use http::header::{CONNECTION, UPGRADE};
+use std::sync::Arc;
+
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use prometheus_client::metrics::counter::Counter;
 
 use super::client_authorization::ClientAuthorization;
+use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::labels::Protocol;
 use crate::lane::scrub_response;
-use crate::proxy::downstream::activity::RequestGuard;
 use crate::proxy::session::Session;
 use crate::proxy::upstream::pool::PooledConnection;
 
@@ -18,18 +19,21 @@ pub fn pass_back(
     session: &Session,
     response: Response<Incoming>,
     upstream: PooledConnection,
-    sent: Counter,
-    guard: RequestGuard,
+    record: &Arc<RequestRecord>,
     authorization: Option<ClientAuthorization>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = response.into_parts();
     // A 426 names the protocol to upgrade to (RFC 9110 section 15.5.22). HTTP/2 knows no such field.
     let offered = (parts.status == StatusCode::UPGRADE_REQUIRED).then(|| parts.headers.remove(UPGRADE)).flatten();
+    // The length that a chunked response states beside is wrong, or will be (RFC 9112 section 6.3).
+    if parts.headers.contains_key(TRANSFER_ENCODING) {
+        parts.headers.remove(CONTENT_LENGTH);
+    }
     scrub_response(&mut parts.headers);
     if let Some(protocol) = offered.filter(|_| session.protocol == Protocol::Http1) {
         parts.headers.insert(UPGRADE, protocol);
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
     parts.version = Version::HTTP_11;
-    Response::from_parts(parts, ResponseBody::gateway(incoming, upstream, sent, guard, authorization))
+    Response::from_parts(parts, ResponseBody::gateway(incoming, upstream, Arc::clone(record), authorization))
 }

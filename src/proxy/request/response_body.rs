@@ -1,22 +1,24 @@
 //! The body of a response: the gateway's, streamed, or a short one of loopgate's.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use prometheus_client::metrics::counter::Counter;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::client_authorization::ClientAuthorization;
-use crate::proxy::downstream::activity::RequestGuard;
+use super::record::{Chunk, RequestRecord};
+use crate::proxy::request_end::RequestEnd;
 use crate::proxy::upstream::pool::PooledConnection;
 
 /// The body of a response to a client.
 pub enum ResponseBody {
     /// One of loopgate's own.
-    Own(Option<Bytes>),
+    Own { text: Option<Bytes>, record: Arc<RequestRecord> },
     /// The gateway's.
     Gateway(Box<Download>),
 }
@@ -25,9 +27,23 @@ pub enum ResponseBody {
 pub struct Download {
     incoming: Incoming,
     upstream: Option<PooledConnection>,
-    sent: Counter,
-    guard: RequestGuard,
+    record: Arc<RequestRecord>,
     authorization: Option<ClientAuthorization>,
+    failing: Option<Failing>,
+}
+
+/// The gateway broke off: the error is passed on once what arrived before has left, since it makes hyper discard that.
+struct Failing {
+    error: Option<hyper::Error>,
+    left: Left,
+}
+
+/// When everything before the error has left.
+enum Left {
+    /// HTTP/1.1: when the connection was flushed since then.
+    Flushed(u64),
+    /// HTTP/2: an empty DATA frame is sent, which comes behind all others of the stream.
+    Marker(Option<oneshot::Receiver<()>>),
 }
 
 /// Why a response ends early.
@@ -46,44 +62,73 @@ impl ResponseBody {
     pub fn gateway(
         incoming: Incoming,
         upstream: PooledConnection,
-        sent: Counter,
-        mut guard: RequestGuard,
+        record: Arc<RequestRecord>,
         authorization: Option<ClientAuthorization>,
     ) -> Self {
         let now = Instant::now();
         let upstream = if incoming.is_end_stream() {
+            record.body_ended();
             upstream.give_back(now);
             None
         } else {
             Some(upstream)
         };
-        guard.mark_pending(now);
-        Self::Gateway(Box::new(Download { incoming, upstream, sent, guard, authorization }))
+        record.guard().mark_pending(now);
+        Self::Gateway(Box::new(Download { incoming, upstream, record, authorization, failing: None }))
     }
 
     /// Creates a body of loopgate's own.
-    pub fn own(text: impl Into<Bytes>) -> Self {
-        Self::Own(Some(text.into()).filter(|text| !text.is_empty()))
+    pub fn own(text: impl Into<Bytes>, record: Arc<RequestRecord>) -> Self {
+        Self::Own { text: Some(text.into()).filter(|text| !text.is_empty()), record }
     }
 }
 
 impl Download {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
         if let Some(authorization) = &mut self.authorization
             && authorization.poll_revoked(cx).is_ready()
         {
             // Closes the connection to the gateway, on which more is to come.
             self.upstream = None;
+            self.record.ended(RequestEnd::Revoked);
             return Poll::Ready(Some(Err(BodyError::Denied)));
         }
-        self.poll_gateway(cx).map_err(BodyError::Gateway)
+        if self.failing.is_none() {
+            match ready!(self.poll_gateway(cx)) {
+                Some(Err(error)) => {
+                    self.record.gateway_cut(&error);
+                    let guard = self.record.guard();
+                    let left = if guard.is_h2() { Left::Marker(None) } else { Left::Flushed(guard.flushes()) };
+                    self.failing = Some(Failing { error: Some(error), left });
+                }
+                frame => return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Gateway))),
+            }
+        }
+        self.poll_failing(cx)
     }
 
-    fn poll_gateway(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        if self.guard.is_above_high_water_mark() {
+    fn poll_failing(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+        let Some(failing) = &mut self.failing else { return Poll::Pending };
+        match &mut failing.left {
+            Left::Flushed(since) => ready!(self.record.guard().poll_flushed(*since, cx)),
+            Left::Marker(Some(delivered)) => {
+                let _ = ready!(Pin::new(delivered).poll(cx));
+            }
+            Left::Marker(marker) => {
+                let (chunk, delivered) = Chunk::marker(&self.record);
+                *marker = Some(delivered);
+                return Poll::Ready(Some(Ok(Frame::data(chunk))));
+            }
+        }
+        Poll::Ready(failing.error.take().map(|error| Err(BodyError::Gateway(error))))
+    }
+
+    fn poll_gateway(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, hyper::Error>>> {
+        let guard = self.record.guard();
+        if guard.is_above_high_water_mark() {
             return Poll::Pending;
         }
-        self.guard.mark_drained();
+        guard.mark_drained();
         let mut frame = Pin::new(&mut self.incoming).poll_frame(cx);
         // The connection is driven on this task, the client's own, so that no other has to be woken for it.
         if frame.is_pending()
@@ -94,46 +139,50 @@ impl Download {
         }
         let frame = ready!(frame);
         let now = Instant::now();
-        self.guard.mark_pending(now);
+        guard.mark_pending(now);
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            self.sent.inc_by(data.len() as u64);
-            self.guard.add_buffered(data.len());
+            guard.add_buffered(data.len());
         }
-        let ended = !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream();
-        if ended && let Some(mut upstream) = self.upstream.take() {
-            // Once more, so that hyper notices the end of this exchange and the connection is ready for the next.
-            upstream.drive(cx);
-            if !matches!(frame, Some(Err(_))) {
-                upstream.give_back(now);
+        if !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream() {
+            let failed = matches!(frame, Some(Err(_)));
+            if !failed {
+                self.record.body_ended();
+            }
+            if let Some(mut upstream) = self.upstream.take() {
+                // Once more, so that hyper notices the end of this exchange and the connection is ready for the next.
+                upstream.drive(cx);
+                if !failed {
+                    upstream.give_back(now);
+                }
             }
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|data| Chunk::new(data, &self.record)))))
     }
 }
 
 impl Body for ResponseBody {
-    type Data = Bytes;
+    type Data = Chunk;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
         match self.get_mut() {
-            Self::Own(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Own { text, record } => Poll::Ready(text.take().map(|text| Ok(Frame::data(Chunk::new(text, record))))),
             Self::Gateway(download) => download.poll(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Own(text) => text.is_none(),
-            Self::Gateway(download) => download.incoming.is_end_stream(),
+            Self::Own { text, .. } => text.is_none(),
+            Self::Gateway(download) => download.failing.is_none() && download.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Own(text) => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Self::Own { text, .. } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
             Self::Gateway(download) => download.incoming.size_hint(),
         }
     }

@@ -3,7 +3,6 @@
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -12,28 +11,25 @@ use http::{HeaderValue, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::debug;
 
 use super::client_authorization::ClientAuthorization;
+use super::record::RequestRecord;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
 use crate::lane::{GatewayHead, allowed_scopes, scrub_response};
 use crate::metrics::traffic::Held;
 use crate::openclaw::connect_request::FirstMessage as Request;
-use crate::proxy::downstream::activity::RequestGuard;
 use crate::proxy::downstream::io::Downstream;
 use crate::proxy::error::Error;
+use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
 use crate::proxy::tunnel::first_message::FirstMessage;
 use crate::proxy::tunnel::{self, TunnelOptions};
 use crate::proxy::upstream::budget::Use;
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
-
-/// How long the last bytes of a WebSocket over HTTP/2 may take to leave before its stream is reset.
-const RESET_DELAY: Duration = Duration::from_millis(50);
 
 /// What an upgrade needs besides its head.
 pub struct UpgradeContext {
@@ -50,19 +46,19 @@ pub async fn upgrade(
     mut head: GatewayHead,
     mut authorization: Option<ClientAuthorization>,
     context: UpgradeContext,
-    guard: RequestGuard,
-    started: Instant,
+    record: &Arc<RequestRecord>,
 ) -> Result<Response<ResponseBody>, Error> {
     let UpgradeContext { client_side, key, is_h2_connect } = context;
     let shared = &session.shared;
     let counters = shared.traffic.lane(head.lane());
     let held = Held::new(&counters.tunnels);
+    record.count_sent(counters.sent.clone());
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
     let first_message = first_message(&head);
     if first_message.is_some() {
         head.refuse_extensions();
     }
-    let waiting = async { Ok(session.gateway_permit(&head, Use::WebSocket, started).await?) };
+    let waiting = async { Ok(session.gateway_permit(&head, Use::WebSocket, record.started()).await?) };
     let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await?;
     let sending = shared.upstream.send(head, RequestBody::empty(), None, permit, &session.settings.limits, started);
     let (response, mut upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
@@ -73,7 +69,7 @@ pub async fn upgrade(
         }
         // The gateway may still take what follows on this connection for the refused protocol.
         upstream.set_single_use();
-        return Ok(pass_back(session, response, upstream, sent, guard, authorization));
+        return Ok(pass_back(session, response, upstream, record, authorization));
     }
     let websocket = response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
     if is_h2_connect && !accepts(&response, key.as_ref(), websocket) {
@@ -87,12 +83,11 @@ pub async fn upgrade(
     let rest_limit = session.settings.limits.drain_timeout / 2;
     let options = TunnelOptions { websocket, close_signal: close_signal.clone(), rest_limit, first_message, received, sent };
     let (number, peer) = (session.number, session.peer);
-    let mut guard = is_h2_connect.then_some(guard);
-    if let Some(guard) = &mut guard {
-        guard.mark_tunnel();
-    }
+    record.ended(RequestEnd::Upgraded);
+    // A stream of HTTP/2 lives and ends with its connection, which waits for it.
+    let tunnel = is_h2_connect.then(|| session.activity.begin_tunnel(record.guard()));
     shared.shutdown.spawn(async move {
-        let _held = held;
+        let (_held, tunnel) = (held, tunnel);
         let mut joined = pin!(join(client_side, upstream, options));
         let ended = match authorization {
             None => joined.await,
@@ -108,12 +103,10 @@ pub async fn upgrade(
         if let Err(error) = ended {
             debug!(connection = number, %peer, %error, "tunnel ended");
             // RFC 8441 section 5: the end of a TCP connection by a reset is a reset of the stream, with CANCEL.
-            if let Some(guard) = guard
+            if let Some(tunnel) = tunnel
                 && error.kind() != io::ErrorKind::PermissionDenied
             {
-                // What the gateway sent before may leave first.
-                tokio::time::sleep(RESET_DELAY).await;
-                guard.reset_stream();
+                tunnel.reset_stream();
             }
         }
     });
@@ -124,7 +117,7 @@ pub async fn upgrade(
         parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
     }
     parts.version = Version::HTTP_11;
-    Ok(Response::from_parts(parts, ResponseBody::own(Bytes::new())))
+    Ok(Response::from_parts(parts, ResponseBody::own(Bytes::new(), Arc::clone(record))))
 }
 
 /// Returns whether `response` proves that the gateway understood the handshake with `key` (RFC 6455 section 4.2.2).

@@ -24,6 +24,8 @@ const BLOCK: usize = 64 * 1024;
 const CLOSE_GRACE: Duration = Duration::from_secs(3);
 /// How long a WebSocket that lost its authorization may take to reach the end of the frame that is under way.
 const REVOKED_GRACE: Duration = Duration::from_millis(500);
+/// How long the last bytes may take to leave after either side broke off.
+const ABORT_DELAY: Duration = Duration::from_millis(50);
 /// A WebSocket is at rest when no byte has passed for so long; longer where the client spoke last, since the gateway may yet answer.
 const REST: Duration = Duration::from_millis(250);
 const REST_UNANSWERED: Duration = Duration::from_secs(1);
@@ -71,7 +73,7 @@ where
     let (closing, revoked) = options.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
     let mut state = State { unanswered: false, stage: Stage::Open, timer: None };
-    poll_fn(|cx| {
+    let ended = poll_fn(|cx| {
         while !matches!(state.stage, Stage::Revoked { .. })
             && let Poll::Ready(reason) = options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), state.stage != Stage::Open)
         {
@@ -128,7 +130,12 @@ where
             }
         }
     })
-    .await
+    .await;
+    // The caller resets the client's stream or connection. What the gateway sent before may leave first.
+    if ended.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::PermissionDenied) {
+        tokio::time::sleep(ABORT_DELAY).await;
+    }
+    ended
 }
 
 fn revoked_error() -> io::Error {

@@ -18,11 +18,12 @@ use tokio::time::Instant;
 
 use super::read_after_reset::{ReadableAfterWriteError, StreamState};
 use super::request_body::{Progress, RequestBody};
+use crate::config::Limits;
 use crate::proxy::lazy_timer::LazyTimer;
 
 /// How long an idle connection is kept where the gateway does not say (Node closes it after 5 s).
 const KEEP_IDLE: Duration = Duration::from_secs(4);
-/// Bytes buffered for the gateway in each direction; the head of a response must fit.
+/// Bytes buffered for the gateway in each direction; the head of a response may need more.
 const BUFFER: usize = 16 * 1024;
 
 type HttpConnection = Connection<TokioIo<ReadableAfterWriteError<TcpStream>>, RequestBody>;
@@ -77,11 +78,16 @@ impl UpstreamConnection {
     ///
     /// # Errors
     /// hyper's, of which there are none at this point.
-    pub async fn open(stream: TcpStream, source: Ipv4Addr, request_timeout: Duration) -> Result<Self, hyper::Error> {
+    pub async fn open(stream: TcpStream, source: Ipv4Addr, limits: &Limits) -> Result<Self, hyper::Error> {
         let stream = ReadableAfterWriteError::new(stream);
         let state = Arc::clone(stream.state());
-        let (sender, connection) = Builder::new().max_buf_size(BUFFER).handshake(TokioIo::new(stream)).await?;
-        let timer = LazyTimer::new(request_timeout);
+        let (sender, connection) = Builder::new()
+            .max_headers(limits.response_fields)
+            .max_header_size(limits.response_head)
+            .max_buf_size(BUFFER.max(limits.response_head))
+            .handshake(TokioIo::new(stream))
+            .await?;
+        let timer = LazyTimer::new(limits.request_timeout);
         Ok(Self {
             sender,
             connection: Some(connection),

@@ -1,5 +1,6 @@
 //! A client's body on its way to the gateway: nothing is buffered whole, and trailers are scrubbed.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,16 +15,22 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, Sleep};
 
 use crate::lane::{Rules, scrub_trailers};
+use crate::shutdown::Shutdown;
 
 /// How long a body of a client that expects `100 Continue` is held back while the gateway does not send that (RFC 9110 section 10.1.1).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+
+/// How long the rest of a body that the gateway does not want is read and discarded.
+const DISCARD_LIMIT: Duration = Duration::from_secs(5);
 
 /// The body of a request to the gateway.
 pub struct RequestBody(Option<Box<Upload>>);
 
 struct Upload {
-    incoming: Incoming,
+    /// `None` once it is being discarded.
+    incoming: Option<Incoming>,
     rules: Arc<Rules>,
+    shutdown: Shutdown,
     progress: Arc<Progress>,
     gate: Option<ContinueGate>,
     received: Counter,
@@ -36,16 +43,49 @@ impl RequestBody {
     }
 
     /// Passes on `incoming`; with `gate` it is read only once the gateway wants it.
-    pub fn new(incoming: Incoming, rules: Arc<Rules>, gate: Option<ContinueGate>, received: Counter) -> Self {
+    pub fn new(incoming: Incoming, rules: Arc<Rules>, gate: Option<ContinueGate>, received: Counter, shutdown: &Shutdown) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }
-        Self(Some(Box::new(Upload { incoming, rules, progress: Arc::default(), gate, received })))
+        Self(Some(Box::new(Upload {
+            incoming: Some(incoming),
+            rules,
+            shutdown: shutdown.clone(),
+            progress: Arc::default(),
+            gate,
+            received,
+        })))
+    }
+
+    fn incoming(&self) -> Option<&Incoming> {
+        self.0.as_ref()?.incoming.as_ref()
     }
 
     /// Returns how far it has come; `None` where there is no body.
     pub fn progress(&self) -> Option<Arc<Progress>> {
         self.0.as_ref().map(|upload| Arc::clone(&upload.progress))
+    }
+}
+
+/// Reads on where the gateway answered before the end of the body and closed: to stop would reset the client's connection or stream, and
+/// many a client that is still sending then loses the response.
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let Some(mut incoming) = self.incoming.take() else { return };
+        if incoming.is_end_stream() || self.progress.is_broken() || self.gate.is_some() {
+            return;
+        }
+        self.shutdown.spawn(async move {
+            let discard = poll_fn(|cx| {
+                while let Some(frame) = ready!(Pin::new(&mut incoming).poll_frame(cx)) {
+                    if frame.is_err() {
+                        break;
+                    }
+                }
+                Poll::Ready(())
+            });
+            let _ = tokio::time::timeout(DISCARD_LIMIT, discard).await;
+        });
     }
 }
 
@@ -55,17 +95,18 @@ impl Body for RequestBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let Some(upload) = &mut self.get_mut().0 else { return Poll::Ready(None) };
+        let Some(incoming) = &mut upload.incoming else { return Poll::Ready(None) };
         if let Some(gate) = &mut upload.gate {
             ready!(gate.poll_open(cx));
             upload.gate = None;
         }
-        let Poll::Ready(frame) = Pin::new(&mut upload.incoming).poll_frame(cx) else {
+        let Poll::Ready(frame) = Pin::new(&mut *incoming).poll_frame(cx) else {
             upload.progress.waiting_for_client.store(true, Ordering::Relaxed);
             return Poll::Pending;
         };
         match frame {
             Some(Err(_)) => upload.progress.broken.store(true, Ordering::Relaxed),
-            _ => upload.progress.note(upload.incoming.is_end_stream() || frame.is_none()),
+            _ => upload.progress.note(incoming.is_end_stream() || frame.is_none()),
         }
         Poll::Ready(frame.map(|frame| {
             frame.map(|frame| {
@@ -84,11 +125,11 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|upload| upload.incoming.is_end_stream())
+        self.incoming().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |upload| upload.incoming.size_hint())
+        self.incoming().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Response, StatusCode};
+use http::header::TRANSFER_ENCODING;
+use http::{HeaderValue, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout};
 
@@ -70,7 +71,12 @@ impl Upstream {
         let mut retry = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
         let give_up = started + limits.gateway_wait;
+        // hyper omits the body of a GET, HEAD or CONNECT whose length is unknown, unless this field is set.
+        let is_chunked = !body.is_end_stream() && body.size_hint().exact().is_none();
         let mut request = head.into_request(body);
+        if is_chunked {
+            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         if let Some(signal) = continue_signal {
             hyper::ext::on_informational(&mut request, move |response| {
                 if response.status() == StatusCode::CONTINUE {
@@ -111,6 +117,7 @@ impl Upstream {
                     Err(SendError::Broken(error)) if progress.as_deref().is_some_and(Progress::is_broken) => {
                         return Err(Error::ClientBroke(error));
                     }
+                    Err(SendError::Broken(error)) if error.is_parse_too_large() => return Err(Error::GatewayHeadTooLarge),
                     Err(SendError::Broken(error)) => {
                         let Some(head) = retry.take().filter(|_| !connection.has_read()) else { return Err(Error::GatewayBroke(error)) };
                         if connection.is_reused() {
@@ -135,7 +142,7 @@ impl Upstream {
         loop {
             let error = match timeout(limits.connect_timeout, dial(source, self.gateway)).await {
                 Ok(Ok(stream)) => {
-                    let opened = UpstreamConnection::open(stream, source, limits.request_timeout).await;
+                    let opened = UpstreamConnection::open(stream, source, limits).await;
                     self.metrics.gateway_connections.inc();
                     return Ok(PooledConnection::new(opened.map_err(Error::GatewayBroke)?, self.pool()));
                 }

@@ -232,10 +232,10 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
             "/dies" => return Ok(()),
             "/dies-in-its-head" => return client.send("HTTP/1.1 200 O").await,
             "/many-fields" => {
-                client.send(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X-A: b\r\n".repeat(200))).await?;
+                client.send(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X-A: b\r\n".repeat(size(&path)))).await?;
             }
             "/large-head" => {
-                client.send(format!("HTTP/1.1 200 OK\r\nX-A: {}\r\nContent-Length: 0\r\n\r\n", "b".repeat(100_000))).await?;
+                client.send(format!("HTTP/1.1 200 OK\r\nX-A: {}\r\nContent-Length: 0\r\n\r\n", "b".repeat(size(&path)))).await?;
             }
             "/dies-halfway" => {
                 client.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
@@ -256,17 +256,23 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
             }
             "/stalls" => return shared.never().await,
             "/large" => {
-                let size: usize = path.split_once('?').and_then(|(_, size)| size.parse().ok()).unwrap();
+                let size = size(&path);
                 client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await?;
                 send_pattern(&mut client.stream, size).await?;
             }
-            "/ws" | "/ws-dies" => {
+            "/both-lengths" => {
+                client.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await?;
+            }
+            "/ws" | "/ws-dies" | "/ws-resets" => {
                 let accept = derive_accept_key(key.unwrap_or_default().as_bytes());
                 client.send(format!(
                     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
                 ))
                 .await?;
-                return echo(client, path == "/ws-dies").await;
+                if path == "/ws-resets" {
+                    client.stream.set_zero_linger()?;
+                }
+                return echo(client, path != "/ws").await;
             }
             _ => {
                 client
@@ -280,6 +286,11 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
         }
     }
     Ok(())
+}
+
+/// The number after the `?` of a path.
+fn size(path: &str) -> usize {
+    path.split_once('?').and_then(|(_, size)| size.parse().ok()).unwrap()
 }
 
 impl Shared {

@@ -1,0 +1,246 @@
+//! Follows one request to its end, for the access log, the metrics and spans.
+
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, Method};
+use prometheus_client::metrics::counter::Counter;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::access_log::{AccessLog, next_id};
+use crate::audit;
+use crate::config::TraceparentUse;
+use crate::error_chain::{causes, error_chain};
+use crate::labels::LaneKind;
+use crate::metrics::count;
+use crate::proxy::downstream::activity::RequestGuard;
+use crate::proxy::error::Error;
+use crate::proxy::request_end::RequestEnd;
+use crate::proxy::session::Session;
+use crate::trace::{Span, Trace};
+
+/// A request from its head to the last byte of its response. Its body and every piece of that hold it, and when the last of them is
+/// dropped the request has ended: then it is counted and logged.
+pub struct RequestRecord {
+    session: Arc<Session>,
+    guard: RequestGuard,
+    started: Instant,
+    trace: Option<Trace>,
+    access_log: Option<AccessLog>,
+    /// The method and the path without its query, where they are logged or recorded.
+    target: Option<(Method, String)>,
+    began: Option<SystemTime>,
+    is_external: AtomicBool,
+    /// 0 before there is a response.
+    status: AtomicU16,
+    head_after: OnceLock<Duration>,
+    /// Bytes of the body that hyper got, and that the client's socket got.
+    handed_out: AtomicU64,
+    sent: AtomicU64,
+    sent_total: OnceLock<Counter>,
+    body_ended: AtomicBool,
+    end: OnceLock<RequestEnd>,
+    request_id: Mutex<Option<String>>,
+}
+
+impl RequestRecord {
+    /// Begins the record of a request with `headers`.
+    pub fn new(session: &Arc<Session>, method: &Method, path: &str, headers: &HeaderMap) -> Arc<Self> {
+        let has_recorder = session.shared.traffic.recorder.is_some();
+        let access_log = session.settings.log_access.then(|| AccessLog::new(session, headers));
+        let is_recorded = access_log.is_some() || has_recorder;
+        let needs_trace = has_recorder || session.settings.traceparent == TraceparentUse::Make;
+        Arc::new(Self {
+            guard: session.activity.begin(),
+            started: Instant::now(),
+            trace: needs_trace.then(|| Trace::of(headers, has_recorder)),
+            access_log,
+            target: is_recorded.then(|| (method.clone(), path.to_owned())),
+            began: has_recorder.then(SystemTime::now),
+            is_external: AtomicBool::new(session.lane.kind() == LaneKind::External),
+            status: AtomicU16::new(0),
+            head_after: OnceLock::new(),
+            handed_out: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            sent_total: OnceLock::new(),
+            body_ended: AtomicBool::new(false),
+            end: OnceLock::new(),
+            request_id: Mutex::new(None),
+            session: Arc::clone(session),
+        })
+    }
+
+    /// When the request's head had been read.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// What its connection waits for meanwhile.
+    pub fn guard(&self) -> &RequestGuard {
+        &self.guard
+    }
+
+    /// Its place in its trace, where that is recorded or passed on.
+    pub fn trace(&self) -> Option<&Trace> {
+        self.trace.as_ref()
+    }
+
+    /// Notes the lane that it left on, or would have.
+    pub fn set_lane(&self, lane: LaneKind) {
+        self.is_external.store(lane == LaneKind::External, Ordering::Relaxed);
+    }
+
+    fn lane(&self) -> LaneKind {
+        if self.is_external.load(Ordering::Relaxed) { LaneKind::External } else { LaneKind::Agent }
+    }
+
+    /// Notes the response's status.
+    pub fn answered(&self, status: u16) {
+        let after = self.started.elapsed();
+        self.status.store(status, Ordering::Relaxed);
+        let _ = self.head_after.set(after);
+        self.session.shared.traffic.answered(self.lane(), self.session.protocol, status, after);
+    }
+
+    /// Notes that loopgate answers with `error`, logs and counts that, and returns the id that the response shows.
+    pub fn failed(&self, error: &Error) -> String {
+        let request_id = self.request_id();
+        let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
+        let (traffic, cause) = (&self.session.shared.traffic, causes(error));
+        if error.is_gateways() {
+            count(&traffic.gateway_errors, error.label());
+            warn!(connection, %peer, lane, request_id, cause, "{error}");
+        } else {
+            count(&traffic.refused, error.label());
+            info!(target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, request_id, reason = error.label(), "request refused");
+            debug!(connection, %peer, lane, request_id, cause, "{error}");
+        }
+        let _ = self.end.set(RequestEnd::Error(error.label()));
+        request_id
+    }
+
+    /// Notes that the gateway broke off inside its response, and logs and counts that.
+    pub fn gateway_cut(&self, error: &hyper::Error) {
+        if self.end.set(RequestEnd::GatewayCut).is_err() {
+            return;
+        }
+        let (connection, peer, lane, request_id) = (self.session.number, self.session.peer, self.lane().label(), self.request_id());
+        let bytes = self.handed_out.load(Ordering::Relaxed);
+        count(&self.session.shared.traffic.gateway_errors, RequestEnd::GatewayCut.label());
+        let cause = error_chain(error);
+        warn!(connection, %peer, lane, request_id, bytes, cause, "the gateway broke off inside its response; the client gets what arrived");
+    }
+
+    /// Notes how it ended, unless that is known already.
+    pub fn ended(&self, end: RequestEnd) {
+        let _ = self.end.set(end);
+    }
+
+    /// Notes that the gateway's body has ended well.
+    pub fn body_ended(&self) {
+        self.body_ended.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts the bytes that the client gets in `counter` as well.
+    pub fn count_sent(&self, counter: Counter) {
+        let _ = self.sent_total.set(counter);
+    }
+
+    /// Returns whether everything that hyper got was handed to the client's socket.
+    fn is_all_sent(&self) -> bool {
+        self.sent.load(Ordering::Relaxed) >= self.handed_out.load(Ordering::Relaxed)
+    }
+
+    /// Returns the id that stands for the request in logs and in loopgate's own responses.
+    fn request_id(&self) -> String {
+        if let Some(access_log) = &self.access_log {
+            return access_log.request_id.clone();
+        }
+        self.request_id.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(next_id).clone()
+    }
+
+    fn end(&self) -> RequestEnd {
+        if let Some(end) = self.end.get() {
+            return *end;
+        }
+        if self.body_ended.load(Ordering::Relaxed) && self.is_all_sent() {
+            return RequestEnd::Complete;
+        }
+        if self.guard.is_stream_stalled() {
+            return RequestEnd::ClientStalled;
+        }
+        self.session.closed_by.get().copied().unwrap_or(RequestEnd::ClientGone)
+    }
+}
+
+impl Drop for RequestRecord {
+    fn drop(&mut self) {
+        let (end, lane) = (self.end(), self.lane());
+        let traffic = &self.session.shared.traffic;
+        traffic.ended(lane, end.label());
+        let Some((method, path)) = &self.target else { return };
+        let status = self.status.load(Ordering::Relaxed);
+        let protocol = self.session.protocol;
+        let took = self.head_after.get().copied().unwrap_or_else(|| self.started.elapsed());
+        if let (Some(recorder), Some(began), Some(trace)) = (&traffic.recorder, self.began, &self.trace) {
+            let request_id = self.request_id.lock().unwrap_or_else(PoisonError::into_inner);
+            let request_id = self.access_log.as_ref().map(|log| log.request_id.as_str()).or(request_id.as_deref());
+            let request_id = request_id.filter(|_| matches!(end, RequestEnd::Error(_) | RequestEnd::GatewayCut));
+            let (method, peer) = (method.as_str(), self.session.peer.ip());
+            recorder.record(&Span { trace, began, took, method, path, status, lane, protocol, peer, request_id, error: end.error() });
+        }
+        let Some(AccessLog { client, request_id }) = &self.access_log else { return };
+        let ms = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
+        let (ms, total_ms) = (ms(took), ms(self.started.elapsed()));
+        let (connection, peer, bytes) = (self.session.number, self.session.peer, self.sent.load(Ordering::Relaxed));
+        let trace_id = self.trace.as_ref().map_or("-", |trace| trace.told.trace_id());
+        let (lane, protocol, end) = (lane.label(), protocol.label(), end.label());
+        // Left out where the client was gone before there was a response.
+        let status = (status > 0).then_some(status);
+        info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, %method, path, status, bytes, ms, total_ms, end, request_id, trace_id, "request");
+    }
+}
+
+/// A piece of a body, which counts its bytes as they are handed to the client's socket.
+pub struct Chunk {
+    bytes: Bytes,
+    record: Arc<RequestRecord>,
+    /// Dropped after all pieces before it were handed to the socket.
+    _delivered: Option<oneshot::Sender<()>>,
+}
+
+impl Chunk {
+    /// Hands `bytes` out.
+    pub fn new(bytes: Bytes, record: &Arc<RequestRecord>) -> Self {
+        record.handed_out.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Self { bytes, record: Arc::clone(record), _delivered: None }
+    }
+
+    /// Creates an empty piece, and what completes once the pieces before it were handed to the socket.
+    pub fn marker(record: &Arc<RequestRecord>) -> (Self, oneshot::Receiver<()>) {
+        let (sender, delivered) = oneshot::channel();
+        (Self { bytes: Bytes::new(), record: Arc::clone(record), _delivered: Some(sender) }, delivered)
+    }
+}
+
+impl Buf for Chunk {
+    fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.record.sent.fetch_add(count as u64, Ordering::Relaxed);
+        if let Some(counter) = self.record.sent_total.get() {
+            counter.inc_by(count as u64);
+        }
+    }
+}

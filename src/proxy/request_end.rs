@@ -1,0 +1,43 @@
+//! How a request can end: one label for each way, the same in the access log, the metrics and spans.
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestEnd {
+    /// The whole response was handed to the client's socket.
+    Complete,
+    /// The connection became a tunnel.
+    Upgraded,
+    /// loopgate answered in place of the gateway: the label of the [`Error`](super::error::Error).
+    Error(&'static str),
+    /// The gateway broke off inside its response.
+    GatewayCut,
+    /// The client closed its connection, or reset its stream.
+    ClientGone,
+    /// The client read nothing of the response for `limits.stall_timeout`.
+    ClientStalled,
+    /// The client, or its connection, was no longer authorized.
+    Revoked,
+    /// `limits.drain_timeout` passed during a shutdown.
+    DrainTimeout,
+}
+
+impl RequestEnd {
+    /// The label.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Upgraded => "upgraded",
+            Self::Error(label) => label,
+            Self::GatewayCut => "gateway_cut",
+            Self::ClientGone => "client_gone",
+            Self::ClientStalled => "client_stalled",
+            Self::Revoked => "revoked",
+            Self::DrainTimeout => "drain_timeout",
+        }
+    }
+
+    /// The label, unless the request ended well.
+    pub(super) fn error(self) -> Option<&'static str> {
+        (!matches!(self, Self::Complete | Self::Upgraded)).then(|| self.label())
+    }
+}

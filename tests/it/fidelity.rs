@@ -1,0 +1,243 @@
+//! Nothing is lost or hidden between a client and the gateway.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, request, whole};
+use crate::raw_h2::{HEADERS, PREFACE, frame, settings};
+
+const SOON: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn a_body_of_unstated_length_arrives_whatever_the_method() {
+    let harness = Harness::start().await;
+    for method in ["GET", "HEAD", "DELETE", "OPTIONS", "POST"] {
+        let mut h1 = harness.h1(OUTSIDER).await;
+        h1.send(request(&format!("{method} /"), "Transfer-Encoding: chunked\r\n") + "4\r\nbody\r\n0\r\n\r\n").await.unwrap();
+        assert_eq!(h1.head().await.unwrap().status(), 200, "{method}");
+        assert_eq!(harness.gateway.requests().last().unwrap().body, b"body", "{method} over HTTP/1.1");
+
+        let (response, mut body) = harness.h2(OUTSIDER).await.send_request(h2_request(&format!("{method} /"), &[]), false).unwrap();
+        body.send_data(Bytes::from_static(b"h2 body"), true).unwrap();
+        assert_eq!(response.await.unwrap().status(), 200, "{method}");
+        assert_eq!(harness.gateway.requests().last().unwrap().body, b"h2 body", "{method} over HTTP/2");
+    }
+}
+
+#[tokio::test]
+async fn what_arrived_before_the_gateway_broke_off_is_delivered_and_then_the_failure() {
+    let harness = Harness::start().await;
+    for round in 0..100 {
+        for path in ["/dies-halfway", "/dies-between-chunks"] {
+            let mut h1 = harness.h1(OUTSIDER).await;
+            h1.send(request(&format!("GET {path}"), "")).await.unwrap();
+            let head = h1.head().await.unwrap_or_else(|| panic!("round {round}: no head of {path} over HTTP/1.1"));
+            assert_eq!(head.status(), 200);
+            let rest = String::from_utf8(timeout(SOON, h1.rest()).await.unwrap()).unwrap();
+            assert!(rest == "half" || rest == "4\r\nhalf\r\n", "round {round}, {path}: {rest:?}");
+
+            let (response, _) = harness.h2(OUTSIDER).await.send_request(h2_request(&format!("GET {path}"), &[]), true).unwrap();
+            let mut body = response.await.unwrap_or_else(|error| panic!("round {round}: {path} over HTTP/2: {error}")).into_body();
+            assert_eq!(timeout(SOON, body.data()).await.unwrap().expect("a piece").expect("no error yet"), "half", "round {round}, {path}");
+            let error = loop {
+                match timeout(SOON, body.data()).await.unwrap().expect("no clean end") {
+                    Ok(data) => assert!(data.is_empty()),
+                    Err(error) => break error,
+                }
+            };
+            assert!(error.is_reset(), "round {round}, {path}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_websocket_over_h2_is_reset_when_the_gateway_resets_it() {
+    let harness = Harness::start().await;
+    for (path, clean) in [("/ws-dies", true), ("/ws-resets", false)] {
+        let mut client = harness.h2(OUTSIDER).await;
+        let mut connect = h2_request(&format!("CONNECT {path}"), &[("sec-websocket-version", "13")]);
+        connect.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+        let (response, mut up) = client.send_request(connect, false).unwrap();
+        let mut down = response.await.unwrap().into_body();
+        up.send_data(Bytes::from_static(&[0x81, 0x81, 0, 0, 0, 0, b'a']), false).unwrap();
+        match timeout(SOON, whole(&mut down)).await.unwrap() {
+            Ok(data) => assert!(clean && data.is_empty(), "{path}: {data:?}"),
+            Err(error) => assert!(!clean && error.reason() == Some(h2::Reason::CANCEL), "{path}: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_hold_up_a_shutdown_whatever_the_client_does() {
+    let harness = Harness::start().await;
+    let mut idle_h1 = harness.h1(OUTSIDER).await;
+    assert_eq!(idle_h1.ask(request("GET /", "")).await.status(), 200);
+    let unused_h1 = harness.h1(AGENT).await;
+    let mut half_head = harness.h1(OUTSIDER).await;
+    half_head.send("GET / HTTP/1.1\r\nHost: ").await.unwrap();
+    let idle_h2 = harness.h2(OUTSIDER).await;
+    // It answers neither the PING nor the GOAWAY.
+    let mut deaf_h2 = harness.handshake(harness.tcp(OUTSIDER).await, "h2").await.unwrap();
+    deaf_h2.write_all(&[PREFACE, &settings(&[])].concat()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let began = Instant::now();
+    harness.sidecar.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    drop((unused_h1, idle_h2, deaf_h2));
+}
+
+#[tokio::test]
+async fn websocket_messages_under_way_are_answered_before_a_shutdown_closes_them() {
+    const SOCKETS: usize = 50;
+    const MESSAGES: usize = 20;
+    let harness = Harness::start().await;
+    let mut sockets = Vec::new();
+    for number in 0..SOCKETS {
+        sockets.push(harness.websocket(PROTOCOLS[number % 2], if number % 3 == 0 { AGENT } else { OUTSIDER }, "/ws").await);
+    }
+    let mut clients = Vec::new();
+    for mut socket in sockets {
+        for number in 0..MESSAGES {
+            socket.feed(Message::text(format!("{number} {}", "x".repeat(500)))).await.unwrap();
+        }
+        socket.flush().await.unwrap();
+        clients.push(async move {
+            let mut echoes = 0;
+            loop {
+                match socket.next().await {
+                    Some(Ok(Message::Text(_))) => echoes += 1,
+                    Some(Ok(Message::Close(Some(frame)))) if frame.code == CloseCode::Away => return echoes,
+                    other => panic!("{other:?} after {echoes} echoes"),
+                }
+            }
+        });
+    }
+    let (echoes, ()) = tokio::join!(futures_util::future::join_all(clients), harness.sidecar.stop());
+    assert_eq!(echoes.iter().sum::<usize>(), SOCKETS * MESSAGES);
+}
+
+#[tokio::test]
+async fn trace_is_refused_on_both_lanes() {
+    let harness = Harness::start().await;
+    for source in [AGENT, OUTSIDER] {
+        for protocol in PROTOCOLS {
+            let (status, body) = harness.ask(protocol, source, "TRACE /", &[("cookie", "secret=1")]).await;
+            assert_eq!(status, 405);
+            assert!(body.contains("TRACE") && !body.contains("secret"), "{body}");
+        }
+    }
+    assert!(harness.gateway.requests().is_empty());
+}
+
+#[tokio::test]
+async fn http_1_0_without_a_host_is_for_the_listeners_address() {
+    let harness = Harness::start().await;
+    let address = harness.sidecar.listening()[0].to_string();
+    let mut client = harness.h1(OUTSIDER).await;
+    client.send("OPTIONS / HTTP/1.0\r\n\r\n").await.unwrap();
+    assert_eq!(client.response().await.unwrap().status(), 200);
+    let received = harness.gateway.requests();
+    assert_eq!(received[0].all("host"), [address.as_str()]);
+    assert_eq!(received[0].field("x-forwarded-host"), Some(address.as_str()));
+    let mut client = harness.h1(OUTSIDER).await;
+    assert_eq!(client.ask("OPTIONS / HTTP/1.1\r\n\r\n").await.status(), 400, "HTTP/1.1 must name its host");
+}
+
+#[tokio::test]
+async fn many_cookie_fields_over_h2_count_as_one() {
+    let harness = Harness::start().await;
+    let crumbs: Vec<_> = (0..140).map(|number| format!("name{number}=value")).collect();
+    let fields: Vec<_> = crumbs.iter().map(|crumb| ("cookie", crumb.as_str())).collect();
+    assert_eq!(harness.ask(Protocol::H2, OUTSIDER, "GET /", &fields).await.0, 200);
+    assert_eq!(harness.gateway.requests()[0].all("cookie"), [crumbs.join("; ")]);
+}
+
+#[tokio::test]
+async fn only_upgrades_that_are_configured_are_passed_on() {
+    for configured in [false, true] {
+        let harness = Harness::with(|config| {
+            if configured {
+                config.http.upgrades = vec!["example/1".into()];
+            }
+        })
+        .await;
+        let mut client = harness.h1(OUTSIDER).await;
+        client.send(request("GET /", "Upgrade: Example/1\r\nConnection: Upgrade\r\n")).await.unwrap();
+        assert_eq!(client.head().await.unwrap().status(), 200);
+        let received = harness.gateway.requests().remove(0);
+        assert_eq!(received.field("upgrade"), configured.then_some("Example/1"));
+        assert_eq!(received.field("connection").is_some(), configured);
+        let mut connect = h2_request("CONNECT /ws", &[("sec-websocket-version", "13")]);
+        connect.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+        let (response, _body) = harness.h2(OUTSIDER).await.send_request(connect, false).unwrap();
+        assert_eq!(response.await.unwrap().status().as_u16(), if configured { 400 } else { 200 });
+    }
+}
+
+#[tokio::test]
+async fn large_response_heads_pass_up_to_the_limits() {
+    let harness = Harness::start().await;
+    for protocol in PROTOCOLS {
+        assert_eq!(harness.ask(protocol, OUTSIDER, "GET /many-fields?200", &[]).await.0, 200, "{protocol:?}");
+    }
+    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /large-head?100000", &[]).await.0, 200);
+    let strict = Harness::with(|config| {
+        config.limits.response_fields = 20;
+        config.limits.response_head = 8192;
+    })
+    .await;
+    for path in ["/many-fields?30", "/large-head?10000"] {
+        let (status, body) = strict.ask(Protocol::H1, OUTSIDER, &format!("GET {path}"), &[]).await;
+        assert_eq!(status, 502);
+        assert!(body.contains("gateway_head_too_large"), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_with_two_lengths_is_passed_on_with_its_chunks_alone() {
+    let harness = Harness::start().await;
+    let response = harness.h1(OUTSIDER).await.ask(request("GET /both-lengths", "")).await;
+    assert_eq!((response.field("content-length"), response.text().as_str()), (None, "hello"));
+    let (response, _) = harness.h2(OUTSIDER).await.send_request(h2_request("GET /both-lengths", &[]), true).unwrap();
+    let mut response = response.await.unwrap();
+    assert!(!response.headers().contains_key("content-length"));
+    assert_eq!(whole(response.body_mut()).await.unwrap(), b"hello");
+}
+
+#[tokio::test]
+async fn an_h2_connection_begins_with_settings() {
+    let harness = Harness::start().await;
+    let stream = harness.handshake(harness.tcp(OUTSIDER).await, "h2").await.unwrap();
+    let mut raw = crate::harness::raw(stream);
+    raw.send([PREFACE, &frame(HEADERS, 5, 1, &[0x82, 0x87, 0x84, 0x41, 1, b'a'])].concat()).await.unwrap();
+    let bytes = timeout(SOON, raw.rest()).await.unwrap();
+    assert!(bytes.ends_with(&[0, 0, 0, 1]), "GOAWAY with PROTOCOL_ERROR: {bytes:?}");
+    assert!(harness.gateway.requests().is_empty());
+}
+
+/// It answers and closes while the client is still sending.
+#[tokio::test]
+async fn an_early_response_reaches_a_client_that_is_still_sending() {
+    let harness = Harness::start().await;
+    let body = Bytes::from(vec![b'x'; 20_000_000]);
+    for round in 0..10 {
+        let mut client = harness.h1(OUTSIDER).await;
+        client.send(request("POST /unwanted", &format!("Content-Length: {}\r\n", body.len()))).await.unwrap();
+        client.send(&body).await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let response = client.response().await.expect("a response");
+        assert_eq!((response.status(), response.text().as_str()), (413, "too much"), "{round}");
+
+        let mut client = harness.h2(OUTSIDER).await;
+        let (response, mut stream) = client.send_request(h2_request("POST /unwanted", &[]), false).unwrap();
+        stream.send_data(body.clone(), true).unwrap();
+        let mut response = response.await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert_eq!(response.status(), 413, "{round}");
+        assert_eq!(whole(response.body_mut()).await.unwrap(), b"too much");
+    }
+}
