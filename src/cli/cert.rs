@@ -96,6 +96,10 @@ pub fn run(command: Command) -> Result<(), Error> {
         }
         Command::Issue { flags, name, out, life } => {
             let config = flags.load()?;
+            // Only the sidecar knows the names for the constraints of a new CA.
+            if config.tls.constrain_names {
+                offline::export(&config.state_dir)?;
+            }
             let agent = offline::Agent { trust_domain: &config.agents.trust_domain, name: &name, life };
             output::print(offline::issue(&config.state_dir, &agent, &out)?.to_string())
         }

@@ -151,6 +151,14 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("tls-cert", "tls.cert", Text("FILE"), None, "Certificate chain (PEM) to use instead of one made by loopgate");
     add("tls-key", "tls.key", Text("FILE"), None, "Private key (PEM) of --tls-cert");
     add("tls-name", "tls.names", List("NAME"), None, "DNS name or IP address of loopgate, added to the certificate that it makes");
+    add(
+        "constrain-names",
+        "tls.constrain_names",
+        Switch,
+        Some("false"),
+        "Restrict a new CA to the names and addresses known when it is created; a later name then needs a new CA",
+    );
+    add("follow-names", "tls.follow_names", Switch, Some("true"), "Issue a new certificate when loopgate gets a further name or address");
     add("client-ca", "tls.client_ca", Text("FILE"), None, "CA bundle (PEM) whose client certificates identify external users");
 
     add("docker", "docker.engine", Text("auto|off|URL"), Some("auto"), "Docker Engine: auto, off, unix:///PATH or tcp://HOST:PORT");

@@ -10,7 +10,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
     // that a new option does not compile before it is decided here whether it can change live (`_`) or not.
     let Config { gateway, listen, tls, state_dir, discovery, kubernetes, docker, agents, external, http, admin, limits, log } = running;
     let Listen { on, proxy_protocol: _, own_addresses: _ } = listen;
-    let Tls { provided, names, client_ca: _ } = tls;
+    let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = tls;
     let Agents { cidrs: _, certificate_from: _, uris: _, scopes: _, services, proofs, inherit_token, trust_domain, certificate_life } =
         agents;
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = log;
@@ -44,6 +44,8 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         ("listen.on", keep(&mut wanted.listen.on, on)),
         ("tls.cert, tls.key", keep(&mut wanted.tls.provided, provided)),
         ("tls.names", keep(&mut wanted.tls.names, names)),
+        ("tls.constrain_names", keep(&mut wanted.tls.constrain_names, constrain_names)),
+        ("tls.follow_names", keep(&mut wanted.tls.follow_names, follow_names)),
         ("discovery", keep(&mut wanted.discovery, discovery)),
         ("kubernetes", keep(&mut wanted.kubernetes, kubernetes)),
         ("docker", keep(&mut wanted.docker, docker)),

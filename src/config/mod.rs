@@ -153,6 +153,10 @@ pub struct Tls {
     pub provided: Option<CertificateFiles>,
     /// Names for the certificate that loopgate makes, beyond those that it finds itself.
     pub names: Vec<String>,
+    /// Whether a new CA may sign only for the names known when it is created.
+    pub constrain_names: bool,
+    /// Whether a new name or address leads to a new certificate.
+    pub follow_names: bool,
     /// CA bundle whose client certificates identify external users.
     pub client_ca: Option<PathBuf>,
 }

@@ -110,6 +110,8 @@ fn tls(read: &mut Reader<'_>) -> Tls {
     Tls {
         provided: chain.zip(key).map(|(chain, key)| CertificateFiles { chain, key }),
         names: read.list("tls-name", parse::subject_name),
+        constrain_names: read.one("constrain-names", parse::switch),
+        follow_names: read.one("follow-names", parse::switch),
         client_ca: read.optional("client-ca", parse::path),
     }
 }

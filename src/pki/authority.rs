@@ -37,13 +37,23 @@ impl CertificateAuthority {
     /// # Errors
     /// The files can't be read or written, or are invalid; the error names the file.
     pub fn load_or_create(state_dir: &Path) -> Result<Self, Error> {
+        Self::load_or_create_for(state_dir, None)
+    }
+
+    /// The same; a new CA is constrained to the names in `constrain`.
+    pub(super) fn load_or_create_for(state_dir: &Path, constrain: Option<&BTreeSet<SubjectName>>) -> Result<Self, Error> {
         let dir = StateDir::create(state_dir)?;
         let lock = dir.lock()?;
-        Self::load_or_create_in(&dir, &lock, OffsetDateTime::now_utc())
+        Self::load_or_create_in(&dir, &lock, constrain, OffsetDateTime::now_utc())
     }
 
     /// Each step leaves a state that the next start completes: first the key, then its certificate.
-    pub(super) fn load_or_create_in(dir: &StateDir, lock: &Lock, now: OffsetDateTime) -> Result<Self, Error> {
+    pub(super) fn load_or_create_in(
+        dir: &StateDir,
+        lock: &Lock,
+        constrain: Option<&BTreeSet<SubjectName>>,
+        now: OffsetDateTime,
+    ) -> Result<Self, Error> {
         dir.sweep(lock);
         if dir.read(CA_KEY, Access::Secret)?.is_none() && dir.read(CA_CERTIFICATE, Access::Public)?.is_some() {
             return Err(Error::Missing { path: dir.file(CA_KEY), partner: dir.file(CA_CERTIFICATE) });
@@ -53,7 +63,7 @@ impl CertificateAuthority {
                 return Err(Error::Clock { now });
             }
             let key = load_or_create_key(dir, CA_KEY)?;
-            let params = template::ca(&key, Validity::of(now, template::CA_LIFE))?;
+            let params = template::ca(&key, constrain, Validity::of(now, template::CA_LIFE))?;
             let made = params.self_signed(&key).map_err(Error::Issue)?;
             let pem = pem::encode_certificates(&[made.der().clone()]);
             if dir.write_new(CA_CERTIFICATE, pem.as_bytes(), Access::Public)? {

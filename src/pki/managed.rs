@@ -10,8 +10,9 @@ use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
-use super::authority::{CertificateAuthority, load_key, load_or_create_key};
+use super::authority::{CA_CERTIFICATE, CertificateAuthority, load_key, load_or_create_key};
 use super::certificate::{Facts, verify_before_publishing};
+use super::constraints::Constraints;
 use super::error::{Error, InvalidFile};
 use super::loaded::{FilesDigest, LoadedIdentity, files_digest, identity};
 use super::name::SubjectName;
@@ -31,6 +32,8 @@ const NEXT_CERTIFICATE: &str = "server.pem.next";
 pub(super) struct Managed {
     dir: StateDir,
     authority: Arc<CertificateAuthority>,
+    constraints: Constraints,
+    follow_names: bool,
 }
 
 /// The key for a new leaf.
@@ -45,19 +48,39 @@ pub enum RotateKey {
 impl Managed {
     /// Opens `state_dir`, and creates the CA and the server's key if they are missing.
     pub(super) fn open(state_dir: &Path, now: OffsetDateTime) -> Result<Self, Error> {
+        Self::open_with(state_dir, None, true, now)
+    }
+
+    /// The same. A new CA is constrained to the names in `constrain`; unless `follow_names`, the names of an existing leaf stay.
+    pub(super) fn open_with(
+        state_dir: &Path,
+        constrain: Option<&BTreeSet<SubjectName>>,
+        follow_names: bool,
+        now: OffsetDateTime,
+    ) -> Result<Self, Error> {
         let dir = StateDir::create(state_dir)?;
         let lock = dir.lock()?;
-        let authority = Arc::new(CertificateAuthority::load_or_create_in(&dir, &lock, now)?);
+        let authority = Arc::new(CertificateAuthority::load_or_create_in(&dir, &lock, constrain, now)?);
         if dir.read(SERVER_KEY, Access::Secret)?.is_none() && dir.read(SERVER_CERTIFICATE, Access::Public)?.is_some() {
             return Err(Error::Missing { path: dir.file(SERVER_KEY), partner: dir.file(SERVER_CERTIFICATE) });
         }
         load_or_create_key(&dir, SERVER_KEY)?;
-        Ok(Self { dir, authority })
+        let constraints = Constraints::of(authority.certificate()).map_err(Error::unusable(dir.file(CA_CERTIFICATE)))?;
+        Ok(Self { dir, authority, constraints, follow_names })
     }
 
     /// Returns the CA.
     pub(super) fn authority(&self) -> &Arc<CertificateAuthority> {
         &self.authority
+    }
+
+    /// Returns the names that a leaf should have in place of one with the names `current`: the `wanted` ones that the CA may sign for, or
+    /// `current` itself if names are not followed.
+    pub(super) fn names(&self, current: Option<&BTreeSet<SubjectName>>, wanted: &BTreeSet<SubjectName>) -> BTreeSet<SubjectName> {
+        match current.filter(|_| !self.follow_names) {
+            Some(current) => current.clone(),
+            None => wanted.iter().filter(|name| self.constraints.permit(name)).cloned().collect(),
+        }
     }
 
     /// Returns the state directory.
@@ -75,6 +98,7 @@ impl Managed {
         let lock = self.dir.lock()?;
         let key = self.key()?;
         let current = self.current(&key, &lock)?;
+        let wanted = &self.names(current.as_ref().map(|(_, facts)| &facts.names), wanted);
         let Some(names) = plan::due(current.as_ref().map(|(_, facts)| (&facts.names, facts.validity)), wanted, now) else {
             let (chain, _) = current.expect("without a leaf one is due");
             return self.loaded(chain, &key, None);

@@ -7,6 +7,7 @@
 mod authority;
 mod certificate;
 mod chain;
+mod constraints;
 mod error;
 mod identity;
 mod loaded;

@@ -58,9 +58,11 @@ impl Pki {
 pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<SubjectName>>, shutdown: &Shutdown) -> Result<Pki, Error> {
     let now = OffsetDateTime::now_utc();
     let fixed_names = fixed_names(&tls.names)?;
+    let wanted = rotation::wanted(&fixed_names, &names.borrow());
+    let constrain = Some(&wanted).filter(|_| tls.constrain_names);
     let (source, authority) = match &tls.provided {
         None => {
-            let managed = Managed::open(state_dir, now)?;
+            let managed = Managed::open_with(state_dir, constrain, tls.follow_names, now)?;
             let authority = Arc::clone(managed.authority());
             (Source::Managed(managed), Some(authority))
         }
@@ -68,7 +70,7 @@ pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<Subject
             // An unusable pair refuses the start before a CA is created.
             let mut pair = Provided { files: files.clone(), state_dir: StateDir::at(state_dir), ca: None };
             pair.check()?;
-            let authority = authority_beside_provided_pair(state_dir);
+            let authority = authority_beside_provided_pair(state_dir, constrain);
             pair.ca = authority.as_ref().map(|authority| authority.certificate().clone());
             (Source::Provided(pair), authority)
         }
@@ -76,7 +78,7 @@ pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<Subject
     StateDir::at(state_dir).warn_if_writable_by_others();
     // The digest is taken before the files are read, so that a change in between is noticed later.
     let digest = source.files_digest();
-    let loaded = source.load(&rotation::wanted(&fixed_names, &names.borrow()), now)?;
+    let loaded = source.load(&wanted, now)?;
     rotation::log_identity(&loaded.identity);
     let retry_at = loaded.problem.is_some().then(|| tokio::time::Instant::now() + rotation::RETRY);
     if let Some(problem) = &loaded.problem {
@@ -95,8 +97,8 @@ pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<Subject
 }
 
 /// Returns loopgate's CA, if there can be one. Agents can't enrol without it, but the provided pair is served nevertheless.
-fn authority_beside_provided_pair(state_dir: &Path) -> Option<Arc<CertificateAuthority>> {
-    CertificateAuthority::load_or_create(state_dir)
+fn authority_beside_provided_pair(state_dir: &Path, constrain: Option<&BTreeSet<SubjectName>>) -> Option<Arc<CertificateAuthority>> {
+    CertificateAuthority::load_or_create_for(state_dir, constrain)
         .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "no certificate authority: agents can't enrol"))
         .ok()
         .map(Arc::new)

@@ -37,7 +37,10 @@ impl Source {
     pub(super) fn is_due(&self, served: &Identity, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> bool {
         let validity = Validity { not_before: served.not_before, not_after: served.not_after };
         match self {
-            Self::Managed(_) => plan::due(Some((&served.names, validity)), wanted, now).is_some(),
+            Self::Managed(managed) => {
+                let wanted = managed.names(Some(&served.names), wanted);
+                plan::due(Some((&served.names, validity)), &wanted, now).is_some()
+            }
             Self::Provided(_) => false,
         }
     }

@@ -12,6 +12,7 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
+use super::constraints;
 use super::error::Error;
 use super::name::SubjectName;
 
@@ -51,12 +52,14 @@ impl Validity {
     }
 }
 
-/// Returns a CA that signs leaves only. Its name contains a digest of the key, for clients that trust several CAs.
-pub(super) fn ca(key: &KeyPair, validity: Validity) -> Result<CertificateParams, Error> {
+/// Returns a CA that signs leaves only. Its name contains a digest of the key, for clients that trust several CAs. It signs server certificates
+/// only for the names in `constrain`, if given.
+pub(super) fn ca(key: &KeyPair, constrain: Option<&BTreeSet<SubjectName>>, validity: Validity) -> Result<CertificateParams, Error> {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &key.subject_public_key_info());
     let short = hex::encode(&digest.as_ref()[..4]);
     let mut params = base(&format!("loopgate CA {short}"), validity)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.name_constraints = constrain.map(constraints::permitting);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
 }

@@ -46,7 +46,7 @@ impl Fixture {
 
     fn open(&self) -> Result<Pki, Error> {
         let files = CertificateFiles { chain: self.chain.clone(), key: self.key.clone() };
-        let tls = Tls { provided: Some(files), names: Vec::new(), client_ca: None };
+        let tls = Tls { provided: Some(files), ..crate::config::Config::default().tls };
         open(&tls, &self.home.state, self.names.clone(), &self.shutdown)
     }
 }

@@ -19,10 +19,15 @@ struct Sidecar {
 }
 
 fn sidecar() -> Sidecar {
+    sidecar_with(|_| {})
+}
+
+fn sidecar_with(change: impl FnOnce(&mut Tls)) -> Sidecar {
     let home = home();
     let shutdown = Shutdown::new();
     let (sender, receiver) = watch::channel(names("172.18.0.2"));
-    let tls = Tls { names: vec!["Gateway.Example".into()], ..Config::default().tls };
+    let mut tls = Tls { names: vec!["Gateway.Example".into()], ..Config::default().tls };
+    change(&mut tls);
     let pki = open(&tls, &home.state, receiver, &shutdown).unwrap();
     Sidecar { home, pki, names: sender, _shutdown: shutdown }
 }
@@ -88,4 +93,46 @@ async fn a_state_directory_that_is_damaged_or_removed_while_running_is_reported_
     problem.wait_for(|problem| problem.as_ref().is_some_and(|error| super::error_chain(error).contains("server.key"))).await.unwrap();
     assert!(!sidecar.home.state.exists());
     assert_eq!(identity.borrow().certified_key.cert, before.certified_key.cert);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_follow_names_the_certificate_stays_as_it_is() {
+    let sidecar = sidecar_with(|tls| tls.follow_names = false);
+    let before = sidecar.pki.identity().borrow().clone();
+    sidecar.names.send_replace(names("172.19.0.2"));
+    tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+    assert_eq!(sidecar.pki.identity().borrow().certified_key.cert, before.certified_key.cert);
+    assert!(sidecar.pki.problem().borrow().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_constrained_ca_signs_for_the_names_at_its_creation_only_and_clients_enforce_that() {
+    let sidecar = sidecar_with(|tls| tls.constrain_names = true);
+    let first = sidecar.pki.identity().borrow().clone();
+    let ca = first.ca.clone().unwrap();
+    for name in ["172.18.0.2", "gateway.example", "localhost"] {
+        super::handshake(&first, &ca, name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    sidecar.names.send_replace(names("172.19.0.2 other.example chat.gateway.example"));
+    let mut identity = sidecar.pki.identity();
+    identity.wait_for(|identity| identity.names.contains(&SubjectName::Dns("chat.gateway.example".into()))).await.unwrap();
+    let second = identity.borrow().clone();
+    assert_eq!(second.names, names("172.18.0.2 gateway.example chat.gateway.example localhost"));
+    super::handshake(&second, &ca, "chat.gateway.example").unwrap();
+
+    // What a thief of the key signs for another name is refused by clients that trust the CA.
+    let authority = sidecar.pki.authority().unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let now = time::OffsetDateTime::now_utc();
+    for name in ["bank.example", "203.0.113.7"] {
+        let chain = authority.issue_server(&key, &names(name), now).unwrap();
+        assert!(super::super::certificate::verify_before_publishing(&chain, &ca, now, &names(name)).is_err(), "{name}");
+    }
+    // Certificates of agents have URIs, which are not constrained.
+    let agent = authority.issue_agent(&key, "loopgate.local", "robot", std::time::Duration::from_secs(3600)).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca).unwrap();
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), super::default_provider().into()).build().unwrap();
+    verifier.verify_client_cert(&agent[0], &[], rustls_pki_types::UnixTime::now()).unwrap();
 }
