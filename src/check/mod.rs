@@ -120,21 +120,33 @@ fn plan(config: &Config, view: &View, status: Option<&Result<Status, String>>, o
     let from_files = || offline::show(&config.state_dir, chain).ok().map(|report| report.server.fingerprint);
     let fingerprint = running.map(|status| status.certificate.fingerprint.clone()).or_else(from_files);
     let allowed = openclaw.and_then(|openclaw| openclaw["gateway"]["controlUi"]["allowedOrigins"].as_array()).into_iter().flatten();
+    let allowed: Vec<String> = allowed.filter_map(Value::as_str).map(Into::into).collect();
     probe::Plan {
         address: config.gateway.address,
         external_source: config.gateway.external_source.into(),
         own: dialled(view),
         sidecar: fingerprint.and_then(|fingerprint| fingerprint.parse::<Fingerprint>().ok()),
-        origins: origins(config),
-        allowed: allowed.filter_map(Value::as_str).map(Into::into).collect(),
+        origins: origins(config, &allowed),
+        allowed,
     }
 }
 
-/// What a browser's address bar shows for each name that the operator has given the certificate.
-fn origins(config: &Config) -> Vec<String> {
-    let names = config.tls.names.iter().filter(|name| matches!(name.parse(), Ok(SubjectName::Dns(name)) if !name.starts_with("*.")));
+/// Returns the origins that browsers may show for the host names of the certificate. A name without a dot is one of containers among each
+/// other. Which port is published is not known here: where the gateway allows a name with some port, that is the one.
+fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
+    let is_public = |name: &&String| matches!(name.parse(), Ok(SubjectName::Dns(name)) if name.contains('.') && !name.starts_with("*."));
     let port = config.listen.on.first().map_or(HTTPS, |on| on.port);
-    names.map(|name| if port == HTTPS { format!("https://{name}") } else { format!("https://{name}:{port}") }).collect()
+    let of_name = |name: &String| {
+        let bare = format!("https://{name}");
+        let with_port = format!("{bare}:");
+        let known: Vec<String> = allowed.iter().filter(|origin| **origin == bare || origin.starts_with(&with_port)).cloned().collect();
+        match () {
+            () if !known.is_empty() => known,
+            () if port == HTTPS => vec![bare],
+            () => vec![format!("{bare}:{port}")],
+        }
+    };
+    config.tls.names.iter().filter(is_public).flat_map(of_name).collect()
 }
 
 /// The addresses of this namespace that anybody dials.
@@ -177,9 +189,12 @@ mod tests {
     #[test]
     fn origins_are_what_an_address_bar_shows() {
         let mut config = Config::default();
-        config.tls.names = vec!["gateway.example.com".into(), "*.example.org".into(), "10.0.0.1".into()];
-        assert_eq!(origins(&config), ["https://gateway.example.com:18443"]);
+        config.tls.names = ["gateway.example.com", "*.example.org", "10.0.0.1", "openclaw-gateway"].map(Into::into).into();
+        let allowed = |origins: &[&str]| origins.iter().map(|&origin| origin.into()).collect::<Vec<String>>();
+        assert_eq!(origins(&config, &[]), ["https://gateway.example.com:18443"]);
+        assert_eq!(origins(&config, &allowed(&["https://gateway.example.com:18789", "https://x"])), ["https://gateway.example.com:18789"]);
+        assert_eq!(origins(&config, &allowed(&["https://gateway.example.com.evil"])), ["https://gateway.example.com:18443"]);
         config.listen.on[0].port = 443;
-        assert_eq!(origins(&config), ["https://gateway.example.com"]);
+        assert_eq!(origins(&config, &[]), ["https://gateway.example.com"]);
     }
 }

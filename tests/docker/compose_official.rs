@@ -159,6 +159,8 @@ fn the_official_file_works_after_one_command(version: &str, cli: &str) {
         directory.must(&format!("docker compose run --rm -T openclaw-cli {command} </dev/null"));
     }
     directory.outsider().connect().pairing_request();
+    // And nothing is left to mend.
+    directory.must("docker compose exec -T loopgate /loopgate check --openclaw-config /openclaw/openclaw.json");
     assert!(!directory.must("docker compose logs loopgate").contains(TOKEN));
 }
 
