@@ -10,6 +10,5 @@ LIMITS = {
     "request trailers not named in Trailer, h1": TRAILERS,
     "response trailers not named in Trailer, h1": TRAILERS,
     'raw " < > and backtick in a target': "the http crate's Uri refuses these bytes, so that hyper answers 400; RFC 3986 forbids them unencoded",
-    "gateway resets under an h2 WebSocket (RFC 8441)": "hyper's upgraded HTTP/2 stream offers an end, and no reset (hyper 1.12, src/proto/h2/upgrade.rs)",
     "pseudo-header fields in h2 trailers": "h2 drops them and goes on, where RFC 9113 section 8.1 has the request malformed; the gateway never gets them",
 }
