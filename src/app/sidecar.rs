@@ -103,7 +103,7 @@ impl Sidecar {
         #[cfg(not(feature = "otel"))]
         let recorder: Option<Arc<dyn Recorder>> = None;
         let (traffic, doors) = (Arc::new(Traffic::told_to(recorder)), Listeners::default());
-        let enrolment = Arc::new(enrolment(&config, &pki, view.clone()));
+        let enrolment = Arc::new(enrolment(&config, &pki, view.clone(), &shutdown));
         let enrolments = enrolment.metrics().clone();
         let enrol: Enrol = Box::new(move |stream, peer| {
             let enrolment = Arc::clone(&enrolment);
@@ -290,8 +290,8 @@ fn keep_paired(config: &Config, shutdown: &Shutdown) {
 }
 
 /// Makes the enrolment service. Without Docker or a CA it refuses every agent, with the reason.
-fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>) -> Enrolment {
-    let docker = discovery::docker::engine::Engine::new(&config.docker.engine);
+fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> Enrolment {
+    let docker = discovery::docker::engine::Engine::new(&config.docker.engine, shutdown);
     match config.discovery {
         config::Discovery::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
         config::Discovery::Kubernetes => Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes)),

@@ -96,7 +96,7 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
         sidecar::judge(status, &mut report);
     }
 
-    let engine = Engine::new(&config.docker.engine).filter(|_| config.discovery == Discovery::Docker);
+    let engine = Engine::new(&config.docker.engine, &shutdown).filter(|_| config.discovery == Discovery::Docker);
     match config.discovery {
         Discovery::Docker => docker::judge(&docker_probe::look(engine.as_ref(), &view).await, &mut report),
         Discovery::Kubernetes => {

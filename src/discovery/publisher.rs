@@ -32,7 +32,7 @@ const TICK: Duration = Duration::from_millis(250);
 pub fn start(config: &Config, metrics: &metrics::Discovery, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
     let agents = match config.discovery {
         config::Discovery::Kubernetes => AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone())),
-        config::Discovery::Docker => match Engine::new(&config.docker.engine) {
+        config::Discovery::Docker => match Engine::new(&config.docker.engine, shutdown) {
             Some(engine) => {
                 let services = config.agents.services.iter().map(|service| service.name.clone()).collect();
                 AgentSource::Docker(Docker::new(engine, services, metrics.clone()))

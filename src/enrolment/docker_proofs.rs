@@ -133,7 +133,7 @@ mod tests {
                 stream.write_all(answer.as_bytes()).await.unwrap();
             }
         });
-        let engine = Engine::new(&config::Engine::Unix(socket)).unwrap();
+        let engine = Engine::new(&config::Engine::Unix(socket), shutdown).unwrap();
         (directory, DockerProofs::new(engine))
     }
 

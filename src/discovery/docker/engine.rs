@@ -1,30 +1,41 @@
 //! A client of the Docker Engine API: GET and HEAD on a few exact paths, over a unix socket or to a filter by TCP.
 //!
-//! The paths have no version, so that every engine answers with its own. The crate `bollard` is not used: it reads a list into types that
-//! one unexpected value makes unreadable as a whole, and does not report when an event stream has begun.
+//! [`bollard`] makes the requests, on connections made here: that way an error is the plain one of the socket, and it is known when the
+//! engine has begun to send events, which bollard's streams do not report before their first event. Lists and inspections of containers are
+//! read here instead: bollard's types are those of the newest Docker, and one value that they do not know (Podman's state `stopped`, a
+//! network that is null) would make a whole list unreadable. The paths have no version, so that every engine answers with its own.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
+use bollard::errors::Error as ApiError;
+use bollard::models::{ContainerTopResponse, EventMessage, ImageInspect};
+use bollard::query_parameters::{ContainerArchiveInfoOptionsBuilder, EventsOptionsBuilder, TopOptions};
+use bollard::{API_DEFAULT_VERSION, BollardRequest, Docker};
 use bytes::Bytes;
+use futures_util::future::FusedFuture;
+use futures_util::stream::{BoxStream, StreamExt};
 use http::header::{HOST, HeaderName};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Empty;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::error::{Cause, Error};
-use super::object::{ContainerInspection, ContainerSummary, Event, ImageInspection, PathStat, Top, Unreadable, read_each};
+use super::object::{ContainerInspection, ContainerSummary, PathStat, Unreadable, read_each};
 use crate::config;
-use crate::discovery::body::{self, Lines, read_all};
+use crate::discovery::body::read_all;
 use crate::discovery::text::{one_line, query_value};
 use crate::http_client::{ResponseBody, send_request};
+use crate::shutdown::Shutdown;
 
 /// Where `--docker auto` looks: Docker's socket, then Podman's.
 const USUAL: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
@@ -40,8 +51,6 @@ const MAX_ANSWER: usize = 64 << 20;
 const MAX_EVENT: usize = 1 << 20;
 /// The header in which Podman names its own API, and Docker has none.
 const LIBPOD: HeaderName = HeaderName::from_static("libpod-api-version");
-/// The header of `HEAD /containers/{id}/archive`.
-const PATH_STAT: HeaderName = HeaderName::from_static("x-docker-container-path-stat");
 
 /// The engine's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +83,7 @@ impl Address {
 #[derive(Clone, Debug)]
 pub struct Engine {
     address: Address,
+    shutdown: Shutdown,
 }
 
 /// How the engine answered a request.
@@ -89,20 +99,22 @@ pub struct Probed {
 
 /// A stream of events that has begun.
 pub struct Events {
-    lines: Lines,
+    stream: BoxStream<'static, Result<EventMessage, ApiError>>,
+    /// What came before it was known that the stream had begun.
+    first: Option<EventMessage>,
     engine: Engine,
 }
 
 impl Engine {
-    /// Returns a client of the configured engine; `None` where Docker is off.
-    pub fn new(engine: &config::Engine) -> Option<Self> {
+    /// Returns a client of the configured engine; `None` where Docker is off. Its connections end with `shutdown`.
+    pub fn new(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
         let address = match engine {
             config::Engine::Off => return None,
             config::Engine::Auto => Address::Usual,
             config::Engine::Unix(path) => Address::Unix(path.clone()),
             config::Engine::Tcp(address) => Address::Tcp(address.clone()),
         };
-        Some(Self { address })
+        Some(Self { address, shutdown: shutdown.clone() })
     }
 
     /// Returns the engine's URL.
@@ -126,9 +138,23 @@ impl Engine {
     /// See [`Error`].
     pub async fn events(&self) -> Result<Events, Error> {
         const ENDPOINT: &str = "/events";
-        let path = format!("{ENDPOINT}?filters={}", query_value(r#"{"type":["container","network"]}"#));
-        let response = self.in_time(ENDPOINT, self.get(ENDPOINT, &path)).await?;
-        Ok(Events { lines: Lines::new(response.into_body(), MAX_EVENT), engine: self.clone() })
+        let begun = Arc::new(Notify::new());
+        let filters = HashMap::from([("type", vec!["container", "network"])]);
+        let options = EventsOptionsBuilder::default().filters(&filters).build();
+        let api = self.api(Some(Arc::clone(&begun))).map_err(|error| self.api_error(ENDPOINT, error))?;
+        let mut stream = api.events(Some(options)).boxed();
+        let beginning = async {
+            tokio::select! {
+                biased;
+                first = stream.next() => match first {
+                    Some(first) => first.map(Some).map_err(|error| self.api_error(ENDPOINT, error)),
+                    None => Err(Error::StreamEnded { engine: self.name() }),
+                },
+                () = begun.notified() => Ok(None),
+            }
+        };
+        let first = self.in_time(ENDPOINT, beginning).await?;
+        Ok(Events { stream, first, engine: self.clone() })
     }
 
     /// Lists the containers that run or are paused, and those of them that can't be read.
@@ -166,19 +192,16 @@ impl Engine {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn inspect_image(&self, id: &str) -> Result<ImageInspection, Error> {
-        const ENDPOINT: &str = "/images/{id}/json";
-        // A colon (sha256:...) is legal in a path, and filters match it as it is.
-        let path = format!("/images/{}/json", id.split(':').map(query_value).collect::<Vec<_>>().join(":"));
-        self.json(ENDPOINT, &path).await.map_err(|error| not_found(error, id))
+    pub async fn inspect_image(&self, id: &str) -> Result<ImageInspect, Error> {
+        self.ask("/images/{id}/json", async |api: Docker| api.inspect_image(id).await).await.map_err(|error| not_found(error, id))
     }
 
     /// Lists the processes of one container, with the engine's default columns: others would print environments.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn top(&self, id: &str) -> Result<Top, Error> {
-        self.json("/containers/{id}/top", &format!("/containers/{}/top", query_value(id))).await
+    pub async fn top(&self, id: &str) -> Result<ContainerTopResponse, Error> {
+        self.ask("/containers/{id}/top", async |api: Docker| api.top_processes(id, None::<TopOptions>).await).await
     }
 
     /// Returns what is at `path` in the container `id`, without following a link; `None` if there is nothing.
@@ -186,18 +209,12 @@ impl Engine {
     /// # Errors
     /// See [`Error`].
     pub async fn path_stat(&self, id: &str, path: &str) -> Result<Option<PathStat>, Error> {
-        const ENDPOINT: &str = "/containers/{id}/archive";
-        let target = format!("/containers/{}/archive?path={}", query_value(id), query_value(path));
-        let response = self.in_time(ENDPOINT, async { self.fail(ENDPOINT, self.send(Method::HEAD, &target).await) }).await?;
-        match response.status() {
-            StatusCode::NOT_FOUND => Ok(None),
-            status if status.is_success() => {
-                let header = response.headers().get(PATH_STAT).map(HeaderValue::as_bytes).unwrap_or_default();
-                let stat = BASE64_STANDARD.decode(header).ok().and_then(|json| serde_json::from_slice(&json).ok());
-                stat.map(Some).ok_or_else(|| self.error(ENDPOINT, Cause::Malformed))
-            }
-            // The answer to HEAD has no body, so no message.
-            status => Err(self.refused(ENDPOINT, status, String::new())),
+        let options = ContainerArchiveInfoOptionsBuilder::default().path(path).build();
+        let info = async |api: Docker| api.get_container_archive_info(id, Some(options)).await;
+        match self.ask("/containers/{id}/archive", info).await {
+            Ok(stat) => Ok(Some(PathStat { size: stat.size, mode: stat.file_mode, mtime: stat.modification_time.unwrap_or_default() })),
+            Err(Error::Refused { status: 404, .. }) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -207,7 +224,7 @@ impl Engine {
     /// There is no answer.
     pub async fn probe(&self, path: &str) -> Result<Probed, Error> {
         const ENDPOINT: &str = "/_ping";
-        let answer = self.in_time(ENDPOINT, async { self.fail(ENDPOINT, self.send(Method::GET, path).await) }).await?;
+        let answer = self.in_time(ENDPOINT, async { self.fail(ENDPOINT, self.send_get(path).await) }).await?;
         let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()).map(Into::into);
         Ok(Probed { status: answer.status().as_u16(), date, is_podman: answer.headers().contains_key(LIBPOD) })
     }
@@ -224,7 +241,7 @@ impl Engine {
 
     /// Sends `GET path`, and turns every answer but a success into an error.
     async fn get(&self, endpoint: &'static str, path: &str) -> Result<Response<ResponseBody>, Error> {
-        let response = self.fail(endpoint, self.send(Method::GET, path).await)?;
+        let response = self.fail(endpoint, self.send_get(path).await)?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -239,10 +256,65 @@ impl Engine {
         timeout(ANSWER, answer).await.unwrap_or_else(|_| Err(Error::Timeout { engine: self.name(), endpoint }))
     }
 
-    async fn send(&self, method: Method, target: &str) -> Result<Response<ResponseBody>, Cause> {
-        let mut request = Request::new(Empty::<Bytes>::new());
-        *request.method_mut() = method;
-        *request.uri_mut() = target.parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    async fn send_get(&self, target: &str) -> Result<Response<ResponseBody>, Cause> {
+        let request = Request::get(target).body(bollard::body_full(Bytes::new()));
+        self.send(request.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?).await
+    }
+
+    /// Lets bollard make a request, and waits for the whole answer; bollard's own deadline is for its head only.
+    async fn ask<T>(&self, endpoint: &'static str, request: impl AsyncFnOnce(Docker) -> Result<T, ApiError>) -> Result<T, Error> {
+        let answer = async {
+            let answer = match self.api(None) {
+                Ok(api) => request(api).await,
+                Err(error) => Err(error),
+            };
+            answer.map_err(|error| self.api_error(endpoint, error))
+        };
+        self.in_time(endpoint, answer).await
+    }
+
+    /// Returns bollard over [`Self::send`]; `begun` is notified when the head of a successful response has arrived.
+    fn api(&self, begun: Option<Arc<Notify>>) -> Result<Docker, ApiError> {
+        let engine = self.clone();
+        let transport = move |request: BollardRequest| {
+            let (engine, begun) = (engine.clone(), begun.clone());
+            let answer = async move {
+                let response = engine.send_detached(request).await?;
+                if let Some(begun) = begun.filter(|_| response.status().is_success()) {
+                    begun.notify_one();
+                }
+                Ok(response)
+            };
+            Box::pin(answer) as std::pin::Pin<Box<dyn Future<Output = _> + Send>>
+        };
+        Docker::connect_with_custom_transport(transport, Some("http://docker"), ANSWER.as_secs(), API_DEFAULT_VERSION)
+    }
+
+    /// Sends `request`, and drives its connection on a task: bollard takes the body alone.
+    async fn send_detached(&self, request: BollardRequest) -> Result<Response<Incoming>, ApiError> {
+        let response = self.send(request).await.map_err(|cause| match cause {
+            Cause::Io(err) => ApiError::IOError { err },
+            Cause::Http(err) => ApiError::HyperResponseError { err },
+            other => ApiError::IOError { err: io::Error::other(other) },
+        })?;
+        let (head, body) = response.into_parts();
+        let (body, connection) = body.split();
+        if !connection.is_terminated() {
+            let token = self.shutdown.token().clone();
+            self.shutdown.spawn(async move {
+                tokio::select! {
+                    () = token.cancelled() => {}
+                    () = connection => {}
+                }
+            });
+        }
+        Ok(Response::from_parts(head, body))
+    }
+
+    async fn send(&self, mut request: BollardRequest) -> Result<Response<ResponseBody>, Cause> {
+        // A client of one connection sends the target as it is, and HTTP/1.1 wants a path there.
+        let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+        *request.uri_mut() = target.parse::<Uri>().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         request.headers_mut().insert(HOST, HeaderValue::from_static("docker"));
         match &self.address {
             Address::Tcp(address) => {
@@ -270,6 +342,20 @@ impl Engine {
         }
     }
 
+    fn api_error(&self, endpoint: &'static str, error: ApiError) -> Error {
+        match error {
+            ApiError::IOError { err } => self.error(endpoint, err.into()),
+            ApiError::HyperResponseError { err } => self.error(endpoint, err.into()),
+            ApiError::DockerResponseServerError { status_code, message } => match StatusCode::from_u16(status_code) {
+                Ok(status) => self.refused(endpoint, status, one_line(&message)),
+                Err(_) => self.error(endpoint, Cause::Malformed),
+            },
+            ApiError::RequestTimeoutError => Error::Timeout { engine: self.name(), endpoint },
+            // The others are about JSON, and may quote it.
+            _ => self.error(endpoint, Cause::Malformed),
+        }
+    }
+
     fn error(&self, endpoint: &'static str, cause: Cause) -> Error {
         let engine = self.name();
         match (cause, self.address.socket()) {
@@ -288,12 +374,16 @@ impl Events {
     ///
     /// # Errors
     /// The stream is over.
-    pub async fn next(&mut self) -> Result<Event, Error> {
-        let line = self.lines.next().await;
-        match line {
-            Ok(Some(line)) => serde_json::from_slice(&line).map_err(|_| self.engine.error("/events", Cause::Malformed)),
-            Ok(None) | Err(body::Error::Truncated | body::Error::Connection(_)) => Err(Error::StreamEnded { engine: self.engine.name() }),
-            Err(error) => Err(self.engine.error("/events", error.into())),
+    pub async fn next(&mut self) -> Result<EventMessage, Error> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
+        match self.stream.next().await {
+            Some(Ok(event)) => Ok(event),
+            None | Some(Err(ApiError::IOError { .. } | ApiError::HyperResponseError { .. })) => {
+                Err(Error::StreamEnded { engine: self.engine.name() })
+            }
+            Some(Err(error)) => Err(self.engine.api_error("/events", error)),
         }
     }
 }
@@ -316,8 +406,9 @@ mod tests {
 
     #[test]
     fn an_error_names_the_endpoint_or_the_remedy() {
-        let socket = || Engine { address: Address::Unix("/s".into()) };
-        let filter = || Engine { address: Address::Tcp("filter:2375".into()) };
+        let shutdown = Shutdown::new();
+        let socket = || Engine { address: Address::Unix("/s".into()), shutdown: shutdown.clone() };
+        let filter = || Engine { address: Address::Tcp("filter:2375".into()), shutdown: shutdown.clone() };
         let io = |engine: Engine, kind: io::ErrorKind| engine.error("/events", io::Error::from(kind).into());
         let refused =
             |engine: Engine, status| engine.refused("/events", StatusCode::from_u16(status).unwrap(), one_line("<h1>\n  no </h1>"));

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bollard::models::ImageInspect;
+
 use super::engine::Engine;
 use super::error::Error;
 use super::object::{ContainerSummary, Labels};
@@ -68,7 +70,7 @@ impl Images {
                 (None, None) if id.is_empty() => Err("the engine does not name its image".to_owned()),
                 (None, None) => {
                     let inspected = engine.inspect_image(&id).await;
-                    inspected.map(|image| image.config.and_then(|config| config.labels).unwrap_or_default()).map_err(|error| {
+                    inspected.map(labels_of).map_err(|error| {
                         let text = one_line(&error_chain(&error));
                         // A filter that refuses one image refuses all of them.
                         refused = Some(text.clone()).filter(|_| matches!(error, Error::Refused { .. }));
@@ -82,6 +84,12 @@ impl Images {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = readable.collect();
         read
     }
+}
+
+/// Returns the labels that the containers of `image` are made with.
+fn labels_of(image: ImageInspect) -> Labels {
+    let labels = image.config.and_then(|config| config.labels).unwrap_or_default();
+    labels.into_iter().map(|(name, value)| (name, Some(value))).collect()
 }
 
 /// Says whether `service` is `named`, or, in a Swarm stack, `STACK_named`.

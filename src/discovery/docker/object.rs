@@ -1,4 +1,4 @@
-//! The few fields of the Docker Engine API's objects that loopgate reads.
+//! The few fields that loopgate reads of the Docker Engine API's objects, where bollard's types are too strict (see [`super::engine`]).
 //!
 //! Every field may be absent or null: engines differ, and a field that is not read can't make an object unreadable.
 
@@ -127,35 +127,8 @@ pub struct ContainerState {
     pub started_at: Option<String>,
 }
 
-/// The answer to `GET /images/{id}/json`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct ImageInspection {
-    /// What its containers are configured with.
-    pub config: Option<ImageConfig>,
-}
-
-/// What an image's containers are configured with.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct ImageConfig {
-    /// Its labels.
-    pub labels: Option<Labels>,
-}
-
-/// The answer to `GET /containers/{id}/top`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Top {
-    /// The columns' titles.
-    pub titles: Option<Vec<String>>,
-    /// The columns of each process.
-    pub processes: Option<Vec<Vec<String>>>,
-}
-
-/// The header `X-Docker-Container-Path-Stat` of `HEAD /containers/{id}/archive`, in base64.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+/// What is at a path in a container, as `HEAD /containers/{id}/archive` states it.
+#[derive(Debug, Default)]
 pub struct PathStat {
     /// The size in bytes.
     pub size: i64,
@@ -163,29 +136,6 @@ pub struct PathStat {
     pub mode: u32,
     /// RFC 3339.
     pub mtime: String,
-}
-
-/// An event of `GET /events`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Event {
-    /// Such as `container`.
-    pub r#type: Option<String>,
-    /// Such as `die`.
-    pub action: Option<String>,
-    /// What the event is about.
-    pub actor: Option<Actor>,
-}
-
-/// What an event is about.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct Actor {
-    /// The id of the container or network.
-    #[serde(rename = "ID")]
-    pub id: Option<String>,
-    /// More about it.
-    pub attributes: Option<Labels>,
 }
 
 /// Reads the elements of a list one by one, so that one that can't be read costs no other.
