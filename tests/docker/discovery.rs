@@ -28,7 +28,7 @@ fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
         let seen = seen_by(stranger, "gateway");
         assert!(is_external(&seen, stranger.ip(&house.network)), "{seen}");
     }
-    house.sidecar.says("labelled, but not an agent");
+    house.sidecar.says("labelled container is not an agent");
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn an_owner_that_restarts_or_stops_for_a_while_gets_its_sidecar_back() {
     house.gateway.start();
     back(2);
     assert_eq!(house.sidecar.inspect("{{.State.ExitCode}}"), "0", "it runs");
-    house.sidecar.says("exiting, to be started in");
+    house.sidecar.says("exiting, so that the restart policy");
 }
 
 #[test]
