@@ -42,6 +42,24 @@ fn a_wrong_value_is_named_on_one_line_wherever_it_came_from() {
 }
 
 #[test]
+fn devices_are_listed_and_released() {
+    let dir = tempfile::tempdir().unwrap();
+    let devices = |arguments: &[&str]| {
+        let output = loopgate(["devices"]).args(arguments).args(["--state-dir", dir.path().to_str().unwrap()]).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout.clone()).unwrap() + &stderr(&output))
+    };
+    assert_eq!(devices(&[]), (true, "  device  bound to  since\n".into()));
+    std::fs::write(dir.path().join("devices.json"), r#"{"abc1":{"agent":"builder","since":1},"abd2":{"agent":null,"since":1}}"#).unwrap();
+    let (_, listed) = devices(&[]);
+    assert!(listed.contains("abc1    builder   1970-01-01T00:00:01Z") && listed.contains("abd2    -"), "{listed}");
+    let (released, error) = devices(&["release", "zzz"]);
+    assert!(!released && error.contains("no bound device has an id that begins with \"zzz\""), "{error}");
+    assert_eq!(devices(&["release", "abc"]), (true, String::new()));
+    let (_, listed) = devices(&["--json"]);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&listed).unwrap()["abc1"]["agent"], serde_json::Value::Null);
+}
+
+#[test]
 fn an_unknown_option_is_named() {
     let flag = refused(&mut loopgate(["run", "--gatway", "127.0.0.1:1"]));
     assert_eq!(flag, "loopgate: unexpected argument '--gatway' found (a similar argument exists: '--gateway')\n");

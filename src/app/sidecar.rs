@@ -16,7 +16,7 @@ use super::gateway_token;
 use super::tls_reloader::{self, TlsReloader};
 use crate::admin::reload::{self, Outcome};
 use crate::admin::{self, AdminState};
-use crate::config::{self, Config, live};
+use crate::config::{self, BindDevices, Config, live};
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
@@ -26,6 +26,7 @@ use crate::listener;
 use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
 use crate::metrics::{self, Listeners};
+use crate::openclaw::devices::Devices;
 use crate::openclaw::files::{self, Unreadable};
 use crate::openclaw::keep_paired::KeepPaired;
 #[cfg(feature = "otel")]
@@ -114,7 +115,11 @@ impl Sidecar {
         fitted.limits.max_connections = capacity.connections;
         let workers = Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
         let pool = workers.pool().clone();
-        let proxy = Proxy::new(&fitted, view.clone(), terms, token, enrol, Arc::clone(&traffic), pool, &shutdown);
+        let devices = (config.agents.bind_devices != BindDevices::Off)
+            .then(|| Devices::open(&config.state_dir, config.gateway.state_dir.as_deref()).map(Arc::new))
+            .transpose()
+            .map_err(|source| Error::Io { doing: "reading devices.json in the state directory", source })?;
+        let proxy = Proxy::new(&fitted, view.clone(), terms, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
         let serving = Arc::clone(&proxy);
         let knowing = Arc::clone(&proxy);
         let limits = Arc::new(listener::Limits::new(&fitted, capacity.waiting, doors.clone(), move |peer| knowing.may_be_agents(peer)));

@@ -12,6 +12,7 @@ mod completions;
 mod compose;
 mod config;
 mod demo;
+mod devices;
 mod error;
 mod exec;
 mod flags;
@@ -55,6 +56,7 @@ enum Command {
     Demo(demo::Args),
     #[command(subcommand)]
     Cert(cert::Command),
+    Devices(devices::Args),
     #[command(subcommand)]
     Config(config::Command),
     Compose(compose::Args),
@@ -84,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Pause(args) => pause::run(&args).map(done),
         Command::Demo(args) => demo::run(args).map(done),
         Command::Cert(command) => cert::run(command).map(done),
+        Command::Devices(args) => devices::run(args).map(done),
         Command::Config(command) => config::run(command).map(done),
         Command::Compose(args) => compose::run(args),
         Command::Completions(args) => completions::run(&args, Cli::command()).map(done),

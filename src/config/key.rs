@@ -207,6 +207,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("inherit-token", "agents.inherit_token", Switch, Some("false"), "Hand the gateway's token to attested agents");
     add("agent-scopes", "agents.scopes", List("SCOPE"), None, "Scope cap of agents without a label of their own; no cap by default");
     add(
+        "bind-devices",
+        "agents.bind_devices",
+        Choice(&["on", "report", "off"]),
+        Some("on"),
+        "Refuse on the external lane a device that the gateway first accepted from an agent; report only logs it",
+    );
+    add(
         "agent-certificate-life",
         "agents.certificate_life",
         Duration,

@@ -11,8 +11,18 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
     let Config { gateway, listen, tls, state_dir, discovery, kubernetes, docker, agents, external, http, admin, limits, log } = running;
     let Listen { on, proxy_protocol: _, own_addresses: _ } = listen;
     let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = tls;
-    let Agents { cidrs: _, certificate_from: _, uris: _, scopes: _, services, proofs, inherit_token, trust_domain, certificate_life } =
-        agents;
+    let Agents {
+        cidrs: _,
+        certificate_from: _,
+        uris: _,
+        scopes: _,
+        bind_devices,
+        services,
+        proofs,
+        inherit_token,
+        trust_domain,
+        certificate_life,
+    } = agents;
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = log;
     let External { trusted_proxies: _, allow: _, deny: _, unknown_client: _, identity_headers: _, keep_headers: _, scopes: _, paths: _ } =
         external;
@@ -49,6 +59,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         ("discovery", keep(&mut wanted.discovery, discovery)),
         ("kubernetes", keep(&mut wanted.kubernetes, kubernetes)),
         ("docker", keep(&mut wanted.docker, docker)),
+        ("agents.bind_devices", keep(&mut wanted.agents.bind_devices, bind_devices)),
         ("agents.services", keep(&mut wanted.agents.services, services)),
         ("agents.proofs", keep(&mut wanted.agents.proofs, proofs)),
         ("agents.inherit_token", keep(&mut wanted.agents.inherit_token, inherit_token)),

@@ -250,6 +250,8 @@ pub struct Agents {
     pub inherit_token: bool,
     /// Scope cap for agents without one of their own; empty means none.
     pub scopes: Vec<String>,
+    /// Whether devices of agents are bound to the agent lane.
+    pub bind_devices: BindDevices,
     /// How long the certificates that loopgate issues to attested agents are valid.
     pub certificate_life: Duration,
     /// The SPIFFE trust domain of the certificates that loopgate issues.
@@ -355,6 +357,17 @@ pub struct Log {
     pub traceparent: TraceparentUse,
     /// The OpenTelemetry collector that is sent a span for each request.
     pub otel_endpoint: Option<http::Uri>,
+}
+
+/// What happens to a device of an agent on the external lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindDevices {
+    /// It is refused.
+    On,
+    /// It is logged.
+    Report,
+    /// Devices are not looked at.
+    Off,
 }
 
 /// How a request's `traceparent` is treated.

@@ -6,8 +6,8 @@ use super::key::{Key, key};
 use super::layer::{GivenRule, Layer, Origin, Problem};
 use super::parse::{self, Parsed};
 use super::{
-    Agents, CertificateFiles, Config, Discovery, Docker, Error, External, Gateway, Http, Kubernetes, Limits, Listen, ListenAddresses, Log,
-    LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
+    Agents, BindDevices, CertificateFiles, Config, Discovery, Docker, Error, External, Gateway, Http, Kubernetes, Limits, Listen,
+    ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
 };
 use crate::addr::is_loopback_or_unspecified;
 use crate::attest::ProofKind;
@@ -125,6 +125,8 @@ fn agents(read: &mut Reader<'_>) -> Agents {
         proofs: read.list("agent-proof", parse::choice(&[("process", ProofKind::Process), ("file", ProofKind::File)])),
         inherit_token: read.one("inherit-token", parse::switch),
         scopes: read.list("agent-scopes", parse::scope),
+        bind_devices: read
+            .one("bind-devices", parse::choice(&[("on", BindDevices::On), ("report", BindDevices::Report), ("off", BindDevices::Off)])),
         certificate_life: read.one("agent-certificate-life", parse::certificate_life),
         trust_domain: read.one("trust-domain", parse::trust_domain),
     }

@@ -44,7 +44,9 @@ impl FirstMessage {
 }
 
 fn connect(request: &Map<String, Value>) -> Option<ConnectRequest> {
-    let id = request.get("id")?.as_str()?.to_owned();
+    // The response is found by it, so it must have but one spelling.
+    let plain = |id: &&str| id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\');
+    let id = request.get("id")?.as_str().filter(plain)?.to_owned();
     let params = request.get("params")?.as_object()?;
     let scopes = match params.get("scopes") {
         None => Vec::new(),
@@ -144,6 +146,8 @@ mod tests {
             (r#"{"id":"1","method":"connect","params":{"device":"d"}}"#, Malformed),
             (r#"{"id":"1","method":"connect","params":[]}"#, Malformed),
             (r#"{"id":"1","method":"connect"}"#, Malformed),
+            (r#"{"id":"a\"b","method":"connect","params":{}}"#, Malformed),
+            (r#"{"id":"\u00e9","method":"connect","params":{}}"#, Malformed),
             (r#"{"id":"1","method":"connect","params":{"x":"\ud800"}}"#, Malformed),
             (r#"{"id":"1","method":"connect","params":{}} x"#, Malformed),
             (r#"{"id":"1","#, Malformed),

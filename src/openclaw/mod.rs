@@ -6,6 +6,7 @@
 pub mod connect;
 pub mod connect_request;
 pub mod device;
+pub mod devices;
 pub mod files;
 pub mod keep_paired;
 pub mod pair;

@@ -19,6 +19,7 @@ use crate::discovery::View;
 use crate::lane::{Rules, WhyExternal};
 use crate::listener::Accepted;
 use crate::metrics::traffic::Traffic;
+use crate::openclaw::devices::Devices;
 use crate::shutdown::Shutdown;
 use crate::tls;
 use crate::workers::WorkerPool;
@@ -34,7 +35,7 @@ pub struct Proxy {
 
 impl Proxy {
     /// Creates a proxy that assigns lanes by `view` and terminates TLS by `tls`. `token` is the `Authorization` that attested agents
-    /// inherit; `enrol` serves those that have no certificate yet. Connections run on `workers`.
+    /// inherit; `enrol` serves those that have no certificate yet; `devices` are the agents' devices. Connections run on `workers`.
     ///
     /// Its background task ends with `shutdown`. Must be called within a Tokio runtime.
     #[expect(clippy::too_many_arguments, reason = "called once, where all of these are at hand")]
@@ -44,6 +45,7 @@ impl Proxy {
         tls: tls::TlsServerConfig,
         token: Option<HeaderValue>,
         enrol: Enrol,
+        devices: Option<Arc<Devices>>,
         traffic: Arc<Traffic>,
         workers: WorkerPool,
         shutdown: &Shutdown,
@@ -61,6 +63,7 @@ impl Proxy {
             settings: ArcSwap::from_pointee(Settings::new(config)),
             token: ArcSwapOption::from(token.map(Arc::new)),
             enrol,
+            devices: devices.map(|devices| (devices, config.agents.bind_devices)),
             traffic,
             shutdown: shutdown.clone(),
         });

@@ -12,10 +12,11 @@ use tokio::sync::{Notify, watch};
 use super::registry::Registry;
 use super::upstream::send::Upstream;
 use crate::addr::PeerAddr;
-use crate::config::{Config, Limits, TraceparentUse};
+use crate::config::{BindDevices, Config, Limits, TraceparentUse};
 use crate::discovery::View;
 use crate::lane::{Rules, may_be_agent};
 use crate::metrics::traffic::Traffic;
+use crate::openclaw::devices::Devices;
 use crate::shutdown::Shutdown;
 use crate::tls;
 
@@ -55,6 +56,8 @@ pub(super) struct Shared {
     /// The `Authorization` that attested agents inherit.
     pub(super) token: ArcSwapOption<HeaderValue>,
     pub(super) enrol: Enrol,
+    /// The devices of agents, and whether they are refused on the external lane; `None` where devices are not looked at.
+    pub(super) devices: Option<(Arc<Devices>, BindDevices)>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) shutdown: Shutdown,
 }

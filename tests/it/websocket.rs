@@ -92,6 +92,52 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
     }
 }
 
+/// The gateway accepts a device's own token from any address, also after its container is gone.
+#[tokio::test]
+async fn a_device_that_the_gateway_accepted_from_an_agent_is_refused_outside() {
+    let connect = |device: &str| {
+        let params = serde_json::json!({ "scopes": [], "device": { "id": device } });
+        Message::text(serde_json::json!({ "type": "req", "id": "1", "method": "connect", "params": params }).to_string())
+    };
+    let accepted = Message::text(r#"{"type":"res","id":"1","ok":true}"#);
+    let harness = Harness::start().await;
+    let (agents, outsiders, unknown) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
+    // The gateway sends everything back, a response that accepts the connect included.
+    let used = async |source, device: &str, answers: bool| {
+        let mut socket = harness.websocket(PROTOCOLS[0], source, "/ws").await;
+        socket.send(connect(device)).await.unwrap();
+        let answer = socket.next().await.unwrap().unwrap();
+        if let Message::Close(Some(close)) = answer {
+            assert_eq!(close.code, CloseCode::Policy);
+            return Err(close.reason.to_string());
+        }
+        if answers {
+            socket.send(accepted.clone()).await.unwrap();
+            assert_eq!(socket.next().await.unwrap().unwrap(), accepted);
+        }
+        Ok(())
+    };
+    used(OUTSIDER, &outsiders, true).await.unwrap();
+    used(AGENT, &agents, true).await.unwrap();
+    used(AGENT, &unknown, false).await.unwrap();
+    let file = harness.state.path().join("devices.json");
+    let started = std::time::Instant::now();
+    while !std::fs::read_to_string(&file).is_ok_and(|text| text.contains(&agents) && text.contains(&outsiders)) {
+        assert!(started.elapsed() < Duration::from_secs(10), "the devices are not saved");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    used(AGENT, &outsiders, true).await.unwrap();
+    let refused = used(OUTSIDER, &agents, false).await.unwrap_err();
+    assert!(refused.contains(AGENT) && refused.contains("loopgate devices release aaaaaaaaaaaa"), "{refused}");
+    used(AGENT, &agents, false).await.unwrap();
+    used(OUTSIDER, &outsiders, false).await.unwrap();
+    used(OUTSIDER, &unknown, false).await.expect("a connect that the gateway did not accept binds nothing");
+    // Two parsers could read this differently.
+    let mut socket = harness.websocket(PROTOCOLS[0], OUTSIDER, "/ws").await;
+    socket.send(Message::text(r#"{"id":"1","method":"connect","params":{"device":{"id":"x","id":"y"}}}"#)).await.unwrap();
+    assert!(socket.next().await.unwrap().unwrap().is_close());
+}
+
 #[tokio::test]
 async fn the_connection_of_a_refused_upgrade_takes_no_further_request() {
     const UPGRADE: &str =

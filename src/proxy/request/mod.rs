@@ -3,6 +3,7 @@
 mod access_log;
 pub mod answer;
 mod client_authorization;
+mod connect_check;
 mod error_response;
 mod forward;
 mod record;

@@ -15,17 +15,16 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tracing::debug;
 
 use super::client_authorization::ClientAuthorization;
+use super::connect_check::connect_check;
 use super::record::RequestRecord;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
-use crate::lane::{GatewayHead, allowed_scopes, scrub_response};
+use crate::lane::{GatewayHead, scrub_response};
 use crate::metrics::traffic::Held;
-use crate::openclaw::connect_request::FirstMessage as Request;
 use crate::proxy::downstream::io::Downstream;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
-use crate::proxy::tunnel::first_message::FirstMessage;
 use crate::proxy::tunnel::{self, TunnelOptions};
 use crate::proxy::upstream::budget::Use;
 use crate::proxy::upstream::pool::PooledConnection;
@@ -54,7 +53,8 @@ pub async fn upgrade(
     let held = Held::new(&counters.tunnels);
     record.count_sent(counters.sent.clone());
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
-    let first_message = first_message(&head);
+    let (first_message, connect_response) = connect_check(session, &head).unzip();
+    let is_capped = head.scope_cap().is_some();
     if first_message.is_some() {
         head.refuse_extensions();
     }
@@ -75,13 +75,15 @@ pub async fn upgrade(
     if is_h2_connect && !accepts(&response, key.as_ref(), websocket) {
         return Err(Error::GatewayConfused);
     }
-    if first_message.is_some() && !websocket {
-        // Only the messages of a WebSocket can be checked.
+    // Only the messages of a WebSocket can be checked.
+    if is_capped && !websocket {
         return Err(Error::GatewayConfused);
     }
+    let (first_message, connect_response) = (first_message.filter(|_| websocket), connect_response.filter(|_| websocket));
     let close_signal = if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };
     let rest_limit = session.settings.limits.drain_timeout / 2;
-    let options = TunnelOptions { websocket, close_signal: close_signal.clone(), rest_limit, first_message, received, sent };
+    let options =
+        TunnelOptions { websocket, close_signal: close_signal.clone(), rest_limit, first_message, connect_response, received, sent };
     let (number, peer) = (session.number, session.peer);
     record.ended(RequestEnd::Upgraded);
     // A stream of HTTP/2 lives and ends with its connection, which waits for it.
@@ -125,24 +127,6 @@ fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, websocket: 
     let expected = key.map(|key| derive_accept_key(key.as_bytes()));
     let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
     websocket && expected.as_deref() == accept
-}
-
-/// Checks the first message of a WebSocket on a connection with a scope cap; `None` where there is no cap.
-fn first_message(head: &GatewayHead) -> Option<FirstMessage> {
-    let cap = head.scope_cap()?.clone();
-    Some(FirstMessage::new(false, Box::new(move |message| within_cap(&Request::read(message), &cap))))
-}
-
-/// Refuses a first message that asks for more than `cap`, or that the gateway may read differently.
-fn within_cap(message: &Request, cap: &HeaderValue) -> Result<(), String> {
-    let Request::Connect(request) = message else {
-        return Err("loopgate: with a scope cap the first message must be a well-formed connect".into());
-    };
-    let exceeding = request.scopes.iter().find(|scope| allowed_scopes(cap).all(|allowed| allowed != *scope));
-    exceeding.map_or(Ok(()), |scope| {
-        let cap = cap.to_str().unwrap_or_default();
-        Err(format!("loopgate: {scope} exceeds this client's scope cap ({cap})"))
-    })
 }
 
 /// Takes both connections back from hyper and joins them.

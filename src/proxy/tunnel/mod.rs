@@ -1,5 +1,6 @@
 //! Two byte streams joined after a `101`.
 
+pub mod connect_response;
 pub mod first_message;
 mod run;
 mod websocket_frames;

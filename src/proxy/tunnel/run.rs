@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::connect_response::ConnectResponse;
 use super::first_message::{FirstMessage, Verdict};
 use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames, policy_violation};
 use crate::proxy::close_signal::{CloseReason, CloseSignal};
@@ -45,6 +46,8 @@ pub struct TunnelOptions {
     pub rest_limit: Duration,
     /// Checks the client's first message before the gateway gets it.
     pub first_message: Option<FirstMessage>,
+    /// Waits for the gateway's response to that message.
+    pub connect_response: Option<ConnectResponse>,
     /// Bytes from the client.
     pub received: Counter,
     /// Bytes to the client.
@@ -70,6 +73,7 @@ where
     let mut up = Direction::new(early.0, options.received, None);
     up.inspect(options.first_message);
     let mut down = Direction::new(early.1, options.sent, options.websocket.then(WebSocketFrames::default));
+    down.watch(options.connect_response);
     let (closing, revoked) = options.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
     let mut state = State { unanswered: false, stage: Stage::Open, timer: None };
@@ -215,6 +219,7 @@ struct Direction {
     first_message: Option<FirstMessage>,
     /// Why the first message is refused.
     refused: Option<String>,
+    connect_response: Option<ConnectResponse>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -231,7 +236,7 @@ impl Direction {
         }
         count.inc_by(early.len() as u64);
         let moved = !early.is_empty();
-        let (close_with, first_message, refused) = (None, None, None);
+        let (close_with, first_message, refused, connect_response) = (None, None, None, None);
         Self {
             pending: early,
             unflushed: false,
@@ -243,6 +248,7 @@ impl Direction {
             moved,
             first_message,
             refused,
+            connect_response,
         }
     }
 
@@ -252,6 +258,19 @@ impl Direction {
         if self.first_message.is_some() && !self.pending.is_empty() {
             let early = std::mem::take(&mut self.pending);
             self.hold_back(&early);
+        }
+    }
+
+    /// Has `connect_response` see what was read already, and what is read from now on.
+    fn watch(&mut self, connect_response: Option<ConnectResponse>) {
+        self.connect_response = connect_response;
+        let early = self.pending.clone();
+        self.note_read(&early);
+    }
+
+    fn note_read(&mut self, read: &[u8]) {
+        if self.connect_response.as_mut().is_some_and(|response| response.feed(read)) {
+            self.connect_response = None;
         }
     }
 
@@ -340,6 +359,7 @@ impl Direction {
                     self.count.inc_by(read.len() as u64);
                     self.hold_back(read);
                 } else {
+                    self.note_read(read);
                     self.pass_on(cx, read, to)?;
                 }
             }
@@ -407,6 +427,7 @@ mod tests {
             close_signal: CloseSignal::new(end),
             rest_limit: Duration::from_secs(4),
             first_message: None,
+            connect_response: None,
             received: Counter::default(),
             sent: Counter::default(),
         }

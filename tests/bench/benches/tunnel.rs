@@ -14,6 +14,7 @@ fn echo() -> DuplexStream {
     let options = TunnelOptions {
         websocket: false,
         first_message: None,
+        connect_response: None,
         close_signal: Default::default(),
         rest_limit: Default::default(),
         received: Default::default(),

@@ -1,0 +1,274 @@
+//! Remembers on which lane a device was first used, so that a device of an agent can't be used from outside.
+//!
+//! The gateway pairs an agent's device silently, and from then on accepts the device's own token from any address. So a device that
+//! the gateway first accepted on an agent's connection is bound to the agent lane.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+/// The file in the state directory.
+pub const FILE: &str = "devices.json";
+/// The most devices that are remembered.
+const MAX_DEVICES: usize = 8192;
+/// The most devices of one agent. Its further ones are refused, since forgetting one would free it.
+const MAX_PER_AGENT: usize = 1024;
+/// The largest file that is read, in bytes.
+const MAX_FILE: u64 = 8 << 20;
+/// The longest device id; OpenClaw's have 64 characters.
+const MAX_ID: usize = 128;
+
+/// What is remembered of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The agent that it is bound to; `None` if it was first used on the external lane, or was released.
+    pub agent: Option<String>,
+    /// When it was first accepted, in seconds since the Unix epoch.
+    pub since: u64,
+}
+
+/// The devices that are remembered, by id.
+pub type Table = BTreeMap<String, Entry>;
+
+/// A device that may not be used as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It is bound to an agent.
+    #[error("this device is bound to agent {agent:?} (loopgate devices release {})", short(.device))]
+    Bound {
+        /// The device's id.
+        device: String,
+        /// The agent's name.
+        agent: String,
+    },
+    /// The agent has too many devices.
+    #[error("too many devices of this agent: see loopgate devices")]
+    TooMany,
+    /// The id is none of OpenClaw's.
+    #[error("the device id is malformed")]
+    Malformed,
+}
+
+/// The devices of a running sidecar. Commands change the same file, which is read again when it has changed.
+#[derive(Debug)]
+pub struct Devices {
+    directory: PathBuf,
+    /// The gateway's state directory, whose own device is never bound.
+    gateway_state: Option<PathBuf>,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    table: Table,
+    stamp: Option<(u64, i64, i64, u64)>,
+}
+
+impl Devices {
+    /// Remembers devices in `directory`. Blocks.
+    ///
+    /// # Errors
+    /// If the file can't be read: to go on without it would free every device.
+    pub fn open(directory: &Path, gateway_state: Option<&Path>) -> io::Result<Self> {
+        let known = Known { stamp: stamp(directory), table: read(directory)? };
+        Ok(Self { directory: directory.into(), gateway_state: gateway_state.map(Into::into), known: Mutex::new(known) })
+    }
+
+    /// Reads the file again if it has changed. A file that can't be read leaves what is known.
+    fn refresh(&self, known: &mut Known) {
+        let Some(stamp) = stamp(&self.directory) else { return };
+        if known.stamp == Some(stamp) {
+            return;
+        }
+        known.stamp = Some(stamp);
+        match read(&self.directory) {
+            Ok(table) => known.table = table,
+            Err(error) => {
+                warn!(path = %self.directory.join(FILE).display(), %error, "can't read the device bindings; using those known before")
+            }
+        }
+    }
+
+    /// Checks a device that connects on the external lane, or on the agent lane as `agent`.
+    ///
+    /// # Errors
+    /// Why it may not be used there.
+    pub fn check(&self, device: &str, agent: Option<&str>) -> Result<(), Refusal> {
+        if device.is_empty() || device.len() > MAX_ID || !device.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
+            return Err(Refusal::Malformed);
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refresh(&mut known);
+        match (known.table.get(device), agent) {
+            (Some(Entry { agent: Some(bound), .. }), None) => Err(Refusal::Bound { device: device.into(), agent: bound.clone() }),
+            (None, Some(agent)) if known.table.len() >= MAX_DEVICES || of_agent(&known.table, agent) >= MAX_PER_AGENT => {
+                Err(Refusal::TooMany)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers a device that the gateway has accepted, on the external lane or on the agent lane as `agent`. Blocks.
+    pub fn remember(&self, device: &str, agent: Option<&str>) {
+        let is_own = || self.gateway_state.as_deref().and_then(own_device).is_some_and(|own| own == device);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.table.contains_key(device) || (agent.is_none() && known.table.len() >= MAX_DEVICES) || is_own() {
+            return;
+        }
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let entry = Entry { agent: agent.map(Into::into), since };
+        if let Some(agent) = agent {
+            info!(device = short(device), agent, "device bound to the agent lane");
+        }
+        known.table.insert(device.into(), entry.clone());
+        let written = change(&self.directory, |table| {
+            table.entry(device.into()).or_insert(entry);
+            Ok(())
+        });
+        match written {
+            Ok(table) => *known = Known { table, stamp: stamp(&self.directory) },
+            Err(error) => {
+                warn!(path = %self.directory.join(FILE).display(), %error, "can't save a device binding; it holds until loopgate restarts");
+            }
+        }
+    }
+}
+
+/// The first characters of an id, enough to name a device.
+fn short(device: &str) -> &str {
+    device.get(..12).unwrap_or(device)
+}
+
+fn of_agent(table: &Table, agent: &str) -> usize {
+    table.values().filter(|entry| entry.agent.as_deref() == Some(agent)).count()
+}
+
+fn own_device(state_dir: &Path) -> Option<String> {
+    let text = std::fs::read(state_dir.join("identity/device.json")).ok()?;
+    let identity: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    Some(identity.get("deviceId")?.as_str()?.to_owned())
+}
+
+fn stamp(directory: &Path) -> Option<(u64, i64, i64, u64)> {
+    let about = std::fs::metadata(directory.join(FILE)).ok()?;
+    Some((about.ino(), about.mtime(), about.mtime_nsec(), about.size()))
+}
+
+/// Reads the devices remembered in `directory`; there are none if there is no file. Blocks.
+///
+/// # Errors
+/// If the file can't be read, or holds something else.
+pub fn read(directory: &Path) -> io::Result<Table> {
+    let file = match std::fs::File::open(directory.join(FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Table::new()),
+        file => file?,
+    };
+    let mut text = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Frees the devices whose ids begin with one of `ids`, each of which must name exactly one that is bound. Blocks.
+///
+/// # Errors
+/// If an id names none or several, or the file can't be read or written.
+pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
+    change(directory, |table| {
+        for id in ids {
+            let bound = |(device, entry): &(&String, &mut Entry)| device.starts_with(id.as_str()) && entry.agent.is_some();
+            let mut named = table.iter_mut().filter(bound);
+            match (named.next(), named.next()) {
+                (Some((_, entry)), None) => entry.agent = None,
+                (None, _) => return Err(io::Error::other(format!("no bound device has an id that begins with {id:?}"))),
+                (Some(_), Some(_)) => return Err(io::Error::other(format!("more than one device has an id that begins with {id:?}"))),
+            }
+        }
+        Ok(())
+    })
+    .map(drop)
+}
+
+/// Changes the file as a whole or not at all, while no other process does.
+fn change(directory: &Path, edit: impl FnOnce(&mut Table) -> io::Result<()>) -> io::Result<Table> {
+    let lock = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(".devices.lock"))?;
+    lock.lock()?;
+    let mut table = read(directory)?;
+    edit(&mut table)?;
+    let mut file = tempfile::Builder::new().prefix(".new-").permissions(std::fs::Permissions::from_mode(0o600)).tempfile_in(directory)?;
+    file.write_all(&serde_json::to_vec_pretty(&table)?)?;
+    file.as_file().sync_all()?;
+    file.persist(directory.join(FILE)).map_err(|error| error.error)?;
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "aaaaaaaaaaaaaaaa1";
+    const B: &str = "bbbbbbbbbbbbbbbb1";
+
+    #[test]
+    fn a_device_belongs_to_the_lane_that_it_was_first_accepted_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let devices = Devices::open(directory.path(), None).unwrap();
+        assert_eq!(devices.check(A, None), Ok(()));
+        devices.remember(A, Some("builder"));
+        devices.remember(B, None);
+        devices.remember(B, Some("builder"));
+        let bound = Err(Refusal::Bound { device: A.into(), agent: "builder".into() });
+        for devices in [&devices, &Devices::open(directory.path(), None).unwrap()] {
+            assert_eq!((devices.check(A, None), devices.check(A, Some("other")), devices.check(B, None)), (bound.clone(), Ok(()), Ok(())));
+        }
+        assert!(release(directory.path(), &["b".into()]).is_err(), "it is not bound");
+        release(directory.path(), &[A[..12].into()]).unwrap();
+        assert_eq!(devices.check(A, None), Ok(()), "the file is read again");
+        devices.remember(A, Some("builder"));
+        assert_eq!(devices.check(A, None), Ok(()), "a released device is not bound again");
+        assert!(release(directory.path(), &[A.into()]).unwrap_err().to_string().contains("no bound device"));
+    }
+
+    #[test]
+    fn the_gateways_own_device_is_never_bound() {
+        let (directory, gateway) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(gateway.path().join("identity")).unwrap();
+        std::fs::write(gateway.path().join("identity/device.json"), format!("{{\"version\":1,\"deviceId\":{A:?}}}")).unwrap();
+        let devices = Devices::open(directory.path(), Some(gateway.path())).unwrap();
+        devices.remember(A, Some("cli"));
+        devices.remember(B, Some("cli"));
+        assert_eq!(devices.check(A, None), Ok(()));
+        assert!(devices.check(B, None).is_err());
+    }
+
+    #[test]
+    fn an_agent_with_too_many_devices_gets_no_further_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let table: Table = (0..MAX_PER_AGENT).map(|n| (format!("d{n}"), Entry { agent: Some("a".into()), since: 0 })).collect();
+        std::fs::write(directory.path().join(FILE), serde_json::to_vec(&table).unwrap()).unwrap();
+        let devices = Devices::open(directory.path(), None).unwrap();
+        assert_eq!(devices.check("new", Some("a")), Err(Refusal::TooMany));
+        assert_eq!(devices.check("d7", Some("a")), Ok(()));
+        assert_eq!((devices.check("new", Some("b")), devices.check("new", None)), (Ok(()), Ok(())));
+        assert_eq!(devices.check("", None), Err(Refusal::Malformed));
+        assert_eq!(devices.check(&"a".repeat(MAX_ID + 1), Some("b")), Err(Refusal::Malformed));
+    }
+
+    #[test]
+    fn a_damaged_file_frees_no_device_and_is_not_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let devices = Devices::open(directory.path(), None).unwrap();
+        devices.remember(A, Some("builder"));
+        std::fs::write(directory.path().join(FILE), "{").unwrap();
+        assert!(devices.check(A, None).is_err());
+        devices.remember(B, Some("builder"));
+        assert!(devices.check(B, None).is_err(), "it holds in memory");
+        assert_eq!(std::fs::read_to_string(directory.path().join(FILE)).unwrap(), "{");
+        assert!(Devices::open(directory.path(), None).is_err());
+    }
+}
