@@ -23,7 +23,15 @@ kinds! {
     GATEWAY_REMOTE = "gateway-remote", Warning, "The gateway's address is not loopback, so the lanes mean nothing to it.";
     GATEWAY_MODE = "gateway-mode", Error, "The gateway's own configuration makes it a client of another gateway.";
     GATEWAY_PORT = "gateway-port", Error, "The gateway's own configuration names another port than loopgate's.";
-    GATEWAY_AUTH = "gateway-auth", Error, "The gateway asks nobody for a token or a password.";
+    GATEWAY_AUTH = "gateway-auth", Error, "The gateway asks for no token and no password.";
+    DEVICE_AUTH = "device-auth-off", Error,
+        "The gateway's configuration lets clients connect without a device (dangerouslyDisableDeviceAuth); OpenClaw 2026.2 then gives them every scope.";
+    HOST_ORIGIN = "origin-by-host", Warning,
+        "The gateway accepts any page whose Origin equals its own Host header (dangerouslyAllowHostHeaderOriginFallback), which DNS rebinding can forge.";
+    INSECURE_AUTH = "insecure-auth", Warning,
+        "The gateway's control page may connect without a device identity where it is not served by HTTPS (allowInsecureAuth); loopgate serves HTTPS.";
+    PROXY_AUTH_LOOPBACK = "trusted-proxy-auth", Error,
+        "The gateway is in auth.mode \"trusted-proxy\", and refuses proxies on loopback (`trusted_proxy_loopback_source`).";
     GATEWAY_FILES = "gateway-files", Warning, "The gateway's token file or state directory that is named can't be read.";
     IDENTITY_HEADER = "identity-header-open", Error,
         "The gateway takes a user's identity, or a proof of the proxy, from a header that any client can send through loopgate.";
@@ -36,12 +44,13 @@ kinds! {
     ORIGIN = "origin-not-allowed", Warning, "The gateway refuses a browser on a name that the certificate is for.";
     ORIGIN_ANY = "origin-any", Warning, "The gateway lets pages of any origin connect.";
     OWN_DEVICE = "own-device-unpaired", Warning,
-        "The gateway (2026.2) has not paired its own device for all scopes, so its own sub-agents are told `1008: pairing required`.";
+        "The gateway (2026.2) has not paired its own device for all scopes, so its own sub-agents are closed with `1008: pairing required`.";
     OPENCLAW_CONFIG = "openclaw-config", Error, "The gateway's own configuration can't be read.";
+    OPENCLAW_UNREAD = "openclaw-config-unread", Note, "The gateway's own configuration was not checked, since no file was given.";
     OPENCLAW_INCLUDE = "openclaw-config-include", Note, "The gateway's own configuration includes other files, which were not read.";
     SIDECAR_DOWN = "sidecar-down", Warning, "No sidecar answers at the admin address.";
     SIDECAR_NOT_READY = "sidecar-not-ready", Error, "The sidecar runs, but is not ready.";
-    CONFIG_PROBLEM = "config-problem", Warning, "The sidecar was told to look at its configuration again, which is wrong, so it goes by the one before.";
+    CONFIG_PROBLEM = "config-problem", Warning, "The last reload was rejected, and the old configuration is still in use.";
     NAMESPACE = "namespace-orphaned", Error, "The container that owns this network namespace does not run, or has a new one.";
     OWN_ADDRESSES = "own-addresses-shared", Warning,
         "Own addresses are on the agent lane, while a rootless engine delivers outside clients with them.";

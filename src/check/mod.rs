@@ -68,6 +68,16 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
     discovery::wait_until_ready(&mut views, DOCKER_PATIENCE).await;
     let view = Arc::clone(&views.borrow());
 
+    // The file in the gateway's state directory, unless another one is named.
+    let in_state_dir = config.gateway.state_dir.as_ref().map(|directory| directory.join("openclaw.json")).filter(|file| file.is_file());
+    let openclaw_config = openclaw_config.or(in_state_dir.as_deref());
+    if openclaw_config.is_none() {
+        report.find(
+            &kind::OPENCLAW_UNREAD,
+            "no --openclaw-config",
+            Remedy::words("give the gateway's openclaw.json with --openclaw-config FILE"),
+        );
+    }
     let openclaw = openclaw_config.and_then(|path| match files::read_config(path) {
         Ok(openclaw) => Some(openclaw),
         Err(error) => {
@@ -81,7 +91,7 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
     if seen.server == Server::Old {
         let directory = openclaw_config.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
         let kept = config.gateway.state_dir.is_some();
-        own_device::judge(&own_device::Seen { kept, scopes: directory.and_then(files::own_device_scopes) }, &mut report);
+        own_device::judge(&own_device::Observation { kept, scopes: directory.and_then(files::own_device_scopes) }, &mut report);
     }
     gateway_files::judge(&files::unreadable(&config.gateway), &mut report);
     if let Some(openclaw) = &openclaw {

@@ -52,13 +52,19 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     }
     identity_headers(&gateway["auth"], &wanted.policy, report);
     trusted_proxies(&gateway["trustedProxies"], wanted.external_source, report);
+    if gateway["auth"]["mode"] == "trusted-proxy" && gateway["auth"]["trustedProxy"]["allowLoopback"] != true {
+        let seen = "gateway.auth.mode is \"trusted-proxy\" without gateway.auth.trustedProxy.allowLoopback";
+        let remedy = Remedy::OpenClaw { key: "gateway.auth.trustedProxy.allowLoopback", value: json!(true) };
+        report.find(&kind::PROXY_AUTH_LOOPBACK, seen, remedy);
+    }
+    control_ui(&gateway["controlUi"], report);
     if strings(&gateway["controlUi"]["allowedOrigins"]).any(|origin| origin == "*") {
         let remedy =
             Remedy::words("in openclaw.json list in gateway.controlUi.allowedOrigins what a browser's address bar shows, and no \"*\"");
         report.find(&kind::ORIGIN_ANY, "gateway.controlUi.allowedOrigins has \"*\"", remedy);
     }
     if report.findings.len() == before {
-        report.fine("openclaw.json", "it says nothing else than what was seen, and nothing wrong");
+        report.fine("openclaw.json", "nothing in it needs to change");
     }
 }
 
@@ -78,6 +84,20 @@ fn identity_headers(auth: &Value, policy: &Policy, report: &mut Report) {
             "use x-forwarded-user, which loopgate sets, or add {text:?} to external.identity_headers, so that only trusted proxies may send it"
         ));
         report.find(&kind::IDENTITY_HEADER, seen, remedy);
+    }
+}
+
+/// Adds a finding for each switch of the control page that weakens it.
+fn control_ui(control_ui: &Value, report: &mut Report) {
+    let switches = [
+        ("dangerouslyDisableDeviceAuth", "gateway.controlUi.dangerouslyDisableDeviceAuth", &kind::DEVICE_AUTH),
+        ("dangerouslyAllowHostHeaderOriginFallback", "gateway.controlUi.dangerouslyAllowHostHeaderOriginFallback", &kind::HOST_ORIGIN),
+        ("allowInsecureAuth", "gateway.controlUi.allowInsecureAuth", &kind::INSECURE_AUTH),
+    ];
+    for (name, key, kind) in switches {
+        if control_ui[name] == true {
+            report.find(kind, format!("{key} is true"), Remedy::OpenClaw { key, value: json!(false) });
+        }
     }
 }
 
@@ -114,7 +134,7 @@ mod tests {
 
     #[test]
     fn each_wrong_key_is_found() {
-        let table: [(&str, &[&str]); 21] = [
+        let table: [(&str, &[&str]); 26] = [
             ("{gateway: {bind: 'loopback', trustedProxies: ['127.0.0.2'],}} // fine", &[]),
             ("{gateway: {trustedProxies: ['127.0.0.2/32']}}", &[]),
             ("{}", &["trusted-proxies-missing"]),
@@ -124,6 +144,14 @@ mod tests {
             ("{gateway: {mode: 'remote', trustedProxies: ['127.0.0.2']}}", &["gateway-mode"]),
             ("{gateway: {port: 3000, trustedProxies: ['127.0.0.2']}}", &["gateway-port"]),
             ("{gateway: {auth: {mode: 'none'}, trustedProxies: ['127.0.0.2']}}", &["gateway-auth"]),
+            ("{gateway: {auth: {mode: 'trusted-proxy'}, trustedProxies: ['127.0.0.2']}}", &["trusted-proxy-auth"]),
+            ("{gateway: {auth: {mode: 'trusted-proxy', trustedProxy: {allowLoopback: true}}, trustedProxies: ['127.0.0.2']}}", &[]),
+            ("{gateway: {controlUi: {dangerouslyDisableDeviceAuth: true}, trustedProxies: ['127.0.0.2']}}", &["device-auth-off"]),
+            (
+                "{gateway: {controlUi: {dangerouslyAllowHostHeaderOriginFallback: true}, trustedProxies: ['127.0.0.2']}}",
+                &["origin-by-host"],
+            ),
+            ("{gateway: {controlUi: {allowInsecureAuth: true}, trustedProxies: ['127.0.0.2']}}", &["insecure-auth"]),
             ("{gateway: {trustedProxies: ['127.0.0.1', '::1']}}", &["trusted-proxies-loopback", "trusted-proxies-missing"]),
             ("{gateway: {trustedProxies: ['127.0.0.0/8']}}", &["trusted-proxies-loopback"]),
             ("{gateway: {trustedProxies: ['127.0.0.2', '172.18.0.0/16']}}", &["trusted-proxies-wide"]),

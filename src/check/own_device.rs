@@ -1,39 +1,42 @@
-//! Judges whether the gateway's own device may do all that its own sub-agents ask for. OpenClaw 2026.2 pairs a local client silently for
-//! what its first request asks, and never for more.
+//! The finding about the gateway's own device. OpenClaw 2026.2 pairs a local client silently for the scopes of its first request, and never
+//! for more, so the gateway's sub-agents fail unless its device was paired for all scopes at once.
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use crate::openclaw::pair::SCOPES;
 
-/// What was seen of it.
+/// What is known of the device.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct Observation {
     /// Whether loopgate keeps it paired (`gateway.state_dir`).
     pub kept: bool,
-    /// The scopes that it is paired for; `None` where the gateway's state was not seen, or has no such device yet.
+    /// The scopes that it is paired for; `None` if the gateway's state can't be read, or has no such device yet.
     pub scopes: Option<Vec<String>>,
 }
 
-/// Judges it for a gateway of that old sort.
-pub fn judge(seen: &Seen, report: &mut Report) {
+/// Adds the finding, for a gateway of that version. The gateway's `paired.json` decides, not whether loopgate should keep the device paired.
+pub fn judge(seen: &Observation, report: &mut Report) {
     let missing: Vec<&str> = match &seen.scopes {
         Some(scopes) => SCOPES.into_iter().filter(|scope| !scopes.iter().any(|has| has == scope)).collect(),
         None => SCOPES.to_vec(),
     };
-    if seen.kept || missing.is_empty() {
-        return report.fine("own device", "the gateway's own device is paired for all scopes, or kept so");
+    if missing.is_empty() {
+        return report.fine("own device", "the gateway's own device is paired for all scopes");
     }
     let what = match &seen.scopes {
         Some(_) => format!("the gateway's own device is not paired for {}", missing.join(", ")),
-        None => {
-            "it was not seen that the gateway's own device is paired: --openclaw-config names the file beside which that is kept".into()
-        }
+        None if seen.kept => "the state directory (gateway.state_dir) has no paired device of the gateway yet".into(),
+        None => "the gateway's paired devices were not read: give --openclaw-config the openclaw.json in its state directory".into(),
     };
-    let remedy = Remedy::words(
-        "where the gateway is, run once: openclaw devices list; loopgate pair --identity ~/.openclaw/identity/device.json --token-file FILE; \
-         openclaw devices approve REQUEST, as pair prints it. Or let loopgate see to it: --gateway-state-dir DIR and --token-file FILE",
-    );
-    report.find(&kind::OWN_DEVICE, what, remedy);
+    let remedy = if seen.kept {
+        "see the sidecar's log for why it could not pair the device. If the gateway refuses it (1008), approve it with another device: \
+         OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices list, then devices approve REQUEST, up to three times"
+    } else {
+        "give the sidecar the gateway's state directory and token: --gateway-state-dir DIR and --token-file FILE. Or, where the gateway is, run \
+         once: loopgate pair --identity ~/.openclaw/identity/device.json --token-file FILE; if it needs an approval: \
+         OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve REQUEST, as pair prints it"
+    };
+    report.find(&kind::OWN_DEVICE, what, Remedy::words(remedy));
 }
 
 #[cfg(test)]
@@ -41,10 +44,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_paired_in_part_is_found() {
+    fn the_paired_scopes_decide() {
         let of = |scopes: &[&str]| Some(scopes.iter().map(|scope| (*scope).to_owned()).collect());
         let table = [
-            (false, None, &["own-device-unpaired"][..], "was not seen"),
+            (false, None, &["own-device-unpaired"][..], "were not read"),
             (
                 false,
                 of(&["operator.admin"]),
@@ -52,12 +55,13 @@ mod tests {
                 "operator.approvals, operator.pairing, operator.read, operator.write",
             ),
             (false, of(&SCOPES), &[], ""),
-            (true, None, &[], ""),
-            (true, of(&["operator.admin"]), &[], ""),
+            (true, None, &["own-device-unpaired"], "gateway.state_dir"),
+            (true, of(&["operator.admin"]), &["own-device-unpaired"], "operator.approvals"),
+            (true, of(&SCOPES), &[], ""),
         ];
         for (kept, scopes, ids, words) in table {
             let mut report = Report::default();
-            judge(&Seen { kept, scopes: scopes.clone() }, &mut report);
+            judge(&Observation { kept, scopes: scopes.clone() }, &mut report);
             assert_eq!(report.ids(), ids, "{kept} {scopes:?}");
             assert!(report.findings.iter().all(|finding| finding.seen[0].contains(words)), "{:?}", report.findings);
         }

@@ -141,7 +141,7 @@ fn links_between_documents_are_valid() {
 }
 
 /// Texts in the headings of "Troubleshooting" that other programs print.
-const TEXTS_OF_OTHERS: [&str; 11] = [
+const TEXTS_OF_OTHERS: [&str; 13] = [
     "1008: pairing required",
     "pairing required: device is not approved yet",
     "SECURITY ERROR: Gateway URL",
@@ -149,6 +149,8 @@ const TEXTS_OF_OTHERS: [&str; 11] = [
     "Proxy client attribution is required",
     "origin not allowed",
     "missing scope: operator.read",
+    "trusted_proxy_loopback_source",
+    "another gateway instance is already listening",
     "gateway tls fingerprint mismatch",
     "unable to verify the first certificate",
     "self-signed certificate in certificate chain",
