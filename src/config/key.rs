@@ -285,6 +285,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("4096"),
         "Concurrent WebSockets of external clients at the gateway, shared fairly; each agent may have as many",
     );
+    add("buffered", "limits.buffered", Number, Some("67108864"), "Bytes of bodies that may be buffered, on which HTTP/2 windows depend");
     add("head-bytes", "limits.head_bytes", Number, Some("65536"), "Largest request head in bytes");
     add("head-fields", "limits.head_fields", Number, Some("128"), "Most fields of a request head");
     add("response-head", "limits.response_head", Number, Some("262144"), "Largest response head of the gateway in bytes");
@@ -296,6 +297,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("request-timeout", "limits.request_timeout", Duration, Some("60s"), "Time limit of the gateway's response head");
     add("idle-timeout", "limits.idle_timeout", Duration, Some("75s"), "How long a keep-alive connection may idle");
     add("stall-timeout", "limits.stall_timeout", Duration, Some("60s"), "How long a client may stop reading a response");
+    add(
+        "gateway-stall",
+        "limits.gateway_stall",
+        Duration,
+        Some("15s"),
+        "How long a client that reads nothing of a response may keep its request at the gateway",
+    );
     add(
         "gateway-wait",
         "limits.gateway_wait",

@@ -33,6 +33,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         connection_rate_per_client: _,
         gateway_requests,
         gateway_websockets,
+        buffered,
         head_bytes: _,
         head_fields: _,
         response_head: _,
@@ -44,6 +45,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         request_timeout: _,
         idle_timeout: _,
         stall_timeout: _,
+        gateway_stall: _,
         gateway_wait: _,
         drain_timeout: _,
     } = limits;
@@ -68,6 +70,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         ("limits.max_connections", keep(&mut wanted.limits.max_connections, max_connections)),
         ("limits.gateway_requests", keep(&mut wanted.limits.gateway_requests, gateway_requests)),
         ("limits.gateway_websockets", keep(&mut wanted.limits.gateway_websockets, gateway_websockets)),
+        ("limits.buffered", keep(&mut wanted.limits.buffered, buffered)),
         ("log.format", keep(&mut wanted.log.format, format)),
         ("log.audit", keep(&mut wanted.log.audit, audit)),
         ("log.otel_endpoint", keep(&mut wanted.log.otel_endpoint, otel_endpoint)),

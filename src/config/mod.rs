@@ -314,6 +314,8 @@ pub struct Limits {
     pub gateway_requests: usize,
     /// Concurrent WebSockets of external clients at the gateway.
     pub gateway_websockets: usize,
+    /// Bytes of bodies that may be buffered.
+    pub buffered: usize,
     /// Bytes of a request head.
     pub head_bytes: usize,
     /// Fields of a request head.
@@ -336,6 +338,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a client may stop reading a response.
     pub stall_timeout: Duration,
+    /// How long a client that reads nothing of a response may keep its request at the gateway.
+    pub gateway_stall: Duration,
     /// How long a request waits for a gateway that is restarting, or while too many are in flight.
     pub gateway_wait: Duration,
     /// How long shutdown may take.

@@ -158,6 +158,8 @@ fn limits(read: &mut Reader<'_>) -> Limits {
         connection_rate_per_client: read.one("connection-rate-per-client", parse::number(0..=1_000_000)),
         gateway_requests: read.one("gateway-requests", parse::number(1..=1_000_000)),
         gateway_websockets: read.one("gateway-websockets", parse::number(1..=1_000_000)),
+        // Less would not do for one connection.
+        buffered: read.one("buffered", parse::number(1024 * 1024..=1024 * 1024 * 1024)),
         // hyper wants 8 KiB of buffer at least.
         head_bytes: read.one("head-bytes", parse::number(8 * 1024..=16 * 1024 * 1024)),
         // The http crate's header map ends at 24,576 fields.
@@ -172,6 +174,7 @@ fn limits(read: &mut Reader<'_>) -> Limits {
         request_timeout: read.one("request-timeout", parse::timeout),
         idle_timeout: read.one("idle-timeout", parse::timeout),
         stall_timeout: read.one("stall-timeout", parse::timeout),
+        gateway_stall: read.one("gateway-stall", parse::timeout),
         gateway_wait: read.one("gateway-wait", parse::duration),
         drain_timeout: read.one("drain-timeout", parse::duration),
     }

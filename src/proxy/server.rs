@@ -11,6 +11,7 @@ use tracing::{debug, warn};
 
 use super::connection;
 use super::connection::establish::AcceptedConnection;
+use super::downstream::window_budget::WindowBudget;
 use super::registry::ConnectionInfo;
 use super::shared::{Enrol, Settings, Shared};
 use super::upstream::send::Upstream;
@@ -60,6 +61,7 @@ impl Proxy {
             view,
             registry: Arc::default(),
             upstream: Upstream::new(config, Arc::clone(&traffic), workers.size(), shutdown),
+            windows: WindowBudget::new(config.limits.buffered),
             settings: ArcSwap::from_pointee(Settings::new(config)),
             token: ArcSwapOption::from(token.map(Arc::new)),
             enrol,

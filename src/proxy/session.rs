@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -12,7 +12,7 @@ use super::request_end::RequestEnd;
 use super::shared::{Settings, Shared};
 use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Use};
 use crate::addr::PeerAddr;
-use crate::labels::Protocol;
+use crate::labels::{LaneKind, Protocol};
 use crate::lane::{GatewayHead, Lane};
 
 /// A connection that has a lane: plain data for the requests on it.
@@ -67,6 +67,15 @@ impl Session {
         }
         let permit = budget.wait(purpose, started + self.settings.limits.gateway_wait).await?;
         Ok((permit, Instant::now()))
+    }
+
+    /// How long the client may read nothing of a response before its request at the gateway ends. Agents are limited by
+    /// `limits.stall_timeout` alone.
+    pub(super) fn gateway_stall(&self) -> Duration {
+        match self.lane.kind() {
+            LaneKind::External => self.settings.limits.gateway_stall,
+            LaneKind::Agent => Duration::MAX,
+        }
     }
 
     /// The client that `budget` is for, on the external lane.

@@ -9,6 +9,7 @@ use http::HeaderValue;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 
+use super::downstream::window_budget::WindowBudget;
 use super::registry::Registry;
 use super::upstream::send::Upstream;
 use crate::addr::PeerAddr;
@@ -52,6 +53,8 @@ pub(super) struct Shared {
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) registry: Arc<Registry>,
     pub(super) upstream: Upstream,
+    /// The windows of HTTP/2 connections.
+    pub(super) windows: Arc<WindowBudget>,
     pub(super) settings: ArcSwap<Settings>,
     /// The `Authorization` that attested agents inherit.
     pub(super) token: ArcSwapOption<HeaderValue>,

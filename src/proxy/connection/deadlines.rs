@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tracing::debug;
 
+use crate::labels::Protocol;
 use crate::metrics::count;
 use crate::proxy::close_signal::CloseReason;
 use crate::proxy::downstream::activity::{Overdue, Timeouts};
@@ -32,7 +33,12 @@ where
     C: Future<Output = hyper::Result<()>>,
 {
     let limits = &session.settings.limits;
-    let mut timeouts = Timeouts { head: limits.head_timeout, idle: limits.idle_timeout, stall: limits.stall_timeout };
+    // Of HTTP/2, each stream has a limit of its own.
+    let stall = match session.protocol {
+        Protocol::Http1 => limits.stall_timeout.min(session.gateway_stall()),
+        Protocol::Http2 => limits.stall_timeout,
+    };
+    let mut timeouts = Timeouts { head: limits.head_timeout, idle: limits.idle_timeout, stall };
     let mut timer = LazyTimer::new(timeouts.idle.min(timeouts.head).min(timeouts.stall));
     let (closing, revoked) = session.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));

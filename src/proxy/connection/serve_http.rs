@@ -18,9 +18,10 @@ use crate::proxy::downstream::io::Downstream;
 use crate::proxy::request::answer::answer;
 use crate::proxy::session::Session;
 
-/// Flow-control window of an HTTP/2 stream and of a connection, in bytes.
+/// The largest flow-control window of an HTTP/2 stream, in bytes. That of a connection is a [`WindowBudget`]'s.
+///
+/// [`WindowBudget`]: crate::proxy::downstream::window_budget::WindowBudget
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Streams of an HTTP/2 connection that may end in a reset by the client before they were accepted, or by loopgate for the client's errors.
 const RESETS: usize = 20;
 /// Bytes buffered for an HTTP/1.1 client in each direction, or for an HTTP/2 stream; a request head may need more.
@@ -55,12 +56,14 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
 
 async fn serve_h2(session: Arc<Session>, io: Downstream) {
     let limits = &session.settings.limits;
+    // Returned when the connection has ended.
+    let window = session.shared.windows.lease();
     let connection = pin!(
-        http2::Builder::new(StreamExecutor::new(&session.shared.shutdown, limits.stall_timeout))
+        http2::Builder::new(StreamExecutor::new(&session.shared.shutdown, limits.stall_timeout, session.gateway_stall()))
             .timer(TokioTimer::new())
             .enable_connect_protocol()
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(window.bytes().min(STREAM_WINDOW))
+            .initial_connection_window_size(window.bytes())
             .max_concurrent_streams(limits.h2_streams)
             .max_send_buf_size(BUFFER)
             .max_pending_accept_reset_streams(RESETS)

@@ -87,9 +87,9 @@ pub struct StreamExecutor {
 }
 
 impl StreamExecutor {
-    /// For a connection that may itself be left unread for `stall`.
-    pub fn new(shutdown: &Shutdown, stall: Duration) -> Self {
-        Self { shutdown: shutdown.clone(), limit: stall.saturating_mul(FACTOR) }
+    /// For a connection that may itself be left unread for `stall`, and each of its streams for no more than `stream_limit`.
+    pub fn new(shutdown: &Shutdown, stall: Duration, stream_limit: Duration) -> Self {
+        Self { shutdown: shutdown.clone(), limit: stall.saturating_mul(FACTOR).min(stream_limit) }
     }
 }
 

@@ -5,3 +5,4 @@ pub mod h1_request_guard;
 pub mod h2_flood_guard;
 pub mod h2_stream_stall;
 pub mod io;
+pub mod window_budget;

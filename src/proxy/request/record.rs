@@ -21,6 +21,7 @@ use crate::proxy::downstream::activity::RequestGuard;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
+use crate::proxy::upstream::budget::GatewayPermit;
 use crate::trace::{Span, Trace};
 
 /// A request from its head to the last byte of its response. Its body and every piece of that hold it, and when the last of them is
@@ -44,6 +45,8 @@ pub struct RequestRecord {
     sent_total: OnceLock<Counter>,
     body_ended: AtomicBool,
     end: OnceLock<RequestEnd>,
+    /// The right to the request, once the gateway is done with it: a client that does not read has no more requests for that.
+    permit: OnceLock<GatewayPermit>,
     request_id: Mutex<Option<String>>,
 }
 
@@ -69,6 +72,7 @@ impl RequestRecord {
             sent_total: OnceLock::new(),
             body_ended: AtomicBool::new(false),
             end: OnceLock::new(),
+            permit: OnceLock::new(),
             request_id: Mutex::new(None),
             session: Arc::clone(session),
         })
@@ -87,6 +91,11 @@ impl RequestRecord {
     /// Its place in its trace, where that is recorded or passed on.
     pub fn trace(&self) -> Option<&Trace> {
         self.trace.as_ref()
+    }
+
+    /// Holds the right to the request until the response has left.
+    pub fn hold(&self, permit: GatewayPermit) {
+        let _ = self.permit.set(permit);
     }
 
     /// Notes the lane that it left on, or would have.

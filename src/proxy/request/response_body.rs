@@ -153,6 +153,9 @@ impl Download {
             if let Some(mut upstream) = self.upstream.take() {
                 // Once more, so that hyper notices the end of this exchange and the connection is ready for the next.
                 upstream.drive(cx);
+                if let Some(permit) = upstream.take_permit() {
+                    self.record.hold(permit);
+                }
                 if !failed {
                     upstream.give_back(now);
                 }

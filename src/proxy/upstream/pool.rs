@@ -66,6 +66,11 @@ impl PooledConnection {
         self.permit = Some(permit);
     }
 
+    /// Takes the permit, which the caller then holds for the rest of the request.
+    pub fn take_permit(&mut self) -> Option<GatewayPermit> {
+        self.permit.take()
+    }
+
     /// Returns the connection to its pool. Where the response ended before the request's body, the rest of that has a moment to arrive
     /// first: to stop reading it would tell an HTTP/2 client of an error (RFC 9113 section 8.1) that some report as their own.
     pub fn give_back(self, now: Instant) {

@@ -51,6 +51,9 @@ struct Shared {
     closed: watch::Sender<usize>,
     /// A request for `/held` or `/events` takes one of these before it goes on.
     permits: Semaphore,
+    /// Bytes of responses to requests for `/file` that are not written yet, and the most so far. Node.js holds such responses whole.
+    buffered: AtomicUsize,
+    most_buffered: AtomicUsize,
 }
 
 /// The gateway. It ends when it is dropped.
@@ -70,6 +73,8 @@ impl FakeGateway {
             connections: AtomicUsize::new(0),
             closed: watch::Sender::new(0),
             permits: Semaphore::new(0),
+            buffered: AtomicUsize::new(0),
+            most_buffered: AtomicUsize::new(0),
         };
         let mut gateway = Self {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -112,6 +117,16 @@ impl FakeGateway {
     /// Waits until `count` of its connections have ended.
     pub async fn wait_for_closed(&self, count: usize) {
         self.shared.closed.subscribe().wait_for(|closed| *closed >= count).await.unwrap();
+    }
+
+    /// The most bytes that a gateway which holds its files whole had in memory for `/file?SIZE` at once.
+    pub fn most_buffered(&self) -> usize {
+        self.shared.most_buffered.load(Ordering::SeqCst)
+    }
+
+    /// The bytes that it has in memory now.
+    pub fn buffered(&self) -> usize {
+        self.shared.buffered.load(Ordering::SeqCst)
     }
 
     /// Lets `count` held responses or events go on.
@@ -255,6 +270,17 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
                 return Ok(());
             }
             "/stalls" => return shared.never().await,
+            "/file" => {
+                let size: usize = path.split_once('?').and_then(|(_, size)| size.parse().ok()).unwrap();
+                let _held = HeldWhole::new(shared, size);
+                // Otherwise the kernel buffers megabytes of a response that is not read.
+                socket2::SockRef::from(&client.stream).set_send_buffer_size(64 * 1024)?;
+                client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await?;
+                let block = [0; 64 * 1024];
+                for at in (0..size).step_by(block.len()) {
+                    client.stream.write_all(&block[..block.len().min(size - at)]).await?;
+                }
+            }
             "/large" => {
                 let size = size(&path);
                 client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await?;
@@ -296,6 +322,26 @@ fn size(path: &str) -> usize {
 impl Shared {
     async fn never(&self) -> io::Result<()> {
         std::future::pending().await
+    }
+}
+
+/// Counts a file as held in memory until it is dropped.
+struct HeldWhole<'a> {
+    shared: &'a Shared,
+    size: usize,
+}
+
+impl<'a> HeldWhole<'a> {
+    fn new(shared: &'a Shared, size: usize) -> Self {
+        let now = shared.buffered.fetch_add(size, Ordering::SeqCst) + size;
+        shared.most_buffered.fetch_max(now, Ordering::SeqCst);
+        Self { shared, size }
+    }
+}
+
+impl Drop for HeldWhole<'_> {
+    fn drop(&mut self) {
+        self.shared.buffered.fetch_sub(self.size, Ordering::SeqCst);
     }
 }
 

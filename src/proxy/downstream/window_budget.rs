@@ -1,0 +1,76 @@
+//! Shares the memory for request bodies among HTTP/2 connections.
+//!
+//! A client may send as much as its connection's window before the gateway has taken any of it, and hyper buffers that. So the windows of all
+//! connections together are limited: each new connection gets a part of what is left, at least the 64 KiB that every connection begins with
+//! (RFC 9113 section 6.9.2).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The part of what is left that a connection gets.
+const PART: usize = 16;
+/// The window that every connection has, in bytes.
+const MIN: usize = 65_535;
+/// More than this does not make a connection faster.
+const MAX: usize = 4 << 20;
+
+/// The windows of all HTTP/2 connections.
+#[derive(Debug)]
+pub struct WindowBudget {
+    limit: usize,
+    leased: AtomicUsize,
+}
+
+/// A connection's window, returned when dropped.
+#[derive(Debug)]
+pub struct WindowLease {
+    bytes: usize,
+    budget: Arc<WindowBudget>,
+}
+
+impl WindowBudget {
+    /// Shares half of `buffered` bytes; responses may take the other half.
+    pub fn new(buffered: usize) -> Arc<Self> {
+        Arc::new(Self { limit: buffered / 2, leased: AtomicUsize::new(0) })
+    }
+
+    /// Returns the window of a new connection.
+    pub fn lease(self: &Arc<Self>) -> WindowLease {
+        let left = self.limit.saturating_sub(self.leased.load(Ordering::Relaxed));
+        let bytes = (left / PART).clamp(MIN, MAX);
+        self.leased.fetch_add(bytes, Ordering::Relaxed);
+        WindowLease { bytes, budget: Arc::clone(self) }
+    }
+}
+
+impl WindowLease {
+    /// The size of the window.
+    pub fn bytes(&self) -> u32 {
+        u32::try_from(self.bytes).expect("at most MAX")
+    }
+}
+
+impl Drop for WindowLease {
+    fn drop(&mut self) {
+        self.budget.leased.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_shrink_as_connections_open_and_their_sum_is_limited() {
+        let budget = WindowBudget::new(64 << 20);
+        let leases: Vec<_> = (0..60).map(|_| budget.lease()).collect();
+        assert_eq!(leases[0].bytes(), 2 << 20);
+        assert!(leases.is_sorted_by(|one, next| one.bytes() >= next.bytes()));
+        let sum = |leases: &[WindowLease]| leases.iter().map(|lease| lease.bytes).sum::<usize>();
+        assert!(sum(&leases) < 32 << 20, "{}", sum(&leases));
+        let more: Vec<_> = (0..1000).map(|_| budget.lease()).collect();
+        assert_eq!(more[999].bytes(), 65_535, "no less than every connection has");
+        drop((leases, more));
+        assert_eq!(budget.lease().bytes(), 2 << 20, "every window was returned");
+    }
+}
