@@ -2,8 +2,11 @@
 
 use std::net::IpAddr;
 
+use super::assignment::Denied;
 use super::decide::by_address;
-use super::{Denied, Policy, ProxyHeader};
+use super::evidence::ProxyHeader;
+use super::policy::Policy;
+use super::request_sender::RequestSender;
 use crate::addr::canonical;
 use crate::discovery::View;
 
@@ -38,27 +41,4 @@ pub fn admit_stated_client(peer: IpAddr, header: ProxyHeader, policy: &Policy) -
 pub fn may_have_certificate(peer: IpAddr, header: ProxyHeader, view: &View, policy: &Policy) -> bool {
     let sender = RequestSender::new(canonical(peer), header, policy);
     may_be_agent(peer, view, policy) || !sender.is_trusted_proxy && policy.asks_for_certificate(sender.ip)
-}
-
-/// The party that writes the requests on a connection: its peer, or the client that a trusted proxy names in a PROXY header.
-pub(super) struct RequestSender {
-    pub(super) ip: IpAddr,
-    /// Whether it is a trusted proxy, whose requests state clients of their own.
-    pub(super) is_trusted_proxy: bool,
-}
-
-impl RequestSender {
-    /// A PROXY header counts only if the peer is a trusted proxy. The client that it names then takes the proxy's place, because
-    /// a proxy that only passes TLS on can't have written the requests.
-    pub(super) fn new(peer: IpAddr, header: ProxyHeader, policy: &Policy) -> Self {
-        let is_trusted_proxy = policy.is_trusted_proxy(peer);
-        match header {
-            ProxyHeader::Client(client) if is_trusted_proxy => {
-                let client = canonical(client);
-                Self { ip: client, is_trusted_proxy: policy.is_trusted_proxy(client) }
-            }
-            ProxyHeader::Unknown if is_trusted_proxy => Self { ip: peer, is_trusted_proxy: false },
-            _ => Self { ip: peer, is_trusted_proxy },
-        }
-    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use super::StatedClient;
+use super::stated_client::StatedClient;
 use crate::discovery;
 use crate::labels::LaneKind;
 

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use http::HeaderValue;
 use ipnet::IpNet;
 
-use super::admission::RequestSender;
+use super::assignment::{Admitted, AgentLane, Denied, ExternalLane, Lane};
 use super::evidence::{Certificate, Evidence, Issuer};
 use super::policy::{Policy, scope_cap};
+use super::request_sender::RequestSender;
 use super::source_address::source_address;
-use super::{Admitted, AgentLane, Denied, ExternalLane, Lane, StatedClient};
+use super::stated_client::StatedClient;
 use crate::addr::canonical;
 use crate::agent_id::{AgentId, Kind};
 use crate::config::{Discovery, OwnAddresses};

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use super::decide::{by_address, is_own_address, names_agent};
-use super::{Certificate, Evidence, Issuer, Policy};
+use super::evidence::{Certificate, Evidence, Issuer};
+use super::policy::Policy;
 use crate::addr::canonical;
 use crate::config::Discovery;
 use crate::discovery::{Proof, View};

@@ -13,11 +13,12 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
-use super::policy::{allowed_scopes, intersection};
-use super::request_check::{CheckedHead, check_request, is_host, tokens};
+use super::assignment::{AgentLane, Denied, ExternalLane, Lane};
+use super::policy::{Policy, allowed_scopes, intersection};
+use super::request_check::{CheckedHead, Refusal, check_request, is_host, tokens};
 use super::reserved_headers::{is_alike, is_hop_by_hop};
-use super::{AgentLane, Denied, ExternalLane, Lane, Policy, Refusal, browser, path, x_forwarded_for};
-use crate::addr::is_loopback_or_unspecified;
+use super::stated_client::StatedClient;
+use super::{browser, path, x_forwarded_for};
 use crate::config::{Config, PathRule};
 use crate::labels::LaneKind;
 use crate::pki::SubjectName;
@@ -30,20 +31,6 @@ const X_FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user")
 const X_OPENCLAW_SCOPES: HeaderName = HeaderName::from_static("x-openclaw-scopes");
 const HTTPS: HeaderValue = HeaderValue::from_static("https");
 const HTTP: HeaderValue = HeaderValue::from_static("http");
-
-/// A client's address as the gateway gets it: never a loopback or unspecified one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StatedClient(HeaderValue);
-
-impl StatedClient {
-    /// States `ip`, or `unknown` if `ip` is loopback or unspecified: the gateway would treat such a client as local.
-    pub fn new(ip: IpAddr, unknown: IpAddr) -> Self {
-        let ip = if is_loopback_or_unspecified(ip) { unknown } else { ip };
-        // The configured stand-in could be such an address too; TEST-NET-1 (RFC 5737) never is.
-        let ip = if is_loopback_or_unspecified(ip) { IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)) } else { ip };
-        Self(HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("192.0.2.1")))
-    }
-}
 
 /// The forwarding headers of one request on the external lane, complete by construction.
 #[derive(Clone, Debug)]
@@ -271,7 +258,7 @@ impl Forwarding {
         for (name, value) in self.identity {
             headers.insert(name, value);
         }
-        headers.insert(X_FORWARDED_FOR, self.client.0);
+        headers.insert(X_FORWARDED_FOR, self.client.into_value());
         headers.insert(X_FORWARDED_PROTO, self.proto);
         headers.insert(X_FORWARDED_HOST, self.host);
     }

@@ -10,9 +10,9 @@
 //! | --- | --- |
 //! | `policy`, `evidence` | the inputs: configuration, and what is known of a connection |
 //! | `admission` | refuses connections before the TLS handshake |
-//! | `decide`, `assignment` | the decision and its result; `explain` says why a connection is not an agent's |
+//! | `decide`, `request_sender`, `assignment` | the decision and its result; `explain` says why a connection is not an agent's |
 //! | `request_check`, `path` | refuse ambiguous requests and closed paths |
-//! | `headers`, `reserved_headers`, `x_forwarded_for`, `browser` | the head that the gateway gets |
+//! | `headers`, `stated_client`, `reserved_headers`, `x_forwarded_for`, `browser` | the head that the gateway gets |
 
 mod admission;
 mod assignment;
@@ -24,8 +24,10 @@ mod headers;
 mod path;
 mod policy;
 mod request_check;
+mod request_sender;
 mod reserved_headers;
 mod source_address;
+mod stated_client;
 mod x_forwarded_for;
 
 pub use admission::{admit_peer, admit_stated_client, may_be_agent, may_have_certificate};
@@ -33,6 +35,7 @@ pub use assignment::{Admitted, AgentLane, Denied, ExternalLane, Lane};
 pub use decide::decide;
 pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};
 pub use explain::{WhyExternal, why_external};
-pub use headers::{Forwarding, GatewayHead, Rules, StatedClient, scrub_response, scrub_trailers};
+pub use headers::{Forwarding, GatewayHead, Rules, scrub_response, scrub_trailers};
 pub use policy::{Policy, allowed_scopes};
 pub use request_check::Refusal;
+pub use stated_client::StatedClient;

@@ -5,7 +5,7 @@
 
 use http::Method;
 
-use super::Refusal;
+use super::request_check::Refusal;
 use crate::config::PathRule;
 
 /// Applies `rules` to `path` (without its query); the first rule that matches decides.

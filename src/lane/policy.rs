@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use http::{HeaderName, HeaderValue};
 use ipnet::{IpNet, Ipv4Net};
 
-use super::Denied;
+use super::assignment::Denied;
 use super::reserved_headers::{is_alike, is_reserved};
 use crate::config::{Config, OwnAddresses};
 

@@ -6,6 +6,7 @@ use http::{Method, Request};
 use proptest::prelude::*;
 
 use super::*;
+use crate::addr::is_loopback_or_unspecified;
 use crate::config::OwnAddresses;
 use crate::discovery::{Agent, Proof, View};
 use crate::lane::{Evidence, ProxyHeader, decide};
