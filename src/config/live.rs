@@ -1,6 +1,6 @@
 //! Applies a new configuration to a running sidecar.
 
-use super::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
+use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 
 /// Applies `wanted` to a configuration that runs as `running`: options that can change live change, the others stay.
 ///

@@ -13,7 +13,7 @@ use rustls_pki_types::DnsName;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
-use super::{AgentService, Engine, ListenAddresses, ListenOn};
+use super::settings::{AgentService, Engine, ListenAddresses, ListenOn};
 use crate::addr::canonical;
 
 /// A value, or the problem of its text.

@@ -5,12 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 use super::key::{Key, key};
 use super::layer::{GivenRule, Layer, Origin, Problem};
 use super::parse::{self, Parsed};
-use super::{
-    Agents, BindDevices, CertificateFiles, Config, Discovery, Docker, Error, External, Gateway, Http, Kubernetes, Limits, Listen,
-    ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
+use super::settings::{
+    Agents, BindDevices, CertificateFiles, Config, Discovery, Docker, External, Gateway, Http, Kubernetes, Limits, Listen, ListenAddresses,
+    Log, LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
 };
 use crate::addr::is_loopback_or_unspecified;
 use crate::attest::ProofKind;
+
+/// The problems of a configuration, one line each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct Error(pub Vec<Problem>);
 
 /// Validates the merged sources, defaults included.
 ///
