@@ -5,7 +5,7 @@ use std::path::Path;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::proof::{Entry, FileStat, ProofReader, ReadError, Surroundings};
+use super::proof_reader::{Entry, FileStat, ProofReader, ReadError, Surroundings};
 use crate::attest::ProofKind;
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::docker::error::Error;

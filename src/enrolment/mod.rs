@@ -10,8 +10,10 @@
 //! the nonce, but can't show anything in there.
 
 mod docker_proofs;
+mod error;
 mod limiter;
 mod proof;
+mod proof_reader;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,20 +29,20 @@ use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
 pub use crate::agent_id::{AgentId, Kind};
 pub use docker_proofs::DockerProofs;
-pub use proof::{Entry, FileStat, ProofReader, ReadError, Surroundings};
+pub use proof_reader::{Entry, FileStat, ProofReader, ReadError, Surroundings};
 
 use crate::addr::PeerAddr;
-use crate::attest::{self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Refused, Reply, Request, Shown};
+use crate::attest::{self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Reply, Request, Shown};
 use crate::audit;
 use crate::config::{Config, Discovery};
 use crate::discovery::kubernetes::api::Api;
-use crate::discovery::kubernetes::error::Error as ApiError;
 use crate::discovery::{Agent, Proof, View, agent_labels as labels};
 use crate::error_chain::causes;
 use crate::metrics::enrolment::Enrolments;
 use crate::metrics::traffic::count;
 use crate::pki::{self, CertificateAuthority};
 use crate::secret::Secret;
+use error::{Error, gone, refuse, refused};
 use limiter::Limiter;
 
 /// Concurrent conversations, of all addresses together.
@@ -69,23 +71,6 @@ pub struct Enrolment<P = DockerProofs> {
     limiter: Limiter,
     permits: Semaphore,
     metrics: Enrolments,
-}
-
-/// Why a conversation ended without a certificate.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    /// The agent receives the reason.
-    #[error(transparent)]
-    Refused(#[from] Refused),
-    /// The agent learns that Docker can't be reached, but not why.
-    #[error("can't read the proof through Docker")]
-    Read(#[from] ReadError),
-    /// The same of the API server.
-    #[error("can't have the token reviewed by the API server")]
-    Review(#[from] ApiError),
-    /// The connection can't carry an answer.
-    #[error("the connection failed")]
-    Broken(#[from] attest::Error),
 }
 
 impl<P: ProofReader> Enrolment<P> {
@@ -267,14 +252,6 @@ impl<P: ProofReader> Enrolment<P> {
     }
 }
 
-fn refused(error: Reason, message: &str) -> Refused {
-    Refused { error, message: message.to_owned() }
-}
-
-fn refuse(error: Reason, message: &str) -> Error {
-    Error::Refused(refused(error, message))
-}
-
 /// Returns the noun for an agent, and its label.
 fn words(source: Discovery) -> (&'static str, &'static str) {
     match source {
@@ -295,10 +272,6 @@ async fn review(api: &Api, agent: &Agent, token: &Secret) -> Result<(), Error> {
         return Err(refuse(Reason::BadToken, "the token is not that of the pod that has this address"));
     }
     Ok(())
-}
-
-fn gone() -> Error {
-    refuse(Reason::AgentGone, "the container or pod has stopped, or lost its label or its address")
 }
 
 /// Parses a request, and returns it with its SubjectPublicKeyInfo. Its signature is verified when the certificate is issued.

@@ -1,0 +1,34 @@
+//! Why a conversation ends without a certificate.
+
+use super::proof_reader::ReadError;
+use crate::attest::{self, Reason, Refused};
+use crate::discovery::kubernetes::error::Error as ApiError;
+
+/// Why a conversation ended without a certificate.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// The agent receives the reason.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The agent learns that Docker can't be reached, but not why.
+    #[error("can't read the proof through Docker")]
+    Read(#[from] ReadError),
+    /// The same of the API server.
+    #[error("can't have the token reviewed by the API server")]
+    Review(#[from] ApiError),
+    /// The connection can't carry an answer.
+    #[error("the connection failed")]
+    Broken(#[from] attest::Error),
+}
+
+pub(super) fn refused(error: Reason, message: &str) -> Refused {
+    Refused { error, message: message.to_owned() }
+}
+
+pub(super) fn refuse(error: Reason, message: &str) -> Error {
+    Error::Refused(refused(error, message))
+}
+
+pub(super) fn gone() -> Error {
+    refuse(Reason::AgentGone, "the container or pod has stopped, or lost its label or its address")
+}
