@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::Credentials;
+use super::credentials::Credentials;
 use super::trust::{self, ServerTrust};
 use crate::attest;
 

@@ -1,4 +1,4 @@
-//! The agent's own certificate and key.
+//! The agent's own certificate and key, and the token beside them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +10,9 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{State, trust};
+use super::trust;
 use crate::config::CertificateFiles;
+use crate::secret::Secret;
 
 /// The agent's certificate, with its key.
 #[derive(Debug)]
@@ -20,6 +21,17 @@ pub struct Credentials {
     pub certified_key: Arc<CertifiedKey>,
     /// Until when the certificate is valid.
     pub not_after: OffsetDateTime,
+}
+
+/// What the agent has at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Its certificate and key, once there are any that have not expired.
+    pub credentials: Option<Arc<Credentials>>,
+    /// The gateway's token, if it was inherited.
+    pub token: Option<Secret>,
+    /// Why the last attempt to get credentials failed, if it did.
+    pub failure: Option<String>,
 }
 
 /// Why a certificate or key can't be used.

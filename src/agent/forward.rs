@@ -13,7 +13,7 @@ use tokio_rustls::client::TlsStream;
 use tracing::{debug, warn};
 
 use super::connector::Connector;
-use super::{Credentials, State};
+use super::credentials::{Credentials, State};
 use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::shutdown::Shutdown;

@@ -14,7 +14,6 @@ use tracing::info;
 
 use crate::config::CertificateFiles;
 use crate::openclaw::ready;
-use crate::secret::Secret;
 use crate::shutdown::Shutdown;
 
 pub mod connector;
@@ -27,7 +26,7 @@ pub mod supervise;
 pub mod trust;
 
 pub use connector::{Connector, Endpoint};
-pub use credentials::Credentials;
+pub use credentials::{Credentials, State};
 pub use show::ProofMethod;
 pub use trust::ServerTrust;
 
@@ -61,17 +60,6 @@ pub enum Identity {
     Token(PathBuf),
     /// The operator's files, read again when they change.
     Files(CertificateFiles),
-}
-
-/// What the agent has at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    /// Its certificate and key, once there are any that have not expired.
-    pub credentials: Option<Arc<Credentials>>,
-    /// The gateway's token, if it was inherited.
-    pub token: Option<Secret>,
-    /// Why the last attempt to get credentials failed, if it did.
-    pub failure: Option<String>,
 }
 
 /// An agent that runs until its shutdown begins.

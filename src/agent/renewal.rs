@@ -10,9 +10,8 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::connector::Connector;
-use super::credentials::Credentials;
-use super::enrol::Attestation;
-use super::{State, enrol};
+use super::credentials::{Credentials, State};
+use super::enrol::{self, Attestation};
 use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::secret::Secret;
