@@ -3,6 +3,7 @@
 //! [`parse`] reads the project, [`plan()`] decides what has to change, and [`render`] writes it. None of them does I/O, and the same project
 //! always gives the same file.
 
+mod changes;
 mod command;
 mod find;
 pub mod model;
@@ -13,8 +14,9 @@ pub mod render;
 mod tests;
 mod yaml;
 
+pub use changes::{Namespace, Plan, Remark};
 pub use model::Project;
-pub use plan::{Namespace, Options, Plan, Remark, plan};
+pub use plan::{Options, plan};
 
 /// Reads what `docker compose config --format json` prints.
 ///

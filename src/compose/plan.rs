@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::changes::{BIND, Namespace, Plan, Remark, State};
 use super::command::{self, Rewritten};
 use super::find;
 use super::model::{Port, Project, Service};
@@ -30,101 +31,8 @@ pub struct Options {
     pub image: Option<String>,
 }
 
-/// A key of the project, and what is to be said about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Remark {
-    /// Such as `services.caddy.environment.UPSTREAM`.
-    pub key: String,
-    /// Why, and what to do.
-    pub what: String,
-}
-
-/// Where loopgate and the gateway meet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Namespace {
-    /// The namespace of a container that only waits, and owns the ports.
-    Pause,
-    /// The namespace that the gateway is in already, in the words of `network_mode`. Ports stay where they are.
-    Joined(String),
-}
-
-/// What changes. [`super::render`] writes it as an override.
-#[derive(Debug)]
-pub struct Plan {
-    /// The project's name.
-    pub project: Option<String>,
-    /// The gateway's service.
-    pub gateway: String,
-    /// The gateway's port on loopback.
-    pub port: u16,
-    /// Where loopgate runs.
-    pub namespace: Namespace,
-    /// The port that loopgate listens on.
-    pub listen: u16,
-    /// What the pause container takes over: networks, with aliases.
-    pub networks: Map<String, Value>,
-    /// `network_mode` of the pause container, where it is on no networks.
-    pub legacy_bridge: bool,
-    /// What the pause container takes over: ports, in the short form.
-    pub ports: Vec<String>,
-    /// What the pause container takes over: host name, resolver and the like.
-    pub moved: Map<String, Value>,
-    /// The gateway's new entrypoint and command.
-    pub entrypoint: Option<Vec<String>>,
-    /// See `entrypoint`.
-    pub command: Option<Vec<String>>,
-    /// Each service that changes, with environment variables to set and keys to take out.
-    pub services: BTreeMap<String, Changes>,
-    /// loopgate's user: the gateway's.
-    pub user: String,
-    /// The gateway's state directory, where it is mounted.
-    pub state: Option<State>,
-    /// Names for the certificate.
-    pub names: Vec<String>,
-    /// Services that become agents.
-    pub agents: Vec<String>,
-    /// Whether loopgate asks the engine.
-    pub full: bool,
-    /// loopgate's image.
-    pub image: String,
-    /// Profiles of the gateway, which are loopgate's as well.
-    pub profiles: Vec<String>,
-    /// The words that run OpenClaw's CLI in the gateway's service.
-    pub cli: Vec<String>,
-    /// What worked before and will not by itself.
-    pub left: Vec<Remark>,
-    /// What is worth knowing.
-    pub notes: Vec<Remark>,
-}
-
-/// The gateway's state directory.
-#[derive(Debug, PartialEq, Eq)]
-pub struct State {
-    /// `bind` or `volume`.
-    pub kind: String,
-    /// The host's path or the volume's name, which loopgate mounts on /openclaw.
-    pub source: String,
-    /// Where the state is in there.
-    pub directory: String,
-}
-
-/// What changes in a service that is there already.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// Whether it joins the namespace.
-    pub joins: bool,
-    /// Keys to take out.
-    pub reset: Vec<&'static str>,
-    /// Environment variables to set.
-    pub environment: BTreeMap<String, String>,
-    /// A new restart policy.
-    pub restart: Option<&'static str>,
-}
-
 /// Keys that the owner of a namespace has, and no container that joins it: the engine refuses them there.
 const OWNERS: [&str; 8] = ["hostname", "domainname", "mac_address", "extra_hosts", "dns", "dns_search", "dns_opt", "expose"];
-/// The variables by which images of the gateway are told where to listen.
-pub(super) const BIND: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_BIND", "MOLTBOT_GATEWAY_BIND"];
 /// The user of OpenClaw's own image, `node`.
 const NODE: &str = "1000:1000";
 
@@ -310,14 +218,6 @@ fn joined<'a>(project: &'a Project, plan: &Plan, gateway: &Service, options: &Op
 }
 
 impl Plan {
-    /// What `network_mode` says of those that share the namespace.
-    pub fn network_mode(&self) -> String {
-        match &self.namespace {
-            Namespace::Pause => "service:netns".into(),
-            Namespace::Joined(mode) => mode.clone(),
-        }
-    }
-
     fn joins(&mut self, name: &str, service: &Service) {
         let is_gateway = name == self.gateway;
         let stays = self.namespace != Namespace::Pause;

@@ -1,8 +1,8 @@
 //! What a plan leaves to the user, and what is worth knowing, each by its key.
 
+use super::changes::{BIND, Namespace, Plan, Remark};
 use super::find::{self, is_front};
 use super::model::{Project, Service};
-use super::plan::{BIND, Namespace, Plan, Remark};
 
 /// Adds remarks about the services of `project`; `dialled` are the names by which they dial the gateway.
 pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str], dialled: &[String]) {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::plan::{Changes, Namespace, Plan, Remark, State};
+use super::changes::{Changes, Namespace, Plan, Remark, State};
 use super::yaml::{self, Node};
 use crate::config::{GATEWAY_PORT, SIDECAR_PORT};
 
