@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
+use rustls::client::VerifierBuilderError;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::server::WebPkiClientVerifier;
@@ -18,7 +19,6 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherEr
 use rustls_pki_types::{AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::client_ca::Error;
 use super::provider::provider;
 use crate::pki::Revoked;
 
@@ -87,7 +87,7 @@ struct Verifier {
 
 impl Verifier {
     /// Returns a verifier that trusts `anchors`; `None` if there are none.
-    fn new(anchors: &[CertificateDer<'static>]) -> Result<Option<Self>, Error> {
+    fn new(anchors: &[CertificateDer<'static>]) -> Result<Option<Self>, VerifierBuilderError> {
         if anchors.is_empty() {
             return Ok(None);
         }
@@ -108,7 +108,7 @@ impl ClientVerifier {
         own: Option<&CertificateDer<'static>>,
         operator: &[CertificateDer<'static>],
         revoked: Arc<Revoked>,
-    ) -> Result<Option<Self>, Error> {
+    ) -> Result<Option<Self>, VerifierBuilderError> {
         let own = own.map(|own| Verifier::new(std::slice::from_ref(own))).transpose()?.flatten();
         let operator = Verifier::new(operator)?;
         let hints: Vec<_> = own.iter().chain(&operator).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
