@@ -1,4 +1,4 @@
-//! Judges who is an agent, who is none, and whom lists trust by address.
+//! Findings about agents, labelled containers that are not agents, and lists that trust clients by their address.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,30 +11,30 @@ use super::finding::{Kind, Remedy, Report};
 use crate::config::{Config, OwnAddresses};
 use crate::discovery::{Namespace, Proof, View, WhyNot};
 
-/// What was seen, beyond the view.
+/// What weakens the proof of a client by its address, beyond the view.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
-    /// Agents by address whose containers may send what they like.
+pub struct AddressRisks {
+    /// Names of agents by address whose containers have NET_RAW, and so can forge source addresses.
     pub net_raw: Vec<String>,
-    /// Whether this process lives in a user namespace, as all do on a rootless engine.
+    /// Whether this process runs in a user namespace, as every container of a rootless engine does.
     pub user_namespace: bool,
 }
 
-/// What of a container's configuration decides on its capabilities.
+/// The part of a container's configuration that decides on its capabilities.
 #[derive(Clone, Debug, Default)]
 pub struct Capabilities {
-    /// Whether it is privileged.
+    /// Whether the container is privileged.
     pub privileged: bool,
     /// Whether the engine's default capabilities include NET_RAW: Docker's do, Podman's do not.
     pub default_net_raw: bool,
-    /// Those it has beyond the usual.
+    /// Capabilities added to the default ones.
     pub added: Vec<String>,
-    /// Those of the usual that it has not.
+    /// Default capabilities that are dropped.
     pub dropped: Vec<String>,
 }
 
 impl Capabilities {
-    /// Whether NET_RAW is among them. Docker's usual ones include it; what is added wins over what is dropped.
+    /// Returns whether the container has NET_RAW. Docker's default set includes it; an added capability wins over a dropped one.
     pub fn net_raw(&self) -> bool {
         let named = |list: &[String]| list.iter().any(|name| matches!(bare(name).as_str(), "ALL" | "NET_RAW"));
         self.privileged || named(&self.added) || (self.default_net_raw && !named(&self.dropped))
@@ -46,8 +46,8 @@ fn bare(name: &str) -> String {
     name.strip_prefix("CAP_").map_or_else(|| name.clone(), Into::into)
 }
 
-/// Judges all of it.
-pub fn judge(view: &View, seen: &Seen, config: &Config, report: &mut Report) {
+/// Adds the findings about agents and address lists.
+pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Report) {
     let names: BTreeSet<&str> = view.agents.values().map(|agent| agent.name.as_str()).collect();
     for name in names {
         let of_it = || view.agents.iter().filter(|(_, agent)| agent.name == name);
@@ -59,7 +59,7 @@ pub fn judge(view: &View, seen: &Seen, config: &Config, report: &mut Report) {
         let (kind, remedy) = refused(container, why);
         report.find(kind, format!("{container}: {why}"), remedy);
     }
-    for container in &seen.net_raw {
+    for container in &risks.net_raw {
         let what = format!(
             "in the compose file give {container}, and whatever else is on its networks, cap_drop: [NET_RAW]; or label it attested and let it run \
              loopgate agent"
@@ -71,7 +71,7 @@ pub fn judge(view: &View, seen: &Seen, config: &Config, report: &mut Report) {
             Remedy::words("start that container, and then the sidecar anew; `loopgate pause` as the owner of the namespace avoids this");
         report.find(&kind::NAMESPACE, "the interfaces of this network namespace are gone", remedy);
     }
-    own_addresses(seen, config, report);
+    own_addresses(risks, config, report);
     bridge(view, config, report);
     wide(config, report);
 }
@@ -115,15 +115,15 @@ fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
     }
 }
 
-fn own_addresses(seen: &Seen, config: &Config, report: &mut Report) {
+fn own_addresses(risks: &AddressRisks, config: &Config, report: &mut Report) {
     let is_agent = config.listen.own_addresses == OwnAddresses::Agent;
-    if seen.user_namespace && is_agent {
+    if risks.user_namespace && is_agent {
         let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: json!("external") };
         let what = "this process is in a user namespace, as on a rootless engine, and listen.own_addresses is agent";
         report.find(&kind::OWN_ADDRESSES, what, remedy);
     } else {
         let lane = if is_agent { "agent" } else { "external" };
-        let engine = if seen.user_namespace { "the engine may be rootless" } else { "the engine is not rootless" };
+        let engine = if risks.user_namespace { "the engine may be rootless" } else { "the engine is not rootless" };
         report.fine("own addresses", format!("they are on the {lane} lane; {engine}"));
     }
 }
@@ -159,7 +159,7 @@ fn wide(config: &Config, report: &mut Report) {
     }
 }
 
-/// Whether `net` is wider than any private one: 10.0.0.0/8, and fc00::/7, beyond which a /16 is more than any network of one's own.
+/// Returns whether `net` is wider than any private network: 10.0.0.0/8 for IPv4; for IPv6 fc00::/7, and a /16 elsewhere.
 fn is_wide(net: &IpNet) -> bool {
     match net {
         IpNet::V4(net) => net.prefix_len() < 8,
@@ -191,7 +191,7 @@ mod tests {
             let mut view = View::default();
             view.not_agents.insert("robot".into(), why);
             let mut report = Report::default();
-            judge(&view, &Seen::default(), &Config::default(), &mut report);
+            judge(&view, &AddressRisks::default(), &Config::default(), &mut report);
             assert_eq!(report.ids(), [expected]);
             assert!(report.findings[0].seen[0].starts_with("robot: "));
         }
@@ -215,7 +215,7 @@ mod tests {
             config.external.trusted_proxies = nets(proxies);
             config.agents.cidrs = nets(cidrs);
             let mut report = Report::default();
-            judge(&view, &Seen::default(), &config, &mut report);
+            judge(&view, &AddressRisks::default(), &config, &mut report);
             assert_eq!(report.ids(), expected, "{proxies:?} {cidrs:?}");
         }
     }
@@ -233,9 +233,9 @@ mod tests {
             config.agents.cidrs = nets.clone();
             config.external.trusted_proxies = nets.clone();
             let mut report = Report::default();
-            judge(&View::default(), &Seen::default(), &config, &mut report);
-            let seen = |id: &str| report.findings.iter().find(|finding| finding.id == id).map_or(0, |finding| finding.seen.len());
-            assert_eq!((seen("agent-cidr-wide"), seen("trusted-proxy-wide")), (wide, wide), "{nets:?}");
+            judge(&View::default(), &AddressRisks::default(), &config, &mut report);
+            let count = |id: &str| report.findings.iter().find(|finding| finding.id == id).map_or(0, |finding| finding.seen.len());
+            assert_eq!((count("agent-cidr-wide"), count("trusted-proxy-wide")), (wide, wide), "{nets:?}");
         }
     }
 
@@ -247,11 +247,11 @@ mod tests {
         let mut config = Config::default();
         config.listen.own_addresses = OwnAddresses::Agent;
         let mut report = Report::default();
-        judge(&view, &Seen { net_raw: vec!["robot".into()], user_namespace: true }, &config, &mut report);
+        judge(&view, &AddressRisks { net_raw: vec!["robot".into()], user_namespace: true }, &config, &mut report);
         assert_eq!(report.ids(), ["agent-net-raw", "own-addresses-shared"]);
         view.namespace = Namespace::Orphaned;
         let mut report = Report::default();
-        judge(&view, &Seen::default(), &config, &mut report);
+        judge(&view, &AddressRisks::default(), &config, &mut report);
         assert_eq!(report.ids(), ["namespace-orphaned"]);
     }
 

@@ -1,4 +1,4 @@
-//! Every sort of finding there is.
+//! The catalogue of every kind of finding.
 
 use super::finding::{Kind, Severity};
 use Severity::{Error, Note, Warning};
@@ -9,14 +9,14 @@ macro_rules! kinds {
             #[doc = $means]
             pub static $name: Kind = Kind { id: $id, severity: $severity, means: $means };
         )*
-        /// All of them, by what they are about.
+        /// All kinds of findings, grouped by subject.
         pub static ALL: &[&Kind] = &[$(&$name),*];
     };
 }
 
 kinds! {
     GATEWAY_DOWN = "gateway-down", Error, "Nothing accepts connections at the gateway's address.";
-    GATEWAY_STARTING = "gateway-starting", Note, "The gateway has not finished to start.";
+    GATEWAY_STARTING = "gateway-starting", Note, "The gateway is still starting.";
     GATEWAY_UNKNOWN = "gateway-unknown", Warning, "What answers at the gateway's address does not speak as an OpenClaw gateway does.";
     GATEWAY_TLS = "gateway-tls", Error, "The gateway speaks TLS itself; loopgate speaks plain HTTP with it.";
     GATEWAY_EXPOSED = "gateway-exposed", Error, "The gateway can be reached on an address of the bridge, past the sidecar.";
@@ -54,18 +54,18 @@ kinds! {
     NAMESPACE = "namespace-orphaned", Error, "The container that owns this network namespace does not run, or has a new one.";
     OWN_ADDRESSES = "own-addresses-shared", Warning,
         "Own addresses are on the agent lane, while a rootless engine delivers outside clients with them.";
-    DOCKER_MISSING = "docker-missing", Warning, "There is no Docker socket, so labels make nobody an agent.";
-    DOCKER_UNREACHABLE = "docker-unreachable", Error, "Docker can't be reached, so labels make nobody an agent.";
+    DOCKER_MISSING = "docker-missing", Warning, "There is no Docker socket, so labels make no container an agent.";
+    DOCKER_UNREACHABLE = "docker-unreachable", Error, "Docker can't be reached, so labels make no container an agent.";
     DOCKER_FORBIDDEN = "docker-forbidden", Error, "Docker, or the filter in front of it, forbids a request that loopgate needs.";
     DOCKER_WIDE = "docker-too-wide", Warning, "The Docker socket permits more than loopgate needs.";
-    KUBERNETES_UNREACHABLE = "kubernetes-unreachable", Error, "The API server can't be followed, so labels make nobody an agent.";
+    KUBERNETES_UNREACHABLE = "kubernetes-unreachable", Error, "The API server's pods can't be watched, so labels make no pod an agent.";
     KUBERNETES_FORBIDDEN = "kubernetes-forbidden", Error, "The API server forbids a request that loopgate needs: an RBAC rule is missing.";
     AGENT_HOST_NETWORK = "agent-host-network", Warning, "A labelled pod is on its node's network, so its address is not its own.";
     AGENT_LABEL = "agent-label", Warning, "A label loopgate.agent, or loopgate.dev/agent of a pod, can't be read.";
-    AGENT_IMAGE = "agent-image-label", Warning, "A container's agent label is that of its image, or can't be told from it, so it does not count.";
+    AGENT_IMAGE = "agent-image-label", Warning, "A container's agent label is that of its image, or can't be compared with it, so it does not count.";
     AGENT_PROJECT = "agent-other-project", Warning, "A labelled container is in another compose project, so its label does not count.";
     AGENT_NETWORK = "agent-no-network", Warning, "A labelled container is on no network of the gateway's.";
-    AGENT_NAMESPACE = "agent-shared-namespace", Warning, "A labelled container shares its network namespace, so it can't be told apart.";
+    AGENT_NAMESPACE = "agent-shared-namespace", Warning, "A labelled container shares its network namespace, so its connections can't be identified.";
     AGENT_DOUBT = "agent-in-doubt", Warning, "A labelled container's address is another container's too.";
     AGENT_OWNER = "agent-owner-unknown", Warning, "It is not known which container owns this network namespace.";
     AGENT_NET_RAW = "agent-net-raw", Warning,

@@ -1,58 +1,58 @@
-//! Judges the certificate, by its files.
+//! Findings about the certificate, from its files.
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use crate::pki::offline;
 
-/// What was seen of the certificate.
+/// The state of the certificate.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct CertificateState {
     /// What its files hold, or why they can't be read; `None` while loopgate has not made one yet.
     pub report: Option<Result<offline::Report, String>>,
-    /// Whether it is the operator's own pair, which nobody renews for them.
+    /// Whether it is the operator's own pair, which loopgate does not renew.
     pub own_pair: bool,
-    /// The names and addresses that clients may dial.
+    /// The names and addresses that clients may connect to.
     pub wanted: Vec<String>,
-    /// Why the running sidecar has no newer one.
+    /// Why the running sidecar could not load a newer one.
     pub problem: Option<String>,
-    /// Now, in RFC 3339 and UTC, as the files state times.
+    /// The current time in RFC 3339 and UTC, like the times of the report.
     pub now: String,
 }
 
-/// Days before the end that are few for a pair that somebody has to renew.
+/// The days before its end from which an operator's own pair is reported.
 const FEW_DAYS: i64 = 14;
-/// loopgate renews its own long before.
+/// The same for loopgate's own certificates, which it renews long before.
 const FEW_DAYS_OF_OURS: i64 = 7;
 
-/// Judges all of it.
-pub fn judge(seen: &Seen, report: &mut Report) {
-    if let Some(problem) = &seen.problem {
+/// Adds the findings about the certificate.
+pub fn judge(state: &CertificateState, report: &mut Report) {
+    if let Some(problem) = &state.problem {
         let remedy =
             Remedy::words("correct the file that it names; the sidecar reads it again by itself, or at once with `loopgate reload`");
         report.find(&kind::CERTIFICATE_PROBLEM, problem.clone(), remedy);
     }
-    let found = match &seen.report {
+    let found = match &state.report {
         None => return,
         Some(Ok(found)) => found,
         Some(Err(error)) => {
-            let remedy = Remedy::words("mend or take away the file that it names; of what is missing loopgate makes a new one");
+            let remedy = Remedy::words("repair or remove the file that it names; loopgate creates what is missing");
             return report.find(&kind::CERTIFICATE_UNREADABLE, error.clone(), remedy);
         }
     };
     let server = &found.server;
     let until = format!("{} is valid from {} to {}", server.file.display(), server.not_before, server.not_after);
-    let renew = if seen.own_pair { "put a renewed pair in its place; it is read again by itself" } else { "loopgate cert rotate" };
+    let renew = if state.own_pair { "put a renewed pair in its place; it is read again by itself" } else { "loopgate cert rotate" };
     // RFC 3339 in UTC and whole seconds sorts as text.
-    if seen.now < server.not_before || server.not_after <= seen.now {
+    if state.now < server.not_before || server.not_after <= state.now {
         report.find(&kind::CERTIFICATE_EXPIRED, until, Remedy::words(renew));
-    } else if server.days_left < if seen.own_pair { FEW_DAYS } else { FEW_DAYS_OF_OURS } {
+    } else if server.days_left < if state.own_pair { FEW_DAYS } else { FEW_DAYS_OF_OURS } {
         report.find(&kind::CERTIFICATE_EXPIRING, format!("{until}: {} days left", server.days_left), Remedy::words(renew));
     } else {
         report.fine("certificate", format!("{} days left, fingerprint {}", server.days_left, server.fingerprint));
     }
-    if let Some(ca) = found.ca.as_ref().filter(|ca| seen.now < ca.not_before) {
+    if let Some(ca) = found.ca.as_ref().filter(|ca| state.now < ca.not_before) {
         let remedy = Remedy::words("set this clock right (NTP)");
-        report.find(&kind::CLOCK_CA, format!("it is {}, and {} begins at {}", seen.now, ca.file.display(), ca.not_before), remedy);
+        report.find(&kind::CLOCK_CA, format!("it is {}, and {} begins at {}", state.now, ca.file.display(), ca.not_before), remedy);
     }
     if let Some(issuer) = &found.missing_issuer {
         let what = format!("{} does not contain the certificate of its issuer, {issuer}", server.file.display());
@@ -60,21 +60,21 @@ pub fn judge(seen: &Seen, report: &mut Report) {
         report.find(&kind::CERTIFICATE_CHAIN, what, remedy);
     }
     let missing: Vec<&str> =
-        seen.wanted.iter().filter(|name| !server.names.iter().any(|has| covers(has, name))).map(String::as_str).collect();
+        state.wanted.iter().filter(|name| !server.names.iter().any(|has| covers(has, name))).map(String::as_str).collect();
     if missing.is_empty() {
-        report.fine("certificate", format!("it has every name and address: {}", seen.wanted.join(" ")));
+        report.fine("certificate", format!("it has every name and address: {}", state.wanted.join(" ")));
         return;
     }
     let what = format!("{} is not for {}", server.file.display(), missing.join(", "));
-    let remedy = if seen.own_pair {
-        Remedy::words(format!("have it issued for {} too, or let clients dial only what is in it", missing.join(", ")))
+    let remedy = if state.own_pair {
+        Remedy::words(format!("have it issued for {} too, or let clients connect only to the names that it has", missing.join(", ")))
     } else {
-        Remedy::words("start the sidecar (anew) with this configuration: it puts what is missing into its certificate")
+        Remedy::words("restart the sidecar with this configuration: it adds the missing names to its certificate")
     };
     report.find(&kind::CERTIFICATE_NAMES, what, remedy);
 }
 
-/// Whether the name `has` of a certificate is good for `name` (RFC 6125: `*` for one label).
+/// Returns whether the name `has` of a certificate matches `name` (RFC 6125: `*` matches one label).
 fn covers(has: &str, name: &str) -> bool {
     let rest = |name: &str| name.split_once('.').map(|(_, rest)| rest.to_owned());
     has.eq_ignore_ascii_case(name) || (has.strip_prefix("*.").is_some() && rest(has) == rest(&name.to_ascii_lowercase()))
@@ -99,9 +99,9 @@ mod tests {
         }
     }
 
-    fn seen(server: Description) -> Seen {
+    fn state(server: Description) -> CertificateState {
         let ca = Some(description("2026-01-01T00:00:00Z", "2036-01-01T00:00:00Z", 3650));
-        Seen {
+        CertificateState {
             report: Some(Ok(offline::Report { server, ca, missing_issuer: None })),
             own_pair: false,
             wanted: vec!["localhost".into(), "172.18.0.2".into()],
@@ -110,38 +110,41 @@ mod tests {
         }
     }
 
-    fn without_issuer(mut seen: Seen) -> Seen {
-        let report = seen.report.as_mut().unwrap().as_mut().unwrap();
+    fn without_issuer(mut state: CertificateState) -> CertificateState {
+        let report = state.report.as_mut().unwrap().as_mut().unwrap();
         report.missing_issuer = Some("CN=R3".into());
-        seen
+        state
     }
 
     #[test]
     fn each_fault_is_found() {
         let good = || description("2026-05-01T00:00:00Z", "2026-08-01T00:00:00Z", 60);
-        let table: [(Seen, &[&str]); 12] = [
-            (seen(good()), &[]),
-            (Seen { report: None, ..seen(good()) }, &[]),
-            (Seen { report: Some(Err("no".into())), ..seen(good()) }, &["certificate-unreadable"]),
-            (Seen { problem: Some("disk full".into()), ..seen(good()) }, &["certificate-problem"]),
-            (seen(description("2026-05-01T00:00:00Z", "2026-06-01T00:00:00Z", 0)), &["certificate-expired"]),
-            (seen(description("2026-06-02T00:00:00Z", "2026-08-01T00:00:00Z", 60)), &["certificate-expired"]),
-            (seen(description("2026-05-01T00:00:00Z", "2026-06-07T00:00:00Z", 6)), &["certificate-expiring"]),
-            (Seen { own_pair: true, ..seen(description("2026-05-01T00:00:00Z", "2026-06-13T00:00:00Z", 12)) }, &["certificate-expiring"]),
-            (Seen { wanted: vec!["gateway".into()], ..seen(good()) }, &["certificate-names"]),
-            (Seen { wanted: vec!["172.18.0.3".into()], own_pair: true, ..seen(good()) }, &["certificate-names"]),
-            (without_issuer(seen(good())), &["certificate-chain"]),
-            (Seen { now: "2025-12-31T00:00:00Z".into(), ..seen(good()) }, &["certificate-expired", "clock-behind"]),
+        let table: [(CertificateState, &[&str]); 12] = [
+            (state(good()), &[]),
+            (CertificateState { report: None, ..state(good()) }, &[]),
+            (CertificateState { report: Some(Err("no".into())), ..state(good()) }, &["certificate-unreadable"]),
+            (CertificateState { problem: Some("disk full".into()), ..state(good()) }, &["certificate-problem"]),
+            (state(description("2026-05-01T00:00:00Z", "2026-06-01T00:00:00Z", 0)), &["certificate-expired"]),
+            (state(description("2026-06-02T00:00:00Z", "2026-08-01T00:00:00Z", 60)), &["certificate-expired"]),
+            (state(description("2026-05-01T00:00:00Z", "2026-06-07T00:00:00Z", 6)), &["certificate-expiring"]),
+            (
+                CertificateState { own_pair: true, ..state(description("2026-05-01T00:00:00Z", "2026-06-13T00:00:00Z", 12)) },
+                &["certificate-expiring"],
+            ),
+            (CertificateState { wanted: vec!["gateway".into()], ..state(good()) }, &["certificate-names"]),
+            (CertificateState { wanted: vec!["172.18.0.3".into()], own_pair: true, ..state(good()) }, &["certificate-names"]),
+            (without_issuer(state(good())), &["certificate-chain"]),
+            (CertificateState { now: "2025-12-31T00:00:00Z".into(), ..state(good()) }, &["certificate-expired", "clock-behind"]),
         ];
-        for (seen, expected) in table {
+        for (state, expected) in table {
             let mut report = Report::default();
-            judge(&seen, &mut report);
-            assert_eq!(report.ids(), expected, "{seen:?}");
+            judge(&state, &mut report);
+            assert_eq!(report.ids(), expected, "{state:?}");
         }
     }
 
     #[test]
-    fn a_star_stands_for_one_label() {
+    fn a_star_matches_one_label() {
         let table = [
             ("*.example.org", "a.example.org", true),
             ("*.example.org", "A.Example.Org", true),

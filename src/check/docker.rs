@@ -1,70 +1,70 @@
-//! Judges the way to the Docker Engine, and its clock.
+//! Findings about the connection to the Docker Engine, and about its clock.
 
 use std::time::Duration;
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 
-/// What was seen of the engine.
+/// The state of the engine.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    /// Where it is, as a URL; `None` where discovery by Docker is off.
+pub struct EngineState {
+    /// Its address as a URL; `None` if discovery by Docker is off.
     pub engine: Option<String>,
-    /// Whether its place was only guessed (`--docker auto`).
+    /// Whether its address was only guessed (`--docker auto`).
     pub guessed: bool,
     /// Whether there is no socket.
     pub absent: bool,
-    /// Why it can't be followed.
+    /// Why its events can't be followed.
     pub error: Option<String>,
-    /// What each request of loopgate's was answered.
-    pub needed: Vec<Answer>,
-    /// What a request was answered that loopgate doesn't need.
-    pub needless: Option<Answer>,
-    /// How far the engine's clock is from this one, in seconds; positive where the engine's is ahead.
+    /// The responses to the requests that loopgate needs.
+    pub needed: Vec<PathStatus>,
+    /// The response to a request that loopgate does not need.
+    pub needless: Option<PathStatus>,
+    /// How far the engine's clock is ahead of this one, in seconds; negative if it is behind.
     pub ahead: Option<i64>,
 }
 
-/// How a request was answered.
+/// The response to a request for a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The path.
+pub struct PathStatus {
+    /// The path, as the finding prints it.
     pub path: &'static str,
     /// The HTTP status.
     pub status: u16,
 }
 
-/// Clocks may differ by that much.
+/// The difference of the clocks that is tolerated.
 const TOLERANCE: Duration = Duration::from_secs(30);
 
-/// Judges all of it.
-pub fn judge(seen: &Seen, report: &mut Report) {
-    let Some(engine) = &seen.engine else {
+/// Adds the findings about the engine.
+pub fn judge(state: &EngineState, report: &mut Report) {
+    let Some(engine) = &state.engine else {
         return report.fine("docker", "discovery is off");
     };
-    if let Some(error) = &seen.error {
-        let (kind, remedy) = if seen.absent && seen.guessed {
-            (&kind::DOCKER_MISSING, "mount the directory of a filtered socket and name it by --docker unix://PATH, or say --docker off")
+    if let Some(error) = &state.error {
+        let (kind, remedy) = if state.absent && state.guessed {
+            (&kind::DOCKER_MISSING, "mount the directory of a filtered socket and name it by --docker unix://PATH, or set --docker off")
         } else {
-            (&kind::DOCKER_UNREACHABLE, "mount the directory of the socket, let this user use it (group_add), or say --docker off")
+            (&kind::DOCKER_UNREACHABLE, "mount the directory of the socket, let this user use it (group_add), or set --docker off")
         };
         return report.find(kind, format!("{engine}: {error}"), Remedy::words(remedy));
     }
     report.fine("docker", format!("{engine} is followed"));
-    for answer in seen.needed.iter().filter(|answer| matches!(answer.status, 401 | 403 | 405)) {
+    for answer in state.needed.iter().filter(|answer| matches!(answer.status, 401 | 403 | 405)) {
         let what = format!("GET {} is answered {}", answer.path, answer.status);
         report.find(&kind::DOCKER_FORBIDDEN, what, Remedy::words("permit exactly that path, for GET, in the socket's filter"));
     }
-    match &seen.needless {
-        // The engine itself misses the file's name.
-        Some(Answer { path, status: status @ (400 | 200..300) }) => {
-            let what = format!("GET {path} gets through to the engine ({status}), which hands out any file of any container by it");
+    match &state.needless {
+        // The engine itself answered: 400 means that the query lacks the file's name.
+        Some(PathStatus { path, status: status @ (400 | 200..300) }) => {
+            let what = format!("GET {path} gets through to the engine ({status}), which returns any file of any container on it");
             let remedy = "put a filter before the socket that permits exact paths only, as docker/socket-filter does";
             report.find(&kind::DOCKER_WIDE, what, Remedy::words(remedy));
         }
-        Some(Answer { status: 400.., .. }) => report.fine("docker", "it permits no more than it has to, as far as was tried"),
+        Some(PathStatus { status: 400.., .. }) => report.fine("docker", "it refuses the one request tried that loopgate does not need"),
         _ => {}
     }
-    match seen.ahead {
+    match state.ahead {
         Some(ahead) if ahead.unsigned_abs() > TOLERANCE.as_secs() => {
             let what = format!("the Docker host's clock is {} s {}", ahead.abs(), if ahead > 0 { "ahead" } else { "behind" });
             report.find(&kind::CLOCK, what, Remedy::words("let both hosts set their clocks by NTP"));
@@ -80,35 +80,35 @@ mod tests {
 
     #[test]
     fn each_fault_is_found() {
-        let needless = |status| Some(Answer { path: "/containers/{id}/archive", status });
-        let well = || Seen {
+        let needless = |status| Some(PathStatus { path: "/containers/{id}/archive", status });
+        let well = || EngineState {
             engine: Some("unix:///run/docker.sock".into()),
             guessed: false,
             absent: false,
             error: None,
-            needed: vec![Answer { path: "/containers/json", status: 200 }],
+            needed: vec![PathStatus { path: "/containers/json", status: 200 }],
             needless: needless(403),
             ahead: Some(-2),
         };
         let lost = || Some("no socket".to_owned());
-        let table: [(Seen, &[&str]); 12] = [
+        let table: [(EngineState, &[&str]); 12] = [
             (well(), &[]),
-            (Seen { engine: None, error: lost(), ..well() }, &[]),
-            (Seen { error: lost(), absent: true, guessed: true, ..well() }, &["docker-missing"]),
-            (Seen { error: lost(), absent: true, ..well() }, &["docker-unreachable"]),
-            (Seen { error: lost(), guessed: true, ..well() }, &["docker-unreachable"]),
-            (Seen { needed: vec![Answer { path: "/containers/{id}/top", status: 403 }], ..well() }, &["docker-forbidden"]),
-            (Seen { needless: needless(400), ..well() }, &["docker-too-wide"]),
-            (Seen { needless: needless(200), ..well() }, &["docker-too-wide"]),
-            (Seen { needless: needless(404), ..well() }, &[]),
-            (Seen { needless: None, ..well() }, &[]),
-            (Seen { ahead: Some(-31), ..well() }, &["clock-skew"]),
-            (Seen { ahead: Some(3600), ..well() }, &["clock-skew"]),
+            (EngineState { engine: None, error: lost(), ..well() }, &[]),
+            (EngineState { error: lost(), absent: true, guessed: true, ..well() }, &["docker-missing"]),
+            (EngineState { error: lost(), absent: true, ..well() }, &["docker-unreachable"]),
+            (EngineState { error: lost(), guessed: true, ..well() }, &["docker-unreachable"]),
+            (EngineState { needed: vec![PathStatus { path: "/containers/{id}/top", status: 403 }], ..well() }, &["docker-forbidden"]),
+            (EngineState { needless: needless(400), ..well() }, &["docker-too-wide"]),
+            (EngineState { needless: needless(200), ..well() }, &["docker-too-wide"]),
+            (EngineState { needless: needless(404), ..well() }, &[]),
+            (EngineState { needless: None, ..well() }, &[]),
+            (EngineState { ahead: Some(-31), ..well() }, &["clock-skew"]),
+            (EngineState { ahead: Some(3600), ..well() }, &["clock-skew"]),
         ];
-        for (seen, expected) in table {
+        for (state, expected) in table {
             let mut report = Report::default();
-            judge(&seen, &mut report);
-            assert_eq!(report.ids(), expected, "{seen:?}");
+            judge(&state, &mut report);
+            assert_eq!(report.ids(), expected, "{state:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Asks the Docker Engine what it permits, what time it is, and what agents by address may do.
+//! Asks the Docker Engine which requests it permits, what its clock says, and which capabilities agents by address have.
 
 use std::collections::BTreeMap;
 
@@ -6,18 +6,18 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 
 use crate::check::agents::Capabilities;
-use crate::check::docker::{Answer, Seen};
+use crate::check::docker::{EngineState, PathStatus};
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::{Proof, SourceState, View};
 
-/// What loopgate asks for with HEAD only: GET hands out the files of a container. Asked for without saying which file, and of no container,
-/// it does nothing, and an engine that hears of it answers 400. Filters that permit GET on all of a container, `attach/ws` included, show
-/// themselves by it, as does a socket without a filter.
+/// A path that loopgate does not need to GET, which returns files of a container. Without a file name, and for a container that does not
+/// exist, the request does nothing, and the engine answers 400. So an answer of the engine shows that there is no filter, or one that permits
+/// GET on every path of a container, `attach/ws` included.
 const NEEDLESS: (&str, &str) = ("/containers/{id}/archive", "/containers/loopgate-check/archive");
 
-/// Asks `engine`, which `view` was made by.
-pub async fn look(engine: Option<&Engine>, view: &View) -> Seen {
-    let mut seen = Seen {
+/// Sends the probes to `engine`, the source of `view`.
+pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
+    let mut state = EngineState {
         engine: engine.map(Engine::name),
         guessed: engine.is_some_and(Engine::is_guessed),
         absent: engine.is_some_and(Engine::is_absent),
@@ -27,12 +27,12 @@ pub async fn look(engine: Option<&Engine>, view: &View) -> Seen {
         ahead: None,
     };
     if view.source_state == (SourceState::Connecting { error: None }) {
-        seen.error = Some("no answer".into());
+        state.error = Some("no answer".into());
     }
-    let Some(engine) = engine.filter(|_| seen.error.is_none()) else { return seen };
+    let Some(engine) = engine.filter(|_| state.error.is_none()) else { return state };
     if let Ok(answer) = engine.probe("/_ping").await {
         let date = answer.date.and_then(|date| OffsetDateTime::parse(&date.replace("GMT", "+0000"), &Rfc2822).ok());
-        seen.ahead = date.map(|date| (date - OffsetDateTime::now_utc()).whole_seconds());
+        state.ahead = date.map(|date| (date - OffsetDateTime::now_utc()).whole_seconds());
     }
     if let Some(owner) = &view.owner {
         let mut needed = vec![("/containers/{id}/json", format!("/containers/{}/json", owner.id))];
@@ -40,15 +40,15 @@ pub async fn look(engine: Option<&Engine>, view: &View) -> Seen {
             needed.push(("/containers/{id}/top", format!("/containers/{}/top", owner.id)));
         }
         for (path, asked) in needed {
-            seen.needed.extend(engine.probe(&asked).await.ok().map(|answer| Answer { path, status: answer.status }));
+            state.needed.extend(engine.probe(&asked).await.ok().map(|answer| PathStatus { path, status: answer.status }));
         }
     }
     let (path, asked) = NEEDLESS;
-    seen.needless = engine.probe(asked).await.ok().map(|answer| Answer { path, status: answer.status });
-    seen
+    state.needless = engine.probe(asked).await.ok().map(|answer| PathStatus { path, status: answer.status });
+    state
 }
 
-/// Agents by address whose containers have NET_RAW, by name; those that may not be inspected are left out.
+/// Returns the names of agents by address whose containers have NET_RAW. Containers that can't be inspected are left out.
 pub async fn with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<String> {
     let Some(engine) = engine else { return Vec::new() };
     let by_address = view.agents.values().filter(|agent| agent.proof == Proof::Address);

@@ -1,24 +1,24 @@
-//! What a check comes to: findings with what to do about them, and what was found right.
+//! The result of a check: findings with remedies, and what is in order.
 
 use std::fmt;
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// How much a finding matters.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// It doesn't work, or it isn't safe.
     Error,
-    /// It works, but is wider, or will fail sooner, than it need.
+    /// It works, but permits more than it needs to, or will fail soon.
     Warning,
     /// Worth knowing.
     Note,
 }
 
 impl Severity {
-    /// In one word.
+    /// Returns it in one word.
     pub fn label(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -28,14 +28,14 @@ impl Severity {
     }
 }
 
-/// A sort of finding. All of them are in [`super::catalogue::ALL`].
+/// A kind of finding. All kinds are in [`super::catalogue::ALL`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kind {
     /// Its id, which never changes.
     pub id: &'static str,
-    /// How much it matters.
+    /// Its severity.
     pub severity: Severity,
-    /// What it means, in one sentence.
+    /// Its meaning, in one sentence.
     pub means: &'static str,
 }
 
@@ -62,13 +62,13 @@ pub enum Remedy {
     /// Anything else.
     #[serde(rename = "surroundings")]
     Do {
-        /// What.
+        /// What to do.
         what: String,
     },
 }
 
 impl Remedy {
-    /// A remedy in words.
+    /// Creates a remedy in words.
     pub fn words(what: impl Into<String>) -> Self {
         Self::Do { what: what.into() }
     }
@@ -87,36 +87,36 @@ impl fmt::Display for Remedy {
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
-    /// Which sort.
+    /// The id of its kind.
     pub id: &'static str,
-    /// How much it matters.
+    /// Its severity.
     pub severity: Severity,
-    /// What was seen.
+    /// The observations that led to it.
     pub seen: Vec<String>,
     /// What to do about it.
     pub remedy: Remedy,
 }
 
-/// Something that is as it should be.
+/// Something that is in order.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fine {
-    /// What it is about, in a word or two.
+    /// Its subject, in one or two words.
     pub about: &'static str,
-    /// What was seen.
+    /// The observation.
     pub seen: String,
 }
 
-/// Everything that was found.
+/// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Report {
-    /// What is not right, the worst first.
+    /// The findings, the worst first.
     pub findings: Vec<Finding>,
-    /// What is.
+    /// What is in order.
     pub fine: Vec<Fine>,
 }
 
 impl Report {
-    /// Adds a finding; what two observations agree on is one finding.
+    /// Adds a finding. Observations with the same kind and remedy become one finding.
     pub fn find(&mut self, kind: &'static Kind, seen: impl Into<String>, remedy: Remedy) {
         let seen = seen.into();
         match self.findings.iter_mut().find(|known| known.id == kind.id && known.remedy == remedy) {
@@ -126,17 +126,17 @@ impl Report {
         }
     }
 
-    /// Adds something that is right.
+    /// Adds something that is in order.
     pub fn fine(&mut self, about: &'static str, seen: impl Into<String>) {
         self.fine.push(Fine { about, seen: seen.into() });
     }
 
-    /// The worst first.
+    /// Sorts the findings, the worst first.
     pub fn sort(&mut self) {
         self.findings.sort_by_key(|finding| finding.severity);
     }
 
-    /// Whether anything doesn't work, or isn't safe.
+    /// Returns whether there is a finding of severity error.
     pub fn has_errors(&self) -> bool {
         self.findings.iter().any(|finding| finding.severity == Severity::Error)
     }
@@ -144,7 +144,7 @@ impl Report {
 
 #[cfg(test)]
 impl Report {
-    /// The ids, for tables.
+    /// Returns the ids of the findings, for tests.
     pub fn ids(&self) -> Vec<&'static str> {
         self.findings.iter().map(|finding| finding.id).collect()
     }

@@ -8,7 +8,7 @@ use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use crate::openclaw::probe::{Client, Observation, Server};
 
-/// What to do so that exactly the external lane is trusted.
+/// Returns the remedy that makes the external lane's source the only trusted proxy.
 pub(super) fn trust_exactly(source: IpAddr) -> Remedy {
     Remedy::OpenClaw { key: "gateway.trustedProxies", value: json!([source.to_string()]) }
 }
@@ -21,7 +21,7 @@ pub(super) fn no_tls() -> Remedy {
     Remedy::OpenClaw { key: "gateway.tls.enabled", value: json!(false) }
 }
 
-/// Judges all of it.
+/// Adds the findings about the gateway.
 pub fn judge(seen: &Observation, report: &mut Report) {
     let Observation { address, .. } = seen;
     if !address.ip().is_loopback() {
@@ -110,7 +110,7 @@ fn trust(seen: &Observation, report: &mut Report) {
     }
 }
 
-/// 127.0.0.1, from which everything local comes.
+/// Returns whether `ip` is 127.0.0.1 or ::1, from which local clients connect.
 pub(super) fn is_first(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V4(ip) if ip.octets() == [127, 0, 0, 1]) || matches!(ip, IpAddr::V6(ip) if ip.is_loopback())
 }

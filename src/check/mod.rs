@@ -1,6 +1,6 @@
-//! `loopgate check`: looks at the live surroundings, and says what is wrong and what to do about it.
+//! `loopgate check`: examines the running system, and reports what is wrong and what to do about it.
 //!
-//! Each part has a judgement, which is a pure function of what was seen, and probes do the seeing. No probe changes anything.
+//! Probes collect observations, and pure `judge` functions derive the findings from them. No probe changes anything.
 
 pub mod agents;
 pub mod catalogue;
@@ -46,22 +46,22 @@ use crate::shutdown::Shutdown;
 use catalogue as kind;
 pub use finding::{Finding, Remedy, Report, Severity};
 
-/// How long Docker may take to answer.
+/// The time limit for the first list of discovery.
 const DOCKER_PATIENCE: Duration = Duration::from_secs(5);
-/// The port that browsers don't show.
+/// The port that browsers omit from an origin.
 const HTTPS: u16 = 443;
 
-/// Looks at everything, on a runtime of its own.
+/// Runs every check, on a runtime of its own. Blocks.
 ///
 /// # Errors
-/// There is no runtime to be had.
+/// If the runtime can't be created.
 pub fn run(config: &Config, openclaw_config: Option<&Path>) -> io::Result<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = config.admin.map(|admin| client::status(admin).map_err(|error| error_chain(&error)));
-    Ok(runtime.block_on(look(config, openclaw_config, status)))
+    Ok(runtime.block_on(collect(config, openclaw_config, status)))
 }
 
-async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
+async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
     let mut report = Report::default();
     let shutdown = Shutdown::new();
     let mut views = discovery::start(config, &metrics::Discovery::default(), &shutdown);
@@ -108,18 +108,19 @@ async fn look(config: &Config, openclaw_config: Option<&Path>, status: Option<Re
 
     let engine = Engine::new(&config.docker.engine, &shutdown).filter(|_| config.discovery == Discovery::Docker);
     match config.discovery {
-        Discovery::Docker => docker::judge(&docker_probe::look(engine.as_ref(), &view).await, &mut report),
+        Discovery::Docker => docker::judge(&docker_probe::probe(engine.as_ref(), &view).await, &mut report),
         Discovery::Kubernetes => {
             let api = Api::new(&config.kubernetes);
-            kubernetes::judge(&kubernetes_probe::look(&api, &view).await, &mut report);
+            kubernetes::judge(&kubernetes_probe::probe(&api, &view).await, &mut report);
         }
     }
-    let seen = agents::Seen { net_raw: docker_probe::with_net_raw(engine.as_ref(), &view).await, user_namespace: in_user_namespace() };
-    agents::judge(&view, &seen, config, &mut report);
+    let risks =
+        agents::AddressRisks { net_raw: docker_probe::with_net_raw(engine.as_ref(), &view).await, user_namespace: in_user_namespace() };
+    agents::judge(&view, &risks, config, &mut report);
     shutdown.begin();
 
     certificate::judge(&certificate(config, &view, status.as_ref()), &mut report);
-    state_dir::judge(&state_dir::look(&config.state_dir), &mut report);
+    state_dir::judge(&state_dir::inspect(&config.state_dir), &mut report);
     report.sort();
     report
 }
@@ -141,8 +142,8 @@ fn plan(config: &Config, view: &View, status: Option<&Result<Status, String>>, o
     }
 }
 
-/// Returns the origins that browsers may show for the host names of the certificate. A name without a dot is one of containers among each
-/// other. Which port is published is not known here: where the gateway allows a name with some port, that is the one.
+/// Returns the origins that browsers may send for the host names of the certificate. Names without a dot are left out: they are used between
+/// containers. The published port is not known here, so a port that the gateway allows for a name is taken for it.
 fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
     let is_public = |name: &&String| matches!(name.parse(), Ok(SubjectName::Dns(name)) if name.contains('.') && !name.starts_with("*."));
     let port = config.listen.on.first().map_or(HTTPS, |on| on.port);
@@ -159,20 +160,20 @@ fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
     config.tls.names.iter().filter(is_public).flat_map(of_name).collect()
 }
 
-/// The addresses of this namespace that anybody dials.
+/// Returns the addresses of this namespace that clients can connect to.
 fn dialled(view: &View) -> Vec<IpAddr> {
     view.own_addresses().filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect()
 }
 
-fn certificate(config: &Config, view: &View, status: Option<&Result<Status, String>>) -> certificate::Seen {
+fn certificate(config: &Config, view: &View, status: Option<&Result<Status, String>>) -> certificate::CertificateState {
     let own_pair = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
     let running = status.and_then(|status| status.as_ref().ok());
     let made = own_pair.is_some() || config.state_dir.join("server.pem").exists();
     let names = if own_pair.is_some() { &[][..] } else { &config.tls.names };
     let addresses = reachable_addresses(&config.listen.on, config.gateway.address, view);
-    // A network alias may be anything, and not all of that can stand in a certificate.
+    // A network alias may be a text that is not a valid name in a certificate.
     let found = view.own_names.iter().filter_map(|name| name.parse::<SubjectName>().ok()).chain(addresses.into_iter().map(SubjectName::Ip));
-    certificate::Seen {
+    certificate::CertificateState {
         report: made.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| error_chain(&error))),
         own_pair: own_pair.is_some(),
         wanted: names.iter().cloned().chain(found.map(|name| name.to_string())).collect(),
@@ -186,7 +187,7 @@ fn rfc3339(time: OffsetDateTime) -> String {
     whole.format(&Rfc3339).unwrap_or_default()
 }
 
-/// Whether this process's user ids are not the machine's (`user_namespaces(7)`).
+/// Returns whether this process runs in a user namespace of its own (`user_namespaces(7)`).
 fn in_user_namespace() -> bool {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     map.split_whitespace().ne(["0", "0", "4294967295"])
@@ -197,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn origins_are_what_an_address_bar_shows() {
+    fn origins_are_those_that_a_browser_sends() {
         let mut config = Config::default();
         config.tls.names = ["gateway.example.com", "*.example.org", "10.0.0.1", "openclaw-gateway"].map(Into::into).into();
         let allowed = |origins: &[&str]| origins.iter().map(|&origin| origin.into()).collect::<Vec<String>>();

@@ -11,10 +11,10 @@ use super::finding::{Remedy, Report};
 use super::gateway::{bind_loopback, is_first, no_tls, trust_exactly};
 use crate::lane::Policy;
 
-/// What the configuration has to fit.
+/// What the gateway's configuration must match.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// Where loopgate looks for the gateway.
+    /// The configured address of the gateway.
     pub gateway: SocketAddr,
     /// The source address of the external lane.
     pub external_source: IpAddr,
@@ -22,7 +22,7 @@ pub struct Wanted {
     pub policy: Policy,
 }
 
-/// Judges all of `config`.
+/// Adds the findings about `config`.
 pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     let before = report.findings.len();
     let gateway = &config["gateway"];

@@ -5,7 +5,7 @@ use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use crate::openclaw::pair::SCOPES;
 
-/// What is known of the device.
+/// The state of the gateway's own device.
 #[derive(Clone, Debug, Default)]
 pub struct Observation {
     /// Whether loopgate keeps it paired (`gateway.state_dir`).
@@ -14,7 +14,7 @@ pub struct Observation {
     pub scopes: Option<Vec<String>>,
 }
 
-/// Adds the finding, for a gateway of that version. The gateway's `paired.json` decides, not whether loopgate should keep the device paired.
+/// Adds the finding for a gateway of that version. The gateway's `paired.json` decides, not whether loopgate should keep the device paired.
 pub fn judge(seen: &Observation, report: &mut Report) {
     let missing: Vec<&str> = match &seen.scopes {
         Some(scopes) => SCOPES.into_iter().filter(|scope| !scopes.iter().any(|has| has == scope)).collect(),

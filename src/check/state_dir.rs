@@ -1,61 +1,61 @@
-//! Judges who may read and write the state directory.
+//! Findings about the permissions of the state directory.
 
 use std::path::{Path, PathBuf};
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 
-/// What was seen of the state directory.
+/// The state directory as it is on disk.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub struct StateDir {
     /// Its path.
     pub path: PathBuf,
-    /// Its mode bits; `None` if it is not there.
+    /// Its mode bits; `None` if it does not exist.
     pub mode: Option<u32>,
-    /// Whether this user may write to it, or make it.
+    /// Whether this user may write to it, or create it.
     pub writable: bool,
     /// The keys in it, with their mode bits.
     pub keys: Vec<(PathBuf, u32)>,
 }
 
-/// Judges all of it.
-pub fn judge(seen: &Seen, report: &mut Report) {
-    let path = seen.path.display();
-    if !seen.writable {
+/// Adds the findings about the state directory.
+pub fn judge(directory: &StateDir, report: &mut Report) {
+    let path = directory.path.display();
+    if !directory.writable {
         let what = format!("give {path} to the user that runs the sidecar (chown), or mount a volume that it may write to");
         report.find(&kind::STATE_OWNER, format!("{path} can't be written to"), Remedy::words(what));
     }
-    let Some(mode) = seen.mode else {
+    let Some(mode) = directory.mode else {
         let remedy =
-            Remedy::words("run the sidecar, which makes it; keep it on a volume, or clients have to trust a new authority each time");
-        return report.find(&kind::STATE_MISSING, format!("{path} is not there"), remedy);
+            Remedy::words("run the sidecar, which creates it; keep it on a volume, or clients have to trust a new authority each time");
+        return report.find(&kind::STATE_MISSING, format!("{path} does not exist"), remedy);
     };
     let mut tight = true;
     if mode & 0o022 != 0 {
         tight = false;
         report.find(&kind::STATE_MODE, format!("{path} has mode {mode:04o}"), Remedy::words(format!("chmod 700 {path}")));
     }
-    for (key, mode) in seen.keys.iter().filter(|(_, mode)| mode & 0o077 != 0) {
+    for (key, mode) in directory.keys.iter().filter(|(_, mode)| mode & 0o077 != 0) {
         tight = false;
         let key = key.display();
         report.find(&kind::STATE_MODE, format!("{key} has mode {mode:04o}"), Remedy::words(format!("chmod 600 {key}")));
     }
-    if tight && !seen.keys.is_empty() {
+    if tight && !directory.keys.is_empty() {
         report.fine("state directory", "keys are for their owner alone");
     }
 }
 
-/// Looks at `path`, and at whatever is called a key in it.
-pub fn look(path: &Path) -> Seen {
+/// Reads the modes of `path` and of the `.key` files in it.
+pub fn inspect(path: &Path) -> StateDir {
     use std::os::unix::fs::PermissionsExt;
     let mode = |path: &Path| std::fs::metadata(path).ok().map(|metadata| metadata.permissions().mode() & 0o7777);
     let is_key = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "key");
     let files = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let keys = files.filter(is_key).filter_map(|key| mode(&key).map(|mode| (key, mode))).collect();
-    // What would have to be made is made where the nearest directory that is there may be written to.
+    // A missing directory can be created if its nearest existing ancestor is writable.
     let nearest = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let writable = nix::unistd::access(nearest, nix::unistd::AccessFlags::W_OK).is_ok();
-    Seen { path: path.into(), mode: mode(path), writable, keys }
+    StateDir { path: path.into(), mode: mode(path), writable, keys }
 }
 
 #[cfg(test)]
@@ -64,19 +64,19 @@ mod tests {
 
     #[test]
     fn each_fault_is_found() {
-        let well = || Seen { path: "/state".into(), mode: Some(0o700), writable: true, keys: vec![("/state/ca.key".into(), 0o600)] };
-        let table: [(Seen, &[&str]); 6] = [
+        let well = || StateDir { path: "/state".into(), mode: Some(0o700), writable: true, keys: vec![("/state/ca.key".into(), 0o600)] };
+        let table: [(StateDir, &[&str]); 6] = [
             (well(), &[]),
-            (Seen { mode: Some(0o755), ..well() }, &[]),
-            (Seen { mode: Some(0o770), ..well() }, &["state-dir-permissions"]),
-            (Seen { keys: vec![("/state/ca.key".into(), 0o640)], ..well() }, &["state-dir-permissions"]),
-            (Seen { mode: None, ..well() }, &["state-dir-missing"]),
-            (Seen { writable: false, ..well() }, &["state-dir-owner"]),
+            (StateDir { mode: Some(0o755), ..well() }, &[]),
+            (StateDir { mode: Some(0o770), ..well() }, &["state-dir-permissions"]),
+            (StateDir { keys: vec![("/state/ca.key".into(), 0o640)], ..well() }, &["state-dir-permissions"]),
+            (StateDir { mode: None, ..well() }, &["state-dir-missing"]),
+            (StateDir { writable: false, ..well() }, &["state-dir-owner"]),
         ];
-        for (seen, expected) in table {
+        for (directory, expected) in table {
             let mut report = Report::default();
-            judge(&seen, &mut report);
-            assert_eq!(report.ids(), expected, "{seen:?}");
+            judge(&directory, &mut report);
+            assert_eq!(report.ids(), expected, "{directory:?}");
         }
     }
 
@@ -90,7 +90,7 @@ mod tests {
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
         let judged = || {
             let mut report = Report::default();
-            judge(&look(dir.path()), &mut report);
+            judge(&inspect(dir.path()), &mut report);
             report
         };
         let before = judged();

@@ -22,29 +22,29 @@ pub struct Device {
     key: Ed25519KeyPair,
 }
 
-/// The file holds no identity that can be used.
+/// The device identity can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It can't be read.
     #[error("can't read the device identity {path}")]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// It is something else. The parser's words are left out: they may quote the key.
+    /// The file is malformed. The parser's message is left out, since it may quote the key.
     #[error("{0} is not an OpenClaw device identity (version 1, with privateKeyPem)")]
     Syntax(PathBuf),
-    /// The key is no ed25519 key.
+    /// The key is not an ed25519 key.
     #[error("{0} holds no ed25519 private key")]
     Key(PathBuf),
-    /// A new one can't be made.
+    /// A new identity can't be created.
     #[error("can't create the device identity {path}")]
     Create {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
 }
@@ -54,7 +54,7 @@ pub enum Error {
 pub enum Place {
     /// The file exists.
     There(PathBuf),
-    /// It does not, but OpenClaw is in use here and will create it.
+    /// It does not exist, but OpenClaw is in use here and will create it.
     ToCreate(PathBuf),
 }
 
@@ -62,7 +62,7 @@ pub enum Place {
 const LEGACY: [&str; 3] = [".clawdbot", ".moldbot", ".moltbot"];
 
 impl Place {
-    /// Follows OpenClaw's own rules with the variables that `variable` knows. None if there is no sign of OpenClaw. Blocks.
+    /// Finds the file by OpenClaw's own rules, from the variables that `variable` returns; `None` if there is no sign of OpenClaw. Blocks.
     pub fn of(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
         let home = variable("OPENCLAW_HOME").or_else(|| variable("HOME")).map(PathBuf::from);
         let state_dir = match variable("OPENCLAW_STATE_DIR").or_else(|| variable("CLAWDBOT_STATE_DIR")).map(PathBuf::from) {
@@ -104,7 +104,7 @@ impl Device {
     /// Reads an identity; the file is never written. Blocks.
     ///
     /// # Errors
-    /// If it can't be read or is no identity.
+    /// If it can't be read or is not an identity.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let read = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         let stored: Stored = serde_json::from_slice(&Zeroizing::new(read)).map_err(|_| Error::Syntax(path.to_owned()))?;
@@ -116,8 +116,8 @@ impl Device {
         key.map(|key| Self { key }).ok_or_else(|| Error::Key(path.to_owned()))
     }
 
-    /// Makes a new identity where there is none, with the directories above it, exactly as OpenClaw itself would on its first
-    /// connection. An identity that is there by then is left alone, and read. Blocks.
+    /// Creates a new identity and its directories, exactly as OpenClaw itself would on its first connection. An identity that
+    /// exists by then is read and not changed. Blocks.
     ///
     /// # Errors
     /// If it can't be written.
@@ -157,24 +157,24 @@ impl Device {
         Ok(text)
     }
 
-    /// The device id: SHA-256 of the raw public key, in hexadecimal digits.
+    /// Returns the device id: SHA-256 of the raw public key, in hexadecimal digits.
     pub fn id(&self) -> String {
         let digest = digest(&SHA256, self.key.public_key().as_ref());
         digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The raw public key in base64url.
+    /// Returns the raw public key in base64url.
     pub fn public_key(&self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(self.key.public_key())
     }
 
-    /// The signature of `text` in base64url.
+    /// Returns the signature of `text` in base64url.
     pub fn sign(&self, text: &str) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(self.key.sign(text.as_bytes()))
     }
 }
 
-/// An ed25519 key in PEM. It is short: one line of base64 holds it.
+/// Returns an ed25519 key in PEM. One line of base64 holds it.
 fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64_STANDARD.encode(der))
 }

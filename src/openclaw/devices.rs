@@ -24,7 +24,7 @@ const MAX_FILE: u64 = 8 << 20;
 /// The longest device id; OpenClaw's have 64 characters.
 const MAX_ID: usize = 128;
 
-/// What is remembered of a device.
+/// A remembered device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The agent that it is bound to; `None` if it was first used on the external lane, or was released.
@@ -36,7 +36,7 @@ pub struct Entry {
 /// The devices that are remembered, by id.
 pub type Table = BTreeMap<String, Entry>;
 
-/// A device that may not be used as it was.
+/// The device may not be used on this lane.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It is bound to an agent.
@@ -50,7 +50,7 @@ pub enum Refusal {
     /// The agent has too many devices.
     #[error("too many devices of this agent: see loopgate devices")]
     TooMany,
-    /// The id is none of OpenClaw's.
+    /// The id is not one that OpenClaw makes.
     #[error("the device id is malformed")]
     Malformed,
 }
@@ -74,13 +74,13 @@ impl Devices {
     /// Remembers devices in `directory`. Blocks.
     ///
     /// # Errors
-    /// If the file can't be read: to go on without it would free every device.
+    /// If the file can't be read: without it, no device would be bound.
     pub fn open(directory: &Path, gateway_state: Option<&Path>) -> io::Result<Self> {
         let known = Known { stamp: stamp(directory), table: read(directory)? };
         Ok(Self { directory: directory.into(), gateway_state: gateway_state.map(Into::into), known: Mutex::new(known) })
     }
 
-    /// Reads the file again if it has changed. A file that can't be read leaves what is known.
+    /// Reads the file again if it has changed. If it can't be read, the devices stay as they are.
     fn refresh(&self, known: &mut Known) {
         let Some(stamp) = stamp(&self.directory) else { return };
         if known.stamp == Some(stamp) {
@@ -140,7 +140,7 @@ impl Devices {
     }
 }
 
-/// The first characters of an id, enough to name a device.
+/// Returns the first characters of an id, which are enough to name a device.
 fn short(device: &str) -> &str {
     device.get(..12).unwrap_or(device)
 }
@@ -194,7 +194,7 @@ pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
     .map(drop)
 }
 
-/// Changes the file as a whole or not at all, while no other process does.
+/// Changes the file atomically, under a lock against other processes.
 fn change(directory: &Path, edit: impl FnOnce(&mut Table) -> io::Result<()>) -> io::Result<Table> {
     let lock = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(".devices.lock"))?;
     lock.lock()?;

@@ -18,7 +18,7 @@ use crate::secret::Secret;
 /// The gateway's device and its token.
 #[derive(Clone, Debug)]
 pub struct KeepPaired {
-    /// Where the gateway is.
+    /// The gateway's address.
     pub gateway: SocketAddr,
     /// Its state directory.
     pub state_dir: PathBuf,
@@ -26,10 +26,10 @@ pub struct KeepPaired {
     pub token_file: Option<PathBuf>,
 }
 
-/// How often the identity is looked at: an operator may wipe the gateway's state, and then it has a new one.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// For a gateway to answer, before its silence is told and waited out.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// How often the identity is read again: if an operator deletes the gateway's state, the gateway has a new one.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// How long to wait for the gateway before logging that it does not answer.
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The device could not be paired this time.
 #[derive(Debug, thiserror::Error)]
@@ -45,36 +45,36 @@ enum Error {
 }
 
 impl KeepPaired {
-    /// Pairs the device whenever there is one that is not known to be paired. Ends when the gateway is of a kind that does without.
+    /// Pairs the device whenever it is not known to be paired. Returns if this version of the gateway needs no pre-pairing.
     pub async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-        let (mut paired, mut complained) = (None, None);
+        let (mut paired, mut logged) = (None, None);
         loop {
-            match self.look(paired.as_deref()).await {
+            match self.pair_if_needed(paired.as_deref()).await {
                 Ok(Outcome::NotNeeded) => return debug!("this gateway needs no pre-pairing"),
-                Ok(Outcome::Waiting) => sleep(LOOK_AGAIN).await,
+                Ok(Outcome::Waiting) => sleep(INTERVAL).await,
                 Ok(Outcome::Paired(device)) => {
                     info!(device, "the gateway's own device is paired for every scope");
-                    (paired, complained) = (Some(device), None);
+                    (paired, logged) = (Some(device), None);
                     backoff.reset();
                 }
                 Err(error) => {
                     let failure = error_chain(&error);
-                    if complained.as_ref() != Some(&failure) {
+                    if logged.as_ref() != Some(&failure) {
                         warn!(error = failure, "the gateway's own device is not paired: its sub-agents may be refused");
                     }
-                    complained = Some(failure);
+                    logged = Some(failure);
                     sleep(backoff.pause()).await;
                 }
             }
         }
     }
 
-    async fn look(&self, paired: Option<&str>) -> Result<Outcome, Error> {
+    async fn pair_if_needed(&self, paired: Option<&str>) -> Result<Outcome, Error> {
         if paired.is_some() && paired == self.identity(false).await?.map(|device| device.id()).as_deref() {
             return Ok(Outcome::Waiting);
         }
-        if !ready::wait(self.gateway, PATIENCE).await?.needs_prepairing {
+        if !ready::wait(self.gateway, READY_TIMEOUT).await?.needs_prepairing {
             return Ok(Outcome::NotNeeded);
         }
         let Some(device) = self.identity(true).await? else { return Ok(Outcome::Waiting) };
@@ -87,7 +87,7 @@ impl KeepPaired {
         Ok(found.expect("reading a file does not panic")?)
     }
 
-    /// Returns the token as every command finds it, or else that of the gateway's own configuration.
+    /// Returns the token as every command reads it, else the one of the gateway's own configuration.
     async fn token(&self) -> Result<Option<Secret>, Error> {
         let (file, config) = (self.token_file.clone(), self.state_dir.join("openclaw.json"));
         let read = tokio::task::spawn_blocking(move || match Secret::gateway_token(file.as_deref())? {
@@ -102,14 +102,14 @@ impl KeepPaired {
 enum Outcome {
     /// There is no identity yet, or it is paired already.
     Waiting,
-    /// The gateway pairs as it should by itself.
+    /// This version of the gateway needs no pre-pairing.
     NotNeeded,
     /// The device with this id is paired now.
     Paired(String),
 }
 
-/// The gateway's identity. On a fresh state there is none, and the gateway would pair the one it makes with the scopes of its first
-/// request only; so it is made here, if the directory is ours to write. A file of another owner the gateway itself could not read.
+/// Reads the gateway's identity. A new state directory has none, and the gateway would pair the identity that it creates for the scopes of its
+/// first request only. So it is created here, if this user owns the directory: the gateway could not read a file of another owner.
 fn identity(state_dir: &Path, may_create: bool) -> Result<Option<Device>, device::Error> {
     let path = state_dir.join("identity/device.json");
     if path.exists() {
@@ -117,7 +117,7 @@ fn identity(state_dir: &Path, may_create: bool) -> Result<Option<Device>, device
     }
     let ours = |metadata: std::fs::Metadata| metadata.uid() == nix::unistd::geteuid().as_raw();
     let may_create = may_create && std::fs::metadata(state_dir).is_ok_and(ours);
-    // A directory that is mounted read-only is no failure: the gateway will make its identity some time.
+    // A read-only directory is not an error: the gateway will create its identity later.
     Ok(may_create.then(|| Device::create(&path).ok()).flatten())
 }
 
@@ -137,9 +137,9 @@ mod tests {
         let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
         let gateway = gateway_of(vec![hello], &shutdown).await;
         let keep = KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: None };
-        let Outcome::Paired(device) = keep.look(None).await.unwrap() else { panic!("not paired") };
+        let Outcome::Paired(device) = keep.pair_if_needed(None).await.unwrap() else { panic!("not paired") };
         assert_eq!(Device::read(&state_dir.path().join("identity/device.json")).unwrap().id(), device);
-        assert!(matches!(keep.look(Some(&device)).await, Ok(Outcome::Waiting)));
+        assert!(matches!(keep.pair_if_needed(Some(&device)).await, Ok(Outcome::Waiting)));
     }
 
     #[tokio::test]

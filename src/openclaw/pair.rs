@@ -22,38 +22,38 @@ use crate::secret::Secret;
 /// Every scope of an operator (OpenClaw 2026.2.19).
 pub const SCOPES: [&str; 5] = ["operator.admin", "operator.approvals", "operator.pairing", "operator.read", "operator.write"];
 
-/// The gateway gives a handshake 10 s itself.
+/// The time limit for pairing. The gateway's own limit for one handshake is 10 s.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Between attempts, while the gateway is starting.
+/// The pause between attempts while the gateway is starting.
 const PAUSE: Duration = Duration::from_millis(500);
 const CLIENT: &str = "cli";
 const ROLE: &str = "operator";
 const REQUEST_ID: &str = "loopgate-pair";
 
-/// A device that the gateway knows by now.
+/// A device that the gateway has paired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paired {
     /// The device's id.
     pub device: String,
-    /// The scopes it was granted, if the gateway says.
+    /// The granted scopes, if the gateway states them.
     pub scopes: Vec<String>,
 }
 
 /// The device is not paired.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no connection.
+    /// The connection could not be opened.
     #[error("can't connect to {address}")]
     Connect {
-        /// Where.
+        /// The gateway's address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The gateway, or the sidecar in its place, does not open a WebSocket.
     #[error("no WebSocket")]
     WebSocket(#[from] tungstenite::Error),
-    /// It takes too long.
+    /// There was no answer in time.
     #[error("no answer within {} s", DEADLINE.as_secs())]
     Timeout,
     /// The gateway takes the device for a remote one, or the device asks for more than it was paired with.
@@ -68,16 +68,16 @@ pub enum Error {
     /// The gateway listens, but does not pair yet.
     #[error("the gateway is starting")]
     Starting,
-    /// The gateway says no for another reason, such as a wrong token.
+    /// The gateway refuses for another reason, such as a wrong token.
     #[error("the gateway refuses: {0}")]
     Refused(String),
-    /// What answers is no OpenClaw gateway.
+    /// The server is not an OpenClaw gateway.
     #[error("what answers does not speak OpenClaw's protocol: {0}")]
     Protocol(&'static str),
 }
 
 /// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace. A gateway that is starting is asked
-/// again, within the deadline of the whole.
+/// again until the deadline.
 ///
 /// # Errors
 /// If the gateway does not accept the device with all scopes.
@@ -142,7 +142,7 @@ where
     Err(Error::Protocol("it hangs up"))
 }
 
-/// The `connect` request, signed as `device-auth` version 2 prescribes.
+/// Builds the `connect` request, signed as `device-auth` version 2 prescribes.
 fn connect(device: &Device, token: Option<&Secret>, nonce: &str, now: SystemTime) -> Value {
     let signed_at = u64::try_from(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or_default();
     let (id, secret) = (device.id(), token.map(Secret::expose).unwrap_or_default());

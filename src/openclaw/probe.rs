@@ -1,6 +1,6 @@
 //! Finds out which gateway answers, and how it classifies the clients of each lane.
 //!
-//! Probes carry no token and change nothing. Without a token, a local client is told from a remote one as follows. Newer versions (2026.4 and
+//! Probes carry no token and change nothing. Without a token, the answers show as follows whether a client is local. Newer versions (2026.4 and
 //! later) state their version on `/startupz` to local clients only, and answer 403 to a request forwarded by an untrusted proxy. Older versions
 //! serve `/__openclaw__/canvas/` to local clients only, and believe a trusted proxy even when it states `127.0.0.1`.
 
@@ -30,7 +30,7 @@ pub struct Plan {
     pub external_source: IpAddr,
     /// This namespace's own addresses.
     pub own: Vec<IpAddr>,
-    /// The fingerprint of the sidecar's certificate, which tells the sidecar from the gateway.
+    /// The fingerprint of the sidecar's certificate, by which the sidecar is distinguished from the gateway.
     pub sidecar: Option<Fingerprint>,
     /// Origins of browsers that should be allowed.
     pub origins: Vec<String>,
@@ -87,7 +87,7 @@ pub enum Client {
     Remote,
     /// As a client of a proxy that it does not trust, which it refuses.
     Refused,
-    /// The answer does not tell.
+    /// The answer does not show it.
     Unclear(String),
 }
 

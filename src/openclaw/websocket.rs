@@ -24,7 +24,7 @@ pub(super) async fn sends_challenge(gateway: SocketAddr) -> bool {
     within(handshake).await.unwrap_or(false)
 }
 
-/// Returns whether a page of `origin` may connect through the external lane; `None` if the answers do not tell.
+/// Returns whether a page of `origin` may connect through the external lane; `None` if the answers do not show it.
 ///
 /// It connects without a token: both versions check the origin before the token.
 pub(super) async fn allows_origin(gateway: SocketAddr, source: IpAddr, origin: &str) -> Option<bool> {
