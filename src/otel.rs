@@ -1,7 +1,7 @@
 //! Sends a span for each request to an OpenTelemetry collector, by OTLP over HTTP.
 //!
-//! The SDK gathers spans and sends them in batches, on a thread of its own; what it can't send in time it drops. Its variables
-//! (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`) count.
+//! The SDK collects spans and sends them in batches, on a thread of its own, and drops what it can't send in time. Its variables
+//! (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`) apply.
 
 use std::fmt;
 use std::future::Future;
@@ -28,22 +28,22 @@ use crate::http_client::send_request;
 use crate::labels;
 use crate::trace::{Recorder, Span};
 
-/// Where OTLP has traces, unless told otherwise.
+/// The default path of OTLP traces, for an endpoint without a path.
 const PATH: &str = "/v1/traces";
-/// For one batch to be taken.
+/// The time limit for one batch.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The most that is read of a collector's answer, in bytes.
+/// The largest response of a collector that is read, in bytes.
 const ANSWER: usize = 64 * 1024;
 
 /// Why spans can't be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The SDK does not like the endpoint.
+    /// The SDK rejects the endpoint.
     #[error("log.otel_endpoint can't be used")]
     Endpoint(#[from] ExporterBuildError),
 }
 
-/// Sends spans until it is stopped.
+/// Sends spans to a collector until it is stopped.
 pub struct Exporter {
     processor: BatchSpanProcessor,
     scope: InstrumentationScope,
@@ -56,10 +56,10 @@ impl fmt::Debug for Exporter {
 }
 
 impl Exporter {
-    /// Sends to `endpoint` from now on. Must be called within a Tokio runtime.
+    /// Creates an exporter that sends to `endpoint`. Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// The endpoint is none.
+    /// If the SDK rejects the endpoint.
     pub fn new(endpoint: &Uri) -> Result<Self, Error> {
         let url =
             if endpoint.path() == "/" { format!("{}{PATH}", endpoint.to_string().trim_end_matches('/')) } else { endpoint.to_string() };
@@ -79,7 +79,7 @@ impl Exporter {
         Ok(Self { processor, scope: InstrumentationScope::builder("loopgate").with_version(env!("CARGO_PKG_VERSION")).build() })
     }
 
-    /// Sends what there still is.
+    /// Sends the remaining spans, and stops.
     pub async fn stop(self: Arc<Self>) {
         let ended = tokio::task::spawn_blocking(move || self.processor.shutdown_with_timeout(PATIENCE)).await;
         if let Ok(Err(error)) = ended {
@@ -90,12 +90,12 @@ impl Exporter {
 
 impl Recorder for Exporter {
     fn record(&self, span: &Span<'_>) {
-        let told = &span.trace.told;
-        // Who began the trace has decided for all that comes after.
-        if !told.is_sampled() {
+        let context = &span.trace.forwarded;
+        // The client that began the trace decides whether it is sampled.
+        if !context.is_sampled() {
             return;
         }
-        let trace = TraceId::from_hex(told.trace_id()).unwrap_or(TraceId::INVALID);
+        let trace = TraceId::from_hex(context.trace_id()).unwrap_or(TraceId::INVALID);
         let id = |hex: &str| SpanId::from_hex(hex).unwrap_or(SpanId::INVALID);
         let mut attributes = vec![
             KeyValue::new("http.request.method", span.method.to_owned()),
@@ -109,10 +109,10 @@ impl Recorder for Exporter {
         ];
         attributes.extend(span.request_id.map(|id| KeyValue::new("loopgate.request_id", id.to_owned())));
         attributes.extend(span.error.map(|error| KeyValue::new("error.type", error)));
-        // By the conventions for servers: a client's mistake is none of the span's.
+        // The semantic conventions for servers: a 4xx status is not an error of the span.
         let status = if span.status >= 500 { Status::error(span.error.unwrap_or_default()) } else { Status::Unset };
         self.processor.on_end(SpanData {
-            span_context: SpanContext::new(trace, id(told.span_id()), TraceFlags::SAMPLED, false, TraceState::default()),
+            span_context: SpanContext::new(trace, id(context.span_id()), TraceFlags::SAMPLED, false, TraceState::default()),
             parent_span_id: span.trace.parent.as_ref().map_or(SpanId::INVALID, |parent| id(parent.span_id())),
             parent_span_is_remote: span.trace.parent.is_some(),
             span_kind: SpanKind::Server,
@@ -129,13 +129,13 @@ impl Recorder for Exporter {
     }
 }
 
-/// A span's name out of a bounded set, as the conventions want it.
+/// Returns a span's name from a bounded set, as the semantic conventions require.
 fn name(method: &str) -> &'static str {
     const KNOWN: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"];
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("HTTP")
 }
 
-/// Posts batches from the SDK's thread, on the runtime that everything else runs on.
+/// Posts the batches of the SDK's thread on the sidecar's runtime.
 #[derive(Debug)]
 struct Client(Handle);
 
@@ -148,7 +148,7 @@ impl HttpClient for Client {
         'life0: 'async_trait,
         Self: 'async_trait,
     {
-        // The SDK waits for it, and is told to stop itself.
+        // The shutdown does not track this task: the SDK waits for it, and `Exporter::stop` stops the SDK.
         let sent = self.0.spawn(async { tokio::time::timeout(PATIENCE, send(request)).await });
         Box::pin(async move { sent.await?? })
     }

@@ -1,4 +1,4 @@
-//! W3C Trace Context: what one request is called wherever it comes by.
+//! W3C Trace Context: the identifiers that a request keeps across servers.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +8,7 @@ use crate::labels::{LaneKind, Protocol};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-/// `00-<32 digits>-<16 digits>-<2 digits>`; a later version may have more behind a further dash.
+/// `00-<32 digits>-<16 digits>-<2 digits>`; a later version may append more after a further dash.
 const LENGTH: usize = 55;
 
 /// A `traceparent` that is well-formed (Trace Context, section 3.2.2).
@@ -16,21 +16,21 @@ const LENGTH: usize = 55;
 pub struct Traceparent(HeaderValue);
 
 impl Traceparent {
-    /// The one that a head states, if it states exactly one and that is well-formed.
+    /// Returns the `traceparent` of `headers`, if there is exactly one and it is well-formed.
     pub fn stated(headers: &HeaderMap) -> Option<Self> {
         let mut stated = headers.get_all(TRACEPARENT).iter();
         stated.next().filter(|value| stated.next().is_none() && is_well_formed(value.as_bytes())).cloned().map(Self)
     }
 
-    /// A new one. It is sampled: who asks for it wants to see it.
+    /// Creates one for a new trace, which is sampled.
     ///
     /// # Panics
-    /// The system has no random bytes, without which there would have been no key either.
+    /// If the system has no random bytes; without them there is no key either.
     pub fn made() -> Self {
         Self::of(&hex(&random::<16>()), "01")
     }
 
-    /// The one to tell the next server of: the same trace, and a span of its own below this one.
+    /// Creates the one for the next server: the same trace, and a new span below this one.
     pub fn child(&self) -> Self {
         Self::of(self.trace_id(), if self.is_sampled() { "01" } else { "00" })
     }
@@ -40,17 +40,17 @@ impl Traceparent {
         Self(HeaderValue::from_str(&text).expect("hexadecimal digits and dashes"))
     }
 
-    /// 32 hexadecimal digits, the same for all that belongs to one request.
+    /// Returns the trace id: 32 hexadecimal digits, the same for all spans of one request.
     pub fn trace_id(&self) -> &str {
         self.part(3..35)
     }
 
-    /// 16 hexadecimal digits.
+    /// Returns the span id: 16 hexadecimal digits.
     pub fn span_id(&self) -> &str {
         self.part(36..52)
     }
 
-    /// Whether whoever made it records it.
+    /// Returns whether its creator records the trace.
     pub fn is_sampled(&self) -> bool {
         u8::from_str_radix(self.part(53..55), 16).is_ok_and(|flags| flags & 1 == 1)
     }
@@ -60,66 +60,66 @@ impl Traceparent {
     }
 }
 
-/// How the trace of one request goes on behind loopgate.
+/// The trace of one request, from its client to the gateway.
 #[derive(Clone, Debug)]
 pub struct Trace {
-    /// What the client stated, if that was well-formed.
+    /// The client's `traceparent`, if it was well-formed.
     pub parent: Option<Traceparent>,
-    /// What the gateway is told.
-    pub told: Traceparent,
+    /// The `traceparent` for the gateway.
+    pub forwarded: Traceparent,
 }
 
 impl Trace {
-    /// Goes on with what `headers` state, or begins anew. With `spans` loopgate has a span of its own in between.
+    /// Continues the trace of `headers`, or begins a new one. With `spans`, loopgate adds a span of its own.
     pub fn of(headers: &HeaderMap, spans: bool) -> Self {
         let parent = Traceparent::stated(headers);
-        let told = match &parent {
+        let forwarded = match &parent {
             Some(parent) if spans => parent.child(),
             Some(parent) => parent.clone(),
             None => Traceparent::made(),
         };
-        Self { parent, told }
+        Self { parent, forwarded }
     }
 
-    /// Has `headers` say it. What went with a `traceparent` that did not count is worth nothing (section 3.3).
+    /// Writes it to `headers`, and removes the `tracestate` of a rejected `traceparent` (section 3.3).
     pub fn write(&self, headers: &mut HeaderMap) {
-        headers.insert(TRACEPARENT, self.told.0.clone());
+        headers.insert(TRACEPARENT, self.forwarded.0.clone());
         if self.parent.is_none() {
             headers.remove(TRACESTATE);
         }
     }
 }
 
-/// One request, as it is told to whoever records spans.
+/// One request, as a [`Recorder`] gets it.
 #[derive(Debug)]
 pub struct Span<'a> {
-    /// Its place in its trace.
+    /// The trace that it belongs to.
     pub trace: &'a Trace,
-    /// When its head had come.
+    /// When its head was complete.
     pub began: SystemTime,
     /// How long the response head took.
     pub took: Duration,
     /// The method.
     pub method: &'a str,
-    /// The path, without a query: that may hold a token.
+    /// The path, without the query, which may hold a token.
     pub path: &'a str,
-    /// The status of the answer.
+    /// The status of the response.
     pub status: u16,
-    /// The lane that the request left on.
+    /// The lane on which the request was forwarded.
     pub lane: LaneKind,
     /// The client's protocol.
     pub protocol: Protocol,
     /// The client's address.
     pub peer: std::net::IpAddr,
-    /// What the client was told beside an error.
+    /// The request id that an error response states.
     pub request_id: Option<&'a str>,
-    /// The sort of error, in the words of the metrics.
+    /// The kind of error, as the metrics label it.
     pub error: Option<&'static str>,
 }
 
-/// Who records spans.
+/// Records spans.
 pub trait Recorder: Send + Sync + std::fmt::Debug {
-    /// Takes note of one. Must not block.
+    /// Records one span. Must not block.
     fn record(&self, span: &Span<'_>);
 }
 
@@ -140,7 +140,7 @@ fn is_well_formed(value: &[u8]) -> bool {
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).expect("the system gives random bytes");
-    // Nothing but noughts means that there is none.
+    // An id of zeros is invalid.
     bytes[N - 1] |= u8::from(bytes == [0; N]);
     bytes
 }
@@ -195,10 +195,10 @@ mod tests {
             let mut headers = heads(stated);
             let trace = Trace::of(&headers, false);
             trace.write(&mut headers);
-            let told = headers.get_all(TRACEPARENT).iter().collect::<Vec<_>>();
-            assert_eq!(told.len(), 1, "{stated:?}");
-            assert!(is_well_formed(told[0].as_bytes()), "{stated:?}: {told:?}");
-            assert_eq!(stated.first().is_some_and(|stated| told[0].as_bytes() == stated.as_bytes()), kept, "{stated:?}");
+            let written = headers.get_all(TRACEPARENT).iter().collect::<Vec<_>>();
+            assert_eq!(written.len(), 1, "{stated:?}");
+            assert!(is_well_formed(written[0].as_bytes()), "{stated:?}: {written:?}");
+            assert_eq!(stated.first().is_some_and(|stated| written[0].as_bytes() == stated.as_bytes()), kept, "{stated:?}");
             assert_eq!(trace.parent.is_some(), kept, "{stated:?}");
             assert_eq!(headers.contains_key(TRACESTATE), kept, "{stated:?}");
         }
@@ -209,9 +209,9 @@ mod tests {
         for (flags, sampled) in [("01", true), ("00", false), ("03", true)] {
             let stated = format!("{}{flags}", &GOOD[..53]);
             let trace = Trace::of(&heads(&[&stated]), true);
-            assert_eq!(trace.told.trace_id(), &GOOD[3..35]);
-            assert_ne!(trace.told.span_id(), &GOOD[36..52]);
-            assert_eq!(trace.told.is_sampled(), sampled, "{flags}");
+            assert_eq!(trace.forwarded.trace_id(), &GOOD[3..35]);
+            assert_ne!(trace.forwarded.span_id(), &GOOD[36..52]);
+            assert_eq!(trace.forwarded.is_sampled(), sampled, "{flags}");
         }
         let (one, other) = (Traceparent::made(), Traceparent::made());
         assert!(one.is_sampled() && one.trace_id() != other.trace_id() && one.span_id() != other.span_id());

@@ -206,7 +206,7 @@ impl Drop for RequestRecord {
         let ms = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
         let (ms, total_ms) = (ms(took), ms(self.started.elapsed()));
         let (connection, peer, bytes) = (self.session.number, self.session.peer, self.sent.load(Ordering::Relaxed));
-        let trace_id = self.trace.as_ref().map_or("-", |trace| trace.told.trace_id());
+        let trace_id = self.trace.as_ref().map_or("-", |trace| trace.forwarded.trace_id());
         let (lane, protocol, end) = (lane.label(), protocol.label(), end.label());
         // Left out where the client was gone before there was a response.
         let status = (status > 0).then_some(status);
