@@ -10,9 +10,9 @@ use super::agent_labels as labels;
 pub enum WhyNot {
     /// The label's value is not one of those that loopgate knows.
     Unreadable(String),
-    /// The label is the image's, with this value, and so not the operator's word.
+    /// The label is the image's, with this value, and so not set by the operator.
     ImageLabel(String),
-    /// Its labels can't be told from those of its image, for this reason.
+    /// Its labels can't be compared with those of its image, for this reason.
     ImageUnknown(String),
     /// The same of a pod.
     UnreadablePod(String),
@@ -33,7 +33,7 @@ pub enum WhyNot {
     NoSharedNetwork,
     /// Another container has this address too.
     AddressInDoubt(IpAddr),
-    /// It shares its network namespace with this agent, so that one connection can't be told from the other's.
+    /// It shares its network namespace with this agent, so that their connections can't be distinguished.
     Shares(String),
 }
 
@@ -49,10 +49,10 @@ impl fmt::Display for WhyNot {
             Self::UnreadablePod(value) => unreadable(f, labels::POD_AGENT, value),
             Self::ImageLabel(value) => write!(
                 f,
-                "its label {}={value} is that of its image, which counts for nothing: name its service in agents.services",
+                "its label {}={value} is that of its image, which does not count: name its service in agents.services",
                 labels::AGENT
             ),
-            Self::ImageUnknown(error) => write!(f, "its labels can't be told from those of its image: {error}"),
+            Self::ImageUnknown(error) => write!(f, "its labels can't be compared with those of its image: {error}"),
             Self::HostNetwork => f.write_str(
                 "it is on its node's network (hostNetwork), so every program on that node has its address: give it a certificate (agents.uris)",
             ),

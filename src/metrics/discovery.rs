@@ -36,8 +36,8 @@ impl Discovery {
     /// Adds the metrics of discovery by Kubernetes to `registry`.
     pub fn register_kubernetes(&self, registry: &mut Registry) {
         registry.register("discovery_kubernetes_up", "Whether loopgate follows the pods of the Kubernetes API server", self.live.clone());
-        let heard = "When the Kubernetes API server last sent pods";
-        registry.register("discovery_kubernetes_heard_timestamp_seconds", heard, self.listed.clone());
+        let help = "When the Kubernetes API server last sent pods";
+        registry.register("discovery_kubernetes_heard_timestamp_seconds", help, self.listed.clone());
         registry.register("discovery_kubernetes_lists", "Lists of pods read", self.lists.clone());
         registry.register("discovery_kubernetes_losses", "Watches that were lost or could not be opened", self.losses.clone());
     }

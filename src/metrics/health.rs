@@ -1,4 +1,4 @@
-//! What the front desk finds out at each scrape, in gauges.
+//! The state of the sidecar as gauges, which are set at each scrape.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -16,7 +16,7 @@ pub struct ProofLabels {
 /// The state of the sidecar as a whole.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
-    /// 1 while there is no reason against readiness.
+    /// 1 while the sidecar is ready.
     pub ready: Gauge,
     /// 1 while the gateway accepts connections.
     pub gateway_up: Gauge,
@@ -24,9 +24,9 @@ pub struct Health {
     pub listeners: Gauge,
     /// Until when the served certificate is valid, in seconds since the Unix epoch.
     pub certificate_expiry: Gauge,
-    /// 1 while a newer certificate than the served one can't be had.
+    /// 1 while a newer certificate than the served one can't be loaded.
     pub certificate_problem: Gauge,
-    /// 1 while the configuration as it would be read now is not the one that is gone by, since it is wrong.
+    /// 1 while the configuration as it would be read now is invalid, so that the previous one stays in use.
     pub config_problem: Gauge,
     /// 1 if agents are looked for by Docker.
     pub docker_enabled: Gauge,
@@ -44,14 +44,14 @@ impl Health {
     /// Adds these metrics to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("build", "The version that runs", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
-        registry.register("ready", "Whether there is no reason against readiness", self.ready.clone());
+        registry.register("ready", "Whether the sidecar is ready", self.ready.clone());
         registry.register("gateway_up", "Whether the gateway accepts connections", self.gateway_up.clone());
         registry.register("listeners", "Addresses listened on", self.listeners.clone());
         let until = "Until when the served certificate is valid";
         registry.register("certificate_expiry_timestamp_seconds", until, self.certificate_expiry.clone());
-        let problem = "Whether a newer certificate than the served one can't be had";
+        let problem = "Whether a newer certificate than the served one can't be loaded";
         registry.register("certificate_problem", problem, self.certificate_problem.clone());
-        let problem = "Whether the configuration as it was last read is wrong, so that the one before is gone by";
+        let problem = "Whether the configuration as last read is invalid, so that the previous one stays in use";
         registry.register("config_problem", problem, self.config_problem.clone());
         registry.register("discovery_docker_enabled", "Whether discovery by Docker is on", self.docker_enabled.clone());
         registry.register("discovery_kubernetes_enabled", "Whether discovery by Kubernetes is on", self.kubernetes_enabled.clone());

@@ -67,15 +67,15 @@ pub struct Traffic {
     pub overdue: Family<ReasonLabels, Counter>,
     /// HTTP/2 connections that were closed because their client sent too much that asks for nothing.
     pub floods: Counter,
-    /// Requests that were refused before the gateway heard of them.
+    /// Requests that were refused without being sent to the gateway.
     pub refused: Family<ReasonLabels, Counter>,
     /// Failures between loopgate and the gateway.
     pub gateway_errors: Family<ReasonLabels, Counter>,
     /// Connections opened to the gateway.
     pub gateway_connections: Counter,
-    /// Connections that lost the right to their lane, or to speak for others on it, and were closed for it.
+    /// Connections closed because they were no longer authorized for their lane, or to state other clients on it.
     pub lane_changes: Counter,
-    /// Who is told of each request by itself, where somebody is.
+    /// Records a span for each request, if tracing is on.
     pub recorder: Option<Arc<dyn Recorder>>,
 }
 
@@ -240,7 +240,7 @@ impl Traffic {
             "HTTP/2 connections closed because of floods of frames that ask for nothing",
             self.floods.clone(),
         );
-        registry.register("requests_refused", "Requests refused before the gateway heard of them", self.refused.clone());
+        registry.register("requests_refused", "Requests refused without being sent to the gateway", self.refused.clone());
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());
         registry.register("lane_changes", "Connections closed because they lost the right to be as they were", self.lane_changes.clone());

@@ -59,16 +59,16 @@ function greeting() {
     },
   });
   request.on("upgrade", (response, socket, head) => {
-    let heard = head.toString("latin1");
+    let received = head.toString("latin1");
     let greeted = false;
     const listen = () => {
-      if (greeted || !heard.includes("connect.challenge")) return;
+      if (greeted || !received.includes("connect.challenge")) return;
       greeted = true;
       socket.destroy();
       checkLane();
     };
     socket.on("data", (data) => {
-      heard += data.toString("latin1");
+      received += data.toString("latin1");
       listen();
     });
     socket.on("close", () => greeted || end("the WebSocket closed before the gateway's greeting"));

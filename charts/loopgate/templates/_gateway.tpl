@@ -110,7 +110,7 @@
 
 {{- /* Keys that the sidecar's file can't set, because the environment overrides them. */ -}}
 {{- define "loopgate.validate.config" -}}
-{{- $said := dict
+{{- $owned := dict
   "state_dir" "state" "admin" "metrics.port" "discovery" "agents.discovery"
   "gateway.address" "gateway.port"
   "listen.on" "sidecar.listen" "listen.own_addresses" "sidecar.ownAddresses" "listen.proxy_protocol" "external.proxyProtocol"
@@ -122,15 +122,15 @@
   "limits.drain_timeout" "sidecar.drainTimeoutSeconds"
   "log.format" "sidecar.logFormat" "log.level" "sidecar.logLevel" "log.access" "sidecar.accessLog" -}}
 {{- /* Files that may come from elsewhere (sidecar.extraVolumeMounts), unless the chart mounts its own. */ -}}
-{{- if include "loopgate.tlsSecret" . }}{{ $said = merge $said (dict "tls.cert" "tls.existingSecret" "tls.key" "tls.existingSecret") }}{{ end -}}
-{{- if or .Values.tls.clientCA.secret .Values.tls.clientCA.configMap }}{{ $said = merge $said (dict "tls.client_ca" "tls.clientCA") }}{{ end -}}
-{{- if .Values.agents.inheritToken }}{{ $said = merge $said (dict "gateway.token_file" "gateway.token") }}{{ end -}}
+{{- if include "loopgate.tlsSecret" . }}{{ $owned = merge $owned (dict "tls.cert" "tls.existingSecret" "tls.key" "tls.existingSecret") }}{{ end -}}
+{{- if or .Values.tls.clientCA.secret .Values.tls.clientCA.configMap }}{{ $owned = merge $owned (dict "tls.client_ca" "tls.clientCA") }}{{ end -}}
+{{- if .Values.agents.inheritToken }}{{ $owned = merge $owned (dict "gateway.token_file" "gateway.token") }}{{ end -}}
 {{- range $table, $keys := .Values.sidecar.config -}}
-{{- if hasKey $said $table }}{{ fail (printf "sidecar.config.%s has a value of its own: set %s" $table (get $said $table)) }}{{ end -}}
+{{- if hasKey $owned $table }}{{ fail (printf "sidecar.config.%s has a value of its own: set %s" $table (get $owned $table)) }}{{ end -}}
 {{- if kindIs "map" $keys -}}
 {{- range $key, $_ := $keys -}}
 {{- $path := printf "%s.%s" $table $key -}}
-{{- if hasKey $said $path }}{{ fail (printf "sidecar.config.%s has a value of its own: set %s" $path (get $said $path)) }}{{ end -}}
+{{- if hasKey $owned $path }}{{ fail (printf "sidecar.config.%s has a value of its own: set %s" $path (get $owned $path)) }}{{ end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
