@@ -48,7 +48,7 @@ fn config() -> Config {
     config
 }
 
-/// A head for the gateway. The first byte says from whom and over what, the first line is the path, each further one a field.
+/// A request head for the gateway. The first byte selects the peer, the first line is the path, each further line a field.
 ///
 /// Nothing that a client says makes it local, nor lets it past a path rule.
 pub fn head(data: &[u8]) {
@@ -56,7 +56,7 @@ pub fn head(data: &[u8]) {
     let (config, rules) = &*RULES;
     let peer = [STRANGER, PROXY, AGENT][usize::from(kind % 3)];
     let evidence = Evidence { peer: peer.into(), proxy_header: ProxyHeader::Local, certificate: None };
-    let lane = decide(&evidence, &View::default(), rules.policy(), 0).expect("nobody is denied");
+    let lane = decide(&evidence, &View::default(), rules.policy(), 0).expect("no client is denied");
     assert_eq!(matches!(lane, Lane::Agent(_)), peer == AGENT);
 
     let mut lines = text.split(|byte| *byte == b'\n');
@@ -245,7 +245,7 @@ pub fn requests(data: &[u8]) {
     let connection = http1::Builder::new().header_read_timeout(None).serve_connection(
         TokioIo::new(trickle),
         service_fn(|request: Request<Incoming>| {
-            assert!(head_ended.replace(false), "a request whose head nobody saw: {request:?}");
+            assert!(head_ended.replace(false), "a request whose head was not seen: {request:?}");
             async {
                 let _ = request.into_body().collect().await;
                 Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))

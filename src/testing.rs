@@ -1,4 +1,4 @@
-//! What stories in several rooms need: network namespaces, and processes of their own.
+//! Support for tests of several modules: network namespaces, and tests in processes of their own.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ pub fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The command that runs another one in a network namespace of its own, if there is one that may make a link there.
+/// Returns the command that runs another one in a new network namespace; `None` if none may create a link there.
 pub fn namespace_maker() -> Option<&'static [&'static str]> {
     const MAKERS: [&[&str]; 2] = [&["unshare", "--net"], &["unshare", "--user", "--map-root-user", "--net"]];
     MAKERS.into_iter().find(|maker| {
@@ -17,20 +17,20 @@ pub fn namespace_maker() -> Option<&'static [&'static str]> {
     })
 }
 
-/// Says aloud that a story was not told, which is a failure where everything is meant to be there.
+/// Reports that a test was skipped. That is a failure in CI, where all that the tests need is installed.
 pub fn skipped(why: &str) {
     assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{why}");
     eprintln!("SKIPPED: {why}");
 }
 
-/// Runs `story`, which the test called `name` tells, in a process of its own that `launcher` starts.
-pub fn in_own_process(launcher: &[&str], name: &str, story: impl AsyncFnOnce()) {
-    const INSIDE: &str = "TEST_STORY";
+/// Runs `body`, the body of the test called `name`, in a process of its own that `launcher` starts.
+pub fn in_own_process(launcher: &[&str], name: &str, body: impl AsyncFnOnce()) {
+    const INSIDE: &str = "TEST_IN_OWN_PROCESS";
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
         if !launcher.is_empty() {
             ip("link set lo up");
         }
-        return tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(story());
+        return tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(body());
     }
     let this = std::env::current_exe().unwrap();
     let mut command = match launcher {
@@ -42,6 +42,6 @@ pub fn in_own_process(launcher: &[&str], name: &str, story: impl AsyncFnOnce()) 
         }
     };
     let output = command.args(["--exact", name, "--nocapture"]).env(INSIDE, name).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
 }

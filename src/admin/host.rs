@@ -1,4 +1,4 @@
-//! Which `Host` the desk answers to.
+//! Checks the `Host` of a request to the admin listener.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use http::uri::Authority;
 
 use crate::pki::SubjectName;
 
-/// Says whether a request with these `headers` may be answered: to an address, to `localhost`, or to a name that is in the certificate.
+/// Returns whether a request with these `headers` may be answered: one to an address, to `localhost`, or to a name in the certificate.
 ///
 /// A page on the web may have its own name resolve to 127.0.0.1, and then read what it gets from there as its own (DNS rebinding); it
 /// can't choose the `Host` that its visitor's browser sends. Without `Host` it's no browser.

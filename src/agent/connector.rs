@@ -84,12 +84,12 @@ pub enum Error {
     /// The handshake failed, or the certificate is not trusted.
     #[error("TLS handshake with {address} failed")]
     Handshake {
-        /// With whom.
+        /// The sidecar's address.
         address: SocketAddr,
         /// Why.
         source: io::Error,
     },
-    /// Whoever answers does not speak the protocol.
+    /// The server does not offer the enrolment protocol.
     #[error("{0} does not offer enrolment: is it loopgate, and are its attested agents turned on?")]
     NoEnrolment(SocketAddr),
     /// Its certificate can't be judged.

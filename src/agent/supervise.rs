@@ -1,4 +1,4 @@
-//! A small init: one child, its signals, its exit status, and everybody's orphans.
+//! A small init: runs one child, forwards signals to it, returns its exit status, and reaps orphaned processes.
 
 use std::future::poll_fn;
 use std::io::{self, IsTerminal};

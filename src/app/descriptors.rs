@@ -7,7 +7,7 @@ use crate::listener::MAX_WAITING;
 
 /// Descriptors for everything but connections: listeners, event queues, key files, Docker, the admin listener.
 const RESERVE: usize = 256;
-/// The same for a low limit, which must still leave room for what every process opens.
+/// The reserve under a low limit: enough for what every process opens.
 const MIN_RESERVE: usize = 48;
 
 /// The connections that the open-file limit allows.

@@ -26,7 +26,7 @@ pub struct Args {
 /// How long connections that are being carried may take to end.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Forwards until told to stop.
+/// Forwards connections until a signal stops it.
 pub fn run(args: Args) -> Result<(), Error> {
     refuse_unknown_variables()?;
     log::init(&args.flags.log("info"))?;

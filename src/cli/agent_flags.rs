@@ -19,7 +19,7 @@ pub struct Flags {
     /// Where local clients connect
     #[arg(long, env = "LOOPGATE_LISTEN", value_name = "ADDR", value_parser = given(parse::socket_address))]
     listen: Option<Given<SocketAddr>>,
-    /// Listen on an address that is not loopback: whoever reaches it becomes this agent
+    /// Listen on an address that is not loopback: every client that reaches it becomes this agent
     #[arg(long, env = "LOOPGATE_UNSAFE_LISTEN", value_parser = clap::builder::FalseyValueParser::new())]
     unsafe_listen: bool,
     /// Where the sidecar is [default: gateway:18443]
@@ -101,7 +101,7 @@ impl Flags {
         Log { format, level: value(self.log_level.clone()).unwrap_or_else(|| level.into()), access: false, ..config::Config::default().log }
     }
 
-    /// What the agent needs to know; it listens on `port` of the loopback address unless told otherwise.
+    /// Returns the agent's settings. It listens on `port` of the loopback address unless `--listen` is given.
     ///
     /// # Errors
     /// If flags contradict each other.

@@ -69,7 +69,7 @@ pub enum Command {
 #[derive(Clone, Debug)]
 pub struct Serial(Vec<u8>);
 
-/// The options that say which files, and for whom.
+/// The options that say which files are meant, and the trust domain.
 #[derive(Clone, Debug)]
 pub struct Files;
 

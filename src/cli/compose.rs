@@ -80,7 +80,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         Ok(plan) => plan,
         Err(problems) => {
             for problem in &problems {
-                output::line(&render::said(problem));
+                output::line(&render::line(problem));
             }
             return Ok(ExitCode::FAILURE);
         }
@@ -91,7 +91,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         output::print(render::file(&plan))?;
     }
     for remark in plan.notes.iter().chain(&plan.left) {
-        output::line(&render::said(remark));
+        output::line(&render::line(remark));
     }
     Ok(if plan.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -85,7 +85,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(status.into())
 }
 
-/// Waits for the gateway, and has it know OpenClaw's device if it is of the kind that must be told in time.
+/// Waits until the gateway answers, and pairs OpenClaw's device in advance if this version of the gateway needs it.
 async fn wait_until_ready(agent: &Agent, patience: Duration, pair: bool) -> Result<(), Error> {
     let answers = ready::wait(agent.address, patience).await.map_err(|error| agent.not_ready(patience, error))?;
     info!(address = %agent.address, "the gateway answers");
@@ -97,7 +97,7 @@ async fn wait_until_ready(agent: &Agent, patience: Duration, pair: bool) -> Resu
     Ok(())
 }
 
-/// A command that does without pairing need not fail for want of it, so what goes wrong here is only told.
+/// Pairs OpenClaw's device in advance. A failure is only logged, since not every command needs the pairing.
 async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
     let Some(place) = device::Place::of(|name| std::env::var_os(name).filter(|value| !value.is_empty())) else { return };
     let device = match place {
@@ -106,7 +106,9 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
     };
     let device = match device.expect("reading a file does not panic") {
         Ok(device) => device,
-        Err(error) => return warn!(error = %error_chain(&error), "no pre-pairing"),
+        Err(error) => {
+            return warn!(error = %error_chain(&error), "can't read the OpenClaw device identity; it will not be paired in advance and may get 1008");
+        }
     };
     match pair::pair(address, &device, token).await {
         Ok(paired) => debug!(device = paired.device, scopes = paired.scopes.join(","), "pre-paired"),

@@ -1,4 +1,4 @@
-//! What is said to the shell: results on standard output, `loopgate: ...` on standard error, and no panic if nobody listens.
+//! Writes results to standard output and `loopgate: ...` to standard error, and does not panic if the reader has closed them.
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -9,12 +9,12 @@ use super::error::Error;
 
 use crate::error_chain::error_chain;
 
-/// Writes a result. A reader who has seen enough (`loopgate man | head`) is no failure.
+/// Writes a result. A reader that closes the pipe early (`loopgate man | head`) is not an error.
 pub fn print(bytes: impl AsRef<[u8]>) -> Result<(), Error> {
     print_to_reader(bytes).map(drop)
 }
 
-/// Writes a result, and says whether there still is somebody to read more.
+/// Writes a result; returns whether the reader still reads.
 pub fn print_to_reader(bytes: impl AsRef<[u8]>) -> Result<bool, Error> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(bytes.as_ref()).and_then(|()| stdout.flush()) {
@@ -24,7 +24,7 @@ pub fn print_to_reader(bytes: impl AsRef<[u8]>) -> Result<bool, Error> {
     }
 }
 
-/// Says what went wrong: a line for each problem about the configuration, else one line with its causes.
+/// Writes an error: a line for each problem of the configuration, else one line with its causes.
 pub fn error(error: &Error) {
     if let Error::Config(crate::config::Error(problems)) = error {
         for problem in problems {

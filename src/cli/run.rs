@@ -15,7 +15,7 @@ pub struct Args {
     flags: Flags,
 }
 
-/// Runs until told to stop.
+/// Runs the sidecar until a signal stops it.
 pub fn run(args: Args) -> Result<(), Error> {
     let config = args.flags.clone().load()?;
     let logging = log::init(&config.log)?;

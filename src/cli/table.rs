@@ -1,4 +1,4 @@
-//! Text for a terminal: columns that line up, and colour where somebody sees it.
+//! Text for a terminal: aligned columns, and colour if the output is a terminal.
 
 use std::io::IsTerminal;
 

@@ -1,27 +1,27 @@
-//! What changes in a compose project, and what is said about it.
+//! The changes to a compose project, and remarks about them.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-/// The variables by which images of the gateway are told where to listen.
+/// The variables that tell images of the gateway where to listen.
 pub(super) const BIND: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_BIND", "MOLTBOT_GATEWAY_BIND"];
 
-/// A key of the project, and what is to be said about it.
+/// A key of the project, and a remark about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remark {
-    /// Such as `services.caddy.environment.UPSTREAM`.
+    /// The key, such as `services.caddy.environment.UPSTREAM`.
     pub key: String,
-    /// Why, and what to do.
+    /// The reason, and what to do.
     pub what: String,
 }
 
-/// Where loopgate and the gateway meet.
+/// The network namespace of loopgate and the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Namespace {
     /// The namespace of a container that only waits, and owns the ports.
     Pause,
-    /// The namespace that the gateway is in already, in the words of `network_mode`. Ports stay where they are.
+    /// The namespace that the gateway is in already, as its `network_mode` states it. Ports are not moved.
     Joined(String),
 }
 

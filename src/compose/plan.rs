@@ -172,8 +172,8 @@ fn unjoinable(name: &str, gateway: &Service, namespace: &Namespace, problems: &m
 /// The gateway's state directory: where its variables say, or else any mount of that name.
 fn state(gateway: &Service) -> Option<State> {
     let home = gateway.variable("OPENCLAW_HOME").or_else(|| gateway.variable("HOME")).unwrap_or("/home/node");
-    let said = gateway.variable("OPENCLAW_STATE_DIR").map_or_else(|| format!("{}/.openclaw", home.trim_end_matches('/')), Into::into);
-    let directory = said.trim_end_matches('/');
+    let stated = gateway.variable("OPENCLAW_STATE_DIR").map_or_else(|| format!("{}/.openclaw", home.trim_end_matches('/')), Into::into);
+    let directory = stated.trim_end_matches('/');
     let mounts = || {
         let kinds = ["bind", "volume"];
         let known = gateway.volumes.iter().filter(move |mount| kinds.contains(&mount.kind.as_str()));
@@ -240,7 +240,7 @@ impl Plan {
         }
     }
 
-    /// Where the gateway is told to listen, and where those beside it find it.
+    /// Has the gateway listen on loopback.
     fn gateways_environment(&mut self, gateway: &Service) {
         let bind = BIND.iter().filter(|name| gateway.environment.get(**name).is_some_and(|value| value.as_deref() != Some("loopback")));
         let set: BTreeMap<String, String> = bind.map(|name| ((*name).to_owned(), "loopback".to_owned())).collect();

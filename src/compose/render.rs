@@ -75,18 +75,18 @@ fn header(plan: &Plan) -> Vec<String> {
     if !plan.left.is_empty() {
         lines.push(String::new());
         lines.push("Left to you:".into());
-        lines.extend(plan.left.iter().map(|remark| format!("  {}", said(remark))));
+        lines.extend(plan.left.iter().map(|remark| format!("  {}", line(remark))));
     }
     if !plan.notes.is_empty() {
         lines.push(String::new());
         lines.push("To know:".into());
-        lines.extend(plan.notes.iter().map(|remark| format!("  {}", said(remark))));
+        lines.extend(plan.notes.iter().map(|remark| format!("  {}", line(remark))));
     }
     lines
 }
 
-/// A remark on one line.
-pub fn said(remark: &Remark) -> String {
+/// Returns a remark as one line.
+pub fn line(remark: &Remark) -> String {
     format!("{}: {}", remark.key, remark.what)
 }
 

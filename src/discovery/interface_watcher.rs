@@ -27,7 +27,7 @@ const SETTLE: Duration = Duration::from_millis(5);
 const RESYNC: Duration = Duration::from_secs(30);
 /// How often it is read where netlink can't be subscribed to (seccomp profiles, gVisor).
 const POLL: Duration = Duration::from_secs(1);
-/// Room for a message; the rest of a longer one is cut off, and not missed.
+/// The buffer size of a message. The rest of a longer one is cut off, and is not needed.
 const MESSAGE: usize = 4096;
 
 /// The interfaces of this namespace and the gateways of its routes, as last listed, and the subscription to changes.

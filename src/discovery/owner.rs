@@ -147,7 +147,7 @@ mod tests {
             ("10.0.0.9", Hints { mounts: hint(&a), ..Hints::default() }, Some("one")),
             ("10.0.0.3", Hints { stated: hint("sidecar"), ..Hints::default() }, Some("two")),
             ("10.0.0.2", Hints { stated: hint("two"), ..Hints::default() }, Some("two")),
-            ("10.0.0.2", Hints { stated: hint("nobody"), ..Hints::default() }, None),
+            ("10.0.0.2", Hints { stated: hint("unknown"), ..Hints::default() }, None),
         ] {
             let found = find(&all, &[address.parse().unwrap()], &hints);
             assert_eq!(found.map(|owner| owner.name.as_str()), expected, "{address} {hints:?}");

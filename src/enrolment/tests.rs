@@ -175,16 +175,16 @@ async fn refusal(lines: &mut Lines<DuplexStream>) -> Reason {
 
 #[tokio::test]
 async fn a_proof_shown_in_the_container_itself_gets_a_certificate() {
-    let house = Harness::of_four();
+    let harness = Harness::of_four();
     for place in ["a"; 2] {
-        let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+        let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
         let proof = csr.ask(&mut lines).await;
-        house.containers.show(place, &proof);
+        harness.containers.show(place, &proof);
         let enrolled = shown(&mut lines).await.unwrap();
         assert!(enrolled.token.is_none());
 
         let chain: Vec<_> = CertificateDer::pem_slice_iter(enrolled.certificate.as_bytes()).map(Result::unwrap).collect();
-        assert_eq!(&chain[1], house.authority.certificate());
+        assert_eq!(&chain[1], harness.authority.certificate());
         let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
         assert_eq!(leaf.public_key().raw, csr.key.subject_public_key_info());
         let names = leaf.subject_alternative_name().unwrap().unwrap();
@@ -195,58 +195,58 @@ async fn a_proof_shown_in_the_container_itself_gets_a_certificate() {
         let life = leaf.validity().not_after.timestamp() - time::OffsetDateTime::now_utc().unix_timestamp();
         assert!((3590..=3600).contains(&life), "{life}");
     }
-    assert_eq!(house.enrolment.metrics().issued.get(), 2);
+    assert_eq!(harness.enrolment.metrics().issued.get(), 2);
 }
 
 #[tokio::test]
 async fn a_proof_shown_anywhere_else_is_not_found() {
-    let house = Harness::of_four();
+    let harness = Harness::of_four();
     // The sibling shares the agent's network namespace, and so its address, without a label.
     for place in ["a-sibling", "b", "c"] {
-        let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+        let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
         let proof = csr.ask(&mut lines).await;
-        house.containers.show(place, &proof);
+        harness.containers.show(place, &proof);
         assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::ProofNotFound, "{place}");
     }
-    assert_eq!(house.refused("proof_not_found"), 3);
+    assert_eq!(harness.refused("proof_not_found"), 3);
 }
 
 #[tokio::test]
 async fn where_processes_of_other_containers_are_shown_as_the_agents_no_process_is_a_proof() {
-    let house = Harness::new(Containers { shares_processes: true, ..Containers::running(&["a"]) }, |_| {});
-    let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+    let harness = Harness::new(Containers { shares_processes: true, ..Containers::running(&["a"]) }, |_| {});
+    let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
     let proof = csr.ask(&mut lines).await;
-    house.containers.show("a", &proof);
+    harness.containers.show("a", &proof);
     assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::ProofMisplaced);
 }
 
 #[tokio::test]
 async fn a_replayed_nonce_and_another_key_get_no_certificate() {
-    let house = Harness::of_four();
-    let (csr, mut first) = (Csr::new(), house.connect(ADDRESS));
+    let harness = Harness::of_four();
+    let (csr, mut first) = (Csr::new(), harness.connect(ADDRESS));
     let proof = csr.ask(&mut first).await;
-    house.containers.show("a", &proof);
+    harness.containers.show("a", &proof);
     shown(&mut first).await.unwrap();
     // The proof is still to be seen. The same key on another connection has another nonce, and so needs another one.
-    let mut second = house.connect(ADDRESS);
+    let mut second = harness.connect(ADDRESS);
     assert_ne!(csr.ask(&mut second).await, proof);
     assert_eq!(shown(&mut second).await.unwrap_err(), Reason::ProofNotFound);
     // A neighbour that forges the address while the agent enrols has a nonce and a key of its own; the agent's proof is not for them.
-    let (mut third, mut forger) = (house.connect(ADDRESS), house.connect(ADDRESS));
+    let (mut third, mut forger) = (harness.connect(ADDRESS), harness.connect(ADDRESS));
     let proof = csr.ask(&mut third).await;
     Csr::new().ask(&mut forger).await;
-    house.containers.show("a", &proof);
+    harness.containers.show("a", &proof);
     assert_eq!(shown(&mut forger).await.unwrap_err(), Reason::ProofNotFound);
     shown(&mut third).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_container_that_is_discovered_a_moment_later_is_waited_for() {
-    let house = Harness::of_four();
-    house.view.send_replace(view(&[]));
-    let mut lines = house.connect(ADDRESS);
-    let (csr, publish) = (Csr::new(), house.view.clone());
-    house.shutdown.spawn(async move {
+    let harness = Harness::of_four();
+    harness.view.send_replace(view(&[]));
+    let mut lines = harness.connect(ADDRESS);
+    let (csr, publish) = (Csr::new(), harness.view.clone());
+    harness.shutdown.spawn(async move {
         tokio::time::sleep(DISCOVERY_DELAY / 2).await;
         publish.send_replace(view(&[("172.18.0.3", agent("a", Proof::Attested))]));
     });
@@ -255,14 +255,14 @@ async fn a_container_that_is_discovered_a_moment_later_is_waited_for() {
 
 #[tokio::test(start_paused = true)]
 async fn only_an_attested_agents_address_is_given_a_nonce() {
-    let house = Harness::of_four();
+    let harness = Harness::of_four();
     for (from, reason) in
         [("172.18.0.9:1", Reason::NotAnAgent), ("127.0.0.1:1", Reason::NotAnAgent), ("172.18.0.4:1", Reason::AddressAgent)]
     {
-        assert_eq!(refusal(&mut house.connect(from)).await, reason, "{from}");
+        assert_eq!(refusal(&mut harness.connect(from)).await, reason, "{from}");
     }
-    house.view.send_replace(view(&[]));
-    assert_eq!(refusal(&mut house.connect(ADDRESS)).await, Reason::NotAnAgent);
+    harness.view.send_replace(view(&[]));
+    assert_eq!(refusal(&mut harness.connect(ADDRESS)).await, Reason::NotAnAgent);
 }
 
 #[tokio::test]
@@ -270,40 +270,40 @@ async fn an_agent_that_is_gone_by_the_time_of_its_proof_gets_nothing() {
     let another = [("172.18.0.3", agent("c", Proof::Attested))];
     let unlabelled_later = [("172.18.0.3", agent("a", Proof::Address))];
     for agents in [&[] as &[_], &another, &unlabelled_later] {
-        let house = Harness::of_four();
-        let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+        let harness = Harness::of_four();
+        let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
         let proof = csr.ask(&mut lines).await;
-        house.containers.show("a", &proof);
-        house.view.send_replace(view(agents));
+        harness.containers.show("a", &proof);
+        harness.view.send_replace(view(agents));
         assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::AgentGone, "{agents:?}");
     }
-    let house = Harness::new(Containers::running(&["b"]), |_| {});
-    let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+    let harness = Harness::new(Containers::running(&["b"]), |_| {});
+    let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
     csr.ask(&mut lines).await;
     assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::AgentGone, "Docker knows it no more");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_nonce_expires() {
-    let house = Harness::of_four();
-    let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+    let harness = Harness::of_four();
+    let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
     let proof = csr.ask(&mut lines).await;
     tokio::time::advance(DEADLINE).await;
     assert_eq!(refusal(&mut lines).await, Reason::Expired);
-    house.containers.show("a", &proof);
+    harness.containers.show("a", &proof);
     assert!(lines.receive::<Reply<Enrolled>>().await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
 async fn attempts_from_one_address_are_limited() {
-    let house = Harness::of_four();
+    let harness = Harness::of_four();
     for _ in 0..10 {
-        Csr::new().ask(&mut house.connect(ADDRESS)).await;
+        Csr::new().ask(&mut harness.connect(ADDRESS)).await;
     }
-    assert_eq!(refusal(&mut house.connect(ADDRESS)).await, Reason::TooMany);
-    assert_eq!(house.refused("too_many"), 1);
+    assert_eq!(refusal(&mut harness.connect(ADDRESS)).await, Reason::TooMany);
+    assert_eq!(harness.refused("too_many"), 1);
     // Strangers, too, and before it takes time to find out that they are.
-    let mut strangers: Vec<_> = (0..11).map(|_| house.connect("172.18.0.9:1")).collect();
+    let mut strangers: Vec<_> = (0..11).map(|_| harness.connect("172.18.0.9:1")).collect();
     let refusals = futures_util::future::join_all(strangers.iter_mut().map(refusal)).await;
     assert_eq!(refusals.iter().filter(|reason| **reason == Reason::NotAnAgent).count(), 10);
     assert!(refusals.contains(&Reason::TooMany));
@@ -311,19 +311,19 @@ async fn attempts_from_one_address_are_limited() {
 
 #[tokio::test]
 async fn malformed_requests_are_refused() {
-    let house = Harness::of_four();
-    let mut lines = house.connect(ADDRESS);
+    let harness = Harness::of_four();
+    let mut lines = harness.connect(ADDRESS);
     lines
         .send(&Request { csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into(), token: None })
         .await
         .unwrap();
     assert_eq!(refusal(&mut lines).await, Reason::BadRequest);
-    let mut stream = house.connection(ADDRESS);
+    let mut stream = harness.connection(ADDRESS);
     stream.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
     assert_eq!(refusal(&mut Lines::new(stream)).await, Reason::Malformed);
 
     // A request with the agent's public key, signed by another key.
-    let (csr, another, mut lines) = (Csr::new(), Csr::new(), house.connect(ADDRESS));
+    let (csr, another, mut lines) = (Csr::new(), Csr::new(), harness.connect(ADDRESS));
     let genuine = CertificateParams::default().serialize_request(&csr.key).unwrap();
     let der = genuine.der();
     let mut forged = der.to_vec();
@@ -338,17 +338,17 @@ async fn malformed_requests_are_refused() {
     };
     lines.send(&Request { csr: forged, token: None }).await.unwrap();
     let Reply::Granted(Challenge { nonce, .. }) = lines.receive().await.unwrap() else { panic!("refused") };
-    house.containers.show("a", &attest::proof(&nonce, &csr.key.subject_public_key_info()));
+    harness.containers.show("a", &attest::proof(&nonce, &csr.key.subject_public_key_info()));
     assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::BadRequest);
 }
 
 #[tokio::test]
 async fn without_docker_no_agent_enrols() {
-    let house = Harness::new(Containers { broken: true, ..Containers::running(&["a"]) }, |_| {});
-    let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+    let harness = Harness::new(Containers { broken: true, ..Containers::running(&["a"]) }, |_| {});
+    let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
     csr.ask(&mut lines).await;
     assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::Docker);
-    assert_eq!(house.refused("docker"), 1);
+    assert_eq!(harness.refused("docker"), 1);
 }
 
 #[tokio::test]
@@ -360,11 +360,11 @@ async fn the_agent_shows_a_file_and_inherits_the_token() {
     std::fs::create_dir(&shown_in).unwrap();
     let containers = || Containers { with_files: Some("a".into()), ..Containers::running(&["a"]) };
     for inherit in [true, false] {
-        let house = Harness::for_files(containers(), &shown_in, |config| {
+        let harness = Harness::for_files(containers(), &shown_in, |config| {
             config.agents.inherit_token = inherit;
             config.gateway.token_file = Some(token.clone());
         });
-        let (credentials, token) = converse(house.connection(ADDRESS), &ProofMethod::File(shown_in.clone())).await.unwrap();
+        let (credentials, token) = converse(harness.connection(ADDRESS), &ProofMethod::File(shown_in.clone())).await.unwrap();
         assert_eq!(token.as_ref().map(Secret::expose), inherit.then_some("my-token"));
         assert_eq!(credentials.certified_key.cert.len(), 2);
         assert!(credentials.remaining(time::OffsetDateTime::now_utc()) > Duration::from_secs(3500));
@@ -385,8 +385,8 @@ async fn a_proof_file_where_others_could_have_put_it_is_refused() {
         (vec![], &link, Reason::ProofNotFound),
     ] {
         let containers = Containers { with_files: Some("a".into()), mounts, ..Containers::running(&["a"]) };
-        let house = Harness::for_files(containers, shown_in, |_| {});
-        match converse(house.connection(ADDRESS), &ProofMethod::File(shown_in.clone())).await {
+        let harness = Harness::for_files(containers, shown_in, |_| {});
+        match converse(harness.connection(ADDRESS), &ProofMethod::File(shown_in.clone())).await {
             Err(enrol::Error::Refused(refused)) => assert_eq!(refused.error, reason),
             other => panic!("{other:?}"),
         }
@@ -404,8 +404,8 @@ async fn a_file_that_loopgate_did_not_make_proves_nothing() {
         ("of whole seconds", "", PROOF_MODE, std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000), Some(Reason::ProofNotFound)),
     ] {
         let containers = Containers { with_files: Some("a".into()), ..Containers::running(&["a"]) };
-        let house = Harness::for_files(containers, directory.path(), |_| {});
-        let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+        let harness = Harness::for_files(containers, directory.path(), |_| {});
+        let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
         let path = directory.path().join(csr.ask(&mut lines).await);
         std::fs::write(&path, content).unwrap();
         let file = std::fs::File::options().write(true).open(&path).unwrap();
@@ -425,12 +425,12 @@ async fn a_file_that_loopgate_did_not_make_proves_nothing() {
 async fn a_file_is_no_proof_unless_agents_proofs_names_it() {
     let directory = tempfile::tempdir().unwrap();
     let containers = Containers { with_files: Some("a".into()), ..Containers::running(&["a"]) };
-    let house = Harness::new(containers, |_| {});
+    let harness = Harness::new(containers, |_| {});
     let method = ProofMethod::File(directory.path().to_owned());
-    let refused = converse(house.connection(ADDRESS), &method).await.unwrap_err();
+    let refused = converse(harness.connection(ADDRESS), &method).await.unwrap_err();
     assert!(matches!(refused, enrol::Error::Kind(ProofKind::File)), "{refused:?}");
     // One that does not ask is refused as well.
-    let (csr, mut lines) = (Csr::new(), house.connect(ADDRESS));
+    let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
     let path = PathBuf::from(attest::PROOF_DIRECTORY).join(csr.ask(&mut lines).await);
     lines.send(&Shown::File { path }).await.unwrap();
     assert!(matches!(lines.receive::<Reply<Enrolled>>().await.unwrap(), Reply::Refused(refused) if refused.error == Reason::WrongProof));

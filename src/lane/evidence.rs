@@ -16,7 +16,7 @@ pub struct Evidence {
 /// The client that a PROXY header names. TLS begins after the header, so that client writes everything that follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProxyHeader {
-    /// The peer itself: there was no header, or it said `LOCAL`.
+    /// The peer itself: there was no header, or it was `LOCAL`.
     #[default]
     Local,
     /// A client with this address.

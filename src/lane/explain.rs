@@ -119,7 +119,7 @@ fn why_external_on_loopback(
         }
         return match certificate?.issuer {
             Issuer::Own => Some(WhyExternal::UnknownAddress(peer)),
-            // Such certificates identify external users too, most of whom are meant to be external.
+            // Such certificates identify external users too, and most of those are meant to be external.
             Issuer::Operator => (!policy.uris.is_empty()).then_some(WhyExternal::NotListed),
         };
     };

@@ -266,7 +266,7 @@ impl Forwarding {
 
 /// Refuses requests to the gateway's HTTP API on a connection with the scope cap `cap`, unless it includes `operator.admin`.
 ///
-/// The gateway gives whoever shows its token or password there the rights of a full operator, and ignores `X-OpenClaw-Scopes`
+/// There the gateway gives every client that sends its token or password full operator rights, and ignores `X-OpenClaw-Scopes`
 /// (OpenClaw `gateway/openai-http-api`, `gateway/tools-invoke-http-api`).
 fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), Refusal> {
     static API: LazyLock<Vec<PathRule>> = LazyLock::new(|| {

@@ -12,7 +12,7 @@ use crate::config::PathRule;
 ///
 /// If none matches, a list with an `allow` rule refuses, and a list of `deny` rules allows. `allow` rules compare paths and methods
 /// exactly, `deny` rules ignore case, so a doubtful match never opens a path. The gateway accepts WebSockets on every path, so an
-/// `allow` rule is about upgrades only if it says so.
+/// `allow` rule applies to upgrades only if it has `upgrade`.
 ///
 /// # Errors
 /// [`Refusal::AmbiguousPath`] or [`Refusal::PathDenied`].

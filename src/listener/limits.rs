@@ -27,7 +27,7 @@ const MIN_TABLE: usize = 1024;
 const AGENT_SHARE: usize = 16;
 /// The most connections that may ever wait for a permit; the same number again may wait for agents.
 ///
-/// They are accepted already: connections in the kernel's queue can't be told apart, so that agents would have to wait behind the others.
+/// They are accepted already: connections in the kernel's queue can't be distinguished, so agents would wait behind the others.
 pub const MAX_WAITING: usize = 256;
 
 /// The connection limits and the connections counted against them. All listeners share one.

@@ -38,7 +38,7 @@ pub enum Error {
     /// The client did not finish in time.
     #[error("the TLS handshake took longer than {0:?}")]
     Slow(Duration),
-    /// The client spoke HTTP without TLS, and got an HTTP answer that says so.
+    /// The client sent HTTP without TLS, and got an HTTP response that reports it.
     #[error("HTTP without TLS")]
     PlainHttp,
     /// The client sent invalid TLS, or closed the connection.

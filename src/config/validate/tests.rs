@@ -36,8 +36,8 @@ fn the_defaults_are_valid_and_those_of_the_design() {
 }
 
 #[test]
-fn every_option_is_heeded() {
-    // A text that no option takes must be complained about for each of them, or else it is read by nobody.
+fn every_option_is_read() {
+    // A text that no option accepts must be a problem of each option, or else that option is never read.
     let mut layer = Layer::default();
     for key in KEYS.iter() {
         // What takes any text at all is caught by an empty one.

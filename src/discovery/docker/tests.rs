@@ -110,7 +110,7 @@ async fn an_unlabelled_container_that_gets_an_agents_address_is_no_agent() {
 
     docker.stop("a");
     docker.run(container("b", json!({}), &[("front", &AGENT.to_string())]));
-    harness.until("nobody is an agent", |view| view.agents.is_empty()).await;
+    harness.until("no container is an agent", |view| view.agents.is_empty()).await;
     let lists = harness.metrics.lists.get();
     docker.event("container", "rename", "b", json!({}));
     eventually("it is listed once more", || harness.metrics.lists.get() > lists).await;

@@ -101,7 +101,7 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     kubernetes.delete("d");
     let view = harness.until_agents(&[]).await;
     assert!(view.last_known.is_empty());
-    // The watch alone told all of it.
+    // The watch alone reported all of it.
     assert_eq!((harness.metrics.lists.get(), kubernetes.asked("list pods")), (lists, 1));
     harness.close().await;
 }
@@ -159,7 +159,7 @@ async fn a_watch_that_is_too_old_is_replaced_and_brings_no_removed_pod_back() {
         if silently {
             sleep(Duration::from_millis(1100)).await;
         }
-        // Nobody tells that this one is gone: its address may be anybody's.
+        // No event reports that this one is gone: its address may belong to another pod.
         kubernetes.take("a");
         if silently {
             kubernetes.forget_silently()
@@ -225,7 +225,7 @@ async fn a_forbidden_request_is_named_with_the_missing_rule() {
         kubernetes.forbid(what);
         let mut harness = Harness::with(&kubernetes);
         let view = harness.until_error(rule).await;
-        // Not even where the list may be read: nobody would hear of the end of one on it.
+        // Not even if the list may be read: no event would report the end of a pod on it.
         assert!(view.agents.is_empty() && view.last_known.is_empty());
         kubernetes.permit(what);
         harness.until_agents(&["a"]).await;

@@ -1,4 +1,4 @@
-//! The header rules as a table: what comes in on a lane, and what the gateway hears.
+//! The header rules as a table: what comes in on a lane, and what the gateway receives.
 
 use std::sync::Arc;
 
@@ -29,8 +29,8 @@ fn lane(peer: &str, rules: &Rules) -> Lane {
         .unwrap()
 }
 
-/// The head that the gateway hears, as `name: value` lines in order of name, `Host` and what every row shares left out.
-fn heard(peer: &str, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
+/// Returns the source address and the head that the gateway receives, as `name: value` lines sorted by name.
+fn received(peer: &str, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
     let mut request = Request::builder().uri("/a?b=c").header("host", "gw.example:8443");
     for (name, value) in fields {
         request = request.header(*name, *value);
@@ -46,7 +46,7 @@ fn heard(peer: &str, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<Str
 }
 
 #[test]
-fn what_the_gateway_hears() {
+fn what_the_gateway_receives() {
     let rules = rules(|_| {});
     let external = |client: &str| {
         let forwarded = ["x-forwarded-for: CLIENT", "x-forwarded-host: gw.example:8443", "x-forwarded-proto: https"];
@@ -70,15 +70,15 @@ fn what_the_gateway_hears() {
         &[("keep-alive", "timeout=5"), ("te", "trailers"), ("proxy-authorization", "Basic eA==")],
         &[("upgrade", "h2c"), ("connection", "upgrade, http2-settings"), ("http2-settings", "AAMAAABkAAQAAP__")],
     ] {
-        assert_eq!(heard("172.18.0.9", &rules, forged), ("127.0.0.2".into(), external("172.18.0.9")), "{forged:?}");
-        let (source, lines) = heard("172.18.0.3", &rules, forged);
+        assert_eq!(received("172.18.0.9", &rules, forged), ("127.0.0.2".into(), external("172.18.0.9")), "{forged:?}");
+        let (source, lines) = received("172.18.0.3", &rules, forged);
         assert!(source.starts_with("127.77."), "{source}");
         assert_eq!(lines, agent, "{forged:?}");
     }
     // A client whose address says nothing is still a remote one.
-    assert_eq!(heard("127.0.0.1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
-    assert_eq!(heard("::1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
-    assert_eq!(heard("fd00::9", &rules, &[]), ("127.0.0.2".into(), external("fd00::9")));
+    assert_eq!(received("127.0.0.1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
+    assert_eq!(received("::1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
+    assert_eq!(received("fd00::9", &rules, &[]), ("127.0.0.2".into(), external("fd00::9")));
 }
 
 #[test]
@@ -86,23 +86,24 @@ fn what_is_the_clients_own_passes() {
     let rules = rules(|_| {});
     let own = [("authorization", "Bearer t"), ("cookie", "a=b"), ("referer", "https://x/"), ("x-request-id", "7"), ("accept", "*/*")];
     for peer in ["172.18.0.9", "172.18.0.3"] {
-        let (_, lines) = heard(peer, &rules, &own);
+        let (_, lines) = received(peer, &rules, &own);
         for (name, value) in own {
             assert!(lines.contains(&format!("{name}: {value}")), "{peer} {name}");
         }
     }
     // `Connection` can't talk away what the request means.
-    let (_, lines) = heard("172.18.0.3", &rules, &[("connection", "authorization, cookie, host, origin"), ("authorization", "Bearer t")]);
+    let (_, lines) =
+        received("172.18.0.3", &rules, &[("connection", "authorization, cookie, host, origin"), ("authorization", "Bearer t")]);
     assert_eq!(lines, ["authorization: Bearer t", "host: 127.0.0.1:18789"]);
 }
 
 #[test]
 fn a_header_that_carries_an_identity_passes_only_if_it_is_kept() {
-    let said = [("x-user", "root"), ("x_user", "root"), ("x-team-role", "owner"), ("x-openclaw-webhook-secret", "s")];
+    let fields = [("x-user", "root"), ("x_user", "root"), ("x-team-role", "owner"), ("x-openclaw-webhook-secret", "s")];
     let kept = rules(|config| config.external.keep_headers = vec![HeaderName::from_static("x-team-role")]);
     for peer in ["172.18.0.9", "172.18.0.3", "10.0.0.5"] {
         let sent = |rules: &Rules| -> Vec<String> {
-            let lines = heard(peer, rules, &said).1;
+            let lines = received(peer, rules, &fields).1;
             lines.into_iter().filter(|line| !line.starts_with("host:") && !line.starts_with("x-forwarded-")).collect()
         };
         assert_eq!(sent(&rules(|_| {})), ["x-openclaw-webhook-secret: s"], "{peer}");
@@ -110,7 +111,7 @@ fn a_header_that_carries_an_identity_passes_only_if_it_is_kept() {
     }
     // An identity header of trusted proxies is theirs alone, even if it is kept.
     let both = rules(|config| config.external.keep_headers = vec![HeaderName::from_static("x-auth-user")]);
-    let lines = heard("172.18.0.9", &both, &[("x-auth-user", "root")]).1;
+    let lines = received("172.18.0.9", &both, &[("x-auth-user", "root")]).1;
     assert!(!lines.iter().any(|line| line.starts_with("x-auth-user")), "{lines:?}");
 }
 
@@ -138,13 +139,13 @@ fn a_page_on_an_agents_connection_is_external() {
         &[("referer", "https://gw.example:8443/"), ("referer", "https://evil.example/")],
         &[("referer", "about:client")],
     ] {
-        let (source, lines) = heard("172.18.0.3", &rules, sneaky);
+        let (source, lines) = received("172.18.0.3", &rules, sneaky);
         assert_eq!(source, "127.0.0.2");
         assert!(lines.contains(&"x-forwarded-for: 172.18.0.3".into()), "{lines:?}");
     }
     // Node's own fetch says as much, and is no browser.
     for fields in [&[("sec-fetch-mode", "cors")][..], &[("referer", "https://GW.example:8443/chat?a=b")]] {
-        assert!(heard("172.18.0.3", &rules, fields).0.starts_with("127.77."), "{fields:?}");
+        assert!(received("172.18.0.3", &rules, fields).0.starts_with("127.77."), "{fields:?}");
     }
 }
 
@@ -161,7 +162,7 @@ fn a_name_that_a_page_brought_along_is_no_agents() {
         (&attested, "127.0.0.1:18789", LaneKind::Agent),
         (&attested, "gw.example:18789", LaneKind::Agent),
         (&attested, "evil.example:18789", LaneKind::External),
-        // Without a listener of its own in plain text, nobody comes under a name that is not in the certificate.
+        // Without a plain-text listener of its own, no client connects under a name that is not in the certificate.
         (&by_address, "evil.example:18789", LaneKind::Agent),
     ] {
         let (parts, ()) = Request::builder().uri("/").header("host", host).body(()).unwrap().into_parts();
@@ -190,16 +191,16 @@ fn a_page_on_an_agents_connection_has_to_pass_the_lists() {
 }
 
 #[test]
-fn only_a_trusted_proxy_is_listened_to() {
+fn only_a_trusted_proxy_may_state_the_client() {
     let rules = rules(|_| {});
-    let said = [
+    let fields = [
         ("x-forwarded-for", "127.0.0.1, 203.0.113.7"),
         ("x-forwarded-proto", "http"),
         ("x-forwarded-host", "public.example"),
         ("x-auth-user", "ann"),
         ("x-forwarded-user", "root"),
     ];
-    let (source, lines) = heard("10.0.0.5", &rules, &said);
+    let (source, lines) = received("10.0.0.5", &rules, &fields);
     assert_eq!(source, "127.0.0.2");
     let expected = [
         "host: gw.example:8443",
@@ -209,23 +210,23 @@ fn only_a_trusted_proxy_is_listened_to() {
         "x-forwarded-proto: http",
     ];
     assert_eq!(lines, expected);
-    // A loopback client is not stated, whoever says it; and what can't be understood leaves the proxy as the client.
+    // A loopback client is never stated, not even for a trusted proxy; a malformed value leaves the proxy as the client.
     for (value, client) in
         [("127.0.0.1", "192.0.2.1"), ("::1", "192.0.2.1"), ("garbage", "10.0.0.5"), ("", "10.0.0.5"), ("10.0.0.5", "10.0.0.5")]
     {
-        let (_, lines) = heard("10.0.0.5", &rules, &[("x-forwarded-for", value)]);
+        let (_, lines) = received("10.0.0.5", &rules, &[("x-forwarded-for", value)]);
         assert!(lines.contains(&format!("x-forwarded-for: {client}")), "{value}: {lines:?}");
     }
     // Lists and forged hosts are not passed on.
     let odd = [("x-forwarded-proto", "https, http"), ("x-forwarded-host", "a, b"), ("x-auth-user", "ann"), ("x-auth-user", "bob")];
-    let (_, lines) = heard("10.0.0.5", &rules, &odd);
+    let (_, lines) = received("10.0.0.5", &rules, &odd);
     assert_eq!(lines[1..], ["x-forwarded-for: 10.0.0.5", "x-forwarded-host: gw.example:8443", "x-forwarded-proto: https"]);
 }
 
 #[test]
 fn an_identity_header_never_replaces_a_forwarding_header() {
     let rules = rules(|config| config.external.identity_headers = vec![X_FORWARDED_FOR, X_FORWARDED_USER]);
-    let (_, lines) = heard("10.0.0.5", &rules, &[("x-forwarded-for", "127.0.0.1"), ("x-forwarded-user", "ann")]);
+    let (_, lines) = received("10.0.0.5", &rules, &[("x-forwarded-for", "127.0.0.1"), ("x-forwarded-user", "ann")]);
     assert!(lines.contains(&"x-forwarded-for: 192.0.2.1".into()) && lines.contains(&"x-forwarded-user: ann".into()), "{lines:?}");
 }
 
@@ -269,7 +270,7 @@ fn an_upgrade_keeps_what_it_needs() {
     let rules = rules(|_| {});
     let fields =
         [("upgrade", "websocket"), ("connection", "keep-alive, Upgrade"), ("sec-websocket-key", "k"), ("sec-websocket-version", "13")];
-    let (_, lines) = heard("172.18.0.3", &rules, &fields);
+    let (_, lines) = received("172.18.0.3", &rules, &fields);
     assert_eq!(
         lines,
         ["connection: upgrade", "host: 127.0.0.1:18789", "sec-websocket-key: k", "sec-websocket-version: 13", "upgrade: websocket"]

@@ -32,7 +32,7 @@ fn certificates_follow_the_rules_of_browsers_and_platforms() {
 
     assert!(leaf.validity().time_to_expiration().unwrap() < Duration::days(398));
     assert!(identity.not_after - identity.not_before < Duration::days(398));
-    assert!(identity.not_before <= now() - Duration::minutes(59), "room for a slow clock");
+    assert!(identity.not_before <= now() - Duration::minutes(59), "valid for clients with a slow clock");
     assert!(!leaf.is_ca() && leaf.basic_constraints().unwrap().is_some());
     let usage = leaf.key_usage().unwrap().unwrap();
     assert!(usage.critical && usage.value.digital_signature() && usage.value.flags == 1);

@@ -234,7 +234,7 @@ struct Assigned {
 }
 
 impl Assigned {
-    /// Registers the connection, and then checks again what changed since the decision: a change between the two reached nobody.
+    /// Registers the connection, and then checks again what changed since the decision: a change between the two did not reach this connection.
     fn register(self, shared: &Arc<Shared>) -> Result<Registered, Error> {
         let Self { stream, peer, local, held, settings, evidence, protocol, expires, lane, decided_by } = self;
         let guard = shared.registry.register(peer, Arc::clone(&lane), protocol, evidence, shared.shutdown.token());

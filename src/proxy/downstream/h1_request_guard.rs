@@ -30,7 +30,7 @@ enum Position {
     Trailers { fresh: bool },
 }
 
-/// What the lines of a head have said so far.
+/// What the lines of a head have stated so far.
 #[derive(Clone, Copy, Debug, Default)]
 struct Head {
     begun: bool,

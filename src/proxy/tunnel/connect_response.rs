@@ -50,12 +50,12 @@ impl ConnectResponse {
                 continue;
             }
             let before = self.start.len();
-            let room = (MAX_HEADER + LOOK - before).min(bytes.len());
-            self.start.extend_from_slice(&bytes[..room]);
+            let taken = (MAX_HEADER + LOOK - before).min(bytes.len());
+            self.start.extend_from_slice(&bytes[..taken]);
             let mut cursor = Cursor::new(&self.start[..]);
             let (header, length) = match FrameHeader::parse(&mut cursor) {
                 Ok(Some(parsed)) => parsed,
-                Ok(None) if room == bytes.len() => return false,
+                Ok(None) if taken == bytes.len() => return false,
                 _ => return true,
             };
             let header_length = usize::try_from(cursor.position()).unwrap_or(usize::MAX);

@@ -159,7 +159,7 @@ fn a_service_that_the_operator_names_is_an_agent_unless_its_label_says_otherwise
         (of("other", None, Origin::Compared), ""),
         (of("builder", Some("false"), Origin::Compared), ""),
         (of("tester", Some("true"), Origin::Compared), "172.18.0.3=a attested"),
-        // What the image says counts for nothing, and what can't be told from it neither.
+        // A label of the image does not count, nor does one that can't be compared with the image's.
         (of("other", None, of_image()), "not a: image"),
         (of("other", None, Origin::OfImage("false".into())), ""),
         (of("builder", None, of_image()), "172.18.0.3=a attested"),
