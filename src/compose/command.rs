@@ -37,10 +37,13 @@ fn is_plain(word: &str) -> bool {
     word.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 
-/// The words before `gateway`, by which the same image runs other commands of the CLI; `None` for scripts and images' own commands.
+/// The words before `gateway`, by which the same image runs other commands of the CLI; `None` for scripts and images' own commands, and
+/// where one of the words is a secret, since these words are written into the override.
 pub fn cli(words: &[String]) -> Option<&[String]> {
     let at = words.iter().position(|word| word == "gateway")?;
-    (at > 0 && script(words).is_none()).then(|| &words[..at])
+    let before = &words[..at];
+    let has_secret = secret(&before.iter().map(String::as_str).collect::<Vec<_>>()).is_some();
+    (at > 0 && script(words).is_none() && !has_secret).then_some(before)
 }
 
 /// The value of `--port`.
@@ -164,6 +167,18 @@ mod tests {
         ];
         for (line, expected) in table {
             assert_eq!(starts_gateway(line.iter().copied()), expected, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_of_the_cli_never_holds_a_secret() {
+        for (line, expected) in [
+            (&["node", "dist/index.js", "gateway"][..], Some(&["node", "dist/index.js"][..])),
+            (&["env", "OPENCLAW_GATEWAY_TOKEN=hunter2", "node", "dist/index.js", "gateway"], None),
+            (&["run-as", "--token", "hunter2", "node", "dist/index.js", "gateway"], None),
+            (&["gateway"], None),
+        ] {
+            assert_eq!(cli(&words(line)), expected.map(words).as_deref(), "{line:?}");
         }
     }
 

@@ -134,8 +134,9 @@ fn inline(node: &Node) -> String {
 }
 
 fn comment(out: &mut String, indent: usize, line: &str) {
-    // A line break in it would end the comment, and what follows would be YAML.
-    let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    // A line break would end the comment, and what follows would be YAML. YAML 1.1 has more line breaks than ASCII.
+    let ends_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
+    let line: String = line.chars().map(|c| if ends_line(c) { ' ' } else { c }).collect();
     let _ = writeln!(out, "{}", format!("{:indent$}# {line}", "").trim_end());
 }
 
@@ -195,7 +196,7 @@ mod tests {
                     "a",
                     Node::map([
                         ("command", Node::texts(["pause"])),
-                        ("healthcheck", Node::map([("disable", Node::bool(true))]).noted(["one", "two\nthree"])),
+                        ("healthcheck", Node::map([("disable", Node::bool(true))]).noted(["one", "two\nthree\u{2028}four"])),
                         ("ports", Node::Reset),
                         (
                             "volumes",
@@ -208,7 +209,7 @@ mod tests {
             ("volumes", Node::map([("state", Node::Map(vec![]))])),
         ]);
         let Node::Map(root) = root else { unreachable!() };
-        let expected = "# top\n#\nservices:\n  a:\n    command: [pause]\n    # one\n    # two three\n    healthcheck:\n      disable: true\n    \
+        let expected = "# top\n#\nservices:\n  a:\n    command: [pause]\n    # one\n    # two three four\n    healthcheck:\n      disable: true\n    \
                         ports: !reset null\n    volumes:\n      - type: bind\n        x:\n          z: false\n    none: {}\nvolumes:\n  state: {}\n";
         assert_eq!(document(&["top".into(), String::new()], &root), expected);
     }
