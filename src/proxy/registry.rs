@@ -49,7 +49,7 @@ impl ConnectionInfo {
 
     /// Returns the reason why it may no longer be on the agent lane, if it is there and its evidence does not suffice any more.
     ///
-    /// A certificate that expired since the connection was registered ends no connection.
+    /// The certificate's expiry is not judged here: `connection/deadlines.rs` ends the requests of a connection whose certificate expired.
     pub(super) fn lost_agent_lane(&self, view: &View, policy: &Policy) -> Option<String> {
         let Lane::Agent(before) = &*self.lane else { return None };
         if matches!(decide(&self.evidence, view, policy, unix(self.since)), Ok(Lane::Agent(now)) if now.is_same(before)) {

@@ -35,7 +35,7 @@ const MIN_TABLE: usize = 1024;
 /// What a permit is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// A request, until its response has been read from the gateway.
+    /// A request, until its response has left loopgate.
     Request,
     /// A WebSocket, from the request for it on.
     WebSocket,
