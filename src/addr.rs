@@ -8,7 +8,7 @@ pub fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
 }
 
-/// Says whether `ip` is loopback or unspecified, mapped forms included.
+/// Returns whether `ip` is loopback or unspecified, mapped forms included.
 ///
 /// Such an address is never stated to the gateway, which would treat the client as local.
 pub fn is_loopback_or_unspecified(ip: IpAddr) -> bool {

@@ -1,4 +1,4 @@
-//! What must hold whatever bytes come from outside. Each function here is a target of the fuzzer (`fuzz/`) and a property test.
+//! Properties that hold for all input bytes. Each function here is a target of the fuzzer (`fuzz/`) and a property test.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -32,7 +32,7 @@ const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
 
-/// What all go by, made once: that takes longer than a target does.
+/// The configuration of all targets, created once, because that takes longer than a run of a target.
 static RULES: LazyLock<(Config, Rules)> = LazyLock::new(|| {
     let config = config();
     let rules = Rules::new(&config, config.gateway.address);
@@ -50,7 +50,7 @@ fn config() -> Config {
 
 /// A request head for the gateway. The first byte selects the peer, the first line is the path, each further line a field.
 ///
-/// Nothing that a client says makes it local, nor lets it past a path rule.
+/// Nothing that a client sends makes it local, or lets it past a path rule.
 pub fn head(data: &[u8]) {
     let Some((&kind, text)) = data.split_first() else { return };
     let (config, rules) = &*RULES;
@@ -175,7 +175,7 @@ pub fn proxy_header(data: &[u8]) {
     }
 }
 
-/// What an agent, or a sidecar, says during enrolment.
+/// The lines of an agent, or of a sidecar, during enrolment.
 pub fn enrolment(data: &[u8]) {
     let stream = || tokio::io::join(data, tokio::io::sink());
     let request = Lines::new(stream()).receive::<attest::Request>().now_or_never().expect("all of it is there");

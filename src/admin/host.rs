@@ -11,8 +11,8 @@ use crate::pki::SubjectName;
 
 /// Returns whether a request with these `headers` may be answered: one to an address, to `localhost`, or to a name in the certificate.
 ///
-/// A page on the web may have its own name resolve to 127.0.0.1, and then read what it gets from there as its own (DNS rebinding); it
-/// can't choose the `Host` that its visitor's browser sends. Without `Host` it's no browser.
+/// A web page may have its own name resolve to 127.0.0.1, and then read the responses as its own origin's (DNS rebinding), but it can't
+/// choose the `Host` that the browser sends. A request without `Host` is not a browser's.
 pub(super) fn is_ours(headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> bool {
     let mut hosts = headers.get_all(HOST).iter();
     let (host, further) = (hosts.next(), hosts.next());
@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_that_nobody_else_can_have_are_answered_to() {
+    fn only_addresses_localhost_and_the_certificates_names_are_answered() {
         let names = BTreeSet::from([SubjectName::Dns("gateway".into()), SubjectName::Dns("*.example.org".into())]);
         let table: [(&[&str], bool); 14] = [
             (&[], true),

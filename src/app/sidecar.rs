@@ -103,7 +103,7 @@ impl Sidecar {
         let recorder = exporter.clone().map(|exporter| exporter as Arc<dyn Recorder>);
         #[cfg(not(feature = "otel"))]
         let recorder: Option<Arc<dyn Recorder>> = None;
-        let (traffic, doors) = (Arc::new(Traffic::told_to(recorder)), Listeners::default());
+        let (traffic, listener_metrics) = (Arc::new(Traffic::with_recorder(recorder)), Listeners::default());
         let enrolment = Arc::new(enrolment(&config, &pki, view.clone(), &shutdown));
         let enrolments = enrolment.metrics().clone();
         let enrol: Enrol = Box::new(move |stream, peer| {
@@ -122,7 +122,8 @@ impl Sidecar {
         let proxy = Proxy::new(&fitted, view.clone(), terms, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
         let serving = Arc::clone(&proxy);
         let knowing = Arc::clone(&proxy);
-        let limits = Arc::new(listener::Limits::new(&fitted, capacity.waiting, doors.clone(), move |peer| knowing.may_be_agents(peer)));
+        let limits =
+            Arc::new(listener::Limits::new(&fitted, capacity.waiting, listener_metrics.clone(), move |peer| knowing.may_be_agents(peer)));
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| serving.serve(accepted))?;
         keep_paired(&config, &shutdown);
         let gateway = config.gateway.address;
@@ -133,7 +134,7 @@ impl Sidecar {
         if let Some(admin) = admin {
             let mut registry = Registry::with_prefix("loopgate");
             traffic.register(&mut registry);
-            doors.register(&mut registry);
+            listener_metrics.register(&mut registry);
             discovery_metrics.register(&mut registry);
             match config.load().discovery {
                 config::Discovery::Docker => discovery_metrics.register_docker(&mut registry),

@@ -175,7 +175,7 @@ mod tests {
     use crate::discovery::Agent;
 
     #[test]
-    fn whoever_is_no_agent_is_told_what_to_do() {
+    fn each_reason_against_an_agent_has_a_finding_with_a_remedy() {
         let table = [
             (WhyNot::Unreadable("yes".into()), "agent-label"),
             (WhyNot::UnreadablePod("yes".into()), "agent-label"),

@@ -72,7 +72,7 @@ fn lanes(seen: &Observation, report: &mut Report) {
     match &seen.external {
         Client::Remote => report.fine("external lane", "the gateway takes its clients for remote ones"),
         Client::Local => {
-            let what = format!("a request from {source} that says it is for 198.51.100.7 is answered as one of a local client");
+            let what = format!("a request from {source} that is forwarded for 198.51.100.7 is answered as one of a local client");
             report.find(&kind::EXTERNAL_LOCAL, what, trust_exactly(source));
         }
         Client::Refused => {

@@ -34,7 +34,7 @@ enum Command {
     },
 }
 
-/// The option that says which state directory.
+/// The option for the state directory.
 #[derive(Clone, Debug)]
 pub struct StateDir;
 

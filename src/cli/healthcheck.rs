@@ -15,7 +15,7 @@ pub struct Args {
     live: bool,
 }
 
-/// The option that says where a running sidecar is asked.
+/// The option for the address of the admin listener.
 #[derive(Clone, Debug)]
 pub struct Admin;
 

@@ -35,7 +35,7 @@ pub fn error(error: &Error) {
     line(&error_chain(error));
 }
 
-/// Answers a command line that clap did not take as a command: help and version, or one line that says what is wrong.
+/// Handles what clap did not parse as a command: prints help or the version, or one line with the error.
 pub fn usage(error: &clap::Error) -> ExitCode {
     match error.kind() {
         UsageKind::DisplayHelp | UsageKind::DisplayVersion => {

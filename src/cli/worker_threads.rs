@@ -9,7 +9,7 @@ use crate::config::parse;
 
 const VARIABLE: &str = "TOKIO_WORKER_THREADS";
 
-/// Says whether tokio will take the variable.
+/// Returns whether tokio will take the variable.
 pub fn check() -> Result<(), Error> {
     match std::env::var_os(VARIABLE).as_deref().map(problem) {
         None | Some(None) => Ok(()),

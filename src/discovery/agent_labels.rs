@@ -2,7 +2,7 @@
 
 use super::agent::Proof;
 
-/// Makes a container an agent, and says how it must prove that it is one.
+/// Makes a container an agent; its value is how the container must prove that it is one.
 pub const AGENT: &str = "loopgate.agent";
 /// The same on a pod, where a label has a domain.
 pub const POD_AGENT: &str = "loopgate.dev/agent";
@@ -19,7 +19,7 @@ pub const STACK: &str = "com.docker.stack.namespace";
 /// Swarm's own: the service, `STACK_SERVICE` in a stack.
 pub const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
 
-/// Returns the proof that the value of [`AGENT`] asks for; `None` if it says that the container is not an agent.
+/// Returns the proof that the value of [`AGENT`] asks for; `None` if its value is `false`.
 ///
 /// # Errors
 /// The value is unknown. Its author may have meant the stricter or the looser proof, so it counts as none.

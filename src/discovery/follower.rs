@@ -53,7 +53,7 @@ pub trait Source {
         Instant::now()
     }
 
-    /// Says whether `error` means that the source is absent where its presence was only guessed.
+    /// Returns whether `error` means that the source is absent where its presence was only guessed.
     fn is_absent(&self, _error: &Self::Error) -> bool {
         false
     }

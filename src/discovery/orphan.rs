@@ -18,57 +18,57 @@ const UNKNOWN_OWNER_WAIT: Duration = Duration::from_secs(60);
 /// Whether this network namespace is still its owner's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Namespace {
-    /// As far as is known.
+    /// It is, as far as is known.
     #[default]
     Attached,
-    /// Its interfaces are gone, as when its owner stopped. To exit now would be for good: engines refuse to start a container whose
+    /// Its interfaces are gone, as when its owner stopped. Exiting now would be final: engines refuse to start a container whose
     /// network namespace has no running owner.
     Orphaned,
-    /// Its owner runs again, in another namespace: exit with [`EXIT_ORPHANED`] and be started anew in that one.
+    /// Its owner runs again, in another namespace: exit with [`EXIT_ORPHANED`] to be restarted in that one.
     Left,
 }
 
-/// What is observed of a namespace and its owner.
+/// The observed state of a namespace and its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation<'a> {
     /// Whether there is an interface besides loopback.
     pub has_interfaces: bool,
     /// Whether this is a container's namespace at all: a machine that lost its network has no owner to wait for.
     pub in_container: bool,
-    /// The owner's life.
+    /// The state of the owner.
     pub life: OwnerLife<'a>,
 }
 
-/// Whether the owner runs, as the engine says.
+/// Whether the owner runs, according to the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnerLife<'a> {
     /// It is not known.
     Unknown,
-    /// It does not.
+    /// It has ended.
     Ended,
-    /// It does.
+    /// It runs.
     Running {
-        /// When this life of it began, as far as that is known.
+        /// When it was started, if that is known.
         started: Option<&'a str>,
     },
 }
 
-/// What is remembered between one observation and the next.
+/// The state that is kept between observations.
 #[derive(Debug, Default)]
 pub struct OrphanWatch {
-    /// Whether there ever was an interface: a namespace may well begin without.
+    /// Whether there ever was an interface: a namespace may begin without one.
     attached: bool,
     orphaned: Option<Instant>,
-    /// When the life of the owner began in which this namespace was its own.
+    /// When the owner was started to which this namespace belonged.
     started: Option<String>,
-    /// Whether that life has been seen to end.
+    /// Whether that run of the owner was seen to end.
     ended: bool,
-    /// Since when the owner has been running a new life.
+    /// Since when the owner has been running again.
     running: Option<Instant>,
 }
 
 impl OrphanWatch {
-    /// Says whether the interfaces are gone.
+    /// Returns whether the interfaces are gone.
     pub fn is_orphaned(&self) -> bool {
         self.orphaned.is_some()
     }

@@ -48,7 +48,7 @@ impl Hints {
         hints
     }
 
-    /// Says whether this process seems to be in a container.
+    /// Returns whether this process seems to be in a container.
     pub fn is_container(&self) -> bool {
         self.mounts.is_some() || self.stated.is_some()
     }

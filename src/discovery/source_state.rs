@@ -47,7 +47,7 @@ impl SourceState {
         }
     }
 
-    /// Says whether the source is being followed.
+    /// Returns whether the source is being followed.
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Live { .. })
     }

@@ -72,7 +72,7 @@ impl View {
         Arc::new(Self { agents: self.last_known.clone(), ..(**self).clone() })
     }
 
-    /// Says whether `ip` is one of this namespace's own addresses, loopback excluded.
+    /// Returns whether `ip` is one of this namespace's own addresses, loopback excluded.
     pub fn is_own(&self, ip: IpAddr) -> bool {
         self.own_addresses().any(|own| own == ip)
     }

@@ -21,7 +21,7 @@ pub fn admit_peer(peer: IpAddr, view: &View, policy: &Policy) -> Result<(), Deni
     if policy.is_trusted_proxy(peer) || may_be_agent(peer, view, policy) { Ok(()) } else { policy.check_lists(peer) }
 }
 
-/// Says whether a connection from `peer` could be an agent's, as far as its address tells.
+/// Returns whether a connection from `peer` could be an agent's, as far as its address tells.
 pub fn may_be_agent(peer: IpAddr, view: &View, policy: &Policy) -> bool {
     let peer = canonical(peer);
     !policy.is_trusted_proxy(peer) && (view.agents.contains_key(&peer) || by_address(peer, view, policy).is_some())

@@ -61,7 +61,7 @@ pub struct AgentLane {
 }
 
 impl AgentLane {
-    /// Says whether `other` is the same agent, admitted in the same way and with the same cap.
+    /// Returns whether `other` is the same agent, admitted in the same way and with the same cap.
     pub fn is_same(&self, other: &Self) -> bool {
         self.source == other.source
             && self.scopes == other.scopes
@@ -69,7 +69,7 @@ impl AgentLane {
             && self.admitted.label() == other.admitted.label()
     }
 
-    /// Says whether a certificate proved which agent this is; an address alone does not.
+    /// Returns whether a certificate proved which agent this is; an address alone does not.
     pub fn is_attested(&self) -> bool {
         matches!(self.admitted, Admitted::Attested(_) | Admitted::Certificate(_))
     }

@@ -11,14 +11,14 @@ use crate::pki::SubjectName;
 
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// Says whether a browser sent these `headers` of a request to `host`: they have an `Origin`, fetch metadata (W3C Fetch Metadata), a
+/// Returns whether a browser sent these `headers` of a request to `host`: they have an `Origin`, fetch metadata (W3C Fetch Metadata), a
 /// preflight's question (`Access-Control-Request-*`), or a `Referer` of another site.
 pub(super) fn is_from_browser(headers: &HeaderMap, host: &HeaderValue) -> bool {
     headers.keys().any(|name| *name == ORIGIN || name.as_str().starts_with("access-control-request-") || is_fetch_metadata(name, headers))
         || headers.get_all(REFERER).iter().any(|referer| !is_of_host(referer, host))
 }
 
-/// Says whether `name` is fetch metadata of a browser. Node's own fetch sends `Sec-Fetch-Mode: cors`, and no other field of the kind.
+/// Returns whether `name` is fetch metadata of a browser. Node's own fetch sends `Sec-Fetch-Mode: cors`, and no other field of the kind.
 fn is_fetch_metadata(name: &HeaderName, headers: &HeaderMap) -> bool {
     if *name != SEC_FETCH_MODE {
         return name.as_str().starts_with("sec-fetch-");
@@ -27,13 +27,13 @@ fn is_fetch_metadata(name: &HeaderName, headers: &HeaderMap) -> bool {
     modes.next().is_none_or(|mode| mode != "cors") || modes.next().is_some()
 }
 
-/// Says whether the URL `referer` is on `host`, with the same port.
+/// Returns whether the URL `referer` is on `host`, with the same port.
 fn is_of_host(referer: &HeaderValue, host: &HeaderValue) -> bool {
     let authority = referer.to_str().ok().and_then(|url| url.parse::<Uri>().ok()).and_then(|url| url.into_parts().authority);
     authority.is_some_and(|authority| authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()))
 }
 
-/// Says whether a browser might send a page's request to `host` (with or without a port) without marking it.
+/// Returns whether a browser might send a page's request to `host` (with or without a port) without marking it.
 ///
 /// Browsers mark requests to potentially trustworthy hosts: 127.0.0.0/8, `::1`, `localhost` and names below it (W3C Secure Contexts,
 /// section 3.1). The certificate's `names` are not foreign either.

@@ -88,7 +88,7 @@ pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<A
     Some(Admitted::Address(Arc::clone(agent)))
 }
 
-/// Says whether `peer` is an address of this network namespace from which only its own processes connect.
+/// Returns whether `peer` is an address of this network namespace from which only its own processes connect.
 ///
 /// Of 127.0.0.0/8 that is 127.0.0.1 alone: forwarders deliver outside clients from other addresses of it, such as Istio's inbound
 /// passthrough from 127.0.0.6.
@@ -99,7 +99,7 @@ pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
     }
 }
 
-/// Says whether `uri` is the identity that loopgate's CA gives to the container, or pod, with this id.
+/// Returns whether `uri` is the identity that loopgate's CA gives to the container, or pod, with this id.
 pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Discovery) -> bool {
     let kind = match source {
         Discovery::Docker => Kind::Container,

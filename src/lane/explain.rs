@@ -65,7 +65,7 @@ impl fmt::Display for WhyExternal {
             Self::NoCertificate { agent } => {
                 write!(
                     f,
-                    "{agent} must present a client certificate (its label says attested) and presented none: connect through loopgate agent or exec"
+                    "{agent} must present a client certificate (its label is attested) and presented none: connect through loopgate agent or exec"
                 )
             }
             Self::Expired { agent } => write!(f, "the client certificate of {agent} has expired: check its clock"),

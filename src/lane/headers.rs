@@ -181,12 +181,12 @@ impl GatewayHead {
         self.parts.headers.remove(SEC_WEBSOCKET_EXTENSIONS);
     }
 
-    /// Says whether it asks for an upgrade.
+    /// Returns whether it asks for an upgrade.
     pub fn is_upgrade(&self) -> bool {
         self.upgrade
     }
 
-    /// Says whether it may be sent twice: its method is safe (RFC 9110 section 9.2.1), and it is no upgrade.
+    /// Returns whether it may be sent twice: its method is safe (RFC 9110 section 9.2.1), and it is no upgrade.
     pub fn is_repeatable(&self) -> bool {
         self.parts.method.is_safe() && !self.upgrade
     }

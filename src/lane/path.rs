@@ -26,7 +26,7 @@ pub(super) fn check_path(method: &Method, path: &str, is_upgrade: bool, rules: &
     if allowed { Ok(()) } else { Err(Refusal::PathDenied) }
 }
 
-/// Says whether `rule` is about `method`, and about upgrades if the request is one.
+/// Returns whether `rule` is about `method`, and about upgrades if the request is one.
 fn concerns(rule: &PathRule, method: &Method, is_upgrade: bool) -> bool {
     if rule.allow && is_upgrade && !rule.upgrade {
         return false;
@@ -40,7 +40,7 @@ fn concerns(rule: &PathRule, method: &Method, is_upgrade: bool) -> bool {
     rule.methods.is_empty() || rule.methods.iter().any(matches)
 }
 
-/// Says whether `rule` is about `path`.
+/// Returns whether `rule` is about `path`.
 fn covers(rule: &PathRule, path: &str) -> bool {
     let prefix = rule.prefix.as_bytes();
     let Some((head, rest)) = path.as_bytes().split_at_checked(prefix.len()) else {
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn an_allow_rule_opens_a_path_for_upgrades_only_if_it_says_so() {
+    fn an_allow_rule_opens_a_path_for_upgrades_only_with_upgrade_set() {
         let hooks = [rule(true, "/hooks/", &[])];
         let live = [PathRule { upgrade: true, ..rule(true, "/live", &[]) }, rule(true, "/", &[])];
         let no_tools = [rule(false, "/tools/", &[])];

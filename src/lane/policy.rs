@@ -62,12 +62,12 @@ impl Policy {
         }
     }
 
-    /// Says whether the peer at `ip` may name its client.
+    /// Returns whether the peer at `ip` may name its client.
     pub fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
         contains(&self.trusted_proxies, ip)
     }
 
-    /// Says whether a client can't choose the value that the gateway gets in `name`: loopgate removes the header, or sets it itself.
+    /// Returns whether a client can't choose the value that the gateway gets in `name`: loopgate removes the header, or sets it itself.
     ///
     /// A trusted proxy can choose those in `external.identity_headers`.
     pub fn controls_header(&self, name: &HeaderName) -> bool {

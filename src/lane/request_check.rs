@@ -150,7 +150,7 @@ fn host(parts: &Parts) -> Result<HeaderValue, Refusal> {
     if is_host(host.as_bytes()) { Ok(host) } else { Err(Refusal::BadHost) }
 }
 
-/// Says whether `value` is a host with an optional port, and nothing else: no user, no blanks, no list.
+/// Returns whether `value` is a host with an optional port, and nothing else: no user, no blanks, no list.
 pub(super) fn is_host(value: &[u8]) -> bool {
     if is_plain_host(value) {
         return true;
@@ -190,7 +190,7 @@ fn check_length(parts: &Parts) -> Result<(), Refusal> {
     if lengths > 1 || (lengths == 1 && encoding.is_some()) { Err(Refusal::AmbiguousLength) } else { Ok(()) }
 }
 
-/// Says whether `value` is a length that a signed number of 64 bits can hold: many parsers behind read it as one.
+/// Returns whether `value` is a length that a signed number of 64 bits can hold: many parsers behind read it as one.
 fn is_length(value: &[u8]) -> bool {
     let number = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     number.is_some_and(|text| text.parse::<i64>().is_ok())

@@ -99,7 +99,7 @@ const PREFIXES: &[&str] = &[
     "x-webauth-",
 ];
 
-/// Says whether clients may not send `name`. `_` and `.` count as `-`, since servers that make CGI variables of headers fold them.
+/// Returns whether clients may not send `name`. `_` and `.` count as `-`, since servers that make CGI variables of headers fold them.
 pub(super) fn is_reserved(name: &HeaderName) -> bool {
     // `HeaderName` is lower case already.
     let text = name.as_str();
@@ -121,7 +121,7 @@ fn is_common(name: &str) -> bool {
         || name.starts_with("sec-")
 }
 
-/// Says whether a word of `name` says that it carries an identity or a client's address.
+/// Returns whether a word of `name` says that it carries an identity or a client's address.
 fn is_telling(name: &[u8]) -> bool {
     let mut words = name.split(|byte| matches!(byte, b'-' | b'_' | b'.')).peekable();
     while let Some(word) = words.next() {
@@ -148,7 +148,7 @@ fn is_telling_word(word: &[u8]) -> bool {
     known || PARTS.iter().any(|part| word.starts_with(part) || word.ends_with(part))
 }
 
-/// Says whether `name` equals `other` to a server that folds `_` and `.` to `-`.
+/// Returns whether `name` equals `other` to a server that folds `_` and `.` to `-`.
 pub(super) fn is_alike(name: &HeaderName, other: &HeaderName) -> bool {
     let (name, other) = (name.as_str().as_bytes(), other.as_str().as_bytes());
     let fold = |byte: u8| if matches!(byte, b'_' | b'.') { b'-' } else { byte };
@@ -159,7 +159,7 @@ fn begins(name: &[u8], prefix: &str) -> bool {
     name.len() >= prefix.len() && name.iter().zip(prefix.as_bytes()).all(|(&n, &p)| n == p || (p == b'-' && matches!(n, b'_' | b'.')))
 }
 
-/// Says whether a field concerns one connection only (RFC 9110 section 7.6.1) and is never forwarded.
+/// Returns whether a field concerns one connection only (RFC 9110 section 7.6.1) and is never forwarded.
 pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(name.as_str(), "connection" | "keep-alive" | "proxy-connection" | "te" | "transfer-encoding" | "upgrade")
         || matches!(name.as_str(), "proxy-authenticate" | "proxy-authorization" | "http2-settings")

@@ -109,7 +109,7 @@ struct Client {
 }
 
 impl Limits {
-    /// Returns limits without connections. At most `max_waiting` connections wait, and as many of agents'. `may_be_agents` says whether a connection from an address may turn out to be an agent's.
+    /// Returns limits without connections. At most `max_waiting` connections wait, and as many of agents'. `may_be_agents` returns whether a connection from an address may turn out to be an agent's.
     pub fn new(
         config: &Config,
         max_waiting: usize,
@@ -140,7 +140,7 @@ impl Limits {
         &self.metrics
     }
 
-    /// Counts a connection from `peer` and says how it is admitted.
+    /// Counts a connection from `peer`; returns how it is admitted.
     ///
     /// # Errors
     /// The client is at one of its limits, or too many connections wait for a permit.

@@ -185,7 +185,7 @@ impl Default for Traffic {
 
 impl Traffic {
     /// Counts, and tells `recorder` of each request.
-    pub fn told_to(recorder: Option<Arc<dyn Recorder>>) -> Self {
+    pub fn with_recorder(recorder: Option<Arc<dyn Recorder>>) -> Self {
         Self { recorder, ..Self::default() }
     }
 

@@ -1,6 +1,6 @@
 //! The one place that knows the OpenClaw gateway: its files, its device identities, its WebSocket handshake, and what its answers mean.
 //!
-//! OpenClaw changes between versions. Everything here says which version it was measured on; `check` and `app` use the results and do not
+//! OpenClaw changes between versions. Everything here names the version on which it was measured; `check` and `app` use the results and do not
 //! interpret an answer of the gateway themselves.
 
 pub mod connect;

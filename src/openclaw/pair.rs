@@ -275,7 +275,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_gateway_refuses_is_told_apart() {
+    async fn each_refusal_of_the_gateway_has_its_own_error() {
         let shutdown = Shutdown::new();
         let device = device();
         let refuse = json!({"ok": false, "error": {"code": "NOT_PAIRED", "message": "pairing required", "details": {"requestId": "r-7"}}});

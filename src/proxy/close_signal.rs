@@ -50,7 +50,7 @@ impl CloseSignal {
         (self.closing.cancelled(), self.revoked.cancelled())
     }
 
-    /// Completes with the next reason. `draining` says that [`CloseReason::Drain`] was returned before. Must be polled until it is pending.
+    /// Completes with the next reason. `draining` is whether [`CloseReason::Drain`] was returned before. Must be polled until it is pending.
     pub(super) fn poll(
         &self,
         cx: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! Why a request was not answered by the gateway: whose fault it is, what the client gets, and what the log says.
+//! Why a request was not answered by the gateway: whose fault it is, what the client gets, and what is logged.
 
 use std::io;
 use std::time::Duration;

@@ -14,18 +14,18 @@ use crate::harness::Harness;
 
 /// Every metric, with a value for those that are absent without one.
 pub fn everything() -> String {
-    let (traffic, doors, health) = (Traffic::default(), Listeners::default(), Health::default());
+    let (traffic, listeners, health) = (Traffic::default(), Listeners::default(), Health::default());
     for family in [&traffic.denied, &traffic.handshake_failures, &traffic.overdue, &traffic.refused, &traffic.gateway_errors] {
         count(family, "reason");
     }
     traffic.answered(LaneKind::Agent, Protocol::Http2, 200, Duration::ZERO);
     let enrolments = Enrolments::default();
     count(&enrolments.refused, "reason");
-    doors.refuse(Refusal::ClientRate);
+    listeners.refuse(Refusal::ClientRate);
     health.agents.get_or_create(&ProofLabels { proof: "address" }).set(1);
     let mut registry = Registry::with_prefix("loopgate");
     traffic.register(&mut registry);
-    doors.register(&mut registry);
+    listeners.register(&mut registry);
     health.register(&mut registry);
     enrolments.register(&mut registry);
     let discovery = Discovery::default();

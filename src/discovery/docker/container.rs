@@ -134,7 +134,7 @@ impl Container {
         })
     }
 
-    /// Says whether `reference` is this container's id, at least the first 12 digits of it, or its name.
+    /// Returns whether `reference` is this container's id, at least the first 12 digits of it, or its name.
     pub fn is(&self, reference: &str) -> bool {
         let shortened = reference.len() >= 12 && self.id.starts_with(reference);
         !reference.is_empty() && (shortened || reference == self.id || reference == self.name)
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_read_from_what_docker_20_10_says_of_it() {
+    fn a_container_is_read_from_the_response_of_docker_20_10() {
         let container = read(
             r#"{"Id":"c1","Names":["/web/db","/db"],"State":"running","Labels":{"loopgate.agent":"address","com.docker.compose.project":"p"},
                "HostConfig":{"NetworkMode":"p_default"},"NetworkSettings":{"Networks":{"p_default":{"IPAMConfig":null,"Links":null,"Aliases":null,

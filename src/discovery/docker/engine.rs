@@ -122,12 +122,12 @@ impl Engine {
         self.address.name()
     }
 
-    /// Says whether the address is only a guess, so that there may well be no engine.
+    /// Returns whether the address is only a guess, so that there may well be no engine.
     pub fn is_guessed(&self) -> bool {
         self.address == Address::Usual
     }
 
-    /// Says whether the socket does not exist.
+    /// Returns whether the socket does not exist.
     pub fn is_absent(&self) -> bool {
         self.address.socket().is_some_and(|path| !path.exists())
     }

@@ -92,7 +92,7 @@ fn labels_of(image: ImageInspect) -> Labels {
     labels.into_iter().map(|(name, value)| (name, Some(value))).collect()
 }
 
-/// Says whether `service` is `named`, or, in a Swarm stack, `STACK_named`.
+/// Returns whether `service` is `named`, or, in a Swarm stack, `STACK_named`.
 fn names(service: &str, named: &str) -> bool {
     service.strip_suffix(named).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
 }

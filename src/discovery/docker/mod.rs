@@ -125,7 +125,7 @@ impl Docker {
         self.details.as_ref().filter(|details| details.id == id)
     }
 
-    /// Says whether the container with `id` was inspected, or can't be.
+    /// Returns whether the container with `id` was inspected, or can't be.
     pub fn was_inspected(&self, id: &str) -> bool {
         self.inspected.as_deref() == Some(id)
     }

@@ -46,7 +46,7 @@ pub enum Error {
     Forbidden {
         /// Which.
         rule: Rule,
-        /// What the API server says.
+        /// The API server's message.
         message: String,
     },
     /// The list that a watch is to go on from has grown too old.
@@ -79,7 +79,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Says whether the API server forbids the request.
+    /// Returns whether the API server forbids the request.
     pub fn is_forbidden(&self) -> bool {
         matches!(self, Self::Forbidden { .. })
     }

@@ -121,7 +121,7 @@ async fn a_list_of_many_pages_is_read_to_its_end() {
 }
 
 #[tokio::test]
-async fn a_pod_on_its_nodes_network_is_no_agent_and_the_view_says_why() {
+async fn a_pod_on_its_nodes_network_is_no_agent_and_the_view_has_the_reason() {
     let kubernetes = FakeKubernetes::start();
     let mut on_node = pod("node-exporter", Some("address"), &["192.0.2.99"]);
     on_node["spec"]["hostNetwork"] = true.into();

@@ -55,7 +55,7 @@ fn what_the_gateway_receives() {
         lines
     };
     let agent = vec![format!("host: {GATEWAY}")];
-    // Whatever a client says of itself vanishes on both lanes.
+    // Headers in which a client states its own identity are removed on both lanes.
     for forged in [
         &[][..],
         &[("x-forwarded-for", "127.0.0.1")],
@@ -75,7 +75,7 @@ fn what_the_gateway_receives() {
         assert!(source.starts_with("127.77."), "{source}");
         assert_eq!(lines, agent, "{forged:?}");
     }
-    // A client whose address says nothing is still a remote one.
+    // A client whose address can't be stated is still a remote one.
     assert_eq!(received("127.0.0.1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
     assert_eq!(received("::1", &rules, &[]), ("127.0.0.2".into(), external("192.0.2.1")));
     assert_eq!(received("fd00::9", &rules, &[]), ("127.0.0.2".into(), external("fd00::9")));
@@ -143,7 +143,7 @@ fn a_page_on_an_agents_connection_is_external() {
         assert_eq!(source, "127.0.0.2");
         assert!(lines.contains(&"x-forwarded-for: 172.18.0.3".into()), "{lines:?}");
     }
-    // Node's own fetch says as much, and is no browser.
+    // Node's own fetch sends this too, and is not a browser.
     for fields in [&[("sec-fetch-mode", "cors")][..], &[("referer", "https://GW.example:8443/chat?a=b")]] {
         assert!(received("172.18.0.3", &rules, fields).0.starts_with("127.77."), "{fields:?}");
     }

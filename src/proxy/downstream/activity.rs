@@ -21,7 +21,7 @@ pub struct Activity {
     busy: AtomicUsize,
     /// How many of them are WebSockets over HTTP/2.
     tunnels: AtomicUsize,
-    /// Milliseconds after `epoch` at which the current phase began, shifted left by one; the low bit says that a head has begun.
+    /// Milliseconds after `epoch` at which the current phase began, shifted left by one; the low bit is set if a head has begun.
     phase: AtomicU64,
     /// How many responses wait for the client to read what is there.
     pending: AtomicUsize,
@@ -103,7 +103,7 @@ impl Activity {
         u64::try_from((at - self.epoch).as_millis()).unwrap_or(u64::MAX >> 1)
     }
 
-    /// Notes that bytes were read; `in_head` says that they ended in the middle of a head.
+    /// Notes that bytes were read; `in_head` is whether they ended in the middle of a head.
     pub fn bytes_in(&self, in_head: bool) {
         self.in_head.store(in_head, Ordering::Relaxed);
         if in_head && self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
@@ -125,14 +125,14 @@ impl Activity {
         }
     }
 
-    /// Notes that `count` bytes were written; `all` says that the socket took all that it was offered.
+    /// Notes that `count` bytes were written; `all` is whether the socket took everything offered.
     pub fn written(&self, count: usize, all: bool) {
         let left = self.buffered.load(Ordering::Relaxed).saturating_sub(count);
         self.buffered.store(left, Ordering::Relaxed);
         self.blocked.store(!all, Ordering::Relaxed);
     }
 
-    /// Notes a flush; `all` says that everything that was written has left.
+    /// Notes a flush; `all` is whether everything written was sent.
     pub fn flushed(&self, all: bool) {
         if all {
             self.buffered.store(0, Ordering::Relaxed);

@@ -26,7 +26,7 @@ enum Position {
     Data { left: u64, chunked: bool },
     /// In a line that states the size of a chunk.
     ChunkSize,
-    /// In what comes after the last chunk, where only CRLF ends a line; `fresh` says that it has just ended one.
+    /// In what comes after the last chunk, where only CRLF ends a line; `fresh` is set if one has just ended.
     Trailers { fresh: bool },
 }
 

@@ -1,4 +1,4 @@
-//! What the access log says of a request.
+//! The access log's line for a request.
 
 use std::net::IpAddr;
 use std::sync::LazyLock;

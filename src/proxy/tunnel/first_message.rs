@@ -104,7 +104,7 @@ impl FirstMessage {
         }))
     }
 
-    /// Says whether the message may still turn out to be a JSON object, with what is `available` of a frame's payload of `length` bytes.
+    /// Returns whether the message may still turn out to be a JSON object, with what is `available` of a frame's payload of `length` bytes.
     fn begins_object(&self, available: &[u8], length: usize, mask: [u8; 4]) -> bool {
         let payload = available.iter().take(length).zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
         self.message

@@ -116,7 +116,7 @@ impl UpstreamConnection {
         self.reused
     }
 
-    /// Says that it was idle in a pool.
+    /// Marks it as one that was idle in a pool.
     pub fn set_reused(&mut self) {
         self.reused = true;
     }
@@ -201,7 +201,7 @@ impl UpstreamConnection {
         .await;
     }
 
-    /// Keeps it idle for as long as the gateway's `Keep-Alive` says, less a second for the way there.
+    /// Keeps it idle for as long as the gateway's `Keep-Alive` states, less one second for the transfer.
     pub fn note_keep_alive(&mut self, headers: &HeaderMap) {
         let stated = headers
             .get("keep-alive")

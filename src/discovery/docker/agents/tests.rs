@@ -131,7 +131,7 @@ fn without_an_owner_no_container_is_an_agent() {
 }
 
 #[test]
-fn any_project_counts_where_the_operator_says_so_and_no_project_is_not_a_common_one() {
+fn any_project_counts_if_the_option_is_set_and_having_none_is_not_a_common_project() {
     let stranger = || Container { project: None, ..container("a", Some("address"), &[("front", "172.18.0.3")]) };
     assert_eq!(summary(&view_with(vec![stranger()], |sources| sources.any_project = true)), "172.18.0.3=a address");
 
@@ -143,7 +143,7 @@ fn any_project_counts_where_the_operator_says_so_and_no_project_is_not_a_common_
 }
 
 #[test]
-fn a_service_that_the_operator_names_is_an_agent_unless_its_label_says_otherwise() {
+fn a_service_that_the_operator_names_is_an_agent_unless_its_label_is_false() {
     static SERVICES: LazyLock<[AgentService; 2]> =
         LazyLock::new(|| [("builder", false), ("tester", true)].map(|(name, by_address)| AgentService { name: name.into(), by_address }));
     let of = |service: &str, label: Option<&str>, origin: Origin| Container {
