@@ -121,7 +121,7 @@ pub enum ProofKind {
     Process,
     /// The name of a file, seen through `HEAD /containers/{id}/archive`.
     File,
-    /// One that only a newer sidecar knows.
+    /// A kind that a newer sidecar added.
     #[serde(other)]
     Unknown,
 }
@@ -134,7 +134,7 @@ pub enum Shown {
     Process,
     /// As the name of a file.
     File {
-        /// Where in the agent's container.
+        /// Its path in the agent's container.
         path: PathBuf,
     },
 }
@@ -153,9 +153,9 @@ pub struct Enrolled {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct Refused {
-    /// For programs.
+    /// The reason, for programs.
     pub error: Reason,
-    /// For people; says what the operator can do.
+    /// The message for people, with what the operator can do.
     pub message: String,
 }
 
@@ -191,7 +191,7 @@ pub enum Reason {
     Kubernetes,
     /// The sidecar can't sign or read what it needs.
     Internal,
-    /// One that only a newer sidecar knows.
+    /// A kind that a newer sidecar added.
     #[serde(other)]
     Unknown,
 }

@@ -70,7 +70,7 @@ pub enum Error {
     Lookup {
         /// What was looked up.
         endpoint: Endpoint,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// It can't be connected to.
@@ -78,7 +78,7 @@ pub enum Error {
     Connect {
         /// The last address that was tried.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The handshake failed, or the certificate is not trusted.
@@ -86,13 +86,13 @@ pub enum Error {
     Handshake {
         /// The sidecar's address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The server does not offer the enrolment protocol.
     #[error("{0} does not offer enrolment: is it loopgate, and are its attested agents turned on?")]
     NoEnrolment(SocketAddr),
-    /// Its certificate can't be judged.
+    /// The sidecar's certificate can't be verified.
     #[error(transparent)]
     Trust(#[from] trust::Error),
 }
@@ -103,7 +103,7 @@ pub struct Connector {
     endpoint: Endpoint,
     server_name: ServerName<'static>,
     trust: ServerTrust,
-    /// The TLS configuration last used for carrying, with the sessions it may resume: never those of other credentials or another CA.
+    /// The TLS configuration last used to forward, with the sessions it may resume: never those of other credentials or another CA.
     carrying: Mutex<Option<Carrying>>,
 }
 
@@ -115,17 +115,17 @@ struct Carrying {
 }
 
 impl Connector {
-    /// Connections to `endpoint`, whose certificate must carry `server_name` (or else the endpoint's host) and satisfy `trust`.
+    /// Creates a connector to `endpoint`, whose certificate must carry `server_name` (or else the endpoint's host) and satisfy `trust`.
     ///
     /// # Errors
-    /// If the name can't be one in a certificate.
+    /// If the name is not a valid name in a certificate.
     pub fn new(endpoint: Endpoint, server_name: Option<&str>, trust: ServerTrust) -> Result<Self, trust::Error> {
         let name = server_name.unwrap_or(&endpoint.host);
         let server_name = ServerName::try_from(name.to_owned()).map_err(|_| trust::Error::Name(name.to_owned()))?;
         Ok(Self { endpoint, server_name, trust, carrying: Mutex::new(None) })
     }
 
-    /// Where the sidecar is.
+    /// Returns the sidecar's address.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -146,7 +146,7 @@ impl Connector {
         Ok(stream)
     }
 
-    /// Connects in order to carry a client's bytes, as the agent that `credentials` stand for.
+    /// Connects in order to forward a client's bytes, as the agent with these `credentials`.
     ///
     /// # Errors
     /// If the sidecar can't be reached or isn't trusted.
@@ -201,7 +201,7 @@ impl Connector {
     }
 }
 
-/// `stream` without delay, and with a kernel that notices when the other end is gone.
+/// Sets `TCP_NODELAY`, keepalive and the user timeout on `stream`, so that a lost peer is noticed.
 fn tuned(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(&stream);

@@ -79,7 +79,7 @@ pub(super) async fn enrol(connector: &Connector, attestation: &Attestation) -> R
 /// Enrols on a connection that negotiated [`attest::ALPN`], by a shown proof.
 ///
 /// # Errors
-/// As [`Error`] says, except that there is no deadline.
+/// Those of [`Error`], except for the deadline.
 pub async fn converse<S>(stream: S, method: &ProofMethod) -> Result<(Arc<Credentials>, Option<Secret>), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -108,7 +108,7 @@ where
 /// Enrols by the service-account token in `file`. The connection must be to a sidecar whose certificate was verified.
 ///
 /// # Errors
-/// As [`Error`] says, except that there is no deadline.
+/// Those of [`Error`], except for the deadline.
 pub async fn converse_by_token<S>(stream: S, file: &Path) -> Result<(Arc<Credentials>, Option<Secret>), Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,

@@ -129,7 +129,7 @@ impl Forward {
         Err(if state.credentials.is_some() { Error::Expired(why) } else { Error::NoCredentials(why) })
     }
 
-    /// Asks for new credentials if `error` says that the sidecar refused these: its CA may be another one by now.
+    /// Asks for new credentials if `error` shows that the sidecar refused these: its CA may have changed.
     fn renew_if_refused(&self, error: &io::Error) {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         if matches!(tls, Some(rustls::Error::AlertReceived(_))) {

@@ -1,6 +1,6 @@
 //! The agent side: `ws://127.0.0.1` in, mTLS to the sidecar out.
 //!
-//! [`start`] opens a loopback listener and, beside it, keeps a certificate at hand: its own by enrolment, which Docker attests, or the
+//! [`start`] opens a loopback listener and, beside it, keeps a certificate current: its own by enrolment, which Docker attests, or the
 //! operator's files. Each local connection becomes one TLS connection to the sidecar, byte for byte.
 
 use std::net::SocketAddr;
@@ -30,14 +30,14 @@ pub use credentials::{Credentials, State};
 pub use show::ProofMethod;
 pub use trust::ServerTrust;
 
-/// What [`start`] needs to know.
+/// The settings of [`start`].
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where local clients connect.
+    /// The address on which it listens for local clients.
     pub listen: SocketAddr,
     /// Whether `listen` may be something else than loopback (`--unsafe-listen`).
     pub unsafe_listen: bool,
-    /// Where the sidecar is; looked up anew for every connection.
+    /// The sidecar's address; its name is resolved for every connection.
     pub sidecar: Endpoint,
     /// The name that the sidecar's certificate must carry, if not the sidecar's host.
     pub server_name: Option<String>,
@@ -67,12 +67,12 @@ pub enum Identity {
 pub struct Agent {
     /// Where it listens; the real port if port 0 was asked for.
     pub address: SocketAddr,
-    /// Its credentials, as they come and go.
+    /// Its current credentials.
     pub state: watch::Receiver<State>,
 }
 
 impl Agent {
-    /// The error that says why the gateway has not answered within `patience`; `last` is the last attempt's error.
+    /// Returns the error for a gateway that has not answered within `patience`; `last` is the last attempt's error.
     pub fn not_ready(&self, patience: Duration, last: ready::Error) -> Error {
         match self.state.borrow().failure.clone() {
             Some(failure) => Error::NoCredentials { patience, failure },
@@ -90,9 +90,9 @@ pub enum Error {
     /// The listener can't be opened.
     #[error("can't listen on {address}")]
     Listen {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// The sidecar's certificate can't be verified.
@@ -116,7 +116,7 @@ pub enum Error {
     },
 }
 
-/// Opens the listener and begins to get credentials. The sidecar need not be there yet.
+/// Opens the listener and begins to get credentials. The sidecar need not run yet.
 ///
 /// # Errors
 /// If the listener can't be opened.

@@ -15,11 +15,11 @@ use tokio::signal::unix::{self, SignalKind};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
-/// What is passed on to the child.
+/// The signals that are forwarded to the child.
 const FORWARDED: [Signal; 7] =
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH];
 
-/// The signals that this process gets from now on, in place of what they do by default.
+/// The signals that this process handles, in place of their default actions.
 #[derive(Debug)]
 pub struct Signals {
     forwarded: Vec<(Signal, unix::Signal)>,
@@ -27,10 +27,10 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Begins to take signals.
+    /// Registers the signal handlers.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If a handler can't be registered.
     pub fn new() -> io::Result<Self> {
         let take = |signal: Signal| Ok((signal, unix::signal(SignalKind::from_raw(signal as i32))?));
         let forwarded = FORWARDED.into_iter().map(take).collect::<io::Result<_>>()?;
@@ -48,7 +48,7 @@ impl Signals {
     }
 }
 
-/// The next of `signals` that comes.
+/// Returns the next of `signals`.
 async fn next(signals: &mut [(Signal, unix::Signal)]) -> Signal {
     poll_fn(|context| {
         let ready = signals.iter_mut().find_map(|(signal, stream)| stream.poll_recv(context).is_ready().then_some(*signal));
@@ -144,7 +144,7 @@ fn reap(child: Pid) -> Option<u8> {
     }
 }
 
-/// Gives the terminal to `child`, if there is one and it is ours to give.
+/// Makes `child` the foreground process of the terminal, if this process is in the foreground of one.
 fn to_foreground(child: Pid) {
     let stdin = io::stdin();
     if stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(getpgrp()) && tcsetpgrp(&stdin, child).is_ok() {
@@ -153,7 +153,7 @@ fn to_foreground(child: Pid) {
     }
 }
 
-/// On a terminal, a stopped child (Ctrl-Z) means that the shell above us wants its prompt back.
+/// On a terminal, a stopped child (Ctrl-Z) means that the parent shell must get its prompt back.
 fn stop_too(child: Pid) {
     if getpid().as_raw() == 1 || !io::stdin().is_terminal() {
         return;

@@ -99,7 +99,7 @@ pub struct Changes {
 }
 
 impl Plan {
-    /// What `network_mode` says of those that share the namespace.
+    /// The `network_mode` of services that share the namespace.
     pub fn network_mode(&self) -> String {
         match &self.namespace {
             Namespace::Pause => "service:netns".into(),

@@ -7,7 +7,7 @@ pub enum Rewritten {
     Same,
     /// It should be this.
     Changed(Vec<String>),
-    /// It should be changed, which this says why loopgate can't do.
+    /// It should be changed, but loopgate can't, for this reason.
     Refused(String),
 }
 
@@ -16,7 +16,7 @@ const SHELLS: [&str; 5] = ["sh", "bash", "ash", "dash", "zsh"];
 /// Endings of names whose values are secret.
 const SECRET: [&str; 5] = ["token", "password", "secret", "key", "passphrase"];
 
-/// Says whether these words start a gateway: `... gateway`, perhaps inside of a shell's script, and not a command of the CLI to one
+/// Returns whether these words start a gateway: `... gateway`, perhaps inside of a shell's script, and not a command of the CLI to one
 /// (`gateway call`).
 pub fn starts_gateway<'a>(words: impl Iterator<Item = &'a str>) -> bool {
     let words: Vec<&str> = words.flat_map(str::split_whitespace).map(unquoted).collect();

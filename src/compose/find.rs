@@ -38,19 +38,19 @@ fn is_gateways_image(service: &Service) -> bool {
     service.image.as_deref().is_some_and(|image| IMAGES.iter().any(|part| image.to_ascii_lowercase().contains(part)))
 }
 
-/// Says whether `service` has the gateway's image: it is its CLI, unless it runs a node host.
+/// Returns whether `service` has the gateway's image: it is its CLI, unless it runs a node host.
 pub fn is_cli(service: &Service, gateway: &Service) -> bool {
     let same = (service.image.is_some() && service.image == gateway.image) || (service.build.is_some() && service.build == gateway.build);
     same && !runs_a_node_host(service) && !command::starts_gateway(service.words())
 }
 
-/// Says whether `service` runs `openclaw node`, which is a client of its own.
+/// Returns whether `service` runs `openclaw node`, which is a client of its own.
 pub fn runs_a_node_host(service: &Service) -> bool {
     let words: Vec<&str> = service.words().collect();
     words.windows(2).any(|pair| pair[0] == "node" && pair[1] == "run")
 }
 
-/// Says whether `service` is a proxy, by its image.
+/// Returns whether `service` is a proxy, by its image.
 pub fn is_front(service: &Service) -> bool {
     let image = service.image.as_deref().unwrap_or_default();
     let name = image.rsplit('/').next().unwrap_or_default().split([':', '@']).next().unwrap_or_default();

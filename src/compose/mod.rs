@@ -37,7 +37,7 @@ pub fn parse(text: &str) -> Result<Project, String> {
     serde_json::from_value(value).map_err(|_| "is not as `docker compose config --format json` prints it".into())
 }
 
-/// Says which key of a service can't be read.
+/// Returns which key of a service can't be read.
 fn readable(service: &serde_json::Value) -> Result<(), String> {
     let Some(entries) = service.as_object() else { return Err(String::new()) };
     for (key, value) in entries {

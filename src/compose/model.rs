@@ -18,7 +18,7 @@ pub struct Project {
 /// One service.
 #[derive(Debug, Default, Deserialize)]
 pub struct Service {
-    /// The image, which is absent where only `build` says it.
+    /// The image, which is absent if the service has only `build`.
     pub image: Option<String>,
     /// How the image is built.
     pub build: Option<Value>,
@@ -116,7 +116,7 @@ impl Port {
         text
     }
 
-    /// Says whether it carries TCP.
+    /// Returns whether it carries TCP.
     pub fn is_tcp(&self) -> bool {
         self.protocol.as_deref().is_none_or(|protocol| protocol == "tcp")
     }

@@ -145,7 +145,7 @@ fn scalar(text: &str) -> String {
     if is_plain(text) { text.into() } else { Value::from(text).to_string().replace('\u{7f}', "\\u007f") }
 }
 
-/// Says whether YAML 1.1 and 1.2 both read it as this very string, in block and in flow style.
+/// Returns whether YAML 1.1 and 1.2 both read it as this very string, in block and in flow style.
 fn is_plain(text: &str) -> bool {
     let first = |c: char| c.is_ascii_alphabetic() || matches!(c, '/' | '_');
     let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '-' | '.');

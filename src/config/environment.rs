@@ -37,7 +37,7 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
     layer
 }
 
-/// Says whether Kubernetes (or a Docker link) set this variable for a service whose name begins with `loopgate`.
+/// Returns whether Kubernetes (or a Docker link) set this variable for a service whose name begins with `loopgate`.
 ///
 /// Its forms are `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]` and `{SVC}_PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`. No option ends like that.
 fn is_service_link(name: &str) -> bool {

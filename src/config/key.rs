@@ -42,7 +42,7 @@ impl Key {
         format!("{VARIABLE_PREFIX}{}", self.flag.to_ascii_uppercase().replace('-', "_"))
     }
 
-    /// Says whether it takes any number of values, none included.
+    /// Returns whether it takes any number of values, none included.
     pub fn is_list(&self) -> bool {
         matches!(self.form, Form::List(_))
     }

@@ -30,7 +30,7 @@ pub const GATEWAY_PORT: u16 = 18789;
 pub const SIDECAR_PORT: u16 = 18443;
 
 impl Default for Config {
-    /// The configuration of `loopgate run` without a flag, a variable or a file: what [`key::KEYS`] says.
+    /// The configuration of `loopgate run` without a flag, a variable or a file: the defaults of [`key::KEYS`].
     fn default() -> Self {
         validate::validate(&Layer::defaults()).expect("the defaults are right")
     }

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_shown_is_a_file_that_says_the_same() {
+    fn the_shown_configuration_is_a_file_with_the_same_values() {
         let file = "[gateway]\ntoken_file = \"a \\\"b\\\"\"\n[listen]\non = [\"eth0:1\", \"eth1:1\"]\n[[external.paths]]\ndeny = \"/x\"\n";
         let mut flags = Layer::default();
         flags.set(key("idle-timeout"), [Given { text: "7".into(), origin: Origin::Flag }]);

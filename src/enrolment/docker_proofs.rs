@@ -58,7 +58,7 @@ impl DockerProofs {
         Ok(self.engine.probe("/_ping").await.map_err(failed("/_ping"))?.is_podman)
     }
 
-    /// Says whether the container `id` shares its PID namespace with the host or one of `listed`.
+    /// Returns whether the container `id` shares its PID namespace with the host or one of `listed`.
     ///
     /// Docker lists the processes of a container's control group; Podman those of its PID namespace.
     async fn shares_processes(&self, id: &str, listed: &[ContainerSummary]) -> Result<bool, ReadError> {
@@ -78,7 +78,7 @@ impl DockerProofs {
     }
 }
 
-/// Says whether a container with this PID mode has joined the PID namespace of the container `id`. A mode that names a container otherwise
+/// Returns whether a container with this PID mode has joined the PID namespace of the container `id`. A mode that names a container otherwise
 /// than by its id may mean any.
 fn joins(mode: &str, id: &str) -> bool {
     let is_id = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());

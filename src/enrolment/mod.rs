@@ -122,11 +122,13 @@ impl<P: ProofReader> Enrolment<P> {
         };
         let refused = match &error {
             Error::Refused(refused) => refused.clone(),
-            Error::Read(_) => refused(Reason::Docker, "can't read the proof through Docker; the sidecar's log says why"),
+            Error::Read(_) => refused(Reason::Docker, "can't read the proof through Docker; the sidecar's log has the reason"),
             Error::Review(error) if error.is_forbidden() => {
-                refused(Reason::Kubernetes, "the API server forbids the sidecar to review tokens; its log says which rule is missing")
+                refused(Reason::Kubernetes, "the API server forbids the sidecar to review tokens; its log names the missing rule")
             }
-            Error::Review(_) => refused(Reason::Kubernetes, "can't have the token reviewed by the API server; the sidecar's log says why"),
+            Error::Review(_) => {
+                refused(Reason::Kubernetes, "can't have the token reviewed by the API server; the sidecar's log has the reason")
+            }
             Error::Broken(attest::Error::Syntax | attest::Error::TooLong) => {
                 refused(Reason::Malformed, "the line is not what the protocol expects")
             }

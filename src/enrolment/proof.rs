@@ -33,7 +33,7 @@ pub(super) fn kind(shown: &Shown) -> ProofKind {
     }
 }
 
-/// Says whether the command line is that of the agent's helper with `proof`, and not one that merely contains the text: containers
+/// Returns whether the command line is that of the agent's helper with `proof`, and not one that merely contains the text: containers
 /// fetch, search and print text from elsewhere.
 fn shows(command_line: &str, proof: &str) -> bool {
     let mut words = command_line.split_whitespace();
@@ -55,7 +55,7 @@ fn place(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf
     Ok(directories)
 }
 
-/// Says whether `path` is a file that `loopgate` itself made, below real directories: a link among them could lead onto a mount.
+/// Returns whether `path` is a file that `loopgate` itself made, below real directories: a link among them could lead onto a mount.
 async fn is_proof<P: ProofReader>(reader: &P, id: &str, directories: &[PathBuf], path: &Path) -> Result<bool, Error> {
     for directory in directories {
         if reader.entry(id, directory).await? != Some(Entry::Directory) {

@@ -157,7 +157,7 @@ impl Csr {
     }
 }
 
-/// Says that the proof is shown, and returns how that is received.
+/// Sends that the proof is shown, and returns the response.
 async fn shown(lines: &mut Lines<DuplexStream>) -> Result<Enrolled, Reason> {
     lines.send(&Shown::Process).await.unwrap();
     match lines.receive().await.unwrap() {
@@ -266,7 +266,7 @@ async fn only_an_attested_agents_address_is_given_a_nonce() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_gone_by_the_time_of_its_proof_gets_nothing() {
+async fn an_agent_that_has_ended_before_its_proof_gets_nothing() {
     let another = [("172.18.0.3", agent("c", Proof::Attested))];
     let unlabelled_later = [("172.18.0.3", agent("a", Proof::Address))];
     for agents in [&[] as &[_], &another, &unlabelled_later] {
