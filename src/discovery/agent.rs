@@ -25,3 +25,12 @@ pub enum Proof {
     /// Its source address alone.
     Address,
 }
+
+/// The scope cap of everything at one address (`loopgate.scopes`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScopeCap {
+    /// The scopes that every label there allows.
+    pub scopes: Vec<String>,
+    /// Whether an image, and not the operator, may have set it, so that it can't replace the common cap.
+    pub in_doubt: bool,
+}

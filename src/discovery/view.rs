@@ -1,5 +1,6 @@
 //! What discovery knows at one moment.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::agent::{Agent, Proof};
+use super::agent::{Agent, Proof, ScopeCap};
 use super::interface::Interface;
 use super::orphan::Namespace;
 use super::owner::Owner;
@@ -31,6 +32,8 @@ pub struct View {
     /// What [`agents`](Self::agents) was when the source last answered. The same, except that it does not shrink while the source is
     /// out of reach: see [`View::for_established`].
     pub last_known: BTreeMap<IpAddr, Arc<Agent>>,
+    /// The caps by address of every container, or pod, that has one, whether or not it is an agent. They outlast the source.
+    pub caps: BTreeMap<IpAddr, ScopeCap>,
     /// Labelled containers that are not agents nevertheless, by name, and why not.
     pub not_agents: BTreeMap<String, WhyNot>,
     /// Addresses of the bridges themselves, as Docker and this namespace's routes state them: published ports and the host arrive from
@@ -49,6 +52,20 @@ pub struct View {
 }
 
 impl View {
+    /// Adds the cap of something with the address `ip`. What is capped twice may do only what both caps allow.
+    pub(super) fn add_cap(&mut self, ip: IpAddr, scopes: &[String], in_doubt: bool) {
+        match self.caps.entry(ip) {
+            Entry::Vacant(place) => {
+                place.insert(ScopeCap { scopes: scopes.to_vec(), in_doubt });
+            }
+            Entry::Occupied(mut cap) => {
+                let cap = cap.get_mut();
+                cap.scopes.retain(|scope| scopes.contains(scope));
+                cap.in_doubt |= in_doubt;
+            }
+        }
+    }
+
     /// Removes the agents that have gone unconfirmed for too long, after the source was lost for `disconnected`.
     pub fn expire_agents(&mut self, disconnected: Duration) {
         self.agents.retain(|_, agent| {

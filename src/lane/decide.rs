@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::assignment::{Admitted, AgentLane, Denied, ExternalLane, Lane};
 use super::evidence::{Certificate, Evidence, Issuer};
-use super::policy::{Policy, scope_cap};
+use super::policy::{Policy, both, scope_cap};
 use super::request_sender::RequestSender;
 use super::source_address::source_address;
 use super::stated_client::StatedClient;
@@ -40,7 +40,7 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
     if !policy.is_trusted_proxy(peer)
         && let Some(admitted) = admitted(peer, certificate, view, policy)
     {
-        return Ok(Lane::Agent(agent_lane(peer, admitted, external, policy)));
+        return Ok(Lane::Agent(agent_lane(peer, admitted, external, view, policy)));
     }
     if !sender.is_trusted_proxy {
         policy.check_lists(external.client)?;
@@ -108,27 +108,30 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Disco
     uri.parse::<AgentId>().is_ok_and(|named| named.trust_domain == trust_domain && named.kind == kind && named.workload == id)
 }
 
-/// The cap of the labelled container with the address `peer`, also where it proves nothing or Docker is unreachable: an agent that gets
-/// itself onto the external lane keeps its cap.
+/// The cap of what has the address `peer`, whether or not it is an agent and whether or not Docker can be reached: an agent that gets itself
+/// onto the external lane keeps its cap. An agent without a label of its own has the common cap.
 fn cap_of_container(peer: IpAddr, view: &View, policy: &Policy) -> Option<HeaderValue> {
-    let agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer))?;
-    agent.scopes.as_deref().map(scope_cap).or_else(|| policy.scopes.clone())
+    let of_agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
+    let of_agent = of_agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.scopes.clone()));
+    let Some(of_address) = view.caps.get(&peer) else { return of_agent };
+    let cap = both(Some(scope_cap(&of_address.scopes)), of_agent.as_ref());
+    if of_address.in_doubt { both(cap, policy.scopes.as_ref()) } else { cap }
 }
 
 /// Makes the agent lane of a connection that was admitted.
-fn agent_lane(peer: IpAddr, admitted: Admitted, as_external: ExternalLane, policy: &Policy) -> AgentLane {
+fn agent_lane(peer: IpAddr, admitted: Admitted, as_external: ExternalLane, view: &View, policy: &Policy) -> AgentLane {
     let source = match &admitted {
         Admitted::OwnAddress => Ipv4Addr::LOCALHOST,
         Admitted::Network => source_address(peer.to_string().as_bytes(), policy.sources),
         Admitted::Address(agent) | Admitted::Attested(agent) => source_address(agent.id.as_bytes(), policy.sources),
         Admitted::Certificate(uri) => source_address(uri.as_bytes(), policy.sources),
     };
-    // A label on the container takes the place of the common cap.
-    let own_cap = match &admitted {
-        Admitted::Address(agent) | Admitted::Attested(agent) => agent.scopes.as_deref().map(scope_cap),
-        _ => None,
+    let scopes = match &admitted {
+        Admitted::OwnAddress => policy.scopes.clone(),
+        // A label on the container takes the place of the common cap.
+        Admitted::Address(_) | Admitted::Attested(_) => cap_of_container(peer, view, policy),
+        Admitted::Network | Admitted::Certificate(_) => both(cap_of_container(peer, view, policy), policy.scopes.as_ref()),
     };
-    let scopes = own_cap.or_else(|| policy.scopes.clone());
     // An agent without a discovered container, such as one by certificate, takes its cap to the external lane too.
     let as_external = ExternalLane { scopes: policy.external_cap(scopes.as_ref()), ..as_external };
     AgentLane { source, admitted, scopes, as_external }

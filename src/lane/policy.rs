@@ -56,10 +56,7 @@ impl Policy {
 
     /// The cap of a client of the external lane, whose container has the cap `own`.
     pub(super) fn external_cap(&self, own: Option<&HeaderValue>) -> Option<HeaderValue> {
-        match (own, &self.external_scopes) {
-            (Some(own), Some(ceiling)) => Some(intersection(own, ceiling)),
-            (own, ceiling) => own.or(ceiling.as_ref()).cloned(),
-        }
+        both(own.cloned(), self.external_scopes.as_ref())
     }
 
     /// Returns whether the peer at `ip` may name its client.
@@ -109,6 +106,14 @@ pub fn allowed_scopes(cap: &HeaderValue) -> impl Iterator<Item = &str> {
 pub(super) fn intersection(a: &HeaderValue, b: &HeaderValue) -> HeaderValue {
     let both: Vec<_> = allowed_scopes(a).filter(|scope| allowed_scopes(b).any(|other| other == *scope)).map(str::to_owned).collect();
     scope_cap(&both)
+}
+
+/// The cap that allows what each of two caps allows; `None` means no cap.
+pub(super) fn both(a: Option<HeaderValue>, b: Option<&HeaderValue>) -> Option<HeaderValue> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(intersection(&a, b)),
+        (a, b) => a.or_else(|| b.cloned()),
+    }
 }
 
 fn contains(nets: &[IpNet], ip: IpAddr) -> bool {

@@ -49,6 +49,12 @@ impl View {
         let networks: BTreeSet<&str> = shared.iter().map(|endpoint| endpoint.network.as_str()).collect();
         view.admit(&sources, owner, &networks);
         view.last_known = view.agents.clone();
+        for container in sources.containers {
+            if let (Some(scopes), Some(namespace)) = (&container.scopes, namespace_of(container, sources.containers)) {
+                let scopes = labels::scopes(scopes);
+                namespace.addresses().for_each(|ip| view.add_cap(ip, &scopes, container.scopes_in_doubt));
+            }
+        }
         view
     }
 
@@ -114,9 +120,9 @@ fn asked_proof(container: &Container, services: &[AgentService]) -> Result<Optio
     match (&container.origin, by_label) {
         (Origin::Unknown(_), Some(None)) => Ok(None),
         (Origin::Unknown(error), by_label) if by_label.is_some() || by_service.is_some() => Err(WhyNot::ImageUnknown(error.clone())),
-        (Origin::OfImage(value), None) if by_service.is_none() && labels::proof(value) != Ok(None) => {
-            Err(WhyNot::ImageLabel(value.clone()))
-        }
+        (Origin::OfImage(value), None) if by_service.is_none() => Err(WhyNot::ImageLabel(value.clone())),
+        // The operator may have set the same label, and asked with it for more than with the service.
+        (Origin::OfImage(value), None) if labels::proof(value) == Ok(Some(Proof::Attested)) => Ok(Some(Proof::Attested)),
         (_, Some(by_label)) => Ok(by_label),
         (_, None) => Ok(by_service),
     }

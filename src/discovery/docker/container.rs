@@ -23,6 +23,8 @@ pub struct Container {
     pub agent: Option<String>,
     /// The value of `loopgate.scopes`.
     pub scopes: Option<String>,
+    /// Whether that value may be the image's and not the operator's.
+    pub scopes_in_doubt: bool,
     /// Its compose project, or its Swarm stack.
     pub project: Option<String>,
     /// Its compose service, or its Swarm service without the name of the stack.
@@ -126,6 +128,7 @@ impl Container {
             created: summary.created.unwrap_or_default(),
             agent: label(labels::AGENT),
             scopes: label(labels::SCOPES),
+            scopes_in_doubt: summary.scopes_of_image || matches!(origin, Origin::Unknown(_)),
             service: label(labels::SERVICE).or(swarm_service),
             project: label(labels::PROJECT).or(stack),
             origin,

@@ -1,4 +1,4 @@
-//! The labels of images. An engine merges them into those of the container, so a label that an image has too is not the operator's.
+//! The labels of images. An engine merges them into those of the container, so a label that an image has too may not be the operator's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,10 +15,10 @@ use crate::error_chain::error_chain;
 /// Whether the labels of a container are the operator's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
-    /// They were compared with those of the image, and what the image has too was removed.
+    /// They were compared with those of the image, and what widens trust and the image has too was removed.
     #[default]
     Compared,
-    /// The same, and the image has this value of `loopgate.agent`.
+    /// The same, and the value of `loopgate.agent` that was removed.
     OfImage(String),
     /// The labels of the image can't be read, so none counts.
     Unknown(String),
@@ -29,8 +29,8 @@ pub enum Origin {
 pub struct Images(Arc<Mutex<BTreeMap<String, Labels>>>);
 
 impl Images {
-    /// Compares the labels of `containers` with those of their images, and removes what the images have too. Returns the origin of the
-    /// labels of each container, in the order of the list.
+    /// Compares the labels of `containers` with those of their images, and removes what widens trust and the images have too. Returns the
+    /// origin of the labels of each container, in the order of the list.
     ///
     /// Only containers on which a decision depends are compared: those that the operator may have made an agent, by label or because their
     /// service is one of `services`, and those of the same projects, among which is the gateway's.
@@ -105,13 +105,55 @@ fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
     [labels::PROJECT, labels::STACK].into_iter().filter_map(|name| label(container, name))
 }
 
-/// Removes from `container` the labels that `of_image` has with the same value.
+/// Removes from `container` the labels that can widen trust and that `of_image` has with the same value: those that make it an agent, and
+/// those that say which project and service it is of.
+///
+/// A label that only narrows stays, also if the image has it, since the operator may have set it too: `loopgate.agent=false`, and the cap.
 fn strip(container: &mut ContainerSummary, of_image: &Labels) -> Origin {
     let Some(own) = &mut container.labels else { return Origin::Compared };
-    let agent = own.get(labels::AGENT).cloned().flatten();
-    own.retain(|name, value| of_image.get(name) != Some(value));
-    match agent {
-        Some(agent) if !own.contains_key(labels::AGENT) => Origin::OfImage(agent),
+    let is_shared = |own: &Labels, name: &str| own.get(name).is_some_and(|value| of_image.get(name) == Some(value));
+    container.scopes_of_image = is_shared(own, labels::SCOPES);
+    for name in [labels::PROJECT, labels::SERVICE, labels::STACK, labels::SWARM_SERVICE] {
+        if is_shared(own, name) {
+            own.remove(name);
+        }
+    }
+    let makes_agent = |value: &String| matches!(labels::proof(value), Ok(Some(_)));
+    match own.get(labels::AGENT).cloned().flatten().filter(makes_agent) {
+        Some(agent) if is_shared(own, labels::AGENT) => {
+            own.remove(labels::AGENT);
+            Origin::OfImage(agent)
+        }
         _ => Origin::Compared,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels_from(list: &[(&str, &str)]) -> Labels {
+        list.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned()))).collect()
+    }
+
+    #[test]
+    fn only_labels_that_widen_trust_are_removed_if_the_image_has_them_too() {
+        let project = (labels::PROJECT, "claws");
+        let services = [(labels::SERVICE, "tester"), (labels::STACK, "claws"), (labels::SWARM_SERVICE, "claws_tester")];
+        for (own, of_image, left, origin, scopes_of_image) in [
+            (vec![(labels::AGENT, "true"), project], vec![(labels::AGENT, "true")], vec![project], Origin::OfImage("true".into()), false),
+            (vec![(labels::AGENT, "true")], vec![(labels::AGENT, "address")], vec![(labels::AGENT, "true")], Origin::Compared, false),
+            (vec![(labels::AGENT, "false")], vec![(labels::AGENT, "false")], vec![(labels::AGENT, "false")], Origin::Compared, false),
+            (vec![(labels::AGENT, "?")], vec![(labels::AGENT, "?")], vec![(labels::AGENT, "?")], Origin::Compared, false),
+            (vec![(labels::SCOPES, "a")], vec![(labels::SCOPES, "a")], vec![(labels::SCOPES, "a")], Origin::Compared, true),
+            (vec![(labels::SCOPES, "a")], vec![(labels::SCOPES, "b")], vec![(labels::SCOPES, "a")], Origin::Compared, false),
+            (services.to_vec(), services.to_vec(), vec![], Origin::Compared, false),
+            (vec![project, ("x", "y")], vec![project, ("x", "y")], vec![("x", "y")], Origin::Compared, false),
+        ] {
+            let mut container = ContainerSummary { labels: Some(labels_from(&own)), ..ContainerSummary::default() };
+            assert_eq!(strip(&mut container, &labels_from(&of_image)), origin, "{own:?} {of_image:?}");
+            assert_eq!(container.labels, Some(labels_from(&left)), "{own:?} {of_image:?}");
+            assert_eq!(container.scopes_of_image, scopes_of_image, "{own:?} {of_image:?}");
+        }
     }
 }

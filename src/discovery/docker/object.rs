@@ -33,6 +33,9 @@ pub struct ContainerSummary {
     pub network_settings: Option<NetworkSettings>,
     /// Its mounts.
     pub mounts: Option<Vec<Mount>>,
+    /// Whether its image has the same `loopgate.scopes`, as far as the two were compared.
+    #[serde(skip)]
+    pub scopes_of_image: bool,
 }
 
 /// An element of a list that can't be read.

@@ -23,6 +23,10 @@ impl View {
             }
         }
         for pod in pods {
+            if let Some(scopes) = &pod.scopes {
+                let scopes = labels::scopes(scopes);
+                pod.addresses.iter().for_each(|ip| view.add_cap(*ip, &scopes, false));
+            }
             let proof = match labels::proof(&pod.agent) {
                 Ok(Some(proof)) => proof,
                 Ok(None) => continue,

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::Config;
-use crate::discovery::{Agent, Interface};
+use crate::discovery::{Agent, Interface, ScopeCap};
 use crate::lane::{ProxyHeader, admit_peer, admit_stated_client};
 use proptest::prelude::*;
 
@@ -226,6 +226,52 @@ fn a_cap_follows_its_container_to_the_external_lane() {
             Lane::External(lane) => lane,
         };
         assert_eq!(lane.scopes.as_ref().map(|cap| cap.to_str().unwrap()), expected, "{peer} {policy:?}");
+    }
+}
+
+#[test]
+fn every_way_of_admission_but_the_own_address_keeps_the_cap_of_its_container() {
+    let mut view = view();
+    let cap = |scopes: &[&str], in_doubt| ScopeCap { scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(), in_doubt };
+    for peer in ["172.18.0.2", "172.18.0.3", "172.18.0.4", "172.18.0.9"] {
+        view.caps.insert(peer.parse().unwrap(), cap(&["a", "b"], false));
+    }
+    view.agents.insert("172.18.0.5".parse().unwrap(), agent("eee", Proof::Address));
+    view.caps.insert("172.18.0.5".parse().unwrap(), cap(&["a", "b"], true));
+    let with = |common: &str, change: fn(&mut Config)| {
+        policy(|c| {
+            c.agents.scopes = common.split_terminator(',').map(str::to_owned).collect();
+            change(c);
+        })
+    };
+    let cidrs: fn(&mut Config) = |c| c.agents.cidrs = nets(&["172.18.0.0/16"]);
+    let robots: fn(&mut Config) = |c| c.agents.certificate_from = nets(&["172.18.0.0/16"]);
+    let own_agent: fn(&mut Config) = |c| c.listen.own_addresses = OwnAddresses::Agent;
+    let robot = || Some(own("spiffe://loopgate.local/agent/robot"));
+    let attested = || Some(own("spiffe://loopgate.local/docker/p/s/bbb"));
+    for (peer, certificate, policy, admitted, expected) in [
+        ("172.18.0.9", None, with("", cidrs), "cidr", Some("a,b")),
+        ("172.18.0.9", None, with("b,c", cidrs), "cidr", Some("b")),
+        ("172.18.0.8", None, with("b,c", cidrs), "cidr", Some("b,c")),
+        ("172.18.0.9", robot(), with("", robots), "certificate", Some("a,b")),
+        ("172.18.0.9", robot(), with("b,c", robots), "certificate", Some("b")),
+        ("172.18.0.8", robot(), with("", robots), "certificate", None),
+        ("172.18.0.4", attested(), with("", |_| {}), "attested", Some("a,b")),
+        ("172.18.0.3", None, with("", |_| {}), "address", Some("a,b")),
+        // The image may have set the label, so it does not beat the common cap.
+        ("172.18.0.5", None, with("b,c", |_| {}), "address", Some("b")),
+        ("172.18.0.2", None, with("c", own_agent), "own-address", Some("c")),
+        // No agent, but labelled.
+        ("172.18.0.9", None, with("c", |_| {}), "external", Some("a,b")),
+    ] {
+        let evidence = Evidence { certificate, ..from(peer) };
+        let (label, lane, external) = match decide(&evidence, &view, &policy, NOW).unwrap() {
+            Lane::Agent(lane) => (lane.admitted.label(), lane.scopes, lane.as_external.scopes),
+            Lane::External(lane) => ("external", lane.scopes.clone(), lane.scopes),
+        };
+        let text = |cap: &Option<HeaderValue>| cap.as_ref().map(|cap| cap.to_str().unwrap().to_owned());
+        assert_eq!((label, text(&lane).as_deref()), (admitted, expected), "{evidence:?} {policy:?}");
+        assert_eq!(text(&external).as_deref(), expected, "on the external lane: {evidence:?} {policy:?}");
     }
 }
 

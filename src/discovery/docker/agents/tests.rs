@@ -161,7 +161,8 @@ fn a_service_that_the_operator_names_is_an_agent_unless_its_label_is_false() {
         (of("tester", Some("true"), Origin::Compared), "172.18.0.3=a attested"),
         // A label of the image does not count, nor does one that can't be compared with the image's.
         (of("other", None, of_image()), "not a: image"),
-        (of("other", None, Origin::OfImage("false".into())), ""),
+        (of("tester", None, Origin::OfImage("true".into())), "172.18.0.3=a attested"),
+        (of("builder", None, of_image()), "172.18.0.3=a attested"),
         (of("builder", None, of_image()), "172.18.0.3=a attested"),
         (of("other", Some("address"), unknown()), "not a: image unknown"),
         (of("builder", None, unknown()), "not a: image unknown"),
@@ -189,6 +190,31 @@ fn an_agent_has_the_scope_cap_of_its_label() {
     for (label, expected) in [(None, None), (Some(""), Some(vec![])), (Some("operator.read"), Some(vec!["operator.read".to_owned()]))] {
         let capped = Container { scopes: label.map(Into::into), ..container("a", Some("true"), &[("front", "172.18.0.3")]) };
         assert_eq!(view(vec![capped]).agents.first_key_value().unwrap().1.scopes, expected);
+    }
+}
+
+#[test]
+fn every_container_with_a_scope_label_caps_its_addresses_whatever_it_is() {
+    let capped = |scopes: &str, of: Container| Container { scopes: Some(scopes.into()), ..of };
+    let front = |label: Option<&str>| container("a", label, &[("front", "172.18.0.3")]);
+    let in_doubt = |of: Container| Container { scopes_in_doubt: true, ..of };
+    let joined = |scopes: &str| vec![front(Some("true")), capped(scopes, joining("b", None, "a"))];
+    for (containers, expected) in [
+        (vec![capped("r,w", front(Some("true")))], "172.18.0.3 r,w"),
+        (vec![capped("r", front(Some("?")))], "172.18.0.3 r"),
+        (vec![capped("r", front(None))], "172.18.0.3 r"),
+        (vec![capped("", front(Some("false")))], "172.18.0.3 "),
+        (vec![capped("r", Container { project: None, ..front(Some("true")) })], "172.18.0.3 r"),
+        (vec![capped("r", Container { origin: Origin::Unknown("403".into()), ..front(Some("true")) })], "172.18.0.3 r"),
+        (vec![in_doubt(capped("r", front(Some("true"))))], "172.18.0.3 r in doubt"),
+        (joined("r"), "172.18.0.3 r"),
+        (vec![capped("r,w", front(None)), capped("w,x", Container { id: "b".into(), ..front(None) })], "172.18.0.3 w"),
+        (vec![front(Some("true"))], ""),
+    ] {
+        let view = view(containers);
+        let caps =
+            view.caps.iter().map(|(ip, cap)| format!("{ip} {}{}", cap.scopes.join(","), if cap.in_doubt { " in doubt" } else { "" }));
+        assert_eq!(caps.collect::<Vec<_>>().join("; "), expected);
     }
 }
 

@@ -63,4 +63,8 @@ fn a_labelled_pod_with_an_address_of_its_own_is_an_agent() {
     let scoped = Pod { scopes: Some("operator.read, operator.write".into()), ..pod("a", "true", &["10.1.0.7"]) };
     let view = View::of_pods(&interfaces, &[scoped]);
     assert_eq!(view.agents.values().next().unwrap().scopes.as_ref().unwrap().len(), 2);
+    let both = [("a", "true", "r,w"), ("b", "?", "w,x")]
+        .map(|(name, label, scopes)| Pod { scopes: Some(scopes.into()), ..pod(name, label, &["10.1.0.7"]) });
+    let view = View::of_pods(&interfaces, &both);
+    assert_eq!(view.caps.values().map(|cap| cap.scopes.join(",")).collect::<Vec<_>>(), ["w"]);
 }
