@@ -31,7 +31,7 @@ use crate::trace::{Recorder, Span};
 /// The default path of OTLP traces, for an endpoint without a path.
 const PATH: &str = "/v1/traces";
 /// The time limit for one batch.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest response of a collector that is read, in bytes.
 const ANSWER: usize = 64 * 1024;
 
@@ -68,7 +68,7 @@ impl Exporter {
             .with_http_client(Client(Handle::current()))
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(url)
-            .with_timeout(PATIENCE)
+            .with_timeout(TIMEOUT)
             .build()?;
         let mut processor = BatchSpanProcessor::builder(exporter).build();
         let mut resource = Resource::builder();
@@ -81,7 +81,7 @@ impl Exporter {
 
     /// Sends the remaining spans, and stops.
     pub async fn stop(self: Arc<Self>) {
-        let ended = tokio::task::spawn_blocking(move || self.processor.shutdown_with_timeout(PATIENCE)).await;
+        let ended = tokio::task::spawn_blocking(move || self.processor.shutdown_with_timeout(TIMEOUT)).await;
         if let Ok(Err(error)) = ended {
             debug!("the last spans were not sent: {error}");
         }
@@ -149,7 +149,7 @@ impl HttpClient for Client {
         Self: 'async_trait,
     {
         // The shutdown does not track this task: the SDK waits for it, and `Exporter::stop` stops the SDK.
-        let sent = self.0.spawn(async { tokio::time::timeout(PATIENCE, send(request)).await });
+        let sent = self.0.spawn(async { tokio::time::timeout(TIMEOUT, send(request)).await });
         Box::pin(async move { sent.await?? })
     }
 }

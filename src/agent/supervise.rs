@@ -89,7 +89,7 @@ pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -
     let program = command.get_program().to_string_lossy().into_owned();
     let child = child.map_err(|source| SpawnError { program, source })?;
     let child = Pid::from_raw(i32::try_from(child.id()).expect("process ids are small"));
-    // What its environment held need not be held here any longer.
+    // Its environment is no longer needed here.
     drop(command);
     debug!(pid = %child, "the command runs");
     to_foreground(child);

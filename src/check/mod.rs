@@ -47,7 +47,7 @@ use catalogue as kind;
 pub use finding::{Finding, Remedy, Report, Severity};
 
 /// The time limit for the first list of discovery.
-const DOCKER_PATIENCE: Duration = Duration::from_secs(5);
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The port that browsers omit from an origin.
 const HTTPS: u16 = 443;
 
@@ -65,7 +65,7 @@ async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option
     let mut report = Report::default();
     let shutdown = Shutdown::new();
     let mut views = discovery::start(config, &metrics::Discovery::default(), &shutdown);
-    discovery::wait_until_ready(&mut views, DOCKER_PATIENCE).await;
+    discovery::wait_until_ready(&mut views, DISCOVERY_TIMEOUT).await;
     let view = Arc::clone(&views.borrow());
 
     // The file in the gateway's state directory, unless another one is named.

@@ -15,9 +15,9 @@ use super::state_dir::read_file;
 /// A certificate to serve.
 #[derive(Debug)]
 pub(super) struct LoadedIdentity {
-    /// What to serve.
+    /// The certificate and key to serve.
     pub(super) identity: Identity,
-    /// Why a better certificate could not be had.
+    /// Why a newer certificate could not be loaded or issued.
     pub(super) problem: Option<Error>,
 }
 

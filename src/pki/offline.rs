@@ -45,7 +45,7 @@ pub struct Description {
 /// The certificates of a sidecar.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// What clients are shown.
+    /// The server certificate.
     pub server: Description,
     /// loopgate's own CA; none beside an operator's pair without state directory.
     #[serde(skip_serializing_if = "Option::is_none")]

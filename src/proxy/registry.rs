@@ -1,4 +1,4 @@
-//! The open connections: who is on which lane, and who is no longer authorized to be.
+//! The registry of open connections: their lanes, and which of them are no longer authorized.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

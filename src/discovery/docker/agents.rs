@@ -14,7 +14,7 @@ use crate::discovery::owner::{self, Hints, Owner};
 use crate::discovery::view::View;
 use crate::discovery::why_not::WhyNot;
 
-/// What a view of containers is made of.
+/// The inputs of a view of containers.
 #[derive(Clone, Copy, Debug)]
 pub struct ContainerSources<'a> {
     /// The interfaces of this namespace.

@@ -33,7 +33,7 @@ pub struct Container {
     pub joins: Option<String>,
     /// Whether these labels are the operator's.
     pub origin: Origin,
-    /// Where it is on networks, in the order of the networks' ids.
+    /// Its endpoints on networks, in the order of the networks' ids.
     pub endpoints: Vec<Endpoint>,
 }
 

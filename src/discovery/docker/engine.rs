@@ -100,7 +100,7 @@ pub struct Probed {
 /// A stream of events that has begun.
 pub struct Events {
     stream: BoxStream<'static, Result<EventMessage, ApiError>>,
-    /// What came before it was known that the stream had begun.
+    /// An event that was received while the stream was opened.
     first: Option<EventMessage>,
     engine: Engine,
 }

@@ -38,7 +38,7 @@ pub enum Error {
         endpoint: &'static str,
         /// The HTTP status.
         status: u16,
-        /// What came with it.
+        /// The message in the response.
         message: String,
     },
     /// There is no such container or image.
@@ -92,7 +92,7 @@ pub enum Cause {
     Status {
         /// The HTTP status.
         status: u16,
-        /// What came with it.
+        /// The message in the response.
         message: String,
     },
     /// The answer is not the expected JSON. The parser's message is left out: it may quote an environment.

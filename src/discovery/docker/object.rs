@@ -55,7 +55,7 @@ pub struct Mount {
     pub destination: Option<String>,
 }
 
-/// What a container is configured with.
+/// The host configuration of a container.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct HostConfig {
@@ -116,7 +116,7 @@ pub struct EndpointSettings {
 pub struct ContainerInspection {
     /// Its state.
     pub state: Option<ContainerState>,
-    /// What it is configured with.
+    /// Its host configuration.
     pub host_config: Option<HostConfig>,
     /// Its endpoints.
     pub network_settings: Option<NetworkSettings>,

@@ -18,7 +18,7 @@ use crate::testing::{in_own_process, ip, namespace_maker, skipped};
 use loopgate_test_support::fake_docker::{FakeDocker, IMAGE, container};
 
 /// How long anything may take before a test fails. Generous, since a test machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const LIST: &str = "/containers/json";
 const AGENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 7));
 
@@ -52,7 +52,7 @@ impl Harness {
     /// Waits until the view is such.
     async fn until(&mut self, what: &str, such: impl FnMut(&View) -> bool) -> Arc<View> {
         let mut such = such;
-        let seen = timeout(PATIENCE, self.view.wait_for(|view| such(view))).await.map(|view| Arc::clone(&view.expect("discovery goes on")));
+        let seen = timeout(TIMEOUT, self.view.wait_for(|view| such(view))).await.map(|view| Arc::clone(&view.expect("discovery goes on")));
         seen.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
     }
 
@@ -63,7 +63,7 @@ impl Harness {
     /// Ends it all, and sees that nothing is left behind.
     async fn close(self) {
         self.shutdown.begin();
-        assert_eq!(self.shutdown.finished(PATIENCE).await, 0, "a task outlived discovery");
+        assert_eq!(self.shutdown.finished(TIMEOUT).await, 0, "a task outlived discovery");
     }
 }
 
@@ -332,7 +332,7 @@ async fn aliases_are_known_where_inspecting_is_permitted_and_nothing_else_needs_
             docker.answer("/containers/gateway/json", 403, "no");
         }
         let Some(mut harness) = Harness::with(&docker) else { return };
-        wait_until_ready(&mut harness.view, PATIENCE).await;
+        wait_until_ready(&mut harness.view, TIMEOUT).await;
         for name in ["api", "0123456789ab"] {
             assert_eq!(harness.view.borrow().own_names.contains(name), permitted, "{name}");
         }
@@ -354,7 +354,7 @@ async fn an_inspection_that_failed_is_repeated_at_the_next_list() {
     let docker = FakeDocker::start();
     docker.answer("/containers/gateway/json", 500, "busy");
     let Some(mut harness) = Harness::with(&docker) else { return };
-    wait_until_ready(&mut harness.view, PATIENCE).await;
+    wait_until_ready(&mut harness.view, TIMEOUT).await;
     assert!(!harness.view.borrow().own_names.contains("api"));
     docker.details("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": {"front": {"Aliases": ["api"]}}}}));
     docker.permit("/containers/gateway/json");
@@ -395,7 +395,7 @@ async fn without_a_socket_there_is_no_agent_until_there_is_one() {
     docker.down(true).await;
     let Some(mut harness) = Harness::with(&docker) else { return };
     docker.put(agent("a", AGENT));
-    wait_until_ready(&mut harness.view, PATIENCE).await;
+    wait_until_ready(&mut harness.view, TIMEOUT).await;
     let view = Arc::clone(&harness.view.borrow());
     assert!(matches!(&view.source_state, SourceState::Connecting { error: Some(error) } if error.starts_with("no socket at")), "{view:?}");
     docker.up();
@@ -506,5 +506,5 @@ async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not so in time: {what}"));
+    timeout(TIMEOUT, wait).await.unwrap_or_else(|_| panic!("not so in time: {what}"));
 }

@@ -16,7 +16,7 @@ pub enum Error {
     Credentials {
         /// Which file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// It can't be reached, or its certificate is not one of `ca.crt`.
@@ -24,15 +24,15 @@ pub enum Error {
     Connect {
         /// Its address.
         server: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The connection broke.
     #[error("{doing} failed")]
     Http {
-        /// What was asked for.
+        /// The operation.
         doing: &'static str,
-        /// Why.
+        /// The cause.
         source: hyper::Error,
     },
     /// No answer in time.
@@ -55,11 +55,11 @@ pub enum Error {
     /// Any other answer.
     #[error("{doing} was answered {status}: {message}")]
     Refused {
-        /// What was asked for.
+        /// The operation.
         doing: &'static str,
         /// The HTTP status.
         status: u16,
-        /// What came with it.
+        /// The message in the response.
         message: String,
     },
     /// An answer that is not the expected JSON. The parser's message is left out: it may quote a token.
@@ -68,9 +68,9 @@ pub enum Error {
     /// A body that can't be read.
     #[error("can't read the response to {doing}")]
     Body {
-        /// What was asked for.
+        /// The operation.
         doing: &'static str,
-        /// Why.
+        /// The cause.
         source: body::Error,
     },
     /// The watch ended sooner than it should.

@@ -16,7 +16,7 @@ use crate::shutdown::Shutdown;
 use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
 
 /// How long anything may take before a test fails. Generous, since a test machine may be busy.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const AGENT: &str = "198.51.100.7";
 const OTHER: &str = "198.51.100.8";
 
@@ -38,7 +38,7 @@ impl Harness {
 
     /// Waits until the view is such.
     async fn until(&mut self, what: &str, mut such: impl FnMut(&View) -> bool) -> Arc<View> {
-        let seen = timeout(PATIENCE, self.view.wait_for(|view| such(view))).await.map(|view| Arc::clone(&view.expect("discovery goes on")));
+        let seen = timeout(TIMEOUT, self.view.wait_for(|view| such(view))).await.map(|view| Arc::clone(&view.expect("discovery goes on")));
         seen.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
     }
 
@@ -53,7 +53,7 @@ impl Harness {
     /// Ends it all, and sees that nothing is left behind.
     async fn close(self) {
         self.shutdown.begin();
-        assert_eq!(self.shutdown.finished(PATIENCE).await, 0, "a task outlived discovery");
+        assert_eq!(self.shutdown.finished(TIMEOUT).await, 0, "a task outlived discovery");
     }
 }
 

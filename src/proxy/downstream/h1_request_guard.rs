@@ -100,7 +100,7 @@ impl H1RequestGuard {
                 self.line_ends(&line.bytes[..line.len], line.last)
             };
             if ambiguous {
-                // Where its last line should end there is now something that no head may have.
+                // Replaces the end of the head's last line by NUL, which no head may have, so that hyper refuses the request.
                 bytes[end] = 0;
                 return true;
             }

@@ -24,7 +24,7 @@ tokio::task_local! {
     static STREAM: Arc<StreamStall>;
 }
 
-/// Since when a stream's client has not read what is there for it.
+/// The time since which a stream's client has not read the data that waits for it.
 #[derive(Debug)]
 pub struct StreamStall {
     epoch: Instant,
@@ -87,7 +87,7 @@ pub struct StreamExecutor {
 }
 
 impl StreamExecutor {
-    /// For a connection that may itself be left unread for `stall`, and each of its streams for no more than `stream_limit`.
+    /// Creates the executor of a connection that may be left unread for `stall`, and each of its streams for at most `stream_limit`.
     pub fn new(shutdown: &Shutdown, stall: Duration, stream_limit: Duration) -> Self {
         Self { shutdown: shutdown.clone(), limit: stall.saturating_mul(FACTOR).min(stream_limit) }
     }

@@ -38,7 +38,7 @@ impl Resources {
     }
 }
 
-/// A downstream connection's bytes, with all that is given back when they end. It goes along into a tunnel.
+/// A downstream connection's bytes, with everything that is released when they end. A tunnel takes it over.
 pub struct Downstream {
     tls: tls::Stream<TcpStream>,
     /// `None` in a tunnel.
@@ -54,7 +54,7 @@ struct Observer {
     guard: ProtocolGuard,
 }
 
-/// What looks for abuse in the bytes of each protocol.
+/// The guard of each protocol, which detects abuse in the bytes.
 enum ProtocolGuard {
     Http1(H1RequestGuard),
     Http2 { guard: H2FloodGuard, floods: Counter },

@@ -10,7 +10,7 @@ use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::proxy::error::Error;
 
-/// What a client prefers to read, noted before its head is given away.
+/// The client's preferred media type, read before its request head is consumed.
 #[derive(Clone, Copy, Debug)]
 pub struct Accept {
     html: bool,

@@ -19,7 +19,7 @@ use crate::proxy::session::Session;
 use crate::proxy::upstream::budget::Use;
 use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
 
-/// What became of a request.
+/// The result of forwarding a request.
 pub struct Forwarded {
     /// Whether the client's next request could be read as the body of this one, so that an HTTP/1.1 connection must close.
     pub must_close: bool,

@@ -45,7 +45,7 @@ pub struct RequestRecord {
     sent_total: OnceLock<Counter>,
     body_ended: AtomicBool,
     end: OnceLock<RequestEnd>,
-    /// The right to the request, once the gateway is done with it: a client that does not read has no more requests for that.
+    /// The request's permit, kept after the gateway has answered: a client that does not read gets no other request in its place.
     permit: OnceLock<GatewayPermit>,
     request_id: Mutex<Option<String>>,
 }
@@ -83,7 +83,7 @@ impl RequestRecord {
         self.started
     }
 
-    /// What its connection waits for meanwhile.
+    /// Returns the guard that its connection waits for until the response is sent.
     pub fn guard(&self) -> &RequestGuard {
         &self.guard
     }

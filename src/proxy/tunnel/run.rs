@@ -56,7 +56,7 @@ pub struct TunnelOptions {
 
 /// Joins `client` and `gateway` until both directions are closed, one fails, or the connection is revoked.
 ///
-/// When loopgate shuts down, a WebSocket first comes to rest, so that messages under way are delivered, and then gets a close frame with
+/// When loopgate shuts down, a WebSocket first finishes the messages under way, and then gets a close frame with
 /// status 1001. One that is revoked gets status 1008 at the end of the current frame, if that comes soon.
 ///
 /// `early` are bytes that were read together with the heads: from the client, and from the gateway.
