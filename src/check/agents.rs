@@ -67,8 +67,9 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
         report.find(&kind::AGENT_NET_RAW, format!("{container} is an agent by address, and has NET_RAW"), Remedy::words(what));
     }
     if view.namespace != Namespace::Attached {
-        let remedy =
-            Remedy::words("start that container, and then the sidecar anew; `loopgate pause` as the owner of the namespace avoids this");
+        let remedy = Remedy::words(
+            "start the container that owns this network namespace, then restart the sidecar; `loopgate pause` as the owner avoids this",
+        );
         report.find(&kind::NAMESPACE, "the interfaces of this network namespace are gone", remedy);
     }
     own_addresses(risks, config, report);

@@ -1,7 +1,8 @@
 //! Lanes: which one a connection is on, and what each may send to the gateway. Pure functions, without I/O or a clock.
 //!
 //! [`decide()`] assigns a connection to a lane before its first request. The decision is made again whenever the
-//! [`View`](crate::discovery::View) or the configuration changes, and a connection that would now get another lane is closed.
+//! [`View`](crate::discovery::View) or the configuration changes, and a connection that loses its
+//! lane is closed. An external connection that could now be an agent's stays external.
 //! A request that a web page causes on an agent's connection goes out on the external lane.
 //!
 //! [`GatewayHead`] is the only thing that can be sent to the gateway, and only a lane makes one.

@@ -24,9 +24,9 @@ pub struct Health {
     pub listeners: Gauge,
     /// Until when the served certificate is valid, in seconds since the Unix epoch.
     pub certificate_expiry: Gauge,
-    /// 1 while a newer certificate than the served one can't be loaded.
+    /// 1 while a newer certificate than the served one could not be loaded or made.
     pub certificate_problem: Gauge,
-    /// 1 while the configuration as it would be read now is invalid, so that the previous one stays in use.
+    /// 1 while the last configuration read is invalid and the previous one is in use.
     pub config_problem: Gauge,
     /// 1 if agents are looked for by Docker.
     pub docker_enabled: Gauge,
@@ -49,9 +49,9 @@ impl Health {
         registry.register("listeners", "Addresses listened on", self.listeners.clone());
         let until = "Until when the served certificate is valid";
         registry.register("certificate_expiry_timestamp_seconds", until, self.certificate_expiry.clone());
-        let problem = "Whether a newer certificate than the served one can't be loaded";
+        let problem = "Whether a newer certificate than the served one could not be loaded or made";
         registry.register("certificate_problem", problem, self.certificate_problem.clone());
-        let problem = "Whether the configuration as last read is invalid, so that the previous one stays in use";
+        let problem = "1 while the last configuration read is invalid and the previous one is in use";
         registry.register("config_problem", problem, self.config_problem.clone());
         registry.register("discovery_docker_enabled", "Whether discovery by Docker is on", self.docker_enabled.clone());
         registry.register("discovery_kubernetes_enabled", "Whether discovery by Kubernetes is on", self.kubernetes_enabled.clone());

@@ -59,7 +59,7 @@ pub struct Traffic {
     request_ends: Family<EndLabels, Counter>,
     /// Connections closed before a lane was decided.
     pub denied: Family<ReasonLabels, Counter>,
-    /// TLS handshakes that came to an end.
+    /// TLS handshakes completed.
     pub handshakes: Counter,
     /// TLS handshakes that failed.
     pub handshake_failures: Family<ReasonLabels, Counter>,
@@ -232,7 +232,7 @@ impl Traffic {
         registry.register("requests", "Answered requests", self.requests.clone());
         registry.register("request_ends", "Requests by how they ended", self.request_ends.clone());
         registry.register("connections_denied", "Connections closed before a lane was decided", self.denied.clone());
-        registry.register("tls_handshakes", "TLS handshakes that came to an end", self.handshakes.clone());
+        registry.register("tls_handshakes", "TLS handshakes completed", self.handshakes.clone());
         registry.register("tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures.clone());
         registry.register("connections_overdue", "Connections closed because their client was too slow", self.overdue.clone());
         registry.register(
@@ -243,7 +243,7 @@ impl Traffic {
         registry.register("requests_refused", "Requests refused without being sent to the gateway", self.refused.clone());
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());
-        registry.register("lane_changes", "Connections closed because they lost the right to be as they were", self.lane_changes.clone());
+        registry.register("lane_changes", "Connections closed because they were no longer authorized", self.lane_changes.clone());
     }
 }
 

@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use crate::http_client::send_request;
 
-/// The client that probes on the external lane are for (TEST-NET-2, RFC 5737), so that the gateway's rate limit for failed logins affects no
-/// real client.
+/// The client address that probes on the external lane state (TEST-NET-2, RFC 5737). The gateway's rate
+/// limit for failed logins then affects no real client.
 pub(super) const CLIENT: &str = "198.51.100.7";
 /// The time limit for a connection, and for a response.
 const TIMEOUT: Duration = Duration::from_secs(5);

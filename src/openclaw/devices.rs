@@ -17,7 +17,7 @@ use tracing::{info, warn};
 pub const FILE: &str = "devices.json";
 /// The most devices that are remembered.
 const MAX_DEVICES: usize = 8192;
-/// The most devices of one agent. Its further ones are refused, since forgetting one would free it.
+/// The most devices of one agent. More are refused: dropping an old entry would unbind that device.
 const MAX_PER_AGENT: usize = 1024;
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 8 << 20;

@@ -50,8 +50,8 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
-    /// The gateway, or the sidecar in its place, does not open a WebSocket.
-    #[error("no WebSocket")]
+    /// The gateway, or the sidecar in its place, does not accept the WebSocket, or it breaks off.
+    #[error("the WebSocket to the gateway failed")]
     WebSocket(#[from] tungstenite::Error),
     /// There was no answer in time.
     #[error("no answer within {} s", DEADLINE.as_secs())]

@@ -30,7 +30,7 @@ pub type Stream<S> = Box<TlsStream<ReadAhead<S>>>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The identity or the client CAs make no usable configuration.
-    #[error("the certificate can't be served")]
+    #[error("no TLS configuration can be made from the certificate and client CAs")]
     Config(#[from] rustls::Error),
     /// The client CA bundle can't be used.
     #[error(transparent)]

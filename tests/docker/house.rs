@@ -86,12 +86,12 @@ impl<'a> House<'a> {
         container.network(&self.network).mount(self.state.name(), "/state").env("LOOPGATE_CA", "/state/ca.pem")
     }
 
-    /// Waits until discovery has as many addresses of agents.
+    /// Waits until discovery knows this many addresses of agents.
     pub fn knows(&self, agents: usize) {
         self.counts(&format!("loopgate_discovery_agent_addresses {agents}"));
     }
 
-    /// Has `client` hold this many connections open, with a request on each.
+    /// Makes `client` hold this many connections open, with a request on each.
     pub fn holds(&self, client: &Running, connections: usize) {
         self.holds_to(client, connections, "--cacert /state/ca.pem https://gateway:18443/hold");
     }

@@ -32,8 +32,8 @@ impl Images {
     /// Compares the labels of `containers` with those of their images, and removes what widens trust and the images have too. Returns the
     /// origin of the labels of each container, in the order of the list.
     ///
-    /// Only containers on which a decision depends are compared: those that the operator may have made an agent, by label or because their
-    /// service is one of `services`, and those of the same projects, among which is the gateway's.
+    /// Only containers on which a decision depends are compared: those that may be agents, by label or because their service is one of
+    /// `services`, and all containers of the projects of these.
     pub async fn compare(&self, engine: &Engine, services: &[String], containers: &mut [ContainerSummary]) -> Vec<Origin> {
         let is_subject = |container: &ContainerSummary| {
             let service = label(container, labels::SERVICE).or_else(|| label(container, labels::SWARM_SERVICE));

@@ -1,8 +1,9 @@
 //! Limits what clients have in flight at the gateway at once, and shares it fairly.
 //!
-//! External clients share one budget of requests and one of WebSockets. A client may hold as many permits as are free: alone it gets half
-//! of a budget, two clients get a third each, and a client that holds none gets one without waiting. What exceeds its share waits in a
-//! queue, in which clients take turns. Each agent has budgets of its own, which no other client uses.
+//! External clients share one budget of requests and one of WebSockets. A client may hold no more permits than are still free, so one
+//! client alone gets at most half of a budget, two get a third each, and a client that holds none gets one without waiting. A request
+//! beyond the client's share waits in a queue, in which clients take turns. Each agent has budgets of its own; agents with the same
+//! source address share them.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -43,7 +44,7 @@ pub enum Use {
 
 /// A budget is used up, or the client's share of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("requests at the gateway are at the limit ({option})")]
+#[error("limit of concurrent requests at the gateway reached ({option})")]
 pub struct Exhausted {
     /// The option that sets the limit.
     pub option: &'static str,
@@ -226,12 +227,12 @@ impl ClientBudget {
     /// There was none in time, or too many requests wait already.
     pub async fn wait(self: &Arc<Self>, purpose: Use, deadline: Instant) -> Result<GatewayPermit, Exhausted> {
         let budget = self.budget(purpose);
-        let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.refuse()) };
+        let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.refuse(purpose)) };
         // A permit that was returned before the waiter was in the queue was not given to it.
         budget.dispatch(purpose);
         match Box::pin(timeout_at(deadline, &mut waiter.receiver)).await {
             Ok(Ok(permit)) => Ok(permit),
-            _ => Err(budget.refuse()),
+            _ => Err(budget.refuse(purpose)),
         }
     }
 }
@@ -316,20 +317,19 @@ impl Budget {
     }
 
     /// Counts a request that gets no permit, and logs that once in a while.
-    fn refuse(&self) -> Exhausted {
+    fn refuse(&self, purpose: Use) -> Exhausted {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
         let warned = self.warned.load(Ordering::Relaxed);
         let is_due = warned == 0 || now + 1 >= warned + u64::try_from(WARN_INTERVAL.as_millis()).unwrap_or(u64::MAX);
         if is_due && self.warned.compare_exchange(warned, now + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.refused.fetch_sub(refused, Ordering::Relaxed);
+            let what = match purpose {
+                Use::Request => "requests",
+                Use::WebSocket => "WebSockets",
+            };
             let clients = if self.is_shared { "external clients" } else { "an agent" };
-            warn!(
-                limit = self.limit,
-                option = self.option,
-                refused,
-                "requests of {clients} at the gateway are at the limit; answering 503"
-            );
+            warn!(limit = self.limit, option = self.option, refused, "limit of concurrent {what} of {clients} reached; answering 503");
         }
         Exhausted { option: self.option }
     }
