@@ -18,7 +18,7 @@ use crate::config::Discovery;
 use crate::discovery::{self, Namespace, Proof, SourceState, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
-use crate::lane::{Admitted, Lane, WhyExternal};
+use crate::lane::{AdmittedBy, Lane, WhyExternal};
 use crate::listener::plan;
 use crate::metrics::health::{Health, ProofLabels};
 use crate::pki::{self, Identity};
@@ -103,7 +103,7 @@ pub(super) async fn status(state: &AdminState) -> Status {
             Lane::External(_) => lanes.external += 1,
             Lane::Agent(lane) => {
                 lanes.agent += 1;
-                if let Admitted::Address(agent) | Admitted::Attested(agent) = &lane.admitted {
+                if let AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) = &lane.admitted {
                     *by_agent.entry(agent.id.clone()).or_default() += 1;
                 }
             }
@@ -204,9 +204,9 @@ fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTi
     let (admitted, who, source) = match &*present.lane {
         Lane::Agent(lane) => {
             let who = match &lane.admitted {
-                Admitted::Address(agent) | Admitted::Attested(agent) => Some(agent.name.clone()),
-                Admitted::Certificate(uri) => Some(uri.clone()),
-                Admitted::OwnAddress | Admitted::Network => None,
+                AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) => Some(agent.name.clone()),
+                AdmittedBy::Certificate(uri) => Some(uri.clone()),
+                AdmittedBy::OwnAddress | AdmittedBy::Network => None,
             };
             (Some(lane.admitted.label().to_owned()), who, Some(lane.source.to_string()))
         }

@@ -31,9 +31,9 @@ impl Lane {
     pub fn admission(&self) -> (Option<&'static str>, Option<&str>) {
         let Self::Agent(lane) = self else { return (None, None) };
         let name = match &lane.admitted {
-            Admitted::Address(agent) | Admitted::Attested(agent) => Some(agent.name.as_str()),
-            Admitted::Certificate(uri) => Some(uri.as_str()),
-            Admitted::OwnAddress | Admitted::Network => None,
+            AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) => Some(agent.name.as_str()),
+            AdmittedBy::Certificate(uri) => Some(uri.as_str()),
+            AdmittedBy::OwnAddress | AdmittedBy::Network => None,
         };
         (Some(lane.admitted.label()), name)
     }
@@ -53,7 +53,7 @@ pub struct AgentLane {
     /// The loopback source address of its requests at the gateway.
     pub source: Ipv4Addr,
     /// How it was admitted.
-    pub admitted: Admitted,
+    pub admitted: AdmittedBy,
     /// The scope cap, as the value of `X-OpenClaw-Scopes`; `None` means no cap.
     pub scopes: Option<HeaderValue>,
     /// The external lane of the same connection, for requests that a web page causes.
@@ -71,13 +71,13 @@ impl AgentLane {
 
     /// Returns whether a certificate proved which agent this is; an address alone does not.
     pub fn is_attested(&self) -> bool {
-        matches!(self.admitted, Admitted::Attested(_) | Admitted::Certificate(_))
+        matches!(self.admitted, AdmittedBy::Attested(_) | AdmittedBy::Certificate(_))
     }
 }
 
 /// How an agent was admitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Admitted {
+pub enum AdmittedBy {
     /// It has an address of this network namespace, and `--own-addresses agent` was given.
     OwnAddress,
     /// Its address is in `agents.cidrs`.
@@ -90,7 +90,7 @@ pub enum Admitted {
     Certificate(String),
 }
 
-impl Admitted {
+impl AdmittedBy {
     /// How the agent was admitted, in one word for `status` and metrics.
     pub fn label(&self) -> &'static str {
         match self {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 use ipnet::IpNet;
 
-use super::assignment::{Admitted, AgentLane, Denied, ExternalLane, Lane};
+use super::assignment::{AdmittedBy, AgentLane, Denied, ExternalLane, Lane};
 use super::evidence::{Certificate, Evidence, Issuer};
 use super::policy::{Policy, both, scope_cap};
 use super::request_sender::RequestSender;
@@ -49,7 +49,7 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
 }
 
 /// How the peer is admitted as an agent, if it is.
-fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy) -> Option<Admitted> {
+fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy) -> Option<AdmittedBy> {
     if !policy.gateway_is_loopback {
         return None;
     }
@@ -63,29 +63,29 @@ fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy
                 && agent.proof == Proof::Attested
                 && certificate.uris.iter().any(|uri| names_agent(uri, &agent.id, &policy.trust_domain, view.source))
             {
-                return Some(Admitted::Attested(Arc::clone(agent)));
+                return Some(AdmittedBy::Attested(Arc::clone(agent)));
             }
             let name = format!("spiffe://{}/agent/", policy.trust_domain);
-            certificate.uris.iter().find(|uri| uri.starts_with(&name)).cloned().map(Admitted::Certificate)
+            certificate.uris.iter().find(|uri| uri.starts_with(&name)).cloned().map(AdmittedBy::Certificate)
         }
-        Issuer::Operator => certificate.uris.iter().find(|uri| policy.uris.contains(uri)).cloned().map(Admitted::Certificate),
+        Issuer::Operator => certificate.uris.iter().find(|uri| policy.uris.contains(uri)).cloned().map(AdmittedBy::Certificate),
     }
 }
 
 /// How the address alone admits the peer as an agent, if it does.
-pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<Admitted> {
+pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<AdmittedBy> {
     if is_own_address(peer, view) && policy.own_addresses == OwnAddresses::Agent {
-        return Some(Admitted::OwnAddress);
+        return Some(AdmittedBy::OwnAddress);
     }
     // Published ports and rootless engines deliver outsiders with these addresses too, so a network that merely includes them
     // does not make them agents.
     let shared = peer.is_loopback() || view.is_own(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
     let names_it = |net: &IpNet| !shared || net.prefix_len() == net.max_prefix_len() || (peer.is_loopback() && net.addr().is_loopback());
     if policy.cidrs.iter().any(|net| net.contains(&peer) && names_it(net)) {
-        return Some(Admitted::Network);
+        return Some(AdmittedBy::Network);
     }
     let agent = view.agents.get(&peer).filter(|agent| agent.proof == Proof::Address && !shared)?;
-    Some(Admitted::Address(Arc::clone(agent)))
+    Some(AdmittedBy::Address(Arc::clone(agent)))
 }
 
 /// Returns whether `peer` is an address of this network namespace from which only its own processes connect.
@@ -119,18 +119,18 @@ fn cap_of_container(peer: IpAddr, view: &View, policy: &Policy) -> Option<Header
 }
 
 /// Makes the agent lane of a connection that was admitted.
-fn agent_lane(peer: IpAddr, admitted: Admitted, as_external: ExternalLane, view: &View, policy: &Policy) -> AgentLane {
+fn agent_lane(peer: IpAddr, admitted: AdmittedBy, as_external: ExternalLane, view: &View, policy: &Policy) -> AgentLane {
     let source = match &admitted {
-        Admitted::OwnAddress => Ipv4Addr::LOCALHOST,
-        Admitted::Network => source_address(peer.to_string().as_bytes(), policy.sources),
-        Admitted::Address(agent) | Admitted::Attested(agent) => source_address(agent.id.as_bytes(), policy.sources),
-        Admitted::Certificate(uri) => source_address(uri.as_bytes(), policy.sources),
+        AdmittedBy::OwnAddress => Ipv4Addr::LOCALHOST,
+        AdmittedBy::Network => source_address(peer.to_string().as_bytes(), policy.sources),
+        AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) => source_address(agent.id.as_bytes(), policy.sources),
+        AdmittedBy::Certificate(uri) => source_address(uri.as_bytes(), policy.sources),
     };
     let scopes = match &admitted {
-        Admitted::OwnAddress => policy.scopes.clone(),
+        AdmittedBy::OwnAddress => policy.scopes.clone(),
         // A label on the container takes the place of the common cap.
-        Admitted::Address(_) | Admitted::Attested(_) => cap_of_container(peer, view, policy),
-        Admitted::Network | Admitted::Certificate(_) => both(cap_of_container(peer, view, policy), policy.scopes.as_ref()),
+        AdmittedBy::Address(_) | AdmittedBy::Attested(_) => cap_of_container(peer, view, policy),
+        AdmittedBy::Network | AdmittedBy::Certificate(_) => both(cap_of_container(peer, view, policy), policy.scopes.as_ref()),
     };
     // An agent without a discovered container, such as one by certificate, takes its cap to the external lane too.
     let as_external = ExternalLane { scopes: policy.external_cap(scopes.as_ref()), ..as_external };

@@ -12,7 +12,7 @@ use super::close_signal::CloseSignal;
 use crate::addr::{PeerAddr, canonical};
 use crate::discovery::View;
 use crate::labels::Protocol;
-use crate::lane::{Admitted, Certificate, Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
+use crate::lane::{AdmittedBy, Certificate, Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
 
 /// Every connection that was assigned a lane.
 #[derive(Debug, Default)]
@@ -95,8 +95,8 @@ impl ConnectionInfo {
     fn agent(&self) -> Option<&str> {
         let Lane::Agent(lane) = &*self.lane else { return None };
         Some(match &lane.admitted {
-            Admitted::Address(agent) | Admitted::Attested(agent) => &agent.name,
-            Admitted::Certificate(uri) => uri,
+            AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) => &agent.name,
+            AdmittedBy::Certificate(uri) => uri,
             other => other.label(),
         })
     }

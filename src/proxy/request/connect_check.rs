@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::config::BindDevices;
 use crate::labels::LaneKind;
-use crate::lane::{Admitted, AgentLane, GatewayHead, Lane, allowed_scopes};
+use crate::lane::{AdmittedBy, AgentLane, GatewayHead, Lane, allowed_scopes};
 use crate::openclaw::connect_request::{ConnectRequest, FirstMessage as Request};
 use crate::openclaw::devices::Devices;
 use crate::proxy::session::Session;
@@ -47,10 +47,10 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
 /// The name that an agent's devices are bound to; `None` for a process of the gateway's own network namespace.
 fn agent_name(lane: &AgentLane) -> Option<String> {
     match &lane.admitted {
-        Admitted::Address(agent) | Admitted::Attested(agent) => Some(agent.name.clone()),
-        Admitted::Certificate(uri) => Some(uri.clone()),
-        Admitted::Network => Some(lane.as_external.client.to_string()),
-        Admitted::OwnAddress => None,
+        AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) => Some(agent.name.clone()),
+        AdmittedBy::Certificate(uri) => Some(uri.clone()),
+        AdmittedBy::Network => Some(lane.as_external.client.to_string()),
+        AdmittedBy::OwnAddress => None,
     }
 }
 
