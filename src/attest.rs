@@ -152,7 +152,7 @@ pub struct Enrolled {
 /// The sidecar's refusal, sent instead of any other line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
-pub struct Refused {
+pub struct EnrolmentRefused {
     /// The reason, for programs.
     pub error: Reason,
     /// The message for people, with what the operator can do.
@@ -224,7 +224,7 @@ impl Reason {
 #[serde(untagged)]
 pub enum Reply<T> {
     /// The enrolment is refused.
-    Refused(Refused),
+    Refused(EnrolmentRefused),
     /// The next step.
     Granted(T),
 }
@@ -313,7 +313,7 @@ mod tests {
         assert_eq!(shown, Shown::File { path: "/tmp/x".into() });
         assert_eq!(serde_json::to_string(&Shown::Process).unwrap(), r#"{"shown":"process"}"#);
         let answer: Reply<Enrolled> = serde_json::from_str(r#"{"error":"too-clever","message":"no"}"#).unwrap();
-        assert!(matches!(answer, Reply::Refused(Refused { error: Reason::Unknown, .. })));
+        assert!(matches!(answer, Reply::Refused(EnrolmentRefused { error: Reason::Unknown, .. })));
         let answer: Reply<Enrolled> = serde_json::from_str(r#"{"certificate":"PEM","token":"t"}"#).unwrap();
         assert!(matches!(answer, Reply::Granted(Enrolled { token: Some(_), .. })));
     }

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::connector::{self, Connector};
 use super::credentials::{self, Credentials};
 use super::show::ProofMethod;
-use crate::attest::{self, Challenge, DEADLINE, Enrolled, Lines, Refused, Reply, Request};
+use crate::attest::{self, Challenge, DEADLINE, Enrolled, EnrolmentRefused, Lines, Reply, Request};
 use crate::secret::Secret;
 
 /// How the agent proves who it is.
@@ -32,7 +32,7 @@ pub enum Error {
     Connect(#[from] connector::Error),
     /// The sidecar refuses.
     #[error("the sidecar refuses: {0}")]
-    Refused(Refused),
+    Refused(EnrolmentRefused),
     /// The conversation failed.
     #[error("the enrolment failed")]
     Broken(#[from] attest::Error),

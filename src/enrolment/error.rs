@@ -1,7 +1,7 @@
 //! Why a conversation ends without a certificate.
 
 use super::proof_reader::ReadError;
-use crate::attest::{self, Reason, Refused};
+use crate::attest::{self, EnrolmentRefused, Reason};
 use crate::discovery::kubernetes::error::Error as ApiError;
 
 /// Why a conversation ended without a certificate.
@@ -9,7 +9,7 @@ use crate::discovery::kubernetes::error::Error as ApiError;
 pub(super) enum Error {
     /// The agent receives the reason.
     #[error(transparent)]
-    Refused(#[from] Refused),
+    Refused(#[from] EnrolmentRefused),
     /// The agent learns that Docker can't be reached, but not why.
     #[error("can't read the proof through Docker")]
     Read(#[from] ReadError),
@@ -21,8 +21,8 @@ pub(super) enum Error {
     Broken(#[from] attest::Error),
 }
 
-pub(super) fn refused(error: Reason, message: &str) -> Refused {
-    Refused { error, message: message.to_owned() }
+pub(super) fn refused(error: Reason, message: &str) -> EnrolmentRefused {
+    EnrolmentRefused { error, message: message.to_owned() }
 }
 
 pub(super) fn refuse(error: Reason, message: &str) -> Error {

@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::assignment::{AgentLane, Denied, ExternalLane, Lane};
 use super::policy::{Policy, allowed_scopes, intersection};
-use super::request_check::{CheckedHead, Refusal, check_request, is_host, tokens};
+use super::request_check::{CheckedHead, RequestRefusal, check_request, is_host, tokens};
 use super::reserved_headers::{is_alike, is_hop_by_hop};
 use super::stated_client::StatedClient;
 use super::{browser, path, x_forwarded_for};
@@ -98,7 +98,7 @@ impl GatewayHead {
         rules: &Rules,
         token: Option<&HeaderValue>,
         names: &BTreeSet<SubjectName>,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, RequestRefusal> {
         // HTTP/2 may split cookies over several fields, HTTP/1.1 may not (RFC 9113 section 8.2.3). They count as one field.
         if parts.version == Version::HTTP_2 {
             join_cookies(&mut parts.headers);
@@ -137,9 +137,9 @@ impl GatewayHead {
         Self { parts, source: lane.source, lane: LaneKind::Agent, client: None, upgrade, scopes: lane.scopes.clone() }
     }
 
-    fn for_external(mut parts: Parts, checked: CheckedHead, lane: &ExternalLane, rules: &Rules) -> Result<Self, Refusal> {
+    fn for_external(mut parts: Parts, checked: CheckedHead, lane: &ExternalLane, rules: &Rules) -> Result<Self, RequestRefusal> {
         path::check_path(&parts.method, parts.uri.path(), checked.upgrade.is_some(), &rules.paths)?;
-        let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy).map_err(|_| Refusal::ClientDenied)?;
+        let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy).map_err(|_| RequestRefusal::ClientDenied)?;
         let client = Some(forwarding.checked_client);
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
@@ -268,7 +268,7 @@ impl Forwarding {
 ///
 /// There the gateway gives every client that sends its token or password full operator rights, and ignores `X-OpenClaw-Scopes`
 /// (OpenClaw `gateway/openai-http-api`, `gateway/tools-invoke-http-api`).
-fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), Refusal> {
+fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), RequestRefusal> {
     static API: LazyLock<Vec<PathRule>> = LazyLock::new(|| {
         let deny = |prefix: &str| PathRule { allow: false, prefix: prefix.into(), methods: Vec::new(), upgrade: false };
         ["/v1/", "/tools/", "/api/"].map(deny).into()
@@ -276,7 +276,7 @@ fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), Refu
     if cap.is_none_or(|cap| allowed_scopes(cap).any(|scope| scope == "operator.admin")) {
         return Ok(());
     }
-    path::check_path(&parts.method, parts.uri.path(), false, &API).map_err(|_| Refusal::ScopeCapped)
+    path::check_path(&parts.method, parts.uri.path(), false, &API).map_err(|_| RequestRefusal::ScopeCapped)
 }
 
 /// The value of a header that occurs exactly once; `None` otherwise.

@@ -38,5 +38,5 @@ pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};
 pub use explain::{WhyExternal, why_external};
 pub use headers::{Forwarding, GatewayHead, Rules, scrub_response, scrub_trailers};
 pub use policy::{Policy, allowed_scopes};
-pub use request_check::Refusal;
+pub use request_check::RequestRefusal;
 pub use stated_client::StatedClient;

@@ -5,7 +5,7 @@
 
 use http::Method;
 
-use super::request_check::Refusal;
+use super::request_check::RequestRefusal;
 use crate::config::PathRule;
 
 /// Applies `rules` to `path` (without its query); the first rule that matches decides.
@@ -15,15 +15,15 @@ use crate::config::PathRule;
 /// `allow` rule applies to upgrades only if it has `upgrade`.
 ///
 /// # Errors
-/// [`Refusal::AmbiguousPath`] or [`Refusal::PathDenied`].
-pub(super) fn check_path(method: &Method, path: &str, is_upgrade: bool, rules: &[PathRule]) -> Result<(), Refusal> {
+/// [`RequestRefusal::AmbiguousPath`] or [`RequestRefusal::PathDenied`].
+pub(super) fn check_path(method: &Method, path: &str, is_upgrade: bool, rules: &[PathRule]) -> Result<(), RequestRefusal> {
     if rules.is_empty() {
         return Ok(());
     }
-    let path = normalized(path).ok_or(Refusal::AmbiguousPath)?;
+    let path = normalized(path).ok_or(RequestRefusal::AmbiguousPath)?;
     let matching = rules.iter().find(|rule| concerns(rule, method, is_upgrade) && covers(rule, &path));
     let allowed = matching.map_or_else(|| rules.iter().all(|rule| !rule.allow), |rule| rule.allow);
-    if allowed { Ok(()) } else { Err(Refusal::PathDenied) }
+    if allowed { Ok(()) } else { Err(RequestRefusal::PathDenied) }
 }
 
 /// Returns whether `rule` is about `method`, and about upgrades if the request is one.
@@ -92,7 +92,7 @@ mod tests {
         let hooks = [rule(true, "/hooks/", &[])];
         let live = [PathRule { upgrade: true, ..rule(true, "/live", &[]) }, rule(true, "/", &[])];
         let no_tools = [rule(false, "/tools/", &[])];
-        let denied = Err(Refusal::PathDenied);
+        let denied = Err(RequestRefusal::PathDenied);
         for (path, rules, expected) in [
             ("/hooks/a", &hooks[..], denied),
             ("/", &hooks, denied),
@@ -114,7 +114,7 @@ mod tests {
         let lower = Method::from_bytes(b"get").unwrap();
         let open_reads = [rule(true, "/private/", &[Method::GET])];
         let hole = [rule(true, "/tools/open", &[]), rule(false, "/tools", &[])];
-        let (denied, ambiguous) = (Err(Refusal::PathDenied), Err(Refusal::AmbiguousPath));
+        let (denied, ambiguous) = (Err(RequestRefusal::PathDenied), Err(RequestRefusal::AmbiguousPath));
         for (method, path, rules, expected) in [
             (Method::GET, "/%2e%2e/", &[][..], Ok(())),
             (Method::POST, "/hooks/a", &hooks, Ok(())),

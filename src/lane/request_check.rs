@@ -7,7 +7,7 @@ use http::{HeaderValue, Method, StatusCode, Version};
 
 /// Why a request is not forwarded; also its metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Refusal {
+pub enum RequestRefusal {
     /// No `Host` and no `:authority`.
     MissingHost,
     /// More than one `Host`.
@@ -42,7 +42,7 @@ pub enum Refusal {
     ClientDenied,
 }
 
-impl Refusal {
+impl RequestRefusal {
     /// The response status.
     pub fn status(self) -> StatusCode {
         match self {
@@ -113,19 +113,19 @@ pub(super) struct CheckedHead {
 ///
 /// # Errors
 /// The first reason to refuse it.
-pub(super) fn check_request(parts: &Parts, max_fields: usize, upgrades: &[String]) -> Result<CheckedHead, Refusal> {
+pub(super) fn check_request(parts: &Parts, max_fields: usize, upgrades: &[String]) -> Result<CheckedHead, RequestRefusal> {
     if parts.headers.len() > max_fields {
-        return Err(Refusal::TooManyFields);
+        return Err(RequestRefusal::TooManyFields);
     }
     if parts.method == Method::CONNECT {
-        return Err(Refusal::Connect);
+        return Err(RequestRefusal::Connect);
     }
     if parts.method == Method::TRACE {
-        return Err(Refusal::Trace);
+        return Err(RequestRefusal::Trace);
     }
     let path = parts.uri.path();
     if !(path.starts_with('/') || (path == "*" && parts.method == Method::OPTIONS)) {
-        return Err(Refusal::BadTarget);
+        return Err(RequestRefusal::BadTarget);
     }
     let host = host(parts)?;
     check_length(parts)?;
@@ -133,21 +133,21 @@ pub(super) fn check_request(parts: &Parts, max_fields: usize, upgrades: &[String
     Ok(CheckedHead { host, upgrade })
 }
 
-fn host(parts: &Parts) -> Result<HeaderValue, Refusal> {
+fn host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let (stated, second) = (hosts.next(), hosts.next());
     if second.is_some() {
-        return Err(Refusal::DuplicateHost);
+        return Err(RequestRefusal::DuplicateHost);
     }
     let target = parts.uri.authority();
     let host = match (stated, target) {
         (Some(stated), None) => stated.clone(),
-        (None, Some(target)) => HeaderValue::from_str(target.as_str()).map_err(|_| Refusal::BadHost)?,
+        (None, Some(target)) => HeaderValue::from_str(target.as_str()).map_err(|_| RequestRefusal::BadHost)?,
         (Some(stated), Some(target)) if stated.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes()) => stated.clone(),
-        (Some(_), Some(_)) => return Err(Refusal::AuthorityMismatch),
-        (None, None) => return Err(Refusal::MissingHost),
+        (Some(_), Some(_)) => return Err(RequestRefusal::AuthorityMismatch),
+        (None, None) => return Err(RequestRefusal::MissingHost),
     };
-    if is_host(host.as_bytes()) { Ok(host) } else { Err(Refusal::BadHost) }
+    if is_host(host.as_bytes()) { Ok(host) } else { Err(RequestRefusal::BadHost) }
 }
 
 /// Returns whether `value` is a host with an optional port, and nothing else: no user, no blanks, no list.
@@ -177,17 +177,17 @@ fn is_plain_host(value: &[u8]) -> bool {
         && port.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
 }
 
-fn check_length(parts: &Parts) -> Result<(), Refusal> {
+fn check_length(parts: &Parts) -> Result<(), RequestRefusal> {
     let mut encodings = parts.headers.get_all(TRANSFER_ENCODING).iter();
     let encoding = encodings.next();
     if encodings.next().is_some() || encoding.is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"chunked")) {
-        return Err(Refusal::BadTransferEncoding);
+        return Err(RequestRefusal::BadTransferEncoding);
     }
     let lengths = parts.headers.get_all(CONTENT_LENGTH).iter().count();
     if parts.headers.get(CONTENT_LENGTH).is_some_and(|length| !is_length(length.as_bytes())) {
-        return Err(Refusal::BadLength);
+        return Err(RequestRefusal::BadLength);
     }
-    if lengths > 1 || (lengths == 1 && encoding.is_some()) { Err(Refusal::AmbiguousLength) } else { Ok(()) }
+    if lengths > 1 || (lengths == 1 && encoding.is_some()) { Err(RequestRefusal::AmbiguousLength) } else { Ok(()) }
 }
 
 /// Returns whether `value` is a length that a signed number of 64 bits can hold: many parsers behind read it as one.
@@ -197,7 +197,7 @@ fn is_length(value: &[u8]) -> bool {
 }
 
 /// The protocol of an upgrade to one of `upgrades`, which needs both `Upgrade` and `Connection`; anything else is a plain request.
-fn upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, Refusal> {
+fn upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, RequestRefusal> {
     let mut protocols = parts.headers.get_all(UPGRADE).iter();
     let Some(protocol) = protocols.next() else { return Ok(None) };
     let several = protocols.next().is_some() || protocol.as_bytes().contains(&b',');
@@ -213,7 +213,7 @@ fn upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, Re
     }
     let has_body =
         parts.headers.contains_key(TRANSFER_ENCODING) || parts.headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
-    if several || has_body || protocol.is_empty() { Err(Refusal::BadUpgrade) } else { Ok(Some(protocol.clone())) }
+    if several || has_body || protocol.is_empty() { Err(RequestRefusal::BadUpgrade) } else { Ok(Some(protocol.clone())) }
 }
 
 /// The options of all `Connection` lines.
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
     use http::Request;
 
-    fn checked(target: &str, fields: &[(&str, &str)]) -> Result<String, Refusal> {
+    fn checked(target: &str, fields: &[(&str, &str)]) -> Result<String, RequestRefusal> {
         let mut request = Request::builder().uri(target);
         if target == "CONNECT" {
             request = Request::builder().method(Method::CONNECT).uri("example.com:443");
@@ -259,35 +259,35 @@ mod tests {
         let nine: Vec<_> = std::iter::repeat_n(("x", "y"), 9).collect();
         for (target, fields, expected) in [
             ("/", &[host][..], Ok("a.example:8443")),
-            ("TRACE", &[host], Err(Refusal::Trace)),
+            ("TRACE", &[host], Err(RequestRefusal::Trace)),
             ("/", &[host, ("content-length", "9223372036854775807")], Ok("a.example:8443")),
-            ("/", &[host, ("content-length", "9223372036854775808")], Err(Refusal::BadLength)),
-            ("/", &[host, ("content-length", "18446744073709551616")], Err(Refusal::BadLength)),
-            ("/", &[host, ("content-length", "+3")], Err(Refusal::BadLength)),
-            ("/", &[host, ("content-length", "")], Err(Refusal::BadLength)),
+            ("/", &[host, ("content-length", "9223372036854775808")], Err(RequestRefusal::BadLength)),
+            ("/", &[host, ("content-length", "18446744073709551616")], Err(RequestRefusal::BadLength)),
+            ("/", &[host, ("content-length", "+3")], Err(RequestRefusal::BadLength)),
+            ("/", &[host, ("content-length", "")], Err(RequestRefusal::BadLength)),
             ("/", &[host, ("upgrade", "tls/1.2"), ("connection", "upgrade")], Ok("a.example:8443")),
             ("/", &[host, ("upgrade", "WebSocket"), ("connection", "upgrade")], Ok("a.example:8443 to WebSocket")),
             ("/", &[("host", "[fd00::1]:8443")], Ok("[fd00::1]:8443")),
             ("/", &[("host", "172.18.0.2")], Ok("172.18.0.2")),
             ("http://a.example:8443/x", &[host], Ok("a.example:8443")),
             ("http://a.example:8443/x", &[], Ok("a.example:8443")),
-            ("http://b.example/x", &[host], Err(Refusal::AuthorityMismatch)),
-            ("/", &[], Err(Refusal::MissingHost)),
-            ("/", &[host, host], Err(Refusal::DuplicateHost)),
-            ("/", &[("host", "")], Err(Refusal::BadHost)),
-            ("/", &[("host", "a b")], Err(Refusal::BadHost)),
-            ("/", &[("host", "a,b")], Err(Refusal::BadHost)),
-            ("/", &[("host", "user@a")], Err(Refusal::BadHost)),
-            ("/", &[("host", "a:99999")], Err(Refusal::BadHost)),
-            ("/", &[("host", "a:")], Err(Refusal::BadHost)),
-            ("/", &[("host", "a/b")], Err(Refusal::BadHost)),
-            ("CONNECT", &[host], Err(Refusal::Connect)),
-            ("/", &[host, ("content-length", "3"), ("content-length", "3")], Err(Refusal::AmbiguousLength)),
-            ("/", &[host, ("content-length", "3"), ("transfer-encoding", "chunked")], Err(Refusal::AmbiguousLength)),
-            ("/", &[host, ("transfer-encoding", "gzip, chunked")], Err(Refusal::BadTransferEncoding)),
-            ("/", &[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], Err(Refusal::BadTransferEncoding)),
+            ("http://b.example/x", &[host], Err(RequestRefusal::AuthorityMismatch)),
+            ("/", &[], Err(RequestRefusal::MissingHost)),
+            ("/", &[host, host], Err(RequestRefusal::DuplicateHost)),
+            ("/", &[("host", "")], Err(RequestRefusal::BadHost)),
+            ("/", &[("host", "a b")], Err(RequestRefusal::BadHost)),
+            ("/", &[("host", "a,b")], Err(RequestRefusal::BadHost)),
+            ("/", &[("host", "user@a")], Err(RequestRefusal::BadHost)),
+            ("/", &[("host", "a:99999")], Err(RequestRefusal::BadHost)),
+            ("/", &[("host", "a:")], Err(RequestRefusal::BadHost)),
+            ("/", &[("host", "a/b")], Err(RequestRefusal::BadHost)),
+            ("CONNECT", &[host], Err(RequestRefusal::Connect)),
+            ("/", &[host, ("content-length", "3"), ("content-length", "3")], Err(RequestRefusal::AmbiguousLength)),
+            ("/", &[host, ("content-length", "3"), ("transfer-encoding", "chunked")], Err(RequestRefusal::AmbiguousLength)),
+            ("/", &[host, ("transfer-encoding", "gzip, chunked")], Err(RequestRefusal::BadTransferEncoding)),
+            ("/", &[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], Err(RequestRefusal::BadTransferEncoding)),
             ("/", &[host, ("transfer-encoding", "chunked")], Ok("a.example:8443")),
-            ("/", &nine, Err(Refusal::TooManyFields)),
+            ("/", &nine, Err(RequestRefusal::TooManyFields)),
             ("/", &[host, ("upgrade", "websocket")], Ok("a.example:8443")),
             ("/", &[host, ("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")], Ok("a.example:8443 to websocket")),
             (
@@ -296,8 +296,8 @@ mod tests {
                 Ok("a.example:8443 to websocket"),
             ),
             ("/", &[host, ("upgrade", "h2c"), ("connection", "upgrade")], Ok("a.example:8443")),
-            ("/", &[host, ("upgrade", "h2c, websocket"), ("connection", "upgrade")], Err(Refusal::BadUpgrade)),
-            ("/", &[host, ("upgrade", "websocket"), ("connection", "upgrade"), ("content-length", "2")], Err(Refusal::BadUpgrade)),
+            ("/", &[host, ("upgrade", "h2c, websocket"), ("connection", "upgrade")], Err(RequestRefusal::BadUpgrade)),
+            ("/", &[host, ("upgrade", "websocket"), ("connection", "upgrade"), ("content-length", "2")], Err(RequestRefusal::BadUpgrade)),
         ] {
             assert_eq!(checked(target, fields), expected.map(str::to_owned), "{target} {fields:?}");
         }

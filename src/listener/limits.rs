@@ -15,7 +15,7 @@ use tracing::info;
 use crate::addr::PeerAddr;
 use crate::audit;
 use crate::config::Config;
-use crate::metrics::{Listeners, Refusal};
+use crate::metrics::{AcceptRefusal, Listeners};
 use crate::token_bucket::{Rate, TokenBucket};
 
 #[cfg(test)]
@@ -144,14 +144,14 @@ impl Limits {
     ///
     /// # Errors
     /// The client is at one of its limits, or too many connections wait for a permit.
-    pub(super) fn admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, Refusal> {
+    pub(super) fn admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, AcceptRefusal> {
         self.try_admit(peer).inspect_err(|refusal| {
             self.metrics.refuse(*refusal);
             info!(target: audit::TARGET, kind = "refusal", at = "accept", %peer, reason = refusal.label(), "connection refused");
         })
     }
 
-    fn try_admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, Refusal> {
+    fn try_admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, AcceptRefusal> {
         let client = self.count(peer)?;
         let shared = Arc::clone(&self.shared);
         if let Ok(permit) = Arc::clone(&shared).try_acquire_owned() {
@@ -162,7 +162,7 @@ impl Limits {
             return Ok(Admission::Now(self.permit(client, permit)));
         }
         let queue = if reserved.is_some() { &self.agents_waiting } else { &self.waiting };
-        let waiting = Arc::clone(queue).try_acquire_owned().map_err(|_| Refusal::Full)?;
+        let waiting = Arc::clone(queue).try_acquire_owned().map_err(|_| AcceptRefusal::Full)?;
         let limits = Arc::clone(self);
         let later = async move {
             let permit = match reserved {
@@ -185,7 +185,7 @@ impl Limits {
     }
 
     /// Counts a connection against its client's limits.
-    fn count(self: &Arc<Self>, peer: PeerAddr) -> Result<ClientGuard, Refusal> {
+    fn count(self: &Arc<Self>, peer: PeerAddr) -> Result<ClientGuard, AcceptRefusal> {
         let limits = self.per_client.load();
         if limits.exempt.iter().any(|network| network.contains(&peer.ip())) {
             return Ok(ClientGuard { client: None, limits: Arc::clone(self) });
@@ -201,7 +201,7 @@ impl Limits {
 }
 
 impl ClientTable {
-    fn add(&mut self, client: IpAddr, now: Instant, limits: &ClientLimits) -> Result<(), Refusal> {
+    fn add(&mut self, client: IpAddr, now: Instant, limits: &ClientLimits) -> Result<(), AcceptRefusal> {
         if self.clients.len() >= self.clean_at {
             self.clients.retain(|_, client| !client.is_idle(now));
             self.clean_at = MIN_TABLE.max(2 * self.clients.len());
@@ -209,10 +209,10 @@ impl ClientTable {
         }
         let client = self.clients.entry(client).or_insert(Client { open: 0, bucket: TokenBucket::full(now) });
         if client.open >= limits.connections {
-            return Err(Refusal::ClientConnections);
+            return Err(AcceptRefusal::ClientConnections);
         }
         if limits.rate.is_some_and(|rate| !client.bucket.try_take(rate, now)) {
-            return Err(Refusal::ClientRate);
+            return Err(AcceptRefusal::ClientRate);
         }
         client.open += 1;
         Ok(())

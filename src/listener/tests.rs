@@ -172,7 +172,7 @@ async fn a_client_at_its_limit_is_refused_until_a_connection_ends() {
     let mut second = TcpStream::connect(address).await.unwrap();
     is_closed(&mut second).await;
     let refused = harness.metrics.refused.clone();
-    let reason = crate::metrics::RefusedLabels { reason: crate::metrics::Refusal::ClientConnections };
+    let reason = crate::metrics::RefusedLabels { reason: crate::metrics::AcceptRefusal::ClientConnections };
     assert_eq!(refused.get_or_create(&reason).get(), 1);
     drop(accepted);
     let _third = TcpStream::connect(address).await.unwrap();

@@ -25,12 +25,12 @@ pub struct Listeners {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RefusedLabels {
     /// The reason.
-    pub reason: Refusal,
+    pub reason: AcceptRefusal,
 }
 
 /// Why a connection is closed right after it was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Refusal {
+pub enum AcceptRefusal {
     /// The client has `max_connections_per_client` already.
     ClientConnections,
     /// The client exceeds `connection_rate_per_client`.
@@ -39,7 +39,7 @@ pub enum Refusal {
     Full,
 }
 
-impl Refusal {
+impl AcceptRefusal {
     /// Returns the name in metrics and the audit log.
     pub fn label(self) -> &'static str {
         match self {
@@ -50,7 +50,7 @@ impl Refusal {
     }
 }
 
-impl EncodeLabelValue for Refusal {
+impl EncodeLabelValue for AcceptRefusal {
     fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
         encoder.write_str(self.label())
     }
@@ -70,7 +70,7 @@ impl Listeners {
     }
 
     /// Counts a connection that was closed for `reason`.
-    pub fn refuse(&self, reason: Refusal) {
+    pub fn refuse(&self, reason: AcceptRefusal) {
         self.refused.get_or_create(&RefusedLabels { reason }).inc();
     }
 }
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn refused_connections_are_encoded_with_their_reason() {
         let listeners = Listeners::default();
-        listeners.refuse(Refusal::ClientRate);
+        listeners.refuse(AcceptRefusal::ClientRate);
         let mut registry = Registry::with_prefix("loopgate");
         listeners.register(&mut registry);
         let mut text = String::new();

@@ -38,7 +38,7 @@ pub type Table = BTreeMap<String, Entry>;
 
 /// The device may not be used on this lane.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum DeviceRefusal {
     /// It is bound to an agent.
     #[error("this device is bound to agent {agent:?} (loopgate devices release {})", short(.device))]
     Bound {
@@ -99,16 +99,16 @@ impl Devices {
     ///
     /// # Errors
     /// Why it may not be used there.
-    pub fn check(&self, device: &str, agent: Option<&str>) -> Result<(), Refusal> {
+    pub fn check(&self, device: &str, agent: Option<&str>) -> Result<(), DeviceRefusal> {
         if device.is_empty() || device.len() > MAX_ID || !device.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
-            return Err(Refusal::Malformed);
+            return Err(DeviceRefusal::Malformed);
         }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         self.refresh(&mut known);
         match (known.table.get(device), agent) {
-            (Some(Entry { agent: Some(bound), .. }), None) => Err(Refusal::Bound { device: device.into(), agent: bound.clone() }),
+            (Some(Entry { agent: Some(bound), .. }), None) => Err(DeviceRefusal::Bound { device: device.into(), agent: bound.clone() }),
             (None, Some(agent)) if known.table.len() >= MAX_DEVICES || of_agent(&known.table, agent) >= MAX_PER_AGENT => {
-                Err(Refusal::TooMany)
+                Err(DeviceRefusal::TooMany)
             }
             _ => Ok(()),
         }
@@ -222,7 +222,7 @@ mod tests {
         devices.remember(A, Some("builder"));
         devices.remember(B, None);
         devices.remember(B, Some("builder"));
-        let bound = Err(Refusal::Bound { device: A.into(), agent: "builder".into() });
+        let bound = Err(DeviceRefusal::Bound { device: A.into(), agent: "builder".into() });
         for devices in [&devices, &Devices::open(directory.path(), None).unwrap()] {
             assert_eq!((devices.check(A, None), devices.check(A, Some("other")), devices.check(B, None)), (bound.clone(), Ok(()), Ok(())));
         }
@@ -252,11 +252,11 @@ mod tests {
         let table: Table = (0..MAX_PER_AGENT).map(|n| (format!("d{n}"), Entry { agent: Some("a".into()), since: 0 })).collect();
         std::fs::write(directory.path().join(FILE), serde_json::to_vec(&table).unwrap()).unwrap();
         let devices = Devices::open(directory.path(), None).unwrap();
-        assert_eq!(devices.check("new", Some("a")), Err(Refusal::TooMany));
+        assert_eq!(devices.check("new", Some("a")), Err(DeviceRefusal::TooMany));
         assert_eq!(devices.check("d7", Some("a")), Ok(()));
         assert_eq!((devices.check("new", Some("b")), devices.check("new", None)), (Ok(()), Ok(())));
-        assert_eq!(devices.check("", None), Err(Refusal::Malformed));
-        assert_eq!(devices.check(&"a".repeat(MAX_ID + 1), Some("b")), Err(Refusal::Malformed));
+        assert_eq!(devices.check("", None), Err(DeviceRefusal::Malformed));
+        assert_eq!(devices.check(&"a".repeat(MAX_ID + 1), Some("b")), Err(DeviceRefusal::Malformed));
     }
 
     #[test]

@@ -7,14 +7,14 @@ use http::StatusCode;
 use nix::errno::Errno;
 
 use super::upstream::budget::Exhausted;
-use crate::lane::Refusal;
+use crate::lane::RequestRefusal;
 
 /// Why a request was not answered by the gateway.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The request must not be forwarded.
     #[error("refused: {}", .0.label())]
-    Refused(Refusal),
+    Refused(RequestRefusal),
     /// The certificate that gave the connection its lane, or its user, has expired.
     #[error("the client's certificate has expired since the connection was opened")]
     CertificateExpired,

@@ -49,7 +49,7 @@ pub fn signature_checks() -> u64 {
 
 /// Why a chain is refused before any signature is checked.
 #[derive(thiserror::Error)]
-enum Refused {
+enum ChainRefused {
     #[error("the client's certificate chain has {0} intermediates, more than {MAX_INTERMEDIATES}")]
     Intermediates(usize),
     #[error("the client's certificate chain has {0} bytes, more than {MAX_CHAIN}")]
@@ -57,14 +57,14 @@ enum Refused {
 }
 
 /// As rustls prints it in its own message.
-impl fmt::Debug for Refused {
+impl fmt::Debug for ChainRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-impl From<Refused> for rustls::Error {
-    fn from(refused: Refused) -> Self {
+impl From<ChainRefused> for rustls::Error {
+    fn from(refused: ChainRefused) -> Self {
         CertificateError::Other(OtherError(Arc::new(refused))).into()
     }
 }
@@ -137,11 +137,11 @@ impl ClientCertVerifier for ClientVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         if intermediates.len() > MAX_INTERMEDIATES {
-            return Err(Refused::Intermediates(intermediates.len()).into());
+            return Err(ChainRefused::Intermediates(intermediates.len()).into());
         }
         let size = leaf.len() + intermediates.iter().map(|certificate| certificate.len()).sum::<usize>();
         if size > MAX_CHAIN {
-            return Err(Refused::Size(size).into());
+            return Err(ChainRefused::Size(size).into());
         }
         let Names { issuer, serial, .. } = parse(leaf)?;
         if let Some(own) = self.own.as_ref().filter(|own| own.has_subject(&issuer)) {

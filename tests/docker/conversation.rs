@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use loopgate::attest::{self, Challenge, Enrolled, Refused, Reply, Request, SHOW_COMMAND, Shown};
+use loopgate::attest::{self, Challenge, Enrolled, EnrolmentRefused, Reply, Request, SHOW_COMMAND, Shown};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,7 +28,7 @@ impl Conversation {
     }
 
     /// Requests a certificate for `key`; what would have to be shown.
-    pub fn request(&mut self, key: &KeyPair) -> Result<String, Refused> {
+    pub fn request(&mut self, key: &KeyPair) -> Result<String, EnrolmentRefused> {
         let csr = CertificateParams::default().serialize_request(key).unwrap().pem().unwrap();
         self.say(&Request { csr, token: None });
         let challenge: Challenge = self.hear()?;
@@ -36,7 +36,7 @@ impl Conversation {
     }
 
     /// Says that the proof is shown as a process.
-    pub fn claim(&mut self) -> Result<Enrolled, Refused> {
+    pub fn claim(&mut self) -> Result<Enrolled, EnrolmentRefused> {
         self.say(&Shown::Process);
         self.hear()
     }
@@ -46,7 +46,7 @@ impl Conversation {
         let _ = writeln!(self.stdin, "{}", serde_json::to_string(message).unwrap());
     }
 
-    fn hear<T: DeserializeOwned>(&mut self) -> Result<T, Refused> {
+    fn hear<T: DeserializeOwned>(&mut self) -> Result<T, EnrolmentRefused> {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         match serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}")) {

@@ -7,7 +7,7 @@ use loopgate::labels::{LaneKind, Protocol};
 use loopgate::metrics::enrolment::Enrolments;
 use loopgate::metrics::health::{Health, ProofLabels};
 use loopgate::metrics::traffic::Traffic;
-use loopgate::metrics::{Discovery, Listeners, Refusal, count};
+use loopgate::metrics::{AcceptRefusal, Discovery, Listeners, count};
 use prometheus_client::registry::Registry;
 
 use crate::harness::Harness;
@@ -21,7 +21,7 @@ pub fn everything() -> String {
     traffic.answered(LaneKind::Agent, Protocol::Http2, 200, Duration::ZERO);
     let enrolments = Enrolments::default();
     count(&enrolments.refused, "reason");
-    listeners.refuse(Refusal::ClientRate);
+    listeners.refuse(AcceptRefusal::ClientRate);
     health.agents.get_or_create(&ProofLabels { proof: "address" }).set(1);
     let mut registry = Registry::with_prefix("loopgate");
     traffic.register(&mut registry);

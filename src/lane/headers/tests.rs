@@ -185,7 +185,7 @@ fn a_page_on_an_agents_connection_has_to_pass_the_lists() {
             GatewayHead::new(request.body(()).unwrap().into_parts().0, &lane("172.18.0.3", &rules), &rules, None, &BTreeSet::new())
                 .map(|head| head.lane())
         };
-        assert_eq!(ask(true).unwrap_err(), Refusal::ClientDenied);
+        assert_eq!(ask(true).unwrap_err(), RequestRefusal::ClientDenied);
         assert_eq!(ask(false).unwrap(), LaneKind::Agent);
     }
 }
@@ -236,7 +236,7 @@ fn the_lists_hold_for_clients_that_a_trusted_proxy_names() {
     let (parts, ()) =
         Request::builder().uri("/").header("host", "a").header("x-forwarded-for", "203.0.113.7").body(()).unwrap().into_parts();
     let refused = GatewayHead::new(parts, &lane("10.0.0.5", &rules), &rules, None, &BTreeSet::new()).unwrap_err();
-    assert_eq!(refused, Refusal::ClientDenied);
+    assert_eq!(refused, RequestRefusal::ClientDenied);
 }
 
 #[test]

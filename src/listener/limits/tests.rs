@@ -18,7 +18,7 @@ fn limits(change: impl FnOnce(&mut Config)) -> Arc<Limits> {
 }
 
 /// Admits a connection that gets a permit at once.
-fn now(limits: &Arc<Limits>, ip: &str) -> Result<Permit, Refusal> {
+fn now(limits: &Arc<Limits>, ip: &str) -> Result<Permit, AcceptRefusal> {
     match limits.admit(peer(ip))? {
         Admission::Now(permit) => Ok(permit),
         Admission::Later(_) => panic!("{ip} has to wait"),
@@ -70,11 +70,11 @@ async fn a_client_above_its_rate_is_refused_until_it_slows_down() {
     for n in 0..10 {
         assert!(now(&limits, "172.18.0.3").is_ok(), "connection {n} of the first ten");
     }
-    assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), Refusal::ClientRate);
+    assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), AcceptRefusal::ClientRate);
     assert!(now(&limits, "172.18.0.4").is_ok(), "another client");
     tokio::time::advance(Duration::from_millis(100)).await;
     assert!(now(&limits, "172.18.0.3").is_ok(), "a tenth of a second later");
-    assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), Refusal::ClientRate);
+    assert_eq!(now(&limits, "172.18.0.3").unwrap_err(), AcceptRefusal::ClientRate);
 }
 
 #[tokio::test(start_paused = true)]
@@ -123,7 +123,7 @@ async fn the_number_of_waiting_connections_is_limited() {
     let limits = limits(|config| config.limits.max_connections = 1);
     let _held = now(&limits, "172.18.0.3").unwrap();
     let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| later(&limits, "172.18.0.4")).collect();
-    assert_eq!(now(&limits, "172.18.0.5").unwrap_err(), Refusal::Full);
+    assert_eq!(now(&limits, "172.18.0.5").unwrap_err(), AcceptRefusal::Full);
     drop(later(&limits, "172.18.0.9"));
     // A client that has gone no longer counts as waiting.
     waiting.pop();

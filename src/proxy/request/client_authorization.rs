@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::futures::OwnedNotified;
 
-use crate::lane::{Lane, Refusal, Rules};
+use crate::lane::{Lane, RequestRefusal, Rules};
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
 use crate::proxy::shared::Shared;
@@ -45,7 +45,7 @@ impl ClientAuthorization {
     }
 
     fn check(&self) -> Result<(), Error> {
-        self.shared.rules.load().policy().check_lists(self.client).map_err(|_| Error::Refused(Refusal::ClientDenied))
+        self.shared.rules.load().policy().check_lists(self.client).map_err(|_| Error::Refused(RequestRefusal::ClientDenied))
     }
 
     /// Completes when the rules deny the client.
@@ -72,7 +72,7 @@ impl ClientAuthorization {
         tokio::select! {
             biased;
             sent = &mut sending => sent,
-            () = authorization.revoked() => Err(Error::Refused(Refusal::ClientDenied)),
+            () = authorization.revoked() => Err(Error::Refused(RequestRefusal::ClientDenied)),
         }
     }
 }

@@ -13,7 +13,7 @@ use super::record::RequestRecord;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
 use super::upgrade::{UpgradeContext, upgrade};
-use crate::lane::{GatewayHead, Refusal};
+use crate::lane::{GatewayHead, RequestRefusal};
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
 use crate::proxy::upstream::budget::Use;
@@ -34,7 +34,7 @@ pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, rec
         Err(error) => return failed(false, error),
     };
     if session.close_signal.is_revoked() {
-        return failed(true, Error::Refused(Refusal::ClientDenied));
+        return failed(true, Error::Refused(RequestRefusal::ClientDenied));
     }
     if session.has_expired() {
         return failed(true, Error::CertificateExpired);
@@ -69,7 +69,7 @@ pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, rec
     };
     // An extended CONNECT that is not passed on as an upgrade must not be answered as if its WebSocket was open.
     if is_h2_connect && !head.is_upgrade() {
-        return failed(false, Error::Refused(Refusal::BadUpgrade));
+        return failed(false, Error::Refused(RequestRefusal::BadUpgrade));
     }
     if head.is_upgrade() {
         let context = UpgradeContext { client_side, key, is_h2_connect };
@@ -102,13 +102,13 @@ pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, rec
 fn extended_connect(request: &mut Request<Incoming>) -> Result<bool, Error> {
     let Some(protocol) = request.extensions_mut().remove::<Protocol>() else { return Ok(false) };
     if protocol.as_str() != "websocket" {
-        return Err(Error::Refused(Refusal::BadUpgrade));
+        return Err(Error::Refused(RequestRefusal::BadUpgrade));
     }
     *request.method_mut() = Method::GET;
     let headers = request.headers_mut();
     headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    let key = HeaderValue::from_str(&generate_key()).map_err(|_| Error::Refused(Refusal::BadUpgrade))?;
+    let key = HeaderValue::from_str(&generate_key()).map_err(|_| Error::Refused(RequestRefusal::BadUpgrade))?;
     headers.insert(SEC_WEBSOCKET_KEY, key);
     Ok(true)
 }
