@@ -46,7 +46,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct AuditLog {
     queue: SyncSender<Message>,
-    limits: Arc<Mutex<Limits>>,
+    limits: Arc<Mutex<EventLimits>>,
 }
 
 enum Message {
@@ -65,7 +65,7 @@ impl AuditLog {
         let path = (path != Path::new("-")).then(|| path.to_owned());
         let output = open(path.as_deref())?;
         let (queue, messages) = sync_channel(QUEUE);
-        let limits = Arc::new(Mutex::new(Limits::default()));
+        let limits = Arc::new(Mutex::new(EventLimits::default()));
         let writer = Writer { path, output, limits: Arc::clone(&limits) };
         std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(&messages))?;
         Ok(Self { queue, limits })
@@ -132,9 +132,9 @@ impl Visit for Fields {
 
 /// The rate limits, and how much each has left out since the last count was written.
 #[derive(Default)]
-struct Limits(BTreeMap<String, (Option<TokenBucket>, u64)>);
+struct EventLimits(BTreeMap<String, (Option<TokenBucket>, u64)>);
 
-impl Limits {
+impl EventLimits {
     fn entry(&mut self, key: &str) -> &mut (Option<TokenBucket>, u64) {
         let key = if self.0.contains_key(key) || self.0.len() < MAX_KEYS { key } else { "other " };
         self.0.entry(key.to_owned()).or_default()
@@ -168,7 +168,7 @@ impl Limits {
 struct Writer {
     path: Option<PathBuf>,
     output: Box<dyn Write + Send>,
-    limits: Arc<Mutex<Limits>>,
+    limits: Arc<Mutex<EventLimits>>,
 }
 
 impl Writer {

@@ -50,7 +50,7 @@ pub struct Sidecar {
     config: Arc<ArcSwap<Config>>,
     proxy: Arc<Proxy>,
     tls: Arc<TlsReloader>,
-    limits: Arc<listener::Limits>,
+    limits: Arc<listener::ConnectionLimits>,
     /// Why the last reload was rejected.
     config_problem: watch::Sender<Option<String>>,
     pki: Pki,
@@ -122,8 +122,9 @@ impl Sidecar {
         let proxy = Proxy::new(&fitted, view.clone(), terms, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
         let serving = Arc::clone(&proxy);
         let knowing = Arc::clone(&proxy);
-        let limits =
-            Arc::new(listener::Limits::new(&fitted, capacity.waiting, listener_metrics.clone(), move |peer| knowing.may_be_agents(peer)));
+        let limits = Arc::new(listener::ConnectionLimits::new(&fitted, capacity.waiting, listener_metrics.clone(), move |peer| {
+            knowing.may_be_agents(peer)
+        }));
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| serving.serve(accepted))?;
         keep_paired(&config, &shutdown);
         let gateway = config.gateway.address;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::accepted::Accepted;
-use super::limits::{Admission, Limits};
+use super::limits::{Admission, ConnectionLimits};
 use crate::addr::{PeerAddr, canonical};
 use crate::backoff::Backoff;
 use crate::metrics::Listeners;
@@ -27,7 +27,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(5);
 /// Accepts the connections of one listening socket.
 pub struct AcceptLoop {
     listener: TcpListener,
-    limits: Arc<Limits>,
+    limits: Arc<ConnectionLimits>,
     metrics: Listeners,
     pauses: Backoff,
     warned: Option<Instant>,
@@ -35,7 +35,7 @@ pub struct AcceptLoop {
 
 impl AcceptLoop {
     /// Returns a loop for `listener`, which starts with [`AcceptLoop::run`].
-    pub fn new(listener: TcpListener, limits: Arc<Limits>, metrics: Listeners) -> Self {
+    pub fn new(listener: TcpListener, limits: Arc<ConnectionLimits>, metrics: Listeners) -> Self {
         Self { listener, limits, metrics, pauses: PAUSES, warned: None }
     }
 

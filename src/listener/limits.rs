@@ -31,7 +31,7 @@ const AGENT_SHARE: usize = 16;
 pub const MAX_WAITING: usize = 256;
 
 /// The connection limits and the connections counted against them. All listeners share one.
-pub struct Limits {
+pub struct ConnectionLimits {
     /// Permits that any client may take.
     shared: Arc<Semaphore>,
     /// Further permits that only agents may take.
@@ -52,9 +52,9 @@ pub(super) enum Admission {
     Later(BoxFuture<'static, Permit>),
 }
 
-impl fmt::Debug for Limits {
+impl fmt::Debug for ConnectionLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Limits").field("shared", &self.shared).field("reserved", &self.reserved).finish_non_exhaustive()
+        f.debug_struct("ConnectionLimits").field("shared", &self.shared).field("reserved", &self.reserved).finish_non_exhaustive()
     }
 }
 
@@ -91,7 +91,7 @@ pub struct Permit {
 struct ClientGuard {
     /// `None` for a client that is exempt.
     client: Option<IpAddr>,
-    limits: Arc<Limits>,
+    limits: Arc<ConnectionLimits>,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +108,7 @@ struct Client {
     bucket: TokenBucket,
 }
 
-impl Limits {
+impl ConnectionLimits {
     /// Returns limits without connections. At most `max_waiting` connections wait, and as many of agents'. `may_be_agents` returns whether a connection from an address may turn out to be an agent's.
     pub fn new(
         config: &Config,

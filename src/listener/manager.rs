@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::accept_loop::AcceptLoop;
 use super::accepted::Accepted;
-use super::limits::Limits;
+use super::limits::ConnectionLimits;
 use super::{plan, socket};
 use crate::addr::canonical;
 use crate::backoff::Backoff;
@@ -58,7 +58,7 @@ pub fn follow(
     config: &Config,
     view: watch::Receiver<Arc<View>>,
     shutdown: &Shutdown,
-    limits: &Arc<Limits>,
+    limits: &Arc<ConnectionLimits>,
     serve: impl Fn(Accepted) + Clone + Send + Sync + 'static,
 ) -> Result<watch::Receiver<Arc<Vec<SocketAddr>>>, Error> {
     let gateway = config.gateway.address;
@@ -88,7 +88,7 @@ pub fn follow(
 /// Owns the listeners.
 struct ListenerManager<S> {
     config: Config,
-    limits: Arc<Limits>,
+    limits: Arc<ConnectionLimits>,
     metrics: Listeners,
     shutdown: Shutdown,
     serve: S,

@@ -12,6 +12,6 @@ mod socket;
 mod tests;
 
 pub use accepted::Accepted;
-pub use limits::{Limits, MAX_WAITING, Permit};
+pub use limits::{ConnectionLimits, MAX_WAITING, Permit};
 pub use manager::{Error, follow};
 pub use reachable::reachable_addresses;

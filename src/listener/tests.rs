@@ -304,6 +304,6 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
     });
 }
 
-fn limits(config: &Config, metrics: &Listeners) -> Arc<Limits> {
-    Arc::new(Limits::new(config, MAX_WAITING, metrics.clone(), |peer| peer == AGENT))
+fn limits(config: &Config, metrics: &Listeners) -> Arc<ConnectionLimits> {
+    Arc::new(ConnectionLimits::new(config, MAX_WAITING, metrics.clone(), |peer| peer == AGENT))
 }

@@ -11,14 +11,14 @@ fn peer(ip: &str) -> PeerAddr {
     PeerAddr::new((ip.parse::<IpAddr>().unwrap(), 5000).into())
 }
 
-fn limits(change: impl FnOnce(&mut Config)) -> Arc<Limits> {
+fn limits(change: impl FnOnce(&mut Config)) -> Arc<ConnectionLimits> {
     let mut config = Config::default();
     change(&mut config);
-    Arc::new(Limits::new(&config, MAX_WAITING, Listeners::default(), |peer| peer == AGENT))
+    Arc::new(ConnectionLimits::new(&config, MAX_WAITING, Listeners::default(), |peer| peer == AGENT))
 }
 
 /// Admits a connection that gets a permit at once.
-fn now(limits: &Arc<Limits>, ip: &str) -> Result<Permit, AcceptRefusal> {
+fn now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<Permit, AcceptRefusal> {
     match limits.admit(peer(ip))? {
         Admission::Now(permit) => Ok(permit),
         Admission::Later(_) => panic!("{ip} has to wait"),
@@ -26,7 +26,7 @@ fn now(limits: &Arc<Limits>, ip: &str) -> Result<Permit, AcceptRefusal> {
 }
 
 /// Admits a connection that has to wait.
-fn later(limits: &Arc<Limits>, ip: &str) -> BoxFuture<'static, Permit> {
+fn later(limits: &Arc<ConnectionLimits>, ip: &str) -> BoxFuture<'static, Permit> {
     match limits.admit(peer(ip)).unwrap() {
         Admission::Now(_) => panic!("{ip} does not have to wait"),
         Admission::Later(permit) => permit,
