@@ -21,7 +21,7 @@ use crate::fingerprint::Fingerprint;
 use crate::lane::{AdmittedBy, Lane, WhyExternal};
 use crate::listener::plan;
 use crate::metrics::health::{Health, ProofLabels};
-use crate::pki::{self, Identity};
+use crate::pki::{self, ServerIdentity};
 use crate::proxy::ConnectionInfo;
 
 /// The time limit for the connection with which readiness is checked.
@@ -134,7 +134,7 @@ pub(super) async fn status(state: &AdminState) -> Status {
     }
 }
 
-fn certificate(identity: &Identity, problem: Option<String>) -> status::Certificate {
+fn certificate(identity: &ServerIdentity, problem: Option<String>) -> status::Certificate {
     let leaf = identity.certified_key.cert.first();
     status::Certificate {
         names: identity.names.iter().map(ToString::to_string).collect(),

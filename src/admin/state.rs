@@ -12,7 +12,7 @@ use super::reload;
 use crate::config::ListenOn;
 use crate::discovery::View;
 use crate::metrics::health::Health;
-use crate::pki::{self, Identity};
+use crate::pki::{self, ServerIdentity};
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 
@@ -25,7 +25,7 @@ pub struct AdminState {
     /// The addresses listened on.
     pub bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
     /// The certificate that is served.
-    pub served: watch::Receiver<Arc<Identity>>,
+    pub served: watch::Receiver<Arc<ServerIdentity>>,
     /// Why the newest certificate is not the one that is served.
     pub serving_problem: watch::Receiver<Option<String>>,
     /// Why there is no newer certificate.

@@ -31,7 +31,7 @@ use crate::openclaw::files::{self, Unreadable};
 use crate::openclaw::keep_paired::KeepPaired;
 #[cfg(feature = "otel")]
 use crate::otel::Exporter;
-use crate::pki::{self, Identity, Pki};
+use crate::pki::{self, Pki, ServerIdentity};
 use crate::proxy::{Enrol, Proxy};
 use crate::shutdown::Shutdown;
 use crate::tls::{self, ClientAuthorities};
@@ -201,7 +201,7 @@ impl Sidecar {
     }
 
     /// The certificate that clients are shown.
-    pub fn identity(&self) -> Arc<Identity> {
+    pub fn identity(&self) -> Arc<ServerIdentity> {
         Arc::clone(&self.tls.served().borrow())
     }
 

@@ -11,7 +11,7 @@ use tracing::{error, info};
 use super::error::Error;
 use crate::config::Config;
 use crate::error_chain::error_chain;
-use crate::pki::Identity;
+use crate::pki::ServerIdentity;
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 use crate::tls::{self, ClientAuthorities, TlsServerConfig};
@@ -21,11 +21,11 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Builds the TLS configuration of new handshakes and hands it to the proxy.
 pub(super) struct TlsReloader {
-    newest: watch::Receiver<Arc<Identity>>,
+    newest: watch::Receiver<Arc<ServerIdentity>>,
     config: Arc<ArcSwap<Config>>,
     proxy: Arc<Proxy>,
     /// The certificate in use.
-    served: watch::Sender<Arc<Identity>>,
+    served: watch::Sender<Arc<ServerIdentity>>,
     /// Why the newest certificate is not in use.
     problem: watch::Sender<Option<String>>,
     /// Held during an update, so that concurrent updates can't put an older certificate in place of a newer one.
@@ -35,8 +35,8 @@ pub(super) struct TlsReloader {
 impl TlsReloader {
     /// Creates a reloader that serves `served` until the first update.
     pub(super) fn new(
-        newest: watch::Receiver<Arc<Identity>>,
-        served: Arc<Identity>,
+        newest: watch::Receiver<Arc<ServerIdentity>>,
+        served: Arc<ServerIdentity>,
         config: Arc<ArcSwap<Config>>,
         proxy: Arc<Proxy>,
     ) -> Self {
@@ -44,7 +44,7 @@ impl TlsReloader {
     }
 
     /// The certificate that clients are shown.
-    pub(super) fn served(&self) -> watch::Receiver<Arc<Identity>> {
+    pub(super) fn served(&self) -> watch::Receiver<Arc<ServerIdentity>> {
         self.served.subscribe()
     }
 
@@ -91,7 +91,7 @@ impl TlsReloader {
 }
 
 /// Returns the TLS configuration that serves `identity`.
-pub(super) fn server_config(identity: &Identity, config: &Config) -> Result<TlsServerConfig, Error> {
+pub(super) fn server_config(identity: &ServerIdentity, config: &Config) -> Result<TlsServerConfig, Error> {
     let authorities = ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref(), Arc::clone(&identity.revoked));
     let authorities = authorities.map_err(tls::Error::from)?;
     let further = config.tls.names.iter().filter_map(|name| name.parse().ok());

@@ -12,7 +12,7 @@ use super::revocation::Revoked;
 
 /// What the TLS listener serves. Key, chain and CA are replaced together.
 #[derive(Clone, Debug)]
-pub struct Identity {
+pub struct ServerIdentity {
     /// The chain (leaf first) and its signing key.
     pub certified_key: Arc<CertifiedKey>,
     /// loopgate's own CA, which signs agents' certificates; `None` with a provided pair and no usable state directory.

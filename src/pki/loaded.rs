@@ -9,14 +9,14 @@ use rustls_pki_types::CertificateDer;
 
 use super::certificate::Facts;
 use super::error::{Error, InvalidFile};
-use super::identity::Identity;
+use super::identity::ServerIdentity;
 use super::state_dir::read_file;
 
 /// A certificate to serve.
 #[derive(Debug)]
 pub(super) struct LoadedIdentity {
     /// The certificate and key to serve.
-    pub(super) identity: Identity,
+    pub(super) identity: ServerIdentity,
     /// Why a newer certificate could not be loaded or issued.
     pub(super) problem: Option<Error>,
 }
@@ -32,9 +32,9 @@ pub(super) fn identity(
     chain: Vec<CertificateDer<'static>>,
     key: Arc<dyn SigningKey>,
     ca: Option<CertificateDer<'static>>,
-) -> Result<Identity, InvalidFile> {
+) -> Result<ServerIdentity, InvalidFile> {
     let Facts { names, validity, .. } = Facts::of(&chain[0])?;
-    Ok(Identity {
+    Ok(ServerIdentity {
         certified_key: Arc::new(CertifiedKey::new(chain, key)),
         ca,
         revoked: Arc::default(),

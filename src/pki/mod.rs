@@ -1,5 +1,5 @@
 //! Certificates: loopgate's own CA with a server certificate that it manages, or the pair that the operator provides. Either is
-//! published as one [`Identity`].
+//! published as one [`ServerIdentity`].
 //!
 //! Only this module, enrolment and `loopgate cert` use the CA's key. Functions that access files block; they are called before the
 //! runtime starts or on its blocking threads.
@@ -29,7 +29,7 @@ mod tests;
 
 pub use authority::CertificateAuthority;
 pub use error::{Error, InvalidFile};
-pub use identity::Identity;
+pub use identity::ServerIdentity;
 pub use managed::RotateKey;
 pub use name::SubjectName;
 pub use pem::encode_certificates;

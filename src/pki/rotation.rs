@@ -13,7 +13,7 @@ use crate::fingerprint::Fingerprint;
 use crate::shutdown::Shutdown;
 
 use super::error::Error;
-use super::identity::Identity;
+use super::identity::ServerIdentity;
 use super::loaded::{FilesDigest, LoadedIdentity};
 use super::name::SubjectName;
 use super::source::Source;
@@ -30,7 +30,7 @@ pub(super) struct Rotation {
     /// Names that are always wanted.
     pub(super) fixed_names: BTreeSet<SubjectName>,
     pub(super) names: watch::Receiver<BTreeSet<SubjectName>>,
-    pub(super) identity: watch::Sender<Arc<Identity>>,
+    pub(super) identity: watch::Sender<Arc<ServerIdentity>>,
     pub(super) problem: watch::Sender<Option<Arc<Error>>>,
     pub(super) reload: Arc<Notify>,
     pub(super) state: RotationState,
@@ -110,14 +110,14 @@ impl Rotation {
     }
 
     /// Serves `identity` from now on, unless it is the one that is served, or has expired while the served one has not.
-    fn publish(&self, identity: Identity) {
+    fn publish(&self, identity: ServerIdentity) {
         let now = OffsetDateTime::now_utc();
         self.identity.send_if_modified(|served| {
             let same = served.certified_key.cert == identity.certified_key.cert;
             if same || identity.not_after < now && now <= served.not_after {
                 let revoked = served.revoked != identity.revoked;
                 if revoked {
-                    *served = Arc::new(Identity { revoked: identity.revoked, ..(**served).clone() });
+                    *served = Arc::new(ServerIdentity { revoked: identity.revoked, ..(**served).clone() });
                 }
                 return revoked;
             }
@@ -157,7 +157,7 @@ pub(super) fn warn_of_problem(error: &Error) {
 }
 
 /// Logs the certificate that was loaded. The TLS reloader logs when it is served.
-pub(super) fn log_identity(identity: &Identity) {
+pub(super) fn log_identity(identity: &ServerIdentity) {
     let leaf = &identity.certified_key.cert[0];
     let names: Vec<_> = identity.names.iter().map(ToString::to_string).collect();
     tracing::debug!(fingerprint = %Fingerprint::of(leaf), names = names.join(" "), not_after = %identity.not_after, "loaded a certificate");

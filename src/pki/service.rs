@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 
 use super::authority::CertificateAuthority;
 use super::error::Error;
-use super::identity::Identity;
+use super::identity::ServerIdentity;
 use super::managed::Managed;
 use super::name::SubjectName;
 use super::provided::Provided;
@@ -22,7 +22,7 @@ use crate::shutdown::Shutdown;
 /// The running certificate, which changes as files, names and time require.
 #[derive(Clone, Debug)]
 pub struct Pki {
-    identity: watch::Receiver<Arc<Identity>>,
+    identity: watch::Receiver<Arc<ServerIdentity>>,
     problem: watch::Receiver<Option<Arc<Error>>>,
     authority: Option<Arc<CertificateAuthority>>,
     reload: Arc<Notify>,
@@ -30,7 +30,7 @@ pub struct Pki {
 
 impl Pki {
     /// Returns the certificate to serve.
-    pub fn identity(&self) -> watch::Receiver<Arc<Identity>> {
+    pub fn identity(&self) -> watch::Receiver<Arc<ServerIdentity>> {
         self.identity.clone()
     }
 

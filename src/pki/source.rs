@@ -6,7 +6,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::error::Error;
-use super::identity::Identity;
+use super::identity::ServerIdentity;
 use super::loaded::{FilesDigest, LoadedIdentity};
 use super::managed::Managed;
 use super::name::SubjectName;
@@ -34,7 +34,7 @@ impl Source {
     }
 
     /// Returns whether `served` should be replaced although no file has changed.
-    pub(super) fn is_due(&self, served: &Identity, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> bool {
+    pub(super) fn is_due(&self, served: &ServerIdentity, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> bool {
         let validity = Validity { not_before: served.not_before, not_after: served.not_after };
         match self {
             Self::Managed(managed) => {

@@ -18,7 +18,7 @@ use super::plain;
 use super::provider::provider;
 use super::read_ahead::ReadAhead;
 use crate::lane::Certificate;
-use crate::pki::{Identity, SubjectName};
+use crate::pki::{ServerIdentity, SubjectName};
 
 /// The ALPN protocol by which an agent enrols.
 pub const ENROL: &[u8] = crate::attest::ALPN;
@@ -104,7 +104,7 @@ impl TlsServerConfig {
     /// # Errors
     /// The crypto provider can't use the identity, or a client CA is unusable.
     pub fn new(
-        identity: &Identity,
+        identity: &ServerIdentity,
         authorities: Arc<ClientAuthorities>,
         further_names: impl IntoIterator<Item = SubjectName>,
     ) -> Result<Self, Error> {
@@ -121,7 +121,7 @@ impl TlsServerConfig {
     }
 }
 
-fn server_config(identity: &Identity, verifier: Option<Arc<ClientVerifier>>) -> Result<Arc<ServerConfig>, rustls::Error> {
+fn server_config(identity: &ServerIdentity, verifier: Option<Arc<ClientVerifier>>) -> Result<Arc<ServerConfig>, rustls::Error> {
     let builder =
         ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
     let builder = match verifier {

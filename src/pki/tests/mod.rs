@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 
 use super::loaded::LoadedIdentity;
 use super::managed::Managed;
-use super::{Error, Identity, SubjectName};
+use super::{Error, ServerIdentity, SubjectName};
 use crate::error_chain::error_chain;
 
 /// A state directory that is not there yet, in a place that goes away.
@@ -55,7 +55,7 @@ fn files(state: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// A handshake in memory, by a client that trusts `ca` and dials `name`.
-fn handshake(identity: &Identity, ca: &CertificateDer<'static>, name: &str) -> Result<(), rustls::Error> {
+fn handshake(identity: &ServerIdentity, ca: &CertificateDer<'static>, name: &str) -> Result<(), rustls::Error> {
     let provider = Arc::new(default_provider());
     let mut roots = RootCertStore::empty();
     roots.add(ca.clone())?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rcgen::{CertificateParams, KeyPair};
 use tokio::sync::watch;
 
-use super::super::{Error, Identity, Pki, SubjectName, open};
+use super::super::{Error, Pki, ServerIdentity, SubjectName, open};
 use super::{Home, error_chain, home, names};
 use crate::config::{CertificateFiles, Tls};
 use crate::shutdown::Shutdown;
@@ -51,7 +51,7 @@ impl Fixture {
     }
 }
 
-async fn served(identity: &mut watch::Receiver<Arc<Identity>>, name: &str) {
+async fn served(identity: &mut watch::Receiver<Arc<ServerIdentity>>, name: &str) {
     identity.wait_for(|identity| identity.names == names(name)).await.unwrap();
 }
 
