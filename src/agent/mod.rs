@@ -44,7 +44,7 @@ pub struct Settings {
     /// How the sidecar's certificate is verified.
     pub trust: ServerTrust,
     /// Where the agent's own certificate comes from.
-    pub identity: Identity,
+    pub identity: CredentialSource,
     /// Where an inherited token is written, for other programs.
     pub token_out: Option<PathBuf>,
     /// How long a local connection waits for a sidecar that can't be reached.
@@ -53,7 +53,7 @@ pub struct Settings {
 
 /// Where the agent's own certificate comes from.
 #[derive(Clone, Debug)]
-pub enum Identity {
+pub enum CredentialSource {
     /// Enrolment, with the proof shown in this way.
     Enrol(ProofMethod),
     /// Enrolment, by the service-account token of this pod in this file.
@@ -133,11 +133,11 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
     let (publish, state) = watch::channel(State::default());
     let renew = Arc::new(tokio::sync::Notify::new());
     match settings.identity {
-        identity @ (Identity::Enrol(_) | Identity::Token(_)) => {
+        identity @ (CredentialSource::Enrol(_) | CredentialSource::Token(_)) => {
             let attestation = match identity {
-                Identity::Token(file) => enrol::Attestation::Token(file),
-                Identity::Enrol(method) => enrol::Attestation::Show(method),
-                Identity::Files(_) => unreachable!("matched above"),
+                CredentialSource::Token(file) => enrol::Attestation::Token(file),
+                CredentialSource::Enrol(method) => enrol::Attestation::Show(method),
+                CredentialSource::Files(_) => unreachable!("matched above"),
             };
             let renewal =
                 renewal::Renewal { connector: connector.clone(), attestation, token_out: settings.token_out, refused: renew.clone() };
@@ -146,7 +146,7 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
                 tokio::select! { () = token.cancelled() => {}, () = renewal.run(publish) => {} }
             });
         }
-        Identity::Files(files) => {
+        CredentialSource::Files(files) => {
             let token = shutdown.token().clone();
             shutdown.spawn(async move {
                 tokio::select! { () = token.cancelled() => {}, () = credentials::follow(files, publish) => {} }

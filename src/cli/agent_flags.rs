@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::agent::{self, Endpoint, Identity, ProofMethod, ServerTrust, Settings};
+use crate::agent::{self, CredentialSource, Endpoint, ProofMethod, ServerTrust, Settings};
 use crate::attest::{PROOF_DIRECTORY, ProofKind};
 use crate::config::layer::Problem;
 use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, SIDECAR_PORT, parse};
@@ -117,12 +117,12 @@ impl Flags {
             (Some(_), _, _) | (_, Some(_), _) if token.is_some() => {
                 return Err(wrong("--kubernetes-token", "is of no use beside --cert and --key: give one of them"));
             }
-            (Some(chain), Some(key), _) => Identity::Files(CertificateFiles { chain, key }),
+            (Some(chain), Some(key), _) => CredentialSource::Files(CertificateFiles { chain, key }),
             (Some(_), None, _) => return Err(wrong("--cert", "needs --key")),
             (None, Some(_), _) => return Err(wrong("--key", "needs --cert")),
-            (None, None, _) if token.is_some() => Identity::Token(token.unwrap_or_default()),
-            (None, None, ProofKind::Process) => Identity::Enrol(ProofMethod::Process),
-            (None, None, _) => Identity::Enrol(ProofMethod::File(PROOF_DIRECTORY.into())),
+            (None, None, _) if token.is_some() => CredentialSource::Token(token.unwrap_or_default()),
+            (None, None, ProofKind::Process) => CredentialSource::Enrol(ProofMethod::Process),
+            (None, None, _) => CredentialSource::Enrol(ProofMethod::File(PROOF_DIRECTORY.into())),
         };
         let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port.unwrap_or(GATEWAY_PORT)));
         let listen = value(self.listen).unwrap_or(listen);

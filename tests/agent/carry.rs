@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use loopgate::agent::{self, Agent, Endpoint, Identity, ServerTrust, Settings};
+use loopgate::agent::{self, Agent, CredentialSource, Endpoint, ServerTrust, Settings};
 use loopgate::config::CertificateFiles;
 use loopgate::fingerprint::Fingerprint;
 use loopgate::shutdown::Shutdown;
@@ -23,7 +23,7 @@ fn settings(authority: &Authority, sidecar: SocketAddr, trust: ServerTrust) -> S
         sidecar: Endpoint { host: sidecar.ip().to_string(), port: sidecar.port() },
         server_name: Some("localhost".into()),
         trust,
-        identity: Identity::Files(CertificateFiles { chain, key }),
+        identity: CredentialSource::Files(CertificateFiles { chain, key }),
         token_out: None,
         hold: Duration::from_secs(10),
     }
@@ -44,7 +44,7 @@ async fn bytes_pass_both_ways_and_the_second_connection_resumes_the_session() {
     let (authority, shutdown) = (Authority::new(), Shutdown::new());
     let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
     let settings = settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()));
-    let Identity::Files(files) = settings.identity.clone() else { unreachable!("these settings have files") };
+    let CredentialSource::Files(files) = settings.identity.clone() else { unreachable!("these settings have files") };
     let agent = agent::start(settings, &shutdown).await.unwrap();
 
     for _ in 0..2 {
