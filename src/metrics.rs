@@ -7,5 +7,5 @@ pub mod listener;
 pub mod traffic;
 
 pub use discovery::Discovery;
-pub use listener::{AcceptRefusal, Listeners, RefusedLabels};
+pub use listener::{AcceptRefusal, ListenerMetrics, RefusedLabels};
 pub use traffic::count;

@@ -25,7 +25,7 @@ use crate::fingerprint::Fingerprint;
 use crate::listener;
 use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
-use crate::metrics::{self, Listeners};
+use crate::metrics::{self, ListenerMetrics};
 use crate::openclaw::devices::Devices;
 use crate::openclaw::files::{self, Unreadable};
 use crate::openclaw::keep_paired::KeepPaired;
@@ -96,14 +96,14 @@ impl Sidecar {
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
         let newest = pki.identity();
         let served = Arc::clone(&newest.borrow());
-        let terms = tls_reloader::server_config(&served, &config)?;
+        let tls_config = tls_reloader::server_config(&served, &config)?;
         #[cfg(feature = "otel")]
         let exporter = config.log.otel_endpoint.as_ref().map(Exporter::new).transpose()?.map(Arc::new);
         #[cfg(feature = "otel")]
         let recorder = exporter.clone().map(|exporter| exporter as Arc<dyn Recorder>);
         #[cfg(not(feature = "otel"))]
         let recorder: Option<Arc<dyn Recorder>> = None;
-        let (traffic, listener_metrics) = (Arc::new(Traffic::with_recorder(recorder)), Listeners::default());
+        let (traffic, listener_metrics) = (Arc::new(Traffic::with_recorder(recorder)), ListenerMetrics::default());
         let enrolment = Arc::new(enrolment(&config, &pki, view.clone(), &shutdown));
         let enrolments = enrolment.metrics().clone();
         let enrol: Enrol = Box::new(move |stream, peer| {
@@ -119,13 +119,13 @@ impl Sidecar {
             .then(|| Devices::open(&config.state_dir, config.gateway.state_dir.as_deref()).map(Arc::new))
             .transpose()
             .map_err(|source| Error::Io { doing: "reading devices.json in the state directory", source })?;
-        let proxy = Proxy::new(&fitted, view.clone(), terms, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
-        let serving = Arc::clone(&proxy);
-        let knowing = Arc::clone(&proxy);
+        let proxy = Proxy::new(&fitted, view.clone(), tls_config, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
+        let proxy_for_serve = Arc::clone(&proxy);
+        let proxy_for_limits = Arc::clone(&proxy);
         let limits = Arc::new(listener::ConnectionLimits::new(&fitted, capacity.waiting, listener_metrics.clone(), move |peer| {
-            knowing.may_be_agents(peer)
+            proxy_for_limits.may_be_agents(peer)
         }));
-        let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| serving.serve(accepted))?;
+        let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| proxy_for_serve.serve(accepted))?;
         keep_paired(&config, &shutdown);
         let gateway = config.gateway.address;
         let config = Arc::new(ArcSwap::from_pointee(config));

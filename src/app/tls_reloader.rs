@@ -58,9 +58,9 @@ impl TlsReloader {
         let _guard = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         let identity = Arc::clone(&self.newest.borrow());
         let problem = match server_config(&identity, &self.config.load()) {
-            Ok(terms) => {
+            Ok(tls_config) => {
                 info!(until = %identity.not_after, names = identity.names.len(), "serving this certificate");
-                self.proxy.update_tls(terms);
+                self.proxy.update_tls(tls_config);
                 self.served.send_replace(identity);
                 None
             }

@@ -17,7 +17,7 @@ use super::accepted::Accepted;
 use super::limits::{Admission, ConnectionLimits};
 use crate::addr::{PeerAddr, canonical};
 use crate::backoff::Backoff;
-use crate::metrics::Listeners;
+use crate::metrics::ListenerMetrics;
 
 /// The pauses after a failure that can only be waited out, such as a lack of file descriptors.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1));
@@ -28,14 +28,14 @@ const WARN_INTERVAL: Duration = Duration::from_secs(5);
 pub struct AcceptLoop {
     listener: TcpListener,
     limits: Arc<ConnectionLimits>,
-    metrics: Listeners,
+    metrics: ListenerMetrics,
     pauses: Backoff,
     warned: Option<Instant>,
 }
 
 impl AcceptLoop {
     /// Returns a loop for `listener`, which starts with [`AcceptLoop::run`].
-    pub fn new(listener: TcpListener, limits: Arc<ConnectionLimits>, metrics: Listeners) -> Self {
+    pub fn new(listener: TcpListener, limits: Arc<ConnectionLimits>, metrics: ListenerMetrics) -> Self {
         Self { listener, limits, metrics, pauses: PAUSES, warned: None }
     }
 

@@ -15,7 +15,7 @@ use tracing::info;
 use crate::addr::PeerAddr;
 use crate::audit;
 use crate::config::Config;
-use crate::metrics::{AcceptRefusal, Listeners};
+use crate::metrics::{AcceptRefusal, ListenerMetrics};
 use crate::token_bucket::{Rate, TokenBucket};
 
 #[cfg(test)]
@@ -41,7 +41,7 @@ pub struct ConnectionLimits {
     may_be_agents: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     per_client: ArcSwap<ClientLimits>,
     clients: Mutex<ClientTable>,
-    metrics: Listeners,
+    metrics: ListenerMetrics,
 }
 
 /// How a connection within its client's limits is admitted.
@@ -113,7 +113,7 @@ impl ConnectionLimits {
     pub fn new(
         config: &Config,
         max_waiting: usize,
-        metrics: Listeners,
+        metrics: ListenerMetrics,
         may_be_agents: impl Fn(IpAddr) -> bool + Send + Sync + 'static,
     ) -> Self {
         let total = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
@@ -136,7 +136,7 @@ impl ConnectionLimits {
     }
 
     /// Returns the listeners' metrics.
-    pub(super) fn metrics(&self) -> &Listeners {
+    pub(super) fn metrics(&self) -> &ListenerMetrics {
         &self.metrics
     }
 

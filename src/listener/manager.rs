@@ -18,7 +18,7 @@ use crate::addr::canonical;
 use crate::backoff::Backoff;
 use crate::config::{Config, ListenAddresses};
 use crate::discovery::View;
-use crate::metrics::Listeners;
+use crate::metrics::ListenerMetrics;
 use crate::shutdown::Shutdown;
 
 /// The pauses before an address that can't be bound is tried again: it may be in use for now, or an IPv6 address that is still tentative
@@ -89,7 +89,7 @@ pub fn follow(
 struct ListenerManager<S> {
     config: Config,
     limits: Arc<ConnectionLimits>,
-    metrics: Listeners,
+    metrics: ListenerMetrics,
     shutdown: Shutdown,
     serve: S,
     /// By the wanted address, whose port may be 0.

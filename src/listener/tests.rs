@@ -13,7 +13,7 @@ use super::*;
 use crate::addr::PeerAddr;
 use crate::config::{self, Config, ListenAddresses, ListenOn};
 use crate::discovery::{self, Interface, View};
-use crate::metrics::Listeners;
+use crate::metrics::ListenerMetrics;
 use crate::shutdown::Shutdown;
 use crate::testing::{in_own_process, ip, namespace_maker, skipped};
 
@@ -28,7 +28,7 @@ struct Harness {
     view: watch::Sender<Arc<View>>,
     bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
     accepted: mpsc::UnboundedReceiver<Accepted>,
-    metrics: Listeners,
+    metrics: ListenerMetrics,
     shutdown: Shutdown,
 }
 
@@ -39,7 +39,7 @@ impl Harness {
         config.listen.on = listen.iter().map(|(addresses, port)| ListenOn { addresses: addresses.clone(), port: *port }).collect();
         change(&mut config);
         let (sender, accepted) = mpsc::unbounded_channel();
-        let (metrics, shutdown) = (Listeners::default(), Shutdown::new());
+        let (metrics, shutdown) = (ListenerMetrics::default(), Shutdown::new());
         let bound =
             follow(&config, view.subscribe(), &shutdown, &limits(&config, &metrics), move |connection| drop(sender.send(connection)))?;
         Ok(Self { view, bound, accepted, metrics, shutdown })
@@ -272,7 +272,7 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
         let view = discovery::start(&config, &crate::metrics::Discovery::default(), &shutdown);
         let (sender, mut accepted) = mpsc::unbounded_channel();
         let serve = move |accepted: Accepted| sender.send(accepted.local).unwrap_or_default();
-        let mut bound = follow(&config, view, &shutdown, &limits(&config, &Listeners::default()), serve).unwrap();
+        let mut bound = follow(&config, view, &shutdown, &limits(&config, &ListenerMetrics::default()), serve).unwrap();
         assert!(bound.borrow().is_empty(), "a namespace with only loopback has no listener");
 
         ip("link add left type veth peer name right");
@@ -304,6 +304,6 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
     });
 }
 
-fn limits(config: &Config, metrics: &Listeners) -> Arc<ConnectionLimits> {
+fn limits(config: &Config, metrics: &ListenerMetrics) -> Arc<ConnectionLimits> {
     Arc::new(ConnectionLimits::new(config, MAX_WAITING, metrics.clone(), |peer| peer == AGENT))
 }

@@ -10,7 +10,7 @@ use prometheus_client::registry::Registry;
 
 /// The metrics of the `listener` module.
 #[derive(Clone, Debug, Default)]
-pub struct Listeners {
+pub struct ListenerMetrics {
     /// Connections accepted so far.
     pub accepted: Counter,
     /// Connections open now.
@@ -21,7 +21,7 @@ pub struct Listeners {
     pub accept_failures: Counter,
 }
 
-/// Labels of [`Listeners::refused`].
+/// Labels of [`ListenerMetrics::refused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RefusedLabels {
     /// The reason.
@@ -56,7 +56,7 @@ impl EncodeLabelValue for AcceptRefusal {
     }
 }
 
-impl Listeners {
+impl ListenerMetrics {
     /// Adds these metrics to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("downstream_connections_accepted", "Connections accepted", self.accepted.clone());
@@ -81,10 +81,10 @@ mod tests {
 
     #[test]
     fn refused_connections_are_encoded_with_their_reason() {
-        let listeners = Listeners::default();
-        listeners.refuse(AcceptRefusal::ClientRate);
+        let metrics = ListenerMetrics::default();
+        metrics.refuse(AcceptRefusal::ClientRate);
         let mut registry = Registry::with_prefix("loopgate");
-        listeners.register(&mut registry);
+        metrics.register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.contains("loopgate_downstream_connections_refused_total{reason=\"client_rate\"} 1"), "{text}");

@@ -184,7 +184,7 @@ impl Default for Traffic {
 }
 
 impl Traffic {
-    /// Counts, and tells `recorder` of each request.
+    /// Counts, and reports each request to `recorder`.
     pub fn with_recorder(recorder: Option<Arc<dyn Recorder>>) -> Self {
         Self { recorder, ..Self::default() }
     }

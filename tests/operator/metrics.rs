@@ -7,25 +7,25 @@ use loopgate::labels::{LaneKind, Protocol};
 use loopgate::metrics::enrolment::Enrolments;
 use loopgate::metrics::health::{Health, ProofLabels};
 use loopgate::metrics::traffic::Traffic;
-use loopgate::metrics::{AcceptRefusal, Discovery, Listeners, count};
+use loopgate::metrics::{AcceptRefusal, Discovery, ListenerMetrics, count};
 use prometheus_client::registry::Registry;
 
 use crate::harness::Harness;
 
 /// Every metric, with a value for those that are absent without one.
 pub fn everything() -> String {
-    let (traffic, listeners, health) = (Traffic::default(), Listeners::default(), Health::default());
+    let (traffic, listener_metrics, health) = (Traffic::default(), ListenerMetrics::default(), Health::default());
     for family in [&traffic.denied, &traffic.handshake_failures, &traffic.overdue, &traffic.refused, &traffic.gateway_errors] {
         count(family, "reason");
     }
     traffic.answered(LaneKind::Agent, Protocol::Http2, 200, Duration::ZERO);
     let enrolments = Enrolments::default();
     count(&enrolments.refused, "reason");
-    listeners.refuse(AcceptRefusal::ClientRate);
+    listener_metrics.refuse(AcceptRefusal::ClientRate);
     health.agents.get_or_create(&ProofLabels { proof: "address" }).set(1);
     let mut registry = Registry::with_prefix("loopgate");
     traffic.register(&mut registry);
-    listeners.register(&mut registry);
+    listener_metrics.register(&mut registry);
     health.register(&mut registry);
     enrolments.register(&mut registry);
     let discovery = Discovery::default();

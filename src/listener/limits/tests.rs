@@ -14,7 +14,7 @@ fn peer(ip: &str) -> PeerAddr {
 fn limits(change: impl FnOnce(&mut Config)) -> Arc<ConnectionLimits> {
     let mut config = Config::default();
     change(&mut config);
-    Arc::new(ConnectionLimits::new(&config, MAX_WAITING, Listeners::default(), |peer| peer == AGENT))
+    Arc::new(ConnectionLimits::new(&config, MAX_WAITING, ListenerMetrics::default(), |peer| peer == AGENT))
 }
 
 /// Admits a connection that gets a permit at once.
