@@ -20,7 +20,7 @@ pub enum Error {
     CertificateExpired,
     /// The gateway does not accept connections.
     #[error("the gateway does not accept connections")]
-    GatewayAway(#[source] io::Error),
+    GatewayUnavailable(#[source] io::Error),
     /// The client, or all external clients together, have as many requests at the gateway as they may.
     #[error(transparent)]
     TooManyRequests(#[from] Exhausted),
@@ -29,22 +29,22 @@ pub enum Error {
     OutOfFiles(#[source] io::Error),
     /// The gateway closed the connection before its response, or sent something that is not HTTP.
     #[error("the gateway broke off")]
-    GatewayBroke(#[source] hyper::Error),
+    GatewayClosed(#[source] hyper::Error),
     /// The head of the gateway's response exceeds a limit.
     #[error("the gateway's response head is too large (limits.response_head, limits.response_fields)")]
     GatewayHeadTooLarge,
     /// The gateway agreed to an upgrade that was not asked for, or did not prove that it understood it (RFC 6455 section 4.2.2).
     #[error("the gateway sent an invalid response to an upgrade")]
-    GatewayConfused,
+    BadUpgradeResponse,
     /// No response head came in time.
     #[error("the gateway did not answer within {0:?}")]
-    GatewaySlow(Duration),
+    GatewayTimeout(Duration),
     /// The client did not go on with its body.
     #[error("the client sent nothing of its body for {0:?}")]
-    ClientSlow(Duration),
+    ClientTimeout(Duration),
     /// The client's body is malformed, or broke off.
     #[error("the client's body is malformed or broke off")]
-    ClientBroke(#[source] hyper::Error),
+    BadRequestBody(#[source] hyper::Error),
 }
 
 impl Error {
@@ -52,7 +52,7 @@ impl Error {
     pub(super) fn not_connected(error: io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EMFILE | Errno::ENFILE) => Self::OutOfFiles(error),
-            _ => Self::GatewayAway(error),
+            _ => Self::GatewayUnavailable(error),
         }
     }
 
@@ -62,11 +62,11 @@ impl Error {
             Self::Refused(refusal) => refusal.status(),
             // The client may repeat the request on a new connection (RFC 9110 section 15.5.20).
             Self::CertificateExpired => StatusCode::MISDIRECTED_REQUEST,
-            Self::GatewayAway(_) | Self::OutOfFiles(_) | Self::TooManyRequests(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::GatewayBroke(_) | Self::GatewayConfused | Self::GatewayHeadTooLarge => StatusCode::BAD_GATEWAY,
-            Self::GatewaySlow(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::ClientSlow(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::ClientBroke(_) => StatusCode::BAD_REQUEST,
+            Self::GatewayUnavailable(_) | Self::OutOfFiles(_) | Self::TooManyRequests(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::GatewayClosed(_) | Self::BadUpgradeResponse | Self::GatewayHeadTooLarge => StatusCode::BAD_GATEWAY,
+            Self::GatewayTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
+            Self::ClientTimeout(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::BadRequestBody(_) => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -75,15 +75,15 @@ impl Error {
         match self {
             Self::Refused(refusal) => refusal.label(),
             Self::CertificateExpired => "certificate_expired",
-            Self::GatewayAway(_) => "gateway_unavailable",
+            Self::GatewayUnavailable(_) => "gateway_unavailable",
             Self::OutOfFiles(_) => "out_of_files",
             Self::TooManyRequests(_) => "too_many_requests",
-            Self::GatewayBroke(_) => "gateway_broke_off",
-            Self::GatewayConfused => "gateway_confused",
+            Self::GatewayClosed(_) => "gateway_broke_off",
+            Self::BadUpgradeResponse => "gateway_confused",
             Self::GatewayHeadTooLarge => "gateway_head_too_large",
-            Self::GatewaySlow(_) => "gateway_timeout",
-            Self::ClientSlow(_) => "request_timeout",
-            Self::ClientBroke(_) => "bad_body",
+            Self::GatewayTimeout(_) => "gateway_timeout",
+            Self::ClientTimeout(_) => "request_timeout",
+            Self::BadRequestBody(_) => "bad_body",
         }
     }
 
@@ -92,20 +92,23 @@ impl Error {
         match self {
             Self::Refused(refusal) => refusal.text(),
             Self::CertificateExpired => "The certificate of this connection has expired. Connect again.",
-            Self::GatewayAway(_) => "The gateway is not running or is restarting. Try again in a moment.",
+            Self::GatewayUnavailable(_) => "The gateway is not running or is restarting. Try again in a moment.",
             Self::OutOfFiles(_) => "There are too many connections. Try again in a moment.",
             Self::TooManyRequests(_) => "There are too many requests. Try again in a moment.",
-            Self::GatewayBroke(_) | Self::GatewayConfused => "The gateway broke off before it had answered.",
+            Self::GatewayClosed(_) | Self::BadUpgradeResponse => "The gateway broke off before it had answered.",
             Self::GatewayHeadTooLarge => "The head of the gateway's response is too large.",
-            Self::GatewaySlow(_) => "The gateway did not answer in time.",
-            Self::ClientSlow(_) => "The request's body did not arrive in time.",
-            Self::ClientBroke(_) => "The request's body is malformed or broke off.",
+            Self::GatewayTimeout(_) => "The gateway did not answer in time.",
+            Self::ClientTimeout(_) => "The request's body did not arrive in time.",
+            Self::BadRequestBody(_) => "The request's body is malformed or broke off.",
         }
     }
 
     /// Returns whether the gateway, or the way to it, is at fault rather than the client.
     pub fn is_gateways(&self) -> bool {
-        !matches!(self, Self::Refused(_) | Self::CertificateExpired | Self::TooManyRequests(_) | Self::ClientSlow(_) | Self::ClientBroke(_))
+        !matches!(
+            self,
+            Self::Refused(_) | Self::CertificateExpired | Self::TooManyRequests(_) | Self::ClientTimeout(_) | Self::BadRequestBody(_)
+        )
     }
 }
 

@@ -91,7 +91,7 @@ pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, rec
     let must_close = progress.is_some_and(|progress| progress.so_far().0 == 0);
     let result = sent.and_then(|(response, upstream)| {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Error::GatewayConfused);
+            return Err(Error::BadUpgradeResponse);
         }
         Ok(pass_back(session, response, upstream, record, authorization))
     });

@@ -65,7 +65,7 @@ pub async fn upgrade(
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).
         if is_h2_connect && response.status().is_success() {
-            return Err(Error::GatewayConfused);
+            return Err(Error::BadUpgradeResponse);
         }
         // The gateway may still take what follows on this connection for the refused protocol.
         upstream.set_single_use();
@@ -73,11 +73,11 @@ pub async fn upgrade(
     }
     let websocket = response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
     if is_h2_connect && !accepts(&response, key.as_ref(), websocket) {
-        return Err(Error::GatewayConfused);
+        return Err(Error::BadUpgradeResponse);
     }
     // Only the messages of a WebSocket can be checked.
     if is_capped && !websocket {
-        return Err(Error::GatewayConfused);
+        return Err(Error::BadUpgradeResponse);
     }
     let (first_message, connect_response) = (first_message.filter(|_| websocket), connect_response.filter(|_| websocket));
     let close_signal = if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };

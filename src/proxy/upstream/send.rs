@@ -109,17 +109,17 @@ impl Upstream {
                         // A new connection that the gateway closed at once counts as one that it did not accept.
                         if !connection.is_reused() {
                             if Instant::now() + RETRY_PAUSE >= give_up {
-                                return Err(Error::GatewayAway(io::ErrorKind::ConnectionReset.into()));
+                                return Err(Error::GatewayUnavailable(io::ErrorKind::ConnectionReset.into()));
                             }
                             tokio::time::sleep(RETRY_PAUSE).await;
                         }
                     }
                     Err(SendError::Broken(error)) if progress.as_deref().is_some_and(Progress::is_broken) => {
-                        return Err(Error::ClientBroke(error));
+                        return Err(Error::BadRequestBody(error));
                     }
                     Err(SendError::Broken(error)) if error.is_parse_too_large() => return Err(Error::GatewayHeadTooLarge),
                     Err(SendError::Broken(error)) => {
-                        let Some(head) = retry.take().filter(|_| !connection.has_read()) else { return Err(Error::GatewayBroke(error)) };
+                        let Some(head) = retry.take().filter(|_| !connection.has_read()) else { return Err(Error::GatewayClosed(error)) };
                         if connection.is_reused() {
                             // The gateway most likely closed it for its age while the request was on its way.
                             retry = Some(head.duplicate());
@@ -129,8 +129,8 @@ impl Upstream {
                         only_new_connections = true;
                         request = head.into_request(RequestBody::empty());
                     }
-                    Err(SendError::GatewayTimeout) => return Err(Error::GatewaySlow(limits.request_timeout)),
-                    Err(SendError::ClientTimeout) => return Err(Error::ClientSlow(limits.request_timeout)),
+                    Err(SendError::GatewayTimeout) => return Err(Error::GatewayTimeout(limits.request_timeout)),
+                    Err(SendError::ClientTimeout) => return Err(Error::ClientTimeout(limits.request_timeout)),
                 }
                 since = Instant::now();
             }
@@ -144,7 +144,7 @@ impl Upstream {
                 Ok(Ok(stream)) => {
                     let opened = UpstreamConnection::open(stream, source, limits).await;
                     self.metrics.gateway_connections.inc();
-                    return Ok(PooledConnection::new(opened.map_err(Error::GatewayBroke)?, self.pool()));
+                    return Ok(PooledConnection::new(opened.map_err(Error::GatewayClosed)?, self.pool()));
                 }
                 Ok(Err(error)) => error,
                 Err(_) => io::Error::new(io::ErrorKind::TimedOut, "no answer to the connection attempt"),
