@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::container::{Container, Running};
 use crate::engine::{Engine, eventually};
 use crate::filter::{filter_by, socket};
-use crate::house::{House, PROJECT};
+use crate::harness::{Deployment, PROJECT};
 
 const FILTERED: &str = "unix:///run/docker-filter/docker.sock";
 
@@ -19,8 +19,8 @@ fn check(container: &Running, flags: &[&str]) -> Value {
 }
 
 /// The same where the sidecar is, which sees the engine through the filter.
-fn check_beside(house: &House, flags: &[&str]) -> Value {
-    check(&house.sidecar, &[&["--docker", FILTERED], flags].concat())
+fn check_beside(deployment: &Deployment, flags: &[&str]) -> Value {
+    check(&deployment.sidecar, &[&["--docker", FILTERED], flags].concat())
 }
 
 fn ids(report: &Value) -> BTreeSet<&str> {
@@ -42,8 +42,8 @@ fn says(remedy: &Value, words: &str) {
 #[test]
 fn a_socket_that_is_missing_too_wide_or_too_narrow_is_found_and_the_filter_mends_it() {
     let Some(engine) = Engine::start() else { return };
-    let house = House::start(&engine);
-    let beside = |name: &str| Container::idle(name).with_loopgate().inside(&house.gateway);
+    let deployment = Deployment::start(&engine);
+    let beside = |name: &str| Container::idle(name).with_loopgate().inside(&deployment.gateway);
 
     let bare = engine.run(beside("bare"));
     let (seen, remedy) = found(&check(&bare, &[]), "docker-missing");
@@ -67,7 +67,7 @@ fn a_socket_that_is_missing_too_wide_or_too_narrow_is_found_and_the_filter_mends
         ("    http-request allow if get listing\n", "docker-unreachable", "/events"),
         ("    http-request allow if get top !query\n", "docker-forbidden", "/containers/{id}/top"),
     ] {
-        let _attested = engine.run(house.attested("attested"));
+        let _attested = engine.run(deployment.attested("attested"));
         assert!(shipped.contains(line));
         let (socket, config) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(config.path().join("haproxy-unix.cfg"), shipped.replace(line, "")).unwrap();
@@ -78,7 +78,7 @@ fn a_socket_that_is_missing_too_wide_or_too_narrow_is_found_and_the_filter_mends
         says(&remedy, if id == "docker-forbidden" { "permit exactly that path" } else { "mount the directory of the socket" });
     }
 
-    let report = check_beside(&house, &[]);
+    let report = check_beside(&deployment, &[]);
     assert!(!ids(&report).iter().any(|id| id.starts_with("docker-")), "{report:#}");
     assert!(report.to_string().contains("it refuses the one request tried that loopgate does not need"), "{report:#}");
 }
@@ -86,14 +86,14 @@ fn a_socket_that_is_missing_too_wide_or_too_narrow_is_found_and_the_filter_mends
 #[test]
 fn containers_that_are_no_agents_or_might_be_forged_are_named_and_mended() {
     let Some(engine) = Engine::start() else { return };
-    let house = House::start(&engine);
-    let elsewhere = engine.run(house.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere"));
-    let odd = engine.run(house.client("odd").label("loopgate.agent", "yes please").of_project(PROJECT, "odd"));
-    let raw = engine.run(house.agent("raw"));
-    house.knows(1);
+    let deployment = Deployment::start(&engine);
+    let elsewhere = engine.run(deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere"));
+    let odd = engine.run(deployment.client("odd").label("loopgate.agent", "yes please").of_project(PROJECT, "odd"));
+    let raw = engine.run(deployment.agent("raw"));
+    deployment.knows(1);
 
-    let bridge = house.network.gateway().to_string();
-    let report = check_beside(&house, &["--trusted-proxy", &bridge]);
+    let bridge = deployment.network.gateway().to_string();
+    let report = check_beside(&deployment, &["--trusted-proxy", &bridge]);
     let (seen, remedy) = found(&report, "agent-other-project");
     assert!(seen.contains(elsewhere.name()), "{seen}");
     assert_eq!(remedy, json!({"in": "loopgate", "key": "docker.any_project", "value": true}));
@@ -109,15 +109,15 @@ fn containers_that_are_no_agents_or_might_be_forged_are_named_and_mended() {
     // Each remedy, applied: the label is mended, NET_RAW dropped, the list emptied.
     odd.remove();
     raw.remove();
-    let _mended = engine.run(house.agent("mended").option("--cap-drop=NET_RAW"));
-    house.knows(1);
+    let _mended = engine.run(deployment.agent("mended").option("--cap-drop=NET_RAW"));
+    deployment.knows(1);
     // A container that comes or goes is without a network for a moment.
     let settled = (0..20).any(|_| {
-        let report = check_beside(&house, &[]);
+        let report = check_beside(&deployment, &[]);
         ids(&report).iter().filter(|id| id.starts_with("agent-")).eq(&["agent-other-project"])
     });
-    assert!(settled, "{:#}", check_beside(&house, &[]));
-    let left = check_beside(&house, &["--any-project"]);
+    assert!(settled, "{:#}", check_beside(&deployment, &[]));
+    let left = check_beside(&deployment, &["--any-project"]);
     // Whose label counts now has NET_RAW as well, and is told so.
     assert!(found(&left, "agent-net-raw").0.contains(elsewhere.name()), "{left:#}");
     assert!(["agent-other-project", "agent-label", "bridge-gateway-trusted"].iter().all(|id| !ids(&left).contains(id)), "{left:#}");
@@ -126,22 +126,22 @@ fn containers_that_are_no_agents_or_might_be_forged_are_named_and_mended() {
 #[test]
 fn a_certificate_that_misses_an_address_is_found_and_the_one_that_loopgate_makes_does_not() {
     let Some(engine) = Engine::start() else { return };
-    let (house, second) = (House::start(&engine), engine.network());
+    let (deployment, second) = (Deployment::start(&engine), engine.network());
     // The operator's own pair, made for the addresses of yesterday.
     let own = engine.volume();
     let copy = "cp /state/server.pem /state/server.key /own/";
     engine
-        .run(Container::new("copy").mount(house.state.name(), "/state").mount_writable(own.name(), "/own").command(["sh", "-c", copy]))
+        .run(Container::new("copy").mount(deployment.state.name(), "/state").mount_writable(own.name(), "/own").command(["sh", "-c", copy]))
         .ends();
-    second.connect(&house.gateway, &["gateway"]);
-    let address = house.gateway.ip(&second).to_string();
+    second.connect(&deployment.gateway, &["gateway"]);
+    let address = deployment.gateway.ip(&second).to_string();
 
     let looker = engine.run(
         Container::idle("looker")
             .with_loopgate()
-            .inside(&house.gateway)
+            .inside(&deployment.gateway)
             .mount(own.name(), "/own")
-            .mount(house.state.name(), "/var/lib/loopgate"),
+            .mount(deployment.state.name(), "/var/lib/loopgate"),
     );
     let own_pair = ["--docker", "off", "--tls-cert", "/own/server.pem", "--tls-key", "/own/server.key"];
     let (seen, remedy) = found(&check(&looker, &own_pair), "certificate-names");

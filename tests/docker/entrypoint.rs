@@ -2,9 +2,9 @@
 
 use crate::container::Running;
 use crate::engine::{Engine, eventually};
-use crate::house::House;
+use crate::harness::Deployment;
 
-impl House<'_> {
+impl Deployment<'_> {
     fn runs(&self, script: &str) -> Running {
         let container = self.attested_loopgate("agent", ["exec", "--", "sh", "-c", script]);
         self.engine.run(container.env("LOOPGATE_GRACE", "1s"))
@@ -14,13 +14,13 @@ impl House<'_> {
 #[test]
 fn as_the_first_process_it_hands_on_signals_and_statuses_and_leaves_no_zombies() {
     let Some(engine) = Engine::start() else { return };
-    let house = House::start(&engine);
-    let seven = house.runs("exit 7");
+    let deployment = Deployment::start(&engine);
+    let seven = deployment.runs("exit 7");
     let waits = "echo ready; while :; do sleep 0.1; done";
-    let polite = house.runs(&format!("trap 'exit 42' TERM; {waits}"));
-    let deaf = house.runs(&format!("trap '' TERM; {waits}"));
+    let polite = deployment.runs(&format!("trap 'exit 42' TERM; {waits}"));
+    let deaf = deployment.runs(&format!("trap '' TERM; {waits}"));
     // The shell between dies at once, and leaves its child to the first process.
-    let orphans = house.runs("for _ in 1 2 3; do sh -c 'sleep 0.2 & echo $!'; done; echo ready; exec sleep infinity");
+    let orphans = deployment.runs("for _ in 1 2 3; do sh -c 'sleep 0.2 & echo $!'; done; echo ready; exec sleep infinity");
 
     assert_eq!(seven.ends(), 7, "{}", seven.logs());
     for (container, status) in [(polite, 42), (deaf, 137)] {

@@ -6,23 +6,23 @@ use std::process::Command;
 
 use crate::container::{Container, Running};
 use crate::engine::{Engine, eventually};
-use crate::house::{House, PROJECT};
+use crate::harness::{Deployment, PROJECT};
 use crate::openclaw::{IMAGE, NEW, OLD, TOKEN, gateway, tree};
 use loopgate_test_support::device_client::{DeviceClient, End, SCRIPT};
 
 fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(version: &str) {
     let Some(engine) = Engine::start() else { return };
     let (Some(gateway), Some(tree)) = (gateway(version), tree(version)) else { return };
-    let house = House::of(&engine, &[], gateway);
+    let deployment = Deployment::of(&engine, &[], gateway);
     // As root, who may read the CA in the sidecar's directory.
     let equipped = |container: Container| {
         let container = container.image(IMAGE).option("--user=0:0").option("--tmpfs=/tmp");
         engine.run(container.mount(&tree, "/openclaw").mount(SCRIPT, SCRIPT))
     };
-    let labelled = equipped(house.agent("labelled"));
-    let unlabelled = equipped(house.client("unlabelled").of_project(PROJECT, "unlabelled"));
-    let elsewhere = equipped(house.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere"));
-    house.knows(1);
+    let labelled = equipped(deployment.agent("labelled"));
+    let unlabelled = equipped(deployment.client("unlabelled").of_project(PROJECT, "unlabelled"));
+    let elsewhere = equipped(deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere"));
+    deployment.knows(1);
 
     // It listens long before it pairs.
     eventually("the gateway pairs", || matches!(client(&labelled).connect(), End::Hello { .. }).then_some(()));

@@ -11,7 +11,7 @@ mod discovery;
 mod engine;
 mod entrypoint;
 mod filter;
-mod house;
+mod harness;
 mod image;
 mod labels;
 mod machine;

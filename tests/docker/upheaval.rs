@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use crate::container::Running;
 use crate::engine::{Engine, docker, eventually};
-use crate::house::{House, is_agent};
+use crate::harness::{Deployment, is_agent};
 
 /// What the gateway sees of a client in `agent`, which may have to connect twice.
 fn seen_of(agent: &Running) -> String {
@@ -22,19 +22,28 @@ fn moved(address: IpAddr, last: u8) -> String {
 #[test]
 fn whatever_is_restarted_or_moves_the_client_only_connects_again() {
     let Some(engine) = Engine::start() else { return };
-    let house = House::start(&engine);
-    let agent = engine.run(house.attested_loopgate("agent", ["agent"]));
+    let deployment = Deployment::start(&engine);
+    let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]));
     agent.says("enrolled");
     assert!(is_agent(&seen_of(&agent)));
 
-    house.sidecar.restart();
+    deployment.sidecar.restart();
     let seen = seen_of(&agent);
     assert!(is_agent(&seen), "after the sidecar's restart: {seen}");
     assert_eq!(agent.logs().matches("enrolled").count(), 1, "the certificate is still good");
 
-    let gateway = house.gateway.ip(&house.network);
-    house.network.disconnect(&house.gateway);
-    docker(&["network", "connect", "--alias", "gateway", "--ip", &moved(gateway, 201), house.network.name(), house.gateway.name()]);
+    let gateway = deployment.gateway.ip(&deployment.network);
+    deployment.network.disconnect(&deployment.gateway);
+    docker(&[
+        "network",
+        "connect",
+        "--alias",
+        "gateway",
+        "--ip",
+        &moved(gateway, 201),
+        deployment.network.name(),
+        deployment.gateway.name(),
+    ]);
     let seen = seen_of(&agent);
     assert!(is_agent(&seen), "when the gateway has another address: {seen}");
 
@@ -43,10 +52,10 @@ fn whatever_is_restarted_or_moves_the_client_only_connects_again() {
     let seen = seen_of(&agent);
     assert!(is_agent(&seen), "after its own restart: {seen}");
 
-    let address = agent.ip(&house.network);
+    let address = agent.ip(&deployment.network);
     agent.remove();
     let elsewhere = format!("--ip={}", moved(address, 202));
-    let agent = engine.run(house.attested_loopgate("agent", ["agent"]).option(elsewhere));
+    let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]).option(elsewhere));
     agent.says("local clients may connect");
     let seen = seen_of(&agent);
     assert!(is_agent(&seen), "as another container at another address: {seen}");
@@ -55,21 +64,21 @@ fn whatever_is_restarted_or_moves_the_client_only_connects_again() {
 #[test]
 fn a_certificate_is_renewed_in_time_or_when_it_has_run_out() {
     let Some(engine) = Engine::start() else { return };
-    let house = House::with(&engine, &["--agent-certificate-life", "1m"], |gateway| gateway);
-    let agent = engine.run(house.attested_loopgate("agent", ["agent"]));
-    let sleeper = engine.run(house.attested_loopgate("sleeper", ["agent"]));
+    let deployment = Deployment::with(&engine, &["--agent-certificate-life", "1m"], |gateway| gateway);
+    let agent = engine.run(deployment.attested_loopgate("agent", ["agent"]));
+    let sleeper = engine.run(deployment.attested_loopgate("sleeper", ["agent"]));
     for agent in [&agent, &sleeper] {
         agent.says("enrolled");
         assert!(is_agent(&seen_of(agent)));
     }
     let enrolled = SystemTime::now();
     docker(&["pause", sleeper.name()]);
-    house.holds_to(&agent, 5, "http://127.0.0.1:18789/hold");
+    deployment.holds_to(&agent, 5, "http://127.0.0.1:18789/hold");
 
-    house.counts("loopgate_enrolments_total 3");
+    deployment.counts("loopgate_enrolments_total 3");
     assert!(is_agent(&seen_of(&agent)));
     eventually("the sleeper's certificate has run out", || (enrolled.elapsed().unwrap().as_secs() > 60).then_some(()));
-    house.counts("loopgate_downstream_connections_open 5");
+    deployment.counts("loopgate_downstream_connections_open 5");
     docker(&["unpause", sleeper.name()]);
     let seen = seen_of(&sleeper);
     assert!(is_agent(&seen), "{seen}");

@@ -17,7 +17,7 @@ const GATEWAY: &str = "printf 'defaults\\n mode http\\n timeout client 600s\\n t
 pub const PROJECT: &str = "p";
 
 /// Fields end in this order.
-pub struct House<'a> {
+pub struct Deployment<'a> {
     /// loopgate.
     pub sidecar: Running,
     /// The stand-in, who owns the network namespace.
@@ -33,8 +33,8 @@ pub struct House<'a> {
     pub engine: &'a Engine,
 }
 
-impl<'a> House<'a> {
-    /// A house like any other.
+impl<'a> Deployment<'a> {
+    /// The usual deployment.
     pub fn start(engine: &'a Engine) -> Self {
         Self::with(engine, &[], |gateway| gateway)
     }
@@ -51,9 +51,9 @@ impl<'a> House<'a> {
         let (network, state) = (engine.network(), engine.volume());
         let gateway = engine.run(gateway.network(&network).alias("gateway").of_project(PROJECT, "gateway"));
         let sidecar = engine.run(sidecar(&gateway, socket.path(), &state, flags));
-        let house = Self { sidecar, gateway, filter, state, network, _socket: socket, engine };
-        house.is_ready();
-        house
+        let deployment = Self { sidecar, gateway, filter, state, network, _socket: socket, engine };
+        deployment.is_ready();
+        deployment
     }
 
     /// Waits until the sidecar serves.
