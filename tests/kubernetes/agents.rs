@@ -6,7 +6,7 @@ use loopgate::attest::Reason;
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::claw::{Claw, NAME};
+use crate::chart_release::{ChartRelease, NAME};
 use crate::cluster::{ADMIN, Cluster};
 use crate::enrolment::{enrol, refusal};
 use crate::pods::{NAMESPACE, path, pod};
@@ -25,15 +25,15 @@ const AUDIENCE: &str = "loopgate";
 fn a_pod_that_proves_itself_is_an_agent_and_so_is_one_that_is_known_by_its_address() {
     in_namespace(async || {
         let Some(cluster) = Cluster::start().await else { return };
-        let claw = Claw::start(cluster, &["agents.attested=true"]).await;
-        let (_, mounted) = claw.run(&pod("builder", Some("true")), "198.51.100.4").await;
-        claw.run(&pod("scout", Some("address")), "198.51.100.5").await;
-        claw.run(&pod("unlabelled", None), "198.51.100.6").await;
-        claw.until_agents(&["builder", "scout"]).await;
-        let (client, gateway) = (&claw.sidecar, &claw.sidecar.gateway);
+        let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
+        let (_, mounted) = release.run(&pod("builder", Some("true")), "198.51.100.4").await;
+        release.run(&pod("scout", Some("address")), "198.51.100.5").await;
+        release.run(&pod("unlabelled", None), "198.51.100.6").await;
+        release.until_agents(&["builder", "scout"]).await;
+        let (client, gateway) = (&release.sidecar, &release.sidecar.gateway);
 
         let token = mounted.path().join("token");
-        let inside = Pod { client, source: "198.51.100.4", ca: claw.ca(), token: &token };
+        let inside = Pod { client, source: "198.51.100.4", ca: release.ca(), token: &token };
         let agent = inside.agent().await;
         let mut wire = agent.h1().await;
         assert_eq!(wire.ask(request("GET /work", "")).await.text(), "hello");
@@ -52,7 +52,7 @@ fn a_pod_that_proves_itself_is_an_agent_and_so_is_one_that_is_known_by_its_addre
         }
         // What is mounted into the pod is in nobody's log.
         let token = std::fs::read_to_string(token).unwrap();
-        for log in [agent.process.log(), claw.sidecar.process().log()] {
+        for log in [agent.process.log(), release.sidecar.process().log()] {
             assert!(log.iter().any(|line| line.contains("enrolled")) && !log.iter().any(|line| line.contains(&token)));
         }
     });
@@ -61,12 +61,12 @@ fn a_pod_that_proves_itself_is_an_agent_and_so_is_one_that_is_known_by_its_addre
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     let Some(cluster) = Cluster::start().await else { return };
-    let claw = Claw::start(cluster, &["agents.attested=true"]).await;
-    let cluster = &claw.cluster;
-    let (builder, _) = claw.run(&pod("builder", Some("true")), BUILDER).await;
-    let (other, _) = claw.run(&pod("other", Some("true")), OTHER).await;
-    let (unlabelled, _) = claw.run(&pod("unlabelled", None), NOBODY).await;
-    claw.until_agents(&["builder", "other"]).await;
+    let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
+    let cluster = &release.cluster;
+    let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
+    let (other, _) = release.run(&pod("other", Some("true")), OTHER).await;
+    let (unlabelled, _) = release.run(&pod("unlabelled", None), NOBODY).await;
+    release.until_agents(&["builder", "other"]).await;
 
     let good = cluster.token("builder", Some(&builder), Some(AUDIENCE)).await;
     let (head, signature) = good.rsplit_once('.').unwrap();
@@ -75,7 +75,7 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     let for_others = cluster.token("builder", Some(&builder), Some("vault")).await;
     let unbound = cluster.token("builder", None, Some(AUDIENCE)).await;
     let others = cluster.token("builder", Some(&other), Some(AUDIENCE)).await;
-    let sidecars = std::fs::read_to_string(claw.credentials.path().join("token")).unwrap();
+    let sidecars = std::fs::read_to_string(release.credentials.path().join("token")).unwrap();
     // Nobody can have one of a pod that runs as another account.
     let (status, _) = cluster.asks_for_token(NAME, Some(&builder), Some(AUDIENCE), 600).await;
     assert!((400..500).contains(&status), "{status}");
@@ -89,24 +89,24 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
         (&sidecars, "the sidecar's own"),
         (ADMIN, "an administrator's"),
     ] {
-        assert_eq!(refusal(&claw.sidecar, BUILDER, token).await, Reason::BadToken, "{which}");
+        assert_eq!(refusal(&release.sidecar, BUILDER, token).await, Reason::BadToken, "{which}");
     }
-    assert_eq!(refusal(&claw.sidecar, OTHER, &good).await, Reason::BadToken, "elsewhere");
+    assert_eq!(refusal(&release.sidecar, OTHER, &good).await, Reason::BadToken, "elsewhere");
     let of_nobody = cluster.token("builder", Some(&unlabelled), Some(AUDIENCE)).await;
-    assert_eq!(refusal(&claw.sidecar, NOBODY, &of_nobody).await, Reason::NotAnAgent);
-    enrol(&claw.sidecar, BUILDER, &good).await.unwrap();
+    assert_eq!(refusal(&release.sidecar, NOBODY, &of_nobody).await, Reason::NotAnAgent);
+    enrol(&release.sidecar, BUILDER, &good).await.unwrap();
 
     // One of the same name at the same address is another pod.
-    claw.delete("other").await;
-    claw.run(&pod("other", Some("true")), OTHER).await;
-    claw.until_agents(&["builder", "other"]).await;
-    assert_eq!(refusal(&claw.sidecar, OTHER, &others).await, Reason::BadToken);
+    release.delete("other").await;
+    release.run(&pod("other", Some("true")), OTHER).await;
+    release.until_agents(&["builder", "other"]).await;
+    assert_eq!(refusal(&release.sidecar, OTHER, &others).await, Reason::BadToken);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pods_open_connections_end_with_the_pod() {
     let Some(cluster) = Cluster::start().await else { return };
-    let claw = Claw::start(cluster, &["agents.attested=true"]).await;
+    let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let ends = ["deleted", "terminating", "without-the-label", "with-another-label", "failed", "elsewhere"];
     for (how, source) in ends.into_iter().zip(31..) {
         let source = format!("127.0.0.{source}");
@@ -115,27 +115,29 @@ async fn a_pods_open_connections_end_with_the_pod() {
         if how == "terminating" {
             wanted["spec"]["nodeName"] = "node-1".into();
         }
-        let (_, mounted) = claw.run(&wanted, &source).await;
-        let inside = Pod { client: &claw.sidecar, source: &source, ca: claw.ca(), token: &mounted.path().join("token") };
+        let (_, mounted) = release.run(&wanted, &source).await;
+        let inside = Pod { client: &release.sidecar, source: &source, ca: release.ca(), token: &mounted.path().join("token") };
         let agent = inside.agent().await;
         let mut wire = agent.h1().await;
         wire.ask(request("GET /", "")).await;
-        let gateway = &claw.sidecar.gateway;
+        let gateway = &release.sidecar.gateway;
         assert_local(&gateway.requests().pop().unwrap(), gateway);
 
         let (itself, status) = (path(&format!("pods/{how}")), path(&format!("pods/{how}/status")));
         match how {
-            "deleted" => drop(claw.cluster.delete(&itself).await),
+            "deleted" => drop(release.cluster.delete(&itself).await),
             "terminating" => {
-                claw.cluster.delete(&itself).await;
-                assert!(claw.cluster.get(&itself).await["metadata"]["deletionTimestamp"].is_string());
+                release.cluster.delete(&itself).await;
+                assert!(release.cluster.get(&itself).await["metadata"]["deletionTimestamp"].is_string());
             }
-            "without-the-label" => drop(claw.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": null}}})).await),
+            "without-the-label" => {
+                drop(release.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": null}}})).await)
+            }
             "with-another-label" => {
-                drop(claw.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": "false"}}})).await)
+                drop(release.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": "false"}}})).await)
             }
-            "failed" => drop(claw.cluster.patch(&status, &json!({"status": {"phase": "Failed"}})).await),
-            _ => drop(claw.cluster.moves(how, "127.0.0.99").await),
+            "failed" => drop(release.cluster.patch(&status, &json!({"status": {"phase": "Failed"}})).await),
+            _ => drop(release.cluster.moves(how, "127.0.0.99").await),
         }
         timeout(Duration::from_secs(1), wire.until_end()).await.unwrap_or_else(|_| panic!("still open: {how}"));
     }
@@ -152,20 +154,20 @@ async fn more_pods_than_fit_one_list_are_all_known() {
         one["spec"]["serviceAccountName"] = "crowd".into();
         cluster.run(&one, &format!("192.0.{}.{}", 3 + number / 200, 1 + number % 200)).await;
     }
-    let claw = Claw::start(cluster, &["agents.attested=true"]).await;
+    let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let are = |count: usize| move |status: &serde_json::Value| status["agents"].as_array().is_some_and(|agents| agents.len() == count);
-    claw.until("all of them are agents", are(CROWD)).await;
-    claw.delete("crowd-259").await;
-    claw.until("all but one are agents", are(CROWD - 1)).await;
+    release.until("all of them are agents", are(CROWD)).await;
+    release.delete("crowd-259").await;
+    release.until("all but one are agents", are(CROWD - 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_for_the_audience_that_the_charts_values_name() {
     let Some(cluster) = Cluster::start().await else { return };
-    let claw = Claw::start(cluster, &["agents.attested=true", "agents.audience=https://claw.example"]).await;
-    let (builder, _) = claw.run(&pod("builder", Some("true")), BUILDER).await;
-    let token = claw.cluster.token("builder", Some(&builder), Some(AUDIENCE)).await;
-    assert_eq!(refusal(&claw.sidecar, BUILDER, &token).await, Reason::BadToken);
-    let token = claw.cluster.token("builder", Some(&builder), Some("https://claw.example")).await;
-    enrol(&claw.sidecar, BUILDER, &token).await.unwrap();
+    let release = ChartRelease::start(cluster, &["agents.attested=true", "agents.audience=https://claw.example"]).await;
+    let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
+    let token = release.cluster.token("builder", Some(&builder), Some(AUDIENCE)).await;
+    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, Reason::BadToken);
+    let token = release.cluster.token("builder", Some(&builder), Some("https://claw.example")).await;
+    enrol(&release.sidecar, BUILDER, &token).await.unwrap();
 }

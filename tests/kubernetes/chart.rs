@@ -1,6 +1,6 @@
 //! What else the chart can make, before the API server that has to take it.
 
-use crate::claw::{ask_helm, install};
+use crate::chart_release::{ask_helm, install};
 use crate::cluster::Cluster;
 use crate::pods::NAMESPACE;
 

@@ -1,7 +1,7 @@
 //! Stories of a real Kubernetes API server on which Helm has installed charts/loopgate: the real binary runs by the chart's variables,
 //! with the token of the chart's service account. `tests/run kubernetes` brings what they need; without it they are skipped, aloud.
 
-mod claw;
+mod chart_release;
 mod cluster;
 mod enrolment;
 mod pods;

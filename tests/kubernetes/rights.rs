@@ -3,7 +3,7 @@
 use loopgate::attest::Reason;
 use serde_json::{Value, json};
 
-use crate::claw::{Claw, NAME, rule};
+use crate::chart_release::{ChartRelease, NAME, rule};
 use crate::cluster::Cluster;
 use crate::enrolment::{enrol, refusal};
 use crate::pods::{NAMESPACE, path, pod};
@@ -21,9 +21,9 @@ async fn rules(cluster: &Cluster, token: &str, namespace: &str) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_else() {
     let Some(cluster) = Cluster::start().await else { return };
-    let claw = Claw::start(cluster, &["agents.attested=true"]).await;
-    let cluster = &claw.cluster;
-    let own = std::fs::read_to_string(claw.credentials.path().join("token")).unwrap();
+    let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
+    let cluster = &release.cluster;
+    let own = std::fs::read_to_string(release.credentials.path().join("token")).unwrap();
     let anybodys = cluster.token("builder", None, None).await;
     for (namespace, expected) in [
         (NAMESPACE, vec![rule(&["list", "watch"], "", "pods"), rule(&["create"], "authentication.k8s.io", "tokenreviews")]),
@@ -50,45 +50,45 @@ async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_els
         let (status, answer) = cluster.answers(&own, method, &what, None).await;
         assert_eq!(status, expected, "{method} {what}: {answer:#}");
     }
-    assert!(claw.check().await["findings"].as_array().unwrap().iter().all(|finding| finding["id"] != "kubernetes-forbidden"));
+    assert!(release.check().await["findings"].as_array().unwrap().iter().all(|finding| finding["id"] != "kubernetes-forbidden"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_right_that_is_missing_is_named_and_an_upgrade_brings_it() {
     let Some(cluster) = Cluster::start().await else { return };
-    let mut claw = Claw::start(cluster, &["agents.attested=true"]).await;
-    let (builder, _) = claw.run(&pod("builder", Some("true")), BUILDER).await;
-    claw.until_agents(&["builder"]).await;
-    let token = claw.cluster.token("builder", Some(&builder), Some("loopgate")).await;
+    let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
+    let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
+    release.until_agents(&["builder"]).await;
+    let token = release.cluster.token("builder", Some(&builder), Some("loopgate")).await;
 
     // Helm takes the right away again.
-    claw.upgrade(&["agents.attested=false"]).await;
-    assert_eq!(refusal(&claw.sidecar, BUILDER, &token).await, Reason::Kubernetes);
-    claw.sidecar.process().wait_for_log("needs a ClusterRole with the verb create on tokenreviews of authentication.k8s.io").await;
-    assert_eq!(forbidden(&claw).await, ["the verb create on tokenreviews"]);
+    release.upgrade(&["agents.attested=false"]).await;
+    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, Reason::Kubernetes);
+    release.sidecar.process().wait_for_log("needs a ClusterRole with the verb create on tokenreviews of authentication.k8s.io").await;
+    assert_eq!(forbidden(&release).await, ["the verb create on tokenreviews"]);
 
     // Whoever watches may go on until its watch ends.
     let role = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/roles/{NAME}");
-    claw.cluster.patch(&role, &json!({"rules": [rule(&["list"], "", "pods")]})).await;
-    claw.cluster.down().await;
-    claw.cluster.up().await;
-    claw.until_error("needs a Role in its namespace with the verb watch on pods").await;
-    assert!(claw.status().await.contains("needs a Role in its namespace with the verb watch on pods"));
-    assert_eq!(forbidden(&claw).await, ["the verb watch on pods"]);
-    claw.cluster.delete(&format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings/{NAME}")).await;
-    claw.until_error("needs a Role in its namespace with the verb list on pods").await;
-    assert_eq!(forbidden(&claw).await, ["the verb list on pods"]);
+    release.cluster.patch(&role, &json!({"rules": [rule(&["list"], "", "pods")]})).await;
+    release.cluster.down().await;
+    release.cluster.up().await;
+    release.until_error("needs a Role in its namespace with the verb watch on pods").await;
+    assert!(release.status().await.contains("needs a Role in its namespace with the verb watch on pods"));
+    assert_eq!(forbidden(&release).await, ["the verb watch on pods"]);
+    release.cluster.delete(&format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings/{NAME}")).await;
+    release.until_error("needs a Role in its namespace with the verb list on pods").await;
+    assert_eq!(forbidden(&release).await, ["the verb list on pods"]);
 
-    claw.cluster.delete(&role).await;
-    claw.upgrade(&["agents.attested=true"]).await;
-    claw.until_agents(&["builder"]).await;
-    enrol(&claw.sidecar, BUILDER, &token).await.unwrap();
-    assert_eq!(forbidden(&claw).await, [""; 0]);
+    release.cluster.delete(&role).await;
+    release.upgrade(&["agents.attested=true"]).await;
+    release.until_agents(&["builder"]).await;
+    enrol(&release.sidecar, BUILDER, &token).await.unwrap();
+    assert_eq!(forbidden(&release).await, [""; 0]);
 }
 
 /// The rights that `loopgate check` finds missing, in the words that they all have.
-async fn forbidden(claw: &Claw) -> Vec<String> {
-    let report = claw.check().await;
+async fn forbidden(release: &ChartRelease) -> Vec<String> {
+    let report = release.check().await;
     let findings = report["findings"].as_array().unwrap().iter();
     let seen = findings.filter(|finding| finding["id"] == "kubernetes-forbidden").flat_map(|finding| finding["seen"].as_array().unwrap());
     let words = seen.map(|seen| seen.as_str().unwrap().split_once("with ").unwrap().1.split(" (").next().unwrap());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use loopgate::attest::Reason;
 use tokio::time::timeout;
 
-use crate::claw::{ACCESS, Claw};
+use crate::chart_release::{ACCESS, ChartRelease};
 use crate::cluster::Cluster;
 use crate::enrolment::{enrol, refusal};
 use crate::pods::{NAMESPACE, pod};
@@ -19,28 +19,28 @@ const OTHER: &str = "127.0.0.22";
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_inside_stays_while_the_api_server_is_restarted_and_then_it_is_followed_again() {
     let Some(cluster) = Cluster::start().await else { return };
-    let mut claw = Claw::start(cluster, &["agents.attested=true"]).await;
-    let (_, mounted) = claw.run(&pod("builder", Some("true")), BUILDER).await;
-    let (other, _) = claw.run(&pod("other", Some("true")), OTHER).await;
-    claw.until_agents(&["builder", "other"]).await;
-    let others = claw.cluster.token("builder", Some(&other), Some("loopgate")).await;
-    let inside = Pod { client: &claw.sidecar, source: BUILDER, ca: claw.ca(), token: &mounted.path().join("token") };
+    let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
+    let (_, mounted) = release.run(&pod("builder", Some("true")), BUILDER).await;
+    let (other, _) = release.run(&pod("other", Some("true")), OTHER).await;
+    release.until_agents(&["builder", "other"]).await;
+    let others = release.cluster.token("builder", Some(&other), Some("loopgate")).await;
+    let inside = Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
     let agent = inside.agent().await;
     let mut wire = agent.h1().await;
     wire.ask(request("GET /", "")).await;
 
-    claw.cluster.down().await;
-    claw.until_error("can't be reached").await;
+    release.cluster.down().await;
+    release.until_error("can't be reached").await;
     wire.ask(request("GET /", "")).await;
-    assert_local(&claw.sidecar.gateway.requests().pop().unwrap(), &claw.sidecar.gateway);
-    assert_eq!(refusal(&claw.sidecar, OTHER, &others).await, Reason::Kubernetes);
+    assert_local(&release.sidecar.gateway.requests().pop().unwrap(), &release.sidecar.gateway);
+    assert_eq!(refusal(&release.sidecar, OTHER, &others).await, Reason::Kubernetes);
 
-    claw.cluster.up().await;
-    claw.until_agents(&["builder", "other"]).await;
-    enrol(&claw.sidecar, OTHER, &others).await.unwrap();
+    release.cluster.up().await;
+    release.until_agents(&["builder", "other"]).await;
+    enrol(&release.sidecar, OTHER, &others).await.unwrap();
     wire.ask(request("GET /", "")).await;
-    assert_local(&claw.sidecar.gateway.requests().pop().unwrap(), &claw.sidecar.gateway);
-    claw.delete("builder").await;
+    assert_local(&release.sidecar.gateway.requests().pop().unwrap(), &release.sidecar.gateway);
+    release.delete("builder").await;
     timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the pod");
 }
 
@@ -48,43 +48,43 @@ async fn whoever_is_inside_stays_while_the_api_server_is_restarted_and_then_it_i
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_end_the_api_server_has_forgotten_is_no_agent_any_more() {
     let Some(cluster) = Cluster::with(&["--watch-cache=false"]).await else { return };
-    let mut claw = Claw::start(cluster, &["agents.attested=true"]).await;
-    let (_, mounted) = claw.run(&pod("builder", Some("true")), BUILDER).await;
-    claw.run(&pod("other", Some("true")), OTHER).await;
-    let inside = Pod { client: &claw.sidecar, source: BUILDER, ca: claw.ca(), token: &mounted.path().join("token") };
+    let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
+    let (_, mounted) = release.run(&pod("builder", Some("true")), BUILDER).await;
+    release.run(&pod("other", Some("true")), OTHER).await;
+    let inside = Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
     let agent = inside.agent().await;
     let mut wire = agent.h1().await;
     wire.ask(request("GET /", "")).await;
-    claw.until_agents(&["builder", "other"]).await;
+    release.until_agents(&["builder", "other"]).await;
 
-    claw.cluster.lose(&format!("/registry/pods/{NAMESPACE}/builder")).await;
+    release.cluster.lose(&format!("/registry/pods/{NAMESPACE}/builder")).await;
     let ended = timeout(Duration::from_secs(20), wire.until_end()).await;
-    assert!(ended.is_ok(), "{:#?}", claw.sidecar.process().log());
-    claw.until_agents(&["other"]).await;
-    claw.sidecar.process().wait_for_log("the API server has forgotten where the watch was (410)").await;
-    claw.run(&pod("later", Some("address")), "127.0.0.23").await;
-    claw.until_agents(&["later", "other"]).await;
+    assert!(ended.is_ok(), "{:#?}", release.sidecar.process().log());
+    release.until_agents(&["other"]).await;
+    release.sidecar.process().wait_for_log("the API server has forgotten where the watch was (410)").await;
+    release.run(&pod("later", Some("address")), "127.0.0.23").await;
+    release.until_agents(&["later", "other"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_the_kubelet_rotates_is_used_from_then_on() {
     let Some(cluster) = Cluster::start().await else { return };
-    let mut claw = Claw::start(cluster, &["agents.attested=true"]).await;
-    let (builder, _) = claw.run(&pod("builder", Some("true")), BUILDER).await;
-    claw.until_agents(&["builder"]).await;
-    let token = claw.cluster.token("builder", Some(&builder), Some("loopgate")).await;
+    let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
+    let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
+    release.until_agents(&["builder"]).await;
+    let token = release.cluster.token("builder", Some(&builder), Some("loopgate")).await;
 
     // The token is bound to the sidecar's pod: without that it counts for nothing.
-    let mut again = claw.pod.clone();
-    claw.delete(crate::pods::name(&claw.pod)).await;
-    claw.cluster.down().await;
-    claw.cluster.up().await;
-    claw.until_error("does not accept loopgate's own service-account token (401)").await;
-    assert_eq!(refusal(&claw.sidecar, BUILDER, &token).await, Reason::Kubernetes);
+    let mut again = release.pod.clone();
+    release.delete(crate::pods::name(&release.pod)).await;
+    release.cluster.down().await;
+    release.cluster.up().await;
+    release.until_error("does not accept loopgate's own service-account token (401)").await;
+    assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, Reason::Kubernetes);
 
     again["metadata"] = serde_json::json!({"name": again["metadata"]["name"], "labels": again["metadata"]["labels"]});
-    let pod = claw.cluster.run(&again, "192.0.2.5").await;
-    claw.cluster.project(&pod, ACCESS, claw.credentials.path()).await;
-    claw.until_agents(&["builder"]).await;
-    enrol(&claw.sidecar, BUILDER, &token).await.unwrap();
+    let pod = release.cluster.run(&again, "192.0.2.5").await;
+    release.cluster.project(&pod, ACCESS, release.credentials.path()).await;
+    release.until_agents(&["builder"]).await;
+    enrol(&release.sidecar, BUILDER, &token).await.unwrap();
 }

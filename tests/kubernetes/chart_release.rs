@@ -19,7 +19,7 @@ pub const NAME: &str = "claw-loopgate";
 pub const ACCESS: &str = "loopgate-api-access";
 
 /// Fields end in this order.
-pub struct Claw {
+pub struct ChartRelease {
     pub sidecar: SidecarWithGateway,
     admin: SocketAddr,
     /// What its container says of discovery, with what is elsewhere here.
@@ -31,7 +31,7 @@ pub struct Claw {
     pub cluster: Cluster,
 }
 
-impl Claw {
+impl ChartRelease {
     /// Has Helm install the chart with these values, beside what stories need, and runs the sidecar that it describes. There is a service
     /// account `builder` too.
     pub async fn start(cluster: Cluster, values: &[&str]) -> Self {
@@ -64,9 +64,9 @@ impl Claw {
         let given: Vec<&str> = more.iter().map(String::as_str).collect();
         let setup: Vec<String> = variables.iter().map(|(name, value)| format!("export {name}='{value}'")).collect();
         let sidecar = Launch::new().after(&setup.join("; ")).flags(&given).start_with_gateway().await;
-        let claw = Self { sidecar, admin, variables, pod, credentials, cluster };
-        claw.until("it follows the API server", |status| status["discovery"]["kubernetes"] == "live").await;
-        claw
+        let release = Self { sidecar, admin, variables, pod, credentials, cluster };
+        release.until("it follows the API server", |status| status["discovery"]["kubernetes"] == "live").await;
+        release
     }
 
     /// `helm upgrade` with these values.
