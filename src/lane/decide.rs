@@ -38,7 +38,7 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
     };
     // A trusted proxy connects for its clients, so nothing that it shows makes the connection an agent's.
     if !policy.is_trusted_proxy(peer)
-        && let Some(admitted) = admitted(peer, certificate, view, policy)
+        && let Some(admitted) = admitted(peer, sender.ip, certificate, view, policy)
     {
         return Ok(Lane::Agent(agent_lane(peer, admitted, external, view, policy)));
     }
@@ -49,7 +49,9 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
 }
 
 /// How the peer is admitted as an agent, if it is.
-fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy) -> Option<AdmittedBy> {
+///
+/// `sender` is the sender of its requests, which must be asked for the certificates that count from there.
+fn admitted(peer: IpAddr, sender: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy) -> Option<AdmittedBy> {
     if !policy.gateway_is_loopback {
         return None;
     }
@@ -64,6 +66,10 @@ fn admitted(peer: IpAddr, certificate: Option<&Certificate>, view: &View, policy
                 && certificate.uris.iter().any(|uri| names_agent(uri, &agent.id, &policy.trust_domain, view.source))
             {
                 return Some(AdmittedBy::Attested(Arc::clone(agent)));
+            }
+            // Enforced here too, so that a reload that narrows `agents.certificate_from` ends what it admitted.
+            if !policy.asks_for_certificate(sender) {
+                return None;
             }
             let name = format!("spiffe://{}/agent/", policy.trust_domain);
             certificate.uris.iter().find(|uri| uri.starts_with(&name)).cloned().map(AdmittedBy::Certificate)

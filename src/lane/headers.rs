@@ -108,9 +108,7 @@ impl GatewayHead {
             Lane::Agent(lane) => &lane.scopes,
             Lane::External(lane) => &lane.scopes,
         };
-        if checked.upgrade.is_none() {
-            check_capped_api(&parts, scopes.as_ref())?;
-        }
+        check_capped_api(&parts, scopes.as_ref())?;
         match lane {
             Lane::Agent(lane)
                 if browser::is_from_browser(&parts.headers, &checked.host)
@@ -267,13 +265,16 @@ impl Forwarding {
 /// Refuses requests to the gateway's HTTP API on a connection with the scope cap `cap`, unless it includes `operator.admin`.
 ///
 /// There the gateway gives every client that sends its token or password full operator rights, and ignores `X-OpenClaw-Scopes`
-/// (OpenClaw `gateway/openai-http-api`, `gateway/tools-invoke-http-api`).
+/// (OpenClaw `gateway/openai-http-api`, `gateway/tools-invoke-http-api`). The same holds for `POST /sessions/KEY/kill`
+/// and `GET /sessions/KEY/history`.
+/// A request for an upgrade is refused too: a gateway that does not upgrade could answer it as a plain request.
 fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), RequestRefusal> {
     static API: LazyLock<Vec<PathRule>> = LazyLock::new(|| {
         let deny = |prefix: &str| PathRule { allow: false, prefix: prefix.into(), methods: Vec::new(), upgrade: false };
-        ["/v1/", "/tools/", "/api/"].map(deny).into()
+        ["/v1/", "/tools/", "/api/", "/sessions/"].map(deny).into()
     });
-    if cap.is_none_or(|cap| allowed_scopes(cap).any(|scope| scope == "operator.admin")) {
+    // This very path is a page of the Control UI.
+    if parts.uri.path() == "/sessions" || cap.is_none_or(|cap| allowed_scopes(cap).any(|scope| scope == "operator.admin")) {
         return Ok(());
     }
     path::check_path(&parts.method, parts.uri.path(), false, &API).map_err(|_| RequestRefusal::ScopeCapped)

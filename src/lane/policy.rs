@@ -17,6 +17,8 @@ pub struct Policy {
     pub(super) own_addresses: OwnAddresses,
     pub(super) cidrs: Vec<IpNet>,
     certificate_from: Vec<IpNet>,
+    /// Whether there are CAs of `tls.client_ca`, for whose certificates every client is asked.
+    has_client_ca: bool,
     pub(super) uris: Vec<String>,
     /// The cap of agents without a label of their own; `None` if there is no such cap.
     pub(super) scopes: Option<HeaderValue>,
@@ -40,6 +42,7 @@ impl Policy {
             own_addresses: config.listen.own_addresses,
             cidrs: config.agents.cidrs.clone(),
             certificate_from: config.agents.certificate_from.clone(),
+            has_client_ca: config.tls.client_ca.is_some(),
             uris: config.agents.uris.clone(),
             scopes: (!config.agents.scopes.is_empty()).then(|| scope_cap(&config.agents.scopes)),
             external_scopes: (!config.external.scopes.is_empty()).then(|| scope_cap(&config.external.scopes)),
@@ -72,9 +75,10 @@ impl Policy {
         listed(&self.identity_headers) || (is_reserved(name) && !listed(&self.keep_headers))
     }
 
-    /// Returns whether `agents.certificate_from` contains `client`.
+    /// Returns whether a certificate of `loopgate cert issue` counts from `client`: `agents.certificate_from` contains it, or every client is
+    /// asked for a certificate because of `tls.client_ca`.
     pub(super) fn asks_for_certificate(&self, client: IpAddr) -> bool {
-        contains(&self.certificate_from, client)
+        self.has_client_ca || contains(&self.certificate_from, client)
     }
 
     /// Checks a client of the external lane against the allow and deny lists.

@@ -111,7 +111,10 @@ fn the_lane_of_an_address() {
 
 #[test]
 fn the_lane_of_a_certificate() {
-    let policy = policy(|c| c.agents.uris = vec!["spiffe://corp/robot".into()]);
+    let policy = policy(|c| {
+        c.agents.uris = vec!["spiffe://corp/robot".into()];
+        c.agents.certificate_from = nets(&["172.18.0.9/32"]);
+    });
     let operator = |uri: &str| Certificate { issuer: Issuer::Operator, ..own(uri) };
     let expired = Certificate { not_after: NOW, ..own("spiffe://loopgate.local/docker/p/s/bbb") };
     for (peer, certificate, expected) in [
@@ -123,13 +126,20 @@ fn the_lane_of_a_certificate() {
         ("172.18.0.4", expired, "external 172.18.0.4"),
         ("172.18.0.4", operator("spiffe://loopgate.local/docker/p/s/bbb"), "external 172.18.0.4"),
         ("172.18.0.9", own("spiffe://loopgate.local/agent/robot"), "certificate"),
+        ("172.18.0.8", own("spiffe://loopgate.local/agent/robot"), "external 172.18.0.8"),
+        ("172.18.0.4", own("spiffe://loopgate.local/agent/robot"), "external 172.18.0.4"),
         ("172.18.0.9", operator("spiffe://loopgate.local/agent/robot"), "external 172.18.0.9"),
         ("172.18.0.9", operator("spiffe://corp/robot"), "certificate"),
+        ("172.18.0.8", operator("spiffe://corp/robot"), "certificate"),
         ("172.18.0.9", operator("spiffe://corp/robots"), "external 172.18.0.9"),
     ] {
         let evidence = Evidence { certificate: Some(certificate.clone()), ..from(peer) };
         assert_eq!(lane(&evidence, &policy), expected, "{peer} {certificate:?}");
     }
+    // Every client is asked for a certificate then.
+    let asking_all = self::policy(|c| c.tls.client_ca = Some("ca.pem".into()));
+    let evidence = Evidence { certificate: Some(own("spiffe://loopgate.local/agent/robot")), ..from("172.18.0.8") };
+    assert_eq!(lane(&evidence, &asking_all), "certificate");
 }
 
 #[test]

@@ -278,6 +278,32 @@ fn an_upgrade_keeps_what_it_needs() {
 }
 
 #[test]
+fn a_cap_closes_the_http_api_to_requests_and_upgrades() {
+    let capped = |scope: &str| rules(|c| c.agents.scopes = vec![scope.to_owned()]);
+    let (read, admin, free) = (capped("operator.read"), capped("operator.admin"), rules(|_| {}));
+    let refusal = |path: &str, upgrade: bool, rules: &Rules| {
+        let mut request = Request::builder().uri(path).header("host", "gw.example:8443");
+        if upgrade {
+            request = request.header("upgrade", "websocket").header("connection", "upgrade");
+        }
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        GatewayHead::new(parts, &lane("172.18.0.3", rules), rules, None, &BTreeSet::new()).err()
+    };
+    for upgrade in [false, true] {
+        for path in
+            ["/v1/models", "/tools/invoke", "/api/x", "/sessions/main/history", "/Sessions/main/kill", "/sessions/", "/%73essions/a"]
+        {
+            assert_eq!(refusal(path, upgrade, &read), Some(RequestRefusal::ScopeCapped), "{path} {upgrade}");
+            assert_eq!(refusal(path, upgrade, &admin), None, "{path} {upgrade}");
+            assert_eq!(refusal(path, upgrade, &free), None, "{path} {upgrade}");
+        }
+        for path in ["/", "/sessions", "/sessionsx", "/sessions?session=main"] {
+            assert_eq!(refusal(path, upgrade, &read), None, "{path} {upgrade}");
+        }
+    }
+}
+
+#[test]
 fn crumbs_of_a_cookie_are_joined() {
     let rules = rules(|_| {});
     let request = Request::builder().version(Version::HTTP_2).uri("https://a/").header("cookie", "a=1").header("cookie", "b=2");
