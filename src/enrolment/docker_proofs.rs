@@ -31,11 +31,13 @@ impl DockerProofs {
 
 impl ProofReader for DockerProofs {
     async fn container(&self, id: &str, kind: ProofKind) -> Result<Option<Surroundings>, ReadError> {
-        let (listed, _) = self.engine.list().await.map_err(failed("/containers/json"))?;
+        let (listed, unreadable) = self.engine.list().await.map_err(failed("/containers/json"))?;
         let is_agent = |container: &&ContainerSummary| container.id.as_deref() == Some(id);
         let Some(own) = listed.iter().find(is_agent).filter(|own| own.state.as_deref() == Some("running")) else { return Ok(None) };
         let mounts = own.mounts.iter().flatten().filter_map(|mount| mount.destination.as_deref().map(Into::into)).collect();
-        let shares_processes = kind == ProofKind::Process && self.is_podman().await? && self.shares_processes(id, &listed).await?;
+        // A container that can't be read may be one that has joined the PID namespace.
+        let shares_processes =
+            kind == ProofKind::Process && self.is_podman().await? && (!unreadable.is_empty() || self.shares_processes(id, &listed).await?);
         Ok(Some(Surroundings { mounts, shares_processes }))
     }
 
@@ -54,8 +56,15 @@ impl ProofReader for DockerProofs {
 }
 
 impl DockerProofs {
+    /// Says whether the engine is Podman. What a filter answers in its place says nothing about that.
     async fn is_podman(&self) -> Result<bool, ReadError> {
-        Ok(self.engine.probe("/_ping").await.map_err(failed("/_ping"))?.is_podman)
+        let answer = self.engine.probe("/_ping").await.map_err(failed("/_ping"))?;
+        if answer.status != 200 {
+            let message = "whether it is Podman decides which proofs count".to_owned();
+            let refused = Error::Refused { engine: self.engine.name(), endpoint: "/_ping", status: answer.status, message };
+            return Err(failed("/_ping")(refused));
+        }
+        Ok(answer.is_podman)
     }
 
     /// Returns whether the container `id` shares its PID namespace with the host or one of `listed`.
@@ -213,6 +222,36 @@ mod tests {
             let found = proofs.container("a", ProofKind::Process).await.unwrap().unwrap();
             assert_eq!(found.shares_processes, expected);
             assert_eq!(proofs.container("c", ProofKind::Process).await.unwrap(), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn no_proof_shown_as_a_process_counts_where_the_engine_or_a_container_is_not_known() {
+        const LIST: &str = "GET /containers/json?all=true&filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
+        const ONE: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[{\"Id\":\"a\",\"State\":\"running\"}]";
+        const WITH_UNREADABLE: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[{\"Id\":\"a\",\"State\":\"running\"},{\"Id\":7}]";
+        const PODMAN: &str = "HTTP/1.1 200 OK\r\nLibpod-API-Version: 5.8.6\r\nContent-Length: 0\r\n\r\n";
+        const DOCKER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        const REFUSED: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
+        const PRIVATE: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"HostConfig\":{\"PidMode\":\"private\"}}";
+        for (list, ping, expected) in [
+            (ONE, PODMAN, Some(false)),
+            (WITH_UNREADABLE, PODMAN, Some(true)),
+            (WITH_UNREADABLE, DOCKER, Some(false)),
+            (ONE, REFUSED, None),
+        ] {
+            let shutdown = Shutdown::new();
+            let (_directory, proofs) = engine([(LIST, list), ("GET /_ping", ping), ("GET /containers/a/json", PRIVATE)], &shutdown);
+            let found = proofs.container("a", ProofKind::Process).await;
+            match expected {
+                Some(shares) => assert_eq!(found.unwrap().unwrap().shares_processes, shares, "{list} {ping}"),
+                None => {
+                    let error = found.unwrap_err();
+                    assert_eq!(error.endpoint, "/_ping");
+                    assert!(error.source.to_string().contains("refuses GET /_ping (403"), "{}", error.source);
+                }
+            }
+            assert!(proofs.container("a", ProofKind::File).await.is_ok(), "a proof shown as a file does not depend on it");
         }
     }
 }
