@@ -4,7 +4,7 @@
 //! refusal, `reason`. [`AuditLog`] writes them to a file or to standard output. The filter of log lines excludes the target, and no filter
 //! applies here, so `log.level` has no influence. No event carries a secret, a path or a header of a request.
 //!
-//! Each kind and reason has a rate limit, so that a flood of refusals neither fills the disk nor hides other events. What it leaves out is
+//! Each kind, reason, lane and outcome has a rate limit, so that a flood of some events neither fills the disk nor hides others. What it leaves out is
 //! counted, and the counts are written within ten seconds.
 
 use std::collections::BTreeMap;
@@ -31,10 +31,12 @@ use crate::token_bucket::{Rate, TokenBucket};
 /// The target of audit events.
 pub const TARGET: &str = "loopgate::audit";
 
-/// The rate limit of one kind and reason.
+/// The rate limit of events that are alike in [`KEY`].
 const RATE: Rate = Rate { burst: 200, interval: Duration::from_millis(20) };
-/// The most kinds and reasons that have a limit of their own; further ones share the last.
-const MAX_KEYS: usize = 64;
+/// The fields that distinguish events for the rate limit. None has a value that a client chooses.
+const KEY: [&str; 4] = ["kind", "reason", "lane", "outcome"];
+/// The most keys that have a limit of their own; further ones share the last.
+const MAX_KEYS: usize = 256;
 /// The most lines that wait for the disk; further ones are counted as left out.
 const QUEUE: usize = 1024;
 /// How often the counts of what was left out are written.
@@ -85,8 +87,7 @@ impl AuditLog {
     }
 
     fn record(&self, mut fields: Map<String, Value>, now: Instant) {
-        let text = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default();
-        let key = format!("{} {}", text("kind"), text("reason"));
+        let key = KEY.map(|name| fields.get(name).and_then(Value::as_str).unwrap_or_default().to_owned());
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         if !limits.admits(&key, now) {
             return;
@@ -132,22 +133,23 @@ impl Visit for Fields {
 
 /// The rate limits, and how much each has left out since the last count was written.
 #[derive(Default)]
-struct EventLimits(BTreeMap<String, (Option<TokenBucket>, u64)>);
+struct EventLimits(BTreeMap<[String; KEY.len()], (Option<TokenBucket>, u64)>);
 
 impl EventLimits {
-    fn entry(&mut self, key: &str) -> &mut (Option<TokenBucket>, u64) {
-        let key = if self.0.contains_key(key) || self.0.len() < MAX_KEYS { key } else { "other " };
-        self.0.entry(key.to_owned()).or_default()
+    fn entry(&mut self, key: &[String; KEY.len()]) -> &mut (Option<TokenBucket>, u64) {
+        let is_own = self.0.contains_key(key) || self.0.len() < MAX_KEYS;
+        let key = if is_own { key.clone() } else { ["other", "", "", ""].map(str::to_owned) };
+        self.0.entry(key).or_default()
     }
 
-    fn admits(&mut self, key: &str, now: Instant) -> bool {
+    fn admits(&mut self, key: &[String; KEY.len()], now: Instant) -> bool {
         let (bucket, left_out) = self.entry(key);
         let admitted = bucket.get_or_insert_with(|| TokenBucket::full(now)).try_take(RATE, now);
         *left_out += u64::from(!admitted);
         admitted
     }
 
-    fn left_out(&mut self, key: &str) {
+    fn left_out(&mut self, key: &[String; KEY.len()]) {
         self.entry(key).1 += 1;
     }
 
@@ -155,10 +157,13 @@ impl EventLimits {
     fn take_counts(&mut self) -> Vec<String> {
         let counted = self.0.iter_mut().filter(|(_, (_, left_out))| *left_out > 0);
         counted
-            .map(|(key, (_, left_out))| {
-                let (kind, reason) = key.split_once(' ').unwrap_or((key, ""));
+            .map(|([kind, reason, lane, outcome], (_, left_out))| {
                 let count = std::mem::take(left_out);
-                json!({"time": timestamp(), "kind": "left_out", "of": kind, "reason": reason, "count": count}).to_string()
+                let mut line = json!({"time": timestamp(), "kind": "left_out", "of": kind, "reason": reason, "count": count});
+                for (name, value) in [("lane", lane), ("outcome", outcome)].into_iter().filter(|(_, value)| !value.is_empty()) {
+                    line[name] = value.as_str().into();
+                }
+                line.to_string()
             })
             .collect()
     }
@@ -276,6 +281,25 @@ mod tests {
                 (&json!("refusal"), &json!("client_rate"), &json!(10_000 - written))
             );
             assert!(lines.iter().any(|line| line["reason"] == "denied"), "{lines:?}");
+        });
+    }
+
+    #[test]
+    fn a_flood_of_external_connections_hides_no_agents_lane_and_no_certificate() {
+        with_log(|log, path| {
+            for _ in 0..1_000 {
+                info!(target: TARGET, kind = "lane", lane = "external", "connected");
+                info!(target: TARGET, kind = "enrolment", outcome = "refused", reason = "", "enrolment refused");
+            }
+            info!(target: TARGET, kind = "lane", lane = "agent", "connected");
+            info!(target: TARGET, kind = "enrolment", outcome = "issued", "enrolled");
+            log.flush();
+            let lines = lines(path);
+            for (field, value) in [("lane", "agent"), ("outcome", "issued")] {
+                assert!(lines.iter().any(|line| line[field] == value && line["kind"] != "left_out"), "{field} {value}");
+            }
+            let counted = |field: &str, value: &str| lines.iter().any(|line| line["kind"] == "left_out" && line[field] == value);
+            assert!(counted("lane", "external") && counted("outcome", "refused"), "{lines:?}");
         });
     }
 
