@@ -80,13 +80,30 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
 
 /// Returns the tables of the configuration in which `running` and `applied` differ, as far as their options change live.
 pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
+    // `apply` keeps `state_dir`, `discovery`, `admin` and the tables `gateway`, `kubernetes` and `docker` as they run.
+    let Config {
+        listen,
+        tls,
+        agents,
+        external,
+        http,
+        limits,
+        log,
+        state_dir: _,
+        discovery: _,
+        gateway: _,
+        kubernetes: _,
+        docker: _,
+        admin: _,
+    } = running;
     let changed = [
-        ("listen", running.listen != applied.listen),
-        ("tls", running.tls != applied.tls),
-        ("agents", running.agents != applied.agents),
-        ("external", running.external != applied.external),
-        ("limits", running.limits != applied.limits),
-        ("log", running.log != applied.log),
+        ("listen", *listen != applied.listen),
+        ("tls", *tls != applied.tls),
+        ("agents", *agents != applied.agents),
+        ("external", *external != applied.external),
+        ("http", *http != applied.http),
+        ("limits", *limits != applied.limits),
+        ("log", *log != applied.log),
     ];
     changed.into_iter().filter_map(|(table, changed)| changed.then_some(table)).collect()
 }
@@ -110,10 +127,11 @@ mod tests {
         let running = Config::default();
         let mut wanted = running.clone();
         wanted.external.deny = vec!["10.0.0.0/8".parse().unwrap()];
+        wanted.http.upgrades = vec!["other".into()];
         wanted.limits.head_fields = 7;
         wanted.log.level = "debug".into();
         assert_eq!(apply(&running, wanted.clone()), (wanted.clone(), vec![]));
-        assert_eq!(changed_tables(&running, &wanted), ["external", "limits", "log"]);
+        assert_eq!(changed_tables(&running, &wanted), ["external", "http", "limits", "log"]);
         let live = wanted.clone();
         wanted.gateway.address.set_port(1);
         wanted.limits.max_connections = 1;
