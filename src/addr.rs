@@ -1,11 +1,20 @@
 //! Addresses as loopgate compares them: IPv4-mapped IPv6 is folded here and nowhere else.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// `ip` with an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) folded to the IPv4 address it stands for.
 pub fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
+}
+
+/// The key under which limits count the client at `ip`: an IPv4 address, or the /64 of an IPv6 address, since one host can take all addresses
+/// of a /64 (RFC 4291 section 2.5.1).
+pub fn client_key(ip: IpAddr) -> IpAddr {
+    match canonical(ip) {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
+        ip => ip,
+    }
 }
 
 /// Returns whether `ip` is loopback or unspecified, mapped forms included.
@@ -52,6 +61,15 @@ impl fmt::Display for PeerAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_count_a_64_of_ipv6_as_one_client() {
+        for (ip, expected) in
+            [("10.0.0.7", "10.0.0.7"), ("::ffff:10.0.0.7", "10.0.0.7"), ("fd00:1:2:3:4:5:6:7", "fd00:1:2:3::"), ("fd00::1", "fd00::")]
+        {
+            assert_eq!(client_key(ip.parse().unwrap()), expected.parse::<IpAddr>().unwrap(), "{ip}");
+        }
+    }
 
     #[test]
     fn a_mapped_address_is_the_ipv4_address() {

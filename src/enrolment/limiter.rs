@@ -1,4 +1,4 @@
-//! Limits how often each address may try to enrol.
+//! Limits how often each client may try to enrol.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,22 +7,41 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::addr::client_key;
 use crate::token_bucket::{Rate, TokenBucket};
 
 /// Ten attempts at once, and one more every three seconds.
 const RATE: Rate = Rate { burst: 10, interval: Duration::from_secs(3) };
 
-/// A token bucket for each address.
-#[derive(Debug, Default)]
-pub(super) struct Limiter(Mutex<HashMap<IpAddr, TokenBucket>>);
+/// Full buckets are looked for and forgotten when there are at least this many.
+const MIN_TABLE: usize = 1024;
+
+/// A token bucket for each client.
+#[derive(Debug)]
+pub(super) struct Limiter(Mutex<Buckets>);
+
+#[derive(Debug)]
+struct Buckets {
+    clients: HashMap<IpAddr, TokenBucket>,
+    clean_at: usize,
+}
+
+impl Default for Limiter {
+    fn default() -> Self {
+        Self(Mutex::new(Buckets { clients: HashMap::new(), clean_at: MIN_TABLE }))
+    }
+}
 
 impl Limiter {
     /// Returns whether `ip` may try now, and counts the attempt if so.
     pub(super) fn admits(&self, ip: IpAddr) -> bool {
         let now = Instant::now();
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        buckets.retain(|_, bucket| !bucket.is_full(now));
-        buckets.entry(ip).or_insert(TokenBucket::full(now)).try_take(RATE, now)
+        if buckets.clients.len() >= buckets.clean_at {
+            buckets.clients.retain(|_, bucket| !bucket.is_full(now));
+            buckets.clean_at = MIN_TABLE.max(2 * buckets.clients.len());
+        }
+        buckets.clients.entry(client_key(ip)).or_insert(TokenBucket::full(now)).try_take(RATE, now)
     }
 }
 
@@ -40,6 +59,18 @@ mod tests {
         assert_eq!((0..20).filter(|_| limiter.admits(one)).count(), 1);
         tokio::time::advance(RATE.interval * RATE.burst).await;
         assert!(limiter.admits(other));
-        assert_eq!(limiter.0.lock().unwrap().len(), 1, "full buckets are forgotten");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_of_one_ipv6_network_are_one_client_and_full_buckets_are_forgotten() {
+        let limiter = Limiter::default();
+        let from = |network: usize, host: usize| format!("fd00:0:0:{network:x}::{host:x}").parse().unwrap();
+        assert_eq!((0..20).filter(|host| limiter.admits(from(0, *host))).count(), 10);
+        assert!((1..MIN_TABLE).all(|network| limiter.admits(from(network, 1))));
+        let held = || limiter.0.lock().unwrap().clients.len();
+        assert_eq!(held(), MIN_TABLE);
+        tokio::time::advance(RATE.interval * RATE.burst).await;
+        assert!(limiter.admits(from(0, 1)));
+        assert_eq!(held(), 1);
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::addr::PeerAddr;
+use crate::addr::{PeerAddr, client_key};
 use crate::audit;
 use crate::config::Config;
 use crate::metrics::{AcceptRefusal, ListenerMetrics};
@@ -190,7 +190,7 @@ impl ConnectionLimits {
         if limits.exempt.iter().any(|network| network.contains(&peer.ip())) {
             return Ok(ClientGuard { client: None, limits: Arc::clone(self) });
         }
-        let client = client_of(peer.ip());
+        let client = client_key(peer.ip());
         self.clients().add(client, Instant::now(), &limits)?;
         Ok(ClientGuard { client: Some(client), limits: Arc::clone(self) })
     }
@@ -246,14 +246,5 @@ impl Drop for ClientGuard {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.client.limits.metrics.open.dec();
-    }
-}
-
-/// Returns the key under which `ip` is counted: an IPv4 address, or the /64 of an IPv6 address, since one host can take all
-/// addresses of a /64 (RFC 4291 section 2.5.1).
-fn client_of(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => ip,
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
     }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
+use crate::addr::client_key;
 use crate::config::Limits;
 use crate::labels::LaneKind;
 use crate::metrics::traffic::{Held, Traffic};
@@ -125,11 +126,7 @@ impl GatewayBudgets {
 
     /// Returns the budget of the external client with the address `ip`. Addresses of one IPv6 network of 64 bits are one client.
     pub fn client(&self, ip: IpAddr) -> Arc<ClientBudget> {
-        let key = match ip {
-            IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
-            ip => ip,
-        };
-        lock(&self.clients).get(key, || self.external.clone())
+        lock(&self.clients).get(client_key(ip), || self.external.clone())
     }
 
     /// Returns the budget of the agent whose requests come from `source` at the gateway.
