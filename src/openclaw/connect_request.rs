@@ -5,6 +5,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::device::public_key_id;
+
 /// What a client's first message is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FirstMessage {
@@ -25,6 +27,18 @@ pub struct ConnectRequest {
     pub scopes: Vec<String>,
     /// The id of the device that it is signed by, if any.
     pub device: Option<String>,
+    /// The device's public key, if any: an ed25519 key in base64url or PEM.
+    pub public_key: Option<String>,
+}
+
+impl ConnectRequest {
+    /// Returns whether the device's id is that of its public key, if the request has one.
+    pub fn has_matching_id(&self) -> bool {
+        match (&self.device, &self.public_key) {
+            (Some(device), Some(key)) => public_key_id(key).as_ref() == Some(device),
+            _ => true,
+        }
+    }
 }
 
 impl FirstMessage {
@@ -52,11 +66,15 @@ fn connect(request: &Map<String, Value>) -> Option<ConnectRequest> {
         None => Vec::new(),
         Some(scopes) => scopes.as_array()?.iter().map(|scope| scope.as_str().map(str::to_owned)).collect::<Option<_>>()?,
     };
-    let device = match params.get("device") {
-        None | Some(Value::Null) => None,
-        Some(device) => Some(device.as_object()?.get("id")?.as_str()?.to_owned()),
+    let (device, public_key) = match params.get("device") {
+        None | Some(Value::Null) => (None, None),
+        Some(device) => {
+            let device = device.as_object()?;
+            let key = device.get("publicKey").map(|key| key.as_str().map(str::to_owned));
+            (Some(device.get("id")?.as_str()?.to_owned()), key.map_or(Some(None), |key| key.map(Some))?)
+        }
     };
-    Some(ConnectRequest { id, scopes, device })
+    Some(ConnectRequest { id, scopes, device, public_key })
 }
 
 /// A JSON value in which no object has a key twice.
@@ -127,7 +145,7 @@ mod tests {
 
     fn asks(scopes: &[&str], device: Option<&str>) -> FirstMessage {
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
-        FirstMessage::Connect(ConnectRequest { id: "1".into(), scopes, device: device.map(str::to_owned) })
+        FirstMessage::Connect(ConnectRequest { id: "1".into(), scopes, device: device.map(str::to_owned), public_key: None })
     }
 
     #[test]
@@ -144,6 +162,7 @@ mod tests {
             (r#"{"id":"1","method":"connect","params":{"scopes":"operator.admin"}}"#, Malformed),
             (r#"{"id":"1","method":"connect","params":{"scopes":[["operator.admin"]]}}"#, Malformed),
             (r#"{"id":"1","method":"connect","params":{"device":"d"}}"#, Malformed),
+            (r#"{"id":"1","method":"connect","params":{"device":{"id":"d","publicKey":1}}}"#, Malformed),
             (r#"{"id":"1","method":"connect","params":[]}"#, Malformed),
             (r#"{"id":"1","method":"connect"}"#, Malformed),
             (r#"{"id":"a\"b","method":"connect","params":{}}"#, Malformed),

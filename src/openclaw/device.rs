@@ -9,8 +9,8 @@ use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -159,8 +159,7 @@ impl Device {
 
     /// Returns the device id: SHA-256 of the raw public key, in hexadecimal digits.
     pub fn id(&self) -> String {
-        let digest = digest(&SHA256, self.key.public_key().as_ref());
-        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        key_id(self.key.public_key().as_ref())
     }
 
     /// Returns the raw public key in base64url.
@@ -172,6 +171,23 @@ impl Device {
     pub fn sign(&self, text: &str) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(self.key.sign(text.as_bytes()))
     }
+}
+
+/// Returns the id of the device that has `key`, an ed25519 public key in base64url or PEM, as the gateway derives it; `None` if it is
+/// no such key.
+pub(super) fn public_key_id(key: &str) -> Option<String> {
+    if key.contains("BEGIN") {
+        let der = SubjectPublicKeyInfoDer::from_pem_slice(key.as_bytes()).ok()?;
+        // RFC 8410: a prefix of 12 bytes, and the key.
+        return der.as_ref().get(12..).filter(|raw| raw.len() == 32).map(key_id);
+    }
+    let plain: String = key.trim_end_matches('=').replace('+', "-").replace('/', "_");
+    let raw = BASE64_URL_SAFE_NO_PAD.decode(plain).ok()?;
+    (raw.len() == 32).then(|| key_id(&raw))
+}
+
+fn key_id(raw: &[u8]) -> String {
+    digest(&SHA256, raw).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Returns an ed25519 key in PEM. One line of base64 holds it.
@@ -193,6 +209,10 @@ mod tests {
         let device = Device::read(file.path()).unwrap();
         let json: serde_json::Value = serde_json::from_str(BY_OPENCLAW).unwrap();
         assert_eq!(device.id(), json["deviceId"]);
+        let pem = json["publicKeyPem"].as_str().unwrap();
+        assert_eq!(public_key_id(pem), Some(device.id()));
+        assert_eq!(public_key_id(&device.public_key()), Some(device.id()));
+        assert_eq!(public_key_id(&format!("{}x", device.public_key())), None);
         assert_eq!(std::fs::read_to_string(file.path()).unwrap(), BY_OPENCLAW);
     }
 

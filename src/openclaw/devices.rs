@@ -1,13 +1,14 @@
 //! Remembers on which lane a device was first used, so that a device of an agent can't be used from outside.
 //!
-//! The gateway pairs an agent's device silently, and from then on accepts the device's own token from any address. So a device that
-//! the gateway first accepted on an agent's connection is bound to the agent lane.
+//! The gateway pairs an agent's device silently, and from then on accepts the device's own token from any address. So a device that an
+//! agent was the first to use is bound to the agent lane: before the gateway gets the `connect`, since it may pair the device and yet
+//! be unable to say so. Only if the gateway refuses the `connect` is the device freed again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,9 @@ pub enum DeviceRefusal {
     /// The id is not one that OpenClaw makes.
     #[error("the device id is malformed")]
     Malformed,
+    /// The id is not that of the request's public key, so it may be another client's.
+    #[error("the device id does not belong to the public key")]
+    Mismatch,
 }
 
 /// The devices of a running sidecar. Commands change the same file, which is read again when it has changed.
@@ -68,6 +72,22 @@ pub struct Devices {
 struct Known {
     table: Table,
     stamp: Option<(u64, i64, i64, u64)>,
+    /// Entries that are not in the file yet, or could not be written.
+    unsaved: Table,
+    /// Devices that are bound until the gateway answers, and how many connections wait for that.
+    provisional: BTreeMap<String, usize>,
+    /// Devices that are being removed from the file, unless they are bound again before.
+    removing: BTreeSet<String>,
+}
+
+/// A device that was bound before the gateway has answered its `connect`. If this is dropped, the device stays bound.
+#[derive(Debug)]
+pub struct ProvisionalBinding {
+    devices: Arc<Devices>,
+    device: String,
+    entry: Entry,
+    /// Whether a refusal was taken into account.
+    is_settled: bool,
 }
 
 impl Devices {
@@ -76,7 +96,7 @@ impl Devices {
     /// # Errors
     /// If the file can't be read: without it, no device would be bound.
     pub fn open(directory: &Path, gateway_state: Option<&Path>) -> io::Result<Self> {
-        let known = Known { stamp: stamp(directory), table: read(directory)? };
+        let known = Known { stamp: stamp(directory), table: read(directory)?, ..Known::default() };
         Ok(Self { directory: directory.into(), gateway_state: gateway_state.map(Into::into), known: Mutex::new(known) })
     }
 
@@ -88,7 +108,12 @@ impl Devices {
         }
         known.stamp = Some(stamp);
         match read(&self.directory) {
-            Ok(table) => known.table = table,
+            Ok(table) => {
+                known.table = table;
+                for (device, entry) in &known.unsaved {
+                    known.table.entry(device.clone()).or_insert_with(|| entry.clone());
+                }
+            }
             Err(error) => {
                 warn!(path = %self.directory.join(FILE).display(), %error, "can't read the device bindings; using those known before")
             }
@@ -103,7 +128,7 @@ impl Devices {
         if device.is_empty() || device.len() > MAX_ID || !device.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
             return Err(DeviceRefusal::Malformed);
         }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.lock();
         self.refresh(&mut known);
         match (known.table.get(device), agent) {
             (Some(Entry { agent: Some(bound), .. }), None) => Err(DeviceRefusal::Bound { device: device.into(), agent: bound.clone() }),
@@ -114,30 +139,114 @@ impl Devices {
         }
     }
 
-    /// Remembers a device that the gateway has accepted, on the external lane or on the agent lane as `agent`. Blocks.
-    pub fn remember(&self, device: &str, agent: Option<&str>) {
-        let is_own = || self.gateway_state.as_deref().and_then(own_device).is_some_and(|own| own == device);
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.table.contains_key(device) || (agent.is_none() && known.table.len() >= MAX_DEVICES) || is_own() {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_own(&self, device: &str) -> bool {
+        self.gateway_state.as_deref().and_then(own_device).is_some_and(|own| own == device)
+    }
+
+    /// Remembers a device that the gateway has accepted on the external lane. Blocks.
+    pub fn remember_external(&self, device: &str) {
+        if self.is_own(device) {
             return;
         }
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let entry = Entry { agent: agent.map(Into::into), since };
-        if let Some(agent) = agent {
-            info!(device = short(device), agent, "device bound to the agent lane");
+        let entry = Entry { agent: None, since: now() };
+        {
+            let mut known = self.lock();
+            if known.table.contains_key(device) || known.table.len() >= MAX_DEVICES {
+                return;
+            }
+            known.table.insert(device.into(), entry.clone());
+            known.unsaved.insert(device.into(), entry.clone());
         }
-        known.table.insert(device.into(), entry.clone());
+        self.save(device, entry);
+    }
+
+    /// Binds a device to the agent lane until the gateway has answered its `connect`; `None` if the device is known already. Blocks.
+    pub fn bind(self: &Arc<Self>, device: &str, agent: &str) -> Option<ProvisionalBinding> {
+        if self.is_own(device) {
+            return None;
+        }
+        let mut entry = Entry { agent: Some(agent.into()), since: now() };
+        {
+            let mut known = self.lock();
+            let is_removed = known.removing.remove(device);
+            if let Some(waiting) = known.provisional.get_mut(device) {
+                *waiting += 1;
+                entry = known.table.get(device).cloned().unwrap_or(entry);
+            } else if known.table.contains_key(device) && !is_removed {
+                return None;
+            } else {
+                info!(device = short(device), agent, "device bound to the agent lane");
+                known.provisional.insert(device.into(), 1);
+            }
+            known.table.insert(device.into(), entry.clone());
+            known.unsaved.insert(device.into(), entry.clone());
+        }
+        self.save(device, entry.clone());
+        Some(ProvisionalBinding { devices: Arc::clone(self), device: device.into(), entry, is_settled: false })
+    }
+
+    /// Writes an entry without holding up those who check devices.
+    fn save(&self, device: &str, entry: Entry) {
         let written = change(&self.directory, |table| {
             table.entry(device.into()).or_insert(entry);
             Ok(())
         });
         match written {
-            Ok(table) => *known = Known { table, stamp: stamp(&self.directory) },
+            Ok(_) => drop(self.lock().unsaved.remove(device)),
             Err(error) => {
                 warn!(path = %self.directory.join(FILE).display(), %error, "can't save a device binding; it holds until loopgate restarts");
             }
         }
     }
+}
+
+impl ProvisionalBinding {
+    /// Frees the device, since the gateway has refused the `connect`; not if another connection has used it since. Blocks.
+    pub fn refused(mut self) {
+        self.is_settled = true;
+        {
+            let mut known = self.devices.lock();
+            match known.provisional.get_mut(&self.device) {
+                None => return,
+                Some(waiting) if *waiting > 1 => {
+                    *waiting -= 1;
+                    return;
+                }
+                Some(_) => {}
+            }
+            known.provisional.remove(&self.device);
+            known.table.remove(&self.device);
+            known.unsaved.remove(&self.device);
+            known.removing.insert(self.device.clone());
+        }
+        let removed = change(&self.devices.directory, |table| {
+            if self.devices.lock().removing.contains(&self.device) && table.get(&self.device) == Some(&self.entry) {
+                table.remove(&self.device);
+            }
+            Ok(())
+        });
+        if let Err(error) = removed {
+            warn!(path = %self.devices.directory.join(FILE).display(), %error, "can't remove the binding of a device that the gateway refused");
+        }
+        self.devices.lock().removing.remove(&self.device);
+    }
+}
+
+impl Drop for ProvisionalBinding {
+    fn drop(&mut self) {
+        // Accepted, or unanswered: it may be paired.
+        if !self.is_settled {
+            self.devices.lock().provisional.remove(&self.device);
+        }
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Returns the first characters of an id, which are enough to name a device.
@@ -217,21 +326,46 @@ mod tests {
     #[test]
     fn a_device_belongs_to_the_lane_that_it_was_first_accepted_on() {
         let directory = tempfile::tempdir().unwrap();
-        let devices = Devices::open(directory.path(), None).unwrap();
+        let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
         assert_eq!(devices.check(A, None), Ok(()));
-        devices.remember(A, Some("builder"));
-        devices.remember(B, None);
-        devices.remember(B, Some("builder"));
+        drop(devices.bind(A, "builder"));
+        devices.remember_external(B);
+        drop(devices.bind(B, "builder"));
         let bound = Err(DeviceRefusal::Bound { device: A.into(), agent: "builder".into() });
-        for devices in [&devices, &Devices::open(directory.path(), None).unwrap()] {
+        for devices in [&devices, &Arc::new(Devices::open(directory.path(), None).unwrap())] {
             assert_eq!((devices.check(A, None), devices.check(A, Some("other")), devices.check(B, None)), (bound.clone(), Ok(()), Ok(())));
         }
         assert!(release(directory.path(), &["b".into()]).is_err(), "it is not bound");
         release(directory.path(), &[A[..12].into()]).unwrap();
         assert_eq!(devices.check(A, None), Ok(()), "the file is read again");
-        devices.remember(A, Some("builder"));
+        drop(devices.bind(A, "builder"));
         assert_eq!(devices.check(A, None), Ok(()), "a released device is not bound again");
         assert!(release(directory.path(), &[A.into()]).unwrap_err().to_string().contains("no bound device"));
+    }
+
+    #[test]
+    fn only_a_refusal_frees_a_device_and_only_if_no_other_connection_uses_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
+        let bind = |device| devices.bind(device, "builder").unwrap();
+        let is_bound = |device: &str| {
+            let bound = devices.check(device, None).is_err();
+            assert_eq!(read(directory.path()).unwrap().contains_key(device), bound, "the file says the same");
+            bound
+        };
+        let refused = bind(A);
+        assert!(is_bound(A), "before the gateway gets the connect");
+        refused.refused();
+        assert!(!is_bound(A));
+        drop(bind(A));
+        assert!(is_bound(A) && devices.bind(A, "builder").is_none(), "without an answer it stays");
+        for (device, answers) in [("b1", [true, false]), ("b2", [false, true]), ("b3", [false, false])] {
+            let both = [bind(device), bind(device)];
+            for (binding, accepted) in both.into_iter().zip(answers) {
+                if accepted { drop(binding) } else { binding.refused() }
+            }
+            assert_eq!(is_bound(device), answers.contains(&true), "{answers:?}");
+        }
     }
 
     #[test]
@@ -239,9 +373,9 @@ mod tests {
         let (directory, gateway) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::create_dir(gateway.path().join("identity")).unwrap();
         std::fs::write(gateway.path().join("identity/device.json"), format!("{{\"version\":1,\"deviceId\":{A:?}}}")).unwrap();
-        let devices = Devices::open(directory.path(), Some(gateway.path())).unwrap();
-        devices.remember(A, Some("cli"));
-        devices.remember(B, Some("cli"));
+        let devices = Arc::new(Devices::open(directory.path(), Some(gateway.path())).unwrap());
+        drop(devices.bind(A, "cli"));
+        drop(devices.bind(B, "cli"));
         assert_eq!(devices.check(A, None), Ok(()));
         assert!(devices.check(B, None).is_err());
     }
@@ -251,7 +385,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let table: Table = (0..MAX_PER_AGENT).map(|n| (format!("d{n}"), Entry { agent: Some("a".into()), since: 0 })).collect();
         std::fs::write(directory.path().join(FILE), serde_json::to_vec(&table).unwrap()).unwrap();
-        let devices = Devices::open(directory.path(), None).unwrap();
+        let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
         assert_eq!(devices.check("new", Some("a")), Err(DeviceRefusal::TooMany));
         assert_eq!(devices.check("d7", Some("a")), Ok(()));
         assert_eq!((devices.check("new", Some("b")), devices.check("new", None)), (Ok(()), Ok(())));
@@ -262,11 +396,11 @@ mod tests {
     #[test]
     fn a_damaged_file_frees_no_device_and_is_not_overwritten() {
         let directory = tempfile::tempdir().unwrap();
-        let devices = Devices::open(directory.path(), None).unwrap();
-        devices.remember(A, Some("builder"));
+        let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
+        drop(devices.bind(A, "builder"));
         std::fs::write(directory.path().join(FILE), "{").unwrap();
         assert!(devices.check(A, None).is_err());
-        devices.remember(B, Some("builder"));
+        drop(devices.bind(B, "builder"));
         assert!(devices.check(B, None).is_err(), "it holds in memory");
         assert_eq!(std::fs::read_to_string(directory.path().join(FILE)).unwrap(), "{");
         assert!(Devices::open(directory.path(), None).is_err());

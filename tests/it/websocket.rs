@@ -64,14 +64,18 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
     .await;
     for protocol in PROTOCOLS {
         for (source, own, other) in [(AGENT, "operator.read", "operator.admin"), (OUTSIDER, "operator.write", "operator.read")] {
-            let mut socket = harness.websocket(protocol, source, "/ws").await;
+            let mut socket = harness.websocket(protocol, source, "/gateway").await;
             let received = harness.gateway.requests().pop().unwrap();
             assert_eq!((received.field("x-openclaw-scopes"), received.field("sec-websocket-extensions")), (Some(own), None));
-            for message in [connect(&[own]), connect(&[other])] {
-                // Only the first message can be a connect.
-                socket.send(message.clone()).await.unwrap();
-                assert_eq!(socket.next().await.unwrap().unwrap(), message, "{protocol:?} {source}");
-            }
+            // In one segment; the gateway would handle both if it got the second one before it has accepted the first one.
+            socket.feed(connect(&[own])).await.unwrap();
+            socket.feed(connect(&[other])).await.unwrap();
+            socket.flush().await.unwrap();
+            assert!(socket.next().await.unwrap().unwrap().to_text().unwrap().contains("challenge"));
+            let accepted = Message::text(r#"{"type":"res","id":"1","ok":true}"#);
+            let received = [socket.next().await.unwrap().unwrap(), socket.next().await.unwrap().unwrap()];
+            assert_eq!(json(&received[0]), json(&accepted), "{protocol:?} {source}");
+            assert_eq!(received[1], connect(&[other]), "{protocol:?} {source}: it is an ordinary request by then");
             for message in [connect(&[own, other]), Message::text("{}"), Message::text("hello")] {
                 let mut socket = harness.websocket(protocol, source, "/ws").await;
                 socket.send(message.clone()).await.unwrap();
@@ -92,50 +96,72 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
     }
 }
 
+fn json(message: &Message) -> serde_json::Value {
+    serde_json::from_str(message.to_text().unwrap()).unwrap()
+}
+
 /// The gateway accepts a device's own token from any address, also after its container is gone.
 #[tokio::test]
-async fn a_device_that_the_gateway_accepted_from_an_agent_is_refused_outside() {
-    let connect = |device: &str| {
-        let params = serde_json::json!({ "scopes": [], "device": { "id": device } });
+async fn a_device_that_an_agent_used_first_is_refused_outside() {
+    let connect = |device: &str, answer: &str| {
+        let params = serde_json::json!({ "scopes": [], "device": { "id": device }, "answer": answer });
         Message::text(serde_json::json!({ "type": "req", "id": "1", "method": "connect", "params": params }).to_string())
     };
-    let accepted = Message::text(r#"{"type":"res","id":"1","ok":true}"#);
     let harness = Harness::start().await;
-    let (agents, outsiders, unknown) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
-    // The gateway sends everything back, a response that accepts the connect included.
-    let used = async |source, device: &str, answers: bool| {
-        let mut socket = harness.websocket(PROTOCOLS[0], source, "/ws").await;
-        socket.send(connect(device)).await.unwrap();
-        let answer = socket.next().await.unwrap().unwrap();
-        if let Message::Close(Some(close)) = answer {
-            assert_eq!(close.code, CloseCode::Policy);
-            return Err(close.reason.to_string());
-        }
-        if answers {
-            socket.send(accepted.clone()).await.unwrap();
-            assert_eq!(socket.next().await.unwrap().unwrap(), accepted);
-        }
-        Ok(())
-    };
-    used(OUTSIDER, &outsiders, true).await.unwrap();
-    used(AGENT, &agents, true).await.unwrap();
-    used(AGENT, &unknown, false).await.unwrap();
     let file = harness.state.path().join("devices.json");
+    // Returns loopgate's reason for a refusal.
+    let used = async |source, device: &str, answer: &str| {
+        let mut socket = harness.websocket(PROTOCOLS[0], source, "/gateway").await;
+        assert!(socket.next().await.unwrap().unwrap().to_text().unwrap().contains("challenge"));
+        socket.send(connect(device, answer)).await.unwrap();
+        loop {
+            match socket.next().await.unwrap().unwrap() {
+                Message::Close(Some(close)) if close.reason == "the gateway's reason" => return Ok(()),
+                Message::Close(close) => {
+                    let close = close.unwrap();
+                    assert_eq!(close.code, CloseCode::Policy);
+                    return Err(close.reason.to_string());
+                }
+                message if json(&message)["ok"] == true => return Ok(()),
+                message => assert_eq!(json(&message)["ok"], false, "and the gateway's close frame follows"),
+            }
+        }
+    };
+    let saved = |device: &str| std::fs::read_to_string(&file).is_ok_and(|text| text.contains(device));
+    let [agents, silent, outsiders, refused] = ["a", "5", "b", "c"].map(|digit| digit.repeat(64));
+    used(OUTSIDER, &outsiders, "ok").await.unwrap();
+    used(AGENT, &agents, "ok").await.unwrap();
+    assert!(saved(&agents), "before the gateway gets the connect");
+    // The gateway has paired the device, but a response does not come.
+    used(AGENT, &silent, "silent").await.unwrap();
+    used(AGENT, &refused, "refuse").await.unwrap();
     let started = std::time::Instant::now();
-    while !std::fs::read_to_string(&file).is_ok_and(|text| text.contains(&agents) && text.contains(&outsiders)) {
+    while !saved(&outsiders) || saved(&refused) {
         assert!(started.elapsed() < Duration::from_secs(10), "the devices are not saved");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    used(AGENT, &outsiders, true).await.unwrap();
-    let refused = used(OUTSIDER, &agents, false).await.unwrap_err();
-    assert!(refused.contains(AGENT) && refused.contains("loopgate devices release aaaaaaaaaaaa"), "{refused}");
-    used(AGENT, &agents, false).await.unwrap();
-    used(OUTSIDER, &outsiders, false).await.unwrap();
-    used(OUTSIDER, &unknown, false).await.expect("a connect that the gateway did not accept binds nothing");
-    // Two parsers could read this differently.
-    let mut socket = harness.websocket(PROTOCOLS[0], OUTSIDER, "/ws").await;
-    socket.send(Message::text(r#"{"id":"1","method":"connect","params":{"device":{"id":"x","id":"y"}}}"#)).await.unwrap();
-    assert!(socket.next().await.unwrap().unwrap().is_close());
+    used(AGENT, &outsiders, "ok").await.unwrap();
+    for device in [&agents, &silent] {
+        let refusal = used(OUTSIDER, device, "ok").await.unwrap_err();
+        assert!(refusal.contains(AGENT) && refusal.contains(&format!("loopgate devices release {}", &device[..12])), "{refusal}");
+    }
+    used(AGENT, &agents, "ok").await.unwrap();
+    used(OUTSIDER, &outsiders, "ok").await.unwrap();
+    used(OUTSIDER, &refused, "ok").await.expect("a connect that the gateway refuses binds nothing");
+    for (source, message, reason) in [
+        // Two parsers could read this differently.
+        (OUTSIDER, r#"{"id":"1","method":"connect","params":{"device":{"id":"x","id":"y"}}}"#, "malformed"),
+        // A connect right after it would be handled as well.
+        (OUTSIDER, r#"{"type":"req","id":"1","method":"health"}"#, "must be a connect"),
+        (AGENT, "hello", "must be a connect"),
+        (AGENT, r#"{"id":"1","method":"connect","params":{"device":{"id":"x","publicKey":"AAAA"}}}"#, "public key"),
+    ] {
+        let mut socket = harness.websocket(PROTOCOLS[0], source, "/gateway").await;
+        socket.next().await.unwrap().unwrap();
+        socket.send(Message::text(message)).await.unwrap();
+        let Message::Close(Some(close)) = socket.next().await.unwrap().unwrap() else { panic!("no close frame: {message}") };
+        assert!(close.code == CloseCode::Policy && close.reason.contains(reason), "{close:?}");
+    }
 }
 
 #[tokio::test]

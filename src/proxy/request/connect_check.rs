@@ -1,27 +1,28 @@
 //! Checks the `connect` of a WebSocket: the scopes that it asks for, and the device that it is signed by.
 
+use std::future::ready;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use http::HeaderValue;
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::config::BindDevices;
 use crate::labels::LaneKind;
 use crate::lane::{AdmittedBy, AgentLane, GatewayHead, Lane, allowed_scopes};
 use crate::openclaw::connect_request::{ConnectRequest, FirstMessage as Request};
-use crate::openclaw::devices::Devices;
+use crate::openclaw::devices::{DeviceRefusal, Devices, ProvisionalBinding};
 use crate::proxy::session::Session;
 use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
-use crate::proxy::tunnel::first_message::FirstMessage;
+use crate::proxy::tunnel::first_message::{Checked, FirstMessage};
 
 /// Returns what checks the first message of the WebSocket that `head` asks for, and what waits for its response; `None` if there is
 /// neither a cap nor a device to look at.
 pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMessage, ConnectResponse)> {
     let cap = head.scope_cap().cloned();
     let devices = session.shared.devices.clone();
-    if cap.is_none() && devices.is_none() {
-        return None;
-    }
     let pending = Arc::new(PendingConnect::default());
     let response = ConnectResponse::new(Arc::clone(&pending));
     let agent = match &*session.lane {
@@ -29,17 +30,29 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
         _ => None,
     };
     // A process of the gateway's own network namespace is the gateway's host, whose devices are not an agent's.
-    let device_check = devices.filter(|_| agent != Some(None)).map(|(devices, mode)| DeviceCheck { devices, mode, agent: agent.flatten() });
+    let device_check = devices.filter(|_| agent != Some(None)).map(|(devices, mode)| DeviceCheck {
+        devices,
+        mode,
+        agent: agent.flatten(),
+        may_learn: head.lane() == LaneKind::Agent || !matches!(&*session.lane, Lane::Agent(_)),
+    });
+    if cap.is_none() && device_check.is_none() {
+        return None;
+    }
     let (connection, peer) = (session.number, session.peer);
     let objects_only = cap.is_none();
     let check = move |message: &[u8]| {
         let request = Request::read(message);
         let checked = cap.as_ref().map_or(Ok(()), |cap| within_cap(&request, cap)).and_then(|()| match (request, device_check) {
-            (Request::Connect(request), Some(check)) => check.check(request, &pending),
-            (Request::Malformed, Some(_)) => Err("loopgate: malformed connect".into()),
-            _ => Ok(()),
+            (Request::Connect(request), Some(check)) => check.check(request, &pending).map(Checked::Connect),
+            (Request::Connect(request), None) => {
+                pending.set(&request.id, |_| {});
+                Ok(Checked::Connect(Box::pin(ready(()))))
+            }
+            (Request::Malformed, _) => Err("loopgate: malformed connect".into()),
+            (Request::Other, _) => Ok(Checked::Other),
         });
-        checked.inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused"))
+        checked.inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused")).unwrap_or_else(Checked::Refused)
     };
     Some((FirstMessage::new(objects_only, Box::new(check)), response))
 }
@@ -60,23 +73,49 @@ struct DeviceCheck {
     mode: BindDevices,
     /// The agent's name; `None` on the external lane.
     agent: Option<String>,
+    /// Whether the device's first use says where it belongs: not if a web page causes a request on an agent's connection.
+    may_learn: bool,
 }
 
 impl DeviceCheck {
-    /// Checks the device of `request`, and remembers it once the gateway accepts the request.
-    fn check(self, request: ConnectRequest, pending: &PendingConnect) -> Result<(), String> {
-        let Self { devices, mode, agent } = self;
-        let Some(device) = request.device else { return Ok(()) };
-        match devices.check(&device, agent.as_deref()) {
+    /// Checks the device of `request`. On the agent lane it is bound once the future completes, unless the gateway refuses the request;
+    /// on the external lane it is remembered once the gateway accepts it.
+    fn check(self, request: ConnectRequest, pending: &PendingConnect) -> Result<BoxFuture<'static, ()>, String> {
+        let Self { devices, mode, agent, may_learn } = self;
+        let is_own = request.has_matching_id();
+        let Some(device) = request.device else {
+            pending.set(&request.id, |_| {});
+            return Ok(Box::pin(ready(())));
+        };
+        let checked = if agent.is_some() && !is_own { Err(DeviceRefusal::Mismatch) } else { devices.check(&device, agent.as_deref()) };
+        match checked {
             Ok(()) => {}
             Err(refusal) if mode == BindDevices::Report => {
                 warn!(device, %refusal, "a device would be refused (agents.bind_devices is report)");
-                return Ok(());
+                pending.set(&request.id, |_| {});
+                return Ok(Box::pin(ready(())));
             }
             Err(refusal) => return Err(format!("loopgate: {refusal}")),
         }
-        pending.set(&request.id, move || drop(tokio::task::spawn_blocking(move || devices.remember(&device, agent.as_deref()))));
-        Ok(())
+        let Some(agent) = agent else {
+            pending.set(&request.id, move |accepted| {
+                if accepted && may_learn {
+                    spawn_blocking(move || devices.remember_external(&device));
+                }
+            });
+            return Ok(Box::pin(ready(())));
+        };
+        let (bound, binding) = oneshot::channel();
+        pending.set(&request.id, move |accepted| {
+            if !accepted {
+                spawn_blocking(move || binding.blocking_recv().ok().flatten().map(ProvisionalBinding::refused));
+            }
+        });
+        Ok(Box::pin(async move {
+            let binding = spawn_blocking(move || devices.bind(&device, &agent)).await;
+            // The response may be waited for no longer. Then it stays bound.
+            let _ = bound.send(binding.ok().flatten());
+        }))
     }
 }
 

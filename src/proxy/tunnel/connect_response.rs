@@ -1,48 +1,79 @@
 //! Waits for the gateway's response to a `connect`, to learn whether it was accepted.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::Deserialize;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
-/// How much of a message is looked at, in bytes: the beginning of a response, as both versions of the gateway write it.
-const LOOK: usize = 512;
+/// How much of a message is looked at, in bytes. A longer response is recognized by how both versions of the gateway begin it.
+const LOOK: usize = 4096;
 /// How much of a frame's header may come before its payload.
 const MAX_HEADER: usize = 14;
 
-/// A `connect` that was sent, and what to do once it is accepted.
+/// A `connect` that was sent, and what to do once it is answered.
 #[derive(Default)]
-pub struct PendingConnect(Mutex<Option<(String, Accepted)>>);
+pub struct PendingConnect(Mutex<Option<(String, Answered)>>);
 
-/// What to do once a `connect` is accepted.
-type Accepted = Box<dyn FnOnce() + Send>;
+/// What to do once a `connect` is accepted (`true`) or refused. It is dropped if there is no answer.
+type Answered = Box<dyn FnOnce(bool) + Send>;
 
 impl PendingConnect {
-    /// Sets the request's id, and what to do once it is accepted.
-    pub fn set(&self, id: &str, accepted: impl FnOnce() + Send + 'static) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.into(), Box::new(accepted)));
+    /// Sets the request's id, and what to do once it is answered.
+    pub fn set(&self, id: &str, answered: impl FnOnce(bool) + Send + 'static) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id.into(), Box::new(answered)));
     }
 }
 
-/// Follows what the gateway sends until it answers the `connect`.
+/// What a gateway has sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Whether its first message asks for a `connect`, as a gateway's always does; `None` before it.
+    pub challenge: Option<bool>,
+    /// Whether it has accepted the `connect`.
+    pub answer: Option<bool>,
+    /// Whether it has sent a close frame.
+    pub closed: bool,
+}
+
+/// Follows what the gateway sends until it accepts the `connect`.
 pub struct ConnectResponse {
     pending: Arc<PendingConnect>,
+    heard: Heard,
+    /// Whether something was no WebSocket frame, so that nothing more can be learned.
+    lost: bool,
     /// The beginning of the current frame.
     start: Vec<u8>,
     /// Bytes of the current frame that are still to come, beyond `start`.
     skip: u64,
 }
 
+/// The fields of a response that matter.
+#[derive(Deserialize)]
+struct Response<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Cow<'a, str>,
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    ok: bool,
+}
+
 impl ConnectResponse {
     /// Waits for the response to `pending`.
     pub fn new(pending: Arc<PendingConnect>) -> Self {
-        Self { pending, start: Vec::new(), skip: 0 }
+        Self { pending, heard: Heard::default(), lost: false, start: Vec::new(), skip: 0 }
     }
 
-    /// Takes the next bytes of the gateway; returns whether no more are needed.
-    pub fn feed(&mut self, mut bytes: &[u8]) -> bool {
-        while !bytes.is_empty() {
+    /// Returns what was learned so far.
+    pub fn heard(&self) -> Heard {
+        self.heard
+    }
+
+    /// Takes the next bytes of the gateway.
+    pub fn feed(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.lost {
             if self.skip > 0 {
                 let step = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
                 self.skip -= step as u64;
@@ -55,42 +86,56 @@ impl ConnectResponse {
             let mut cursor = Cursor::new(&self.start[..]);
             let (header, length) = match FrameHeader::parse(&mut cursor) {
                 Ok(Some(parsed)) => parsed,
-                Ok(None) if taken == bytes.len() => return false,
-                _ => return true,
+                Ok(None) if taken == bytes.len() => return,
+                _ => {
+                    self.lost = true;
+                    return;
+                }
             };
             let header_length = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
             let wanted = header_length + usize::try_from(length).unwrap_or(usize::MAX).min(LOOK);
             if self.start.len() < wanted {
-                return false;
+                return;
             }
-            let is_message = matches!(header.opcode, OpCode::Data(Data::Text | Data::Binary));
-            if is_message && self.is_answered(header_length, wanted) {
-                return true;
+            match header.opcode {
+                OpCode::Data(Data::Text | Data::Binary) => {
+                    let is_whole = header.is_final && (wanted - header_length) as u64 == length;
+                    self.look(header_length, wanted, is_whole);
+                }
+                OpCode::Control(Control::Close) => self.heard.closed = true,
+                _ => {}
             }
             bytes = &bytes[wanted - before.min(wanted)..];
             self.skip = length - (wanted - header_length) as u64;
-            self.start.clear();
+            self.start = Vec::new();
         }
-        false
     }
 
-    /// Looks at the beginning of a message; returns whether it answers the `connect`.
-    fn is_answered(&self, from: usize, to: usize) -> bool {
-        let mut pending = self.pending.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((id, _)) = &*pending else { return false };
-        let response = format!("{{\"type\":\"res\",\"id\":\"{id}\",\"ok\":");
-        let Some(rest) = self.start[from..to].strip_prefix(response.as_bytes()) else { return false };
-        if let Some((_, accepted)) = pending.take().filter(|_| rest.starts_with(b"true")) {
-            accepted();
+    /// Looks at the beginning of a message, or all of it.
+    fn look(&mut self, from: usize, to: usize, is_whole: bool) {
+        let message = &self.start[from..to];
+        if self.heard.challenge.is_none() {
+            self.heard.challenge = Some(message.windows(17).any(|part| part == b"connect.challenge"));
         }
-        true
+        let mut pending = self.pending.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((id, _)) = &*pending else { return };
+        let begins = |ok: bool| message.starts_with(format!("{{\"type\":\"res\",\"id\":\"{id}\",\"ok\":{ok}").as_bytes());
+        let answer = if is_whole {
+            serde_json::from_slice::<Response>(message).ok().filter(|response| response.kind == "res" && response.id == *id).map(|r| r.ok)
+        } else {
+            [true, false].into_iter().find(|ok| begins(*ok))
+        };
+        if let Some(ok) = answer
+            && let Some((_, answered)) = pending.take()
+        {
+            self.heard.answer = Some(ok);
+            answered(ok);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use super::*;
 
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -107,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_accepted_connect_counts_however_its_response_is_cut() {
+    fn the_answer_to_the_connect_is_found_however_it_is_cut() {
         let challenge = frame(
             0x81,
             br#"{"type":"event","event":"connect.challenge","payload":{"nonce":"{\"type\":\"res\",\"id\":\"7\",\"ok\":true"}}"#,
@@ -115,22 +160,26 @@ mod tests {
         let hello = |id: &str, ok: bool| {
             frame(0x81, format!(r#"{{"type":"res","id":"{id}","ok":{ok},"payload":{{"x":"{}"}}}}"#, "y".repeat(30_000)).as_bytes())
         };
-        for (stream, accepted) in [
-            ([challenge.clone(), frame(0x89, b"ping"), hello("7", true)].concat(), 1),
-            ([challenge.clone(), hello("8", true), hello("7", true), hello("7", true)].concat(), 1),
-            ([challenge.clone(), hello("7", false), hello("7", true)].concat(), 0),
-            ([challenge, hello("8", true)].concat(), 0),
+        let reordered = frame(0x81, br#"{ "ok": false, "id": "7", "type": "res" }"#);
+        for (stream, answer) in [
+            ([challenge.clone(), frame(0x89, b"ping"), hello("7", true)].concat(), Some(true)),
+            ([challenge.clone(), hello("8", true), hello("7", true), hello("7", false)].concat(), Some(true)),
+            ([challenge.clone(), hello("7", false), hello("7", true)].concat(), Some(false)),
+            ([challenge.clone(), reordered, hello("7", true)].concat(), Some(false)),
+            ([challenge, hello("8", true)].concat(), None),
         ] {
             for size in [1, 5, 1000, stream.len()] {
-                let count = Arc::new(AtomicUsize::new(0));
-                let (pending, counted) = (Arc::new(PendingConnect::default()), Arc::clone(&count));
-                pending.set("7", move || {
-                    counted.fetch_add(1, Ordering::Relaxed);
-                });
+                let answers = Arc::new(Mutex::new(Vec::new()));
+                let (pending, kept) = (Arc::new(PendingConnect::default()), Arc::clone(&answers));
+                pending.set("7", move |ok| kept.lock().unwrap().push(ok));
                 let mut response = ConnectResponse::new(pending);
-                let _ = stream.chunks(size).any(|piece| response.feed(piece));
-                assert_eq!(count.load(Ordering::Relaxed), accepted, "{size}");
+                stream.chunks(size).for_each(|piece| response.feed(piece));
+                assert_eq!(*answers.lock().unwrap(), Vec::from_iter(answer), "{size}");
+                assert_eq!(response.heard(), Heard { challenge: Some(true), answer, closed: false });
             }
         }
+        let mut response = ConnectResponse::new(Arc::default());
+        response.feed(&[frame(0x82, b"RFB 003.008\n"), frame(0x88, &[3, 0xf0])].concat());
+        assert_eq!(response.heard(), Heard { challenge: Some(false), answer: None, closed: true });
     }
 }

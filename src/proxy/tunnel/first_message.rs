@@ -3,24 +3,45 @@
 use std::io::Cursor;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 /// The largest first message, in bytes. OpenClaw 2026.9 takes no larger one before authentication.
 const MAX_MESSAGE: usize = 64 * 1024;
 /// The most bytes that are held back: a message with the headers of its fragments, and control frames before it.
-const MAX_HELD: usize = 2 * MAX_MESSAGE;
+const MAX_HELD: usize = MAX_MESSAGE + 4 * 1024;
 
-/// Checks a whole first message; `Err` has the reason for which the WebSocket must close.
-pub type CheckMessage = Box<dyn FnOnce(&[u8]) -> Result<(), String> + Send>;
+/// Checks a whole first message.
+pub type CheckMessage = Box<dyn FnOnce(&[u8]) -> Checked + Send>;
+
+/// What a first message is.
+pub enum Checked {
+    /// A `connect`, which passes once the future completes; nothing follows it until the gateway has answered it.
+    Connect(BoxFuture<'static, ()>),
+    /// A message that a gateway accepts only where it speaks another protocol.
+    Other,
+    /// One for which the WebSocket must close, for this reason.
+    Refused(String),
+}
 
 /// What becomes of the bytes that were held back.
-#[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// More is needed.
     Wait,
-    /// These bytes go to the gateway, and all that follow.
-    Pass(Bytes),
+    /// A whole `connect`, with the control frames before it, and what was read after it.
+    Connect {
+        /// Completes when the message may pass.
+        ready: BoxFuture<'static, ()>,
+        /// The message.
+        message: Bytes,
+        /// What follows it.
+        rest: Bytes,
+    },
+    /// The beginning of a message of another protocol, or more than that.
+    Other(Bytes),
+    /// A close frame, after which nothing more counts.
+    Close(Bytes),
     /// The WebSocket must close, for this reason.
     Refuse(String),
 }
@@ -30,7 +51,12 @@ pub struct FirstMessage {
     held: Vec<u8>,
     /// How much of `held` was parsed.
     parsed: usize,
-    message: Vec<u8>,
+    /// The length of the message so far.
+    length: usize,
+    /// How much of the current frame's payload was found to be white space.
+    blank: usize,
+    /// Whether the message begins like a JSON object.
+    is_object: bool,
     /// Whether a fragment of the message was read already.
     begun: bool,
     /// Whether only JSON objects matter, so that another message passes as soon as its first byte is known.
@@ -41,7 +67,23 @@ pub struct FirstMessage {
 impl FirstMessage {
     /// Has `check` look at the first message; with `objects_only`, only if it begins like a JSON object.
     pub fn new(objects_only: bool, check: CheckMessage) -> Self {
-        Self { held: Vec::new(), parsed: 0, message: Vec::new(), begun: false, objects_only, check: Some(check) }
+        let (held, parsed, length, blank) = (Vec::new(), 0, 0, 0);
+        Self { held, parsed, length, blank, is_object: false, begun: false, objects_only, check: Some(check) }
+    }
+
+    /// Returns whether messages of other protocols may pass.
+    pub fn passes_others(&self) -> bool {
+        self.objects_only
+    }
+
+    /// Returns how many more bytes may be held back.
+    pub fn room(&self) -> usize {
+        MAX_HELD.saturating_sub(self.held.len())
+    }
+
+    /// Returns the bytes that were held back, and forgets them.
+    pub fn take_held(&mut self) -> Bytes {
+        std::mem::take(&mut self.held).into()
     }
 
     /// Takes the next bytes of the client.
@@ -50,10 +92,9 @@ impl FirstMessage {
         loop {
             match self.frame() {
                 Ok(Some(verdict)) => return verdict,
-                Ok(None) if self.held.len() - self.parsed > MAX_HELD || self.parsed > MAX_HELD => {
-                    return refuse("first message is too long");
-                }
+                Ok(None) if self.held.len() >= MAX_HELD => return refuse("first message is too long"),
                 Ok(None) => return Verdict::Wait,
+                Err(Next) if self.parsed > MAX_HELD => return refuse("first message is too long"),
                 Err(Next) => {}
             }
         }
@@ -73,51 +114,71 @@ impl FirstMessage {
         let Some(mask) = header.mask.filter(|_| !header.rsv1 && !header.rsv2 && !header.rsv3) else {
             return Ok(Some(refuse("frame is compressed or not masked")));
         };
-        let is_data = match header.opcode {
-            OpCode::Data(Data::Text | Data::Binary) if !self.begun => true,
-            OpCode::Data(Data::Continue) if self.begun => true,
-            OpCode::Control(Control::Close) => return Ok(Some(self.pass())),
-            OpCode::Control(Control::Ping | Control::Pong) if header.is_final && length <= 125 => false,
+        let (is_data, is_close) = match header.opcode {
+            OpCode::Data(Data::Text | Data::Binary) if !self.begun => (true, false),
+            OpCode::Data(Data::Continue) if self.begun => (true, false),
+            OpCode::Control(Control::Close) if header.is_final && length <= 125 => (false, true),
+            OpCode::Control(Control::Ping | Control::Pong) if header.is_final && length <= 125 => (false, false),
             _ => return Ok(Some(refuse("unexpected WebSocket frame"))),
         };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let available = &rest[start.min(rest.len())..];
-        if is_data && self.objects_only && !self.begins_object(available, length, mask) {
-            return Ok(Some(self.pass()));
+        let available = &available[..length.min(available.len())];
+        if is_data && !self.is_object {
+            let unmasked = available.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
+            match unmasked.enumerate().skip(self.blank).find(|(_, byte)| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
+                Some((_, b'{')) => self.is_object = true,
+                Some(_) if self.objects_only => return Ok(Some(Verdict::Other(std::mem::take(&mut self.held).into()))),
+                _ => self.blank = available.len(),
+            }
         }
-        if length > MAX_MESSAGE - self.message.len().min(MAX_MESSAGE) {
+        if is_data && length > MAX_MESSAGE - self.length {
             return Ok(Some(refuse("first message is too long")));
         }
-        let Some(payload) = available.get(..length) else { return Ok(None) };
-        if is_data {
-            self.message.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-            self.begun = true;
+        if available.len() < length {
+            return Ok(None);
         }
         self.parsed += start + length;
+        if is_close {
+            self.held.truncate(self.parsed);
+            return Ok(Some(Verdict::Close(std::mem::take(&mut self.held).into())));
+        }
+        if is_data {
+            self.begun = true;
+            self.length += length;
+            self.blank = 0;
+        }
         if !is_data || !header.is_final {
             return Err(Next);
         }
-        let check = self.check.take().map_or(Ok(()), |check| check(&self.message));
-        Ok(Some(match check {
-            Ok(()) => self.pass(),
-            Err(reason) => Verdict::Refuse(reason),
+        let Some(check) = self.check.take() else { return Ok(Some(refuse("message after the first"))) };
+        let checked = check(&payload(&self.held[..self.parsed], self.length));
+        let mut held = Bytes::from(std::mem::take(&mut self.held));
+        Ok(Some(match checked {
+            Checked::Connect(ready) => {
+                let rest = held.split_off(self.parsed);
+                Verdict::Connect { ready, message: held, rest }
+            }
+            Checked::Other => Verdict::Other(held),
+            Checked::Refused(reason) => Verdict::Refuse(reason),
         }))
     }
+}
 
-    /// Returns whether the message may still turn out to be a JSON object, with what is `available` of a frame's payload of `length` bytes.
-    fn begins_object(&self, available: &[u8], length: usize, mask: [u8; 4]) -> bool {
-        let payload = available.iter().take(length).zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-        self.message
-            .iter()
-            .copied()
-            .chain(payload)
-            .find(|byte| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
-            .is_none_or(|byte| byte == b'{')
+/// Returns the payload of `length` bytes of the data frames in `frames`, all of which are whole.
+fn payload(frames: &[u8], length: usize) -> Vec<u8> {
+    let mut message = Vec::with_capacity(length);
+    let mut cursor = Cursor::new(frames);
+    while let Ok(Some((header, length))) = FrameHeader::parse(&mut cursor) {
+        let start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
+        let end = start.saturating_add(usize::try_from(length).unwrap_or(usize::MAX));
+        let (Some(payload), Some(mask)) = (frames.get(start..end), header.mask) else { break };
+        if matches!(header.opcode, OpCode::Data(_)) {
+            message.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+        }
+        cursor.set_position(end as u64);
     }
-
-    fn pass(&mut self) -> Verdict {
-        Verdict::Pass(std::mem::take(&mut self.held).into())
-    }
+    message
 }
 
 /// The next frame must be parsed.
@@ -152,12 +213,35 @@ mod tests {
         frame
     }
 
+    #[derive(Debug, PartialEq, Eq)]
+    enum Seen {
+        Wait,
+        Connect(Vec<u8>, Vec<u8>),
+        Other(Vec<u8>),
+        Close(Vec<u8>),
+        Refuse(String),
+    }
+
     /// The verdict on `stream`, fed in pieces of `size`, with a check that refuses whatever contains `admin`.
-    fn verdict(stream: &[u8], size: usize, objects_only: bool) -> Verdict {
-        let check = |message: &[u8]| if message.windows(5).any(|word| word == b"admin") { Err("no".to_owned()) } else { Ok(()) };
+    fn verdict(stream: &[u8], size: usize, objects_only: bool) -> Seen {
+        let check = |message: &[u8]| {
+            if message.windows(5).any(|word| word == b"admin") {
+                Checked::Refused("no".to_owned())
+            } else if message.starts_with(b"{}") {
+                Checked::Other
+            } else {
+                Checked::Connect(Box::pin(async {}))
+            }
+        };
         let mut first = FirstMessage::new(objects_only, Box::new(check));
-        let mut fed = stream.chunks(size).map(|piece| first.feed(piece));
-        fed.find(|verdict| *verdict != Verdict::Wait).unwrap_or(Verdict::Wait)
+        let fed = stream.chunks(size).map(|piece| match first.feed(piece) {
+            Verdict::Wait => Seen::Wait,
+            Verdict::Connect { message, rest, .. } => Seen::Connect(message.to_vec(), rest.to_vec()),
+            Verdict::Other(held) => Seen::Other(held.to_vec()),
+            Verdict::Close(held) => Seen::Close(held.to_vec()),
+            Verdict::Refuse(reason) => Seen::Refuse(reason),
+        });
+        fed.into_iter().find(|verdict| *verdict != Seen::Wait).unwrap_or(Seen::Wait)
     }
 
     #[test]
@@ -169,12 +253,13 @@ mod tests {
         for stream in [&whole, &[ping.clone(), whole.clone()].concat(), &split, &binary] {
             for size in [1, 2, 3, 7, stream.len()] {
                 for objects_only in [true, false] {
-                    assert_eq!(verdict(stream, size, objects_only), Verdict::Refuse("no".into()), "{size} {stream:x?}");
+                    assert_eq!(verdict(stream, size, objects_only), Seen::Refuse("no".into()), "{size} {stream:x?}");
                 }
             }
         }
-        let fine = [frame(0x01, b"{\"a\":"), ping, frame(0x80, b"1}"), frame(0x81, b"{\"admin\":1}")].concat();
-        assert_eq!(verdict(&fine, fine.len(), false), Verdict::Pass(fine.clone().into()));
+        let (fine, next) = ([frame(0x01, b"{\"a\":"), ping, frame(0x80, b"1}")].concat(), frame(0x81, b"{\"admin\":1}"));
+        let both = [&fine[..], &next].concat();
+        assert_eq!(verdict(&both, both.len(), false), Seen::Connect(fine, next), "only the first message passes");
     }
 
     #[test]
@@ -194,7 +279,7 @@ mod tests {
             [frame(0x01, b"{"), frame(0x00, b"").repeat(MAX_HELD)].concat(),
         ] {
             for objects_only in [true, false] {
-                assert!(matches!(verdict(&stream, 4096, objects_only), Verdict::Refuse(_)), "{:x?}", &stream[..stream.len().min(16)]);
+                assert!(matches!(verdict(&stream, 4096, objects_only), Seen::Refuse(_)), "{:x?}", &stream[..stream.len().min(16)]);
             }
         }
     }
@@ -202,9 +287,11 @@ mod tests {
     #[test]
     fn other_protocols_pass_at_once_where_only_objects_matter() {
         let start = &frame(0x82, &[7; 1_000_000])[..100];
-        assert_eq!(verdict(start, 100, true), Verdict::Pass(start.to_vec().into()));
-        assert!(matches!(verdict(start, 100, false), Verdict::Refuse(_)));
+        assert_eq!(verdict(start, 100, true), Seen::Other(start.to_vec()));
+        assert!(matches!(verdict(start, 100, false), Seen::Refuse(_)));
         let close = frame(0x88, &[3, 0xe8]);
-        assert_eq!(verdict(&close, 100, false), Verdict::Pass(close.clone().into()));
+        for size in [1, 100] {
+            assert_eq!(verdict(&[&close[..], b"more"].concat(), size, false), Seen::Close(close.clone()));
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod connect_response;
 pub mod first_message;
+mod gate;
 mod run;
 mod websocket_frames;
 

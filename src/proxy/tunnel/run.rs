@@ -12,8 +12,9 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::connect_response::ConnectResponse;
-use super::first_message::{FirstMessage, Verdict};
+use super::connect_response::{ConnectResponse, Heard as GatewayHeard};
+use super::first_message::FirstMessage;
+use super::gate::{Gate, Step};
 use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames, policy_violation};
 use crate::proxy::close_signal::{CloseReason, CloseSignal};
 use crate::proxy::lazy_timer::LazyTimer;
@@ -44,9 +45,9 @@ pub struct TunnelOptions {
     pub close_signal: CloseSignal,
     /// How long a WebSocket may take to come to rest before it is closed for a shutdown.
     pub rest_limit: Duration,
-    /// Checks the client's first message before the gateway gets it.
+    /// Checks the client's first message before the gateway gets it. What follows waits for `connect_response`.
     pub first_message: Option<FirstMessage>,
-    /// Waits for the gateway's response to that message.
+    /// Finds the gateway's response to that message.
     pub connect_response: Option<ConnectResponse>,
     /// Bytes from the client.
     pub received: Counter,
@@ -91,8 +92,10 @@ where
             };
         }
         if let Stage::Revoked { until } = state.stage {
-            let over = down.pump(cx, &mut gateway, &mut client)?.is_ready() || down.is_close_delivered();
-            if over || state.poll_timer(cx, until).is_ready() {
+            let ended = down.pump(cx, &mut gateway, &mut client)?.is_ready();
+            // The gateway's own close frame gives the better reason.
+            down.close_sent |= down.heard().closed;
+            if ended || down.is_close_delivered() || state.poll_timer(cx, until).is_ready() {
                 let _ = Pin::new(&mut client).poll_shutdown(cx);
                 return Poll::Ready(Err(revoked_error()));
             }
@@ -107,6 +110,29 @@ where
                 return Poll::Pending;
             }
             let down_done = down.pump(cx, &mut gateway, &mut client)?;
+            if up.gate.is_some() {
+                match up.hear(down.heard()) {
+                    Heard::Nothing => {}
+                    Heard::Changed => {
+                        if up.gate.is_none() {
+                            down.connect_response = None;
+                        }
+                        continue;
+                    }
+                    Heard::Refused => {
+                        // The gateway closes with a reason of its own. Its client's answer to that does not matter any more.
+                        state.stage = Stage::Revoked { until: Instant::now() + CLOSE_GRACE };
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                if let Some((due, reason)) = up.gate.as_ref().and_then(|gate| gate.due())
+                    && state.poll_timer(cx, due).is_ready()
+                {
+                    up.refused = Some(reason.into());
+                    continue;
+                }
+            }
             if up_done.is_ready() && down_done.is_ready() {
                 return Poll::Ready(Ok(()));
             }
@@ -215,11 +241,19 @@ struct Direction {
     close_sent: bool,
     /// Whether bytes were read since the last [`Direction::take_moved`].
     moved: bool,
-    /// Holds back what is read until the first message was checked.
-    first_message: Option<FirstMessage>,
+    /// Holds back what is read until the gateway has answered the first message.
+    gate: Option<Box<Gate>>,
     /// Why the first message is refused.
     refused: Option<String>,
     connect_response: Option<ConnectResponse>,
+}
+
+/// What the bytes of the gateway changed for those of the client.
+enum Heard {
+    Nothing,
+    Changed,
+    /// The gateway has refused the `connect`.
+    Refused,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -236,7 +270,7 @@ impl Direction {
         }
         count.inc_by(early.len() as u64);
         let moved = !early.is_empty();
-        let (close_with, first_message, refused, connect_response) = (None, None, None, None);
+        let (close_with, gate, refused, connect_response) = (None, None, None, None);
         Self {
             pending: early,
             unflushed: false,
@@ -246,7 +280,7 @@ impl Direction {
             close_with,
             close_sent: false,
             moved,
-            first_message,
+            gate,
             refused,
             connect_response,
         }
@@ -254,10 +288,10 @@ impl Direction {
 
     /// Has `first_message` check what was read already, and what is read from now on.
     fn inspect(&mut self, first_message: Option<FirstMessage>) {
-        self.first_message = first_message;
-        if self.first_message.is_some() && !self.pending.is_empty() {
+        self.gate = first_message.map(|first| Box::new(Gate::new(first)));
+        if self.gate.is_some() && !self.pending.is_empty() {
             let early = std::mem::take(&mut self.pending);
-            self.hold_back(&early);
+            self.hold_back(early);
         }
     }
 
@@ -269,22 +303,47 @@ impl Direction {
     }
 
     fn note_read(&mut self, read: &[u8]) {
-        if self.connect_response.as_mut().is_some_and(|response| response.feed(read)) {
-            self.connect_response = None;
+        if let Some(response) = &mut self.connect_response {
+            response.feed(read);
         }
     }
 
-    /// Gives `read` to the check of the first message.
-    fn hold_back(&mut self, read: &[u8]) {
-        let Some(first) = &mut self.first_message else { return };
-        match first.feed(read) {
-            Verdict::Wait => {}
-            Verdict::Pass(held) => {
-                self.first_message = None;
-                self.pending = held;
-            }
-            Verdict::Refuse(reason) => self.refused = Some(reason),
+    /// Returns what the gateway has sent, if that is followed.
+    fn heard(&self) -> GatewayHeard {
+        self.connect_response.as_ref().map(ConnectResponse::heard).unwrap_or_default()
+    }
+
+    /// Gives `read` to the gate.
+    fn hold_back(&mut self, read: Bytes) {
+        if let Some(gate) = &mut self.gate {
+            let step = gate.feed(read);
+            self.take_step(step);
         }
+    }
+
+    /// Tells the gate what the gateway has sent.
+    fn hear(&mut self, heard: GatewayHeard) -> Heard {
+        let step = self.gate.as_mut().map_or(Step::Wait, |gate| gate.hear(heard));
+        self.take_step(step)
+    }
+
+    fn take_step(&mut self, step: Step) -> Heard {
+        match step {
+            Step::Wait => return Heard::Nothing,
+            Step::Refused => return Heard::Refused,
+            Step::Pass(bytes) => self.add_pending(bytes),
+            Step::Open(bytes) => {
+                self.gate = None;
+                self.add_pending(bytes);
+            }
+            Step::Close(reason) => self.refused = Some(reason),
+        }
+        Heard::Changed
+    }
+
+    /// Adds what was held back to what could not be written yet.
+    fn add_pending(&mut self, bytes: Bytes) {
+        self.pending = if self.pending.is_empty() { bytes } else { [&self.pending[..], &bytes].concat().into() };
     }
 
     fn take_moved(&mut self) -> bool {
@@ -346,7 +405,18 @@ impl Direction {
                 }
                 self.unflushed = false;
             }
-            let mut block = ReadBuf::new(scratch);
+            let mut room = BLOCK;
+            if let Some(gate) = &mut self.gate {
+                if let Poll::Ready(message) = gate.poll_ready(cx) {
+                    self.pending = message;
+                    continue;
+                }
+                room = gate.room().min(BLOCK);
+                if room == 0 {
+                    return Ok(Poll::Pending);
+                }
+            }
+            let mut block = ReadBuf::new(&mut scratch[..room]);
             if Pin::new(&mut *from).poll_read(cx, &mut block)?.is_pending() {
                 return Ok(Poll::Pending);
             }
@@ -355,9 +425,9 @@ impl Direction {
                 self.end = End::Ending;
             } else {
                 self.moved = true;
-                if self.first_message.is_some() {
+                if self.gate.is_some() {
                     self.count.inc_by(read.len() as u64);
-                    self.hold_back(read);
+                    self.hold_back(Bytes::copy_from_slice(read));
                 } else {
                     self.note_read(read);
                     self.pass_on(cx, read, to)?;

@@ -4,6 +4,7 @@ use std::io::Cursor;
 
 use bytes::Bytes;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::OpCode;
 
 /// A server's close frame with status 1001, "going away" (RFC 6455 section 7.4.1).
 pub const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
@@ -31,6 +32,8 @@ pub struct WebSocketFrames {
     /// The beginning of a header that came in pieces.
     partial: [u8; MAX_HEADER],
     partial_len: usize,
+    /// Whether the current frame is the last one of a message.
+    ends_message: bool,
     /// Whether something was no WebSocket frame, so that no boundary can be found any more.
     lost: bool,
 }
@@ -60,6 +63,25 @@ impl WebSocketFrames {
         boundary
     }
 
+    /// Takes the next bytes up to the end of a message; returns how many these are, or `None` if it does not end in `bytes`.
+    pub fn feed_message(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut at = 0;
+        while at < bytes.len() && !self.lost {
+            if self.payload > 0 {
+                let step = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len() - at);
+                self.payload -= step as u64;
+                at += step;
+            } else {
+                at += self.header(&bytes[at..]);
+            }
+            if self.at_boundary() && self.ends_message {
+                return Some(at);
+            }
+        }
+        // What follows no frame can't be a message either.
+        self.lost.then_some(at)
+    }
+
     /// Takes a header, or as much of it as is there; returns how many bytes that were.
     fn header(&mut self, bytes: &[u8]) -> usize {
         let fresh = bytes.len().min(MAX_HEADER - self.partial_len);
@@ -68,7 +90,8 @@ impl WebSocketFrames {
         head[self.partial_len..have].copy_from_slice(&bytes[..fresh]);
         let mut cursor = Cursor::new(&head[..have]);
         match FrameHeader::parse(&mut cursor) {
-            Ok(Some((_, length))) => {
+            Ok(Some((header, length))) => {
+                self.ends_message = header.is_final && matches!(header.opcode, OpCode::Data(_));
                 let taken = usize::try_from(cursor.position()).unwrap_or(have) - self.partial_len;
                 self.payload = length;
                 self.partial_len = 0;
@@ -139,6 +162,9 @@ mod tests {
                 prop_assert_eq!(frames.at_boundary(), ends.contains(&to));
                 at = to;
             }
+            let mut frames = WebSocketFrames::default();
+            let first = stream.iter().position(|byte| frames.feed_message(&[*byte]).is_some());
+            prop_assert_eq!(first.map(|last| last + 1), Some(ends[1]));
         }
     }
 }

@@ -9,9 +9,10 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use tokio_tungstenite::{WebSocketStream, tungstenite};
 use tokio_util::sync::CancellationToken;
 
 use crate::raw_http::{Message, RawHttp};
@@ -289,7 +290,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
             "/both-lengths" => {
                 client.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await?;
             }
-            "/ws" | "/ws-dies" | "/ws-resets" => {
+            "/ws" | "/ws-dies" | "/ws-resets" | "/gateway" => {
                 let accept = derive_accept_key(key.unwrap_or_default().as_bytes());
                 client.send(format!(
                     "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
@@ -297,6 +298,9 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
                 .await?;
                 if path == "/ws-resets" {
                     client.stream.set_zero_linger()?;
+                }
+                if path == "/gateway" {
+                    return answer_connects(client).await;
                 }
                 return echo(client, path != "/ws").await;
             }
@@ -363,6 +367,47 @@ async fn echo(client: RawHttp<TcpStream>, dies: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Asks for a `connect`, and handles messages concurrently until one is accepted, as OpenClaw does. `params.answer` says how one ends:
+/// it is accepted, refused with `refuse`, or the connection is closed without an answer with `silent`. What comes later is sent back.
+async fn answer_connects(client: RawHttp<TcpStream>) -> io::Result<()> {
+    let (stream, early) = client.into_parts();
+    let mut socket = WebSocketStream::from_partially_read(stream, early, Role::Server, None).await;
+    let send = async |socket: &mut WebSocketStream<TcpStream>, message: serde_json::Value| {
+        socket.send(tungstenite::Message::text(message.to_string())).await.map_err(io::Error::other)
+    };
+    send(&mut socket, serde_json::json!({ "type": "event", "event": "connect.challenge" })).await?;
+    let mut handled = futures_util::stream::FuturesUnordered::new();
+    let mut is_connected = false;
+    loop {
+        tokio::select! {
+            message = socket.next() => {
+                let Some(Ok(message)) = message else { return Ok(()) };
+                let Ok(request) = serde_json::from_slice::<serde_json::Value>(&message.clone().into_data()) else { continue };
+                if is_connected {
+                    socket.send(message).await.map_err(io::Error::other)?;
+                    continue;
+                }
+                handled.push(async move {
+                    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+                    request
+                });
+            }
+            Some(request) = handled.next() => {
+                let answer = request["params"]["answer"].as_str().unwrap_or_default();
+                let ok = request["method"] == "connect" && answer != "refuse";
+                if answer != "silent" {
+                    send(&mut socket, serde_json::json!({ "type": "res", "id": request["id"], "ok": ok })).await?;
+                }
+                if !ok || answer == "silent" {
+                    let frame = CloseFrame { code: CloseCode::Policy, reason: "the gateway's reason".into() };
+                    socket.close(Some(frame)).await.map_err(io::Error::other)?;
+                }
+                is_connected |= ok;
+            }
+        }
+    }
 }
 
 /// The byte at a place of a body whose bytes depend on their place, so that a lost or repeated block is found.

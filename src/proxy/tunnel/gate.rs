@@ -1,0 +1,309 @@
+//! Lets a client's first message pass to the gateway, and what follows only once the gateway has answered it.
+//!
+//! The gateway handles messages concurrently until a `connect` has succeeded. So a second `connect` right after the first one would be
+//! handled as well, though only the first one was checked.
+
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::connect_response::Heard;
+use super::first_message::{FirstMessage, Verdict};
+use super::websocket_frames::WebSocketFrames;
+
+/// How long a client may take for its first message, once it has begun or the gateway has asked for it. The gateway itself waits as long.
+const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(15);
+/// How long the gateway may take to answer a `connect`; it gives up after 15 s itself.
+const RESPONSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// What is held back of a client's bytes.
+pub struct Gate {
+    stage: Stage,
+    /// What was read together with the first message.
+    rest: Bytes,
+    /// Whether the gateway has asked for a `connect`.
+    challenged: bool,
+    /// Whether the connection is freed once the gateway is known to speak another protocol.
+    passes_others: bool,
+    due: Option<Instant>,
+}
+
+enum Stage {
+    /// The first message is not whole yet.
+    Check(Box<FirstMessage>),
+    /// A `connect` passes once the future completes.
+    Prepare(BoxFuture<'static, ()>, Bytes),
+    /// The gateway has not answered the `connect` yet.
+    Response,
+    /// A message passes that is no request to connect.
+    Other(WebSocketFrames),
+    /// Such a message has passed, and the gateway has not sent anything yet that shows which protocol it speaks.
+    Protocol,
+    /// Nothing more passes.
+    Discard,
+}
+
+/// What becomes of bytes of the client, or of the gate.
+pub enum Step {
+    /// Nothing changes.
+    Wait,
+    /// These bytes go to the gateway.
+    Pass(Bytes),
+    /// These bytes go to the gateway, and all that follow.
+    Open(Bytes),
+    /// The gateway has refused the `connect`.
+    Refused,
+    /// The WebSocket must close, for this reason.
+    Close(String),
+}
+
+impl Gate {
+    /// Holds back what follows the message that `first` checks.
+    pub fn new(first: FirstMessage) -> Self {
+        let passes_others = first.passes_others();
+        Self { stage: Stage::Check(Box::new(first)), rest: Bytes::new(), challenged: false, passes_others, due: None }
+    }
+
+    /// Returns how many bytes may be read from the client now.
+    pub fn room(&self) -> usize {
+        match &self.stage {
+            Stage::Check(first) => first.room().max(1),
+            Stage::Other(_) | Stage::Discard => usize::MAX,
+            Stage::Prepare(..) | Stage::Response | Stage::Protocol => 0,
+        }
+    }
+
+    /// Takes bytes that were read from the client.
+    pub fn feed(&mut self, read: Bytes) -> Step {
+        match &mut self.stage {
+            Stage::Check(first) => match first.feed(&read) {
+                Verdict::Wait => {
+                    self.arm(FIRST_MESSAGE_LIMIT);
+                    Step::Wait
+                }
+                Verdict::Connect { ready, message, rest } => {
+                    self.stage = Stage::Prepare(ready, message);
+                    self.rest = rest;
+                    self.due = None;
+                    Step::Wait
+                }
+                Verdict::Other(_) if self.challenged => no_connect(),
+                Verdict::Other(held) => {
+                    self.stage = Stage::Other(WebSocketFrames::default());
+                    self.due = None;
+                    self.pass_other(held)
+                }
+                Verdict::Close(held) => {
+                    self.stage = Stage::Discard;
+                    self.due = None;
+                    Step::Pass(held)
+                }
+                Verdict::Refuse(reason) => Step::Close(reason),
+            },
+            Stage::Other(_) => self.pass_other(read),
+            Stage::Prepare(..) | Stage::Response | Stage::Protocol | Stage::Discard => Step::Wait,
+        }
+    }
+
+    /// Passes bytes up to the end of the message of another protocol.
+    fn pass_other(&mut self, mut bytes: Bytes) -> Step {
+        let Stage::Other(frames) = &mut self.stage else { return Step::Wait };
+        if let Some(end) = frames.feed_message(&bytes) {
+            self.stage = Stage::Protocol;
+            self.rest = bytes.split_off(end);
+        }
+        Step::Pass(bytes)
+    }
+
+    /// Completes with the `connect` once it may pass.
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
+        let Stage::Prepare(ready, message) = &mut self.stage else { return Poll::Pending };
+        if ready.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let message = std::mem::take(message);
+        self.stage = Stage::Response;
+        self.arm(RESPONSE_LIMIT);
+        Poll::Ready(message)
+    }
+
+    /// Learns what the gateway has sent so far.
+    pub fn hear(&mut self, heard: Heard) -> Step {
+        match (heard.answer, &mut self.stage) {
+            (Some(true), Stage::Response) => return Step::Open(std::mem::take(&mut self.rest)),
+            (Some(false), Stage::Response) => {
+                self.stage = Stage::Discard;
+                self.rest = Bytes::new();
+                self.due = None;
+                return Step::Refused;
+            }
+            _ => {}
+        }
+        match (heard.challenge, &mut self.stage) {
+            (Some(true), Stage::Other(_) | Stage::Protocol) => no_connect(),
+            (Some(true), Stage::Check(_)) => {
+                if !self.challenged {
+                    self.challenged = true;
+                    self.arm(FIRST_MESSAGE_LIMIT);
+                }
+                Step::Wait
+            }
+            (Some(false), Stage::Check(first)) if self.passes_others => Step::Open(first.take_held()),
+            (Some(false), Stage::Other(_) | Stage::Protocol) if self.passes_others => Step::Open(std::mem::take(&mut self.rest)),
+            _ => Step::Wait,
+        }
+    }
+
+    fn arm(&mut self, limit: Duration) {
+        self.due.get_or_insert_with(|| Instant::now() + limit);
+    }
+
+    /// Returns when the WebSocket must close, and why.
+    pub fn due(&self) -> Option<(Instant, &'static str)> {
+        let reason = match self.stage {
+            Stage::Response => "loopgate: the gateway has not answered the connect",
+            _ => "loopgate: no whole first message in time",
+        };
+        self.due.map(|due| (due, reason))
+    }
+}
+
+fn no_connect() -> Step {
+    Step::Close("loopgate: the first message must be a connect".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use prometheus_client::metrics::counter::Counter;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::task::JoinSet;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::proxy::close_signal::CloseSignal;
+    use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
+    use crate::proxy::tunnel::first_message::Checked;
+    use crate::proxy::tunnel::{TunnelOptions, run};
+
+    /// A masked message of a client, with a mask of zeros.
+    fn message(text: &str) -> Vec<u8> {
+        let length = u8::try_from(text.len()).unwrap();
+        assert!(length < 126);
+        [&[0x81, 0x80 | length, 0, 0, 0, 0][..], text.as_bytes()].concat()
+    }
+
+    fn from_gateway(text: &str) -> Vec<u8> {
+        [&[0x81, u8::try_from(text.len()).unwrap()][..], text.as_bytes()].concat()
+    }
+
+    const CHALLENGE: &str = r#"{"event":"connect.challenge"}"#;
+
+    /// A tunnel whose check takes `{"a"...` for a `connect` with the id 1, and all else for other messages.
+    async fn tunnel(client: DuplexStream, gateway: DuplexStream, objects_only: bool) -> io::Result<()> {
+        let pending = Arc::new(PendingConnect::default());
+        let response = ConnectResponse::new(Arc::clone(&pending));
+        let check = move |message: &[u8]| {
+            if message.starts_with(b"{\"a\"") {
+                pending.set("1", |_| {});
+                return Checked::Connect(Box::pin(tokio::task::yield_now()));
+            }
+            Checked::Other
+        };
+        let options = TunnelOptions {
+            websocket: true,
+            close_signal: CloseSignal::new(&CancellationToken::new()),
+            rest_limit: Duration::from_secs(4),
+            first_message: Some(FirstMessage::new(objects_only, Box::new(check))),
+            connect_response: Some(response),
+            received: Counter::default(),
+            sent: Counter::default(),
+        };
+        run(client, gateway, (Bytes::new(), Bytes::new()), options).await
+    }
+
+    /// What arrives at `stream` in a second.
+    async fn arriving(stream: &mut DuplexStream) -> Vec<u8> {
+        let mut got = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut got)).await;
+        got
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_follows_a_connect_reaches_the_gateway_only_once_it_is_accepted() {
+        let (first, second) = (message(r#"{"a":1}"#), message(r#"{"a":2}"#));
+        for accepted in [true, false] {
+            let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
+            let mut tasks = JoinSet::new();
+            let tunnel = tasks.spawn(tunnel(near, far, true));
+            client.write_all(&[&first[..], &second].concat()).await.unwrap();
+            gateway.write_all(&from_gateway(CHALLENGE)).await.unwrap();
+            assert_eq!(arriving(&mut gateway).await, first);
+            gateway.write_all(&[0x89, 0]).await.unwrap();
+            client.write_all(&second).await.unwrap();
+            assert_eq!(arriving(&mut gateway).await, b"", "neither what was read together nor what came later");
+            let answer = from_gateway(&format!(r#"{{"type":"res","id":"1","ok":{accepted}}}"#));
+            gateway.write_all(&answer).await.unwrap();
+            let expected = if accepted { [&second[..], &second].concat() } else { Vec::new() };
+            assert_eq!(arriving(&mut gateway).await, expected, "{accepted}");
+            let close = [0x88, 2, 3, 0xf0];
+            gateway.write_all(&close).await.unwrap();
+            let got = arriving(&mut client).await;
+            assert!(got.ends_with(&[&answer[..], &close].concat()), "{got:?}");
+            assert_eq!(tunnel.is_finished(), !accepted, "the gateway's own close frame is the last thing of a refused client");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_message_frees_the_connection_only_where_the_gateway_speaks_another_protocol() {
+        let (connect, close) = (message(r#"{"a":1}"#), 0x88);
+        for other in [message("{}"), message("RFB 003.008")] {
+            for (greeting, before, freed) in
+                [(CHALLENGE, true, false), (CHALLENGE, false, false), ("RFB 003.008", true, true), ("RFB 003.008", false, true)]
+            {
+                let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
+                let mut tasks = JoinSet::new();
+                tasks.spawn(tunnel(near, far, true));
+                if before {
+                    gateway.write_all(&from_gateway(greeting)).await.unwrap();
+                    arriving(&mut client).await;
+                }
+                client.write_all(&[&other[..], &connect].concat()).await.unwrap();
+                let mut got = arriving(&mut gateway).await;
+                if !before {
+                    assert_eq!(got, other, "it may be for another protocol, whose client speaks first");
+                    gateway.write_all(&from_gateway(greeting)).await.unwrap();
+                    got.extend(arriving(&mut gateway).await);
+                }
+                assert_eq!(got.ends_with(&connect), freed, "{greeting} {before}");
+                let sent = arriving(&mut client).await;
+                assert_eq!(sent.contains(&close), !freed, "{sent:?}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_must_complete_its_first_message_in_time_once_it_is_asked_for() {
+        for (asked, begun, closed) in [(true, false, true), (false, true, true), (false, false, false)] {
+            let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
+            let mut tasks = JoinSet::new();
+            let tunnel = tasks.spawn(tunnel(near, far, true));
+            if asked {
+                gateway.write_all(&from_gateway(CHALLENGE)).await.unwrap();
+            }
+            if begun {
+                client.write_all(&message(r#"{"a":1}"#)[..9]).await.unwrap();
+            }
+            tokio::time::sleep(FIRST_MESSAGE_LIMIT - Duration::from_secs(1)).await;
+            assert!(!tunnel.is_finished());
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            assert_eq!(tunnel.is_finished(), closed, "{asked} {begun}");
+            drop(gateway);
+        }
+    }
+}
