@@ -14,6 +14,8 @@ pub const SCOPES: &str = "loopgate.scopes";
 pub const PROJECT: &str = "com.docker.compose.project";
 /// Compose's own: the service.
 pub const SERVICE: &str = "com.docker.compose.service";
+/// Labels that Compose, and podman-compose, set on every container that they create, and on no image.
+pub const MADE_BY_COMPOSE: [&str; 2] = ["com.docker.compose.config-hash", "com.docker.compose.container-number"];
 /// Swarm's own: the stack.
 pub const STACK: &str = "com.docker.stack.namespace";
 /// Swarm's own: the service, `STACK_SERVICE` in a stack.

@@ -109,12 +109,15 @@ fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
 /// those that say which project and service it is of.
 ///
 /// A label that only narrows stays, also if the image has it, since the operator may have set it too: `loopgate.agent=false`, and the cap.
+/// So do project and service where Compose created the container, since it sets both itself: an image that Compose has built has the same.
 fn strip(container: &mut ContainerSummary, of_image: &Labels) -> Origin {
     let Some(own) = &mut container.labels else { return Origin::Compared };
     let is_shared = |own: &Labels, name: &str| own.get(name).is_some_and(|value| of_image.get(name) == Some(value));
     container.scopes_of_image = is_shared(own, labels::SCOPES);
+    let by_compose = labels::MADE_BY_COMPOSE.iter().any(|name| own.contains_key(*name) && !is_shared(own, name));
     for name in [labels::PROJECT, labels::SERVICE, labels::STACK, labels::SWARM_SERVICE] {
-        if is_shared(own, name) {
+        let by_compose = by_compose && matches!(name, labels::PROJECT | labels::SERVICE);
+        if is_shared(own, name) && !by_compose {
             own.remove(name);
         }
     }
@@ -139,6 +142,7 @@ mod tests {
     #[test]
     fn only_labels_that_widen_trust_are_removed_if_the_image_has_them_too() {
         let project = (labels::PROJECT, "claws");
+        let made = (labels::MADE_BY_COMPOSE[0], "0a1b");
         let services = [(labels::SERVICE, "tester"), (labels::STACK, "claws"), (labels::SWARM_SERVICE, "claws_tester")];
         for (own, of_image, left, origin, scopes_of_image) in [
             (vec![(labels::AGENT, "true"), project], vec![(labels::AGENT, "true")], vec![project], Origin::OfImage("true".into()), false),
@@ -149,6 +153,8 @@ mod tests {
             (vec![(labels::SCOPES, "a")], vec![(labels::SCOPES, "b")], vec![(labels::SCOPES, "a")], Origin::Compared, false),
             (services.to_vec(), services.to_vec(), vec![], Origin::Compared, false),
             (vec![project, ("x", "y")], vec![project, ("x", "y")], vec![("x", "y")], Origin::Compared, false),
+            (vec![project, made], vec![project], vec![project, made], Origin::Compared, false),
+            (vec![project, made], vec![project, made], vec![made], Origin::Compared, false),
         ] {
             let mut container = ContainerSummary { labels: Some(labels_from(&own)), ..ContainerSummary::default() };
             assert_eq!(strip(&mut container, &labels_from(&of_image)), origin, "{own:?} {of_image:?}");
