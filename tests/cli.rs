@@ -325,3 +325,24 @@ fn certificates_are_shown_exported_and_issued_from_the_state_directory() {
     assert_eq!(nowhere.status.code(), Some(1));
     assert!(stderr(&nowhere).contains("missing/ca.pem"), "{}", stderr(&nowhere));
 }
+
+#[test]
+fn an_identity_is_created_once_and_never_beside_a_newer_gateways_database() {
+    let state = tempfile::tempdir().unwrap();
+    let identity = state.path().join("identity/device.json");
+    let create = || {
+        let output = loopgate(["pair", "--create-only", "--identity", identity.to_str().unwrap()]).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(create().starts_with("device "));
+    let created = std::fs::read(&identity).unwrap();
+    create();
+    assert_eq!(std::fs::read(&identity).unwrap(), created);
+
+    std::fs::remove_file(&identity).unwrap();
+    std::fs::create_dir(state.path().join("state")).unwrap();
+    std::fs::write(state.path().join("state/openclaw.sqlite"), "").unwrap();
+    assert!(create().contains("nothing created"));
+    assert!(!identity.exists());
+}

@@ -7,7 +7,7 @@ use super::error::Error;
 use super::output;
 use crate::config::parse;
 use crate::openclaw::device::Device;
-use crate::openclaw::pair;
+use crate::openclaw::{files, pair};
 use crate::secret::Secret;
 
 /// Pairs an OpenClaw device identity with the gateway, for all operator scopes
@@ -25,7 +25,8 @@ pub struct Args {
     /// The file that holds the gateway's token [default: the variable OPENCLAW_GATEWAY_TOKEN]
     #[arg(long, env = "LOOPGATE_TOKEN_FILE", value_name = "FILE", value_parser = parse::path)]
     token_file: Option<PathBuf>,
-    /// Only create the identity if it does not exist yet, without connecting: for a sidecar that may only read the gateway's state
+    /// Only create the identity if it does not exist yet, without connecting: for a sidecar that may only read the gateway's state. Creates
+    /// nothing where the state is a newer gateway's, which keeps its identity in a database
     #[arg(long)]
     create_only: bool,
 }
@@ -41,6 +42,9 @@ fn loopback_url(text: &str) -> Result<SocketAddr, String> {
 /// Pairs once.
 pub fn run(args: &Args) -> Result<(), Error> {
     if args.create_only {
+        if let Some(database) = files::newer_state(&args.identity) {
+            return output::print(format!("nothing created: the gateway keeps its identity in {}\n", database.display()));
+        }
         let device = Device::create(&args.identity)?;
         return output::print(format!("device {} is in {}\n", device.id(), args.identity.display()));
     }

@@ -29,6 +29,13 @@ pub enum Error {
     },
 }
 
+/// Returns the database in which a newer gateway (2026.9) keeps the device identity, if the state directory of `identity`
+/// (`STATE/identity/device.json`) has one. Such a gateway does not start where the file and the database hold different identities.
+pub fn newer_state(identity: &Path) -> Option<PathBuf> {
+    let database = identity.parent()?.parent()?.join("state/openclaw.sqlite");
+    database.exists().then_some(database)
+}
+
 /// Reads `openclaw.json`, which is JSON5.
 ///
 /// # Errors
