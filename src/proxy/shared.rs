@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use super::downstream::window_budget::WindowBudget;
 use super::registry::Registry;
+use super::tunnel::first_message::HeldBudget;
 use super::upstream::send::Upstream;
 use crate::addr::PeerAddr;
 use crate::config::{BindDevices, Config, Limits, TraceparentUse};
@@ -55,6 +56,8 @@ pub(super) struct Shared {
     pub(super) upstream: Upstream,
     /// The windows of HTTP/2 connections.
     pub(super) windows: Arc<WindowBudget>,
+    /// The first messages of WebSockets that are not whole or not answered yet.
+    pub(super) held_messages: Arc<HeldBudget>,
     pub(super) settings: ArcSwap<Settings>,
     /// The `Authorization` that attested agents inherit.
     pub(super) token: ArcSwapOption<HeaderValue>,

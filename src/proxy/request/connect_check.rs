@@ -54,7 +54,7 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
         });
         checked.inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused")).unwrap_or_else(Checked::Refused)
     };
-    Some((FirstMessage::new(objects_only, Box::new(check)), response))
+    Some((FirstMessage::new(objects_only, Arc::clone(&session.shared.held_messages), Box::new(check)), response))
 }
 
 /// The name that an agent's devices are bound to; `None` for a process of the gateway's own network namespace.

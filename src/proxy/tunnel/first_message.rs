@@ -1,6 +1,8 @@
 //! Holds back what a client sends on a WebSocket until its first message is whole, and has it checked.
 
 use std::io::Cursor;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -11,6 +13,48 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpC
 const MAX_MESSAGE: usize = 64 * 1024;
 /// The most bytes that are held back: a message with the headers of its fragments, and control frames before it.
 const MAX_HELD: usize = MAX_MESSAGE + 4 * 1024;
+
+/// How many of these bytes a client may always have.
+const FREE: usize = 8 * 1024;
+
+/// The bytes beyond the free ones that may be held for all clients together.
+#[derive(Debug)]
+pub struct HeldBudget {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl HeldBudget {
+    /// Allows half of `buffered` bytes.
+    pub fn new(buffered: usize) -> Arc<Self> {
+        Arc::new(Self { limit: buffered / 2, used: AtomicUsize::new(0) })
+    }
+}
+
+/// A client's part of the budget, returned when dropped.
+pub struct HeldLease {
+    budget: Arc<HeldBudget>,
+    bytes: usize,
+}
+
+impl HeldLease {
+    /// Extends the lease so that `held` bytes may be held; returns whether that is possible.
+    fn extend(&mut self, held: usize) -> bool {
+        let more = held.saturating_sub(FREE).saturating_sub(self.bytes);
+        let fits = |used: usize| used.checked_add(more).filter(|used| *used <= self.budget.limit);
+        if more > 0 && self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_err() {
+            return false;
+        }
+        self.bytes += more;
+        true
+    }
+}
+
+impl Drop for HeldLease {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
 
 /// Checks a whole first message.
 pub type CheckMessage = Box<dyn FnOnce(&[u8]) -> Checked + Send>;
@@ -49,6 +93,8 @@ pub enum Verdict {
 /// Follows the frames of a client (RFC 6455 section 5) to the end of its first message.
 pub struct FirstMessage {
     held: Vec<u8>,
+    /// The part of the budget for `held`.
+    lease: Option<HeldLease>,
     /// How much of `held` was parsed.
     parsed: usize,
     /// The length of the message so far.
@@ -66,9 +112,10 @@ pub struct FirstMessage {
 
 impl FirstMessage {
     /// Has `check` look at the first message; with `objects_only`, only if it begins like a JSON object.
-    pub fn new(objects_only: bool, check: CheckMessage) -> Self {
+    pub fn new(objects_only: bool, budget: Arc<HeldBudget>, check: CheckMessage) -> Self {
         let (held, parsed, length, blank) = (Vec::new(), 0, 0, 0);
-        Self { held, parsed, length, blank, is_object: false, begun: false, objects_only, check: Some(check) }
+        let lease = Some(HeldLease { budget, bytes: 0 });
+        Self { held, lease, parsed, length, blank, is_object: false, begun: false, objects_only, check: Some(check) }
     }
 
     /// Returns whether messages of other protocols may pass.
@@ -81,6 +128,11 @@ impl FirstMessage {
         MAX_HELD.saturating_sub(self.held.len())
     }
 
+    /// Returns the part of the budget, for as long as bytes are held that were read together with the message.
+    pub fn take_lease(&mut self) -> Option<HeldLease> {
+        self.lease.take()
+    }
+
     /// Returns the bytes that were held back, and forgets them.
     pub fn take_held(&mut self) -> Bytes {
         std::mem::take(&mut self.held).into()
@@ -88,6 +140,9 @@ impl FirstMessage {
 
     /// Takes the next bytes of the client.
     pub fn feed(&mut self, bytes: &[u8]) -> Verdict {
+        if self.lease.as_mut().is_none_or(|lease| !lease.extend(self.held.len() + bytes.len())) {
+            return refuse("too many long first messages at once");
+        }
         self.held.extend_from_slice(bytes);
         loop {
             match self.frame() {
@@ -233,7 +288,7 @@ mod tests {
                 Checked::Connect(Box::pin(async {}))
             }
         };
-        let mut first = FirstMessage::new(objects_only, Box::new(check));
+        let mut first = FirstMessage::new(objects_only, HeldBudget::new(1 << 20), Box::new(check));
         let fed = stream.chunks(size).map(|piece| match first.feed(piece) {
             Verdict::Wait => Seen::Wait,
             Verdict::Connect { message, rest, .. } => Seen::Connect(message.to_vec(), rest.to_vec()),
@@ -282,6 +337,22 @@ mod tests {
                 assert!(matches!(verdict(&stream, 4096, objects_only), Seen::Refuse(_)), "{:x?}", &stream[..stream.len().min(16)]);
             }
         }
+    }
+
+    #[test]
+    fn what_all_clients_hold_beyond_their_free_bytes_has_a_limit() {
+        let budget = HeldBudget::new(2 * 100);
+        let client = || FirstMessage::new(false, Arc::clone(&budget), Box::new(|_: &[u8]| Checked::Other));
+        let begun = &frame(0x81, &[b'{'; 20_000])[..FREE];
+        let mut clients = [client(), client(), client()];
+        for client in &mut clients {
+            assert!(matches!(client.feed(begun), Verdict::Wait));
+        }
+        assert!(matches!(clients[0].feed(&[0; 60]), Verdict::Wait));
+        assert!(matches!(clients[1].feed(&[0; 60]), Verdict::Refuse(_)));
+        assert!(matches!(clients[1].feed(&[0; 40]), Verdict::Wait));
+        drop(clients);
+        assert!(matches!(client().feed(&[begun, &[0; 100]].concat()), Verdict::Wait));
     }
 
     #[test]

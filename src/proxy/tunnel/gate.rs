@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::connect_response::Heard;
-use super::first_message::{FirstMessage, Verdict};
+use super::first_message::{FirstMessage, HeldLease, Verdict};
 use super::websocket_frames::WebSocketFrames;
 
 /// How long a client may take for its first message, once it has begun or the gateway has asked for it. The gateway itself waits as long.
@@ -24,6 +24,8 @@ pub struct Gate {
     stage: Stage,
     /// What was read together with the first message.
     rest: Bytes,
+    /// The part of the budget that `rest` uses.
+    lease: Option<HeldLease>,
     /// Whether the gateway has asked for a `connect`.
     challenged: bool,
     /// Whether the connection is freed once the gateway is known to speak another protocol.
@@ -54,7 +56,7 @@ pub enum Step {
     Pass(Bytes),
     /// These bytes go to the gateway, and all that follow.
     Open(Bytes),
-    /// The gateway has refused the `connect`.
+    /// The gateway has refused the `connect`, or closes without an answer.
     Refused,
     /// The WebSocket must close, for this reason.
     Close(String),
@@ -64,7 +66,7 @@ impl Gate {
     /// Holds back what follows the message that `first` checks.
     pub fn new(first: FirstMessage) -> Self {
         let passes_others = first.passes_others();
-        Self { stage: Stage::Check(Box::new(first)), rest: Bytes::new(), challenged: false, passes_others, due: None }
+        Self { stage: Stage::Check(Box::new(first)), rest: Bytes::new(), lease: None, challenged: false, passes_others, due: None }
     }
 
     /// Returns how many bytes may be read from the client now.
@@ -85,6 +87,7 @@ impl Gate {
                     Step::Wait
                 }
                 Verdict::Connect { ready, message, rest } => {
+                    self.lease = first.take_lease();
                     self.stage = Stage::Prepare(ready, message);
                     self.rest = rest;
                     self.due = None;
@@ -92,6 +95,7 @@ impl Gate {
                 }
                 Verdict::Other(_) if self.challenged => no_connect(),
                 Verdict::Other(held) => {
+                    self.lease = first.take_lease();
                     self.stage = Stage::Other(WebSocketFrames::default());
                     self.due = None;
                     self.pass_other(held)
@@ -134,9 +138,11 @@ impl Gate {
     pub fn hear(&mut self, heard: Heard) -> Step {
         match (heard.answer, &mut self.stage) {
             (Some(true), Stage::Response) => return Step::Open(std::mem::take(&mut self.rest)),
-            (Some(false), Stage::Response) => {
+            // Without an answer it may have been accepted, but a gateway that closes takes no further message.
+            (answer, Stage::Response) if answer == Some(false) || heard.closed => {
                 self.stage = Stage::Discard;
                 self.rest = Bytes::new();
+                drop(self.lease.take());
                 self.due = None;
                 return Step::Refused;
             }
@@ -188,7 +194,7 @@ mod tests {
     use super::*;
     use crate::proxy::close_signal::CloseSignal;
     use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
-    use crate::proxy::tunnel::first_message::Checked;
+    use crate::proxy::tunnel::first_message::{Checked, HeldBudget};
     use crate::proxy::tunnel::{TunnelOptions, run};
 
     /// A masked message of a client, with a mask of zeros.
@@ -219,7 +225,7 @@ mod tests {
             websocket: true,
             close_signal: CloseSignal::new(&CancellationToken::new()),
             rest_limit: Duration::from_secs(4),
-            first_message: Some(FirstMessage::new(objects_only, Box::new(check))),
+            first_message: Some(FirstMessage::new(objects_only, HeldBudget::new(1 << 20), Box::new(check))),
             connect_response: Some(response),
             received: Counter::default(),
             sent: Counter::default(),
@@ -257,6 +263,18 @@ mod tests {
             assert!(got.ends_with(&[&answer[..], &close].concat()), "{got:?}");
             assert_eq!(tunnel.is_finished(), !accepted, "the gateway's own close frame is the last thing of a refused client");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gateway_that_closes_without_an_answer_ends_the_tunnel() {
+        let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
+        let mut tasks = JoinSet::new();
+        let tunnel = tasks.spawn(tunnel(near, far, true));
+        client.write_all(&message(r#"{"a":1}"#)).await.unwrap();
+        arriving(&mut gateway).await;
+        gateway.write_all(&[0x88, 2, 3, 0xe8]).await.unwrap();
+        assert_eq!(arriving(&mut client).await, [0x88, 2, 3, 0xe8]);
+        assert!(tunnel.is_finished());
     }
 
     #[tokio::test(start_paused = true)]

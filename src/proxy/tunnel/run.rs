@@ -120,7 +120,7 @@ where
                         continue;
                     }
                     Heard::Refused => {
-                        // The gateway closes with a reason of its own. Its client's answer to that does not matter any more.
+                        // The gateway closes with its own reason. Its client's answer to that does not matter any more.
                         state.stage = Stage::Revoked { until: Instant::now() + CLOSE_GRACE };
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
