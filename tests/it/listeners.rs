@@ -263,6 +263,9 @@ async fn with_few_file_descriptors_new_connections_wait_and_are_served_later() {
     let sidecar = Launch::new().after("ulimit -n 64").flags(&["--handshake-timeout=60s"]).start_with_gateway().await;
     let mut client = sidecar.h1(OUTSIDER).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+    let files = format!("/proc/{}/fd", sidecar.process().pid());
+    let open_files = || std::fs::read_dir(&files).unwrap().count();
+    let before = open_files();
     let mut crowd = Vec::new();
     for _ in 0..100 {
         crowd.push(sidecar.tcp(OTHER).await);
@@ -270,6 +273,13 @@ async fn with_few_file_descriptors_new_connections_wait_and_are_served_later() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200, "an open connection is served");
     drop(crowd);
+    // Until the crowd's places are free again, a new connection may still be refused.
+    let served = async {
+        while open_files() > before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, served).await.expect("the crowd's connections are closed");
     for protocol in PROTOCOLS {
         assert_eq!(timeout(SOON, sidecar.ask(protocol, OUTSIDER, "GET /", &[])).await.unwrap().0, 200);
     }
