@@ -99,6 +99,15 @@ def strangers_call() -> str:
     return robot.run(f"node /client.mjs '{json.dumps(options)}'")
 
 
+def serial_of_an_issued_certificate() -> str:
+    operated.run("loopgate cert issue --name lost --out lost")
+    return operated.run("openssl x509 -in lost/agent.pem -noout -serial | cut -d= -f2").strip()
+
+
+def is_revoked() -> None:
+    assert "was revoked before" in operated.run("loopgate cert revoke --cert lost/agent.pem")
+
+
 def is_let_in() -> None:
     said = strangers_call()
     assert '"end":"hello"' in said, said
@@ -182,6 +191,7 @@ TABLE = {
         ("docker compose exec loopgate /loopgate reload", shipped, When(lambda: shipped.wait())),
         ("loopgate cert rotate ", operated),
         ("loopgate cert rotate --new-key", operated),
+        ("loopgate cert revoke", operated, Named("HEX", serial_of_an_issued_certificate, is_revoked)),
     ],
     "docs/security.md": [
         ("loopgate check --openclaw-config", operated),
