@@ -1,8 +1,8 @@
 //! Limits what clients have in flight at the gateway at once, and shares it fairly.
 //!
-//! External clients share one budget of requests and one of WebSockets. A client may hold no more permits than are still free, so one
-//! client alone gets at most half of a budget, two get a third each, and a client that holds none gets one without waiting. A request
-//! beyond the client's share waits in a queue, in which clients take turns. Each agent has budgets of its own; agents with the same
+//! External clients share one budget of requests and one of WebSockets. An eighth of a budget is left to clients that hold no permit of
+//! it. Of the rest a client may hold no more than is still free, so one client alone gets less than half of a budget, and 20 clients
+//! that take all they get leave some for others. A request beyond the client's share waits in a queue, in which clients take turns. Each agent has budgets of its own; agents with the same
 //! source address share them.
 
 use std::collections::{HashMap, VecDeque};
@@ -29,6 +29,8 @@ mod tests;
 const AGENT_FACTOR: usize = 4;
 /// How many requests may wait, as a multiple of the budget.
 const WAITING_FACTOR: usize = 4;
+/// One in so many permits and places in the queue of a shared budget is for clients that have none.
+const RESERVED_PART: usize = 8;
 /// How often a budget that is used up is logged.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// A table of clients is searched for those that are gone when it holds at least this many.
@@ -97,7 +99,7 @@ struct Table<K> {
 struct Budget {
     option: &'static str,
     limit: usize,
-    /// Whether the budget is shared by clients, each of which may hold only as much as is free.
+    /// Whether clients share the budget, each of which may hold only its share of it.
     is_shared: bool,
     used: AtomicUsize,
     waiting: AtomicUsize,
@@ -205,7 +207,7 @@ impl ClientBudget {
         let mut used = budget.used.load(Ordering::SeqCst);
         loop {
             let free = budget.limit.saturating_sub(used);
-            if free == 0 || budget.is_shared && holds.load(Ordering::SeqCst) >= free {
+            if !budget.is_within_share(budget.limit, free, holds.load(Ordering::SeqCst)) {
                 return None;
             }
             match budget.used.compare_exchange_weak(used, used + 1, Ordering::SeqCst, Ordering::SeqCst) {
@@ -248,10 +250,11 @@ impl Waiter {
         let budget = client.budget(purpose);
         let (sender, receiver) = oneshot::channel();
         let mut queue = lock(&budget.queue);
-        let free = budget.limit.saturating_mul(WAITING_FACTOR).saturating_sub(budget.waiting.load(Ordering::SeqCst));
+        let places = budget.limit.saturating_mul(WAITING_FACTOR);
+        let free = places.saturating_sub(budget.waiting.load(Ordering::SeqCst));
         let own = queue.iter_mut().find(|queue| Arc::ptr_eq(&queue.client, client));
         let waiting = own.as_ref().map_or(0, |own| own.waiters.len());
-        if free == 0 || budget.is_shared && waiting >= free {
+        if !budget.is_within_share(places, free, waiting) {
             return None;
         }
         match own {
@@ -281,6 +284,11 @@ impl Drop for Waiter {
 }
 
 impl Budget {
+    /// Returns whether a client that has `own` of `limit` permits or places may have one more while `free` are left.
+    fn is_within_share(&self, limit: usize, free: usize, own: usize) -> bool {
+        free > 0 && (!self.is_shared || own == 0 || own < free.saturating_sub(limit / RESERVED_PART))
+    }
+
     /// Gives free permits to requests that wait, one client after the other.
     fn dispatch(&self, purpose: Use) {
         let mut queue = lock(&self.queue);

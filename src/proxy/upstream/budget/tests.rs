@@ -22,12 +22,13 @@ fn soon() -> Instant {
 }
 
 #[test]
-fn a_client_gets_as_much_as_is_free_and_the_next_one_gets_some_too() {
+fn a_client_gets_its_share_and_twenty_greedy_ones_leave_some_to_others() {
     let budgets = budgets(128, 16);
-    let held: Vec<_> = (1..=3).map(|last| take_all(&client(&budgets, last))).collect();
-    assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>(), [64, 32, 16]);
+    let held: Vec<_> = (1..=20).map(|last| take_all(&client(&budgets, last))).collect();
+    assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>()[..8], [56, 28, 14, 7, 4, 2, 1, 1]);
+    assert_eq!(take_all(&client(&budgets, 21)).len(), 1, "for a client that has none");
     drop(held);
-    assert_eq!(take_all(&client(&budgets, 1)).len(), 64, "every permit was returned");
+    assert_eq!(take_all(&client(&budgets, 1)).len(), 56, "every permit was returned");
 }
 
 #[test]
@@ -92,7 +93,7 @@ async fn a_request_that_waits_too_long_or_in_too_long_a_queue_is_refused() {
     let refused = one.wait(Use::Request, soon()).await.unwrap_err();
     assert_eq!((refused.option, start.elapsed()), ("limits.gateway_requests", Duration::from_secs(5)));
     let waiting: Vec<_> = std::iter::from_fn(|| Waiter::new(&one, Use::Request)).collect();
-    assert_eq!(waiting.len(), 2 * WAITING_FACTOR / 2, "a client may fill half of the queue");
+    assert_eq!(waiting.len(), 2 * WAITING_FACTOR / 2, "a client may fill its share of the queue");
     assert!(Waiter::new(&other, Use::Request).is_some());
     assert_eq!(one.wait(Use::Request, soon()).await.unwrap_err().option, refused.option);
     assert_eq!(start.elapsed(), Duration::from_secs(5), "at once");
