@@ -12,7 +12,7 @@ check: ## compile everything, without running it
 	cargo check --locked --all-targets
 
 test: ## unit and integration tests: no Docker, no network, no root
-	tests/run unit it
+	tests/run unit it attacks
 
 lint: ## formatting, clippy with and without features, rustdoc
 	tests/run lint

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, request, whole};
-use crate::raw_h2::{HEADERS, PREFACE, frame, settings};
+use loopgate_test_support::raw_h2::{HEADERS, PREFACE, frame, settings};
 
 const SOON: Duration = Duration::from_secs(10);
 

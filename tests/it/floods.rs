@@ -1,11 +1,10 @@
-//! Floods of requests: what reaches the gateway, what the others notice, and what is buffered meanwhile.
+//! Floods of requests: what reaches the gateway, and who waits. `tests/attacks` has their effect on time and memory.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, TlsClient, h2_request, process, request};
-use crate::raw_h2::*;
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, h2_request, request};
 
 /// Another external client.
 const OTHER: &str = "127.0.0.4";
@@ -100,68 +99,6 @@ async fn websockets_are_limited_apart_from_requests() {
         let again = timeout(SOON, async { while harness.h1(OUTSIDER).await.ask_head(upgrade()).await.status() != 101 {} });
         again.await.expect("a WebSocket that has ended makes room");
     }
-}
-
-/// How the others fare during a flood: requests of an agent and of another external client, each on a connection of its own.
-struct Bystanders {
-    agent: Vec<Duration>,
-    outsider: Vec<Duration>,
-}
-
-impl Bystanders {
-    /// Sends requests until `time` has passed.
-    async fn watch(client: &TlsClient, time: Duration) -> Self {
-        let mut bystanders = Self { agent: Vec::new(), outsider: Vec::new() };
-        let start = Instant::now();
-        while start.elapsed() < time {
-            for (source, times) in [(AGENT, &mut bystanders.agent), (OTHER, &mut bystanders.outsider)] {
-                let asked = Instant::now();
-                let answer = timeout(SOON, client.ask(Protocol::H1, source, "GET /", &[])).await.expect("an answer in time");
-                assert_eq!(answer, (200, "hello".into()), "{source}");
-                times.push(asked.elapsed());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        for times in [&mut bystanders.agent, &mut bystanders.outsider] {
-            times.sort();
-        }
-        let p99 = |times: &[Duration]| times[times.len() * 99 / 100];
-        eprintln!(
-            "{} requests each: p99 of the agent {:.0?}, of another outsider {:.0?}",
-            bystanders.agent.len(),
-            p99(&bystanders.agent),
-            p99(&bystanders.outsider)
-        );
-        bystanders
-    }
-}
-
-/// Opens `connections` from `source` with windows of zero, and sends `streams` requests for `path` on each.
-async fn flood(client: &TlsClient, source: &str, connections: u32, streams: u32, path: &str) -> Vec<RawH2> {
-    let block = request_block("GET", path, &[]);
-    let requests: Vec<u8> = (0..streams).flat_map(|number| frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, &block)).collect();
-    let mut flood = Vec::new();
-    for _ in 0..connections {
-        let mut raw = RawH2::open(client, source, &[(INITIAL_WINDOW, 0)]).await;
-        raw.send(&requests).await;
-        flood.push(raw);
-    }
-    flood
-}
-
-/// Short responses are taken whole by hyper; a client that does not read them has no more requests for that.
-#[tokio::test(flavor = "multi_thread")]
-async fn short_responses_that_are_not_read_use_little_memory() {
-    let sidecar = process(&[], "").await;
-    Bystanders::watch(&sidecar, Duration::from_secs(1)).await;
-    let before = sidecar.process().memory();
-    let unread = flood(&sidecar, OUTSIDER, 40, 100, "/large?60000").await;
-    Bystanders::watch(&sidecar, Duration::from_secs(7)).await;
-    let grown = sidecar.process().memory().saturating_sub(before);
-    eprintln!("loopgate grew by {} MiB", grown >> 20);
-    assert!(grown < 64 << 20, "loopgate grew by {grown} bytes");
-    assert!(sidecar.gateway.requests().iter().filter(|request| request.start().contains("/large")).count() < 200);
-    drop(unread);
 }
 
 fn upgrade() -> String {

@@ -1,7 +1,7 @@
 //! HTTP/2 by frames that wear a server down or mean two things: the offender is sent away, memory stays, others notice nothing.
 
 use crate::harness::{OUTSIDER, Protocol, process};
-use crate::raw_h2::*;
+use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::sidecar::SidecarWithGateway;
 
 /// Who attacks.

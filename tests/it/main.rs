@@ -1,7 +1,6 @@
 //! The running sidecar, mostly in this process, between raw clients and a gateway that records what it receives.
 
 mod harness;
-mod raw_h2;
 
 mod certificates;
 mod churn;
@@ -10,7 +9,6 @@ mod drain;
 mod expiry;
 mod faults;
 mod fidelity;
-mod file_descriptors;
 mod floods;
 mod h2_abuse;
 mod kubernetes;

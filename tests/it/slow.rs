@@ -6,8 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::harness::{Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, request, whole};
-use crate::raw_h2::*;
 use loopgate_test_support::fake_gateway::pattern;
+use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::raw_http::RawHttp;
 
 const SHORT: Duration = Duration::from_millis(400);

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, UNKNOWN_CLIENT};
 use crate::lanes::{assert_agents, assert_external};
-use crate::raw_h2::*;
+use loopgate_test_support::raw_h2::*;
 
 #[tokio::test]
 async fn a_websocket_uses_its_lane_and_echoes() {

@@ -106,6 +106,15 @@ impl<'a> OpenClaw<'a> {
         command
     }
 
+    /// The path and the size of the largest file of the Control UI.
+    pub fn largest_page_file(&self) -> (String, u64) {
+        let page = self.modules.join("openclaw/dist/control-ui");
+        let files = fs::read_dir(page.join("assets")).expect("the files of the page").flatten();
+        let sized = files.map(|file| (file.metadata().expect("a file").len(), file.file_name()));
+        let (size, name) = sized.max().expect("a file");
+        (format!("/assets/{}", name.to_string_lossy()), size)
+    }
+
     /// The Node.js that came with this version.
     pub fn node(&self) -> PathBuf {
         self.modules.join("node/bin/node")

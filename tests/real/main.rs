@@ -5,6 +5,7 @@
 mod backend;
 mod browser;
 mod check;
+mod flood;
 mod front;
 mod gateway;
 mod openclaw;

@@ -4,11 +4,14 @@
 //! | --- | --- |
 //! | `GET /` | a few bytes |
 //! | `GET /bytes/N` | N zeros |
+//! | `GET /file/N` | N bytes, all of them in memory until they are sent, as Node.js has them |
 //! | `POST /upload` | `ok` when the whole body has come (with a `Content-Length`) |
 //! | `GET /events` | a server-sent event each 10 ms, which says when it was sent |
 //! | `GET /ws` | a WebSocket that echoes |
 
 use std::io;
+use std::net::SocketAddr;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -17,13 +20,50 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::process::monotonic;
+use crate::process::{Tree, monotonic};
 use crate::websocket;
 
 const BLOCK: usize = 256 * 1024;
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 const EVENTS_APART: Duration = Duration::from_millis(10);
 const SMALL: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 18\r\n\r\nThe gateway's word";
+
+/// The backend's process, ended with this value.
+pub struct Backend {
+    /// Where it listens.
+    pub address: SocketAddr,
+    child: Child,
+}
+
+impl Backend {
+    /// Starts one on `address`, and waits until it answers.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn start(address: SocketAddr) -> io::Result<Self> {
+        let child = Command::new(std::env::current_exe()?).arg("backend").arg(address.to_string()).spawn()?;
+        let backend = Self { address, child };
+        for _ in 0..500 {
+            if std::net::TcpStream::connect(address).is_ok() {
+                return Ok(backend);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err(io::Error::other("the backend does not answer"))
+    }
+
+    /// Its process.
+    pub fn tree(&self) -> Tree {
+        Tree::of(self.child.id())
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
 
 /// Serves whoever connects to `listener`, on this thread, for ever.
 ///
@@ -48,6 +88,7 @@ async fn connection(mut stream: TcpStream) -> io::Result<()> {
         match request {
             Request::Small => stream.write_all(SMALL).await?,
             Request::Bytes(length) => send_zeros(&mut stream, length).await?,
+            Request::File(length) => send_file(&mut stream, length).await?,
             Request::Upload(length) => {
                 drain(&mut stream, &mut buffer, length).await?;
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
@@ -63,6 +104,7 @@ async fn connection(mut stream: TcpStream) -> io::Result<()> {
 enum Request {
     Small,
     Bytes(u64),
+    File(usize),
     Upload(u64),
     Events,
     WebSocket,
@@ -93,7 +135,10 @@ fn understand(head: &httparse::Request<'_, '_>) -> Request {
         ("/events", _) => Request::Events,
         ("/ws", _) => Request::WebSocket,
         ("/upload", Some(length)) => Request::Upload(length),
-        (path, _) => path.strip_prefix("/bytes/").and_then(|length| length.parse().ok()).map_or(Request::Unknown, Request::Bytes),
+        (path, _) => match path.strip_prefix("/bytes/") {
+            Some(length) => length.parse().map_or(Request::Unknown, Request::Bytes),
+            None => path.strip_prefix("/file/").and_then(|length| length.parse().ok()).map_or(Request::Unknown, Request::File),
+        },
     }
 }
 
@@ -105,6 +150,12 @@ async fn send_zeros(stream: &mut TcpStream, mut length: u64) -> io::Result<()> {
         length -= piece as u64;
     }
     Ok(())
+}
+
+async fn send_file(stream: &mut TcpStream, length: usize) -> io::Result<()> {
+    stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes()).await?;
+    // Not zeros, which the kernel would not keep in memory.
+    stream.write_all(&vec![1; length]).await
 }
 
 async fn drain(stream: &mut TcpStream, buffer: &mut BytesMut, mut length: u64) -> io::Result<()> {

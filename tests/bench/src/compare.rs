@@ -2,15 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
+use crate::backend::Backend;
 use crate::goals;
 use crate::peer::{Peer, Programs, Surroundings, free_address};
 use crate::results::Results;
@@ -74,7 +73,7 @@ impl Compare {
         let affordable = usize::try_from(files.saturating_sub(OTHER_FILES) / 2).unwrap_or(usize::MAX);
         let extent = Extent { time: Duration::from_secs_f64(self.seconds), idle: self.idle.min(affordable) };
         let directory = tempfile::tempdir()?;
-        let backend = Backend::start()?;
+        let backend = Backend::start(free_address()?)?;
         let around = Surroundings {
             programs: self.programs(),
             certificate: Certificate::make(directory.path())?,
@@ -159,34 +158,6 @@ fn find(program: &Path) -> PathBuf {
     let mut places = std::env::split_paths(&paths).map(|directory| directory.join(program));
     let found = if program.components().count() > 1 { Some(program.to_owned()) } else { places.find(|place| place.is_file()) };
     found.and_then(|place| fs::canonicalize(place).ok()).unwrap_or_else(|| program.to_owned())
-}
-
-/// The backend's process, ended with this value.
-struct Backend {
-    address: SocketAddr,
-    child: Child,
-}
-
-impl Backend {
-    fn start() -> io::Result<Self> {
-        let address = free_address()?;
-        let child = Command::new(std::env::current_exe()?).arg("backend").arg(address.to_string()).spawn()?;
-        let backend = Self { address, child };
-        for _ in 0..500 {
-            if std::net::TcpStream::connect(address).is_ok() {
-                return Ok(backend);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Err(io::Error::other("the backend does not answer"))
-    }
-}
-
-impl Drop for Backend {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// As many open files as may be, for this process and for those that it starts.

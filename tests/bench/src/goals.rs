@@ -39,6 +39,19 @@ const GOALS: &[(Scenario, &str, Limit)] = &[
     (Scenario::Start, "ms to the first answer", Most(12.0)),
     (Scenario::Start, "PSS KiB at rest", Most(5120.0)),
     (Scenario::Start, "MiB of program and libraries", Most(6.0)),
+    (Scenario::AttackChains, "times a handshake, worst chain", Most(3.0)),
+    (Scenario::AttackChains, "agent p99 ms", Most(100.0)),
+    (Scenario::AttackUnread, "agent p99 ms", Most(100.0)),
+    (Scenario::AttackUnread, "outsider p99 ms", Most(1000.0)),
+    (Scenario::AttackUnread, "MiB more", Most(64.0)),
+    (Scenario::AttackUnread, "MiB more, backend", Most(300.0)),
+    (Scenario::AttackSlow, "agent p99 ms", Most(100.0)),
+    (Scenario::AttackSlow, "outsider p99 ms", Most(1000.0)),
+    (Scenario::AttackSlow, "MiB more", Most(64.0)),
+    (Scenario::AttackSlow, "MiB more, backend", Most(300.0)),
+    (Scenario::AttackUploads, "MiB more", Most(64.0)),
+    (Scenario::AttackConnections, "agent p99 ms", Most(100.0)),
+    (Scenario::AttackConnections, "outsider p99 ms", Most(1000.0)),
 ];
 
 /// How loopgate stands to one goal.

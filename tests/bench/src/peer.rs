@@ -97,6 +97,20 @@ impl Programs {
     }
 }
 
+/// What a side is started for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be measured under a load that it is to carry.
+    Load,
+    /// To be attacked: loopgate has the limits that it has by default.
+    Attack,
+    /// To be attacked by client certificates, which every side asks for.
+    CertificateAttack,
+}
+
+/// The client that loopgate takes for an agent.
+pub const AGENT: &str = "127.0.0.9";
+
 /// What all sides share.
 pub struct Surroundings {
     /// Where the programs are.
@@ -128,6 +142,14 @@ impl Surroundings {
     /// # Errors
     /// It does not answer within ten seconds.
     pub async fn start(&self, peer: Peer, config: &Arc<ClientConfig>) -> io::Result<Running> {
+        self.start_for(Purpose::Load, self.backend, peer, config).await
+    }
+
+    /// The same for a purpose, in front of another backend.
+    ///
+    /// # Errors
+    /// It does not answer within ten seconds.
+    pub async fn start_for(&self, purpose: Purpose, backend: SocketAddr, peer: Peer, config: &Arc<ClientConfig>) -> io::Result<Running> {
         if peer == Peer::Direct {
             let target = Target { address: self.backend, tls: None };
             return Ok(Running { target, tree: None, start: Duration::ZERO, child: None });
@@ -135,7 +157,7 @@ impl Surroundings {
         let address = free_address()?;
         let target = Target { address, tls: Some(Arc::clone(config)) };
         let log = self.directory.join("log");
-        let mut command = self.command(peer, address)?;
+        let mut command = self.command(purpose, backend, peer, address)?;
         command.current_dir(&self.directory).stdin(Stdio::null());
         command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
         let began = Instant::now();
@@ -155,38 +177,48 @@ impl Surroundings {
         Ok(running)
     }
 
-    fn command(&self, peer: Peer, address: SocketAddr) -> io::Result<Command> {
+    fn command(&self, purpose: Purpose, backend: SocketAddr, peer: Peer, address: SocketAddr) -> io::Result<Command> {
+        let configuration = |name: &str, template: &str| self.configuration(name, template, purpose, backend, address);
         let Certificate { chain, key, .. } = &self.certificate;
         let mut command = Command::new(self.programs.file(peer).expect("has a process"));
         match peer {
             Peer::Loopgate => {
                 command.args(["run", "--docker", "off", "--admin", "off", "--log-level", "warn"]);
-                command.args(["--max-connections", "20000", "--max-connections-per-client", "20000"]);
-                command.args(["--gateway-requests", "100000", "--gateway-websockets", "100000"]);
-                command.args(["--gateway", &self.backend.to_string(), "--listen", &address.to_string()]);
+                command.args(["--max-connections", "20000"]);
+                match purpose {
+                    Purpose::Load => {
+                        command.args(["--max-connections-per-client", "20000"]);
+                        command.args(["--gateway-requests", "100000", "--gateway-websockets", "100000"]);
+                    }
+                    Purpose::Attack => drop(command.args(["--agent-cidr", &format!("{AGENT}/32")])),
+                    Purpose::CertificateAttack => {
+                        command.args(["--agent-cidr", &format!("{AGENT}/32"), "--client-ca"]).arg(&self.certificate.ca_file);
+                    }
+                }
+                command.args(["--gateway", &backend.to_string(), "--listen", &address.to_string()]);
                 command.arg("--state-dir").arg(self.directory.join("state"));
                 command.arg("--tls-cert").arg(chain).arg("--tls-key").arg(key);
                 command.env("TOKIO_WORKER_THREADS", self.workers.to_string());
             }
             Peer::Nginx => {
                 command.arg("-e").arg("stderr").arg("-p").arg(&self.directory);
-                command.arg("-c").arg(self.configuration("nginx.conf", include_str!("../peers/nginx.conf"), address)?);
+                command.arg("-c").arg(configuration("nginx.conf", include_str!("../peers/nginx.conf"))?);
             }
             Peer::Haproxy => {
-                command.arg("-db").arg("-f").arg(self.configuration("haproxy.cfg", include_str!("../peers/haproxy.cfg"), address)?);
+                command.arg("-db").arg("-f").arg(configuration("haproxy.cfg", include_str!("../peers/haproxy.cfg"))?);
             }
             Peer::HaproxyTcp => {
-                let file = self.configuration("haproxy-tcp.cfg", include_str!("../peers/haproxy-tcp.cfg"), address)?;
+                let file = configuration("haproxy-tcp.cfg", include_str!("../peers/haproxy-tcp.cfg"))?;
                 command.arg("-db").arg("-f").arg(file);
             }
             Peer::Caddy => {
-                let file = self.configuration("Caddyfile", include_str!("../peers/Caddyfile"), address)?;
+                let file = configuration("Caddyfile", include_str!("../peers/Caddyfile"))?;
                 command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
                 command.env("GOMAXPROCS", self.workers.to_string()).env("HOME", &self.directory);
             }
             Peer::Traefik => {
-                self.configuration("traefik-routes.yaml", include_str!("../peers/traefik-routes.yaml"), address)?;
-                let file = self.configuration("traefik.yaml", include_str!("../peers/traefik.yaml"), address)?;
+                configuration("traefik-routes.yaml", include_str!("../peers/traefik-routes.yaml"))?;
+                let file = configuration("traefik.yaml", include_str!("../peers/traefik.yaml"))?;
                 command.arg("--configFile").arg(file).env("GOMAXPROCS", self.workers.to_string());
             }
             Peer::NullTls => {
@@ -199,18 +231,29 @@ impl Surroundings {
     }
 
     /// Writes the configuration `name` out of `template`.
-    fn configuration(&self, name: &str, template: &str, address: SocketAddr) -> io::Result<PathBuf> {
-        let Certificate { chain, key, both, .. } = &self.certificate;
+    fn configuration(
+        &self,
+        name: &str,
+        template: &str,
+        purpose: Purpose,
+        backend: SocketAddr,
+        address: SocketAddr,
+    ) -> io::Result<PathBuf> {
+        let Certificate { chain, key, both, ca_file, .. } = &self.certificate;
+        let asks = purpose == Purpose::CertificateAttack;
+        let only_if_asking = |text: String| if asks { text } else { String::new() };
         let path = |path: &Path| path.display().to_string();
         let mut text = template.to_owned();
         for (word, value) in [
             ("@DIRECTORY@", path(&self.directory)),
             ("@PORT@", address.port().to_string()),
-            ("@BACKEND@", self.backend.to_string()),
+            ("@BACKEND@", backend.to_string()),
             ("@WORKERS@", self.workers.to_string()),
             ("@CHAIN@", path(chain)),
             ("@KEY@", path(key)),
             ("@BOTH@", path(both)),
+            ("@NGINX_VERIFY@", only_if_asking(format!("ssl_verify_client optional; ssl_client_certificate {};", path(ca_file)))),
+            ("@HAPROXY_VERIFY@", only_if_asking(format!("verify optional ca-file {}", path(ca_file)))),
         ] {
             text = text.replace(word, &value);
         }

@@ -10,6 +10,9 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
 
+/// The name of the CA.
+pub const CA_NAME: &str = "loopgate benchmark";
+
 /// A chain of one P-256 leaf for `localhost` and 127.0.0.1 in files, and the CA that signed it.
 pub struct Certificate {
     /// The chain, PEM.
@@ -18,7 +21,10 @@ pub struct Certificate {
     pub key: PathBuf,
     /// Both in one file, as HAProxy wants it.
     pub both: PathBuf,
-    ca: CertificateDer<'static>,
+    /// The CA, PEM.
+    pub ca_file: PathBuf,
+    /// The CA.
+    pub ca: CertificateDer<'static>,
 }
 
 impl Certificate {
@@ -27,8 +33,10 @@ impl Certificate {
     /// # Errors
     /// The files can't be written.
     pub fn make(directory: &Path) -> io::Result<Self> {
-        let (ca, chain, key) = generate().map_err(io::Error::other)?;
-        let made = Self { chain: directory.join("chain.pem"), key: directory.join("key.pem"), both: directory.join("both.pem"), ca };
+        let (ca, ca_pem, chain, key) = generate().map_err(io::Error::other)?;
+        let [chain_file, key_file, both, ca_file] = ["chain.pem", "key.pem", "both.pem", "ca.pem"].map(|name| directory.join(name));
+        let made = Self { chain: chain_file, key: key_file, both, ca_file, ca };
+        std::fs::write(&made.ca_file, &ca_pem)?;
         std::fs::write(&made.chain, &chain)?;
         std::fs::write(&made.key, &key)?;
         std::fs::write(&made.both, chain + &key)?;
@@ -54,9 +62,9 @@ impl Certificate {
     }
 }
 
-fn generate() -> Result<(CertificateDer<'static>, String, String), rcgen::Error> {
+fn generate() -> Result<(CertificateDer<'static>, String, String, String), rcgen::Error> {
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "loopgate benchmark");
+    params.distinguished_name.push(DnType::CommonName, CA_NAME);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let ca_key = KeyPair::generate()?;
@@ -67,5 +75,5 @@ fn generate() -> Result<(CertificateDer<'static>, String, String), rcgen::Error>
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let key = KeyPair::generate()?;
     let leaf = params.signed_by(&key, &issuer)?;
-    Ok((ca.der().clone(), leaf.pem(), key.serialize_pem()))
+    Ok((ca.der().clone(), ca.pem(), leaf.pem(), key.serialize_pem()))
 }

@@ -136,6 +136,11 @@ impl Process {
         memory(self.id()).0
     }
 
+    /// The CPU time that its threads have used so far.
+    pub fn cpu(&self) -> Duration {
+        cpu(self.id())
+    }
+
     /// The number of its open file descriptors.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.id())).expect("a running process").count()
@@ -168,4 +173,12 @@ pub fn memory(pid: u32) -> (u64, u64) {
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("kibibytes") * 1024
     };
     (field("VmRSS:"), field("VmHWM:"))
+}
+
+/// Returns the CPU time that the running threads of a process have used so far (`/proc/PID/task/TID/schedstat`, in nanoseconds).
+pub fn cpu(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a running process").flatten();
+    let statistics = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());
+    let nanoseconds = statistics.filter_map(|line| line.split(' ').next()?.parse::<u64>().ok()).sum();
+    Duration::from_nanos(nanoseconds)
 }

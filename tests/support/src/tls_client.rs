@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rustls::client::{ResolvesClientCert, WantsClientCert};
+use rustls::client::{ResolvesClientCert, Resumption, WantsClientCert};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -77,6 +77,13 @@ impl TlsClient {
     /// This client with a certificate of its own.
     pub fn with_certificate(&self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
         Self { config: Arc::new(trusting(&self.ca).with_client_auth_cert(chain, key).unwrap()), ..self.clone() }
+    }
+
+    /// This client without session tickets: each of its handshakes is a full one.
+    pub fn without_tickets(&self) -> Self {
+        let mut config = (*self.config).clone();
+        config.resumption = Resumption::disabled();
+        Self { config: Arc::new(config), ..self.clone() }
     }
 
     /// This client with the certificate of this key.

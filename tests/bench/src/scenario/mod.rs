@@ -1,5 +1,6 @@
 //! What is measured, and how.
 
+mod attack;
 mod flow;
 mod h2;
 mod http;
@@ -15,6 +16,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::peer::{Peer, Surroundings};
+use attack::Attack;
 
 /// A kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
@@ -48,6 +50,16 @@ pub enum Scenario {
     Stall,
     /// Five starts, then at rest.
     Start,
+    /// Hostile certificate chains: one after the other for the CPU time of each, then 330 handshakes a second from 101 addresses.
+    AttackChains,
+    /// 25 HTTP/2 connections that ask for 100 files of 3.5 MB each and read nothing.
+    AttackUnread,
+    /// 25 HTTP/2 connections with 90 slow uploads each, and 15 with 90 slow downloads each.
+    AttackSlow,
+    /// 60 HTTP/2 connections that upload while the backend is away for 5 s.
+    AttackUploads,
+    /// Thousands of idle connections, and 1,000 new ones a second.
+    AttackConnections,
 }
 
 /// What one measurement gave: names with their units, lower being better unless they are per second.
@@ -77,7 +89,8 @@ impl Scenario {
     /// Whether it says anything about `peer`.
     pub fn suits(self, peer: Peer) -> bool {
         match self {
-            Self::H2 => peer.has_h2(),
+            Self::H2 | Self::AttackUnread | Self::AttackSlow | Self::AttackUploads | Self::AttackConnections => peer.has_h2(),
+            Self::AttackChains => matches!(peer, Peer::Loopgate | Peer::Nginx | Peer::Haproxy),
             Self::HsResumed | Self::Idle | Self::Stall | Self::Start => peer != Peer::Direct,
             _ => true,
         }
@@ -91,6 +104,17 @@ impl Scenario {
         let config = around.certificate.client();
         if self == Self::Start {
             return start::measure(peer, around, &config).await;
+        }
+        let attack = match self {
+            Self::AttackChains => Some(Attack::Chains),
+            Self::AttackUnread => Some(Attack::Unread),
+            Self::AttackSlow => Some(Attack::Slow),
+            Self::AttackUploads => Some(Attack::Uploads),
+            Self::AttackConnections => Some(Attack::Connections(extent.idle)),
+            _ => None,
+        };
+        if let Some(attack) = attack {
+            return attack.measure(peer, around, &config, extent.time).await;
         }
         let running = around.start(peer, &config).await?;
         let Extent { time, idle } = extent;
@@ -108,7 +132,7 @@ impl Scenario {
             Self::Sse => flow::events(&running, time, 100).await,
             Self::Idle => idle::measure(&running, time, idle).await?,
             Self::Stall => stall::measure(&running, 100).await?,
-            Self::Start => unreachable!("measured above"),
+            _ => unreachable!("measured above"),
         };
         if peer == Peer::Direct {
             // There is no process between whose clock could be read.

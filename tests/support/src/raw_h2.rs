@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout;
 
-use crate::harness::{Tls, TlsClient};
+use crate::tls_client::{Tls, TlsClient};
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -31,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: u8,
+    pub flags: u8,
     pub stream: u32,
     pub payload: Vec<u8>,
 }
@@ -153,6 +154,28 @@ impl RawH2 {
         let _ = self.write.flush().await;
     }
 
+    /// Reads the server's SETTINGS and the WINDOW_UPDATE of the connection, and returns the windows of a stream and of the connection.
+    pub async fn windows(&mut self) -> (usize, usize) {
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap()) as usize;
+        let (mut stream, mut connection) = (65_535, 65_535);
+        // They come with the first frames; acknowledgements may come before or after them.
+        while let Ok(Some(frame)) = timeout(Duration::from_millis(200), self.next()).await {
+            match frame.kind {
+                SETTINGS => {
+                    for setting in frame.payload.chunks(6).filter(|setting| setting[..2] == INITIAL_WINDOW.to_be_bytes()) {
+                        stream = number(&setting[2..]);
+                    }
+                }
+                WINDOW_UPDATE if frame.stream == 0 => {
+                    connection += number(&frame.payload);
+                    break;
+                }
+                _ => {}
+            }
+        }
+        (stream, connection)
+    }
+
     /// The next frame, or the end of the connection.
     pub async fn next(&mut self) -> Option<Frame> {
         next(&mut self.read).await
@@ -191,14 +214,16 @@ impl RawH2 {
 }
 
 async fn next(read: &mut ReadHalf<Tls>) -> Option<Frame> {
-    let reading = async {
-        let mut head = [0; 9];
-        read.read_exact(&mut head).await.ok()?;
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-        let mut payload = vec![0; length];
-        read.read_exact(&mut payload).await.ok()?;
-        let stream = u32::from_be_bytes(head[5..9].try_into().unwrap());
-        Some(Frame { kind: head[3], stream, payload })
-    };
-    timeout(PATIENCE, reading).await.expect("a frame or the end of the connection")
+    timeout(PATIENCE, next_frame(read)).await.expect("a frame or the end of the connection")
+}
+
+/// Reads the next frame, however long it takes; `None` at the end of the connection.
+pub async fn next_frame(read: &mut ReadHalf<Tls>) -> Option<Frame> {
+    let mut head = [0; 9];
+    read.read_exact(&mut head).await.ok()?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+    let mut payload = vec![0; length];
+    read.read_exact(&mut payload).await.ok()?;
+    let stream = u32::from_be_bytes(head[5..9].try_into().unwrap());
+    Some(Frame { kind: head[3], flags: head[4], stream, payload })
 }

@@ -1,17 +1,22 @@
-//! A low limit of open files.
+//! All connections that the limit of open files allows.
 
 use std::time::Duration;
 
 use loopgate_test_support::raw_http::RawHttp;
 use loopgate_test_support::sidecar::{AGENT, Launch, free_address};
+use loopgate_test_support::tls_client::{Protocol, request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use crate::harness::{OUTSIDER, Protocol, request};
+use crate::{OUTSIDER, attack};
 
-#[tokio::test]
-async fn at_the_open_file_limit_agents_still_connect_and_readiness_is_true() {
+#[test]
+fn at_the_open_file_limit_agents_still_connect_and_readiness_is_true() {
+    attack("connections up to the limit of open files", at_the_limit);
+}
+
+async fn at_the_limit() {
     let admin = free_address();
     let sidecar = Launch::new().after("ulimit -n 256").flags(&[&format!("--admin={admin}")]).start_with_gateway().await;
     let client = &sidecar;

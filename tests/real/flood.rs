@@ -1,0 +1,117 @@
+//! Floods against the real gateway: what its memory grows by, and how an agent and another outsider fare meanwhile.
+
+use std::time::Duration;
+
+use crate::gateway::OpenClaw;
+use crate::openclaw::directory;
+use crate::sidecar::{self, URL};
+use loopgate_test_support::flood::{Flood, RunningFlood, Stream};
+use loopgate_test_support::latency::{Latencies, measure_blocking};
+use loopgate_test_support::network::{Host, Network};
+use loopgate_test_support::process::memory;
+use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::tls_client::TlsClient;
+
+const MIB: u64 = 1 << 20;
+/// How long the attack lasts. A client that does not read is left its requests for 15 s (`limits.gateway_stall`).
+const TIME: Duration = Duration::from_secs(20);
+/// How often the memory of the gateway is read.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// A path that costs the gateway little.
+const CHEAP: &str = "/healthz";
+
+#[test]
+fn openclaw_2026_2_19_survives_unread_files_and_slow_readers() {
+    exclusively("OpenClaw 2026.2.19 under unread files and slow readers", || flooded("2026.2.19"));
+}
+
+#[test]
+fn openclaw_2026_9_6_survives_unread_files_and_slow_readers() {
+    exclusively("OpenClaw 2026.9.6 under unread files and slow readers", || flooded("2026.9.6"));
+}
+
+fn flooded(version: &'static str) -> Result<(), Missing> {
+    let directory = directory(&format!("flood-{version}"));
+    let network = Network::new()?;
+    let openclaw = OpenClaw::new(&network, version, &directory)?;
+    let gateway = openclaw.start(&["127.0.0.2"]);
+    let sidecar = sidecar::start(&network, &directory, &[]);
+    let client = sidecar.clone().expecting_address();
+    let (path, size) = openclaw.largest_page_file();
+    report(format_args!("  {URL}{path}, {:.1} MB", size as f64 / 1e6));
+
+    // What a first request costs is no flood's. A client that reads gets the whole file.
+    let mut curl = network.command(Host::External, "curl");
+    curl.args(["--silent", "--fail", "--output", "/dev/null", "--write-out", "%{size_download}", "--cacert"]).arg(sidecar.ca());
+    let output = curl.arg(format!("{URL}{path}")).output().expect("curl");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), size.to_string());
+    let quiet = Bystanders::watch(&network, &client, Duration::from_secs(2), || {});
+    report(format_args!("  before: {quiet}"));
+
+    let before = [gateway.id(), sidecar.process().id()].map(|pid| memory(pid).0);
+    let floods = start(&network, &client, path);
+    let mut highest = before;
+    let bystanders = Bystanders::watch(&network, &client, TIME, || {
+        for (highest, pid) in highest.iter_mut().zip([gateway.id(), sidecar.process().id()]) {
+            *highest = memory(pid).0.max(*highest);
+        }
+    });
+    let [grown, own] = [0, 1].map(|at| highest[at].saturating_sub(before[at]) / MIB);
+    let requests: usize = floods.iter().map(|flood| flood.count.requests()).sum();
+    report(format_args!("  {requests} hostile requests; the gateway grew from {} MiB by {grown} MiB, loopgate by {own} MiB", before[0] / MIB));
+    report(format_args!("  {bystanders}"));
+    assert!(requests >= 25 * 100 + 15 * 90, "that was no flood");
+    assert!(grown < 300, "the gateway grew by {grown} MiB");
+    assert!(own < 64, "loopgate grew by {own} MiB");
+    bystanders.assert_served();
+    drop(floods);
+    sidecar.stop();
+    Ok(())
+}
+
+/// 25 connections with 100 files that are not read, and 15 with 90 that are read slowly, from another address.
+fn start(network: &Network, client: &TlsClient, path: String) -> [RunningFlood; 2] {
+    let client = client.clone();
+    let flood = move || {
+        let flood = |source: &str, connections, streams, stream| {
+            Flood { sources: vec![source.into()], connections, streams, stream, path: path.clone() }.start(&client)
+        };
+        [flood("172.18.1.0", 25, 100, Stream::Unread), flood("172.18.1.1", 15, 90, Stream::ReadSlowly(1000))]
+    };
+    // Their threads stay in the namespace of the thread that starts them.
+    network.inside(Host::External, flood).join().expect("two floods")
+}
+
+struct Bystanders {
+    agent: Latencies,
+    outsider: Latencies,
+}
+
+impl Bystanders {
+    /// Measures an agent and an outsider for `time`, and calls `look` meanwhile.
+    fn watch(network: &Network, client: &TlsClient, time: Duration, mut look: impl FnMut()) -> Self {
+        let measure = |host: Host| {
+            let client = client.clone();
+            network.inside(host, move || measure_blocking(&client, host.address(), CHEAP, time))
+        };
+        let (agent, outsider) = (measure(Host::Agent), measure(Host::External));
+        while !(agent.is_finished() && outsider.is_finished()) {
+            look();
+            std::thread::sleep(INTERVAL);
+        }
+        Self { agent: agent.join().expect("latencies"), outsider: outsider.join().expect("latencies") }
+    }
+
+    /// Fails if the flood kept the agent or the outsider from their responses. The limits are generous; `tests/bench` has strict ones.
+    fn assert_served(&self) {
+        for (latencies, limit) in [(&self.agent, Duration::from_secs(1)), (&self.outsider, Duration::from_secs(3))] {
+            assert!(latencies.count() > 20 && latencies.failed == 0 && latencies.p99() < limit, "{self}");
+        }
+    }
+}
+
+impl std::fmt::Display for Bystanders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "agent: {}; another outsider: {}", self.agent, self.outsider)
+    }
+}
