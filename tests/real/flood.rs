@@ -58,7 +58,10 @@ fn flooded(version: &'static str) -> Result<(), Missing> {
     });
     let [grown, own] = [0, 1].map(|at| highest[at].saturating_sub(before[at]) / MIB);
     let requests: usize = floods.iter().map(|flood| flood.count.requests()).sum();
-    report(format_args!("  {requests} hostile requests; the gateway grew from {} MiB by {grown} MiB, loopgate by {own} MiB", before[0] / MIB));
+    report(format_args!(
+        "  {requests} hostile requests; the gateway grew from {} MiB by {grown} MiB, loopgate by {own} MiB",
+        before[0] / MIB
+    ));
     report(format_args!("  {bystanders}"));
     assert!(requests >= 25 * 100 + 15 * 90, "that was no flood");
     assert!(grown < 300, "the gateway grew by {grown} MiB");
