@@ -10,6 +10,7 @@ use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -35,6 +36,10 @@ const RESERVED_PART: usize = 8;
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// A table of clients is searched for those that are gone when it holds at least this many.
 const MIN_TABLE: usize = 1024;
+/// How long requests of other threads may be passed over: to wake a task of another thread takes a system call.
+const MAX_PASSED_OVER: Duration = Duration::from_millis(20);
+/// How many of a client's waiting requests are searched for one of this thread.
+const MAX_SEARCHED: usize = 64;
 
 /// What a permit is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +121,16 @@ struct Budget {
 #[derive(Debug)]
 struct ClientQueue {
     client: Arc<ClientBudget>,
-    waiters: VecDeque<oneshot::Sender<GatewayPermit>>,
+    waiters: VecDeque<QueuedWaiter>,
+}
+
+/// A waiting request, as its queue knows it.
+#[derive(Debug)]
+struct QueuedWaiter {
+    sender: oneshot::Sender<GatewayPermit>,
+    /// The thread that serves it.
+    thread: ThreadId,
+    since: Instant,
 }
 
 impl GatewayBudgets {
@@ -230,7 +244,10 @@ impl ClientBudget {
         // A permit that was returned before the waiter was in the queue was not given to it.
         budget.dispatch(purpose);
         match Box::pin(timeout_at(deadline, &mut waiter.receiver)).await {
-            Ok(Ok(permit)) => Ok(permit),
+            Ok(Ok(permit)) => {
+                waiter.is_queued = false;
+                Ok(permit)
+            }
             _ => Err(budget.refuse(purpose)),
         }
     }
@@ -241,6 +258,8 @@ struct Waiter {
     client: Arc<ClientBudget>,
     purpose: Use,
     receiver: oneshot::Receiver<GatewayPermit>,
+    /// Whether the queue may still hold it. What gives it a permit removes it.
+    is_queued: bool,
     _queued: Held,
 }
 
@@ -257,29 +276,47 @@ impl Waiter {
         if !budget.is_within_share(places, free, waiting) {
             return None;
         }
+        let waiter = QueuedWaiter { sender, thread: thread::current().id(), since: Instant::now() };
         match own {
-            Some(own) => own.waiters.push_back(sender),
-            None => queue.push_back(ClientQueue { client: Arc::clone(client), waiters: [sender].into() }),
+            Some(own) => own.waiters.push_back(waiter),
+            None => queue.push_back(ClientQueue { client: Arc::clone(client), waiters: [waiter].into() }),
         }
         budget.waiting.fetch_add(1, Ordering::SeqCst);
-        Some(Self { client: Arc::clone(client), purpose, receiver, _queued: Held::new(&budget.queued) })
+        Some(Self { client: Arc::clone(client), purpose, receiver, is_queued: true, _queued: Held::new(&budget.queued) })
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
+        if !self.is_queued {
+            return;
+        }
         self.receiver.close();
         let budget = self.client.budget(self.purpose);
         let mut queue = lock(&budget.queue);
         if let Some(index) = queue.iter().position(|queue| Arc::ptr_eq(&queue.client, &self.client)) {
             let waiters = &mut queue[index].waiters;
             let before = waiters.len();
-            waiters.retain(|waiter| !waiter.is_closed());
+            waiters.retain(|waiter| !waiter.sender.is_closed());
             budget.waiting.fetch_sub(before - waiters.len(), Ordering::SeqCst);
             if waiters.is_empty() {
                 queue.remove(index);
             }
         }
+    }
+}
+
+impl ClientQueue {
+    /// Takes the next request: the first one of this thread, or the first of all if that has waited for long.
+    fn next(&mut self) -> Option<QueuedWaiter> {
+        let first = self.waiters.front()?;
+        let this_thread = thread::current().id();
+        let is_own = |waiter: &QueuedWaiter| waiter.thread == this_thread;
+        if is_own(first) || first.since.elapsed() > MAX_PASSED_OVER {
+            return self.waiters.pop_front();
+        }
+        let own = self.waiters.iter().take(MAX_SEARCHED).position(is_own);
+        self.waiters.remove(own.unwrap_or(0))
     }
 }
 
@@ -303,13 +340,13 @@ impl Budget {
             ineligible = 0;
             let mut permit = Some(permit);
             while let Some(given) = permit.take() {
-                let Some(waiter) = next.waiters.pop_front() else {
+                let Some(waiter) = next.next() else {
                     permit = Some(given);
                     break;
                 };
                 self.waiting.fetch_sub(1, Ordering::SeqCst);
                 // It comes back where the request was given up meanwhile.
-                permit = waiter.send(given).err();
+                permit = waiter.sender.send(given).err();
             }
             if let Some(unused) = permit {
                 // The queue is locked, and this loop goes on anyway.

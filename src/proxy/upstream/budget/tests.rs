@@ -106,6 +106,29 @@ async fn a_request_that_waits_too_long_or_in_too_long_a_queue_is_refused() {
 }
 
 #[test]
+fn a_waiting_request_of_this_thread_comes_first_unless_another_has_waited_for_long() {
+    let budgets = budgets(8, 8);
+    let one = client(&budgets, 1);
+    let mut queue = ClientQueue { client: Arc::clone(&one), waiters: VecDeque::new() };
+    let other_thread = std::thread::spawn(|| thread::current().id()).join().unwrap();
+    let now = Instant::now();
+    let mut add = |thread, since| {
+        let (sender, receiver) = oneshot::channel();
+        queue.waiters.push_back(QueuedWaiter { sender, thread, since });
+        receiver
+    };
+    let this_thread = thread::current().id();
+    let _receivers = [add(other_thread, now), add(other_thread, now), add(this_thread, now), add(this_thread, now)];
+    let mut next = || queue.next().map(|waiter| waiter.thread);
+    assert_eq!([next(), next(), next()], [Some(this_thread), Some(this_thread), Some(other_thread)]);
+    let long_ago = now.checked_sub(2 * MAX_PASSED_OVER).unwrap();
+    queue.waiters[0].since = long_ago;
+    let (sender, _receiver) = oneshot::channel();
+    queue.waiters.push_back(QueuedWaiter { sender, thread: this_thread, since: now });
+    assert_eq!(queue.next().map(|waiter| waiter.thread), Some(other_thread));
+}
+
+#[test]
 fn permits_are_neither_lost_nor_doubled_under_contention() {
     let budgets = budgets(8, 8);
     let most = AtomicUsize::new(0);
