@@ -12,6 +12,9 @@ const FILTER: &str = include_str!("../../docker/socket-filter/haproxy-unix.cfg")
 const GROUP: &str = "65532";
 /// Where loopgate keeps its state, in a volume that any user can write to.
 const STATE: &str = "/state/loopgate";
+/// Stops the gateway. One that is killed after the usual 10 s leaves a lock in its state (2026.9), by which another container can't start for
+/// 5 minutes.
+const STOP: &str = "docker compose stop --timeout 60";
 
 /// The override file.
 pub fn file(plan: &Plan) -> String {
@@ -41,12 +44,15 @@ pub fn file(plan: &Plan) -> String {
     yaml::document(&header(plan), &[("services".into(), Node::Map(services)), ("volumes".into(), Node::map(volumes))])
 }
 
-/// The commands that set the gateway's own configuration.
+/// The commands that set the gateway's own configuration, while it is stopped; the second is on several lines.
 pub fn commands(plan: &Plan) -> Vec<String> {
     let dependencies = if plan.network_mode().starts_with("service:") && plan.namespace != Namespace::Pause { "" } else { "--no-deps " };
     let cli: Vec<String> = plan.cli.iter().map(|word| shell(word)).collect();
-    let set = |what| format!("docker compose run --rm {dependencies}{} {} config set gateway.{what}", shell(&plan.gateway), cli.join(" "));
-    vec![set("bind loopback"), set("tls.enabled false"), set("trustedProxies '[\"127.0.0.2\"]' --json")]
+    let set = |what| format!("{} config set gateway.{what}", cli.join(" "));
+    let settings = ["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"].map(set);
+    let script = settings.join("; \\\n  ").replace('\'', "'\\''");
+    let run = format!("docker compose run --rm {dependencies}{} sh -ec '{script}'", shell(&plan.gateway));
+    std::iter::once(STOP.to_owned()).chain(run.lines().map(Into::into)).collect()
 }
 
 fn header(plan: &Plan) -> Vec<String> {
@@ -66,7 +72,6 @@ fn header(plan: &Plan) -> Vec<String> {
     lines.push(String::new());
     lines.push("The gateway's own configuration, once; while it is stopped, since it restarts itself at each change:".into());
     lines.push(String::new());
-    lines.push("  docker compose stop".into());
     lines.extend(commands(plan).into_iter().map(|command| format!("  {command}")));
     lines.push(String::new());
     lines.push("From then on (COMPOSE_FILE=docker-compose.yml:compose.loopgate.yaml in .env spares the -f):".into());
@@ -110,8 +115,19 @@ fn netns(plan: &Plan) -> Node {
             networks.noted(["The names by which others find the gateway, which a container in another's namespace can't have."]),
         ));
     }
+    if let Some(name) = host_name(plan) {
+        let note = "Always the same: the gateway compares host names to see whether a lock in its state is that of a dead process.";
+        map.push(("hostname".into(), Node::text(name).noted([note])));
+    }
     map.extend(plan.moved.iter().map(|(key, value)| (key.clone(), Node::from(value))));
     Node::Map(map)
+}
+
+/// A host name for the pause container, where the gateway has none of its own to move: a container that is made anew would get a new one.
+fn host_name(plan: &Plan) -> Option<&str> {
+    let is_label =
+        plan.gateway.len() < 64 && plan.gateway.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') && !plan.gateway.starts_with('-');
+    (is_label && !plan.moved.contains_key("hostname")).then_some(plan.gateway.as_str())
 }
 
 fn changed(plan: &Plan, name: &str, changes: &Changes) -> Node {
@@ -292,6 +308,7 @@ pub fn changes(plan: &Plan) -> Vec<String> {
         let networks: Vec<&str> = plan.networks.keys().map(String::as_str).collect();
         lines.push(format!("services.netns: new, owns the network namespace; networks: {}; ports: {}", list(&networks), list(&plan.ports)));
         lines.extend(plan.moved.keys().map(|key| format!("services.netns.{key}: taken over")));
+        lines.extend(host_name(plan).map(|name| format!("services.netns.hostname: {name}")));
     }
     for (name, changes) in &plan.services {
         if changes.joins {

@@ -96,11 +96,13 @@ impl Directory {
         })
     }
 
-    /// What stands between `up` and here, as the user types it: the commands that the override begins with.
-    fn printed_commands(&self) -> Vec<String> {
+    /// The commands that the override begins with and that come before `up`, as one script, as the user pastes it.
+    fn printed_commands(&self) -> String {
         let file = fs::read_to_string(self.path().join("compose.loopgate.yaml")).unwrap();
-        let lines = file.lines().filter_map(|line| line.strip_prefix("#   docker compose "));
-        lines.filter(|line| !line.starts_with("-f")).map(|line| format!("docker compose {line} </dev/null")).collect()
+        let lines: Vec<&str> =
+            file.lines().filter_map(|line| line.strip_prefix("#   ")).take_while(|line| !line.contains(" -f ")).collect();
+        assert!(lines[0].starts_with("docker compose stop") && lines[1].starts_with("docker compose run"), "{lines:?}");
+        format!("set -e\nexec </dev/null\n{}\n", lines.join("\n"))
     }
 
     /// A device of an outsider, which comes by the published port.
@@ -138,11 +140,7 @@ fn the_official_file_works_after_one_command(version: &str, cli: &str) {
     assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
     let file = fs::read_to_string(directory.path().join("compose.loopgate.yaml")).unwrap();
     assert!(!file.contains(TOKEN), "{file}");
-    let commands = directory.printed_commands();
-    assert_eq!(commands.len(), 4, "{commands:?}");
-    for command in commands {
-        directory.must(&command);
-    }
+    directory.must(&directory.printed_commands());
     directory.must("sed -i 's/^COMPOSE_FILE=.*/&:compose.loopgate.yaml/' .env");
     directory.must("docker compose up --detach");
 
