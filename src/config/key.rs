@@ -161,7 +161,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("follow-names", "tls.follow_names", Switch, Some("true"), "Issue a new certificate when loopgate gets a further name or address");
     add("client-ca", "tls.client_ca", Text("FILE"), None, "CA bundle (PEM) whose client certificates identify external users");
 
-    add("docker", "docker.engine", Text("auto|off|URL"), Some("auto"), "Docker Engine: auto, off, unix:///PATH or tcp://HOST:PORT");
+    add(
+        "docker",
+        "docker.engine",
+        Text("auto|off|URL"),
+        Some("auto"),
+        "Docker Engine: auto (DOCKER_HOST, else a usual socket), off, unix:///PATH or tcp://HOST:PORT",
+    );
     add("any-project", "docker.any_project", Switch, Some("false"), "Accept labels on containers of other compose projects");
     add("container", "docker.container", Text("ID"), None, "Container that owns this network namespace, if loopgate can't find it");
 

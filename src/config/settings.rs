@@ -207,7 +207,7 @@ pub struct Docker {
 /// The endpoint of the Docker Engine API (`--docker`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// The default socket if it exists.
+    /// What `DOCKER_HOST` says, else the first usual socket that exists.
     Auto,
     /// No Docker.
     Off,

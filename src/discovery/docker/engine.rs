@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use super::address::Address;
 use super::error::{Cause, Error};
 use super::object::{ContainerInspection, ContainerSummary, PathStat, Unreadable, read_each};
 use crate::config;
@@ -37,8 +38,6 @@ use crate::discovery::text::{one_line, query_value};
 use crate::http_client::{ResponseBody, send_request};
 use crate::shutdown::Shutdown;
 
-/// Where `--docker auto` looks: Docker's socket, then Podman's.
-const USUAL: [&str; 2] = ["/var/run/docker.sock", "/run/podman/podman.sock"];
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(2);
 /// How long a whole answer may take, and the head of `/events`.
@@ -49,35 +48,10 @@ const PROBE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 64 << 20;
 /// The longest event.
 const MAX_EVENT: usize = 1 << 20;
+/// The answer of Go's TLS servers, and so of an engine with TLS, to plain HTTP.
+const TLS_EXPECTED: &str = "HTTP request to an HTTPS server";
 /// The header in which Podman names its own API, and Docker has none.
 const LIBPOD: HeaderName = HeaderName::from_static("libpod-api-version");
-
-/// The engine's address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Address {
-    /// The first of the usual sockets that is there.
-    Usual,
-    Unix(PathBuf),
-    Tcp(String),
-}
-
-impl Address {
-    fn socket(&self) -> Option<&Path> {
-        match self {
-            Self::Usual => Some(USUAL.iter().map(Path::new).find(|path| path.exists()).unwrap_or(Path::new(USUAL[0]))),
-            Self::Unix(path) => Some(path),
-            Self::Tcp(_) => None,
-        }
-    }
-
-    fn name(&self) -> String {
-        match (self, self.socket()) {
-            (Self::Tcp(address), _) => format!("tcp://{address}"),
-            (_, Some(path)) => format!("unix://{}", path.display()),
-            (_, None) => String::new(),
-        }
-    }
-}
 
 /// A client of one engine. Each request has a connection of its own, so that a restarted engine needs no handling.
 #[derive(Clone, Debug)]
@@ -95,6 +69,8 @@ pub struct Probed {
     pub date: Option<String>,
     /// Whether the engine is Podman, as far as this answer tells.
     pub is_podman: bool,
+    /// The text of a refusal.
+    pub refusal: Option<String>,
 }
 
 /// A stream of events that has begun.
@@ -108,23 +84,22 @@ pub struct Events {
 impl Engine {
     /// Returns a client of the configured engine; `None` where Docker is off. Its connections end with `shutdown`.
     pub fn new(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
-        let address = match engine {
-            config::Engine::Off => return None,
-            config::Engine::Auto => Address::Usual,
-            config::Engine::Unix(path) => Address::Unix(path.clone()),
-            config::Engine::Tcp(address) => Address::Tcp(address.clone()),
-        };
-        Some(Self { address, shutdown: shutdown.clone() })
+        Some(Self { address: Address::of(engine, |name| std::env::var_os(name))?, shutdown: shutdown.clone() })
     }
 
-    /// Returns the engine's URL.
+    /// Returns the engine's URL, and whether it is that of `DOCKER_HOST`.
     pub fn name(&self) -> String {
         self.address.name()
     }
 
     /// Returns whether the address is only a guess, so that there may well be no engine.
     pub fn is_guessed(&self) -> bool {
-        self.address == Address::Usual
+        self.address.is_guessed()
+    }
+
+    /// Returns `DOCKER_HOST` where the configuration names another engine.
+    pub fn unused_docker_host(&self) -> Option<String> {
+        self.address.unused_variable(|name| std::env::var_os(name))
     }
 
     /// Returns whether the socket does not exist.
@@ -218,15 +193,20 @@ impl Engine {
         }
     }
 
-    /// Returns how the engine, or a filter in front of it, answers `GET path`. The body is not read.
+    /// Returns how the engine, or a filter in front of it, answers `GET path`. Only the body of a refusal is read.
     ///
     /// # Errors
     /// There is no answer.
     pub async fn probe(&self, path: &str) -> Result<Probed, Error> {
         const ENDPOINT: &str = "/_ping";
-        let answer = self.in_time(ENDPOINT, async { self.fail(ENDPOINT, self.send_get(path).await) }).await?;
-        let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()).map(Into::into);
-        Ok(Probed { status: answer.status().as_u16(), date, is_podman: answer.headers().contains_key(LIBPOD) })
+        let answer = async {
+            let answer = self.fail(ENDPOINT, self.send_get(path).await)?;
+            let date = answer.headers().get(http::header::DATE).and_then(|date| date.to_str().ok()).map(Into::into);
+            let (status, is_podman) = (answer.status(), answer.headers().contains_key(LIBPOD));
+            let refusal = if status.is_client_error() { Some(message(answer).await) } else { None };
+            Ok(Probed { status: status.as_u16(), date, is_podman, refusal })
+        };
+        self.in_time(ENDPOINT, answer).await
     }
 
     /// Reads the whole answer to `GET path`.
@@ -246,10 +226,7 @@ impl Engine {
         if status.is_success() {
             return Ok(response);
         }
-        let body = read_all(response.into_body(), MAX_EVENT).await.unwrap_or_default();
-        let json = serde_json::from_slice::<Value>(&body).ok();
-        let message = json.as_ref().and_then(|json| json["message"].as_str()).map_or_else(|| String::from_utf8_lossy(&body), Into::into);
-        Err(self.refused(endpoint, status, one_line(&message)))
+        Err(self.refused(endpoint, status, message(response).await))
     }
 
     async fn in_time<T>(&self, endpoint: &'static str, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
@@ -316,14 +293,17 @@ impl Engine {
         let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
         *request.uri_mut() = target.parse::<Uri>().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         request.headers_mut().insert(HOST, HeaderValue::from_static("docker"));
-        match &self.address {
-            Address::Tcp(address) => {
+        if let Some(why) = self.address.unusable() {
+            return Err(Cause::Unusable(why));
+        }
+        match self.address.tcp_address() {
+            Some(address) => {
                 let stream = within(CONNECT, TcpStream::connect(address)).await?;
                 SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE).with_interval(PROBE).with_retries(3))?;
                 Ok(send_request(stream, request).await?)
             }
-            local => {
-                let socket = local.socket().unwrap_or(Path::new(USUAL[0]));
+            None => {
+                let socket = self.address.socket().unwrap_or(Path::new(""));
                 Ok(send_request(within(CONNECT, UnixStream::connect(socket)).await?, request).await?)
             }
         }
@@ -335,7 +315,9 @@ impl Engine {
 
     fn refused(&self, endpoint: &'static str, status: StatusCode, message: String) -> Error {
         let status_code = status.as_u16();
-        if status.is_client_error() {
+        if message.contains(TLS_EXPECTED) {
+            Error::Tls { engine: self.name() }
+        } else if status.is_client_error() {
             Error::Refused { engine: self.name(), endpoint, status: status_code, message }
         } else {
             self.error(endpoint, Cause::Status { status: status_code, message })
@@ -363,7 +345,10 @@ impl Engine {
             (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Error::NoPermission { path: path.to_owned() }
             }
-            (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::ConnectionRefused => Error::Stale { path: path.to_owned() },
+            (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::ConnectionRefused => match path.symlink_metadata() {
+                Ok(metadata) if metadata.is_dir() => Error::Directory { path: path.to_owned() },
+                _ => Error::Stale { path: path.to_owned() },
+            },
             (source, _) => Error::Request { engine, endpoint, source },
         }
     }
@@ -388,6 +373,14 @@ impl Events {
     }
 }
 
+/// Returns the message in a response that is not a success, on one line.
+async fn message(response: Response<ResponseBody>) -> String {
+    let body = read_all(response.into_body(), MAX_EVENT).await.unwrap_or_default();
+    let json = serde_json::from_slice::<Value>(&body).ok();
+    let text = json.as_ref().and_then(|json| json["message"].as_str()).map_or_else(|| String::from_utf8_lossy(&body), Into::into);
+    one_line(&text)
+}
+
 fn not_found(error: Error, id: &str) -> Error {
     match error {
         Error::Refused { endpoint, status: 404, .. } => Error::NotFound { endpoint, id: id.to_owned() },
@@ -407,8 +400,8 @@ mod tests {
     #[test]
     fn an_error_names_the_endpoint_or_the_remedy() {
         let shutdown = Shutdown::new();
-        let socket = || Engine { address: Address::Unix("/s".into()), shutdown: shutdown.clone() };
-        let filter = || Engine { address: Address::Tcp("filter:2375".into()), shutdown: shutdown.clone() };
+        let socket = || Engine { address: Address::unix("/s"), shutdown: shutdown.clone() };
+        let filter = || Engine { address: Address::tcp("filter:2375"), shutdown: shutdown.clone() };
         let io = |engine: Engine, kind: io::ErrorKind| engine.error("/events", io::Error::from(kind).into());
         let refused =
             |engine: Engine, status| engine.refused("/events", StatusCode::from_u16(status).unwrap(), one_line("<h1>\n  no </h1>"));
@@ -418,6 +411,16 @@ mod tests {
             (io(socket(), io::ErrorKind::ConnectionRefused), "nothing listens at /s: the engine is down"),
             (io(filter(), io::ErrorKind::ConnectionRefused), "GET /events on tcp://filter:2375 failed: connection refused"),
             (refused(filter(), 403), "tcp://filter:2375 refuses GET /events (403: <h1> no </h1>): permit exactly this path"),
+            (refused(filter(), 404), "tcp://filter:2375 refuses GET /events (404: <h1> no </h1>)"),
+            (
+                filter().refused("/events", StatusCode::BAD_REQUEST, "Client sent an HTTP request to an HTTPS server.".into()),
+                "tcp://filter:2375 expects TLS, which loopgate does not speak with an engine",
+            ),
+            (
+                Engine { address: Address::unix(std::env::temp_dir().to_str().unwrap()), shutdown: shutdown.clone() }
+                    .error("/events", io::Error::from(io::ErrorKind::ConnectionRefused).into()),
+                &format!("{} is a directory", std::env::temp_dir().display()),
+            ),
             (refused(socket(), 500), "GET /events on unix:///s failed: status 500"),
         ] {
             let text = error_chain(&error);

@@ -29,8 +29,26 @@ pub enum Error {
         /// The path of the socket.
         path: PathBuf,
     },
+    /// The path is a directory's.
+    #[error(
+        "{} is a directory: name the socket in it; or, if a socket was to be mounted there, the host had none when the container was created, \
+         and Docker made a directory: remove it, start the engine, and create the container again",
+        path.display()
+    )]
+    Directory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The engine expects TLS, as one on port 2376 does.
+    #[error(
+        "{engine} expects TLS, which loopgate does not speak with an engine: name its socket, or a filter with plain HTTP, by --docker"
+    )]
+    Tls {
+        /// The engine's URL.
+        engine: String,
+    },
     /// A filter, or the engine itself, does not permit the request.
-    #[error("{engine} refuses GET {endpoint} ({status}: {message}): permit exactly this path in the socket's filter")]
+    #[error("{engine} refuses GET {endpoint} ({status}: {message}){}", permit(*status))]
     Refused {
         /// The engine's URL.
         engine: String,
@@ -75,9 +93,17 @@ pub enum Error {
     },
 }
 
+/// Returns what to do about a status with which filters refuse.
+fn permit(status: u16) -> &'static str {
+    if matches!(status, 401 | 403 | 405) { ": permit exactly this path in the socket's filter" } else { "" }
+}
+
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
+    /// The address is not one that loopgate can use.
+    #[error("{0}")]
+    Unusable(&'static str),
     /// There is no connection.
     #[error(transparent)]
     Io(#[from] io::Error),

@@ -1,5 +1,6 @@
 //! Docker as the source of agents: the running containers, by lists and events of the Docker Engine API.
 
+mod address;
 pub mod agents;
 pub mod container;
 pub mod engine;

@@ -110,7 +110,7 @@ pub struct EndpointSettings {
     pub dns_names: Option<Vec<String>>,
 }
 
-/// The answer to `GET /containers/{id}/json`. It has the container's environment too, which is not kept.
+/// The answer to `GET /containers/{id}/json`. It has the container's environment too, of which no secret is kept.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerInspection {
@@ -120,6 +120,31 @@ pub struct ContainerInspection {
     pub host_config: Option<HostConfig>,
     /// Its endpoints.
     pub network_settings: Option<NetworkSettings>,
+    /// The program that it runs.
+    pub path: Option<String>,
+    /// The arguments of that program.
+    pub args: Option<Vec<String>>,
+    /// Its configuration.
+    pub config: Option<ContainerConfig>,
+}
+
+/// The configuration of an inspected container.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ContainerConfig {
+    /// The variables of [`BIND_VARIABLES`], as `NAME=VALUE`.
+    #[serde(rename = "Env", deserialize_with = "bind_variables")]
+    pub bind_variables: Vec<String>,
+}
+
+/// The variables by which images of the gateway are told where it listens.
+const BIND_VARIABLES: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_BIND", "MOLTBOT_GATEWAY_BIND"];
+
+/// Keeps nothing else of an environment.
+fn bind_variables<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let mut variables = Option::<Vec<String>>::deserialize(deserializer)?.unwrap_or_default();
+    variables.retain(|variable| variable.split_once('=').is_some_and(|(name, _)| BIND_VARIABLES.contains(&name)));
+    Ok(variables)
 }
 
 /// The state of an inspected container.

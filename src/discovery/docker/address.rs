@@ -1,0 +1,190 @@
+//! Where the engine is: as configured, as `DOCKER_HOST` says, or at one of the places where engines have their socket.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use crate::config;
+use crate::config::parse;
+
+/// The socket of a rootful Docker Engine.
+const DOCKER: &str = "/var/run/docker.sock";
+/// The variable by which the `docker` command finds its engine.
+const DOCKER_HOST: &str = "DOCKER_HOST";
+
+/// The engine's address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    place: Place,
+    /// Whether `DOCKER_HOST` states it.
+    by_variable: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// The first of these sockets that exists.
+    Usual(Vec<PathBuf>),
+    Unix(PathBuf),
+    Tcp(String),
+    /// A value of `DOCKER_HOST`, and why it can't be used.
+    Unusable(String, &'static str),
+}
+
+impl Address {
+    /// Returns the address for a configured engine and the variables of this process; `None` where Docker is off.
+    pub(super) fn of(engine: &config::Engine, variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
+        let configured = |place| Some(Self { place, by_variable: false });
+        match engine {
+            config::Engine::Off => None,
+            config::Engine::Unix(path) => configured(Place::Unix(path.clone())),
+            config::Engine::Tcp(address) => configured(Place::Tcp(address.clone())),
+            config::Engine::Auto => match text(&variable, DOCKER_HOST) {
+                Some(host) => Some(Self { place: stated(host, text(&variable, "DOCKER_TLS_VERIFY").is_some()), by_variable: true }),
+                None => configured(Place::Usual(usual(variable))),
+            },
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn unix(path: &str) -> Self {
+        Self { place: Place::Unix(path.into()), by_variable: false }
+    }
+
+    #[cfg(test)]
+    pub(super) fn tcp(address: &str) -> Self {
+        Self { place: Place::Tcp(address.into()), by_variable: false }
+    }
+
+    /// Returns the path of the socket, if the engine has one.
+    pub(super) fn socket(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Usual(paths) => Some(paths.iter().find(|path| path.exists()).map_or(Path::new(DOCKER), PathBuf::as_path)),
+            Place::Unix(path) => Some(path),
+            Place::Tcp(_) | Place::Unusable(..) => None,
+        }
+    }
+
+    /// Returns `host:port`, if the engine is reached by TCP.
+    pub(super) fn tcp_address(&self) -> Option<&str> {
+        if let Place::Tcp(address) = &self.place { Some(address) } else { None }
+    }
+
+    /// Returns why no engine can be reached by this address.
+    pub(super) fn unusable(&self) -> Option<&'static str> {
+        if let Place::Unusable(_, why) = &self.place { Some(why) } else { None }
+    }
+
+    /// Returns the URL, and where it comes from if it is not the configuration.
+    pub(super) fn name(&self) -> String {
+        let url = match (&self.place, self.socket()) {
+            (Place::Tcp(address), _) => format!("tcp://{address}"),
+            (Place::Unusable(text, _), _) => text.clone(),
+            (_, Some(path)) => format!("unix://{}", path.display()),
+            (_, None) => String::new(),
+        };
+        if self.by_variable { format!("{url} ({DOCKER_HOST})") } else { url }
+    }
+
+    /// Returns whether neither the configuration nor `DOCKER_HOST` states the address, so that there may well be no engine.
+    pub(super) fn is_guessed(&self) -> bool {
+        matches!(self.place, Place::Usual(_))
+    }
+
+    /// Returns `DOCKER_HOST` where the configuration names another engine.
+    pub(super) fn unused_variable(&self, variable: impl Fn(&str) -> Option<OsString>) -> Option<String> {
+        let host = text(variable, DOCKER_HOST).filter(|_| !self.by_variable)?;
+        (stated(host.clone(), false) != self.place).then_some(host)
+    }
+}
+
+fn text(variable: impl Fn(&str) -> Option<OsString>, name: &str) -> Option<String> {
+    variable(name).map(|value| value.to_string_lossy().into_owned()).filter(|value| !value.is_empty())
+}
+
+/// The address that `DOCKER_HOST` states.
+fn stated(host: String, tls: bool) -> Place {
+    match parse::engine(&host) {
+        Ok(config::Engine::Unix(path)) => Place::Unix(path),
+        Ok(config::Engine::Tcp(_)) if tls => Place::Unusable(
+            host,
+            "DOCKER_TLS_VERIFY asks for TLS, which loopgate does not speak with an engine: name a socket or a filter by --docker",
+        ),
+        Ok(config::Engine::Tcp(address)) => Place::Tcp(address),
+        _ => Place::Unusable(host, "loopgate uses unix:///PATH and tcp://HOST:PORT only: name one by --docker"),
+    }
+}
+
+/// Where engines have their socket: Docker's, a rootless one's, Docker Desktop's, Colima's, OrbStack's and Podman's.
+fn usual(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let runtime = text(&variable, "XDG_RUNTIME_DIR").map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()), Into::into);
+    let home = text(&variable, "HOME").filter(|home| home.starts_with('/'));
+    let mut paths = vec![PathBuf::from(DOCKER), Path::new(&runtime).join("docker.sock")];
+    let in_home = [".docker/run/docker.sock", ".docker/desktop/docker.sock", ".colima/default/docker.sock", ".orbstack/run/docker.sock"];
+    paths.extend(home.iter().flat_map(|home| in_home.iter().map(|path| Path::new(home).join(path))));
+    paths.extend(["/run/podman/podman.sock".into(), Path::new(&runtime).join("podman/podman.sock")]);
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use config::Engine;
+
+    fn of(engine: &Engine, variables: &[(&str, &str)]) -> Option<Address> {
+        Address::of(engine, |name| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into()))
+    }
+
+    #[test]
+    fn the_variable_counts_only_where_no_engine_is_configured() {
+        // The configured engine, DOCKER_HOST, DOCKER_TLS_VERIFY, and the address; which of the usual sockets is there depends on the machine.
+        let table = [
+            (Engine::Auto, "unix:///run/user/1000/docker.sock", "", "unix:///run/user/1000/docker.sock (DOCKER_HOST)"),
+            (Engine::Auto, "tcp://filter:2375", "", "tcp://filter:2375 (DOCKER_HOST)"),
+            (Engine::Auto, "tcp://h:2376", "1", "tcp://h:2376 (DOCKER_HOST): DOCKER_TLS_VERIFY asks for TLS"),
+            (Engine::Auto, "ssh://me@h", "", "ssh://me@h (DOCKER_HOST): loopgate uses unix:///PATH and tcp://HOST:PORT only"),
+            (Engine::Auto, "", "", "usual"),
+            (Engine::Auto, "", "1", "usual"),
+            (Engine::Unix("/s".into()), "tcp://h:1", "", "unix:///s"),
+            (Engine::Tcp("f:1".into()), "tcp://h:1", "1", "tcp://f:1"),
+        ];
+        for (engine, host, verify, expected) in table {
+            let address = of(&engine, &[("DOCKER_HOST", host), ("DOCKER_TLS_VERIFY", verify)]).unwrap();
+            let why = address.unusable().map(|why| format!(": {why}")).unwrap_or_default();
+            let name = if address.is_guessed() { "usual".into() } else { address.name() };
+            assert!(format!("{name}{why}").starts_with(expected), "{engine:?} {host} {verify}: {name}{why}");
+        }
+        assert_eq!(of(&Engine::Off, &[("DOCKER_HOST", "unix:///s")]), None);
+    }
+
+    #[test]
+    fn a_variable_that_names_another_engine_is_known() {
+        for (engine, host, expected) in [
+            (Engine::Unix("/s".into()), "unix:///s", None),
+            (Engine::Unix("/s".into()), "", None),
+            (Engine::Unix("/s".into()), "unix:///other", Some("unix:///other")),
+            (Engine::Unix("/s".into()), "ssh://h", Some("ssh://h")),
+            (Engine::Auto, "unix:///other", None),
+        ] {
+            let variables = [("DOCKER_HOST", host)];
+            let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            assert_eq!(Address::of(&engine, variable).unwrap().unused_variable(variable).as_deref(), expected, "{engine:?} {host}");
+        }
+    }
+
+    #[test]
+    fn the_first_usual_socket_that_exists_is_used() {
+        let home = tempfile::tempdir().unwrap();
+        let (runtime, colima) = (home.path().join("run"), home.path().join(".colima/default/docker.sock"));
+        let variables = [("HOME", home.path().to_str().unwrap()), ("XDG_RUNTIME_DIR", runtime.to_str().unwrap())];
+        let mut address = of(&Engine::Auto, &variables).unwrap();
+        let Place::Usual(paths) = &mut address.place else { panic!("{address:?}") };
+        assert_eq!(paths[0], Path::new(DOCKER));
+        paths.retain(|path| path.starts_with(home.path()));
+        assert_eq!(paths.len(), 6);
+        assert_eq!(address.socket(), Some(Path::new(DOCKER)), "where there is none, the error names the best known one");
+        for path in [colima, runtime.join("docker.sock")] {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "").unwrap();
+            assert_eq!(address.socket(), Some(path.as_path()));
+        }
+    }
+}
