@@ -41,6 +41,27 @@ pub enum Error {
     /// The device is not paired.
     #[error(transparent)]
     Pair(#[from] crate::openclaw::pair::Error),
+    /// The device has to be approved first; the text says how.
+    #[error("{0}")]
+    NeedsApproval(String),
+    /// A command of `check --fix` failed.
+    #[error("{command} failed ({status})")]
+    Fix {
+        /// The command.
+        command: String,
+        /// Its exit status.
+        status: std::process::ExitStatus,
+    },
+    /// The gateway did not answer in time.
+    #[error("the gateway at {address} does not answer within {}", humantime::format_duration(*limit))]
+    NoGateway {
+        /// Its address.
+        address: std::net::SocketAddr,
+        /// How long was waited.
+        limit: std::time::Duration,
+        /// The last failure.
+        source: crate::openclaw::ready::Error,
+    },
     /// A system call failed.
     #[error("{doing}")]
     Io {

@@ -2,12 +2,13 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::error::Error;
 use super::output;
 use crate::config::parse;
 use crate::openclaw::device::Device;
-use crate::openclaw::{files, pair};
+use crate::openclaw::{approve, files, pair, ready};
 use crate::secret::Secret;
 
 /// Pairs an OpenClaw device identity with the gateway, for all operator scopes
@@ -29,6 +30,13 @@ pub struct Args {
     /// nothing where the state is a newer gateway's, which keeps its identity in a database
     #[arg(long)]
     create_only: bool,
+    /// Wait until the gateway answers, for at most this long
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "5m", value_parser = parse::duration)]
+    wait: Option<Duration>,
+    /// If the gateway wants an approval, let a second device give it, which exists for that time only. For the gateway's own device, which
+    /// 2026.2.19 leaves without the right to approve itself
+    #[arg(long)]
+    approve: bool,
 }
 
 /// `ws://HOST:PORT`, where the host leads to this network namespace itself: a token must not cross a network in the clear.
@@ -53,7 +61,20 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let reading = || format!("reading the token file {}", file.unwrap_or_else(|| "".as_ref()).display());
     let token = Secret::gateway_token(file).map_err(|source| Error::io(reading())(source))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::io("starting the runtime"))?;
-    let paired = runtime.block_on(pair::pair(args.url, &device, token.as_ref()))?;
+    let paired = runtime.block_on(async {
+        if let Some(limit) = args.wait {
+            ready::wait(args.url, limit).await.map_err(|source| Error::NoGateway { address: args.url, limit, source })?;
+        }
+        let paired = if args.approve {
+            approve::pair_and_approve(args.url, &device, token.as_ref()).await
+        } else {
+            pair::pair(args.url, &device, token.as_ref()).await
+        };
+        paired.map_err(|error| match error {
+            pair::Error::NeedsApproval { request } => Error::NeedsApproval(approve::advice(&args.identity, request.as_deref())),
+            error => error.into(),
+        })
+    })?;
     let scopes = if paired.scopes.is_empty() { "the scopes it asked for".into() } else { paired.scopes.join(", ") };
     output::print(format!("device {} is paired: {scopes}\n", paired.device))
 }

@@ -116,6 +116,14 @@ impl Device {
         key.map(|key| Self { key }).ok_or_else(|| Error::Key(path.to_owned()))
     }
 
+    /// Creates an identity that is stored nowhere.
+    ///
+    /// # Errors
+    /// If there are no random bytes.
+    pub fn generate() -> io::Result<Self> {
+        Ed25519KeyPair::generate().map(|key| Self { key }).map_err(|_| io::Error::other("no random bytes"))
+    }
+
     /// Creates a new identity and its directories, exactly as OpenClaw itself would on its first connection. An identity that
     /// exists by then is read and not changed. Blocks.
     ///
@@ -123,8 +131,7 @@ impl Device {
     /// If it can't be written.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let create = |source| Error::Create { path: path.to_owned(), source };
-        let key = Ed25519KeyPair::generate().map_err(|_| create(io::Error::other("no random bytes")))?;
-        let device = Self { key };
+        let device = Self::generate().map_err(create)?;
         let text = device.stored(path)?;
         let directory = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(directory).map_err(create)?;

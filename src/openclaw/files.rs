@@ -80,6 +80,33 @@ pub fn own_device_scopes(directory: &Path) -> Option<Vec<String>> {
     Some(scopes.iter().filter_map(Value::as_str).map(Into::into).collect())
 }
 
+/// A request of a device that waits for an approval.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingRequest {
+    /// Its id.
+    pub id: String,
+    /// The scopes that it asks for.
+    pub scopes: Vec<String>,
+}
+
+/// Returns whether `directory` is the state directory of a gateway (2026.2) that has paired devices, or was asked to.
+pub fn is_gateways_state(directory: &Path) -> bool {
+    directory.join("devices").is_dir()
+}
+
+/// Returns the pending request of the gateway's own device, from the state directory `directory` (2026.2).
+pub fn pending_request(directory: &Path) -> Option<PendingRequest> {
+    let read = |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
+    let device = read("identity/device.json")?;
+    let pending = read("devices/pending.json")?;
+    let request = pending.as_object()?.values().find(|request| request["deviceId"] == device["deviceId"])?;
+    let scopes = request["scopes"].as_array().into_iter().flatten();
+    Some(PendingRequest {
+        id: request["requestId"].as_str()?.to_owned(),
+        scopes: scopes.filter_map(Value::as_str).map(Into::into).collect(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::device::Device;
-use super::{device, files, pair, ready};
+use super::{approve, device, files, pair, ready};
 use crate::backoff::Backoff;
 use crate::error_chain::error_chain;
 use crate::secret::Secret;
@@ -78,7 +78,7 @@ impl KeepPaired {
             return Ok(Outcome::NotNeeded);
         }
         let Some(device) = self.identity(true).await? else { return Ok(Outcome::Waiting) };
-        Ok(Outcome::Paired(pair::pair(self.gateway, &device, self.token().await?.as_ref()).await?.device))
+        Ok(Outcome::Paired(approve::pair_and_approve(self.gateway, &device, self.token().await?.as_ref()).await?.device))
     }
 
     async fn identity(&self, may_create: bool) -> Result<Option<Device>, Error> {

@@ -3,6 +3,7 @@
 //! OpenClaw changes between versions. Everything here names the version on which it was measured; `check` and `app` use the results and do not
 //! interpret an answer of the gateway themselves.
 
+pub mod approve;
 pub mod connect;
 pub mod connect_request;
 pub mod device;

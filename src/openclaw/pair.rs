@@ -82,17 +82,58 @@ pub enum Error {
 /// # Errors
 /// If the gateway does not accept the device with all scopes.
 pub async fn pair(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Paired, Error> {
-    let paired = async {
+    let mut connection = connect(address, device, token).await?;
+    let _ = connection.socket.close(None).await;
+    Ok(granted(device, &connection.hello))
+}
+
+/// A connection on which the gateway has accepted a device.
+pub(super) struct Connection {
+    socket: WebSocketStream<TcpStream>,
+    /// The payload of its answer to `connect`.
+    hello: Value,
+}
+
+/// Connects `device` with all operator scopes.
+///
+/// # Errors
+/// If the gateway does not accept it.
+pub(super) async fn connect(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Connection, Error> {
+    let connected = async {
         loop {
             let stream = TcpStream::connect(address).await.map_err(|source| Error::Connect { address, source })?;
-            let (socket, _) = client_async(format!("ws://{address}/"), stream).await?;
-            match shake_hands(socket, device, token).await {
+            let (mut socket, _) = client_async(format!("ws://{address}/"), stream).await?;
+            match shake_hands(&mut socket, device, token).await {
                 Err(Error::Starting) => sleep(PAUSE).await,
-                outcome => return outcome,
+                Ok(hello) => return Ok(Connection { socket, hello }),
+                Err(error) => return Err(error),
             }
         }
     };
-    timeout(DEADLINE, paired).await.map_err(|_| Error::Timeout)?
+    timeout(DEADLINE, connected).await.map_err(|_| Error::Timeout)?
+}
+
+impl Connection {
+    /// Calls `method` of the gateway; returns the payload of its answer.
+    ///
+    /// # Errors
+    /// If the gateway refuses the call, or does not answer in time.
+    pub(super) async fn call(&mut self, method: &str, params: Value) -> Result<Value, Error> {
+        let request = json!({ "type": "req", "id": method, "method": method, "params": params });
+        let called = async {
+            self.socket.send(Message::text(request.to_string())).await?;
+            while let Some(message) = self.socket.next().await {
+                let Message::Text(text) = message? else { continue };
+                match serde_json::from_str(&text) {
+                    Ok(Frame::Res { id, ok: true, payload, .. }) if id == method => return Ok(payload),
+                    Ok(Frame::Res { id, error, .. }) if id == method => return Err(refused(&error)),
+                    _ => {}
+                }
+            }
+            Err(Error::Protocol("it hangs up"))
+        };
+        timeout(DEADLINE, called).await.map_err(|_| Error::Timeout)?
+    }
 }
 
 /// A frame from the gateway: an event, or the response to a request.
@@ -116,7 +157,8 @@ enum Frame {
     Other,
 }
 
-async fn shake_hands<S>(mut socket: WebSocketStream<S>, device: &Device, token: Option<&Secret>) -> Result<Paired, Error>
+/// Answers the gateway's challenge; returns the payload of its answer.
+async fn shake_hands<S>(socket: &mut WebSocketStream<S>, device: &Device, token: Option<&Secret>) -> Result<Value, Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -129,12 +171,13 @@ where
         match serde_json::from_str(&text).map_err(|_| Error::Protocol("a frame that is no JSON object"))? {
             Frame::Event { event, payload } if event == "connect.challenge" => {
                 let nonce = payload["nonce"].as_str().ok_or(Error::Protocol("a challenge without a nonce"))?;
-                let request = connect(device, token, nonce, SystemTime::now());
+                let request = connect_request(device, token, nonce, SystemTime::now());
                 socket.send(Message::text(request.to_string())).await?;
             }
-            Frame::Res { id, ok, payload, error } if id == REQUEST_ID => {
+            Frame::Res { id, ok: true, payload, .. } if id == REQUEST_ID => return Ok(payload),
+            Frame::Res { id, error, .. } if id == REQUEST_ID => {
                 let _ = socket.close(None).await;
-                return if ok { Ok(granted(device, &payload)) } else { Err(refused(&error)) };
+                return Err(refused(&error));
             }
             _ => {}
         }
@@ -143,7 +186,7 @@ where
 }
 
 /// Builds the `connect` request, signed as `device-auth` version 2 prescribes.
-fn connect(device: &Device, token: Option<&Secret>, nonce: &str, now: SystemTime) -> Value {
+fn connect_request(device: &Device, token: Option<&Secret>, nonce: &str, now: SystemTime) -> Value {
     let signed_at = u64::try_from(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or_default();
     let (id, secret) = (device.id(), token.map(Secret::expose).unwrap_or_default());
     let signed = zeroize::Zeroizing::new(format!("v2|{id}|{CLIENT}|{CLIENT}|{ROLE}|{}|{signed_at}|{secret}|{nonce}", SCOPES.join(",")));

@@ -1,12 +1,13 @@
 //! `loopgate check` before a real gateway that is set up wrongly: it names what is wrong, and its remedies, applied as they are printed,
 //! make a gateway with which nothing is wrong.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::gateway::{OpenClaw, TOKEN};
+use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
 use crate::openclaw::directory;
 use crate::sidecar::{self, WS_URL};
 use loopgate_test_support::network::{Host, Network};
@@ -82,17 +83,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let old = version == "2026.2.19";
     assert_eq!(checked.ids().contains(&"own-device-unpaired"), old, "{:#}", checked.report);
     if old {
-        report("  its own device, paired as is printed");
-        let state = configuration.parent().expect("a directory");
-        let token = directory.join("token");
-        std::fs::write(&token, TOKEN).expect("a token");
-        openclaw.run(&["devices", "list"]);
-        assert!(check(&file).ids().contains(&"own-device-unpaired"), "three scopes are not enough");
-        let mut pair = network.command(Host::Gateway, env!("CARGO_BIN_EXE_loopgate"));
-        let pair = pair.args(["pair", "--identity"]).arg(state.join("identity/device.json")).arg("--token-file").arg(&token);
-        let said = String::from_utf8_lossy(&pair.output().expect("loopgate").stderr).into_owned();
-        let request = said.split("devices approve ").nth(1).and_then(|rest| rest.split('`').next()).unwrap_or_else(|| panic!("{said}"));
-        openclaw.approve(request);
+        frees_the_gateways_own_device(&network, &openclaw, &directory);
         assert!(!check(&file).ids().contains(&"own-device-unpaired"));
     }
     // It asks for what a sub-agent asks for.
@@ -132,6 +123,42 @@ fn settled(check: &dyn Fn(&[&str]) -> Checked) -> Checked {
         }
         assert!(start.elapsed() < Duration::from_secs(180), "the gateway does not start: {:#}", checked.report);
     }
+}
+
+/// After one failed spawn the gateway's own device is paired for the scope that came first, and a request for the next one waits, which no
+/// device may approve. What `pair` prints leads out of that, and `pair --approve` does it by itself.
+fn frees_the_gateways_own_device(network: &Network, openclaw: &OpenClaw, directory: &Path) {
+    report("  its own device, which no device may approve");
+    let own = openclaw.configuration().with_file_name("identity/device.json");
+    let token = directory.join("token");
+    std::fs::write(&token, TOKEN).expect("a token");
+    let client = || openclaw.client(Host::Gateway, LOOPBACK).identity(&own);
+    client().asking_for(&["operator.admin"]).connect().scopes();
+    let request = client().asking_for(&["operator.write"]).connect().pairing_request();
+    let pair = |arguments: &[&str]| {
+        let mut command = network.command(Host::Gateway, env!("CARGO_BIN_EXE_loopgate"));
+        let output =
+            command.args(["pair", "--identity"]).arg(&own).arg("--token-file").arg(&token).args(arguments).output().expect("loopgate");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+    };
+
+    report("    it says for which scopes, and what to do");
+    let (success, text) = pair(&[]);
+    let command = format!("OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve {request}");
+    assert!(!success && text.contains("to be approved for operator.write") && text.contains(&command), "{text}");
+    let approved = openclaw.run_afresh(&["devices", "approve", &request]);
+    assert!(approved.status.success(), "{}", String::from_utf8_lossy(&approved.stderr));
+
+    report("    and what is left needs no human");
+    let (success, text) = pair(&["--wait", "--approve"]);
+    assert!(success, "{text}");
+    let (success, text) = pair(&[]);
+    assert!(success, "it is paired for good: {text}");
+    let listed: Value = serde_json::from_str(&openclaw.run(&["devices", "list", "--json"])).expect("JSON");
+    let paired = listed["paired"].as_array().expect("devices");
+    // Its own, and that of the approval by hand: the one that `--approve` made is gone.
+    assert_eq!(paired.len(), 2, "{listed:#}");
+    assert_eq!(listed["pending"].as_array().map(Vec::len), Some(0), "{listed:#}");
 }
 
 /// What a check came to.

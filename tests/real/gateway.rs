@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use loopgate_test_support::device_client::{DeviceClient, End};
@@ -84,6 +84,14 @@ impl<'a> OpenClaw<'a> {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "openclaw {}: {}\n{out}\n{err}", arguments.join(" "), output.status);
         out.into_owned()
+    }
+
+    /// Runs `openclaw` there as another device: with an empty state of its own, and the token in its environment.
+    pub fn run_afresh(&self, arguments: &[&str]) -> Output {
+        let state = self.state.with_extension("fresh");
+        let mut command = self.cli(arguments);
+        command.env("OPENCLAW_STATE_DIR", &state).env_remove("OPENCLAW_CONFIG_PATH").env("OPENCLAW_GATEWAY_TOKEN", TOKEN);
+        command.output().expect("openclaw")
     }
 
     /// Approves a device, as its operator would.

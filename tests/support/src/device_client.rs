@@ -85,6 +85,11 @@ impl DeviceClient {
         self.set("identity", json!(file))
     }
 
+    /// Asks for these scopes, instead of all five of an operator.
+    pub fn asking_for(self, scopes: &[&str]) -> Self {
+        self.set("scopes", json!(scopes))
+    }
+
     /// Has no device.
     pub fn without_device(self) -> Self {
         self.set("identity", json!("none"))

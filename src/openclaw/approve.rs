@@ -1,0 +1,81 @@
+//! Approves the pending request of a device by a second one.
+//!
+//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. A gateway whose own device made that request for
+//! fewer than it needs is stuck: further scopes have to be approved, and no paired device has `operator.pairing`. A new local device is
+//! paired silently for what it asks, and may approve.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::json;
+use tracing::info;
+
+use super::device::Device;
+use super::files;
+use super::pair::{self, Error, Paired};
+use crate::secret::Secret;
+
+/// How often a device is approved. 2026.2.19 hands back a pending request as it is, so the first approval may be for fewer scopes than were
+/// asked for this time.
+const ROUNDS: usize = 3;
+
+/// Pairs `device` as [`pair::pair`] does. If it needs an approval, a second device, which exists for that time only, gives it.
+///
+/// # Errors
+/// If the gateway does not accept the device with all scopes.
+pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Option<&Secret>) -> Result<Paired, Error> {
+    for _ in 0..ROUNDS {
+        match pair::pair(address, device, token).await {
+            Err(needed @ Error::NeedsApproval { .. }) => {
+                // The gateway takes this for a remote client: a human has to approve.
+                let Ok(()) = approve(address, &device.id(), token).await else { return Err(needed) };
+            }
+            paired => return paired,
+        }
+    }
+    pair::pair(address, device, token).await
+}
+
+/// Approves what the device with `id` has asked for, and nothing of another device.
+async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Result<(), Error> {
+    let approver = Device::generate().map_err(|source| Error::Connect { address, source })?;
+    // With every scope: later versions let no device approve more than it has.
+    let mut connection = pair::connect(address, &approver, token).await?;
+    let approved = async {
+        let listed = connection.call("device.pair.list", json!({})).await?;
+        let pending = listed["pending"].as_array().into_iter().flatten();
+        let requests: Vec<_> = pending.filter(|request| request["deviceId"] == id).cloned().collect();
+        for request in requests {
+            connection.call("device.pair.approve", json!({ "requestId": request["requestId"] })).await?;
+            info!(device = id, scopes = %request["scopes"], "approved a device by a second one");
+        }
+        Ok(())
+    }
+    .await;
+    if let Err(error) = connection.call("device.pair.remove", json!({ "deviceId": approver.id() })).await {
+        info!(device = approver.id(), %error, "the device that approved stays paired; its key is gone");
+    }
+    approved
+}
+
+/// Returns what to do about a device that needs an approval, given the file of its identity. Blocks.
+pub fn advice(identity: &Path, request: Option<&str>) -> String {
+    let state_dir = identity.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+    let pending = files::pending_request(state_dir);
+    let scopes = pending.as_ref().map(|pending| format!(" for {}", pending.scopes.join(", "))).unwrap_or_default();
+    let id = request.map(Into::into).or(pending.map(|pending| pending.id)).unwrap_or_else(|| "REQUEST".into());
+    if files::is_gateways_state(state_dir)
+        && !files::own_device_scopes(state_dir).is_some_and(|scopes| scopes.iter().any(|scope| scope == "operator.pairing"))
+    {
+        format!(
+            "the gateway wants the device to be approved{scopes}, and the device may not do it itself. Let a new one do it, beside the gateway: \
+             `OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve {id}`, and pair again, up to three times; or use `loopgate pair --approve`, \
+             which does just that"
+        )
+    } else {
+        format!("the gateway wants a human to approve the device{scopes}: run `openclaw devices approve {id}` beside it, once")
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! Approvals, with a gateway that pairs as OpenClaw 2026.2.19 does.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio_tungstenite::accept_async;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::*;
+use crate::openclaw::pair::SCOPES;
+use crate::shutdown::Shutdown;
+
+/// What such a gateway knows about devices. Each device has at most one pending request.
+#[derive(Debug, Default)]
+struct Devices {
+    /// The scopes of paired devices.
+    paired: BTreeMap<String, Vec<String>>,
+    /// The scopes that are waited for, by device; `request-of-DEVICE` is the request's id.
+    pending: BTreeMap<String, Vec<String>>,
+    /// Whether clients are taken for remote ones.
+    remote: bool,
+}
+
+impl Devices {
+    fn answer(&mut self, of: &mut Vec<String>, request: &Value) -> Result<Value, Value> {
+        let params = &request["params"];
+        let texts =
+            |list: &Value| -> Vec<String> { list.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect() };
+        let method = request["method"].as_str().unwrap();
+        if method == "connect" {
+            let (id, scopes) = (params["device"]["id"].as_str().unwrap().to_owned(), texts(&params["scopes"]));
+            let may = |has: &Vec<String>| scopes.iter().all(|scope| has.contains(scope));
+            if !self.paired.contains_key(&id) && !self.pending.contains_key(&id) && !self.remote {
+                self.paired.insert(id.clone(), scopes.clone());
+            }
+            if self.paired.get(&id).is_some_and(may) {
+                *of = scopes;
+                return Ok(json!({"type": "hello-ok"}));
+            }
+            // An older request is handed back as it is.
+            self.pending.entry(id.clone()).or_insert(scopes);
+            return Err(json!({"code": "NOT_PAIRED", "message": "pairing required", "details": {"requestId": format!("request-of-{id}")}}));
+        }
+        assert!(of.iter().any(|scope| scope == "operator.pairing"), "{method} needs a scope");
+        match method {
+            "device.pair.list" => {
+                let pending = self
+                    .pending
+                    .iter()
+                    .map(|(id, scopes)| json!({"requestId": format!("request-of-{id}"), "deviceId": id, "scopes": scopes}));
+                Ok(json!({"pending": pending.collect::<Vec<_>>()}))
+            }
+            "device.pair.approve" => {
+                let id = params["requestId"].as_str().unwrap().strip_prefix("request-of-").unwrap().to_owned();
+                let scopes = self.pending.remove(&id).unwrap();
+                self.paired.entry(id).or_default().extend(scopes);
+                Ok(json!({}))
+            }
+            "device.pair.remove" => Ok(json!({"removed": self.paired.remove(params["deviceId"].as_str().unwrap()).is_some()})),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+async fn gateway(devices: &Arc<Mutex<Devices>>, shutdown: &Shutdown) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let devices = Arc::clone(devices);
+    shutdown.spawn(async move {
+        loop {
+            let mut socket = accept_async(listener.accept().await.unwrap().0).await.unwrap();
+            let challenge = json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n-1", "ts": 1}});
+            socket.send(Message::text(challenge.to_string())).await.unwrap();
+            let mut scopes = Vec::new();
+            while let Some(Ok(Message::Text(text))) = socket.next().await {
+                let request: Value = serde_json::from_str(&text).unwrap();
+                let answer = match devices.lock().unwrap().answer(&mut scopes, &request) {
+                    Ok(payload) => json!({"type": "res", "id": request["id"], "ok": true, "payload": payload}),
+                    Err(error) => json!({"type": "res", "id": request["id"], "ok": false, "error": error}),
+                };
+                socket.send(Message::text(answer.to_string())).await.unwrap();
+            }
+        }
+    });
+    address
+}
+
+fn scopes(list: &[&str]) -> Vec<String> {
+    list.iter().map(|scope| (*scope).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_device_that_nobody_may_approve_is_approved_by_a_second_one() {
+    let shutdown = Shutdown::new();
+    let device = Device::generate().unwrap();
+    // As after one failed spawn: paired for the first request's scope, and a request for another one waits.
+    let devices = Arc::new(Mutex::new(Devices {
+        paired: [(device.id(), scopes(&["operator.admin"]))].into(),
+        pending: [(device.id(), scopes(&["operator.write"])), ("another".into(), scopes(&["operator.admin"]))].into(),
+        remote: false,
+    }));
+    let address = gateway(&devices, &shutdown).await;
+    assert!(matches!(pair::pair(address, &device, None).await, Err(Error::NeedsApproval { request: Some(_) })));
+    pair_and_approve(address, &device, None).await.unwrap();
+    let devices = devices.lock().unwrap();
+    assert_eq!(devices.paired.keys().collect::<Vec<_>>(), [&device.id()], "the second device is removed again");
+    assert!(SCOPES.iter().all(|scope| devices.paired[&device.id()].contains(&(*scope).to_owned())));
+    assert_eq!(devices.pending.keys().collect::<Vec<_>>(), ["another"], "another device's request still waits");
+}
+
+#[tokio::test]
+async fn a_remote_client_still_needs_a_human() {
+    let shutdown = Shutdown::new();
+    let device = Device::generate().unwrap();
+    let devices = Arc::new(Mutex::new(Devices { remote: true, ..Devices::default() }));
+    let address = gateway(&devices, &shutdown).await;
+    let error = pair_and_approve(address, &device, None).await.unwrap_err();
+    let own = format!("request-of-{}", device.id());
+    assert!(matches!(&error, Error::NeedsApproval { request: Some(id) } if *id == own), "{error:?}");
+    assert!(devices.lock().unwrap().paired.is_empty());
+}
+
+#[test]
+fn the_advice_says_which_device_can_approve_and_for_which_scopes() {
+    let state = tempfile::tempdir().unwrap();
+    let identity = state.path().join("identity/device.json");
+    let device = Device::create(&identity).unwrap();
+    assert_eq!(
+        advice(&identity, Some("r-1")),
+        "the gateway wants a human to approve the device: run `openclaw devices approve r-1` beside it, once"
+    );
+    // The gateway's own state.
+    let write = |name: &str, value: Value| {
+        std::fs::create_dir_all(state.path().join("devices")).unwrap();
+        std::fs::write(state.path().join("devices").join(name), value.to_string()).unwrap();
+    };
+    write("paired.json", json!({device.id(): {"scopes": ["operator.admin"]}}));
+    write("pending.json", json!({"r-2": {"requestId": "r-2", "deviceId": device.id(), "scopes": ["operator.write"]}}));
+    let stuck = advice(&identity, None);
+    assert!(
+        stuck.contains("approved for operator.write") && stuck.contains("OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve r-2"),
+        "{stuck}"
+    );
+    write("paired.json", json!({device.id(): {"scopes": ["operator.pairing"]}}));
+    let may = advice(&identity, None);
+    assert!(may.contains("for operator.write: run `openclaw devices approve r-2`"), "{may}");
+}
