@@ -21,6 +21,8 @@ kinds! {
     GATEWAY_TLS = "gateway-tls", Error, "The gateway speaks TLS itself; loopgate speaks plain HTTP with it.";
     GATEWAY_EXPOSED = "gateway-exposed", Error, "The gateway can be reached on an address of the bridge, past the sidecar.";
     GATEWAY_REMOTE = "gateway-remote", Warning, "The gateway's address is not loopback, so the lanes mean nothing to it.";
+    GATEWAY_COMMAND = "gateway-command", Warning,
+        "The gateway's command line or environment (--bind, --force, OPENCLAW_GATEWAY_BIND) overrides its configuration.";
     GATEWAY_MODE = "gateway-mode", Error, "The gateway's own configuration makes it a client of another gateway.";
     GATEWAY_PORT = "gateway-port", Error, "The gateway's own configuration names another port than loopgate's.";
     GATEWAY_AUTH = "gateway-auth", Error, "The gateway asks for no token and no password.";
@@ -56,6 +58,7 @@ kinds! {
         "Own addresses are on the agent lane, while a rootless engine delivers outside clients with them.";
     DOCKER_MISSING = "docker-missing", Warning, "There is no Docker socket, so labels make no container an agent.";
     DOCKER_UNREACHABLE = "docker-unreachable", Error, "Docker can't be reached, so labels make no container an agent.";
+    DOCKER_HOST = "docker-host-unused", Note, "DOCKER_HOST names another engine than the configuration, which is used.";
     DOCKER_FORBIDDEN = "docker-forbidden", Error, "Docker, or the filter in front of it, forbids a request that loopgate needs.";
     DOCKER_WIDE = "docker-too-wide", Warning, "The Docker socket permits more than loopgate needs.";
     KUBERNETES_UNREACHABLE = "kubernetes-unreachable", Error, "The API server's pods can't be watched, so labels make no pod an agent.";

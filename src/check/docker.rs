@@ -10,8 +10,10 @@ use super::finding::{Remedy, Report};
 pub struct EngineState {
     /// Its address as a URL; `None` if discovery by Docker is off.
     pub engine: Option<String>,
-    /// Whether its address was only guessed (`--docker auto`).
+    /// Whether its address was only guessed (`--docker auto` without `DOCKER_HOST`).
     pub guessed: bool,
+    /// The variable `DOCKER_HOST`, where another engine is configured.
+    pub unused_docker_host: Option<String>,
     /// Whether there is no socket.
     pub absent: bool,
     /// Why its events can't be followed.
@@ -31,6 +33,8 @@ pub struct PathStatus {
     pub path: &'static str,
     /// The HTTP status.
     pub status: u16,
+    /// The text of a refusal.
+    pub refusal: Option<String>,
 }
 
 /// The difference of the clocks that is tolerated.
@@ -41,22 +45,31 @@ pub fn judge(state: &EngineState, report: &mut Report) {
     let Some(engine) = &state.engine else {
         return report.fine("docker", "discovery is off");
     };
+    if let Some(host) = &state.unused_docker_host {
+        let what = format!("DOCKER_HOST is {host}, while {engine} is configured and used");
+        report.find(&kind::DOCKER_HOST, what, Remedy::words("unset DOCKER_HOST, or set --docker auto, which uses it"));
+    }
     if let Some(error) = &state.error {
         let (kind, remedy) = if state.absent && state.guessed {
             (&kind::DOCKER_MISSING, "mount the directory of a filtered socket and name it by --docker unix://PATH, or set --docker off")
         } else {
-            (&kind::DOCKER_UNREACHABLE, "mount the directory of the socket, let this user use it (group_add), or set --docker off")
+            let remedy = "mount the directory of the socket, let this user (65532 in loopgate's image) use it (group_add), name another engine by \
+                --docker, or set --docker off";
+            (&kind::DOCKER_UNREACHABLE, remedy)
         };
         return report.find(kind, format!("{engine}: {error}"), Remedy::words(remedy));
     }
     report.fine("docker", format!("{engine} is followed"));
-    for answer in state.needed.iter().filter(|answer| matches!(answer.status, 401 | 403 | 405)) {
-        let what = format!("GET {} is answered {}", answer.path, answer.status);
-        report.find(&kind::DOCKER_FORBIDDEN, what, Remedy::words("permit exactly that path, for GET, in the socket's filter"));
+    for answer in state.needed.iter().filter(|answer| (400..500).contains(&answer.status)) {
+        let text = answer.refusal.as_deref().filter(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default();
+        let what = format!("GET {} is answered {}{text}", answer.path, answer.status);
+        let remedy =
+            "permit exactly that path, for GET, in the socket's filter; or correct what the answer says, if it is the engine's own";
+        report.find(&kind::DOCKER_FORBIDDEN, what, Remedy::words(remedy));
     }
     match &state.needless {
         // The engine itself answered: 400 means that the query lacks the file's name.
-        Some(PathStatus { path, status: status @ (400 | 200..300) }) => {
+        Some(PathStatus { path, status: status @ (400 | 200..300), .. }) => {
             let what = format!("GET {path} gets through to the engine ({status}), which returns any file of any container on it");
             let remedy = "put a filter before the socket that permits exact paths only, as docker/socket-filter does";
             report.find(&kind::DOCKER_WIDE, what, Remedy::words(remedy));
@@ -80,24 +93,28 @@ mod tests {
 
     #[test]
     fn each_fault_is_found() {
-        let needless = |status| Some(PathStatus { path: "/containers/{id}/archive", status });
+        let needless = |status| Some(PathStatus { path: "/containers/{id}/archive", status, refusal: None });
+        let needed = |status, text: &str| PathStatus { path: "/containers/{id}/top", status, refusal: Some(text.into()) };
         let well = || EngineState {
             engine: Some("unix:///run/docker.sock".into()),
             guessed: false,
+            unused_docker_host: None,
             absent: false,
             error: None,
-            needed: vec![PathStatus { path: "/containers/json", status: 200 }],
+            needed: vec![PathStatus { path: "/containers/json", status: 200, refusal: None }],
             needless: needless(403),
             ahead: Some(-2),
         };
         let lost = || Some("no socket".to_owned());
-        let table: [(EngineState, &[&str]); 12] = [
+        let table: [(EngineState, &[&str]); 14] = [
             (well(), &[]),
             (EngineState { engine: None, error: lost(), ..well() }, &[]),
             (EngineState { error: lost(), absent: true, guessed: true, ..well() }, &["docker-missing"]),
             (EngineState { error: lost(), absent: true, ..well() }, &["docker-unreachable"]),
             (EngineState { error: lost(), guessed: true, ..well() }, &["docker-unreachable"]),
-            (EngineState { needed: vec![PathStatus { path: "/containers/{id}/top", status: 403 }], ..well() }, &["docker-forbidden"]),
+            (EngineState { unused_docker_host: Some("tcp://h:1".into()), ..well() }, &["docker-host-unused"]),
+            (EngineState { needed: vec![needed(403, "")], ..well() }, &["docker-forbidden"]),
+            (EngineState { needed: vec![needed(400, "client version 1.24 is too old")], ..well() }, &["docker-forbidden"]),
             (EngineState { needless: needless(400), ..well() }, &["docker-too-wide"]),
             (EngineState { needless: needless(200), ..well() }, &["docker-too-wide"]),
             (EngineState { needless: needless(404), ..well() }, &[]),
@@ -109,6 +126,12 @@ mod tests {
             let mut report = Report::default();
             judge(&state, &mut report);
             assert_eq!(report.ids(), expected, "{state:?}");
+            let texts = || report.findings.iter().flat_map(|finding| &finding.seen);
+            let refusal = |answer: &PathStatus| answer.refusal.clone().unwrap_or_default();
+            assert!(
+                state.needed.iter().all(|answer| answer.status < 400 || texts().any(|text| text.contains(&refusal(answer)))),
+                "{state:?}"
+            );
         }
     }
 }

@@ -7,6 +7,7 @@ use time::format_description::well_known::Rfc2822;
 
 use crate::check::agents::Capabilities;
 use crate::check::docker::{EngineState, PathStatus};
+use crate::check::gateway_command::Container;
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::{Proof, SourceState, View};
 
@@ -20,6 +21,7 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
     let mut state = EngineState {
         engine: engine.map(Engine::name),
         guessed: engine.is_some_and(Engine::is_guessed),
+        unused_docker_host: engine.and_then(Engine::unused_docker_host),
         absent: engine.is_some_and(Engine::is_absent),
         error: view.source_state.error().map(Into::into),
         needed: Vec::new(),
@@ -40,12 +42,33 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
             needed.push(("/containers/{id}/top", format!("/containers/{}/top", owner.id)));
         }
         for (path, asked) in needed {
-            state.needed.extend(engine.probe(&asked).await.ok().map(|answer| PathStatus { path, status: answer.status }));
+            state.needed.extend(engine.probe(&asked).await.ok().map(|answer| PathStatus {
+                path,
+                status: answer.status,
+                refusal: answer.refusal,
+            }));
         }
     }
     let (path, asked) = NEEDLESS;
-    state.needless = engine.probe(asked).await.ok().map(|answer| PathStatus { path, status: answer.status });
+    state.needless = engine.probe(asked).await.ok().map(|answer| PathStatus { path, status: answer.status, refusal: answer.refusal });
     state
+}
+
+/// Returns the containers that share this network namespace. Containers that can't be inspected are left out.
+pub async fn in_this_namespace(engine: Option<&Engine>, view: &View) -> Vec<Container> {
+    let (Some(engine), Some(owner)) = (engine, &view.owner) else { return Vec::new() };
+    let Ok((listed, _)) = engine.list().await else { return Vec::new() };
+    let joined = format!("container:{}", owner.id);
+    let mut found = Vec::new();
+    for summary in listed {
+        let joins = summary.host_config.and_then(|host| host.network_mode).is_some_and(|mode| mode == joined);
+        let Some(id) = summary.id.filter(|id| joins || *id == owner.id) else { continue };
+        let Ok(inspected) = engine.inspect(&id).await else { continue };
+        let name = summary.names.unwrap_or_default().first().map_or(id, |name| name.trim_start_matches('/').to_owned());
+        let words = inspected.path.into_iter().chain(inspected.args.unwrap_or_default()).collect();
+        found.push(Container { name, words, variables: inspected.config.unwrap_or_default().bind_variables });
+    }
+    found
 }
 
 /// Returns the names of agents by address whose containers have NET_RAW. Containers that can't be inspected are left out.

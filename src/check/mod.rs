@@ -8,7 +8,9 @@ pub mod certificate;
 pub mod docker;
 mod docker_probe;
 pub mod finding;
+pub mod fix;
 pub mod gateway;
+pub mod gateway_command;
 pub mod gateway_files;
 pub mod kubernetes;
 mod kubernetes_probe;
@@ -19,7 +21,7 @@ pub mod state_dir;
 
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +63,12 @@ pub fn run(config: &Config, openclaw_config: Option<&Path>) -> io::Result<Report
     Ok(runtime.block_on(collect(config, openclaw_config, status)))
 }
 
+/// Returns the gateway's configuration file to check: the named one, else the one in the gateway's state directory. Blocks.
+pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
+    let in_state_dir = || config.gateway.state_dir.as_ref().map(|directory| directory.join("openclaw.json")).filter(|file| file.is_file());
+    named.map(Path::to_path_buf).or_else(in_state_dir)
+}
+
 async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
     let mut report = Report::default();
     let shutdown = Shutdown::new();
@@ -68,9 +76,8 @@ async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option
     discovery::wait_until_ready(&mut views, DISCOVERY_TIMEOUT).await;
     let view = Arc::clone(&views.borrow());
 
-    // The file in the gateway's state directory, unless another one is named.
-    let in_state_dir = config.gateway.state_dir.as_ref().map(|directory| directory.join("openclaw.json")).filter(|file| file.is_file());
-    let openclaw_config = openclaw_config.or(in_state_dir.as_deref());
+    let openclaw_config = openclaw_file(config, openclaw_config);
+    let openclaw_config = openclaw_config.as_deref();
     if openclaw_config.is_none() {
         report.find(
             &kind::OPENCLAW_UNREAD,
@@ -88,6 +95,8 @@ async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option
     });
     let seen = probe::probe(&plan(config, &view, status.as_ref(), openclaw.as_ref())).await;
     gateway::judge(&seen, &mut report);
+    let bind = openclaw.as_ref().and_then(|openclaw| openclaw["gateway"]["bind"].as_str());
+    gateway_command::judge_file(bind, !seen.exposed.is_empty(), &mut report);
     if seen.server == Server::Old {
         let directory = openclaw_config.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
         let kept = config.gateway.state_dir.is_some();
@@ -114,6 +123,7 @@ async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option
             kubernetes::judge(&kubernetes_probe::probe(&api, &view).await, &mut report);
         }
     }
+    gateway_command::judge(&docker_probe::in_this_namespace(engine.as_ref(), &view).await, &mut report);
     let risks =
         agents::AddressRisks { net_raw: docker_probe::with_net_raw(engine.as_ref(), &view).await, user_namespace: in_user_namespace() };
     agents::judge(&view, &risks, config, &mut report);

@@ -29,12 +29,11 @@ pub fn judge(seen: &Observation, report: &mut Report) {
         None => "the gateway's paired devices were not read: give --openclaw-config the openclaw.json in its state directory".into(),
     };
     let remedy = if seen.kept {
-        "see the sidecar's log for why it could not pair the device. If the gateway refuses it (1008), approve it with another device: \
-         OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices list, then devices approve REQUEST, up to three times"
+        "see the sidecar's log for why it could not pair the device; it tries again within a minute, and approves the device itself where the \
+         gateway wants an approval"
     } else {
         "give the sidecar the gateway's state directory and token: --gateway-state-dir DIR and --token-file FILE. Or, where the gateway is, run \
-         once: loopgate pair --identity ~/.openclaw/identity/device.json --token-file FILE; if it needs an approval: \
-         OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve REQUEST, as pair prints it"
+         once: loopgate pair --wait --approve --identity ~/.openclaw/identity/device.json --token-file FILE"
     };
     report.find(&kind::OWN_DEVICE, what, Remedy::words(remedy));
 }

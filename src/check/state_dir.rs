@@ -22,8 +22,12 @@ pub struct StateDir {
 pub fn judge(directory: &StateDir, report: &mut Report) {
     let path = directory.path.display();
     if !directory.writable {
-        let what = format!("give {path} to the user that runs the sidecar (chown), or mount a volume that it may write to");
-        report.find(&kind::STATE_OWNER, format!("{path} can't be written to"), Remedy::words(what));
+        let user = nix::unistd::geteuid();
+        let what = format!(
+            "run check as the sidecar's user; or give {path} to the user that runs the sidecar (chown -R {user}, where that is this one; 65532 in \
+             loopgate's image), or mount a volume that it may write to"
+        );
+        report.find(&kind::STATE_OWNER, format!("{path} can't be written to by the user {user}"), Remedy::words(what));
     }
     let Some(mode) = directory.mode else {
         let remedy =

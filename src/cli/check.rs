@@ -1,17 +1,19 @@
 //! `loopgate check`.
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 
 use super::error::Error;
 use super::flags::Flags;
 use super::output;
 use super::table::{Tone, colours, paint};
+use crate::check::fix::{self, Setting};
 use crate::check::{self, Finding, Report, Severity};
 
 /// Looks for what is wrong with the configuration and the surroundings, and says what to do
 ///
-/// Run it where the sidecar runs, with the same options. It changes nothing. Exit status: 0 without errors, 1 with some.
+/// Run it where the sidecar runs, with the same options. It changes nothing without --fix. Exit status: 0 without errors, 1 with some.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -19,18 +21,61 @@ pub struct Args {
     /// The gateway's own configuration file, openclaw.json
     #[arg(long, value_name = "FILE")]
     openclaw_config: Option<PathBuf>,
+    /// Set what is safe to set in the gateway's configuration, by its own command `openclaw config set`, and look again
+    #[arg(long, conflicts_with = "json")]
+    fix: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Looks once.
+/// Looks once; with `--fix` again after it has changed the gateway's configuration.
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let config = args.flags.load()?;
-    let report = check::run(&config, args.openclaw_config.as_deref()).map_err(Error::io("starting the runtime"))?;
+    let look = || check::run(&config, args.openclaw_config.as_deref()).map_err(Error::io("starting the runtime"));
+    let mut report = look()?;
+    if args.fix && apply(&report, check::openclaw_file(&config, args.openclaw_config.as_deref()).as_deref())? {
+        report = look()?;
+    }
     let shown = if args.json { format!("{:#}\n", serde_json::json!(report)) } else { text(&report, colours()) };
     output::print(shown)?;
     Ok(if report.has_errors() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Runs the commands that are safe. Returns whether any was run.
+fn apply(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
+    let settings: Vec<Setting> = fix::settings(report).into_iter().filter(Setting::is_safe).collect();
+    if settings.is_empty() {
+        output::print("nothing to set in the gateway's configuration by itself\n")?;
+        return Ok(false);
+    }
+    // A file that another user writes would not be the gateway's any more.
+    let owner = file.and_then(|file| std::fs::metadata(file).ok()).map(|metadata| metadata.uid());
+    if let Some(owner) = owner.filter(|owner| *owner != nix::unistd::geteuid().as_raw()) {
+        output::print(format!(
+            "nothing set: the gateway's configuration belongs to the user {owner}; run --fix, or the commands below, as that user\n"
+        ))?;
+        return Ok(false);
+    }
+    for setting in &settings {
+        output::print(format!("$ {setting}\n"))?;
+        let mut command = Command::new("openclaw");
+        command.args(setting.arguments()).stdin(Stdio::null());
+        if let Some(file) = file {
+            command.env("OPENCLAW_CONFIG_PATH", file);
+        }
+        match command.status() {
+            Ok(status) if status.success() => {}
+            Ok(status) => return Err(Error::Fix { command: setting.to_string(), status }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                output::print("nothing set: there is no command openclaw here; run the commands below where the gateway is\n")?;
+                return Ok(false);
+            }
+            Err(error) => return Err(Error::io("running openclaw")(error)),
+        }
+    }
+    output::print("set; restart the gateway if it does not restart itself\n\n")?;
+    Ok(true)
 }
 
 /// How wide the first column is.
@@ -55,6 +100,14 @@ fn text(report: &Report, colours: bool) -> String {
             line(&mut text, "", Tone::Plain, &paint(seen, Tone::Plain, colours), colours);
         }
         line(&mut text, "", Tone::Plain, &format!("-> {}", paint(&finding.remedy.to_string(), Tone::Plain, colours)), colours);
+    }
+    let settings = fix::settings(report);
+    if !settings.is_empty() {
+        text.push_str(
+            "\nThe same as commands, for where the gateway's own command runs; stop the gateway first, and start it afterwards:\n\n",
+        );
+        text.extend(settings.iter().map(|setting| format!("  {}\n", paint(&setting.to_string(), Tone::Plain, colours))));
+        text.push('\n');
     }
     let count = |severity: Severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
@@ -88,7 +141,9 @@ mod tests {
             "ok       gateway: 2026.9.6 answers at 127.0.0.1:18789\n\
              warning  docker-too-wide\n         GET /info is answered 200\\u{1b}[2J\n         -> put a filter\n\
              error    gateway-exposed\n         172.18.0.2:18789 answers in plain text\n         \
-             -> in openclaw.json set gateway.bind: \"loopback\"\n\
+             -> in openclaw.json set gateway.bind: \"loopback\"\n\n\
+             The same as commands, for where the gateway's own command runs; stop the gateway first, and start it afterwards:\n\n  \
+             openclaw config set gateway.bind loopback\n\n\
              1 error, 1 warning\n"
         );
     }

@@ -147,3 +147,35 @@ fn check_rejects_an_invalid_option() {
     let output = loopgate(["check", "--gateway", "10.0.0.1:1"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }
+
+/// A directory with a command `openclaw` that writes its arguments, and the configuration that it is for, into `said`.
+fn openclaw(directory: &Path) {
+    let script = format!("#!/bin/sh\necho \"$OPENCLAW_CONFIG_PATH $*\" >>{}/said\n", directory.display());
+    std::fs::write(directory.join("openclaw"), script).unwrap();
+    std::fs::set_permissions(directory.join("openclaw"), std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn fix_sets_by_the_gateways_own_command_what_is_safe_to_set() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("openclaw.json");
+    std::fs::write(&file, "{gateway: {bind: 'lan', auth: {mode: 'none'}, tls: {enabled: true}}}").unwrap();
+    let address = free_address();
+    let fix = |path: &Path| {
+        let mut command = loopgate(["check", "--fix", "--docker", "off", "--admin", "off", "--gateway", &address.to_string()]);
+        let output = command.arg("--openclaw-config").arg(&file).env("PATH", path).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let without = fix(Path::new("/nowhere"));
+    assert!(without.contains("there is no command openclaw here"), "{without}");
+    for command in ["gateway.bind loopback", "gateway.auth.mode token", "gateway.trustedProxies '[\"127.0.0.2\"]' --json"] {
+        assert!(without.contains(&format!("  openclaw config set {command}\n")), "{without}");
+    }
+    openclaw(directory.path());
+    let text = fix(directory.path());
+    let said = std::fs::read_to_string(directory.path().join("said")).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let mut set: Vec<&str> = said.lines().map(|line| line.strip_prefix(&format!("{} config set ", file.display())).expect(line)).collect();
+    set.sort_unstable();
+    // Not the mode of authentication, which needs a token first.
+    assert_eq!(set, ["gateway.bind loopback", "gateway.tls.enabled false", "gateway.trustedProxies [\"127.0.0.2\"] --json"], "{text}");
+}

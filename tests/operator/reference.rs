@@ -141,7 +141,7 @@ fn links_between_documents_are_valid() {
 }
 
 /// Texts in the headings of "Troubleshooting" that other programs print.
-const TEXTS_OF_OTHERS: [&str; 13] = [
+const TEXTS_OF_OTHERS: [&str; 27] = [
     "1008: pairing required",
     "pairing required: device is not approved yet",
     "SECURITY ERROR: Gateway URL",
@@ -155,6 +155,20 @@ const TEXTS_OF_OTHERS: [&str; 13] = [
     "unable to verify the first certificate",
     "self-signed certificate in certificate chain",
     "gateway closed (1006 abnormal closure",
+    "devices list",
+    "devices approve",
+    "Proxy headers detected from untrusted address",
+    "port 18789 is already in use",
+    "port is still busy",
+    "openclaw config set",
+    "EBUSY: resource busy or locked",
+    "Another Gateway owner lease is still active",
+    "Too many unauthenticated sockets",
+    "Client sent an HTTP request to an HTTPS server",
+    "cannot join network namespace of a non running container",
+    "No such container",
+    "conflicting options: port publishing",
+    "container rootfs is marked read-only",
 ];
 
 #[test]
