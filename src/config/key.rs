@@ -300,9 +300,28 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     add("handshake-timeout", "limits.handshake_timeout", Duration, Some("10s"), "Time limit of the TLS handshake");
     add("head-timeout", "limits.head_timeout", Duration, Some("10s"), "Time limit of a whole request head");
     add("connect-timeout", "limits.connect_timeout", Duration, Some("2s"), "Time limit of a connection to the gateway");
-    add("request-timeout", "limits.request_timeout", Duration, Some("60s"), "Time limit of the gateway's response head");
+    add(
+        "request-timeout",
+        "limits.request_timeout",
+        Duration,
+        Some("60s"),
+        "Time limit of the gateway's response head, from the last byte of the request",
+    );
+    add(
+        "path-timeout",
+        "limits.path_timeouts",
+        List("PATH=TIME"),
+        Some("/v1/=15m"),
+        "The same for a path and those below it, in place of --request-timeout; the longest path counts",
+    );
     add("idle-timeout", "limits.idle_timeout", Duration, Some("75s"), "How long a keep-alive connection may idle");
-    add("stall-timeout", "limits.stall_timeout", Duration, Some("60s"), "How long a client may stop reading a response");
+    add(
+        "stall-timeout",
+        "limits.stall_timeout",
+        Duration,
+        Some("60s"),
+        "How long a client may pause while it sends a body or reads a response",
+    );
     add(
         "gateway-stall",
         "limits.gateway_stall",

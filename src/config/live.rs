@@ -43,6 +43,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         head_timeout: _,
         connect_timeout: _,
         request_timeout: _,
+        path_timeouts: _,
         idle_timeout: _,
         stall_timeout: _,
         gateway_stall: _,

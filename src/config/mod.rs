@@ -17,7 +17,7 @@ pub mod validate;
 
 pub use settings::{
     AgentService, Agents, BindDevices, CertificateFiles, Config, Discovery, Docker, Engine, External, Gateway, Http, Kubernetes, Limits,
-    Listen, ListenAddresses, ListenOn, Log, LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
+    Listen, ListenAddresses, ListenOn, Log, LogFormat, OwnAddresses, PathRule, PathTimeout, Tls, TraceparentUse,
 };
 pub use validate::Error;
 

@@ -13,7 +13,7 @@ use rustls_pki_types::DnsName;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
-use super::settings::{AgentService, Engine, ListenAddresses, ListenOn};
+use super::settings::{AgentService, Engine, ListenAddresses, ListenOn, PathTimeout};
 use crate::addr::canonical;
 
 /// A value, or the problem of its text.
@@ -343,6 +343,12 @@ pub fn path_prefix(text: &str) -> Parsed<String> {
         return Err("has an empty or a dot segment".into());
     }
     Ok(text.into())
+}
+
+/// A path and a time limit: `/v1/=15m`.
+pub fn path_timeout(text: &str) -> Parsed<PathTimeout> {
+    let (prefix, time) = text.rsplit_once('=').ok_or("is not PATH=TIME (as in /v1/=15m)")?;
+    Ok(PathTimeout { prefix: path_prefix(prefix)?, timeout: timeout(time)? })
 }
 
 /// An HTTP method in upper case; a lower-case one would never match.

@@ -316,11 +316,13 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// For the connection to the gateway.
     pub connect_timeout: Duration,
-    /// For the gateway's response head.
+    /// For the gateway's response head, from the last byte of the request.
     pub request_timeout: Duration,
+    /// The same for some paths.
+    pub path_timeouts: Vec<PathTimeout>,
     /// How long a keep-alive connection may idle.
     pub idle_timeout: Duration,
-    /// How long a client may stop reading a response.
+    /// How long a client may pause while it sends a body or reads a response.
     pub stall_timeout: Duration,
     /// How long a client that reads nothing of a response may keep its request at the gateway.
     pub gateway_stall: Duration,
@@ -328,6 +330,25 @@ pub struct Limits {
     pub gateway_wait: Duration,
     /// How long shutdown may take.
     pub drain_timeout: Duration,
+}
+
+/// A time limit of the gateway's response head for some paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathTimeout {
+    /// The path is this, or begins with it at a segment boundary.
+    pub prefix: String,
+    /// The limit.
+    pub timeout: Duration,
+}
+
+impl Limits {
+    /// Returns the time limit of the gateway's response head for `path`: that of the longest prefix, or else `request_timeout`.
+    pub fn request_timeout_of(&self, path: &str) -> Duration {
+        let matches =
+            |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'));
+        let longest = self.path_timeouts.iter().filter(|limit| matches(&limit.prefix)).max_by_key(|limit| limit.prefix.len());
+        longest.map_or(self.request_timeout, |limit| limit.timeout)
+    }
 }
 
 /// Logging (`[log]`).

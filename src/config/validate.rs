@@ -177,6 +177,7 @@ fn limits(read: &mut Reader<'_>) -> Limits {
         head_timeout: read.one("head-timeout", parse::timeout),
         connect_timeout: read.one("connect-timeout", parse::timeout),
         request_timeout: read.one("request-timeout", parse::timeout),
+        path_timeouts: read.list("path-timeout", parse::path_timeout),
         idle_timeout: read.one("idle-timeout", parse::timeout),
         stall_timeout: read.one("stall-timeout", parse::timeout),
         gateway_stall: read.one("gateway-stall", parse::timeout),

@@ -164,6 +164,11 @@ impl GatewayHead {
         self.source
     }
 
+    /// The path that it asks for, without the query.
+    pub fn path(&self) -> &str {
+        self.parts.uri.path()
+    }
+
     /// On the external lane, the client that the allow and deny lists were applied to.
     pub fn client(&self) -> Option<IpAddr> {
         self.client

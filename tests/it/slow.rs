@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::harness::{Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, request, whole};
+use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, h2_request, request, whole};
+use loopgate::config::parse;
 use loopgate_test_support::fake_gateway::pattern;
 use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::raw_http::RawHttp;
@@ -62,7 +63,7 @@ async fn a_408_never_interrupts_another_response() {
 
 #[tokio::test]
 async fn a_body_that_stops_gets_408() {
-    let harness = Harness::with(|config| config.limits.request_timeout = SHORT).await;
+    let harness = Harness::with(|config| config.limits.stall_timeout = SHORT).await;
     let mut client = harness.h1(OUTSIDER).await;
     client.send(request("POST /echo", "Content-Length: 10\r\n") + "123").await.unwrap();
     assert_eq!(client.response().await.unwrap().status(), 408);
@@ -96,6 +97,44 @@ async fn a_gateway_that_stops_reading_a_body_gives_504() {
     let (response, mut body) = client.send_request(h2_request("POST /unread", &[]), false).unwrap();
     body.send_data(vec![b'x'; MUCH].into(), false).unwrap();
     assert_eq!(response.await.unwrap().status(), 504);
+}
+
+#[tokio::test]
+async fn the_request_timeout_counts_from_the_last_byte_of_the_request() {
+    let harness = Harness::with(|config| config.limits.request_timeout = 2 * SHORT).await;
+    let mut client = harness.h1(OUTSIDER).await;
+    let begun = Instant::now();
+    assert_eq!(client.ask(request("POST /stalls", "Content-Length: 4\r\n") + "body").await.status(), 504);
+    let took = begun.elapsed();
+    assert!(took >= 2 * SHORT && took < 4 * SHORT, "{took:?}: a body does not double it");
+    let mut client = harness.h1(OUTSIDER).await;
+    client.send(request("POST /stalls", "Content-Length: 4\r\n")).await.unwrap();
+    for _ in 0..4 {
+        sleep(SHORT).await;
+        client.send("x").await.unwrap();
+    }
+    let sent = Instant::now();
+    assert_eq!(client.response().await.unwrap().status(), 504);
+    let took = sent.elapsed();
+    assert!(took >= 3 * SHORT / 2 && took < 4 * SHORT, "{took:?} after the last byte");
+}
+
+#[tokio::test]
+async fn a_path_has_its_own_request_timeout_on_both_lanes() {
+    let harness = Harness::with(|config| {
+        config.limits.request_timeout = SHORT;
+        config.limits.stall_timeout = SHORT;
+        config.limits.path_timeouts = ["/slow=60s", "/slow/er=600ms"].map(|text| parse::path_timeout(text).unwrap()).into();
+    })
+    .await;
+    for client in [OUTSIDER, AGENT] {
+        let answered = harness.ask(Protocol::H1, client, "POST /slow/path?1500", &[]);
+        assert_eq!(answered.await.0, 200, "an agent run outlives the timeout of other paths");
+        let begun = Instant::now();
+        assert_eq!(harness.ask(Protocol::H1, client, "GET /slow/er?60000", &[]).await.0, 504);
+        assert!(begun.elapsed() >= Duration::from_millis(600), "the longest path counts");
+        assert_eq!(harness.ask(Protocol::H1, client, "GET /slower?60000", &[]).await.0, 504, "a prefix ends at a segment");
+    }
 }
 
 #[tokio::test]

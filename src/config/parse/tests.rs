@@ -23,6 +23,16 @@ fn numbers_within_their_range() {
 }
 
 #[test]
+fn paths_with_a_time_limit() {
+    let taken = [
+        ("/v1/=15m", "PathTimeout { prefix: \"/v1/\", timeout: 900s }"),
+        ("/a=b=7", "PathTimeout { prefix: \"/a=b\", timeout: 7s }"),
+        ("/=1s", "PathTimeout { prefix: \"/\", timeout: 1s }"),
+    ];
+    table(path_timeout, &taken, &["", "/v1/", "v1=5s", "/v1/=", "/v1/=0", "/v1/=ten", "/v1/../x=5s", "/v%31/=5s"]);
+}
+
+#[test]
 fn durations() {
     table(
         duration,

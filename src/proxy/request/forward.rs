@@ -88,7 +88,7 @@ pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, rec
     let progress = if expects { body.progress() } else { None };
     let sending = session.shared.upstream.send(head, body, continue_signal, permit, &session.settings.limits, started);
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
-    let must_close = progress.is_some_and(|progress| progress.so_far().0 == 0);
+    let must_close = progress.is_some_and(|progress| progress.last_piece().is_none());
     let result = sent.and_then(|(response, upstream)| {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::BadUpgradeResponse);

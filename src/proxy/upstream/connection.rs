@@ -28,11 +28,26 @@ const BUFFER: usize = 16 * 1024;
 
 type HttpConnection = Connection<TokioIo<ReadableAfterWriteError<TcpStream>>, RequestBody>;
 
-/// How long a response head may take, counted from the last piece of the request's body.
+/// How long the gateway and the client may take, both counted from the last piece of the request's body, or from `since` without one.
 pub struct ResponseTimeout<'a> {
-    pub limit: Duration,
+    /// For the head of the gateway's response.
+    pub gateway: Duration,
+    /// For the next piece of the client's body.
+    pub client: Duration,
     pub since: Instant,
     pub progress: Option<&'a Progress>,
+}
+
+impl ResponseTimeout<'_> {
+    /// Returns when the exchange is given up, and the error for that.
+    fn due(&self) -> (Instant, SendError) {
+        let since = self.progress.and_then(Progress::last_piece).map_or(self.since, |last| last.max(self.since));
+        if self.progress.is_some_and(Progress::is_waiting_for_client) {
+            (since + self.client, SendError::ClientTimeout)
+        } else {
+            (since + self.gateway, SendError::GatewayTimeout)
+        }
+    }
 }
 
 /// Why there is no response.
@@ -155,8 +170,6 @@ impl UpstreamConnection {
         let Self { sender, connection, ended, state, timer, .. } = self;
         state.reset();
         let response = sender.try_send_request(request);
-        let mut due = timeout.since + timeout.limit;
-        let mut progress = timeout.progress.map(Progress::so_far);
         async move {
             let mut response = pin!(response);
             poll_fn(|cx| {
@@ -173,15 +186,8 @@ impl UpstreamConnection {
                         None => SendError::Broken(failed.into_error()),
                     }));
                 }
-                while let Poll::Ready(now) = timer.poll_due(cx, Some(due)) {
-                    let so_far = timeout.progress.map(Progress::so_far);
-                    if so_far == progress {
-                        let client = timeout.progress.is_some_and(Progress::is_waiting_for_client);
-                        return Poll::Ready(Err(if client { SendError::ClientTimeout } else { SendError::GatewayTimeout }));
-                    }
-                    (progress, due) = (so_far, now + timeout.limit);
-                }
-                Poll::Pending
+                let (due, error) = timeout.due();
+                timer.poll_due(cx, Some(due)).map(|_| Err(error))
             })
             .await
         }

@@ -106,7 +106,7 @@ impl Body for RequestBody {
         };
         match frame {
             Some(Err(_)) => upload.progress.broken.store(true, Ordering::Relaxed),
-            _ => upload.progress.note(incoming.is_end_stream() || frame.is_none()),
+            _ => upload.progress.note_piece(),
         }
         Poll::Ready(frame.map(|frame| {
             frame.map(|frame| {
@@ -134,24 +134,37 @@ impl Body for RequestBody {
 }
 
 /// How far a body has come, for the deadline of the response.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Progress {
-    frames: AtomicU64,
-    finished: AtomicBool,
+    created: Instant,
+    /// When the last piece passed, in milliseconds since `created`, rounded up; 0 if none has.
+    last_piece: AtomicU64,
     waiting_for_client: AtomicBool,
     broken: AtomicBool,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self {
+            created: Instant::now(),
+            last_piece: AtomicU64::new(0),
+            waiting_for_client: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+        }
+    }
+}
+
 impl Progress {
-    fn note(&self, finished: bool) {
+    fn note_piece(&self) {
         self.waiting_for_client.store(false, Ordering::Relaxed);
-        self.frames.fetch_add(1, Ordering::Relaxed);
-        self.finished.store(finished, Ordering::Relaxed);
+        let after = u64::try_from(self.created.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_piece.store(after.saturating_add(1), Ordering::Relaxed);
     }
 
-    /// Returns how many pieces have passed, and whether that was all.
-    pub fn so_far(&self) -> (u64, bool) {
-        (self.frames.load(Ordering::Relaxed), self.finished.load(Ordering::Relaxed))
+    /// Returns when the last piece passed; `None` if none has.
+    pub fn last_piece(&self) -> Option<Instant> {
+        let after = self.last_piece.load(Ordering::Relaxed);
+        (after > 0).then(|| self.created + Duration::from_millis(after))
     }
 
     /// Returns whether the body is malformed, or the client broke off.

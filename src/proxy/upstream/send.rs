@@ -79,6 +79,7 @@ impl Upstream {
         }
         if let Some(signal) = continue_signal {
             hyper::ext::on_informational(&mut request, move |response| {
+        let gateway = limits.request_timeout_of(head.path());
                 if response.status() == StatusCode::CONTINUE {
                     signal.open();
                 }
@@ -97,7 +98,7 @@ impl Upstream {
                         connection
                     }
                 };
-                let timeout = ResponseTimeout { limit: limits.request_timeout, since, progress: progress.as_deref() };
+                let timeout = ResponseTimeout { gateway, client: limits.stall_timeout, since, progress: progress.as_deref() };
                 match connection.exchange(request, timeout).await {
                     Ok(response) => {
                         connection.note_keep_alive(response.headers());
@@ -129,8 +130,8 @@ impl Upstream {
                         only_new_connections = true;
                         request = head.into_request(RequestBody::empty());
                     }
-                    Err(SendError::GatewayTimeout) => return Err(Error::GatewayTimeout(limits.request_timeout)),
-                    Err(SendError::ClientTimeout) => return Err(Error::ClientTimeout(limits.request_timeout)),
+                    Err(SendError::GatewayTimeout) => return Err(Error::GatewayTimeout(gateway)),
+                    Err(SendError::ClientTimeout) => return Err(Error::ClientTimeout(limits.stall_timeout)),
                 }
                 since = Instant::now();
             }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::AsyncWriteExt;
@@ -288,6 +289,10 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
                 send_pattern(&mut client.stream, size).await?;
             }
             "/both-lengths" => {
+            slow if slow.starts_with("/slow") => {
+                tokio::time::sleep(Duration::from_millis(size(&path) as u64)).await;
+                client.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").await?;
+            }
                 client.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await?;
             }
             "/ws" | "/ws-dies" | "/ws-resets" | "/gateway" => {
