@@ -1,5 +1,7 @@
 //! Readiness, computed anew for each request.
 
+use crate::openclaw::tls_detector;
+
 /// What readiness depends on, at one moment.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
@@ -11,12 +13,23 @@ pub(super) struct Facts {
     pub certificate_valid: bool,
     /// Why a newer certificate is not served.
     pub certificate_problem: Option<String>,
-    /// Why the gateway accepts no connection, if it does not.
-    pub gateway_error: Option<String>,
+    /// Why the gateway can't be used, if it can't.
+    pub gateway_error: Option<GatewayError>,
     /// Whether the container that owns this network namespace has stopped.
     pub orphaned: bool,
     /// Whether the sidecar is stopping.
     pub stopping: bool,
+}
+
+/// Why the gateway can't be used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum GatewayError {
+    /// It accepts no connection.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It expects TLS.
+    #[error("{}", tls_detector::PROBLEM)]
+    Tls,
 }
 
 /// Returns why the sidecar is not ready; empty means ready.
@@ -38,8 +51,10 @@ pub(super) fn reasons(facts: &Facts) -> Vec<String> {
         let cause = facts.certificate_problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default();
         reasons.push(format!("the certificate is not valid now{cause}"));
     }
-    if let Some(error) = &facts.gateway_error {
-        reasons.push(format!("the gateway accepts no connection: {error}"));
+    match &facts.gateway_error {
+        Some(GatewayError::Unreachable(error)) => reasons.push(format!("the gateway accepts no connection: {error}")),
+        Some(error @ GatewayError::Tls) => reasons.push(error.to_string()),
+        None => {}
     }
     reasons
 }
@@ -59,8 +74,9 @@ mod tests {
             orphaned: false,
             stopping: false,
         };
-        let refused = || Some("connection refused".to_owned());
-        let table: [(Facts, &[&str]); 9] = [
+        let refused = || Some(GatewayError::Unreachable("connection refused".to_owned()));
+        let table: [(Facts, &[&str]); 10] = [
+            (Facts { gateway_error: Some(GatewayError::Tls), ..well() }, &[tls_detector::PROBLEM]),
             (well(), &[]),
             (Facts { listeners: 0, ..well() }, &["no address to listen on"]),
             (Facts { listeners: 0, not_listening: vec!["eth7:1".into()], ..well() }, &["no address to listen on matches eth7:1"]),

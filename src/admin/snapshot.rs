@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::ready::{Facts, reasons};
+use super::ready::{Facts, GatewayError, reasons};
 use super::state::AdminState;
 use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
 use crate::config::Discovery;
@@ -29,12 +29,7 @@ const GATEWAY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Collects what readiness depends on.
 pub(super) async fn facts(state: &AdminState) -> Facts {
-    let gateway_error = match tokio::time::timeout(GATEWAY_TIMEOUT, tokio::net::TcpStream::connect(state.gateway)).await {
-        Ok(Ok(_)) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(format!("no answer within {GATEWAY_TIMEOUT:?}")),
-    };
-    log_gateway(state, gateway_error.as_deref());
+    let gateway_error = gateway_error(state).await;
     let now = OffsetDateTime::now_utc();
     let identity = Arc::clone(&state.served.borrow());
     Facts {
@@ -46,6 +41,24 @@ pub(super) async fn facts(state: &AdminState) -> Facts {
         orphaned: state.view.borrow().namespace != Namespace::Attached,
         stopping: state.shutdown.has_begun(),
     }
+}
+
+/// Returns why the gateway can't be used, if it can't.
+async fn gateway_error(state: &AdminState) -> Option<GatewayError> {
+    let connected = tokio::time::timeout(GATEWAY_TIMEOUT, tokio::net::TcpStream::connect(state.gateway)).await;
+    let unreachable = match connected {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no answer within {GATEWAY_TIMEOUT:?}")),
+    };
+    log_gateway(state, unreachable.as_deref());
+    let detector = state.proxy.tls_detector();
+    if let Some(error) = unreachable {
+        // It may come back with another configuration.
+        detector.suspect();
+        return Some(GatewayError::Unreachable(error));
+    }
+    detector.speaks_tls().await.then_some(GatewayError::Tls)
 }
 
 /// Logs once when the gateway becomes unreachable, and once when it is back. Health checks call this every few seconds.
@@ -122,7 +135,7 @@ pub(super) async fn status(state: &AdminState) -> Status {
         gateway: status::Gateway {
             address: state.gateway.to_string(),
             reachable: facts.gateway_error.is_none(),
-            error: facts.gateway_error,
+            error: facts.gateway_error.map(|error| error.to_string()),
         },
         config_problem: state.config_problem.borrow().clone(),
         certificate: certificate(&state.served.borrow(), facts.certificate_problem),

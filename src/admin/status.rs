@@ -46,7 +46,7 @@ pub const MOST_CONNECTIONS: usize = 1000;
 pub struct Gateway {
     /// Its address.
     pub address: String,
-    /// Whether it accepts connections.
+    /// Whether it accepts connections, and expects no TLS on them.
     pub reachable: bool,
     /// Why not.
     pub error: Option<String>,

@@ -14,4 +14,5 @@ pub mod pair;
 pub mod probe;
 pub mod ready;
 mod server_certificate;
+pub mod tls_detector;
 mod websocket;

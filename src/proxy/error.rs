@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::upstream::budget::Exhausted;
 use crate::lane::RequestRefusal;
+use crate::openclaw::tls_detector;
 
 /// Why a request was not answered by the gateway.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +31,9 @@ pub enum Error {
     /// The gateway closed the connection before its response, or sent something that is not HTTP.
     #[error("the gateway broke off")]
     GatewayClosed(#[source] hyper::Error),
+    /// The gateway expects TLS.
+    #[error("{}", tls_detector::PROBLEM)]
+    GatewayTls,
     /// The head of the gateway's response exceeds a limit.
     #[error("the gateway's response head is too large (limits.response_head, limits.response_fields)")]
     GatewayHeadTooLarge,
@@ -63,7 +67,7 @@ impl Error {
             // The client may repeat the request on a new connection (RFC 9110 section 15.5.20).
             Self::CertificateExpired => StatusCode::MISDIRECTED_REQUEST,
             Self::GatewayUnavailable(_) | Self::OutOfFiles(_) | Self::TooManyRequests(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::GatewayClosed(_) | Self::BadUpgradeResponse | Self::GatewayHeadTooLarge => StatusCode::BAD_GATEWAY,
+            Self::GatewayClosed(_) | Self::GatewayTls | Self::BadUpgradeResponse | Self::GatewayHeadTooLarge => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::ClientTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BadRequestBody(_) => StatusCode::BAD_REQUEST,
@@ -79,6 +83,7 @@ impl Error {
             Self::OutOfFiles(_) => "out_of_files",
             Self::TooManyRequests(_) => "too_many_requests",
             Self::GatewayClosed(_) => "gateway_broke_off",
+            Self::GatewayTls => "gateway_tls",
             Self::BadUpgradeResponse => "gateway_confused",
             Self::GatewayHeadTooLarge => "gateway_head_too_large",
             Self::GatewayTimeout(_) => "gateway_timeout",
@@ -87,7 +92,7 @@ impl Error {
         }
     }
 
-    /// A sentence for the client, which reveals nothing of what is behind loopgate.
+    /// A sentence for the client, which reveals nothing of what is behind loopgate but a mistake that the operator meets first.
     pub(super) fn text(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.text(),
@@ -96,6 +101,9 @@ impl Error {
             Self::OutOfFiles(_) => "There are too many connections. Try again in a moment.",
             Self::TooManyRequests(_) => "There are too many requests. Try again in a moment.",
             Self::GatewayClosed(_) | Self::BadUpgradeResponse => "The gateway broke off before it had answered.",
+            Self::GatewayTls => {
+                "The gateway speaks TLS, and loopgate speaks plain HTTP to it. Set gateway.tls.enabled to false in the gateway's openclaw.json."
+            }
             Self::GatewayHeadTooLarge => "The head of the gateway's response is too large.",
             Self::GatewayTimeout(_) => "The gateway did not answer in time.",
             Self::ClientTimeout(_) => "The request's body did not arrive in time.",

@@ -22,6 +22,7 @@ use crate::lane::{Rules, WhyExternal};
 use crate::listener::Accepted;
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::devices::Devices;
+use crate::openclaw::tls_detector::TlsDetector;
 use crate::shutdown::Shutdown;
 use crate::tls;
 use crate::workers::WorkerPool;
@@ -124,6 +125,11 @@ impl Proxy {
         self.shared.rules_changed.notify_waiters();
         self.shared.revoke_former_agents();
         self.shared.revoke_denied_clients();
+    }
+
+    /// Returns what finds out whether the gateway speaks TLS.
+    pub fn tls_detector(&self) -> &TlsDetector {
+        self.shared.upstream.tls_detector()
     }
 
     /// Returns all open connections, in no order, and why those that might be expected to be agents are external.

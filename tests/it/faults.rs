@@ -1,7 +1,14 @@
 //! The gateway disconnects, stalls, restarts or is down: what each client gets, and what is never sent twice.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use loopgate_test_support::fake_gateway::FakeGateway;
+use loopgate_test_support::sidecar::{Launch, loopgate};
+use loopgate_test_support::tasks::Tasks;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 use crate::harness::{Harness, OUTSIDER, PROTOCOLS, Protocol, process, request};
@@ -201,4 +208,59 @@ async fn requests_wait_for_a_gateway_that_restarts() {
     let (statuses, ()) = tokio::join!(asking, restarting);
     assert_eq!(statuses, [200; 50]);
     assert_eq!(harness.gateway.wait_for_requests(51).await.len(), 51, "each was sent once");
+}
+
+/// A gateway that speaks TLS while `tls` is set, and plain HTTP otherwise. Like Node.js, it closes a TLS connection on which plain HTTP
+/// arrives without a byte in answer.
+async fn with_tls_switch(tls: SocketAddr, plain: SocketAddr, is_tls: Arc<AtomicBool>, tasks: &Tasks) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Tasks::default();
+    tasks.spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let is_tls = is_tls.load(Ordering::SeqCst);
+            connections.spawn(async move {
+                let mut first = [0];
+                if matches!(client.peek(&mut first).await, Ok(1)) && (!is_tls || first == [0x16]) {
+                    let mut server = TcpStream::connect(if is_tls { tls } else { plain }).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_speaks_tls_is_named_wherever_one_looks() {
+    let (server, plain, tasks) = (Harness::start().await, FakeGateway::start().await, Tasks::default());
+    let is_tls = Arc::new(AtomicBool::new(true));
+    let gateway = with_tls_switch(server.sidecar.listening()[0], plain.address, Arc::clone(&is_tls), &tasks).await;
+    let sidecar = Launch::new().gateway(gateway).start_async().await;
+    let healthcheck = || loopgate(["healthcheck", &format!("--admin={}", sidecar.admin())]).output().unwrap();
+    const KEY: &str = "gateway.tls.enabled";
+
+    let checked = healthcheck();
+    assert!(!checked.status.success() && String::from_utf8_lossy(&checked.stderr).contains(KEY), "{checked:?}");
+    let ready = sidecar.get("/readyz", "127.0.0.1");
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("speaks TLS") && ready.contains(KEY), "{ready}");
+    assert!(sidecar.json()["gateway"]["error"].as_str().unwrap().contains(KEY));
+    for (protocol, line) in [(Protocol::H1, "GET /"), (Protocol::H2, "POST /echo")] {
+        let (status, body) = sidecar.ask(protocol, OUTSIDER, line, &[]).await;
+        assert_eq!((status, error(&body).0.as_str()), (502, "gateway_tls"), "{body}");
+        assert!(body.contains(KEY), "{body}");
+    }
+    assert!(sidecar.process().wait_for_log("speaks TLS").await.contains(KEY));
+    assert!(sidecar.get("/metrics", "127.0.0.1").contains("loopgate_gateway_errors_total{reason=\"gateway_tls\"} 2"));
+
+    is_tls.store(false, Ordering::SeqCst);
+    assert_eq!(sidecar.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    assert!(healthcheck().status.success());
+
+    // It is switched on again between two health checks, so a client meets it first.
+    is_tls.store(true, Ordering::SeqCst);
+    plain.kill();
+    assert_eq!(sidecar.ask(Protocol::H1, OUTSIDER, "POST /echo", &[]).await.0, 502);
+    assert!(!healthcheck().status.success());
 }

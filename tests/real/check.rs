@@ -11,6 +11,7 @@ use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
 use crate::openclaw::directory;
 use crate::sidecar::{self, WS_URL};
 use loopgate_test_support::network::{Host, Network};
+use loopgate_test_support::process::Process;
 use loopgate_test_support::requirements::{Missing, exclusively, report};
 
 #[test]
@@ -49,6 +50,8 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let checked = check(&file);
     assert_eq!(checked.errors(), ["gateway-exposed", "gateway-tls", "trusted-proxies-missing"], "{:#}", checked.report);
     let mended = checked.applied_to(config);
+    report("  which a sidecar before it names as well");
+    a_sidecar_names_tls(&network, &directory);
     drop(gateway);
 
     report("  without TLS it is exposed, and trusts no proxy");
@@ -111,6 +114,27 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     }
     sidecar.stop();
     Ok(())
+}
+
+/// A sidecar whose gateway speaks TLS is not ready, and it, its log and its clients get the key to change.
+fn a_sidecar_names_tls(network: &Network, directory: &Path) {
+    const KEY: &str = "gateway.tls.enabled";
+    let loopgate = |arguments: &[&str]| {
+        let mut command = network.command(Host::Gateway, env!("CARGO_BIN_EXE_loopgate"));
+        command.args(arguments);
+        command
+    };
+    let mut run = loopgate(&["run", "--docker", "off", "--state-dir"]);
+    run.arg(directory.join("tls-sidecar"));
+    let sidecar = Process::start("loopgate", run, &directory.join("tls-sidecar.log"));
+    let healthcheck = || loopgate(&["healthcheck"]).output().expect("loopgate");
+    sidecar.wait_until("named", Duration::from_secs(30), || String::from_utf8_lossy(&healthcheck().stderr).contains(KEY));
+    assert!(!healthcheck().status.success());
+    let mut curl = network.command(Host::External, "curl");
+    let answer = curl.args(["-sk", "-w", "%{http_code}", "https://172.18.0.2:18443/"]).output().expect("curl").stdout;
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.contains(KEY) && answer.ends_with("502"), "{answer}");
+    assert!(sidecar.output().contains(KEY), "{}", sidecar.output());
 }
 
 /// Checks until the gateway has started.

@@ -18,6 +18,7 @@ use super::request_body::{ContinueSignal, Progress, RequestBody};
 use crate::config::{Config, Limits};
 use crate::lane::GatewayHead;
 use crate::metrics::traffic::Traffic;
+use crate::openclaw::tls_detector::TlsDetector;
 use crate::proxy::error::Error;
 use crate::shutdown::Shutdown;
 use crate::workers;
@@ -32,6 +33,7 @@ pub struct Upstream {
     /// One for each worker, so that a connection is used only on the thread whose event queue it is in.
     pools: Box<[Arc<Pool>]>,
     budgets: GatewayBudgets,
+    tls_detector: TlsDetector,
     metrics: Arc<Traffic>,
 }
 
@@ -39,12 +41,18 @@ impl Upstream {
     pub fn new(config: &Config, metrics: Arc<Traffic>, workers: usize, shutdown: &Shutdown) -> Self {
         let pools = std::iter::repeat_with(|| Arc::new(Pool::new(shutdown))).take(workers).collect();
         let budgets = GatewayBudgets::new(&config.limits, Arc::clone(&metrics));
-        Self { gateway: config.gateway.address, pools, budgets, metrics }
+        let gateway = config.gateway.address;
+        Self { gateway, pools, budgets, tls_detector: TlsDetector::new(gateway), metrics }
     }
 
     /// Returns what limits each client's requests.
     pub fn budgets(&self) -> &GatewayBudgets {
         &self.budgets
+    }
+
+    /// Returns what finds out whether the gateway speaks TLS.
+    pub fn tls_detector(&self) -> &TlsDetector {
+        &self.tls_detector
     }
 
     fn pool(&self) -> &Arc<Pool> {
@@ -71,6 +79,7 @@ impl Upstream {
         let mut retry = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
         let give_up = started + limits.gateway_wait;
+        let gateway = limits.request_timeout_of(head.path());
         // hyper omits the body of a GET, HEAD or CONNECT whose length is unknown, unless this field is set.
         let is_chunked = !body.is_end_stream() && body.size_hint().exact().is_none();
         let mut request = head.into_request(body);
@@ -79,7 +88,6 @@ impl Upstream {
         }
         if let Some(signal) = continue_signal {
             hyper::ext::on_informational(&mut request, move |response| {
-        let gateway = limits.request_timeout_of(head.path());
                 if response.status() == StatusCode::CONTINUE {
                     signal.open();
                 }
@@ -120,7 +128,11 @@ impl Upstream {
                     }
                     Err(SendError::Broken(error)) if error.is_parse_too_large() => return Err(Error::GatewayHeadTooLarge),
                     Err(SendError::Broken(error)) => {
-                        let Some(head) = retry.take().filter(|_| !connection.has_read()) else { return Err(Error::GatewayClosed(error)) };
+                        let Some(head) = retry.take().filter(|_| !connection.has_read()) else {
+                            let may_be_tls = error.is_parse() || !connection.has_read();
+                            let is_tls = may_be_tls && self.tls_detector.explains_broken_answer().await;
+                            return Err(if is_tls { Error::GatewayTls } else { Error::GatewayClosed(error) });
+                        };
                         if connection.is_reused() {
                             // The gateway most likely closed it for its age while the request was on its way.
                             retry = Some(head.duplicate());

@@ -162,13 +162,31 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, tasks: Tasks, alive:
         let number = shared.connections.fetch_add(1, Ordering::SeqCst);
         let (shared, alive) = (Arc::clone(&shared), alive.clone());
         tasks.spawn(async move {
+            let serving = async {
+                let is_tls = refuse_tls(&stream, &shared).await;
+                if !is_tls {
+                    let _ = serve(stream, peer, number, &shared).await;
+                }
+                is_tls
+            };
             tokio::select! {
                 () = alive.cancelled() => {}
-                _ = serve(stream, peer, number, &shared) => {}
+                is_tls = serving => if is_tls { return },
             }
             shared.closed.send_modify(|closed| *closed += 1);
         });
     }
+}
+
+/// Refuses a connection that begins with TLS as Node.js does, and does not count it; returns whether it was one.
+async fn refuse_tls(stream: &TcpStream, shared: &Shared) -> bool {
+    let mut first = [0];
+    let is_tls = matches!(stream.peek(&mut first).await, Ok(1)) && first == [0x16];
+    if is_tls {
+        shared.connections.fetch_sub(1, Ordering::SeqCst);
+        let _ = stream.try_write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    }
+    is_tls
 }
 
 async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &Shared) -> io::Result<()> {
@@ -271,6 +289,10 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
                 client.send("\x15\x03\x01\x00\x02\x02\x16 this is not HTTP\r\n\r\n").await?;
                 return Ok(());
             }
+            slow if slow.starts_with("/slow") => {
+                tokio::time::sleep(Duration::from_millis(size(&path) as u64)).await;
+                client.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").await?;
+            }
             "/stalls" => return shared.never().await,
             "/file" => {
                 let size: usize = path.split_once('?').and_then(|(_, size)| size.parse().ok()).unwrap();
@@ -289,10 +311,6 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
                 send_pattern(&mut client.stream, size).await?;
             }
             "/both-lengths" => {
-            slow if slow.starts_with("/slow") => {
-                tokio::time::sleep(Duration::from_millis(size(&path) as u64)).await;
-                client.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").await?;
-            }
                 client.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await?;
             }
             "/ws" | "/ws-dies" | "/ws-resets" | "/gateway" => {
