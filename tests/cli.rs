@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -324,6 +325,58 @@ fn certificates_are_shown_exported_and_issued_from_the_state_directory() {
     let nowhere = cert(&["export", "--out", out.join("missing/ca.pem").to_str().unwrap()]);
     assert_eq!(nowhere.status.code(), Some(1));
     assert!(stderr(&nowhere).contains("missing/ca.pem"), "{}", stderr(&nowhere));
+}
+
+#[test]
+fn a_users_certificate_is_a_pkcs12_file_that_openssl_and_nss_import() {
+    let dir = tempfile::tempdir().unwrap();
+    let issue = |arguments: &[&str]| {
+        let mut command = loopgate([&["cert", "issue"], arguments].concat());
+        command.env("LOOPGATE_STATE_DIR", dir.path().join("state")).current_dir(dir.path()).output().unwrap()
+    };
+    let password = file(dir.path(), "correct horse battery\n");
+    for encryption in ["3des", "aes256"] {
+        let name = format!("{encryption}.p12");
+        let given = ["--user", "ann@example.com", "--out", &name, "--password-file", &password, "--encryption", encryption];
+        let issued = issue(&given);
+        assert!(issued.status.success() && issued.stderr.is_empty(), "{}", stderr(&issued));
+        assert!(String::from_utf8_lossy(&issued.stdout).contains("names        ann@example.com"));
+        assert_eq!(std::fs::metadata(dir.path().join(&name)).unwrap().permissions().mode() & 0o777, 0o600);
+        let from = format!("file:{password}");
+        let openssl = ["pkcs12", "-info", "-nodes", "-in", &name, "-passin", &from];
+        let shown = Command::new("openssl").args(openssl).current_dir(dir.path()).output().expect("openssl");
+        assert!(shown.status.success(), "{}", stderr(&shown));
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("friendlyName: ann@example.com") && shown.contains("PRIVATE KEY"), "{shown}");
+        assert_eq!(shown.matches("BEGIN CERTIFICATE").count(), 2, "{shown}");
+        // Where NSS is installed, which Firefox and Chromium import with.
+        let mut nss = Command::new("pk12util");
+        match nss.args(["-l", &name, "-w", &password]).current_dir(dir.path()).output() {
+            Ok(listed) => assert!(String::from_utf8_lossy(&listed.stdout).contains("ann@example.com"), "{}", stderr(&listed)),
+            Err(error) => eprintln!("NOT RUN: pk12util: {error}"),
+        }
+    }
+
+    let generated = issue(&["--user", "bob@example.com"]);
+    let said = stderr(&generated);
+    let (_, password) = said.trim().split_once("password of this file, shown only now: ").expect("a password");
+    assert!(password.len() == 29 && said.lines().count() == 1 && !String::from_utf8_lossy(&generated.stdout).contains(password));
+    let opened = ["pkcs12", "-noout", "-in", "bob@example.com.p12", "-passin", &format!("pass:{password}")];
+    assert!(Command::new("openssl").args(opened).current_dir(dir.path()).status().expect("openssl").success());
+
+    let printed = issue(&["--user", "carol@example.com", "--out", "-"]);
+    assert!(printed.status.success() && printed.stdout.starts_with(&[0x30]), "{}", stderr(&printed));
+    assert!(!dir.path().join("-").exists() && stderr(&printed).contains("serial"));
+
+    std::fs::write(dir.path().join("short"), "short\n").unwrap();
+    let short = issue(&["--user", "ann@example.com", "--password-file", "short"]);
+    assert!(!short.status.success() && stderr(&short).contains("short holds no password"), "{}", stderr(&short));
+    for wrong in
+        [&["--user", "ann"][..], &["--name", "robot", "--user", "ann@example.com"], &["--name", "robot", "--password-file", "x"], &[]]
+    {
+        let refused = issue(wrong);
+        assert_eq!((refused.status.code(), stderr(&refused).lines().count()), (Some(2), 1), "{wrong:?}: {}", stderr(&refused));
+    }
 }
 
 #[test]

@@ -91,8 +91,9 @@ impl Sidecar {
         // Listeners and the certificate need the agents, addresses and names that discovery finds. If it does not answer in time, the sidecar
         // starts without them, which grants nothing.
         discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
-        // An unusable client CA refuses the start before a CA of loopgate's own is created.
-        ClientAuthorities::new(None, config.tls.client_ca.as_deref(), Arc::default()).map_err(tls::Error::from)?;
+        // An unusable client CA refuses the start before a CA of loopgate's own is created, unless it is that one.
+        let foreign_client_ca = config.tls.client_ca.as_deref().filter(|file| !pki::is_own_authority(file, &config.state_dir));
+        ClientAuthorities::new(None, foreign_client_ca, Arc::default()).map_err(tls::Error::from)?;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
         let newest = pki.identity();
         let served = Arc::clone(&newest.borrow());

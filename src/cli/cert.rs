@@ -1,13 +1,16 @@
 //! `loopgate cert`: certificates, from the files alone and whether or not a sidecar runs on them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::error::Error;
 use super::flags::{Flags, Selection};
 use super::output;
 use crate::config::key::Key;
 use crate::config::parse;
+use crate::pki::offline::Encryption;
 use crate::pki::{RotateKey, offline};
 
 /// Shows certificates and makes new ones
@@ -29,16 +32,27 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Makes a certificate for an agent that can't enrol by itself
+    /// Makes a certificate for an agent that can't enrol by itself, or for a person's browser or phone
+    #[command(group(clap::ArgGroup::new("whose").required(true).args(["name", "user"])))]
     Issue {
         #[command(flatten)]
         flags: Flags<Files>,
         /// The agent's name, the last part of its SPIFFE ID
         #[arg(long, value_parser = offline::agent_name)]
-        name: String,
-        /// Directory for agent.pem, agent.key and ca.pem
-        #[arg(long, value_name = "DIR", default_value = ".")]
-        out: PathBuf,
+        name: Option<String>,
+        /// The person's e-mail address, which the gateway gets as X-Forwarded-User; makes a PKCS#12 file
+        #[arg(long, value_name = "E-MAIL", value_parser = offline::user_name)]
+        user: Option<String>,
+        /// An agent's directory for agent.pem, agent.key and ca.pem [default: .]; a person's file, - for standard output
+        /// [default: E-MAIL.p12]
+        #[arg(long, value_name = "DIR|FILE")]
+        out: Option<PathBuf>,
+        /// File with the PKCS#12 file's password, at least 12 characters; by default one is made and printed to standard error
+        #[arg(long, value_name = "FILE", conflicts_with = "name")]
+        password_file: Option<PathBuf>,
+        /// Encryption of the PKCS#12 file: 3des, which every system imports, or aes256 for systems that refuse it
+        #[arg(long, value_name = "WORD", default_value = "3des", conflicts_with = "name", value_parser = encryption())]
+        encryption: Encryption,
         /// How long it is valid, 397 days at most
         #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::issued_life)]
         life: Duration,
@@ -94,14 +108,24 @@ pub fn run(command: Command) -> Result<(), Error> {
                 Some(file) => Ok(offline::export_to(&state_dir, &file)?),
             }
         }
-        Command::Issue { flags, name, out, life } => {
+        Command::Issue { flags, name, user, out, password_file, encryption, life } => {
             let config = flags.load()?;
             // Only the sidecar knows the names for the constraints of a new CA.
             if config.tls.constrain_names {
                 offline::export(&config.state_dir)?;
             }
-            let agent = offline::Agent { trust_domain: &config.agents.trust_domain, name: &name, life };
-            output::print(offline::issue(&config.state_dir, &agent, &out)?.to_string())
+            match (name, user) {
+                (Some(name), _) => {
+                    let agent = offline::Agent { trust_domain: &config.agents.trust_domain, name: &name, life };
+                    output::print(offline::issue(&config.state_dir, &agent, &out.unwrap_or_else(|| ".".into()))?.to_string())
+                }
+                (None, Some(user)) => {
+                    let file = out.unwrap_or_else(|| format!("{user}.p12").into());
+                    let user = offline::User { mail: &user, life, encryption };
+                    issue_user(&config.state_dir, &user, &file, password_file.as_deref())
+                }
+                (None, None) => unreachable!("clap requires one of them"),
+            }
         }
         Command::Revoke { flags, serial, cert } => {
             let config = flags.load()?;
@@ -118,6 +142,34 @@ pub fn run(command: Command) -> Result<(), Error> {
             show(&offline::rotate(&served_from(flags)?, key)?, false)
         }
     }
+}
+
+/// Writes the PKCS#12 file of a person. A generated password is printed once it is needed, and never stored.
+fn issue_user(state_dir: &Path, user: &offline::User<'_>, file: &Path, password_file: Option<&Path>) -> Result<(), Error> {
+    let password = match password_file {
+        Some(path) => offline::read_password(path)?,
+        None => offline::generate_password()?,
+    };
+    let (content, description) = offline::issue_user(state_dir, user, &password, file)?;
+    if file == Path::new("-") {
+        output::print(&content)?;
+        output::line(&format!("issued to {}, valid until {}, serial {}", user.mail, description.not_after, description.serial));
+    } else {
+        offline::write_secret(file, &content)?;
+        output::print(description.to_string())?;
+    }
+    if password_file.is_none() {
+        output::line(&format!("password of this file, shown only now: {}", *password));
+    }
+    Ok(())
+}
+
+/// Parses the encryption of a PKCS#12 file.
+fn encryption() -> impl clap::builder::TypedValueParser<Value = Encryption> {
+    PossibleValuesParser::new(["3des", "aes256"]).map(|word| match word.as_str() {
+        "aes256" => Encryption::Aes256,
+        _ => Encryption::TripleDes,
+    })
 }
 
 /// The state directory, if what is served is out of there.

@@ -61,11 +61,12 @@ pub struct AgentLane {
 }
 
 impl AgentLane {
-    /// Returns whether `other` is the same agent, admitted in the same way and with the same cap.
+    /// Returns whether `other` is the same agent, admitted in the same way, with the same cap and the same user.
     pub fn is_same(&self, other: &Self) -> bool {
         self.source == other.source
             && self.scopes == other.scopes
             && self.as_external.scopes == other.as_external.scopes
+            && self.as_external.user == other.as_external.user
             && self.admitted.label() == other.admitted.label()
     }
 
@@ -113,7 +114,7 @@ pub struct ExternalLane {
     /// Whether a trusted proxy writes the requests, so that each request may name its client. Behind a PROXY header the client
     /// writes them.
     pub trusted_proxy: bool,
-    /// The user that a client certificate from `tls.client_ca` names.
+    /// The user that a client certificate names: one from `tls.client_ca`, or of `cert issue --user`.
     pub user: Option<HeaderValue>,
     /// The scope cap, as the value of `X-OpenClaw-Scopes`: the container's own cap, `external.scopes`, or what both allow.
     pub scopes: Option<HeaderValue>,

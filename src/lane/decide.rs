@@ -31,7 +31,8 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
         trusted_proxy: sender.is_trusted_proxy,
         // A proxy's certificate identifies the proxy, not the client of a request.
         user: certificate
-            .filter(|certificate| certificate.issuer == Issuer::Operator && !sender.is_trusted_proxy)
+            .filter(|certificate| certificate.issuer == Issuer::Operator || policy.asks_for_certificate(sender.ip))
+            .filter(|_| !sender.is_trusted_proxy)
             .and_then(|certificate| certificate.user.as_deref())
             .and_then(|user| HeaderValue::from_str(user).ok()),
         scopes: policy.external_cap(cap_of_container(peer, view, policy).as_ref()),

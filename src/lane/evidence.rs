@@ -34,7 +34,7 @@ pub struct Certificate {
     pub serial: Vec<u8>,
     /// Its URI subject alternative names.
     pub uris: Vec<String>,
-    /// The user that it names: the SAN e-mail, else URI, else DNS name.
+    /// The user that it names: the SAN e-mail, else URI, else DNS name. One of loopgate's own CA names a user by an e-mail address alone.
     pub user: Option<String>,
     /// The end of its validity, in seconds since the Unix epoch. TLS resumption skips the verifier, so the lane decision checks it.
     pub not_after: i64,
@@ -43,7 +43,7 @@ pub struct Certificate {
 /// The CA that signed a client certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Issuer {
-    /// loopgate's own CA, which signs agents' certificates.
+    /// loopgate's own CA, which signs the certificates of agents, and of the users of `cert issue --user`.
     Own,
     /// A CA of `tls.client_ca`.
     Operator,

@@ -75,7 +75,7 @@ impl Policy {
         listed(&self.identity_headers) || (is_reserved(name) && !listed(&self.keep_headers))
     }
 
-    /// Returns whether a certificate of `loopgate cert issue` counts from `client`: `agents.certificate_from` contains it, or every client is
+    /// Returns whether a certificate of `loopgate cert issue`, an agent's or a user's, counts from `client`: `agents.certificate_from` contains it, or every client is
     /// asked for a certificate because of `tls.client_ca`.
     pub(super) fn asks_for_certificate(&self, client: IpAddr) -> bool {
         self.has_client_ca || contains(&self.certificate_from, client)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rcgen::{CertificateSigningRequestParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rcgen::{CertificateParams, CertificateSigningRequestParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::{OffsetDateTime, macros::datetime};
 use zeroize::Zeroizing;
@@ -131,6 +131,15 @@ impl CertificateAuthority {
         self.sign_client(key, &agent_uri(trust_domain, name)?, life, OffsetDateTime::now_utc())
     }
 
+    /// Signs a client certificate for a person with the e-mail address `user`. It has no URI, so it makes no agent.
+    ///
+    /// # Errors
+    /// `user` or `life` is invalid, or the CA is not valid now.
+    pub(super) fn issue_user(&self, key: &KeyPair, user: &str, life: Duration) -> Result<Vec<CertificateDer<'static>>, Error> {
+        let validity = self.client_validity(OffsetDateTime::now_utc(), life)?;
+        self.sign(template::user(&user_name(user)?, validity)?, key)
+    }
+
     fn sign_client(
         &self,
         key: &impl PublicKeyData,
@@ -138,11 +147,19 @@ impl CertificateAuthority {
         life: Duration,
         now: OffsetDateTime,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        self.sign(template::client(uri, self.client_validity(now, life)?)?, key)
+    }
+
+    fn client_validity(&self, now: OffsetDateTime, life: Duration) -> Result<Validity, Error> {
         let life = time::Duration::try_from(life).map_err(|_| Error::Lifetime)?;
         if !(time::Duration::MINUTE..=template::MAX_LIFE).contains(&life) {
             return Err(Error::Lifetime);
         }
-        let params = template::client(uri, self.validity(now, life)?)?;
+        self.validity(now, life)
+    }
+
+    /// Signs a leaf. The returned chain ends with the CA.
+    fn sign(&self, params: CertificateParams, key: &impl PublicKeyData) -> Result<Vec<CertificateDer<'static>>, Error> {
         let leaf = params.signed_by(key, &self.issuer).map_err(Error::Issue)?;
         Ok(vec![leaf.into(), self.certificate.clone()])
     }
@@ -154,9 +171,7 @@ impl CertificateAuthority {
         names: &BTreeSet<SubjectName>,
         now: OffsetDateTime,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
-        let params = template::server(names, self.validity(now, template::SERVER_LIFE)?)?;
-        let leaf = params.signed_by(key, &self.issuer).map_err(Error::Issue)?;
-        Ok(vec![leaf.into(), self.certificate.clone()])
+        self.sign(template::server(names, self.validity(now, template::SERVER_LIFE)?)?, key)
     }
 
     /// Returns the validity of a certificate signed `now`. Fails if the CA is not valid now.
@@ -179,6 +194,26 @@ pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error>
     match [trust_domain, name].into_iter().find(|part| !plain(part)) {
         Some(part) => Err(Error::SpiffeId { part: part.to_owned() }),
         None => Ok(format!("spiffe://{trust_domain}/agent/{name}")),
+    }
+}
+
+/// Returns whether `file` is the certificate of loopgate's own CA in `state_dir`, which need not exist.
+pub fn is_own_authority(file: &Path, state_dir: &Path) -> bool {
+    file == state_dir.join(CA_CERTIFICATE)
+}
+
+/// Checks that `text` is an e-mail address that may stand in a certificate, a header and a file's name.
+pub(super) fn user_name(text: &str) -> Result<String, Error> {
+    let of = |part: &str, further: &str| {
+        !part.is_empty()
+            && !part.starts_with(['.', '-'])
+            && !part.ends_with('.')
+            && !part.contains("..")
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || further.contains(c))
+    };
+    match text.split_once('@') {
+        Some((name, domain)) if text.len() <= 254 && name.len() <= 64 && of(name, "._+-") && of(domain, ".-") => Ok(text.to_owned()),
+        _ => Err(Error::User { text: text.to_owned() }),
     }
 }
 

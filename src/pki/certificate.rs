@@ -23,6 +23,8 @@ pub(super) struct Facts {
     pub(super) names: BTreeSet<SubjectName>,
     /// The URIs in its SAN, such as an agent's SPIFFE ID.
     pub(super) uris: Vec<String>,
+    /// The e-mail addresses in its SAN, such as a user's.
+    pub(super) mails: Vec<String>,
     /// Its validity.
     pub(super) validity: Validity,
     /// Whether it is a CA certificate that may sign certificates.
@@ -61,6 +63,7 @@ impl Facts {
         Ok(Self {
             names: alternative().filter_map(subject_name).collect(),
             uris: alternative().filter_map(uri).collect(),
+            mails: alternative().filter_map(mail).collect(),
             validity: Validity { not_before: date(parsed.validity().not_before)?, not_after: date(parsed.validity().not_after)? },
             is_ca: parsed.is_ca() && may_sign,
             public_key: parsed.public_key().raw.to_vec(),
@@ -116,6 +119,13 @@ fn subject_name(name: &GeneralName<'_>) -> Option<SubjectName> {
 fn uri(name: &GeneralName<'_>) -> Option<String> {
     match name {
         GeneralName::URI(uri) => Some((*uri).to_owned()),
+        _ => None,
+    }
+}
+
+fn mail(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::RFC822Name(mail) => Some((*mail).to_owned()),
         _ => None,
     }
 }

@@ -93,6 +93,21 @@ pub enum Error {
         /// The part as given.
         part: String,
     },
+    /// A text that is no e-mail address, or one with characters that a file name or header should not have.
+    #[error("{text:?} is no e-mail address: expected NAME@DOMAIN of letters, digits and `.`, `_`, `+`, `-`, at most 254 characters")]
+    User {
+        /// The text as given.
+        text: String,
+    },
+    /// A file without a usable password.
+    #[error("{} holds no password: expected one line of 12 to 128 characters", path.display())]
+    Password {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A PKCS#12 file can't be encoded.
+    #[error("can't encode a PKCS#12 file")]
+    Pkcs12(#[source] Box<p12_keystore::error::Error>),
     /// A text that is no serial number of a certificate.
     #[error("{text:?} is no serial number: expected 1 to 20 bytes in hexadecimal, as `loopgate cert issue` prints it")]
     Serial {

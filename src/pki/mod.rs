@@ -16,6 +16,7 @@ mod name;
 pub mod offline;
 mod pem;
 mod pin;
+mod pkcs12;
 mod plan;
 mod provided;
 mod revocation;
@@ -27,7 +28,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use authority::CertificateAuthority;
+pub use authority::{CertificateAuthority, is_own_authority};
 pub use error::{Error, InvalidFile};
 pub use identity::ServerIdentity;
 pub use managed::RotateKey;

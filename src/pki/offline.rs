@@ -4,19 +4,22 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use zeroize::Zeroizing;
 
 use super::authority::{self, CertificateAuthority, load_or_create_key};
 use super::certificate::Facts;
 use super::error::{Error, InvalidFile};
 use super::managed::{Managed, RotateKey, SERVER_CERTIFICATE};
 use super::pin::public_key_pin;
+pub use super::pkcs12::{Encryption, generate_password, read_password};
 pub use super::revocation::serial;
 use super::state_dir::{Access, StateDir, read_file};
-use super::{chain, pem, revocation};
+use super::{chain, pem, pkcs12, revocation};
 use crate::fingerprint::Fingerprint;
 
 /// A certificate as `loopgate cert show` prints it.
@@ -86,12 +89,16 @@ pub fn export(state_dir: &Path) -> Result<String, Error> {
 
 /// Writes the CA's certificate to a file that every user may read, for images without a shell.
 pub fn export_to(state_dir: &Path, file: &Path) -> Result<(), Error> {
-    let pem = export(state_dir)?;
+    write(file, export(state_dir)?.as_bytes(), Access::Public)
+}
+
+/// Writes `file` as a whole or not at all.
+fn write(file: &Path, content: &[u8], access: Access) -> Result<(), Error> {
     let Some(name) = file.file_name().and_then(|name| name.to_str()) else {
         return Err(Error::io("write", file)(std::io::ErrorKind::InvalidFilename.into()));
     };
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    StateDir::at(directory).replace(name, pem.as_bytes(), Access::Public)
+    StateDir::at(directory).replace(name, content, access)
 }
 
 /// Replaces the server's leaf, due or not.
@@ -139,6 +146,46 @@ pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Descript
     describe(out.file("agent.pem"), &chain[0])
 }
 
+/// A person with a certificate of `loopgate cert issue --user`.
+#[derive(Clone, Debug)]
+pub struct User<'a> {
+    /// The e-mail address, the only name in the certificate.
+    pub mail: &'a str,
+    /// The life of the certificate; at most 397 days.
+    pub life: Duration,
+    /// How the file is encrypted.
+    pub encryption: Encryption,
+}
+
+/// Parses a user's e-mail address.
+///
+/// # Errors
+/// `text` is none, or has characters that are not accepted here.
+pub fn user_name(text: &str) -> Result<String, Error> {
+    authority::user_name(text)
+}
+
+/// Issues a certificate for a person. Returns the PKCS#12 file with its key, which is kept nowhere else, and what `file` will contain.
+///
+/// # Errors
+/// The user or the life is invalid, or there is no usable CA.
+pub fn issue_user(state_dir: &Path, user: &User<'_>, password: &str, file: &Path) -> Result<(Zeroizing<Vec<u8>>, Description), Error> {
+    authority::user_name(user.mail)?;
+    let authority = CertificateAuthority::load_or_create(state_dir)?;
+    let key = KeyPair::generate().map_err(Error::Issue)?;
+    let chain = authority.issue_user(&key, user.mail, user.life)?;
+    let encoded = pkcs12::encode(&chain, &key, user.mail, password, user.encryption)?;
+    Ok((Zeroizing::new(encoded), describe(file.to_owned(), &chain[0])?))
+}
+
+/// Writes a file that only its owner may read, as a whole or not at all.
+///
+/// # Errors
+/// The file can't be written.
+pub fn write_secret(file: &Path, content: &[u8]) -> Result<(), Error> {
+    write(file, content, Access::Secret)
+}
+
 /// Revokes the certificate with this serial number; returns whether it was not revoked before. A running sidecar notices within two
 /// seconds.
 ///
@@ -172,7 +219,7 @@ fn describe(file: PathBuf, certificate: &CertificateDer<'_>) -> Result<Descripti
     Ok(Description {
         file,
         subject: facts.subject,
-        names: facts.names.iter().map(ToString::to_string).chain(facts.uris).collect(),
+        names: facts.names.iter().map(ToString::to_string).chain(facts.uris).chain(facts.mails).collect(),
         not_before: date(facts.validity.not_before),
         not_after: date(facts.validity.not_after),
         days_left: (facts.validity.not_after - OffsetDateTime::now_utc()).whole_days(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 
-use super::authority::CertificateAuthority;
+use super::authority::{self, CertificateAuthority};
 use super::error::Error;
 use super::identity::ServerIdentity;
 use super::managed::Managed;
@@ -71,7 +71,9 @@ pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<Subject
             let mut pair = Provided { files: files.clone(), state_dir: StateDir::at(state_dir), ca: None };
             pair.check()?;
             let authority = authority_beside_provided_pair(state_dir, constrain);
-            pair.ca = authority.as_ref().map(|authority| authority.certificate().clone());
+            // Without its key it signs nothing, but what it signed before stays its own.
+            let certificate = || authority::load_certificate(&StateDir::at(state_dir)).ok().map(|(certificate, _)| certificate);
+            pair.ca = authority.as_ref().map(|authority| authority.certificate().clone()).or_else(certificate);
             (Source::Provided(pair), authority)
         }
     };

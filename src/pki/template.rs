@@ -76,6 +76,13 @@ pub(super) fn server(names: &BTreeSet<SubjectName>, validity: Validity) -> Resul
     Ok(params)
 }
 
+/// Returns a client leaf for a person, with the e-mail address `user` as its only name. Browsers list certificates by the common name.
+pub(super) fn user(user: &str, validity: Validity) -> Result<CertificateParams, Error> {
+    let mut params = leaf(user, ExtendedKeyUsagePurpose::ClientAuth, validity)?;
+    params.subject_alt_names.push(SanType::Rfc822Name(user.try_into().map_err(Error::Issue)?));
+    Ok(params)
+}
+
 /// Returns a client leaf with `uri` (a SPIFFE ID) as its only name.
 pub(super) fn client(uri: &str, validity: Validity) -> Result<CertificateParams, Error> {
     let mut params = leaf("loopgate agent", ExtendedKeyUsagePurpose::ClientAuth, validity)?;

@@ -74,6 +74,9 @@ impl ConnectionInfo {
     pub(super) fn lost_external_lane(&self, view: &View, policy: &Policy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let untrusted = match decide(&self.evidence, view, policy, unix(self.since)) {
+            Ok(Lane::External(now)) if before.user.is_some() && before.user != now.user => {
+                return Some("its certificate no longer names its user");
+            }
             Ok(Lane::External(now)) => (before.trusted_proxy && !now.trusted_proxy) || before.client != now.client,
             Ok(Lane::Agent(_)) => before.trusted_proxy || before.client != canonical(self.evidence.peer),
             Err(denied) => return Some(denied.label()),

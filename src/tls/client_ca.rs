@@ -92,7 +92,8 @@ impl ClientAuthorities {
         let own = self.verifier.as_ref().is_some_and(|verifier| verifier.is_own(parsed.issuer().as_raw()));
         Some(Certificate {
             issuer: if own { Issuer::Own } else { Issuer::Operator },
-            user: mail.or_else(|| uris.first().cloned()).or(dns),
+            // loopgate's own CA names people by e-mail address alone, and such a certificate has no URI that could make an agent.
+            user: if own { mail.filter(|_| uris.is_empty()) } else { mail.or_else(|| uris.first().cloned()).or(dns) },
             uris,
             serial: parsed.raw_serial().to_vec(),
             not_after: parsed.validity().not_after.timestamp(),

@@ -111,7 +111,9 @@ impl ClientVerifier {
     ) -> Result<Option<Self>, VerifierBuilderError> {
         let own = own.map(|own| Verifier::new(std::slice::from_ref(own))).transpose()?.flatten();
         let operator = Verifier::new(operator)?;
-        let hints: Vec<_> = own.iter().chain(&operator).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
+        let mut hints: Vec<_> = own.iter().chain(&operator).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
+        // `tls.client_ca` may name loopgate's own CA.
+        hints.dedup_by(|a, b| a.as_ref() == b.as_ref());
         Ok((!hints.is_empty()).then_some(Self { own, operator, hints, revoked }))
     }
 

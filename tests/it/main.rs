@@ -23,4 +23,5 @@ mod slow;
 mod streaming;
 mod strict;
 mod trace;
+mod user_certificates;
 mod websocket;

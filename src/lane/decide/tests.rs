@@ -143,6 +143,31 @@ fn the_lane_of_a_certificate() {
 }
 
 #[test]
+fn a_user_of_loopgates_own_ca_is_named_where_clients_are_asked_and_is_never_an_agent() {
+    let user = Certificate { uris: Vec::new(), user: Some("ann@example.com".into()), ..own("") };
+    let asked = policy(|c| c.agents.certificate_from = nets(&["172.18.0.9/32"]));
+    let asking_all = policy(|c| c.tls.client_ca = Some("ca.pem".into()));
+    let proxy = policy(|c| {
+        c.tls.client_ca = Some("ca.pem".into());
+        c.external.trusted_proxies = nets(&["172.18.0.9/32"]);
+    });
+    for (peer, policy, not_after, named) in [
+        ("172.18.0.9", &asked, NOW + 1, true),
+        ("172.18.0.8", &asked, NOW + 1, false),
+        ("172.18.0.8", &asking_all, NOW + 1, true),
+        ("172.18.0.4", &asking_all, NOW + 1, true),
+        ("172.18.0.8", &asking_all, NOW, false),
+        ("172.18.0.9", &proxy, NOW + 1, false),
+    ] {
+        let evidence = Evidence { certificate: Some(Certificate { not_after, ..user.clone() }), ..from(peer) };
+        match decide(&evidence, &view(), policy, NOW) {
+            Ok(Lane::External(lane)) => assert_eq!(lane.user.is_some(), named, "{peer} {policy:?}"),
+            other => panic!("{peer} {other:?}"),
+        }
+    }
+}
+
+#[test]
 fn only_a_trusted_proxy_states_an_address() {
     let policy = policy(|c| c.external.trusted_proxies = nets(&["10.0.0.5/32"]));
     let stated = |peer: &str| Evidence { proxy_header: ProxyHeader::Client("172.18.0.3".parse().unwrap()), ..from(peer) };

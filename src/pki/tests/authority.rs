@@ -31,6 +31,39 @@ fn client_verifies(chain: &[CertificateDer<'static>], ca: &CertificateDer<'stati
 }
 
 #[test]
+fn a_users_certificate_has_an_e_mail_address_and_no_other_name() {
+    let home = home();
+    let authority = CertificateAuthority::load_or_create(&home.state).unwrap();
+    let chain = authority.issue_user(&KeyPair::generate().unwrap(), "ann@example.com", Duration::from_secs(3600)).unwrap();
+    let facts = Facts::of(&chain[0]).unwrap();
+    assert_eq!((facts.mails, facts.uris, facts.names.len()), (vec!["ann@example.com".to_owned()], Vec::new(), 0));
+    assert!(!facts.is_ca);
+}
+
+#[test]
+fn only_plain_e_mail_addresses_name_a_user() {
+    for (text, fine) in [
+        ("ann@example.com", true),
+        ("a.b+c_d-e@mail.example.com", true),
+        ("ann@localhost", true),
+        ("ann", false),
+        ("@example.com", false),
+        ("ann@", false),
+        ("ann@example.com@evil.example", false),
+        ("../ann@example.com", false),
+        ("a/b@example.com", false),
+        ("-ann@example.com", false),
+        ("ann @example.com", false),
+        ("ann@example.com\r\nX-Admin: 1", false),
+        ("ann@exa\0mple.com", false),
+        ("größe@example.com", false),
+        (&format!("{}@example.com", "a".repeat(65)), false),
+    ] {
+        assert_eq!(super::super::authority::user_name(text).is_ok(), fine, "{text:?}");
+    }
+}
+
+#[test]
 fn only_the_key_of_a_request_is_used() {
     let ca = CertificateAuthority::load_or_create(&home().state).unwrap();
     let key = KeyPair::generate().unwrap();
