@@ -174,6 +174,8 @@ TABLE = {
         ("openclaw devices list", operated),
         ("openclaw devices approve", operated, Named("REQUEST", asked_by_a_stranger, is_let_in)),
     ],
+    # Its configurations are tried by tests/real.
+    "docs/sign-in.md": [],
     "docs/operations.md": [
         ("loopgate status ", operated),
         ("loopgate status --watch", operated, Stays("external")),

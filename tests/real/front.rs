@@ -17,7 +17,7 @@ use loopgate_test_support::requirements::{Missing, cache, exclusively, report};
 
 const DOCKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docker");
 /// The public name. It is in no DNS; clients are given its address.
-const SITE: &str = "gateway.example.com";
+pub const SITE: &str = "gateway.example.com";
 /// An unused address that clients claim to have.
 const CLAIMED: &str = "198.51.100.66";
 
@@ -180,7 +180,7 @@ impl Front {
 }
 
 /// A front that `tests/setup/fronts.sh` has installed.
-fn program(name: &str) -> Result<PathBuf, Missing> {
+pub fn program(name: &str) -> Result<PathBuf, Missing> {
     let program = cache().join("fronts-1/bin").join(name);
     if program.is_file() { Ok(program) } else { Err(Missing(format!("{name} is not installed"))) }
 }

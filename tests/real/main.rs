@@ -11,4 +11,5 @@ mod gateway;
 mod openclaw;
 mod page;
 mod sidecar;
+mod sign_in;
 mod traffic;

@@ -10,6 +10,7 @@
 //          headers   [[name, value or values], ...] to send on the upgrade, over the client's own; `host` and `connection` too
 //          identity  file with the device identity, made if absent (default: a fresh one, kept nowhere); "none": no device at all
 //          scopes, role, client, mode
+//          password  in place of a token
 //          call      a method to call after the handshake
 //
 // Ends: {end: "hello", scopes, deviceToken, called?}     accepted
@@ -79,7 +80,7 @@ function connectParams(nonce) {
     role: options.role,
     scopes: options.scopes,
     caps: [],
-    auth: options.token === undefined ? undefined : { token: options.token },
+    auth: options.password ? { password: options.password } : options.token === undefined ? undefined : { token: options.token },
     device: device ? signed(device, nonce) : undefined,
   };
 }

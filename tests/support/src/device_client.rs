@@ -70,6 +70,11 @@ impl DeviceClient {
         self.set("token", json!(token))
     }
 
+    /// Shows this password instead of a token.
+    pub fn password(self, password: &str) -> Self {
+        self.set("token", json!(null)).set("password", json!(password))
+    }
+
     /// Sends these fields too, over its own.
     pub fn headers(self, headers: &[(&str, &str)]) -> Self {
         self.set("headers", json!(headers))
