@@ -1,5 +1,7 @@
 //! Properties that hold for all input bytes. Each function here is a target of the fuzzer (`fuzz/`) and a property test.
 
+mod h2_streams;
+
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -26,7 +28,8 @@ use crate::discovery::View;
 use crate::labels::LaneKind;
 use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, Rules, decide, scrub_trailers};
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
-use crate::proxy::H1RequestGuard;
+use crate::proxy::{H1RequestGuard, encode};
+pub use h2_streams::h2_streams;
 
 const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
@@ -193,32 +196,51 @@ pub fn enrolment(data: &[u8]) {
 /// An HTTP/1.1 connection, cut into pieces by the first byte: cuts make no difference, and what is not refused is not touched.
 pub fn framing(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
-    let mut whole = bytes.to_vec();
-    let found = H1RequestGuard::default().follow(&mut whole);
+    let (mut whole, mut raw) = (bytes.to_vec(), Vec::new());
+    let found = H1RequestGuard::default().follow(&mut whole, &mut raw);
     assert!(found || whole == bytes);
+    assert!(raw.iter().all(|place| matches!(bytes[*place], b'"' | b'<' | b'>' | b'`')));
     let mut framing = H1RequestGuard::default();
     let mut cut = bytes.to_vec();
-    let found_in_pieces = cut.chunks_mut(usize::from(size).max(1)).any(|piece| framing.follow(piece));
+    let size = usize::from(size).max(1);
+    let mut raw_in_pieces = Vec::new();
+    let found_in_pieces = cut.chunks_mut(size).enumerate().any(|(number, piece)| {
+        let mut raw = Vec::new();
+        let found = framing.follow(piece, &mut raw);
+        raw_in_pieces.extend(raw.iter().map(|place| number * size + place));
+        found
+    });
     assert_eq!(found, found_in_pieces);
+    assert_eq!(raw, raw_in_pieces);
 }
 
 /// A client's bytes, one at a time, on their way to hyper.
 struct Trickle<'a> {
     rest: &'a [u8],
     framing: H1RequestGuard,
+    /// What is left of an encoded byte.
+    encoded: Vec<u8>,
     /// What [`H1RequestGuard`] makes of the last byte: whether it ended a head.
     head_ended: Rc<Cell<bool>>,
 }
 
 impl AsyncRead for Trickle<'_> {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.encoded.is_empty() {
+            let byte = self.encoded.remove(0);
+            buf.put_slice(&[byte]);
+            return Poll::Ready(Ok(()));
+        }
         let Some((first, rest)) = self.rest.split_first() else { return Poll::Ready(Ok(())) };
         let mut byte = [*first];
         let before = self.framing.in_head();
-        let spoilt = self.framing.follow(&mut byte);
+        let mut raw = Vec::new();
+        let spoilt = self.framing.follow(&mut byte, &mut raw);
         assert!(!self.head_ended.get(), "a head ended that hyper did not see");
         self.head_ended.set(before && !self.framing.in_head() && !spoilt);
-        buf.put_slice(&byte);
+        self.encoded = encode(&byte, &raw);
+        let byte = self.encoded.remove(0);
+        buf.put_slice(&[byte]);
         self.rest = rest;
         Poll::Ready(Ok(()))
     }
@@ -241,11 +263,15 @@ impl AsyncWrite for Trickle<'_> {
 /// An HTTP/1.1 connection, as hyper reads it: where a head ends, and what is a body, [`H1RequestGuard`] sees as hyper does.
 pub fn requests(data: &[u8]) {
     let head_ended = Rc::<Cell<bool>>::default();
-    let trickle = Trickle { rest: data, framing: H1RequestGuard::default(), head_ended: Rc::clone(&head_ended) };
+    let text = String::from_utf8_lossy(data).to_ascii_lowercase();
+    let may_tunnel = text.contains("upgrade") || text.contains("connect");
+    let trickle = Trickle { rest: data, framing: H1RequestGuard::default(), encoded: Vec::new(), head_ended: Rc::clone(&head_ended) };
     let connection = http1::Builder::new().header_read_timeout(None).serve_connection(
         TokioIo::new(trickle),
         service_fn(|request: Request<Incoming>| {
             assert!(head_ended.replace(false), "a request whose head was not seen: {request:?}");
+            let target = request.uri().to_string();
+            assert!(!target.contains(['"', '<', '>', '`']) || may_tunnel, "not encoded: {target}");
             async {
                 let _ = request.into_body().collect().await;
                 Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))

@@ -335,10 +335,39 @@ fn scrub(headers: &mut HeaderMap, policy: &Policy) {
     }
 }
 
-/// Removes from a request's trailers what its head may not hold either.
+/// Removes from a request's trailers what its head may not hold either, and what belongs in a head only.
 pub fn scrub_trailers(trailers: &mut HeaderMap, rules: &Rules) {
     scrub(trailers, &rules.policy);
-    let heads_only = [HOST, AUTHORIZATION, COOKIE, ORIGIN, http::header::CONTENT_LENGTH];
+    remove_head_fields(trailers);
+}
+
+/// Removes from a response's trailers hop-by-hop fields, and what belongs in a head only.
+pub fn scrub_response_trailers(trailers: &mut HeaderMap) {
+    scrub_response(trailers);
+    remove_head_fields(trailers);
+}
+
+/// Removes fields for the framing, routing, authentication or processing of a message, which no trailer may be (RFC 9110 section 6.5.1).
+fn remove_head_fields(trailers: &mut HeaderMap) {
+    use http::header::{
+        CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, MAX_FORWARDS, SET_COOKIE, TRAILER, TRANSFER_ENCODING,
+    };
+    let heads_only = [
+        HOST,
+        AUTHORIZATION,
+        COOKIE,
+        ORIGIN,
+        SET_COOKIE,
+        CACHE_CONTROL,
+        EXPECT,
+        MAX_FORWARDS,
+        CONTENT_ENCODING,
+        CONTENT_LENGTH,
+        CONTENT_RANGE,
+        CONTENT_TYPE,
+        TRAILER,
+        TRANSFER_ENCODING,
+    ];
     let found: Vec<HeaderName> = trailers.keys().filter(|name| heads_only.iter().any(|head| is_alike(name, head))).cloned().collect();
     for name in found {
         trailers.remove(name);

@@ -4,6 +4,7 @@
 //! the connections to the gateway, and `tunnel` joins what is left after a `101`. Files import only from those listed after them:
 //! `server`, `connection`, `request`, `session`, `shared`, `upstream` and `tunnel` and `registry` and `downstream`, and the small ones at the end.
 
+mod chunked_end;
 pub mod close_signal;
 mod connection;
 mod downstream;
@@ -19,7 +20,12 @@ pub mod tunnel;
 mod upstream;
 
 #[cfg(any(test, fuzzing))]
-pub(crate) use downstream::h1_request_guard::H1RequestGuard;
+pub(crate) use downstream::{
+    activity::Activity,
+    h1_request_guard::{H1RequestGuard, encode},
+    interims::{InterimSender, Interims},
+    io::Downstream,
+};
 pub use error::Error;
 pub use registry::ConnectionInfo;
 pub use server::Proxy;

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::close_signal::CloseSignal;
 use super::downstream::activity::Activity;
+use super::downstream::interims::Interims;
 use super::request_end::RequestEnd;
 use super::shared::{Settings, Shared};
 use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Use};
@@ -31,6 +32,7 @@ pub(super) struct Session {
     /// What limits the requests of the connection's own client; a trusted proxy's clients have theirs.
     pub(super) budget: Arc<ClientBudget>,
     pub(super) activity: Arc<Activity>,
+    pub(super) interims: Arc<Interims>,
     pub(super) close_signal: CloseSignal,
     /// Why the connection was closed, where its client did not close it. Set before its requests are dropped.
     pub(super) closed_by: OnceLock<RequestEnd>,

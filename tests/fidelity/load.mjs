@@ -11,11 +11,14 @@ const until = Date.now() + 1000 * Number(process.argv[3]);
 const run = randomBytes(4).toString("hex");
 let number = 0;
 
-/** A random request: a download whose length the target states, or an upload whose digest comes back. */
+/** A random request: a download whose length the target states, an upload whose digest comes back, interim responses or trailers. */
 function random() {
   const size = Math.floor(Math.random() ** 3 * 400_000);
   const headers = { "x-request-id": `${run}-${number++}` };
-  if (Math.random() < 0.5) {
+  const kind = Math.random();
+  if (kind < 0.05) return { method: "GET", path: "/hints", headers, check: (body) => body.toString() === "hints" };
+  if (kind < 0.1) return { method: "GET", path: "/trailers", headers, check: (body) => body.toString() === "body" };
+  if (kind < 0.55) {
     const chunked = Math.random() < 0.5 ? "&chunked" : "";
     return { method: "GET", path: `/bytes?${size}${chunked}`, headers, check: (body) => body.length === size };
   }

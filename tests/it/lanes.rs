@@ -146,10 +146,11 @@ async fn trailers_obey_the_rules_for_headers() {
     let body = format!("4\r\nbody\r\n0\r\n{trailers}\r\n");
     for source in [OUTSIDER, AGENT] {
         let mut client = harness.h1(source).await;
-        let head = request("POST /echo", "Transfer-Encoding: chunked\r\nTrailer: X-Sum, X-Forwarded-For\r\n");
-        assert_eq!(client.ask(format!("{head}{body}")).await.text(), "body");
-        let received = harness.gateway.requests().pop().unwrap();
-        assert!(["", "x-sum: 4\r\n"].contains(&received.trailers.as_str()), "{}", received.trailers);
+        for named in ["Trailer: X-Sum, X-Forwarded-For\r\n", ""] {
+            let head = request("POST /echo", &format!("Transfer-Encoding: chunked\r\n{named}"));
+            assert_eq!(client.ask(format!("{head}{body}")).await.text(), "body");
+            assert_eq!(harness.gateway.requests().pop().unwrap().trailers, "x-sum: 4\r\n");
+        }
 
         let mut client = harness.h2(source).await;
         let (response, mut stream) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
@@ -160,8 +161,7 @@ async fn trailers_obey_the_rules_for_headers() {
         }
         stream.send_trailers(map).unwrap();
         assert_eq!(whole(response.await.unwrap().body_mut()).await.unwrap(), b"body");
-        let received = harness.gateway.requests().pop().unwrap();
-        assert!(["", "x-sum: 4\r\n"].contains(&received.trailers.as_str()), "{}", received.trailers);
+        assert_eq!(harness.gateway.requests().pop().unwrap().trailers, "x-sum: 4\r\n");
     }
 }
 

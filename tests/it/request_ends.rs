@@ -56,6 +56,16 @@ async fn every_end_has_one_label_in_the_log_and_in_the_metrics() {
     let (response, _) = sidecar.h2(OUTSIDER).await.send_request(h2_request("GET /large?300000", &[]), true).unwrap();
     assert_eq!(crate::harness::whole(&mut response.await.unwrap().into_body()).await.unwrap().len(), 300_000);
     expected.extend([("complete", Some(5)), ("complete", Some(300_000))]);
+    // With trailers, and with interim responses, which are no part of the body.
+    for protocol in [Protocol::H1, Protocol::H2] {
+        assert_eq!(sidecar.ask(protocol, OUTSIDER, "GET /unnamed-trailers", &[]).await, (200, "body".into()));
+        expected.push(("complete", Some(4)));
+    }
+    let mut client = sidecar.h1(OUTSIDER).await;
+    client.send(request("GET /hints", "")).await.unwrap();
+    while client.response().await.unwrap().status() != 200 {}
+    assert_eq!(sidecar.ask(Protocol::H2, OUTSIDER, "GET /hints", &[]).await.0, 200);
+    expected.extend([("complete", Some(2)), ("complete", Some(2))]);
 
     for protocol in [Protocol::H1, Protocol::H2] {
         let mut socket = sidecar.websocket(protocol, OUTSIDER, "/ws").await;
@@ -124,4 +134,29 @@ async fn what_a_shutdown_cuts_is_logged_as_such() {
     let lines = access_log(&sidecar);
     assert_eq!(lines.iter().map(|line| line["end"].as_str().unwrap()).collect::<Vec<_>>(), ["drain_timeout"], "{lines:#?}");
     sidecar.process().wait_for_log("aborted the connections that were left").await;
+}
+
+#[tokio::test]
+async fn what_a_reload_forbids_is_logged_as_such() {
+    let admin = format!("--admin={}", free_address());
+    let sidecar = process(&["--access-log", &admin], "[external]\ndeny = []\n").await;
+    let mut h1 = sidecar.h1(OUTSIDER).await;
+    h1.send(request("GET /held", "")).await.unwrap();
+    let mut h2 = sidecar.h2(OUTSIDER).await;
+    let (held, _) = h2.send_request(h2_request("GET /held", &[]), true).unwrap();
+    while sidecar.gateway.requests().iter().filter(|request| request.start().contains("/held")).count() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    std::fs::write(sidecar.config_file(), format!("[external]\ndeny = [\"{OUTSIDER}\"]\n")).unwrap();
+    sidecar.process().signal(Signal::SIGHUP);
+    assert!(held.await.is_err());
+    for _ in 0..500 {
+        if counted(&sidecar).get("revoked") == Some(&2) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(counted(&sidecar).get("revoked"), Some(&2));
+    let revoked = access_log(&sidecar).iter().filter(|line| line["end"] == "revoked" && line["path"] == "/held").count();
+    assert_eq!(revoked, 2);
 }

@@ -85,18 +85,6 @@ async fn trailers_of_the_gateway_reach_the_client() {
 }
 
 #[tokio::test]
-async fn interim_responses_precede_the_final_one() {
-    let harness = Harness::start().await;
-    let mut client = harness.h1(OUTSIDER).await;
-    client.send(request("GET /hints", "")).await.unwrap();
-    let mut response = client.response().await.unwrap();
-    if response.status() == 103 {
-        response = client.response().await.unwrap();
-    }
-    assert_eq!((response.status(), response.text().as_str()), (200, "ok"));
-}
-
-#[tokio::test]
 async fn responses_without_a_body_keep_the_connection_usable() {
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;

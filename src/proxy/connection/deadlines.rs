@@ -76,6 +76,7 @@ where
         }
         if let Some(until) = revoked_until {
             let ended = connection.as_mut().poll(cx).is_ready();
+            session.interims.settle();
             return if ended { Poll::Ready(()) } else { timer.poll_due(cx, Some(until)).map(|_| ()) };
         }
         if let Poll::Ready(result) = connection.as_mut().poll(cx) {
@@ -84,6 +85,7 @@ where
             }
             return Poll::Ready(());
         }
+        session.interims.settle();
         loop {
             let mut due = session.activity.deadline(timeouts);
             if let (Some((at, Overdue::Idle | Overdue::Head)), Some(grace_until)) = (&mut due, grace_until) {

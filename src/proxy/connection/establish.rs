@@ -26,6 +26,7 @@ use crate::lane::{Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit
 use crate::listener::{Permit, proxy_protocol};
 use crate::metrics::traffic::Held;
 use crate::proxy::downstream::activity::Activity;
+use crate::proxy::downstream::interims::Interims;
 use crate::proxy::downstream::io::{Downstream, Resources};
 use crate::proxy::registry::{RegistryGuard, unix};
 use crate::proxy::session::Session;
@@ -279,14 +280,17 @@ impl Registered {
         counters.connections.inc();
         let open = Held::new(&counters.open);
         let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new(protocol));
-        let io = Downstream::new(stream, protocol, Arc::clone(&activity), &shared.traffic, Resources::new(held, guard, open));
+        let interims = Interims::new(protocol);
+        let resources = Resources::new(held, guard, open);
+        let io = Downstream::new(stream, protocol, Arc::clone(&activity), Arc::clone(&interims), &shared.traffic, resources);
         let budgets = shared.upstream.budgets();
         let budget = match &*lane {
             Lane::Agent(agent) => budgets.agent(agent.source),
             Lane::External(external) => budgets.client(external.client),
         };
         let closed_by = OnceLock::new();
-        let session = Session { shared, settings, lane, peer, local, protocol, number, expires, budget, activity, close_signal, closed_by };
+        let session =
+            Session { shared, settings, lane, peer, local, protocol, number, expires, budget, activity, interims, close_signal, closed_by };
         (Arc::new(session), io)
     }
 }

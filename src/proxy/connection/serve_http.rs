@@ -48,7 +48,10 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
             .max_buf_size(BUFFER.max(limits.head_bytes))
             // Never `pipeline_flush`: with it hyper buffers a body without bound for as long as its source keeps up, and holds back a
             // 101 or a refusal while there is input left.
-            .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request)))
+            .serve_connection(
+                TokioIo::new(io),
+                service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request, session.interims.request()))
+            )
             .with_upgrades()
     );
     run(&session, connection, |connection| connection.graceful_shutdown()).await;
@@ -71,7 +74,13 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
             .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
             .keep_alive_interval(Some(Duration::from_secs(30)))
             .keep_alive_timeout(Duration::from_secs(20))
-            .serve_connection(TokioIo::new(io), service_fn(|request: Request<Incoming>| Box::pin(answer(Arc::clone(&session), request))))
+            .serve_connection(
+                TokioIo::new(io),
+                service_fn(|request: Request<Incoming>| {
+                    let interims = session.interims.request();
+                    Box::pin(answer(Arc::clone(&session), request, interims))
+                })
+            )
     );
     run(&session, connection, |connection| connection.graceful_shutdown()).await;
 }

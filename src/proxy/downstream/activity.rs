@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
+use http::HeaderMap;
 use tokio::time::Instant;
 
 use super::h2_stream_stall::StreamStall;
 use crate::labels::Protocol;
+use crate::proxy::chunked_end::{ChunkedEnd, Flushes};
 
 /// Shared by a connection's I/O, its requests and its deadlines.
 #[derive(Debug)]
@@ -35,8 +36,11 @@ pub struct Activity {
     buffered: AtomicUsize,
     /// Whether the socket took less than it was offered the last time.
     blocked: AtomicBool,
-    flushes: AtomicU64,
-    flush_waker: AtomicWaker,
+    flushes: Flushes,
+    /// The trailers of the HTTP/1.1 response that is being sent.
+    end: ChunkedEnd,
+    /// Requests that began since the connection did.
+    begun: AtomicU64,
 }
 
 /// Bytes that hyper may hold of an HTTP/1.1 response before the next are asked for.
@@ -90,8 +94,9 @@ impl Activity {
             head_abandoned: AtomicBool::new(false),
             buffered: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
-            flushes: AtomicU64::new(0),
-            flush_waker: AtomicWaker::new(),
+            flushes: Flushes::default(),
+            end: ChunkedEnd::default(),
+            begun: AtomicU64::new(0),
         })
     }
 
@@ -136,10 +141,24 @@ impl Activity {
     pub fn flushed(&self, all: bool) {
         if all {
             self.buffered.store(0, Ordering::Relaxed);
-            self.flushes.fetch_add(1, Ordering::Relaxed);
-            self.flush_waker.wake();
+            self.flushes.note();
         }
         self.blocked.store(!all, Ordering::Relaxed);
+    }
+
+    /// How the chunked body that hyper writes will end.
+    pub fn end(&self) -> &ChunkedEnd {
+        &self.end
+    }
+
+    /// Returns how many requests have begun.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether no request is being served.
+    pub fn is_idle(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) == 0
     }
 
     /// Has the next read answer the unfinished head with an error.
@@ -155,6 +174,7 @@ impl Activity {
     /// Notes that a request is being served, until the guard is dropped.
     pub fn begin(self: &Arc<Self>) -> RequestGuard {
         self.busy.fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
         RequestGuard { activity: Arc::clone(self), stream: StreamStall::current(), is_pending: AtomicBool::new(false), is_tunnel: false }
     }
 
@@ -250,13 +270,17 @@ impl RequestGuard {
 
     /// Completes once all that hyper had at `since`, a value of [`Self::flushes`], has left the process. On HTTP/1.1 only.
     pub fn poll_flushed(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
-        self.activity.flush_waker.register(cx.waker());
-        if self.flushes() > since { Poll::Ready(()) } else { Poll::Pending }
+        self.activity.flushes.poll_after(since, cx)
+    }
+
+    /// Has the chunked body that ends now end with `trailers`. All that hyper had of it must have left the process.
+    pub fn end_with_trailers(&self, trailers: &HeaderMap) {
+        self.activity.end.arm(trailers);
     }
 
     /// Returns how often everything that was written had left the process.
     pub fn flushes(&self) -> u64 {
-        self.activity.flushes.load(Ordering::Relaxed)
+        self.activity.flushes.count()
     }
 }
 

@@ -5,6 +5,9 @@
 //! [`H1RequestGuard`] follows the bytes on their way to hyper, finds such heads, and invalidates them, so that hyper refuses them like all that
 //! is malformed: with 400 and the end of the connection.
 //!
+//! It also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but clients send them, other proxies pass them,
+//! and hyper answers 400; [`encode`] makes `%22` and the like of them.
+//!
 //! It judges nothing else. Where it can't follow, hyper has refused the input already, and later bytes are never read.
 
 /// Follows the requests of one connection.
@@ -14,6 +17,11 @@ pub(crate) struct H1RequestGuard {
     head: Head,
     /// What the current line begins with, as far as it matters and where it came in more than one piece.
     line: Line,
+    /// Spaces that the current request line has so far.
+    spaces: u8,
+    /// Whether a request was for a tunnel, so that what looks like a request line may be something else.
+    may_tunnel: bool,
+    fault: Fault,
 }
 
 /// Where in a request the next byte belongs.
@@ -37,6 +45,37 @@ struct Head {
     chunked: bool,
     length: Option<u64>,
     ambiguous: bool,
+    upgrade: bool,
+}
+
+/// Why a head is refused, as far as the guard knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fault {
+    /// hyper refused it.
+    #[default]
+    Other,
+    /// Its length is stated more than once.
+    Ambiguous,
+}
+
+/// Bytes of a request target that hyper refuses where they are not encoded.
+fn is_raw(byte: u8) -> bool {
+    matches!(byte, b'"' | b'<' | b'>' | b'`')
+}
+
+/// Encodes the bytes at `places` as percent signs and two digits (RFC 3986 section 2.1).
+pub fn encode(bytes: &[u8], places: &[usize]) -> Vec<u8> {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    let mut encoded = Vec::with_capacity(bytes.len() + 2 * places.len());
+    let mut from = 0;
+    for &place in places {
+        encoded.extend_from_slice(&bytes[from..place]);
+        let byte = bytes[place];
+        encoded.extend_from_slice(&[b'%', DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+        from = place + 1;
+    }
+    encoded.extend_from_slice(&bytes[from..]);
+    encoded
 }
 
 /// The longest beginning of a line that matters. No valid `Content-Length` is as long.
@@ -71,9 +110,14 @@ impl H1RequestGuard {
         self.place == Position::Head && (self.head.begun || self.line.len > 0 && self.line.bytes[0] != b'\r')
     }
 
-    /// Takes the next bytes of the connection. If they end a head that states its length more than once, invalidates them and
-    /// returns `true`.
-    pub(crate) fn follow(&mut self, bytes: &mut [u8]) -> bool {
+    /// Returns why the latest head is refused, if it is.
+    pub(crate) fn fault(&self) -> Fault {
+        self.fault
+    }
+
+    /// Takes the next bytes of the connection, and adds to `raw` the places of those that [`encode`] must encode. If they end a head that
+    /// states its length more than once, invalidates them and returns `true`.
+    pub(crate) fn follow(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
             if let Position::Data { left, chunked } = self.place {
@@ -87,7 +131,11 @@ impl H1RequestGuard {
                 };
                 continue;
             }
-            let Some(length) = memchr::memchr(b'\n', &bytes[at..]) else {
+            let length = memchr::memchr(b'\n', &bytes[at..]);
+            if self.place == Position::Head && !self.head.begun && !self.may_tunnel {
+                self.find_raw(bytes, at..length.map_or(bytes.len(), |length| at + length), raw);
+            }
+            let Some(length) = length else {
                 self.line_goes_on(&bytes[at..]);
                 return false;
             };
@@ -109,6 +157,21 @@ impl H1RequestGuard {
         false
     }
 
+    /// Adds the raw bytes of a request target to `raw`; the request line goes on in `piece`.
+    fn find_raw(&mut self, bytes: &[u8], piece: std::ops::Range<usize>, raw: &mut Vec<usize>) {
+        let mut at = piece.start;
+        while self.spaces < 2 && at < piece.end {
+            let end = memchr::memchr(b' ', &bytes[at..piece.end]).map_or(piece.end, |length| at + length);
+            if self.spaces == 1 {
+                raw.extend((at..end).filter(|place| is_raw(bytes[*place])));
+            }
+            if end < piece.end {
+                self.spaces += 1;
+            }
+            at = end + 1;
+        }
+    }
+
     /// Keeps what matters of a piece of a line.
     fn line_goes_on(&mut self, piece: &[u8]) {
         // Zeros before a size are without number, and without meaning.
@@ -128,6 +191,10 @@ impl H1RequestGuard {
         match self.place {
             Position::Head if line.is_empty() => return self.head_ends(),
             Position::Head => {
+                if !self.head.begun {
+                    self.head.upgrade = line.starts_with(b"CONNECT ");
+                    self.spaces = 0;
+                }
                 self.head.begun = true;
                 self.field(line, whole);
             }
@@ -146,7 +213,7 @@ impl H1RequestGuard {
     }
 
     fn field(&mut self, line: &[u8], whole: bool) {
-        if !matches!(line[0] | 0x20, b'c' | b't') {
+        if !matches!(line[0] | 0x20, b'c' | b't' | b'u') {
             return;
         }
         if let Some(value) = value_of(line, b"content-length:") {
@@ -155,11 +222,16 @@ impl H1RequestGuard {
         } else if value_of(line, b"transfer-encoding:").is_some() {
             self.head.ambiguous |= self.head.length.is_some();
             self.head.chunked = true;
+        } else if value_of(line, b"upgrade:").is_some() {
+            self.head.upgrade = true;
         }
     }
 
     fn head_ends(&mut self) -> bool {
         let head = std::mem::take(&mut self.head);
+        self.spaces = 0;
+        self.may_tunnel |= head.upgrade;
+        self.fault = if head.ambiguous { Fault::Ambiguous } else { Fault::Other };
         self.place = match head {
             Head { chunked: true, .. } => Position::ChunkSize,
             Head { length: Some(left @ 1..), .. } => Position::Data { left, chunked: false },
@@ -200,7 +272,7 @@ mod tests {
         let mut fed = 0;
         for piece in text.as_bytes().chunks(size) {
             let mut piece = piece.to_vec();
-            if framing.follow(&mut piece) {
+            if framing.follow(&mut piece, &mut Vec::new()) {
                 let spoilt = piece.iter().position(|byte| *byte == 0).expect("something was spoilt");
                 return Some(fed + spoilt + 1);
             }
@@ -248,6 +320,44 @@ mod tests {
         let all = plain.concat();
         for size in 1..all.len() {
             assert_eq!(found_after(&all, size), None, "{size}");
+        }
+    }
+
+    /// What hyper gets of `text`, fed in pieces of `size`.
+    fn encoded(text: &str, size: usize) -> String {
+        let (mut guard, mut all) = (H1RequestGuard::default(), Vec::new());
+        for piece in text.as_bytes().chunks(size) {
+            let (mut piece, mut raw) = (piece.to_vec(), Vec::new());
+            guard.follow(&mut piece, &mut raw);
+            all.extend(encode(&piece, &raw));
+        }
+        String::from_utf8(all).unwrap()
+    }
+
+    #[test]
+    fn raw_bytes_of_targets_are_encoded_and_nothing_else() {
+        let raw = "\r\nGET /a`<b>?q=\"<> HTTP/1.1\r\nHost: a\r\nX: \"<>`\r\n";
+        let right = "\r\nGET /a%60%3Cb%3E?q=%22%3C%3E HTTP/1.1\r\nHost: a\r\nX: \"<>`\r\n";
+        let fake = "GET /< HTTP/1.1\r\n\r\nGET /> HTTP/1.1\r\n";
+        let length = fake.len();
+        let bodies = [
+            "\r\n".to_owned(),
+            format!("Content-Length: {length}\r\n\r\n{fake}"),
+            format!("{TE}\r\n{length:x};x=\"<\"\r\n{fake}\r\n0\r\nX: <\r\n\r\n"),
+        ];
+        for body in &bodies {
+            for other in &bodies {
+                let text = format!("{raw}{body}{raw}{other}");
+                for size in 1..text.len() {
+                    assert_eq!(encoded(&text, size), format!("{right}{body}{right}{other}"), "{size}");
+                }
+            }
+        }
+        for first in ["GET / HTTP/1.1\r\nuPgrade: websocket\r\n\r\n", "CONNECT a:1 HTTP/1.1\r\n\r\n"] {
+            let text = format!("{first}{fake}");
+            for size in 1..text.len() {
+                assert_eq!(encoded(&text, size), text, "what follows may be no request");
+            }
         }
     }
 

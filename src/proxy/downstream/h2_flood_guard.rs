@@ -1,10 +1,12 @@
-//! Limits HTTP/2 frames that ask for nothing.
+//! Limits HTTP/2 frames that ask for nothing, and tells [`H2Frames`] of the others.
 //!
 //! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, and the server has to read it and often to answer. The `h2` crate
 //! bounds how many of them it holds, not how long they go on; beside one open stream that may be for ever. [`H2FloodGuard`] reads only the nine
 //! bytes that begin a frame (RFC 9113 section 4.1).
 
 use std::time::{Duration, Instant};
+
+use super::h2_frames::H2Frames;
 
 /// Frames that ask for nothing in ...
 const MANY: u64 = 10_000;
@@ -21,7 +23,11 @@ const HEAD: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
 
 /// A GOAWAY with the code PROTOCOL_ERROR.
 pub const PROTOCOL_ERROR: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
@@ -45,6 +51,12 @@ pub struct H2FloodGuard {
     head_len: usize,
     /// Frames that began, up to two.
     frames: u8,
+    /// The latest stream that the client began; its header block, while that goes on; and whether that ends with the current frame.
+    last_stream: u32,
+    block: Option<u32>,
+    ends_block: bool,
+    /// Whether the current frame is SETTINGS with content.
+    in_settings: bool,
     /// Frames that asked for nothing, and bytes written, since `since`.
     idle: u64,
     written: u64,
@@ -53,18 +65,39 @@ pub struct H2FloodGuard {
 
 impl H2FloodGuard {
     pub fn new() -> Self {
-        Self { left: PREFACE, head: [0; HEAD], head_len: 0, frames: 0, idle: 0, written: 0, since: Instant::now() }
+        Self {
+            left: PREFACE,
+            head: [0; HEAD],
+            head_len: 0,
+            frames: 0,
+            last_stream: 0,
+            block: None,
+            ends_block: false,
+            in_settings: false,
+            idle: 0,
+            written: 0,
+            since: Instant::now(),
+        }
     }
 
     /// Takes the next bytes from the client.
     ///
     /// # Errors
     /// Why the connection must be closed.
-    pub fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Violation> {
+    pub fn follow(&mut self, mut bytes: &[u8], frames: &mut H2Frames) -> Result<(), Violation> {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
+            if self.in_settings {
+                frames.table().settings(&bytes[..step]);
+            }
             bytes = &bytes[step..];
+            if self.left == 0
+                && std::mem::take(&mut self.ends_block)
+                && let Some(stream) = self.block.take()
+            {
+                frames.interims().block_received(stream);
+            }
             if bytes.is_empty() {
                 return if self.idle >= MANY && self.is_too_fast() { Err(Violation::Flood) } else { Ok(()) };
             }
@@ -74,7 +107,7 @@ impl H2FloodGuard {
             bytes = &bytes[fresh..];
             if self.head_len == HEAD {
                 self.head_len = 0;
-                self.frame();
+                self.frame(frames);
                 if self.frames == 1 {
                     self.idle = 0;
                     if self.head[3] != SETTINGS {
@@ -90,10 +123,24 @@ impl H2FloodGuard {
         self.frames > 1 || self.frames == 1 && self.left == 0
     }
 
-    fn frame(&mut self) {
+    fn frame(&mut self, frames: &mut H2Frames) {
         self.frames = self.frames.saturating_add(1).min(2);
-        let [high, middle, low, kind, ..] = self.head;
+        let [high, middle, low, kind, flags, id @ ..] = self.head;
         self.left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        let stream = u32::from_be_bytes(id) & 0x7fff_ffff;
+        self.in_settings = kind == SETTINGS && flags & ACK == 0;
+        match kind {
+            // Another block of a stream that has begun is trailers.
+            HEADERS => {
+                self.block = (stream > self.last_stream).then_some(stream);
+                self.last_stream = self.last_stream.max(stream);
+                self.ends_block = flags & END_HEADERS != 0;
+            }
+            CONTINUATION => self.ends_block = flags & END_HEADERS != 0,
+            RST_STREAM => frames.interims().close(stream),
+            SETTINGS if self.in_settings => frames.table().settings_begin(),
+            _ => {}
+        }
         if !(kind == HEADERS || kind == DATA && self.left > 0) {
             self.idle += 1;
         }
@@ -115,6 +162,12 @@ impl H2FloodGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::labels::Protocol;
+    use crate::proxy::downstream::interims::Interims;
+
+    fn follow(guard: &mut H2FloodGuard, bytes: &[u8]) -> Result<(), Violation> {
+        guard.follow(bytes, &mut H2Frames::new(Interims::new(Protocol::Http2)))
+    }
 
     fn frame(kind: u8, length: usize) -> Vec<u8> {
         let [.., high, middle, low] = length.to_be_bytes();
@@ -125,8 +178,8 @@ mod tests {
     fn exceeds(bytes: &[u8], size: usize, written: usize) -> bool {
         let mut guard = H2FloodGuard::new();
         guard.written(written);
-        assert_eq!(guard.follow(&[&[b'P'; PREFACE][..], &frame(SETTINGS, 0)].concat()), Ok(()));
-        bytes.chunks(size).any(|piece| guard.follow(piece) == Err(Violation::Flood))
+        assert_eq!(follow(&mut guard, &[&[b'P'; PREFACE][..], &frame(SETTINGS, 0)].concat()), Ok(()));
+        bytes.chunks(size).any(|piece| follow(&mut guard, piece) == Err(Violation::Flood))
     }
 
     #[test]
@@ -151,15 +204,15 @@ mod tests {
         assert!(exceeds(&updates, 16_384, many * 17));
         let mut guard = H2FloodGuard { since: Instant::now() - SPAN, ..H2FloodGuard::new() };
         let preface = [&[b'P'; PREFACE][..], &frame(SETTINGS, 0)].concat();
-        assert_eq!(guard.follow(&[&preface[..], &updates].concat()), Ok(()), "not too many over that time");
-        assert_eq!(guard.follow(&updates), Err(Violation::Flood), "too many at once");
+        assert_eq!(follow(&mut guard, &[&preface[..], &updates].concat()), Ok(()), "not too many over that time");
+        assert_eq!(follow(&mut guard, &updates), Err(Violation::Flood), "too many at once");
     }
 
     #[test]
     fn a_connection_that_does_not_begin_with_settings_is_refused() {
         for kind in [DATA, HEADERS, 6, 8, 0x42] {
             let bytes = [&[b'P'; PREFACE][..], &frame(kind, 8)].concat();
-            assert_eq!(H2FloodGuard::new().follow(&bytes), Err(Violation::NoSettings), "{kind}");
+            assert_eq!(follow(&mut H2FloodGuard::new(), &bytes), Err(Violation::NoSettings), "{kind}");
         }
     }
 }

@@ -3,27 +3,29 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::activity::Activity;
-use super::h1_request_guard::H1RequestGuard;
+use super::h1_refusal::{HyperRefusals, head_timeout};
+use super::h1_request_guard::{H1RequestGuard, encode};
 use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Violation};
+use super::h2_frames::H2Frames;
+use super::interims::Interims;
 use crate::labels::Protocol;
 use crate::listener::Permit;
 use crate::metrics::traffic::{Held, Traffic};
+use crate::proxy::chunked_end::first;
 use crate::proxy::registry::RegistryGuard;
 use crate::tls;
 use crate::workers::WorkerSlot;
 
 /// Writes of HTTP/2 up to this size may be PINGs and their answers only, which do not mean that a response is being taken.
 const CONTROL_FRAMES: usize = 64;
-
-/// The response to a request head that was begun and not finished in time.
-const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
 /// What a connection holds until its last byte, tunnels included.
 pub struct Resources {
@@ -33,45 +35,66 @@ pub struct Resources {
 }
 
 impl Resources {
-    pub fn new(listener: (Permit, WorkerSlot), registered: RegistryGuard, open: Held) -> Self {
+    pub(in crate::proxy) fn new(listener: (Permit, WorkerSlot), registered: RegistryGuard, open: Held) -> Self {
         Self { _listener: listener, _registered: registered, _open: open }
     }
 }
 
 /// A downstream connection's bytes, with everything that is released when they end. A tunnel takes it over.
-pub struct Downstream {
-    tls: tls::Stream<TcpStream>,
+pub struct Downstream<S = tls::Stream<TcpStream>> {
+    stream: S,
     /// `None` in a tunnel.
     observer: Option<Observer>,
+    /// Bytes that hyper has still to read before any others.
+    unread: Bytes,
     /// Whether the last write was cut short, so that the next bytes belong to it.
     partly_written: bool,
-    _resources: Resources,
+    _resources: Option<Resources>,
 }
 
 /// Follows the bytes of HTTP.
 struct Observer {
     activity: Arc<Activity>,
+    interims: Arc<Interims>,
     guard: ProtocolGuard,
 }
 
-/// The guard of each protocol, which detects abuse in the bytes.
+/// What is kept for each protocol.
 enum ProtocolGuard {
-    Http1(H1RequestGuard),
-    Http2 { guard: H2FloodGuard, floods: Counter },
+    Http1 { guard: H1RequestGuard, refusals: HyperRefusals, refusal: Option<Refusal> },
+    Http2 { guard: H2FloodGuard, frames: H2Frames, floods: Counter },
+}
+
+/// A refusal that replaces one of hyper's.
+struct Refusal {
+    left: Bytes,
+    /// The bytes of hyper's.
+    replaces: usize,
+}
+
+/// What hyper may write.
+enum Turn {
+    /// As much as it likes.
+    All,
+    /// So many bytes, after which interim responses come.
+    AtMost(usize),
+    /// Nothing: others were written in place of so many bytes.
+    Replaced(usize),
 }
 
 impl Observer {
-    /// Follows what was read; returns the last bytes to send, if the connection must be closed for it.
-    fn read(&mut self, bytes: &mut [u8]) -> Option<&'static [u8]> {
+    /// Follows what was read; returns the last bytes to send, if the connection must be closed for it. Of HTTP/1.1, notes the places of
+    /// bytes to encode in `raw`.
+    fn read(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> Option<&'static [u8]> {
         match &mut self.guard {
-            ProtocolGuard::Http1(guard) => {
-                guard.follow(bytes);
+            ProtocolGuard::Http1 { guard, .. } => {
+                guard.follow(bytes, raw);
                 self.activity.bytes_in(guard.in_head());
                 None
             }
-            ProtocolGuard::Http2 { guard, floods } => {
+            ProtocolGuard::Http2 { guard, frames, floods } => {
                 let had_begun = guard.has_begun();
-                let followed = guard.follow(bytes);
+                let followed = guard.follow(bytes, frames);
                 if !had_begun && guard.has_begun() {
                     self.activity.preface_ended();
                 }
@@ -89,7 +112,7 @@ impl Observer {
 
     fn written(&mut self, count: usize) {
         match &mut self.guard {
-            ProtocolGuard::Http1(_) => self.activity.bytes_out(),
+            ProtocolGuard::Http1 { .. } => self.activity.bytes_out(),
             ProtocolGuard::Http2 { guard, .. } => {
                 guard.written(count);
                 if count > CONTROL_FRAMES {
@@ -98,15 +121,93 @@ impl Observer {
             }
         }
     }
+
+    /// Follows the first `count` bytes of `bufs`, which were written.
+    fn follow_written(&mut self, bufs: &[IoSlice<'_>], mut count: usize) {
+        if let ProtocolGuard::Http2 { frames, .. } = &mut self.guard {
+            for buf in bufs {
+                let step = count.min(buf.len());
+                frames.written(&buf[..step]);
+                count -= step;
+            }
+        }
+    }
+
+    /// Writes what must come before the bytes that hyper offers, or in place of them.
+    fn poll_turn<S>(&mut self, stream: &mut S, cx: &mut Context<'_>, offered: &[IoSlice<'_>]) -> Poll<io::Result<Turn>>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        match &mut self.guard {
+            ProtocolGuard::Http1 { guard, refusals, refusal } => {
+                ready!(self.interims.poll_write(stream, cx, true))?;
+                if let Some(replaced) = self.activity.end().poll_replace(stream, cx, first(offered)) {
+                    return replaced.map_ok(Turn::Replaced);
+                }
+                if refusal.is_none() {
+                    let pieces = offered.iter().map(|piece| &**piece);
+                    let replacement = refusals.replacement(pieces, &self.activity, guard.fault());
+                    let replaces = offered.iter().map(|piece| piece.len()).sum();
+                    *refusal = replacement.map(|bytes| Refusal { left: bytes.into(), replaces });
+                }
+                let Some(Refusal { left, replaces }) = refusal else { return Poll::Ready(Ok(Turn::All)) };
+                while !left.is_empty() {
+                    match ready!(Pin::new(&mut *stream).poll_write(cx, left))? {
+                        0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                        count => left.advance(count),
+                    }
+                }
+                let replaced = *replaces;
+                *refusal = None;
+                Poll::Ready(Ok(Turn::Replaced(replaced)))
+            }
+            ProtocolGuard::Http2 { frames, .. } => {
+                if !self.interims.is_waiting() {
+                    return Poll::Ready(Ok(Turn::All));
+                }
+                ready!(self.interims.poll_write(stream, cx, !(frames.is_between() && frames.allows_interims())))?;
+                let must_stop = self.interims.is_waiting() && frames.allows_interims();
+                Poll::Ready(Ok(if must_stop { Turn::AtMost(frames.until_next()) } else { Turn::All }))
+            }
+        }
+    }
+
+    /// Writes interim responses. hyper's buffer is empty.
+    fn poll_interims<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.interims.register(cx);
+        let only_rest = match &mut self.guard {
+            ProtocolGuard::Http1 { refusals, .. } => {
+                refusals.flushed(&self.activity);
+                false
+            }
+            ProtocolGuard::Http2 { frames, .. } => !(frames.is_between() && frames.allows_interims()),
+        };
+        self.interims.poll_write(stream, cx, only_rest)
+    }
 }
 
 impl Downstream {
-    pub fn new(tls: tls::Stream<TcpStream>, protocol: Protocol, activity: Arc<Activity>, traffic: &Traffic, resources: Resources) -> Self {
+    pub fn new(
+        stream: tls::Stream<TcpStream>,
+        protocol: Protocol,
+        activity: Arc<Activity>,
+        interims: Arc<Interims>,
+        traffic: &Traffic,
+        resources: Resources,
+    ) -> Self {
+        Self { _resources: Some(resources), ..Self::over(stream, protocol, activity, interims, traffic.floods.clone()) }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
+    /// Follows `stream`, on which HTTP begins; counts violations in `floods`.
+    pub fn over(stream: S, protocol: Protocol, activity: Arc<Activity>, interims: Arc<Interims>, floods: Counter) -> Self {
         let guard = match protocol {
-            Protocol::Http2 => ProtocolGuard::Http2 { guard: H2FloodGuard::new(), floods: traffic.floods.clone() },
-            Protocol::Http1 => ProtocolGuard::Http1(H1RequestGuard::default()),
+            Protocol::Http2 => ProtocolGuard::Http2 { guard: H2FloodGuard::new(), frames: H2Frames::new(Arc::clone(&interims)), floods },
+            Protocol::Http1 => ProtocolGuard::Http1 { guard: H1RequestGuard::default(), refusals: HyperRefusals::new(), refusal: None },
         };
-        Self { tls, observer: Some(Observer { activity, guard }), partly_written: false, _resources: resources }
+        let observer = Some(Observer { activity, interims, guard });
+        Self { stream, observer, unread: Bytes::new(), partly_written: false, _resources: None }
     }
 
     /// Stops following the bytes: what comes from now on is not HTTP/1.1.
@@ -114,74 +215,117 @@ impl Downstream {
         self.observer = None;
     }
 
-    fn note_written(&mut self, poll: &Poll<io::Result<usize>>, offered: usize) {
+    fn note_written(&mut self, poll: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>], follow: bool) {
+        let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
         self.partly_written = written < offered;
         if let Some(observer) = &mut self.observer {
             observer.activity.written(written, !self.partly_written);
             if written > 0 {
                 observer.written(written);
+                if follow {
+                    observer.follow_written(bufs, written);
+                }
             }
         }
     }
 
     /// Ends the connection with `bytes`, unless they would be read as a part of what was written partly.
     fn write_final(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut tls = Pin::new(&mut self.tls);
+        let mut stream = Pin::new(&mut self.stream);
+        let interim = self.observer.as_ref().is_some_and(|observer| observer.interims.is_partly_written());
         if !self.partly_written
-            && let Poll::Ready(Ok(_)) = tls.as_mut().poll_write(cx, bytes)
+            && !interim
+            && let Poll::Ready(Ok(_)) = stream.as_mut().poll_write(cx, bytes)
         {
-            let _ = tls.poll_shutdown(cx);
+            let _ = stream.poll_shutdown(cx);
         }
         Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
     }
+
+    /// Gives hyper what it has still to read.
+    fn read_unread(&mut self, buf: &mut ReadBuf<'_>) {
+        let count = self.unread.len().min(buf.remaining());
+        buf.put_slice(&self.unread[..count]);
+        self.unread.advance(count);
+    }
 }
 
-impl AsyncRead for Downstream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if !this.unread.is_empty() {
+            this.read_unread(buf);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
-        let poll = Pin::new(&mut this.tls).poll_read(cx, buf);
+        let poll = Pin::new(&mut this.stream).poll_read(cx, buf);
         let Some(observer) = &mut this.observer else { return poll };
         if buf.filled().len() > before {
-            if let Some(bytes) = observer.read(&mut buf.filled_mut()[before..]) {
+            let mut raw = Vec::new();
+            if let Some(bytes) = observer.read(&mut buf.filled_mut()[before..], &mut raw) {
                 return this.write_final(bytes, cx);
+            }
+            if !raw.is_empty() {
+                this.unread = encode(&buf.filled()[before..], &raw).into();
+                buf.set_filled(before);
+                this.read_unread(buf);
             }
         } else if observer.activity.is_head_abandoned() {
             // An HTTP/2 client that never ended its preface has no use for a response.
-            let response = if matches!(observer.guard, ProtocolGuard::Http1(_)) { HEAD_TIMEOUT } else { &[] };
-            return this.write_final(response, cx);
+            let response = if matches!(observer.guard, ProtocolGuard::Http1 { .. }) { head_timeout() } else { Vec::new() };
+            return this.write_final(&response, cx);
         }
         poll
     }
 }
 
-impl AsyncWrite for Downstream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.tls).poll_write(cx, buf);
-        self.note_written(&poll, buf.len());
-        poll
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.tls).poll_write_vectored(cx, bufs);
-        self.note_written(&poll, bufs.iter().map(|buf| buf.len()).sum());
+        let this = &mut *self;
+        let turn = match &mut this.observer {
+            Some(observer) => ready!(observer.poll_turn(&mut this.stream, cx, bufs))?,
+            None => Turn::All,
+        };
+        let stream = Pin::new(&mut this.stream);
+        let poll = match (turn, bufs) {
+            (Turn::Replaced(count), _) => {
+                let poll = Poll::Ready(Ok(count));
+                this.note_written(&poll, bufs, false);
+                return poll;
+            }
+            (Turn::AtMost(most), _) => {
+                let first = first(bufs);
+                stream.poll_write(cx, &first[..most.min(first.len())])
+            }
+            (Turn::All, [buf]) => stream.poll_write(cx, buf),
+            (Turn::All, bufs) => stream.poll_write_vectored(cx, bufs),
+        };
+        this.note_written(&poll, bufs, true);
         poll
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let poll = Pin::new(&mut self.tls).poll_flush(cx);
-        if let Some(observer) = &self.observer {
+        let this = &mut *self;
+        if let Some(observer) = &mut this.observer {
+            ready!(observer.poll_interims(&mut this.stream, cx))?;
+        }
+        let poll = Pin::new(&mut this.stream).poll_flush(cx);
+        if let Some(observer) = &this.observer {
             observer.activity.flushed(poll.is_ready());
         }
         poll
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

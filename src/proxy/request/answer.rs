@@ -12,13 +12,18 @@ use super::forward::{Forwarded, forward};
 use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::labels::Protocol;
+use crate::proxy::downstream::interims::InterimSender;
 use crate::proxy::session::Session;
 
-/// Answers `request`.
-pub async fn answer(session: Arc<Session>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
+/// Answers `request`, of which `interims` sends the interim responses.
+pub async fn answer(
+    session: Arc<Session>,
+    request: Request<Incoming>,
+    interims: InterimSender,
+) -> Result<Response<ResponseBody>, Infallible> {
     let accept = Accept::of(request.headers());
-    let record = RequestRecord::new(&session, request.method(), request.uri().path(), request.headers());
-    let Forwarded { mut must_close, result } = forward(&session, request, &record).await;
+    let record = RequestRecord::new(&session, request.method(), request.uri().path(), request.version(), request.headers());
+    let Forwarded { mut must_close, result } = forward(&session, request, interims, &record).await;
     let mut response = match result {
         Ok(response) => response,
         Err(error) => {

@@ -1,11 +1,13 @@
 //! Sends a request to the gateway on its lane.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, EXPECT, HOST, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::ext::Protocol;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
 use super::client_authorization::ClientAuthorization;
@@ -14,10 +16,12 @@ use super::response::pass_back;
 use super::response_body::ResponseBody;
 use super::upgrade::{UpgradeContext, upgrade};
 use crate::lane::{GatewayHead, RequestRefusal};
+use crate::proxy::downstream::interims::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
 use crate::proxy::upstream::budget::Use;
 use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
+use crate::proxy::upstream::send::OnInterim;
 
 /// The result of forwarding a request.
 pub struct Forwarded {
@@ -27,7 +31,12 @@ pub struct Forwarded {
 }
 
 /// Forwards `request` and waits for the head of the response.
-pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, record: &Arc<RequestRecord>) -> Forwarded {
+pub async fn forward(
+    session: &Arc<Session>,
+    mut request: Request<Incoming>,
+    interims: InterimSender,
+    record: &Arc<RequestRecord>,
+) -> Forwarded {
     let failed = |must_close, error| Forwarded { must_close, result: Err(error) };
     let is_h2_connect = match extended_connect(&mut request) {
         Ok(is_connect) => is_connect,
@@ -83,11 +92,20 @@ pub async fn forward(session: &Arc<Session>, mut request: Request<Incoming>, rec
     };
     let counters = session.shared.traffic.lane(lane);
     record.count_sent(counters.sent.clone());
-    let (gate, continue_signal) = if expects { Some(ContinueGate::new()).unzip() } else { (None, None) };
+    // hyper sends 100 over HTTP/1.1 as soon as the body is read. HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
+    let interims = record.takes_trailers().then_some(interims);
+    let h2_interims = interims.clone().filter(InterimSender::is_h2);
+    let (gate, continue_signal) = if expects { Some(ContinueGate::new(h2_interims)).unzip() } else { (None, None) };
     let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone(), &session.shared.shutdown);
     let progress = if expects { body.progress() } else { None };
-    let sending = session.shared.upstream.send(head, body, continue_signal, permit, &session.settings.limits, started);
+    let on_interim = OnInterim { continue_signal, interims: interims.clone() };
+    let sending = session.shared.upstream.send(head, body, on_interim, permit, &session.settings.limits, started);
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
+    if let Some(interims) = interims.filter(|interims| !interims.is_h2() && interims.is_waiting()) {
+        // No byte of the final response may be in hyper's buffer before them. A client that does not read them is cut off.
+        record.guard().mark_pending(Instant::now());
+        poll_fn(|cx| interims.poll_written(cx)).await;
+    }
     let must_close = progress.is_some_and(|progress| progress.last_piece().is_none());
     let result = sent.and_then(|(response, upstream)| {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {

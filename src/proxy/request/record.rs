@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, Version};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -36,6 +36,8 @@ pub struct RequestRecord {
     target: Option<(Method, String)>,
     began: Option<SystemTime>,
     is_external: AtomicBool,
+    /// Whether the client's version of HTTP has trailers.
+    takes_trailers: bool,
     /// 0 before there is a response.
     status: AtomicU16,
     head_after: OnceLock<Duration>,
@@ -52,7 +54,7 @@ pub struct RequestRecord {
 
 impl RequestRecord {
     /// Begins the record of a request with `headers`.
-    pub fn new(session: &Arc<Session>, method: &Method, path: &str, headers: &HeaderMap) -> Arc<Self> {
+    pub fn new(session: &Arc<Session>, method: &Method, path: &str, version: Version, headers: &HeaderMap) -> Arc<Self> {
         let has_recorder = session.shared.traffic.recorder.is_some();
         let access_log = session.settings.log_access.then(|| AccessLog::new(session, headers));
         let is_recorded = access_log.is_some() || has_recorder;
@@ -65,6 +67,7 @@ impl RequestRecord {
             target: is_recorded.then(|| (method.clone(), path.to_owned())),
             began: has_recorder.then(SystemTime::now),
             is_external: AtomicBool::new(session.lane.kind() == LaneKind::External),
+            takes_trailers: version >= Version::HTTP_11,
             status: AtomicU16::new(0),
             head_after: OnceLock::new(),
             handed_out: AtomicU64::new(0),
@@ -86,6 +89,11 @@ impl RequestRecord {
     /// Returns the guard that its connection waits for until the response is sent.
     pub fn guard(&self) -> &RequestGuard {
         &self.guard
+    }
+
+    /// Returns whether the client's version of HTTP has trailers, and interim responses.
+    pub fn takes_trailers(&self) -> bool {
+        self.takes_trailers
     }
 
     /// Its place in its trace, where that is recorded or passed on.

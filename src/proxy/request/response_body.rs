@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 
 use super::client_authorization::ClientAuthorization;
 use super::record::{Chunk, RequestRecord};
+use crate::lane::scrub_response_trailers;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::upstream::pool::PooledConnection;
 
@@ -26,10 +28,14 @@ pub enum ResponseBody {
 /// The gateway's body on its way to the client.
 pub struct Download {
     incoming: Incoming,
+    /// Whether the body goes to the client with its length stated, so that there is no place for trailers.
+    incoming_is_sized: bool,
     upstream: Option<PooledConnection>,
     record: Arc<RequestRecord>,
     authorization: Option<ClientAuthorization>,
     failing: Option<Failing>,
+    /// The trailers of a response in HTTP/1.1 chunks, and the flushes of the connection when they came.
+    trailers: Option<(HeaderMap, u64)>,
 }
 
 /// The gateway broke off: the error is passed on once what arrived before has left, since it makes hyper discard that.
@@ -74,7 +80,8 @@ impl ResponseBody {
             Some(upstream)
         };
         record.guard().mark_pending(now);
-        Self::Gateway(Box::new(Download { incoming, upstream, record, authorization, failing: None }))
+        let incoming_is_sized = incoming.size_hint().exact().is_some();
+        Self::Gateway(Box::new(Download { incoming, incoming_is_sized, upstream, record, authorization, failing: None, trailers: None }))
     }
 
     /// Creates a body of loopgate's own.
@@ -93,18 +100,71 @@ impl Download {
             self.record.ended(RequestEnd::Revoked);
             return Poll::Ready(Some(Err(BodyError::Denied)));
         }
+        if let Some((_, since)) = &self.trailers {
+            ready!(self.record.guard().poll_flushed(*since, cx));
+        }
         if self.failing.is_none() {
-            match ready!(self.poll_gateway(cx)) {
+            let frame = match ready!(self.poll_gateway(cx)) {
+                Some(Ok(frame)) => match frame.into_trailers() {
+                    Ok(trailers) => return self.poll_trailers(trailers, cx),
+                    Err(frame) => Some(Ok(frame)),
+                },
+                frame => frame,
+            };
+            match frame {
                 Some(Err(error)) => {
                     self.record.gateway_cut(&error);
                     let guard = self.record.guard();
                     let left = if guard.is_h2() { Left::Marker(None) } else { Left::Flushed(guard.flushes()) };
                     self.failing = Some(Failing { error: Some(error), left });
                 }
+                None => {
+                    if let Some((trailers, _)) = self.trailers.take() {
+                        self.record.guard().end_with_trailers(&trailers);
+                    }
+                    return Poll::Ready(None);
+                }
                 frame => return Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Gateway))),
             }
         }
         self.poll_failing(cx)
+    }
+
+    /// Takes the trailers that came at the end of the body.
+    fn poll_trailers(&mut self, mut trailers: HeaderMap, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+        scrub_response_trailers(&mut trailers);
+        if trailers.is_empty() {
+            return self.poll(cx);
+        }
+        let guard = self.record.guard();
+        if guard.is_h2() {
+            // hyper asks for nothing after them.
+            if self.poll_gateway(cx).is_pending() {
+                self.ended(false, Instant::now(), cx);
+            }
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        if self.record.takes_trailers() && !self.incoming_is_sized {
+            self.trailers = Some((trailers, guard.flushes()));
+        }
+        self.poll(cx)
+    }
+
+    /// Notes the end of the gateway's body, and gives its connection back.
+    fn ended(&mut self, failed: bool, now: Instant, cx: &mut Context<'_>) {
+        if !failed {
+            self.record.body_ended();
+        }
+        if let Some(mut upstream) = self.upstream.take() {
+            // Once more, so that hyper notices the end of this exchange and the connection is ready for the next.
+            upstream.drive(cx);
+            if let Some(permit) = upstream.take_permit() {
+                self.record.hold(permit);
+            }
+            if !failed {
+                upstream.give_back(now);
+            }
+        }
     }
 
     fn poll_failing(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
@@ -146,20 +206,7 @@ impl Download {
             guard.add_buffered(data.len());
         }
         if !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream() {
-            let failed = matches!(frame, Some(Err(_)));
-            if !failed {
-                self.record.body_ended();
-            }
-            if let Some(mut upstream) = self.upstream.take() {
-                // Once more, so that hyper notices the end of this exchange and the connection is ready for the next.
-                upstream.drive(cx);
-                if let Some(permit) = upstream.take_permit() {
-                    self.record.hold(permit);
-                }
-                if !failed {
-                    upstream.give_back(now);
-                }
-            }
+            self.ended(matches!(frame, Some(Err(_))), now, cx);
         }
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|data| Chunk::new(data, &self.record)))))
     }

@@ -29,6 +29,7 @@ use crate::proxy::tunnel::{self, TunnelOptions};
 use crate::proxy::upstream::budget::Use;
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
+use crate::proxy::upstream::send::OnInterim;
 
 /// What an upgrade needs besides its head.
 pub struct UpgradeContext {
@@ -60,7 +61,7 @@ pub async fn upgrade(
     }
     let waiting = async { Ok(session.gateway_permit(&head, Use::WebSocket, record.started()).await?) };
     let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await?;
-    let sending = shared.upstream.send(head, RequestBody::empty(), None, permit, &session.settings.limits, started);
+    let sending = shared.upstream.send(head, RequestBody::empty(), OnInterim::default(), permit, &session.settings.limits, started);
     let (response, mut upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).

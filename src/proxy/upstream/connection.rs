@@ -158,17 +158,18 @@ impl UpstreamConnection {
 
     /// Returns whether it can take another request.
     pub fn is_usable(&self) -> bool {
-        !self.ended && !self.single_use && !self.state.has_write_failed()
+        !self.ended && !self.single_use && !self.state.has_write_failed() && !self.state.end().is_armed()
     }
 
     /// Sends `request` and waits for the head of its response.
     pub fn exchange<'a>(
         &'a mut self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
         timeout: ResponseTimeout<'a>,
     ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + 'a {
         let Self { sender, connection, ended, state, timer, .. } = self;
         state.reset();
+        request.body_mut().set_stream(state);
         let response = sender.try_send_request(request);
         async move {
             let mut response = pin!(response);

@@ -11,6 +11,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::proxy::chunked_end::{ChunkedEnd, Flushes, first};
+
 /// A stream that stays readable to its end: from the first write that fails on, written bytes are discarded.
 pub struct ReadableAfterWriteError<S> {
     stream: S,
@@ -22,6 +24,9 @@ pub struct ReadableAfterWriteError<S> {
 pub struct StreamState {
     read: AtomicBool,
     write_failed: AtomicBool,
+    flushes: Flushes,
+    /// The trailers of the request that is being sent.
+    end: ChunkedEnd,
 }
 
 impl StreamState {
@@ -33,6 +38,16 @@ impl StreamState {
     /// Returns whether a byte was read since [`Self::reset`].
     pub fn has_read(&self) -> bool {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// When all that hyper wrote was taken by the socket.
+    pub fn flushes(&self) -> &Flushes {
+        &self.flushes
+    }
+
+    /// How the body that hyper writes will end.
+    pub fn end(&self) -> &ChunkedEnd {
+        &self.end
     }
 
     /// Returns whether a write has failed.
@@ -52,6 +67,22 @@ impl<S> ReadableAfterWriteError<S> {
 
     pub fn into_inner(self) -> S {
         self.stream
+    }
+
+    /// Writes the end of a body with its trailers in place of that which hyper offers, if there are any.
+    fn poll_end(&mut self, offered: &[u8], cx: &mut Context<'_>) -> Option<Poll<io::Result<usize>>>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        if !self.state.end.is_armed() {
+            return None;
+        }
+        let state = Arc::clone(&self.state);
+        Some(
+            self.write_or_discard(offered.len(), |mut stream| {
+                state.end.poll_replace(&mut *stream, cx, offered).unwrap_or(Poll::Ready(Ok(0)))
+            }),
+        )
     }
 
     /// Calls `write`, unless a write has failed before. Returns `done` in place of an error.
@@ -82,10 +113,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for ReadableAfterWriteError<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for ReadableAfterWriteError<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if let Some(poll) = self.poll_end(buf, cx) {
+            return poll;
+        }
         self.write_or_discard(buf.len(), |stream| stream.poll_write(cx, buf))
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if let Some(poll) = self.poll_end(first(bufs), cx) {
+            return poll;
+        }
         self.write_or_discard(bufs.iter().map(|buf| buf.len()).sum(), |stream| stream.poll_write_vectored(cx, bufs))
     }
 
@@ -94,7 +131,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReadableAfterWriteError<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.write_or_discard((), |stream| stream.poll_flush(cx))
+        let poll = self.write_or_discard((), |stream| stream.poll_flush(cx));
+        if poll.is_ready() {
+            self.state.flushes.note();
+        }
+        poll
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
+use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, Sleep};
 
+use super::read_after_reset::StreamState;
 use crate::lane::{Rules, scrub_trailers};
+use crate::proxy::downstream::interims::InterimSender;
 use crate::shutdown::Shutdown;
 
 /// How long a body of a client that expects `100 Continue` is held back while the gateway does not send that (RFC 9110 section 10.1.1).
@@ -34,6 +37,10 @@ struct Upload {
     progress: Arc<Progress>,
     gate: Option<ContinueGate>,
     received: Counter,
+    /// The stream to the gateway, where the body's length is unstated, so that it goes in chunks.
+    stream: Option<Arc<StreamState>>,
+    /// The trailers, and the flushes of `stream` when they came: they are sent once what hyper had then has left.
+    trailers: Option<(HeaderMap, u64)>,
 }
 
 impl RequestBody {
@@ -54,7 +61,17 @@ impl RequestBody {
             progress: Arc::default(),
             gate,
             received,
+            stream: None,
+            trailers: None,
         })))
+    }
+
+    /// Notes the state of the stream that the body will be sent on.
+    pub fn set_stream(&mut self, state: &Arc<StreamState>) {
+        let is_chunked = self.size_hint().exact().is_none();
+        if let Some(upload) = &mut self.0 {
+            upload.stream = is_chunked.then(|| Arc::clone(state));
+        }
     }
 
     fn incoming(&self) -> Option<&Incoming> {
@@ -93,9 +110,15 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Some(upload) = &mut self.get_mut().0 else { return Poll::Ready(None) };
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Some(upload) = &mut self.0 else { return Poll::Ready(None) };
         let Some(incoming) = &mut upload.incoming else { return Poll::Ready(None) };
+        if let (Some((trailers, since)), Some(stream)) = (&upload.trailers, &upload.stream) {
+            ready!(stream.flushes().poll_after(*since, cx));
+            stream.end().arm(trailers);
+            upload.trailers = None;
+            return Poll::Ready(None);
+        }
         if let Some(gate) = &mut upload.gate {
             ready!(gate.poll_open(cx));
             upload.gate = None;
@@ -108,20 +131,25 @@ impl Body for RequestBody {
             Some(Err(_)) => upload.progress.broken.store(true, Ordering::Relaxed),
             _ => upload.progress.note_piece(),
         }
-        Poll::Ready(frame.map(|frame| {
-            frame.map(|frame| {
+        let frame = match frame {
+            Some(Ok(frame)) => frame,
+            other => return Poll::Ready(other),
+        };
+        let mut trailers = match frame.into_trailers() {
+            Ok(trailers) => trailers,
+            Err(frame) => {
                 if let Some(data) = frame.data_ref() {
                     upload.received.inc_by(data.len() as u64);
                 }
-                match frame.into_trailers() {
-                    Ok(mut trailers) => {
-                        scrub_trailers(&mut trailers, &upload.rules);
-                        Frame::trailers(trailers)
-                    }
-                    Err(frame) => frame,
-                }
-            })
-        }))
+                return Poll::Ready(Some(Ok(frame)));
+            }
+        };
+        scrub_trailers(&mut trailers, &upload.rules);
+        // A body of stated length has no place for trailers.
+        let Some(stream) = upload.stream.as_ref().filter(|_| !trailers.is_empty()) else { return Poll::Ready(None) };
+        let since = stream.flushes().count();
+        upload.trailers = Some((trailers, since));
+        self.poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -182,6 +210,8 @@ impl Progress {
 pub struct ContinueGate {
     signal: Arc<ContinueSignal>,
     deadline: Pin<Box<Sleep>>,
+    /// Where hyper does not send 100 by itself.
+    interims: Option<InterimSender>,
 }
 
 /// Opens a [`ContinueGate`].
@@ -200,15 +230,21 @@ impl ContinueSignal {
 }
 
 impl ContinueGate {
-    /// Creates a closed gate and the signal that opens it.
-    pub fn new() -> (Self, Arc<ContinueSignal>) {
+    /// Creates a closed gate and the signal that opens it. When it opens, `interims` tell the client to send its body.
+    pub fn new(interims: Option<InterimSender>) -> (Self, Arc<ContinueSignal>) {
         let signal = Arc::<ContinueSignal>::default();
         let deadline = Box::pin(tokio::time::sleep_until(Instant::now() + CONTINUE_WAIT));
-        (Self { signal: Arc::clone(&signal), deadline }, signal)
+        (Self { signal: Arc::clone(&signal), deadline, interims }, signal)
     }
 
     fn poll_open(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.signal.waker.register(cx.waker());
-        if self.signal.open.load(Ordering::Acquire) { Poll::Ready(()) } else { self.deadline.as_mut().poll(cx) }
+        if !self.signal.open.load(Ordering::Acquire) {
+            ready!(self.deadline.as_mut().poll(cx));
+        }
+        if let Some(interims) = self.interims.take() {
+            interims.send(StatusCode::CONTINUE, &HeaderMap::new());
+        }
+        Poll::Ready(())
     }
 }

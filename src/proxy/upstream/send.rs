@@ -16,15 +16,25 @@ use super::dial::dial;
 use super::pool::{Pool, PooledConnection};
 use super::request_body::{ContinueSignal, Progress, RequestBody};
 use crate::config::{Config, Limits};
-use crate::lane::GatewayHead;
+use crate::lane::{GatewayHead, scrub_response};
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::tls_detector::TlsDetector;
+use crate::proxy::downstream::interims::InterimSender;
 use crate::proxy::error::Error;
 use crate::shutdown::Shutdown;
 use crate::workers;
 
 /// The pause between attempts to connect to a gateway that does not accept.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// What is told of the gateway's interim responses.
+#[derive(Debug, Default)]
+pub struct OnInterim {
+    /// Of `100 Continue`.
+    pub continue_signal: Option<Arc<ContinueSignal>>,
+    /// Of all others.
+    pub interims: Option<InterimSender>,
+}
 
 /// The way to the gateway, shared by all connections.
 #[derive(Debug)]
@@ -70,7 +80,7 @@ impl Upstream {
         &'a self,
         head: GatewayHead,
         body: RequestBody,
-        continue_signal: Option<Arc<ContinueSignal>>,
+        on_interim: OnInterim,
         permit: GatewayPermit,
         limits: &'a Limits,
         started: Instant,
@@ -86,10 +96,17 @@ impl Upstream {
         if is_chunked {
             request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        if let Some(signal) = continue_signal {
+        let OnInterim { continue_signal, interims } = on_interim;
+        if continue_signal.is_some() || interims.is_some() {
             hyper::ext::on_informational(&mut request, move |response| {
                 if response.status() == StatusCode::CONTINUE {
-                    signal.open();
+                    if let Some(signal) = &continue_signal {
+                        signal.open();
+                    }
+                } else if let Some(interims) = &interims {
+                    let mut headers = response.headers().clone();
+                    scrub_response(&mut headers);
+                    interims.send(response.status(), &headers);
                 }
             });
         }

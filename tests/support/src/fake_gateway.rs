@@ -244,8 +244,19 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
                     .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n4\r\nbody\r\n0\r\nX-Sum: 4\r\n\r\n")
                     .await?;
             }
+            "/unnamed-trailers" => {
+                client
+                    .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nX-Sum: 4\r\nContent-Length: 9\r\nTrailer: x\r\n\r\n")
+                    .await?;
+            }
             "/hints" => {
-                client.send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n").await?;
+                client.send("HTTP/1.1 102 Processing\r\n\r\n").await?;
+                client
+                    .send(format!("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nX-For: {path}\r\nKeep-Alive: 1\r\n\r\n"))
+                    .await?;
+                if path.ends_with("held") {
+                    shared.permits.acquire().await.unwrap().forget();
+                }
                 client.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
             }
             "/upgrade-required" => {

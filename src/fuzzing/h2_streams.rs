@@ -1,0 +1,275 @@
+//! HTTP/2 connections on which interim responses are sent between hyper's frames.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use prometheus_client::metrics::counter::Counter;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::labels::Protocol;
+use crate::proxy::{Activity, Downstream, InterimSender, Interims};
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// How the header block of an interim response begins here; hyper sends no other that begins so.
+const HINTS: &[u8] = b"\x08\x03103";
+
+/// Rounds after the client's last byte.
+const ROUNDS: usize = 200;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("frames are short").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A literal that no table keeps; `value` is short.
+fn field(name: &str, value: &str) -> Vec<u8> {
+    let length = |text: &str| u8::try_from(text.len()).expect("fields are short");
+    [&[0, length(name)][..], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
+}
+
+/// The header block of a request whose path is the stream that it is sent on.
+fn block(stream: u32) -> Vec<u8> {
+    let path = format!("/{stream}");
+    [(":method", "POST"), (":scheme", "https"), (":authority", "a"), (":path", path.as_str())]
+        .map(|(name, value)| field(name, value))
+        .concat()
+}
+
+/// What a client does, by one byte.
+fn act(byte: u8, next: &mut u32) -> Vec<u8> {
+    let mut new = || {
+        *next += 2;
+        *next - 2
+    };
+    match byte % 12 {
+        0..=2 => {
+            let stream = new();
+            frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(stream))
+        }
+        3 => {
+            let stream = new();
+            frame(HEADERS, END_HEADERS, stream, &block(stream))
+        }
+        4 => {
+            let stream = new();
+            let block = block(stream);
+            let (first, second) = block.split_at(usize::from(byte) % block.len());
+            [frame(HEADERS, END_STREAM, stream, first), frame(CONTINUATION, END_HEADERS, stream, second)].concat()
+        }
+        // Malformed: without a path.
+        5 => frame(HEADERS, END_HEADERS | END_STREAM, new(), &field(":method", "GET")),
+        // Too large.
+        6 => {
+            let stream = new();
+            frame(HEADERS, END_HEADERS | END_STREAM, stream, &[block(stream), field("x", &"y".repeat(100)).repeat(4)].concat())
+        }
+        // Trailers.
+        7 => frame(HEADERS, END_HEADERS | END_STREAM, next.saturating_sub(4) | 1, &field("x-sum", "1")),
+        8 => frame(RST_STREAM, 0, next.saturating_sub(2) | 1, &[0, 0, 0, 8]),
+        9 => frame(DATA, byte & END_STREAM, next.saturating_sub(2) | 1, b"data"),
+        10 => frame(PING, 0, 0, &[0; 8]),
+        _ => frame(SETTINGS, 0, 0, &[0, 1, 0, 0, byte & 16, 0]),
+    }
+}
+
+/// A client's side of a connection: each read gets the next piece, or nothing yet; each write takes `most` bytes at most.
+struct Client {
+    pieces: VecDeque<Option<Vec<u8>>>,
+    written: Rc<RefCell<Vec<u8>>>,
+    most: usize,
+    is_full: bool,
+}
+
+impl AsyncRead for Client {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Some(Some(mut piece)) = self.pieces.pop_front() else { return Poll::Pending };
+        let rest = piece.split_off(piece.len().min(buf.remaining()));
+        buf.put_slice(&piece);
+        if !rest.is_empty() {
+            self.pieces.push_front(Some(rest));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.is_full = !self.is_full;
+        if self.is_full {
+            return Poll::Pending;
+        }
+        let count = buf.len().min(self.most);
+        self.written.borrow_mut().extend_from_slice(&buf[..count]);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Keeps the tasks of streams until they are polled.
+#[derive(Clone, Default)]
+struct Tasks(Rc<RefCell<Vec<Task>>>);
+
+impl<F: Future<Output = ()> + 'static> Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        self.0.borrow_mut().push(Box::pin(task));
+    }
+}
+
+impl Tasks {
+    fn poll(&self, cx: &mut Context<'_>) {
+        let mut tasks = std::mem::take(&mut *self.0.borrow_mut());
+        tasks.retain_mut(|task| task.as_mut().poll(cx).is_pending());
+        self.0.borrow_mut().append(&mut tasks);
+    }
+}
+
+/// An HTTP/2 connection, cut into reads by the first byte; each further byte is something that the client does.
+///
+/// Interim responses are only sent on the streams of their requests, before the final response, and between hyper's frames.
+pub fn h2_streams(data: &[u8]) {
+    run(data);
+}
+
+/// Returns how many interim responses the client got.
+fn run(data: &[u8]) -> usize {
+    let Some((&size, acts)) = data.split_first() else { return 0 };
+    let mut next = 1;
+    let mut bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
+    let mut pieces = VecDeque::new();
+    for byte in acts.iter().take(200) {
+        bytes.extend(act(*byte, &mut next));
+        // With the high bit, what follows comes later.
+        if byte & 0x80 != 0 {
+            pieces.extend(bytes.chunks(usize::from(size).max(1) * 8).map(|piece| Some(piece.to_vec())));
+            pieces.push_back(None);
+            bytes.clear();
+        }
+    }
+    pieces.extend(bytes.chunks(usize::from(size).max(1) * 8).map(|piece| Some(piece.to_vec())));
+    let written = Rc::<RefCell<Vec<u8>>>::default();
+    let rounds = pieces.len() + ROUNDS;
+    let client = Client { pieces, written: Rc::clone(&written), most: 1 + usize::from(size) * 4, is_full: true };
+    let interims = Interims::new(Protocol::Http2);
+    let stream =
+        Downstream::over(client, Protocol::Http2, Activity::new(Protocol::Http2), std::sync::Arc::clone(&interims), Counter::default());
+    let tasks = Tasks::default();
+    let seen = Rc::<RefCell<Vec<(u32, InterimSender)>>>::default();
+    let mut builder = http2::Builder::new(tasks.clone());
+    builder.max_concurrent_streams(4).max_header_list_size(400).max_local_error_reset_streams(1000);
+    let connection = builder.serve_connection(
+        TokioIo::new(stream),
+        service_fn(|request: Request<Incoming>| {
+            let sender = interims.request();
+            let stream: u32 = request.uri().path().trim_start_matches('/').parse().expect("the path is a stream");
+            seen.borrow_mut().push((stream, sender.clone()));
+            answer(stream, sender)
+        }),
+    );
+    let mut connection = pin!(connection);
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..rounds {
+        if connection.as_mut().poll(&mut cx).is_ready() {
+            break;
+        }
+        interims.settle();
+        for (stream, sender) in &*seen.borrow() {
+            assert!(sender.stream().is_none_or(|known| known == *stream), "a request of stream {stream}: {sender:?}");
+        }
+        tasks.poll(&mut cx);
+    }
+    check(&written.borrow())
+}
+
+/// Answers after a few polls, and sends an interim response in each.
+async fn answer(stream: u32, sender: InterimSender) -> Result<Response<Full<Bytes>>, Infallible> {
+    let fields = HeaderMap::from_iter([("x-for".parse().expect("a name"), HeaderValue::from(stream))]);
+    let mut polls = 0;
+    poll_fn(|_| {
+        sender.send(StatusCode::EARLY_HINTS, &fields);
+        polls += 1;
+        if polls > stream % 5 { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    Ok(Response::new(Full::new(Bytes::from(vec![0; usize::try_from(stream).unwrap_or(0) * 10]))))
+}
+
+/// Checks all that the client got; returns how many interim responses that were.
+fn check(mut bytes: &[u8]) -> usize {
+    let mut hints = 0;
+    let mut ended = BTreeSet::new();
+    let mut in_block = false;
+    while let Some((head, rest)) = bytes.split_at_checked(9) {
+        let length = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let (kind, flags, stream) = (head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
+        let Some((payload, rest)) = rest.split_at_checked(length) else { return hints };
+        assert!(kind <= CONTINUATION && in_block == (kind == CONTINUATION), "a frame of kind {kind}");
+        match kind {
+            HEADERS if payload.starts_with(HINTS) => {
+                assert!(!ended.contains(&stream), "an interim response after the end of stream {stream}");
+                let wanted = field("x-for", &stream.to_string());
+                hints += 1;
+                assert_eq!((flags, &payload[HINTS.len()..]), (END_HEADERS, wanted.as_slice()), "stream {stream}");
+            }
+            HEADERS | RST_STREAM => {
+                ended.insert(stream);
+                in_block = kind == HEADERS && flags & END_HEADERS == 0;
+            }
+            CONTINUATION => in_block = flags & END_HEADERS == 0,
+            _ => {}
+        }
+        bytes = rest;
+    }
+    hints
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn interim_responses_go_to_the_streams_of_their_requests(data in vec(any::<u8>(), 1..60)) {
+            h2_streams(&data);
+        }
+
+        #[test]
+        fn every_valid_request_gets_its_own(acts in vec(proptest::sample::select(vec![0_u8, 4, 132, 136]), 1..4), size: u8) {
+            let hints = run(&[vec![size], acts.clone()].concat());
+            prop_assert!(hints >= acts.len(), "{}", hints);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Sends the trailers of a chunked body, which hyper's HTTP/1.1 encoder drops.
+//!
+//! hyper sends a trailer field only if a `Trailer` field named it before the body, and of a response only if the client sent `TE: trailers`
+//! ([hyper#3375](https://github.com/hyperium/hyper/pull/3375)). Senders need not name them (RFC 9110 section 6.6.2), and a proxy can't
+//! when they come.
+//!
+//! So a body does not give its trailers to hyper. It waits until hyper's buffer is empty, which [`Flushes`] tells, has [`ChunkedEnd`] keep
+//! the trailers, and ends. The next bytes that hyper writes are then the last chunk, `0 CR LF CR LF`, in place of which the stream below hyper
+//! writes the last chunk with the trailers. If they are anything else, the write fails: nothing is guessed.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
+use http::HeaderMap;
+use tokio::io::AsyncWrite;
+
+/// How hyper ends a chunked body that has no trailers.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Counts how often everything that hyper wrote has left the process. hyper flushes the stream below it only when its own buffer is empty.
+#[derive(Debug, Default)]
+pub struct Flushes {
+    count: AtomicU64,
+    waker: AtomicWaker,
+}
+
+impl Flushes {
+    /// Notes a flush.
+    pub fn note(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.waker.wake();
+    }
+
+    /// Returns how many there were.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Completes once there were more than `since`.
+    pub fn poll_after(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker());
+        if self.count() > since { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// The trailers that a stream sends in place of the end that hyper writes next.
+#[derive(Debug, Default)]
+pub struct ChunkedEnd {
+    armed: AtomicBool,
+    /// What is left to write of the last chunk with its trailers.
+    left: Mutex<Bytes>,
+}
+
+impl ChunkedEnd {
+    /// Has the body that ends now end with `trailers`. hyper's buffer must be empty.
+    pub fn arm(&self, trailers: &HeaderMap) {
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) = last_chunk(trailers).into();
+        self.armed.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether trailers wait for the end of a body.
+    pub fn is_armed(&self) -> bool {
+        self.armed.load(Ordering::Relaxed)
+    }
+
+    /// Forgets the trailers.
+    pub fn disarm(&self) {
+        self.armed.store(false, Ordering::Relaxed);
+    }
+
+    /// Replaces the end of a body that hyper offers, if trailers wait for it; `None` if none do. The result counts bytes of `offered`.
+    pub fn poll_replace<S>(&self, stream: &mut S, cx: &mut Context<'_>, offered: &[u8]) -> Option<Poll<io::Result<usize>>>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        if !self.is_armed() {
+            return None;
+        }
+        Some(self.poll_end(stream, cx, offered))
+    }
+
+    fn poll_end<S: AsyncWrite + Unpin>(&self, stream: &mut S, cx: &mut Context<'_>, offered: &[u8]) -> Poll<io::Result<usize>> {
+        if !offered.starts_with(LAST_CHUNK) {
+            self.disarm();
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "trailers, but no end of a body")));
+        }
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        while !left.is_empty() {
+            match ready!(Pin::new(&mut *stream).poll_write(cx, &left))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => left.advance(count),
+            }
+        }
+        self.disarm();
+        Poll::Ready(Ok(LAST_CHUNK.len()))
+    }
+}
+
+/// The last chunk of a body with `trailers` (RFC 9112 section 7.1). Neither a name nor a value can hold a line end.
+fn last_chunk(trailers: &HeaderMap) -> Vec<u8> {
+    let mut bytes = b"0\r\n".to_vec();
+    for (name, value) in trailers {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes
+}
+
+/// The first of `bufs` that is not empty.
+pub fn first<'a>(bufs: &'a [io::IoSlice<'_>]) -> &'a [u8] {
+    bufs.iter().find(|buf| !buf.is_empty()).map_or(&[], |buf| buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use http::HeaderValue;
+
+    use super::*;
+
+    /// Takes one byte at every second call.
+    #[derive(Default)]
+    struct Slow {
+        written: Vec<u8>,
+        ready: bool,
+    }
+
+    impl AsyncWrite for Slow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.ready = !self.ready;
+            if !self.ready {
+                return Poll::Pending;
+            }
+            self.written.push(buf[0]);
+            Poll::Ready(Ok(1))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn trailers() -> HeaderMap {
+        HeaderMap::from_iter([("x-checksum".parse().unwrap(), HeaderValue::from_static("abc"))])
+    }
+
+    #[test]
+    fn the_end_of_a_body_is_replaced_and_nothing_else() {
+        let (end, mut stream) = (ChunkedEnd::default(), Slow::default());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(end.poll_replace(&mut stream, &mut cx, LAST_CHUNK).is_none(), "no trailers");
+        end.arm(&trailers());
+        let count = loop {
+            match end.poll_replace(&mut stream, &mut cx, b"0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").expect("trailers wait") {
+                Poll::Ready(count) => break count.unwrap(),
+                Poll::Pending => {}
+            }
+        };
+        assert_eq!((count, stream.written.as_slice()), (5, &b"0\r\nx-checksum: abc\r\n\r\n"[..]));
+        assert!(end.poll_replace(&mut stream, &mut cx, LAST_CHUNK).is_none(), "one end only");
+    }
+
+    #[test]
+    fn what_is_not_the_end_of_a_body_breaks_the_connection() {
+        let others =
+            ["5\r\nhello\r\n0\r\n\r\n", "\r\n0\r\n\r\n", "0\r\n", "0\r\nx: y\r\n\r\n", "00\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n", ""];
+        for offered in others {
+            let (end, mut stream) = (ChunkedEnd::default(), Slow::default());
+            end.arm(&trailers());
+            let poll = end.poll_replace(&mut stream, &mut Context::from_waker(Waker::noop()), offered.as_bytes());
+            assert!(matches!(poll, Some(Poll::Ready(Err(_)))) && stream.written.is_empty(), "{offered:?}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The bodies of refusals that hyper sends by itself.
+//!
+//! hyper answers a head that it can't read with 400, 414 or 431, an empty body and the end of the connection, and tells nobody before
+//! ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`] recognizes such a response: it is what hyper writes after its
+//! buffer was empty with no request being served, and no request has begun since.
+
+use http::StatusCode;
+
+use super::activity::Activity;
+use super::h1_request_guard::Fault;
+
+/// The longest head that hyper writes by itself.
+const LONGEST: usize = 512;
+const NO_BODY: &[u8] = b"content-length: 0\r\n";
+
+/// Recognizes what hyper answers by itself.
+#[derive(Debug)]
+pub struct HyperRefusals {
+    /// How many requests had begun when hyper last had nothing to write and nothing to do.
+    idle_since: Option<u64>,
+}
+
+impl HyperRefusals {
+    /// Begins with a connection on which nothing was written.
+    pub fn new() -> Self {
+        Self { idle_since: Some(0) }
+    }
+
+    /// Notes that hyper's buffer is empty.
+    pub fn flushed(&mut self, activity: &Activity) {
+        self.idle_since = activity.is_idle().then(|| activity.begun());
+    }
+
+    /// Returns the response to send in place of `offered`, if that is a refusal of hyper's; `fault` is what is known of the reason.
+    pub fn replacement<'a>(&self, offered: impl Iterator<Item = &'a [u8]>, activity: &Activity, fault: Fault) -> Option<Vec<u8>> {
+        if self.idle_since != Some(activity.begun()) {
+            return None;
+        }
+        let mut head = Vec::new();
+        for piece in offered {
+            head.extend_from_slice(piece.get(..LONGEST).unwrap_or(piece));
+            if head.len() >= LONGEST {
+                return None;
+            }
+        }
+        with_body(&head, fault)
+    }
+}
+
+/// Gives the refusal with this `head` a body.
+fn with_body(head: &[u8], fault: Fault) -> Option<Vec<u8>> {
+    let code = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
+    let (kind, message) = explanation(StatusCode::from_bytes(code).ok()?, fault)?;
+    let at = memchr::memmem::find(head, NO_BODY)?;
+    if !head.ends_with(b"\r\n\r\n") {
+        return None;
+    }
+    let body = body(kind, message);
+    let fields = format!("content-type: application/json\r\ncache-control: no-store\r\ncontent-length: {}\r\n", body.len());
+    Some([&head[..at], fields.as_bytes(), &head[at + NO_BODY.len()..], body.as_bytes()].concat())
+}
+
+/// The type of a refusal, and a sentence for the client.
+fn explanation(status: StatusCode, fault: Fault) -> Option<(&'static str, &'static str)> {
+    Some(match (status, fault) {
+        (StatusCode::BAD_REQUEST, Fault::Ambiguous) => {
+            ("ambiguous_length", "The request states its length more than once, by Content-Length or Transfer-Encoding.")
+        }
+        (StatusCode::BAD_REQUEST, Fault::Other) => ("bad_head", "The request's first line or one of its header fields is malformed."),
+        (StatusCode::URI_TOO_LONG, _) => ("target_too_long", "The request's target is too long."),
+        (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, _) => {
+            ("head_too_large", "The request's head is too large, or has too many header fields.")
+        }
+        _ => return None,
+    })
+}
+
+fn body(kind: &str, message: &str) -> String {
+    format!("{}\n", serde_json::json!({"error": {"type": kind, "message": message}}))
+}
+
+/// The response to a head that was begun and not finished in time.
+pub fn head_timeout() -> Vec<u8> {
+    let body = body("head_timeout", "The request's head did not arrive in time.");
+    format!(
+        "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::labels::Protocol;
+
+    const REFUSAL: &str =
+        "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: Sun, 29 Nov 2026 06:00:00 GMT\r\n\r\n";
+
+    fn replaced(refusals: &HyperRefusals, activity: &Activity, offered: &str) -> bool {
+        refusals.replacement([&b""[..], offered.as_bytes()].into_iter(), activity, Fault::Other).is_some()
+    }
+
+    #[test]
+    fn only_what_hyper_writes_by_itself_is_replaced() {
+        let activity = Activity::new(Protocol::Http1);
+        let mut refusals = HyperRefusals::new();
+        assert!(replaced(&refusals, &activity, REFUSAL), "a first head that hyper can't read");
+        for other in [
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 5\r\n\r\nhello",
+            "x",
+            &REFUSAL.repeat(9),
+        ] {
+            assert!(!replaced(&refusals, &activity, other), "{other}");
+        }
+        let request = activity.begin();
+        assert!(!replaced(&refusals, &activity, REFUSAL), "a response of the service");
+        refusals.flushed(&activity);
+        assert!(!replaced(&refusals, &activity, REFUSAL), "while a request is served");
+        drop(request);
+        assert!(!replaced(&refusals, &activity, REFUSAL), "hyper may hold bytes of its response");
+        refusals.flushed(&activity);
+        assert!(replaced(&refusals, &activity, REFUSAL), "a second head that hyper can't read");
+        drop(activity.begin());
+        assert!(!replaced(&refusals, &activity, REFUSAL), "a request began and ended before its response was written");
+    }
+
+    #[test]
+    fn the_body_says_why_and_its_length_is_right() {
+        for (status, fault, kind) in [
+            ("400", Fault::Other, "bad_head"),
+            ("400", Fault::Ambiguous, "ambiguous_length"),
+            ("414", Fault::Other, "target_too_long"),
+            ("431", Fault::Other, "head_too_large"),
+        ] {
+            let text = String::from_utf8(with_body(REFUSAL.replace("400", status).as_bytes(), fault).unwrap()).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(head.contains(&format!("content-length: {}\r\n", body.len())) && head.matches("content-length").count() == 1, "{head}");
+            assert!(head.contains("connection: close") && head.contains("date: Sun"), "{head}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["error"]["type"], kind);
+        }
+    }
+}

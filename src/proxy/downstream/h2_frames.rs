@@ -1,0 +1,211 @@
+//! Follows the frames that hyper writes to an HTTP/2 client, so that others can be written between them.
+
+use std::sync::Arc;
+
+use super::interims::Interims;
+
+const HEAD: usize = 9;
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PUSH_PROMISE: u8 = 5;
+const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// The size of a dynamic table where SETTINGS say nothing (RFC 9113 section 6.5.2).
+const TABLE_SIZE: u32 = 4096;
+/// SETTINGS_HEADER_TABLE_SIZE.
+const HEADER_TABLE_SIZE: u16 = 1;
+
+/// Where hyper's output is in its frames.
+pub struct H2Frames {
+    interims: Arc<Interims>,
+    table: TableUpdates,
+    head: [u8; HEAD],
+    head_len: usize,
+    /// Bytes that are left of the current frame.
+    left: usize,
+    /// Whether the next frame must be a CONTINUATION.
+    in_block: bool,
+}
+
+impl H2Frames {
+    pub fn new(interims: Arc<Interims>) -> Self {
+        Self { interims, table: TableUpdates::default(), head: [0; HEAD], head_len: 0, left: 0, in_block: false }
+    }
+
+    /// What is told of the client's header blocks and resets.
+    pub fn interims(&self) -> &Interims {
+        &self.interims
+    }
+
+    /// What is told of the client's SETTINGS.
+    pub fn table(&mut self) -> &mut TableUpdates {
+        &mut self.table
+    }
+
+    /// Takes bytes that hyper wrote.
+    pub fn written(&mut self, mut bytes: &[u8]) {
+        loop {
+            let step = self.left.min(bytes.len());
+            self.left -= step;
+            bytes = &bytes[step..];
+            if bytes.is_empty() {
+                return;
+            }
+            let fresh = (HEAD - self.head_len).min(bytes.len());
+            self.head[self.head_len..self.head_len + fresh].copy_from_slice(&bytes[..fresh]);
+            self.head_len += fresh;
+            bytes = &bytes[fresh..];
+            if self.head_len < HEAD {
+                return;
+            }
+            self.head_len = 0;
+            let [high, middle, low, kind, flags, id @ ..] = self.head;
+            self.left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+            if matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
+                self.in_block = flags & END_HEADERS == 0;
+                self.table.block_sent();
+            }
+            match kind {
+                HEADERS | RST_STREAM => self.interims.close(u32::from_be_bytes(id)),
+                SETTINGS if flags & ACK != 0 => self.table.acknowledged(),
+                _ => {}
+            }
+        }
+    }
+
+    /// Returns whether an interim response may be written as soon as hyper's current frame and header block end.
+    pub fn allows_interims(&self) -> bool {
+        self.table.due.is_none()
+    }
+
+    /// Returns whether hyper's last frame and header block have ended.
+    pub fn is_between(&self) -> bool {
+        self.head_len == 0 && self.left == 0 && !self.in_block
+    }
+
+    /// Returns how many bytes hyper may write before that has to be asked again.
+    pub fn until_next(&self) -> usize {
+        if self.left > 0 { self.left } else { HEAD - self.head_len }
+    }
+}
+
+/// Whether hyper's next header block has to begin with an update of its table's size, because the client's SETTINGS reduced that: no
+/// other block may come first (RFC 9113 section 4.3.1).
+#[derive(Debug, Default)]
+pub struct TableUpdates {
+    /// Bytes of the current SETTINGS that were not taken, and how many.
+    entry: [u8; 6],
+    entry_len: usize,
+    size: Option<u32>,
+    /// SETTINGS of the client that hyper has not acknowledged.
+    unacknowledged: usize,
+    /// Acknowledgements that must come before the block with the update.
+    due: Option<usize>,
+}
+
+impl TableUpdates {
+    /// Notes that SETTINGS of the client begin.
+    pub fn settings_begin(&mut self) {
+        self.entry_len = 0;
+        self.unacknowledged += 1;
+    }
+
+    /// Takes a piece of the client's SETTINGS.
+    pub fn settings(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.entry[self.entry_len] = *byte;
+            self.entry_len += 1;
+            if self.entry_len == self.entry.len() {
+                self.entry_len = 0;
+                let [a, b, value @ ..] = self.entry;
+                if u16::from_be_bytes([a, b]) == HEADER_TABLE_SIZE {
+                    let size = u32::from_be_bytes(value);
+                    if size < self.size.unwrap_or(TABLE_SIZE) {
+                        self.due = Some(self.unacknowledged);
+                    }
+                    self.size = Some(size);
+                }
+            }
+        }
+    }
+
+    fn acknowledged(&mut self) {
+        self.unacknowledged = self.unacknowledged.saturating_sub(1);
+        self.due = self.due.map(|due| due.saturating_sub(1));
+    }
+
+    fn block_sent(&mut self) {
+        if self.due == Some(0) {
+            self.due = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::labels::Protocol;
+
+    fn frame(kind: u8, flags: u8, length: usize) -> Vec<u8> {
+        let [.., high, middle, low] = length.to_be_bytes();
+        [&[high, middle, low, kind, flags, 0, 0, 0, 1][..], &vec![0; length]].concat()
+    }
+
+    fn frames() -> H2Frames {
+        H2Frames::new(Interims::new(Protocol::Http2))
+    }
+
+    #[test]
+    fn another_frame_comes_only_where_a_frame_ends_and_no_header_block_goes_on() {
+        let written = [
+            (frame(SETTINGS, 0, 6), true),
+            (frame(0, 0, 300), true),
+            (frame(HEADERS, END_HEADERS, 20), true),
+            (frame(HEADERS, 0, 20), false),
+            (frame(CONTINUATION, 0, 0), false),
+            (frame(CONTINUATION, END_HEADERS, 1), true),
+            (frame(0, 1, 0), true),
+            (frame(RST_STREAM, 0, 4), true),
+        ];
+        for size in [1, 2, 8, 9, 10, 100, 1000] {
+            let mut frames = frames();
+            for (bytes, between) in &written {
+                let mut left = &bytes[..];
+                while !left.is_empty() {
+                    let step = size.min(left.len()).min(frames.until_next());
+                    frames.written(&left[..step]);
+                    left = &left[step..];
+                    assert_eq!(frames.is_between(), left.is_empty() && *between, "{size}: {bytes:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_smaller_table_hypers_block_comes_first() {
+        let mut frames = frames();
+        let settings = |frames: &mut H2Frames, size: u32| {
+            frames.table().settings_begin();
+            let bytes = [&[0, 3, 0, 0, 0, 9, 0, 1][..], &size.to_be_bytes()].concat();
+            for piece in bytes.chunks(5) {
+                frames.table().settings(piece);
+            }
+        };
+        settings(&mut frames, 65_536);
+        assert!(frames.allows_interims(), "larger");
+        settings(&mut frames, 4096);
+        assert!(!frames.allows_interims(), "smaller");
+        frames.written(&frame(HEADERS, END_HEADERS, 1));
+        frames.written(&frame(SETTINGS, ACK, 0));
+        frames.written(&frame(HEADERS, END_HEADERS, 1));
+        assert!(!frames.allows_interims(), "only the first SETTINGS were acknowledged");
+        frames.written(&frame(SETTINGS, ACK, 0));
+        assert!(!frames.allows_interims(), "no block yet");
+        frames.written(&frame(HEADERS, END_HEADERS, 1));
+        assert!(frames.allows_interims());
+    }
+}

@@ -1,0 +1,293 @@
+//! Sends interim responses (1xx) to clients, which hyper's server can't.
+//!
+//! hyper has no way to send one over either protocol ([hyper#2743](https://github.com/hyperium/hyper/issues/2743),
+//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114)). [`Interims`] keeps them until the stream below hyper can write them: over HTTP/1.1
+//! when hyper's buffer is empty, over HTTP/2 between two frames. Their fields are literals that no HPACK table keeps (RFC 7541 section 6.2.2), so
+//! hyper's encoder and the client's decoder stay in step.
+//!
+//! Over HTTP/2 hyper does not tell on which stream a request came. [`Interims`] counts: it is told of every header block that begins a
+//! stream, in their order, and of every request that hyper passes on, which is in the same order. If, whenever hyper has done all it
+//! can, there were as many requests as header blocks, then each block was one request, and the streams are known. At the first
+//! difference, which malformed and refused requests cause, the connection sends no more interim responses. None is guessed.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
+use http::{HeaderMap, StatusCode};
+use tokio::io::AsyncWrite;
+
+use crate::labels::Protocol;
+
+/// The most bytes of interim responses that wait for a client.
+const MOST: usize = 64 * 1024;
+/// The size of one, at most: every client takes a frame of so many bytes (RFC 9113 section 4.2).
+const LARGEST: usize = 16 * 1024;
+
+/// The interim responses of one connection.
+pub struct Interims {
+    protocol: Protocol,
+    /// Whether some wait, or one is partly written. Only a hint: `state` says which.
+    waiting: AtomicBool,
+    state: Mutex<State>,
+    /// Wakes the connection.
+    writer: AtomicWaker,
+    /// Wakes the one request of an HTTP/1.1 connection.
+    written: AtomicWaker,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Interim>,
+    /// Whether the first of the queue is partly written.
+    is_partly_written: bool,
+    streams: Streams,
+}
+
+struct Interim {
+    stream: u32,
+    bytes: Bytes,
+}
+
+/// Which HTTP/2 streams are known.
+#[derive(Default)]
+struct Streams {
+    /// Header blocks that hyper got and has not passed on as a request.
+    blocks: VecDeque<u32>,
+    /// Requests so far, and up to which of them the streams are known.
+    requests: u64,
+    known: u64,
+    /// Whether a header block was no request, or the reverse.
+    is_lost: bool,
+    /// Streams of requests that hyper has not begun to answer, and that neither side has reset.
+    open: Vec<u32>,
+}
+
+impl Interims {
+    pub fn new(protocol: Protocol) -> Arc<Self> {
+        let (writer, written) = (AtomicWaker::new(), AtomicWaker::new());
+        Arc::new(Self { protocol, waiting: AtomicBool::new(false), state: Mutex::default(), writer, written })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that hyper got the whole header block that begins `stream`.
+    pub fn block_received(&self, stream: u32) {
+        self.state().streams.blocks.push_back(stream);
+    }
+
+    /// Notes that hyper passes a request on; returns what sends its interim responses. Must be called in the order of requests.
+    pub fn request(self: &Arc<Self>) -> InterimSender {
+        let streams = &mut self.state().streams;
+        streams.requests += 1;
+        let (mut stream, number) = (0, streams.requests);
+        if self.protocol == Protocol::Http2 {
+            match streams.blocks.pop_front() {
+                Some(id) if !streams.is_lost => {
+                    stream = id;
+                    streams.open.push(id);
+                }
+                Some(_) => {}
+                None => streams.is_lost = true,
+            }
+        }
+        InterimSender { interims: Arc::clone(self), stream, number }
+    }
+
+    /// Notes that hyper has done all that it can for now.
+    pub fn settle(&self) {
+        if self.protocol == Protocol::Http1 {
+            return;
+        }
+        let streams = &mut self.state().streams;
+        if !streams.blocks.is_empty() {
+            streams.is_lost = true;
+            streams.blocks.clear();
+        }
+        if !streams.is_lost {
+            streams.known = streams.requests;
+        }
+    }
+
+    /// Notes that `stream` has a final response, or was reset.
+    pub fn close(&self, stream: u32) {
+        let mut state = self.state();
+        let Some(at) = state.streams.open.iter().position(|open| *open == stream) else { return };
+        state.streams.open.swap_remove(at);
+        if state.queue.is_empty() {
+            return;
+        }
+        let keep = usize::from(state.is_partly_written);
+        let mut index = 0;
+        state.queue.retain(|interim| {
+            index += 1;
+            index <= keep || interim.stream != stream
+        });
+        self.waiting.store(!state.queue.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Returns whether interim responses wait to be written.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether one of them is partly written, so that nothing else may be.
+    pub fn is_partly_written(&self) -> bool {
+        self.is_waiting() && self.state().is_partly_written
+    }
+
+    /// Has `cx` woken when there are some to be written.
+    pub fn register(&self, cx: &Context<'_>) {
+        self.writer.register(cx.waker());
+    }
+
+    /// Writes what waits to `stream`, where hyper's bytes are at a point at which something else may come; only the rest of one that
+    /// is partly written if `only_rest`.
+    pub fn poll_write<S>(&self, stream: &mut S, cx: &mut Context<'_>, only_rest: bool) -> Poll<io::Result<()>>
+    where
+        S: AsyncWrite + Unpin,
+    {
+        if !self.is_waiting() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut state = self.state();
+        while !only_rest || state.is_partly_written {
+            let Some(first) = state.queue.front_mut() else { break };
+            match ready!(Pin::new(&mut *stream).poll_write(cx, &first.bytes))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => first.bytes.advance(count),
+            }
+            state.is_partly_written = !first.bytes.is_empty();
+            if !state.is_partly_written {
+                state.queue.pop_front();
+            }
+        }
+        if state.queue.is_empty() {
+            self.waiting.store(false, Ordering::Relaxed);
+            self.written.wake();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Sends the interim responses of one request.
+#[derive(Clone)]
+pub struct InterimSender {
+    interims: Arc<Interims>,
+    /// The stream; 0 over HTTP/1.1, and where it is not known.
+    stream: u32,
+    /// Which request of the connection it is.
+    number: u64,
+}
+
+impl fmt::Debug for InterimSender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InterimSender").field("stream", &self.stream).finish_non_exhaustive()
+    }
+}
+
+impl InterimSender {
+    /// Sends an interim response with `status`, which must be 1xx and not 101, and fields from which hop-by-hop fields were removed. It is
+    /// dropped where the stream is not known, where the final response has begun, and where the client reads too slowly.
+    pub fn send(&self, status: StatusCode, headers: &HeaderMap) {
+        let Self { interims, stream, number } = self;
+        let bytes = match interims.protocol {
+            Protocol::Http1 => http1(status, headers),
+            Protocol::Http2 => http2(*stream, status, headers),
+        };
+        if bytes.len() > LARGEST {
+            return;
+        }
+        let mut state = interims.state();
+        let streams = &state.streams;
+        let is_current = match interims.protocol {
+            Protocol::Http1 => *number == streams.requests,
+            Protocol::Http2 => *number <= streams.known && streams.open.contains(stream),
+        };
+        let waiting: usize = state.queue.iter().map(|interim| interim.bytes.len()).sum();
+        if !is_current || waiting + bytes.len() > MOST {
+            return;
+        }
+        state.queue.push_back(Interim { stream: *stream, bytes: bytes.into() });
+        interims.waiting.store(true, Ordering::Relaxed);
+        drop(state);
+        interims.writer.wake();
+    }
+
+    /// Completes once nothing waits any more. Over HTTP/1.1 a final response must not be begun before.
+    pub fn poll_written(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.interims.written.register(cx.waker());
+        if self.interims.is_waiting() { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// Returns the HTTP/2 stream of the request; `None` while it is not known.
+    #[cfg(any(test, fuzzing))]
+    pub fn stream(&self) -> Option<u32> {
+        (self.number <= self.interims.state().streams.known).then_some(self.stream)
+    }
+
+    /// Returns whether the connection speaks HTTP/2.
+    pub fn is_h2(&self) -> bool {
+        self.interims.protocol == Protocol::Http2
+    }
+
+    /// Returns whether something waits to be written.
+    pub fn is_waiting(&self) -> bool {
+        self.interims.is_waiting()
+    }
+}
+
+/// An interim response of HTTP/1.1. No value can hold a line end.
+fn http1(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+    let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
+    for (name, value) in headers {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes
+}
+
+/// A HEADERS frame with END_HEADERS and without END_STREAM (RFC 9113 section 6.2).
+fn http2(stream: u32, status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
+    // Entry 8 of the static table is `:status`; the literal is not indexed.
+    let mut block = vec![8];
+    string(&mut block, status.as_str().as_bytes());
+    for (name, value) in headers {
+        block.push(if value.is_sensitive() { 0x10 } else { 0 });
+        string(&mut block, name.as_str().as_bytes());
+        string(&mut block, value.as_bytes());
+    }
+    let length = u32::try_from(block.len()).unwrap_or(u32::MAX).to_be_bytes();
+    [&length[1..], &[1, 4], &stream.to_be_bytes(), &block].concat()
+}
+
+/// Appends a string without Huffman code (RFC 7541 sections 5.1 and 5.2).
+fn string(block: &mut Vec<u8>, text: &[u8]) {
+    let mut left = text.len();
+    if left < 127 {
+        block.push(u8::try_from(left).unwrap_or(0));
+    } else {
+        block.push(127);
+        left -= 127;
+        while left >= 128 {
+            block.push(u8::try_from(left % 128).unwrap_or(0) | 128);
+            left /= 128;
+        }
+        block.push(u8::try_from(left).unwrap_or(0));
+    }
+    block.extend_from_slice(text);
+}
+
+#[cfg(test)]
+mod tests;
