@@ -193,6 +193,7 @@ TABLE = {
         ("loopgate demo --once", operated),
     ],
     "docs/architecture.md": [],
+    "docs/benchmark.md": [],
     "docs/comparison.md": [],
     "docs/reference.md": [],
     "docs/threat-model.md": [],

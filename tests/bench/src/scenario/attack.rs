@@ -60,9 +60,11 @@ impl Attack {
         let backend = Backend::start(free_address()?)?;
         let running = around.start_for(purpose, backend.address, peer, config).await?;
         let client = TlsClient::new(running.target.address, around.certificate.ca.clone()).without_tickets();
-        let attacked = Attacked { running, backend, client, time: window * WINDOWS };
         // What a first request costs is no attack's.
-        Bystanders::watch(&attacked.client, Duration::from_millis(500), || {}).await?;
+        Bystanders::watch(&client, Duration::from_millis(500), || {}).await?;
+        let tree = running.tree.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let before = [tree.memory()?, backend.tree().memory()?];
+        let attacked = Attacked { running, backend, client, time: window * WINDOWS, before };
         match self {
             Self::Chains => attacked.chains().await,
             Self::Unread => attacked.flooded(&[(25, 100, Stream::Unread, "/file/3500000")]).await,
@@ -82,6 +84,8 @@ struct Attacked {
     backend: Backend,
     client: TlsClient,
     time: Duration,
+    /// The memory of the side and of the backend before the attack.
+    before: [u64; 2],
 }
 
 impl Attacked {
@@ -128,7 +132,6 @@ impl Attacked {
     }
 
     async fn uploads(self) -> io::Result<Sample> {
-        let before = self.tree()?.memory()?;
         let address = self.backend.address;
         drop(self.backend);
         let outage = Instant::now();
@@ -165,7 +168,7 @@ impl Attacked {
         }
         let measures = vec![
             ("MiB sent", sent as f64 / MIB),
-            ("MiB more", most.saturating_sub(before) as f64 / MIB),
+            ("MiB more", most.saturating_sub(self.before[0]) as f64 / MIB),
             ("ms to the first answer afterwards", back.elapsed().as_secs_f64() * 1e3),
         ];
         Ok(Sample { measures, failed: 0 })
@@ -196,9 +199,8 @@ impl Attacked {
     /// Watches for the time of an attack that runs.
     async fn watch(&self) -> io::Result<Sample> {
         let (tree, backend) = (self.tree()?, self.backend.tree());
-        let before = [tree.memory()?, backend.memory()?];
         let (cpu, start) = (self.running.cpu(), Instant::now());
-        let mut most = before;
+        let mut most = self.before;
         let bystanders = Bystanders::watch(&self.client, self.time, || {
             for (most, tree) in most.iter_mut().zip([tree, &backend]) {
                 *most = tree.memory().unwrap_or_default().max(*most);
@@ -206,7 +208,7 @@ impl Attacked {
         })
         .await?;
         let cpu = (self.running.cpu() - cpu).as_secs_f64() * 1e3 / start.elapsed().as_secs_f64();
-        let more = |at: usize| most[at].saturating_sub(before[at]) as f64 / MIB;
+        let more = |at: usize| most[at].saturating_sub(self.before[at]) as f64 / MIB;
         let measures = vec![
             ("agent p50 ms", bystanders.agent.p50().as_secs_f64() * 1e3),
             ("agent p99 ms", bystanders.agent.p99().as_secs_f64() * 1e3),
