@@ -91,6 +91,8 @@ def disagreement(seen: dict, lines: list[dict]) -> str | None:
             return "whole for the client, not in the log"
         if seen["status"] != 200 and line.get("end") == "complete":
             return "loopgate's own answer is logged as the gateway's"
+    elif line.get("bytes", 0) < seen["bytes"]:
+        return "fewer bytes in the log than the client got"
     elif line.get("end") == "complete":
         return "broken for the client, complete in the log"
     return None

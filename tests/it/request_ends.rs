@@ -112,6 +112,10 @@ async fn every_end_has_one_label_in_the_log_and_in_the_metrics() {
         let Some(bytes) = bytes else { continue };
         assert!(lines.iter().any(|line| line["end"] == *end && line["bytes"] == *bytes), "{end} {bytes}: {lines:#?}");
     }
+    // `bytes` are those that the socket took, not those that the gateway sent.
+    for line in lines.iter().filter(|line| line["end"] == "client_stalled") {
+        assert!((1..100_000_000).contains(&line["bytes"].as_u64().unwrap()), "{line}");
+    }
     let mut by_label = BTreeMap::new();
     for end in found {
         *by_label.entry(end).or_insert(0) += 1;
@@ -159,4 +163,57 @@ async fn what_a_reload_forbids_is_logged_as_such() {
     assert_eq!(counted(&sidecar).get("revoked"), Some(&2));
     let revoked = access_log(&sidecar).iter().filter(|line| line["end"] == "revoked" && line["path"] == "/held").count();
     assert_eq!(revoked, 2);
+}
+
+#[tokio::test]
+async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_metrics() {
+    let admin = format!("--admin={}", free_address());
+    let flags = ["--access-log", &admin, "--request-timeout=500ms", "--stall-timeout=1s", "--gateway-wait=0s"];
+    let sidecar = process(&flags, "[[external.paths]]\ndeny = \"/private\"\n[[external.paths]]\nallow = \"/\"\nupgrade = true\n").await;
+    let websocket = "Connection: Upgrade\r\nContent-Length: 2\r\n";
+    let cases = [
+        ("missing_host", "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        ("duplicate_host", request("GET /", "Host: b\r\n")),
+        ("bad_host", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".to_owned()),
+        ("authority_mismatch", request("GET http://other.example/", "")),
+        ("bad_target", request("GET *", "")),
+        ("connect", "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".to_owned()),
+        ("trace", request("TRACE /", "")),
+        ("bad_length", request("POST /", "Content-Length: 9223372036854775808\r\n")),
+        ("bad_upgrade", request("GET /ws", &format!("{websocket}Upgrade: websocket\r\n")) + "xx"),
+        ("path_denied", request("GET /private", "")),
+        ("ambiguous_path", request("GET /a/%2e%2e/private", "")),
+        ("request_timeout", request("POST /echo", "Content-Length: 10\r\n")),
+        ("bad_body", request("POST /echo", "Transfer-Encoding: chunked\r\n") + "nonsense\r\n"),
+        ("gateway_broke_off", request("POST /dies", "Content-Length: 0\r\n")),
+        ("gateway_head_too_large", request("GET /large-head?400000", "")),
+        ("gateway_timeout", request("GET /stalls", "")),
+        ("gateway_unavailable", request("GET /", "")),
+    ];
+    let mut wanted = BTreeMap::new();
+    for (label, text) in &cases {
+        if *label == "gateway_unavailable" {
+            sidecar.gateway.kill();
+        }
+        let mut client = sidecar.h1(OUTSIDER).await;
+        let response =
+            tokio::time::timeout(Duration::from_secs(10), client.ask(text)).await.unwrap_or_else(|_| panic!("{label}: no answer"));
+        let body: Value = serde_json::from_slice(&response.body).unwrap_or_else(|error| panic!("{label}: {error}: {response:?}"));
+        assert_eq!(body["error"]["type"], *label, "{body}");
+        *wanted.entry((*label).to_owned()).or_insert(0) += 1;
+    }
+    let many = vec![("x-many", "1"); 200];
+    let (response, _) = sidecar.h2(OUTSIDER).await.send_request(h2_request("GET /", &many), true).unwrap();
+    assert_eq!(response.await.unwrap().status(), 431);
+    wanted.insert("too_many_fields".to_owned(), 1);
+    let lines = wait_for_ends(&sidecar, cases.len() + 1).await;
+    let mut logged = BTreeMap::new();
+    for line in &lines {
+        *logged.entry(line["end"].as_str().unwrap().to_owned()).or_insert(0) += 1;
+    }
+    assert_eq!((&logged, &counted(&sidecar)), (&wanted, &wanted));
+    let capped = process(&["--access-log", "--external-scopes=operator.read"], "").await;
+    let (status, body) = capped.ask(Protocol::H1, OUTSIDER, "POST /v1/chat", &[("content-length", "0")]).await;
+    assert_eq!((status, body.contains("\"scope_capped\"")), (403, true));
+    assert_eq!(wait_for_ends(&capped, 1).await[0]["end"], "scope_capped");
 }
