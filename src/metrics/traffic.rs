@@ -74,7 +74,7 @@ pub struct Traffic {
     /// Connections opened to the gateway.
     pub gateway_connections: Counter,
     /// Connections closed because they were no longer authorized for their lane, or to state other clients on it.
-    pub lane_changes: Counter,
+    pub authorizations_revoked: Counter,
     /// Records a span for each request, if tracing is on.
     pub recorder: Option<Arc<dyn Recorder>>,
 }
@@ -177,7 +177,7 @@ impl Default for Traffic {
             refused: Family::default(),
             gateway_errors: Family::default(),
             gateway_connections: Counter::default(),
-            lane_changes: Counter::default(),
+            authorizations_revoked: Counter::default(),
             recorder: None,
         }
     }
@@ -243,7 +243,7 @@ impl Traffic {
         registry.register("requests_refused", "Requests refused without being sent to the gateway", self.refused.clone());
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());
-        registry.register("lane_changes", "Connections closed because they were no longer authorized", self.lane_changes.clone());
+        registry.register("lane_changes", "Connections closed because they were no longer authorized", self.authorizations_revoked.clone());
     }
 }
 
@@ -254,9 +254,9 @@ pub fn count(family: &Family<ReasonLabels, Counter>, reason: &'static str) {
 
 /// Holds a gauge up by one until it is dropped.
 #[derive(Debug)]
-pub struct Held(Gauge);
+pub struct GaugeGuard(Gauge);
 
-impl Held {
+impl GaugeGuard {
     /// Raises `gauge`.
     pub fn new(gauge: &Gauge) -> Self {
         gauge.inc();
@@ -264,7 +264,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -91,6 +91,6 @@ impl Shared {
 
     /// Counts `revoked` connections in the metrics.
     pub(super) fn count_revoked(&self, revoked: usize) {
-        self.traffic.lane_changes.inc_by(revoked as u64);
+        self.traffic.authorizations_revoked.inc_by(revoked as u64);
     }
 }

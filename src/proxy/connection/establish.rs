@@ -24,7 +24,7 @@ use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit_peer, admit_stated_client, decide, may_have_certificate};
 use crate::listener::{Permit, proxy_protocol};
-use crate::metrics::traffic::Held;
+use crate::metrics::traffic::GaugeGuard;
 use crate::proxy::downstream::activity::Activity;
 use crate::proxy::downstream::interims::Interims;
 use crate::proxy::downstream::io::{Downstream, Resources};
@@ -278,7 +278,7 @@ impl Registered {
         info!(target: audit::TARGET, kind = "lane", connection = number, %peer, lane = lane.kind().label(), admitted, agent, "connected");
         let counters = shared.traffic.lane(lane.kind());
         counters.connections.inc();
-        let open = Held::new(&counters.open);
+        let open = GaugeGuard::new(&counters.open);
         let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new(protocol));
         let interims = Interims::new(protocol);
         let resources = Resources::new(held, guard, open);

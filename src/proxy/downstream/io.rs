@@ -18,7 +18,7 @@ use super::h2_frames::H2Frames;
 use super::interims::Interims;
 use crate::labels::Protocol;
 use crate::listener::Permit;
-use crate::metrics::traffic::{Held, Traffic};
+use crate::metrics::traffic::{GaugeGuard, Traffic};
 use crate::proxy::chunked_end::first;
 use crate::proxy::registry::RegistryGuard;
 use crate::tls;
@@ -31,11 +31,11 @@ const CONTROL_FRAMES: usize = 64;
 pub struct Resources {
     _listener: (Permit, WorkerSlot),
     _registered: RegistryGuard,
-    _open: Held,
+    _open: GaugeGuard,
 }
 
 impl Resources {
-    pub(in crate::proxy) fn new(listener: (Permit, WorkerSlot), registered: RegistryGuard, open: Held) -> Self {
+    pub(in crate::proxy) fn new(listener: (Permit, WorkerSlot), registered: RegistryGuard, open: GaugeGuard) -> Self {
         Self { _listener: listener, _registered: registered, _open: open }
     }
 }

@@ -20,7 +20,7 @@ use super::record::RequestRecord;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
 use crate::lane::{GatewayHead, scrub_response};
-use crate::metrics::traffic::Held;
+use crate::metrics::traffic::GaugeGuard;
 use crate::proxy::downstream::io::Downstream;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
@@ -51,7 +51,7 @@ pub async fn upgrade(
     let UpgradeContext { client_side, key, is_h2_connect } = context;
     let shared = &session.shared;
     let counters = shared.traffic.lane(head.lane());
-    let held = Held::new(&counters.tunnels);
+    let held = GaugeGuard::new(&counters.tunnels);
     record.count_sent(counters.sent.clone());
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
     let (first_message, connect_response) = connect_check(session, &head).unzip();

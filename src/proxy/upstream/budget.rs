@@ -21,7 +21,7 @@ use tracing::warn;
 use crate::addr::client_key;
 use crate::config::Limits;
 use crate::labels::LaneKind;
-use crate::metrics::traffic::{Held, Traffic};
+use crate::metrics::traffic::{GaugeGuard, Traffic};
 
 #[cfg(test)]
 mod tests;
@@ -83,7 +83,7 @@ pub struct GatewayPermit {
     purpose: Use,
     /// Whether its return may admit a request that waits.
     dispatches: AtomicBool,
-    _held: Held,
+    _held: GaugeGuard,
 }
 
 /// A budget of requests and one of WebSockets.
@@ -230,7 +230,7 @@ impl ClientBudget {
             }
         }
         holds.fetch_add(1, Ordering::SeqCst);
-        let held = Held::new(&budget.held);
+        let held = GaugeGuard::new(&budget.held);
         Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held })
     }
 
@@ -260,7 +260,7 @@ struct Waiter {
     receiver: oneshot::Receiver<GatewayPermit>,
     /// Whether the queue may still hold it. What gives it a permit removes it.
     is_queued: bool,
-    _queued: Held,
+    _queued: GaugeGuard,
 }
 
 impl Waiter {
@@ -282,7 +282,7 @@ impl Waiter {
             None => queue.push_back(ClientQueue { client: Arc::clone(client), waiters: [waiter].into() }),
         }
         budget.waiting.fetch_add(1, Ordering::SeqCst);
-        Some(Self { client: Arc::clone(client), purpose, receiver, is_queued: true, _queued: Held::new(&budget.queued) })
+        Some(Self { client: Arc::clone(client), purpose, receiver, is_queued: true, _queued: GaugeGuard::new(&budget.queued) })
     }
 }
 
