@@ -73,9 +73,9 @@ impl Session {
 
     /// How long the client may read nothing of a response before its request at the gateway ends. Agents are limited by
     /// `limits.stall_timeout` alone.
-    pub(super) fn gateway_stall(&self) -> Duration {
+    pub(super) fn external_stall_timeout(&self) -> Duration {
         match self.lane.kind() {
-            LaneKind::External => self.settings.limits.gateway_stall,
+            LaneKind::External => self.settings.limits.external_stall_timeout,
             LaneKind::Agent => Duration::MAX,
         }
     }

@@ -35,7 +35,7 @@ where
     let limits = &session.settings.limits;
     // Of HTTP/2, each stream has a limit of its own.
     let stall = match session.protocol {
-        Protocol::Http1 => limits.stall_timeout.min(session.gateway_stall()),
+        Protocol::Http1 => limits.stall_timeout.min(session.external_stall_timeout()),
         Protocol::Http2 => limits.stall_timeout,
     };
     let mut timeouts = Timeouts { head: limits.head_timeout, idle: limits.idle_timeout, stall };

@@ -62,7 +62,7 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
     // Returned when the connection has ended.
     let window = session.shared.windows.lease();
     let connection = pin!(
-        http2::Builder::new(StreamExecutor::new(&session.shared.shutdown, limits.stall_timeout, session.gateway_stall()))
+        http2::Builder::new(StreamExecutor::new(&session.shared.shutdown, limits.stall_timeout, session.external_stall_timeout()))
             .timer(TokioTimer::new())
             .enable_connect_protocol()
             .initial_stream_window_size(window.bytes().min(STREAM_WINDOW))
