@@ -6,6 +6,6 @@ pub mod health;
 pub mod listener;
 pub mod traffic;
 
-pub use discovery::Discovery;
+pub use discovery::DiscoveryMetrics;
 pub use listener::{AcceptRefusal, ListenerMetrics, RefusedLabels};
 pub use traffic::count;

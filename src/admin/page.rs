@@ -11,7 +11,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::discovery::agent_labels as labels;
 
-use super::status::{Certificate, Connection, Discovery, Status, span};
+use super::status::{Certificate, Connection, DiscoveryStatus, Status, span};
 
 const STYLE: &str = include_str!("page.css");
 
@@ -115,7 +115,7 @@ fn certificate(certificate: &Certificate) -> Markup {
     }
 }
 
-fn discovery(discovery: &Discovery) -> Markup {
+fn discovery(discovery: &DiscoveryStatus) -> Markup {
     let (source, state) = discovery.source();
     let (live, off) = (state == "live", state == "off");
     html! {

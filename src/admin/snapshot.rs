@@ -161,7 +161,7 @@ fn certificate(identity: &ServerIdentity, problem: Option<String>) -> status::Ce
     }
 }
 
-fn discovery(view: &View) -> status::Discovery {
+fn discovery(view: &View) -> status::DiscoveryStatus {
     let since = match view.source_state {
         SourceState::Live { since } | SourceState::Disconnected { since, .. } => Some(since),
         SourceState::Off | SourceState::Connecting { .. } => None,
@@ -172,7 +172,7 @@ fn discovery(view: &View) -> status::Discovery {
         Namespace::Orphaned => "orphaned",
         Namespace::Left => "left",
     };
-    status::Discovery {
+    status::DiscoveryStatus {
         docker: of(Discovery::Docker),
         kubernetes: of(Discovery::Kubernetes),
         for_seconds: since.map(|since| (Instant::now() - since).as_secs()),

@@ -27,7 +27,7 @@ pub struct Status {
     /// The certificate that is served.
     pub certificate: Certificate,
     /// The state of discovery.
-    pub discovery: Discovery,
+    pub discovery: DiscoveryStatus,
     /// Containers that are agents, by name.
     pub agents: Vec<Agent>,
     /// Labelled containers that are not agents, by name.
@@ -75,7 +75,7 @@ pub struct Certificate {
 
 /// The state of discovery.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Discovery {
+pub struct DiscoveryStatus {
     /// `off`, `connecting`, `live` or `blind`.
     pub docker: String,
     /// The same of the Kubernetes API server.
@@ -97,7 +97,7 @@ pub struct Discovery {
     pub own_names: Vec<String>,
 }
 
-impl Discovery {
+impl DiscoveryStatus {
     /// Returns the name of the source of agents, and its state.
     pub fn source(&self) -> (&'static str, &str) {
         if self.kubernetes == "off" { ("Docker", &self.docker) } else { ("Kubernetes", &self.kubernetes) }
@@ -225,7 +225,7 @@ pub fn example() -> Status {
             ca_fingerprint: Some(["CD"; 32].join(":")),
             problem: None,
         },
-        discovery: Discovery {
+        discovery: DiscoveryStatus {
             docker: "live".into(),
             kubernetes: "off".into(),
             for_seconds: Some(3720),

@@ -82,7 +82,7 @@ impl Sidecar {
         let shutdown = Shutdown::new();
         let admin_shutdown = Shutdown::new();
         let admin = config.admin.map(admin::bind).transpose()?;
-        let discovery_metrics = metrics::Discovery::default();
+        let discovery_metrics = metrics::DiscoveryMetrics::default();
         let mut view = discovery::start(&config, &discovery_metrics, &shutdown);
         let token = gateway_token::inherited(&config)?;
         for Unreadable { key, path, error } in files::unreadable(&config.gateway) {

@@ -72,7 +72,7 @@ pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
 async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
     let mut report = Report::default();
     let shutdown = Shutdown::new();
-    let mut views = discovery::start(config, &metrics::Discovery::default(), &shutdown);
+    let mut views = discovery::start(config, &metrics::DiscoveryMetrics::default(), &shutdown);
     discovery::wait_until_ready(&mut views, DISCOVERY_TIMEOUT).await;
     let view = Arc::clone(&views.borrow());
 

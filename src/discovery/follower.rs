@@ -67,7 +67,7 @@ pub struct Follower<S: Source> {
     state: SourceState,
     /// The failure that was logged last, and when.
     logged: Option<(String, Instant)>,
-    metrics: metrics::Discovery,
+    metrics: metrics::DiscoveryMetrics,
 }
 
 enum Phase<T> {
@@ -85,7 +85,7 @@ pub enum Update<N> {
 
 impl<S: Source> Follower<S> {
     /// Begins to follow `source`.
-    pub fn new(source: S, metrics: metrics::Discovery) -> Self {
+    pub fn new(source: S, metrics: metrics::DiscoveryMetrics) -> Self {
         info!(source = S::NAME, endpoint = source.endpoint(), "looking for agents");
         Self {
             phase: Phase::following(&source),

@@ -29,7 +29,7 @@ const TICK: Duration = Duration::from_millis(250);
 /// Starts discovery; the first view already holds the interfaces. Must be called within a Tokio runtime.
 ///
 /// A new view is published only when it differs from the one before.
-pub fn start(config: &Config, metrics: &metrics::Discovery, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
+pub fn start(config: &Config, metrics: &metrics::DiscoveryMetrics, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
     let agents = match config.discovery {
         config::Discovery::Kubernetes => AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone())),
         config::Discovery::Docker => match Engine::new(&config.docker.engine, shutdown) {
@@ -68,7 +68,7 @@ pub async fn wait_until_ready(view: &mut watch::Receiver<Arc<View>>, limit: Dura
 }
 
 /// Publishes a view whenever a source reports something new.
-async fn run(mut sources: Sources, publish: watch::Sender<Arc<View>>, metrics: metrics::Discovery, shutdown: Shutdown) {
+async fn run(mut sources: Sources, publish: watch::Sender<Arc<View>>, metrics: metrics::DiscoveryMetrics, shutdown: Shutdown) {
     loop {
         tokio::select! {
             () = shutdown.begun() => return,

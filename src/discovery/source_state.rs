@@ -34,7 +34,7 @@ impl SourceState {
             Self::Off => "off",
             Self::Connecting { .. } => "connecting",
             Self::Live { .. } => "live",
-            Self::Disconnected { .. } => "blind",
+            Self::Disconnected { .. } => "disconnected",
         }
     }
 

@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 
 /// The metrics of the `discovery` module.
 #[derive(Clone, Debug, Default)]
-pub struct Discovery {
+pub struct DiscoveryMetrics {
     /// IP addresses of agents.
     pub agents: Gauge,
     /// 1 while loopgate follows Docker or the API server.
@@ -19,7 +19,7 @@ pub struct Discovery {
     pub losses: Counter,
 }
 
-impl Discovery {
+impl DiscoveryMetrics {
     /// Adds the metrics that do not depend on the source to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("discovery_agent_addresses", "IP addresses of agents", self.agents.clone());

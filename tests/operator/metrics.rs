@@ -7,7 +7,7 @@ use loopgate::labels::{LaneKind, Protocol};
 use loopgate::metrics::enrolment::Enrolments;
 use loopgate::metrics::health::{Health, ProofLabels};
 use loopgate::metrics::traffic::Traffic;
-use loopgate::metrics::{AcceptRefusal, Discovery, ListenerMetrics, count};
+use loopgate::metrics::{AcceptRefusal, DiscoveryMetrics, ListenerMetrics, count};
 use prometheus_client::registry::Registry;
 
 use crate::harness::Harness;
@@ -28,7 +28,7 @@ pub fn everything() -> String {
     listener_metrics.register(&mut registry);
     health.register(&mut registry);
     enrolments.register(&mut registry);
-    let discovery = Discovery::default();
+    let discovery = DiscoveryMetrics::default();
     discovery.register(&mut registry);
     discovery.register_docker(&mut registry);
     discovery.register_kubernetes(&mut registry);

@@ -94,7 +94,7 @@ impl Source for DockerSource {
 
 impl Docker {
     /// Begins to follow `engine`. Containers of `services` are agents without a label.
-    pub fn new(engine: Engine, services: Arc<[String]>, metrics: metrics::Discovery) -> Self {
+    pub fn new(engine: Engine, services: Arc<[String]>, metrics: metrics::DiscoveryMetrics) -> Self {
         Self {
             engine: Follower::new(DockerSource { engine, services, images: Images::default() }, metrics),
             containers: Vec::new(),

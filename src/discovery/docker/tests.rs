@@ -25,13 +25,13 @@ const AGENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 7));
 /// Discovery at work in this very namespace.
 struct Harness {
     view: watch::Receiver<Arc<View>>,
-    metrics: metrics::Discovery,
+    metrics: metrics::DiscoveryMetrics,
     shutdown: Shutdown,
 }
 
 impl Harness {
     fn new(engine: Engine) -> Self {
-        let (shutdown, metrics) = (Shutdown::new(), metrics::Discovery::default());
+        let (shutdown, metrics) = (Shutdown::new(), metrics::DiscoveryMetrics::default());
         let mut config = Config::default();
         config.docker.engine = engine;
         Self { view: start(&config, &metrics, &shutdown), metrics, shutdown }

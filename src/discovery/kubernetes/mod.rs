@@ -48,7 +48,7 @@ impl Source for Api {
 
 impl Kubernetes {
     /// Begins to follow `api`.
-    pub fn new(api: Api, metrics: metrics::Discovery) -> Self {
+    pub fn new(api: Api, metrics: metrics::DiscoveryMetrics) -> Self {
         Self { api: Follower::new(api, metrics), pods: Vec::new() }
     }
 

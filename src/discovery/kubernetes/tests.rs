@@ -23,13 +23,13 @@ const OTHER: &str = "198.51.100.8";
 /// Discovery at work in this very namespace.
 struct Harness {
     view: watch::Receiver<Arc<View>>,
-    metrics: metrics::Discovery,
+    metrics: metrics::DiscoveryMetrics,
     shutdown: Shutdown,
 }
 
 impl Harness {
     fn with(kubernetes: &FakeKubernetes) -> Self {
-        let (shutdown, metrics) = (Shutdown::new(), metrics::Discovery::default());
+        let (shutdown, metrics) = (Shutdown::new(), metrics::DiscoveryMetrics::default());
         let mut config = Config { discovery: Discovery::Kubernetes, ..Config::default() };
         config.kubernetes.api = Some(kubernetes.address());
         config.kubernetes.credentials = kubernetes.credentials();
