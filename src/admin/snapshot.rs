@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::ready::{Facts, GatewayError, reasons};
 use super::state::AdminState;
 use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
-use crate::config::Discovery;
+use crate::config::AgentSourceKind;
 use crate::discovery::{self, Namespace, Proof, SourceState, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
@@ -92,8 +92,8 @@ pub(super) fn measure(state: &AdminState, facts: &Facts, health: &Health) {
     health.certificate_problem.set(i64::from(facts.certificate_problem.is_some()));
     health.config_problem.set(i64::from(state.config_problem.borrow().is_some()));
     let enabled = |source| i64::from(view.source == source && view.source_state != SourceState::Off);
-    health.docker_enabled.set(enabled(Discovery::Docker));
-    health.kubernetes_enabled.set(enabled(Discovery::Kubernetes));
+    health.docker_enabled.set(enabled(AgentSourceKind::Docker));
+    health.kubernetes_enabled.set(enabled(AgentSourceKind::Kubernetes));
     let agents = agents(&view, &HashMap::new());
     for proof in ["attested", "address"] {
         let those = agents.iter().filter(|agent| agent.proof == proof).count();
@@ -173,8 +173,8 @@ fn discovery(view: &View) -> status::DiscoveryStatus {
         Namespace::Left => "left",
     };
     status::DiscoveryStatus {
-        docker: of(Discovery::Docker),
-        kubernetes: of(Discovery::Kubernetes),
+        docker: of(AgentSourceKind::Docker),
+        kubernetes: of(AgentSourceKind::Kubernetes),
         for_seconds: since.map(|since| (Instant::now() - since).as_secs()),
         error: view.source_state.error().map(Into::into),
         owner: view.owner.as_ref().map(|owner| owner.name.clone()),

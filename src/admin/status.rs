@@ -76,12 +76,12 @@ pub struct Certificate {
 /// The state of discovery.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DiscoveryStatus {
-    /// `off`, `connecting`, `live` or `blind`.
+    /// `off`, `connecting`, `live` or `disconnected`.
     pub docker: String,
     /// The same of the Kubernetes API server.
     #[serde(default = "off")]
     pub kubernetes: String,
-    /// How long it has been live or blind.
+    /// How long it has been live or disconnected.
     pub for_seconds: Option<u64>,
     /// Why Docker, or the API server, can't be reached.
     pub error: Option<String>,

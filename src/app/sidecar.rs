@@ -139,8 +139,8 @@ impl Sidecar {
             listener_metrics.register(&mut registry);
             discovery_metrics.register(&mut registry);
             match config.load().discovery {
-                config::Discovery::Docker => discovery_metrics.register_docker(&mut registry),
-                config::Discovery::Kubernetes => discovery_metrics.register_kubernetes(&mut registry),
+                config::AgentSourceKind::Docker => discovery_metrics.register_docker(&mut registry),
+                config::AgentSourceKind::Kubernetes => discovery_metrics.register_kubernetes(&mut registry),
             }
             enrolments.register(&mut registry);
             crate::tls::register(&mut registry);
@@ -301,7 +301,9 @@ fn keep_paired(config: &Config, shutdown: &Shutdown) {
 fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> Enrolment {
     let docker = discovery::docker::engine::Engine::new(&config.docker.engine, shutdown);
     match config.discovery {
-        config::Discovery::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
-        config::Discovery::Kubernetes => Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes)),
+        config::AgentSourceKind::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
+        config::AgentSourceKind::Kubernetes => {
+            Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes))
+        }
     }
 }

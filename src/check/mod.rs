@@ -31,7 +31,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::admin::client;
 use crate::admin::status::Status;
-use crate::config::{Config, Discovery};
+use crate::config::{AgentSourceKind, Config};
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, View};
@@ -115,10 +115,10 @@ async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option
         sidecar::judge(status, &mut report);
     }
 
-    let engine = Engine::new(&config.docker.engine, &shutdown).filter(|_| config.discovery == Discovery::Docker);
+    let engine = Engine::new(&config.docker.engine, &shutdown).filter(|_| config.discovery == AgentSourceKind::Docker);
     match config.discovery {
-        Discovery::Docker => docker::judge(&docker_probe::probe(engine.as_ref(), &view).await, &mut report),
-        Discovery::Kubernetes => {
+        AgentSourceKind::Docker => docker::judge(&docker_probe::probe(engine.as_ref(), &view).await, &mut report),
+        AgentSourceKind::Kubernetes => {
             let api = Api::new(&config.kubernetes);
             kubernetes::judge(&kubernetes_probe::probe(&api, &view).await, &mut report);
         }

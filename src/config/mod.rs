@@ -16,8 +16,8 @@ pub mod show;
 pub mod validate;
 
 pub use settings::{
-    AgentService, Agents, BindDevices, CertificateFiles, Config, Discovery, Docker, Engine, External, Gateway, Http, Kubernetes, Limits,
-    Listen, ListenAddresses, ListenOn, Log, LogFormat, OwnAddresses, PathRule, PathTimeout, Tls, TraceparentUse,
+    AgentService, AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, Engine, External, Gateway, Http, Kubernetes,
+    Limits, Listen, ListenAddresses, ListenOn, Log, LogFormat, OwnAddresses, PathRule, PathTimeout, Tls, TraceparentUse,
 };
 pub use validate::Error;
 

@@ -21,7 +21,7 @@ pub struct Config {
     /// The directory that holds `ca.pem`, `ca.key`, `server.pem` and `server.key`.
     pub state_dir: PathBuf,
     /// Where labelled agents are looked for.
-    pub discovery: Discovery,
+    pub discovery: AgentSourceKind,
     /// Kubernetes discovery.
     pub kubernetes: Kubernetes,
     /// Docker discovery.
@@ -156,7 +156,7 @@ pub struct CertificateFiles {
 
 /// Where labelled agents are looked for (`discovery`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Discovery {
+pub enum AgentSourceKind {
     /// Containers of a Docker Engine.
     #[default]
     Docker,
@@ -164,7 +164,7 @@ pub enum Discovery {
     Kubernetes,
 }
 
-impl Discovery {
+impl AgentSourceKind {
     /// The name in options, `status` and metrics.
     pub fn label(self) -> &'static str {
         match self {

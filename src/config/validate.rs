@@ -6,8 +6,8 @@ use super::key::{Key, key};
 use super::layer::{GivenRule, Layer, Origin, Problem};
 use super::parse::{self, Parsed};
 use super::settings::{
-    Agents, BindDevices, CertificateFiles, Config, Discovery, Docker, External, Gateway, Http, Kubernetes, Limits, Listen, ListenAddresses,
-    Log, LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
+    AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, External, Gateway, Http, Kubernetes, Limits, Listen,
+    ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
 };
 use crate::addr::is_loopback_or_unspecified;
 use crate::attest::ProofKind;
@@ -29,7 +29,8 @@ pub fn validate(layer: &Layer) -> Result<Config, Error> {
         listen: listen(&mut read),
         tls: tls(&mut read),
         state_dir: read.one("state-dir", parse::path),
-        discovery: read.one("discovery", parse::choice(&[("docker", Discovery::Docker), ("kubernetes", Discovery::Kubernetes)])),
+        discovery: read
+            .one("discovery", parse::choice(&[("docker", AgentSourceKind::Docker), ("kubernetes", AgentSourceKind::Kubernetes)])),
         kubernetes: Kubernetes {
             api: read.optional("kubernetes-api", parse::host_and_port),
             credentials: read.one("kubernetes-credentials", parse::path),

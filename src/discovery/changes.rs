@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tracing::{error, info, warn};
 
-use crate::config::Discovery;
+use crate::config::AgentSourceKind;
 
 use super::agent::Agent;
 use super::orphan::{EXIT_ORPHANED, Namespace};
@@ -19,7 +19,7 @@ pub fn log(before: &View, after: &View) {
     {
         info!(container = owner.name, id = owner.id, project = owner.project, "found the owner of this network namespace");
     }
-    if after.source == Discovery::Docker && after.source_state.is_live() && !before.source_state.is_live() && after.owner.is_none() {
+    if after.source == AgentSourceKind::Docker && after.source_state.is_live() && !before.source_state.is_live() && after.owner.is_none() {
         warn!("no container has the addresses of this network namespace, so no label makes an agent: name the owner by --container");
     }
     for (ip, agent) in missing(&after.agents, &before.agents) {

@@ -31,8 +31,8 @@ const TICK: Duration = Duration::from_millis(250);
 /// A new view is published only when it differs from the one before.
 pub fn start(config: &Config, metrics: &metrics::DiscoveryMetrics, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
     let agents = match config.discovery {
-        config::Discovery::Kubernetes => AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone())),
-        config::Discovery::Docker => match Engine::new(&config.docker.engine, shutdown) {
+        config::AgentSourceKind::Kubernetes => AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone())),
+        config::AgentSourceKind::Docker => match Engine::new(&config.docker.engine, shutdown) {
             Some(engine) => {
                 let services = config.agents.services.iter().map(|service| service.name.clone()).collect();
                 AgentSource::Docker(Docker::new(engine, services, metrics.clone()))

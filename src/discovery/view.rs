@@ -14,7 +14,7 @@ use super::orphan::Namespace;
 use super::owner::Owner;
 use super::source_state::SourceState;
 use super::why_not::WhyNot;
-use crate::config::Discovery;
+use crate::config::AgentSourceKind;
 
 /// How long an agent by address is still admitted after its source was lost. Meanwhile its address might be given to another
 /// container, so it is just enough for a filter or an engine to be restarted.
@@ -44,7 +44,7 @@ pub struct View {
     /// The container that owns this namespace, once it was found; kept while it does not run.
     pub owner: Option<Owner>,
     /// Where agents are looked up.
-    pub source: Discovery,
+    pub source: AgentSourceKind,
     /// Whether that source can be reached.
     pub source_state: SourceState,
     /// Whether this network namespace is still its owner's.

@@ -34,7 +34,7 @@ pub use proof_reader::{Entry, FileStat, ProofReader, ReadError, Surroundings};
 use crate::addr::PeerAddr;
 use crate::attest::{self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Reply, Request, Shown};
 use crate::audit;
-use crate::config::{Config, Discovery};
+use crate::config::{AgentSourceKind, Config};
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{Agent, Proof, View, agent_labels as labels};
 use crate::error_chain::causes;
@@ -255,10 +255,10 @@ impl<P: ProofReader> Enrolment<P> {
 }
 
 /// Returns the noun for an agent, and its label.
-fn words(source: Discovery) -> (&'static str, &'static str) {
+fn words(source: AgentSourceKind) -> (&'static str, &'static str) {
     match source {
-        Discovery::Docker => ("container", labels::AGENT),
-        Discovery::Kubernetes => ("pod", labels::POD_AGENT),
+        AgentSourceKind::Docker => ("container", labels::AGENT),
+        AgentSourceKind::Kubernetes => ("pod", labels::POD_AGENT),
     }
 }
 

@@ -14,7 +14,7 @@ use super::source_address::source_address;
 use super::stated_client::StatedClient;
 use crate::addr::canonical;
 use crate::agent_id::{AgentId, Kind};
-use crate::config::{Discovery, OwnAddresses};
+use crate::config::{AgentSourceKind, OwnAddresses};
 use crate::discovery::{Proof, View};
 
 /// Assigns a connection to a lane. `now` is in seconds since the Unix epoch.
@@ -107,10 +107,10 @@ pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
 }
 
 /// Returns whether `uri` is the identity that loopgate's CA gives to the container, or pod, with this id.
-pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Discovery) -> bool {
+pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: AgentSourceKind) -> bool {
     let kind = match source {
-        Discovery::Docker => Kind::Container,
-        Discovery::Kubernetes => Kind::Pod,
+        AgentSourceKind::Docker => Kind::Container,
+        AgentSourceKind::Kubernetes => Kind::Pod,
     };
     uri.parse::<AgentId>().is_ok_and(|named| named.trust_domain == trust_domain && named.kind == kind && named.workload == id)
 }

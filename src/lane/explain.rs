@@ -7,7 +7,7 @@ use super::decide::{by_address, is_own_address, names_agent};
 use super::evidence::{Certificate, Evidence, Issuer};
 use super::policy::Policy;
 use crate::addr::canonical;
-use crate::config::Discovery;
+use crate::config::AgentSourceKind;
 use crate::discovery::{Proof, View};
 
 /// Why a connection that might be expected on the agent lane is external.
@@ -40,7 +40,7 @@ pub enum WhyExternal {
         /// The container.
         agent: String,
         /// What is unreachable.
-        source: Discovery,
+        source: AgentSourceKind,
     },
     /// The connection is older than its container's being an agent.
     Earlier {
@@ -209,7 +209,7 @@ mod tests {
                 Some(WhyExternal::OtherCertificate { agent: "bbb-name".into() }),
             ),
             ("172.18.0.5", None, &config, Some(WhyExternal::TrustedProxy { agent: "ccc-name".into() })),
-            ("172.18.0.6", None, &config, Some(WhyExternal::Unconfirmed { agent: "ddd-name".into(), source: Discovery::Docker })),
+            ("172.18.0.6", None, &config, Some(WhyExternal::Unconfirmed { agent: "ddd-name".into(), source: AgentSourceKind::Docker })),
             ("172.18.0.9", own(bbb, 2_000), &config, Some(WhyExternal::UnknownAddress("172.18.0.9".parse().unwrap()))),
             ("172.18.0.9", operator(), &config, None),
             ("172.18.0.9", operator(), &listing, Some(WhyExternal::NotListed)),

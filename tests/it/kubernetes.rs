@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use loopgate::attest::Reason;
-use loopgate::config::Discovery;
+use loopgate::config::AgentSourceKind;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -32,7 +32,7 @@ async fn harness(kubernetes: &FakeKubernetes) -> Harness {
     kubernetes.token("others-token", "other", AUDIENCE);
     kubernetes.token("for-the-api", "builder", "https://kubernetes.default.svc");
     Harness::with(|config| {
-        config.discovery = Discovery::Kubernetes;
+        config.discovery = AgentSourceKind::Kubernetes;
         config.kubernetes.api = Some(kubernetes.address());
         config.kubernetes.credentials = kubernetes.credentials();
     })

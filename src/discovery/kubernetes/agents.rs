@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::pod::Pod;
-use crate::config::Discovery;
+use crate::config::AgentSourceKind;
 use crate::discovery::agent_labels as labels;
 use crate::discovery::interface::Interface;
 use crate::discovery::view::View;
@@ -14,7 +14,7 @@ use crate::discovery::why_not::WhyNot;
 impl View {
     /// Makes a view of the interfaces and of `pods`, which are all running pods with the label.
     pub fn of_pods(interfaces: &[Interface], pods: &[Pod]) -> Self {
-        let mut view = Self { source: Discovery::Kubernetes, interfaces: interfaces.to_vec(), ..Self::default() };
+        let mut view = Self { source: AgentSourceKind::Kubernetes, interfaces: interfaces.to_vec(), ..Self::default() };
         let mut claims: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
         let nodes: BTreeSet<IpAddr> = pods.iter().flat_map(|pod| &pod.hosts).copied().collect();
         for pod in pods {

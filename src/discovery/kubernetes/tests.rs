@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::config::{Config, Discovery};
+use crate::config::{AgentSourceKind, Config};
 use crate::discovery::kubernetes::session::SILENCE;
 use crate::discovery::{ADDRESS_GRACE, Proof, SourceState, View, WhyNot, start};
 use crate::metrics;
@@ -30,7 +30,7 @@ struct Harness {
 impl Harness {
     fn with(kubernetes: &FakeKubernetes) -> Self {
         let (shutdown, metrics) = (Shutdown::new(), metrics::DiscoveryMetrics::default());
-        let mut config = Config { discovery: Discovery::Kubernetes, ..Config::default() };
+        let mut config = Config { discovery: AgentSourceKind::Kubernetes, ..Config::default() };
         config.kubernetes.api = Some(kubernetes.address());
         config.kubernetes.credentials = kubernetes.credentials();
         Self { view: start(&config, &metrics, &shutdown), metrics, shutdown }
@@ -187,7 +187,7 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
     let mut harness = Harness::with(&kubernetes);
     harness.until_agents(&["a", "b"]).await;
     kubernetes.down().await;
-    let view = harness.until("blind", |view| matches!(view.source_state, SourceState::Disconnected { .. })).await;
+    let view = harness.until("disconnected", |view| matches!(view.source_state, SourceState::Disconnected { .. })).await;
     let since = tokio::time::Instant::now();
     assert_eq!(agents(&view), ["a", "b"], "there is a grace");
     let view = harness.until("the grace is over", |view| agents(view) == ["b"]).await;

@@ -1,6 +1,6 @@
 //! Tables of pods and the agents among them.
 
-use crate::config::Discovery;
+use crate::config::AgentSourceKind;
 use crate::discovery::agent::Proof;
 use crate::discovery::interface::Interface;
 use crate::discovery::kubernetes::pod::Pod;
@@ -58,7 +58,7 @@ fn a_labelled_pod_with_an_address_of_its_own_is_an_agent() {
     ] {
         let view = View::of_pods(&interfaces, &pods);
         assert_eq!(summary(&view), expected);
-        assert_eq!((view.source, &view.last_known), (Discovery::Kubernetes, &view.agents));
+        assert_eq!((view.source, &view.last_known), (AgentSourceKind::Kubernetes, &view.agents));
     }
     let scoped = Pod { scopes: Some("operator.read, operator.write".into()), ..pod("a", "true", &["10.1.0.7"]) };
     let view = View::of_pods(&interfaces, &[scoped]);
