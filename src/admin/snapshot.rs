@@ -18,7 +18,7 @@ use crate::config::AgentSourceKind;
 use crate::discovery::{self, Namespace, Proof, SourceState, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
-use crate::lane::{AdmittedBy, Lane, WhyExternal};
+use crate::lane::{AgentBasis, Lane, WhyExternal};
 use crate::listener::plan;
 use crate::metrics::health::{Health, ProofLabels};
 use crate::pki::{self, ServerIdentity};
@@ -116,7 +116,7 @@ pub(super) async fn status(state: &AdminState) -> Status {
             Lane::External(_) => lanes.external += 1,
             Lane::Agent(lane) => {
                 lanes.agent += 1;
-                if let AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) = &lane.admitted {
+                if let AgentBasis::Address(agent) | AgentBasis::Attested(agent) = &lane.basis {
                     *by_agent.entry(agent.id.clone()).or_default() += 1;
                 }
             }
@@ -216,12 +216,12 @@ fn proof(agent: &discovery::Agent) -> &'static str {
 fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTime) -> status::Connection {
     let (admitted, who, source) = match &*present.lane {
         Lane::Agent(lane) => {
-            let who = match &lane.admitted {
-                AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) => Some(agent.name.clone()),
-                AdmittedBy::Certificate(uri) => Some(uri.clone()),
-                AdmittedBy::OwnAddress | AdmittedBy::Network => None,
+            let who = match &lane.basis {
+                AgentBasis::Address(agent) | AgentBasis::Attested(agent) => Some(agent.name.clone()),
+                AgentBasis::Certificate(uri) => Some(uri.clone()),
+                AgentBasis::OwnAddress | AgentBasis::Network => None,
             };
-            (Some(lane.admitted.label().to_owned()), who, Some(lane.source.to_string()))
+            (Some(lane.basis.label().to_owned()), who, Some(lane.source.to_string()))
         }
         Lane::External(lane) => {
             let user = lane.user.as_ref().map(|user| String::from_utf8_lossy(user.as_bytes()).into_owned());

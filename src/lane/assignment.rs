@@ -27,15 +27,15 @@ impl Lane {
         }
     }
 
-    /// Returns how an agent was admitted, and its name or certificate's URI if it has one; nothing for an external client.
-    pub fn admission(&self) -> (Option<&'static str>, Option<&str>) {
+    /// Returns what makes the connection an agent's, in one word, and the agent's name or certificate URI if it has one.
+    pub fn agent_basis(&self) -> (Option<&'static str>, Option<&str>) {
         let Self::Agent(lane) = self else { return (None, None) };
-        let name = match &lane.admitted {
-            AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) => Some(agent.name.as_str()),
-            AdmittedBy::Certificate(uri) => Some(uri.as_str()),
-            AdmittedBy::OwnAddress | AdmittedBy::Network => None,
+        let name = match &lane.basis {
+            AgentBasis::Address(agent) | AgentBasis::Attested(agent) => Some(agent.name.as_str()),
+            AgentBasis::Certificate(uri) => Some(uri.as_str()),
+            AgentBasis::OwnAddress | AgentBasis::Network => None,
         };
-        (Some(lane.admitted.label()), name)
+        (Some(lane.basis.label()), name)
     }
 
     /// Returns whether a client certificate makes the connection an agent's, or names its user.
@@ -52,8 +52,8 @@ impl Lane {
 pub struct AgentLane {
     /// The loopback source address of its requests at the gateway.
     pub source: Ipv4Addr,
-    /// How it was admitted.
-    pub admitted: AdmittedBy,
+    /// What makes the connection an agent's.
+    pub basis: AgentBasis,
     /// The scope cap, as the value of `X-OpenClaw-Scopes`; `None` means no cap.
     pub scopes: Option<HeaderValue>,
     /// The external lane of the same connection, for requests that a web page causes.
@@ -61,24 +61,24 @@ pub struct AgentLane {
 }
 
 impl AgentLane {
-    /// Returns whether `other` is the same agent, admitted in the same way, with the same cap and the same user.
+    /// Returns whether `other` is the same agent on the same basis, with the same cap and the same user.
     pub fn is_same(&self, other: &Self) -> bool {
         self.source == other.source
             && self.scopes == other.scopes
             && self.as_external.scopes == other.as_external.scopes
             && self.as_external.user == other.as_external.user
-            && self.admitted.label() == other.admitted.label()
+            && self.basis.label() == other.basis.label()
     }
 
     /// Returns whether a certificate proved which agent this is; an address alone does not.
     pub fn is_attested(&self) -> bool {
-        matches!(self.admitted, AdmittedBy::Attested(_) | AdmittedBy::Certificate(_))
+        matches!(self.basis, AgentBasis::Attested(_) | AgentBasis::Certificate(_))
     }
 }
 
-/// How an agent was admitted.
+/// What makes a connection an agent's.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AdmittedBy {
+pub enum AgentBasis {
     /// It has an address of this network namespace, and `--own-addresses agent` was given.
     OwnAddress,
     /// Its address is in `agents.cidrs`.
@@ -91,8 +91,8 @@ pub enum AdmittedBy {
     Certificate(String),
 }
 
-impl AdmittedBy {
-    /// How the agent was admitted, in one word for `status` and metrics.
+impl AgentBasis {
+    /// The basis in one word, for `status` and metrics.
     pub fn label(&self) -> &'static str {
         match self {
             Self::OwnAddress => "own-address",

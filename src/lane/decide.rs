@@ -6,7 +6,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 use ipnet::IpNet;
 
-use super::assignment::{AdmittedBy, AgentLane, Denied, ExternalLane, Lane};
+use super::assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
 use super::evidence::{Certificate, Evidence, Issuer};
 use super::policy::{Policy, both, scope_cap};
 use super::request_sender::RequestSender;
@@ -39,9 +39,9 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
     };
     // A trusted proxy connects for its clients, so nothing that it shows makes the connection an agent's.
     if !policy.is_trusted_proxy(peer)
-        && let Some(admitted) = admitted(peer, sender.ip, certificate, view, policy)
+        && let Some(basis) = agent_basis(peer, sender.ip, certificate, view, policy)
     {
-        return Ok(Lane::Agent(agent_lane(peer, admitted, external, view, policy)));
+        return Ok(Lane::Agent(agent_lane(peer, basis, external, view, policy)));
     }
     if !sender.is_trusted_proxy {
         policy.check_lists(external.client)?;
@@ -49,15 +49,15 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
     Ok(Lane::External(external))
 }
 
-/// How the peer is admitted as an agent, if it is.
+/// Returns what makes the peer an agent, if anything does.
 ///
 /// `sender` is the sender of its requests, which must be asked for the certificates that count from there.
-fn admitted(peer: IpAddr, sender: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy) -> Option<AdmittedBy> {
+fn agent_basis(peer: IpAddr, sender: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy) -> Option<AgentBasis> {
     if !policy.gateway_is_loopback {
         return None;
     }
-    if let Some(admitted) = by_address(peer, view, policy) {
-        return Some(admitted);
+    if let Some(basis) = by_address(peer, view, policy) {
+        return Some(basis);
     }
     let certificate = certificate?;
     match certificate.issuer {
@@ -66,33 +66,33 @@ fn admitted(peer: IpAddr, sender: IpAddr, certificate: Option<&Certificate>, vie
                 && agent.proof == Proof::Attested
                 && certificate.uris.iter().any(|uri| names_agent(uri, &agent.id, &policy.trust_domain, view.source))
             {
-                return Some(AdmittedBy::Attested(Arc::clone(agent)));
+                return Some(AgentBasis::Attested(Arc::clone(agent)));
             }
             // Enforced here too, so that a reload that narrows `agents.certificate_from` ends what it admitted.
             if !policy.asks_for_certificate(sender) {
                 return None;
             }
             let name = format!("spiffe://{}/agent/", policy.trust_domain);
-            certificate.uris.iter().find(|uri| uri.starts_with(&name)).cloned().map(AdmittedBy::Certificate)
+            certificate.uris.iter().find(|uri| uri.starts_with(&name)).cloned().map(AgentBasis::Certificate)
         }
-        Issuer::Operator => certificate.uris.iter().find(|uri| policy.uris.contains(uri)).cloned().map(AdmittedBy::Certificate),
+        Issuer::Operator => certificate.uris.iter().find(|uri| policy.uris.contains(uri)).cloned().map(AgentBasis::Certificate),
     }
 }
 
-/// How the address alone admits the peer as an agent, if it does.
-pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<AdmittedBy> {
+/// Returns what makes the peer an agent by its address alone, if anything does.
+pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<AgentBasis> {
     if is_own_address(peer, view) && policy.own_addresses == OwnAddresses::Agent {
-        return Some(AdmittedBy::OwnAddress);
+        return Some(AgentBasis::OwnAddress);
     }
     // Published ports and rootless engines deliver outsiders with these addresses too, so a network that merely includes them
     // does not make them agents.
     let shared = peer.is_loopback() || view.is_own(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
     let names_it = |net: &IpNet| !shared || net.prefix_len() == net.max_prefix_len() || (peer.is_loopback() && net.addr().is_loopback());
     if policy.cidrs.iter().any(|net| net.contains(&peer) && names_it(net)) {
-        return Some(AdmittedBy::Network);
+        return Some(AgentBasis::Network);
     }
     let agent = view.agents.get(&peer).filter(|agent| agent.proof == Proof::Address && !shared)?;
-    Some(AdmittedBy::Address(Arc::clone(agent)))
+    Some(AgentBasis::Address(Arc::clone(agent)))
 }
 
 /// Returns whether `peer` is an address of this network namespace from which only its own processes connect.
@@ -125,23 +125,23 @@ fn cap_of_container(peer: IpAddr, view: &View, policy: &Policy) -> Option<Header
     if of_address.in_doubt { both(cap, policy.scopes.as_ref()) } else { cap }
 }
 
-/// Makes the agent lane of a connection that was admitted.
-fn agent_lane(peer: IpAddr, admitted: AdmittedBy, as_external: ExternalLane, view: &View, policy: &Policy) -> AgentLane {
-    let source = match &admitted {
-        AdmittedBy::OwnAddress => Ipv4Addr::LOCALHOST,
-        AdmittedBy::Network => source_address(peer.to_string().as_bytes(), policy.sources),
-        AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) => source_address(agent.id.as_bytes(), policy.sources),
-        AdmittedBy::Certificate(uri) => source_address(uri.as_bytes(), policy.sources),
+/// Makes the agent lane of a connection.
+fn agent_lane(peer: IpAddr, basis: AgentBasis, as_external: ExternalLane, view: &View, policy: &Policy) -> AgentLane {
+    let source = match &basis {
+        AgentBasis::OwnAddress => Ipv4Addr::LOCALHOST,
+        AgentBasis::Network => source_address(peer.to_string().as_bytes(), policy.sources),
+        AgentBasis::Address(agent) | AgentBasis::Attested(agent) => source_address(agent.id.as_bytes(), policy.sources),
+        AgentBasis::Certificate(uri) => source_address(uri.as_bytes(), policy.sources),
     };
-    let scopes = match &admitted {
-        AdmittedBy::OwnAddress => policy.scopes.clone(),
+    let scopes = match &basis {
+        AgentBasis::OwnAddress => policy.scopes.clone(),
         // A label on the container takes the place of the common cap.
-        AdmittedBy::Address(_) | AdmittedBy::Attested(_) => cap_of_container(peer, view, policy),
-        AdmittedBy::Network | AdmittedBy::Certificate(_) => both(cap_of_container(peer, view, policy), policy.scopes.as_ref()),
+        AgentBasis::Address(_) | AgentBasis::Attested(_) => cap_of_container(peer, view, policy),
+        AgentBasis::Network | AgentBasis::Certificate(_) => both(cap_of_container(peer, view, policy), policy.scopes.as_ref()),
     };
     // An agent without a discovered container, such as one by certificate, takes its cap to the external lane too.
     let as_external = ExternalLane { scopes: policy.external_cap(scopes.as_ref()), ..as_external };
-    AgentLane { source, admitted, scopes, as_external }
+    AgentLane { source, basis, scopes, as_external }
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ mod stated_client;
 mod x_forwarded_for;
 
 pub use admission::{admit_peer, admit_stated_client, may_be_agent, may_have_certificate};
-pub use assignment::{AdmittedBy, AgentLane, Denied, ExternalLane, Lane};
+pub use assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
 pub use decide::decide;
 pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};
 pub use explain::{WhyExternal, why_external};

@@ -12,7 +12,7 @@ use super::close_signal::CloseSignal;
 use crate::addr::{PeerAddr, canonical};
 use crate::discovery::View;
 use crate::labels::Protocol;
-use crate::lane::{AdmittedBy, Certificate, Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
+use crate::lane::{AgentBasis, Certificate, Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
 
 /// Every connection that was assigned a lane.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ impl ConnectionInfo {
             return None;
         }
         let why = why_external(&self.evidence, view, policy, unix(self.since)).map(|why| why.to_string());
-        Some(why.unwrap_or_else(|| "the agent is gone, or is admitted in another way now".to_owned()))
+        Some(why.unwrap_or_else(|| "the agent is gone, or is an agent on another basis now".to_owned()))
     }
 
     /// Returns the reason why an external connection may not go on: it would get another scope cap now.
@@ -94,12 +94,12 @@ impl ConnectionInfo {
         self.evidence.certificate.as_ref().is_some_and(condition)
     }
 
-    /// The agent's name, where it is a discovered one's; else how it was admitted.
+    /// The agent's name, where it is a discovered one's; else the basis of its lane.
     fn agent(&self) -> Option<&str> {
         let Lane::Agent(lane) = &*self.lane else { return None };
-        Some(match &lane.admitted {
-            AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) => &agent.name,
-            AdmittedBy::Certificate(uri) => uri,
+        Some(match &lane.basis {
+            AgentBasis::Address(agent) | AgentBasis::Attested(agent) => &agent.name,
+            AgentBasis::Certificate(uri) => uri,
             other => other.label(),
         })
     }

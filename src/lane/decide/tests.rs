@@ -41,7 +41,7 @@ fn own(uri: &str) -> Certificate {
 
 fn lane(evidence: &Evidence, policy: &Policy) -> String {
     match decide(evidence, &view(), policy, NOW) {
-        Ok(Lane::Agent(lane)) => lane.admitted.label().into(),
+        Ok(Lane::Agent(lane)) => lane.basis.label().into(),
         Ok(Lane::External(lane)) => format!("external {}", lane.client),
         Err(denied) => denied.label().into(),
     }
@@ -301,7 +301,7 @@ fn every_way_of_admission_but_the_own_address_keeps_the_cap_of_its_container() {
     ] {
         let evidence = Evidence { certificate, ..from(peer) };
         let (label, lane, external) = match decide(&evidence, &view, &policy, NOW).unwrap() {
-            Lane::Agent(lane) => (lane.admitted.label(), lane.scopes, lane.as_external.scopes),
+            Lane::Agent(lane) => (lane.basis.label(), lane.scopes, lane.as_external.scopes),
             Lane::External(lane) => ("external", lane.scopes.clone(), lane.scopes),
         };
         let text = |cap: &Option<HeaderValue>| cap.as_ref().map(|cap| cap.to_str().unwrap().to_owned());

@@ -154,7 +154,7 @@ fn a_name_that_a_page_brought_along_is_no_agents() {
     let rules = rules(|_| {});
     let by_address = lane("172.18.0.3", &rules);
     let Lane::Agent(mut attested) = by_address.clone() else { panic!("not an agent") };
-    attested.admitted = crate::lane::AdmittedBy::Certificate("spiffe://x".into());
+    attested.basis = crate::lane::AgentBasis::Certificate("spiffe://x".into());
     let attested = Lane::Agent(attested);
     let token = HeaderValue::from_static("Bearer inherited");
     let names = BTreeSet::from([SubjectName::Dns("gw.example".into())]);
@@ -248,7 +248,7 @@ fn an_inherited_token_is_for_attested_agents_without_one() {
     let token = HeaderValue::from_static("Bearer inherited");
     let by_address = lane("172.18.0.3", &rules);
     let Lane::Agent(mut attested) = by_address.clone() else { panic!("not an agent") };
-    attested.admitted = crate::lane::AdmittedBy::Certificate("spiffe://x".into());
+    attested.basis = crate::lane::AgentBasis::Certificate("spiffe://x".into());
     for (lane, own, expected) in [
         (by_address, None, None),
         (Lane::Agent(attested.clone()), None, Some("Bearer inherited")),

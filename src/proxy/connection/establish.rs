@@ -273,7 +273,7 @@ impl Registered {
     pub fn open(self) -> (Arc<Session>, Downstream) {
         let Self { shared, stream, peer, local, held, settings, protocol, expires, lane, guard } = self;
         debug!(connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(), "connected");
-        let (admitted, agent) = lane.admission();
+        let (admitted, agent) = lane.agent_basis();
         let number = guard.number();
         info!(target: audit::TARGET, kind = "lane", connection = number, %peer, lane = lane.kind().label(), admitted, agent, "connected");
         let counters = shared.traffic.lane(lane.kind());

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::config::BindDevices;
 use crate::labels::LaneKind;
-use crate::lane::{AdmittedBy, AgentLane, GatewayHead, Lane, allowed_scopes};
+use crate::lane::{AgentBasis, AgentLane, GatewayHead, Lane, allowed_scopes};
 use crate::openclaw::connect_request::{ConnectRequest, FirstMessage as Request};
 use crate::openclaw::devices::{DeviceRefusal, Devices, ProvisionalBinding};
 use crate::proxy::session::Session;
@@ -59,11 +59,11 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
 
 /// The name that an agent's devices are bound to; `None` for a process of the gateway's own network namespace.
 fn agent_name(lane: &AgentLane) -> Option<String> {
-    match &lane.admitted {
-        AdmittedBy::Address(agent) | AdmittedBy::Attested(agent) => Some(agent.name.clone()),
-        AdmittedBy::Certificate(uri) => Some(uri.clone()),
-        AdmittedBy::Network => Some(lane.as_external.client.to_string()),
-        AdmittedBy::OwnAddress => None,
+    match &lane.basis {
+        AgentBasis::Address(agent) | AgentBasis::Attested(agent) => Some(agent.name.clone()),
+        AgentBasis::Certificate(uri) => Some(uri.clone()),
+        AgentBasis::Network => Some(lane.as_external.client.to_string()),
+        AgentBasis::OwnAddress => None,
     }
 }
 

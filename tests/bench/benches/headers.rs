@@ -8,7 +8,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use loopgate::config::Config;
-use loopgate::lane::{AdmittedBy, AgentLane, ExternalLane, GatewayHead, Lane, Rules, StatedClient, scrub_response};
+use loopgate::lane::{AgentBasis, AgentLane, ExternalLane, GatewayHead, Lane, Rules, StatedClient, scrub_response};
 
 const SMALL: &[(&str, &str)] = &[("host", "gateway:18789"), ("user-agent", "bench"), ("accept", "*/*")];
 /// What Chromium sends.
@@ -48,7 +48,7 @@ fn headers(criterion: &mut Criterion) {
     let external = ExternalLane { client, stated: StatedClient::new(client, unknown), trusted_proxy: false, user: None, scopes: None };
     let agent = AgentLane {
         source: "127.77.1.2".parse().expect("an address"),
-        admitted: AdmittedBy::Network,
+        basis: AgentBasis::Network,
         scopes: None,
         as_external: external.clone(),
     };
