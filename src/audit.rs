@@ -89,7 +89,7 @@ impl AuditLog {
     fn record(&self, mut fields: Map<String, Value>, now: Instant) {
         let key = KEY.map(|name| fields.get(name).and_then(Value::as_str).unwrap_or_default().to_owned());
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        if !limits.admits(&key, now) {
+        if !limits.allows(&key, now) {
             return;
         }
         fields.insert("time".into(), timestamp().into());
@@ -142,7 +142,7 @@ impl EventLimits {
         self.0.entry(key).or_default()
     }
 
-    fn admits(&mut self, key: &[String; KEY.len()], now: Instant) -> bool {
+    fn allows(&mut self, key: &[String; KEY.len()], now: Instant) -> bool {
         let (bucket, left_out) = self.entry(key);
         let admitted = bucket.get_or_insert_with(|| TokenBucket::full(now)).try_take(RATE, now);
         *left_out += u64::from(!admitted);

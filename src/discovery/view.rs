@@ -27,7 +27,7 @@ pub const ATTESTED_GRACE: Duration = Duration::from_secs(30);
 pub struct View {
     /// The network interfaces of this namespace that are up, loopback included.
     pub interfaces: Vec<Interface>,
-    /// The agents to admit now, by each of their addresses on a network that this namespace is on.
+    /// The agents, by each of their addresses on a network that this namespace is on.
     pub agents: BTreeMap<IpAddr, Arc<Agent>>,
     /// What [`agents`](Self::agents) was when the source last answered. The same, except that it does not shrink while the source is
     /// out of reach: see [`View::for_established`].

@@ -34,7 +34,7 @@ impl Default for Limiter {
 
 impl Limiter {
     /// Returns whether `ip` may try now, and counts the attempt if so.
-    pub(super) fn admits(&self, ip: IpAddr) -> bool {
+    pub(super) fn allows(&self, ip: IpAddr) -> bool {
         let now = Instant::now();
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.clients.len() >= buckets.clean_at {
@@ -53,24 +53,24 @@ mod tests {
     async fn an_address_gets_its_burst_and_then_one_attempt_at_a_time() {
         let limiter = Limiter::default();
         let (one, other) = ("172.18.0.3".parse().unwrap(), "172.18.0.4".parse().unwrap());
-        assert_eq!((0..20).filter(|_| limiter.admits(one)).count(), 10);
-        assert!(limiter.admits(other));
+        assert_eq!((0..20).filter(|_| limiter.allows(one)).count(), 10);
+        assert!(limiter.allows(other));
         tokio::time::advance(RATE.interval).await;
-        assert_eq!((0..20).filter(|_| limiter.admits(one)).count(), 1);
+        assert_eq!((0..20).filter(|_| limiter.allows(one)).count(), 1);
         tokio::time::advance(RATE.interval * RATE.burst).await;
-        assert!(limiter.admits(other));
+        assert!(limiter.allows(other));
     }
 
     #[tokio::test(start_paused = true)]
     async fn addresses_of_one_ipv6_network_are_one_client_and_full_buckets_are_forgotten() {
         let limiter = Limiter::default();
         let from = |network: usize, host: usize| format!("fd00:0:0:{network:x}::{host:x}").parse().unwrap();
-        assert_eq!((0..20).filter(|host| limiter.admits(from(0, *host))).count(), 10);
-        assert!((1..MIN_TABLE).all(|network| limiter.admits(from(network, 1))));
+        assert_eq!((0..20).filter(|host| limiter.allows(from(0, *host))).count(), 10);
+        assert!((1..MIN_TABLE).all(|network| limiter.allows(from(network, 1))));
         let held = || limiter.0.lock().unwrap().clients.len();
         assert_eq!(held(), MIN_TABLE);
         tokio::time::advance(RATE.interval * RATE.burst).await;
-        assert!(limiter.admits(from(0, 1)));
+        assert!(limiter.allows(from(0, 1)));
         assert_eq!(held(), 1);
     }
 }

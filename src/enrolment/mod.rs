@@ -162,7 +162,7 @@ impl<P: ProofReader> Enrolment<P> {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         // First of all, since it takes time to find out that a client is not an agent.
-        if !self.limiter.admits(peer.ip()) {
+        if !self.limiter.allows(peer.ip()) {
             return Err(refuse(Reason::TooMany, "too many attempts from this address; wait for some seconds"));
         }
         let agent = self.await_agent_at(peer).await?;

@@ -1,5 +1,5 @@
 //! Detects requests that a web page causes. A browser in an agent's container shares the agent's connection, but its pages come
-//! from sites that the operator did not admit.
+//! from sites that the operator does not trust.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::accepted::Accepted;
-use super::limits::{Admission, ConnectionLimits};
+use super::limits::{Slot, ConnectionLimits};
 use crate::addr::{PeerAddr, canonical};
 use crate::backoff::Backoff;
 use crate::metrics::ListenerMetrics;
@@ -49,9 +49,9 @@ impl AcceptLoop {
                 Some(accepted) = waiting.next() => serve(accepted),
                 (stream, peer, local) = self.accept() => {
                     let accepted = move |permit| Accepted { stream, peer, local, permit };
-                    match self.limits.admit(peer) {
-                        Ok(Admission::Now(permit)) => serve(accepted(permit)),
-                        Ok(Admission::Later(permit)) => waiting.push(permit.map(accepted)),
+                    match self.limits.take_slot(peer) {
+                        Ok(Slot::Now(permit)) => serve(accepted(permit)),
+                        Ok(Slot::Later(permit)) => waiting.push(permit.map(accepted)),
                         Err(reason) => debug!(%peer, ?reason, "connection refused"),
                     }
                 }

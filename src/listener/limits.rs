@@ -44,8 +44,8 @@ pub struct ConnectionLimits {
     metrics: ListenerMetrics,
 }
 
-/// How a connection within its client's limits is admitted.
-pub(super) enum Admission {
+/// A connection slot, for a connection within its client's limits.
+pub(super) enum Slot {
     /// A permit was available.
     Now(Permit),
     /// The connection has to wait for a permit.
@@ -140,26 +140,26 @@ impl ConnectionLimits {
         &self.metrics
     }
 
-    /// Counts a connection from `peer`; returns how it is admitted.
+    /// Counts a connection from `peer`; gives it a slot, now or later.
     ///
     /// # Errors
     /// The client is at one of its limits, or too many connections wait for a permit.
-    pub(super) fn admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, AcceptRefusal> {
-        self.try_admit(peer).inspect_err(|refusal| {
+    pub(super) fn take_slot(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
+        self.try_take_slot(peer).inspect_err(|refusal| {
             self.metrics.refuse(*refusal);
             info!(target: audit::TARGET, kind = "refusal", at = "accept", %peer, reason = refusal.label(), "connection refused");
         })
     }
 
-    fn try_admit(self: &Arc<Self>, peer: PeerAddr) -> Result<Admission, AcceptRefusal> {
+    fn try_take_slot(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
         let client = self.count(peer)?;
         let shared = Arc::clone(&self.shared);
         if let Ok(permit) = Arc::clone(&shared).try_acquire_owned() {
-            return Ok(Admission::Now(self.permit(client, permit)));
+            return Ok(Slot::Now(self.permit(client, permit)));
         }
         let reserved = (self.may_be_agents)(peer.ip()).then(|| Arc::clone(&self.reserved));
         if let Some(Ok(permit)) = reserved.clone().map(Semaphore::try_acquire_owned) {
-            return Ok(Admission::Now(self.permit(client, permit)));
+            return Ok(Slot::Now(self.permit(client, permit)));
         }
         let queue = if reserved.is_some() { &self.agents_waiting } else { &self.waiting };
         let waiting = Arc::clone(queue).try_acquire_owned().map_err(|_| AcceptRefusal::Full)?;
@@ -175,7 +175,7 @@ impl ConnectionLimits {
             drop(waiting);
             limits.permit(client, permit.expect("the semaphores are never closed"))
         };
-        Ok(Admission::Later(later.boxed()))
+        Ok(Slot::Later(later.boxed()))
     }
 
     fn permit(&self, client: ClientGuard, permit: OwnedSemaphorePermit) -> Permit {

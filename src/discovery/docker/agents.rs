@@ -47,7 +47,7 @@ impl View {
         let shared: Vec<&Endpoint> = owner.iter().flat_map(|owner| &owner.endpoints).filter(is_ours).collect();
         view.bridge_gateways = shared.iter().flat_map(|endpoint| &endpoint.gateways).copied().collect();
         let networks: BTreeSet<&str> = shared.iter().map(|endpoint| endpoint.network.as_str()).collect();
-        view.admit(&sources, owner, &networks);
+        view.add_agents(&sources, owner, &networks);
         view.last_known = view.agents.clone();
         for container in sources.containers {
             if let (Some(scopes), Some(namespace)) = (&container.scopes, namespace_of(container, sources.containers)) {
@@ -58,8 +58,8 @@ impl View {
         view
     }
 
-    /// Fills in the agents among the containers on `networks`, and which labelled containers are not agents, and why.
-    fn admit(&mut self, sources: &ContainerSources<'_>, owner: Option<&Container>, networks: &BTreeSet<&str>) {
+    /// Adds the agents among the containers on `networks`, and which labelled containers are not agents, and why.
+    fn add_agents(&mut self, sources: &ContainerSources<'_>, owner: Option<&Container>, networks: &BTreeSet<&str>) {
         let claims = claims(sources.containers, networks);
         // By namespace: in each there is at most one agent, since its containers can't be distinguished by address.
         let mut namespaces: BTreeMap<&str, Vec<Candidate<'_>>> = BTreeMap::new();

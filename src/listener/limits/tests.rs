@@ -19,17 +19,17 @@ fn limits(change: impl FnOnce(&mut Config)) -> Arc<ConnectionLimits> {
 
 /// Admits a connection that gets a permit at once.
 fn now(limits: &Arc<ConnectionLimits>, ip: &str) -> Result<Permit, AcceptRefusal> {
-    match limits.admit(peer(ip))? {
-        Admission::Now(permit) => Ok(permit),
-        Admission::Later(_) => panic!("{ip} has to wait"),
+    match limits.take_slot(peer(ip))? {
+        Slot::Now(permit) => Ok(permit),
+        Slot::Later(_) => panic!("{ip} has to wait"),
     }
 }
 
 /// Admits a connection that has to wait.
 fn later(limits: &Arc<ConnectionLimits>, ip: &str) -> BoxFuture<'static, Permit> {
-    match limits.admit(peer(ip)).unwrap() {
-        Admission::Now(_) => panic!("{ip} does not have to wait"),
-        Admission::Later(permit) => permit,
+    match limits.take_slot(peer(ip)).unwrap() {
+        Slot::Now(_) => panic!("{ip} does not have to wait"),
+        Slot::Later(permit) => permit,
     }
 }
 
@@ -82,7 +82,7 @@ async fn idle_clients_are_forgotten() {
     let limits = limits(|config| config.limits.connection_rate_per_client = 1);
     for n in 0..100_000_u32 {
         let ip = IpAddr::V4(n.into());
-        drop(limits.admit(PeerAddr::new((ip, 1).into())));
+        drop(limits.take_slot(PeerAddr::new((ip, 1).into())));
         tokio::time::advance(Duration::from_millis(1)).await;
     }
     let known = limits.clients().clients.len();
@@ -129,5 +129,5 @@ async fn the_number_of_waiting_connections_is_limited() {
     waiting.pop();
     drop(later(&limits, "172.18.0.5"));
     drop(waiting);
-    assert_eq!(limits.clients().clients.len(), 1, "only the admitted client is remembered");
+    assert_eq!(limits.clients().clients.len(), 1, "only the client with a slot is remembered");
 }

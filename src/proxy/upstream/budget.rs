@@ -81,7 +81,7 @@ pub struct ClientBudget {
 pub struct GatewayPermit {
     client: Arc<ClientBudget>,
     purpose: Use,
-    /// Whether its return may admit a request that waits.
+    /// Whether its return may let a waiting request continue.
     dispatches: AtomicBool,
     _held: GaugeGuard,
 }
