@@ -45,7 +45,7 @@ pub enum Error {
     GatewayTimeout(Duration),
     /// The client did not go on with its body.
     #[error("the client sent nothing of its body for {0:?}")]
-    ClientTimeout(Duration),
+    RequestBodyTimeout(Duration),
     /// The client's body is malformed, or broke off.
     #[error("the client's body is malformed or broke off")]
     BadRequestBody(#[source] hyper::Error),
@@ -69,7 +69,7 @@ impl Error {
             Self::GatewayUnavailable(_) | Self::OutOfFiles(_) | Self::TooManyRequests(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::GatewayClosed(_) | Self::GatewayTls | Self::BadUpgradeResponse | Self::GatewayHeadTooLarge => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
-            Self::ClientTimeout(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::RequestBodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BadRequestBody(_) => StatusCode::BAD_REQUEST,
         }
     }
@@ -84,10 +84,10 @@ impl Error {
             Self::TooManyRequests(_) => "too_many_requests",
             Self::GatewayClosed(_) => "gateway_broke_off",
             Self::GatewayTls => "gateway_tls",
-            Self::BadUpgradeResponse => "gateway_confused",
+            Self::BadUpgradeResponse => "bad_upgrade_response",
             Self::GatewayHeadTooLarge => "gateway_head_too_large",
             Self::GatewayTimeout(_) => "gateway_timeout",
-            Self::ClientTimeout(_) => "request_timeout",
+            Self::RequestBodyTimeout(_) => "request_body_timeout",
             Self::BadRequestBody(_) => "bad_body",
         }
     }
@@ -106,7 +106,7 @@ impl Error {
             }
             Self::GatewayHeadTooLarge => "The head of the gateway's response is too large.",
             Self::GatewayTimeout(_) => "The gateway did not answer in time.",
-            Self::ClientTimeout(_) => "The request's body did not arrive in time.",
+            Self::RequestBodyTimeout(_) => "The request's body did not arrive in time.",
             Self::BadRequestBody(_) => "The request's body is malformed or broke off.",
         }
     }
@@ -115,7 +115,7 @@ impl Error {
     pub fn is_gateways(&self) -> bool {
         !matches!(
             self,
-            Self::Refused(_) | Self::CertificateExpired | Self::TooManyRequests(_) | Self::ClientTimeout(_) | Self::BadRequestBody(_)
+            Self::Refused(_) | Self::CertificateExpired | Self::TooManyRequests(_) | Self::RequestBodyTimeout(_) | Self::BadRequestBody(_)
         )
     }
 }
