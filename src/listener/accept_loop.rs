@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::accepted::Accepted;
-use super::limits::{Slot, ConnectionLimits};
+use super::limits::{ConnectionLimits, Slot};
 use crate::addr::{PeerAddr, canonical};
 use crate::backoff::Backoff;
 use crate::metrics::ListenerMetrics;

@@ -16,7 +16,7 @@ pub(super) enum RequestEnd {
     /// The client read nothing of the response for `limits.stall_timeout`.
     ClientStalled,
     /// The client, or its connection, was no longer authorized.
-    Revoked,
+    Unauthorized,
     /// `limits.drain_timeout` passed during a shutdown.
     DrainTimeout,
 }
@@ -31,7 +31,7 @@ impl RequestEnd {
             Self::GatewayCut => "gateway_cut",
             Self::ClientGone => "client_gone",
             Self::ClientStalled => "client_stalled",
-            Self::Revoked => "revoked",
+            Self::Unauthorized => "revoked",
             Self::DrainTimeout => "drain_timeout",
         }
     }

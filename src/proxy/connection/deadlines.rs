@@ -58,8 +58,8 @@ where
             && let Poll::Ready(reason) = session.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), draining)
         {
             if reason == CloseReason::Drain || !session.activity.has_tunnels() {
-                if reason == CloseReason::Revoked {
-                    let _ = session.closed_by.set(RequestEnd::Revoked);
+                if reason == CloseReason::Unauthorized {
+                    let _ = session.closed_by.set(RequestEnd::Unauthorized);
                     return Poll::Ready(());
                 }
                 (ending, draining) = (true, true);
@@ -70,7 +70,7 @@ where
                 cut_at = Some(now + limits.drain_timeout + ABORT_DELAY);
                 ask_to_end(connection.as_mut());
             } else {
-                let _ = session.closed_by.set(RequestEnd::Revoked);
+                let _ = session.closed_by.set(RequestEnd::Unauthorized);
                 revoked_until = Some(Instant::now() + REVOKED_GRACE);
             }
         }

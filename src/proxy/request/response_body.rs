@@ -97,7 +97,7 @@ impl Download {
         {
             // Closes the connection to the gateway, on which more is to come.
             self.upstream = None;
-            self.record.ended(RequestEnd::Revoked);
+            self.record.ended(RequestEnd::Unauthorized);
             return Poll::Ready(Some(Err(BodyError::Denied)));
         }
         if let Some((_, since)) = &self.trailers {

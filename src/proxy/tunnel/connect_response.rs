@@ -29,7 +29,7 @@ impl PendingConnect {
 
 /// What a gateway has sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Heard {
+pub struct GatewaySent {
     /// Whether its first message asks for a `connect`, as a gateway's always does; `None` before it.
     pub challenge: Option<bool>,
     /// Whether it has accepted the `connect`.
@@ -41,7 +41,7 @@ pub struct Heard {
 /// Follows what the gateway sends until it accepts the `connect`.
 pub struct ConnectResponse {
     pending: Arc<PendingConnect>,
-    heard: Heard,
+    sent: GatewaySent,
     /// Whether something was no WebSocket frame, so that nothing more can be learned.
     lost: bool,
     /// The beginning of the current frame.
@@ -63,12 +63,12 @@ struct Response<'a> {
 impl ConnectResponse {
     /// Waits for the response to `pending`.
     pub fn new(pending: Arc<PendingConnect>) -> Self {
-        Self { pending, heard: Heard::default(), lost: false, start: Vec::new(), skip: 0 }
+        Self { pending, sent: GatewaySent::default(), lost: false, start: Vec::new(), skip: 0 }
     }
 
     /// Returns what was learned so far.
-    pub fn heard(&self) -> Heard {
-        self.heard
+    pub fn sent(&self) -> GatewaySent {
+        self.sent
     }
 
     /// Takes the next bytes of the gateway.
@@ -102,7 +102,7 @@ impl ConnectResponse {
                     let is_whole = header.is_final && (wanted - header_length) as u64 == length;
                     self.look(header_length, wanted, is_whole);
                 }
-                OpCode::Control(Control::Close) => self.heard.closed = true,
+                OpCode::Control(Control::Close) => self.sent.closed = true,
                 _ => {}
             }
             bytes = &bytes[wanted - before.min(wanted)..];
@@ -114,8 +114,8 @@ impl ConnectResponse {
     /// Looks at the beginning of a message, or all of it.
     fn look(&mut self, from: usize, to: usize, is_whole: bool) {
         let message = &self.start[from..to];
-        if self.heard.challenge.is_none() {
-            self.heard.challenge = Some(message.windows(17).any(|part| part == b"connect.challenge"));
+        if self.sent.challenge.is_none() {
+            self.sent.challenge = Some(message.windows(17).any(|part| part == b"connect.challenge"));
         }
         let mut pending = self.pending.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((id, _)) = &*pending else { return };
@@ -128,7 +128,7 @@ impl ConnectResponse {
         if let Some(ok) = answer
             && let Some((_, answered)) = pending.take()
         {
-            self.heard.answer = Some(ok);
+            self.sent.answer = Some(ok);
             answered(ok);
         }
     }
@@ -175,11 +175,11 @@ mod tests {
                 let mut response = ConnectResponse::new(pending);
                 stream.chunks(size).for_each(|piece| response.feed(piece));
                 assert_eq!(*answers.lock().unwrap(), Vec::from_iter(answer), "{size}");
-                assert_eq!(response.heard(), Heard { challenge: Some(true), answer, closed: false });
+                assert_eq!(response.sent(), GatewaySent { challenge: Some(true), answer, closed: false });
             }
         }
         let mut response = ConnectResponse::new(Arc::default());
         response.feed(&[frame(0x82, b"RFB 003.008\n"), frame(0x88, &[3, 0xf0])].concat());
-        assert_eq!(response.heard(), Heard { challenge: Some(false), answer: None, closed: true });
+        assert_eq!(response.sent(), GatewaySent { challenge: Some(false), answer: None, closed: true });
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::connect_response::Heard;
+use super::connect_response::GatewaySent;
 use super::first_message::{FirstMessage, HeldLease, Verdict};
 use super::websocket_frames::WebSocketFrames;
 
@@ -21,19 +21,19 @@ const RESPONSE_LIMIT: Duration = Duration::from_secs(30);
 
 /// What is held back of a client's bytes.
 pub struct Gate {
-    stage: Stage,
+    stage: GateStage,
     /// What was read together with the first message.
     rest: Bytes,
     /// The part of the budget that `rest` uses.
     lease: Option<HeldLease>,
     /// Whether the gateway has asked for a `connect`.
     challenged: bool,
-    /// Whether the connection is freed once the gateway is known to speak another protocol.
+    /// Whether everything passes once the gateway is known to speak another protocol.
     passes_others: bool,
     due: Option<Instant>,
 }
 
-enum Stage {
+enum GateStage {
     /// The first message is not whole yet.
     Check(Box<FirstMessage>),
     /// A `connect` passes once the future completes.
@@ -48,8 +48,8 @@ enum Stage {
     Discard,
 }
 
-/// What becomes of bytes of the client, or of the gate.
-pub enum Step {
+/// What the tunnel must do next.
+pub enum GateStep {
     /// Nothing changes.
     Wait,
     /// These bytes go to the gateway.
@@ -66,100 +66,102 @@ impl Gate {
     /// Holds back what follows the message that `first` checks.
     pub fn new(first: FirstMessage) -> Self {
         let passes_others = first.passes_others();
-        Self { stage: Stage::Check(Box::new(first)), rest: Bytes::new(), lease: None, challenged: false, passes_others, due: None }
+        Self { stage: GateStage::Check(Box::new(first)), rest: Bytes::new(), lease: None, challenged: false, passes_others, due: None }
     }
 
     /// Returns how many bytes may be read from the client now.
     pub fn room(&self) -> usize {
         match &self.stage {
-            Stage::Check(first) => first.room().max(1),
-            Stage::Other(_) | Stage::Discard => usize::MAX,
-            Stage::Prepare(..) | Stage::Response | Stage::Protocol => 0,
+            GateStage::Check(first) => first.room().max(1),
+            GateStage::Other(_) | GateStage::Discard => usize::MAX,
+            GateStage::Prepare(..) | GateStage::Response | GateStage::Protocol => 0,
         }
     }
 
     /// Takes bytes that were read from the client.
-    pub fn feed(&mut self, read: Bytes) -> Step {
+    pub fn feed(&mut self, read: Bytes) -> GateStep {
         match &mut self.stage {
-            Stage::Check(first) => match first.feed(&read) {
+            GateStage::Check(first) => match first.feed(&read) {
                 Verdict::Wait => {
                     self.arm(FIRST_MESSAGE_LIMIT);
-                    Step::Wait
+                    GateStep::Wait
                 }
                 Verdict::Connect { ready, message, rest } => {
                     self.lease = first.take_lease();
-                    self.stage = Stage::Prepare(ready, message);
+                    self.stage = GateStage::Prepare(ready, message);
                     self.rest = rest;
                     self.due = None;
-                    Step::Wait
+                    GateStep::Wait
                 }
                 Verdict::Other(_) if self.challenged => no_connect(),
                 Verdict::Other(held) => {
                     self.lease = first.take_lease();
-                    self.stage = Stage::Other(WebSocketFrames::default());
+                    self.stage = GateStage::Other(WebSocketFrames::default());
                     self.due = None;
                     self.pass_other(held)
                 }
                 Verdict::Close(held) => {
-                    self.stage = Stage::Discard;
+                    self.stage = GateStage::Discard;
                     self.due = None;
-                    Step::Pass(held)
+                    GateStep::Pass(held)
                 }
-                Verdict::Refuse(reason) => Step::Close(reason),
+                Verdict::Refuse(reason) => GateStep::Close(reason),
             },
-            Stage::Other(_) => self.pass_other(read),
-            Stage::Prepare(..) | Stage::Response | Stage::Protocol | Stage::Discard => Step::Wait,
+            GateStage::Other(_) => self.pass_other(read),
+            GateStage::Prepare(..) | GateStage::Response | GateStage::Protocol | GateStage::Discard => GateStep::Wait,
         }
     }
 
     /// Passes bytes up to the end of the message of another protocol.
-    fn pass_other(&mut self, mut bytes: Bytes) -> Step {
-        let Stage::Other(frames) = &mut self.stage else { return Step::Wait };
+    fn pass_other(&mut self, mut bytes: Bytes) -> GateStep {
+        let GateStage::Other(frames) = &mut self.stage else { return GateStep::Wait };
         if let Some(end) = frames.feed_message(&bytes) {
-            self.stage = Stage::Protocol;
+            self.stage = GateStage::Protocol;
             self.rest = bytes.split_off(end);
         }
-        Step::Pass(bytes)
+        GateStep::Pass(bytes)
     }
 
     /// Completes with the `connect` once it may pass.
     pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        let Stage::Prepare(ready, message) = &mut self.stage else { return Poll::Pending };
+        let GateStage::Prepare(ready, message) = &mut self.stage else { return Poll::Pending };
         if ready.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
         let message = std::mem::take(message);
-        self.stage = Stage::Response;
+        self.stage = GateStage::Response;
         self.arm(RESPONSE_LIMIT);
         Poll::Ready(message)
     }
 
     /// Learns what the gateway has sent so far.
-    pub fn hear(&mut self, heard: Heard) -> Step {
-        match (heard.answer, &mut self.stage) {
-            (Some(true), Stage::Response) => return Step::Open(std::mem::take(&mut self.rest)),
+    pub fn observe(&mut self, sent: GatewaySent) -> GateStep {
+        match (sent.answer, &mut self.stage) {
+            (Some(true), GateStage::Response) => return GateStep::Open(std::mem::take(&mut self.rest)),
             // Without an answer it may have been accepted, but a gateway that closes takes no further message.
-            (answer, Stage::Response) if answer == Some(false) || heard.closed => {
-                self.stage = Stage::Discard;
+            (answer, GateStage::Response) if answer == Some(false) || sent.closed => {
+                self.stage = GateStage::Discard;
                 self.rest = Bytes::new();
                 drop(self.lease.take());
                 self.due = None;
-                return Step::Refused;
+                return GateStep::Refused;
             }
             _ => {}
         }
-        match (heard.challenge, &mut self.stage) {
-            (Some(true), Stage::Other(_) | Stage::Protocol) => no_connect(),
-            (Some(true), Stage::Check(_)) => {
+        match (sent.challenge, &mut self.stage) {
+            (Some(true), GateStage::Other(_) | GateStage::Protocol) => no_connect(),
+            (Some(true), GateStage::Check(_)) => {
                 if !self.challenged {
                     self.challenged = true;
                     self.arm(FIRST_MESSAGE_LIMIT);
                 }
-                Step::Wait
+                GateStep::Wait
             }
-            (Some(false), Stage::Check(first)) if self.passes_others => Step::Open(first.take_held()),
-            (Some(false), Stage::Other(_) | Stage::Protocol) if self.passes_others => Step::Open(std::mem::take(&mut self.rest)),
-            _ => Step::Wait,
+            (Some(false), GateStage::Check(first)) if self.passes_others => GateStep::Open(first.take_held()),
+            (Some(false), GateStage::Other(_) | GateStage::Protocol) if self.passes_others => {
+                GateStep::Open(std::mem::take(&mut self.rest))
+            }
+            _ => GateStep::Wait,
         }
     }
 
@@ -170,15 +172,15 @@ impl Gate {
     /// Returns when the WebSocket must close, and why.
     pub fn due(&self) -> Option<(Instant, &'static str)> {
         let reason = match self.stage {
-            Stage::Response => "loopgate: the gateway has not answered the connect",
+            GateStage::Response => "loopgate: the gateway has not answered the connect",
             _ => "loopgate: no whole first message in time",
         };
         self.due.map(|due| (due, reason))
     }
 }
 
-fn no_connect() -> Step {
-    Step::Close("loopgate: the first message must be a connect".into())
+fn no_connect() -> GateStep {
+    GateStep::Close("loopgate: the first message must be a connect".into())
 }
 
 #[cfg(test)]

@@ -12,9 +12,9 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::connect_response::{ConnectResponse, Heard as GatewayHeard};
+use super::connect_response::{ConnectResponse, GatewaySent};
 use super::first_message::FirstMessage;
-use super::gate::{Gate, Step};
+use super::gate::{Gate, GateStep};
 use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames, policy_violation};
 use crate::proxy::close_signal::{CloseReason, CloseSignal};
 use crate::proxy::lazy_timer::LazyTimer;
@@ -77,24 +77,24 @@ where
     down.watch(options.connect_response);
     let (closing, revoked) = options.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
-    let mut state = State { unanswered: false, stage: Stage::Open, timer: None };
+    let mut state = State { unanswered: false, stage: TunnelStage::Open, timer: None };
     let ended = poll_fn(|cx| {
-        while !matches!(state.stage, Stage::Revoked { .. })
-            && let Poll::Ready(reason) = options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), state.stage != Stage::Open)
+        while !matches!(state.stage, TunnelStage::Refusing { .. })
+            && let Poll::Ready(reason) = options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), state.stage != TunnelStage::Open)
         {
             state.stage = match reason {
-                CloseReason::Revoked if options.websocket && !down.close_sent => {
+                CloseReason::Unauthorized if options.websocket && !down.close_sent => {
                     down.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
-                    Stage::Revoked { until: Instant::now() + REVOKED_GRACE }
+                    TunnelStage::Refusing { until: Instant::now() + REVOKED_GRACE }
                 }
-                CloseReason::Revoked => return Poll::Ready(Err(revoked_error())),
+                CloseReason::Unauthorized => return Poll::Ready(Err(revoked_error())),
                 CloseReason::Drain => state.resting(options.rest_limit),
             };
         }
-        if let Stage::Revoked { until } = state.stage {
+        if let TunnelStage::Refusing { until } = state.stage {
             let ended = down.pump(cx, &mut gateway, &mut client)?.is_ready();
             // The gateway's own close frame gives the better reason.
-            down.close_sent |= down.heard().closed;
+            down.close_sent |= down.gateway_sent().closed;
             if ended || down.is_close_delivered() || state.poll_timer(cx, until).is_ready() {
                 let _ = Pin::new(&mut client).poll_shutdown(cx);
                 return Poll::Ready(Err(revoked_error()));
@@ -105,23 +105,23 @@ where
             let up_done = up.pump(cx, &mut client, &mut gateway)?;
             if let Some(reason) = up.refused.take() {
                 down.close_with = Some(policy_violation(&reason));
-                state.stage = Stage::Revoked { until: Instant::now() + REVOKED_GRACE };
+                state.stage = TunnelStage::Refusing { until: Instant::now() + REVOKED_GRACE };
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
             let down_done = down.pump(cx, &mut gateway, &mut client)?;
             if up.gate.is_some() {
-                match up.hear(down.heard()) {
-                    Heard::Nothing => {}
-                    Heard::Changed => {
+                match up.observe_gateway(down.gateway_sent()) {
+                    GateChange::Nothing => {}
+                    GateChange::Changed => {
                         if up.gate.is_none() {
                             down.connect_response = None;
                         }
                         continue;
                     }
-                    Heard::Refused => {
+                    GateChange::Refused => {
                         // The gateway closes with its own reason. Its client's answer to that does not matter any more.
-                        state.stage = Stage::Revoked { until: Instant::now() + CLOSE_GRACE };
+                        state.stage = TunnelStage::Refusing { until: Instant::now() + CLOSE_GRACE };
                         cx.waker().wake_by_ref();
                         return Poll::Pending;
                     }
@@ -141,21 +141,21 @@ where
             // cost a client that is still sending the last frames, so it has a moment to close itself.
             if down_done.is_ready() && (options.websocket || gateway.state().has_write_failed()) {
                 let until = match state.stage {
-                    Stage::Closing { until } => until,
+                    TunnelStage::Closing { until } => until,
                     _ => Instant::now() + CLOSE_GRACE,
                 };
-                state.stage = Stage::Closing { until };
+                state.stage = TunnelStage::Closing { until };
                 return state.poll_timer(cx, until).map(|_| Ok(()));
             }
             match state.stage {
-                Stage::Resting { limit, quiet_at } if options.websocket => {
+                TunnelStage::Resting { limit, quiet_at } if options.websocket => {
                     if state.poll_timer(cx, quiet_at.min(limit)).is_pending() {
                         return Poll::Pending;
                     }
                     down.close_with = Some(Bytes::from_static(&GOING_AWAY));
-                    state.stage = Stage::Draining { until: Instant::now() + CLOSE_GRACE };
+                    state.stage = TunnelStage::Draining { until: Instant::now() + CLOSE_GRACE };
                 }
-                Stage::Draining { until } => return state.poll_timer(cx, until).map(|_| Ok(())),
+                TunnelStage::Draining { until } => return state.poll_timer(cx, until).map(|_| Ok(())),
                 _ => return Poll::Pending,
             }
         }
@@ -174,7 +174,7 @@ fn revoked_error() -> io::Error {
 
 /// How far the tunnel's end has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum TunnelStage {
     Open,
     /// loopgate shuts down: waits until no message is under way, at `quiet_at`, but not beyond `limit`.
     Resting {
@@ -189,7 +189,7 @@ enum Stage {
     Closing {
         until: Instant,
     },
-    Revoked {
+    Refusing {
         until: Instant,
     },
 }
@@ -197,7 +197,7 @@ enum Stage {
 struct State {
     /// Whether the last bytes came from the client.
     unanswered: bool,
-    stage: Stage,
+    stage: TunnelStage,
     timer: Option<LazyTimer>,
 }
 
@@ -207,10 +207,10 @@ impl State {
         if up || down {
             self.unanswered = !down;
         }
-        if let Stage::Resting { limit, .. } = self.stage
+        if let TunnelStage::Resting { limit, .. } = self.stage
             && (up || down)
         {
-            self.stage = Stage::Resting { limit, quiet_at: Instant::now() + self.rest() };
+            self.stage = TunnelStage::Resting { limit, quiet_at: Instant::now() + self.rest() };
         }
     }
 
@@ -218,9 +218,9 @@ impl State {
         if self.unanswered { REST_UNANSWERED } else { REST }
     }
 
-    fn resting(&self, limit: Duration) -> Stage {
+    fn resting(&self, limit: Duration) -> TunnelStage {
         let now = Instant::now();
-        Stage::Resting { limit: now + limit, quiet_at: now + self.rest() }
+        TunnelStage::Resting { limit: now + limit, quiet_at: now + self.rest() }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Instant> {
@@ -249,7 +249,7 @@ struct Direction {
 }
 
 /// What the bytes of the gateway changed for those of the client.
-enum Heard {
+enum GateChange {
     Nothing,
     Changed,
     /// The gateway has refused the `connect`.
@@ -309,8 +309,8 @@ impl Direction {
     }
 
     /// Returns what the gateway has sent, if that is followed.
-    fn heard(&self) -> GatewayHeard {
-        self.connect_response.as_ref().map(ConnectResponse::heard).unwrap_or_default()
+    fn gateway_sent(&self) -> GatewaySent {
+        self.connect_response.as_ref().map(ConnectResponse::sent).unwrap_or_default()
     }
 
     /// Gives `read` to the gate.
@@ -322,23 +322,23 @@ impl Direction {
     }
 
     /// Tells the gate what the gateway has sent.
-    fn hear(&mut self, heard: GatewayHeard) -> Heard {
-        let step = self.gate.as_mut().map_or(Step::Wait, |gate| gate.hear(heard));
+    fn observe_gateway(&mut self, sent: GatewaySent) -> GateChange {
+        let step = self.gate.as_mut().map_or(GateStep::Wait, |gate| gate.observe(sent));
         self.take_step(step)
     }
 
-    fn take_step(&mut self, step: Step) -> Heard {
+    fn take_step(&mut self, step: GateStep) -> GateChange {
         match step {
-            Step::Wait => return Heard::Nothing,
-            Step::Refused => return Heard::Refused,
-            Step::Pass(bytes) => self.add_pending(bytes),
-            Step::Open(bytes) => {
+            GateStep::Wait => return GateChange::Nothing,
+            GateStep::Refused => return GateChange::Refused,
+            GateStep::Pass(bytes) => self.add_pending(bytes),
+            GateStep::Open(bytes) => {
                 self.gate = None;
                 self.add_pending(bytes);
             }
-            Step::Close(reason) => self.refused = Some(reason),
+            GateStep::Close(reason) => self.refused = Some(reason),
         }
-        Heard::Changed
+        GateChange::Changed
     }
 
     /// Adds what was held back to what could not be written yet.

@@ -43,7 +43,7 @@ impl ResponseTimeout<'_> {
     fn due(&self) -> (Instant, SendError) {
         let since = self.progress.and_then(Progress::last_piece).map_or(self.since, |last| last.max(self.since));
         if self.progress.is_some_and(Progress::is_waiting_for_client) {
-            (since + self.client, SendError::ClientTimeout)
+            (since + self.client, SendError::BodyTimeout)
         } else {
             (since + self.gateway, SendError::GatewayTimeout)
         }
@@ -57,7 +57,7 @@ pub enum SendError {
     /// The connection broke before the response's head was read.
     Broken(hyper::Error),
     /// The client did not send the next piece of its body in time.
-    ClientTimeout,
+    BodyTimeout,
     /// The gateway did not answer in time.
     GatewayTimeout,
 }

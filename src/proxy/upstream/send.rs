@@ -160,7 +160,7 @@ impl Upstream {
                         request = head.into_request(RequestBody::empty());
                     }
                     Err(SendError::GatewayTimeout) => return Err(Error::GatewayTimeout(gateway)),
-                    Err(SendError::ClientTimeout) => return Err(Error::RequestBodyTimeout(limits.stall_timeout)),
+                    Err(SendError::BodyTimeout) => return Err(Error::RequestBodyTimeout(limits.stall_timeout)),
                 }
                 since = Instant::now();
             }
