@@ -5,6 +5,7 @@
 mod backend;
 mod browser;
 mod check;
+mod client_certificate;
 mod flood;
 mod front;
 mod gateway;

@@ -5,12 +5,14 @@
 // Options: ws        the node_modules directory that holds the `ws` package
 //          url, token
 //          ca        file with the CA to trust (default: Node's own)
+//          pfx, passphrase  PKCS#12 file with the client's certificate, and its password
 //          address   where to find the URL's host (default: what the resolver says)
 //          over      "h1" (default), or "h2": extended CONNECT, RFC 8441
 //          headers   [[name, value or values], ...] to send on the upgrade, over the client's own; `host` and `connection` too
 //          identity  file with the device identity, made if absent (default: a fresh one, kept nowhere); "none": no device at all
 //          scopes, role, client, mode
 //          password  in place of a token
+//          build     the build of the Control UI, which newer gateways compare with their own
 //          call      a method to call after the handshake
 //
 // Ends: {end: "hello", scopes, deviceToken, called?}     accepted
@@ -31,6 +33,8 @@ const WebSocket = createRequire(`${options.ws}/`)("ws");
 const found = { address: options.address, family: 4 };
 const connection = {
   ca: options.ca && fs.readFileSync(options.ca),
+  pfx: options.pfx && fs.readFileSync(options.pfx),
+  passphrase: options.passphrase,
   lookup: options.address && ((_host, { all }, done) => (all ? done(null, [found]) : done(null, found.address, found.family))),
 };
 
@@ -76,7 +80,7 @@ function connectParams(nonce) {
   return {
     minProtocol: 3,
     maxProtocol: 4,
-    client: { id: options.client, version: "1.0.0", platform: "linux", mode: options.mode },
+    client: { id: options.client, version: "1.0.0", platform: "linux", mode: options.mode, buildId: options.build },
     role: options.role,
     scopes: options.scopes,
     caps: [],

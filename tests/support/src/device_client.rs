@@ -60,6 +60,25 @@ impl DeviceClient {
         self.set("ca", json!(file))
     }
 
+    /// Shows the certificate in this PKCS#12 file.
+    pub fn certificate(self, file: &Path, password: &str) -> Self {
+        self.set("pfx", json!(file)).set("passphrase", json!(password))
+    }
+
+    /// Shows neither a token nor a password.
+    pub fn without_secret(mut self) -> Self {
+        self.options.as_object_mut().expect("an object").remove("token");
+        self
+    }
+
+    /// Is the Control UI of this build, in a page from `origin`.
+    pub fn control_ui(self, origin: &str, build: &str) -> Self {
+        self.set("build", json!(build))
+            .set("client", json!("openclaw-control-ui"))
+            .set("mode", json!("webchat"))
+            .headers(&[("Origin", origin)])
+    }
+
     /// Connects to this address for the host in the URL.
     pub fn at(self, address: &str) -> Self {
         self.set("address", json!(address))
@@ -155,6 +174,20 @@ impl End {
             matches!(&self, End::Closed { code: 1008, reason, .. } if reason.starts_with("unauthorized")),
             "expected `1008 unauthorized`, but {self:?}"
         );
+    }
+
+    /// Holds if the client was not accepted.
+    #[track_caller]
+    pub fn not_accepted(self) {
+        assert!(matches!(self, End::Closed { .. } | End::Refused { .. }), "expected a refusal, but {self:?}");
+    }
+
+    /// Holds if a client that was accepted may not do what an administrator may.
+    #[track_caller]
+    pub fn may_not_configure(self) {
+        let refused =
+            matches!(&self, End::Hello { called: Some(answer), .. } if answer["error"]["message"] == "missing scope: operator.admin");
+        assert!(refused, "expected a client without operator.admin, but {self:?}");
     }
 
     /// Holds if the client may not read, whether it was let in without a scope or not at all.
