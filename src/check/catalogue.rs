@@ -77,6 +77,8 @@ kinds! {
         "A list trusts the address of the bridge itself, from which every client of a published port may come.";
     AGENTS_WIDE = "agent-cidr-wide", Error, "A network whose addresses are all agents is as wide as the internet.";
     TRUSTED_WIDE = "trusted-proxy-wide", Warning, "A network whose addresses are all believed as proxies is as wide as the internet.";
+    HTTP_API_OPEN = "http-api-open", Note,
+        "External clients may use the gateway's HTTP API (/tools/, /v1/), for which its token is enough: no device has to be approved.";
     CERTIFICATE_UNREADABLE = "certificate-unreadable", Error, "The certificate can't be read.";
     CERTIFICATE_PROBLEM = "certificate-problem", Warning, "The sidecar could not load or make a newer certificate.";
     CERTIFICATE_EXPIRED = "certificate-expired", Error, "The certificate is not valid now.";

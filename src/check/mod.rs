@@ -16,6 +16,7 @@ pub mod kubernetes;
 mod kubernetes_probe;
 pub mod openclaw_config;
 pub mod own_device;
+pub mod paths;
 pub mod sidecar;
 pub mod state_dir;
 
@@ -127,6 +128,7 @@ async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option
     let risks =
         agents::AddressRisks { net_raw: docker_probe::with_net_raw(engine.as_ref(), &view).await, user_namespace: in_user_namespace() };
     agents::judge(&view, &risks, config, &mut report);
+    paths::judge(&config.external, &mut report);
     shutdown.begin();
 
     certificate::judge(&certificate(config, &view, status.as_ref()), &mut report);

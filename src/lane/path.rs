@@ -16,7 +16,7 @@ use crate::config::PathRule;
 ///
 /// # Errors
 /// [`RequestRefusal::AmbiguousPath`] or [`RequestRefusal::PathDenied`].
-pub(super) fn check_path(method: &Method, path: &str, is_upgrade: bool, rules: &[PathRule]) -> Result<(), RequestRefusal> {
+pub fn check_path(method: &Method, path: &str, is_upgrade: bool, rules: &[PathRule]) -> Result<(), RequestRefusal> {
     if rules.is_empty() {
         return Ok(());
     }

@@ -1,0 +1,62 @@
+//! Findings about the paths that external clients may request.
+
+use http::Method;
+
+use super::catalogue as kind;
+use super::finding::{Remedy, Report};
+use crate::config::External;
+use crate::lane::check_path;
+
+/// Requests of the gateway's HTTP API, which ask for its token and for no device.
+const HTTP_API: [(&str, &str); 2] = [("/tools/", "/tools/invoke"), ("/v1/", "/v1/chat/completions")];
+
+/// Adds the findings about `[[external.paths]]`. A ceiling of scopes without `operator.admin` closes the HTTP API too.
+pub fn judge(external: &External, report: &mut Report) {
+    let capped = !external.scopes.is_empty() && !external.scopes.iter().any(|scope| scope == "operator.admin");
+    let open = |(_, path): &&(&str, &str)| !capped && check_path(&Method::POST, path, false, &external.paths).is_ok();
+    let open: Vec<_> = HTTP_API.iter().filter(open).map(|(prefix, _)| *prefix).collect();
+    if open.is_empty() {
+        return report.fine("paths", "external clients can't use the gateway's HTTP API (/tools/, /v1/)");
+    }
+    let blocks: Vec<_> = open.iter().map(|prefix| format!("[[external.paths]] with deny = {prefix:?}")).collect();
+    let remedy = format!("unless clients outside need it, add {} before other rules", blocks.join(" and "));
+    report.find(
+        &kind::HTTP_API_OPEN,
+        format!("[[external.paths]] lets external clients use {}", open.join(" and ")),
+        Remedy::words(remedy),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PathRule;
+
+    fn rule(allow: bool, prefix: &str) -> PathRule {
+        PathRule { allow, prefix: prefix.into(), methods: Vec::new(), upgrade: false }
+    }
+
+    #[test]
+    fn the_http_api_is_reported_unless_rules_close_it() {
+        let deny = |prefix| rule(false, prefix);
+        for (rules, open) in [
+            (vec![], Some("/tools/ and /v1/")),
+            (vec![deny("/tools/")], Some("/v1/")),
+            (vec![deny("/tools/"), deny("/v1")], None),
+            (vec![rule(true, "/hooks/")], None),
+            (vec![rule(true, "/")], Some("/tools/ and /v1/")),
+            (vec![deny("/tools/"), rule(true, "/v1/")], Some("/v1/")),
+        ] {
+            let mut report = Report::default();
+            let mut external = External { paths: rules, ..crate::config::Config::default().external };
+            judge(&external, &mut report);
+            let expected: &[&str] = if open.is_some() { &["http-api-open"] } else { &[] };
+            assert_eq!(report.ids(), expected, "{external:?}");
+            assert!(open.is_none_or(|open| report.findings[0].seen[0].ends_with(open)), "{:?}", report.findings);
+            external.scopes = vec!["operator.read".into()];
+            report = Report::default();
+            judge(&external, &mut report);
+            assert_eq!(report.ids(), [""; 0], "{external:?}");
+        }
+    }
+}
