@@ -91,7 +91,6 @@ fn sign_in() -> Result<(), Missing> {
     assert_eq!(alice().identity(&device).over_h2().connect().scopes(), GRANTED);
     let called = alice().identity(&device).call("sessions.list").connect();
     assert!(matches!(&called, End::Hello { called: Some(answer), .. } if answer["ok"] == true), "{called:?}");
-    alice().identity(&device).call("config.get").connect().may_not_configure();
 
     report("  without a certificate nobody is signed in, whatever they say, nor is a user whom the gateway does not list");
     let name = [("Origin", URL), ("X-Forwarded-User", "alice@example.com")];

@@ -182,14 +182,6 @@ impl End {
         assert!(matches!(self, End::Closed { .. } | End::Refused { .. }), "expected a refusal, but {self:?}");
     }
 
-    /// Holds if a client that was accepted may not do what an administrator may.
-    #[track_caller]
-    pub fn may_not_configure(self) {
-        let refused =
-            matches!(&self, End::Hello { called: Some(answer), .. } if answer["error"]["message"] == "missing scope: operator.admin");
-        assert!(refused, "expected a client without operator.admin, but {self:?}");
-    }
-
     /// Holds if the client may not read, whether it was let in without a scope or not at all.
     #[track_caller]
     pub fn may_not_read(self) {
