@@ -58,8 +58,8 @@ struct Interim {
 /// Which HTTP/2 streams are known.
 #[derive(Default)]
 struct Streams {
-    /// Header blocks that hyper got and has not passed on as a request.
-    blocks: VecDeque<u32>,
+    /// Header blocks that hyper got and has not passed on as a request; and whether their streams are open, for one may be reset before.
+    blocks: VecDeque<(u32, bool)>,
     /// Requests so far, and up to which of them the streams are known.
     requests: u64,
     known: u64,
@@ -81,7 +81,7 @@ impl Interims {
 
     /// Notes that hyper got the whole header block that begins `stream`.
     pub fn block_received(&self, stream: u32) {
-        self.state().streams.blocks.push_back(stream);
+        self.state().streams.blocks.push_back((stream, true));
     }
 
     /// Notes that hyper passes a request on; returns what sends its interim responses. Must be called in the order of requests.
@@ -91,9 +91,11 @@ impl Interims {
         let (mut stream, number) = (0, streams.requests);
         if self.protocol == Protocol::Http2 {
             match streams.blocks.pop_front() {
-                Some(id) if !streams.is_lost => {
+                Some((id, is_open)) if !streams.is_lost => {
                     stream = id;
-                    streams.open.push(id);
+                    if is_open {
+                        streams.open.push(id);
+                    }
                 }
                 Some(_) => {}
                 None => streams.is_lost = true,
@@ -120,7 +122,12 @@ impl Interims {
     /// Notes that `stream` has a final response, or was reset.
     pub fn close(&self, stream: u32) {
         let mut state = self.state();
-        let Some(at) = state.streams.open.iter().position(|open| *open == stream) else { return };
+        let Some(at) = state.streams.open.iter().position(|open| *open == stream) else {
+            for (id, is_open) in &mut state.streams.blocks {
+                *is_open &= *id != stream;
+            }
+            return;
+        };
         state.streams.open.swap_remove(at);
         if state.queue.is_empty() {
             return;

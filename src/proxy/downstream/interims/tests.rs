@@ -81,6 +81,12 @@ fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
     assert_eq!(written(&interims), b"", "its final response came first");
     sender.send(HINTS, &link());
     assert_eq!(written(&interims), b"");
+    interims.block_received(3);
+    interims.close(3);
+    let reset_before = interims.request();
+    interims.settle();
+    reset_before.send(HINTS, &link());
+    assert_eq!((reset_before.stream(), written(&interims)), (Some(3), Vec::new()), "reset before it was passed on");
     let h1 = Interims::new(Protocol::Http1);
     let earlier = h1.request();
     let _later = h1.request();
