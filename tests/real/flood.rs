@@ -17,6 +17,9 @@ const MIB: u64 = 1 << 20;
 const TIME: Duration = Duration::from_secs(20);
 /// How often the memory of the gateway is read.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// What the gateway's memory may grow by, in MiB. The two attackers have 84 requests together, 286 MiB of the largest file. Node.js frees
+/// the first 84 files some time after their requests were reset, when 84 others are in its memory already.
+const GATEWAY_GROWTH: u64 = 600;
 /// A path that costs the gateway little.
 const CHEAP: &str = "/healthz";
 
@@ -64,7 +67,7 @@ fn flooded(version: &'static str) -> Result<(), Missing> {
     ));
     report(format_args!("  {bystanders}"));
     assert!(requests >= 25 * 100 + 15 * 90, "that was no flood");
-    assert!(grown < 300, "the gateway grew by {grown} MiB");
+    assert!(grown < GATEWAY_GROWTH, "the gateway grew by {grown} MiB");
     assert!(own < 64, "loopgate grew by {own} MiB");
     bystanders.assert_served();
     drop(floods);
