@@ -183,7 +183,7 @@ async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_
         ("bad_upgrade", request("GET /ws", &format!("{websocket}Upgrade: websocket\r\n")) + "xx"),
         ("path_denied", request("GET /private", "")),
         ("ambiguous_path", request("GET /a/%2e%2e/private", "")),
-        ("request_timeout", request("POST /echo", "Content-Length: 10\r\n")),
+        ("request_body_timeout", request("POST /echo", "Content-Length: 10\r\n")),
         ("bad_body", request("POST /echo", "Transfer-Encoding: chunked\r\n") + "nonsense\r\n"),
         ("gateway_broke_off", request("POST /dies", "Content-Length: 0\r\n")),
         ("gateway_head_too_large", request("GET /large-head?400000", "")),
