@@ -67,9 +67,10 @@ pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> Op
     }
     // The same address on several networks, or none that is ours: an id tells, else the number of addresses.
     if !proven || candidates.len() > 1 {
-        // The mounts are the owner's in every engine; the host name, in Podman, is not.
-        let hints = [&hints.mounts, &hints.hostname].into_iter().flatten().filter(|hint| hint.len() >= 12);
-        let hinted = hints.flat_map(|hint| candidates.iter().find(|container| container.id.starts_with(hint.as_str()))).next().copied();
+        // The mounts are the owner's in every engine; the host name, in Podman, is that of this very container, and would name it as
+        // soon as the owner has ended and is listed no more.
+        let hint = hints.mounts.as_ref().or(hints.hostname.as_ref()).filter(|hint| hint.len() >= 12);
+        let hinted = hint.and_then(|hint| candidates.iter().find(|container| container.id.starts_with(hint.as_str()))).copied();
         let most = candidates.iter().map(|container| shared(container)).max().unwrap_or(0);
         candidates = match hinted {
             Some(owner) => vec![owner],
@@ -145,6 +146,8 @@ mod tests {
             ("10.0.0.3", Hints { mounts: hint(&b), hostname: hint(&"c".repeat(12)), ..Hints::default() }, Some("two")),
             ("10.0.0.9", Hints::default(), None),
             ("10.0.0.9", Hints { mounts: hint(&a), ..Hints::default() }, Some("one")),
+            ("10.0.0.9", Hints { hostname: hint(&a[..12]), ..Hints::default() }, Some("one")),
+            ("10.0.0.9", Hints { mounts: hint(&"e".repeat(64)), hostname: hint(&a[..12]), ..Hints::default() }, None),
             ("10.0.0.3", Hints { stated: hint("sidecar"), ..Hints::default() }, Some("two")),
             ("10.0.0.2", Hints { stated: hint("two"), ..Hints::default() }, Some("two")),
             ("10.0.0.2", Hints { stated: hint("unknown"), ..Hints::default() }, None),
