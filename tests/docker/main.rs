@@ -19,4 +19,5 @@ mod matrix;
 mod openclaw;
 mod project;
 mod smoke;
+mod swarm;
 mod upheaval;
