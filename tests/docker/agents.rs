@@ -16,6 +16,12 @@ use crate::openclaw::{NEW, OLD, TOKEN, gateway_with, openclaw};
 const NODE: u32 = 1000;
 const PROJECT: &str = "p";
 
+/// Returns the user of the host that is `user` in a container: with a rootless engine, one of the subordinate ids that begin at
+/// `TEST_FIRST_SUBUID`.
+fn on_host(user: u32) -> u32 {
+    std::env::var("TEST_FIRST_SUBUID").map_or(user, |first| first.parse::<u32>().expect("a number") + user - 1)
+}
+
 /// What the containers share, in directories of the host: fresh state, and the one secret that an operator makes.
 struct Shared(TempDir);
 
@@ -30,7 +36,7 @@ impl Shared {
             std::fs::set_permissions(&path, open.clone()).unwrap();
         }
         for owned in ["openclaw", "loopgate"] {
-            chown(shared.path(owned), Some(NODE), Some(NODE)).unwrap();
+            chown(shared.path(owned), Some(on_host(NODE)), Some(on_host(NODE))).unwrap();
         }
         std::fs::write(shared.path("token"), TOKEN).unwrap();
         let template = concat!(env!("CARGO_MANIFEST_DIR"), "/docker/openclaw.json");

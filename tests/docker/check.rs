@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use crate::container::{Container, Running};
-use crate::engine::{Engine, eventually};
+use crate::engine::{Engine, eventually, is_podman};
 use crate::filter::{filter_by, socket};
 use crate::harness::{Deployment, PROJECT};
 
@@ -87,9 +87,12 @@ fn a_socket_that_is_missing_too_wide_or_too_narrow_is_found_and_the_filter_mends
 fn containers_that_are_no_agents_or_might_be_forged_are_named_and_mended() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
-    let elsewhere = engine.run(deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere"));
+    // In Docker's default set, but not in Podman's.
+    let with_raw = |container: Container| if is_podman() { container.option("--cap-add=NET_RAW") } else { container };
+    let elsewhere = deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere");
+    let elsewhere = engine.run(with_raw(elsewhere));
     let odd = engine.run(deployment.client("odd").label("loopgate.agent", "yes please").of_project(PROJECT, "odd"));
-    let raw = engine.run(deployment.agent("raw"));
+    let raw = engine.run(with_raw(deployment.agent("raw")));
     deployment.knows(1);
 
     let bridge = deployment.network.gateway().to_string();

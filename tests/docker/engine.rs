@@ -170,6 +170,11 @@ pub fn attempt<S: AsRef<str>>(arguments: &[S]) -> Result<String, String> {
     }
 }
 
+/// Returns whether the engine is Podman, whose API is Docker's but for some answers.
+pub fn is_podman() -> bool {
+    docker(&["version", "--format", "{{range .Server.Components}}{{.Name}} {{end}}"]).contains("Podman")
+}
+
 /// Runs a command to its end, with nothing on its standard input.
 pub fn output(command: &mut Command) -> std::io::Result<Output> {
     command.stdin(Stdio::null()).output()

@@ -43,7 +43,7 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
             if unit {
                 project.must(&["up", "--detach", "--no-build"]);
             }
-            if is_back(&project, &stranger, PATIENCE) {
+            if is_back(&project, &stranger, PATIENCE.saturating_sub(start.elapsed())) {
                 back += 1;
                 eprintln!("{name} {number}: back after {} s", start.elapsed().as_secs());
                 continue;
