@@ -24,7 +24,7 @@ pub fn openclaw(name: &str, version: &str) -> Option<Container> {
     let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
     let container = container.mount_writable(compiled(version), "/tmp/jiti");
     // Whatever else it writes is gone with the container.
-    Some(container.option("--tmpfs=/tmp").option("--tmpfs=/home/node:uid=1000,gid=1000"))
+    Some(container.option("--tmpfs=/tmp").option("--tmpfs=/home/node:mode=1777"))
 }
 
 /// The gateway on 127.0.0.1:18789, with the configuration that docker/compose.yaml gives it.
