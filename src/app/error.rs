@@ -41,6 +41,9 @@ pub enum Error {
     #[cfg(feature = "otel")]
     #[error(transparent)]
     Otel(#[from] otel::Error),
+    /// The sandbox is required, and can't be had.
+    #[error("the sandbox is required (sandbox), and not in force: {0}")]
+    Sandbox(String),
     /// The container that owned this network namespace runs again, in another one.
     #[error(
         "the owner of this network namespace has restarted in a new one; exiting, so that the restart policy attaches the sidecar to it"

@@ -5,6 +5,7 @@ mod config_file;
 mod descriptors;
 mod error;
 mod gateway_token;
+mod sandbox;
 mod sidecar;
 mod signals;
 mod tls_reloader;
@@ -43,6 +44,7 @@ where
     S: Fn(&config::Log),
 {
     let doing = |doing| move |source| Error::Io { doing, source };
+    sandbox::apply(&config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
         let mut stop = StopSignals::new().map_err(doing("listening for signals"))?;

@@ -94,6 +94,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("docker"),
         "Source of labelled agents: containers of a Docker Engine, or pods of loopgate's own namespace",
     );
+    add(
+        "sandbox",
+        "sandbox",
+        Choice(&["auto", "off", "required"]),
+        Some("auto"),
+        "Give up starting programs and writing outside the state directory (seccomp, Landlock): auto as far as possible, required or no start",
+    );
 
     add("gateway", "gateway.address", Text("ADDR"), Some("127.0.0.1:18789"), "Address of the gateway");
     add(

@@ -8,7 +8,8 @@ use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
     // The tables `gateway`, `kubernetes` and `docker` need a restart as a whole. Every other table is destructured without `..`, so
     // that a new option does not compile before it is decided here whether it can change live (`_`) or not.
-    let Config { gateway, listen, tls, state_dir, discovery, kubernetes, docker, agents, external, http, admin, limits, log } = running;
+    let Config { gateway, listen, tls, state_dir, sandbox, discovery, kubernetes, docker, agents, external, http, admin, limits, log } =
+        running;
     let Listen { on, proxy_protocol: _, own_addresses: _ } = listen;
     let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = tls;
     let Agents {
@@ -52,6 +53,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
     } = limits;
     let kept = [
         ("state_dir", keep(&mut wanted.state_dir, state_dir)),
+        ("sandbox", keep(&mut wanted.sandbox, sandbox)),
         ("admin", keep(&mut wanted.admin, admin)),
         ("gateway", keep(&mut wanted.gateway, gateway)),
         ("listen.on", keep(&mut wanted.listen.on, on)),
@@ -96,6 +98,7 @@ pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
         kubernetes: _,
         docker: _,
         admin: _,
+        sandbox: _,
     } = running;
     let changed = [
         ("listen", *listen != applied.listen),

@@ -20,6 +20,8 @@ pub struct Config {
     pub tls: Tls,
     /// The directory that holds `ca.pem`, `ca.key`, `server.pem` and `server.key`.
     pub state_dir: PathBuf,
+    /// Whether the process gives up what it never needs.
+    pub sandbox: Sandbox,
     /// Where labelled agents are looked for.
     pub discovery: AgentSourceKind,
     /// Kubernetes discovery.
@@ -119,6 +121,17 @@ pub enum ListenAddresses {
     Network(IpNet),
     /// Exactly this address, unspecified ones (`[::]`, `0.0.0.0`) included.
     Address(IpAddr),
+}
+
+/// Whether the sidecar restricts itself with seccomp and Landlock when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandbox {
+    /// As far as the kernel and the container permit.
+    Auto,
+    /// Not at all.
+    Off,
+    /// Completely, or it does not start.
+    Required,
 }
 
 /// The lane of clients with one of this namespace's own addresses.

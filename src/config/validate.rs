@@ -7,7 +7,7 @@ use super::layer::{GivenRule, Layer, Origin, Problem};
 use super::parse::{self, Parsed};
 use super::settings::{
     AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, External, Gateway, Http, Kubernetes, Limits, Listen,
-    ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Tls, TraceparentUse,
+    ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Sandbox, Tls, TraceparentUse,
 };
 use crate::addr::is_loopback_or_unspecified;
 use crate::attest::ProofKind;
@@ -29,6 +29,7 @@ pub fn validate(layer: &Layer) -> Result<Config, Error> {
         listen: listen(&mut read),
         tls: tls(&mut read),
         state_dir: read.one("state-dir", parse::path),
+        sandbox: read.one("sandbox", parse::choice(&[("auto", Sandbox::Auto), ("off", Sandbox::Off), ("required", Sandbox::Required)])),
         discovery: read
             .one("discovery", parse::choice(&[("docker", AgentSourceKind::Docker), ("kubernetes", AgentSourceKind::Kubernetes)])),
         kubernetes: Kubernetes {

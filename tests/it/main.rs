@@ -20,6 +20,7 @@ mod otel;
 mod reload;
 mod request_ends;
 mod revocation;
+mod sandbox;
 mod slow;
 mod streaming;
 mod strict;

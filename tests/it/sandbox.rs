@@ -1,0 +1,36 @@
+//! The restrictions that `loopgate run` puts on its own process.
+
+use std::fs;
+
+use crate::harness::{OUTSIDER, PROTOCOLS, process};
+
+/// The values of a field of `/proc/PID/status`, of every thread of the process.
+fn of_threads(pid: u32, field: &str) -> Vec<(String, String)> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|entry| entry.unwrap().path());
+    let read = |thread: std::path::PathBuf| {
+        let status = fs::read_to_string(thread.join("status")).unwrap();
+        let name = fs::read_to_string(thread.join("comm")).unwrap().trim().to_owned();
+        let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap_or_default();
+        (name, value.trim().to_owned())
+    };
+    threads.map(read).collect()
+}
+
+#[tokio::test]
+async fn every_thread_refuses_system_calls_and_can_get_no_privileges() {
+    let sidecar = process(&[], "").await;
+    assert_eq!(sidecar.ask(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await.0, 200);
+    let threads = of_threads(sidecar.process().id(), "Seccomp");
+    assert!(threads.iter().any(|(name, _)| name.starts_with("worker-")), "{threads:?}");
+    assert!(threads.iter().all(|(_, mode)| mode == "2"), "{threads:?}");
+    assert!(of_threads(sidecar.process().id(), "NoNewPrivs").iter().all(|(_, set)| set == "1"));
+    let line = sidecar.process().wait_for_log("restricted this process").await;
+    assert!(line.contains("\"seccomp\":true"), "{line}");
+}
+
+#[tokio::test]
+async fn without_the_sandbox_there_are_no_restrictions() {
+    let sidecar = process(&["--sandbox=off"], "").await;
+    assert!(of_threads(sidecar.process().id(), "Seccomp").iter().all(|(_, mode)| mode == "0"));
+    assert!(!sidecar.process().output().contains("restricted this process"));
+}
