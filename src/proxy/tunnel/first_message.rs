@@ -86,8 +86,12 @@ pub enum Verdict {
     Other(Bytes),
     /// A close frame, after which nothing more counts.
     Close(Bytes),
+    /// Whole control frames before the message.
+    Control(Bytes),
     /// The WebSocket must close, for this reason.
     Refuse(String),
+    /// The client breaks the WebSocket protocol, in this way. What it sent is not passed on: the gateway might read it differently.
+    Malformed(String),
 }
 
 /// Follows the frames of a client (RFC 6455 section 5) to the end of its first message.
@@ -148,6 +152,10 @@ impl FirstMessage {
             match self.frame() {
                 Ok(Some(verdict)) => return verdict,
                 Ok(None) if self.held.len() >= MAX_HELD => return refuse("first message is too long"),
+                Ok(None) if self.parsed > 0 && !self.begun => {
+                    let rest = self.held.split_off(std::mem::take(&mut self.parsed));
+                    return Verdict::Control(std::mem::replace(&mut self.held, rest).into());
+                }
                 Ok(None) => return Verdict::Wait,
                 Err(Next) if self.parsed > MAX_HELD => return refuse("first message is too long"),
                 Err(Next) => {}
@@ -162,19 +170,19 @@ impl FirstMessage {
         let (header, length) = match FrameHeader::parse(&mut cursor) {
             Ok(Some(parsed)) => parsed,
             Ok(None) => return Ok(None),
-            Err(_) => return Ok(Some(refuse("not a WebSocket frame"))),
+            Err(_) => return Ok(Some(malformed("not a WebSocket frame"))),
         };
         let start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
         // Extensions are not negotiated, and clients mask what they send.
         let Some(mask) = header.mask.filter(|_| !header.rsv1 && !header.rsv2 && !header.rsv3) else {
-            return Ok(Some(refuse("frame is compressed or not masked")));
+            return Ok(Some(malformed("frame is compressed or not masked")));
         };
         let (is_data, is_close) = match header.opcode {
             OpCode::Data(Data::Text | Data::Binary) if !self.begun => (true, false),
             OpCode::Data(Data::Continue) if self.begun => (true, false),
             OpCode::Control(Control::Close) if header.is_final && length <= 125 => (false, true),
             OpCode::Control(Control::Ping | Control::Pong) if header.is_final && length <= 125 => (false, false),
-            _ => return Ok(Some(refuse("unexpected WebSocket frame"))),
+            _ => return Ok(Some(malformed("unexpected WebSocket frame"))),
         };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let available = &rest[start.min(rest.len())..];
@@ -243,6 +251,10 @@ fn refuse(reason: &str) -> Verdict {
     Verdict::Refuse(format!("loopgate: {reason}"))
 }
 
+fn malformed(reason: &str) -> Verdict {
+    Verdict::Malformed(format!("loopgate: {reason}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +287,7 @@ mod tests {
         Other(Vec<u8>),
         Close(Vec<u8>),
         Refuse(String),
+        Malformed,
     }
 
     /// The verdict on `stream`, fed in pieces of `size`, with a check that refuses whatever contains `admin`.
@@ -290,7 +303,8 @@ mod tests {
         };
         let mut first = FirstMessage::new(objects_only, HeldBudget::new(1 << 20), Box::new(check));
         let fed = stream.chunks(size).map(|piece| match first.feed(piece) {
-            Verdict::Wait => Seen::Wait,
+            Verdict::Wait | Verdict::Control(_) => Seen::Wait,
+            Verdict::Malformed(_) => Seen::Malformed,
             Verdict::Connect { message, rest, .. } => Seen::Connect(message.to_vec(), rest.to_vec()),
             Verdict::Other(held) => Seen::Other(held.to_vec()),
             Verdict::Close(held) => Seen::Close(held.to_vec()),
@@ -320,7 +334,7 @@ mod tests {
     #[test]
     fn what_could_hide_a_message_is_refused() {
         let unmasked = [&[0x81, 5][..], b"admin"].concat();
-        for stream in [
+        let malformed = [
             frame(0xc1, b"{}"),
             frame(0xa1, b"{}"),
             unmasked,
@@ -328,15 +342,39 @@ mod tests {
             [frame(0x01, b"{"), frame(0x81, b"{}")].concat(),
             frame(0x83, b"{}"),
             frame(0x09, b"{}"),
+            frame(0x88, &[b'x'; 126]),
+            [frame(0x89, b""), frame(0x89, &[b'x'; 126])].concat(),
+        ];
+        let too_long = [
             frame(0x81, &[b'{'; MAX_MESSAGE + 1]),
             [frame(0x01, &[b'{'; MAX_MESSAGE]), frame(0x80, b"{")].concat(),
-            frame(0x89, b"").repeat(MAX_HELD),
             [frame(0x01, b"{"), frame(0x00, b"").repeat(MAX_HELD)].concat(),
-        ] {
-            for objects_only in [true, false] {
-                assert!(matches!(verdict(&stream, 4096, objects_only), Seen::Refuse(_)), "{:x?}", &stream[..stream.len().min(16)]);
+            [frame(0x01, b"{"), frame(0x89, b"").repeat(MAX_HELD)].concat(),
+        ];
+        for objects_only in [true, false] {
+            for stream in &malformed {
+                assert_eq!(verdict(stream, 4096, objects_only), Seen::Malformed, "{:x?}", &stream[..stream.len().min(16)]);
+            }
+            for stream in &too_long {
+                assert!(matches!(verdict(stream, 4096, objects_only), Seen::Refuse(_)), "{:x?}", &stream[..16]);
             }
         }
+    }
+
+    #[test]
+    fn control_frames_before_the_message_pass_at_once() {
+        let mut first = FirstMessage::new(true, HeldBudget::new(1 << 20), Box::new(|_: &[u8]| Checked::Other));
+        let (ping, pong) = (frame(0x89, b"{"), frame(0x8a, b""));
+        let connect = frame(0x81, b"{}");
+        let mut passed = Vec::new();
+        for piece in [&ping[..3], &[&ping[3..], &pong, &connect[..4]].concat(), &pong[..0]] {
+            if let Verdict::Control(frames) = first.feed(piece) {
+                passed.extend_from_slice(&frames);
+            }
+        }
+        assert_eq!(passed, [&ping[..], &pong].concat());
+        let Verdict::Other(message) = first.feed(&connect[4..]) else { panic!("the message") };
+        assert_eq!(message, connect);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::connect_response::GatewaySent;
 use super::first_message::{FirstMessage, HeldLease, Verdict};
-use super::websocket_frames::WebSocketFrames;
+use super::websocket_frames::{WebSocketFrames, policy_violation, protocol_error};
 
 /// How long a client may take for its first message, once it has begun or the gateway has asked for it. The gateway itself waits as long.
 const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(15);
@@ -58,8 +58,8 @@ pub enum GateStep {
     Open(Bytes),
     /// The gateway has refused the `connect`, or closes without an answer.
     Refused,
-    /// The WebSocket must close, for this reason.
-    Close(String),
+    /// The WebSocket must close with this frame.
+    Close(Bytes),
 }
 
 impl Gate {
@@ -105,7 +105,9 @@ impl Gate {
                     self.due = None;
                     GateStep::Pass(held)
                 }
-                Verdict::Refuse(reason) => GateStep::Close(reason),
+                Verdict::Control(frames) => GateStep::Pass(frames),
+                Verdict::Refuse(reason) => GateStep::Close(policy_violation(&reason)),
+                Verdict::Malformed(reason) => GateStep::Close(protocol_error(&reason)),
             },
             GateStage::Other(_) => self.pass_other(read),
             GateStage::Prepare(..) | GateStage::Response | GateStage::Protocol | GateStage::Discard => GateStep::Wait,
@@ -180,7 +182,7 @@ impl Gate {
 }
 
 fn no_connect() -> GateStep {
-    GateStep::Close("loopgate: the first message must be a connect".into())
+    GateStep::Close(policy_violation("loopgate: the first message must be a connect"))
 }
 
 #[cfg(test)]

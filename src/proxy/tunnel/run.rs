@@ -103,8 +103,8 @@ where
         }
         loop {
             let up_done = up.pump(cx, &mut client, &mut gateway)?;
-            if let Some(reason) = up.refused.take() {
-                down.close_with = Some(policy_violation(&reason));
+            if let Some(close) = up.refused.take() {
+                down.close_with = Some(close);
                 state.stage = TunnelStage::Refusing { until: Instant::now() + REVOKED_GRACE };
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
@@ -129,7 +129,7 @@ where
                 if let Some((due, reason)) = up.gate.as_ref().and_then(|gate| gate.due())
                     && state.poll_timer(cx, due).is_ready()
                 {
-                    up.refused = Some(reason.into());
+                    up.refused = Some(policy_violation(reason));
                     continue;
                 }
             }
@@ -243,8 +243,8 @@ struct Direction {
     moved: bool,
     /// Holds back what is read until the gateway has answered the first message.
     gate: Option<Box<Gate>>,
-    /// Why the first message is refused.
-    refused: Option<String>,
+    /// The close frame for a client whose first message is refused.
+    refused: Option<Bytes>,
     connect_response: Option<ConnectResponse>,
 }
 
@@ -336,7 +336,7 @@ impl Direction {
                 self.gate = None;
                 self.add_pending(bytes);
             }
-            GateStep::Close(reason) => self.refused = Some(reason),
+            GateStep::Close(frame) => self.refused = Some(frame),
         }
         GateChange::Changed
     }

@@ -13,12 +13,21 @@ pub const POLICY_VIOLATION: [u8; 4] = [0x88, 0x02, 0x03, 0xf0];
 
 /// Makes a server's close frame with status 1008 and `reason`, of which as much as fits is sent (RFC 6455 section 5.5).
 pub fn policy_violation(reason: &str) -> Bytes {
+    close_frame(1008, reason)
+}
+
+/// Makes a server's close frame with status 1002, "protocol error".
+pub fn protocol_error(reason: &str) -> Bytes {
+    close_frame(1002, reason)
+}
+
+fn close_frame(status: u16, reason: &str) -> Bytes {
     let mut end = reason.len().min(123);
     while !reason.is_char_boundary(end) {
         end -= 1;
     }
     let length = u8::try_from(end + 2).unwrap_or(2);
-    [&[0x88, length, 0x03, 0xf0], &reason.as_bytes()[..end]].concat().into()
+    [&[0x88, length][..], &status.to_be_bytes(), &reason.as_bytes()[..end]].concat().into()
 }
 
 /// The longest frame header: two bytes, an eight-byte length, a mask.
