@@ -31,7 +31,10 @@ async fn sslyze(python: &Path) {
     let report: Value = serde_json::from_reader(json.as_file()).unwrap_or_else(|error| panic!("{error}: {said}"));
     let server = &report["server_scan_results"][0];
     assert_eq!(server["scan_status"], "COMPLETED", "{said}");
-    assert_eq!(server["connectivity_result"]["client_auth_requirement"], "DISABLED", "certificates are asked for only where they can matter");
+    assert_eq!(
+        server["connectivity_result"]["client_auth_requirement"], "DISABLED",
+        "certificates are asked for only where they can matter"
+    );
     let found = |check: &str, field: &str| -> Value {
         let check = &server["scan_result"][check];
         assert_eq!(check["status"], "COMPLETED", "{check}");
