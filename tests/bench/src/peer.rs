@@ -125,6 +125,18 @@ pub struct Surroundings {
     pub workers: usize,
 }
 
+/// An API server whose pods a loopgate follows.
+pub struct Follow {
+    /// Distinguishes that loopgate from others that run at the same time.
+    pub number: usize,
+    /// The API server's `host:port`.
+    pub api: String,
+    /// The directory with the service account's files.
+    pub credentials: PathBuf,
+    /// Where loopgate's metrics are to be, if anywhere.
+    pub admin: Option<SocketAddr>,
+}
+
 /// A side that answers.
 pub struct Running {
     /// How to connect to it.
@@ -155,9 +167,31 @@ impl Surroundings {
             return Ok(Running { target, tree: None, start: Duration::ZERO, child: None });
         }
         let address = free_address()?;
+        self.launch(&peer.name(), self.command(purpose, backend, peer, address)?, address, config).await
+    }
+
+    /// Starts a loopgate that follows the pods of an API server, and waits until it answers.
+    ///
+    /// # Errors
+    /// It does not answer within ten seconds.
+    pub async fn follow(&self, follow: &Follow, config: &Arc<ClientConfig>) -> io::Result<Running> {
+        let (address, Certificate { chain, key, .. }) = (free_address()?, &self.certificate);
+        let admin = follow.admin.map_or_else(|| "off".to_owned(), |admin| admin.to_string());
+        let mut command = Command::new(&self.programs.loopgate);
+        command.args(["run", "--log-level", "warn", "--admin", &admin]);
+        command.args(["--gateway", &self.backend.to_string(), "--listen", &address.to_string()]);
+        command.args(["--discovery", "kubernetes", "--kubernetes-api", &follow.api]);
+        command.arg("--kubernetes-credentials").arg(&follow.credentials);
+        command.arg("--state-dir").arg(self.directory.join(format!("state-{}", follow.number)));
+        command.arg("--tls-cert").arg(chain).arg("--tls-key").arg(key);
+        command.env("TOKIO_WORKER_THREADS", self.workers.to_string());
+        self.launch("loopgate", command, address, config).await
+    }
+
+    /// Starts `command`, which listens on `address`, and waits until it answers.
+    async fn launch(&self, name: &str, mut command: Command, address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<Running> {
         let target = Target { address, tls: Some(Arc::clone(config)) };
         let log = self.directory.join("log");
-        let mut command = self.command(purpose, backend, peer, address)?;
         command.current_dir(&self.directory).stdin(Stdio::null());
         command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
         let began = Instant::now();
@@ -168,7 +202,7 @@ impl Surroundings {
             let exited = running.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()));
             if exited || began.elapsed() > Duration::from_secs(10) {
                 let log = fs::read_to_string(&log).unwrap_or_default();
-                return Err(io::Error::other(format!("{} does not answer; it said: {log}", peer.name())));
+                return Err(io::Error::other(format!("{name} does not answer; it said: {log}")));
             }
             tokio::time::sleep(Duration::from_micros(500)).await;
         }

@@ -1,6 +1,7 @@
 //! What is measured, and how.
 
 mod attack;
+mod fleet;
 mod flow;
 mod h2;
 mod http;
@@ -50,6 +51,8 @@ pub enum Scenario {
     Stall,
     /// Five starts, then at rest.
     Start,
+    /// 1,000 pods in one namespace, then in 100 with a sidecar for each; 50 are replaced each second.
+    Fleet,
     /// Hostile certificate chains: one after the other for the CPU time of each, then 330 handshakes a second from 101 addresses.
     AttackChains,
     /// 25 HTTP/2 connections that ask for 100 files of 3.5 MB each and read nothing.
@@ -92,6 +95,8 @@ impl Scenario {
             Self::H2 | Self::AttackUnread | Self::AttackSlow | Self::AttackUploads | Self::AttackConnections => peer.has_h2(),
             Self::AttackChains => matches!(peer, Peer::Loopgate | Peer::Nginx | Peer::Haproxy),
             Self::HsResumed | Self::Idle | Self::Stall | Self::Start => peer != Peer::Direct,
+            // No other side follows pods.
+            Self::Fleet => peer == Peer::Loopgate,
             _ => true,
         }
     }
@@ -104,6 +109,9 @@ impl Scenario {
         let config = around.certificate.client();
         if self == Self::Start {
             return start::measure(peer, around, &config).await;
+        }
+        if self == Self::Fleet {
+            return fleet::measure(around, &config, extent.time).await;
         }
         let attack = match self {
             Self::AttackChains => Some(Attack::Chains),

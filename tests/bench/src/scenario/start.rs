@@ -36,7 +36,7 @@ pub(super) async fn measure(peer: Peer, around: &Surroundings, config: &Arc<Clie
     Ok(Sample { measures, failed: 0 })
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -1,0 +1,158 @@
+//! Pods that come and go on a fake API server: a thousand of them in one namespace with one sidecar, then the same in a hundred namespaces with a
+//! sidecar for each. The API server runs in this process, so that its work does not count.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
+use rustls::ClientConfig;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use super::{Sample, start::median};
+use crate::peer::{Follow, Running, Surroundings, free_address};
+
+const PODS: usize = 1000;
+const NAMESPACES: usize = 100;
+/// Pods that are replaced in a second, in all namespaces together.
+const CHURN: u32 = 50;
+/// How often the time is taken until a new pod is known.
+const PROBES: usize = 20;
+/// After the start and before anything is read: what is given back with delay should be.
+const SETTLE: Duration = Duration::from_secs(3);
+
+pub(super) async fn measure(around: &Surroundings, config: &Arc<ClientConfig>, time: Duration) -> io::Result<Sample> {
+    let mut measures = one_namespace(around, config, time).await?;
+    measures.extend(many_namespaces(around, config, time).await?);
+    Ok(Sample { measures, failed: 0 })
+}
+
+async fn one_namespace(around: &Surroundings, config: &Arc<ClientConfig>, time: Duration) -> io::Result<Vec<(&'static str, f64)>> {
+    let namespaces = Rc::new(vec![Namespace::with(PODS)]);
+    let admin = free_address()?;
+    let began = Instant::now();
+    let running = around.follow(&namespaces[0].follow(0, Some(admin)), config).await?;
+    known(admin, PODS).await?;
+    let listed = began.elapsed().as_secs_f64() * 1e3;
+    tokio::time::sleep(SETTLE).await;
+    let memory = memory(&[&running])?;
+
+    let mut churn = JoinSet::new();
+    churn.spawn_local(replace(Rc::clone(&namespaces)));
+    let cpu = running.cpu();
+    tokio::time::sleep(time).await;
+    let busy = (running.cpu() - cpu).as_secs_f64() * 1e3 / time.as_secs_f64();
+
+    let mut judged = Vec::new();
+    for _ in 0..PROBES {
+        let began = Instant::now();
+        namespaces[0].kubernetes.put(pod("probe", Some("address"), &["10.255.0.1"]));
+        known(admin, PODS + 1).await?;
+        judged.push(began.elapsed().as_secs_f64() * 1e3);
+        namespaces[0].kubernetes.delete("probe");
+        while addresses(admin).await? > PODS {}
+    }
+    churn.shutdown().await;
+    let longest = judged.iter().copied().fold(0.0, f64::max);
+    Ok(vec![
+        ("ms from exec until 1,000 pods are known", listed),
+        ("PSS KiB, 1,000 pods", memory),
+        ("CPU ms/s, 1,000 pods, 50 replaced/s", busy),
+        ("ms until a new pod is known, median", median(judged)),
+        ("ms until a new pod is known, longest", longest),
+    ])
+}
+
+async fn many_namespaces(around: &Surroundings, config: &Arc<ClientConfig>, time: Duration) -> io::Result<Vec<(&'static str, f64)>> {
+    let namespaces: Rc<Vec<Namespace>> = Rc::new((0..NAMESPACES).map(|_| Namespace::with(PODS / NAMESPACES)).collect());
+    let mut sidecars = Vec::new();
+    for (number, namespace) in namespaces.iter().enumerate() {
+        sidecars.push(around.follow(&namespace.follow(number, None), config).await?);
+    }
+    let sidecars: Vec<&Running> = sidecars.iter().collect();
+    tokio::time::sleep(SETTLE).await;
+    let each = memory(&sidecars)? / NAMESPACES as f64;
+    let spent = || sidecars.iter().map(|sidecar| sidecar.cpu()).sum::<Duration>();
+
+    let mut churn = JoinSet::new();
+    churn.spawn_local(replace(Rc::clone(&namespaces)));
+    let cpu = spent();
+    tokio::time::sleep(time).await;
+    let busy = (spent() - cpu).as_secs_f64() * 1e3 / time.as_secs_f64();
+    churn.shutdown().await;
+    Ok(vec![("PSS KiB each, 100 sidecars of 10 pods", each), ("CPU ms/s together, 100 sidecars, 50 replaced/s", busy)])
+}
+
+/// A namespace with agents that are admitted by their address.
+struct Namespace {
+    kubernetes: FakeKubernetes,
+    pods: usize,
+    /// How many pods were made so far.
+    made: Cell<usize>,
+}
+
+impl Namespace {
+    fn with(pods: usize) -> Self {
+        let namespace = Self { kubernetes: FakeKubernetes::start(), pods, made: Cell::new(0) };
+        (0..pods).for_each(|_| namespace.make());
+        namespace
+    }
+
+    /// How a sidecar finds it.
+    fn follow(&self, number: usize, admin: Option<SocketAddr>) -> Follow {
+        Follow { number, api: self.kubernetes.address(), credentials: self.kubernetes.credentials(), admin }
+    }
+
+    fn make(&self) {
+        let number = self.made.replace(self.made.get() + 1);
+        let address = format!("10.{}.{}.{}", number >> 16 & 127, number >> 8 & 255, number & 255);
+        self.kubernetes.put(pod(&format!("agent-{number}"), Some("address"), &[&address]));
+    }
+
+    /// Deletes the oldest pod and makes another.
+    fn replace_one(&self) {
+        self.kubernetes.delete(&format!("agent-{}", self.made.get() - self.pods));
+        self.make();
+    }
+}
+
+/// Replaces [`CHURN`] pods in a second, in one namespace after the other.
+async fn replace(namespaces: Rc<Vec<Namespace>>) {
+    let mut ticks = tokio::time::interval(Duration::from_secs(1) / CHURN);
+    for namespace in namespaces.iter().cycle() {
+        ticks.tick().await;
+        namespace.replace_one();
+    }
+}
+
+/// Bytes of all, in KiB.
+fn memory(sidecars: &[&Running]) -> io::Result<f64> {
+    let all: io::Result<u64> = sidecars.iter().filter_map(|sidecar| sidecar.tree.as_ref()).map(crate::process::Tree::memory).sum();
+    Ok(all? as f64 / 1024.0)
+}
+
+/// Waits until the sidecar knows so many addresses.
+async fn known(admin: SocketAddr, count: usize) -> io::Result<()> {
+    let patience = Instant::now() + Duration::from_secs(30);
+    while addresses(admin).await? < count {
+        if Instant::now() > patience {
+            return Err(io::Error::other(format!("{count} pods are not known after 30 s")));
+        }
+    }
+    Ok(())
+}
+
+/// How many addresses of agents the sidecar knows, by its metrics.
+async fn addresses(admin: SocketAddr) -> io::Result<usize> {
+    let mut stream = TcpStream::connect(admin).await?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    let count = answer.lines().find_map(|line| line.strip_prefix("loopgate_discovery_agent_addresses ")?.parse().ok());
+    count.ok_or_else(|| io::Error::other("no loopgate_discovery_agent_addresses in the metrics"))
+}
