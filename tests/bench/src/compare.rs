@@ -84,6 +84,12 @@ impl Compare {
         let before = machine();
         let results = self.measure(&around, extent).await;
         let verdicts = goals::judge(&results);
+        let versions: serde_json::Map<_, _> =
+            self.peers.iter().filter_map(|peer| Some((peer.name(), peer.version(&around.programs)?.into()))).collect();
+        for (peer, version) in &versions {
+            println!("{peer}: {}", version.as_str().unwrap_or_default());
+        }
+        println!();
         println!("{}", results.table());
         println!(
             "In brackets: how many times loopgate's. {} rounds, {} workers, windows of {} s.\n",
@@ -91,8 +97,6 @@ impl Compare {
         );
         println!("{}", goals::table(&verdicts));
         if let Some(file) = &self.json {
-            let versions: serde_json::Map<_, _> =
-                self.peers.iter().filter_map(|peer| Some((peer.name(), peer.version(&around.programs)?.into()))).collect();
             let mut all = json!({
                 "machine": before,
                 "load_at_the_end": load(),

@@ -41,11 +41,23 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Bytes of `program` and of what ldd(1) says that it loads.
+/// Bytes of `program` and of the libraries that it loads.
 fn size(program: &Path) -> io::Result<u64> {
-    let output = Command::new("ldd").arg(program).output()?;
+    let (program, output) = match packaged(program) {
+        Some((real, mut loader)) => (real, loader.output()?),
+        None => (program.to_owned(), Command::new("ldd").arg(program).output()?),
+    };
     let said = String::from_utf8_lossy(&output.stdout);
     let libraries = said.split_whitespace().filter(|word| word.starts_with('/')).filter_map(|path| fs::canonicalize(path).ok());
     let files: BTreeSet<PathBuf> = libraries.chain([fs::canonicalize(program)?]).collect();
     Ok(files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum())
+}
+
+/// The program that `script` of tests/setup/peers.sh starts, and the command that lists its libraries; `None` for any other program.
+fn packaged(script: &Path) -> Option<(PathBuf, Command)> {
+    let tree = script.parent()?.parent()?;
+    let (real, loader) = (tree.join("usr/sbin").join(script.file_name()?), tree.join("usr/lib64/ld-linux-x86-64.so.2"));
+    let mut command = Command::new(&loader);
+    command.arg("--library-path").arg(tree.join("usr/lib/x86_64-linux-gnu")).arg("--list").arg(&real);
+    (real != script && real.is_file() && loader.is_file()).then_some((real, command))
 }
