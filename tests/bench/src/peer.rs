@@ -265,14 +265,7 @@ impl Surroundings {
     }
 
     /// Writes the configuration `name` out of `template`.
-    fn configuration(
-        &self,
-        name: &str,
-        template: &str,
-        purpose: Purpose,
-        backend: SocketAddr,
-        address: SocketAddr,
-    ) -> io::Result<PathBuf> {
+    fn configuration(&self, name: &str, template: &str, purpose: Purpose, backend: SocketAddr, address: SocketAddr) -> io::Result<PathBuf> {
         let Certificate { chain, key, both, ca_file, .. } = &self.certificate;
         let asks = purpose == Purpose::CertificateAttack;
         let only_if_asking = |text: String| if asks { text } else { String::new() };
