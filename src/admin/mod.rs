@@ -66,7 +66,7 @@ impl Admin {
         shutdown.spawn(async move {
             let listener = match tokio::net::TcpListener::from_std(self.0) {
                 Ok(listener) => listener,
-                Err(error) => return warn!("can't use the admin listener: {error}"),
+                Err(error) => return warn!("can't start the admin listener: {error}"),
             };
             let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
             loop {
@@ -91,8 +91,8 @@ impl Admin {
                     tokio::select! {
                         result = timeout(CONNECTION_TIMEOUT, connection) => match result {
                             Ok(Ok(())) => {}
-                            Ok(Err(error)) => debug!("admin connection: {error}"),
-                            Err(_) => debug!("admin connection: closed after {CONNECTION_TIMEOUT:?}"),
+                            Ok(Err(error)) => debug!("admin connection failed: {error}"),
+                            Err(_) => debug!("admin connection closed after {CONNECTION_TIMEOUT:?}"),
                         },
                         () = closing.begun() => {}
                     }

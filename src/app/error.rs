@@ -44,9 +44,10 @@ pub enum Error {
     /// The sandbox is required, and can't be had.
     #[error("the sandbox is required (sandbox), and not in force: {0}")]
     Sandbox(String),
-    /// The container that owned this network namespace runs again, in another one.
+    /// The container that owned this network namespace runs in another one, or could not be found for 60 s.
     #[error(
-        "the owner of this network namespace has restarted in a new one; exiting, so that the restart policy attaches the sidecar to it"
+        "the owner of this network namespace runs in another one, or could not be found for 60 s; exiting, so that \
+         the restart policy attaches the sidecar to the right one"
     )]
     Orphaned,
 }

@@ -1,4 +1,4 @@
-//! Builds the sidecar out of the other modules: binds first, then serves.
+//! Builds, reloads and stops the sidecar.
 
 mod certificate_names;
 mod config_file;

@@ -103,7 +103,7 @@ fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
         }
         WhyNot::OwnNamespace => (&kind::AGENT_NAMESPACE, Remedy::Loopgate { key: "listen.own_addresses", value: json!("agent") }),
         WhyNot::Shares(_) => {
-            (&kind::AGENT_NAMESPACE, Remedy::words(format!("take the label off {container}: the namespace is admitted already")))
+            (&kind::AGENT_NAMESPACE, Remedy::words(format!("take the label off {container}: --own-addresses decides on it")))
         }
         WhyNot::OtherProject { .. } => (&kind::AGENT_PROJECT, Remedy::Loopgate { key: "docker.any_project", value: json!(true) }),
         WhyNot::NoSharedNetwork => (

@@ -89,7 +89,7 @@ kinds! {
     STATE_MODE = "state-dir-permissions", Error, "Others may read a key, or write where the keys are.";
     STATE_OWNER = "state-dir-owner", Error, "The state directory can't be written to.";
     CLOCK = "clock-skew", Warning, "This clock and the Docker host's differ.";
-    CLOCK_CA = "clock-behind", Error, "This clock is behind the beginning of the authority's life.";
+    CLOCK_CA = "clock-behind", Error, "This clock is before the start of the CA's validity.";
 }
 
 #[cfg(test)]

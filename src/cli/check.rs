@@ -87,7 +87,7 @@ fn text(report: &Report, colours: bool) -> String {
         line(&mut text, "ok", Tone::Good, &paint(&format!("{}: {}", fine.about, fine.seen), Tone::Plain, colours), colours);
     }
     let mut findings: Vec<&Finding> = report.findings.iter().collect();
-    // The worst last: there the eye is when it has scrolled by.
+    // The worst is last, where a terminal still shows it.
     findings.reverse();
     for finding in findings {
         let tone = match finding.severity {

@@ -13,7 +13,7 @@ use crate::secret::Secret;
 
 /// Pairs an OpenClaw device identity with the gateway, for all operator scopes
 ///
-/// OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. Doing it again changes nothing; the
+/// OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. Pairing again changes nothing; the
 /// identity file is never changed.
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -64,7 +64,7 @@ fn header(plan: &Plan) -> Vec<String> {
                 .into()
         }
         Namespace::Joined(mode) => format!(
-            "loopgate joins the network namespace that the gateway is in ({mode}): ports stay there, and its restarts are loopgate's."
+            "loopgate joins the network namespace that the gateway is in ({mode}): ports stay there, and when its owner restarts, loopgate must too."
         ),
     });
     let needs = if plan.namespace == Namespace::Pause { " It needs Compose 2.24 or later." } else { "" };

@@ -202,7 +202,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         None,
         "Network whose clients are asked for a certificate that loopgate cert issue made; with --client-ca all clients are asked",
     );
-    add("agent-uri", "agents.uris", List("URI"), None, "SAN URI of client certificates (from --client-ca) that are agents");
+    add("agent-uri", "agents.uris", List("URI"), None, "URI in client certificates (from --client-ca) that makes their holders agents");
     add(
         "agent-service",
         "agents.services",
@@ -215,7 +215,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "agents.proofs",
         List("KIND"),
         Some("process"),
-        "Proof by which a container may enrol: process, or file as well where top shows no processes",
+        "Accepted enrolment proof: process, or file where top shows no processes",
     );
     add("inherit-token", "agents.inherit_token", Switch, Some("false"), "Hand the gateway's token to attested agents");
     add("agent-scopes", "agents.scopes", List("SCOPE"), None, "Scope cap of agents without a label of their own; no cap by default");
@@ -231,13 +231,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "agents.certificate_life",
         Duration,
         Some("1h"),
-        "Validity of an attested agent's certificate, from 1m to 24h; renewed at half of that",
+        "Validity of an attested agent's certificate, from 1m to 24h; the agent enrols again at half of it",
     );
     add("trust-domain", "agents.trust_domain", Text("NAME"), Some("loopgate.local"), "SPIFFE trust domain of agents' certificates");
 
     add("trusted-proxy", "external.trusted_proxies", List("CIDR"), None, "Proxy whose X-Forwarded-For or PROXY header names the client");
-    add("allow", "external.allow", List("CIDR"), None, "Network that may connect; all by default");
-    add("deny", "external.deny", List("CIDR"), None, "Network that may not connect, even if --allow includes it");
+    add("allow", "external.allow", List("CIDR"), None, "Network of external clients that may connect; all by default");
+    add("deny", "external.deny", List("CIDR"), None, "Network of external clients that may not connect, even if --allow includes it");
     add(
         "unknown-client",
         "external.unknown_client",
@@ -298,11 +298,11 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("4096"),
         "Concurrent WebSockets of external clients at the gateway, shared fairly; each agent may have as many",
     );
-    add("buffered", "limits.buffered", Number, Some("67108864"), "Bytes of bodies that may be buffered, on which HTTP/2 windows depend");
+    add("buffered", "limits.buffered", Number, Some("67108864"), "Budget in bytes for buffered bodies; determines HTTP/2 windows");
     add("head-bytes", "limits.head_bytes", Number, Some("65536"), "Largest request head in bytes");
-    add("head-fields", "limits.head_fields", Number, Some("128"), "Most fields of a request head");
+    add("head-fields", "limits.head_fields", Number, Some("128"), "Largest number of fields of a request head");
     add("response-head", "limits.response_head", Number, Some("262144"), "Largest response head of the gateway in bytes");
-    add("response-fields", "limits.response_fields", Number, Some("256"), "Most fields of the gateway's response head");
+    add("response-fields", "limits.response_fields", Number, Some("256"), "Largest number of fields of the gateway's response head");
     add("h2-streams", "limits.h2_streams", Number, Some("100"), "Concurrent streams of an HTTP/2 connection");
     add("handshake-timeout", "limits.handshake_timeout", Duration, Some("10s"), "Time limit of the TLS handshake");
     add("head-timeout", "limits.head_timeout", Duration, Some("10s"), "Time limit of a whole request head");

@@ -36,7 +36,7 @@ impl Default for Config {
     }
 }
 
-/// Merges all sources: flags beat the environment, which beats the file, which beats the defaults.
+/// Merges all sources: flags override the environment, which overrides the file, which overrides the defaults.
 pub fn merge(flags: Layer, environment: Layer, file: Layer) -> Layer {
     flags.over(environment).over(file).over(Layer::defaults())
 }

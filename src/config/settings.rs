@@ -12,7 +12,7 @@ use crate::attest::ProofKind;
 /// The validated configuration of `loopgate run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The gateway core behind the sidecar.
+    /// The gateway behind the sidecar.
     pub gateway: Gateway,
     /// Where the sidecar listens.
     pub listen: Listen,
@@ -49,7 +49,7 @@ pub struct Http {
     pub upgrades: Vec<String>,
 }
 
-/// The gateway core (`[gateway]`).
+/// The gateway (`[gateway]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
     /// Its address; loopback unless `allow_remote`.

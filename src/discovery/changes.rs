@@ -43,7 +43,8 @@ pub fn log(before: &View, after: &View) {
             Namespace::Left => {
                 error!(
                     status = EXIT_ORPHANED,
-                    "the owner runs in another network namespace now; exiting, so that the restart policy starts this container there"
+                    "the owner of this network namespace runs in another one, or could not be found for 60 s; exiting, so that the \
+                     restart policy starts this container in the right one"
                 )
             }
         }

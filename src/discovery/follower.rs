@@ -158,7 +158,7 @@ impl<S: Source> Follower<S> {
         self.metrics.losses.inc();
         self.metrics.live.set(0);
         if now - since >= STEADY && self.state.is_live() {
-            debug!(source = S::NAME, error = text, "opening a new session");
+            debug!(source = S::NAME, error = text, "session ended; opening a new one");
             self.backoff.reset();
             self.phase = Phase::following(&self.source);
         } else {
@@ -183,7 +183,7 @@ impl<S: Source> Follower<S> {
         match known {
             Some((_, at)) if is_absent || now - *at < REPEAT => debug!(source = S::NAME, error = text, "still can't follow the source"),
             _ if is_absent => {
-                info!(source = S::NAME, reason = text, "not available: no label makes an agent until it is");
+                info!(source = S::NAME, reason = text, "the source is not available: until it is, no label makes an agent");
                 self.logged = Some((text.to_owned(), now));
             }
             _ => {

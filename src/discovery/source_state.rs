@@ -28,7 +28,7 @@ pub enum SourceState {
 }
 
 impl SourceState {
-    /// Returns the state in one word, as `status` and metrics name it.
+    /// Returns the state in one word, as `status` names it.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Off => "off",

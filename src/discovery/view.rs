@@ -29,8 +29,7 @@ pub struct View {
     pub interfaces: Vec<Interface>,
     /// The agents, by each of their addresses on a network that this namespace is on.
     pub agents: BTreeMap<IpAddr, Arc<Agent>>,
-    /// What [`agents`](Self::agents) was when the source last answered. The same, except that it does not shrink while the source is
-    /// out of reach: see [`View::for_established`].
+    /// The agents at the source's last answer; kept while it is unreachable: see [`View::for_established`].
     pub last_known: BTreeMap<IpAddr, Arc<Agent>>,
     /// The caps by address of every container, or pod, that has one, whether or not it is an agent. They outlast the source.
     pub caps: BTreeMap<IpAddr, ScopeCap>,

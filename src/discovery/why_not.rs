@@ -59,10 +59,10 @@ impl fmt::Display for WhyNot {
             Self::OwnerUnknown => f.write_str("the container that owns this network namespace is not known: name it by --container"),
             Self::OwnNamespace => f.write_str("it shares this network namespace: --own-addresses decides on it"),
             Self::OtherProject { theirs: None, ours: None } => {
-                f.write_str("neither it nor the gateway is in a compose project or a stack: docker.any_project lifts that")
+                f.write_str("neither it nor the gateway is in a compose project or a stack: set docker.any_project to accept it")
             }
             Self::OtherProject { theirs, ours } => {
-                write!(f, "it is in {}, the gateway in {}: docker.any_project lifts that", project(theirs), project(ours))
+                write!(f, "it is in {}, the gateway in {}: set docker.any_project to accept it", project(theirs), project(ours))
             }
             Self::NoSharedNetwork => f.write_str("it has no address on a network that this namespace is on"),
             Self::AddressInDoubt(ip) => write!(f, "another container or pod has its address {ip} too"),

@@ -1,4 +1,4 @@
-//! The lane decision. It is monotone: missing or doubtful evidence makes a connection external.
+//! The lane decision. Missing or doubtful evidence makes a connection external.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -68,7 +68,7 @@ fn agent_basis(peer: IpAddr, sender: IpAddr, certificate: Option<&Certificate>, 
             {
                 return Some(AgentBasis::Attested(Arc::clone(agent)));
             }
-            // Enforced here too, so that a reload that narrows `agents.certificate_from` ends what it admitted.
+            // Checked again, so that narrowing `agents.certificate_from` closes connections it had permitted.
             if !policy.asks_for_certificate(sender) {
                 return None;
             }
@@ -115,8 +115,8 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Agent
     uri.parse::<AgentId>().is_ok_and(|named| named.trust_domain == trust_domain && named.kind == kind && named.workload == id)
 }
 
-/// The cap of what has the address `peer`, whether or not it is an agent and whether or not Docker can be reached: an agent that gets itself
-/// onto the external lane keeps its cap. An agent without a label of its own has the common cap.
+/// The cap of the container at `peer`, agent or not, even without Docker: an agent that gets itself onto the external lane
+/// keeps its cap. An agent without a label of its own has the common cap.
 fn cap_of_container(peer: IpAddr, view: &View, policy: &Policy) -> Option<HeaderValue> {
     let of_agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
     let of_agent = of_agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.scopes.clone()));

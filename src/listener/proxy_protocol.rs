@@ -48,7 +48,7 @@ pub enum Error {
     #[error("malformed PROXY header (version 2)")]
     V2(#[from] v2::ParseError),
     /// A well-formed header with a source that no TCP client can have.
-    #[error("the PROXY header doesn't state the source of a TCP connection")]
+    #[error("the PROXY header's source can't be a TCP client's")]
     InvalidSource,
 }
 

@@ -7,7 +7,7 @@ use super::plan;
 use crate::config::ListenOn;
 use crate::discovery::View;
 
-/// Returns the addresses under which clients reach this sidecar: each that it listens on, be it a loopback address that `listen` names. An
+/// Returns the addresses under which clients reach this sidecar: each that it listens on, including a loopback address that `listen` names. An
 /// address on which it does not listen is left out, since each new name changes the leaf, which breaks pins of it.
 pub fn reachable_addresses(listen: &[ListenOn], gateway: SocketAddr, view: &View) -> BTreeSet<IpAddr> {
     // A link-local address needs a zone, which URLs of clients do not have.

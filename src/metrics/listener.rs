@@ -60,7 +60,7 @@ impl ListenerMetrics {
     /// Adds these metrics to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("downstream_connections_accepted", "Connections accepted", self.accepted.clone());
-        registry.register("downstream_connections_open", "Connections open now", self.open.clone());
+        registry.register("downstream_connections_open", "Downstream connections open, handshakes included", self.open.clone());
         registry.register(
             "downstream_connections_refused",
             "Connections closed right after they were accepted, by reason",

@@ -1,4 +1,4 @@
-//! What the traffic rooms count. Names follow the Prometheus conventions, and no label has a value that a client chose.
+//! What the proxy counts. Names follow the Prometheus conventions, and no label has a value that a client chose.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +49,7 @@ pub struct ReasonLabels {
     pub reason: &'static str,
 }
 
-/// Everything that the traffic rooms count.
+/// Everything that the proxy counts.
 #[derive(Debug)]
 pub struct Traffic {
     lanes: Lanes,
@@ -82,7 +82,7 @@ pub struct Traffic {
 /// What is counted for each lane.
 #[derive(Debug)]
 pub struct LaneMetrics {
-    /// Downstream connections that are open, WebSockets included.
+    /// Downstream connections open, after a lane was assigned, WebSockets included.
     pub open: Gauge,
     /// Downstream connections so far.
     pub connections: Counter,
@@ -100,13 +100,13 @@ pub struct LaneMetrics {
     pub sent: Counter,
     /// Seconds until the gateway's response head.
     pub duration: Histogram,
-    /// Requests answered with 200, over HTTP/1.1 and over HTTP/2: looked up once, since most are.
+    /// Requests answered with 200, over HTTP/1.1 and over HTTP/2: handles kept, because most requests end so.
     well: [Counter; 2],
     /// Requests whose whole response was handed to the client's socket.
     complete: Counter,
 }
 
-/// The same by lane, as they are registered: once, for a metric has one head only.
+/// The families behind [`LaneMetrics`], each registered once.
 #[derive(Debug)]
 struct Lanes {
     open: Family<LaneLabels, Gauge>,
@@ -220,7 +220,7 @@ impl Traffic {
     /// Adds everything to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         let lanes = &self.lanes;
-        registry.register("connections_open", "Downstream connections that are open", lanes.open.clone());
+        registry.register("connections_open", "Downstream connections open, after a lane was assigned", lanes.open.clone());
         registry.register("connections", "Downstream connections so far", lanes.connections.clone());
         registry.register("tunnels_open", "Upgraded connections (WebSockets) that are open", lanes.tunnels.clone());
         registry.register("gateway_requests_in_flight", "Requests in flight at the gateway, WebSockets aside", lanes.in_flight.clone());

@@ -1,7 +1,7 @@
 //! Pre-pairing: one handshake that asks the gateway for all operator scopes at once.
 //!
 //! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request; each further scope needs a human. So
-//! the first request must ask for everything. Doing it again changes nothing.
+//! the first request must ask for everything. Pairing again changes nothing.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -130,7 +130,7 @@ impl Connection {
                     _ => {}
                 }
             }
-            Err(Error::Protocol("it hangs up"))
+            Err(Error::Protocol("it closed the WebSocket"))
         };
         timeout(DEADLINE, called).await.map_err(|_| Error::Timeout)?
     }
@@ -182,7 +182,7 @@ where
             _ => {}
         }
     }
-    Err(Error::Protocol("it hangs up"))
+    Err(Error::Protocol("it closed the WebSocket"))
 }
 
 /// Builds the `connect` request, signed as `device-auth` version 2 prescribes.

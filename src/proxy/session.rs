@@ -48,7 +48,7 @@ impl Session {
     /// was.
     ///
     /// # Errors
-    /// It may not within `limits.gateway_wait`.
+    /// No permit was free within `limits.gateway_wait`.
     pub(super) async fn gateway_permit(
         &self,
         head: &GatewayHead,

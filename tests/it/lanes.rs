@@ -12,7 +12,7 @@ pub use loopgate_test_support::lanes::assert_external;
 use loopgate_test_support::lanes::assert_local;
 use loopgate_test_support::raw_http::RawHttp;
 
-/// What only loopgate may say, in clothes that a gateway might see through.
+/// Forged headers that a gateway might believe.
 const FORGED: [(&str, &str); 16] = [
     ("x-forwarded-for", "127.0.0.1"),
     ("x-forwarded-for", "10.9.9.9"),

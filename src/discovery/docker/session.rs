@@ -47,7 +47,7 @@ pub enum News {
 /// Every running container, and those that can't be read.
 type Listed = (Vec<Container>, Vec<Unreadable>);
 
-/// One life of the event stream.
+/// One subscription to the engine's events.
 pub struct Session {
     engine: Engine,
     services: Arc<[String]>,
@@ -65,7 +65,7 @@ pub struct Session {
     check: Option<BoxFuture<'static, Result<(), Error>>>,
     /// When the engine last answered a list or a check.
     answered: Instant,
-    /// What events have reported as lost, and none as regained. A list may show it still: engine 28 takes a container off its networks
+    /// Losses that events reported and have not reversed. A list may not show them yet: engine 28 takes a container off its networks
     /// before it is no longer running.
     lost: BTreeSet<Loss>,
     /// What was regained while a list was under way, which may show it as it was before the loss.

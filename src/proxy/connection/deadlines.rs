@@ -19,7 +19,7 @@ use crate::proxy::session::Session;
 /// How long a connection may take to close after it was asked to, because it was idle.
 const CLOSE_GRACE: Duration = Duration::from_secs(5);
 
-/// How long a connection without a request stays open once loopgate shuts down, so that the client reads of the end.
+/// How long a connection without a request stays open once loopgate shuts down, so that the client can read the GOAWAY.
 const DRAIN_GRACE: Duration = Duration::from_millis(300);
 /// How long a connection that was revoked may take to deliver the close frames of its WebSockets, over HTTP/2.
 const REVOKED_GRACE: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ where
     C: Future<Output = hyper::Result<()>>,
 {
     let limits = &session.settings.limits;
-    // Of HTTP/2, each stream has a limit of its own.
+    // Each HTTP/2 stream has its own limit.
     let stall = match session.protocol {
         Protocol::Http1 => limits.stall_timeout.min(session.external_stall_timeout()),
         Protocol::Http2 => limits.stall_timeout,

@@ -86,7 +86,7 @@ const LINE: usize = 96;
 struct Line {
     bytes: [u8; LINE],
     len: usize,
-    /// The last byte that was there, be it kept or not.
+    /// The last byte that was there, even if not kept.
     last: Option<u8>,
 }
 
@@ -174,7 +174,7 @@ impl H1RequestGuard {
 
     /// Keeps what matters of a piece of a line.
     fn line_goes_on(&mut self, piece: &[u8]) {
-        // Zeros before a size are without number, and without meaning.
+        // A size may have any number of leading zeros.
         let zeros = if self.place == Position::ChunkSize && self.line.len == 0 {
             piece.iter().take_while(|byte| **byte == b'0').count()
         } else {
@@ -268,11 +268,11 @@ mod tests {
 
     /// Feeds `text` in pieces of `size`; returns how many bytes it took to find an ambiguous head.
     fn found_after(text: &str, size: usize) -> Option<usize> {
-        let mut framing = H1RequestGuard::default();
+        let mut guard = H1RequestGuard::default();
         let mut fed = 0;
         for piece in text.as_bytes().chunks(size) {
             let mut piece = piece.to_vec();
-            if framing.follow(&mut piece, &mut Vec::new()) {
+            if guard.follow(&mut piece, &mut Vec::new()) {
                 let spoilt = piece.iter().position(|byte| *byte == 0).expect("something was spoilt");
                 return Some(fed + spoilt + 1);
             }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::h2_frames::H2Frames;
 
-/// Frames that ask for nothing in ...
+/// Most such frames in [`SPAN`].
 const MANY: u64 = 10_000;
-/// ... this time, at most.
+/// The time in which they are counted.
 const SPAN: Duration = Duration::from_secs(2);
 /// A client acknowledges what it reads, so one more frame is allowed for so many bytes written.
 const BYTES: u64 = 256;
@@ -35,7 +35,7 @@ pub const PROTOCOL_ERROR: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 /// Why a connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// Too many frames that ask for nothing.
+    /// Too many frames that start no request and carry no data.
     Flood,
     /// The first frame is not SETTINGS (RFC 9113 section 3.4), which `h2` does not check.
     NoSettings,
@@ -57,7 +57,7 @@ pub struct H2FloodGuard {
     ends_block: bool,
     /// Whether the current frame is SETTINGS with content.
     in_settings: bool,
-    /// Frames that asked for nothing, and bytes written, since `since`.
+    /// Such frames, and bytes written, since `since`.
     idle: u64,
     written: u64,
     since: Instant,

@@ -33,7 +33,7 @@ const REST: Duration = Duration::from_millis(250);
 const REST_UNANSWERED: Duration = Duration::from_secs(1);
 
 thread_local! {
-    /// Lent to the tunnel that is being polled on this thread, so that a quiet one holds none.
+    /// Read buffer shared by this thread's tunnels, so that a quiet one holds none.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BLOCK].into_boxed_slice());
 }
 
@@ -172,7 +172,7 @@ fn revoked_error() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, "the client is no longer authorized")
 }
 
-/// How far the tunnel's end has come.
+/// The stage of closing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TunnelStage {
     Open,
