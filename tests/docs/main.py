@@ -175,7 +175,7 @@ TABLE = {
         ("openclaw devices approve", operated, Named("REQUEST", asked_by_a_stranger, is_let_in)),
     ],
     # Its configurations are tried by tests/real.
-    "docs/sign-in.md": [],
+    "docs/sign-in.md": [("loopgate cert issue --user", operated)],
     "docs/operations.md": [
         ("loopgate status ", operated),
         ("loopgate status --watch", operated, Stays("external")),
