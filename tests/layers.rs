@@ -158,7 +158,9 @@ fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
             continue;
         }
         let after = &rest[name.len()..];
-        let begins = before != ':' && (name == "crate" || name == "super" || children.contains(&name));
+        // A visibility is not an import.
+        let is_visibility = code[..code.len() - rest.len()].ends_with("pub(in ");
+        let begins = before != ':' && !is_visibility && (name == "crate" || name == "super" || children.contains(&name));
         if begins && let Some(tail) = after.strip_prefix("::") {
             expand(std::slice::from_ref(&name), tail, &mut found);
         }

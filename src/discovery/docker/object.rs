@@ -132,7 +132,7 @@ pub struct ContainerInspection {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerConfig {
-    /// The variables of [`BIND_VARIABLES`], as `NAME=VALUE`.
+    /// The variables of `BIND_VARIABLES`, as `NAME=VALUE`.
     #[serde(rename = "Env", deserialize_with = "bind_variables")]
     pub bind_variables: Vec<String>,
 }
