@@ -137,6 +137,11 @@ impl FirstMessage {
         self.lease.take()
     }
 
+    /// Returns whether a part of a frame or message is held back.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Returns the bytes that were held back, and forgets them.
     pub fn take_held(&mut self) -> Bytes {
         std::mem::take(&mut self.held).into()

@@ -105,7 +105,12 @@ impl Gate {
                     self.due = None;
                     GateStep::Pass(held)
                 }
-                Verdict::Control(frames) => GateStep::Pass(frames),
+                Verdict::Control(frames) => {
+                    if first.is_holding() {
+                        self.arm(FIRST_MESSAGE_LIMIT);
+                    }
+                    GateStep::Pass(frames)
+                }
                 Verdict::Refuse(reason) => GateStep::Close(policy_violation(&reason)),
                 Verdict::Malformed(reason) => GateStep::Close(protocol_error(&reason)),
             },
@@ -311,20 +316,23 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_must_complete_its_first_message_in_time_once_it_is_asked_for() {
-        for (asked, begun, closed) in [(true, false, true), (false, true, true), (false, false, false)] {
+        let part = &message(r#"{"a":1}"#)[..9];
+        let ping = [0x89, 0x80, 0, 0, 0, 0];
+        let with_ping = [&ping[..], part].concat();
+        for (asked, begun, closed) in
+            [(true, &[][..], true), (false, part, true), (false, &with_ping, true), (false, &ping, false), (false, &[], false)]
+        {
             let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
             let mut tasks = JoinSet::new();
             let tunnel = tasks.spawn(tunnel(near, far, true));
             if asked {
                 gateway.write_all(&from_gateway(CHALLENGE)).await.unwrap();
             }
-            if begun {
-                client.write_all(&message(r#"{"a":1}"#)[..9]).await.unwrap();
-            }
+            client.write_all(begun).await.unwrap();
             tokio::time::sleep(FIRST_MESSAGE_LIMIT - Duration::from_secs(1)).await;
             assert!(!tunnel.is_finished());
             tokio::time::sleep(Duration::from_secs(3)).await;
-            assert_eq!(tunnel.is_finished(), closed, "{asked} {begun}");
+            assert_eq!(tunnel.is_finished(), closed, "{asked} {begun:x?}");
             drop(gateway);
         }
     }
