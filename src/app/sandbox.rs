@@ -87,7 +87,7 @@ pub(super) fn apply(config: &Config) -> Result<(), Error> {
     if config.sandbox == Sandbox::Off {
         return Ok(());
     }
-    // Landlock first: seccomp may one day be told to refuse its system calls too.
+    // Landlock first: seccomp could come to refuse its system calls too.
     let landlock = restrict_writes(config);
     let seccomp = refuse_system_calls();
     let failed: Vec<String> = [("landlock", &landlock), ("seccomp", &seccomp)]

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::finding::{Remedy, Report};
 
-/// Keys that can be set without asking: each value narrows whom the gateway trusts, or lets loopgate reach it. The others need a decision, such
+/// Keys that can be set without asking: each value narrows what the gateway trusts, or lets loopgate reach it. The others need a decision, such
 /// as whose pages may connect.
 const SAFE: [&str; 6] = [
     "gateway.bind",

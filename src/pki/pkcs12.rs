@@ -16,7 +16,7 @@ use crate::fingerprint::Fingerprint;
 /// The rounds of each key derivation. Windows refuses a file with more than 600 000 in all; there are three.
 const ROUNDS: u32 = 100_000;
 
-/// The fewest characters of a password that a user chooses. Whoever has the file can try passwords.
+/// The fewest characters of a password that a user chooses. A holder of the file can try passwords.
 const MIN_PASSWORD: usize = 12;
 const MAX_PASSWORD: usize = 128;
 

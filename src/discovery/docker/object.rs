@@ -137,7 +137,7 @@ pub struct ContainerConfig {
     pub bind_variables: Vec<String>,
 }
 
-/// The variables by which images of the gateway are told where it listens.
+/// The variables that set where the gateway of an image listens.
 const BIND_VARIABLES: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_BIND", "MOLTBOT_GATEWAY_BIND"];
 
 /// Keeps nothing else of an environment.

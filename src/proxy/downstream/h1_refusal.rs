@@ -1,6 +1,6 @@
 //! The bodies of refusals that hyper sends by itself.
 //!
-//! hyper answers a head that it can't read with 400, 414 or 431, an empty body and the end of the connection, and tells nobody before
+//! hyper answers a head that it can't read with 400, 414 or 431, an empty body and the end of the connection, without a callback before
 //! ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`] recognizes such a response: it is what hyper writes after its
 //! buffer was empty with no request being served, and no request has begun since.
 

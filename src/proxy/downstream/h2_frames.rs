@@ -36,12 +36,12 @@ impl H2Frames {
         Self { interims, table: TableUpdates::default(), head: [0; HEAD], head_len: 0, left: 0, in_block: false }
     }
 
-    /// What is told of the client's header blocks and resets.
+    /// Returns what follows the client's header blocks and resets.
     pub fn interims(&self) -> &Interims {
         &self.interims
     }
 
-    /// What is told of the client's SETTINGS.
+    /// Returns what follows the client's SETTINGS.
     pub fn table(&mut self) -> &mut TableUpdates {
         &mut self.table
     }

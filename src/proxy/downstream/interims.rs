@@ -5,8 +5,8 @@
 //! when hyper's buffer is empty, over HTTP/2 between two frames. Their fields are literals that no HPACK table keeps (RFC 7541 section 6.2.2), so
 //! hyper's encoder and the client's decoder stay in step.
 //!
-//! Over HTTP/2 hyper does not tell on which stream a request came. [`Interims`] counts: it is told of every header block that begins a
-//! stream, in their order, and of every request that hyper passes on, which is in the same order. If, whenever hyper has done all it
+//! Over HTTP/2 hyper does not tell on which stream a request came. [`Interims`] counts every header block that begins a
+//! stream, in their order, and every request that hyper passes on, which is in the same order. If, whenever hyper has done all it
 //! can, there were as many requests as header blocks, then each block was one request, and the streams are known. At the first
 //! difference, which malformed and refused requests cause, the connection sends no more interim responses. None is guessed.
 

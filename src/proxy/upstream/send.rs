@@ -27,7 +27,7 @@ use crate::workers;
 /// The pause between attempts to connect to a gateway that does not accept.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// What is told of the gateway's interim responses.
+/// What receives the gateway's interim responses.
 #[derive(Debug, Default)]
 pub struct OnInterim {
     /// Of `100 Continue`.
