@@ -1,9 +1,9 @@
 //! Limits what clients have in flight at the gateway at once, and shares it fairly.
 //!
-//! External clients share one budget of requests and one of WebSockets. A client may hold no more permits than are still free, so one
-//! client alone gets at most half of a budget, two that compete get a third each. The last eighth is left to clients that hold no permit
-//! of it: each gets one without waiting. A request beyond the client's share waits in a queue, in which clients take turns. Each agent
-//! has budgets of its own; agents with the same source address share them.
+//! External clients share one budget of requests and one of WebSockets. An eighth of a budget is left to clients that hold no permit
+//! of it. Of the rest a client may hold no more than is still free, so one client alone gets less than half of a budget. A request
+//! beyond the client's share waits in a queue, in which clients take turns. Each agent has budgets of its own; agents with the same
+//! source address share them.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -323,7 +323,7 @@ impl ClientQueue {
 impl Budget {
     /// Returns whether a client that has `own` of `limit` permits or places may have one more while `free` are left.
     fn is_within_share(&self, limit: usize, free: usize, own: usize) -> bool {
-        free > 0 && (!self.is_shared || own == 0 || own < free && free > limit / RESERVED_PART)
+        free > 0 && (!self.is_shared || own == 0 || own < free.saturating_sub(limit / RESERVED_PART))
     }
 
     /// Gives free permits to requests that wait, one client after the other.

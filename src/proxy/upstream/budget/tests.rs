@@ -22,13 +22,13 @@ fn soon() -> Instant {
 }
 
 #[test]
-fn a_client_gets_its_share_and_greedy_ones_leave_some_to_others() {
+fn a_client_gets_its_share_and_twenty_greedy_ones_leave_some_to_others() {
     let budgets = budgets(128, 16);
-    let held: Vec<_> = (1..=18).map(|last| take_all(&client(&budgets, last))).collect();
-    assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>()[..6], [64, 32, 16, 1, 1, 1]);
-    assert_eq!(take_all(&client(&budgets, 19)).len(), 1, "for a client that has none");
+    let held: Vec<_> = (1..=20).map(|last| take_all(&client(&budgets, last))).collect();
+    assert_eq!(held.iter().map(Vec::len).collect::<Vec<_>>()[..8], [56, 28, 14, 7, 4, 2, 1, 1]);
+    assert_eq!(take_all(&client(&budgets, 21)).len(), 1, "for a client that has none");
     drop(held);
-    assert_eq!(take_all(&client(&budgets, 1)).len(), 64, "every permit was returned");
+    assert_eq!(take_all(&client(&budgets, 1)).len(), 56, "every permit was returned");
 }
 
 #[test]
