@@ -1,0 +1,281 @@
+//! One direction of a tunnel: reads from one side and writes to the other, past the gate where there is one.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use prometheus_client::metrics::counter::Counter;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::connect_response::{ConnectResponse, GatewaySent};
+use super::first_message::FirstMessage;
+use super::gate::{Gate, GateStep};
+use super::websocket_frames::WebSocketFrames;
+
+/// Bytes read at once: four TLS records, which rustls then writes with one system call.
+const BLOCK: usize = 64 * 1024;
+
+thread_local! {
+    /// Read buffer shared by this thread's tunnels, so that a quiet one holds none.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BLOCK].into_boxed_slice());
+}
+
+/// One direction: what was read and could not be written yet, and how far its end has come.
+pub struct Direction {
+    pending: Bytes,
+    unflushed: bool,
+    end: End,
+    count: Counter,
+    frames: Option<WebSocketFrames>,
+    /// The close frame to send at the next frame boundary.
+    pub close_with: Option<Bytes>,
+    /// Whether it was sent, so that what still comes is discarded.
+    pub close_sent: bool,
+    /// Whether bytes were read since the last [`Direction::take_moved`].
+    moved: bool,
+    /// Holds back what is read until the gateway has answered the first message.
+    pub gate: Option<Box<Gate>>,
+    /// The close frame for a client whose first message is refused.
+    pub refused: Option<Bytes>,
+    /// Follows what the gateway sends until it has answered the first message.
+    pub connect_response: Option<ConnectResponse>,
+}
+
+/// What the bytes of the gateway changed for those of the client.
+pub enum GateChange {
+    Nothing,
+    Changed,
+    /// The gateway has refused the `connect`.
+    Refused,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    Ending,
+    Closed,
+}
+
+impl Direction {
+    /// Starts with `early`, which was read together with the head.
+    pub fn new(early: Bytes, count: Counter, mut frames: Option<WebSocketFrames>) -> Self {
+        if let Some(frames) = &mut frames {
+            frames.feed(&early);
+        }
+        count.inc_by(early.len() as u64);
+        let moved = !early.is_empty();
+        let (close_with, gate, refused, connect_response) = (None, None, None, None);
+        Self {
+            pending: early,
+            unflushed: false,
+            end: End::Open,
+            count,
+            frames,
+            close_with,
+            close_sent: false,
+            moved,
+            gate,
+            refused,
+            connect_response,
+        }
+    }
+
+    /// Has `first_message` check what was read already, and what is read from now on.
+    pub fn inspect(&mut self, first_message: Option<FirstMessage>) {
+        self.gate = first_message.map(|first| Box::new(Gate::new(first)));
+        if self.gate.is_some() && !self.pending.is_empty() {
+            let early = std::mem::take(&mut self.pending);
+            self.hold_back(early);
+        }
+    }
+
+    /// Has `connect_response` see what was read already, and what is read from now on.
+    pub fn watch(&mut self, connect_response: Option<ConnectResponse>) {
+        self.connect_response = connect_response;
+        let early = self.pending.clone();
+        self.note_read(&early);
+    }
+
+    fn note_read(&mut self, read: &[u8]) {
+        if let Some(response) = &mut self.connect_response {
+            response.feed(read);
+        }
+    }
+
+    /// Returns what the gateway has sent, if that is followed.
+    pub fn gateway_sent(&self) -> GatewaySent {
+        self.connect_response.as_ref().map(ConnectResponse::sent).unwrap_or_default()
+    }
+
+    /// Gives `read` to the gate.
+    fn hold_back(&mut self, read: Bytes) {
+        if let Some(gate) = &mut self.gate {
+            let step = gate.feed(read);
+            self.take_step(step);
+        }
+    }
+
+    /// Tells the gate what the gateway has sent.
+    pub fn observe_gateway(&mut self, sent: GatewaySent) -> GateChange {
+        let step = self.gate.as_mut().map_or(GateStep::Wait, |gate| gate.observe(sent));
+        self.take_step(step)
+    }
+
+    fn take_step(&mut self, step: GateStep) -> GateChange {
+        match step {
+            GateStep::Wait => return GateChange::Nothing,
+            GateStep::Refused => return GateChange::Refused,
+            GateStep::Pass(bytes) => self.add_pending(bytes),
+            GateStep::Open(bytes) => {
+                self.gate = None;
+                self.add_pending(bytes);
+            }
+            GateStep::Close(frame) => self.refused = Some(frame),
+        }
+        GateChange::Changed
+    }
+
+    /// Adds what was held back to what could not be written yet.
+    fn add_pending(&mut self, bytes: Bytes) {
+        self.pending = if self.pending.is_empty() { bytes } else { [&self.pending[..], &bytes].concat().into() };
+    }
+
+    /// Returns whether bytes were read since the last call.
+    pub fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// Returns whether the close frame was written and flushed.
+    pub fn is_close_delivered(&self) -> bool {
+        self.close_sent && self.pending.is_empty() && !self.unflushed
+    }
+
+    /// Moves what can be moved; completes when this direction is closed.
+    pub fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<Poll<()>> {
+        SCRATCH.with_borrow_mut(|scratch| self.pump_with(cx, from, to, scratch))
+    }
+
+    fn pump_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        scratch: &mut [u8],
+    ) -> io::Result<Poll<()>> {
+        loop {
+            if self.refused.is_some() {
+                return Ok(Poll::Pending);
+            }
+            if self.poll_write_pending(cx, to)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+            match self.end {
+                End::Closed => return Ok(Poll::Ready(())),
+                End::Ending => {
+                    if Pin::new(&mut *to).poll_shutdown(cx)?.is_pending() {
+                        return Ok(Poll::Pending);
+                    }
+                    self.end = End::Closed;
+                    continue;
+                }
+                End::Open => {}
+            }
+            // Here as well as in `pass_on`: it may be long until more is read.
+            if let Some(frame) = self.due_close()
+                && self.frames.as_ref().is_some_and(WebSocketFrames::at_boundary)
+            {
+                self.close_sent = true;
+                self.pending = frame;
+                continue;
+            }
+            // Before the next read, so that nothing is read while the last bytes have not left.
+            if self.unflushed {
+                if Pin::new(&mut *to).poll_flush(cx)?.is_pending() {
+                    return Ok(Poll::Pending);
+                }
+                self.unflushed = false;
+            }
+            let mut room = BLOCK;
+            if let Some(gate) = &mut self.gate {
+                if let Poll::Ready(message) = gate.poll_ready(cx) {
+                    self.pending = message;
+                    continue;
+                }
+                room = gate.room().min(BLOCK);
+                if room == 0 {
+                    return Ok(Poll::Pending);
+                }
+            }
+            let mut block = ReadBuf::new(&mut scratch[..room]);
+            if Pin::new(&mut *from).poll_read(cx, &mut block)?.is_pending() {
+                return Ok(Poll::Pending);
+            }
+            let read = block.filled();
+            if read.is_empty() {
+                self.end = End::Ending;
+            } else {
+                self.moved = true;
+                if self.gate.is_some() {
+                    self.count.inc_by(read.len() as u64);
+                    self.hold_back(Bytes::copy_from_slice(read));
+                } else {
+                    self.note_read(read);
+                    self.pass_on(cx, read, to)?;
+                }
+            }
+        }
+    }
+
+    fn due_close(&self) -> Option<Bytes> {
+        self.close_with.clone().filter(|_| !self.close_sent)
+    }
+
+    fn poll_write_pending(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<Poll<()>> {
+        while !self.pending.is_empty() {
+            let Poll::Ready(written) = Pin::new(&mut *to).poll_write(cx, &self.pending)? else { return Ok(Poll::Pending) };
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.pending.advance(written);
+            self.unflushed = true;
+        }
+        // Freed at once: a quiet tunnel holds no buffer.
+        self.pending = Bytes::new();
+        Ok(Poll::Ready(()))
+    }
+
+    /// Writes `read` on, and keeps what can't be written now.
+    fn pass_on(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        if self.close_sent {
+            return Ok(());
+        }
+        let boundary = self.frames.as_mut().and_then(|frames| frames.feed(read));
+        let close = boundary.and_then(|_| self.due_close());
+        let mut rest = &read[..boundary.filter(|_| close.is_some()).unwrap_or(read.len())];
+        self.count.inc_by(rest.len() as u64);
+        while !rest.is_empty() {
+            match Pin::new(&mut *to).poll_write(cx, rest)? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => {
+                    rest = &rest[written..];
+                    self.unflushed = true;
+                }
+                Poll::Pending => break,
+            }
+        }
+        if let Some(frame) = close {
+            self.close_sent = true;
+            self.pending = [rest, &frame[..]].concat().into();
+        } else if !rest.is_empty() {
+            self.pending = Bytes::copy_from_slice(rest);
+        }
+        Ok(())
+    }
+}
