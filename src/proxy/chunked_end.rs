@@ -19,6 +19,8 @@ use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use tokio::io::AsyncWrite;
 
+use crate::proxy::h1_fields::push_fields;
+
 /// How hyper ends a chunked body that has no trailers.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
@@ -101,16 +103,10 @@ impl ChunkedEnd {
     }
 }
 
-/// The last chunk of a body with `trailers` (RFC 9112 section 7.1). Neither a name nor a value can hold a line end.
+/// The last chunk of a body with `trailers` (RFC 9112 section 7.1).
 fn last_chunk(trailers: &HeaderMap) -> Vec<u8> {
     let mut bytes = b"0\r\n".to_vec();
-    for (name, value) in trailers {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
-    }
-    bytes.extend_from_slice(b"\r\n");
+    push_fields(&mut bytes, trailers);
     bytes
 }
 

@@ -9,6 +9,7 @@ pub mod close_signal;
 mod connection;
 mod downstream;
 mod error;
+mod h1_fields;
 mod lazy_timer;
 mod registry;
 mod request;

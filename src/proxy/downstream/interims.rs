@@ -24,6 +24,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite;
 
 use crate::labels::Protocol;
+use crate::proxy::h1_fields::push_fields;
 
 /// The most bytes of interim responses that wait for a client.
 const MOST: usize = 64 * 1024;
@@ -252,16 +253,10 @@ impl InterimSender {
     }
 }
 
-/// An interim response of HTTP/1.1. No value can hold a line end.
+/// An interim response of HTTP/1.1.
 fn http1(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
     let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
-    for (name, value) in headers {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
-    }
-    bytes.extend_from_slice(b"\r\n");
+    push_fields(&mut bytes, headers);
     bytes
 }
 
