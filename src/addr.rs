@@ -64,9 +64,12 @@ mod tests {
 
     #[test]
     fn limits_count_a_64_of_ipv6_as_one_client() {
-        for (ip, expected) in
-            [("10.0.0.7", "10.0.0.7"), ("::ffff:10.0.0.7", "10.0.0.7"), ("fd00:1:2:3:4:5:6:7", "fd00:1:2:3::"), ("fd00::1", "fd00::")]
-        {
+        for (ip, expected) in [
+            ("10.0.0.7", "10.0.0.7"),
+            ("::ffff:10.0.0.7", "10.0.0.7"),
+            ("fd00:1:2:3:4:5:6:7", "fd00:1:2:3::"),
+            ("fd00::1", "fd00::"),
+        ] {
             assert_eq!(client_key(ip.parse().unwrap()), expected.parse::<IpAddr>().unwrap(), "{ip}");
         }
     }

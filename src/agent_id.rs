@@ -57,9 +57,16 @@ const VERBATIM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b
 
 impl fmt::Display for AgentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let optional = |field: &Option<String>| field.as_deref().filter(|s| !s.is_empty()).map_or(ABSENT.into(), encode);
+        let optional =
+            |field: &Option<String>| field.as_deref().filter(|s| !s.is_empty()).map_or(ABSENT.into(), encode);
         let (project, service) = (optional(&self.project), optional(&self.service));
-        write!(f, "spiffe://{}/{}/{project}/{service}/{}", self.trust_domain, self.kind.segment(), encode(&self.workload))
+        write!(
+            f,
+            "spiffe://{}/{}/{project}/{service}/{}",
+            self.trust_domain,
+            self.kind.segment(),
+            encode(&self.workload)
+        )
     }
 }
 

@@ -159,8 +159,11 @@ impl EventLimits {
         counted
             .map(|([kind, reason, lane, outcome], (_, left_out))| {
                 let count = std::mem::take(left_out);
-                let mut line = json!({"time": timestamp(), "kind": "left_out", "of": kind, "reason": reason, "count": count});
-                for (name, value) in [("lane", lane), ("outcome", outcome)].into_iter().filter(|(_, value)| !value.is_empty()) {
+                let mut line =
+                    json!({"time": timestamp(), "kind": "left_out", "of": kind, "reason": reason, "count": count});
+                for (name, value) in
+                    [("lane", lane), ("outcome", outcome)].into_iter().filter(|(_, value)| !value.is_empty())
+                {
                     line[name] = value.as_str().into();
                 }
                 line.to_string()
@@ -273,7 +276,8 @@ mod tests {
             info!(target: TARGET, kind = "refusal", reason = "denied", "refused");
             log.flush();
             let lines = lines(path);
-            let written = lines.iter().filter(|line| line["reason"] == "client_rate" && line["kind"] == "refusal").count();
+            let written =
+                lines.iter().filter(|line| line["reason"] == "client_rate" && line["kind"] == "refusal").count();
             assert!((200..1000).contains(&written), "{written}");
             let count = lines.iter().find(|line| line["kind"] == "left_out").unwrap();
             assert_eq!(
@@ -298,7 +302,8 @@ mod tests {
             for (field, value) in [("lane", "agent"), ("outcome", "issued")] {
                 assert!(lines.iter().any(|line| line[field] == value && line["kind"] != "left_out"), "{field} {value}");
             }
-            let counted = |field: &str, value: &str| lines.iter().any(|line| line["kind"] == "left_out" && line[field] == value);
+            let counted =
+                |field: &str, value: &str| lines.iter().any(|line| line["kind"] == "left_out" && line[field] == value);
             assert!(counted("lane", "external") && counted("outcome", "refused"), "{lines:?}");
         });
     }

@@ -19,7 +19,9 @@ impl Fingerprint {
 
 /// The text is no SHA-256 fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a SHA-256 fingerprint: expected 64 hexadecimal digits, with or without colons, optionally prefixed with sha256:")]
+#[error(
+    "not a SHA-256 fingerprint: expected 64 hexadecimal digits, with or without colons, optionally prefixed with sha256:"
+)]
 pub struct ParseError;
 
 impl FromStr for Fingerprint {
@@ -70,14 +72,18 @@ mod tests {
         let colons = fingerprint.to_string();
         assert!(colons.starts_with("BA:78:16:BF:"), "{colons}");
         let bare = colons.replace(':', "").to_lowercase();
-        for spelling in [colons.clone(), colons.to_lowercase(), bare.clone(), format!("sha256:{colons}"), format!("SHA256:{bare}")] {
+        for spelling in
+            [colons.clone(), colons.to_lowercase(), bare.clone(), format!("sha256:{colons}"), format!("SHA256:{bare}")]
+        {
             assert_eq!(spelling.parse(), Ok(fingerprint), "{spelling}");
         }
     }
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "sha256:", "ab", "zz".repeat(32).as_str(), "a:b".repeat(22).as_str(), "sha1:00", &"0".repeat(63), "é"] {
+        for text in
+            ["", "sha256:", "ab", "zz".repeat(32).as_str(), "a:b".repeat(22).as_str(), "sha1:00", &"0".repeat(63), "é"]
+        {
             assert_eq!(text.parse::<Fingerprint>(), Err(ParseError), "{text}");
         }
     }

@@ -84,8 +84,9 @@ pub fn head(data: &[u8]) {
     let (on, source) = (head.lane(), head.source());
     let request = head.into_request(());
     let headers = request.headers();
-    let count =
-        |name: &str| headers.keys().filter(|key| same_name(key, name)).map(|key| headers.get_all(key).iter().count()).sum::<usize>();
+    let count = |name: &str| {
+        headers.keys().filter(|key| same_name(key, name)).map(|key| headers.get_all(key).iter().count()).sum::<usize>()
+    };
     for name in ["forwarded", "x-real-ip", "via", "x-openclaw-scopes", "tailscale-user-login"] {
         assert_eq!(count(name), 0, "{name} {headers:?}");
     }
@@ -137,7 +138,10 @@ fn reads_as_private(path: &str) -> bool {
 fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
     let (mut decoded, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let hex = bytes
+            .get(at + 1..at + 3)
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match hex.filter(|_| bytes[at] == b'%') {
             Some(byte) => {
                 decoded.push(byte);
@@ -161,7 +165,16 @@ pub fn trailers(data: &[u8]) {
         }
     }
     scrub_trailers(&mut trailers, &RULES.1);
-    for name in ["forwarded", "x-forwarded-for", "x-forwarded-user", "x-real-ip", "via", "host", "authorization", "content-length"] {
+    for name in [
+        "forwarded",
+        "x-forwarded-for",
+        "x-forwarded-user",
+        "x-real-ip",
+        "via",
+        "host",
+        "authorization",
+        "content-length",
+    ] {
         assert!(!trailers.keys().any(|key| same_name(key, name)), "{name}");
     }
 }
@@ -265,7 +278,12 @@ pub fn requests(data: &[u8]) {
     let head_ended = Rc::<Cell<bool>>::default();
     let text = String::from_utf8_lossy(data).to_ascii_lowercase();
     let may_tunnel = text.contains("upgrade") || text.contains("connect");
-    let trickle = Trickle { rest: data, framing: H1RequestGuard::default(), encoded: Vec::new(), head_ended: Rc::clone(&head_ended) };
+    let trickle = Trickle {
+        rest: data,
+        framing: H1RequestGuard::default(),
+        encoded: Vec::new(),
+        head_ended: Rc::clone(&head_ended),
+    };
     let connection = http1::Builder::new().header_read_timeout(None).serve_connection(
         TokioIo::new(trickle),
         service_fn(|request: Request<Incoming>| {
@@ -329,7 +347,8 @@ mod tests {
         "\nforwarded:for=127.0.0.1",
         "\nx-real-ip:127.0.0.1",
     ];
-    const TRAILERS: &[&str] = &["\n", "x-forwarded-for", "host", "x_", "forwarded", "via", "authorization", "content-length", "_", "."];
+    const TRAILERS: &[&str] =
+        &["\n", "x-forwarded-for", "host", "x_", "forwarded", "via", "authorization", "content-length", "_", "."];
     const PROXY_HEADER: &[&str] = &[
         "PROXY ",
         "TCP4 ",

@@ -47,7 +47,10 @@ where
     boxed(Box::new(stream), request.map(|body| body.map_err(Into::into).boxed_unsync())).await
 }
 
-async fn boxed(stream: Box<dyn Stream>, request: Request<UnsyncBoxBody<Bytes, BoxError>>) -> hyper::Result<Response<ResponseBody>> {
+async fn boxed(
+    stream: Box<dyn Stream>,
+    request: Request<UnsyncBoxBody<Bytes, BoxError>>,
+) -> hyper::Result<Response<ResponseBody>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // An error of the connection is also the error of its only request, so it is not lost here.
     let mut connection = connection.map(drop).boxed().fuse();
@@ -129,7 +132,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_ends_with_the_head_is_terminated() {
-        let (answer, _server) = answered("HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", true).await;
+        let (answer, _server) =
+            answered("HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", true).await;
         assert!(answer.unwrap().into_body().split().1.is_terminated());
     }
 

@@ -61,8 +61,11 @@ impl Exporter {
     /// # Errors
     /// If the SDK rejects the endpoint.
     pub fn new(endpoint: &Uri) -> Result<Self, Error> {
-        let url =
-            if endpoint.path() == "/" { format!("{}{PATH}", endpoint.to_string().trim_end_matches('/')) } else { endpoint.to_string() };
+        let url = if endpoint.path() == "/" {
+            format!("{}{PATH}", endpoint.to_string().trim_end_matches('/'))
+        } else {
+            endpoint.to_string()
+        };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(Client(Handle::current()))
@@ -75,8 +78,13 @@ impl Exporter {
         if std::env::var_os("OTEL_SERVICE_NAME").is_none() {
             resource = resource.with_service_name("loopgate");
         }
-        processor.set_resource(&resource.with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build());
-        Ok(Self { processor, scope: InstrumentationScope::builder("loopgate").with_version(env!("CARGO_PKG_VERSION")).build() })
+        processor.set_resource(
+            &resource.with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION"))).build(),
+        );
+        Ok(Self {
+            processor,
+            scope: InstrumentationScope::builder("loopgate").with_version(env!("CARGO_PKG_VERSION")).build(),
+        })
     }
 
     /// Sends the remaining spans, and stops.
@@ -103,7 +111,10 @@ impl Recorder for Exporter {
             KeyValue::new("url.path", span.path.to_owned()),
             KeyValue::new("url.scheme", "https"),
             KeyValue::new("network.protocol.name", "http"),
-            KeyValue::new("network.protocol.version", if span.protocol == labels::Protocol::Http2 { "2" } else { "1.1" }),
+            KeyValue::new(
+                "network.protocol.version",
+                if span.protocol == labels::Protocol::Http2 { "2" } else { "1.1" },
+            ),
             KeyValue::new("network.peer.address", span.peer.to_string()),
             KeyValue::new("loopgate.lane", span.lane.label()),
         ];
@@ -112,7 +123,13 @@ impl Recorder for Exporter {
         // The semantic conventions for servers: a 4xx status is not an error of the span.
         let status = if span.status >= 500 { Status::error(span.error.unwrap_or_default()) } else { Status::Unset };
         self.processor.on_end(SpanData {
-            span_context: SpanContext::new(trace, id(context.span_id()), TraceFlags::SAMPLED, false, TraceState::default()),
+            span_context: SpanContext::new(
+                trace,
+                id(context.span_id()),
+                TraceFlags::SAMPLED,
+                false,
+                TraceState::default(),
+            ),
             parent_span_id: span.trace.parent.as_ref().map_or(SpanId::INVALID, |parent| id(parent.span_id())),
             parent_span_is_remote: span.trace.parent.is_some(),
             span_kind: SpanKind::Server,
@@ -159,7 +176,8 @@ async fn send(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
     let authority = parts.uri.authority().ok_or("there is no host in the endpoint")?.clone();
     parts.headers.insert(HOST, HeaderValue::from_str(authority.as_str())?);
     parts.uri = Uri::from(parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static(PATH)));
-    let stream = TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80))).await?;
+    let stream =
+        TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80))).await?;
     let (parts, body) = send_request(stream, Request::from_parts(parts, Full::new(body))).await?.into_parts();
     Ok(Response::from_parts(parts, Limited::new(body, ANSWER).collect().await?.to_bytes()))
 }

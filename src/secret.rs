@@ -55,7 +55,10 @@ impl Secret {
         match file {
             Some(file) => Self::read_file(file).map(Some),
             // Compose files write `OPENCLAW_GATEWAY_TOKEN: ${OPENCLAW_GATEWAY_TOKEN:-}`.
-            None => Ok(value.map(Zeroizing::new).filter(|value| !value.trim().is_empty()).map(|value| Self::new(value.trim().to_owned()))),
+            None => Ok(value
+                .map(Zeroizing::new)
+                .filter(|value| !value.trim().is_empty())
+                .map(|value| Self::new(value.trim().to_owned()))),
         }
     }
 
@@ -96,7 +99,9 @@ mod tests {
     fn the_gateways_token_is_a_files_or_else_the_variables() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "of-the-file\n").unwrap();
-        let read = |file, value: Option<&str>| Secret::file_or_value(file, value.map(Into::into)).unwrap().map(|s| s.expose().to_owned());
+        let read = |file, value: Option<&str>| {
+            Secret::file_or_value(file, value.map(Into::into)).unwrap().map(|s| s.expose().to_owned())
+        };
         assert_eq!(read(Some(file.path()), Some("of-the-variable")).as_deref(), Some("of-the-file"));
         assert_eq!(read(None, Some(" of-the-variable\n")).as_deref(), Some("of-the-variable"));
         assert_eq!(read(None, Some("")), None);
@@ -118,7 +123,11 @@ mod tests {
             ("\u{feff}my-token\r\n", Some("my-token")),
         ] {
             std::fs::write(file.path(), text).unwrap();
-            assert_eq!(Secret::read_file(file.path()).ok().map(|s| s.expose().to_owned()).as_deref(), secret, "{text:?}");
+            assert_eq!(
+                Secret::read_file(file.path()).ok().map(|s| s.expose().to_owned()).as_deref(),
+                secret,
+                "{text:?}"
+            );
         }
     }
 }

@@ -12,7 +12,8 @@ pub fn ip(arguments: &str) {
 pub fn namespace_maker() -> Option<&'static [&'static str]> {
     const MAKERS: [&[&str]; 2] = [&["unshare", "--net"], &["unshare", "--user", "--map-root-user", "--net"]];
     MAKERS.into_iter().find(|maker| {
-        let trial = Command::new(maker[0]).args(&maker[1..]).args(["ip", "link", "add", "left", "type", "veth"]).output();
+        let trial =
+            Command::new(maker[0]).args(&maker[1..]).args(["ip", "link", "add", "left", "type", "veth"]).output();
         trial.is_ok_and(|output| output.status.success())
     })
 }

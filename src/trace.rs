@@ -198,7 +198,11 @@ mod tests {
             let written = headers.get_all(TRACEPARENT).iter().collect::<Vec<_>>();
             assert_eq!(written.len(), 1, "{stated:?}");
             assert!(is_well_formed(written[0].as_bytes()), "{stated:?}: {written:?}");
-            assert_eq!(stated.first().is_some_and(|stated| written[0].as_bytes() == stated.as_bytes()), kept, "{stated:?}");
+            assert_eq!(
+                stated.first().is_some_and(|stated| written[0].as_bytes() == stated.as_bytes()),
+                kept,
+                "{stated:?}"
+            );
             assert_eq!(trace.parent.is_some(), kept, "{stated:?}");
             assert_eq!(headers.contains_key(TRACESTATE), kept, "{stated:?}");
         }

@@ -21,7 +21,8 @@ thread_local! {
 
 /// Returns the number of worker threads: `TOKIO_WORKER_THREADS`, or the number of processors available to this process.
 pub fn count() -> usize {
-    let wanted = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|text| text.parse().ok()).filter(|count| *count > 0);
+    let wanted =
+        std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|text| text.parse().ok()).filter(|count| *count > 0);
     wanted.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
@@ -113,7 +114,8 @@ impl WorkerPool {
     /// Takes a slot on the worker that has the fewest connections.
     pub fn assign(&self) -> WorkerSlot {
         let connections = |worker: &Worker| worker.connections.load(Ordering::Relaxed);
-        let (worker, least) = self.0.iter().enumerate().min_by_key(|(_, worker)| connections(worker)).expect("there is a worker");
+        let (worker, least) =
+            self.0.iter().enumerate().min_by_key(|(_, worker)| connections(worker)).expect("there is a worker");
         least.connections.fetch_add(1, Ordering::Relaxed);
         WorkerSlot { worker, connections: Arc::clone(&least.connections) }
     }

@@ -46,11 +46,16 @@ fn a_wrong_value_is_named_on_one_line_wherever_it_came_from() {
 fn devices_are_listed_and_released() {
     let dir = tempfile::tempdir().unwrap();
     let devices = |arguments: &[&str]| {
-        let output = loopgate(["devices"]).args(arguments).args(["--state-dir", dir.path().to_str().unwrap()]).output().unwrap();
+        let output =
+            loopgate(["devices"]).args(arguments).args(["--state-dir", dir.path().to_str().unwrap()]).output().unwrap();
         (output.status.success(), String::from_utf8(output.stdout.clone()).unwrap() + &stderr(&output))
     };
     assert_eq!(devices(&[]), (true, "  device  bound to  since\n".into()));
-    std::fs::write(dir.path().join("devices.json"), r#"{"abc1":{"agent":"builder","since":1},"abd2":{"agent":null,"since":1}}"#).unwrap();
+    std::fs::write(
+        dir.path().join("devices.json"),
+        r#"{"abc1":{"agent":"builder","since":1},"abd2":{"agent":null,"since":1}}"#,
+    )
+    .unwrap();
     let (_, listed) = devices(&[]);
     assert!(listed.contains("abc1    builder   1970-01-01T00:00:01Z") && listed.contains("abd2    -"), "{listed}");
     let (released, error) = devices(&["release", "zzz"]);
@@ -73,14 +78,20 @@ fn an_unknown_option_is_named() {
     let missing = refused(&mut loopgate(["run", "--config", "/nowhere/loopgate.toml"]));
     assert!(missing.starts_with("loopgate: --config: /nowhere/loopgate.toml: No such file"), "{missing}");
     let command = refused(&mut loopgate(["rnu"]));
-    assert!(command.starts_with("loopgate: unrecognized subcommand 'rnu'") && command.lines().count() == 1, "{command}");
+    assert!(
+        command.starts_with("loopgate: unrecognized subcommand 'rnu'") && command.lines().count() == 1,
+        "{command}"
+    );
 }
 
 #[test]
 fn a_missing_counterpart_is_named_as_in_its_source() {
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "[tls]\ncert = \"a.pem\"\n");
-    assert_eq!(refused(&mut loopgate(["run", "--config", &config])), format!("loopgate: {config}:2: tls.cert: needs tls.key\n"));
+    assert_eq!(
+        refused(&mut loopgate(["run", "--config", &config])),
+        format!("loopgate: {config}:2: tls.cert: needs tls.key\n")
+    );
     let variable = refused(loopgate(["run"]).env("LOOPGATE_TLS_KEY", "a.key"));
     assert_eq!(variable, "loopgate: LOOPGATE_TLS_KEY: needs LOOPGATE_TLS_CERT\n");
     assert_eq!(refused(&mut loopgate(["run", "--tls-cert", "a.pem"])), "loopgate: --tls-cert: needs --tls-key\n");
@@ -108,7 +119,10 @@ fn invalid_values_of_other_commands_are_refused() {
 fn a_misspelt_variable_is_refused_by_agent_and_exec() {
     for command in [&["agent"][..], &["exec", "--", "true"]] {
         let mut command = loopgate(command);
-        command.env("LOOPGATE_GATEWAY", "127.0.0.1:1").env("LOOPGATE_PORT_443_TCP", "tcp://10.96.0.1:443").env("LOOPGATE_SIDECARS", "x:1");
+        command
+            .env("LOOPGATE_GATEWAY", "127.0.0.1:1")
+            .env("LOOPGATE_PORT_443_TCP", "tcp://10.96.0.1:443")
+            .env("LOOPGATE_SIDECARS", "x:1");
         assert_eq!(refused(&mut command), "loopgate: LOOPGATE_SIDECARS: there is no such option\n");
     }
 }
@@ -241,7 +255,10 @@ fn healthcheck_reports_the_sidecars_answer() {
         assert_eq!(output.status.code(), Some(code));
         assert!(sidecar.join().unwrap().starts_with("GET /readyz HTTP/1.1\r\n"));
         if code == 1 {
-            assert_eq!(stderr(&output), "loopgate: /readyz answers \"HTTP/1.1 503 Service Unavailable\": gateway: down\n");
+            assert_eq!(
+                stderr(&output),
+                "loopgate: /readyz answers \"HTTP/1.1 503 Service Unavailable\": gateway: down\n"
+            );
         }
     }
 }
@@ -302,10 +319,16 @@ fn pause_reaps_children_and_exits_with_0_on_a_signal() {
 fn certificates_are_shown_exported_and_issued_from_the_state_directory() {
     let dir = tempfile::tempdir().unwrap();
     let (state, out) = (dir.path().join("state"), dir.path().join("out"));
-    let cert = |arguments: &[&str]| loopgate([&["cert"], arguments].concat()).env("LOOPGATE_STATE_DIR", &state).output().unwrap();
+    let cert = |arguments: &[&str]| {
+        loopgate([&["cert"], arguments].concat()).env("LOOPGATE_STATE_DIR", &state).output().unwrap()
+    };
     let missing = cert(&["export"]);
     assert_eq!(missing.status.code(), Some(1));
-    assert!(stderr(&missing).contains("no certificate authority") && stderr(&missing).lines().count() == 1, "{}", stderr(&missing));
+    assert!(
+        stderr(&missing).contains("no certificate authority") && stderr(&missing).lines().count() == 1,
+        "{}",
+        stderr(&missing)
+    );
     let issued = cert(&["issue", "--name", "robot", "--out", out.to_str().unwrap()]);
     assert!(issued.status.success(), "{}", stderr(&issued));
     assert!(String::from_utf8(issued.stdout).unwrap().contains("spiffe://loopgate.local/agent/robot"));
@@ -315,7 +338,9 @@ fn certificates_are_shown_exported_and_issued_from_the_state_directory() {
     for command in ["export", "rotate"] {
         let pair = cert(&[command, "--tls-cert", "a.pem", "--tls-key", "a.key"]);
         assert_eq!((pair.status.code(), pair.stdout), (Some(1), Vec::new()));
-        assert!(String::from_utf8_lossy(&pair.stderr).contains("the operator's own pair is served (a.pem of tls.cert)"));
+        assert!(
+            String::from_utf8_lossy(&pair.stderr).contains("the operator's own pair is served (a.pem of tls.cert)")
+        );
     }
 
     let file = out.join("copy.pem");
@@ -337,7 +362,8 @@ fn a_users_certificate_is_a_pkcs12_file_that_openssl_and_nss_import() {
     let password = file(dir.path(), "correct horse battery\n");
     for encryption in ["3des", "aes256"] {
         let name = format!("{encryption}.p12");
-        let given = ["--user", "ann@example.com", "--out", &name, "--password-file", &password, "--encryption", encryption];
+        let given =
+            ["--user", "ann@example.com", "--out", &name, "--password-file", &password, "--encryption", encryption];
         let issued = issue(&given);
         assert!(issued.status.success() && issued.stderr.is_empty(), "{}", stderr(&issued));
         assert!(String::from_utf8_lossy(&issued.stdout).contains("names        ann@example.com"));
@@ -352,7 +378,9 @@ fn a_users_certificate_is_a_pkcs12_file_that_openssl_and_nss_import() {
         // Where NSS is installed, which Firefox and Chromium import with.
         let mut nss = Command::new("pk12util");
         match nss.args(["-l", &name, "-w", &password]).current_dir(dir.path()).output() {
-            Ok(listed) => assert!(String::from_utf8_lossy(&listed.stdout).contains("ann@example.com"), "{}", stderr(&listed)),
+            Ok(listed) => {
+                assert!(String::from_utf8_lossy(&listed.stdout).contains("ann@example.com"), "{}", stderr(&listed))
+            }
             Err(error) => eprintln!("NOT RUN: pk12util: {error}"),
         }
     }
@@ -360,7 +388,11 @@ fn a_users_certificate_is_a_pkcs12_file_that_openssl_and_nss_import() {
     let generated = issue(&["--user", "bob@example.com"]);
     let said = stderr(&generated);
     let (_, password) = said.trim().split_once("password of this file, shown only now: ").expect("a password");
-    assert!(password.len() == 29 && said.lines().count() == 1 && !String::from_utf8_lossy(&generated.stdout).contains(password));
+    assert!(
+        password.len() == 29
+            && said.lines().count() == 1
+            && !String::from_utf8_lossy(&generated.stdout).contains(password)
+    );
     let opened = ["pkcs12", "-noout", "-in", "bob@example.com.p12", "-passin", &format!("pass:{password}")];
     assert!(Command::new("openssl").args(opened).current_dir(dir.path()).status().expect("openssl").success());
 
@@ -371,11 +403,19 @@ fn a_users_certificate_is_a_pkcs12_file_that_openssl_and_nss_import() {
     std::fs::write(dir.path().join("short"), "short\n").unwrap();
     let short = issue(&["--user", "ann@example.com", "--password-file", "short"]);
     assert!(!short.status.success() && stderr(&short).contains("short holds no password"), "{}", stderr(&short));
-    for wrong in
-        [&["--user", "ann"][..], &["--name", "robot", "--user", "ann@example.com"], &["--name", "robot", "--password-file", "x"], &[]]
-    {
+    for wrong in [
+        &["--user", "ann"][..],
+        &["--name", "robot", "--user", "ann@example.com"],
+        &["--name", "robot", "--password-file", "x"],
+        &[],
+    ] {
         let refused = issue(wrong);
-        assert_eq!((refused.status.code(), stderr(&refused).lines().count()), (Some(2), 1), "{wrong:?}: {}", stderr(&refused));
+        assert_eq!(
+            (refused.status.code(), stderr(&refused).lines().count()),
+            (Some(2), 1),
+            "{wrong:?}: {}",
+            stderr(&refused)
+        );
     }
 }
 

@@ -44,7 +44,8 @@ impl Running {
 
     /// Fetches `path` from the address `from`, trusting its CA and nothing else.
     fn get(&self, from: Ipv4Addr, path: &str) -> String {
-        let client = TlsClient::with_ca_file(self.address(), Path::new(&self.ca)).expecting_address().from(&from.to_string());
+        let client =
+            TlsClient::with_ca_file(self.address(), Path::new(&self.ca)).expecting_address().from(&from.to_string());
         let mut stream = client.connect_blocking();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address()).unwrap();
         let mut answer = String::new();
@@ -82,8 +83,17 @@ fn demo_once_checks_both_lanes_in_every_protocol_and_exits_with_0() {
     let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success() && err.is_empty(), "{out}{err}");
     assert!(out.contains("All 16 checks passed."), "{out}");
-    for word in ["agent lane", "external lane", "HTTP/1.1", "HTTP/2", "WebSocket, h1", "WebSocket, h2", "127.77.", "127.0.0.2", "192.0.2.1"]
-    {
+    for word in [
+        "agent lane",
+        "external lane",
+        "HTTP/1.1",
+        "HTTP/2",
+        "WebSocket, h1",
+        "WebSocket, h2",
+        "127.77.",
+        "127.0.0.2",
+        "192.0.2.1",
+    ] {
         assert!(out.contains(word), "{word}: {out}");
     }
     assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
@@ -97,7 +107,10 @@ fn demo_stays_up_for_a_browser_and_exits_with_0_on_a_signal() {
         let page = running.get(Ipv4Addr::LOCALHOST, "/");
         assert!(page.contains("<h1>remote</h1>") && page.contains("text/html"), "{page}");
         let outsider = running.get(Ipv4Addr::LOCALHOST, "/json");
-        assert!(outsider.contains(r#""judged": "remote""#) && outsider.contains(r#""from": "127.0.0.2:"#), "{outsider}");
+        assert!(
+            outsider.contains(r#""judged": "remote""#) && outsider.contains(r#""from": "127.0.0.2:"#),
+            "{outsider}"
+        );
         let agent = running.get(Ipv4Addr::new(127, 0, 0, 9), "/json");
         assert!(agent.contains(r#""judged": "local""#) && !agent.contains("x-forwarded"), "{agent}");
         assert_eq!(running.end(signal).code(), Some(0));

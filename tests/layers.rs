@@ -28,7 +28,9 @@ fn a_module_imports_only_from_lower_layers() {
     let upward = modules.iter().flat_map(|(module, imports)| imports.iter().map(move |import| (module, import)));
     let upward: Vec<String> = upward
         .filter(|(module, import)| layers[*import] <= layers[*module])
-        .map(|(module, import)| format!("{module} (layer {}) imports {import} (layer {})", layers[module], layers[import]))
+        .map(|(module, import)| {
+            format!("{module} (layer {}) imports {import} (layer {})", layers[module], layers[import])
+        })
         .collect();
     assert!(upward.is_empty(), "layers are numbered from the top, and imports must go down:\n{}", upward.join("\n"));
 }
@@ -67,7 +69,11 @@ fn cycles_are_found_whatever_their_length() {
 /// The layer of each module, numbered from the top: the rows of the first table with the heading `modules`.
 fn layers() -> BTreeMap<String, usize> {
     let text = std::fs::read_to_string(root().join("docs/architecture.md")).unwrap();
-    let table = text.lines().skip_while(|line| !line.starts_with("| modules |")).skip(2).take_while(|line| line.starts_with('|'));
+    let table = text
+        .lines()
+        .skip_while(|line| !line.starts_with("| modules |"))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
     let mut layers = BTreeMap::new();
     for (layer, row) in table.enumerate() {
         let names = row.split('|').nth(1).unwrap();
@@ -160,7 +166,8 @@ fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
         let after = &rest[name.len()..];
         // A visibility is not an import.
         let is_visibility = code[..code.len() - rest.len()].ends_with("pub(in ");
-        let begins = before != ':' && !is_visibility && (name == "crate" || name == "super" || children.contains(&name));
+        let begins =
+            before != ':' && !is_visibility && (name == "crate" || name == "super" || children.contains(&name));
         if begins && let Some(tail) = after.strip_prefix("::") {
             expand(std::slice::from_ref(&name), tail, &mut found);
         }
@@ -238,7 +245,8 @@ fn sources() -> Vec<Source> {
         .filter(|file| file.extension().is_some_and(|extension| extension == "rs"))
         .map(|file| (file.strip_prefix(&source).unwrap().with_extension(""), std::fs::read_to_string(&file).unwrap()))
         .collect();
-    let test_only: BTreeSet<Vec<String>> = texts.iter().flat_map(|(path, text)| test_modules(&module(path), text)).collect();
+    let test_only: BTreeSet<Vec<String>> =
+        texts.iter().flat_map(|(path, text)| test_modules(&module(path), text)).collect();
     let is_test = |module: &[String]| (1..=module.len()).any(|length| test_only.contains(&module[..length]));
     texts
         .iter()
@@ -255,7 +263,8 @@ fn test_modules(module: &[String], text: &str) -> Vec<Vec<String>> {
     for (at, line) in lines.iter().enumerate() {
         if line.starts_with("#[cfg(") && line.contains("test") && !line.contains("not(test") {
             let item = lines[at + 1..].iter().find(|line| !line.starts_with("#["));
-            if let Some(name) = item.and_then(|item| item.strip_suffix(';')?.rsplit_once("mod ").map(|(_, name)| name)) {
+            if let Some(name) = item.and_then(|item| item.strip_suffix(';')?.rsplit_once("mod ").map(|(_, name)| name))
+            {
                 found.push([module, &[name.to_owned()][..]].concat());
             }
         }

@@ -85,7 +85,9 @@ fn send(admin: SocketAddr, method: &str, path: &str, fields: &str) -> io::Result
     let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: {admin}\r\n{fields}Connection: close\r\n\r\n").as_bytes())?;
+    stream.write_all(
+        format!("{method} {path} HTTP/1.1\r\nHost: {admin}\r\n{fields}Connection: close\r\n\r\n").as_bytes(),
+    )?;
     let mut answer = BufReader::new(stream.take(MAX_ANSWER));
     let mut status = String::new();
     answer.read_line(&mut status)?;

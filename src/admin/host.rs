@@ -17,7 +17,9 @@ pub(super) fn is_ours(headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> boo
     let mut hosts = headers.get_all(HOST).iter();
     let (host, further) = (hosts.next(), hosts.next());
     let Some(host) = host else { return true };
-    let Some(authority) = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()).filter(|_| further.is_none()) else {
+    let Some(authority) =
+        host.to_str().ok().and_then(|host| host.parse::<Authority>().ok()).filter(|_| further.is_none())
+    else {
         return false;
     };
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');

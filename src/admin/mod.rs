@@ -87,7 +87,8 @@ impl Admin {
                 ending.spawn(async move {
                     let service = service_fn(move |request| routes::answer(Arc::clone(&state), peer, request));
                     // One request per connection, so that pipelined requests that are never read cost nothing.
-                    let connection = http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
+                    let connection =
+                        http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(stream), service);
                     tokio::select! {
                         result = timeout(CONNECTION_TIMEOUT, connection) => match result {
                             Ok(Ok(())) => {}

@@ -23,7 +23,9 @@ const SOON: i64 = 7 * 24 * 60 * 60;
 /// Allows only the inline style sheet.
 pub(super) static SECURITY_POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let style = STANDARD.encode(digest(&SHA256, STYLE.as_bytes()));
-    let policy = format!("default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
     HeaderValue::from_str(&policy).expect("base64 is ASCII")
 });
 
@@ -298,7 +300,9 @@ mod tests {
     fn agents_are_called_containers_or_pods() {
         let (mut docker, mut kubernetes) = (example(), example());
         (kubernetes.discovery.docker, kubernetes.discovery.kubernetes) = ("off".into(), "live".into());
-        assert!(render(&docker, None).contains("<th>Container</th>") && render(&kubernetes, None).contains("<th>Pod</th>"));
+        assert!(
+            render(&docker, None).contains("<th>Container</th>") && render(&kubernetes, None).contains("<th>Pod</th>")
+        );
         for status in [&mut docker, &mut kubernetes] {
             status.agents.clear();
             status.not_agents.clear();

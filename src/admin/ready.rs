@@ -44,7 +44,11 @@ pub(super) fn reasons(facts: &Facts) -> Vec<String> {
         reasons.push("the container that owns this network namespace does not run".to_owned());
     }
     if facts.listeners == 0 {
-        let which = if facts.not_listening.is_empty() { String::new() } else { format!(" matches {}", facts.not_listening.join(", ")) };
+        let which = if facts.not_listening.is_empty() {
+            String::new()
+        } else {
+            format!(" matches {}", facts.not_listening.join(", "))
+        };
         reasons.push(format!("no address to listen on{which}"));
     }
     if !facts.certificate_valid {
@@ -79,7 +83,10 @@ mod tests {
             (Facts { gateway_error: Some(GatewayError::Tls), ..well() }, &[tls_detector::PROBLEM]),
             (well(), &[]),
             (Facts { listeners: 0, ..well() }, &["no address to listen on"]),
-            (Facts { listeners: 0, not_listening: vec!["eth7:1".into()], ..well() }, &["no address to listen on matches eth7:1"]),
+            (
+                Facts { listeners: 0, not_listening: vec!["eth7:1".into()], ..well() },
+                &["no address to listen on matches eth7:1"],
+            ),
             (Facts { not_listening: vec!["eth7:1".into()], ..well() }, &[]),
             (
                 Facts { stopping: true, gateway_error: refused(), ..well() },

@@ -64,7 +64,10 @@ mod tests {
             ("127.0.0.1", &[("x-loopgate-reload", "1"), ("sec-fetch-site", "same-origin")], false),
         ];
         for (peer, fields, expected) in table {
-            let headers = fields.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect();
+            let headers = fields
+                .iter()
+                .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
+                .collect();
             assert_eq!(refusal(peer.parse().unwrap(), &headers).is_none(), expected, "{peer} {fields:?}");
         }
     }

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -17,7 +19,11 @@ use super::{host, page, reload, snapshot};
 
 type Answer = Response<Full<Bytes>>;
 
-pub(super) async fn answer(state: Arc<AdminState>, peer: SocketAddr, request: Request<Incoming>) -> Result<Answer, Infallible> {
+pub(super) async fn answer(
+    state: Arc<AdminState>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
     let is_reload = request.uri().path() == "/reload";
     let allowed: &[Method] = if is_reload { &[Method::POST] } else { &[Method::GET, Method::HEAD] };
     if !allowed.contains(request.method()) {

@@ -78,7 +78,11 @@ fn not_listening(state: &AdminState) -> Vec<String> {
 
 /// Why a newer certificate is not served.
 fn certificate_problem(state: &AdminState) -> Option<String> {
-    state.serving_problem.borrow().clone().or_else(|| state.pki_problem.borrow().as_ref().map(|problem| error_chain(&**problem)))
+    state
+        .serving_problem
+        .borrow()
+        .clone()
+        .or_else(|| state.pki_problem.borrow().as_ref().map(|problem| error_chain(&**problem)))
 }
 
 /// Sets the gauges that are computed at each scrape.
@@ -141,9 +145,17 @@ pub(super) async fn status(state: &AdminState) -> Status {
         certificate: certificate(&state.served.borrow(), facts.certificate_problem),
         discovery: discovery(&view),
         agents: agents(&view, &by_agent),
-        not_agents: view.not_agents.iter().map(|(name, why)| NotAgent { container: name.clone(), why: why.to_string() }).collect(),
+        not_agents: view
+            .not_agents
+            .iter()
+            .map(|(name, why)| NotAgent { container: name.clone(), why: why.to_string() })
+            .collect(),
         lanes,
-        connections: present.iter().take(MOST_CONNECTIONS).map(|(present, why)| connection(present, why.as_ref(), now)).collect(),
+        connections: present
+            .iter()
+            .take(MOST_CONNECTIONS)
+            .map(|(present, why)| connection(present, why.as_ref(), now))
+            .collect(),
     }
 }
 
@@ -166,7 +178,8 @@ fn discovery(view: &View) -> status::DiscoveryStatus {
         SourceState::Live { since } | SourceState::Disconnected { since, .. } => Some(since),
         SourceState::Off | SourceState::Connecting { .. } => None,
     };
-    let of = |source| if view.source == source { view.source_state.label() } else { SourceState::Off.label() }.to_owned();
+    let of =
+        |source| if view.source == source { view.source_state.label() } else { SourceState::Off.label() }.to_owned();
     let namespace = match view.namespace {
         Namespace::Attached => "attached",
         Namespace::Orphaned => "orphaned",

@@ -257,7 +257,16 @@ mod tests {
 
     #[test]
     fn an_age_has_two_units() {
-        let table = [(0, "0s"), (59, "59s"), (60, "1m"), (61, "1m 1s"), (3600, "1h"), (3601, "1h"), (3725, "1h 2m"), (90_061, "1d 1h")];
+        let table = [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (61, "1m 1s"),
+            (3600, "1h"),
+            (3601, "1h"),
+            (3725, "1h 2m"),
+            (90_061, "1d 1h"),
+        ];
         for (seconds, expected) in table {
             assert_eq!(span(seconds), expected);
         }

@@ -58,7 +58,11 @@ impl FromStr for Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -140,7 +144,11 @@ impl Connector {
         config.alpn_protocols = vec![attest::ALPN.to_vec()];
         let stream = self.connect(Arc::new(config)).await?;
         if stream.get_ref().1.alpn_protocol() != Some(attest::ALPN) {
-            let address = stream.get_ref().0.peer_addr().map_err(|source| Error::Lookup { endpoint: self.endpoint.clone(), source })?;
+            let address = stream
+                .get_ref()
+                .0
+                .peer_addr()
+                .map_err(|source| Error::Lookup { endpoint: self.endpoint.clone(), source })?;
             return Err(Error::NoEnrolment(address));
         }
         Ok(stream)
@@ -158,7 +166,9 @@ impl Connector {
     fn carrying(&self, material: Vec<u8>, credentials: &Arc<Credentials>) -> Result<Arc<ClientConfig>, Error> {
         let mut carrying = self.carrying.lock().unwrap_or_else(PoisonError::into_inner);
         match &*carrying {
-            Some(known) if known.material == material && Arc::ptr_eq(&known.credentials, credentials) => Ok(known.config.clone()),
+            Some(known) if known.material == material && Arc::ptr_eq(&known.credentials, credentials) => {
+                Ok(known.config.clone())
+            }
             _ => {
                 let resolver = SingleCertAndKey::from(credentials.certified_key.clone());
                 let mut config = self.builder(&material)?.with_client_cert_resolver(Arc::new(resolver));
@@ -170,7 +180,10 @@ impl Connector {
         }
     }
 
-    fn builder(&self, material: &[u8]) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, Error> {
+    fn builder(
+        &self,
+        material: &[u8],
+    ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, Error> {
         let verifier = self.trust.verifier(material)?;
         let builder = ClientConfig::builder_with_provider(trust::provider())
             .with_safe_default_protocol_versions()
@@ -182,13 +195,15 @@ impl Connector {
         let stream = self.dial().await?;
         let address = stream.peer_addr().map_err(|source| Error::Lookup { endpoint: self.endpoint.clone(), source })?;
         let handshake = TlsConnector::from(config).connect(self.server_name.clone(), stream);
-        let outcome = timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let outcome =
+            timeout(HANDSHAKE_TIMEOUT, handshake).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         outcome.map_err(|source| Error::Handshake { address, source })
     }
 
     async fn dial(&self) -> Result<TcpStream, Error> {
         let lookup = |source| Error::Lookup { endpoint: self.endpoint.clone(), source };
-        let addresses = tokio::net::lookup_host((self.endpoint.host.as_str(), self.endpoint.port)).await.map_err(lookup)?;
+        let addresses =
+            tokio::net::lookup_host((self.endpoint.host.as_str(), self.endpoint.port)).await.map_err(lookup)?;
         let mut failure = lookup(io::ErrorKind::NotFound.into());
         for address in addresses {
             let outcome = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;

@@ -80,8 +80,9 @@ impl Credentials {
 
     /// Reads them from `files`.
     async fn read(files: &CertificateFiles) -> Result<(Self, [Vec<u8>; 2]), Error> {
-        let read =
-            async |path: &std::path::PathBuf| tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source });
+        let read = async |path: &std::path::PathBuf| {
+            tokio::fs::read(path).await.map_err(|source| Error::Read { path: path.clone(), source })
+        };
         let contents = [read(&files.chain).await?, read(&files.key).await?];
         let key = PrivateKeyDer::from_pem_slice(&contents[1])?;
         Ok((Self::new(&contents[0], key)?, contents))
@@ -101,7 +102,9 @@ pub(super) async fn follow(files: CertificateFiles, publish: watch::Sender<State
                 if known.as_ref() != Some(&contents) {
                     info!(chain = %files.chain.display(), expires = %credentials.not_after, "certificate loaded");
                     known = Some(contents);
-                    publish.send_modify(|state| *state = State { credentials: Some(Arc::new(credentials)), ..State::default() });
+                    publish.send_modify(|state| {
+                        *state = State { credentials: Some(Arc::new(credentials)), ..State::default() }
+                    });
                 } else if logged.is_some() {
                     info!(chain = %files.chain.display(), "the certificate can be loaded again");
                     publish.send_modify(|state| state.failure = None);

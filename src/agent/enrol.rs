@@ -65,7 +65,10 @@ pub enum Error {
 ///
 /// # Errors
 /// If there is no certificate in the end; see [`Error`].
-pub(super) async fn enrol(connector: &Connector, attestation: &Attestation) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
+pub(super) async fn enrol(
+    connector: &Connector,
+    attestation: &Attestation,
+) -> Result<(Arc<Credentials>, Option<Secret>), Error> {
     let conversation = async {
         let stream = connector.for_enrolment().await?;
         match attestation {

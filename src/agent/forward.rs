@@ -77,7 +77,9 @@ impl Forward {
     async fn carry(&self, mut local: TcpStream, peer: SocketAddr) {
         let mut sidecar = match self.connect().await {
             Ok(sidecar) => sidecar,
-            Err(error) => return warn!(%peer, error = %error_chain(&error), "closed a local connection: can't reach the sidecar"),
+            Err(error) => {
+                return warn!(%peer, error = %error_chain(&error), "closed a local connection: can't reach the sidecar");
+            }
         };
         let _ = local.set_nodelay(true);
         match tokio::io::copy_bidirectional(&mut local, &mut sidecar).await {
@@ -120,7 +122,8 @@ impl Forward {
             // A machine that was suspended has missed the renewal, and reads its clock only now and then.
             self.renew.notify_one();
         }
-        let found = timeout_at(deadline, state.wait_for(|state| state.credentials.as_ref().is_some_and(|c| valid(&c)))).await;
+        let found =
+            timeout_at(deadline, state.wait_for(|state| state.credentials.as_ref().is_some_and(|c| valid(&c)))).await;
         if let Some(credentials) = found.ok().and_then(Result::ok).and_then(|state| state.credentials.clone()) {
             return Ok(credentials);
         }

@@ -85,7 +85,9 @@ impl Agent {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The listener would face the network.
-    #[error("{0} is not a loopback address: every client that reaches it becomes this agent (--unsafe-listen allows it)")]
+    #[error(
+        "{0} is not a loopback address: every client that reaches it becomes this agent (--unsafe-listen allows it)"
+    )]
     NotLoopback(SocketAddr),
     /// The listener can't be opened.
     #[error("can't listen on {address}")]
@@ -139,8 +141,12 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
                 CredentialSource::Enrol(method) => enrol::Attestation::Show(method),
                 CredentialSource::Files(_) => unreachable!("matched above"),
             };
-            let renewal =
-                renewal::Renewal { connector: connector.clone(), attestation, token_out: settings.token_out, refused: renew.clone() };
+            let renewal = renewal::Renewal {
+                connector: connector.clone(),
+                attestation,
+                token_out: settings.token_out,
+                refused: renew.clone(),
+            };
             let token = shutdown.token().clone();
             shutdown.spawn(async move {
                 tokio::select! { () = token.cancelled() => {}, () = renewal.run(publish) => {} }

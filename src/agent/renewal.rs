@@ -44,7 +44,9 @@ impl Renewal {
                 Ok((credentials, token)) => {
                     info!(expires = %credentials.not_after, token = token.is_some(), "enrolled");
                     self.write_out(token.as_ref()).await;
-                    publish.send_modify(|state| *state = State { credentials: Some(credentials.clone()), token, failure: None });
+                    publish.send_modify(|state| {
+                        *state = State { credentials: Some(credentials.clone()), token, failure: None }
+                    });
                     backoff.reset();
                     logged = None;
                     self.until_due(&credentials).await;

@@ -16,8 +16,15 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 /// The signals that are forwarded to the child.
-const FORWARDED: [Signal; 7] =
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGWINCH];
+const FORWARDED: [Signal; 7] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+];
 
 /// The signals that this process handles, in place of their default actions.
 #[derive(Debug)]
@@ -51,7 +58,8 @@ impl Signals {
 /// Returns the next of `signals`.
 async fn next(signals: &mut [(Signal, unix::Signal)]) -> Signal {
     poll_fn(|context| {
-        let ready = signals.iter_mut().find_map(|(signal, stream)| stream.poll_recv(context).is_ready().then_some(*signal));
+        let ready =
+            signals.iter_mut().find_map(|(signal, stream)| stream.poll_recv(context).is_ready().then_some(*signal));
         ready.map_or(Poll::Pending, Poll::Ready)
     })
     .await

@@ -45,7 +45,8 @@ where
 {
     let doing = |doing| move |source| Error::Io { doing, source };
     sandbox::apply(&config)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
         let mut stop = StopSignals::new().map_err(doing("listening for signals"))?;
         let hangup = Hangup::new().map_err(doing("listening for signals"))?;

@@ -100,7 +100,9 @@ pub(super) fn apply(config: &Config) -> Result<(), Error> {
     let (landlock, seccomp, missing) = (landlock.is_ok(), seccomp.is_ok(), failed.join("; "));
     match failed.is_empty() {
         true => info!(landlock, seccomp, "restricted this process"),
-        false => info!(landlock, seccomp, missing, "restricted this process as far as the kernel and the container permit"),
+        false => {
+            info!(landlock, seccomp, missing, "restricted this process as far as the kernel and the container permit")
+        }
     }
     Ok(())
 }
@@ -122,7 +124,9 @@ fn restrict_writes(config: &Config) -> Result<(), String> {
     };
     match restrict() {
         Ok(done) if done.ruleset == RulesetStatus::FullyEnforced => Ok(()),
-        Ok(done) if done.ruleset == RulesetStatus::PartiallyEnforced => Err("this kernel knows only a part of it".into()),
+        Ok(done) if done.ruleset == RulesetStatus::PartiallyEnforced => {
+            Err("this kernel knows only a part of it".into())
+        }
         Ok(_) => Err("not in this kernel, or not permitted in this container".into()),
         Err(error) => Err(text(&error)),
     }

@@ -92,7 +92,8 @@ impl Sidecar {
         // starts without them, which grants nothing.
         discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
         // An unusable client CA refuses the start before a CA of loopgate's own is created, unless it is that one.
-        let foreign_client_ca = config.tls.client_ca.as_deref().filter(|file| !pki::is_own_authority(file, &config.state_dir));
+        let foreign_client_ca =
+            config.tls.client_ca.as_deref().filter(|file| !pki::is_own_authority(file, &config.state_dir));
         ClientAuthorities::new(None, foreign_client_ca, Arc::default()).map_err(tls::Error::from)?;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
         let newest = pki.identity();
@@ -114,19 +115,26 @@ impl Sidecar {
         let capacity = super::descriptors::capacity(config.limits.max_connections);
         let mut fitted = config.clone();
         fitted.limits.max_connections = capacity.connections;
-        let workers = Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
+        let workers =
+            Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
         let pool = workers.pool().clone();
         let devices = (config.agents.bind_devices != BindDevices::Off)
             .then(|| Devices::open(&config.state_dir, config.gateway.state_dir.as_deref()).map(Arc::new))
             .transpose()
             .map_err(|source| Error::Io { doing: "reading devices.json in the state directory", source })?;
-        let proxy = Proxy::new(&fitted, view.clone(), tls_config, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
+        let proxy =
+            Proxy::new(&fitted, view.clone(), tls_config, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
         let proxy_for_serve = Arc::clone(&proxy);
         let proxy_for_limits = Arc::clone(&proxy);
-        let limits = Arc::new(listener::ConnectionLimits::new(&fitted, capacity.waiting, listener_metrics.clone(), move |peer| {
-            proxy_for_limits.may_be_agents(peer)
-        }));
-        let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| proxy_for_serve.serve(accepted))?;
+        let limits = Arc::new(listener::ConnectionLimits::new(
+            &fitted,
+            capacity.waiting,
+            listener_metrics.clone(),
+            move |peer| proxy_for_limits.may_be_agents(peer),
+        ));
+        let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| {
+            proxy_for_serve.serve(accepted)
+        })?;
         keep_paired(&config, &shutdown);
         let gateway = config.gateway.address;
         let config = Arc::new(ArcSwap::from_pointee(config));
@@ -185,7 +193,13 @@ impl Sidecar {
     }
 
     fn log_start(&self) {
-        let fingerprint = self.identity().certified_key.cert.first().map(|leaf| Fingerprint::of(leaf).to_string()).unwrap_or_default();
+        let fingerprint = self
+            .identity()
+            .certified_key
+            .cert
+            .first()
+            .map(|leaf| Fingerprint::of(leaf).to_string())
+            .unwrap_or_default();
         let listening: Vec<_> = self.bound.borrow().iter().map(ToString::to_string).collect();
         let (version, gateway) = (env!("CARGO_PKG_VERSION"), self.config.load().gateway.address);
         info!(version, %gateway, listening = listening.join(","), fingerprint, "loopgate is running");
@@ -223,7 +237,8 @@ impl Sidecar {
         let running = self.config.load_full();
         let applied = wanted.map_err(|error| error_chain(&error)).and_then(|wanted| {
             let (config, needs_restart) = live::apply(&running, wanted);
-            tls_reloader::server_config(&self.pki.identity().borrow().clone(), &config).map_err(|error| error_chain(&error))?;
+            tls_reloader::server_config(&self.pki.identity().borrow().clone(), &config)
+                .map_err(|error| error_chain(&error))?;
             Ok((config, needs_restart))
         });
         let applied = applied.map_err(|error| error.replace('\n', "; "));
@@ -254,7 +269,10 @@ impl Sidecar {
         self.proxy.update(&config);
         match gateway_token::inherited(&config) {
             Ok(token) => self.proxy.update_token(token),
-            Err(error) => error!("can't read the gateway's token again; agents still inherit the old one: {}", error_chain(&error)),
+            Err(error) => error!(
+                "can't read the gateway's token again; agents still inherit the old one: {}",
+                error_chain(&error)
+            ),
         }
         info!(changed = changed.join(", "), "configuration reloaded");
     }

@@ -40,7 +40,14 @@ impl TlsReloader {
         config: Arc<ArcSwap<Config>>,
         proxy: Arc<Proxy>,
     ) -> Self {
-        Self { newest, config, proxy, served: watch::Sender::new(served), problem: watch::Sender::new(None), updating: Mutex::default() }
+        Self {
+            newest,
+            config,
+            proxy,
+            served: watch::Sender::new(served),
+            problem: watch::Sender::new(None),
+            updating: Mutex::default(),
+        }
     }
 
     /// The certificate that clients are shown.
@@ -92,7 +99,8 @@ impl TlsReloader {
 
 /// Returns the TLS configuration that serves `identity`.
 pub(super) fn server_config(identity: &ServerIdentity, config: &Config) -> Result<TlsServerConfig, Error> {
-    let authorities = ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref(), Arc::clone(&identity.revoked));
+    let authorities =
+        ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref(), Arc::clone(&identity.revoked));
     let authorities = authorities.map_err(tls::Error::from)?;
     let further = config.tls.names.iter().filter_map(|name| name.parse().ok());
     Ok(TlsServerConfig::new(identity, Arc::new(authorities), further)?)

@@ -64,7 +64,11 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
             "in the compose file give {container}, and whatever else is on its networks, cap_drop: [NET_RAW]; or label it attested and let it run \
              loopgate agent"
         );
-        report.find(&kind::AGENT_NET_RAW, format!("{container} is an agent by address, and has NET_RAW"), Remedy::words(what));
+        report.find(
+            &kind::AGENT_NET_RAW,
+            format!("{container} is an agent by address, and has NET_RAW"),
+            Remedy::words(what),
+        );
     }
     if view.namespace != Namespace::Attached {
         let remedy = Remedy::words(
@@ -79,40 +83,56 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
 
 fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
     match why {
-        WhyNot::Unreadable(_) => {
-            (&kind::AGENT_LABEL, Remedy::words(format!("label {container} loopgate.agent=attested, or =address, or take the label away")))
-        }
+        WhyNot::Unreadable(_) => (
+            &kind::AGENT_LABEL,
+            Remedy::words(format!("label {container} loopgate.agent=attested, or =address, or take the label away")),
+        ),
         WhyNot::UnreadablePod(_) => (
             &kind::AGENT_LABEL,
-            Remedy::words(format!("label {container} loopgate.dev/agent=attested, or =address, or take the label away")),
+            Remedy::words(format!(
+                "label {container} loopgate.dev/agent=attested, or =address, or take the label away"
+            )),
         ),
         WhyNot::ImageLabel(_) => {
-            let what = format!("name the service of {container} in agents.services, or give it a label that its image does not have");
+            let what = format!(
+                "name the service of {container} in agents.services, or give it a label that its image does not have"
+            );
             (&kind::AGENT_IMAGE, Remedy::words(what))
         }
-        WhyNot::ImageUnknown(_) => {
-            (&kind::AGENT_IMAGE, Remedy::words("permit GET /images/{id}/json in the socket's filter, as docker/socket-filter does"))
-        }
+        WhyNot::ImageUnknown(_) => (
+            &kind::AGENT_IMAGE,
+            Remedy::words("permit GET /images/{id}/json in the socket's filter, as docker/socket-filter does"),
+        ),
         WhyNot::HostNetwork => {
-            let what = format!("take {container} off hostNetwork, or give it a client certificate and list its URI in agents.uris");
+            let what = format!(
+                "take {container} off hostNetwork, or give it a client certificate and list its URI in agents.uris"
+            );
             (&kind::AGENT_HOST_NETWORK, Remedy::words(what))
         }
         WhyNot::OwnerUnknown => {
             let what = "name by --container the container whose network namespace this is (the name or id of the gateway's, or of the pause container)";
             (&kind::AGENT_OWNER, Remedy::words(what))
         }
-        WhyNot::OwnNamespace => (&kind::AGENT_NAMESPACE, Remedy::Loopgate { key: "listen.own_addresses", value: json!("agent") }),
-        WhyNot::Shares(_) => {
-            (&kind::AGENT_NAMESPACE, Remedy::words(format!("take the label off {container}: --own-addresses decides on it")))
+        WhyNot::OwnNamespace => {
+            (&kind::AGENT_NAMESPACE, Remedy::Loopgate { key: "listen.own_addresses", value: json!("agent") })
         }
-        WhyNot::OtherProject { .. } => (&kind::AGENT_PROJECT, Remedy::Loopgate { key: "docker.any_project", value: json!(true) }),
+        WhyNot::Shares(_) => (
+            &kind::AGENT_NAMESPACE,
+            Remedy::words(format!("take the label off {container}: --own-addresses decides on it")),
+        ),
+        WhyNot::OtherProject { .. } => {
+            (&kind::AGENT_PROJECT, Remedy::Loopgate { key: "docker.any_project", value: json!(true) })
+        }
         WhyNot::NoSharedNetwork => (
             &kind::AGENT_NETWORK,
-            Remedy::words(format!("put {container} on a network of the gateway's (docker network connect NETWORK {container})")),
+            Remedy::words(format!(
+                "put {container} on a network of the gateway's (docker network connect NETWORK {container})"
+            )),
         ),
-        WhyNot::AddressInDoubt(_) => {
-            (&kind::AGENT_DOUBT, Remedy::words(format!("start {container} anew, on a network whose subnet no other network has")))
-        }
+        WhyNot::AddressInDoubt(_) => (
+            &kind::AGENT_DOUBT,
+            Remedy::words(format!("start {container} anew, on a network whose subnet no other network has")),
+        ),
     }
 }
 
@@ -134,7 +154,9 @@ fn bridge(view: &View, config: &Config, report: &mut Report) {
         [("external.trusted_proxies", &config.external.trusted_proxies), ("agents.cidrs", &config.agents.cidrs)];
     for (key, list) in lists {
         // A wide list of agents leaves the bridge out by itself.
-        let means_it = |net: &IpNet, ip: &IpAddr| net.contains(ip) && (key != "agents.cidrs" || net.prefix_len() == net.max_prefix_len());
+        let means_it = |net: &IpNet, ip: &IpAddr| {
+            net.contains(ip) && (key != "agents.cidrs" || net.prefix_len() == net.max_prefix_len())
+        };
         for ip in &view.bridge_gateways {
             if let Some(net) = list.iter().find(|net| means_it(net, ip)) {
                 let rest: Vec<String> = list.iter().filter(|other| *other != net).map(ToString::to_string).collect();
@@ -155,7 +177,11 @@ fn wide(config: &Config, report: &mut Report) {
     ];
     for (kind, key, list) in lists {
         for net in list.iter().filter(|net| is_wide(net)) {
-            report.find(kind, format!("{key} has {net}"), Remedy::words(format!("list in {key} but the networks that are meant")));
+            report.find(
+                kind,
+                format!("{key} has {net}"),
+                Remedy::words(format!("list in {key} but the networks that are meant")),
+            );
         }
     }
 }
@@ -235,7 +261,9 @@ mod tests {
             config.external.trusted_proxies = nets.clone();
             let mut report = Report::default();
             judge(&View::default(), &AddressRisks::default(), &config, &mut report);
-            let count = |id: &str| report.findings.iter().find(|finding| finding.id == id).map_or(0, |finding| finding.seen.len());
+            let count = |id: &str| {
+                report.findings.iter().find(|finding| finding.id == id).map_or(0, |finding| finding.seen.len())
+            };
             assert_eq!((count("agent-cidr-wide"), count("trusted-proxy-wide")), (wide, wide), "{nets:?}");
         }
     }
@@ -243,7 +271,14 @@ mod tests {
     #[test]
     fn surroundings_that_make_an_address_worth_little_are_found() {
         let mut view = View::default();
-        let agent = Agent { id: "a".into(), name: "robot".into(), project: None, service: None, proof: Proof::Address, scopes: None };
+        let agent = Agent {
+            id: "a".into(),
+            name: "robot".into(),
+            project: None,
+            service: None,
+            proof: Proof::Address,
+            scopes: None,
+        };
         view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(agent));
         let mut config = Config::default();
         config.listen.own_addresses = OwnAddresses::Agent;
@@ -269,7 +304,8 @@ mod tests {
             (true, &[], &["ALL"], true),
         ];
         for (privileged, added, dropped, expected) in table {
-            let capabilities = Capabilities { privileged, default_net_raw: true, added: list(added), dropped: list(dropped) };
+            let capabilities =
+                Capabilities { privileged, default_net_raw: true, added: list(added), dropped: list(dropped) };
             assert_eq!(capabilities.net_raw(), expected, "{capabilities:?}");
         }
         // Podman's default capabilities lack it.

@@ -27,8 +27,9 @@ const FEW_DAYS_OF_OURS: i64 = 7;
 /// Adds the findings about the certificate.
 pub fn judge(state: &CertificateState, report: &mut Report) {
     if let Some(problem) = &state.problem {
-        let remedy =
-            Remedy::words("correct the file that it names; the sidecar reads it again by itself, or at once with `loopgate reload`");
+        let remedy = Remedy::words(
+            "correct the file that it names; the sidecar reads it again by itself, or at once with `loopgate reload`",
+        );
         report.find(&kind::CERTIFICATE_PROBLEM, problem.clone(), remedy);
     }
     let found = match &state.report {
@@ -41,33 +42,53 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
     };
     let server = &found.server;
     let until = format!("{} is valid from {} to {}", server.file.display(), server.not_before, server.not_after);
-    let renew = if state.own_pair { "put a renewed pair in its place; it is read again by itself" } else { "loopgate cert rotate" };
+    let renew = if state.own_pair {
+        "put a renewed pair in its place; it is read again by itself"
+    } else {
+        "loopgate cert rotate"
+    };
     // RFC 3339 in UTC and whole seconds sorts as text.
     if state.now < server.not_before || server.not_after <= state.now {
         report.find(&kind::CERTIFICATE_EXPIRED, until, Remedy::words(renew));
     } else if server.days_left < if state.own_pair { FEW_DAYS } else { FEW_DAYS_OF_OURS } {
-        report.find(&kind::CERTIFICATE_EXPIRING, format!("{until}: {} days left", server.days_left), Remedy::words(renew));
+        report.find(
+            &kind::CERTIFICATE_EXPIRING,
+            format!("{until}: {} days left", server.days_left),
+            Remedy::words(renew),
+        );
     } else {
         report.fine("certificate", format!("{} days left, fingerprint {}", server.days_left, server.fingerprint));
     }
     if let Some(ca) = found.ca.as_ref().filter(|ca| state.now < ca.not_before) {
         let remedy = Remedy::words("set this clock right (NTP)");
-        report.find(&kind::CLOCK_CA, format!("it is {}, and {} begins at {}", state.now, ca.file.display(), ca.not_before), remedy);
+        report.find(
+            &kind::CLOCK_CA,
+            format!("it is {}, and {} begins at {}", state.now, ca.file.display(), ca.not_before),
+            remedy,
+        );
     }
     if let Some(issuer) = &found.missing_issuer {
         let what = format!("{} does not contain the certificate of its issuer, {issuer}", server.file.display());
-        let remedy = Remedy::words("append the issuer's certificate to the file, unless every client trusts that issuer itself");
+        let remedy =
+            Remedy::words("append the issuer's certificate to the file, unless every client trusts that issuer itself");
         report.find(&kind::CERTIFICATE_CHAIN, what, remedy);
     }
-    let missing: Vec<&str> =
-        state.wanted.iter().filter(|name| !server.names.iter().any(|has| covers(has, name))).map(String::as_str).collect();
+    let missing: Vec<&str> = state
+        .wanted
+        .iter()
+        .filter(|name| !server.names.iter().any(|has| covers(has, name)))
+        .map(String::as_str)
+        .collect();
     if missing.is_empty() {
         report.fine("certificate", format!("it has every name and address: {}", state.wanted.join(" ")));
         return;
     }
     let what = format!("{} is not for {}", server.file.display(), missing.join(", "));
     let remedy = if state.own_pair {
-        Remedy::words(format!("have it issued for {} too, or let clients connect only to the names that it has", missing.join(", ")))
+        Remedy::words(format!(
+            "have it issued for {} too, or let clients connect only to the names that it has",
+            missing.join(", ")
+        ))
     } else {
         Remedy::words("restart the sidecar with this configuration: it adds the missing names to its certificate")
     };
@@ -77,7 +98,8 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
 /// Returns whether the name `has` of a certificate matches `name` (RFC 6125: `*` matches one label).
 fn covers(has: &str, name: &str) -> bool {
     let rest = |name: &str| name.split_once('.').map(|(_, rest)| rest.to_owned());
-    has.eq_ignore_ascii_case(name) || (has.strip_prefix("*.").is_some() && rest(has) == rest(&name.to_ascii_lowercase()))
+    has.eq_ignore_ascii_case(name)
+        || (has.strip_prefix("*.").is_some() && rest(has) == rest(&name.to_ascii_lowercase()))
 }
 
 #[cfg(test)]
@@ -128,13 +150,22 @@ mod tests {
             (state(description("2026-06-02T00:00:00Z", "2026-08-01T00:00:00Z", 60)), &["certificate-expired"]),
             (state(description("2026-05-01T00:00:00Z", "2026-06-07T00:00:00Z", 6)), &["certificate-expiring"]),
             (
-                CertificateState { own_pair: true, ..state(description("2026-05-01T00:00:00Z", "2026-06-13T00:00:00Z", 12)) },
+                CertificateState {
+                    own_pair: true,
+                    ..state(description("2026-05-01T00:00:00Z", "2026-06-13T00:00:00Z", 12))
+                },
                 &["certificate-expiring"],
             ),
             (CertificateState { wanted: vec!["gateway".into()], ..state(good()) }, &["certificate-names"]),
-            (CertificateState { wanted: vec!["172.18.0.3".into()], own_pair: true, ..state(good()) }, &["certificate-names"]),
+            (
+                CertificateState { wanted: vec!["172.18.0.3".into()], own_pair: true, ..state(good()) },
+                &["certificate-names"],
+            ),
             (without_issuer(state(good())), &["certificate-chain"]),
-            (CertificateState { now: "2025-12-31T00:00:00Z".into(), ..state(good()) }, &["certificate-expired", "clock-behind"]),
+            (
+                CertificateState { now: "2025-12-31T00:00:00Z".into(), ..state(good()) },
+                &["certificate-expired", "clock-behind"],
+            ),
         ];
         for (state, expected) in table {
             let mut report = Report::default();

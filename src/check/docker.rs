@@ -51,7 +51,10 @@ pub fn judge(state: &EngineState, report: &mut Report) {
     }
     if let Some(error) = &state.error {
         let (kind, remedy) = if state.absent && state.guessed {
-            (&kind::DOCKER_MISSING, "mount the directory of a filtered socket and name it by --docker unix://PATH, or set --docker off")
+            (
+                &kind::DOCKER_MISSING,
+                "mount the directory of a filtered socket and name it by --docker unix://PATH, or set --docker off",
+            )
         } else {
             let remedy = "mount the directory of the socket, let this user (65532 in loopgate's image) use it (group_add), name another engine by \
                 --docker, or set --docker off";
@@ -61,25 +64,34 @@ pub fn judge(state: &EngineState, report: &mut Report) {
     }
     report.fine("docker", format!("{engine} is followed"));
     for answer in state.needed.iter().filter(|answer| (400..500).contains(&answer.status)) {
-        let text = answer.refusal.as_deref().filter(|text| !text.is_empty()).map(|text| format!(": {text}")).unwrap_or_default();
+        let text = answer
+            .refusal
+            .as_deref()
+            .filter(|text| !text.is_empty())
+            .map(|text| format!(": {text}"))
+            .unwrap_or_default();
         let what = format!("GET {} is answered {}{text}", answer.path, answer.status);
-        let remedy =
-            "permit exactly that path, for GET, in the socket's filter; or correct what the answer says, if it is the engine's own";
+        let remedy = "permit exactly that path, for GET, in the socket's filter; or correct what the answer says, if it is the engine's own";
         report.find(&kind::DOCKER_FORBIDDEN, what, Remedy::words(remedy));
     }
     match &state.needless {
         // The engine itself answered: 400 means that the query lacks the file's name.
         Some(PathStatus { path, status: status @ (400 | 200..300), .. }) => {
-            let what = format!("GET {path} gets through to the engine ({status}), which returns any file of any container on it");
+            let what = format!(
+                "GET {path} gets through to the engine ({status}), which returns any file of any container on it"
+            );
             let remedy = "put a filter before the socket that permits exact paths only, as docker/socket-filter does";
             report.find(&kind::DOCKER_WIDE, what, Remedy::words(remedy));
         }
-        Some(PathStatus { status: 400.., .. }) => report.fine("docker", "it refuses the one request tried that loopgate does not need"),
+        Some(PathStatus { status: 400.., .. }) => {
+            report.fine("docker", "it refuses the one request tried that loopgate does not need")
+        }
         _ => {}
     }
     match state.ahead {
         Some(ahead) if ahead.unsigned_abs() > TOLERANCE.as_secs() => {
-            let what = format!("the Docker host's clock is {} s {}", ahead.abs(), if ahead > 0 { "ahead" } else { "behind" });
+            let what =
+                format!("the Docker host's clock is {} s {}", ahead.abs(), if ahead > 0 { "ahead" } else { "behind" });
             report.find(&kind::CLOCK, what, Remedy::words("let both hosts set their clocks by NTP"));
         }
         Some(_) => report.fine("clock", "it agrees with the Docker host's"),
@@ -94,7 +106,8 @@ mod tests {
     #[test]
     fn each_fault_is_found() {
         let needless = |status| Some(PathStatus { path: "/containers/{id}/archive", status, refusal: None });
-        let needed = |status, text: &str| PathStatus { path: "/containers/{id}/top", status, refusal: Some(text.into()) };
+        let needed =
+            |status, text: &str| PathStatus { path: "/containers/{id}/top", status, refusal: Some(text.into()) };
         let well = || EngineState {
             engine: Some("unix:///run/docker.sock".into()),
             guessed: false,
@@ -114,7 +127,10 @@ mod tests {
             (EngineState { error: lost(), guessed: true, ..well() }, &["docker-unreachable"]),
             (EngineState { unused_docker_host: Some("tcp://h:1".into()), ..well() }, &["docker-host-unused"]),
             (EngineState { needed: vec![needed(403, "")], ..well() }, &["docker-forbidden"]),
-            (EngineState { needed: vec![needed(400, "client version 1.24 is too old")], ..well() }, &["docker-forbidden"]),
+            (
+                EngineState { needed: vec![needed(400, "client version 1.24 is too old")], ..well() },
+                &["docker-forbidden"],
+            ),
             (EngineState { needless: needless(400), ..well() }, &["docker-too-wide"]),
             (EngineState { needless: needless(200), ..well() }, &["docker-too-wide"]),
             (EngineState { needless: needless(404), ..well() }, &[]),
@@ -129,7 +145,10 @@ mod tests {
             let texts = || report.findings.iter().flat_map(|finding| &finding.seen);
             let refusal = |answer: &PathStatus| answer.refusal.clone().unwrap_or_default();
             assert!(
-                state.needed.iter().all(|answer| answer.status < 400 || texts().any(|text| text.contains(&refusal(answer)))),
+                state
+                    .needed
+                    .iter()
+                    .all(|answer| answer.status < 400 || texts().any(|text| text.contains(&refusal(answer)))),
                 "{state:?}"
             );
         }

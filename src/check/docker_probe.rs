@@ -50,7 +50,11 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
         }
     }
     let (path, asked) = NEEDLESS;
-    state.needless = engine.probe(asked).await.ok().map(|answer| PathStatus { path, status: answer.status, refusal: answer.refusal });
+    state.needless = engine.probe(asked).await.ok().map(|answer| PathStatus {
+        path,
+        status: answer.status,
+        refusal: answer.refusal,
+    });
     state
 }
 

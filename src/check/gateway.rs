@@ -50,7 +50,9 @@ pub fn judge(seen: &Observation, report: &mut Report) {
         }
         Server::Modern(Some(version)) => report.fine("gateway", format!("{version} answers at {address}")),
         Server::Modern(None) => report.fine("gateway", format!("it answers at {address}")),
-        Server::Old => report.fine("gateway", format!("a version without health endpoints (before 2026.4) answers at {address}")),
+        Server::Old => {
+            report.fine("gateway", format!("a version without health endpoints (before 2026.4) answers at {address}"))
+        }
     }
     lanes(seen, report);
     trust(seen, report);
@@ -72,7 +74,9 @@ fn lanes(seen: &Observation, report: &mut Report) {
     match &seen.external {
         Client::Remote => report.fine("external lane", "the gateway takes its clients for remote ones"),
         Client::Local => {
-            let what = format!("a request from {source} that is forwarded for 198.51.100.7 is answered as one of a local client");
+            let what = format!(
+                "a request from {source} that is forwarded for 198.51.100.7 is answered as one of a local client"
+            );
             report.find(&kind::EXTERNAL_LOCAL, what, trust_exactly(source));
         }
         Client::Refused => {
@@ -80,8 +84,14 @@ fn lanes(seen: &Observation, report: &mut Report) {
             report.find(&kind::PROXIES_MISSING, what, trust_exactly(source));
         }
         Client::Unclear(answer) => {
-            let remedy = Remedy::words("check again with --openclaw-config FILE, which reads it from the gateway's own configuration");
-            report.find(&kind::LANES_UNKNOWN, format!("a forwarded request from {source} is answered {answer}"), remedy);
+            let remedy = Remedy::words(
+                "check again with --openclaw-config FILE, which reads it from the gateway's own configuration",
+            );
+            report.find(
+                &kind::LANES_UNKNOWN,
+                format!("a forwarded request from {source} is answered {answer}"),
+                remedy,
+            );
         }
     }
     match seen.local {
@@ -100,10 +110,14 @@ fn trust(seen: &Observation, report: &mut Report) {
         let what = format!("{proxy} is believed about its clients");
         match (*proxy == source, trusted) {
             (true, true) => report.fine("external lane", format!("{source} is trusted as a proxy")),
-            (true, false) => {
-                report.find(&kind::PROXIES_MISSING, format!("{source} is not believed about its clients"), trust_exactly(source))
+            (true, false) => report.find(
+                &kind::PROXIES_MISSING,
+                format!("{source} is not believed about its clients"),
+                trust_exactly(source),
+            ),
+            (false, true) if proxy.is_loopback() && is_first(proxy) => {
+                report.find(&kind::PROXIES_LOOPBACK, what, trust_exactly(source))
             }
-            (false, true) if proxy.is_loopback() && is_first(proxy) => report.find(&kind::PROXIES_LOOPBACK, what, trust_exactly(source)),
             (false, true) => report.find(&kind::PROXIES_WIDE, what, trust_exactly(source)),
             (false, false) => {}
         }
@@ -121,7 +135,11 @@ fn origins(seen: &Observation, report: &mut Report) {
         let all: Vec<&String> = seen.allowed.iter().chain(refused.iter().copied()).collect();
         let remedy = Remedy::OpenClaw { key: "gateway.controlUi.allowedOrigins", value: json!(all) };
         let list = refused.iter().map(|origin| origin.as_str()).collect::<Vec<_>>().join(", ");
-        report.find(&kind::ORIGIN, format!("a page from {list} may not connect (leave out what no browser's address bar shows)"), remedy);
+        report.find(
+            &kind::ORIGIN,
+            format!("a page from {list} may not connect (leave out what no browser's address bar shows)"),
+            remedy,
+        );
     }
     for (origin, _) in seen.origins.iter().filter(|(_, allowed)| *allowed) {
         report.fine("browsers", format!("{origin} may connect"));
@@ -156,8 +174,16 @@ mod tests {
         let exact = Some(("gateway.trustedProxies", json!(["127.0.0.2"])));
         let table = [
             (well(), vec![], None),
-            (Observation { server: Server::Unreachable("connection refused".into()), ..well() }, vec!["gateway-down"], None),
-            (Observation { server: Server::Tls, ..well() }, vec!["gateway-tls"], Some(("gateway.tls.enabled", json!(false)))),
+            (
+                Observation { server: Server::Unreachable("connection refused".into()), ..well() },
+                vec!["gateway-down"],
+                None,
+            ),
+            (
+                Observation { server: Server::Tls, ..well() },
+                vec!["gateway-tls"],
+                Some(("gateway.tls.enabled", json!(false))),
+            ),
             (Observation { server: Server::Starting, ..well() }, vec!["gateway-starting"], None),
             (Observation { server: Server::Other("SSH".into()), ..well() }, vec!["gateway-unknown"], None),
             (
@@ -170,7 +196,11 @@ mod tests {
             (Observation { external: Client::Refused, ..well() }, vec!["trusted-proxies-missing"], exact.clone()),
             (Observation { external: Client::Unclear("500".into()), ..well() }, vec!["lanes-unknown"], None),
             (Observation { local: Client::Remote, ..well() }, vec!["trusted-proxies-loopback"], exact.clone()),
-            (Observation { trusts: vec![("127.0.0.2".parse().unwrap(), false)], ..well() }, vec!["trusted-proxies-missing"], exact.clone()),
+            (
+                Observation { trusts: vec![("127.0.0.2".parse().unwrap(), false)], ..well() },
+                vec!["trusted-proxies-missing"],
+                exact.clone(),
+            ),
             (trusts("127.0.0.1"), vec!["trusted-proxies-loopback"], exact.clone()),
             (trusts("127.0.0.3"), vec!["trusted-proxies-wide"], exact.clone()),
             (trusts("172.18.0.2"), vec!["trusted-proxies-wide"], exact),

@@ -47,11 +47,13 @@ fn overrides(container: &Container) -> Vec<String> {
     }
     let after = words.iter().zip(words.iter().skip(1)).filter(|(word, _)| **word == "--bind").map(|(_, bind)| *bind);
     let bind = after.chain(words.iter().filter_map(|word| word.strip_prefix("--bind=")));
-    let mut found: Vec<String> = bind.filter(|bind| *bind != "loopback").map(|bind| format!("--bind {bind} in its command line")).collect();
+    let mut found: Vec<String> =
+        bind.filter(|bind| *bind != "loopback").map(|bind| format!("--bind {bind} in its command line")).collect();
     if words.contains(&"--force") {
         found.push("--force in its command line".into());
     }
-    let variables = container.variables.iter().filter(|variable| !matches!(variable.split_once('='), Some((_, "" | "loopback"))));
+    let variables =
+        container.variables.iter().filter(|variable| !matches!(variable.split_once('='), Some((_, "" | "loopback"))));
     found.extend(variables.map(|variable| format!("{variable} in its environment")));
     found
 }
@@ -65,10 +67,18 @@ mod tests {
         let official = ["docker-entrypoint.sh", "node", "dist/index.js", "gateway", "--bind", "lan", "--port", "18789"];
         let table: [(&[&str], &[&str], &[&str]); 9] = [
             (&official, &[], &["--bind lan in its command line"]),
-            (&["node", "openclaw.mjs", "gateway", "run", "--bind=custom", "--force"], &[], &["--bind custom in", "--force in"]),
+            (
+                &["node", "openclaw.mjs", "gateway", "run", "--bind=custom", "--force"],
+                &[],
+                &["--bind custom in", "--force in"],
+            ),
             (&["sh", "-c", "exec openclaw gateway --bind lan"], &[], &["--bind lan in"]),
             (&["openclaw", "gateway", "--bind", "loopback"], &[], &[]),
-            (&["openclaw", "gateway"], &["OPENCLAW_GATEWAY_BIND=lan"], &["OPENCLAW_GATEWAY_BIND=lan in its environment"]),
+            (
+                &["openclaw", "gateway"],
+                &["OPENCLAW_GATEWAY_BIND=lan"],
+                &["OPENCLAW_GATEWAY_BIND=lan in its environment"],
+            ),
             (&["openclaw", "gateway"], &["OPENCLAW_GATEWAY_BIND=loopback", "CLAWDBOT_GATEWAY_BIND="], &[]),
             // Neither is a gateway.
             (&["/loopgate", "run", "--gateway", "127.0.0.1:1"], &["OPENCLAW_GATEWAY_BIND=lan"], &[]),

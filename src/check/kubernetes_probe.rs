@@ -8,7 +8,8 @@ use crate::error_chain::error_chain;
 
 /// Sends the probes to `api`, the source of `view`.
 pub async fn probe(api: &Api, view: &View) -> ApiServerState {
-    let mut state = ApiServerState { api: api.name(), error: view.source_state.error().map(Into::into), forbidden: Vec::new() };
+    let mut state =
+        ApiServerState { api: api.name(), error: view.source_state.error().map(Into::into), forbidden: Vec::new() };
     if view.source_state == (SourceState::Connecting { error: None }) {
         state.error = Some("no answer".into());
     }

@@ -66,7 +66,9 @@ pub fn run(config: &Config, openclaw_config: Option<&Path>) -> io::Result<Report
 
 /// Returns the gateway's configuration file to check: the named one, else the one in the gateway's state directory. Blocks.
 pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
-    let in_state_dir = || config.gateway.state_dir.as_ref().map(|directory| directory.join("openclaw.json")).filter(|file| file.is_file());
+    let in_state_dir = || {
+        config.gateway.state_dir.as_ref().map(|directory| directory.join("openclaw.json")).filter(|file| file.is_file())
+    };
     named.map(Path::to_path_buf).or_else(in_state_dir)
 }
 
@@ -101,7 +103,10 @@ async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option
     if seen.server == Server::Old {
         let directory = openclaw_config.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
         let kept = config.gateway.state_dir.is_some();
-        own_device::judge(&own_device::Observation { kept, scopes: directory.and_then(files::own_device_scopes) }, &mut report);
+        own_device::judge(
+            &own_device::Observation { kept, scopes: directory.and_then(files::own_device_scopes) },
+            &mut report,
+        );
     }
     gateway_files::judge(&files::unreadable(&config.gateway), &mut report);
     if let Some(openclaw) = &openclaw {
@@ -125,8 +130,10 @@ async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option
         }
     }
     gateway_command::judge(&docker_probe::in_this_namespace(engine.as_ref(), &view).await, &mut report);
-    let risks =
-        agents::AddressRisks { net_raw: docker_probe::with_net_raw(engine.as_ref(), &view).await, user_namespace: in_user_namespace() };
+    let risks = agents::AddressRisks {
+        net_raw: docker_probe::with_net_raw(engine.as_ref(), &view).await,
+        user_namespace: in_user_namespace(),
+    };
     agents::judge(&view, &risks, config, &mut report);
     paths::judge(&config.external, &mut report);
     shutdown.begin();
@@ -137,12 +144,20 @@ async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option
     report
 }
 
-fn plan(config: &Config, view: &View, status: Option<&Result<Status, String>>, openclaw: Option<&Value>) -> probe::Plan {
+fn plan(
+    config: &Config,
+    view: &View,
+    status: Option<&Result<Status, String>>,
+    openclaw: Option<&Value>,
+) -> probe::Plan {
     let running = status.and_then(|status| status.as_ref().ok());
     let chain = config.tls.provided.as_ref().map(|pair| pair.chain.as_path());
     let from_files = || offline::show(&config.state_dir, chain).ok().map(|report| report.server.fingerprint);
     let fingerprint = running.map(|status| status.certificate.fingerprint.clone()).or_else(from_files);
-    let allowed = openclaw.and_then(|openclaw| openclaw["gateway"]["controlUi"]["allowedOrigins"].as_array()).into_iter().flatten();
+    let allowed = openclaw
+        .and_then(|openclaw| openclaw["gateway"]["controlUi"]["allowedOrigins"].as_array())
+        .into_iter()
+        .flatten();
     let allowed: Vec<String> = allowed.filter_map(Value::as_str).map(Into::into).collect();
     probe::Plan {
         address: config.gateway.address,
@@ -162,7 +177,8 @@ fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
     let of_name = |name: &String| {
         let bare = format!("https://{name}");
         let with_port = format!("{bare}:");
-        let known: Vec<String> = allowed.iter().filter(|origin| **origin == bare || origin.starts_with(&with_port)).cloned().collect();
+        let known: Vec<String> =
+            allowed.iter().filter(|origin| **origin == bare || origin.starts_with(&with_port)).cloned().collect();
         match () {
             () if !known.is_empty() => known,
             () if port == HTTPS => vec![bare],
@@ -184,7 +200,11 @@ fn certificate(config: &Config, view: &View, status: Option<&Result<Status, Stri
     let names = if own_pair.is_some() { &[][..] } else { &config.tls.names };
     let addresses = reachable_addresses(&config.listen.on, config.gateway.address, view);
     // A network alias may be a text that is not a valid name in a certificate.
-    let found = view.own_names.iter().filter_map(|name| name.parse::<SubjectName>().ok()).chain(addresses.into_iter().map(SubjectName::Ip));
+    let found = view
+        .own_names
+        .iter()
+        .filter_map(|name| name.parse::<SubjectName>().ok())
+        .chain(addresses.into_iter().map(SubjectName::Ip));
     certificate::CertificateState {
         report: made.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| error_chain(&error))),
         own_pair: own_pair.is_some(),
@@ -212,11 +232,18 @@ mod tests {
     #[test]
     fn origins_are_those_that_a_browser_sends() {
         let mut config = Config::default();
-        config.tls.names = ["gateway.example.com", "*.example.org", "10.0.0.1", "openclaw-gateway"].map(Into::into).into();
+        config.tls.names =
+            ["gateway.example.com", "*.example.org", "10.0.0.1", "openclaw-gateway"].map(Into::into).into();
         let allowed = |origins: &[&str]| origins.iter().map(|&origin| origin.into()).collect::<Vec<String>>();
         assert_eq!(origins(&config, &[]), ["https://gateway.example.com:18443"]);
-        assert_eq!(origins(&config, &allowed(&["https://gateway.example.com:18789", "https://x"])), ["https://gateway.example.com:18789"]);
-        assert_eq!(origins(&config, &allowed(&["https://gateway.example.com.evil"])), ["https://gateway.example.com:18443"]);
+        assert_eq!(
+            origins(&config, &allowed(&["https://gateway.example.com:18789", "https://x"])),
+            ["https://gateway.example.com:18789"]
+        );
+        assert_eq!(
+            origins(&config, &allowed(&["https://gateway.example.com.evil"])),
+            ["https://gateway.example.com:18443"]
+        );
         config.listen.on[0].port = 443;
         assert_eq!(origins(&config, &[]), ["https://gateway.example.com"]);
     }

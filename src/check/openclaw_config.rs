@@ -44,7 +44,11 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     let port = gateway["port"].as_u64().unwrap_or(u64::from(crate::config::GATEWAY_PORT));
     if port != u64::from(wanted.gateway.port()) {
         let remedy = Remedy::OpenClaw { key: "gateway.port", value: json!(wanted.gateway.port()) };
-        report.find(&kind::GATEWAY_PORT, format!("gateway.port is {port}, while loopgate looks at {}", wanted.gateway), remedy);
+        report.find(
+            &kind::GATEWAY_PORT,
+            format!("gateway.port is {port}, while loopgate looks at {}", wanted.gateway),
+            remedy,
+        );
     }
     if gateway["auth"]["mode"] == "none" {
         let remedy = Remedy::OpenClaw { key: "gateway.auth.mode", value: json!("token") };
@@ -59,8 +63,9 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     }
     control_ui(&gateway["controlUi"], report);
     if strings(&gateway["controlUi"]["allowedOrigins"]).any(|origin| origin == "*") {
-        let remedy =
-            Remedy::words("in openclaw.json list in gateway.controlUi.allowedOrigins what a browser's address bar shows, and no \"*\"");
+        let remedy = Remedy::words(
+            "in openclaw.json list in gateway.controlUi.allowedOrigins what a browser's address bar shows, and no \"*\"",
+        );
         report.find(&kind::ORIGIN_ANY, "gateway.controlUi.allowedOrigins has \"*\"", remedy);
     }
     if report.findings.len() == before {
@@ -75,7 +80,8 @@ fn identity_headers(auth: &Value, policy: &Policy, report: &mut Report) {
     }
     let proxy = &auth["trustedProxy"];
     let user = proxy["userHeader"].as_str().map(|name| ("userHeader", name));
-    for (key, text) in user.into_iter().chain(strings(&proxy["requiredHeaders"]).map(|name| ("requiredHeaders", name))) {
+    for (key, text) in user.into_iter().chain(strings(&proxy["requiredHeaders"]).map(|name| ("requiredHeaders", name)))
+    {
         if text.parse::<HeaderName>().is_ok_and(|name| policy.controls_header(&name)) {
             continue;
         }
@@ -91,7 +97,11 @@ fn identity_headers(auth: &Value, policy: &Policy, report: &mut Report) {
 fn control_ui(control_ui: &Value, report: &mut Report) {
     let switches = [
         ("dangerouslyDisableDeviceAuth", "gateway.controlUi.dangerouslyDisableDeviceAuth", &kind::DEVICE_AUTH),
-        ("dangerouslyAllowHostHeaderOriginFallback", "gateway.controlUi.dangerouslyAllowHostHeaderOriginFallback", &kind::HOST_ORIGIN),
+        (
+            "dangerouslyAllowHostHeaderOriginFallback",
+            "gateway.controlUi.dangerouslyAllowHostHeaderOriginFallback",
+            &kind::HOST_ORIGIN,
+        ),
         ("allowInsecureAuth", "gateway.controlUi.allowInsecureAuth", &kind::INSECURE_AUTH),
     ];
     for (name, key, kind) in switches {
@@ -119,7 +129,11 @@ fn trusted_proxies(list: &Value, source: IpAddr, report: &mut Report) {
         }
     }
     if !trusted {
-        let seen = if list.is_null() { "there is no gateway.trustedProxies".into() } else { format!("gateway.trustedProxies is {list}") };
+        let seen = if list.is_null() {
+            "there is no gateway.trustedProxies".into()
+        } else {
+            format!("gateway.trustedProxies is {list}")
+        };
         report.find(&kind::PROXIES_MISSING, seen, trust_exactly(source));
     }
 }
@@ -145,27 +159,42 @@ mod tests {
             ("{gateway: {port: 3000, trustedProxies: ['127.0.0.2']}}", &["gateway-port"]),
             ("{gateway: {auth: {mode: 'none'}, trustedProxies: ['127.0.0.2']}}", &["gateway-auth"]),
             ("{gateway: {auth: {mode: 'trusted-proxy'}, trustedProxies: ['127.0.0.2']}}", &["trusted-proxy-auth"]),
-            ("{gateway: {auth: {mode: 'trusted-proxy', trustedProxy: {allowLoopback: true}}, trustedProxies: ['127.0.0.2']}}", &[]),
-            ("{gateway: {controlUi: {dangerouslyDisableDeviceAuth: true}, trustedProxies: ['127.0.0.2']}}", &["device-auth-off"]),
+            (
+                "{gateway: {auth: {mode: 'trusted-proxy', trustedProxy: {allowLoopback: true}}, trustedProxies: ['127.0.0.2']}}",
+                &[],
+            ),
+            (
+                "{gateway: {controlUi: {dangerouslyDisableDeviceAuth: true}, trustedProxies: ['127.0.0.2']}}",
+                &["device-auth-off"],
+            ),
             (
                 "{gateway: {controlUi: {dangerouslyAllowHostHeaderOriginFallback: true}, trustedProxies: ['127.0.0.2']}}",
                 &["origin-by-host"],
             ),
             ("{gateway: {controlUi: {allowInsecureAuth: true}, trustedProxies: ['127.0.0.2']}}", &["insecure-auth"]),
-            ("{gateway: {trustedProxies: ['127.0.0.1', '::1']}}", &["trusted-proxies-loopback", "trusted-proxies-missing"]),
+            (
+                "{gateway: {trustedProxies: ['127.0.0.1', '::1']}}",
+                &["trusted-proxies-loopback", "trusted-proxies-missing"],
+            ),
             ("{gateway: {trustedProxies: ['127.0.0.0/8']}}", &["trusted-proxies-loopback"]),
             ("{gateway: {trustedProxies: ['127.0.0.2', '172.18.0.0/16']}}", &["trusted-proxies-wide"]),
             ("{gateway: {trustedProxies: ['127.0.0.2', '127.0.0.2/31']}}", &["trusted-proxies-wide"]),
             ("{gateway: {trustedProxies: ['caddy']}}", &["trusted-proxies-wide", "trusted-proxies-missing"]),
             ("{gateway: {trustedProxies: ['127.0.0.2'], controlUi: {allowedOrigins: ['*']}}}", &["origin-any"]),
             ("{gateway: {auth: {trustedProxy: {userHeader: 'X-Forwarded-User'}}, trustedProxies: ['127.0.0.2']}}", &[]),
-            ("{gateway: {auth: {trustedProxy: {userHeader: 'x-authenticated-user'}}, trustedProxies: ['127.0.0.2']}}", &[]),
+            (
+                "{gateway: {auth: {trustedProxy: {userHeader: 'x-authenticated-user'}}, trustedProxies: ['127.0.0.2']}}",
+                &[],
+            ),
             (
                 "{gateway: {auth: {trustedProxy: {userHeader: 'x-forwarded-user', requiredHeaders: ['x-forwarded-proto']}}, \
                  trustedProxies: ['127.0.0.2']}}",
                 &[],
             ),
-            ("{gateway: {auth: {trustedProxy: {userHeader: 'x-who'}}, trustedProxies: ['127.0.0.2']}}", &["identity-header-open"]),
+            (
+                "{gateway: {auth: {trustedProxy: {userHeader: 'x-who'}}, trustedProxies: ['127.0.0.2']}}",
+                &["identity-header-open"],
+            ),
             (
                 "{gateway: {auth: {trustedProxy: {userHeader: 'x-user', requiredHeaders: ['x-proxy-secret', 'x-kept-user']}}, \
                  trustedProxies: ['127.0.0.2']}}",

@@ -7,7 +7,9 @@ use crate::admin::status::Status;
 /// Adds the findings for `status`, or for why there was no answer.
 pub fn judge(status: &Result<Status, String>, report: &mut Report) {
     if let Some(problem) = status.as_ref().ok().and_then(|status| status.config_problem.as_ref()) {
-        let remedy = Remedy::words("correct what it names; the sidecar reads the file again by itself, or at once with `loopgate reload`");
+        let remedy = Remedy::words(
+            "correct what it names; the sidecar reads the file again by itself, or at once with `loopgate reload`",
+        );
         report.find(&kind::CONFIG_PROBLEM, problem.clone(), remedy);
     }
     match status {
@@ -18,11 +20,18 @@ pub fn judge(status: &Result<Status, String>, report: &mut Report) {
         Ok(status) if status.ready => {
             let lanes = status.lanes;
             let listening = status.listening.join(" ");
-            report.fine("sidecar", format!("ready on {listening}, {} agent and {} external connections", lanes.agent, lanes.external));
+            report.fine(
+                "sidecar",
+                format!("ready on {listening}, {} agent and {} external connections", lanes.agent, lanes.external),
+            );
         }
         Ok(status) => {
             for reason in &status.not_ready {
-                report.find(&kind::SIDECAR_NOT_READY, reason.clone(), Remedy::words("see the other findings and the sidecar's log"));
+                report.find(
+                    &kind::SIDECAR_NOT_READY,
+                    reason.clone(),
+                    Remedy::words("see the other findings and the sidecar's log"),
+                );
             }
         }
     }

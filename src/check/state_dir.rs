@@ -30,14 +30,19 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
         report.find(&kind::STATE_OWNER, format!("{path} can't be written to by the user {user}"), Remedy::words(what));
     }
     let Some(mode) = directory.mode else {
-        let remedy =
-            Remedy::words("run the sidecar, which creates it; keep it on a volume, or clients have to trust a new authority each time");
+        let remedy = Remedy::words(
+            "run the sidecar, which creates it; keep it on a volume, or clients have to trust a new authority each time",
+        );
         return report.find(&kind::STATE_MISSING, format!("{path} does not exist"), remedy);
     };
     let mut tight = true;
     if mode & 0o022 != 0 {
         tight = false;
-        report.find(&kind::STATE_MODE, format!("{path} has mode {mode:04o}"), Remedy::words(format!("chmod 700 {path}")));
+        report.find(
+            &kind::STATE_MODE,
+            format!("{path} has mode {mode:04o}"),
+            Remedy::words(format!("chmod 700 {path}")),
+        );
     }
     for (key, mode) in directory.keys.iter().filter(|(_, mode)| mode & 0o077 != 0) {
         tight = false;
@@ -68,7 +73,12 @@ mod tests {
 
     #[test]
     fn each_fault_is_found() {
-        let well = || StateDir { path: "/state".into(), mode: Some(0o700), writable: true, keys: vec![("/state/ca.key".into(), 0o600)] };
+        let well = || StateDir {
+            path: "/state".into(),
+            mode: Some(0o700),
+            writable: true,
+            keys: vec![("/state/ca.key".into(), 0o600)],
+        };
         let table: [(StateDir, &[&str]); 6] = [
             (well(), &[]),
             (StateDir { mode: Some(0o755), ..well() }, &[]),

@@ -65,7 +65,9 @@ pub struct Flags {
 pub struct Given<T>(Option<T>);
 
 /// `parser`, except that an empty text is no value.
-pub fn given<T>(parser: impl Fn(&str) -> Result<T, String> + Clone) -> impl Fn(&str) -> Result<Given<T>, String> + Clone {
+pub fn given<T>(
+    parser: impl Fn(&str) -> Result<T, String> + Clone,
+) -> impl Fn(&str) -> Result<Given<T>, String> + Clone {
     move |text| if text.is_empty() { Ok(Given(None)) } else { parser(text).map(|value| Given(Some(value))) }
 }
 
@@ -98,7 +100,12 @@ impl Flags {
     /// How the command logs, where `level` is its own default.
     pub fn log(&self, level: &str) -> Log {
         let format = value(self.log_format.clone()).unwrap_or(LogFormat::Text);
-        Log { format, level: value(self.log_level.clone()).unwrap_or_else(|| level.into()), access: false, ..config::Config::default().log }
+        Log {
+            format,
+            level: value(self.log_level.clone()).unwrap_or_else(|| level.into()),
+            access: false,
+            ..config::Config::default().log
+        }
     }
 
     /// Returns the agent's settings. It listens on `port` of the loopback address unless `--listen` is given.
@@ -107,7 +114,9 @@ impl Flags {
     /// If flags contradict each other.
     pub fn settings(self, port: Option<u16>) -> Result<Settings, config::Error> {
         let trust = match (value(self.ca), value(self.server_fingerprint)) {
-            (Some(_), Some(_)) => return Err(wrong("--server-fingerprint", "is of no use beside --ca: give one of them")),
+            (Some(_), Some(_)) => {
+                return Err(wrong("--server-fingerprint", "is of no use beside --ca: give one of them"));
+            }
             (None, Some(fingerprint)) => ServerTrust::Fingerprint(fingerprint),
             (ca, None) => ServerTrust::Ca(ca.unwrap_or_else(|| CA_FILE.into())),
         };

@@ -117,7 +117,9 @@ pub fn run(command: Command) -> Result<(), Error> {
             match (name, user) {
                 (Some(name), _) => {
                     let agent = offline::Agent { trust_domain: &config.agents.trust_domain, name: &name, life };
-                    output::print(offline::issue(&config.state_dir, &agent, &out.unwrap_or_else(|| ".".into()))?.to_string())
+                    output::print(
+                        offline::issue(&config.state_dir, &agent, &out.unwrap_or_else(|| ".".into()))?.to_string(),
+                    )
                 }
                 (None, Some(user)) => {
                     let file = out.unwrap_or_else(|| format!("{user}.p12").into());
@@ -145,7 +147,12 @@ pub fn run(command: Command) -> Result<(), Error> {
 }
 
 /// Writes the PKCS#12 file of a person. A generated password is printed once it is needed, and never stored.
-fn issue_user(state_dir: &Path, user: &offline::User<'_>, file: &Path, password_file: Option<&Path>) -> Result<(), Error> {
+fn issue_user(
+    state_dir: &Path,
+    user: &offline::User<'_>,
+    file: &Path,
+    password_file: Option<&Path>,
+) -> Result<(), Error> {
     let password = match password_file {
         Some(path) => offline::read_password(path)?,
         None => offline::generate_password()?,
@@ -153,7 +160,10 @@ fn issue_user(state_dir: &Path, user: &offline::User<'_>, file: &Path, password_
     let (content, description) = offline::issue_user(state_dir, user, &password, file)?;
     if file == Path::new("-") {
         output::print(&content)?;
-        output::line(&format!("issued to {}, valid until {}, serial {}", user.mail, description.not_after, description.serial));
+        output::line(&format!(
+            "issued to {}, valid until {}, serial {}",
+            user.mail, description.not_after, description.serial
+        ));
     } else {
         offline::write_secret(file, &content)?;
         output::print(description.to_string())?;

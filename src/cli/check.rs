@@ -68,7 +68,9 @@ fn apply(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
             Ok(status) if status.success() => {}
             Ok(status) => return Err(Error::Fix { command: setting.to_string(), status }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                output::print("nothing set: there is no command openclaw here; run the commands below where the gateway is\n")?;
+                output::print(
+                    "nothing set: there is no command openclaw here; run the commands below where the gateway is\n",
+                )?;
                 return Ok(false);
             }
             Err(error) => return Err(Error::io("running openclaw")(error)),
@@ -84,7 +86,13 @@ const LABEL: usize = 9;
 fn text(report: &Report, colours: bool) -> String {
     let mut text = String::new();
     for fine in &report.fine {
-        line(&mut text, "ok", Tone::Good, &paint(&format!("{}: {}", fine.about, fine.seen), Tone::Plain, colours), colours);
+        line(
+            &mut text,
+            "ok",
+            Tone::Good,
+            &paint(&format!("{}: {}", fine.about, fine.seen), Tone::Plain, colours),
+            colours,
+        );
     }
     let mut findings: Vec<&Finding> = report.findings.iter().collect();
     // The worst is last, where a terminal still shows it.
@@ -99,19 +107,28 @@ fn text(report: &Report, colours: bool) -> String {
         for seen in &finding.seen {
             line(&mut text, "", Tone::Plain, &paint(seen, Tone::Plain, colours), colours);
         }
-        line(&mut text, "", Tone::Plain, &format!("-> {}", paint(&finding.remedy.to_string(), Tone::Plain, colours)), colours);
+        line(
+            &mut text,
+            "",
+            Tone::Plain,
+            &format!("-> {}", paint(&finding.remedy.to_string(), Tone::Plain, colours)),
+            colours,
+        );
     }
     let settings = fix::settings(report);
     if !settings.is_empty() {
         text.push_str(
             "\nThe same as commands, for where the gateway's own command runs; stop the gateway first, and start it afterwards:\n\n",
         );
-        text.extend(settings.iter().map(|setting| format!("  {}\n", paint(&setting.to_string(), Tone::Plain, colours))));
+        text.extend(
+            settings.iter().map(|setting| format!("  {}\n", paint(&setting.to_string(), Tone::Plain, colours))),
+        );
         text.push('\n');
     }
     let count = |severity: Severity| report.findings.iter().filter(|finding| finding.severity == severity).count();
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-    let plural = |number: usize, what: &str| if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") };
+    let plural =
+        |number: usize, what: &str| if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") };
     let tone = if errors > 0 { Tone::Bad } else { Tone::Good };
     let verdict = format!("{}, {}", plural(errors, "error"), plural(warnings, "warning"));
     text.push_str(&format!("{}\n", paint(&verdict, tone, colours)));

@@ -58,13 +58,15 @@ fn user(text: &str) -> Result<String, String> {
 /// Reads the project, and writes the override or what it would change.
 pub fn run(args: Args) -> Result<ExitCode, Error> {
     let (place, text) = match &args.file {
-        Some(path) => {
-            (path.display().to_string(), std::fs::read_to_string(path).map_err(Error::io(format!("reading {}", path.display())))?)
-        }
+        Some(path) => (
+            path.display().to_string(),
+            std::fs::read_to_string(path).map_err(Error::io(format!("reading {}", path.display())))?,
+        ),
         None => ("standard input".into(), read_standard_input()?),
     };
-    let wrong =
-        |remarks: Vec<Remark>| config::Error(remarks.into_iter().map(|remark| Problem { place: remark.key, what: remark.what }).collect());
+    let wrong = |remarks: Vec<Remark>| {
+        config::Error(remarks.into_iter().map(|remark| Problem { place: remark.key, what: remark.what }).collect())
+    };
     let project = compose::parse(&text).map_err(|what| wrong(vec![Remark { key: place, what }]))?;
     let options = Options {
         gateway_service: args.gateway_service,
@@ -86,7 +88,13 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         }
     };
     if args.check {
-        output::print(render::changes(&plan).into_iter().chain(render::commands(&plan)).map(|line| line + "\n").collect::<String>())?;
+        output::print(
+            render::changes(&plan)
+                .into_iter()
+                .chain(render::commands(&plan))
+                .map(|line| line + "\n")
+                .collect::<String>(),
+        )?;
     } else {
         output::print(render::file(&plan))?;
     }

@@ -48,7 +48,8 @@ impl Selection for StateDir {
 pub fn run(Args { flags, json, command }: Args) -> Result<(), Error> {
     if let Some(Command::Release { flags, ids }) = command {
         let directory = flags.load()?.state_dir;
-        return devices::release(&directory, &ids).map_err(Error::io(format!("changing {}", directory.join(FILE).display())));
+        return devices::release(&directory, &ids)
+            .map_err(Error::io(format!("changing {}", directory.join(FILE).display())));
     }
     let directory = flags.load()?.state_dir;
     let known = devices::read(&directory).map_err(Error::io(format!("reading {}", directory.join(FILE).display())))?;
@@ -57,7 +58,8 @@ pub fn run(Args { flags, json, command }: Args) -> Result<(), Error> {
     }
     let mut table = Table::new(&["device", "bound to", "since"]);
     for (device, entry) in known {
-        let since = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(entry.since).min(now())).to_string();
+        let since =
+            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(entry.since).min(now())).to_string();
         let agent = entry.agent.unwrap_or_else(|| "-".into());
         table.row([(device, Tone::Plain), (agent, Tone::Plain), (since, Tone::Plain)]);
     }

@@ -60,7 +60,10 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
     // Quiet unless something is wrong: standard error is the command's.
     log::init(&args.flags.log("warn"))?;
     let port = match std::env::var("OPENCLAW_GATEWAY_PORT").ok().filter(|port| !port.is_empty()) {
-        Some(port) => Some(parse::number(1..=u16::MAX)(&port).map_err(|what| wrong("OPENCLAW_GATEWAY_PORT", &format!("{port:?} {what}")))?),
+        Some(port) => Some(
+            parse::number(1..=u16::MAX)(&port)
+                .map_err(|what| wrong("OPENCLAW_GATEWAY_PORT", &format!("{port:?} {what}")))?,
+        ),
         None => None,
     };
     let settings = args.flags.settings(port)?;
@@ -91,7 +94,9 @@ async fn wait_until_ready(agent: &Agent, patience: Duration, pair: bool) -> Resu
     info!(address = %agent.address, "the gateway answers");
     if pair && answers.needs_prepairing {
         let inherited = agent.state.borrow().token.clone();
-        let token = inherited.or_else(|| std::env::var("OPENCLAW_GATEWAY_TOKEN").ok().filter(|token| !token.is_empty()).map(Secret::new));
+        let token = inherited.or_else(|| {
+            std::env::var("OPENCLAW_GATEWAY_TOKEN").ok().filter(|token| !token.is_empty()).map(Secret::new)
+        });
         pre_pair(agent.address, token.as_ref()).await;
     }
     Ok(())
@@ -99,7 +104,9 @@ async fn wait_until_ready(agent: &Agent, patience: Duration, pair: bool) -> Resu
 
 /// Pairs OpenClaw's device in advance. A failure is only logged, since not every command needs the pairing.
 async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
-    let Some(place) = device::Place::of(|name| std::env::var_os(name).filter(|value| !value.is_empty())) else { return };
+    let Some(place) = device::Place::of(|name| std::env::var_os(name).filter(|value| !value.is_empty())) else {
+        return;
+    };
     let device = match place {
         device::Place::There(path) => tokio::task::spawn_blocking(move || Device::read(&path)).await,
         device::Place::ToCreate(path) => tokio::task::spawn_blocking(move || Device::create(&path)).await,
@@ -124,7 +131,10 @@ fn is_node_host(command: &[OsString]) -> bool {
 
 fn command(words: &[OsString], variables: &[String], address: SocketAddr, token: Option<&Secret>) -> Command {
     let mut command = Command::new(PathBuf::from(&words[0]));
-    command.args(&words[1..]).env_remove("OPENCLAW_GATEWAY_URL").env("OPENCLAW_GATEWAY_PORT", address.port().to_string());
+    command
+        .args(&words[1..])
+        .env_remove("OPENCLAW_GATEWAY_URL")
+        .env("OPENCLAW_GATEWAY_PORT", address.port().to_string());
     for name in variables {
         command.env(name, format!("ws://{address}"));
     }
@@ -156,7 +166,8 @@ mod tests {
         let token = Secret::new("my-token".to_owned());
         let words = ["true".into()];
         let command = command(&words, &["GATEWAY".into()], "127.0.0.1:3000".parse().unwrap(), Some(&token));
-        let mut variables: Vec<_> = command.get_envs().map(|(k, v)| (k.to_str().unwrap(), v.map(|v| v.to_str().unwrap()))).collect();
+        let mut variables: Vec<_> =
+            command.get_envs().map(|(k, v)| (k.to_str().unwrap(), v.map(|v| v.to_str().unwrap()))).collect();
         variables.sort_unstable();
         let expected = [
             ("GATEWAY", Some("ws://127.0.0.1:3000")),

@@ -124,11 +124,18 @@ fn argument(key: &'static Key) -> Arg {
     let unavailable = key.flag == "otel-endpoint" && !cfg!(feature = "otel");
     let arg = Arg::new(key.flag).long(key.flag).help(help).help_heading(heading(key.table())).hide(unavailable);
     match key.form {
-        Form::Switch => arg.value_name("BOOL").action(ArgAction::Set).num_args(0..=1).require_equals(true).default_missing_value("true"),
+        Form::Switch => arg
+            .value_name("BOOL")
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true"),
         // So that a negative number is rejected as a value and not as an unknown flag.
         Form::Number => arg.value_name("NUMBER").action(ArgAction::Set).allow_negative_numbers(true),
         Form::Duration => arg.value_name("DURATION").action(ArgAction::Set).allow_negative_numbers(true),
-        Form::Choice(words) => arg.value_name("WORD").action(ArgAction::Set).value_parser(PossibleValuesParser::new(words)),
+        Form::Choice(words) => {
+            arg.value_name("WORD").action(ArgAction::Set).value_parser(PossibleValuesParser::new(words))
+        }
         Form::Text(name) => arg.value_name(name).action(ArgAction::Set).value_hint(match name {
             "FILE" => ValueHint::FilePath,
             "DIR" => ValueHint::DirPath,
@@ -183,7 +190,10 @@ impl<S: Selection> FromArgMatches for Flags<S> {
         Ok(Self {
             layer,
             // An empty variable counts as unset, as for all options.
-            file: matches.get_one::<OsString>("config").filter(|file| !(from_variable && file.is_empty())).map(PathBuf::from),
+            file: matches
+                .get_one::<OsString>("config")
+                .filter(|file| !(from_variable && file.is_empty()))
+                .map(PathBuf::from),
             file_from: if from_variable { CONFIG_VARIABLE } else { CONFIG_FLAG },
             selection: PhantomData,
         })

@@ -42,7 +42,9 @@ fn filter(log: &Log) -> Targets {
 /// # Errors
 /// If the audit log can't be opened.
 pub fn init(log: &Log) -> Result<Logging, Error> {
-    let open = |path: &std::path::PathBuf| AuditLog::open(path).map_err(Error::io(format!("opening the audit log {}", path.display())));
+    let open = |path: &std::path::PathBuf| {
+        AuditLog::open(path).map_err(Error::io(format!("opening the audit log {}", path.display())))
+    };
     let audit = log.audit.as_ref().map(open).transpose()?;
     let (filter, handle) = reload::Layer::new(filter(log));
     let _ = match audit.clone() {

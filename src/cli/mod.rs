@@ -36,7 +36,13 @@ pub use error::Error;
 
 /// A TLS sidecar for a gateway that must stay on loopback.
 #[derive(Debug, Parser)]
-#[command(name = "loopgate", version, arg_required_else_help = true, subcommand_required = true, disable_help_subcommand = true)]
+#[command(
+    name = "loopgate",
+    version,
+    arg_required_else_help = true,
+    subcommand_required = true,
+    disable_help_subcommand = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -74,7 +74,10 @@ mod tests {
     fn a_usage_error_fits_on_a_line() {
         let message = "error: unexpected argument '--gatway' found\n\n  tip: a similar argument exists: '--gateway'\n\n\
                        Usage: loopgate run --gateway <ADDR>\n\nFor more information, try '--help'.\n";
-        assert_eq!(in_one_line(message), "unexpected argument '--gatway' found (a similar argument exists: '--gateway')");
+        assert_eq!(
+            in_one_line(message),
+            "unexpected argument '--gatway' found (a similar argument exists: '--gateway')"
+        );
         let message = "error: the following required arguments were not provided:\n  --a <A>\n  --b <B>\n\nUsage: x\n";
         assert_eq!(in_one_line(message), "the following required arguments were not provided: --a <A> --b <B>");
     }

@@ -51,7 +51,10 @@ fn loopback_url(text: &str) -> Result<SocketAddr, String> {
 pub fn run(args: &Args) -> Result<(), Error> {
     if args.create_only {
         if let Some(database) = files::newer_state(&args.identity) {
-            return output::print(format!("nothing created: the gateway keeps its identity in {}\n", database.display()));
+            return output::print(format!(
+                "nothing created: the gateway keeps its identity in {}\n",
+                database.display()
+            ));
         }
         let device = Device::create(&args.identity)?;
         return output::print(format!("device {} is in {}\n", device.id(), args.identity.display()));
@@ -60,10 +63,17 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let file = args.token_file.as_deref();
     let reading = || format!("reading the token file {}", file.unwrap_or_else(|| "".as_ref()).display());
     let token = Secret::gateway_token(file).map_err(|source| Error::io(reading())(source))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::io("starting the runtime"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::io("starting the runtime"))?;
     let paired = runtime.block_on(async {
         if let Some(limit) = args.wait {
-            ready::wait(args.url, limit).await.map_err(|source| Error::NoGateway { address: args.url, limit, source })?;
+            ready::wait(args.url, limit).await.map_err(|source| Error::NoGateway {
+                address: args.url,
+                limit,
+                source,
+            })?;
         }
         let paired = if args.approve {
             approve::pair_and_approve(args.url, &device, token.as_ref()).await
@@ -71,7 +81,9 @@ pub fn run(args: &Args) -> Result<(), Error> {
             pair::pair(args.url, &device, token.as_ref()).await
         };
         paired.map_err(|error| match error {
-            pair::Error::NeedsApproval { request } => Error::NeedsApproval(approve::advice(&args.identity, request.as_deref())),
+            pair::Error::NeedsApproval { request } => {
+                Error::NeedsApproval(approve::advice(&args.identity, request.as_deref()))
+            }
             error => error.into(),
         })
     })?;

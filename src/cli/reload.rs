@@ -56,7 +56,14 @@ mod tests {
     #[test]
     fn the_outcome_names_what_changed_and_what_needs_a_restart() {
         assert_eq!(text(&Outcome::default()), "reloaded; no option changed\n");
-        let outcome = Outcome { applied: vec!["external".into(), "log".into()], needs_restart: vec!["admin".into()], error: None };
-        assert_eq!(text(&outcome), "reloaded; changed: external, log\nthese options changed but need a restart: admin\n");
+        let outcome = Outcome {
+            applied: vec!["external".into(), "log".into()],
+            needs_restart: vec!["admin".into()],
+            error: None,
+        };
+        assert_eq!(
+            text(&outcome),
+            "reloaded; changed: external, log\nthese options changed but need a restart: admin\n"
+        );
     }
 }

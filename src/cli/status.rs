@@ -61,15 +61,19 @@ fn show(status: &Status, as_json: bool, on_one_line: bool) -> String {
 
 fn text(status: &Status, colours: bool) -> String {
     let mut text = String::new();
-    let verdict = if status.ready { paint("ready", Tone::Good, colours) } else { paint("not ready", Tone::Bad, colours) };
+    let verdict =
+        if status.ready { paint("ready", Tone::Good, colours) } else { paint("not ready", Tone::Bad, colours) };
     let name = paint("loopgate", Tone::Strong, colours);
     let _ = writeln!(text, "{name} {} is {verdict}, up {}", status.version, span(status.uptime_seconds));
     for reason in &status.not_ready {
         let _ = writeln!(text, "  {}", paint(reason, Tone::Bad, colours));
     }
     if let Some(problem) = &status.config_problem {
-        let _ =
-            writeln!(text, "  {}", paint(&format!("last reload rejected, old configuration still in use: {problem}"), Tone::Bad, colours));
+        let _ = writeln!(
+            text,
+            "  {}",
+            paint(&format!("last reload rejected, old configuration still in use: {problem}"), Tone::Bad, colours)
+        );
     }
     text.push_str(&summary(status).render(colours));
     let mut section = |title: &str, table: Table| {
@@ -98,7 +102,11 @@ fn text(status: &Status, colours: bool) -> String {
 fn summary(status: &Status) -> Table {
     let mut table = Table::default();
     let mut line = |name: &str, value: String, tone: Tone| table.row([(name.to_owned(), Tone::Quiet), (value, tone)]);
-    line("listening", if status.listening.is_empty() { "nowhere".into() } else { status.listening.join(" ") }, Tone::Plain);
+    line(
+        "listening",
+        if status.listening.is_empty() { "nowhere".into() } else { status.listening.join(" ") },
+        Tone::Plain,
+    );
     if !status.not_listening.is_empty() {
         line("not listening", format!("{}: no local address matches", status.not_listening.join(" ")), Tone::Bad);
     }
@@ -109,7 +117,8 @@ fn summary(status: &Status) -> Table {
     }
     let certificate = &status.certificate;
     let tone = if certificate.expires_in_seconds <= 0 { Tone::Bad } else { Tone::Plain };
-    let left = u64::try_from(certificate.expires_in_seconds).map_or_else(|_| "expired".into(), |left| format!("in {}", span(left)));
+    let left = u64::try_from(certificate.expires_in_seconds)
+        .map_or_else(|_| "expired".into(), |left| format!("in {}", span(left)));
     line("certificate", format!("until {} ({left})", certificate.not_after), tone);
     line("  names", certificate.names.join(" "), Tone::Plain);
     line("  fingerprint", certificate.fingerprint.clone(), Tone::Plain);
@@ -142,7 +151,13 @@ fn agents(status: &Status) -> Table {
     let mut table = Table::new(&[heading, "ADDRESSES", "PROOF", "CONNECTIONS", "SCOPES"]);
     for agent in &status.agents {
         let scopes = agent.scopes.as_ref().map_or_else(|| "no cap".to_owned(), |scopes| scopes.join(","));
-        let cells = [agent.container.clone(), agent.addresses.join(" "), agent.proof.clone(), agent.connections.to_string(), scopes];
+        let cells = [
+            agent.container.clone(),
+            agent.addresses.join(" "),
+            agent.proof.clone(),
+            agent.connections.to_string(),
+            scopes,
+        ];
         table.row(cells.map(|cell| (cell, Tone::Plain)));
     }
     table
@@ -199,9 +214,14 @@ mod tests {
         status.certificate.problem = Some("disk full".into());
         status.lanes.external = 2001;
         let shown = text(&status, false);
-        for part in
-            ["is not ready", "  stopping\n", "nope0:28444: no local", "127.0.0.1:18789 connection refused", "disk full", "and 2000 more"]
-        {
+        for part in [
+            "is not ready",
+            "  stopping\n",
+            "nope0:28444: no local",
+            "127.0.0.1:18789 connection refused",
+            "disk full",
+            "and 2000 more",
+        ] {
             assert!(shown.contains(part), "{part:?} is not in\n{shown}");
         }
     }

@@ -50,7 +50,9 @@ pub fn cli(words: &[String]) -> Option<&[String]> {
 pub fn port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
     let words: Vec<&str> = words.flat_map(str::split_whitespace).map(unquoted).collect();
     let separate = words.windows(2).rev().find(|pair| pair[0] == "--port").map(|pair| pair[1]);
-    separate.or_else(|| words.iter().rev().find_map(|word| word.strip_prefix("--port="))).and_then(|port| port.parse().ok())
+    separate
+        .or_else(|| words.iter().rev().find_map(|word| word.strip_prefix("--port=")))
+        .and_then(|port| port.parse().ok())
 }
 
 /// `words` with `--bind loopback` in place of any other, and without `--force`, which would end loopgate with all else that listens on
@@ -83,7 +85,9 @@ pub fn rewrite(words: &[String]) -> Rewritten {
 /// Where a shell's script is among `words`.
 fn script(words: &[String]) -> Option<usize> {
     let shell = words.iter().position(|word| SHELLS.contains(&word.rsplit('/').next().unwrap_or(word)))?;
-    let option = words[shell + 1..].iter().position(|word| word.starts_with('-') && !word.starts_with("--") && word.contains('c'))?;
+    let option = words[shell + 1..]
+        .iter()
+        .position(|word| word.starts_with('-') && !word.starts_with("--") && word.contains('c'))?;
     let at = shell + option + 2;
     (at < words.len()).then_some(at)
 }
@@ -133,7 +137,10 @@ fn secret(words: &[&str]) -> Option<String> {
         let value = value.trim_start_matches(['"', '\'']);
         value.starts_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '/' | '+' | '=')) && !value.is_empty()
     };
-    let joined = words.iter().filter_map(|word| word.split_once('=')).find(|(name, value)| literal(value) && names(name).is_some());
+    let joined = words
+        .iter()
+        .filter_map(|word| word.split_once('='))
+        .find(|(name, value)| literal(value) && names(name).is_some());
     let separate = || words.windows(2).find(|pair| names(pair[0]).is_some() && literal(pair[1]));
     joined.and_then(|(name, _)| names(name)).or_else(|| separate().and_then(|pair| names(pair[0])))
 }
@@ -203,7 +210,10 @@ mod tests {
                 Some(&["node", "x", "gateway", "--bind", "loopback", "--port", "1"]),
             ),
             (&["openclaw", "gateway", "--bind=lan"], Some(&["openclaw", "gateway", "--bind=loopback"])),
-            (&["openclaw", "gateway", "run", "--force", "--verbose"], Some(&["openclaw", "gateway", "run", "--verbose"])),
+            (
+                &["openclaw", "gateway", "run", "--force", "--verbose"],
+                Some(&["openclaw", "gateway", "run", "--verbose"]),
+            ),
             (&["openclaw", "gateway", "--bind", "loopback"], None),
             (&["openclaw", "gateway"], None),
             (
@@ -228,17 +238,26 @@ mod tests {
             (&["openclaw", "gateway", "--bind", "lan", "--token", "hunter2"], "--token"),
             (&["openclaw", "gateway", "--bind", "lan", "--token=hunter2"], "--token"),
             (&["sh", "-c", "OPENCLAW_GATEWAY_TOKEN=hunter2 openclaw gateway --bind lan"], "OPENCLAW_GATEWAY_TOKEN"),
-            (&["sh", "-c", "openclaw config set gateway.auth.password 'hunter2'; openclaw gateway --force"], "gateway.auth.password"),
+            (
+                &["sh", "-c", "openclaw config set gateway.auth.password 'hunter2'; openclaw gateway --force"],
+                "gateway.auth.password",
+            ),
             (&["sh", "-c", "export API_KEY=\"hunter2\" && openclaw gateway --force"], "API_KEY"),
         ];
         for (line, name) in table {
             let Rewritten::Refused(why) = rewrite(&words(line)) else { panic!("{line:?}") };
             assert!(why.contains(name) && !why.contains("hunter2"), "{why}");
         }
-        for line in [&["openclaw", "gateway", "--token", "hunter2"][..], &["sh", "-c", "T_TOKEN=hunter2 openclaw gateway"]] {
+        for line in
+            [&["openclaw", "gateway", "--token", "hunter2"][..], &["sh", "-c", "T_TOKEN=hunter2 openclaw gateway"]]
+        {
             assert_eq!(rewrite(&words(line)), Rewritten::Same, "there is nothing to change in {line:?}");
         }
-        let variable = ["sh", "-c", "OPENCLAW_GATEWAY_TOKEN=\"$$(cat /run/secrets/token)\" openclaw gateway --bind lan --token $$T"];
+        let variable = [
+            "sh",
+            "-c",
+            "OPENCLAW_GATEWAY_TOKEN=\"$$(cat /run/secrets/token)\" openclaw gateway --bind lan --token $$T",
+        ];
         assert!(matches!(rewrite(&words(&variable)), Rewritten::Changed(_)));
     }
 }

@@ -6,8 +6,20 @@ use super::model::{Project, Service};
 /// Parts of the names of images that run a gateway by default.
 const IMAGES: [&str; 3] = ["openclaw", "moltbot", "clawdbot"];
 /// Images of programs that stand before others.
-const FRONTS: [&str; 12] =
-    ["caddy", "traefik", "nginx", "haproxy", "cloudflared", "envoy", "swag", "pomerium", "oauth2-proxy", "ngrok", "apache", "tailscale"];
+const FRONTS: [&str; 12] = [
+    "caddy",
+    "traefik",
+    "nginx",
+    "haproxy",
+    "cloudflared",
+    "envoy",
+    "swag",
+    "pomerium",
+    "oauth2-proxy",
+    "ngrok",
+    "apache",
+    "tailscale",
+];
 
 /// The service that runs the gateway: the one that is asked for, or the only one that can be.
 ///
@@ -21,12 +33,17 @@ pub fn gateway<'a>(project: &'a Project, wanted: Option<&str>) -> Result<(&'a st
             .ok_or_else(|| format!("there is no service {wanted:?}; there are: {}", names(all())));
     }
     let by_command: Vec<_> = all().filter(|(_, service)| command::starts_gateway(service.words())).collect();
-    let by_image = || all().filter(|(_, service)| service.words().next().is_none() && is_gateways_image(service)).collect();
+    let by_image =
+        || all().filter(|(_, service)| service.words().next().is_none() && is_gateways_image(service)).collect();
     let found: Vec<_> = if by_command.is_empty() { by_image() } else { by_command };
     match found[..] {
         [only] => Ok(only),
-        [] => Err(format!("no service starts `openclaw gateway`; name it by --gateway-service, one of: {}", names(all()))),
-        _ => Err(format!("several services run a gateway: name one by --gateway-service: {}", names(found.into_iter()))),
+        [] => {
+            Err(format!("no service starts `openclaw gateway`; name it by --gateway-service, one of: {}", names(all())))
+        }
+        _ => {
+            Err(format!("several services run a gateway: name one by --gateway-service: {}", names(found.into_iter())))
+        }
     }
 }
 
@@ -40,7 +57,8 @@ fn is_gateways_image(service: &Service) -> bool {
 
 /// Returns whether `service` has the gateway's image: it is its CLI, unless it runs a node host.
 pub fn is_cli(service: &Service, gateway: &Service) -> bool {
-    let same = (service.image.is_some() && service.image == gateway.image) || (service.build.is_some() && service.build == gateway.build);
+    let same = (service.image.is_some() && service.image == gateway.image)
+        || (service.build.is_some() && service.build == gateway.build);
     same && !runs_a_node_host(service) && !command::starts_gateway(service.words())
 }
 
@@ -75,9 +93,19 @@ pub fn dials(service: &Service, names: &[String], port: u16) -> Vec<String> {
         }
     }
     keys.extend(
-        service.environment.iter().filter(|(_, value)| value.as_deref().is_some_and(dials)).map(|(name, _)| format!("environment.{name}")),
+        service
+            .environment
+            .iter()
+            .filter(|(_, value)| value.as_deref().is_some_and(dials))
+            .map(|(name, _)| format!("environment.{name}")),
     );
-    keys.extend(service.labels.iter().filter(|(_, value)| value.as_str().is_some_and(dials)).map(|(name, _)| format!("labels.{name}")));
+    keys.extend(
+        service
+            .labels
+            .iter()
+            .filter(|(_, value)| value.as_str().is_some_and(dials))
+            .map(|(name, _)| format!("labels.{name}")),
+    );
     let health = service.other.get("healthcheck").and_then(|health| health["test"].as_array());
     if health.into_iter().flatten().any(|word| word.as_str().is_some_and(dials)) {
         keys.push("healthcheck.test".into());
@@ -110,7 +138,11 @@ mod tests {
                 None,
                 Err("--gateway-service: a, b"),
             ),
-            (json!({"a": {"command": ["openclaw", "gateway"]}, "b": {"command": ["openclaw", "gateway"]}}), Some("b"), Ok("b")),
+            (
+                json!({"a": {"command": ["openclaw", "gateway"]}, "b": {"command": ["openclaw", "gateway"]}}),
+                Some("b"),
+                Ok("b"),
+            ),
             (json!({"a": {}}), Some("c"), Err("no service \"c\"; there are: a")),
             (json!({}), None, Err("one of: ")),
         ];
@@ -133,6 +165,9 @@ mod tests {
             "healthcheck": {"test": ["CMD", "curl", "http://127.0.0.1:18789"]},
         }))
         .unwrap();
-        assert_eq!(dials(&service, &["claw".into()], 18789), ["command", "environment.URL", "labels.caddy.reverse_proxy"]);
+        assert_eq!(
+            dials(&service, &["claw".into()], 18789),
+            ["command", "environment.URL", "labels.caddy.reverse_proxy"]
+        );
     }
 }

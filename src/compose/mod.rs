@@ -24,7 +24,11 @@ pub use plan::{Options, plan};
 /// What is wrong with it. Values are not part of that, since some are secret.
 pub fn parse(text: &str) -> Result<Project, String> {
     let value: serde_json::Value = serde_json::from_str(text).map_err(|error| {
-        format!("line {} column {}: is not JSON: give it what `docker compose config --format json` prints", error.line(), error.column())
+        format!(
+            "line {} column {}: is not JSON: give it what `docker compose config --format json` prints",
+            error.line(),
+            error.column()
+        )
     })?;
     let Some(services) = value.get("services").and_then(serde_json::Value::as_object) else {
         return Err("has no services: give it what `docker compose config --format json` prints".into());

@@ -32,7 +32,8 @@ pub struct Options {
 }
 
 /// Keys that the owner of a namespace has, and no container that joins it: the engine refuses them there.
-const OWNERS: [&str; 8] = ["hostname", "domainname", "mac_address", "extra_hosts", "dns", "dns_search", "dns_opt", "expose"];
+const OWNERS: [&str; 8] =
+    ["hostname", "domainname", "mac_address", "extra_hosts", "dns", "dns_search", "dns_opt", "expose"];
 /// The user of OpenClaw's own image, `node`.
 const NODE: &str = "1000:1000";
 
@@ -45,7 +46,10 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
     let (name, gateway) = find::gateway(project, options.gateway_service.as_deref()).map_err(services)?;
     for wanted in options.cli_services.iter().chain(&options.agents) {
         if wanted == name || !project.services.contains_key(wanted) {
-            return Err(vec![Remark { key: format!("services.{wanted}"), what: "is no service beside the gateway's".into() }]);
+            return Err(vec![Remark {
+                key: format!("services.{wanted}"),
+                what: "is no service beside the gateway's".into(),
+            }]);
         }
     }
     let mut problems = Vec::new();
@@ -118,7 +122,9 @@ fn namespace(name: &str, gateway: &Service, options: &Options) -> Result<(Namesp
     match gateway.network_mode.as_deref().unwrap_or("default") {
         "none" => Err("is none: nothing could reach loopgate".into()),
         "host" => Ok((Namespace::Joined("host".into()), false)),
-        mode if mode.starts_with("service:") || mode.starts_with("container:") => Ok((Namespace::Joined(mode.into()), false)),
+        mode if mode.starts_with("service:") || mode.starts_with("container:") => {
+            Ok((Namespace::Joined(mode.into()), false))
+        }
         _ if options.in_gateway => Ok((Namespace::Joined(format!("service:{name}")), false)),
         mode => Ok((Namespace::Pause, mode == "bridge")),
     }
@@ -149,7 +155,8 @@ fn user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Rem
         ("root" | "root:root", _) => "0:0".into(),
         (user, _) if user.chars().all(|c| c.is_ascii_digit() || c == ':') => both(user),
         _ => {
-            let what = "is a name, which loopgate's image does not know: give its numbers by --gateway-user UID:GID".into();
+            let what =
+                "is a name, which loopgate's image does not know: give its numbers by --gateway-user UID:GID".into();
             problems.push(Remark { key: format!("services.{name}.user"), what });
             String::new()
         }
@@ -172,7 +179,9 @@ fn unjoinable(name: &str, gateway: &Service, namespace: &Namespace, problems: &m
 /// The gateway's state directory: where its variables say, or else any mount of that name.
 fn state(gateway: &Service) -> Option<State> {
     let home = gateway.variable("OPENCLAW_HOME").or_else(|| gateway.variable("HOME")).unwrap_or("/home/node");
-    let stated = gateway.variable("OPENCLAW_STATE_DIR").map_or_else(|| format!("{}/.openclaw", home.trim_end_matches('/')), Into::into);
+    let stated = gateway
+        .variable("OPENCLAW_STATE_DIR")
+        .map_or_else(|| format!("{}/.openclaw", home.trim_end_matches('/')), Into::into);
     let directory = stated.trim_end_matches('/');
     let mounts = || {
         let kinds = ["bind", "volume"];
@@ -183,13 +192,22 @@ fn state(gateway: &Service) -> Option<State> {
     let holds = mounts().filter(|(_, _, target)| below(target).is_some()).max_by_key(|(_, _, target)| target.len());
     // The image itself may set HOME.
     let (mount, source, target) = holds.or_else(|| mounts().find(|(_, _, target)| target.ends_with("/.openclaw")))?;
-    Some(State { kind: mount.kind.clone(), source, directory: format!("/openclaw{}", below(target).unwrap_or_default()) })
+    Some(State {
+        kind: mount.kind.clone(),
+        source,
+        directory: format!("/openclaw{}", below(target).unwrap_or_default()),
+    })
 }
 
 /// The names by which others dial the gateway.
 fn names(name: &str, gateway: &Service) -> Vec<String> {
     let mut names = vec![name.to_owned()];
-    let aliases = gateway.networks.values().filter_map(|network| network["aliases"].as_array()).flatten().filter_map(Value::as_str);
+    let aliases = gateway
+        .networks
+        .values()
+        .filter_map(|network| network["aliases"].as_array())
+        .flatten()
+        .filter_map(Value::as_str);
     for other in gateway.container_name.as_deref().into_iter().chain(aliases) {
         if !names.iter().any(|name| name == other) {
             names.push(other.into());
@@ -242,7 +260,9 @@ impl Plan {
 
     /// Has the gateway listen on loopback.
     fn gateways_environment(&mut self, gateway: &Service) {
-        let bind = BIND.iter().filter(|name| gateway.environment.get(**name).is_some_and(|value| value.as_deref() != Some("loopback")));
+        let bind = BIND
+            .iter()
+            .filter(|name| gateway.environment.get(**name).is_some_and(|value| value.as_deref() != Some("loopback")));
         let set: BTreeMap<String, String> = bind.map(|name| ((*name).to_owned(), "loopback".to_owned())).collect();
         if !set.is_empty() {
             self.services.entry(self.gateway.clone()).or_default().environment.extend(set);

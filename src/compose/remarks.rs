@@ -18,7 +18,10 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
                 continue;
             }
             let what = if is_inside {
-                format!("dials the gateway by its network name, where only TLS is served now: let it dial 127.0.0.1:{}", plan.port)
+                format!(
+                    "dials the gateway by its network name, where only TLS is served now: let it dial 127.0.0.1:{}",
+                    plan.port
+                )
             } else {
                 format!(
                     "dials the gateway in plain text: lead it to {at} (wss for WebSockets), with loopgate's CA (`loopgate cert export`)"
@@ -76,14 +79,18 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
     }
     for variable in ["VIRTUAL_PORT", "VIRTUAL_HOST"] {
         if gateway.environment.contains_key(variable) {
-            let what =
-                format!("has nginx-proxy speak plain HTTP to the gateway: set VIRTUAL_PORT to {} and VIRTUAL_PROTO to https", plan.listen);
+            let what = format!(
+                "has nginx-proxy speak plain HTTP to the gateway: set VIRTUAL_PORT to {} and VIRTUAL_PROTO to https",
+                plan.listen
+            );
             left.push(gateways(format!("environment.{variable}"), what));
             break;
         }
     }
     for (name, value) in &gateway.environment {
-        let other = name.ends_with("_BIND") && !BIND.contains(&name.as_str()) && value.as_deref().is_some_and(|value| !value.is_empty());
+        let other = name.ends_with("_BIND")
+            && !BIND.contains(&name.as_str())
+            && value.as_deref().is_some_and(|value| !value.is_empty());
         if other {
             notes.push(gateways(
                 format!("environment.{name}"),
@@ -100,7 +107,10 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
         }
     }
     if plan.network_mode() == "host" {
-        notes.push(gateways("network_mode".into(), "is host: every process of this machine is a local client to the gateway".into()));
+        notes.push(gateways(
+            "network_mode".into(),
+            "is host: every process of this machine is a local client to the gateway".into(),
+        ));
     }
     if plan.state.is_none() {
         let what =

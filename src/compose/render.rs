@@ -46,7 +46,11 @@ pub fn file(plan: &Plan) -> String {
 
 /// The commands that set the gateway's own configuration, while it is stopped; the second is on several lines.
 pub fn commands(plan: &Plan) -> Vec<String> {
-    let dependencies = if plan.network_mode().starts_with("service:") && plan.namespace != Namespace::Pause { "" } else { "--no-deps " };
+    let dependencies = if plan.network_mode().starts_with("service:") && plan.namespace != Namespace::Pause {
+        ""
+    } else {
+        "--no-deps "
+    };
     let cli: Vec<String> = plan.cli.iter().map(|word| shell(word)).collect();
     let set = |what| format!("{} config set gateway.{what}", cli.join(" "));
     let settings = ["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"].map(set);
@@ -57,7 +61,10 @@ pub fn commands(plan: &Plan) -> Vec<String> {
 
 fn header(plan: &Plan) -> Vec<String> {
     let project = plan.project.as_deref().map(|project| format!(" of the project {project}")).unwrap_or_default();
-    let mut lines = vec![format!("loopgate in front of the gateway in the service {}{project}, made by `loopgate compose`.", plan.gateway)];
+    let mut lines = vec![format!(
+        "loopgate in front of the gateway in the service {}{project}, made by `loopgate compose`.",
+        plan.gateway
+    )];
     lines.push(match &plan.namespace {
         Namespace::Pause => {
             "netns owns the network namespace and the ports, so that neither the gateway nor loopgate is cut off when the other restarts."
@@ -70,7 +77,9 @@ fn header(plan: &Plan) -> Vec<String> {
     let needs = if plan.namespace == Namespace::Pause { " It needs Compose 2.24 or later." } else { "" };
     lines.push(format!("Make it anew when the compose file changes.{needs}"));
     lines.push(String::new());
-    lines.push("The gateway's own configuration, once; while it is stopped, since it restarts itself at each change:".into());
+    lines.push(
+        "The gateway's own configuration, once; while it is stopped, since it restarts itself at each change:".into(),
+    );
     lines.push(String::new());
     lines.extend(commands(plan).into_iter().map(|command| format!("  {command}")));
     lines.push(String::new());
@@ -112,7 +121,9 @@ fn netns(plan: &Plan) -> Node {
         let networks = Node::from(&Value::Object(plan.networks.clone()));
         map.push((
             "networks".into(),
-            networks.noted(["The names by which others find the gateway, which a container in another's namespace can't have."]),
+            networks.noted([
+                "The names by which others find the gateway, which a container in another's namespace can't have.",
+            ]),
         ));
     }
     if let Some(name) = host_name(plan) {
@@ -125,8 +136,9 @@ fn netns(plan: &Plan) -> Node {
 
 /// A host name for the pause container, where the gateway has none of its own to move: a container that is made anew would get a new one.
 fn host_name(plan: &Plan) -> Option<&str> {
-    let is_label =
-        plan.gateway.len() < 64 && plan.gateway.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') && !plan.gateway.starts_with('-');
+    let is_label = plan.gateway.len() < 64
+        && plan.gateway.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+        && !plan.gateway.starts_with('-');
     (is_label && !plan.moved.contains_key("hostname")).then_some(plan.gateway.as_str())
 }
 
@@ -144,7 +156,10 @@ fn changed(plan: &Plan, name: &str, changes: &Changes) -> Node {
         }
     }
     if !changes.environment.is_empty() {
-        map.push(("environment".into(), Node::map(changes.environment.iter().map(|(name, value)| (name, Node::text(value))))));
+        map.push((
+            "environment".into(),
+            Node::map(changes.environment.iter().map(|(name, value)| (name, Node::text(value)))),
+        ));
     }
     if let Some(policy) = changes.restart {
         map.push(("restart".into(), Node::text(policy)));
@@ -153,7 +168,8 @@ fn changed(plan: &Plan, name: &str, changes: &Changes) -> Node {
 }
 
 fn loopgate(plan: &Plan) -> Node {
-    let mut environment = vec![("LOOPGATE_DOCKER", Node::text(if plan.full { "unix:///run/docker-filter/docker.sock" } else { "off" }))];
+    let mut environment =
+        vec![("LOOPGATE_DOCKER", Node::text(if plan.full { "unix:///run/docker-filter/docker.sock" } else { "off" }))];
     if plan.port != GATEWAY_PORT {
         environment.push(("LOOPGATE_GATEWAY", Node::text(format!("127.0.0.1:{}", plan.port))));
     }
@@ -161,8 +177,10 @@ fn loopgate(plan: &Plan) -> Node {
         environment.push(("LOOPGATE_LISTEN", Node::text(format!("bridge:{}", plan.listen))));
     }
     let names = Node::text(plan.names.join(","));
-    environment
-        .push(("LOOPGATE_TLS_NAME", names.noted(["Each name and address that clients dial; localhost is in the certificate anyway."])));
+    environment.push((
+        "LOOPGATE_TLS_NAME",
+        names.noted(["Each name and address that clients dial; localhost is in the certificate anyway."]),
+    ));
     environment.push(("LOOPGATE_STATE_DIR", Node::text(STATE)));
     if let Some(state) = &plan.state {
         environment.push(("LOOPGATE_GATEWAY_STATE_DIR", Node::text(&state.directory)));
@@ -181,7 +199,11 @@ fn loopgate(plan: &Plan) -> Node {
         map.push(("group_add".into(), Node::texts([GROUP])));
     }
     map.push(("network_mode".into(), Node::text(plan.network_mode())));
-    let before = [(plan.namespace == Namespace::Pause, "netns"), (plan.state.is_some(), "openclaw-identity"), (plan.full, "socket-filter")];
+    let before = [
+        (plan.namespace == Namespace::Pause, "netns"),
+        (plan.state.is_some(), "openclaw-identity"),
+        (plan.full, "socket-filter"),
+    ];
     let before: Vec<&str> = before.into_iter().filter(|(is, _)| *is).map(|(_, service)| service).collect();
     if !before.is_empty() {
         map.push(("depends_on".into(), Node::texts(before)));
@@ -222,7 +244,12 @@ fn mount(state: &State, read_only: bool) -> Node {
         return Node::text(format!("{}:/openclaw{}", state.source, if read_only { ":ro" } else { "" }));
     }
     let (kind, source) = (Node::text(&state.kind), Node::text(&state.source));
-    Node::map([("type", kind), ("source", source), ("target", Node::text("/openclaw")), ("read_only", Node::bool(read_only))])
+    Node::map([
+        ("type", kind),
+        ("source", source),
+        ("target", Node::text("/openclaw")),
+        ("read_only", Node::bool(read_only)),
+    ])
 }
 
 /// What an agent by its address gets: its label, the CA, and where the gateway is.
@@ -237,7 +264,10 @@ fn agents(plan: &Plan) -> Node {
                 ("OPENCLAW_GATEWAY_URL", Node::text(format!("wss://{}:{}", plan.gateway, plan.listen))),
             ]),
         ),
-        ("depends_on", Node::map([("loopgate-ca", Node::map([("condition", Node::text("service_completed_successfully"))]))])),
+        (
+            "depends_on",
+            Node::map([("loopgate-ca", Node::map([("condition", Node::text("service_completed_successfully"))]))]),
+        ),
         ("volumes", Node::texts(["loopgate-ca:/ca:ro"])),
     ])
 }
@@ -249,7 +279,11 @@ fn filter(plan: &Plan) -> Node {
         ("image".to_owned(), Node::text("${HAPROXY_IMAGE:-haproxy:3.2}")),
         (
             "command".into(),
-            Node::texts(["sh", "-ec", "printf '%s' \"$$FILTER\" >/tmp/haproxy.cfg; exec haproxy -W -db -f /tmp/haproxy.cfg"]),
+            Node::texts([
+                "sh",
+                "-ec",
+                "printf '%s' \"$$FILTER\" >/tmp/haproxy.cfg; exec haproxy -W -db -f /tmp/haproxy.cfg",
+            ]),
         ),
         ("user".into(), Node::text(format!("0:{GROUP}"))),
         ("network_mode".into(), Node::text("none")),
@@ -262,7 +296,10 @@ fn filter(plan: &Plan) -> Node {
         ("environment".into(), Node::map([("FILTER", Node::text(FILTER.replace('$', "$$")))])),
         (
             "volumes".into(),
-            Node::texts(["${DOCKER_SOCKET:-/var/run/docker.sock}:/var/run/docker.sock:ro", "docker-filter:/run/docker-filter"]),
+            Node::texts([
+                "${DOCKER_SOCKET:-/var/run/docker.sock}:/var/run/docker.sock:ro",
+                "docker-filter:/run/docker-filter",
+            ]),
         ),
     ]);
     Node::Map(map)
@@ -306,7 +343,11 @@ pub fn changes(plan: &Plan) -> Vec<String> {
     let mut lines = Vec::new();
     if plan.namespace == Namespace::Pause {
         let networks: Vec<&str> = plan.networks.keys().map(String::as_str).collect();
-        lines.push(format!("services.netns: new, owns the network namespace; networks: {}; ports: {}", list(&networks), list(&plan.ports)));
+        lines.push(format!(
+            "services.netns: new, owns the network namespace; networks: {}; ports: {}",
+            list(&networks),
+            list(&plan.ports)
+        ));
         lines.extend(plan.moved.keys().map(|key| format!("services.netns.{key}: taken over")));
         lines.extend(host_name(plan).map(|name| format!("services.netns.hostname: {name}")));
     }
@@ -315,7 +356,12 @@ pub fn changes(plan: &Plan) -> Vec<String> {
             lines.push(format!("services.{name}.network_mode: {}", plan.network_mode()));
         }
         lines.extend(changes.reset.iter().map(|key| format!("services.{name}.{key}: taken out")));
-        lines.extend(changes.environment.iter().map(|(variable, value)| format!("services.{name}.environment.{variable}: {value}")));
+        lines.extend(
+            changes
+                .environment
+                .iter()
+                .map(|(variable, value)| format!("services.{name}.environment.{variable}: {value}")),
+        );
         lines.extend(changes.restart.map(|policy| format!("services.{name}.restart: {policy}")));
     }
     for (key, words) in [("entrypoint", &plan.entrypoint), ("command", &plan.command)] {
@@ -327,7 +373,11 @@ pub fn changes(plan: &Plan) -> Vec<String> {
     }
     let engine = if plan.full { "the engine's filtered socket" } else { "no access to Docker" };
     let at = format!("bridge:{} to 127.0.0.1:{}", plan.listen, plan.port);
-    lines.push(format!("services.loopgate: new, user {}, network_mode {}, {at}, {engine}", plan.user, plan.network_mode()));
+    lines.push(format!(
+        "services.loopgate: new, user {}, network_mode {}, {at}, {engine}",
+        plan.user,
+        plan.network_mode()
+    ));
     lines
 }
 

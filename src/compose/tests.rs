@@ -5,7 +5,8 @@ use serde_json::json;
 use super::*;
 
 fn plan_of(gateway: serde_json::Value) -> Result<Plan, Vec<Remark>> {
-    let mut service = json!({"image": "openclaw:local", "command": ["openclaw", "gateway"], "networks": {"default": null}});
+    let mut service =
+        json!({"image": "openclaw:local", "command": ["openclaw", "gateway"], "networks": {"default": null}});
     service.as_object_mut().unwrap().extend(gateway.as_object().unwrap().clone());
     let project = serde_json::from_value(json!({"services": {"claw": service}})).unwrap();
     plan(&project, &Options::default())
@@ -36,12 +37,18 @@ fn the_gateways_state_is_where_its_variables_or_its_mounts_say() {
     let bind = |source: &str, target: &str| json!({"type": "bind", "source": source, "target": target});
     let table = [
         (json!({}), None),
-        (json!({"volumes": [bind("/a", "/home/node/.openclaw"), bind("/b", "/home/node/.openclaw/workspace")]}), Some(("/a", "/openclaw"))),
+        (
+            json!({"volumes": [bind("/a", "/home/node/.openclaw"), bind("/b", "/home/node/.openclaw/workspace")]}),
+            Some(("/a", "/openclaw")),
+        ),
         (json!({"volumes": [bind("/a", "/home/node/.openclaw/")]}), Some(("/a", "/openclaw"))),
         (json!({"volumes": [bind("/a", "/home/node")]}), Some(("/a", "/openclaw/.openclaw"))),
         (json!({"volumes": [bind("/a", "/home/nod")]}), None),
         (json!({"volumes": [bind("/a", "/root/.openclaw")]}), Some(("/a", "/openclaw"))),
-        (json!({"volumes": [bind("/a", "/data")], "environment": {"OPENCLAW_STATE_DIR": "/data/state"}}), Some(("/a", "/openclaw/state"))),
+        (
+            json!({"volumes": [bind("/a", "/data")], "environment": {"OPENCLAW_STATE_DIR": "/data/state"}}),
+            Some(("/a", "/openclaw/state")),
+        ),
         (
             json!({"volumes": [{"type": "volume", "source": "v", "target": "/x/.openclaw"}], "environment": {"HOME": "/x"}}),
             Some(("v", "/openclaw")),
@@ -51,7 +58,11 @@ fn the_gateways_state_is_where_its_variables_or_its_mounts_say() {
     ];
     for (gateway, expected) in table {
         let state = plan_of(gateway.clone()).unwrap().state;
-        assert_eq!(state.as_ref().map(|state| (state.source.as_str(), state.directory.as_str())), expected, "{gateway}");
+        assert_eq!(
+            state.as_ref().map(|state| (state.source.as_str(), state.directory.as_str())),
+            expected,
+            "{gateway}"
+        );
     }
 }
 

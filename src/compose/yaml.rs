@@ -125,7 +125,8 @@ fn inline(node: &Node) -> String {
         Node::Literal(text) => text.clone(),
         Node::List(items) => format!("[{}]", items.iter().map(inline).collect::<Vec<_>>().join(", ")),
         Node::Map(map) => {
-            let pairs: Vec<String> = map.iter().map(|(key, node)| format!("{}: {}", scalar(key), inline(node))).collect();
+            let pairs: Vec<String> =
+                map.iter().map(|(key, node)| format!("{}: {}", scalar(key), inline(node))).collect();
             format!("{{{}}}", pairs.join(", "))
         }
         Node::Reset => "!reset null".into(),
@@ -150,7 +151,8 @@ fn is_plain(text: &str) -> bool {
     let first = |c: char| c.is_ascii_alphabetic() || matches!(c, '/' | '_');
     let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '_' | '-' | '.');
     // `y` and `no` are booleans of YAML 1.1.
-    let word = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"].contains(&text.to_ascii_lowercase().as_str());
+    let word =
+        ["y", "n", "yes", "no", "on", "off", "true", "false", "null"].contains(&text.to_ascii_lowercase().as_str());
     text.starts_with(first) && text.chars().all(rest) && !word
 }
 
@@ -196,11 +198,17 @@ mod tests {
                     "a",
                     Node::map([
                         ("command", Node::texts(["pause"])),
-                        ("healthcheck", Node::map([("disable", Node::bool(true))]).noted(["one", "two\nthree\u{2028}four"])),
+                        (
+                            "healthcheck",
+                            Node::map([("disable", Node::bool(true))]).noted(["one", "two\nthree\u{2028}four"]),
+                        ),
                         ("ports", Node::Reset),
                         (
                             "volumes",
-                            Node::List(vec![Node::map([("type", Node::text("bind")), ("x", Node::map([("z", Node::bool(false))]))])]),
+                            Node::List(vec![Node::map([
+                                ("type", Node::text("bind")),
+                                ("x", Node::map([("z", Node::bool(false))])),
+                            ])]),
                         ),
                         ("none", Node::Map(vec![])),
                     ]),

@@ -41,7 +41,9 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
 ///
 /// Its forms are `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]` and `{SVC}_PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`. No option ends like that.
 fn is_service_link(name: &str) -> bool {
-    let Some((_, after)) = name.rsplit_once("_PORT_").filter(|(_, after)| after.starts_with(|c: char| c.is_ascii_digit())) else {
+    let Some((_, after)) =
+        name.rsplit_once("_PORT_").filter(|(_, after)| after.starts_with(|c: char| c.is_ascii_digit()))
+    else {
         return name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || name.ends_with("_PORT");
     };
     let mut parts = after.split('_').skip(1);
@@ -54,7 +56,10 @@ mod tests {
     use super::*;
 
     fn layer(variables: &[(&str, &str)]) -> Layer {
-        read(variables.iter().map(|(name, value)| (name.into(), value.into())), &BTreeSet::from(["LOOPGATE_CONFIG".to_owned()]))
+        read(
+            variables.iter().map(|(name, value)| (name.into(), value.into())),
+            &BTreeSet::from(["LOOPGATE_CONFIG".to_owned()]),
+        )
     }
 
     fn texts(layer: &Layer, flag: &str) -> Vec<String> {

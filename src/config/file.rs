@@ -129,7 +129,11 @@ impl Reader<'_> {
 
     fn rules(&mut self, value: &Spanned<DeValue<'_>>) {
         let DeValue::Array(items) = value.get_ref() else {
-            self.report(value.span().start, PATHS, format!("must be an array of tables, not {}", describe(value.get_ref())));
+            self.report(
+                value.span().start,
+                PATHS,
+                format!("must be an array of tables, not {}", describe(value.get_ref())),
+            );
             return;
         };
         let mut rules = Vec::new();
@@ -208,10 +212,22 @@ mod tests {
             ("[gateway]\nadress = \"127.0.0.1:1\"\n", "loopgate.toml:2: gateway.adress: there is no such key"),
             ("[upstream]\n", "loopgate.toml:1: upstream: there is no such key"),
             ("gateway = \"127.0.0.1:1\"\n", "loopgate.toml:1: gateway: must be a table, not a string"),
-            ("[listen]\nproxy_protocol = \"yes\"\n", "loopgate.toml:2: listen.proxy_protocol: must be true or false, not a string"),
-            ("[limits]\nhead_bytes = 1.5\n", "loopgate.toml:2: limits.head_bytes: must be a whole number, not a fraction"),
-            ("[external]\ndeny = [\"10.0.0.1\", 7]\n", "loopgate.toml:2: external.deny: must be an array of strings, not a number"),
-            ("[external]\npaths = \"/\"\n", "loopgate.toml:2: external.paths: must be an array of tables, not a string"),
+            (
+                "[listen]\nproxy_protocol = \"yes\"\n",
+                "loopgate.toml:2: listen.proxy_protocol: must be true or false, not a string",
+            ),
+            (
+                "[limits]\nhead_bytes = 1.5\n",
+                "loopgate.toml:2: limits.head_bytes: must be a whole number, not a fraction",
+            ),
+            (
+                "[external]\ndeny = [\"10.0.0.1\", 7]\n",
+                "loopgate.toml:2: external.deny: must be an array of strings, not a number",
+            ),
+            (
+                "[external]\npaths = \"/\"\n",
+                "loopgate.toml:2: external.paths: must be an array of tables, not a string",
+            ),
         ] {
             assert_eq!(problems(text), [problem], "{text}");
         }
@@ -230,7 +246,10 @@ mod tests {
         ] {
             let problems = problems(text);
             assert_eq!(problems.len(), 1, "{text}: {problems:?}");
-            assert!(problems[0].starts_with(&format!("loopgate.toml:{line}: ")) && !problems[0].contains('\n'), "{text}: {problems:?}");
+            assert!(
+                problems[0].starts_with(&format!("loopgate.toml:{line}: ")) && !problems[0].contains('\n'),
+                "{text}: {problems:?}"
+            );
         }
     }
 
@@ -238,7 +257,10 @@ mod tests {
     fn a_byte_order_mark_and_crlf_are_accepted() {
         let layer = layer("\u{feff}state_dir = \"/s\"\r\n[listen]\r\non = [\"bridge:1\"]\r\n");
         assert_eq!(layer.problems, []);
-        assert_eq!((layer.get(key("state-dir"))[0].text.as_str(), layer.get(key("listen"))[0].text.as_str()), ("/s", "bridge:1"));
+        assert_eq!(
+            (layer.get(key("state-dir"))[0].text.as_str(), layer.get(key("listen"))[0].text.as_str()),
+            ("/s", "bridge:1")
+        );
     }
 
     #[test]
@@ -248,7 +270,8 @@ mod tests {
 
     #[test]
     fn path_rules_keep_their_order() {
-        let layer = layer("[[external.paths]]\nallow = \"/hooks/\"\nmethods = [\"POST\"]\n[[external.paths]]\ndeny = \"/\"\n");
+        let layer =
+            layer("[[external.paths]]\nallow = \"/hooks/\"\nmethods = [\"POST\"]\n[[external.paths]]\ndeny = \"/\"\n");
         let rules = layer.paths.unwrap();
         assert_eq!(rules[0].allow.as_deref(), Some("/hooks/"));
         assert_eq!(rules[0].methods, ["POST"]);

@@ -79,7 +79,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     let mut keys = Vec::new();
     let mut add = |flag, path, form, default, help| keys.push(Key { flag, path, form, default, help });
 
-    add("state-dir", "state_dir", Text("DIR"), Some("/var/lib/loopgate"), "Directory of the CA, the certificate and their keys");
+    add(
+        "state-dir",
+        "state_dir",
+        Text("DIR"),
+        Some("/var/lib/loopgate"),
+        "Directory of the CA, the certificate and their keys",
+    );
     add(
         "admin",
         "admin",
@@ -146,7 +152,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("bridge:18443"),
         "Where to listen: bridge, an interface, a network or an address, and the port",
     );
-    add("proxy-protocol", "listen.proxy_protocol", Switch, Some("false"), "Expect a PROXY protocol header from trusted proxies");
+    add(
+        "proxy-protocol",
+        "listen.proxy_protocol",
+        Switch,
+        Some("false"),
+        "Expect a PROXY protocol header from trusted proxies",
+    );
     add(
         "own-addresses",
         "listen.own_addresses",
@@ -157,7 +169,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
 
     add("tls-cert", "tls.cert", Text("FILE"), None, "Certificate chain (PEM) to use instead of one made by loopgate");
     add("tls-key", "tls.key", Text("FILE"), None, "Private key (PEM) of --tls-cert");
-    add("tls-name", "tls.names", List("NAME"), None, "DNS name or IP address of loopgate, added to the certificate that it makes");
+    add(
+        "tls-name",
+        "tls.names",
+        List("NAME"),
+        None,
+        "DNS name or IP address of loopgate, added to the certificate that it makes",
+    );
     add(
         "constrain-names",
         "tls.constrain_names",
@@ -165,8 +183,20 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("false"),
         "Restrict a new CA to the names and addresses known when it is created; a later name then needs a new CA",
     );
-    add("follow-names", "tls.follow_names", Switch, Some("true"), "Issue a new certificate when loopgate gets a further name or address");
-    add("client-ca", "tls.client_ca", Text("FILE"), None, "CA bundle (PEM) whose client certificates identify external users");
+    add(
+        "follow-names",
+        "tls.follow_names",
+        Switch,
+        Some("true"),
+        "Issue a new certificate when loopgate gets a further name or address",
+    );
+    add(
+        "client-ca",
+        "tls.client_ca",
+        Text("FILE"),
+        None,
+        "CA bundle (PEM) whose client certificates identify external users",
+    );
 
     add(
         "docker",
@@ -175,8 +205,20 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("auto"),
         "Docker Engine: auto (DOCKER_HOST, else a usual socket), off, unix:///PATH or tcp://HOST:PORT",
     );
-    add("any-project", "docker.any_project", Switch, Some("false"), "Accept labels on containers of other compose projects");
-    add("container", "docker.container", Text("ID"), None, "Container that owns this network namespace, if loopgate can't find it");
+    add(
+        "any-project",
+        "docker.any_project",
+        Switch,
+        Some("false"),
+        "Accept labels on containers of other compose projects",
+    );
+    add(
+        "container",
+        "docker.container",
+        Text("ID"),
+        None,
+        "Container that owns this network namespace, if loopgate can't find it",
+    );
 
     add(
         "kubernetes-api",
@@ -192,7 +234,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("/var/run/secrets/kubernetes.io/serviceaccount"),
         "Directory with the service account's token, ca.crt and namespace; read again for each request",
     );
-    add("kubernetes-audience", "kubernetes.audience", Text("NAME"), Some("loopgate"), "Audience of agents' service-account tokens");
+    add(
+        "kubernetes-audience",
+        "kubernetes.audience",
+        Text("NAME"),
+        Some("loopgate"),
+        "Audience of agents' service-account tokens",
+    );
 
     add("agent-cidr", "agents.cidrs", List("CIDR"), None, "Network whose clients are agents by their address alone");
     add(
@@ -202,7 +250,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         None,
         "Network whose clients are asked for a certificate that loopgate cert issue made; with --client-ca all clients are asked",
     );
-    add("agent-uri", "agents.uris", List("URI"), None, "URI in client certificates (from --client-ca) that makes their holders agents");
+    add(
+        "agent-uri",
+        "agents.uris",
+        List("URI"),
+        None,
+        "URI in client certificates (from --client-ca) that makes their holders agents",
+    );
     add(
         "agent-service",
         "agents.services",
@@ -218,7 +272,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "Accepted enrolment proof: process, or file where top shows no processes",
     );
     add("inherit-token", "agents.inherit_token", Switch, Some("false"), "Hand the gateway's token to attested agents");
-    add("agent-scopes", "agents.scopes", List("SCOPE"), None, "Scope cap of agents without a label of their own; no cap by default");
+    add(
+        "agent-scopes",
+        "agents.scopes",
+        List("SCOPE"),
+        None,
+        "Scope cap of agents without a label of their own; no cap by default",
+    );
     add(
         "bind-devices",
         "agents.bind_devices",
@@ -233,11 +293,29 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("1h"),
         "Validity of an attested agent's certificate, from 1m to 24h; the agent enrols again at half of it",
     );
-    add("trust-domain", "agents.trust_domain", Text("NAME"), Some("loopgate.local"), "SPIFFE trust domain of agents' certificates");
+    add(
+        "trust-domain",
+        "agents.trust_domain",
+        Text("NAME"),
+        Some("loopgate.local"),
+        "SPIFFE trust domain of agents' certificates",
+    );
 
-    add("trusted-proxy", "external.trusted_proxies", List("CIDR"), None, "Proxy whose X-Forwarded-For or PROXY header names the client");
+    add(
+        "trusted-proxy",
+        "external.trusted_proxies",
+        List("CIDR"),
+        None,
+        "Proxy whose X-Forwarded-For or PROXY header names the client",
+    );
     add("allow", "external.allow", List("CIDR"), None, "Network of external clients that may connect; all by default");
-    add("deny", "external.deny", List("CIDR"), None, "Network of external clients that may not connect, even if --allow includes it");
+    add(
+        "deny",
+        "external.deny",
+        List("CIDR"),
+        None,
+        "Network of external clients that may not connect, even if --allow includes it",
+    );
     add(
         "unknown-client",
         "external.unknown_client",
@@ -245,7 +323,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("192.0.2.1"),
         "Address stated to the gateway for a client with a loopback or unspecified address",
     );
-    add("identity-header", "external.identity_headers", List("NAME"), None, "Identity header that trusted proxies may set");
+    add(
+        "identity-header",
+        "external.identity_headers",
+        List("NAME"),
+        None,
+        "Identity header that trusted proxies may set",
+    );
     add(
         "external-scopes",
         "external.scopes",
@@ -276,7 +360,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("8192"),
         "Concurrent connections, of which one in 16 is reserved for agents known by their address",
     );
-    add("max-connections-per-client", "limits.max_connections_per_client", Number, Some("4096"), "Concurrent connections from one address");
+    add(
+        "max-connections-per-client",
+        "limits.max_connections_per_client",
+        Number,
+        Some("4096"),
+        "Concurrent connections from one address",
+    );
     add(
         "connection-rate-per-client",
         "limits.connection_rate_per_client",
@@ -298,11 +388,29 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         Some("4096"),
         "Concurrent WebSockets of external clients at the gateway, shared fairly; each agent may have as many",
     );
-    add("buffered", "limits.buffered", Number, Some("67108864"), "Budget in bytes for buffered bodies; determines HTTP/2 windows");
+    add(
+        "buffered",
+        "limits.buffered",
+        Number,
+        Some("67108864"),
+        "Budget in bytes for buffered bodies; determines HTTP/2 windows",
+    );
     add("head-bytes", "limits.head_bytes", Number, Some("65536"), "Largest request head in bytes");
     add("head-fields", "limits.head_fields", Number, Some("128"), "Largest number of fields of a request head");
-    add("response-head", "limits.response_head", Number, Some("262144"), "Largest response head of the gateway in bytes");
-    add("response-fields", "limits.response_fields", Number, Some("256"), "Largest number of fields of the gateway's response head");
+    add(
+        "response-head",
+        "limits.response_head",
+        Number,
+        Some("262144"),
+        "Largest response head of the gateway in bytes",
+    );
+    add(
+        "response-fields",
+        "limits.response_fields",
+        Number,
+        Some("256"),
+        "Largest number of fields of the gateway's response head",
+    );
     add("h2-streams", "limits.h2_streams", Number, Some("100"), "Concurrent streams of an HTTP/2 connection");
     add("handshake-timeout", "limits.handshake_timeout", Duration, Some("10s"), "Time limit of the TLS handshake");
     add("head-timeout", "limits.head_timeout", Duration, Some("10s"), "Time limit of a whole request head");
@@ -352,7 +460,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     );
 
     add("log-format", "log.format", Choice(&["text", "json"]), Some("text"), "Format of log lines");
-    add("log-level", "log.level", Text("FILTER"), Some("info"), "Log level, or a filter such as loopgate::discovery=debug,warn");
+    add(
+        "log-level",
+        "log.level",
+        Text("FILTER"),
+        Some("info"),
+        "Log level, or a filter such as loopgate::discovery=debug,warn",
+    );
     add("access-log", "log.access", Switch, Some("false"), "Log one line for each request");
     add(
         "audit-log",

@@ -8,8 +8,22 @@ use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
     // The tables `gateway`, `kubernetes` and `docker` need a restart as a whole. Every other table is destructured without `..`, so
     // that a new option does not compile before it is decided here whether it can change live (`_`) or not.
-    let Config { gateway, listen, tls, state_dir, sandbox, discovery, kubernetes, docker, agents, external, http, admin, limits, log } =
-        running;
+    let Config {
+        gateway,
+        listen,
+        tls,
+        state_dir,
+        sandbox,
+        discovery,
+        kubernetes,
+        docker,
+        agents,
+        external,
+        http,
+        admin,
+        limits,
+        log,
+    } = running;
     let Listen { on, proxy_protocol: _, own_addresses: _ } = listen;
     let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = tls;
     let Agents {
@@ -25,8 +39,16 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         certificate_life,
     } = agents;
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = log;
-    let External { trusted_proxies: _, allow: _, deny: _, unknown_client: _, identity_headers: _, keep_headers: _, scopes: _, paths: _ } =
-        external;
+    let External {
+        trusted_proxies: _,
+        allow: _,
+        deny: _,
+        unknown_client: _,
+        identity_headers: _,
+        keep_headers: _,
+        scopes: _,
+        paths: _,
+    } = external;
     let Http { upgrades: _ } = http;
     let Limits {
         max_connections,

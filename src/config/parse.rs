@@ -85,7 +85,8 @@ pub fn certificate_life(text: &str) -> Parsed<Duration> {
 
 /// The validity of a certificate from `cert issue`: some clients reject more than 397 days.
 pub fn issued_life(text: &str) -> Parsed<Duration> {
-    const LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(397 * 24 * 60 * 60);
+    const LIMITS: std::ops::RangeInclusive<Duration> =
+        Duration::from_secs(60)..=Duration::from_secs(397 * 24 * 60 * 60);
     match any_duration(text)? {
         life if LIMITS.contains(&life) => Ok(life),
         _ => Err("is not between 1m and 397d".into()),
@@ -178,7 +179,11 @@ pub fn listen_on(text: &str) -> Parsed<ListenOn> {
 /// What the kernel takes for a name (`dev_valid_name`): 15 bytes without blank, slash or colon, and not a path of its own.
 fn is_interface_name(name: &str) -> bool {
     let printable = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
-    (1..=15).contains(&name.len()) && name.bytes().all(printable) && name != "." && name != ".." && !is_almost_an_address(name)
+    (1..=15).contains(&name.len())
+        && name.bytes().all(printable)
+        && name != "."
+        && name != ".."
+        && !is_almost_an_address(name)
 }
 
 /// `10.0.0.300` is a legal name for an interface, and never meant as one.
@@ -211,7 +216,11 @@ pub fn host_and_port(text: &str) -> Parsed<String> {
 
 /// The audience of a token: printable ASCII.
 pub fn audience(text: &str) -> Parsed<String> {
-    if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) { Err("is not an audience".into()) } else { Ok(text.into()) }
+    if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
+        Err("is not an audience".into())
+    } else {
+        Ok(text.into())
+    }
 }
 
 /// Any path.
@@ -245,7 +254,11 @@ pub fn subject_name(text: &str) -> Parsed<String> {
 /// A URI with a scheme, as a SAN holds it.
 pub fn uri(text: &str) -> Parsed<String> {
     match text.split_once(':') {
-        Some((scheme, rest)) if !scheme.is_empty() && !rest.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()) => Ok(text.into()),
+        Some((scheme, rest))
+            if !scheme.is_empty() && !rest.is_empty() && text.bytes().all(|b| b.is_ascii_graphic()) =>
+        {
+            Ok(text.into())
+        }
         _ => Err("is not a URI".into()),
     }
 }
@@ -265,7 +278,11 @@ pub fn otel_endpoint(text: &str) -> Parsed<http::Uri> {
 
 /// One scope such as `operator.read`: a word of a comma-separated header.
 pub fn scope(text: &str) -> Parsed<String> {
-    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b',') { Ok(text.into()) } else { Err("is not a scope".into()) }
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b',') {
+        Ok(text.into())
+    } else {
+        Err("is not a scope".into())
+    }
 }
 
 /// A service whose containers are agents: `NAME`, or `NAME=address`.
@@ -282,7 +299,9 @@ pub fn agent_service(text: &str) -> Parsed<AgentService> {
 /// A protocol of an `Upgrade` field, in lower case. HTTP is none: it would carry requests past the lanes' rules.
 pub fn upgrade(text: &str) -> Parsed<String> {
     let protocol = text.to_ascii_lowercase();
-    if !(1..=64).contains(&protocol.len()) || !protocol.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&b)) {
+    if !(1..=64).contains(&protocol.len())
+        || !protocol.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~/".contains(&b))
+    {
         Err("is not the name of a protocol".into())
     } else if protocol.starts_with("h2") || protocol.starts_with("http") {
         Err("is HTTP, which must not be tunnelled past the lanes' rules".into())
@@ -303,10 +322,21 @@ pub fn trust_domain(text: &str) -> Parsed<String> {
 
 /// The name of an identity header; names with another meaning are refused.
 pub fn identity_header(text: &str) -> Parsed<HeaderName> {
-    const TAKEN: [&str; 10] =
-        ["connection", "content-length", "cookie", "forwarded", "host", "origin", "te", "transfer-encoding", "upgrade", "via"];
+    const TAKEN: [&str; 10] = [
+        "connection",
+        "content-length",
+        "cookie",
+        "forwarded",
+        "host",
+        "origin",
+        "te",
+        "transfer-encoding",
+        "upgrade",
+        "via",
+    ];
     let name: HeaderName = text.parse().map_err(|_| "is not a header's name")?;
-    let is_address = matches!(name.as_str(), "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip");
+    let is_address =
+        matches!(name.as_str(), "x-forwarded-for" | "x-forwarded-proto" | "x-forwarded-host" | "x-real-ip");
     if is_address || TAKEN.contains(&name.as_str()) { Err("can't be an identity header".into()) } else { Ok(name) }
 }
 
@@ -315,14 +345,20 @@ pub fn keep_header(text: &str) -> Parsed<HeaderName> {
     const FIXED: [&str; 4] = ["forwarded", "via", "x-real-ip", "x-openclaw-scopes"];
     let name: HeaderName = text.parse().map_err(|_| "is not a header's name")?;
     let folded = name.as_str().replace(['_', '.'], "-");
-    let fixed = FIXED.contains(&folded.as_str()) || folded.starts_with("x-forwarded") || folded.starts_with("tailscale-");
-    if fixed { Err("can't be kept: the gateway decides by it whether a client is local, or what it may do".into()) } else { Ok(name) }
+    let fixed =
+        FIXED.contains(&folded.as_str()) || folded.starts_with("x-forwarded") || folded.starts_with("tailscale-");
+    if fixed {
+        Err("can't be kept: the gateway decides by it whether a client is local, or what it may do".into())
+    } else {
+        Ok(name)
+    }
 }
 
 /// A filter for `tracing`: a level, or directives such as `loopgate::discovery=debug,warn`.
 pub fn log_filter(text: &str) -> Parsed<String> {
     // `tracing` would take a misspelt level for the name of a module, and log only that.
-    let is_bare = |part: &str| part.is_empty() || !part.contains(['=', '[', ':']) && part.parse::<LevelFilter>().is_err();
+    let is_bare =
+        |part: &str| part.is_empty() || !part.contains(['=', '[', ':']) && part.parse::<LevelFilter>().is_err();
     if text.is_empty() || text.split(',').any(is_bare) {
         return Err("is not a level (error, warn, info, debug, trace, off) or a filter".into());
     }

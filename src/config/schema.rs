@@ -11,8 +11,9 @@ pub fn schema() -> Value {
         let properties = match key.table() {
             "" => &mut root,
             table => {
-                let table =
-                    root.entry(table).or_insert_with(|| json!({ "type": "object", "additionalProperties": false, "properties": {} }));
+                let table = root
+                    .entry(table)
+                    .or_insert_with(|| json!({ "type": "object", "additionalProperties": false, "properties": {} }));
                 table["properties"].as_object_mut().expect("made above")
             }
         };

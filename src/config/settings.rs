@@ -357,9 +357,12 @@ pub struct PathTimeout {
 impl Limits {
     /// Returns the time limit of the gateway's response head for `path`: that of the longest prefix, or else `request_timeout`.
     pub fn request_timeout_of(&self, path: &str) -> Duration {
-        let matches =
-            |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'));
-        let longest = self.path_timeouts.iter().filter(|limit| matches(&limit.prefix)).max_by_key(|limit| limit.prefix.len());
+        let matches = |prefix: &str| {
+            path.strip_prefix(prefix)
+                .is_some_and(|rest| prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'))
+        };
+        let longest =
+            self.path_timeouts.iter().filter(|limit| matches(&limit.prefix)).max_by_key(|limit| limit.prefix.len());
         longest.map_or(self.request_timeout, |limit| limit.timeout)
     }
 }

@@ -6,8 +6,8 @@ use super::key::{Key, key};
 use super::layer::{GivenRule, Layer, Origin, Problem};
 use super::parse::{self, Parsed};
 use super::settings::{
-    AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, External, Gateway, Http, Kubernetes, Limits, Listen,
-    ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Sandbox, Tls, TraceparentUse,
+    AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, External, Gateway, Http, Kubernetes,
+    Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Sandbox, Tls, TraceparentUse,
 };
 use crate::addr::is_loopback_or_unspecified;
 use crate::attest::ProofKind;
@@ -29,9 +29,14 @@ pub fn validate(layer: &Layer) -> Result<Config, Error> {
         listen: listen(&mut read),
         tls: tls(&mut read),
         state_dir: read.one("state-dir", parse::path),
-        sandbox: read.one("sandbox", parse::choice(&[("auto", Sandbox::Auto), ("off", Sandbox::Off), ("required", Sandbox::Required)])),
-        discovery: read
-            .one("discovery", parse::choice(&[("docker", AgentSourceKind::Docker), ("kubernetes", AgentSourceKind::Kubernetes)])),
+        sandbox: read.one(
+            "sandbox",
+            parse::choice(&[("auto", Sandbox::Auto), ("off", Sandbox::Off), ("required", Sandbox::Required)]),
+        ),
+        discovery: read.one(
+            "discovery",
+            parse::choice(&[("docker", AgentSourceKind::Docker), ("kubernetes", AgentSourceKind::Kubernetes)]),
+        ),
         kubernetes: Kubernetes {
             api: read.optional("kubernetes-api", parse::host_and_port),
             credentials: read.one("kubernetes-credentials", parse::path),
@@ -52,7 +57,8 @@ pub fn validate(layer: &Layer) -> Result<Config, Error> {
             level: read.one("log-level", parse::log_filter),
             access: read.one("access-log", parse::switch),
             audit: read.optional("audit-log", parse::path),
-            traceparent: read.one("traceparent", parse::choice(&[("pass", TraceparentUse::Pass), ("make", TraceparentUse::Make)])),
+            traceparent: read
+                .one("traceparent", parse::choice(&[("pass", TraceparentUse::Pass), ("make", TraceparentUse::Make)])),
             otel_endpoint: read.optional("otel-endpoint", parse::otel_endpoint),
         },
     };
@@ -91,7 +97,9 @@ fn gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
     match address.ip() {
         _ if address.port() == 0 => Err("has no port".into()),
         // The lanes are source addresses in 127.0.0.0/8. IPv6 has only one loopback address.
-        IpAddr::V6(ip) if ip.is_loopback() => Err("must be in 127.0.0.0/8, because the lanes differ by IPv4 source address".into()),
+        IpAddr::V6(ip) if ip.is_loopback() => {
+            Err("must be in 127.0.0.0/8, because the lanes differ by IPv4 source address".into())
+        }
         ip if ip.is_unspecified() => Err("is not the address of a host".into()),
         ip if ip.is_loopback() || allow_remote => Ok(address),
         _ => Err("is not a loopback address (use --allow-remote-gateway to allow it)".into()),
@@ -102,7 +110,10 @@ fn listen(read: &mut Reader<'_>) -> Listen {
     Listen {
         on: read.list("listen", parse::listen_on),
         proxy_protocol: read.one("proxy-protocol", parse::switch),
-        own_addresses: read.one("own-addresses", parse::choice(&[("external", OwnAddresses::External), ("agent", OwnAddresses::Agent)])),
+        own_addresses: read.one(
+            "own-addresses",
+            parse::choice(&[("external", OwnAddresses::External), ("agent", OwnAddresses::Agent)]),
+        ),
     }
 }
 
@@ -132,8 +143,10 @@ fn agents(read: &mut Reader<'_>) -> Agents {
         proofs: read.list("agent-proof", parse::choice(&[("process", ProofKind::Process), ("file", ProofKind::File)])),
         inherit_token: read.one("inherit-token", parse::switch),
         scopes: read.list("agent-scopes", parse::scope),
-        bind_devices: read
-            .one("bind-devices", parse::choice(&[("on", BindDevices::On), ("report", BindDevices::Report), ("off", BindDevices::Off)])),
+        bind_devices: read.one(
+            "bind-devices",
+            parse::choice(&[("on", BindDevices::On), ("report", BindDevices::Report), ("off", BindDevices::Off)]),
+        ),
         certificate_life: read.one("agent-certificate-life", parse::certificate_life),
         trust_domain: read.one("trust-domain", parse::trust_domain),
     }
@@ -192,13 +205,19 @@ fn limits(read: &mut Reader<'_>) -> Limits {
 fn check_combinations(config: &Config, read: &mut Reader<'_>) {
     let Gateway { address, external_source, agent_sources, .. } = config.gateway;
     if address.ip() == external_source || external_source.octets() == [127, 0, 0, 1] {
-        read.report_any(&["external-source", "gateway"], "the external lane needs a source address that local clients don't use");
+        read.report_any(
+            &["external-source", "gateway"],
+            "the external lane needs a source address that local clients don't use",
+        );
     }
     if agent_sources.contains(&external_source) {
         read.report_any(&["agent-sources", "external-source"], "an agent could get the external lane's source address");
     }
     if matches!(address.ip(), IpAddr::V4(ip) if agent_sources.contains(&ip)) {
-        read.report_any(&["agent-sources", "gateway"], "an agent could get the gateway's address as its source address");
+        read.report_any(
+            &["agent-sources", "gateway"],
+            "an agent could get the gateway's address as its source address",
+        );
     }
     if config.listen.on.is_empty() {
         read.report("listen", "needs at least one address to listen on");
@@ -216,7 +235,11 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
         read.report_any(&["admin", "gateway"], "the admin listener needs its own address and port");
     }
     if config.listen.proxy_protocol && config.external.trusted_proxies.is_empty() {
-        read.report_missing("proxy-protocol", "trusted-proxy", ", because only trusted proxies may send a PROXY header");
+        read.report_missing(
+            "proxy-protocol",
+            "trusted-proxy",
+            ", because only trusted proxies may send a PROXY header",
+        );
     }
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
         read.report_missing("agent-uri", "client-ca", ", which verifies those certificates");
@@ -254,7 +277,8 @@ impl Reader<'_> {
         let parsed = given.filter_map(|given| match parse(&given.text) {
             Ok(value) => Some(value),
             Err(what) => {
-                self.problems.push(Problem { place: given.origin.place(key), what: format!("{:?} {what}", given.text) });
+                self.problems
+                    .push(Problem { place: given.origin.place(key), what: format!("{:?} {what}", given.text) });
                 None
             }
         });
@@ -279,7 +303,8 @@ impl Reader<'_> {
             }
         }
         if rule.upgrade && !allow {
-            return self.report_rule(rule, "upgrade is for allow rules: a deny rule refuses upgrades in any case".into());
+            return self
+                .report_rule(rule, "upgrade is for allow rules: a deny rule refuses upgrades in any case".into());
         }
         Some(PathRule { allow, prefix, methods, upgrade: rule.upgrade })
     }

@@ -41,7 +41,9 @@ pub(super) fn classify(peer: IpAddr, trusted: IpAddr, headers: &HeaderMap) -> (C
         return (Class::Refused, format!("the request carries {field}, but {peer} is not a trusted proxy"));
     }
     match stated_client(headers, trusted) {
-        Some(client) => (Class::Remote, format!("the trusted proxy at {peer} says that the request comes from {client}")),
+        Some(client) => {
+            (Class::Remote, format!("the trusted proxy at {peer} says that the request comes from {client}"))
+        }
         None => (Class::Refused, format!("the trusted proxy at {peer} does not say where the request comes from")),
     }
 }
@@ -92,7 +94,9 @@ mod tests {
             ("127.0.0.2", &[("x-forwarded-proto", "https")], Refused),
             ("127.0.0.2", &[("forwarded", "for=172.18.0.9")], Refused),
         ] {
-            let named = |(name, value): &(&str, &str)| (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap());
+            let named = |(name, value): &(&str, &str)| {
+                (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap())
+            };
             let headers = fields.iter().map(named).collect();
             let (class, reason) = classify(peer.parse().unwrap(), "127.0.0.2".parse().unwrap(), &headers);
             assert_eq!(class, expected, "{peer} {fields:?}: {reason}");

@@ -129,7 +129,11 @@ pub(super) struct Client {
 
 impl Client {
     /// Creates a client whose connections run as tasks of `shutdown`.
-    pub(super) fn new(address: SocketAddr, ca: Option<&CertificateDer<'static>>, shutdown: Shutdown) -> Result<Self, Error> {
+    pub(super) fn new(
+        address: SocketAddr,
+        ca: Option<&CertificateDer<'static>>,
+        shutdown: Shutdown,
+    ) -> Result<Self, Error> {
         let mut roots = RootCertStore::empty();
         roots.add(ca.ok_or(Error::Authority(None))?.clone()).map_err(|error| Error::Authority(Some(error)))?;
         Ok(Self { address, roots: Arc::new(roots), shutdown })
@@ -151,9 +155,10 @@ impl Client {
                 Way::Http2 => self.get_http2(tls, extra).await,
                 Way::WebSocketOnHttp1 => {
                     let fields = extra.iter().filter(|(name, _)| *name != "Host");
-                    let request = fields.fold(ClientRequestBuilder::new(self.uri("wss", "/echo", extra)?), |request, (name, value)| {
-                        request.with_header(*name, *value)
-                    });
+                    let request = fields
+                        .fold(ClientRequestBuilder::new(self.uri("wss", "/echo", extra)?), |request, (name, value)| {
+                            request.with_header(*name, *value)
+                        });
                     echo(client_async(request, tls).await?.0).await
                 }
                 Way::WebSocketOnHttp2 => self.websocket_http2(tls, extra).await,
@@ -183,7 +188,11 @@ impl Client {
         }
     }
 
-    async fn get_http1(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, extra: &[(&str, &str)]) -> Result<Received, Error> {
+    async fn get_http1(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        extra: &[(&str, &str)],
+    ) -> Result<Received, Error> {
         // A client of HTTP/1.1 names the path alone, and the host in a field of its own.
         let uri = self.uri("https", "/json", extra)?;
         let host = uri.authority().map_or(String::new(), ToString::to_string);
@@ -191,7 +200,11 @@ impl Client {
         read(send_request(io, request).await?).await
     }
 
-    async fn get_http2(&self, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, extra: &[(&str, &str)]) -> Result<Received, Error> {
+    async fn get_http2(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        extra: &[(&str, &str)],
+    ) -> Result<Received, Error> {
         let (mut sender, connection) = http2::handshake(self.shutdown.clone(), TokioIo::new(io)).await?;
         self.shutdown.spawn(async { drop(connection.await) });
         let request = with(Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2), extra);
@@ -206,10 +219,13 @@ impl Client {
         let (mut sender, connection) = http2::handshake(self.shutdown.clone(), TokioIo::new(io)).await?;
         self.shutdown.spawn(async { drop(connection.await) });
         // Only the server's SETTINGS allow an extended CONNECT (RFC 8441 section 3), and they precede its first answer.
-        let first = Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2).body(Empty::<Bytes>::new())?;
+        let first =
+            Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2).body(Empty::<Bytes>::new())?;
         read(sender.send_request(first).await?).await?;
-        let request = Request::builder().method(Method::CONNECT).uri(self.uri("https", "/echo", extra)?).version(Version::HTTP_2);
-        let request = with(request.extension(Protocol::from_static("websocket")).header(SEC_WEBSOCKET_VERSION, "13"), extra);
+        let request =
+            Request::builder().method(Method::CONNECT).uri(self.uri("https", "/echo", extra)?).version(Version::HTTP_2);
+        let request =
+            with(request.extension(Protocol::from_static("websocket")).header(SEC_WEBSOCKET_VERSION, "13"), extra);
         let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
         if response.status() != StatusCode::OK {
             return Err(Error::Status(response.status()));
@@ -226,7 +242,10 @@ impl Client {
 
 /// Adds `extra` fields except `Host`, which each protocol states in its own way.
 fn with(request: request::Builder, extra: &[(&str, &str)]) -> request::Builder {
-    extra.iter().filter(|(name, _)| *name != "Host").fold(request, |request, (name, value)| request.header(*name, *value))
+    extra
+        .iter()
+        .filter(|(name, _)| *name != "Host")
+        .fold(request, |request, (name, value)| request.header(*name, *value))
 }
 
 async fn read(response: Response<impl Body<Data = Bytes, Error = hyper::Error>>) -> Result<Received, Error> {

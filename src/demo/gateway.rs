@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE,
+};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -72,11 +74,17 @@ async fn serve(stream: TcpStream, from: SocketAddr, trusted: Ipv4Addr, shutdown:
     }
 }
 
-fn answer(mut request: Request<Incoming>, from: SocketAddr, trusted: Ipv4Addr, shutdown: &Shutdown) -> Response<Full<Bytes>> {
+fn answer(
+    mut request: Request<Incoming>,
+    from: SocketAddr,
+    trusted: Ipv4Addr,
+    shutdown: &Shutdown,
+) -> Response<Full<Bytes>> {
     let upgrade = hyper::upgrade::on(&mut request);
     let (head, _) = request.into_parts();
     let received = Received::new(from, &head, trusted);
-    let is_websocket = head.headers.get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let is_websocket =
+        head.headers.get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
     if let Some(key) = head.headers.get(SEC_WEBSOCKET_KEY).filter(|_| is_websocket) {
         let ending = shutdown.clone();
         shutdown.spawn(async move {

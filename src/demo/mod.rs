@@ -46,16 +46,21 @@ pub struct Options {
 /// # Errors
 /// If it could not start, or a check failed.
 pub fn run(options: &Options, out: &mut impl Write) -> Result<(), Error> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::io("starting the runtime"))?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::io("starting the runtime"))?;
     runtime.block_on(run_async(options, &mut Printer(out)))
 }
 
 async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::io("listening for signals"))?;
-    let state = tempfile::Builder::new().prefix("loopgate-demo-").tempdir().map_err(Error::io("making a temporary directory"))?;
+    let state = tempfile::Builder::new()
+        .prefix("loopgate-demo-")
+        .tempdir()
+        .map_err(Error::io("making a temporary directory"))?;
     let shutdown = Shutdown::new();
     let defaults = Config::default();
-    let gateway = gateway::start(defaults.gateway.external_source, &shutdown).await.map_err(Error::io("opening the gateway"))?;
+    let gateway =
+        gateway::start(defaults.gateway.external_source, &shutdown).await.map_err(Error::io("opening the gateway"))?;
     let config = config(defaults, options.listen, gateway, state.path());
     let sidecar = Sidecar::start(config.clone()).await?;
     let report = tokio::select! {
@@ -99,7 +104,12 @@ fn instructions(options: &Options, config: &Config, sidecar: &Sidecar, near: Soc
         url: format!("https://{}/", if asked_for.ip().is_unspecified() { near } else { asked_for }),
         near,
         ca: config.state_dir.join("ca.pem"),
-        fingerprint: identity.certified_key.cert.first().map(|leaf| Fingerprint::of(leaf).to_string()).unwrap_or_default(),
+        fingerprint: identity
+            .certified_key
+            .cert
+            .first()
+            .map(|leaf| Fingerprint::of(leaf).to_string())
+            .unwrap_or_default(),
     }
 }
 
@@ -110,7 +120,8 @@ fn config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: 
     config.docker.engine = Engine::Off;
     config.agents.cidrs = vec![IpNet::V4(Ipv4Net::from(AGENT))];
     config.limits.drain_timeout = DRAIN;
-    let address = |address: SocketAddr| ListenOn { addresses: ListenAddresses::Address(address.ip()), port: address.port() };
+    let address =
+        |address: SocketAddr| ListenOn { addresses: ListenAddresses::Address(address.ip()), port: address.port() };
     config.listen.on = vec![address(listen)];
     if reachable(listen).is_none() {
         config.listen.on.push(address((Ipv4Addr::LOCALHOST, 0).into()));
@@ -171,7 +182,9 @@ mod tests {
 
     #[test]
     fn an_address_that_ipv4_clients_cannot_reach_gets_a_second_listener() {
-        for (listen, addresss) in [("127.0.0.1:0", 1), ("0.0.0.0:0", 1), ("[::]:0", 1), ("[::1]:0", 2), ("10.0.0.5:0", 1)] {
+        for (listen, addresss) in
+            [("127.0.0.1:0", 1), ("0.0.0.0:0", 1), ("[::]:0", 1), ("[::1]:0", 2), ("10.0.0.5:0", 1)]
+        {
             let listen: SocketAddr = listen.parse().unwrap();
             let config = config(Config::default(), listen, "127.0.0.1:1".parse().unwrap(), Path::new("/nowhere"));
             assert_eq!(config.listen.on.len(), addresss, "{listen}");

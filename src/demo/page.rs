@@ -13,9 +13,12 @@ pub(super) fn render(received: &Received) -> String {
     let (class, meaning) = match received.class {
         Class::Local => ("local", "The gateway sees a client on its own host, and would pair it without approval."),
         Class::Remote => ("remote", "The gateway sees a remote client, whose pairing needs approval."),
-        Class::Refused => ("refused", "The gateway would answer 403: the proxy is not trusted, or does not state its client."),
+        Class::Refused => {
+            ("refused", "The gateway would answer 403: the proxy is not trusted, or does not state its client.")
+        }
     };
-    let (says_who, others): (Vec<_>, Vec<_>) = received.headers.iter().partition(|(name, _)| name == "host" || is_attribution(name));
+    let (says_who, others): (Vec<_>, Vec<_>) =
+        received.headers.iter().partition(|(name, _)| name == "host" || is_attribution(name));
     let nothing = if received.attribution().is_empty() {
         "<tr><td colspan=\"2\">no header that states where the request comes from</td></tr>\n"
     } else {

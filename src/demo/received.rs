@@ -64,5 +64,6 @@ impl Received {
 
 /// Returns whether a field states where a request came from or who sent it.
 pub(super) fn is_attribution(name: &str) -> bool {
-    matches!(name, "forwarded" | "via" | "x-real-ip") || ["x-forwarded-", "tailscale-", "x-openclaw-"].iter().any(|p| name.starts_with(p))
+    matches!(name, "forwarded" | "via" | "x-real-ip")
+        || ["x-forwarded-", "tailscale-", "x-openclaw-"].iter().any(|p| name.starts_with(p))
 }

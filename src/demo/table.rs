@@ -30,7 +30,10 @@ pub(super) fn render(report: &Report, config: &Config, colours: bool) -> String 
     let mut text = format!(
         "\n{}\n{}\n\n{}\n{}\n",
         paint.with(BOLD, "loopgate demo: what each client looks like from the gateway's side"),
-        paint.with(DIM, &format!("A gateway on {}, loopgate in front, and clients that use TLS.", config.gateway.address)),
+        paint.with(
+            DIM,
+            &format!("A gateway on {}, loopgate in front, and clients that use TLS.", config.gateway.address)
+        ),
         paint.with(BOLD, &head),
         paint.with(DIM, &"─".repeat(head.len())),
     );
@@ -73,8 +76,17 @@ fn write_row(text: &mut String, row: &Row, paint: Paint) {
     let way = row.trial.way.to_string();
     let cells = match &row.received {
         Some(received) => {
-            let one = |name| Some(received.all(name).join(", ")).filter(|value| !value.is_empty()).unwrap_or_else(|| "none".into());
-            line(&way, &received.from.ip().to_string(), &one("x-forwarded-for"), &one("host"), received.class.label(), "")
+            let one = |name| {
+                Some(received.all(name).join(", ")).filter(|value| !value.is_empty()).unwrap_or_else(|| "none".into())
+            };
+            line(
+                &way,
+                &received.from.ip().to_string(),
+                &one("x-forwarded-for"),
+                &one("host"),
+                received.class.label(),
+                "",
+            )
         }
         None => line(&way, "-", "-", "-", "-", ""),
     };
@@ -109,7 +121,8 @@ pub(super) fn instructions(instructions: &Instructions, colours: bool) -> String
     let paint = Paint(colours);
     let Instructions { listening, url, near, ca, fingerprint } = instructions;
     let ca = ca.display();
-    let elsewhere = if listening.ip().is_unspecified() { format!("  Listening    {listening}\n") } else { String::new() };
+    let elsewhere =
+        if listening.ip().is_unspecified() { format!("  Listening    {listening}\n") } else { String::new() };
     format!(
         "
 {title} It stays up until Ctrl-C.
@@ -159,8 +172,12 @@ mod tests {
             class: Class::Local,
             reason: String::new(),
         };
-        let report =
-            Report { rows: vec![row(Some(received), &["the class must be remote, but is local"]), row(None, &["connection refused"])] };
+        let report = Report {
+            rows: vec![
+                row(Some(received), &["the class must be remote, but is local"]),
+                row(None, &["connection refused"]),
+            ],
+        };
         let text = render(&report, &Config::default(), false);
         assert!(text.contains("external lane · the same, with Host: localhost\n"), "{text}");
         assert!(text.contains("localhost        local   NO\n    the class must be remote, but is local\n"), "{text}");

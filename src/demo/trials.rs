@@ -84,7 +84,11 @@ pub(super) async fn run(client: &Client, config: &Config) -> Report {
     let mut rows = Vec::new();
     for trial in trials() {
         rows.push(match client.send(client_address(trial.lane), trial.way, trial.forged).await {
-            Ok(received) => Row { trial, failures: failures(&trial, &received, &client.authority(), config), received: Some(received) },
+            Ok(received) => Row {
+                trial,
+                failures: failures(&trial, &received, &client.authority(), config),
+                received: Some(received),
+            },
             Err(error) => Row { trial, failures: vec![error_chain(&error)], received: None },
         });
     }
@@ -92,7 +96,9 @@ pub(super) async fn run(client: &Client, config: &Config) -> Report {
 }
 
 fn trials() -> Vec<Trial> {
-    let honest = [LaneKind::Agent, LaneKind::External].into_iter().flat_map(|lane| Way::ALL.map(|way| Trial { lane, way, forged: &[] }));
+    let honest = [LaneKind::Agent, LaneKind::External]
+        .into_iter()
+        .flat_map(|lane| Way::ALL.map(|way| Trial { lane, way, forged: &[] }));
     let forged = FORGED.into_iter().flat_map(|forged| {
         // One field at a time in plain HTTP, and all of them in every other protocol.
         let ways: &[Way] = if forged.len() == 1 { &[Way::Http1] } else { &Way::ALL };
@@ -115,7 +121,8 @@ fn failures(trial: &Trial, received: &Received, own_host: &str, config: &Config)
     let (source, host, attribution, class) = match trial.lane {
         LaneKind::Agent => (config.gateway.agent_sources, config.gateway.address.to_string(), vec![], Class::Local),
         LaneKind::External => {
-            let attribution = vec![("x-forwarded-for", stated.as_str()), ("x-forwarded-host", asked), ("x-forwarded-proto", "https")];
+            let attribution =
+                vec![("x-forwarded-for", stated.as_str()), ("x-forwarded-host", asked), ("x-forwarded-proto", "https")];
             (config.gateway.external_source.into(), asked.to_owned(), attribution, Class::Remote)
         }
     };
@@ -155,7 +162,12 @@ mod tests {
     fn each_difference_from_the_lane_is_a_failure() {
         let config = Config::default();
         let (gateway, host) = (config.gateway.address.to_string(), "127.0.0.1:8443");
-        let whole = [("x-forwarded-for", "192.0.2.1"), ("x-forwarded-proto", "https"), ("x-forwarded-host", host), ("host", host)];
+        let whole = [
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", host),
+            ("host", host),
+        ];
         let agents = [("host", gateway.as_str()), ("accept", "*/*")];
         let external = |more: &[(&'static str, &'static str)]| [&whole[..], more].concat();
         for (lane, from, headers, judged, failures_) in [

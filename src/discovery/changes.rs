@@ -17,10 +17,21 @@ pub fn log(before: &View, after: &View) {
     if let Some(owner) = &after.owner
         && before.owner.as_ref().is_none_or(|before| before.id != owner.id)
     {
-        info!(container = owner.name, id = owner.id, project = owner.project, "found the owner of this network namespace");
+        info!(
+            container = owner.name,
+            id = owner.id,
+            project = owner.project,
+            "found the owner of this network namespace"
+        );
     }
-    if after.source == AgentSourceKind::Docker && after.source_state.is_live() && !before.source_state.is_live() && after.owner.is_none() {
-        warn!("no container has the addresses of this network namespace, so no label makes an agent: name the owner by --container");
+    if after.source == AgentSourceKind::Docker
+        && after.source_state.is_live()
+        && !before.source_state.is_live()
+        && after.owner.is_none()
+    {
+        warn!(
+            "no container has the addresses of this network namespace, so no label makes an agent: name the owner by --container"
+        );
     }
     for (ip, agent) in missing(&after.agents, &before.agents) {
         info!(address = %ip, container = agent.name, id = agent.id, proof = ?agent.proof, "found an agent");

@@ -143,7 +143,12 @@ impl<S: Source> Follower<S> {
         self.metrics.lists.inc();
         let connected = !self.state.is_live();
         if connected {
-            info!(source = S::NAME, endpoint = self.source.endpoint(), listed = count, "following the source of agents");
+            info!(
+                source = S::NAME,
+                endpoint = self.source.endpoint(),
+                listed = count,
+                "following the source of agents"
+            );
             self.state = SourceState::Live { since: Instant::now() };
             self.metrics.live.set(1);
             self.logged = None;
@@ -181,9 +186,15 @@ impl<S: Source> Follower<S> {
         // Where the operator configured no source and there is none, one line is enough.
         let is_absent = self.source.is_absent(error);
         match known {
-            Some((_, at)) if is_absent || now - *at < REPEAT => debug!(source = S::NAME, error = text, "still can't follow the source"),
+            Some((_, at)) if is_absent || now - *at < REPEAT => {
+                debug!(source = S::NAME, error = text, "still can't follow the source")
+            }
             _ if is_absent => {
-                info!(source = S::NAME, reason = text, "the source is not available: until it is, no label makes an agent");
+                info!(
+                    source = S::NAME,
+                    reason = text,
+                    "the source is not available: until it is, no label makes an agent"
+                );
                 self.logged = Some((text.to_owned(), now));
             }
             _ => {

@@ -44,7 +44,9 @@ impl InterfaceWatcher {
     /// Subscribes to changes, then lists, so that no change falls between. Never fails: without netlink it polls.
     pub fn open() -> Self {
         let hints = subscribe()
-            .inspect_err(|error| warn!(%error, "can't follow network interfaces by netlink; polling once a second instead"))
+            .inspect_err(
+                |error| warn!(%error, "can't follow network interfaces by netlink; polling once a second instead"),
+            )
             .ok();
         let latest = list().unwrap_or_else(|error| {
             warn!(%error, "can't list network interfaces; trying again");
@@ -194,8 +196,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_change_is_reported_where_nothing_changes() {
-        let mut interfaces =
-            InterfaceWatcher { hints: None, tick: ticks(POLL), latest: list().unwrap(), gateways: gateways().unwrap(), stale: false };
+        let mut interfaces = InterfaceWatcher {
+            hints: None,
+            tick: ticks(POLL),
+            latest: list().unwrap(),
+            gateways: gateways().unwrap(),
+            stale: false,
+        };
         let change = tokio::time::timeout(POLL * 3, interfaces.changed()).await;
         assert!(change.is_err());
     }

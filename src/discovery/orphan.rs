@@ -179,7 +179,8 @@ mod tests {
     #[test]
     fn an_owner_that_left_its_last_network_still_owns_the_namespace() {
         use Namespace::{Attached, Orphaned};
-        let looks = [(0, true, running("1")), (1, false, running("1")), (90, false, running("1")), (91, true, running("1"))];
+        let looks =
+            [(0, true, running("1")), (1, false, running("1")), (90, false, running("1")), (91, true, running("1"))];
         assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Attached]);
     }
 
@@ -190,7 +191,8 @@ mod tests {
             namespaces(&[(0, true, UNKNOWN), (1, false, UNKNOWN), (60, false, UNKNOWN), (61, false, UNKNOWN)]),
             [Attached, Orphaned, Orphaned, Left]
         );
-        let looks = [(0, true, running("")), (1, false, running("")), (60, false, running("")), (61, false, running(""))];
+        let looks =
+            [(0, true, running("")), (1, false, running("")), (60, false, running("")), (61, false, running(""))];
         assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Left]);
     }
 
@@ -201,6 +203,9 @@ mod tests {
             let observation = Observation { has_interfaces, in_container: false, life: UNKNOWN };
             watch.observe(&observation, begin + Duration::from_secs(at))
         };
-        assert_eq!([look(true, 0), look(false, 1), look(false, 900)], [Namespace::Attached, Namespace::Orphaned, Namespace::Orphaned]);
+        assert_eq!(
+            [look(true, 0), look(false, 1), look(false, 900)],
+            [Namespace::Attached, Namespace::Orphaned, Namespace::Orphaned]
+        );
     }
 }

@@ -70,7 +70,8 @@ pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> Op
         // The mounts are the owner's in every engine; the host name, in Podman, is that of this very container, and would name it as
         // soon as the owner has ended and is listed no more.
         let hint = hints.mounts.as_ref().or(hints.hostname.as_ref()).filter(|hint| hint.len() >= 12);
-        let hinted = hint.and_then(|hint| candidates.iter().find(|container| container.id.starts_with(hint.as_str()))).copied();
+        let hinted =
+            hint.and_then(|hint| candidates.iter().find(|container| container.id.starts_with(hint.as_str()))).copied();
         let most = candidates.iter().map(|container| shared(container)).max().unwrap_or(0);
         candidates = match hinted {
             Some(owner) => vec![owner],
@@ -112,13 +113,26 @@ mod tests {
     fn mountinfo_names_the_owner_in_docker_and_in_podman_and_no_image_layer() {
         for (line, expected) in [
             (format!("600 590 0:50 /var/lib/docker/containers/{ID}/hosts /etc/hosts rw - ext4 /dev/sda rw"), Some(ID)),
-            (format!("600 590 8:1 /docker/containers/{ID}/resolv.conf /etc/resolv.conf rw,relatime - ext4 /dev/sda rw"), Some(ID)),
-            (format!("6 5 0:5 /containers/overlay-containers/{ID}/userdata/hosts /etc/hosts rw - tmpfs tmpfs rw"), Some(ID)),
+            (
+                format!(
+                    "600 590 8:1 /docker/containers/{ID}/resolv.conf /etc/resolv.conf rw,relatime - ext4 /dev/sda rw"
+                ),
+                Some(ID),
+            ),
+            (
+                format!("6 5 0:5 /containers/overlay-containers/{ID}/userdata/hosts /etc/hosts rw - tmpfs tmpfs rw"),
+                Some(ID),
+            ),
             (format!("6 5 0:5 /var/lib/docker/overlay2/{ID}/hosts /etc/hosts rw - overlay overlay rw"), None),
             (format!("6 5 0:5 /var/lib/docker/containers/{ID}/hosts /srv/hosts rw - ext4 /dev/sda rw"), None),
             ("6 5 0:5 /var/lib/docker/containers/123/hosts /etc/hosts rw - ext4 /dev/sda rw".to_owned(), None),
             (format!("6 5 0:5 /var/lib/kubelet/pods/{ID}/etc-hosts /etc/hosts rw - ext4 /dev/sda rw"), None),
-            (format!("6 5 0:5 /containers/overlay-containers/{ID}/userdata/hostname /etc/hostname rw - tmpfs tmpfs rw"), None),
+            (
+                format!(
+                    "6 5 0:5 /containers/overlay-containers/{ID}/userdata/hostname /etc/hostname rw - tmpfs tmpfs rw"
+                ),
+                None,
+            ),
             (String::new(), None),
         ] {
             assert_eq!(container_in(&line).as_deref(), expected, "{line}");
@@ -126,13 +140,23 @@ mod tests {
     }
 
     fn at(id: &str, name: &str, address: &str) -> Container {
-        let endpoint = Endpoint { network: "n".into(), addresses: vec![address.parse().unwrap()], gateways: Vec::new(), interface: None };
+        let endpoint = Endpoint {
+            network: "n".into(),
+            addresses: vec![address.parse().unwrap()],
+            gateways: Vec::new(),
+            interface: None,
+        };
         Container { id: id.repeat(64), name: name.into(), endpoints: vec![endpoint], ..Container::default() }
     }
 
     #[test]
     fn the_owner_has_our_addresses_unless_the_operator_names_another() {
-        let joiner = Container { id: "d".repeat(64), name: "sidecar".into(), joins: Some("b".repeat(64)), ..Container::default() };
+        let joiner = Container {
+            id: "d".repeat(64),
+            name: "sidecar".into(),
+            joins: Some("b".repeat(64)),
+            ..Container::default()
+        };
         let all = [at("a", "one", "10.0.0.2"), at("b", "two", "10.0.0.3"), at("c", "twin", "10.0.0.3"), joiner];
         let hint = |id: &str| Some(id.to_owned());
         let (a, b) = ("a".repeat(64), "b".repeat(64));

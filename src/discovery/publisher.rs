@@ -31,7 +31,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// A new view is published only when it differs from the one before.
 pub fn start(config: &Config, metrics: &metrics::DiscoveryMetrics, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
     let agents = match config.discovery {
-        config::AgentSourceKind::Kubernetes => AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone())),
+        config::AgentSourceKind::Kubernetes => {
+            AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone()))
+        }
         config::AgentSourceKind::Docker => match Engine::new(&config.docker.engine, shutdown) {
             Some(engine) => {
                 let services = config.agents.services.iter().map(|service| service.name.clone()).collect();
@@ -68,7 +70,12 @@ pub async fn wait_until_ready(view: &mut watch::Receiver<Arc<View>>, limit: Dura
 }
 
 /// Publishes a view whenever a source reports something new.
-async fn run(mut sources: Sources, publish: watch::Sender<Arc<View>>, metrics: metrics::DiscoveryMetrics, shutdown: Shutdown) {
+async fn run(
+    mut sources: Sources,
+    publish: watch::Sender<Arc<View>>,
+    metrics: metrics::DiscoveryMetrics,
+    shutdown: Shutdown,
+) {
     loop {
         tokio::select! {
             () = shutdown.begun() => return,

@@ -15,7 +15,12 @@ const VIA_GATEWAY: u32 = 0x1 | 0x2;
 pub(super) fn gateways() -> io::Result<BTreeSet<IpAddr>> {
     // Of this thread's namespace, which is the process's except in tests.
     let (v4, v6) = (read("/proc/thread-self/net/route")?, read("/proc/thread-self/net/ipv6_route")?);
-    Ok(v4.lines().filter_map(gateway_v4).map(IpAddr::V4).chain(v6.lines().filter_map(gateway_v6).map(IpAddr::V6)).collect())
+    Ok(v4
+        .lines()
+        .filter_map(gateway_v4)
+        .map(IpAddr::V4)
+        .chain(v6.lines().filter_map(gateway_v6).map(IpAddr::V6))
+        .collect())
 }
 
 /// Reads the file at `path`; empty where it does not exist, as where the kernel has no IPv6.
@@ -69,7 +74,9 @@ mod tests {
     #[test]
     fn lines_of_ipv6_routes() {
         let none = "00000000000000000000000000000000";
-        let default = |gateway: &str, flags: &str| format!("{none} 00 {none} 00 {gateway} 00000400 00000001 00000000 {flags} eth0");
+        let default = |gateway: &str, flags: &str| {
+            format!("{none} 00 {none} 00 {gateway} 00000400 00000001 00000000 {flags} eth0")
+        };
         for (line, expected) in [
             (default("fd000000000000000000000000000001", "00000003"), Some("fd00::1")),
             (default("fe800000000000000000000000000001", "00450003"), Some("fe80::1")),

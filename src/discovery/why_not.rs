@@ -39,8 +39,9 @@ pub enum WhyNot {
 
 impl fmt::Display for WhyNot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let project =
-            |project: &Option<String>| project.as_ref().map_or_else(|| "no project".to_owned(), |name| format!("project {name:?}"));
+        let project = |project: &Option<String>| {
+            project.as_ref().map_or_else(|| "no project".to_owned(), |name| format!("project {name:?}"))
+        };
         let unreadable = |f: &mut fmt::Formatter<'_>, label: &str, value: &str| {
             write!(f, "its label {label}={value:?} is not understood: use true, attested, address or false")
         };

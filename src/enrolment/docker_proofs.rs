@@ -33,11 +33,15 @@ impl ProofReader for DockerProofs {
     async fn container(&self, id: &str, kind: ProofKind) -> Result<Option<Surroundings>, ReadError> {
         let (listed, unreadable) = self.engine.list().await.map_err(failed("/containers/json"))?;
         let is_agent = |container: &&ContainerSummary| container.id.as_deref() == Some(id);
-        let Some(own) = listed.iter().find(is_agent).filter(|own| own.state.as_deref() == Some("running")) else { return Ok(None) };
-        let mounts = own.mounts.iter().flatten().filter_map(|mount| mount.destination.as_deref().map(Into::into)).collect();
+        let Some(own) = listed.iter().find(is_agent).filter(|own| own.state.as_deref() == Some("running")) else {
+            return Ok(None);
+        };
+        let mounts =
+            own.mounts.iter().flatten().filter_map(|mount| mount.destination.as_deref().map(Into::into)).collect();
         // A container that can't be read may be one that has joined the PID namespace.
-        let shares_processes =
-            kind == ProofKind::Process && self.is_podman().await? && (!unreadable.is_empty() || self.shares_processes(id, &listed).await?);
+        let shares_processes = kind == ProofKind::Process
+            && self.is_podman().await?
+            && (!unreadable.is_empty() || self.shares_processes(id, &listed).await?);
         Ok(Some(Surroundings { mounts, shares_processes }))
     }
 
@@ -50,7 +54,11 @@ impl ProofReader for DockerProofs {
     }
 
     async fn entry(&self, id: &str, path: &Path) -> Result<Option<Entry>, ReadError> {
-        let stat = self.engine.path_stat(id, path.to_str().unwrap_or_default()).await.map_err(failed("/containers/{id}/archive"))?;
+        let stat = self
+            .engine
+            .path_stat(id, path.to_str().unwrap_or_default())
+            .await
+            .map_err(failed("/containers/{id}/archive"))?;
         Ok(stat.as_ref().map(entry))
     }
 }
@@ -61,7 +69,8 @@ impl DockerProofs {
         let answer = self.engine.probe("/_ping").await.map_err(failed("/_ping"))?;
         if answer.status != 200 {
             let message = "whether it is Podman decides which proofs count".to_owned();
-            let refused = Error::Refused { engine: self.engine.name(), endpoint: "/_ping", status: answer.status, message };
+            let refused =
+                Error::Refused { engine: self.engine.name(), endpoint: "/_ping", status: answer.status, message };
             return Err(failed("/_ping")(refused));
         }
         Ok(answer.is_podman)
@@ -128,7 +137,10 @@ mod tests {
     use crate::shutdown::Shutdown;
 
     /// An engine that answers each request line as `answers` say, and the reader that asks it.
-    fn engine<const N: usize>(answers: [(&'static str, &'static str); N], shutdown: &Shutdown) -> (tempfile::TempDir, DockerProofs) {
+    fn engine<const N: usize>(
+        answers: [(&'static str, &'static str); N],
+        shutdown: &Shutdown,
+    ) -> (tempfile::TempDir, DockerProofs) {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("docker.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -207,16 +219,22 @@ mod tests {
 
     #[tokio::test]
     async fn podman_is_asked_whether_a_pid_namespace_is_shared_and_docker_is_not() {
-        const LIST: &str = "GET /containers/json?all=true&filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
+        const LIST: &str =
+            "GET /containers/json?all=true&filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
         const PODMAN: &str = "HTTP/1.1 200 OK\r\nLibpod-API-Version: 5.8.6\r\nContent-Length: 0\r\n\r\n";
         const DOCKER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
         const CONTAINERS: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n\
             [{\"Id\":\"a\",\"State\":\"running\"},{\"Id\":\"b\",\"State\":\"running\"}]";
         const PRIVATE: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"HostConfig\":{\"PidMode\":\"private\"}}";
-        const JOINED: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"HostConfig\":{\"PidMode\":\"container:a\"}}";
+        const JOINED: &str =
+            "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{\"HostConfig\":{\"PidMode\":\"container:a\"}}";
         for (ping, other, expected) in [(PODMAN, JOINED, true), (PODMAN, PRIVATE, false), (DOCKER, JOINED, false)] {
-            let answers =
-                [(LIST, CONTAINERS), ("GET /_ping", ping), ("GET /containers/a/json", PRIVATE), ("GET /containers/b/json", other)];
+            let answers = [
+                (LIST, CONTAINERS),
+                ("GET /_ping", ping),
+                ("GET /containers/a/json", PRIVATE),
+                ("GET /containers/b/json", other),
+            ];
             let shutdown = Shutdown::new();
             let (_directory, proofs) = engine(answers, &shutdown);
             let found = proofs.container("a", ProofKind::Process).await.unwrap().unwrap();
@@ -227,9 +245,11 @@ mod tests {
 
     #[tokio::test]
     async fn no_proof_shown_as_a_process_counts_where_the_engine_or_a_container_is_not_known() {
-        const LIST: &str = "GET /containers/json?all=true&filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
+        const LIST: &str =
+            "GET /containers/json?all=true&filters=%7B%22status%22%3A%5B%22running%22%2C%22paused%22%5D%7D";
         const ONE: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[{\"Id\":\"a\",\"State\":\"running\"}]";
-        const WITH_UNREADABLE: &str = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[{\"Id\":\"a\",\"State\":\"running\"},{\"Id\":7}]";
+        const WITH_UNREADABLE: &str =
+            "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n[{\"Id\":\"a\",\"State\":\"running\"},{\"Id\":7}]";
         const PODMAN: &str = "HTTP/1.1 200 OK\r\nLibpod-API-Version: 5.8.6\r\nContent-Length: 0\r\n\r\n";
         const DOCKER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
         const REFUSED: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n";
@@ -241,7 +261,8 @@ mod tests {
             (ONE, REFUSED, None),
         ] {
             let shutdown = Shutdown::new();
-            let (_directory, proofs) = engine([(LIST, list), ("GET /_ping", ping), ("GET /containers/a/json", PRIVATE)], &shutdown);
+            let (_directory, proofs) =
+                engine([(LIST, list), ("GET /_ping", ping), ("GET /containers/a/json", PRIVATE)], &shutdown);
             let found = proofs.container("a", ProofKind::Process).await;
             match expected {
                 Some(shares) => assert_eq!(found.unwrap().unwrap().shares_processes, shares, "{list} {ping}"),
@@ -251,7 +272,10 @@ mod tests {
                     assert!(error.source.to_string().contains("refuses GET /_ping (403"), "{}", error.source);
                 }
             }
-            assert!(proofs.container("a", ProofKind::File).await.is_ok(), "a proof shown as a file does not depend on it");
+            assert!(
+                proofs.container("a", ProofKind::File).await.is_ok(),
+                "a proof shown as a file does not depend on it"
+            );
         }
     }
 }

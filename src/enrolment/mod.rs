@@ -76,7 +76,12 @@ pub struct Enrolment<P = DockerProofs> {
 impl<P: ProofReader> Enrolment<P> {
     /// Enrols the agents in `view`, with certificates of `authority`. Without that, or without a reader of proofs, every enrolment is
     /// refused.
-    pub fn new(config: &Config, view: watch::Receiver<Arc<View>>, authority: Option<Arc<CertificateAuthority>>, proofs: Option<P>) -> Self {
+    pub fn new(
+        config: &Config,
+        view: watch::Receiver<Arc<View>>,
+        authority: Option<Arc<CertificateAuthority>>,
+        proofs: Option<P>,
+    ) -> Self {
         Self {
             view,
             authority,
@@ -122,13 +127,17 @@ impl<P: ProofReader> Enrolment<P> {
         };
         let refused = match &error {
             Error::Refused(refused) => refused.clone(),
-            Error::Read(_) => refused(Reason::Docker, "can't read the proof through Docker; the sidecar's log has the reason"),
-            Error::Review(error) if error.is_forbidden() => {
-                refused(Reason::Kubernetes, "the API server forbids the sidecar to review tokens; its log names the missing rule")
+            Error::Read(_) => {
+                refused(Reason::Docker, "can't read the proof through Docker; the sidecar's log has the reason")
             }
-            Error::Review(_) => {
-                refused(Reason::Kubernetes, "can't have the token reviewed by the API server; the sidecar's log has the reason")
-            }
+            Error::Review(error) if error.is_forbidden() => refused(
+                Reason::Kubernetes,
+                "the API server forbids the sidecar to review tokens; its log names the missing rule",
+            ),
+            Error::Review(_) => refused(
+                Reason::Kubernetes,
+                "can't have the token reviewed by the API server; the sidecar's log has the reason",
+            ),
             Error::Broken(attest::Error::Syntax | attest::Error::TooLong) => {
                 refused(Reason::Malformed, "the line is not what the protocol expects")
             }
@@ -166,18 +175,28 @@ impl<P: ProofReader> Enrolment<P> {
             return Err(refuse(Reason::TooMany, "too many attempts from this address; wait for some seconds"));
         }
         let agent = self.await_agent_at(peer).await?;
-        let Ok(_permit) = self.permits.try_acquire() else { return Err(refuse(Reason::TooMany, "too many agents enrol at once")) };
+        let Ok(_permit) = self.permits.try_acquire() else {
+            return Err(refuse(Reason::TooMany, "too many agents enrol at once"));
+        };
         let Some(authority) = self.authority.as_ref().filter(|_| self.proofs.is_some() || self.tokens.is_some()) else {
-            return Err(refuse(Reason::Docker, "this sidecar can't attest agents: it has no Docker, or no CA of its own"));
+            return Err(refuse(
+                Reason::Docker,
+                "this sidecar can't attest agents: it has no Docker, or no CA of its own",
+            ));
         };
 
         let Request { csr, token } = lines.receive().await?;
-        let (csr, public_key) = parse(&csr).ok_or_else(|| refuse(Reason::BadRequest, "the request is not a certificate request in PEM"))?;
+        let (csr, public_key) =
+            parse(&csr).ok_or_else(|| refuse(Reason::BadRequest, "the request is not a certificate request in PEM"))?;
         match (&self.tokens, token, &self.proofs) {
             (Some(api), Some(token), _) => review(api, &agent, &token).await?,
-            (Some(_), None, _) => return Err(refuse(Reason::WrongProof, "agents are pods here: give --kubernetes-token FILE")),
+            (Some(_), None, _) => {
+                return Err(refuse(Reason::WrongProof, "agents are pods here: give --kubernetes-token FILE"));
+            }
             (None, None, Some(proofs)) => self.read_proof(lines, &public_key, proofs, &agent).await?,
-            (None, _, _) => return Err(refuse(Reason::WrongProof, "agents are containers here: leave --kubernetes-token away")),
+            (None, _, _) => {
+                return Err(refuse(Reason::WrongProof, "agents are containers here: leave --kubernetes-token away"));
+            }
         }
 
         // Discovery may have changed meanwhile: the container that proved itself must still have the address.
@@ -203,7 +222,13 @@ impl<P: ProofReader> Enrolment<P> {
     }
 
     /// Has the agent show a proof in its container, and reads it there.
-    async fn read_proof<S>(&self, lines: &mut Lines<S>, public_key: &[u8], proofs: &P, agent: &Agent) -> Result<(), Error>
+    async fn read_proof<S>(
+        &self,
+        lines: &mut Lines<S>,
+        public_key: &[u8],
+        proofs: &P,
+        agent: &Agent,
+    ) -> Result<(), Error>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
@@ -212,7 +237,10 @@ impl<P: ProofReader> Enrolment<P> {
         lines.send(&Reply::Granted(Challenge { nonce, show: self.kinds.clone() })).await?;
         let shown: Shown = lines.receive().await?;
         if !self.kinds.contains(&proof::kind(&shown)) {
-            return Err(refuse(Reason::WrongProof, "this sidecar does not accept proofs of this kind: see its option agents.proofs"));
+            return Err(refuse(
+                Reason::WrongProof,
+                "this sidecar does not accept proofs of this kind: see its option agents.proofs",
+            ));
         }
         proof::find(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }
@@ -236,7 +264,8 @@ impl<P: ProofReader> Enrolment<P> {
             Some(agent) if agent.proof == Proof::Attested => Ok(Arc::clone(agent)),
             Some(_) => {
                 let (what, label) = words(view.source);
-                let message = format!("this {what} is admitted by its address alone; to enrol it needs the label {label}=true");
+                let message =
+                    format!("this {what} is admitted by its address alone; to enrol it needs the label {label}=true");
                 Err(refuse(Reason::AddressAgent, &message))
             }
         }
@@ -247,7 +276,9 @@ impl<P: ProofReader> Enrolment<P> {
             return None;
         }
         let file = self.token_file.clone();
-        let read = tokio::task::spawn_blocking(move || Secret::gateway_token(file.as_deref())).await.map_err(std::io::Error::other);
+        let read = tokio::task::spawn_blocking(move || Secret::gateway_token(file.as_deref()))
+            .await
+            .map_err(std::io::Error::other);
         read.and_then(|read| read)
             .inspect_err(|error| warn!(path = ?self.token_file, %error, "can't read the gateway's token, so agents inherit none"))
             .ok()?

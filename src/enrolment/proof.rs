@@ -7,22 +7,34 @@ use super::proof_reader::{Entry, FileStat, ProofReader, Surroundings};
 use crate::attest::{PROOF_MODE, PROOF_MTIME, ProofKind, Reason, SHOW_COMMAND, SHOW_NAME, Shown};
 
 /// Finds `proof`, shown as `shown` says, in the container `agent`. A container that shares its network namespace proves nothing for it.
-pub(super) async fn find<P: ProofReader>(reader: &P, agent: &str, proof: &str, shown: &Shown, directory: &Path) -> Result<(), Error> {
+pub(super) async fn find<P: ProofReader>(
+    reader: &P,
+    agent: &str,
+    proof: &str,
+    shown: &Shown,
+    directory: &Path,
+) -> Result<(), Error> {
     let Some(Surroundings { mounts, shares_processes }) = reader.container(agent, kind(shown)).await? else {
         return Err(gone());
     };
     let found = match shown {
         Shown::Process if shares_processes => {
-            let why = "the container shares its PID namespace, so the engine shows other containers' processes as its own";
+            let why =
+                "the container shares its PID namespace, so the engine shows other containers' processes as its own";
             return Err(refuse(Reason::ProofMisplaced, why));
         }
         Shown::Process => reader.processes(agent).await?.iter().any(|line| shows(line, proof)),
         Shown::File { path } => {
-            let directories = place(path, &directory.join(proof), &mounts).map_err(|why| refuse(Reason::ProofMisplaced, why))?;
+            let directories =
+                place(path, &directory.join(proof), &mounts).map_err(|why| refuse(Reason::ProofMisplaced, why))?;
             is_proof(reader, agent, &directories, path).await?
         }
     };
-    if found { Ok(()) } else { Err(refuse(Reason::ProofNotFound, "the proof is not visible in the container that has this address")) }
+    if found {
+        Ok(())
+    } else {
+        Err(refuse(Reason::ProofNotFound, "the proof is not visible in the container that has this address"))
+    }
 }
 
 /// Returns the kind of proof that was shown.
@@ -50,7 +62,8 @@ fn place(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf
     if mounts.iter().any(|mount| path.starts_with(mount)) {
         return Err("the proof lies on a mount, where other containers could have put it: show it as a process");
     }
-    let mut directories: Vec<PathBuf> = path.ancestors().skip(1).filter(|path| path.parent().is_some()).map(Path::to_owned).collect();
+    let mut directories: Vec<PathBuf> =
+        path.ancestors().skip(1).filter(|path| path.parent().is_some()).map(Path::to_owned).collect();
     directories.reverse();
     Ok(directories)
 }

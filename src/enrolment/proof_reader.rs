@@ -7,7 +7,11 @@ use crate::attest::ProofKind;
 /// Reads containers from outside, through the engine; tests have their own.
 pub trait ProofReader: Send + Sync {
     /// Returns what of the container `id` decides whether a proof of `kind` counts; `None` if the container does not run.
-    fn container(&self, id: &str, kind: ProofKind) -> impl Future<Output = Result<Option<Surroundings>, ReadError>> + Send;
+    fn container(
+        &self,
+        id: &str,
+        kind: ProofKind,
+    ) -> impl Future<Output = Result<Option<Surroundings>, ReadError>> + Send;
     /// Returns the command lines of the processes in the container `id`.
     fn processes(&self, id: &str) -> impl Future<Output = Result<Vec<String>, ReadError>> + Send;
     /// Returns what is at `path` in the container `id`, without following it if it is a link.

@@ -85,7 +85,8 @@ fn agent(id: &str, proof: Proof) -> Arc<Agent> {
 }
 
 fn view(agents: &[(&str, Arc<Agent>)]) -> Arc<View> {
-    let agents: BTreeMap<IpAddr, _> = agents.iter().map(|(ip, agent)| (ip.parse().unwrap(), Arc::clone(agent))).collect();
+    let agents: BTreeMap<IpAddr, _> =
+        agents.iter().map(|(ip, agent)| (ip.parse().unwrap(), Arc::clone(agent))).collect();
     Arc::new(View { agents, ..View::default() })
 }
 
@@ -183,7 +184,8 @@ async fn a_proof_shown_in_the_container_itself_gets_a_certificate() {
         let enrolled = shown(&mut lines).await.unwrap();
         assert!(enrolled.token.is_none());
 
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(enrolled.certificate.as_bytes()).map(Result::unwrap).collect();
+        let chain: Vec<_> =
+            CertificateDer::pem_slice_iter(enrolled.certificate.as_bytes()).map(Result::unwrap).collect();
         assert_eq!(&chain[1], harness.authority.certificate());
         let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
         assert_eq!(leaf.public_key().raw, csr.key.subject_public_key_info());
@@ -256,9 +258,11 @@ async fn a_container_that_is_discovered_a_moment_later_is_waited_for() {
 #[tokio::test(start_paused = true)]
 async fn only_an_attested_agents_address_is_given_a_nonce() {
     let harness = Harness::of_four();
-    for (from, reason) in
-        [("172.18.0.9:1", Reason::NotAnAgent), ("127.0.0.1:1", Reason::NotAnAgent), ("172.18.0.4:1", Reason::AddressAgent)]
-    {
+    for (from, reason) in [
+        ("172.18.0.9:1", Reason::NotAnAgent),
+        ("127.0.0.1:1", Reason::NotAnAgent),
+        ("172.18.0.4:1", Reason::AddressAgent),
+    ] {
         assert_eq!(refusal(&mut harness.connect(from)).await, reason, "{from}");
     }
     harness.view.send_replace(view(&[]));
@@ -314,7 +318,10 @@ async fn malformed_requests_are_refused() {
     let harness = Harness::of_four();
     let mut lines = harness.connect(ADDRESS);
     lines
-        .send(&Request { csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into(), token: None })
+        .send(&Request {
+            csr: "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into(),
+            token: None,
+        })
         .await
         .unwrap();
     assert_eq!(refusal(&mut lines).await, Reason::BadRequest);
@@ -364,7 +371,8 @@ async fn the_agent_shows_a_file_and_inherits_the_token() {
             config.agents.inherit_token = inherit;
             config.gateway.token_file = Some(token.clone());
         });
-        let (credentials, token) = converse(harness.connection(ADDRESS), &ProofMethod::File(shown_in.clone())).await.unwrap();
+        let (credentials, token) =
+            converse(harness.connection(ADDRESS), &ProofMethod::File(shown_in.clone())).await.unwrap();
         assert_eq!(token.as_ref().map(Secret::expose), inherit.then_some("my-token"));
         assert_eq!(credentials.certified_key.cert.len(), 2);
         assert!(credentials.remaining(time::OffsetDateTime::now_utc()) > Duration::from_secs(3500));
@@ -401,7 +409,13 @@ async fn a_file_that_loopgate_did_not_make_proves_nothing() {
         ("as it is made", "", PROOF_MODE, made, None),
         ("with content", "x", PROOF_MODE, made, Some(Reason::ProofNotFound)),
         ("with an ordinary mode", "", 0o644, made, Some(Reason::ProofNotFound)),
-        ("of whole seconds", "", PROOF_MODE, std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000), Some(Reason::ProofNotFound)),
+        (
+            "of whole seconds",
+            "",
+            PROOF_MODE,
+            std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000),
+            Some(Reason::ProofNotFound),
+        ),
     ] {
         let containers = Containers { with_files: Some("a".into()), ..Containers::running(&["a"]) };
         let harness = Harness::for_files(containers, directory.path(), |_| {});
@@ -433,5 +447,7 @@ async fn a_file_is_no_proof_unless_agents_proofs_names_it() {
     let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
     let path = PathBuf::from(attest::PROOF_DIRECTORY).join(csr.ask(&mut lines).await);
     lines.send(&Shown::File { path }).await.unwrap();
-    assert!(matches!(lines.receive::<Reply<Enrolled>>().await.unwrap(), Reply::Refused(refused) if refused.error == Reason::WrongProof));
+    assert!(
+        matches!(lines.receive::<Reply<Enrolled>>().await.unwrap(), Reply::Refused(refused) if refused.error == Reason::WrongProof)
+    );
 }

@@ -83,7 +83,12 @@ fn act(byte: u8, next: &mut u32) -> Vec<u8> {
         // Too large.
         6 => {
             let stream = new();
-            frame(HEADERS, END_HEADERS | END_STREAM, stream, &[block(stream), field("x", &"y".repeat(100)).repeat(4)].concat())
+            frame(
+                HEADERS,
+                END_HEADERS | END_STREAM,
+                stream,
+                &[block(stream), field("x", &"y".repeat(100)).repeat(4)].concat(),
+            )
         }
         // Trailers.
         7 => frame(HEADERS, END_HEADERS | END_STREAM, next.saturating_sub(4) | 1, &field("x-sum", "1")),
@@ -181,8 +186,13 @@ fn run(data: &[u8]) -> usize {
     let rounds = pieces.len() + ROUNDS;
     let client = Client { pieces, written: Rc::clone(&written), most: 1 + usize::from(size) * 4, is_full: true };
     let interims = Interims::new(Protocol::Http2);
-    let stream =
-        Downstream::over(client, Protocol::Http2, Activity::new(Protocol::Http2), std::sync::Arc::clone(&interims), Counter::default());
+    let stream = Downstream::over(
+        client,
+        Protocol::Http2,
+        Activity::new(Protocol::Http2),
+        std::sync::Arc::clone(&interims),
+        Counter::default(),
+    );
     let tasks = Tasks::default();
     let seen = Rc::<RefCell<Vec<(u32, InterimSender)>>>::default();
     let mut builder = http2::Builder::new(tasks.clone());

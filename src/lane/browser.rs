@@ -14,8 +14,9 @@ const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 /// Returns whether a browser sent these `headers` of a request to `host`: they have an `Origin`, fetch metadata (W3C Fetch Metadata), a
 /// preflight's question (`Access-Control-Request-*`), or a `Referer` of another site.
 pub(super) fn is_from_browser(headers: &HeaderMap, host: &HeaderValue) -> bool {
-    headers.keys().any(|name| *name == ORIGIN || name.as_str().starts_with("access-control-request-") || is_fetch_metadata(name, headers))
-        || headers.get_all(REFERER).iter().any(|referer| !is_of_host(referer, host))
+    headers.keys().any(|name| {
+        *name == ORIGIN || name.as_str().starts_with("access-control-request-") || is_fetch_metadata(name, headers)
+    }) || headers.get_all(REFERER).iter().any(|referer| !is_of_host(referer, host))
 }
 
 /// Returns whether `name` is fetch metadata of a browser. Node's own fetch sends `Sec-Fetch-Mode: cors`, and no other field of the kind.
@@ -29,7 +30,8 @@ fn is_fetch_metadata(name: &HeaderName, headers: &HeaderMap) -> bool {
 
 /// Returns whether the URL `referer` is on `host`, with the same port.
 fn is_of_host(referer: &HeaderValue, host: &HeaderValue) -> bool {
-    let authority = referer.to_str().ok().and_then(|url| url.parse::<Uri>().ok()).and_then(|url| url.into_parts().authority);
+    let authority =
+        referer.to_str().ok().and_then(|url| url.parse::<Uri>().ok()).and_then(|url| url.into_parts().authority);
     authority.is_some_and(|authority| authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()))
 }
 
@@ -65,7 +67,8 @@ mod tests {
 
     #[test]
     fn foreign_hosts() {
-        let mut names = BTreeSet::from(["gateway", "gw.example.org", "*.example.net"].map(|name| SubjectName::Dns(name.into())));
+        let mut names =
+            BTreeSet::from(["gateway", "gw.example.org", "*.example.net"].map(|name| SubjectName::Dns(name.into())));
         names.extend(["172.18.0.2", "fd00::2"].map(|ip| SubjectName::Ip(ip.parse().unwrap())));
         for (host, strange) in [
             ("127.0.0.1:18789", false),

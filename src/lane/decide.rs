@@ -52,7 +52,13 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
 /// Returns what makes the peer an agent, if anything does.
 ///
 /// `sender` is the sender of its requests, which must be asked for the certificates that count from there.
-fn agent_basis(peer: IpAddr, sender: IpAddr, certificate: Option<&Certificate>, view: &View, policy: &Policy) -> Option<AgentBasis> {
+fn agent_basis(
+    peer: IpAddr,
+    sender: IpAddr,
+    certificate: Option<&Certificate>,
+    view: &View,
+    policy: &Policy,
+) -> Option<AgentBasis> {
     if !policy.gateway_is_loopback {
         return None;
     }
@@ -75,7 +81,9 @@ fn agent_basis(peer: IpAddr, sender: IpAddr, certificate: Option<&Certificate>, 
             let name = format!("spiffe://{}/agent/", policy.trust_domain);
             certificate.uris.iter().find(|uri| uri.starts_with(&name)).cloned().map(AgentBasis::Certificate)
         }
-        Issuer::Operator => certificate.uris.iter().find(|uri| policy.uris.contains(uri)).cloned().map(AgentBasis::Certificate),
+        Issuer::Operator => {
+            certificate.uris.iter().find(|uri| policy.uris.contains(uri)).cloned().map(AgentBasis::Certificate)
+        }
     }
 }
 
@@ -86,8 +94,11 @@ pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<A
     }
     // Published ports and rootless engines deliver outsiders with these addresses too, so a network that merely includes them
     // does not make them agents.
-    let shared = peer.is_loopback() || view.is_own(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
-    let names_it = |net: &IpNet| !shared || net.prefix_len() == net.max_prefix_len() || (peer.is_loopback() && net.addr().is_loopback());
+    let shared =
+        peer.is_loopback() || view.is_own(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
+    let names_it = |net: &IpNet| {
+        !shared || net.prefix_len() == net.max_prefix_len() || (peer.is_loopback() && net.addr().is_loopback())
+    };
     if policy.cidrs.iter().any(|net| net.contains(&peer) && names_it(net)) {
         return Some(AgentBasis::Network);
     }
@@ -112,7 +123,8 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Agent
         AgentSourceKind::Docker => Kind::Container,
         AgentSourceKind::Kubernetes => Kind::Pod,
     };
-    uri.parse::<AgentId>().is_ok_and(|named| named.trust_domain == trust_domain && named.kind == kind && named.workload == id)
+    uri.parse::<AgentId>()
+        .is_ok_and(|named| named.trust_domain == trust_domain && named.kind == kind && named.workload == id)
 }
 
 /// The cap of the container at `peer`, agent or not, even without Docker: an agent that gets itself onto the external lane
@@ -137,7 +149,9 @@ fn agent_lane(peer: IpAddr, basis: AgentBasis, as_external: ExternalLane, view: 
         AgentBasis::OwnAddress => policy.scopes.clone(),
         // A label on the container takes the place of the common cap.
         AgentBasis::Address(_) | AgentBasis::Attested(_) => cap_of_container(peer, view, policy),
-        AgentBasis::Network | AgentBasis::Certificate(_) => both(cap_of_container(peer, view, policy), policy.scopes.as_ref()),
+        AgentBasis::Network | AgentBasis::Certificate(_) => {
+            both(cap_of_container(peer, view, policy), policy.scopes.as_ref())
+        }
     };
     // An agent without a discovered container, such as one by certificate, takes its cap to the external lane too.
     let as_external = ExternalLane { scopes: policy.external_cap(scopes.as_ref()), ..as_external };

@@ -61,7 +61,9 @@ impl fmt::Display for WhyExternal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RemoteGateway => f.write_str("the gateway is not on loopback, so every client is external"),
-            Self::TrustedProxy { agent } => write!(f, "{agent} is in external.trusted_proxies, and a trusted proxy is never an agent"),
+            Self::TrustedProxy { agent } => {
+                write!(f, "{agent} is in external.trusted_proxies, and a trusted proxy is never an agent")
+            }
             Self::NoCertificate { agent } => {
                 write!(
                     f,
@@ -69,16 +71,21 @@ impl fmt::Display for WhyExternal {
                 )
             }
             Self::Expired { agent } => write!(f, "the client certificate of {agent} has expired: check its clock"),
-            Self::OtherCertificate { agent } => write!(f, "the client certificate was issued to another container than {agent}"),
+            Self::OtherCertificate { agent } => {
+                write!(f, "the client certificate was issued to another container than {agent}")
+            }
             Self::Unconfirmed { agent, source } => {
                 write!(f, "{} is unreachable, so {agent} can't be confirmed as an agent", source.name())
             }
             Self::Earlier { agent } => write!(f, "{agent} became an agent after this connection began: connect again"),
-            Self::OwnAddress => {
-                f.write_str("clients with an address of this network namespace are external; --own-addresses agent changes that")
-            }
+            Self::OwnAddress => f.write_str(
+                "clients with an address of this network namespace are external; --own-addresses agent changes that",
+            ),
             Self::ForwarderAddress(ip) => {
-                write!(f, "of 127.0.0.0/8 only 127.0.0.1 is an own address: {ip} may be a forwarder's, such as a service mesh's")
+                write!(
+                    f,
+                    "of 127.0.0.0/8 only 127.0.0.1 is an own address: {ip} may be a forwarder's, such as a service mesh's"
+                )
             }
             Self::UnknownAddress(ip) => {
                 write!(f, "it presented an agent's certificate from {ip}, which is not an agent's address")
@@ -209,7 +216,12 @@ mod tests {
                 Some(WhyExternal::OtherCertificate { agent: "bbb-name".into() }),
             ),
             ("172.18.0.5", None, &config, Some(WhyExternal::TrustedProxy { agent: "ccc-name".into() })),
-            ("172.18.0.6", None, &config, Some(WhyExternal::Unconfirmed { agent: "ddd-name".into(), source: AgentSourceKind::Docker })),
+            (
+                "172.18.0.6",
+                None,
+                &config,
+                Some(WhyExternal::Unconfirmed { agent: "ddd-name".into(), source: AgentSourceKind::Docker }),
+            ),
             ("172.18.0.9", own(bbb, 2_000), &config, Some(WhyExternal::UnknownAddress("172.18.0.9".parse().unwrap()))),
             ("172.18.0.9", operator(), &config, None),
             ("172.18.0.9", operator(), &listing, Some(WhyExternal::NotListed)),

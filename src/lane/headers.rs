@@ -121,7 +121,13 @@ impl GatewayHead {
         }
     }
 
-    fn for_agent(mut parts: Parts, checked: CheckedHead, lane: &AgentLane, rules: &Rules, token: Option<&HeaderValue>) -> Self {
+    fn for_agent(
+        mut parts: Parts,
+        checked: CheckedHead,
+        lane: &AgentLane,
+        rules: &Rules,
+        token: Option<&HeaderValue>,
+    ) -> Self {
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, rules.gateway_host.clone());
         if let Some(scopes) = &lane.scopes {
@@ -135,9 +141,15 @@ impl GatewayHead {
         Self { parts, source: lane.source, lane: LaneKind::Agent, client: None, upgrade, scopes: lane.scopes.clone() }
     }
 
-    fn for_external(mut parts: Parts, checked: CheckedHead, lane: &ExternalLane, rules: &Rules) -> Result<Self, RequestRefusal> {
+    fn for_external(
+        mut parts: Parts,
+        checked: CheckedHead,
+        lane: &ExternalLane,
+        rules: &Rules,
+    ) -> Result<Self, RequestRefusal> {
         path::check_path(&parts.method, parts.uri.path(), checked.upgrade.is_some(), &rules.paths)?;
-        let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy).map_err(|_| RequestRefusal::ClientDenied)?;
+        let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy)
+            .map_err(|_| RequestRefusal::ClientDenied)?;
         let client = Some(forwarding.checked_client);
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
@@ -233,7 +245,13 @@ impl Forwarding {
     pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &Policy) -> Result<Self, Denied> {
         let checked_client = lane.client_of(sent, policy);
         policy.check_lists(checked_client)?;
-        let mut forwarding = Self { checked_client, client: lane.stated.clone(), proto: HTTPS, host: host.clone(), identity: Vec::new() };
+        let mut forwarding = Self {
+            checked_client,
+            client: lane.stated.clone(),
+            proto: HTTPS,
+            host: host.clone(),
+            identity: Vec::new(),
+        };
         if let Some(user) = &lane.user {
             forwarding.identity.push((X_FORWARDED_USER, user.clone()));
         }
@@ -279,7 +297,9 @@ fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), Requ
         ["/v1/", "/tools/", "/api/", "/sessions/"].map(deny).into()
     });
     // This very path is a page of the Control UI.
-    if parts.uri.path() == "/sessions" || cap.is_none_or(|cap| allowed_scopes(cap).any(|scope| scope == "operator.admin")) {
+    if parts.uri.path() == "/sessions"
+        || cap.is_none_or(|cap| allowed_scopes(cap).any(|scope| scope == "operator.admin"))
+    {
         return Ok(());
     }
     path::check_path(&parts.method, parts.uri.path(), false, &API).map_err(|_| RequestRefusal::ScopeCapped)
@@ -317,7 +337,9 @@ fn join_cookies(headers: &mut HeaderMap) {
 fn scrub(headers: &mut HeaderMap, policy: &Policy) {
     let listed: Vec<HeaderName> = tokens(headers)
         .filter(|token| {
-            !token.eq_ignore_ascii_case(b"close") && !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"upgrade")
+            !token.eq_ignore_ascii_case(b"close")
+                && !token.eq_ignore_ascii_case(b"keep-alive")
+                && !token.eq_ignore_ascii_case(b"upgrade")
         })
         // Listing these in `Connection` must not remove them: the request would mean something else.
         .filter(|token| {
@@ -328,7 +350,8 @@ fn scrub(headers: &mut HeaderMap, policy: &Policy) {
         })
         .filter_map(|token| HeaderName::from_bytes(token).ok())
         .collect();
-    let own: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name) || policy.controls_header(name)).cloned().collect();
+    let own: Vec<HeaderName> =
+        headers.keys().filter(|name| is_hop_by_hop(name) || policy.controls_header(name)).cloned().collect();
     for name in listed.iter().chain(&own) {
         // `remove` takes every line of a name.
         headers.remove(name);
@@ -350,7 +373,8 @@ pub fn scrub_response_trailers(trailers: &mut HeaderMap) {
 /// Removes fields for the framing, routing, authentication or processing of a message, which no trailer may be (RFC 9110 section 6.5.1).
 fn remove_head_fields(trailers: &mut HeaderMap) {
     use http::header::{
-        CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, MAX_FORWARDS, SET_COOKIE, TRAILER, TRANSFER_ENCODING,
+        CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, MAX_FORWARDS, SET_COOKIE,
+        TRAILER, TRANSFER_ENCODING,
     };
     let heads_only = [
         HOST,
@@ -368,7 +392,8 @@ fn remove_head_fields(trailers: &mut HeaderMap) {
         TRAILER,
         TRANSFER_ENCODING,
     ];
-    let found: Vec<HeaderName> = trailers.keys().filter(|name| heads_only.iter().any(|head| is_alike(name, head))).cloned().collect();
+    let found: Vec<HeaderName> =
+        trailers.keys().filter(|name| heads_only.iter().any(|head| is_alike(name, head))).cloned().collect();
     for name in found {
         trailers.remove(name);
     }

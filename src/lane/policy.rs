@@ -108,7 +108,8 @@ pub fn allowed_scopes(cap: &HeaderValue) -> impl Iterator<Item = &str> {
 
 /// The cap that allows what both `a` and `b` allow.
 pub(super) fn intersection(a: &HeaderValue, b: &HeaderValue) -> HeaderValue {
-    let both: Vec<_> = allowed_scopes(a).filter(|scope| allowed_scopes(b).any(|other| other == *scope)).map(str::to_owned).collect();
+    let both: Vec<_> =
+        allowed_scopes(a).filter(|scope| allowed_scopes(b).any(|other| other == *scope)).map(str::to_owned).collect();
     scope_cap(&both)
 }
 

@@ -113,7 +113,11 @@ pub(super) struct CheckedHead {
 ///
 /// # Errors
 /// The first reason to refuse it.
-pub(super) fn check_request(parts: &Parts, max_fields: usize, upgrades: &[String]) -> Result<CheckedHead, RequestRefusal> {
+pub(super) fn check_request(
+    parts: &Parts,
+    max_fields: usize,
+    upgrades: &[String],
+) -> Result<CheckedHead, RequestRefusal> {
     if parts.headers.len() > max_fields {
         return Err(RequestRefusal::TooManyFields);
     }
@@ -143,7 +147,9 @@ fn host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {
     let host = match (stated, target) {
         (Some(stated), None) => stated.clone(),
         (None, Some(target)) => HeaderValue::from_str(target.as_str()).map_err(|_| RequestRefusal::BadHost)?,
-        (Some(stated), Some(target)) if stated.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes()) => stated.clone(),
+        (Some(stated), Some(target)) if stated.as_bytes().eq_ignore_ascii_case(target.as_str().as_bytes()) => {
+            stated.clone()
+        }
         (Some(_), Some(_)) => return Err(RequestRefusal::AuthorityMismatch),
         (None, None) => return Err(RequestRefusal::MissingHost),
     };
@@ -203,17 +209,21 @@ fn upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, Re
     let several = protocols.next().is_some() || protocol.as_bytes().contains(&b',');
     let asked = connection_tokens(parts).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
     // HTTP/2 in clear text would carry requests past the lane's rules.
-    let is_http =
-        protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2") || protocol.as_bytes().to_ascii_lowercase().starts_with(b"http");
+    let is_http = protocol.as_bytes().to_ascii_lowercase().starts_with(b"h2")
+        || protocol.as_bytes().to_ascii_lowercase().starts_with(b"http");
     if !asked || parts.version != Version::HTTP_11 && parts.version != Version::HTTP_2 || (!several && is_http) {
         return Ok(None);
     }
     if !several && !upgrades.iter().any(|known| protocol.as_bytes().eq_ignore_ascii_case(known.as_bytes())) {
         return Ok(None);
     }
-    let has_body =
-        parts.headers.contains_key(TRANSFER_ENCODING) || parts.headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
-    if several || has_body || protocol.is_empty() { Err(RequestRefusal::BadUpgrade) } else { Ok(Some(protocol.clone())) }
+    let has_body = parts.headers.contains_key(TRANSFER_ENCODING)
+        || parts.headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+    if several || has_body || protocol.is_empty() {
+        Err(RequestRefusal::BadUpgrade)
+    } else {
+        Ok(Some(protocol.clone()))
+    }
 }
 
 /// The options of all `Connection` lines.
@@ -224,7 +234,10 @@ pub(super) fn connection_tokens(parts: &Parts) -> impl Iterator<Item = &[u8]> {
 /// The options of all `Connection` lines of `headers`.
 pub(super) fn tokens(headers: &http::HeaderMap) -> impl Iterator<Item = &[u8]> {
     let lines = headers.get_all(CONNECTION).iter();
-    lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+    lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|token| !token.is_empty())
 }
 
 #[cfg(test)]
@@ -283,13 +296,25 @@ mod tests {
             ("/", &[("host", "a/b")], Err(RequestRefusal::BadHost)),
             ("CONNECT", &[host], Err(RequestRefusal::Connect)),
             ("/", &[host, ("content-length", "3"), ("content-length", "3")], Err(RequestRefusal::AmbiguousLength)),
-            ("/", &[host, ("content-length", "3"), ("transfer-encoding", "chunked")], Err(RequestRefusal::AmbiguousLength)),
+            (
+                "/",
+                &[host, ("content-length", "3"), ("transfer-encoding", "chunked")],
+                Err(RequestRefusal::AmbiguousLength),
+            ),
             ("/", &[host, ("transfer-encoding", "gzip, chunked")], Err(RequestRefusal::BadTransferEncoding)),
-            ("/", &[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], Err(RequestRefusal::BadTransferEncoding)),
+            (
+                "/",
+                &[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+                Err(RequestRefusal::BadTransferEncoding),
+            ),
             ("/", &[host, ("transfer-encoding", "chunked")], Ok("a.example:8443")),
             ("/", &nine, Err(RequestRefusal::TooManyFields)),
             ("/", &[host, ("upgrade", "websocket")], Ok("a.example:8443")),
-            ("/", &[host, ("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")], Ok("a.example:8443 to websocket")),
+            (
+                "/",
+                &[host, ("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")],
+                Ok("a.example:8443 to websocket"),
+            ),
             (
                 "/",
                 &[host, ("upgrade", "websocket"), ("connection", "keep-alive"), ("connection", "upgrade")],
@@ -297,7 +322,11 @@ mod tests {
             ),
             ("/", &[host, ("upgrade", "h2c"), ("connection", "upgrade")], Ok("a.example:8443")),
             ("/", &[host, ("upgrade", "h2c, websocket"), ("connection", "upgrade")], Err(RequestRefusal::BadUpgrade)),
-            ("/", &[host, ("upgrade", "websocket"), ("connection", "upgrade"), ("content-length", "2")], Err(RequestRefusal::BadUpgrade)),
+            (
+                "/",
+                &[host, ("upgrade", "websocket"), ("connection", "upgrade"), ("content-length", "2")],
+                Err(RequestRefusal::BadUpgrade),
+            ),
         ] {
             assert_eq!(checked(target, fields), expected.map(str::to_owned), "{target} {fields:?}");
         }

@@ -116,8 +116,17 @@ pub(super) fn is_reserved(name: &HeaderName) -> bool {
 
 /// Names that most requests have, none of which is reserved.
 fn is_common(name: &str) -> bool {
-    matches!(name, "host" | "accept" | "accept-encoding" | "accept-language" | "authorization" | "cache-control" | "connection" | "cookie")
-        || matches!(name, "content-length" | "content-type" | "origin" | "pragma" | "referer" | "upgrade" | "user-agent")
+    matches!(
+        name,
+        "host"
+            | "accept"
+            | "accept-encoding"
+            | "accept-language"
+            | "authorization"
+            | "cache-control"
+            | "connection"
+            | "cookie"
+    ) || matches!(name, "content-length" | "content-type" | "origin" | "pragma" | "referer" | "upgrade" | "user-agent")
         || name.starts_with("sec-")
 }
 
@@ -139,12 +148,28 @@ fn is_telling(name: &[u8]) -> bool {
 fn is_telling_word(word: &[u8]) -> bool {
     /// Words, or ends of words that are written as one (`smuser`, `userid`, `clientcert`).
     const PARTS: [&[u8]; 5] = [b"user", b"email", b"group", b"role", b"cert"];
-    let known =
-        matches!(word, b"forwarded" | b"via" | b"ip" | b"ipv4" | b"ipv6" | b"clientip" | b"remoteip" | b"socketip" | b"addr" | b"address")
-            || matches!(word, b"connecting" | b"originating" | b"users" | b"usernames" | b"emails" | b"groups" | b"roles" | b"mail")
-            || matches!(word, b"assertion" | b"authenticated" | b"certificate" | b"claim" | b"claims" | b"cn" | b"dn" | b"eppn")
-            || matches!(word, b"identity" | b"jwt" | b"login" | b"oidc" | b"principal" | b"saml" | b"spiffe" | b"sso" | b"subject")
-            || matches!(word, b"uid" | b"upn");
+    let known = matches!(
+        word,
+        b"forwarded"
+            | b"via"
+            | b"ip"
+            | b"ipv4"
+            | b"ipv6"
+            | b"clientip"
+            | b"remoteip"
+            | b"socketip"
+            | b"addr"
+            | b"address"
+    ) || matches!(
+        word,
+        b"connecting" | b"originating" | b"users" | b"usernames" | b"emails" | b"groups" | b"roles" | b"mail"
+    ) || matches!(
+        word,
+        b"assertion" | b"authenticated" | b"certificate" | b"claim" | b"claims" | b"cn" | b"dn" | b"eppn"
+    ) || matches!(
+        word,
+        b"identity" | b"jwt" | b"login" | b"oidc" | b"principal" | b"saml" | b"spiffe" | b"sso" | b"subject"
+    ) || matches!(word, b"uid" | b"upn");
     known || PARTS.iter().any(|part| word.starts_with(part) || word.ends_with(part))
 }
 
@@ -156,7 +181,8 @@ pub(super) fn is_alike(name: &HeaderName, other: &HeaderName) -> bool {
 }
 
 fn begins(name: &[u8], prefix: &str) -> bool {
-    name.len() >= prefix.len() && name.iter().zip(prefix.as_bytes()).all(|(&n, &p)| n == p || (p == b'-' && matches!(n, b'_' | b'.')))
+    name.len() >= prefix.len()
+        && name.iter().zip(prefix.as_bytes()).all(|(&n, &p)| n == p || (p == b'-' && matches!(n, b'_' | b'.')))
 }
 
 /// Returns whether a field concerns one connection only (RFC 9110 section 7.6.1) and is never forwarded.

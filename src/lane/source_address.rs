@@ -9,7 +9,9 @@ use ipnet::Ipv4Net;
 /// Two agents may get the same address. They then share the gateway's limit for unauthenticated sockets.
 pub(super) fn source_address(key: &[u8], sources: Ipv4Net) -> Ipv4Addr {
     // FNV-1a: even, and the same in every build.
-    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = key
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     let size = 1_u64 << (32 - u32::from(sources.prefix_len()));
     // Leaves out the first and the last address of a network that has others.
     let (first, usable) = if size > 2 { (1, size - 2) } else { (0, size) };

@@ -54,7 +54,10 @@ pub(super) enum Slot {
 
 impl fmt::Debug for ConnectionLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectionLimits").field("shared", &self.shared).field("reserved", &self.reserved).finish_non_exhaustive()
+        f.debug_struct("ConnectionLimits")
+            .field("shared", &self.shared)
+            .field("reserved", &self.reserved)
+            .finish_non_exhaustive()
     }
 }
 

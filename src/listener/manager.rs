@@ -181,7 +181,8 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
     fn take_named_failure(&mut self) -> Option<Error> {
         let named = |address: &SocketAddr| {
             self.config.listen.on.iter().any(|on| {
-                matches!(on.addresses, ListenAddresses::Address(ip) if canonical(ip) == address.ip()) && on.port == address.port()
+                matches!(on.addresses, ListenAddresses::Address(ip) if canonical(ip) == address.ip())
+                    && on.port == address.port()
             })
         };
         let address = *self.failed.keys().find(|address| named(address))?;

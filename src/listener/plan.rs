@@ -24,10 +24,16 @@ pub fn plan(wanted: &BTreeSet<SocketAddr>, open: &BTreeSet<SocketAddr>) -> Plan 
 /// Returns the addresses to listen on. `scope_of` returns the index of the interface with a name, for link-local addresses.
 ///
 /// The gateway's own address is never among them, nor an address that an unspecified one (`[::]`, `0.0.0.0`) covers.
-pub fn wanted(listen: &[ListenOn], gateway: SocketAddr, interfaces: &[Interface], scope_of: impl Fn(&str) -> u32) -> BTreeSet<SocketAddr> {
+pub fn wanted(
+    listen: &[ListenOn],
+    gateway: SocketAddr,
+    interfaces: &[Interface],
+    scope_of: impl Fn(&str) -> u32,
+) -> BTreeSet<SocketAddr> {
     let mut wanted: BTreeSet<SocketAddr> = BTreeSet::new();
     for ListenOn { addresses, port } in listen {
-        let own = interfaces.iter().flat_map(|interface| interface.addresses.iter().map(move |net| (interface, net.addr())));
+        let own =
+            interfaces.iter().flat_map(|interface| interface.addresses.iter().map(move |net| (interface, net.addr())));
         let matching = own.filter(|(interface, ip)| matches(addresses, interface, *ip));
         wanted.extend(matching.map(|(interface, ip)| match ip {
             IpAddr::V6(v6) if is_link_local_v6(ip) => SocketAddrV6::new(v6, *port, 0, scope_of(&interface.name)).into(),
@@ -41,17 +47,23 @@ pub fn wanted(listen: &[ListenOn], gateway: SocketAddr, interfaces: &[Interface]
         }
     }
     let covering: Vec<SocketAddr> = wanted.iter().filter(|address| address.ip().is_unspecified()).copied().collect();
-    wanted.retain(|address| *address != gateway && !covering.iter().any(|wide| wide != address && covers(*wide, *address)));
+    wanted.retain(|address| {
+        *address != gateway && !covering.iter().any(|wide| wide != address && covers(*wide, *address))
+    });
     wanted
 }
 
 /// Returns the values of `listen` that match no address of `interfaces`, for now or because of a typing error.
 pub fn unmatched<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> impl Iterator<Item = &'a ListenOn> {
     let own = |addresses: &ListenAddresses| {
-        interfaces.iter().any(|interface| interface.addresses.iter().any(|net| matches(addresses, interface, net.addr())))
+        interfaces
+            .iter()
+            .any(|interface| interface.addresses.iter().any(|net| matches(addresses, interface, net.addr())))
     };
     // An exact address is bound whether an interface has it or not.
-    listen.iter().filter(move |on| !matches!(on.addresses, ListenAddresses::Address(ip) if !is_link_local_v6(ip)) && !own(&on.addresses))
+    listen.iter().filter(move |on| {
+        !matches!(on.addresses, ListenAddresses::Address(ip) if !is_link_local_v6(ip)) && !own(&on.addresses)
+    })
 }
 
 /// Returns whether `addresses` include `ip` of `interface`.
@@ -142,7 +154,10 @@ mod tests {
             (&[("::", 443), ("0.0.0.0", 443)], &["[::]:443"]),
             (&[("::", 443), ("10.0.0.5", 444)], &["[::]:443", "10.0.0.5:444"]),
             (&[("0.0.0.0", 443), ("bridge", 443)], &["0.0.0.0:443", "[fd00::5]:443"]),
-            (&[("bridge", 443), ("eth1", 443), ("eth1", 444)], &["172.18.0.5:443", "[fd00::5]:443", "10.0.0.5:443", "10.0.0.5:444"]),
+            (
+                &[("bridge", 443), ("eth1", 443), ("eth1", 444)],
+                &["172.18.0.5:443", "[fd00::5]:443", "10.0.0.5:443", "10.0.0.5:444"],
+            ),
         ];
         for (listen, expected) in table {
             let listen: Vec<ListenOn> = listen.iter().map(|(addresses, port)| on(addresses, *port)).collect();
@@ -152,11 +167,26 @@ mod tests {
 
     #[test]
     fn listen_values_without_a_matching_address_are_reported() {
-        let named =
-            |listen: &[ListenOn], interfaces: &[Interface]| unmatched(listen, interfaces).map(ToString::to_string).collect::<Vec<_>>();
-        let listen = ["bridge", "eth0", "nope0", "10.0.0.0/8", "192.168.0.0/16", "fd01::/64", "127.0.0.9", "::", "fe80::9", "fe80::5"]
-            .map(|addresses| on(addresses, 443));
-        assert_eq!(named(&listen, &interfaces()), ["nope0:443", "192.168.0.0/16:443", "[fd01::/64]:443", "[fe80::9]:443"]);
+        let named = |listen: &[ListenOn], interfaces: &[Interface]| {
+            unmatched(listen, interfaces).map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let listen = [
+            "bridge",
+            "eth0",
+            "nope0",
+            "10.0.0.0/8",
+            "192.168.0.0/16",
+            "fd01::/64",
+            "127.0.0.9",
+            "::",
+            "fe80::9",
+            "fe80::5",
+        ]
+        .map(|addresses| on(addresses, 443));
+        assert_eq!(
+            named(&listen, &interfaces()),
+            ["nope0:443", "192.168.0.0/16:443", "[fd01::/64]:443", "[fe80::9]:443"]
+        );
         assert_eq!(named(&listen[..1], &interfaces()[2..]), ["bridge:443"]);
     }
 

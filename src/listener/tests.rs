@@ -36,12 +36,14 @@ impl Harness {
     fn open(listen: &[(ListenAddresses, u16)], change: impl FnOnce(&mut Config)) -> Result<Self, Error> {
         let view = watch::Sender::new(Arc::default());
         let mut config = Config::default();
-        config.listen.on = listen.iter().map(|(addresses, port)| ListenOn { addresses: addresses.clone(), port: *port }).collect();
+        config.listen.on =
+            listen.iter().map(|(addresses, port)| ListenOn { addresses: addresses.clone(), port: *port }).collect();
         change(&mut config);
         let (sender, accepted) = mpsc::unbounded_channel();
         let (metrics, shutdown) = (ListenerMetrics::default(), Shutdown::new());
-        let bound =
-            follow(&config, view.subscribe(), &shutdown, &limits(&config, &metrics), move |connection| drop(sender.send(connection)))?;
+        let bound = follow(&config, view.subscribe(), &shutdown, &limits(&config, &metrics), move |connection| {
+            drop(sender.send(connection))
+        })?;
         Ok(Self { view, bound, accepted, metrics, shutdown })
     }
 
@@ -54,12 +56,16 @@ impl Harness {
 
     fn addresses_are_now(&self, addresses: &[&str]) {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        self.view.send_replace(Arc::new(View { interfaces: vec![Interface { name: "lo".into(), addresses }], ..View::default() }));
+        self.view.send_replace(Arc::new(View {
+            interfaces: vec![Interface { name: "lo".into(), addresses }],
+            ..View::default()
+        }));
     }
 
     async fn listens_on(&mut self, expected: &[&str]) {
         let expected: BTreeSet<IpAddr> = expected.iter().map(|address| address.parse().unwrap()).collect();
-        bound_becomes(&mut self.bound, |bound| bound.iter().map(SocketAddr::ip).collect::<BTreeSet<_>>() == expected).await;
+        bound_becomes(&mut self.bound, |bound| bound.iter().map(SocketAddr::ip).collect::<BTreeSet<_>>() == expected)
+            .await;
     }
 
     async fn next_accepted(&mut self) -> Accepted {
@@ -134,12 +140,16 @@ async fn an_exact_address_that_cannot_be_bound_is_an_error_that_names_it() {
 #[tokio::test]
 async fn the_gateways_own_address_is_refused() {
     let error = Harness::open(&[(exactly("127.0.0.1"), 18789)], |_| {}).map(drop).unwrap_err();
-    assert_eq!(error.to_string(), "can't listen on 127.0.0.1:18789 (listen.on): it would take the gateway's own address 127.0.0.1:18789");
+    assert_eq!(
+        error.to_string(),
+        "can't listen on 127.0.0.1:18789 (listen.on): it would take the gateway's own address 127.0.0.1:18789"
+    );
 }
 
 #[tokio::test]
 async fn listeners_follow_the_addresses_in_the_view() {
-    let mut harness = Harness::open(&[(ListenAddresses::Network("127.66.0.0/16".parse().unwrap()), 0)], |_| {}).unwrap();
+    let mut harness =
+        Harness::open(&[(ListenAddresses::Network("127.66.0.0/16".parse().unwrap()), 0)], |_| {}).unwrap();
     harness.listens_on(&[]).await;
     harness.addresses_are_now(&["127.66.0.1/32", "127.67.0.1/32"]);
     harness.listens_on(&["127.66.0.1"]).await;
@@ -157,7 +167,8 @@ async fn listeners_follow_the_addresses_in_the_view() {
 async fn an_address_in_use_is_tried_again() {
     let taken = std::net::TcpListener::bind("127.68.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let mut harness = Harness::open(&[(ListenAddresses::Network("127.68.0.0/16".parse().unwrap()), port)], |_| {}).unwrap();
+    let mut harness =
+        Harness::open(&[(ListenAddresses::Network("127.68.0.0/16".parse().unwrap()), port)], |_| {}).unwrap();
     harness.addresses_are_now(&["127.68.0.1/32", "127.68.0.2/32"]);
     harness.listens_on(&["127.68.0.2"]).await;
     drop(taken);
@@ -265,43 +276,48 @@ fn at_the_file_descriptor_limit_a_listener_waits_and_recovers() {
 #[test]
 fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
     let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
-    in_own_process(unshare, "listener::tests::in_a_real_namespace_listeners_follow_addresses_that_come_and_go", async || {
-        let shutdown = Shutdown::new();
-        let mut config = Config::default();
-        config.docker.engine = config::Engine::Off;
-        let view = discovery::start(&config, &crate::metrics::DiscoveryMetrics::default(), &shutdown);
-        let (sender, mut accepted) = mpsc::unbounded_channel();
-        let serve = move |accepted: Accepted| sender.send(accepted.local).unwrap_or_default();
-        let mut bound = follow(&config, view, &shutdown, &limits(&config, &ListenerMetrics::default()), serve).unwrap();
-        assert!(bound.borrow().is_empty(), "a namespace with only loopback has no listener");
+    in_own_process(
+        unshare,
+        "listener::tests::in_a_real_namespace_listeners_follow_addresses_that_come_and_go",
+        async || {
+            let shutdown = Shutdown::new();
+            let mut config = Config::default();
+            config.docker.engine = config::Engine::Off;
+            let view = discovery::start(&config, &crate::metrics::DiscoveryMetrics::default(), &shutdown);
+            let (sender, mut accepted) = mpsc::unbounded_channel();
+            let serve = move |accepted: Accepted| sender.send(accepted.local).unwrap_or_default();
+            let mut bound =
+                follow(&config, view, &shutdown, &limits(&config, &ListenerMetrics::default()), serve).unwrap();
+            assert!(bound.borrow().is_empty(), "a namespace with only loopback has no listener");
 
-        ip("link add left type veth peer name right");
-        ip("address add 10.9.0.5/24 dev left");
-        ip("link set left up");
-        let v4: SocketAddr = "10.9.0.5:18443".parse().unwrap();
-        bound_becomes(&mut bound, |bound| bound == [v4]).await;
-        let _client = TcpStream::connect(v4).await.unwrap();
-        assert_eq!(in_time(accepted.recv()).await, Some(v4));
+            ip("link add left type veth peer name right");
+            ip("address add 10.9.0.5/24 dev left");
+            ip("link set left up");
+            let v4: SocketAddr = "10.9.0.5:18443".parse().unwrap();
+            bound_becomes(&mut bound, |bound| bound == [v4]).await;
+            let _client = TcpStream::connect(v4).await.unwrap();
+            assert_eq!(in_time(accepted.recv()).await, Some(v4));
 
-        if std::path::Path::new("/proc/sys/net/ipv6/conf/left").exists() {
-            ip("address add fd09::5/64 dev left");
-            // With its other end up the link has a carrier, and duplicate address detection ends a second later.
-            ip("link set right up");
-            let v6: SocketAddr = "[fd09::5]:18443".parse().unwrap();
-            bound_becomes(&mut bound, |bound| bound == [v4, v6]).await;
-        }
+            if std::path::Path::new("/proc/sys/net/ipv6/conf/left").exists() {
+                ip("address add fd09::5/64 dev left");
+                // With its other end up the link has a carrier, and duplicate address detection ends a second later.
+                ip("link set right up");
+                let v6: SocketAddr = "[fd09::5]:18443".parse().unwrap();
+                bound_becomes(&mut bound, |bound| bound == [v4, v6]).await;
+            }
 
-        ip("address add 10.9.0.6/24 dev left");
-        bound_becomes(&mut bound, |bound| bound.len() >= 2 && bound[1] == "10.9.0.6:18443".parse().unwrap()).await;
-        ip("address delete 10.9.0.6/24 dev left");
-        bound_becomes(&mut bound, |bound| !bound.contains(&"10.9.0.6:18443".parse().unwrap())).await;
-        assert!(TcpStream::connect(v4).await.is_ok(), "the other listeners stay open");
+            ip("address add 10.9.0.6/24 dev left");
+            bound_becomes(&mut bound, |bound| bound.len() >= 2 && bound[1] == "10.9.0.6:18443".parse().unwrap()).await;
+            ip("address delete 10.9.0.6/24 dev left");
+            bound_becomes(&mut bound, |bound| !bound.contains(&"10.9.0.6:18443".parse().unwrap())).await;
+            assert!(TcpStream::connect(v4).await.is_ok(), "the other listeners stay open");
 
-        ip("link delete left");
-        bound_becomes(&mut bound, <[SocketAddr]>::is_empty).await;
-        shutdown.begin();
-        assert_eq!(shutdown.finished(DEADLINE).await, 0);
-    });
+            ip("link delete left");
+            bound_becomes(&mut bound, <[SocketAddr]>::is_empty).await;
+            shutdown.begin();
+            assert_eq!(shutdown.finished(DEADLINE).await, 0);
+        },
+    );
 }
 
 fn limits(config: &Config, metrics: &ListenerMetrics) -> Arc<ConnectionLimits> {

@@ -28,17 +28,33 @@ impl DiscoveryMetrics {
     /// Adds the metrics of discovery by Docker to `registry`.
     pub fn register_docker(&self, registry: &mut Registry) {
         registry.register("discovery_docker_up", "Whether loopgate follows Docker's events", self.live.clone());
-        registry.register("discovery_docker_list_timestamp_seconds", "When Docker last listed its containers", self.listed.clone());
+        registry.register(
+            "discovery_docker_list_timestamp_seconds",
+            "When Docker last listed its containers",
+            self.listed.clone(),
+        );
         registry.register("discovery_docker_lists", "Lists of containers read", self.lists.clone());
-        registry.register("discovery_docker_losses", "Event streams that were lost or could not be opened", self.losses.clone());
+        registry.register(
+            "discovery_docker_losses",
+            "Event streams that were lost or could not be opened",
+            self.losses.clone(),
+        );
     }
 
     /// Adds the metrics of discovery by Kubernetes to `registry`.
     pub fn register_kubernetes(&self, registry: &mut Registry) {
-        registry.register("discovery_kubernetes_up", "Whether loopgate follows the pods of the Kubernetes API server", self.live.clone());
+        registry.register(
+            "discovery_kubernetes_up",
+            "Whether loopgate follows the pods of the Kubernetes API server",
+            self.live.clone(),
+        );
         let help = "When the Kubernetes API server last sent pods";
         registry.register("discovery_kubernetes_heard_timestamp_seconds", help, self.listed.clone());
         registry.register("discovery_kubernetes_lists", "Lists of pods read", self.lists.clone());
-        registry.register("discovery_kubernetes_losses", "Watches that were lost or could not be opened", self.losses.clone());
+        registry.register(
+            "discovery_kubernetes_losses",
+            "Watches that were lost or could not be opened",
+            self.losses.clone(),
+        );
     }
 }

@@ -19,6 +19,10 @@ impl Enrolments {
     /// Adds these metrics to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("enrolments", "Certificates signed for attested agents", self.issued.clone());
-        registry.register("enrolments_refused", "Attempts to enrol that got no certificate, by reason", self.refused.clone());
+        registry.register(
+            "enrolments_refused",
+            "Attempts to enrol that got no certificate, by reason",
+            self.refused.clone(),
+        );
     }
 }

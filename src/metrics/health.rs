@@ -54,9 +54,21 @@ impl Health {
         let problem = "1 while the last configuration read is invalid and the previous one is in use";
         registry.register("config_problem", problem, self.config_problem.clone());
         registry.register("discovery_docker_enabled", "Whether discovery by Docker is on", self.docker_enabled.clone());
-        registry.register("discovery_kubernetes_enabled", "Whether discovery by Kubernetes is on", self.kubernetes_enabled.clone());
-        registry.register("discovery_agents", "Containers, or pods, that are agents, by how they prove it", self.agents.clone());
-        registry.register("discovery_not_agents", "Labelled containers, or pods, that are no agents", self.not_agents.clone());
+        registry.register(
+            "discovery_kubernetes_enabled",
+            "Whether discovery by Kubernetes is on",
+            self.kubernetes_enabled.clone(),
+        );
+        registry.register(
+            "discovery_agents",
+            "Containers, or pods, that are agents, by how they prove it",
+            self.agents.clone(),
+        );
+        registry.register(
+            "discovery_not_agents",
+            "Labelled containers, or pods, that are no agents",
+            self.not_agents.clone(),
+        );
         registry.register("start_timestamp_seconds", "When this process started", self.started.clone());
     }
 }

@@ -60,13 +60,21 @@ impl ListenerMetrics {
     /// Adds these metrics to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("downstream_connections_accepted", "Connections accepted", self.accepted.clone());
-        registry.register("downstream_connections_open", "Downstream connections open, handshakes included", self.open.clone());
+        registry.register(
+            "downstream_connections_open",
+            "Downstream connections open, handshakes included",
+            self.open.clone(),
+        );
         registry.register(
             "downstream_connections_refused",
             "Connections closed right after they were accepted, by reason",
             self.refused.clone(),
         );
-        registry.register("downstream_accept_failures", "Failures of accept(2) that the peer did not cause", self.accept_failures.clone());
+        registry.register(
+            "downstream_accept_failures",
+            "Failures of accept(2) that the peer did not cause",
+            self.accept_failures.clone(),
+        );
     }
 
     /// Counts a connection that was closed for `reason`.

@@ -122,7 +122,9 @@ struct Lanes {
 
 impl Default for Lanes {
     fn default() -> Self {
-        let buckets = || Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0]);
+        let buckets = || {
+            Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0])
+        };
         Self {
             open: Family::default(),
             connections: Family::default(),
@@ -138,7 +140,12 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    fn of(&self, lane: LaneKind, requests: &Family<RequestLabels, Counter>, ends: &Family<EndLabels, Counter>) -> LaneMetrics {
+    fn of(
+        &self,
+        lane: LaneKind,
+        requests: &Family<RequestLabels, Counter>,
+        ends: &Family<EndLabels, Counter>,
+    ) -> LaneMetrics {
         let well = [Protocol::Http1, Protocol::Http2]
             .map(|protocol| requests.get_or_create(&RequestLabels { lane, protocol, status: 200 }).clone());
         let complete = ends.get_or_create(&EndLabels { lane, end: COMPLETE }).clone();
@@ -220,30 +227,63 @@ impl Traffic {
     /// Adds everything to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         let lanes = &self.lanes;
-        registry.register("connections_open", "Downstream connections open, after a lane was assigned", lanes.open.clone());
+        registry.register(
+            "connections_open",
+            "Downstream connections open, after a lane was assigned",
+            lanes.open.clone(),
+        );
         registry.register("connections", "Downstream connections so far", lanes.connections.clone());
         registry.register("tunnels_open", "Upgraded connections (WebSockets) that are open", lanes.tunnels.clone());
-        registry.register("gateway_requests_in_flight", "Requests in flight at the gateway, WebSockets aside", lanes.in_flight.clone());
-        registry.register("gateway_websockets", "WebSockets at the gateway, requests for one included", lanes.websockets.clone());
-        registry.register("gateway_requests_waiting", "Requests that wait until fewer are in flight at the gateway", lanes.waiting.clone());
+        registry.register(
+            "gateway_requests_in_flight",
+            "Requests in flight at the gateway, WebSockets aside",
+            lanes.in_flight.clone(),
+        );
+        registry.register(
+            "gateway_websockets",
+            "WebSockets at the gateway, requests for one included",
+            lanes.websockets.clone(),
+        );
+        registry.register(
+            "gateway_requests_waiting",
+            "Requests that wait until fewer are in flight at the gateway",
+            lanes.waiting.clone(),
+        );
         registry.register_with_unit("received", "Body bytes from clients", Unit::Bytes, lanes.received.clone());
         registry.register_with_unit("sent", "Body bytes to clients", Unit::Bytes, lanes.sent.clone());
-        registry.register_with_unit("response", "Time until the gateway's response head", Unit::Seconds, lanes.duration.clone());
+        registry.register_with_unit(
+            "response",
+            "Time until the gateway's response head",
+            Unit::Seconds,
+            lanes.duration.clone(),
+        );
         registry.register("requests", "Answered requests", self.requests.clone());
         registry.register("request_ends", "Requests by how they ended", self.request_ends.clone());
         registry.register("connections_denied", "Connections closed before a lane was decided", self.denied.clone());
         registry.register("tls_handshakes", "TLS handshakes completed", self.handshakes.clone());
         registry.register("tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures.clone());
-        registry.register("connections_overdue", "Connections closed because their client was too slow", self.overdue.clone());
+        registry.register(
+            "connections_overdue",
+            "Connections closed because their client was too slow",
+            self.overdue.clone(),
+        );
         registry.register(
             "connections_flooding",
             "HTTP/2 connections closed because of floods of frames that ask for nothing",
             self.floods.clone(),
         );
-        registry.register("requests_refused", "Requests refused without being sent to the gateway", self.refused.clone());
+        registry.register(
+            "requests_refused",
+            "Requests refused without being sent to the gateway",
+            self.refused.clone(),
+        );
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());
-        registry.register("lane_changes", "Connections closed because they were no longer authorized", self.authorizations_revoked.clone());
+        registry.register(
+            "lane_changes",
+            "Connections closed because they were no longer authorized",
+            self.authorizations_revoked.clone(),
+        );
     }
 }
 

@@ -65,7 +65,8 @@ pub fn advice(identity: &Path, request: Option<&str>) -> String {
     let scopes = pending.as_ref().map(|pending| format!(" for {}", pending.scopes.join(", "))).unwrap_or_default();
     let id = request.map(Into::into).or(pending.map(|pending| pending.id)).unwrap_or_else(|| "REQUEST".into());
     if files::is_gateways_state(state_dir)
-        && !files::own_device_scopes(state_dir).is_some_and(|scopes| scopes.iter().any(|scope| scope == "operator.pairing"))
+        && !files::own_device_scopes(state_dir)
+            .is_some_and(|scopes| scopes.iter().any(|scope| scope == "operator.pairing"))
     {
         format!(
             "the gateway wants the device to be approved{scopes}, and the device may not do it itself. Let a new one do it, beside the gateway: \
@@ -73,7 +74,9 @@ pub fn advice(identity: &Path, request: Option<&str>) -> String {
              which does just that"
         )
     } else {
-        format!("the gateway wants a human to approve the device{scopes}: run `openclaw devices approve {id}` beside it, once")
+        format!(
+            "the gateway wants a human to approve the device{scopes}: run `openclaw devices approve {id}` beside it, once"
+        )
     }
 }
 

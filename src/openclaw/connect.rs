@@ -44,7 +44,12 @@ pub(super) struct Response {
 }
 
 /// Sends `GET path` to `to` from the address `from` with `headers`. `Host` is `to` unless `headers` has one.
-pub(super) async fn get(to: SocketAddr, from: Option<IpAddr>, path: &str, headers: &[(HeaderName, &str)]) -> io::Result<Response> {
+pub(super) async fn get(
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    path: &str,
+    headers: &[(HeaderName, &str)],
+) -> io::Result<Response> {
     let stream = connect(to, from).await?;
     let mut request = Request::get(path).header(USER_AGENT, "loopgate-check").header(CONNECTION, "close");
     if headers.iter().all(|(name, _)| *name != HOST) {
@@ -57,7 +62,8 @@ pub(super) async fn get(to: SocketAddr, from: Option<IpAddr>, path: &str, header
     let exchange = async {
         let response = send_request(stream, request).await.map_err(io::Error::other)?;
         let status = response.status().as_u16();
-        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let content_type =
+            response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let is_json = content_type.starts_with("application/json");
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(io::Error::other)?.to_bytes();
         Ok(Response { status, is_json, body: String::from_utf8_lossy(&body).into_owned() })

@@ -59,12 +59,15 @@ impl FirstMessage {
 
 fn connect(request: &Map<String, Value>) -> Option<ConnectRequest> {
     // The response is found by it, so it must have but one spelling.
-    let plain = |id: &&str| id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\');
+    let plain =
+        |id: &&str| id.len() <= 128 && id.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\');
     let id = request.get("id")?.as_str().filter(plain)?.to_owned();
     let params = request.get("params")?.as_object()?;
     let scopes = match params.get("scopes") {
         None => Vec::new(),
-        Some(scopes) => scopes.as_array()?.iter().map(|scope| scope.as_str().map(str::to_owned)).collect::<Option<_>>()?,
+        Some(scopes) => {
+            scopes.as_array()?.iter().map(|scope| scope.as_str().map(str::to_owned)).collect::<Option<_>>()?
+        }
     };
     let (device, public_key) = match params.get("device") {
         None | Some(Value::Null) => (None, None),
@@ -145,14 +148,22 @@ mod tests {
 
     fn asks(scopes: &[&str], device: Option<&str>) -> FirstMessage {
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
-        FirstMessage::Connect(ConnectRequest { id: "1".into(), scopes, device: device.map(str::to_owned), public_key: None })
+        FirstMessage::Connect(ConnectRequest {
+            id: "1".into(),
+            scopes,
+            device: device.map(str::to_owned),
+            public_key: None,
+        })
     }
 
     #[test]
     fn only_an_unambiguous_connect_is_read() {
         use FirstMessage::{Malformed, Other};
         for (message, expected) in [
-            (r#"{"type":"req","id":"1","method":"connect","params":{"scopes":["operator.read"]}}"#, asks(&["operator.read"], None)),
+            (
+                r#"{"type":"req","id":"1","method":"connect","params":{"scopes":["operator.read"]}}"#,
+                asks(&["operator.read"], None),
+            ),
             (r#"{"type":"req","id":"1","method":"connect","params":{"device":{"id":"d"}}}"#, asks(&[], Some("d"))),
             (r#" {"id":"1","method":"conn\u0065ct","params":{"scop\u0065s":["a"],"device":null}}"#, asks(&["a"], None)),
             (r#"{"id":"1","method":"connect","params":{"scopes":["a"],"scopes":["b"]}}"#, Malformed),
@@ -180,7 +191,8 @@ mod tests {
             assert_eq!(FirstMessage::read(message.as_bytes()), expected, "{message}");
         }
         assert_eq!(FirstMessage::read(b"{\"a\":\"\xff\"}"), Malformed);
-        let deep = [r#"{"id":"1","method":"connect","params":{"x":"#, &"[".repeat(5_000), &"]".repeat(5_000), "}}"].concat();
+        let deep =
+            [r#"{"id":"1","method":"connect","params":{"x":"#, &"[".repeat(5_000), &"]".repeat(5_000), "}}"].concat();
         assert_eq!(FirstMessage::read(deep.as_bytes()), Malformed);
     }
 }

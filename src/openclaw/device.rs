@@ -65,20 +65,22 @@ impl Place {
     /// Finds the file by OpenClaw's own rules, from the variables that `variable` returns; `None` if there is no sign of OpenClaw. Blocks.
     pub fn of(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
         let home = variable("OPENCLAW_HOME").or_else(|| variable("HOME")).map(PathBuf::from);
-        let state_dir = match variable("OPENCLAW_STATE_DIR").or_else(|| variable("CLAWDBOT_STATE_DIR")).map(PathBuf::from) {
-            Some(path) => match path.strip_prefix("~") {
-                Ok(rest) => home?.join(rest),
-                Err(_) => path,
-            },
-            None => {
-                let home = home?;
-                let new = home.join(".openclaw");
-                let legacy = || LEGACY.iter().map(|name| home.join(name)).find(|path| path.exists());
-                if new.exists() { new } else { legacy().unwrap_or(new) }
-            }
-        };
+        let state_dir =
+            match variable("OPENCLAW_STATE_DIR").or_else(|| variable("CLAWDBOT_STATE_DIR")).map(PathBuf::from) {
+                Some(path) => match path.strip_prefix("~") {
+                    Ok(rest) => home?.join(rest),
+                    Err(_) => path,
+                },
+                None => {
+                    let home = home?;
+                    let new = home.join(".openclaw");
+                    let legacy = || LEGACY.iter().map(|name| home.join(name)).find(|path| path.exists());
+                    if new.exists() { new } else { legacy().unwrap_or(new) }
+                }
+            };
         let identity = state_dir.join("identity/device.json");
-        let installed = || std::env::split_paths(&variable("PATH")?).find(|directory| directory.join("openclaw").exists());
+        let installed =
+            || std::env::split_paths(&variable("PATH")?).find(|directory| directory.join("openclaw").exists());
         if identity.exists() {
             Some(Self::There(identity))
         } else if state_dir.exists() || installed().is_some() {
@@ -107,7 +109,8 @@ impl Device {
     /// If it can't be read or is not an identity.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let read = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let stored: Stored = serde_json::from_slice(&Zeroizing::new(read)).map_err(|_| Error::Syntax(path.to_owned()))?;
+        let stored: Stored =
+            serde_json::from_slice(&Zeroizing::new(read)).map_err(|_| Error::Syntax(path.to_owned()))?;
         if stored.version != 1 {
             return Err(Error::Syntax(path.to_owned()));
         }
@@ -232,7 +235,8 @@ mod tests {
         assert_eq!(Device::read(&path).unwrap().id(), made.id());
         assert_eq!(Device::create(&path).unwrap().id(), made.id());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
-        let lines = |text: &str| text.lines().map(|line| line.split(':').next().unwrap().to_owned()).collect::<Vec<_>>();
+        let lines =
+            |text: &str| text.lines().map(|line| line.split(':').next().unwrap().to_owned()).collect::<Vec<_>>();
         assert_eq!(lines(&text), lines(BY_OPENCLAW));
         let lengths = |text: &str| {
             let json: serde_json::Value = serde_json::from_str(text).unwrap();
@@ -270,7 +274,12 @@ mod tests {
     #[test]
     fn what_is_no_identity_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        for text in ["", "{}", &BY_OPENCLAW.replace("\"version\": 1", "\"version\": 2"), &BY_OPENCLAW.replace("BEGIN PRIVATE", "BEGIN")] {
+        for text in [
+            "",
+            "{}",
+            &BY_OPENCLAW.replace("\"version\": 1", "\"version\": 2"),
+            &BY_OPENCLAW.replace("BEGIN PRIVATE", "BEGIN"),
+        ] {
             std::fs::write(file.path(), text).unwrap();
             let error = Device::read(file.path()).unwrap_err();
             assert!(!format!("{error:?} {error}").contains("MC4C"), "{error:?}");

@@ -125,14 +125,21 @@ impl Devices {
     /// # Errors
     /// Why it may not be used there.
     pub fn check(&self, device: &str, agent: Option<&str>) -> Result<(), DeviceRefusal> {
-        if device.is_empty() || device.len() > MAX_ID || !device.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)) {
+        if device.is_empty()
+            || device.len() > MAX_ID
+            || !device.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        {
             return Err(DeviceRefusal::Malformed);
         }
         let mut known = self.lock();
         self.refresh(&mut known);
         match (known.table.get(device), agent) {
-            (Some(Entry { agent: Some(bound), .. }), None) => Err(DeviceRefusal::Bound { device: device.into(), agent: bound.clone() }),
-            (None, Some(agent)) if known.table.len() >= MAX_DEVICES || of_agent(&known.table, agent) >= MAX_PER_AGENT => {
+            (Some(Entry { agent: Some(bound), .. }), None) => {
+                Err(DeviceRefusal::Bound { device: device.into(), agent: bound.clone() })
+            }
+            (None, Some(agent))
+                if known.table.len() >= MAX_DEVICES || of_agent(&known.table, agent) >= MAX_PER_AGENT =>
+            {
                 Err(DeviceRefusal::TooMany)
             }
             _ => Ok(()),
@@ -290,12 +297,17 @@ pub fn read(directory: &Path) -> io::Result<Table> {
 pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
     change(directory, |table| {
         for id in ids {
-            let bound = |(device, entry): &(&String, &mut Entry)| device.starts_with(id.as_str()) && entry.agent.is_some();
+            let bound =
+                |(device, entry): &(&String, &mut Entry)| device.starts_with(id.as_str()) && entry.agent.is_some();
             let mut named = table.iter_mut().filter(bound);
             match (named.next(), named.next()) {
                 (Some((_, entry)), None) => entry.agent = None,
-                (None, _) => return Err(io::Error::other(format!("no bound device has an id that begins with {id:?}"))),
-                (Some(_), Some(_)) => return Err(io::Error::other(format!("more than one device has an id that begins with {id:?}"))),
+                (None, _) => {
+                    return Err(io::Error::other(format!("no bound device has an id that begins with {id:?}")));
+                }
+                (Some(_), Some(_)) => {
+                    return Err(io::Error::other(format!("more than one device has an id that begins with {id:?}")));
+                }
             }
         }
         Ok(())
@@ -305,11 +317,15 @@ pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
 
 /// Changes the file atomically, under a lock against other processes.
 fn change(directory: &Path, edit: impl FnOnce(&mut Table) -> io::Result<()>) -> io::Result<Table> {
-    let lock = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(".devices.lock"))?;
+    let lock =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(directory.join(".devices.lock"))?;
     lock.lock()?;
     let mut table = read(directory)?;
     edit(&mut table)?;
-    let mut file = tempfile::Builder::new().prefix(".new-").permissions(std::fs::Permissions::from_mode(0o600)).tempfile_in(directory)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(std::fs::Permissions::from_mode(0o600))
+        .tempfile_in(directory)?;
     file.write_all(&serde_json::to_vec_pretty(&table)?)?;
     file.as_file().sync_all()?;
     file.persist(directory.join(FILE)).map_err(|error| error.error)?;
@@ -333,7 +349,10 @@ mod tests {
         drop(devices.bind(B, "builder"));
         let bound = Err(DeviceRefusal::Bound { device: A.into(), agent: "builder".into() });
         for devices in [&devices, &Arc::new(Devices::open(directory.path(), None).unwrap())] {
-            assert_eq!((devices.check(A, None), devices.check(A, Some("other")), devices.check(B, None)), (bound.clone(), Ok(()), Ok(())));
+            assert_eq!(
+                (devices.check(A, None), devices.check(A, Some("other")), devices.check(B, None)),
+                (bound.clone(), Ok(()), Ok(()))
+            );
         }
         assert!(release(directory.path(), &["b".into()]).is_err(), "it is not bound");
         release(directory.path(), &[A[..12].into()]).unwrap();
@@ -372,7 +391,8 @@ mod tests {
     fn the_gateways_own_device_is_never_bound() {
         let (directory, gateway) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::create_dir(gateway.path().join("identity")).unwrap();
-        std::fs::write(gateway.path().join("identity/device.json"), format!("{{\"version\":1,\"deviceId\":{A:?}}}")).unwrap();
+        std::fs::write(gateway.path().join("identity/device.json"), format!("{{\"version\":1,\"deviceId\":{A:?}}}"))
+            .unwrap();
         let devices = Arc::new(Devices::open(directory.path(), Some(gateway.path())).unwrap());
         drop(devices.bind(A, "cli"));
         drop(devices.bind(B, "cli"));
@@ -383,7 +403,8 @@ mod tests {
     #[test]
     fn an_agent_with_too_many_devices_gets_no_further_one() {
         let directory = tempfile::tempdir().unwrap();
-        let table: Table = (0..MAX_PER_AGENT).map(|n| (format!("d{n}"), Entry { agent: Some("a".into()), since: 0 })).collect();
+        let table: Table =
+            (0..MAX_PER_AGENT).map(|n| (format!("d{n}"), Entry { agent: Some("a".into()), since: 0 })).collect();
         std::fs::write(directory.path().join(FILE), serde_json::to_vec(&table).unwrap()).unwrap();
         let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
         assert_eq!(devices.check("new", Some("a")), Err(DeviceRefusal::TooMany));

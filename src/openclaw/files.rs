@@ -67,13 +67,18 @@ pub fn unreadable(gateway: &Gateway) -> Vec<Unreadable> {
     let token = |path: &PathBuf| Secret::read_file(path).err().map(|error| ("gateway.token_file", path.clone(), error));
     let state = |path: &PathBuf| std::fs::read_dir(path).err().map(|error| ("gateway.state_dir", path.clone(), error));
     let unreadable = [gateway.token_file.as_ref().and_then(token), gateway.state_dir.as_ref().and_then(state)];
-    unreadable.into_iter().flatten().map(|(key, path, error)| Unreadable { key, path, error: error.to_string() }).collect()
+    unreadable
+        .into_iter()
+        .flatten()
+        .map(|(key, path, error)| Unreadable { key, path, error: error.to_string() })
+        .collect()
 }
 
 /// Returns the scopes for which the gateway has paired its own device, from the state directory `directory`; `None` if the files are missing or
 /// hold no such device.
 pub fn own_device_scopes(directory: &Path) -> Option<Vec<String>> {
-    let read = |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
+    let read =
+        |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
     let device = read("identity/device.json")?;
     let paired = read("devices/paired.json")?;
     let scopes = paired.get(device["deviceId"].as_str()?)?["scopes"].as_array()?;
@@ -96,7 +101,8 @@ pub fn is_gateways_state(directory: &Path) -> bool {
 
 /// Returns the pending request of the gateway's own device, from the state directory `directory` (2026.2).
 pub fn pending_request(directory: &Path) -> Option<PendingRequest> {
-    let read = |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
+    let read =
+        |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };
     let device = read("identity/device.json")?;
     let pending = read("devices/pending.json")?;
     let request = pending.as_object()?.values().find(|request| request["deviceId"] == device["deviceId"])?;

@@ -78,7 +78,9 @@ impl KeepPaired {
             return Ok(Outcome::NotNeeded);
         }
         let Some(device) = self.identity(true).await? else { return Ok(Outcome::Waiting) };
-        Ok(Outcome::Paired(approve::pair_and_approve(self.gateway, &device, self.token().await?.as_ref()).await?.device))
+        Ok(Outcome::Paired(
+            approve::pair_and_approve(self.gateway, &device, self.token().await?.as_ref()).await?.device,
+        ))
     }
 
     async fn identity(&self, may_create: bool) -> Result<Option<Device>, Error> {
@@ -154,7 +156,8 @@ mod tests {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"ok\":true}").await.unwrap();
         });
         let state_dir = tempfile::tempdir().unwrap();
-        let keep = KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: Some("/does/not/exist".into()) };
+        let keep =
+            KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: Some("/does/not/exist".into()) };
         timeout(Duration::from_secs(20), keep.run()).await.unwrap();
     }
 }

@@ -20,7 +20,8 @@ use super::device::Device;
 use crate::secret::Secret;
 
 /// Every scope of an operator (OpenClaw 2026.2.19).
-pub const SCOPES: [&str; 5] = ["operator.admin", "operator.approvals", "operator.pairing", "operator.read", "operator.write"];
+pub const SCOPES: [&str; 5] =
+    ["operator.admin", "operator.approvals", "operator.pairing", "operator.read", "operator.write"];
 
 /// The time limit for pairing. The gateway's own limit for one handshake is 10 s.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -158,14 +159,20 @@ enum Frame {
 }
 
 /// Answers the gateway's challenge; returns the payload of its answer.
-async fn shake_hands<S>(socket: &mut WebSocketStream<S>, device: &Device, token: Option<&Secret>) -> Result<Value, Error>
+async fn shake_hands<S>(
+    socket: &mut WebSocketStream<S>,
+    device: &Device,
+    token: Option<&Secret>,
+) -> Result<Value, Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     while let Some(message) = socket.next().await {
         let text = match message? {
             Message::Text(text) => text,
-            Message::Close(close) => return Err(closed(close.map(|close| close.reason.to_string()).unwrap_or_default())),
+            Message::Close(close) => {
+                return Err(closed(close.map(|close| close.reason.to_string()).unwrap_or_default()));
+            }
             _ => continue,
         };
         match serde_json::from_str(&text).map_err(|_| Error::Protocol("a frame that is no JSON object"))? {
@@ -189,7 +196,10 @@ where
 fn connect_request(device: &Device, token: Option<&Secret>, nonce: &str, now: SystemTime) -> Value {
     let signed_at = u64::try_from(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or_default();
     let (id, secret) = (device.id(), token.map(Secret::expose).unwrap_or_default());
-    let signed = zeroize::Zeroizing::new(format!("v2|{id}|{CLIENT}|{CLIENT}|{ROLE}|{}|{signed_at}|{secret}|{nonce}", SCOPES.join(",")));
+    let signed = zeroize::Zeroizing::new(format!(
+        "v2|{id}|{CLIENT}|{CLIENT}|{ROLE}|{}|{signed_at}|{secret}|{nonce}",
+        SCOPES.join(",")
+    ));
     let mut params = json!({
         "minProtocol": 3,
         "maxProtocol": 4,
@@ -266,10 +276,16 @@ pub(super) mod tests {
                     let _ = stream.read(&mut [0; 1024]).await.unwrap();
                     stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>").await.unwrap();
                 };
-                let challenge = json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n-1", "ts": 1}});
+                let challenge =
+                    json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n-1", "ts": 1}});
                 socket.send(Message::text(challenge.to_string())).await.unwrap();
-                let request: Value = serde_json::from_str(socket.next().await.unwrap().unwrap().to_text().unwrap()).unwrap();
-                let answer = if signed(&request["params"]) { answer } else { json!({"ok": false, "error": {"message": "bad signature"}}) };
+                let request: Value =
+                    serde_json::from_str(socket.next().await.unwrap().unwrap().to_text().unwrap()).unwrap();
+                let answer = if signed(&request["params"]) {
+                    answer
+                } else {
+                    json!({"ok": false, "error": {"message": "bad signature"}})
+                };
                 let mut response = json!({"type": "res", "id": request["id"]});
                 response.as_object_mut().unwrap().extend(answer.as_object().unwrap().clone());
                 socket.send(Message::text(response.to_string())).await.unwrap();
@@ -301,7 +317,8 @@ pub(super) mod tests {
     #[tokio::test]
     async fn a_local_device_is_paired_with_every_scope() {
         let shutdown = Shutdown::new();
-        let hello = json!({"ok": true, "payload": {"type": "hello-ok", "auth": {"role": "operator", "scopes": SCOPES}}});
+        let hello =
+            json!({"ok": true, "payload": {"type": "hello-ok", "auth": {"role": "operator", "scopes": SCOPES}}});
         let (device, token) = (device(), Secret::new("my-token".to_owned()));
         for token in [Some(&token), None] {
             let paired = pair(gateway(hello.clone(), &shutdown).await, &device, token).await.unwrap();
@@ -312,7 +329,8 @@ pub(super) mod tests {
     #[tokio::test]
     async fn a_gateway_that_is_starting_is_asked_again() {
         let shutdown = Shutdown::new();
-        let starting = json!({"ok": false, "error": {"code": "UNAVAILABLE", "message": "gateway starting; retry shortly"}});
+        let starting =
+            json!({"ok": false, "error": {"code": "UNAVAILABLE", "message": "gateway starting; retry shortly"}});
         let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
         assert!(pair(gateway_of(vec![starting, hello], &shutdown).await, &device(), None).await.is_ok());
     }
@@ -327,6 +345,9 @@ pub(super) mod tests {
         let refuse = json!({"ok": false, "error": {"code": "INVALID_REQUEST", "message": "unauthorized: gateway token mismatch"}});
         let error = pair(gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
         assert_eq!(error.to_string(), "the gateway refuses: unauthorized: gateway token mismatch");
-        assert!(matches!(closed("pairing required: device is not approved yet".into()), Error::NeedsApproval { request: None }));
+        assert!(matches!(
+            closed("pairing required: device is not approved yet".into()),
+            Error::NeedsApproval { request: None }
+        ));
     }
 }

@@ -142,7 +142,13 @@ async fn server(address: SocketAddr) -> Server {
     }
     let answer = match get(address, None, STARTUPZ, &[]).await {
         Ok(answer) => answer,
-        Err(error) => return if server_certificate(address).await.is_some() { Server::Tls } else { Server::Other(error.to_string()) },
+        Err(error) => {
+            return if server_certificate(address).await.is_some() {
+                Server::Tls
+            } else {
+                Server::Other(error.to_string())
+            };
+        }
     };
     let status = answer.status;
     match started(&answer) {
@@ -194,8 +200,9 @@ fn claiming_local() -> [(HeaderName, &'static str); 1] {
 
 /// Parses the answer of `/startupz`.
 fn started(answer: &Response) -> Option<Value> {
-    let json: Value =
-        Some(&answer.body).filter(|_| answer.status == 200 && answer.is_json).and_then(|body| serde_json::from_str(body).ok())?;
+    let json: Value = Some(&answer.body)
+        .filter(|_| answer.status == 200 && answer.is_json)
+        .and_then(|body| serde_json::from_str(body).ok())?;
     (json["ok"] == true && json["status"].is_string()).then_some(json)
 }
 
@@ -252,7 +259,8 @@ mod tests {
         Ok(Response { status, is_json: body.starts_with('{'), body: body.into() })
     }
 
-    const REFUSED: &str = r#"{"error":{"message":"Proxy client attribution is required.","type":"proxy_attribution_required"}}"#;
+    const REFUSED: &str =
+        r#"{"error":{"message":"Proxy client attribution is required.","type":"proxy_attribution_required"}}"#;
     const LOCAL: &str = r#"{"ok":true,"status":"started","version":"2026.9.6","uptimeMs":37456}"#;
     const REMOTE: &str = r#"{"ok":true,"status":"started"}"#;
     const UI: &str = "<!doctype html><title>OpenClaw Control</title>";

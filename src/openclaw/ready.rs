@@ -58,7 +58,10 @@ async fn request_startupz(address: SocketAddr) -> Result<Ready, Error> {
         .body(Empty::<Bytes>::new())
         .expect("a valid request");
     let response = send_request(stream, request).await?;
-    if matches!(response.status(), StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) {
+    if matches!(
+        response.status(),
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+    ) {
         return Err(Error::NotReady(response.status()));
     }
     let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map(|body| body.to_bytes());
@@ -128,6 +131,9 @@ mod tests {
         let address = gateway(&[STARTING, "", "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"], &shutdown).await;
         assert!(wait(address, Duration::from_secs(20)).await.is_ok());
         let never = gateway(&[STARTING], &shutdown).await;
-        assert!(matches!(wait(never, Duration::from_millis(50)).await, Err(Error::NotReady(StatusCode::SERVICE_UNAVAILABLE))));
+        assert!(matches!(
+            wait(never, Duration::from_millis(50)).await,
+            Err(Error::NotReady(StatusCode::SERVICE_UNAVAILABLE))
+        ));
     }
 }

@@ -14,7 +14,9 @@ use super::connect::{connect, within};
 /// Returns the certificate that the server at `to` shows; `None` if there is no TLS server. Nothing is ever sent over such a connection.
 pub(super) async fn server_certificate(to: SocketAddr) -> Option<CertificateDer<'static>> {
     let recorder = Arc::new(CertificateRecorder::default());
-    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider())).with_safe_default_protocol_versions().ok()?;
+    let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .ok()?;
     let config = config.dangerous().with_custom_certificate_verifier(Arc::clone(&recorder) as _).with_no_client_auth();
     let stream = connect(to, None).await.ok()?;
     // The handshake always fails, since the verifier rejects every certificate.

@@ -14,7 +14,8 @@ use tracing::{error, info};
 use super::server_certificate::server_certificate;
 
 /// What is wrong with a gateway that speaks TLS, and what to do about it.
-pub const PROBLEM: &str = "the gateway speaks TLS, and loopgate speaks plain HTTP to it; set gateway.tls.enabled to false in openclaw.json";
+pub const PROBLEM: &str =
+    "the gateway speaks TLS, and loopgate speaks plain HTTP to it; set gateway.tls.enabled to false in openclaw.json";
 
 /// The time limit of a handshake. On loopback it takes milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(1);

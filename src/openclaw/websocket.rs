@@ -39,10 +39,14 @@ pub(super) async fn allows_origin(gateway: SocketAddr, source: IpAddr, origin: &
         headers.insert("x-forwarded-for", text(CLIENT)?);
         headers.insert("x-forwarded-proto", text("https")?);
         headers.insert("x-forwarded-host", text(&host)?);
-        let (mut socket, _) = client_async(request, connect(gateway, Some(source)).await?).await.map_err(io::Error::other)?;
+        let (mut socket, _) =
+            client_async(request, connect(gateway, Some(source)).await?).await.map_err(io::Error::other)?;
         while let Some(message) = socket.next().await.transpose().map_err(io::Error::other)? {
             if is_challenge(&message) {
-                socket.send(Message::Text(Utf8Bytes::from(connect_request().to_string()))).await.map_err(io::Error::other)?;
+                socket
+                    .send(Message::Text(Utf8Bytes::from(connect_request().to_string())))
+                    .await
+                    .map_err(io::Error::other)?;
             } else if let Some(answer) = frame(&message).filter(|answer| answer["type"] == "res") {
                 return Ok(Some(is_origin_allowed(&answer)));
             }
@@ -80,11 +84,18 @@ mod tests {
     #[test]
     fn only_an_origin_error_counts_as_a_refused_origin() {
         for (message, expected) in [
-            ("origin not allowed (open the Control UI from the gateway host or allow it in gateway.controlUi.allowedOrigins)", false),
+            (
+                "origin not allowed (open the Control UI from the gateway host or allow it in gateway.controlUi.allowedOrigins)",
+                false,
+            ),
             ("control ui requires device identity (use HTTPS or localhost secure context)", true),
             ("unauthorized: gateway token missing", true),
         ] {
-            assert_eq!(is_origin_allowed(&json!({"type": "res", "ok": false, "error": {"message": message}})), expected, "{message}");
+            assert_eq!(
+                is_origin_allowed(&json!({"type": "res", "ok": false, "error": {"message": message}})),
+                expected,
+                "{message}"
+            );
         }
     }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rcgen::{CertificateParams, CertificateSigningRequestParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rcgen::{
+    CertificateParams, CertificateSigningRequestParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData,
+};
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use time::{OffsetDateTime, macros::datetime};
 use zeroize::Zeroizing;
@@ -41,7 +43,10 @@ impl CertificateAuthority {
     }
 
     /// The same; a new CA is constrained to the names in `constrain`.
-    pub(super) fn load_or_create_for(state_dir: &Path, constrain: Option<&BTreeSet<SubjectName>>) -> Result<Self, Error> {
+    pub(super) fn load_or_create_for(
+        state_dir: &Path,
+        constrain: Option<&BTreeSet<SubjectName>>,
+    ) -> Result<Self, Error> {
         let dir = StateDir::create(state_dir)?;
         let lock = dir.lock()?;
         Self::load_or_create_in(&dir, &lock, constrain, OffsetDateTime::now_utc())
@@ -82,7 +87,8 @@ impl CertificateAuthority {
         if key.subject_public_key_info() != facts.public_key {
             return Err(Error::unusable(path)(InvalidFile::KeyMismatch));
         }
-        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| Error::unusable(&path)(InvalidFile::Issuer(error)))?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)
+            .map_err(|error| Error::unusable(&path)(InvalidFile::Issuer(error)))?;
         Ok(Self { certificate, validity: facts.validity, path, issuer })
     }
 
@@ -108,7 +114,8 @@ impl CertificateAuthority {
         life: Duration,
     ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let unacceptable = |reason| Error::Request { reason };
-        let request = CertificateSigningRequestParams::from_der(request).map_err(|error| unacceptable(InvalidFile::Request(error)))?;
+        let request = CertificateSigningRequestParams::from_der(request)
+            .map_err(|error| unacceptable(InvalidFile::Request(error)))?;
         let key = request.public_key;
         // rcgen reports the algorithm of the signature, not of the key; the length of the point identifies the curve.
         if PublicKeyData::algorithm(&key) != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != 65 {
@@ -135,7 +142,12 @@ impl CertificateAuthority {
     ///
     /// # Errors
     /// `user` or `life` is invalid, or the CA is not valid now.
-    pub(super) fn issue_user(&self, key: &KeyPair, user: &str, life: Duration) -> Result<Vec<CertificateDer<'static>>, Error> {
+    pub(super) fn issue_user(
+        &self,
+        key: &KeyPair,
+        user: &str,
+        life: Duration,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let validity = self.client_validity(OffsetDateTime::now_utc(), life)?;
         self.sign(template::user(&user_name(user)?, validity)?, key)
     }
@@ -212,7 +224,9 @@ pub(super) fn user_name(text: &str) -> Result<String, Error> {
             && part.chars().all(|c| c.is_ascii_alphanumeric() || further.contains(c))
     };
     match text.split_once('@') {
-        Some((name, domain)) if text.len() <= 254 && name.len() <= 64 && of(name, "._+-") && of(domain, ".-") => Ok(text.to_owned()),
+        Some((name, domain)) if text.len() <= 254 && name.len() <= 64 && of(name, "._+-") && of(domain, ".-") => {
+            Ok(text.to_owned())
+        }
         _ => Err(Error::User { text: text.to_owned() }),
     }
 }

@@ -49,11 +49,16 @@ impl Facts {
     /// Parses `certificate`, without verifying it.
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, InvalidFile> {
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| match error {
-            x509_parser::nom::Err::Error(error) | x509_parser::nom::Err::Failure(error) => InvalidFile::Certificate(error),
-            x509_parser::nom::Err::Incomplete(_) => InvalidFile::Certificate(x509_parser::error::X509Error::InvalidCertificate),
+            x509_parser::nom::Err::Error(error) | x509_parser::nom::Err::Failure(error) => {
+                InvalidFile::Certificate(error)
+            }
+            x509_parser::nom::Err::Incomplete(_) => {
+                InvalidFile::Certificate(x509_parser::error::X509Error::InvalidCertificate)
+            }
         })?;
-        let date =
-            |date: x509_parser::time::ASN1Time| OffsetDateTime::from_unix_timestamp(date.timestamp()).map_err(|_| InvalidFile::Dates);
+        let date = |date: x509_parser::time::ASN1Time| {
+            OffsetDateTime::from_unix_timestamp(date.timestamp()).map_err(|_| InvalidFile::Dates)
+        };
         let alternative = parsed.subject_alternative_name().map_err(InvalidFile::Certificate)?;
         let may_sign = match parsed.key_usage().map_err(InvalidFile::Certificate)? {
             Some(usage) => usage.value.key_cert_sign(),
@@ -64,7 +69,10 @@ impl Facts {
             names: alternative().filter_map(subject_name).collect(),
             uris: alternative().filter_map(uri).collect(),
             mails: alternative().filter_map(mail).collect(),
-            validity: Validity { not_before: date(parsed.validity().not_before)?, not_after: date(parsed.validity().not_after)? },
+            validity: Validity {
+                not_before: date(parsed.validity().not_before)?,
+                not_after: date(parsed.validity().not_after)?,
+            },
             is_ca: parsed.is_ca() && may_sign,
             public_key: parsed.public_key().raw.to_vec(),
             serial: parsed.raw_serial_as_string(),
@@ -93,9 +101,11 @@ fn key_problem(key: &SubjectPublicKeyInfo<'_>) -> Option<String> {
             (!(2048..=8192).contains(&bits)).then(|| format!("RSA with {bits} bits, where 2048 to 8192 are accepted"))
         }
         Ok(PublicKey::EC(_)) => {
-            let curve = key.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok()).map(|oid| oid.to_id_string());
+            let curve =
+                key.algorithm.parameters.as_ref().and_then(|curve| curve.as_oid().ok()).map(|oid| oid.to_id_string());
             let curve = curve.unwrap_or_else(|| "with explicit parameters".into());
-            (!CURVES.contains(&curve.as_str())).then(|| format!("elliptic curve {curve}, where P-256, P-384 and P-521 are accepted"))
+            (!CURVES.contains(&curve.as_str()))
+                .then(|| format!("elliptic curve {curve}, where P-256, P-384 and P-521 are accepted"))
         }
         _ => {
             let kind = key.algorithm.algorithm.to_id_string();
@@ -154,8 +164,7 @@ pub(super) fn verify_before_publishing<'a>(
 fn server_name(name: &SubjectName) -> Result<ServerName<'static>, rustls::Error> {
     match name {
         SubjectName::Ip(address) => Ok(ServerName::from(*address)),
-        SubjectName::Dns(name) => {
-            ServerName::try_from(name.replacen('*', "any", 1)).map_err(|_| rustls::Error::General(format!("{name:?} is no server name")))
-        }
+        SubjectName::Dns(name) => ServerName::try_from(name.replacen('*', "any", 1))
+            .map_err(|_| rustls::Error::General(format!("{name:?} is no server name"))),
     }
 }

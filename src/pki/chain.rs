@@ -20,7 +20,10 @@ pub(super) struct OrderedChain {
 /// Orders `chain`, whose leaf is the certificate for `public_key` (a SubjectPublicKeyInfo); without one, the first that is no CA's.
 ///
 /// Returns `None` if no certificate is for `public_key`.
-pub(super) fn order(chain: &[CertificateDer<'static>], public_key: Option<&[u8]>) -> Result<Option<OrderedChain>, InvalidFile> {
+pub(super) fn order(
+    chain: &[CertificateDer<'static>],
+    public_key: Option<&[u8]>,
+) -> Result<Option<OrderedChain>, InvalidFile> {
     let facts = chain.iter().map(Facts::of).collect::<Result<Vec<_>, _>>()?;
     let leaf = match public_key {
         Some(key) => facts.iter().position(|facts| facts.public_key == key),

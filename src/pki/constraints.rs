@@ -39,7 +39,9 @@ impl Constraints {
         match name {
             SubjectName::Dns(name) => self.dns.as_ref().is_none_or(|permitted| {
                 let name = name.strip_prefix("*.").unwrap_or(name);
-                permitted.iter().any(|base| name == base || name.strip_suffix(base.as_str()).is_some_and(|left| left.ends_with('.')))
+                permitted.iter().any(|base| {
+                    name == base || name.strip_suffix(base.as_str()).is_some_and(|left| left.ends_with('.'))
+                })
             }),
             SubjectName::Ip(address) => {
                 let octets = match address {
@@ -48,7 +50,8 @@ impl Constraints {
                 };
                 let within = |network: &Vec<u8>| {
                     let (base, mask) = network.split_at(network.len() / 2);
-                    base.len() == octets.len() && octets.iter().zip(base).zip(mask).all(|((octet, base), mask)| octet & mask == base & mask)
+                    base.len() == octets.len()
+                        && octets.iter().zip(base).zip(mask).all(|((octet, base), mask)| octet & mask == base & mask)
                 };
                 self.addresses.as_ref().is_none_or(|permitted| permitted.iter().any(within))
             }

@@ -64,7 +64,9 @@ pub enum Error {
         path: PathBuf,
     },
     /// The clock is so wrong that a certificate issued now would be invalid.
-    #[error("the clock says {now}, which is before the first release of loopgate; set it, since a certificate issued now would be invalid")]
+    #[error(
+        "the clock says {now}, which is before the first release of loopgate; set it, since a certificate issued now would be invalid"
+    )]
     Clock {
         /// The time of the clock.
         now: OffsetDateTime,
@@ -88,13 +90,17 @@ pub enum Error {
         name: String,
     },
     /// A trust domain or agent name that is not valid in a SPIFFE ID.
-    #[error("{part:?} can't be part of a SPIFFE ID: expected 1 to 63 letters, digits, `-`, `_` and `.`, starting with a letter or digit")]
+    #[error(
+        "{part:?} can't be part of a SPIFFE ID: expected 1 to 63 letters, digits, `-`, `_` and `.`, starting with a letter or digit"
+    )]
     SpiffeId {
         /// The part as given.
         part: String,
     },
     /// A text that is no e-mail address, or one with characters that a file name or header should not have.
-    #[error("{text:?} is no e-mail address: expected NAME@DOMAIN of letters, digits and `.`, `_`, `+`, `-`, at most 254 characters")]
+    #[error(
+        "{text:?} is no e-mail address: expected NAME@DOMAIN of letters, digits and `.`, `_`, `+`, `-`, at most 254 characters"
+    )]
     User {
         /// The text as given.
         text: String,
@@ -182,7 +188,9 @@ pub enum InvalidFile {
     #[error("it contains a malformed private key, or one of an unsupported kind")]
     Key(#[source] rcgen::Error),
     /// The private key is encrypted.
-    #[error("its private key is encrypted, and there is no way to enter a passphrase; decrypt it with `openssl pkey -in OLD -out NEW`")]
+    #[error(
+        "its private key is encrypted, and there is no way to enter a passphrase; decrypt it with `openssl pkey -in OLD -out NEW`"
+    )]
     EncryptedKey,
     /// It is text in UTF-16, as some Windows programs write it.
     #[error("it is UTF-16 text; save it as UTF-8")]

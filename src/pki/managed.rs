@@ -65,7 +65,8 @@ impl Managed {
             return Err(Error::Missing { path: dir.file(SERVER_KEY), partner: dir.file(SERVER_CERTIFICATE) });
         }
         load_or_create_key(&dir, SERVER_KEY)?;
-        let constraints = Constraints::of(authority.certificate()).map_err(Error::unusable(dir.file(CA_CERTIFICATE)))?;
+        let constraints =
+            Constraints::of(authority.certificate()).map_err(Error::unusable(dir.file(CA_CERTIFICATE)))?;
         Ok(Self { dir, authority, constraints, follow_names })
     }
 
@@ -76,7 +77,11 @@ impl Managed {
 
     /// Returns the names that a leaf should have in place of one with the names `current`: the `wanted` ones that the CA may sign for, or
     /// `current` itself if names are not followed.
-    pub(super) fn names(&self, current: Option<&BTreeSet<SubjectName>>, wanted: &BTreeSet<SubjectName>) -> BTreeSet<SubjectName> {
+    pub(super) fn names(
+        &self,
+        current: Option<&BTreeSet<SubjectName>>,
+        wanted: &BTreeSet<SubjectName>,
+    ) -> BTreeSet<SubjectName> {
         match current.filter(|_| !self.follow_names) {
             Some(current) => current.clone(),
             None => wanted.iter().filter(|name| self.constraints.permit(name)).cloned().collect(),
@@ -99,14 +104,17 @@ impl Managed {
         let key = self.key()?;
         let current = self.current(&key, &lock)?;
         let wanted = &self.names(current.as_ref().map(|(_, facts)| &facts.names), wanted);
-        let Some(names) = plan::due(current.as_ref().map(|(_, facts)| (&facts.names, facts.validity)), wanted, now) else {
+        let Some(names) = plan::due(current.as_ref().map(|(_, facts)| (&facts.names, facts.validity)), wanted, now)
+        else {
             let (chain, _) = current.expect("without a leaf one is due");
             return self.loaded(chain, &key, None);
         };
         match (self.issue(&key, &names, now), current) {
             (Ok(chain), _) => self.loaded(chain, &key, None),
             // The old certificate is served until it expires.
-            (Err(error), Some((chain, facts))) if now <= facts.validity.not_after => self.loaded(chain, &key, Some(error)),
+            (Err(error), Some((chain, facts))) if now <= facts.validity.not_after => {
+                self.loaded(chain, &key, Some(error))
+            }
             (Err(error), _) => Err(error),
         }
     }
@@ -167,22 +175,38 @@ impl Managed {
     }
 
     /// Issues a new leaf and writes it to the directory.
-    fn issue(&self, key: &KeyPair, names: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<Vec<CertificateDer<'static>>, Error> {
+    fn issue(
+        &self,
+        key: &KeyPair,
+        names: &BTreeSet<SubjectName>,
+        now: OffsetDateTime,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let chain = self.signed(key, names, now)?;
         self.dir.replace(SERVER_CERTIFICATE, pem::encode_certificates(&chain).as_bytes(), Access::Public)?;
         Ok(chain)
     }
 
     /// Issues a new leaf and verifies it.
-    fn signed(&self, key: &KeyPair, names: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<Vec<CertificateDer<'static>>, Error> {
+    fn signed(
+        &self,
+        key: &KeyPair,
+        names: &BTreeSet<SubjectName>,
+        now: OffsetDateTime,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let chain = self.authority.issue_server(key, names, now)?;
         verify_before_publishing(&chain, self.authority.certificate(), now, names).map_err(Error::Verify)?;
         Ok(chain)
     }
 
-    fn loaded(&self, chain: Vec<CertificateDer<'static>>, key: &KeyPair, problem: Option<Error>) -> Result<LoadedIdentity, Error> {
+    fn loaded(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: &KeyPair,
+        problem: Option<Error>,
+    ) -> Result<LoadedIdentity, Error> {
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-        let key = any_supported_type(&key).map_err(|error| Error::unusable(self.dir.file(SERVER_KEY))(InvalidFile::TlsKey(error)))?;
+        let key = any_supported_type(&key)
+            .map_err(|error| Error::unusable(self.dir.file(SERVER_KEY))(InvalidFile::TlsKey(error)))?;
         let identity = identity(chain, key, Some(self.authority.certificate().clone()));
         Ok(LoadedIdentity { identity: identity.map_err(Error::unusable(self.dir.file(SERVER_CERTIFICATE)))?, problem })
     }

@@ -169,7 +169,12 @@ pub fn user_name(text: &str) -> Result<String, Error> {
 ///
 /// # Errors
 /// The user or the life is invalid, or there is no usable CA.
-pub fn issue_user(state_dir: &Path, user: &User<'_>, password: &str, file: &Path) -> Result<(Zeroizing<Vec<u8>>, Description), Error> {
+pub fn issue_user(
+    state_dir: &Path,
+    user: &User<'_>,
+    password: &str,
+    file: &Path,
+) -> Result<(Zeroizing<Vec<u8>>, Description), Error> {
     authority::user_name(user.mail)?;
     let authority = CertificateAuthority::load_or_create(state_dir)?;
     let key = KeyPair::generate().map_err(Error::Issue)?;

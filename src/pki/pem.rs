@@ -14,7 +14,8 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, InvalidFile> {
     check_encoding(pem)?;
     let text = without_bom(pem);
-    let chain = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(InvalidFile::Pem)?;
+    let chain =
+        CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>().map_err(InvalidFile::Pem)?;
     if chain.is_empty() { Err(InvalidFile::NoCertificate) } else { Ok(chain) }
 }
 
@@ -95,7 +96,10 @@ mod tests {
     #[test]
     fn only_whole_sections_are_accepted() {
         let whole = encode_certificates(&[CertificateDer::from(vec![1; 100])]);
-        assert!(whole.starts_with("-----BEGIN CERTIFICATE-----\n") && whole.ends_with("-----END CERTIFICATE-----\n"), "{whole}");
+        assert!(
+            whole.starts_with("-----BEGIN CERTIFICATE-----\n") && whole.ends_with("-----END CERTIFICATE-----\n"),
+            "{whole}"
+        );
         assert_eq!(certificates(whole.as_bytes()).unwrap(), [CertificateDer::from(vec![1; 100])]);
         assert!(matches!(certificates(b""), Err(InvalidFile::Empty)));
         assert!(matches!(certificates(b"\0\0\0\0"), Err(InvalidFile::NoCertificate)));

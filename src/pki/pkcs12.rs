@@ -5,7 +5,9 @@ use std::io::Read;
 use std::path::Path;
 
 use aws_lc_rs::rand;
-use p12_keystore::{Certificate, EncryptionAlgorithm, KeyStore, KeyStoreEntry, MacAlgorithm, PrivateKey, PrivateKeyChain};
+use p12_keystore::{
+    Certificate, EncryptionAlgorithm, KeyStore, KeyStoreEntry, MacAlgorithm, PrivateKey, PrivateKeyChain,
+};
 use rcgen::KeyPair;
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
@@ -85,7 +87,10 @@ pub(super) fn encode(
     encryption: Encryption,
 ) -> Result<Vec<u8>, Error> {
     let encoded = || {
-        let certificates = chain.iter().map(|certificate| Certificate::from_der(certificate)).collect::<p12_keystore::Result<Vec<_>>>()?;
+        let certificates = chain
+            .iter()
+            .map(|certificate| Certificate::from_der(certificate))
+            .collect::<p12_keystore::Result<Vec<_>>>()?;
         let key = PrivateKey::from_der(&Zeroizing::new(key.serialize_der()))?;
         let id = chain.first().map(|leaf| Fingerprint::of(leaf).to_string()).unwrap_or_default();
         let mut store = KeyStore::new();
@@ -133,7 +138,8 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap().der().clone();
         for encryption in [Encryption::TripleDes, Encryption::Aes256] {
-            let file = encode(std::slice::from_ref(&certificate), &key, "ann@example.com", "a password", encryption).unwrap();
+            let file =
+                encode(std::slice::from_ref(&certificate), &key, "ann@example.com", "a password", encryption).unwrap();
             let read = |password| KeyStore::from_pkcs12(&file, password, p12_keystore::Pkcs12ImportPolicy::Strict);
             let store = read("a password").unwrap();
             let (name, chain) = store.private_key_chain().unwrap();

@@ -68,7 +68,11 @@ mod tests {
             ("a b", "a b", Duration::ZERO, None),
         ];
         for (has, wanted, age, expected) in table {
-            assert_eq!(due(Some((&names(has), LIFE)), &names(wanted), START + age), expected.map(names), "{has} / {wanted} / {age}");
+            assert_eq!(
+                due(Some((&names(has), LIFE)), &names(wanted), START + age),
+                expected.map(names),
+                "{has} / {wanted} / {age}"
+            );
         }
         assert_eq!(due(None, &names("a"), START), Some(names("a")));
     }

@@ -63,7 +63,8 @@ impl Provided {
         let chain = pem::certificates(&read_file(chain_file).map_err(Error::given(CHAIN))?.0).map_err(of_chain)?;
         let key = pem::private_key(&read_file(key_file).map_err(Error::given(KEY))?.0).map_err(of_key)?;
         let refused_key = || Facts::of(&chain[0]).ok().and_then(|facts| facts.key_problem).map(InvalidFile::KeyRefused);
-        let key = any_supported_type(&key).map_err(|error| of_key(refused_key().unwrap_or(InvalidFile::TlsKey(error))))?;
+        let key =
+            any_supported_type(&key).map_err(|error| of_key(refused_key().unwrap_or(InvalidFile::TlsKey(error))))?;
         let ordered = chain::order(&chain, key.public_key().as_ref().map(AsRef::as_ref)).map_err(of_chain)?;
         let ordered = ordered.ok_or_else(|| of_key(InvalidFile::NotKeyOf(chain_file.clone())))?;
         Ok((ordered, key))

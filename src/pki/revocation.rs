@@ -47,7 +47,8 @@ pub(super) fn read(dir: &StateDir) -> Result<Revoked, Error> {
     let text = std::str::from_utf8(&content).map_err(|_| unusable(1))?;
     let lines = text.trim_start_matches('\u{feff}').lines().enumerate();
     let given = lines.map(|(number, line)| (number + 1, line.split('#').next().unwrap_or_default().trim()));
-    let serials = given.filter(|(_, line)| !line.is_empty()).map(|(number, line)| serial(line).map_err(|_| unusable(number)));
+    let serials =
+        given.filter(|(_, line)| !line.is_empty()).map(|(number, line)| serial(line).map_err(|_| unusable(number)));
     Ok(Revoked(serials.collect::<Result<_, _>>()?))
 }
 
@@ -94,7 +95,9 @@ mod tests {
         assert!(add(&dir, &[0x0c, 3], "other").unwrap());
         assert!(!add(&dir, &[0, 0x0a, 1], "again").unwrap());
         let revoked = read(&dir).unwrap();
-        assert!([[0x0a, 1], [0x0b, 2], [0x0c, 3]].iter().all(|serial| revoked.contains(serial)) && !revoked.contains(&[1]));
+        assert!(
+            [[0x0a, 1], [0x0b, 2], [0x0c, 3]].iter().all(|serial| revoked.contains(serial)) && !revoked.contains(&[1])
+        );
         std::fs::write(home.path().join(REVOKED), "0a01\nrobot\n").unwrap();
         let error = crate::error_chain::error_chain(&read(&dir).unwrap_err());
         assert!(error.contains("revoked") && error.contains("line 2"), "{error}");

@@ -92,7 +92,8 @@ impl Rotation {
     }
 
     fn apply(&mut self, requested: bool, digest: FilesDigest, result: Result<LoadedIdentity, Error>) {
-        let half_written = result.is_err() && !requested && digest != self.state.digest && self.state.suspect != Some(digest);
+        let half_written =
+            result.is_err() && !requested && digest != self.state.digest && self.state.suspect != Some(digest);
         self.state.suspect = half_written.then_some(digest);
         if half_written {
             return;

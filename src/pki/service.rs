@@ -55,7 +55,12 @@ impl Pki {
 ///
 /// # Errors
 /// There is no certificate that can be served.
-pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<SubjectName>>, shutdown: &Shutdown) -> Result<Pki, Error> {
+pub fn open(
+    tls: &Tls,
+    state_dir: &Path,
+    names: watch::Receiver<BTreeSet<SubjectName>>,
+    shutdown: &Shutdown,
+) -> Result<Pki, Error> {
     let now = OffsetDateTime::now_utc();
     let fixed_names = fixed_names(&tls.names)?;
     let wanted = rotation::wanted(&fixed_names, &names.borrow());
@@ -72,7 +77,8 @@ pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<Subject
             pair.check()?;
             let authority = authority_beside_provided_pair(state_dir, constrain);
             // Without its key it signs nothing, but what it signed before stays its own.
-            let certificate = || authority::load_certificate(&StateDir::at(state_dir)).ok().map(|(certificate, _)| certificate);
+            let certificate =
+                || authority::load_certificate(&StateDir::at(state_dir)).ok().map(|(certificate, _)| certificate);
             pair.ca = authority.as_ref().map(|authority| authority.certificate().clone()).or_else(certificate);
             (Source::Provided(pair), authority)
         }
@@ -93,15 +99,28 @@ pub fn open(tls: &Tls, state_dir: &Path, names: watch::Receiver<BTreeSet<Subject
     let (problem, observed) = watch::channel(loaded.problem.map(Arc::new));
     let reload = Arc::new(Notify::new());
     let state = RotationState { digest, suspect: None, retry_at };
-    let rotation = Rotation { source: Arc::new(source), fixed_names, names, identity, problem, reload: Arc::clone(&reload), state };
+    let rotation = Rotation {
+        source: Arc::new(source),
+        fixed_names,
+        names,
+        identity,
+        problem,
+        reload: Arc::clone(&reload),
+        state,
+    };
     shutdown.spawn(rotation.run(shutdown.clone()));
     Ok(Pki { identity: served, problem: observed, authority, reload })
 }
 
 /// Returns loopgate's CA, if there can be one. Agents can't enrol without it, but the provided pair is served nevertheless.
-fn authority_beside_provided_pair(state_dir: &Path, constrain: Option<&BTreeSet<SubjectName>>) -> Option<Arc<CertificateAuthority>> {
+fn authority_beside_provided_pair(
+    state_dir: &Path,
+    constrain: Option<&BTreeSet<SubjectName>>,
+) -> Option<Arc<CertificateAuthority>> {
     CertificateAuthority::load_or_create_for(state_dir, constrain)
-        .inspect_err(|error| tracing::warn!(error = error as &dyn std::error::Error, "no certificate authority: agents can't enrol"))
+        .inspect_err(|error| {
+            tracing::warn!(error = error as &dyn std::error::Error, "no certificate authority: agents can't enrol")
+        })
         .ok()
         .map(Arc::new)
 }

@@ -82,7 +82,8 @@ impl StateDir {
     pub(super) fn lock(&self) -> Result<Lock, Error> {
         let path = self.file(LOCK_FILE);
         // flock(2) needs no write access, so that a read-only or full directory can still be used.
-        let opened = OpenOptions::new().write(true).create(true).truncate(false).open(&path).or_else(|_| File::open(&path));
+        let opened =
+            OpenOptions::new().write(true).create(true).truncate(false).open(&path).or_else(|_| File::open(&path));
         let Ok(file) = opened else { return Ok(Lock(None)) };
         let start = Instant::now();
         loop {
@@ -139,7 +140,9 @@ impl StateDir {
     /// Writes `name`, and replaces an existing file.
     pub(super) fn replace(&self, name: &str, content: &[u8], access: Access) -> Result<(), Error> {
         let path = self.file(name);
-        self.temporary(name, content, access)?.persist(&path).map_err(|error| Error::io("replace", path)(error.error))?;
+        self.temporary(name, content, access)?
+            .persist(&path)
+            .map_err(|error| Error::io("replace", path)(error.error))?;
         self.sync()
     }
 
@@ -283,7 +286,9 @@ mod tests {
 
     #[test]
     fn a_key_that_every_user_can_access_is_refused_but_group_access_is_not() {
-        for (mode, fine) in [(0o600, true), (0o400, true), (0o660, true), (0o640, true), (0o644, false), (0o604, false), (0o602, false)] {
+        for (mode, fine) in
+            [(0o600, true), (0o400, true), (0o660, true), (0o640, true), (0o644, false), (0o604, false), (0o602, false)]
+        {
             assert_eq!(check_mode(Path::new("ca.key"), mode).is_ok(), fine, "{mode:o}");
         }
     }

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 
 use aws_lc_rs::rand;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
-    SerialNumber,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    PublicKeyData, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -54,7 +54,11 @@ impl Validity {
 
 /// Returns a CA that signs leaves only. Its name contains a digest of the key, for clients that trust several CAs. It signs server certificates
 /// only for the names in `constrain`, if given.
-pub(super) fn ca(key: &KeyPair, constrain: Option<&BTreeSet<SubjectName>>, validity: Validity) -> Result<CertificateParams, Error> {
+pub(super) fn ca(
+    key: &KeyPair,
+    constrain: Option<&BTreeSet<SubjectName>>,
+    validity: Validity,
+) -> Result<CertificateParams, Error> {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &key.subject_public_key_info());
     let short = hex::encode(&digest.as_ref()[..4]);
     let mut params = base(&format!("loopgate CA {short}"), validity)?;

@@ -76,7 +76,12 @@ impl ChunkedEnd {
     }
 
     /// Replaces the end of a body that hyper offers, if trailers wait for it; `None` if none do. The result counts bytes of `offered`.
-    pub fn poll_replace<S>(&self, stream: &mut S, cx: &mut Context<'_>, offered: &[u8]) -> Option<Poll<io::Result<usize>>>
+    pub fn poll_replace<S>(
+        &self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+        offered: &[u8],
+    ) -> Option<Poll<io::Result<usize>>>
     where
         S: AsyncWrite + Unpin,
     {
@@ -86,7 +91,12 @@ impl ChunkedEnd {
         Some(self.poll_end(stream, cx, offered))
     }
 
-    fn poll_end<S: AsyncWrite + Unpin>(&self, stream: &mut S, cx: &mut Context<'_>, offered: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_end<S: AsyncWrite + Unpin>(
+        &self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+        offered: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if !offered.starts_with(LAST_CHUNK) {
             self.disarm();
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "trailers, but no end of a body")));
@@ -171,8 +181,15 @@ mod tests {
 
     #[test]
     fn what_is_not_the_end_of_a_body_breaks_the_connection() {
-        let others =
-            ["5\r\nhello\r\n0\r\n\r\n", "\r\n0\r\n\r\n", "0\r\n", "0\r\nx: y\r\n\r\n", "00\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n", ""];
+        let others = [
+            "5\r\nhello\r\n0\r\n\r\n",
+            "\r\n0\r\n\r\n",
+            "0\r\n",
+            "0\r\nx: y\r\n\r\n",
+            "00\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "",
+        ];
         for offered in others {
             let (end, mut stream) = (ChunkedEnd::default(), Slow::default());
             end.arm(&trailers());

@@ -61,6 +61,8 @@ impl CloseSignal {
         if draining {
             return revoked.poll(cx).map(|()| CloseReason::Unauthorized);
         }
-        closing.poll(cx).map(|()| if self.revoked.is_cancelled() { CloseReason::Unauthorized } else { CloseReason::Drain })
+        closing
+            .poll(cx)
+            .map(|()| if self.revoked.is_cancelled() { CloseReason::Unauthorized } else { CloseReason::Drain })
     }
 }

@@ -66,8 +66,12 @@ impl Error {
             Self::Refused(refusal) => refusal.status(),
             // The client may repeat the request on a new connection (RFC 9110 section 15.5.20).
             Self::CertificateExpired => StatusCode::MISDIRECTED_REQUEST,
-            Self::GatewayUnavailable(_) | Self::OutOfFiles(_) | Self::TooManyRequests(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::GatewayClosed(_) | Self::GatewayTls | Self::BadUpgradeResponse | Self::GatewayHeadTooLarge => StatusCode::BAD_GATEWAY,
+            Self::GatewayUnavailable(_) | Self::OutOfFiles(_) | Self::TooManyRequests(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::GatewayClosed(_) | Self::GatewayTls | Self::BadUpgradeResponse | Self::GatewayHeadTooLarge => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::GatewayTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::RequestBodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BadRequestBody(_) => StatusCode::BAD_REQUEST,
@@ -115,7 +119,11 @@ impl Error {
     pub fn is_gateways(&self) -> bool {
         !matches!(
             self,
-            Self::Refused(_) | Self::CertificateExpired | Self::TooManyRequests(_) | Self::RequestBodyTimeout(_) | Self::BadRequestBody(_)
+            Self::Refused(_)
+                | Self::CertificateExpired
+                | Self::TooManyRequests(_)
+                | Self::RequestBodyTimeout(_)
+                | Self::BadRequestBody(_)
         )
     }
 }
@@ -126,9 +134,11 @@ mod tests {
 
     #[test]
     fn a_limit_of_this_process_is_not_blamed_on_the_gateway() {
-        for (errno, label) in
-            [(Errno::EMFILE, "out_of_files"), (Errno::ENFILE, "out_of_files"), (Errno::ECONNREFUSED, "gateway_unavailable")]
-        {
+        for (errno, label) in [
+            (Errno::EMFILE, "out_of_files"),
+            (Errno::ENFILE, "out_of_files"),
+            (Errno::ECONNREFUSED, "gateway_unavailable"),
+        ] {
             let error = Error::not_connected(errno.into());
             assert_eq!((error.label(), error.status().as_u16()), (label, 503));
         }

@@ -52,7 +52,8 @@ impl ConnectionInfo {
     /// The certificate's expiry is not judged here: `connection/deadlines.rs` ends the requests of a connection whose certificate expired.
     pub(super) fn lost_agent_lane(&self, view: &View, policy: &Policy) -> Option<String> {
         let Lane::Agent(before) = &*self.lane else { return None };
-        if matches!(decide(&self.evidence, view, policy, unix(self.since)), Ok(Lane::Agent(now)) if now.is_same(before)) {
+        if matches!(decide(&self.evidence, view, policy, unix(self.since)), Ok(Lane::Agent(now)) if now.is_same(before))
+        {
             return None;
         }
         let why = why_external(&self.evidence, view, policy, unix(self.since)).map(|why| why.to_string());

@@ -90,7 +90,8 @@ impl Proxy {
                 let slot = self.workers.assign();
                 let worker = slot.worker();
                 let accepted = AcceptedConnection::new(stream, (peer, local), permit, slot);
-                self.workers.run(worker, self.shared.shutdown.track(connection::serve(Arc::clone(&self.shared), accepted)));
+                self.workers
+                    .run(worker, self.shared.shutdown.track(connection::serve(Arc::clone(&self.shared), accepted)));
             }
             Err(error) => debug!(%peer, %error, "connection lost before it reached its worker"),
         }
@@ -103,12 +104,15 @@ impl Proxy {
         let before = self.shared.tls.swap(Arc::clone(&tls));
         if !before.trusts_same_client_cas(&tls) {
             let reason = "tls.client_ca changed";
-            let revoked = self.shared.registry.revoke(|connection| connection.has_operator_certificate().then_some(reason));
+            let revoked =
+                self.shared.registry.revoke(|connection| connection.has_operator_certificate().then_some(reason));
             self.shared.count_revoked(revoked);
         }
         let reason = "its certificate is revoked (loopgate cert revoke)";
-        let revoked =
-            self.shared.registry.revoke(|connection| connection.has_certificate(|certificate| tls.revokes(certificate)).then_some(reason));
+        let revoked = self
+            .shared
+            .registry
+            .revoke(|connection| connection.has_certificate(|certificate| tls.revokes(certificate)).then_some(reason));
         self.shared.count_revoked(revoked);
     }
 

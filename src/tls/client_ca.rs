@@ -44,7 +44,11 @@ impl ClientAuthorities {
     ///
     /// # Errors
     /// The bundle can't be read or used; the error names the file.
-    pub fn new(own: Option<CertificateDer<'static>>, operator: Option<&Path>, revoked: Arc<Revoked>) -> Result<Self, Error> {
+    pub fn new(
+        own: Option<CertificateDer<'static>>,
+        operator: Option<&Path>,
+        revoked: Arc<Revoked>,
+    ) -> Result<Self, Error> {
         let operator = operator.map(read).transpose()?.unwrap_or_default();
         let verifier = ClientVerifier::new(own.as_ref(), &operator, Arc::clone(&revoked))?.map(Arc::new);
         Ok(Self { operator, verifier, revoked })

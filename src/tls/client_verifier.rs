@@ -16,7 +16,9 @@ use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
-use rustls_pki_types::{AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime};
+use rustls_pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime,
+};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::provider::provider;
@@ -94,7 +96,10 @@ impl Verifier {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(anchors.iter().cloned());
         let subjects = store.subjects();
-        Ok(Some(Self { subjects, webpki: WebPkiClientVerifier::builder_with_provider(Arc::new(store), counting_provider()).build()? }))
+        Ok(Some(Self {
+            subjects,
+            webpki: WebPkiClientVerifier::builder_with_provider(Arc::new(store), counting_provider()).build()?,
+        }))
     }
 
     fn has_subject(&self, name: &[u8]) -> bool {
@@ -111,7 +116,8 @@ impl ClientVerifier {
     ) -> Result<Option<Self>, VerifierBuilderError> {
         let own = own.map(|own| Verifier::new(std::slice::from_ref(own))).transpose()?.flatten();
         let operator = Verifier::new(operator)?;
-        let mut hints: Vec<_> = own.iter().chain(&operator).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
+        let mut hints: Vec<_> =
+            own.iter().chain(&operator).flat_map(|verifier| verifier.subjects.iter().cloned()).collect();
         // `tls.client_ca` may name loopgate's own CA.
         hints.dedup_by(|a, b| a.as_ref() == b.as_ref());
         Ok((!hints.is_empty()).then_some(Self { own, operator, hints, revoked }))
@@ -162,7 +168,12 @@ impl ClientCertVerifier for ClientVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &provider().signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -171,7 +182,12 @@ impl ClientCertVerifier for ClientVerifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &provider().signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &provider().signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -201,8 +217,10 @@ fn path<'a>(
     intermediates: &[CertificateDer<'a>],
     anchors: &Verifier,
 ) -> Result<Vec<CertificateDer<'a>>, rustls::Error> {
-    let mut left =
-        intermediates.iter().map(|certificate| Ok((parse(certificate)?, certificate))).collect::<Result<Vec<_>, rustls::Error>>()?;
+    let mut left = intermediates
+        .iter()
+        .map(|certificate| Ok((parse(certificate)?, certificate)))
+        .collect::<Result<Vec<_>, rustls::Error>>()?;
     left.retain(|(names, _)| names.subject != names.issuer);
     let mut path = Vec::new();
     loop {
@@ -223,7 +241,12 @@ fn counting_provider() -> Arc<CryptoProvider> {
         let counted = |algorithm| Box::leak(Box::new(Counted(algorithm))) as &dyn SignatureVerificationAlgorithm;
         let provider = provider();
         // Leaked once in the life of the process, since rustls wants static references.
-        let all = provider.signature_verification_algorithms.all.iter().map(|algorithm| counted(*algorithm)).collect::<Vec<_>>();
+        let all = provider
+            .signature_verification_algorithms
+            .all
+            .iter()
+            .map(|algorithm| counted(*algorithm))
+            .collect::<Vec<_>>();
         let mapping = provider.signature_verification_algorithms.mapping;
         let algorithms = WebPkiSupportedAlgorithms { all: Vec::leak(all), mapping };
         Arc::new(CryptoProvider { signature_verification_algorithms: algorithms, ..(*provider).clone() })

@@ -53,7 +53,9 @@ impl Error {
             Self::Slow(_) => "timeout",
             Self::PlainHttp => "plain_http",
             Self::Handshake(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => "client_certificate",
+                Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+                    "client_certificate"
+                }
                 Some(rustls::Error::AlertReceived(_)) => "client_alert",
                 Some(rustls::Error::PeerIncompatible(_)) => "incompatible",
                 Some(_) => "protocol",
@@ -121,9 +123,12 @@ impl TlsServerConfig {
     }
 }
 
-fn server_config(identity: &ServerIdentity, verifier: Option<Arc<ClientVerifier>>) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let builder =
-        ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+fn server_config(
+    identity: &ServerIdentity,
+    verifier: Option<Arc<ClientVerifier>>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
     let builder = match verifier {
         Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),
@@ -165,7 +170,10 @@ pub async fn accept(
             plain::refuse(io).await;
             return Err(Error::PlainHttp);
         }
-        TlsAcceptor::from(Arc::clone(config.for_client(may_have_certificate))).accept(ReadAhead::new(io)).await.map_err(Error::Handshake)
+        TlsAcceptor::from(Arc::clone(config.for_client(may_have_certificate)))
+            .accept(ReadAhead::new(io))
+            .await
+            .map_err(Error::Handshake)
     });
     let stream = Box::new(tokio::time::timeout(deadline, handshake).await.map_err(|_| Error::Slow(deadline))??);
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();

@@ -77,7 +77,8 @@ async fn only_a_pinned_sidecar_is_trusted() {
     let (authority, shutdown) = (Authority::new(), Shutdown::new());
     let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
     let other = Authority::new();
-    let wrong_name = Settings { server_name: None, ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca())) };
+    let wrong_name =
+        Settings { server_name: None, ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca())) };
     let another: Fingerprint = "00".repeat(32).parse().unwrap();
     let table = [
         (settings(&authority, sidecar.address, ServerTrust::Fingerprint(sidecar.fingerprint)), true),
@@ -111,7 +112,10 @@ async fn a_replaced_certificate_is_used_for_new_connections_only() {
     state.mark_unchanged();
     let (chain, _) = authority.client("agent");
     // The chain and the key are two files, so that for a moment they may not belong together.
-    state.wait_for(|state| state.credentials.as_ref().is_some_and(|c| c.certified_key.cert[0] == der(&chain))).await.unwrap();
+    state
+        .wait_for(|state| state.credentials.as_ref().is_some_and(|c| c.certified_key.cert[0] == der(&chain)))
+        .await
+        .unwrap();
     assert_eq!(exchange(&agent, b"after").await.unwrap(), b"after");
     assert_eq!(sidecar.seen.lock().unwrap().last().unwrap().client, Some(fingerprint_of(&chain)));
     old.write_all(b"beyond").await.unwrap();
@@ -123,7 +127,10 @@ async fn a_replaced_certificate_is_used_for_new_connections_only() {
 async fn an_expired_certificate_is_not_used_and_its_successor_is_awaited() {
     let (authority, shutdown) = (Authority::new(), Shutdown::new());
     let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
-    let settings = Settings { hold: Duration::from_secs(30), ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca())) };
+    let settings = Settings {
+        hold: Duration::from_secs(30),
+        ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()))
+    };
     authority.client_until("agent", Some(OffsetDateTime::now_utc() - Duration::from_secs(60)));
     let agent = agent::start(settings, &shutdown).await.unwrap();
     agent.state.clone().wait_for(|state| state.credentials.is_some()).await.unwrap();

@@ -60,7 +60,10 @@ fn agents_are_served_while_hostile_chains_come_from_a_hundred_addresses() {
         let bystanders = Bystanders::watch(&sidecar, Duration::from_secs(6)).await;
         report(format_args!("  {} hostile handshakes", one.count() + many.count()));
         assert!(one.count() + many.count() > 200, "that was no attack");
-        assert!(sidecar.gateway.requests().iter().all(|request| request.start().contains(" / ")), "a hostile client reached the gateway");
+        assert!(
+            sidecar.gateway.requests().iter().all(|request| request.start().contains(" / ")),
+            "a hostile client reached the gateway"
+        );
         bystanders.assert_served();
     });
 }

@@ -76,10 +76,13 @@ fn unread(connections: usize, streams: usize, addresses: usize) -> Flood {
 /// Fails unless all of the requests were sent; prints how many the gateway got.
 fn assert_flooded(sidecar: &SidecarWithGateway, floods: &[&RunningFlood], requests: usize) {
     let sum = |of: fn(&RunningFlood) -> usize| floods.iter().map(|flood| of(flood)).sum::<usize>();
-    let (sent, ended, closed) = (sum(|flood| flood.count.requests()), sum(|flood| flood.count.ended()), sum(|flood| flood.count.closed()));
+    let (sent, ended, closed) =
+        (sum(|flood| flood.count.requests()), sum(|flood| flood.count.ended()), sum(|flood| flood.count.closed()));
     let (arrived, connections) = (sidecar.gateway.requests().len(), sidecar.gateway.connections());
     report(format_args!("  {sent} hostile requests; {ended} of them ended, {closed} connections closed"));
-    report(format_args!("  the gateway: {connections} connections, {arrived} requests that were read, with those of the others"));
+    report(format_args!(
+        "  the gateway: {connections} connections, {arrived} requests that were read, with those of the others"
+    ));
     assert!(sent >= requests, "{sent} of {requests} requests were sent");
     assert!(connections >= GATEWAY_REQUESTS / 4, "that was no flood");
 }

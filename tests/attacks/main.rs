@@ -55,7 +55,9 @@ impl Bystanders {
 
     /// Fails if the attack kept the agent or the outsider from their responses.
     fn assert_served(&self) {
-        for (who, latencies, limit) in [("an agent", &self.agent, AGENT_P99), ("an outsider", &self.outsider, OUTSIDER_P99)] {
+        for (who, latencies, limit) in
+            [("an agent", &self.agent, AGENT_P99), ("an outsider", &self.outsider, OUTSIDER_P99)]
+        {
             assert!(latencies.count() > 10 && latencies.failed == 0, "{who}: {latencies}");
             assert!(latencies.p99() < limit, "{who}: {latencies}");
         }

@@ -57,7 +57,12 @@ fn text(bytes: &[u8]) -> String {
 
 fn loopgate(kind: &str, arguments: &[&str]) -> Output {
     let config = fs::File::open(data().join(kind).join("config.json")).expect("config.json");
-    Command::new(env!("CARGO_BIN_EXE_loopgate")).arg("compose").args(arguments).stdin(config).output().expect("loopgate can be run")
+    Command::new(env!("CARGO_BIN_EXE_loopgate"))
+        .arg("compose")
+        .args(arguments)
+        .stdin(config)
+        .output()
+        .expect("loopgate can be run")
 }
 
 /// What loopgate answers, as it stands in the data: standard error and the exit status below standard output.
@@ -66,7 +71,11 @@ fn answer(output: &Output) -> String {
     let said: String = text(&output.stderr).lines().map(|line| format!("# {line}\n")).collect();
     // The filter's configuration is a file of its own, which may change by itself.
     let filter = |line: &str| {
-        if line.starts_with("      FILTER: ") { "      FILTER: docker/socket-filter/haproxy-unix.cfg".into() } else { line.to_owned() }
+        if line.starts_with("      FILTER: ") {
+            "      FILTER: docker/socket-filter/haproxy-unix.cfg".into()
+        } else {
+            line.to_owned()
+        }
     };
     let written: String = text(&output.stdout).lines().map(|line| filter(line) + "\n").collect();
     format!("{written}# --- standard error, and exit status {status}\n{said}")
@@ -108,7 +117,11 @@ fn no_secret_is_ever_written() {
                 .unwrap();
             child.stdin.take().unwrap().write_all(&config.as_bytes()[..end]).unwrap();
             let output = child.wait_with_output().unwrap();
-            assert!(output.status.code() == Some(2) && !answer(&output).contains(SECRET), "{kind} cut at {end}: {}", answer(&output));
+            assert!(
+                output.status.code() == Some(2) && !answer(&output).contains(SECRET),
+                "{kind} cut at {end}: {}",
+                answer(&output)
+            );
         }
     }
 }
@@ -125,14 +138,19 @@ fn compose_itself_reads_every_override_as_it_is_meant() {
             fs::write(&config, &now).unwrap();
         }
         let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
-        assert_eq!(parsed(&now), parsed(&fs::read_to_string(&config).unwrap()), "{kind}/config.json is not what compose makes of it");
+        assert_eq!(
+            parsed(&now),
+            parsed(&fs::read_to_string(&config).unwrap()),
+            "{kind}/config.json is not what compose makes of it"
+        );
     }
     let mut merged = 0;
     for (kind, arguments, file) in TABLE.iter().filter(|(.., file)| file.ends_with(".yaml")) {
         if fs::read_to_string(data().join(kind).join(file)).unwrap().starts_with("# ---") {
             continue;
         }
-        let before: Value = serde_json::from_str(&fs::read_to_string(data().join(kind).join("config.json")).unwrap()).unwrap();
+        let before: Value =
+            serde_json::from_str(&fs::read_to_string(data().join(kind).join("config.json")).unwrap()).unwrap();
         let after = compose(kind, &["compose.yaml", file]).unwrap_or_else(|why| panic!("{kind} {arguments:?}: {why}"));
         keeps_the_gateway_behind_loopgate(&format!("{kind} {file}"), &before, &serde_json::from_str(&after).unwrap());
         merged += 1;
@@ -147,12 +165,14 @@ fn keeps_the_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) 
     let inside = loopgate["network_mode"].as_str().unwrap();
     assert_eq!((&loopgate["read_only"], &loopgate["cap_drop"]), (&true.into(), &serde_json::json!(["ALL"])), "{kind}");
     let old = before["services"].as_object().unwrap();
-    let starts = |service: &Value| service.to_string().contains("\"gateway\"") || service.to_string().contains("gateway --bind");
+    let starts =
+        |service: &Value| service.to_string().contains("\"gateway\"") || service.to_string().contains("gateway --bind");
     let (name, gateway) = services
         .iter()
         .filter(|(name, _)| old.contains_key(*name))
         .find(|(name, service)| {
-            service["network_mode"] == inside && (starts(service) || *name == "openclaw") || inside == format!("service:{name}")
+            service["network_mode"] == inside && (starts(service) || *name == "openclaw")
+                || inside == format!("service:{name}")
         })
         .unwrap_or_else(|| panic!("{kind}: the gateway is in {inside}"));
     let line = gateway["command"].to_string();
@@ -196,7 +216,10 @@ fn the_shipped_override_is_what_loopgate_writes_for_openclaws_own_file() {
         for file in files {
             command.arg("--file").arg(file);
         }
-        command.env("OPENCLAW_CONFIG_DIR", "/srv/state").env("OPENCLAW_WORKSPACE_DIR", "/srv/work").env("OPENCLAW_GATEWAY_TOKEN", "x");
+        command
+            .env("OPENCLAW_CONFIG_DIR", "/srv/state")
+            .env("OPENCLAW_WORKSPACE_DIR", "/srv/work")
+            .env("OPENCLAW_GATEWAY_TOKEN", "x");
         let output = command.args(["config", "--format", "json"]).output().expect("docker can be run");
         assert!(output.status.success(), "{}", text(&output.stderr));
         text(&output.stdout)
@@ -239,11 +262,15 @@ fn compose_1_reads_what_joins_the_gateways_own_namespace() {
         .expect("docker-compose can be run");
     let merged = text(&output.stdout);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(merged.contains("service:openclaw-gateway") && merged.contains("loopback") && !merged.contains("- lan"), "{merged}");
+    assert!(
+        merged.contains("service:openclaw-gateway") && merged.contains("loopback") && !merged.contains("- lan"),
+        "{merged}"
+    );
 }
 
 fn have_compose() -> bool {
-    let installed = Command::new("docker").args(["compose", "version"]).output().is_ok_and(|output| output.status.success());
+    let installed =
+        Command::new("docker").args(["compose", "version"]).output().is_ok_and(|output| output.status.success());
     if !installed {
         skip("`docker compose` is not installed");
     }
@@ -252,7 +279,10 @@ fn have_compose() -> bool {
 
 /// Says that a test is not run, on the real standard error, which libtest does not capture; where `CI` is `true` everything has to be.
 fn skip(why: &str) {
-    let line = format!("NOT RUN: {}: {why}; tests/setup/compose.sh brings it", std::thread::current().name().unwrap_or("a test"));
+    let line = format!(
+        "NOT RUN: {}: {why}; tests/setup/compose.sh brings it",
+        std::thread::current().name().unwrap_or("a test")
+    );
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{line}");
     writeln!(std::io::stderr().lock(), "{line}").expect("standard error");
 }

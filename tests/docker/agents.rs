@@ -73,8 +73,13 @@ fn sidecar(gateway: &Running, shared: &Shared) -> Container {
 /// OpenClaw's image with loopgate as its entrypoint, as docker/agent.Dockerfile makes it: no URL, no token, and the CA where it belongs.
 fn agent(version: &str, network: &Network, shared: &Shared, script: &str) -> Option<Container> {
     // loopgate, and not an init of the engine's, is its first process.
-    let container = openclaw("agent", version)?.option("--init=false").with_loopgate().option("--entrypoint=/loopgate").network(network);
-    let container = container.label("loopgate.agent", "true").of_project(PROJECT, "agent").mount(shared.path("ca"), "/ca");
+    let container = openclaw("agent", version)?
+        .option("--init=false")
+        .with_loopgate()
+        .option("--entrypoint=/loopgate")
+        .network(network);
+    let container =
+        container.label("loopgate.agent", "true").of_project(PROJECT, "agent").mount(shared.path("ca"), "/ca");
     Some(container.command(["exec", "--", "sh", "-ec", script]))
 }
 
@@ -89,14 +94,17 @@ fn a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_
     let gateway = gateway.mount_writable(shared.path("openclaw"), "/state").env("OPENCLAW_STATE_DIR", "/state");
     let gateway = engine.run(gateway);
     let sidecar = engine.run(sidecar(&gateway, &shared));
-    eventually("the sidecar is ready", || sidecar.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(()));
+    eventually("the sidecar is ready", || {
+        sidecar.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(())
+    });
     let ca = shared.path("ca").join("ca.pem");
     std::fs::write(&ca, sidecar.exec(["/loopgate", "cert", "export"])).unwrap();
 
     // The user interface, from outside.
     let url = format!("https://localhost:{}/", gateway.published(18443));
     let page = eventually("the Control UI answers", || {
-        let curl = output(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(&ca).arg(&url)).expect("curl can be run");
+        let curl = output(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(&ca).arg(&url))
+            .expect("curl can be run");
         curl.status.success().then(|| String::from_utf8_lossy(&curl.stdout).into_owned())
     });
     assert!(page.contains("<html") && page.contains("OpenClaw"), "{page}");

@@ -28,7 +28,8 @@ fn stolen_from(container: &Running) -> TempDir {
 
 /// What the gateway sees of `client` when it shows the certificate in `/loot`.
 fn seen_with_loot(client: &Running) -> String {
-    let show = ["--cert", "/loot/cert.pem", "--key", "/loot/key.pem", "--cacert", "/state/ca.pem", "https://gateway:18443/"];
+    let show =
+        ["--cert", "/loot/cert.pem", "--key", "/loot/key.pem", "--cacert", "/state/ca.pem", "https://gateway:18443/"];
     client.exec(["curl", "--silent", "--show-error"].iter().chain(&show))
 }
 
@@ -44,7 +45,8 @@ fn tries(client: &Running) -> Output {
 #[test]
 fn a_container_that_may_do_nothing_enrols_and_is_an_agent() {
     let Some(engine) = Engine::start() else { return };
-    let deployment = Deployment::with(&engine, &["--agent-proof", "process", "--agent-proof", "file"], |gateway| gateway);
+    let deployment =
+        Deployment::with(&engine, &["--agent-proof", "process", "--agent-proof", "file"], |gateway| gateway);
     let ask = "curl --silent --show-error http://127.0.0.1:18789/";
     let agent = engine.run(deployment.attested_loopgate("agent", ["exec", "--", "sh", "-c", ask]));
     assert_eq!(agent.ends(), 0, "{}", agent.logs());
@@ -56,7 +58,10 @@ fn a_container_that_may_do_nothing_enrols_and_is_an_agent() {
     assert!(is_agent(&String::from_utf8_lossy(&asked.stdout)), "{asked:?}");
     let shared = tempfile::tempdir().unwrap();
     std::fs::set_permissions(shared.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    let on_mount = deployment.attested("on-mount").env("LOOPGATE_PROOF", "file").mount_writable(shared.path(), "/var/lib/loopgate-proof");
+    let on_mount = deployment
+        .attested("on-mount")
+        .env("LOOPGATE_PROOF", "file")
+        .mount_writable(shared.path(), "/var/lib/loopgate-proof");
     let misplaced = engine.run(on_mount).try_exec(["/loopgate", "exec", "--wait", "3s", "--", "true"]);
     assert!(String::from_utf8_lossy(&misplaced.stderr).contains("the proof lies on a mount"), "{misplaced:?}");
     deployment.counts("loopgate_enrolments_total 2");
@@ -97,7 +102,10 @@ fn a_copy_of_an_agents_certificate_is_of_no_use_elsewhere_or_later() {
     let loot = stolen_from(&agent);
     copy_into(&agent, loot.path());
     assert!(is_agent(&seen_with_loot(&agent)));
-    assert!(is_external(&seen_by(&agent, "gateway"), agent.ip(&deployment.network)), "without it the label is not enough");
+    assert!(
+        is_external(&seen_by(&agent, "gateway"), agent.ip(&deployment.network)),
+        "without it the label is not enough"
+    );
 
     let other = engine.run(deployment.attested("other"));
     let thief = engine.run(deployment.client("thief"));

@@ -15,7 +15,8 @@ const FILTERED: &str = "unix:///run/docker-filter/docker.sock";
 /// What a check comes to, in `container`, with these flags.
 fn check(container: &Running, flags: &[&str]) -> Value {
     let output = container.try_exec(["/loopgate", "check", "--json"].iter().chain(flags));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)))
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
 /// The same where the sidecar is, which sees the engine through the filter.
@@ -62,7 +63,8 @@ fn a_socket_that_is_missing_too_wide_or_too_narrow_is_found_and_the_filter_mends
     says(&remedy, "group_add");
 
     // A filter that lets one request too few through: what is followed is not reached, what is only needed now and then is forbidden.
-    let shipped = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docker/socket-filter/haproxy-unix.cfg")).unwrap();
+    let shipped =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docker/socket-filter/haproxy-unix.cfg")).unwrap();
     for (line, id, path) in [
         ("    http-request allow if get listing\n", "docker-unreachable", "/events"),
         ("    http-request allow if get top !query\n", "docker-forbidden", "/containers/{id}/top"),
@@ -75,7 +77,10 @@ fn a_socket_that_is_missing_too_wide_or_too_narrow_is_found_and_the_filter_mends
         let asked = engine.run(beside("narrow").mount(socket.path(), "/run/docker-filter"));
         let (seen, remedy) = found(&check(&asked, &["--docker", FILTERED]), id);
         assert!(seen.contains(path) && seen.contains("403"), "{seen}");
-        says(&remedy, if id == "docker-forbidden" { "permit exactly that path" } else { "mount the directory of the socket" });
+        says(
+            &remedy,
+            if id == "docker-forbidden" { "permit exactly that path" } else { "mount the directory of the socket" },
+        );
     }
 
     let report = check_beside(&deployment, &[]);
@@ -89,7 +94,8 @@ fn containers_that_are_no_agents_or_might_be_forged_are_named_and_mended() {
     let deployment = Deployment::start(&engine);
     // In Docker's default set, but not in Podman's.
     let with_raw = |container: Container| if is_podman() { container.option("--cap-add=NET_RAW") } else { container };
-    let elsewhere = deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere");
+    let elsewhere =
+        deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere");
     let elsewhere = engine.run(with_raw(elsewhere));
     let odd = engine.run(deployment.client("odd").label("loopgate.agent", "yes please").of_project(PROJECT, "odd"));
     let raw = engine.run(with_raw(deployment.agent("raw")));
@@ -123,7 +129,10 @@ fn containers_that_are_no_agents_or_might_be_forged_are_named_and_mended() {
     let left = check_beside(&deployment, &["--any-project"]);
     // Whose label counts now has NET_RAW as well, and is told so.
     assert!(found(&left, "agent-net-raw").0.contains(elsewhere.name()), "{left:#}");
-    assert!(["agent-other-project", "agent-label", "bridge-gateway-trusted"].iter().all(|id| !ids(&left).contains(id)), "{left:#}");
+    assert!(
+        ["agent-other-project", "agent-label", "bridge-gateway-trusted"].iter().all(|id| !ids(&left).contains(id)),
+        "{left:#}"
+    );
 }
 
 #[test]
@@ -134,7 +143,12 @@ fn a_certificate_that_misses_an_address_is_found_and_the_one_that_loopgate_makes
     let own = engine.volume();
     let copy = "cp /state/server.pem /state/server.key /own/";
     engine
-        .run(Container::new("copy").mount(deployment.state.name(), "/state").mount_writable(own.name(), "/own").command(["sh", "-c", copy]))
+        .run(
+            Container::new("copy")
+                .mount(deployment.state.name(), "/state")
+                .mount_writable(own.name(), "/own")
+                .command(["sh", "-c", copy]),
+        )
         .ends();
     second.connect(&deployment.gateway, &["gateway"]);
     let address = deployment.gateway.ip(&second).to_string();

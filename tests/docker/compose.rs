@@ -7,7 +7,8 @@ use crate::engine::{eventually, is_podman, output};
 use crate::project::{Compose, Project};
 
 /// What a user may start: each a list of files.
-const WAYS: [&[&str]; 3] = [&["compose.yaml"], &["compose.yaml", "compose.caddy.yaml"], &["compose.yaml", "compose.traefik.yaml"]];
+const WAYS: [&[&str]; 3] =
+    [&["compose.yaml"], &["compose.yaml", "compose.caddy.yaml"], &["compose.yaml", "compose.traefik.yaml"]];
 
 /// What is asked of every container of ours, in the words of `docker inspect`.
 const HARDENED: &str = "{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.SecurityOpt}}";
@@ -41,7 +42,8 @@ fn compose_2_brings_the_gateway_up_behind_loopgate_and_it_survives_a_restart_of_
     for service in ["netns", "gateway", "loopgate", "socket-filter", "ca", "agent"] {
         let container = project.service(service);
         // Podman lists the capabilities of its own defaults that were dropped, and names an option without its value.
-        let expected = if is_podman() { ("true", "[no-new-privileges]") } else { ("true [ALL]", "[no-new-privileges:true]") };
+        let expected =
+            if is_podman() { ("true", "[no-new-privileges]") } else { ("true [ALL]", "[no-new-privileges:true]") };
         let hardening = container.inspect(HARDENED);
         assert!(hardening.starts_with(expected.0) && hardening.ends_with(expected.1), "{service}: {hardening}");
         if service != "ca" {
@@ -62,7 +64,8 @@ fn compose_2_brings_the_gateway_up_behind_loopgate_and_it_survives_a_restart_of_
 
 /// Checks by the kernel's word that no process of the container can get a capability.
 fn has_no_privileges(container: &Running) {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", container.inspect("{{.State.Pid}}"))).expect("it runs on this machine");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", container.inspect("{{.State.Pid}}")))
+        .expect("it runs on this machine");
     for line in ["CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
         assert!(status.lines().any(|other| other == line), "{}: not {line:?} in {status}", container.name());
     }

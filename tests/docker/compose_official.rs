@@ -99,8 +99,11 @@ impl Directory {
     /// The commands that the override begins with and that come before `up`, as one script, as the user pastes it.
     fn printed_commands(&self) -> String {
         let file = fs::read_to_string(self.path().join("compose.loopgate.yaml")).unwrap();
-        let lines: Vec<&str> =
-            file.lines().filter_map(|line| line.strip_prefix("#   ")).take_while(|line| !line.contains(" -f ")).collect();
+        let lines: Vec<&str> = file
+            .lines()
+            .filter_map(|line| line.strip_prefix("#   "))
+            .take_while(|line| !line.contains(" -f "))
+            .collect();
         assert!(lines[0].starts_with("docker compose stop") && lines[1].starts_with("docker compose run"), "{lines:?}");
         format!("set -e\nexec </dev/null\n{}\n", lines.join("\n"))
     }
@@ -112,7 +115,9 @@ impl Directory {
         let ca = self.path().join("ca.pem");
         fs::write(&ca, self.must("docker compose exec -T loopgate /loopgate cert export")).unwrap();
         let modules = self.tree.join("node_modules");
-        DeviceClient::new(Command::new(modules.join("node/bin/node")), &modules, &format!("wss://localhost:{port}")).token(TOKEN).ca(&ca)
+        DeviceClient::new(Command::new(modules.join("node/bin/node")), &modules, &format!("wss://localhost:{port}"))
+            .token(TOKEN)
+            .ca(&ca)
     }
 }
 
@@ -135,8 +140,15 @@ fn the_official_file_works_after_one_command(version: &str, cli: &str) {
     }
 
     // By the image, which needs nothing else on the user's machine.
-    let command = format!("docker compose config --format json | docker run --interactive --rm {LOOPGATE} compose >compose.loopgate.yaml");
-    let written = Command::new("sh").args(["-c", &command]).current_dir(directory.path()).stderr(Stdio::piped()).output().unwrap();
+    let command = format!(
+        "docker compose config --format json | docker run --interactive --rm {LOOPGATE} compose >compose.loopgate.yaml"
+    );
+    let written = Command::new("sh")
+        .args(["-c", &command])
+        .current_dir(directory.path())
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
     assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
     let file = fs::read_to_string(directory.path().join("compose.loopgate.yaml")).unwrap();
     assert!(!file.contains(TOKEN), "{file}");
@@ -149,7 +161,9 @@ fn the_official_file_works_after_one_command(version: &str, cli: &str) {
     });
     if version == OLD {
         let paired = "the gateway's own device is paired for every scope";
-        eventually("the device is paired", || directory.must("docker compose logs loopgate").contains(paired).then_some(()));
+        eventually("the device is paired", || {
+            directory.must("docker compose logs loopgate").contains(paired).then_some(())
+        });
     }
     let after = directory.spawn();
     assert_eq!(after["result"]["details"]["status"], "accepted", "{after}");

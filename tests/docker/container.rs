@@ -241,7 +241,9 @@ impl Running {
     /// Kills its first process behind the engine's back, which takes it for a crash. Needs root on an engine of this machine.
     pub fn crash(&self) {
         // Between two lives it is 0, and to kill 0 is to kill the tests themselves.
-        let pid = eventually(&format!("{} has a process", self.name), || Some(self.inspect("{{.State.Pid}}")).filter(|pid| pid != "0"));
+        let pid = eventually(&format!("{} has a process", self.name), || {
+            Some(self.inspect("{{.State.Pid}}")).filter(|pid| pid != "0")
+        });
         let output = output(Command::new("kill").args(["-KILL", &pid])).expect("kill can be run");
         assert!(output.status.success(), "kill {pid}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -16,8 +16,10 @@ fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.agent("agent"));
     let unlabelled = engine.run(deployment.client("unlabelled").of_project(PROJECT, "unlabelled"));
-    let foreign = engine.run(deployment.client("foreign").label("loopgate.agent", "address").of_project("other", "foreign"));
-    let unproven = engine.run(deployment.client("unproven").label("loopgate.agent", "true").of_project(PROJECT, "unproven"));
+    let foreign =
+        engine.run(deployment.client("foreign").label("loopgate.agent", "address").of_project("other", "foreign"));
+    let unproven =
+        engine.run(deployment.client("unproven").label("loopgate.agent", "true").of_project(PROJECT, "unproven"));
     let sharing = engine.run(Container::idle("sharing").inside(&agent).mount(deployment.state.name(), "/state"));
     deployment.knows(2);
     for agent in [&agent, &sharing] {
@@ -115,11 +117,27 @@ fn through_a_published_port_everybody_is_external() {
     let through = deployment.engine.run(deployment.agent("agent"));
     deployment.knows(1);
     let url = format!("https://gateway:{port}/");
-    let seen = through.exec(["curl", "--silent", "--cacert", "/state/ca.pem", "--connect-to", &format!("::{bridge}:{port}"), &url]);
+    let seen = through.exec([
+        "curl",
+        "--silent",
+        "--cacert",
+        "/state/ca.pem",
+        "--connect-to",
+        &format!("::{bridge}:{port}"),
+        &url,
+    ]);
     assert!(is_external(&seen, bridge), "even an agent: {seen}");
 
     let host = engine.run(Container::idle("host").option("--network=host").mount(deployment.state.name(), "/state"));
-    let seen = host.exec(["curl", "--silent", "--cacert", "/state/ca.pem", "--connect-to", &format!("::127.0.0.1:{port}"), &url]);
+    let seen = host.exec([
+        "curl",
+        "--silent",
+        "--cacert",
+        "/state/ca.pem",
+        "--connect-to",
+        &format!("::127.0.0.1:{port}"),
+        &url,
+    ]);
     assert!(is_external(&seen, bridge), "the host itself: {seen}");
     // From an address of the host's that is no bridge's, Docker shows that very address.
     let addresses = host.exec(["ip", "-4", "-oneline", "address", "show", "scope", "global"]);
@@ -131,7 +149,15 @@ fn through_a_published_port_everybody_is_external() {
     let Some(other) = other.as_deref().and_then(|net| net.split('/').next()) else {
         return skip("the host has no address but those of Docker's bridges");
     };
-    let seen = host.exec(["curl", "--silent", "--cacert", "/state/ca.pem", "--connect-to", &format!("::{other}:{port}"), &url]);
+    let seen = host.exec([
+        "curl",
+        "--silent",
+        "--cacert",
+        "/state/ca.pem",
+        "--connect-to",
+        &format!("::{other}:{port}"),
+        &url,
+    ]);
     assert!(is_external(&seen, other), "the host by another address: {seen}");
 }
 

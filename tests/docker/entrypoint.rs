@@ -20,7 +20,8 @@ fn as_the_first_process_it_hands_on_signals_and_statuses_and_leaves_no_zombies()
     let polite = deployment.runs(&format!("trap 'exit 42' TERM; {waits}"));
     let deaf = deployment.runs(&format!("trap '' TERM; {waits}"));
     // The shell between dies at once, and leaves its child to the first process.
-    let orphans = deployment.runs("for _ in 1 2 3; do sh -c 'sleep 0.2 & echo $!'; done; echo ready; exec sleep infinity");
+    let orphans =
+        deployment.runs("for _ in 1 2 3; do sh -c 'sleep 0.2 & echo $!'; done; echo ready; exec sleep infinity");
 
     assert_eq!(seven.ends(), 7, "{}", seven.logs());
     for (container, status) in [(polite, 42), (deaf, 137)] {

@@ -58,7 +58,9 @@ impl<'a> Deployment<'a> {
 
     /// Waits until the sidecar serves.
     pub fn is_ready(&self) {
-        eventually("the sidecar is ready", || self.sidecar.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(()));
+        eventually("the sidecar is ready", || {
+            self.sidecar.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(())
+        });
     }
 
     /// A container that can connect to the gateway.

@@ -28,8 +28,12 @@ fn the_image_holds_the_binary_and_next_to_nothing_else() {
     let listing = String::from_utf8(listing.expect("tar can be run").stdout).unwrap();
     // What the engine itself puts into every container.
     let engines = [".dockerenv", "dev/", "proc/", "sys/", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf"];
-    let ours: Vec<&str> = listing.lines().filter(|path| !engines.iter().any(|engines| path.starts_with(engines))).collect();
-    assert_eq!(ours, ["ca/", "etc/", "etc/group", "etc/passwd", "loopgate", "state/", "var/", "var/lib/", "var/lib/loopgate/"]);
+    let ours: Vec<&str> =
+        listing.lines().filter(|path| !engines.iter().any(|engines| path.starts_with(engines))).collect();
+    assert_eq!(
+        ours,
+        ["ca/", "etc/", "etc/group", "etc/passwd", "loopgate", "state/", "var/", "var/lib/", "var/lib/loopgate/"]
+    );
 
     let bytes: u64 = inspect("{{.Size}}").parse().unwrap();
     // The goal is 8 MiB. Of what is above it, aws-lc's code for one processor or another is the largest part.
@@ -54,7 +58,10 @@ fn new_volumes_are_loopgates_own_and_only_its_state_is_private() {
     let Some(engine) = engine() else { return };
     let (state, shared) = (engine.volume(), engine.volume());
     let loopgate = engine.run(
-        Container::new("loopgate").image(IMAGE).mount_writable(state.name(), "/var/lib/loopgate").mount_writable(shared.name(), "/ca"),
+        Container::new("loopgate")
+            .image(IMAGE)
+            .mount_writable(state.name(), "/var/lib/loopgate")
+            .mount_writable(shared.name(), "/ca"),
     );
     // As the service `ca` of compose.yaml does. Podman gives a volume that is still empty to whoever mounts it next.
     let export = ["/loopgate", "cert", "export", "--out", "/ca/ca.pem"];

@@ -21,7 +21,9 @@ fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(ve
     };
     let labelled = equipped(deployment.agent("labelled"));
     let unlabelled = equipped(deployment.client("unlabelled").of_project(PROJECT, "unlabelled"));
-    let elsewhere = equipped(deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere"));
+    let elsewhere = equipped(
+        deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere"),
+    );
     deployment.knows(1);
 
     // It listens long before it pairs.
@@ -29,7 +31,10 @@ fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(ve
     assert!(client(&labelled).connect().scopes().contains(&"operator.admin".to_owned()));
     for stranger in [&unlabelled, &elsewhere] {
         client(stranger).connect().pairing_request();
-        client(stranger).headers(&[("X-Forwarded-For", "127.0.0.1"), ("Host", "localhost")]).connect().pairing_request();
+        client(stranger)
+            .headers(&[("X-Forwarded-For", "127.0.0.1"), ("Host", "localhost")])
+            .connect()
+            .pairing_request();
     }
 }
 
@@ -37,7 +42,9 @@ fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(ve
 fn client(container: &Running) -> DeviceClient {
     let mut node = Command::new("docker");
     node.args(["exec", container.name(), "node"]);
-    DeviceClient::new(node, Path::new("/openclaw/node_modules"), "wss://gateway:18443").token(TOKEN).ca("/state/ca.pem".as_ref())
+    DeviceClient::new(node, Path::new("/openclaw/node_modules"), "wss://gateway:18443")
+        .token(TOKEN)
+        .ca("/state/ca.pem".as_ref())
 }
 
 #[test]

@@ -66,7 +66,9 @@ fn is_back(project: &Project, stranger: &Running, patience: Duration) -> bool {
     while Instant::now() < deadline {
         let agent = connects(&project.service("agent"), |container| project.client(container, "ws://127.0.0.1:18789"));
         if matches!(agent, Some(End::Hello { .. })) {
-            let outside = connects(stranger, |container| project.client(container, "wss://gateway:18443").ca("/ca/ca.pem".as_ref()));
+            let outside = connects(stranger, |container| {
+                project.client(container, "wss://gateway:18443").ca("/ca/ca.pem".as_ref())
+            });
             let asked = |reason: &str| reason.starts_with("pairing required");
             if matches!(&outside, Some(End::Closed { code: 1008, reason, .. }) if asked(reason)) {
                 return true;
@@ -90,7 +92,10 @@ fn connects(container: &Running, client: impl Fn(&Running) -> DeviceClient) -> O
 /// What state each container is in, and why.
 fn states(project: &Project) -> String {
     let state = |service: &str| {
-        format!("{service} {}", project.service(service).inspect("{{.State.Status}} ({{.State.ExitCode}}) {{.State.Error}}"))
+        format!(
+            "{service} {}",
+            project.service(service).inspect("{{.State.Status}} ({{.State.ExitCode}}) {{.State.Error}}")
+        )
     };
     SERVICES.map(state).join("; ")
 }

@@ -55,7 +55,9 @@ fn behind_caddy_strangers_need_approval_and_are_known_by_their_own_address() {
     let stranger = engine.run(project.stranger("public").mount(&file, "/front.crt"));
     let address = caddy.ip_on(&project.network("public")).to_string();
     // Its site is `localhost` where nobody says otherwise.
-    behind_a_front(&project, &stranger, &|| project.client(&stranger, "wss://localhost").at(&address).ca("/front.crt".as_ref()));
+    behind_a_front(&project, &stranger, &|| {
+        project.client(&stranger, "wss://localhost").at(&address).ca("/front.crt".as_ref())
+    });
 }
 
 #[test]
@@ -76,7 +78,9 @@ fn up(compose: Compose, files: &[&'static str]) -> Option<(Engine, Project)> {
 
 fn behind_a_front(project: &Project, stranger: &Running, way: &dyn Fn() -> DeviceClient) {
     let local = agents_are_silent(project);
-    eventually("the front leads to the gateway", || (!matches!(way().connect(), End::Failed { .. } | End::Refused { .. })).then_some(()));
+    eventually("the front leads to the gateway", || {
+        (!matches!(way().connect(), End::Failed { .. } | End::Refused { .. })).then_some(())
+    });
     strangers_need_approval(project, way, &stranger.ip_on(&project.network("public")).to_string(), &local);
     // A way past the front is none: its network is for the two of them.
     let past = project.client(stranger, LOOPGATE).ca(CA.as_ref()).connect();
@@ -93,7 +97,9 @@ fn agents_are_silent(project: &Project) -> Vec<String> {
     assert_eq!(project.client(&agent, LOOPBACK).headers(FORGERIES[0]).connect().scopes(), local);
     project.client(&agent, LOOPBACK).token("wrong").connect().token_refused();
     // The agent's own node host, to which nobody has said yes either.
-    eventually("the node host is paired", || project.openclaw("devices list --json").contains("node-host").then_some(()));
+    eventually("the node host is paired", || {
+        project.openclaw("devices list --json").contains("node-host").then_some(())
+    });
     local
 }
 
@@ -108,7 +114,13 @@ fn strangers_need_approval(project: &Project, way: &dyn Fn() -> DeviceClient, ad
             end => drop(end.pairing_request()),
         }
     }
-    way().headers(FORGERIES[0]).without_device().claiming_to_be_the_backend().call("sessions.list").connect().may_not_read();
+    way()
+        .headers(FORGERIES[0])
+        .without_device()
+        .claiming_to_be_the_backend()
+        .call("sessions.list")
+        .connect()
+        .may_not_read();
 
     project.openclaw(&format!("devices approve {request}"));
     let approved = way().identity(DEVICE.as_ref()).call("sessions.list").connect();

@@ -91,7 +91,10 @@ impl Project {
     pub fn stranger(&self, network: &str) -> Container {
         let container = Container::idle("stranger").image(openclaw::IMAGE).hardened().option("--tmpfs=/tmp");
         let container = container.option(format!("--network={}", self.network(network)));
-        container.mount(&self.tree, "/openclaw").mount(device_client::SCRIPT, device_client::SCRIPT).mount(self.network("ca"), "/ca")
+        container
+            .mount(&self.tree, "/openclaw")
+            .mount(device_client::SCRIPT, device_client::SCRIPT)
+            .mount(self.network("ca"), "/ca")
     }
 
     /// A client in one of these containers, with a fresh device identity and the right token.

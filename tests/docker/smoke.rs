@@ -32,7 +32,8 @@ fn an_address_is_given_to_the_next_container_and_an_alias_to_whoever_claims_it()
     assert!(watcher.exec(["getent", "hosts", "agent"]).contains(&address.to_string()));
 
     first.remove();
-    let second = engine.run(Container::idle("second").network(&network).option(format!("--ip={address}")).of_project("p", "agent"));
+    let second = engine
+        .run(Container::idle("second").network(&network).option(format!("--ip={address}")).of_project("p", "agent"));
     assert_eq!(second.ip(&network), address);
     assert_eq!(second.inspect("{{index .Config.Labels \"com.docker.compose.service\"}}"), "agent");
     assert!(!watcher.try_exec(["getent", "hosts", "agent"]).status.success());
@@ -75,7 +76,8 @@ fn a_published_port_hides_its_client_behind_the_bridges_own_address() {
     let network = engine.network();
     let echo = "printf 'defaults\\n mode http\\n timeout client 5s\\nfrontend echo\\n bind :8080\\n\
                 http-request return content-type text/plain lf-string %%[src]\\n' >/tmp/cfg; exec haproxy -db -f /tmp/cfg";
-    let server = engine.run(Container::new("server").network(&network).alias("server").publish(8080).command(["sh", "-c", echo]));
+    let server = engine
+        .run(Container::new("server").network(&network).alias("server").publish(8080).command(["sh", "-c", echo]));
     let neighbour = engine.run(Container::idle("neighbour").network(&network));
     let ask = "curl --silent --retry 50 --retry-delay 1 --retry-all-errors http://server:8080/";
     assert_eq!(neighbour.exec(["sh", "-c", ask]), neighbour.ip(&network).to_string());

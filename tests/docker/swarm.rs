@@ -98,11 +98,19 @@ fn is_let_in(container: &Running) -> bool {
 fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certificate() {
     let engine = crate::engine::Engine::start().expect("an engine with the images");
     let directory = tempfile::tempdir().unwrap();
-    let build = ["build", "--quiet", "--file", "docker/agent.Dockerfile", "--build-arg", "LOOPGATE_IMAGE=loopgate-test/loopgate"];
+    let build = [
+        "build",
+        "--quiet",
+        "--file",
+        "docker/agent.Dockerfile",
+        "--build-arg",
+        "LOOPGATE_IMAGE=loopgate-test/loopgate",
+    ];
     let base = format!("AGENT_BASE={}", openclaw::IMAGE);
     let mut command = Command::new("docker");
     command.current_dir(env!("CARGO_MANIFEST_DIR")).env("DOCKER_BUILDKIT", "0");
-    let built = output(command.args(build).args(["--build-arg", &base, "--tag", IMAGE, "docker"])).expect("docker can be run");
+    let built =
+        output(command.args(build).args(["--build-arg", &base, "--tag", IMAGE, "docker"])).expect("docker can be run");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 
     docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]);
@@ -114,8 +122,10 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     docker(&["secret", "create", "claw-token", token.to_str().unwrap()]);
     // Without the agent: its CA does not exist yet.
     let override_ = directory.path().join("gateway.yaml");
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/docker/stack.openclaw.yaml")).unwrap();
-    std::fs::write(&override_, text.lines().filter(|line| !line.contains("agent:")).collect::<Vec<_>>().join("\n")).unwrap();
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/docker/stack.openclaw.yaml")).unwrap();
+    std::fs::write(&override_, text.lines().filter(|line| !line.contains("agent:")).collect::<Vec<_>>().join("\n"))
+        .unwrap();
     Stack::deploy(&[FILES[0], override_.to_str().unwrap()]);
 
     let gateway = Stack::service("gateway");
@@ -135,8 +145,11 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     let network = format!("--network={STACK}_agents");
     let tree = openclaw::tree(openclaw::NEW).expect("OpenClaw");
     let stranger = Container::idle("stranger").image(openclaw::IMAGE).option("--tmpfs=/tmp").option(network);
-    let stranger =
-        stranger.mount(tree, "/openclaw").mount(device_client::SCRIPT, device_client::SCRIPT).mount(&ca, "/ca.pem").with_loopgate();
+    let stranger = stranger
+        .mount(tree, "/openclaw")
+        .mount(device_client::SCRIPT, device_client::SCRIPT)
+        .mount(&ca, "/ca.pem")
+        .with_loopgate();
     let stranger = engine.run(stranger.label("loopgate.agent", "address"));
     let address = stranger.ip_on(&format!("{STACK}_agents")).to_string();
     assert!(address.starts_with(SUBNET), "{address}");

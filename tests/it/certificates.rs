@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use loopgate::config::Config;
 use loopgate::pki::offline;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType, string::Ia5String};
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType, string::Ia5String,
+};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::harness::{EXTERNAL_SOURCE, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, TlsClient, UNKNOWN_CLIENT, request};
+use crate::harness::{
+    EXTERNAL_SOURCE, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, TlsClient, UNKNOWN_CLIENT, request,
+};
 use crate::lanes::{assert_agents, assert_external};
 use loopgate_test_support::raw_http::RawHttp;
 
@@ -111,7 +115,9 @@ async fn agents_inherit_a_changed_token_after_a_reload() {
     .await;
     let agent = issued(&harness);
     let reload = || harness.sidecar.reload(Ok((*harness.sidecar.config()).clone()), |_| {});
-    for (content, inherited) in [(Some("first"), "Bearer first"), (Some("second"), "Bearer second"), (None, "Bearer second")] {
+    for (content, inherited) in
+        [(Some("first"), "Bearer first"), (Some("second"), "Bearer second"), (None, "Bearer second")]
+    {
         match content {
             Some(content) => std::fs::write(&file, content).unwrap(),
             None => std::fs::remove_file(&file).unwrap(),
@@ -143,7 +149,10 @@ async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
             // The certificate of a proxy does not name the user of its clients.
             client.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
             let received = harness.gateway.requests().pop().unwrap();
-            assert_eq!((received.field("x-forwarded-for"), received.field("x-forwarded-user")), (Some("203.0.113.9"), None));
+            assert_eq!(
+                (received.field("x-forwarded-for"), received.field("x-forwarded-user")),
+                (Some("203.0.113.9"), None)
+            );
         }
     }
     // loopgate's own agents are believed beside those.
@@ -192,8 +201,9 @@ async fn replacing_the_client_ca_closes_connections_of_the_former_one() {
     })
     .await;
     let reload = |config: Config| harness.sidecar.reload(Ok(config), |_| {});
-    let user =
-        |authority: &Authority, name: &str| authority.client(&harness, vec![SanType::Rfc822Name(Ia5String::try_from(name).unwrap())]);
+    let user = |authority: &Authority, name: &str| {
+        authority.client(&harness, vec![SanType::Rfc822Name(Ia5String::try_from(name).unwrap())])
+    };
     let (ann, bob) = (user(&former, "ann@corp.example"), user(&latter, "bob@corp.example"));
     let (robot, mut other) = (former.client(&harness, vec![uri(ROBOT)]), harness.h1(OUTSIDER).await);
     assert_eq!(other.ask(request("GET /", "")).await.status(), 200);

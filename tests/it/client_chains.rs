@@ -52,7 +52,10 @@ async fn only_clients_whose_certificate_can_matter_are_asked_for_one() {
             Box::new(|config| config.agents.certificate_from = vec!["127.0.0.0/8".parse().unwrap()]),
             [(OUTSIDER, true), (TRUSTED_PROXY, false), (AGENT, true)],
         ),
-        (Box::new(|config| config.tls.client_ca = Some(ca.to_owned())), [(OUTSIDER, true), (TRUSTED_PROXY, true), (AGENT, true)]),
+        (
+            Box::new(|config| config.tls.client_ca = Some(ca.to_owned())),
+            [(OUTSIDER, true), (TRUSTED_PROXY, true), (AGENT, true)],
+        ),
     ];
     for (number, (change, expected)) in table.into_iter().enumerate() {
         let harness = Harness::with(change).await;
@@ -63,7 +66,10 @@ async fn only_clients_whose_certificate_can_matter_are_asked_for_one() {
 }
 
 /// A chain of a leaf and CA certificates that all have the subject `name` and claim to be issued by it.
-fn hostile(name: &rcgen::DistinguishedName, intermediates: usize) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+fn hostile(
+    name: &rcgen::DistinguishedName,
+    intermediates: usize,
+) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let mut params = CertificateParams::default();
     params.distinguished_name = name.clone();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -72,7 +78,9 @@ fn hostile(name: &rcgen::DistinguishedName, intermediates: usize) -> (Vec<Certif
     leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let key = KeyPair::generate().unwrap();
     let mut chain = vec![leaf.signed_by(&key, &forger).unwrap().der().clone()];
-    chain.extend((0..intermediates).map(|_| params.signed_by(&KeyPair::generate().unwrap(), &forger).unwrap().der().clone()));
+    chain.extend(
+        (0..intermediates).map(|_| params.signed_by(&KeyPair::generate().unwrap(), &forger).unwrap().der().clone()),
+    );
     (chain, PrivateKeyDer::Pkcs8(key.serialize_der().into()))
 }
 
@@ -107,6 +115,7 @@ async fn hostile_chains_are_refused_with_few_signature_checks_and_do_not_delay_a
     // Other tests of this process verify some certificates at the same time.
     let checks = signature_checks() - before;
     assert!(checks <= 2 * handshakes + 200, "{checks} signatures were checked in {handshakes} handshakes");
-    let answer = tokio::time::timeout(Duration::from_secs(5), harness.h1(AGENT).await.ask(request("GET /", ""))).await.unwrap();
+    let answer =
+        tokio::time::timeout(Duration::from_secs(5), harness.h1(AGENT).await.ask(request("GET /", ""))).await.unwrap();
     assert_eq!(answer.status(), 200);
 }

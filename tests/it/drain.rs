@@ -46,7 +46,10 @@ async fn a_drain_completes_hundreds_of_requests_and_websockets() {
     let begun = Instant::now();
     let h1 = join_all(h1.into_iter().map(|mut client| async move {
         let response = client.response().await.expect("a whole response");
-        assert_eq!((response.status(), response.text().as_str(), response.field("connection")), (200, "held", Some("close")));
+        assert_eq!(
+            (response.status(), response.text().as_str(), response.field("connection")),
+            (200, "held", Some("close"))
+        );
         assert!(client.rest().await.is_empty());
     }));
     let h2 = join_all(h2.into_iter().map(|response| async move {
@@ -81,7 +84,11 @@ async fn a_drain_does_not_wait_for_silent_connections() {
     .await;
     // Before its handshake, and before its PROXY header.
     let silent = [harness.tcp(OUTSIDER).await, harness.tcp(TRUSTED_PROXY).await];
-    assert_eq!(harness.h1(OUTSIDER).await.ask(request("GET /", "")).await.status(), 200, "those before were accepted as well");
+    assert_eq!(
+        harness.h1(OUTSIDER).await.ask(request("GET /", "")).await.status(),
+        200,
+        "those before were accepted as well"
+    );
     let begun = Instant::now();
     harness.sidecar.stop().await;
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());

@@ -33,7 +33,8 @@ async fn a_connection_whose_certificate_has_expired_carries_no_new_request_but_k
     let (harness, client) = short_lived().await;
     let mut h1 = client.h1(OUTSIDER).await;
     let mut h2 = client.h2(OUTSIDER).await;
-    let mut tunnels = [client.websocket(Protocol::H1, OUTSIDER, "/ws").await, client.websocket(Protocol::H2, OUTSIDER, "/ws").await];
+    let mut tunnels =
+        [client.websocket(Protocol::H1, OUTSIDER, "/ws").await, client.websocket(Protocol::H2, OUTSIDER, "/ws").await];
     let mut anonymous = harness.h1(OUTSIDER).await;
     assert_eq!(h1.ask(request("GET /", "")).await.status(), 200);
     let (response, _) = h2.send_request(h2_request("GET /", &[]), true).unwrap();
@@ -52,5 +53,9 @@ async fn a_connection_whose_certificate_has_expired_carries_no_new_request_but_k
     for tunnel in &mut tunnels {
         assert_echo(tunnel, "still open".into()).await;
     }
-    assert_eq!(anonymous.ask(request("GET /", "")).await.status(), 200, "a connection that does not depend on a certificate");
+    assert_eq!(
+        anonymous.ask(request("GET /", "")).await.status(),
+        200,
+        "a connection that does not depend on a certificate"
+    );
 }

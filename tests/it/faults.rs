@@ -107,13 +107,18 @@ async fn a_body_broken_by_the_client_is_not_reported_as_a_gateway_error() {
     client.stream.get_ref().0.set_zero_linger().unwrap();
     drop(client);
     let reported_twice = async {
-        while sidecar.process().log().iter().filter(|line| line.contains("body is malformed or broke off")).count() < 2 {
+        while sidecar.process().log().iter().filter(|line| line.contains("body is malformed or broke off")).count() < 2
+        {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(10), reported_twice).await.expect("both are reported");
-    let complaints: Vec<_> =
-        sidecar.process().log().into_iter().filter(|line| line.contains("WARN") || line.contains("gateway_broke")).collect();
+    let complaints: Vec<_> = sidecar
+        .process()
+        .log()
+        .into_iter()
+        .filter(|line| line.contains("WARN") || line.contains("gateway_broke"))
+        .collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
 }
 
@@ -131,7 +136,8 @@ async fn a_response_before_the_end_of_the_body_is_forwarded() {
         assert_eq!((response.status(), response.text().as_str()), (413, "too much"), "{round}");
 
         let mut client = harness.h2(OUTSIDER).await;
-        let (response, mut stream) = client.send_request(crate::harness::h2_request("POST /unwanted", &[]), false).unwrap();
+        let (response, mut stream) =
+            client.send_request(crate::harness::h2_request("POST /unwanted", &[]), false).unwrap();
         stream.send_data(body.clone().into(), true).unwrap();
         assert_eq!(response.await.unwrap().status(), 413, "{round}");
         assert_eq!(

@@ -19,11 +19,14 @@ async fn a_body_of_unstated_length_arrives_whatever_the_method() {
     let harness = Harness::start().await;
     for method in ["GET", "HEAD", "DELETE", "OPTIONS", "POST"] {
         let mut h1 = harness.h1(OUTSIDER).await;
-        h1.send(request(&format!("{method} /"), "Transfer-Encoding: chunked\r\n") + "4\r\nbody\r\n0\r\n\r\n").await.unwrap();
+        h1.send(request(&format!("{method} /"), "Transfer-Encoding: chunked\r\n") + "4\r\nbody\r\n0\r\n\r\n")
+            .await
+            .unwrap();
         assert_eq!(h1.head().await.unwrap().status(), 200, "{method}");
         assert_eq!(harness.gateway.requests().last().unwrap().body, b"body", "{method} over HTTP/1.1");
 
-        let (response, mut body) = harness.h2(OUTSIDER).await.send_request(h2_request(&format!("{method} /"), &[]), false).unwrap();
+        let (response, mut body) =
+            harness.h2(OUTSIDER).await.send_request(h2_request(&format!("{method} /"), &[]), false).unwrap();
         body.send_data(Bytes::from_static(b"h2 body"), true).unwrap();
         assert_eq!(response.await.unwrap().status(), 200, "{method}");
         assert_eq!(harness.gateway.requests().last().unwrap().body, b"h2 body", "{method} over HTTP/2");
@@ -42,9 +45,15 @@ async fn what_arrived_before_the_gateway_broke_off_is_delivered_and_then_the_fai
             let rest = String::from_utf8(timeout(SOON, h1.rest()).await.unwrap()).unwrap();
             assert!(rest == "half" || rest == "4\r\nhalf\r\n", "round {round}, {path}: {rest:?}");
 
-            let (response, _) = harness.h2(OUTSIDER).await.send_request(h2_request(&format!("GET {path}"), &[]), true).unwrap();
-            let mut body = response.await.unwrap_or_else(|error| panic!("round {round}: {path} over HTTP/2: {error}")).into_body();
-            assert_eq!(timeout(SOON, body.data()).await.unwrap().expect("a piece").expect("no error yet"), "half", "round {round}, {path}");
+            let (response, _) =
+                harness.h2(OUTSIDER).await.send_request(h2_request(&format!("GET {path}"), &[]), true).unwrap();
+            let mut body =
+                response.await.unwrap_or_else(|error| panic!("round {round}: {path} over HTTP/2: {error}")).into_body();
+            assert_eq!(
+                timeout(SOON, body.data()).await.unwrap().expect("a piece").expect("no error yet"),
+                "half",
+                "round {round}, {path}"
+            );
             let error = loop {
                 match timeout(SOON, body.data()).await.unwrap().expect("no clean end") {
                     Ok(data) => assert!(data.is_empty()),
@@ -99,7 +108,9 @@ async fn websocket_messages_under_way_are_answered_before_a_shutdown_closes_them
     let harness = Harness::start().await;
     let mut sockets = Vec::new();
     for number in 0..SOCKETS {
-        sockets.push(harness.websocket(PROTOCOLS[number % 2], if number % 3 == 0 { AGENT } else { OUTSIDER }, "/ws").await);
+        sockets.push(
+            harness.websocket(PROTOCOLS[number % 2], if number % 3 == 0 { AGENT } else { OUTSIDER }, "/ws").await,
+        );
     }
     let mut clients = Vec::new();
     for mut socket in sockets {

@@ -96,7 +96,8 @@ async fn websockets_are_limited_apart_from_requests() {
         assert_eq!(harness.ask(protocol, OUTSIDER, "GET /", &[]).await.0, 200);
         drop(harness.websocket(protocol, OTHER, "/ws").await);
         drop(socket);
-        let again = timeout(SOON, async { while harness.h1(OUTSIDER).await.ask_head(upgrade()).await.status() != 101 {} });
+        let again =
+            timeout(SOON, async { while harness.h1(OUTSIDER).await.ask_head(upgrade()).await.status() != 101 {} });
         again.await.expect("a WebSocket that has ended makes room");
     }
 }

@@ -40,7 +40,9 @@ async fn rapid_reset_ends_in_goaway() {
     let request = request_block("GET", "/stalls", &[]);
     let reset = CANCEL.to_be_bytes();
     let attack: Vec<u8> = streams(20_000)
-        .flat_map(|id| [frame(HEADERS, END_HEADERS | END_STREAM, id, &request), frame(RST_STREAM, 0, id, &reset)].concat())
+        .flat_map(|id| {
+            [frame(HEADERS, END_HEADERS | END_STREAM, id, &request), frame(RST_STREAM, 0, id, &reset)].concat()
+        })
         .collect();
     let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
     assert_eq!(outcome.goaway, Some(ENHANCE_YOUR_CALM), "{outcome:?}");
@@ -54,8 +56,9 @@ async fn provoked_server_resets_end_in_goaway() {
     let (sidecar, before) = start().await;
     let request = request_block("POST", "/stalls", &[]);
     // A window that grows by nothing is an error of its stream (RFC 9113 section 6.9).
-    let attack: Vec<u8> =
-        streams(20_000).flat_map(|id| [frame(HEADERS, END_HEADERS, id, &request), frame(WINDOW_UPDATE, 0, id, &[0; 4])].concat()).collect();
+    let attack: Vec<u8> = streams(20_000)
+        .flat_map(|id| [frame(HEADERS, END_HEADERS, id, &request), frame(WINDOW_UPDATE, 0, id, &[0; 4])].concat())
+        .collect();
     let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;
     assert!(outcome.goaway.is_some(), "{outcome:?}");
     assert!(sidecar.gateway.requests().len() < 2_000, "the gateway was spared: {}", sidecar.gateway.requests().len());
@@ -85,8 +88,10 @@ async fn unread_floods_of_settings_and_pings_use_no_memory() {
         ("WINDOW_UPDATE of closed streams", frame(WINDOW_UPDATE, 0, 1, &1u32.to_be_bytes())),
     ] {
         let mut raw = RawH2::open(&sidecar, OFFENDER, &[]).await;
-        raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/", &[])), |outcome| !outcome.heads.is_empty())
-            .await;
+        raw.provoke(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/", &[])), |outcome| {
+            !outcome.heads.is_empty()
+        })
+        .await;
         // Nothing is read, so that the answers have nowhere to go; a server that goes on listening has to keep them.
         let flood = piece.repeat(200_000);
         let sent = tokio::time::timeout(std::time::Duration::from_secs(2), raw.send(&flood)).await;
@@ -124,7 +129,8 @@ async fn window_updates_are_no_flood_while_data_is_pending() {
     let (size, step) = (20_000_000_usize, 1_000_u32);
     let mut raw = RawH2::open(&sidecar, OUTSIDER, &[(INITIAL_WINDOW, 60_000)]).await;
     raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", &format!("/large?{size}"), &[]))).await;
-    let updates = [frame(WINDOW_UPDATE, 0, 0, &step.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &step.to_be_bytes())].concat();
+    let updates =
+        [frame(WINDOW_UPDATE, 0, 0, &step.to_be_bytes()), frame(WINDOW_UPDATE, 0, 1, &step.to_be_bytes())].concat();
     let (mut got, mut credited) = (0, 0);
     while got < size {
         let frame = raw.next().await.expect("it is served to the end");
@@ -166,7 +172,8 @@ async fn zero_windows_apply_backpressure_to_the_gateway() {
     for window in [0, 1] {
         let mut raw = RawH2::open(&sidecar, OFFENDER, &[(INITIAL_WINDOW, window)]).await;
         let request = request_block("GET", "/large?5000000", &[]);
-        let attack: Vec<u8> = streams(100).flat_map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &request)).collect();
+        let attack: Vec<u8> =
+            streams(100).flat_map(|id| frame(HEADERS, END_HEADERS | END_STREAM, id, &request)).collect();
         let outcome = raw.provoke(&attack, |outcome| outcome.heads.len() == 100 || outcome.is_over()).await;
         assert!(outcome.heads.iter().all(|(_, status)| *status == 0x88), "{outcome:?}");
         raws.push(raw);
@@ -192,14 +199,21 @@ async fn window_overflows_and_invalid_table_sizes_end_in_goaway() {
         ("HEADERS of no stream", frame(HEADERS, END_HEADERS, 0, &request)),
         ("HEADERS of a server's stream", frame(HEADERS, END_HEADERS | END_STREAM, 2, &request)),
         ("CONTINUATION of nothing", frame(CONTINUATION, END_HEADERS, 1, &request)),
-        ("something else within a head", [frame(HEADERS, END_STREAM, 1, &request), frame(PING, 0, 0, &[0; 8])].concat()),
+        (
+            "something else within a head",
+            [frame(HEADERS, END_STREAM, 1, &request), frame(PING, 0, 0, &[0; 8])].concat(),
+        ),
         ("a PUSH_PROMISE of a client", frame(5, END_HEADERS, 1, &[&[0, 0, 0, 2][..], &request].concat())),
         ("a frame that is too long", frame(DATA, 0, 1, &vec![0; 100_000])),
         ("a PING that is too short", frame(PING, 0, 0, &[0; 7])),
         ("padding longer than its frame", frame(HEADERS, END_HEADERS | 8, 1, &[255, 0])),
         (
             "a stream id used again",
-            [frame(HEADERS, END_HEADERS | END_STREAM, 3, &request), frame(HEADERS, END_HEADERS | END_STREAM, 1, &request)].concat(),
+            [
+                frame(HEADERS, END_HEADERS | END_STREAM, 3, &request),
+                frame(HEADERS, END_HEADERS | END_STREAM, 1, &request),
+            ]
+            .concat(),
         ),
     ] {
         let outcome = RawH2::open(&sidecar, OFFENDER, &[]).await.provoke(&attack, Outcome::is_over).await;

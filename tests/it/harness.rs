@@ -53,7 +53,8 @@ impl Harness {
         let state = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.gateway.address = gateway.address;
-        config.listen.on = vec![ListenOn { addresses: ListenAddresses::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: 0 }];
+        config.listen.on =
+            vec![ListenOn { addresses: ListenAddresses::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: 0 }];
         config.state_dir = state.path().to_owned();
         config.docker.engine = Engine::Off;
         config.agents.cidrs = vec![format!("{AGENT}/32").parse().unwrap()];

@@ -33,12 +33,14 @@ async fn interim_responses_reach_the_client_before_the_final_one() {
     for source in [OUTSIDER, AGENT] {
         let mut client = harness.h1(source).await;
         client.send(request("GET /hints", "")).await.unwrap();
-        let (first, second, last) = (client.response().await.unwrap(), client.response().await.unwrap(), client.response().await.unwrap());
+        let (first, second, last) =
+            (client.response().await.unwrap(), client.response().await.unwrap(), client.response().await.unwrap());
         assert_eq!((first.status(), second.status(), last.status(), last.text().as_str()), (102, 103, 200, "ok"));
         assert_eq!(second.names(), ["link", "x-for"], "hop-by-hop fields stay behind");
 
         let mut client = harness.h2(source).await;
-        let (interims, response) = with_interims(client.send_request(h2_request("GET /hints", &[]), true).unwrap().0).await;
+        let (interims, response) =
+            with_interims(client.send_request(h2_request("GET /hints", &[]), true).unwrap().0).await;
         assert_eq!(interims.iter().map(|interim| interim.status().as_u16()).collect::<Vec<_>>(), [102, 103]);
         assert_eq!(interims[1].headers()["link"], "</a.css>; rel=preload");
         assert_eq!(interims[1].headers().len(), 2, "{:?}", interims[1].headers());
@@ -58,7 +60,8 @@ async fn an_interim_response_does_not_wait_for_the_final_one() {
     assert_eq!(timeout(SOON, h1.response()).await.unwrap().unwrap().status(), 103);
     let (mut response, _) = harness.h2(OUTSIDER).await.send_request(h2_request("GET /hints?held", &[]), true).unwrap();
     for status in [102, 103] {
-        let interim = timeout(SOON, poll_fn(|cx| response.poll_informational(cx))).await.expect("soon").unwrap().unwrap();
+        let interim =
+            timeout(SOON, poll_fn(|cx| response.poll_informational(cx))).await.expect("soon").unwrap().unwrap();
         assert_eq!(interim.status(), status);
     }
     harness.gateway.release(2);
@@ -69,8 +72,15 @@ async fn an_interim_response_does_not_wait_for_the_final_one() {
 #[tokio::test]
 async fn responses_to_pipelined_requests_stay_in_order() {
     let harness = Harness::start().await;
-    let lines =
-        ["GET /large?300000", "GET /hints?1", "GET /unnamed-trailers", "GET /hints?2", "GET /large?70000", "GET /hints?3", "GET /nothing"];
+    let lines = [
+        "GET /large?300000",
+        "GET /hints?1",
+        "GET /unnamed-trailers",
+        "GET /hints?2",
+        "GET /large?70000",
+        "GET /hints?3",
+        "GET /nothing",
+    ];
     for _ in 0..20 {
         let mut client = harness.h1(OUTSIDER).await;
         client.send(lines.map(|line| request(line, "")).concat()).await.unwrap();
@@ -144,7 +154,8 @@ async fn each_stream_gets_its_own_interim_responses() {
 async fn a_client_over_http_2_is_told_to_go_on_with_its_body() {
     let harness = Harness::start().await;
     let mut client = harness.h2(OUTSIDER).await;
-    let (mut response, mut body) = client.send_request(h2_request("POST /echo", &[("expect", "100-continue")]), false).unwrap();
+    let (mut response, mut body) =
+        client.send_request(h2_request("POST /echo", &[("expect", "100-continue")]), false).unwrap();
     let interim = timeout(SOON, poll_fn(|cx| response.poll_informational(cx))).await.expect("100").unwrap().unwrap();
     assert_eq!(interim.status(), 100);
     body.send_data(Bytes::from_static(b"body"), true).unwrap();
@@ -166,13 +177,16 @@ async fn trailers_pass_without_being_named_and_connections_stay_usable() {
     let harness = Harness::start().await;
     let mut client = harness.h2(OUTSIDER).await;
     for _ in 0..5 {
-        let mut body = client.send_request(h2_request("GET /unnamed-trailers", &[]), true).unwrap().0.await.unwrap().into_body();
+        let mut body =
+            client.send_request(h2_request("GET /unnamed-trailers", &[]), true).unwrap().0.await.unwrap().into_body();
         assert_eq!(whole(&mut body).await.unwrap(), b"body");
         let trailers = body.trailers().await.unwrap().unwrap();
         assert_eq!((trailers.len(), &trailers["x-sum"]), (1, &HeaderValue::from_static("4")));
         let (response, mut stream) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
         stream.send_data(Bytes::from_static(b"body"), false).unwrap();
-        stream.send_trailers(HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from_static("6"))])).unwrap();
+        stream
+            .send_trailers(HeaderMap::from_iter([("x-sum".parse().unwrap(), HeaderValue::from_static("6"))]))
+            .unwrap();
         assert_eq!(whole(&mut response.await.unwrap().into_body()).await.unwrap(), b"body");
         assert_eq!(harness.gateway.requests().pop().unwrap().trailers, "x-sum: 6\r\n");
     }
@@ -199,14 +213,16 @@ async fn raw_bytes_in_a_target_are_encoded_on_their_way() {
     // Longer than hyper reads at once.
     let target = format!("/{}", "<".repeat(20_000));
     assert_eq!(client.ask(request(&format!("GET {target}"), "")).await.status(), 200);
-    assert_eq!(harness.gateway.requests().pop().unwrap().start(), format!("GET {} HTTP/1.1", target.replace('<', "%3C")));
+    assert_eq!(
+        harness.gateway.requests().pop().unwrap().start(),
+        format!("GET {} HTTP/1.1", target.replace('<', "%3C"))
+    );
 }
 
 #[tokio::test]
 async fn messages_that_follow_an_upgrade_at_once_are_not_touched() {
     let harness = Harness::start().await;
-    let upgrade =
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bG9vcGdhdGUgdGVzdCAxNg==\r\n";
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bG9vcGdhdGUgdGVzdCAxNg==\r\n";
     let text = "GET /<`\"> HTTP/1.1\r\n\r\n";
     let message = [&[0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0][..], text.as_bytes()].concat();
     let mut client = harness.h1(OUTSIDER).await;
@@ -236,8 +252,8 @@ async fn every_refusal_says_why() {
             }
             let response = client.ask(text).await;
             assert_eq!(response.status(), *status, "{text:.80}");
-            let body: Value =
-                serde_json::from_slice(&response.body).unwrap_or_else(|error| panic!("{text:.80}: {error}: {}", response.text()));
+            let body: Value = serde_json::from_slice(&response.body)
+                .unwrap_or_else(|error| panic!("{text:.80}: {error}: {}", response.text()));
             assert_eq!(body["error"]["type"], *kind, "{text:.80}");
             assert_eq!(response.field("connection"), Some("close"));
             assert_eq!(timeout(SOON, client.rest()).await.unwrap(), b"", "nothing follows");

@@ -154,7 +154,11 @@ async fn the_agent_process_is_admitted_by_its_pods_token_while_the_pod_lives() {
     let left = inside.exec("echo unreachable").await;
     let text = String::from_utf8_lossy(&left.stderr).into_owned();
     assert!(text.contains("no running pod with the label loopgate.dev/agent has the address 127.0.0.21"), "{text}");
-    assert_eq!((left.status.code(), left.stdout.as_slice(), harness.gateway.requests().len()), (Some(1), &b""[..], received), "{text}");
+    assert_eq!(
+        (left.status.code(), left.stdout.as_slice(), harness.gateway.requests().len()),
+        (Some(1), &b""[..], received),
+        "{text}"
+    );
     for words in [agent.process.log().join("\n"), text] {
         assert!(words.contains("enrol") && !words.contains("builders-token"), "{words}");
     }
@@ -192,7 +196,10 @@ fn a_pod_admitted_by_address_is_an_agent_without_a_certificate_until_it_ends() {
         // Who enrols is waited for, and with it the list of all.
         enrol(&harness, BUILDER, "builders-token").await.unwrap();
         for protocol in PROTOCOLS {
-            assert_eq!(harness.ask(protocol, "198.51.100.4", "GET /", &[("x-forwarded-for", "127.0.0.1")]).await, (200, "hello".into()));
+            assert_eq!(
+                harness.ask(protocol, "198.51.100.4", "GET /", &[("x-forwarded-for", "127.0.0.1")]).await,
+                (200, "hello".into())
+            );
             assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
             for source in ["198.51.100.5", "198.51.100.6", "198.51.100.7", "198.51.100.8"] {
                 harness.ask(protocol, source, "GET /", &[]).await;

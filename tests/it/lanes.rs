@@ -6,7 +6,9 @@ use bytes::Bytes;
 use http::HeaderMap;
 use tokio::net::TcpListener;
 
-use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, UNKNOWN_CLIENT, h2_request, request, whole};
+use crate::harness::{
+    AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, UNKNOWN_CLIENT, h2_request, request, whole,
+};
 use loopgate_test_support::fake_gateway::ReceivedRequest;
 pub use loopgate_test_support::lanes::assert_external;
 use loopgate_test_support::lanes::assert_local;
@@ -112,7 +114,8 @@ async fn a_web_page_on_an_agents_connection_is_remote_and_the_agent_stays_local(
 
 #[tokio::test]
 async fn only_a_trusted_proxy_states_its_client() {
-    let harness = Harness::with(|config| config.external.identity_headers = vec![http::HeaderName::from_static("x-user")]).await;
+    let harness =
+        Harness::with(|config| config.external.identity_headers = vec![http::HeaderName::from_static("x-user")]).await;
     let fields = [("X-Forwarded-For", "127.0.0.1, 203.0.113.9"), ("X-User", "ann"), ("x_user", "eve")];
     for protocol in PROTOCOLS {
         harness.ask(protocol, TRUSTED_PROXY, "GET /", &fields).await;
@@ -131,7 +134,8 @@ async fn only_a_trusted_proxy_states_its_client() {
 async fn fields_listed_by_connection_are_removed_but_never_loopgates_own() {
     let harness = Harness::start().await;
     let listed = "Connection: X-Forwarded-For, x-own\r\nConnection: X-Forwarded-Host\r\nConnection: close, Host\r\n";
-    let fields = format!("{listed}X-Own: 1\r\nTE: trailers\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic x\r\nX-Kept: 1\r\n");
+    let fields =
+        format!("{listed}X-Own: 1\r\nTE: trailers\r\nKeep-Alive: 5\r\nProxy-Authorization: Basic x\r\nX-Kept: 1\r\n");
     let mut client = harness.h1(OUTSIDER).await;
     client.ask(request("GET /", &fields)).await;
     let received = harness.gateway.requests().pop().unwrap();
@@ -142,7 +146,8 @@ async fn fields_listed_by_connection_are_removed_but_never_loopgates_own() {
 #[tokio::test]
 async fn trailers_obey_the_rules_for_headers() {
     let harness = Harness::start().await;
-    let trailers = "X-Forwarded-For: 127.0.0.1\r\nX-Sum: 4\r\nAuthorization: Bearer x\r\nHost: y\r\nContent-Length: 9\r\n";
+    let trailers =
+        "X-Forwarded-For: 127.0.0.1\r\nX-Sum: 4\r\nAuthorization: Bearer x\r\nHost: y\r\nContent-Length: 9\r\n";
     let body = format!("4\r\nbody\r\n0\r\n{trailers}\r\n");
     for source in [OUTSIDER, AGENT] {
         let mut client = harness.h1(source).await;
@@ -156,7 +161,9 @@ async fn trailers_obey_the_rules_for_headers() {
         let (response, mut stream) = client.send_request(h2_request("POST /echo", &[]), false).unwrap();
         stream.send_data(Bytes::from_static(b"body"), false).unwrap();
         let mut map = HeaderMap::new();
-        for (name, value) in [("x-forwarded-for", "127.0.0.1"), ("x-sum", "4"), ("authorization", "Bearer x"), ("host", "y")] {
+        for (name, value) in
+            [("x-forwarded-for", "127.0.0.1"), ("x-sum", "4"), ("authorization", "Bearer x"), ("host", "y")]
+        {
             map.append(name, value.parse().unwrap());
         }
         stream.send_trailers(map).unwrap();
@@ -186,7 +193,8 @@ async fn a_gateway_connection_is_reused_for_consecutive_requests() {
 async fn connections_to_the_gateway_never_change_lanes() {
     let harness = Harness::start().await;
     let mut clients = Vec::new();
-    for (source, protocol) in [(OUTSIDER, "h1"), (AGENT, "h1"), (TRUSTED_PROXY, "h1"), (OUTSIDER, "h2"), (AGENT, "h2")] {
+    for (source, protocol) in [(OUTSIDER, "h1"), (AGENT, "h1"), (TRUSTED_PROXY, "h1"), (OUTSIDER, "h2"), (AGENT, "h2")]
+    {
         for number in 0..4 {
             let harness = &harness;
             clients.push(async move {
@@ -202,7 +210,8 @@ async fn connections_to_the_gateway_never_change_lanes() {
                     let all = (0..20).map(|_| {
                         let mut client = client.clone();
                         async move {
-                            let (response, _) = client.send_request(h2_request("GET /", &[("x-who", source)]), true).unwrap();
+                            let (response, _) =
+                                client.send_request(h2_request("GET /", &[("x-who", source)]), true).unwrap();
                             whole(response.await.unwrap().body_mut()).await.unwrap();
                         }
                     });

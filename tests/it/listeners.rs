@@ -185,7 +185,8 @@ fn v2(command: u8, family: u8, addresses: &[u8]) -> Vec<u8> {
 async fn a_trusted_proxy_states_its_client_before_the_handshake() {
     let harness = proxied().await;
     let v4 = [&[203, 0, 113, 5, 198, 51, 100, 1][..], &[0x10, 0, 1, 0xbb]].concat();
-    let v6 = [&"2001:db8::5".parse::<std::net::Ipv6Addr>().unwrap().octets()[..], &[0; 16], &[0x10, 0, 1, 0xbb]].concat();
+    let v6 =
+        [&"2001:db8::5".parse::<std::net::Ipv6Addr>().unwrap().octets()[..], &[0; 16], &[0x10, 0, 1, 0xbb]].concat();
     let loopback = [&[127, 0, 0, 9, 127, 0, 0, 1][..], &[0x10, 0, 1, 0xbb]].concat();
     let mut of_a_proxy = v4.clone();
     of_a_proxy[..4].copy_from_slice(&[127, 0, 0, 8]);
@@ -193,7 +194,12 @@ async fn a_trusted_proxy_states_its_client_before_the_handshake() {
         ("v1", b"PROXY TCP4 203.0.113.5 198.51.100.1 4096 443\r\n".to_vec(), "203.0.113.5", false),
         ("v1, IPv6", b"PROXY TCP6 2001:db8::5 2001:db8::1 4096 443\r\n".to_vec(), "2001:db8::5", false),
         ("v1 of an unknown client", b"PROXY UNKNOWN\r\n".to_vec(), UNKNOWN_CLIENT, false),
-        ("v1 of an agent's address", format!("PROXY TCP4 {AGENT} 127.0.0.1 4096 443\r\n").into_bytes(), UNKNOWN_CLIENT, false),
+        (
+            "v1 of an agent's address",
+            format!("PROXY TCP4 {AGENT} 127.0.0.1 4096 443\r\n").into_bytes(),
+            UNKNOWN_CLIENT,
+            false,
+        ),
         ("v2", v2(1, 0x11, &v4), "203.0.113.5", false),
         ("v2, IPv6", v2(1, 0x21, &v6), "2001:db8::5", false),
         ("v2 with more than addresses", v2(1, 0x11, &[&v4[..], &[0x04, 0, 1, 0]].concat()), "203.0.113.5", false),
@@ -290,7 +296,11 @@ async fn the_open_file_limit_is_raised_to_its_maximum() {
     let sidecar = Launch::new().after("ulimit -Sn 64; ulimit -Hn 512").flags(&[]).start_with_gateway().await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", sidecar.process().pid())).unwrap();
     let open = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-    assert_eq!(open.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u32>>(), [512, 512], "soft and hard");
+    assert_eq!(
+        open.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u32>>(),
+        [512, 512],
+        "soft and hard"
+    );
     let line = sidecar.process().wait_for_log("allows fewer connections than limits.max_connections").await;
     // A reserve of 128, 32 that wait and as many agents, and two for each connection.
     assert!(line.contains("\"limit\":512") && line.contains("\"allowed\":160"), "{line}");

@@ -32,7 +32,9 @@ impl Collector {
                 let mut request = wire.head().await.unwrap();
                 assert!(wire.body(&mut request, false).await);
                 kept.lock().unwrap().push((request.head, request.body));
-                wire.send("HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                wire.send("HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n")
+                    .await
+                    .unwrap();
             }
         });
         Self { address, got, tasks }
@@ -43,7 +45,10 @@ impl Collector {
         let got = self.got.lock().unwrap();
         let mut spans = Vec::new();
         for (head, body) in got.iter() {
-            assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n") && head.contains("application/x-protobuf"), "{head}");
+            assert!(
+                head.starts_with("POST /v1/traces HTTP/1.1\r\n") && head.contains("application/x-protobuf"),
+                "{head}"
+            );
             for resource_spans in inner(body, 1) {
                 let service = pairs(inner(resource_spans, 1)[0], 1);
                 assert!(service.contains(&("service.name".into(), "loopgate".into())), "{service:?}");
@@ -129,9 +134,9 @@ fn pairs(bytes: &[u8], number: u64) -> Vec<(String, String)> {
     let pair = |bytes: &[u8]| {
         let key = String::from_utf8(inner(bytes, 1).concat()).unwrap();
         let value = inner(bytes, 2).concat();
-        let value = fields(&value)
-            .into_iter()
-            .map(|(kind, text, number)| if kind == 1 { String::from_utf8(text.to_vec()).unwrap() } else { number.to_string() });
+        let value = fields(&value).into_iter().map(|(kind, text, number)| {
+            if kind == 1 { String::from_utf8(text.to_vec()).unwrap() } else { number.to_string() }
+        });
         (key, value.collect())
     };
     inner(bytes, number).into_iter().map(pair).collect()
@@ -140,17 +145,28 @@ fn pairs(bytes: &[u8], number: u64) -> Vec<(String, String)> {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_request_is_a_child_span_of_its_client() {
     let collector = Collector::start().await;
-    let harness = Harness::with(|config| config.log.otel_endpoint = Some(format!("http://{}", collector.address).parse().unwrap())).await;
+    let harness = Harness::with(|config| {
+        config.log.otel_endpoint = Some(format!("http://{}", collector.address).parse().unwrap())
+    })
+    .await;
     assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /one?token=secret", &[("traceparent", STATED)]).await.0, 200);
     let stated = harness.gateway.requests().pop().unwrap().field("traceparent").unwrap().to_owned();
     assert_eq!(harness.ask(Protocol::H2, AGENT, "POST /two", &[]).await.0, 200);
     let (status, body) = harness.ask(Protocol::H1, OUTSIDER, "GET /dies", &[("traceparent", "nonsense")]).await;
     assert_eq!(status, 502);
-    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /unsampled", &[("traceparent", &format!("{}00", &STATED[..53]))]).await.0, 200);
+    assert_eq!(
+        harness
+            .ask(Protocol::H1, OUTSIDER, "GET /unsampled", &[("traceparent", &format!("{}00", &STATED[..53]))])
+            .await
+            .0,
+        200
+    );
     harness.sidecar.stop().await;
 
     let spans = collector.spans();
-    let of = |path: &str| spans.iter().find(|span| span.attribute("url.path") == path).unwrap_or_else(|| panic!("no {path} in {spans:?}"));
+    let of = |path: &str| {
+        spans.iter().find(|span| span.attribute("url.path") == path).unwrap_or_else(|| panic!("no {path} in {spans:?}"))
+    };
     let (one, two, dies) = (of("/one"), of("/two"), of("/dies"));
     assert_eq!(spans.len(), 3, "{spans:?}");
     assert_eq!((one.trace.as_str(), one.parent.as_str()), (&STATED[3..35], &STATED[36..52]));

@@ -8,7 +8,9 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use crate::harness::{AGENT, EXTERNAL_SOURCE, Harness, OUTSIDER, Protocol, TRUSTED_PROXY, h2_request, process, request, whole};
+use crate::harness::{
+    AGENT, EXTERNAL_SOURCE, Harness, OUTSIDER, Protocol, TRUSTED_PROXY, h2_request, process, request, whole,
+};
 
 /// For what should happen at once.
 const SOON: Duration = Duration::from_secs(10);
@@ -49,7 +51,10 @@ async fn a_reload_ends_requests_of_denied_clients_of_a_proxy_only() {
     let mut sockets = harness.websockets(TRUSTED_PROXY, "/ws", &[&named, &[("x-forwarded-for", "198.51.100.9")]]).await;
     let page = [("origin", "https://page.example")];
     sockets.extend(harness.websockets(AGENT, "/ws", &[&page, &[]]).await);
-    change(&harness, |config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap(), format!("{AGENT}/32").parse().unwrap()]).await;
+    change(&harness, |config| {
+        config.external.deny = vec!["203.0.113.0/24".parse().unwrap(), format!("{AGENT}/32").parse().unwrap()]
+    })
+    .await;
     for (socket, stays) in sockets.iter_mut().zip([false, true, false, true]) {
         let sent = socket.send(Message::text("still there?")).await;
         let received = timeout(SOON, socket.next()).await.unwrap();
@@ -68,7 +73,8 @@ async fn a_reload_ends_responses_to_denied_clients() {
     for fields in [&denied, &other] {
         streams.push(h2.send_request(h2_request("GET /events", fields), true).unwrap().0.await.unwrap().into_body());
     }
-    let mut large = h2.send_request(h2_request("GET /large?100000000", &denied), true).unwrap().0.await.unwrap().into_body();
+    let mut large =
+        h2.send_request(h2_request("GET /large?100000000", &denied), true).unwrap().0.await.unwrap().into_body();
     let (unanswered, _) = h2.send_request(h2_request("GET /stalls", &denied), true).unwrap();
     let mut h1 = [harness.h1(TRUSTED_PROXY).await, harness.h1(AGENT).await];
     for (client, fields) in h1.iter_mut().zip(FIELDS) {
@@ -76,7 +82,10 @@ async fn a_reload_ends_responses_to_denied_clients() {
         assert_eq!(client.head().await.unwrap().status(), 200);
     }
     timeout(SOON, harness.gateway.wait_for_requests(6)).await.unwrap();
-    change(&harness, |config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap(), format!("{AGENT}/32").parse().unwrap()]).await;
+    change(&harness, |config| {
+        config.external.deny = vec!["203.0.113.0/24".parse().unwrap(), format!("{AGENT}/32").parse().unwrap()]
+    })
+    .await;
     assert!(timeout(SOON, whole(&mut streams[0])).await.unwrap().is_err());
     // There is always more of this one.
     assert!(timeout(SOON, whole(&mut large)).await.unwrap().is_err());
@@ -105,7 +114,8 @@ async fn a_reload_closes_everything_of_a_denied_proxy() {
 async fn a_reload_closes_connections_of_agents_no_longer_listed() {
     let harness = Harness::start().await;
     let mut agent = harness.h1(AGENT).await;
-    let mut websockets = [harness.websocket(Protocol::H1, AGENT, "/ws").await, harness.websocket(Protocol::H2, AGENT, "/ws").await];
+    let mut websockets =
+        [harness.websocket(Protocol::H1, AGENT, "/ws").await, harness.websocket(Protocol::H2, AGENT, "/ws").await];
     assert_eq!(agent.ask(request("GET /", "")).await.status(), 200);
     change(&harness, |config| config.agents.cidrs.clear()).await;
     assert!(agent.rest().await.is_empty());
@@ -132,7 +142,8 @@ async fn a_reload_stops_a_proxy_no_longer_trusted_from_stating_clients() {
 
 #[tokio::test]
 async fn a_proxy_no_longer_trusted_is_stopped_at_an_agents_address_too() {
-    let harness = Harness::with(|config| config.agents.cidrs.push(format!("{TRUSTED_PROXY}/32").parse().unwrap())).await;
+    let harness =
+        Harness::with(|config| config.agents.cidrs.push(format!("{TRUSTED_PROXY}/32").parse().unwrap())).await;
     let mut proxy = harness.h1(TRUSTED_PROXY).await;
     assert_eq!(proxy.ask(request("GET /", "X-Forwarded-For: 203.0.113.5\r\n")).await.status(), 200);
     assert_eq!(harness.gateway.requests()[0].field("x-forwarded-for"), Some("203.0.113.5"));
@@ -146,8 +157,12 @@ async fn path_rules_apply_at_once_and_limits_to_new_connections() {
     let mut client = harness.h1(OUTSIDER).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
     change(&harness, |config| {
-        config.external.paths =
-            vec![loopgate::config::PathRule { allow: false, prefix: "/private".into(), methods: vec![], upgrade: false }];
+        config.external.paths = vec![loopgate::config::PathRule {
+            allow: false,
+            prefix: "/private".into(),
+            methods: vec![],
+            upgrade: false,
+        }];
         config.limits.request_timeout = Duration::from_millis(100);
     })
     .await;
@@ -235,7 +250,8 @@ async fn a_new_certificate_is_served_once_the_client_ca_is_readable_again() {
     ];
     let sidecar = process(&flags.each_ref().map(String::as_str), "").await;
     let certificate = async || {
-        let status = tokio::task::spawn_blocking(move || loopgate::admin::client::status(admin)).await.unwrap().unwrap();
+        let status =
+            tokio::task::spawn_blocking(move || loopgate::admin::client::status(admin)).await.unwrap().unwrap();
         status.certificate
     };
     std::fs::rename(file("clients.pem"), file("away.pem")).unwrap();

@@ -15,7 +15,11 @@ use crate::harness::{OUTSIDER, Protocol, h2_request, process, request};
 /// The lines of the access log.
 fn access_log(sidecar: &SidecarWithGateway) -> Vec<Value> {
     let lines = sidecar.process().log();
-    lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(|line| line["target"] == "loopgate::access").collect()
+    lines
+        .iter()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| line["target"] == "loopgate::access")
+        .collect()
 }
 
 /// Waits for `count` lines of the access log.
@@ -27,7 +31,10 @@ async fn wait_for_ends(sidecar: &SidecarWithGateway, count: usize) -> Vec<Value>
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let ends: Vec<_> = access_log(sidecar).iter().map(|line| format!("{} {} {}", line["path"], line["protocol"], line["end"])).collect();
+    let ends: Vec<_> = access_log(sidecar)
+        .iter()
+        .map(|line| format!("{} {} {}", line["path"], line["protocol"], line["end"]))
+        .collect();
     panic!("fewer than {count} lines: {ends:#?}");
 }
 
@@ -136,7 +143,11 @@ async fn what_a_shutdown_cuts_is_logged_as_such() {
     sidecar.process().signal(Signal::SIGTERM);
     assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
     let lines = access_log(&sidecar);
-    assert_eq!(lines.iter().map(|line| line["end"].as_str().unwrap()).collect::<Vec<_>>(), ["drain_timeout"], "{lines:#?}");
+    assert_eq!(
+        lines.iter().map(|line| line["end"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["drain_timeout"],
+        "{lines:#?}"
+    );
     sidecar.process().wait_for_log("aborted the connections that were left").await;
 }
 
@@ -161,7 +172,8 @@ async fn what_a_reload_forbids_is_logged_as_such() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(counted(&sidecar).get("revoked"), Some(&2));
-    let revoked = access_log(&sidecar).iter().filter(|line| line["end"] == "revoked" && line["path"] == "/held").count();
+    let revoked =
+        access_log(&sidecar).iter().filter(|line| line["end"] == "revoked" && line["path"] == "/held").count();
     assert_eq!(revoked, 2);
 }
 
@@ -169,7 +181,9 @@ async fn what_a_reload_forbids_is_logged_as_such() {
 async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_metrics() {
     let admin = format!("--admin={}", free_address());
     let flags = ["--access-log", &admin, "--request-timeout=500ms", "--stall-timeout=1s", "--gateway-wait=0s"];
-    let sidecar = process(&flags, "[[external.paths]]\ndeny = \"/private\"\n[[external.paths]]\nallow = \"/\"\nupgrade = true\n").await;
+    let sidecar =
+        process(&flags, "[[external.paths]]\ndeny = \"/private\"\n[[external.paths]]\nallow = \"/\"\nupgrade = true\n")
+            .await;
     let websocket = "Connection: Upgrade\r\nContent-Length: 2\r\n";
     let cases = [
         ("missing_host", "GET / HTTP/1.1\r\n\r\n".to_owned()),
@@ -196,9 +210,11 @@ async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_
             sidecar.gateway.kill();
         }
         let mut client = sidecar.h1(OUTSIDER).await;
-        let response =
-            tokio::time::timeout(Duration::from_secs(10), client.ask(text)).await.unwrap_or_else(|_| panic!("{label}: no answer"));
-        let body: Value = serde_json::from_slice(&response.body).unwrap_or_else(|error| panic!("{label}: {error}: {response:?}"));
+        let response = tokio::time::timeout(Duration::from_secs(10), client.ask(text))
+            .await
+            .unwrap_or_else(|_| panic!("{label}: no answer"));
+        let body: Value =
+            serde_json::from_slice(&response.body).unwrap_or_else(|error| panic!("{label}: {error}: {response:?}"));
         assert_eq!(body["error"]["type"], *label, "{body}");
         *wanted.entry((*label).to_owned()).or_insert(0) += 1;
     }

@@ -22,9 +22,11 @@ fn issued(harness: &Harness, name: &str, out: &Path) -> TlsClient {
 
 #[tokio::test]
 async fn a_revoked_certificate_is_refused_at_once_and_its_connections_are_closed() {
-    let harness = Harness::with(|config| config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()]).await;
+    let harness =
+        Harness::with(|config| config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()]).await;
     let out = tempfile::tempdir().unwrap();
-    let (robot, other) = (issued(&harness, "robot", &out.path().join("robot")), issued(&harness, "other", &out.path().join("other")));
+    let (robot, other) =
+        (issued(&harness, "robot", &out.path().join("robot")), issued(&harness, "other", &out.path().join("other")));
     let mut h1 = robot.h1(OUTSIDER).await;
     let mut websocket = robot.websocket(Protocol::H2, OUTSIDER, "/ws").await;
     let mut unaffected = other.h1(OUTSIDER).await;

@@ -124,7 +124,8 @@ async fn a_path_has_its_own_request_timeout_on_both_lanes() {
     let harness = Harness::with(|config| {
         config.limits.request_timeout = SHORT;
         config.limits.stall_timeout = SHORT;
-        config.limits.path_timeouts = ["/slow=60s", "/slow/er=600ms"].map(|text| parse::path_timeout(text).unwrap()).into();
+        config.limits.path_timeouts =
+            ["/slow=60s", "/slow/er=600ms"].map(|text| parse::path_timeout(text).unwrap()).into();
     })
     .await;
     for client in [OUTSIDER, AGENT] {
@@ -133,7 +134,11 @@ async fn a_path_has_its_own_request_timeout_on_both_lanes() {
         let begun = Instant::now();
         assert_eq!(harness.ask(Protocol::H1, client, "GET /slow/er?60000", &[]).await.0, 504);
         assert!(begun.elapsed() >= Duration::from_millis(600), "the longest path counts");
-        assert_eq!(harness.ask(Protocol::H1, client, "GET /slower?60000", &[]).await.0, 504, "a prefix ends at a segment");
+        assert_eq!(
+            harness.ask(Protocol::H1, client, "GET /slower?60000", &[]).await.0,
+            504,
+            "a prefix ends at a segment"
+        );
     }
 }
 
@@ -149,7 +154,11 @@ async fn each_request_has_the_full_timeout_on_a_reused_gateway_connection() {
         let took = begun.elapsed();
         assert!(took >= 2 * SHORT && took < Duration::from_secs(10), "{took:?} after {pause:?}");
     }
-    assert_eq!(harness.gateway.connections(), 4, "the second request of each pair went over the connection of the first");
+    assert_eq!(
+        harness.gateway.connections(),
+        4,
+        "the second request of each pair went over the connection of the first"
+    );
 }
 
 #[tokio::test]
@@ -190,8 +199,11 @@ async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
     let (begun, mut got) = (Instant::now(), 0);
     let reset = loop {
         sleep(SHORT / 20).await;
-        raw.send(&[frame(WINDOW_UPDATE, 0, 3, &1000_u32.to_be_bytes()), frame(WINDOW_UPDATE, 0, 0, &1000_u32.to_be_bytes())].concat())
-            .await;
+        raw.send(
+            &[frame(WINDOW_UPDATE, 0, 3, &1000_u32.to_be_bytes()), frame(WINDOW_UPDATE, 0, 0, &1000_u32.to_be_bytes())]
+                .concat(),
+        )
+        .await;
         let frame = raw.next().await.expect("the connection stays");
         match frame.kind {
             RST_STREAM => break frame,
@@ -200,7 +212,10 @@ async fn a_stream_that_is_never_read_is_reset_beside_one_that_is() {
         }
         assert!(begun.elapsed() < 30 * SHORT, "both go on after {got} bytes of one");
     };
-    assert!(reset.stream == 1 && got > 0 && begun.elapsed() > 2 * SHORT, "{reset:?} after {got} bytes of the other one");
+    assert!(
+        reset.stream == 1 && got > 0 && begun.elapsed() > 2 * SHORT,
+        "{reset:?} after {got} bytes of the other one"
+    );
     harness.gateway.wait_for_closed(1).await;
     raw.send(&frame(WINDOW_UPDATE, 0, 3, &50_000_u32.to_be_bytes())).await;
     while raw.next().await.expect("the other one goes on").kind != DATA {}
@@ -318,7 +333,9 @@ async fn idle_connections_are_closed_with_goaway_on_http_2() {
     assert!(silent.is_empty(), "one that never asked for anything, too");
 
     let head = request_block("GET", "/", &[]);
-    for (name, bytes) in [("served", frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)), ("half a head", frame(HEADERS, 0, 1, &head))] {
+    for (name, bytes) in
+        [("served", frame(HEADERS, END_HEADERS | END_STREAM, 1, &head)), ("half a head", frame(HEADERS, 0, 1, &head))]
+    {
         let outcome = RawH2::open(&harness, OUTSIDER, &[]).await.provoke(&bytes, Outcome::is_over).await;
         assert!(outcome.farewell && outcome.closed && outcome.goaway.is_none(), "{name}: {outcome:?}");
     }

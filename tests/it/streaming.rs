@@ -93,7 +93,10 @@ async fn responses_without_a_body_keep_the_connection_usable() {
         let head = client.head().await.unwrap();
         assert_eq!((head.status(), head.field("content-length")), (200, Some("5")));
         let nothing = client.ask(request("GET /nothing", "")).await;
-        assert_eq!((nothing.status(), nothing.field("content-length"), nothing.field("transfer-encoding")), (204, None, None));
+        assert_eq!(
+            (nothing.status(), nothing.field("content-length"), nothing.field("transfer-encoding")),
+            (204, None, None)
+        );
         let same = client.ask(request("GET /same", "If-None-Match: \"a\"\r\n")).await;
         assert_eq!((same.status(), same.field("etag")), (304, Some("\"a\"")));
         assert_eq!(client.ask(request("GET /", "")).await.text(), "hello");
@@ -112,7 +115,10 @@ async fn an_http_1_0_client_gets_a_response_and_a_close() {
         assert_eq!(head.status(), 200);
         assert_eq!(head.field("transfer-encoding"), None, "{path}");
         let body = String::from_utf8(timeout(SOON, client.rest()).await.unwrap()).unwrap();
-        assert!(["hello", "until the end", "data: event 0\ndata: event 1\ndata: event 2\n"].contains(&body.as_str()), "{body}");
+        assert!(
+            ["hello", "until the end", "data: event 0\ndata: event 1\ndata: event 2\n"].contains(&body.as_str()),
+            "{body}"
+        );
     }
     let received = harness.gateway.requests();
     assert!(received.iter().all(|received| received.start().ends_with("HTTP/1.1")));
@@ -126,13 +132,20 @@ async fn hop_by_hop_fields_of_the_gateway_are_not_forwarded() {
     let names = response.names();
     assert_eq!(names.iter().filter(|name| *name != "date").collect::<Vec<_>>(), ["x-kept", "content-length"]);
     let required = client.ask(request("GET /upgrade-required", "")).await;
-    assert_eq!((required.status(), required.field("upgrade"), required.field("connection")), (426, Some("websocket"), Some("upgrade")));
+    assert_eq!(
+        (required.status(), required.field("upgrade"), required.field("connection")),
+        (426, Some("websocket"), Some("upgrade"))
+    );
     let mut over_h2 = harness.h2(OUTSIDER).await;
     let (response, _) = over_h2.send_request(h2_request("GET /upgrade-required", &[]), true).unwrap();
     let response = response.await.unwrap();
     assert_eq!((response.status().as_u16(), response.headers().get("upgrade")), (426, None));
     assert_eq!(client.ask(request("GET /to-the-end", "")).await.text(), "until the end");
-    assert_eq!(client.ask(request("GET /", "")).await.text(), "hello", "the client's connection has outlived the gateway's");
+    assert_eq!(
+        client.ask(request("GET /", "")).await.text(),
+        "hello",
+        "the client's connection has outlived the gateway's"
+    );
 }
 
 #[tokio::test]

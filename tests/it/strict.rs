@@ -119,7 +119,9 @@ async fn ambiguity_is_refused_wherever_the_bytes_are_split() {
     let before = [
         format!("GET / HTTP/1.1\r\n{HOST}\r\n"),
         format!("POST /echo HTTP/1.1\r\n{HOST}Content-Length: 3\r\n\r\nabc"),
-        format!("POST /echo HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n3;a=\"b\"\r\nabc\r\n0\r\nX-A: b\r\n\r\n"),
+        format!(
+            "POST /echo HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n3;a=\"b\"\r\nabc\r\n0\r\nX-A: b\r\n\r\n"
+        ),
     ];
     for first in &before {
         for cut in (1..head.len()).step_by(7) {
@@ -148,7 +150,10 @@ async fn bodies_that_look_like_ambiguous_heads_pass() {
     for _ in 0..2 {
         let sized = format!("POST /echo HTTP/1.1\r\n{HOST}Content-Length: {}\r\n\r\n{inner}", inner.len());
         assert_eq!(client.ask(sized).await.text(), inner);
-        let chunked = format!("POST /echo HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{inner}\r\n0\r\n\r\n", inner.len());
+        let chunked = format!(
+            "POST /echo HTTP/1.1\r\n{HOST}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{inner}\r\n0\r\n\r\n",
+            inner.len()
+        );
         assert_eq!(client.ask(&chunked).await.text(), inner);
         // Byte by byte, as a slow client's would come.
         for byte in chunked.as_bytes() {
@@ -197,31 +202,51 @@ async fn malformed_heads_are_refused() {
         ("an empty host", "GET / HTTP/1.1\r\nHost: \r\n".to_owned(), Refused),
         ("a host with a path", "GET / HTTP/1.1\r\nHost: a.example/x\r\n".to_owned(), Refused),
         ("a host with a user", "GET / HTTP/1.1\r\nHost: root@a.example\r\n".to_owned(), Refused),
-        ("absolute-form of the same host", format!("GET http://gateway.example/a HTTP/1.1\r\n{HOST}"), ReceivedRequest(1)),
+        (
+            "absolute-form of the same host",
+            format!("GET http://gateway.example/a HTTP/1.1\r\n{HOST}"),
+            ReceivedRequest(1),
+        ),
         ("absolute-form of another host", format!("GET http://127.0.0.1/a HTTP/1.1\r\n{HOST}"), Refused),
         ("absolute-form with a user", format!("GET http://a@gateway.example/ HTTP/1.1\r\n{HOST}"), Refused),
         (
             "Upgrade to h2c",
-            format!("GET / HTTP/1.1\r\n{HOST}Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAA\r\n"),
+            format!(
+                "GET / HTTP/1.1\r\n{HOST}Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAA\r\n"
+            ),
             ReceivedRequest(1),
         ),
-        ("Upgrade to two protocols", format!("GET / HTTP/1.1\r\n{HOST}Upgrade: h2c, websocket\r\nConnection: upgrade\r\n"), Refused),
+        (
+            "Upgrade to two protocols",
+            format!("GET / HTTP/1.1\r\n{HOST}Upgrade: h2c, websocket\r\nConnection: upgrade\r\n"),
+            Refused,
+        ),
         (
             "an Upgrade with a body",
             format!("GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\nConnection: upgrade\r\nContent-Length: 4\r\n"),
             Refused,
         ),
-        ("Upgrade in HTTP/1.0", format!("GET / HTTP/1.0\r\n{HOST}Upgrade: websocket\r\nConnection: upgrade\r\n"), HeardAndClosed),
+        (
+            "Upgrade in HTTP/1.0",
+            format!("GET / HTTP/1.0\r\n{HOST}Upgrade: websocket\r\nConnection: upgrade\r\n"),
+            HeardAndClosed,
+        ),
         ("Upgrade without Connection", format!("GET / HTTP/1.1\r\n{HOST}Upgrade: websocket\r\n"), ReceivedRequest(1)),
         (
             "close among keep-alives",
-            format!("GET / HTTP/1.1\r\n{HOST}Connection: keep-alive\r\nConnection: close\r\nConnection: keep-alive\r\n"),
+            format!(
+                "GET / HTTP/1.1\r\n{HOST}Connection: keep-alive\r\nConnection: close\r\nConnection: keep-alive\r\n"
+            ),
             HeardAndClosed,
         ),
         ("129 fields", format!("GET / HTTP/1.1\r\n{HOST}{}", "X-A: b\r\n".repeat(128)), RefusedWith(431)),
         ("a head of 70 kB", format!("GET / HTTP/1.1\r\n{HOST}X-A: {}\r\n", "b".repeat(70_000)), RefusedWith(431)),
         ("a target of 70 kB", format!("GET /{} HTTP/1.1\r\n{HOST}", "b".repeat(70_000)), RefusedWith(431)),
-        ("CONNECT", "CONNECT gateway.example:18789 HTTP/1.1\r\nHost: gateway.example:18789\r\n".to_owned(), RefusedWith(405)),
+        (
+            "CONNECT",
+            "CONNECT gateway.example:18789 HTTP/1.1\r\nHost: gateway.example:18789\r\n".to_owned(),
+            RefusedWith(405),
+        ),
     ] {
         let end = if name == "bare LF" { "\n" } else { "\r\n" };
         assert_fate(&harness, name, format!("{head}{end}").as_bytes(), fate).await;

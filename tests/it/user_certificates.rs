@@ -24,7 +24,8 @@ fn issued(harness: &Harness, file: &Path, encryption: Encryption) -> String {
 /// Requests `/` with curl from `source`, with the certificate in `file`; returns whether there was a response, and curl's message.
 async fn curl(harness: &Harness, source: &str, file: Option<&Path>, arguments: &[&str]) -> (bool, String) {
     let mut curl = Command::new("curl");
-    curl.args(["--silent", "--show-error", "--max-time", "20", "--output", "/dev/null", "--interface", source]).args(arguments);
+    curl.args(["--silent", "--show-error", "--max-time", "20", "--output", "/dev/null", "--interface", source])
+        .args(arguments);
     curl.arg("--cacert").arg(harness.state.path().join("ca.pem"));
     if let Some(file) = file {
         curl.args(["--cert-type", "P12", "--cert", &format!("{}:{PASSWORD}", file.display())]);
@@ -42,10 +43,14 @@ async fn the_holder_of_a_users_certificate_is_external_and_named_to_the_gateway(
         let file = out.path().join(name);
         issued(&harness, &file, encryption);
         for protocol in ["--http1.1", "--http2"] {
-            let (ok, said) = curl(&harness, OUTSIDER, Some(&file), &[protocol, "--header", "X-Forwarded-User: root"]).await;
+            let (ok, said) =
+                curl(&harness, OUTSIDER, Some(&file), &[protocol, "--header", "X-Forwarded-User: root"]).await;
             assert!(ok, "{name}: {said}");
             let received = harness.gateway.requests().pop().unwrap();
-            assert_eq!((received.source(), received.field("x-forwarded-user")), (EXTERNAL_SOURCE, Some("ann@example.com")));
+            assert_eq!(
+                (received.source(), received.field("x-forwarded-user")),
+                (EXTERNAL_SOURCE, Some("ann@example.com"))
+            );
         }
     }
     // Nobody else is named, and an agent by address stays one.
@@ -59,7 +64,8 @@ async fn the_holder_of_a_users_certificate_is_external_and_named_to_the_gateway(
 
 #[tokio::test]
 async fn a_users_certificate_counts_only_where_clients_are_asked_for_one() {
-    let harness = Harness::with(|config| config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()]).await;
+    let harness =
+        Harness::with(|config| config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()]).await;
     let out = tempfile::tempdir().unwrap();
     let file = out.path().join("ann.p12");
     issued(&harness, &file, Encryption::TripleDes);
@@ -93,7 +99,8 @@ async fn a_users_revoked_certificate_is_refused() {
 #[tokio::test]
 async fn a_reload_without_client_ca_ends_the_connections_of_its_users() {
     let harness = Harness::with(|config| config.tls.client_ca = Some(config.state_dir.join("ca.pem"))).await;
-    let user = offline::User { mail: "ann@example.com", life: Duration::from_secs(3600), encryption: Encryption::Aes256 };
+    let user =
+        offline::User { mail: "ann@example.com", life: Duration::from_secs(3600), encryption: Encryption::Aes256 };
     let (content, _) = offline::issue_user(harness.state.path(), &user, PASSWORD, Path::new("-")).unwrap();
     let out = tempfile::tempdir().unwrap();
     let (file, pem) = (out.path().join("ann.p12"), out.path().join("ann.pem"));

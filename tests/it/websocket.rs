@@ -55,7 +55,10 @@ async fn only_a_101_opens_a_websocket_over_h2() {
 #[tokio::test]
 async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
     let connect = |scopes: &[&str]| {
-        Message::text(serde_json::json!({ "type": "req", "id": "1", "method": "connect", "params": { "scopes": scopes } }).to_string())
+        Message::text(
+            serde_json::json!({ "type": "req", "id": "1", "method": "connect", "params": { "scopes": scopes } })
+                .to_string(),
+        )
     };
     let harness = Harness::with(|config| {
         config.agents.scopes = vec!["operator.read".into()];
@@ -63,10 +66,15 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
     })
     .await;
     for protocol in PROTOCOLS {
-        for (source, own, other) in [(AGENT, "operator.read", "operator.admin"), (OUTSIDER, "operator.write", "operator.read")] {
+        for (source, own, other) in
+            [(AGENT, "operator.read", "operator.admin"), (OUTSIDER, "operator.write", "operator.read")]
+        {
             let mut socket = harness.websocket(protocol, source, "/gateway").await;
             let received = harness.gateway.requests().pop().unwrap();
-            assert_eq!((received.field("x-openclaw-scopes"), received.field("sec-websocket-extensions")), (Some(own), None));
+            assert_eq!(
+                (received.field("x-openclaw-scopes"), received.field("sec-websocket-extensions")),
+                (Some(own), None)
+            );
             // In one segment; the gateway would handle both if it got the second one before it has accepted the first one.
             socket.feed(connect(&[own])).await.unwrap();
             socket.feed(connect(&[other])).await.unwrap();
@@ -79,7 +87,9 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
             for message in [connect(&[own, other]), Message::text("{}"), Message::text("hello")] {
                 let mut socket = harness.websocket(protocol, source, "/ws").await;
                 socket.send(message.clone()).await.unwrap();
-                let Message::Close(Some(close)) = socket.next().await.unwrap().unwrap() else { panic!("no close frame: {message}") };
+                let Message::Close(Some(close)) = socket.next().await.unwrap().unwrap() else {
+                    panic!("no close frame: {message}")
+                };
                 assert_eq!(close.code, CloseCode::Policy, "{protocol:?} {source} {message}");
                 assert!(close.reason.contains("cap"), "{}", close.reason);
                 if message == connect(&[own, other]) {
@@ -89,8 +99,9 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
         }
         for source in [AGENT, OUTSIDER] {
             let mut client = harness.h1(source).await;
-            let response =
-                client.ask(crate::harness::request("POST /tools/invoke", "Content-Length: 0\r\nAuthorization: Bearer t\r\n")).await;
+            let response = client
+                .ask(crate::harness::request("POST /tools/invoke", "Content-Length: 0\r\nAuthorization: Bearer t\r\n"))
+                .await;
             assert_eq!(response.status(), 403);
         }
     }
@@ -105,7 +116,9 @@ fn json(message: &Message) -> serde_json::Value {
 async fn a_device_that_an_agent_used_first_is_refused_outside() {
     let connect = |device: &str, answer: &str| {
         let params = serde_json::json!({ "scopes": [], "device": { "id": device }, "answer": answer });
-        Message::text(serde_json::json!({ "type": "req", "id": "1", "method": "connect", "params": params }).to_string())
+        Message::text(
+            serde_json::json!({ "type": "req", "id": "1", "method": "connect", "params": params }).to_string(),
+        )
     };
     let harness = Harness::start().await;
     let file = harness.state.path().join("devices.json");
@@ -143,7 +156,10 @@ async fn a_device_that_an_agent_used_first_is_refused_outside() {
     used(AGENT, &outsiders, "ok").await.unwrap();
     for device in [&agents, &silent] {
         let refusal = used(OUTSIDER, device, "ok").await.unwrap_err();
-        assert!(refusal.contains(AGENT) && refusal.contains(&format!("loopgate devices release {}", &device[..12])), "{refusal}");
+        assert!(
+            refusal.contains(AGENT) && refusal.contains(&format!("loopgate devices release {}", &device[..12])),
+            "{refusal}"
+        );
     }
     used(AGENT, &agents, "ok").await.unwrap();
     used(OUTSIDER, &outsiders, "ok").await.unwrap();
@@ -159,15 +175,16 @@ async fn a_device_that_an_agent_used_first_is_refused_outside() {
         let mut socket = harness.websocket(PROTOCOLS[0], source, "/gateway").await;
         socket.next().await.unwrap().unwrap();
         socket.send(Message::text(message)).await.unwrap();
-        let Message::Close(Some(close)) = socket.next().await.unwrap().unwrap() else { panic!("no close frame: {message}") };
+        let Message::Close(Some(close)) = socket.next().await.unwrap().unwrap() else {
+            panic!("no close frame: {message}")
+        };
         assert!(close.code == CloseCode::Policy && close.reason.contains(reason), "{close:?}");
     }
 }
 
 #[tokio::test]
 async fn the_connection_of_a_refused_upgrade_takes_no_further_request() {
-    const UPGRADE: &str =
-        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
     for (fields, reused) in [("", true), (UPGRADE, false)] {
@@ -194,8 +211,7 @@ async fn a_gateway_that_dies_ends_its_websockets() {
 #[tokio::test]
 async fn a_client_that_disconnects_ends_its_websocket() {
     let harness = Harness::start().await;
-    let fields =
-        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let half_a_frame = [0x82, 0xfe, 1, 0, 0, 0, 0, 0, 1, 2, 3];
     let mut lost = 0;
     for reset in [true, false] {
@@ -229,7 +245,9 @@ async fn a_client_that_disconnects_ends_its_websocket() {
         lost += 1;
         harness.gateway.wait_for_closed(lost).await;
         let request = frame(HEADERS, END_HEADERS | END_STREAM, 3, &request_block("GET", "/", &[]));
-        let next = raw.provoke(&request, |outcome| outcome.heads.iter().any(|(stream, _)| *stream == 3) || outcome.is_over()).await;
+        let next = raw
+            .provoke(&request, |outcome| outcome.heads.iter().any(|(stream, _)| *stream == 3) || outcome.is_over())
+            .await;
         assert_eq!(next.heads.last(), Some(&(3, 0x88)), "its connection is as good as ever: {next:?}");
     }
 }
@@ -238,8 +256,7 @@ async fn a_client_that_disconnects_ends_its_websocket() {
 async fn frames_sent_before_the_answer_are_not_lost() {
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
-    let fields =
-        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let mut bytes = crate::harness::request("GET /ws", fields).into_bytes();
     // A masked text frame that says "hi"; the mask is zero.
     bytes.extend([0x81, 0x82, 0, 0, 0, 0, b'h', b'i']);
@@ -262,14 +279,17 @@ async fn a_drain_sends_a_close_frame_to_every_websocket() {
     let harness = Harness::start().await;
     let mut sockets = Vec::new();
     for number in 0..40 {
-        sockets.push(harness.websocket(PROTOCOLS[number % 2], if number % 3 == 0 { AGENT } else { OUTSIDER }, "/ws").await);
+        sockets.push(
+            harness.websocket(PROTOCOLS[number % 2], if number % 3 == 0 { AGENT } else { OUTSIDER }, "/ws").await,
+        );
     }
-    let clients = futures_util::future::join_all(sockets.into_iter().enumerate().map(|(number, mut socket)| async move {
-        let Some(Ok(Message::Close(Some(frame)))) = socket.next().await else { panic!("{number}: no close frame") };
-        assert_eq!(frame.code, CloseCode::Away, "{number}");
-        // tungstenite answers the close; then the stream ends.
-        while let Some(Ok(_)) = socket.next().await {}
-    }));
+    let clients =
+        futures_util::future::join_all(sockets.into_iter().enumerate().map(|(number, mut socket)| async move {
+            let Some(Ok(Message::Close(Some(frame)))) = socket.next().await else { panic!("{number}: no close frame") };
+            assert_eq!(frame.code, CloseCode::Away, "{number}");
+            // tungstenite answers the close; then the stream ends.
+            while let Some(Ok(_)) = socket.next().await {}
+        }));
     let (took, _) = tokio::join!(stop(&harness), clients);
     assert!(took < Duration::from_secs(2), "{took:?}");
 }
@@ -284,7 +304,9 @@ async fn a_client_that_does_not_close_does_not_delay_the_drain() {
         socket.next().await.unwrap().unwrap();
         sockets.push(socket);
     }
-    let clients = futures_util::future::join_all(sockets.iter_mut().map(|socket| async { while let Some(Ok(_)) = socket.next().await {} }));
+    let clients = futures_util::future::join_all(
+        sockets.iter_mut().map(|socket| async { while let Some(Ok(_)) = socket.next().await {} }),
+    );
     let (took, _) = tokio::join!(stop(&harness), clients);
     assert!(took < Duration::from_secs(8), "{took:?}");
 }

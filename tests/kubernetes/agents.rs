@@ -116,7 +116,8 @@ async fn a_pods_open_connections_end_with_the_pod() {
             wanted["spec"]["nodeName"] = "node-1".into();
         }
         let (_, mounted) = release.run(&wanted, &source).await;
-        let inside = Pod { client: &release.sidecar, source: &source, ca: release.ca(), token: &mounted.path().join("token") };
+        let inside =
+            Pod { client: &release.sidecar, source: &source, ca: release.ca(), token: &mounted.path().join("token") };
         let agent = inside.agent().await;
         let mut wire = agent.h1().await;
         wire.ask(request("GET /", "")).await;
@@ -130,12 +131,12 @@ async fn a_pods_open_connections_end_with_the_pod() {
                 release.cluster.delete(&itself).await;
                 assert!(release.cluster.get(&itself).await["metadata"]["deletionTimestamp"].is_string());
             }
-            "without-the-label" => {
-                drop(release.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": null}}})).await)
-            }
-            "with-another-label" => {
-                drop(release.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": "false"}}})).await)
-            }
+            "without-the-label" => drop(
+                release.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": null}}})).await,
+            ),
+            "with-another-label" => drop(
+                release.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": "false"}}})).await,
+            ),
             "failed" => drop(release.cluster.patch(&status, &json!({"status": {"phase": "Failed"}})).await),
             _ => drop(release.cluster.moves(how, "127.0.0.99").await),
         }
@@ -155,7 +156,9 @@ async fn more_pods_than_fit_one_list_are_all_known() {
         cluster.run(&one, &format!("192.0.{}.{}", 3 + number / 200, 1 + number % 200)).await;
     }
     let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
-    let are = |count: usize| move |status: &serde_json::Value| status["agents"].as_array().is_some_and(|agents| agents.len() == count);
+    let are = |count: usize| {
+        move |status: &serde_json::Value| status["agents"].as_array().is_some_and(|agents| agents.len() == count)
+    };
     release.until("all of them are agents", are(CROWD)).await;
     release.delete("crowd-259").await;
     release.until("all but one are agents", are(CROWD - 1)).await;

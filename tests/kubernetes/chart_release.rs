@@ -50,8 +50,9 @@ impl ChartRelease {
             let text = |key: &str| variable[key].as_str().unwrap_or_default().to_owned();
             (text("name"), text("value"))
         });
-        let of_discovery =
-            |name: &str| name == "LOOPGATE_DISCOVERY" || name == "LOOPGATE_DOCKER" || name.starts_with("LOOPGATE_KUBERNETES_");
+        let of_discovery = |name: &str| {
+            name == "LOOPGATE_DISCOVERY" || name == "LOOPGATE_DOCKER" || name.starts_with("LOOPGATE_KUBERNETES_")
+        };
         let mut variables: Vec<_> = said.filter(|(name, _)| of_discovery(name)).collect();
         variables.extend([
             ("LOOPGATE_KUBERNETES_CREDENTIALS".to_owned(), credentials.path().display().to_string()),
@@ -60,7 +61,11 @@ impl ChartRelease {
         ]);
         let admin = free_address();
         // The name is the one that stories ask for: what an agent asks of another may have come from a page in its browser.
-        let more = [format!("--admin={admin}"), "--log-level=loopgate=debug".to_owned(), "--tls-name=gateway.example".to_owned()];
+        let more = [
+            format!("--admin={admin}"),
+            "--log-level=loopgate=debug".to_owned(),
+            "--tls-name=gateway.example".to_owned(),
+        ];
         let given: Vec<&str> = more.iter().map(String::as_str).collect();
         let setup: Vec<String> = variables.iter().map(|(name, value)| format!("export {name}='{value}'")).collect();
         let sidecar = Launch::new().after(&setup.join("; ")).flags(&given).start_with_gateway().await;
@@ -108,7 +113,8 @@ impl ChartRelease {
 
     /// Waits until discovery has failed with these words.
     pub async fn until_error(&self, words: &str) {
-        self.until(words, |status| status["discovery"]["error"].as_str().is_some_and(|error| error.contains(words))).await;
+        self.until(words, |status| status["discovery"]["error"].as_str().is_some_and(|error| error.contains(words)))
+            .await;
     }
 
     /// Waits until these and no others are agents.
@@ -155,7 +161,8 @@ pub async fn install(cluster: &Cluster, release: &str, arguments: &[&str]) {
     let copied = Command::new("cp").args(["-r", "charts/loopgate/."]).arg(chart.path()).status().await.unwrap();
     assert!(copied.success());
     let about = std::fs::read_to_string(chart.path().join("Chart.yaml")).unwrap();
-    let about: String = about.lines().filter(|line| !line.starts_with("kubeVersion:")).map(|line| format!("{line}\n")).collect();
+    let about: String =
+        about.lines().filter(|line| !line.starts_with("kubeVersion:")).map(|line| format!("{line}\n")).collect();
     std::fs::write(chart.path().join("Chart.yaml"), about).unwrap();
     let chart = chart.path().to_str().unwrap();
     ask_helm(cluster, &[&["upgrade", "--install", "--create-namespace", release, chart], arguments].concat()).await;
@@ -165,7 +172,11 @@ pub async fn install(cluster: &Cluster, release: &str, arguments: &[&str]) {
 pub async fn ask_helm(cluster: &Cluster, words: &[&str]) {
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(std::env::var_os("TEST_HELM").expect("`tests/run kubernetes` sets it"));
-    command.args(words).args(["--namespace", NAMESPACE, "--kubeconfig"]).arg(cluster.kubeconfig()).env("HOME", home.path());
+    command
+        .args(words)
+        .args(["--namespace", NAMESPACE, "--kubeconfig"])
+        .arg(cluster.kubeconfig())
+        .env("HOME", home.path());
     let output = command.output().await.unwrap();
     assert!(output.status.success(), "helm {words:?}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -51,7 +51,8 @@ impl Cluster {
     pub async fn with(flags: &'static [&'static str]) -> Option<Self> {
         let Some(binaries) = std::env::var_os("TEST_KUBERNETES") else {
             let story = std::thread::current().name().unwrap_or("a story").to_owned();
-            writeln!(std::io::stderr(), "NOT RUN: {story}: `tests/run kubernetes` brings what it needs").expect("standard error");
+            writeln!(std::io::stderr(), "NOT RUN: {story}: `tests/run kubernetes` brings what it needs")
+                .expect("standard error");
             return None;
         };
         let directory = tempfile::tempdir().unwrap();
@@ -77,7 +78,8 @@ impl Cluster {
     }
 
     fn spawn(&self, program: &str, flags: &[String]) -> Child {
-        let log = std::fs::File::options().create(true).append(true).open(self.file(&format!("{program}.log"))).unwrap();
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.file(&format!("{program}.log"))).unwrap();
         let mut command = Command::new(self.binaries.join(program));
         command.args(flags).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).kill_on_drop(true);
         command.spawn().unwrap()
@@ -229,7 +231,10 @@ where
     let mut wire = RawHttp::new(stream);
     let body = body.map(Value::to_string).unwrap_or_default();
     let kind = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n", body.len());
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n",
+        body.len()
+    );
     wire.send(format!("{head}{fields}Connection: close\r\n\r\n{body}")).await.ok()?;
     let response = wire.response().await?;
     Some((response.status(), serde_json::from_slice(&response.body).unwrap_or_default()))

@@ -51,17 +51,28 @@ impl Cluster {
 
     /// A token of `account`, bound to `pod` if there is one, for `audience` or else for the API server itself.
     pub async fn token(&self, account: &str, pod: Option<&Value>, audience: Option<&str>) -> String {
-        self.asks_for_token(account, pod, audience, 3600).await.1["status"]["token"].as_str().expect("a token").to_owned()
+        self.asks_for_token(account, pod, audience, 3600).await.1["status"]["token"]
+            .as_str()
+            .expect("a token")
+            .to_owned()
     }
 
     /// The same, and whatever the API server says to it.
-    pub async fn asks_for_token(&self, account: &str, pod: Option<&Value>, audience: Option<&str>, seconds: u64) -> (u16, Value) {
+    pub async fn asks_for_token(
+        &self,
+        account: &str,
+        pod: Option<&Value>,
+        audience: Option<&str>,
+        seconds: u64,
+    ) -> (u16, Value) {
         let mut spec = json!({"audiences": audience.into_iter().collect::<Vec<_>>(), "expirationSeconds": seconds});
         if let Some(pod) = pod {
-            spec["boundObjectRef"] = json!({"kind": "Pod", "apiVersion": "v1", "name": name(pod), "uid": pod["metadata"]["uid"]});
+            spec["boundObjectRef"] =
+                json!({"kind": "Pod", "apiVersion": "v1", "name": name(pod), "uid": pod["metadata"]["uid"]});
         }
         let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec});
-        self.answers(crate::cluster::ADMIN, "POST", &path(&format!("serviceaccounts/{account}/token")), Some(&request)).await
+        self.answers(crate::cluster::ADMIN, "POST", &path(&format!("serviceaccounts/{account}/token")), Some(&request))
+            .await
     }
 
     /// Puts what the volume `volume` of `pod` projects into `directory`, whole, over what is there.

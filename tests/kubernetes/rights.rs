@@ -13,7 +13,8 @@ const BUILDER: &str = "127.0.0.21";
 /// Every rule that holds for whoever has `token`, in `namespace`.
 async fn rules(cluster: &Cluster, token: &str, namespace: &str) -> Vec<Value> {
     let asked = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": namespace}});
-    let (status, answer) = cluster.answers(token, "POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", Some(&asked)).await;
+    let (status, answer) =
+        cluster.answers(token, "POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", Some(&asked)).await;
     assert_eq!((status, &answer["status"]["incomplete"]), (201, &json!(false)), "{answer:#}");
     answer["status"]["resourceRules"].as_array().unwrap().clone()
 }
@@ -26,7 +27,10 @@ async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_els
     let own = std::fs::read_to_string(release.credentials.path().join("token")).unwrap();
     let anybodys = cluster.token("builder", None, None).await;
     for (namespace, expected) in [
-        (NAMESPACE, vec![rule(&["list", "watch"], "", "pods"), rule(&["create"], "authentication.k8s.io", "tokenreviews")]),
+        (
+            NAMESPACE,
+            vec![rule(&["list", "watch"], "", "pods"), rule(&["create"], "authentication.k8s.io", "tokenreviews")],
+        ),
         ("default", vec![rule(&["create"], "authentication.k8s.io", "tokenreviews")]),
     ] {
         let anybodys = rules(cluster, &anybodys, namespace).await;
@@ -50,7 +54,13 @@ async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_els
         let (status, answer) = cluster.answers(&own, method, &what, None).await;
         assert_eq!(status, expected, "{method} {what}: {answer:#}");
     }
-    assert!(release.check().await["findings"].as_array().unwrap().iter().all(|finding| finding["id"] != "kubernetes-forbidden"));
+    assert!(
+        release.check().await["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|finding| finding["id"] != "kubernetes-forbidden")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +74,11 @@ async fn a_right_that_is_missing_is_named_and_an_upgrade_brings_it() {
     // Helm takes the right away again.
     release.upgrade(&["agents.attested=false"]).await;
     assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, Reason::Kubernetes);
-    release.sidecar.process().wait_for_log("needs a ClusterRole with the verb create on tokenreviews of authentication.k8s.io").await;
+    release
+        .sidecar
+        .process()
+        .wait_for_log("needs a ClusterRole with the verb create on tokenreviews of authentication.k8s.io")
+        .await;
     assert_eq!(forbidden(&release).await, ["the verb create on tokenreviews"]);
 
     // Whoever watches may go on until its watch ends.
@@ -75,7 +89,10 @@ async fn a_right_that_is_missing_is_named_and_an_upgrade_brings_it() {
     release.until_error("needs a Role in its namespace with the verb watch on pods").await;
     assert!(release.status().await.contains("needs a Role in its namespace with the verb watch on pods"));
     assert_eq!(forbidden(&release).await, ["the verb watch on pods"]);
-    release.cluster.delete(&format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings/{NAME}")).await;
+    release
+        .cluster
+        .delete(&format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings/{NAME}"))
+        .await;
     release.until_error("needs a Role in its namespace with the verb list on pods").await;
     assert_eq!(forbidden(&release).await, ["the verb list on pods"]);
 
@@ -90,7 +107,9 @@ async fn a_right_that_is_missing_is_named_and_an_upgrade_brings_it() {
 async fn forbidden(release: &ChartRelease) -> Vec<String> {
     let report = release.check().await;
     let findings = report["findings"].as_array().unwrap().iter();
-    let seen = findings.filter(|finding| finding["id"] == "kubernetes-forbidden").flat_map(|finding| finding["seen"].as_array().unwrap());
+    let seen = findings
+        .filter(|finding| finding["id"] == "kubernetes-forbidden")
+        .flat_map(|finding| finding["seen"].as_array().unwrap());
     let words = seen.map(|seen| seen.as_str().unwrap().split_once("with ").unwrap().1.split(" (").next().unwrap());
     words.map(|words| words.split(" of ").next().unwrap().to_owned()).collect()
 }

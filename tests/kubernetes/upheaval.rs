@@ -24,7 +24,8 @@ async fn whoever_is_inside_stays_while_the_api_server_is_restarted_and_then_it_i
     let (other, _) = release.run(&pod("other", Some("true")), OTHER).await;
     release.until_agents(&["builder", "other"]).await;
     let others = release.cluster.token("builder", Some(&other), Some("loopgate")).await;
-    let inside = Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
+    let inside =
+        Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
     let agent = inside.agent().await;
     let mut wire = agent.h1().await;
     wire.ask(request("GET /", "")).await;
@@ -51,7 +52,8 @@ async fn a_pod_whose_end_the_api_server_has_forgotten_is_no_agent_any_more() {
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let (_, mounted) = release.run(&pod("builder", Some("true")), BUILDER).await;
     release.run(&pod("other", Some("true")), OTHER).await;
-    let inside = Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
+    let inside =
+        Pod { client: &release.sidecar, source: BUILDER, ca: release.ca(), token: &mounted.path().join("token") };
     let agent = inside.agent().await;
     let mut wire = agent.h1().await;
     wire.ask(request("GET /", "")).await;

@@ -36,7 +36,11 @@ fn own_addresses_are_agents_with_the_flag() {
     let _client = connect(&sidecar);
     let status = sidecar.wait_for_status(|status| status["lanes"]["agent"] == 1);
     let connection = &status["connections"][0];
-    assert_eq!((&connection["admitted"], &connection["source"]), (&"own-address".into(), &"127.0.0.1".into()), "{status:#}");
+    assert_eq!(
+        (&connection["admitted"], &connection["source"]),
+        (&"own-address".into(), &"127.0.0.1".into()),
+        "{status:#}"
+    );
 }
 
 #[test]
@@ -104,8 +108,10 @@ fn clients_that_never_read_do_not_block_the_admin_listener() {
 #[test]
 fn status_watch_ends_when_its_reader_is_gone() {
     let sidecar = Harness::start(&[]);
-    let mut watcher =
-        loopgate(["status", "--json", "--watch", "--admin", &sidecar.admin().to_string()]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watcher = loopgate(["status", "--json", "--watch", "--admin", &sidecar.admin().to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(watcher.stdout.take().unwrap()).lines();
     for _ in 0..2 {
         let line = lines.next().unwrap().unwrap();
@@ -121,7 +127,10 @@ fn status_fails_with_one_line_without_a_sidecar() {
     let output = loopgate(["status", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.starts_with(&format!("loopgate: no sidecar answers at {address}; run this")) && said.lines().count() == 1, "{said}");
+    assert!(
+        said.starts_with(&format!("loopgate: no sidecar answers at {address}; run this")) && said.lines().count() == 1,
+        "{said}"
+    );
     let missing = loopgate(["status", "--config", "/nope.toml"]).output().unwrap();
     assert_eq!(missing.status.code(), Some(2));
     assert!(String::from_utf8(missing.stderr).unwrap().starts_with("loopgate: --config: /nope.toml: "));

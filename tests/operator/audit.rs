@@ -22,7 +22,9 @@ fn lane_decisions_and_refusals_are_recorded_at_every_log_level_and_the_file_rota
         .write_all(b"GET /secret-path HTTP/1.1\r\nHost: a\r\nHost: b\r\nAuthorization: Bearer hunter2\r\nConnection: close\r\n\r\n")
         .unwrap();
     let _ = client.read_to_end(&mut Vec::new());
-    sidecar.process().wait_until("both events are written", std::time::Duration::from_secs(10), || events(&path).len() >= 2);
+    sidecar
+        .process()
+        .wait_until("both events are written", std::time::Duration::from_secs(10), || events(&path).len() >= 2);
     let found = events(&path);
     assert_eq!((&found[0]["kind"], &found[0]["lane"]), (&"lane".into(), &"external".into()), "{found:?}");
     assert_eq!((&found[1]["kind"], &found[1]["at"]), (&"refusal".into(), &"request".into()), "{found:?}");
@@ -36,12 +38,15 @@ fn lane_decisions_and_refusals_are_recorded_at_every_log_level_and_the_file_rota
     assert!(output.status.success(), "{output:?}");
     let _client = crate::admin::connect(&sidecar);
     sidecar.wait_for_status(|status| status["lanes"]["external"] == 1);
-    sidecar.process().wait_until("the new file has an event", std::time::Duration::from_secs(10), || !events(&path).is_empty());
+    sidecar
+        .process()
+        .wait_until("the new file has an event", std::time::Duration::from_secs(10), || !events(&path).is_empty());
 }
 
 #[test]
 fn an_audit_log_that_can_not_be_opened_is_an_error() {
-    let output = loopgate(["run", "--docker=off", "--listen=127.0.0.1:0", "--audit-log=/nowhere/audit.jsonl"]).output().unwrap();
+    let output =
+        loopgate(["run", "--docker=off", "--listen=127.0.0.1:0", "--audit-log=/nowhere/audit.jsonl"]).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.starts_with("loopgate: opening the audit log /nowhere/audit.jsonl: "), "{error}");

@@ -13,8 +13,8 @@ use loopgate_test_support::fake_docker::{FakeDocker, container};
 pub async fn check(arguments: &[&str]) -> (Value, bool) {
     let mut command = loopgate([&["check", "--json"], arguments].concat());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-    let report =
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+    let report = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
     (report, output.status.success())
 }
 
@@ -23,7 +23,12 @@ pub fn ids(report: &Value) -> BTreeSet<&str> {
 }
 
 pub fn finding<'a>(report: &'a Value, id: &str) -> &'a Value {
-    report["findings"].as_array().unwrap().iter().find(|finding| finding["id"] == id).unwrap_or_else(|| panic!("no {id} in {report:#}"))
+    report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|finding| finding["id"] == id)
+        .unwrap_or_else(|| panic!("no {id} in {report:#}"))
 }
 
 fn on(docker: &FakeDocker) -> String {
@@ -70,7 +75,10 @@ async fn a_missing_or_too_strict_docker_socket_is_reported() {
     assert!(seen.contains("refuses GET /containers/json (403") && !success, "{seen}");
     let (report, _) = check(&["--docker", "unix:///nowhere/docker.sock"]).await;
     assert!(
-        finding(&report, "docker-unreachable")["seen"][0].as_str().unwrap().contains("no socket at /nowhere/docker.sock"),
+        finding(&report, "docker-unreachable")["seen"][0]
+            .as_str()
+            .unwrap()
+            .contains("no socket at /nowhere/docker.sock"),
         "{report:#}"
     );
 }
@@ -88,12 +96,17 @@ async fn mislabelled_and_forgeable_agents_are_reported() {
     docker.put(container("foreign", labels("other", "true"), &[("net", "192.0.2.31")]));
     docker.put(container("odd", labels("claw", "yes please"), &[("net", "192.0.2.32")]));
     docker.put(container("robot", labels("claw", "address"), &[("net", "192.0.2.33")]));
-    docker.details("robot", json!({"Id": "robot", "HostConfig": {"CapDrop": null, "CapAdd": null, "Privileged": false}}));
-    let arguments =
-        |more: &[&'static str]| [vec!["--docker".to_owned(), on(&docker)], more.iter().map(|one| (*one).to_owned()).collect()].concat();
+    docker
+        .details("robot", json!({"Id": "robot", "HostConfig": {"CapDrop": null, "CapAdd": null, "Privileged": false}}));
+    let arguments = |more: &[&'static str]| {
+        [vec!["--docker".to_owned(), on(&docker)], more.iter().map(|one| (*one).to_owned()).collect()].concat()
+    };
     let given = arguments(&["--container", "netns", "--trusted-proxy", "192.0.2.254"]);
     let (report, _) = check(&given.iter().map(String::as_str).collect::<Vec<_>>()).await;
-    assert!(finding(&report, "agent-other-project")["seen"][0].as_str().unwrap().starts_with("foreign: "), "{report:#}");
+    assert!(
+        finding(&report, "agent-other-project")["seen"][0].as_str().unwrap().starts_with("foreign: "),
+        "{report:#}"
+    );
     assert!(finding(&report, "agent-label")["seen"][0].as_str().unwrap().starts_with("odd: "), "{report:#}");
     assert!(finding(&report, "agent-net-raw")["seen"][0].as_str().unwrap().starts_with("robot "), "{report:#}");
     assert_eq!(
@@ -115,7 +128,9 @@ async fn mislabelled_and_forgeable_agents_are_reported() {
 async fn other_services_are_not_mistaken_for_the_gateway() {
     let sidecar = Harness::start(&[]);
     // The sidecar's own listener uses TLS, its admin listener HTTP.
-    for (address, id) in [(sidecar.address, "gateway-tls"), (sidecar.admin(), "gateway-unknown"), (free_address(), "gateway-down")] {
+    for (address, id) in
+        [(sidecar.address, "gateway-tls"), (sidecar.admin(), "gateway-unknown"), (free_address(), "gateway-down")]
+    {
         let (report, success) = check(&["--docker", "off", "--gateway", &address.to_string()]).await;
         assert!(ids(&report).contains(id) && (!success || id == "gateway-unknown"), "{report:#}");
     }
@@ -130,13 +145,17 @@ async fn the_state_directory_and_its_certificate_are_checked() {
     let listen = sidecar.address.to_string();
     let arguments = ["--docker", "off", "--state-dir", state, "--admin", &admin, "--listen", &listen];
     let (report, _) = check(&arguments).await;
-    let quiet = ["state-dir-permissions", "state-dir-owner", "certificate-names", "certificate-expiring", "sidecar-down"];
+    let quiet =
+        ["state-dir-permissions", "state-dir-owner", "certificate-names", "certificate-expiring", "sidecar-down"];
     assert!(quiet.iter().all(|id| !ids(&report).contains(id)), "{report:#}");
     std::fs::set_permissions(Path::new(state).join("ca.key"), PermissionsExt::from_mode(0o644)).unwrap();
     let (report, _) = check(&[&arguments[..], &["--tls-name", "gateway.example.com"]].concat()).await;
     let remedy = finding(&report, "state-dir-permissions")["remedy"]["what"].as_str().unwrap();
     assert_eq!(remedy, format!("chmod 600 {state}/ca.key"));
-    assert!(finding(&report, "certificate-names")["seen"][0].as_str().unwrap().ends_with("is not for gateway.example.com"), "{report:#}");
+    assert!(
+        finding(&report, "certificate-names")["seen"][0].as_str().unwrap().ends_with("is not for gateway.example.com"),
+        "{report:#}"
+    );
     std::fs::write(Path::new(state).join("server.pem"), "nothing").unwrap();
     let (report, success) = check(&arguments).await;
     assert!(ids(&report).contains("certificate-unreadable") && !success, "{report:#}");
@@ -162,20 +181,28 @@ fn fix_sets_by_the_gateways_own_command_what_is_safe_to_set() {
     std::fs::write(&file, "{gateway: {bind: 'lan', auth: {mode: 'none'}, tls: {enabled: true}}}").unwrap();
     let address = free_address();
     let fix = |path: &Path| {
-        let mut command = loopgate(["check", "--fix", "--docker", "off", "--admin", "off", "--gateway", &address.to_string()]);
+        let mut command =
+            loopgate(["check", "--fix", "--docker", "off", "--admin", "off", "--gateway", &address.to_string()]);
         let output = command.arg("--openclaw-config").arg(&file).env("PATH", path).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
     let without = fix(Path::new("/nowhere"));
     assert!(without.contains("there is no command openclaw here"), "{without}");
-    for command in ["gateway.bind loopback", "gateway.auth.mode token", "gateway.trustedProxies '[\"127.0.0.2\"]' --json"] {
+    for command in
+        ["gateway.bind loopback", "gateway.auth.mode token", "gateway.trustedProxies '[\"127.0.0.2\"]' --json"]
+    {
         assert!(without.contains(&format!("  openclaw config set {command}\n")), "{without}");
     }
     openclaw(directory.path());
     let text = fix(directory.path());
     let said = std::fs::read_to_string(directory.path().join("said")).unwrap_or_else(|error| panic!("{error}: {text}"));
-    let mut set: Vec<&str> = said.lines().map(|line| line.strip_prefix(&format!("{} config set ", file.display())).expect(line)).collect();
+    let mut set: Vec<&str> =
+        said.lines().map(|line| line.strip_prefix(&format!("{} config set ", file.display())).expect(line)).collect();
     set.sort_unstable();
     // Not the mode of authentication, which needs a token first.
-    assert_eq!(set, ["gateway.bind loopback", "gateway.tls.enabled false", "gateway.trustedProxies [\"127.0.0.2\"] --json"], "{text}");
+    assert_eq!(
+        set,
+        ["gateway.bind loopback", "gateway.tls.enabled false", "gateway.trustedProxies [\"127.0.0.2\"] --json"],
+        "{text}"
+    );
 }

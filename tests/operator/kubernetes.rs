@@ -27,7 +27,10 @@ async fn check_reports_an_unreachable_or_forbidding_api_server() {
     let (report, _) = check(&flags).await;
     let found = ids(&report);
     assert!(!found.iter().any(|id| id.starts_with("kubernetes-") || id.starts_with("docker-")), "{report:#}");
-    assert!(finding(&report, "agent-host-network")["seen"][0].as_str().unwrap().starts_with("exporter: "), "{report:#}");
+    assert!(
+        finding(&report, "agent-host-network")["seen"][0].as_str().unwrap().starts_with("exporter: "),
+        "{report:#}"
+    );
     for (what, rule) in [
         ("create tokenreviews", "the verb create on tokenreviews"),
         ("watch pods", "the verb watch on pods"),
@@ -41,7 +44,8 @@ async fn check_reports_an_unreachable_or_forbidding_api_server() {
     kubernetes.down().await;
     let (report, success) = check(&flags).await;
     assert!(
-        finding(&report, "kubernetes-unreachable")["seen"][0].as_str().unwrap().contains("can't reach the API server") && !success,
+        finding(&report, "kubernetes-unreachable")["seen"][0].as_str().unwrap().contains("can't reach the API server")
+            && !success,
         "{report:#}"
     );
 }
@@ -62,10 +66,14 @@ async fn status_the_page_and_metrics_name_kubernetes() {
         (status, sidecar.get("/", "localhost"), sidecar.get("/metrics", "localhost"))
     });
     let (status, page, metrics) = texts.await.unwrap();
-    assert!(status.contains("  kubernetes     live for ") && status.contains("builder") && !status.contains("docker"), "{status}");
+    assert!(
+        status.contains("  kubernetes     live for ") && status.contains("builder") && !status.contains("docker"),
+        "{status}"
+    );
     assert!(page.contains("<dt>Kubernetes</dt>") && !page.contains("Docker"), "{page}");
     assert!(
-        metrics.contains("loopgate_discovery_kubernetes_enabled 1") && metrics.contains("loopgate_discovery_docker_enabled 0"),
+        metrics.contains("loopgate_discovery_kubernetes_enabled 1")
+            && metrics.contains("loopgate_discovery_docker_enabled 0"),
         "{metrics}"
     );
     assert!(!metrics.contains("loopgate_discovery_docker_up"), "{metrics}");

@@ -15,7 +15,9 @@ use crate::harness::Harness;
 /// Every metric, with a value for those that are absent without one.
 pub fn everything() -> String {
     let (traffic, listener_metrics, health) = (Traffic::default(), ListenerMetrics::default(), Health::default());
-    for family in [&traffic.denied, &traffic.handshake_failures, &traffic.overdue, &traffic.refused, &traffic.gateway_errors] {
+    for family in
+        [&traffic.denied, &traffic.handshake_failures, &traffic.overdue, &traffic.refused, &traffic.gateway_errors]
+    {
         count(family, "reason");
     }
     traffic.answered(LaneKind::Agent, Protocol::Http2, 200, Duration::ZERO);
@@ -47,12 +49,16 @@ fn metrics_follow_the_naming_conventions_and_have_no_unbounded_label() {
     let answer = sidecar.get("/metrics", "localhost");
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"), "{head}");
-    for wanted in ["loopgate_ready 1", "loopgate_gateway_up 1", "loopgate_listeners 1", "loopgate_certificate_problem 0"] {
+    for wanted in
+        ["loopgate_ready 1", "loopgate_gateway_up 1", "loopgate_listeners 1", "loopgate_certificate_problem 0"]
+    {
         assert!(body.lines().any(|line| line == wanted), "{wanted} is not in\n{body}");
     }
     lint(body);
     lint(&everything());
-    let names = |text: &str| text.lines().filter(|line| line.starts_with("# TYPE")).map(ToOwned::to_owned).collect::<BTreeSet<_>>();
+    let names = |text: &str| {
+        text.lines().filter(|line| line.starts_with("# TYPE")).map(ToOwned::to_owned).collect::<BTreeSet<_>>()
+    };
     let missing: Vec<_> = names(body).difference(&names(&everything())).cloned().collect();
     assert_eq!(missing, [] as [String; 0], "metrics of the sidecar that are not in `everything`");
 }
@@ -63,7 +69,9 @@ fn lint(body: &str) {
     for line in body.lines().filter_map(|line| line.strip_prefix("# ")) {
         let mut words = line.splitn(3, ' ');
         match (words.next(), words.next(), words.next()) {
-            (Some("TYPE"), Some(name), Some(kind)) => assert!(kinds.insert(name, kind).is_none(), "{name} is there twice"),
+            (Some("TYPE"), Some(name), Some(kind)) => {
+                assert!(kinds.insert(name, kind).is_none(), "{name} is there twice")
+            }
             (Some("HELP"), Some(name), Some(help)) => assert!(helped.insert(name) && help.ends_with('.'), "{line}"),
             (Some("UNIT"), Some(name), Some(unit)) => assert!(name.ends_with(unit), "{line}"),
             _ => assert_eq!(line, "EOF"),
@@ -73,7 +81,18 @@ fn lint(body: &str) {
         assert!(helped.contains(name), "{name} has no help");
         assert!(name.starts_with("loopgate_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
         assert!(matches!(*kind, "counter" | "gauge" | "histogram" | "info"), "{name} is a {kind}");
-        for unusual in ["_total", "_count", "_sum", "_bucket", "_milliseconds", "_ms", "_kilobytes", "_minutes", "_hours", "_percent"] {
+        for unusual in [
+            "_total",
+            "_count",
+            "_sum",
+            "_bucket",
+            "_milliseconds",
+            "_ms",
+            "_kilobytes",
+            "_minutes",
+            "_hours",
+            "_percent",
+        ] {
             assert!(!name.ends_with(unusual), "{name}");
         }
         assert!(!name.contains(kind), "{name} says its type");
@@ -81,11 +100,16 @@ fn lint(body: &str) {
     for line in body.lines().filter(|line| !line.starts_with('#')) {
         let (series, value) = line.rsplit_once(' ').unwrap();
         let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-        let base = ["_total", "_bucket", "_sum", "_count", "_info"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+        let base = ["_total", "_bucket", "_sum", "_count", "_info"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))
+            .unwrap_or(name);
         let kind = kinds.get(base).or_else(|| kinds.get(name)).unwrap_or_else(|| panic!("{name} has no type"));
         assert_eq!(*kind == "counter", name.ends_with("_total"), "{name}");
         assert!(value.parse::<f64>().is_ok(), "{line}");
-        for label in labels.trim_end_matches('}').split("\",").filter_map(|pair| pair.split_once('=')).map(|(label, _)| label) {
+        for label in
+            labels.trim_end_matches('}').split("\",").filter_map(|pair| pair.split_once('=')).map(|(label, _)| label)
+        {
             assert!(LABELS.contains(&label), "{line}");
         }
     }
@@ -96,8 +120,11 @@ fn lint(body: &str) {
 fn everything_that_is_registered_is_in_everything() {
     let files = std::fs::read_dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/metrics")).unwrap();
     let text: String = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
-    let calls =
-        text.split("registry.register").skip(1).filter_map(|call| call.split_once('(')).map(|(_, arguments)| arguments.trim_start());
+    let calls = text
+        .split("registry.register")
+        .skip(1)
+        .filter_map(|call| call.split_once('('))
+        .map(|(_, arguments)| arguments.trim_start());
     let names: Vec<&str> = calls.filter_map(|arguments| arguments.strip_prefix('"')?.split('"').next()).collect();
     assert!(names.len() > 40, "{names:?}");
     let line = everything();

@@ -15,7 +15,9 @@ fn the_reference_lists_every_option() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
     let written = std::fs::read_to_string(&path).unwrap();
     let mut expected = written.clone();
-    for (name, table) in [("commands", commands()), ("options", options()), ("findings", findings()), ("metrics", metrics())] {
+    for (name, table) in
+        [("commands", commands()), ("options", options()), ("findings", findings()), ("metrics", metrics())]
+    {
         let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));
         let (before, rest) = expected.split_once(&begin).unwrap_or_else(|| panic!("no section {name}"));
         let (_, after) = rest.split_once(&end).unwrap_or_else(|| panic!("section {name} does not end"));
@@ -81,8 +83,11 @@ fn metrics() -> String {
                 "info" => "_info",
                 _ => "",
             };
-            let series = answer.lines().find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ', '_'])));
-            let labels = series.and_then(|rest| rest.split_once('{')).map(|(_, rest)| rest).unwrap_or_default().split(',');
+            let series = answer
+                .lines()
+                .find_map(|line| line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ', '_'])));
+            let labels =
+                series.and_then(|rest| rest.split_once('{')).map(|(_, rest)| rest).unwrap_or_default().split(',');
             let labels: Vec<&str> = labels.filter_map(|pair| pair.split_once('=')).map(|(label, _)| label).collect();
             rows.push(format!("| `{name}{suffix}` | {kind} | {} | {help} |\n", labels.join(", ")));
         }
@@ -94,17 +99,24 @@ fn metrics() -> String {
 #[test]
 fn every_command_in_the_documentation_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let documents =
-        ["openclaw", "reference", "operations", "security", "architecture", "comparison"].map(|name| root.join(format!("docs/{name}.md")));
+    let documents = ["openclaw", "reference", "operations", "security", "architecture", "comparison"]
+        .map(|name| root.join(format!("docs/{name}.md")));
     let mut seen = 0;
     for document in documents.iter().chain([&root.join("README.md")]) {
         let text = std::fs::read_to_string(document).unwrap();
         let blocks = text.split("```").skip(1).step_by(2);
-        for line in blocks.filter(|block| block.starts_with("sh\n") || block.starts_with("console\n")).flat_map(str::lines) {
+        for line in
+            blocks.filter(|block| block.starts_with("sh\n") || block.starts_with("console\n")).flat_map(str::lines)
+        {
             let Some((_, rest)) = line.split_once("loopgate ") else { continue };
-            let words: Vec<&str> = rest.split_whitespace().take_while(|word| !["|", ">", "&&", "--", ";"].contains(word)).collect();
-            let command: Vec<&str> = words.iter().copied().take_while(|word| word.chars().all(|c| c.is_ascii_lowercase())).collect();
-            if command.is_empty() || line.trim_start().starts_with('#') || line.contains("compose") && !line.contains("/loopgate ") {
+            let words: Vec<&str> =
+                rest.split_whitespace().take_while(|word| !["|", ">", "&&", "--", ";"].contains(word)).collect();
+            let command: Vec<&str> =
+                words.iter().copied().take_while(|word| word.chars().all(|c| c.is_ascii_lowercase())).collect();
+            if command.is_empty()
+                || line.trim_start().starts_with('#')
+                || line.contains("compose") && !line.contains("/loopgate ")
+            {
                 continue;
             }
             // As deep as there are commands: `cert show`, but `completions bash`.
@@ -114,7 +126,9 @@ fn every_command_in_the_documentation_exists() {
             let help = String::from_utf8(output.stdout).unwrap();
             for flag in words.iter().filter(|word| word.starts_with("--")).map(|word| word.split('=').next().unwrap()) {
                 assert!(
-                    help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")) || help.contains(&format!("{flag}[")),
+                    help.contains(&format!("{flag} "))
+                        || help.contains(&format!("{flag}\n"))
+                        || help.contains(&format!("{flag}[")),
                     "{}: {line}: no {flag}",
                     document.display()
                 );
@@ -128,7 +142,9 @@ fn every_command_in_the_documentation_exists() {
 #[test]
 fn links_between_documents_are_valid() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
-    for entry in std::fs::read_dir(&docs).unwrap().flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "md")) {
+    for entry in
+        std::fs::read_dir(&docs).unwrap().flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "md"))
+    {
         let text = std::fs::read_to_string(entry.path()).unwrap();
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if target.starts_with("http") || target.starts_with('#') {
@@ -180,7 +196,9 @@ fn texts_of_loopgate_in_troubleshooting_are_texts_of_the_program() {
         for entry in std::fs::read_dir(directory).unwrap().flatten() {
             match entry.path() {
                 path if path.is_dir() => directories.push(path),
-                path if path.extension().is_some_and(|e| e == "rs") => sources.push_str(&std::fs::read_to_string(path).unwrap()),
+                path if path.extension().is_some_and(|e| e == "rs") => {
+                    sources.push_str(&std::fs::read_to_string(path).unwrap())
+                }
                 _ => {}
             }
         }
@@ -191,7 +209,8 @@ fn texts_of_loopgate_in_troubleshooting_are_texts_of_the_program() {
     let mut seen = 0;
     for text in headings.flat_map(|heading| heading.split('`').skip(1).step_by(2)) {
         // What follows depends on the case.
-        let fixed = [" address=", " 172.", " /var", ": 4"].iter().fold(text, |text, end| text.split(end).next().unwrap());
+        let fixed =
+            [" address=", " 172.", " /var", ": 4"].iter().fold(text, |text, end| text.split(end).next().unwrap());
         if fixed.chars().all(|c| c.is_ascii_digit()) || TEXTS_OF_OTHERS.iter().any(|other| fixed.starts_with(other)) {
             continue;
         }

@@ -33,13 +33,17 @@ fn post(admin: SocketAddr, fields: &str) -> String {
 #[test]
 fn reload_prints_what_changed_and_what_needs_a_restart() {
     let (sidecar, _gateway) = sidecar("");
-    std::fs::write(sidecar.config_file(), "[external]\ndeny = [\"10.0.0.0/8\"]\n[tls]\nnames = [\"new.example\"]\n").unwrap();
+    std::fs::write(sidecar.config_file(), "[external]\ndeny = [\"10.0.0.0/8\"]\n[tls]\nnames = [\"new.example\"]\n")
+        .unwrap();
     let first = reload(sidecar.admin(), &["--json"]);
     assert!(first.status.success(), "{first:?}");
     let outcome: serde_json::Value = serde_json::from_slice(&first.stdout).unwrap();
     assert_eq!(outcome, serde_json::json!({"applied": ["external"], "needs_restart": ["tls.names"], "error": null}));
     let second = reload(sidecar.admin(), &[]);
-    assert_eq!(text(&second.stdout), "reloaded; no option changed\nthese options changed but need a restart: tls.names\n");
+    assert_eq!(
+        text(&second.stdout),
+        "reloaded; no option changed\nthese options changed but need a restart: tls.names\n"
+    );
 }
 
 #[test]

@@ -14,8 +14,11 @@ fn logged(flags: &[&str], traceparent: &str) -> Vec<Value> {
     let always = ["--access-log", "--log-format", "json", "--request-timeout", "300ms"];
     let sidecar = Harness::start(&[&always, flags].concat());
     let mut client = connect(&sidecar);
-    write!(client, "GET /here?token=secret HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTraceparent: {traceparent}\r\n\r\n")
-        .unwrap();
+    write!(
+        client,
+        "GET /here?token=secret HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTraceparent: {traceparent}\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = String::new();
     let _ = client.read_to_string(&mut answer);
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
@@ -33,7 +36,8 @@ fn the_access_log_has_the_trace_and_the_id_of_the_error() {
         (&[], STATED, Some("-")),
     ] {
         let lines = logged(flags, traceparent);
-        let access = lines.iter().find(|line| line["target"] == "loopgate::access").unwrap_or_else(|| panic!("{lines:?}"));
+        let access =
+            lines.iter().find(|line| line["target"] == "loopgate::access").unwrap_or_else(|| panic!("{lines:?}"));
         let trace = access["trace_id"].as_str().unwrap();
         assert!(expected.map_or_else(|| made(trace), |expected| trace == expected), "{access}");
         assert_eq!((&access["path"], &access["status"]), (&"/here".into(), &504.into()));
@@ -54,7 +58,9 @@ fn a_build_without_opentelemetry_rejects_its_option() {
 #[cfg(feature = "otel")]
 #[test]
 fn an_invalid_collector_address_is_named() {
-    for (url, why) in [("https://collector:4318", "is not http"), ("collector:4318", "is not a URL"), ("", "is not a URL")] {
+    for (url, why) in
+        [("https://collector:4318", "is not http"), ("collector:4318", "is not a URL"), ("", "is not a URL")]
+    {
         let output = loopgate(["run", "--otel-endpoint", url]).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{url}");

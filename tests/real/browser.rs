@@ -36,7 +36,14 @@ fn control_ui(version: &'static str) -> Result<(), Missing> {
 
     report("  over h2, with its WebSocket on h2 (RFC 8441)");
     let ca = sidecar.ca();
-    let browser = Browser { network: &network, openclaw: &openclaw, modules: &modules, url: URL, ca: &ca, home: &directory.join("h2") };
+    let browser = Browser {
+        network: &network,
+        openclaw: &openclaw,
+        modules: &modules,
+        url: URL,
+        ca: &ca,
+        home: &directory.join("h2"),
+    };
     assert_eq!(browser.visit(&[]), "h2");
     assert!(browser.websocket_rode_on_h2(), "Chromium opened its WebSocket over HTTP/1.1; see {}", browser.netlog());
 
@@ -80,7 +87,12 @@ impl Browser<'_> {
             "netlog": self.netlog(), "screenshots": self.home.join("screen"), "arguments": arguments,
         });
         let mut command = self.network.command(Host::External, self.openclaw.node());
-        command.arg(SCRIPT).arg(options.to_string()).env("HOME", self.home).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .arg(SCRIPT)
+            .arg(options.to_string())
+            .env("HOME", self.home)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut script = Script::start(command);
 
         let protocol = script.next("page")["protocol"].as_str().expect("a protocol").to_owned();

@@ -30,7 +30,10 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let openclaw = OpenClaw::new(&network, version, &directory)?;
     let check = |arguments: &[&str]| {
         let mut command = network.command(Host::Gateway, env!("CARGO_BIN_EXE_loopgate"));
-        command.args(["check", "--json", "--docker", "off", "--state-dir"]).arg(directory.join("loopgate/state")).args(arguments);
+        command
+            .args(["check", "--json", "--docker", "off", "--state-dir"])
+            .arg(directory.join("loopgate/state"))
+            .args(arguments);
         Checked::by(command)
     };
     let configuration = openclaw.configuration();
@@ -41,8 +44,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     assert!(check(&[]).ids().contains(&"gateway-down"));
 
     report("  the failing configuration of the issue: bind lan, and TLS");
-    let config =
-        json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan", "tls": {"enabled": true, "autoGenerate": true}, "auth": auth}});
+    let config = json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan", "tls": {"enabled": true, "autoGenerate": true}, "auth": auth}});
     let gateway = openclaw.launch(&config);
     let checked = settled(&check);
     assert!(!checked.success);
@@ -128,7 +130,8 @@ fn a_sidecar_names_tls(network: &Network, directory: &Path) {
     run.arg(directory.join("tls-sidecar"));
     let sidecar = Process::start("loopgate", run, &directory.join("tls-sidecar.log"));
     let healthcheck = || loopgate(&["healthcheck"]).output().expect("loopgate");
-    sidecar.wait_until("named", Duration::from_secs(30), || String::from_utf8_lossy(&healthcheck().stderr).contains(KEY));
+    sidecar
+        .wait_until("named", Duration::from_secs(30), || String::from_utf8_lossy(&healthcheck().stderr).contains(KEY));
     assert!(!healthcheck().status.success());
     let mut curl = network.command(Host::External, "curl");
     let answer = curl.args(["-sk", "-w", "%{http_code}", "https://172.18.0.2:18443/"]).output().expect("curl").stdout;
@@ -161,9 +164,18 @@ fn frees_the_gateways_own_device(network: &Network, openclaw: &OpenClaw, directo
     let request = client().asking_for(&["operator.write"]).connect().pairing_request();
     let pair = |arguments: &[&str]| {
         let mut command = network.command(Host::Gateway, env!("CARGO_BIN_EXE_loopgate"));
-        let output =
-            command.args(["pair", "--identity"]).arg(&own).arg("--token-file").arg(&token).args(arguments).output().expect("loopgate");
-        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr))
+        let output = command
+            .args(["pair", "--identity"])
+            .arg(&own)
+            .arg("--token-file")
+            .arg(&token)
+            .args(arguments)
+            .output()
+            .expect("loopgate");
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
+        )
     };
 
     report("    it says for which scopes, and what to do");
@@ -194,8 +206,8 @@ struct Checked {
 impl Checked {
     fn by(mut command: Command) -> Self {
         let output = command.output().expect("loopgate");
-        let report =
-            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
+        let report = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
         Self { success: output.status.success(), report }
     }
 
@@ -217,7 +229,8 @@ impl Checked {
 
     /// The gateway's configuration, with each printed remedy for it applied.
     fn applied_to(&self, mut config: Value) -> Value {
-        for remedy in self.findings().map(|finding| &finding["remedy"]).filter(|remedy| remedy["in"] == "openclaw.json") {
+        for remedy in self.findings().map(|finding| &finding["remedy"]).filter(|remedy| remedy["in"] == "openclaw.json")
+        {
             let path = format!("/{}", remedy["key"].as_str().expect("a key").replace('.', "/"));
             let (parents, last) = path.rsplit_once('/').expect("a path");
             let parent = parents.split('/').skip(1).fold(&mut config, |value, key| &mut value[key]);

@@ -78,10 +78,13 @@ fn sign_in() -> Result<(), Missing> {
     let sidecar = sidecar::start(&network, &directory, &[&own_ca]);
     let ca = sidecar.ca();
     let through = |host| openclaw.client(host, WS_URL).ca(&ca).without_secret();
-    let build = match through(Host::External).control_ui(URL, "unknown").certificate(&alice_file, FILE_PASSWORD).connect() {
-        End::Closed { error: Some(error), .. } => error["details"]["gatewayBuildId"].as_str().expect("a build").to_owned(),
-        end => panic!("expected a refusal that names the gateway's build, but {end:?}"),
-    };
+    let build =
+        match through(Host::External).control_ui(URL, "unknown").certificate(&alice_file, FILE_PASSWORD).connect() {
+            End::Closed { error: Some(error), .. } => {
+                error["details"]["gatewayBuildId"].as_str().expect("a build").to_owned()
+            }
+            end => panic!("expected a refusal that names the gateway's build, but {end:?}"),
+        };
     let page = |client: DeviceClient| client.control_ui(URL, &build);
     let alice = || page(through(Host::External)).certificate(&alice_file, FILE_PASSWORD);
 
@@ -92,25 +95,38 @@ fn sign_in() -> Result<(), Missing> {
     let called = alice().identity(&device).call("sessions.list").connect();
     assert!(matches!(&called, End::Hello { called: Some(answer), .. } if answer["ok"] == true), "{called:?}");
 
-    report("  without a certificate nobody is signed in, whatever they say, nor is a user whom the gateway does not list");
+    report(
+        "  without a certificate nobody is signed in, whatever they say, nor is a user whom the gateway does not list",
+    );
     let name = [("Origin", URL), ("X-Forwarded-User", "alice@example.com")];
     through(Host::External).control_ui(URL, &build).connect().token_refused();
     through(Host::External).control_ui(URL, &build).headers(&name).connect().token_refused();
     through(Host::External).control_ui(URL, &build).password(PASSWORD).connect().token_refused();
     for headers in FORGERIES {
-        through(Host::External).control_ui(URL, &build).headers(&[headers, &name[..]].concat()).connect().not_accepted();
+        through(Host::External)
+            .control_ui(URL, &build)
+            .headers(&[headers, &name[..]].concat())
+            .connect()
+            .not_accepted();
     }
     page(through(Host::External)).certificate(&bob_file, FILE_PASSWORD).connect().token_refused();
 
     report("  agents and the gateway's own clients work as before, with its password");
     let scopes = local().connect().scopes();
     assert_eq!(through(Host::Agent).password(PASSWORD).connect().scopes(), scopes);
-    assert_eq!(through(Host::Agent).password(PASSWORD).certificate(&alice_file, FILE_PASSWORD).connect().scopes(), scopes);
+    assert_eq!(
+        through(Host::Agent).password(PASSWORD).certificate(&alice_file, FILE_PASSWORD).connect().scopes(),
+        scopes
+    );
     through(Host::Agent).headers(&name[1..]).connect().token_refused();
-    assert!(openclaw.run(&["devices", "list", "--json"]).contains("openclaw-control-ui"), "Alice's device is not listed");
+    assert!(
+        openclaw.run(&["devices", "list", "--json"]).contains("openclaw-control-ui"),
+        "Alice's device is not listed"
+    );
 
     report("  a revoked certificate signs nobody in");
-    let revoked = loopgate(["cert", "revoke", "--serial", &serial]).arg("--state-dir").arg(&state).output().expect("loopgate");
+    let revoked =
+        loopgate(["cert", "revoke", "--serial", &serial]).arg("--state-dir").arg(&state).output().expect("loopgate");
     assert!(revoked.status.success(), "{}", String::from_utf8_lossy(&revoked.stderr));
     gateway.wait_until("refused", Duration::from_secs(30), || matches!(alice().connect(), End::Failed { .. }));
     sidecar.stop();

@@ -45,7 +45,8 @@ fn flooded(version: &'static str) -> Result<(), Missing> {
 
     // What a first request costs is no flood's. A client that reads gets the whole file.
     let mut curl = network.command(Host::External, "curl");
-    curl.args(["--silent", "--fail", "--output", "/dev/null", "--write-out", "%{size_download}", "--cacert"]).arg(sidecar.ca());
+    curl.args(["--silent", "--fail", "--output", "/dev/null", "--write-out", "%{size_download}", "--cacert"])
+        .arg(sidecar.ca());
     let output = curl.arg(format!("{URL}{path}")).output().expect("curl");
     assert_eq!(String::from_utf8_lossy(&output.stdout), size.to_string());
     let quiet = Bystanders::watch(&network, &client, Duration::from_secs(2), || {});

@@ -79,7 +79,11 @@ fn plain_http_passes(network: &Network, front: &Front) {
     for protocol in ["--http1.1", "--http2"] {
         let status = |path: &str, arguments: &[&str]| {
             let mut curl = front.curl(network, path);
-            let output = curl.args(["--write-out", "%{http_code} %{http_version}", protocol]).args(arguments).output().expect("curl");
+            let output = curl
+                .args(["--write-out", "%{http_code} %{http_version}", protocol])
+                .args(arguments)
+                .output()
+                .expect("curl");
             String::from_utf8_lossy(&output.stdout).into_owned()
         };
         let version = if protocol == "--http2" { "2" } else { "1.1" };
@@ -119,7 +123,11 @@ fn nobody_has_the_address_that_they_claim(openclaw: &OpenClaw, ways: &[&dyn Fn(H
     assert!(!devices.contains(Host::Front.address()), "{devices}");
 }
 
-fn only_agents_are_agents(through: &dyn Fn(Host) -> DeviceClient, direct: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
+fn only_agents_are_agents(
+    through: &dyn Fn(Host) -> DeviceClient,
+    direct: &dyn Fn(Host) -> DeviceClient,
+    local: &[String],
+) {
     report("  an agent is paired silently, but not through the front, and the front is no agent");
     assert_eq!(direct(Host::Agent).connect().scopes(), local);
     through(Host::Agent).connect().pairing_request();
@@ -132,11 +140,19 @@ fn caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Pat
     fs::create_dir_all(&directory).expect("a directory");
     let configuration = directory.join("Caddyfile");
     // Nothing may be asked of a public authority, and Caddy's own must not become one that this machine trusts.
-    fs::write(&configuration, format!("{{\n\tlocal_certs\n\tskip_install_trust\n}}\nimport {DOCKER}/Caddyfile\n")).expect("a file");
+    fs::write(&configuration, format!("{{\n\tlocal_certs\n\tskip_install_trust\n}}\nimport {DOCKER}/Caddyfile\n"))
+        .expect("a file");
     let mut command = network.command(Host::Front, program);
     command.args(["run", "--config"]).arg(&configuration).env("SITE", SITE).env("HOME", &directory);
     command.env("XDG_DATA_HOME", directory.join("data")).env("XDG_CONFIG_HOME", directory.join("config"));
-    Front::start(network, "Caddy", command, directory.join("data/caddy/pki/authorities/local/root.crt"), directory, gateway_ca)
+    Front::start(
+        network,
+        "Caddy",
+        command,
+        directory.join("data/caddy/pki/authorities/local/root.crt"),
+        directory,
+        gateway_ca,
+    )
 }
 
 /// docker/traefik.yaml and the command of docker/compose.traefik.yaml, with a certificate.
@@ -161,19 +177,35 @@ fn traefik(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &P
 
 impl Front {
     /// Comes back when the gateway answers through it.
-    fn start(network: &Network, name: &str, mut command: Command, ca: PathBuf, directory: PathBuf, gateway_ca: &Path) -> Self {
+    fn start(
+        network: &Network,
+        name: &str,
+        mut command: Command,
+        ca: PathBuf,
+        directory: PathBuf,
+        gateway_ca: &Path,
+    ) -> Self {
         command.env("GATEWAY", URL).env("GATEWAY_CA", gateway_ca);
         let front = Self { process: Process::start(name, command, &directory.join("log")), ca, directory };
         let mut curl = front.curl(network, "/healthz");
         curl.args(["--fail", "--max-time", "2"]).stderr(Stdio::null());
-        front.process.wait_until("ready", Duration::from_secs(30), || curl.status().is_ok_and(|status| status.success()));
+        front
+            .process
+            .wait_until("ready", Duration::from_secs(30), || curl.status().is_ok_and(|status| status.success()));
         front
     }
 
     /// curl on the external host, for a path of the public site.
     fn curl(&self, network: &Network, path: &str) -> Command {
         let mut curl = network.command(Host::External, "curl");
-        curl.args(["--silent", "--output", "/dev/null", "--resolve", &format!("{SITE}:443:{}", Host::Front.address()), "--cacert"]);
+        curl.args([
+            "--silent",
+            "--output",
+            "/dev/null",
+            "--resolve",
+            &format!("{SITE}:443:{}", Host::Front.address()),
+            "--cacert",
+        ]);
         curl.arg(&self.ca).arg(format!("https://{SITE}{path}"));
         curl
     }

@@ -90,7 +90,10 @@ impl<'a> OpenClaw<'a> {
     pub fn run_afresh(&self, arguments: &[&str]) -> Output {
         let state = self.state.with_extension("fresh");
         let mut command = self.cli(arguments);
-        command.env("OPENCLAW_STATE_DIR", &state).env_remove("OPENCLAW_CONFIG_PATH").env("OPENCLAW_GATEWAY_TOKEN", TOKEN);
+        command
+            .env("OPENCLAW_STATE_DIR", &state)
+            .env_remove("OPENCLAW_CONFIG_PATH")
+            .env("OPENCLAW_GATEWAY_TOKEN", TOKEN);
         command.output().expect("openclaw")
     }
 

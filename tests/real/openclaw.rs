@@ -32,7 +32,12 @@ pub const FORGERIES: &[&[(&str, &str)]] = &[
     &[("Host", "gateway.tailnet.ts.net")],
     &[("Connection", "Upgrade, X-Forwarded-For")],
     &[("Connection", "Upgrade, x-forwarded-for, x-forwarded-proto, x-forwarded-host, host")],
-    &[("Host", "localhost"), ("X-Forwarded-For", "127.0.0.1"), ("X-Real-IP", "127.0.0.1"), ("Connection", "Upgrade, X-Forwarded-For")],
+    &[
+        ("Host", "localhost"),
+        ("X-Forwarded-For", "127.0.0.1"),
+        ("X-Real-IP", "127.0.0.1"),
+        ("Connection", "Upgrade, X-Forwarded-For"),
+    ],
 ];
 
 /// Those that HTTP/2 has a place for.
@@ -95,16 +100,30 @@ fn agents_are_local(through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
     assert_eq!(through(Host::Agent).connect().scopes(), local);
     assert_eq!(through(Host::Agent).over_h2().connect().scopes(), local);
     // It can't lose its lane by what it says, either.
-    assert_eq!(through(Host::Agent).headers(&[("X-Forwarded-For", "203.0.113.7"), ("Host", "gateway.example")]).connect().scopes(), local);
+    assert_eq!(
+        through(Host::Agent)
+            .headers(&[("X-Forwarded-For", "203.0.113.7"), ("Host", "gateway.example")])
+            .connect()
+            .scopes(),
+        local
+    );
     // A browser page in an agent's container is not the agent.
     through(Host::Agent).headers(&[("Origin", "https://172.18.0.2:18789")]).connect().pairing_request();
 }
 
-pub fn others_need_approval(openclaw: &OpenClaw, through: &dyn Fn(Host) -> DeviceClient, local: &[String], device: &Path) {
+pub fn others_need_approval(
+    openclaw: &OpenClaw,
+    through: &dyn Fn(Host) -> DeviceClient,
+    local: &[String],
+    device: &Path,
+) {
     report("  anyone else has to wait for `openclaw devices approve`, and then works");
     let external = || through(Host::External).identity(device);
     let request = external().connect().pairing_request();
-    assert!(openclaw.run(&["devices", "list", "--json"]).contains(Host::External.address()), "the operator does not see who asks");
+    assert!(
+        openclaw.run(&["devices", "list", "--json"]).contains(Host::External.address()),
+        "the operator does not see who asks"
+    );
     openclaw.approve(&request);
     assert_eq!(external().connect().scopes(), local);
     let called = external().call("sessions.list").connect();
@@ -145,14 +164,27 @@ fn plain_http_passes(network: &Network, ca: &Path) {
         for protocol in ["--http1.1", "--http2"] {
             let status = |path: &str, arguments: &[&str]| {
                 let mut curl = network.command(host, "curl");
-                curl.args(["--silent", "--show-error", "--output", "/dev/null", "--write-out", "%{http_code}", protocol, "--cacert"])
-                    .arg(ca);
+                curl.args([
+                    "--silent",
+                    "--show-error",
+                    "--output",
+                    "/dev/null",
+                    "--write-out",
+                    "%{http_code}",
+                    protocol,
+                    "--cacert",
+                ])
+                .arg(ca);
                 let output = curl.args(arguments).arg(format!("{URL}{path}")).output().expect("curl");
                 assert!(output.status.success(), "curl: {}", String::from_utf8_lossy(&output.stderr));
                 String::from_utf8_lossy(&output.stdout).into_owned()
             };
             assert_eq!(status("/", &[]), "200", "{host:?} {protocol}");
-            assert_eq!(status("/tools/invoke", &[&invoke[..], &["--header", &token]].concat()), "200", "{host:?} {protocol}");
+            assert_eq!(
+                status("/tools/invoke", &[&invoke[..], &["--header", &token]].concat()),
+                "200",
+                "{host:?} {protocol}"
+            );
             // Without a body: the gateway would not wait for it, and curl 7.88 takes an answer that overtakes its HTTP/2 upload, which
             // RFC 9113 section 8.1 allows, for a broken stream.
             assert_eq!(status("/tools/invoke", &["--request", "POST"]), "401", "{host:?} {protocol}");
@@ -180,7 +212,11 @@ fn nothing_becomes_local_without_trust(through: &dyn Fn(Host) -> DeviceClient, l
     for headers in FORGERIES {
         report(format_args!("    {headers:?}"));
         let with_device = through(Host::External).headers(headers);
-        let without = through(Host::External).headers(headers).without_device().claiming_to_be_the_backend().call("sessions.list");
+        let without = through(Host::External)
+            .headers(headers)
+            .without_device()
+            .claiming_to_be_the_backend()
+            .call("sessions.list");
         for end in [with_device.connect(), without.connect()] {
             match end {
                 // The newer version refuses to guess whose word this is.

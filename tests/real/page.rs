@@ -21,15 +21,28 @@ fn page() -> Result<(), Missing> {
     let node = program("node")?;
     program("chromium")?;
     let gateway = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").to_string();
+    let port =
+        || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").to_string();
     let (gateway, admin) = (gateway.local_addr().expect("an address").to_string(), port());
     let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
-    command.args(["run", "--docker", "off", "--gateway", &gateway, "--admin", &admin, "--listen", &port(), "--state-dir"]);
+    command.args([
+        "run",
+        "--docker",
+        "off",
+        "--gateway",
+        &gateway,
+        "--admin",
+        &admin,
+        "--listen",
+        &port(),
+        "--state-dir",
+    ]);
     command.arg(directory.join("state"));
     let sidecar = Process::start("loopgate", command, &directory.join("loopgate.log"));
     sidecar.wait_until("up", Duration::from_secs(30), || std::net::TcpStream::connect(&admin).is_ok());
 
-    let options = json!({"modules": modules, "url": format!("http://{admin}/"), "screenshots": directory.join("screen")});
+    let options =
+        json!({"modules": modules, "url": format!("http://{admin}/"), "screenshots": directory.join("screen")});
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/page.mjs");
     let output = Command::new(node).arg(script).arg(options.to_string()).output().expect("node");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -66,7 +66,11 @@ fn signed_in(name: &str, start: Start) -> Result<(), Missing> {
         "auth": {"mode": "trusted-proxy", "trustedProxy": proxy, "password": PASSWORD},
         "controlUi": {"allowedOrigins": [format!("https://{SITE}")]},
     }}));
-    let sidecar = sidecar::start(&network, &directory, &["--trusted-proxy", Host::Front.address(), "--identity-header", "remote-user"]);
+    let sidecar = sidecar::start(
+        &network,
+        &directory,
+        &["--trusted-proxy", Host::Front.address(), "--identity-header", "remote-user"],
+    );
     let mut auth_server = network.command(Host::Front, "python3");
     auth_server.args(["-c", AUTH_SERVER]);
     let _auth_server = Process::start("the auth server", auth_server, &directory.join("auth.log"));
@@ -77,9 +81,11 @@ fn signed_in(name: &str, start: Start) -> Result<(), Missing> {
     // The status of a page that needs an identity, asked for by an outsider with these headers.
     let status = |host: Host, url: &str, ca: &Path, headers: &[&str]| {
         let mut curl = network.command(host, "curl");
-        curl.args(["--silent", "--max-time", "20", "--output", "/dev/null", "--write-out", "%{http_code}", "--cacert"]).arg(ca);
+        curl.args(["--silent", "--max-time", "20", "--output", "/dev/null", "--write-out", "%{http_code}", "--cacert"])
+            .arg(ca);
         curl.args(["--resolve", &format!("{SITE}:443:{}", Host::Front.address())]);
-        curl.args(headers.iter().flat_map(|header| ["--header", header])).arg(format!("{url}/__openclaw__/control-ui-config.json"));
+        curl.args(headers.iter().flat_map(|header| ["--header", header]))
+            .arg(format!("{url}/__openclaw__/control-ui-config.json"));
         String::from_utf8_lossy(&curl.output().expect("curl").stdout).into_owned()
     };
     let site = format!("https://{SITE}");
@@ -141,10 +147,17 @@ fn traefik(network: &Network, program: &Path, directory: &Path, gateway_ca: &Pat
     fs::write(&certificate, certified.cert.pem()).expect("a file");
     fs::write(&key, certified.signing_key.serialize_pem()).expect("a file");
     fs::write(dynamic.join("sign-in.yaml"), block("yaml", "forwardAuth", gateway_ca)).expect("a file");
-    fs::write(dynamic.join("tls.yaml"), json!({"tls": {"certificates": [{"certFile": certificate, "keyFile": key}]}}).to_string())
-        .expect("a file");
+    fs::write(
+        dynamic.join("tls.yaml"),
+        json!({"tls": {"certificates": [{"certFile": certificate, "keyFile": key}]}}).to_string(),
+    )
+    .expect("a file");
     let mut command = network.command(Host::Front, program);
-    command.args(["--entryPoints.websecure.address=:443", "--global.checkNewVersion=false", "--global.sendAnonymousUsage=false"]);
+    command.args([
+        "--entryPoints.websecure.address=:443",
+        "--global.checkNewVersion=false",
+        "--global.sendAnonymousUsage=false",
+    ]);
     command.arg(format!("--providers.file.directory={}", dynamic.display()));
     (Process::start("Traefik", command, &directory.join("log")), certificate)
 }

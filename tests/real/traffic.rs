@@ -74,7 +74,8 @@ fn gibibyte(directory: &Path) -> Result<(), Missing> {
             before / MIB
         ));
 
-        let mut download = curl(&network, &sidecar, flag).arg(format!("{URL}/download")).stdout(Stdio::piped()).spawn().expect("curl");
+        let mut download =
+            curl(&network, &sidecar, flag).arg(format!("{URL}/download")).stdout(Stdio::piped()).spawn().expect("curl");
         assert_eq!(sum(download.stdout.take().expect("a pipe")), checksum, "the download differs");
         assert!(download.wait().expect("own child").success());
 
@@ -94,8 +95,12 @@ fn events(directory: &Path) -> Result<(), Missing> {
     for (flag, _) in CURL_PROTOCOLS {
         let tap = backend.events();
         let mut curl = curl(&network, &sidecar, flag);
-        let mut curl =
-            curl.args(["--no-buffer", "--max-time", "30"]).arg(format!("{URL}/events")).stdout(Stdio::piped()).spawn().expect("curl");
+        let mut curl = curl
+            .args(["--no-buffer", "--max-time", "30"])
+            .arg(format!("{URL}/events"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("curl");
         let mut lines = BufReader::new(curl.stdout.take().expect("a pipe")).lines();
         for number in 0..20 {
             // The next event is sent only after this one has arrived, so a delayed event ends the stream.
@@ -130,7 +135,12 @@ fn large_message(directory: &Path) -> Result<(), Missing> {
     });
     thread.join().expect("both echoes are whole");
     let (_, highest) = memory(sidecar.process().id());
-    assert!(highest < before + 32 * MIB, "memory went from {} to {} MiB: a message was held whole", before / MIB, highest / MIB);
+    assert!(
+        highest < before + 32 * MIB,
+        "memory went from {} to {} MiB: a message was held whole",
+        before / MIB,
+        highest / MIB
+    );
     sidecar.stop();
     Ok(())
 }

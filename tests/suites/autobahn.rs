@@ -17,7 +17,8 @@ use loopgate_test_support::tls_client::TlsClient;
 
 /// Everything about the protocol; of the cases about compression, which take their time, a [`SAMPLE`] of each kind.
 const CASES: &[&str] = &["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
-const SAMPLE: &[&str] = &["12.1.1", "12.1.5", "12.2.1", "12.3.1", "12.4.1", "12.5.1", "13.1.1", "13.3.1", "13.5.1", "13.7.1"];
+const SAMPLE: &[&str] =
+    &["12.1.1", "12.1.5", "12.2.1", "12.3.1", "12.4.1", "12.5.1", "13.1.1", "13.3.1", "13.5.1", "13.7.1"];
 const ALL: &[&str] = &["12.*", "13.*"];
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suites/autobahn.py");
 
@@ -74,10 +75,15 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
     assert!(direct.len() > 250, "only {} cases ran", direct.len());
 
     // Cases have deadlines, which a busy machine may miss: what seems worse is looked at again, alone.
-    let again: Vec<_> = direct.iter().filter(|(case, verdict)| through[*case].worse_than(verdict)).map(|(case, _)| case.as_str()).collect();
+    let again: Vec<_> = direct
+        .iter()
+        .filter(|(case, verdict)| through[*case].worse_than(verdict))
+        .map(|(case, _)| case.as_str())
+        .collect();
     if !again.is_empty() {
         say(format_args!("  once more: {again:?}"));
-        let (compressed, plain): (Vec<_>, Vec<_>) = again.into_iter().partition(|case| case.starts_with("12.") || case.starts_with("13."));
+        let (compressed, plain): (Vec<_>, Vec<_>) =
+            again.into_iter().partition(|case| case.starts_with("12.") || case.starts_with("13."));
         for (bridge, cases) in [(bridge, plain), (compressing, compressed)] {
             if !cases.is_empty() {
                 through.extend(cases_of(&python, bridge, &cases));
@@ -87,10 +93,19 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
     let worse: Vec<_> = direct.iter().filter(|(case, verdict)| through[*case].worse_than(verdict)).collect();
     for (case, verdict) in &worse {
         let Verdict { behavior, close, why } = &through[*case];
-        say(format_args!("  {case}: {behavior}, {close} ({why}) through loopgate; {}, {} directly", verdict.behavior, verdict.close));
+        say(format_args!(
+            "  {case}: {behavior}, {close} ({why}) through loopgate; {}, {} directly",
+            verdict.behavior, verdict.close
+        ));
     }
-    let good = |verdicts: &BTreeMap<String, Verdict>| verdicts.values().filter(|verdict| verdict.rank() == (0, 0)).count();
-    say(format_args!("  {} cases: {} flawless directly, {} through loopgate", direct.len(), good(&direct), good(&through)));
+    let good =
+        |verdicts: &BTreeMap<String, Verdict>| verdicts.values().filter(|verdict| verdict.rank() == (0, 0)).count();
+    say(format_args!(
+        "  {} cases: {} flawless directly, {} through loopgate",
+        direct.len(),
+        good(&direct),
+        good(&through)
+    ));
     assert!(worse.is_empty(), "{} cases are worse through loopgate", worse.len());
     sidecar.stop();
     transparent.stop();
@@ -117,7 +132,8 @@ impl Drop for Echo {
 
 fn cases_of(python: &Path, server: SocketAddr, cases: &[&str]) -> BTreeMap<String, Verdict> {
     let output = output(Command::new(python).args([SCRIPT, "run", &format!("ws://{server}")]).args(cases));
-    let verdicts: Vec<[String; 4]> = serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error} in {output}"));
+    let verdicts: Vec<[String; 4]> =
+        serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error} in {output}"));
     verdicts.into_iter().map(|[case, behavior, close, why]| (case, Verdict { behavior, close, why })).collect()
 }
 

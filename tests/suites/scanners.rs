@@ -26,7 +26,10 @@ async fn sslyze(python: &Path) {
     let json = tempfile::NamedTempFile::new().unwrap();
     let mut sslyze = Command::new(python);
     // Its usual checks, measured against Mozilla's "intermediate" configuration, and two more.
-    sslyze.args(["-m", "sslyze", "--mozilla_config=intermediate", "--early_data", "--resum", "--json_out"]).arg(json.path()).arg(&target);
+    sslyze
+        .args(["-m", "sslyze", "--mozilla_config=intermediate", "--early_data", "--resum", "--json_out"])
+        .arg(json.path())
+        .arg(&target);
     let said = output(&mut sslyze);
     let report: Value = serde_json::from_reader(json.as_file()).unwrap_or_else(|error| panic!("{error}: {said}"));
     let server = &report["server_scan_results"][0];
@@ -68,11 +71,15 @@ async fn sslyze(python: &Path) {
         assert_eq!(found(check, field), *value, "{check}");
     }
     // The only thing that Mozilla's configuration asks for and that a CA of one's own can't give is a public CA.
-    let (_, compliance) =
-        said.split_once("COMPLIANCE AGAINST TLS CONFIGURATION").unwrap_or_else(|| panic!("no word on compliance: {said}"));
+    let (_, compliance) = said
+        .split_once("COMPLIANCE AGAINST TLS CONFIGURATION")
+        .unwrap_or_else(|| panic!("no word on compliance: {said}"));
     let complaints: Vec<_> = compliance.lines().map(str::trim).filter(|line| line.starts_with("* ")).collect();
     say(format_args!("  sslyze, against Mozilla's intermediate configuration: {complaints:?}"));
-    assert!(complaints.iter().all(|complaint| complaint.starts_with("* certificate_path_validation")), "{complaints:#?}");
+    assert!(
+        complaints.iter().all(|complaint| complaint.starts_with("* certificate_path_validation")),
+        "{complaints:#?}"
+    );
     sidecar.stop();
 }
 
@@ -89,21 +96,32 @@ async fn testssl() {
     let sidecar = Launch::new().gateway(backend.address).start();
     let mut findings = scan(&sidecar);
     // A warning is a check that testssl.sh could not carry out: it gets another chance, and is not taken for a good result.
-    if findings.iter().any(|finding| finding["severity"] == "WARN" && !ACCEPTED.contains(&finding["id"].as_str().unwrap_or_default())) {
+    if findings
+        .iter()
+        .any(|finding| finding["severity"] == "WARN" && !ACCEPTED.contains(&finding["id"].as_str().unwrap_or_default()))
+    {
         say("  once more, for a check was not carried out");
         findings = scan(&sidecar);
     }
-    let of = |id: &str| findings.iter().find(|finding| finding["id"] == id).unwrap_or_else(|| panic!("no {id} in {findings:#?}"));
+    let of = |id: &str| {
+        findings.iter().find(|finding| finding["id"] == id).unwrap_or_else(|| panic!("no {id} in {findings:#?}"))
+    };
     for id in ["SSLv2", "SSLv3", "TLS1", "TLS1_1"] {
         assert!(of(id)["finding"].as_str().unwrap().contains("not offered"), "{id}");
     }
     assert!(of("TLS1_3")["finding"].as_str().unwrap().contains("offered"));
     assert_eq!(of("secure_client_renego")["severity"], "OK");
     let word = |finding: &Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
-    let weak: Vec<_> = findings.iter().filter(|finding| !["OK", "INFO"].contains(&word(finding, "severity").as_str())).collect();
+    let weak: Vec<_> =
+        findings.iter().filter(|finding| !["OK", "INFO"].contains(&word(finding, "severity").as_str())).collect();
     for finding in &weak {
         let accepted = if ACCEPTED.contains(&word(finding, "id").as_str()) { " (accepted)" } else { "" };
-        say(format_args!("  {}: {} {}{accepted}", word(finding, "id"), word(finding, "severity"), word(finding, "finding")));
+        say(format_args!(
+            "  {}: {} {}{accepted}",
+            word(finding, "id"),
+            word(finding, "severity"),
+            word(finding, "finding")
+        ));
     }
     let count = |severity: &str| findings.iter().filter(|finding| finding["severity"] == severity).count();
     say(format_args!("  testssl.sh: {} findings are OK, {} for information", count("OK"), count("INFO")));
@@ -117,7 +135,9 @@ fn scan(sidecar: &Sidecar) -> Vec<Value> {
     let json = directory.path().join("testssl.json");
     let mut testssl = Command::new("testssl");
     // Protocols, cipher lists, forward secrecy, preference, certificate, vulnerabilities: all but the headers, which are the gateway's.
-    testssl.args(["--warnings", "off", "--quiet", "--color", "0", "-p", "-s", "-f", "-P", "-S", "-U", "--add-ca"]).arg(sidecar.ca());
+    testssl
+        .args(["--warnings", "off", "--quiet", "--color", "0", "-p", "-s", "-f", "-P", "-S", "-U", "--add-ca"])
+        .arg(sidecar.ca());
     let said = output(testssl.arg("--jsonfile").arg(&json).arg(format!("localhost:{}", sidecar.address.port())));
     let report = std::fs::read_to_string(&json).unwrap_or_else(|error| panic!("{error}: {said}"));
     serde_json::from_str(&report).unwrap_or_else(|error| panic!("{error}: {said}"))

@@ -43,13 +43,16 @@ fn attack(name: &str, path: &str, mode: &[&str]) {
         let url = format!("https://localhost:{}/{path}", sidecar.address.port());
         let mut slow = Command::new("slowhttptest");
         slow.args(mode).args(["-c", CONNECTIONS, "-r", "200", "-l", &SECONDS.to_string(), "-p", "3", "-u", &url]);
-        let mut slow = slow.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("slowhttptest");
+        let mut slow =
+            slow.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("slowhttptest");
         let (before, start) = (sidecar.process().descriptors(), Instant::now());
         let (mut times, mut most) = (Vec::new(), 0);
         while slow.try_wait().unwrap().is_none() {
             assert!(start.elapsed() < Duration::from_secs(SECONDS + 20), "the attack does not end");
             let asked = Instant::now();
-            tokio::time::timeout(PATIENCE, hello(&client)).await.unwrap_or_else(|_| panic!("{name}: no answer in {PATIENCE:?}"));
+            tokio::time::timeout(PATIENCE, hello(&client))
+                .await
+                .unwrap_or_else(|_| panic!("{name}: no answer in {PATIENCE:?}"));
             times.push(asked.elapsed());
             most = most.max(sidecar.process().descriptors() - before.min(sidecar.process().descriptors()));
             tokio::time::sleep(Duration::from_millis(20)).await;

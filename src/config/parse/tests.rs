@@ -44,8 +44,16 @@ fn durations() {
 
 #[test]
 fn lives_of_certificates() {
-    table(certificate_life, &[("60", "60s"), ("1m", "60s"), ("1h", "3600s"), ("24h", "86400s")], &["0", "59s", "25h", "year"]);
-    table(issued_life, &[("1m", "60s"), ("397d", "34300800s"), ("366days", "31622400s")], &["0", "59s", "397d 1s", "10years", "-1"]);
+    table(
+        certificate_life,
+        &[("60", "60s"), ("1m", "60s"), ("1h", "3600s"), ("24h", "86400s")],
+        &["0", "59s", "25h", "year"],
+    );
+    table(
+        issued_life,
+        &[("1m", "60s"), ("397d", "34300800s"), ("366days", "31622400s")],
+        &["0", "59s", "397d 1s", "10years", "-1"],
+    );
 }
 
 #[test]
@@ -56,7 +64,10 @@ fn addresses_are_folded() {
         &["127.0.0.1", "localhost:80", ":80", "127.0.0.1:65536", "::1:80x"],
     );
     table(socket_address_or_off, &[("off", "None"), ("127.0.0.1:1", "Some(127.0.0.1:1)")], &["on", ""]);
-    assert_eq!(socket_address_or_off("foo"), Err("is not an address and a port such as 127.0.0.1:9180, nor off".into()));
+    assert_eq!(
+        socket_address_or_off("foo"),
+        Err("is not an address and a port such as 127.0.0.1:9180, nor off".into())
+    );
     table(ip, &[("::ffff:10.0.0.1", "10.0.0.1")], &["10.0.0", "10.0.0.1/32"]);
     table(loopback_ipv4, &[("127.0.0.2", "127.0.0.2")], &["10.0.0.1", "::1", "128.0.0.1"]);
 }
@@ -76,7 +87,11 @@ fn networks_lose_their_host_bits_and_their_ipv6_clothes() {
         ],
         &["10.0.0.0/33", "10.0.0", "fd00::/129", "", "any"],
     );
-    table(loopback_ipv4_network, &[("127.77.0.0/16", "127.77.0.0/16")], &["126.0.0.0/7", "10.0.0.0/8", "::1", "0.0.0.0/0"]);
+    table(
+        loopback_ipv4_network,
+        &[("127.77.0.0/16", "127.77.0.0/16")],
+        &["126.0.0.0/7", "10.0.0.0/8", "::1", "0.0.0.0/0"],
+    );
     table(agent_network, &[("0.0.0.0/1", "0.0.0.0/1")], &["0.0.0.0/0", "::/0", "::ffff:0.0.0.0/96"]);
 }
 
@@ -149,7 +164,11 @@ fn names() {
     table(container, &[("gateway-1", "\"gateway-1\""), ("/gateway-1", "\"gateway-1\"")], &["", "a/b", "-x", "a b"]);
     table(
         subject_name,
-        &[("Gateway.Example", "\"gateway.example\""), ("*.example.org", "\"*.example.org\""), ("10.0.0.1", "\"10.0.0.1\"")],
+        &[
+            ("Gateway.Example", "\"gateway.example\""),
+            ("*.example.org", "\"*.example.org\""),
+            ("10.0.0.1", "\"10.0.0.1\""),
+        ],
         &["", "a b", "*", "*.*.org", "https://x", "-x.org", "x:1"],
     );
     table(uri, &[("spiffe://d/a", "\"spiffe://d/a\""), ("urn:a:b", "\"urn:a:b\"")], &["", "a", ":x", "x:", "x: y"]);
@@ -163,7 +182,17 @@ fn names() {
     table(
         keep_header,
         &[("X-Auth-Token", "\"x-auth-token\""), ("client-cert", "\"client-cert\"")],
-        &["", "a b", "X-Forwarded-For", "x_forwarded_any", "x.real.ip", "Via", "Forwarded", "Tailscale-User-Login", "X-OpenClaw-Scopes"],
+        &[
+            "",
+            "a b",
+            "X-Forwarded-For",
+            "x_forwarded_any",
+            "x.real.ip",
+            "Via",
+            "Forwarded",
+            "Tailscale-User-Login",
+            "X-OpenClaw-Scopes",
+        ],
     );
 }
 
@@ -171,7 +200,11 @@ fn names() {
 fn log_filters() {
     table(
         log_filter,
-        &[("info", "\"info\""), ("loopgate::discovery=debug,warn", "\"loopgate::discovery=debug,warn\""), ("off", "\"off\"")],
+        &[
+            ("info", "\"info\""),
+            ("loopgate::discovery=debug,warn", "\"loopgate::discovery=debug,warn\""),
+            ("off", "\"off\""),
+        ],
         &["", "inof", "loopgate=loud", "info,", "debug,wran"],
     );
 }

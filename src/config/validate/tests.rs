@@ -54,29 +54,47 @@ fn every_option_is_read() {
 #[test]
 fn each_problem_is_one_line_that_names_the_option() {
     for (words, problem) in [
-        (&["gateway=10.0.0.1:1"][..], "--gateway: \"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)"),
-        (&["gateway=[::1]:1"], "--gateway: \"[::1]:1\" must be in 127.0.0.0/8, because the lanes differ by IPv4 source address"),
+        (
+            &["gateway=10.0.0.1:1"][..],
+            "--gateway: \"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)",
+        ),
+        (
+            &["gateway=[::1]:1"],
+            "--gateway: \"[::1]:1\" must be in 127.0.0.0/8, because the lanes differ by IPv4 source address",
+        ),
         (
             &["gateway=[::1]:1", "allow-remote-gateway"],
             "--gateway: \"[::1]:1\" must be in 127.0.0.0/8, because the lanes differ by IPv4 source address",
         ),
         (&["gateway=127.0.0.1:0"], "--gateway: \"127.0.0.1:0\" has no port"),
         (&["external-source=10.0.0.1"], "--external-source: \"10.0.0.1\" is not an address in 127.0.0.0/8"),
-        (&["external-source=127.0.0.1"], "--external-source: the external lane needs a source address that local clients don't use"),
+        (
+            &["external-source=127.0.0.1"],
+            "--external-source: the external lane needs a source address that local clients don't use",
+        ),
         (&["gateway=127.0.0.2:1"], "--gateway: the external lane needs a source address that local clients don't use"),
         (&["external-source=127.77.1.1"], "--external-source: an agent could get the external lane's source address"),
         (&["agent-sources=127.0.0.2"], "--agent-sources: an agent could get the external lane's source address"),
-        (&["agent-sources=127.0.0.0/31"], "--agent-sources: an agent could get the gateway's address as its source address"),
+        (
+            &["agent-sources=127.0.0.0/31"],
+            "--agent-sources: an agent could get the gateway's address as its source address",
+        ),
         (&["listen=127.0.0.1:18789"], "--listen: the sidecar can't listen on the gateway's own address"),
         (&["admin=127.0.0.1:18789"], "--admin: the admin listener needs its own address and port"),
         (&["listen=127.0.0.1:9180"], "--listen: the admin listener needs its own address and port"),
         (&["tls-cert=a.pem"], "--tls-cert: needs --tls-key"),
         (&["tls-key=a.pem"], "--tls-key: needs --tls-cert"),
         (&["agent-cidr=0.0.0.0/0"], "--agent-cidr: \"0.0.0.0/0\" would make everyone an agent"),
-        (&["agent-cidr=10.0.0.0/8", "agent-cidr=10.0.0.0/33"], "--agent-cidr: \"10.0.0.0/33\" is not a network such as 172.18.0.0/16"),
+        (
+            &["agent-cidr=10.0.0.0/8", "agent-cidr=10.0.0.0/33"],
+            "--agent-cidr: \"10.0.0.0/33\" is not a network such as 172.18.0.0/16",
+        ),
         (&["agent-uri=spiffe://a/b"], "--agent-uri: needs --client-ca, which verifies those certificates"),
         (&["inherit-token"], "--inherit-token: needs --token-file or the variable OPENCLAW_GATEWAY_TOKEN"),
-        (&["proxy-protocol"], "--proxy-protocol: needs --trusted-proxy, because only trusted proxies may send a PROXY header"),
+        (
+            &["proxy-protocol"],
+            "--proxy-protocol: needs --trusted-proxy, because only trusted proxies may send a PROXY header",
+        ),
         (
             &["unknown-client=127.0.0.1"],
             "--unknown-client: \"127.0.0.1\" is loopback or unspecified: the gateway would treat such a client as local",
@@ -119,7 +137,8 @@ fn all_problems_are_collected() {
 
 #[test]
 fn an_element_of_a_list_in_a_file_is_named_with_its_own_line() {
-    let file = file::parse("[external]\ndeny = [\n  \"10.0.0.0/8\",\n  \"10.0.0.0/33\",\n]\n", Path::new("etc/loopgate.toml"));
+    let file =
+        file::parse("[external]\ndeny = [\n  \"10.0.0.0/8\",\n  \"10.0.0.0/33\",\n]\n", Path::new("etc/loopgate.toml"));
     let problem = "etc/loopgate.toml:4: external.deny: \"10.0.0.0/33\" is not a network such as 172.18.0.0/16";
     assert_eq!(problems(&file.over(Layer::defaults())), [problem]);
 }
@@ -127,7 +146,9 @@ fn an_element_of_a_list_in_a_file_is_named_with_its_own_line() {
 #[test]
 fn path_rules_are_checked() {
     let parsed = |text: &str| validate(&file::parse(text, Path::new("f")).over(Layer::defaults()));
-    let config = parsed("[[external.paths]]\nallow = \"/hooks/\"\nmethods = [\"POST\"]\n[[external.paths]]\ndeny = \"/\"\n").unwrap();
+    let config =
+        parsed("[[external.paths]]\nallow = \"/hooks/\"\nmethods = [\"POST\"]\n[[external.paths]]\ndeny = \"/\"\n")
+            .unwrap();
     assert_eq!(
         config.external.paths,
         [

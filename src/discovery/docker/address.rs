@@ -38,7 +38,10 @@ impl Address {
             config::Engine::Unix(path) => configured(Place::Unix(path.clone())),
             config::Engine::Tcp(address) => configured(Place::Tcp(address.clone())),
             config::Engine::Auto => match text(&variable, DOCKER_HOST) {
-                Some(host) => Some(Self { place: stated(host, text(&variable, "DOCKER_TLS_VERIFY").is_some()), by_variable: true }),
+                Some(host) => Some(Self {
+                    place: stated(host, text(&variable, "DOCKER_TLS_VERIFY").is_some()),
+                    by_variable: true,
+                }),
                 None => configured(Place::Usual(usual(variable))),
             },
         }
@@ -57,7 +60,9 @@ impl Address {
     /// Returns the path of the socket, if the engine has one.
     pub(super) fn socket(&self) -> Option<&Path> {
         match &self.place {
-            Place::Usual(paths) => Some(paths.iter().find(|path| path.exists()).map_or(Path::new(DOCKER), PathBuf::as_path)),
+            Place::Usual(paths) => {
+                Some(paths.iter().find(|path| path.exists()).map_or(Path::new(DOCKER), PathBuf::as_path))
+            }
             Place::Unix(path) => Some(path),
             Place::Tcp(_) | Place::Unusable(..) => None,
         }
@@ -115,10 +120,16 @@ fn stated(host: String, tls: bool) -> Place {
 
 /// Where engines have their socket: Docker's, a rootless one's, Docker Desktop's, Colima's, OrbStack's and Podman's.
 fn usual(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    let runtime = text(&variable, "XDG_RUNTIME_DIR").map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()), Into::into);
+    let runtime =
+        text(&variable, "XDG_RUNTIME_DIR").map_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()), Into::into);
     let home = text(&variable, "HOME").filter(|home| home.starts_with('/'));
     let mut paths = vec![PathBuf::from(DOCKER), Path::new(&runtime).join("docker.sock")];
-    let in_home = [".docker/run/docker.sock", ".docker/desktop/docker.sock", ".colima/default/docker.sock", ".orbstack/run/docker.sock"];
+    let in_home = [
+        ".docker/run/docker.sock",
+        ".docker/desktop/docker.sock",
+        ".colima/default/docker.sock",
+        ".orbstack/run/docker.sock",
+    ];
     paths.extend(home.iter().flat_map(|home| in_home.iter().map(|path| Path::new(home).join(path))));
     paths.extend(["/run/podman/podman.sock".into(), Path::new(&runtime).join("podman/podman.sock")]);
     paths
@@ -140,7 +151,12 @@ mod tests {
             (Engine::Auto, "unix:///run/user/1000/docker.sock", "", "unix:///run/user/1000/docker.sock (DOCKER_HOST)"),
             (Engine::Auto, "tcp://filter:2375", "", "tcp://filter:2375 (DOCKER_HOST)"),
             (Engine::Auto, "tcp://h:2376", "1", "tcp://h:2376 (DOCKER_HOST): DOCKER_TLS_VERIFY asks for TLS"),
-            (Engine::Auto, "ssh://me@h", "", "ssh://me@h (DOCKER_HOST): loopgate uses unix:///PATH and tcp://HOST:PORT only"),
+            (
+                Engine::Auto,
+                "ssh://me@h",
+                "",
+                "ssh://me@h (DOCKER_HOST): loopgate uses unix:///PATH and tcp://HOST:PORT only",
+            ),
             (Engine::Auto, "", "", "usual"),
             (Engine::Auto, "", "1", "usual"),
             (Engine::Unix("/s".into()), "tcp://h:1", "", "unix:///s"),
@@ -165,8 +181,13 @@ mod tests {
             (Engine::Auto, "unix:///other", None),
         ] {
             let variables = [("DOCKER_HOST", host)];
-            let variable = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
-            assert_eq!(Address::of(&engine, variable).unwrap().unused_variable(variable).as_deref(), expected, "{engine:?} {host}");
+            let variable =
+                |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into());
+            assert_eq!(
+                Address::of(&engine, variable).unwrap().unused_variable(variable).as_deref(),
+                expected,
+                "{engine:?} {host}"
+            );
         }
     }
 
@@ -180,7 +201,11 @@ mod tests {
         assert_eq!(paths[0], Path::new(DOCKER));
         paths.retain(|path| path.starts_with(home.path()));
         assert_eq!(paths.len(), 6);
-        assert_eq!(address.socket(), Some(Path::new(DOCKER)), "where there is none, the error names the best known one");
+        assert_eq!(
+            address.socket(),
+            Some(Path::new(DOCKER)),
+            "where there is none, the error names the best known one"
+        );
         for path in [colima, runtime.join("docker.sock")] {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, "").unwrap();

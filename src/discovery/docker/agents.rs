@@ -38,7 +38,12 @@ impl View {
         let own: Vec<IpAddr> = view.own_addresses().collect();
         let owner = owner::find(sources.containers, &own, sources.hints);
         if let Some(owner) = owner {
-            view.owner = Some(Owner { id: owner.id.clone(), name: owner.name.clone(), project: owner.project.clone(), inspected: false });
+            view.owner = Some(Owner {
+                id: owner.id.clone(),
+                name: owner.name.clone(),
+                project: owner.project.clone(),
+                inspected: false,
+            });
             let names = [Some(&owner.name), owner.service.as_ref()].into_iter().flatten().chain(sources.aliases);
             view.own_names = names.filter(|name| !name.is_empty()).cloned().collect();
         }
@@ -119,10 +124,14 @@ fn asked_proof(container: &Container, services: &[AgentService]) -> Result<Optio
     };
     match (&container.origin, by_label) {
         (Origin::Unknown(_), Some(None)) => Ok(None),
-        (Origin::Unknown(error), by_label) if by_label.is_some() || by_service.is_some() => Err(WhyNot::ImageUnknown(error.clone())),
+        (Origin::Unknown(error), by_label) if by_label.is_some() || by_service.is_some() => {
+            Err(WhyNot::ImageUnknown(error.clone()))
+        }
         (Origin::OfImage(value), None) if by_service.is_none() => Err(WhyNot::ImageLabel(value.clone())),
         // The operator may have set the same label, and asked with it for more than with the service.
-        (Origin::OfImage(value), None) if labels::proof(value) == Ok(Some(Proof::Attested)) => Ok(Some(Proof::Attested)),
+        (Origin::OfImage(value), None) if labels::proof(value) == Ok(Some(Proof::Attested)) => {
+            Ok(Some(Proof::Attested))
+        }
         (_, Some(by_label)) => Ok(by_label),
         (_, None) => Ok(by_service),
     }
@@ -152,7 +161,10 @@ impl<'a> Candidate<'a> {
         let Some(proof) = asked_proof(container, sources.services)? else { return Ok(None) };
         let owner = owner.ok_or(WhyNot::OwnerUnknown)?;
         if !sources.any_project && (project_of(owner).is_none() || project_of(container) != project_of(owner)) {
-            return Err(WhyNot::OtherProject { theirs: project_of(container).cloned(), ours: project_of(owner).cloned() });
+            return Err(WhyNot::OtherProject {
+                theirs: project_of(container).cloned(),
+                ours: project_of(owner).cloned(),
+            });
         }
         let namespace = namespace_of(container, sources.containers).ok_or(WhyNot::NoSharedNetwork)?;
         if namespace.id == owner.id {

@@ -89,7 +89,9 @@ fn is_its_own_alias(summary: &ContainerSummary) -> bool {
 /// Docker's MAC addresses derive from IP addresses, so that after an accident with those they'd prove nothing; but it has endpoint ids.
 fn join_podmans(containers: &mut [Container]) {
     let mut owners: BTreeMap<Vec<Endpoint>, String> = BTreeMap::new();
-    for container in containers.iter_mut().filter(|container| container.joins.is_none() && !container.endpoints.is_empty()) {
+    for container in
+        containers.iter_mut().filter(|container| container.joins.is_none() && !container.endpoints.is_empty())
+    {
         if container.endpoints.iter().any(|endpoint| endpoint.interface.is_none()) {
             continue;
         }
@@ -191,7 +193,10 @@ impl Endpoint {
             network: settings.network.clone().filter(|id| !id.is_empty()).unwrap_or(name),
             addresses: [&settings.ipv4, &settings.ipv6].into_iter().filter_map(read).collect(),
             gateways: [&settings.gateway_v4, &settings.gateway_v6].into_iter().filter_map(read).collect(),
-            interface: settings.mac_address.clone().filter(|mac| !mac.is_empty() && settings.endpoint.as_deref().is_none_or(str::is_empty)),
+            interface: settings
+                .mac_address
+                .clone()
+                .filter(|mac| !mac.is_empty() && settings.endpoint.as_deref().is_none_or(str::is_empty)),
         }
     }
 }
@@ -237,7 +242,10 @@ mod tests {
             };
             let list = format!("[{},{}]", one("a", 2, mac), one("older-than-you", 2, "ca:52:90:bc:35:00"));
             let found = running(serde_json::from_str(&list).unwrap(), vec![Origin::Compared; 2]);
-            found.into_iter().map(|container| (container.id, container.joins, container.endpoints.len())).collect::<Vec<_>>()
+            found
+                .into_iter()
+                .map(|container| (container.id, container.joins, container.endpoints.len()))
+                .collect::<Vec<_>>()
         };
         let owner = || "older-than-you".to_owned();
         let apart = [(owner(), None, 1), ("a".to_owned(), None, 1)];
@@ -248,9 +256,14 @@ mod tests {
 
     #[test]
     fn only_a_running_container_is_read() {
-        for (state, lives) in
-            [("running", true), ("paused", true), ("stopping", true), ("restarting", false), ("exited", false), ("", false)]
-        {
+        for (state, lives) in [
+            ("running", true),
+            ("paused", true),
+            ("stopping", true),
+            ("restarting", false),
+            ("exited", false),
+            ("", false),
+        ] {
             assert_eq!(read(&format!(r#"{{"Id":"c","State":"{state}"}}"#)).is_some(), lives, "{state}");
         }
         assert_eq!(read(r#"{"Id":"c"}"#), None);
@@ -259,8 +272,18 @@ mod tests {
 
     #[test]
     fn a_container_that_joined_another_is_in_that_ones_namespace() {
-        let named = |id: &str, joins: Option<&str>| Container { id: id.into(), joins: joins.map(Into::into), ..Container::default() };
-        let all = [named("a", None), named("b", Some("a")), named("c", Some("gone")), named("d", Some("e")), named("e", Some("d"))];
+        let named = |id: &str, joins: Option<&str>| Container {
+            id: id.into(),
+            joins: joins.map(Into::into),
+            ..Container::default()
+        };
+        let all = [
+            named("a", None),
+            named("b", Some("a")),
+            named("c", Some("gone")),
+            named("d", Some("e")),
+            named("e", Some("d")),
+        ];
         let owner = |index: usize| namespace_of(&all[index], &all).map(|owner| owner.id.as_str());
         assert_eq!((0..5).map(owner).collect::<Vec<_>>(), [Some("a"), Some("a"), None, None, None]);
     }

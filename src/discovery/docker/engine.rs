@@ -151,7 +151,10 @@ impl Engine {
     pub async fn check(&self, limit: Duration) -> Result<(), Error> {
         const ENDPOINT: &str = "/containers/json";
         let check = self.json::<Vec<Value>>(ENDPOINT, "/containers/json?limit=1");
-        timeout(limit, check).await.unwrap_or_else(|_| Err(Error::Timeout { engine: self.name(), endpoint: ENDPOINT })).map(drop)
+        timeout(limit, check)
+            .await
+            .unwrap_or_else(|_| Err(Error::Timeout { engine: self.name(), endpoint: ENDPOINT }))
+            .map(drop)
     }
 
     /// Inspects one container. The answer includes its environment, so inspect only what is needed, and keep nothing else of it.
@@ -160,7 +163,9 @@ impl Engine {
     /// See [`Error`].
     pub async fn inspect(&self, id: &str) -> Result<ContainerInspection, Error> {
         const ENDPOINT: &str = "/containers/{id}/json";
-        self.json(ENDPOINT, &format!("/containers/{}/json", query_value(id))).await.map_err(|error| not_found(error, id))
+        self.json(ENDPOINT, &format!("/containers/{}/json", query_value(id)))
+            .await
+            .map_err(|error| not_found(error, id))
     }
 
     /// Inspects one image.
@@ -168,7 +173,9 @@ impl Engine {
     /// # Errors
     /// See [`Error`].
     pub async fn inspect_image(&self, id: &str) -> Result<ImageInspect, Error> {
-        self.ask("/images/{id}/json", async |api: Docker| api.inspect_image(id).await).await.map_err(|error| not_found(error, id))
+        self.ask("/images/{id}/json", async |api: Docker| api.inspect_image(id).await)
+            .await
+            .map_err(|error| not_found(error, id))
     }
 
     /// Lists the processes of one container, with the engine's default columns: others would print environments.
@@ -187,7 +194,11 @@ impl Engine {
         let options = ContainerArchiveInfoOptionsBuilder::default().path(path).build();
         let info = async |api: Docker| api.get_container_archive_info(id, Some(options)).await;
         match self.ask("/containers/{id}/archive", info).await {
-            Ok(stat) => Ok(Some(PathStat { size: stat.size, mode: stat.file_mode, mtime: stat.modification_time.unwrap_or_default() })),
+            Ok(stat) => Ok(Some(PathStat {
+                size: stat.size,
+                mode: stat.file_mode,
+                mtime: stat.modification_time.unwrap_or_default(),
+            })),
             Err(Error::Refused { status: 404, .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -229,7 +240,11 @@ impl Engine {
         Err(self.refused(endpoint, status, message(response).await))
     }
 
-    async fn in_time<T>(&self, endpoint: &'static str, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    async fn in_time<T>(
+        &self,
+        endpoint: &'static str,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         timeout(ANSWER, answer).await.unwrap_or_else(|_| Err(Error::Timeout { engine: self.name(), endpoint }))
     }
 
@@ -239,7 +254,11 @@ impl Engine {
     }
 
     /// Lets bollard make a request, and waits for the whole answer; bollard's own deadline is for its head only.
-    async fn ask<T>(&self, endpoint: &'static str, request: impl AsyncFnOnce(Docker) -> Result<T, ApiError>) -> Result<T, Error> {
+    async fn ask<T>(
+        &self,
+        endpoint: &'static str,
+        request: impl AsyncFnOnce(Docker) -> Result<T, ApiError>,
+    ) -> Result<T, Error> {
         let answer = async {
             let answer = match self.api(None) {
                 Ok(api) => request(api).await,
@@ -299,7 +318,8 @@ impl Engine {
         match self.address.tcp_address() {
             Some(address) => {
                 let stream = within(CONNECT, TcpStream::connect(address)).await?;
-                SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE).with_interval(PROBE).with_retries(3))?;
+                SockRef::from(&stream)
+                    .set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE).with_interval(PROBE).with_retries(3))?;
                 Ok(send_request(stream, request).await?)
             }
             None => {
@@ -341,14 +361,18 @@ impl Engine {
     fn error(&self, endpoint: &'static str, cause: Cause) -> Error {
         let engine = self.name();
         match (cause, self.address.socket()) {
-            (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::NotFound => Error::NoSocket { path: path.to_owned() },
+            (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::NotFound => {
+                Error::NoSocket { path: path.to_owned() }
+            }
             (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Error::NoPermission { path: path.to_owned() }
             }
-            (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::ConnectionRefused => match path.symlink_metadata() {
-                Ok(metadata) if metadata.is_dir() => Error::Directory { path: path.to_owned() },
-                _ => Error::Stale { path: path.to_owned() },
-            },
+            (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                match path.symlink_metadata() {
+                    Ok(metadata) if metadata.is_dir() => Error::Directory { path: path.to_owned() },
+                    _ => Error::Stale { path: path.to_owned() },
+                }
+            }
             (source, _) => Error::Request { engine, endpoint, source },
         }
     }
@@ -377,7 +401,10 @@ impl Events {
 async fn message(response: Response<ResponseBody>) -> String {
     let body = read_all(response.into_body(), MAX_EVENT).await.unwrap_or_default();
     let json = serde_json::from_slice::<Value>(&body).ok();
-    let text = json.as_ref().and_then(|json| json["message"].as_str()).map_or_else(|| String::from_utf8_lossy(&body), Into::into);
+    let text = json
+        .as_ref()
+        .and_then(|json| json["message"].as_str())
+        .map_or_else(|| String::from_utf8_lossy(&body), Into::into);
     one_line(&text)
 }
 
@@ -403,17 +430,28 @@ mod tests {
         let socket = || Engine { address: Address::unix("/s"), shutdown: shutdown.clone() };
         let filter = || Engine { address: Address::tcp("filter:2375"), shutdown: shutdown.clone() };
         let io = |engine: Engine, kind: io::ErrorKind| engine.error("/events", io::Error::from(kind).into());
-        let refused =
-            |engine: Engine, status| engine.refused("/events", StatusCode::from_u16(status).unwrap(), one_line("<h1>\n  no </h1>"));
+        let refused = |engine: Engine, status| {
+            engine.refused("/events", StatusCode::from_u16(status).unwrap(), one_line("<h1>\n  no </h1>"))
+        };
         for (error, expected) in [
             (io(socket(), io::ErrorKind::NotFound), "no socket at /s: mount the directory"),
             (io(socket(), io::ErrorKind::PermissionDenied), "no permission to use /s: run as a member"),
             (io(socket(), io::ErrorKind::ConnectionRefused), "nothing listens at /s: the engine is down"),
-            (io(filter(), io::ErrorKind::ConnectionRefused), "GET /events on tcp://filter:2375 failed: connection refused"),
-            (refused(filter(), 403), "tcp://filter:2375 refuses GET /events (403: <h1> no </h1>): permit exactly this path"),
+            (
+                io(filter(), io::ErrorKind::ConnectionRefused),
+                "GET /events on tcp://filter:2375 failed: connection refused",
+            ),
+            (
+                refused(filter(), 403),
+                "tcp://filter:2375 refuses GET /events (403: <h1> no </h1>): permit exactly this path",
+            ),
             (refused(filter(), 404), "tcp://filter:2375 refuses GET /events (404: <h1> no </h1>)"),
             (
-                filter().refused("/events", StatusCode::BAD_REQUEST, "Client sent an HTTP request to an HTTPS server.".into()),
+                filter().refused(
+                    "/events",
+                    StatusCode::BAD_REQUEST,
+                    "Client sent an HTTP request to an HTTPS server.".into(),
+                ),
                 "tcp://filter:2375 expects TLS, which loopgate does not speak with an engine",
             ),
             (

@@ -34,14 +34,22 @@ impl Images {
     ///
     /// Only containers on which a decision depends are compared: those that may be agents, by label or because their service is one of
     /// `services`, and all containers of the projects of these.
-    pub async fn compare(&self, engine: &Engine, services: &[String], containers: &mut [ContainerSummary]) -> Vec<Origin> {
+    pub async fn compare(
+        &self,
+        engine: &Engine,
+        services: &[String],
+        containers: &mut [ContainerSummary],
+    ) -> Vec<Origin> {
         let is_subject = |container: &ContainerSummary| {
             let service = label(container, labels::SERVICE).or_else(|| label(container, labels::SWARM_SERVICE));
-            label(container, labels::AGENT).is_some() || service.is_some_and(|service| services.iter().any(|named| names(service, named)))
+            label(container, labels::AGENT).is_some()
+                || service.is_some_and(|service| services.iter().any(|named| names(service, named)))
         };
         let projects: BTreeSet<&str> = containers.iter().filter(|one| is_subject(one)).flat_map(projects_of).collect();
-        let matters: Vec<bool> =
-            containers.iter().map(|one| is_subject(one) || projects_of(one).any(|project| projects.contains(project))).collect();
+        let matters: Vec<bool> = containers
+            .iter()
+            .map(|one| is_subject(one) || projects_of(one).any(|project| projects.contains(project)))
+            .collect();
         let ids: BTreeSet<String> = containers
             .iter()
             .zip(&matters)
@@ -49,12 +57,13 @@ impl Images {
             .map(|(one, _)| one.image.clone().unwrap_or_default())
             .collect();
         let images = self.read(engine, ids).await;
-        let compared =
-            |(container, matters): (&mut ContainerSummary, bool)| match images.get(container.image.as_deref().unwrap_or_default()) {
-                Some(Ok(of_image)) if matters => strip(container, of_image),
-                Some(Err(error)) if matters => Origin::Unknown(error.clone()),
-                _ => Origin::Compared,
-            };
+        let compared = |(container, matters): (&mut ContainerSummary, bool)| match images
+            .get(container.image.as_deref().unwrap_or_default())
+        {
+            Some(Ok(of_image)) if matters => strip(container, of_image),
+            Some(Err(error)) if matters => Origin::Unknown(error.clone()),
+            _ => Origin::Compared,
+        };
         containers.iter_mut().zip(matters).map(compared).collect()
     }
 
@@ -145,12 +154,48 @@ mod tests {
         let made = (labels::MADE_BY_COMPOSE[0], "0a1b");
         let services = [(labels::SERVICE, "tester"), (labels::STACK, "claws"), (labels::SWARM_SERVICE, "claws_tester")];
         for (own, of_image, left, origin, scopes_of_image) in [
-            (vec![(labels::AGENT, "true"), project], vec![(labels::AGENT, "true")], vec![project], Origin::OfImage("true".into()), false),
-            (vec![(labels::AGENT, "true")], vec![(labels::AGENT, "address")], vec![(labels::AGENT, "true")], Origin::Compared, false),
-            (vec![(labels::AGENT, "false")], vec![(labels::AGENT, "false")], vec![(labels::AGENT, "false")], Origin::Compared, false),
-            (vec![(labels::AGENT, "?")], vec![(labels::AGENT, "?")], vec![(labels::AGENT, "?")], Origin::Compared, false),
-            (vec![(labels::SCOPES, "a")], vec![(labels::SCOPES, "a")], vec![(labels::SCOPES, "a")], Origin::Compared, true),
-            (vec![(labels::SCOPES, "a")], vec![(labels::SCOPES, "b")], vec![(labels::SCOPES, "a")], Origin::Compared, false),
+            (
+                vec![(labels::AGENT, "true"), project],
+                vec![(labels::AGENT, "true")],
+                vec![project],
+                Origin::OfImage("true".into()),
+                false,
+            ),
+            (
+                vec![(labels::AGENT, "true")],
+                vec![(labels::AGENT, "address")],
+                vec![(labels::AGENT, "true")],
+                Origin::Compared,
+                false,
+            ),
+            (
+                vec![(labels::AGENT, "false")],
+                vec![(labels::AGENT, "false")],
+                vec![(labels::AGENT, "false")],
+                Origin::Compared,
+                false,
+            ),
+            (
+                vec![(labels::AGENT, "?")],
+                vec![(labels::AGENT, "?")],
+                vec![(labels::AGENT, "?")],
+                Origin::Compared,
+                false,
+            ),
+            (
+                vec![(labels::SCOPES, "a")],
+                vec![(labels::SCOPES, "a")],
+                vec![(labels::SCOPES, "a")],
+                Origin::Compared,
+                true,
+            ),
+            (
+                vec![(labels::SCOPES, "a")],
+                vec![(labels::SCOPES, "b")],
+                vec![(labels::SCOPES, "a")],
+                Origin::Compared,
+                false,
+            ),
             (services.to_vec(), services.to_vec(), vec![], Origin::Compared, false),
             (vec![project, ("x", "y")], vec![project, ("x", "y")], vec![("x", "y")], Origin::Compared, false),
             (vec![project, made], vec![project], vec![project, made], Origin::Compared, false),

@@ -176,7 +176,9 @@ impl Docker {
             }
             News::Lost(loss) => {
                 debug!(?loss, "an event reports a loss");
-                let endpoints = |containers: &[Container]| containers.iter().map(|container| container.endpoints.len()).sum::<usize>();
+                let endpoints = |containers: &[Container]| {
+                    containers.iter().map(|container| container.endpoints.len()).sum::<usize>()
+                };
                 let before = (self.containers.len(), endpoints(&self.containers));
                 loss.apply(&mut self.containers);
                 (self.containers.len(), endpoints(&self.containers)) != before
@@ -187,7 +189,10 @@ impl Docker {
     /// Logs each container that can't be read once.
     fn report_unreadable(&mut self, unreadable: Vec<Unreadable>) {
         for Unreadable { name, error } in unreadable.iter().filter(|one| !self.unreadable.contains(one)) {
-            warn!(container = name, error, "can't read what the engine lists of this container; ignoring the container");
+            warn!(
+                container = name,
+                error, "can't read what the engine lists of this container; ignoring the container"
+            );
         }
         self.unreadable = unreadable;
     }
@@ -208,7 +213,10 @@ impl Docker {
                 let failed = (id.to_owned(), one_line(&error_chain(&error)));
                 if self.unanswered.as_ref() != Some(&failed) {
                     let error = &failed.1;
-                    warn!(container = id, error, "can't inspect the owner of this network namespace: its network aliases are not known");
+                    warn!(
+                        container = id,
+                        error, "can't inspect the owner of this network namespace: its network aliases are not known"
+                    );
                 }
                 // A filter's answer is final; any other failure may be over in a moment.
                 let is_final = matches!(error, Error::Refused { .. } | Error::NotFound { .. });

@@ -173,7 +173,8 @@ pub fn read_each<T: for<'de> Deserialize<'de>>(elements: Vec<Value>) -> (Vec<T>,
         match T::deserialize(&element) {
             Ok(element) => read.push(element),
             Err(error) => {
-                let name = element["Names"][0].as_str().map(|name| name.trim_start_matches('/')).or(element["Id"].as_str());
+                let name =
+                    element["Names"][0].as_str().map(|name| name.trim_start_matches('/')).or(element["Id"].as_str());
                 unreadable.push(Unreadable { name: name.unwrap_or("(no name)").to_owned(), error: error.to_string() });
             }
         }

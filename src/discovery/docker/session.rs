@@ -235,9 +235,20 @@ fn meaning(event: &EventMessage) -> Meaning {
             ("die" | "died" | "destroy", Some(id)) => Meaning::Loss(Loss::Life(id)),
             ("start", Some(id)) => Meaning::Start(id),
             // Caused again and again by health checks, `docker exec` and loopgate's own enrolment.
-            _ if ["exec_", "health_status", "top", "archive-path", "attach", "detach", "resize", "copy", "export", "commit"]
-                .iter()
-                .any(|noise| action.starts_with(noise)) =>
+            _ if [
+                "exec_",
+                "health_status",
+                "top",
+                "archive-path",
+                "attach",
+                "detach",
+                "resize",
+                "copy",
+                "export",
+                "commit",
+            ]
+            .iter()
+            .any(|noise| action.starts_with(noise)) =>
             {
                 Meaning::Nothing
             }

@@ -40,7 +40,8 @@ impl Harness {
     /// Discovery with `docker`, in which a container `gateway` has the address of this namespace; `None`, reported as skipped, if it has none.
     fn with(docker: &FakeDocker) -> Option<Self> {
         let interfaces = InterfaceWatcher::open();
-        let mut addresses = interfaces.latest().iter().flat_map(|interface| &interface.addresses).map(ipnet::IpNet::addr);
+        let mut addresses =
+            interfaces.latest().iter().flat_map(|interface| &interface.addresses).map(ipnet::IpNet::addr);
         let Some(own) = addresses.find(|ip| ip.is_ipv4() && !ip.is_loopback()) else {
             skipped("this machine has no address but loopback");
             return None;
@@ -52,7 +53,9 @@ impl Harness {
     /// Waits until the view is such.
     async fn until(&mut self, what: &str, such: impl FnMut(&View) -> bool) -> Arc<View> {
         let mut such = such;
-        let seen = timeout(TIMEOUT, self.view.wait_for(|view| such(view))).await.map(|view| Arc::clone(&view.expect("discovery goes on")));
+        let seen = timeout(TIMEOUT, self.view.wait_for(|view| such(view)))
+            .await
+            .map(|view| Arc::clone(&view.expect("discovery goes on")));
         seen.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
     }
 
@@ -122,7 +125,11 @@ async fn an_unlabelled_container_that_gets_an_agents_address_is_no_agent() {
 async fn a_container_that_leaves_the_shared_network_is_no_agent() {
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::with(&docker) else { return };
-    docker.put(container("a", json!({"loopgate.agent": "true"}), &[("front", &AGENT.to_string()), ("back", "198.51.100.8")]));
+    docker.put(container(
+        "a",
+        json!({"loopgate.agent": "true"}),
+        &[("front", &AGENT.to_string()), ("back", "198.51.100.8")],
+    ));
     harness.until("the agent is known", |view| is_agent(view, "a")).await;
 
     docker.silence(LIST);
@@ -136,7 +143,8 @@ async fn a_container_that_leaves_the_shared_network_is_no_agent() {
 #[tokio::test]
 async fn a_label_that_the_image_has_too_is_not_the_operators() {
     let docker = FakeDocker::start();
-    docker.image("sha256:hostile", json!({"loopgate.agent": "address", "com.docker.compose.project": "claws", "x": "y"}));
+    docker
+        .image("sha256:hostile", json!({"loopgate.agent": "address", "com.docker.compose.project": "claws", "x": "y"}));
     let Some(mut harness) = Harness::with(&docker) else { return };
     let mut hostile = container("hostile", json!({"loopgate.agent": "address"}), &[("front", "198.51.100.9")]);
     hostile["ImageID"] = "sha256:hostile".into();
@@ -201,7 +209,8 @@ async fn a_container_that_cant_be_read_is_ignored_and_discovery_goes_on() {
     let docker = FakeDocker::start();
     let Some(mut harness) = Harness::with(&docker) else { return };
     let mut stopped = container("stopped", json!({"note": null}), &[]);
-    (stopped["State"], stopped["Health"], stopped["NetworkSettings"]["Networks"]) = ("stopped".into(), "".into(), json!({"x": null}));
+    (stopped["State"], stopped["Health"], stopped["NetworkSettings"]["Networks"]) =
+        ("stopped".into(), "".into(), json!({"x": null}));
     docker.put(stopped);
     let mut unreadable = container("unreadable", json!({"loopgate.agent": "address"}), &[("front", "198.51.100.9")]);
     unreadable["NetworkSettings"]["Networks"]["front"]["IPAddress"] = 7.into();
@@ -252,7 +261,14 @@ async fn events_of_health_checks_and_enrolment_cause_no_list() {
     eventually("the first list is confirmed by a second one", || harness.metrics.lists.get() == 2).await;
     let before = harness.metrics.lists.get();
     for _ in 0..200 {
-        for noise in ["exec_create: /bin/true", "exec_start: /bin/true", "exec_die", "health_status: healthy", "top", "archive-path"] {
+        for noise in [
+            "exec_create: /bin/true",
+            "exec_start: /bin/true",
+            "exec_die",
+            "health_status: healthy",
+            "top",
+            "archive-path",
+        ] {
             docker.event("container", noise, "a", json!({}));
         }
         docker.event("volume", "mount", "v", json!({"container": "a"}));
@@ -275,7 +291,11 @@ async fn changes_while_a_filter_cuts_the_stream_are_found() {
         let (gone, came) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
         docker.take(gone);
         docker.put(agent(came, AGENT));
-        harness.until("the other one is known", |view| is_agent(view, came) && matches!(view.source_state, SourceState::Live { .. })).await;
+        harness
+            .until("the other one is known", |view| {
+                is_agent(view, came) && matches!(view.source_state, SourceState::Live { .. })
+            })
+            .await;
     }
     harness.close().await;
 }
@@ -289,13 +309,19 @@ async fn an_engine_that_restarts_is_followed_again_and_meanwhile_established_con
     for tidy in [true, false] {
         docker.down(tidy).await;
         let expected = if tidy { "no socket at" } else { "nothing listens at" };
-        let view = harness.until("Docker is lost", |view| view.source_state.error().is_some_and(|error| error.contains(expected))).await;
+        let view = harness
+            .until("Docker is lost", |view| view.source_state.error().is_some_and(|error| error.contains(expected)))
+            .await;
         assert!(is_agent(&view.for_established(), "a"), "an established connection keeps its lane: {view:?}");
         if !tidy {
             std::fs::remove_file(docker.socket()).unwrap();
         }
         docker.up();
-        harness.until("Docker is back", |view| matches!(view.source_state, SourceState::Live { .. }) && is_agent(view, "a")).await;
+        harness
+            .until("Docker is back", |view| {
+                matches!(view.source_state, SourceState::Live { .. }) && is_agent(view, "a")
+            })
+            .await;
     }
     docker.down(true).await;
     docker.take("a");
@@ -356,7 +382,8 @@ async fn an_inspection_that_failed_is_repeated_at_the_next_list() {
     let Some(mut harness) = Harness::with(&docker) else { return };
     wait_until_ready(&mut harness.view, TIMEOUT).await;
     assert!(!harness.view.borrow().own_names.contains("api"));
-    docker.details("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": {"front": {"Aliases": ["api"]}}}}));
+    docker
+        .details("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": {"front": {"Aliases": ["api"]}}}}));
     docker.permit("/containers/gateway/json");
     docker.event("container", "rename", "a", json!({}));
     harness.until("the aliases are known", |view| view.own_names.contains("api")).await;
@@ -397,7 +424,10 @@ async fn without_a_socket_there_is_no_agent_until_there_is_one() {
     docker.put(agent("a", AGENT));
     wait_until_ready(&mut harness.view, TIMEOUT).await;
     let view = Arc::clone(&harness.view.borrow());
-    assert!(matches!(&view.source_state, SourceState::Connecting { error: Some(error) } if error.starts_with("no socket at")), "{view:?}");
+    assert!(
+        matches!(&view.source_state, SourceState::Connecting { error: Some(error) } if error.starts_with("no socket at")),
+        "{view:?}"
+    );
     docker.up();
     harness.until("the agent is known", |view| is_agent(view, "a")).await;
     harness.close().await;
@@ -445,7 +475,8 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
             ip("link add eth0 type veth peer name peer0");
             ip("address add 10.9.0.2/24 dev eth0");
             ip("link set eth0 up");
-            let lives = |started: &str| docker.details("gateway", json!({"Id": "gateway", "State": {"StartedAt": started}}));
+            let lives =
+                |started: &str| docker.details("gateway", json!({"Id": "gateway", "State": {"StartedAt": started}}));
             lives("2026-01-01T00:00:00Z");
             docker.put(gateway(own));
             let mut harness = Harness::new(Engine::Unix(docker.socket()));
@@ -468,35 +499,42 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
 #[test]
 fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
     let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
-    in_own_process(unshare, "discovery::docker::tests::the_bridge_is_known_by_the_routes_where_docker_is_off", async || {
-        ip("link add eth0 type veth peer name peer0");
-        ip("address add 172.30.9.2/24 dev eth0");
-        ip("address add fd09::2/64 dev eth0 nodad");
-        ip("link set eth0 up");
-        ip("link set peer0 up");
-        ip("route add default via 172.30.9.1");
-        let mut harness = Harness::new(Engine::Off);
-        let bridge = |view: &View| view.bridge_gateways.iter().map(IpAddr::to_string).collect::<Vec<_>>();
-        assert_eq!(bridge(&harness.view.borrow()), ["172.30.9.1"]);
+    in_own_process(
+        unshare,
+        "discovery::docker::tests::the_bridge_is_known_by_the_routes_where_docker_is_off",
+        async || {
+            ip("link add eth0 type veth peer name peer0");
+            ip("address add 172.30.9.2/24 dev eth0");
+            ip("address add fd09::2/64 dev eth0 nodad");
+            ip("link set eth0 up");
+            ip("link set peer0 up");
+            ip("route add default via 172.30.9.1");
+            let mut harness = Harness::new(Engine::Off);
+            let bridge = |view: &View| view.bridge_gateways.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+            assert_eq!(bridge(&harness.view.borrow()), ["172.30.9.1"]);
 
-        let mut config = Config::default();
-        config.agents.cidrs = vec!["172.30.9.0/24".parse().unwrap()];
-        let policy = crate::lane::Policy::new(&config);
-        let on = |view: &View, peer: &str| {
-            let evidence =
-                crate::lane::Evidence { peer: peer.parse().unwrap(), proxy_header: crate::lane::ProxyHeader::Local, certificate: None };
-            crate::lane::decide(&evidence, view, &policy, 0).unwrap().kind().label()
-        };
-        for (peer, lane) in [("172.30.9.1", "external"), ("172.30.9.2", "external"), ("172.30.9.3", "agent")] {
-            assert_eq!(on(&harness.view.borrow(), peer), lane, "{peer}");
-        }
+            let mut config = Config::default();
+            config.agents.cidrs = vec!["172.30.9.0/24".parse().unwrap()];
+            let policy = crate::lane::Policy::new(&config);
+            let on = |view: &View, peer: &str| {
+                let evidence = crate::lane::Evidence {
+                    peer: peer.parse().unwrap(),
+                    proxy_header: crate::lane::ProxyHeader::Local,
+                    certificate: None,
+                };
+                crate::lane::decide(&evidence, view, &policy, 0).unwrap().kind().label()
+            };
+            for (peer, lane) in [("172.30.9.1", "external"), ("172.30.9.2", "external"), ("172.30.9.3", "agent")] {
+                assert_eq!(on(&harness.view.borrow(), peer), lane, "{peer}");
+            }
 
-        ip("-6 route add default via fd09::1");
-        harness.until("both are known", |view| bridge(view) == ["172.30.9.1", "fd09::1"]).await;
-        ip("route replace default via 172.30.9.254");
-        harness.until("the new one is known", |view| bridge(view) == ["172.30.9.254", "fd09::1"]).await;
-        harness.close().await;
-    });
+            ip("-6 route add default via fd09::1");
+            harness.until("both are known", |view| bridge(view) == ["172.30.9.1", "fd09::1"]).await;
+            ip("route replace default via 172.30.9.254");
+            harness.until("the new one is known", |view| bridge(view) == ["172.30.9.254", "fd09::1"]).await;
+            harness.close().await;
+        },
+    );
 }
 
 /// Waits for something that no view shows.

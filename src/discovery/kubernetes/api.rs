@@ -100,7 +100,8 @@ impl Api {
 
     async fn watching(&self, version: &str, life: Duration) -> Result<Response<ResponseBody>, Error> {
         let (selector, version, life) = (selector(), query_value(version), life.as_secs());
-        let query = format!("{selector}&watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={life}");
+        let query =
+            format!("{selector}&watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={life}");
         let path = self.pods(&query).await?;
         let response = timeout(ANSWER, self.send(Rule::Watch, Method::GET, &path, Bytes::new())).await;
         response.map_err(|_| Error::Timeout(Rule::Watch.doing()))?
@@ -151,11 +152,20 @@ impl Api {
     }
 
     fn invalid(&self, file: &str, why: &'static str) -> Error {
-        Error::Credentials { path: self.credentials.join(file), source: io::Error::new(io::ErrorKind::InvalidData, why) }
+        Error::Credentials {
+            path: self.credentials.join(file),
+            source: io::Error::new(io::ErrorKind::InvalidData, why),
+        }
     }
 
     /// Sends a request, and reads the whole answer within [`ANSWER`].
-    async fn answer<T: DeserializeOwned>(&self, rule: Rule, method: Method, path: &str, body: Bytes) -> Result<T, Error> {
+    async fn answer<T: DeserializeOwned>(
+        &self,
+        rule: Rule,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, Error> {
         let answer = async {
             let bytes = whole(rule, self.send(rule, method, path, body).await?).await?;
             serde_json::from_slice(&bytes).map_err(|_| Error::Malformed(rule.doing()))
@@ -169,8 +179,8 @@ impl Api {
         let server = self.server.clone().ok_or(Error::NoServer)?;
         let token = self.file("token").await?;
         let bearer = Zeroizing::new(format!("Bearer {}", token.trim()));
-        let mut bearer =
-            HeaderValue::from_str(&bearer).map_err(|_| self.invalid("token", "the token has characters that no header can carry"))?;
+        let mut bearer = HeaderValue::from_str(&bearer)
+            .map_err(|_| self.invalid("token", "the token has characters that no header can carry"))?;
         bearer.set_sensitive(true);
         let host = HeaderValue::from_str(&server).map_err(|_| Error::NoServer)?;
         let json = HeaderValue::from_static("application/json");
@@ -198,7 +208,8 @@ impl Api {
     async fn connect(&self, server: &str) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Error> {
         let ca = self.file("ca.crt").await?;
         let mut roots = RootCertStore::empty();
-        let (added, _) = roots.add_parsable_certificates(CertificateDer::pem_slice_iter(ca.as_bytes()).filter_map(Result::ok));
+        let (added, _) =
+            roots.add_parsable_certificates(CertificateDer::pem_slice_iter(ca.as_bytes()).filter_map(Result::ok));
         if added == 0 {
             return Err(self.invalid("ca.crt", "there is no valid certificate in it"));
         }
@@ -209,8 +220,10 @@ impl Api {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let failed = |source| Error::Connect { server: server.to_owned(), source };
-        let host = server.rsplit_once(':').map_or(server, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');
-        let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+        let host =
+            server.rsplit_once(':').map_or(server, |(host, _)| host).trim_start_matches('[').trim_end_matches(']');
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
         let stream = TcpStream::connect(server).await.map_err(failed)?;
         let keepalive = TcpKeepalive::new().with_time(PROBE).with_interval(PROBE).with_retries(3);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(failed)?;

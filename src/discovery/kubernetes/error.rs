@@ -9,7 +9,9 @@ use crate::discovery::body;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Its address is not configured.
-    #[error("no API server is named: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, and neither is --kubernetes-api")]
+    #[error(
+        "no API server is named: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, and neither is --kubernetes-api"
+    )]
     NoServer,
     /// The service account's files can't be read.
     #[error("can't read service-account credentials in {}: mount the service account's token, ca.crt and namespace", path.display())]

@@ -94,7 +94,8 @@ impl PodObject {
     pub fn running(self) -> Option<Pod> {
         let Self { metadata, spec, status } = self;
         // The addresses of a pod that has ended, or is about to, may be another's at any moment.
-        let runs = matches!(status.phase.as_deref(), Some("Pending" | "Running")) && metadata.deletion_timestamp.is_none();
+        let runs =
+            matches!(status.phase.as_deref(), Some("Pending" | "Running")) && metadata.deletion_timestamp.is_none();
         let agent = metadata.labels.unwrap_or_default().remove(POD_AGENT)?;
         let addresses = addresses(status.pod_ip, status.pod_ips);
         if !runs || addresses.is_empty() || metadata.uid.is_empty() || metadata.name.is_empty() {
@@ -152,7 +153,11 @@ struct TokenReviewSpec<'a> {
 
 impl<'a> TokenReviewRequest<'a> {
     pub fn new(token: &'a Secret, audience: &'a str) -> Self {
-        Self { api_version: "authentication.k8s.io/v1", kind: "TokenReview", spec: TokenReviewSpec { token, audiences: [audience] } }
+        Self {
+            api_version: "authentication.k8s.io/v1",
+            kind: "TokenReview",
+            spec: TokenReviewSpec { token, audiences: [audience] },
+        }
     }
 }
 
@@ -199,7 +204,8 @@ impl ReviewStatus {
             [value] if !value.is_empty() => Some(value.clone()),
             _ => None,
         };
-        let (pod, uid) = (only("authentication.kubernetes.io/pod-name")?, only("authentication.kubernetes.io/pod-uid")?);
+        let (pod, uid) =
+            (only("authentication.kubernetes.io/pod-name")?, only("authentication.kubernetes.io/pod-uid")?);
         (self.authenticated && meant).then_some(TokenOwner { user: self.user.username, pod, uid })
     }
 }
@@ -226,8 +232,14 @@ mod tests {
     fn a_pod_has_all_its_addresses() {
         let pod = read(|_| {}).unwrap();
         assert_eq!(pod.addresses, ["10.1.0.7", "fd00::7"].map(|ip| ip.parse::<IpAddr>().unwrap()));
-        assert_eq!((pod.agent.as_str(), pod.scopes.as_deref(), pod.host_network), ("address", Some("operator.read"), false));
-        assert_eq!((pod.uid.as_str(), pod.service_account.as_str(), pod.namespace.as_str()), ("u1", "builder", "claws"));
+        assert_eq!(
+            (pod.agent.as_str(), pod.scopes.as_deref(), pod.host_network),
+            ("address", Some("operator.read"), false)
+        );
+        assert_eq!(
+            (pod.uid.as_str(), pod.service_account.as_str(), pod.namespace.as_str()),
+            ("u1", "builder", "claws")
+        );
     }
 
     #[test]
@@ -245,7 +257,11 @@ mod tests {
     #[test]
     fn a_pod_with_its_nodes_address_is_on_its_nodes_network_whatever_it_says() {
         assert!(read(|pod| pod["spec"]["hostNetwork"] = true.into()).unwrap().host_network);
-        assert!(read(|pod| pod["status"]["hostIPs"] = json!([{"ip": "192.0.2.9"}, {"ip": "fd00::7"}])).unwrap().host_network);
+        assert!(
+            read(|pod| pod["status"]["hostIPs"] = json!([{"ip": "192.0.2.9"}, {"ip": "fd00::7"}]))
+                .unwrap()
+                .host_network
+        );
     }
 
     #[test]

@@ -38,7 +38,9 @@ impl Harness {
 
     /// Waits until the view is such.
     async fn until(&mut self, what: &str, mut such: impl FnMut(&View) -> bool) -> Arc<View> {
-        let seen = timeout(TIMEOUT, self.view.wait_for(|view| such(view))).await.map(|view| Arc::clone(&view.expect("discovery goes on")));
+        let seen = timeout(TIMEOUT, self.view.wait_for(|view| such(view)))
+            .await
+            .map(|view| Arc::clone(&view.expect("discovery goes on")));
         seen.unwrap_or_else(|_| panic!("not so in time: {what}: {:#?}", self.view.borrow()))
     }
 
@@ -187,7 +189,8 @@ async fn without_the_api_server_new_connections_are_external_after_a_grace_and_e
     let mut harness = Harness::with(&kubernetes);
     harness.until_agents(&["a", "b"]).await;
     kubernetes.down().await;
-    let view = harness.until("disconnected", |view| matches!(view.source_state, SourceState::Disconnected { .. })).await;
+    let view =
+        harness.until("disconnected", |view| matches!(view.source_state, SourceState::Disconnected { .. })).await;
     let since = tokio::time::Instant::now();
     assert_eq!(agents(&view), ["a", "b"], "there is a grace");
     let view = harness.until("the grace is over", |view| agents(view) == ["b"]).await;
@@ -218,8 +221,10 @@ async fn a_token_that_was_rotated_is_read_again() {
 
 #[tokio::test]
 async fn a_forbidden_request_is_named_with_the_missing_rule() {
-    for (what, rule) in [("list pods", "a Role in its namespace with the verb list on pods"), ("watch pods", "with the verb watch on pods")]
-    {
+    for (what, rule) in [
+        ("list pods", "a Role in its namespace with the verb list on pods"),
+        ("watch pods", "with the verb watch on pods"),
+    ] {
         let kubernetes = FakeKubernetes::start();
         kubernetes.put(pod("a", Some("address"), &[AGENT]));
         kubernetes.forbid(what);
@@ -279,6 +284,9 @@ async fn a_watch_without_a_bookmark_is_resumed_and_loses_nothing() {
     }
     kubernetes.put(pod("b", Some("true"), &[OTHER]));
     harness.until_agents(&["a", "b"]).await;
-    assert_eq!((kubernetes.asked("watch pods"), kubernetes.asked("list pods"), harness.metrics.losses.get()), (2, 1, 0));
+    assert_eq!(
+        (kubernetes.asked("watch pods"), kubernetes.asked("list pods"), harness.metrics.losses.get()),
+        (2, 1, 0)
+    );
     harness.close().await;
 }

@@ -13,8 +13,10 @@ fn agent(id: &str, proof: Proof) -> Arc<Agent> {
 }
 
 fn view() -> View {
-    let mut view =
-        View { interfaces: vec![Interface { name: "eth0".into(), addresses: vec!["172.18.0.2/16".parse().unwrap()] }], ..View::default() };
+    let mut view = View {
+        interfaces: vec![Interface { name: "eth0".into(), addresses: vec!["172.18.0.2/16".parse().unwrap()] }],
+        ..View::default()
+    };
     view.bridge_gateways.insert("172.18.0.1".parse().unwrap());
     view.agents.insert("172.18.0.3".parse().unwrap(), agent("aaa", Proof::Address));
     view.agents.insert("172.18.0.4".parse().unwrap(), agent("bbb", Proof::Attested));
@@ -170,7 +172,8 @@ fn a_user_of_loopgates_own_ca_is_named_where_clients_are_asked_and_is_never_an_a
 #[test]
 fn only_a_trusted_proxy_states_an_address() {
     let policy = policy(|c| c.external.trusted_proxies = nets(&["10.0.0.5/32"]));
-    let stated = |peer: &str| Evidence { proxy_header: ProxyHeader::Client("172.18.0.3".parse().unwrap()), ..from(peer) };
+    let stated =
+        |peer: &str| Evidence { proxy_header: ProxyHeader::Client("172.18.0.3".parse().unwrap()), ..from(peer) };
     assert_eq!(lane(&stated("10.0.0.5"), &policy), "external 172.18.0.3");
     assert_eq!(lane(&stated("10.0.0.6"), &policy), "external 10.0.0.6");
 }
@@ -182,7 +185,13 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
         c.external.allow = nets(&["198.51.100.0/24"]);
     });
     let client = |ip: &str| ProxyHeader::Client(ip.parse().unwrap());
-    let operator = Certificate { issuer: Issuer::Operator, serial: Vec::new(), uris: vec![], user: Some("ann".into()), not_after: NOW + 1 };
+    let operator = Certificate {
+        issuer: Issuer::Operator,
+        serial: Vec::new(),
+        uris: vec![],
+        user: Some("ann".into()),
+        not_after: NOW + 1,
+    };
     for (peer, proxy_header, expected) in [
         ("10.0.0.5", ProxyHeader::Local, Ok(("10.0.0.5", true))),
         ("10.0.0.5", ProxyHeader::Unknown, Err(Denied::NotListed)),
@@ -197,13 +206,21 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
         let evidence = Evidence { proxy_header, certificate: Some(operator.clone()), ..from(peer) };
         let decided = decide(&evidence, &view(), &policy, NOW).map(|lane| match lane {
             Lane::External(lane) => {
-                assert_eq!(lane.user.is_some(), !lane.trusted_proxy, "a proxy's certificate names no client: {evidence:?}");
+                assert_eq!(
+                    lane.user.is_some(),
+                    !lane.trusted_proxy,
+                    "a proxy's certificate names no client: {evidence:?}"
+                );
                 (lane.client.to_string(), lane.trusted_proxy)
             }
             Lane::Agent(lane) => panic!("{lane:?}"),
         });
         assert_eq!(decided, expected.map(|(client, proxy)| (client.to_owned(), proxy)), "{evidence:?}");
-        assert_eq!(admit_stated_client(peer.parse().unwrap(), proxy_header, &policy), expected.map(|_| ()), "{evidence:?}");
+        assert_eq!(
+            admit_stated_client(peer.parse().unwrap(), proxy_header, &policy),
+            expected.map(|_| ()),
+            "{evidence:?}"
+        );
     }
 }
 
@@ -236,7 +253,8 @@ fn a_label_caps_scopes_and_beats_the_common_cap() {
 #[test]
 fn a_cap_follows_its_container_to_the_external_lane() {
     let mut view = view();
-    let capped = |id: &str, proof| Arc::new(Agent { scopes: Some(vec!["operator.read".into()]), ..(*agent(id, proof)).clone() });
+    let capped =
+        |id: &str, proof| Arc::new(Agent { scopes: Some(vec!["operator.read".into()]), ..(*agent(id, proof)).clone() });
     view.agents.insert("172.18.0.3".parse().unwrap(), capped("aaa", Proof::Address));
     view.agents.insert("172.18.0.4".parse().unwrap(), capped("bbb", Proof::Attested));
     // Docker is unreachable, so that this container is no agent for now.
@@ -267,7 +285,10 @@ fn a_cap_follows_its_container_to_the_external_lane() {
 #[test]
 fn every_way_of_admission_but_the_own_address_keeps_the_cap_of_its_container() {
     let mut view = view();
-    let cap = |scopes: &[&str], in_doubt| ScopeCap { scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(), in_doubt };
+    let cap = |scopes: &[&str], in_doubt| ScopeCap {
+        scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+        in_doubt,
+    };
     for peer in ["172.18.0.2", "172.18.0.3", "172.18.0.4", "172.18.0.9"] {
         view.caps.insert(peer.parse().unwrap(), cap(&["a", "b"], false));
     }
@@ -312,9 +333,11 @@ fn every_way_of_admission_but_the_own_address_keeps_the_cap_of_its_container() {
 
 #[test]
 fn a_common_cap_that_no_header_can_hold_leaves_no_scope() {
-    for (scopes, expected) in
-        [(vec![], None), (vec!["operator.read".to_owned()], Some("operator.read")), (vec!["bad\nscope".to_owned()], Some(""))]
-    {
+    for (scopes, expected) in [
+        (vec![], None),
+        (vec!["operator.read".to_owned()], Some("operator.read")),
+        (vec!["bad\nscope".to_owned()], Some("")),
+    ] {
         let common = policy(|c| c.agents.scopes = scopes);
         let Ok(Lane::Agent(lane)) = decide(&from("172.18.0.3"), &view(), &common, NOW) else { panic!("not an agent") };
         assert_eq!(lane.scopes.as_ref().map(|cap| cap.to_str().unwrap()), expected);

@@ -23,10 +23,16 @@ fn rules(change: impl FnOnce(&mut Config)) -> Rules {
 
 fn lane(peer: &str, rules: &Rules) -> Lane {
     let mut view = View::default();
-    let agent = Agent { id: "a".into(), name: "a".into(), project: None, service: None, proof: Proof::Address, scopes: None };
+    let agent =
+        Agent { id: "a".into(), name: "a".into(), project: None, service: None, proof: Proof::Address, scopes: None };
     view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(agent));
-    decide(&Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate: None }, &view, rules.policy(), 0)
-        .unwrap()
+    decide(
+        &Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate: None },
+        &view,
+        rules.policy(),
+        0,
+    )
+    .unwrap()
 }
 
 /// Returns the source address and the head that the gateway receives, as `name: value` lines sorted by name.
@@ -40,7 +46,8 @@ fn received(peer: &str, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<
     let source = head.source().to_string();
     let request = head.into_request(());
     assert_eq!(request.uri(), "/a?b=c");
-    let mut lines: Vec<_> = request.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+    let mut lines: Vec<_> =
+        request.headers().iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
     lines.sort();
     (source, lines)
 }
@@ -63,7 +70,12 @@ fn what_the_gateway_receives() {
         &[("forwarded", "for=127.0.0.1"), ("x-real-ip", "127.0.0.1"), ("via", "1.1 me")],
         &[("x_forwarded_for", "127.0.0.1"), ("x-forwarded_proto", "http"), ("x.real.ip", "1.1.1.1")],
         &[("tailscale-user-login", "root@x"), ("tailscale-user-name", "root"), ("x-openclaw-scopes", "operator.admin")],
-        &[("x-forwarded-user", "root"), ("remote-user", "root"), ("x-auth-request-email", "root@x"), ("x-forwarded-prefix", "/x")],
+        &[
+            ("x-forwarded-user", "root"),
+            ("remote-user", "root"),
+            ("x-auth-request-email", "root@x"),
+            ("x-forwarded-prefix", "/x"),
+        ],
         &[("connection", "close, x-a"), ("connection", "x-b"), ("x-a", "1"), ("x-b", "1"), ("x-b", "2")],
         &[("connection", "x-forwarded-for, x-forwarded-proto, x-forwarded-host")],
         &[("x-auth-user", "root"), ("x_auth_user", "root")],
@@ -84,7 +96,13 @@ fn what_the_gateway_receives() {
 #[test]
 fn what_is_the_clients_own_passes() {
     let rules = rules(|_| {});
-    let own = [("authorization", "Bearer t"), ("cookie", "a=b"), ("referer", "https://x/"), ("x-request-id", "7"), ("accept", "*/*")];
+    let own = [
+        ("authorization", "Bearer t"),
+        ("cookie", "a=b"),
+        ("referer", "https://x/"),
+        ("x-request-id", "7"),
+        ("accept", "*/*"),
+    ];
     for peer in ["172.18.0.9", "172.18.0.3"] {
         let (_, lines) = received(peer, &rules, &own);
         for (name, value) in own {
@@ -92,8 +110,11 @@ fn what_is_the_clients_own_passes() {
         }
     }
     // `Connection` can't talk away what the request means.
-    let (_, lines) =
-        received("172.18.0.3", &rules, &[("connection", "authorization, cookie, host, origin"), ("authorization", "Bearer t")]);
+    let (_, lines) = received(
+        "172.18.0.3",
+        &rules,
+        &[("connection", "authorization, cookie, host, origin"), ("authorization", "Bearer t")],
+    );
     assert_eq!(lines, ["authorization: Bearer t", "host: 127.0.0.1:18789"]);
 }
 
@@ -182,8 +203,14 @@ fn a_page_on_an_agents_connection_has_to_pass_the_lists() {
         let ask = |page: bool| {
             let request = Request::builder().uri("/").header("host", "a");
             let request = if page { request.header("origin", "https://evil.example") } else { request };
-            GatewayHead::new(request.body(()).unwrap().into_parts().0, &lane("172.18.0.3", &rules), &rules, None, &BTreeSet::new())
-                .map(|head| head.lane())
+            GatewayHead::new(
+                request.body(()).unwrap().into_parts().0,
+                &lane("172.18.0.3", &rules),
+                &rules,
+                None,
+                &BTreeSet::new(),
+            )
+            .map(|head| head.lane())
         };
         assert_eq!(ask(true).unwrap_err(), RequestRefusal::ClientDenied);
         assert_eq!(ask(false).unwrap(), LaneKind::Agent);
@@ -211,30 +238,50 @@ fn only_a_trusted_proxy_may_state_the_client() {
     ];
     assert_eq!(lines, expected);
     // A loopback client is never stated, not even for a trusted proxy; a malformed value leaves the proxy as the client.
-    for (value, client) in
-        [("127.0.0.1", "192.0.2.1"), ("::1", "192.0.2.1"), ("garbage", "10.0.0.5"), ("", "10.0.0.5"), ("10.0.0.5", "10.0.0.5")]
-    {
+    for (value, client) in [
+        ("127.0.0.1", "192.0.2.1"),
+        ("::1", "192.0.2.1"),
+        ("garbage", "10.0.0.5"),
+        ("", "10.0.0.5"),
+        ("10.0.0.5", "10.0.0.5"),
+    ] {
         let (_, lines) = received("10.0.0.5", &rules, &[("x-forwarded-for", value)]);
         assert!(lines.contains(&format!("x-forwarded-for: {client}")), "{value}: {lines:?}");
     }
     // Lists and forged hosts are not passed on.
-    let odd = [("x-forwarded-proto", "https, http"), ("x-forwarded-host", "a, b"), ("x-auth-user", "ann"), ("x-auth-user", "bob")];
+    let odd = [
+        ("x-forwarded-proto", "https, http"),
+        ("x-forwarded-host", "a, b"),
+        ("x-auth-user", "ann"),
+        ("x-auth-user", "bob"),
+    ];
     let (_, lines) = received("10.0.0.5", &rules, &odd);
-    assert_eq!(lines[1..], ["x-forwarded-for: 10.0.0.5", "x-forwarded-host: gw.example:8443", "x-forwarded-proto: https"]);
+    assert_eq!(
+        lines[1..],
+        ["x-forwarded-for: 10.0.0.5", "x-forwarded-host: gw.example:8443", "x-forwarded-proto: https"]
+    );
 }
 
 #[test]
 fn an_identity_header_never_replaces_a_forwarding_header() {
     let rules = rules(|config| config.external.identity_headers = vec![X_FORWARDED_FOR, X_FORWARDED_USER]);
     let (_, lines) = received("10.0.0.5", &rules, &[("x-forwarded-for", "127.0.0.1"), ("x-forwarded-user", "ann")]);
-    assert!(lines.contains(&"x-forwarded-for: 192.0.2.1".into()) && lines.contains(&"x-forwarded-user: ann".into()), "{lines:?}");
+    assert!(
+        lines.contains(&"x-forwarded-for: 192.0.2.1".into()) && lines.contains(&"x-forwarded-user: ann".into()),
+        "{lines:?}"
+    );
 }
 
 #[test]
 fn the_lists_hold_for_clients_that_a_trusted_proxy_names() {
     let rules = rules(|config| config.external.deny = vec!["203.0.113.0/24".parse().unwrap()]);
-    let (parts, ()) =
-        Request::builder().uri("/").header("host", "a").header("x-forwarded-for", "203.0.113.7").body(()).unwrap().into_parts();
+    let (parts, ()) = Request::builder()
+        .uri("/")
+        .header("host", "a")
+        .header("x-forwarded-for", "203.0.113.7")
+        .body(())
+        .unwrap()
+        .into_parts();
     let refused = GatewayHead::new(parts, &lane("10.0.0.5", &rules), &rules, None, &BTreeSet::new()).unwrap_err();
     assert_eq!(refused, RequestRefusal::ClientDenied);
 }
@@ -268,12 +315,22 @@ fn an_inherited_token_is_for_attested_agents_without_one() {
 #[test]
 fn an_upgrade_keeps_what_it_needs() {
     let rules = rules(|_| {});
-    let fields =
-        [("upgrade", "websocket"), ("connection", "keep-alive, Upgrade"), ("sec-websocket-key", "k"), ("sec-websocket-version", "13")];
+    let fields = [
+        ("upgrade", "websocket"),
+        ("connection", "keep-alive, Upgrade"),
+        ("sec-websocket-key", "k"),
+        ("sec-websocket-version", "13"),
+    ];
     let (_, lines) = received("172.18.0.3", &rules, &fields);
     assert_eq!(
         lines,
-        ["connection: upgrade", "host: 127.0.0.1:18789", "sec-websocket-key: k", "sec-websocket-version: 13", "upgrade: websocket"]
+        [
+            "connection: upgrade",
+            "host: 127.0.0.1:18789",
+            "sec-websocket-key: k",
+            "sec-websocket-version: 13",
+            "upgrade: websocket"
+        ]
     );
 }
 
@@ -290,9 +347,15 @@ fn a_cap_closes_the_http_api_to_requests_and_upgrades() {
         GatewayHead::new(parts, &lane("172.18.0.3", rules), rules, None, &BTreeSet::new()).err()
     };
     for upgrade in [false, true] {
-        for path in
-            ["/v1/models", "/tools/invoke", "/api/x", "/sessions/main/history", "/Sessions/main/kill", "/sessions/", "/%73essions/a"]
-        {
+        for path in [
+            "/v1/models",
+            "/tools/invoke",
+            "/api/x",
+            "/sessions/main/history",
+            "/Sessions/main/kill",
+            "/sessions/",
+            "/%73essions/a",
+        ] {
             assert_eq!(refusal(path, upgrade, &read), Some(RequestRefusal::ScopeCapped), "{path} {upgrade}");
             assert_eq!(refusal(path, upgrade, &admin), None, "{path} {upgrade}");
             assert_eq!(refusal(path, upgrade, &free), None, "{path} {upgrade}");
@@ -306,9 +369,11 @@ fn a_cap_closes_the_http_api_to_requests_and_upgrades() {
 #[test]
 fn crumbs_of_a_cookie_are_joined() {
     let rules = rules(|_| {});
-    let request = Request::builder().version(Version::HTTP_2).uri("https://a/").header("cookie", "a=1").header("cookie", "b=2");
+    let request =
+        Request::builder().version(Version::HTTP_2).uri("https://a/").header("cookie", "a=1").header("cookie", "b=2");
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    let request = GatewayHead::new(parts, &lane("172.18.0.3", &rules), &rules, None, &BTreeSet::new()).unwrap().into_request(());
+    let request =
+        GatewayHead::new(parts, &lane("172.18.0.3", &rules), &rules, None, &BTreeSet::new()).unwrap().into_request(());
     assert_eq!(request.headers().get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
 }
 

@@ -39,7 +39,8 @@ async fn through_a_socket(bytes: &[u8]) -> (Result<ProxyHeader, Error>, Vec<u8>)
 
 #[tokio::test]
 async fn exactly_the_header_is_read_and_its_client_returned() {
-    let longest = "PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n";
+    let longest =
+        "PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n";
     assert_eq!(longest.len(), V1_LONGEST);
     let mut with_tlv = V4.to_vec();
     with_tlv.extend([0x04, 0, 4, 1, 2, 3, 4]);

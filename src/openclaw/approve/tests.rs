@@ -27,8 +27,9 @@ struct Devices {
 impl Devices {
     fn answer(&mut self, of: &mut Vec<String>, request: &Value) -> Result<Value, Value> {
         let params = &request["params"];
-        let texts =
-            |list: &Value| -> Vec<String> { list.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect() };
+        let texts = |list: &Value| -> Vec<String> {
+            list.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+        };
         let method = request["method"].as_str().unwrap();
         if method == "connect" {
             let (id, scopes) = (params["device"]["id"].as_str().unwrap().to_owned(), texts(&params["scopes"]));
@@ -42,15 +43,16 @@ impl Devices {
             }
             // An older request is handed back as it is.
             self.pending.entry(id.clone()).or_insert(scopes);
-            return Err(json!({"code": "NOT_PAIRED", "message": "pairing required", "details": {"requestId": format!("request-of-{id}")}}));
+            return Err(
+                json!({"code": "NOT_PAIRED", "message": "pairing required", "details": {"requestId": format!("request-of-{id}")}}),
+            );
         }
         assert!(of.iter().any(|scope| scope == "operator.pairing"), "{method} needs a scope");
         match method {
             "device.pair.list" => {
-                let pending = self
-                    .pending
-                    .iter()
-                    .map(|(id, scopes)| json!({"requestId": format!("request-of-{id}"), "deviceId": id, "scopes": scopes}));
+                let pending = self.pending.iter().map(
+                    |(id, scopes)| json!({"requestId": format!("request-of-{id}"), "deviceId": id, "scopes": scopes}),
+                );
                 Ok(json!({"pending": pending.collect::<Vec<_>>()}))
             }
             "device.pair.approve" => {
@@ -59,7 +61,9 @@ impl Devices {
                 self.paired.entry(id).or_default().extend(scopes);
                 Ok(json!({}))
             }
-            "device.pair.remove" => Ok(json!({"removed": self.paired.remove(params["deviceId"].as_str().unwrap()).is_some()})),
+            "device.pair.remove" => {
+                Ok(json!({"removed": self.paired.remove(params["deviceId"].as_str().unwrap()).is_some()}))
+            }
             other => panic!("{other}"),
         }
     }
@@ -72,7 +76,8 @@ async fn gateway(devices: &Arc<Mutex<Devices>>, shutdown: &Shutdown) -> SocketAd
     shutdown.spawn(async move {
         loop {
             let mut socket = accept_async(listener.accept().await.unwrap().0).await.unwrap();
-            let challenge = json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n-1", "ts": 1}});
+            let challenge =
+                json!({"type": "event", "event": "connect.challenge", "payload": {"nonce": "n-1", "ts": 1}});
             socket.send(Message::text(challenge.to_string())).await.unwrap();
             let mut scopes = Vec::new();
             while let Some(Ok(Message::Text(text))) = socket.next().await {
@@ -141,7 +146,8 @@ fn the_advice_says_which_device_can_approve_and_for_which_scopes() {
     write("pending.json", json!({"r-2": {"requestId": "r-2", "deviceId": device.id(), "scopes": ["operator.write"]}}));
     let stuck = advice(&identity, None);
     assert!(
-        stuck.contains("approved for operator.write") && stuck.contains("OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve r-2"),
+        stuck.contains("approved for operator.write")
+            && stuck.contains("OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve r-2"),
         "{stuck}"
     );
     write("paired.json", json!({device.id(): {"scopes": ["operator.pairing"]}}));

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rcgen::{CertificateParams, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData};
+use rcgen::{
+    CertificateParams, IsCa, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PublicKeyData,
+};
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::server::WebPkiClientVerifier;
@@ -26,7 +28,8 @@ fn request(key: &KeyPair) -> CertificateSigningRequestDer<'static> {
 fn client_verifies(chain: &[CertificateDer<'static>], ca: &CertificateDer<'static>) -> bool {
     let mut roots = RootCertStore::empty();
     roots.add(ca.clone()).unwrap();
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider())).build().unwrap();
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider())).build().unwrap();
     verifier.verify_client_cert(&chain[0], &chain[1..], UnixTime::now()).is_ok()
 }
 
@@ -34,7 +37,8 @@ fn client_verifies(chain: &[CertificateDer<'static>], ca: &CertificateDer<'stati
 fn a_users_certificate_has_an_e_mail_address_and_no_other_name() {
     let home = home();
     let authority = CertificateAuthority::load_or_create(&home.state).unwrap();
-    let chain = authority.issue_user(&KeyPair::generate().unwrap(), "ann@example.com", Duration::from_secs(3600)).unwrap();
+    let chain =
+        authority.issue_user(&KeyPair::generate().unwrap(), "ann@example.com", Duration::from_secs(3600)).unwrap();
     let facts = Facts::of(&chain[0]).unwrap();
     assert_eq!((facts.mails, facts.uris, facts.names.len()), (vec!["ann@example.com".to_owned()], Vec::new(), 0));
     assert!(!facts.is_ca);
@@ -74,7 +78,10 @@ fn only_the_key_of_a_request_is_used() {
     assert_eq!(facts.public_key, key.subject_public_key_info());
     assert!(facts.validity.not_after - now() <= time::Duration::HOUR);
     assert!(client_verifies(&chain, ca.certificate()));
-    assert!(verify_before_publishing(&chain, ca.certificate(), now(), &names("")).is_err(), "it is no server certificate");
+    assert!(
+        verify_before_publishing(&chain, ca.certificate(), now(), &names("")).is_err(),
+        "it is no server certificate"
+    );
 }
 
 #[test]
@@ -97,7 +104,13 @@ fn a_request_that_its_key_did_not_sign_or_for_another_kind_of_key_is_refused() {
 fn lifetimes_that_no_client_would_accept_are_refused() {
     let ca = CertificateAuthority::load_or_create(&home().state).unwrap();
     let request = request(&KeyPair::generate().unwrap());
-    for (life, fine) in [(Duration::ZERO, false), (HOUR, true), (HOUR * 24 * 397, true), (HOUR * 24 * 398, false), (Duration::MAX, false)] {
+    for (life, fine) in [
+        (Duration::ZERO, false),
+        (HOUR, true),
+        (HOUR * 24 * 397, true),
+        (HOUR * 24 * 398, false),
+        (Duration::MAX, false),
+    ] {
         assert_eq!(ca.issue_client(&request, URI, life).is_ok(), fine, "{life:?}");
     }
 }

@@ -65,7 +65,8 @@ fn threads_without_locks_end_with_one_ca_too() {
     // A lock "file" that can't be locked: the file names alone must do.
     fs::create_dir_all(home.state.join(".lock")).unwrap();
     let cas: Vec<_> = std::thread::scope(|scope| {
-        let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| start(&home.state, "localhost").unwrap().identity.ca)).collect();
+        let starts: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| start(&home.state, "localhost").unwrap().identity.ca)).collect();
         starts.into_iter().map(|start| start.join().unwrap()).collect()
     });
     assert!(cas.iter().all(|ca| ca == &cas[0]));

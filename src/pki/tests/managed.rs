@@ -42,7 +42,9 @@ fn certificates_follow_the_rules_of_browsers_and_platforms() {
     let constraints = ca.basic_constraints().unwrap().unwrap();
     assert!(constraints.critical && constraints.value.ca && constraints.value.path_len_constraint == Some(0));
     let usage = ca.key_usage().unwrap().unwrap();
-    assert!(usage.critical && usage.value.key_cert_sign() && usage.value.crl_sign() && !usage.value.digital_signature());
+    assert!(
+        usage.critical && usage.value.key_cert_sign() && usage.value.crl_sign() && !usage.value.digital_signature()
+    );
 
     let key_id = |certificate: &X509Certificate<'_>| {
         certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {

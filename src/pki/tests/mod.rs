@@ -51,7 +51,10 @@ fn start(state: &Path, wanted: &str) -> Result<LoadedIdentity, Error> {
 /// Every file of the directory, save what starts with a dot.
 fn files(state: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = state.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    entries.filter(|name| !name.starts_with('.')).map(|name| (name.clone(), std::fs::read(state.join(&name)).unwrap_or_default())).collect()
+    entries
+        .filter(|name| !name.starts_with('.'))
+        .map(|name| (name.clone(), std::fs::read(state.join(&name)).unwrap_or_default()))
+        .collect()
 }
 
 /// A handshake in memory, by a client that trusts `ca` and dials `name`.

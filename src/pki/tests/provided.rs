@@ -56,7 +56,10 @@ async fn served(identity: &mut watch::Receiver<Arc<ServerIdentity>>, name: &str)
 }
 
 async fn problem(pki: &Pki, part: &str) {
-    pki.problem().wait_for(|problem| problem.as_ref().is_some_and(|error| error_chain(error).contains(part))).await.unwrap();
+    pki.problem()
+        .wait_for(|problem| problem.as_ref().is_some_and(|error| error_chain(error).contains(part)))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -216,11 +219,18 @@ async fn files_as_editors_and_copying_leave_them_are_served() {
         let fixture = fixture();
         fixture.write(&(certificates, key));
         let pki = fixture.open().unwrap_or_else(|error| panic!("case {number}: {}", error_chain(&error)));
-        assert_eq!(pki.identity().borrow().certified_key.cert, [leaf, second, first].map(|pem| der(pem)), "case {number}");
+        assert_eq!(
+            pki.identity().borrow().certified_key.cert,
+            [leaf, second, first].map(|pem| der(pem)),
+            "case {number}"
+        );
     }
     let fixture = fixture();
     fixture.write(&([root, first, second, leaf].map(String::as_str).concat(), key));
-    assert_eq!(fixture.open().unwrap().identity().borrow().certified_key.cert, [leaf, second, first, root].map(|pem| der(pem)));
+    assert_eq!(
+        fixture.open().unwrap().identity().borrow().certified_key.cert,
+        [leaf, second, first, root].map(|pem| der(pem))
+    );
 }
 
 #[test]
@@ -250,9 +260,9 @@ async fn a_file_in_another_format_or_with_a_refused_key_is_named_with_the_reason
     let utf16: Vec<u8> = [0xfeff].into_iter().chain(certificate.encode_utf16()).flat_map(u16::to_le_bytes).collect();
     let rsa1024 = include_bytes!("data/rsa1024.pem").to_vec();
     let secp256k1 = include_bytes!("data/secp256k1.pem").to_vec();
-    let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIHsMFcGCSqGSIb3DQEFDTBK\n-----END ENCRYPTED PRIVATE KEY-----\n";
-    let encrypted_rsa =
-        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,73AC\n\nMIHs\n-----END RSA PRIVATE KEY-----\n";
+    let encrypted =
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIHsMFcGCSqGSIb3DQEFDTBK\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    let encrypted_rsa = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,73AC\n\nMIHs\n-----END RSA PRIVATE KEY-----\n";
     let [certificate, key] = [certificate, key].map(String::into_bytes);
     let (binary, other) = (der(std::str::from_utf8(&certificate).unwrap()), pair("other").1);
     let cases: [(&[u8], &[u8], &str, &str); 8] = [

@@ -90,7 +90,10 @@ async fn a_state_directory_that_is_damaged_or_removed_while_running_is_reported_
     // In one step, since the sidecar may check the files at this moment.
     fs::rename(&sidecar.home.state, sidecar.home.state.with_extension("away")).unwrap();
     let mut problem = sidecar.pki.problem();
-    problem.wait_for(|problem| problem.as_ref().is_some_and(|error| super::error_chain(error).contains("server.key"))).await.unwrap();
+    problem
+        .wait_for(|problem| problem.as_ref().is_some_and(|error| super::error_chain(error).contains("server.key")))
+        .await
+        .unwrap();
     assert!(!sidecar.home.state.exists());
     assert_eq!(identity.borrow().certified_key.cert, before.certified_key.cert);
 }
@@ -115,7 +118,10 @@ async fn a_constrained_ca_signs_for_the_names_at_its_creation_only_and_clients_e
     }
     sidecar.names.send_replace(names("172.19.0.2 other.example chat.gateway.example"));
     let mut identity = sidecar.pki.identity();
-    identity.wait_for(|identity| identity.names.contains(&SubjectName::Dns("chat.gateway.example".into()))).await.unwrap();
+    identity
+        .wait_for(|identity| identity.names.contains(&SubjectName::Dns("chat.gateway.example".into())))
+        .await
+        .unwrap();
     let second = identity.borrow().clone();
     assert_eq!(second.names, names("172.18.0.2 gateway.example chat.gateway.example localhost"));
     super::handshake(&second, &ca, "chat.gateway.example").unwrap();
@@ -133,6 +139,8 @@ async fn a_constrained_ca_signs_for_the_names_at_its_creation_only_and_clients_e
     let mut roots = rustls::RootCertStore::empty();
     roots.add(ca).unwrap();
     let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), super::default_provider().into()).build().unwrap();
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), super::default_provider().into())
+            .build()
+            .unwrap();
     verifier.verify_client_cert(&agent[0], &[], rustls_pki_types::UnixTime::now()).unwrap();
 }

@@ -43,7 +43,8 @@ where
     let (closing, revoked) = session.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
     // When the certificate expires on which the connection depends.
-    let mut expires = session.expires.map(|at| Instant::now() + at.duration_since(SystemTime::now()).unwrap_or_default());
+    let mut expires =
+        session.expires.map(|at| Instant::now() + at.duration_since(SystemTime::now()).unwrap_or_default());
     // Whether `ask_to_end` was called.
     let mut ending = false;
     let mut draining = false;

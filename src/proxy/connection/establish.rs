@@ -22,7 +22,10 @@ use crate::addr::PeerAddr;
 use crate::audit;
 use crate::discovery::View;
 use crate::labels::Protocol;
-use crate::lane::{Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit_peer, admit_stated_client, decide, may_have_certificate};
+use crate::lane::{
+    Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit_peer, admit_stated_client, decide,
+    may_have_certificate,
+};
 use crate::listener::{Permit, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
 use crate::proxy::downstream::activity::Activity;
@@ -105,7 +108,12 @@ pub struct AcceptedConnection {
 
 impl AcceptedConnection {
     /// `addresses` are the remote and the local one; `permit` and `slot` are given back when the connection ends.
-    pub fn new(stream: std::net::TcpStream, addresses: (PeerAddr, SocketAddr), permit: Permit, slot: WorkerSlot) -> Self {
+    pub fn new(
+        stream: std::net::TcpStream,
+        addresses: (PeerAddr, SocketAddr),
+        permit: Permit,
+        slot: WorkerSlot,
+    ) -> Self {
         let (peer, local) = addresses;
         Self { stream, peer, local, held: (permit, slot) }
     }
@@ -159,7 +167,8 @@ impl Identified {
         let Self { stream, peer, local, held, settings, proxy_header } = self;
         let config = shared.tls.load_full();
         let ask = may_have_certificate(peer.ip(), proxy_header, &shared.view.borrow(), shared.rules.load().policy());
-        let tls::Handshake { stream, certificate } = tls::accept(stream, &config, ask, settings.limits.handshake_timeout).await?;
+        let tls::Handshake { stream, certificate } =
+            tls::accept(stream, &config, ask, settings.limits.handshake_timeout).await?;
         shared.traffic.handshakes.inc();
         Ok(Handshaken { stream, peer, local, held, settings, proxy_header, certificate, config })
     }
@@ -250,7 +259,18 @@ impl Assigned {
         if config.is_some_and(|config| !config.accepts_same_certificates(&shared.tls.load())) {
             return Err(Error::AuthorityChanged);
         }
-        Ok(Registered { shared: Arc::clone(shared), stream, peer, local, held, settings, protocol, expires, lane, guard })
+        Ok(Registered {
+            shared: Arc::clone(shared),
+            stream,
+            peer,
+            local,
+            held,
+            settings,
+            protocol,
+            expires,
+            lane,
+            guard,
+        })
     }
 }
 
@@ -282,15 +302,29 @@ impl Registered {
         let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new(protocol));
         let interims = Interims::new(protocol);
         let resources = Resources::new(held, guard, open);
-        let io = Downstream::new(stream, protocol, Arc::clone(&activity), Arc::clone(&interims), &shared.traffic, resources);
+        let io =
+            Downstream::new(stream, protocol, Arc::clone(&activity), Arc::clone(&interims), &shared.traffic, resources);
         let budgets = shared.upstream.budgets();
         let budget = match &*lane {
             Lane::Agent(agent) => budgets.agent(agent.source),
             Lane::External(external) => budgets.client(external.client),
         };
         let closed_by = OnceLock::new();
-        let session =
-            Session { shared, settings, lane, peer, local, protocol, number, expires, budget, activity, interims, close_signal, closed_by };
+        let session = Session {
+            shared,
+            settings,
+            lane,
+            peer,
+            local,
+            protocol,
+            number,
+            expires,
+            budget,
+            activity,
+            interims,
+            close_signal,
+            closed_by,
+        };
         (Arc::new(session), io)
     }
 }

@@ -50,7 +50,11 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
             // 101 or a refusal while there is input left.
             .serve_connection(
                 TokioIo::new(io),
-                service_fn(|request: Request<Incoming>| answer(Arc::clone(&session), request, session.interims.request()))
+                service_fn(|request: Request<Incoming>| answer(
+                    Arc::clone(&session),
+                    request,
+                    session.interims.request()
+                ))
             )
             .with_upgrades()
     );
@@ -62,25 +66,29 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
     // Returned when the connection has ended.
     let window = session.shared.windows.lease();
     let connection = pin!(
-        http2::Builder::new(StreamExecutor::new(&session.shared.shutdown, limits.stall_timeout, session.external_stall_timeout()))
-            .timer(TokioTimer::new())
-            .enable_connect_protocol()
-            .initial_stream_window_size(window.bytes().min(STREAM_WINDOW))
-            .initial_connection_window_size(window.bytes())
-            .max_concurrent_streams(limits.h2_streams)
-            .max_send_buf_size(BUFFER)
-            .max_pending_accept_reset_streams(RESETS)
-            .max_local_error_reset_streams(RESETS)
-            .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
-            .keep_alive_interval(Some(Duration::from_secs(30)))
-            .keep_alive_timeout(Duration::from_secs(20))
-            .serve_connection(
-                TokioIo::new(io),
-                service_fn(|request: Request<Incoming>| {
-                    let interims = session.interims.request();
-                    Box::pin(answer(Arc::clone(&session), request, interims))
-                })
-            )
+        http2::Builder::new(StreamExecutor::new(
+            &session.shared.shutdown,
+            limits.stall_timeout,
+            session.external_stall_timeout()
+        ))
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .initial_stream_window_size(window.bytes().min(STREAM_WINDOW))
+        .initial_connection_window_size(window.bytes())
+        .max_concurrent_streams(limits.h2_streams)
+        .max_send_buf_size(BUFFER)
+        .max_pending_accept_reset_streams(RESETS)
+        .max_local_error_reset_streams(RESETS)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .keep_alive_timeout(Duration::from_secs(20))
+        .serve_connection(
+            TokioIo::new(io),
+            service_fn(|request: Request<Incoming>| {
+                let interims = session.interims.request();
+                Box::pin(answer(Arc::clone(&session), request, interims))
+            })
+        )
     );
     run(&session, connection, |connection| connection.graceful_shutdown()).await;
 }

@@ -175,14 +175,24 @@ impl Activity {
     pub fn begin(self: &Arc<Self>) -> RequestGuard {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.begun.fetch_add(1, Ordering::Relaxed);
-        RequestGuard { activity: Arc::clone(self), stream: StreamStall::current(), is_pending: AtomicBool::new(false), is_tunnel: false }
+        RequestGuard {
+            activity: Arc::clone(self),
+            stream: StreamStall::current(),
+            is_pending: AtomicBool::new(false),
+            is_tunnel: false,
+        }
     }
 
     /// Notes a tunnel on the stream of `request`, until the guard is dropped.
     pub fn begin_tunnel(self: &Arc<Self>, request: &RequestGuard) -> RequestGuard {
         self.busy.fetch_add(1, Ordering::Relaxed);
         self.tunnels.fetch_add(1, Ordering::Relaxed);
-        RequestGuard { activity: Arc::clone(self), stream: request.stream.clone(), is_pending: AtomicBool::new(false), is_tunnel: true }
+        RequestGuard {
+            activity: Arc::clone(self),
+            stream: request.stream.clone(),
+            is_pending: AtomicBool::new(false),
+            is_tunnel: true,
+        }
     }
 
     /// Returns whether the connection carries tunnels over HTTP/2.
@@ -195,11 +205,15 @@ impl Activity {
         if self.busy.load(Ordering::Relaxed) > 0 {
             let pending = self.pending.load(Ordering::Relaxed) > 0;
             return pending.then(|| {
-                (self.epoch + Duration::from_millis(self.last_progress.load(Ordering::Relaxed)) + timeouts.stall, Overdue::Stall)
+                (
+                    self.epoch + Duration::from_millis(self.last_progress.load(Ordering::Relaxed)) + timeouts.stall,
+                    Overdue::Stall,
+                )
             });
         }
         let phase = self.phase.load(Ordering::Relaxed);
-        let (allowed, overdue) = if phase & 1 == 1 { (timeouts.head, Overdue::Head) } else { (timeouts.idle, Overdue::Idle) };
+        let (allowed, overdue) =
+            if phase & 1 == 1 { (timeouts.head, Overdue::Head) } else { (timeouts.idle, Overdue::Idle) };
         Some((self.epoch + Duration::from_millis(phase >> 1) + allowed, overdue))
     }
 }
@@ -236,7 +250,8 @@ impl RequestGuard {
     /// HTTP/2 is limited by its window.
     pub fn is_above_high_water_mark(&self) -> bool {
         self.stream.is_none()
-            && (self.activity.blocked.load(Ordering::Relaxed) || self.activity.buffered.load(Ordering::Relaxed) >= HIGH_WATER_MARK)
+            && (self.activity.blocked.load(Ordering::Relaxed)
+                || self.activity.buffered.load(Ordering::Relaxed) >= HIGH_WATER_MARK)
     }
 
     /// Notes that the client has read all that there was.
@@ -303,7 +318,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn deadlines_follow_idleness_a_slow_head_a_request_and_a_stalled_response() {
-        let timeouts = Timeouts { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) };
+        let timeouts =
+            Timeouts { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) };
         let start = Instant::now();
         let activity = Activity::new(Protocol::Http1);
         assert_eq!(activity.deadline(timeouts), Some((start + timeouts.idle, Overdue::Idle)));
@@ -329,7 +345,11 @@ mod tests {
         let pipelined = activity.begin();
         activity.bytes_in(true);
         drop(pipelined);
-        assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(25), Overdue::Head)), "the next head has begun");
+        assert_eq!(
+            activity.deadline(timeouts),
+            Some((start + Duration::from_secs(25), Overdue::Head)),
+            "the next head has begun"
+        );
     }
 
     #[test]

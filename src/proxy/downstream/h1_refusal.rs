@@ -32,7 +32,12 @@ impl HyperRefusals {
     }
 
     /// Returns the response to send in place of `offered`, if that is a refusal of hyper's; `fault` is what is known of the reason.
-    pub fn replacement<'a>(&self, offered: impl Iterator<Item = &'a [u8]>, activity: &Activity, fault: Fault) -> Option<Vec<u8>> {
+    pub fn replacement<'a>(
+        &self,
+        offered: impl Iterator<Item = &'a [u8]>,
+        activity: &Activity,
+        fault: Fault,
+    ) -> Option<Vec<u8>> {
         if self.idle_since != Some(activity.begun()) {
             return None;
         }
@@ -56,17 +61,21 @@ fn with_body(head: &[u8], fault: Fault) -> Option<Vec<u8>> {
         return None;
     }
     let body = body(kind, message);
-    let fields = format!("content-type: application/json\r\ncache-control: no-store\r\ncontent-length: {}\r\n", body.len());
+    let fields =
+        format!("content-type: application/json\r\ncache-control: no-store\r\ncontent-length: {}\r\n", body.len());
     Some([&head[..at], fields.as_bytes(), &head[at + NO_BODY.len()..], body.as_bytes()].concat())
 }
 
 /// The type of a refusal, and a sentence for the client.
 fn explanation(status: StatusCode, fault: Fault) -> Option<(&'static str, &'static str)> {
     Some(match (status, fault) {
-        (StatusCode::BAD_REQUEST, Fault::Ambiguous) => {
-            ("ambiguous_length", "The request states its length more than once, by Content-Length or Transfer-Encoding.")
+        (StatusCode::BAD_REQUEST, Fault::Ambiguous) => (
+            "ambiguous_length",
+            "The request states its length more than once, by Content-Length or Transfer-Encoding.",
+        ),
+        (StatusCode::BAD_REQUEST, Fault::Other) => {
+            ("bad_head", "The request's first line or one of its header fields is malformed.")
         }
-        (StatusCode::BAD_REQUEST, Fault::Other) => ("bad_head", "The request's first line or one of its header fields is malformed."),
         (StatusCode::URI_TOO_LONG, _) => ("target_too_long", "The request's target is too long."),
         (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, _) => {
             ("head_too_large", "The request's head is too large, or has too many header fields.")
@@ -94,8 +103,7 @@ mod tests {
     use super::*;
     use crate::labels::Protocol;
 
-    const REFUSAL: &str =
-        "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: Sun, 29 Nov 2026 06:00:00 GMT\r\n\r\n";
+    const REFUSAL: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: Sun, 29 Nov 2026 06:00:00 GMT\r\n\r\n";
 
     fn replaced(refusals: &HyperRefusals, activity: &Activity, offered: &str) -> bool {
         refusals.replacement([&b""[..], offered.as_bytes()].into_iter(), activity, Fault::Other).is_some()
@@ -136,7 +144,11 @@ mod tests {
         ] {
             let text = String::from_utf8(with_body(REFUSAL.replace("400", status).as_bytes(), fault).unwrap()).unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
-            assert!(head.contains(&format!("content-length: {}\r\n", body.len())) && head.matches("content-length").count() == 1, "{head}");
+            assert!(
+                head.contains(&format!("content-length: {}\r\n", body.len()))
+                    && head.matches("content-length").count() == 1,
+                "{head}"
+            );
             assert!(head.contains("connection: close") && head.contains("date: Sun"), "{head}");
             assert_eq!(serde_json::from_str::<serde_json::Value>(body).unwrap()["error"]["type"], kind);
         }

@@ -302,7 +302,8 @@ mod tests {
             head(""),
             "\r\n\r\n".into(),
             head("Content-Length: 0\r\n"),
-            format!("{}5;a=b\r\n\n\n\r\n\n\r\n00A\r\n{CL}\r\n0;x\r\nContent-Length: 4\r\n{TE}\r\n", head(TE)).replace("00A", "13"),
+            format!("{}5;a=b\r\n\n\n\r\n\n\r\n00A\r\n{CL}\r\n0;x\r\nContent-Length: 4\r\n{TE}\r\n", head(TE))
+                .replace("00A", "13"),
             format!("{}{CL}{TE}\r\n", head(&format!("Content-Length: {}\r\n", CL.len() + TE.len() + 2))),
             format!("{}{zeros}{:x};x\r\n\r\n{twice}\r\n{zeros}\r\n\r\n", head(TE), twice.len() + 2),
             format!("{}0\r\nX: y\n\n{twice}\n\r\n\r\n", head(TE)),

@@ -255,7 +255,8 @@ impl InterimSender {
 
 /// An interim response of HTTP/1.1.
 fn http1(status: StatusCode, headers: &HeaderMap) -> Vec<u8> {
-    let mut bytes = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
+    let mut bytes =
+        format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or_default()).into_bytes();
     push_fields(&mut bytes, headers);
     bytes
 }

@@ -201,10 +201,22 @@ impl Downstream {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     /// Follows `stream`, on which HTTP begins; counts violations in `floods`.
-    pub fn over(stream: S, protocol: Protocol, activity: Arc<Activity>, interims: Arc<Interims>, floods: Counter) -> Self {
+    pub fn over(
+        stream: S,
+        protocol: Protocol,
+        activity: Arc<Activity>,
+        interims: Arc<Interims>,
+        floods: Counter,
+    ) -> Self {
         let guard = match protocol {
-            Protocol::Http2 => ProtocolGuard::Http2 { guard: H2FloodGuard::new(), frames: H2Frames::new(Arc::clone(&interims)), floods },
-            Protocol::Http1 => ProtocolGuard::Http1 { guard: H1RequestGuard::default(), refusals: HyperRefusals::new(), refusal: None },
+            Protocol::Http2 => ProtocolGuard::Http2 {
+                guard: H2FloodGuard::new(),
+                frames: H2Frames::new(Arc::clone(&interims)),
+                floods,
+            },
+            Protocol::Http1 => {
+                ProtocolGuard::Http1 { guard: H1RequestGuard::default(), refusals: HyperRefusals::new(), refusal: None }
+            }
         };
         let observer = Some(Observer { activity, interims, guard });
         Self { stream, observer, unread: Bytes::new(), partly_written: false, _resources: None }
@@ -273,7 +285,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
             }
         } else if observer.activity.is_head_abandoned() {
             // An HTTP/2 client that never ended its preface has no use for a response.
-            let response = if matches!(observer.guard, ProtocolGuard::Http1 { .. }) { head_timeout() } else { Vec::new() };
+            let response =
+                if matches!(observer.guard, ProtocolGuard::Http1 { .. }) { head_timeout() } else { Vec::new() };
             return this.write_final(&response, cx);
         }
         poll
@@ -285,7 +298,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
         self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let turn = match &mut this.observer {
             Some(observer) => ready!(observer.poll_turn(&mut this.stream, cx, bufs))?,

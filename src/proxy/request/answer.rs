@@ -22,7 +22,8 @@ pub async fn answer(
     interims: InterimSender,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let accept = Accept::of(request.headers());
-    let record = RequestRecord::new(&session, request.method(), request.uri().path(), request.version(), request.headers());
+    let record =
+        RequestRecord::new(&session, request.method(), request.uri().path(), request.version(), request.headers());
     let Forwarded { mut must_close, result } = forward(&session, request, interims, &record).await;
     let mut response = match result {
         Ok(response) => response,

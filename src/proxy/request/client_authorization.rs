@@ -37,7 +37,8 @@ impl ClientAuthorization {
         let Some(client) = client.filter(|client| own != Some(*client)) else { return Ok(None) };
         let shared = Arc::clone(&session.shared);
         // Subscribes first and then compares, so that no change is missed in between.
-        let authorization = Self { client, rules_changed: Box::pin(Arc::clone(&shared.rules_changed).notified_owned()), shared };
+        let authorization =
+            Self { client, rules_changed: Box::pin(Arc::clone(&shared.rules_changed).notified_owned()), shared };
         if !Arc::ptr_eq(rules, &authorization.shared.rules.load()) {
             authorization.check()?;
         }
@@ -45,7 +46,12 @@ impl ClientAuthorization {
     }
 
     fn check(&self) -> Result<(), Error> {
-        self.shared.rules.load().policy().check_lists(self.client).map_err(|_| Error::Refused(RequestRefusal::ClientDenied))
+        self.shared
+            .rules
+            .load()
+            .policy()
+            .check_lists(self.client)
+            .map_err(|_| Error::Refused(RequestRefusal::ClientDenied))
     }
 
     /// Completes when the rules deny the client.
@@ -66,7 +72,10 @@ impl ClientAuthorization {
     }
 
     /// Waits for `sending`, unless the client is denied meanwhile.
-    pub async fn unless_revoked<T>(authorization: Option<&mut Self>, sending: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    pub async fn unless_revoked<T>(
+        authorization: Option<&mut Self>,
+        sending: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         let mut sending = pin!(sending);
         let Some(authorization) = authorization else { return sending.await };
         tokio::select! {

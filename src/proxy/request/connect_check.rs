@@ -43,16 +43,19 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
     let objects_only = cap.is_none();
     let check = move |message: &[u8]| {
         let request = Request::read(message);
-        let checked = cap.as_ref().map_or(Ok(()), |cap| within_cap(&request, cap)).and_then(|()| match (request, device_check) {
-            (Request::Connect(request), Some(check)) => check.check(request, &pending).map(Checked::Connect),
-            (Request::Connect(request), None) => {
-                pending.set(&request.id, |_| {});
-                Ok(Checked::Connect(Box::pin(ready(()))))
-            }
-            (Request::Malformed, _) => Err("loopgate: malformed connect".into()),
-            (Request::Other, _) => Ok(Checked::Other),
-        });
-        checked.inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused")).unwrap_or_else(Checked::Refused)
+        let checked =
+            cap.as_ref().map_or(Ok(()), |cap| within_cap(&request, cap)).and_then(|()| match (request, device_check) {
+                (Request::Connect(request), Some(check)) => check.check(request, &pending).map(Checked::Connect),
+                (Request::Connect(request), None) => {
+                    pending.set(&request.id, |_| {});
+                    Ok(Checked::Connect(Box::pin(ready(()))))
+                }
+                (Request::Malformed, _) => Err("loopgate: malformed connect".into()),
+                (Request::Other, _) => Ok(Checked::Other),
+            });
+        checked
+            .inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused"))
+            .unwrap_or_else(Checked::Refused)
     };
     Some((FirstMessage::new(objects_only, Arc::clone(&session.shared.held_messages), Box::new(check)), response))
 }
@@ -87,7 +90,11 @@ impl DeviceCheck {
             pending.set(&request.id, |_| {});
             return Ok(Box::pin(ready(())));
         };
-        let checked = if agent.is_some() && !is_own { Err(DeviceRefusal::Mismatch) } else { devices.check(&device, agent.as_deref()) };
+        let checked = if agent.is_some() && !is_own {
+            Err(DeviceRefusal::Mismatch)
+        } else {
+            devices.check(&device, agent.as_deref())
+        };
         match checked {
             Ok(()) => {}
             Err(refusal) if mode == BindDevices::Report => {

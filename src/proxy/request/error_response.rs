@@ -18,12 +18,22 @@ pub struct Accept {
 
 impl Accept {
     pub fn of(headers: &HeaderMap) -> Self {
-        Self { html: headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("text/html")) }
+        Self {
+            html: headers
+                .get(ACCEPT)
+                .and_then(|accept| accept.to_str().ok())
+                .is_some_and(|accept| accept.contains("text/html")),
+        }
     }
 }
 
 /// Creates the response to `error`: HTML where the client's `accept` prefers that, else JSON.
-pub fn error_response(error: &Error, accept: &Accept, request_id: &str, record: &Arc<RequestRecord>) -> Response<ResponseBody> {
+pub fn error_response(
+    error: &Error,
+    accept: &Accept,
+    request_id: &str,
+    record: &Arc<RequestRecord>,
+) -> Response<ResponseBody> {
     let status = error.status();
     let mut text = String::new();
     let content_type = if accept.html {
@@ -36,7 +46,8 @@ pub fn error_response(error: &Error, accept: &Accept, request_id: &str, record: 
         );
         "text/html; charset=utf-8"
     } else {
-        let body = serde_json::json!({"error": {"type": error.label(), "message": error.text(), "request_id": request_id}});
+        let body =
+            serde_json::json!({"error": {"type": error.label(), "message": error.text(), "request_id": request_id}});
         let _ = writeln!(text, "{body}");
         "application/json"
     };

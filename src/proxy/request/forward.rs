@@ -56,12 +56,14 @@ pub async fn forward(
         parts.headers.insert(HOST, host.expect("an address is a valid field value"));
     }
     let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
-    let expects = parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let expects =
+        parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     // A client may never send a body that it was not asked for (RFC 9110 section 10.1.1).
     let body_is_optional = expects && !incoming.is_end_stream();
     let rules = session.shared.rules.load_full();
     let token = session.shared.token.load_full();
-    let head = match GatewayHead::new(parts, &session.lane, &rules, token.as_deref(), session.shared.tls.load().names()) {
+    let head = match GatewayHead::new(parts, &session.lane, &rules, token.as_deref(), session.shared.tls.load().names())
+    {
         Ok(mut head) => {
             if let Some(trace) = record.trace() {
                 head.follow(trace);
@@ -96,7 +98,8 @@ pub async fn forward(
     let interims = record.takes_trailers().then_some(interims);
     let h2_interims = interims.clone().filter(InterimSender::is_h2);
     let (gate, continue_signal) = if expects { Some(ContinueGate::new(h2_interims)).unzip() } else { (None, None) };
-    let body = RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone(), &session.shared.shutdown);
+    let body =
+        RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone(), &session.shared.shutdown);
     let progress = if expects { body.progress() } else { None };
     let on_interim = OnInterim { continue_signal, interims: interims.clone() };
     let sending = session.shared.upstream.send(head, body, on_interim, permit, &session.settings.limits, started);

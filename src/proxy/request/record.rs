@@ -54,7 +54,13 @@ pub struct RequestRecord {
 
 impl RequestRecord {
     /// Begins the record of a request with `headers`.
-    pub fn new(session: &Arc<Session>, method: &Method, path: &str, version: Version, headers: &HeaderMap) -> Arc<Self> {
+    pub fn new(
+        session: &Arc<Session>,
+        method: &Method,
+        path: &str,
+        version: Version,
+        headers: &HeaderMap,
+    ) -> Arc<Self> {
         let has_recorder = session.shared.traffic.recorder.is_some();
         let access_log = session.settings.log_access.then(|| AccessLog::new(session, headers));
         let is_recorded = access_log.is_some() || has_recorder;
@@ -145,7 +151,8 @@ impl RequestRecord {
         if self.end.set(RequestEnd::GatewayCut).is_err() {
             return;
         }
-        let (connection, peer, lane, request_id) = (self.session.number, self.session.peer, self.lane().label(), self.request_id());
+        let (connection, peer, lane, request_id) =
+            (self.session.number, self.session.peer, self.lane().label(), self.request_id());
         let bytes = self.handed_out.load(Ordering::Relaxed);
         count(&self.session.shared.traffic.gateway_errors, RequestEnd::GatewayCut.label());
         let cause = error_chain(error);
@@ -208,7 +215,19 @@ impl Drop for RequestRecord {
             let request_id = self.access_log.as_ref().map(|log| log.request_id.as_str()).or(request_id.as_deref());
             let request_id = request_id.filter(|_| matches!(end, RequestEnd::Error(_) | RequestEnd::GatewayCut));
             let (method, peer) = (method.as_str(), self.session.peer.ip());
-            recorder.record(&Span { trace, began, took, method, path, status, lane, protocol, peer, request_id, error: end.error() });
+            recorder.record(&Span {
+                trace,
+                began,
+                took,
+                method,
+                path,
+                status,
+                lane,
+                protocol,
+                peer,
+                request_id,
+                error: end.error(),
+            });
         }
         let Some(AccessLog { client, request_id }) = &self.access_log else { return };
         let ms = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;

@@ -81,7 +81,15 @@ impl ResponseBody {
         };
         record.guard().mark_pending(now);
         let incoming_is_sized = incoming.size_hint().exact().is_some();
-        Self::Gateway(Box::new(Download { incoming, incoming_is_sized, upstream, record, authorization, failing: None, trailers: None }))
+        Self::Gateway(Box::new(Download {
+            incoming,
+            incoming_is_sized,
+            upstream,
+            record,
+            authorization,
+            failing: None,
+            trailers: None,
+        }))
     }
 
     /// Creates a body of loopgate's own.
@@ -131,7 +139,11 @@ impl Download {
     }
 
     /// Takes the trailers that came at the end of the body.
-    fn poll_trailers(&mut self, mut trailers: HeaderMap, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
+    fn poll_trailers(
+        &mut self,
+        mut trailers: HeaderMap,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
         scrub_response_trailers(&mut trailers);
         if trailers.is_empty() {
             return self.poll(cx);
@@ -218,7 +230,9 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
         match self.get_mut() {
-            Self::Own { text, record } => Poll::Ready(text.take().map(|text| Ok(Frame::data(Chunk::new(text, record))))),
+            Self::Own { text, record } => {
+                Poll::Ready(text.take().map(|text| Ok(Frame::data(Chunk::new(text, record)))))
+            }
             Self::Gateway(download) => download.poll(cx),
         }
     }

@@ -61,7 +61,14 @@ pub async fn upgrade(
     }
     let waiting = async { Ok(session.gateway_permit(&head, Use::WebSocket, record.started()).await?) };
     let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await?;
-    let sending = shared.upstream.send(head, RequestBody::empty(), OnInterim::default(), permit, &session.settings.limits, started);
+    let sending = shared.upstream.send(
+        head,
+        RequestBody::empty(),
+        OnInterim::default(),
+        permit,
+        &session.settings.limits,
+        started,
+    );
     let (response, mut upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).
@@ -72,7 +79,8 @@ pub async fn upgrade(
         upstream.set_single_use();
         return Ok(pass_back(session, response, upstream, record, authorization));
     }
-    let websocket = response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let websocket =
+        response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
     if is_h2_connect && !accepts(&response, key.as_ref(), websocket) {
         return Err(Error::BadUpgradeResponse);
     }
@@ -80,11 +88,20 @@ pub async fn upgrade(
     if is_capped && !websocket {
         return Err(Error::BadUpgradeResponse);
     }
-    let (first_message, connect_response) = (first_message.filter(|_| websocket), connect_response.filter(|_| websocket));
-    let close_signal = if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };
+    let (first_message, connect_response) =
+        (first_message.filter(|_| websocket), connect_response.filter(|_| websocket));
+    let close_signal =
+        if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };
     let rest_limit = session.settings.limits.drain_timeout / 2;
-    let options =
-        TunnelOptions { websocket, close_signal: close_signal.clone(), rest_limit, first_message, connect_response, received, sent };
+    let options = TunnelOptions {
+        websocket,
+        close_signal: close_signal.clone(),
+        rest_limit,
+        first_message,
+        connect_response,
+        received,
+        sent,
+    };
     let (number, peer) = (session.number, session.peer);
     record.ended(RequestEnd::Upgraded);
     // A stream of HTTP/2 lives and ends with its connection, which waits for it.

@@ -119,9 +119,13 @@ impl ConnectResponse {
         }
         let mut pending = self.pending.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((id, _)) = &*pending else { return };
-        let begins = |ok: bool| message.starts_with(format!("{{\"type\":\"res\",\"id\":\"{id}\",\"ok\":{ok}").as_bytes());
+        let begins =
+            |ok: bool| message.starts_with(format!("{{\"type\":\"res\",\"id\":\"{id}\",\"ok\":{ok}").as_bytes());
         let answer = if is_whole {
-            serde_json::from_slice::<Response>(message).ok().filter(|response| response.kind == "res" && response.id == *id).map(|r| r.ok)
+            serde_json::from_slice::<Response>(message)
+                .ok()
+                .filter(|response| response.kind == "res" && response.id == *id)
+                .map(|r| r.ok)
         } else {
             [true, false].into_iter().find(|ok| begins(*ok))
         };
@@ -158,7 +162,11 @@ mod tests {
             br#"{"type":"event","event":"connect.challenge","payload":{"nonce":"{\"type\":\"res\",\"id\":\"7\",\"ok\":true"}}"#,
         );
         let hello = |id: &str, ok: bool| {
-            frame(0x81, format!(r#"{{"type":"res","id":"{id}","ok":{ok},"payload":{{"x":"{}"}}}}"#, "y".repeat(30_000)).as_bytes())
+            frame(
+                0x81,
+                format!(r#"{{"type":"res","id":"{id}","ok":{ok},"payload":{{"x":"{}"}}}}"#, "y".repeat(30_000))
+                    .as_bytes(),
+            )
         };
         let reordered = frame(0x81, br#"{ "ok": false, "id": "7", "type": "res" }"#);
         for (stream, answer) in [

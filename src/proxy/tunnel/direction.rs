@@ -239,7 +239,9 @@ impl Direction {
 
     fn poll_write_pending(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<Poll<()>> {
         while !self.pending.is_empty() {
-            let Poll::Ready(written) = Pin::new(&mut *to).poll_write(cx, &self.pending)? else { return Ok(Poll::Pending) };
+            let Poll::Ready(written) = Pin::new(&mut *to).poll_write(cx, &self.pending)? else {
+                return Ok(Poll::Pending);
+            };
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }

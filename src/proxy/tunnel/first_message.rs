@@ -194,7 +194,8 @@ impl FirstMessage {
         let available = &available[..length.min(available.len())];
         if is_data && !self.is_object {
             let unmasked = available.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-            match unmasked.enumerate().skip(self.blank).find(|(_, byte)| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r')) {
+            match unmasked.enumerate().skip(self.blank).find(|(_, byte)| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
+            {
                 Some((_, b'{')) => self.is_object = true,
                 Some(_) if self.objects_only => return Ok(Some(Verdict::Other(std::mem::take(&mut self.held).into()))),
                 _ => self.blank = available.len(),
@@ -331,7 +332,8 @@ mod tests {
                 }
             }
         }
-        let (fine, next) = ([frame(0x01, b"{\"a\":"), ping, frame(0x80, b"1}")].concat(), frame(0x81, b"{\"admin\":1}"));
+        let (fine, next) =
+            ([frame(0x01, b"{\"a\":"), ping, frame(0x80, b"1}")].concat(), frame(0x81, b"{\"admin\":1}"));
         let both = [&fine[..], &next].concat();
         assert_eq!(verdict(&both, both.len(), false), Seen::Connect(fine, next), "only the first message passes");
     }
@@ -358,7 +360,12 @@ mod tests {
         ];
         for objects_only in [true, false] {
             for stream in &malformed {
-                assert_eq!(verdict(stream, 4096, objects_only), Seen::Malformed, "{:x?}", &stream[..stream.len().min(16)]);
+                assert_eq!(
+                    verdict(stream, 4096, objects_only),
+                    Seen::Malformed,
+                    "{:x?}",
+                    &stream[..stream.len().min(16)]
+                );
             }
             for stream in &too_long {
                 assert!(matches!(verdict(stream, 4096, objects_only), Seen::Refuse(_)), "{:x?}", &stream[..16]);

@@ -66,7 +66,14 @@ impl Gate {
     /// Holds back what follows the message that `first` checks.
     pub fn new(first: FirstMessage) -> Self {
         let passes_others = first.passes_others();
-        Self { stage: GateStage::Check(Box::new(first)), rest: Bytes::new(), lease: None, challenged: false, passes_others, due: None }
+        Self {
+            stage: GateStage::Check(Box::new(first)),
+            rest: Bytes::new(),
+            lease: None,
+            challenged: false,
+            passes_others,
+            due: None,
+        }
     }
 
     /// Returns how many bytes may be read from the client now.
@@ -270,7 +277,11 @@ mod tests {
             gateway.write_all(&close).await.unwrap();
             let got = arriving(&mut client).await;
             assert!(got.ends_with(&[&answer[..], &close].concat()), "{got:?}");
-            assert_eq!(tunnel.is_finished(), !accepted, "the gateway's own close frame is the last thing of a refused client");
+            assert_eq!(
+                tunnel.is_finished(),
+                !accepted,
+                "the gateway's own close frame is the last thing of a refused client"
+            );
         }
     }
 
@@ -290,9 +301,12 @@ mod tests {
     async fn another_message_frees_the_connection_only_where_the_gateway_speaks_another_protocol() {
         let (connect, close) = (message(r#"{"a":1}"#), 0x88);
         for other in [message("{}"), message("RFB 003.008")] {
-            for (greeting, before, freed) in
-                [(CHALLENGE, true, false), (CHALLENGE, false, false), ("RFB 003.008", true, true), ("RFB 003.008", false, true)]
-            {
+            for (greeting, before, freed) in [
+                (CHALLENGE, true, false),
+                (CHALLENGE, false, false),
+                ("RFB 003.008", true, true),
+                ("RFB 003.008", false, true),
+            ] {
                 let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
                 let mut tasks = JoinSet::new();
                 tasks.spawn(tunnel(near, far, true));
@@ -319,9 +333,13 @@ mod tests {
         let part = &message(r#"{"a":1}"#)[..9];
         let ping = [0x89, 0x80, 0, 0, 0, 0];
         let with_ping = [&ping[..], part].concat();
-        for (asked, begun, closed) in
-            [(true, &[][..], true), (false, part, true), (false, &with_ping, true), (false, &ping, false), (false, &[], false)]
-        {
+        for (asked, begun, closed) in [
+            (true, &[][..], true),
+            (false, part, true),
+            (false, &with_ping, true),
+            (false, &ping, false),
+            (false, &[], false),
+        ] {
             let ((mut client, near), (far, mut gateway)) = (duplex(1024), duplex(1024));
             let mut tasks = JoinSet::new();
             let tunnel = tasks.spawn(tunnel(near, far, true));

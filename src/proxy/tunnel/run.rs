@@ -72,7 +72,8 @@ where
     let mut state = State { unanswered: false, stage: TunnelStage::Open, timer: None };
     let ended = poll_fn(|cx| {
         while !matches!(state.stage, TunnelStage::Refusing { .. })
-            && let Poll::Ready(reason) = options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), state.stage != TunnelStage::Open)
+            && let Poll::Ready(reason) =
+                options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), state.stage != TunnelStage::Open)
         {
             state.stage = match reason {
                 CloseReason::Unauthorized if options.websocket && !down.close_sent => {

@@ -194,7 +194,8 @@ impl<K: Hash + Eq> Table<K> {
             self.clients.retain(|_, client| client.strong_count() > 0);
             self.clean_at = MIN_TABLE.max(2 * self.clients.len());
         }
-        let client = Arc::new(ClientBudget { pair: pair(), requests: AtomicUsize::new(0), websockets: AtomicUsize::new(0) });
+        let client =
+            Arc::new(ClientBudget { pair: pair(), requests: AtomicUsize::new(0), websockets: AtomicUsize::new(0) });
         self.clients.insert(key, Arc::downgrade(&client));
         client
     }
@@ -282,7 +283,13 @@ impl Waiter {
             None => queue.push_back(ClientQueue { client: Arc::clone(client), waiters: [waiter].into() }),
         }
         budget.waiting.fetch_add(1, Ordering::SeqCst);
-        Some(Self { client: Arc::clone(client), purpose, receiver, is_queued: true, _queued: GaugeGuard::new(&budget.queued) })
+        Some(Self {
+            client: Arc::clone(client),
+            purpose,
+            receiver,
+            is_queued: true,
+            _queued: GaugeGuard::new(&budget.queued),
+        })
     }
 }
 
@@ -371,7 +378,12 @@ impl Budget {
                 Use::WebSocket => "WebSockets",
             };
             let clients = if self.is_shared { "external clients" } else { "an agent" };
-            warn!(limit = self.limit, option = self.option, refused, "limit of concurrent {what} of {clients} reached; answering 503");
+            warn!(
+                limit = self.limit,
+                option = self.option,
+                refused,
+                "limit of concurrent {what} of {clients} reached; answering 503"
+            );
         }
         Exhausted { option: self.option }
     }

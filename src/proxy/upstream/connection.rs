@@ -174,7 +174,8 @@ impl UpstreamConnection {
         async move {
             let mut response = pin!(response);
             poll_fn(|cx| {
-                *ended = *ended || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
+                *ended = *ended
+                    || connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
                 let mut answer = response.as_mut().poll(cx);
                 if answer.is_pending() && *ended {
                     // A request that a closed connection has not taken is returned when the connection is dropped.
@@ -196,7 +197,8 @@ impl UpstreamConnection {
 
     /// Reads and writes what it can without waiting.
     pub fn drive(&mut self, cx: &mut Context<'_>) {
-        self.ended = self.ended || self.connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
+        self.ended = self.ended
+            || self.connection.as_mut().is_none_or(|connection| connection.poll_without_shutdown(cx).is_ready());
     }
 
     /// Waits until it is ready for the next request, or has ended.
@@ -210,10 +212,9 @@ impl UpstreamConnection {
 
     /// Keeps it idle for as long as the gateway's `Keep-Alive` states, less one second for the transfer.
     pub fn note_keep_alive(&mut self, headers: &HeaderMap) {
-        let stated = headers
-            .get("keep-alive")
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok()));
+        let stated = headers.get("keep-alive").and_then(|value| value.to_str().ok()).and_then(|value| {
+            value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok())
+        });
         if let Some(seconds) = stated {
             self.keep = Duration::from_secs(seconds.saturating_sub(1).min(600));
         }

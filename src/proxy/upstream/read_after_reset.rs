@@ -78,15 +78,17 @@ impl<S> ReadableAfterWriteError<S> {
             return None;
         }
         let state = Arc::clone(&self.state);
-        Some(
-            self.write_or_discard(offered.len(), |mut stream| {
-                state.end.poll_replace(&mut *stream, cx, offered).unwrap_or(Poll::Ready(Ok(0)))
-            }),
-        )
+        Some(self.write_or_discard(offered.len(), |mut stream| {
+            state.end.poll_replace(&mut *stream, cx, offered).unwrap_or(Poll::Ready(Ok(0)))
+        }))
     }
 
     /// Calls `write`, unless a write has failed before. Returns `done` in place of an error.
-    fn write_or_discard<T>(&mut self, done: T, write: impl FnOnce(Pin<&mut S>) -> Poll<io::Result<T>>) -> Poll<io::Result<T>>
+    fn write_or_discard<T>(
+        &mut self,
+        done: T,
+        write: impl FnOnce(Pin<&mut S>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>>
     where
         S: Unpin,
     {
@@ -119,7 +121,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReadableAfterWriteError<S> {
         self.write_or_discard(buf.len(), |stream| stream.poll_write(cx, buf))
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         if let Some(poll) = self.poll_end(first(bufs), cx) {
             return poll;
         }

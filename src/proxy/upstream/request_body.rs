@@ -50,7 +50,13 @@ impl RequestBody {
     }
 
     /// Passes on `incoming`; with `gate` it is read only once the gateway wants it.
-    pub fn new(incoming: Incoming, rules: Arc<Rules>, gate: Option<ContinueGate>, received: Counter, shutdown: &Shutdown) -> Self {
+    pub fn new(
+        incoming: Incoming,
+        rules: Arc<Rules>,
+        gate: Option<ContinueGate>,
+        received: Counter,
+        shutdown: &Shutdown,
+    ) -> Self {
         if incoming.is_end_stream() {
             return Self::empty();
         }

@@ -123,7 +123,8 @@ impl Upstream {
                         connection
                     }
                 };
-                let timeout = ResponseTimeout { gateway, client: limits.stall_timeout, since, progress: progress.as_deref() };
+                let timeout =
+                    ResponseTimeout { gateway, client: limits.stall_timeout, since, progress: progress.as_deref() };
                 match connection.exchange(request, timeout).await {
                     Ok(response) => {
                         connection.note_keep_alive(response.headers());
@@ -143,7 +144,9 @@ impl Upstream {
                     Err(SendError::Broken(error)) if progress.as_deref().is_some_and(Progress::is_broken) => {
                         return Err(Error::BadRequestBody(error));
                     }
-                    Err(SendError::Broken(error)) if error.is_parse_too_large() => return Err(Error::GatewayHeadTooLarge),
+                    Err(SendError::Broken(error)) if error.is_parse_too_large() => {
+                        return Err(Error::GatewayHeadTooLarge);
+                    }
                     Err(SendError::Broken(error)) => {
                         let Some(head) = retry.take().filter(|_| !connection.has_read()) else {
                             let may_be_tls = error.is_parse() || !connection.has_read();

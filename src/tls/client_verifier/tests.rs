@@ -1,4 +1,6 @@
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 
 use super::*;
 
@@ -30,7 +32,10 @@ impl Signer {
     fn intermediate(&self, subject: &str) -> Signer {
         let key = KeyPair::generate().unwrap();
         let params = params(subject, true);
-        Signer { certificate: params.signed_by(&key, &self.issuer).unwrap().der().clone(), issuer: Issuer::new(params, key) }
+        Signer {
+            certificate: params.signed_by(&key, &self.issuer).unwrap().der().clone(),
+            issuer: Issuer::new(params, key),
+        }
     }
 
     fn leaf(&self) -> CertificateDer<'static> {
@@ -53,9 +58,13 @@ fn verify(verifier: &ClientVerifier, chain: &[CertificateDer<'static>]) -> Resul
 #[test]
 fn each_chain_is_judged_at_a_bounded_cost() {
     let (own, operator, other) = (root("own"), root("operator"), root("other"));
-    let verifier = ClientVerifier::new(Some(&own.certificate), &[operator.certificate.clone(), other.certificate.clone()], Arc::default())
-        .unwrap()
-        .unwrap();
+    let verifier = ClientVerifier::new(
+        Some(&own.certificate),
+        &[operator.certificate.clone(), other.certificate.clone()],
+        Arc::default(),
+    )
+    .unwrap()
+    .unwrap();
     let first = operator.intermediate("first");
     let second = first.intermediate("second");
     let third = second.intermediate("third");
@@ -90,14 +99,18 @@ fn each_chain_is_judged_at_a_bounded_cost() {
     }
 
     for intermediates in [1, 2, 3, 4, 7, 11, 30, 60] {
-        for names in [&["operator"][..], &["own"], &["operator", "other"], &["hub"], &["hub", "own"], &["x", "y", "z"]] {
+        for names in [&["operator"][..], &["own"], &["operator", "other"], &["hub"], &["hub", "own"], &["x", "y", "z"]]
+        {
             for issuer in ["operator", "own", "hub"] {
                 let chain = hostile(names, issuer, intermediates);
                 let before = signature_checks();
                 assert!(verify(&verifier, &chain).is_err());
                 let checked = signature_checks() - before;
                 let most = if intermediates > MAX_INTERMEDIATES { 0 } else { 3 };
-                assert!(checked <= most, "{checked} signatures of {intermediates} intermediates named {names:?}, issued by {issuer}");
+                assert!(
+                    checked <= most,
+                    "{checked} signatures of {intermediates} intermediates named {names:?}, issued by {issuer}"
+                );
             }
         }
     }

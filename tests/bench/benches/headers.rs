@@ -19,7 +19,10 @@ const BROWSER: &[(&str, &str)] = &[
     ("sec-ch-ua-mobile", "?0"),
     ("sec-ch-ua-platform", "\"Linux\""),
     ("upgrade-insecure-requests", "1"),
-    ("user-agent", "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"),
+    (
+        "user-agent",
+        "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36",
+    ),
     ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"),
     ("sec-fetch-site", "same-origin"),
     ("sec-fetch-mode", "navigate"),
@@ -45,7 +48,13 @@ fn headers(criterion: &mut Criterion) {
     let names = BTreeSet::new();
     let client: IpAddr = "172.18.0.9".parse().expect("an address");
     let unknown = config.external.unknown_client;
-    let external = ExternalLane { client, stated: StatedClient::new(client, unknown), trusted_proxy: false, user: None, scopes: None };
+    let external = ExternalLane {
+        client,
+        stated: StatedClient::new(client, unknown),
+        trusted_proxy: false,
+        user: None,
+        scopes: None,
+    };
     let agent = AgentLane {
         source: "127.77.1.2".parse().expect("an address"),
         basis: AgentBasis::Network,
@@ -56,13 +65,18 @@ fn headers(criterion: &mut Criterion) {
         for (size, fields) in [("3 fields", SMALL), ("16 fields", BROWSER)] {
             criterion.bench_function(&format!("request head, {lane_name}, {size}"), |bencher| {
                 let made = || parts(fields);
-                bencher.iter_batched(made, |parts| GatewayHead::new(black_box(parts), &lane, &rules, None, &names), BatchSize::SmallInput);
+                bencher.iter_batched(
+                    made,
+                    |parts| GatewayHead::new(black_box(parts), &lane, &rules, None, &names),
+                    BatchSize::SmallInput,
+                );
             });
         }
     }
     criterion.bench_function("response head", |bencher| {
         let response = Response::builder().header("content-type", "application/json").header("content-length", "18");
-        let response = response.header("connection", "keep-alive").header("keep-alive", "timeout=5").body(()).expect("a response");
+        let response =
+            response.header("connection", "keep-alive").header("keep-alive", "timeout=5").body(()).expect("a response");
         let made = || response.headers().clone();
         let scrubbed = |mut headers: HeaderMap| {
             scrub_response(&mut headers);

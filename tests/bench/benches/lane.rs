@@ -45,8 +45,12 @@ fn lane(criterion: &mut Criterion) {
         ("agent by certificate", address(101), Some(attested(101))),
     ] {
         let evidence = Evidence { peer, proxy_header: ProxyHeader::Local, certificate };
-        criterion.bench_function(&format!("permit, {name}"), |bencher| bencher.iter(|| admit_peer(black_box(peer), &view, &policy)));
-        criterion.bench_function(&format!("decide, {name}"), |bencher| bencher.iter(|| decide(black_box(&evidence), &view, &policy, NOW)));
+        criterion.bench_function(&format!("permit, {name}"), |bencher| {
+            bencher.iter(|| admit_peer(black_box(peer), &view, &policy))
+        });
+        criterion.bench_function(&format!("decide, {name}"), |bencher| {
+            bencher.iter(|| decide(black_box(&evidence), &view, &policy, NOW))
+        });
     }
 }
 

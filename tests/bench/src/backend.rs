@@ -137,7 +137,10 @@ fn understand(head: &httparse::Request<'_, '_>) -> Request {
         ("/upload", Some(length)) => Request::Upload(length),
         (path, _) => match path.strip_prefix("/bytes/") {
             Some(length) => length.parse().map_or(Request::Unknown, Request::Bytes),
-            None => path.strip_prefix("/file/").and_then(|length| length.parse().ok()).map_or(Request::Unknown, Request::File),
+            None => path
+                .strip_prefix("/file/")
+                .and_then(|length| length.parse().ok())
+                .map_or(Request::Unknown, Request::File),
         },
     }
 }

@@ -74,7 +74,8 @@ impl Target {
 
 /// The head of a request for `path`, with `more` fields (each with its line's end).
 pub fn head(method: &str, path: &str, more: &str) -> Vec<u8> {
-    format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: loopgate-bench\r\nAccept: */*\r\n{more}\r\n").into_bytes()
+    format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: loopgate-bench\r\nAccept: */*\r\n{more}\r\n")
+        .into_bytes()
 }
 
 impl Connection {
@@ -198,8 +199,10 @@ impl Connection {
     /// # Errors
     /// The other side doesn't.
     pub async fn upgrade(&mut self) -> io::Result<()> {
-        let fields =
-            format!("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {}\r\n", websocket::KEY);
+        let fields = format!(
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {}\r\n",
+            websocket::KEY
+        );
         self.send(&head("GET", "/ws", &fields)).await?;
         self.answer(101).await.map(drop)
     }

@@ -160,7 +160,8 @@ impl Compare {
 fn find(program: &Path) -> PathBuf {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&paths).map(|directory| directory.join(program));
-    let found = if program.components().count() > 1 { Some(program.to_owned()) } else { places.find(|place| place.is_file()) };
+    let found =
+        if program.components().count() > 1 { Some(program.to_owned()) } else { places.find(|place| place.is_file()) };
     found.and_then(|place| fs::canonicalize(place).ok()).unwrap_or_else(|| program.to_owned())
 }
 
@@ -178,8 +179,10 @@ fn load() -> String {
 
 fn machine() -> serde_json::Value {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let models: Vec<_> =
-        cpus.lines().filter_map(|line| Some(line.strip_prefix("model name")?.trim_start_matches([' ', '\t', ':']))).collect();
+    let models: Vec<_> = cpus
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("model name")?.trim_start_matches([' ', '\t', ':'])))
+        .collect();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     json!({ "cpus": models.len(), "model": models.first(), "kernel": kernel.trim(), "load": load() })
 }

@@ -86,7 +86,8 @@ pub fn table(verdicts: &[Verdict]) -> String {
     let mut table = "| scenario | measure | goal | loopgate | |\n|---|---|---|---:|---|\n".to_owned();
     for Verdict { scenario, measure, goal, found, reached } in verdicts {
         let word = if *reached { "reached" } else { "MISSED" };
-        table += &format!("| {} | {measure} | {goal} | {} | {word} |\n", scenario.name(), crate::results::digits(*found));
+        table +=
+            &format!("| {} | {measure} | {goal} | {} | {word} |\n", scenario.name(), crate::results::digits(*found));
     }
     table
 }

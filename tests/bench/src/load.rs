@@ -73,7 +73,12 @@ impl Window {
 /// Runs `clients` copies of `client`, each for ever, and counts what they do in `time`.
 ///
 /// A client that ends has failed, and is started anew.
-pub async fn drive<F>(running: &Running, time: Duration, clients: usize, client: impl Fn(Rc<Tally>) -> F + Clone + 'static) -> Window
+pub async fn drive<F>(
+    running: &Running,
+    time: Duration,
+    clients: usize,
+    client: impl Fn(Rc<Tally>) -> F + Clone + 'static,
+) -> Window
 where
     F: Future<Output = io::Result<()>> + 'static,
 {

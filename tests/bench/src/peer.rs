@@ -161,7 +161,13 @@ impl Surroundings {
     ///
     /// # Errors
     /// It does not answer within ten seconds.
-    pub async fn start_for(&self, purpose: Purpose, backend: SocketAddr, peer: Peer, config: &Arc<ClientConfig>) -> io::Result<Running> {
+    pub async fn start_for(
+        &self,
+        purpose: Purpose,
+        backend: SocketAddr,
+        peer: Peer,
+        config: &Arc<ClientConfig>,
+    ) -> io::Result<Running> {
         if peer == Peer::Direct {
             let target = Target { address: self.backend, tls: None };
             return Ok(Running { target, tree: None, start: Duration::ZERO, child: None });
@@ -189,7 +195,13 @@ impl Surroundings {
     }
 
     /// Starts `command`, which listens on `address`, and waits until it answers.
-    async fn launch(&self, name: &str, mut command: Command, address: SocketAddr, config: &Arc<ClientConfig>) -> io::Result<Running> {
+    async fn launch(
+        &self,
+        name: &str,
+        mut command: Command,
+        address: SocketAddr,
+        config: &Arc<ClientConfig>,
+    ) -> io::Result<Running> {
         let target = Target { address, tls: Some(Arc::clone(config)) };
         let log = self.directory.join("log");
         command.current_dir(&self.directory).stdin(Stdio::null());
@@ -199,7 +211,8 @@ impl Surroundings {
         let pid = child.id();
         let mut running = Running { target, tree: None, start: Duration::ZERO, child: Some(child) };
         while !running.answers().await {
-            let exited = running.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()));
+            let exited =
+                running.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()));
             if exited || began.elapsed() > Duration::from_secs(10) {
                 let log = fs::read_to_string(&log).unwrap_or_default();
                 return Err(io::Error::other(format!("{name} does not answer; it said: {log}")));
@@ -226,7 +239,9 @@ impl Surroundings {
                     }
                     Purpose::Attack => drop(command.args(["--agent-cidr", &format!("{AGENT}/32")])),
                     Purpose::CertificateAttack => {
-                        command.args(["--agent-cidr", &format!("{AGENT}/32"), "--client-ca"]).arg(&self.certificate.ca_file);
+                        command
+                            .args(["--agent-cidr", &format!("{AGENT}/32"), "--client-ca"])
+                            .arg(&self.certificate.ca_file);
                     }
                 }
                 command.args(["--gateway", &backend.to_string(), "--listen", &address.to_string()]);
@@ -265,7 +280,14 @@ impl Surroundings {
     }
 
     /// Writes the configuration `name` out of `template`.
-    fn configuration(&self, name: &str, template: &str, purpose: Purpose, backend: SocketAddr, address: SocketAddr) -> io::Result<PathBuf> {
+    fn configuration(
+        &self,
+        name: &str,
+        template: &str,
+        purpose: Purpose,
+        backend: SocketAddr,
+        address: SocketAddr,
+    ) -> io::Result<PathBuf> {
         let Certificate { chain, key, both, ca_file, .. } = &self.certificate;
         let asks = purpose == Purpose::CertificateAttack;
         let only_if_asking = |text: String| if asks { text } else { String::new() };
@@ -279,7 +301,10 @@ impl Surroundings {
             ("@CHAIN@", path(chain)),
             ("@KEY@", path(key)),
             ("@BOTH@", path(both)),
-            ("@NGINX_VERIFY@", only_if_asking(format!("ssl_verify_client optional; ssl_client_certificate {};", path(ca_file)))),
+            (
+                "@NGINX_VERIFY@",
+                only_if_asking(format!("ssl_verify_client optional; ssl_client_certificate {};", path(ca_file))),
+            ),
             ("@HAPROXY_VERIFY@", only_if_asking(format!("verify optional ca-file {}", path(ca_file)))),
         ] {
             text = text.replace(word, &value);

@@ -34,7 +34,8 @@ impl Results {
 
     fn values(&self, scenario: Scenario, peer: Peer, measure: &str) -> BTreeMap<usize, f64> {
         let samples = self.samples.get(&(scenario, peer)).into_iter().flatten();
-        let value = |sample: &Sample| sample.measures.iter().find(|(name, _)| *name == measure).map(|(_, value)| *value);
+        let value =
+            |sample: &Sample| sample.measures.iter().find(|(name, _)| *name == measure).map(|(_, value)| *value);
         samples.filter_map(|(round, sample)| Some((*round, value(sample)?))).collect()
     }
 
@@ -48,7 +49,13 @@ impl Results {
     pub fn ratio(&self, scenario: Scenario, peer: Peer, measure: &str) -> Option<f64> {
         let own = self.values(scenario, Peer::Loopgate, measure);
         let others = self.values(scenario, peer, measure);
-        median(others.iter().filter_map(|(round, other)| Some(other / own.get(round)?)).filter(|ratio| ratio.is_finite()).collect())
+        median(
+            others
+                .iter()
+                .filter_map(|(round, other)| Some(other / own.get(round)?))
+                .filter(|ratio| ratio.is_finite())
+                .collect(),
+        )
     }
 
     /// Failed connections and requests of all rounds.
@@ -95,7 +102,11 @@ impl Results {
             }
             table += &format!("\n| {} | failed |", scenario.name());
             let failed = |peer: &Peer| {
-                if self.samples.contains_key(&(scenario, *peer)) { self.failed(scenario, *peer).to_string() } else { "–".into() }
+                if self.samples.contains_key(&(scenario, *peer)) {
+                    self.failed(scenario, *peer).to_string()
+                } else {
+                    "–".into()
+                }
             };
             table.extend(peers.iter().map(|peer| format!(" {} |", failed(peer))));
         }
@@ -130,8 +141,11 @@ impl Results {
             }
             all.push(json!({ "scenario": scenario, "peer": peer, "measure": "failed", "rounds": samples.len(), "sum": self.failed(*scenario, *peer) }));
         }
-        let missing: Vec<_> =
-            self.missing.iter().map(|((scenario, peer), why)| json!({ "scenario": scenario, "peer": peer, "why": why })).collect();
+        let missing: Vec<_> = self
+            .missing
+            .iter()
+            .map(|((scenario, peer), why)| json!({ "scenario": scenario, "peer": peer, "why": why }))
+            .collect();
         json!({ "measured": all, "missing": missing })
     }
 }
@@ -177,7 +191,9 @@ mod tests {
 
     #[test]
     fn medians() {
-        for (values, expected) in [(vec![], None), (vec![3.0], Some(3.0)), (vec![4.0, 1.0], Some(2.5)), (vec![9.0, 1.0, 2.0], Some(2.0))] {
+        for (values, expected) in
+            [(vec![], None), (vec![3.0], Some(3.0)), (vec![4.0, 1.0], Some(2.5)), (vec![9.0, 1.0, 2.0], Some(2.0))]
+        {
             assert_eq!(median(values), expected);
         }
     }

@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, RootCertStore};
@@ -34,7 +36,8 @@ impl Certificate {
     /// The files can't be written.
     pub fn make(directory: &Path) -> io::Result<Self> {
         let (ca, ca_pem, chain, key) = generate().map_err(io::Error::other)?;
-        let [chain_file, key_file, both, ca_file] = ["chain.pem", "key.pem", "both.pem", "ca.pem"].map(|name| directory.join(name));
+        let [chain_file, key_file, both, ca_file] =
+            ["chain.pem", "key.pem", "both.pem", "ca.pem"].map(|name| directory.join(name));
         let made = Self { chain: chain_file, key: key_file, both, ca_file, ca };
         std::fs::write(&made.ca_file, &ca_pem)?;
         std::fs::write(&made.chain, &chain)?;
@@ -54,7 +57,8 @@ impl Certificate {
         };
         let mut roots = RootCertStore::empty();
         roots.add(self.ca.clone()).expect("our own CA");
-        let builder = ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(&[&rustls::version::TLS13]);
+        let builder =
+            ClientConfig::builder_with_provider(Arc::new(provider)).with_protocol_versions(&[&rustls::version::TLS13]);
         let mut config = builder.expect("TLS 1.3 has this suite").with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.resumption = Resumption::disabled();

@@ -83,7 +83,8 @@ impl Load {
     /// Does `work`, and notes how it went.
     async fn verify(&self, what: &str, done: &AtomicU64, work: impl Future<Output = Outcome>) -> bool {
         let before = self.turns.load(Ordering::SeqCst);
-        let outcome = tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(Failure::Wrong("a hang".into())));
+        let outcome =
+            tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(Failure::Wrong("a hang".into())));
         let undisturbed = before.is_multiple_of(2) && before == self.turns.load(Ordering::SeqCst);
         match outcome {
             Ok(()) => {
@@ -93,7 +94,9 @@ impl Load {
             Err(Failure::Reported(_)) if !undisturbed => {
                 self.excused.fetch_add(1, Ordering::Relaxed);
             }
-            Err(Failure::Reported(why) | Failure::Wrong(why)) => self.failures.lock().unwrap().push(format!("{what}: {why}")),
+            Err(Failure::Reported(why) | Failure::Wrong(why)) => {
+                self.failures.lock().unwrap().push(format!("{what}: {why}"))
+            }
         }
         false
     }
@@ -172,7 +175,10 @@ fn body(number: usize) -> Bytes {
     [format!("{number};").as_bytes(), &pattern(size(number))].concat().into()
 }
 
-async fn answer(number: usize, response: impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>>) -> Outcome {
+async fn answer(
+    number: usize,
+    response: impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>>,
+) -> Outcome {
     let response = response.await.map_err(reported)?;
     let status = response.status();
     let got = response.into_body().collect().await.map_err(reported)?.to_bytes();
@@ -214,7 +220,8 @@ async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStr
         let stream: Box<dyn Io> = Box::new(stream);
         return Ok(tokio_tungstenite::client_async("wss://localhost/ws", stream).await.map_err(reported)?.0);
     }
-    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(reported)?;
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(reported)?;
     let mut request = Request::connect("https://localhost/ws").body(Empty::<Bytes>::new()).unwrap();
     request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
     request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
@@ -236,7 +243,8 @@ pub async fn container(load: Arc<Load>, client: TlsClient, alpn: &'static str, l
         let stream = TokioIo::new(client.connect(alpn).await.expect("the sidecar always accepts"));
         let asking = async {
             if alpn == "h2" {
-                let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.map_err(reported)?;
+                let (mut sender, connection) =
+                    http2::handshake(TokioExecutor::new(), stream).await.map_err(reported)?;
                 TokioExecutor::new().execute(connection);
                 while begun.elapsed() < WHILE {
                     let request = Request::get("https://localhost/lane").body(Full::<Bytes>::default()).unwrap();
@@ -247,7 +255,8 @@ pub async fn container(load: Arc<Load>, client: TlsClient, alpn: &'static str, l
                 TokioExecutor::new().execute(connection);
                 while begun.elapsed() < WHILE {
                     sender.ready().await.map_err(reported)?;
-                    let request = Request::get("/lane").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
+                    let request =
+                        Request::get("/lane").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
                     judge_lane(&load, &life, begun, sender.send_request(request).await).await?;
                 }
             }
@@ -265,7 +274,12 @@ pub async fn container(load: Arc<Load>, client: TlsClient, alpn: &'static str, l
     }
 }
 
-async fn judge_lane(load: &Load, life: &Life, begun: Instant, response: hyper::Result<http::Response<hyper::body::Incoming>>) -> Outcome {
+async fn judge_lane(
+    load: &Load,
+    life: &Life,
+    begun: Instant,
+    response: hyper::Result<http::Response<hyper::body::Incoming>>,
+) -> Outcome {
     let response = response.map_err(reported)?;
     let status = response.status();
     let lane = response.into_body().collect().await.map_err(reported)?.to_bytes();
@@ -289,7 +303,8 @@ pub async fn events(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
         let stream = TokioIo::new(client.connect("http/1.1").await.expect("the sidecar always accepts"));
         let (mut sender, connection) = http1::handshake(stream).await.expect("HTTP/1.1");
         let listening = async {
-            let request = Request::get("/events/30").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
+            let request =
+                Request::get("/events/30").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
             let response = sender.send_request(request).await.map_err(reported)?;
             let status = response.status();
             let got = response.into_body().collect().await.map_err(reported)?.to_bytes();

@@ -28,7 +28,8 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn a_soak_loses_no_byte_and_leaks_nothing() {
-    let seconds = std::env::var("TEST_SOAK").map_or(60, |seconds| seconds.parse().expect("TEST_SOAK is a number of seconds"));
+    let seconds =
+        std::env::var("TEST_SOAK").map_or(60, |seconds| seconds.parse().expect("TEST_SOAK is a number of seconds"));
     run(soak(Duration::from_secs(seconds)));
 }
 
@@ -40,9 +41,13 @@ async fn soak(length: Duration) {
     if docker.is_none() {
         say("  no address but loopback here: no container will come and go");
     }
-    let flags =
-        docker.iter().flat_map(Docker::flags).chain(["--tls-cert".into(), certificate, "--tls-key".into(), key]).collect::<Vec<_>>();
-    let sidecar = Launch::new().gateway(backend.address).flags(&flags.iter().map(String::as_str).collect::<Vec<_>>()).start();
+    let flags = docker
+        .iter()
+        .flat_map(Docker::flags)
+        .chain(["--tls-cert".into(), certificate, "--tls-key".into(), key])
+        .collect::<Vec<_>>();
+    let sidecar =
+        Launch::new().gateway(backend.address).flags(&flags.iter().map(String::as_str).collect::<Vec<_>>()).start();
     let at_first = sidecar.process().descriptors();
     let client = |from: &str| TlsClient::with_ca_file(sidecar.address, &authority.ca()).from(from);
     let tasks = Shutdown::new();
@@ -51,7 +56,12 @@ async fn soak(length: Duration) {
         let of = |kind: u8| client(&format!("127.0.{kind}.{}", number + 1));
         tasks.spawn(load::http(Arc::clone(&load), of(1), "http/1.1", tasks.clone()));
         tasks.spawn(load::http(Arc::clone(&load), of(2), "h2", tasks.clone()));
-        tasks.spawn(load::websockets(Arc::clone(&load), of(3), if number % 2 == 0 { "http/1.1" } else { "h2" }, tasks.clone()));
+        tasks.spawn(load::websockets(
+            Arc::clone(&load),
+            of(3),
+            if number % 2 == 0 { "http/1.1" } else { "h2" },
+            tasks.clone(),
+        ));
         tasks.spawn(load::events(Arc::clone(&load), of(4), tasks.clone()));
     }
     tasks.spawn(load::resets(Arc::clone(&load), client("127.0.5.1"), tasks.clone()));
@@ -60,7 +70,13 @@ async fn soak(length: Duration) {
         let (chain, key) = docker::certificate(&sidecar.state());
         let client = client(docker::ADDRESS).with_certificate(chain, key);
         for alpn in ["http/1.1", "h2"] {
-            tasks.spawn(load::container(Arc::clone(&load), client.clone(), alpn, Arc::clone(&docker.life), tasks.clone()));
+            tasks.spawn(load::container(
+                Arc::clone(&load),
+                client.clone(),
+                alpn,
+                Arc::clone(&docker.life),
+                tasks.clone(),
+            ));
         }
     }
 
@@ -91,7 +107,11 @@ async fn soak(length: Duration) {
                 let leaf = authority.renew();
                 let deadline = Instant::now() + Duration::from_secs(20);
                 while observer.connect("http/1.1").await.unwrap().get_ref().1.peer_certificates().unwrap()[0] != leaf {
-                    assert!(Instant::now() < deadline, "the new certificate is not served:\n{}", sidecar.process().output());
+                    assert!(
+                        Instant::now() < deadline,
+                        "the new certificate is not served:\n{}",
+                        sidecar.process().output()
+                    );
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 swaps += 1;
@@ -123,13 +143,20 @@ async fn soak(length: Duration) {
     }
     let failures = load.failures.lock().unwrap().clone();
     assert!(failures.is_empty(), "{} failed, such as {:#?}", failures.len(), &failures[..failures.len().min(10)]);
-    assert!(done(&load.requests) > 20 * length.as_secs() && done(&load.messages) > 0 && done(&load.streams) > 0, "that was no load");
+    assert!(
+        done(&load.requests) > 20 * length.as_secs() && done(&load.messages) > 0 && done(&load.streams) > 0,
+        "that was no load"
+    );
 
     // The pool's connections go with the gateway; then nothing is left that was not there before.
     backend.kill().await;
     let deadline = Instant::now() + Duration::from_secs(30);
     while sidecar.process().descriptors() > at_first {
-        assert!(Instant::now() < deadline, "{} descriptors, {at_first} before the load", sidecar.process().descriptors());
+        assert!(
+            Instant::now() < deadline,
+            "{} descriptors, {at_first} before the load",
+            sidecar.process().descriptors()
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let median = |part: &[u64]| {
@@ -137,7 +164,8 @@ async fn soak(length: Duration) {
         part.sort_unstable();
         part[part.len() / 2]
     };
-    let (early, late) = (median(&memory[memory.len() / 5..memory.len() * 2 / 5]), median(&memory[memory.len() * 4 / 5..]));
+    let (early, late) =
+        (median(&memory[memory.len() / 5..memory.len() * 2 / 5]), median(&memory[memory.len() * 4 / 5..]));
     let (first, last) = (memory[0] / MIB, memory[memory.len() - 1] / MIB);
     say(format_args!(
         "  memory {first} MiB at first, {} MiB early, {} MiB late, {last} MiB at last; {at_first} descriptors before and after",

@@ -38,7 +38,9 @@ impl Pod<'_> {
     async fn loopgate(&self, command: &str, arguments: &[&str]) -> Command {
         let mut command = loopgate([command, "--listen=127.0.0.1:0", "--server-name=localhost"]);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", "/nowhere");
-        command.arg(format!("--sidecar={}", self.client.forwarder(self.source).await)).arg(format!("--ca={}", self.ca.display()));
+        command
+            .arg(format!("--sidecar={}", self.client.forwarder(self.source).await))
+            .arg(format!("--ca={}", self.ca.display()));
         command.arg(format!("--kubernetes-token={}", self.token.display())).args(arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command

@@ -133,7 +133,11 @@ impl DeviceClient {
     pub fn connect(mut self) -> End {
         let output = self.node.arg(SCRIPT).arg(self.options.to_string()).output().expect("node");
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-            panic!("device_client.mjs: {error}: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+            panic!(
+                "device_client.mjs: {error}: {}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            )
         })
     }
 

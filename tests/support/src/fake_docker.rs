@@ -165,7 +165,10 @@ pub fn container(id: &str, mut labels: Value, addresses: &[(&str, &str)]) -> Val
     let networks: serde_json::Map<String, Value> = addresses
         .iter()
         .map(|(network, ip)| {
-            ((*network).to_owned(), json!({"NetworkID": network, "IPAddress": ip, "Gateway": "192.0.2.254", "Aliases": null}))
+            (
+                (*network).to_owned(),
+                json!({"NetworkID": network, "IPAddress": ip, "Gateway": "192.0.2.254", "Aliases": null}),
+            )
         })
         .collect();
     json!({
@@ -221,9 +224,14 @@ async fn answer(request: Request<Incoming>, shared: Arc<Mutex<Shared>>) -> Resul
             });
             Response::new(StreamBody::new(frames).boxed_unsync())
         }
-        "/containers/json" => full(StatusCode::OK, Value::from_iter(shared.containers.values().cloned()).to_string().into()),
+        "/containers/json" => {
+            full(StatusCode::OK, Value::from_iter(shared.containers.values().cloned()).to_string().into())
+        }
         other if other.starts_with("/images/") => {
-            let labels = other.strip_prefix("/images/").and_then(|rest| rest.strip_suffix("/json")).and_then(|id| shared.images.get(id));
+            let labels = other
+                .strip_prefix("/images/")
+                .and_then(|rest| rest.strip_suffix("/json"))
+                .and_then(|id| shared.images.get(id));
             full(StatusCode::OK, json!({"Config": {"Labels": labels}}).to_string().into())
         }
         other => {

@@ -200,12 +200,16 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
         }
         if path == "/unwanted" {
             record(shared, peer, connection, message);
-            return client.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 8\r\nConnection: close\r\n\r\ntoo much").await;
+            return client
+                .send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 8\r\nConnection: close\r\n\r\ntoo much")
+                .await;
         }
         if message.field("expect").is_some() {
             if path == "/unwelcome" {
                 record(shared, peer, connection, message);
-                client.send("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await?;
+                client
+                    .send("HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    .await?;
                 return Ok(());
             }
             client.send("HTTP/1.1 100 Continue\r\n\r\n").await?;
@@ -232,7 +236,9 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
                 client.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nheld").await?;
             }
             "/events" => {
-                client.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+                client
+                    .send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+                    .await?;
                 for number in 0..3 {
                     shared.permits.acquire().await.unwrap().forget();
                     client.send(format!("e\r\ndata: event {number}\n\r\n")).await?;
@@ -278,10 +284,14 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
             "/dies" => return Ok(()),
             "/dies-in-its-head" => return client.send("HTTP/1.1 200 O").await,
             "/many-fields" => {
-                client.send(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X-A: b\r\n".repeat(size(&path)))).await?;
+                client
+                    .send(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X-A: b\r\n".repeat(size(&path))))
+                    .await?;
             }
             "/large-head" => {
-                client.send(format!("HTTP/1.1 200 OK\r\nX-A: {}\r\nContent-Length: 0\r\n\r\n", "b".repeat(size(&path)))).await?;
+                client
+                    .send(format!("HTTP/1.1 200 OK\r\nX-A: {}\r\nContent-Length: 0\r\n\r\n", "b".repeat(size(&path))))
+                    .await?;
             }
             "/dies-halfway" => {
                 client.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;

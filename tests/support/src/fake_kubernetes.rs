@@ -72,13 +72,15 @@ impl FakeKubernetes {
         let ca = params.self_signed(&key).expect("a CA");
         let issuer = Issuer::new(params, key);
         let key = KeyPair::generate().expect("a key");
-        let leaf = CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name").signed_by(&key, &issuer).expect("a leaf");
-        let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![CertificateDer::from(leaf)], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
-            .expect("a key that goes with the certificate");
+        let leaf =
+            CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name").signed_by(&key, &issuer).expect("a leaf");
+        let config =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .with_no_client_auth()
+                .with_single_cert(vec![CertificateDer::from(leaf)], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+                .expect("a key that goes with the certificate");
         let credentials = tempfile::tempdir().expect("a directory for the credentials");
         std::fs::write(credentials.path().join("ca.crt"), ca.pem()).expect("written");
         std::fs::write(credentials.path().join("namespace"), NAMESPACE).expect("written");
@@ -183,7 +185,8 @@ impl FakeKubernetes {
     pub fn bookmark(&self) {
         let mut state = self.state();
         state.version += 1;
-        let bookmark = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": state.version.to_string()}});
+        let bookmark =
+            json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"resourceVersion": state.version.to_string()}});
         state.notify("BOOKMARK", bookmark);
     }
 
@@ -192,8 +195,7 @@ impl FakeKubernetes {
         let mut state = self.state();
         state.version += 1;
         state.forgotten = state.version;
-        let status =
-            json!({"kind": "Status", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old resource version"});
+        let status = json!({"kind": "Status", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old resource version"});
         let line = Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": status})));
         for watcher in state.watchers.drain(..) {
             let _ = watcher.send(line.clone());
@@ -229,7 +231,9 @@ impl FakeKubernetes {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let stored = &state.pods[pod];
         let (uid, account) = (text(&stored["metadata"]["uid"]), text(&stored["spec"]["serviceAccountName"]));
-        state.tokens.insert(token.to_owned(), Token { pod: pod.to_owned(), uid, account, audience: audience.to_owned() });
+        state
+            .tokens
+            .insert(token.to_owned(), Token { pod: pod.to_owned(), uid, account, audience: audience.to_owned() });
     }
 
     /// Every `verb resource` that was asked so far.
@@ -319,12 +323,19 @@ async fn answer(request: Request<Incoming>, shared: Arc<Mutex<Shared>>) -> Resul
     };
     let mut shared = shared.lock().expect("never poisoned");
     shared.requests.push(what.to_owned());
-    let bearer = head.headers.get("authorization").and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
+    let bearer = head
+        .headers
+        .get("authorization")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
     if bearer != Some(shared.own_token.as_str()) {
         return Ok(status(StatusCode::UNAUTHORIZED, "Unauthorized"));
     }
     if shared.forbidden.contains(what) {
-        return Ok(status(StatusCode::FORBIDDEN, &format!("User \"system:serviceaccount:claws:gateway\" cannot {what}")));
+        return Ok(status(
+            StatusCode::FORBIDDEN,
+            &format!("User \"system:serviceaccount:claws:gateway\" cannot {what}"),
+        ));
     }
     let labelled_only = query.get("labelSelector").map(String::as_str) == Some("loopgate.dev/agent");
     Ok(match what {
@@ -377,7 +388,10 @@ fn watch(shared: &mut Shared, query: &BTreeMap<String, String>) -> Response<Body
 
 fn review(shared: &Shared, asked: &Value) -> Response<Body> {
     let wanted = asked["spec"]["audiences"][0].as_str().unwrap_or_default();
-    let known = asked["spec"]["token"].as_str().and_then(|token| shared.tokens.get(token)).filter(|token| token.audience == wanted);
+    let known = asked["spec"]["token"]
+        .as_str()
+        .and_then(|token| shared.tokens.get(token))
+        .filter(|token| token.audience == wanted);
     let reviewed = match known {
         None => json!({"authenticated": false, "user": {}, "error": "invalid bearer token"}),
         Some(Token { pod, uid, account, audience }) => json!({
@@ -395,7 +409,10 @@ fn review(shared: &Shared, asked: &Value) -> Response<Body> {
 }
 
 fn status(code: StatusCode, message: &str) -> Response<Body> {
-    json_(code, &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code.as_u16()}))
+    json_(
+        code,
+        &json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code.as_u16()}),
+    )
 }
 
 fn json_(code: StatusCode, body: &Value) -> Response<Body> {

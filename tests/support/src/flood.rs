@@ -125,7 +125,12 @@ impl Flood {
     }
 
     /// Sends what the streams of a connection send, until that fails.
-    async fn send(&self, write: &mut WriteHalf<Tls>, happened: &mut mpsc::UnboundedReceiver<Frame>, count: &Count) -> io::Result<()> {
+    async fn send(
+        &self,
+        write: &mut WriteHalf<Tls>,
+        happened: &mut mpsc::UnboundedReceiver<Frame>,
+        count: &Count,
+    ) -> io::Result<()> {
         write.write_all(&[PREFACE, &settings(&[(INITIAL_WINDOW, 0)])].concat()).await?;
         let (mut open, mut next): (Vec<u32>, u32) = (Vec::new(), 1);
         let mut ticks = interval(TICK);
@@ -134,7 +139,8 @@ impl Flood {
             ticks.tick().await;
             let mut bytes = Vec::new();
             while let Ok(event) = happened.try_recv() {
-                let ends = event.kind == RST_STREAM || matches!(event.kind, DATA | HEADERS) && event.flags & END_STREAM != 0;
+                let ends =
+                    event.kind == RST_STREAM || matches!(event.kind, DATA | HEADERS) && event.flags & END_STREAM != 0;
                 if let (true, Some(at)) = (ends, open.iter().position(|stream| *stream == event.stream)) {
                     open.swap_remove(at);
                     count.ended.fetch_add(1, Ordering::Relaxed);
@@ -162,8 +168,12 @@ impl Stream {
     /// Its first frame.
     fn begins(self, stream: u32, path: &str) -> Vec<u8> {
         match self {
-            Self::Unread | Self::ReadSlowly(_) => frame(HEADERS, END_HEADERS | END_STREAM, stream, &request_block("GET", path, &[])),
-            Self::SendSlowly => frame(HEADERS, END_HEADERS, stream, &request_block("POST", path, &[("content-length", "1000000")])),
+            Self::Unread | Self::ReadSlowly(_) => {
+                frame(HEADERS, END_HEADERS | END_STREAM, stream, &request_block("GET", path, &[]))
+            }
+            Self::SendSlowly => {
+                frame(HEADERS, END_HEADERS, stream, &request_block("POST", path, &[("content-length", "1000000")]))
+            }
         }
     }
 

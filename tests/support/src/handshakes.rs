@@ -49,7 +49,9 @@ impl RunningHandshakes {
                 });
             }
         };
-        let thread = thread::spawn(move || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run));
+        let thread = thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run)
+        });
         Self { count, _end: end, _thread: thread }
     }
 

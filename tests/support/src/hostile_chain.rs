@@ -1,6 +1,8 @@
 //! Certificate chains that make a verifier search: many certificates that each could have issued the others.
 
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// How the certificates of a chain name each other.
@@ -33,7 +35,11 @@ impl Shape {
 
 /// Makes a chain of so many `certificates`, the leaf included, and the leaf's key. The first name is `name`; if that is the name of a CA
 /// that the verifier trusts, the leaf could be its. All signatures are valid under one key, so that no path is given up early.
-pub fn hostile_chain(shape: Shape, certificates: usize, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+pub fn hostile_chain(
+    shape: Shape,
+    certificates: usize,
+    name: &str,
+) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let key = KeyPair::generate().unwrap();
     let named = |number: usize| {
         let mut names = DistinguishedName::new();
@@ -46,8 +52,9 @@ pub fn hostile_chain(shape: Shape, certificates: usize, name: &str) -> (Vec<Cert
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params
     };
-    let signed =
-        |params: CertificateParams, issuer: usize| params.signed_by(&key, &Issuer::new(authority(issuer), &key)).unwrap().der().clone();
+    let signed = |params: CertificateParams, issuer: usize| {
+        params.signed_by(&key, &Issuer::new(authority(issuer), &key)).unwrap().der().clone()
+    };
     let mut leaf = CertificateParams::default();
     leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let intermediates = (0..certificates.saturating_sub(1)).map(|number| {

@@ -34,8 +34,11 @@ pub fn assert_local(received: &ReceivedRequest, gateway: &FakeGateway) {
 /// The fields of `received` that only loopgate may set, in any spelling.
 fn reserved(received: &ReceivedRequest) -> Vec<String> {
     let prefixes = ["forwarded", "via", "x-forwarded", "x-real-ip", "tailscale-", "x-openclaw-"];
-    let mut names: Vec<_> =
-        received.names().into_iter().filter(|name| prefixes.iter().any(|prefix| name.replace('_', "-").starts_with(prefix))).collect();
+    let mut names: Vec<_> = received
+        .names()
+        .into_iter()
+        .filter(|name| prefixes.iter().any(|prefix| name.replace('_', "-").starts_with(prefix)))
+        .collect();
     names.sort();
     names
 }

@@ -70,7 +70,8 @@ pub async fn measure(client: &TlsClient, source: &str, path: &str, time: Duratio
     let start = Instant::now();
     while start.elapsed() < time {
         let began = Instant::now();
-        let end = timeout(LIMIT, ask(&client, &request)).await.unwrap_or_else(|_| Err(format!("nothing within {LIMIT:?}")));
+        let end =
+            timeout(LIMIT, ask(&client, &request)).await.unwrap_or_else(|_| Err(format!("nothing within {LIMIT:?}")));
         latencies.add(began.elapsed(), end);
         sleep(PAUSE).await;
     }

@@ -61,7 +61,8 @@ impl Network {
             return Err(Missing("network namespaces need root".into()));
         }
         sweep();
-        let network = Self { prefix: format!("loopgate-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)) };
+        let network =
+            Self { prefix: format!("loopgate-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)) };
         let bridge = network.namespace("bridge");
         ip(&format!("netns add {bridge}"))?;
         ip(&format!("-n {bridge} link add br0 type bridge"))?;
@@ -98,7 +99,11 @@ impl Network {
     }
 
     /// Runs a closure on a host, so that its sockets belong to that host.
-    pub fn inside<T: Send + 'static>(&self, host: Host, run: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+    pub fn inside<T: Send + 'static>(
+        &self,
+        host: Host,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
         let namespace = File::open(self.file(host)).expect("a namespace");
         thread::spawn(move || {
             // A namespace is a thread's own, and this thread ends with the closure.
@@ -127,7 +132,11 @@ impl Drop for Network {
 
 /// Removes what killed tests have left; their processes have ended with them.
 fn sweep() {
-    let left = fs::read_dir("/run/netns").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let left = fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
     for name in left {
         let owner = name.strip_prefix("loopgate-").and_then(|rest| rest.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
@@ -137,7 +146,8 @@ fn sweep() {
 }
 
 fn ip(arguments: &str) -> Result<(), Missing> {
-    let output = Command::new("ip").args(arguments.split(' ')).output().map_err(|error| Missing(format!("ip: {error}")))?;
+    let output =
+        Command::new("ip").args(arguments.split(' ')).output().map_err(|error| Missing(format!("ip: {error}")))?;
     if output.status.success() {
         return Ok(());
     }

@@ -27,7 +27,12 @@ impl Process {
     pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
         let out = File::options().create(true).append(true).open(log).expect("a log file");
         let err = out.try_clone().expect("a log file");
-        let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         Self { child: Mutex::new(child), name: name.into(), log: log.into() }
     }
 
@@ -84,7 +89,12 @@ impl Process {
             if let Some(status) = ended {
                 panic!("{} ended ({status}) without {text:?}:\n{}", self.name, self.end_of_output());
             }
-            assert!(start.elapsed() < PATIENCE, "{} did not write {text:?} in {PATIENCE:?}:\n{}", self.name, self.end_of_output());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{} did not write {text:?} in {PATIENCE:?}:\n{}",
+                self.name,
+                self.end_of_output()
+            );
         }
         found
     }
@@ -113,7 +123,12 @@ impl Process {
             if let Some(status) = self.exited() {
                 return status;
             }
-            assert!(start.elapsed() < PATIENCE, "{} still runs after {PATIENCE:?}:\n{}", self.name, self.end_of_output());
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{} still runs after {PATIENCE:?}:\n{}",
+                self.name,
+                self.end_of_output()
+            );
             tokio::time::sleep(INTERVAL).await;
         }
     }
@@ -126,7 +141,12 @@ impl Process {
             if let Some(status) = self.exited() {
                 return status;
             }
-            assert!(start.elapsed() < limit, "{} still runs {limit:?} after SIGTERM:\n{}", self.name, self.end_of_output());
+            assert!(
+                start.elapsed() < limit,
+                "{} still runs {limit:?} after SIGTERM:\n{}",
+                self.name,
+                self.end_of_output()
+            );
             thread::sleep(INTERVAL);
         }
     }

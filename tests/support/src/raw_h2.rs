@@ -44,7 +44,8 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// A SETTINGS frame.
 pub fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
-    let payload: Vec<u8> = settings.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect();
+    let payload: Vec<u8> =
+        settings.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat()).collect();
     frame(SETTINGS, 0, 0, &payload)
 }
 
@@ -162,7 +163,9 @@ impl RawH2 {
         while let Ok(Some(frame)) = timeout(Duration::from_millis(200), self.next()).await {
             match frame.kind {
                 SETTINGS => {
-                    for setting in frame.payload.chunks(6).filter(|setting| setting[..2] == INITIAL_WINDOW.to_be_bytes()) {
+                    for setting in
+                        frame.payload.chunks(6).filter(|setting| setting[..2] == INITIAL_WINDOW.to_be_bytes())
+                    {
                         stream = number(&setting[2..]);
                     }
                 }

@@ -52,7 +52,12 @@ impl Message {
 
     /// The names of all fields, in lower case.
     pub fn names(&self) -> Vec<String> {
-        self.head.lines().skip(1).filter_map(|line| line.split_once(':')).map(|(name, _)| name.to_ascii_lowercase()).collect()
+        self.head
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, _)| name.to_ascii_lowercase())
+            .collect()
     }
 
     pub fn text(&self) -> String {
@@ -74,7 +79,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
     async fn more(&mut self) -> bool {
         let mut block = [0; 16 * 1024];
         let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut block)).await;
-        match read.unwrap_or_else(|_| panic!("nothing arrived for {PATIENCE:?} after {:?}", String::from_utf8_lossy(&self.buffered))) {
+        match read.unwrap_or_else(|_| {
+            panic!("nothing arrived for {PATIENCE:?} after {:?}", String::from_utf8_lossy(&self.buffered))
+        }) {
             Ok(0) | Err(_) => false,
             Ok(read) => {
                 self.buffered.extend_from_slice(&block[..read]);

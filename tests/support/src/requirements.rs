@@ -12,8 +12,10 @@ pub struct Missing(pub String);
 
 /// The directory that the scripts of `tests/setup` fill.
 pub fn cache() -> PathBuf {
-    let home =
-        || env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&env::var_os("HOME").unwrap_or_default()).join(".cache"), PathBuf::from);
+    let home = || {
+        env::var_os("XDG_CACHE_HOME")
+            .map_or_else(|| Path::new(&env::var_os("HOME").unwrap_or_default()).join(".cache"), PathBuf::from)
+    };
     env::var_os("TEST_CACHE").map_or_else(|| home().join("loopgate-tests"), PathBuf::from)
 }
 

@@ -202,7 +202,11 @@ impl Starting {
         let Self { process, admin, path, directory, .. } = self;
         let listening = match serde_json::from_str::<Value>(line) {
             Ok(line) => line["listening"].as_str().unwrap().to_owned(),
-            Err(_) => line.split_once("listening=\"").and_then(|(_, rest)| rest.split('"').next()).unwrap_or_default().to_owned(),
+            Err(_) => line
+                .split_once("listening=\"")
+                .and_then(|(_, rest)| rest.split('"').next())
+                .unwrap_or_default()
+                .to_owned(),
         };
         let address = listening.split(',').next().and_then(|address| address.parse().ok());
         let address = address.unwrap_or_else(|| panic!("no address to connect to in {line}"));

@@ -61,7 +61,10 @@ impl TlsClient {
 
     /// The same with the CA's certificate in a PEM file.
     pub fn with_ca_file(address: SocketAddr, ca: &Path) -> Self {
-        Self::new(address, CertificateDer::from_pem_file(ca).unwrap_or_else(|error| panic!("{}: {error}", ca.display())))
+        Self::new(
+            address,
+            CertificateDer::from_pem_file(ca).unwrap_or_else(|error| panic!("{}: {error}", ca.display())),
+        )
     }
 
     /// This client at the address `source`.

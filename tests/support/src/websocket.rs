@@ -30,7 +30,10 @@ impl TlsClient {
             Protocol::H1 => {
                 let stream = self.handshake(self.tcp(source).await, "http/1.1").await.unwrap();
                 let stream: Box<dyn Io> = Box::new(stream);
-                client_async_with_config(format!("wss://gateway.example:18789{path}"), stream, Some(config())).await.unwrap().0
+                client_async_with_config(format!("wss://gateway.example:18789{path}"), stream, Some(config()))
+                    .await
+                    .unwrap()
+                    .0
             }
             Protocol::H2 => self.websockets(source, path, &[&[]]).await.pop().unwrap(),
         }
@@ -46,7 +49,8 @@ impl TlsClient {
         });
         let mut sockets = Vec::new();
         for fields in each {
-            let mut request = http::Request::connect(format!("https://gateway.example:18789{path}")).body(Empty::new()).unwrap();
+            let mut request =
+                http::Request::connect(format!("https://gateway.example:18789{path}")).body(Empty::new()).unwrap();
             request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
             request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
             for (name, value) in *fields {

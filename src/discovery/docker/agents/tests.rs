@@ -50,12 +50,20 @@ fn view_with(others: Vec<Container>, change: impl FnOnce(&mut ContainerSources<'
 }
 
 fn view_of(containers: &[Container], change: impl FnOnce(&mut ContainerSources<'_>)) -> View {
-    let interfaces =
-        [Interface { name: "eth0".into(), addresses: ["172.18.0.2/16", "fd00::2/64"].map(|net| net.parse().unwrap()).to_vec() }];
+    let interfaces = [Interface {
+        name: "eth0".into(),
+        addresses: ["172.18.0.2/16", "fd00::2/64"].map(|net| net.parse().unwrap()).to_vec(),
+    }];
     let aliases = BTreeSet::from(["api".to_owned()]);
     let hints = Hints::default();
-    let mut sources =
-        ContainerSources { interfaces: &interfaces, containers, hints: &hints, aliases: &aliases, any_project: false, services: &[] };
+    let mut sources = ContainerSources {
+        interfaces: &interfaces,
+        containers,
+        hints: &hints,
+        aliases: &aliases,
+        any_project: false,
+        services: &[],
+    };
     change(&mut sources);
     View::of_containers(sources)
 }
@@ -66,10 +74,9 @@ fn view(others: Vec<Container>) -> View {
 
 /// Returns the agents on one line: address, container and proof of each, then the labelled containers that are none, and why.
 fn summary(view: &View) -> String {
-    let agents = view
-        .agents
-        .iter()
-        .map(|(ip, agent)| format!("{ip}={} {}", agent.id, if agent.proof == Proof::Address { "address" } else { "attested" }));
+    let agents = view.agents.iter().map(|(ip, agent)| {
+        format!("{ip}={} {}", agent.id, if agent.proof == Proof::Address { "address" } else { "attested" })
+    });
     let others = view.not_agents.iter().map(|(name, why)| {
         let why = match why {
             WhyNot::Unreadable(_) => "unreadable",
@@ -91,15 +98,23 @@ fn summary(view: &View) -> String {
 #[test]
 fn a_labelled_container_on_a_shared_network_is_an_agent() {
     let front = |ip| [("front", ip)];
-    let foreign =
-        |project: Option<&str>| Container { project: project.map(Into::into), ..container("a", Some("address"), &front("172.18.0.3")) };
+    let foreign = |project: Option<&str>| Container {
+        project: project.map(Into::into),
+        ..container("a", Some("address"), &front("172.18.0.3"))
+    };
     for (others, expected) in [
         (vec![container("a", None, &front("172.18.0.3"))], ""),
         (vec![container("a", Some("false"), &front("172.18.0.3"))], ""),
         (vec![container("a", Some("maybe"), &front("172.18.0.3"))], "not a: unreadable"),
         (vec![container("a", Some("address"), &front("172.18.0.3"))], "172.18.0.3=a address"),
-        (vec![container("a", Some("true"), &[("front", "172.18.0.3"), ("six", "fd00::3")])], "172.18.0.3=a attested, fd00::3=a attested"),
-        (vec![container("a", Some("true"), &[("back", "172.19.0.3"), ("front", "172.18.0.3")])], "172.18.0.3=a attested"),
+        (
+            vec![container("a", Some("true"), &[("front", "172.18.0.3"), ("six", "fd00::3")])],
+            "172.18.0.3=a attested, fd00::3=a attested",
+        ),
+        (
+            vec![container("a", Some("true"), &[("back", "172.19.0.3"), ("front", "172.18.0.3")])],
+            "172.18.0.3=a attested",
+        ),
         (vec![container("a", Some("true"), &[("back", "172.19.0.3")])], "not a: network"),
         // The engine says that the gateway is on `far`, the kernel doesn't.
         (vec![container("a", Some("true"), &[("far", "10.9.0.3")])], "not a: network"),
@@ -107,7 +122,10 @@ fn a_labelled_container_on_a_shared_network_is_an_agent() {
         (vec![foreign(Some("other"))], "not a: project"),
         (vec![foreign(None)], "not a: project"),
         (vec![container("a", Some("address"), &front("172.18.0.1"))], "not a: doubt"),
-        (vec![container("a", Some("address"), &front("172.18.0.3")), container("b", None, &front("172.18.0.3"))], "not a: doubt"),
+        (
+            vec![container("a", Some("address"), &front("172.18.0.3")), container("b", None, &front("172.18.0.3"))],
+            "not a: doubt",
+        ),
         (vec![container("a", Some("address"), &front("172.18.0.2"))], "not a: doubt"),
         (vec![joining("a", Some("address"), "gw")], "not a: own"),
         (vec![joining("a", Some("address"), "gone")], "not a: network"),
@@ -116,7 +134,10 @@ fn a_labelled_container_on_a_shared_network_is_an_agent() {
             vec![container("x", Some("address"), &front("172.18.0.3")), joining("a", Some("true"), "x")],
             "172.18.0.3=a attested, not x: shares",
         ),
-        (vec![container("x", Some("true"), &front("172.18.0.3")), joining("a", Some("true"), "x")], "172.18.0.3=x attested, not a: shares"),
+        (
+            vec![container("x", Some("true"), &front("172.18.0.3")), joining("a", Some("true"), "x")],
+            "172.18.0.3=x attested, not a: shares",
+        ),
     ] {
         assert_eq!(summary(&view(others.clone())), expected, "{others:#?}");
     }
@@ -144,8 +165,9 @@ fn any_project_counts_if_the_option_is_set_and_having_none_is_not_a_common_proje
 
 #[test]
 fn a_service_that_the_operator_names_is_an_agent_unless_its_label_is_false() {
-    static SERVICES: LazyLock<[AgentService; 2]> =
-        LazyLock::new(|| [("builder", false), ("tester", true)].map(|(name, by_address)| AgentService { name: name.into(), by_address }));
+    static SERVICES: LazyLock<[AgentService; 2]> = LazyLock::new(|| {
+        [("builder", false), ("tester", true)].map(|(name, by_address)| AgentService { name: name.into(), by_address })
+    });
     let of = |service: &str, label: Option<&str>, origin: Origin| Container {
         service: Some(service.into()),
         origin,
@@ -169,7 +191,11 @@ fn a_service_that_the_operator_names_is_an_agent_unless_its_label_is_false() {
         (of("other", None, unknown()), ""),
         (of("builder", Some("false"), unknown()), ""),
     ] {
-        assert_eq!(summary(&view_with(vec![container.clone()], |sources| sources.services = &*SERVICES)), expected, "{container:#?}");
+        assert_eq!(
+            summary(&view_with(vec![container.clone()], |sources| sources.services = &*SERVICES)),
+            expected,
+            "{container:#?}"
+        );
     }
     // The gateway's own project has to be the operator's word, too.
     let gateway = Container { origin: unknown(), ..gateway() };
@@ -187,8 +213,11 @@ fn names_and_bridges_are_those_of_the_owner_on_shared_networks() {
 
 #[test]
 fn an_agent_has_the_scope_cap_of_its_label() {
-    for (label, expected) in [(None, None), (Some(""), Some(vec![])), (Some("operator.read"), Some(vec!["operator.read".to_owned()]))] {
-        let capped = Container { scopes: label.map(Into::into), ..container("a", Some("true"), &[("front", "172.18.0.3")]) };
+    for (label, expected) in
+        [(None, None), (Some(""), Some(vec![])), (Some("operator.read"), Some(vec!["operator.read".to_owned()]))]
+    {
+        let capped =
+            Container { scopes: label.map(Into::into), ..container("a", Some("true"), &[("front", "172.18.0.3")]) };
         assert_eq!(view(vec![capped]).agents.first_key_value().unwrap().1.scopes, expected);
     }
 }
@@ -212,8 +241,10 @@ fn every_container_with_a_scope_label_caps_its_addresses_whatever_it_is() {
         (vec![front(Some("true"))], ""),
     ] {
         let view = view(containers);
-        let caps =
-            view.caps.iter().map(|(ip, cap)| format!("{ip} {}{}", cap.scopes.join(","), if cap.in_doubt { " in doubt" } else { "" }));
+        let caps = view
+            .caps
+            .iter()
+            .map(|(ip, cap)| format!("{ip} {}{}", cap.scopes.join(","), if cap.in_doubt { " in doubt" } else { "" }));
         assert_eq!(caps.collect::<Vec<_>>().join("; "), expected);
     }
 }

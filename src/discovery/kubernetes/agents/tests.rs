@@ -9,10 +9,9 @@ use crate::discovery::why_not::WhyNot;
 
 /// Returns the agents on one line: address, pod and proof of each, then the labelled pods that are none, and why.
 fn summary(view: &View) -> String {
-    let agents = view
-        .agents
-        .iter()
-        .map(|(ip, agent)| format!("{ip}={} {}", agent.id, if agent.proof == Proof::Address { "address" } else { "attested" }));
+    let agents = view.agents.iter().map(|(ip, agent)| {
+        format!("{ip}={} {}", agent.id, if agent.proof == Proof::Address { "address" } else { "attested" })
+    });
     let others = view.not_agents.iter().map(|(name, why)| {
         let why = match why {
             WhyNot::UnreadablePod(_) => "unreadable",
@@ -45,7 +44,10 @@ fn a_labelled_pod_with_an_address_of_its_own_is_an_agent() {
     let on_host = |label: &str| Pod { host_network: true, ..pod("a", label, &["192.0.2.9"]) };
     for (pods, expected) in [
         (vec![pod("a", "address", &["10.1.0.7", "fd00::7"])], "10.1.0.7=a-uid address, fd00::7=a-uid address"),
-        (vec![pod("a", "true", &["10.1.0.7"]), pod("b", "attested", &["10.1.0.8"])], "10.1.0.7=a-uid attested, 10.1.0.8=b-uid attested"),
+        (
+            vec![pod("a", "true", &["10.1.0.7"]), pod("b", "attested", &["10.1.0.8"])],
+            "10.1.0.7=a-uid attested, 10.1.0.8=b-uid attested",
+        ),
         (vec![pod("a", "false", &["10.1.0.7"])], ""),
         (vec![pod("a", "maybe", &["10.1.0.7"])], "not a: unreadable"),
         (vec![on_host("address")], "not a: host network"),

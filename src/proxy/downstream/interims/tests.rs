@@ -98,7 +98,9 @@ fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
 fn what_waits_is_bounded() {
     let interims = Interims::new(Protocol::Http1);
     let sender = interims.request();
-    let large = |length: usize| HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_str(&"a".repeat(length)).unwrap())]);
+    let large = |length: usize| {
+        HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_str(&"a".repeat(length)).unwrap())])
+    };
     sender.send(HINTS, &large(LARGEST));
     assert_eq!(written(&interims), b"", "too large for one frame");
     for _ in 0..100 {

@@ -140,9 +140,13 @@ fn permits_are_neither_lost_nor_doubled_under_contention() {
                 runtime.block_on(async {
                     for round in 0..300 {
                         let three = [(); 3].map(|()| async {
-                            let deadline = Instant::now() + Duration::from_millis(if round % 7 == 0 { 0 } else { 5000 });
+                            let deadline =
+                                Instant::now() + Duration::from_millis(if round % 7 == 0 { 0 } else { 5000 });
                             if let Ok(_permit) = client.wait(Use::Request, deadline).await {
-                                most.fetch_max(client.budget(Use::Request).used.load(Ordering::SeqCst), Ordering::SeqCst);
+                                most.fetch_max(
+                                    client.budget(Use::Request).used.load(Ordering::SeqCst),
+                                    Ordering::SeqCst,
+                                );
                                 tokio::task::yield_now().await;
                             }
                         });

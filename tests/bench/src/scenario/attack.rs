@@ -96,7 +96,9 @@ impl Attacked {
     async fn chains(&self) -> io::Result<Sample> {
         let normal = self.cpu_each(&self.client).await;
         let (mut worst, mut hostile) = (Duration::ZERO, Vec::new());
-        for (chain, key) in SHAPES.into_iter().flat_map(|shape| LENGTHS.map(|length| hostile_chain(shape, length, CA_NAME))) {
+        for (chain, key) in
+            SHAPES.into_iter().flat_map(|shape| LENGTHS.map(|length| hostile_chain(shape, length, CA_NAME)))
+        {
             let client = self.client.with_certificate(chain, key).without_tickets();
             worst = worst.max(self.cpu_each(&client).await);
             hostile.push(client);
@@ -124,7 +126,13 @@ impl Attacked {
     /// Floods of so many connections and streams on each, each flood from an address of its own.
     async fn flooded(&self, floods: &[(usize, usize, Stream, &str)]) -> io::Result<Sample> {
         let flood = |(source, (connections, streams, stream, path)): (String, &(usize, usize, Stream, &str))| {
-            let flood = Flood { sources: vec![source], connections: *connections, streams: *streams, stream: *stream, path: (*path).into() };
+            let flood = Flood {
+                sources: vec![source],
+                connections: *connections,
+                streams: *streams,
+                stream: *stream,
+                path: (*path).into(),
+            };
             flood.start(&self.client)
         };
         let _floods: Vec<_> = attackers(floods.len()).into_iter().zip(floods).map(flood).collect();
@@ -135,7 +143,8 @@ impl Attacked {
         let address = self.backend.address;
         drop(self.backend);
         let outage = Instant::now();
-        let (sources, head, data, streams) = (attackers(3), request_block("POST", "/upload", &[]), vec![0; 8 * 1024], [1, 3, 5, 7]);
+        let (sources, head, data, streams) =
+            (attackers(3), request_block("POST", "/upload", &[]), vec![0; 8 * 1024], [1, 3, 5, 7]);
         let (mut uploads, mut sent) = (Vec::new(), 0);
         for number in 0..60 {
             let mut client = RawH2::open(&self.client, &sources[number % sources.len()], &[]).await;
@@ -235,7 +244,8 @@ impl Bystanders {
             look();
             sleep(INTERVAL.min(time)).await;
         }
-        let [agent, outsider] = threads.map(|thread| spawn_blocking(|| thread.join().map_err(|_| io::Error::other("a client panicked"))));
+        let [agent, outsider] =
+            threads.map(|thread| spawn_blocking(|| thread.join().map_err(|_| io::Error::other("a client panicked"))));
         Ok(Self { agent: agent.await??, outsider: outsider.await?? })
     }
 

@@ -32,7 +32,11 @@ pub(super) async fn measure(around: &Surroundings, config: &Arc<ClientConfig>, t
     Ok(Sample { measures, failed: 0 })
 }
 
-async fn one_namespace(around: &Surroundings, config: &Arc<ClientConfig>, time: Duration) -> io::Result<Vec<(&'static str, f64)>> {
+async fn one_namespace(
+    around: &Surroundings,
+    config: &Arc<ClientConfig>,
+    time: Duration,
+) -> io::Result<Vec<(&'static str, f64)>> {
     let namespaces = Rc::new(vec![Namespace::with(PODS)]);
     let admin = free_address()?;
     let began = Instant::now();
@@ -68,7 +72,11 @@ async fn one_namespace(around: &Surroundings, config: &Arc<ClientConfig>, time: 
     ])
 }
 
-async fn many_namespaces(around: &Surroundings, config: &Arc<ClientConfig>, time: Duration) -> io::Result<Vec<(&'static str, f64)>> {
+async fn many_namespaces(
+    around: &Surroundings,
+    config: &Arc<ClientConfig>,
+    time: Duration,
+) -> io::Result<Vec<(&'static str, f64)>> {
     let namespaces: Rc<Vec<Namespace>> = Rc::new((0..NAMESPACES).map(|_| Namespace::with(PODS / NAMESPACES)).collect());
     let mut sidecars = Vec::new();
     for (number, namespace) in namespaces.iter().enumerate() {
@@ -132,7 +140,8 @@ async fn replace(namespaces: Rc<Vec<Namespace>>) {
 
 /// Bytes of all, in KiB.
 fn memory(sidecars: &[&Running]) -> io::Result<f64> {
-    let all: io::Result<u64> = sidecars.iter().filter_map(|sidecar| sidecar.tree.as_ref()).map(crate::process::Tree::memory).sum();
+    let all: io::Result<u64> =
+        sidecars.iter().filter_map(|sidecar| sidecar.tree.as_ref()).map(crate::process::Tree::memory).sum();
     Ok(all? as f64 / 1024.0)
 }
 

@@ -72,14 +72,21 @@ pub(super) async fn events(running: &Running, time: Duration, clients: usize) ->
             loop {
                 connection.read_until(b"data: ").await?;
                 let sent = connection.read_until(b" ").await?;
-                let sent: u64 = std::str::from_utf8(&sent).ok().and_then(|sent| sent.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+                let sent: u64 = std::str::from_utf8(&sent)
+                    .ok()
+                    .and_then(|sent| sent.parse().ok())
+                    .ok_or(io::ErrorKind::InvalidData)?;
                 tally.took(Duration::from_nanos(monotonic().saturating_sub(sent)));
             }
         }
     })
     .await;
     Sample {
-        measures: vec![("CPU µs/event", window.cpu_each(1)), ("p50 µs", window.quantile(0.5)), ("p99 µs", window.quantile(0.99))],
+        measures: vec![
+            ("CPU µs/event", window.cpu_each(1)),
+            ("p50 µs", window.quantile(0.5)),
+            ("p99 µs", window.quantile(0.99)),
+        ],
         failed: window.failed,
     }
 }

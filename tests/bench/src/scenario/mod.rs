@@ -92,7 +92,9 @@ impl Scenario {
     /// Whether it says anything about `peer`.
     pub fn suits(self, peer: Peer) -> bool {
         match self {
-            Self::H2 | Self::AttackUnread | Self::AttackSlow | Self::AttackUploads | Self::AttackConnections => peer.has_h2(),
+            Self::H2 | Self::AttackUnread | Self::AttackSlow | Self::AttackUploads | Self::AttackConnections => {
+                peer.has_h2()
+            }
             Self::AttackChains => matches!(peer, Peer::Loopgate | Peer::Nginx | Peer::Haproxy),
             Self::HsResumed | Self::Idle | Self::Stall | Self::Start => peer != Peer::Direct,
             // No other side follows pods.

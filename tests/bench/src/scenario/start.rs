@@ -27,8 +27,11 @@ pub(super) async fn measure(peer: Peer, around: &Surroundings, config: &Arc<Clie
             memory.push(tree.memory()? as f64 / 1024.0);
         }
     }
-    let mut measures =
-        vec![("ms to the first answer", median(times)), ("CPU ms to it", median(costs)), ("PSS KiB at rest", median(memory))];
+    let mut measures = vec![
+        ("ms to the first answer", median(times)),
+        ("CPU ms to it", median(costs)),
+        ("PSS KiB at rest", median(memory)),
+    ];
     // The bare loop's file holds this whole program.
     if let Some(file) = around.programs.file(peer).filter(|_| peer != Peer::NullTls) {
         measures.push(("MiB of program and libraries", size(&file)? as f64 / f64::from(1 << 20)));
@@ -48,7 +51,8 @@ fn size(program: &Path) -> io::Result<u64> {
         None => (program.to_owned(), Command::new("ldd").arg(program).output()?),
     };
     let said = String::from_utf8_lossy(&output.stdout);
-    let libraries = said.split_whitespace().filter(|word| word.starts_with('/')).filter_map(|path| fs::canonicalize(path).ok());
+    let libraries =
+        said.split_whitespace().filter(|word| word.starts_with('/')).filter_map(|path| fs::canonicalize(path).ok());
     let files: BTreeSet<PathBuf> = libraries.chain([fs::canonicalize(program)?]).collect();
     Ok(files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum())
 }
