@@ -8,8 +8,8 @@ pub fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
 }
 
-/// The key under which limits count the client at `ip`: an IPv4 address, or the /64 of an IPv6 address, since one host can take all addresses
-/// of a /64 (RFC 4291 section 2.5.1).
+/// The key under which limits count the client at `ip`: an IPv4 address, or the /64 of an IPv6
+/// address, since one host can take all addresses of a /64 (RFC 4291 section 2.5.1).
 pub fn client_key(ip: IpAddr) -> IpAddr {
     match canonical(ip) {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),

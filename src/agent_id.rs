@@ -6,11 +6,12 @@ use std::str::FromStr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-/// `spiffe://<trust-domain>/docker/<project>/<service>/<container-id>`, or `spiffe://<trust-domain>/k8s/<namespace>/<service account>/<pod
-/// uid>`: the SAN URI of the certificates that enrolment signs.
+/// `spiffe://<trust-domain>/docker/<project>/<service>/<container-id>`, or
+/// `spiffe://<trust-domain>/k8s/<namespace>/<service account>/<pod uid>`: the SAN URI of the
+/// certificates that enrolment signs.
 ///
-/// Only the id is compared; the two fields before it are for people. Fields are percent-encoded where they hold anything but
-/// letters, digits, `-`, `_` and `.`; an absent field is `-`.
+/// Only the id is compared; the two fields before it are for people. Fields are percent-encoded
+/// where they hold anything but letters, digits, `-`, `_` and `.`; an absent field is `-`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AgentId {
     /// The SPIFFE trust domain.
@@ -98,7 +99,8 @@ fn encode(field: &str) -> String {
     utf8_percent_encode(field, if reserved { NON_ALPHANUMERIC } else { VERBATIM }).to_string()
 }
 
-/// Decodes `field`; what is left of a malformed one makes [`AgentId::from_str`] refuse it, since it is not encoded that way.
+/// Decodes `field`; what is left of a malformed one makes [`AgentId::from_str`] refuse it, since it
+/// is not encoded that way.
 fn decode(field: &str) -> Result<String, ParseError> {
     percent_decode_str(field).decode_utf8().map(Cow::into_owned).map_err(|_| ParseError)
 }

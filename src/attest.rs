@@ -9,16 +9,18 @@
 //! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
 //! ```
 //!
-//! On Kubernetes nothing is shown: the agent's first line carries its pod's service-account token with the request, and the sidecar, which
-//! has the API server review the token, answers with the certificate at once.
+//! On Kubernetes nothing is shown: the agent's first line carries its pod's service-account token
+//! with the request, and the sidecar, which has the API server review the token, answers with the
+//! certificate at once.
 //!
 //! ```text
 //! agent    {"csr": "-----BEGIN CERTIFICATE REQUEST-----\n...", "token": "eyJ..."}
 //! sidecar  {"certificate": "-----BEGIN CERTIFICATE-----\n...", "token": "..."}
 //! ```
 //!
-//! Instead of any of its lines the sidecar may send `{"error": "proof-not-found", "message": "..."}`, and closes. There is no
-//! renewal: an agent enrols again, so a stolen certificate can't be prolonged.
+//! Instead of any of its lines the sidecar may send `{"error": "proof-not-found", "message":
+//! "..."}`, and closes. There is no renewal: an agent enrols again, so a stolen certificate can't
+//! be prolonged.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -46,14 +48,18 @@ pub const SHOW_COMMAND: &str = "attest-proof";
 /// The prefix of every proof.
 pub const PROOF_PREFIX: &str = "loopgate-proof-";
 
-/// The directory in which a proof is shown as a file, in the agent's container. It must belong to the container's own file system.
+/// The directory in which a proof is shown as a file, in the agent's container. It must belong to
+/// the container's own file system.
 pub const PROOF_DIRECTORY: &str = "/var/lib/loopgate-proof";
-/// The mode of such a file: the sticky bit, and readable by its owner. Programs that save what they fetch don't make such files.
+/// The mode of such a file: the sticky bit, and readable by its owner. Programs that save what they
+/// fetch don't make such files.
 pub const PROOF_MODE: u32 = 0o1400;
-/// The modification time of such a file: seconds since the Unix epoch, and nanoseconds. A time from an HTTP header has whole seconds.
+/// The modification time of such a file: seconds since the Unix epoch, and nanoseconds. A time from
+/// an HTTP header has whole seconds.
 pub const PROOF_MTIME: (i64, u32) = (1_000_000_000, 516_041_219);
 
-/// Returns the proof that the agent must show, derived from the sidecar's nonce and the agent's public key: it serves no other key.
+/// Returns the proof that the agent must show, derived from the sidecar's nonce and the agent's
+/// public key: it serves no other key.
 ///
 /// `public_key` is the DER of the SubjectPublicKeyInfo. The proof is a valid file name: letters, digits, `-` and `_`.
 pub fn proof(nonce: &Nonce, public_key: &[u8]) -> String {

@@ -1,11 +1,14 @@
 //! The audit log (`--audit-log`): enrolments, lane decisions and refusals, one JSON object a line.
 //!
-//! Modules emit audit events as `tracing` events with the target [`TARGET`] and the fields `kind` (`enrolment`, `lane` or `refusal`) and, for a
-//! refusal, `reason`. [`AuditLog`] writes them to a file or to standard output. The filter of log lines excludes the target, and no filter
-//! applies here, so `log.level` has no influence. No event carries a secret, a path or a header of a request.
+//! Modules emit audit events as `tracing` events with the target [`TARGET`] and the fields `kind`
+//! (`enrolment`, `lane` or `refusal`) and, for a refusal, `reason`. [`AuditLog`] writes them to a
+//! file or to standard output. The filter of log lines excludes the target, and no filter applies
+//! here, so `log.level` has no influence. No event carries a secret, a path or a header of a
+//! request.
 //!
-//! Each kind, reason, lane and outcome has a rate limit, so that a flood of some events neither fills the disk nor hides others. What it leaves out is
-//! counted, and the counts are written within ten seconds.
+//! Each kind, reason, lane and outcome has a rate limit, so that a flood of some events neither
+//! fills the disk nor hides others. What it leaves out is counted, and the counts are written
+//! within ten seconds.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -58,8 +61,8 @@ enum Message {
 }
 
 impl AuditLog {
-    /// Opens the file at `path` to append to it, with mode 0600 if it is new; `-` means standard output. Lines are written by a thread of its own,
-    /// so that no caller waits for the disk.
+    /// Opens the file at `path` to append to it, with mode 0600 if it is new; `-` means standard
+    /// output. Lines are written by a thread of its own, so that no caller waits for the disk.
     ///
     /// # Errors
     /// If the file can't be opened or the thread can't be started.

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use rustls_pki_types::CertificateDer;
 
-/// SHA-256 of a certificate's DER. Prints as `AA:BB:..`, like `openssl x509 -fingerprint -sha256` and what OpenClaw pins.
+/// SHA-256 of a certificate's DER. Prints as `AA:BB:..`, like `openssl x509 -fingerprint -sha256`
+/// and what OpenClaw pins.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 

@@ -1,4 +1,5 @@
-//! Properties that hold for all input bytes. Each function here is a target of the fuzzer (`fuzz/`) and a property test.
+//! Properties that hold for all input bytes. Each function here is a target of the fuzzer (`fuzz/`)
+//! and a property test.
 
 mod h2_streams;
 
@@ -51,7 +52,8 @@ fn config() -> Config {
     config
 }
 
-/// A request head for the gateway. The first byte selects the peer, the first line is the path, each further line a field.
+/// A request head for the gateway. The first byte selects the peer, the first line is the path,
+/// each further line a field.
 ///
 /// Nothing that a client sends makes it local, or lets it past a path rule.
 pub fn head(data: &[u8]) {
@@ -206,7 +208,8 @@ pub fn enrolment(data: &[u8]) {
     }
 }
 
-/// An HTTP/1.1 connection, cut into pieces by the first byte: cuts make no difference, and what is not refused is not touched.
+/// An HTTP/1.1 connection, cut into pieces by the first byte: cuts make no difference, and what is
+/// not refused is not touched.
 pub fn framing(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
     let (mut whole, mut raw) = (bytes.to_vec(), Vec::new());
@@ -273,7 +276,8 @@ impl AsyncWrite for Trickle<'_> {
     }
 }
 
-/// An HTTP/1.1 connection, as hyper reads it: where a head ends, and what is a body, [`H1RequestGuard`] sees as hyper does.
+/// An HTTP/1.1 connection, as hyper reads it: where a head ends, and what is a body,
+/// [`H1RequestGuard`] sees as hyper does.
 pub fn requests(data: &[u8]) {
     let head_ended = Rc::<Cell<bool>>::default();
     let text = String::from_utf8_lossy(data).to_ascii_lowercase();

@@ -1,8 +1,9 @@
-//! The HTTP/1.1 client for loopgate's own requests, one request per connection: to the container engine, the Kubernetes API server, the
-//! OpenTelemetry collector, and the gateway when it is probed.
+//! The HTTP/1.1 client for loopgate's own requests, one request per connection: to the container
+//! engine, the Kubernetes API server, the OpenTelemetry collector, and the gateway when it is
+//! probed.
 //!
-//! Streams and bodies are boxed, so that the binary holds one instance of this client instead of one per type. Requests of clients to the
-//! gateway take another path, the [proxy](crate::proxy).
+//! Streams and bodies are boxed, so that the binary holds one instance of this client instead of
+//! one per type. Requests of clients to the gateway take another path, the [proxy](crate::proxy).
 
 use std::error::Error;
 use std::future::{Future, poll_fn};
@@ -35,7 +36,8 @@ pub struct ResponseBody {
     connection: Connection,
 }
 
-/// Sends `request`, whose target must be in origin form, on `stream`, and returns the response once its head has arrived.
+/// Sends `request`, whose target must be in origin form, on `stream`, and returns the response once
+/// its head has arrived.
 ///
 /// # Errors
 /// If the connection breaks or the response is not HTTP/1.1.
@@ -96,7 +98,8 @@ mod tests {
 
     use super::*;
 
-    /// Sends a request to a server that answers with `sent`, and closes its side afterwards if `closes`. Returns the result and the server.
+    /// Sends a request to a server that answers with `sent`, and closes its side afterwards if
+    /// `closes`. Returns the result and the server.
     async fn answered(sent: &str, closes: bool) -> (hyper::Result<Response<ResponseBody>>, DuplexStream) {
         let (client, mut server) = duplex(1024);
         let answering = async {

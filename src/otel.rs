@@ -1,7 +1,8 @@
 //! Sends a span for each request to an OpenTelemetry collector, by OTLP over HTTP.
 //!
-//! The SDK collects spans and sends them in batches, on a thread of its own, and drops what it can't send in time. Its variables
-//! (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`) apply.
+//! The SDK collects spans and sends them in batches, on a thread of its own, and drops what it
+//! can't send in time. Its variables (`OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`,
+//! `OTEL_BSP_*`) apply.
 
 use std::fmt;
 use std::future::Future;

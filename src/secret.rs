@@ -42,8 +42,8 @@ impl Secret {
         Ok(Self(Zeroizing::new(secret.to_owned())))
     }
 
-    /// Reads the gateway's token as every command does: from `file`, or else from the variable OPENCLAW_GATEWAY_TOKEN, which OpenClaw
-    /// reads itself. `None` if neither is given. Blocks.
+    /// Reads the gateway's token as every command does: from `file`, or else from the variable
+    /// OPENCLAW_GATEWAY_TOKEN, which OpenClaw reads itself. `None` if neither is given. Blocks.
     ///
     /// # Errors
     /// If the file can't be read or holds no secret.

@@ -1,7 +1,8 @@
 //! The threads that carry traffic. Each has a single-threaded runtime, so that a connection stays on one thread.
 //!
-//! tokio's multi-threaded scheduler moves tasks to any idle thread. For a proxy, with its many short tasks, that costs more than it
-//! gains: each batch of events wakes another thread, and caches, locks and freed memory move with the task.
+//! tokio's multi-threaded scheduler moves tasks to any idle thread. For a proxy, with its many
+//! short tasks, that costs more than it gains: each batch of events wakes another thread, and
+//! caches, locks and freed memory move with the task.
 
 use std::cell::Cell;
 use std::fmt;

@@ -1,8 +1,9 @@
-//! The architecture of `src` as rules: a module imports only from lower layers, and no two modules, and no two files of a module, import
-//! each other, directly or through others. The layers are read from the table in docs/architecture.md.
+//! The architecture of `src` as rules: a module imports only from lower layers, and no two modules,
+//! and no two files of a module, import each other, directly or through others. The layers are read
+//! from the table in docs/architecture.md.
 //!
-//! Paths are found in the text of the sources: `crate::...`, `super::...`, and `child::...` in the file that declares `mod child;`. Comments
-//! and test code do not count.
+//! Paths are found in the text of the sources: `crate::...`, `super::...`, and `child::...` in the
+//! file that declares `mod child;`. Comments and test code do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status` and a page, from snapshots that other modules publish, and `/reload`.
+//! The admin listener: `/healthz`, `/readyz`, `/metrics`, `/status` and a page, from snapshots that
+//! other modules publish, and `/reload`.
 
 pub mod client;
 mod host;

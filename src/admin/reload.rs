@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use tokio::sync::{mpsc, oneshot};
 
-/// The header that a request must carry. A web page can't send it across origins: the browser first asks for permission by OPTIONS, which
-/// the admin listener refuses.
+/// The header that a request must carry. A web page can't send it across origins: the browser first
+/// asks for permission by OPTIONS, which the admin listener refuses.
 pub(super) const HEADER: HeaderName = HeaderName::from_static("x-loopgate-reload");
 
 /// A request to reload, and where its outcome is sent.
@@ -31,8 +31,9 @@ pub fn channel() -> (mpsc::Sender<Request>, mpsc::Receiver<Request>) {
 
 /// Returns why a request from `peer` with `headers` may not reload.
 ///
-/// The request names no file and carries no configuration, so it can only make the sidecar read again what the operator wrote. It is still
-/// accepted from loopback only, wherever the admin listener is bound, and never from a web page.
+/// The request names no file and carries no configuration, so it can only make the sidecar read
+/// again what the operator wrote. It is still accepted from loopback only, wherever the admin
+/// listener is bound, and never from a web page.
 pub(super) fn refusal(peer: IpAddr, headers: &HeaderMap) -> Option<&'static str> {
     if !peer.to_canonical().is_loopback() {
         return Some("reload is accepted from loopback only");

@@ -107,7 +107,8 @@ pub struct Connector {
     endpoint: Endpoint,
     server_name: ServerName<'static>,
     trust: ServerTrust,
-    /// The TLS configuration last used to forward, with the sessions it may resume: never those of other credentials or another CA.
+    /// The TLS configuration last used to forward, with the sessions it may resume: never those of
+    /// other credentials or another CA.
     carrying: Mutex<Option<Carrying>>,
 }
 
@@ -119,7 +120,8 @@ struct Carrying {
 }
 
 impl Connector {
-    /// Creates a connector to `endpoint`, whose certificate must carry `server_name` (or else the endpoint's host) and satisfy `trust`.
+    /// Creates a connector to `endpoint`, whose certificate must carry `server_name` (or else the
+    /// endpoint's host) and satisfy `trust`.
     ///
     /// # Errors
     /// If the name is not a valid name in a certificate.

@@ -92,7 +92,8 @@ impl Credentials {
 /// How often the files are read. Polling works with bind mounts and Kubernetes secrets too.
 const POLL: Duration = Duration::from_secs(5);
 
-/// Publishes what `files` hold, now and whenever they change. A bad replacement is reported, and the old pair stays in use.
+/// Publishes what `files` hold, now and whenever they change. A bad replacement is reported, and
+/// the old pair stays in use.
 pub(super) async fn follow(files: CertificateFiles, publish: watch::Sender<State>) {
     let mut known = None;
     let mut logged = None;

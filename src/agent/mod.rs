@@ -1,7 +1,8 @@
 //! The agent side: `ws://127.0.0.1` in, mTLS to the sidecar out.
 //!
-//! [`start`] opens a loopback listener and, beside it, keeps a certificate current: its own by enrolment, which Docker attests, or the
-//! operator's files. Each local connection becomes one TLS connection to the sidecar, byte for byte.
+//! [`start`] opens a loopback listener and, beside it, keeps a certificate current: its own by
+//! enrolment, which Docker attests, or the operator's files. Each local connection becomes one TLS
+//! connection to the sidecar, byte for byte.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! Keeps the agent enrolled: enrols again at half the certificate's life, when the sidecar refuses it, and repeatedly while it fails.
+//! Keeps the agent enrolled: enrols again at half the certificate's life, when the sidecar refuses
+//! it, and repeatedly while it fails.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -77,8 +77,8 @@ impl Drop for VisibleProof {
 
 /// A child process of this program, which does nothing but have the proof in its arguments.
 ///
-/// It ends when its standard input does. So it needs no signal, which might reach another process once `exec` as PID 1 has reaped it,
-/// and it can't outlive its parent.
+/// It ends when its standard input does. So it needs no signal, which might reach another process
+/// once `exec` as PID 1 has reaped it, and it can't outlive its parent.
 #[derive(Debug)]
 pub(super) struct Helper(Child);
 
@@ -89,7 +89,8 @@ impl Helper {
         Self::spawn(command)
     }
 
-    /// Returns once the arguments are visible. The return of `spawn` is not enough: the kernel sets them a moment later.
+    /// Returns once the arguments are visible. The return of `spawn` is not enough: the kernel sets
+    /// them a moment later.
     fn spawn(mut command: Command) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut helper = Self(command.spawn()?);
@@ -106,8 +107,8 @@ impl Drop for Helper {
     }
 }
 
-/// Runs the helper, the hidden subcommand [`SHOW_COMMAND`]: writes a byte, and waits until standard input ends. Returns false at once if
-/// `proof` is not a proof.
+/// Runs the helper, the hidden subcommand [`SHOW_COMMAND`]: writes a byte, and waits until standard
+/// input ends. Returns false at once if `proof` is not a proof.
 pub fn hold_proof(proof: &str) -> bool {
     if !proof.starts_with(PROOF_PREFIX) {
         return false;

@@ -87,8 +87,8 @@ impl SpawnError {
 
 /// Runs `command` as the leader of a process group of its own, and returns its exit status.
 ///
-/// Every signal is passed on to the group; `grace` after the first SIGTERM it is killed. Orphans that this process inherits as PID 1
-/// are reaped.
+/// Every signal is passed on to the group; `grace` after the first SIGTERM it is killed. Orphans
+/// that this process inherits as PID 1 are reaped.
 ///
 /// # Errors
 /// If the command can't be run at all.

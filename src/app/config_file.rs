@@ -9,8 +9,8 @@ use tokio::time::sleep;
 /// How often the file is looked at.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// What changes with a file: its place on disk, its length and its time of modification. A file that is swapped by a symbolic link, as Kubernetes
-/// does with a ConfigMap, has another inode.
+/// What changes with a file: its place on disk, its length and its time of modification. A file
+/// that is swapped by a symbolic link, as Kubernetes does with a ConfigMap, has another inode.
 type Version = (u64, u64, u64, Option<SystemTime>);
 
 /// The configuration file, if there is one.
@@ -18,7 +18,8 @@ pub(super) struct ConfigFile {
     path: Option<PathBuf>,
     /// The version that was read last.
     read: Option<Version>,
-    /// The version at the last look. A file counts as changed once two looks agree, so that one being written is not read.
+    /// The version at the last look. A file counts as changed once two looks agree, so that one
+    /// being written is not read.
     last: Option<Version>,
 }
 

@@ -19,8 +19,8 @@ pub(super) struct Capacity {
     pub(super) waiting: usize,
 }
 
-/// Raises the soft limit, often 1024, to the hard limit, and returns how many of `max_connections` it allows. Logs a warning if these are
-/// fewer.
+/// Raises the soft limit, often 1024, to the hard limit, and returns how many of `max_connections`
+/// it allows. Logs a warning if these are fewer.
 pub(super) fn capacity(max_connections: usize) -> Capacity {
     let limit = match raised() {
         Ok(limit) => usize::try_from(limit).unwrap_or(usize::MAX),
@@ -55,8 +55,8 @@ fn reserve(limit: usize) -> usize {
     (limit / 4).clamp(MIN_RESERVE, RESERVE)
 }
 
-/// Divides `limit` descriptors: a reserve, those of waiting connections, and two for each served connection, the second of which goes to
-/// the gateway and may idle.
+/// Divides `limit` descriptors: a reserve, those of waiting connections, and two for each served
+/// connection, the second of which goes to the gateway and may idle.
 fn within(limit: usize, max_connections: usize) -> Capacity {
     let reserve = reserve(limit);
     let waiting = MAX_WAITING.min(limit / 16);

@@ -32,7 +32,8 @@ pub struct Reload<L, S> {
     pub set_log: S,
 }
 
-/// Runs the sidecar until SIGTERM or SIGINT. This thread runs background tasks and accepts connections; worker threads serve them.
+/// Runs the sidecar until SIGTERM or SIGINT. This thread runs background tasks and accepts
+/// connections; worker threads serve them.
 ///
 /// The configuration is loaded again at each SIGHUP, at each `POST /reload`, and when its file changes.
 ///

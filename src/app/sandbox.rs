@@ -1,7 +1,7 @@
 //! Gives up what the sidecar never needs: seccomp refuses system calls, Landlock refuses writes to files elsewhere.
 //!
-//! Both hold for the rest of the process. Reading stays possible everywhere, since a reload may name other files, and mounted secrets are
-//! replaced by symbolic links to new directories.
+//! Both hold for the rest of the process. Reading stays possible everywhere, since a reload may
+//! name other files, and mounted secrets are replaced by symbolic links to new directories.
 
 use std::collections::BTreeMap;
 use std::fs::DirBuilder;
@@ -15,11 +15,12 @@ use tracing::info;
 use super::error::Error;
 use crate::config::{Config, Sandbox};
 
-/// The newest version of Landlock whose kinds of access are used: those that write, truncate, create, rename and remove.
+/// The newest version of Landlock whose kinds of access are used: those that write, truncate,
+/// create, rename and remove.
 const LANDLOCK: ABI = ABI::V3;
 
-/// System calls that fail with EPERM. A list of what is permitted would break when a library or the C library changes; what is here, no
-/// version of them needs.
+/// System calls that fail with EPERM. A list of what is permitted would break when a library or the
+/// C library changes; what is here, no version of them needs.
 const REFUSED: &[libc::c_long] = &[
     // Programs.
     libc::SYS_execve,
@@ -78,8 +79,8 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_fanotify_init,
 ];
 
-/// Applies what `config.sandbox` asks for. Must be called before the threads that serve clients start, since Landlock is inherited by later
-/// threads only.
+/// Applies what `config.sandbox` asks for. Must be called before the threads that serve clients
+/// start, since Landlock is inherited by later threads only.
 ///
 /// # Errors
 /// The sandbox is required, and this kernel or container does not permit it.
@@ -107,8 +108,8 @@ pub(super) fn apply(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses this thread, and those that it starts, to write anywhere but beneath the state directory, and the gateway's, where loopgate may
-/// create the gateway's identity.
+/// Refuses this thread, and those that it starts, to write anywhere but beneath the state
+/// directory, and the gateway's, where loopgate may create the gateway's identity.
 fn restrict_writes(config: &Config) -> Result<(), String> {
     // A rule needs a directory. If there can be none, the certificates report it.
     let _ = DirBuilder::new().recursive(true).mode(0o700).create(&config.state_dir);

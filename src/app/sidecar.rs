@@ -88,8 +88,8 @@ impl Sidecar {
         for Unreadable { key, path, error } in files::unreadable(&config.gateway) {
             warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
         }
-        // Listeners and the certificate need the agents, addresses and names that discovery finds. If it does not answer in time, the sidecar
-        // starts without them, which grants nothing.
+        // Listeners and the certificate need the agents, addresses and names that discovery finds.
+        // If it does not answer in time, the sidecar starts without them, which grants nothing.
         discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
         // An unusable client CA refuses the start before a CA of loopgate's own is created, unless it is that one.
         let foreign_client_ca =
@@ -229,8 +229,9 @@ impl Sidecar {
         }
     }
 
-    /// Reads the certificate files again and applies `wanted`, as far as options can change without a restart. If `wanted` is invalid,
-    /// the configuration in use stays. Connections stay open unless the new configuration no longer authorizes them.
+    /// Reads the certificate files again and applies `wanted`, as far as options can change without
+    /// a restart. If `wanted` is invalid, the configuration in use stays. Connections stay open
+    /// unless the new configuration no longer authorizes them.
     pub fn reload(&self, wanted: Result<Config, config::Error>, set_log: impl Fn(&config::Log)) -> Outcome {
         info!("reloading the configuration and the certificate files");
         self.pki.reload();
@@ -282,8 +283,8 @@ impl Sidecar {
         self.shutdown.has_begun()
     }
 
-    /// Stops: accepts no new connection, lets requests finish, sends WebSockets a close frame, and aborts what is left after
-    /// `limits.drain_timeout`.
+    /// Stops: accepts no new connection, lets requests finish, sends WebSockets a close frame, and
+    /// aborts what is left after `limits.drain_timeout`.
     pub async fn stop(&self) {
         info!("stopping");
         self.shutdown.begin();

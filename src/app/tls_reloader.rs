@@ -16,7 +16,8 @@ use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 use crate::tls::{self, ClientAuthorities, TlsServerConfig};
 
-/// How long to wait before a failed update is tried again: the client CA file may be half written, and the next certificate may be far away.
+/// How long to wait before a failed update is tried again: the client CA file may be half written,
+/// and the next certificate may be far away.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Builds the TLS configuration of new handshakes and hands it to the proxy.

@@ -34,7 +34,8 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Returns whether the container has NET_RAW. Docker's default set includes it; an added capability wins over a dropped one.
+    /// Returns whether the container has NET_RAW. Docker's default set includes it; an added
+    /// capability wins over a dropped one.
     pub fn net_raw(&self) -> bool {
         let named = |list: &[String]| list.iter().any(|name| matches!(bare(name).as_str(), "ALL" | "NET_RAW"));
         self.privileged || named(&self.added) || (self.default_net_raw && !named(&self.dropped))
@@ -186,7 +187,8 @@ fn wide(config: &Config, report: &mut Report) {
     }
 }
 
-/// Returns whether `net` is wider than any private network: 10.0.0.0/8 for IPv4; for IPv6 fc00::/7, and a /16 elsewhere.
+/// Returns whether `net` is wider than any private network: 10.0.0.0/8 for IPv4; for IPv6 fc00::/7,
+/// and a /16 elsewhere.
 fn is_wide(net: &IpNet) -> bool {
     match net {
         IpNet::V4(net) => net.prefix_len() < 8,

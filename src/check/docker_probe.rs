@@ -1,4 +1,5 @@
-//! Asks the Docker Engine which requests it permits, what its clock says, and which capabilities agents by address have.
+//! Asks the Docker Engine which requests it permits, what its clock says, and which capabilities
+//! agents by address have.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +12,10 @@ use crate::check::gateway_command::Container;
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::{Proof, SourceState, View};
 
-/// A path that loopgate does not need to GET, which returns files of a container. Without a file name, and for a container that does not
-/// exist, the request does nothing, and the engine answers 400. So an answer of the engine shows that there is no filter, or one that permits
-/// GET on every path of a container, `attach/ws` included.
+/// A path that loopgate does not need to GET, which returns files of a container. Without a file
+/// name, and for a container that does not exist, the request does nothing, and the engine answers
+/// 400. So an answer of the engine shows that there is no filter, or one that permits GET on every
+/// path of a container, `attach/ws` included.
 const NEEDLESS: (&str, &str) = ("/containers/{id}/archive", "/containers/loopgate-check/archive");
 
 /// Sends the probes to `engine`, the source of `view`.
@@ -75,7 +77,8 @@ pub async fn in_this_namespace(engine: Option<&Engine>, view: &View) -> Vec<Cont
     found
 }
 
-/// Returns the names of agents by address whose containers have NET_RAW. Containers that can't be inspected are left out.
+/// Returns the names of agents by address whose containers have NET_RAW. Containers that can't be
+/// inspected are left out.
 pub async fn with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<String> {
     let Some(engine) = engine else { return Vec::new() };
     let by_address = view.agents.values().filter(|agent| agent.proof == Proof::Address);

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::finding::{Remedy, Report};
 
-/// Keys that can be set without asking: each value narrows what the gateway trusts, or lets loopgate reach it. The others need a decision, such
-/// as whose pages may connect.
+/// Keys that can be set without asking: each value narrows what the gateway trusts, or lets
+/// loopgate reach it. The others need a decision, such as whose pages may connect.
 const SAFE: [&str; 6] = [
     "gateway.bind",
     "gateway.tls.enabled",

@@ -1,4 +1,5 @@
-//! Findings about the command line and the environment of the gateway's container, which override its configuration file.
+//! Findings about the command line and the environment of the gateway's container, which override
+//! its configuration file.
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
@@ -14,7 +15,8 @@ pub struct Container {
     pub variables: Vec<String>,
 }
 
-/// Adds a finding for each container whose command or environment makes a gateway listen elsewhere than on loopback, or kill loopgate.
+/// Adds a finding for each container whose command or environment makes a gateway listen elsewhere
+/// than on loopback, or kill loopgate.
 pub fn judge(containers: &[Container], report: &mut Report) {
     for container in containers {
         for text in overrides(container) {

@@ -64,7 +64,8 @@ pub fn run(config: &Config, openclaw_config: Option<&Path>) -> io::Result<Report
     Ok(runtime.block_on(collect(config, openclaw_config, status)))
 }
 
-/// Returns the gateway's configuration file to check: the named one, else the one in the gateway's state directory. Blocks.
+/// Returns the gateway's configuration file to check: the named one, else the one in the gateway's
+/// state directory. Blocks.
 pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
     let in_state_dir = || {
         config.gateway.state_dir.as_ref().map(|directory| directory.join("openclaw.json")).filter(|file| file.is_file())
@@ -169,8 +170,9 @@ fn plan(
     }
 }
 
-/// Returns the origins that browsers may send for the host names of the certificate. Names without a dot are left out: they are used between
-/// containers. The published port is not known here, so a port that the gateway allows for a name is taken for it.
+/// Returns the origins that browsers may send for the host names of the certificate. Names without
+/// a dot are left out: they are used between containers. The published port is not known here, so a
+/// port that the gateway allows for a name is taken for it.
 fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
     let is_public = |name: &&String| matches!(name.parse(), Ok(SubjectName::Dns(name)) if name.contains('.') && !name.starts_with("*."));
     let port = config.listen.on.first().map_or(HTTPS, |on| on.port);

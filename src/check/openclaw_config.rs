@@ -73,7 +73,8 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     }
 }
 
-/// Finds headers that the gateway believes in `auth.mode: "trusted-proxy"`, but that any client can send through loopgate.
+/// Finds headers that the gateway believes in `auth.mode: "trusted-proxy"`, but that any client can
+/// send through loopgate.
 fn identity_headers(auth: &Value, policy: &Policy, report: &mut Report) {
     if auth["mode"].as_str().is_some_and(|mode| mode != "trusted-proxy") {
         return;

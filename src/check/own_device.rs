@@ -1,5 +1,6 @@
-//! The finding about the gateway's own device. OpenClaw 2026.2 pairs a local client silently for the scopes of its first request, and never
-//! for more, so the gateway's sub-agents fail unless its device was paired for all scopes at once.
+//! The finding about the gateway's own device. OpenClaw 2026.2 pairs a local client silently for
+//! the scopes of its first request, and never for more, so the gateway's sub-agents fail unless its
+//! device was paired for all scopes at once.
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
@@ -14,7 +15,8 @@ pub struct Observation {
     pub scopes: Option<Vec<String>>,
 }
 
-/// Adds the finding for a gateway of that version. The gateway's `paired.json` decides, not whether loopgate should keep the device paired.
+/// Adds the finding for a gateway of that version. The gateway's `paired.json` decides, not whether
+/// loopgate should keep the device paired.
 pub fn judge(seen: &Observation, report: &mut Report) {
     let missing: Vec<&str> = match &seen.scopes {
         Some(scopes) => SCOPES.into_iter().filter(|scope| !scopes.iter().any(|has| has == scope)).collect(),

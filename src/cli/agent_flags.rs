@@ -40,7 +40,8 @@ pub struct Flags {
     /// The client certificate's key
     #[arg(long, env = "LOOPGATE_KEY", value_name = "FILE", value_parser = given(parse::path))]
     key: Option<Given<PathBuf>>,
-    /// How the proof of enrolment is shown in this container; file needs agents.proofs on the sidecar [default: process]
+    /// How the proof of enrolment is shown in this container; file needs agents.proofs on the
+    /// sidecar [default: process]
     #[arg(long, env = "LOOPGATE_PROOF", value_name = "process|file", value_parser = given(proof_kind))]
     proof: Option<Given<ProofKind>>,
     /// In a pod: enrol by the service-account token in this file, projected with the sidecar's audience (loopgate)

@@ -43,11 +43,12 @@ pub enum Command {
         /// The person's e-mail address, which the gateway gets as X-Forwarded-User; makes a PKCS#12 file
         #[arg(long, value_name = "E-MAIL", value_parser = offline::user_name)]
         user: Option<String>,
-        /// An agent's directory for agent.pem, agent.key and ca.pem [default: .]; a person's file, - for standard output
-        /// [default: E-MAIL.p12]
+        /// An agent's directory for agent.pem, agent.key and ca.pem [default: .]; a person's file,
+        /// - for standard output [default: E-MAIL.p12]
         #[arg(long, value_name = "DIR|FILE")]
         out: Option<PathBuf>,
-        /// File with the PKCS#12 file's password, at least 12 characters; by default one is made and printed to standard error
+        /// File with the PKCS#12 file's password, at least 12 characters; by default one is made
+        /// and printed to standard error
         #[arg(long, value_name = "FILE", conflicts_with = "name")]
         password_file: Option<PathBuf>,
         /// Encryption of the PKCS#12 file: 3des, which every system imports, or aes256 for systems that refuse it
@@ -57,7 +58,8 @@ pub enum Command {
         #[arg(long, value_name = "DURATION", default_value = "90days", value_parser = parse::issued_life)]
         life: Duration,
     },
-    /// Revokes a certificate of `cert issue` or of an enrolled agent; a running sidecar closes its connections within seconds
+    /// Revokes a certificate of `cert issue` or of an enrolled agent; a running sidecar closes its
+    /// connections within seconds
     #[command(group(clap::ArgGroup::new("which").required(true).args(["serial", "cert"])))]
     Revoke {
         #[command(flatten)]

@@ -13,7 +13,8 @@ use crate::check::{self, Finding, Report, Severity};
 
 /// Looks for what is wrong with the configuration and the surroundings, and says what to do
 ///
-/// Run it where the sidecar runs, with the same options. It changes nothing without --fix. Exit status: 0 without errors, 1 with some.
+/// Run it where the sidecar runs, with the same options. It changes nothing without --fix. Exit
+/// status: 0 without errors, 1 with some.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -14,7 +14,8 @@ use crate::config::layer::Problem;
 ///
 /// docker compose config --format json | loopgate compose >compose.loopgate.yaml
 ///
-/// Standard error names by key what is left to you; the exit status is then 1. No value of the project's variables is written.
+/// Standard error names by key what is left to you; the exit status is then 1. No value of the
+/// project's variables is written.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What `docker compose config --format json` prints [default: standard input]
@@ -32,7 +33,8 @@ pub struct Args {
     /// Add a filtered Docker socket, for agents that are labelled elsewhere
     #[arg(long)]
     full: bool,
-    /// Join the gateway's own network namespace instead of a third container's; needs no !reset, so any Compose can read it
+    /// Join the gateway's own network namespace instead of a third container's; needs no !reset, so
+    /// any Compose can read it
     #[arg(long)]
     in_gateway: bool,
     /// A further name or address that clients dial

@@ -1,4 +1,5 @@
-//! `loopgate devices`: the devices that agents have used, from the state directory, whether or not a sidecar runs on it.
+//! `loopgate devices`: the devices that agents have used, from the state directory, whether or not
+//! a sidecar runs on it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

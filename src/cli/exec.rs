@@ -23,8 +23,9 @@ use crate::shutdown::Shutdown;
 
 /// Runs a command that finds the gateway on 127.0.0.1
 ///
-/// The command's environment gets OPENCLAW_GATEWAY_PORT and, if it is inherited, OPENCLAW_GATEWAY_TOKEN; it loses OPENCLAW_GATEWAY_URL.
-/// Signals are passed on to the command; its exit status becomes that of loopgate, 128 and the signal if one killed it.
+/// The command's environment gets OPENCLAW_GATEWAY_PORT and, if it is inherited,
+/// OPENCLAW_GATEWAY_TOKEN; it loses OPENCLAW_GATEWAY_URL. Signals are passed on to the command; its
+/// exit status becomes that of loopgate, 128 and the signal if one killed it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -123,8 +124,9 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
     }
 }
 
-/// A node host shares its device identity with the CLI, but a device that is paired as an operator first can't become a node without a
-/// human. So for `openclaw node run` there must be no pre-pairing.
+/// A node host shares its device identity with the CLI, but a device that is paired as an operator
+/// first can't become a node without a human. So for `openclaw node run` there must be no
+/// pre-pairing.
 fn is_node_host(command: &[OsString]) -> bool {
     command.windows(2).any(|words| words[0] == "node" && words[1] == "run")
 }

@@ -63,8 +63,9 @@ impl<S: Selection> Flags<S> {
         config::load(self.layer, environment, file)
     }
 
-    /// Merges the options for a command that asks a running sidecar. A file named on the command line must be valid; one that a variable
-    /// names may have been edited since the sidecar read it, so its errors don't matter here.
+    /// Merges the options for a command that asks a running sidecar. A file named on the command
+    /// line must be valid; one that a variable names may have been edited since the sidecar read
+    /// it, so its errors don't matter here.
     pub fn merge_if_named_file_is_right(self) -> Result<Layer, config::Error> {
         if self.file.is_some() && self.file_from == CONFIG_FLAG {
             self.clone().load()?;
@@ -96,8 +97,8 @@ pub fn refuse_unknown_variables() -> Result<(), config::Error> {
     if problems.is_empty() { Ok(()) } else { Err(config::Error(problems)) }
 }
 
-/// The variables that clap reads itself, for flags that are not in the table of options. The environment is shared by all commands, so each
-/// command must know the variables of the others.
+/// The variables that clap reads itself, for flags that are not in the table of options. The
+/// environment is shared by all commands, so each command must know the variables of the others.
 static VARIABLES_OF_COMMANDS: OnceLock<BTreeSet<String>> = OnceLock::new();
 
 /// Collects the variables of `command` and its subcommands. Called once, before any command runs.

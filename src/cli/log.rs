@@ -32,7 +32,8 @@ impl Logging {
 }
 
 fn filter(log: &Log) -> Targets {
-    // The level was validated with the configuration. If it can't be parsed after all, important lines must still be logged.
+    // The level was validated with the configuration. If it can't be parsed after all, important
+    // lines must still be logged.
     let targets: Targets = log.level.parse().unwrap_or_else(|_| Targets::new().with_default(tracing::Level::INFO));
     targets.with_target(audit::TARGET, LevelFilter::OFF)
 }

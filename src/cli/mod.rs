@@ -1,7 +1,8 @@
 //! The command line: one file for each command.
 //!
-//! Exit status: 0 for a clean end, 1 for a failure at run time, 2 for a wrong flag, variable, key or value, 75 when a sidecar must be
-//! restarted because the owner of its network namespace left it, or could not be found. `exec` ends with the status of its command.
+//! Exit status: 0 for a clean end, 1 for a failure at run time, 2 for a wrong flag, variable, key
+//! or value, 75 when a sidecar must be restarted because the owner of its network namespace left
+//! it, or could not be found. `exec` ends with the status of its command.
 
 mod agent;
 mod agent_flags;

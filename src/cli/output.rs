@@ -1,4 +1,5 @@
-//! Writes results to standard output and `loopgate: ...` to standard error, and does not panic if the reader has closed them.
+//! Writes results to standard output and `loopgate: ...` to standard error, and does not panic if
+//! the reader has closed them.
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;

@@ -13,8 +13,8 @@ use crate::secret::Secret;
 
 /// Pairs an OpenClaw device identity with the gateway, for all operator scopes
 ///
-/// OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. Pairing again changes nothing; the
-/// identity file is never changed.
+/// OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request.
+/// Pairing again changes nothing; the identity file is never changed.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The device identity: identity/device.json in OpenClaw's state directory
@@ -26,20 +26,23 @@ pub struct Args {
     /// The file that holds the gateway's token [default: the variable OPENCLAW_GATEWAY_TOKEN]
     #[arg(long, env = "LOOPGATE_TOKEN_FILE", value_name = "FILE", value_parser = parse::path)]
     token_file: Option<PathBuf>,
-    /// Only create the identity if it does not exist yet, without connecting: for a sidecar that may only read the gateway's state. Creates
-    /// nothing where the state is a newer gateway's, which keeps its identity in a database
+    /// Only create the identity if it does not exist yet, without connecting: for a sidecar that
+    /// may only read the gateway's state. Creates nothing where the state is a newer gateway's,
+    /// which keeps its identity in a database
     #[arg(long)]
     create_only: bool,
     /// Wait until the gateway answers, for at most this long
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, default_missing_value = "5m", value_parser = parse::duration)]
     wait: Option<Duration>,
-    /// If the gateway wants an approval, let a second device give it, which exists for that time only. For the gateway's own device, which
-    /// 2026.2.19 leaves without the right to approve itself
+    /// If the gateway wants an approval, let a second device give it, which exists for that time
+    /// only. For the gateway's own device, which 2026.2.19 leaves without the right to approve
+    /// itself
     #[arg(long)]
     approve: bool,
 }
 
-/// `ws://HOST:PORT`, where the host leads to this network namespace itself: a token must not cross a network in the clear.
+/// `ws://HOST:PORT`, where the host leads to this network namespace itself: a token must not cross
+/// a network in the clear.
 fn loopback_url(text: &str) -> Result<SocketAddr, String> {
     let what = "is not a loopback URL such as ws://127.0.0.1:18789";
     let authority = text.strip_prefix("ws://").ok_or(what)?.trim_end_matches('/');

@@ -10,8 +10,9 @@ use crate::config::validate;
 
 /// Makes the running sidecar read its configuration and certificate files again
 ///
-/// It does what SIGHUP does, through the admin listener, and prints what changed, what needs a restart, or why the configuration was rejected. The
-/// sidecar also notices by itself when its configuration file changes. Exit status: 0 if the configuration is in use, 1 if it was rejected.
+/// It does what SIGHUP does, through the admin listener, and prints what changed, what needs a
+/// restart, or why the configuration was rejected. The sidecar also notices by itself when its
+/// configuration file changes. Exit status: 0 if the configuration is in use, 1 if it was rejected.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -7,8 +7,9 @@ use crate::app;
 
 /// Runs the sidecar
 ///
-/// Each option is also an environment variable, LOOPGATE_ and its name (LOOPGATE_TRUSTED_PROXY for --trusted-proxy; several values are
-/// separated by commas), and a key of the file. A flag overrides a variable, which overrides the file.
+/// Each option is also an environment variable, LOOPGATE_ and its name (LOOPGATE_TRUSTED_PROXY for
+/// --trusted-proxy; several values are separated by commas), and a key of the file. A flag
+/// overrides a variable, which overrides the file.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -16,8 +16,8 @@ const SHELLS: [&str; 5] = ["sh", "bash", "ash", "dash", "zsh"];
 /// Endings of names whose values are secret.
 const SECRET: [&str; 5] = ["token", "password", "secret", "key", "passphrase"];
 
-/// Returns whether these words start a gateway: `... gateway`, perhaps inside of a shell's script, and not a command of the CLI to one
-/// (`gateway call`).
+/// Returns whether these words start a gateway: `... gateway`, perhaps inside of a shell's script,
+/// and not a command of the CLI to one (`gateway call`).
 pub fn starts_gateway<'a>(words: impl Iterator<Item = &'a str>) -> bool {
     let words: Vec<&str> = words.flat_map(str::split_whitespace).map(unquoted).collect();
     words.iter().enumerate().any(|(at, word)| {
@@ -37,8 +37,9 @@ fn is_plain(word: &str) -> bool {
     word.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 
-/// The words before `gateway`, by which the same image runs other commands of the CLI; `None` for scripts and images' own commands, and
-/// where one of the words is a secret, since these words are written into the override.
+/// The words before `gateway`, by which the same image runs other commands of the CLI; `None` for
+/// scripts and images' own commands, and where one of the words is a secret, since these words are
+/// written into the override.
 pub fn cli(words: &[String]) -> Option<&[String]> {
     let at = words.iter().position(|word| word == "gateway")?;
     let before = &words[..at];
@@ -55,8 +56,8 @@ pub fn port<'a>(words: impl Iterator<Item = &'a str>) -> Option<u16> {
         .and_then(|port| port.parse().ok())
 }
 
-/// `words` with `--bind loopback` in place of any other, and without `--force`, which would end loopgate with all else that listens on
-/// the gateway's port number.
+/// `words` with `--bind loopback` in place of any other, and without `--force`, which would end
+/// loopgate with all else that listens on the gateway's port number.
 pub fn rewrite(words: &[String]) -> Rewritten {
     let (index, old, separator) = match script(words) {
         Some(at) => (Some(at), pieces(&words[at]), ""),

@@ -1,7 +1,8 @@
-//! Puts loopgate into a compose project that is there already: `docker compose config --format json` in, an override file out.
+//! Puts loopgate into a compose project that is there already: `docker compose config --format
+//! json` in, an override file out.
 //!
-//! [`parse`] reads the project, [`plan()`] decides what has to change, and [`render`] writes it. None of them does I/O, and the same project
-//! always gives the same file.
+//! [`parse`] reads the project, [`plan()`] decides what has to change, and [`render`] writes it.
+//! None of them does I/O, and the same project always gives the same file.
 
 mod changes;
 mod command;

@@ -12,8 +12,8 @@ const FILTER: &str = include_str!("../../docker/socket-filter/haproxy-unix.cfg")
 const GROUP: &str = "65532";
 /// Where loopgate keeps its state, in a volume that any user can write to.
 const STATE: &str = "/state/loopgate";
-/// Stops the gateway. One that is killed after the usual 10 s leaves a lock in its state (2026.9), by which another container can't start for
-/// 5 minutes.
+/// Stops the gateway. One that is killed after the usual 10 s leaves a lock in its state (2026.9),
+/// by which another container can't start for 5 minutes.
 const STOP: &str = "docker compose stop --timeout 60";
 
 /// The override file.
@@ -134,7 +134,8 @@ fn netns(plan: &Plan) -> Node {
     Node::Map(map)
 }
 
-/// A host name for the pause container, where the gateway has none of its own to move: a container that is made anew would get a new one.
+/// A host name for the pause container, where the gateway has none of its own to move: a container
+/// that is made anew would get a new one.
 fn host_name(plan: &Plan) -> Option<&str> {
     let is_label = plan.gateway.len() < 64
         && plan.gateway.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
@@ -220,7 +221,8 @@ fn loopgate(plan: &Plan) -> Node {
     Node::Map(map)
 }
 
-/// Creates the gateway's device identity if it has none yet, since loopgate can't write there. Without a network, and once.
+/// Creates the gateway's device identity if it has none yet, since loopgate can't write there.
+/// Without a network, and once.
 fn identity(plan: &Plan, state: &State) -> Node {
     let file = format!("{}/identity/device.json", state.directory);
     let image = Node::text(&plan.image);
@@ -272,8 +274,8 @@ fn agents(plan: &Plan) -> Node {
     ])
 }
 
-/// The engine's socket, with exact paths permitted and no more. The configuration stands in the environment: an inline `configs` entry
-/// can't be copied into a read-only container.
+/// The engine's socket, with exact paths permitted and no more. The configuration stands in the
+/// environment: an inline `configs` entry can't be copied into a read-only container.
 fn filter(plan: &Plan) -> Node {
     let mut map = vec![
         ("image".to_owned(), Node::text("${HAPROXY_IMAGE:-haproxy:3.2}")),

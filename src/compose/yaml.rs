@@ -1,4 +1,5 @@
-//! Writes YAML: the block style of compose files, with comments and compose's own tags, in the order in which it is built.
+//! Writes YAML: the block style of compose files, with comments and compose's own tags, in the
+//! order in which it is built.
 //!
 //! Texts that could be read as anything else are quoted as JSON quotes them, which YAML 1.2 (section 1.3) includes.
 

@@ -8,8 +8,8 @@ use super::layer::{Given, Layer, Origin};
 
 /// Reads `variables`. `known` are variables of other commands, which are skipped.
 ///
-/// An empty variable counts as unset, because compose files set an undefined variable to that. As an empty list it would also
-/// override `external.deny` of the file.
+/// An empty variable counts as unset, because compose files set an undefined variable to that. As
+/// an empty list it would also override `external.deny` of the file.
 pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &BTreeSet<String>) -> Layer {
     let mut layer = Layer::default();
     for (name, value) in variables {
@@ -39,7 +39,8 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
 
 /// Returns whether Kubernetes (or a Docker link) set this variable for a service whose name begins with `loopgate`.
 ///
-/// Its forms are `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]` and `{SVC}_PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`. No option ends like that.
+/// Its forms are `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]` and
+/// `{SVC}_PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`. No option ends like that.
 fn is_service_link(name: &str) -> bool {
     let Some((_, after)) =
         name.rsplit_once("_PORT_").filter(|(_, after)| after.starts_with(|c: char| c.is_ascii_digit()))

@@ -6,8 +6,9 @@ use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 ///
 /// Returns the configuration to run with, and the keys that differ but need a restart.
 pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
-    // The tables `gateway`, `kubernetes` and `docker` need a restart as a whole. Every other table is destructured without `..`, so
-    // that a new option does not compile before it is decided here whether it can change live (`_`) or not.
+    // The tables `gateway`, `kubernetes` and `docker` need a restart as a whole. Every other table
+    // is destructured without `..`, so that a new option does not compile before it is decided here
+    // whether it can change live (`_`) or not.
     let Config {
         gateway,
         listen,
@@ -103,7 +104,8 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
     (wanted, kept.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect())
 }
 
-/// Returns the tables of the configuration in which `running` and `applied` differ, as far as their options change live.
+/// Returns the tables of the configuration in which `running` and `applied` differ, as far as their
+/// options change live.
 pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
     // `apply` keeps `state_dir`, `discovery`, `admin` and the tables `gateway`, `kubernetes` and `docker` as they run.
     let Config {

@@ -1,7 +1,7 @@
 //! The sidecar's configuration, as types that hold only valid values.
 //!
-//! Other modules read [`Config`]. `layer` merges the sources (flags, environment, file, defaults), and `validate` turns the result
-//! into a `Config`. [`key::KEYS`] is the one table of options.
+//! Other modules read [`Config`]. `layer` merges the sources (flags, environment, file, defaults),
+//! and `validate` turns the result into a `Config`. [`key::KEYS`] is the one table of options.
 
 pub mod environment;
 pub mod example;
@@ -26,8 +26,8 @@ use layer::Layer;
 
 /// The gateway's default port.
 pub const GATEWAY_PORT: u16 = 18789;
-/// The sidecar's default port. It differs from [`GATEWAY_PORT`] because `openclaw gateway run --force` ends whatever listens on its own
-/// port number, on any address.
+/// The sidecar's default port. It differs from [`GATEWAY_PORT`] because `openclaw gateway run
+/// --force` ends whatever listens on its own port number, on any address.
 pub const SIDECAR_PORT: u16 = 18443;
 
 impl Default for Config {

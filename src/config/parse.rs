@@ -73,8 +73,8 @@ pub fn timeout(text: &str) -> Parsed<Duration> {
     }
 }
 
-/// The validity of an agent's certificate. Less than a minute fails with small clock differences; a stolen certificate should not
-/// last for more than a day.
+/// The validity of an agent's certificate. Less than a minute fails with small clock differences; a
+/// stolen certificate should not last for more than a day.
 pub fn certificate_life(text: &str) -> Parsed<Duration> {
     const LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(24 * 60 * 60);
     match duration(text)? {
@@ -176,7 +176,8 @@ pub fn listen_on(text: &str) -> Parsed<ListenOn> {
     Ok(ListenOn { addresses, port })
 }
 
-/// What the kernel takes for a name (`dev_valid_name`): 15 bytes without blank, slash or colon, and not a path of its own.
+/// What the kernel takes for a name (`dev_valid_name`): 15 bytes without blank, slash or colon, and
+/// not a path of its own.
 fn is_interface_name(name: &str) -> bool {
     let printable = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
     (1..=15).contains(&name.len())
@@ -340,7 +341,8 @@ pub fn identity_header(text: &str) -> Parsed<HeaderName> {
     if is_address || TAKEN.contains(&name.as_str()) { Err("can't be an identity header".into()) } else { Ok(name) }
 }
 
-/// The name of a header that every client may send. Those that the lane states, or that decide whether a client is local, are refused.
+/// The name of a header that every client may send. Those that the lane states, or that decide
+/// whether a client is local, are refused.
 pub fn keep_header(text: &str) -> Parsed<HeaderName> {
     const FIXED: [&str; 4] = ["forwarded", "via", "x-real-ip", "x-openclaw-scopes"];
     let name: HeaderName = text.parse().map_err(|_| "is not a header's name")?;

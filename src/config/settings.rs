@@ -355,7 +355,8 @@ pub struct PathTimeout {
 }
 
 impl Limits {
-    /// Returns the time limit of the gateway's response head for `path`: that of the longest prefix, or else `request_timeout`.
+    /// Returns the time limit of the gateway's response head for `path`: that of the longest
+    /// prefix, or else `request_timeout`.
     pub fn request_timeout_of(&self, path: &str) -> Duration {
         let matches = |prefix: &str| {
             path.strip_prefix(prefix)

@@ -28,7 +28,8 @@ impl Class {
     }
 }
 
-/// Classifies a request from `peer`, where `trusted` is the only trusted proxy, and returns the reason in a sentence. `Host` does not matter.
+/// Classifies a request from `peer`, where `trusted` is the only trusted proxy, and returns the
+/// reason in a sentence. `Host` does not matter.
 pub(super) fn classify(peer: IpAddr, trusted: IpAddr, headers: &HeaderMap) -> (Class, String) {
     let Some(field) = headers.keys().map(http::HeaderName::as_str).find(|name| is_forwarding_header(name)) else {
         return if peer.is_loopback() {
@@ -53,7 +54,8 @@ fn is_forwarding_header(name: &str) -> bool {
     matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-") || name.starts_with("tailscale-")
 }
 
-/// The rightmost address of `X-Forwarded-For` that is neither loopback nor the proxy itself; none if what is right of it is no address.
+/// The rightmost address of `X-Forwarded-For` that is neither loopback nor the proxy itself; none
+/// if what is right of it is no address.
 fn stated_client(headers: &HeaderMap, trusted: IpAddr) -> Option<IpAddr> {
     let lines = headers.get_all("x-forwarded-for").iter().map(|line| line.to_str().unwrap_or_default());
     let hops: Vec<&str> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();

@@ -1,4 +1,5 @@
-//! The self-check's client: sends requests to the gateway through the sidecar, over HTTP/1.1, HTTP/2 and WebSocket on either.
+//! The self-check's client: sends requests to the gateway through the sidecar, over HTTP/1.1,
+//! HTTP/2 and WebSocket on either.
 
 use std::fmt;
 use std::io;
@@ -144,7 +145,8 @@ impl Client {
         self.address.to_string()
     }
 
-    /// Sends a request from the address `from`, with `extra` fields; a `Host` among them replaces the sidecar's address.
+    /// Sends a request from the address `from`, with `extra` fields; a `Host` among them replaces
+    /// the sidecar's address.
     ///
     /// Over WebSocket, it also checks that messages are echoed as they were sent.
     pub(super) async fn send(&self, from: Ipv4Addr, way: Way, extra: &[(&str, &str)]) -> Result<Received, Error> {
@@ -256,7 +258,8 @@ async fn read(response: Response<impl Body<Data = Bytes, Error = hyper::Error>>)
     Ok(serde_json::from_slice(&body.to_bytes())?)
 }
 
-/// Reads the request as the gateway received it, and sends two messages that must be echoed, the second larger than any buffer on the way.
+/// Reads the request as the gateway received it, and sends two messages that must be echoed, the
+/// second larger than any buffer on the way.
 async fn echo<S: AsyncRead + AsyncWrite + Unpin>(mut websocket: WebSocketStream<S>) -> Result<Received, Error> {
     let Some(Message::Text(received)) = websocket.next().await.transpose()? else {
         return Err(Error::Echo("send the request as it was received"));

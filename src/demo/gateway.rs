@@ -1,4 +1,5 @@
-//! A gateway that answers every request with the request as it received it. It listens on loopback, as the real one must.
+//! A gateway that answers every request with the request as it received it. It listens on loopback,
+//! as the real one must.
 
 use std::convert::Infallible;
 use std::io;

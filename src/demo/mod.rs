@@ -1,7 +1,7 @@
 //! `loopgate demo`: a gateway, the sidecar in front of it and a client on each lane, in one process and without Docker.
 //!
-//! The gateway is a stand-in that shows each request as it received it, and how the newest OpenClaw would classify the client. The sidecar is
-//! the real one, with a temporary state directory.
+//! The gateway is a stand-in that shows each request as it received it, and how the newest OpenClaw
+//! would classify the client. The sidecar is the real one, with a temporary state directory.
 
 mod classify;
 mod client;
@@ -133,7 +133,8 @@ fn config(defaults: Config, listen: SocketAddr, gateway: SocketAddr, state_dir: 
     config
 }
 
-/// Returns where the self-check's clients, which have IPv4 loopback addresses, can connect to `address`; `None` if they can't.
+/// Returns where the self-check's clients, which have IPv4 loopback addresses, can connect to
+/// `address`; `None` if they can't.
 fn reachable(address: SocketAddr) -> Option<SocketAddr> {
     match address.ip() {
         ip if ip.is_unspecified() => Some((Ipv4Addr::LOCALHOST, address.port()).into()),

@@ -1,7 +1,7 @@
 //! Follows a source of agents without end: the state machine that Docker and Kubernetes share.
 //!
-//! A lost stream, a restarted source and a filter that cuts connections are all answered in one way: by a new session, which subscribes
-//! and lists again.
+//! A lost stream, a restarted source and a filter that cuts connections are all answered in one
+//! way: by a new session, which subscribes and lists again.
 
 use std::error::Error;
 use std::pin::Pin;
@@ -20,7 +20,8 @@ use crate::metrics;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// After a session of this length the next one begins at once: filters cut streams every so often, and that is no failure.
+/// After a session of this length the next one begins at once: filters cut streams every so often,
+/// and that is no failure.
 const STEADY: Duration = Duration::from_secs(5);
 /// How often the same failure is logged.
 const REPEAT: Duration = Duration::from_secs(60);
@@ -137,7 +138,8 @@ impl<S: Source> Follower<S> {
         self.metrics.listed.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
     }
 
-    /// Records a list of `count` containers or pods. Returns whether the source is live from now on, and was not before.
+    /// Records a list of `count` containers or pods. Returns whether the source is live from now
+    /// on, and was not before.
     pub fn record_list(&mut self, count: usize) -> bool {
         self.record_answer();
         self.metrics.lists.inc();
@@ -156,7 +158,8 @@ impl<S: Source> Follower<S> {
         connected
     }
 
-    /// Ends the session that began at `since`, and reached the source until `lost_since`. Returns whether the state has changed.
+    /// Ends the session that began at `since`, and reached the source until `lost_since`. Returns
+    /// whether the state has changed.
     fn lose(&mut self, error: &S::Error, since: Instant, lost_since: Instant) -> bool {
         let now = Instant::now();
         let text = one_line(&error_chain(error));

@@ -1,6 +1,7 @@
 //! Follows this namespace's network interfaces, their addresses, and the gateways of its routes.
 //!
-//! A message of rtnetlink(7) only causes a fresh list to be read. So no message is parsed, and a lost one costs nothing but time.
+//! A message of rtnetlink(7) only causes a fresh list to be read. So no message is parsed, and a
+//! lost one costs nothing but time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -71,7 +72,8 @@ impl InterfaceWatcher {
         &self.gateways
     }
 
-    /// Waits until the list, or that of gateways, differs from the latest one. Nothing is lost when the future is dropped.
+    /// Waits until the list, or that of gateways, differs from the latest one. Nothing is lost when
+    /// the future is dropped.
     pub async fn changed(&mut self) {
         loop {
             if !self.stale {

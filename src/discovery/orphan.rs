@@ -1,8 +1,9 @@
-//! Detects that the owner of this network namespace stopped, which leaves the containers that share the namespace with nothing but
-//! loopback.
+//! Detects that the owner of this network namespace stopped, which leaves the containers that share
+//! the namespace with nothing but loopback.
 //!
-//! Only a restart attaches a container to the owner's new namespace. But engines refuse to start it, and never try again, while the
-//! owner does not run. So this process exits only once the owner runs again.
+//! Only a restart attaches a container to the owner's new namespace. But engines refuse to start
+//! it, and never try again, while the owner does not run. So this process exits only once the owner
+//! runs again.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use tokio::time::Instant;
 
 /// The exit status after [`Namespace::Left`]: `EX_TEMPFAIL` of sysexits.h, "try again".
 pub const EXIT_ORPHANED: u8 = 75;
-/// How long the owner must have been running again, so that a crash loop does not stop it before the engine has restarted this process.
+/// How long the owner must have been running again, so that a crash loop does not stop it before
+/// the engine has restarted this process.
 const STEADY: Duration = Duration::from_secs(1);
 /// How long to wait where nothing is known of the owner.
 const UNKNOWN_OWNER_WAIT: Duration = Duration::from_secs(60);
@@ -21,8 +23,8 @@ pub enum Namespace {
     /// It is, as far as is known.
     #[default]
     Attached,
-    /// Its interfaces are gone, as when its owner stopped. Exiting now would be final: engines refuse to start a container whose
-    /// network namespace has no running owner.
+    /// Its interfaces are gone, as when its owner stopped. Exiting now would be final: engines
+    /// refuse to start a container whose network namespace has no running owner.
     Orphaned,
     /// Its owner runs again, in another namespace: exit with [`EXIT_ORPHANED`] to be restarted in that one.
     Left,
@@ -127,7 +129,8 @@ mod tests {
         OwnerLife::Running { started: Some(started).filter(|started| !started.is_empty()) }
     }
 
-    /// Returns the namespace after each observation: at a second, with or without interfaces, and at what life of the owner.
+    /// Returns the namespace after each observation: at a second, with or without interfaces, and
+    /// at what life of the owner.
     fn namespaces(looks: &[(u64, bool, OwnerLife<'_>)]) -> Vec<Namespace> {
         let (mut watch, begin) = (OrphanWatch::default(), Instant::now());
         let look = |&(at, has_interfaces, life): &(u64, bool, OwnerLife<'_>)| {

@@ -1,8 +1,9 @@
 //! Finds the container that owns the network namespace of this process.
 //!
-//! With `network_mode: "service:X"` that is X, not the container of this process. The kernel comes first: the addresses of this
-//! namespace are compared with those that the engine assigned. `/proc/self/cgroup` is not read (it says nothing on cgroup v2, and names
-//! the wrong container on v1).
+//! With `network_mode: "service:X"` that is X, not the container of this process. The kernel comes
+//! first: the addresses of this namespace are compared with those that the engine assigned.
+//! `/proc/self/cgroup` is not read (it says nothing on cgroup v2, and names the wrong container on
+//! v1).
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -67,8 +68,8 @@ pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> Op
     }
     // The same address on several networks, or none that is ours: an id tells, else the number of addresses.
     if !proven || candidates.len() > 1 {
-        // The mounts are the owner's in every engine; the host name, in Podman, is that of this very container, and would name it as
-        // soon as the owner has ended and is listed no more.
+        // The mounts are the owner's in every engine; the host name, in Podman, is that of this
+        // very container, and would name it as soon as the owner has ended and is listed no more.
         let hint = hints.mounts.as_ref().or(hints.hostname.as_ref()).filter(|hint| hint.len() >= 12);
         let hinted =
             hint.and_then(|hint| candidates.iter().find(|container| container.id.starts_with(hint.as_str()))).copied();
@@ -87,8 +88,9 @@ pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> Op
 
 /// Returns the container id in a source of `/etc/hosts` or `/etc/resolv.conf` as proc_pid_mountinfo(5) lists mounts.
 ///
-/// Docker has `.../containers/<id>/hosts`, Podman `.../overlay-containers/<id>/userdata/hosts`. Layers of images are named by 64
-/// digits too, so the whole path is checked. `/etc/hostname` is not used: in Podman it is a container's own.
+/// Docker has `.../containers/<id>/hosts`, Podman `.../overlay-containers/<id>/userdata/hosts`.
+/// Layers of images are named by 64 digits too, so the whole path is checked. `/etc/hostname` is
+/// not used: in Podman it is a container's own.
 fn container_in(mountinfo: &str) -> Option<String> {
     mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(3);

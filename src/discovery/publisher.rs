@@ -57,8 +57,8 @@ pub fn start(config: &Config, metrics: &metrics::DiscoveryMetrics, shutdown: &Sh
     view
 }
 
-/// Waits until the source of agents has listed them and the owner's names are known, or can't be: before that a view is incomplete.
-/// Waits no longer than `limit`.
+/// Waits until the source of agents has listed them and the owner's names are known, or can't be:
+/// before that a view is incomplete. Waits no longer than `limit`.
 pub async fn wait_until_ready(view: &mut watch::Receiver<Arc<View>>, limit: Duration) {
     let is_ready = |view: &Arc<View>| match &view.source_state {
         SourceState::Connecting { error } => error.is_some(),
@@ -199,7 +199,8 @@ impl Sources {
         }
     }
 
-    /// Has the owner inspected, once for each life of it and each change of its networks: only an inspection states its aliases.
+    /// Has the owner inspected, once for each life of it and each change of its networks: only an
+    /// inspection states its aliases.
     fn examine(&mut self, view: &View) {
         let AgentSource::Docker(docker) = &mut self.agents else { return };
         let owner = view.owner.as_ref().and_then(|owner| docker.container(&owner.id)).cloned();

@@ -1,5 +1,5 @@
-//! Reads the gateways of this namespace's routes from the kernel (proc_pid_net(5)): on a container's network the gateway is the bridge
-//! itself, and it is known without Docker.
+//! Reads the gateways of this namespace's routes from the kernel (proc_pid_net(5)): on a
+//! container's network the gateway is the bridge itself, and it is known without Docker.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -31,14 +31,16 @@ fn read(path: &str) -> io::Result<String> {
     }
 }
 
-/// Returns the gateway in a line of `net/route`: interface, destination, gateway, flags and so on; addresses as numbers of the machine's own byte order.
+/// Returns the gateway in a line of `net/route`: interface, destination, gateway, flags and so on;
+/// addresses as numbers of the machine's own byte order.
 fn gateway_v4(line: &str) -> Option<Ipv4Addr> {
     let mut fields = line.split_ascii_whitespace().skip(2);
     let (gateway, flags) = (hex(fields.next()?)?, hex(fields.next()?)?);
     (flags & VIA_GATEWAY == VIA_GATEWAY).then(|| Ipv4Addr::from(gateway.to_ne_bytes()))
 }
 
-/// Returns the gateway in a line of `net/ipv6_route`: destination, source, gateway (the fifth field) and so on, with the flags second to last.
+/// Returns the gateway in a line of `net/ipv6_route`: destination, source, gateway (the fifth
+/// field) and so on, with the flags second to last.
 fn gateway_v6(line: &str) -> Option<Ipv6Addr> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let [_, _, _, _, gateway, _, _, _, flags, _] = fields[..] else { return None };

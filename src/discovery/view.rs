@@ -16,10 +16,12 @@ use super::source_state::SourceState;
 use super::why_not::WhyNot;
 use crate::config::AgentSourceKind;
 
-/// How long an agent by address is still admitted after its source was lost. Meanwhile its address might be given to another
-/// container, so it is just enough for a filter or an engine to be restarted.
+/// How long an agent by address is still admitted after its source was lost. Meanwhile its address
+/// might be given to another container, so it is just enough for a filter or an engine to be
+/// restarted.
 pub const ADDRESS_GRACE: Duration = Duration::from_secs(5);
-/// How long an attested agent is still admitted. Its certificate proves who it is; only that it is still labelled goes unconfirmed.
+/// How long an attested agent is still admitted. Its certificate proves who it is; only that it is
+/// still labelled goes unconfirmed.
 pub const ATTESTED_GRACE: Duration = Duration::from_secs(30);
 
 /// What is known at one moment; published whole and never changed afterwards.
@@ -31,12 +33,13 @@ pub struct View {
     pub agents: BTreeMap<IpAddr, Arc<Agent>>,
     /// The agents at the source's last answer; kept while it is unreachable: see [`View::for_established`].
     pub last_known: BTreeMap<IpAddr, Arc<Agent>>,
-    /// The caps by address of every container, or pod, that has one, whether or not it is an agent. They outlast the source.
+    /// The caps by address of every container, or pod, that has one, whether or not it is an agent.
+    /// They outlast the source.
     pub caps: BTreeMap<IpAddr, ScopeCap>,
     /// Labelled containers that are not agents nevertheless, by name, and why not.
     pub not_agents: BTreeMap<String, WhyNot>,
-    /// Addresses of the bridges themselves, as Docker and this namespace's routes state them: published ports and the host arrive from
-    /// them, so they identify no single client.
+    /// Addresses of the bridges themselves, as Docker and this namespace's routes state them:
+    /// published ports and the host arrive from them, so they identify no single client.
     pub bridge_gateways: BTreeSet<IpAddr>,
     /// Names by which others on shared networks reach this namespace: container name, network aliases, compose service.
     pub own_names: BTreeSet<String>,
@@ -78,8 +81,9 @@ impl View {
 
     /// Returns this view as it counts for a connection that was admitted before.
     ///
-    /// A source that is out of reach says nothing about a container, so an established connection keeps what it has; only new
-    /// connections are decided by the view as it is. When the source reports that a container is gone, it is gone from here too.
+    /// A source that is out of reach says nothing about a container, so an established connection
+    /// keeps what it has; only new connections are decided by the view as it is. When the source
+    /// reports that a container is gone, it is gone from here too.
     #[must_use]
     pub fn for_established(self: &Arc<Self>) -> Arc<Self> {
         if self.agents == self.last_known {

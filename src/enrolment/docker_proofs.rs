@@ -1,4 +1,5 @@
-//! Reads proofs through the Docker Engine API: `GET /containers/json`, `GET /containers/{id}/top`, `HEAD /containers/{id}/archive`.
+//! Reads proofs through the Docker Engine API: `GET /containers/json`, `GET /containers/{id}/top`,
+//! `HEAD /containers/{id}/archive`.
 
 use std::path::Path;
 
@@ -96,8 +97,8 @@ impl DockerProofs {
     }
 }
 
-/// Returns whether a container with this PID mode has joined the PID namespace of the container `id`. A mode that names a container otherwise
-/// than by its id may mean any.
+/// Returns whether a container with this PID mode has joined the PID namespace of the container
+/// `id`. A mode that names a container otherwise than by its id may mean any.
 fn joins(mode: &str, id: &str) -> bool {
     let is_id = |name: &str| name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     mode.strip_prefix("container:").is_some_and(|name| name == id || !is_id(name))

@@ -1,13 +1,16 @@
 //! Attested enrolment: reads a certificate request, reads a proof through Docker, and issues a short-lived certificate.
 //!
-//! On Kubernetes the proof is a service-account token that is bound to the pod, which the API server reviews: only the kubelet can
-//! issue such a token. It must be that of the very pod that discovery knows by the source address.
+//! On Kubernetes the proof is a service-account token that is bound to the pod, which the API
+//! server reviews: only the kubelet can issue such a token. It must be that of the very pod that
+//! discovery knows by the source address.
 //!
-//! [`crate::attest`] has the protocol. A nonce lives in the task of the one connection that it was made for, and nowhere else: so it is
-//! bound to that connection and its source address, can't be used twice, and dies with the conversation's deadline. What must be shown
-//! is derived from the nonce and the requested public key, so it serves no other key. And it is looked for only in the container that
-//! discovery knows by the source address, and in no other one that shares its network namespace: a neighbour that forges the address sees
-//! the nonce, but can't show anything in there.
+//! [`crate::attest`] has the protocol. A nonce lives in the task of the one connection that it was
+//! made for, and nowhere else: so it is bound to that connection and its source address, can't be
+//! used twice, and dies with the conversation's deadline. What must be shown is derived from the
+//! nonce and the requested public key, so it serves no other key. And it is looked for only in the
+//! container that discovery knows by the source address, and in no other one that shares its
+//! network namespace: a neighbour that forges the address sees the nonce, but can't show anything
+//! in there.
 
 mod docker_proofs;
 mod error;
@@ -74,8 +77,8 @@ pub struct Enrolment<P = DockerProofs> {
 }
 
 impl<P: ProofReader> Enrolment<P> {
-    /// Enrols the agents in `view`, with certificates of `authority`. Without that, or without a reader of proofs, every enrolment is
-    /// refused.
+    /// Enrols the agents in `view`, with certificates of `authority`. Without that, or without a
+    /// reader of proofs, every enrolment is refused.
     pub fn new(
         config: &Config,
         view: watch::Receiver<Arc<View>>,
@@ -307,7 +310,8 @@ async fn review(api: &Api, agent: &Agent, token: &Secret) -> Result<(), Error> {
     Ok(())
 }
 
-/// Parses a request, and returns it with its SubjectPublicKeyInfo. Its signature is verified when the certificate is issued.
+/// Parses a request, and returns it with its SubjectPublicKeyInfo. Its signature is verified when
+/// the certificate is issued.
 pub(crate) fn parse(pem: &str) -> Option<(CertificateSigningRequestDer<'static>, Vec<u8>)> {
     let csr = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes()).ok()?;
     let (rest, parsed) = X509CertificationRequest::from_der(&csr).ok()?;

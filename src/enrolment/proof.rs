@@ -6,7 +6,8 @@ use super::error::{Error, gone, refuse};
 use super::proof_reader::{Entry, FileStat, ProofReader, Surroundings};
 use crate::attest::{PROOF_MODE, PROOF_MTIME, ProofKind, Reason, SHOW_COMMAND, SHOW_NAME, Shown};
 
-/// Finds `proof`, shown as `shown` says, in the container `agent`. A container that shares its network namespace proves nothing for it.
+/// Finds `proof`, shown as `shown` says, in the container `agent`. A container that shares its
+/// network namespace proves nothing for it.
 pub(super) async fn find<P: ProofReader>(
     reader: &P,
     agent: &str,
@@ -45,16 +46,16 @@ pub(super) fn kind(shown: &Shown) -> ProofKind {
     }
 }
 
-/// Returns whether the command line is that of the agent's helper with `proof`, and not one that merely contains the text: containers
-/// fetch, search and print text from elsewhere.
+/// Returns whether the command line is that of the agent's helper with `proof`, and not one that
+/// merely contains the text: containers fetch, search and print text from elsewhere.
 fn shows(command_line: &str, proof: &str) -> bool {
     let mut words = command_line.split_whitespace();
     let is_ours = words.next().is_some_and(|program| Path::new(program).file_name() == Some(SHOW_NAME.as_ref()));
     is_ours && words.eq([SHOW_COMMAND, proof])
 }
 
-/// Returns the directories that lead to `path`, outermost first, if it is the `expected` one, and only the container itself could have put
-/// a file there.
+/// Returns the directories that lead to `path`, outermost first, if it is the `expected` one, and
+/// only the container itself could have put a file there.
 fn place(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
     if path.as_os_str() != expected.as_os_str() {
         return Err("a proof is shown as a file only in /var/lib/loopgate-proof");
@@ -68,7 +69,8 @@ fn place(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf
     Ok(directories)
 }
 
-/// Returns whether `path` is a file that `loopgate` itself made, below real directories: a link among them could lead onto a mount.
+/// Returns whether `path` is a file that `loopgate` itself made, below real directories: a link
+/// among them could lead onto a mount.
 async fn is_proof<P: ProofReader>(reader: &P, id: &str, directories: &[PathBuf], path: &Path) -> Result<bool, Error> {
     for directory in directories {
         if reader.entry(id, directory).await? != Some(Entry::Directory) {

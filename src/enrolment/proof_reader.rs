@@ -6,7 +6,8 @@ use crate::attest::ProofKind;
 
 /// Reads containers from outside, through the engine; tests have their own.
 pub trait ProofReader: Send + Sync {
-    /// Returns what of the container `id` decides whether a proof of `kind` counts; `None` if the container does not run.
+    /// Returns what of the container `id` decides whether a proof of `kind` counts; `None` if the
+    /// container does not run.
     fn container(
         &self,
         id: &str,

@@ -233,7 +233,8 @@ async fn a_replayed_nonce_and_another_key_get_no_certificate() {
     let mut second = harness.connect(ADDRESS);
     assert_ne!(csr.ask(&mut second).await, proof);
     assert_eq!(shown(&mut second).await.unwrap_err(), Reason::ProofNotFound);
-    // A neighbour that forges the address while the agent enrols has a nonce and a key of its own; the agent's proof is not for them.
+    // A neighbour that forges the address while the agent enrols has a nonce and a key of its own;
+    // the agent's proof is not for them.
     let (mut third, mut forger) = (harness.connect(ADDRESS), harness.connect(ADDRESS));
     let proof = csr.ask(&mut third).await;
     Csr::new().ask(&mut forger).await;

@@ -99,7 +99,8 @@ fn act(byte: u8, next: &mut u32) -> Vec<u8> {
     }
 }
 
-/// A client's side of a connection: each read gets the next piece, or nothing yet; each write takes `most` bytes at most.
+/// A client's side of a connection: each read gets the next piece, or nothing yet; each write takes
+/// `most` bytes at most.
 struct Client {
     pieces: VecDeque<Option<Vec<u8>>>,
     written: Rc<RefCell<Vec<u8>>>,
@@ -161,7 +162,8 @@ impl Tasks {
 
 /// An HTTP/2 connection, cut into reads by the first byte; each further byte is something that the client does.
 ///
-/// Interim responses are only sent on the streams of their requests, before the final response, and between hyper's frames.
+/// Interim responses are only sent on the streams of their requests, before the final response, and
+/// between hyper's frames.
 pub fn h2_streams(data: &[u8]) {
     run(data);
 }

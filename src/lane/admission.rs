@@ -36,8 +36,8 @@ pub fn admit_stated_client(peer: IpAddr, header: ProxyHeader, policy: &Policy) -
     if header == ProxyHeader::Local || sender.is_trusted_proxy { Ok(()) } else { policy.check_lists(sender.ip) }
 }
 
-/// Returns whether a certificate of loopgate's own CA can make the connection an agent's or name its user, so that the client is asked for
-/// one. With `tls.client_ca` every client is asked.
+/// Returns whether a certificate of loopgate's own CA can make the connection an agent's or name
+/// its user, so that the client is asked for one. With `tls.client_ca` every client is asked.
 pub fn may_have_certificate(peer: IpAddr, header: ProxyHeader, view: &View, policy: &Policy) -> bool {
     let sender = RequestSender::new(canonical(peer), header, policy);
     may_be_agent(peer, view, policy) || !sender.is_trusted_proxy && policy.asks_for_certificate(sender.ip)

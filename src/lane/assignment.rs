@@ -27,7 +27,8 @@ impl Lane {
         }
     }
 
-    /// Returns what makes the connection an agent's, in one word, and the agent's name or certificate URI if it has one.
+    /// Returns what makes the connection an agent's, in one word, and the agent's name or
+    /// certificate URI if it has one.
     pub fn agent_basis(&self) -> (Option<&'static str>, Option<&str>) {
         let Self::Agent(lane) = self else { return (None, None) };
         let name = match &lane.basis {
@@ -111,12 +112,13 @@ pub struct ExternalLane {
     pub client: IpAddr,
     /// The same address as `X-Forwarded-For` states it.
     pub stated: StatedClient,
-    /// Whether a trusted proxy writes the requests, so that each request may name its client. Behind a PROXY header the client
-    /// writes them.
+    /// Whether a trusted proxy writes the requests, so that each request may name its client.
+    /// Behind a PROXY header the client writes them.
     pub trusted_proxy: bool,
     /// The user that a client certificate names: one from `tls.client_ca`, or of `cert issue --user`.
     pub user: Option<HeaderValue>,
-    /// The scope cap, as the value of `X-OpenClaw-Scopes`: the container's own cap, `external.scopes`, or what both allow.
+    /// The scope cap, as the value of `X-OpenClaw-Scopes`: the container's own cap,
+    /// `external.scopes`, or what both allow.
     pub scopes: Option<HeaderValue>,
 }
 

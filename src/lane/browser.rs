@@ -1,5 +1,5 @@
-//! Detects requests that a web page causes. A browser in an agent's container shares the agent's connection, but its pages come
-//! from sites that the operator does not trust.
+//! Detects requests that a web page causes. A browser in an agent's container shares the agent's
+//! connection, but its pages come from sites that the operator does not trust.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,15 +11,17 @@ use crate::pki::SubjectName;
 
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// Returns whether a browser sent these `headers` of a request to `host`: they have an `Origin`, fetch metadata (W3C Fetch Metadata), a
-/// preflight's question (`Access-Control-Request-*`), or a `Referer` of another site.
+/// Returns whether a browser sent these `headers` of a request to `host`: they have an `Origin`,
+/// fetch metadata (W3C Fetch Metadata), a preflight's question (`Access-Control-Request-*`), or a
+/// `Referer` of another site.
 pub(super) fn is_from_browser(headers: &HeaderMap, host: &HeaderValue) -> bool {
     headers.keys().any(|name| {
         *name == ORIGIN || name.as_str().starts_with("access-control-request-") || is_fetch_metadata(name, headers)
     }) || headers.get_all(REFERER).iter().any(|referer| !is_of_host(referer, host))
 }
 
-/// Returns whether `name` is fetch metadata of a browser. Node's own fetch sends `Sec-Fetch-Mode: cors`, and no other field of the kind.
+/// Returns whether `name` is fetch metadata of a browser. Node's own fetch sends `Sec-Fetch-Mode:
+/// cors`, and no other field of the kind.
 fn is_fetch_metadata(name: &HeaderName, headers: &HeaderMap) -> bool {
     if *name != SEC_FETCH_MODE {
         return name.as_str().starts_with("sec-fetch-");
@@ -37,12 +39,14 @@ fn is_of_host(referer: &HeaderValue, host: &HeaderValue) -> bool {
 
 /// Returns whether a browser might send a page's request to `host` (with or without a port) without marking it.
 ///
-/// Browsers mark requests to potentially trustworthy hosts: 127.0.0.0/8, `::1`, `localhost` and names below it (W3C Secure Contexts,
-/// section 3.1). The certificate's `names` are not foreign either.
+/// Browsers mark requests to potentially trustworthy hosts: 127.0.0.0/8, `::1`, `localhost` and
+/// names below it (W3C Secure Contexts, section 3.1). The certificate's `names` are not foreign
+/// either.
 ///
-/// `loopgate agent` speaks plain HTTP on 127.0.0.1. A page can point a name of its own there (DNS rebinding), or write the address
-/// in a form that browsers don't recognize: `[::ffff:127.0.0.1]`, `0.0.0.0`, another name in `/etc/hosts`. Browsers then send
-/// neither `Origin` nor fetch metadata, but a page can't choose the `Host`. Over TLS the certificate check prevents this.
+/// `loopgate agent` speaks plain HTTP on 127.0.0.1. A page can point a name of its own there (DNS
+/// rebinding), or write the address in a form that browsers don't recognize: `[::ffff:127.0.0.1]`,
+/// `0.0.0.0`, another name in `/etc/hosts`. Browsers then send neither `Origin` nor fetch metadata,
+/// but a page can't choose the `Host`. Over TLS the certificate check prevents this.
 pub(super) fn is_foreign_host(host: &HeaderValue, names: &BTreeSet<SubjectName>) -> bool {
     let Ok(host) = host.to_str() else { return true };
     let bracketed = host.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(ip, _)| ip);

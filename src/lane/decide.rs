@@ -92,8 +92,8 @@ pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<A
     if is_own_address(peer, view) && policy.own_addresses == OwnAddresses::Agent {
         return Some(AgentBasis::OwnAddress);
     }
-    // Published ports and rootless engines deliver outsiders with these addresses too, so a network that merely includes them
-    // does not make them agents.
+    // Published ports and rootless engines deliver outsiders with these addresses too, so a network
+    // that merely includes them does not make them agents.
     let shared =
         peer.is_loopback() || view.is_own(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
     let names_it = |net: &IpNet| {
@@ -108,8 +108,8 @@ pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<A
 
 /// Returns whether `peer` is an address of this network namespace from which only its own processes connect.
 ///
-/// Of 127.0.0.0/8 that is 127.0.0.1 alone: forwarders deliver outside clients from other addresses of it, such as Istio's inbound
-/// passthrough from 127.0.0.6.
+/// Of 127.0.0.0/8 that is 127.0.0.1 alone: forwarders deliver outside clients from other addresses
+/// of it, such as Istio's inbound passthrough from 127.0.0.6.
 pub(super) fn is_own_address(peer: IpAddr, view: &View) -> bool {
     match peer {
         IpAddr::V4(ip) if ip.is_loopback() => ip == Ipv4Addr::LOCALHOST,
@@ -127,8 +127,8 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Agent
         .is_ok_and(|named| named.trust_domain == trust_domain && named.kind == kind && named.workload == id)
 }
 
-/// The cap of the container at `peer`, agent or not, even without Docker: an agent that gets itself onto the external lane
-/// keeps its cap. An agent without a label of its own has the common cap.
+/// The cap of the container at `peer`, agent or not, even without Docker: an agent that gets itself
+/// onto the external lane keeps its cap. An agent without a label of its own has the common cap.
 fn cap_of_container(peer: IpAddr, view: &View, policy: &Policy) -> Option<HeaderValue> {
     let of_agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
     let of_agent = of_agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.scopes.clone()));

@@ -34,9 +34,11 @@ pub struct Certificate {
     pub serial: Vec<u8>,
     /// Its URI subject alternative names.
     pub uris: Vec<String>,
-    /// The user that it names: the SAN e-mail, else URI, else DNS name. One of loopgate's own CA names a user by an e-mail address alone.
+    /// The user that it names: the SAN e-mail, else URI, else DNS name. One of loopgate's own CA
+    /// names a user by an e-mail address alone.
     pub user: Option<String>,
-    /// The end of its validity, in seconds since the Unix epoch. TLS resumption skips the verifier, so the lane decision checks it.
+    /// The end of its validity, in seconds since the Unix epoch. TLS resumption skips the verifier,
+    /// so the lane decision checks it.
     pub not_after: i64,
 }
 

@@ -95,7 +95,8 @@ impl fmt::Display for WhyExternal {
     }
 }
 
-/// Explains why the connection with this `evidence` is external, unless that is to be expected. `now` is in seconds since the Unix epoch.
+/// Explains why the connection with this `evidence` is external, unless that is to be expected.
+/// `now` is in seconds since the Unix epoch.
 pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Option<WhyExternal> {
     let peer = canonical(evidence.peer);
     let why = why_external_on_loopback(peer, evidence.certificate.as_ref(), view, policy, now);

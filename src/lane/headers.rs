@@ -1,8 +1,9 @@
 //! The heads that the gateway gets: each is made here, from a lane.
 //!
-//! The newest gateway treats a request from the external lane's address without forwarding headers as local. So [`GatewayHead`] has no
-//! public field and two constructors: one needs an [`AgentLane`], the other a [`Forwarding`], which is complete by construction. The
-//! source address is part of the head, so no head can leave from the other lane's address.
+//! The newest gateway treats a request from the external lane's address without forwarding headers
+//! as local. So [`GatewayHead`] has no public field and two constructors: one needs an
+//! [`AgentLane`], the other a [`Forwarding`], which is complete by construction. The source address
+//! is part of the head, so no head can leave from the other lane's address.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -85,8 +86,8 @@ pub struct GatewayHead {
 }
 
 impl GatewayHead {
-    /// Makes the head of a request on a connection of `lane`. `token` is the gateway's, for agents that inherit it; `names` are those
-    /// of loopgate's certificate.
+    /// Makes the head of a request on a connection of `lane`. `token` is the gateway's, for agents
+    /// that inherit it; `names` are those of loopgate's certificate.
     ///
     /// A request that a web page causes on an agent's connection goes out on the external lane.
     ///
@@ -99,7 +100,8 @@ impl GatewayHead {
         token: Option<&HeaderValue>,
         names: &BTreeSet<SubjectName>,
     ) -> Result<Self, RequestRefusal> {
-        // HTTP/2 may split cookies over several fields, HTTP/1.1 may not (RFC 9113 section 8.2.3). They count as one field.
+        // HTTP/2 may split cookies over several fields, HTTP/1.1 may not (RFC 9113 section 8.2.3).
+        // They count as one field.
         if parts.version == Version::HTTP_2 {
             join_cookies(&mut parts.headers);
         }
@@ -241,7 +243,8 @@ impl Forwarding {
     /// Makes the forwarding headers of a request for `host` on `lane`. Only a trusted proxy's `sent` headers count.
     ///
     /// # Errors
-    /// The allow and deny lists refuse the client that a trusted proxy named, or the agent whose connection a page uses.
+    /// The allow and deny lists refuse the client that a trusted proxy named, or the agent whose
+    /// connection a page uses.
     pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &Policy) -> Result<Self, Denied> {
         let checked_client = lane.client_of(sent, policy);
         policy.check_lists(checked_client)?;
@@ -285,12 +288,14 @@ impl Forwarding {
     }
 }
 
-/// Refuses requests to the gateway's HTTP API on a connection with the scope cap `cap`, unless it includes `operator.admin`.
+/// Refuses requests to the gateway's HTTP API on a connection with the scope cap `cap`, unless it
+/// includes `operator.admin`.
 ///
-/// There the gateway gives every client that sends its token or password full operator rights, and ignores `X-OpenClaw-Scopes`
-/// (OpenClaw `gateway/openai-http-api`, `gateway/tools-invoke-http-api`). The same holds for `POST /sessions/KEY/kill`
-/// and `GET /sessions/KEY/history`.
-/// A request for an upgrade is refused too: a gateway that does not upgrade could answer it as a plain request.
+/// There the gateway gives every client that sends its token or password full operator rights, and
+/// ignores `X-OpenClaw-Scopes` (OpenClaw `gateway/openai-http-api`,
+/// `gateway/tools-invoke-http-api`). The same holds for `POST /sessions/KEY/kill` and `GET
+/// /sessions/KEY/history`. A request for an upgrade is refused too: a gateway that does not upgrade
+/// could answer it as a plain request.
 fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), RequestRefusal> {
     static API: LazyLock<Vec<PathRule>> = LazyLock::new(|| {
         let deny = |prefix: &str| PathRule { allow: false, prefix: prefix.into(), methods: Vec::new(), upgrade: false };
@@ -311,7 +316,8 @@ fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue
     values.next().filter(|_| values.next().is_none())
 }
 
-/// Does what both lanes need: origin-form target, HTTP/1.1, and no field that clients may not send. Returns whether it is an upgrade.
+/// Does what both lanes need: origin-form target, HTTP/1.1, and no field that clients may not send.
+/// Returns whether it is an upgrade.
 fn prepare(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &Policy) -> bool {
     let origin_form = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(origin_form);
@@ -370,7 +376,8 @@ pub fn scrub_response_trailers(trailers: &mut HeaderMap) {
     remove_head_fields(trailers);
 }
 
-/// Removes fields for the framing, routing, authentication or processing of a message, which no trailer may be (RFC 9110 section 6.5.1).
+/// Removes fields for the framing, routing, authentication or processing of a message, which no
+/// trailer may be (RFC 9110 section 6.5.1).
 fn remove_head_fields(trailers: &mut HeaderMap) {
     use http::header::{
         CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, MAX_FORWARDS, SET_COOKIE,

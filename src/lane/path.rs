@@ -1,7 +1,7 @@
 //! `[[external.paths]]`: which paths external clients may request.
 //!
-//! The gateway decodes and normalizes paths by its own rules, so once there are rules, a path that two parsers could read
-//! differently is refused.
+//! The gateway decodes and normalizes paths by its own rules, so once there are rules, a path that
+//! two parsers could read differently is refused.
 
 use http::Method;
 
@@ -10,9 +10,10 @@ use crate::config::PathRule;
 
 /// Applies `rules` to `path` (without its query); the first rule that matches decides.
 ///
-/// If none matches, a list with an `allow` rule refuses, and a list of `deny` rules allows. `allow` rules compare paths and methods
-/// exactly, `deny` rules ignore case, so a doubtful match never opens a path. The gateway accepts WebSockets on every path, so an
-/// `allow` rule applies to upgrades only if it has `upgrade`.
+/// If none matches, a list with an `allow` rule refuses, and a list of `deny` rules allows. `allow`
+/// rules compare paths and methods exactly, `deny` rules ignore case, so a doubtful match never
+/// opens a path. The gateway accepts WebSockets on every path, so an `allow` rule applies to
+/// upgrades only if it has `upgrade`.
 ///
 /// # Errors
 /// [`RequestRefusal::AmbiguousPath`] or [`RequestRefusal::PathDenied`].

@@ -12,7 +12,8 @@ use crate::config::{Config, OwnAddresses};
 /// The part of the configuration that lane decisions read.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Whether the gateway is on loopback. Elsewhere it can't see the lanes' source addresses, so every client is external.
+    /// Whether the gateway is on loopback. Elsewhere it can't see the lanes' source addresses, so
+    /// every client is external.
     pub(super) gateway_is_loopback: bool,
     pub(super) own_addresses: OwnAddresses,
     pub(super) cidrs: Vec<IpNet>,
@@ -67,7 +68,8 @@ impl Policy {
         contains(&self.trusted_proxies, ip)
     }
 
-    /// Returns whether a client can't choose the value that the gateway gets in `name`: loopgate removes the header, or sets it itself.
+    /// Returns whether a client can't choose the value that the gateway gets in `name`: loopgate
+    /// removes the header, or sets it itself.
     ///
     /// A trusted proxy can choose those in `external.identity_headers`.
     pub fn controls_header(&self, name: &HeaderName) -> bool {
@@ -75,8 +77,9 @@ impl Policy {
         listed(&self.identity_headers) || (is_reserved(name) && !listed(&self.keep_headers))
     }
 
-    /// Returns whether a certificate of `loopgate cert issue`, an agent's or a user's, counts from `client`: `agents.certificate_from` contains it, or every client is
-    /// asked for a certificate because of `tls.client_ca`.
+    /// Returns whether a certificate of `loopgate cert issue`, an agent's or a user's, counts from
+    /// `client`: `agents.certificate_from` contains it, or every client is asked for a certificate
+    /// because of `tls.client_ca`.
     pub(super) fn asks_for_certificate(&self, client: IpAddr) -> bool {
         self.has_client_ca || contains(&self.certificate_from, client)
     }
@@ -96,7 +99,8 @@ impl Policy {
     }
 }
 
-/// Formats `scopes` as the value of `X-OpenClaw-Scopes`. If a header can't hold them, the cap is empty and leaves no scope.
+/// Formats `scopes` as the value of `X-OpenClaw-Scopes`. If a header can't hold them, the cap is
+/// empty and leaves no scope.
 pub(super) fn scope_cap(scopes: &[String]) -> HeaderValue {
     HeaderValue::from_str(&scopes.join(",")).unwrap_or(HeaderValue::from_static(""))
 }

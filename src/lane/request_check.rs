@@ -202,7 +202,8 @@ fn is_length(value: &[u8]) -> bool {
     number.is_some_and(|text| text.parse::<i64>().is_ok())
 }
 
-/// The protocol of an upgrade to one of `upgrades`, which needs both `Upgrade` and `Connection`; anything else is a plain request.
+/// The protocol of an upgrade to one of `upgrades`, which needs both `Upgrade` and `Connection`;
+/// anything else is a plain request.
 fn upgrade(parts: &Parts, upgrades: &[String]) -> Result<Option<HeaderValue>, RequestRefusal> {
     let mut protocols = parts.headers.get_all(UPGRADE).iter();
     let Some(protocol) = protocols.next() else { return Ok(None) };

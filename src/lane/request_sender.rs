@@ -6,7 +6,8 @@ use super::evidence::ProxyHeader;
 use super::policy::Policy;
 use crate::addr::canonical;
 
-/// The party that writes the requests on a connection: its peer, or the client that a trusted proxy names in a PROXY header.
+/// The party that writes the requests on a connection: its peer, or the client that a trusted proxy
+/// names in a PROXY header.
 pub(super) struct RequestSender {
     pub(super) ip: IpAddr,
     /// Whether it is a trusted proxy, whose requests state clients of their own.
@@ -14,8 +15,9 @@ pub(super) struct RequestSender {
 }
 
 impl RequestSender {
-    /// A PROXY header counts only if the peer is a trusted proxy. The client that it names then takes the proxy's place, because
-    /// a proxy that only passes TLS on can't have written the requests.
+    /// A PROXY header counts only if the peer is a trusted proxy. The client that it names then
+    /// takes the proxy's place, because a proxy that only passes TLS on can't have written the
+    /// requests.
     pub(super) fn new(peer: IpAddr, header: ProxyHeader, policy: &Policy) -> Self {
         let is_trusted_proxy = policy.is_trusted_proxy(peer);
         match header {

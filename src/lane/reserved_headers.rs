@@ -1,15 +1,17 @@
 //! Header names that clients may not send to the gateway, because they can carry an identity or a client's address.
 //!
-//! A gateway, or a plugin of it, may be configured to believe any header of this kind. So a name is reserved if its words say
-//! that it carries an identity (`X-Authenticated-User`), besides the names that are known and don't say so (`SM_UNIVERSALID`).
+//! A gateway, or a plugin of it, may be configured to believe any header of this kind. So a name is
+//! reserved if its words say that it carries an identity (`X-Authenticated-User`), besides the
+//! names that are known and don't say so (`SM_UNIVERSALID`).
 
 use http::HeaderName;
 
 /// Request headers of the gateway's own HTTP API and webhooks, which pass although they begin with `X-OpenClaw-`.
 ///
-/// They are those that the gateway's documentation (2026.9: `gateway/openai-http-api`, `gateway/tools-invoke-http-api`,
-/// `gateway/config-hooks`, `automation/cron-jobs/webhooks`, `tools/browser-control`, `plugins/webhooks`) and code (2026.2) read
-/// from clients. `X-OpenClaw-Scopes` is not one of them: it declares what the connection may do.
+/// They are those that the gateway's documentation (2026.9: `gateway/openai-http-api`,
+/// `gateway/tools-invoke-http-api`, `gateway/config-hooks`, `automation/cron-jobs/webhooks`,
+/// `tools/browser-control`, `plugins/webhooks`) and code (2026.2) read from clients.
+/// `X-OpenClaw-Scopes` is not one of them: it declares what the connection may do.
 const OPENCLAW_REQUEST_HEADERS: &[&str] = &[
     "x-openclaw-account-id",
     "x-openclaw-agent",
@@ -99,7 +101,8 @@ const PREFIXES: &[&str] = &[
     "x-webauth-",
 ];
 
-/// Returns whether clients may not send `name`. `_` and `.` count as `-`, since servers that make CGI variables of headers fold them.
+/// Returns whether clients may not send `name`. `_` and `.` count as `-`, since servers that make
+/// CGI variables of headers fold them.
 pub(super) fn is_reserved(name: &HeaderName) -> bool {
     // `HeaderName` is lower case already.
     let text = name.as_str();

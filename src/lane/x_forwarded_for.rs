@@ -8,8 +8,9 @@ use crate::addr::canonical;
 
 /// Returns the rightmost address of all `X-Forwarded-For` lines that is not itself a trusted proxy.
 ///
-/// The connected proxy wrote the rightmost entry, the proxy that it names wrote the next, and so on, so entries left of the first
-/// untrusted one can be forged. Returns `None` if there is no entry, or if the walk meets one that is not an address.
+/// The connected proxy wrote the rightmost entry, the proxy that it names wrote the next, and so
+/// on, so entries left of the first untrusted one can be forged. Returns `None` if there is no
+/// entry, or if the walk meets one that is not an address.
 pub(super) fn client(headers: &HeaderMap, is_trusted: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let lines: Vec<_> = headers.get_all("x-forwarded-for").iter().collect();
     let mut leftmost = None;

@@ -27,7 +27,8 @@ const MIN_TABLE: usize = 1024;
 const AGENT_SHARE: usize = 16;
 /// The most connections that may ever wait for a permit; the same number again may wait for agents.
 ///
-/// They are accepted already: connections in the kernel's queue can't be distinguished, so agents would wait behind the others.
+/// They are accepted already: connections in the kernel's queue can't be distinguished, so agents
+/// would wait behind the others.
 pub const MAX_WAITING: usize = 256;
 
 /// The connection limits and the connections counted against them. All listeners share one.
@@ -112,7 +113,9 @@ struct Client {
 }
 
 impl ConnectionLimits {
-    /// Returns limits without connections. At most `max_waiting` connections wait, and as many of agents'. `may_be_agents` returns whether a connection from an address may turn out to be an agent's.
+    /// Returns limits without connections. At most `max_waiting` connections wait, and as many of
+    /// agents'. `may_be_agents` returns whether a connection from an address may turn out to be an
+    /// agent's.
     pub fn new(
         config: &Config,
         max_waiting: usize,

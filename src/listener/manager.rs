@@ -21,8 +21,8 @@ use crate::discovery::View;
 use crate::metrics::ListenerMetrics;
 use crate::shutdown::Shutdown;
 
-/// The pauses before an address that can't be bound is tried again: it may be in use for now, or an IPv6 address that is still tentative
-/// (RFC 4862).
+/// The pauses before an address that can't be bound is tried again: it may be in use for now, or an
+/// IPv6 address that is still tentative (RFC 4862).
 const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
 
 /// Why the listeners can't be opened.
@@ -46,11 +46,13 @@ pub enum Error {
     },
 }
 
-/// Opens the listeners that `config.listen` asks for, and follows `view` until `shutdown`: an address that appears gets a listener, an
-/// address that vanishes loses it. Each connection within `limits` is passed to `serve`, which must not block.
+/// Opens the listeners that `config.listen` asks for, and follows `view` until `shutdown`: an
+/// address that appears gets a listener, an address that vanishes loses it. Each connection within
+/// `limits` is passed to `serve`, which must not block.
 ///
-/// Returns the addresses listened on, with the real ports. The list may be empty, since addresses may appear later; only an address that
-/// the configuration names exactly must be bound now. Must be called within a Tokio runtime.
+/// Returns the addresses listened on, with the real ports. The list may be empty, since addresses
+/// may appear later; only an address that the configuration names exactly must be bound now. Must
+/// be called within a Tokio runtime.
 ///
 /// # Errors
 /// An address that the configuration names exactly can't be bound, or is the gateway's own.

@@ -21,7 +21,8 @@ pub fn plan(wanted: &BTreeSet<SocketAddr>, open: &BTreeSet<SocketAddr>) -> Plan 
     Plan { close: open.difference(wanted).copied().collect(), open: wanted.difference(open).copied().collect() }
 }
 
-/// Returns the addresses to listen on. `scope_of` returns the index of the interface with a name, for link-local addresses.
+/// Returns the addresses to listen on. `scope_of` returns the index of the interface with a name,
+/// for link-local addresses.
 ///
 /// The gateway's own address is never among them, nor an address that an unspecified one (`[::]`, `0.0.0.0`) covers.
 pub fn wanted(
@@ -82,7 +83,8 @@ pub fn gateway_conflict(listen: &[ListenOn], gateway: SocketAddr) -> Option<Sock
     listen.iter().find_map(|on| match on.addresses {
         ListenAddresses::Address(exact) => {
             let address = SocketAddr::new(canonical(exact), on.port);
-            // An unspecified address takes the port on every local address. Only a loopback gateway is certain to be local.
+            // An unspecified address takes the port on every local address. Only a loopback gateway
+            // is certain to be local.
             let taken = address == gateway || (gateway.ip().is_loopback() && covers(address, gateway));
             taken.then_some(address)
         }

@@ -1,7 +1,9 @@
-//! The PROXY protocol, versions 1 and 2, by which a trusted proxy states its client's address before the first byte of TLS.
+//! The PROXY protocol, versions 1 and 2, by which a trusted proxy states its client's address
+//! before the first byte of TLS.
 //!
-//! Specification: <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>. Exactly the header is read from the stream, and
-//! no byte of what follows. The caller decides which peers may send one.
+//! Specification: <https://www.haproxy.org/download/3.2/doc/proxy-protocol.txt>. Exactly the header
+//! is read from the stream, and no byte of what follows. The caller decides which peers may send
+//! one.
 
 use std::io;
 use std::net::IpAddr;

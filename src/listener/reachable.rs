@@ -7,8 +7,9 @@ use super::plan;
 use crate::config::ListenOn;
 use crate::discovery::View;
 
-/// Returns the addresses under which clients reach this sidecar: each that it listens on, including a loopback address that `listen` names. An
-/// address on which it does not listen is left out, since each new name changes the leaf, which breaks pins of it.
+/// Returns the addresses under which clients reach this sidecar: each that it listens on, including
+/// a loopback address that `listen` names. An address on which it does not listen is left out,
+/// since each new name changes the leaf, which breaks pins of it.
 pub fn reachable_addresses(listen: &[ListenOn], gateway: SocketAddr, view: &View) -> BTreeSet<IpAddr> {
     // A link-local address needs a zone, which URLs of clients do not have.
     let is_usable = |ip: &IpAddr| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());

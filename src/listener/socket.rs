@@ -17,8 +17,9 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
 /// How long sent data may stay unacknowledged, or the peer's window closed (tcp(7), `TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
-/// The most unsent bytes in the kernel's buffer (tcp(7), `TCP_NOTSENT_LOWAT`). Without this limit the kernel buffers megabytes for a slow
-/// reader and reports the socket as writable only when a third of them are sent, so that a reader of 16 KiB/s looks stalled.
+/// The most unsent bytes in the kernel's buffer (tcp(7), `TCP_NOTSENT_LOWAT`). Without this limit
+/// the kernel buffers megabytes for a slow reader and reports the socket as writable only when a
+/// third of them are sent, so that a reader of 16 KiB/s looks stalled.
 const UNSENT: u32 = 256 * 1024;
 
 /// Listens on `address`: dual-stack on `[::]`, IPv6 only on any other IPv6 address.

@@ -1,8 +1,9 @@
 //! Approves the pending request of a device by a second one.
 //!
-//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. A gateway whose own device made that request for
-//! fewer than it needs is stuck: further scopes have to be approved, and no paired device has `operator.pairing`. A new local device is
-//! paired silently for what it asks, and may approve.
+//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request. A
+//! gateway whose own device made that request for fewer than it needs is stuck: further scopes have
+//! to be approved, and no paired device has `operator.pairing`. A new local device is paired
+//! silently for what it asks, and may approve.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,11 +16,12 @@ use super::files;
 use super::pair::{self, Error, Paired};
 use crate::secret::Secret;
 
-/// How often a device is approved. 2026.2.19 hands back a pending request as it is, so the first approval may be for fewer scopes than were
-/// asked for this time.
+/// How often a device is approved. 2026.2.19 hands back a pending request as it is, so the first
+/// approval may be for fewer scopes than were asked for this time.
 const ROUNDS: usize = 3;
 
-/// Pairs `device` as [`pair::pair`] does. If it needs an approval, a second device, which exists for that time only, gives it.
+/// Pairs `device` as [`pair::pair`] does. If it needs an approval, a second device, which exists
+/// for that time only, gives it.
 ///
 /// # Errors
 /// If the gateway does not accept the device with all scopes.

@@ -62,7 +62,8 @@ pub enum Place {
 const LEGACY: [&str; 3] = [".clawdbot", ".moldbot", ".moltbot"];
 
 impl Place {
-    /// Finds the file by OpenClaw's own rules, from the variables that `variable` returns; `None` if there is no sign of OpenClaw. Blocks.
+    /// Finds the file by OpenClaw's own rules, from the variables that `variable` returns; `None`
+    /// if there is no sign of OpenClaw. Blocks.
     pub fn of(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
         let home = variable("OPENCLAW_HOME").or_else(|| variable("HOME")).map(PathBuf::from);
         let state_dir =
@@ -127,8 +128,8 @@ impl Device {
         Ed25519KeyPair::generate().map(|key| Self { key }).map_err(|_| io::Error::other("no random bytes"))
     }
 
-    /// Creates a new identity and its directories, exactly as OpenClaw itself would on its first connection. An identity that
-    /// exists by then is read and not changed. Blocks.
+    /// Creates a new identity and its directories, exactly as OpenClaw itself would on its first
+    /// connection. An identity that exists by then is read and not changed. Blocks.
     ///
     /// # Errors
     /// If it can't be written.
@@ -183,8 +184,8 @@ impl Device {
     }
 }
 
-/// Returns the id of the device that has `key`, an ed25519 public key in base64url or PEM, as the gateway derives it; `None` if it is
-/// no such key.
+/// Returns the id of the device that has `key`, an ed25519 public key in base64url or PEM, as the
+/// gateway derives it; `None` if it is no such key.
 pub(super) fn public_key_id(key: &str) -> Option<String> {
     if key.contains("BEGIN") {
         let der = SubjectPublicKeyInfoDer::from_pem_slice(key.as_bytes()).ok()?;

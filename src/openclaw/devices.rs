@@ -1,8 +1,9 @@
 //! Remembers on which lane a device was first used, so that a device of an agent can't be used from outside.
 //!
-//! The gateway pairs an agent's device silently, and from then on accepts the device's own token from any address. So a device that an
-//! agent was the first to use is bound to the agent lane: before the gateway gets the `connect`, since it may pair the device and yet
-//! be unable to say so. Only if the gateway refuses the `connect` is the device freed again.
+//! The gateway pairs an agent's device silently, and from then on accepts the device's own token
+//! from any address. So a device that an agent was the first to use is bound to the agent lane:
+//! before the gateway gets the `connect`, since it may pair the device and yet be unable to say so.
+//! Only if the gateway refuses the `connect` is the device freed again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
@@ -171,7 +172,8 @@ impl Devices {
         self.save(device, entry);
     }
 
-    /// Binds a device to the agent lane until the gateway has answered its `connect`; `None` if the device is known already. Blocks.
+    /// Binds a device to the agent lane until the gateway has answered its `connect`; `None` if the
+    /// device is known already. Blocks.
     pub fn bind(self: &Arc<Self>, device: &str, agent: &str) -> Option<ProvisionalBinding> {
         if self.is_own(device) {
             return None;
@@ -212,7 +214,8 @@ impl Devices {
 }
 
 impl ProvisionalBinding {
-    /// Frees the device, since the gateway has refused the `connect`; not if another connection has used it since. Blocks.
+    /// Frees the device, since the gateway has refused the `connect`; not if another connection has
+    /// used it since. Blocks.
     pub fn refused(mut self) {
         self.is_settled = true;
         {

@@ -29,8 +29,9 @@ pub enum Error {
     },
 }
 
-/// Returns the database in which a newer gateway (2026.9) keeps the device identity, if the state directory of `identity`
-/// (`STATE/identity/device.json`) has one. Such a gateway does not start where the file and the database hold different identities.
+/// Returns the database in which a newer gateway (2026.9) keeps the device identity, if the state
+/// directory of `identity` (`STATE/identity/device.json`) has one. Such a gateway does not start
+/// where the file and the database hold different identities.
 pub fn newer_state(identity: &Path) -> Option<PathBuf> {
     let database = identity.parent()?.parent()?.join("state/openclaw.sqlite");
     database.exists().then_some(database)
@@ -74,8 +75,8 @@ pub fn unreadable(gateway: &Gateway) -> Vec<Unreadable> {
         .collect()
 }
 
-/// Returns the scopes for which the gateway has paired its own device, from the state directory `directory`; `None` if the files are missing or
-/// hold no such device.
+/// Returns the scopes for which the gateway has paired its own device, from the state directory
+/// `directory`; `None` if the files are missing or hold no such device.
 pub fn own_device_scopes(directory: &Path) -> Option<Vec<String>> {
     let read =
         |name: &str| -> Option<Value> { serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok() };

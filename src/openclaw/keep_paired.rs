@@ -45,7 +45,8 @@ enum Error {
 }
 
 impl KeepPaired {
-    /// Pairs the device whenever it is not known to be paired. Returns if this version of the gateway needs no pre-pairing.
+    /// Pairs the device whenever it is not known to be paired. Returns if this version of the
+    /// gateway needs no pre-pairing.
     pub async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
         let (mut paired, mut logged) = (None, None);
@@ -110,8 +111,9 @@ enum Outcome {
     Paired(String),
 }
 
-/// Reads the gateway's identity. A new state directory has none, and the gateway would pair the identity that it creates for the scopes of its
-/// first request only. So it is created here, if this user owns the directory: the gateway could not read a file of another owner.
+/// Reads the gateway's identity. A new state directory has none, and the gateway would pair the
+/// identity that it creates for the scopes of its first request only. So it is created here, if
+/// this user owns the directory: the gateway could not read a file of another owner.
 fn identity(state_dir: &Path, may_create: bool) -> Result<Option<Device>, device::Error> {
     let path = state_dir.join("identity/device.json");
     if path.exists() {

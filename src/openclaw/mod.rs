@@ -1,7 +1,8 @@
-//! The one place that knows the OpenClaw gateway: its files, its device identities, its WebSocket handshake, and what its answers mean.
+//! The one place that knows the OpenClaw gateway: its files, its device identities, its WebSocket
+//! handshake, and what its answers mean.
 //!
-//! OpenClaw changes between versions. Everything here names the version on which it was measured; `check` and `app` use the results and do not
-//! interpret an answer of the gateway themselves.
+//! OpenClaw changes between versions. Everything here names the version on which it was measured;
+//! `check` and `app` use the results and do not interpret an answer of the gateway themselves.
 
 pub mod approve;
 pub mod connect;

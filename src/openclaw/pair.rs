@@ -1,7 +1,8 @@
 //! Pre-pairing: one handshake that asks the gateway for all operator scopes at once.
 //!
-//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request; each further scope needs a human. So
-//! the first request must ask for everything. Pairing again changes nothing.
+//! OpenClaw 2026.2.19 pairs a local device silently only for the scopes of its first request; each
+//! further scope needs a human. So the first request must ask for everything. Pairing again changes
+//! nothing.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -77,8 +78,8 @@ pub enum Error {
     Protocol(&'static str),
 }
 
-/// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace. A gateway that is starting is asked
-/// again until the deadline.
+/// Pairs `device` with the gateway behind `address`, a loopback address of this network namespace.
+/// A gateway that is starting is asked again until the deadline.
 ///
 /// # Errors
 /// If the gateway does not accept the device with all scopes.

@@ -20,8 +20,9 @@ const MAX_BODY: usize = 64 * 1024;
 /// A gateway that answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready {
-    /// Whether it pairs a device silently only for the scopes of its first request, as OpenClaw 2026.2.19 does. Such a gateway does not
-    /// know `/startupz`. Pre-pairing with another version does no harm.
+    /// Whether it pairs a device silently only for the scopes of its first request, as OpenClaw
+    /// 2026.2.19 does. Such a gateway does not know `/startupz`. Pre-pairing with another version
+    /// does no harm.
     pub needs_prepairing: bool,
 }
 

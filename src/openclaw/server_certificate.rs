@@ -11,7 +11,8 @@ use tokio_rustls::TlsConnector;
 
 use super::connect::{connect, within};
 
-/// Returns the certificate that the server at `to` shows; `None` if there is no TLS server. Nothing is ever sent over such a connection.
+/// Returns the certificate that the server at `to` shows; `None` if there is no TLS server. Nothing
+/// is ever sent over such a connection.
 pub(super) async fn server_certificate(to: SocketAddr) -> Option<CertificateDer<'static>> {
     let recorder = Arc::new(CertificateRecorder::default());
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

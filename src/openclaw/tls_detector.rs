@@ -1,7 +1,7 @@
 //! Detects a gateway that speaks TLS itself, where loopgate speaks plain HTTP to it.
 //!
-//! Node.js closes a TLS connection on which plain HTTP arrives without a byte in answer, so such a gateway accepts connections and answers no
-//! request. Only a TLS handshake shows what is wrong.
+//! Node.js closes a TLS connection on which plain HTTP arrives without a byte in answer, so such a
+//! gateway accepts connections and answers no request. Only a TLS handshake shows what is wrong.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// The least time between two handshakes that broken answers cause.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Finds out whether the gateway speaks TLS, with as few handshakes as possible: a gateway that speaks plain HTTP answers each with an error.
+/// Finds out whether the gateway speaks TLS, with as few handshakes as possible: a gateway that
+/// speaks plain HTTP answers each with an error.
 #[derive(Debug)]
 pub struct TlsDetector {
     gateway: SocketAddr,
@@ -58,7 +59,8 @@ impl TlsDetector {
         last.speaks_tls
     }
 
-    /// Returns whether that is why the gateway closed a connection instead of answering. It is asked at most once a second.
+    /// Returns whether that is why the gateway closed a connection instead of answering. It is
+    /// asked at most once a second.
     pub async fn explains_broken_answer(&self) -> bool {
         self.suspect();
         let mut last = self.last.lock().await;

@@ -21,7 +21,8 @@ use super::template::{self, Validity};
 pub(super) const CA_CERTIFICATE: &str = "ca.pem";
 pub(super) const CA_KEY: &str = "ca.key";
 
-/// loopgate did not exist before this date. An earlier clock was never set, and a CA with its date would be invalid once it is.
+/// loopgate did not exist before this date. An earlier clock was never set, and a CA with its date
+/// would be invalid once it is.
 const EARLIEST: OffsetDateTime = datetime!(2026-01-01 00:00 UTC);
 
 /// The CA with its key.
@@ -102,8 +103,9 @@ impl CertificateAuthority {
         pem::encode_certificates(std::slice::from_ref(&self.certificate))
     }
 
-    /// Signs a client certificate for the key of `request`, which must be a P-256 key and have signed the request. Nothing else of the
-    /// request is used: the certificate is for `uri` (a SPIFFE ID), and valid for `life`.
+    /// Signs a client certificate for the key of `request`, which must be a P-256 key and have
+    /// signed the request. Nothing else of the request is used: the certificate is for `uri` (a
+    /// SPIFFE ID), and valid for `life`.
     ///
     /// # Errors
     /// The request or `life` is invalid, or the CA is not valid now.
@@ -196,7 +198,8 @@ impl CertificateAuthority {
     }
 }
 
-/// Returns the SPIFFE ID of an agent with a certificate of `loopgate cert issue`. Each part is checked to be a single path segment.
+/// Returns the SPIFFE ID of an agent with a certificate of `loopgate cert issue`. Each part is
+/// checked to be a single path segment.
 pub(super) fn agent_uri(trust_domain: &str, name: &str) -> Result<String, Error> {
     let plain = |text: &str| {
         (1..=63).contains(&text.len())
@@ -255,7 +258,8 @@ pub(super) fn load_key(dir: &StateDir, name: &str) -> Result<Option<KeyPair>, Er
     read().map(Some).map_err(Error::unusable(dir.file(name)))
 }
 
-/// Loads the private key in `name`, or creates one if there is none. Of two processes at once, both get the key of the first.
+/// Loads the private key in `name`, or creates one if there is none. Of two processes at once, both
+/// get the key of the first.
 pub(super) fn load_or_create_key(dir: &StateDir, name: &str) -> Result<KeyPair, Error> {
     if let Some(key) = load_key(dir, name)? {
         return Ok(key);

@@ -140,7 +140,8 @@ fn mail(name: &GeneralName<'_>) -> Option<String> {
     }
 }
 
-/// Verifies a server chain as a client would: signed by `ca`, for TLS servers, valid `at` that time, for each of `names`.
+/// Verifies a server chain as a client would: signed by `ca`, for TLS servers, valid `at` that
+/// time, for each of `names`.
 pub(super) fn verify_before_publishing<'a>(
     chain: &[CertificateDer<'_>],
     ca: &CertificateDer<'_>,

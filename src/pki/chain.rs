@@ -12,12 +12,13 @@ pub(super) struct OrderedChain {
     pub(super) certificates: Vec<CertificateDer<'static>>,
     /// Whether the order was another one.
     pub(super) was_unordered: bool,
-    /// The leaf's issuer, if its certificate is not in the chain and the leaf is not self-signed. Clients that don't trust that issuer
-    /// itself can't verify the leaf.
+    /// The leaf's issuer, if its certificate is not in the chain and the leaf is not self-signed.
+    /// Clients that don't trust that issuer itself can't verify the leaf.
     pub(super) missing_issuer: Option<String>,
 }
 
-/// Orders `chain`, whose leaf is the certificate for `public_key` (a SubjectPublicKeyInfo); without one, the first that is no CA's.
+/// Orders `chain`, whose leaf is the certificate for `public_key` (a SubjectPublicKeyInfo); without
+/// one, the first that is no CA's.
 ///
 /// Returns `None` if no certificate is for `public_key`.
 pub(super) fn order(

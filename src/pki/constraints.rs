@@ -10,7 +10,8 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::error::InvalidFile;
 use super::name::SubjectName;
 
-/// The DNS names (with their subdomains) and addresses that a CA may sign server certificates for; `None` in each where all are allowed.
+/// The DNS names (with their subdomains) and addresses that a CA may sign server certificates for;
+/// `None` in each where all are allowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Constraints {
     dns: Option<Vec<String>>,

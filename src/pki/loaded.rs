@@ -23,8 +23,9 @@ pub(super) struct LoadedIdentity {
 
 /// A digest of the contents of files.
 ///
-/// Contents are compared every few seconds, instead of modification times or inotify events. That treats an edit in place, a rename and
-/// Kubernetes' swap of a symlink two directories up alike, and works on file systems without events (gVisor, Docker Desktop).
+/// Contents are compared every few seconds, instead of modification times or inotify events. That
+/// treats an edit in place, a rename and Kubernetes' swap of a symlink two directories up alike,
+/// and works on file systems without events (gVisor, Docker Desktop).
 pub(super) type FilesDigest = [u8; 32];
 
 /// Combines a chain with the key of its leaf.

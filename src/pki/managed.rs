@@ -23,8 +23,8 @@ use super::{pem, plan};
 pub(super) const SERVER_CERTIFICATE: &str = "server.pem";
 pub(super) const SERVER_KEY: &str = "server.key";
 
-/// The chain for a key that is about to replace the present one. Two files can't be renamed at once: the next start that finds this file
-/// beside the key it belongs to completes the rotation.
+/// The chain for a key that is about to replace the present one. Two files can't be renamed at
+/// once: the next start that finds this file beside the key it belongs to completes the rotation.
 const NEXT_CERTIFICATE: &str = "server.pem.next";
 
 /// A state directory with a CA and a server key.
@@ -51,7 +51,8 @@ impl Managed {
         Self::open_with(state_dir, None, true, now)
     }
 
-    /// The same. A new CA is constrained to the names in `constrain`; unless `follow_names`, the names of an existing leaf stay.
+    /// The same. A new CA is constrained to the names in `constrain`; unless `follow_names`, the
+    /// names of an existing leaf stay.
     pub(super) fn open_with(
         state_dir: &Path,
         constrain: Option<&BTreeSet<SubjectName>>,
@@ -75,8 +76,8 @@ impl Managed {
         &self.authority
     }
 
-    /// Returns the names that a leaf should have in place of one with the names `current`: the `wanted` ones that the CA may sign for, or
-    /// `current` itself if names are not followed.
+    /// Returns the names that a leaf should have in place of one with the names `current`: the
+    /// `wanted` ones that the CA may sign for, or `current` itself if names are not followed.
     pub(super) fn names(
         &self,
         current: Option<&BTreeSet<SubjectName>>,
@@ -98,7 +99,8 @@ impl Managed {
         files_digest([&self.dir.file(SERVER_CERTIFICATE), &self.dir.file(SERVER_KEY), &self.dir.file(REVOKED)])
     }
 
-    /// Returns the server's certificate, renewed if it is due. A CA or a key that vanishes while running is an error; no new one is created.
+    /// Returns the server's certificate, renewed if it is due. A CA or a key that vanishes while
+    /// running is an error; no new one is created.
     pub(super) fn load(&self, wanted: &BTreeSet<SubjectName>, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let lock = self.dir.lock()?;
         let key = self.key()?;

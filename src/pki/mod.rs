@@ -1,8 +1,8 @@
-//! Certificates: loopgate's own CA with a server certificate that it manages, or the pair that the operator provides. Either is
-//! published as one [`ServerIdentity`].
+//! Certificates: loopgate's own CA with a server certificate that it manages, or the pair that the
+//! operator provides. Either is published as one [`ServerIdentity`].
 //!
-//! Only this module, enrolment and `loopgate cert` use the CA's key. Functions that access files block; they are called before the
-//! runtime starts or on its blocking threads.
+//! Only this module, enrolment and `loopgate cert` use the CA's key. Functions that access files
+//! block; they are called before the runtime starts or on its blocking threads.
 
 mod authority;
 mod certificate;

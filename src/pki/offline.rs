@@ -41,7 +41,8 @@ pub struct Description {
     pub serial: String,
     /// SHA-256 of the certificate, `AA:BB:..`, as OpenClaw pins it.
     pub fingerprint: String,
-    /// SHA-256 of its public key in base64, the same after renewals; `curl --pinnedpubkey` takes it prefixed with `sha256//`.
+    /// SHA-256 of its public key in base64, the same after renewals; `curl --pinnedpubkey` takes it
+    /// prefixed with `sha256//`.
     pub public_key: String,
 }
 
@@ -129,7 +130,8 @@ pub fn agent_name(text: &str) -> Result<String, Error> {
     authority::agent_uri("loopgate.local", text).map(|_| text.to_owned())
 }
 
-/// Writes `agent.pem`, `agent.key` and `ca.pem` to `out`. An existing key is kept, so that a running agent only reloads one file.
+/// Writes `agent.pem`, `agent.key` and `ca.pem` to `out`. An existing key is kept, so that a
+/// running agent only reloads one file.
 pub fn issue(state_dir: &Path, agent: &Agent<'_>, out: &Path) -> Result<Description, Error> {
     // Checked before any file is created, since the name may also be the directory's.
     authority::agent_uri(agent.trust_domain, agent.name)?;
@@ -165,7 +167,8 @@ pub fn user_name(text: &str) -> Result<String, Error> {
     authority::user_name(text)
 }
 
-/// Issues a certificate for a person. Returns the PKCS#12 file with its key, which is kept nowhere else, and what `file` will contain.
+/// Issues a certificate for a person. Returns the PKCS#12 file with its key, which is kept nowhere
+/// else, and what `file` will contain.
 ///
 /// # Errors
 /// The user or the life is invalid, or there is no usable CA.
@@ -191,8 +194,8 @@ pub fn write_secret(file: &Path, content: &[u8]) -> Result<(), Error> {
     write(file, content, Access::Secret)
 }
 
-/// Revokes the certificate with this serial number; returns whether it was not revoked before. A running sidecar notices within two
-/// seconds.
+/// Revokes the certificate with this serial number; returns whether it was not revoked before. A
+/// running sidecar notices within two seconds.
 ///
 /// # Errors
 /// There is no CA in `state_dir`, or the list can't be read or written.

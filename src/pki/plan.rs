@@ -12,8 +12,9 @@ const MANY_NAMES: usize = 100;
 
 /// Returns the names of the leaf to issue now; `None` if `leaf` can still be used.
 ///
-/// A name that vanishes does not replace the leaf, and a new name is added to the old ones: a container that changes networks may come
-/// back, and each new leaf breaks the pins on the fingerprint of the old one. Vanished names are dropped when the leaf is renewed.
+/// A name that vanishes does not replace the leaf, and a new name is added to the old ones: a
+/// container that changes networks may come back, and each new leaf breaks the pins on the
+/// fingerprint of the old one. Vanished names are dropped when the leaf is renewed.
 pub(super) fn due(
     leaf: Option<(&BTreeSet<SubjectName>, Validity)>,
     wanted: &BTreeSet<SubjectName>,

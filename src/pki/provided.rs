@@ -39,8 +39,8 @@ impl Provided {
         files_digest([&self.files.chain, &self.files.key, &self.state_dir.file(REVOKED)])
     }
 
-    /// Reads the pair and checks that key and certificate belong together. The mode of the key file is not checked, since Kubernetes and
-    /// Docker mount secrets readable for everyone.
+    /// Reads the pair and checks that key and certificate belong together. The mode of the key file
+    /// is not checked, since Kubernetes and Docker mount secrets readable for everyone.
     pub(super) fn load(&self, now: OffsetDateTime) -> Result<LoadedIdentity, Error> {
         let (chain, key) = self.read()?;
         warn_about(&chain, &self.files.chain);

@@ -34,8 +34,8 @@ pub fn serial(text: &str) -> Result<Vec<u8>, Error> {
     if serial.is_empty() || serial.len() > MAX_SERIAL { Err(invalid()) } else { Ok(serial.to_vec()) }
 }
 
-/// Reads the list. A missing file is an empty list; a file that can't be read or understood is an error, so that no certificate is accepted
-/// again by accident.
+/// Reads the list. A missing file is an empty list; a file that can't be read or understood is an
+/// error, so that no certificate is accepted again by accident.
 pub(super) fn read(dir: &StateDir) -> Result<Revoked, Error> {
     let content = match dir.read(REVOKED, Access::Public) {
         Ok(content) => content,

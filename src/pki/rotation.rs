@@ -164,7 +164,8 @@ pub(super) fn log_identity(identity: &ServerIdentity) {
     tracing::debug!(fingerprint = %Fingerprint::of(leaf), names = names.join(" "), not_after = %identity.not_after, "loaded a certificate");
 }
 
-/// Returns the names for the leaf. A name that is not valid in a certificate (a network alias may be any text) is left out.
+/// Returns the names for the leaf. A name that is not valid in a certificate (a network alias may
+/// be any text) is left out.
 pub(super) fn wanted(fixed: &BTreeSet<SubjectName>, found: &BTreeSet<SubjectName>) -> BTreeSet<SubjectName> {
     let checked = found.iter().filter_map(|name| match name.checked() {
         Ok(name) => Some(name),

@@ -50,8 +50,9 @@ impl Pki {
     }
 }
 
-/// Loads or issues the certificate, and keeps it up to date until `shutdown`. `names` are the names found by discovery; `localhost` and
-/// `tls.names` are added to them. Blocks on files, and must be called within a Tokio runtime.
+/// Loads or issues the certificate, and keeps it up to date until `shutdown`. `names` are the names
+/// found by discovery; `localhost` and `tls.names` are added to them. Blocks on files, and must be
+/// called within a Tokio runtime.
 ///
 /// # Errors
 /// There is no certificate that can be served.
@@ -112,7 +113,8 @@ pub fn open(
     Ok(Pki { identity: served, problem: observed, authority, reload })
 }
 
-/// Returns loopgate's CA, if there can be one. Agents can't enrol without it, but the provided pair is served nevertheless.
+/// Returns loopgate's CA, if there can be one. Agents can't enrol without it, but the provided pair
+/// is served nevertheless.
 fn authority_beside_provided_pair(
     state_dir: &Path,
     constrain: Option<&BTreeSet<SubjectName>>,

@@ -1,8 +1,9 @@
 //! The state directory: atomic writes, one writer at a time, and no file overwritten that loopgate can't parse.
 //!
-//! A write goes to a temporary file in the same directory, is synced, and is renamed to its target, so that `kill -9` or a power
-//! failure leaves the old file or the new one. A lock file serialises writers. On file systems without locks (read-only, some network
-//! file systems) a file that must be created once is still never replaced, since it is named by `RENAME_NOREPLACE` or `link`.
+//! A write goes to a temporary file in the same directory, is synced, and is renamed to its target,
+//! so that `kill -9` or a power failure leaves the old file or the new one. A lock file serialises
+//! writers. On file systems without locks (read-only, some network file systems) a file that must
+//! be created once is still never replaced, since it is named by `RENAME_NOREPLACE` or `link`.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -193,8 +194,8 @@ pub(super) fn read_file(path: &Path) -> Result<(Zeroizing<Vec<u8>>, u32), Error>
     Ok((content, about.permissions().mode() & 0o7777))
 }
 
-/// Returns who besides `us` and root may write to a directory of `owner` with this mode. Group access is ignored, since Kubernetes mounts
-/// volumes with it.
+/// Returns who besides `us` and root may write to a directory of `owner` with this mode. Group
+/// access is ignored, since Kubernetes mounts volumes with it.
 fn other_writers(mode: u32, owner: u32, us: u32) -> Option<String> {
     if mode & 0o002 != 0 {
         Some(format!("every user may write to the state directory (mode {:04o})", mode & 0o7777))
@@ -205,8 +206,8 @@ fn other_writers(mode: u32, owner: u32, us: u32) -> Option<String> {
     }
 }
 
-/// Refuses a key that every user can access. Access by the group is only logged: with an `fsGroup` the kubelet makes every file of a
-/// volume group-readable and -writable at each mount.
+/// Refuses a key that every user can access. Access by the group is only logged: with an `fsGroup`
+/// the kubelet makes every file of a volume group-readable and -writable at each mount.
 fn check_mode(path: &Path, mode: u32) -> Result<(), Error> {
     if mode & 0o007 != 0 {
         return Err(Error::Exposed { path: path.to_owned(), mode });

@@ -1,7 +1,8 @@
 //! The contents of each kind of certificate.
 //!
-//! They follow the rules of browsers and platforms: a random serial number for each (rcgen would derive it from the key, and Firefox
-//! refuses a repeated serial number of one issuer), names in the SAN only, an EKU, fewer than 398 days, a start in the past.
+//! They follow the rules of browsers and platforms: a random serial number for each (rcgen would
+//! derive it from the key, and Firefox refuses a repeated serial number of one issuer), names in
+//! the SAN only, an EKU, fewer than 398 days, a start in the past.
 
 use std::collections::BTreeSet;
 
@@ -52,8 +53,8 @@ impl Validity {
     }
 }
 
-/// Returns a CA that signs leaves only. Its name contains a digest of the key, for clients that trust several CAs. It signs server certificates
-/// only for the names in `constrain`, if given.
+/// Returns a CA that signs leaves only. Its name contains a digest of the key, for clients that
+/// trust several CAs. It signs server certificates only for the names in `constrain`, if given.
 pub(super) fn ca(
     key: &KeyPair,
     constrain: Option<&BTreeSet<SubjectName>>,
@@ -80,7 +81,8 @@ pub(super) fn server(names: &BTreeSet<SubjectName>, validity: Validity) -> Resul
     Ok(params)
 }
 
-/// Returns a client leaf for a person, with the e-mail address `user` as its only name. Browsers list certificates by the common name.
+/// Returns a client leaf for a person, with the e-mail address `user` as its only name. Browsers
+/// list certificates by the common name.
 pub(super) fn user(user: &str, validity: Validity) -> Result<CertificateParams, Error> {
     let mut params = leaf(user, ExtendedKeyUsagePurpose::ClientAuth, validity)?;
     params.subject_alt_names.push(SanType::Rfc822Name(user.try_into().map_err(Error::Issue)?));

@@ -1,12 +1,15 @@
 //! Sends the trailers of a chunked body, which hyper's HTTP/1.1 encoder drops.
 //!
-//! hyper sends a trailer field only if a `Trailer` field named it before the body, and of a response only if the client sent `TE: trailers`
-//! ([hyper#3375](https://github.com/hyperium/hyper/pull/3375)). Senders need not name them (RFC 9110 section 6.6.2), and a proxy can't
-//! when they come.
+//! hyper sends a trailer field only if a `Trailer` field named it before the body, and of a
+//! response only if the client sent `TE: trailers`
+//! ([hyper#3375](https://github.com/hyperium/hyper/pull/3375)). Senders need not name them (RFC
+//! 9110 section 6.6.2), and a proxy can't when they come.
 //!
-//! So a body does not give its trailers to hyper. It waits until hyper's buffer is empty, which [`Flushes`] tells, has [`ChunkedEnd`] keep
-//! the trailers, and ends. The next bytes that hyper writes are then the last chunk, `0 CR LF CR LF`, in place of which the stream below hyper
-//! writes the last chunk with the trailers. If they are anything else, the write fails: nothing is guessed.
+//! So a body does not give its trailers to hyper. It waits until hyper's buffer is empty, which
+//! [`Flushes`] tells, has [`ChunkedEnd`] keep the trailers, and ends. The next bytes that hyper
+//! writes are then the last chunk, `0 CR LF CR LF`, in place of which the stream below hyper writes
+//! the last chunk with the trailers. If they are anything else, the write fails: nothing is
+//! guessed.
 
 use std::io;
 use std::pin::Pin;
@@ -24,7 +27,8 @@ use crate::proxy::h1_fields::push_fields;
 /// How hyper ends a chunked body that has no trailers.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Counts how often everything that hyper wrote has left the process. hyper flushes the stream below it only when its own buffer is empty.
+/// Counts how often everything that hyper wrote has left the process. hyper flushes the stream
+/// below it only when its own buffer is empty.
 #[derive(Debug, Default)]
 pub struct Flushes {
     count: AtomicU64,
@@ -75,7 +79,8 @@ impl ChunkedEnd {
         self.armed.store(false, Ordering::Relaxed);
     }
 
-    /// Replaces the end of a body that hyper offers, if trailers wait for it; `None` if none do. The result counts bytes of `offered`.
+    /// Replaces the end of a body that hyper offers, if trailers wait for it; `None` if none do.
+    /// The result counts bytes of `offered`.
     pub fn poll_replace<S>(
         &self,
         stream: &mut S,

@@ -17,7 +17,8 @@ pub enum CloseReason {
 /// Tells the tasks of one connection to close it.
 #[derive(Clone, Debug, Default)]
 pub struct CloseSignal {
-    /// Cancelled for the first reason, whichever it is, so that a task that is polled for each request waits for one future only.
+    /// Cancelled for the first reason, whichever it is, so that a task that is polled for each
+    /// request waits for one future only.
     closing: CancellationToken,
     revoked: CancellationToken,
 }
@@ -50,7 +51,8 @@ impl CloseSignal {
         (self.closing.cancelled(), self.revoked.cancelled())
     }
 
-    /// Completes with the next reason. `draining` is whether [`CloseReason::Drain`] was returned before. Must be polled until it is pending.
+    /// Completes with the next reason. `draining` is whether [`CloseReason::Drain`] was returned
+    /// before. Must be polled until it is pending.
     pub(super) fn poll(
         &self,
         cx: &mut Context<'_>,

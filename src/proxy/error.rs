@@ -37,7 +37,8 @@ pub enum Error {
     /// The head of the gateway's response exceeds a limit.
     #[error("the gateway's response head is too large (limits.response_head, limits.response_fields)")]
     GatewayHeadTooLarge,
-    /// The gateway agreed to an upgrade that was not asked for, or did not prove that it understood it (RFC 6455 section 4.2.2).
+    /// The gateway agreed to an upgrade that was not asked for, or did not prove that it understood
+    /// it (RFC 6455 section 4.2.2).
     #[error("the gateway sent an invalid response to an upgrade")]
     BadUpgradeResponse,
     /// No response head came in time.
@@ -96,7 +97,8 @@ impl Error {
         }
     }
 
-    /// A sentence for the client, which reveals nothing of what is behind loopgate but a mistake that the operator meets first.
+    /// A sentence for the client, which reveals nothing of what is behind loopgate but a mistake
+    /// that the operator meets first.
     pub(super) fn text(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.text(),

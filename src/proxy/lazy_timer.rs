@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// Moves its timer only when it would fire too late, or has fired too early: to move a timer costs more than to look at the clock.
+/// Moves its timer only when it would fire too late, or has fired too early: to move a timer costs
+/// more than to look at the clock.
 #[derive(Debug)]
 pub(super) struct LazyTimer {
     sleep: Pin<Box<Sleep>>,
@@ -19,8 +20,8 @@ impl LazyTimer {
         Self { sleep: Box::pin(tokio::time::sleep(recheck)), recheck }
     }
 
-    /// Completes with the current time once `due` has passed. With no deadline it stays pending, and wakes the task every `recheck` to be
-    /// asked again.
+    /// Completes with the current time once `due` has passed. With no deadline it stays pending,
+    /// and wakes the task every `recheck` to be asked again.
     pub(super) fn poll_due(&mut self, cx: &mut Context<'_>, due: Option<Instant>) -> Poll<Instant> {
         if let Some(due) = due
             && due < self.sleep.deadline()

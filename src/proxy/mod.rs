@@ -1,8 +1,10 @@
 //! HTTP between a downstream connection and the gateway.
 //!
-//! `server` is what `app` calls. `connection` takes one connection from accept to its last byte, `request` one request; `upstream` owns
-//! the connections to the gateway, and `tunnel` joins what is left after a `101`. Files import only from those listed after them:
-//! `server`, `connection`, `request`, `session`, `shared`, `upstream` and `tunnel` and `registry` and `downstream`, and the small ones at the end.
+//! `server` is what `app` calls. `connection` takes one connection from accept to its last byte,
+//! `request` one request; `upstream` owns the connections to the gateway, and `tunnel` joins what
+//! is left after a `101`. Files import only from those listed after them: `server`, `connection`,
+//! `request`, `session`, `shared`, `upstream` and `tunnel` and `registry` and `downstream`, and the
+//! small ones at the end.
 
 mod chunked_end;
 pub mod close_signal;

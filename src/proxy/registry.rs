@@ -47,9 +47,11 @@ impl ConnectionInfo {
         }
     }
 
-    /// Returns the reason why it may no longer be on the agent lane, if it is there and its evidence does not suffice any more.
+    /// Returns the reason why it may no longer be on the agent lane, if it is there and its
+    /// evidence does not suffice any more.
     ///
-    /// The certificate's expiry is not judged here: `connection/deadlines.rs` ends the requests of a connection whose certificate expired.
+    /// The certificate's expiry is not judged here: `connection/deadlines.rs` ends the requests of
+    /// a connection whose certificate expired.
     pub(super) fn lost_agent_lane(&self, view: &View, policy: &Policy) -> Option<String> {
         let Lane::Agent(before) = &*self.lane else { return None };
         if matches!(decide(&self.evidence, view, policy, unix(self.since)), Ok(Lane::Agent(now)) if now.is_same(before))
@@ -70,8 +72,9 @@ impl ConnectionInfo {
         changed.then_some("its scope cap has changed")
     }
 
-    /// Returns the reason why it may no longer be on the external lane as it is: the rules deny its client, or no longer trust the proxy
-    /// that stated the client. What a connection might gain, only a new one gains.
+    /// Returns the reason why it may no longer be on the external lane as it is: the rules deny its
+    /// client, or no longer trust the proxy that stated the client. What a connection might gain,
+    /// only a new one gains.
     pub(super) fn lost_external_lane(&self, view: &View, policy: &Policy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let untrusted = match decide(&self.evidence, view, policy, unix(self.since)) {

@@ -37,8 +37,9 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Creates a proxy that assigns lanes by `view` and terminates TLS by `tls`. `token` is the `Authorization` that attested agents
-    /// inherit; `enrol` serves those that have no certificate yet; `devices` are the agents' devices. Connections run on `workers`.
+    /// Creates a proxy that assigns lanes by `view` and terminates TLS by `tls`. `token` is the
+    /// `Authorization` that attested agents inherit; `enrol` serves those that have no certificate
+    /// yet; `devices` are the agents' devices. Connections run on `workers`.
     ///
     /// Its background task ends with `shutdown`. Must be called within a Tokio runtime.
     #[expect(clippy::too_many_arguments, reason = "called once, where all of these are at hand")]
@@ -97,8 +98,8 @@ impl Proxy {
         }
     }
 
-    /// Uses `tls` for new handshakes. Where it trusts other client authorities, connections that the former ones vouched for are closed, and
-    /// so are those whose certificate is revoked.
+    /// Uses `tls` for new handshakes. Where it trusts other client authorities, connections that
+    /// the former ones vouched for are closed, and so are those whose certificate is revoked.
     pub fn update_tls(&self, tls: tls::TlsServerConfig) {
         let tls = Arc::new(tls);
         let before = self.shared.tls.swap(Arc::clone(&tls));
@@ -121,8 +122,8 @@ impl Proxy {
         self.shared.token.store(token.map(Arc::new));
     }
 
-    /// Applies the part of `config` that concerns requests and lanes. Open connections keep their limits; those that the new rules deny
-    /// are closed.
+    /// Applies the part of `config` that concerns requests and lanes. Open connections keep their
+    /// limits; those that the new rules deny are closed.
     pub fn update(&self, config: &Config) {
         self.shared.settings.store(Arc::new(Settings::new(config)));
         self.shared.rules.store(Arc::new(Rules::new(config, config.gateway.address)));

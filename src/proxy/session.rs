@@ -39,13 +39,14 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Returns whether the certificate on which the connection depends has expired, so that it must carry no new request.
+    /// Returns whether the certificate on which the connection depends has expired, so that it must
+    /// carry no new request.
     pub(super) fn has_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
     }
 
-    /// Waits until the client of the request with this `head`, received at `started`, may have one more at the gateway. Returns when that
-    /// was.
+    /// Waits until the client of the request with this `head`, received at `started`, may have one
+    /// more at the gateway. Returns when that was.
     ///
     /// # Errors
     /// No permit was free within `limits.gateway_wait`.

@@ -62,7 +62,8 @@ pub(super) struct Shared {
     /// The `Authorization` that attested agents inherit.
     pub(super) token: ArcSwapOption<HeaderValue>,
     pub(super) enrol: Enrol,
-    /// The devices of agents, and whether they are refused on the external lane; `None` where devices are not looked at.
+    /// The devices of agents, and whether they are refused on the external lane; `None` where
+    /// devices are not looked at.
     pub(super) devices: Option<(Arc<Devices>, BindDevices)>,
     pub(super) traffic: Arc<Traffic>,
     pub(super) shutdown: Shutdown,

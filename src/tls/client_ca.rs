@@ -74,7 +74,8 @@ impl ClientAuthorities {
         !self.operator.is_empty()
     }
 
-    /// Returns the verifier of client certificates; `None` if no CA is trusted, so that no client is asked for a certificate.
+    /// Returns the verifier of client certificates; `None` if no CA is trusted, so that no client
+    /// is asked for a certificate.
     pub(super) fn verifier(&self) -> Option<Arc<ClientVerifier>> {
         self.verifier.clone()
     }
@@ -96,7 +97,8 @@ impl ClientAuthorities {
         let own = self.verifier.as_ref().is_some_and(|verifier| verifier.is_own(parsed.issuer().as_raw()));
         Some(Certificate {
             issuer: if own { Issuer::Own } else { Issuer::Operator },
-            // loopgate's own CA names people by e-mail address alone, and such a certificate has no URI that could make an agent.
+            // loopgate's own CA names people by e-mail address alone, and such a certificate has no
+            // URI that could make an agent.
             user: if own { mail.filter(|_| uris.is_empty()) } else { mail.or_else(|| uris.first().cloned()).or(dns) },
             uris,
             serial: parsed.raw_serial().to_vec(),

@@ -1,9 +1,10 @@
 //! Verifies client certificates, with a bound on the work that a hostile chain can cause.
 //!
-//! webpki searches for a path through all certificates of a chain, whose number and names the client chooses: ten intermediates with one
-//! name cost 82 ms. So a chain is limited in number and size first. A certificate of loopgate's own CA is then checked against that CA
-//! alone, which takes one signature. For `tls.client_ca` at most one certificate for each name is passed on, in the order of issuers, so
-//! that there is a single path.
+//! webpki searches for a path through all certificates of a chain, whose number and names the
+//! client chooses: ten intermediates with one name cost 82 ms. So a chain is limited in number and
+//! size first. A certificate of loopgate's own CA is then checked against that CA alone, which
+//! takes one signature. For `tls.client_ca` at most one certificate for each name is passed on, in
+//! the order of issuers, so that there is a single path.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -108,7 +109,8 @@ impl Verifier {
 }
 
 impl ClientVerifier {
-    /// Returns a verifier that trusts `own`, loopgate's CA, and `operator`, the CAs of `tls.client_ca`; `None` if there is no CA at all.
+    /// Returns a verifier that trusts `own`, loopgate's CA, and `operator`, the CAs of
+    /// `tls.client_ca`; `None` if there is no CA at all.
     pub(super) fn new(
         own: Option<&CertificateDer<'static>>,
         operator: &[CertificateDer<'static>],
@@ -123,7 +125,8 @@ impl ClientVerifier {
         Ok((!hints.is_empty()).then_some(Self { own, operator, hints, revoked }))
     }
 
-    /// Returns whether `issuer` (a DER name) is loopgate's own CA. Only that CA can have signed a verified certificate with this issuer.
+    /// Returns whether `issuer` (a DER name) is loopgate's own CA. Only that CA can have signed a
+    /// verified certificate with this issuer.
     pub(super) fn is_own(&self, issuer: &[u8]) -> bool {
         self.own.as_ref().is_some_and(|own| own.has_subject(issuer))
     }
@@ -211,7 +214,8 @@ fn parse(certificate: &CertificateDer<'_>) -> Result<Names, rustls::Error> {
     })
 }
 
-/// Returns the path from `issuer` towards a CA of `anchors`: each certificate once, no name twice, no self-issued certificate.
+/// Returns the path from `issuer` towards a CA of `anchors`: each certificate once, no name twice,
+/// no self-issued certificate.
 fn path<'a>(
     mut issuer: Vec<u8>,
     intermediates: &[CertificateDer<'a>],

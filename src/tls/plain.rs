@@ -12,11 +12,12 @@ const ANSWER: &str = "HTTP/1.1 400 Bad Request\r\n\
     Connection: close\r\n\
     \r\n\
     This port speaks TLS: use https:// or wss://.\n";
-/// The time for and the size of the request data that is read after the answer: closing a socket with unread data resets the connection,
-/// and the client would lose the answer.
+/// The time for and the size of the request data that is read after the answer: closing a socket
+/// with unread data resets the connection, and the client would lose the answer.
 const LINGER: (Duration, u64) = (Duration::from_secs(1), 64 * 1024);
 
-/// Returns whether the first byte begins an HTTP method. A TLS record begins with its type, which is no letter (RFC 8446, section 5.1).
+/// Returns whether the first byte begins an HTTP method. A TLS record begins with its type, which
+/// is no letter (RFC 8446, section 5.1).
 pub(super) async fn is_http(stream: &TcpStream) -> bool {
     let mut first = [0];
     matches!(stream.peek(&mut first).await, Ok(1)) && first[0].is_ascii_uppercase()

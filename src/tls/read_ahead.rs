@@ -17,7 +17,8 @@ const READ_SIZE: usize = 32 * 1024;
 const BUSY_READ: usize = 4096;
 
 thread_local! {
-    /// A buffer that the connections of this thread share: taken for a read ahead, returned once its bytes are consumed.
+    /// A buffer that the connections of this thread share: taken for a read ahead, returned once
+    /// its bytes are consumed.
     static SPARE: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 
@@ -129,7 +130,8 @@ mod tests {
         }
     }
 
-    /// Reads `pieces` 4 KiB at a time. Returns the data sent, the data read, and the sizes that the source was asked for.
+    /// Reads `pieces` 4 KiB at a time. Returns the data sent, the data read, and the sizes that the
+    /// source was asked for.
     fn read(pieces: &[usize], ends: bool) -> (Vec<u8>, Vec<u8>, Vec<usize>) {
         let data: Vec<u8> = (0..pieces.iter().sum()).map(|at: usize| (at % 251) as u8).collect();
         let script = Script { data: data.clone(), pieces: pieces.iter().copied().collect(), ends, asked: Vec::new() };

@@ -98,10 +98,12 @@ impl TlsServerConfig {
         self.authorities.revokes(certificate)
     }
 
-    /// Returns a configuration with TLS 1.3 and 1.2, ALPN, optional client certificates, stateless tickets and no early data.
-    /// `further_names` are names of loopgate that are not in the certificate.
+    /// Returns a configuration with TLS 1.3 and 1.2, ALPN, optional client certificates, stateless
+    /// tickets and no early data. `further_names` are names of loopgate that are not in the
+    /// certificate.
     ///
-    /// Each configuration has its own ticket keys, so that no session is resumed that was opened while other client CAs were trusted.
+    /// Each configuration has its own ticket keys, so that no session is resumed that was opened
+    /// while other client CAs were trusted.
     ///
     /// # Errors
     /// The crypto provider can't use the identity, or a client CA is unusable.
@@ -116,7 +118,8 @@ impl TlsServerConfig {
         Ok(Self { anonymous, asking, authorities, names })
     }
 
-    /// Returns the configuration for a client. It is asked for a certificate if it `may_have_certificate`, or if `tls.client_ca` is set.
+    /// Returns the configuration for a client. It is asked for a certificate if it
+    /// `may_have_certificate`, or if `tls.client_ca` is set.
     fn for_client(&self, may_have_certificate: bool) -> &Arc<ServerConfig> {
         let ask = may_have_certificate || self.authorities.has_operator_cas();
         self.asking.as_ref().filter(|_| ask).unwrap_or(&self.anonymous)
@@ -153,8 +156,8 @@ pub struct Handshake<S> {
     pub certificate: Option<Certificate>,
 }
 
-/// Makes the handshake on `io`, within `deadline`. A client that can't have a certificate that counts is not asked for one, so that it
-/// can't cause the work of verifying it.
+/// Makes the handshake on `io`, within `deadline`. A client that can't have a certificate that
+/// counts is not asked for one, so that it can't cause the work of verifying it.
 ///
 /// # Errors
 /// The client is too slow, closes the connection, or sends invalid TLS.

@@ -1,4 +1,5 @@
-//! Hostile client certificates: a handshake with one costs little more than any other, and many of them leave time for agents.
+//! Hostile client certificates: a handshake with one costs little more than any other, and many of
+//! them leave time for agents.
 
 use std::time::Duration;
 

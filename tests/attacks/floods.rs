@@ -1,4 +1,5 @@
-//! Requests that are not read, or are read or sent slowly: what the gateway and loopgate hold for them, and how others fare.
+//! Requests that are not read, or are read or sent slowly: what the gateway and loopgate hold for
+//! them, and how others fare.
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ const GATEWAY_REQUESTS: usize = 128;
 #[test]
 fn unread_files_and_slow_readers_exhaust_neither_the_gateway_nor_loopgate() {
     attack("25 connections with 100 unread files each, and 15 with 90 slow readers each", || async {
-        // Shorter than `--gateway-stall`: a request that it ends leaves a busy gateway's memory later than the next one comes.
+        // Shorter than `--gateway-stall`: a request that it ends leaves a busy gateway's memory
+        // later than the next one comes.
         let sidecar = Launch::new().start_with_gateway().await;
         let memory = Memory::before_attack(&sidecar, sidecar.process()).await;
         let unread = unread(25, 100, 1).start(&sidecar);

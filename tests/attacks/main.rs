@@ -1,6 +1,8 @@
-//! Attacks on a running sidecar, each for some seconds: what they cost, and how others fare meanwhile. Every test prints what it measured.
+//! Attacks on a running sidecar, each for some seconds: what they cost, and how others fare
+//! meanwhile. Every test prints what it measured.
 //!
-//! The limits of time are generous, for machines that do other things at the same time; `tests/bench` holds loopgate to the strict ones.
+//! The limits of time are generous, for machines that do other things at the same time;
+//! `tests/bench` holds loopgate to the strict ones.
 
 mod chains;
 mod file_descriptors;
@@ -18,7 +20,8 @@ use loopgate_test_support::tls_client::TlsClient;
 const MIB: u64 = 1 << 20;
 /// External clients that attack nobody.
 const OUTSIDER: &str = "127.0.0.4";
-/// What an agent's and another outsider's requests may take at the 99th percentile. Without other load it is 100 ms and 1 s.
+/// What an agent's and another outsider's requests may take at the 99th percentile. Without other
+/// load it is 100 ms and 1 s.
 const AGENT_P99: Duration = Duration::from_secs(1);
 const OUTSIDER_P99: Duration = Duration::from_secs(3);
 

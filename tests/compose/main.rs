@@ -1,5 +1,7 @@
-//! `loopgate compose` on projects of the kinds that people have: `tests/data/compose/KIND/compose.yaml` is a project, `config.json` what
-//! compose makes of it, and each other file what loopgate answers. `TEST_BLESS=1` writes the answers anew, and `config.json` with them.
+//! `loopgate compose` on projects of the kinds that people have:
+//! `tests/data/compose/KIND/compose.yaml` is a project, `config.json` what compose makes of it, and
+//! each other file what loopgate answers. `TEST_BLESS=1` writes the answers anew, and `config.json`
+//! with them.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -277,7 +279,8 @@ fn have_compose() -> bool {
     installed
 }
 
-/// Says that a test is not run, on the real standard error, which libtest does not capture; where `CI` is `true` everything has to be.
+/// Says that a test is not run, on the real standard error, which libtest does not capture; where
+/// `CI` is `true` everything has to be.
 fn skip(why: &str) {
     let line = format!(
         "NOT RUN: {}: {why}; tests/setup/compose.sh brings it",

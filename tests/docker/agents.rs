@@ -16,8 +16,8 @@ use crate::openclaw::{NEW, OLD, TOKEN, gateway_with, openclaw};
 const NODE: u32 = 1000;
 const PROJECT: &str = "p";
 
-/// Returns the user of the host that is `user` in a container: with a rootless engine, one of the subordinate ids that begin at
-/// `TEST_FIRST_SUBUID`.
+/// Returns the user of the host that is `user` in a container: with a rootless engine, one of the
+/// subordinate ids that begin at `TEST_FIRST_SUBUID`.
 fn on_host(user: u32) -> u32 {
     std::env::var("TEST_FIRST_SUBUID").map_or(user, |first| first.parse::<u32>().expect("a number") + user - 1)
 }
@@ -70,7 +70,8 @@ fn sidecar(gateway: &Running, shared: &Shared) -> Container {
         .env("LOOPGATE_INHERIT_TOKEN", "true")
 }
 
-/// OpenClaw's image with loopgate as its entrypoint, as docker/agent.Dockerfile makes it: no URL, no token, and the CA where it belongs.
+/// OpenClaw's image with loopgate as its entrypoint, as docker/agent.Dockerfile makes it: no URL,
+/// no token, and the CA where it belongs.
 fn agent(version: &str, network: &Network, shared: &Shared, script: &str) -> Option<Container> {
     // loopgate, and not an init of the engine's, is its first process.
     let container = openclaw("agent", version)?
@@ -120,7 +121,8 @@ fn a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_
         let spawned = gateway.exec(spawn);
         let answer: Value = serde_json::from_str(&spawned).unwrap_or_else(|error| panic!("{error}: {spawned}"));
         let accepted = answer["result"]["details"]["status"] == "accepted";
-        // What the new version may say for a moment after its start: it has to do with models, and not with who is asking.
+        // What the new version may say for a moment after its start: it has to do with models, and
+        // not with who is asking.
         assert!(accepted || spawned.contains("Retry the request"), "{spawned}");
         accepted.then_some(())
     });

@@ -76,7 +76,8 @@ fn a_neighbour_that_takes_an_agents_address_is_external_and_can_not_enrol() {
     let address = agent.ip(&deployment.network);
 
     let neighbour = engine.run(deployment.client("neighbour").with_loopgate().option("--cap-add=NET_ADMIN"));
-    // To whoever asks who has the address it answers from now on; and as it asks for the gateway, the gateway learns that it has it.
+    // To whoever asks who has the address it answers from now on; and as it asks for the gateway,
+    // the gateway learns that it has it.
     neighbour.exec(["sh", "-c", &format!("ip address flush dev eth0 && ip address add {address}/24 dev eth0")]);
     let ask = ["curl", "--silent", "--max-time", "2", "--cacert", "/state/ca.pem", "https://gateway:18443/"];
     let seen = eventually("the neighbour is taken for the agent", || {

@@ -1,5 +1,5 @@
-//! `loopgate check` in a real gateway's place: what it finds of the engine, of agents and of the certificate, and that its remedies,
-//! applied as they are printed, leave nothing of that to find.
+//! `loopgate check` in a real gateway's place: what it finds of the engine, of agents and of the
+//! certificate, and that its remedies, applied as they are printed, leave nothing of that to find.
 
 use std::collections::BTreeSet;
 
@@ -62,7 +62,8 @@ fn a_socket_that_is_missing_too_wide_or_too_narrow_is_found_and_the_filter_mends
     assert!(seen.contains("no permission to use /var/run/docker.sock"), "{seen}");
     says(&remedy, "group_add");
 
-    // A filter that lets one request too few through: what is followed is not reached, what is only needed now and then is forbidden.
+    // A filter that lets one request too few through: what is followed is not reached, what is only
+    // needed now and then is forbidden.
     let shipped =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docker/socket-filter/haproxy-unix.cfg")).unwrap();
     for (line, id, path) in [

@@ -1,5 +1,6 @@
-//! OpenClaw's own compose file with the real gateway: it fails as in OpenClaw issue #30740, `loopgate compose` writes the override, and then
-//! sub-agents are spawned, the CLI works, and a client from outside has to be approved.
+//! OpenClaw's own compose file with the real gateway: it fails as in OpenClaw issue #30740,
+//! `loopgate compose` writes the override, and then sub-agents are spawned, the CLI works, and a
+//! client from outside has to be approved.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -27,7 +28,8 @@ struct Directory {
 }
 
 impl Directory {
-    /// `cli` are the lines of the CLI's service that depend on the version. `None`, said aloud, where something is missing.
+    /// `cli` are the lines of the CLI's service that depend on the version. `None`, said aloud,
+    /// where something is missing.
     fn new(version: &str, cli: &str) -> Option<Self> {
         Compose::V2.command()?;
         attempt(&["image", "inspect", LOOPGATE]).map_err(|why| skip(&why)).ok()?;

@@ -21,7 +21,8 @@ impl Container {
         Self::new(name).command(["sleep", "infinity"]).option("--init")
     }
 
-    /// A Debian. `name` is only a part of its real name, [`Running::name`]; what others on a network call it is an [alias](Self::alias).
+    /// A Debian. `name` is only a part of its real name, [`Running::name`]; what others on a
+    /// network call it is an [alias](Self::alias).
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), image: DEBIAN.into(), options: Vec::new(), command: Vec::new() }
     }
@@ -232,13 +233,14 @@ impl Running {
         docker(&["start", &self.name]);
     }
 
-    /// Sends a signal, such as `HUP`, to its first process. Whatever it then does, its restart policy leaves it alone: to the engine
-    /// that is a stop. See [`Running::crash`].
+    /// Sends a signal, such as `HUP`, to its first process. Whatever it then does, its restart
+    /// policy leaves it alone: to the engine that is a stop. See [`Running::crash`].
     pub fn signal(&self, signal: &str) {
         docker(&["kill", "--signal", signal, &self.name]);
     }
 
-    /// Kills its first process behind the engine's back, which takes it for a crash. Needs root on an engine of this machine.
+    /// Kills its first process behind the engine's back, which takes it for a crash. Needs root on
+    /// an engine of this machine.
     pub fn crash(&self) {
         // Between two lives it is 0, and to kill 0 is to kill the tests themselves.
         let pid = eventually(&format!("{} has a process", self.name), || {

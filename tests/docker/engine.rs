@@ -1,4 +1,5 @@
-//! A real Docker Engine, through the `docker` command: what a story makes on it is gone when the story ends, however it ends.
+//! A real Docker Engine, through the `docker` command: what a story makes on it is gone when the
+//! story ends, however it ends.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -12,8 +13,9 @@ use crate::container::{Container, Running};
 /// Bookworm with curl, HAProxy and iproute2 (`tests/setup/images.sh`).
 pub const DEBIAN: &str = "loopgate-test/debian";
 
-/// How long a story waits for what must come to pass. An old gateway needs half a minute of processor time to start, which
-/// a busy machine takes minutes to give it; only a failure waits longer.
+/// How long a story waits for what must come to pass. An old gateway needs half a minute of
+/// processor time to start, which a busy machine takes minutes to give it; only a failure waits
+/// longer.
 pub const PATIENCE: Duration = Duration::from_secs(360);
 
 /// One story's hold on the engine. Names made through it are its own, so that stories can run side by side.

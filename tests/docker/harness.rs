@@ -8,7 +8,8 @@ use crate::container::{Container, Running};
 use crate::engine::{Engine, Network, Volume, eventually};
 use crate::filter::filter;
 
-/// Answers with the source address and the client address that was stated; `/hold` stays open as long as a request's body does.
+/// Answers with the source address and the client address that was stated; `/hold` stays open as
+/// long as a request's body does.
 const GATEWAY: &str = "printf 'defaults\\n mode http\\n timeout client 600s\\n timeout connect 5s\\n timeout server 600s\\n\
                        frontend gateway\\n bind 127.0.0.1:18789\\n http-request wait-for-body time 600s if { path /hold }\\n\
                        http-request return content-type text/plain lf-string \"%%[src] %%[req.hdr(x-forwarded-for)]\"\\n' >/tmp/cfg; \

@@ -1,5 +1,5 @@
-//! Labels before the real OpenClaw gateway: of those on its network, it pairs the labelled container of its own project silently, and
-//! nobody else.
+//! Labels before the real OpenClaw gateway: of those on its network, it pairs the labelled
+//! container of its own project silently, and nobody else.
 
 use std::path::Path;
 use std::process::Command;

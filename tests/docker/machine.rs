@@ -1,5 +1,5 @@
-//! The shipped compose.yaml through what happens to machines: ordinary restarts of the engine, its sudden end, and reboots. `tests/run upheaval`
-//! runs it, on an engine that no other test uses.
+//! The shipped compose.yaml through what happens to machines: ordinary restarts of the engine, its
+//! sudden end, and reboots. `tests/run upheaval` runs it, on an engine that no other test uses.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
@@ -15,7 +15,8 @@ use crate::project::{Compose, Project};
 const PATIENCE: Duration = Duration::from_secs(90);
 const SERVICES: [&str; 5] = ["netns", "gateway", "loopgate", "socket-filter", "agent"];
 
-/// One kind of event, by the words that `tests/setup/engine28.sh` has for it, and how often it happens unless a variable says otherwise.
+/// One kind of event, by the words that `tests/setup/engine28.sh` has for it, and how often it
+/// happens unless a variable says otherwise.
 const EVENTS: [(&str, &[&str], u32); 3] =
     [("RESTARTS", &["stop", "start"], 20), ("KILLS", &["kill", "start"], 10), ("REBOOTS", &["reboot"], 10)];
 

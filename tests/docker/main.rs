@@ -1,4 +1,5 @@
-//! Stories on a real Docker Engine. `tests/docker/run` brings one, and the images; without either they are skipped, aloud.
+//! Stories on a real Docker Engine. `tests/docker/run` brings one, and the images; without either
+//! they are skipped, aloud.
 
 mod agents;
 mod attested;

@@ -1,5 +1,5 @@
-//! Who is paired silently and who is not, by the real gateway's word, when docker/'s compose files are up: agents are, and others have to
-//! be approved, whatever they say about themselves.
+//! Who is paired silently and who is not, by the real gateway's word, when docker/'s compose files
+//! are up: agents are, and others have to be approved, whatever they say about themselves.
 
 use std::process::Command;
 

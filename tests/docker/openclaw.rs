@@ -17,8 +17,8 @@ pub const TOKEN: &str = "a-token-for-tests";
 /// OpenClaw's image without OpenClaw (`tests/setup/images.sh`).
 pub const IMAGE: &str = "loopgate-test/openclaw";
 
-/// A container with this version of OpenClaw in it, idle: `node /app/openclaw.mjs ...` is its command line. `None`, said aloud, where
-/// it isn't installed.
+/// A container with this version of OpenClaw in it, idle: `node /app/openclaw.mjs ...` is its
+/// command line. `None`, said aloud, where it isn't installed.
 pub fn openclaw(name: &str, version: &str) -> Option<Container> {
     let tree = tree(version)?;
     let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
@@ -43,7 +43,8 @@ pub fn gateway_with(version: &str, configuration: &Path) -> Option<Container> {
     )
 }
 
-/// This version's tree, which belongs to /openclaw in a container of its image. `None`, said aloud, where either isn't there.
+/// This version's tree, which belongs to /openclaw in a container of its image. `None`, said aloud,
+/// where either isn't there.
 pub fn tree(version: &str) -> Option<PathBuf> {
     let tree = cache().join(format!("openclaw-{version}"));
     if !tree.is_dir() {
@@ -54,8 +55,9 @@ pub fn tree(version: &str) -> Option<PathBuf> {
     Some(tree)
 }
 
-/// Where OpenClaw finds its plugins compiled. The old version would do that anew in each container, for half a minute of processor time
-/// each; jiti, which does it, looks at what it finds here before it believes it.
+/// Where OpenClaw finds its plugins compiled. The old version would do that anew in each container,
+/// for half a minute of processor time each; jiti, which does it, looks at what it finds here
+/// before it believes it.
 fn compiled(version: &str) -> PathBuf {
     let directory = cache().join(format!("jiti-{version}"));
     std::fs::create_dir_all(&directory).expect("the cache can be written to");

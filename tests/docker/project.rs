@@ -52,7 +52,8 @@ pub struct Project {
 }
 
 impl Project {
-    /// Starts these files. It returns when compose does, that is, when the agent is up, for which loopgate has to be ready.
+    /// Starts these files. It returns when compose does, that is, when the agent is up, for which
+    /// loopgate has to be ready.
     ///
     /// `None`, said aloud, where something is missing.
     pub fn up(compose: Compose, files: &[&'static str]) -> Option<Self> {
@@ -87,7 +88,8 @@ impl Project {
         format!("{}_{network}", self.name)
     }
 
-    /// A container that is to be none of the project's, on one of its networks, with OpenClaw in it and loopgate's CA in /ca/ca.pem.
+    /// A container that is to be none of the project's, on one of its networks, with OpenClaw in it
+    /// and loopgate's CA in /ca/ca.pem.
     pub fn stranger(&self, network: &str) -> Container {
         let container = Container::idle("stranger").image(openclaw::IMAGE).hardened().option("--tmpfs=/tmp");
         let container = container.option(format!("--network={}", self.network(network)));

@@ -1,4 +1,5 @@
-//! docker/stack.yaml with the real gateway, on a swarm of one node. `tests/run engines` runs it, on an engine that no other test uses.
+//! docker/stack.yaml with the real gateway, on a swarm of one node. `tests/run engines` runs it, on
+//! an engine that no other test uses.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -87,7 +88,8 @@ fn client(container: &Running, url: &str) -> DeviceClient {
     DeviceClient::new(node, Path::new("/openclaw/node_modules"), url).token(openclaw::TOKEN)
 }
 
-/// Whether a client in the container is let in at loopgate's port of its own loopback. The container may end at any time.
+/// Whether a client in the container is let in at loopgate's port of its own loopback. The
+/// container may end at any time.
 fn is_let_in(container: &Running) -> bool {
     let ends = catch_unwind(AssertUnwindSafe(|| client(container, "ws://127.0.0.1:18789").connect()));
     matches!(ends, Ok(End::Hello { .. }))

@@ -93,8 +93,9 @@ async fn a_certificate_from_cert_issue_admits_an_agent() {
         harness.ask(protocol, OUTSIDER, "GET /", &[]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
     }
-    // DNS rebinding: a page's own name resolves to the agent's listener, and the browser takes it for the page's origin.
-    // Or it is an address of this machine's that browsers take for another's.
+    // DNS rebinding: a page's own name resolves to the agent's listener, and the browser takes it
+    // for the page's origin. Or it is an address of this machine's that browsers take for
+    // another's.
     for host in ["page.example:18789", "[::ffff:7f00:1]:18789", "localhost4:18789"] {
         agent.h1(OUTSIDER).await.ask(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         let received = harness.gateway.requests().pop().unwrap();

@@ -216,8 +216,8 @@ async fn requests_wait_for_a_gateway_that_restarts() {
     assert_eq!(harness.gateway.wait_for_requests(51).await.len(), 51, "each was sent once");
 }
 
-/// A gateway that speaks TLS while `tls` is set, and plain HTTP otherwise. Like Node.js, it closes a TLS connection on which plain HTTP
-/// arrives without a byte in answer.
+/// A gateway that speaks TLS while `tls` is set, and plain HTTP otherwise. Like Node.js, it closes
+/// a TLS connection on which plain HTTP arrives without a byte in answer.
 async fn with_tls_switch(tls: SocketAddr, plain: SocketAddr, is_tls: Arc<AtomicBool>, tasks: &Tasks) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,4 +1,5 @@
-//! HTTP/2 by frames that wear a server down or mean two things: the offender is sent away, memory stays, others notice nothing.
+//! HTTP/2 by frames that wear a server down or mean two things: the offender is sent away, memory
+//! stays, others notice nothing.
 
 use crate::harness::{OUTSIDER, Protocol, process};
 use loopgate_test_support::raw_h2::*;

@@ -73,7 +73,8 @@ pub fn raw(stream: Tls) -> RawHttp<Tls> {
     RawHttp::new(stream)
 }
 
-/// Starts `loopgate run` as a process before a fake gateway, with these flags and with `config` as its configuration file.
+/// Starts `loopgate run` as a process before a fake gateway, with these flags and with `config` as
+/// its configuration file.
 pub async fn process(flags: &[&str], config: &str) -> SidecarWithGateway {
     Launch::new().flags(flags).config(config).start_with_gateway().await
 }

@@ -1,4 +1,5 @@
-//! Agents that are pods: they prove who they are by a token that the API server reviews, and lose everything with their pod.
+//! Agents that are pods: they prove who they are by a token that the API server reviews, and lose
+//! everything with their pod.
 
 use std::time::Duration;
 

@@ -67,7 +67,8 @@ async fn an_agent_is_local_to_the_gateway() {
 
 #[tokio::test]
 async fn every_client_is_remote_to_a_gateway_that_is_not_on_loopback() {
-    // No packet is sent: this asks for the address that one would be sent from. Without a network, there is no such gateway.
+    // No packet is sent: this asks for the address that one would be sent from. Without a network,
+    // there is no such gateway.
     let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     let Ok(own) = probe.connect("192.0.2.1:9").and_then(|()| probe.local_addr()) else { return };
     let listener = TcpListener::bind((own.ip(), 0)).await.unwrap();

@@ -1,4 +1,5 @@
-//! Clients and a gateway that are slow, on purpose or not: each phase has its limit, and what is quiet for good reason is left alone.
+//! Clients and a gateway that are slow, on purpose or not: each phase has its limit, and what is
+//! quiet for good reason is left alone.
 
 use std::time::Duration;
 

@@ -25,7 +25,8 @@ use Fate::{HeardAndClosed, ReceivedRequest, Refused, RefusedWith};
 
 const HOST: &str = "Host: gateway.example\r\n";
 
-/// Sends `bytes`, ends the stream and reads everything that comes back: the statuses, and whether the connection was closed.
+/// Sends `bytes`, ends the stream and reads everything that comes back: the statuses, and whether
+/// the connection was closed.
 async fn converse(harness: &Harness, bytes: &[u8]) -> Vec<u16> {
     let mut client = harness.h1(OUTSIDER).await;
     // A client that is refused midway may be disconnected before the rest is sent; only the answer counts.
@@ -287,7 +288,8 @@ async fn malformed_chunks_are_refused() {
             assert_eq!((statuses, received.len()), (vec![200, 200], 2), "{name}");
             assert_eq!(received[0].text(), "body");
         } else {
-            // The head may have been forwarded before the body turned out to be bad; then the gateway knows that it never was whole.
+            // The head may have been forwarded before the body turned out to be bad; then the
+            // gateway knows that it never was whole.
             assert_eq!(statuses, [400], "{name}");
             assert!(received.iter().all(|received| received.truncated), "{name}: {received:?}");
         }

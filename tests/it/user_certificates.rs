@@ -21,7 +21,8 @@ fn issued(harness: &Harness, file: &Path, encryption: Encryption) -> String {
     description.serial
 }
 
-/// Requests `/` with curl from `source`, with the certificate in `file`; returns whether there was a response, and curl's message.
+/// Requests `/` with curl from `source`, with the certificate in `file`; returns whether there was
+/// a response, and curl's message.
 async fn curl(harness: &Harness, source: &str, file: Option<&Path>, arguments: &[&str]) -> (bool, String) {
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--show-error", "--max-time", "20", "--output", "/dev/null", "--interface", source])

@@ -75,7 +75,8 @@ async fn a_connect_that_asks_for_more_than_the_cap_never_reaches_the_gateway() {
                 (received.field("x-openclaw-scopes"), received.field("sec-websocket-extensions")),
                 (Some(own), None)
             );
-            // In one segment; the gateway would handle both if it got the second one before it has accepted the first one.
+            // In one segment; the gateway would handle both if it got the second one before it has
+            // accepted the first one.
             socket.feed(connect(&[own])).await.unwrap();
             socket.feed(connect(&[other])).await.unwrap();
             socket.flush().await.unwrap();

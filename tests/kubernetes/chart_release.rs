@@ -1,4 +1,5 @@
-//! A release of the chart, and the sidecar as the chart has it run: by its variables, and with what the kubelet would mount into it.
+//! A release of the chart, and the sidecar as the chart has it run: by its variables, and with what
+//! the kubelet would mount into it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,8 +33,8 @@ pub struct ChartRelease {
 }
 
 impl ChartRelease {
-    /// Has Helm install the chart with these values, beside what stories need, and runs the sidecar that it describes. There is a service
-    /// account `builder` too.
+    /// Has Helm install the chart with these values, beside what stories need, and runs the sidecar
+    /// that it describes. There is a service account `builder` too.
     pub async fn start(cluster: Cluster, values: &[&str]) -> Self {
         helm(&cluster, values).await;
         cluster.account("builder").await;
@@ -60,7 +61,8 @@ impl ChartRelease {
             ("KUBERNETES_SERVICE_PORT".to_owned(), cluster.address.port().to_string()),
         ]);
         let admin = free_address();
-        // The name is the one that stories ask for: what an agent asks of another may have come from a page in its browser.
+        // The name is the one that stories ask for: what an agent asks of another may have come
+        // from a page in its browser.
         let more = [
             format!("--admin={admin}"),
             "--log-level=loopgate=debug".to_owned(),
@@ -127,7 +129,8 @@ impl ChartRelease {
         self.until(&format!("agents are {names:?}"), such).await;
     }
 
-    /// What `loopgate check` finds, run where the sidecar runs and without a word about it, as the chart's notes have it.
+    /// What `loopgate check` finds, run where the sidecar runs and without a word about it, as the
+    /// chart's notes have it.
     pub async fn check(&self) -> Value {
         let output = self.loopgate(&["check", "--json"]).await;
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
@@ -156,7 +159,8 @@ async fn helm(cluster: &Cluster, values: &[&str]) {
 
 /// `helm upgrade --install` of the chart as `release`, with these arguments.
 pub async fn install(cluster: &Cluster, release: &str, arguments: &[&str]) {
-    // The API server is older than what the chart wants, which is why it must do without native sidecars, and older than the chart admits to.
+    // The API server is older than what the chart wants, which is why it must do without native
+    // sidecars, and older than the chart admits to.
     let chart = tempfile::tempdir().unwrap();
     let copied = Command::new("cp").args(["-r", "charts/loopgate/."]).arg(chart.path()).status().await.unwrap();
     assert!(copied.success());

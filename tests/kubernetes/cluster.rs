@@ -1,5 +1,5 @@
-//! A Kubernetes API server of a story's own on loopback, with the etcd that it keeps everything in. There is no kubelet and no controller:
-//! stories do what those would.
+//! A Kubernetes API server of a story's own on loopback, with the etcd that it keeps everything in.
+//! There is no kubelet and no controller: stories do what those would.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -22,8 +22,8 @@ use tokio::time::{Instant, sleep, timeout};
 use loopgate_test_support::raw_http::RawHttp;
 use loopgate_test_support::tls_client::TlsClient;
 
-/// How long a story waits for what must come to pass. A busy machine leaves an API server that starts without a processor for minutes; only a
-/// failure waits longer.
+/// How long a story waits for what must come to pass. A busy machine leaves an API server that
+/// starts without a processor for minutes; only a failure waits longer.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// Whoever shows it may do everything.
 pub const ADMIN: &str = "the-token-of-an-administrator";
@@ -139,8 +139,8 @@ impl Cluster {
         }
     }
 
-    /// Deletes the object that etcd has under `key` without the API server's hearing of it, then or ever: that has been cut off, and meanwhile
-    /// etcd has thrown its past away.
+    /// Deletes the object that etcd has under `key` without the API server's hearing of it, then or
+    /// ever: that has been cut off, and meanwhile etcd has thrown its past away.
     pub async fn lose(&mut self, key: &str) {
         let api = self.api.take().expect("it runs");
         signal(&api, Signal::SIGSTOP);

@@ -1,4 +1,5 @@
-//! `loopgate check` where the engine, the gateway or the files are not as they should be, with stand-ins for the first two.
+//! `loopgate check` where the engine, the gateway or the files are not as they should be, with
+//! stand-ins for the first two.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,5 @@
-//! What an operator sees of a sidecar that runs, and of one that should: `status`, the page, `/metrics`, `check`, the documentation.
+//! What an operator sees of a sidecar that runs, and of one that should: `status`, the page,
+//! `/metrics`, `check`, the documentation.
 
 mod admin;
 mod audit;

@@ -1,4 +1,5 @@
-//! `docs/reference.md` is what the code says: options, findings and metrics are taken from it, and labels and commands are all there.
+//! `docs/reference.md` is what the code says: options, findings and metrics are taken from it, and
+//! labels and commands are all there.
 //!
 //! `TEST_BLESS=1 cargo test --test operator reference` writes them anew.
 

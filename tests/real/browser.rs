@@ -1,5 +1,6 @@
-//! The gateway's own Control UI, in Chromium, through the external lane. Chromium trusts the sidecar's authority as an operator would make
-//! it do (its NSS database), and judges the certificate itself.
+//! The gateway's own Control UI, in Chromium, through the external lane. Chromium trusts the
+//! sidecar's authority as an operator would make it do (its NSS database), and judges the
+//! certificate itself.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -79,7 +80,8 @@ pub struct Browser<'a> {
 }
 
 impl Browser<'_> {
-    /// Visits the Control UI, has its device approved and waits until it is connected. Gives the protocol that the page came over.
+    /// Visits the Control UI, has its device approved and waits until it is connected. Gives the
+    /// protocol that the page came over.
     pub fn visit(&self, arguments: &[&str]) -> String {
         self.trust_the_authority();
         let options = json!({

@@ -1,5 +1,5 @@
-//! `loopgate check` before a real gateway that is set up wrongly: it names what is wrong, and its remedies, applied as they are printed,
-//! make a gateway with which nothing is wrong.
+//! `loopgate check` before a real gateway that is set up wrongly: it names what is wrong, and its
+//! remedies, applied as they are printed, make a gateway with which nothing is wrong.
 
 use std::path::Path;
 use std::process::Command;
@@ -152,8 +152,9 @@ fn settled(check: &dyn Fn(&[&str]) -> Checked) -> Checked {
     }
 }
 
-/// After one failed spawn the gateway's own device is paired for the scope that came first, and a request for the next one waits, which no
-/// device may approve. What `pair` prints leads out of that, and `pair --approve` does it by itself.
+/// After one failed spawn the gateway's own device is paired for the scope that came first, and a
+/// request for the next one waits, which no device may approve. What `pair` prints leads out of
+/// that, and `pair --approve` does it by itself.
 fn frees_the_gateways_own_device(network: &Network, openclaw: &OpenClaw, directory: &Path) {
     report("  its own device, which no device may approve");
     let own = openclaw.configuration().with_file_name("identity/device.json");

@@ -1,4 +1,5 @@
-//! Sign-in by client certificate: the gateway in `auth.mode: "trusted-proxy"`, which believes the user that loopgate names.
+//! Sign-in by client certificate: the gateway in `auth.mode: "trusted-proxy"`, which believes the
+//! user that loopgate names.
 
 use std::fs;
 use std::path::Path;

@@ -17,8 +17,9 @@ const MIB: u64 = 1 << 20;
 const TIME: Duration = Duration::from_secs(20);
 /// How often the memory of the gateway is read.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// What the gateway's memory may grow by, in MiB. The two attackers have 84 requests together, 286 MiB of the largest file. Node.js frees
-/// the first 84 files some time after their requests were reset, when 84 others are in its memory already.
+/// What the gateway's memory may grow by, in MiB. The two attackers have 84 requests together, 286
+/// MiB of the largest file. Node.js frees the first 84 files some time after their requests were
+/// reset, when 84 others are in its memory already.
 const GATEWAY_GROWTH: u64 = 600;
 /// A path that costs the gateway little.
 const CHEAP: &str = "/healthz";
@@ -109,7 +110,8 @@ impl Bystanders {
         Self { agent: agent.join().expect("latencies"), outsider: outsider.join().expect("latencies") }
     }
 
-    /// Fails if the flood kept the agent or the outsider from their responses. The limits are generous; `tests/bench` has strict ones.
+    /// Fails if the flood kept the agent or the outsider from their responses. The limits are
+    /// generous; `tests/bench` has strict ones.
     fn assert_served(&self) {
         for (latencies, limit) in [(&self.agent, Duration::from_secs(1)), (&self.outsider, Duration::from_secs(3))] {
             assert!(latencies.count() > 20 && latencies.failed == 0 && latencies.p99() < limit, "{self}");

@@ -1,5 +1,6 @@
-//! A public front on a host of its own, before loopgate: the real Caddy and the real Traefik, with what docker/ configures them with. It
-//! may state a client's address, and nothing that a client says to it may state another one.
+//! A public front on a host of its own, before loopgate: the real Caddy and the real Traefik, with
+//! what docker/ configures them with. It may state a client's address, and nothing that a client
+//! says to it may state another one.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -48,8 +48,9 @@ impl<'a> OpenClaw<'a> {
             config["gateway"]["controlUi"] = serde_json::json!({"allowedOrigins": self.allowed_origins});
         }
         let process = self.launch(&config);
-        // It listens long before it pairs: until then a handshake ends with 1013 "gateway starting". The older version's own tools fail
-        // until its own device is paired for all five scopes; the newer one would refuse to start with this file of the older one's.
+        // It listens long before it pairs: until then a handshake ends with 1013 "gateway
+        // starting". The older version's own tools fail until its own device is paired for all five
+        // scopes; the newer one would refuse to start with this file of the older one's.
         let own = self.state.join("identity/device.json");
         let client = || self.client(Host::Gateway, LOOPBACK);
         let pair = || if self.version.starts_with("2026.2.") { client().identity(&own) } else { client() }.connect();

@@ -1,5 +1,6 @@
-//! The lanes as the real gateway sees them, on the oldest and on the newest version that loopgate supports: who is paired silently, and
-//! who has to wait for an approval, whatever they say about themselves.
+//! The lanes as the real gateway sees them, on the oldest and on the newest version that loopgate
+//! supports: who is paired silently, and who has to wait for an approval, whatever they say about
+//! themselves.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -185,8 +186,8 @@ fn plain_http_passes(network: &Network, ca: &Path) {
                 "200",
                 "{host:?} {protocol}"
             );
-            // Without a body: the gateway would not wait for it, and curl 7.88 takes an answer that overtakes its HTTP/2 upload, which
-            // RFC 9113 section 8.1 allows, for a broken stream.
+            // Without a body: the gateway would not wait for it, and curl 7.88 takes an answer that
+            // overtakes its HTTP/2 upload, which RFC 9113 section 8.1 allows, for a broken stream.
             assert_eq!(status("/tools/invoke", &["--request", "POST"]), "401", "{host:?} {protocol}");
         }
     }
@@ -206,7 +207,8 @@ fn own_addresses_are_external(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Dev
     openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
 }
 
-/// An operator who forgot `trustedProxies` has a gateway that refuses external clients, and not one that takes them for local.
+/// An operator who forgot `trustedProxies` has a gateway that refuses external clients, and not one
+/// that takes them for local.
 fn nothing_becomes_local_without_trust(through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
     report("  without trustedProxies no client of the external lane is local");
     for headers in FORGERIES {

@@ -1,4 +1,5 @@
-//! The admin page in Chromium: it is readable without scripts, loads nothing else, keeps its own policy, and fits a phone.
+//! The admin page in Chromium: it is readable without scripts, loads nothing else, keeps its own
+//! policy, and fits a phone.
 
 use std::net::TcpListener;
 use std::process::Command;

@@ -1,5 +1,6 @@
-//! Sign-in by a front, as docs/sign-in.md describes it: the real Caddy and the real Traefik, a stand-in for the auth server, and a gateway that
-//! believes the header of trusted proxies. Only the front may say who someone is.
+//! Sign-in by a front, as docs/sign-in.md describes it: the real Caddy and the real Traefik, a
+//! stand-in for the auth server, and a gateway that believes the header of trusted proxies. Only
+//! the front may say who someone is.
 
 use std::fs;
 use std::path::{Path, PathBuf};

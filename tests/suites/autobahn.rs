@@ -1,6 +1,8 @@
-//! The Autobahn test suite: what a WebSocket server does behind the sidecar is, case by case, no worse than what it does alone.
+//! The Autobahn test suite: what a WebSocket server does behind the sidecar is, case by case, no
+//! worse than what it does alone.
 //!
-//! The fuzzing client speaks no TLS, so that its bytes go through a bridge, which wraps them in TLS and does nothing else.
+//! The fuzzing client speaks no TLS, so that its bytes go through a bridge, which wraps them in TLS
+//! and does nothing else.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

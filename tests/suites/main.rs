@@ -1,4 +1,5 @@
-//! Other people's test suites against the real binary on loopback, and a soak. `tests/run suites` installs what they need.
+//! Other people's test suites against the real binary on loopback, and a soak. `tests/run suites`
+//! installs what they need.
 
 mod autobahn;
 mod scanners;
@@ -9,7 +10,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// The Python environment that `tests/setup/suites.sh` made, or nothing where a developer ran `cargo test` alone. In CI that is a failure.
+/// The Python environment that `tests/setup/suites.sh` made, or nothing where a developer ran
+/// `cargo test` alone. In CI that is a failure.
 fn python() -> Option<PathBuf> {
     let tree = std::env::var_os("TEST_SUITES").map(PathBuf::from);
     if tree.is_none() {

@@ -9,8 +9,8 @@ use crate::{output, python, run, say};
 use loopgate_test_support::backend::Backend;
 use loopgate_test_support::sidecar::{Launch, Sidecar};
 
-/// What testssl.sh may hold against it: a CA of one's own has neither a revocation list nor a CAA record (a leaf is short-lived
-/// instead), and the checks' own engine is not loopgate's.
+/// What testssl.sh may hold against it: a CA of one's own has neither a revocation list nor a CAA
+/// record (a leaf is short-lived instead), and the checks' own engine is not loopgate's.
 const ACCEPTED: &[&str] = &["cert_revocation", "DNS_CAArecord", "engine_problem"];
 
 #[test]
@@ -95,7 +95,8 @@ async fn testssl() {
     let backend = Backend::start().await;
     let sidecar = Launch::new().gateway(backend.address).start();
     let mut findings = scan(&sidecar);
-    // A warning is a check that testssl.sh could not carry out: it gets another chance, and is not taken for a good result.
+    // A warning is a check that testssl.sh could not carry out: it gets another chance, and is not
+    // taken for a good result.
     if findings
         .iter()
         .any(|finding| finding["severity"] == "WARN" && !ACCEPTED.contains(&finding["id"].as_str().unwrap_or_default()))
@@ -134,7 +135,8 @@ fn scan(sidecar: &Sidecar) -> Vec<Value> {
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("testssl.json");
     let mut testssl = Command::new("testssl");
-    // Protocols, cipher lists, forward secrecy, preference, certificate, vulnerabilities: all but the headers, which are the gateway's.
+    // Protocols, cipher lists, forward secrecy, preference, certificate, vulnerabilities: all but
+    // the headers, which are the gateway's.
     testssl
         .args(["--warnings", "off", "--quiet", "--color", "0", "-p", "-s", "-f", "-P", "-S", "-U", "--add-ca"])
         .arg(sidecar.ca());

@@ -89,7 +89,8 @@ impl Address {
         if self.by_variable { format!("{url} ({DOCKER_HOST})") } else { url }
     }
 
-    /// Returns whether neither the configuration nor `DOCKER_HOST` states the address, so that there may well be no engine.
+    /// Returns whether neither the configuration nor `DOCKER_HOST` states the address, so that
+    /// there may well be no engine.
     pub(super) fn is_guessed(&self) -> bool {
         matches!(self.place, Place::Usual(_))
     }
@@ -146,7 +147,8 @@ mod tests {
 
     #[test]
     fn the_variable_counts_only_where_no_engine_is_configured() {
-        // The configured engine, DOCKER_HOST, DOCKER_TLS_VERIFY, and the address; which of the usual sockets is there depends on the machine.
+        // The configured engine, DOCKER_HOST, DOCKER_TLS_VERIFY, and the address; which of the
+        // usual sockets is there depends on the machine.
         let table = [
             (Engine::Auto, "unix:///run/user/1000/docker.sock", "", "unix:///run/user/1000/docker.sock (DOCKER_HOST)"),
             (Engine::Auto, "tcp://filter:2375", "", "tcp://filter:2375 (DOCKER_HOST)"),

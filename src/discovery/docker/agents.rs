@@ -98,7 +98,8 @@ impl View {
     }
 }
 
-/// Returns the containers that have each address on `networks`; more than one is possible where subnets overlap, or after an engine's crash.
+/// Returns the containers that have each address on `networks`; more than one is possible where
+/// subnets overlap, or after an engine's crash.
 fn claims<'a>(containers: &'a [Container], networks: &BTreeSet<&str>) -> BTreeMap<IpAddr, BTreeSet<&'a str>> {
     let mut claims: BTreeMap<IpAddr, BTreeSet<&str>> = BTreeMap::new();
     for container in containers {
@@ -114,7 +115,8 @@ fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> i
     on.flat_map(|endpoint| endpoint.addresses.iter().copied())
 }
 
-/// Returns the proof that the operator asks of `container`, by its label or else by its service; `None` if it is to be no agent.
+/// Returns the proof that the operator asks of `container`, by its label or else by its service;
+/// `None` if it is to be no agent.
 fn asked_proof(container: &Container, services: &[AgentService]) -> Result<Option<Proof>, WhyNot> {
     let service = services.iter().find(|named| Some(&named.name) == container.service.as_ref());
     let by_service = service.map(|named| if named.by_address { Proof::Address } else { Proof::Attested });
@@ -176,8 +178,8 @@ impl<'a> Candidate<'a> {
         Ok(Some(Self { container, namespace, proof }))
     }
 
-    /// Orders candidates in one namespace: the stricter proof first, then the owner of the namespace, then the older container, so that
-    /// a new container never displaces an old one.
+    /// Orders candidates in one namespace: the stricter proof first, then the owner of the
+    /// namespace, then the older container, so that a new container never displaces an old one.
     fn rank(&self) -> (bool, bool, i64, String) {
         let container = self.container;
         (self.proof != Proof::Attested, container.id != self.namespace.id, container.created, container.id.clone())

@@ -67,7 +67,8 @@ pub enum Loss {
 /// Returns every running container of a list; `origins` are those of the labels.
 pub fn running(summaries: Vec<ContainerSummary>, origins: Vec<Origin>) -> Vec<Container> {
     let mut summaries: Vec<_> = summaries.into_iter().zip(origins).collect();
-    // A container is never older than the one it joins. Within one second Podman's alias decides, which is the owner's short id.
+    // A container is never older than the one it joins. Within one second Podman's alias decides,
+    // which is the owner's short id.
     summaries.sort_by_cached_key(|(summary, _)| (summary.created, !is_its_own_alias(summary), summary.id.clone()));
     let mut containers: Vec<Container> =
         summaries.into_iter().filter_map(|(summary, origin)| Container::running(summary, origin)).collect();
@@ -85,8 +86,9 @@ fn is_its_own_alias(summary: &ContainerSummary) -> bool {
 
 /// Finds which container joined which in a list of Podman's, the older before the younger.
 ///
-/// It lacks the network mode, and shows a container that joined another with the very endpoints of that one, MAC addresses included.
-/// Docker's MAC addresses derive from IP addresses, so that after an accident with those they'd prove nothing; but it has endpoint ids.
+/// It lacks the network mode, and shows a container that joined another with the very endpoints of
+/// that one, MAC addresses included. Docker's MAC addresses derive from IP addresses, so that after
+/// an accident with those they'd prove nothing; but it has endpoint ids.
 fn join_podmans(containers: &mut [Container]) {
     let mut owners: BTreeMap<Vec<Endpoint>, String> = BTreeMap::new();
     for container in
@@ -110,7 +112,8 @@ fn join_podmans(containers: &mut [Container]) {
 impl Container {
     /// Reads `summary`; `None` if the container does not run, or has no id.
     fn running(summary: ContainerSummary, origin: Origin) -> Option<Self> {
-        // A paused container and one that is being stopped still have their addresses; a "restarting" one, though listed, has none.
+        // A paused container and one that is being stopped still have their addresses; a
+        // "restarting" one, though listed, has none.
         if !matches!(summary.state.as_deref(), Some("running" | "paused" | "stopping")) {
             return None;
         }

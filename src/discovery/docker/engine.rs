@@ -1,9 +1,11 @@
 //! A client of the Docker Engine API: GET and HEAD on a few exact paths, over a unix socket or to a filter by TCP.
 //!
-//! [`bollard`] makes the requests, on connections made here: that way an error is the plain one of the socket, and it is known when the
-//! engine has begun to send events, which bollard's streams do not report before their first event. Lists and inspections of containers are
-//! read here instead: bollard's types are those of the newest Docker, and one value that they do not know (Podman's state `stopped`, a
-//! network that is null) would make a whole list unreadable. The paths have no version, so that every engine answers with its own.
+//! [`bollard`] makes the requests, on connections made here: that way an error is the plain one of
+//! the socket, and it is known when the engine has begun to send events, which bollard's streams do
+//! not report before their first event. Lists and inspections of containers are read here instead:
+//! bollard's types are those of the newest Docker, and one value that they do not know (Podman's
+//! state `stopped`, a network that is null) would make a whole list unreadable. The paths have no
+//! version, so that every engine answers with its own.
 
 use std::collections::HashMap;
 use std::io;
@@ -157,7 +159,8 @@ impl Engine {
             .map(drop)
     }
 
-    /// Inspects one container. The answer includes its environment, so inspect only what is needed, and keep nothing else of it.
+    /// Inspects one container. The answer includes its environment, so inspect only what is needed,
+    /// and keep nothing else of it.
     ///
     /// # Errors
     /// See [`Error`].

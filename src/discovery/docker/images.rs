@@ -1,4 +1,5 @@
-//! The labels of images. An engine merges them into those of the container, so a label that an image has too may not be the operator's.
+//! The labels of images. An engine merges them into those of the container, so a label that an
+//! image has too may not be the operator's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,11 +30,12 @@ pub enum Origin {
 pub struct Images(Arc<Mutex<BTreeMap<String, Labels>>>);
 
 impl Images {
-    /// Compares the labels of `containers` with those of their images, and removes what widens trust and the images have too. Returns the
-    /// origin of the labels of each container, in the order of the list.
+    /// Compares the labels of `containers` with those of their images, and removes what widens
+    /// trust and the images have too. Returns the origin of the labels of each container, in the
+    /// order of the list.
     ///
-    /// Only containers on which a decision depends are compared: those that may be agents, by label or because their service is one of
-    /// `services`, and all containers of the projects of these.
+    /// Only containers on which a decision depends are compared: those that may be agents, by label
+    /// or because their service is one of `services`, and all containers of the projects of these.
     pub async fn compare(
         &self,
         engine: &Engine,
@@ -114,11 +116,12 @@ fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
     [labels::PROJECT, labels::STACK].into_iter().filter_map(|name| label(container, name))
 }
 
-/// Removes from `container` the labels that can widen trust and that `of_image` has with the same value: those that make it an agent, and
-/// those that say which project and service it is of.
+/// Removes from `container` the labels that can widen trust and that `of_image` has with the same
+/// value: those that make it an agent, and those that say which project and service it is of.
 ///
-/// A label that only narrows stays, also if the image has it, since the operator may have set it too: `loopgate.agent=false`, and the cap.
-/// So do project and service where Compose created the container, since it sets both itself: an image that Compose has built has the same.
+/// A label that only narrows stays, also if the image has it, since the operator may have set it
+/// too: `loopgate.agent=false`, and the cap. So do project and service where Compose created the
+/// container, since it sets both itself: an image that Compose has built has the same.
 fn strip(container: &mut ContainerSummary, of_image: &Labels) -> Origin {
     let Some(own) = &mut container.labels else { return Origin::Compared };
     let is_shared = |own: &Labels, name: &str| own.get(name).is_some_and(|value| of_image.get(name) == Some(value));

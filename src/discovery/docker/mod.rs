@@ -131,8 +131,8 @@ impl Docker {
         self.inspected.as_deref() == Some(id)
     }
 
-    /// Starts to inspect the container with `id`; [`Docker::changed`] resolves when that is done. Returns false while another inspection
-    /// is under way.
+    /// Starts to inspect the container with `id`; [`Docker::changed`] resolves when that is done.
+    /// Returns false while another inspection is under way.
     pub fn inspect(&mut self, id: &str) -> bool {
         if self.inspection.is_some() {
             return false;

@@ -1,4 +1,5 @@
-//! The few fields that loopgate reads of the Docker Engine API's objects, where bollard's types are too strict (see [`super::engine`]).
+//! The few fields that loopgate reads of the Docker Engine API's objects, where bollard's types are
+//! too strict (see [`super::engine`]).
 //!
 //! Every field may be absent or null: engines differ, and a field that is not read can't make an object unreadable.
 

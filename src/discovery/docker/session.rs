@@ -1,7 +1,8 @@
 //! One subscription to the engine's events, and the lists that they cause.
 //!
-//! It subscribes first, then lists, so that no change falls between. An event causes a list soon after; one that reports what a container
-//! has lost takes effect at once. Only a list ever adds anything.
+//! It subscribes first, then lists, so that no change falls between. An event causes a list soon
+//! after; one that reports what a container has lost takes effect at once. Only a list ever adds
+//! anything.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,14 +24,17 @@ use crate::discovery::agent_labels::proof;
 const SETTLE: Duration = Duration::from_millis(25);
 /// How often to list anyway, in case an event was lost.
 const RESYNC: Duration = Duration::from_secs(30);
-/// After this a session's first list is repeated: engines send the head of `/events` a moment before they really subscribe.
+/// After this a session's first list is repeated: engines send the head of `/events` a moment
+/// before they really subscribe.
 const CONFIRM: Duration = Duration::from_millis(500);
 /// How often to ask whether the engine still answers, while an address alone makes an agent.
 const CHECK: Duration = Duration::from_millis(1500);
-/// How long that answer may take. With [`CHECK`] it is less than [`ADDRESS_GRACE`](crate::discovery::ADDRESS_GRACE), so that a frozen engine
-/// is noticed before its last answer is that old.
+/// How long that answer may take. With [`CHECK`] it is less than
+/// [`ADDRESS_GRACE`](crate::discovery::ADDRESS_GRACE), so that a frozen engine is noticed before
+/// its last answer is that old.
 const CHECK_ANSWER: Duration = Duration::from_secs(2);
-/// The pause after a list, as a multiple of the time that it took, so that no burst keeps the engine, or loopgate, busy with lists.
+/// The pause after a list, as a multiple of the time that it took, so that no burst keeps the
+/// engine, or loopgate, busy with lists.
 const REST: u32 = 4;
 /// The longest such pause. A new agent waits for it, a loss does not.
 const LONGEST_REST: Duration = Duration::from_millis(300);
@@ -65,8 +69,8 @@ pub struct Session {
     check: Option<BoxFuture<'static, Result<(), Error>>>,
     /// When the engine last answered a list or a check.
     answered: Instant,
-    /// Losses that events reported and have not reversed. A list may not show them yet: engine 28 takes a container off its networks
-    /// before it is no longer running.
+    /// Losses that events reported and have not reversed. A list may not show them yet: engine 28
+    /// takes a container off its networks before it is no longer running.
     lost: BTreeSet<Loss>,
     /// What was regained while a list was under way, which may show it as it was before the loss.
     regained: Vec<Loss>,

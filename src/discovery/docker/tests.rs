@@ -37,7 +37,8 @@ impl Harness {
         Self { view: start(&config, &metrics, &shutdown), metrics, shutdown }
     }
 
-    /// Discovery with `docker`, in which a container `gateway` has the address of this namespace; `None`, reported as skipped, if it has none.
+    /// Discovery with `docker`, in which a container `gateway` has the address of this namespace;
+    /// `None`, reported as skipped, if it has none.
     fn with(docker: &FakeDocker) -> Option<Self> {
         let interfaces = InterfaceWatcher::open();
         let mut addresses =

@@ -1,8 +1,9 @@
 //! A client of the Kubernetes API: `list` and `watch` of labelled pods in one namespace, and `create` of token reviews.
 //!
-//! It is made of hyper and rustls, which loopgate needs anyway. The `kube` client would bring some sixty crates for these three requests,
-//! and hide what has to be reported: which rule is missing, and that a list has grown too old. Each request has a connection of its own
-//! and reads the credentials again, so a restarted server or a rotated token needs no handling.
+//! It is made of hyper and rustls, which loopgate needs anyway. The `kube` client would bring some
+//! sixty crates for these three requests, and hide what has to be reported: which rule is missing,
+//! and that a list has grown too old. Each request has a connection of its own and reads the
+//! credentials again, so a restarted server or a rotated token needs no handling.
 
 use std::io;
 use std::path::PathBuf;
@@ -62,7 +63,8 @@ pub struct Api {
 pub type Events = BoxStream<'static, Result<Event, Error>>;
 
 impl Api {
-    /// Returns a client of the API server that the configuration names, or else the variables that Kubernetes sets in every pod.
+    /// Returns a client of the API server that the configuration names, or else the variables that
+    /// Kubernetes sets in every pod.
     pub fn new(config: &config::Kubernetes) -> Self {
         let server = config.api.clone().or_else(|| {
             let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().filter(|host| !host.is_empty())?;
@@ -79,7 +81,8 @@ impl Api {
 
     /// Lists one page of the labelled pods: the first, or the one that the token `after` continues with.
     ///
-    /// No resource version is named, so the answer comes from etcd: a cache of the API server's could list pods that are gone.
+    /// No resource version is named, so the answer comes from etcd: a cache of the API server's
+    /// could list pods that are gone.
     pub(super) async fn list(&self, after: Option<&str>) -> Result<List, Error> {
         self.page(after, PAGE).await
     }
@@ -107,7 +110,8 @@ impl Api {
         response.map_err(|_| Error::Timeout(Rule::Watch.doing()))?
     }
 
-    /// Has the API server review `token`; `None` where it is refused, or is bound to no pod, or is for another audience.
+    /// Has the API server review `token`; `None` where it is refused, or is bound to no pod, or is
+    /// for another audience.
     ///
     /// # Errors
     /// See [`Error`].

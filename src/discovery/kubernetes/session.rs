@@ -10,8 +10,9 @@ use super::error::Error;
 use super::object::{EventType, PodObject};
 use super::pod::Pod;
 
-/// After how long a silent watch is opened anew where it is. The API server sends a bookmark about once a minute, and a frozen one none.
-/// With the time for an answer and the grace of agents by address this is less than 90 s.
+/// After how long a silent watch is opened anew where it is. The API server sends a bookmark about
+/// once a minute, and a frozen one none. With the time for an answer and the grace of agents by
+/// address this is less than 90 s.
 pub(super) const SILENCE: Duration = Duration::from_secs(70);
 /// A watch that ends sooner than this did not end because its time was up.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -33,7 +34,8 @@ enum State {
     Watching { events: Events, version: String, begun: Instant },
 }
 
-/// Lists the pods, and watches them from there for as long as possible. A watch whose time is up is resumed where it ended.
+/// Lists the pods, and watches them from there for as long as possible. A watch whose time is up is
+/// resumed where it ended.
 pub fn open(api: Api) -> Session {
     futures_util::stream::try_unfold(State::New, move |state| {
         let api = api.clone();

@@ -237,7 +237,8 @@ fn only_a_trusted_proxy_may_state_the_client() {
         "x-forwarded-proto: http",
     ];
     assert_eq!(lines, expected);
-    // A loopback client is never stated, not even for a trusted proxy; a malformed value leaves the proxy as the client.
+    // A loopback client is never stated, not even for a trusted proxy; a malformed value leaves the
+    // proxy as the client.
     for (value, client) in [
         ("127.0.0.1", "192.0.2.1"),
         ("::1", "192.0.2.1"),

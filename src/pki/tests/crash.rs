@@ -111,7 +111,8 @@ fn a_sidecar_killed_at_any_moment_leaves_a_directory_that_the_next_start_can_use
         let home = home();
         fs::create_dir(&home.state).unwrap();
         let child = sidecar(&home.state).env(ROTATE, "1").spawn().unwrap();
-        // In the first half of the rounds within the first start, in the others within a rotation: at moments that differ.
+        // In the first half of the rounds within the first start, in the others within a rotation:
+        // at moments that differ.
         let milestone = if round < 6 { ".lock" } else { "server.pem" };
         let patience = Instant::now() + Duration::from_secs(60);
         while !home.state.join(milestone).exists() {

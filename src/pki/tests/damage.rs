@@ -84,8 +84,8 @@ fn a_directory_that_cannot_be_created_is_named() {
     assert!(error.to_string().contains("state"), "{error}");
 }
 
-/// Moves a state directory to a path where its files can be read but no temporary file created, even by root, which ignores
-/// permissions: the temporary path exceeds PATH_MAX.
+/// Moves a state directory to a path where its files can be read but no temporary file created,
+/// even by root, which ignores permissions: the temporary path exceeds PATH_MAX.
 fn make_unwritable(home: &Home) -> PathBuf {
     const LONGEST: usize = 4078;
     let mut path: PathBuf = home.state.parent().unwrap().into();

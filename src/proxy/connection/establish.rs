@@ -7,8 +7,9 @@
 //! 5. **Assigned**: it is on exactly one lane.
 //! 6. **Registered**: later changes reach it, and none came between the decision and the registration.
 //!
-//! Each phase is a type whose fields only this file sees, and whose one constructor takes the phase before it, so that code that serves a
-//! connection which skipped a check does not compile. After these come requests (`request`), and tunnels after an upgrade (`tunnel`).
+//! Each phase is a type whose fields only this file sees, and whose one constructor takes the phase
+//! before it, so that code that serves a connection which skipped a check does not compile. After
+//! these come requests (`request`), and tunnels after an upgrade (`tunnel`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -244,7 +245,8 @@ struct Assigned {
 }
 
 impl Assigned {
-    /// Registers the connection, and then checks again what changed since the decision: a change between the two did not reach this connection.
+    /// Registers the connection, and then checks again what changed since the decision: a change
+    /// between the two did not reach this connection.
     fn register(self, shared: &Arc<Shared>) -> Result<Registered, Error> {
         let Self { stream, peer, local, held, settings, evidence, protocol, expires, lane, decided_by } = self;
         let guard = shared.registry.register(peer, Arc::clone(&lane), protocol, evidence, shared.shutdown.token());

@@ -1,4 +1,5 @@
-//! One downstream connection: [`establish()`] takes it through its phases, [`serve_http`] serves its requests, [`deadlines`] ends it.
+//! One downstream connection: [`establish()`] takes it through its phases, [`serve_http`] serves
+//! its requests, [`deadlines`] ends it.
 
 mod deadlines;
 pub mod establish;

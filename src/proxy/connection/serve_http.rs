@@ -22,7 +22,8 @@ use crate::proxy::session::Session;
 ///
 /// [`WindowBudget`]: crate::proxy::downstream::window_budget::WindowBudget
 const STREAM_WINDOW: u32 = 1 << 20;
-/// Streams of an HTTP/2 connection that may end in a reset by the client before they were accepted, or by loopgate for the client's errors.
+/// Streams of an HTTP/2 connection that may end in a reset by the client before they were accepted,
+/// or by loopgate for the client's errors.
 const RESETS: usize = 20;
 /// Bytes buffered for an HTTP/1.1 client in each direction, or for an HTTP/2 stream; a request head may need more.
 const BUFFER: usize = 64 * 1024;
@@ -46,8 +47,8 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
             .max_headers(limits.head_fields)
             .max_header_size(limits.head_bytes)
             .max_buf_size(BUFFER.max(limits.head_bytes))
-            // Never `pipeline_flush`: with it hyper buffers a body without bound for as long as its source keeps up, and holds back a
-            // 101 or a refusal while there is input left.
+            // Never `pipeline_flush`: with it hyper buffers a body without bound for as long as its
+            // source keeps up, and holds back a 101 or a refusal while there is input left.
             .serve_connection(
                 TokioIo::new(io),
                 service_fn(|request: Request<Incoming>| answer(

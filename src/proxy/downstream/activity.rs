@@ -1,6 +1,7 @@
 //! What a downstream connection is doing, for its deadlines.
 //!
-//! hyper's own head timeout counts from the end of the last response, so that it can't tell a slow head from an idle connection.
+//! hyper's own head timeout counts from the end of the last response, so that it can't tell a slow
+//! head from an idle connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -22,7 +23,8 @@ pub struct Activity {
     busy: AtomicUsize,
     /// How many of them are WebSockets over HTTP/2.
     tunnels: AtomicUsize,
-    /// Milliseconds after `epoch` at which the current phase began, shifted left by one; the low bit is set if a head has begun.
+    /// Milliseconds after `epoch` at which the current phase began, shifted left by one; the low
+    /// bit is set if a head has begun.
     phase: AtomicU64,
     /// How many responses wait for the client to read what is there.
     pending: AtomicUsize,
@@ -246,8 +248,8 @@ impl RequestGuard {
         self.activity.buffered.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// Returns whether hyper holds enough of the response. On HTTP/1.1 only, where hyper asks again after the next write; a stream of
-    /// HTTP/2 is limited by its window.
+    /// Returns whether hyper holds enough of the response. On HTTP/1.1 only, where hyper asks again
+    /// after the next write; a stream of HTTP/2 is limited by its window.
     pub fn is_above_high_water_mark(&self) -> bool {
         self.stream.is_none()
             && (self.activity.blocked.load(Ordering::Relaxed)
@@ -283,7 +285,8 @@ impl RequestGuard {
         self.stream.is_some()
     }
 
-    /// Completes once all that hyper had at `since`, a value of [`Self::flushes`], has left the process. On HTTP/1.1 only.
+    /// Completes once all that hyper had at `since`, a value of [`Self::flushes`], has left the
+    /// process. On HTTP/1.1 only.
     pub fn poll_flushed(&self, since: u64, cx: &mut Context<'_>) -> Poll<()> {
         self.activity.flushes.poll_after(since, cx)
     }
@@ -305,7 +308,8 @@ impl Drop for RequestGuard {
         if self.is_tunnel {
             self.activity.tunnels.fetch_sub(1, Ordering::Relaxed);
         }
-        // Before the count falls, so that no other thread takes the connection for idle since its start. The next head may have begun.
+        // Before the count falls, so that no other thread takes the connection for idle since its
+        // start. The next head may have begun.
         let head = u64::from(self.activity.in_head.load(Ordering::Relaxed));
         self.activity.phase.store((self.activity.now() << 1) | head, Ordering::Relaxed);
         self.activity.busy.fetch_sub(1, Ordering::Relaxed);

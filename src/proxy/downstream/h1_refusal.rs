@@ -1,8 +1,10 @@
 //! The bodies of refusals that hyper sends by itself.
 //!
-//! hyper answers a head that it can't read with 400, 414 or 431, an empty body and the end of the connection, without a callback before
-//! ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`] recognizes such a response: it is what hyper writes after its
-//! buffer was empty with no request being served, and no request has begun since.
+//! hyper answers a head that it can't read with 400, 414 or 431, an empty body and the end of the
+//! connection, without a callback before
+//! ([hyper#3225](https://github.com/hyperium/hyper/issues/3225)). [`HyperRefusals`] recognizes such
+//! a response: it is what hyper writes after its buffer was empty with no request being served, and
+//! no request has begun since.
 
 use http::StatusCode;
 
@@ -31,7 +33,8 @@ impl HyperRefusals {
         self.idle_since = activity.is_idle().then(|| activity.begun());
     }
 
-    /// Returns the response to send in place of `offered`, if that is a refusal of hyper's; `fault` is what is known of the reason.
+    /// Returns the response to send in place of `offered`, if that is a refusal of hyper's; `fault`
+    /// is what is known of the reason.
     pub fn replacement<'a>(
         &self,
         offered: impl Iterator<Item = &'a [u8]>,

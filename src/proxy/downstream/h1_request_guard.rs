@@ -1,12 +1,14 @@
 //! Finds HTTP/1.1 requests that state their length twice, which hyper accepts.
 //!
-//! Where `Transfer-Encoding` is present, hyper drops `Content-Length` before the service sees it, and it folds equal `Content-Length`s into
-//! one. A proxy in front of loopgate may have used what was dropped, so such a request must be refused (RFC 9112 section 6.3).
-//! [`H1RequestGuard`] follows the bytes on their way to hyper, finds such heads, and invalidates them, so that hyper refuses them like all that
-//! is malformed: with 400 and the end of the connection.
+//! Where `Transfer-Encoding` is present, hyper drops `Content-Length` before the service sees it,
+//! and it folds equal `Content-Length`s into one. A proxy in front of loopgate may have used what
+//! was dropped, so such a request must be refused (RFC 9112 section 6.3). [`H1RequestGuard`]
+//! follows the bytes on their way to hyper, finds such heads, and invalidates them, so that hyper
+//! refuses them like all that is malformed: with 400 and the end of the connection.
 //!
-//! It also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but clients send them, other proxies pass them,
-//! and hyper answers 400; [`encode`] makes `%22` and the like of them.
+//! It also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but
+//! clients send them, other proxies pass them, and hyper answers 400; [`encode`] makes `%22` and
+//! the like of them.
 //!
 //! It judges nothing else. Where it can't follow, hyper has refused the input already, and later bytes are never read.
 
@@ -115,8 +117,9 @@ impl H1RequestGuard {
         self.fault
     }
 
-    /// Takes the next bytes of the connection, and adds to `raw` the places of those that [`encode`] must encode. If they end a head that
-    /// states its length more than once, invalidates them and returns `true`.
+    /// Takes the next bytes of the connection, and adds to `raw` the places of those that
+    /// [`encode`] must encode. If they end a head that states its length more than once,
+    /// invalidates them and returns `true`.
     pub(crate) fn follow(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
@@ -148,7 +151,8 @@ impl H1RequestGuard {
                 self.line_ends(&line.bytes[..line.len], line.last)
             };
             if ambiguous {
-                // Replaces the end of the head's last line by NUL, which no head may have, so that hyper refuses the request.
+                // Replaces the end of the head's last line by NUL, which no head may have, so that
+                // hyper refuses the request.
                 bytes[end] = 0;
                 return true;
             }
@@ -184,7 +188,8 @@ impl H1RequestGuard {
         self.line.last = piece.last().copied().or(self.line.last);
     }
 
-    /// Takes one line, or the beginning of a long one, and the last byte before its LF; returns whether it ends an ambiguous head.
+    /// Takes one line, or the beginning of a long one, and the last byte before its LF; returns
+    /// whether it ends an ambiguous head.
     fn line_ends(&mut self, line: &[u8], last: Option<u8>) -> bool {
         let whole = line.len() < LINE;
         let line = line.strip_suffix(b"\r").unwrap_or(line);

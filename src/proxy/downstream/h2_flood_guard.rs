@@ -1,8 +1,9 @@
 //! Limits HTTP/2 frames that ask for nothing, and tells [`H2Frames`] of the others.
 //!
-//! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, and the server has to read it and often to answer. The `h2` crate
-//! bounds how many of them it holds, not how long they go on; beside one open stream that may be for ever. [`H2FloodGuard`] reads only the nine
-//! bytes that begin a frame (RFC 9113 section 4.1).
+//! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, and the server has to
+//! read it and often to answer. The `h2` crate bounds how many of them it holds, not how long they
+//! go on; beside one open stream that may be for ever. [`H2FloodGuard`] reads only the nine bytes
+//! that begin a frame (RFC 9113 section 4.1).
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,8 @@ pub struct H2FloodGuard {
     head_len: usize,
     /// Frames that began, up to two.
     frames: u8,
-    /// The latest stream that the client began; its header block, while that goes on; and whether that ends with the current frame.
+    /// The latest stream that the client began; its header block, while that goes on; and whether
+    /// that ends with the current frame.
     last_stream: u32,
     block: Option<u32>,
     ends_block: bool,

@@ -93,8 +93,8 @@ impl H2Frames {
     }
 }
 
-/// Whether hyper's next header block has to begin with an update of its table's size, because the client's SETTINGS reduced that: no
-/// other block may come first (RFC 9113 section 4.3.1).
+/// Whether hyper's next header block has to begin with an update of its table's size, because the
+/// client's SETTINGS reduced that: no other block may come first (RFC 9113 section 4.3.1).
 #[derive(Debug, Default)]
 pub struct TableUpdates {
     /// Bytes of the current SETTINGS that were not taken, and how many.

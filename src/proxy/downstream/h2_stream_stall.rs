@@ -1,7 +1,7 @@
 //! Resets HTTP/2 streams whose client does not read them, and runs the tasks of streams.
 //!
-//! A connection on which nothing is read is closed as a whole. But one response may be left unread while others are read, and holds a
-//! connection to the gateway for as long: its stream is reset.
+//! A connection on which nothing is read is closed as a whole. But one response may be left unread
+//! while others are read, and holds a connection to the gateway for as long: its stream is reset.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::shutdown::Shutdown;
 
-/// How much longer than a whole connection one stream may be left unread: streams wait for each other where a client is slow.
+/// How much longer than a whole connection one stream may be left unread: streams wait for each
+/// other where a client is slow.
 const FACTOR: u32 = 5;
 
 tokio::task_local! {
@@ -87,7 +88,8 @@ pub struct StreamExecutor {
 }
 
 impl StreamExecutor {
-    /// Creates the executor of a connection that may be left unread for `stall`, and each of its streams for at most `stream_limit`.
+    /// Creates the executor of a connection that may be left unread for `stall`, and each of its
+    /// streams for at most `stream_limit`.
     pub fn new(shutdown: &Shutdown, stall: Duration, stream_limit: Duration) -> Self {
         Self { shutdown: shutdown.clone(), limit: stall.saturating_mul(FACTOR).min(stream_limit) }
     }
@@ -106,7 +108,8 @@ where
 }
 
 pin_project! {
-    /// A stream's task, which ends when its client has not read anything for too long: a stream that is dropped unfinished is reset.
+    /// A stream's task, which ends when its client has not read anything for too long: a stream
+    /// that is dropped unfinished is reset.
     struct StallGuarded<F> {
         #[pin]
         task: F,

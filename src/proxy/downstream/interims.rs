@@ -1,14 +1,18 @@
 //! Sends interim responses (1xx) to clients, which hyper's server can't.
 //!
-//! hyper has no way to send one over either protocol ([hyper#2743](https://github.com/hyperium/hyper/issues/2743),
-//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114)). [`Interims`] keeps them until the stream below hyper can write them: over HTTP/1.1
-//! when hyper's buffer is empty, over HTTP/2 between two frames. Their fields are literals that no HPACK table keeps (RFC 7541 section 6.2.2), so
-//! hyper's encoder and the client's decoder stay in step.
+//! hyper has no way to send one over either protocol
+//! ([hyper#2743](https://github.com/hyperium/hyper/issues/2743),
+//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114)). [`Interims`] keeps them until the
+//! stream below hyper can write them: over HTTP/1.1 when hyper's buffer is empty, over HTTP/2
+//! between two frames. Their fields are literals that no HPACK table keeps (RFC 7541 section
+//! 6.2.2), so hyper's encoder and the client's decoder stay in step.
 //!
-//! Over HTTP/2 hyper does not tell on which stream a request came. [`Interims`] counts every header block that begins a
-//! stream, in their order, and every request that hyper passes on, which is in the same order. If, whenever hyper has done all it
-//! can, there were as many requests as header blocks, then each block was one request, and the streams are known. At the first
-//! difference, which malformed and refused requests cause, the connection sends no more interim responses. None is guessed.
+//! Over HTTP/2 hyper does not tell on which stream a request came. [`Interims`] counts every header
+//! block that begins a stream, in their order, and every request that hyper passes on, which is in
+//! the same order. If, whenever hyper has done all it can, there were as many requests as header
+//! blocks, then each block was one request, and the streams are known. At the first difference,
+//! which malformed and refused requests cause, the connection sends no more interim responses. None
+//! is guessed.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -59,7 +63,8 @@ struct Interim {
 /// Which HTTP/2 streams are known.
 #[derive(Default)]
 struct Streams {
-    /// Header blocks that hyper got and has not passed on as a request; and whether their streams are open, for one may be reset before.
+    /// Header blocks that hyper got and has not passed on as a request; and whether their streams
+    /// are open, for one may be reset before.
     blocks: VecDeque<(u32, bool)>,
     /// Requests so far, and up to which of them the streams are known.
     requests: u64,
@@ -85,7 +90,8 @@ impl Interims {
         self.state().streams.blocks.push_back((stream, true));
     }
 
-    /// Notes that hyper passes a request on; returns what sends its interim responses. Must be called in the order of requests.
+    /// Notes that hyper passes a request on; returns what sends its interim responses. Must be
+    /// called in the order of requests.
     pub fn request(self: &Arc<Self>) -> InterimSender {
         let streams = &mut self.state().streams;
         streams.requests += 1;
@@ -157,8 +163,8 @@ impl Interims {
         self.writer.register(cx.waker());
     }
 
-    /// Writes what waits to `stream`, where hyper's bytes are at a point at which something else may come; only the rest of one that
-    /// is partly written if `only_rest`.
+    /// Writes what waits to `stream`, where hyper's bytes are at a point at which something else
+    /// may come; only the rest of one that is partly written if `only_rest`.
     pub fn poll_write<S>(&self, stream: &mut S, cx: &mut Context<'_>, only_rest: bool) -> Poll<io::Result<()>>
     where
         S: AsyncWrite + Unpin,
@@ -203,8 +209,9 @@ impl fmt::Debug for InterimSender {
 }
 
 impl InterimSender {
-    /// Sends an interim response with `status`, which must be 1xx and not 101, and fields from which hop-by-hop fields were removed. It is
-    /// dropped where the stream is not known, where the final response has begun, and where the client reads too slowly.
+    /// Sends an interim response with `status`, which must be 1xx and not 101, and fields from
+    /// which hop-by-hop fields were removed. It is dropped where the stream is not known, where the
+    /// final response has begun, and where the client reads too slowly.
     pub fn send(&self, status: StatusCode, headers: &HeaderMap) {
         let Self { interims, stream, number } = self;
         let bytes = match interims.protocol {

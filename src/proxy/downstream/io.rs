@@ -24,7 +24,8 @@ use crate::proxy::registry::RegistryGuard;
 use crate::tls;
 use crate::workers::WorkerSlot;
 
-/// Writes of HTTP/2 up to this size may be PINGs and their answers only, which do not mean that a response is being taken.
+/// Writes of HTTP/2 up to this size may be PINGs and their answers only, which do not mean that a
+/// response is being taken.
 const CONTROL_FRAMES: usize = 64;
 
 /// What a connection holds until its last byte, tunnels included.
@@ -83,8 +84,8 @@ enum Turn {
 }
 
 impl Observer {
-    /// Follows what was read; returns the last bytes to send, if the connection must be closed for it. Of HTTP/1.1, notes the places of
-    /// bytes to encode in `raw`.
+    /// Follows what was read; returns the last bytes to send, if the connection must be closed for
+    /// it. Of HTTP/1.1, notes the places of bytes to encode in `raw`.
     fn read(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> Option<&'static [u8]> {
         match &mut self.guard {
             ProtocolGuard::Http1 { guard, .. } => {

@@ -1,8 +1,9 @@
 //! Shares the memory for request bodies among HTTP/2 connections.
 //!
-//! A client may send as much as its connection's window before the gateway has taken any of it, and hyper buffers that. So the windows of all
-//! connections together are limited: each new connection gets a part of what is left, at least the 64 KiB that every connection begins with
-//! (RFC 9113 section 6.9.2).
+//! A client may send as much as its connection's window before the gateway has taken any of it, and
+//! hyper buffers that. So the windows of all connections together are limited: each new connection
+//! gets a part of what is left, at least the 64 KiB that every connection begins with (RFC 9113
+//! section 6.9.2).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -30,7 +30,8 @@ pub async fn answer(
         Err(error) => {
             let request_id = record.failed(&error);
             let response = error_response(&error, &accept, &request_id, &record);
-            // An ambiguous request, or one meant as a tunnel, may be followed by bytes that would be read as the next request.
+            // An ambiguous request, or one meant as a tunnel, may be followed by bytes that would
+            // be read as the next request.
             must_close |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
             response
         }

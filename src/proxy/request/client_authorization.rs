@@ -1,7 +1,7 @@
 //! Whether a request's client may be served, where that does not depend on its connection alone.
 //!
-//! A trusted proxy brings many clients on one connection, and a browser page on an agent's connection is subject to the allow and deny lists
-//! though the connection is not.
+//! A trusted proxy brings many clients on one connection, and a browser page on an agent's
+//! connection is subject to the allow and deny lists though the connection is not.
 
 use std::future::poll_fn;
 use std::net::IpAddr;

@@ -18,8 +18,8 @@ use crate::proxy::session::Session;
 use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
 use crate::proxy::tunnel::first_message::{Checked, FirstMessage};
 
-/// Returns what checks the first message of the WebSocket that `head` asks for, and what waits for its response; `None` if there is
-/// neither a cap nor a device to look at.
+/// Returns what checks the first message of the WebSocket that `head` asks for, and what waits for
+/// its response; `None` if there is neither a cap nor a device to look at.
 pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMessage, ConnectResponse)> {
     let cap = head.scope_cap().cloned();
     let devices = session.shared.devices.clone();
@@ -76,13 +76,15 @@ struct DeviceCheck {
     mode: BindDevices,
     /// The agent's name; `None` on the external lane.
     agent: Option<String>,
-    /// Whether the device's first use says where it belongs: not if a web page causes a request on an agent's connection.
+    /// Whether the device's first use says where it belongs: not if a web page causes a request on
+    /// an agent's connection.
     may_learn: bool,
 }
 
 impl DeviceCheck {
-    /// Checks the device of `request`. On the agent lane it is bound once the future completes, unless the gateway refuses the request;
-    /// on the external lane it is remembered once the gateway accepts it.
+    /// Checks the device of `request`. On the agent lane it is bound once the future completes,
+    /// unless the gateway refuses the request; on the external lane it is remembered once the
+    /// gateway accepts it.
     fn check(self, request: ConnectRequest, pending: &PendingConnect) -> Result<BoxFuture<'static, ()>, String> {
         let Self { devices, mode, agent, may_learn } = self;
         let is_own = request.has_matching_id();

@@ -25,7 +25,8 @@ use crate::proxy::upstream::send::OnInterim;
 
 /// The result of forwarding a request.
 pub struct Forwarded {
-    /// Whether the client's next request could be read as the body of this one, so that an HTTP/1.1 connection must close.
+    /// Whether the client's next request could be read as the body of this one, so that an HTTP/1.1
+    /// connection must close.
     pub must_close: bool,
     pub result: Result<Response<ResponseBody>, Error>,
 }
@@ -50,7 +51,8 @@ pub async fn forward(
     }
     let client_side = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
-    // HTTP/1.0 knows no Host (RFC 1945): such a request is for the address that it came to. Health checks of HAProxy send none.
+    // HTTP/1.0 knows no Host (RFC 1945): such a request is for the address that it came to. Health
+    // checks of HAProxy send none.
     if parts.version == Version::HTTP_10 && parts.uri.authority().is_none() && !parts.headers.contains_key(HOST) {
         let host = HeaderValue::from_str(&session.local.to_string());
         parts.headers.insert(HOST, host.expect("an address is a valid field value"));
@@ -94,7 +96,8 @@ pub async fn forward(
     };
     let counters = session.shared.traffic.lane(lane);
     record.count_sent(counters.sent.clone());
-    // hyper sends 100 over HTTP/1.1 as soon as the body is read. HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
+    // hyper sends 100 over HTTP/1.1 as soon as the body is read. HTTP/1.0 has no interim responses
+    // (RFC 9110 section 15.2).
     let interims = record.takes_trailers().then_some(interims);
     let h2_interims = interims.clone().filter(InterimSender::is_h2);
     let (gate, continue_signal) = if expects { Some(ContinueGate::new(h2_interims)).unzip() } else { (None, None) };
@@ -105,7 +108,8 @@ pub async fn forward(
     let sending = session.shared.upstream.send(head, body, on_interim, permit, &session.settings.limits, started);
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
     if let Some(interims) = interims.filter(|interims| !interims.is_h2() && interims.is_waiting()) {
-        // No byte of the final response may be in hyper's buffer before them. A client that does not read them is cut off.
+        // No byte of the final response may be in hyper's buffer before them. A client that does
+        // not read them is cut off.
         record.guard().mark_pending(Instant::now());
         poll_fn(|cx| interims.poll_written(cx)).await;
     }

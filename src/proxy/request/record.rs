@@ -24,8 +24,8 @@ use crate::proxy::session::Session;
 use crate::proxy::upstream::budget::GatewayPermit;
 use crate::trace::{Span, Trace};
 
-/// A request from its head to the last byte of its response. Its body and every piece of that hold it, and when the last of them is
-/// dropped the request has ended: then it is counted and logged.
+/// A request from its head to the last byte of its response. Its body and every piece of that hold
+/// it, and when the last of them is dropped the request has ended: then it is counted and logged.
 pub struct RequestRecord {
     session: Arc<Session>,
     guard: RequestGuard,
@@ -47,7 +47,8 @@ pub struct RequestRecord {
     sent_total: OnceLock<Counter>,
     body_ended: AtomicBool,
     end: OnceLock<RequestEnd>,
-    /// The request's permit, kept after the gateway has answered: a client that does not read gets no other request in its place.
+    /// The request's permit, kept after the gateway has answered: a client that does not read gets
+    /// no other request in its place.
     permit: OnceLock<GatewayPermit>,
     request_id: Mutex<Option<String>>,
 }

@@ -90,7 +90,8 @@ pub enum Verdict {
     Control(Bytes),
     /// The WebSocket must close, for this reason.
     Refuse(String),
-    /// The client breaks the WebSocket protocol, in this way. What it sent is not passed on: the gateway might read it differently.
+    /// The client breaks the WebSocket protocol, in this way. What it sent is not passed on: the
+    /// gateway might read it differently.
     Malformed(String),
 }
 

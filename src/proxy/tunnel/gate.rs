@@ -1,7 +1,7 @@
 //! Lets a client's first message pass to the gateway, and what follows only once the gateway has answered it.
 //!
-//! The gateway handles messages concurrently until a `connect` has succeeded. So a second `connect` right after the first one would be
-//! handled as well, though only the first one was checked.
+//! The gateway handles messages concurrently until a `connect` has succeeded. So a second `connect`
+//! right after the first one would be handled as well, though only the first one was checked.
 
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -14,7 +14,8 @@ use super::connect_response::GatewaySent;
 use super::first_message::{FirstMessage, HeldLease, Verdict};
 use super::websocket_frames::{WebSocketFrames, policy_violation, protocol_error};
 
-/// How long a client may take for its first message, once it has begun or the gateway has asked for it. The gateway itself waits as long.
+/// How long a client may take for its first message, once it has begun or the gateway has asked for
+/// it. The gateway itself waits as long.
 const FIRST_MESSAGE_LIMIT: Duration = Duration::from_secs(15);
 /// How long the gateway may take to answer a `connect`; it gives up after 15 s itself.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(30);

@@ -25,7 +25,8 @@ const CLOSE_GRACE: Duration = Duration::from_secs(3);
 const REVOKED_GRACE: Duration = Duration::from_millis(500);
 /// How long the last bytes may take to leave after either side broke off.
 const ABORT_DELAY: Duration = Duration::from_millis(50);
-/// A WebSocket is at rest when no byte has passed for so long; longer where the client spoke last, since the gateway may yet answer.
+/// A WebSocket is at rest when no byte has passed for so long; longer where the client spoke last,
+/// since the gateway may yet answer.
 const REST: Duration = Duration::from_millis(250);
 const REST_UNANSWERED: Duration = Duration::from_secs(1);
 
@@ -130,8 +131,9 @@ where
                 return Poll::Ready(Ok(()));
             }
             state.note_moved(up.take_moved(), down.take_moved());
-            // A WebSocket has no half-closes (RFC 6455 section 7.1.1): once closed by the gateway it is closed. To close at once could
-            // cost a client that is still sending the last frames, so it has a moment to close itself.
+            // A WebSocket has no half-closes (RFC 6455 section 7.1.1): once closed by the gateway
+            // it is closed. To close at once could cost a client that is still sending the last
+            // frames, so it has a moment to close itself.
             if down_done.is_ready() && (options.websocket || gateway.state().has_write_failed()) {
                 let until = match state.stage {
                     TunnelStage::Closing { until } => until,

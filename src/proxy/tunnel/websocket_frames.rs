@@ -1,4 +1,5 @@
-//! Finds the ends of WebSocket frames (RFC 6455 section 5.2), so that a close frame is never written into the middle of another.
+//! Finds the ends of WebSocket frames (RFC 6455 section 5.2), so that a close frame is never
+//! written into the middle of another.
 
 use std::io::Cursor;
 
@@ -72,7 +73,8 @@ impl WebSocketFrames {
         boundary
     }
 
-    /// Takes the next bytes up to the end of a message; returns how many these are, or `None` if it does not end in `bytes`.
+    /// Takes the next bytes up to the end of a message; returns how many these are, or `None` if it
+    /// does not end in `bytes`.
     pub fn feed_message(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() && !self.lost {

@@ -1,9 +1,10 @@
 //! Limits what clients have in flight at the gateway at once, and shares it fairly.
 //!
-//! External clients share one budget of requests and one of WebSockets. An eighth of a budget is left to clients that hold no permit
-//! of it. Of the rest a client may hold no more than is still free, so one client alone gets less than half of a budget. A request
-//! beyond the client's share waits in a queue, in which clients take turns. Each agent has budgets of its own; agents with the same
-//! source address share them.
+//! External clients share one budget of requests and one of WebSockets. An eighth of a budget is
+//! left to clients that hold no permit of it. Of the rest a client may hold no more than is still
+//! free, so one client alone gets less than half of a budget. A request beyond the client's share
+//! waits in a queue, in which clients take turns. Each agent has budgets of its own; agents with
+//! the same source address share them.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
@@ -140,7 +141,8 @@ impl GatewayBudgets {
         Self { external, limits, clients: Mutex::default(), agents: Mutex::default(), traffic }
     }
 
-    /// Returns the budget of the external client with the address `ip`. Addresses of one IPv6 network of 64 bits are one client.
+    /// Returns the budget of the external client with the address `ip`. Addresses of one IPv6
+    /// network of 64 bits are one client.
     pub fn client(&self, ip: IpAddr) -> Arc<ClientBudget> {
         lock(&self.clients).get(client_key(ip), || self.external.clone())
     }

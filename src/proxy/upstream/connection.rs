@@ -28,7 +28,8 @@ const BUFFER: usize = 16 * 1024;
 
 type HttpConnection = Connection<TokioIo<ReadableAfterWriteError<TcpStream>>, RequestBody>;
 
-/// How long the gateway and the client may take, both counted from the last piece of the request's body, or from `since` without one.
+/// How long the gateway and the client may take, both counted from the last piece of the request's
+/// body, or from `since` without one.
 pub struct ResponseTimeout<'a> {
     /// For the head of the gateway's response.
     pub gateway: Duration,
@@ -220,8 +221,8 @@ impl UpstreamConnection {
         }
     }
 
-    /// Returns what is left after a `101`: the socket, and the bytes of the new protocol that were read already. `None` if it was dropped
-    /// before, which one that answered was not.
+    /// Returns what is left after a `101`: the socket, and the bytes of the new protocol that were
+    /// read already. `None` if it was dropped before, which one that answered was not.
     pub async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         poll_fn(|cx| {
             self.drive(cx);

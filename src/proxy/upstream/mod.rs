@@ -1,4 +1,5 @@
-//! Connections to the gateway: a pool for each worker and source address, driven on the task of the client that uses them.
+//! Connections to the gateway: a pool for each worker and source address, driven on the task of the
+//! client that uses them.
 
 pub mod budget;
 pub mod connection;

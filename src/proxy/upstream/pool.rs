@@ -71,8 +71,9 @@ impl PooledConnection {
         self.permit.take()
     }
 
-    /// Returns the connection to its pool. Where the response ended before the request's body, the rest of that has a moment to arrive
-    /// first: to stop reading it would tell an HTTP/2 client of an error (RFC 9113 section 8.1) that some report as their own.
+    /// Returns the connection to its pool. Where the response ended before the request's body, the
+    /// rest of that has a moment to arrive first: to stop reading it would tell an HTTP/2 client of
+    /// an error (RFC 9113 section 8.1) that some report as their own.
     pub fn give_back(self, now: Instant) {
         let Self { mut connection, pool, permit } = self;
         if connection.has_ended() {
@@ -110,7 +111,8 @@ impl Pool {
         Self { idle: Mutex::default(), shutdown: shutdown.clone() }
     }
 
-    /// Returns the most recently used connection from `source`. The gateway may have closed it meanwhile: then nothing is sent on it.
+    /// Returns the most recently used connection from `source`. The gateway may have closed it
+    /// meanwhile: then nothing is sent on it.
     pub fn take(self: &Arc<Self>, source: Ipv4Addr, now: Instant) -> Option<PooledConnection> {
         // Declared before the lock, so that expired connections are closed after it is released.
         let _expired;

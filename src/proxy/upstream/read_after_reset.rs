@@ -1,7 +1,8 @@
 //! Keeps a stream readable after a write fails, so that an early response is not lost.
 //!
-//! A gateway that does not want a body answers before it has read it and closes the connection. The next write then fails while the response
-//! waits to be read. The same happens to a WebSocket whose client sends after the gateway's close frame.
+//! A gateway that does not want a body answers before it has read it and closes the connection. The
+//! next write then fails while the response waits to be read. The same happens to a WebSocket whose
+//! client sends after the gateway's close frame.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

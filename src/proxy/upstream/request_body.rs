@@ -20,7 +20,8 @@ use crate::lane::{Rules, scrub_trailers};
 use crate::proxy::downstream::interims::InterimSender;
 use crate::shutdown::Shutdown;
 
-/// How long a body of a client that expects `100 Continue` is held back while the gateway does not send that (RFC 9110 section 10.1.1).
+/// How long a body of a client that expects `100 Continue` is held back while the gateway does not
+/// send that (RFC 9110 section 10.1.1).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// How long the rest of a body that the gateway does not want is read and discarded.
@@ -90,8 +91,9 @@ impl RequestBody {
     }
 }
 
-/// Reads on where the gateway answered before the end of the body and closed: to stop would reset the client's connection or stream, and
-/// many a client that is still sending then loses the response.
+/// Reads on where the gateway answered before the end of the body and closed: to stop would reset
+/// the client's connection or stream, and many a client that is still sending then loses the
+/// response.
 impl Drop for Upload {
     fn drop(&mut self) {
         let Some(mut incoming) = self.incoming.take() else { return };

@@ -71,8 +71,9 @@ impl Upstream {
 
     /// Sends a request that was received at `started`, which must be just now, and waits for the head of its response.
     ///
-    /// Nothing is sent twice, unless no byte of it was sent before, or the method is safe, there is no body, and no byte of a response was
-    /// read. Even then it is sent at most twice on new connections: it may be the request that makes the gateway break off.
+    /// Nothing is sent twice, unless no byte of it was sent before, or the method is safe, there is
+    /// no body, and no byte of a response was read. Even then it is sent at most twice on new
+    /// connections: it may be the request that makes the gateway break off.
     ///
     /// # Errors
     /// Why there is no response.

@@ -154,7 +154,8 @@ impl Connection {
         }
     }
 
-    /// Sends a WebSocket `frame` again and again while reading what comes back, and tells `note` of each piece either way.
+    /// Sends a WebSocket `frame` again and again while reading what comes back, and tells `note` of
+    /// each piece either way.
     ///
     /// # Errors
     /// The connection broke, as in the end it always does.

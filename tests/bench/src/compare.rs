@@ -155,8 +155,9 @@ impl Compare {
     }
 }
 
-/// The whole path of `program`, since the sides run in a directory of their own; a bare name is looked up on the search path. What is not
-/// found stays as it is, and fails when it is to be started.
+/// The whole path of `program`, since the sides run in a directory of their own; a bare name is
+/// looked up on the search path. What is not found stays as it is, and fails when it is to be
+/// started.
 fn find(program: &Path) -> PathBuf {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&paths).map(|directory| directory.join(program));

@@ -331,7 +331,8 @@ impl Drop for Running {
     fn drop(&mut self) {
         let Some(child) = &mut self.child else { return };
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
-        // Told to end first, so that nginx's master ends its workers; HAProxy and loopgate would go on for their open connections.
+        // Told to end first, so that nginx's master ends its workers; HAProxy and loopgate would go
+        // on for their open connections.
         let _ = kill(pid, Signal::SIGTERM);
         let patience = Instant::now() + Duration::from_millis(500);
         while Instant::now() < patience {

@@ -23,7 +23,8 @@ impl Tree {
         Self(found)
     }
 
-    /// CPU time so far, user and system, of all threads: the clock of clock_getcpuclockid(3), in nanoseconds where `/proc/PID/stat` has ticks.
+    /// CPU time so far, user and system, of all threads: the clock of clock_getcpuclockid(3), in
+    /// nanoseconds where `/proc/PID/stat` has ticks.
     pub fn cpu(&self) -> Duration {
         let clocks = self.0.iter().filter_map(|pid| clock_getcpuclockid(*pid).ok());
         clocks.filter_map(|clock| clock.now().ok()).map(Duration::from).sum()

@@ -44,8 +44,8 @@ impl Results {
         median(self.values(scenario, peer, measure).into_values().collect())
     }
 
-    /// How many times loopgate's value `peer` has: the median over the rounds of the ratio within a round, which the machine's own ups and
-    /// downs touch least.
+    /// How many times loopgate's value `peer` has: the median over the rounds of the ratio within a
+    /// round, which the machine's own ups and downs touch least.
     pub fn ratio(&self, scenario: Scenario, peer: Peer, measure: &str) -> Option<f64> {
         let own = self.values(scenario, Peer::Loopgate, measure);
         let others = self.values(scenario, peer, measure);

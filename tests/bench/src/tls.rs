@@ -46,7 +46,8 @@ impl Certificate {
         Ok(made)
     }
 
-    /// A client that trusts it and offers TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256 only, so that no side can choose something cheaper.
+    /// A client that trusts it and offers TLS 1.3 with X25519 and TLS_AES_128_GCM_SHA256 only, so
+    /// that no side can choose something cheaper.
     ///
     /// It keeps no tickets.
     pub fn client(&self) -> Arc<ClientConfig> {

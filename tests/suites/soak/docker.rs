@@ -1,5 +1,6 @@
-//! An engine on which a container comes and goes, at an address from which a client of the soak asks. It has a certificate that names it
-//! all the time, which is worth something only while it lives.
+//! An engine on which a container comes and goes, at an address from which a client of the soak
+//! asks. It has a certificate that names it all the time, which is worth something only while it
+//! lives.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -64,7 +65,8 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// An engine that knows the container which owns this namespace; `None` where that has no address that an engine could give it.
+    /// An engine that knows the container which owns this namespace; `None` where that has no
+    /// address that an engine could give it.
     pub fn start() -> Option<Self> {
         let interfaces = nix::ifaddrs::getifaddrs().unwrap();
         let mut addresses = interfaces.filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()));
@@ -79,7 +81,8 @@ impl Docker {
         [format!("--docker=unix://{}", self.engine.socket().display()), "--container=gateway".into()]
     }
 
-    /// Lets the container come or go, and says so or only ends the stream of events, so that the engine has to be asked.
+    /// Lets the container come or go, and says so or only ends the stream of events, so that the
+    /// engine has to be asked.
     pub fn turn(&self) {
         let turns = self.life.turns();
         let silent = turns % 4 > 1;

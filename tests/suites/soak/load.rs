@@ -1,5 +1,5 @@
-//! The clients of the soak. Each verifies what it gets to the byte; what is not as it should be is excused only where the gateway was
-//! away in the meantime, and a wrong byte never is.
+//! The clients of the soak. Each verifies what it gets to the byte; what is not as it should be is
+//! excused only where the gateway was away in the meantime, and a wrong byte never is.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,8 @@ use loopgate_test_support::tls_client::TlsClient;
 
 /// Longer than anything may take, a wait for the gateway included.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long the container's client stays on a connection: less than a life of the container, and longer than a connection may outlive it.
+/// How long the container's client stays on a connection: less than a life of the container, and
+/// longer than a connection may outlive it.
 const WHILE: Duration = Duration::from_secs(6);
 
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}

@@ -1,5 +1,6 @@
-//! A soak: mixed load whose every response is verified, while the gateway restarts, the certificate changes, the configuration is read
-//! again, a container comes and goes and clients break off; and in the end memory is flat and no descriptor is left.
+//! A soak: mixed load whose every response is verified, while the gateway restarts, the certificate
+//! changes, the configuration is read again, a container comes and goes and clients break off; and
+//! in the end memory is flat and no descriptor is left.
 //!
 //! A minute, or as many seconds as `TEST_SOAK` says.
 

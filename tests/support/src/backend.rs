@@ -25,9 +25,10 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use crate::content::{self, Checksum};
 use crate::tasks::Tasks;
 
-/// A gateway for load. By path: `/` answers `hello`, `/echo` returns the body, `/count/N` returns [`pattern`], `/events/N` sends N times
-/// [`event`], `/events` sends what [`Backend::events`] is given, `/ws` echoes WebSocket messages of any size, `/upload` returns the
-/// checksum of the body, `/download` returns [`content::blocks`], and `/lane` returns the lane that the request came by.
+/// A gateway for load. By path: `/` answers `hello`, `/echo` returns the body, `/count/N` returns
+/// [`pattern`], `/events/N` sends N times [`event`], `/events` sends what [`Backend::events`] is
+/// given, `/ws` echoes WebSocket messages of any size, `/upload` returns the checksum of the body,
+/// `/download` returns [`content::blocks`], and `/lane` returns the lane that the request came by.
 pub struct Backend {
     pub address: SocketAddr,
     shared: Arc<Shared>,

@@ -1,4 +1,5 @@
-//! A Docker Engine API on a unix socket, for the real client: lists, inspections and events, and whatever else a test scripts.
+//! A Docker Engine API on a unix socket, for the real client: lists, inspections and events, and
+//! whatever else a test scripts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -156,8 +157,9 @@ impl FakeDocker {
 /// The image of every container that [`container`] makes.
 pub const IMAGE: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-/// A running container as `GET /containers/json` lists it: `{"Id", "Names", "Labels", ...}`, with an address on each network. Its compose
-/// project is `claws`, unless `labels` name another or null.
+/// A running container as `GET /containers/json` lists it: `{"Id", "Names", "Labels", ...}`, with
+/// an address on each network. Its compose project is `claws`, unless `labels` name another or
+/// null.
 pub fn container(id: &str, mut labels: Value, addresses: &[(&str, &str)]) -> Value {
     if labels.get("com.docker.compose.project").is_none() {
         labels["com.docker.compose.project"] = "claws".into();

@@ -53,7 +53,8 @@ struct Shared {
     closed: watch::Sender<usize>,
     /// A request for `/held` or `/events` takes one of these before it goes on.
     permits: Semaphore,
-    /// Bytes of responses to requests for `/file` that are not written yet, and the most so far. Node.js holds such responses whole.
+    /// Bytes of responses to requests for `/file` that are not written yet, and the most so far.
+    /// Node.js holds such responses whole.
     buffered: AtomicUsize,
     most_buffered: AtomicUsize,
 }
@@ -413,8 +414,9 @@ async fn echo(client: RawHttp<TcpStream>, dies: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Asks for a `connect`, and handles messages concurrently until one is accepted, as OpenClaw does. `params.answer` says how one ends:
-/// it is accepted, refused with `refuse`, or the connection is closed without an answer with `silent`. What comes later is sent back.
+/// Asks for a `connect`, and handles messages concurrently until one is accepted, as OpenClaw does.
+/// `params.answer` says how one ends: it is accepted, refused with `refuse`, or the connection is
+/// closed without an answer with `silent`. What comes later is sent back.
 async fn answer_connects(client: RawHttp<TcpStream>) -> io::Result<()> {
     let (stream, early) = client.into_parts();
     let mut socket = WebSocketStream::from_partially_read(stream, early, Role::Server, None).await;

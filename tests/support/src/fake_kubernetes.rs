@@ -1,4 +1,5 @@
-//! A Kubernetes API server over real TLS: lists with pages, watches with bookmarks, token reviews, and whatever else a test scripts.
+//! A Kubernetes API server over real TLS: lists with pages, watches with bookmarks, token reviews,
+//! and whatever else a test scripts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;

@@ -61,7 +61,8 @@ impl RunningHandshakes {
     }
 }
 
-/// Does a full handshake and ends the connection. Returns once the sidecar has closed it, so that all its work for it is done.
+/// Does a full handshake and ends the connection. Returns once the sidecar has closed it, so that
+/// all its work for it is done.
 pub async fn handshake(client: &TlsClient) {
     if let Ok(mut stream) = client.connect("http/1.1").await {
         let _ = stream.shutdown().await;

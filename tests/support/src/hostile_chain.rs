@@ -33,8 +33,9 @@ impl Shape {
     }
 }
 
-/// Makes a chain of so many `certificates`, the leaf included, and the leaf's key. The first name is `name`; if that is the name of a CA
-/// that the verifier trusts, the leaf could be its. All signatures are valid under one key, so that no path is given up early.
+/// Makes a chain of so many `certificates`, the leaf included, and the leaf's key. The first name
+/// is `name`; if that is the name of a CA that the verifier trusts, the leaf could be its. All
+/// signatures are valid under one key, so that no path is given up early.
 pub fn hostile_chain(
     shape: Shape,
     certificates: usize,

@@ -1,12 +1,14 @@
-//! A network namespace of a test's own, in which clients can have addresses that are neither loopback nor this machine's.
+//! A network namespace of a test's own, in which clients can have addresses that are neither
+//! loopback nor this machine's.
 
 use std::io::Write;
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 
-/// Runs `test` on a thread and in a network namespace of its own, and everything that it starts too. From each address of 198.51.100.0/24 a
-/// socket can connect to 127.0.0.1, and no interface has it. Without root or `ip` the test is reported as not run.
+/// Runs `test` on a thread and in a network namespace of its own, and everything that it starts
+/// too. From each address of 198.51.100.0/24 a socket can connect to 127.0.0.1, and no interface
+/// has it. Without root or `ip` the test is reported as not run.
 pub fn in_namespace<F>(test: impl FnOnce() -> F + Send)
 where
     F: Future<Output = ()>,

@@ -1,5 +1,6 @@
-//! Hosts on a bridge, as Docker has them, made of network namespaces. The bridge has a namespace of its own, so tests change neither the
-//! machine's network nor each other's, and can use the same addresses.
+//! Hosts on a bridge, as Docker has them, made of network namespaces. The bridge has a namespace of
+//! its own, so tests change neither the machine's network nor each other's, and can use the same
+//! addresses.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

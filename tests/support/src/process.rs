@@ -99,7 +99,8 @@ impl Process {
         found
     }
 
-    /// Waits until `ready` is true. If the process ends before, or `limit` passes, the test fails with the end of its output.
+    /// Waits until `ready` is true. If the process ends before, or `limit` passes, the test fails
+    /// with the end of its output.
     pub fn wait_until(&self, what: &str, limit: Duration, mut ready: impl FnMut() -> bool) {
         let start = Instant::now();
         while !ready() {
@@ -195,7 +196,8 @@ pub fn memory(pid: u32) -> (u64, u64) {
     (field("VmRSS:"), field("VmHWM:"))
 }
 
-/// Returns the CPU time that the running threads of a process have used so far (`/proc/PID/task/TID/schedstat`, in nanoseconds).
+/// Returns the CPU time that the running threads of a process have used so far
+/// (`/proc/PID/task/TID/schedstat`, in nanoseconds).
 pub fn cpu(pid: u32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a running process").flatten();
     let statistics = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());

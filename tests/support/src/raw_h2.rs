@@ -155,7 +155,8 @@ impl RawH2 {
         let _ = self.write.flush().await;
     }
 
-    /// Reads the server's SETTINGS and the WINDOW_UPDATE of the connection, and returns the windows of a stream and of the connection.
+    /// Reads the server's SETTINGS and the WINDOW_UPDATE of the connection, and returns the windows
+    /// of a stream and of the connection.
     pub async fn windows(&mut self) -> (usize, usize) {
         let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap()) as usize;
         let (mut stream, mut connection) = (65_535, 65_535);

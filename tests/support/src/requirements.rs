@@ -34,8 +34,8 @@ pub fn program(name: &str) -> Result<PathBuf, Missing> {
         .ok_or_else(|| Missing(format!("no {name} here")))
 }
 
-/// Runs a test that needs the whole machine: only one runs at a time. Without what it needs it is reported as not run, or fails if `CI` is
-/// `true`.
+/// Runs a test that needs the whole machine: only one runs at a time. Without what it needs it is
+/// reported as not run, or fails if `CI` is `true`.
 pub fn exclusively(name: &str, test: impl FnOnce() -> Result<(), Missing>) {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     // A test that failed has cleaned up after itself.
@@ -51,7 +51,8 @@ pub fn exclusively(name: &str, test: impl FnOnce() -> Result<(), Missing>) {
     }
 }
 
-/// Prints a line at once, whether or not output is captured: these tests take minutes, and one that did not run must be seen.
+/// Prints a line at once, whether or not output is captured: these tests take minutes, and one that
+/// did not run must be seen.
 pub fn report(line: impl Display) {
     writeln!(std::io::stderr(), "{line}").expect("standard error");
 }

@@ -58,8 +58,8 @@ pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// How a sidecar is started. Without further options it listens on a free port of loopback, follows no engine, logs as JSON, and keeps
-/// its files in a temporary directory.
+/// How a sidecar is started. Without further options it listens on a free port of loopback, follows
+/// no engine, logs as JSON, and keeps its files in a temporary directory.
 #[derive(Default)]
 pub struct Launch {
     gateway: Option<SocketAddr>,
@@ -156,7 +156,8 @@ impl Launch {
         Starting { process, admin, path, directory, wrapper: self.wrapper }
     }
 
-    /// Starts it and waits until it is ready, for code that blocks. Without an admin listener it only waits until it runs.
+    /// Starts it and waits until it is ready, for code that blocks. Without an admin listener it
+    /// only waits until it runs.
     pub fn start(self) -> Sidecar {
         let mut starting = self.spawn();
         let wrapper = starting.wrapper.take();
@@ -175,7 +176,8 @@ impl Launch {
         starting.running(&line)
     }
 
-    /// Starts it in front of a fake gateway, with [`AGENT`] as an agent and without an admin listener, and waits until it runs.
+    /// Starts it in front of a fake gateway, with [`AGENT`] as an agent and without an admin
+    /// listener, and waits until it runs.
     pub async fn start_with_gateway(self) -> SidecarWithGateway {
         let gateway = FakeGateway::start().await;
         let agents = format!("--agent-cidr={AGENT}/32");

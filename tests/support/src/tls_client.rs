@@ -105,8 +105,9 @@ impl TlsClient {
         tcp(source.parse().unwrap(), self.address).await.unwrap()
     }
 
-    /// Starts a forwarder for programs that can't choose their own address: what connects to the returned address reaches the sidecar from
-    /// `source`. It lasts as long as [`TlsClient::tasks`].
+    /// Starts a forwarder for programs that can't choose their own address: what connects to the
+    /// returned address reaches the sidecar from `source`. It lasts as long as
+    /// [`TlsClient::tasks`].
     pub async fn forwarder(&self, source: &str) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -72,7 +72,8 @@ fn view(others: Vec<Container>) -> View {
     view_with(others, |_| {})
 }
 
-/// Returns the agents on one line: address, container and proof of each, then the labelled containers that are none, and why.
+/// Returns the agents on one line: address, container and proof of each, then the labelled
+/// containers that are none, and why.
 fn summary(view: &View) -> String {
     let agents = view.agents.iter().map(|(ip, agent)| {
         format!("{ip}={} {}", agent.id, if agent.proof == Proof::Address { "address" } else { "attested" })

@@ -1,5 +1,5 @@
-//! Attacks: what a side's CPU time and memory and the backend's memory become, and how two clients fare that attack nobody. One of them
-//! has an address that loopgate knows as an agent's.
+//! Attacks: what a side's CPU time and memory and the backend's memory become, and how two clients
+//! fare that attack nobody. One of them has an address that loopgate knows as an agent's.
 
 use std::io;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
-//! Pods that come and go on a fake API server: a thousand of them in one namespace with one sidecar, then the same in a hundred namespaces with a
-//! sidecar for each. The API server runs in this process, so that its work does not count.
+//! Pods that come and go on a fake API server: a thousand of them in one namespace with one
+//! sidecar, then the same in a hundred namespaces with a sidecar for each. The API server runs in
+//! this process, so that its work does not count.
 
 use std::cell::Cell;
 use std::io;

@@ -53,7 +53,8 @@ pub enum Scenario {
     Start,
     /// 1,000 pods in one namespace, then in 100 with a sidecar for each; 50 are replaced each second.
     Fleet,
-    /// Hostile certificate chains: one after the other for the CPU time of each, then 330 handshakes a second from 101 addresses.
+    /// Hostile certificate chains: one after the other for the CPU time of each, then 330
+    /// handshakes a second from 101 addresses.
     AttackChains,
     /// 25 HTTP/2 connections that ask for 100 files of 3.5 MB each and read nothing.
     AttackUnread,

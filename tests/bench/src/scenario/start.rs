@@ -57,7 +57,8 @@ fn size(program: &Path) -> io::Result<u64> {
     Ok(files.iter().filter_map(|file| fs::metadata(file).ok()).map(|file| file.len()).sum())
 }
 
-/// The program that `script` of tests/setup/peers.sh starts, and the command that lists its libraries; `None` for any other program.
+/// The program that `script` of tests/setup/peers.sh starts, and the command that lists its
+/// libraries; `None` for any other program.
 fn packaged(script: &Path) -> Option<(PathBuf, Command)> {
     let tree = script.parent()?.parent()?;
     let (real, loader) = (tree.join("usr/sbin").join(script.file_name()?), tree.join("usr/lib64/ld-linux-x86-64.so.2"));
