@@ -34,6 +34,9 @@ use crate::proxy::h1_fields::push_fields;
 const MOST: usize = 64 * 1024;
 /// The size of one, at most: every client takes a frame of so many bytes (RFC 9113 section 4.2).
 const LARGEST: usize = 16 * 1024;
+/// The most header blocks that are kept. hyper passes fewer on at once; h2 drops those that come
+/// after a GOAWAY, however many there are.
+const MAX_BLOCKS: usize = 256;
 
 /// The interim responses of one connection.
 pub struct Interims {
@@ -87,7 +90,16 @@ impl Interims {
 
     /// Notes that hyper got the whole header block that begins `stream`.
     pub fn block_received(&self, stream: u32) {
-        self.state().streams.blocks.push_back((stream, true));
+        let streams = &mut self.state().streams;
+        if streams.is_lost {
+            return;
+        }
+        if streams.blocks.len() >= MAX_BLOCKS {
+            streams.is_lost = true;
+            streams.blocks = VecDeque::new();
+            return;
+        }
+        streams.blocks.push_back((stream, true));
     }
 
     /// Notes that hyper passes a request on; returns what sends its interim responses. Must be

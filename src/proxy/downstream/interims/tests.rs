@@ -36,6 +36,20 @@ fn an_interim_response_has_the_form_of_its_protocol() {
 }
 
 #[test]
+fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
+    let interims = Interims::new(Protocol::Http2);
+    for number in 0..100_000 {
+        interims.block_received(2 * number + 1);
+        assert!(interims.state().streams.blocks.len() <= MAX_BLOCKS);
+    }
+    assert_eq!(interims.state().streams.blocks.capacity(), 0, "nothing stays allocated");
+    let sender = interims.request();
+    interims.settle();
+    sender.send(HINTS, &link());
+    assert!(written(&interims).is_empty(), "the stream is not known");
+}
+
+#[test]
 fn streams_are_known_only_while_each_header_block_was_one_request() {
     let interims = Interims::new(Protocol::Http2);
     for stream in [1, 3] {
