@@ -8,7 +8,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tracing::info;
 
 use super::device::Device;
@@ -38,7 +38,8 @@ pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Optio
     pair::pair(address, device, token).await
 }
 
-/// Approves what the device with `id` has asked for, and nothing of another device.
+/// Approves what the device with `id` has asked for as an operator, within the scopes that it is to
+/// have; nothing else, and nothing of another device.
 async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Result<(), Error> {
     let approver = Device::generate().map_err(|source| Error::Connect { address, source })?;
     // With every scope: later versions let no device approve more than it has.
@@ -46,7 +47,8 @@ async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Resul
     let approved = async {
         let listed = connection.call("device.pair.list", json!({})).await?;
         let pending = listed["pending"].as_array().into_iter().flatten();
-        let requests: Vec<_> = pending.filter(|request| request["deviceId"] == id).cloned().collect();
+        let requests: Vec<_> =
+            pending.filter(|request| request["deviceId"] == id && is_ours(request)).cloned().collect();
         for request in requests {
             connection.call("device.pair.approve", json!({ "requestId": request["requestId"] })).await?;
             info!(device = id, scopes = %request["scopes"], "approved a device by a second one");
@@ -58,6 +60,17 @@ async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Resul
         info!(device = approver.id(), %error, "the device that approved stays paired; its key is gone");
     }
     approved
+}
+
+/// Returns whether a pending request is one that [`pair::pair`] could have made. Others with the same
+/// key, such as for the role of a node, are for a human to judge.
+fn is_ours(request: &Value) -> bool {
+    let within = |field: &str, allowed: &[&str]| {
+        let mut values = request[field].as_array().into_iter().flatten();
+        values.all(|value| value.as_str().is_some_and(|value| allowed.contains(&value)))
+    };
+    let role = &request["role"];
+    (role.is_null() || role == "operator") && within("roles", &["operator"]) && within("scopes", &pair::SCOPES)
 }
 
 /// Returns what to do about a device that needs an approval, given the file of its identity. Blocks.

@@ -129,6 +129,19 @@ async fn a_remote_client_still_needs_a_human() {
 }
 
 #[test]
+fn only_requests_that_loopgate_could_have_made_are_approved() {
+    for (request, ours) in [
+        (json!({"role": "operator", "roles": ["operator"], "scopes": ["operator.read"]}), true),
+        (json!({"scopes": SCOPES}), true),
+        (json!({"role": "node", "scopes": []}), false),
+        (json!({"role": "operator", "roles": ["operator", "node"]}), false),
+        (json!({"role": "operator", "scopes": ["operator.read", "operator.other"]}), false),
+    ] {
+        assert_eq!(is_ours(&request), ours, "{request}");
+    }
+}
+
+#[test]
 fn the_advice_says_which_device_can_approve_and_for_which_scopes() {
     let state = tempfile::tempdir().unwrap();
     let identity = state.path().join("identity/device.json");
