@@ -37,7 +37,7 @@ pub use decide::decide;
 pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};
 pub use explain::{WhyExternal, why_external};
 pub use headers::{Forwarding, GatewayHead, Rules, scrub_response, scrub_response_trailers, scrub_trailers};
-pub use path::check_path;
+pub use path::{check_path, normalized};
 pub use policy::{Policy, allowed_scopes};
 pub use request_check::RequestRefusal;
 pub use stated_client::StatedClient;

@@ -56,7 +56,7 @@ fn covers(rule: &PathRule, path: &str) -> bool {
 }
 
 /// Decodes the percent-encoding of `path`; `None` if another parser could read it differently.
-fn normalized(path: &str) -> Option<String> {
+pub fn normalized(path: &str) -> Option<String> {
     let mut out = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
     while let Some(byte) = bytes.next() {

@@ -140,6 +140,8 @@ async fn a_path_has_its_own_request_timeout_on_both_lanes() {
             504,
             "a prefix ends at a segment"
         );
+        let other = harness.ask(Protocol::H1, client, "GET /slow/../slow?60000", &[]);
+        assert_eq!(other.await.0, 504, "a path that can be read as another one has no limit of its own");
     }
 }
 

@@ -16,7 +16,7 @@ use super::dial::dial;
 use super::pool::{Pool, PooledConnection};
 use super::request_body::{ContinueSignal, Progress, RequestBody};
 use crate::config::{Config, Limits};
-use crate::lane::{GatewayHead, scrub_response};
+use crate::lane::{GatewayHead, normalized, scrub_response};
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::tls_detector::TlsDetector;
 use crate::proxy::downstream::interims::InterimSender;
@@ -90,7 +90,8 @@ impl Upstream {
         let mut retry = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
         let give_up = started + limits.gateway_wait;
-        let gateway = limits.request_timeout_of(head.path());
+        // A path that the gateway could read as another one gets no longer limit than any.
+        let gateway = normalized(head.path()).map_or(limits.request_timeout, |path| limits.request_timeout_of(&path));
         // hyper omits the body of a GET, HEAD or CONNECT whose length is unknown, unless this field is set.
         let is_chunked = !body.is_end_stream() && body.size_hint().exact().is_none();
         let mut request = head.into_request(body);
