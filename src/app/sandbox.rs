@@ -10,7 +10,7 @@ use std::os::unix::fs::DirBuilderExt;
 use landlock::{ABI, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus};
 use nix::libc;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter_all_threads};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::error::Error;
 use crate::config::{Config, Sandbox};
@@ -117,8 +117,14 @@ fn restrict_writes(config: &Config) -> Result<(), String> {
     let restrict = || {
         let mut rules = Ruleset::default().handle_access(AccessFs::from_write(LANDLOCK))?.create()?;
         for directory in [Some(&config.state_dir), config.gateway.state_dir.as_ref()].into_iter().flatten() {
-            if let Ok(directory) = PathFd::new(directory) {
-                rules = rules.add_rule(PathBeneath::new(directory, AccessFs::from_write(LANDLOCK)))?;
+            match PathFd::new(directory) {
+                Ok(directory) => {
+                    rules = rules.add_rule(PathBeneath::new(directory, AccessFs::from_write(LANDLOCK)))?;
+                }
+                Err(error) => {
+                    let path = directory.display();
+                    warn!(%path, %error, "can't open the directory; loopgate can't write there before it is restarted (sandbox)");
+                }
             }
         }
         rules.restrict_self()
