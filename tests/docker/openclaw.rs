@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::container::Container;
-use crate::engine::{Engine, attempt, eventually, skip};
+use crate::engine::{Engine, attempt, eventually, is_podman, skip};
 
 /// The issue's own version, which pairs even loopback clients sparingly.
 pub const OLD: &str = "2026.2.19";
@@ -24,7 +24,9 @@ pub fn openclaw(name: &str, version: &str) -> Option<Container> {
     let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
     let container = container.mount_writable(compiled(version), "/tmp/jiti");
     // Whatever else it writes is gone with the container.
-    Some(container.option("--tmpfs=/tmp").option("--tmpfs=/home/node:mode=1777"))
+    // Podman takes no owner. Where another user could write, OpenClaw refuses its state.
+    let home = if is_podman() { "--tmpfs=/home/node:mode=1777" } else { "--tmpfs=/home/node:uid=1000,gid=1000" };
+    Some(container.option("--tmpfs=/tmp").option(home))
 }
 
 /// The gateway on 127.0.0.1:18789, with the configuration that docker/compose.yaml gives it.
