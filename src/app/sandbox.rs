@@ -116,14 +116,16 @@ fn restrict_writes(config: &Config) -> Result<(), String> {
     let text = |error: &dyn std::error::Error| crate::error_chain::error_chain(error);
     let restrict = || {
         let mut rules = Ruleset::default().handle_access(AccessFs::from_write(LANDLOCK))?.create()?;
-        for directory in [Some(&config.state_dir), config.gateway.state_dir.as_ref()].into_iter().flatten() {
+        let directories =
+            [("state_dir", Some(&config.state_dir)), ("gateway.state_dir", config.gateway.state_dir.as_ref())];
+        for (option, directory) in directories.into_iter().filter_map(|(option, path)| Some((option, path?))) {
             match PathFd::new(directory) {
                 Ok(directory) => {
                     rules = rules.add_rule(PathBeneath::new(directory, AccessFs::from_write(LANDLOCK)))?;
                 }
                 Err(error) => {
                     let path = directory.display();
-                    warn!(%path, %error, "can't open the directory; loopgate can't write there before it is restarted (sandbox)");
+                    warn!(option, %path, %error, "can't open the directory; loopgate can't write there before it is restarted (sandbox)");
                 }
             }
         }
