@@ -79,7 +79,7 @@ fn a_filter_that_restarts_costs_nobody_a_connection() {
 }
 
 #[test]
-fn a_network_that_the_gateway_joins_has_a_door_a_name_and_agents_with_no_restart() {
+fn a_network_that_the_gateway_joins_gets_a_listener_a_name_and_agents_with_no_restart() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
     let other = engine.network();
