@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,103 +57,22 @@ pub struct TunnelOptions {
 ///
 /// # Errors
 /// Either side broke off, or the connection was revoked.
-pub async fn run<C, G>(mut client: C, gateway: G, early: (Bytes, Bytes), options: TunnelOptions) -> io::Result<()>
+pub async fn run<C, G>(client: C, gateway: G, early: (Bytes, Bytes), mut options: TunnelOptions) -> io::Result<()>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
 {
-    // A client that is still sending to a gateway that has closed must get what the gateway sent last.
-    let mut gateway = ReadableAfterWriteError::new(gateway);
-    let mut up = Direction::new(early.0, options.received, None);
-    up.inspect(options.first_message);
-    let mut down = Direction::new(early.1, options.sent, options.websocket.then(WebSocketFrames::default));
-    down.watch(options.connect_response);
+    let mut tunnel = Tunnel::new(client, gateway, early, &mut options);
     let (closing, revoked) = options.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
-    let mut state = State { unanswered: false, stage: TunnelStage::Open, timer: None };
     let ended = poll_fn(|cx| {
-        while !matches!(state.stage, TunnelStage::Refusing { .. })
+        while !matches!(tunnel.stage, TunnelStage::Refusing { .. })
             && let Poll::Ready(reason) =
-                options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), state.stage != TunnelStage::Open)
+                options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), tunnel.stage != TunnelStage::Open)
         {
-            state.stage = match reason {
-                CloseReason::Unauthorized if options.websocket && !down.close_sent => {
-                    down.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
-                    TunnelStage::Refusing { until: Instant::now() + REVOKED_GRACE }
-                }
-                CloseReason::Unauthorized => return Poll::Ready(Err(revoked_error())),
-                CloseReason::Drain => state.resting(options.rest_limit),
-            };
+            tunnel.begin_close(reason)?;
         }
-        if let TunnelStage::Refusing { until } = state.stage {
-            let ended = down.pump(cx, &mut gateway, &mut client)?.is_ready();
-            // The gateway's own close frame gives the better reason.
-            down.close_sent |= down.gateway_sent().closed;
-            if ended || down.is_close_delivered() || state.poll_timer(cx, until).is_ready() {
-                let _ = Pin::new(&mut client).poll_shutdown(cx);
-                return Poll::Ready(Err(revoked_error()));
-            }
-            return Poll::Pending;
-        }
-        loop {
-            let up_done = up.pump(cx, &mut client, &mut gateway)?;
-            if let Some(close) = up.refused.take() {
-                down.close_with = Some(close);
-                state.stage = TunnelStage::Refusing { until: Instant::now() + REVOKED_GRACE };
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            let down_done = down.pump(cx, &mut gateway, &mut client)?;
-            if up.gate.is_some() {
-                match up.observe_gateway(down.gateway_sent()) {
-                    GateChange::Nothing => {}
-                    GateChange::Changed => {
-                        if up.gate.is_none() {
-                            down.connect_response = None;
-                        }
-                        continue;
-                    }
-                    GateChange::Refused => {
-                        // The gateway closes with its own reason. Its client's answer to that does not matter any more.
-                        state.stage = TunnelStage::Refusing { until: Instant::now() + CLOSE_GRACE };
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
-                    }
-                }
-                if let Some((due, reason)) = up.gate.as_ref().and_then(|gate| gate.due())
-                    && state.poll_timer(cx, due).is_ready()
-                {
-                    up.refused = Some(policy_violation(reason));
-                    continue;
-                }
-            }
-            if up_done.is_ready() && down_done.is_ready() {
-                return Poll::Ready(Ok(()));
-            }
-            state.note_moved(up.take_moved(), down.take_moved());
-            // A WebSocket has no half-closes (RFC 6455 section 7.1.1): once closed by the gateway
-            // it is closed. To close at once could cost a client that is still sending the last
-            // frames, so it has a moment to close itself.
-            if down_done.is_ready() && (options.websocket || gateway.state().has_write_failed()) {
-                let until = match state.stage {
-                    TunnelStage::Closing { until } => until,
-                    _ => Instant::now() + CLOSE_GRACE,
-                };
-                state.stage = TunnelStage::Closing { until };
-                return state.poll_timer(cx, until).map(|_| Ok(()));
-            }
-            match state.stage {
-                TunnelStage::Resting { limit, quiet_at } if options.websocket => {
-                    if state.poll_timer(cx, quiet_at.min(limit)).is_pending() {
-                        return Poll::Pending;
-                    }
-                    down.close_with = Some(Bytes::from_static(&GOING_AWAY));
-                    state.stage = TunnelStage::Draining { until: Instant::now() + CLOSE_GRACE };
-                }
-                TunnelStage::Draining { until } => return state.poll_timer(cx, until).map(|_| Ok(())),
-                _ => return Poll::Pending,
-            }
-        }
+        tunnel.poll(cx)
     })
     .await;
     // The caller resets the client's stream or connection. What the gateway sent before may leave first.
@@ -176,29 +95,164 @@ enum TunnelStage {
         limit: Instant,
         quiet_at: Instant,
     },
-    /// The close frame is on its way, and the client has so long to answer it.
+    /// The close frame for a shutdown is on its way, and the client has so long to answer it.
     Draining {
         until: Instant,
     },
-    /// The gateway has closed.
+    /// The gateway has closed, and the client has so long to do the same.
     Closing {
         until: Instant,
     },
+    /// Nothing more of the client is forwarded. What tells it so has so long to leave.
     Refusing {
         until: Instant,
     },
 }
 
-struct State {
+/// A tunnel that runs.
+struct Tunnel<C, G> {
+    client: C,
+    /// Readable after a failed write: a client that is still sending to a gateway that has closed
+    /// must get what the gateway sent last.
+    gateway: ReadableAfterWriteError<G>,
+    up: Direction,
+    down: Direction,
+    websocket: bool,
+    rest_limit: Duration,
     /// Whether the last bytes came from the client.
     unanswered: bool,
     stage: TunnelStage,
     timer: Option<LazyTimer>,
 }
 
-impl State {
+impl<C, G> Tunnel<C, G>
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    G: AsyncRead + AsyncWrite + Unpin,
+{
+    fn new(client: C, gateway: G, early: (Bytes, Bytes), options: &mut TunnelOptions) -> Self {
+        let websocket = options.websocket;
+        let mut up = Direction::new(early.0, options.received.clone(), None);
+        up.inspect(options.first_message.take());
+        let mut down = Direction::new(early.1, options.sent.clone(), websocket.then(WebSocketFrames::default));
+        down.watch(options.connect_response.take());
+        Self {
+            client,
+            gateway: ReadableAfterWriteError::new(gateway),
+            up,
+            down,
+            websocket,
+            rest_limit: options.rest_limit,
+            unanswered: false,
+            stage: TunnelStage::Open,
+            timer: None,
+        }
+    }
+
+    /// Begins to close for `reason`.
+    ///
+    /// # Errors
+    /// The tunnel must end at once.
+    fn begin_close(&mut self, reason: CloseReason) -> io::Result<()> {
+        let now = Instant::now();
+        self.stage = match reason {
+            CloseReason::Unauthorized if self.websocket && !self.down.close_sent => {
+                self.down.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
+                TunnelStage::Refusing { until: now + REVOKED_GRACE }
+            }
+            CloseReason::Unauthorized => return Err(revoked_error()),
+            CloseReason::Drain => TunnelStage::Resting { limit: now + self.rest_limit, quiet_at: now + self.rest() },
+        };
+        Ok(())
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let TunnelStage::Refusing { until } = self.stage {
+            return self.poll_refusing(cx, until);
+        }
+        loop {
+            let up_done = self.up.pump(cx, &mut self.client, &mut self.gateway)?.is_ready();
+            if let Some(close) = self.up.refused.take() {
+                self.down.close_with = Some(close);
+                return self.refuse(cx, REVOKED_GRACE);
+            }
+            let down_done = self.down.pump(cx, &mut self.gateway, &mut self.client)?.is_ready();
+            match self.poll_gate(cx) {
+                GateChange::Nothing => {}
+                GateChange::Changed => continue,
+                // The gateway closes with its own reason. Its client's answer to that does not matter any more.
+                GateChange::Refused => return self.refuse(cx, CLOSE_GRACE),
+            }
+            if up_done && down_done {
+                return Poll::Ready(Ok(()));
+            }
+            self.note_moved();
+            // A WebSocket has no half-closes (RFC 6455 section 7.1.1): once closed by the gateway
+            // it is closed. To close at once could cost a client that is still sending the last
+            // frames, so it has a moment to close itself.
+            if down_done && (self.websocket || self.gateway.state().has_write_failed()) {
+                let until = match self.stage {
+                    TunnelStage::Closing { until } => until,
+                    _ => Instant::now() + CLOSE_GRACE,
+                };
+                self.stage = TunnelStage::Closing { until };
+                return self.poll_timer(cx, until).map(|_| Ok(()));
+            }
+            match self.stage {
+                TunnelStage::Resting { limit, quiet_at } if self.websocket => {
+                    ready!(self.poll_timer(cx, quiet_at.min(limit)));
+                    self.down.close_with = Some(Bytes::from_static(&GOING_AWAY));
+                    self.stage = TunnelStage::Draining { until: Instant::now() + CLOSE_GRACE };
+                }
+                TunnelStage::Draining { until } => return self.poll_timer(cx, until).map(|_| Ok(())),
+                _ => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Stops reading from the client; what is due to it has `grace` to leave.
+    fn refuse(&mut self, cx: &Context<'_>, grace: Duration) -> Poll<io::Result<()>> {
+        self.stage = TunnelStage::Refusing { until: Instant::now() + grace };
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Sends what is due to a client that is refused; ends with an error.
+    fn poll_refusing(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<io::Result<()>> {
+        let ended = self.down.pump(cx, &mut self.gateway, &mut self.client)?.is_ready();
+        // The gateway's own close frame gives the better reason.
+        self.down.close_sent |= self.down.gateway_sent().closed;
+        if ended || self.down.is_close_delivered() || self.poll_timer(cx, until).is_ready() {
+            let _ = Pin::new(&mut self.client).poll_shutdown(cx);
+            return Poll::Ready(Err(revoked_error()));
+        }
+        Poll::Pending
+    }
+
+    /// Returns what the gateway's answers, or the end of the wait for one, mean for the first message.
+    fn poll_gate(&mut self, cx: &mut Context<'_>) -> GateChange {
+        if self.up.gate.is_none() {
+            return GateChange::Nothing;
+        }
+        let change = self.up.observe_gateway(self.down.gateway_sent());
+        if !matches!(change, GateChange::Nothing) {
+            if self.up.gate.is_none() {
+                self.down.connect_response = None;
+            }
+            return change;
+        }
+        if let Some((due, reason)) = self.up.gate.as_ref().and_then(|gate| gate.due())
+            && self.poll_timer(cx, due).is_ready()
+        {
+            self.up.refused = Some(policy_violation(reason));
+            return GateChange::Changed;
+        }
+        GateChange::Nothing
+    }
+
     /// Notes which directions moved bytes, and moves the moment of rest accordingly.
-    fn note_moved(&mut self, up: bool, down: bool) {
+    fn note_moved(&mut self) {
+        let (up, down) = (self.up.take_moved(), self.down.take_moved());
         if up || down {
             self.unanswered = !down;
         }
@@ -211,11 +265,6 @@ impl State {
 
     fn rest(&self) -> Duration {
         if self.unanswered { REST_UNANSWERED } else { REST }
-    }
-
-    fn resting(&self, limit: Duration) -> TunnelStage {
-        let now = Instant::now();
-        TunnelStage::Resting { limit: now + limit, quiet_at: now + self.rest() }
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Instant> {

@@ -59,13 +59,7 @@ impl WebSocketFrames {
         let mut at = 0;
         let mut boundary = None;
         while at < bytes.len() && !self.lost {
-            if self.payload > 0 {
-                let step = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len() - at);
-                self.payload -= step as u64;
-                at += step;
-            } else {
-                at += self.header(&bytes[at..]);
-            }
+            at += self.advance(&bytes[at..]);
             if self.at_boundary() {
                 boundary = Some(at);
             }
@@ -73,18 +67,22 @@ impl WebSocketFrames {
         boundary
     }
 
+    /// Takes payload, or else a part of a frame's header; returns how many bytes these are.
+    fn advance(&mut self, bytes: &[u8]) -> usize {
+        if self.payload == 0 {
+            return self.header(bytes);
+        }
+        let step = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
+        self.payload -= step as u64;
+        step
+    }
+
     /// Takes the next bytes up to the end of a message; returns how many these are, or `None` if it
     /// does not end in `bytes`.
     pub fn feed_message(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() && !self.lost {
-            if self.payload > 0 {
-                let step = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len() - at);
-                self.payload -= step as u64;
-                at += step;
-            } else {
-                at += self.header(&bytes[at..]);
-            }
+            at += self.advance(&bytes[at..]);
             if self.at_boundary() && self.ends_message {
                 return Some(at);
             }
