@@ -1,8 +1,9 @@
 //! What ends a connection: its own end, a deadline, the loss of its lane, or a shutdown.
 
 use std::future::poll_fn;
+use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -28,116 +29,182 @@ const REVOKED_GRACE: Duration = Duration::from_millis(500);
 const ABORT_DELAY: Duration = Duration::from_millis(20);
 
 /// Drives `connection` until it ends or must be cut. `ask_to_end` has it finish its requests and accept no more.
-pub async fn run<C>(session: &Session, mut connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
+pub async fn run<C>(session: &Session, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let limits = &session.settings.limits;
-    // Each HTTP/2 stream has its own limit.
-    let stall = match session.protocol {
-        Protocol::Http1 => limits.stall_timeout.min(session.external_stall_timeout()),
-        Protocol::Http2 => limits.stall_timeout,
-    };
-    let mut timeouts = Timeouts { head: limits.head_timeout, idle: limits.idle_timeout, stall };
-    let mut timer = LazyTimer::new(timeouts.idle.min(timeouts.head).min(timeouts.stall));
+    let mut driver = Driver::new(session, connection, ask_to_end);
     let (closing, revoked) = session.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
-    // When the certificate expires on which the connection depends.
-    let mut expires =
-        session.expires.map(|at| Instant::now() + at.duration_since(SystemTime::now()).unwrap_or_default());
-    // Whether `ask_to_end` was called.
-    let mut ending = false;
-    let mut draining = false;
-    // When a connection that is still busy is cut, once loopgate shuts down.
-    let mut cut_at: Option<Instant> = None;
-    // Until when close frames of WebSockets may be sent, once the connection was revoked.
-    let mut revoked_until: Option<Instant> = None;
-    // Until when a connection that was asked to end while idle is waited for, whatever wakes this task meanwhile.
-    let mut grace_until: Option<Instant> = None;
     poll_fn(|cx| {
-        while revoked_until.is_none()
-            && let Poll::Ready(reason) = session.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), draining)
+        while driver.revoked_until.is_none()
+            && let Poll::Ready(reason) =
+                session.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), driver.draining)
         {
-            if reason == CloseReason::Drain || !session.activity.has_tunnels() {
-                if reason == CloseReason::Unauthorized {
-                    let _ = session.closed_by.set(RequestEnd::Unauthorized);
-                    return Poll::Ready(());
-                }
-                (ending, draining) = (true, true);
-                // A client that ignores the request to close must not hold up the end (RFC 9113 section 6.8).
-                (timeouts.idle, timeouts.head) = (DRAIN_GRACE, DRAIN_GRACE);
-                let now = Instant::now();
-                grace_until = Some(now + DRAIN_GRACE);
-                cut_at = Some(now + limits.drain_timeout + ABORT_DELAY);
-                ask_to_end(connection.as_mut());
-            } else {
-                let _ = session.closed_by.set(RequestEnd::Unauthorized);
-                revoked_until = Some(Instant::now() + REVOKED_GRACE);
-            }
-        }
-        if let Some(until) = revoked_until {
-            let ended = connection.as_mut().poll(cx).is_ready();
-            session.interims.settle();
-            return if ended { Poll::Ready(()) } else { timer.poll_due(cx, Some(until)).map(|_| ()) };
-        }
-        if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-            if let Err(error) = result {
-                debug!(connection = session.number, peer = %session.peer, %error, "connection ended");
-            }
-            return Poll::Ready(());
-        }
-        session.interims.settle();
-        loop {
-            let mut due = session.activity.deadline(timeouts);
-            if let (Some((at, Overdue::Idle | Overdue::Head)), Some(grace_until)) = (&mut due, grace_until) {
-                *at = grace_until.max(*at);
-            }
-            let first = due.map(|(at, _)| at).into_iter().chain(expires).chain(cut_at).min();
-            let Poll::Ready(now) = timer.poll_due(cx, first) else { return Poll::Pending };
-            if cut_at.is_some_and(|at| at <= now) {
-                let _ = session.closed_by.set(RequestEnd::DrainTimeout);
+            if driver.begin_close(reason).is_break() {
                 return Poll::Ready(());
             }
-            if expires.is_some_and(|expires| expires <= now) {
-                expires = None;
-                debug!(connection = session.number, peer = %session.peer, "the client's certificate has expired: no further request");
-                if !ending {
-                    ending = true;
-                    grace_until = Some(now + CLOSE_GRACE);
-                    ask_to_end(connection.as_mut());
-                    if connection.as_mut().poll(cx).is_ready() {
-                        return Poll::Ready(());
-                    }
-                }
-                continue;
-            }
-            let Some((at, overdue)) = due else { continue };
-            if at > now {
-                continue;
-            }
-            if overdue == Overdue::Idle && !ending {
-                ending = true;
-                grace_until = Some(now + CLOSE_GRACE);
-                ask_to_end(connection.as_mut());
-                if connection.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(());
-                }
-                continue;
-            }
-            if draining && overdue != Overdue::Stall {
-                return Poll::Ready(());
-            }
-            if overdue == Overdue::Stall {
-                let _ = session.closed_by.set(RequestEnd::ClientStalled);
-            }
-            count(&session.shared.traffic.overdue, overdue.label());
-            debug!(connection = session.number, peer = %session.peer, timeout = overdue.label(), "closed: the client is too slow");
-            if overdue == Overdue::Head {
-                session.activity.abandon_head();
-                let _ = connection.as_mut().poll(cx);
-            }
-            return Poll::Ready(());
         }
+        driver.poll(cx)
     })
     .await;
+}
+
+/// A connection, and all that may end it.
+struct Driver<'a, C, F> {
+    session: &'a Session,
+    connection: Pin<&'a mut C>,
+    ask_to_end: F,
+    timeouts: Timeouts,
+    timer: LazyTimer,
+    /// When the certificate expires on which the connection depends.
+    expires: Option<Instant>,
+    /// Whether `ask_to_end` was called.
+    ending: bool,
+    /// Whether loopgate shuts down.
+    draining: bool,
+    /// When a connection that is still busy is cut, once loopgate shuts down.
+    cut_at: Option<Instant>,
+    /// Until when close frames of WebSockets may be sent, once the connection was revoked.
+    revoked_until: Option<Instant>,
+    /// Until when a connection that was asked to end while idle is waited for, whatever wakes this task meanwhile.
+    grace_until: Option<Instant>,
+}
+
+impl<'a, C, F> Driver<'a, C, F>
+where
+    C: Future<Output = hyper::Result<()>>,
+    F: Fn(Pin<&mut C>),
+{
+    fn new(session: &'a Session, connection: Pin<&'a mut C>, ask_to_end: F) -> Self {
+        let limits = &session.settings.limits;
+        // Each HTTP/2 stream has its own limit.
+        let stall = match session.protocol {
+            Protocol::Http1 => limits.stall_timeout.min(session.external_stall_timeout()),
+            Protocol::Http2 => limits.stall_timeout,
+        };
+        let timeouts = Timeouts { head: limits.head_timeout, idle: limits.idle_timeout, stall };
+        let left = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
+        Self {
+            session,
+            connection,
+            ask_to_end,
+            timeouts,
+            timer: LazyTimer::new(timeouts.idle.min(timeouts.head).min(timeouts.stall)),
+            expires: session.expires.map(|at| Instant::now() + left(at)),
+            ending: false,
+            draining: false,
+            cut_at: None,
+            revoked_until: None,
+            grace_until: None,
+        }
+    }
+
+    /// Begins to close for `reason`; breaks if the connection must be cut at once.
+    fn begin_close(&mut self, reason: CloseReason) -> ControlFlow<()> {
+        let now = Instant::now();
+        match reason {
+            CloseReason::Drain => {
+                self.draining = true;
+                // A client that ignores the request to close must not hold up the end (RFC 9113 section 6.8).
+                (self.timeouts.idle, self.timeouts.head) = (DRAIN_GRACE, DRAIN_GRACE);
+                self.cut_at = Some(now + self.session.settings.limits.drain_timeout + ABORT_DELAY);
+                self.finish(now + DRAIN_GRACE);
+            }
+            CloseReason::Unauthorized => {
+                self.close_by(RequestEnd::Unauthorized);
+                if !self.session.activity.has_tunnels() {
+                    return ControlFlow::Break(());
+                }
+                self.revoked_until = Some(now + REVOKED_GRACE);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(until) = self.revoked_until {
+            let ended = self.connection.as_mut().poll(cx).is_ready();
+            self.session.interims.settle();
+            return if ended { Poll::Ready(()) } else { self.timer.poll_due(cx, Some(until)).map(|_| ()) };
+        }
+        if let Poll::Ready(result) = self.connection.as_mut().poll(cx) {
+            if let Err(error) = result {
+                debug!(connection = self.session.number, peer = %self.session.peer, %error, "connection ended");
+            }
+            return Poll::Ready(());
+        }
+        self.session.interims.settle();
+        loop {
+            let due = self.due();
+            let first = due.map(|(at, _)| at).into_iter().chain(self.expires).chain(self.cut_at).min();
+            let now = ready!(self.timer.poll_due(cx, first));
+            if self.cut_at.is_some_and(|at| at <= now) {
+                self.close_by(RequestEnd::DrainTimeout);
+                return Poll::Ready(());
+            }
+            if self.expires.take_if(|at| *at <= now).is_some() {
+                debug!(
+                    connection = self.session.number,
+                    peer = %self.session.peer,
+                    "the client's certificate has expired: no further request"
+                );
+                if !self.ending && self.poll_finish(cx, now).is_ready() {
+                    return Poll::Ready(());
+                }
+                continue;
+            }
+            let Some((_, overdue)) = due.filter(|(at, _)| *at <= now) else { continue };
+            if overdue == Overdue::Idle && !self.ending {
+                if self.poll_finish(cx, now).is_ready() {
+                    return Poll::Ready(());
+                }
+                continue;
+            }
+            self.cut(cx, overdue);
+            return Poll::Ready(());
+        }
+    }
+
+    /// Returns when the client is overdue, and with what.
+    fn due(&self) -> Option<(Instant, Overdue)> {
+        let (at, overdue) = self.session.activity.deadline(self.timeouts)?;
+        let earliest = self.grace_until.filter(|_| overdue != Overdue::Stall);
+        Some((earliest.map_or(at, |earliest| earliest.max(at)), overdue))
+    }
+
+    /// Has the connection finish its requests, and waits for an idle one until `grace_until`.
+    fn finish(&mut self, grace_until: Instant) {
+        self.ending = true;
+        self.grace_until = Some(grace_until);
+        (self.ask_to_end)(self.connection.as_mut());
+    }
+
+    /// Has the connection finish its requests; completes if it ends at once.
+    fn poll_finish(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
+        self.finish(now + CLOSE_GRACE);
+        self.connection.as_mut().poll(cx).map(|_| ())
+    }
+
+    /// Notes why a connection is cut whose client is `overdue`, and sends what is due to such a client.
+    fn cut(&mut self, cx: &mut Context<'_>, overdue: Overdue) {
+        if self.draining && overdue != Overdue::Stall {
+            return;
+        }
+        if overdue == Overdue::Stall {
+            self.close_by(RequestEnd::ClientStalled);
+        }
+        let (number, peer, timeout) = (self.session.number, self.session.peer, overdue.label());
+        count(&self.session.shared.traffic.overdue, timeout);
+        debug!(connection = number, %peer, timeout, "closed: the client is too slow");
+        if overdue == Overdue::Head {
+            self.session.activity.abandon_head();
+            let _ = self.connection.as_mut().poll(cx);
+        }
+    }
+
+    /// States what ends the connection, and with it each of its requests; the first reason counts.
+    fn close_by(&self, end: RequestEnd) {
+        let _ = self.session.closed_by.set(end);
+    }
 }

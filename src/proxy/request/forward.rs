@@ -1,9 +1,11 @@
 //! Sends a request to the gateway on its lane.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, EXPECT, HOST, SEC_WEBSOCKET_KEY, UPGRADE};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::ext::Protocol;
@@ -51,12 +53,7 @@ pub async fn forward(
     }
     let client_side = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
-    // HTTP/1.0 knows no Host (RFC 1945): such a request is for the address that it came to. Health
-    // checks of HAProxy send none.
-    if parts.version == Version::HTTP_10 && parts.uri.authority().is_none() && !parts.headers.contains_key(HOST) {
-        let host = HeaderValue::from_str(&session.local.to_string());
-        parts.headers.insert(HOST, host.expect("an address is a valid field value"));
-    }
+    state_host(&mut parts, session.local);
     let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
     let expects =
         parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
@@ -121,6 +118,15 @@ pub async fn forward(
         Ok(pass_back(session, response, upstream, record, authorization))
     });
     Forwarded { must_close, result }
+}
+
+/// Adds the Host that HTTP/1.0 does not know (RFC 1945): such a request is for the address that it
+/// came to. Health checks of HAProxy send none.
+fn state_host(parts: &mut Parts, local: SocketAddr) {
+    if parts.version == Version::HTTP_10 && parts.uri.authority().is_none() && !parts.headers.contains_key(HOST) {
+        let host = HeaderValue::from_str(&local.to_string());
+        parts.headers.insert(HOST, host.expect("an address is a valid field value"));
+    }
 }
 
 /// Turns an extended CONNECT (RFC 8441) into the equivalent HTTP/1.1 upgrade; returns whether `request` was one.

@@ -21,6 +21,7 @@ use super::response::pass_back;
 use super::response_body::ResponseBody;
 use crate::lane::{GatewayHead, scrub_response};
 use crate::metrics::traffic::GaugeGuard;
+use crate::proxy::close_signal::CloseSignal;
 use crate::proxy::downstream::io::Downstream;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
@@ -79,13 +80,9 @@ pub async fn upgrade(
         upstream.set_single_use();
         return Ok(pass_back(session, response, upstream, record, authorization));
     }
-    let websocket =
-        response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    if is_h2_connect && !accepts(&response, key.as_ref(), websocket) {
-        return Err(Error::BadUpgradeResponse);
-    }
+    let websocket = is_websocket(&response);
     // Only the messages of a WebSocket can be checked.
-    if is_capped && !websocket {
+    if is_h2_connect && !accepts(&response, key.as_ref(), websocket) || is_capped && !websocket {
         return Err(Error::BadUpgradeResponse);
     }
     let (first_message, connect_response) =
@@ -102,25 +99,13 @@ pub async fn upgrade(
         received,
         sent,
     };
-    let (number, peer) = (session.number, session.peer);
     record.ended(RequestEnd::Upgraded);
     // A stream of HTTP/2 lives and ends with its connection, which waits for it.
     let tunnel = is_h2_connect.then(|| session.activity.begin_tunnel(record.guard()));
+    let (number, peer) = (session.number, session.peer);
     shared.shutdown.spawn(async move {
         let (_held, tunnel) = (held, tunnel);
-        let mut joined = pin!(join(client_side, upstream, options));
-        let ended = match authorization {
-            None => joined.await,
-            Some(mut authorization) => tokio::select! {
-                biased;
-                () = authorization.revoked() => {
-                    close_signal.revoke();
-                    joined.await
-                }
-                ended = &mut joined => ended,
-            },
-        };
-        if let Err(error) = ended {
+        if let Err(error) = join_while(authorization, close_signal, join(client_side, upstream, options)).await {
             debug!(connection = number, %peer, %error, "tunnel ended");
             // RFC 8441 section 5: the end of a TCP connection by a reset is a reset of the stream, with CANCEL.
             if let Some(tunnel) = tunnel
@@ -140,11 +125,34 @@ pub async fn upgrade(
     Ok(Response::from_parts(parts, ResponseBody::own(Bytes::new(), Arc::clone(record))))
 }
 
+/// Returns whether `response` switches to a WebSocket.
+fn is_websocket(response: &Response<Incoming>) -> bool {
+    response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
 /// Returns whether `response` proves that the gateway understood the handshake with `key` (RFC 6455 section 4.2.2).
 fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, websocket: bool) -> bool {
     let expected = key.map(|key| derive_accept_key(key.as_bytes()));
     let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
     websocket && expected.as_deref() == accept
+}
+
+/// Waits for the end of the tunnel `joined`; has it close when the request's client loses its `authorization`.
+async fn join_while(
+    authorization: Option<ClientAuthorization>,
+    close_signal: CloseSignal,
+    joined: impl Future<Output = io::Result<()>>,
+) -> io::Result<()> {
+    let Some(mut authorization) = authorization else { return joined.await };
+    let mut joined = pin!(joined);
+    tokio::select! {
+        biased;
+        () = authorization.revoked() => {
+            close_signal.revoke();
+            joined.await
+        }
+        ended = &mut joined => ended,
+    }
 }
 
 /// Takes both connections back from hyper and joins them.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::TRANSFER_ENCODING;
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout};
 
@@ -34,6 +34,27 @@ pub struct OnInterim {
     pub continue_signal: Option<Arc<ContinueSignal>>,
     /// Of all others.
     pub interims: Option<InterimSender>,
+}
+
+impl OnInterim {
+    /// Has hyper hand over the interim responses to `request`.
+    fn attach(self, request: &mut Request<RequestBody>) {
+        let Self { continue_signal, interims } = self;
+        if continue_signal.is_none() && interims.is_none() {
+            return;
+        }
+        hyper::ext::on_informational(request, move |response| {
+            if response.status() == StatusCode::CONTINUE {
+                if let Some(signal) = &continue_signal {
+                    signal.open();
+                }
+            } else if let Some(interims) = &interims {
+                let mut headers = response.headers().clone();
+                scrub_response(&mut headers);
+                interims.send(response.status(), &headers);
+            }
+        });
+    }
 }
 
 /// The way to the gateway, shared by all connections.
@@ -98,20 +119,7 @@ impl Upstream {
         if is_chunked {
             request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
-        let OnInterim { continue_signal, interims } = on_interim;
-        if continue_signal.is_some() || interims.is_some() {
-            hyper::ext::on_informational(&mut request, move |response| {
-                if response.status() == StatusCode::CONTINUE {
-                    if let Some(signal) = &continue_signal {
-                        signal.open();
-                    }
-                } else if let Some(interims) = &interims {
-                    let mut headers = response.headers().clone();
-                    scrub_response(&mut headers);
-                    interims.send(response.status(), &headers);
-                }
-            });
-        }
+        on_interim.attach(&mut request);
         async move {
             let mut since = started;
             let mut only_new_connections = false;
