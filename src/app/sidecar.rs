@@ -15,8 +15,8 @@ use super::error::Error;
 use super::gateway_token;
 use super::tls_reloader::{self, TlsReloader};
 use crate::admin::reload::{self, Outcome};
-use crate::admin::{self, AdminState};
-use crate::config::{self, BindDevices, Config, live};
+use crate::admin::{self, Admin, AdminState};
+use crate::config::{self, AgentSourceKind, BindDevices, Config, live};
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
@@ -25,7 +25,7 @@ use crate::fingerprint::Fingerprint;
 use crate::listener;
 use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
-use crate::metrics::{self, ListenerMetrics};
+use crate::metrics::{DiscoveryMetrics, ListenerMetrics};
 use crate::openclaw::devices::Devices;
 use crate::openclaw::files::{self, Unreadable};
 use crate::openclaw::keep_paired::KeepPaired;
@@ -80,9 +80,8 @@ impl Sidecar {
     pub async fn start_with_reload(config: Config, reload: mpsc::Sender<reload::Request>) -> Result<Self, Error> {
         let started = SystemTime::now();
         let shutdown = Shutdown::new();
-        let admin_shutdown = Shutdown::new();
         let admin = config.admin.map(admin::bind).transpose()?;
-        let discovery_metrics = metrics::DiscoveryMetrics::default();
+        let discovery_metrics = DiscoveryMetrics::default();
         let mut view = discovery::start(&config, &discovery_metrics, &shutdown);
         let token = gateway_token::inherited(&config)?;
         for Unreadable { key, path, error } in files::unreadable(&config.gateway) {
@@ -91,10 +90,7 @@ impl Sidecar {
         // Listeners and the certificate need the agents, addresses and names that discovery finds.
         // If it does not answer in time, the sidecar starts without them, which grants nothing.
         discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
-        // An unusable client CA refuses the start before a CA of loopgate's own is created, unless it is that one.
-        let foreign_client_ca =
-            config.tls.client_ca.as_deref().filter(|file| !pki::is_own_authority(file, &config.state_dir));
-        ClientAuthorities::new(None, foreign_client_ca, Arc::default()).map_err(tls::Error::from)?;
+        verify_client_ca(&config)?;
         let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
         let newest = pki.identity();
         let served = Arc::clone(&newest.borrow());
@@ -106,26 +102,18 @@ impl Sidecar {
         #[cfg(not(feature = "otel"))]
         let recorder: Option<Arc<dyn Recorder>> = None;
         let (traffic, listener_metrics) = (Arc::new(Traffic::with_recorder(recorder)), ListenerMetrics::default());
-        let enrolment = Arc::new(enrolment(&config, &pki, view.clone(), &shutdown));
+        let enrolment = enrolment(&config, &pki, view.clone(), &shutdown);
         let enrolments = enrolment.metrics().clone();
-        let enrol: Enrol = Box::new(move |stream, peer| {
-            let enrolment = Arc::clone(&enrolment);
-            Box::pin(async move { enrolment.serve(stream, peer).await })
-        });
         let capacity = super::descriptors::capacity(config.limits.max_connections);
         let mut fitted = config.clone();
         fitted.limits.max_connections = capacity.connections;
         let workers =
             Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
         let pool = workers.pool().clone();
-        let devices = (config.agents.bind_devices != BindDevices::Off)
-            .then(|| Devices::open(&config.state_dir, config.gateway.state_dir.as_deref()).map(Arc::new))
-            .transpose()
-            .map_err(|source| Error::Io { doing: "reading devices.json in the state directory", source })?;
+        let (enrol, devices) = (serve_enrolments(enrolment), devices(&config)?);
         let proxy =
             Proxy::new(&fitted, view.clone(), tls_config, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
-        let proxy_for_serve = Arc::clone(&proxy);
-        let proxy_for_limits = Arc::clone(&proxy);
+        let (proxy_for_serve, proxy_for_limits) = (Arc::clone(&proxy), Arc::clone(&proxy));
         let limits = Arc::new(listener::ConnectionLimits::new(
             &fitted,
             capacity.waiting,
@@ -136,49 +124,15 @@ impl Sidecar {
             proxy_for_serve.serve(accepted)
         })?;
         keep_paired(&config, &shutdown);
-        let gateway = config.gateway.address;
         let config = Arc::new(ArcSwap::from_pointee(config));
         let tls = Arc::new(TlsReloader::new(newest, served, Arc::clone(&config), Arc::clone(&proxy)));
         shutdown.spawn(Arc::clone(&tls).follow(shutdown.clone()));
-        let (config_problem, last_config_problem) = watch::channel(None);
-        if let Some(admin) = admin {
-            let mut registry = Registry::with_prefix("loopgate");
-            traffic.register(&mut registry);
-            listener_metrics.register(&mut registry);
-            discovery_metrics.register(&mut registry);
-            match config.load().discovery {
-                config::AgentSourceKind::Docker => discovery_metrics.register_docker(&mut registry),
-                config::AgentSourceKind::Kubernetes => discovery_metrics.register_kubernetes(&mut registry),
-            }
-            enrolments.register(&mut registry);
-            crate::tls::register(&mut registry);
-            let health = Health::default();
-            health.register(&mut registry);
-            let state = AdminState {
-                gateway,
-                gateway_lost: AtomicBool::new(false),
-                listen: config.load().listen.on.clone(),
-                bound: bound.clone(),
-                served: tls.served(),
-                serving_problem: tls.problem(),
-                pki_problem: pki.problem(),
-                view: view.clone(),
-                proxy: Arc::clone(&proxy),
-                registry,
-                health,
-                reload,
-                config_problem: last_config_problem,
-                started,
-                shutdown: shutdown.clone(),
-            };
-            admin.serve(state, &admin_shutdown);
-        }
         let sidecar = Self {
             config,
             proxy,
             tls,
             limits,
-            config_problem,
+            config_problem: watch::Sender::new(None),
             pki,
             view,
             bound,
@@ -186,10 +140,50 @@ impl Sidecar {
             _workers: workers,
             #[cfg(feature = "otel")]
             exporter,
-            admin_shutdown,
+            admin_shutdown: Shutdown::new(),
         };
+        if let Some(admin) = admin {
+            let mut registry = Registry::with_prefix("loopgate");
+            traffic.register(&mut registry);
+            listener_metrics.register(&mut registry);
+            register_discovery(&discovery_metrics, sidecar.config().discovery, &mut registry);
+            enrolments.register(&mut registry);
+            tls::register(&mut registry);
+            sidecar.serve_admin(admin, registry, reload, started);
+        }
         sidecar.log_start();
         Ok(sidecar)
+    }
+
+    /// Serves `registry`, with the health and the state of this sidecar, on the admin listener.
+    fn serve_admin(
+        &self,
+        admin: Admin,
+        mut registry: Registry,
+        reload: mpsc::Sender<reload::Request>,
+        started: SystemTime,
+    ) {
+        let health = Health::default();
+        health.register(&mut registry);
+        let config = self.config();
+        let state = AdminState {
+            gateway: config.gateway.address,
+            gateway_lost: AtomicBool::new(false),
+            listen: config.listen.on.clone(),
+            bound: self.bound.clone(),
+            served: self.tls.served(),
+            serving_problem: self.tls.problem(),
+            pki_problem: self.pki.problem(),
+            view: self.view.clone(),
+            proxy: Arc::clone(&self.proxy),
+            registry,
+            health,
+            reload,
+            config_problem: self.config_problem.subscribe(),
+            started,
+            shutdown: self.shutdown.clone(),
+        };
+        admin.serve(state, &self.admin_shutdown);
     }
 
     fn log_start(&self) {
@@ -303,6 +297,43 @@ impl Sidecar {
     }
 }
 
+/// Verifies that `tls.client_ca` can be used, before a CA of loopgate's own is created. It may be
+/// that CA, which is then verified when it is opened.
+fn verify_client_ca(config: &Config) -> Result<(), Error> {
+    let foreign = config.tls.client_ca.as_deref().filter(|file| !pki::is_own_authority(file, &config.state_dir));
+    ClientAuthorities::new(None, foreign, Arc::default()).map_err(tls::Error::from)?;
+    Ok(())
+}
+
+/// Opens the list of devices that agents used, unless `agents.bind_devices` is off.
+fn devices(config: &Config) -> Result<Option<Arc<Devices>>, Error> {
+    if config.agents.bind_devices == BindDevices::Off {
+        return Ok(None);
+    }
+    match Devices::open(&config.state_dir, config.gateway.state_dir.as_deref()) {
+        Ok(devices) => Ok(Some(Arc::new(devices))),
+        Err(source) => Err(Error::Io { doing: "reading devices.json in the state directory", source }),
+    }
+}
+
+/// Returns what serves a connection of an agent that enrols.
+fn serve_enrolments(enrolment: Enrolment) -> Enrol {
+    let enrolment = Arc::new(enrolment);
+    Box::new(move |stream, peer| {
+        let enrolment = Arc::clone(&enrolment);
+        Box::pin(async move { enrolment.serve(stream, peer).await })
+    })
+}
+
+/// Registers the metrics of discovery, with those of the source in use.
+fn register_discovery(metrics: &DiscoveryMetrics, source: AgentSourceKind, registry: &mut Registry) {
+    metrics.register(registry);
+    match source {
+        AgentSourceKind::Docker => metrics.register_docker(registry),
+        AgentSourceKind::Kubernetes => metrics.register_kubernetes(registry),
+    }
+}
+
 /// Keeps the gateway's own device paired, if `gateway.state_dir` is set.
 fn keep_paired(config: &Config, shutdown: &Shutdown) {
     let Some(state_dir) = config.gateway.state_dir.clone() else { return };
@@ -320,8 +351,8 @@ fn keep_paired(config: &Config, shutdown: &Shutdown) {
 fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> Enrolment {
     let docker = discovery::docker::engine::Engine::new(&config.docker.engine, shutdown);
     match config.discovery {
-        config::AgentSourceKind::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
-        config::AgentSourceKind::Kubernetes => {
+        AgentSourceKind::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
+        AgentSourceKind::Kubernetes => {
             Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes))
         }
     }
