@@ -46,7 +46,6 @@ use crate::openclaw::probe::{self, Server};
 use crate::pki::{SubjectName, offline};
 use crate::shutdown::Shutdown;
 
-use catalogue as kind;
 pub use finding::{Finding, Remedy, Report, Severity};
 
 /// The time limit for the first list of discovery.
@@ -61,7 +60,8 @@ const HTTPS: u16 = 443;
 pub fn run(config: &Config, openclaw_config: Option<&Path>) -> io::Result<Report> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let status = config.admin.map(|admin| client::status(admin).map_err(|error| error_chain(&error)));
-    Ok(runtime.block_on(collect(config, openclaw_config, status)))
+    let file = openclaw_file(config, openclaw_config);
+    Ok(runtime.block_on(collect(config, file.as_deref(), status)))
 }
 
 /// Returns the gateway's configuration file to check: the named one, else the one in the gateway's
@@ -73,69 +73,18 @@ pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
     named.map(Path::to_path_buf).or_else(in_state_dir)
 }
 
-async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
+async fn collect(config: &Config, file: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
     let mut report = Report::default();
     let shutdown = Shutdown::new();
     let mut views = discovery::start(config, &metrics::DiscoveryMetrics::default(), &shutdown);
     discovery::wait_until_ready(&mut views, DISCOVERY_TIMEOUT).await;
     let view = Arc::clone(&views.borrow());
 
-    let openclaw_config = openclaw_file(config, openclaw_config);
-    let openclaw_config = openclaw_config.as_deref();
-    if openclaw_config.is_none() {
-        report.find(
-            &kind::OPENCLAW_UNREAD,
-            "no --openclaw-config",
-            Remedy::words("give the gateway's openclaw.json with --openclaw-config FILE"),
-        );
-    }
-    let openclaw = openclaw_config.and_then(|path| match files::read_config(path) {
-        Ok(openclaw) => Some(openclaw),
-        Err(error) => {
-            let remedy = Remedy::words("name by --openclaw-config the gateway's own file, which is JSON5");
-            report.find(&kind::OPENCLAW_CONFIG, error_chain(&error), remedy);
-            None
-        }
-    });
-    let seen = probe::probe(&plan(config, &view, status.as_ref(), openclaw.as_ref())).await;
-    gateway::judge(&seen, &mut report);
-    let bind = openclaw.as_ref().and_then(|openclaw| openclaw["gateway"]["bind"].as_str());
-    gateway_command::judge_file(bind, !seen.exposed.is_empty(), &mut report);
-    if seen.server == Server::Old {
-        let directory = openclaw_config.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
-        let kept = config.gateway.state_dir.is_some();
-        own_device::judge(
-            &own_device::Observation { kept, scopes: directory.and_then(files::own_device_scopes) },
-            &mut report,
-        );
-    }
-    gateway_files::judge(&files::unreadable(&config.gateway), &mut report);
-    if let Some(openclaw) = &openclaw {
-        let wanted = openclaw_config::Wanted {
-            gateway: config.gateway.address,
-            external_source: config.gateway.external_source.into(),
-            policy: Policy::new(config),
-        };
-        openclaw_config::judge(openclaw, &wanted, &mut report);
-    }
+    examine_gateway(config, file, &view, status.as_ref(), &mut report).await;
     if let Some(status) = &status {
         sidecar::judge(status, &mut report);
     }
-
-    let engine = Engine::new(&config.docker.engine, &shutdown).filter(|_| config.discovery == AgentSourceKind::Docker);
-    match config.discovery {
-        AgentSourceKind::Docker => docker::judge(&docker_probe::probe(engine.as_ref(), &view).await, &mut report),
-        AgentSourceKind::Kubernetes => {
-            let api = Api::new(&config.kubernetes);
-            kubernetes::judge(&kubernetes_probe::probe(&api, &view).await, &mut report);
-        }
-    }
-    gateway_command::judge(&docker_probe::in_this_namespace(engine.as_ref(), &view).await, &mut report);
-    let risks = agents::AddressRisks {
-        net_raw: docker_probe::with_net_raw(engine.as_ref(), &view).await,
-        user_namespace: in_user_namespace(),
-    };
-    agents::judge(&view, &risks, config, &mut report);
+    examine_discovery(config, &view, &shutdown, &mut report).await;
     paths::judge(&config.external, &mut report);
     shutdown.begin();
 
@@ -143,6 +92,56 @@ async fn collect(config: &Config, openclaw_config: Option<&Path>, status: Option
     state_dir::judge(&state_dir::inspect(&config.state_dir), &mut report);
     report.sort();
     report
+}
+
+/// Examines the gateway, its configuration `file` and its other files.
+async fn examine_gateway(
+    config: &Config,
+    file: Option<&Path>,
+    view: &View,
+    status: Option<&Result<Status, String>>,
+    report: &mut Report,
+) {
+    let openclaw = openclaw_config::read(file);
+    openclaw_config::judge_reading(openclaw.as_ref().map(|_| ()), report);
+    let openclaw = openclaw.ok();
+    let seen = probe::probe(&plan(config, view, status, openclaw.as_ref())).await;
+    gateway::judge(&seen, report);
+    let bind = openclaw.as_ref().and_then(|openclaw| openclaw["gateway"]["bind"].as_str());
+    gateway_command::judge_file(bind, !seen.exposed.is_empty(), report);
+    if seen.server == Server::Old {
+        let directory = file.and_then(Path::parent).or(config.gateway.state_dir.as_deref());
+        let kept = config.gateway.state_dir.is_some();
+        let scopes = directory.and_then(files::own_device_scopes);
+        own_device::judge(&own_device::Observation { kept, scopes }, report);
+    }
+    gateway_files::judge(&files::unreadable(&config.gateway), report);
+    if let Some(openclaw) = &openclaw {
+        let wanted = openclaw_config::Wanted {
+            gateway: config.gateway.address,
+            external_source: config.gateway.external_source.into(),
+            policy: Policy::new(config),
+        };
+        openclaw_config::judge(openclaw, &wanted, report);
+    }
+}
+
+/// Examines the source of agents, and the containers that it lists.
+async fn examine_discovery(config: &Config, view: &View, shutdown: &Shutdown, report: &mut Report) {
+    let engine = Engine::new(&config.docker.engine, shutdown).filter(|_| config.discovery == AgentSourceKind::Docker);
+    match config.discovery {
+        AgentSourceKind::Docker => docker::judge(&docker_probe::probe(engine.as_ref(), view).await, report),
+        AgentSourceKind::Kubernetes => {
+            let api = Api::new(&config.kubernetes);
+            kubernetes::judge(&kubernetes_probe::probe(&api, view).await, report);
+        }
+    }
+    gateway_command::judge(&docker_probe::in_this_namespace(engine.as_ref(), view).await, report);
+    let risks = agents::AddressRisks {
+        net_raw: docker_probe::with_net_raw(engine.as_ref(), view).await,
+        user_namespace: in_user_namespace(),
+    };
+    agents::judge(view, &risks, config, report);
 }
 
 fn plan(
@@ -174,7 +173,10 @@ fn plan(
 /// a dot are left out: they are used between containers. The published port is not known here, so a
 /// port that the gateway allows for a name is taken for it.
 fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
-    let is_public = |name: &&String| matches!(name.parse(), Ok(SubjectName::Dns(name)) if name.contains('.') && !name.starts_with("*."));
+    let is_public = |name: &&String| match name.parse() {
+        Ok(SubjectName::Dns(name)) => name.contains('.') && !name.starts_with("*."),
+        _ => false,
+    };
     let port = config.listen.on.first().map_or(HTTPS, |on| on.port);
     let of_name = |name: &String| {
         let bare = format!("https://{name}");

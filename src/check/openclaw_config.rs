@@ -1,6 +1,7 @@
 //! Findings about the gateway's configuration file, `openclaw.json`.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 
 use http::HeaderName;
 use ipnet::IpNet;
@@ -9,7 +10,9 @@ use serde_json::{Value, json};
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use super::gateway::{bind_loopback, is_first, no_tls, trust_exactly};
+use crate::error_chain::error_chain;
 use crate::lane::Policy;
+use crate::openclaw::files;
 
 /// What the gateway's configuration must match.
 #[derive(Clone, Debug)]
@@ -20,6 +23,39 @@ pub struct Wanted {
     pub external_source: IpAddr,
     /// The lane policy, which says what headers clients can send.
     pub policy: Policy,
+}
+
+/// Why the gateway's configuration file is not judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// No file was named, and the gateway's state directory is not configured or has none.
+    NotNamed,
+    /// The file can't be read or is not JSON5: the error.
+    Failed(String),
+}
+
+/// Reads the gateway's configuration `file`.
+///
+/// # Errors
+/// See [`Unread`].
+pub fn read(file: Option<&Path>) -> Result<Value, Unread> {
+    let file = file.ok_or(Unread::NotNamed)?;
+    files::read_config(file).map_err(|error| Unread::Failed(error_chain(&error)))
+}
+
+/// Adds the finding about a file that was not read.
+pub fn judge_reading(read: Result<(), &Unread>, report: &mut Report) {
+    match read {
+        Ok(()) => {}
+        Err(Unread::NotNamed) => {
+            let remedy = Remedy::words("give the gateway's openclaw.json with --openclaw-config FILE");
+            report.find(&kind::OPENCLAW_UNREAD, "no --openclaw-config", remedy);
+        }
+        Err(Unread::Failed(error)) => {
+            let remedy = Remedy::words("name by --openclaw-config the gateway's own file, which is JSON5");
+            report.find(&kind::OPENCLAW_CONFIG, error.as_str(), remedy);
+        }
+    }
 }
 
 /// Adds the findings about `config`.
@@ -64,7 +100,8 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     control_ui(&gateway["controlUi"], report);
     if strings(&gateway["controlUi"]["allowedOrigins"]).any(|origin| origin == "*") {
         let remedy = Remedy::words(
-            "in openclaw.json list in gateway.controlUi.allowedOrigins what a browser's address bar shows, and no \"*\"",
+            "in openclaw.json list in gateway.controlUi.allowedOrigins what a browser's address bar shows, and no \
+             \"*\"",
         );
         report.find(&kind::ORIGIN_ANY, "gateway.controlUi.allowedOrigins has \"*\"", remedy);
     }
@@ -88,7 +125,8 @@ fn identity_headers(auth: &Value, policy: &Policy, report: &mut Report) {
         }
         let seen = format!("gateway.auth.trustedProxy.{key} has {text:?}, which loopgate passes on from any client");
         let remedy = Remedy::words(format!(
-            "use x-forwarded-user, which loopgate sets, or add {text:?} to external.identity_headers, so that only trusted proxies may send it"
+            "use x-forwarded-user, which loopgate sets, or add {text:?} to external.identity_headers, so that only \
+             trusted proxies may send it"
         ));
         report.find(&kind::IDENTITY_HEADER, seen, remedy);
     }
@@ -148,6 +186,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_file_that_was_not_read_is_a_finding() {
+        let failed = read(Some(Path::new("/nope/openclaw.json"))).unwrap_err();
+        let table = [
+            (Ok(()), &[][..]),
+            (Err(&Unread::NotNamed), &["openclaw-config-unread"]),
+            (Err(&failed), &["openclaw-config"]),
+        ];
+        for (read, ids) in table {
+            let mut report = Report::default();
+            judge_reading(read, &mut report);
+            assert_eq!(report.ids(), ids, "{read:?}");
+        }
+        assert_eq!(read(None), Err(Unread::NotNamed));
+    }
+
+    #[test]
     fn each_wrong_key_is_found() {
         let table: [(&str, &[&str]); 26] = [
             ("{gateway: {bind: 'loopback', trustedProxies: ['127.0.0.2'],}} // fine", &[]),
@@ -169,7 +223,8 @@ mod tests {
                 &["device-auth-off"],
             ),
             (
-                "{gateway: {controlUi: {dangerouslyAllowHostHeaderOriginFallback: true}, trustedProxies: ['127.0.0.2']}}",
+                "{gateway: {controlUi: {dangerouslyAllowHostHeaderOriginFallback: true}, trustedProxies: \
+                 ['127.0.0.2']}}",
                 &["origin-by-host"],
             ),
             ("{gateway: {controlUi: {allowInsecureAuth: true}, trustedProxies: ['127.0.0.2']}}", &["insecure-auth"]),
