@@ -1,4 +1,5 @@
-//! What a plan leaves to the user, and what is worth knowing, each by its key.
+//! Remarks about a plan: what the user must change by hand, and what the user should know, each
+//! with its key.
 
 use super::changes::{BIND, Namespace, Plan, Remark};
 use super::find::{self, is_front};
@@ -6,15 +7,34 @@ use super::model::{Project, Service};
 
 /// Adds remarks about the services of `project`; `dialled` are the names by which they dial the gateway.
 pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str], dialled: &[String]) {
-    let mut left = Vec::new();
-    let mut notes = Vec::new();
-    let at = format!("https://{}:{}", plan.gateway, plan.listen);
+    let mut remarks = Remarks { plan, left: Vec::new(), notes: Vec::new() };
     for (name, service) in &project.services {
-        let remark = |key: &str, what: String| Remark { key: format!("services.{name}.{key}"), what };
-        let is_gateway = *name == plan.gateway;
-        let is_inside = is_gateway || joined.contains(&name.as_str());
+        let is_inside = *name == plan.gateway || joined.contains(&name.as_str());
+        remarks.of_dialling(name, service, dialled, is_inside);
+        remarks.of_service(name, service, gateway, is_inside);
+    }
+    remarks.of_fronts_labels(gateway);
+    remarks.of_gateway(gateway);
+    let Remarks { left, notes, .. } = remarks;
+    plan.left.extend(left);
+    plan.notes.extend(notes);
+}
+
+/// The remarks about `plan` so far.
+struct Remarks<'a> {
+    plan: &'a Plan,
+    /// What the user must change.
+    left: Vec<Remark>,
+    /// What the user should know.
+    notes: Vec<Remark>,
+}
+
+impl Remarks<'_> {
+    /// The keys by which a service dials the gateway in plain text.
+    fn of_dialling(&mut self, name: &str, service: &Service, dialled: &[String], is_inside: bool) {
+        let plan = self.plan;
         for key in find::dials(service, dialled, plan.port) {
-            if plan.agents.contains(name) || key == "environment.OPENCLAW_GATEWAY_URL" && is_inside {
+            if plan.agents.iter().any(|agent| agent == name) || key == "environment.OPENCLAW_GATEWAY_URL" && is_inside {
                 continue;
             }
             let what = if is_inside {
@@ -24,105 +44,122 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
                 )
             } else {
                 format!(
-                    "dials the gateway in plain text: lead it to {at} (wss for WebSockets), with loopgate's CA (`loopgate cert export`)"
+                    "dials the gateway in plain text: lead it to {} (wss for WebSockets), with loopgate's CA \
+                     (`loopgate cert export`)",
+                    self.address()
                 )
             };
-            left.push(remark(&key, what));
+            self.left.push(remark(name, &key, what));
         }
+    }
+
+    /// A service's part beside the gateway: a neighbour on loopback, a front, a node host or an agent.
+    fn of_service(&mut self, name: &str, service: &Service, gateway: &Service, is_inside: bool) {
+        let plan = self.plan;
+        let (is_gateway, is_owner) = (name == plan.gateway, plan.network_mode() == format!("service:{name}"));
         if is_inside && !is_gateway && !find::is_cli(service, gateway) {
-            notes.push(remark(
-                "network_mode",
-                "shares the gateway's loopback: whatever it forwards there is a local client to the gateway".into(),
-            ));
-        } else if is_front(service) && !is_inside && plan.network_mode() != format!("service:{name}") {
+            let what = "shares the gateway's loopback: whatever it forwards there is a local client to the gateway";
+            self.notes.push(remark(name, "network_mode", what));
+        } else if is_front(service) && !is_inside && !is_owner {
             let what = format!(
-                "is a proxy: if it leads to the gateway, lead it to {at} with loopgate's CA, give it a fixed address, and name that \
-                 address in LOOPGATE_TRUSTED_PROXY"
+                "is a proxy: if it leads to the gateway, lead it to {} with loopgate's CA, give it a fixed address, \
+                 and name that address in LOOPGATE_TRUSTED_PROXY",
+                self.address()
             );
-            notes.push(remark("image", what));
+            self.notes.push(remark(name, "image", what));
         }
         if !is_inside && find::runs_a_node_host(service) {
-            left.push(remark("command", node_host(plan, name)));
+            self.left.push(remark(name, "command", node_host(plan, name)));
         }
-        if plan.agents.contains(name)
+        if plan.agents.iter().any(|agent| agent == name)
             && plan.namespace == Namespace::Pause
             && !service.networks.keys().any(|network| plan.networks.contains_key(network))
         {
-            left.push(remark("networks", "shares no network with the gateway: add one of the gateway's".into()));
+            let what = "shares no network with the gateway: add one of the gateway's";
+            self.left.push(remark(name, "networks", what));
         }
-        if is_front(service) && plan.network_mode() == format!("service:{name}") {
+        if is_front(service) && is_owner {
             let what = format!(
-                "owns the gateway's network namespace: whatever it forwards to 127.0.0.1:{} is a local client to the gateway; let it forward \
-                 to port {} of the container's own address, by TLS",
+                "owns the gateway's network namespace: whatever it forwards to 127.0.0.1:{} is a local client to the \
+                 gateway; let it forward to port {} of the container's own address, by TLS",
                 plan.port, plan.listen
             );
-            notes.push(remark("image", what));
+            self.notes.push(remark(name, "image", what));
         }
     }
-    let gateways = |key: String, what: String| Remark { key: format!("services.{}.{key}", plan.gateway), what };
-    for label in gateway.labels.keys() {
-        if label.starts_with("traefik.http.services.") && label.ends_with(".loadbalancer.server.port") {
+
+    /// The labels and variables by which fronts find the gateway and speak plain HTTP to it.
+    fn of_fronts_labels(&mut self, gateway: &Service) {
+        let Plan { gateway: name, listen, .. } = self.plan;
+        for label in gateway.labels.keys() {
+            let key = format!("labels.{label}");
+            if label.starts_with("traefik.http.services.") && label.ends_with(".loadbalancer.server.port") {
+                let what = format!(
+                    "has Traefik speak plain HTTP to the gateway: set it to {listen}, loadbalancer.server.scheme to \
+                     https, and loadbalancer.serverstransport to one whose rootCAs has loopgate's CA \
+                     (docker/traefik.yaml)"
+                );
+                self.left.push(remark(name, &key, what));
+            }
+            if label.starts_with("caddy") && label.ends_with("reverse_proxy") {
+                let what = format!(
+                    "has Caddy speak plain HTTP to the gateway: it should say \"{{{{upstreams https {listen}}}}}\", \
+                     with loopgate's CA trusted"
+                );
+                self.left.push(remark(name, &key, what));
+            }
+        }
+        let variables = ["VIRTUAL_PORT", "VIRTUAL_HOST"];
+        if let Some(variable) = variables.into_iter().find(|variable| gateway.environment.contains_key(*variable)) {
             let what = format!(
-                "has Traefik speak plain HTTP to the gateway: set it to {}, loadbalancer.server.scheme to https, and \
-                 loadbalancer.serverstransport to one whose rootCAs has loopgate's CA (docker/traefik.yaml)",
-                plan.listen
+                "has nginx-proxy speak plain HTTP to the gateway: set VIRTUAL_PORT to {listen} and VIRTUAL_PROTO to \
+                 https"
             );
-            left.push(gateways(format!("labels.{label}"), what));
-        }
-        if label.starts_with("caddy") && label.ends_with("reverse_proxy") {
-            let what = format!(
-                "has Caddy speak plain HTTP to the gateway: it should say \"{{{{upstreams https {}}}}}\", with loopgate's CA trusted",
-                plan.listen
-            );
-            left.push(gateways(format!("labels.{label}"), what));
+            self.left.push(remark(name, &format!("environment.{variable}"), what));
         }
     }
-    for variable in ["VIRTUAL_PORT", "VIRTUAL_HOST"] {
-        if gateway.environment.contains_key(variable) {
-            let what = format!(
-                "has nginx-proxy speak plain HTTP to the gateway: set VIRTUAL_PORT to {} and VIRTUAL_PROTO to https",
-                plan.listen
-            );
-            left.push(gateways(format!("environment.{variable}"), what));
-            break;
+
+    /// What else of the gateway's service does not fit a gateway on loopback.
+    fn of_gateway(&mut self, gateway: &Service) {
+        let plan = self.plan;
+        let name = &plan.gateway;
+        for (variable, value) in &gateway.environment {
+            let is_set = value.as_deref().is_some_and(|value| !value.is_empty());
+            if variable.ends_with("_BIND") && !BIND.contains(&variable.as_str()) && is_set {
+                let what = "if it says where the gateway listens, it must be its loopback address";
+                self.notes.push(remark(name, &format!("environment.{variable}"), what));
+            }
+        }
+        if plan.namespace == Namespace::Pause {
+            for port in gateway.ports.iter().filter(|port| port.target != plan.port || !port.is_tcp()) {
+                let what =
+                    format!("port {} stays published, but a gateway on loopback does not listen there", port.target);
+                self.notes.push(remark(name, "ports", what));
+            }
+        }
+        if plan.network_mode() == "host" {
+            let what = "is host: every process of this machine is a local client to the gateway";
+            self.notes.push(remark(name, "network_mode", what));
+        }
+        if plan.state.is_none() {
+            let what = "has no mount with OpenClaw's state (~/.openclaw): on 2026.2 its sub-agents fail until \
+                        `loopgate pair` has paired its device";
+            self.notes.push(remark(name, "volumes", what));
+        }
+        let replicas = gateway.other.get("deploy").and_then(|deploy| deploy["replicas"].as_u64());
+        if replicas.is_some_and(|replicas| replicas > 1) {
+            self.left.push(remark(name, "deploy.replicas", "must be 1: gateways do not share their state"));
         }
     }
-    for (name, value) in &gateway.environment {
-        let other = name.ends_with("_BIND")
-            && !BIND.contains(&name.as_str())
-            && value.as_deref().is_some_and(|value| !value.is_empty());
-        if other {
-            notes.push(gateways(
-                format!("environment.{name}"),
-                "if it says where the gateway listens, it must be its loopback address".into(),
-            ));
-        }
+
+    /// Where clients reach loopgate in place of the gateway.
+    fn address(&self) -> String {
+        format!("https://{}:{}", self.plan.gateway, self.plan.listen)
     }
-    if plan.namespace == Namespace::Pause {
-        for port in gateway.ports.iter().filter(|port| port.target != plan.port || !port.is_tcp()) {
-            notes.push(gateways(
-                "ports".into(),
-                format!("port {} stays published, but a gateway on loopback does not listen there", port.target),
-            ));
-        }
-    }
-    if plan.network_mode() == "host" {
-        notes.push(gateways(
-            "network_mode".into(),
-            "is host: every process of this machine is a local client to the gateway".into(),
-        ));
-    }
-    if plan.state.is_none() {
-        let what =
-            "has no mount with OpenClaw's state (~/.openclaw): on 2026.2 its sub-agents fail until `loopgate pair` has paired its device"
-                .into();
-        notes.push(gateways("volumes".into(), what));
-    }
-    if gateway.other.get("deploy").and_then(|deploy| deploy["replicas"].as_u64()).is_some_and(|replicas| replicas > 1) {
-        left.push(gateways("deploy.replicas".into(), "must be 1: gateways do not share their state".into()));
-    }
-    plan.left.extend(left);
-    plan.notes.extend(notes);
+}
+
+fn remark(service: &str, key: &str, what: impl Into<String>) -> Remark {
+    Remark { key: format!("services.{service}.{key}"), what: what.into() }
 }
 
 /// What a node host needs, which is a client in a container of its own.
