@@ -1,4 +1,5 @@
-//! `loopgate cert`: certificates, from the files alone and whether or not a sidecar runs on them.
+//! `loopgate cert`: shows, exports, issues and rotates certificates. It works on the files, whether
+//! or not a sidecar uses them.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use super::error::Error;
 use super::flags::{Flags, Selection};
 use super::output;
-use crate::config::key::Key;
+use crate::config::option::Key;
 use crate::config::parse;
 use crate::pki::offline::Encryption;
 use crate::pki::{RotateKey, offline};
@@ -20,7 +21,7 @@ pub enum Command {
     Show {
         #[command(flatten)]
         flags: Flags<Files>,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },

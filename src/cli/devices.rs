@@ -7,7 +7,7 @@ use super::error::Error;
 use super::flags::{Flags, Selection};
 use super::output;
 use super::table::{Table, Tone, colours};
-use crate::config::key::Key;
+use crate::config::option::Key;
 use crate::openclaw::devices::{self, FILE};
 
 /// Shows the devices that are bound to agents, or releases one
@@ -16,7 +16,7 @@ use crate::openclaw::devices::{self, FILE};
 pub struct Args {
     #[command(flatten)]
     flags: Flags<StateDir>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
     #[command(subcommand)]

@@ -1,4 +1,5 @@
-//! The flags of `run` and of what looks at the same configuration, made from the table of options.
+//! The flags of `run` and of the commands that read the same configuration, made from the table of
+//! options.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -9,8 +10,9 @@ use std::sync::OnceLock;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, FromArgMatches, ValueHint, value_parser};
 
-use crate::config::key::{Form, KEYS, Key};
+use crate::config::key::KEYS;
 use crate::config::layer::{Given, Layer, Origin, Problem};
+use crate::config::option::{Form, Key};
 use crate::config::{self, Config, environment, file};
 
 /// The heading of what has no table in the file.

@@ -2,7 +2,7 @@
 
 use super::flags::{Flags, Selection};
 use crate::admin::client;
-use crate::config::key::Key;
+use crate::config::option::Key;
 use crate::config::validate;
 
 /// Asks the running sidecar whether it is ready; exit status 0 or 1

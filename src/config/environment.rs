@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 
-use super::key::{Form, KEYS, VARIABLE_PREFIX};
+use super::key::KEYS;
 use super::layer::{Given, Layer, Origin};
+use super::option::{Form, VARIABLE_PREFIX};
 
 /// Reads `variables`. `known` are variables of other commands, which are skipped.
 ///

@@ -1,7 +1,8 @@
 //! Makes the example file: every key with its default and help, from the table of options.
 
-use super::key::{KEYS, Key};
+use super::key::KEYS;
 use super::layer::Layer;
+use super::option::Key;
 use super::show::value;
 
 const RULES: &str = "

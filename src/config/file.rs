@@ -7,8 +7,9 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-use super::key::{Form, KEYS, Key, PATHS};
+use super::key::{KEYS, PATHS};
 use super::layer::{Given, GivenRule, Layer, Origin};
+use super::option::{Form, Key};
 
 /// Reads a file. If it can't be read, the layer has a problem at `place`, which names the file.
 pub fn read(file: &Path, place: &str) -> Layer {
@@ -185,8 +186,8 @@ mod tests {
     #[test]
     fn every_shape_is_read_with_its_line() {
         let layer = layer(
-            "state_dir = \"/s\"\n[listen]\non = [\n  \"bridge:1\",\n  \"eth0:2\",\n]\nproxy_protocol = true\n\
-             [limits]\nmax_connections = 1_000\nhead_timeout = 3\nidle_timeout = \"2m\"\n[external]\nallow = \"10.0.0.0/8\"\n",
+            "state_dir = \"/s\"\n[listen]\non = [\n  \"bridge:1\",\n  \"eth0:2\",\n]\nproxy_protocol = true\n[limits]\n\
+             max_connections = 1_000\nhead_timeout = 3\nidle_timeout = \"2m\"\n[external]\nallow = \"10.0.0.0/8\"\n",
         );
         assert_eq!(layer.problems, []);
         let given = |flag: &str| -> Vec<_> {

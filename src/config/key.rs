@@ -4,62 +4,7 @@
 
 use std::sync::LazyLock;
 
-/// One option.
-#[derive(Debug)]
-pub struct Key {
-    /// Its flag, without the dashes; the variable's name follows from it.
-    pub flag: &'static str,
-    /// Its place in the TOML file, dotted.
-    pub path: &'static str,
-    /// What its value looks like.
-    pub form: Form,
-    /// Its default, as a flag would state it.
-    pub default: Option<&'static str>,
-    /// What it does, in one phrase without a full stop.
-    pub help: &'static str,
-}
-
-/// The shape of an option's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// `true` or `false`; the flag alone means `true`.
-    Switch,
-    /// A whole number.
-    Number,
-    /// A time span such as `10s`, `500ms`, `2m`, or a bare number of seconds.
-    Duration,
-    /// One of these words.
-    Choice(&'static [&'static str]),
-    /// Text; the field is its placeholder in the help.
-    Text(&'static str),
-    /// Any number of texts: the flag repeats, the variable separates by comma, the file has an array.
-    List(&'static str),
-}
-
-impl Key {
-    /// The environment variable that sets it.
-    pub fn variable(&self) -> String {
-        format!("{VARIABLE_PREFIX}{}", self.flag.to_ascii_uppercase().replace('-', "_"))
-    }
-
-    /// Returns whether it takes any number of values, none included.
-    pub fn is_list(&self) -> bool {
-        matches!(self.form, Form::List(_))
-    }
-
-    /// The table of the file it is in; empty for the top level.
-    pub fn table(&self) -> &'static str {
-        self.path.split_once('.').map_or("", |(table, _)| table)
-    }
-
-    /// Its name within that table.
-    pub fn name(&self) -> &'static str {
-        self.path.split_once('.').map_or(self.path, |(_, name)| name)
-    }
-}
-
-/// What every variable of loopgate begins with.
-pub const VARIABLE_PREFIX: &str = "LOOPGATE_";
+use super::option::{Form, Key};
 
 /// The key of the path rules, the only option without a flag, because their order matters.
 pub const PATHS: &str = "external.paths";
@@ -105,7 +50,8 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "sandbox",
         Choice(&["auto", "off", "required"]),
         Some("auto"),
-        "Give up starting programs and writing outside the state directory (seccomp, Landlock): auto as far as possible, required or no start",
+        "Forbid this process to start programs and to write outside its directories (seccomp, Landlock): auto as far \
+         as the kernel permits; required ends the start where it does not",
     );
 
     add("gateway", "gateway.address", Text("ADDR"), Some("127.0.0.1:18789"), "Address of the gateway");
@@ -248,7 +194,8 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "agents.certificate_from",
         List("CIDR"),
         None,
-        "Network whose clients are asked for a certificate that loopgate cert issue made; with --client-ca all clients are asked",
+        "Network whose clients are asked for a certificate that loopgate cert issue made; with --client-ca all clients \
+         are asked",
     );
     add(
         "agent-uri",
@@ -262,7 +209,8 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "agents.services",
         List("NAME"),
         None,
-        "Service of the gateway's project whose containers are agents without a label (attested; NAME=address: by address)",
+        "Service of the gateway's project whose containers are agents without a label (attested; NAME=address: by \
+         address)",
     );
     add(
         "agent-proof",
@@ -277,7 +225,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "agents.scopes",
         List("SCOPE"),
         None,
-        "Scope cap of agents without a label of their own; no cap by default",
+        "OpenClaw scopes that an agent may ask for, if its label states none; no cap by default",
     );
     add(
         "bind-devices",
@@ -335,14 +283,15 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "external.scopes",
         List("SCOPE"),
         None,
-        "Scopes that clients of the external lane may ask for; no ceiling by default",
+        "OpenClaw scopes that external clients may ask for; no cap by default",
     );
     add(
         "keep-header",
         "external.keep_headers",
         List("NAME"),
         None,
-        "Request header that every client may send although its name could carry an identity; never one that the gateway trusts",
+        "Request header that every client may send although its name could carry an identity; never one that the \
+         gateway trusts",
     );
 
     add(
@@ -427,7 +376,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "limits.path_timeouts",
         List("PATH=TIME"),
         Some("/v1/=15m"),
-        "The same for a path and those below it, in place of --request-timeout; the longest path counts",
+        "The same for a path and those below it, in place of --request-timeout; the longest matching path counts",
     );
     add("idle-timeout", "limits.idle_timeout", Duration, Some("75s"), "How long a keep-alive connection may idle");
     add(
@@ -473,7 +422,8 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "log.audit",
         Text("FILE"),
         None,
-        "File that gets enrolments, lane decisions and refusals as JSON lines, at every log level; - for standard output",
+        "File that gets enrolments, lane decisions and refusals as JSON lines, at every log level; - for standard \
+         output",
     );
     add(
         "traceparent",
@@ -487,7 +437,8 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "log.otel_endpoint",
         Text("URL"),
         None,
-        "OpenTelemetry collector (OTLP over HTTP) that gets a span for each request; needs a build with the feature otel",
+        "OpenTelemetry collector (OTLP over HTTP) that gets a span for each request; needs a build with the feature \
+         otel",
     );
     keys
 });

@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::key::{KEYS, Key};
+use super::key::KEYS;
+use super::option::Key;
 
 /// The options that one source (flags, environment, file, defaults) gives, not yet validated.
 #[derive(Clone, Debug, Default)]

@@ -9,6 +9,7 @@ pub mod file;
 pub mod key;
 pub mod layer;
 pub mod live;
+pub mod option;
 pub mod parse;
 pub mod schema;
 mod settings;

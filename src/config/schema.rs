@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::key::{Form, KEYS, Key};
+use super::key::KEYS;
+use super::option::{Form, Key};
 
 /// A JSON Schema (draft 2020-12) that accepts the files whose keys and types are right.
 pub fn schema() -> Value {

@@ -1,7 +1,8 @@
 //! Shows the effective configuration as a TOML file, with the source of each value beside it.
 
-use super::key::{Form, KEYS, Key};
+use super::key::KEYS;
 use super::layer::{Given, GivenRule, Layer, Origin};
+use super::option::{Form, Key};
 
 /// Formats `layer` as an equivalent file. Options without a value are left out.
 pub fn show(layer: &Layer) -> String {
@@ -79,7 +80,8 @@ mod tests {
 
     #[test]
     fn the_shown_configuration_is_a_file_with_the_same_values() {
-        let file = "[gateway]\ntoken_file = \"a \\\"b\\\"\"\n[listen]\non = [\"eth0:1\", \"eth1:1\"]\n[[external.paths]]\ndeny = \"/x\"\n";
+        let file = "[gateway]\ntoken_file = \"a \\\"b\\\"\"\n[listen]\non = [\"eth0:1\", \"eth1:1\"]\n\
+                    [[external.paths]]\ndeny = \"/x\"\n";
         let mut flags = Layer::default();
         flags.set(key("idle-timeout"), [Given { text: "7".into(), origin: Origin::Flag }]);
         let layer = flags.over(parse(file, Path::new("a.toml"))).over(Layer::defaults());

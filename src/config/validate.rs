@@ -2,8 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::key::{Key, key};
+use super::key::key;
 use super::layer::{GivenRule, Layer, Origin, Problem};
+use super::option::Key;
 use super::parse::{self, Parsed};
 use super::settings::{
     AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, External, Gateway, Http, Kubernetes,

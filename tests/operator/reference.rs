@@ -6,7 +6,8 @@
 use std::path::Path;
 
 use loopgate::check::catalogue;
-use loopgate::config::key::{Form, KEYS};
+use loopgate::config::key::KEYS;
+use loopgate::config::option::Form;
 
 use crate::harness::loopgate;
 use crate::metrics::everything;

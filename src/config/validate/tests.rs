@@ -1,3 +1,5 @@
+//! Tables of faults, each with the line that reports it.
+
 use std::path::Path;
 
 use super::super::file;
@@ -41,7 +43,7 @@ fn every_option_is_read() {
     let mut layer = Layer::default();
     for key in KEYS.iter() {
         // What takes any text at all is caught by an empty one.
-        let text = if matches!(key.form, super::super::key::Form::Text("FILE" | "DIR")) { "" } else { "\u{7f} ," };
+        let text = if matches!(key.form, super::super::option::Form::Text("FILE" | "DIR")) { "" } else { "\u{7f} ," };
         layer.set(key, [Given { text: text.into(), origin: Origin::Flag }]);
     }
     let problems = problems(&layer.over(Layer::defaults()));
@@ -97,11 +99,13 @@ fn each_problem_is_one_line_that_names_the_option() {
         ),
         (
             &["unknown-client=127.0.0.1"],
-            "--unknown-client: \"127.0.0.1\" is loopback or unspecified: the gateway would treat such a client as local",
+            "--unknown-client: \"127.0.0.1\" is loopback or unspecified: the gateway would treat such a client as \
+             local",
         ),
         (
             &["unknown-client=::ffff:127.0.0.1"],
-            "--unknown-client: \"::ffff:127.0.0.1\" is loopback or unspecified: the gateway would treat such a client as local",
+            "--unknown-client: \"::ffff:127.0.0.1\" is loopback or unspecified: the gateway would treat such a client \
+             as local",
         ),
         (
             &["unknown-client=0.0.0.0"],
