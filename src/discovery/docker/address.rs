@@ -112,7 +112,8 @@ fn stated(host: String, tls: bool) -> Place {
         Ok(config::Engine::Unix(path)) => Place::Unix(path),
         Ok(config::Engine::Tcp(_)) if tls => Place::Unusable(
             host,
-            "DOCKER_TLS_VERIFY asks for TLS, which loopgate does not speak with an engine: name a socket or a filter by --docker",
+            "DOCKER_TLS_VERIFY asks for TLS, which loopgate does not speak with an engine: name a socket or a filter \
+             by --docker",
         ),
         Ok(config::Engine::Tcp(address)) => Place::Tcp(address),
         _ => Place::Unusable(host, "loopgate uses unix:///PATH and tcp://HOST:PORT only: name one by --docker"),

@@ -1,4 +1,4 @@
-//! Which containers are agents: pure, so that the decision can be read, and tested, in one place.
+//! Decides which containers are agents, by a pure function.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

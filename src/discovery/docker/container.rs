@@ -1,4 +1,4 @@
-//! What discovery needs of a container, out of all that the engine reports.
+//! The part of a container's description that discovery uses.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;

@@ -1,10 +1,11 @@
-//! A client of the Docker Engine API: GET and HEAD on a few exact paths, over a unix socket or to a filter by TCP.
+//! A client of the Docker Engine API: GET and HEAD on a few exact paths, over a unix socket or to a
+//! filter by TCP.
 //!
-//! [`bollard`] makes the requests, on connections made here: that way an error is the plain one of
-//! the socket, and it is known when the engine has begun to send events, which bollard's streams do
-//! not report before their first event. Lists and inspections of containers are read here instead:
-//! bollard's types are those of the newest Docker, and one value that they do not know (Podman's
-//! state `stopped`, a network that is null) would make a whole list unreadable. The paths have no
+//! [`bollard`] builds the requests, and the connections are made here. So an error is that of the
+//! socket itself, and it is known when the engine has begun to send events, which bollard's streams
+//! do not report before the first event. Lists and inspections of containers are parsed here as
+//! well: bollard's types follow the newest Docker, and one value that they do not know (Podman's
+//! state `stopped`, a network that is null) would make a whole list unreadable. The paths carry no
 //! version, so that every engine answers with its own.
 
 use std::collections::HashMap;
@@ -50,8 +51,6 @@ const PROBE: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 64 << 20;
 /// The longest event.
 const MAX_EVENT: usize = 1 << 20;
-/// The answer of Go's TLS servers, and so of an engine with TLS, to plain HTTP.
-const TLS_EXPECTED: &str = "HTTP request to an HTTPS server";
 /// The header in which Podman names its own API, and Docker has none.
 const LIBPOD: HeaderName = HeaderName::from_static("libpod-api-version");
 
@@ -118,13 +117,13 @@ impl Engine {
         let begun = Arc::new(Notify::new());
         let filters = HashMap::from([("type", vec!["container", "network"])]);
         let options = EventsOptionsBuilder::default().filters(&filters).build();
-        let api = self.api(Some(Arc::clone(&begun))).map_err(|error| self.api_error(ENDPOINT, error))?;
+        let api = self.api(Some(Arc::clone(&begun))).map_err(|error| self.address.api_error(ENDPOINT, error))?;
         let mut stream = api.events(Some(options)).boxed();
         let beginning = async {
             tokio::select! {
                 biased;
                 first = stream.next() => match first {
-                    Some(first) => first.map(Some).map_err(|error| self.api_error(ENDPOINT, error)),
+                    Some(first) => first.map(Some).map_err(|error| self.address.api_error(ENDPOINT, error)),
                     None => Err(Error::StreamEnded { engine: self.name() }),
                 },
                 () = begun.notified() => Ok(None),
@@ -227,8 +226,8 @@ impl Engine {
     async fn json<T: DeserializeOwned>(&self, endpoint: &'static str, path: &str) -> Result<T, Error> {
         let answer = async {
             let body = self.get(endpoint, path).await?.into_body();
-            let bytes = read_all(body, MAX_ANSWER).await.map_err(|error| self.error(endpoint, error.into()))?;
-            serde_json::from_slice(&bytes).map_err(|_| self.error(endpoint, Cause::Malformed))
+            let bytes = read_all(body, MAX_ANSWER).await.map_err(|error| self.address.error(endpoint, error.into()))?;
+            serde_json::from_slice(&bytes).map_err(|_| self.address.error(endpoint, Cause::Malformed))
         };
         self.in_time(endpoint, answer).await
     }
@@ -240,7 +239,7 @@ impl Engine {
         if status.is_success() {
             return Ok(response);
         }
-        Err(self.refused(endpoint, status, message(response).await))
+        Err(self.address.refused(endpoint, status, message(response).await))
     }
 
     async fn in_time<T>(
@@ -267,7 +266,7 @@ impl Engine {
                 Ok(api) => request(api).await,
                 Err(error) => Err(error),
             };
-            answer.map_err(|error| self.api_error(endpoint, error))
+            answer.map_err(|error| self.address.api_error(endpoint, error))
         };
         self.in_time(endpoint, answer).await
     }
@@ -333,51 +332,7 @@ impl Engine {
     }
 
     fn fail<T>(&self, endpoint: &'static str, outcome: Result<T, Cause>) -> Result<T, Error> {
-        outcome.map_err(|cause| self.error(endpoint, cause))
-    }
-
-    fn refused(&self, endpoint: &'static str, status: StatusCode, message: String) -> Error {
-        let status_code = status.as_u16();
-        if message.contains(TLS_EXPECTED) {
-            Error::Tls { engine: self.name() }
-        } else if status.is_client_error() {
-            Error::Refused { engine: self.name(), endpoint, status: status_code, message }
-        } else {
-            self.error(endpoint, Cause::Status { status: status_code, message })
-        }
-    }
-
-    fn api_error(&self, endpoint: &'static str, error: ApiError) -> Error {
-        match error {
-            ApiError::IOError { err } => self.error(endpoint, err.into()),
-            ApiError::HyperResponseError { err } => self.error(endpoint, err.into()),
-            ApiError::DockerResponseServerError { status_code, message } => match StatusCode::from_u16(status_code) {
-                Ok(status) => self.refused(endpoint, status, one_line(&message)),
-                Err(_) => self.error(endpoint, Cause::Malformed),
-            },
-            ApiError::RequestTimeoutError => Error::Timeout { engine: self.name(), endpoint },
-            // The others are about JSON, and may quote it.
-            _ => self.error(endpoint, Cause::Malformed),
-        }
-    }
-
-    fn error(&self, endpoint: &'static str, cause: Cause) -> Error {
-        let engine = self.name();
-        match (cause, self.address.socket()) {
-            (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::NotFound => {
-                Error::NoSocket { path: path.to_owned() }
-            }
-            (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::PermissionDenied => {
-                Error::NoPermission { path: path.to_owned() }
-            }
-            (Cause::Io(error), Some(path)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                match path.symlink_metadata() {
-                    Ok(metadata) if metadata.is_dir() => Error::Directory { path: path.to_owned() },
-                    _ => Error::Stale { path: path.to_owned() },
-                }
-            }
-            (source, _) => Error::Request { engine, endpoint, source },
-        }
+        outcome.map_err(|cause| self.address.error(endpoint, cause))
     }
 }
 
@@ -395,7 +350,7 @@ impl Events {
             None | Some(Err(ApiError::IOError { .. } | ApiError::HyperResponseError { .. })) => {
                 Err(Error::StreamEnded { engine: self.engine.name() })
             }
-            Some(Err(error)) => Err(self.engine.api_error("/events", error)),
+            Some(Err(error)) => Err(self.engine.address.api_error("/events", error)),
         }
     }
 }
@@ -420,52 +375,4 @@ fn not_found(error: Error, id: &str) -> Error {
 
 async fn within<T>(limit: Duration, connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     timeout(limit, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error_chain::error_chain;
-
-    #[test]
-    fn an_error_names_the_endpoint_or_the_remedy() {
-        let shutdown = Shutdown::new();
-        let socket = || Engine { address: Address::unix("/s"), shutdown: shutdown.clone() };
-        let filter = || Engine { address: Address::tcp("filter:2375"), shutdown: shutdown.clone() };
-        let io = |engine: Engine, kind: io::ErrorKind| engine.error("/events", io::Error::from(kind).into());
-        let refused = |engine: Engine, status| {
-            engine.refused("/events", StatusCode::from_u16(status).unwrap(), one_line("<h1>\n  no </h1>"))
-        };
-        for (error, expected) in [
-            (io(socket(), io::ErrorKind::NotFound), "no socket at /s: mount the directory"),
-            (io(socket(), io::ErrorKind::PermissionDenied), "no permission to use /s: run as a member"),
-            (io(socket(), io::ErrorKind::ConnectionRefused), "nothing listens at /s: the engine is down"),
-            (
-                io(filter(), io::ErrorKind::ConnectionRefused),
-                "GET /events on tcp://filter:2375 failed: connection refused",
-            ),
-            (
-                refused(filter(), 403),
-                "tcp://filter:2375 refuses GET /events (403: <h1> no </h1>): permit exactly this path",
-            ),
-            (refused(filter(), 404), "tcp://filter:2375 refuses GET /events (404: <h1> no </h1>)"),
-            (
-                filter().refused(
-                    "/events",
-                    StatusCode::BAD_REQUEST,
-                    "Client sent an HTTP request to an HTTPS server.".into(),
-                ),
-                "tcp://filter:2375 expects TLS, which loopgate does not speak with an engine",
-            ),
-            (
-                Engine { address: Address::unix(std::env::temp_dir().to_str().unwrap()), shutdown: shutdown.clone() }
-                    .error("/events", io::Error::from(io::ErrorKind::ConnectionRefused).into()),
-                &format!("{} is a directory", std::env::temp_dir().display()),
-            ),
-            (refused(socket(), 500), "GET /events on unix:///s failed: status 500"),
-        ] {
-            let text = error_chain(&error);
-            assert!(text.starts_with(expected) && !text.contains('\n'), "{text}");
-        }
-    }
 }

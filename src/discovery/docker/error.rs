@@ -1,4 +1,4 @@
-//! What goes wrong between loopgate and the engine.
+//! Errors of requests to the engine.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,7 +22,8 @@ pub enum Error {
     },
     /// There is a socket, but nothing listens on it.
     #[error(
-        "nothing listens at {}: the engine is down, or a mounted socket file is an old engine's (mount its directory instead)",
+        "nothing listens at {}: the engine is down, or a mounted socket file is an old engine's (mount its directory \
+         instead)",
         path.display()
     )]
     Stale {
@@ -31,8 +32,9 @@ pub enum Error {
     },
     /// The path is a directory's.
     #[error(
-        "{} is a directory: name the socket in it; or, if a socket was to be mounted there, the host had none when the container was created, \
-         and Docker made a directory: remove it, start the engine, and create the container again",
+        "{} is a directory: name the socket in it; or, if a socket was to be mounted there, the host had none when the \
+         container was created, and Docker made a directory: remove it, start the engine, and create the container \
+         again",
         path.display()
     )]
     Directory {
@@ -41,7 +43,8 @@ pub enum Error {
     },
     /// The engine expects TLS, as one on port 2376 does.
     #[error(
-        "{engine} expects TLS, which loopgate does not speak with an engine: name its socket, or a filter with plain HTTP, by --docker"
+        "{engine} expects TLS, which loopgate does not speak with an engine: name its socket, or a filter with plain \
+         HTTP, by --docker"
     )]
     Tls {
         /// The engine's URL.

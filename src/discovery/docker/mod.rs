@@ -7,6 +7,7 @@ pub mod engine;
 pub mod error;
 pub mod images;
 pub mod object;
+mod request_error;
 mod session;
 #[cfg(test)]
 mod tests;

@@ -195,8 +195,10 @@ mod tests {
             {"Id": "a", "Names": ["/one"], "State": "running"},
             {"Id": "b", "Names": ["/two"], "NetworkSettings": {"Networks": {"n": {"IPAddress": 7}}}},
             "nonsense",
-            {"Id": "c", "State": "stopped", "Health": "", "Labels": {"x": null}, "NetworkSettings": {"Networks": {"n": null}}},
-            {"Id": "d", "Labels": null, "Names": null, "NetworkSettings": null, "HostConfig": null, "Mounts": null, "Created": null},
+            {"Id": "c", "State": "stopped", "Health": "", "Labels": {"x": null},
+                "NetworkSettings": {"Networks": {"n": null}}},
+            {"Id": "d", "Labels": null, "Names": null, "NetworkSettings": null, "HostConfig": null, "Mounts": null,
+                "Created": null},
         ]);
         let (read, unreadable) = read_each::<ContainerSummary>(serde_json::from_value(list).unwrap());
         assert_eq!(read.iter().filter_map(|container| container.id.as_deref()).collect::<Vec<_>>(), ["a", "c", "d"]);

@@ -1,0 +1,176 @@
+//! An engine that freezes, restarts, refuses or is reached by TCP.
+
+use super::*;
+
+#[tokio::test]
+async fn an_engine_that_freezes_ends_agents_by_address_in_five_seconds() {
+    let docker = FakeDocker::start();
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    docker.put(container("b", json!({"loopgate.agent": "true"}), &[("front", "198.51.100.8")]));
+    harness.until("both are known", |view| view.agents.len() == 2).await;
+    for path in [LIST, "/events"] {
+        docker.silence(path);
+    }
+    let frozen = std::time::Instant::now();
+    let view = harness.until("the address counts no longer", |view| !is_agent(view, "a")).await;
+    let took = frozen.elapsed();
+    // 5 s, and what a busy machine adds.
+    assert!(took > Duration::from_secs(3) && took < Duration::from_secs(10), "{took:?}");
+    assert!(view.agents.len() == 1 && view.last_known.len() == 2, "{view:?}");
+    for path in [LIST, "/events"] {
+        docker.permit(path);
+    }
+    harness.until("the engine is back", |view| is_agent(view, "a")).await;
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn events_of_health_checks_and_enrolment_cause_no_list() {
+    let docker = FakeDocker::start();
+    let Some(harness) = Harness::with(&docker) else { return };
+    eventually("the first list is confirmed by a second one", || harness.metrics.lists.get() == 2).await;
+    let before = harness.metrics.lists.get();
+    for _ in 0..200 {
+        for noise in [
+            "exec_create: /bin/true",
+            "exec_start: /bin/true",
+            "exec_die",
+            "health_status: healthy",
+            "top",
+            "archive-path",
+        ] {
+            docker.event("container", noise, "a", json!({}));
+        }
+        docker.event("volume", "mount", "v", json!({"container": "a"}));
+    }
+    docker.event("container", "rename", "a", json!({}));
+    eventually("it is listed", || harness.metrics.lists.get() > before).await;
+    assert_eq!(harness.metrics.lists.get(), before + 1);
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn changes_while_a_filter_cuts_the_stream_are_found() {
+    let docker = FakeDocker::start();
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    for round in 0..5 {
+        docker.cut_events();
+        // Without an event: only a new list can tell.
+        let (gone, came) = if round % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        docker.take(gone);
+        docker.put(agent(came, AGENT));
+        harness
+            .until("the other one is known", |view| {
+                is_agent(view, came) && matches!(view.source_state, SourceState::Live { .. })
+            })
+            .await;
+    }
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_restarts_is_followed_again_and_meanwhile_established_connections_stay() {
+    let mut docker = FakeDocker::start();
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    for tidy in [true, false] {
+        docker.down(tidy).await;
+        let expected = if tidy { "no socket at" } else { "nothing listens at" };
+        let view = harness
+            .until("Docker is lost", |view| view.source_state.error().is_some_and(|error| error.contains(expected)))
+            .await;
+        assert!(is_agent(&view.for_established(), "a"), "an established connection keeps its lane: {view:?}");
+        if !tidy {
+            std::fs::remove_file(docker.socket()).unwrap();
+        }
+        docker.up();
+        harness
+            .until("Docker is back", |view| {
+                matches!(view.source_state, SourceState::Live { .. }) && is_agent(view, "a")
+            })
+            .await;
+    }
+    docker.down(true).await;
+    docker.take("a");
+    docker.up();
+    harness.until("the agent ended meanwhile", |view| view.last_known.is_empty()).await;
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn a_refused_endpoint_is_named_and_requested_again() {
+    for endpoint in ["/events", LIST] {
+        let docker = FakeDocker::start();
+        docker.answer(endpoint, 403, "<html>\n<h1>Forbidden</h1>\n</html>");
+        let Some(mut harness) = Harness::with(&docker) else { return };
+        docker.put(agent("a", AGENT));
+        let view = harness.until("it says what is missing", |view| view.source_state.error().is_some()).await;
+        let error = view.source_state.error().unwrap();
+        assert!(error.contains(&format!("refuses GET {endpoint} (403")) && error.contains("filter"), "{error}");
+        assert!(view.agents.is_empty());
+
+        docker.permit(endpoint);
+        harness.until("the agent is known", |view| is_agent(view, "a")).await;
+        harness.close().await;
+    }
+}
+
+#[tokio::test]
+async fn an_inspection_that_failed_is_repeated_at_the_next_list() {
+    let docker = FakeDocker::start();
+    docker.answer("/containers/gateway/json", 500, "busy");
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    wait_until_ready(&mut harness.view, TIMEOUT).await;
+    assert!(!harness.view.borrow().own_names.contains("api"));
+    docker
+        .details("gateway", json!({"Id": "gateway", "NetworkSettings": {"Networks": {"front": {"Aliases": ["api"]}}}}));
+    docker.permit("/containers/gateway/json");
+    docker.event("container", "rename", "a", json!({}));
+    harness.until("the aliases are known", |view| view.own_names.contains("api")).await;
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn a_filter_may_be_reached_by_tcp() {
+    let docker = FakeDocker::start();
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    let filter = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = filter.local_addr().unwrap().to_string();
+    let (socket, relays) = (docker.socket(), harness.shutdown.clone());
+    harness.shutdown.spawn(async move {
+        while let Some(Ok((mut near, _))) = relays.token().run_until_cancelled(filter.accept()).await {
+            let (socket, over) = (socket.clone(), relays.clone());
+            relays.spawn(async move {
+                let mut far = tokio::net::UnixStream::connect(socket).await.unwrap();
+                let _ = over.token().run_until_cancelled(tokio::io::copy_bidirectional(&mut near, &mut far)).await;
+            });
+        }
+    });
+    let mut by_tcp = Harness::new(Engine::Tcp(address));
+    docker.run(agent("a", AGENT));
+    by_tcp.until("the agent is known", |view| is_agent(view, "a")).await;
+    docker.stop("a");
+    by_tcp.until("the agent is forgotten", |view| view.agents.is_empty()).await;
+    by_tcp.close().await;
+    harness.until_live().await;
+    harness.close().await;
+}
+
+#[tokio::test]
+async fn without_a_socket_there_is_no_agent_until_there_is_one() {
+    let mut docker = FakeDocker::start();
+    docker.down(true).await;
+    let Some(mut harness) = Harness::with(&docker) else { return };
+    docker.put(agent("a", AGENT));
+    wait_until_ready(&mut harness.view, TIMEOUT).await;
+    let view = Arc::clone(&harness.view.borrow());
+    let SourceState::Connecting { error: Some(error) } = &view.source_state else { panic!("{view:?}") };
+    assert!(error.starts_with("no socket at"), "{error}");
+    docker.up();
+    harness.until("the agent is known", |view| is_agent(view, "a")).await;
+    harness.close().await;
+}

@@ -1,0 +1,77 @@
+//! The owner of this network namespace. Each test runs in a namespace of its own.
+
+use super::*;
+
+#[test]
+fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again() {
+    let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
+    in_own_process(
+        unshare,
+        "discovery::docker::tests::namespace::a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again",
+        async || {
+            let docker = FakeDocker::start();
+            let own: IpAddr = "10.9.0.2".parse().unwrap();
+            ip("link add eth0 type veth peer name peer0");
+            ip("address add 10.9.0.2/24 dev eth0");
+            ip("link set eth0 up");
+            let lives =
+                |started: &str| docker.details("gateway", json!({"Id": "gateway", "State": {"StartedAt": started}}));
+            lives("2026-01-01T00:00:00Z");
+            docker.put(gateway(own));
+            let mut harness = Harness::new(Engine::Unix(docker.socket()));
+            harness.until_live().await;
+            assert_eq!(harness.view.borrow().namespace, Namespace::Attached);
+
+            docker.stop("gateway");
+            ip("link delete eth0");
+            let view = harness.until("the namespace is an orphan", |view| view.namespace == Namespace::Orphaned).await;
+            assert!(view.own_names.contains("gateway"), "names outlive the owner: {view:?}");
+            lives("2026-01-01T00:01:00Z");
+            docker.run(gateway(own));
+            harness.until("it is left", |view| view.namespace == Namespace::Left).await;
+            assert_eq!(EXIT_ORPHANED, 75);
+            harness.close().await;
+        },
+    );
+}
+
+#[test]
+fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
+    let Some(unshare) = namespace_maker() else { return skipped("no network namespace may be made here") };
+    in_own_process(
+        unshare,
+        "discovery::docker::tests::namespace::the_bridge_is_known_by_the_routes_where_docker_is_off",
+        async || {
+            ip("link add eth0 type veth peer name peer0");
+            ip("address add 172.30.9.2/24 dev eth0");
+            ip("address add fd09::2/64 dev eth0 nodad");
+            ip("link set eth0 up");
+            ip("link set peer0 up");
+            ip("route add default via 172.30.9.1");
+            let mut harness = Harness::new(Engine::Off);
+            let bridge = |view: &View| view.bridge_gateways.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+            assert_eq!(bridge(&harness.view.borrow()), ["172.30.9.1"]);
+
+            let mut config = Config::default();
+            config.agents.cidrs = vec!["172.30.9.0/24".parse().unwrap()];
+            let policy = crate::lane::Policy::new(&config);
+            let on = |view: &View, peer: &str| {
+                let evidence = crate::lane::Evidence {
+                    peer: peer.parse().unwrap(),
+                    proxy_header: crate::lane::ProxyHeader::Local,
+                    certificate: None,
+                };
+                crate::lane::decide(&evidence, view, &policy, 0).unwrap().kind().label()
+            };
+            for (peer, lane) in [("172.30.9.1", "external"), ("172.30.9.2", "external"), ("172.30.9.3", "agent")] {
+                assert_eq!(on(&harness.view.borrow(), peer), lane, "{peer}");
+            }
+
+            ip("-6 route add default via fd09::1");
+            harness.until("both are known", |view| bridge(view) == ["172.30.9.1", "fd09::1"]).await;
+            ip("route replace default via 172.30.9.254");
+            harness.until("the new one is known", |view| bridge(view) == ["172.30.9.254", "fd09::1"]).await;
+            harness.close().await;
+        },
+    );
+}
