@@ -21,6 +21,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::attest::{self, Challenge, Enrolled, Lines, Reply, Shown};
@@ -123,7 +124,7 @@ fn same_name(key: &HeaderName, name: &str) -> bool {
 fn reads_as_private(path: &str) -> bool {
     let mut bytes = path.as_bytes().to_vec();
     for _ in 0..3 {
-        bytes = percent_decoded(&bytes);
+        bytes = percent_decode(&bytes).collect();
     }
     let text = String::from_utf8_lossy(&bytes).to_lowercase().replace('\\', "/");
     let mut segments = Vec::new();
@@ -135,27 +136,6 @@ fn reads_as_private(path: &str) -> bool {
         }
     }
     segments.first().is_some_and(|segment| segment == "private")
-}
-
-fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
-    let (mut decoded, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let hex = bytes
-            .get(at + 1..at + 3)
-            .and_then(|hex| std::str::from_utf8(hex).ok())
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match hex.filter(|_| bytes[at] == b'%') {
-            Some(byte) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            None => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    decoded
 }
 
 /// Trailers, one on each line: none of what a head may not say gets through.
@@ -210,19 +190,19 @@ pub fn enrolment(data: &[u8]) {
 
 /// An HTTP/1.1 connection, cut into pieces by the first byte: cuts make no difference, and what is
 /// not refused is not touched.
-pub fn framing(data: &[u8]) {
+pub fn h1_request_guard(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
     let (mut whole, mut raw) = (bytes.to_vec(), Vec::new());
     let found = H1RequestGuard::default().follow(&mut whole, &mut raw);
     assert!(found || whole == bytes);
     assert!(raw.iter().all(|place| matches!(bytes[*place], b'"' | b'<' | b'>' | b'`')));
-    let mut framing = H1RequestGuard::default();
+    let mut guard = H1RequestGuard::default();
     let mut cut = bytes.to_vec();
     let size = usize::from(size).max(1);
     let mut raw_in_pieces = Vec::new();
     let found_in_pieces = cut.chunks_mut(size).enumerate().any(|(number, piece)| {
         let mut raw = Vec::new();
-        let found = framing.follow(piece, &mut raw);
+        let found = guard.follow(piece, &mut raw);
         raw_in_pieces.extend(raw.iter().map(|place| number * size + place));
         found
     });
@@ -233,7 +213,7 @@ pub fn framing(data: &[u8]) {
 /// A client's bytes, one at a time, on their way to hyper.
 struct Trickle<'a> {
     rest: &'a [u8],
-    framing: H1RequestGuard,
+    guard: H1RequestGuard,
     /// What is left of an encoded byte.
     encoded: Vec<u8>,
     /// What [`H1RequestGuard`] makes of the last byte: whether it ended a head.
@@ -249,11 +229,11 @@ impl AsyncRead for Trickle<'_> {
         }
         let Some((first, rest)) = self.rest.split_first() else { return Poll::Ready(Ok(())) };
         let mut byte = [*first];
-        let before = self.framing.in_head();
+        let before = self.guard.in_head();
         let mut raw = Vec::new();
-        let spoilt = self.framing.follow(&mut byte, &mut raw);
+        let spoilt = self.guard.follow(&mut byte, &mut raw);
         assert!(!self.head_ended.get(), "a head ended that hyper did not see");
-        self.head_ended.set(before && !self.framing.in_head() && !spoilt);
+        self.head_ended.set(before && !self.guard.in_head() && !spoilt);
         self.encoded = encode(&byte, &raw);
         let byte = self.encoded.remove(0);
         buf.put_slice(&[byte]);
@@ -284,7 +264,7 @@ pub fn requests(data: &[u8]) {
     let may_tunnel = text.contains("upgrade") || text.contains("connect");
     let trickle = Trickle {
         rest: data,
-        framing: H1RequestGuard::default(),
+        guard: H1RequestGuard::default(),
         encoded: Vec::new(),
         head_ended: Rc::clone(&head_ended),
     };
@@ -379,7 +359,7 @@ mod tests {
         "[",
         "\\u0000",
     ];
-    const FRAMING: &[&str] = &[
+    const REQUESTS: &[&str] = &[
         "POST / HTTP/1.1\r\n",
         "Content-Length: ",
         "Transfer-Encoding: chunked\r\n",
@@ -417,12 +397,12 @@ mod tests {
         }
 
         #[test]
-        fn framings(data in bytes(FRAMING)) {
-            framing(&data);
+        fn h1_request_guards(data in bytes(REQUESTS)) {
+            h1_request_guard(&data);
         }
 
         #[test]
-        fn requests_as_hyper_reads_them(data in bytes(FRAMING)) {
+        fn requests_as_hyper_reads_them(data in bytes(REQUESTS)) {
             requests(&data[1..]);
         }
     }
