@@ -9,7 +9,7 @@ mod docker;
 mod load;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use loopgate::shutdown::Shutdown;
@@ -53,31 +53,13 @@ async fn soak(length: Duration) {
     let client = |from: &str| TlsClient::with_ca_file(sidecar.address, &authority.ca()).from(from);
     let tasks = Shutdown::new();
     let load = Arc::new(Load::default());
-    for number in 0..4 {
-        let of = |kind: u8| client(&format!("127.0.{kind}.{}", number + 1));
-        tasks.spawn(load::http(Arc::clone(&load), of(1), "http/1.1", tasks.clone()));
-        tasks.spawn(load::http(Arc::clone(&load), of(2), "h2", tasks.clone()));
-        tasks.spawn(load::websockets(
-            Arc::clone(&load),
-            of(3),
-            if number % 2 == 0 { "http/1.1" } else { "h2" },
-            tasks.clone(),
-        ));
-        tasks.spawn(load::events(Arc::clone(&load), of(4), tasks.clone()));
-    }
-    tasks.spawn(load::resets(Arc::clone(&load), client("127.0.5.1"), tasks.clone()));
-
+    start_clients(&load, client, &tasks);
     if let Some(docker) = &docker {
         let (chain, key) = docker::certificate(&sidecar.state());
         let client = client(docker::ADDRESS).with_certificate(chain, key);
         for alpn in ["http/1.1", "h2"] {
-            tasks.spawn(load::container(
-                Arc::clone(&load),
-                client.clone(),
-                alpn,
-                Arc::clone(&docker.life),
-                tasks.clone(),
-            ));
+            let life = Arc::clone(&docker.life);
+            tasks.spawn(load::container(Arc::clone(&load), client.clone(), alpn, life, tasks.clone()));
         }
     }
 
@@ -125,29 +107,9 @@ async fn soak(length: Duration) {
     }
     tasks.begin();
     assert_eq!(tasks.finished(Duration::from_secs(60)).await, 0, "every client comes to its end");
-    let done = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    say(format_args!(
-        "  {} requests, {} WebSocket messages, {} event streams verified; {} cut short by {restarts} restarts; {} resets, {hang_ups} SIGHUPs, {swaps} certificates",
-        done(&load.requests),
-        done(&load.messages),
-        done(&load.streams),
-        done(&load.excused),
-        done(&load.resets),
-    ));
-    if let Some(docker) = &docker {
-        let (agent, external) = (done(&load.as_agent), done(&load.as_external));
-        say(format_args!(
-            "  a container started or stopped {} times: {agent} requests by the agent lane, {external} by the external lane",
-            docker.life.turns()
-        ));
-        assert!(agent > 0 && external > 0, "it was both");
-    }
-    let failures = load.failures.lock().unwrap().clone();
-    assert!(failures.is_empty(), "{} failed, such as {:#?}", failures.len(), &failures[..failures.len().min(10)]);
-    assert!(
-        done(&load.requests) > 20 * length.as_secs() && done(&load.messages) > 0 && done(&load.streams) > 0,
-        "that was no load"
-    );
+    let events =
+        format!("{restarts} restarts; {} resets, {hang_ups} SIGHUPs, {swaps} certificates", done(&load.resets));
+    check_load(&load, docker.as_ref(), length, &events);
 
     // The pool's connections go with the gateway; then nothing is left that was not there before.
     backend.kill().await;
@@ -160,6 +122,57 @@ async fn soak(length: Duration) {
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    check_memory(&memory);
+    say(format_args!("  {at_first} descriptors before and after"));
+    assert!(!sidecar.process().output().contains("panicked"), "{}", sidecar.process().output());
+    sidecar.stop();
+}
+
+/// Starts every kind of client; `client` makes one at an address.
+fn start_clients(load: &Arc<Load>, client: impl Fn(&str) -> TlsClient, tasks: &Shutdown) {
+    for number in 0..4 {
+        let of = |kind: u8| client(&format!("127.0.{kind}.{}", number + 1));
+        tasks.spawn(load::http(Arc::clone(load), of(1), "http/1.1", tasks.clone()));
+        tasks.spawn(load::http(Arc::clone(load), of(2), "h2", tasks.clone()));
+        let alpn = if number % 2 == 0 { "http/1.1" } else { "h2" };
+        tasks.spawn(load::websockets(Arc::clone(load), of(3), alpn, tasks.clone()));
+        tasks.spawn(load::events(Arc::clone(load), of(4), tasks.clone()));
+    }
+    tasks.spawn(load::resets(Arc::clone(load), client("127.0.5.1"), tasks.clone()));
+}
+
+fn done(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+/// Prints what the clients did during `events`, and checks that it was a load without a failure.
+fn check_load(load: &Load, docker: Option<&Docker>, length: Duration, events: &str) {
+    say(format_args!(
+        "  {} requests, {} WebSocket messages, {} event streams verified; {} cut short by {events}",
+        done(&load.requests),
+        done(&load.messages),
+        done(&load.streams),
+        done(&load.excused),
+    ));
+    if let Some(docker) = docker {
+        let (agent, external) = (done(&load.as_agent), done(&load.as_external));
+        say(format_args!(
+            "  a container started or stopped {} times: {agent} requests by the agent lane, {external} by the external \
+             lane",
+            docker.life.turns()
+        ));
+        assert!(agent > 0 && external > 0, "it was both");
+    }
+    let failures = load.failures.lock().unwrap().clone();
+    assert!(failures.is_empty(), "{} failed, such as {:#?}", failures.len(), &failures[..failures.len().min(10)]);
+    assert!(
+        done(&load.requests) > 20 * length.as_secs() && done(&load.messages) > 0 && done(&load.streams) > 0,
+        "that was no load"
+    );
+}
+
+/// Checks that the memory, measured each second, does not grow.
+fn check_memory(memory: &[u64]) {
     let median = |part: &[u64]| {
         let mut part = part.to_vec();
         part.sort_unstable();
@@ -169,11 +182,9 @@ async fn soak(length: Duration) {
         (median(&memory[memory.len() / 5..memory.len() * 2 / 5]), median(&memory[memory.len() * 4 / 5..]));
     let (first, last) = (memory[0] / MIB, memory[memory.len() - 1] / MIB);
     say(format_args!(
-        "  memory {first} MiB at first, {} MiB early, {} MiB late, {last} MiB at last; {at_first} descriptors before and after",
+        "  memory {first} MiB at first, {} MiB early, {} MiB late, {last} MiB at last",
         early / MIB,
         late / MIB,
     ));
     assert!(late <= early + early / 5 + 8 * MIB, "memory grows: {} to {} MiB", early / MIB, late / MIB);
-    assert!(!sidecar.process().output().contains("panicked"), "{}", sidecar.process().output());
-    sidecar.stop();
 }

@@ -1,19 +1,18 @@
 //! A gateway that records every request and its source, and behaves as the path of each request says.
 
+mod responses;
+mod websocket;
+
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
-use tokio_tungstenite::{WebSocketStream, tungstenite};
 use tokio_util::sync::CancellationToken;
 
 use crate::raw_http::{Message, RawHttp};
@@ -217,7 +216,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
         }
         let whole = client.body(&mut message, false).await;
         let body = std::mem::take(&mut message.body);
-        let head = message.head.starts_with("HEAD ");
+        let is_head = message.head.starts_with("HEAD ");
         let key = message.field("sec-websocket-key").map(str::to_owned);
         message.body.clone_from(&body);
         if !whole {
@@ -227,140 +226,96 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
         if !whole {
             return Ok(());
         }
-        match path.split('?').next().unwrap_or_default() {
-            "/echo" => {
-                client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len())).await?;
-                client.send(&body).await?;
-            }
-            "/held" => {
-                shared.permits.acquire().await.unwrap().forget();
-                client.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nheld").await?;
-            }
-            "/events" => {
-                client
-                    .send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-                    .await?;
-                for number in 0..3 {
-                    shared.permits.acquire().await.unwrap().forget();
-                    client.send(format!("e\r\ndata: event {number}\n\r\n")).await?;
-                }
-                client.send("0\r\n\r\n").await?;
-            }
-            "/trailers" => {
-                client
-                    .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n4\r\nbody\r\n0\r\nX-Sum: 4\r\n\r\n")
-                    .await?;
-            }
-            "/unnamed-trailers" => {
-                client
-                    .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nX-Sum: 4\r\nContent-Length: 9\r\nTrailer: x\r\n\r\n")
-                    .await?;
-            }
-            "/hints" => {
-                client.send("HTTP/1.1 102 Processing\r\n\r\n").await?;
-                client
-                    .send(format!("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nX-For: {path}\r\nKeep-Alive: 1\r\n\r\n"))
-                    .await?;
-                if path.ends_with("held") {
-                    shared.permits.acquire().await.unwrap().forget();
-                }
-                client.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
-            }
-            "/upgrade-required" => {
-                client
-                    .send("HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 0\r\n\r\n")
-                    .await?;
-            }
-            "/nothing" => client.send("HTTP/1.1 204 No Content\r\n\r\n").await?,
-            "/same" => client.send("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 5\r\n\r\n").await?,
-            "/hop" => {
-                let fields = "Connection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nProxy-Authenticate: Basic\r\nX-Kept: 1";
-                client.send(format!("HTTP/1.1 200 OK\r\n{fields}\r\nContent-Length: 2\r\n\r\nok")).await?;
-                return Ok(());
-            }
-            "/to-the-end" => {
-                client.send("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end").await?;
-                return Ok(());
-            }
-            "/dies" => return Ok(()),
-            "/dies-in-its-head" => return client.send("HTTP/1.1 200 O").await,
-            "/many-fields" => {
-                client
-                    .send(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X-A: b\r\n".repeat(size(&path))))
-                    .await?;
-            }
-            "/large-head" => {
-                client
-                    .send(format!("HTTP/1.1 200 OK\r\nX-A: {}\r\nContent-Length: 0\r\n\r\n", "b".repeat(size(&path))))
-                    .await?;
-            }
-            "/dies-halfway" => {
-                client.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
-                return Ok(());
-            }
-            "/dies-between-chunks" => {
-                client.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n").await?;
-                return Ok(());
-            }
-            "/stalls-halfway" => {
-                client.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
-                client.until_end().await;
-                return Ok(());
-            }
-            "/nonsense" => {
-                client.send("\x15\x03\x01\x00\x02\x02\x16 this is not HTTP\r\n\r\n").await?;
-                return Ok(());
-            }
-            slow if slow.starts_with("/slow") => {
-                tokio::time::sleep(Duration::from_millis(size(&path) as u64)).await;
-                client.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").await?;
-            }
-            "/stalls" => return shared.never().await,
-            "/file" => {
-                let size: usize = path.split_once('?').and_then(|(_, size)| size.parse().ok()).unwrap();
-                let _held = HeldWhole::new(shared, size);
-                // Otherwise the kernel buffers megabytes of a response that is not read.
-                socket2::SockRef::from(&client.stream).set_send_buffer_size(64 * 1024)?;
-                client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await?;
-                let block = [0; 64 * 1024];
-                for at in (0..size).step_by(block.len()) {
-                    client.stream.write_all(&block[..block.len().min(size - at)]).await?;
-                }
-            }
-            "/large" => {
-                let size = size(&path);
-                client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await?;
-                send_pattern(&mut client.stream, size).await?;
-            }
-            "/both-lengths" => {
-                client.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await?;
-            }
-            "/ws" | "/ws-dies" | "/ws-resets" | "/gateway" => {
-                let accept = derive_accept_key(key.unwrap_or_default().as_bytes());
-                client.send(format!(
-                    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
-                ))
-                .await?;
-                if path == "/ws-resets" {
-                    client.stream.set_zero_linger()?;
-                }
-                if path == "/gateway" {
-                    return answer_connects(client).await;
-                }
-                return echo(client, path != "/ws").await;
-            }
-            _ => {
-                client
-                    .send(if head {
-                        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
-                    } else {
-                        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
-                    })
-                    .await?
-            }
+        if let "/ws" | "/ws-dies" | "/ws-resets" | "/gateway" = path.split('?').next().unwrap_or_default() {
+            return websocket::serve(client, &path, &key.unwrap_or_default()).await;
+        }
+        if respond(&mut client, &path, &body, is_head, shared).await?.is_break() {
+            return Ok(());
         }
     }
     Ok(())
+}
+
+/// Responds to a request for `path`; breaks if the connection ends after that.
+async fn respond(
+    client: &mut RawHttp<TcpStream>,
+    path: &str,
+    body: &[u8],
+    is_head: bool,
+    shared: &Shared,
+) -> io::Result<ControlFlow<()>> {
+    let name = path.split('?').next().unwrap_or_default();
+    if let Some((response, then)) = responses::fixed(name) {
+        client.send(response).await?;
+        return Ok(then);
+    }
+    match name {
+        "/echo" => {
+            client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len())).await?;
+            client.send(body).await?;
+        }
+        "/held" => {
+            shared.permits.acquire().await.unwrap().forget();
+            client.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nheld").await?;
+        }
+        "/events" => {
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+            client.send(head).await?;
+            for number in 0..3 {
+                shared.permits.acquire().await.unwrap().forget();
+                client.send(format!("e\r\ndata: event {number}\n\r\n")).await?;
+            }
+            client.send("0\r\n\r\n").await?;
+        }
+        "/hints" => {
+            client.send("HTTP/1.1 102 Processing\r\n\r\n").await?;
+            let fields = format!("Link: </a.css>; rel=preload\r\nX-For: {path}\r\nKeep-Alive: 1");
+            client.send(format!("HTTP/1.1 103 Early Hints\r\n{fields}\r\n\r\n")).await?;
+            if path.ends_with("held") {
+                shared.permits.acquire().await.unwrap().forget();
+            }
+            client.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
+        }
+        "/many-fields" => {
+            let fields = "X-A: b\r\n".repeat(size(path));
+            client.send(format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n")).await?;
+        }
+        "/large-head" => {
+            let value = "b".repeat(size(path));
+            client.send(format!("HTTP/1.1 200 OK\r\nX-A: {value}\r\nContent-Length: 0\r\n\r\n")).await?;
+        }
+        "/stalls-halfway" => {
+            client.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
+            client.until_end().await;
+            return Ok(ControlFlow::Break(()));
+        }
+        slow if slow.starts_with("/slow") => {
+            tokio::time::sleep(Duration::from_millis(size(path) as u64)).await;
+            client.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow").await?;
+        }
+        "/stalls" => shared.never().await?,
+        "/file" => {
+            let size = size(path);
+            let _held = HeldWhole::new(shared, size);
+            // Otherwise the kernel buffers megabytes of a response that is not read.
+            socket2::SockRef::from(&client.stream).set_send_buffer_size(64 * 1024)?;
+            client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await?;
+            let block = [0; 64 * 1024];
+            for at in (0..size).step_by(block.len()) {
+                client.stream.write_all(&block[..block.len().min(size - at)]).await?;
+            }
+        }
+        "/large" => {
+            let size = size(path);
+            client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n")).await?;
+            send_pattern(&mut client.stream, size).await?;
+        }
+        _ => {
+            let body = if is_head { "" } else { "hello" };
+            client.send(format!("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n{body}")).await?;
+        }
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 /// The number after the `?` of a path.
@@ -397,63 +352,6 @@ impl Drop for HeldWhole<'_> {
 fn record(shared: &Shared, peer: SocketAddr, connection: usize, message: Message) {
     shared.requests.lock().unwrap().push(ReceivedRequest { peer, connection, message });
     shared.count.send_modify(|count| *count += 1);
-}
-
-/// Sends back every message, and the close frame; `dies` makes it drop the connection after the first message.
-async fn echo(client: RawHttp<TcpStream>, dies: bool) -> io::Result<()> {
-    let (stream, early) = client.into_parts();
-    let mut socket = WebSocketStream::from_partially_read(stream, early, Role::Server, None).await;
-    while let Some(Ok(message)) = socket.next().await {
-        if dies {
-            return Ok(());
-        }
-        if message.is_text() || message.is_binary() {
-            socket.send(message).await.map_err(io::Error::other)?;
-        }
-    }
-    Ok(())
-}
-
-/// Asks for a `connect`, and handles messages concurrently until one is accepted, as OpenClaw does.
-/// `params.answer` says how one ends: it is accepted, refused with `refuse`, or the connection is
-/// closed without an answer with `silent`. What comes later is sent back.
-async fn answer_connects(client: RawHttp<TcpStream>) -> io::Result<()> {
-    let (stream, early) = client.into_parts();
-    let mut socket = WebSocketStream::from_partially_read(stream, early, Role::Server, None).await;
-    let send = async |socket: &mut WebSocketStream<TcpStream>, message: serde_json::Value| {
-        socket.send(tungstenite::Message::text(message.to_string())).await.map_err(io::Error::other)
-    };
-    send(&mut socket, serde_json::json!({ "type": "event", "event": "connect.challenge" })).await?;
-    let mut handled = futures_util::stream::FuturesUnordered::new();
-    let mut is_connected = false;
-    loop {
-        tokio::select! {
-            message = socket.next() => {
-                let Some(Ok(message)) = message else { return Ok(()) };
-                let Ok(request) = serde_json::from_slice::<serde_json::Value>(&message.clone().into_data()) else { continue };
-                if is_connected {
-                    socket.send(message).await.map_err(io::Error::other)?;
-                    continue;
-                }
-                handled.push(async move {
-                    tokio::time::sleep(std::time::Duration::from_millis(150)).await;
-                    request
-                });
-            }
-            Some(request) = handled.next() => {
-                let answer = request["params"]["answer"].as_str().unwrap_or_default();
-                let ok = request["method"] == "connect" && answer != "refuse";
-                if answer != "silent" {
-                    send(&mut socket, serde_json::json!({ "type": "res", "id": request["id"], "ok": ok })).await?;
-                }
-                if !ok || answer == "silent" {
-                    let frame = CloseFrame { code: CloseCode::Policy, reason: "the gateway's reason".into() };
-                    socket.close(Some(frame)).await.map_err(io::Error::other)?;
-                }
-                is_connected |= ok;
-            }
-        }
-    }
 }
 
 /// The byte at a place of a body whose bytes depend on their place, so that a lost or repeated block is found.
