@@ -43,10 +43,31 @@ fn no_files_of_a_module_import_each_other_in_a_cycle() {
 }
 
 #[test]
+fn what_the_table_of_decisions_names_exists() {
+    let mut named = 0;
+    for row in table("| question | where |") {
+        let mut file = String::new();
+        for name in row.split('|').nth(2).unwrap().split('`').skip(1).step_by(2) {
+            if name.ends_with(".rs") {
+                let path = root().join("src").join(name);
+                file = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+            } else if !file.is_empty() {
+                assert!(defines(&strip(&file), name), "{name} is not in the file before it:\n{row}");
+                named += 1;
+            }
+        }
+        assert!(!file.is_empty(), "no file is named:\n{row}");
+    }
+    assert!(named >= 30, "only {named} items are named");
+    assert!(!defines("fn finder() { find(); }", "find") && defines("    pub(super) async fn find<T>() {}", "find"));
+}
+
+#[test]
 fn paths_are_found_in_code_only() {
     let code = strip(
-        "use crate::a::B; // crate::comment\n/// crate::doc\nfn f() { super::c(); }\n#[cfg(test)]\nuse crate::test_only;\n\
-         #[cfg(test)]\nmod tests {\n    use crate::tests_only;\n}\nuse crate::{\n    d::E,\n    f,\n};\n",
+        "use crate::a::B; // crate::comment\n/// crate::doc\nfn f() { super::c(); }\n#[cfg(test)]\n\
+         use crate::test_only;\n#[cfg(test)]\nmod tests {\n    use crate::tests_only;\n}\n\
+         use crate::{\n    d::E,\n    f,\n};\n",
     );
     let found = paths(&code, &[]);
     let expected = [["crate", "a", "B"].as_slice(), &["super", "c"], &["crate", "d", "E"], &["crate", "f"]];
@@ -67,23 +88,37 @@ fn cycles_are_found_whatever_their_length() {
     assert_eq!(cycles(&graph(&[("x", "a"), ("a", "b"), ("b", "c"), ("c", "a")])), ["a -> b -> c -> a"]);
 }
 
-/// The layer of each module, numbered from the top: the rows of the first table with the heading `modules`.
+/// The layer of each module, numbered from the top.
 fn layers() -> BTreeMap<String, usize> {
-    let text = std::fs::read_to_string(root().join("docs/architecture.md")).unwrap();
-    let table = text
-        .lines()
-        .skip_while(|line| !line.starts_with("| modules |"))
-        .skip(2)
-        .take_while(|line| line.starts_with('|'));
     let mut layers = BTreeMap::new();
-    for (layer, row) in table.enumerate() {
+    for (layer, row) in table("| modules |").iter().enumerate() {
         let names = row.split('|').nth(1).unwrap();
         for name in names.split('`').skip(1).step_by(2) {
             assert!(layers.insert(name.to_owned(), layer + 1).is_none(), "{name} is twice in the table of layers");
         }
     }
-    assert!(!layers.is_empty(), "docs/architecture.md has no table with the heading `| modules |`");
     layers
+}
+
+/// The rows of the first table in docs/architecture.md whose heading begins with `heading`.
+fn table(heading: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(root().join("docs/architecture.md")).unwrap();
+    let table = text.lines().skip_while(|line| !line.starts_with(heading)).skip(2);
+    let rows: Vec<String> = table.take_while(|line| line.starts_with('|')).map(str::to_owned).collect();
+    assert!(!rows.is_empty(), "docs/architecture.md has no table with the heading `{heading}`");
+    rows
+}
+
+/// Returns whether `code` defines an item called `name`.
+fn defines(code: &str, name: &str) -> bool {
+    let words = ["fn", "struct", "enum", "trait", "type", "const", "static"];
+    words.into_iter().any(|word| {
+        let definition = format!("{word} {name}");
+        code.match_indices(&definition).any(|(at, _)| {
+            let is_name = |c: char| c.is_alphanumeric() || c == '_';
+            !code[..at].ends_with(is_name) && !code[at + definition.len()..].starts_with(is_name)
+        })
+    })
 }
 
 /// Which modules of the crate import which.
