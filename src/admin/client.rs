@@ -37,7 +37,7 @@ pub enum Error {
         body: String,
     },
     /// The answer can't be parsed.
-    #[error("what answers at {admin} is not a sidecar of this version")]
+    #[error("the program at {admin} is not a loopgate sidecar of this version")]
     Unreadable {
         /// The admin listener.
         admin: SocketAddr,

@@ -99,7 +99,7 @@ pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -
     let child = Pid::from_raw(i32::try_from(child.id()).expect("process ids are small"));
     // Its environment is no longer needed here.
     drop(command);
-    debug!(pid = %child, "the command runs");
+    debug!(pid = %child, "started the command");
     to_foreground(child);
 
     let mut deadline = None;
@@ -116,14 +116,14 @@ pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -
         tokio::select! {
             _ = signals.child.recv() => {}
             signal = next(&mut signals.forwarded) => {
-                debug!(%signal, "passed on");
+                debug!(%signal, "passing a signal on to the command");
                 send(child, signal);
                 if signal == Signal::SIGTERM && deadline.is_none() {
                     deadline = Some(Instant::now() + grace);
                 }
             }
             () = overdue => {
-                warn!(?grace, "the command ignores SIGTERM and is killed");
+                warn!(?grace, "the command did not end after SIGTERM; killing it");
                 send(child, Signal::SIGKILL);
                 deadline = None;
             }
@@ -133,7 +133,7 @@ pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -
 
 fn send(group: Pid, signal: Signal) {
     if let Err(error) = killpg(group, signal) {
-        info!(%signal, %error, "a signal can't be passed on");
+        info!(%signal, %error, "can't pass a signal on to the command");
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Error {
     #[error(transparent)]
     Otel(#[from] otel::Error),
     /// The sandbox is required, and can't be had.
-    #[error("the sandbox is required (sandbox), and not in force: {0}")]
+    #[error("the option sandbox is \"required\", but the sandbox can't be put in force: {0}")]
     Sandbox(String),
     /// The container that owned this network namespace runs in another one, or could not be found for 60 s.
     #[error(

@@ -38,13 +38,15 @@ pub fn run(args: Args) -> Result<(), Error> {
         let agent = agent::start(settings, &shutdown).await?;
         if let Some(patience) = wait {
             tokio::select! {
-                answers = ready::wait(agent.address, patience) => { answers.map_err(|error| agent.not_ready(patience, error))?; }
+                answers = ready::wait(agent.address, patience) => {
+                    answers.map_err(|error| agent.not_ready(patience, error))?;
+                }
                 _ = signals.asked_to_end() => return Ok(()),
             }
             info!("the gateway answers");
         }
         let signal = signals.asked_to_end().await;
-        info!(%signal, "ending");
+        info!(%signal, "stopping");
         shutdown.begin();
         shutdown.finished(DRAIN).await;
         Ok(())

@@ -11,7 +11,7 @@ use super::table::{Tone, colours, paint};
 use crate::check::fix::{self, Setting};
 use crate::check::{self, Finding, Report, Severity};
 
-/// Looks for what is wrong with the configuration and the surroundings, and says what to do
+/// Checks the gateway, the containers and the configuration, and prints a remedy for each fault
 ///
 /// Run it where the sidecar runs, with the same options. It changes nothing without --fix. Exit
 /// status: 0 without errors, 1 with some.
@@ -25,7 +25,7 @@ pub struct Args {
     /// Set what is safe to set in the gateway's configuration, by its own command `openclaw config set`, and look again
     #[arg(long, conflicts_with = "json")]
     fix: bool,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -54,7 +54,8 @@ fn apply(report: &Report, file: Option<&Path>) -> Result<bool, Error> {
     let owner = file.and_then(|file| std::fs::metadata(file).ok()).map(|metadata| metadata.uid());
     if let Some(owner) = owner.filter(|owner| *owner != nix::unistd::geteuid().as_raw()) {
         output::print(format!(
-            "nothing set: the gateway's configuration belongs to the user {owner}; run --fix, or the commands below, as that user\n"
+            "nothing set: the gateway's configuration belongs to the user {owner}; run --fix, or the commands below, \
+             as that user\n"
         ))?;
         return Ok(false);
     }
@@ -119,7 +120,8 @@ fn text(report: &Report, colours: bool) -> String {
     let settings = fix::settings(report);
     if !settings.is_empty() {
         text.push_str(
-            "\nThe same as commands, for where the gateway's own command runs; stop the gateway first, and start it afterwards:\n\n",
+            "\nThe same as commands, for where the gateway's own command runs; stop the gateway first, and start it \
+             afterwards:\n\n",
         );
         text.extend(
             settings.iter().map(|setting| format!("  {}\n", paint(&setting.to_string(), Tone::Plain, colours))),
@@ -156,13 +158,11 @@ mod tests {
         report.sort();
         assert_eq!(
             text(&report, false),
-            "ok       gateway: 2026.9.6 answers at 127.0.0.1:18789\n\
-             warning  docker-too-wide\n         GET /info is answered 200\\u{1b}[2J\n         -> put a filter\n\
-             error    gateway-exposed\n         172.18.0.2:18789 answers in plain text\n         \
-             -> in openclaw.json set gateway.bind: \"loopback\"\n\n\
-             The same as commands, for where the gateway's own command runs; stop the gateway first, and start it afterwards:\n\n  \
-             openclaw config set gateway.bind loopback\n\n\
-             1 error, 1 warning\n"
+            "ok       gateway: 2026.9.6 answers at 127.0.0.1:18789\nwarning  docker-too-wide\n         GET /info is \
+             answered 200\\u{1b}[2J\n         -> put a filter\nerror    gateway-exposed\n         172.18.0.2:18789 \
+             answers in plain text\n         -> in openclaw.json set gateway.bind: \"loopback\"\n\nThe same as \
+             commands, for where the gateway's own command runs; stop the gateway first, and start it afterwards:\n\n  \
+             openclaw config set gateway.bind loopback\n\n1 error, 1 warning\n"
         );
     }
 }

@@ -14,14 +14,14 @@ use crate::config::layer::Problem;
 ///
 /// docker compose config --format json | loopgate compose >compose.loopgate.yaml
 ///
-/// Standard error names by key what is left to you; the exit status is then 1. No value of the
+/// Standard error lists, by key, what you must change yourself; the exit status is then 1. No value of the
 /// project's variables is written.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What `docker compose config --format json` prints [default: standard input]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The service that runs the gateway, where it can't be found out
+    /// The service that runs the gateway, if the project does not show which one does
     #[arg(long, value_name = "SERVICE")]
     gateway_service: Option<String>,
     /// A further service that shares the gateway's network, as its CLI does
@@ -46,7 +46,7 @@ pub struct Args {
     /// loopgate's image [default: $LOOPGATE_IMAGE of the compose project, or the released one]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// Only say what would change
+    /// Print what would change, and write no override
     #[arg(long)]
     check: bool,
 }

@@ -1,4 +1,4 @@
-//! `loopgate config`: what the configuration is, and what it may be.
+//! `loopgate config`: shows the configuration in use, its schema and an example file.
 
 use super::error::Error;
 use super::flags::Flags;

@@ -16,14 +16,16 @@ pub enum Error {
     #[error(transparent)]
     Pki(#[from] crate::pki::Error),
     /// The operator's own certificate is served, so loopgate can't do this.
-    #[error("the operator's own pair is served ({} of tls.cert): clients trust who issued that, and only its files can renew it", .0.display())]
+    #[error("the operator's own pair is served ({} of tls.cert): clients trust who issued that, and only its files can \
+             renew it", .0.display())]
     OwnPair(std::path::PathBuf),
     /// The sidecar is not ready, or does not answer.
     #[error(transparent)]
     Admin(#[from] crate::admin::client::Error),
     /// The admin listener, which `reload` needs, is off.
     #[error(
-        "the admin listener is off (--admin off): send SIGHUP to the sidecar, or change the file that its --config names, which it watches"
+        "the admin listener is off (--admin off): send SIGHUP to the sidecar, or change the file that its --config \
+         names, which it watches"
     )]
     ReloadWithoutAdmin,
     /// The sidecar rejected the new configuration.

@@ -24,8 +24,8 @@ use crate::shutdown::Shutdown;
 /// Runs a command that finds the gateway on 127.0.0.1
 ///
 /// The command's environment gets OPENCLAW_GATEWAY_PORT and, if it is inherited,
-/// OPENCLAW_GATEWAY_TOKEN; it loses OPENCLAW_GATEWAY_URL. Signals are passed on to the command; its
-/// exit status becomes that of loopgate, 128 and the signal if one killed it.
+/// OPENCLAW_GATEWAY_TOKEN; OPENCLAW_GATEWAY_URL is removed from it. Signals are passed on to the
+/// command. The exit status is that of the command, or 128 plus the number of the signal that killed it.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub struct Args {
     /// A further variable that gets the gateway's URL, ws://127.0.0.1:PORT; may be repeated
     #[arg(long = "env", env = "LOOPGATE_ENV", value_name = "NAME", value_delimiter = ',', value_parser = variable)]
     variables: Vec<String>,
-    /// Do not pre-pair OpenClaw's device identity with a gateway that needs it
+    /// Do not pair OpenClaw's device identity in advance, which OpenClaw 2026.2 needs
     #[arg(long, env = "LOOPGATE_NO_PAIR", value_parser = clap::builder::FalseyValueParser::new())]
     no_pair: bool,
     /// The command and its arguments
@@ -115,12 +115,19 @@ async fn pre_pair(address: SocketAddr, token: Option<&Secret>) {
     let device = match device.expect("reading a file does not panic") {
         Ok(device) => device,
         Err(error) => {
-            return warn!(error = %error_chain(&error), "can't read the OpenClaw device identity; it will not be paired in advance and may get 1008");
+            return warn!(
+                error = %error_chain(&error),
+                "can't read the OpenClaw device identity; it will not be paired in advance and may get 1008"
+            );
         }
     };
     match pair::pair(address, &device, token).await {
-        Ok(paired) => debug!(device = paired.device, scopes = paired.scopes.join(","), "pre-paired"),
-        Err(error) => warn!(error = %error_chain(&error), "pre-pairing failed"),
+        Ok(paired) => {
+            debug!(device = paired.device, scopes = paired.scopes.join(","), "paired the OpenClaw device in advance")
+        }
+        Err(error) => {
+            warn!(error = %error_chain(&error), "can't pair the OpenClaw device in advance; it may get 1008 (pairing required)")
+        }
     }
 }
 

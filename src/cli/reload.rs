@@ -17,7 +17,7 @@ use crate::config::validate;
 pub struct Args {
     #[command(flatten)]
     flags: Flags<Admin>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

@@ -18,10 +18,10 @@ use crate::config::validate;
 pub struct Args {
     #[command(flatten)]
     flags: Flags<Admin>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Shows it again every two seconds, until interrupted
+    /// Print it again every 2 s, until interrupted
     #[arg(long)]
     watch: bool,
 }

@@ -1,4 +1,4 @@
-//! `TOKIO_WORKER_THREADS`, looked at before anything starts: tokio panics at a wrong value.
+//! Checks `TOKIO_WORKER_THREADS` before anything starts, since tokio panics at an invalid value.
 
 use std::ffi::OsStr;
 

@@ -1,4 +1,4 @@
-//! Which service runs the gateway, which share its network, and which dial it.
+//! Finds the service that runs the gateway, those that share its network, and those that dial it.
 
 use super::command;
 use super::model::{Project, Service};
@@ -127,7 +127,8 @@ mod tests {
     fn the_gateway_is_found_or_asked_for() {
         let table = [
             (
-                json!({"a": {"command": ["openclaw", "gateway"]}, "b": {"image": "openclaw:local", "entrypoint": ["openclaw"]}}),
+                json!({"a": {"command": ["openclaw", "gateway"]},
+                    "b": {"image": "openclaw:local", "entrypoint": ["openclaw"]}}),
                 None,
                 Ok("a"),
             ),
@@ -160,7 +161,8 @@ mod tests {
     fn dialled_addresses_are_found_as_whole_words() {
         let service: Service = serde_json::from_value(json!({
             "command": ["tunnel", "--url", "http://claw:18789"],
-            "environment": {"URL": "ws://claw:18789/x", "OTHER": "http://my-claw:18789", "PORT": "claw:187891", "NONE": null},
+            "environment": {"URL": "ws://claw:18789/x", "OTHER": "http://my-claw:18789", "PORT": "claw:187891",
+                "NONE": null},
             "labels": {"caddy.reverse_proxy": "claw:18789"},
             "healthcheck": {"test": ["CMD", "curl", "http://127.0.0.1:18789"]},
         }))

@@ -1,4 +1,4 @@
-//! A plan as compose's override file, and in words.
+//! Renders a plan as a compose override file, and as text.
 
 use serde_json::{Value, json};
 
@@ -67,11 +67,13 @@ fn header(plan: &Plan) -> Vec<String> {
     )];
     lines.push(match &plan.namespace {
         Namespace::Pause => {
-            "netns owns the network namespace and the ports, so that neither the gateway nor loopgate is cut off when the other restarts."
+            "netns owns the network namespace and the ports, so that neither the gateway nor loopgate is cut off when \
+             the other restarts."
                 .into()
         }
         Namespace::Joined(mode) => format!(
-            "loopgate joins the network namespace that the gateway is in ({mode}): ports stay there, and when its owner restarts, loopgate must too."
+            "loopgate joins the network namespace that the gateway is in ({mode}): ports stay there, and when its \
+             owner restarts, loopgate must too."
         ),
     });
     let needs = if plan.namespace == Namespace::Pause { " It needs Compose 2.24 or later." } else { "" };
@@ -127,7 +129,8 @@ fn netns(plan: &Plan) -> Node {
         ));
     }
     if let Some(name) = host_name(plan) {
-        let note = "Always the same: the gateway compares host names to see whether a lock in its state is that of a dead process.";
+        let note = "Always the same: the gateway compares host names to see whether a lock in its state is that of a \
+                    dead process.";
         map.push(("hostname".into(), Node::text(name).noted([note])));
     }
     map.extend(plan.moved.iter().map(|(key, value)| (key.clone(), Node::from(value))));
@@ -188,7 +191,8 @@ fn loopgate(plan: &Plan) -> Node {
         let token = Node::text("${OPENCLAW_GATEWAY_TOKEN:-}");
         environment.push((
             "OPENCLAW_GATEWAY_TOKEN",
-            token.noted(["Pairs the gateway's own device, which 2026.2 needs. Empty: the token is read from the gateway's openclaw.json."]),
+            token.noted(["Pairs the gateway's own device, which 2026.2 needs. Empty: the token is read from the \
+                          gateway's openclaw.json."]),
         ));
     }
     let mut map = vec![
@@ -226,7 +230,8 @@ fn loopgate(plan: &Plan) -> Node {
 fn identity(plan: &Plan, state: &State) -> Node {
     let file = format!("{}/identity/device.json", state.directory);
     let image = Node::text(&plan.image);
-    let note = "Creates the gateway's device identity where there is none yet, and ends: loopgate, which pairs it, can't write there.";
+    let note = "Creates the gateway's device identity where there is none yet, and ends: loopgate, which pairs it, \
+                can't write there.";
     let mut map = vec![
         ("image".to_owned(), image.noted([note])),
         ("command".into(), Node::texts(["pair", "--create-only", "--identity", file.as_str()])),

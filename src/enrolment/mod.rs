@@ -1,16 +1,16 @@
-//! Attested enrolment: reads a certificate request, reads a proof through Docker, and issues a short-lived certificate.
+//! Attested enrolment: reads a certificate request, reads a proof through Docker, and issues a
+//! short-lived certificate.
 //!
 //! On Kubernetes the proof is a service-account token that is bound to the pod, which the API
 //! server reviews: only the kubelet can issue such a token. It must be that of the very pod that
 //! discovery knows by the source address.
 //!
-//! [`crate::attest`] has the protocol. A nonce lives in the task of the one connection that it was
-//! made for, and nowhere else: so it is bound to that connection and its source address, can't be
-//! used twice, and dies with the conversation's deadline. What must be shown is derived from the
-//! nonce and the requested public key, so it serves no other key. And it is looked for only in the
-//! container that discovery knows by the source address, and in no other one that shares its
-//! network namespace: a neighbour that forges the address sees the nonce, but can't show anything
-//! in there.
+//! [`crate::attest`] has the protocol. A nonce lives only in the task of the connection that it was
+//! made for. So it is bound to that connection and its source address, can't be used twice, and
+//! expires with the conversation. The proof is derived from the nonce and the requested public key,
+//! so it serves no other key. loopgate looks for it only in the container that discovery knows by
+//! the source address, and in no other one that shares its network namespace: a neighbour that
+//! forges the address sees the nonce, but can't place a proof in that container.
 
 mod docker_proofs;
 mod error;
@@ -220,7 +220,11 @@ impl<P: ProofReader> Enrolment<P> {
         let token = self.token().await;
         info!(%peer, agent = agent.name, container = agent.id, token = token.is_some(), "enrolled");
         let (agent_name, container, has_token) = (&agent.name, &agent.id, token.is_some());
-        info!(target: audit::TARGET, kind = "enrolment", outcome = "issued", %peer, agent = agent_name, container, token = has_token, %id, "enrolled");
+        info!(
+            target: audit::TARGET, kind = "enrolment", outcome = "issued", %peer, agent = agent_name,
+            container, token = has_token, %id,
+            "enrolled"
+        );
         Ok(lines.send(&Reply::Granted(Enrolled { certificate: pki::encode_certificates(&chain), token })).await?)
     }
 
@@ -283,7 +287,12 @@ impl<P: ProofReader> Enrolment<P> {
             .await
             .map_err(std::io::Error::other);
         read.and_then(|read| read)
-            .inspect_err(|error| warn!(path = ?self.token_file, %error, "can't read the gateway's token, so agents inherit none"))
+            .inspect_err(|error| {
+                warn!(
+                    path = ?self.token_file, %error,
+                    "can't read the gateway's token, so agents inherit none"
+                )
+            })
             .ok()?
     }
 }
@@ -299,7 +308,8 @@ fn words(source: AgentSourceKind) -> (&'static str, &'static str) {
 /// Has `token` reviewed, which must be that of the very pod that `agent` is.
 async fn review(api: &Api, agent: &Agent, token: &Secret) -> Result<(), Error> {
     let Some(owner) = api.review(token).await? else {
-        let message = "the API server does not accept the token as a pod's for this audience: project one with that audience into the pod";
+        let message = "the API server does not accept the token as a pod's for this audience: project one with that \
+                       audience into the pod";
         return Err(refuse(Reason::BadToken, message));
     };
     let account = |field: &Option<String>| field.clone().unwrap_or_default();

@@ -51,13 +51,13 @@ async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Resul
             pending.filter(|request| request["deviceId"] == id && is_ours(request)).cloned().collect();
         for request in requests {
             connection.call("device.pair.approve", json!({ "requestId": request["requestId"] })).await?;
-            info!(device = id, scopes = %request["scopes"], "approved a device by a second one");
+            info!(device = id, scopes = %request["scopes"], "approved a device's request, with a second device made for this");
         }
         Ok(())
     }
     .await;
     if let Err(error) = connection.call("device.pair.remove", json!({ "deviceId": approver.id() })).await {
-        info!(device = approver.id(), %error, "the device that approved stays paired; its key is gone");
+        info!(device = approver.id(), %error, "can't unpair the second device, which approved a request; its key no longer exists");
     }
     approved
 }
@@ -84,13 +84,14 @@ pub fn advice(identity: &Path, request: Option<&str>) -> String {
             .is_some_and(|scopes| scopes.iter().any(|scope| scope == "operator.pairing"))
     {
         format!(
-            "the gateway wants the device to be approved{scopes}, and the device may not do it itself. Let a new one do it, beside the gateway: \
-             `OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve {id}`, and pair again, up to three times; or use `loopgate pair --approve`, \
-             which does just that"
+            "the gateway wants the device to be approved{scopes}, and the device may not do it itself. Let a new one \
+             do it, beside the gateway: `OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve {id}`, and pair again, \
+             up to three times; or use `loopgate pair --approve`, which does just that"
         )
     } else {
         format!(
-            "the gateway wants a human to approve the device{scopes}: run `openclaw devices approve {id}` beside it, once"
+            "the gateway wants a human to approve the device{scopes}: run `openclaw devices approve {id}` beside it, \
+             once"
         )
     }
 }

@@ -50,7 +50,7 @@ pub enum DeviceRefusal {
         agent: String,
     },
     /// The agent has too many devices.
-    #[error("too many devices of this agent: see loopgate devices")]
+    #[error("this agent has too many devices; release one with loopgate devices release")]
     TooMany,
     /// The id is not one that OpenClaw makes.
     #[error("the device id is malformed")]
@@ -116,7 +116,10 @@ impl Devices {
                 }
             }
             Err(error) => {
-                warn!(path = %self.directory.join(FILE).display(), %error, "can't read the device bindings; using those known before")
+                warn!(
+                    path = %self.directory.join(FILE).display(), %error,
+                    "can't read the device bindings; using those known before"
+                )
             }
         }
     }
@@ -207,7 +210,10 @@ impl Devices {
         match written {
             Ok(_) => drop(self.lock().unsaved.remove(device)),
             Err(error) => {
-                warn!(path = %self.directory.join(FILE).display(), %error, "can't save a device binding; it holds until loopgate restarts");
+                warn!(
+                    path = %self.directory.join(FILE).display(), %error,
+                    "can't save a device binding; it holds until loopgate restarts"
+                );
             }
         }
     }
@@ -240,7 +246,10 @@ impl ProvisionalBinding {
             Ok(())
         });
         if let Err(error) = removed {
-            warn!(path = %self.devices.directory.join(FILE).display(), %error, "can't remove the binding of a device that the gateway refused");
+            warn!(
+                path = %self.devices.directory.join(FILE).display(), %error,
+                "can't remove the binding of a device that the gateway refused"
+            );
         }
         self.devices.lock().removing.remove(&self.device);
     }

@@ -52,7 +52,7 @@ impl KeepPaired {
         let (mut paired, mut logged) = (None, None);
         loop {
             match self.pair_if_needed(paired.as_deref()).await {
-                Ok(Outcome::NotNeeded) => return debug!("this gateway needs no pre-pairing"),
+                Ok(Outcome::NotNeeded) => return debug!("this version of the gateway needs no pairing in advance"),
                 Ok(Outcome::Waiting) => sleep(INTERVAL).await,
                 Ok(Outcome::Paired(device)) => {
                     info!(device, "the gateway's own device is paired for every scope");

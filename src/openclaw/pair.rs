@@ -74,7 +74,7 @@ pub enum Error {
     #[error("the gateway refuses: {0}")]
     Refused(String),
     /// The server is not an OpenClaw gateway.
-    #[error("what answers does not speak OpenClaw's protocol: {0}")]
+    #[error("the server does not speak OpenClaw's protocol: {0}")]
     Protocol(&'static str),
 }
 
@@ -204,7 +204,8 @@ fn connect_request(device: &Device, token: Option<&Secret>, nonce: &str, now: Sy
     let mut params = json!({
         "minProtocol": 3,
         "maxProtocol": 4,
-        "client": { "id": CLIENT, "version": env!("CARGO_PKG_VERSION"), "platform": std::env::consts::OS, "mode": CLIENT },
+        "client": { "id": CLIENT, "version": env!("CARGO_PKG_VERSION"), "platform": std::env::consts::OS,
+            "mode": CLIENT },
         "role": ROLE,
         "scopes": SCOPES,
         "caps": [],
@@ -340,10 +341,12 @@ pub(super) mod tests {
     async fn each_refusal_of_the_gateway_has_its_own_error() {
         let shutdown = Shutdown::new();
         let device = device();
-        let refuse = json!({"ok": false, "error": {"code": "NOT_PAIRED", "message": "pairing required", "details": {"requestId": "r-7"}}});
+        let refuse = json!({"ok": false, "error": {"code": "NOT_PAIRED", "message": "pairing required",
+            "details": {"requestId": "r-7"}}});
         let error = pair(gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
         assert!(matches!(&error, Error::NeedsApproval { request: Some(id) } if id == "r-7"), "{error:?}");
-        let refuse = json!({"ok": false, "error": {"code": "INVALID_REQUEST", "message": "unauthorized: gateway token mismatch"}});
+        let refuse = json!({"ok": false, "error": {"code": "INVALID_REQUEST",
+            "message": "unauthorized: gateway token mismatch"}});
         let error = pair(gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
         assert_eq!(error.to_string(), "the gateway refuses: unauthorized: gateway token mismatch");
         assert!(matches!(

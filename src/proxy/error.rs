@@ -29,7 +29,7 @@ pub enum Error {
     #[error("can't open a connection to the gateway: too many open files")]
     OutOfFiles(#[source] io::Error),
     /// The gateway closed the connection before its response, or sent something that is not HTTP.
-    #[error("the gateway broke off")]
+    #[error("the gateway broke off before its response")]
     GatewayClosed(#[source] hyper::Error),
     /// The gateway expects TLS.
     #[error("{}", tls_detector::PROBLEM)]
@@ -108,7 +108,8 @@ impl Error {
             Self::TooManyRequests(_) => "There are too many requests. Try again in a moment.",
             Self::GatewayClosed(_) | Self::BadUpgradeResponse => "The gateway broke off before it had answered.",
             Self::GatewayTls => {
-                "The gateway speaks TLS, and loopgate speaks plain HTTP to it. Set gateway.tls.enabled to false in the gateway's openclaw.json."
+                "The gateway speaks TLS, and loopgate speaks plain HTTP to it. Set gateway.tls.enabled to false in the \
+                 gateway's openclaw.json."
             }
             Self::GatewayHeadTooLarge => "The head of the gateway's response is too large.",
             Self::GatewayTimeout(_) => "The gateway did not answer in time.",

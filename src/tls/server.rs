@@ -39,7 +39,7 @@ pub enum Error {
     #[error("the TLS handshake took longer than {0:?}")]
     Slow(Duration),
     /// The client sent HTTP without TLS, and got an HTTP response that reports it.
-    #[error("HTTP without TLS")]
+    #[error("the client speaks HTTP without TLS")]
     PlainHttp,
     /// The client sent invalid TLS, or closed the connection.
     #[error("the TLS handshake failed")]

@@ -1,3 +1,5 @@
+//! Tables of values, valid and invalid.
+
 use std::fmt::Debug;
 
 use super::*;

@@ -1,4 +1,4 @@
-//! Which pods are agents: pure, as its sibling for containers is.
+//! Decides which pods are agents, by a pure function.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! What goes wrong between loopgate and the API server.
+//! Errors of requests to the API server.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,11 +10,13 @@ use crate::discovery::body;
 pub enum Error {
     /// Its address is not configured.
     #[error(
-        "no API server is named: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, and neither is --kubernetes-api"
+        "no API server is named: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, and neither is \
+         --kubernetes-api"
     )]
     NoServer,
     /// The service account's files can't be read.
-    #[error("can't read service-account credentials in {}: mount the service account's token, ca.crt and namespace", path.display())]
+    #[error("can't read service-account credentials in {}: mount the service account's token, ca.crt and \
+             namespace", path.display())]
     Credentials {
         /// Which file.
         path: PathBuf,
@@ -55,7 +57,7 @@ pub enum Error {
     #[error("the resource version of the watch is too old (410)")]
     Expired,
     /// Any other answer.
-    #[error("{doing} was answered {status}: {message}")]
+    #[error("{doing} got status {status}: {message}")]
     Refused {
         /// The operation.
         doing: &'static str,

@@ -1,4 +1,4 @@
-//! What discovery needs of a pod, out of all that the API server reports.
+//! The part of a pod's description that discovery uses.
 
 use std::net::IpAddr;
 

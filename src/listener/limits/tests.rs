@@ -1,3 +1,5 @@
+//! Connections at the limits.
+
 use std::net::Ipv4Addr;
 use std::time::Duration;
 

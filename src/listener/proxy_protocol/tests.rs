@@ -1,3 +1,5 @@
+//! PROXY headers, valid and invalid.
+
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;

@@ -1,8 +1,8 @@
-//! Limits HTTP/2 frames that ask for nothing, and tells [`H2Frames`] of the others.
+//! Limits HTTP/2 frames that ask for nothing, and reports the others to [`H2Frames`].
 //!
-//! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, and the server has to
-//! read it and often to answer. The `h2` crate bounds how many of them it holds, not how long they
-//! go on; beside one open stream that may be for ever. [`H2FloodGuard`] reads only the nine bytes
+//! A PING, a SETTINGS or a WINDOW_UPDATE costs the client next to nothing, while the server has to
+//! read it and often to answer. The `h2` crate limits how many of them it holds, but not how long a
+//! client may go on sending them while a stream is open. [`H2FloodGuard`] reads only the nine bytes
 //! that begin a frame (RFC 9113 section 4.1).
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! One direction of a tunnel: reads from one side and writes to the other, past the gate where there is one.
+//! One direction of a tunnel: reads from one side and writes to the other, through the gate if
+//! there is one.
 
 use std::cell::RefCell;
 use std::io;

@@ -1,3 +1,5 @@
+//! Chains of client certificates, and what verifying them costs.
+
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };

@@ -1,3 +1,5 @@
+//! Interim responses between what hyper writes.
+
 use std::task::Waker;
 
 use http::HeaderValue;

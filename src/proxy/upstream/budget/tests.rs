@@ -1,3 +1,5 @@
+//! Clients that compete for a budget.
+
 use std::net::Ipv4Addr;
 
 use super::*;
