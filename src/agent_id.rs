@@ -48,7 +48,8 @@ impl Kind {
 /// A URI that is not the identity of an attested agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not the identity of an attested agent (spiffe://<trust-domain>/docker/<project>/<service>/<container-id>, or k8s/<namespace>/<service account>/<pod uid>)"
+    "not the identity of an attested agent (spiffe://<trust-domain>/docker/<project>/<service>/<container-id>, or \
+     k8s/<namespace>/<service account>/<pod uid>)"
 )]
 pub struct ParseError;
 

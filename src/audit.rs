@@ -207,7 +207,10 @@ impl Writer {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
-                    error!(path = ?self.path, %error, "can't write the audit log; events are lost until it can be written again");
+                    error!(
+                        path = ?self.path, %error,
+                        "can't write the audit log; events are lost until it can be written again"
+                    );
                 }
                 Err(_) => {}
             }
@@ -255,7 +258,10 @@ mod tests {
     #[test]
     fn audit_events_are_written_whatever_the_log_level() {
         with_log(|log, path| {
-            info!(target: TARGET, kind = "lane", connection = 7_u64, peer = %"172.18.0.3:1", lane = "agent", "connected");
+            info!(
+                target: TARGET, kind = "lane", connection = 7_u64, peer = %"172.18.0.3:1", lane = "agent",
+                "connected"
+            );
             info!(target: "loopgate::access", kind = "lane", "not an audit event");
             log.flush();
             let lines = lines(path);

@@ -21,7 +21,8 @@ impl Fingerprint {
 /// The text is no SHA-256 fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "not a SHA-256 fingerprint: expected 64 hexadecimal digits, with or without colons, optionally prefixed with sha256:"
+    "not a SHA-256 fingerprint: expected 64 hexadecimal digits, with or without colons, optionally prefixed with \
+     sha256:"
 )]
 pub struct ParseError;
 

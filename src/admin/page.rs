@@ -1,4 +1,4 @@
-//! The page at `/`: the status as HTML, without scripts and without anything that is loaded.
+//! The page at `/`: the status as HTML, without scripts or external resources.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -54,14 +54,19 @@ pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
                     span .badge .good[status.ready] .bad[!status.ready] { (verdict(status)) }
                     span .quiet { (status.version) ", up " (span(status.uptime_seconds)) }
                     nav {
-                        @if refresh.is_some() { a href="/" { "Stop refreshing" } } @else { a href="/?refresh=5" { "Refresh every 5 s" } }
+                        @if refresh.is_some() { a href="/" { "Stop refreshing" } }
+                        @else { a href="/?refresh=5" { "Refresh every 5 s" } }
                         a href="/status" { "JSON" }
                         a href="/metrics" { "Metrics" }
                     }
                 }
                 main {
                     @for reason in &status.not_ready { p .alert { (reason) } }
-                    @if let Some(problem) = &status.config_problem { p .alert { "The last reload was rejected, the old configuration is still in use: " (problem) } }
+                    @if let Some(problem) = &status.config_problem {
+                        p .alert {
+                            "The last reload was rejected, the old configuration is still in use: " (problem)
+                        }
+                    }
                     div .cards { (traffic(status)) (certificate(&status.certificate)) (discovery(&status.discovery)) }
                     (agents(status))
                     (connections(status))
@@ -82,7 +87,10 @@ fn traffic(status: &Status) -> Markup {
             h2 { "Traffic" }
             dl {
                 dt { "Listening" }
-                dd { @for address in &status.listening { code { (address) } " " } @if status.listening.is_empty() { "nowhere" } }
+                dd {
+                    @for address in &status.listening { code { (address) } " " }
+                    @if status.listening.is_empty() { "nowhere" }
+                }
                 dt { "Gateway" }
                 dd {
                     code { (status.gateway.address) } " "
@@ -132,11 +140,16 @@ fn discovery(discovery: &DiscoveryStatus) -> Markup {
                 }
                 @if let Some(owner) = &discovery.owner {
                     dt { "Namespace of" }
-                    dd { code { (owner) } @if let Some(project) = &discovery.project { ", project " code { (project) } } }
+                    dd {
+                        code { (owner) }
+                        @if let Some(project) = &discovery.project { ", project " code { (project) } }
+                    }
                 }
                 @if discovery.namespace != "attached" { dt { "Namespace" } dd .bad { (discovery.namespace) } }
                 dt { "Own addresses" } dd { @for address in &discovery.own_addresses { code { (address) } " " } }
-                @if !discovery.own_names.is_empty() { dt { "Own names" } dd { @for name in &discovery.own_names { code { (name) } " " } } }
+                @if !discovery.own_names.is_empty() {
+                    dt { "Own names" } dd { @for name in &discovery.own_names { code { (name) } " " } }
+                }
             }
         }
     }
@@ -155,19 +168,27 @@ fn agents(status: &Status) -> Markup {
             } @else {
                 div .scroll {
                     table {
-                        thead { tr { th { (heading) } th { "Addresses" } th { "Proof" } th { "Scopes" } th { "Connections" } } }
+                        thead {
+                            tr { th { (heading) } th { "Addresses" } th { "Proof" } th { "Scopes" } th { "Connections" } }
+                        }
                         tbody {
                             @for agent in &status.agents {
                                 tr {
                                     td { code { (agent.container) } }
                                     td { @for address in &agent.addresses { code { (address) } " " } }
                                     td { (agent.proof) }
-                                    td { (agent.scopes.as_ref().map_or_else(|| "no cap".to_owned(), |scopes| scopes.join(", "))) }
+                                    td {
+                                        @if let Some(scopes) = &agent.scopes { (scopes.join(", ")) }
+                                        @else { "no cap" }
+                                    }
                                     td .number { (agent.connections) }
                                 }
                             }
                             @for other in &status.not_agents {
-                                tr { td { code { (other.container) } } td colspan="4" .fair { "not an agent: " (other.why) } }
+                                tr {
+                                    td { code { (other.container) } }
+                                    td colspan="4" .fair { "not an agent: " (other.why) }
+                                }
                             }
                         }
                     }

@@ -125,7 +125,8 @@ fn restrict_writes(config: &Config) -> Result<(), String> {
                 }
                 Err(error) => {
                     let path = directory.display();
-                    warn!(option, %path, %error, "can't open the directory; loopgate can't write there before it is restarted (sandbox)");
+                    warn!(option, %path, %error, "can't open the directory; loopgate can't write there before it is \
+                                                  restarted (sandbox)");
                 }
             }
         }

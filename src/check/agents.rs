@@ -62,8 +62,8 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
     }
     for container in &risks.net_raw {
         let what = format!(
-            "in the compose file give {container}, and whatever else is on its networks, cap_drop: [NET_RAW]; or label it attested and let it run \
-             loopgate agent"
+            "in the compose file give {container}, and whatever else is on its networks, cap_drop: [NET_RAW]; or label \
+             it attested and let it run loopgate agent"
         );
         report.find(
             &kind::AGENT_NET_RAW,
@@ -73,7 +73,8 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
     }
     if view.namespace != Namespace::Attached {
         let remedy = Remedy::words(
-            "start the container that owns this network namespace, then restart the sidecar; `loopgate pause` as the owner avoids this",
+            "start the container that owns this network namespace, then restart the sidecar; `loopgate pause` as the \
+             owner avoids this",
         );
         report.find(&kind::NAMESPACE, "the interfaces of this network namespace are gone", remedy);
     }
@@ -111,7 +112,8 @@ fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
             (&kind::AGENT_HOST_NETWORK, Remedy::words(what))
         }
         WhyNot::OwnerUnknown => {
-            let what = "name by --container the container whose network namespace this is (the name or id of the gateway's, or of the pause container)";
+            let what = "name by --container the container whose network namespace this is (the name or id of the \
+                        gateway's, or of the pause container)";
             (&kind::AGENT_OWNER, Remedy::words(what))
         }
         WhyNot::OwnNamespace => {

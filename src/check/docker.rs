@@ -56,8 +56,8 @@ pub fn judge(state: &EngineState, report: &mut Report) {
                 "mount the directory of a filtered socket and name it by --docker unix://PATH, or set --docker off",
             )
         } else {
-            let remedy = "mount the directory of the socket, let this user (65532 in loopgate's image) use it (group_add), name another engine by \
-                --docker, or set --docker off";
+            let remedy = "mount the directory of the socket, let this user (65532 in loopgate's image) use it \
+                          (group_add), name another engine by --docker, or set --docker off";
             (&kind::DOCKER_UNREACHABLE, remedy)
         };
         return report.find(kind, format!("{engine}: {error}"), Remedy::words(remedy));
@@ -71,7 +71,8 @@ pub fn judge(state: &EngineState, report: &mut Report) {
             .map(|text| format!(": {text}"))
             .unwrap_or_default();
         let what = format!("GET {} is answered {}{text}", answer.path, answer.status);
-        let remedy = "permit exactly that path, for GET, in the socket's filter; or correct what the answer says, if it is the engine's own";
+        let remedy = "permit exactly that path, for GET, in the socket's filter; or correct what the answer says, if \
+                      it is the engine's own";
         report.find(&kind::DOCKER_FORBIDDEN, what, Remedy::words(remedy));
     }
     match &state.needless {

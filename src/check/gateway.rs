@@ -33,9 +33,10 @@ pub fn judge(seen: &Observation, report: &mut Report) {
         Server::Unreachable(error) => {
             let port = address.port();
             let remedy = Remedy::words(format!(
-                "start the gateway with gateway.mode: \"local\", gateway.bind: \"loopback\", gateway.port: {port} in this network namespace \
-                 (network_mode: \"service:...\"). If its log says \"another gateway instance is already listening\", its command line has --bind or \
-                 --force, or its environment OPENCLAW_GATEWAY_BIND, which beat openclaw.json: remove them"
+                "start the gateway with gateway.mode: \"local\", gateway.bind: \"loopback\", gateway.port: {port} in \
+                 this network namespace (network_mode: \"service:...\"). If its log says \"another gateway instance is \
+                 already listening\", its command line has --bind or --force, or its environment \
+                 OPENCLAW_GATEWAY_BIND, which beat openclaw.json: remove them"
             ));
             return report.find(&kind::GATEWAY_DOWN, format!("{address}: {error}"), remedy);
         }

@@ -28,14 +28,17 @@ pub fn judge(seen: &Observation, report: &mut Report) {
     let what = match &seen.scopes {
         Some(_) => format!("the gateway's own device is not paired for {}", missing.join(", ")),
         None if seen.kept => "the state directory (gateway.state_dir) has no paired device of the gateway yet".into(),
-        None => "the gateway's paired devices were not read: give --openclaw-config the openclaw.json in its state directory".into(),
+        None => "the gateway's paired devices were not read: give --openclaw-config the openclaw.json in its state \
+                 directory"
+            .into(),
     };
     let remedy = if seen.kept {
-        "see the sidecar's log for why it could not pair the device; it tries again within a minute, and approves the device itself where the \
-         gateway wants an approval"
+        "see the sidecar's log for why it could not pair the device; it tries again within a minute, and approves the \
+         device itself where the gateway wants an approval"
     } else {
-        "give the sidecar the gateway's state directory and token: --gateway-state-dir DIR and --token-file FILE. Or, where the gateway is, run \
-         once: loopgate pair --wait --approve --identity ~/.openclaw/identity/device.json --token-file FILE"
+        "give the sidecar the gateway's state directory and token: --gateway-state-dir DIR and --token-file FILE. Or, \
+         where the gateway is, run once: loopgate pair --wait --approve --identity ~/.openclaw/identity/device.json \
+         --token-file FILE"
     };
     report.find(&kind::OWN_DEVICE, what, Remedy::words(remedy));
 }

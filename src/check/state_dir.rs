@@ -24,14 +24,15 @@ pub fn judge(directory: &StateDir, report: &mut Report) {
     if !directory.writable {
         let user = nix::unistd::geteuid();
         let what = format!(
-            "run check as the sidecar's user; or give {path} to the user that runs the sidecar (chown -R {user}, where that is this one; 65532 in \
-             loopgate's image), or mount a volume that it may write to"
+            "run check as the sidecar's user; or give {path} to the user that runs the sidecar (chown -R {user}, where \
+             that is this one; 65532 in loopgate's image), or mount a volume that it may write to"
         );
         report.find(&kind::STATE_OWNER, format!("{path} can't be written to by the user {user}"), Remedy::words(what));
     }
     let Some(mode) = directory.mode else {
         let remedy = Remedy::words(
-            "run the sidecar, which creates it; keep it on a volume, or clients have to trust a new authority each time",
+            "run the sidecar, which creates it; keep it on a volume, or clients have to trust a new authority each \
+             time",
         );
         return report.find(&kind::STATE_MISSING, format!("{path} does not exist"), remedy);
     };

@@ -50,7 +50,8 @@ fn the_gateways_state_is_where_its_variables_or_its_mounts_say() {
             Some(("/a", "/openclaw/state")),
         ),
         (
-            json!({"volumes": [{"type": "volume", "source": "v", "target": "/x/.openclaw"}], "environment": {"HOME": "/x"}}),
+            json!({"volumes": [{"type": "volume", "source": "v", "target": "/x/.openclaw"}],
+                "environment": {"HOME": "/x"}}),
             Some(("v", "/openclaw")),
         ),
         (json!({"volumes": [{"type": "volume", "target": "/home/node/.openclaw"}]}), None),

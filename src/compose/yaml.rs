@@ -218,8 +218,11 @@ mod tests {
             ("volumes", Node::map([("state", Node::Map(vec![]))])),
         ]);
         let Node::Map(root) = root else { unreachable!() };
-        let expected = "# top\n#\nservices:\n  a:\n    command: [pause]\n    # one\n    # two three four\n    healthcheck:\n      disable: true\n    \
-                        ports: !reset null\n    volumes:\n      - type: bind\n        x:\n          z: false\n    none: {}\nvolumes:\n  state: {}\n";
+        let expected = concat!(
+            "# top\n#\nservices:\n  a:\n    command: [pause]\n    # one\n    # two three four\n",
+            "    healthcheck:\n      disable: true\n    ports: !reset null\n    volumes:\n      - type: bind\n",
+            "        x:\n          z: false\n    none: {}\nvolumes:\n  state: {}\n",
+        );
         assert_eq!(document(&["top".into(), String::new()], &root), expected);
     }
 }

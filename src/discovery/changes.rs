@@ -30,7 +30,8 @@ pub fn log(before: &View, after: &View) {
         && after.owner.is_none()
     {
         warn!(
-            "no container has the addresses of this network namespace, so no label makes an agent: name the owner by --container"
+            "no container has the addresses of this network namespace, so no label makes an agent: name the owner by \
+             --container"
         );
     }
     for (ip, agent) in missing(&after.agents, &before.agents) {
@@ -48,14 +49,15 @@ pub fn log(before: &View, after: &View) {
         match after.namespace {
             Namespace::Attached => info!("this network namespace has interfaces again"),
             Namespace::Orphaned => error!(
-                "this network namespace has lost its interfaces, as when the container that owns it stops; waiting until that container runs \
-                 again (if it was replaced by a new one, this container must be recreated too)"
+                "this network namespace has lost its interfaces, as when the container that owns it stops; waiting \
+                 until that container runs again (if it was replaced by a new one, this container must be recreated \
+                 too)"
             ),
             Namespace::Left => {
                 error!(
                     status = EXIT_ORPHANED,
-                    "the owner of this network namespace runs in another one, or could not be found for 60 s; exiting, so that the \
-                     restart policy starts this container in the right one"
+                    "the owner of this network namespace runs in another one, or could not be found for 60 s; exiting, \
+                     so that the restart policy starts this container in the right one"
                 )
             }
         }

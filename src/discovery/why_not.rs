@@ -55,15 +55,23 @@ impl fmt::Display for WhyNot {
             ),
             Self::ImageUnknown(error) => write!(f, "its labels can't be compared with those of its image: {error}"),
             Self::HostNetwork => f.write_str(
-                "it is on its node's network (hostNetwork), so every program on that node has its address: give it a certificate (agents.uris)",
+                "it is on its node's network (hostNetwork), so every program on that node has its address: give it a \
+                 certificate (agents.uris)",
             ),
-            Self::OwnerUnknown => f.write_str("the container that owns this network namespace is not known: name it by --container"),
-            Self::OwnNamespace => f.write_str("it shares this network namespace: --own-addresses decides on it"),
-            Self::OtherProject { theirs: None, ours: None } => {
-                f.write_str("neither it nor the gateway is in a compose project or a stack: set docker.any_project to accept it")
+            Self::OwnerUnknown => {
+                f.write_str("the container that owns this network namespace is not known: name it by --container")
             }
+            Self::OwnNamespace => f.write_str("it shares this network namespace: --own-addresses decides on it"),
+            Self::OtherProject { theirs: None, ours: None } => f.write_str(
+                "neither it nor the gateway is in a compose project or a stack: set docker.any_project to accept it",
+            ),
             Self::OtherProject { theirs, ours } => {
-                write!(f, "it is in {}, the gateway in {}: set docker.any_project to accept it", project(theirs), project(ours))
+                write!(
+                    f,
+                    "it is in {}, the gateway in {}: set docker.any_project to accept it",
+                    project(theirs),
+                    project(ours)
+                )
             }
             Self::NoSharedNetwork => f.write_str("it has no address on a network that this namespace is on"),
             Self::AddressInDoubt(ip) => write!(f, "another container or pod has its address {ip} too"),

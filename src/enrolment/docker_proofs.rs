@@ -165,7 +165,8 @@ mod tests {
             (
                 "GET /containers/abc/top",
                 "HTTP/1.1 200 OK\r\nContent-Length: 96\r\n\r\n\
-                 {\"Titles\":[\"UID\",\"PID\",\"CMD\"],\"Processes\":[[\"root\",\"7\",\"loopgate attest-proof x\"],[\"root\",\"8\"]]}",
+                 {\"Titles\":[\"UID\",\"PID\",\"CMD\"],\
+                 \"Processes\":[[\"root\",\"7\",\"loopgate attest-proof x\"],[\"root\",\"8\"]]}",
             ),
             (
                 // {"name":"x","size":0,"mode":384,"mtime":"","linkTarget":""}

@@ -67,7 +67,8 @@ impl fmt::Display for WhyExternal {
             Self::NoCertificate { agent } => {
                 write!(
                     f,
-                    "{agent} must present a client certificate (its label is attested) and presented none: connect through loopgate agent or exec"
+                    "{agent} must present a client certificate (its label is attested) and presented none: connect \
+                     through loopgate agent or exec"
                 )
             }
             Self::Expired { agent } => write!(f, "the client certificate of {agent} has expired: check its clock"),
@@ -84,7 +85,8 @@ impl fmt::Display for WhyExternal {
             Self::ForwarderAddress(ip) => {
                 write!(
                     f,
-                    "of 127.0.0.0/8 only 127.0.0.1 is an own address: {ip} may be a forwarder's, such as a service mesh's"
+                    "of 127.0.0.0/8 only 127.0.0.1 is an own address: {ip} may be a forwarder's, such as a service \
+                     mesh's"
                 )
             }
             Self::UnknownAddress(ip) => {

@@ -11,7 +11,8 @@
 //! | --- | --- |
 //! | `policy`, `evidence` | the inputs: configuration, and what is known of a connection |
 //! | `admission` | refuses connections before the TLS handshake |
-//! | `decide`, `request_sender`, `assignment` | the decision and its result; `explain` states why a connection is not an agent's |
+//! | `decide`, `request_sender`, `assignment` | the decision and its result |
+//! | `explain` | why a connection is not an agent's |
 //! | `request_check`, `path` | refuse ambiguous requests and closed paths |
 //! | `headers`, `stated_client`, `reserved_headers`, `x_forwarded_for`, `browser` | the head that the gateway gets |
 

@@ -93,7 +93,8 @@ impl RequestRefusal {
             Self::PathDenied => "This path is closed to external clients.",
             Self::AmbiguousPath => "The request's path is ambiguous.",
             Self::ScopeCapped => {
-                "This client has a scope cap (loopgate.scopes, agents.scopes or external.scopes), which the gateway's HTTP API would ignore."
+                "This client has a scope cap (loopgate.scopes, agents.scopes or external.scopes), which the gateway's \
+                 HTTP API would ignore."
             }
             Self::ClientDenied => "This client may not connect.",
         }

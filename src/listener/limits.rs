@@ -153,7 +153,10 @@ impl ConnectionLimits {
     pub(super) fn take_slot(self: &Arc<Self>, peer: PeerAddr) -> Result<Slot, AcceptRefusal> {
         self.try_take_slot(peer).inspect_err(|refusal| {
             self.metrics.refuse(*refusal);
-            info!(target: audit::TARGET, kind = "refusal", at = "accept", %peer, reason = refusal.label(), "connection refused");
+            info!(
+                target: audit::TARGET, kind = "refusal", at = "accept", %peer, reason = refusal.label(),
+                "connection refused"
+            );
         })
     }
 

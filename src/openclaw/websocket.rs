@@ -85,7 +85,8 @@ mod tests {
     fn only_an_origin_error_counts_as_a_refused_origin() {
         for (message, expected) in [
             (
-                "origin not allowed (open the Control UI from the gateway host or allow it in gateway.controlUi.allowedOrigins)",
+                "origin not allowed (open the Control UI from the gateway host or allow it in \
+                 gateway.controlUi.allowedOrigins)",
                 false,
             ),
             ("control ui requires device identity (use HTTPS or localhost secure context)", true),

@@ -50,7 +50,8 @@ pub enum Error {
         dir: PathBuf,
     },
     /// Every user of the machine may read or write a private key.
-    #[error("every user may read or write {} (mode {mode:04o}): run `chmod 600` on it, or replace the key if it may have been copied", path.display())]
+    #[error("every user may read or write {} (mode {mode:04o}): run `chmod 600` on it, or replace the key if it may \
+             have been copied", path.display())]
     Exposed {
         /// The file of the key.
         path: PathBuf,
@@ -65,7 +66,8 @@ pub enum Error {
     },
     /// The clock is so wrong that a certificate issued now would be invalid.
     #[error(
-        "the clock says {now}, which is before the first release of loopgate; set it, since a certificate issued now would be invalid"
+        "the clock says {now}, which is before the first release of loopgate; set it, since a certificate issued now \
+         would be invalid"
     )]
     Clock {
         /// The time of the clock.
@@ -91,7 +93,8 @@ pub enum Error {
     },
     /// A trust domain or agent name that is not valid in a SPIFFE ID.
     #[error(
-        "{part:?} can't be part of a SPIFFE ID: expected 1 to 63 letters, digits, `-`, `_` and `.`, starting with a letter or digit"
+        "{part:?} can't be part of a SPIFFE ID: expected 1 to 63 letters, digits, `-`, `_` and `.`, starting with a \
+         letter or digit"
     )]
     SpiffeId {
         /// The part as given.
@@ -99,7 +102,8 @@ pub enum Error {
     },
     /// A text that is no e-mail address, or one with characters that a file name or header should not have.
     #[error(
-        "{text:?} is no e-mail address: expected NAME@DOMAIN of letters, digits and `.`, `_`, `+`, `-`, at most 254 characters"
+        "{text:?} is no e-mail address: expected NAME@DOMAIN of letters, digits and `.`, `_`, `+`, `-`, at most 254 \
+         characters"
     )]
     User {
         /// The text as given.
@@ -189,7 +193,8 @@ pub enum InvalidFile {
     Key(#[source] rcgen::Error),
     /// The private key is encrypted.
     #[error(
-        "its private key is encrypted, and there is no way to enter a passphrase; decrypt it with `openssl pkey -in OLD -out NEW`"
+        "its private key is encrypted, and there is no way to enter a passphrase; decrypt it with `openssl pkey -in \
+         OLD -out NEW`"
     )]
     EncryptedKey,
     /// It is text in UTF-16, as some Windows programs write it.
@@ -237,11 +242,13 @@ pub enum InvalidFile {
 fn remedy(path: &std::path::Path) -> &'static str {
     match path.file_name().and_then(|name| name.to_str()) {
         Some("ca.pem" | "ca.key") => {
-            " (restore it from a backup, or remove ca.pem, ca.key and server.pem to create a new CA, which every client must then trust)"
+            " (restore it from a backup, or remove ca.pem, ca.key and server.pem to create a new CA, which every \
+             client must then trust)"
         }
         Some("server.pem") => " (remove it to issue a new one for the same key)",
         Some("server.key") => {
-            " (restore it from a backup, or remove server.key and server.pem to create new ones, which breaks pins on the key)"
+            " (restore it from a backup, or remove server.key and server.pem to create new ones, which breaks pins on \
+             the key)"
         }
         _ => "",
     }

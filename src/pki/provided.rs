@@ -75,14 +75,15 @@ impl Provided {
 fn warn_about(chain: &OrderedChain, path: &Path) {
     let path = path.display();
     if chain.was_unordered {
-        tracing::warn!(%path, "the certificates in this file are not in order (leaf first, then its issuer); serving them sorted");
+        tracing::warn!(%path, "the certificates in this file are not in order (leaf first, then its issuer); serving \
+                               them sorted");
     }
     if let Some(issuer) = &chain.missing_issuer {
         tracing::warn!(
             %path,
             issuer,
-            "the certificate of the issuer is not in this file; clients that don't trust the issuer itself will refuse the certificate. \
-             Append the issuer's certificate to the file"
+            "the certificate of the issuer is not in this file; clients that don't trust the issuer itself will refuse \
+             the certificate. Append the issuer's certificate to the file"
         );
     }
 }

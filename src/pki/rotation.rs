@@ -161,7 +161,10 @@ pub(super) fn warn_of_problem(error: &Error) {
 pub(super) fn log_identity(identity: &ServerIdentity) {
     let leaf = &identity.certified_key.cert[0];
     let names: Vec<_> = identity.names.iter().map(ToString::to_string).collect();
-    tracing::debug!(fingerprint = %Fingerprint::of(leaf), names = names.join(" "), not_after = %identity.not_after, "loaded a certificate");
+    tracing::debug!(
+        fingerprint = %Fingerprint::of(leaf), names = names.join(" "), not_after = %identity.not_after,
+        "loaded a certificate"
+    );
 }
 
 /// Returns the names for the leaf. A name that is not valid in a certificate (a network alias may

@@ -65,7 +65,10 @@ impl StateDir {
         let Ok(metadata) = self.path.metadata() else { return };
         let us = nix::unistd::geteuid().as_raw();
         if let Some(why) = other_writers(metadata.mode(), metadata.uid(), us) {
-            tracing::warn!(path = %self.path.display(), "{why}, which permits replacing the keys in it; make loopgate's user its owner and run chmod 700");
+            tracing::warn!(
+                path = %self.path.display(),
+                "{why}, which permits replacing the keys in it; make loopgate's user its owner and run chmod 700"
+            );
         }
     }
 
@@ -91,7 +94,10 @@ impl StateDir {
             match file.try_lock() {
                 Ok(()) => return Ok(Lock(Some(file))),
                 Err(TryLockError::Error(error)) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, path = %path.display(), "no locks on this file system");
+                    tracing::debug!(
+                        error = &error as &dyn std::error::Error, path = %path.display(),
+                        "no locks on this file system"
+                    );
                     return Ok(Lock(None));
                 }
                 Err(TryLockError::WouldBlock) if start.elapsed() > LOCK_WAIT => return Err(Error::Locked { path }),
@@ -213,7 +219,10 @@ fn check_mode(path: &Path, mode: u32) -> Result<(), Error> {
         return Err(Error::Exposed { path: path.to_owned(), mode });
     }
     if mode & 0o070 != 0 {
-        tracing::debug!(path = %path.display(), mode = format_args!("{mode:04o}"), "the group can access the private key");
+        tracing::debug!(
+            path = %path.display(), mode = format_args!("{mode:04o}"),
+            "the group can access the private key"
+        );
     }
     Ok(())
 }

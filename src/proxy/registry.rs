@@ -135,7 +135,10 @@ impl Registry {
             let Some(reason) = lost(connection) else { continue };
             let (number, peer, lane, reason): (_, _, _, String) =
                 (connection.number, connection.peer, connection.lane.kind().label(), reason.into());
-            info!(connection = number, %peer, lane, agent = connection.agent(), reason, "closing a connection that is no longer authorized");
+            info!(
+                connection = number, %peer, lane, agent = connection.agent(), reason,
+                "closing a connection that is no longer authorized"
+            );
             connection.close_signal.revoke();
             revoked += 1;
         }

@@ -55,7 +55,10 @@ impl Proxy {
         shutdown: &Shutdown,
     ) -> Arc<Self> {
         if !config.gateway.address.ip().is_loopback() {
-            warn!(gateway = %config.gateway.address, "the gateway is not on loopback: every client is external to it, agents included");
+            warn!(
+                gateway = %config.gateway.address,
+                "the gateway is not on loopback: every client is external to it, agents included"
+            );
         }
         let shared = Arc::new(Shared {
             rules: ArcSwap::from_pointee(Rules::new(config, config.gateway.address)),

@@ -90,7 +90,8 @@ fn the_command_finds_the_gateway_on_loopback() {
 #[test]
 fn signals_reach_the_command_and_its_children() {
     let harness = Harness::new();
-    let script = "trap 'exit 42' TERM; trap 'exit 43' INT; sh -c 'trap \"exit 0\" TERM INT; echo ready; while :; do sleep 0.05; done'; exit 1";
+    let script = "trap 'exit 42' TERM; trap 'exit 43' INT; sh -c 'trap \"exit 0\" TERM INT; echo ready; while :; do \
+                  sleep 0.05; done'; exit 1";
     for (signal, status) in [(Signal::SIGTERM, 42), (Signal::SIGINT, 43)] {
         let child = ready(harness.exec(&[], &["sh", "-c", script]));
         assert_eq!(signalled(child, signal).code(), Some(status), "{signal}");

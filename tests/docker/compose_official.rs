@@ -43,7 +43,8 @@ impl Directory {
         }
         let auth = json!({"mode": "token", "token": TOKEN});
         // Spawning is denied over HTTP unless asked for.
-        let config = json!({"gateway": {"mode": "local", "bind": "lan", "auth": auth, "tools": {"allow": ["sessions_spawn"]},
+        let config = json!({"gateway": {"mode": "local", "bind": "lan", "auth": auth,
+            "tools": {"allow": ["sessions_spawn"]},
             "controlUi": {"allowedOrigins": ["http://127.0.0.1:18789"]}}});
         fs::write(path.join("config/openclaw.json"), config.to_string()).unwrap();
         chown(path.join("config/openclaw.json"), Some(NODE), Some(NODE)).unwrap();
@@ -53,8 +54,9 @@ impl Directory {
         let extra = format!("services:\n  openclaw-gateway: {openclaw}\n  openclaw-cli: {openclaw}\n");
         fs::write(path.join("docker-compose.extra.yml"), extra).unwrap();
         let environment = format!(
-            "COMPOSE_PROJECT_NAME=loopgate-test-{}-official-{}\nCOMPOSE_FILE=docker-compose.yml:docker-compose.extra.yml\nOPENCLAW_IMAGE={}\n\
-             OPENCLAW_CONFIG_DIR={}\nOPENCLAW_WORKSPACE_DIR={}\nOPENCLAW_GATEWAY_TOKEN={TOKEN}\nOPENCLAW_GATEWAY_PORT=127.0.0.1:\n\
+            "COMPOSE_PROJECT_NAME=loopgate-test-{}-official-{}\n\
+             COMPOSE_FILE=docker-compose.yml:docker-compose.extra.yml\nOPENCLAW_IMAGE={}\nOPENCLAW_CONFIG_DIR={}\n\
+             OPENCLAW_WORKSPACE_DIR={}\nOPENCLAW_GATEWAY_TOKEN={TOKEN}\nOPENCLAW_GATEWAY_PORT=127.0.0.1:\n\
              OPENCLAW_BRIDGE_PORT=127.0.0.1:\nLOOPGATE_IMAGE={LOOPGATE}\n",
             std::process::id(),
             version.replace('.', "-"),
@@ -87,8 +89,8 @@ impl Directory {
     fn spawn(&self) -> Value {
         let task = r#"{"tool": "sessions_spawn", "args": {"task": "say hello"}}"#;
         let curl = format!(
-            "docker compose exec -T openclaw-gateway curl --silent --max-time 60 --header 'Authorization: Bearer {TOKEN}' --json '{task}' \
-             http://127.0.0.1:18789/tools/invoke"
+            "docker compose exec -T openclaw-gateway curl --silent --max-time 60 --header 'Authorization: Bearer \
+             {TOKEN}' --json '{task}' http://127.0.0.1:18789/tools/invoke"
         );
         eventually("the gateway answers", || {
             let output = self.sh(&curl);

@@ -179,7 +179,8 @@ fn an_owner_that_restarts_or_stops_for_a_while_gets_its_sidecar_back() {
     deployment.gateway.stop();
     deployment.sidecar.says("lost its interfaces");
     // Well beyond what an engine would forgive a sidecar that exits at once.
-    assert!(holds_for(Duration::from_secs(3), || deployment.sidecar.is_running() && deployment.sidecar.restarts() == 1));
+    let sidecar = &deployment.sidecar;
+    assert!(holds_for(Duration::from_secs(3), || sidecar.is_running() && sidecar.restarts() == 1));
     deployment.gateway.start();
     back(2);
     assert_eq!(deployment.sidecar.inspect("{{.State.ExitCode}}"), "0", "it runs");

@@ -10,10 +10,10 @@ use crate::filter::filter;
 
 /// Answers with the source address and the client address that was stated; `/hold` stays open as
 /// long as a request's body does.
-const GATEWAY: &str = "printf 'defaults\\n mode http\\n timeout client 600s\\n timeout connect 5s\\n timeout server 600s\\n\
-                       frontend gateway\\n bind 127.0.0.1:18789\\n http-request wait-for-body time 600s if { path /hold }\\n\
-                       http-request return content-type text/plain lf-string \"%%[src] %%[req.hdr(x-forwarded-for)]\"\\n' >/tmp/cfg; \
-                       exec haproxy -db -f /tmp/cfg";
+const GATEWAY: &str = "printf 'defaults\\n mode http\\n timeout client 600s\\n timeout connect 5s\\n timeout server \
+                       600s\\nfrontend gateway\\n bind 127.0.0.1:18789\\n http-request wait-for-body time 600s if \
+                       { path /hold }\\nhttp-request return content-type text/plain lf-string \"%%[src] \
+                       %%[req.hdr(x-forwarded-for)]\"\\n' >/tmp/cfg; exec haproxy -db -f /tmp/cfg";
 /// The compose project of the gateway.
 pub const PROJECT: &str = "p";
 

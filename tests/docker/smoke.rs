@@ -74,8 +74,8 @@ fn a_container_that_crashes_is_restarted_by_its_policy_and_one_that_is_stopped_i
 fn a_published_port_hides_its_client_behind_the_bridges_own_address() {
     let Some(engine) = Engine::start() else { return };
     let network = engine.network();
-    let echo = "printf 'defaults\\n mode http\\n timeout client 5s\\nfrontend echo\\n bind :8080\\n\
-                http-request return content-type text/plain lf-string %%[src]\\n' >/tmp/cfg; exec haproxy -db -f /tmp/cfg";
+    let echo = "printf 'defaults\\n mode http\\n timeout client 5s\\nfrontend echo\\n bind :8080\\nhttp-request return \
+                content-type text/plain lf-string %%[src]\\n' >/tmp/cfg; exec haproxy -db -f /tmp/cfg";
     let server = engine
         .run(Container::new("server").network(&network).alias("server").publish(8080).command(["sh", "-c", echo]));
     let neighbour = engine.run(Container::idle("neighbour").network(&network));

@@ -165,7 +165,8 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     let copy = "cd /tmp/elsewhere && tar -c . | base64 --wrap=0";
     let files = gateway.exec(["sh", "-c", copy]);
     stranger.exec(["sh", "-c", &format!("mkdir /tmp/own && echo {files} | base64 -d | tar -x -C /tmp/own")]);
-    let run = "/loopgate agent --cert /tmp/own/agent.pem --key /tmp/own/agent.key --ca /ca.pem --sidecar gateway:18443 >/tmp/log 2>&1 &";
+    let run = "/loopgate agent --cert /tmp/own/agent.pem --key /tmp/own/agent.key --ca /ca.pem --sidecar gateway:18443 \
+               >/tmp/log 2>&1 &";
     stranger.exec(["sh", "-c", run]);
     eventually("a certificate makes it an agent", || is_let_in(&stranger).then_some(()));
 
@@ -173,7 +174,8 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     gateway.exec([
         "bash",
         "-c",
-        "kill -KILL $(pgrep -x loopgate || for p in /proc/[0-9]*; do [ $(cat $p/comm) = loopgate ] && echo ${p#/proc/}; done)",
+        "kill -KILL $(pgrep -x loopgate || for p in /proc/[0-9]*; do [ $(cat $p/comm) = loopgate ] && echo \
+         ${p#/proc/}; done)",
     ]);
     eventually("the container has ended", || (!gateway.is_running()).then_some(()));
     drop(Stack::service("gateway"));

@@ -222,7 +222,8 @@ async fn raw_bytes_in_a_target_are_encoded_on_their_way() {
 #[tokio::test]
 async fn messages_that_follow_an_upgrade_at_once_are_not_touched() {
     let harness = Harness::start().await;
-    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: bG9vcGdhdGUgdGVzdCAxNg==\r\n";
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: bG9vcGdhdGUgdGVzdCAxNg==\r\n";
     let text = "GET /<`\"> HTTP/1.1\r\n\r\n";
     let message = [&[0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0][..], text.as_bytes()].concat();
     let mut client = harness.h1(OUTSIDER).await;

@@ -179,7 +179,8 @@ async fn sighup_reads_the_file_again() {
     std::fs::write(
         sidecar.config_file(),
         format!(
-            "[external]\nallow = [\"127.0.0.0/24\"]\ndeny = [\"{OUTSIDER}\"]\n[docker]\nany_project = true\n[log]\nlevel = \"debug\"\n"
+            "[external]\nallow = [\"127.0.0.0/24\"]\ndeny = [\"{OUTSIDER}\"]\n[docker]\nany_project = true\n[log]\n\
+             level = \"debug\"\n"
         ),
     )
     .unwrap();

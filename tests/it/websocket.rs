@@ -185,7 +185,8 @@ async fn a_device_that_an_agent_used_first_is_refused_outside() {
 
 #[tokio::test]
 async fn the_connection_of_a_refused_upgrade_takes_no_further_request() {
-    const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                           Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
     for (fields, reused) in [("", true), (UPGRADE, false)] {
@@ -212,7 +213,8 @@ async fn a_gateway_that_dies_ends_its_websockets() {
 #[tokio::test]
 async fn a_client_that_disconnects_ends_its_websocket() {
     let harness = Harness::start().await;
-    let fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                  Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let half_a_frame = [0x82, 0xfe, 1, 0, 0, 0, 0, 0, 1, 2, 3];
     let mut lost = 0;
     for reset in [true, false] {
@@ -257,7 +259,8 @@ async fn a_client_that_disconnects_ends_its_websocket() {
 async fn frames_sent_before_the_answer_are_not_lost() {
     let harness = Harness::start().await;
     let mut client = harness.h1(OUTSIDER).await;
-    let fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let fields = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                  Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let mut bytes = crate::harness::request("GET /ws", fields).into_bytes();
     // A masked text frame that says "hi"; the mask is zero.
     bytes.extend([0x81, 0x82, 0, 0, 0, 0, b'h', b'i']);

@@ -213,7 +213,8 @@ impl Cluster {
     pub fn kubeconfig(&self) -> PathBuf {
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": format!("https://{}", self.address), "certificate-authority": self.file("ca.crt")}}],
+            "clusters": [{"name": "c", "cluster": {"server": format!("https://{}", self.address),
+                "certificate-authority": self.file("ca.crt")}}],
             "users": [{"name": "u", "user": {"token": ADMIN}}],
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
         });

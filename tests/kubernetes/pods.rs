@@ -23,7 +23,8 @@ pub fn pod(name: &str, label: Option<&str>) -> Value {
         "spec": {
             "serviceAccountName": "builder",
             "automountServiceAccountToken": false,
-            "containers": [{"name": "agent", "image": "x", "volumeMounts": [{"name": "loopgate-token", "mountPath": "/run/loopgate"}]}],
+            "containers": [{"name": "agent", "image": "x", "volumeMounts": [{"name": "loopgate-token",
+                "mountPath": "/run/loopgate"}]}],
             "volumes": [{"name": "loopgate-token", "projected": {"sources": [
                 {"serviceAccountToken": {"path": "token", "audience": "loopgate", "expirationSeconds": 3600}},
             ]}}],

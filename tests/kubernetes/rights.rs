@@ -12,7 +12,8 @@ const BUILDER: &str = "127.0.0.21";
 
 /// Every rule that holds for whoever has `token`, in `namespace`.
 async fn rules(cluster: &Cluster, token: &str, namespace: &str) -> Vec<Value> {
-    let asked = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": namespace}});
+    let asked = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
+        "spec": {"namespace": namespace}});
     let (status, answer) =
         cluster.answers(token, "POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", Some(&asked)).await;
     assert_eq!((status, &answer["status"]["incomplete"]), (201, &json!(false)), "{answer:#}");

@@ -19,7 +19,10 @@ fn lane_decisions_and_refusals_are_recorded_at_every_log_level_and_the_file_rota
     let sidecar = Harness::start(&["--log-level=loopgate::app=info,error", &format!("--audit-log={}", path.display())]);
     let mut client = sidecar.connect_blocking();
     client
-        .write_all(b"GET /secret-path HTTP/1.1\r\nHost: a\r\nHost: b\r\nAuthorization: Bearer hunter2\r\nConnection: close\r\n\r\n")
+        .write_all(
+            b"GET /secret-path HTTP/1.1\r\nHost: a\r\nHost: b\r\nAuthorization: Bearer hunter2\r\n\
+              Connection: close\r\n\r\n",
+        )
         .unwrap();
     let _ = client.read_to_end(&mut Vec::new());
     sidecar

@@ -81,7 +81,8 @@ fn only_a_local_program_may_reload() {
         // What a browser asks before it would send the header across origins.
         (
             format!(
-                "OPTIONS /reload HTTP/1.1\r\n{host}Origin: http://evil.example\r\nAccess-Control-Request-Headers: x-loopgate-reload\r\n"
+                "OPTIONS /reload HTTP/1.1\r\n{host}Origin: http://evil.example\r\n\
+                 Access-Control-Request-Headers: x-loopgate-reload\r\n"
             ),
             "405",
         ),

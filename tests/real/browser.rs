@@ -85,7 +85,8 @@ impl Browser<'_> {
     pub fn visit(&self, arguments: &[&str]) -> String {
         self.trust_the_authority();
         let options = json!({
-            "modules": self.modules, "url": format!("{}/#token={TOKEN}", self.url), "profile": self.home.join("profile"),
+            "modules": self.modules, "url": format!("{}/#token={TOKEN}", self.url),
+            "profile": self.home.join("profile"),
             "netlog": self.netlog(), "screenshots": self.home.join("screen"), "arguments": arguments,
         });
         let mut command = self.network.command(Host::External, self.openclaw.node());

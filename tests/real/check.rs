@@ -44,7 +44,8 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     assert!(check(&[]).ids().contains(&"gateway-down"));
 
     report("  the failing configuration of the issue: bind lan, and TLS");
-    let config = json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan", "tls": {"enabled": true, "autoGenerate": true}, "auth": auth}});
+    let config = json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan",
+        "tls": {"enabled": true, "autoGenerate": true}, "auth": auth}});
     let gateway = openclaw.launch(&config);
     let checked = settled(&check);
     assert!(!checked.success);
@@ -66,7 +67,8 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
 
     report("  what is often advised, trustedProxies with 127.0.0.1");
     let config = json!({"gateway": {
-        "mode": "local", "port": 18789, "bind": "loopback", "auth": auth, "trustedProxies": ["127.0.0.1", "::1", "172.18.0.0/16"],
+        "mode": "local", "port": 18789, "bind": "loopback", "auth": auth,
+        "trustedProxies": ["127.0.0.1", "::1", "172.18.0.0/16"],
     }});
     let gateway = openclaw.launch(&config);
     let checked = settled(&check);

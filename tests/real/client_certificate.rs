@@ -27,7 +27,8 @@ fn configuration() -> Value {
     json!({"gateway": {
         "mode": "local", "port": 18789, "bind": "loopback", "trustedProxies": ["127.0.0.2"],
         "auth": {"mode": "trusted-proxy", "password": PASSWORD, "trustedProxy": {
-            "userHeader": "x-forwarded-user", "allowLoopback": true, "allowUsers": ["alice@example.com"], "deviceAutoApprove": {"enabled": true},
+            "userHeader": "x-forwarded-user", "allowLoopback": true, "allowUsers": ["alice@example.com"],
+            "deviceAutoApprove": {"enabled": true},
         }},
     }})
 }

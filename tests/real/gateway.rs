@@ -42,7 +42,8 @@ impl<'a> OpenClaw<'a> {
     /// Starts the gateway, and comes back when it pairs devices. It ends when the value is dropped.
     pub fn start(&self, trusted_proxies: &[&str]) -> Process {
         let mut config = serde_json::json!({"gateway": {
-            "mode": "local", "port": 18789, "bind": "loopback", "auth": {"mode": "token", "token": TOKEN}, "trustedProxies": trusted_proxies,
+            "mode": "local", "port": 18789, "bind": "loopback", "auth": {"mode": "token", "token": TOKEN},
+            "trustedProxies": trusted_proxies,
         }});
         if !self.allowed_origins.is_empty() {
             config["gateway"]["controlUi"] = serde_json::json!({"allowedOrigins": self.allowed_origins});

@@ -60,7 +60,8 @@ fn attack(name: &str, path: &str, mode: &[&str]) {
         times.sort();
         let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
         say(format_args!(
-            "  {name}: {} good requests, all answered, in {median:.0?}, at worst {worst:.0?}, with {most} descriptors more than before, {} MiB",
+            "  {name}: {} good requests, all answered, in {median:.0?}, at worst {worst:.0?}, with {most} descriptors \
+             more than before, {} MiB",
             times.len(),
             sidecar.process().memory() >> 20
         ));

@@ -219,7 +219,8 @@ mod tests {
     fn read(change: impl FnOnce(&mut Value)) -> Option<Pod> {
         let mut pod = json!({
             "metadata": {"name": "builder-0", "namespace": "claws", "uid": "u1", "resourceVersion": "7",
-                "labels": {"loopgate.dev/agent": "address", "app": "x"}, "annotations": {"loopgate.dev/scopes": "operator.read"}},
+                "labels": {"loopgate.dev/agent": "address", "app": "x"},
+                "annotations": {"loopgate.dev/scopes": "operator.read"}},
             "spec": {"serviceAccountName": "builder", "hostNetwork": false, "containers": [{"name": "c"}]},
             "status": {"phase": "Running", "podIP": "10.1.0.7", "podIPs": [{"ip": "10.1.0.7"}, {"ip": "fd00::7"}],
                 "hostIP": "192.0.2.9", "hostIPs": [{"ip": "192.0.2.9"}]},
@@ -267,8 +268,10 @@ mod tests {
     #[test]
     fn a_token_is_accepted_only_if_all_of_its_fields_are_right() {
         let reviewed = |change: &dyn Fn(&mut Value)| {
-            let mut status = json!({"authenticated": true, "audiences": ["loopgate"], "user": {"username": "system:serviceaccount:claws:builder",
-                "extra": {"authentication.kubernetes.io/pod-name": ["builder-0"], "authentication.kubernetes.io/pod-uid": ["u1"]}}});
+            let mut status = json!({"authenticated": true, "audiences": ["loopgate"],
+                "user": {"username": "system:serviceaccount:claws:builder",
+                "extra": {"authentication.kubernetes.io/pod-name": ["builder-0"],
+                    "authentication.kubernetes.io/pod-uid": ["u1"]}}});
             change(&mut status);
             serde_json::from_value::<ReviewStatus>(status).unwrap().owner("loopgate")
         };

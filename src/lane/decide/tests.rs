@@ -346,12 +346,18 @@ fn a_common_cap_that_no_header_can_hold_leaves_no_scope() {
 
 proptest! {
     #[test]
-    fn no_unlisted_source_is_ever_an_agent(peer: IpAddr, stated: Option<Option<IpAddr>>, uri in "[ -~]{0,60}", ours: bool, not_after: i64) {
-        let proxy_header = stated.map_or(ProxyHeader::Local, |client| client.map_or(ProxyHeader::Unknown, ProxyHeader::Client));
+    fn no_unlisted_source_is_ever_an_agent(
+        peer: IpAddr, stated: Option<Option<IpAddr>>, uri in "[ -~]{0,60}", ours: bool, not_after: i64,
+    ) {
+        let proxy_header = match stated {
+            None => ProxyHeader::Local,
+            Some(client) => client.map_or(ProxyHeader::Unknown, ProxyHeader::Client),
+        };
         let view = view();
         prop_assume!(!view.agents.contains_key(&canonical(peer)) && !uri.starts_with("spiffe://loopgate.local/agent/"));
         let issuer = if ours { Issuer::Own } else { Issuer::Operator };
-        let certificate = Some(Certificate { issuer, serial: Vec::new(), uris: vec![uri.clone()], user: Some(uri), not_after });
+        let (serial, uris, user) = (Vec::new(), vec![uri.clone()], Some(uri));
+        let certificate = Some(Certificate { issuer, serial, uris, user, not_after });
         let decided = decide(&Evidence { peer, proxy_header, certificate }, &view, &policy(|_| {}), NOW);
         prop_assert!(matches!(decided, Ok(Lane::External(_))));
     }

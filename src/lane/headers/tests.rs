@@ -401,7 +401,10 @@ fn trailers_say_no_more_than_heads() {
 proptest! {
     #[test]
     fn nothing_leaves_the_external_lane_without_its_headers(
-        fields in proptest::collection::vec(("(x[-_.]forwarded[-_.](for|host|proto)|connection|forwarded|x-real-ip|[a-z-]{1,12})", "[ -~]{0,40}"), 0..12),
+        fields in proptest::collection::vec(
+            ("(x[-_.]forwarded[-_.](for|host|proto)|connection|forwarded|x-real-ip|[a-z-]{1,12})", "[ -~]{0,40}"),
+            0..12,
+        ),
         trusted: bool, http2: bool,
     ) {
         let rules = rules(|_| {});
@@ -423,7 +426,7 @@ proptest! {
         }
         let client: IpAddr = request.headers()[X_FORWARDED_FOR].to_str().unwrap().parse().unwrap();
         prop_assert!(!is_loopback_or_unspecified(client));
-        let forwarding = request.headers().keys().filter(|name| super::super::reserved_headers::is_reserved(name) && !name.as_str().starts_with("x-forwarded-"));
-        prop_assert_eq!(forwarding.count(), 0);
+        let mut names = request.headers().keys().filter(|name| !name.as_str().starts_with("x-forwarded-"));
+        prop_assert!(!names.any(super::super::reserved_headers::is_reserved));
     }
 }

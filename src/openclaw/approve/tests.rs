@@ -43,9 +43,8 @@ impl Devices {
             }
             // An older request is handed back as it is.
             self.pending.entry(id.clone()).or_insert(scopes);
-            return Err(
-                json!({"code": "NOT_PAIRED", "message": "pairing required", "details": {"requestId": format!("request-of-{id}")}}),
-            );
+            return Err(json!({"code": "NOT_PAIRED", "message": "pairing required",
+                    "details": {"requestId": format!("request-of-{id}")}}));
         }
         assert!(of.iter().any(|scope| scope == "operator.pairing"), "{method} needs a scope");
         match method {

@@ -262,7 +262,8 @@ async fn a_file_in_another_format_or_with_a_refused_key_is_named_with_the_reason
     let secp256k1 = include_bytes!("data/secp256k1.pem").to_vec();
     let encrypted =
         "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIHsMFcGCSqGSIb3DQEFDTBK\n-----END ENCRYPTED PRIVATE KEY-----\n";
-    let encrypted_rsa = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,73AC\n\nMIHs\n-----END RSA PRIVATE KEY-----\n";
+    let encrypted_rsa = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,73AC\n\nMIHs\n\
+                         -----END RSA PRIVATE KEY-----\n";
     let [certificate, key] = [certificate, key].map(String::into_bytes);
     let (binary, other) = (der(std::str::from_utf8(&certificate).unwrap()), pair("other").1);
     let cases: [(&[u8], &[u8], &str, &str); 8] = [

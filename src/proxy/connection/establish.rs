@@ -294,10 +294,17 @@ impl Registered {
     /// Counts the connection as open; returns what its requests share, and its bytes.
     pub fn open(self) -> (Arc<Session>, Downstream) {
         let Self { shared, stream, peer, local, held, settings, protocol, expires, lane, guard } = self;
-        debug!(connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(), "connected");
+        debug!(
+            connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(),
+            "connected"
+        );
         let (admitted, agent) = lane.agent_basis();
         let number = guard.number();
-        info!(target: audit::TARGET, kind = "lane", connection = number, %peer, lane = lane.kind().label(), admitted, agent, "connected");
+        info!(
+            target: audit::TARGET, kind = "lane", connection = number, %peer, lane = lane.kind().label(),
+            admitted, agent,
+            "connected"
+        );
         let counters = shared.traffic.lane(lane.kind());
         counters.connections.inc();
         let open = GaugeGuard::new(&counters.open);

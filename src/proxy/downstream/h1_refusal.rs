@@ -95,7 +95,8 @@ fn body(kind: &str, message: &str) -> String {
 pub fn head_timeout() -> Vec<u8> {
     let body = body("head_timeout", "The request's head did not arrive in time.");
     format!(
-        "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
         body.len()
     )
     .into_bytes()
@@ -106,7 +107,8 @@ mod tests {
     use super::*;
     use crate::labels::Protocol;
 
-    const REFUSAL: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: Sun, 29 Nov 2026 06:00:00 GMT\r\n\r\n";
+    const REFUSAL: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\
+                           date: Sun, 29 Nov 2026 06:00:00 GMT\r\n\r\n";
 
     fn replaced(refusals: &HyperRefusals, activity: &Activity, offered: &str) -> bool {
         refusals.replacement([&b""[..], offered.as_bytes()].into_iter(), activity, Fault::Other).is_some()

@@ -140,7 +140,11 @@ impl RequestRecord {
             warn!(connection, %peer, lane, request_id, cause, "{error}");
         } else {
             count(&traffic.refused, error.label());
-            info!(target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, request_id, reason = error.label(), "request refused");
+            info!(
+                target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, request_id,
+                reason = error.label(),
+                "request refused"
+            );
             debug!(connection, %peer, lane, request_id, cause, "{error}");
         }
         let _ = self.end.set(RequestEnd::Error(error.label()));
@@ -157,7 +161,10 @@ impl RequestRecord {
         let bytes = self.handed_out.load(Ordering::Relaxed);
         count(&self.session.shared.traffic.gateway_errors, RequestEnd::GatewayCut.label());
         let cause = error_chain(error);
-        warn!(connection, %peer, lane, request_id, bytes, cause, "the gateway broke off inside its response; the client gets what arrived");
+        warn!(
+            connection, %peer, lane, request_id, bytes, cause,
+            "the gateway broke off inside its response; the client gets what arrived"
+        );
     }
 
     /// Notes how it ended, unless that is known already.
@@ -238,7 +245,11 @@ impl Drop for RequestRecord {
         let (lane, protocol, end) = (lane.label(), protocol.label(), end.label());
         // Left out where the client was gone before there was a response.
         let status = (status > 0).then_some(status);
-        info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, %method, path, status, bytes, ms, total_ms, end, request_id, trace_id, "request");
+        info!(
+            target: "loopgate::access", connection, %peer, %client, lane, protocol, %method, path, status,
+            bytes, ms, total_ms, end, request_id, trace_id,
+            "request"
+        );
     }
 }
 

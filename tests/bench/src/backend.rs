@@ -178,7 +178,8 @@ async fn drain(stream: &mut TcpStream, buffer: &mut BytesMut, mut length: u64) -
 
 async fn send_events(stream: &mut TcpStream) -> io::Result<()> {
     stream
-        .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n\
+                     Transfer-Encoding: chunked\r\n\r\n")
         .await?;
     let mut ticks = tokio::time::interval(EVENTS_APART);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -192,7 +193,8 @@ async fn send_events(stream: &mut TcpStream) -> io::Result<()> {
 /// Sends back each frame's payload as it comes, in a frame without a mask.
 async fn echo(stream: &mut TcpStream, mut buffer: BytesMut) -> io::Result<()> {
     let head = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {}\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {}\r\n\r\n",
         websocket::ACCEPT
     );
     stream.write_all(head.as_bytes()).await?;

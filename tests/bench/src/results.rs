@@ -139,7 +139,8 @@ impl Results {
                     "samples": values,
                 }));
             }
-            all.push(json!({ "scenario": scenario, "peer": peer, "measure": "failed", "rounds": samples.len(), "sum": self.failed(*scenario, *peer) }));
+            all.push(json!({ "scenario": scenario, "peer": peer, "measure": "failed", "rounds": samples.len(),
+                "sum": self.failed(*scenario, *peer) }));
         }
         let missing: Vec<_> = self
             .missing

@@ -112,7 +112,8 @@ impl FakeDocker {
 
     /// Sends an event to every subscriber.
     pub fn event(&self, kind: &str, action: &str, actor: &str, attributes: Value) {
-        let event = json!({"Type": kind, "Action": action, "Actor": {"ID": actor, "Attributes": attributes}, "timeNano": 1_766_000_000_123_456_789_i64});
+        let event = json!({"Type": kind, "Action": action, "Actor": {"ID": actor, "Attributes": attributes},
+            "timeNano": 1_766_000_000_123_456_789_i64});
         let line = Bytes::from(format!("{event}\n"));
         self.state().subscribers.retain(|subscriber| subscriber.send(line.clone()).is_ok());
     }
@@ -174,7 +175,8 @@ pub fn container(id: &str, mut labels: Value, addresses: &[(&str, &str)]) -> Val
         })
         .collect();
     json!({
-        "Id": id, "Names": [format!("/{id}")], "ImageID": IMAGE, "State": "running", "Labels": labels, "Mounts": [], "Ports": [],
+        "Id": id, "Names": [format!("/{id}")], "ImageID": IMAGE, "State": "running", "Labels": labels, "Mounts": [],
+        "Ports": [],
         "HostConfig": {"NetworkMode": "default"}, "NetworkSettings": {"Networks": networks},
     })
 }

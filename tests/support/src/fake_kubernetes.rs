@@ -196,7 +196,8 @@ impl FakeKubernetes {
         let mut state = self.state();
         state.version += 1;
         state.forgotten = state.version;
-        let status = json!({"kind": "Status", "status": "Failure", "reason": "Expired", "code": 410, "message": "too old resource version"});
+        let status = json!({"kind": "Status", "status": "Failure", "reason": "Expired", "code": 410,
+            "message": "too old resource version"});
         let line = Bytes::from(format!("{}\n", json!({"type": "ERROR", "object": status})));
         for watcher in state.watchers.drain(..) {
             let _ = watcher.send(line.clone());
@@ -262,9 +263,11 @@ pub fn pod(name: &str, label: Option<&str>, addresses: &[&str]) -> Value {
     let ips: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
     let labels = label.map_or_else(|| json!({"app": "x"}), |label| json!({"app": "x", "loopgate.dev/agent": label}));
     json!({
-        "metadata": {"name": name, "namespace": NAMESPACE, "uid": format!("uid-of-{name}"), "labels": labels, "managedFields": [{}]},
+        "metadata": {"name": name, "namespace": NAMESPACE, "uid": format!("uid-of-{name}"), "labels": labels,
+            "managedFields": [{}]},
         "spec": {"serviceAccountName": "builder", "containers": [{"name": "agent", "image": "x"}]},
-        "status": {"phase": "Running", "podIP": addresses.first(), "podIPs": ips, "hostIP": "192.0.2.99", "conditions": []},
+        "status": {"phase": "Running", "podIP": addresses.first(), "podIPs": ips, "hostIP": "192.0.2.99",
+            "conditions": []},
     })
 }
 
@@ -400,7 +403,8 @@ fn review(shared: &Shared, asked: &Value) -> Response<Body> {
             "audiences": [audience],
             "user": {
                 "username": format!("system:serviceaccount:{NAMESPACE}:{account}"),
-                "extra": {"authentication.kubernetes.io/pod-name": [pod], "authentication.kubernetes.io/pod-uid": [uid]},
+                "extra": {"authentication.kubernetes.io/pod-name": [pod],
+                    "authentication.kubernetes.io/pod-uid": [uid]},
             },
         }),
     };
