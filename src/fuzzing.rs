@@ -24,9 +24,9 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::attest::{self, Challenge, Enrolled, Lines, Reply, Shown};
 use crate::config::{Config, PathRule};
 use crate::discovery::View;
+use crate::enrolment_protocol::{self, Challenge, Enrolled, Lines, Reply, Shown};
 use crate::labels::LaneKind;
 use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, Rules, decide, scrub_trailers};
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
@@ -176,7 +176,8 @@ pub fn proxy_header(data: &[u8]) {
 /// The lines of an agent, or of a sidecar, during enrolment.
 pub fn enrolment(data: &[u8]) {
     let stream = || tokio::io::join(data, tokio::io::sink());
-    let request = Lines::new(stream()).receive::<attest::Request>().now_or_never().expect("all of it is there");
+    let request =
+        Lines::new(stream()).receive::<enrolment_protocol::Request>().now_or_never().expect("all of it is there");
     if let Ok(request) = request {
         let _ = crate::enrolment::parse(&request.csr);
     }

@@ -28,7 +28,6 @@ pub mod admin;
 pub mod agent;
 pub mod agent_id;
 pub mod app;
-pub mod attest;
 pub mod audit;
 pub mod backoff;
 pub mod check;
@@ -38,6 +37,7 @@ pub mod config;
 pub mod demo;
 pub mod discovery;
 pub mod enrolment;
+pub mod enrolment_protocol;
 pub mod error_chain;
 pub mod fingerprint;
 #[cfg(any(test, fuzzing))]

@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::credentials::Credentials;
 use super::trust::{self, ServerTrust};
-use crate::attest;
+use crate::enrolment_protocol;
 
 /// Per address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -143,9 +143,9 @@ impl Connector {
     pub async fn for_enrolment(&self) -> Result<TlsStream<TcpStream>, Error> {
         let material = self.trust.material().await?;
         let mut config = self.builder(&material)?.with_no_client_auth();
-        config.alpn_protocols = vec![attest::ALPN.to_vec()];
+        config.alpn_protocols = vec![enrolment_protocol::ALPN.to_vec()];
         let stream = self.connect(Arc::new(config)).await?;
-        if stream.get_ref().1.alpn_protocol() != Some(attest::ALPN) {
+        if stream.get_ref().1.alpn_protocol() != Some(enrolment_protocol::ALPN) {
             let address = stream
                 .get_ref()
                 .0

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::connector::{self, Connector};
 use super::credentials::{self, Credentials};
 use super::show::ProofMethod;
-use crate::attest::{self, Challenge, DEADLINE, Enrolled, EnrolmentRefused, Lines, Reply, Request};
+use crate::enrolment_protocol::{self, Challenge, DEADLINE, Enrolled, EnrolmentRefused, Lines, Reply, Request};
 use crate::secret::Secret;
 
 /// How the agent proves who it is.
@@ -35,13 +35,13 @@ pub enum Error {
     Refused(EnrolmentRefused),
     /// The conversation failed.
     #[error("the enrolment failed")]
-    Broken(#[from] attest::Error),
+    Broken(#[from] enrolment_protocol::Error),
     /// It took too long.
     #[error("no enrolment within {} s", DEADLINE.as_secs())]
     Deadline,
     /// The sidecar does not accept this kind of proof.
     #[error("the sidecar does not accept proofs of this kind ({0:?}): see its option agents.proofs")]
-    Kind(attest::ProofKind),
+    Kind(enrolment_protocol::ProofKind),
     /// The proof can't be shown.
     #[error("can't show the proof")]
     Show(#[source] io::Error),
@@ -79,7 +79,7 @@ pub(super) async fn enrol(
     timeout(DEADLINE, conversation).await.map_err(|_| Error::Deadline)?
 }
 
-/// Enrols on a connection that negotiated [`attest::ALPN`], by a shown proof.
+/// Enrols on a connection that negotiated [`enrolment_protocol::ALPN`], by a shown proof.
 ///
 /// # Errors
 /// Those of [`Error`], except for the deadline.
@@ -96,7 +96,7 @@ where
         return Err(Error::Kind(method.kind()));
     }
 
-    let proof = attest::proof(&challenge.nonce, &key.subject_public_key_info());
+    let proof = enrolment_protocol::proof(&challenge.nonce, &key.subject_public_key_info());
     let method = method.clone();
     let visible = tokio::task::spawn_blocking(move || method.show(&proof)).await.map_err(io::Error::other);
     let visible = visible.and_then(|visible| visible).map_err(Error::Show)?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::attest::{PROOF_MODE, PROOF_MTIME, PROOF_PREFIX, ProofKind, SHOW_COMMAND, SHOW_NAME, Shown};
+use crate::enrolment_protocol::{PROOF_MODE, PROOF_MTIME, PROOF_PREFIX, ProofKind, SHOW_COMMAND, SHOW_NAME, Shown};
 
 /// How the proof is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]

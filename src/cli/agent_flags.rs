@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::agent::{self, CredentialSource, Endpoint, ProofMethod, ServerTrust, Settings};
-use crate::attest::{PROOF_DIRECTORY, ProofKind};
 use crate::config::layer::Problem;
 use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, SIDECAR_PORT, parse};
+use crate::enrolment_protocol::{PROOF_DIRECTORY, ProofKind};
 use crate::fingerprint::Fingerprint;
 
 /// Where compose files put the CA's certificate, and only that.

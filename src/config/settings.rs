@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::attest::ProofKind;
+use crate::enrolment_protocol::ProofKind;
 
 /// The validated configuration of `loopgate run`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use super::settings::{
     Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Sandbox, Tls, TraceparentUse,
 };
 use crate::addr::is_loopback_or_unspecified;
-use crate::attest::ProofKind;
+use crate::enrolment_protocol::ProofKind;
 
 /// The problems of a configuration, one line each.
 #[derive(Debug, thiserror::Error)]

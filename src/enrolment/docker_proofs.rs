@@ -7,10 +7,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::proof_reader::{Entry, FileStat, ProofReader, ReadError, Surroundings};
-use crate::attest::ProofKind;
 use crate::discovery::docker::engine::Engine;
 use crate::discovery::docker::error::Error;
 use crate::discovery::docker::object::{ContainerSummary, PathStat};
+use crate::enrolment_protocol::ProofKind;
 
 /// Bits of Go's `os.FileMode`, in which the engine states what a path leads to.
 const MODE_DIR: u32 = 1 << 31;
@@ -133,8 +133,8 @@ mod tests {
     use tokio::net::UnixListener;
 
     use super::*;
-    use crate::attest::{PROOF_MODE, PROOF_MTIME};
     use crate::config;
+    use crate::enrolment_protocol::{PROOF_MODE, PROOF_MTIME};
     use crate::shutdown::Shutdown;
 
     /// An engine that answers each request line as `answers` say, and the reader that asks it.

@@ -1,8 +1,8 @@
 //! Why a conversation ends without a certificate.
 
 use super::proof_reader::ReadError;
-use crate::attest::{self, EnrolmentRefused, Reason};
 use crate::discovery::kubernetes::error::Error as ApiError;
+use crate::enrolment_protocol::{self, EnrolmentRefused, Reason};
 
 /// Why a conversation ended without a certificate.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub(super) enum Error {
     Review(#[from] ApiError),
     /// The connection can't carry an answer.
     #[error("the connection failed")]
-    Broken(#[from] attest::Error),
+    Broken(#[from] enrolment_protocol::Error),
 }
 
 pub(super) fn refused(error: Reason, message: &str) -> EnrolmentRefused {

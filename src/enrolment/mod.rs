@@ -5,7 +5,7 @@
 //! server reviews: only the kubelet can issue such a token. It must be that of the very pod that
 //! discovery knows by the source address.
 //!
-//! [`crate::attest`] has the protocol. A nonce lives only in the task of the connection that it was
+//! [`crate::enrolment_protocol`] has the protocol. A nonce lives only in the task of the connection that it was
 //! made for. So it is bound to that connection and its source address, can't be used twice, and
 //! expires with the conversation. The proof is derived from the nonce and the requested public key,
 //! so it serves no other key. loopgate looks for it only in the container that discovery knows by
@@ -35,11 +35,13 @@ pub use docker_proofs::DockerProofs;
 pub use proof_reader::{Entry, FileStat, ProofReader, ReadError, Surroundings};
 
 use crate::addr::PeerAddr;
-use crate::attest::{self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Reply, Request, Shown};
 use crate::audit;
 use crate::config::{AgentSourceKind, Config};
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{Agent, Proof, View, agent_labels as labels};
+use crate::enrolment_protocol::{
+    self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Reply, Request, Shown,
+};
 use crate::error_chain::causes;
 use crate::metrics::enrolment::Enrolments;
 use crate::metrics::traffic::count;
@@ -90,7 +92,7 @@ impl<P: ProofReader> Enrolment<P> {
             authority,
             proofs,
             kinds: config.agents.proofs.clone(),
-            proof_directory: attest::PROOF_DIRECTORY.into(),
+            proof_directory: enrolment_protocol::PROOF_DIRECTORY.into(),
             tokens: None,
             trust_domain: config.agents.trust_domain.clone(),
             certificate_life: config.agents.certificate_life,
@@ -113,7 +115,7 @@ impl<P: ProofReader> Enrolment<P> {
         &self.metrics
     }
 
-    /// Holds the conversation with `peer` on a connection that negotiated [`attest::ALPN`], to its end.
+    /// Holds the conversation with `peer` on a connection that negotiated [`enrolment_protocol::ALPN`], to its end.
     pub async fn serve<S>(&self, stream: S, peer: PeerAddr)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
@@ -141,7 +143,7 @@ impl<P: ProofReader> Enrolment<P> {
                 Reason::Kubernetes,
                 "can't have the token reviewed by the API server; the sidecar's log has the reason",
             ),
-            Error::Broken(attest::Error::Syntax | attest::Error::TooLong) => {
+            Error::Broken(enrolment_protocol::Error::Syntax | enrolment_protocol::Error::TooLong) => {
                 refused(Reason::Malformed, "the line is not what the protocol expects")
             }
             Error::Broken(broken) => {
@@ -240,7 +242,7 @@ impl<P: ProofReader> Enrolment<P> {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let nonce = Nonce::random();
-        let proof = attest::proof(&nonce, public_key);
+        let proof = enrolment_protocol::proof(&nonce, public_key);
         lines.send(&Reply::Granted(Challenge { nonce, show: self.kinds.clone() })).await?;
         let shown: Shown = lines.receive().await?;
         if !self.kinds.contains(&proof::kind(&shown)) {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Error, gone, refuse};
 use super::proof_reader::{Entry, FileStat, ProofReader, Surroundings};
-use crate::attest::{PROOF_MODE, PROOF_MTIME, ProofKind, Reason, SHOW_COMMAND, SHOW_NAME, Shown};
+use crate::enrolment_protocol::{PROOF_MODE, PROOF_MTIME, ProofKind, Reason, SHOW_COMMAND, SHOW_NAME, Shown};
 
 /// Finds `proof`, shown as `shown` says, in the container `agent`. A container that shares its
 /// network namespace proves nothing for it.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::attest::ProofKind;
+use crate::enrolment_protocol::ProofKind;
 
 /// Reads containers from outside, through the engine; tests have their own.
 pub trait ProofReader: Send + Sync {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use super::*;
 use crate::agent::enrol::{self, converse};
 use crate::agent::show::ProofMethod;
-use crate::attest::{PROOF_MODE, PROOF_MTIME};
+use crate::enrolment_protocol::{PROOF_MODE, PROOF_MTIME};
 use crate::shutdown::Shutdown;
 
 mod file_proof;
@@ -154,7 +154,9 @@ impl Csr {
     async fn ask(&self, lines: &mut Lines<DuplexStream>) -> String {
         lines.send(&Request { csr: self.pem(), token: None }).await.unwrap();
         match lines.receive().await.unwrap() {
-            Reply::Granted(Challenge { nonce, .. }) => attest::proof(&nonce, &self.key.subject_public_key_info()),
+            Reply::Granted(Challenge { nonce, .. }) => {
+                enrolment_protocol::proof(&nonce, &self.key.subject_public_key_info())
+            }
             Reply::Refused(refused) => panic!("{refused:?}"),
         }
     }
@@ -348,7 +350,7 @@ async fn malformed_requests_are_refused() {
     };
     lines.send(&Request { csr: forged, token: None }).await.unwrap();
     let Reply::Granted(Challenge { nonce, .. }) = lines.receive().await.unwrap() else { panic!("refused") };
-    harness.containers.show("a", &attest::proof(&nonce, &csr.key.subject_public_key_info()));
+    harness.containers.show("a", &enrolment_protocol::proof(&nonce, &csr.key.subject_public_key_info()));
     assert_eq!(shown(&mut lines).await.unwrap_err(), Reason::BadRequest);
 }
 

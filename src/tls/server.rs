@@ -21,7 +21,7 @@ use crate::lane::Certificate;
 use crate::pki::{ServerIdentity, SubjectName};
 
 /// The ALPN protocol by which an agent enrols.
-pub const ENROL: &[u8] = crate::attest::ALPN;
+pub const ENROL: &[u8] = crate::enrolment_protocol::ALPN;
 
 /// A downstream connection after its handshake. Boxed, since it is larger than a kilobyte and is moved often.
 pub type Stream<S> = Box<TlsStream<ReadAhead<S>>>;

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 
-use loopgate::attest::Reason;
+use loopgate::enrolment_protocol::Reason;
 use rcgen::KeyPair;
 use tempfile::TempDir;
 

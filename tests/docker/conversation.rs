@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use loopgate::attest::{self, Challenge, Enrolled, EnrolmentRefused, Reply, Request, SHOW_COMMAND, Shown};
+use loopgate::enrolment_protocol::{self, Challenge, Enrolled, EnrolmentRefused, Reply, Request, SHOW_COMMAND, Shown};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -32,7 +32,7 @@ impl Conversation {
         let csr = CertificateParams::default().serialize_request(key).unwrap().pem().unwrap();
         self.say(&Request { csr, token: None });
         let challenge: Challenge = self.hear()?;
-        Ok(attest::proof(&challenge.nonce, &key.subject_public_key_info()))
+        Ok(enrolment_protocol::proof(&challenge.nonce, &key.subject_public_key_info()))
     }
 
     /// Says that the proof is shown as a process.

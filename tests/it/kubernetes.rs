@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use loopgate::attest::Reason;
 use loopgate::config::AgentSourceKind;
+use loopgate::enrolment_protocol::Reason;
 use serde_json::json;
 use tokio::time::timeout;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use loopgate::attest::Reason;
+use loopgate::enrolment_protocol::Reason;
 use serde_json::json;
 use tokio::time::timeout;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use loopgate::agent::Credentials;
 use loopgate::agent::enrol::{Error, converse_by_token};
-use loopgate::attest::{ALPN, Reason};
+use loopgate::enrolment_protocol::{ALPN, Reason};
 use loopgate_test_support::tls_client::TlsClient;
 
 /// Enrols from `source` with `token`.

@@ -1,6 +1,6 @@
 //! What the chart's service account may do, and what is said where that is not enough.
 
-use loopgate::attest::Reason;
+use loopgate::enrolment_protocol::Reason;
 use serde_json::{Value, json};
 
 use crate::chart_release::{ChartRelease, NAME, rule};

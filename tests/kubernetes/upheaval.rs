@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use loopgate::attest::Reason;
+use loopgate::enrolment_protocol::Reason;
 use tokio::time::timeout;
 
 use crate::chart_release::{ACCESS, ChartRelease};

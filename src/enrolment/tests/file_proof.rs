@@ -89,7 +89,7 @@ async fn a_file_is_no_proof_unless_agents_proofs_names_it() {
     assert!(matches!(refused, enrol::Error::Kind(ProofKind::File)), "{refused:?}");
     // One that does not ask is refused as well.
     let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
-    let path = PathBuf::from(attest::PROOF_DIRECTORY).join(csr.ask(&mut lines).await);
+    let path = PathBuf::from(enrolment_protocol::PROOF_DIRECTORY).join(csr.ask(&mut lines).await);
     lines.send(&Shown::File { path }).await.unwrap();
     let reply = lines.receive::<Reply<Enrolled>>().await.unwrap();
     assert!(matches!(reply, Reply::Refused(refused) if refused.error == Reason::WrongProof));
