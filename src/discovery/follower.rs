@@ -33,7 +33,7 @@ pub trait Source {
     /// One subscription to it.
     type Session;
     /// What a session reports.
-    type News;
+    type Change;
     /// Why a session ends.
     type Error: Error;
 
@@ -43,11 +43,11 @@ pub trait Source {
     /// Opens a session.
     fn open(&self) -> Self::Session;
 
-    /// Waits for news of `session`. Nothing is lost when the future is dropped.
+    /// Waits for the next change that `session` reports. Nothing is lost when the future is dropped.
     ///
     /// # Errors
     /// The session is over.
-    fn next(session: &mut Self::Session) -> impl Future<Output = Result<Self::News, Self::Error>> + Send;
+    fn next(session: &mut Self::Session) -> impl Future<Output = Result<Self::Change, Self::Error>> + Send;
 
     /// Returns since when the source has been out of reach, once `session` has ended by `error`.
     fn lost_since(_session: &Self::Session, _error: &Self::Error) -> Instant {
@@ -78,8 +78,8 @@ enum Phase<T> {
 
 /// What [`Follower::next`] reports.
 pub enum Update<N> {
-    /// News of the source.
-    News(N),
+    /// The source has changed.
+    Change(N),
     /// The session was lost, so the state has changed.
     Lost,
 }
@@ -108,8 +108,8 @@ impl<S: Source> Follower<S> {
         &self.state
     }
 
-    /// Waits for news, or for a change of state. Nothing is lost when the future is dropped.
-    pub async fn next(&mut self) -> Update<S::News> {
+    /// Waits for a change of the source, or of its state. Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Update<S::Change> {
         loop {
             match &mut self.phase {
                 Phase::Pausing(pause) => {
@@ -119,7 +119,7 @@ impl<S: Source> Follower<S> {
                 Phase::Following { session, since } => {
                     let since = *since;
                     match S::next(session).await {
-                        Ok(news) => return Update::News(news),
+                        Ok(change) => return Update::Change(change),
                         Err(error) => {
                             let lost_since = S::lost_since(session, &error);
                             if self.lose(&error, since, lost_since) {

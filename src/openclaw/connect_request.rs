@@ -9,7 +9,7 @@ use super::device::public_key_id;
 
 /// What a client's first message is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FirstMessage {
+pub enum ParsedMessage {
     /// A request to connect.
     Connect(ConnectRequest),
     /// Something that the gateway can't read as a request to connect.
@@ -41,7 +41,7 @@ impl ConnectRequest {
     }
 }
 
-impl FirstMessage {
+impl ParsedMessage {
     /// Reads a whole message.
     pub fn read(message: &[u8]) -> Self {
         // Only an object can be a request, and JSON knows no other white space.
@@ -146,9 +146,9 @@ impl<'de> Visitor<'de> for UnambiguousVisitor {
 mod tests {
     use super::*;
 
-    fn asks(scopes: &[&str], device: Option<&str>) -> FirstMessage {
+    fn asks(scopes: &[&str], device: Option<&str>) -> ParsedMessage {
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
-        FirstMessage::Connect(ConnectRequest {
+        ParsedMessage::Connect(ConnectRequest {
             id: "1".into(),
             scopes,
             device: device.map(str::to_owned),
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn only_an_unambiguous_connect_is_read() {
-        use FirstMessage::{Malformed, Other};
+        use ParsedMessage::{Malformed, Other};
         for (message, expected) in [
             (
                 r#"{"type":"req","id":"1","method":"connect","params":{"scopes":["operator.read"]}}"#,
@@ -188,11 +188,11 @@ mod tests {
             ("RFB 003.008\n", Other),
             ("", Other),
         ] {
-            assert_eq!(FirstMessage::read(message.as_bytes()), expected, "{message}");
+            assert_eq!(ParsedMessage::read(message.as_bytes()), expected, "{message}");
         }
-        assert_eq!(FirstMessage::read(b"{\"a\":\"\xff\"}"), Malformed);
+        assert_eq!(ParsedMessage::read(b"{\"a\":\"\xff\"}"), Malformed);
         let deep =
             [r#"{"id":"1","method":"connect","params":{"x":"#, &"[".repeat(5_000), &"]".repeat(5_000), "}}"].concat();
-        assert_eq!(FirstMessage::read(deep.as_bytes()), Malformed);
+        assert_eq!(ParsedMessage::read(deep.as_bytes()), Malformed);
     }
 }

@@ -30,7 +30,7 @@ use container::Container;
 use engine::Engine;
 use images::Images;
 use object::{ContainerInspection, EndpointSettings, Unreadable};
-use session::{News, Session};
+use session::{Session, SourceChange};
 
 /// The containers that the engine reports, and whether it can be reached.
 pub struct Docker {
@@ -69,7 +69,7 @@ pub struct DockerSource {
 impl Source for DockerSource {
     const NAME: &'static str = "Docker";
     type Session = Session;
-    type News = News;
+    type Change = SourceChange;
     type Error = Error;
 
     fn endpoint(&self) -> String {
@@ -84,7 +84,7 @@ impl Source for DockerSource {
         session.lost_since(error)
     }
 
-    fn next(session: &mut Session) -> impl Future<Output = Result<News, Error>> + Send {
+    fn next(session: &mut Session) -> impl Future<Output = Result<SourceChange, Error>> + Send {
         session.next()
     }
 
@@ -153,7 +153,7 @@ impl Docker {
             let changed = tokio::select! {
                 biased;
                 update = self.engine.next() => match update {
-                    Update::News(news) => self.learn(news),
+                    Update::Change(change) => self.apply(change),
                     Update::Lost => true,
                 },
                 Some((id, details)) = inspection => self.record_inspection(&id, details),
@@ -164,9 +164,10 @@ impl Docker {
         }
     }
 
-    fn learn(&mut self, news: News) -> bool {
-        match news {
-            News::Listed(containers, unreadable) => {
+    /// Applies `change`; returns whether anything differs now.
+    fn apply(&mut self, change: SourceChange) -> bool {
+        match change {
+            SourceChange::Listed(containers, unreadable) => {
                 self.report_unreadable(unreadable);
                 let changed = self.engine.record_list(containers.len()) || self.containers != containers;
                 self.containers = containers;
@@ -175,7 +176,7 @@ impl Docker {
                 }
                 changed
             }
-            News::Lost(loss) => {
+            SourceChange::Lost(loss) => {
                 debug!(?loss, "an event reports a loss");
                 let endpoints = |containers: &[Container]| {
                     containers.iter().map(|container| container.endpoints.len()).sum::<usize>()

@@ -41,7 +41,7 @@ const LONGEST_REST: Duration = Duration::from_millis(300);
 
 /// What a session reports.
 #[derive(Debug, PartialEq, Eq)]
-pub enum News {
+pub enum SourceChange {
     /// Every running container, and those that can't be read.
     Listed(Vec<Container>, Vec<Unreadable>),
     /// What a container has lost, before the list that will show it.
@@ -123,11 +123,11 @@ impl Session {
         }
     }
 
-    /// Waits for news. Nothing is lost when the future is dropped.
+    /// Waits for the next change. Nothing is lost when the future is dropped.
     ///
     /// # Errors
     /// The session is over.
-    pub async fn next(&mut self) -> Result<News, Error> {
+    pub async fn next(&mut self) -> Result<SourceChange, Error> {
         loop {
             let events = match &mut self.events {
                 Subscription::Opening(opening) => {
@@ -147,7 +147,7 @@ impl Session {
                 event = events.next() => {
                     let event = event?;
                     if let Some(loss) = self.handle(&event) {
-                        return Ok(News::Lost(loss));
+                        return Ok(SourceChange::Lost(loss));
                     }
                 }
                 Some(listed) = listing => return self.listed(listed),
@@ -186,7 +186,7 @@ impl Session {
         self.due = now + if std::mem::replace(&mut self.listed_once, true) { RESYNC } else { CONFIRM };
     }
 
-    fn listed(&mut self, listed: Result<Listed, Error>) -> Result<News, Error> {
+    fn listed(&mut self, listed: Result<Listed, Error>) -> Result<SourceChange, Error> {
         let now = Instant::now();
         if let Some(listing) = self.listing.take() {
             self.rested = now + ((now - listing.since) * REST).min(LONGEST_REST);
@@ -203,7 +203,7 @@ impl Session {
         for loss in self.lost.iter().chain(&self.regained) {
             loss.apply(&mut containers);
         }
-        Ok(News::Listed(containers, unreadable))
+        Ok(SourceChange::Listed(containers, unreadable))
     }
 
     /// Handles one event, and returns what it reports as lost.

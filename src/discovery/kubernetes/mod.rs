@@ -18,7 +18,7 @@ use api::Api;
 use error::Error;
 pub use object::TokenOwner;
 use pod::Pod;
-use session::{News, Session};
+use session::{Session, SourceChange};
 
 /// The pods that the API server reports, and whether it can be reached.
 pub struct Kubernetes {
@@ -30,7 +30,7 @@ pub struct Kubernetes {
 impl Source for Api {
     const NAME: &'static str = "Kubernetes";
     type Session = Session;
-    type News = News;
+    type Change = SourceChange;
     type Error = Error;
 
     fn endpoint(&self) -> String {
@@ -41,7 +41,7 @@ impl Source for Api {
         session::open(self.clone())
     }
 
-    async fn next(session: &mut Session) -> Result<News, Error> {
+    async fn next(session: &mut Session) -> Result<SourceChange, Error> {
         session.next().await.unwrap_or(Err(Error::WatchEnded))
     }
 }
@@ -66,7 +66,7 @@ impl Kubernetes {
     pub async fn changed(&mut self) {
         loop {
             let changed = match self.api.next().await {
-                Update::News(news) => self.learn(news),
+                Update::Change(change) => self.apply(change),
                 Update::Lost => true,
             };
             if changed {
@@ -75,15 +75,16 @@ impl Kubernetes {
         }
     }
 
-    fn learn(&mut self, news: News) -> bool {
-        match news {
-            News::Listed(mut pods) => {
+    /// Applies `change`; returns whether anything differs now.
+    fn apply(&mut self, change: SourceChange) -> bool {
+        match change {
+            SourceChange::Listed(mut pods) => {
                 pods.sort_by(|a, b| a.name.cmp(&b.name));
                 let changed = self.api.record_list(pods.len()) || self.pods != pods;
                 self.pods = pods;
                 changed
             }
-            News::Changed(name, pod) => {
+            SourceChange::Changed(name, pod) => {
                 self.api.record_answer();
                 let at = self.pods.binary_search_by(|known| known.name.cmp(&name));
                 match (at, pod) {

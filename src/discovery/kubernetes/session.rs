@@ -19,15 +19,15 @@ const SHORTEST: Duration = Duration::from_secs(1);
 
 /// What a session reports.
 #[derive(Debug, PartialEq, Eq)]
-pub enum News {
+pub enum SourceChange {
     /// Every running pod; a watch reports changes from here on.
     Listed(Vec<Pod>),
-    /// The pod with this name has changed to this, or is none to consider any more.
+    /// The pod with this name has changed to this, or is no longer one that could be an agent.
     Changed(String, Option<Pod>),
 }
 
-/// The news of a session, which ends with an error.
-pub type Session = BoxStream<'static, Result<News, Error>>;
+/// The changes that a session reports, up to an error that ends it.
+pub type Session = BoxStream<'static, Result<SourceChange, Error>>;
 
 enum State {
     New,
@@ -44,14 +44,14 @@ pub fn open(api: Api) -> Session {
     .boxed()
 }
 
-async fn next(api: &Api, state: State) -> Result<(News, State), Error> {
+async fn next(api: &Api, state: State) -> Result<(SourceChange, State), Error> {
     let (mut events, mut version, mut begun) = match state {
         State::Watching { events, version, begun } => (events, version, begun),
         State::New => {
             let (pods, version) = list(api).await?;
             // A pod that can't be watched is not known to be there a moment later, so a list alone is not used.
             let events = api.watch(&version).await?;
-            return Ok((News::Listed(pods), State::Watching { events, version, begun: Instant::now() }));
+            return Ok((SourceChange::Listed(pods), State::Watching { events, version, begun: Instant::now() }));
         }
     };
     loop {
@@ -76,7 +76,7 @@ async fn next(api: &Api, state: State) -> Result<(News, State), Error> {
                     EventType::Deleted => None,
                     EventType::Added | EventType::Modified => event.object.running(),
                 };
-                return Ok((News::Changed(name, pod), State::Watching { events, version, begun }));
+                return Ok((SourceChange::Changed(name, pod), State::Watching { events, version, begun }));
             }
             None if begun.elapsed() < SHORTEST => return Err(Error::WatchEnded),
             None => {

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::config::BindDevices;
 use crate::labels::LaneKind;
 use crate::lane::{AgentBasis, AgentLane, GatewayHead, Lane, allowed_scopes};
-use crate::openclaw::connect_request::{ConnectRequest, FirstMessage as Request};
+use crate::openclaw::connect_request::{ConnectRequest, ParsedMessage};
 use crate::openclaw::devices::{DeviceRefusal, Devices, ProvisionalBinding};
 use crate::proxy::session::Session;
 use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
@@ -42,16 +42,16 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
     let (connection, peer) = (session.number, session.peer);
     let objects_only = cap.is_none();
     let check = move |message: &[u8]| {
-        let request = Request::read(message);
+        let request = ParsedMessage::read(message);
         let checked =
             cap.as_ref().map_or(Ok(()), |cap| within_cap(&request, cap)).and_then(|()| match (request, device_check) {
-                (Request::Connect(request), Some(check)) => check.check(request, &pending).map(Checked::Connect),
-                (Request::Connect(request), None) => {
+                (ParsedMessage::Connect(request), Some(check)) => check.check(request, &pending).map(Checked::Connect),
+                (ParsedMessage::Connect(request), None) => {
                     pending.set(&request.id, |_| {});
                     Ok(Checked::Connect(Box::pin(ready(()))))
                 }
-                (Request::Malformed, _) => Err("loopgate: malformed connect".into()),
-                (Request::Other, _) => Ok(Checked::Other),
+                (ParsedMessage::Malformed, _) => Err("loopgate: malformed connect".into()),
+                (ParsedMessage::Other, _) => Ok(Checked::Other),
             });
         checked
             .inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused"))
@@ -129,8 +129,8 @@ impl DeviceCheck {
 }
 
 /// Refuses a first message that asks for more than `cap`, or that the gateway may read differently.
-fn within_cap(message: &Request, cap: &HeaderValue) -> Result<(), String> {
-    let Request::Connect(request) = message else {
+fn within_cap(message: &ParsedMessage, cap: &HeaderValue) -> Result<(), String> {
+    let ParsedMessage::Connect(request) = message else {
         return Err("loopgate: with a scope cap the first message must be a well-formed connect".into());
     };
     let exceeding = request.scopes.iter().find(|scope| allowed_scopes(cap).all(|allowed| allowed != *scope));
