@@ -51,7 +51,8 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
 
 /// Returns what makes the peer an agent, if anything does.
 ///
-/// `sender` is the sender of its requests, which must be asked for the certificates that count from there.
+/// `sender` is the address that writes the requests. A certificate that counts only from some
+/// addresses must count from that one.
 fn agent_basis(
     peer: IpAddr,
     sender: IpAddr,

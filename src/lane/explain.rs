@@ -42,7 +42,7 @@ pub enum WhyExternal {
         /// What is unreachable.
         source: AgentSourceKind,
     },
-    /// The connection is older than its container's being an agent.
+    /// The connection was opened before its container became an agent.
     Earlier {
         /// The container.
         agent: String,

@@ -97,8 +97,8 @@ impl Error {
         }
     }
 
-    /// A sentence for the client, which reveals nothing of what is behind loopgate but a mistake
-    /// that the operator meets first.
+    /// A sentence for the client. It reveals nothing about what is behind loopgate, except that the
+    /// gateway speaks TLS: a mistake that the operator meets first.
     pub(super) fn text(&self) -> &'static str {
         match self {
             Self::Refused(refusal) => refusal.text(),

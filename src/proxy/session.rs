@@ -45,8 +45,8 @@ impl Session {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
     }
 
-    /// Waits until the client of the request with this `head`, received at `started`, may have one
-    /// more at the gateway. Returns when that was.
+    /// Waits until the client of the request with this `head` may have one more at the gateway. The
+    /// request was received at `started`. Returns the permit, and the moment at which it was granted.
     ///
     /// # Errors
     /// No permit was free within `limits.gateway_wait`.

@@ -67,7 +67,7 @@ struct Driver<'a, C, F> {
     cut_at: Option<Instant>,
     /// Until when close frames of WebSockets may be sent, once the connection was revoked.
     revoked_until: Option<Instant>,
-    /// Until when a connection that was asked to end while idle is waited for, whatever wakes this task meanwhile.
+    /// The earliest moment at which a connection that was asked to end is idle, or slow, for too long.
     grace_until: Option<Instant>,
 }
 

@@ -1,8 +1,8 @@
 //! The phases of a connection before its first request, in order.
 //!
 //! 1. **Accepted**: the listener counted it. Nothing was read.
-//! 2. **Admitted**: the allow and deny lists let its peer go on.
-//! 3. **Identified**: its PROXY header, if it may have one, was read, and the lists let the client that it names go on.
+//! 2. **Admitted**: the allow and deny lists permit its peer.
+//! 3. **Identified**: its PROXY header, if it may have one, was read, and the lists permit the client in it.
 //! 4. **Handshaken**: TLS is up, and the client's certificate was verified.
 //! 5. **Assigned**: it is on exactly one lane.
 //! 6. **Registered**: later changes reach it, and none came between the decision and the registration.
@@ -131,7 +131,7 @@ impl AcceptedConnection {
     }
 }
 
-/// Phase 2: the lists let the peer go on.
+/// Phase 2: the lists permit the peer.
 struct Admitted {
     stream: TcpStream,
     peer: PeerAddr,
@@ -153,7 +153,7 @@ impl Admitted {
     }
 }
 
-/// Phase 3: it is known whose connection it is, and the lists let that client go on.
+/// Phase 3: the client is known, and the lists permit it.
 struct Identified {
     stream: TcpStream,
     peer: PeerAddr,

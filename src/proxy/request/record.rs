@@ -24,8 +24,8 @@ use crate::proxy::session::Session;
 use crate::proxy::upstream::budget::GatewayPermit;
 use crate::trace::{Span, Trace};
 
-/// A request from its head to the last byte of its response. Its body and every piece of that hold
-/// it, and when the last of them is dropped the request has ended: then it is counted and logged.
+/// A request from its head to the last byte of its response. The response's body and each piece of it
+/// hold a reference. When the last one is dropped, the request has ended, and is counted and logged.
 pub struct RequestRecord {
     session: Arc<Session>,
     guard: RequestGuard,
@@ -108,7 +108,7 @@ impl RequestRecord {
         self.trace.as_ref()
     }
 
-    /// Holds the right to the request until the response has left.
+    /// Keeps `permit` until the response has left.
     pub fn hold(&self, permit: GatewayPermit) {
         let _ = self.permit.set(permit);
     }

@@ -23,7 +23,7 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; BLOCK].into_boxed_slice());
 }
 
-/// One direction: what was read and could not be written yet, and how far its end has come.
+/// One direction: what was read and could not be written yet, and whether it has ended.
 pub struct Direction {
     pending: Bytes,
     unflushed: bool,

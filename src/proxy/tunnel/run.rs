@@ -103,7 +103,7 @@ enum TunnelStage {
     Closing {
         until: Instant,
     },
-    /// Nothing more of the client is forwarded. What tells it so has so long to leave.
+    /// The client is refused: nothing more from it is forwarded, and its close frame has so long to leave.
     Refusing {
         until: Instant,
     },
