@@ -113,7 +113,7 @@ fn certificate(certificate: &Certificate) -> Markup {
                 @if let Some(problem) = &certificate.problem { dt { "Problem" } dd .bad { (problem) } }
                 dt { "Names" } dd { @for name in &certificate.names { code { (name) } " " } }
                 dt { "Expires" }
-                dd .bad[left <= 0] .fair[left > 0 && left < SOON] {
+                dd .bad[left <= 0] .warning[left > 0 && left < SOON] {
                     time datetime=(certificate.not_after) { (minute(&certificate.not_after)) }
                     @match u64::try_from(left) { Ok(left) => { ", in " (span(left)) } Err(_) => ", has expired" }
                 }
@@ -187,7 +187,7 @@ fn agents(status: &Status) -> Markup {
                             @for other in &status.not_agents {
                                 tr {
                                     td { code { (other.container) } }
-                                    td colspan="4" .fair { "not an agent: " (other.why) }
+                                    td colspan="4" .warning { "not an agent: " (other.why) }
                                 }
                             }
                         }
@@ -225,7 +225,7 @@ fn row(connection: &Connection) -> Markup {
             td {
                 @if let Some(who) = &connection.who { code { (who) } " " }
                 @if let Some(admitted) = &connection.admitted { span .quiet { (admission(admitted)) } }
-                @if let Some(why) = &connection.why_not_agent { span .fair { (why) } }
+                @if let Some(why) = &connection.why_not_agent { span .warning { (why) } }
             }
             td { (connection.protocol) }
             td { time title=(connection.since) { (span(connection.for_seconds)) } }

@@ -17,7 +17,7 @@ pub(super) fn render(received: &Received) -> String {
             ("refused", "The gateway would answer 403: the proxy is not trusted, or does not state its client.")
         }
     };
-    let (says_who, others): (Vec<_>, Vec<_>) =
+    let (attribution, others): (Vec<_>, Vec<_>) =
         received.headers.iter().partition(|(name, _)| name == "host" || is_attribution(name));
     let nothing = if received.attribution().is_empty() {
         "<tr><td colspan=\"2\">no header that states where the request comes from</td></tr>\n"
@@ -44,10 +44,10 @@ pub(super) fn render(received: &Received) -> String {
 <section>
 <h2>The request as the gateway received it</h2>
 <table>
-<tbody class="says-who">
+<tbody class="attribution">
 <tr><th scope="row">seen from</th><td>{from}</td></tr>
 <tr><th scope="row">request</th><td>{method} {target}</td></tr>
-{says_who}{nothing}</tbody>
+{attribution}{nothing}</tbody>
 <tbody>
 {others}</tbody>
 </table>
@@ -64,7 +64,7 @@ pub(super) fn render(received: &Received) -> String {
 {SCRIPT}</script>
 </html>
 "#,
-        says_who = rows(&says_who),
+        attribution = rows(&attribution),
         others = rows(&others),
         reason = escape(&received.reason),
         from = escape(&received.from.to_string()),

@@ -23,7 +23,7 @@ use futures_util::future::FusedFuture;
 use futures_util::stream::{BoxStream, StreamExt};
 use http::header::{HOST, HeaderName};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Request, Response, Uri};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
