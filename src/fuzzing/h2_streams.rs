@@ -1,6 +1,6 @@
 //! HTTP/2 connections on which interim responses are sent between hyper's frames.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -10,9 +10,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -31,6 +31,8 @@ const PING: u8 = 6;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
+const PRIORITY: u8 = 0x20;
 
 /// How the header block of an interim response begins here; hyper sends no other that begins so.
 const HINTS: &[u8] = b"\x08\x03103";
@@ -90,13 +92,38 @@ fn act(byte: u8, next: &mut u32) -> Vec<u8> {
                 &[block(stream), field("x", &"y".repeat(100)).repeat(4)].concat(),
             )
         }
-        // Trailers.
-        7 => frame(HEADERS, END_HEADERS | END_STREAM, next.saturating_sub(4) | 1, &field("x-sum", "1")),
+        7 => trailers(byte / 12, next.saturating_sub(4) | 1),
         8 => frame(RST_STREAM, 0, next.saturating_sub(2) | 1, &[0, 0, 0, 8]),
         9 => frame(DATA, byte & END_STREAM, next.saturating_sub(2) | 1, b"data"),
         10 => frame(PING, 0, 0, &[0; 8]),
         _ => frame(SETTINGS, 0, 0, &[0, 1, 0, 0, byte & 16, 0]),
     }
+}
+
+/// Trailers on `stream`, in the form that the bits of `form` say; every other one has a pseudo-header field.
+fn trailers(form: u8, stream: u32) -> Vec<u8> {
+    let has = |bit: u8| form & bit != 0;
+    let fields = if has(1) { [field(":path", "/"), field("x-bad", "1")].concat() } else { field("x-sum", "1") };
+    // An update to the size that the table has.
+    let block = if has(2) { [&[0x3f, 0xe1, 0x1f][..], &fields].concat() } else { fields };
+    let (mut flags, mut payload) = (END_STREAM, Vec::new());
+    if has(4) {
+        flags |= PADDED;
+        payload.push(3);
+    }
+    if has(8) {
+        flags |= PRIORITY;
+        payload.extend([0, 0, 0, 0, 9]);
+    }
+    let (first, second) = block.split_at(if has(16) { block.len() / 2 } else { block.len() });
+    payload.extend(first);
+    if has(4) {
+        payload.extend([0; 3]);
+    }
+    if !has(16) {
+        return frame(HEADERS, flags | END_HEADERS, stream, &payload);
+    }
+    [frame(HEADERS, flags, stream, &payload), frame(CONTINUATION, END_HEADERS, stream, second)].concat()
 }
 
 /// A client's side of a connection: each read gets the next piece, or nothing yet; each write takes
@@ -163,14 +190,22 @@ impl Tasks {
 /// An HTTP/2 connection, cut into reads by the first byte; each further byte is something that the client does.
 ///
 /// Interim responses are only sent on the streams of their requests, before the final response, and
-/// between hyper's frames.
+/// between hyper's frames. No trailers with a pseudo-header field arrive.
 pub fn h2_streams(data: &[u8]) {
     run(data);
 }
 
-/// Returns how many interim responses the client got.
-fn run(data: &[u8]) -> usize {
-    let Some((&size, acts)) = data.split_first() else { return 0 };
+/// What came of a connection.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// Interim responses that the client got.
+    hints: usize,
+    /// Trailers that the service got.
+    trailers: usize,
+}
+
+fn run(data: &[u8]) -> Outcome {
+    let Some((&size, acts)) = data.split_first() else { return Outcome::default() };
     let mut next = 1;
     let mut bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
     let mut pieces = VecDeque::new();
@@ -197,6 +232,7 @@ fn run(data: &[u8]) -> usize {
     );
     let tasks = Tasks::default();
     let seen = Rc::<RefCell<Vec<(u32, InterimSender)>>>::default();
+    let trailers = Rc::<Cell<usize>>::default();
     let mut builder = http2::Builder::new(tasks.clone());
     builder.max_concurrent_streams(4).max_header_list_size(400).max_local_error_reset_streams(1000);
     let connection = builder.serve_connection(
@@ -205,7 +241,7 @@ fn run(data: &[u8]) -> usize {
             let sender = interims.request();
             let stream: u32 = request.uri().path().trim_start_matches('/').parse().expect("the path is a stream");
             seen.borrow_mut().push((stream, sender.clone()));
-            answer(stream, sender)
+            answer(stream, sender, request.into_body(), Rc::clone(&trailers))
         }),
     );
     let mut connection = pin!(connection);
@@ -220,15 +256,26 @@ fn run(data: &[u8]) -> usize {
         }
         tasks.poll(&mut cx);
     }
-    check(&written.borrow())
+    Outcome { hints: check(&written.borrow()), trailers: trailers.get() }
 }
 
-/// Answers after a few polls, and sends an interim response in each.
-async fn answer(stream: u32, sender: InterimSender) -> Result<Response<Full<Bytes>>, Infallible> {
+/// Answers after a few polls, in each of which it sends an interim response and reads what there is; counts trailers.
+async fn answer(
+    stream: u32,
+    sender: InterimSender,
+    mut body: Incoming,
+    count: Rc<Cell<usize>>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let fields = HeaderMap::from_iter([("x-for".parse().expect("a name"), HeaderValue::from(stream))]);
     let mut polls = 0;
-    poll_fn(|_| {
+    poll_fn(|cx| {
         sender.send(StatusCode::EARLY_HINTS, &fields);
+        while let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(cx) {
+            let Ok(trailers) = frame.into_trailers() else { continue };
+            let names: BTreeSet<_> = trailers.keys().map(HeaderName::as_str).collect();
+            assert_eq!(names, BTreeSet::from(["host", "x-sum"]), "what h2 must not accept");
+            count.set(count.get() + 1);
+        }
         polls += 1;
         if polls > stream % 5 { Poll::Ready(()) } else { Poll::Pending }
     })
@@ -280,8 +327,14 @@ mod tests {
 
         #[test]
         fn every_valid_request_gets_its_own(acts in vec(proptest::sample::select(vec![0_u8, 4, 132, 136]), 1..4), size: u8) {
-            let hints = run(&[vec![size], acts.clone()].concat());
-            prop_assert!(hints >= acts.len(), "{}", hints);
+            let outcome = run(&[vec![size], acts.clone()].concat());
+            prop_assert!(outcome.hints >= acts.len(), "{:?}", outcome);
+        }
+
+        #[test]
+        fn well_formed_trailers_arrive_and_others_do_not(form in 0_u8..20, size: u8) {
+            let outcome = run(&[size, 3, 7 + 12 * form]);
+            prop_assert_eq!(outcome.trailers, usize::from(form % 2 == 0));
         }
     }
 }

@@ -11,6 +11,7 @@ mod faults;
 mod fidelity;
 mod floods;
 mod h2_abuse;
+mod h2_trailers;
 mod interims;
 mod kubernetes;
 mod lanes;

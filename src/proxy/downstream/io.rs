@@ -15,6 +15,7 @@ use super::h1_refusal::{HyperRefusals, head_timeout};
 use super::h1_request_guard::{H1RequestGuard, encode};
 use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Violation};
 use super::h2_frames::H2Frames;
+use super::h2_trailers::{H2Trailers, TooLarge};
 use super::interims::Interims;
 use crate::labels::Protocol;
 use crate::listener::Permit;
@@ -63,7 +64,7 @@ struct Observer {
 /// What is kept for each protocol.
 enum ProtocolGuard {
     Http1 { guard: H1RequestGuard, refusals: HyperRefusals, refusal: Option<Refusal> },
-    Http2 { guard: H2FloodGuard, frames: H2Frames, floods: Counter },
+    Http2 { guard: H2FloodGuard, frames: H2Frames, trailers: H2Trailers, floods: Counter },
 }
 
 /// A refusal that replaces one of hyper's.
@@ -83,29 +84,42 @@ enum Turn {
     Replaced(usize),
 }
 
+/// What happens to bytes that were read.
+enum Read {
+    /// hyper gets them.
+    Passed,
+    /// hyper gets others in their place.
+    Rewritten(Vec<u8>),
+    /// The connection is closed with these.
+    Refused(&'static [u8]),
+}
+
 impl Observer {
-    /// Follows what was read; returns the last bytes to send, if the connection must be closed for
-    /// it. Of HTTP/1.1, notes the places of bytes to encode in `raw`.
-    fn read(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> Option<&'static [u8]> {
+    /// Follows what was read.
+    fn read(&mut self, bytes: &mut [u8]) -> Read {
         match &mut self.guard {
             ProtocolGuard::Http1 { guard, .. } => {
-                guard.follow(bytes, raw);
+                let mut raw = Vec::new();
+                guard.follow(bytes, &mut raw);
                 self.activity.bytes_in(guard.in_head());
-                None
+                if raw.is_empty() { Read::Passed } else { Read::Rewritten(encode(bytes, &raw)) }
             }
-            ProtocolGuard::Http2 { guard, frames, floods } => {
+            ProtocolGuard::Http2 { guard, frames, trailers, floods } => {
                 let had_begun = guard.has_begun();
                 let followed = guard.follow(bytes, frames);
                 if !had_begun && guard.has_begun() {
                     self.activity.preface_ended();
                 }
                 match followed {
-                    Ok(()) => None,
+                    Ok(()) => match trailers.rewrite(bytes) {
+                        Ok(rewritten) => rewritten.map_or(Read::Passed, Read::Rewritten),
+                        Err(TooLarge) => Read::Refused(&ENHANCE_YOUR_CALM),
+                    },
                     Err(Violation::Flood) => {
                         floods.inc();
-                        Some(&ENHANCE_YOUR_CALM)
+                        Read::Refused(&ENHANCE_YOUR_CALM)
                     }
-                    Err(Violation::NoSettings) => Some(&PROTOCOL_ERROR),
+                    Err(Violation::NoSettings) => Read::Refused(&PROTOCOL_ERROR),
                 }
             }
         }
@@ -213,6 +227,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
             Protocol::Http2 => ProtocolGuard::Http2 {
                 guard: H2FloodGuard::new(),
                 frames: H2Frames::new(Arc::clone(&interims)),
+                trailers: H2Trailers::new(),
                 floods,
             },
             Protocol::Http1 => {
@@ -267,30 +282,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.unread.is_empty() {
-            this.read_unread(buf);
-            return Poll::Ready(Ok(()));
-        }
-        let before = buf.filled().len();
-        let poll = Pin::new(&mut this.stream).poll_read(cx, buf);
-        let Some(observer) = &mut this.observer else { return poll };
-        if buf.filled().len() > before {
-            let mut raw = Vec::new();
-            if let Some(bytes) = observer.read(&mut buf.filled_mut()[before..], &mut raw) {
-                return this.write_final(bytes, cx);
-            }
-            if !raw.is_empty() {
-                this.unread = encode(&buf.filled()[before..], &raw).into();
-                buf.set_filled(before);
+        loop {
+            if !this.unread.is_empty() {
                 this.read_unread(buf);
+                return Poll::Ready(Ok(()));
             }
-        } else if observer.activity.is_head_abandoned() {
-            // An HTTP/2 client that never ended its preface has no use for a response.
-            let response =
-                if matches!(observer.guard, ProtocolGuard::Http1 { .. }) { head_timeout() } else { Vec::new() };
-            return this.write_final(&response, cx);
+            let before = buf.filled().len();
+            let poll = Pin::new(&mut this.stream).poll_read(cx, buf);
+            let Some(observer) = &mut this.observer else { return poll };
+            if buf.filled().len() > before {
+                match observer.read(&mut buf.filled_mut()[before..]) {
+                    Read::Passed => return poll,
+                    Read::Refused(bytes) => return this.write_final(bytes, cx),
+                    // None may be left; that must not look like the end.
+                    Read::Rewritten(bytes) => {
+                        this.unread = bytes.into();
+                        buf.set_filled(before);
+                    }
+                }
+                continue;
+            }
+            if observer.activity.is_head_abandoned() {
+                // An HTTP/2 client that never ended its preface has no use for a response.
+                let is_h1 = matches!(observer.guard, ProtocolGuard::Http1 { .. });
+                let response = if is_h1 { head_timeout() } else { Vec::new() };
+                return this.write_final(&response, cx);
+            }
+            return poll;
         }
-        poll
     }
 }
 

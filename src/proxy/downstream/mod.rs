@@ -6,6 +6,7 @@ pub mod h1_request_guard;
 mod h2_flood_guard;
 mod h2_frames;
 pub mod h2_stream_stall;
+mod h2_trailers;
 pub mod interims;
 pub mod io;
 pub mod window_budget;

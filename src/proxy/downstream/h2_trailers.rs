@@ -1,0 +1,321 @@
+//! Has `h2` refuse pseudo-header fields in the trailers of a request.
+//!
+//! No trailers may have one (RFC 9113 section 8.1), but `h2` drops it and accepts the rest. It does
+//! refuse a block in which a pseudo-header field follows a regular field, so [`H2Trailers`] puts a
+//! regular field before the client's: a frame HEADERS with trailers becomes HEADERS with that field
+//! and CONTINUATION with the client's block. Two frames, because a block may begin with an update
+//! of the size of HPACK's table, which only `h2` can read, and which it allows where a frame begins.
+//! A block that came in several frames goes on in one: `h2` forgets what was wrong in a frame that
+//! ends inside a field.
+//!
+//! The field is `Host` without a value. No trailers may have that either, so
+//! [`scrub_trailers`](crate::lane::scrub_trailers) removes it from all, and nothing depends on
+//! whether it is there.
+
+const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+const HEAD: usize = 9;
+/// The size of a stream's dependency and weight (RFC 9113 section 6.2).
+const PRIORITY_SIZE: usize = 5;
+/// The largest header block of trailers: what a frame can hold (RFC 9113 section 6.5.2).
+const MAX_BLOCK: usize = 16_384;
+/// The most frames of one.
+const MAX_FRAMES: usize = 16;
+
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const PADDED: u8 = 8;
+const PRIORITY: u8 = 0x20;
+
+/// Entry 38 of HPACK's static table, `host` with an empty value, in one byte (RFC 7541 section 6.1).
+const EMPTY_HOST: u8 = 0x80 | 38;
+
+/// Follows the frames of one client, and rewrites those with trailers.
+#[derive(Debug)]
+pub struct H2Trailers {
+    /// Bytes that are left of the current frame, or of the preface, without padding; and of padding, which is left out.
+    left: usize,
+    padding: usize,
+    /// The beginning of a frame, of which too little is there.
+    held: Vec<u8>,
+    /// Trailers that are not complete.
+    block: Option<Block>,
+    last_stream: u32,
+}
+
+/// The header block of trailers.
+#[derive(Debug)]
+struct Block {
+    stream: [u8; 4],
+    /// END_STREAM, or 0.
+    end_stream: u8,
+    bytes: Vec<u8>,
+    frames: usize,
+    /// Whether it ends with the current frame.
+    ends: bool,
+}
+
+/// The header block of trailers is too large, or in too many frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLarge;
+
+/// What happens to a frame.
+enum Frame {
+    /// More of it must be there first.
+    Incomplete,
+    /// It passes; so long is it.
+    Passed(usize),
+    /// It begins trailers, or goes on with them.
+    Trailers(Piece),
+}
+
+/// A piece of a header block.
+struct Piece {
+    /// Bytes before it, in its frame.
+    before: usize,
+    length: usize,
+    padding: usize,
+    stream: [u8; 4],
+    flags: u8,
+}
+
+impl H2Trailers {
+    pub fn new() -> Self {
+        Self { left: PREFACE, padding: 0, held: Vec::new(), block: None, last_stream: 0 }
+    }
+
+    /// Takes the next bytes from the client. Returns what `h2` must get in their place; `None` if
+    /// that is the same.
+    ///
+    /// # Errors
+    /// Trailers are too large; the connection must be closed.
+    pub fn rewrite(&mut self, bytes: &[u8]) -> Result<Option<Vec<u8>>, TooLarge> {
+        if self.held.is_empty() && self.block.is_none() && self.padding == 0 {
+            let (left, last_stream) = (self.left, self.last_stream);
+            if self.passes(bytes) {
+                return Ok(None);
+            }
+            (self.left, self.last_stream) = (left, last_stream);
+        }
+        if self.held.is_empty() {
+            return self.rewritten(bytes).map(Some);
+        }
+        let mut whole = std::mem::take(&mut self.held);
+        whole.extend_from_slice(bytes);
+        self.rewritten(&whole).map(Some)
+    }
+
+    /// Returns whether all of `bytes` pass, and nothing has to be held.
+    fn passes(&mut self, mut bytes: &[u8]) -> bool {
+        loop {
+            bytes = &bytes[take(&mut self.left, bytes)..];
+            if bytes.is_empty() {
+                return true;
+            }
+            let Frame::Passed(length) = self.frame(bytes) else { return false };
+            self.left = length;
+        }
+    }
+
+    fn rewritten(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, TooLarge> {
+        let mut rewritten = Vec::with_capacity(bytes.len() + 2 * HEAD + 1);
+        loop {
+            let (piece, rest) = bytes.split_at(take(&mut self.left, bytes));
+            match &mut self.block {
+                Some(block) => block.bytes.extend_from_slice(piece),
+                None => rewritten.extend_from_slice(piece),
+            }
+            bytes = &rest[take(&mut self.padding, rest)..];
+            let has_ended = self.left == 0 && self.padding == 0;
+            if let Some(block) = self.block.take_if(|block| has_ended && block.ends) {
+                block.write(&mut rewritten);
+            }
+            if bytes.is_empty() {
+                return Ok(rewritten);
+            }
+            match self.frame(bytes) {
+                Frame::Incomplete => {
+                    self.held = bytes.to_vec();
+                    return Ok(rewritten);
+                }
+                Frame::Passed(length) => {
+                    // A block that another frame interrupts, which `h2` refuses.
+                    if let Some(block) = self.block.take() {
+                        block.write(&mut rewritten);
+                    }
+                    self.left = length;
+                }
+                Frame::Trailers(piece) => {
+                    bytes = &bytes[piece.before..];
+                    (self.left, self.padding) = (piece.length, piece.padding);
+                    let block = self.block.get_or_insert_with(|| Block::new(&piece));
+                    block.frames += 1;
+                    block.ends = piece.flags & END_HEADERS != 0;
+                    if block.bytes.len() + piece.length > MAX_BLOCK || block.frames > MAX_FRAMES {
+                        return Err(TooLarge);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Decides about the frame that `bytes` begin with.
+    fn frame(&mut self, bytes: &[u8]) -> Frame {
+        let Some((&[high, middle, low, kind, flags, a, b, c, d], payload)) = bytes.split_first_chunk::<HEAD>() else {
+            return Frame::Incomplete;
+        };
+        let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        let stream = [a, b, c, d];
+        let passed = Frame::Passed(HEAD + length);
+        if let Some(block) = &self.block {
+            let goes_on = kind == CONTINUATION && stream == block.stream;
+            let piece = Piece { before: HEAD, length, padding: 0, stream, flags };
+            return if goes_on { Frame::Trailers(piece) } else { passed };
+        }
+        if kind != HEADERS {
+            return passed;
+        }
+        let number = u32::from_be_bytes(stream) & 0x7fff_ffff;
+        if number > self.last_stream {
+            self.last_stream = number;
+            return passed;
+        }
+        let is_padded = flags & PADDED != 0;
+        let before = usize::from(is_padded) + if flags & PRIORITY != 0 { PRIORITY_SIZE } else { 0 };
+        // `h2` closes the connection for a frame that is too long, or too short for its flags.
+        let Some(rest) = length.checked_sub(before).filter(|_| length <= MAX_BLOCK) else { return passed };
+        if payload.len() < before {
+            return Frame::Incomplete;
+        }
+        let padding = if is_padded { usize::from(payload[0]) } else { 0 };
+        let Some(length) = rest.checked_sub(padding) else { return passed };
+        Frame::Trailers(Piece { before: HEAD + before, length, padding, stream, flags })
+    }
+}
+
+impl Block {
+    fn new(piece: &Piece) -> Self {
+        Self { stream: piece.stream, end_stream: piece.flags & END_STREAM, bytes: Vec::new(), frames: 0, ends: false }
+    }
+
+    /// Appends its two frames to `bytes`.
+    fn write(self, bytes: &mut Vec<u8>) {
+        let [a, b, c, d] = self.stream;
+        let [.., high, middle, low] = self.bytes.len().to_be_bytes();
+        let end_headers = if self.ends { END_HEADERS } else { 0 };
+        bytes.extend_from_slice(&[0, 0, 1, HEADERS, self.end_stream, a, b, c, d, EMPTY_HOST]);
+        bytes.extend_from_slice(&[high, middle, low, CONTINUATION, end_headers, a, b, c, d]);
+        bytes.extend_from_slice(&self.bytes);
+    }
+}
+
+/// Takes as many of `bytes` as `left` wants; returns how many.
+fn take(left: &mut usize, bytes: &[u8]) -> usize {
+    let count = bytes.len().min(*left);
+    *left -= count;
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let [.., high, middle, low] = payload.len().to_be_bytes();
+        [&[high, middle, low, kind, flags], &stream.to_be_bytes()[..], payload].concat()
+    }
+
+    fn begun() -> Vec<u8> {
+        [&[b'P'; PREFACE][..], &frame(4, 0, 0, &[7; 12]), &frame(HEADERS, END_HEADERS, 3, b"head")].concat()
+    }
+
+    fn rewritten(bytes: &[u8], size: usize) -> (Vec<u8>, H2Trailers) {
+        let mut trailers = H2Trailers::new();
+        let pieces = bytes.chunks(size).map(|piece| trailers.rewrite(piece).unwrap().unwrap_or_else(|| piece.to_vec()));
+        (pieces.collect::<Vec<_>>().concat(), trailers)
+    }
+
+    #[test]
+    fn trailers_get_a_regular_field_before_them_however_reads_cut_them() {
+        let flags = END_STREAM | END_HEADERS;
+        let host = |flags| frame(HEADERS, flags, 3, &[EMPTY_HOST]);
+        let rest = |flags, block: &[u8]| [host(END_STREAM), frame(CONTINUATION, flags, 3, block)].concat();
+        let block = b"block of trailers";
+        let continued = frame(CONTINUATION, END_HEADERS, 3, b"more");
+        for (name, sent, wanted) in [
+            ("plain", frame(HEADERS, flags, 3, block), rest(END_HEADERS, block)),
+            ("empty", frame(HEADERS, flags, 3, b""), rest(END_HEADERS, b"")),
+            (
+                "without END_STREAM",
+                frame(HEADERS, END_HEADERS, 3, block),
+                [host(0), frame(CONTINUATION, END_HEADERS, 3, block)].concat(),
+            ),
+            ("padded", frame(HEADERS, flags | PADDED, 3, b"\x03block\0\0\0"), rest(END_HEADERS, b"block")),
+            ("all padding", frame(HEADERS, flags | PADDED, 3, b"\x03\0\0\0"), rest(END_HEADERS, b"")),
+            ("priority", frame(HEADERS, flags | PRIORITY, 3, b"12345block"), rest(END_HEADERS, b"block")),
+            ("both", frame(HEADERS, flags | PADDED | PRIORITY, 3, b"\x0212345block\0\0"), rest(END_HEADERS, b"block")),
+            (
+                "continued",
+                [&frame(HEADERS, END_STREAM, 3, block)[..], &continued].concat(),
+                rest(END_HEADERS, b"block of trailersmore"),
+            ),
+            ("of an earlier stream", frame(HEADERS, flags, 1, block), {
+                [frame(HEADERS, END_STREAM, 1, &[EMPTY_HOST]), frame(CONTINUATION, END_HEADERS, 1, block)].concat()
+            }),
+        ] {
+            let after = [frame(0, END_STREAM, 5, b"data"), frame(HEADERS, END_HEADERS, 5, b"head")].concat();
+            for size in [1, 2, 8, 9, 10, 14, 1000] {
+                let (bytes, trailers) = rewritten(&[begun(), sent.repeat(2), after.clone()].concat(), size);
+                assert_eq!(bytes, [begun(), wanted.repeat(2), after.clone()].concat(), "{name}, {size}");
+                assert!(trailers.held.is_empty(), "{name}, {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn everything_else_passes_and_whole_frames_are_not_copied() {
+        let too_short = [
+            frame(HEADERS, PADDED, 3, b""),
+            frame(HEADERS, PADDED, 3, b"\x05abc"),
+            frame(HEADERS, PRIORITY, 3, b"1234"),
+            frame(HEADERS, PADDED | PRIORITY, 3, b"\x0112345"),
+        ];
+        let frames = [
+            vec![
+                frame(HEADERS, END_HEADERS | PADDED, 5, b"\x03block\0\0\0"),
+                frame(CONTINUATION, 0, 5, b"more"),
+                frame(0, 0, 5, &[1; 20_000]),
+                frame(3, 0, 5, &[0; 4]),
+                frame(0x42, 0xff, 1, &[HEADERS; 40]),
+            ],
+            too_short.to_vec(),
+        ]
+        .concat();
+        let bytes = [begun(), frames.concat()].concat();
+        assert_eq!(H2Trailers::new().rewrite(&bytes), Ok(None));
+        for size in [1, 7, 9, 10, 4096] {
+            assert_eq!(rewritten(&bytes, size).0, bytes, "{size}");
+        }
+    }
+
+    #[test]
+    fn a_block_is_bounded_and_one_that_is_interrupted_is_not_completed() {
+        let more = |size: usize| frame(CONTINUATION, 0, 3, &vec![0; size]);
+        let start = frame(HEADERS, END_STREAM, 3, &[0; 10_000]);
+        for (rest, fits) in [
+            (more(6384), true),
+            (more(6385), false),
+            (more(0).repeat(MAX_FRAMES - 1), true),
+            (more(0).repeat(MAX_FRAMES), false),
+        ] {
+            let result = H2Trailers::new().rewrite(&[begun(), start.clone(), rest].concat());
+            assert_eq!(result, if fits { Ok(Some(begun())) } else { Err(TooLarge) });
+        }
+        for other in [frame(0, 0, 3, b"data"), frame(CONTINUATION, END_HEADERS, 1, b"x"), frame(HEADERS, 0, 5, b"x")] {
+            let sent = [begun(), frame(HEADERS, END_STREAM, 3, b"block"), other.clone()].concat();
+            let (host, block) = (frame(HEADERS, END_STREAM, 3, &[EMPTY_HOST]), frame(CONTINUATION, 0, 3, b"block"));
+            assert_eq!(rewritten(&sent, 1000).0, [begun(), host, block, other].concat());
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Trailers of requests over HTTP/2, in every form that a header block can have.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::harness::{Harness, OUTSIDER};
+use loopgate_test_support::raw_h2::*;
+
+const SOON: Duration = Duration::from_secs(20);
+const PROTOCOL_ERROR: u32 = 1;
+const PADDED: u8 = 8;
+const PRIORITY: u8 = 0x20;
+/// Sets the size of the dynamic table to what it is (RFC 7541 section 6.3).
+const SIZE_UPDATE: &[u8] = &[0x3f, 0xe1, 0x1f];
+
+/// The frames of trailers with this block on `stream`, in every form, with a name.
+fn forms(stream: u32, block: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let (all, none) = (END_STREAM | END_HEADERS, END_STREAM);
+    let (start, end) = block.split_at(block.len() / 2);
+    let padded = [&[7], block, &[0; 7]].concat();
+    vec![
+        ("one frame", frame(HEADERS, all, stream, block)),
+        ("a size update first", frame(HEADERS, all, stream, &[SIZE_UPDATE, block].concat())),
+        ("padded", frame(HEADERS, all | PADDED, stream, &padded)),
+        ("with a priority", frame(HEADERS, all | PRIORITY, stream, &[&[0, 0, 0, 0, 9], block].concat())),
+        ("both", frame(HEADERS, all | PADDED | PRIORITY, stream, &[&[2, 0, 0, 0, 0, 9], block, &[0; 2]].concat())),
+        ("continued", [frame(HEADERS, none, stream, start), frame(CONTINUATION, END_HEADERS, stream, end)].concat()),
+        (
+            "a size update, and the block continued",
+            [frame(HEADERS, none, stream, SIZE_UPDATE), frame(CONTINUATION, END_HEADERS, stream, block)].concat(),
+        ),
+        (
+            "nothing, and the block continued",
+            [frame(HEADERS, none, stream, &[]), frame(CONTINUATION, END_HEADERS, stream, block)].concat(),
+        ),
+    ]
+}
+
+/// The frames of a request that goes on after its body; entry 62 of the table is `entry` then.
+fn request_with_entry(stream: u32, entry: &[u8], value: &[u8]) -> Vec<u8> {
+    let fields = [(":method", "POST"), (":scheme", "https"), (":authority", "gateway.example:18789")];
+    let head = match entry {
+        b":path" => [block(&fields), kept_field(entry, value)].concat(),
+        _ => [block(&fields), block(&[(":path", "/echo")]), kept_field(entry, value)].concat(),
+    };
+    [frame(HEADERS, END_HEADERS, stream, &head), frame(DATA, 0, stream, b"hello")].concat()
+}
+
+#[tokio::test]
+async fn pseudo_header_fields_in_trailers_are_refused_however_they_are_written() {
+    let harness = Harness::start().await;
+    let sum = field(b"x-sum", b"7");
+    let pseudo = [
+        ("a literal", field(b":path", b"/other")),
+        ("with Huffman code", [&[0, 0x84, 0xb9, 0x58, 0xd3, 0x3f][..], &[1, b'/']].concat()),
+        ("of the static table", indexed(4)),
+        ("with a name of the static table", vec![4, 6, b'/', b'o', b't', b'h', b'e', b'r']),
+        ("of the dynamic table", indexed(62)),
+        ("a status", indexed(8)),
+        ("before a regular field", [indexed(4), sum.clone()].concat()),
+        ("after a regular field", [sum.clone(), indexed(4)].concat()),
+    ];
+    for (name, block) in &pseudo {
+        for (form, frames) in forms(1, block) {
+            let mut client = RawH2::open(&harness, OUTSIDER, &[]).await;
+            let bytes = [request_with_entry(1, b":path", b"/echo"), frames].concat();
+            let outcome = timeout(SOON, client.provoke(&bytes, Outcome::is_decided)).await.expect("an end");
+            assert_eq!(outcome.resets, [(1, PROTOCOL_ERROR)], "{name}, {form}: {outcome:?}");
+            // The connection's tables are in step.
+            let head = self::block(&[(":method", "GET"), (":scheme", "https"), (":authority", "a")]);
+            let next = frame(HEADERS, END_HEADERS | END_STREAM, 3, &[head, indexed(62)].concat());
+            let outcome = timeout(SOON, client.provoke(&next, Outcome::is_decided)).await.expect("a response");
+            assert_eq!(outcome.heads, [(3, 0x88)], "{name}, {form}: {outcome:?}");
+        }
+    }
+    let received = harness.gateway.requests();
+    assert!(received.iter().all(|request| request.truncated || request.start().starts_with("GET")), "{received:#?}");
+}
+
+#[tokio::test]
+async fn trailers_pass_however_they_are_written() {
+    let harness = Harness::start().await;
+    for (form, frames) in [forms(1, &field(b"x-sum", b"7")), forms(1, &indexed(62))].concat() {
+        let mut client = RawH2::open(&harness, OUTSIDER, &[]).await;
+        let bytes = [request_with_entry(1, b"x-sum", b"7"), frames].concat();
+        let outcome = timeout(SOON, client.provoke(&bytes, Outcome::is_decided)).await.expect("a response");
+        assert_eq!(outcome.heads, [(1, 0x88)], "{form}: {outcome:?}");
+        let received = harness.gateway.requests().pop().unwrap();
+        assert_eq!((received.body.as_slice(), received.trailers.as_str()), (&b"hello"[..], "x-sum: 7\r\n"), "{form}");
+    }
+    // A block as large as a frame may be, and none at all.
+    for block in [[vec![0, 1, b'x', 127, 0xfb, 0x7e], vec![b'y'; 16_378]].concat(), Vec::new()] {
+        let mut client = RawH2::open(&harness, OUTSIDER, &[]).await;
+        let trailers = frame(HEADERS, END_STREAM | END_HEADERS, 1, &block);
+        let bytes = [request_with_entry(1, b"x-sum", b"7"), trailers].concat();
+        let outcome = timeout(SOON, client.provoke(&bytes, Outcome::is_decided)).await.expect("a response");
+        assert_eq!(outcome.heads, [(1, 0x88)], "{}: {outcome:?}", block.len());
+        assert_eq!(
+            harness.gateway.requests().pop().unwrap().trailers.len(),
+            block.len().saturating_sub(1),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn trailers_without_end_close_the_connection() {
+    let harness = Harness::start().await;
+    for (name, piece) in [("fields", block(&[("x-a", "b"); 100])), ("nothing", Vec::new())] {
+        let more = frame(CONTINUATION, 0, 1, &piece).repeat(100);
+        let bytes =
+            [request_with_entry(1, b"x-sum", b"7"), frame(HEADERS, END_STREAM, 1, &field(b"x-sum", b"7")), more]
+                .concat();
+        let mut client = RawH2::open(&harness, OUTSIDER, &[]).await;
+        let outcome = timeout(SOON, client.provoke(&bytes, Outcome::is_over)).await.expect("an end");
+        assert!(outcome.is_over(), "{name}: {outcome:?}");
+    }
+}
