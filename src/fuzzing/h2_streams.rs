@@ -21,7 +21,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::labels::Protocol;
-use crate::proxy::{Activity, Downstream, InterimSender, Interims};
+use crate::proxy::{Activity, Downstream, HeadRefusal, InterimSender, Interims};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -190,7 +190,8 @@ impl Tasks {
 /// An HTTP/2 connection, cut into reads by the first byte; each further byte is something that the client does.
 ///
 /// Interim responses are only sent on the streams of their requests, before the final response, and
-/// between hyper's frames. No trailers with a pseudo-header field arrive.
+/// between hyper's frames. No trailers with a pseudo-header field arrive. No head is both a request
+/// and refused.
 pub fn h2_streams(data: &[u8]) {
     run(data);
 }
@@ -198,6 +199,9 @@ pub fn h2_streams(data: &[u8]) {
 /// What came of a connection.
 #[derive(Debug, Default)]
 struct Outcome {
+    requests: usize,
+    /// Heads that were refused before there was a request.
+    refused: Vec<HeadRefusal>,
     /// Interim responses that the client got.
     hints: usize,
     /// Trailers that the service got.
@@ -245,18 +249,26 @@ fn run(data: &[u8]) -> Outcome {
         }),
     );
     let mut connection = pin!(connection);
+    let mut refused = Vec::new();
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..rounds {
         if connection.as_mut().poll(&mut cx).is_ready() {
             break;
         }
         interims.settle();
+        refused.extend(interims.take_refused());
         for (stream, sender) in &*seen.borrow() {
             assert!(sender.stream().is_none_or(|known| known == *stream), "a request of stream {stream}: {sender:?}");
         }
         tasks.poll(&mut cx);
     }
-    Outcome { hints: check(&written.borrow()), trailers: trailers.get() }
+    interims.settle();
+    refused.extend(interims.take_refused());
+    let requests = seen.borrow().len();
+    // Trailers may begin the first.
+    let begun = usize::try_from(next / 2).expect("few streams").max(1);
+    assert!(requests + refused.len() <= begun, "{requests} requests and {refused:?} of {begun} streams");
+    Outcome { requests, refused, hints: check(&written.borrow()), trailers: trailers.get() }
 }
 
 /// Answers after a few polls, in each of which it sends an interim response and reads what there is; counts trailers.
@@ -329,6 +341,16 @@ mod tests {
         fn every_valid_request_gets_its_own(acts in vec(proptest::sample::select(vec![0_u8, 4, 132, 136]), 1..4), size: u8) {
             let outcome = run(&[vec![size], acts.clone()].concat());
             prop_assert!(outcome.hints >= acts.len(), "{:?}", outcome);
+        }
+
+        #[test]
+        fn every_head_is_a_request_or_refused(acts in vec(proptest::sample::select(vec![0_u8, 3, 4, 5, 6, 133]), 1..5), size: u8) {
+            let outcome = run(&[vec![size], acts.clone()].concat());
+            let kinds = [HeadRefusal::Malformed, HeadRefusal::TooLarge];
+            let refused = kinds.map(|kind| outcome.refused.iter().filter(|refused| **refused == kind).count());
+            let wanted = [5, 6].map(|act| acts.iter().filter(|byte| **byte == act).count());
+            prop_assert_eq!(refused, wanted);
+            prop_assert!(outcome.requests <= acts.len() - outcome.refused.len());
         }
 
         #[test]

@@ -28,6 +28,7 @@ pub(crate) use downstream::{
     h1_request_guard::{H1RequestGuard, encode},
     interims::{InterimSender, Interims},
     io::Downstream,
+    refused_heads::HeadRefusal,
 };
 pub use error::Error;
 pub use registry::ConnectionInfo;

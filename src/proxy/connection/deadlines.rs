@@ -13,7 +13,9 @@ use crate::labels::Protocol;
 use crate::metrics::count;
 use crate::proxy::close_signal::CloseReason;
 use crate::proxy::downstream::activity::{Overdue, Timeouts};
+use crate::proxy::downstream::refused_heads::HeadRefusal;
 use crate::proxy::lazy_timer::LazyTimer;
+use crate::proxy::request::refused_head::report_refused_heads;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
 
@@ -48,6 +50,8 @@ where
         driver.poll(cx)
     })
     .await;
+    session.interims.settle();
+    report_refused_heads(session);
 }
 
 /// A connection, and all that may end it.
@@ -135,6 +139,7 @@ where
             return Poll::Ready(());
         }
         self.session.interims.settle();
+        report_refused_heads(self.session);
         loop {
             let due = self.due();
             let first = due.map(|(at, _)| at).into_iter().chain(self.expires).chain(self.cut_at).min();
@@ -198,6 +203,10 @@ where
         count(&self.session.shared.traffic.overdue, timeout);
         debug!(connection = number, %peer, timeout, "closed: the client is too slow");
         if overdue == Overdue::Head {
+            // Over HTTP/2 it was the preface.
+            if self.session.protocol == Protocol::Http1 {
+                self.session.interims.note_refused(HeadRefusal::Timeout);
+            }
             self.session.activity.abandon_head();
             let _ = self.connection.as_mut().poll(cx);
         }

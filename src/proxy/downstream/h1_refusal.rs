@@ -10,6 +10,7 @@ use http::StatusCode;
 
 use super::activity::Activity;
 use super::h1_request_guard::Fault;
+use super::refused_heads::HeadRefusal;
 
 /// The longest head that hyper writes by itself.
 const LONGEST: usize = 512;
@@ -33,14 +34,14 @@ impl HyperRefusals {
         self.idle_since = activity.is_idle().then(|| activity.begun());
     }
 
-    /// Returns the response to send in place of `offered`, if that is a refusal of hyper's; `fault`
-    /// is what is known of the reason.
+    /// Returns the response to send in place of `offered`, if that is a refusal of hyper's, and why
+    /// the head is refused; `fault` is what is known of that.
     pub fn replacement<'a>(
         &self,
         offered: impl Iterator<Item = &'a [u8]>,
         activity: &Activity,
         fault: Fault,
-    ) -> Option<Vec<u8>> {
+    ) -> Option<(Vec<u8>, HeadRefusal)> {
         if self.idle_since != Some(activity.begun()) {
             return None;
         }
@@ -56,44 +57,36 @@ impl HyperRefusals {
 }
 
 /// Gives the refusal with this `head` a body.
-fn with_body(head: &[u8], fault: Fault) -> Option<Vec<u8>> {
+fn with_body(head: &[u8], fault: Fault) -> Option<(Vec<u8>, HeadRefusal)> {
     let code = head.strip_prefix(b"HTTP/1.1 ").or_else(|| head.strip_prefix(b"HTTP/1.0 "))?.get(..3)?;
-    let (kind, message) = explanation(StatusCode::from_bytes(code).ok()?, fault)?;
+    let refusal = refusal(StatusCode::from_bytes(code).ok()?, fault)?;
     let at = memchr::memmem::find(head, NO_BODY)?;
     if !head.ends_with(b"\r\n\r\n") {
         return None;
     }
-    let body = body(kind, message);
+    let body = body(refusal);
     let fields =
         format!("content-type: application/json\r\ncache-control: no-store\r\ncontent-length: {}\r\n", body.len());
-    Some([&head[..at], fields.as_bytes(), &head[at + NO_BODY.len()..], body.as_bytes()].concat())
+    Some(([&head[..at], fields.as_bytes(), &head[at + NO_BODY.len()..], body.as_bytes()].concat(), refusal))
 }
 
-/// The type of a refusal, and a sentence for the client.
-fn explanation(status: StatusCode, fault: Fault) -> Option<(&'static str, &'static str)> {
+fn refusal(status: StatusCode, fault: Fault) -> Option<HeadRefusal> {
     Some(match (status, fault) {
-        (StatusCode::BAD_REQUEST, Fault::Ambiguous) => (
-            "ambiguous_length",
-            "The request states its length more than once, by Content-Length or Transfer-Encoding.",
-        ),
-        (StatusCode::BAD_REQUEST, Fault::Other) => {
-            ("bad_head", "The request's first line or one of its header fields is malformed.")
-        }
-        (StatusCode::URI_TOO_LONG, _) => ("target_too_long", "The request's target is too long."),
-        (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, _) => {
-            ("head_too_large", "The request's head is too large, or has too many header fields.")
-        }
+        (StatusCode::BAD_REQUEST, Fault::Ambiguous) => HeadRefusal::AmbiguousLength,
+        (StatusCode::BAD_REQUEST, Fault::Other) => HeadRefusal::Malformed,
+        (StatusCode::URI_TOO_LONG, _) => HeadRefusal::TargetTooLong,
+        (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, _) => HeadRefusal::TooLarge,
         _ => return None,
     })
 }
 
-fn body(kind: &str, message: &str) -> String {
-    format!("{}\n", serde_json::json!({"error": {"type": kind, "message": message}}))
+fn body(refusal: HeadRefusal) -> String {
+    format!("{}\n", serde_json::json!({"error": {"type": refusal.label(), "message": refusal.text()}}))
 }
 
 /// The response to a head that was begun and not finished in time.
 pub fn head_timeout() -> Vec<u8> {
-    let body = body("head_timeout", "The request's head did not arrive in time.");
+    let body = body(HeadRefusal::Timeout);
     format!(
         "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n{body}",
@@ -147,7 +140,8 @@ mod tests {
             ("414", Fault::Other, "target_too_long"),
             ("431", Fault::Other, "head_too_large"),
         ] {
-            let text = String::from_utf8(with_body(REFUSAL.replace("400", status).as_bytes(), fault).unwrap()).unwrap();
+            let text =
+                String::from_utf8(with_body(REFUSAL.replace("400", status).as_bytes(), fault).unwrap().0).unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(
                 head.contains(&format!("content-length: {}\r\n", body.len()))

@@ -10,8 +10,10 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PUSH_PROMISE: u8 = 5;
+const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 /// The size of a dynamic table where SETTINGS say nothing (RFC 9113 section 6.5.2).
@@ -27,13 +29,23 @@ pub struct H2Frames {
     head_len: usize,
     /// Bytes that are left of the current frame.
     left: usize,
+    /// The beginning of a RST_STREAM or GOAWAY, as far as an error code and what comes before it.
+    code: Vec<u8>,
     /// Whether the next frame must be a CONTINUATION.
     in_block: bool,
 }
 
 impl H2Frames {
     pub fn new(interims: Arc<Interims>) -> Self {
-        Self { interims, table: TableUpdates::default(), head: [0; HEAD], head_len: 0, left: 0, in_block: false }
+        Self {
+            interims,
+            table: TableUpdates::default(),
+            head: [0; HEAD],
+            head_len: 0,
+            left: 0,
+            code: Vec::new(),
+            in_block: false,
+        }
     }
 
     /// Returns what follows the client's header blocks and resets.
@@ -51,6 +63,9 @@ impl H2Frames {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
+            if step > 0 && matches!(self.head[3], RST_STREAM | GOAWAY) {
+                self.error_code(&bytes[..step]);
+            }
             bytes = &bytes[step..];
             if bytes.is_empty() {
                 return;
@@ -69,11 +84,34 @@ impl H2Frames {
                 self.in_block = flags & END_HEADERS == 0;
                 self.table.block_sent();
             }
+            self.code.clear();
             match kind {
-                HEADERS | RST_STREAM => self.interims.close(u32::from_be_bytes(id)),
+                HEADERS | RST_STREAM => {
+                    let stream = u32::from_be_bytes(id);
+                    if kind == HEADERS && flags & END_STREAM != 0 {
+                        self.interims.note_written(|heads| heads.answered(stream));
+                    }
+                    self.interims.close(stream);
+                }
                 SETTINGS if flags & ACK != 0 => self.table.acknowledged(),
                 _ => {}
             }
+        }
+    }
+
+    /// Takes a piece of a RST_STREAM or a GOAWAY, whose code follows the last stream (RFC 9113 sections 6.4 and 6.8).
+    fn error_code(&mut self, bytes: &[u8]) {
+        let size = if self.head[3] == GOAWAY { 8 } else { 4 };
+        let fresh = bytes.len().min(size - self.code.len());
+        self.code.extend_from_slice(&bytes[..fresh]);
+        if let (true, Some(code)) = (fresh > 0 && self.code.len() == size, self.code.last_chunk()) {
+            let code = u32::from_be_bytes(*code);
+            let [.., a, b, c, d] = self.head;
+            let stream = u32::from_be_bytes([a, b, c, d]);
+            self.interims.note_written(|heads| match size {
+                4 => heads.reset(stream, code),
+                _ => heads.closed(code),
+            });
         }
     }
 

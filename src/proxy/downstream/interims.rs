@@ -12,7 +12,7 @@
 //! the same order. If, whenever hyper has done all it can, there were as many requests as header
 //! blocks, then each block was one request, and the streams are known. At the first difference,
 //! which malformed and refused requests cause, the connection sends no more interim responses. None
-//! is guessed.
+//! is guessed. From the same counts [`RefusedHeads`] knows of heads that were refused.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -27,6 +27,7 @@ use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite;
 
+use super::refused_heads::{HeadRefusal, RefusedHeads};
 use crate::labels::Protocol;
 use crate::proxy::h1_fields::push_fields;
 
@@ -43,6 +44,8 @@ pub struct Interims {
     protocol: Protocol,
     /// Whether some wait, or one is partly written. Only a hint: `state` says which.
     waiting: AtomicBool,
+    /// Whether there are refused heads. Only a hint, too.
+    refused: AtomicBool,
     state: Mutex<State>,
     /// Wakes the connection.
     writer: AtomicWaker,
@@ -56,6 +59,7 @@ struct State {
     /// Whether the first of the queue is partly written.
     is_partly_written: bool,
     streams: Streams,
+    heads: RefusedHeads,
 }
 
 struct Interim {
@@ -81,7 +85,8 @@ struct Streams {
 impl Interims {
     pub fn new(protocol: Protocol) -> Arc<Self> {
         let (writer, written) = (AtomicWaker::new(), AtomicWaker::new());
-        Arc::new(Self { protocol, waiting: AtomicBool::new(false), state: Mutex::default(), writer, written })
+        let (waiting, refused) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { protocol, waiting, refused, state: Mutex::default(), writer, written })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -90,7 +95,8 @@ impl Interims {
 
     /// Notes that hyper got the whole header block that begins `stream`.
     pub fn block_received(&self, stream: u32) {
-        let streams = &mut self.state().streams;
+        let State { streams, heads, .. } = &mut *self.state();
+        heads.begun(stream);
         if streams.is_lost {
             return;
         }
@@ -105,10 +111,11 @@ impl Interims {
     /// Notes that hyper passes a request on; returns what sends its interim responses. Must be
     /// called in the order of requests.
     pub fn request(self: &Arc<Self>) -> InterimSender {
-        let streams = &mut self.state().streams;
+        let State { streams, heads, .. } = &mut *self.state();
         streams.requests += 1;
         let (mut stream, number) = (0, streams.requests);
         if self.protocol == Protocol::Http2 {
+            heads.request();
             match streams.blocks.pop_front() {
                 Some((id, is_open)) if !streams.is_lost => {
                     stream = id;
@@ -128,7 +135,10 @@ impl Interims {
         if self.protocol == Protocol::Http1 {
             return;
         }
-        let streams = &mut self.state().streams;
+        let State { streams, heads, .. } = &mut *self.state();
+        if heads.settle() {
+            self.refused.store(true, Ordering::Relaxed);
+        }
         if !streams.blocks.is_empty() {
             streams.is_lost = true;
             streams.blocks.clear();
@@ -136,6 +146,27 @@ impl Interims {
         if !streams.is_lost {
             streams.known = streams.requests;
         }
+    }
+
+    /// Notes a request head that was refused before there was a request.
+    pub fn note_refused(&self, refusal: HeadRefusal) {
+        self.state().heads.note(refusal);
+        self.refused.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns those that are new, over HTTP/2 after [`settle`](Self::settle).
+    pub fn take_refused(&self) -> Vec<HeadRefusal> {
+        if !self.refused.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let mut state = self.state();
+        self.refused.store(false, Ordering::Relaxed);
+        state.heads.take()
+    }
+
+    /// Has `note` take what hyper wrote.
+    pub fn note_written(&self, note: impl FnOnce(&mut RefusedHeads)) {
+        note(&mut self.state().heads);
     }
 
     /// Notes that `stream` has a final response, or was reset.

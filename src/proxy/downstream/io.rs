@@ -163,7 +163,10 @@ impl Observer {
                     let pieces = offered.iter().map(|piece| &**piece);
                     let replacement = refusals.replacement(pieces, &self.activity, guard.fault());
                     let replaces = offered.iter().map(|piece| piece.len()).sum();
-                    *refusal = replacement.map(|bytes| Refusal { left: bytes.into(), replaces });
+                    *refusal = replacement.map(|(bytes, reason)| {
+                        self.interims.note_refused(reason);
+                        Refusal { left: bytes.into(), replaces }
+                    });
                 }
                 let Some(Refusal { left, replaces }) = refusal else { return Poll::Ready(Ok(Turn::All)) };
                 while !left.is_empty() {

@@ -9,4 +9,5 @@ pub mod h2_stream_stall;
 mod h2_trailers;
 pub mod interims;
 pub mod io;
+pub mod refused_heads;
 pub mod window_budget;

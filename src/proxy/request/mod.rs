@@ -7,6 +7,7 @@ mod connect_check;
 mod error_response;
 mod forward;
 mod record;
+pub mod refused_head;
 mod response;
 mod response_body;
 mod upgrade;
