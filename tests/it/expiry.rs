@@ -9,28 +9,32 @@ use tokio::time::{sleep, timeout};
 use crate::harness::{Harness, OUTSIDER, Protocol, TlsClient, h2_request, request};
 use loopgate_test_support::websocket::assert_echo;
 
-/// Starts a sidecar that trusts a CA of its own, and returns a client whose certificate expires in 3 to 4 seconds.
-async fn short_lived() -> (Harness, TlsClient) {
+/// Returns a CA of its own as a file, and what issues its certificates.
+pub fn authority() -> (tempfile::NamedTempFile, Issuer<'static, KeyPair>) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
     let ca = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(ca.path(), params.self_signed(&key).unwrap().pem()).unwrap();
-    let issuer = Issuer::new(params, key);
-    let harness = Harness::with(|config| config.tls.client_ca = Some(ca.path().to_owned())).await;
+    (ca, Issuer::new(params, key))
+}
+
+/// Returns `client` with a certificate by `issuer` that expires in 3 to 4 seconds.
+pub fn short_lived(client: &TlsClient, issuer: &Issuer<'static, KeyPair>) -> TlsClient {
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::Rfc822Name("ann@corp.example".try_into().unwrap())];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params.not_after = time::OffsetDateTime::now_utc() + time::Duration::seconds(4);
     let key = KeyPair::generate().unwrap();
-    let leaf = params.signed_by(&key, &issuer).unwrap();
-    let client = harness.with_certificate(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()));
-    (harness, client)
+    let leaf = params.signed_by(&key, issuer).unwrap();
+    client.with_certificate(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
 }
 
 #[tokio::test]
 async fn a_connection_whose_certificate_has_expired_carries_no_new_request_but_keeps_its_tunnels() {
-    let (harness, client) = short_lived().await;
+    let (ca, issuer) = authority();
+    let harness = Harness::with(|config| config.tls.client_ca = Some(ca.path().to_owned())).await;
+    let client = short_lived(&harness, &issuer);
     let mut h1 = client.h1(OUTSIDER).await;
     let mut h2 = client.h2(OUTSIDER).await;
     let mut tunnels =

@@ -218,7 +218,7 @@ async fn requests_wait_for_a_gateway_that_restarts() {
 
 /// A gateway that speaks TLS while `tls` is set, and plain HTTP otherwise. Like Node.js, it closes
 /// a TLS connection on which plain HTTP arrives without a byte in answer.
-async fn with_tls_switch(tls: SocketAddr, plain: SocketAddr, is_tls: Arc<AtomicBool>, tasks: &Tasks) -> SocketAddr {
+pub async fn with_tls_switch(tls: SocketAddr, plain: SocketAddr, is_tls: Arc<AtomicBool>, tasks: &Tasks) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let connections = Tasks::default();

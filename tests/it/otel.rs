@@ -15,14 +15,14 @@ const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 type Posted = Vec<(String, Vec<u8>)>;
 
 /// What is sent to it is kept.
-struct Collector {
-    address: std::net::SocketAddr,
+pub struct Collector {
+    pub address: std::net::SocketAddr,
     got: Arc<Mutex<Posted>>,
     tasks: Shutdown,
 }
 
 impl Collector {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, tasks, got) = (listener.local_addr().unwrap(), Shutdown::new(), Arc::<Mutex<Posted>>::default());
         let kept = Arc::clone(&got);
@@ -40,8 +40,8 @@ impl Collector {
         Self { address, got, tasks }
     }
 
-    /// Every span, by its path.
-    fn spans(&self) -> Vec<Span> {
+    /// Every span.
+    pub fn spans(&self) -> Vec<Span> {
         let got = self.got.lock().unwrap();
         let mut spans = Vec::new();
         for (head, body) in got.iter() {
@@ -68,13 +68,13 @@ impl Drop for Collector {
 }
 
 #[derive(Debug)]
-struct Span {
+pub struct Span {
     trace: String,
     id: String,
     parent: String,
     name: String,
     attributes: Vec<(String, String)>,
-    error: Option<String>,
+    pub error: Option<String>,
 }
 
 impl Span {
@@ -87,7 +87,7 @@ impl Span {
         Self { trace: hex(1), id: hex(2), parent: hex(4), name: text(5), attributes: pairs(bytes, 9), error }
     }
 
-    fn attribute(&self, name: &str) -> &str {
+    pub fn attribute(&self, name: &str) -> &str {
         let found = self.attributes.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str()).unwrap_or_else(|| panic!("no {name} in {self:?}"))
     }

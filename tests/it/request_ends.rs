@@ -1,19 +1,102 @@
-//! Each way in which a request can end has one label, the same in the access log and in the metrics.
+//! Each way in which a request can end has one label, the same in the access log, in the metrics, and in the spans of
+//! builds that send them. Another test compares the labels here with those of the code and the documentation.
+
+mod labels;
+mod refused_heads;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::SinkExt;
-use loopgate_test_support::sidecar::{SidecarWithGateway, free_address};
+use loopgate_test_support::fake_gateway::FakeGateway;
+use loopgate_test_support::sidecar::{Launch, Sidecar, SidecarWithGateway, free_address};
+use loopgate_test_support::tasks::Tasks;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{OUTSIDER, Protocol, h2_request, process, request};
+use crate::expiry::{authority, short_lived};
+use crate::faults::with_tls_switch;
+use crate::harness::{Harness, OUTSIDER, Protocol, TRUSTED_PROXY, h2_request, process, request};
+use loopgate_test_support::raw_h2::{END_HEADERS, END_STREAM, HEADERS, Outcome, RawH2, frame, request_block};
+
+/// Labels, and how often.
+type Counts = BTreeMap<String, u64>;
+
+/// What every test here starts a sidecar with, and then compares.
+struct Ends {
+    admin: String,
+    #[cfg(feature = "otel")]
+    collector: crate::otel::Collector,
+}
+
+impl Ends {
+    async fn new() -> Self {
+        Self {
+            admin: format!("--admin={}", free_address()),
+            #[cfg(feature = "otel")]
+            collector: crate::otel::Collector::start().await,
+        }
+    }
+
+    /// `more`, and the flags that log and record requests.
+    fn flags(&self, more: &[&str]) -> Vec<String> {
+        let mut flags = vec!["--access-log".to_owned(), self.admin.clone(), "--gateway-wait=0s".into()];
+        flags.extend(more.iter().map(|flag| (*flag).to_owned()));
+        #[cfg(feature = "otel")]
+        flags.push(format!("--otel-endpoint=http://{}", self.collector.address));
+        flags
+    }
+
+    async fn process(&self, more: &[&str], config: &str) -> SidecarWithGateway {
+        let flags = self.flags(more);
+        process(&flags.iter().map(String::as_str).collect::<Vec<_>>(), config).await
+    }
+
+    /// Waits until as many requests have ended as `wanted` says, and compares their labels in the
+    /// log and in the metrics; returns the lines of the access log.
+    async fn check(&self, sidecar: &Sidecar, wanted: &Counts) -> Vec<Value> {
+        let lines = wait_for_ends(sidecar, wanted.values().sum()).await;
+        assert_eq!(&logged(&lines), wanted, "in the log: {lines:#?}");
+        assert_eq!(&counted(sidecar), wanted, "in the metrics");
+        // What is refused, and what fails at the gateway, is counted by reason as well.
+        const OTHERS: [&str; 6] = ["complete", "upgraded", "client_gone", "client_stalled", "revoked", "drain_timeout"];
+        let mut reasons = wanted.clone();
+        reasons.retain(|label, _| !OTHERS.contains(&label.as_str()));
+        let families = ["loopgate_requests_refused_total{", "loopgate_gateway_errors_total{"];
+        assert_eq!(in_metrics(sidecar, &families, "reason"), reasons, "by reason");
+        lines
+    }
+
+    /// Stops the sidecar, and compares the spans with `wanted`.
+    async fn check_spans(self, sidecar: &Sidecar, wanted: &Counts) {
+        sidecar.process().signal(Signal::SIGTERM);
+        assert!(sidecar.process().wait_for_exit().await.success());
+        #[cfg(feature = "otel")]
+        {
+            let mut errors = Counts::new();
+            for span in self.collector.spans() {
+                let end = span.error.clone().unwrap_or_else(|| "none".into());
+                assert!(span.error.is_none() || span.attribute("error.type") == end, "{span:?}");
+                *errors.entry(end).or_default() += 1;
+            }
+            let mut expected = Counts::new();
+            for (label, count) in wanted {
+                let is_error = !matches!(label.as_str(), "complete" | "upgraded");
+                *expected.entry(if is_error { label.clone() } else { "none".into() }).or_default() += count;
+            }
+            assert_eq!(errors, expected, "in the spans");
+        }
+        #[cfg(not(feature = "otel"))]
+        let _ = wanted;
+    }
+}
 
 /// The lines of the access log.
-fn access_log(sidecar: &SidecarWithGateway) -> Vec<Value> {
+fn access_log(sidecar: &Sidecar) -> Vec<Value> {
     let lines = sidecar.process().log();
     lines
         .iter()
@@ -23,10 +106,10 @@ fn access_log(sidecar: &SidecarWithGateway) -> Vec<Value> {
 }
 
 /// Waits for `count` lines of the access log.
-async fn wait_for_ends(sidecar: &SidecarWithGateway, count: usize) -> Vec<Value> {
+async fn wait_for_ends(sidecar: &Sidecar, count: u64) -> Vec<Value> {
     for _ in 0..1000 {
         let lines = access_log(sidecar);
-        if lines.len() >= count {
+        if lines.len() as u64 >= count {
             return lines;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -38,25 +121,64 @@ async fn wait_for_ends(sidecar: &SidecarWithGateway, count: usize) -> Vec<Value>
     panic!("fewer than {count} lines: {ends:#?}");
 }
 
-/// The requests that ended, by their label, as the metrics count them.
-fn counted(sidecar: &SidecarWithGateway) -> BTreeMap<String, u64> {
-    let text = sidecar.get("/metrics", "127.0.0.1");
-    let lines = text.lines().filter_map(|line| line.strip_prefix("loopgate_request_ends_total{"));
-    let mut ends = BTreeMap::new();
+/// The labels in the access log.
+fn logged(lines: &[Value]) -> Counts {
+    let mut ends = Counts::new();
     for line in lines {
-        let (labels, count) = line.rsplit_once("} ").unwrap();
-        let end = labels.split("end=\"").nth(1).unwrap().split('"').next().unwrap();
-        *ends.entry(end.to_owned()).or_default() += count.parse::<u64>().unwrap();
+        *ends.entry(line["end"].as_str().unwrap().to_owned()).or_default() += 1;
     }
-    ends.retain(|_, count| *count > 0);
     ends
 }
 
+/// The requests that ended, by their label, as the metrics count them.
+fn counted(sidecar: &Sidecar) -> Counts {
+    in_metrics(sidecar, &["loopgate_request_ends_total{"], "end")
+}
+
+/// The counts of `families` by `label` that are not 0.
+fn in_metrics(sidecar: &Sidecar, families: &[&str], label: &str) -> Counts {
+    let text = sidecar.get("/metrics", "127.0.0.1");
+    let lines = text.lines().filter_map(|line| families.iter().find_map(|family| line.strip_prefix(family)));
+    let mut counts = Counts::new();
+    for line in lines {
+        let (labels, count) = line.rsplit_once("} ").unwrap();
+        let value = labels.split(&format!("{label}=\"")).nth(1).unwrap().split('"').next().unwrap();
+        *counts.entry(value.to_owned()).or_default() += count.parse::<u64>().unwrap();
+    }
+    counts.retain(|_, count| *count > 0);
+    counts
+}
+
+fn counts(labels: impl IntoIterator<Item = &'static str>) -> Counts {
+    let mut counts = Counts::new();
+    for label in labels {
+        *counts.entry(label.to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+/// Asserts that `wanted` has each of `labels`, and no other.
+fn assert_labels(wanted: &Counts, labels: &[&str]) {
+    let mut labels = labels.to_vec();
+    labels.sort_unstable();
+    assert_eq!(wanted.keys().map(String::as_str).collect::<Vec<_>>(), labels);
+}
+
+const OF_EXCHANGES: [&str; 8] = [
+    "complete",
+    "upgraded",
+    "trace",
+    "gateway_broke_off",
+    "gateway_timeout",
+    "gateway_cut",
+    "client_gone",
+    "client_stalled",
+];
+
 #[tokio::test]
 async fn every_end_has_one_label_in_the_log_and_in_the_metrics() {
-    let admin = format!("--admin={}", free_address());
-    let flags = ["--access-log", &admin, "--request-timeout=500ms", "--stall-timeout=1s", "--gateway-wait=0s"];
-    let sidecar = process(&flags, "").await;
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&["--request-timeout=500ms", "--stall-timeout=1s"], "").await;
     let mut expected: Vec<(&str, Option<u64>)> = Vec::new();
 
     assert_eq!(sidecar.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
@@ -109,12 +231,9 @@ async fn every_end_has_one_label_in_the_log_and_in_the_metrics() {
     h1.send(request("GET /large?100000000", "")).await.unwrap();
     expected.push(("client_stalled", None));
 
-    let lines = wait_for_ends(&sidecar, expected.len()).await;
-    let mut found: Vec<_> = lines.iter().map(|line| line["end"].as_str().unwrap().to_owned()).collect();
-    let mut wanted: Vec<_> = expected.iter().map(|(end, _)| (*end).to_owned()).collect();
-    found.sort();
-    wanted.sort();
-    assert_eq!(found, wanted, "{lines:#?}");
+    let wanted = counts(expected.iter().map(|(end, _)| *end));
+    assert_labels(&wanted, &OF_EXCHANGES);
+    let lines = ends.check(&sidecar, &wanted).await;
     for (end, bytes) in &expected {
         let Some(bytes) = bytes else { continue };
         assert!(lines.iter().any(|line| line["end"] == *end && line["bytes"] == *bytes), "{end} {bytes}: {lines:#?}");
@@ -123,38 +242,32 @@ async fn every_end_has_one_label_in_the_log_and_in_the_metrics() {
     for line in lines.iter().filter(|line| line["end"] == "client_stalled") {
         assert!((1..100_000_000).contains(&line["bytes"].as_u64().unwrap()), "{line}");
     }
-    let mut by_label = BTreeMap::new();
-    for end in found {
-        *by_label.entry(end).or_insert(0) += 1;
-    }
-    assert_eq!(counted(&sidecar), by_label);
-    let metrics = sidecar.get("/metrics", "127.0.0.1");
-    assert!(metrics.contains("loopgate_gateway_errors_total{reason=\"gateway_cut\"} 2"), "{metrics}");
     sidecar.process().wait_for_log("the gateway broke off inside its response").await;
     let _ = h1.stream.read(&mut [0]).await;
+    ends.check_spans(&sidecar, &wanted).await;
 }
+
+const OF_A_SHUTDOWN: [&str; 1] = ["drain_timeout"];
 
 #[tokio::test]
 async fn what_a_shutdown_cuts_is_logged_as_such() {
-    let sidecar = process(&["--access-log", "--drain-timeout=300ms"], "").await;
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&["--drain-timeout=300ms"], "").await;
     let mut client = sidecar.h1(OUTSIDER).await;
     client.send(request("GET /stalls", "")).await.unwrap();
     sidecar.gateway.wait_for_requests(1).await;
-    sidecar.process().signal(Signal::SIGTERM);
-    assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
-    let lines = access_log(&sidecar);
-    assert_eq!(
-        lines.iter().map(|line| line["end"].as_str().unwrap()).collect::<Vec<_>>(),
-        ["drain_timeout"],
-        "{lines:#?}"
-    );
+    let wanted = counts(OF_A_SHUTDOWN);
+    ends.check_spans(&sidecar, &wanted).await;
+    assert_eq!(logged(&access_log(&sidecar)), wanted);
     sidecar.process().wait_for_log("aborted the connections that were left").await;
 }
 
+const OF_A_RELOAD: [&str; 1] = ["revoked"];
+
 #[tokio::test]
 async fn what_a_reload_forbids_is_logged_as_such() {
-    let admin = format!("--admin={}", free_address());
-    let sidecar = process(&["--access-log", &admin], "[external]\ndeny = []\n").await;
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&[], "[external]\ndeny = []\n").await;
     let mut h1 = sidecar.h1(OUTSIDER).await;
     h1.send(request("GET /held", "")).await.unwrap();
     let mut h2 = sidecar.h2(OUTSIDER).await;
@@ -165,26 +278,42 @@ async fn what_a_reload_forbids_is_logged_as_such() {
     std::fs::write(sidecar.config_file(), format!("[external]\ndeny = [\"{OUTSIDER}\"]\n")).unwrap();
     sidecar.process().signal(Signal::SIGHUP);
     assert!(held.await.is_err());
-    for _ in 0..500 {
-        if counted(&sidecar).get("revoked") == Some(&2) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert_eq!(counted(&sidecar).get("revoked"), Some(&2));
-    let revoked =
-        access_log(&sidecar).iter().filter(|line| line["end"] == "revoked" && line["path"] == "/held").count();
-    assert_eq!(revoked, 2);
+    let wanted = counts([OF_A_RELOAD, OF_A_RELOAD].concat());
+    ends.check(&sidecar, &wanted).await;
+    ends.check_spans(&sidecar, &wanted).await;
 }
+
+const OF_ANSWERS: [&str; 21] = [
+    "missing_host",
+    "duplicate_host",
+    "bad_host",
+    "authority_mismatch",
+    "bad_target",
+    "connect",
+    "trace",
+    "bad_length",
+    "bad_transfer_encoding",
+    "bad_upgrade",
+    "path_denied",
+    "ambiguous_path",
+    "request_body_timeout",
+    "bad_body",
+    "bad_upgrade_response",
+    "gateway_broke_off",
+    "gateway_head_too_large",
+    "gateway_timeout",
+    "gateway_unavailable",
+    "too_many_fields",
+    "ambiguous_length",
+];
 
 #[tokio::test]
 async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_metrics() {
-    let admin = format!("--admin={}", free_address());
-    let flags = ["--access-log", &admin, "--request-timeout=500ms", "--stall-timeout=1s", "--gateway-wait=0s"];
-    let sidecar =
-        process(&flags, "[[external.paths]]\ndeny = \"/private\"\n[[external.paths]]\nallow = \"/\"\nupgrade = true\n")
-            .await;
-    let websocket = "Connection: Upgrade\r\nContent-Length: 2\r\n";
+    let ends = Ends::new().await;
+    let flags = ["--request-timeout=500ms", "--stall-timeout=1s"];
+    let paths = "[[external.paths]]\ndeny = \"/private\"\n[[external.paths]]\nallow = \"/\"\nupgrade = true\n";
+    let sidecar = ends.process(&flags, paths).await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
     let cases = [
         ("missing_host", "GET / HTTP/1.1\r\n\r\n".to_owned()),
         ("duplicate_host", request("GET /", "Host: b\r\n")),
@@ -194,17 +323,18 @@ async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_
         ("connect", "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".to_owned()),
         ("trace", request("TRACE /", "")),
         ("bad_length", request("POST /", "Content-Length: 9223372036854775808\r\n")),
-        ("bad_upgrade", request("GET /ws", &format!("{websocket}Upgrade: websocket\r\n")) + "xx"),
+        ("bad_transfer_encoding", request("POST /", "Transfer-Encoding: gzip, chunked\r\n") + "0\r\n\r\n"),
+        ("bad_upgrade", request("GET /ws", &format!("{upgrade}Content-Length: 2\r\n")) + "xx"),
         ("path_denied", request("GET /private", "")),
         ("ambiguous_path", request("GET /a/%2e%2e/private", "")),
         ("request_body_timeout", request("POST /echo", "Content-Length: 10\r\n")),
         ("bad_body", request("POST /echo", "Transfer-Encoding: chunked\r\n") + "nonsense\r\n"),
+        ("bad_upgrade_response", request("GET /ws-unproven", "")),
         ("gateway_broke_off", request("POST /dies", "Content-Length: 0\r\n")),
         ("gateway_head_too_large", request("GET /large-head?400000", "")),
         ("gateway_timeout", request("GET /stalls", "")),
         ("gateway_unavailable", request("GET /", "")),
     ];
-    let mut wanted = BTreeMap::new();
     for (label, text) in &cases {
         if *label == "gateway_unavailable" {
             sidecar.gateway.kill();
@@ -216,20 +346,93 @@ async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_
         let body: Value =
             serde_json::from_slice(&response.body).unwrap_or_else(|error| panic!("{label}: {error}: {response:?}"));
         assert_eq!(body["error"]["type"], *label, "{body}");
-        *wanted.entry((*label).to_owned()).or_insert(0) += 1;
     }
-    let many = vec![("x-many", "1"); 200];
-    let (response, _) = sidecar.h2(OUTSIDER).await.send_request(h2_request("GET /", &many), true).unwrap();
-    assert_eq!(response.await.unwrap().status(), 431);
-    wanted.insert("too_many_fields".to_owned(), 1);
-    let lines = wait_for_ends(&sidecar, cases.len() + 1).await;
-    let mut logged = BTreeMap::new();
-    for line in &lines {
-        *logged.entry(line["end"].as_str().unwrap().to_owned()).or_insert(0) += 1;
+    let twice = vec![("content-length", "0"); 2];
+    for (label, status, fields) in
+        [("too_many_fields", 431, vec![("x-many", "1"); 200]), ("ambiguous_length", 400, twice)]
+    {
+        let (answered, body) = sidecar.ask(Protocol::H2, OUTSIDER, "GET /", &fields).await;
+        assert!(answered == status && body.contains(&format!("\"{label}\"")), "{answered} {body}");
     }
-    assert_eq!((&logged, &counted(&sidecar)), (&wanted, &wanted));
-    let capped = process(&["--access-log", "--external-scopes=operator.read"], "").await;
-    let (status, body) = capped.ask(Protocol::H1, OUTSIDER, "POST /v1/chat", &[("content-length", "0")]).await;
-    assert_eq!((status, body.contains("\"scope_capped\"")), (403, true));
-    assert_eq!(wait_for_ends(&capped, 1).await[0]["end"], "scope_capped");
+    let wanted = counts(OF_ANSWERS);
+    ends.check(&sidecar, &wanted).await;
+    ends.check_spans(&sidecar, &wanted).await;
+}
+
+const OF_LIMITS: [&str; 6] =
+    ["client_denied", "scope_capped", "too_many_requests", "out_of_files", "client_gone", "complete"];
+
+#[tokio::test]
+async fn what_rules_and_limits_refuse_has_its_label() {
+    const DENIED: [(&str, &str); 1] = [("x-forwarded-for", "203.0.113.9")];
+    let ends = Ends::new().await;
+    let trusted = format!("--trusted-proxy={TRUSTED_PROXY}/32");
+    let flags = ["--gateway-requests=2", "--external-scopes=operator.read", trusted.as_str()];
+    let sidecar = ends.process(&flags, "[external]\ndeny = [\"203.0.113.9\"]\n").await;
+    let type_of = |body: &str| serde_json::from_str::<Value>(body).unwrap()["error"]["type"].clone();
+    let (status, body) = sidecar.ask(Protocol::H1, TRUSTED_PROXY, "GET /", &DENIED).await;
+    assert_eq!((status, type_of(&body)), (403, "client_denied".into()));
+    let (status, body) = sidecar.ask(Protocol::H1, OUTSIDER, "POST /v1/chat", &[("content-length", "0")]).await;
+    assert_eq!((status, type_of(&body)), (403, "scope_capped".into()));
+
+    // Of two requests at the gateway, one client may have one.
+    let mut held = sidecar.h1(OUTSIDER).await;
+    held.send(request("GET /held", "")).await.unwrap();
+    sidecar.gateway.wait_for_requests(1).await;
+    let (status, body) = sidecar.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await;
+    assert_eq!((status, type_of(&body)), (503, "too_many_requests".into()));
+    drop(held);
+
+    // No file can be opened any more; those that are open stay so.
+    let mut client = sidecar.h1(OUTSIDER).await;
+    assert_eq!(client.ask(request("GET /to-the-end", "")).await.status(), 200);
+    let limit = |soft: &str| {
+        let pid = sidecar.process().id().to_string();
+        let status = std::process::Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={soft}:")]).status();
+        assert!(status.unwrap().success());
+    };
+    limit("3");
+    let response = client.ask(request("POST /", "Content-Length: 0\r\n")).await;
+    assert_eq!((response.status(), type_of(&response.text())), (503, "out_of_files".into()));
+    limit("256");
+    let wanted = counts(OF_LIMITS);
+    ends.check(&sidecar, &wanted).await;
+    ends.check_spans(&sidecar, &wanted).await;
+}
+
+const OF_CERTIFICATES: [&str; 1] = ["certificate_expired"];
+
+#[tokio::test]
+async fn a_request_after_the_clients_certificate_has_expired_has_its_label() {
+    let (ca, issuer) = authority();
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&[&format!("--client-ca={}", ca.path().display())], "").await;
+    let mut client = RawH2::open(&short_lived(&sidecar, &issuer), OUTSIDER, &[]).await;
+    // It is asked to end, and sends a request all the same: it has not answered the PING yet.
+    let outcome = client.provoke(&[], |outcome| outcome.farewell || outcome.is_over()).await;
+    assert!(outcome.farewell, "{outcome:?}");
+    let bytes = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request_block("GET", "/", &[]));
+    let outcome = client.provoke(&bytes, Outcome::is_decided).await;
+    assert_eq!(outcome.heads.len(), 1, "{outcome:?}");
+    let wanted = counts(OF_CERTIFICATES);
+    let lines = ends.check(&sidecar, &wanted).await;
+    assert_eq!(lines[0]["status"], 421);
+    ends.check_spans(&sidecar, &wanted).await;
+}
+
+const OF_A_GATEWAY_WITH_TLS: [&str; 1] = ["gateway_tls"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_speaks_tls_has_its_label() {
+    let ends = Ends::new().await;
+    let (server, plain, tasks) = (Harness::start().await, FakeGateway::start().await, Tasks::default());
+    let is_tls = Arc::new(AtomicBool::new(true));
+    let gateway = with_tls_switch(server.sidecar.listening()[0], plain.address, is_tls, &tasks).await;
+    let flags = ends.flags(&[]);
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    let sidecar = Launch::new().gateway(gateway).flags(&flags).start_async().await;
+    assert_eq!(sidecar.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 502);
+    let wanted = counts(OF_A_GATEWAY_WITH_TLS);
+    ends.check(&sidecar, &wanted).await;
+    ends.check_spans(&sidecar, &wanted).await;
 }

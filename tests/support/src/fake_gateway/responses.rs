@@ -33,6 +33,10 @@ pub fn fixed(path: &str) -> Option<(&'static str, ControlFlow<()>)> {
             Break(()),
         ),
         "/to-the-end" => ("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nuntil the end", Break(())),
+        // Without the proof that it understood the upgrade.
+        "/ws-unproven" => {
+            ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", Break(()))
+        }
         "/dies" => ("", Break(())),
         "/dies-in-its-head" => ("HTTP/1.1 200 O", Break(())),
         "/dies-halfway" => ("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf", Break(())),

@@ -1,0 +1,72 @@
+//! Heads that are refused before there is a request.
+
+use serde_json::Value;
+
+use super::{Ends, assert_labels, counts};
+use crate::harness::{OUTSIDER, h2_request, request};
+use loopgate_test_support::raw_h2::{
+    END_HEADERS, END_STREAM, HEADERS, Outcome, RawH2, block, frame, kept_field, request_block,
+};
+
+pub const OF_HEADS: [&str; 6] =
+    ["bad_head", "ambiguous_length", "target_too_long", "head_too_large", "head_timeout", "complete"];
+
+#[tokio::test]
+async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&["--head-bytes=131072", "--head-timeout=1s"], "").await;
+    let mut wanted = Vec::new();
+    for (label, status, text) in [
+        ("bad_head", 400, "nonsense\r\n\r\n".to_owned()),
+        ("bad_head", 400, "GET / HTTP/1.1\r\nHost: a\r\nX A: b\r\n\r\n".to_owned()),
+        ("ambiguous_length", 400, request("POST /", "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n")),
+        ("target_too_long", 414, request(&format!("GET /{}", "a".repeat(70_000)), "")),
+        ("head_too_large", 431, request("GET /", &"X: y\r\n".repeat(200))),
+        ("head_timeout", 408, "GET / HTTP/1.1\r\nHo".to_owned()),
+    ] {
+        let mut client = sidecar.h1(OUTSIDER).await;
+        client.send(&text).await.unwrap();
+        let response = client.response().await.unwrap();
+        let body: Value = serde_json::from_slice(&response.body).unwrap();
+        assert_eq!((response.status(), &body["error"]["type"]), (status, &label.into()), "{text}");
+        wanted.push((label, Some(status)));
+    }
+    // After a request on the same connection.
+    let mut client = sidecar.h1(OUTSIDER).await;
+    assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+    assert_eq!(client.ask("nonsense\r\n\r\n").await.status(), 400);
+    wanted.extend([("complete", Some(200)), ("bad_head", Some(400))]);
+
+    // Over HTTP/2: without a path, beside a request; and a block that can't be read.
+    let all = END_STREAM | END_HEADERS;
+    let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+    let pathless = block(&[(":method", "GET"), (":scheme", "https"), (":authority", "a")]);
+    let bytes = [frame(HEADERS, all, 1, &pathless), frame(HEADERS, all, 3, &request_block("GET", "/", &[]))].concat();
+    let outcome = client.provoke(&bytes, |outcome| !outcome.resets.is_empty() && !outcome.heads.is_empty()).await;
+    assert_eq!((&outcome.resets[..], &outcome.heads[..]), (&[(1, 1)][..], &[(3, 0x88)][..]), "{outcome:?}");
+    let unreadable = [kept_field(b"x", b"y"), vec![0xff; 12]].concat();
+    let outcome = client.provoke(&frame(HEADERS, all, 5, &unreadable), Outcome::is_over).await;
+    assert!(outcome.is_over(), "{outcome:?}");
+    wanted.extend([("bad_head", None), ("complete", Some(200)), ("bad_head", None)]);
+    let long = "y".repeat(140_000);
+    let (response, _) = sidecar.h2(OUTSIDER).await.send_request(h2_request("GET /", &[("x", &long)]), true).unwrap();
+    assert_eq!(response.await.unwrap().status(), 431);
+    wanted.push(("head_too_large", Some(431)));
+
+    let labels = counts(wanted.iter().map(|(label, _)| *label));
+    assert_labels(&labels, &OF_HEADS);
+    let lines = ends.check(&sidecar, &labels).await;
+    let found = |label: &str, status: Option<u16>| {
+        let is = |line: &&Value| line["end"] == label && line["status"] == status.map_or(Value::Null, Value::from);
+        lines.iter().filter(is).count()
+    };
+    for (label, status) in &wanted {
+        let count = wanted.iter().filter(|other| *other == &(*label, *status)).count();
+        assert_eq!(found(label, *status), count, "{label} {status:?}: {lines:#?}");
+    }
+    for line in lines.iter().filter(|line| line["end"] != "complete") {
+        assert!(line["path"].is_null() && line["lane"] == "external" && line["request_id"].is_string(), "{line}");
+    }
+    // They are no requests, so there are no spans.
+    ends.check_spans(&sidecar, &counts(["complete", "complete"])).await;
+}
