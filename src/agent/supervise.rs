@@ -144,7 +144,7 @@ fn reap(child: Pid) -> Option<u8> {
         match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
             Ok(WaitStatus::Exited(pid, code)) if pid == child => status = Some(u8::try_from(code).unwrap_or(u8::MAX)),
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => status = Some(status_of(signal)),
-            Ok(WaitStatus::Stopped(pid, _)) if pid == child => stop_too(child),
+            Ok(WaitStatus::Stopped(pid, _)) if pid == child => stop_with_child(child),
             Ok(WaitStatus::StillAlive) => return status,
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return status,
@@ -162,7 +162,7 @@ fn to_foreground(child: Pid) {
 }
 
 /// On a terminal, a stopped child (Ctrl-Z) means that the parent shell must get its prompt back.
-fn stop_too(child: Pid) {
+fn stop_with_child(child: Pid) {
     if getpid().as_raw() == 1 || !io::stdin().is_terminal() {
         return;
     }

@@ -56,3 +56,21 @@ impl Key {
         self.path.split_once('.').map_or(self.path, |(_, name)| name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::{KEYS, key};
+
+    #[test]
+    fn flags_and_paths_are_unique_and_variables_follow_from_flags() {
+        for (i, key) in KEYS.iter().enumerate() {
+            for other in &KEYS[i + 1..] {
+                assert_ne!(key.flag, other.flag);
+                assert_ne!(key.path, other.path);
+            }
+        }
+        assert_eq!(key("tls-name").variable(), "LOOPGATE_TLS_NAME");
+        assert_eq!((key("tls-name").table(), key("tls-name").name()), ("tls", "names"));
+        assert_eq!((key("admin").table(), key("admin").name()), ("", "admin"));
+    }
+}

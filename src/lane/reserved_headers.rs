@@ -27,7 +27,7 @@ const OPENCLAW_REQUEST_HEADERS: &[&str] = &[
     "x-openclaw-webhook-secret",
 ];
 
-/// Names that neither [`PREFIXES`] nor [`is_telling`] covers.
+/// Names that neither [`PREFIXES`] nor [`states_identity`] covers.
 const NAMES: &[&str] = &[
     "akamai-origin-hop",
     "cf-ipcountry",
@@ -114,7 +114,7 @@ pub(super) fn is_reserved(name: &HeaderName) -> bool {
     if OPENCLAW_REQUEST_HEADERS.iter().any(equals) {
         return false;
     }
-    NAMES.iter().any(equals) || PREFIXES.iter().any(|prefix| begins(bytes, prefix)) || is_telling(bytes)
+    NAMES.iter().any(equals) || PREFIXES.iter().any(|prefix| begins(bytes, prefix)) || states_identity(bytes)
 }
 
 /// Names that most requests have, none of which is reserved.
@@ -134,21 +134,21 @@ fn is_common(name: &str) -> bool {
 }
 
 /// Returns whether a word of `name` says that it carries an identity or a client's address.
-fn is_telling(name: &[u8]) -> bool {
+fn states_identity(name: &[u8]) -> bool {
     let mut words = name.split(|byte| matches!(byte, b'-' | b'_' | b'.')).peekable();
     while let Some(word) = words.next() {
         // `X-User-Agent` names a program.
         if word == b"user" && words.peek() == Some(&&b"agent"[..]) {
             continue;
         }
-        if is_telling_word(word) {
+        if is_identity_word(word) {
             return true;
         }
     }
     false
 }
 
-fn is_telling_word(word: &[u8]) -> bool {
+fn is_identity_word(word: &[u8]) -> bool {
     /// Words, or ends of words that are written as one (`smuser`, `userid`, `clientcert`).
     const PARTS: [&[u8]; 5] = [b"user", b"email", b"group", b"role", b"cert"];
     let known = matches!(

@@ -8,7 +8,7 @@ use super::name::SubjectName;
 use super::template::Validity;
 
 /// With more names than this, vanished names are dropped at once, so that a leaf can't grow without bound.
-const MANY_NAMES: usize = 100;
+const MAX_NAMES: usize = 100;
 
 /// Returns the names of the leaf to issue now; `None` if `leaf` can still be used.
 ///
@@ -28,7 +28,7 @@ pub(super) fn due(
         return None;
     }
     let all: BTreeSet<_> = wanted | names;
-    Some(if all.len() > MANY_NAMES { wanted.clone() } else { all })
+    Some(if all.len() > MAX_NAMES { wanted.clone() } else { all })
 }
 
 /// Returns the time at which two thirds of a leaf's life are over.
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_leaf_does_not_grow_without_bound() {
-        let had: Vec<_> = (0..MANY_NAMES).map(|i| format!("n{i}")).collect();
+        let had: Vec<_> = (0..MAX_NAMES).map(|i| format!("n{i}")).collect();
         assert_eq!(due(Some((&names(&had.join(" ")), LIFE)), &names("x"), START), Some(names("x")));
     }
 }

@@ -35,9 +35,9 @@ const CHECK: Duration = Duration::from_millis(1500);
 const CHECK_ANSWER: Duration = Duration::from_secs(2);
 /// The pause after a list, as a multiple of the time that it took, so that no burst keeps the
 /// engine, or loopgate, busy with lists.
-const REST: u32 = 4;
+const PAUSE_FACTOR: u32 = 4;
 /// The longest such pause. A new agent waits for it, a loss does not.
-const LONGEST_REST: Duration = Duration::from_millis(300);
+const LONGEST_PAUSE: Duration = Duration::from_millis(300);
 
 /// What a session reports.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub struct Session {
     /// When to list next, once subscribed.
     due: Instant,
     /// The earliest time of the next list.
-    rested: Instant,
+    paused_until: Instant,
     /// Whether an address alone makes an agent, so that the engine must go on answering.
     is_checked: bool,
     check: Option<BoxFuture<'static, Result<(), Error>>>,
@@ -114,7 +114,7 @@ impl Session {
             listing: None,
             listed_once: false,
             due: now,
-            rested: now,
+            paused_until: now,
             is_checked: false,
             check: None,
             answered: now,
@@ -156,7 +156,7 @@ impl Session {
                     checked?;
                     self.answered = Instant::now();
                 }
-                () = sleep_until(self.due.max(self.rested)), if may_list => self.list(),
+                () = sleep_until(self.due.max(self.paused_until)), if may_list => self.list(),
                 () = sleep_until(check_at), if may_check => {
                     let engine = self.engine.clone();
                     self.check = Some(Box::pin(async move { engine.check(CHECK_ANSWER).await }));
@@ -189,7 +189,7 @@ impl Session {
     fn listed(&mut self, listed: Result<Listed, Error>) -> Result<SourceChange, Error> {
         let now = Instant::now();
         if let Some(listing) = self.listing.take() {
-            self.rested = now + ((now - listing.since) * REST).min(LONGEST_REST);
+            self.paused_until = now + ((now - listing.since) * PAUSE_FACTOR).min(LONGEST_PAUSE);
         }
         let (mut containers, unreadable) = listed?;
         self.answered = now;

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::h2_frames::H2Frames;
 
-/// Most such frames in [`SPAN`].
-const MANY: u64 = 10_000;
+/// Most such frames in [`INTERVAL`].
+const MAX_FRAMES: u64 = 10_000;
 /// The time in which they are counted.
-const SPAN: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_secs(2);
 /// A client acknowledges what it reads, so one more frame is allowed for so many bytes written.
-const BYTES: u64 = 256;
+const BYTES_PER_FRAME: u64 = 256;
 
 /// A GOAWAY with the code ENHANCE_YOUR_CALM, with stream 0 as the last one that was processed.
 pub const ENHANCE_YOUR_CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
@@ -101,7 +101,7 @@ impl H2FloodGuard {
                 frames.interims().block_received(stream);
             }
             if bytes.is_empty() {
-                return if self.idle >= MANY && self.is_too_fast() { Err(Violation::Flood) } else { Ok(()) };
+                return if self.idle >= MAX_FRAMES && self.is_too_fast() { Err(Violation::Flood) } else { Ok(()) };
             }
             let fresh = (HEAD - self.head_len).min(bytes.len());
             self.head[self.head_len..self.head_len + fresh].copy_from_slice(&bytes[..fresh]);
@@ -154,10 +154,10 @@ impl H2FloodGuard {
     }
 
     fn is_too_fast(&mut self) -> bool {
-        let unpaid = self.idle.saturating_sub(self.written / BYTES);
+        let unpaid = self.idle.saturating_sub(self.written / BYTES_PER_FRAME);
         let (now, since) = (Instant::now(), self.since);
         (self.idle, self.written, self.since) = (0, 0, now);
-        unpaid as f64 * SPAN.as_secs_f64() > MANY as f64 * (now - since).as_secs_f64()
+        unpaid as f64 * INTERVAL.as_secs_f64() > MAX_FRAMES as f64 * (now - since).as_secs_f64()
     }
 }
 
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn frames_that_ask_for_nothing_are_counted_however_reads_cut_them() {
-        let most = usize::try_from(MANY).unwrap() - 1;
+        let most = usize::try_from(MAX_FRAMES).unwrap() - 1;
         let work = [frame(HEADERS, 40), frame(DATA, 300), frame(DATA, 70_000)].concat();
         for piece in [frame(6, 8), frame(4, 0), frame(8, 4), frame(DATA, 0), frame(2, 5), frame(0x42, 17)] {
             let flood = piece.repeat(most);
@@ -200,11 +200,11 @@ mod tests {
 
     #[test]
     fn a_client_that_reads_much_may_acknowledge_it_and_slow_frames_are_allowed() {
-        let many = usize::try_from(MANY).unwrap();
+        let many = usize::try_from(MAX_FRAMES).unwrap();
         let updates = frame(8, 4).repeat(many);
         assert!(!exceeds(&updates, 16_384, many * 256));
         assert!(exceeds(&updates, 16_384, many * 17));
-        let mut guard = H2FloodGuard { since: Instant::now() - SPAN, ..H2FloodGuard::new() };
+        let mut guard = H2FloodGuard { since: Instant::now() - INTERVAL, ..H2FloodGuard::new() };
         let preface = [&[b'P'; PREFACE][..], &frame(SETTINGS, 0)].concat();
         assert_eq!(follow(&mut guard, &[&preface[..], &updates].concat()), Ok(()), "not too many over that time");
         assert_eq!(follow(&mut guard, &updates), Err(Violation::Flood), "too many at once");
