@@ -5,12 +5,12 @@
 //! server reviews: only the kubelet can issue such a token. It must be that of the very pod that
 //! discovery knows by the source address.
 //!
-//! [`crate::enrolment_protocol`] has the protocol. A nonce lives only in the task of the connection that it was
-//! made for. So it is bound to that connection and its source address, can't be used twice, and
-//! expires with the conversation. The proof is derived from the nonce and the requested public key,
-//! so it serves no other key. loopgate looks for it only in the container that discovery knows by
-//! the source address, and in no other one that shares its network namespace: a neighbour that
-//! forges the address sees the nonce, but can't place a proof in that container.
+//! [`crate::enrolment_protocol`] has the protocol. A nonce lives only in the task of the connection
+//! that it was made for. So it is bound to that connection and its source address, can't be used
+//! twice, and expires with the conversation. The proof is derived from the nonce and the requested
+//! public key, so it serves no other key. loopgate looks for it only in the container that
+//! discovery knows by the source address, and in no other one that shares its network namespace: a
+//! neighbour that forges the address sees the nonce, but can't place a proof in that container.
 
 mod docker_proofs;
 mod error;

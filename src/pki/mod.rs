@@ -1,6 +1,15 @@
 //! Certificates: loopgate's own CA with a server certificate that it manages, or the pair that the
 //! operator provides. Either is published as one [`ServerIdentity`].
 //!
+//! | files, from the top | do |
+//! | --- | --- |
+//! | `offline`, `service` | what `loopgate cert` does with the files; the certificate of a running sidecar |
+//! | `rotation`, `source` | renew the certificate when it is due, and follow changes of its files |
+//! | `managed`, `provided`, `plan` | the certificate that loopgate issues; the operator's pair; when to issue a new one |
+//! | `authority`, `template`, `constraints`, `revocation` | the CA, the contents of certificates, name constraints, revoked serial numbers |
+//! | `state_dir`, `pem`, `pkcs12` | files: atomic writes and locks, their formats |
+//! | `certificate`, `chain`, `name`, `pin`, `identity`, `loaded`, `error` | values, and what is read from a certificate |
+//!
 //! Only this module, enrolment and `loopgate cert` use the CA's key. Functions that access files
 //! block; they are called before the runtime starts or on its blocking threads.
 

@@ -1,10 +1,17 @@
 //! HTTP between a downstream connection and the gateway.
 //!
-//! `server` is what `app` calls. `connection` takes one connection from accept to its last byte,
-//! `request` one request; `upstream` owns the connections to the gateway, and `tunnel` joins what
-//! is left after a `101`. Files import only from those listed after them: `server`, `connection`,
-//! `request`, `session`, `shared`, `upstream` and `tunnel` and `registry` and `downstream`, and the
-//! small ones at the end.
+//! | files, from the top | do |
+//! | --- | --- |
+//! | `server` | the interface for `app`: accepts connections, takes new configurations, lists connections |
+//! | `connection` | one connection, from accept to its last byte |
+//! | `request` | one request: checked, sent to the gateway, answered or upgraded |
+//! | `session`, `shared` | what the requests of a connection share, and what all connections share |
+//! | `registry`, `tunnel` | the open connections and who lost a right; the bytes after a `101` |
+//! | `upstream` | connections to the gateway, and how many requests are there at once |
+//! | `downstream` | the bytes of a client's connection, below hyper |
+//! | all others | errors, labels, the close signal, a timer, the trailers of chunked bodies |
+//!
+//! A file imports only from rows below its own; `error` also wraps an error of `upstream`.
 
 mod chunked_end;
 pub mod close_signal;

@@ -1,4 +1,17 @@
-//! The bytes of a downstream connection, and what is watched in them.
+//! The bytes of a downstream connection, below hyper: followed in both directions, and changed where
+//! hyper falls short.
+//!
+//! | files | do |
+//! | --- | --- |
+//! | `io` | the stream that hyper reads and writes, which runs the others |
+//! | `activity` | what the connection is doing, for its deadlines |
+//! | `h1_request_guard` | finds HTTP/1.1 requests that state their length twice |
+//! | `h1_refusal`, `refused_heads` | what hyper refuses by itself: its response's body, its log line and count |
+//! | `h2_flood_guard` | limits HTTP/2 frames that ask for nothing |
+//! | `h2_frames`, `interims` | write interim responses (1xx) between hyper's bytes |
+//! | `h2_stream_stall` | resets HTTP/2 streams that the client does not read |
+//! | `h2_trailers` | has `h2` refuse pseudo-header fields in trailers |
+//! | `window_budget` | shares memory among the flow-control windows of HTTP/2 connections |
 
 pub mod activity;
 mod h1_refusal;
