@@ -9,7 +9,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::LazyLock;
 
-use http::header::{AUTHORIZATION, CONNECTION, COOKIE, EXPECT, HOST, ORIGIN, SEC_WEBSOCKET_EXTENSIONS, UPGRADE};
+use http::header::{
+    AUTHORIZATION, CONNECTION, COOKIE, EXPECT, HOST, ORIGIN, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, UPGRADE,
+};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
@@ -191,6 +193,11 @@ impl GatewayHead {
     /// The scopes that its connection may ask for, as the value of `X-OpenClaw-Scopes`; `None` means no cap.
     pub fn scope_cap(&self) -> Option<&HeaderValue> {
         self.scopes.as_ref()
+    }
+
+    /// The key of a WebSocket's handshake.
+    pub fn websocket_key(&self) -> Option<&HeaderValue> {
+        self.parts.headers.get(SEC_WEBSOCKET_KEY)
     }
 
     /// Removes the offer of WebSocket extensions, so that messages can be read.

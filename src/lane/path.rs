@@ -3,6 +3,8 @@
 //! The gateway decodes and normalizes paths by its own rules, so once there are rules, a path that
 //! two parsers could read differently is refused.
 
+use std::borrow::Cow;
+
 use http::Method;
 
 use super::request_check::RequestRefusal;
@@ -56,7 +58,12 @@ fn covers(rule: &PathRule, path: &str) -> bool {
 }
 
 /// Decodes the percent-encoding of `path`; `None` if another parser could read it differently.
-pub fn normalized(path: &str) -> Option<String> {
+pub fn normalized(path: &str) -> Option<Cow<'_, str>> {
+    let path = if path.contains('%') { Cow::Owned(decoded(path)?) } else { Cow::Borrowed(path) };
+    is_tidy(&path).then_some(path)
+}
+
+fn decoded(path: &str) -> Option<String> {
     let mut out = Vec::with_capacity(path.len());
     let mut bytes = path.bytes();
     while let Some(byte) = bytes.next() {
@@ -72,12 +79,16 @@ pub fn normalized(path: &str) -> Option<String> {
         }
         out.push(decoded);
     }
-    let path = String::from_utf8(out).ok()?;
-    let tidy = path.starts_with('/')
-        && !path.contains("//")
-        && !path.contains(['\\', ';'])
-        && !path.split('/').any(|segment| matches!(segment, "." | ".."));
-    tidy.then_some(path)
+    String::from_utf8(out).ok()
+}
+
+/// Returns whether `path` is absolute and has no empty segment but the last, no `.` or `..`, and no parameters.
+fn is_tidy(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    bytes.starts_with(b"/")
+        && !bytes.windows(2).any(|pair| pair == b"//")
+        && !bytes.iter().any(|byte| matches!(byte, b'\\' | b';'))
+        && !bytes.split(|byte| *byte == b'/').any(|segment| matches!(segment, b"." | b".."))
 }
 
 #[cfg(test)]

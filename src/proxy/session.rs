@@ -14,7 +14,7 @@ use super::shared::{Settings, Shared};
 use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Use};
 use crate::addr::PeerAddr;
 use crate::labels::{LaneKind, Protocol};
-use crate::lane::{GatewayHead, Lane};
+use crate::lane::Lane;
 
 /// A connection that has a lane: plain data for the requests on it.
 pub(super) struct Session {
@@ -45,19 +45,19 @@ impl Session {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
     }
 
-    /// Waits until the client of the request with this `head` may have one more at the gateway. The
+    /// Waits until `client`, `None` for an agent, may have one more request at the gateway. The
     /// request was received at `started`. Returns the permit, and the moment at which it was granted.
     ///
     /// # Errors
     /// No permit was free within `limits.gateway_wait`.
     pub(super) async fn gateway_permit(
         &self,
-        head: &GatewayHead,
+        client: Option<IpAddr>,
         purpose: Use,
         started: Instant,
     ) -> Result<(GatewayPermit, Instant), Exhausted> {
         let other;
-        let budget = match head.client().filter(|client| self.own_client() != Some(*client)) {
+        let budget = match client.filter(|client| self.own_client() != Some(*client)) {
             // A client that a trusted proxy names, or a page on an agent's connection.
             Some(client) => {
                 other = self.shared.upstream.budgets().client(client);
@@ -68,7 +68,8 @@ impl Session {
         if let Some(permit) = budget.try_acquire(purpose) {
             return Ok((permit, started));
         }
-        let permit = budget.wait(purpose, started + self.settings.limits.gateway_wait).await?;
+        // Boxed like all that is seldom needed: each request carries the room for what it awaits.
+        let permit = Box::pin(budget.wait(purpose, started + self.settings.limits.gateway_wait)).await?;
         Ok((permit, Instant::now()))
     }
 

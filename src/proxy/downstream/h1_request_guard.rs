@@ -250,7 +250,8 @@ impl H1RequestGuard {
 /// The value of the field that `line` is, if its name and colon are `name`, given in lower case.
 fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
-    start.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
+    // Most lines differ in the place of the colon.
+    (start.last() == name.last() && start.eq_ignore_ascii_case(name)).then(|| value.trim_ascii())
 }
 
 /// The size that a line states, without its extensions.

@@ -42,3 +42,20 @@ pub async fn answer(
     record.answered(response.status().as_u16());
     Ok(response)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future_size<A, B, C, F: Future>(_: impl FnOnce(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// The future is copied several times before it runs, and each connection of HTTP/1.1 has the room for one. What is
+    /// seldom awaited must be boxed.
+    #[test]
+    fn the_future_of_a_request_is_small() {
+        let size = future_size(answer);
+        assert!(size <= 4096, "{size} bytes");
+    }
+}

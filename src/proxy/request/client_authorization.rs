@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -73,15 +73,16 @@ impl ClientAuthorization {
 
     /// Waits for `sending`, unless the client is denied meanwhile.
     pub async fn unless_revoked<T>(
-        authorization: Option<&mut Self>,
-        sending: impl Future<Output = Result<T, Error>>,
+        mut authorization: Option<&mut Self>,
+        mut sending: Pin<&mut (impl Future<Output = Result<T, Error>> + ?Sized)>,
     ) -> Result<T, Error> {
-        let mut sending = pin!(sending);
-        let Some(authorization) = authorization else { return sending.await };
-        tokio::select! {
-            biased;
-            sent = &mut sending => sent,
-            () = authorization.revoked() => Err(Error::Refused(RequestRefusal::ClientDenied)),
-        }
+        poll_fn(|cx| {
+            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+                return Poll::Ready(sent);
+            }
+            let Some(authorization) = &mut authorization else { return Poll::Pending };
+            authorization.poll_revoked(cx).map(|()| Err(Error::Refused(RequestRefusal::ClientDenied)))
+        })
+        .await
     }
 }

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, EXPECT, HOST, SEC_WEBSOCKET_KEY, UPGRADE};
@@ -54,7 +55,6 @@ pub async fn forward(
     let client_side = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
     state_host(&mut parts, session.local);
-    let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
     let expects =
         parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     // A client may never send a body that it was not asked for (RFC 9110 section 10.1.1).
@@ -82,11 +82,12 @@ pub async fn forward(
         return failed(false, Error::Refused(RequestRefusal::BadUpgrade));
     }
     if head.is_upgrade() {
-        let context = UpgradeContext { client_side, key, is_h2_connect };
+        let context = UpgradeContext { client_side, is_h2_connect };
         let result = Box::pin(upgrade(session, head, authorization, context, record)).await;
         return Forwarded { must_close: body_is_optional, result };
     }
-    let waiting = async { Ok(session.gateway_permit(&head, Use::Request, record.started()).await?) };
+    let client = head.client();
+    let waiting = pin!(async { Ok(session.gateway_permit(client, Use::Request, record.started()).await?) });
     let (permit, started) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
         Ok(permitted) => permitted,
         Err(error) => return failed(body_is_optional, error),
@@ -102,7 +103,7 @@ pub async fn forward(
         RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone(), &session.shared.shutdown);
     let progress = if expects { body.progress() } else { None };
     let on_interim = OnInterim { continue_signal, interims: interims.clone() };
-    let sending = session.shared.upstream.send(head, body, on_interim, permit, &session.settings.limits, started);
+    let sending = pin!(session.shared.upstream.send(head, body, on_interim, permit, &session.settings.limits, started));
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
     if let Some(interims) = interims.filter(|interims| !interims.is_h2() && interims.is_waiting()) {
         // No byte of the final response may be in hyper's buffer before them. A client that does

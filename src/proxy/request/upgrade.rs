@@ -35,8 +35,6 @@ use crate::proxy::upstream::send::OnInterim;
 /// What an upgrade needs besides its head.
 pub struct UpgradeContext {
     pub client_side: OnUpgrade,
-    /// The `Sec-WebSocket-Key` that the gateway gets.
-    pub key: Option<HeaderValue>,
     /// Whether the client sent an extended CONNECT over HTTP/2.
     pub is_h2_connect: bool,
 }
@@ -49,7 +47,7 @@ pub async fn upgrade(
     context: UpgradeContext,
     record: &Arc<RequestRecord>,
 ) -> Result<Response<ResponseBody>, Error> {
-    let UpgradeContext { client_side, key, is_h2_connect } = context;
+    let UpgradeContext { client_side, is_h2_connect } = context;
     let shared = &session.shared;
     let counters = shared.traffic.lane(head.lane());
     let held = GaugeGuard::new(&counters.tunnels);
@@ -60,16 +58,18 @@ pub async fn upgrade(
     if first_message.is_some() {
         head.refuse_extensions();
     }
-    let waiting = async { Ok(session.gateway_permit(&head, Use::WebSocket, record.started()).await?) };
+    let key = head.websocket_key().cloned();
+    let client = head.client();
+    let waiting = pin!(async { Ok(session.gateway_permit(client, Use::WebSocket, record.started()).await?) });
     let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await?;
-    let sending = shared.upstream.send(
+    let sending = pin!(shared.upstream.send(
         head,
         RequestBody::empty(),
         OnInterim::default(),
         permit,
         &session.settings.limits,
         started,
-    );
+    ));
     let (response, mut upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).

@@ -246,7 +246,7 @@ impl ClientBudget {
         let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.refuse(purpose)) };
         // A permit that was returned before the waiter was in the queue was not given to it.
         budget.dispatch(purpose);
-        match Box::pin(timeout_at(deadline, &mut waiter.receiver)).await {
+        match timeout_at(deadline, &mut waiter.receiver).await {
             Ok(Ok(permit)) => {
                 waiter.is_queued = false;
                 Ok(permit)

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -25,6 +25,8 @@ use crate::proxy::lazy_timer::LazyTimer;
 const KEEP_IDLE: Duration = Duration::from_secs(4);
 /// Bytes buffered for the gateway in each direction; the head of a response may need more.
 const BUFFER: usize = 16 * 1024;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 type HttpConnection = Connection<TokioIo<ReadableAfterWriteError<TcpStream>>, RequestBody>;
 
@@ -213,7 +215,7 @@ impl UpstreamConnection {
 
     /// Keeps it idle for as long as the gateway's `Keep-Alive` states, less one second for the transfer.
     pub fn note_keep_alive(&mut self, headers: &HeaderMap) {
-        let stated = headers.get("keep-alive").and_then(|value| value.to_str().ok()).and_then(|value| {
+        let stated = headers.get(KEEP_ALIVE).and_then(|value| value.to_str().ok()).and_then(|value| {
             value.split(',').find_map(|field| field.trim().strip_prefix("timeout=")?.parse::<u64>().ok())
         });
         if let Some(seconds) = stated {

@@ -148,7 +148,7 @@ impl Upstream {
                             if Instant::now() + RETRY_PAUSE >= give_up {
                                 return Err(Error::GatewayUnavailable(io::ErrorKind::ConnectionReset.into()));
                             }
-                            tokio::time::sleep(RETRY_PAUSE).await;
+                            Box::pin(tokio::time::sleep(RETRY_PAUSE)).await;
                         }
                     }
                     Err(SendError::Broken(error)) if progress.as_deref().is_some_and(Progress::is_broken) => {
@@ -160,14 +160,14 @@ impl Upstream {
                     Err(SendError::Broken(error)) => {
                         let Some(head) = retry.take().filter(|_| !connection.has_read()) else {
                             let may_be_tls = error.is_parse() || !connection.has_read();
-                            let is_tls = may_be_tls && self.tls_detector.explains_broken_answer().await;
+                            let is_tls = may_be_tls && Box::pin(self.tls_detector.explains_broken_answer()).await;
                             return Err(if is_tls { Error::GatewayTls } else { Error::GatewayClosed(error) });
                         };
                         if connection.is_reused() {
                             // The gateway most likely closed it for its age while the request was on its way.
                             retry = Some(head.duplicate());
                         } else {
-                            tokio::time::sleep(RETRY_PAUSE).await;
+                            Box::pin(tokio::time::sleep(RETRY_PAUSE)).await;
                         }
                         only_new_connections = true;
                         request = head.into_request(RequestBody::empty());
