@@ -99,6 +99,7 @@ fn traffic(status: &Status) -> Markup {
                 }
                 dt { "Agent lane" } dd { (count(status.lanes.agent, "connection")) }
                 dt { "External lane" } dd { (count(status.lanes.external, "connection")) }
+                @if let Some(sandbox) = &status.sandbox { dt { "Sandbox" } dd .fair[sandbox.problem.is_some()] { (sandbox.text()) } }
             }
         }
     }

@@ -156,6 +156,7 @@ pub(super) async fn status(state: &AdminState) -> Status {
             .take(MOST_CONNECTIONS)
             .map(|(present, why)| connection(present, why.as_ref(), now))
             .collect(),
+        sandbox: Some(state.sandbox.clone()),
     }
 }
 

@@ -9,6 +9,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{mpsc, watch};
 
 use super::reload;
+use super::status::SandboxStatus;
 use crate::config::ListenOn;
 use crate::discovery::View;
 use crate::metrics::health::Health;
@@ -46,6 +47,8 @@ pub struct AdminState {
     pub health: Health,
     /// When the sidecar started.
     pub started: SystemTime,
+    /// The restrictions of this process.
+    pub sandbox: SandboxStatus,
     /// Tells whether the sidecar is stopping.
     pub shutdown: Shutdown,
 }

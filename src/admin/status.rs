@@ -36,6 +36,9 @@ pub struct Status {
     pub lanes: Lanes,
     /// Open connections, the longest first; no more than [`MOST_CONNECTIONS`] of them.
     pub connections: Vec<Connection>,
+    /// The restrictions of its process; none if it is a version that does not report them.
+    #[serde(default)]
+    pub sandbox: Option<SandboxStatus>,
 }
 
 /// How many connections are listed one by one.
@@ -50,6 +53,30 @@ pub struct Gateway {
     pub reachable: bool,
     /// Why not.
     pub error: Option<String>,
+}
+
+/// The restrictions that the sidecar has put on its own process (`sandbox`).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SandboxStatus {
+    /// Whether system calls that it never needs are refused.
+    pub seccomp: bool,
+    /// Whether it can write only beneath its directories.
+    pub landlock: bool,
+    /// Why one of them is not in force, unless both are turned off.
+    pub problem: Option<String>,
+}
+
+impl SandboxStatus {
+    /// Returns what is in force, and why not the rest.
+    pub fn text(&self) -> String {
+        let in_force: Vec<_> = [("seccomp", self.seccomp), ("landlock", self.landlock)]
+            .into_iter()
+            .filter_map(|(name, is_in_force)| is_in_force.then_some(name))
+            .collect();
+        let in_force = if in_force.is_empty() { "off".to_owned() } else { in_force.join(", ") };
+        let problem = self.problem.as_ref().map(|problem| format!(" ({problem})"));
+        format!("{in_force}{}", problem.unwrap_or_default())
+    }
 }
 
 /// The certificate that clients are shown.
@@ -248,6 +275,7 @@ pub fn example() -> Status {
         not_agents: vec![NotAgent { container: "other-agent-1".into(), why: "it is in project \"other\"".into() }],
         lanes: Lanes { agent: 1, external: 1 },
         connections: vec![connection(1, "agent"), connection(2, "external")],
+        sandbox: Some(SandboxStatus { seccomp: true, landlock: true, problem: None }),
     }
 }
 
@@ -269,6 +297,19 @@ mod tests {
         ];
         for (seconds, expected) in table {
             assert_eq!(span(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn the_sandbox_is_described_by_what_is_in_force() {
+        let problem = || Some("landlock: not in this kernel".to_owned());
+        for (seccomp, landlock, problem, expected) in [
+            (true, true, None, "seccomp, landlock"),
+            (true, false, problem(), "seccomp (landlock: not in this kernel)"),
+            (false, false, problem(), "off (landlock: not in this kernel)"),
+            (false, false, None, "off"),
+        ] {
+            assert_eq!(SandboxStatus { seccomp, landlock, problem }.text(), expected);
         }
     }
 

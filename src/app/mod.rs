@@ -45,7 +45,7 @@ where
     S: Fn(&config::Log),
 {
     let doing = |doing| move |source| Error::Io { doing, source };
-    sandbox::apply(&config)?;
+    let restricted = sandbox::apply(&config)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting the runtime"))?;
     runtime.block_on(async {
@@ -53,7 +53,7 @@ where
         let hangup = Hangup::new().map_err(doing("listening for signals"))?;
         let file = ConfigFile::new(reload.file.clone());
         let (send, requests) = reload::channel();
-        let sidecar = Sidecar::start_with_reload(config, send).await?;
+        let sidecar = Sidecar::start_in_sandbox(config, send, restricted).await?;
         let ended = tokio::select! {
             () = stop.next() => Ok(()),
             () = reload_when_asked(&sidecar, &reload, hangup, file, requests) => Ok(()),

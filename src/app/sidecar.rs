@@ -15,6 +15,7 @@ use super::error::Error;
 use super::gateway_token;
 use super::tls_reloader::{self, TlsReloader};
 use crate::admin::reload::{self, Outcome};
+use crate::admin::status::SandboxStatus;
 use crate::admin::{self, Admin, AdminState};
 use crate::config::{self, AgentSourceKind, BindDevices, Config, live};
 use crate::discovery::kubernetes::api::Api;
@@ -70,14 +71,19 @@ impl Sidecar {
     /// # Errors
     /// If something that `config` names can't be bound, read or made.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        Self::start_with_reload(config, reload::channel().0).await
+        Self::start_in_sandbox(config, reload::channel().0, SandboxStatus::default()).await
     }
 
-    /// Starts like [`Sidecar::start`]; the admin listener sends requests to reload to `reload`.
+    /// Starts like [`Sidecar::start`]; the admin listener sends requests to reload to `reload`, and
+    /// shows `sandbox`.
     ///
     /// # Errors
     /// As [`Sidecar::start`].
-    pub async fn start_with_reload(config: Config, reload: mpsc::Sender<reload::Request>) -> Result<Self, Error> {
+    pub(super) async fn start_in_sandbox(
+        config: Config,
+        reload: mpsc::Sender<reload::Request>,
+        sandbox: SandboxStatus,
+    ) -> Result<Self, Error> {
         let started = SystemTime::now();
         let shutdown = Shutdown::new();
         let admin = config.admin.map(admin::bind).transpose()?;
@@ -149,7 +155,7 @@ impl Sidecar {
             register_discovery(&discovery_metrics, sidecar.config().discovery, &mut registry);
             enrolments.register(&mut registry);
             tls::register(&mut registry);
-            sidecar.serve_admin(admin, registry, reload, started);
+            sidecar.serve_admin(admin, registry, reload, started, sandbox);
         }
         sidecar.log_start();
         Ok(sidecar)
@@ -162,6 +168,7 @@ impl Sidecar {
         mut registry: Registry,
         reload: mpsc::Sender<reload::Request>,
         started: SystemTime,
+        sandbox: SandboxStatus,
     ) {
         let health = Health::default();
         health.register(&mut registry);
@@ -181,6 +188,7 @@ impl Sidecar {
             reload,
             config_problem: self.config_problem.subscribe(),
             started,
+            sandbox,
             shutdown: self.shutdown.clone(),
         };
         admin.serve(state, &self.admin_shutdown);

@@ -143,6 +143,9 @@ fn summary(status: &Status) -> Table {
         line("namespace", discovery.namespace.clone(), Tone::Bad);
     }
     line("lanes", format!("agent {}, external {}", status.lanes.agent, status.lanes.external), Tone::Plain);
+    if let Some(sandbox) = &status.sandbox {
+        line("sandbox", sandbox.text(), if sandbox.problem.is_some() { Tone::Fair } else { Tone::Plain });
+    }
     table
 }
 
@@ -194,6 +197,7 @@ mod tests {
             "  listening      172.18.0.2:18789\n",
             "  gateway        127.0.0.1:18789 reachable\n",
             "  docker         live for 1h 2m\n",
+            "  sandbox        seccomp, landlock\n",
             "  demo-agent-1  172.18.0.3  attested  1            operator.read\n",
             "  other-agent-1  it is in project \"other\"\n",
             "  172.18.0.3:40001  agent     1m   http/1.1  demo-agent-1, by attested\n",

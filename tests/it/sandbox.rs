@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use loopgate_test_support::sidecar::free_address;
+
 use crate::harness::{OUTSIDER, PROTOCOLS, process};
 
 /// The values of a field of `/proc/PID/status`, of every thread of the process.
@@ -26,6 +28,17 @@ async fn every_thread_refuses_system_calls_and_can_get_no_privileges() {
     assert!(of_threads(sidecar.process().id(), "NoNewPrivs").iter().all(|(_, set)| set == "1"));
     let line = sidecar.process().wait_for_log("restricted this process").await;
     assert!(line.contains("\"seccomp\":true"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_shows_what_is_in_force() {
+    for (flag, seccomp) in [("--sandbox=auto", true), ("--sandbox=off", false)] {
+        let admin = format!("--admin={}", free_address());
+        let sidecar = process(&[flag, &admin], "").await;
+        let status = tokio::task::block_in_place(|| sidecar.json());
+        assert_eq!(status["sandbox"]["seccomp"], seccomp, "{status}");
+        assert!(status["sandbox"]["problem"].is_null() || seccomp, "{status}");
+    }
 }
 
 #[tokio::test]
