@@ -18,6 +18,7 @@ use crate::admin::reload::{self, Outcome};
 use crate::admin::status::SandboxStatus;
 use crate::admin::{self, Admin, AdminState};
 use crate::config::{self, AgentSourceKind, BindDevices, Config, live};
+use crate::discovery::docker::engine::Engine;
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
@@ -88,7 +89,8 @@ impl Sidecar {
         let shutdown = Shutdown::new();
         let admin = config.admin.map(admin::bind).transpose()?;
         let discovery_metrics = DiscoveryMetrics::default();
-        let mut view = discovery::start(&config, &discovery_metrics, &shutdown);
+        let engine = discovery::engine_of(&config, &shutdown);
+        let mut view = discovery::start(&config, engine.clone(), &discovery_metrics, &shutdown);
         let token = gateway_token::inherited(&config)?;
         for Unreadable { key, path, error } in files::unreadable(&config.gateway) {
             warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
@@ -108,7 +110,7 @@ impl Sidecar {
         #[cfg(not(feature = "otel"))]
         let recorder: Option<Arc<dyn Recorder>> = None;
         let (traffic, listener_metrics) = (Arc::new(Traffic::with_recorder(recorder)), ListenerMetrics::default());
-        let enrolment = enrolment(&config, &pki, view.clone(), &shutdown);
+        let enrolment = enrolment(&config, &pki, view.clone(), engine.clone());
         let enrolments = enrolment.metrics().clone();
         let capacity = super::descriptors::capacity(config.limits.max_connections);
         let mut fitted = config.clone();
@@ -356,12 +358,10 @@ fn keep_paired(config: &Config, shutdown: &Shutdown) {
 }
 
 /// Makes the enrolment service. Without Docker or a CA it refuses every agent, with the reason.
-fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, shutdown: &Shutdown) -> Enrolment {
-    let docker = discovery::docker::engine::Engine::new(&config.docker.engine, shutdown);
+fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, engine: Option<Engine>) -> Enrolment {
+    let enrolment = Enrolment::new(config, view, pki.authority(), engine.map(DockerProofs::new));
     match config.discovery {
-        AgentSourceKind::Docker => Enrolment::new(config, view, pki.authority(), docker.map(DockerProofs::new)),
-        AgentSourceKind::Kubernetes => {
-            Enrolment::new(config, view, pki.authority(), None).with_tokens(Api::new(&config.kubernetes))
-        }
+        AgentSourceKind::Docker => enrolment,
+        AgentSourceKind::Kubernetes => enrolment.with_tokens(Api::new(&config.kubernetes)),
     }
 }

@@ -76,7 +76,8 @@ pub fn openclaw_file(config: &Config, named: Option<&Path>) -> Option<PathBuf> {
 async fn collect(config: &Config, file: Option<&Path>, status: Option<Result<Status, String>>) -> Report {
     let mut report = Report::default();
     let shutdown = Shutdown::new();
-    let mut views = discovery::start(config, &metrics::DiscoveryMetrics::default(), &shutdown);
+    let engine = discovery::engine_of(config, &shutdown);
+    let mut views = discovery::start(config, engine.clone(), &metrics::DiscoveryMetrics::default(), &shutdown);
     discovery::wait_until_ready(&mut views, DISCOVERY_TIMEOUT).await;
     let view = Arc::clone(&views.borrow());
 
@@ -84,7 +85,7 @@ async fn collect(config: &Config, file: Option<&Path>, status: Option<Result<Sta
     if let Some(status) = &status {
         sidecar::judge(status, &mut report);
     }
-    examine_discovery(config, &view, &shutdown, &mut report).await;
+    examine_discovery(config, engine.as_ref(), &view, &mut report).await;
     paths::judge(&config.external, &mut report);
     shutdown.begin();
 
@@ -127,18 +128,17 @@ async fn examine_gateway(
 }
 
 /// Examines the source of agents, and the containers that it lists.
-async fn examine_discovery(config: &Config, view: &View, shutdown: &Shutdown, report: &mut Report) {
-    let engine = Engine::new(&config.docker.engine, shutdown).filter(|_| config.discovery == AgentSourceKind::Docker);
+async fn examine_discovery(config: &Config, engine: Option<&Engine>, view: &View, report: &mut Report) {
     match config.discovery {
-        AgentSourceKind::Docker => docker::judge(&docker_probe::probe(engine.as_ref(), view).await, report),
+        AgentSourceKind::Docker => docker::judge(&docker_probe::probe(engine, view).await, report),
         AgentSourceKind::Kubernetes => {
             let api = Api::new(&config.kubernetes);
             kubernetes::judge(&kubernetes_probe::probe(&api, view).await, report);
         }
     }
-    gateway_command::judge(&docker_probe::in_this_namespace(engine.as_ref(), view).await, report);
+    gateway_command::judge(&docker_probe::in_this_namespace(engine, view).await, report);
     let risks = agents::AddressRisks {
-        net_raw: docker_probe::with_net_raw(engine.as_ref(), view).await,
+        net_raw: docker_probe::with_net_raw(engine, view).await,
         user_namespace: in_user_namespace(),
     };
     agents::judge(view, &risks, config, report);

@@ -26,7 +26,7 @@ pub use agent::{Agent, Proof, ScopeCap};
 pub use interface::Interface;
 pub use orphan::{EXIT_ORPHANED, Namespace};
 pub use owner::Owner;
-pub use publisher::{start, wait_until_ready};
+pub use publisher::{engine_of, start, wait_until_ready};
 pub use source_state::SourceState;
 pub use view::{ADDRESS_GRACE, ATTESTED_GRACE, View};
 pub use why_not::WhyNot;

@@ -28,13 +28,19 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// Starts discovery; the first view already holds the interfaces. Must be called within a Tokio runtime.
 ///
-/// A new view is published only when it differs from the one before.
-pub fn start(config: &Config, metrics: &metrics::DiscoveryMetrics, shutdown: &Shutdown) -> watch::Receiver<Arc<View>> {
+/// `engine` is the client of [`engine_of`] for the configuration. A new view is published only when
+/// it differs from the one before.
+pub fn start(
+    config: &Config,
+    engine: Option<Engine>,
+    metrics: &metrics::DiscoveryMetrics,
+    shutdown: &Shutdown,
+) -> watch::Receiver<Arc<View>> {
     let agents = match config.discovery {
         config::AgentSourceKind::Kubernetes => {
             AgentSource::Kubernetes(Kubernetes::new(Api::new(&config.kubernetes), metrics.clone()))
         }
-        config::AgentSourceKind::Docker => match Engine::new(&config.docker.engine, shutdown) {
+        config::AgentSourceKind::Docker => match engine {
             Some(engine) => {
                 let services = config.agents.services.iter().map(|service| service.name.clone()).collect();
                 AgentSource::Docker(Docker::new(engine, services, metrics.clone()))
@@ -55,6 +61,12 @@ pub fn start(config: &Config, metrics: &metrics::DiscoveryMetrics, shutdown: &Sh
     let (publish, view) = watch::channel(Arc::new(sources.view()));
     shutdown.spawn(run(sources, publish, metrics.clone(), shutdown.clone()));
     view
+}
+
+/// Returns the client of the engine where agents are looked up; `None` where that is not Docker.
+pub fn engine_of(config: &Config, shutdown: &Shutdown) -> Option<Engine> {
+    let is_docker = config.discovery == config::AgentSourceKind::Docker;
+    is_docker.then(|| Engine::new(&config.docker.engine, shutdown)).flatten()
 }
 
 /// Waits until the source of agents has listed them and the owner's names are known, or can't be:

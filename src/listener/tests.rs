@@ -283,7 +283,7 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
             let shutdown = Shutdown::new();
             let mut config = Config::default();
             config.docker.engine = config::Engine::Off;
-            let view = discovery::start(&config, &crate::metrics::DiscoveryMetrics::default(), &shutdown);
+            let view = discovery::start(&config, None, &crate::metrics::DiscoveryMetrics::default(), &shutdown);
             let (sender, mut accepted) = mpsc::unbounded_channel();
             let serve = move |accepted: Accepted| sender.send(accepted.local).unwrap_or_default();
             let mut bound =

@@ -1,7 +1,11 @@
 //! Where the engine is: as configured, as `DOCKER_HOST` says, or at one of the places where engines have their socket.
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use tracing::{info, warn};
 
 use crate::config;
 use crate::config::parse;
@@ -21,12 +25,60 @@ pub(super) struct Address {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Place {
-    /// The first of these sockets that exists.
-    Usual(Vec<PathBuf>),
+    /// One of the usual sockets.
+    Usual(Arc<UsualSockets>),
     Unix(PathBuf),
     Tcp(String),
     /// A value of `DOCKER_HOST`, and why it can't be used.
     Unusable(String, &'static str),
+}
+
+/// The usual sockets, in order. The first that exists is used; once there was a connection to it,
+/// it is used for good, so that a socket that appears later can't take its place.
+#[derive(Debug, PartialEq, Eq)]
+struct UsualSockets {
+    paths: Vec<PathBuf>,
+    /// The socket to which there was a connection.
+    chosen: OnceLock<PathBuf>,
+    /// The first better socket that appeared after the choice.
+    ignored: OnceLock<PathBuf>,
+}
+
+impl UsualSockets {
+    fn new(paths: Vec<PathBuf>) -> Arc<Self> {
+        Arc::new(Self { paths, chosen: OnceLock::new(), ignored: OnceLock::new() })
+    }
+
+    fn socket(&self) -> &Path {
+        let existing = || self.paths.iter().find(|path| path.exists());
+        self.chosen.get().or_else(existing).map_or(Path::new(DOCKER), PathBuf::as_path)
+    }
+
+    /// Chooses `connected` unless there is a choice already; returns whether it is the chosen one.
+    fn choose(&self, connected: &Path) -> bool {
+        let chosen = self.chosen.get_or_init(|| {
+            info!(socket = %connected.display(), "found the engine's socket, and stay with it");
+            connected.to_owned()
+        });
+        chosen == connected
+    }
+
+    /// Warns once of a socket that would be the choice now.
+    fn report_better(&self) {
+        let Some(chosen) = self.chosen.get() else { return };
+        let file = |path: &Path| path.metadata().ok().map(|about| (about.dev(), about.ino()));
+        let used = file(chosen);
+        let mut better = self.paths.iter().take_while(|path| *path != chosen);
+        let Some(other) = better.find(|path| file(path).is_some_and(|found| Some(found) != used)) else { return };
+        self.ignored.get_or_init(|| {
+            warn!(
+                socket = %chosen.display(),
+                other = %other.display(),
+                "another engine's socket has appeared and is ignored: name it by --docker to use it"
+            );
+            other.clone()
+        });
+    }
 }
 
 impl Address {
@@ -42,7 +94,7 @@ impl Address {
                     place: stated(host, text(&variable, "DOCKER_TLS_VERIFY").is_some()),
                     by_variable: true,
                 }),
-                None => configured(Place::Usual(usual(variable))),
+                None => configured(Place::Usual(UsualSockets::new(usual(variable)))),
             },
         }
     }
@@ -53,6 +105,12 @@ impl Address {
     }
 
     #[cfg(test)]
+    pub(super) fn one_of(paths: &[&Path]) -> Self {
+        let paths = paths.iter().map(|path| path.to_path_buf()).collect();
+        Self { place: Place::Usual(UsualSockets::new(paths)), by_variable: false }
+    }
+
+    #[cfg(test)]
     pub(super) fn tcp(address: &str) -> Self {
         Self { place: Place::Tcp(address.into()), by_variable: false }
     }
@@ -60,11 +118,22 @@ impl Address {
     /// Returns the path of the socket, if the engine has one.
     pub(super) fn socket(&self) -> Option<&Path> {
         match &self.place {
-            Place::Usual(paths) => {
-                Some(paths.iter().find(|path| path.exists()).map_or(Path::new(DOCKER), PathBuf::as_path))
-            }
+            Place::Usual(usual) => Some(usual.socket()),
             Place::Unix(path) => Some(path),
             Place::Tcp(_) | Place::Unusable(..) => None,
+        }
+    }
+
+    /// Notes a connection to `socket`. Returns false if it must not be used, since another of the
+    /// usual sockets was chosen before.
+    pub(super) fn connected(&self, socket: &Path) -> bool {
+        if let Place::Usual(usual) = &self.place { usual.choose(socket) } else { true }
+    }
+
+    /// Warns once if another socket than the chosen one would be found now.
+    pub(super) fn report_better_socket(&self) {
+        if let Place::Usual(usual) = &self.place {
+            usual.report_better();
         }
     }
 
@@ -89,10 +158,10 @@ impl Address {
         if self.by_variable { format!("{url} ({DOCKER_HOST})") } else { url }
     }
 
-    /// Returns whether neither the configuration nor `DOCKER_HOST` states the address, so that
-    /// there may well be no engine.
+    /// Returns whether neither the configuration nor `DOCKER_HOST` states the address, and no
+    /// engine was found yet, so that there may well be none.
     pub(super) fn is_guessed(&self) -> bool {
-        matches!(self.place, Place::Usual(_))
+        matches!(&self.place, Place::Usual(usual) if usual.chosen.get().is_none())
     }
 
     /// Returns `DOCKER_HOST` where the configuration names another engine.
@@ -200,7 +269,8 @@ mod tests {
         let (runtime, colima) = (home.path().join("run"), home.path().join(".colima/default/docker.sock"));
         let variables = [("HOME", home.path().to_str().unwrap()), ("XDG_RUNTIME_DIR", runtime.to_str().unwrap())];
         let mut address = of(&Engine::Auto, &variables).unwrap();
-        let Place::Usual(paths) = &mut address.place else { panic!("{address:?}") };
+        let Place::Usual(usual) = &mut address.place else { panic!("{address:?}") };
+        let paths = &mut Arc::get_mut(usual).unwrap().paths;
         assert_eq!(paths[0], Path::new(DOCKER));
         paths.retain(|path| path.starts_with(home.path()));
         assert_eq!(paths.len(), 6);
@@ -214,5 +284,38 @@ mod tests {
             std::fs::write(&path, "").unwrap();
             assert_eq!(address.socket(), Some(path.as_path()));
         }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_appears_later_does_not_take_the_place_of_the_first() {
+        use crate::discovery::docker::engine::Engine;
+        use crate::shutdown::Shutdown;
+        use loopgate_test_support::fake_docker::FakeDocker;
+        let home = tempfile::tempdir().unwrap();
+        let (mut first, other) = (FakeDocker::start(), FakeDocker::start());
+        let (better, socket) = (home.path().join("better.sock"), first.socket());
+        let engine = Engine::at(Address::one_of(&[&better, &socket]), &Shutdown::new());
+        assert!(engine.is_guessed());
+        engine.list().await.unwrap();
+        std::os::unix::fs::symlink(other.socket(), &better).unwrap();
+        // A clone is the same client, as enrolment has it beside discovery.
+        for engine in [engine.clone(), engine] {
+            assert!(!engine.is_guessed());
+            engine.list().await.unwrap();
+            engine.report_better_socket();
+            let Place::Usual(usual) = &engine.address().place else { panic!() };
+            assert_eq!(usual.ignored.get(), Some(&better));
+        }
+        assert_eq!((first.asked("/containers/json"), other.asked("/containers/json")), (3, 0));
+        // Nor when the first has ended, even without its socket.
+        first.down(true).await;
+        let engine = Engine::at(Address::one_of(&[&better, &socket]), &Shutdown::new());
+        assert!(engine.address().connected(&socket));
+        assert!(
+            matches!(engine.list().await, Err(crate::discovery::docker::Error::NoSocket { path }) if path == socket)
+        );
+        assert_eq!(other.asked("/containers/json"), 0);
+        // A connection that was under way to another socket meanwhile is not used.
+        assert!(!engine.address().connected(&better));
     }
 }

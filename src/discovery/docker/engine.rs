@@ -35,6 +35,7 @@ use tokio::time::timeout;
 use super::address::Address;
 use super::error::{Cause, Error};
 use super::object::{ContainerInspection, ContainerSummary, PathStat, Unreadable, read_each};
+use super::request_error::not_found;
 use crate::config;
 use crate::discovery::body::read_all;
 use crate::discovery::text::{one_line, query_value};
@@ -83,9 +84,20 @@ pub struct Events {
 }
 
 impl Engine {
-    /// Returns a client of the configured engine; `None` where Docker is off. Its connections end with `shutdown`.
+    /// Returns a client of the configured engine; `None` where Docker is off. Its connections end
+    /// with `shutdown`. Clones share the choice among the usual sockets.
     pub fn new(engine: &config::Engine, shutdown: &Shutdown) -> Option<Self> {
         Some(Self { address: Address::of(engine, |name| std::env::var_os(name))?, shutdown: shutdown.clone() })
+    }
+
+    #[cfg(test)]
+    pub(super) fn at(address: Address, shutdown: &Shutdown) -> Self {
+        Self { address, shutdown: shutdown.clone() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Returns the engine's URL, and whether it is that of `DOCKER_HOST`.
@@ -96,6 +108,11 @@ impl Engine {
     /// Returns whether the address is only a guess, so that there may well be no engine.
     pub fn is_guessed(&self) -> bool {
         self.address.is_guessed()
+    }
+
+    /// Warns once if another of the usual sockets would be found now than the one that is used.
+    pub fn report_better_socket(&self) {
+        self.address.report_better_socket();
     }
 
     /// Returns `DOCKER_HOST` where the configuration names another engine.
@@ -326,7 +343,11 @@ impl Engine {
             }
             None => {
                 let socket = self.address.socket().unwrap_or(Path::new(""));
-                Ok(send_request(within(CONNECT, UnixStream::connect(socket)).await?, request).await?)
+                let stream = within(CONNECT, UnixStream::connect(socket)).await?;
+                if !self.address.connected(socket) {
+                    return Err(io::Error::other("another socket was found meanwhile").into());
+                }
+                Ok(send_request(stream, request).await?)
             }
         }
     }
@@ -364,13 +385,6 @@ async fn message(response: Response<ResponseBody>) -> String {
         .and_then(|json| json["message"].as_str())
         .map_or_else(|| String::from_utf8_lossy(&body), Into::into);
     one_line(&text)
-}
-
-fn not_found(error: Error, id: &str) -> Error {
-    match error {
-        Error::Refused { endpoint, status: 404, .. } => Error::NotFound { endpoint, id: id.to_owned() },
-        other => other,
-    }
 }
 
 async fn within<T>(limit: Duration, connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {

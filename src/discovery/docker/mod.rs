@@ -77,6 +77,7 @@ impl Source for DockerSource {
     }
 
     fn open(&self) -> Session {
+        self.engine.report_better_socket();
         Session::open(&self.engine, Arc::clone(&self.services), self.images.clone())
     }
 

@@ -61,6 +61,17 @@ impl Address {
     }
 }
 
+/// Returns [`Error::NotFound`] where the engine says that there is no such thing; a filter may
+/// answer 404 to what it does not permit.
+pub fn not_found(error: Error, id: &str) -> Error {
+    match error {
+        Error::Refused { endpoint, status: 404, message, .. } if message.to_ascii_lowercase().contains("no such ") => {
+            Error::NotFound { endpoint, id: id.to_owned() }
+        }
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +111,11 @@ mod tests {
                 &format!("{} is a directory", std::env::temp_dir().display()),
             ),
             (refused(socket(), 500), "GET /events on unix:///s failed: status 500"),
+            (not_found(refused(filter(), 404), "x"), "tcp://filter:2375 refuses GET /events (404: <h1> no </h1>)"),
+            (
+                not_found(filter().refused("/events", StatusCode::NOT_FOUND, "No such container: x".into()), "x"),
+                "GET /events: there is no x",
+            ),
         ] {
             let text = error_chain(&error);
             assert!(text.starts_with(expected) && !text.contains('\n'), "{text}");

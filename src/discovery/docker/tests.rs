@@ -11,7 +11,9 @@ use tokio::time::timeout;
 
 use crate::config::{Config, Engine};
 use crate::discovery::interface_watcher::InterfaceWatcher;
-use crate::discovery::{EXIT_ORPHANED, Namespace, Proof, SourceState, View, WhyNot, start, wait_until_ready};
+use crate::discovery::{
+    EXIT_ORPHANED, Namespace, Proof, SourceState, View, WhyNot, engine_of, start, wait_until_ready,
+};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 use crate::testing::{in_own_process, ip, namespace_maker, skipped};
@@ -37,7 +39,7 @@ impl Harness {
         let (shutdown, metrics) = (Shutdown::new(), metrics::DiscoveryMetrics::default());
         let mut config = Config::default();
         config.docker.engine = engine;
-        Self { view: start(&config, &metrics, &shutdown), metrics, shutdown }
+        Self { view: start(&config, engine_of(&config, &shutdown), &metrics, &shutdown), metrics, shutdown }
     }
 
     /// Discovery with `docker`, in which a container `gateway` has the address of this namespace;

@@ -33,7 +33,7 @@ impl Harness {
         let mut config = Config { discovery: AgentSourceKind::Kubernetes, ..Config::default() };
         config.kubernetes.api = Some(kubernetes.address());
         config.kubernetes.credentials = kubernetes.credentials();
-        Self { view: start(&config, &metrics, &shutdown), metrics, shutdown }
+        Self { view: start(&config, None, &metrics, &shutdown), metrics, shutdown }
     }
 
     /// Waits until the view is such.

@@ -105,6 +105,12 @@ impl FakeDocker {
         self.state().details.insert(id.to_owned(), details);
     }
 
+    /// Removes a container that is stopped: inspecting it is answered by 404 again.
+    pub fn remove(&self, id: &str) {
+        self.state().details.remove(id);
+        self.event("container", "destroy", id, json!({}));
+    }
+
     /// Gives the image `id` these labels; every image exists, and has none unless given.
     pub fn image(&self, id: &str, labels: Value) {
         self.state().images.insert(id.to_owned(), labels);
@@ -240,9 +246,10 @@ async fn answer(request: Request<Incoming>, shared: Arc<Mutex<Shared>>) -> Resul
         }
         other => {
             let id = other.strip_prefix("/containers/").and_then(|rest| rest.strip_suffix("/json"));
-            match id.and_then(|id| shared.details.get(id)) {
-                Some(details) => full(StatusCode::OK, details.to_string().into()),
-                None => full(StatusCode::NOT_FOUND, message("page not found")),
+            match (id, id.and_then(|id| shared.details.get(id))) {
+                (_, Some(details)) => full(StatusCode::OK, details.to_string().into()),
+                (Some(id), None) => full(StatusCode::NOT_FOUND, message(&format!("No such container: {id}"))),
+                (None, None) => full(StatusCode::NOT_FOUND, message("page not found")),
             }
         }
     })
