@@ -13,7 +13,7 @@ use super::connection;
 use super::connection::establish::AcceptedConnection;
 use super::downstream::window_budget::WindowBudget;
 use super::registry::ConnectionInfo;
-use super::shared::{Enrol, Settings, Shared};
+use super::shared::{Enrol, LaneBuffers, Settings, Shared};
 use super::tunnel::first_message::HeldBudget;
 use super::upstream::send::Upstream;
 use crate::config::Config;
@@ -69,6 +69,7 @@ impl Proxy {
             upstream: Upstream::new(config, Arc::clone(&traffic), workers.size(), shutdown),
             windows: WindowBudget::new(config.limits.buffered),
             held_messages: HeldBudget::new(config.limits.buffered),
+            tunnel_buffers: LaneBuffers::new(config.limits.buffered),
             settings: ArcSwap::from_pointee(Settings::new(config)),
             token: ArcSwapOption::from(token.map(Arc::new)),
             enrol,

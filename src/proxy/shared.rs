@@ -11,11 +11,13 @@ use tokio::sync::{Notify, watch};
 
 use super::downstream::window_budget::WindowBudget;
 use super::registry::Registry;
+use super::tunnel::buffers::TunnelBuffers;
 use super::tunnel::first_message::HeldBudget;
 use super::upstream::send::Upstream;
 use crate::addr::PeerAddr;
 use crate::config::{BindDevices, Config, Limits, TraceparentUse};
 use crate::discovery::View;
+use crate::labels::LaneKind;
 use crate::lane::{Rules, may_be_agent};
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::devices::Devices;
@@ -45,6 +47,25 @@ impl Settings {
     }
 }
 
+/// The memory for the tunnels of each lane, so that outsiders leave agents theirs.
+pub(super) struct LaneBuffers {
+    agent: Arc<TunnelBuffers>,
+    external: Arc<TunnelBuffers>,
+}
+
+impl LaneBuffers {
+    pub(super) fn new(buffered: usize) -> Self {
+        Self { agent: TunnelBuffers::new(buffered), external: TunnelBuffers::new(buffered) }
+    }
+
+    pub(super) fn of(&self, lane: LaneKind) -> &Arc<TunnelBuffers> {
+        match lane {
+            LaneKind::Agent => &self.agent,
+            LaneKind::External => &self.external,
+        }
+    }
+}
+
 /// What all connections share.
 pub(super) struct Shared {
     pub(super) rules: ArcSwap<Rules>,
@@ -58,6 +79,8 @@ pub(super) struct Shared {
     pub(super) windows: Arc<WindowBudget>,
     /// The first messages of WebSockets that are not whole or not answered yet.
     pub(super) held_messages: Arc<HeldBudget>,
+    /// What tunnels have read and could not pass on yet.
+    pub(super) tunnel_buffers: LaneBuffers,
     pub(super) settings: ArcSwap<Settings>,
     /// The `Authorization` that attested agents inherit.
     pub(super) token: ArcSwapOption<HeaderValue>,

@@ -8,6 +8,7 @@ mod chains;
 mod file_descriptors;
 mod floods;
 mod uploads;
+mod websockets;
 
 use std::time::Duration;
 
@@ -80,9 +81,14 @@ impl<'a> Memory<'a> {
         Self { process, before: process.memory() }
     }
 
+    /// What it has grown by, in bytes.
+    fn grown(&self) -> u64 {
+        self.process.memory().saturating_sub(self.before)
+    }
+
     /// Fails if it grew by more than 64 MiB.
     fn assert_bounded(&self) {
-        let grown = self.process.memory().saturating_sub(self.before);
+        let grown = self.grown();
         report(format_args!("  loopgate: {} MiB before, grew by {} MiB", self.before / MIB, grown / MIB));
         assert!(grown < 64 * MIB, "loopgate grew by {} MiB", grown / MIB);
     }

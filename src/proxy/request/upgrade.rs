@@ -55,6 +55,7 @@ pub async fn upgrade(
     let (received, sent) = (counters.received.clone(), counters.sent.clone());
     let (first_message, connect_response) = connect_check(session, &head).unzip();
     let is_capped = head.scope_cap().is_some();
+    let buffers = Arc::clone(shared.tunnel_buffers.of(head.lane()));
     if first_message.is_some() {
         head.refuse_extensions();
     }
@@ -92,6 +93,8 @@ pub async fn upgrade(
     let rest_limit = session.settings.limits.drain_timeout / 2;
     let options = TunnelOptions {
         websocket,
+        is_http2: is_h2_connect,
+        buffers,
         close_signal: close_signal.clone(),
         rest_limit,
         first_message,

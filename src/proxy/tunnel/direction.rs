@@ -10,13 +10,11 @@ use bytes::{Buf, Bytes};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::buffers::{BLOCK, BufferLease};
 use super::connect_response::{ConnectResponse, GatewaySent};
 use super::first_message::FirstMessage;
 use super::gate::{Gate, GateStep};
 use super::websocket_frames::WebSocketFrames;
-
-/// Bytes read at once: four TLS records, which rustls then writes with one system call.
-const BLOCK: usize = 64 * 1024;
 
 thread_local! {
     /// Read buffer shared by this thread's tunnels, so that a quiet one holds none.
@@ -27,6 +25,9 @@ thread_local! {
 pub struct Direction {
     pending: Bytes,
     unflushed: bool,
+    /// The size of the last block read, of which a part may not have left.
+    block: usize,
+    lease: BufferLease,
     end: End,
     count: Counter,
     frames: Option<WebSocketFrames>,
@@ -61,7 +62,7 @@ enum End {
 
 impl Direction {
     /// Starts with `early`, which was read together with the head.
-    pub fn new(early: Bytes, count: Counter, mut frames: Option<WebSocketFrames>) -> Self {
+    pub fn new(early: Bytes, lease: BufferLease, count: Counter, mut frames: Option<WebSocketFrames>) -> Self {
         if let Some(frames) = &mut frames {
             frames.feed(&early);
         }
@@ -71,6 +72,8 @@ impl Direction {
         Self {
             pending: early,
             unflushed: false,
+            block: 0,
+            lease,
             end: End::Open,
             count,
             frames,
@@ -160,7 +163,10 @@ impl Direction {
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
     ) -> io::Result<Poll<()>> {
-        SCRATCH.with_borrow_mut(|scratch| self.pump_with(cx, from, to, scratch))
+        let pumped = SCRATCH.with_borrow_mut(|scratch| self.pump_with(cx, from, to, scratch));
+        let has_left = self.pending.is_empty() && !self.unflushed;
+        self.lease.hold(if has_left { 0 } else { self.block.max(self.pending.len()) });
+        pumped
     }
 
     fn pump_with(
@@ -203,13 +209,13 @@ impl Direction {
                 }
                 self.unflushed = false;
             }
-            let mut room = BLOCK;
+            let mut room = self.lease.block();
             if let Some(gate) = &mut self.gate {
                 if let Poll::Ready(message) = gate.poll_ready(cx) {
                     self.pending = message;
                     continue;
                 }
-                room = gate.room().min(BLOCK);
+                room = gate.room().min(room);
                 if room == 0 {
                     return Ok(Poll::Pending);
                 }
@@ -219,6 +225,7 @@ impl Direction {
                 return Ok(Poll::Pending);
             }
             let read = block.filled();
+            self.block = read.len();
             if read.is_empty() {
                 self.end = End::Ending;
             } else {

@@ -210,6 +210,7 @@ mod tests {
 
     use super::*;
     use crate::proxy::close_signal::CloseSignal;
+    use crate::proxy::tunnel::buffers::TunnelBuffers;
     use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
     use crate::proxy::tunnel::first_message::{Checked, HeldBudget};
     use crate::proxy::tunnel::{TunnelOptions, run};
@@ -240,6 +241,8 @@ mod tests {
         };
         let options = TunnelOptions {
             websocket: true,
+            is_http2: false,
+            buffers: TunnelBuffers::new(1 << 20),
             close_signal: CloseSignal::new(&CancellationToken::new()),
             rest_limit: Duration::from_secs(4),
             first_message: Some(FirstMessage::new(objects_only, HeldBudget::new(1 << 20), Box::new(check))),

@@ -4,6 +4,7 @@
 //! checked, `gate` holds the client's bytes back: `first_message` finds its end, and `connect_response`
 //! the gateway's response to it. `websocket_frames` finds where a close frame may be written.
 
+pub mod buffers;
 pub mod connect_response;
 mod direction;
 pub mod first_message;

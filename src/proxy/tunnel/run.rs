@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::buffers::{BufferLease, TunnelBuffers};
 use super::connect_response::ConnectResponse;
 use super::direction::{Direction, GateChange};
 use super::first_message::FirstMessage;
@@ -34,6 +36,10 @@ const REST_UNANSWERED: Duration = Duration::from_secs(1);
 pub struct TunnelOptions {
     /// Whether it is a WebSocket, so that a close frame can be sent between two frames.
     pub websocket: bool,
+    /// Whether the client is a stream of an HTTP/2 connection.
+    pub is_http2: bool,
+    /// The memory for what can't be passed on at once.
+    pub buffers: Arc<TunnelBuffers>,
     /// Tells it to close.
     pub close_signal: CloseSignal,
     /// How long a WebSocket may take to come to rest before it is closed for a shutdown.
@@ -132,9 +138,12 @@ where
 {
     fn new(client: C, gateway: G, early: (Bytes, Bytes), options: &mut TunnelOptions) -> Self {
         let websocket = options.websocket;
-        let mut up = Direction::new(early.0, options.received.clone(), None);
+        let lease = |is_http2| BufferLease::new(&options.buffers, is_http2);
+        let (up_lease, down_lease) = (lease(false), lease(options.is_http2));
+        let mut up = Direction::new(early.0, up_lease, options.received.clone(), None);
         up.inspect(options.first_message.take());
-        let mut down = Direction::new(early.1, options.sent.clone(), websocket.then(WebSocketFrames::default));
+        let frames = websocket.then(WebSocketFrames::default);
+        let mut down = Direction::new(early.1, down_lease, options.sent.clone(), frames);
         down.watch(options.connect_response.take());
         Self {
             client,
@@ -283,6 +292,8 @@ mod tests {
     fn options(end: &CancellationToken) -> TunnelOptions {
         TunnelOptions {
             websocket: true,
+            is_http2: false,
+            buffers: TunnelBuffers::new(1 << 20),
             close_signal: CloseSignal::new(end),
             rest_limit: Duration::from_secs(4),
             first_message: None,

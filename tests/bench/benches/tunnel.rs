@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use loopgate::proxy::tunnel::buffers::TunnelBuffers;
 use loopgate::proxy::tunnel::{TunnelOptions, run};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::LocalSet;
@@ -13,6 +14,8 @@ fn echo() -> DuplexStream {
     let ((client, near), (far, mut gateway)) = (duplex(PIPE), duplex(PIPE));
     let options = TunnelOptions {
         websocket: false,
+        is_http2: false,
+        buffers: TunnelBuffers::new(64 << 20),
         first_message: None,
         connect_response: None,
         close_signal: Default::default(),

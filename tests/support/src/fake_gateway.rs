@@ -56,6 +56,8 @@ struct Shared {
     /// Node.js holds such responses whole.
     buffered: AtomicUsize,
     most_buffered: AtomicUsize,
+    /// Bytes sent on `/ws-floods`.
+    pushed: AtomicUsize,
 }
 
 /// The gateway. It ends when it is dropped.
@@ -77,6 +79,7 @@ impl FakeGateway {
             permits: Semaphore::new(0),
             buffered: AtomicUsize::new(0),
             most_buffered: AtomicUsize::new(0),
+            pushed: AtomicUsize::new(0),
         };
         let mut gateway = Self {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -129,6 +132,11 @@ impl FakeGateway {
     /// The bytes that it has in memory now.
     pub fn buffered(&self) -> usize {
         self.shared.buffered.load(Ordering::SeqCst)
+    }
+
+    /// The bytes that the kernel has taken of the messages without end on `/ws-floods`.
+    pub fn pushed(&self) -> usize {
+        self.shared.pushed.load(Ordering::SeqCst)
     }
 
     /// Lets `count` held responses or events go on.
@@ -226,8 +234,10 @@ async fn serve(stream: TcpStream, peer: SocketAddr, connection: usize, shared: &
         if !whole {
             return Ok(());
         }
-        if let "/ws" | "/ws-dies" | "/ws-resets" | "/gateway" = path.split('?').next().unwrap_or_default() {
-            return websocket::serve(client, &path, &key.unwrap_or_default()).await;
+        if let "/ws" | "/ws-dies" | "/ws-resets" | "/ws-floods" | "/gateway" =
+            path.split('?').next().unwrap_or_default()
+        {
+            return websocket::serve(client, &path, &key.unwrap_or_default(), &shared.pushed).await;
         }
         if respond(&mut client, &path, &body, is_head, shared).await?.is_break() {
             return Ok(());

@@ -1,8 +1,10 @@
 //! WebSockets of the gateway.
 
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::{SinkExt, StreamExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -11,8 +13,8 @@ use tokio_tungstenite::{WebSocketStream, tungstenite};
 
 use crate::raw_http::RawHttp;
 
-/// Accepts the handshake with `key`, and behaves as `path` says.
-pub async fn serve(mut client: RawHttp<TcpStream>, path: &str, key: &str) -> io::Result<()> {
+/// Accepts the handshake with `key`, and behaves as `path` says. `pushed` counts what `/ws-floods` sends.
+pub async fn serve(mut client: RawHttp<TcpStream>, path: &str, key: &str, pushed: &AtomicUsize) -> io::Result<()> {
     let accept = derive_accept_key(key.as_bytes());
     client
         .send(format!(
@@ -26,7 +28,21 @@ pub async fn serve(mut client: RawHttp<TcpStream>, path: &str, key: &str) -> io:
     if path == "/gateway" {
         return answer_connects(client).await;
     }
+    if path == "/ws-floods" {
+        return send_without_end(client.stream, pushed).await;
+    }
     echo(client, path != "/ws").await
+}
+
+/// Sends one message that has no end, and counts its bytes.
+async fn send_without_end(mut stream: TcpStream, pushed: &AtomicUsize) -> io::Result<()> {
+    // Otherwise the kernel buffers megabytes of what is not read.
+    socket2::SockRef::from(&stream).set_send_buffer_size(16 * 1024)?;
+    stream.write_all(&[0x82, 0x7f, 0, 0, 0xff, 0, 0, 0, 0, 0]).await?;
+    let block = [0; 16 * 1024];
+    loop {
+        pushed.fetch_add(stream.write(&block).await?, Ordering::SeqCst);
+    }
 }
 
 /// Sends back every message, and the close frame; `dies` makes it drop the connection after the first message.

@@ -1,0 +1,104 @@
+//! Shares the memory for what tunnels have read and could not pass on yet.
+//!
+//! A tunnel reads a block, and nothing more until that has left. While little is held, a block is
+//! large. The less memory is left, the smaller are the blocks of all tunnels of the lane, so that
+//! many clients that do not read can't make loopgate hold much, and each tunnel still moves.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The most bytes read at once: four TLS records, which rustls then writes with one system call.
+pub const BLOCK: usize = 64 * 1024;
+/// The part of what is left that a tunnel may read at once.
+const PART: usize = 16;
+/// The least that a tunnel reads at once, in bytes.
+const MIN: usize = 4 * 1024;
+/// How many blocks hyper holds of an HTTP/2 stream before a write has to wait: two in the channel
+/// to the stream's task, one in that task, one more in h2.
+const BLOCKS_IN_HTTP2: usize = 4;
+/// What h2 holds of a stream besides (`max_send_buf_size`).
+const HTTP2_BUFFER: usize = 64 * 1024;
+
+/// The memory for the tunnels of one lane.
+#[derive(Debug)]
+pub struct TunnelBuffers {
+    limit: usize,
+    held: AtomicUsize,
+}
+
+impl TunnelBuffers {
+    /// Allows a quarter of `buffered` bytes.
+    pub fn new(buffered: usize) -> Arc<Self> {
+        Arc::new(Self { limit: buffered / 4, held: AtomicUsize::new(0) })
+    }
+}
+
+/// What one direction of a tunnel holds, given back when dropped.
+#[derive(Debug)]
+pub struct BufferLease {
+    buffers: Arc<TunnelBuffers>,
+    is_http2: bool,
+    held: usize,
+}
+
+impl BufferLease {
+    /// Holds nothing yet. With `is_http2`, what is written goes to an HTTP/2 stream, which takes
+    /// some blocks before it is full.
+    pub fn new(buffers: &Arc<TunnelBuffers>, is_http2: bool) -> Self {
+        Self { buffers: Arc::clone(buffers), is_http2, held: 0 }
+    }
+
+    /// Returns how many bytes to read at once.
+    pub fn block(&self) -> usize {
+        let held = self.buffers.held.load(Ordering::Relaxed);
+        (self.buffers.limit.saturating_sub(held) / PART).clamp(MIN, BLOCK)
+    }
+
+    /// Notes that `unsent` bytes of a block have not left; 0 if all have.
+    pub fn hold(&mut self, unsent: usize) {
+        let held = match unsent {
+            0 => 0,
+            unsent if self.is_http2 => unsent * (1 + BLOCKS_IN_HTTP2) + HTTP2_BUFFER,
+            unsent => unsent,
+        };
+        if held > self.held {
+            self.buffers.held.fetch_add(held - self.held, Ordering::Relaxed);
+        } else if held < self.held {
+            self.buffers.held.fetch_sub(self.held - held, Ordering::Relaxed);
+        }
+        self.held = held;
+    }
+}
+
+impl Drop for BufferLease {
+    fn drop(&mut self) {
+        self.hold(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_shrink_as_tunnels_stall_and_their_sum_is_limited() {
+        for (is_http2, most) in [(false, MIN), (true, HTTP2_BUFFER + (1 + BLOCKS_IN_HTTP2) * MIN)] {
+            let buffers = TunnelBuffers::new(64 << 20);
+            let mut leases: Vec<_> = (0..4096).map(|_| BufferLease::new(&buffers, is_http2)).collect();
+            let mut blocks = Vec::new();
+            for lease in &mut leases {
+                blocks.push(lease.block());
+                lease.hold(lease.block());
+            }
+            assert_eq!((blocks[0], blocks[4095]), (BLOCK, MIN));
+            assert!(blocks.is_sorted_by(|one, next| one >= next));
+            let held = buffers.held.load(Ordering::Relaxed);
+            assert!(held <= (16 << 20) + 4096 * most, "{held}");
+            leases.iter_mut().for_each(|lease| lease.hold(0));
+            assert_eq!(leases[4095].block(), BLOCK);
+            leases[0].hold(1);
+            drop(leases);
+            assert_eq!(buffers.held.load(Ordering::Relaxed), 0, "every byte was given back");
+        }
+    }
+}
