@@ -195,6 +195,11 @@ impl RequestRecord {
         self.request_id.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(next_id).clone()
     }
 
+    /// Returns whether the request ends because the client did not read its response.
+    pub fn is_stalled(&self) -> bool {
+        self.end() == RequestEnd::ClientStalled
+    }
+
     fn end(&self) -> RequestEnd {
         if let Some(end) = self.end.get() {
             return *end;
@@ -212,6 +217,11 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let (end, lane) = (self.end(), self.lane());
+        if end == RequestEnd::ClientStalled
+            && let Some(permit) = self.permit.get()
+        {
+            permit.note_stall();
+        }
         let traffic = &self.session.shared.traffic;
         traffic.ended(lane, end.label());
         let Some((method, path)) = &self.target else { return };

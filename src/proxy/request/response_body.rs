@@ -224,6 +224,15 @@ impl Download {
     }
 }
 
+impl Drop for Download {
+    fn drop(&mut self) {
+        // Before the permit is returned, which may let the client's next request continue.
+        if let Some(upstream) = self.upstream.as_ref().filter(|_| self.record.is_stalled()) {
+            upstream.note_stall();
+        }
+    }
+}
+
 impl Body for ResponseBody {
     type Data = Chunk;
     type Error = BodyError;

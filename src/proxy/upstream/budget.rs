@@ -2,8 +2,9 @@
 //!
 //! External clients share one budget of requests and one of WebSockets. An eighth of a budget is
 //! left to clients that hold no permit of it. Of the rest a client may hold no more than is still
-//! free, so one client alone gets less than half of a budget. A request beyond the client's share
-//! waits in a queue, in which clients take turns. Each agent has budgets of its own; agents with
+//! free, so one client alone gets less than half of a budget. One that left several responses unread
+//! until they were reset gets few for a while. A request beyond the client's share waits in a queue,
+//! in which clients take turns. Each agent has budgets of its own; agents with
 //! the same source address share them.
 
 use std::collections::{HashMap, VecDeque};
@@ -19,6 +20,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
+use super::stalls::Stalls;
 use crate::addr::client_key;
 use crate::config::Limits;
 use crate::labels::LaneKind;
@@ -33,6 +35,8 @@ const AGENT_FACTOR: usize = 4;
 const WAITING_FACTOR: usize = 4;
 /// One in so many permits and places in the queue of a shared budget is for clients that have none.
 const RESERVED_PART: usize = 8;
+/// The most clients that are remembered for unread responses while they have no connection.
+const MAX_STALLED: usize = 1024;
 /// How often a budget that is used up is logged.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// A table of clients is searched for those that are gone when it holds at least this many.
@@ -75,6 +79,7 @@ pub struct ClientBudget {
     pair: Pair,
     requests: AtomicUsize,
     websockets: AtomicUsize,
+    stalls: Stalls,
 }
 
 /// The right to one request or WebSocket at the gateway, returned when dropped.
@@ -116,6 +121,8 @@ struct Budget {
     /// Milliseconds after `epoch` at which exhaustion was logged last, plus one; 0 for never.
     warned: AtomicU64,
     refused: AtomicU64,
+    /// Clients whose unread responses were reset, so that a new connection does not make one another client.
+    stalled: Mutex<Vec<Arc<ClientBudget>>>,
 }
 
 /// The waiting requests of one client.
@@ -172,6 +179,7 @@ impl Pair {
                 epoch: Instant::now(),
                 warned: AtomicU64::new(0),
                 refused: AtomicU64::new(0),
+                stalled: Mutex::default(),
             })
         };
         Self {
@@ -196,8 +204,12 @@ impl<K: Hash + Eq> Table<K> {
             self.clients.retain(|_, client| client.strong_count() > 0);
             self.clean_at = MIN_TABLE.max(2 * self.clients.len());
         }
-        let client =
-            Arc::new(ClientBudget { pair: pair(), requests: AtomicUsize::new(0), websockets: AtomicUsize::new(0) });
+        let client = Arc::new(ClientBudget {
+            pair: pair(),
+            requests: AtomicUsize::new(0),
+            websockets: AtomicUsize::new(0),
+            stalls: Stalls::default(),
+        });
         self.clients.insert(key, Arc::downgrade(&client));
         client
     }
@@ -221,9 +233,16 @@ impl ClientBudget {
     /// Takes a permit if the client's share allows it. Never waits, and takes no lock.
     pub fn try_acquire(self: &Arc<Self>, purpose: Use) -> Option<GatewayPermit> {
         let (budget, holds) = (self.budget(purpose), self.holds(purpose));
+        let most = match purpose {
+            Use::Request => self.stalls.most(budget.limit, || budget.millis()),
+            Use::WebSocket => usize::MAX,
+        };
         let mut used = budget.used.load(Ordering::SeqCst);
         loop {
             let free = budget.limit.saturating_sub(used);
+            if holds.load(Ordering::SeqCst) >= most {
+                return None;
+            }
             if !budget.is_within_share(budget.limit, free, holds.load(Ordering::SeqCst)) {
                 return None;
             }
@@ -235,6 +254,25 @@ impl ClientBudget {
         holds.fetch_add(1, Ordering::SeqCst);
         let held = GaugeGuard::new(&budget.held);
         Some(GatewayPermit { client: Arc::clone(self), purpose, dispatches: AtomicBool::new(true), _held: held })
+    }
+
+    /// Notes that a response was reset because the client did not read it.
+    fn note_stall(self: &Arc<Self>) {
+        let budget = &self.pair.requests;
+        let now = budget.millis();
+        if !budget.is_shared || !self.stalls.note(now) {
+            return;
+        }
+        // Dropped after the lock is released.
+        let mut forgotten = Vec::new();
+        let mut stalled = lock(&budget.stalled);
+        let is_old = |client: &mut Arc<Self>| client.stalls.is_forgotten(now) || Arc::ptr_eq(client, self);
+        forgotten.extend(stalled.extract_if(.., is_old));
+        if stalled.len() >= MAX_STALLED {
+            forgotten.extend(stalled.pop());
+        }
+        stalled.push(Arc::clone(self));
+        drop(stalled);
     }
 
     /// Waits for a permit until `deadline`.
@@ -367,10 +405,15 @@ impl Budget {
         }
     }
 
+    /// Returns the milliseconds after its epoch.
+    fn millis(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
+    }
+
     /// Counts a request that gets no permit, and logs that once in a while.
     fn refuse(&self, purpose: Use) -> Exhausted {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        let now = self.millis();
         let warned = self.warned.load(Ordering::Relaxed);
         let is_due = warned == 0 || now + 1 >= warned + u64::try_from(WARN_INTERVAL.as_millis()).unwrap_or(u64::MAX);
         if is_due && self.warned.compare_exchange(warned, now + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
@@ -388,6 +431,15 @@ impl Budget {
             );
         }
         Exhausted { option: self.option }
+    }
+}
+
+impl GatewayPermit {
+    /// Notes that its response is reset because the client does not read it.
+    pub fn note_stall(&self) {
+        if self.purpose == Use::Request {
+            self.client.note_stall();
+        }
     }
 }
 

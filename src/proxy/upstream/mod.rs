@@ -8,3 +8,4 @@ pub mod pool;
 pub mod read_after_reset;
 pub mod request_body;
 pub mod send;
+mod stalls;

@@ -71,6 +71,13 @@ impl PooledConnection {
         self.permit.take()
     }
 
+    /// Notes that the client does not read the response, which is reset for it.
+    pub fn note_stall(&self) {
+        if let Some(permit) = &self.permit {
+            permit.note_stall();
+        }
+    }
+
     /// Returns the connection to its pool. Where the response ended before the request's body, the
     /// rest of that has a moment to arrive first: to stop reading it would tell an HTTP/2 client of
     /// an error (RFC 9113 section 8.1) that some report as their own.

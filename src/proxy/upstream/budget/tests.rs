@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
+use crate::proxy::upstream::stalls::{PART, TIME};
 
 fn budgets(requests: usize, websockets: usize) -> GatewayBudgets {
     let mut config = crate::config::Config::default();
@@ -161,4 +162,35 @@ fn permits_are_neither_lost_nor_doubled_under_contention() {
     let budget = &budgets.external.requests;
     assert_eq!((budget.used.load(Ordering::SeqCst), budget.waiting.load(Ordering::SeqCst)), (0, 0));
     assert!(most.into_inner() <= 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minute() {
+    let budgets = budgets(128, 16);
+    let mut one = client(&budgets, 1);
+    let few = 128 / PART;
+    let stall = |permits: Vec<GatewayPermit>| permits.iter().for_each(GatewayPermit::note_stall);
+    stall(take_all(&one).into_iter().take(few).collect());
+    assert_eq!(take_all(&one).len(), 56, "a few are forgiven");
+    stall(take_all(&one));
+    assert_eq!(take_all(&one).len(), few);
+    assert_eq!(take_all(&client(&budgets, 2)).len(), 56, "another client gets its share");
+    assert_eq!(std::iter::from_fn(|| one.try_acquire(Use::WebSocket)).take(3).count(), 3, "WebSockets as before");
+    drop(one);
+    one = client(&budgets, 1);
+    tokio::time::advance(TIME.checked_sub(Duration::from_millis(2)).unwrap()).await;
+    assert_eq!(take_all(&one).len(), few, "a new connection changes nothing");
+    tokio::time::advance(Duration::from_millis(4)).await;
+    assert_eq!(take_all(&one).len(), 56);
+    for last in 0..=u8::MAX {
+        stall(take_all(&client(&budgets, last)));
+    }
+    assert_eq!(lock(&budgets.external.requests.stalled).len(), 256);
+    tokio::time::advance(TIME).await;
+    stall(take_all(&one));
+    assert_eq!(lock(&budgets.external.requests.stalled).len(), 1, "the others are forgotten");
+
+    let agent = budgets.agent(Ipv4Addr::new(127, 77, 0, 1));
+    stall(take_all(&agent));
+    assert_eq!(take_all(&agent).len(), 128 * AGENT_FACTOR);
 }

@@ -1,0 +1,49 @@
+//! Remembers the clients whose responses were reset because they did not read them.
+//!
+//! The gateway frees the memory of such a response some time later. So a client that left several
+//! unread must not have as many others in their place at once.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Such a client gets one in so many permits, at least one.
+pub const PART: usize = 32;
+/// How long after the last such response.
+pub const TIME: Duration = Duration::from_secs(60);
+
+/// A client's responses that were reset.
+#[derive(Debug, Default)]
+pub struct Stalls {
+    count: AtomicUsize,
+    /// The time, in milliseconds, at which they are forgotten.
+    until: AtomicU64,
+}
+
+impl Stalls {
+    /// Returns the most permits of `limit` that the client may hold, whatever is free. `now` is in milliseconds.
+    pub fn most(&self, limit: usize, now: impl FnOnce() -> u64) -> usize {
+        let count = self.count.load(Ordering::Relaxed);
+        if count == 0 {
+            return usize::MAX;
+        }
+        if self.is_forgotten(now()) {
+            self.count.store(0, Ordering::Relaxed);
+            return usize::MAX;
+        }
+        // A single one may be a device that fell asleep.
+        let part = (limit / PART).max(1);
+        if count > part { part } else { usize::MAX }
+    }
+
+    /// Counts a response; returns whether it is the first.
+    pub fn note(&self, now: u64) -> bool {
+        let time = u64::try_from(TIME.as_millis()).unwrap_or(u64::MAX);
+        self.until.store(now.saturating_add(time), Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Relaxed) == 0
+    }
+
+    /// Returns whether they no longer count.
+    pub fn is_forgotten(&self, now: u64) -> bool {
+        self.until.load(Ordering::Relaxed) <= now
+    }
+}
