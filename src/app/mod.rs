@@ -9,6 +9,7 @@ mod sandbox;
 mod sidecar;
 mod signals;
 mod tls_reloader;
+mod unpair;
 
 use std::path::PathBuf;
 

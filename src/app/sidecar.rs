@@ -14,6 +14,7 @@ use super::certificate_names::follow_names;
 use super::error::Error;
 use super::gateway_token;
 use super::tls_reloader::{self, TlsReloader};
+use super::unpair::UnpairRemoved;
 use crate::admin::reload::{self, Outcome};
 use crate::admin::status::SandboxStatus;
 use crate::admin::{self, Admin, AdminState};
@@ -119,6 +120,7 @@ impl Sidecar {
             Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
         let pool = workers.pool().clone();
         let (enrol, devices) = (serve_enrolments(enrolment), devices(&config)?);
+        unpair_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
         let proxy =
             Proxy::new(&fitted, view.clone(), tls_config, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
         let (proxy_for_serve, proxy_for_limits) = (Arc::clone(&proxy), Arc::clone(&proxy));
@@ -353,6 +355,26 @@ fn keep_paired(config: &Config, shutdown: &Shutdown) {
         tokio::select! {
             () = ending.begun() => {}
             () = KeepPaired { gateway, state_dir, token_file }.run() => {}
+        }
+    });
+}
+
+/// Removes the pairing of devices whose containers are removed, if `agents.unpair` is set.
+fn unpair_removed(
+    config: &Config,
+    engine: Option<Engine>,
+    devices: Option<Arc<Devices>>,
+    view: watch::Receiver<Arc<View>>,
+    shutdown: &Shutdown,
+) {
+    let (true, Some(engine), Some(devices)) = (config.agents.unpair, engine, devices) else { return };
+    let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
+    let unpair = UnpairRemoved { engine, view, devices, gateway, token_file };
+    let ending = shutdown.clone();
+    shutdown.spawn(async move {
+        tokio::select! {
+            () = ending.begun() => {}
+            () = unpair.run() => {}
         }
     });
 }

@@ -235,6 +235,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "Refuse on the external lane a device that the gateway first accepted from an agent; report only logs it",
     );
     add(
+        "unpair",
+        "agents.unpair",
+        Switch,
+        Some("false"),
+        "Remove the pairing of an agent's devices at the gateway once its container is removed; needs --token-file and Docker",
+    );
+    add(
         "agent-certificate-life",
         "agents.certificate_life",
         Duration,

@@ -249,6 +249,8 @@ pub struct Agents {
     pub scopes: Vec<String>,
     /// Whether devices of agents are bound to the agent lane.
     pub bind_devices: BindDevices,
+    /// Whether the pairing of an agent's devices is removed once its container is.
+    pub unpair: bool,
     /// How long the certificates that loopgate issues to attested agents are valid.
     pub certificate_life: Duration,
     /// The SPIFFE trust domain of the certificates that loopgate issues.

@@ -7,8 +7,8 @@ use super::layer::{GivenRule, Layer, Origin, Problem};
 use super::option::Key;
 use super::parse::{self, Parsed};
 use super::settings::{
-    AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, External, Gateway, Http, Kubernetes,
-    Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Sandbox, Tls, TraceparentUse,
+    AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, Engine, External, Gateway, Http,
+    Kubernetes, Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Sandbox, Tls, TraceparentUse,
 };
 use crate::addr::is_loopback_or_unspecified;
 use crate::enrolment_protocol::ProofKind;
@@ -148,6 +148,7 @@ fn agents(read: &mut Reader<'_>) -> Agents {
             "bind-devices",
             parse::choice(&[("on", BindDevices::On), ("report", BindDevices::Report), ("off", BindDevices::Off)]),
         ),
+        unpair: read.one("unpair", parse::switch),
         certificate_life: read.one("agent-certificate-life", parse::certificate_life),
         trust_domain: read.one("trust-domain", parse::trust_domain),
     }
@@ -248,6 +249,17 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
     let variable = std::env::var_os(crate::secret::GATEWAY_TOKEN_VARIABLE).is_some_and(|token| !token.is_empty());
     if config.agents.inherit_token && config.gateway.token_file.is_none() && !variable {
         read.report_missing("inherit-token", "token-file", " or the variable OPENCLAW_GATEWAY_TOKEN");
+    }
+    if config.agents.unpair {
+        if config.gateway.token_file.is_none() && !variable {
+            read.report_missing("unpair", "token-file", " or the variable OPENCLAW_GATEWAY_TOKEN");
+        }
+        if config.discovery != AgentSourceKind::Docker || config.docker.engine == Engine::Off {
+            read.report_any(&["unpair", "discovery", "docker"], "only Docker tells when a container is removed");
+        }
+        if config.agents.bind_devices == BindDevices::Off {
+            read.report_any(&["unpair", "bind-devices"], "without --bind-devices no device is known to be an agent's");
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use tracing::info;
 use super::device::Device;
 use super::files;
 use super::pair::{self, Error, Paired};
+use super::unpair::TemporaryDevice;
 use crate::secret::Secret;
 
 /// How often a device is approved. 2026.2.19 hands back a pending request as it is, so the first
@@ -41,10 +42,9 @@ pub async fn pair_and_approve(address: SocketAddr, device: &Device, token: Optio
 /// Approves what the device with `id` has asked for as an operator, within the scopes that it is to
 /// have; nothing else, and nothing of another device.
 async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Result<(), Error> {
-    let approver = Device::generate().map_err(|source| Error::Connect { address, source })?;
-    // With every scope: later versions let no device approve more than it has.
-    let mut connection = pair::connect(address, &approver, token).await?;
+    let mut approver = TemporaryDevice::connect(address, token).await?;
     let approved = async {
+        let connection = &mut approver.connection;
         let listed = connection.call("device.pair.list", json!({})).await?;
         let pending = listed["pending"].as_array().into_iter().flatten();
         let requests: Vec<_> =
@@ -56,9 +56,7 @@ async fn approve(address: SocketAddr, id: &str, token: Option<&Secret>) -> Resul
         Ok(())
     }
     .await;
-    if let Err(error) = connection.call("device.pair.remove", json!({ "deviceId": approver.id() })).await {
-        info!(device = approver.id(), %error, "can't unpair the second device, which approved a request; its key no longer exists");
-    }
+    approver.remove().await;
     approved
 }
 
@@ -97,4 +95,4 @@ pub fn advice(identity: &Path, request: Option<&str>) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

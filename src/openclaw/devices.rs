@@ -23,6 +23,8 @@ const MAX_DEVICES: usize = 8192;
 const MAX_PER_AGENT: usize = 1024;
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 8 << 20;
+/// The most containers that are remembered of one device.
+const MAX_CONTAINERS: usize = 16;
 /// The longest device id; OpenClaw's have 64 characters.
 const MAX_ID: usize = 128;
 
@@ -33,6 +35,35 @@ pub struct Entry {
     pub agent: Option<String>,
     /// When it was first accepted, in seconds since the Unix epoch.
     pub since: u64,
+    /// The ids of the agent's containers that used it, the last one at the end; none once its
+    /// pairing was removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<String>,
+}
+
+impl Entry {
+    /// Adds a container that uses the device; returns whether that changes the entry.
+    fn add_container(&mut self, container: Option<&str>) -> bool {
+        let Some(container) = container.filter(|container| self.containers.last().is_none_or(|last| last != container))
+        else {
+            return false;
+        };
+        self.containers.retain(|known| known != container);
+        if self.containers.len() == MAX_CONTAINERS {
+            self.containers.remove(0);
+        }
+        self.containers.push(container.to_owned());
+        true
+    }
+}
+
+/// An agent that uses a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceUser {
+    /// Its name, which its devices are bound to.
+    pub name: String,
+    /// The id of its container, or the uid of its pod, if it has one.
+    pub container: Option<String>,
 }
 
 /// The devices that are remembered, by id.
@@ -163,7 +194,7 @@ impl Devices {
         if self.is_own(device) {
             return;
         }
-        let entry = Entry { agent: None, since: now() };
+        let entry = Entry { agent: None, since: now(), containers: Vec::new() };
         {
             let mut known = self.lock();
             if known.table.contains_key(device) || known.table.len() >= MAX_DEVICES {
@@ -177,18 +208,28 @@ impl Devices {
 
     /// Binds a device to the agent lane until the gateway has answered its `connect`; `None` if the
     /// device is known already. Blocks.
-    pub fn bind(self: &Arc<Self>, device: &str, agent: &str) -> Option<ProvisionalBinding> {
+    pub fn bind(self: &Arc<Self>, device: &str, agent: &DeviceUser) -> Option<ProvisionalBinding> {
         if self.is_own(device) {
             return None;
         }
-        let mut entry = Entry { agent: Some(agent.into()), since: now() };
+        let (agent, container) = (agent.name.as_str(), agent.container.as_deref());
+        let mut entry = Entry {
+            agent: Some(agent.into()),
+            since: now(),
+            containers: container.map(Into::into).into_iter().collect(),
+        };
         {
             let mut known = self.lock();
             let is_removed = known.removing.remove(device);
             if let Some(waiting) = known.provisional.get_mut(device) {
                 *waiting += 1;
                 entry = known.table.get(device).cloned().unwrap_or(entry);
-            } else if known.table.contains_key(device) && !is_removed {
+            } else if let Some(entry) = known.table.get_mut(device).filter(|_| !is_removed) {
+                let is_new_container = entry.agent.is_some() && entry.add_container(container);
+                drop(known);
+                if is_new_container {
+                    self.save_container(device, container);
+                }
                 return None;
             } else {
                 info!(device = short(device), agent, "device bound to the agent lane");
@@ -199,6 +240,48 @@ impl Devices {
         }
         self.save(device, entry.clone());
         Some(ProvisionalBinding { devices: Arc::clone(self), device: device.into(), entry, is_settled: false })
+    }
+
+    /// Writes that `container` uses a device that is bound.
+    fn save_container(&self, device: &str, container: Option<&str>) {
+        let written = change(&self.directory, |table| {
+            if let Some(entry) = table.get_mut(device).filter(|entry| entry.agent.is_some()) {
+                entry.add_container(container);
+            }
+            Ok(())
+        });
+        if let Err(error) = written {
+            warn!(path = %self.directory.join(FILE).display(), %error, "can't save which container uses a device");
+        }
+    }
+
+    /// Returns the bound devices that containers used, with the ids of those containers; not the
+    /// gateway's own device.
+    pub fn by_container(&self) -> Vec<(String, Vec<String>)> {
+        let mut known = self.lock();
+        self.refresh(&mut known);
+        let bound = known.table.iter().filter(|(_, entry)| entry.agent.is_some() && !entry.containers.is_empty());
+        let bound: Vec<_> = bound.map(|(device, entry)| (device.clone(), entry.containers.clone())).collect();
+        drop(known);
+        bound.into_iter().filter(|(device, _)| !self.is_own(device)).collect()
+    }
+
+    /// Forgets that the containers `gone` used any device. Blocks.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn forget_containers(&self, gone: &BTreeSet<String>) -> io::Result<()> {
+        let forget = |table: &mut Table| {
+            for entry in table.values_mut() {
+                entry.containers.retain(|container| !gone.contains(container));
+            }
+        };
+        forget(&mut self.lock().table);
+        change(&self.directory, |table| {
+            forget(table);
+            Ok(())
+        })
+        .map(drop)
     }
 
     /// Writes an entry without holding up those who check devices.
@@ -313,7 +396,7 @@ pub fn release(directory: &Path, ids: &[String]) -> io::Result<()> {
                 |(device, entry): &(&String, &mut Entry)| device.starts_with(id.as_str()) && entry.agent.is_some();
             let mut named = table.iter_mut().filter(bound);
             match (named.next(), named.next()) {
-                (Some((_, entry)), None) => entry.agent = None,
+                (Some((_, entry)), None) => (entry.agent, entry.containers) = (None, Vec::new()),
                 (None, _) => {
                     return Err(io::Error::other(format!("no bound device has an id that begins with {id:?}")));
                 }
@@ -345,97 +428,4 @@ fn change(directory: &Path, edit: impl FnOnce(&mut Table) -> io::Result<()>) -> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const A: &str = "aaaaaaaaaaaaaaaa1";
-    const B: &str = "bbbbbbbbbbbbbbbb1";
-
-    #[test]
-    fn a_device_belongs_to_the_lane_that_it_was_first_accepted_on() {
-        let directory = tempfile::tempdir().unwrap();
-        let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
-        assert_eq!(devices.check(A, None), Ok(()));
-        drop(devices.bind(A, "builder"));
-        devices.remember_external(B);
-        drop(devices.bind(B, "builder"));
-        let bound = Err(DeviceRefusal::Bound { device: A.into(), agent: "builder".into() });
-        for devices in [&devices, &Arc::new(Devices::open(directory.path(), None).unwrap())] {
-            assert_eq!(
-                (devices.check(A, None), devices.check(A, Some("other")), devices.check(B, None)),
-                (bound.clone(), Ok(()), Ok(()))
-            );
-        }
-        assert!(release(directory.path(), &["b".into()]).is_err(), "it is not bound");
-        release(directory.path(), &[A[..12].into()]).unwrap();
-        assert_eq!(devices.check(A, None), Ok(()), "the file is read again");
-        drop(devices.bind(A, "builder"));
-        assert_eq!(devices.check(A, None), Ok(()), "a released device is not bound again");
-        assert!(release(directory.path(), &[A.into()]).unwrap_err().to_string().contains("no bound device"));
-    }
-
-    #[test]
-    fn only_a_refusal_frees_a_device_and_only_if_no_other_connection_uses_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
-        let bind = |device| devices.bind(device, "builder").unwrap();
-        let is_bound = |device: &str| {
-            let bound = devices.check(device, None).is_err();
-            assert_eq!(read(directory.path()).unwrap().contains_key(device), bound, "the file says the same");
-            bound
-        };
-        let refused = bind(A);
-        assert!(is_bound(A), "before the gateway gets the connect");
-        refused.refused();
-        assert!(!is_bound(A));
-        drop(bind(A));
-        assert!(is_bound(A) && devices.bind(A, "builder").is_none(), "without an answer it stays");
-        for (device, answers) in [("b1", [true, false]), ("b2", [false, true]), ("b3", [false, false])] {
-            let both = [bind(device), bind(device)];
-            for (binding, accepted) in both.into_iter().zip(answers) {
-                if accepted { drop(binding) } else { binding.refused() }
-            }
-            assert_eq!(is_bound(device), answers.contains(&true), "{answers:?}");
-        }
-    }
-
-    #[test]
-    fn the_gateways_own_device_is_never_bound() {
-        let (directory, gateway) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        std::fs::create_dir(gateway.path().join("identity")).unwrap();
-        std::fs::write(gateway.path().join("identity/device.json"), format!("{{\"version\":1,\"deviceId\":{A:?}}}"))
-            .unwrap();
-        let devices = Arc::new(Devices::open(directory.path(), Some(gateway.path())).unwrap());
-        drop(devices.bind(A, "cli"));
-        drop(devices.bind(B, "cli"));
-        assert_eq!(devices.check(A, None), Ok(()));
-        assert!(devices.check(B, None).is_err());
-    }
-
-    #[test]
-    fn an_agent_with_too_many_devices_gets_no_further_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let table: Table =
-            (0..MAX_PER_AGENT).map(|n| (format!("d{n}"), Entry { agent: Some("a".into()), since: 0 })).collect();
-        std::fs::write(directory.path().join(FILE), serde_json::to_vec(&table).unwrap()).unwrap();
-        let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
-        assert_eq!(devices.check("new", Some("a")), Err(DeviceRefusal::TooMany));
-        assert_eq!(devices.check("d7", Some("a")), Ok(()));
-        assert_eq!((devices.check("new", Some("b")), devices.check("new", None)), (Ok(()), Ok(())));
-        assert_eq!(devices.check("", None), Err(DeviceRefusal::Malformed));
-        assert_eq!(devices.check(&"a".repeat(MAX_ID + 1), Some("b")), Err(DeviceRefusal::Malformed));
-    }
-
-    #[test]
-    fn a_damaged_file_frees_no_device_and_is_not_overwritten() {
-        let directory = tempfile::tempdir().unwrap();
-        let devices = Arc::new(Devices::open(directory.path(), None).unwrap());
-        drop(devices.bind(A, "builder"));
-        std::fs::write(directory.path().join(FILE), "{").unwrap();
-        assert!(devices.check(A, None).is_err());
-        drop(devices.bind(B, "builder"));
-        assert!(devices.check(B, None).is_err(), "it holds in memory");
-        assert_eq!(std::fs::read_to_string(directory.path().join(FILE)).unwrap(), "{");
-        assert!(Devices::open(directory.path(), None).is_err());
-    }
-}
+mod tests;

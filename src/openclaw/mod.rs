@@ -16,4 +16,5 @@ pub mod probe;
 pub mod ready;
 mod server_certificate;
 pub mod tls_detector;
+pub mod unpair;
 mod websocket;

@@ -93,6 +93,16 @@ fn each_problem_is_one_line_that_names_the_option() {
         ),
         (&["agent-uri=spiffe://a/b"], "--agent-uri: needs --client-ca, which verifies those certificates"),
         (&["inherit-token"], "--inherit-token: needs --token-file or the variable OPENCLAW_GATEWAY_TOKEN"),
+        (&["unpair"], "--unpair: needs --token-file or the variable OPENCLAW_GATEWAY_TOKEN"),
+        (&["unpair", "token-file=t", "docker=off"], "--unpair: only Docker tells when a container is removed"),
+        (
+            &["unpair", "token-file=t", "discovery=kubernetes"],
+            "--unpair: only Docker tells when a container is removed",
+        ),
+        (
+            &["unpair", "token-file=t", "bind-devices=off"],
+            "--unpair: without --bind-devices no device is known to be an agent's",
+        ),
         (
             &["proxy-protocol"],
             "--proxy-protocol: needs --trusted-proxy, because only trusted proxies may send a PROXY header",
@@ -127,6 +137,7 @@ fn valid_values_are_accepted() {
         &["tls-cert=a.pem", "tls-key=a.key"],
         &["agent-uri=spiffe://a/b", "client-ca=ca.pem"],
         &["inherit-token", "token-file=t"],
+        &["unpair", "token-file=t", "bind-devices=report"],
         &["proxy-protocol", "trusted-proxy=172.18.0.2"],
         &["drain-timeout=0", "gateway-wait=0"],
     ] {

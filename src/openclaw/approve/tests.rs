@@ -15,13 +15,13 @@ use crate::shutdown::Shutdown;
 
 /// What such a gateway knows about devices. Each device has at most one pending request.
 #[derive(Debug, Default)]
-struct Devices {
+pub(in crate::openclaw) struct Devices {
     /// The scopes of paired devices.
-    paired: BTreeMap<String, Vec<String>>,
+    pub paired: BTreeMap<String, Vec<String>>,
     /// The scopes that are waited for, by device; `request-of-DEVICE` is the request's id.
-    pending: BTreeMap<String, Vec<String>>,
+    pub pending: BTreeMap<String, Vec<String>>,
     /// Whether clients are taken for remote ones.
-    remote: bool,
+    pub remote: bool,
 }
 
 impl Devices {
@@ -61,14 +61,16 @@ impl Devices {
                 Ok(json!({}))
             }
             "device.pair.remove" => {
-                Ok(json!({"removed": self.paired.remove(params["deviceId"].as_str().unwrap()).is_some()}))
+                let id = params["deviceId"].as_str().unwrap();
+                let unknown = || json!({"code": "INVALID_REQUEST", "message": "unknown deviceId"});
+                self.paired.remove(id).map(|_| json!({ "deviceId": id })).ok_or_else(unknown)
             }
             other => panic!("{other}"),
         }
     }
 }
 
-async fn gateway(devices: &Arc<Mutex<Devices>>, shutdown: &Shutdown) -> SocketAddr {
+pub(in crate::openclaw) async fn gateway(devices: &Arc<Mutex<Devices>>, shutdown: &Shutdown) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let devices = Arc::clone(devices);

@@ -13,7 +13,7 @@ use crate::config::BindDevices;
 use crate::labels::LaneKind;
 use crate::lane::{AgentBasis, AgentLane, GatewayHead, Lane, allowed_scopes};
 use crate::openclaw::connect_request::{ConnectRequest, ParsedMessage};
-use crate::openclaw::devices::{DeviceRefusal, Devices, ProvisionalBinding};
+use crate::openclaw::devices::{DeviceRefusal, DeviceUser, Devices, ProvisionalBinding};
 use crate::proxy::session::Session;
 use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
 use crate::proxy::tunnel::first_message::{Checked, FirstMessage};
@@ -26,7 +26,7 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
     let pending = Arc::new(PendingConnect::default());
     let response = ConnectResponse::new(Arc::clone(&pending));
     let agent = match &*session.lane {
-        Lane::Agent(lane) if head.lane() == LaneKind::Agent => Some(agent_name(lane)),
+        Lane::Agent(lane) if head.lane() == LaneKind::Agent => Some(device_user(lane)),
         _ => None,
     };
     // A process of the gateway's own network namespace is the gateway's host, whose devices are not an agent's.
@@ -60,22 +60,23 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
     Some((FirstMessage::new(objects_only, Arc::clone(&session.shared.held_messages), Box::new(check)), response))
 }
 
-/// The name that an agent's devices are bound to; `None` for a process of the gateway's own network namespace.
-fn agent_name(lane: &AgentLane) -> Option<String> {
-    match &lane.basis {
-        AgentBasis::Address(agent) | AgentBasis::Attested(agent) => Some(agent.name.clone()),
-        AgentBasis::Certificate(uri) => Some(uri.clone()),
-        AgentBasis::Network => Some(lane.as_external.client.to_string()),
-        AgentBasis::OwnAddress => None,
-    }
+/// The agent that devices are bound to; `None` for a process of the gateway's own network namespace.
+fn device_user(lane: &AgentLane) -> Option<DeviceUser> {
+    let (name, container) = match &lane.basis {
+        AgentBasis::Address(agent) | AgentBasis::Attested(agent) => (agent.name.clone(), Some(agent.id.clone())),
+        AgentBasis::Certificate(uri) => (uri.clone(), None),
+        AgentBasis::Network => (lane.as_external.client.to_string(), None),
+        AgentBasis::OwnAddress => return None,
+    };
+    Some(DeviceUser { name, container })
 }
 
 /// Checks devices against the lanes that they are bound to.
 struct DeviceCheck {
     devices: Arc<Devices>,
     mode: BindDevices,
-    /// The agent's name; `None` on the external lane.
-    agent: Option<String>,
+    /// The agent; `None` on the external lane.
+    agent: Option<DeviceUser>,
     /// Whether the device's first use says where it belongs: not if a web page causes a request on
     /// an agent's connection.
     may_learn: bool,
@@ -95,7 +96,7 @@ impl DeviceCheck {
         let checked = if agent.is_some() && !is_own {
             Err(DeviceRefusal::Mismatch)
         } else {
-            devices.check(&device, agent.as_deref())
+            devices.check(&device, agent.as_ref().map(|agent| agent.name.as_str()))
         };
         match checked {
             Ok(()) => {}

@@ -1,0 +1,145 @@
+//! Removes the pairing of agents' devices once their containers are removed (`agents.unpair`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::backoff::Backoff;
+use crate::discovery::View;
+use crate::discovery::docker;
+use crate::discovery::docker::engine::Engine;
+use crate::error_chain::error_chain;
+use crate::openclaw::devices::Devices;
+use crate::openclaw::{pair, unpair};
+use crate::secret::Secret;
+
+/// The pauses between two looks at the containers. After a change of agents they start with the
+/// first: a container ends a moment before it is removed.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What removes pairings.
+pub(super) struct UnpairRemoved {
+    pub(super) engine: Engine,
+    pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) devices: Arc<Devices>,
+    pub(super) gateway: SocketAddr,
+    pub(super) token_file: Option<PathBuf>,
+}
+
+/// The pairings could not be removed this time.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("can't read the gateway's token")]
+    Token(#[source] io::Error),
+    #[error(transparent)]
+    Gateway(#[from] pair::Error),
+    #[error("can't write which containers are gone")]
+    Devices(#[source] io::Error),
+}
+
+impl UnpairRemoved {
+    /// Removes pairings for ever.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut logged = None;
+        loop {
+            match self.unpair_removed().await {
+                Ok(()) => logged = None,
+                Err(error) => {
+                    let failure = error_chain(&error);
+                    if logged.as_ref() != Some(&failure) {
+                        warn!(
+                            error = failure,
+                            "can't remove the pairing of devices whose containers are removed; trying again"
+                        );
+                    }
+                    logged = Some(failure);
+                }
+            }
+            // Not at once: changes come in bursts.
+            sleep(FIRST_PAUSE).await;
+            match timeout(backoff.pause(), self.view.changed()).await {
+                Ok(Ok(())) => backoff.reset(),
+                Ok(Err(_)) => return,
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn unpair_removed(&self) -> Result<(), Error> {
+        let devices = Arc::clone(&self.devices);
+        let used = spawn_blocking(move || devices.by_container()).await.unwrap_or_default();
+        let running: BTreeSet<String> = {
+            let view = self.view.borrow();
+            if !view.source_state.is_live() {
+                return Ok(());
+            }
+            view.agents.values().map(|agent| agent.id.clone()).collect()
+        };
+        let mut states = BTreeMap::new();
+        for container in used.iter().flat_map(|(_, containers)| containers).filter(|id| !running.contains(*id)) {
+            if !states.contains_key(container) {
+                states.insert(container.clone(), self.is_removed(container).await);
+            }
+        }
+        let gone: BTreeSet<String> =
+            states.into_iter().filter_map(|(container, is_removed)| is_removed.then_some(container)).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let unused = unused(&used, &gone);
+        if !unused.is_empty() {
+            let token_file = self.token_file.clone();
+            let token = spawn_blocking(move || Secret::gateway_token(token_file.as_deref())).await;
+            let token = token.map_err(io::Error::other).and_then(|token| token).map_err(Error::Token)?;
+            unpair::unpair(self.gateway, &unused, token.as_ref()).await?;
+        }
+        let devices = Arc::clone(&self.devices);
+        let forgotten = spawn_blocking(move || devices.forget_containers(&gone)).await;
+        forgotten.map_err(io::Error::other).and_then(|forgotten| forgotten).map_err(Error::Devices)
+    }
+
+    /// Returns whether the engine says that there is no such container, running or not. In doubt there is.
+    async fn is_removed(&self, container: &str) -> bool {
+        match self.engine.inspect(container).await {
+            Err(docker::Error::NotFound { .. }) => true,
+            Err(error) => {
+                debug!(container, error = error_chain(&error), "can't find out whether the container is removed");
+                false
+            }
+            Ok(_) => false,
+        }
+    }
+}
+
+/// Returns the devices of `used` whose containers are all `gone`.
+fn unused(used: &[(String, Vec<String>)], gone: &BTreeSet<String>) -> Vec<String> {
+    let all_gone = |containers: &[String]| containers.iter().all(|container| gone.contains(container));
+    used.iter().filter(|(_, containers)| all_gone(containers)).map(|(device, _)| device.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_unused_when_all_its_containers_are_gone() {
+        let of = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+        let used = [("a".to_owned(), of(&["1"])), ("b".to_owned(), of(&["1", "2"])), ("c".to_owned(), of(&["3"]))];
+        for (gone, expected) in
+            [(vec![], vec![]), (vec!["1"], vec!["a"]), (vec!["2"], vec![]), (vec!["1", "2", "3"], vec!["a", "b", "c"])]
+        {
+            let gone: BTreeSet<String> = gone.into_iter().map(str::to_owned).collect();
+            assert_eq!(unused(&used, &gone), of(&expected), "{gone:?}");
+        }
+    }
+}

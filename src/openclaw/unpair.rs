@@ -1,0 +1,100 @@
+//! Removes the pairing of devices at the gateway.
+//!
+//! `device.pair.remove` revokes the device's token and closes its connections. A device that is
+//! made for that time only, local to the gateway and so paired silently, calls it.
+
+use std::net::SocketAddr;
+
+use serde_json::json;
+use tracing::info;
+
+use super::device::Device;
+use super::pair::{self, Connection, Error};
+use crate::secret::Secret;
+
+/// A device that exists for a few calls of the gateway, connected with every scope of an operator.
+pub(super) struct TemporaryDevice {
+    id: String,
+    /// Its connection.
+    pub connection: Connection,
+}
+
+impl TemporaryDevice {
+    /// Makes and connects one.
+    ///
+    /// # Errors
+    /// If the gateway does not pair it silently, because it takes it for a remote one or refuses the token.
+    pub async fn connect(address: SocketAddr, token: Option<&Secret>) -> Result<Self, Error> {
+        let device = Device::generate().map_err(|source| Error::Connect { address, source })?;
+        // With every scope: later versions let no device approve or remove more than it has.
+        Ok(Self { id: device.id(), connection: pair::connect(address, &device, token).await? })
+    }
+
+    /// Removes its own pairing.
+    pub async fn remove(mut self) {
+        if let Err(error) = self.connection.call(REMOVE, json!({ "deviceId": self.id })).await {
+            info!(device = self.id, %error, "a device made for one call stays paired; its key is gone");
+        }
+    }
+}
+
+/// The gateway's method.
+const REMOVE: &str = "device.pair.remove";
+
+/// Removes the pairing of `devices` at the gateway at `address`, a loopback address of this network
+/// namespace. Those that it does not know count as removed.
+///
+/// # Errors
+/// If a pairing may be left.
+pub async fn unpair(address: SocketAddr, devices: &[String], token: Option<&Secret>) -> Result<(), Error> {
+    let mut remover = TemporaryDevice::connect(address, token).await?;
+    let removed = async {
+        for device in devices {
+            match remover.connection.call(REMOVE, json!({ "deviceId": device })).await {
+                Ok(_) => info!(device, "removed the pairing of a device at the gateway"),
+                Err(Error::Refused(reason)) if is_unknown(&reason) => {
+                    info!(device, "the device is not paired any more")
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+    .await;
+    remover.remove().await;
+    removed
+}
+
+/// Returns whether the gateway refuses a removal because it does not know the device.
+fn is_unknown(reason: &str) -> bool {
+    reason.contains("unknown deviceId")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::openclaw::approve::tests::{Devices, gateway};
+    use crate::openclaw::pair::SCOPES;
+    use crate::shutdown::Shutdown;
+
+    #[tokio::test]
+    async fn only_the_named_devices_are_removed_and_the_remover_too() {
+        let shutdown = Shutdown::new();
+        let paired = |id: &str| (id.to_owned(), SCOPES.map(str::to_owned).to_vec());
+        let devices = Arc::new(Mutex::new(Devices {
+            paired: [paired("one"), paired("two"), paired("other")].into(),
+            ..Devices::default()
+        }));
+        let address = gateway(&devices, &shutdown).await;
+        let named: Vec<String> = ["one", "gone", "two"].map(str::to_owned).into();
+        unpair(address, &named, None).await.unwrap();
+        assert_eq!(devices.lock().unwrap().paired.keys().collect::<Vec<_>>(), ["other"]);
+
+        devices.lock().unwrap().remote = true;
+        let error = unpair(address, &["other".to_owned()], None).await.unwrap_err();
+        assert!(matches!(error, Error::NeedsApproval { .. }), "{error}");
+        assert_eq!(devices.lock().unwrap().paired.len(), 1);
+    }
+}
