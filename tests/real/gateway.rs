@@ -99,13 +99,37 @@ impl<'a> OpenClaw<'a> {
         command.output().expect("openclaw")
     }
 
+    /// Runs `openclaw` on another host, or in another container, that shares the gateway's state, and gives how it ended.
+    pub fn run_from(&self, host: Host, arguments: &[&str], ca: &Path) -> Output {
+        let mut command = self.cli_on(host, arguments);
+        command.env_remove("OPENCLAW_CONFIG_PATH").env("NODE_EXTRA_CA_CERTS", ca);
+        command.output().expect("openclaw")
+    }
+
+    /// The ids of the devices that are paired, as its operator sees them.
+    pub fn paired_devices(&self) -> Vec<String> {
+        let listed: serde_json::Value =
+            serde_json::from_str(&self.run(&["devices", "list", "--json"])).expect("devices as JSON");
+        let paired = listed["paired"].as_array().into_iter().flatten();
+        paired.filter_map(|device| device["deviceId"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
     /// Approves a device, as its operator would.
     pub fn approve(&self, request: &str) {
         self.run(&["devices", "approve", request]);
     }
 
     fn cli(&self, arguments: &[&str]) -> Command {
-        let mut command = self.network.command(Host::Gateway, self.node());
+        self.cli_on(Host::Gateway, arguments)
+    }
+
+    fn cli_on(&self, host: Host, arguments: &[&str]) -> Command {
+        let mut command = self.network.command(host, self.node());
         command
             .arg(self.modules.join("openclaw/openclaw.mjs"))
             .args(arguments)

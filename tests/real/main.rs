@@ -4,6 +4,7 @@
 
 mod backend;
 mod browser;
+mod capped;
 mod check;
 mod client_certificate;
 mod flood;
@@ -11,6 +12,8 @@ mod front;
 mod gateway;
 mod openclaw;
 mod page;
+mod shared_identity;
 mod sidecar;
 mod sign_in;
 mod traffic;
+mod unpair;

@@ -12,8 +12,13 @@ pub const WS_URL: &str = "wss://172.18.0.2:18789";
 
 /// Starts it and waits until it is ready. [`Host::Agent`] is its only agent.
 pub fn start(network: &Network, directory: &Path, flags: &[&str]) -> Sidecar {
-    let wrapper = network.wrapper(Host::Gateway, binary());
     let agents = format!("--agent-cidr={}/32", Host::Agent.address());
-    let always = ["--listen=bridge:18789", "--admin=127.0.0.1:9180", "--access-log", agents.as_str()];
+    start_without_agents(network, directory, &[&[agents.as_str()], flags].concat())
+}
+
+/// Starts it with no agents but those of `flags`, and waits until it is ready.
+pub fn start_without_agents(network: &Network, directory: &Path, flags: &[&str]) -> Sidecar {
+    let wrapper = network.wrapper(Host::Gateway, binary());
+    let always = ["--listen=bridge:18789", "--admin=127.0.0.1:9180", "--access-log"];
     Launch::new().through(wrapper).directory(&directory.join("loopgate")).flags(&always).flags(flags).start()
 }

@@ -25,6 +25,9 @@ pub enum End {
         scopes: Option<Vec<String>>,
         /// The answer to the method that was called, if one was.
         called: Option<Value>,
+        /// The device's own token, if it got one.
+        #[serde(default, rename = "deviceToken")]
+        device_token: Option<String>,
     },
     /// Closed by the gateway.
     Closed {
@@ -171,6 +174,47 @@ impl End {
         }
     }
 
+    /// The device's own token, of one that was accepted.
+    #[track_caller]
+    pub fn device_token(self) -> String {
+        match self {
+            End::Hello { device_token: Some(token), .. } => token,
+            end => panic!("expected a device token, but {end:?}"),
+        }
+    }
+
+    /// Holds if the method that was called was answered.
+    #[track_caller]
+    pub fn answered(self) {
+        assert!(
+            matches!(&self, End::Hello { called: Some(answer), .. } if answer["ok"] == true),
+            "expected an answer, but {self:?}"
+        );
+    }
+
+    /// Why loopgate closed the WebSocket.
+    #[track_caller]
+    pub fn refused_by_loopgate(self) -> String {
+        match self {
+            End::Closed { code: 1008, reason, .. } if reason.starts_with("loopgate: ") => reason,
+            end => panic!("expected a refusal by loopgate, but {end:?}"),
+        }
+    }
+
+    /// Holds if the client could not have `method` answered: it was let in without the scope for
+    /// it, or not at all.
+    #[track_caller]
+    pub fn may_not_call(self) {
+        match &self {
+            End::Hello { called: Some(answer), .. } => {
+                let message = answer["error"]["message"].as_str().unwrap_or_default();
+                assert!(message.starts_with("missing scope: "), "expected a missing scope, but {self:?}");
+            }
+            End::Closed { .. } | End::Refused { .. } => {}
+            End::Hello { called: None, .. } | End::Failed { .. } => panic!("expected a refusal, but {self:?}"),
+        }
+    }
+
     /// Holds if the token was refused.
     #[track_caller]
     pub fn token_refused(self) {
@@ -178,6 +222,11 @@ impl End {
             matches!(&self, End::Closed { code: 1008, reason, .. } if reason.starts_with("unauthorized")),
             "expected `1008 unauthorized`, but {self:?}"
         );
+    }
+
+    /// Returns whether the client was accepted.
+    pub fn is_accepted(&self) -> bool {
+        matches!(self, End::Hello { .. })
     }
 
     /// Holds if the client was not accepted.

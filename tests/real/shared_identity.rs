@@ -1,0 +1,83 @@
+//! The gateway, a command-line client in an agent's container, and the host share one `~/.openclaw`,
+//! and so one device.
+
+use std::path::Path;
+
+use crate::capped::release;
+use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
+use crate::openclaw::directory;
+use crate::sidecar::{self, WS_URL};
+use loopgate_test_support::network::{Host, Network};
+use loopgate_test_support::requirements::{Missing, exclusively, report};
+use loopgate_test_support::sidecar::Sidecar;
+
+#[test]
+fn users_of_openclaw_2026_2_19_who_share_one_identity_work_or_know_what_to_do() {
+    exclusively("one identity for gateway, agent and host, OpenClaw 2026.2.19", || shared("2026.2.19"));
+}
+
+#[test]
+fn users_of_openclaw_2026_9_6_who_share_one_identity_work_or_know_what_to_do() {
+    exclusively("one identity for gateway, agent and host, OpenClaw 2026.9.6", || shared("2026.9.6"));
+}
+
+fn shared(version: &'static str) -> Result<(), Missing> {
+    let directory = directory(&format!("shared-identity-{version}"));
+    let network = Network::new()?;
+    let openclaw = OpenClaw::new(&network, version, &directory)?;
+    let _gateway = openclaw.start(&["127.0.0.2"]);
+    // Where the older version keeps the gateway's device. The newer one has it in a database.
+    let is_old = version.starts_with("2026.2.");
+    let device = if is_old { openclaw.state().join("identity/device.json") } else { directory.join("device.json") };
+    let use_by = |host, ca: &Path| openclaw.client(host, WS_URL).ca(ca).identity(&device);
+    openclaw.client(Host::Gateway, LOOPBACK).identity(&device).connect().scopes();
+
+    report("  without gateway.state_dir the host gets the exact command, once");
+    let sidecar = sidecar::start(&network, &directory, &[]);
+    let ca = sidecar.ca();
+    use_by(Host::Agent, &ca).connect().scopes();
+    let refusal = use_by(Host::External, &ca).connect().refused_by_loopgate();
+    release(&sidecar, named(&refusal));
+    for host in [Host::External, Host::Agent, Host::External] {
+        use_by(host, &ca).connect().scopes();
+    }
+    command_line(&openclaw, &sidecar, is_old);
+    sidecar.stop();
+
+    if is_old {
+        report("  with gateway.state_dir it is never bound");
+        let state = format!("--gateway-state-dir={}", openclaw.state().display());
+        let sidecar = sidecar::start(&network, &directory.join("with-state-dir"), &[&state]);
+        for host in [Host::Agent, Host::External, Host::Agent] {
+            use_by(host, &sidecar.ca()).connect().scopes();
+        }
+        sidecar.stop();
+    }
+    Ok(())
+}
+
+/// The gateway's own program, with the gateway's own state, in the agent's container and on the
+/// host. `is_released` is whether that device was freed before.
+fn command_line(openclaw: &OpenClaw, sidecar: &Sidecar, is_released: bool) {
+    report("  openclaw gateway call --url, with the gateway's own state, does the same");
+    let call = |host| {
+        let arguments = ["gateway", "call", "health", "--url", WS_URL, "--token", TOKEN];
+        let output = openclaw.run_from(host, &arguments, &sidecar.ca());
+        let text = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+        if output.status.success() { Ok(()) } else { Err(text) }
+    };
+    call(Host::Agent).expect("an agent");
+    if !is_released {
+        let text = call(Host::External).expect_err("its device is bound");
+        release(sidecar, named(&text));
+    }
+    for host in [Host::External, Host::Agent, Host::External] {
+        call(host).expect("a device that was released");
+    }
+}
+
+/// The device that a refusal says how to release.
+fn named(refusal: &str) -> &str {
+    let (_, rest) = refusal.split_once("(loopgate devices release ").expect("a command");
+    rest.split_once(')').expect("a command").0
+}

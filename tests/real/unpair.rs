@@ -1,0 +1,79 @@
+//! `agents.unpair`: the pairing of a device ends with its container, at the real gateway.
+
+use crate::capped::{Engine, assert_bound, id_of, release, wait_until, wait_until_external};
+use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
+use crate::openclaw::directory;
+use crate::sidecar::{self, WS_URL};
+use loopgate_test_support::network::{Host, Network};
+use loopgate_test_support::requirements::{Missing, exclusively, report};
+
+#[test]
+fn openclaw_2026_2_19_forgets_a_device_whose_container_is_removed() {
+    exclusively("agents.unpair, OpenClaw 2026.2.19", || unpaired("2026.2.19"));
+}
+
+#[test]
+fn openclaw_2026_9_6_forgets_a_device_whose_container_is_removed() {
+    exclusively("agents.unpair, OpenClaw 2026.9.6", || unpaired("2026.9.6"));
+}
+
+fn unpaired(version: &'static str) -> Result<(), Missing> {
+    let directory = directory(&format!("unpair-{version}"));
+    let network = Network::new()?;
+    let openclaw = OpenClaw::new(&network, version, &directory)?;
+    let _gateway = openclaw.start(&["127.0.0.2"]);
+    let engine = Engine::start(None);
+    let token_file = directory.join("token");
+    std::fs::write(&token_file, TOKEN).expect("a file");
+    let token_flag = format!("--token-file={}", token_file.display());
+    let engine_flag = engine.flag();
+    let flags = [engine_flag.as_str(), "--unpair", token_flag.as_str()];
+    let sidecar = sidecar::start_without_agents(&network, &directory, &flags);
+    let ca = sidecar.ca();
+    let through = |host| openclaw.client(host, WS_URL).ca(&ca);
+
+    let [agents, outsiders] = ["agents.json", "outsiders.json"].map(|file| directory.join(file));
+    let token = through(Host::Agent).identity(&agents).connect().device_token();
+    let request = through(Host::External).identity(&outsiders).connect().pairing_request();
+    openclaw.approve(&request);
+    through(Host::External).identity(&outsiders).connect().scopes();
+    let device = id_of(&agents);
+    let paired = || openclaw.paired_devices();
+    let before = paired();
+    assert!(before.contains(&device), "{before:?}");
+
+    report("  a container that is only stopped keeps its device's pairing");
+    engine.stop_agent();
+    wait_until_external(&through);
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    assert!(paired().contains(&device));
+    engine.start_agent(None);
+    wait_until(|| through(Host::Agent).identity(&agents).token(&token).connect().is_accepted());
+
+    report("  with the container the pairing is removed, and no other");
+    engine.stop_agent();
+    engine.remove_agent();
+    wait_until(|| !paired().contains(&device));
+    let expected: Vec<String> = before.into_iter().filter(|other| *other != device).collect();
+    let after = paired();
+    assert!(expected.iter().all(|other| after.contains(other)), "{after:?}");
+    through(Host::External).identity(&outsiders).connect().scopes();
+    assert_bound(through(Host::External).identity(&agents).token(&token));
+
+    report("  its token is refused by the gateway, on loopback too");
+    openclaw.client(Host::Gateway, LOOPBACK).identity(&agents).token(&token).connect().not_accepted();
+
+    report("  a container of the same name that shares the device is paired anew, until it is removed too");
+    engine.start_agent(None);
+    wait_until(|| through(Host::Agent).identity(&agents).connect().is_accepted());
+    engine.stop_agent();
+    engine.remove_agent();
+    wait_until(|| !paired().contains(&device));
+
+    report("  a device that is released has to be approved like any other");
+    release(&sidecar, &device);
+    through(Host::External).identity(&agents).token(&token).connect().not_accepted();
+    through(Host::External).identity(&agents).connect().pairing_request();
+    sidecar.stop();
+    Ok(())
+}
