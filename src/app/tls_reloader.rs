@@ -11,7 +11,7 @@ use tracing::{error, info};
 use super::error::Error;
 use crate::config::Config;
 use crate::error_chain::error_chain;
-use crate::pki::ServerIdentity;
+use crate::pki::{ServedCa, ServerIdentity};
 use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
 use crate::tls::{self, ClientAuthorities, TlsServerConfig};
@@ -104,5 +104,8 @@ pub(super) fn server_config(identity: &ServerIdentity, config: &Config) -> Resul
         ClientAuthorities::new(identity.ca.clone(), config.tls.client_ca.as_deref(), Arc::clone(&identity.revoked));
     let authorities = authorities.map_err(tls::Error::from)?;
     let further = config.tls.names.iter().filter_map(|name| name.parse().ok());
-    Ok(TlsServerConfig::new(identity, Arc::new(authorities), further)?)
+    // Beside the operator's own certificate, loopgate's CA signs only agents' certificates.
+    let serves_ca = config.external.serve_ca && config.tls.provided.is_none();
+    let served_ca = identity.ca.as_ref().filter(|_| serves_ca).map(ServedCa::new);
+    Ok(TlsServerConfig::new(identity, Arc::new(authorities), further)?.with_served_ca(served_ca))
 }

@@ -300,6 +300,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "Request header that every client may send although its name could carry an identity; never one that the \
          gateway trusts",
     );
+    add(
+        "serve-ca",
+        "external.serve_ca",
+        Switch,
+        Some("false"),
+        "Serve loopgate's CA certificate, for devices to install, at /.well-known/loopgate/ca",
+    );
 
     add(
         "upgrade",

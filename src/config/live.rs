@@ -49,6 +49,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         identity_headers: _,
         keep_headers: _,
         scopes: _,
+        serve_ca: _,
         paths: _,
     } = external;
     let Http { upgrades: _ } = http;

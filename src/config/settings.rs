@@ -283,6 +283,8 @@ pub struct External {
     pub scopes: Vec<String>,
     /// Headers that clients may send although their names are reserved for identities.
     pub keep_headers: Vec<http::HeaderName>,
+    /// Whether clients may download loopgate's CA certificate.
+    pub serve_ca: bool,
     /// Rules for the paths of external requests, first match wins; empty means that all are open.
     pub paths: Vec<PathRule>,
 }

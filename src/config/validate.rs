@@ -169,6 +169,7 @@ fn external(read: &mut Reader<'_>) -> External {
         identity_headers: read.list("identity-header", parse::identity_header),
         keep_headers: read.list("keep-header", parse::keep_header),
         scopes: read.list("external-scopes", parse::scope),
+        serve_ca: read.one("serve-ca", parse::switch),
         paths,
     }
 }
@@ -241,6 +242,12 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
             "proxy-protocol",
             "trusted-proxy",
             ", because only trusted proxies may send a PROXY header",
+        );
+    }
+    if config.external.serve_ca && config.tls.provided.is_some() {
+        read.report_any(
+            &["serve-ca", "tls-cert"],
+            "clients do not need loopgate's CA where the certificate is your own (tls.cert): leave one of the two out",
         );
     }
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {

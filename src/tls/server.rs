@@ -18,7 +18,7 @@ use super::plain;
 use super::provider::provider;
 use super::read_ahead::ReadAhead;
 use crate::lane::Certificate;
-use crate::pki::{ServerIdentity, SubjectName};
+use crate::pki::{ServedCa, ServerIdentity, SubjectName};
 
 /// The ALPN protocol by which an agent enrols.
 pub const ENROL: &[u8] = crate::enrolment_protocol::ALPN;
@@ -75,6 +75,7 @@ pub struct TlsServerConfig {
     asking: Option<Arc<ServerConfig>>,
     authorities: Arc<ClientAuthorities>,
     names: BTreeSet<SubjectName>,
+    served_ca: Option<Arc<ServedCa>>,
 }
 
 impl TlsServerConfig {
@@ -115,7 +116,18 @@ impl TlsServerConfig {
         let anonymous = server_config(identity, None)?;
         let asking = authorities.verifier().map(|verifier| server_config(identity, Some(verifier))).transpose()?;
         let names = identity.names.iter().cloned().chain(further_names).collect();
-        Ok(Self { anonymous, asking, authorities, names })
+        Ok(Self { anonymous, asking, authorities, names, served_ca: None })
+    }
+
+    /// The same, with the CA that signed the certificate for clients to install (`external.serve_ca`).
+    #[must_use]
+    pub fn with_served_ca(self, served_ca: Option<ServedCa>) -> Self {
+        Self { served_ca: served_ca.map(Arc::new), ..self }
+    }
+
+    /// Returns the CA that clients may download; `None` if it is not served.
+    pub fn served_ca(&self) -> Option<&Arc<ServedCa>> {
+        self.served_ca.as_ref()
     }
 
     /// Returns the configuration for a client. It is asked for a certificate if it

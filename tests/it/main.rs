@@ -22,6 +22,7 @@ mod reload;
 mod request_ends;
 mod revocation;
 mod sandbox;
+mod serve_ca;
 mod slow;
 mod streaming;
 mod strict;

@@ -57,7 +57,11 @@ fn every_option_is_read() {
 fn each_problem_is_one_line_that_names_the_option() {
     for (words, problem) in [
         (
-            &["gateway=10.0.0.1:1"][..],
+            &["serve-ca", "tls-cert=/a", "tls-key=/b"][..],
+            "--serve-ca: clients do not need loopgate's CA where the certificate is your own (tls.cert): leave one of the two out",
+        ),
+        (
+            &["gateway=10.0.0.1:1"],
             "--gateway: \"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)",
         ),
         (

@@ -13,6 +13,7 @@ use hyper::ext::Protocol;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
+use super::ca_page::CaRequest;
 use super::client_authorization::ClientAuthorization;
 use super::record::RequestRecord;
 use super::response::pass_back;
@@ -59,6 +60,7 @@ pub async fn forward(
         parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     // A client may never send a body that it was not asked for (RFC 9110 section 10.1.1).
     let body_is_optional = expects && !incoming.is_end_stream();
+    let ca_request = CaRequest::of(&parts, &session.shared.tls);
     let rules = session.shared.rules.load_full();
     let token = session.shared.token.load_full();
     let head = match GatewayHead::new(parts, &session.lane, &rules, token.as_deref(), session.shared.tls.load().names())
@@ -80,6 +82,9 @@ pub async fn forward(
     // An extended CONNECT that is not passed on as an upgrade must not be answered as if its WebSocket was open.
     if is_h2_connect && !head.is_upgrade() {
         return failed(false, Error::Refused(RequestRefusal::BadUpgrade));
+    }
+    if let Some(request) = ca_request.filter(|_| !head.is_upgrade()) {
+        return Forwarded { must_close: body_is_optional, result: Ok(request.response(record)) };
     }
     if head.is_upgrade() {
         let context = UpgradeContext { client_side, is_h2_connect };

@@ -2,6 +2,7 @@
 
 mod access_log;
 pub mod answer;
+mod ca_page;
 mod client_authorization;
 mod connect_check;
 mod error_response;

@@ -1,0 +1,86 @@
+//! loopgate's own CA certificate as clients install it (`external.serve_ca`). Only the certificate, never a key.
+
+mod page;
+mod profile;
+
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use rustls_pki_types::CertificateDer;
+use tokio::time::Instant;
+
+use super::pem;
+use crate::fingerprint::Fingerprint;
+use crate::token_bucket::{Rate, TokenBucket};
+
+/// How many QR codes are drawn in a second. Each takes a fraction of a millisecond, and every client may ask for one.
+const CODES_PER_SECOND: u32 = 20;
+
+/// The CA's certificate in each form in which clients install it. All are made once, so that a
+/// request costs a copy of a pointer; only a QR code is drawn for a request.
+#[derive(Debug)]
+pub struct ServedCa {
+    fingerprint: Fingerprint,
+    pem: Bytes,
+    der: Bytes,
+    profile: Bytes,
+    page: Bytes,
+    codes: Mutex<TokenBucket>,
+}
+
+impl ServedCa {
+    /// Makes the forms of `certificate`.
+    pub fn new(certificate: &CertificateDer<'_>) -> Self {
+        let fingerprint = Fingerprint::of(certificate);
+        Self {
+            fingerprint,
+            pem: pem::encode_certificates(std::slice::from_ref(certificate)).into(),
+            der: Bytes::copy_from_slice(certificate),
+            profile: profile::render(certificate, &fingerprint).into(),
+            page: page::render(&fingerprint, None).into(),
+            codes: Mutex::new(TokenBucket::full(Instant::now())),
+        }
+    }
+
+    /// Returns it as PEM.
+    pub fn pem(&self) -> Bytes {
+        self.pem.clone()
+    }
+
+    /// Returns it as DER.
+    pub fn der(&self) -> Bytes {
+        self.der.clone()
+    }
+
+    /// Returns it as a configuration profile of Apple's systems.
+    pub fn profile(&self) -> Bytes {
+        self.profile.clone()
+    }
+
+    /// Returns the page that leads to the other forms. It has a QR code of `url`, its own address,
+    /// unless too many are asked for.
+    pub fn page(&self, url: Option<&str>) -> Bytes {
+        let rate = Rate::per_second(CODES_PER_SECOND);
+        let may_draw = || self.codes.lock().unwrap_or_else(PoisonError::into_inner).try_take(rate, Instant::now());
+        match url.filter(|_| may_draw()) {
+            Some(url) => page::render(&self.fingerprint, Some(url)).into(),
+            None => self.page.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_requests_gets_pages_without_a_qr_code() {
+        let ca = ServedCa::new(&CertificateDer::from(vec![1, 2, 3]));
+        let has_code = |url| ca.page(url).windows(4).any(|part| part == b"<svg");
+        assert!(!has_code(None));
+        let drawn = (0..100).filter(|_| has_code(Some("https://gateway.example/"))).count();
+        assert_eq!(drawn, CODES_PER_SECOND as usize);
+        tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        assert!(has_code(Some("https://gateway.example/")));
+    }
+}

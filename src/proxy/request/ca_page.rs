@@ -1,0 +1,179 @@
+//! loopgate's own responses to requests for its CA's certificate (`external.serve_ca`).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST,
+    X_CONTENT_TYPE_OPTIONS,
+};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
+
+use super::record::RequestRecord;
+use super::response_body::ResponseBody;
+use crate::pki::{ServedCa, SubjectName};
+use crate::tls::TlsServerConfig;
+
+/// The path of the page. The other forms are beside it.
+const PATH: &str = "/.well-known/loopgate/ca";
+/// Allows the page its style sheet, and nothing else.
+const SECURITY_POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// A form of the certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Page,
+    Pem,
+    Der,
+    Profile,
+}
+
+impl Form {
+    fn of(path: &str) -> Option<Self> {
+        match path.strip_prefix(PATH)? {
+            "" => Some(Self::Page),
+            ".pem" => Some(Self::Pem),
+            ".crt" => Some(Self::Der),
+            ".mobileconfig" => Some(Self::Profile),
+            _ => None,
+        }
+    }
+
+    fn headers(self) -> &'static [(HeaderName, &'static str)] {
+        match self {
+            Self::Page => &[(CONTENT_TYPE, "text/html; charset=utf-8"), (CONTENT_SECURITY_POLICY, SECURITY_POLICY)],
+            Self::Pem => &[
+                (CONTENT_TYPE, "application/x-pem-file"),
+                (CONTENT_DISPOSITION, "attachment; filename=\"loopgate-ca.pem\""),
+            ],
+            Self::Der => &[
+                (CONTENT_TYPE, "application/x-x509-ca-cert"),
+                (CONTENT_DISPOSITION, "attachment; filename=\"loopgate-ca.crt\""),
+            ],
+            Self::Profile => &[(CONTENT_TYPE, "application/x-apple-aspen-config")],
+        }
+    }
+}
+
+/// A request for the CA's certificate, which loopgate answers itself once the request is found to be authorized.
+pub struct CaRequest {
+    form: Form,
+    method: Method,
+    /// The address of the page, where the client used one of loopgate's own names.
+    url: Option<String>,
+    ca: Arc<ServedCa>,
+}
+
+impl CaRequest {
+    /// Returns the request that `parts` are; `None` for any other, and where the CA is not served.
+    pub fn of(parts: &Parts, tls: &ArcSwap<TlsServerConfig>) -> Option<Self> {
+        // The path first: all other requests pay for no more than a comparison.
+        let form = Form::of(parts.uri.path())?;
+        let tls = tls.load();
+        let ca = Arc::clone(tls.served_ca()?);
+        let url = if form == Form::Page { url(&parts.uri, &parts.headers, tls.names()) } else { None };
+        Some(Self { form, method: parts.method.clone(), url, ca })
+    }
+
+    /// Creates the response.
+    pub fn response(self, record: &Arc<RequestRecord>) -> Response<ResponseBody> {
+        let is_allowed = matches!(self.method, Method::GET | Method::HEAD);
+        let content = match self.form {
+            _ if !is_allowed => Bytes::from_static(b"The methods of this path are GET and HEAD.\n"),
+            Form::Page => self.ca.page(self.url.as_deref()),
+            Form::Pem => self.ca.pem(),
+            Form::Der => self.ca.der(),
+            Form::Profile => self.ca.profile(),
+        };
+        let length = content.len();
+        let content = if self.method == Method::HEAD { Bytes::new() } else { content };
+        record.body_ended();
+        let mut response = Response::new(ResponseBody::own(content, Arc::clone(record)));
+        let headers = response.headers_mut();
+        let mut insert = |name: HeaderName, value| drop(headers.insert(name, HeaderValue::from_static(value)));
+        insert(CACHE_CONTROL, "no-store");
+        insert(X_CONTENT_TYPE_OPTIONS, "nosniff");
+        if is_allowed {
+            self.form.headers().iter().for_each(|(name, value)| insert(name.clone(), *value));
+        } else {
+            insert(ALLOW, "GET, HEAD");
+            insert(CONTENT_TYPE, "text/plain; charset=utf-8");
+        }
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        if !is_allowed {
+            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        }
+        response
+    }
+}
+
+/// The page's address for a client that used one of `names`. Others are not repeated: a QR code leads people where it says.
+fn url(uri: &Uri, headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> Option<String> {
+    let sent = || headers.get(HOST)?.to_str().ok()?.parse::<Authority>().ok();
+    let authority = uri.authority().cloned().or_else(sent)?;
+    let host = authority.host();
+    let name = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).parse().ok()?;
+    let is_own = names.contains(&name)
+        || matches!(&name, SubjectName::Dns(name) if name.split_once('.').is_some_and(|(_, parent)|
+            names.contains(&SubjectName::Dns(format!("*.{parent}")))));
+    (is_own && !authority.as_str().contains('@')).then(|| format!("https://{authority}{PATH}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_four_exact_paths_are_loopgates() {
+        let table = [
+            ("/.well-known/loopgate/ca", Some(Form::Page)),
+            ("/.well-known/loopgate/ca.pem", Some(Form::Pem)),
+            ("/.well-known/loopgate/ca.crt", Some(Form::Der)),
+            ("/.well-known/loopgate/ca.mobileconfig", Some(Form::Profile)),
+            ("/.well-known/loopgate/ca.key", None),
+            ("/.well-known/loopgate/ca/", None),
+            ("/.well-known/loopgate/CA", None),
+            ("/.well-known/loopgate/", None),
+            ("/x/.well-known/loopgate/ca", None),
+            ("/", None),
+        ];
+        for (path, expected) in table {
+            assert_eq!(Form::of(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_page_knows_its_address_by_loopgates_own_names_alone() {
+        let names: BTreeSet<SubjectName> = ["gateway", "gw.example.com", "*.example.net", "172.18.0.2", "fd00::2"]
+            .map(|name| name.parse().unwrap())
+            .into();
+        let table = [
+            ("gateway:18789", true),
+            ("gateway", true),
+            ("GW.example.com", true),
+            ("a.example.net:8443", true),
+            ("a.b.example.net", false),
+            ("172.18.0.2:18789", true),
+            ("[fd00::2]:18789", true),
+            ("172.18.0.3", false),
+            ("evil.example:18789", false),
+            ("user@gateway", false),
+            ("", false),
+        ];
+        for (host, expected) in table {
+            let headers = HeaderMap::from_iter([(HOST, HeaderValue::from_static(host))]);
+            let expected = expected.then(|| format!("https://{host}{PATH}"));
+            assert_eq!(url(&Uri::from_static(PATH), &headers, &names), expected, "{host}");
+        }
+        let absolute = Uri::from_static("https://gateway:18789/.well-known/loopgate/ca");
+        assert_eq!(
+            url(&absolute, &HeaderMap::new(), &names).as_deref(),
+            Some("https://gateway:18789/.well-known/loopgate/ca")
+        );
+    }
+}
