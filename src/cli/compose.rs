@@ -94,6 +94,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
             render::changes(&plan)
                 .into_iter()
                 .chain(render::commands(&plan))
+                .chain([render::public_url_command(&plan)])
                 .map(|line| line + "\n")
                 .collect::<String>(),
         )?;

@@ -58,6 +58,8 @@ pub struct Plan {
     pub state: Option<State>,
     /// Names for the certificate.
     pub names: Vec<String>,
+    /// The URL at which phones and browsers reach loopgate, with `HOST` and `PORT` where they are not known.
+    pub public_url: String,
     /// Services that become agents.
     pub agents: Vec<String>,
     /// Whether loopgate asks the engine.

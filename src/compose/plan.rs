@@ -81,6 +81,7 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
         user,
         state: state(gateway),
         names: names(name, gateway),
+        public_url: String::new(),
         agents: options.agents.clone(),
         full: options.full || !options.agents.is_empty(),
         image: options
@@ -98,6 +99,7 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
             plan.names.push(name.clone());
         }
     }
+    plan.public_url = public_url(&plan, gateway, options);
     let joined = joined(project, &plan, gateway, options);
     plan.joins(name, gateway);
     for service in &joined {
@@ -214,6 +216,19 @@ fn names(name: &str, gateway: &Service) -> Vec<String> {
         }
     }
     names
+}
+
+/// The URL at which phones reach loopgate. A gateway that publishes no port is behind a front, at its usual port.
+fn public_url(plan: &Plan, gateway: &Service, options: &Options) -> String {
+    let host = options.tls_names.iter().find(|name| !name.contains('*')).map_or("HOST", String::as_str);
+    let published = gateway.ports.iter().find(|port| port.target == plan.port && port.is_tcp());
+    let port = match published {
+        Some(port) => port.published.as_deref().filter(|port| port.parse::<u16>().is_ok()).unwrap_or("PORT").to_owned(),
+        None if plan.network_mode() == "host" => plan.listen.to_string(),
+        None => "443".to_owned(),
+    };
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    if port == "443" { format!("https://{host}") } else { format!("https://{host}:{port}") }
 }
 
 fn cli(gateway: &Service) -> Vec<String> {

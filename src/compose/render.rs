@@ -46,17 +46,32 @@ pub fn file(plan: &Plan) -> String {
 
 /// The commands that set the gateway's own configuration, while it is stopped; the second is on several lines.
 pub fn commands(plan: &Plan) -> Vec<String> {
+    let set = |what| format!("{} config set gateway.{what}", cli(plan));
+    let settings = ["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"].map(set);
+    let script = settings.join("; \\\n  ").replace('\'', "'\\''");
+    let run = format!("{} sh -ec '{script}'", run_once(plan));
+    std::iter::once(STOP.to_owned()).chain(run.lines().map(Into::into)).collect()
+}
+
+/// The command that tells the gateway the URL for setup codes of phones.
+pub fn public_url_command(plan: &Plan) -> String {
+    let url = shell(&plan.public_url);
+    format!("{} {} config set plugins.entries.device-pair.config.publicUrl {url}", run_once(plan), cli(plan))
+}
+
+/// The words that run a command in a new container of the gateway's service.
+fn run_once(plan: &Plan) -> String {
     let dependencies = if plan.network_mode().starts_with("service:") && plan.namespace != Namespace::Pause {
         ""
     } else {
         "--no-deps "
     };
-    let cli: Vec<String> = plan.cli.iter().map(|word| shell(word)).collect();
-    let set = |what| format!("{} config set gateway.{what}", cli.join(" "));
-    let settings = ["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"].map(set);
-    let script = settings.join("; \\\n  ").replace('\'', "'\\''");
-    let run = format!("docker compose run --rm {dependencies}{} sh -ec '{script}'", shell(&plan.gateway));
-    std::iter::once(STOP.to_owned()).chain(run.lines().map(Into::into)).collect()
+    format!("docker compose run --rm {dependencies}{}", shell(&plan.gateway))
+}
+
+/// The words that run OpenClaw's CLI there.
+fn cli(plan: &Plan) -> String {
+    plan.cli.iter().map(|word| shell(word)).collect::<Vec<_>>().join(" ")
 }
 
 fn header(plan: &Plan) -> Vec<String> {
@@ -88,6 +103,10 @@ fn header(plan: &Plan) -> Vec<String> {
     lines.push("From then on (COMPOSE_FILE=docker-compose.yml:compose.loopgate.yaml in .env spares the -f):".into());
     lines.push(String::new());
     lines.push("  docker compose -f docker-compose.yml -f compose.loopgate.yaml up -d".into());
+    lines.push(String::new());
+    lines.push("For phones (`openclaw qr`), the URL that they use, while the gateway is stopped:".into());
+    lines.push(String::new());
+    lines.push(format!("  {}", public_url_command(plan)));
     if !plan.left.is_empty() {
         lines.push(String::new());
         lines.push("Left to you:".into());

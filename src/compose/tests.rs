@@ -4,12 +4,15 @@ use serde_json::json;
 
 use super::*;
 
-fn plan_of(gateway: serde_json::Value) -> Result<Plan, Vec<Remark>> {
+fn project_of(gateway: serde_json::Value) -> Project {
     let mut service =
         json!({"image": "openclaw:local", "command": ["openclaw", "gateway"], "networks": {"default": null}});
     service.as_object_mut().unwrap().extend(gateway.as_object().unwrap().clone());
-    let project = serde_json::from_value(json!({"services": {"claw": service}})).unwrap();
-    plan(&project, &Options::default())
+    serde_json::from_value(json!({"services": {"claw": service}})).unwrap()
+}
+
+fn plan_of(gateway: serde_json::Value) -> Result<Plan, Vec<Remark>> {
+    plan(&project_of(gateway), &Options::default())
 }
 
 #[test]
@@ -87,6 +90,26 @@ fn the_namespace_is_a_third_containers_unless_the_gateway_has_one_already() {
             (Err(remarks), Err(key)) => assert_eq!(remarks[0].key, key),
             (plan, expected) => panic!("{gateway}: {plan:?} instead of {expected:?}"),
         }
+    }
+}
+
+#[test]
+fn the_url_for_phones_has_the_published_port() {
+    let port = |published: &str| json!({"ports": [{"target": 18789, "published": published}]});
+    let table: [(_, &[&str], _); 8] = [
+        (json!({}), &[], "https://HOST"),
+        (json!({}), &["*.example.com", "claw.example.com"], "https://claw.example.com"),
+        (port("18789"), &[], "https://HOST:18789"),
+        (port("443"), &["claw.example.com"], "https://claw.example.com"),
+        (port("8443"), &["10.0.0.5"], "https://10.0.0.5:8443"),
+        (port("8000-8005"), &["fd00::5"], "https://[fd00::5]:PORT"),
+        (json!({"ports": [{"target": 18790, "published": "18790"}]}), &["claw"], "https://claw"),
+        (json!({"network_mode": "host"}), &["claw"], "https://claw:18789"),
+    ];
+    for (gateway, names, expected) in table {
+        let project = project_of(gateway.clone());
+        let options = Options { tls_names: names.iter().map(|&name| name.into()).collect(), ..Options::default() };
+        assert_eq!(plan(&project, &options).unwrap().public_url, expected, "{gateway} {names:?}");
     }
 }
 

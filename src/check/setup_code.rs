@@ -1,0 +1,113 @@
+//! The finding about setup codes, by which phones are paired. The gateway puts its own URL into
+//! them; on loopback it knows none that a phone can reach, and advises `gateway.bind: "lan"`.
+
+use serde_json::{Value, json};
+
+use super::catalogue as kind;
+use super::finding::{Remedy, Report};
+
+/// The key that tells the gateway the URL of loopgate, on every version.
+const KEY: &str = "plugins.entries.device-pair.config.publicUrl";
+
+/// Adds the finding about the gateway's `config`. `origin` is what a browser's address bar shows
+/// for loopgate, if that is known.
+pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
+    let (plugins, gateway) = (&config["plugins"], &config["gateway"]);
+    let plugin = &plugins["entries"]["device-pair"];
+    let is_off = plugins["enabled"] == false
+        || plugin["enabled"] == false
+        || strings(&plugins["deny"]).any(|plugin| plugin == "device-pair");
+    if is_off {
+        return;
+    }
+    let remedy = || match origin {
+        Some(origin) => Remedy::OpenClaw { key: KEY, value: json!(origin) },
+        None => Remedy::words(format!(
+            "in openclaw.json set {KEY} to the URL at which phones reach loopgate: https://HOST:PORT"
+        )),
+    };
+    let stated = text(&plugin["config"]["publicUrl"]);
+    if let Some(url) = stated.filter(|url| !is_encrypted(url)) {
+        let seen = format!("{KEY} is {url:?}, which is not encrypted: loopgate's port speaks TLS only");
+        return report.find(&kind::SETUP_CODE, seen, remedy());
+    }
+    if !plugins["allow"].is_null() && !strings(&plugins["allow"]).any(|plugin| plugin == "device-pair") {
+        // Then the plugin is not loaded, and its URL is not read.
+        let seen = "plugins.allow does not list device-pair, which makes setup codes";
+        return report.find(
+            &kind::SETUP_CODE,
+            seen,
+            Remedy::words("in openclaw.json add \"device-pair\" to plugins.allow"),
+        );
+    }
+    let tailscale = text(&gateway["tailscale"]["mode"]).is_some_and(|mode| matches!(mode, "serve" | "funnel"));
+    let known = [stated, text(&gateway["publicOrigin"]), text(&gateway["remote"]["url"])].into_iter().flatten().next();
+    match known {
+        Some(url) => report.fine("setup codes", format!("they lead phones to {url}")),
+        None if tailscale => report.fine("setup codes", "they lead phones to Tailscale's name of this machine"),
+        None => {
+            let seen = "the gateway knows no URL that phones can reach: `openclaw qr` and /pair advise gateway.bind=lan, which must stay loopback";
+            report.find(&kind::SETUP_CODE, seen, remedy());
+        }
+    }
+}
+
+/// Returns whether a client of `url` speaks TLS. The gateway takes a URL without a scheme as one
+/// without TLS, since it has none itself.
+fn is_encrypted(url: &str) -> bool {
+    ["https://", "wss://"]
+        .iter()
+        .any(|scheme| url.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)))
+}
+
+fn text(value: &Value) -> Option<&str> {
+    value.as_str().map(str::trim).filter(|text| !text.is_empty())
+}
+
+fn strings(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_without_a_public_url_is_found() {
+        let url =
+            |url: &str| format!("{{plugins: {{entries: {{'device-pair': {{config: {{publicUrl: '{url}'}}}}}}}}}}");
+        let table: [(String, &[&str], &str); 14] = [
+            ("{}".into(), &["setup-code-url"], "advise gateway.bind=lan"),
+            (url("https://gateway.example.com:18789"), &[], ""),
+            (url("WSS://gateway.example.com"), &[], ""),
+            (url("http://gateway.example.com:18789"), &["setup-code-url"], "is not encrypted"),
+            (url("ws://10.0.0.5:18789"), &["setup-code-url"], "is not encrypted"),
+            (url("gateway.example.com"), &["setup-code-url"], "is not encrypted"),
+            (url("  "), &["setup-code-url"], "knows no URL"),
+            ("{gateway: {publicOrigin: 'https://gateway.example.com'}}".into(), &[], ""),
+            ("{gateway: {remote: {url: 'wss://gateway.example.com'}}}".into(), &[], ""),
+            ("{gateway: {tailscale: {mode: 'serve'}}}".into(), &[], ""),
+            ("{gateway: {tailscale: {mode: 'off'}}}".into(), &["setup-code-url"], "knows no URL"),
+            ("{plugins: {allow: ['telegram']}}".into(), &["setup-code-url"], "plugins.allow"),
+            ("{plugins: {entries: {'device-pair': {enabled: false}}}}".into(), &[], ""),
+            ("{plugins: {deny: ['device-pair']}}".into(), &[], ""),
+        ];
+        for (config, expected, words) in table {
+            let mut report = Report::default();
+            judge(&json5::from_str(&config).unwrap(), None, &mut report);
+            assert_eq!(report.ids(), expected, "{config}");
+            assert!(report.findings.iter().all(|finding| finding.seen[0].contains(words)), "{:?}", report.findings);
+        }
+    }
+
+    #[test]
+    fn the_remedy_is_the_origin_where_that_is_known() {
+        let mut report = Report::default();
+        judge(&json!({}), Some("https://gateway.example.com:18789"), &mut report);
+        let value = json!("https://gateway.example.com:18789");
+        assert_eq!(report.findings[0].remedy, Remedy::OpenClaw { key: KEY, value });
+        let mut report = Report::default();
+        judge(&json!({}), None, &mut report);
+        assert!(report.findings[0].remedy.to_string().contains("publicUrl to the URL at which phones reach loopgate"));
+    }
+}
