@@ -10,7 +10,9 @@ mkdir -p "$HOME/.openclaw"
 token=$(cat /run/secrets/gateway_token)
 loopgate run &
 loopgate=$!
-OPENCLAW_GATEWAY_TOKEN=$token node /app/openclaw.mjs gateway run &
+# In auth.mode "trusted-proxy" (docs/sign-in.md) the gateway refuses to start with a token.
+grep -q trusted-proxy "$HOME/.openclaw/openclaw.json" || export OPENCLAW_GATEWAY_TOKEN=$token
+node /app/openclaw.mjs gateway run &
 gateway=$!
 
 # loopgate first, which lets requests under way finish.

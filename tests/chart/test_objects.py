@@ -263,6 +263,30 @@ class Options(unittest.TestCase):
         self.assertEqual(origins(gateway=mine), ["https://b.example"])
         self.assertEqual(origins(gateway=mine, ingress={"enabled": True, "hosts": ["*.example"]}), ["https://b.example"])
 
+    def test_setup_codes_lead_phones_to_the_first_public_host_name_unless_set(self):
+        def url(**values):
+            text = only(render(values), "ConfigMap", "my-loopgate-gateway")["data"]["openclaw.json"]
+            return json.loads(text).get("plugins", {}).get("entries", {}).get("device-pair", {}).get("config", {}).get("publicUrl")
+
+        origins = {"controlUi": {"allowedOrigins": ["https://a.example"]}}
+        entries = {"device-pair": {"config": {"publicUrl": "https://b.example:8443"}}}
+        self.assertIsNone(url())
+        self.assertEqual(url(ingress={"enabled": True, "hosts": ["a.example", "b.example"]}), "https://a.example")
+        wild = {"enabled": True, "hosts": ["*.example", "c.example"]}
+        self.assertEqual(url(ingress=wild, gateway={"config": {"gateway": origins}}), "https://c.example")
+        mine = {"config": {"gateway": origins, "plugins": {"entries": entries}}}
+        self.assertEqual(url(ingress=wild, gateway=mine), "https://b.example:8443")
+
+    def test_with_sign_in_by_a_front_the_gateway_gets_no_token_and_may_be_asked_from_loopback(self):
+        auth = {"mode": "trusted-proxy", "trustedProxy": {"userHeader": "remote-user", "allowLoopback": False}}
+        objects = render({"gateway": {"config": {"gateway": {"auth": auth}}}})
+        names = [each["name"] for each in container(objects, "gateway")["env"]]
+        self.assertNotIn("OPENCLAW_GATEWAY_TOKEN", names)
+        self.assertNotIn("my-loopgate-token", json.dumps(objects))
+        config = json.loads(only(objects, "ConfigMap", "my-loopgate-gateway")["data"]["openclaw.json"])
+        self.assertEqual(config["gateway"]["auth"]["trustedProxy"], {"userHeader": "remote-user", "allowLoopback": True})
+        self.assertIn("OPENCLAW_GATEWAY_TOKEN", [each["name"] for each in container(render(), "gateway")["env"]])
+
     def test_a_cert_manager_certificate_is_what_loopgate_serves(self):
         objects = render({"certificate": {"enabled": True, "issuerRef": {"name": "ca"}}})
         certificate = only(objects, "Certificate")["spec"]

@@ -83,6 +83,7 @@ REFUSED = [
     ({"httpRoute": {"backendTLSPolicy": {"enabled": True}}}, "caCertificateRefs"),
     ({"terminationGracePeriodSeconds": 10}, "more than sidecar.drainTimeoutSeconds"),
     ({"gateway": {"enabled": False}, "state": {"kind": "claim"}}, "needs state.existingClaim"),
+    ({"gateway": {"config": {"gateway": {"auth": {"mode": "trusted-proxy"}}}}, "agents": {"inheritToken": True}}, "takes no token"),
     ({"gateway": {"enabled": False}, "agents": {"inheritToken": True}}, "needs gateway.token.existingSecret"),
     ({"gateway": {"enabled": False}, "certificate": {"enabled": True, "issuerRef": {"name": "ca"}}}, "needs names"),
 ]

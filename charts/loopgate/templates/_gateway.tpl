@@ -3,11 +3,27 @@
 {{- $config := deepCopy (default dict .Values.gateway.config) -}}
 {{- with include "loopgate.publicNames" . | fromJsonArray -}}
 {{- $origins := list -}}
-{{- range . }}{{ $origins = append $origins (printf "https://%s" .) }}{{ end -}}
+{{- $url := "" -}}
+{{- range . -}}
+{{- $origins = append $origins (printf "https://%s" .) -}}
+{{- if not (or $url (contains "*" .)) }}{{ $url = printf "https://%s" . }}{{ end -}}
+{{- end -}}
 {{- $config = merge $config (dict "gateway" (dict "controlUi" (dict "allowedOrigins" $origins))) -}}
+{{- /* The URL in setup codes for phones, of which a gateway on loopback knows none. */ -}}
+{{- if $url -}}
+{{- $config = merge $config (dict "plugins" (dict "entries" (dict "device-pair" (dict "config" (dict "publicUrl" $url))))) -}}
+{{- end -}}
+{{- end -}}
+{{- if include "loopgate.signInByFront" . -}}
+{{- $config = mergeOverwrite $config (dict "gateway" (dict "auth" (dict "trustedProxy" (dict "allowLoopback" true)))) -}}
 {{- end -}}
 {{- $gateway := dict "mode" "local" "bind" "loopback" "port" (int .Values.gateway.port) "trustedProxies" (list "127.0.0.2") -}}
 {{- mergeOverwrite $config (dict "gateway" $gateway) | toPrettyJson -}}
+{{- end -}}
+
+{{- /* Whether a front says who people are: then the gateway takes no token, and loopgate connects from loopback. */ -}}
+{{- define "loopgate.signInByFront" -}}
+{{- if eq "trusted-proxy" (dig "gateway" "auth" "mode" "" (default dict .Values.gateway.config)) -}}true{{- end -}}
 {{- end -}}
 
 {{- /* The host names of ingress and route, as a JSON list. */ -}}
@@ -49,6 +65,9 @@
 {{- end -}}
 {{- range list "token" "password" -}}
 {{- if hasKey (default dict $gateway.auth) . }}{{ fail (printf "gateway.config.gateway.auth.%s would be readable in a ConfigMap: use a Secret (gateway.token.existingSecret, gateway.extraEnv)" .) }}{{ end -}}
+{{- end -}}
+{{- if and .Values.agents.inheritToken (include "loopgate.signInByFront" .) -}}
+{{- fail "agents.inheritToken: in gateway.auth.mode trusted-proxy the gateway takes no token; give agents OPENCLAW_GATEWAY_PASSWORD" -}}
 {{- end -}}
 {{- if and .Values.certificate.enabled .Values.tls.existingSecret -}}
 {{- fail "certificate.enabled and tls.existingSecret exclude each other" -}}
