@@ -210,6 +210,8 @@ mod tests {
         let table = [
             (WhyNot::Unreadable("yes".into()), "agent-label"),
             (WhyNot::UnreadablePod("yes".into()), "agent-label"),
+            (WhyNot::ImageLabel("true".into()), "agent-image-label"),
+            (WhyNot::ImageUnknown("403".into()), "agent-image-label"),
             (WhyNot::HostNetwork, "agent-host-network"),
             (WhyNot::OwnerUnknown, "agent-owner-unknown"),
             (WhyNot::OwnNamespace, "agent-shared-namespace"),

@@ -56,9 +56,15 @@ kinds! {
     LANES_UNKNOWN = "lanes-unknown", Warning, "The gateway could not be asked how it sees the lanes.";
     ORIGIN = "origin-not-allowed", Warning, "The gateway refuses a browser on a name that the certificate is for.";
     ORIGIN_ANY = "origin-any", Warning, "The gateway lets pages of any origin connect.";
-    OWN_DEVICE = "own-device-unpaired", Warning,
+    OWN_DEVICE_UNKNOWN = "own-device-unknown", Warning,
+        "It could not be read whether the gateway (2026.2) has paired its own device for all scopes, without which its \
+         own sub-agents fail.";
+    OWN_DEVICE = "own-device-unpaired", Error,
         "The gateway (2026.2) has not paired its own device for all scopes, so its own sub-agents are closed with \
          `1008: pairing required`.";
+    SETUP_CODE = "setup-code-url", Note,
+        "The gateway has no URL of loopgate's for the setup codes of phones (`openclaw qr`, `/pair`); it then advises \
+         gateway.bind=lan, which bypasses loopgate.";
     OPENCLAW_CONFIG = "openclaw-config", Error, "The gateway's own configuration can't be read.";
     OPENCLAW_UNREAD = "openclaw-config-unread", Note, "The gateway's own configuration was not checked, since no file \
                                                        was given.";

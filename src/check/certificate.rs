@@ -11,6 +11,8 @@ pub struct CertificateState {
     pub report: Option<Result<offline::Report, String>>,
     /// Whether it is the operator's own pair, which loopgate does not renew.
     pub own_pair: bool,
+    /// Whether loopgate adds names to it (`tls.follow_names`).
+    pub follows_names: bool,
     /// The names and addresses that clients may connect to.
     pub wanted: Vec<String>,
     /// Why the running sidecar could not load a newer one.
@@ -89,6 +91,11 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
             "have it issued for {} too, or let clients connect only to the names that it has",
             missing.join(", ")
         ))
+    } else if !state.follows_names {
+        Remedy::words(
+            "let clients connect only to the names that it has. Or start the sidecar once with tls.follow_names = \
+             true, which adds them and breaks pins of the certificate",
+        )
     } else {
         Remedy::words("restart the sidecar with this configuration: it adds the missing names to its certificate")
     };
@@ -126,6 +133,7 @@ mod tests {
         CertificateState {
             report: Some(Ok(offline::Report { server, ca, missing_issuer: None })),
             own_pair: false,
+            follows_names: true,
             wanted: vec!["localhost".into(), "172.18.0.2".into()],
             problem: None,
             now: "2026-06-01T00:00:00Z".into(),
@@ -171,6 +179,21 @@ mod tests {
             let mut report = Report::default();
             judge(&state, &mut report);
             assert_eq!(report.ids(), expected, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn the_remedy_for_a_missing_name_is_one_that_adds_it() {
+        let good = description("2026-05-01T00:00:00Z", "2026-08-01T00:00:00Z", 60);
+        let missing = CertificateState { wanted: vec!["gateway".into()], ..state(good) };
+        for (own_pair, follows_names, words) in [
+            (true, true, "have it issued for gateway"),
+            (false, true, "restart the sidecar"),
+            (false, false, "tls.follow_names = true"),
+        ] {
+            let mut report = Report::default();
+            judge(&CertificateState { own_pair, follows_names, ..missing.clone() }, &mut report);
+            assert!(report.findings[0].remedy.to_string().contains(words), "{:?}", report.findings);
         }
     }
 

@@ -116,7 +116,8 @@ fn trust(seen: &Observation, report: &mut Report) {
                 format!("{source} is not believed about its clients"),
                 trust_exactly(source),
             ),
-            (false, true) if proxy.is_loopback() && is_first(proxy) => {
+            // Newer versions know their own clients even so.
+            (false, true) if is_first(proxy) && seen.local != Client::Local => {
                 report.find(&kind::PROXIES_LOOPBACK, what, trust_exactly(source))
             }
             (false, true) => report.find(&kind::PROXIES_WIDE, what, trust_exactly(source)),
@@ -202,7 +203,12 @@ mod tests {
                 vec!["trusted-proxies-missing"],
                 exact.clone(),
             ),
-            (trusts("127.0.0.1"), vec!["trusted-proxies-loopback"], exact.clone()),
+            (trusts("127.0.0.1"), vec!["trusted-proxies-wide"], exact.clone()),
+            (
+                Observation { local: Client::Unclear("200".into()), ..trusts("127.0.0.1") },
+                vec!["trusted-proxies-loopback"],
+                exact.clone(),
+            ),
             (trusts("127.0.0.3"), vec!["trusted-proxies-wide"], exact.clone()),
             (trusts("172.18.0.2"), vec!["trusted-proxies-wide"], exact),
             (

@@ -17,6 +17,7 @@ mod kubernetes_probe;
 pub mod openclaw_config;
 pub mod own_device;
 pub mod paths;
+pub mod setup_code;
 pub mod sidecar;
 pub mod state_dir;
 
@@ -106,7 +107,8 @@ async fn examine_gateway(
     let openclaw = openclaw_config::read(file);
     openclaw_config::judge_reading(openclaw.as_ref().map(|_| ()), report);
     let openclaw = openclaw.ok();
-    let seen = probe::probe(&plan(config, view, status, openclaw.as_ref())).await;
+    let plan = plan(config, view, status, openclaw.as_ref());
+    let seen = probe::probe(&plan).await;
     gateway::judge(&seen, report);
     let bind = openclaw.as_ref().and_then(|openclaw| openclaw["gateway"]["bind"].as_str());
     gateway_command::judge_file(bind, !seen.exposed.is_empty(), report);
@@ -122,8 +124,10 @@ async fn examine_gateway(
             gateway: config.gateway.address,
             external_source: config.gateway.external_source.into(),
             policy: Policy::new(config),
+            knows_local_clients: seen.local == probe::Client::Local,
         };
         openclaw_config::judge(openclaw, &wanted, report);
+        setup_code::judge(openclaw, public_origin(&plan.allowed), report);
     }
 }
 
@@ -192,6 +196,17 @@ fn origins(config: &Config, allowed: &[String]) -> Vec<String> {
     config.tls.names.iter().filter(is_public).flat_map(of_name).collect()
 }
 
+/// Returns the origin at which people outside reach loopgate, if the gateway allows one. A name of
+/// the certificate would not do: the port that is published for it is not known here.
+fn public_origin(allowed: &[String]) -> Option<&str> {
+    let is_public = |origin: &&str| {
+        origin.strip_prefix("https://").is_some_and(|host| {
+            !["localhost", "127.", "[::1]"].iter().any(|own| host.starts_with(own)) && !host.contains('*')
+        })
+    };
+    allowed.iter().map(String::as_str).find(is_public)
+}
+
 /// Returns the addresses of this namespace that clients can connect to.
 fn dialled(view: &View) -> Vec<IpAddr> {
     view.own_addresses().filter(|ip| !matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())).collect()
@@ -212,6 +227,7 @@ fn certificate(config: &Config, view: &View, status: Option<&Result<Status, Stri
     certificate::CertificateState {
         report: made.then(|| offline::show(&config.state_dir, own_pair).map_err(|error| error_chain(&error))),
         own_pair: own_pair.is_some(),
+        follows_names: config.tls.follow_names,
         wanted: names.iter().cloned().chain(found.map(|name| name.to_string())).collect(),
         problem: running.and_then(|status| status.certificate.problem.clone()),
         now: rfc3339(OffsetDateTime::now_utc()),
@@ -232,6 +248,23 @@ fn in_user_namespace() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_allowed_origin_is_public_unless_it_is_this_machines() {
+        let table: [(&[&str], Option<&str>); 4] = [
+            (&[], None),
+            (
+                &["*", "http://gateway.example.com", "https://localhost:18789", "https://127.0.0.1", "https://[::1]:1"],
+                None,
+            ),
+            (&["https://*.example.com"], None),
+            (&["https://localhost", "https://gateway.example.com:18789"], Some("https://gateway.example.com:18789")),
+        ];
+        for (allowed, expected) in table {
+            let allowed: Vec<String> = allowed.iter().map(|&origin| origin.into()).collect();
+            assert_eq!(public_origin(&allowed), expected, "{allowed:?}");
+        }
+    }
 
     #[test]
     fn origins_are_those_that_a_browser_sends() {

@@ -23,6 +23,9 @@ pub struct Wanted {
     pub external_source: IpAddr,
     /// The lane policy, which says what headers clients can send.
     pub policy: Policy,
+    /// Whether the running gateway takes its own clients for local ones, as versions from 2026.4 on do
+    /// whatever they trust.
+    pub knows_local_clients: bool,
 }
 
 /// Why the gateway's configuration file is not judged.
@@ -91,7 +94,7 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
         report.find(&kind::GATEWAY_AUTH, "gateway.auth.mode is \"none\"", remedy);
     }
     identity_headers(&gateway["auth"], &wanted.policy, report);
-    trusted_proxies(&gateway["trustedProxies"], wanted.external_source, report);
+    trusted_proxies(&gateway["trustedProxies"], wanted, report);
     if gateway["auth"]["mode"] == "trusted-proxy" && gateway["auth"]["trustedProxy"]["allowLoopback"] != true {
         let seen = "gateway.auth.mode is \"trusted-proxy\" without gateway.auth.trustedProxy.allowLoopback";
         let remedy = Remedy::OpenClaw { key: "gateway.auth.trustedProxy.allowLoopback", value: json!(true) };
@@ -150,7 +153,8 @@ fn control_ui(control_ui: &Value, report: &mut Report) {
     }
 }
 
-fn trusted_proxies(list: &Value, source: IpAddr, report: &mut Report) {
+fn trusted_proxies(list: &Value, wanted: &Wanted, report: &mut Report) {
+    let source = wanted.external_source;
     let mut trusted = false;
     for entry in strings(list) {
         let seen = format!("gateway.trustedProxies has {entry:?}");
@@ -161,7 +165,7 @@ fn trusted_proxies(list: &Value, source: IpAddr, report: &mut Report) {
         };
         trusted |= net.contains(&source);
         let firsts: [IpAddr; 2] = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
-        if firsts.iter().any(|first| is_first(first) && net.contains(first)) {
+        if !wanted.knows_local_clients && firsts.iter().any(|first| is_first(first) && net.contains(first)) {
             report.find(&kind::PROXIES_LOOPBACK, seen, trust_exactly(source));
         } else if net != IpNet::from(source) {
             report.find(&kind::PROXIES_WIDE, seen, trust_exactly(source));
@@ -264,11 +268,35 @@ mod tests {
             gateway: "127.0.0.1:18789".parse().unwrap(),
             external_source: "127.0.0.2".parse().unwrap(),
             policy: Policy::new(&config),
+            knows_local_clients: false,
         };
         for (text, expected) in table {
             let mut report = Report::default();
             judge(&json5::from_str(text).unwrap(), &wanted, &mut report);
             assert_eq!(report.ids(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn trust_in_all_of_loopback_is_no_error_to_a_gateway_that_knows_its_local_clients() {
+        let error = &["trusted-proxies-loopback"][..];
+        let warning = &["trusted-proxies-wide"][..];
+        for (list, knows_local_clients, expected) in [
+            ("['127.0.0.0/8']", true, warning),
+            ("['127.0.0.2', '127.0.0.1', '::1']", true, warning),
+            ("['127.0.0.0/8']", false, error),
+            ("['127.0.0.2', '127.0.0.1', '::1']", false, error),
+        ] {
+            let wanted = Wanted {
+                gateway: "127.0.0.1:18789".parse().unwrap(),
+                external_source: "127.0.0.2".parse().unwrap(),
+                policy: Policy::new(&crate::config::Config::default()),
+                knows_local_clients,
+            };
+            let mut report = Report::default();
+            let config = format!("{{gateway: {{trustedProxies: {list}}}}}");
+            judge(&json5::from_str(&config).unwrap(), &wanted, &mut report);
+            assert_eq!(report.ids(), expected, "{list} {knows_local_clients}");
         }
     }
 }

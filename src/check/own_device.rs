@@ -40,7 +40,10 @@ pub fn judge(seen: &Observation, report: &mut Report) {
          where the gateway is, run once: loopgate pair --wait --approve --identity ~/.openclaw/identity/device.json \
          --token-file FILE"
     };
-    report.find(&kind::OWN_DEVICE, what, Remedy::words(remedy));
+    // Without a paired device there, another state may be the gateway's.
+    let is_unknown = seen.scopes.is_none() && !seen.kept;
+    let kind = if is_unknown { &kind::OWN_DEVICE_UNKNOWN } else { &kind::OWN_DEVICE };
+    report.find(kind, what, Remedy::words(remedy));
 }
 
 #[cfg(test)]
@@ -51,7 +54,7 @@ mod tests {
     fn the_paired_scopes_decide() {
         let of = |scopes: &[&str]| Some(scopes.iter().map(|scope| (*scope).to_owned()).collect());
         let table = [
-            (false, None, &["own-device-unpaired"][..], "were not read"),
+            (false, None, &["own-device-unknown"][..], "were not read"),
             (
                 false,
                 of(&["operator.admin"]),
@@ -68,6 +71,8 @@ mod tests {
             judge(&Observation { kept, scopes: scopes.clone() }, &mut report);
             assert_eq!(report.ids(), ids, "{kept} {scopes:?}");
             assert!(report.findings.iter().all(|finding| finding.seen[0].contains(words)), "{:?}", report.findings);
+            // `check` fails while sub-agents are known to.
+            assert_eq!(report.has_errors(), ids == ["own-device-unpaired"], "{kept} {scopes:?}");
         }
     }
 }

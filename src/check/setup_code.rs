@@ -46,7 +46,8 @@ pub fn judge(config: &Value, origin: Option<&str>, report: &mut Report) {
         Some(url) => report.fine("setup codes", format!("they lead phones to {url}")),
         None if tailscale => report.fine("setup codes", "they lead phones to Tailscale's name of this machine"),
         None => {
-            let seen = "the gateway knows no URL that phones can reach: `openclaw qr` and /pair advise gateway.bind=lan, which must stay loopback";
+            let seen = "the gateway knows no URL that phones can reach: `openclaw qr` and /pair advise \
+                        gateway.bind=lan, which must stay loopback";
             report.find(&kind::SETUP_CODE, seen, remedy());
         }
     }

@@ -107,6 +107,11 @@ def is_let_in() -> None:
     assert '"end":"hello"' in said, said
 
 
+def leads_phones_to_loopgate() -> None:
+    said = operated.run("openclaw qr --json --no-ascii")
+    assert "wss://gateway.example.com:18789" in said, said
+
+
 charts = Here(replace={"helm upgrade --install": f"{os.environ['HELM']} template", "helm install claw oci://ghcr.io/loopgate/charts/loopgate": f"{os.environ['HELM']} template claw charts/loopgate"})
 # The debug binary exists already; a release build would take minutes.
 built = Here(replace={"cargo run --release": "cargo run"})
@@ -173,6 +178,7 @@ TABLE = {
         ("loopgate pair", old),
         ("openclaw devices list", operated),
         ("openclaw devices approve", operated, Named("REQUEST", asked_by_a_stranger, is_let_in)),
+        ("openclaw config set plugins.entries.device-pair.config.publicUrl", operated, Then(leads_phones_to_loopgate)),
     ],
     # Its configurations are tried by tests/real.
     "docs/sign-in.md": [("loopgate cert issue --user", operated)],

@@ -162,6 +162,45 @@ async fn the_state_directory_and_its_certificate_are_checked() {
     assert!(ids(&report).contains("certificate-unreadable") && !success, "{report:#}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_when_the_gateways_own_file_was_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("openclaw.json");
+    let arguments = ["--docker", "off", "--admin", "off"];
+    let (report, _) = check(&arguments).await;
+    assert!(ids(&report).contains("openclaw-config-unread"), "{report:#}");
+    for content in [None, Some("{gateway: ")] {
+        if let Some(content) = content {
+            std::fs::write(&file, content).unwrap();
+        }
+        let (report, success) = check(&[&arguments[..], &["--openclaw-config", file.to_str().unwrap()]].concat()).await;
+        let seen = finding(&report, "openclaw-config")["seen"][0].as_str().unwrap();
+        assert!(seen.contains("openclaw.json") && !success, "{seen}");
+    }
+}
+
+#[test]
+fn every_finding_has_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = String::new();
+    let mut places = vec![root.join("tests"), root.join("src/check")];
+    while let Some(place) = places.pop() {
+        for path in std::fs::read_dir(place).unwrap().flatten().map(|entry| entry.path()) {
+            if path.is_dir() {
+                places.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("catalogue.rs") {
+                tests.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let missing: Vec<&str> = loopgate::check::catalogue::ALL
+        .iter()
+        .map(|kind| kind.id)
+        .filter(|id| !tests.contains(&format!("\"{id}\"")))
+        .collect();
+    assert!(missing.is_empty(), "no test names these findings: {missing:?}");
+}
+
 #[test]
 fn check_rejects_an_invalid_option() {
     let output = loopgate(["check", "--gateway", "10.0.0.1:1"]).output().unwrap();

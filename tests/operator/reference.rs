@@ -159,7 +159,7 @@ fn links_between_documents_are_valid() {
 }
 
 /// Texts in the headings of "Troubleshooting" that other programs print.
-const TEXTS_OF_OTHERS: [&str; 27] = [
+const TEXTS_OF_OTHERS: [&str; 28] = [
     "1008: pairing required",
     "pairing required: device is not approved yet",
     "SECURITY ERROR: Gateway URL",
@@ -180,6 +180,7 @@ const TEXTS_OF_OTHERS: [&str; 27] = [
     "port is still busy",
     "openclaw config set",
     "EBUSY: resource busy or locked",
+    "Gateway is only bound to loopback",
     "Another Gateway owner lease is still active",
     "Too many unauthenticated sockets",
     "Client sent an HTTP request to an HTTPS server",

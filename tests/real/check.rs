@@ -66,17 +66,28 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     drop(gateway);
 
     report("  what is often advised, trustedProxies with 127.0.0.1");
-    let config = json!({"gateway": {
-        "mode": "local", "port": 18789, "bind": "loopback", "auth": auth,
-        "trustedProxies": ["127.0.0.1", "::1", "172.18.0.0/16"],
-    }});
+    let config_of = |trusted: &[&str]| {
+        let gateway =
+            json!({"mode": "local", "port": 18789, "bind": "loopback", "auth": auth, "trustedProxies": trusted});
+        json!({"gateway": gateway})
+    };
+    let config = config_of(&["127.0.0.1", "::1", "172.18.0.0/16"]);
     let gateway = openclaw.launch(&config);
     let checked = settled(&check);
-    assert_eq!(checked.errors(), ["trusted-proxies-loopback", "trusted-proxies-missing"], "{:#}", checked.report);
+    // The newer version knows its own clients whatever it trusts.
+    let old = version == "2026.2.19";
+    let expected: &[&str] =
+        if old { &["trusted-proxies-loopback", "trusted-proxies-missing"] } else { &["trusted-proxies-missing"] };
+    assert_eq!(checked.errors(), expected, "{:#}", checked.report);
     // Trust in the bridge's network includes the gateway's own address in it.
     assert!(checked.ids().contains(&"trusted-proxies-wide"), "{:#}", checked.report);
     assert_eq!(checked.applied_to(config)["gateway"]["trustedProxies"], mended["gateway"]["trustedProxies"]);
     drop(gateway);
+
+    if !old {
+        report("  all of loopback, which the OpenClaw operator sets, and which works there");
+        all_of_loopback_works(&network, &openclaw, &directory, &config_of(&["127.0.0.0/8"]), &check, &file);
+    }
 
     report("  mended by what was printed");
     for key in ["bind", "trustedProxies"] {
@@ -87,11 +98,13 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     assert_eq!(checked.errors(), [""; 0], "{:#}", checked.report);
     let checked = check(&file);
     assert_eq!(checked.errors(), [""; 0]);
-    let old = version == "2026.2.19";
-    assert_eq!(checked.ids().contains(&"own-device-unpaired"), old, "{:#}", checked.report);
+    assert_eq!(checked.ids().contains(&"own-device-unknown"), old, "{:#}", checked.report);
     if old {
-        frees_the_gateways_own_device(&network, &openclaw, &directory);
-        assert!(!check(&file).ids().contains(&"own-device-unpaired"));
+        frees_the_gateways_own_device(&network, &openclaw, &directory, &|| {
+            let checked = check(&file);
+            assert!(!checked.success && checked.errors() == ["own-device-unpaired"], "{:#}", checked.report);
+        });
+        assert!(!check(&file).ids().iter().any(|id| id.starts_with("own-device")));
     }
     // It asks for what a sub-agent asks for.
     openclaw.run(&["health"]);
@@ -99,7 +112,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     report("  and with the sidecar there is nothing left to find");
     let sidecar = sidecar::start(&network, &directory, &[]);
     let checked = check(&file);
-    assert_eq!(checked.ids(), ["http-api-open"], "{:#}", checked.report);
+    assert_eq!(checked.ids(), ["setup-code-url", "http-api-open"], "{:#}", checked.report);
     assert!(checked.success);
 
     report("  which is a set-up that works: an agent is accepted, and other clients need an approval");
@@ -117,7 +130,49 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
         assert_eq!(*allowed, json!(["https://gateway.example.com:18443"]));
     }
     sidecar.stop();
+    setup_codes_lead_to_loopgate(&openclaw);
+    assert!(!check(&file).ids().contains(&"setup-code-url"));
     Ok(())
+}
+
+/// On loopback the gateway makes no setup code for phones, and advises what bypasses loopgate, until it has loopgate's URL.
+fn setup_codes_lead_to_loopgate(openclaw: &OpenClaw) {
+    report("  setup codes for phones, which need loopgate's URL");
+    let qr = || {
+        let output = openclaw.output(&["qr", "--json"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), text)
+    };
+    let (success, text) = qr();
+    assert!(
+        !success && text.contains("Set gateway.bind=lan") && text.contains("device-pair.config.publicUrl"),
+        "{text}"
+    );
+    let (key, url) = ("plugins.entries.device-pair.config.publicUrl", "https://gateway.example.com:18789");
+    openclaw.run(&["config", "set", key, url]);
+    let (success, text) = qr();
+    assert!(success && text.contains("wss://gateway.example.com:18789"), "{text}");
+}
+
+/// Trust in all of loopback is more than is needed, but the lanes are as they should be.
+fn all_of_loopback_works(
+    network: &Network,
+    openclaw: &OpenClaw,
+    directory: &Path,
+    config: &Value,
+    check: &dyn Fn(&[&str]) -> Checked,
+    file: &[&str],
+) {
+    let _gateway = openclaw.launch(config);
+    settled(check);
+    openclaw.run(&["health"]);
+    let checked = check(file);
+    assert!(checked.errors().is_empty() && checked.ids().contains(&"trusted-proxies-wide"), "{:#}", checked.report);
+    let sidecar = sidecar::start(network, directory, &[]);
+    let ca = sidecar.ca();
+    assert!(openclaw.client(Host::Agent, WS_URL).ca(&ca).connect().scopes().contains(&"operator.admin".to_owned()));
+    openclaw.client(Host::External, WS_URL).ca(&ca).connect().pairing_request();
+    sidecar.stop();
 }
 
 /// A sidecar whose gateway speaks TLS is not ready, and it, its log and its clients get the key to change.
@@ -157,7 +212,9 @@ fn settled(check: &dyn Fn(&[&str]) -> Checked) -> Checked {
 /// After one failed spawn the gateway's own device is paired for the scope that came first, and a
 /// request for the next one waits, which no device may approve. What `pair` prints leads out of
 /// that, and `pair --approve` does it by itself.
-fn frees_the_gateways_own_device(network: &Network, openclaw: &OpenClaw, directory: &Path) {
+///
+/// While it is so, `while_stuck` holds.
+fn frees_the_gateways_own_device(network: &Network, openclaw: &OpenClaw, directory: &Path, while_stuck: &dyn Fn()) {
     report("  its own device, which no device may approve");
     let own = openclaw.configuration().with_file_name("identity/device.json");
     let token = directory.join("token");
@@ -165,6 +222,7 @@ fn frees_the_gateways_own_device(network: &Network, openclaw: &OpenClaw, directo
     let client = || openclaw.client(Host::Gateway, LOOPBACK).identity(&own);
     client().asking_for(&["operator.admin"]).connect().scopes();
     let request = client().asking_for(&["operator.write"]).connect().pairing_request();
+    while_stuck();
     let pair = |arguments: &[&str]| {
         let mut command = network.command(Host::Gateway, env!("CARGO_BIN_EXE_loopgate"));
         let output = command

@@ -82,10 +82,15 @@ impl<'a> OpenClaw<'a> {
 
     /// Runs `openclaw` on the gateway's host, as its operator would, and gives what it prints.
     pub fn run(&self, arguments: &[&str]) -> String {
-        let output = self.cli(arguments).output().expect("openclaw");
+        let output = self.output(arguments);
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "openclaw {}: {}\n{out}\n{err}", arguments.join(" "), output.status);
         out.into_owned()
+    }
+
+    /// Runs `openclaw` there, be it a success or not.
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        self.cli(arguments).output().expect("openclaw")
     }
 
     /// Runs `openclaw` there as another device: with an empty state of its own, and the token in its environment.

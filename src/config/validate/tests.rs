@@ -58,7 +58,8 @@ fn each_problem_is_one_line_that_names_the_option() {
     for (words, problem) in [
         (
             &["serve-ca", "tls-cert=/a", "tls-key=/b"][..],
-            "--serve-ca: clients do not need loopgate's CA where the certificate is your own (tls.cert): leave one of the two out",
+            "--serve-ca: clients do not need loopgate's CA where the certificate is your own (tls.cert): leave one \
+             of the two out",
         ),
         (
             &["gateway=10.0.0.1:1"],

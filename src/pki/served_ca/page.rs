@@ -28,18 +28,22 @@ pub(super) fn render(fingerprint: &Fingerprint, url: Option<&str>) -> String {
                 p { "A device that trusts it accepts the certificates that loopgate makes. SHA-256 fingerprint:" }
                 p .fingerprint { (fingerprint) }
                 p {
-                    "Compare it with what " code { "loopgate cert show" } " prints on the gateway's machine for the CA. \
-                    If they differ, or if you can't compare them, install nothing: this page may come from somebody else."
+                    "Compare it with what " code { "loopgate cert show" } " prints on the gateway's machine for the \
+                    CA. If they differ, or if you can't compare them, install nothing: this page may come from \
+                    somebody else."
                 }
                 h2 { "Install it" }
                 dl {
                     dt { a href="ca.mobileconfig" { "iPhone, iPad, Mac: profile" } }
                     dd {
-                        "Then install it in Settings, General, VPN & Device Management, and switch it on in Settings, General, \
-                        About, Certificate Trust Settings."
+                        "Then install it in Settings, General, VPN & Device Management, and switch it on in Settings, \
+                        General, About, Certificate Trust Settings."
                     }
                     dt { a href="ca.crt" { "Android, Windows: certificate (DER)" } }
-                    dd { "On Android in Settings, Security, Encryption & credentials, Install a certificate, CA certificate." }
+                    dd {
+                        "On Android in Settings, Security, Encryption & credentials, Install a certificate, CA \
+                        certificate."
+                    }
                     dt { a href="ca.pem" { "Firefox, Linux, Node.js: certificate (PEM)" } }
                     dd { "For OpenClaw's CLI and nodes: " code { "NODE_EXTRA_CA_CERTS=ca.pem" } }
                 }

@@ -1,4 +1,5 @@
-//! A configuration profile for iOS, iPadOS and macOS that adds a root certificate (Apple's Configuration Profile Reference).
+//! A configuration profile for iOS, iPadOS and macOS that adds a root certificate (Apple's
+//! Configuration Profile Reference).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
