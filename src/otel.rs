@@ -108,7 +108,6 @@ impl Recorder for Exporter {
         let id = |hex: &str| SpanId::from_hex(hex).unwrap_or(SpanId::INVALID);
         let mut attributes = vec![
             KeyValue::new("http.request.method", span.method.to_owned()),
-            KeyValue::new("http.response.status_code", i64::from(span.status)),
             KeyValue::new("url.path", span.path.to_owned()),
             KeyValue::new("url.scheme", "https"),
             KeyValue::new("network.protocol.name", "http"),
@@ -120,9 +119,17 @@ impl Recorder for Exporter {
             KeyValue::new("loopgate.lane", span.lane.label()),
         ];
         attributes.extend(span.request_id.map(|id| KeyValue::new("loopgate.request_id", id.to_owned())));
+        if span.status > 0 {
+            attributes.push(KeyValue::new("http.response.status_code", i64::from(span.status)));
+        }
         attributes.extend(span.error.map(|error| KeyValue::new("error.type", error)));
-        // The semantic conventions for servers: a 4xx status is not an error of the span.
-        let status = if span.status >= 500 { Status::error(span.error.unwrap_or_default()) } else { Status::Unset };
+        // The semantic conventions for servers: a 4xx status is not an error of the span. What
+        // broke off after a response head is one, whatever its status, and so is a 5xx of the gateway.
+        let status = match span.error {
+            Some(error) if !(400..500).contains(&span.status) => Status::error(error),
+            None if span.status >= 500 => Status::error(""),
+            _ => Status::Unset,
+        };
         self.processor.on_end(SpanData {
             span_context: SpanContext::new(
                 trace,

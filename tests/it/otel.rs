@@ -73,7 +73,7 @@ pub struct Span {
     id: String,
     parent: String,
     name: String,
-    attributes: Vec<(String, String)>,
+    pub attributes: Vec<(String, String)>,
     pub error: Option<String>,
 }
 
@@ -85,6 +85,11 @@ impl Span {
         let status = inner(bytes, 15).concat();
         let error = inner(&status, 2).first().map(|text| String::from_utf8(text.to_vec()).unwrap());
         Self { trace: hex(1), id: hex(2), parent: hex(4), name: text(5), attributes: pairs(bytes, 9), error }
+    }
+
+    /// The label of how its request ended; `None` where it ended well.
+    pub fn error_type(&self) -> Option<&str> {
+        self.attributes.iter().find(|(key, _)| key == "error.type").map(|(_, value)| value.as_str())
     }
 
     pub fn attribute(&self, name: &str) -> &str {
