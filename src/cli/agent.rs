@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::info;
 
-use super::agent_flags::{Flags, Given, given, runtime, value};
+use super::agent_flags::{Flags, MaybeEmpty, maybe_empty, runtime, value};
 use super::error::Error;
 use super::flags::refuse_unknown_variables;
 use super::log;
@@ -19,8 +19,8 @@ pub struct Args {
     #[command(flatten)]
     flags: Flags,
     /// Give up, with exit status 1, if the gateway does not answer within this time of the start
-    #[arg(long, env = "LOOPGATE_WAIT", value_name = "DURATION", value_parser = given(parse::timeout))]
-    wait: Option<Given<Duration>>,
+    #[arg(long, env = "LOOPGATE_WAIT", value_name = "DURATION", value_parser = maybe_empty(parse::timeout))]
+    wait: Option<MaybeEmpty<Duration>>,
 }
 
 /// How long connections that are being carried may take to end.

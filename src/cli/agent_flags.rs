@@ -10,71 +10,71 @@ use crate::config::{self, CertificateFiles, GATEWAY_PORT, Log, LogFormat, SIDECA
 use crate::enrolment_protocol::{PROOF_DIRECTORY, ProofKind};
 use crate::fingerprint::Fingerprint;
 
-/// Where compose files put the CA's certificate, and only that.
+/// Where the shipped compose files mount the CA's certificate.
 const CA_FILE: &str = "/ca/ca.pem";
 
 /// Every option is also an environment variable, LOOPGATE_ and its name.
 #[derive(Debug, clap::Args)]
 pub struct Flags {
-    /// Where local clients connect
-    #[arg(long, env = "LOOPGATE_LISTEN", value_name = "ADDR", value_parser = given(parse::socket_address))]
-    listen: Option<Given<SocketAddr>>,
+    /// Address for local clients [default: 127.0.0.1:18789; `exec`: the port in OPENCLAW_GATEWAY_PORT]
+    #[arg(long, env = "LOOPGATE_LISTEN", value_name = "ADDR", value_parser = maybe_empty(parse::socket_address))]
+    listen: Option<MaybeEmpty<SocketAddr>>,
     /// Listen on an address that is not loopback: every client that reaches it becomes this agent
     #[arg(long, env = "LOOPGATE_UNSAFE_LISTEN", value_parser = clap::builder::FalseyValueParser::new())]
     unsafe_listen: bool,
-    /// Where the sidecar is [default: gateway:18443]
-    #[arg(long, env = "LOOPGATE_SIDECAR", value_name = "HOST:PORT", value_parser = given(endpoint))]
-    sidecar: Option<Given<Endpoint>>,
+    /// Address of the sidecar [default: gateway:18443]
+    #[arg(long, env = "LOOPGATE_SIDECAR", value_name = "HOST:PORT", value_parser = maybe_empty(endpoint))]
+    sidecar: Option<MaybeEmpty<Endpoint>>,
     /// The name that the sidecar's certificate must carry [default: the sidecar's host]
-    #[arg(long, env = "LOOPGATE_SERVER_NAME", value_name = "NAME", value_parser = given(text))]
-    server_name: Option<Given<String>>,
+    #[arg(long, env = "LOOPGATE_SERVER_NAME", value_name = "NAME", value_parser = maybe_empty(text))]
+    server_name: Option<MaybeEmpty<String>>,
     /// The CA that must have issued the sidecar's certificate (loopgate's ca.pem) [default: /ca/ca.pem]
-    #[arg(long, env = "LOOPGATE_CA", value_name = "FILE", value_parser = given(parse::path))]
-    ca: Option<Given<PathBuf>>,
+    #[arg(long, env = "LOOPGATE_CA", value_name = "FILE", value_parser = maybe_empty(parse::path))]
+    ca: Option<MaybeEmpty<PathBuf>>,
     /// The SHA-256 fingerprint of the sidecar's certificate, instead of a CA
-    #[arg(long, env = "LOOPGATE_SERVER_FINGERPRINT", value_name = "HEX", value_parser = given(fingerprint))]
-    server_fingerprint: Option<Given<Fingerprint>>,
+    #[arg(long, env = "LOOPGATE_SERVER_FINGERPRINT", value_name = "HEX", value_parser = maybe_empty(fingerprint))]
+    server_fingerprint: Option<MaybeEmpty<Fingerprint>>,
     /// A client certificate from `loopgate cert issue` or an own CA, instead of enrolment
-    #[arg(long, env = "LOOPGATE_CERT", value_name = "FILE", value_parser = given(parse::path))]
-    cert: Option<Given<PathBuf>>,
+    #[arg(long, env = "LOOPGATE_CERT", value_name = "FILE", value_parser = maybe_empty(parse::path))]
+    cert: Option<MaybeEmpty<PathBuf>>,
     /// The client certificate's key
-    #[arg(long, env = "LOOPGATE_KEY", value_name = "FILE", value_parser = given(parse::path))]
-    key: Option<Given<PathBuf>>,
+    #[arg(long, env = "LOOPGATE_KEY", value_name = "FILE", value_parser = maybe_empty(parse::path))]
+    key: Option<MaybeEmpty<PathBuf>>,
     /// How the proof of enrolment is shown in this container; file needs agents.proofs on the
     /// sidecar [default: process]
-    #[arg(long, env = "LOOPGATE_PROOF", value_name = "process|file", value_parser = given(proof_kind))]
-    proof: Option<Given<ProofKind>>,
+    #[arg(long, env = "LOOPGATE_PROOF", value_name = "process|file", value_parser = maybe_empty(proof_kind))]
+    proof: Option<MaybeEmpty<ProofKind>>,
     /// In a pod: enrol by the service-account token in this file, projected with the sidecar's audience (loopgate)
-    #[arg(long, env = "LOOPGATE_KUBERNETES_TOKEN", value_name = "FILE", value_parser = given(parse::path))]
-    kubernetes_token: Option<Given<PathBuf>>,
+    #[arg(long, env = "LOOPGATE_KUBERNETES_TOKEN", value_name = "FILE", value_parser = maybe_empty(parse::path))]
+    kubernetes_token: Option<MaybeEmpty<PathBuf>>,
     /// Where an inherited gateway token is written, readable by its owner alone
-    #[arg(long, env = "LOOPGATE_TOKEN_OUT", value_name = "FILE", value_parser = given(parse::path))]
-    token_out: Option<Given<PathBuf>>,
+    #[arg(long, env = "LOOPGATE_TOKEN_OUT", value_name = "FILE", value_parser = maybe_empty(parse::path))]
+    token_out: Option<MaybeEmpty<PathBuf>>,
     /// How long a local connection waits for a sidecar that can't be reached [default: 10s]
-    #[arg(long, env = "LOOPGATE_HOLD", value_name = "DURATION", value_parser = given(parse::duration))]
-    hold: Option<Given<Duration>>,
-    /// What is logged: a level, or a filter such as loopgate::agent=debug,warn
-    #[arg(long, env = "LOOPGATE_LOG_LEVEL", value_name = "FILTER", value_parser = given(parse::log_filter))]
-    log_level: Option<Given<String>>,
-    /// The shape of a log line [default: text]
-    #[arg(long, env = "LOOPGATE_LOG_FORMAT", value_name = "text|json", value_parser = given(log_format))]
-    log_format: Option<Given<LogFormat>>,
+    #[arg(long, env = "LOOPGATE_HOLD", value_name = "DURATION", value_parser = maybe_empty(parse::duration))]
+    hold: Option<MaybeEmpty<Duration>>,
+    /// Log level, or a filter such as loopgate::agent=debug,warn
+    #[arg(long, env = "LOOPGATE_LOG_LEVEL", value_name = "FILTER", value_parser = maybe_empty(parse::log_filter))]
+    log_level: Option<MaybeEmpty<String>>,
+    /// Format of log lines [default: text]
+    #[arg(long, env = "LOOPGATE_LOG_FORMAT", value_name = "text|json", value_parser = maybe_empty(log_format))]
+    log_format: Option<MaybeEmpty<LogFormat>>,
 }
 
 /// A value that may be empty, which is as good as absent: compose files write `LOOPGATE_CA: ${CA:-}`.
 #[derive(Clone, Debug)]
-pub struct Given<T>(Option<T>);
+pub struct MaybeEmpty<T>(Option<T>);
 
 /// `parser`, except that an empty text is no value.
-pub fn given<T>(
+pub fn maybe_empty<T>(
     parser: impl Fn(&str) -> Result<T, String> + Clone,
-) -> impl Fn(&str) -> Result<Given<T>, String> + Clone {
-    move |text| if text.is_empty() { Ok(Given(None)) } else { parser(text).map(|value| Given(Some(value))) }
+) -> impl Fn(&str) -> Result<MaybeEmpty<T>, String> + Clone {
+    move |text| if text.is_empty() { Ok(MaybeEmpty(None)) } else { parser(text).map(|value| MaybeEmpty(Some(value))) }
 }
 
 /// The value, if there is one that is not empty.
-pub fn value<T>(given: Option<Given<T>>) -> Option<T> {
-    given.and_then(|given| given.0)
+pub fn value<T>(text: Option<MaybeEmpty<T>>) -> Option<T> {
+    text.and_then(|text| text.0)
 }
 
 fn endpoint(text: &str) -> Result<Endpoint, String> {

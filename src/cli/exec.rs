@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
-use super::agent_flags::{Flags, Given, given, runtime, value, wrong};
+use super::agent_flags::{Flags, MaybeEmpty, maybe_empty, runtime, value, wrong};
 use super::error::Error;
 use super::flags::refuse_unknown_variables;
 use super::log;
@@ -31,11 +31,11 @@ pub struct Args {
     #[command(flatten)]
     flags: Flags,
     /// Give up, with exit status 1, if the gateway does not answer within this time [default: 60s]
-    #[arg(long, env = "LOOPGATE_WAIT", value_name = "DURATION", value_parser = given(parse::timeout))]
-    wait: Option<Given<Duration>>,
+    #[arg(long, env = "LOOPGATE_WAIT", value_name = "DURATION", value_parser = maybe_empty(parse::timeout))]
+    wait: Option<MaybeEmpty<Duration>>,
     /// Kill the command this long after a SIGTERM that it ignores [default: 10s]
-    #[arg(long, env = "LOOPGATE_GRACE", value_name = "DURATION", value_parser = given(parse::duration))]
-    grace: Option<Given<Duration>>,
+    #[arg(long, env = "LOOPGATE_GRACE", value_name = "DURATION", value_parser = maybe_empty(parse::duration))]
+    grace: Option<MaybeEmpty<Duration>>,
     /// A further variable that gets the gateway's URL, ws://127.0.0.1:PORT; may be repeated
     #[arg(long = "env", env = "LOOPGATE_ENV", value_name = "NAME", value_delimiter = ',', value_parser = variable)]
     variables: Vec<String>,
