@@ -12,6 +12,8 @@
 //! [`scrub_trailers`](crate::lane::scrub_trailers) removes it from all, and nothing depends on
 //! whether it is there.
 
+use std::collections::VecDeque;
+
 const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 const HEAD: usize = 9;
 /// The size of a stream's dependency and weight (RFC 9113 section 6.2).
@@ -20,6 +22,8 @@ const PRIORITY_SIZE: usize = 5;
 const MAX_BLOCK: usize = 16_384;
 /// The most frames of one.
 const MAX_FRAMES: usize = 16;
+/// The most streams that are kept.
+const MAX_BEGUN: usize = 128;
 
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
@@ -42,6 +46,9 @@ pub struct H2Trailers {
     /// Trailers that are not complete.
     block: Option<Block>,
     last_stream: u32,
+    /// The latest streams that began without END_STREAM, and the last that is kept no more.
+    begun: VecDeque<u32>,
+    dropped: u32,
 }
 
 /// The header block of trailers.
@@ -82,7 +89,15 @@ struct Piece {
 
 impl H2Trailers {
     pub fn new() -> Self {
-        Self { left: PREFACE, padding: 0, held: Vec::new(), block: None, last_stream: 0 }
+        Self {
+            left: PREFACE,
+            padding: 0,
+            held: Vec::new(),
+            block: None,
+            last_stream: 0,
+            begun: VecDeque::new(),
+            dropped: 0,
+        }
     }
 
     /// Takes the next bytes from the client. Returns what `h2` must get in their place; `None` if
@@ -179,6 +194,16 @@ impl H2Trailers {
         let number = u32::from_be_bytes(stream) & 0x7fff_ffff;
         if number > self.last_stream {
             self.last_stream = number;
+            if flags & END_STREAM == 0 && self.begun.back().is_none_or(|last| *last < number) {
+                if self.begun.len() == MAX_BEGUN {
+                    self.dropped = self.begun.pop_front().unwrap_or_default();
+                }
+                self.begun.push_back(number);
+            }
+            return passed;
+        }
+        // On any other stream `h2` refuses them, whatever they hold.
+        if number > self.dropped && self.begun.binary_search(&number).is_err() {
             return passed;
         }
         let is_padded = flags & PADDED != 0;
@@ -227,7 +252,8 @@ mod tests {
     }
 
     fn begun() -> Vec<u8> {
-        [&[b'P'; PREFACE][..], &frame(4, 0, 0, &[7; 12]), &frame(HEADERS, END_HEADERS, 3, b"head")].concat()
+        let heads = [1, 3].map(|stream| frame(HEADERS, END_HEADERS, stream, b"head")).concat();
+        [&[b'P'; PREFACE][..], &frame(4, 0, 0, &[7; 12]), &heads].concat()
     }
 
     fn rewritten(bytes: &[u8], size: usize) -> (Vec<u8>, H2Trailers) {
