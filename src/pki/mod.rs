@@ -7,6 +7,7 @@
 //! | `rotation`, `source` | renew the certificate when it is due, and follow changes of its files |
 //! | `managed`, `provided`, `plan` | the certificate that loopgate issues; the operator's pair; when to issue a new one |
 //! | `authority`, `template`, `constraints`, `revocation` | the CA, the contents of certificates, name constraints, revoked serial numbers |
+//! | `served_ca` | the CA's certificate in the forms in which devices install it |
 //! | `state_dir`, `pem`, `pkcs12` | files: atomic writes and locks, their formats |
 //! | `certificate`, `chain`, `name`, `pin`, `identity`, `loaded`, `error` | values, and what is read from a certificate |
 //!
