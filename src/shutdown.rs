@@ -39,7 +39,7 @@ impl Shutdown {
         &self.token
     }
 
-    /// Spawns `task` on the current runtime; [`Shutdown::finished`] waits for it.
+    /// Spawns `task` on the current runtime; [`Shutdown::wait`] waits for it.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns, since here the task is tracked")]
     pub fn spawn<F>(&self, task: F)
     where
@@ -48,7 +48,7 @@ impl Shutdown {
         tokio::spawn(self.track(task));
     }
 
-    /// Wraps `task`, which another executor runs, so that [`Shutdown::finished`] waits for it.
+    /// Wraps `task`, which another executor runs, so that [`Shutdown::wait`] waits for it.
     pub fn track<F: Future>(&self, task: F) -> TrackedFuture<F> {
         self.tasks.track_future(task)
     }
@@ -58,10 +58,10 @@ impl Shutdown {
         self.tasks.len()
     }
 
-    /// Waits until every task has ended, but at most for `deadline`. Returns the number of tasks that still run.
-    pub async fn finished(&self, deadline: Duration) -> usize {
+    /// Waits until every task has ended, but at most for `limit`. Returns the number of tasks that still run.
+    pub async fn wait(&self, limit: Duration) -> usize {
         self.tasks.close();
-        let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
+        let _ = tokio::time::timeout(limit, self.tasks.wait()).await;
         self.tasks.len()
     }
 }
@@ -81,19 +81,19 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn finished_waits_for_a_task_that_ends_with_the_token() {
+    async fn wait_waits_for_a_task_that_ends_with_the_token() {
         let shutdown = Shutdown::new();
         let observed = shutdown.clone();
         shutdown.spawn(async move { observed.begun().await });
         shutdown.begin();
-        assert_eq!(shutdown.finished(Duration::from_secs(5)).await, 0);
+        assert_eq!(shutdown.wait(Duration::from_secs(5)).await, 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn finished_counts_a_task_that_ignores_the_token() {
+    async fn wait_counts_a_task_that_ignores_the_token() {
         let shutdown = Shutdown::new();
         shutdown.spawn(std::future::pending());
         shutdown.begin();
-        assert_eq!(shutdown.finished(Duration::from_secs(1)).await, 1);
+        assert_eq!(shutdown.wait(Duration::from_secs(1)).await, 1);
     }
 }

@@ -233,7 +233,7 @@ fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTi
             let who = match &lane.basis {
                 AgentBasis::Address(agent) | AgentBasis::Attested(agent) => Some(agent.name.clone()),
                 AgentBasis::Certificate(uri) => Some(uri.clone()),
-                AgentBasis::OwnAddress | AgentBasis::Network => None,
+                AgentBasis::OwnAddress | AgentBasis::Cidr => None,
             };
             (Some(lane.basis.label().to_owned()), who, Some(lane.source.to_string()))
         }

@@ -128,7 +128,7 @@ impl Sidecar {
             &fitted,
             capacity.waiting,
             listener_metrics.clone(),
-            move |peer| proxy_for_limits.may_be_agents(peer),
+            move |peer| proxy_for_limits.may_be_agent(peer),
         ));
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| {
             proxy_for_serve.serve(accepted)
@@ -294,10 +294,10 @@ impl Sidecar {
     pub async fn stop(&self) {
         info!("stopping");
         self.shutdown.begin();
-        let left = self.shutdown.finished(self.config.load().limits.drain_timeout).await;
+        let left = self.shutdown.wait(self.config.load().limits.drain_timeout).await;
         if left > 0 {
             // So that each of their requests is logged with how it ended.
-            self.shutdown.finished(ABORT_GRACE).await;
+            self.shutdown.wait(ABORT_GRACE).await;
             warn!(left, "drain timeout reached; aborted the connections that were left (limits.drain_timeout)");
         }
         #[cfg(feature = "otel")]

@@ -48,7 +48,7 @@ pub fn run(args: Args) -> Result<(), Error> {
         let signal = signals.asked_to_end().await;
         info!(%signal, "stopping");
         shutdown.begin();
-        shutdown.finished(DRAIN).await;
+        shutdown.wait(DRAIN).await;
         Ok(())
     })
 }

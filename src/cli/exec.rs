@@ -83,7 +83,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         let command = command(&args.command, &args.variables, agent.address, token.as_ref());
         let status = supervise::run(command, &mut signals, grace).await?;
         shutdown.begin();
-        shutdown.finished(DRAIN).await;
+        shutdown.wait(DRAIN).await;
         Ok::<_, Error>(status)
     })?;
     Ok(status.into())

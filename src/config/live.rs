@@ -72,7 +72,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         path_timeouts: _,
         idle_timeout: _,
         stall_timeout: _,
-        external_stall_timeout: _,
+        gateway_stall: _,
         gateway_wait: _,
         drain_timeout: _,
     } = limits;

@@ -342,7 +342,7 @@ pub struct Limits {
     /// How long a client may pause while it sends a body or reads a response.
     pub stall_timeout: Duration,
     /// How long a client that reads nothing of a response may keep its request at the gateway.
-    pub external_stall_timeout: Duration,
+    pub gateway_stall: Duration,
     /// How long a request waits for a gateway that is restarting, or while too many are in flight.
     pub gateway_wait: Duration,
     /// How long shutdown may take.

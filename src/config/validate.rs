@@ -198,7 +198,7 @@ fn limits(read: &mut Reader<'_>) -> Limits {
         path_timeouts: read.list("path-timeout", parse::path_timeout),
         idle_timeout: read.one("idle-timeout", parse::timeout),
         stall_timeout: read.one("stall-timeout", parse::timeout),
-        external_stall_timeout: read.one("gateway-stall", parse::timeout),
+        gateway_stall: read.one("gateway-stall", parse::timeout),
         gateway_wait: read.one("gateway-wait", parse::duration),
         drain_timeout: read.one("drain-timeout", parse::duration),
     }

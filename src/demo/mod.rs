@@ -84,7 +84,7 @@ async fn run_async(options: &Options, out: &mut Printer<'_, impl Write>) -> Resu
         () = signals.received() => {}
     }
     shutdown.begin();
-    shutdown.finished(DRAIN).await;
+    shutdown.wait(DRAIN).await;
     result
 }
 

@@ -21,7 +21,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::labels::Protocol;
-use crate::proxy::{Activity, Downstream, HeadRefusal, InterimSender, Interims};
+use crate::proxy::{Activity, Downstream, HeadRefusal, HeadTracker, InterimSender};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -226,12 +226,12 @@ fn run(data: &[u8]) -> Outcome {
     let written = Rc::<RefCell<Vec<u8>>>::default();
     let rounds = pieces.len() + ROUNDS;
     let client = Client { pieces, written: Rc::clone(&written), most: 1 + usize::from(size) * 4, is_full: true };
-    let interims = Interims::new(Protocol::Http2);
+    let head_tracker = HeadTracker::new(Protocol::Http2);
     let stream = Downstream::over(
         client,
         Protocol::Http2,
         Activity::new(Protocol::Http2),
-        std::sync::Arc::clone(&interims),
+        std::sync::Arc::clone(&head_tracker),
         Counter::default(),
     );
     let tasks = Tasks::default();
@@ -242,7 +242,7 @@ fn run(data: &[u8]) -> Outcome {
     let connection = builder.serve_connection(
         TokioIo::new(stream),
         service_fn(|request: Request<Incoming>| {
-            let sender = interims.request();
+            let sender = head_tracker.request();
             let stream: u32 = request.uri().path().trim_start_matches('/').parse().expect("the path is a stream");
             seen.borrow_mut().push((stream, sender.clone()));
             answer(stream, sender, request.into_body(), Rc::clone(&trailers))
@@ -255,15 +255,15 @@ fn run(data: &[u8]) -> Outcome {
         if connection.as_mut().poll(&mut cx).is_ready() {
             break;
         }
-        interims.settle();
-        refused.extend(interims.take_refused());
+        head_tracker.settle();
+        refused.extend(head_tracker.take_refused());
         for (stream, sender) in &*seen.borrow() {
             assert!(sender.stream().is_none_or(|known| known == *stream), "a request of stream {stream}: {sender:?}");
         }
         tasks.poll(&mut cx);
     }
-    interims.settle();
-    refused.extend(interims.take_refused());
+    head_tracker.settle();
+    refused.extend(head_tracker.take_refused());
     let requests = seen.borrow().len();
     // Trailers may begin the first.
     let begun = usize::try_from(next / 2).expect("few streams").max(1);

@@ -31,7 +31,7 @@ pub fn may_be_agent(peer: IpAddr, view: &View, policy: &Policy) -> bool {
 ///
 /// # Errors
 /// Why the connection must be closed.
-pub fn admit_stated_client(peer: IpAddr, header: ProxyHeader, policy: &Policy) -> Result<(), Denied> {
+pub fn admit_proxied_client(peer: IpAddr, header: ProxyHeader, policy: &Policy) -> Result<(), Denied> {
     let sender = RequestSender::new(canonical(peer), header, policy);
     if header == ProxyHeader::Local || sender.is_trusted_proxy { Ok(()) } else { policy.check_lists(sender.ip) }
 }

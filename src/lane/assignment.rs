@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use super::stated_client::StatedClient;
+use super::forwarded_client::ForwardedClient;
 use crate::discovery;
 use crate::labels::LaneKind;
 
@@ -34,7 +34,7 @@ impl Lane {
         let name = match &lane.basis {
             AgentBasis::Address(agent) | AgentBasis::Attested(agent) => Some(agent.name.as_str()),
             AgentBasis::Certificate(uri) => Some(uri.as_str()),
-            AgentBasis::OwnAddress | AgentBasis::Network => None,
+            AgentBasis::OwnAddress | AgentBasis::Cidr => None,
         };
         (Some(lane.basis.label()), name)
     }
@@ -83,7 +83,7 @@ pub enum AgentBasis {
     /// It has an address of this network namespace, and `--own-addresses agent` was given.
     OwnAddress,
     /// Its address is in `agents.cidrs`.
-    Network,
+    Cidr,
     /// A container labelled `loopgate.agent=address` has its address.
     Address(Arc<discovery::Agent>),
     /// A labelled container has its address, and it showed the certificate that was issued to that very container.
@@ -97,7 +97,7 @@ impl AgentBasis {
     pub fn label(&self) -> &'static str {
         match self {
             Self::OwnAddress => "own-address",
-            Self::Network => "cidr",
+            Self::Cidr => "cidr",
             Self::Address(_) => "address",
             Self::Attested(_) => "attested",
             Self::Certificate(_) => "certificate",
@@ -111,7 +111,7 @@ pub struct ExternalLane {
     /// The client's address: the peer's, or the one in a trusted proxy's PROXY header.
     pub client: IpAddr,
     /// The same address as `X-Forwarded-For` states it.
-    pub stated: StatedClient,
+    pub forwarded_client: ForwardedClient,
     /// Whether a trusted proxy writes the requests, so that each request may name its client.
     /// Behind a PROXY header the client writes them.
     pub trusted_proxy: bool,

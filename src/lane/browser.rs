@@ -74,7 +74,7 @@ mod tests {
         let mut names =
             BTreeSet::from(["gateway", "gw.example.org", "*.example.net"].map(|name| SubjectName::Dns(name.into())));
         names.extend(["172.18.0.2", "fd00::2"].map(|ip| SubjectName::Ip(ip.parse().unwrap())));
-        for (host, strange) in [
+        for (host, foreign) in [
             ("127.0.0.1:18789", false),
             ("127.0.0.1", false),
             ("[::1]:18789", false),
@@ -111,7 +111,7 @@ mod tests {
             ("evillocalhost.example", true),
             ("127.1", true),
         ] {
-            assert_eq!(is_foreign_host(&HeaderValue::from_str(host).unwrap(), &names), strange, "{host}");
+            assert_eq!(is_foreign_host(&HeaderValue::from_str(host).unwrap(), &names), foreign, "{host}");
         }
     }
 }

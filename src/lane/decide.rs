@@ -8,10 +8,10 @@ use ipnet::IpNet;
 
 use super::assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
 use super::evidence::{Certificate, Evidence, Issuer};
-use super::policy::{Policy, both, scope_cap};
+use super::forwarded_client::ForwardedClient;
+use super::policy::{Policy, intersect_caps, scope_cap};
 use super::request_sender::RequestSender;
 use super::source_address::source_address;
-use super::stated_client::StatedClient;
 use crate::addr::canonical;
 use crate::agent_id::{AgentId, Kind};
 use crate::config::{AgentSourceKind, OwnAddresses};
@@ -27,7 +27,7 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
     let certificate = evidence.certificate.as_ref().filter(|certificate| now < certificate.not_after);
     let external = ExternalLane {
         client: sender.ip,
-        stated: StatedClient::new(sender.ip, policy.unknown_client),
+        forwarded_client: ForwardedClient::new(sender.ip, policy.unknown_client),
         trusted_proxy: sender.is_trusted_proxy,
         // A proxy's certificate identifies the proxy, not the client of a request.
         user: certificate
@@ -95,15 +95,17 @@ pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<A
     }
     // Published ports and rootless engines deliver outsiders with these addresses too, so a network
     // that merely includes them does not make them agents.
-    let shared =
+    let ambiguous_address =
         peer.is_loopback() || view.is_own(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
     let names_it = |net: &IpNet| {
-        !shared || net.prefix_len() == net.max_prefix_len() || (peer.is_loopback() && net.addr().is_loopback())
+        !ambiguous_address
+            || net.prefix_len() == net.max_prefix_len()
+            || (peer.is_loopback() && net.addr().is_loopback())
     };
     if policy.cidrs.iter().any(|net| net.contains(&peer) && names_it(net)) {
-        return Some(AgentBasis::Network);
+        return Some(AgentBasis::Cidr);
     }
-    let agent = view.agents.get(&peer).filter(|agent| agent.proof == Proof::Address && !shared)?;
+    let agent = view.agents.get(&peer).filter(|agent| agent.proof == Proof::Address && !ambiguous_address)?;
     Some(AgentBasis::Address(Arc::clone(agent)))
 }
 
@@ -128,21 +130,22 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Agent
         .is_ok_and(|named| named.trust_domain == trust_domain && named.kind == kind && named.workload == id)
 }
 
-/// The cap of the container at `peer`, agent or not, even without Docker: an agent that gets itself
-/// onto the external lane keeps its cap. An agent without a label of its own has the common cap.
+/// Returns the scope cap of the container at `peer`. It counts on both lanes and outlasts the loss of
+/// Docker, so that an agent can't shed its cap by becoming external. An agent without a label of its
+/// own has the common cap.
 fn cap_of_container(peer: IpAddr, view: &View, policy: &Policy) -> Option<HeaderValue> {
     let of_agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
     let of_agent = of_agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.scopes.clone()));
     let Some(of_address) = view.caps.get(&peer) else { return of_agent };
-    let cap = both(Some(scope_cap(&of_address.scopes)), of_agent.as_ref());
-    if of_address.in_doubt { both(cap, policy.scopes.as_ref()) } else { cap }
+    let cap = intersect_caps(Some(scope_cap(&of_address.scopes)), of_agent.as_ref());
+    if of_address.in_doubt { intersect_caps(cap, policy.scopes.as_ref()) } else { cap }
 }
 
 /// Makes the agent lane of a connection.
 fn agent_lane(peer: IpAddr, basis: AgentBasis, as_external: ExternalLane, view: &View, policy: &Policy) -> AgentLane {
     let source = match &basis {
         AgentBasis::OwnAddress => Ipv4Addr::LOCALHOST,
-        AgentBasis::Network => source_address(peer.to_string().as_bytes(), policy.sources),
+        AgentBasis::Cidr => source_address(peer.to_string().as_bytes(), policy.sources),
         AgentBasis::Address(agent) | AgentBasis::Attested(agent) => source_address(agent.id.as_bytes(), policy.sources),
         AgentBasis::Certificate(uri) => source_address(uri.as_bytes(), policy.sources),
     };
@@ -150,8 +153,8 @@ fn agent_lane(peer: IpAddr, basis: AgentBasis, as_external: ExternalLane, view: 
         AgentBasis::OwnAddress => policy.scopes.clone(),
         // A label on the container takes the place of the common cap.
         AgentBasis::Address(_) | AgentBasis::Attested(_) => cap_of_container(peer, view, policy),
-        AgentBasis::Network | AgentBasis::Certificate(_) => {
-            both(cap_of_container(peer, view, policy), policy.scopes.as_ref())
+        AgentBasis::Cidr | AgentBasis::Certificate(_) => {
+            intersect_caps(cap_of_container(peer, view, policy), policy.scopes.as_ref())
         }
     };
     // An agent without a discovered container, such as one by certificate, takes its cap to the external lane too.

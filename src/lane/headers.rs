@@ -17,10 +17,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::assignment::{AgentLane, Denied, ExternalLane, Lane};
+use super::forwarded_client::ForwardedClient;
 use super::policy::{Policy, allowed_scopes, intersection};
 use super::request_check::{CheckedHead, RequestRefusal, check_request, is_host, tokens};
 use super::reserved_headers::{is_alike, is_hop_by_hop};
-use super::stated_client::StatedClient;
 use super::{browser, path, x_forwarded_for};
 use crate::config::{Config, PathRule};
 use crate::labels::LaneKind;
@@ -40,7 +40,7 @@ const HTTP: HeaderValue = HeaderValue::from_static("http");
 pub struct Forwarding {
     /// The address that the allow and deny lists were applied to.
     checked_client: IpAddr,
-    client: StatedClient,
+    client: ForwardedClient,
     proto: HeaderValue,
     host: HeaderValue,
     identity: Vec<(HeaderName, HeaderValue)>,
@@ -257,7 +257,7 @@ impl Forwarding {
         policy.check_lists(checked_client)?;
         let mut forwarding = Self {
             checked_client,
-            client: lane.stated.clone(),
+            client: lane.forwarded_client.clone(),
             proto: HTTPS,
             host: host.clone(),
             identity: Vec::new(),
@@ -268,7 +268,7 @@ impl Forwarding {
         if !lane.trusted_proxy {
             return Ok(forwarding);
         }
-        forwarding.client = StatedClient::new(checked_client, policy.unknown_client);
+        forwarding.client = ForwardedClient::new(checked_client, policy.unknown_client);
         if only(sent, &X_FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"http")) {
             forwarding.proto = HTTP;
         }

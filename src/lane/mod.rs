@@ -14,7 +14,7 @@
 //! | `decide`, `request_sender`, `assignment` | the decision and its result |
 //! | `explain` | why a connection is not an agent's |
 //! | `request_check`, `path` | refuse ambiguous requests and closed paths |
-//! | `headers`, `stated_client`, `reserved_headers`, `x_forwarded_for`, `browser` | the head that the gateway gets |
+//! | `headers`, `forwarded_client`, `reserved_headers`, `x_forwarded_for`, `browser` | the head that the gateway gets |
 
 mod admission;
 mod assignment;
@@ -22,6 +22,7 @@ mod browser;
 mod decide;
 mod evidence;
 mod explain;
+mod forwarded_client;
 mod headers;
 mod path;
 mod policy;
@@ -29,16 +30,15 @@ mod request_check;
 mod request_sender;
 mod reserved_headers;
 mod source_address;
-mod stated_client;
 mod x_forwarded_for;
 
-pub use admission::{admit_peer, admit_stated_client, may_be_agent, may_have_certificate};
+pub use admission::{admit_peer, admit_proxied_client, may_be_agent, may_have_certificate};
 pub use assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
 pub use decide::decide;
 pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};
 pub use explain::{WhyExternal, why_external};
+pub use forwarded_client::ForwardedClient;
 pub use headers::{Forwarding, GatewayHead, Rules, scrub_response, scrub_response_trailers, scrub_trailers};
 pub use path::{check_path, normalized};
 pub use policy::{Policy, allowed_scopes};
 pub use request_check::RequestRefusal;
-pub use stated_client::StatedClient;

@@ -60,7 +60,7 @@ impl Policy {
 
     /// The cap of a client of the external lane, whose container has the cap `own`.
     pub(super) fn external_cap(&self, own: Option<&HeaderValue>) -> Option<HeaderValue> {
-        both(own.cloned(), self.external_scopes.as_ref())
+        intersect_caps(own.cloned(), self.external_scopes.as_ref())
     }
 
     /// Returns whether the peer at `ip` may name its client.
@@ -118,7 +118,7 @@ pub(super) fn intersection(a: &HeaderValue, b: &HeaderValue) -> HeaderValue {
 }
 
 /// The cap that allows what each of two caps allows; `None` means no cap.
-pub(super) fn both(a: Option<HeaderValue>, b: Option<&HeaderValue>) -> Option<HeaderValue> {
+pub(super) fn intersect_caps(a: Option<HeaderValue>, b: Option<&HeaderValue>) -> Option<HeaderValue> {
     match (a, b) {
         (Some(a), Some(b)) => Some(intersection(&a, b)),
         (a, b) => a.or_else(|| b.cloned()),

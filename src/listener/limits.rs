@@ -39,7 +39,7 @@ pub struct ConnectionLimits {
     reserved: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
     agents_waiting: Arc<Semaphore>,
-    may_be_agents: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
+    may_be_agent: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     per_client: ArcSwap<ClientLimits>,
     clients: Mutex<ClientTable>,
     metrics: ListenerMetrics,
@@ -114,13 +114,13 @@ struct Client {
 
 impl ConnectionLimits {
     /// Returns limits without connections. At most `max_waiting` connections wait, and as many of
-    /// agents'. `may_be_agents` returns whether a connection from an address may turn out to be an
+    /// agents'. `may_be_agent` returns whether a connection from an address may turn out to be an
     /// agent's.
     pub fn new(
         config: &Config,
         max_waiting: usize,
         metrics: ListenerMetrics,
-        may_be_agents: impl Fn(IpAddr) -> bool + Send + Sync + 'static,
+        may_be_agent: impl Fn(IpAddr) -> bool + Send + Sync + 'static,
     ) -> Self {
         let total = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
         let reserved = total / AGENT_SHARE;
@@ -129,7 +129,7 @@ impl ConnectionLimits {
             reserved: Arc::new(Semaphore::new(reserved)),
             waiting: Arc::new(Semaphore::new(max_waiting)),
             agents_waiting: Arc::new(Semaphore::new(max_waiting)),
-            may_be_agents: Box::new(may_be_agents),
+            may_be_agent: Box::new(may_be_agent),
             per_client: ArcSwap::from_pointee(ClientLimits::new(config)),
             clients: Mutex::new(ClientTable { clients: HashMap::new(), clean_at: MIN_TABLE }),
             metrics,
@@ -166,7 +166,7 @@ impl ConnectionLimits {
         if let Ok(permit) = Arc::clone(&shared).try_acquire_owned() {
             return Ok(Slot::Now(self.permit(client, permit)));
         }
-        let reserved = (self.may_be_agents)(peer.ip()).then(|| Arc::clone(&self.reserved));
+        let reserved = (self.may_be_agent)(peer.ip()).then(|| Arc::clone(&self.reserved));
         if let Some(Ok(permit)) = reserved.clone().map(Semaphore::try_acquire_owned) {
             return Ok(Slot::Now(self.permit(client, permit)));
         }

@@ -250,7 +250,7 @@ async fn at_shutdown_the_listeners_close() {
     let (mut harness, address) = Harness::on_loopback(|_| {});
     harness.shutdown.begin();
     harness.listens_on(&[]).await;
-    assert_eq!(harness.shutdown.finished(DEADLINE).await, 0);
+    assert_eq!(harness.shutdown.wait(DEADLINE).await, 0);
     is_closed_listener(address).await;
 }
 
@@ -315,7 +315,7 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
             ip("link delete left");
             bound_becomes(&mut bound, <[SocketAddr]>::is_empty).await;
             shutdown.begin();
-            assert_eq!(shutdown.finished(DEADLINE).await, 0);
+            assert_eq!(shutdown.wait(DEADLINE).await, 0);
         },
     );
 }

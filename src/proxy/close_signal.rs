@@ -11,7 +11,7 @@ pub enum CloseReason {
     /// loopgate shuts down: requests under way may finish.
     Drain,
     /// The connection is no longer authorized: nothing more is forwarded.
-    Unauthorized,
+    Revoked,
 }
 
 /// Tells the tasks of one connection to close it.
@@ -61,10 +61,8 @@ impl CloseSignal {
         draining: bool,
     ) -> Poll<CloseReason> {
         if draining {
-            return revoked.poll(cx).map(|()| CloseReason::Unauthorized);
+            return revoked.poll(cx).map(|()| CloseReason::Revoked);
         }
-        closing
-            .poll(cx)
-            .map(|()| if self.revoked.is_cancelled() { CloseReason::Unauthorized } else { CloseReason::Drain })
+        closing.poll(cx).map(|()| if self.revoked.is_cancelled() { CloseReason::Revoked } else { CloseReason::Drain })
     }
 }

@@ -119,7 +119,7 @@ impl Error {
     }
 
     /// Returns whether the gateway, or the way to it, is at fault rather than the client.
-    pub fn is_gateways(&self) -> bool {
+    pub fn is_gateway_fault(&self) -> bool {
         !matches!(
             self,
             Self::Refused(_)

@@ -33,7 +33,7 @@ mod upstream;
 pub(crate) use downstream::{
     activity::Activity,
     h1_request_guard::{H1RequestGuard, encode},
-    interims::{InterimSender, Interims},
+    head_tracker::{HeadTracker, InterimSender},
     io::Downstream,
     refused_heads::HeadRefusal,
 };

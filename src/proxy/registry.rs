@@ -73,8 +73,8 @@ impl ConnectionInfo {
     }
 
     /// Returns the reason why it may no longer be on the external lane as it is: the rules deny its
-    /// client, or no longer trust the proxy that stated the client. An open connection
-    /// never gains a right; a new one may.
+    /// client, or no longer trust the proxy that named the client. An open connection never gains a
+    /// right; a new one may.
     pub(super) fn lost_external_lane(&self, view: &View, policy: &Policy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let untrusted = match decide(&self.evidence, view, policy, unix(self.since)) {

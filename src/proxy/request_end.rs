@@ -17,7 +17,7 @@ pub(super) enum RequestEnd {
     /// `limits.gateway_stall`.
     ClientStalled,
     /// The client, or its connection, was no longer authorized.
-    Unauthorized,
+    Revoked,
     /// `limits.drain_timeout` passed during a shutdown.
     DrainTimeout,
 }
@@ -32,7 +32,7 @@ impl RequestEnd {
             Self::GatewayCut => "gateway_cut",
             Self::ClientGone => "client_gone",
             Self::ClientStalled => "client_stalled",
-            Self::Unauthorized => "revoked",
+            Self::Revoked => "revoked",
             Self::DrainTimeout => "drain_timeout",
         }
     }

@@ -82,7 +82,7 @@ impl Proxy {
     }
 
     /// Returns whether a connection from `peer` may turn out to be an agent's.
-    pub fn may_be_agents(&self, peer: IpAddr) -> bool {
+    pub fn may_be_agent(&self, peer: IpAddr) -> bool {
         self.shared.may_be_agent(peer)
     }
 
@@ -132,7 +132,7 @@ impl Proxy {
         self.shared.settings.store(Arc::new(Settings::new(config)));
         self.shared.rules.store(Arc::new(Rules::new(config, config.gateway.address)));
         self.shared.rules_changed.notify_waiters();
-        self.shared.revoke_former_agents();
+        self.shared.recheck_lanes_and_caps();
         self.shared.revoke_denied_clients();
     }
 
@@ -160,7 +160,7 @@ async fn run_background(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.shutdown.begun() => return,
             changed = view.changed() => match changed {
-                Ok(()) => shared.revoke_former_agents(),
+                Ok(()) => shared.recheck_lanes_and_caps(),
                 Err(_) => return,
             },
             _ = sweep.tick() => shared.upstream.sweep(),

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::close_signal::CloseSignal;
 use super::downstream::activity::Activity;
-use super::downstream::interims::Interims;
+use super::downstream::head_tracker::HeadTracker;
 use super::request_end::RequestEnd;
 use super::shared::{Settings, Shared};
 use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Use};
@@ -32,7 +32,7 @@ pub(super) struct Session {
     /// What limits the requests of the connection's own client; a trusted proxy's clients have theirs.
     pub(super) budget: Arc<ClientBudget>,
     pub(super) activity: Arc<Activity>,
-    pub(super) interims: Arc<Interims>,
+    pub(super) head_tracker: Arc<HeadTracker>,
     pub(super) close_signal: CloseSignal,
     /// Why the connection was closed, where its client did not close it. Set before its requests are dropped.
     pub(super) closed_by: OnceLock<RequestEnd>,
@@ -75,9 +75,9 @@ impl Session {
 
     /// How long the client may read nothing of a response before its request at the gateway ends. Agents are limited by
     /// `limits.stall_timeout` alone.
-    pub(super) fn external_stall_timeout(&self) -> Duration {
+    pub(super) fn gateway_stall(&self) -> Duration {
         match self.lane.kind() {
-            LaneKind::External => self.settings.limits.external_stall_timeout,
+            LaneKind::External => self.settings.limits.gateway_stall,
             LaneKind::Agent => Duration::MAX,
         }
     }

@@ -98,8 +98,8 @@ impl Shared {
         may_be_agent(peer, &self.view.borrow(), self.rules.load().policy())
     }
 
-    /// Closes agent-lane connections that are no longer an agent's.
-    pub(super) fn revoke_former_agents(&self) {
+    /// Closes connections that lost the agent lane or whose scope cap changed.
+    pub(super) fn recheck_lanes_and_caps(&self) {
         let view = self.view.borrow().for_established();
         let rules = self.rules.load();
         self.count_revoked(self.registry.revoke(|connection| connection.lost_agent_lane(&view, rules.policy())));

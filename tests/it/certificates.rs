@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::harness::{
     EXTERNAL_SOURCE, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, TlsClient, UNKNOWN_CLIENT, request,
 };
-use crate::lanes::{assert_agents, assert_external};
+use crate::lanes::{assert_external, assert_is_agents_request};
 use loopgate_test_support::raw_http::RawHttp;
 
 /// What `agents.uris` lists in these tests.
@@ -81,7 +81,7 @@ async fn a_certificate_from_cert_issue_admits_an_agent() {
     let agent = issued(&harness);
     for protocol in PROTOCOLS {
         agent.ask(protocol, OUTSIDER, "GET /", &[]).await;
-        assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
+        assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
         agent.ask(protocol, OUTSIDER, "GET /", &[("origin", "https://page.example")]).await;
         assert_external(&harness.gateway.requests().pop().unwrap(), UNKNOWN_CLIENT);
         agent.ask(protocol, OUTSIDER, "GET /", &[("sec-fetch-site", "same-origin")]).await;
@@ -141,7 +141,7 @@ async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
     let pretender = authority.client(&harness, vec![uri(pretended)]);
     for protocol in PROTOCOLS {
         robot.ask(protocol, OUTSIDER, "GET /", &[]).await;
-        assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
+        assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
         for (client, user) in [(&ann, "ann@corp.example"), (&pretender, pretended)] {
             client.ask(protocol, OUTSIDER, "GET /", &[("x-forwarded-user", "root")]).await;
             let received = harness.gateway.requests().pop().unwrap();
@@ -158,7 +158,7 @@ async fn an_operators_ca_admits_listed_agents_and_names_users_to_the_gateway() {
     }
     // loopgate's own agents are believed beside those.
     issued(&harness).ask(PROTOCOLS[0], OUTSIDER, "GET /", &[]).await;
-    assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
+    assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use crate::harness::{Harness, OUTSIDER, PROTOCOLS, UNKNOWN_CLIENT, enrol, process, refusal, request};
-use crate::lanes::{assert_agents, assert_external};
+use crate::lanes::{assert_external, assert_is_agents_request};
 use loopgate_test_support::agent_process::Pod;
 use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
 use loopgate_test_support::namespace::in_namespace;
@@ -51,7 +51,7 @@ async fn only_a_pod_that_proves_itself_is_an_agent() {
     let builder = harness.with_certified_key(credentials.certified_key.clone());
     for protocol in PROTOCOLS {
         builder.ask(protocol, BUILDER, "GET /", &[]).await;
-        assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
+        assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
         // Its certificate is worth nothing elsewhere, not even at another agent's address.
         for source in [OTHER, UNLABELLED] {
             builder.ask(protocol, source, "GET /", &[]).await;
@@ -121,7 +121,7 @@ async fn a_pods_open_connections_end_with_the_pod() {
         let builder = harness.with_certified_key(credentials.certified_key.clone());
         let mut wire = builder.h1(BUILDER).await;
         wire.ask(request("GET /", "")).await;
-        assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
+        assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
         end(&kubernetes);
         timeout(Duration::from_secs(1), wire.until_end()).await.unwrap_or_else(|_| panic!("still open: {how}"));
         builder.ask(PROTOCOLS[0], BUILDER, "GET /", &[]).await;
@@ -140,13 +140,13 @@ async fn the_agent_process_is_admitted_by_its_pods_token_while_the_pod_lives() {
     let mut wire = agent.h1().await;
     assert_eq!(wire.ask(request("GET /work", "")).await.text(), "hello");
     let received = harness.gateway.requests().pop().unwrap();
-    assert_agents(&received, &harness);
+    assert_is_agents_request(&received, &harness);
     assert_eq!(received.start(), "GET /work HTTP/1.1");
 
     let ran = inside.exec("echo \"at $OPENCLAW_GATEWAY_PORT\"").await;
     assert!(ran.status.success() && ran.stdout.starts_with(b"at "), "{ran:?}");
     let looked = harness.gateway.requests().pop().unwrap();
-    assert_agents(&looked, &harness);
+    assert_is_agents_request(&looked, &harness);
     assert_eq!(looked.start(), "GET /startupz HTTP/1.1");
 
     kubernetes.delete("builder");
@@ -201,7 +201,7 @@ fn a_pod_admitted_by_address_is_an_agent_without_a_certificate_until_it_ends() {
                 harness.ask(protocol, "198.51.100.4", "GET /", &[("x-forwarded-for", "127.0.0.1")]).await,
                 (200, "hello".into())
             );
-            assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
+            assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
             for source in ["198.51.100.5", "198.51.100.6", "198.51.100.7", "198.51.100.8"] {
                 harness.ask(protocol, source, "GET /", &[]).await;
                 assert_external(&harness.gateway.requests().pop().unwrap(), source);
@@ -212,7 +212,7 @@ fn a_pod_admitted_by_address_is_an_agent_without_a_certificate_until_it_ends() {
         // A page that runs in the pod is not the pod.
         wire.ask(request("GET /", "Origin: http://evil.example\r\n")).await;
         let received = harness.gateway.requests();
-        assert_agents(&received[received.len() - 2], &harness);
+        assert_is_agents_request(&received[received.len() - 2], &harness);
         assert_external(&received[received.len() - 1], "198.51.100.4");
         kubernetes.change("scout", |pod| pod["metadata"]["labels"]["loopgate.dev/agent"] = "false".into());
         timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the label");
@@ -230,7 +230,7 @@ async fn without_the_api_server_connections_stay_and_enrolment_is_refused() {
     kubernetes.down().await;
     assert_eq!(refusal(&harness, OTHER, "others-token").await, Reason::Kubernetes);
     wire.ask(request("GET /", "")).await;
-    assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
+    assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
 }
 
 #[tokio::test(flavor = "multi_thread")]

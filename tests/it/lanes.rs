@@ -35,7 +35,7 @@ const FORGED: [(&str, &str); 16] = [
 ];
 
 /// Fails unless `received` is what an agent's lane says.
-pub fn assert_agents(received: &ReceivedRequest, harness: &Harness) {
+pub fn assert_is_agents_request(received: &ReceivedRequest, harness: &Harness) {
     assert_local(received, &harness.gateway);
 }
 
@@ -60,7 +60,7 @@ async fn an_agent_is_local_to_the_gateway() {
     for protocol in PROTOCOLS {
         assert_eq!(harness.ask(protocol, AGENT, "GET /a?b=c", &FORGED).await, (200, "hello".into()));
         let received = harness.gateway.requests().pop().unwrap();
-        assert_agents(&received, &harness);
+        assert_is_agents_request(&received, &harness);
         assert_eq!(received.start(), "GET /a?b=c HTTP/1.1");
     }
 }
@@ -101,7 +101,7 @@ async fn a_web_page_on_an_agents_connection_is_remote_and_the_agent_stays_local(
         agent.ask(request("GET /", "")).await;
         agent.ask(request("GET /", "Origin: http://evil.example\r\n")).await;
         let received = harness.gateway.requests();
-        assert_agents(&received[2 * number], &harness);
+        assert_is_agents_request(&received[2 * number], &harness);
         assert_external(&received[2 * number + 1], UNKNOWN_CLIENT);
     }
     let mut agent = harness.h2(AGENT).await;
@@ -109,7 +109,11 @@ async fn a_web_page_on_an_agents_connection_is_remote_and_the_agent_stays_local(
         let (response, _) = agent.send_request(h2_request("GET /", fields), true).unwrap();
         whole(response.await.unwrap().body_mut()).await.unwrap();
         let received = harness.gateway.requests().pop().unwrap();
-        if external { assert_external(&received, UNKNOWN_CLIENT) } else { assert_agents(&received, &harness) }
+        if external {
+            assert_external(&received, UNKNOWN_CLIENT)
+        } else {
+            assert_is_agents_request(&received, &harness)
+        }
     }
 }
 
@@ -228,7 +232,7 @@ async fn connections_to_the_gateway_never_change_lanes() {
     for received in &received {
         assert_eq!(*sources.entry(received.connection).or_insert(received.peer), received.peer);
         match received.field("x-who") {
-            Some(AGENT) => assert_agents(received, &harness),
+            Some(AGENT) => assert_is_agents_request(received, &harness),
             _ => assert_external(received, UNKNOWN_CLIENT),
         }
     }

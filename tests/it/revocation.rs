@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::timeout;
 
 use crate::harness::{Harness, OUTSIDER, Protocol, TlsClient, request};
-use crate::lanes::assert_agents;
+use crate::lanes::assert_is_agents_request;
 use loopgate_test_support::raw_http::RawHttp;
 
 /// Issues a certificate for `name` into `out`; returns a client with it.
@@ -32,7 +32,7 @@ async fn a_revoked_certificate_is_refused_at_once_and_its_connections_are_closed
     let mut unaffected = other.h1(OUTSIDER).await;
     for client in [&mut h1, &mut unaffected] {
         assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
-        assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
+        assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
     }
     let before = harness.gateway.requests().len();
 
@@ -48,7 +48,7 @@ async fn a_revoked_certificate_is_refused_at_once_and_its_connections_are_closed
     }
     assert_eq!(harness.gateway.requests().len(), before, "a revoked certificate got through");
     assert_eq!(unaffected.ask(request("GET /", "")).await.status(), 200, "on the same connection");
-    assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
+    assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
     // A renewed certificate for the same key is another one.
     let again = issued(&harness, "robot", &out.path().join("robot"));
     assert_eq!(again.h1(OUTSIDER).await.ask(request("GET /", "")).await.status(), 200);

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::process::Command;
 
 use crate::harness::{AGENT, EXTERNAL_SOURCE, Harness, OUTSIDER};
-use crate::lanes::assert_agents;
+use crate::lanes::assert_is_agents_request;
 
 const PASSWORD: &str = "correct horse battery";
 
@@ -60,7 +60,7 @@ async fn the_holder_of_a_users_certificate_is_external_and_named_to_the_gateway(
     assert_eq!(harness.gateway.requests().pop().unwrap().field("x-forwarded-user"), None);
     let (ok, said) = curl(&harness, AGENT, Some(&out.path().join("3des.p12")), &[]).await;
     assert!(ok, "{said}");
-    assert_agents(&harness.gateway.requests().pop().unwrap(), &harness);
+    assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::harness::{AGENT, Harness, OUTSIDER, PROTOCOLS, UNKNOWN_CLIENT};
-use crate::lanes::{assert_agents, assert_external};
+use crate::lanes::{assert_external, assert_is_agents_request};
 use loopgate_test_support::raw_h2::*;
 
 #[tokio::test]
@@ -19,7 +19,7 @@ async fn a_websocket_uses_its_lane_and_echoes() {
             let mut socket = harness.websocket(protocol, source, "/ws").await;
             let received = harness.gateway.requests().pop().unwrap();
             if source == AGENT {
-                assert_agents(&received, &harness)
+                assert_is_agents_request(&received, &harness)
             } else {
                 assert_external(&received, UNKNOWN_CLIENT)
             }

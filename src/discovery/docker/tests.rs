@@ -72,7 +72,7 @@ impl Harness {
     /// Ends it all, and sees that nothing is left behind.
     async fn close(self) {
         self.shutdown.begin();
-        assert_eq!(self.shutdown.finished(TIMEOUT).await, 0, "a task outlived discovery");
+        assert_eq!(self.shutdown.wait(TIMEOUT).await, 0, "a task outlived discovery");
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::Config;
 use crate::discovery::{Agent, Interface, ScopeCap};
-use crate::lane::{ProxyHeader, admit_peer, admit_stated_client};
+use crate::lane::{ProxyHeader, admit_peer, admit_proxied_client};
 use proptest::prelude::*;
 
 const NOW: i64 = 1_000;
@@ -217,7 +217,7 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
         });
         assert_eq!(decided, expected.map(|(client, proxy)| (client.to_owned(), proxy)), "{evidence:?}");
         assert_eq!(
-            admit_stated_client(peer.parse().unwrap(), proxy_header, &policy),
+            admit_proxied_client(peer.parse().unwrap(), proxy_header, &policy),
             expected.map(|_| ()),
             "{evidence:?}"
         );

@@ -166,7 +166,7 @@ async fn a_reload_checks_the_files_at_once() {
     pki.reload();
     served(&mut pki.identity(), "second").await;
     fixture.shutdown.begin();
-    assert_eq!(fixture.shutdown.finished(std::time::Duration::from_secs(10)).await, 0);
+    assert_eq!(fixture.shutdown.wait(std::time::Duration::from_secs(10)).await, 0);
 }
 
 /// A leaf with its issuers up to a root, leaf first, as PEM each; and the leaf's key.

@@ -50,7 +50,7 @@ where
         driver.poll(cx)
     })
     .await;
-    session.interims.settle();
+    session.head_tracker.settle();
     report_refused_heads(session);
 }
 
@@ -84,7 +84,7 @@ where
         let limits = &session.settings.limits;
         // Each HTTP/2 stream has its own limit.
         let stall = match session.protocol {
-            Protocol::Http1 => limits.stall_timeout.min(session.external_stall_timeout()),
+            Protocol::Http1 => limits.stall_timeout.min(session.gateway_stall()),
             Protocol::Http2 => limits.stall_timeout,
         };
         let timeouts = Timeouts { head: limits.head_timeout, idle: limits.idle_timeout, stall };
@@ -115,8 +115,8 @@ where
                 self.cut_at = Some(now + self.session.settings.limits.drain_timeout + ABORT_DELAY);
                 self.finish(now + DRAIN_GRACE);
             }
-            CloseReason::Unauthorized => {
-                self.close_by(RequestEnd::Unauthorized);
+            CloseReason::Revoked => {
+                self.close_by(RequestEnd::Revoked);
                 if !self.session.activity.has_tunnels() {
                     return ControlFlow::Break(());
                 }
@@ -129,7 +129,7 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(until) = self.revoked_until {
             let ended = self.connection.as_mut().poll(cx).is_ready();
-            self.session.interims.settle();
+            self.session.head_tracker.settle();
             return if ended { Poll::Ready(()) } else { self.timer.poll_due(cx, Some(until)).map(|_| ()) };
         }
         if let Poll::Ready(result) = self.connection.as_mut().poll(cx) {
@@ -138,7 +138,7 @@ where
             }
             return Poll::Ready(());
         }
-        self.session.interims.settle();
+        self.session.head_tracker.settle();
         report_refused_heads(self.session);
         loop {
             let due = self.due();
@@ -205,7 +205,7 @@ where
         if overdue == Overdue::Head {
             // Over HTTP/2 it was the preface.
             if self.session.protocol == Protocol::Http1 {
-                self.session.interims.note_refused(HeadRefusal::Timeout);
+                self.session.head_tracker.note_refused(HeadRefusal::Timeout);
             }
             self.session.activity.abandon_head();
             let _ = self.connection.as_mut().poll(cx);

@@ -1,8 +1,10 @@
 //! The phases of a connection before its first request, in order.
 //!
 //! 1. **Accepted**: the listener counted it. Nothing was read.
-//! 2. **Admitted**: the allow and deny lists permit its peer.
-//! 3. **Identified**: its PROXY header, if it may have one, was read, and the lists permit the client in it.
+//! 2. **Admitted**: the allow and deny lists permit its peer, or do not apply to it: trusted proxies
+//!    and possible agents.
+//! 3. **Identified**: its PROXY header, if it may have one, was read, and the lists permit the client
+//!    in it.
 //! 4. **Handshaken**: TLS is up, and the client's certificate was verified.
 //! 5. **Assigned**: it is on exactly one lane.
 //! 6. **Registered**: later changes reach it, and none came between the decision and the registration.
@@ -24,13 +26,13 @@ use crate::audit;
 use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{
-    Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit_peer, admit_stated_client, decide,
+    Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit_peer, admit_proxied_client, decide,
     may_have_certificate,
 };
 use crate::listener::{Permit, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
 use crate::proxy::downstream::activity::Activity;
-use crate::proxy::downstream::interims::Interims;
+use crate::proxy::downstream::head_tracker::HeadTracker;
 use crate::proxy::downstream::io::{Downstream, Resources};
 use crate::proxy::registry::{RegistryGuard, unix};
 use crate::proxy::session::Session;
@@ -131,7 +133,7 @@ impl AcceptedConnection {
     }
 }
 
-/// Phase 2: the lists permit the peer.
+/// Phase 2: the lists permit the peer, or do not apply to it.
 struct Admitted {
     stream: TcpStream,
     peer: PeerAddr,
@@ -148,7 +150,7 @@ impl Admitted {
         if settings.proxy_protocol && shared.rules.load().policy().is_trusted_proxy(peer.ip()) {
             proxy_header = proxy_protocol::read(&mut stream, settings.limits.handshake_timeout).await?;
         }
-        admit_stated_client(peer.ip(), proxy_header, shared.rules.load().policy()).map_err(Error::Denied)?;
+        admit_proxied_client(peer.ip(), proxy_header, shared.rules.load().policy()).map_err(Error::Denied)?;
         Ok(Identified { stream, peer, local, held, settings, proxy_header })
     }
 }
@@ -253,7 +255,7 @@ impl Assigned {
         let DecidedBy { view, rules, config } = decided_by;
         let rules_changed = !Arc::ptr_eq(&rules, &shared.rules.load());
         if rules_changed || !Arc::ptr_eq(&view, &shared.view.borrow()) {
-            shared.revoke_former_agents();
+            shared.recheck_lanes_and_caps();
         }
         if rules_changed {
             shared.revoke_denied_clients();
@@ -309,10 +311,16 @@ impl Registered {
         counters.connections.inc();
         let open = GaugeGuard::new(&counters.open);
         let (number, close_signal, activity) = (guard.number(), guard.close_signal().clone(), Activity::new(protocol));
-        let interims = Interims::new(protocol);
+        let head_tracker = HeadTracker::new(protocol);
         let resources = Resources::new(held, guard, open);
-        let io =
-            Downstream::new(stream, protocol, Arc::clone(&activity), Arc::clone(&interims), &shared.traffic, resources);
+        let io = Downstream::new(
+            stream,
+            protocol,
+            Arc::clone(&activity),
+            Arc::clone(&head_tracker),
+            &shared.traffic,
+            resources,
+        );
         let budgets = shared.upstream.budgets();
         let budget = match &*lane {
             Lane::Agent(agent) => budgets.agent(agent.source),
@@ -330,7 +338,7 @@ impl Registered {
             expires,
             budget,
             activity,
-            interims,
+            head_tracker,
             close_signal,
             closed_by,
         };

@@ -54,7 +54,7 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
                 service_fn(|request: Request<Incoming>| answer(
                     Arc::clone(&session),
                     request,
-                    session.interims.request()
+                    session.head_tracker.request()
                 ))
             )
             .with_upgrades()
@@ -70,7 +70,7 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
         http2::Builder::new(StreamExecutor::new(
             &session.shared.shutdown,
             limits.stall_timeout,
-            session.external_stall_timeout()
+            session.gateway_stall()
         ))
         .timer(TokioTimer::new())
         .enable_connect_protocol()
@@ -86,7 +86,7 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
         .serve_connection(
             TokioIo::new(io),
             service_fn(|request: Request<Incoming>| {
-                let interims = session.interims.request();
+                let interims = session.head_tracker.request();
                 Box::pin(answer(Arc::clone(&session), request, interims))
             })
         )

@@ -59,8 +59,8 @@ pub struct H2FloodGuard {
     ends_block: bool,
     /// Whether the current frame is SETTINGS with content.
     in_settings: bool,
-    /// Such frames, and bytes written, since `since`.
-    idle: u64,
+    /// Control frames received, and bytes written to the client, since `since`.
+    control_frames: u64,
     written: u64,
     since: Instant,
 }
@@ -76,7 +76,7 @@ impl H2FloodGuard {
             block: None,
             ends_block: false,
             in_settings: false,
-            idle: 0,
+            control_frames: 0,
             written: 0,
             since: Instant::now(),
         }
@@ -98,10 +98,14 @@ impl H2FloodGuard {
                 && std::mem::take(&mut self.ends_block)
                 && let Some(stream) = self.block.take()
             {
-                frames.interims().block_received(stream);
+                frames.head_tracker().block_received(stream);
             }
             if bytes.is_empty() {
-                return if self.idle >= MAX_FRAMES && self.is_too_fast() { Err(Violation::Flood) } else { Ok(()) };
+                return if self.control_frames >= MAX_FRAMES && self.is_too_fast() {
+                    Err(Violation::Flood)
+                } else {
+                    Ok(())
+                };
             }
             let fresh = (HEAD - self.head_len).min(bytes.len());
             self.head[self.head_len..self.head_len + fresh].copy_from_slice(&bytes[..fresh]);
@@ -111,7 +115,7 @@ impl H2FloodGuard {
                 self.head_len = 0;
                 self.frame(frames);
                 if self.frames == 1 {
-                    self.idle = 0;
+                    self.control_frames = 0;
                     if self.head[3] != SETTINGS {
                         return Err(Violation::NoSettings);
                     }
@@ -139,12 +143,12 @@ impl H2FloodGuard {
                 self.ends_block = flags & END_HEADERS != 0;
             }
             CONTINUATION => self.ends_block = flags & END_HEADERS != 0,
-            RST_STREAM => frames.interims().close(stream),
+            RST_STREAM => frames.head_tracker().close(stream),
             SETTINGS if self.in_settings => frames.table().settings_begin(),
             _ => {}
         }
         if !(kind == HEADERS || kind == DATA && self.left > 0) {
-            self.idle += 1;
+            self.control_frames += 1;
         }
     }
 
@@ -154,9 +158,9 @@ impl H2FloodGuard {
     }
 
     fn is_too_fast(&mut self) -> bool {
-        let unpaid = self.idle.saturating_sub(self.written / BYTES_PER_FRAME);
+        let unpaid = self.control_frames.saturating_sub(self.written / BYTES_PER_FRAME);
         let (now, since) = (Instant::now(), self.since);
-        (self.idle, self.written, self.since) = (0, 0, now);
+        (self.control_frames, self.written, self.since) = (0, 0, now);
         unpaid as f64 * INTERVAL.as_secs_f64() > MAX_FRAMES as f64 * (now - since).as_secs_f64()
     }
 }
@@ -165,10 +169,10 @@ impl H2FloodGuard {
 mod tests {
     use super::*;
     use crate::labels::Protocol;
-    use crate::proxy::downstream::interims::Interims;
+    use crate::proxy::downstream::head_tracker::HeadTracker;
 
     fn follow(guard: &mut H2FloodGuard, bytes: &[u8]) -> Result<(), Violation> {
-        guard.follow(bytes, &mut H2Frames::new(Interims::new(Protocol::Http2)))
+        guard.follow(bytes, &mut H2Frames::new(HeadTracker::new(Protocol::Http2)))
     }
 
     fn frame(kind: u8, length: usize) -> Vec<u8> {

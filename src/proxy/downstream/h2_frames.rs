@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::interims::Interims;
+use super::head_tracker::HeadTracker;
 
 const HEAD: usize = 9;
 
@@ -23,7 +23,7 @@ const HEADER_TABLE_SIZE: u16 = 1;
 
 /// Where hyper's output is in its frames.
 pub struct H2Frames {
-    interims: Arc<Interims>,
+    head_tracker: Arc<HeadTracker>,
     table: TableUpdates,
     head: [u8; HEAD],
     head_len: usize,
@@ -36,9 +36,9 @@ pub struct H2Frames {
 }
 
 impl H2Frames {
-    pub fn new(interims: Arc<Interims>) -> Self {
+    pub fn new(head_tracker: Arc<HeadTracker>) -> Self {
         Self {
-            interims,
+            head_tracker,
             table: TableUpdates::default(),
             head: [0; HEAD],
             head_len: 0,
@@ -49,8 +49,8 @@ impl H2Frames {
     }
 
     /// Returns what follows the client's header blocks and resets.
-    pub fn interims(&self) -> &Interims {
-        &self.interims
+    pub fn head_tracker(&self) -> &HeadTracker {
+        &self.head_tracker
     }
 
     /// Returns what follows the client's SETTINGS.
@@ -89,9 +89,9 @@ impl H2Frames {
                 HEADERS | RST_STREAM => {
                     let stream = u32::from_be_bytes(id);
                     if kind == HEADERS && flags & END_STREAM != 0 {
-                        self.interims.note_written(|heads| heads.answered(stream));
+                        self.head_tracker.note_written(|heads| heads.answered(stream));
                     }
-                    self.interims.close(stream);
+                    self.head_tracker.close(stream);
                 }
                 SETTINGS if flags & ACK != 0 => self.table.acknowledged(),
                 _ => {}
@@ -108,7 +108,7 @@ impl H2Frames {
             let code = u32::from_be_bytes(*code);
             let [.., a, b, c, d] = self.head;
             let stream = u32::from_be_bytes([a, b, c, d]);
-            self.interims.note_written(|heads| match size {
+            self.head_tracker.note_written(|heads| match size {
                 4 => heads.reset(stream, code),
                 _ => heads.closed(code),
             });
@@ -194,7 +194,7 @@ mod tests {
     }
 
     fn frames() -> H2Frames {
-        H2Frames::new(Interims::new(Protocol::Http2))
+        H2Frames::new(HeadTracker::new(Protocol::Http2))
     }
 
     #[test]

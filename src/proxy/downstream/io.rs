@@ -16,7 +16,7 @@ use super::h1_request_guard::{H1RequestGuard, encode};
 use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Violation};
 use super::h2_frames::H2Frames;
 use super::h2_trailers::{H2Trailers, TooLarge};
-use super::interims::Interims;
+use super::head_tracker::HeadTracker;
 use crate::labels::Protocol;
 use crate::listener::Permit;
 use crate::metrics::traffic::{GaugeGuard, Traffic};
@@ -57,7 +57,7 @@ pub struct Downstream<S = tls::Stream<TcpStream>> {
 /// Follows the bytes of HTTP.
 struct Observer {
     activity: Arc<Activity>,
-    interims: Arc<Interims>,
+    head_tracker: Arc<HeadTracker>,
     guard: ProtocolGuard,
 }
 
@@ -155,7 +155,7 @@ impl Observer {
     {
         match &mut self.guard {
             ProtocolGuard::Http1 { guard, refusals, refusal } => {
-                ready!(self.interims.poll_write(stream, cx, true))?;
+                ready!(self.head_tracker.poll_write(stream, cx, true))?;
                 if let Some(replaced) = self.activity.end().poll_replace(stream, cx, first(offered)) {
                     return replaced.map_ok(Turn::Replaced);
                 }
@@ -164,7 +164,7 @@ impl Observer {
                     let replacement = refusals.replacement(pieces, &self.activity, guard.fault());
                     let replaces = offered.iter().map(|piece| piece.len()).sum();
                     *refusal = replacement.map(|(bytes, reason)| {
-                        self.interims.note_refused(reason);
+                        self.head_tracker.note_refused(reason);
                         Refusal { left: bytes.into(), replaces }
                     });
                 }
@@ -180,11 +180,11 @@ impl Observer {
                 Poll::Ready(Ok(Turn::Replaced(replaced)))
             }
             ProtocolGuard::Http2 { frames, .. } => {
-                if !self.interims.is_waiting() {
+                if !self.head_tracker.is_waiting() {
                     return Poll::Ready(Ok(Turn::All));
                 }
-                ready!(self.interims.poll_write(stream, cx, !(frames.is_between() && frames.allows_interims())))?;
-                let must_stop = self.interims.is_waiting() && frames.allows_interims();
+                ready!(self.head_tracker.poll_write(stream, cx, !(frames.is_between() && frames.allows_interims())))?;
+                let must_stop = self.head_tracker.is_waiting() && frames.allows_interims();
                 Poll::Ready(Ok(if must_stop { Turn::AtMost(frames.until_next()) } else { Turn::All }))
             }
         }
@@ -192,7 +192,7 @@ impl Observer {
 
     /// Writes interim responses. hyper's buffer is empty.
     fn poll_interims<S: AsyncWrite + Unpin>(&mut self, stream: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.interims.register(cx);
+        self.head_tracker.register(cx);
         let only_rest = match &mut self.guard {
             ProtocolGuard::Http1 { refusals, .. } => {
                 refusals.flushed(&self.activity);
@@ -200,7 +200,7 @@ impl Observer {
             }
             ProtocolGuard::Http2 { frames, .. } => !(frames.is_between() && frames.allows_interims()),
         };
-        self.interims.poll_write(stream, cx, only_rest)
+        self.head_tracker.poll_write(stream, cx, only_rest)
     }
 }
 
@@ -209,11 +209,14 @@ impl Downstream {
         stream: tls::Stream<TcpStream>,
         protocol: Protocol,
         activity: Arc<Activity>,
-        interims: Arc<Interims>,
+        head_tracker: Arc<HeadTracker>,
         traffic: &Traffic,
         resources: Resources,
     ) -> Self {
-        Self { _resources: Some(resources), ..Self::over(stream, protocol, activity, interims, traffic.floods.clone()) }
+        Self {
+            _resources: Some(resources),
+            ..Self::over(stream, protocol, activity, head_tracker, traffic.floods.clone())
+        }
     }
 }
 
@@ -223,13 +226,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         stream: S,
         protocol: Protocol,
         activity: Arc<Activity>,
-        interims: Arc<Interims>,
+        head_tracker: Arc<HeadTracker>,
         floods: Counter,
     ) -> Self {
         let guard = match protocol {
             Protocol::Http2 => ProtocolGuard::Http2 {
                 guard: H2FloodGuard::new(),
-                frames: H2Frames::new(Arc::clone(&interims)),
+                frames: H2Frames::new(Arc::clone(&head_tracker)),
                 trailers: H2Trailers::new(),
                 floods,
             },
@@ -237,7 +240,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
                 ProtocolGuard::Http1 { guard: H1RequestGuard::default(), refusals: HyperRefusals::new(), refusal: None }
             }
         };
-        let observer = Some(Observer { activity, interims, guard });
+        let observer = Some(Observer { activity, head_tracker, guard });
         Self { stream, observer, unread: Bytes::new(), partly_written: false, _resources: None }
     }
 
@@ -264,7 +267,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     /// Ends the connection with `bytes`, unless they would be read as a part of what was written partly.
     fn write_final(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut stream = Pin::new(&mut self.stream);
-        let interim = self.observer.as_ref().is_some_and(|observer| observer.interims.is_partly_written());
+        let interim = self.observer.as_ref().is_some_and(|observer| observer.head_tracker.is_partly_written());
         if !self.partly_written
             && !interim
             && let Poll::Ready(Ok(_)) = stream.as_mut().poll_write(cx, bytes)

@@ -8,7 +8,7 @@
 //! | `h1_request_guard` | finds HTTP/1.1 requests that state their length twice |
 //! | `h1_refusal`, `refused_heads` | what hyper refuses by itself: its response's body, its log line and count |
 //! | `h2_flood_guard` | limits HTTP/2 frames that ask for nothing |
-//! | `h2_frames`, `interims` | write interim responses (1xx) between hyper's bytes |
+//! | `h2_frames`, `head_tracker` | write interim responses (1xx) between hyper's bytes; `head_tracker` also counts request heads |
 //! | `h2_stream_stall` | resets HTTP/2 streams that the client does not read |
 //! | `h2_trailers` | has `h2` refuse pseudo-header fields in trailers |
 //! | `window_budget` | shares memory among the flow-control windows of HTTP/2 connections |
@@ -20,7 +20,7 @@ mod h2_flood_guard;
 mod h2_frames;
 pub mod h2_stream_stall;
 mod h2_trailers;
-pub mod interims;
+pub mod head_tracker;
 pub mod io;
 pub mod refused_heads;
 pub mod window_budget;

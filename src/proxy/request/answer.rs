@@ -12,7 +12,7 @@ use super::forward::{Forwarded, forward};
 use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::labels::Protocol;
-use crate::proxy::downstream::interims::InterimSender;
+use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::session::Session;
 
 /// Answers `request`, of which `interims` sends the interim responses.

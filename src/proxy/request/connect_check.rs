@@ -65,7 +65,7 @@ fn device_user(lane: &AgentLane) -> Option<DeviceUser> {
     let (name, container) = match &lane.basis {
         AgentBasis::Address(agent) | AgentBasis::Attested(agent) => (agent.name.clone(), Some(agent.id.clone())),
         AgentBasis::Certificate(uri) => (uri.clone(), None),
-        AgentBasis::Network => (lane.as_external.client.to_string(), None),
+        AgentBasis::Cidr => (lane.as_external.client.to_string(), None),
         AgentBasis::OwnAddress => return None,
     };
     Some(DeviceUser { name, container })

@@ -20,7 +20,7 @@ use super::response::pass_back;
 use super::response_body::ResponseBody;
 use super::upgrade::{UpgradeContext, upgrade};
 use crate::lane::{GatewayHead, RequestRefusal};
-use crate::proxy::downstream::interims::InterimSender;
+use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
 use crate::proxy::upstream::budget::Use;

@@ -135,7 +135,7 @@ impl RequestRecord {
         let request_id = self.request_id();
         let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
         let (traffic, cause) = (&self.session.shared.traffic, causes(error));
-        if error.is_gateways() {
+        if error.is_gateway_fault() {
             count(&traffic.gateway_errors, error.label());
             warn!(connection, %peer, lane, request_id, cause, "{error}");
         } else {

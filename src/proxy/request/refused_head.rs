@@ -13,7 +13,7 @@ use crate::proxy::session::Session;
 
 /// Counts and logs the refused heads of a connection since it was called the last time.
 pub fn report_refused_heads(session: &Session) {
-    for refusal in session.interims.take_refused() {
+    for refusal in session.head_tracker.take_refused() {
         report(session, refusal);
     }
 }

@@ -105,7 +105,7 @@ impl Download {
         {
             // Closes the connection to the gateway, on which more is to come.
             self.upstream = None;
-            self.record.ended(RequestEnd::Unauthorized);
+            self.record.ended(RequestEnd::Revoked);
             return Poll::Ready(Some(Err(BodyError::Denied)));
         }
         if let Some((_, since)) = &self.trailers {

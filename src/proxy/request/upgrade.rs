@@ -26,7 +26,7 @@ use crate::proxy::downstream::io::Downstream;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
-use crate::proxy::tunnel::{self, TunnelOptions};
+use crate::proxy::tunnel::{self, TunnelError, TunnelOptions};
 use crate::proxy::upstream::budget::Use;
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
@@ -90,6 +90,7 @@ pub async fn upgrade(
         (first_message.filter(|_| websocket), connect_response.filter(|_| websocket));
     let close_signal =
         if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };
+    // The other half is for the close handshake.
     let rest_limit = session.settings.limits.drain_timeout / 2;
     let options = TunnelOptions {
         websocket,
@@ -109,10 +110,10 @@ pub async fn upgrade(
     shared.shutdown.spawn(async move {
         let (_held, tunnel) = (held, tunnel);
         if let Err(error) = join_while(authorization, close_signal, join(client_side, upstream, options)).await {
-            debug!(connection = number, %peer, %error, "tunnel ended");
+            debug!(connection = number, %peer, %error, "tunnel broke off");
             // RFC 8441 section 5: the end of a TCP connection by a reset is a reset of the stream, with CANCEL.
             if let Some(tunnel) = tunnel
-                && error.kind() != io::ErrorKind::PermissionDenied
+                && !matches!(error, TunnelError::Revoked)
             {
                 tunnel.reset_stream();
             }
@@ -144,8 +145,8 @@ fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, websocket: 
 async fn join_while(
     authorization: Option<ClientAuthorization>,
     close_signal: CloseSignal,
-    joined: impl Future<Output = io::Result<()>>,
-) -> io::Result<()> {
+    joined: impl Future<Output = Result<(), TunnelError>>,
+) -> Result<(), TunnelError> {
     let Some(mut authorization) = authorization else { return joined.await };
     let mut joined = pin!(joined);
     tokio::select! {
@@ -159,7 +160,7 @@ async fn join_while(
 }
 
 /// Takes both connections back from hyper and joins them.
-async fn join(client_side: OnUpgrade, upstream: PooledConnection, options: TunnelOptions) -> io::Result<()> {
+async fn join(client_side: OnUpgrade, upstream: PooledConnection, options: TunnelOptions) -> Result<(), TunnelError> {
     let (gateway, from_gateway, _permit) =
         upstream.into_tunnel().await.ok_or_else(|| io::Error::other("the gateway's connection is gone"))?;
     let client = client_side.await.map_err(io::Error::other)?;

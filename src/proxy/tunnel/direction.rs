@@ -47,8 +47,8 @@ pub struct Direction {
 
 /// What the bytes of the gateway changed for those of the client.
 pub enum GateChange {
-    Nothing,
-    Changed,
+    Unchanged,
+    Progressed,
     /// The gateway has refused the `connect`.
     Refused,
 }
@@ -129,7 +129,7 @@ impl Direction {
 
     fn take_step(&mut self, step: GateStep) -> GateChange {
         match step {
-            GateStep::Wait => return GateChange::Nothing,
+            GateStep::Wait => return GateChange::Unchanged,
             GateStep::Refused => return GateChange::Refused,
             GateStep::Pass(bytes) => self.add_pending(bytes),
             GateStep::Open(bytes) => {
@@ -138,7 +138,7 @@ impl Direction {
             }
             GateStep::Close(frame) => self.refused = Some(frame),
         }
-        GateChange::Changed
+        GateChange::Progressed
     }
 
     /// Adds what was held back to what could not be written yet.

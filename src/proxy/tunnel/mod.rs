@@ -12,4 +12,4 @@ mod gate;
 mod run;
 mod websocket_frames;
 
-pub use run::{TunnelOptions, run};
+pub use run::{TunnelError, TunnelOptions, run};

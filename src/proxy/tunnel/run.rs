@@ -27,10 +27,21 @@ const CLOSE_GRACE: Duration = Duration::from_secs(3);
 const REVOKED_GRACE: Duration = Duration::from_millis(500);
 /// How long the last bytes may take to leave after either side broke off.
 const ABORT_DELAY: Duration = Duration::from_millis(50);
-/// A WebSocket is at rest when no byte has passed for so long; longer where the client spoke last,
-/// since the gateway may yet answer.
+/// A WebSocket is at rest when no byte has passed for this time. It is longer where the client spoke
+/// last, since the gateway may yet answer.
 const REST: Duration = Duration::from_millis(250);
 const REST_UNANSWERED: Duration = Duration::from_secs(1);
+
+/// Why a tunnel ended before both directions were closed.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The client lost its authorization, or its first message was refused.
+    #[error("the client is not authorized, or is no longer")]
+    Revoked,
+    /// A side broke off.
+    #[error(transparent)]
+    Broken(#[from] io::Error),
+}
 
 /// What a tunnel needs besides its two streams.
 pub struct TunnelOptions {
@@ -63,7 +74,12 @@ pub struct TunnelOptions {
 ///
 /// # Errors
 /// Either side broke off, or the connection was revoked.
-pub async fn run<C, G>(client: C, gateway: G, early: (Bytes, Bytes), mut options: TunnelOptions) -> io::Result<()>
+pub async fn run<C, G>(
+    client: C,
+    gateway: G,
+    early: (Bytes, Bytes),
+    mut options: TunnelOptions,
+) -> Result<(), TunnelError>
 where
     C: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
@@ -82,14 +98,10 @@ where
     })
     .await;
     // The caller resets the client's stream or connection. What the gateway sent before may leave first.
-    if ended.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::PermissionDenied) {
+    if matches!(ended, Err(TunnelError::Broken(_))) {
         tokio::time::sleep(ABORT_DELAY).await;
     }
     ended
-}
-
-fn revoked_error() -> io::Error {
-    io::Error::new(io::ErrorKind::PermissionDenied, "the client is no longer authorized")
 }
 
 /// The stage of closing.
@@ -101,15 +113,15 @@ enum TunnelStage {
         limit: Instant,
         quiet_at: Instant,
     },
-    /// The close frame for a shutdown is on its way, and the client has so long to answer it.
+    /// The close frame for a shutdown is on its way. The client may answer it until then.
     Draining {
         until: Instant,
     },
-    /// The gateway has closed, and the client has so long to do the same.
+    /// The gateway has closed. The client may do the same until then.
     Closing {
         until: Instant,
     },
-    /// The client is refused: nothing more from it is forwarded, and its close frame has so long to leave.
+    /// The client is refused: nothing more from it is forwarded. Its close frame may leave until then.
     Refusing {
         until: Instant,
     },
@@ -162,20 +174,20 @@ where
     ///
     /// # Errors
     /// The tunnel must end at once.
-    fn begin_close(&mut self, reason: CloseReason) -> io::Result<()> {
+    fn begin_close(&mut self, reason: CloseReason) -> Result<(), TunnelError> {
         let now = Instant::now();
         self.stage = match reason {
-            CloseReason::Unauthorized if self.websocket && !self.down.close_sent => {
+            CloseReason::Revoked if self.websocket && !self.down.close_sent => {
                 self.down.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
                 TunnelStage::Refusing { until: now + REVOKED_GRACE }
             }
-            CloseReason::Unauthorized => return Err(revoked_error()),
+            CloseReason::Revoked => return Err(TunnelError::Revoked),
             CloseReason::Drain => TunnelStage::Resting { limit: now + self.rest_limit, quiet_at: now + self.rest() },
         };
         Ok(())
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         if let TunnelStage::Refusing { until } = self.stage {
             return self.poll_refusing(cx, until);
         }
@@ -187,8 +199,8 @@ where
             }
             let down_done = self.down.pump(cx, &mut self.gateway, &mut self.client)?.is_ready();
             match self.poll_gate(cx) {
-                GateChange::Nothing => {}
-                GateChange::Changed => continue,
+                GateChange::Unchanged => {}
+                GateChange::Progressed => continue,
                 // The gateway closes with its own reason. Its client's answer to that does not matter any more.
                 GateChange::Refused => return self.refuse(cx, CLOSE_GRACE),
             }
@@ -220,20 +232,20 @@ where
     }
 
     /// Stops reading from the client; what is due to it has `grace` to leave.
-    fn refuse(&mut self, cx: &Context<'_>, grace: Duration) -> Poll<io::Result<()>> {
+    fn refuse(&mut self, cx: &Context<'_>, grace: Duration) -> Poll<Result<(), TunnelError>> {
         self.stage = TunnelStage::Refusing { until: Instant::now() + grace };
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
     /// Sends what is due to a client that is refused; ends with an error.
-    fn poll_refusing(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<io::Result<()>> {
+    fn poll_refusing(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Result<(), TunnelError>> {
         let ended = self.down.pump(cx, &mut self.gateway, &mut self.client)?.is_ready();
         // The gateway's own close frame gives the better reason.
         self.down.close_sent |= self.down.gateway_sent().closed;
         if ended || self.down.is_close_delivered() || self.poll_timer(cx, until).is_ready() {
             let _ = Pin::new(&mut self.client).poll_shutdown(cx);
-            return Poll::Ready(Err(revoked_error()));
+            return Poll::Ready(Err(TunnelError::Revoked));
         }
         Poll::Pending
     }
@@ -241,10 +253,10 @@ where
     /// Returns what the gateway's answers, or the end of the wait for one, mean for the first message.
     fn poll_gate(&mut self, cx: &mut Context<'_>) -> GateChange {
         if self.up.gate.is_none() {
-            return GateChange::Nothing;
+            return GateChange::Unchanged;
         }
         let change = self.up.observe_gateway(self.down.gateway_sent());
-        if !matches!(change, GateChange::Nothing) {
+        if !matches!(change, GateChange::Unchanged) {
             if self.up.gate.is_none() {
                 self.down.connect_response = None;
             }
@@ -254,9 +266,9 @@ where
             && self.poll_timer(cx, due).is_ready()
         {
             self.up.refused = Some(policy_violation(reason));
-            return GateChange::Changed;
+            return GateChange::Progressed;
         }
-        GateChange::Nothing
+        GateChange::Unchanged
     }
 
     /// Notes which directions moved bytes, and moves the moment of rest accordingly.
@@ -398,7 +410,7 @@ mod tests {
             };
             let joined = run(near, far, (Bytes::new(), Bytes::new()), options);
             let (ended, read) = tokio::join!(joined, tokio::time::timeout(Duration::from_secs(2), reading));
-            assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+            assert!(matches!(ended, Err(TunnelError::Revoked)), "{ended:?}");
             read.expect("the end within a second");
         }
     }

@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::read_after_reset::StreamState;
 use crate::lane::{Rules, scrub_trailers};
-use crate::proxy::downstream::interims::InterimSender;
+use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::shutdown::Shutdown;
 
 /// How long a body of a client that expects `100 Continue` is held back while the gateway does not

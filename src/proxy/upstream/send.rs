@@ -19,7 +19,7 @@ use crate::config::{Config, Limits};
 use crate::lane::{GatewayHead, normalized, scrub_response};
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::tls_detector::TlsDetector;
-use crate::proxy::downstream::interims::InterimSender;
+use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::shutdown::Shutdown;
 use crate::workers;
@@ -90,7 +90,7 @@ impl Upstream {
         &self.pools[workers::index()]
     }
 
-    /// Sends a request that was received at `started`, which must be just now, and waits for the head of its response.
+    /// Sends a request that was received at `started`, which must be the present time, and waits for the head of its response.
     ///
     /// Nothing is sent twice, unless no byte of it was sent before, or the method is safe, there is
     /// no body, and no byte of a response was read. Even then it is sent at most twice on new
@@ -111,8 +111,9 @@ impl Upstream {
         let mut retry = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
         let give_up = started + limits.gateway_wait;
-        // A path that the gateway could read as another one gets no longer limit than any.
-        let gateway = normalized(head.path()).map_or(limits.request_timeout, |path| limits.request_timeout_of(&path));
+        // A path that the gateway could read as another one gets the default timeout.
+        let response_timeout =
+            normalized(head.path()).map_or(limits.request_timeout, |path| limits.request_timeout_of(&path));
         // hyper omits the body of a GET, HEAD or CONNECT whose length is unknown, unless this field is set.
         let is_chunked = !body.is_end_stream() && body.size_hint().exact().is_none();
         let mut request = head.into_request(body);
@@ -133,8 +134,12 @@ impl Upstream {
                         connection
                     }
                 };
-                let timeout =
-                    ResponseTimeout { gateway, client: limits.stall_timeout, since, progress: progress.as_deref() };
+                let timeout = ResponseTimeout {
+                    gateway: response_timeout,
+                    client: limits.stall_timeout,
+                    since,
+                    progress: progress.as_deref(),
+                };
                 match connection.exchange(request, timeout).await {
                     Ok(response) => {
                         connection.note_keep_alive(response.headers());
@@ -172,7 +177,7 @@ impl Upstream {
                         only_new_connections = true;
                         request = head.into_request(RequestBody::empty());
                     }
-                    Err(SendError::GatewayTimeout) => return Err(Error::GatewayTimeout(gateway)),
+                    Err(SendError::GatewayTimeout) => return Err(Error::GatewayTimeout(response_timeout)),
                     Err(SendError::BodyTimeout) => return Err(Error::RequestBodyTimeout(limits.stall_timeout)),
                 }
                 since = Instant::now();

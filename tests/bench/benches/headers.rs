@@ -8,7 +8,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use loopgate::config::Config;
-use loopgate::lane::{AgentBasis, AgentLane, ExternalLane, GatewayHead, Lane, Rules, StatedClient, scrub_response};
+use loopgate::lane::{AgentBasis, AgentLane, ExternalLane, GatewayHead, Lane, Rules, ForwardedClient, scrub_response};
 
 const SMALL: &[(&str, &str)] = &[("host", "gateway:18789"), ("user-agent", "bench"), ("accept", "*/*")];
 /// What Chromium sends.
@@ -50,14 +50,14 @@ fn headers(criterion: &mut Criterion) {
     let unknown = config.external.unknown_client;
     let external = ExternalLane {
         client,
-        stated: StatedClient::new(client, unknown),
+        forwarded_client: ForwardedClient::new(client, unknown),
         trusted_proxy: false,
         user: None,
         scopes: None,
     };
     let agent = AgentLane {
         source: "127.77.1.2".parse().expect("an address"),
-        basis: AgentBasis::Network,
+        basis: AgentBasis::Cidr,
         scopes: None,
         as_external: external.clone(),
     };

@@ -106,7 +106,7 @@ async fn soak(length: Duration) {
         }
     }
     tasks.begin();
-    assert_eq!(tasks.finished(Duration::from_secs(60)).await, 0, "every client comes to its end");
+    assert_eq!(tasks.wait(Duration::from_secs(60)).await, 0, "every client comes to its end");
     let events =
         format!("{restarts} restarts; {} resets, {hang_ups} SIGHUPs, {swaps} certificates", done(&load.resets));
     check_load(&load, docker.as_ref(), length, &events);

@@ -8,9 +8,9 @@ use crate::addr::is_loopback_or_unspecified;
 
 /// A client's address as the gateway gets it: never a loopback or unspecified one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StatedClient(HeaderValue);
+pub struct ForwardedClient(HeaderValue);
 
-impl StatedClient {
+impl ForwardedClient {
     /// States `ip`, or `unknown` if `ip` is loopback or unspecified: the gateway would treat such a client as local.
     pub fn new(ip: IpAddr, unknown: IpAddr) -> Self {
         let ip = if is_loopback_or_unspecified(ip) { unknown } else { ip };

@@ -1,18 +1,19 @@
-//! Sends interim responses (1xx) to clients, which hyper's server can't.
+//! Follows the request heads of a connection below hyper: sends interim responses (1xx), which
+//! hyper's server can't, and finds the heads that hyper refused.
 //!
-//! hyper has no way to send one over either protocol
+//! hyper has no way to send an interim response over either protocol
 //! ([hyper#2743](https://github.com/hyperium/hyper/issues/2743),
-//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114)). [`Interims`] keeps them until the
+//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114)). [`HeadTracker`] keeps them until the
 //! stream below hyper can write them: over HTTP/1.1 when hyper's buffer is empty, over HTTP/2
 //! between two frames. Their fields are literals that no HPACK table keeps (RFC 7541 section
 //! 6.2.2), so hyper's encoder and the client's decoder stay in step.
 //!
-//! Over HTTP/2 hyper does not tell on which stream a request came. [`Interims`] counts every header
-//! block that begins a stream, in their order, and every request that hyper passes on, which is in
-//! the same order. If, whenever hyper has done all it can, there were as many requests as header
-//! blocks, then each block was one request, and the streams are known. At the first difference,
-//! which malformed and refused requests cause, the connection sends no more interim responses. None
-//! is guessed. From the same counts [`RefusedHeads`] knows of heads that were refused.
+//! Over HTTP/2 hyper does not tell on which stream a request came. [`HeadTracker`] counts the header
+//! blocks that begin a stream, and the requests that hyper passes on; both come in the same order.
+//! If there were as many requests as header blocks each time that hyper had done all it could, then
+//! each block was one request, and the streams are known. At the first difference, which malformed
+//! and refused requests cause, the connection sends no more interim responses: no stream is guessed.
+//! [`RefusedHeads`] uses the same counts to find the heads that were refused.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -32,17 +33,17 @@ use crate::labels::Protocol;
 use crate::proxy::h1_fields::push_fields;
 
 /// The most bytes of interim responses that wait for a client.
-const MOST: usize = 64 * 1024;
-/// The size of one, at most: every client takes a frame of so many bytes (RFC 9113 section 4.2).
-const LARGEST: usize = 16 * 1024;
+const MAX_QUEUED_BYTES: usize = 64 * 1024;
+/// The largest interim response. Every client accepts a frame of this size (RFC 9113 section 4.2).
+const MAX_RESPONSE_BYTES: usize = 16 * 1024;
 /// The most header blocks that are kept. hyper passes fewer on at once; h2 drops those that come
 /// after a GOAWAY, however many there are.
 const MAX_BLOCKS: usize = 256;
 
-/// The interim responses of one connection.
-pub struct Interims {
+/// The request heads of one connection: their streams, their interim responses, and which were refused.
+pub struct HeadTracker {
     protocol: Protocol,
-    /// Whether some wait, or one is partly written. Only a hint: `state` says which.
+    /// Whether interim responses wait, or one is partly written. Only a hint: `state` says which.
     waiting: AtomicBool,
     /// Whether there are refused heads. Only a hint, too.
     refused: AtomicBool,
@@ -59,7 +60,7 @@ struct State {
     /// Whether the first of the queue is partly written.
     is_partly_written: bool,
     streams: Streams,
-    heads: RefusedHeads,
+    refused_heads: RefusedHeads,
 }
 
 struct Interim {
@@ -82,7 +83,7 @@ struct Streams {
     open: Vec<u32>,
 }
 
-impl Interims {
+impl HeadTracker {
     pub fn new(protocol: Protocol) -> Arc<Self> {
         let (writer, written) = (AtomicWaker::new(), AtomicWaker::new());
         let (waiting, refused) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -95,8 +96,8 @@ impl Interims {
 
     /// Notes that hyper got the whole header block that begins `stream`.
     pub fn block_received(&self, stream: u32) {
-        let State { streams, heads, .. } = &mut *self.state();
-        heads.begun(stream);
+        let State { streams, refused_heads, .. } = &mut *self.state();
+        refused_heads.begun(stream);
         if streams.is_lost {
             return;
         }
@@ -111,11 +112,11 @@ impl Interims {
     /// Notes that hyper passes a request on; returns what sends its interim responses. Must be
     /// called in the order of requests.
     pub fn request(self: &Arc<Self>) -> InterimSender {
-        let State { streams, heads, .. } = &mut *self.state();
+        let State { streams, refused_heads, .. } = &mut *self.state();
         streams.requests += 1;
         let (mut stream, number) = (0, streams.requests);
         if self.protocol == Protocol::Http2 {
-            heads.request();
+            refused_heads.request();
             match streams.blocks.pop_front() {
                 Some((id, is_open)) if !streams.is_lost => {
                     stream = id;
@@ -127,7 +128,7 @@ impl Interims {
                 None => streams.is_lost = true,
             }
         }
-        InterimSender { interims: Arc::clone(self), stream, number }
+        InterimSender { head_tracker: Arc::clone(self), stream, number }
     }
 
     /// Notes that hyper has done all that it can for now.
@@ -135,8 +136,8 @@ impl Interims {
         if self.protocol == Protocol::Http1 {
             return;
         }
-        let State { streams, heads, .. } = &mut *self.state();
-        if heads.settle() {
+        let State { streams, refused_heads, .. } = &mut *self.state();
+        if refused_heads.settle() {
             self.refused.store(true, Ordering::Relaxed);
         }
         if !streams.blocks.is_empty() {
@@ -150,23 +151,23 @@ impl Interims {
 
     /// Notes a request head that was refused before there was a request.
     pub fn note_refused(&self, refusal: HeadRefusal) {
-        self.state().heads.note(refusal);
+        self.state().refused_heads.note(refusal);
         self.refused.store(true, Ordering::Relaxed);
     }
 
-    /// Returns those that are new, over HTTP/2 after [`settle`](Self::settle).
+    /// Returns the heads that were refused since the last call, over HTTP/2 after [`settle`](Self::settle).
     pub fn take_refused(&self) -> Vec<HeadRefusal> {
         if !self.refused.load(Ordering::Relaxed) {
             return Vec::new();
         }
         let mut state = self.state();
         self.refused.store(false, Ordering::Relaxed);
-        state.heads.take()
+        state.refused_heads.take()
     }
 
     /// Has `note` take what hyper wrote.
     pub fn note_written(&self, note: impl FnOnce(&mut RefusedHeads)) {
-        note(&mut self.state().heads);
+        note(&mut self.state().refused_heads);
     }
 
     /// Notes that `stream` has a final response, or was reset.
@@ -238,7 +239,7 @@ impl Interims {
 /// Sends the interim responses of one request.
 #[derive(Clone)]
 pub struct InterimSender {
-    interims: Arc<Interims>,
+    head_tracker: Arc<HeadTracker>,
     /// The stream; 0 over HTTP/1.1, and where it is not known.
     stream: u32,
     /// Which request of the connection it is.
@@ -256,50 +257,50 @@ impl InterimSender {
     /// which hop-by-hop fields were removed. It is dropped where the stream is not known, where the
     /// final response has begun, and where the client reads too slowly.
     pub fn send(&self, status: StatusCode, headers: &HeaderMap) {
-        let Self { interims, stream, number } = self;
-        let bytes = match interims.protocol {
+        let Self { head_tracker, stream, number } = self;
+        let bytes = match head_tracker.protocol {
             Protocol::Http1 => http1(status, headers),
             Protocol::Http2 => http2(*stream, status, headers),
         };
-        if bytes.len() > LARGEST {
+        if bytes.len() > MAX_RESPONSE_BYTES {
             return;
         }
-        let mut state = interims.state();
+        let mut state = head_tracker.state();
         let streams = &state.streams;
-        let is_current = match interims.protocol {
+        let is_current = match head_tracker.protocol {
             Protocol::Http1 => *number == streams.requests,
             Protocol::Http2 => *number <= streams.known && streams.open.contains(stream),
         };
         let waiting: usize = state.queue.iter().map(|interim| interim.bytes.len()).sum();
-        if !is_current || waiting + bytes.len() > MOST {
+        if !is_current || waiting + bytes.len() > MAX_QUEUED_BYTES {
             return;
         }
         state.queue.push_back(Interim { stream: *stream, bytes: bytes.into() });
-        interims.waiting.store(true, Ordering::Relaxed);
+        head_tracker.waiting.store(true, Ordering::Relaxed);
         drop(state);
-        interims.writer.wake();
+        head_tracker.writer.wake();
     }
 
     /// Completes once nothing waits any more. Over HTTP/1.1 a final response must not be begun before.
     pub fn poll_written(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.interims.written.register(cx.waker());
-        if self.interims.is_waiting() { Poll::Pending } else { Poll::Ready(()) }
+        self.head_tracker.written.register(cx.waker());
+        if self.head_tracker.is_waiting() { Poll::Pending } else { Poll::Ready(()) }
     }
 
     /// Returns the HTTP/2 stream of the request; `None` while it is not known.
     #[cfg(any(test, fuzzing))]
     pub fn stream(&self) -> Option<u32> {
-        (self.number <= self.interims.state().streams.known).then_some(self.stream)
+        (self.number <= self.head_tracker.state().streams.known).then_some(self.stream)
     }
 
     /// Returns whether the connection speaks HTTP/2.
     pub fn is_h2(&self) -> bool {
-        self.interims.protocol == Protocol::Http2
+        self.head_tracker.protocol == Protocol::Http2
     }
 
     /// Returns whether something waits to be written.
     pub fn is_waiting(&self) -> bool {
-        self.interims.is_waiting()
+        self.head_tracker.is_waiting()
     }
 }
 

@@ -1,0 +1,127 @@
+//! Interim responses between what hyper writes.
+
+use std::task::Waker;
+
+use http::HeaderValue;
+
+use super::*;
+
+const HINTS: StatusCode = StatusCode::EARLY_HINTS;
+
+/// What is written at once.
+fn written(head_tracker: &HeadTracker) -> Vec<u8> {
+    let mut stream = Vec::new();
+    let poll = head_tracker.poll_write(&mut stream, &mut Context::from_waker(Waker::noop()), false);
+    assert!(matches!(poll, Poll::Ready(Ok(()))));
+    stream
+}
+
+fn link() -> HeaderMap {
+    HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_static("</a>"))])
+}
+
+#[test]
+fn an_interim_response_has_the_form_of_its_protocol() {
+    let h1 = HeadTracker::new(Protocol::Http1);
+    h1.request().send(HINTS, &link());
+    assert_eq!(written(&h1), b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
+    let h2 = HeadTracker::new(Protocol::Http2);
+    h2.block_received(5);
+    let sender = h2.request();
+    h2.settle();
+    sender.send(HINTS, &link());
+    let block = [&b"\x08\x03103"[..], b"\0\x04link\x04</a>"].concat();
+    assert_eq!(written(&h2), [&[0, 0, 16, 1, 4, 0, 0, 0, 5][..], &block].concat());
+    let mut long = Vec::new();
+    string(&mut long, &[b'a'; 1337]);
+    assert_eq!(&long[..4], [127, 0xba, 9, b'a'], "127 + 58 + 9 * 128");
+}
+
+#[test]
+fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
+    let head_tracker = HeadTracker::new(Protocol::Http2);
+    for number in 0..100_000 {
+        head_tracker.block_received(2 * number + 1);
+        assert!(head_tracker.state().streams.blocks.len() <= MAX_BLOCKS);
+    }
+    assert_eq!(head_tracker.state().streams.blocks.capacity(), 0, "nothing stays allocated");
+    let sender = head_tracker.request();
+    head_tracker.settle();
+    sender.send(HINTS, &link());
+    assert!(written(&head_tracker).is_empty(), "the stream is not known");
+}
+
+#[test]
+fn streams_are_known_only_while_each_header_block_was_one_request() {
+    let head_tracker = HeadTracker::new(Protocol::Http2);
+    for stream in [1, 3] {
+        head_tracker.block_received(stream);
+    }
+    let (one, three) = (head_tracker.request(), head_tracker.request());
+    one.send(HINTS, &link());
+    assert_eq!(written(&head_tracker), b"", "not settled");
+    head_tracker.settle();
+    assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)));
+    // Of two header blocks, one was refused.
+    for stream in [5, 7] {
+        head_tracker.block_received(stream);
+    }
+    let five_or_seven = head_tracker.request();
+    head_tracker.settle();
+    head_tracker.block_received(9);
+    let nine = head_tracker.request();
+    head_tracker.settle();
+    for unknown in [&five_or_seven, &nine] {
+        unknown.send(HINTS, &link());
+        assert_eq!((unknown.stream(), written(&head_tracker)), (None, Vec::new()));
+    }
+    three.send(HINTS, &link());
+    assert_ne!(written(&head_tracker), b"", "what was known stays known");
+
+    let head_tracker = HeadTracker::new(Protocol::Http2);
+    let _without_a_block = head_tracker.request();
+    head_tracker.block_received(1);
+    let late = head_tracker.request();
+    head_tracker.settle();
+    assert_eq!(late.stream(), None);
+}
+
+#[test]
+fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
+    let head_tracker = HeadTracker::new(Protocol::Http2);
+    head_tracker.block_received(1);
+    let sender = head_tracker.request();
+    head_tracker.settle();
+    sender.send(HINTS, &link());
+    head_tracker.close(1);
+    assert_eq!(written(&head_tracker), b"", "its final response came first");
+    sender.send(HINTS, &link());
+    assert_eq!(written(&head_tracker), b"");
+    head_tracker.block_received(3);
+    head_tracker.close(3);
+    let reset_before = head_tracker.request();
+    head_tracker.settle();
+    reset_before.send(HINTS, &link());
+    assert_eq!((reset_before.stream(), written(&head_tracker)), (Some(3), Vec::new()), "reset before it was passed on");
+    let h1 = HeadTracker::new(Protocol::Http1);
+    let earlier = h1.request();
+    let _later = h1.request();
+    earlier.send(HINTS, &link());
+    assert_eq!(written(&h1), b"");
+}
+
+#[test]
+fn what_waits_is_bounded() {
+    let head_tracker = HeadTracker::new(Protocol::Http1);
+    let sender = head_tracker.request();
+    let large = |length: usize| {
+        HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_str(&"a".repeat(length)).unwrap())])
+    };
+    sender.send(HINTS, &large(MAX_RESPONSE_BYTES));
+    assert_eq!(written(&head_tracker), b"", "too large for one frame");
+    for _ in 0..100 {
+        sender.send(HINTS, &large(MAX_RESPONSE_BYTES - 100));
+    }
+    let length = written(&head_tracker).len();
+    assert!(length > MAX_QUEUED_BYTES - MAX_RESPONSE_BYTES && length <= MAX_QUEUED_BYTES, "{length}");
+}
