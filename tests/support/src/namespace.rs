@@ -8,7 +8,8 @@ use nix::sched::{CloneFlags, unshare};
 
 /// Runs `test` on a thread and in a network namespace of its own, and everything that it starts
 /// too. From each address of 198.51.100.0/24 a socket can connect to 127.0.0.1, and no interface
-/// has it. Without root or `ip` the test is reported as not run.
+/// has it. Without root or `ip` the test is reported as not run, or fails
+/// if `CI` is `true`.
 pub fn in_namespace<F>(test: impl FnOnce() -> F + Send)
 where
     F: Future<Output = ()>,
@@ -16,6 +17,7 @@ where
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
     let run = move || {
         if let Err(why) = enter() {
+            assert!(!std::env::var("CI").is_ok_and(|ci| ci == "true"), "NOT RUN: {name}: {why}");
             return writeln!(std::io::stderr(), "NOT RUN: {name}: {why}").expect("standard error");
         }
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test());
