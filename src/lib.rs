@@ -2,22 +2,20 @@
 //!
 //! # Phases of a connection
 //!
-//! 1. **Accept** ([`listener`], main thread): a client connects to an address of this network
-//!    namespace and takes a connection slot.
-//! 2. **Admit** ([`listener`]): the allow and deny lists and the limits by address. A refused
-//!    connection is closed without a byte.
-//! 3. **PROXY header** ([`listener`], [`proxy`], on one of the [`workers`] from here on): read only
-//!    from a trusted proxy.
-//! 4. **Handshake** ([`tls`]).
-//! 5. **Decide** ([`lane`]): the lane follows from what a client can't forge: its address, its
-//!    certificate and the latest [`discovery::View`]. When one of these changes, the decision is
-//!    made again for every open connection.
-//! 6. **Serve** ([`proxy`]): HTTP/1.1 or HTTP/2.
-//! 7. **Request** ([`lane`], [`proxy`]): the head becomes a [`lane::GatewayHead`], which can hold
-//!    only what its lane may state. A request that a web page caused on an agent's connection goes
-//!    out on the external lane.
-//! 8. **Upstream or tunnel** ([`proxy`]): the request leaves from the loopback source address of
-//!    its lane. After a `101`, bytes are copied in both directions.
+//! 1. **Accepted** ([`listener`], main thread): a client connected to an address of this network
+//!    namespace and took a connection slot within the limits. Nothing was read.
+//! 2. **Admitted** ([`lane`], on one of the [`workers`] from here on): the allow and deny lists
+//!    permit its peer, or do not apply to it: trusted proxies and possible agents.
+//! 3. **Identified** ([`listener`]): a trusted proxy's PROXY header was read, if it may send one.
+//! 4. **Handshaken** ([`tls`]): TLS is up, and the client's certificate was verified.
+//! 5. **Assigned** ([`lane`]): the lane follows from what a client can't forge: its address, its
+//!    certificate and the latest [`discovery::View`].
+//! 6. **Registered** ([`proxy`]): when one of these changes, the decision is made again.
+//!
+//! After these come requests ([`lane`], [`proxy`]): each head becomes a [`lane::GatewayHead`]. A
+//! request that a web page caused on an agent's connection goes out on the external lane. The request
+//! leaves from the loopback source address of its lane. After a `101`, bytes are copied in both
+//! directions.
 //!
 //! # Layers
 //!
