@@ -248,7 +248,7 @@ pub enum Error {
     #[error("a line is longer than {MAX_LINE} bytes")]
     TooLong,
     /// The line is not the expected JSON object. The parser's message is left out: it may quote a token.
-    #[error("a line is not what the protocol expects")]
+    #[error("malformed line in the enrolment protocol")]
     Syntax,
 }
 

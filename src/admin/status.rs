@@ -9,7 +9,7 @@ pub struct Status {
     pub version: String,
     /// Since when.
     pub started: String,
-    /// The same as an age.
+    /// Seconds since then.
     pub uptime_seconds: u64,
     /// Whether it is ready.
     pub ready: bool,
@@ -191,7 +191,7 @@ pub struct Connection {
     pub protocol: String,
     /// Since when.
     pub since: String,
-    /// The same as an age.
+    /// Seconds since then.
     pub for_seconds: u64,
     /// Why it is not an agent, where one might expect it to be.
     pub why_not_agent: Option<String>,

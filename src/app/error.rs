@@ -15,7 +15,7 @@ use crate::tls;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call failed.
-    #[error("{doing}")]
+    #[error("failed while {doing}")]
     Io {
         /// The operation.
         doing: &'static str,
@@ -41,8 +41,8 @@ pub enum Error {
     #[cfg(feature = "otel")]
     #[error(transparent)]
     Otel(#[from] otel::Error),
-    /// The sandbox is required, and can't be had.
-    #[error("the option sandbox is \"required\", but the sandbox can't be put in force: {0}")]
+    /// The sandbox is required, and can't be enforced.
+    #[error("the option sandbox is \"required\", but the sandbox can't be enforced: {0}")]
     Sandbox(String),
     /// The container that owned this network namespace runs in another one, or could not be found for 60 s.
     #[error(

@@ -144,7 +144,7 @@ fn commands(name: &str, gateway: &Service, problems: &mut Vec<Remark>) -> (Optio
     (rewrite("entrypoint", gateway.entrypoint.as_ref()), rewrite("command", gateway.command.as_ref()))
 }
 
-/// The gateway's user as numbers: loopgate's image has no other names than its own.
+/// Returns the gateway's user as UID:GID: loopgate's image does not know the names of its users.
 fn user(name: &str, gateway: &Service, options: &Options, problems: &mut Vec<Remark>) -> String {
     let both = |user: &str| if user.contains(':') { user.to_owned() } else { format!("{user}:{user}") };
     if let Some(user) = &options.gateway_user {

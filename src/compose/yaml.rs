@@ -136,7 +136,8 @@ fn inline(node: &Node) -> String {
 }
 
 fn comment(out: &mut String, indent: usize, line: &str) {
-    // A line break would end the comment, and what follows would be YAML. YAML 1.1 has more line breaks than ASCII.
+    // A line break would end the comment, and what follows would be YAML. YAML 1.1 also
+    // breaks lines at U+0085, U+2028 and U+2029.
     let ends_line = |c: char| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
     let line: String = line.chars().map(|c| if ends_line(c) { ' ' } else { c }).collect();
     let _ = writeln!(out, "{}", format!("{:indent$}# {line}", "").trim_end());

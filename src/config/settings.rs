@@ -126,11 +126,11 @@ pub enum ListenAddresses {
 /// Whether the sidecar restricts itself with seccomp and Landlock when it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sandbox {
-    /// As far as the kernel and the container permit.
+    /// The sandbox is applied as far as the kernel and the container permit.
     Auto,
-    /// Not at all.
+    /// The sandbox is off.
     Off,
-    /// Completely, or it does not start.
+    /// The sandbox is applied completely, or the sidecar does not start.
     Required,
 }
 
@@ -341,7 +341,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// How long a client may pause while it sends a body or reads a response.
     pub stall_timeout: Duration,
-    /// How long a client that reads nothing of a response may keep its request at the gateway.
+    /// How long an external client that reads nothing of a response may keep its request at the
+    /// gateway. Agents are exempt.
     pub gateway_stall: Duration,
     /// How long a request waits for a gateway that is restarting, or while too many are in flight.
     pub gateway_wait: Duration,

@@ -38,7 +38,7 @@ pub fn proof(value: &str) -> Result<Option<Proof>, Unreadable> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unreadable;
 
-/// Returns the scopes in the value of [`SCOPES`]. An empty value is a cap to none at all.
+/// Returns the scopes in the value of [`SCOPES`]. An empty value is a cap that allows no scope.
 pub fn scopes(value: &str) -> Vec<String> {
     value.split(',').map(str::trim).filter(|scope| !scope.is_empty()).map(str::to_owned).collect()
 }

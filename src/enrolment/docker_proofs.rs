@@ -65,7 +65,8 @@ impl ProofReader for DockerProofs {
 }
 
 impl DockerProofs {
-    /// Says whether the engine is Podman. What a filter answers in its place says nothing about that.
+    /// Returns whether the engine is Podman. Any status but 200 is a socket filter's answer and proves
+    /// neither, so it is an error.
     async fn is_podman(&self) -> Result<bool, ReadError> {
         let answer = self.engine.probe("/_ping").await.map_err(failed("/_ping"))?;
         if answer.status != 200 {

@@ -52,7 +52,7 @@ pub struct FileStat {
 
 /// A failed request to the engine.
 #[derive(Debug, thiserror::Error)]
-#[error("GET {endpoint} failed")]
+#[error("the request to {endpoint} failed")]
 pub struct ReadError {
     /// The path, such as `/containers/{id}/top`.
     pub endpoint: &'static str,

@@ -287,7 +287,7 @@ impl Traffic {
     }
 }
 
-/// Counts `reason` in `family`.
+/// Adds one to the counter of `family` that has this `reason`.
 pub fn count(family: &Family<ReasonLabels, Counter>, reason: &'static str) {
     family.get_or_create(&ReasonLabels { reason }).inc();
 }

@@ -71,7 +71,7 @@ pub enum Error {
     #[error("the gateway is starting")]
     Starting,
     /// The gateway refuses for another reason, such as a wrong token.
-    #[error("the gateway refuses: {0}")]
+    #[error("the gateway refused to pair the device: {0}")]
     Refused(String),
     /// The server is not an OpenClaw gateway.
     #[error("the server does not speak OpenClaw's protocol: {0}")]
@@ -348,7 +348,7 @@ pub(super) mod tests {
         let refuse = json!({"ok": false, "error": {"code": "INVALID_REQUEST",
             "message": "unauthorized: gateway token mismatch"}});
         let error = pair(gateway(refuse, &shutdown).await, &device, None).await.unwrap_err();
-        assert_eq!(error.to_string(), "the gateway refuses: unauthorized: gateway token mismatch");
+        assert_eq!(error.to_string(), "the gateway refused to pair the device: unauthorized: gateway token mismatch");
         assert!(matches!(
             closed("pairing required: device is not approved yet".into()),
             Error::NeedsApproval { request: None }

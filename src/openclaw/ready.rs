@@ -33,7 +33,7 @@ pub enum Error {
     #[error("can't connect")]
     Connect(#[from] std::io::Error),
     /// The connection was closed, as it is when an agent can't reach the sidecar.
-    #[error("the connection was closed without an answer")]
+    #[error("the gateway closed the connection without an answer")]
     Http(#[from] hyper::Error),
     /// There was no response in time.
     #[error("no response within {} s", REQUEST_TIMEOUT.as_secs())]

@@ -127,7 +127,8 @@ impl Proxy {
     }
 
     /// Applies the part of `config` that concerns requests and lanes. Open connections keep their
-    /// limits; those that the new rules deny are closed.
+    /// timeouts and sizes, but the new rules count for them at once; those that the rules deny are
+    /// closed.
     pub fn update(&self, config: &Config) {
         self.shared.settings.store(Arc::new(Settings::new(config)));
         self.shared.rules.store(Arc::new(Rules::new(config, config.gateway.address)));

@@ -135,7 +135,8 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     Ok(())
 }
 
-/// On loopback the gateway makes no setup code for phones, and advises what bypasses loopgate, until it has loopgate's URL.
+/// On loopback the gateway makes no setup code for phones, and advises what bypasses loopgate, until it
+/// has loopgate's URL.
 fn setup_codes_lead_to_loopgate(openclaw: &OpenClaw) {
     report("  setup codes for phones, which need loopgate's URL");
     let qr = || {

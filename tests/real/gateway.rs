@@ -104,7 +104,8 @@ impl<'a> OpenClaw<'a> {
         command.output().expect("openclaw")
     }
 
-    /// Runs `openclaw` on another host, or in another container, that shares the gateway's state, and gives how it ended.
+    /// Runs `openclaw` on another host, or in another container, that shares the gateway's state, and
+    /// returns how it ended.
     pub fn run_from(&self, host: Host, arguments: &[&str], ca: &Path) -> Output {
         let mut command = self.cli_on(host, arguments);
         command.env_remove("OPENCLAW_CONFIG_PATH").env("NODE_EXTRA_CA_CERTS", ca);

@@ -176,7 +176,7 @@ impl H1RequestGuard {
         }
     }
 
-    /// Keeps what matters of a piece of a line.
+    /// Appends a piece of an unfinished line to the kept prefix, without the leading zeros of a chunk size.
     fn line_goes_on(&mut self, piece: &[u8]) {
         // A size may have any number of leading zeros.
         let zeros = if self.place == Position::ChunkSize && self.line.len == 0 {

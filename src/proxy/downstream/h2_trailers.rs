@@ -5,7 +5,7 @@
 //! regular field before the client's: a frame HEADERS with trailers becomes HEADERS with that field
 //! and CONTINUATION with the client's block. Two frames, because a block may begin with an update
 //! of the size of HPACK's table, which only `h2` can read, and which it allows where a frame begins.
-//! A block that came in several frames goes on in one: `h2` forgets what was wrong in a frame that
+//! A block that came in several frames is forwarded as one: `h2` forgets what was wrong in a frame that
 //! ends inside a field.
 //!
 //! The field is `Host` without a value. No trailers may have that either, so
@@ -71,7 +71,7 @@ pub struct TooLarge;
 enum Frame {
     /// More of it must be there first.
     Incomplete,
-    /// It passes; so long is it.
+    /// It passes unchanged; the number of bytes after its header.
     Passed(usize),
     /// It begins trailers, or goes on with them.
     Trailers(Piece),

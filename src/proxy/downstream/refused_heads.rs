@@ -1,10 +1,15 @@
 //! Request heads that hyper or `h2` refuse by themselves, before there is a request.
 //!
-//! Over HTTP/1.1 their response shows it. Over HTTP/2 `h2` resets the stream, and so it does where
-//! a request's body is malformed; hyper does not tell on which stream a request came. So
-//! [`RefusedHeads`] compares counts: of the header blocks that begin streams and came since hyper
-//! last had done all it could, some became no requests. As many resets of their streams, and
-//! responses to them, are refusals, at most.
+//! Over HTTP/1.1 the response shows the refusal. Over HTTP/2 `h2` resets the stream, but it also does
+//! so where a request's body is malformed, and hyper does not tell on which stream a request came. So
+//! [`RefusedHeads`] compares counts, each time that hyper has done all it can:
+//!
+//! 1. It subtracts the requests from the header blocks that began a stream: so many became no request.
+//! 2. It collects the resets of those streams, and the responses to them.
+//! 3. It reports these as refusals, resets first, but no more than step 1 found.
+//!
+//! For example, blocks come on streams 3, 5 and 7, two become requests, and `h2` resets stream 5.
+//! One block is missing, so the reset is a refused head. A later reset of stream 3 is none.
 
 use std::mem::take;
 

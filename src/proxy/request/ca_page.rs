@@ -112,7 +112,8 @@ impl CaRequest {
     }
 }
 
-/// The page's address for a client that used one of `names`. Others are not repeated: a QR code leads people where it says.
+/// The page's address for a client that used one of `names`. Others are not repeated: a QR code
+/// leads people where it says.
 fn url(uri: &Uri, headers: &HeaderMap, names: &BTreeSet<SubjectName>) -> Option<String> {
     let sent = || headers.get(HOST)?.to_str().ok()?.parse::<Authority>().ok();
     let authority = uri.authority().cloned().or_else(sent)?;

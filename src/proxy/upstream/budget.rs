@@ -1,4 +1,4 @@
-//! Limits what clients have in flight at the gateway at once, and shares it fairly.
+//! Limits the requests that are at the gateway at once, and divides the limit fairly among clients.
 //!
 //! External clients share one budget of requests and one of WebSockets. An eighth of a budget is
 //! left to clients that hold no permit of it. Of the rest a client may hold no more than is still
@@ -33,7 +33,7 @@ mod tests;
 const AGENT_FACTOR: usize = 4;
 /// How many requests may wait, as a multiple of the budget.
 const WAITING_FACTOR: usize = 4;
-/// One in so many permits and places in the queue of a shared budget is for clients that have none.
+/// One in `RESERVED_PART` permits and queue places of a shared budget is for clients that have none.
 const RESERVED_PART: usize = 8;
 /// The most clients that are remembered for unread responses while they have no connection.
 const MAX_STALLED: usize = 1024;

@@ -16,8 +16,8 @@ pub async fn dial(source: Ipv4Addr, gateway: SocketAddr) -> io::Result<TcpStream
     let socket = if gateway.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if matches!(gateway.ip(), IpAddr::V4(ip) if ip.is_loopback()) {
         // Has connect(2) choose the port, when the destination is known: otherwise each source
-        // address has but 28,000 of them, which still suffices where the option is unknown, as to
-        // QEMU's user-mode emulation.
+        // address has only 28,000 of them. QEMU's user-mode emulation does not know the option; there
+        // that number suffices.
         match nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true) {
             Err(Errno::ENOPROTOOPT) => {}
             set => set?,

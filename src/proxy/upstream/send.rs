@@ -90,7 +90,8 @@ impl Upstream {
         &self.pools[workers::index()]
     }
 
-    /// Sends a request that was received at `started`, which must be the present time, and waits for the head of its response.
+    /// Sends a request that was received at `started`, which must be the present time, and
+    /// waits for the head of its response.
     ///
     /// Nothing is sent twice, unless no byte of it was sent before, or the method is safe, there is
     /// no body, and no byte of a response was read. Even then it is sent at most twice on new
