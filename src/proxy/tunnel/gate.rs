@@ -200,7 +200,6 @@ fn no_connect() -> GateStep {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::sync::Arc;
 
     use prometheus_client::metrics::counter::Counter;
@@ -213,7 +212,7 @@ mod tests {
     use crate::proxy::tunnel::buffers::TunnelBuffers;
     use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
     use crate::proxy::tunnel::first_message::{Checked, HeldBudget};
-    use crate::proxy::tunnel::{TunnelOptions, run};
+    use crate::proxy::tunnel::{TunnelError, TunnelOptions, run};
 
     /// A masked message of a client, with a mask of zeros.
     fn message(text: &str) -> Vec<u8> {
@@ -229,7 +228,7 @@ mod tests {
     const CHALLENGE: &str = r#"{"event":"connect.challenge"}"#;
 
     /// A tunnel whose check takes `{"a"...` for a `connect` with the id 1, and all else for other messages.
-    async fn tunnel(client: DuplexStream, gateway: DuplexStream, objects_only: bool) -> io::Result<()> {
+    async fn tunnel(client: DuplexStream, gateway: DuplexStream, objects_only: bool) -> Result<(), TunnelError> {
         let pending = Arc::new(PendingConnect::default());
         let response = ConnectResponse::new(Arc::clone(&pending));
         let check = move |message: &[u8]| {
