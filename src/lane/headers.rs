@@ -1,8 +1,8 @@
 //! The heads that the gateway gets: each is made here, from a lane.
 //!
 //! The newest gateway treats a request from the external lane's address without forwarding headers
-//! as local. So [`GatewayHead`] has no public field and two constructors: one needs an
-//! [`AgentLane`], the other a [`Forwarding`], which is complete by construction. The source address
+//! as local. So [`GatewayHead`] has no public field, and one for the external lane needs what only
+//! [`Forwarding::write`] returns; a [`Forwarding`] is complete by construction. The source address
 //! is part of the head, so no head can leave from the other lane's address.
 
 use std::collections::BTreeSet;
@@ -81,10 +81,23 @@ impl Rules {
 pub struct GatewayHead {
     parts: Parts,
     source: Ipv4Addr,
-    lane: LaneKind,
-    client: Option<IpAddr>,
+    lane: HeadLane,
     upgrade: bool,
     scopes: Option<HeaderValue>,
+}
+
+/// The lane of a head. One for the external lane can't be made before its forwarding headers are written.
+#[derive(Clone, Copy, Debug)]
+enum HeadLane {
+    Agent,
+    External(Forwarded),
+}
+
+/// What [`Forwarding::write`] returns, and nothing else: the forwarding headers are written.
+#[derive(Clone, Copy, Debug)]
+struct Forwarded {
+    /// The client that the allow and deny lists were applied to.
+    client: IpAddr,
 }
 
 impl GatewayHead {
@@ -142,7 +155,7 @@ impl GatewayHead {
         {
             parts.headers.insert(AUTHORIZATION, token.clone());
         }
-        Self { parts, source: lane.source, lane: LaneKind::Agent, client: None, upgrade, scopes: lane.scopes.clone() }
+        Self { parts, source: lane.source, lane: HeadLane::Agent, upgrade, scopes: lane.scopes.clone() }
     }
 
     fn for_external(
@@ -154,10 +167,9 @@ impl GatewayHead {
         path::check_path(&parts.method, parts.uri.path(), checked.upgrade.is_some(), &rules.paths)?;
         let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy)
             .map_err(|_| RequestRefusal::ClientDenied)?;
-        let client = Some(forwarding.checked_client);
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
-        forwarding.write(&mut parts.headers);
+        let forwarded = forwarding.write(&mut parts.headers);
         // A trusted proxy may state a narrower cap, never a wider one.
         let stated = only(&parts.headers, &X_OPENCLAW_SCOPES).cloned();
         let scopes = match (&lane.scopes, stated) {
@@ -167,12 +179,15 @@ impl GatewayHead {
         if let Some(scopes) = &scopes {
             parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
         }
-        Ok(Self { parts, source: rules.external_source, lane: LaneKind::External, client, upgrade, scopes })
+        Ok(Self { parts, source: rules.external_source, lane: HeadLane::External(forwarded), upgrade, scopes })
     }
 
     /// The lane that it leaves on.
     pub fn lane(&self) -> LaneKind {
-        self.lane
+        match self.lane {
+            HeadLane::Agent => LaneKind::Agent,
+            HeadLane::External(_) => LaneKind::External,
+        }
     }
 
     /// The loopback address that the gateway will see.
@@ -187,7 +202,10 @@ impl GatewayHead {
 
     /// On the external lane, the client that the allow and deny lists were applied to.
     pub fn client(&self) -> Option<IpAddr> {
-        self.client
+        match self.lane {
+            HeadLane::Agent => None,
+            HeadLane::External(forwarded) => Some(forwarded.client),
+        }
     }
 
     /// The scopes that its connection may ask for, as the value of `X-OpenClaw-Scopes`; `None` means no cap.
@@ -221,7 +239,6 @@ impl GatewayHead {
             parts: self.parts.clone(),
             source: self.source,
             lane: self.lane,
-            client: self.client,
             upgrade: self.upgrade,
             scopes: self.scopes.clone(),
         }
@@ -284,7 +301,7 @@ impl Forwarding {
         Ok(forwarding)
     }
 
-    fn write(self, headers: &mut HeaderMap) {
+    fn write(self, headers: &mut HeaderMap) -> Forwarded {
         // Identity first, so that the forwarding headers win if a name occurs in both.
         for (name, value) in self.identity {
             headers.insert(name, value);
@@ -292,6 +309,7 @@ impl Forwarding {
         headers.insert(X_FORWARDED_FOR, self.client.into_value());
         headers.insert(X_FORWARDED_PROTO, self.proto);
         headers.insert(X_FORWARDED_HOST, self.host);
+        Forwarded { client: self.checked_client }
     }
 }
 
