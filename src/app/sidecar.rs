@@ -63,8 +63,9 @@ pub struct Sidecar {
     _workers: Workers,
     #[cfg(feature = "otel")]
     exporter: Option<Arc<Exporter>>,
-    /// The admin listener stops last, so that `/readyz` can say that the sidecar is stopping.
-    admin_shutdown: Shutdown,
+    /// Begins once connections have ended: until then open connections can lose their lane, and `/readyz` says that the
+    /// sidecar is stopping.
+    late_shutdown: Shutdown,
 }
 
 impl Sidecar {
@@ -87,11 +88,11 @@ impl Sidecar {
         sandbox: SandboxStatus,
     ) -> Result<Self, Error> {
         let started = SystemTime::now();
-        let shutdown = Shutdown::new();
+        let (shutdown, late_shutdown) = (Shutdown::new(), Shutdown::new());
         let admin = config.admin.map(admin::bind).transpose()?;
         let discovery_metrics = DiscoveryMetrics::default();
-        let engine = discovery::engine_of(&config, &shutdown);
-        let mut view = discovery::start(&config, engine.clone(), &discovery_metrics, &shutdown);
+        let engine = discovery::engine_of(&config, &late_shutdown);
+        let mut view = discovery::start(&config, engine.clone(), &discovery_metrics, &late_shutdown);
         let token = gateway_token::inherited(&config)?;
         for Unreadable { key, path, error } in files::unreadable(&config.gateway) {
             warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
@@ -100,7 +101,12 @@ impl Sidecar {
         // If it does not answer in time, the sidecar starts without them, which grants nothing.
         discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
         verify_client_ca(&config)?;
-        let pki = pki::open(&config.tls, &config.state_dir, follow_names(&config, view.clone(), &shutdown), &shutdown)?;
+        let pki = pki::open(
+            &config.tls,
+            &config.state_dir,
+            follow_names(&config, view.clone(), &late_shutdown),
+            &late_shutdown,
+        )?;
         let newest = pki.identity();
         let served = Arc::clone(&newest.borrow());
         let tls_config = tls_reloader::server_config(&served, &config)?;
@@ -123,6 +129,7 @@ impl Sidecar {
         unpair_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
         let proxy =
             Proxy::new(&fitted, view.clone(), tls_config, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
+        proxy.spawn_recheck(&late_shutdown);
         let (proxy_for_serve, proxy_for_limits) = (Arc::clone(&proxy), Arc::clone(&proxy));
         let limits = Arc::new(listener::ConnectionLimits::new(
             &fitted,
@@ -136,7 +143,7 @@ impl Sidecar {
         keep_paired(&config, &shutdown);
         let config = Arc::new(ArcSwap::from_pointee(config));
         let tls = Arc::new(TlsReloader::new(newest, served, Arc::clone(&config), Arc::clone(&proxy)));
-        shutdown.spawn(Arc::clone(&tls).follow(shutdown.clone()));
+        late_shutdown.spawn(Arc::clone(&tls).follow(late_shutdown.clone()));
         let sidecar = Self {
             config,
             proxy,
@@ -150,7 +157,7 @@ impl Sidecar {
             _workers: workers,
             #[cfg(feature = "otel")]
             exporter,
-            admin_shutdown: Shutdown::new(),
+            late_shutdown,
         };
         if let Some(admin) = admin {
             let mut registry = Registry::with_prefix("loopgate");
@@ -195,7 +202,7 @@ impl Sidecar {
             sandbox,
             shutdown: self.shutdown.clone(),
         };
-        admin.serve(state, &self.admin_shutdown);
+        admin.serve(state, &self.late_shutdown);
     }
 
     fn log_start(&self) {
@@ -304,7 +311,7 @@ impl Sidecar {
         if let Some(exporter) = self.exporter.clone() {
             exporter.stop().await;
         }
-        self.admin_shutdown.begin();
+        self.late_shutdown.begin();
         info!("stopped");
     }
 }

@@ -41,7 +41,7 @@ impl Proxy {
     /// `Authorization` that attested agents inherit; `enrol` serves those that have no certificate
     /// yet; `devices` are the agents' devices. Connections run on `workers`.
     ///
-    /// Its background task ends with `shutdown`. Must be called within a Tokio runtime.
+    /// Connections are asked to end when `shutdown` begins.
     #[expect(clippy::too_many_arguments, reason = "called once, where all of these are at hand")]
     pub fn new(
         config: &Config,
@@ -77,8 +77,13 @@ impl Proxy {
             traffic,
             shutdown: shutdown.clone(),
         });
-        shutdown.spawn(run_background(Arc::clone(&shared)));
         Arc::new(Self { shared, workers })
+    }
+
+    /// Checks open connections again at each change of the view until `shutdown` begins, which must be after they have
+    /// ended. Must be called within a Tokio runtime.
+    pub fn spawn_recheck(&self, shutdown: &Shutdown) {
+        shutdown.spawn(recheck(Arc::clone(&self.shared), shutdown.clone()));
     }
 
     /// Returns whether a connection from `peer` may turn out to be an agent's.
@@ -154,12 +159,12 @@ impl Proxy {
 }
 
 /// Checks open connections again after each change of the view, and closes idle connections to the gateway.
-async fn run_background(shared: Arc<Shared>) {
+async fn recheck(shared: Arc<Shared>, shutdown: Shutdown) {
     let mut view = shared.view.clone();
     let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tokio::select! {
-            () = shared.shutdown.begun() => return,
+            () = shutdown.begun() => return,
             changed = view.changed() => match changed {
                 Ok(()) => shared.recheck_lanes_and_caps(),
                 Err(_) => return,

@@ -129,6 +129,29 @@ async fn a_pods_open_connections_end_with_the_pod() {
     }
 }
 
+#[tokio::test]
+async fn a_pod_that_ends_during_the_drain_loses_its_lane() {
+    let kubernetes = FakeKubernetes::start();
+    let harness = harness(&kubernetes).await;
+    let credentials = enrol(&harness, BUILDER, "builders-token").await.unwrap();
+    let mut builder = harness.with_certified_key(credentials.certified_key.clone()).h1(BUILDER).await;
+    let mut outsider = harness.h1(OUTSIDER).await;
+    for client in [&mut builder, &mut outsider] {
+        client.send(request("GET /held", "")).await.unwrap();
+    }
+    let seen = harness.gateway.wait_for_requests(2).await;
+    assert!(seen.iter().any(|request| request.field("x-forwarded-for").is_none()), "one is an agent's");
+
+    let meanwhile = async {
+        assert!(harness.sidecar.is_stopping());
+        kubernetes.delete("builder");
+        timeout(Duration::from_secs(2), builder.until_end()).await.expect("still open");
+        harness.gateway.release(2);
+        assert_eq!(outsider.response().await.unwrap().text(), "held");
+    };
+    tokio::join!(harness.sidecar.stop(), meanwhile);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_agent_process_is_admitted_by_its_pods_token_while_the_pod_lives() {
     let kubernetes = FakeKubernetes::start();
