@@ -128,13 +128,15 @@ fn a_misspelt_variable_is_refused_by_agent_and_exec() {
 }
 
 #[test]
-fn unreadable_files_are_reported_once_with_their_option() {
+fn unreadable_files_are_reported_once_with_their_option_and_nothing_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().to_str().unwrap();
     let run = |flags: &[&str]| {
         let always = ["run", "--state-dir", state, "--docker", "off", "--admin", "off", "--listen", "127.0.0.1:0"];
         let output = loopgate([&always, flags].concat()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let left: Vec<_> = dir.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "a start that is refused leaves {left:?} in the state directory");
         stderr(&output).lines().last().unwrap_or_default().to_owned()
     };
     let said = run(&["--client-ca", "/nope.pem"]);
