@@ -112,7 +112,7 @@ struct Known {
     removing: BTreeSet<String>,
 }
 
-/// A device that was bound before the gateway has answered its `connect`. If this is dropped, the device stays bound.
+/// A binding made before the gateway answered the `connect`. Dropping it keeps the binding.
 #[derive(Debug)]
 pub struct ProvisionalBinding {
     devices: Arc<Devices>,
