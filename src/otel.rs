@@ -109,7 +109,7 @@ impl Recorder for Exporter {
         let mut attributes = vec![
             KeyValue::new("http.request.method", span.method.to_owned()),
             KeyValue::new("url.path", span.path.to_owned()),
-            KeyValue::new("url.scheme", "https"),
+            KeyValue::new("url.scheme", if span.is_encrypted { "https" } else { "http" }),
             KeyValue::new("network.protocol.name", "http"),
             KeyValue::new(
                 "network.protocol.version",

@@ -109,6 +109,8 @@ pub struct Span<'a> {
     pub lane: LaneKind,
     /// The client's protocol.
     pub protocol: Protocol,
+    /// Whether it came over TLS.
+    pub is_encrypted: bool,
     /// The client's address.
     pub peer: std::net::IpAddr,
     /// The request id that an error response states.

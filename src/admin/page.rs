@@ -91,6 +91,10 @@ fn traffic(status: &Status) -> Markup {
                     @for address in &status.listening { code { (address) } " " }
                     @if status.listening.is_empty() { "nowhere" }
                 }
+                @if !status.listening_plain.is_empty() {
+                    dt { "Plain HTTP" }
+                    dd { @for address in &status.listening_plain { code { (address) } " " } "for trusted proxies" }
+                }
                 dt { "Gateway" }
                 dd {
                     code { (status.gateway.address) } " "

@@ -7,7 +7,7 @@ use crate::openclaw::tls_detector;
 pub(super) struct Facts {
     /// How many addresses are listened on.
     pub listeners: usize,
-    /// The values of `listen.on` that no local address matches.
+    /// The values of `listen.on` and `listen.plain` that no local address matches.
     pub not_listening: Vec<String>,
     /// Whether the certificate is valid now.
     pub certificate_valid: bool,

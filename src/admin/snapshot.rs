@@ -19,7 +19,7 @@ use crate::discovery::{self, Namespace, Proof, SourceState, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
 use crate::lane::{AgentBasis, Lane, WhyExternal};
-use crate::listener::plan;
+use crate::listener::{ListenerKind, plan};
 use crate::metrics::health::{Health, ProofLabels};
 use crate::pki::{self, ServerIdentity};
 use crate::proxy::ConnectionInfo;
@@ -71,9 +71,9 @@ fn log_gateway(state: &AdminState, error: Option<&str>) {
     }
 }
 
-/// What `listen.on` names and no local address matches.
+/// Where the options ask to listen and no local address matches.
 fn not_listening(state: &AdminState) -> Vec<String> {
-    plan::unmatched(&state.listen, &state.view.borrow().interfaces).map(ToString::to_string).collect()
+    plan::unmatched(&state.listen, &state.view.borrow().interfaces).map(|(_, on)| on.to_string()).collect()
 }
 
 /// Why a newer certificate is not served.
@@ -127,6 +127,10 @@ pub(super) async fn status(state: &AdminState) -> Status {
         }
     }
     let not_ready = reasons(&facts);
+    let bound = Arc::clone(&state.bound.borrow());
+    let listening = |kind| {
+        bound.iter().filter(|bound| bound.kind == kind).map(|bound| bound.address.to_string()).collect::<Vec<_>>()
+    };
     let now = SystemTime::now();
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -134,7 +138,8 @@ pub(super) async fn status(state: &AdminState) -> Status {
         uptime_seconds: age(state.started, now),
         ready: not_ready.is_empty(),
         not_ready,
-        listening: state.bound.borrow().iter().map(ToString::to_string).collect(),
+        listening: listening(ListenerKind::Tls),
+        listening_plain: listening(ListenerKind::Plain),
         not_listening: facts.not_listening,
         gateway: status::Gateway {
             address: state.gateway.to_string(),

@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::reload;
 use super::status::SandboxStatus;
-use crate::config::ListenOn;
+use crate::config::Listen;
 use crate::discovery::View;
+use crate::listener::ListenerAddress;
 use crate::metrics::health::Health;
 use crate::pki::{self, ServerIdentity};
 use crate::proxy::Proxy;
@@ -21,10 +22,10 @@ use crate::shutdown::Shutdown;
 pub struct AdminState {
     /// Where the gateway listens.
     pub gateway: SocketAddr,
-    /// What `listen.on` names.
-    pub listen: Vec<ListenOn>,
+    /// Where the options ask to listen.
+    pub listen: Listen,
     /// The addresses listened on.
-    pub bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
+    pub bound: watch::Receiver<Arc<Vec<ListenerAddress>>>,
     /// The certificate that is served.
     pub served: watch::Receiver<Arc<ServerIdentity>>,
     /// Why the newest certificate is not the one that is served.

@@ -15,9 +15,12 @@ pub struct Status {
     pub ready: bool,
     /// Why it is not ready; empty if it is.
     pub not_ready: Vec<String>,
-    /// The addresses listened on.
+    /// The addresses listened on with TLS.
     pub listening: Vec<String>,
-    /// The values of `listen.on` that no local address matches.
+    /// The addresses listened on for plain HTTP of trusted proxies.
+    #[serde(default)]
+    pub listening_plain: Vec<String>,
+    /// The values of `listen.on` and `listen.plain` that no local address matches.
     #[serde(default)]
     pub not_listening: Vec<String>,
     /// The gateway.
@@ -239,6 +242,7 @@ pub fn example() -> Status {
         ready: true,
         not_ready: Vec::new(),
         listening: vec!["172.18.0.2:18789".into()],
+        listening_plain: vec!["172.18.0.2:8080".into()],
         not_listening: Vec::new(),
         gateway: Gateway { address: "127.0.0.1:18789".into(), reachable: true, error: None },
         config_problem: None,

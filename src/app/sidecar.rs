@@ -25,7 +25,7 @@ use crate::discovery::{self, Namespace, View};
 use crate::enrolment::{DockerProofs, Enrolment};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
-use crate::listener;
+use crate::listener::{self, ListenerAddress, ListenerKind};
 use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
 use crate::metrics::{DiscoveryMetrics, ListenerMetrics};
@@ -58,7 +58,7 @@ pub struct Sidecar {
     config_problem: watch::Sender<Option<String>>,
     pki: Pki,
     view: watch::Receiver<Arc<View>>,
-    bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
+    bound: watch::Receiver<Arc<Vec<ListenerAddress>>>,
     shutdown: Shutdown,
     _workers: Workers,
     #[cfg(feature = "otel")]
@@ -187,7 +187,7 @@ impl Sidecar {
         let state = AdminState {
             gateway: config.gateway.address,
             gateway_lost: AtomicBool::new(false),
-            listen: config.listen.on.clone(),
+            listen: config.listen.clone(),
             bound: self.bound.clone(),
             served: self.tls.served(),
             serving_problem: self.tls.problem(),
@@ -213,14 +213,19 @@ impl Sidecar {
             .first()
             .map(|leaf| Fingerprint::of(leaf).to_string())
             .unwrap_or_default();
-        let listening: Vec<_> = self.bound.borrow().iter().map(ToString::to_string).collect();
+        let listening: Vec<_> = self.listening().iter().map(ToString::to_string).collect();
         let (version, gateway) = (env!("CARGO_PKG_VERSION"), self.config.load().gateway.address);
         info!(version, %gateway, listening = listening.join(","), fingerprint, "loopgate is running");
     }
 
-    /// The addresses that clients can connect to now.
+    /// The addresses that clients can connect to now with TLS.
     pub fn listening(&self) -> Vec<SocketAddr> {
-        self.bound.borrow().to_vec()
+        self.listening_for(ListenerKind::Tls)
+    }
+
+    /// The addresses that clients can connect to now, on listeners of this kind.
+    pub fn listening_for(&self, kind: ListenerKind) -> Vec<SocketAddr> {
+        self.bound.borrow().iter().filter(|bound| bound.kind == kind).map(|bound| bound.address).collect()
     }
 
     /// The configuration in use.

@@ -81,6 +81,7 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
     own_addresses(risks, config, report);
     bridge(view, config, report);
     wide(config, report);
+    plain(config, report);
 }
 
 fn refused(container: &str, why: &WhyNot) -> (&'static Kind, Remedy) {
@@ -189,6 +190,16 @@ fn wide(config: &Config, report: &mut Report) {
     }
 }
 
+/// Reports listeners for plain HTTP that can be reached from outside this host.
+fn plain(config: &Config, report: &mut Report) {
+    for on in config.listen.plain.iter().filter(|on| on.exact().is_none_or(|ip| !ip.is_loopback())) {
+        let remedy = Remedy::words(
+            "let the proxy speak TLS to listen.on if it can; else give the two a network that no other container or host is on",
+        );
+        report.find(&kind::PLAIN_HTTP, format!("listen.plain has {on}"), remedy);
+    }
+}
+
 /// Returns whether `net` is wider than any private network: 10.0.0.0/8 for IPv4; for IPv6 fc00::/7,
 /// and a /16 elsewhere.
 fn is_wide(net: &IpNet) -> bool {
@@ -271,6 +282,19 @@ mod tests {
                 report.findings.iter().find(|finding| finding.id == id).map_or(0, |finding| finding.seen.len())
             };
             assert_eq!((count("agent-cidr-wide"), count("trusted-proxy-wide")), (wide, wide), "{nets:?}");
+        }
+    }
+
+    #[test]
+    fn plain_http_that_leaves_this_host_is_reported() {
+        for (listen, found) in [(&[][..], 0), (&["127.0.0.1:8080"], 0), (&["bridge:8080", "127.0.0.1:1", "[::]:81"], 2)]
+        {
+            let mut config = Config::default();
+            config.listen.plain = listen.iter().map(|on| crate::config::parse::listen_on(on).unwrap()).collect();
+            let mut report = Report::default();
+            judge(&View::default(), &AddressRisks::default(), &config, &mut report);
+            let seen = report.findings.iter().find(|finding| finding.id == "plain-http");
+            assert_eq!(seen.map_or(0, |finding| finding.seen.len()), found, "{listen:?}");
         }
     }
 

@@ -110,6 +110,9 @@ kinds! {
     HTTP_API_OPEN = "http-api-open", Note,
         "External clients may use the gateway's HTTP API (/tools/, /v1/), for which its token is enough: no device has \
          to be approved.";
+    PLAIN_HTTP = "plain-http", Note,
+        "loopgate takes plain HTTP of trusted proxies (listen.plain), which anyone on the network between them reads \
+         and changes.";
     CERTIFICATE_UNREADABLE = "certificate-unreadable", Error, "The certificate can't be read.";
     CERTIFICATE_PROBLEM = "certificate-problem", Warning, "The sidecar could not load or make a newer certificate.";
     CERTIFICATE_EXPIRED = "certificate-expired", Error, "The certificate is not valid now.";

@@ -107,6 +107,9 @@ fn summary(status: &Status) -> Table {
         if status.listening.is_empty() { "nowhere".into() } else { status.listening.join(" ") },
         Tone::Plain,
     );
+    if !status.listening_plain.is_empty() {
+        line("plain HTTP", format!("{} for trusted proxies", status.listening_plain.join(" ")), Tone::Plain);
+    }
     if !status.not_listening.is_empty() {
         line("not listening", format!("{}: no local address matches", status.not_listening.join(" ")), Tone::Bad);
     }
@@ -195,6 +198,7 @@ mod tests {
         for part in [
             "loopgate 0.1.0 is ready, up 1h 2m\n",
             "  listening      172.18.0.2:18789\n",
+            "  plain HTTP     172.18.0.2:8080 for trusted proxies\n",
             "  gateway        127.0.0.1:18789 reachable\n",
             "  docker         live for 1h 2m\n",
             "  sandbox        seccomp, landlock\n",

@@ -99,6 +99,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "Where to listen: bridge, an interface, a network or an address, and the port",
     );
     add(
+        "listen-plain",
+        "listen.plain",
+        List("WHERE:PORT"),
+        None,
+        "Where to listen for plain HTTP of trusted proxies that can't speak TLS; other peers are closed",
+    );
+    add(
         "proxy-protocol",
         "listen.proxy_protocol",
         Switch,

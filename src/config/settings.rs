@@ -69,15 +69,17 @@ pub struct Gateway {
 /// Where to listen (`[listen]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// The addresses to listen on; never empty.
+    /// The addresses to listen on with TLS; never empty.
     pub on: Vec<ListenOn>,
+    /// The addresses to listen on for plain HTTP of trusted proxies.
+    pub plain: Vec<ListenOn>,
     /// Whether trusted proxies speak the PROXY protocol first.
     pub proxy_protocol: bool,
     /// The lane of clients whose source address is one of this namespace's own.
     pub own_addresses: OwnAddresses,
 }
 
-/// One `--listen` value: which addresses, and the port.
+/// One value of `--listen` or `--listen-plain`: which addresses, and the port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenOn {
     /// Which addresses of this network namespace.

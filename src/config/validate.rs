@@ -1,5 +1,7 @@
 //! Turns the merged layer into a [`Config`], and reports every problem at once.
 
+mod listeners;
+
 use std::net::{IpAddr, SocketAddr};
 
 use super::key::key;
@@ -8,7 +10,7 @@ use super::option::Key;
 use super::parse::{self, Parsed};
 use super::settings::{
     AgentSourceKind, Agents, BindDevices, CertificateFiles, Config, Docker, Engine, External, Gateway, Http,
-    Kubernetes, Limits, Listen, ListenAddresses, Log, LogFormat, OwnAddresses, PathRule, Sandbox, Tls, TraceparentUse,
+    Kubernetes, Limits, Listen, Log, LogFormat, OwnAddresses, PathRule, Sandbox, Tls, TraceparentUse,
 };
 use crate::addr::is_loopback_or_unspecified;
 use crate::enrolment_protocol::ProofKind;
@@ -110,6 +112,7 @@ fn gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
 fn listen(read: &mut Reader<'_>) -> Listen {
     Listen {
         on: read.list("listen", parse::listen_on),
+        plain: read.list("listen-plain", parse::listen_on),
         proxy_protocol: read.one("proxy-protocol", parse::switch),
         own_addresses: read.one(
             "own-addresses",
@@ -225,17 +228,14 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
     if config.listen.on.is_empty() {
         read.report("listen", "needs at least one address to listen on");
     }
-    for on in &config.listen.on {
-        let ListenAddresses::Address(ip) = on.addresses else { continue };
-        let taken = SocketAddr::new(ip, on.port);
-        if taken == address {
-            read.report_any(&["listen", "gateway"], "the sidecar can't listen on the gateway's own address");
-        } else if config.admin == Some(taken) && on.port != 0 {
-            read.report_any(&["admin", "listen"], "the admin listener needs its own address and port");
-        }
+    for fault in listeners::faults(config) {
+        read.report_any(&fault.flags, &fault.what);
     }
     if config.admin == Some(address) {
         read.report_any(&["admin", "gateway"], "the admin listener needs its own address and port");
+    }
+    if !config.listen.plain.is_empty() && config.external.trusted_proxies.is_empty() {
+        read.report_missing("listen-plain", "trusted-proxy", ", because only trusted proxies may speak plain HTTP");
     }
     if config.listen.proxy_protocol && config.external.trusted_proxies.is_empty() {
         read.report_missing(

@@ -21,6 +21,14 @@ pub fn admit_peer(peer: IpAddr, view: &View, policy: &Policy) -> Result<(), Deni
     if policy.is_trusted_proxy(peer) || may_be_agent(peer, view, policy) { Ok(()) } else { policy.check_lists(peer) }
 }
 
+/// Admits the peer of a new connection over plain HTTP, before a byte is read: only a trusted proxy.
+///
+/// # Errors
+/// The peer is none.
+pub fn admit_plain(peer: IpAddr, policy: &Policy) -> Result<(), Denied> {
+    if policy.is_trusted_proxy(canonical(peer)) { Ok(()) } else { Err(Denied::NotTrustedProxy) }
+}
+
 /// Returns whether a connection from `peer` could be an agent's, as far as its address tells.
 pub fn may_be_agent(peer: IpAddr, view: &View, policy: &Policy) -> bool {
     let peer = canonical(peer);

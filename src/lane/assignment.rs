@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 use super::forwarded_client::ForwardedClient;
+use super::scheme::Scheme;
 use crate::discovery;
 use crate::labels::LaneKind;
 
@@ -37,6 +38,14 @@ impl Lane {
             AgentBasis::OwnAddress | AgentBasis::Cidr => None,
         };
         (Some(lane.basis.label()), name)
+    }
+
+    /// The scheme of the connection.
+    pub fn scheme(&self) -> Scheme {
+        match self {
+            Self::Agent(lane) => lane.as_external.scheme,
+            Self::External(lane) => lane.scheme,
+        }
     }
 
     /// Returns whether a client certificate makes the connection an agent's, or names its user.
@@ -115,6 +124,8 @@ pub struct ExternalLane {
     /// Whether a trusted proxy writes the requests, so that each request may name its client.
     /// Behind a PROXY header the client writes them.
     pub trusted_proxy: bool,
+    /// The scheme of the connection, for requests of which no trusted proxy states another.
+    pub scheme: Scheme,
     /// The user that a client certificate names: one from `tls.client_ca`, or of `cert issue --user`.
     pub user: Option<HeaderValue>,
     /// The scope cap, as the value of `X-OpenClaw-Scopes`: the container's own cap,
@@ -129,6 +140,8 @@ pub enum Denied {
     Listed,
     /// `external.allow` is not empty and does not list the client.
     NotListed,
+    /// It speaks plain HTTP (`listen.plain`), and `external.trusted_proxies` does not list its peer.
+    NotTrustedProxy,
 }
 
 impl Denied {
@@ -137,6 +150,7 @@ impl Denied {
         match self {
             Self::Listed => "deny_list",
             Self::NotListed => "not_in_allow_list",
+            Self::NotTrustedProxy => "not_trusted_proxy",
         }
     }
 }

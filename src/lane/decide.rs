@@ -11,6 +11,7 @@ use super::evidence::{Certificate, Evidence, Issuer};
 use super::forwarded_client::ForwardedClient;
 use super::policy::{Policy, intersect_caps, scope_cap};
 use super::request_sender::RequestSender;
+use super::scheme::Scheme;
 use super::source_address::source_address;
 use crate::addr::canonical;
 use crate::agent_id::{AgentId, Kind};
@@ -29,6 +30,7 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
         client: sender.ip,
         forwarded_client: ForwardedClient::new(sender.ip, policy.unknown_client),
         trusted_proxy: sender.is_trusted_proxy,
+        scheme: Scheme::Https,
         // A proxy's certificate identifies the proxy, not the client of a request.
         user: certificate
             .filter(|certificate| certificate.issuer == Issuer::Operator || policy.asks_for_certificate(sender.ip))
@@ -47,6 +49,26 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
         policy.check_lists(external.client)?;
     }
     Ok(Lane::External(external))
+}
+
+/// Assigns a connection over plain HTTP, which a trusted proxy alone may have. There is no evidence
+/// that could make it an agent's, so it is always external.
+///
+/// # Errors
+/// The peer is no trusted proxy.
+pub fn decide_plain(peer: IpAddr, view: &View, policy: &Policy) -> Result<ExternalLane, Denied> {
+    let peer = canonical(peer);
+    if !policy.is_trusted_proxy(peer) {
+        return Err(Denied::NotTrustedProxy);
+    }
+    Ok(ExternalLane {
+        client: peer,
+        forwarded_client: ForwardedClient::new(peer, policy.unknown_client),
+        trusted_proxy: true,
+        scheme: Scheme::Http,
+        user: None,
+        scopes: policy.external_cap(cap_of_container(peer, view, policy).as_ref()),
+    })
 }
 
 /// Returns what makes the peer an agent, if anything does.

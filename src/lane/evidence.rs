@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-/// What a connection can't forge, and the PROXY header before it.
+/// What a connection over TLS can't forge, and the PROXY header before it.
 #[derive(Clone, Debug)]
 pub struct Evidence {
     /// The peer's address on the TCP connection.

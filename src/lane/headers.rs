@@ -21,6 +21,7 @@ use super::forwarded_client::ForwardedClient;
 use super::policy::{Policy, allowed_scopes, intersection};
 use super::request_check::{CheckedHead, RequestRefusal, check_request, is_host, tokens};
 use super::reserved_headers::{is_alike, is_hop_by_hop};
+use super::scheme::Scheme;
 use super::{browser, path, x_forwarded_for};
 use crate::config::{Config, PathRule};
 use crate::labels::LaneKind;
@@ -32,8 +33,6 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
 const X_OPENCLAW_SCOPES: HeaderName = HeaderName::from_static("x-openclaw-scopes");
-const HTTPS: HeaderValue = HeaderValue::from_static("https");
-const HTTP: HeaderValue = HeaderValue::from_static("http");
 
 /// The forwarding headers of one request on the external lane, complete by construction.
 #[derive(Clone, Debug)]
@@ -41,7 +40,7 @@ pub struct Forwarding {
     /// The address that the allow and deny lists were applied to.
     checked_client: IpAddr,
     client: ForwardedClient,
-    proto: HeaderValue,
+    scheme: Scheme,
     host: HeaderValue,
     identity: Vec<(HeaderName, HeaderValue)>,
 }
@@ -275,7 +274,7 @@ impl Forwarding {
         let mut forwarding = Self {
             checked_client,
             client: lane.forwarded_client.clone(),
-            proto: HTTPS,
+            scheme: lane.scheme,
             host: host.clone(),
             identity: Vec::new(),
         };
@@ -286,8 +285,8 @@ impl Forwarding {
             return Ok(forwarding);
         }
         forwarding.client = ForwardedClient::new(checked_client, policy.unknown_client);
-        if only(sent, &X_FORWARDED_PROTO).is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"http")) {
-            forwarding.proto = HTTP;
+        if let Some(stated) = only(sent, &X_FORWARDED_PROTO).and_then(Scheme::stated) {
+            forwarding.scheme = stated;
         }
         if let Some(host) = only(sent, &X_FORWARDED_HOST).filter(|host| is_host(host.as_bytes())) {
             forwarding.host = host.clone();
@@ -307,7 +306,7 @@ impl Forwarding {
             headers.insert(name, value);
         }
         headers.insert(X_FORWARDED_FOR, self.client.into_value());
-        headers.insert(X_FORWARDED_PROTO, self.proto);
+        headers.insert(X_FORWARDED_PROTO, self.scheme.into_value());
         headers.insert(X_FORWARDED_HOST, self.host);
         Forwarded { client: self.checked_client }
     }

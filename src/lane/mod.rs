@@ -11,14 +11,15 @@
 //! | --- | --- |
 //! | `policy`, `evidence` | the inputs: configuration, and what is known of a connection |
 //! | `admission` | refuses connections before the TLS handshake |
-//! | `decide`, `request_sender`, `assignment` | the decision and its result |
+//! | `decide`, `request_sender`, `assignment`, `connection` | the decision and its result |
 //! | `explain` | why a connection is not an agent's |
 //! | `request_check`, `path` | refuse ambiguous requests and closed paths |
-//! | `headers`, `forwarded_client`, `reserved_headers`, `x_forwarded_for`, `browser` | the head that the gateway gets |
+//! | `headers`, `forwarded_client`, `scheme`, `reserved_headers`, `x_forwarded_for`, `browser` | the head that the gateway gets |
 
 mod admission;
 mod assignment;
 mod browser;
+mod connection;
 mod decide;
 mod evidence;
 mod explain;
@@ -29,12 +30,14 @@ mod policy;
 mod request_check;
 mod request_sender;
 mod reserved_headers;
+mod scheme;
 mod source_address;
 mod x_forwarded_for;
 
-pub use admission::{admit_peer, admit_proxied_client, may_be_agent, may_have_certificate};
+pub use admission::{admit_peer, admit_plain, admit_proxied_client, may_be_agent, may_have_certificate};
 pub use assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
-pub use decide::decide;
+pub use connection::ConnectionEvidence;
+pub use decide::{decide, decide_plain};
 pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};
 pub use explain::{WhyExternal, why_external};
 pub use forwarded_client::ForwardedClient;
@@ -42,3 +45,4 @@ pub use headers::{Forwarding, GatewayHead, Rules, scrub_response, scrub_response
 pub use path::{check_path, normalized};
 pub use policy::{Policy, allowed_scopes};
 pub use request_check::RequestRefusal;
+pub use scheme::Scheme;

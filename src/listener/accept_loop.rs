@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::accepted::Accepted;
+use super::kind::ListenerKind;
 use super::limits::{ConnectionLimits, Slot};
 use crate::addr::{PeerAddr, canonical};
 use crate::backoff::Backoff;
@@ -27,6 +28,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(5);
 /// Accepts the connections of one listening socket.
 pub struct AcceptLoop {
     listener: TcpListener,
+    kind: ListenerKind,
     limits: Arc<ConnectionLimits>,
     metrics: ListenerMetrics,
     pauses: Backoff,
@@ -35,20 +37,26 @@ pub struct AcceptLoop {
 
 impl AcceptLoop {
     /// Returns a loop for `listener`, which starts with [`AcceptLoop::run`].
-    pub fn new(listener: TcpListener, limits: Arc<ConnectionLimits>, metrics: ListenerMetrics) -> Self {
-        Self { listener, limits, metrics, pauses: PAUSES, warned: None }
+    pub fn new(
+        listener: TcpListener,
+        kind: ListenerKind,
+        limits: Arc<ConnectionLimits>,
+        metrics: ListenerMetrics,
+    ) -> Self {
+        Self { listener, kind, limits, metrics, pauses: PAUSES, warned: None }
     }
 
     /// Passes each connection to `serve`, until `closed`.
     pub async fn run(mut self, closed: CancellationToken, serve: impl Fn(Accepted)) {
         let mut waiting = FuturesUnordered::new();
+        let kind = self.kind;
         loop {
             tokio::select! {
                 biased;
                 () = closed.cancelled() => return,
                 Some(accepted) = waiting.next() => serve(accepted),
                 (stream, peer, local) = self.accept() => {
-                    let accepted = move |permit| Accepted { stream, peer, local, permit };
+                    let accepted = move |permit| Accepted { stream, peer, local, kind, permit };
                     match self.limits.take_slot(peer) {
                         Ok(Slot::Now(permit)) => serve(accepted(permit)),
                         Ok(Slot::Later(permit)) => waiting.push(permit.map(accepted)),

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
 
+use super::kind::ListenerKind;
 use super::limits::Permit;
 use crate::addr::PeerAddr;
 
@@ -16,6 +17,8 @@ pub struct Accepted {
     pub peer: PeerAddr,
     /// The local address, with an IPv4-mapped IPv6 address as IPv4.
     pub local: SocketAddr,
+    /// What the listener that accepted it is for.
+    pub kind: ListenerKind,
     /// Counts the connection against the limits; must be held until the connection ends.
     pub permit: Permit,
 }

@@ -12,11 +12,11 @@ use tracing::{debug, info, warn};
 
 use super::accept_loop::AcceptLoop;
 use super::accepted::Accepted;
+use super::kind::ListenerAddress;
 use super::limits::ConnectionLimits;
 use super::{plan, socket};
-use crate::addr::canonical;
 use crate::backoff::Backoff;
-use crate::config::{Config, ListenAddresses};
+use crate::config::Config;
 use crate::discovery::View;
 use crate::metrics::ListenerMetrics;
 use crate::shutdown::Shutdown;
@@ -28,19 +28,22 @@ const RETRY: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_s
 /// Why the listeners can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A `--listen` address that names one exact address can't be bound.
-    #[error("can't listen on {address} (listen.on)")]
+    /// An address that an option names exactly can't be bound.
+    #[error("can't listen on {} ({})", .listener.address, .listener.kind.key())]
     Bind {
-        /// The address.
-        address: SocketAddr,
+        /// The listener.
+        listener: ListenerAddress,
         /// The error of the operating system.
         source: io::Error,
     },
-    /// A `--listen` address is the gateway's own.
-    #[error("can't listen on {address} (listen.on): it would take the gateway's own address {gateway}")]
+    /// An address to listen on is the gateway's own.
+    #[error(
+        "can't listen on {} ({}): it would take the gateway's own address {gateway}",
+        .listener.address, .listener.kind.key()
+    )]
     GatewayAddress {
-        /// The address to listen on.
-        address: SocketAddr,
+        /// The listener.
+        listener: ListenerAddress,
         /// The gateway's.
         gateway: SocketAddr,
     },
@@ -62,10 +65,10 @@ pub fn follow(
     shutdown: &Shutdown,
     limits: &Arc<ConnectionLimits>,
     serve: impl Fn(Accepted) + Clone + Send + Sync + 'static,
-) -> Result<watch::Receiver<Arc<Vec<SocketAddr>>>, Error> {
+) -> Result<watch::Receiver<Arc<Vec<ListenerAddress>>>, Error> {
     let gateway = config.gateway.address;
-    if let Some(address) = plan::gateway_conflict(&config.listen.on, gateway) {
-        return Err(Error::GatewayAddress { address, gateway });
+    if let Some(listener) = plan::gateway_conflict(&config.listen, gateway) {
+        return Err(Error::GatewayAddress { listener, gateway });
     }
     let (bound, receiver) = watch::channel(Arc::default());
     let mut manager = ListenerManager {
@@ -95,12 +98,12 @@ struct ListenerManager<S> {
     shutdown: Shutdown,
     serve: S,
     /// By the wanted address, whose port may be 0.
-    open: BTreeMap<SocketAddr, OpenListener>,
+    open: BTreeMap<ListenerAddress, OpenListener>,
     /// Wanted addresses that could not be bound, with the reason.
-    failed: BTreeMap<SocketAddr, io::Error>,
-    /// Values of `listen.on` that match no local address.
-    unmatched: BTreeSet<String>,
-    bound: watch::Sender<Arc<Vec<SocketAddr>>>,
+    failed: BTreeMap<ListenerAddress, io::Error>,
+    /// Keys and values of options that match no local address.
+    unmatched: BTreeSet<(&'static str, String)>,
+    bound: watch::Sender<Arc<Vec<ListenerAddress>>>,
 }
 
 /// A listener that is closed when this is dropped.
@@ -131,68 +134,67 @@ impl<S: Fn(Accepted) + Clone + Send + Sync + 'static> ListenerManager<S> {
     /// Opens and closes listeners until they are those that `view` calls for, except those that can't be bound now.
     fn apply(&mut self, view: &View) {
         let scope_of = |name: &str| nix::net::if_::if_nametoindex(name).unwrap_or(0);
-        let wanted = plan::wanted(&self.config.listen.on, self.config.gateway.address, &view.interfaces, scope_of);
+        let wanted = plan::wanted(&self.config.listen, self.config.gateway.address, &view.interfaces, scope_of);
         let plan = plan::plan(&wanted, &self.open.keys().copied().collect::<BTreeSet<_>>());
-        for address in plan.close {
-            self.close(address);
+        for listener in plan.close {
+            self.close(listener);
         }
-        let unmatched = plan::unmatched(&self.config.listen.on, &view.interfaces).map(ToString::to_string).collect();
-        for listen in BTreeSet::difference(&unmatched, &self.unmatched) {
-            warn!(listen, "no local address matches this --listen value; will listen when one appears");
+        let unmatched = plan::unmatched(&self.config.listen, &view.interfaces);
+        let unmatched = unmatched.map(|(kind, on)| (kind.key(), on.to_string())).collect();
+        for (option, listen) in BTreeSet::difference(&unmatched, &self.unmatched) {
+            warn!(option, listen, "no local address matches this value; will listen when one appears");
         }
         self.unmatched = unmatched;
-        self.failed.retain(|address, _| wanted.contains(address));
-        for address in plan.open {
-            match self.open(address) {
-                Ok(()) => drop(self.failed.remove(&address)),
-                Err(error) => self.record_failure(address, error),
+        self.failed.retain(|listener, _| wanted.contains(listener));
+        for listener in plan.open {
+            match self.open(listener) {
+                Ok(()) => drop(self.failed.remove(&listener)),
+                Err(error) => self.record_failure(listener, error),
             }
         }
         self.publish();
     }
 
-    fn open(&mut self, address: SocketAddr) -> io::Result<()> {
+    fn open(&mut self, wanted: ListenerAddress) -> io::Result<()> {
+        let ListenerAddress { address, kind } = wanted;
         let listener = socket::listen(address)?;
         let local = listener.local_addr()?;
         let closed = self.shutdown.token().child_token();
-        let accept_loop = AcceptLoop::new(listener, Arc::clone(&self.limits), self.metrics.clone());
+        let accept_loop = AcceptLoop::new(listener, kind, Arc::clone(&self.limits), self.metrics.clone());
         self.shutdown.spawn(accept_loop.run(closed.clone(), self.serve.clone()));
-        self.open.insert(address, OpenListener { local, _close: closed.drop_guard() });
-        info!(address = %local, "listening");
+        self.open.insert(wanted, OpenListener { local, _close: closed.drop_guard() });
+        info!(address = %local, option = kind.key(), "listening");
         Ok(())
     }
 
-    fn close(&mut self, address: SocketAddr) {
-        if let Some(listener) = self.open.remove(&address) {
+    fn close(&mut self, wanted: ListenerAddress) {
+        if let Some(listener) = self.open.remove(&wanted) {
             info!(address = %listener.local, "no longer listening");
         }
     }
 
-    /// Remembers to try `address` again. Warns once for each kind of failure.
-    fn record_failure(&mut self, address: SocketAddr, error: io::Error) {
-        let known = self.failed.get(&address).is_some_and(|before| before.raw_os_error() == error.raw_os_error());
+    /// Remembers to try `wanted` again. Warns once for each kind of failure.
+    fn record_failure(&mut self, wanted: ListenerAddress, error: io::Error) {
+        let address = wanted.address;
+        let known = self.failed.get(&wanted).is_some_and(|before| before.raw_os_error() == error.raw_os_error());
         if known {
             debug!(%address, %error, "still can't listen");
         } else {
             warn!(%address, %error, "can't listen on this address; will try again");
         }
-        self.failed.insert(address, error);
+        self.failed.insert(wanted, error);
     }
 
     /// Returns the failure, if any, to bind an address that the configuration names exactly.
     fn take_named_failure(&mut self) -> Option<Error> {
-        let named = |address: &SocketAddr| {
-            self.config.listen.on.iter().any(|on| {
-                matches!(on.addresses, ListenAddresses::Address(ip) if canonical(ip) == address.ip())
-                    && on.port == address.port()
-            })
-        };
-        let address = *self.failed.keys().find(|address| named(address))?;
-        self.failed.remove(&address).map(|source| Error::Bind { address, source })
+        let listener = *self.failed.keys().find(|listener| plan::is_named(&self.config.listen, listener))?;
+        self.failed.remove(&listener).map(|source| Error::Bind { listener, source })
     }
 
     fn publish(&self) {
-        let now: Vec<SocketAddr> = self.open.values().map(|listener| listener.local).collect();
+        let local =
+            |(wanted, open): (&ListenerAddress, &OpenListener)| ListenerAddress { address: open.local, ..*wanted };
+        let now: Vec<ListenerAddress> = self.open.iter().map(local).collect();
         self.bound.send_if_modified(|bound| {
             let changed = **bound != now;
             if changed {

@@ -2,6 +2,7 @@
 
 mod accept_loop;
 mod accepted;
+mod kind;
 mod limits;
 mod manager;
 pub mod plan;
@@ -12,6 +13,7 @@ mod socket;
 mod tests;
 
 pub use accepted::Accepted;
+pub use kind::{ListenerAddress, ListenerKind};
 pub use limits::{ConnectionLimits, MAX_WAITING, Permit};
 pub use manager::{Error, follow};
 pub use reachable::reachable_addresses;

@@ -3,29 +3,49 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
+use super::kind::{ListenerAddress, ListenerKind};
 use crate::addr::canonical;
-use crate::config::{ListenAddresses, ListenOn};
+use crate::config::{Listen, ListenAddresses, ListenOn};
 use crate::discovery::Interface;
 
 /// The listeners to close and to open; see [`plan`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
     /// To close, before any is opened: a listener on `[::]` would prevent one on a single address.
-    pub close: Vec<SocketAddr>,
+    pub close: Vec<ListenerAddress>,
     /// To open.
-    pub open: Vec<SocketAddr>,
+    pub open: Vec<ListenerAddress>,
 }
 
 /// Returns the steps from the `open` listeners to the `wanted` ones.
-pub fn plan(wanted: &BTreeSet<SocketAddr>, open: &BTreeSet<SocketAddr>) -> Plan {
+pub fn plan(wanted: &BTreeSet<ListenerAddress>, open: &BTreeSet<ListenerAddress>) -> Plan {
     Plan { close: open.difference(wanted).copied().collect(), open: wanted.difference(open).copied().collect() }
+}
+
+/// Returns the values of all options that ask for listeners, with what for.
+fn options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, &[ListenOn])> {
+    [(ListenerKind::Tls, &listen.on[..]), (ListenerKind::Plain, &listen.plain)].into_iter()
+}
+
+/// Returns the listeners to have; see [`wanted_addresses`].
+pub fn wanted(
+    listen: &Listen,
+    gateway: SocketAddr,
+    interfaces: &[Interface],
+    scope_of: impl Fn(&str) -> u32,
+) -> BTreeSet<ListenerAddress> {
+    let of = |(kind, on)| {
+        let addresses = wanted_addresses(on, gateway, interfaces, &scope_of);
+        addresses.into_iter().map(move |address| ListenerAddress { address, kind })
+    };
+    options(listen).flat_map(of).collect()
 }
 
 /// Returns the addresses to listen on. `scope_of` returns the index of the interface with a name,
 /// for link-local addresses.
 ///
 /// The gateway's own address is never among them, nor an address that an unspecified one (`[::]`, `0.0.0.0`) covers.
-pub fn wanted(
+pub fn wanted_addresses(
     listen: &[ListenOn],
     gateway: SocketAddr,
     interfaces: &[Interface],
@@ -55,7 +75,14 @@ pub fn wanted(
 }
 
 /// Returns the values of `listen` that match no address of `interfaces`, for now or because of a typing error.
-pub fn unmatched<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> impl Iterator<Item = &'a ListenOn> {
+pub fn unmatched<'a>(
+    listen: &'a Listen,
+    interfaces: &[Interface],
+) -> impl Iterator<Item = (ListenerKind, &'a ListenOn)> {
+    options(listen).flat_map(|(kind, on)| unmatched_values(on, interfaces).map(move |on| (kind, on)))
+}
+
+fn unmatched_values<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> impl Iterator<Item = &'a ListenOn> {
     let own = |addresses: &ListenAddresses| {
         interfaces
             .iter()
@@ -78,8 +105,19 @@ fn matches(addresses: &ListenAddresses, interface: &Interface, ip: IpAddr) -> bo
     }
 }
 
-/// Returns the `--listen` address, if any, that would take the gateway's own.
-pub fn gateway_conflict(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
+/// Returns whether an option names the address of `listener` exactly.
+pub fn is_named(listen: &Listen, listener: &ListenerAddress) -> bool {
+    options(listen).filter(|(kind, _)| *kind == listener.kind).flat_map(|(_, on)| on).any(|on| {
+        on.exact().is_some_and(|ip| canonical(ip) == listener.address.ip()) && on.port == listener.address.port()
+    })
+}
+
+/// Returns the address to listen on, if any, that would take the gateway's own.
+pub fn gateway_conflict(listen: &Listen, gateway: SocketAddr) -> Option<ListenerAddress> {
+    options(listen).find_map(|(kind, on)| taking_gateways(on, gateway).map(|address| ListenerAddress { address, kind }))
+}
+
+fn taking_gateways(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
     listen.iter().find_map(|on| match on.addresses {
         ListenAddresses::Address(exact) => {
             let address = SocketAddr::new(canonical(exact), on.port);
@@ -104,6 +142,7 @@ fn is_link_local_v6(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     const GATEWAY: &str = "127.0.0.1:18789";
 
@@ -163,14 +202,32 @@ mod tests {
         ];
         for (listen, expected) in table {
             let listen: Vec<ListenOn> = listen.iter().map(|(addresses, port)| on(addresses, *port)).collect();
-            assert_eq!(wanted(&listen, GATEWAY.parse().unwrap(), &interfaces(), |_| 7), set(expected), "{listen:?}");
+            assert_eq!(
+                wanted_addresses(&listen, GATEWAY.parse().unwrap(), &interfaces(), |_| 7),
+                set(expected),
+                "{listen:?}"
+            );
         }
+    }
+
+    #[test]
+    fn each_option_has_listeners_of_its_kind() {
+        let mut listen = Config::default().listen;
+        listen.on = vec![on("eth1", 443), on("10.0.0.9", 0), on("eth7", 1)];
+        listen.plain = vec![on("10.0.0.9", 0), on("eth8", 1)];
+        let found = wanted(&listen, GATEWAY.parse().unwrap(), &interfaces(), |_| 7);
+        let found: Vec<_> = found.iter().map(|found| (found.address.to_string(), found.kind.key())).collect();
+        let expected = [("10.0.0.5:443", "listen.on"), ("10.0.0.9:0", "listen.on"), ("10.0.0.9:0", "listen.plain")];
+        assert_eq!(found, expected.map(|(address, key)| (address.to_owned(), key)));
+        let missing: Vec<_> =
+            unmatched(&listen, &interfaces()).map(|(kind, on)| (kind.key(), on.to_string())).collect();
+        assert_eq!(missing, [("listen.on", "eth7:1".to_owned()), ("listen.plain", "eth8:1".to_owned())]);
     }
 
     #[test]
     fn listen_values_without_a_matching_address_are_reported() {
         let named = |listen: &[ListenOn], interfaces: &[Interface]| {
-            unmatched(listen, interfaces).map(ToString::to_string).collect::<Vec<_>>()
+            unmatched_values(listen, interfaces).map(ToString::to_string).collect::<Vec<_>>()
         };
         let listen = [
             "bridge",
@@ -194,9 +251,13 @@ mod tests {
 
     #[test]
     fn the_plan_closes_and_opens_only_what_differs() {
-        let plan = plan(&set(&["10.0.0.5:443", "10.0.0.6:443"]), &set(&["10.0.0.4:443", "10.0.0.5:443"]));
-        assert_eq!(plan.close, ["10.0.0.4:443".parse().unwrap()]);
-        assert_eq!(plan.open, ["10.0.0.6:443".parse().unwrap()]);
+        let of = |kind| move |address: &str| ListenerAddress { address: address.parse().unwrap(), kind };
+        let (tls, plain) = (of(ListenerKind::Tls), of(ListenerKind::Plain));
+        let wanted = [tls("10.0.0.5:443"), tls("10.0.0.6:443"), plain("10.0.0.7:443")];
+        let open = [tls("10.0.0.4:443"), tls("10.0.0.5:443"), tls("10.0.0.7:443")];
+        let plan = plan(&wanted.into(), &open.into());
+        assert_eq!(plan.close, [tls("10.0.0.4:443"), tls("10.0.0.7:443")]);
+        assert_eq!(plan.open, [tls("10.0.0.6:443"), plain("10.0.0.7:443")]);
     }
 
     #[test]
@@ -216,8 +277,11 @@ mod tests {
             ("bridge", 18789, GATEWAY, false),
         ];
         for (address, port, gateway, taken) in table {
-            let found = gateway_conflict(&[on(address, port)], gateway.parse().unwrap());
+            let mut listen = Config::default().listen;
+            listen.plain = vec![on(address, port)];
+            let found = gateway_conflict(&listen, gateway.parse().unwrap());
             assert_eq!(found.is_some(), taken, "{address}:{port} before {gateway}");
+            assert!(found.is_none_or(|found| found.kind == ListenerKind::Plain));
         }
     }
 }

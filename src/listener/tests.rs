@@ -26,7 +26,7 @@ const AGENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 9));
 /// Listeners, and the connections that they accepted.
 struct Harness {
     view: watch::Sender<Arc<View>>,
-    bound: watch::Receiver<Arc<Vec<SocketAddr>>>,
+    bound: watch::Receiver<Arc<Vec<ListenerAddress>>>,
     accepted: mpsc::UnboundedReceiver<Accepted>,
     metrics: ListenerMetrics,
     shutdown: Shutdown,
@@ -50,7 +50,7 @@ impl Harness {
     /// Opens one listener on 127.0.0.1; returns its address too.
     fn on_loopback(change: impl FnOnce(&mut Config)) -> (Self, SocketAddr) {
         let harness = Self::open(&[(exactly("127.0.0.1"), 0)], change).unwrap();
-        let address = harness.bound.borrow()[0];
+        let address = harness.bound.borrow()[0].address;
         (harness, address)
     }
 
@@ -64,8 +64,10 @@ impl Harness {
 
     async fn listens_on(&mut self, expected: &[&str]) {
         let expected: BTreeSet<IpAddr> = expected.iter().map(|address| address.parse().unwrap()).collect();
-        bound_becomes(&mut self.bound, |bound| bound.iter().map(SocketAddr::ip).collect::<BTreeSet<_>>() == expected)
-            .await;
+        bound_becomes(&mut self.bound, |bound| {
+            bound.iter().map(|bound| bound.address.ip()).collect::<BTreeSet<_>>() == expected
+        })
+        .await;
     }
 
     async fn next_accepted(&mut self) -> Accepted {
@@ -77,6 +79,10 @@ impl Drop for Harness {
     fn drop(&mut self) {
         self.shutdown.begin();
     }
+}
+
+fn tls(address: SocketAddr) -> ListenerAddress {
+    ListenerAddress { address, kind: ListenerKind::Tls }
 }
 
 fn exactly(address: &str) -> ListenAddresses {
@@ -96,7 +102,10 @@ async fn until(condition: impl Fn() -> bool) {
     .await;
 }
 
-async fn bound_becomes(bound: &mut watch::Receiver<Arc<Vec<SocketAddr>>>, expected: impl Fn(&[SocketAddr]) -> bool) {
+async fn bound_becomes(
+    bound: &mut watch::Receiver<Arc<Vec<ListenerAddress>>>,
+    expected: impl Fn(&[ListenerAddress]) -> bool,
+) {
     let reached = tokio::time::timeout(DEADLINE, bound.wait_for(|bound| expected(bound))).await.map(drop);
     assert!(reached.is_ok(), "the listeners are {:?}", *bound.borrow());
 }
@@ -153,7 +162,7 @@ async fn listeners_follow_the_addresses_in_the_view() {
     harness.listens_on(&[]).await;
     harness.addresses_are_now(&["127.66.0.1/32", "127.67.0.1/32"]);
     harness.listens_on(&["127.66.0.1"]).await;
-    let first = harness.bound.borrow()[0];
+    let first = harness.bound.borrow()[0].address;
     let _client = TcpStream::connect(first).await.unwrap();
     let stays = harness.next_accepted().await;
     harness.addresses_are_now(&["127.66.0.2/32"]);
@@ -196,7 +205,7 @@ async fn at_the_total_limit_connections_of_every_listener_wait() {
     let mut harness = Harness::open(&listen, |config| config.limits.max_connections = 1).unwrap();
     let bound = harness.bound.borrow().clone();
     let mut clients = Vec::new();
-    for address in [bound[0], bound[1], bound[0], bound[1]] {
+    for address in [bound[0], bound[1], bound[0], bound[1]].map(|bound| bound.address) {
         clients.push(TcpStream::connect(address).await.unwrap());
     }
     for _ in &clients {
@@ -236,7 +245,7 @@ async fn the_unspecified_address_takes_both_families_and_reports_ipv4_as_ipv4() 
         return eprintln!("SKIPPED: no IPv6 here");
     }
     let mut harness = Harness::open(&[(exactly("::"), 0)], |_| {}).unwrap();
-    let port = harness.bound.borrow()[0].port();
+    let port = harness.bound.borrow()[0].address.port();
     for address in ["127.0.0.1", "::1"] {
         let ip: IpAddr = address.parse().unwrap();
         let _client = TcpStream::connect((ip, port)).await.unwrap();
@@ -294,7 +303,7 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
             ip("address add 10.9.0.5/24 dev left");
             ip("link set left up");
             let v4: SocketAddr = "10.9.0.5:18443".parse().unwrap();
-            bound_becomes(&mut bound, |bound| bound == [v4]).await;
+            bound_becomes(&mut bound, |bound| bound == [tls(v4)]).await;
             let _client = TcpStream::connect(v4).await.unwrap();
             assert_eq!(in_time(accepted.recv()).await, Some(v4));
 
@@ -303,17 +312,18 @@ fn in_a_real_namespace_listeners_follow_addresses_that_come_and_go() {
                 // With its other end up the link has a carrier, and duplicate address detection ends a second later.
                 ip("link set right up");
                 let v6: SocketAddr = "[fd09::5]:18443".parse().unwrap();
-                bound_becomes(&mut bound, |bound| bound == [v4, v6]).await;
+                bound_becomes(&mut bound, |bound| bound == [tls(v4), tls(v6)]).await;
             }
 
             ip("address add 10.9.0.6/24 dev left");
-            bound_becomes(&mut bound, |bound| bound.len() >= 2 && bound[1] == "10.9.0.6:18443".parse().unwrap()).await;
+            bound_becomes(&mut bound, |bound| bound.len() >= 2 && bound[1] == tls("10.9.0.6:18443".parse().unwrap()))
+                .await;
             ip("address delete 10.9.0.6/24 dev left");
-            bound_becomes(&mut bound, |bound| !bound.contains(&"10.9.0.6:18443".parse().unwrap())).await;
+            bound_becomes(&mut bound, |bound| !bound.contains(&tls("10.9.0.6:18443".parse().unwrap()))).await;
             assert!(TcpStream::connect(v4).await.is_ok(), "the other listeners stay open");
 
             ip("link delete left");
-            bound_becomes(&mut bound, <[SocketAddr]>::is_empty).await;
+            bound_becomes(&mut bound, <[ListenerAddress]>::is_empty).await;
             shutdown.begin();
             assert_eq!(shutdown.wait(DEADLINE).await, 0);
         },

@@ -12,7 +12,9 @@ use super::close_signal::CloseSignal;
 use crate::addr::{PeerAddr, canonical};
 use crate::discovery::View;
 use crate::labels::Protocol;
-use crate::lane::{AgentBasis, Certificate, Evidence, Issuer, Lane, Policy, WhyExternal, decide, why_external};
+use crate::lane::{
+    AgentBasis, Certificate, ConnectionEvidence, Denied, Issuer, Lane, Policy, WhyExternal, why_external,
+};
 
 /// Every connection that was assigned a lane.
 #[derive(Debug, Default)]
@@ -34,16 +36,18 @@ pub struct ConnectionInfo {
     pub protocol: Protocol,
     /// When it was registered.
     pub since: SystemTime,
-    evidence: Arc<Evidence>,
+    evidence: Arc<ConnectionEvidence>,
     close_signal: CloseSignal,
 }
 
 impl ConnectionInfo {
     /// Returns why it is external, if one might expect it to be an agent's.
     pub(super) fn why_external(&self, view: &View, policy: &Policy) -> Option<WhyExternal> {
-        match &*self.lane {
-            Lane::Agent(_) => None,
-            Lane::External(_) => why_external(&self.evidence, view, policy, unix(self.since)),
+        match (&*self.lane, &*self.evidence) {
+            (Lane::External(_), ConnectionEvidence::Tls(evidence)) => {
+                why_external(evidence, view, policy, unix(self.since))
+            }
+            (Lane::Agent(_), _) | (Lane::External(_), ConnectionEvidence::Plain(_)) => None,
         }
     }
 
@@ -53,19 +57,21 @@ impl ConnectionInfo {
     /// The certificate's expiry is not judged here: `connection/deadlines.rs` ends the requests of
     /// a connection whose certificate expired.
     pub(super) fn lost_agent_lane(&self, view: &View, policy: &Policy) -> Option<String> {
-        let Lane::Agent(before) = &*self.lane else { return None };
-        if matches!(decide(&self.evidence, view, policy, unix(self.since)), Ok(Lane::Agent(now)) if now.is_same(before))
-        {
+        let (Lane::Agent(before), ConnectionEvidence::Tls(evidence)) = (&*self.lane, &*self.evidence) else {
+            return None;
+        };
+        let now = self.evidence.decide(view, policy, unix(self.since));
+        if matches!(now, Ok(Lane::Agent(now)) if now.is_same(before)) {
             return None;
         }
-        let why = why_external(&self.evidence, view, policy, unix(self.since)).map(|why| why.to_string());
+        let why = why_external(evidence, view, policy, unix(self.since)).map(|why| why.to_string());
         Some(why.unwrap_or_else(|| "the agent is gone, or is an agent on another basis now".to_owned()))
     }
 
     /// Returns the reason why an external connection may not go on: it would get another scope cap now.
     pub(super) fn lost_scope_cap(&self, view: &View, policy: &Policy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
-        let changed = match decide(&self.evidence, view, policy, unix(self.since)).ok()? {
+        let changed = match self.evidence.decide(view, policy, unix(self.since)).ok()? {
             Lane::External(now) => before.scopes != now.scopes,
             Lane::Agent(now) => before.scopes != now.as_external.scopes,
         };
@@ -77,12 +83,13 @@ impl ConnectionInfo {
     /// right; a new one may.
     pub(super) fn lost_external_lane(&self, view: &View, policy: &Policy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
-        let untrusted = match decide(&self.evidence, view, policy, unix(self.since)) {
+        let untrusted = match self.evidence.decide(view, policy, unix(self.since)) {
             Ok(Lane::External(now)) if before.user.is_some() && before.user != now.user => {
                 return Some("its certificate no longer names its user");
             }
             Ok(Lane::External(now)) => (before.trusted_proxy && !now.trusted_proxy) || before.client != now.client,
-            Ok(Lane::Agent(_)) => before.trusted_proxy || before.client != canonical(self.evidence.peer),
+            Ok(Lane::Agent(_)) => before.trusted_proxy || before.client != canonical(self.evidence.peer()),
+            Err(Denied::NotTrustedProxy) => true,
             Err(denied) => return Some(denied.label()),
         };
         untrusted.then_some("its proxy is no longer trusted")
@@ -90,12 +97,12 @@ impl ConnectionInfo {
 
     /// Returns whether a CA of `tls.client_ca` vouches for it.
     pub(super) fn has_operator_certificate(&self) -> bool {
-        self.evidence.certificate.as_ref().is_some_and(|certificate| certificate.issuer == Issuer::Operator)
+        self.has_certificate(|certificate| certificate.issuer == Issuer::Operator)
     }
 
     /// Returns whether it has a certificate that satisfies `condition`.
     pub(super) fn has_certificate(&self, condition: impl FnOnce(&Certificate) -> bool) -> bool {
-        self.evidence.certificate.as_ref().is_some_and(condition)
+        self.evidence.certificate().is_some_and(condition)
     }
 
     /// The agent's name, where it is a discovered one's; else the basis of its lane.
@@ -116,7 +123,7 @@ impl Registry {
         peer: PeerAddr,
         lane: Arc<Lane>,
         protocol: Protocol,
-        evidence: Evidence,
+        evidence: ConnectionEvidence,
         draining: &CancellationToken,
     ) -> RegistryGuard {
         let number = self.next.fetch_add(1, Ordering::Relaxed);

@@ -93,13 +93,13 @@ impl Proxy {
 
     /// Serves a connection on a task of its own, on the worker with the fewest connections.
     pub fn serve(&self, accepted: Accepted) {
-        let Accepted { stream, peer, local, permit } = accepted;
+        let Accepted { stream, peer, local, kind, permit } = accepted;
         // Moves the socket from this thread's event queue to that of its worker.
         match stream.into_std() {
             Ok(stream) => {
                 let slot = self.workers.assign();
                 let worker = slot.worker();
-                let accepted = AcceptedConnection::new(stream, (peer, local), permit, slot);
+                let accepted = AcceptedConnection::new(stream, (peer, local), kind, permit, slot);
                 self.workers
                     .run(worker, self.shared.shutdown.track(connection::serve(Arc::clone(&self.shared), accepted)));
             }

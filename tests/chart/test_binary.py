@@ -76,7 +76,7 @@ class Binary(unittest.TestCase):
             render(
                 {
                     "gateway": {"port": 3000},
-                    "sidecar": {"listen": ["eth0", "[::]"], "port": 8443, "drainTimeoutSeconds": 25, "config": {"limits": {"head_bytes": 131072}}},
+                    "sidecar": {"listen": ["eth0", "[::]"], "port": 8443, "plainPort": 8080, "drainTimeoutSeconds": 25, "config": {"limits": {"head_bytes": 131072}}},
                     "agents": {"cidrs": ["10.0.0.5/32"], "scopes": ["operator.read", "operator.write"], "inheritToken": True},
                     "external": {"trustedProxies": ["10.1.0.0/24"], "proxyProtocol": True},
                 }
@@ -84,6 +84,7 @@ class Binary(unittest.TestCase):
         )
         self.assertEqual(shown["gateway"]["address"], "127.0.0.1:3000")
         self.assertEqual(shown["listen"]["on"], ["eth0:8443", "[::]:8443"])
+        self.assertEqual(shown["listen"]["plain"], ["eth0:8080", "[::]:8080"])
         self.assertEqual(shown["listen"]["own_addresses"], "external")
         self.assertIs(shown["listen"]["proxy_protocol"], True)
         self.assertEqual(shown["limits"]["head_bytes"], 131072)

@@ -18,6 +18,7 @@ mod lanes;
 mod listeners;
 #[cfg(feature = "otel")]
 mod otel;
+mod plain;
 mod reload;
 mod request_ends;
 mod revocation;

@@ -101,6 +101,14 @@
 {{- if and .Values.external.proxyProtocol (not .Values.external.trustedProxies) -}}
 {{- fail "external.proxyProtocol needs external.trustedProxies: PROXY headers are accepted from these only" -}}
 {{- end -}}
+{{- with .Values.sidecar.plainPort -}}
+{{- if not $.Values.external.trustedProxies -}}
+{{- fail "sidecar.plainPort needs external.trustedProxies: plain HTTP is accepted from these only" -}}
+{{- end -}}
+{{- range $name, $port := dict "sidecar.port" $.Values.sidecar.port "metrics.port" $.Values.metrics.port "service.port" $.Values.service.port -}}
+{{- if eq (int $port) (int $.Values.sidecar.plainPort) }}{{ fail (printf "sidecar.plainPort and %s must differ" $name) }}{{ end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.enabled needs ingress.hosts" -}}
 {{- end -}}
@@ -132,7 +140,7 @@
 {{- $owned := dict
   "state_dir" "state" "admin" "metrics.port" "discovery" "agents.discovery"
   "gateway.address" "gateway.port"
-  "listen.on" "sidecar.listen" "listen.own_addresses" "sidecar.ownAddresses" "listen.proxy_protocol" "external.proxyProtocol"
+  "listen.on" "sidecar.listen" "listen.plain" "sidecar.plainPort" "listen.own_addresses" "sidecar.ownAddresses" "listen.proxy_protocol" "external.proxyProtocol"
   "tls.names" "tls.names"
   "docker.engine" "agents.discovery" "kubernetes.audience" "agents.audience"
   "agents.cidrs" "agents.cidrs" "agents.uris" "agents.uris" "agents.scopes" "agents.scopes" "agents.inherit_token" "agents.inheritToken"

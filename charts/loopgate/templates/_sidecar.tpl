@@ -24,6 +24,12 @@ configuration as `run`. Lists are separated by commas; the schema lets none into
   value: {{ printf "%s:%v" (.Values.metrics.enabled | ternary .Values.metrics.bindAddress "127.0.0.1") .Values.metrics.port | quote }}
 - name: LOOPGATE_LISTEN
   value: {{ join "," $listen | quote }}
+{{- with .Values.sidecar.plainPort }}
+{{- $plain := list -}}
+{{- range $.Values.sidecar.listen }}{{ $plain = append $plain (printf "%s:%d" . (int64 $.Values.sidecar.plainPort)) }}{{ end }}
+- name: LOOPGATE_LISTEN_PLAIN
+  value: {{ join "," $plain | quote }}
+{{- end }}
 - name: LOOPGATE_OWN_ADDRESSES
   value: {{ .Values.sidecar.ownAddresses }}
 - name: LOOPGATE_DRAIN_TIMEOUT
@@ -139,6 +145,11 @@ configuration as `run`. Lists are separated by commas; the schema lets none into
     - name: loopgate
       containerPort: {{ .Values.sidecar.port }}
       protocol: TCP
+    {{- with .Values.sidecar.plainPort }}
+    - name: plain
+      containerPort: {{ . }}
+      protocol: TCP
+    {{- end }}
     {{- if .Values.metrics.enabled }}
     - name: metrics
       containerPort: {{ .Values.metrics.port }}

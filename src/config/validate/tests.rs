@@ -89,6 +89,23 @@ fn each_problem_is_one_line_that_names_the_option() {
         (&["listen=127.0.0.1:18789"], "--listen: the sidecar can't listen on the gateway's own address"),
         (&["admin=127.0.0.1:18789"], "--admin: the admin listener needs its own address and port"),
         (&["listen=127.0.0.1:9180"], "--listen: the admin listener needs its own address and port"),
+        (
+            &["listen-plain=bridge:8080"],
+            "--listen-plain: needs --trusted-proxy, because only trusted proxies may speak plain HTTP",
+        ),
+        (
+            &["listen-plain=127.0.0.1:18789", "trusted-proxy=172.18.0.2"],
+            "--listen-plain: the sidecar can't listen on the gateway's own address",
+        ),
+        (
+            &["listen-plain=127.0.0.1:9180", "trusted-proxy=172.18.0.2"],
+            "--listen-plain: the admin listener needs its own address and port",
+        ),
+        (
+            &["listen-plain=10.0.0.5:18443", "trusted-proxy=172.18.0.2"],
+            "--listen-plain: 10.0.0.5:18443 of --listen-plain could take the address and port of bridge:18443 (--listen): \
+             give each a port of its own",
+        ),
         (&["tls-cert=a.pem"], "--tls-cert: needs --tls-key"),
         (&["tls-key=a.pem"], "--tls-key: needs --tls-cert"),
         (&["agent-cidr=0.0.0.0/0"], "--agent-cidr: \"0.0.0.0/0\" would make everyone an agent"),
@@ -144,6 +161,7 @@ fn valid_values_are_accepted() {
         &["inherit-token", "token-file=t"],
         &["unpair", "token-file=t", "bind-devices=report"],
         &["proxy-protocol", "trusted-proxy=172.18.0.2"],
+        &["listen-plain=bridge:8080", "listen-plain=127.0.0.9:18443", "trusted-proxy=172.18.0.2"],
         &["drain-timeout=0", "gateway-wait=0"],
     ] {
         assert_eq!(problems(&flags(words)), [""; 0], "{words:?}");

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::Config;
 use crate::discovery::{Agent, Interface, ScopeCap};
-use crate::lane::{ProxyHeader, admit_peer, admit_proxied_client};
+use crate::lane::{ProxyHeader, admit_peer, admit_plain, admit_proxied_client};
 use proptest::prelude::*;
 
 const NOW: i64 = 1_000;
@@ -61,6 +61,40 @@ fn every_client_of_a_gateway_off_loopback_is_external() {
     }
     let attested = Evidence { certificate: Some(own("spiffe://loopgate.local/docker/p/s/bbb")), ..from("172.18.0.4") };
     assert_eq!(lane(&attested, &remote), "external 172.18.0.4");
+}
+
+#[test]
+fn over_plain_http_a_trusted_proxy_is_external_and_no_other_peer_has_a_lane() {
+    let proxies = policy(|c| {
+        c.external.trusted_proxies = nets(&["172.18.0.3/32", "172.18.0.9/32", "127.0.0.1/32"]);
+        c.agents.cidrs = nets(&["172.18.0.0/16", "127.0.0.1/32"]);
+        c.listen.own_addresses = OwnAddresses::Agent;
+        c.external.deny = nets(&["172.18.0.9/32"]);
+        c.external.scopes = vec!["operator.read".into()];
+    });
+    for (peer, stated) in [
+        ("172.18.0.9", Some("172.18.0.9")),
+        ("::ffff:172.18.0.9", Some("172.18.0.9")),
+        ("172.18.0.3", Some("172.18.0.3")),
+        ("127.0.0.1", Some("192.0.2.1")),
+        ("172.18.0.4", None),
+        ("172.18.0.2", None),
+        ("10.0.0.1", None),
+    ] {
+        let peer: IpAddr = peer.parse().unwrap();
+        let admitted = admit_plain(peer, &proxies);
+        match (decide_plain(peer, &view(), &proxies), stated) {
+            (Ok(lane), Some(stated)) => {
+                assert_eq!((admitted, lane.client, lane.trusted_proxy), (Ok(()), canonical(peer), true));
+                assert_eq!((lane.scheme, lane.forwarded_client.into_value()), (Scheme::Http, stated.parse().unwrap()));
+                assert_eq!((lane.user, lane.scopes), (None, Some("operator.read".parse().unwrap())));
+            }
+            (decided, stated) => {
+                assert_eq!((admitted, decided.is_err(), stated), (Err(Denied::NotTrustedProxy), true, None), "{peer}");
+            }
+        }
+    }
+    assert_eq!(admit_plain("172.18.0.3".parse().unwrap(), &policy(|_| {})), Err(Denied::NotTrustedProxy));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::*;
 use crate::addr::is_loopback_or_unspecified;
 use crate::config::OwnAddresses;
 use crate::discovery::{Agent, Proof, View};
-use crate::lane::{Evidence, ProxyHeader, decide};
+use crate::lane::{Evidence, ProxyHeader, decide, decide_plain};
 
 const GATEWAY: &str = "127.0.0.1:18789";
 
@@ -37,12 +37,16 @@ fn lane(peer: &str, rules: &Rules) -> Lane {
 
 /// Returns the source address and the head that the gateway receives, as `name: value` lines sorted by name.
 fn received(peer: &str, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
+    received_on(&lane(peer, rules), rules, fields)
+}
+
+fn received_on(lane: &Lane, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
     let mut request = Request::builder().uri("/a?b=c").header("host", "gw.example:8443");
     for (name, value) in fields {
         request = request.header(*name, *value);
     }
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    let head = GatewayHead::new(parts, &lane(peer, rules), rules, None, &BTreeSet::new()).unwrap();
+    let head = GatewayHead::new(parts, lane, rules, None, &BTreeSet::new()).unwrap();
     let source = head.source().to_string();
     let request = head.into_request(());
     assert_eq!(request.uri(), "/a?b=c");
@@ -248,6 +252,14 @@ fn only_a_trusted_proxy_may_state_the_client() {
     ] {
         let (_, lines) = received("10.0.0.5", &rules, &[("x-forwarded-for", value)]);
         assert!(lines.contains(&format!("x-forwarded-for: {client}")), "{value}: {lines:?}");
+    }
+    // Without a statement the connection's own scheme counts.
+    let plain = Lane::External(decide_plain("10.0.0.5".parse().unwrap(), &View::default(), rules.policy()).unwrap());
+    for (lane, stated, expected) in
+        [(lane("10.0.0.5", &rules), "wss", "https"), (plain.clone(), "https", "https"), (plain, "a", "http")]
+    {
+        let (_, lines) = received_on(&lane, &rules, &[("x-forwarded-proto", stated)]);
+        assert!(lines.contains(&format!("x-forwarded-proto: {expected}")), "{stated}: {lines:?}");
     }
     // Lists and forged hosts are not passed on.
     let odd = [

@@ -9,6 +9,9 @@
 //! 5. **Assigned**: it is on exactly one lane.
 //! 6. **Registered**: later changes reach it, and none came between the decision and the registration.
 //!
+//! A connection over plain HTTP (`listen.plain`) has types of its own for the phases before the
+//! fifth. They admit a trusted proxy only, and lead to the external lane only, never to enrolment.
+//!
 //! Each phase is a type whose fields only this file sees, and whose one constructor takes the phase
 //! before it, so that code that serves a connection which skipped a check does not compile. After
 //! these come requests (`request`), and tunnels after an upgrade (`tunnel`).
@@ -26,14 +29,15 @@ use crate::audit;
 use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{
-    Certificate, Denied, Evidence, Lane, ProxyHeader, Rules, admit_peer, admit_proxied_client, decide,
-    may_have_certificate,
+    Certificate, ConnectionEvidence, Denied, Evidence, ExternalLane, Lane, ProxyHeader, Rules, admit_peer, admit_plain,
+    admit_proxied_client, decide, decide_plain, may_have_certificate,
 };
-use crate::listener::{Permit, proxy_protocol};
+use crate::listener::{ListenerKind, Permit, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
 use crate::proxy::downstream::activity::Activity;
 use crate::proxy::downstream::head_tracker::HeadTracker;
 use crate::proxy::downstream::io::{Downstream, Resources};
+use crate::proxy::downstream::transport::Transport;
 use crate::proxy::registry::{RegistryGuard, unix};
 use crate::proxy::session::Session;
 use crate::proxy::shared::{Settings, Shared};
@@ -83,13 +87,18 @@ pub enum Established {
 /// # Errors
 /// Why it must be closed.
 pub async fn establish(shared: &Arc<Shared>, accepted: AcceptedConnection) -> Result<Established, Error> {
-    let admitted = accepted.admit(shared)?;
-    let identified = unless_shutting_down(shared, admitted.read_proxy_header(shared)).await?;
-    let handshaken = unless_shutting_down(shared, identified.handshake(shared)).await?;
-    if handshaken.wants_enrolment() {
-        return Ok(Established::Enrolment(handshaken.stream));
-    }
-    let assigned = handshaken.assign_lane(shared)?;
+    let assigned = match accepted {
+        AcceptedConnection::Tls(accepted) => {
+            let admitted = accepted.admit(shared)?;
+            let identified = unless_shutting_down(shared, admitted.read_proxy_header(shared)).await?;
+            let handshaken = unless_shutting_down(shared, identified.handshake(shared)).await?;
+            if handshaken.wants_enrolment() {
+                return Ok(Established::Enrolment(handshaken.stream));
+            }
+            handshaken.assign_lane(shared)?
+        }
+        AcceptedConnection::Plain(accepted) => accepted.admit(shared)?.assign_external_lane(shared)?,
+    };
     Ok(Established::Http(Box::new(assigned.register(shared)?)))
 }
 
@@ -101,12 +110,31 @@ async fn unless_shutting_down<T>(shared: &Shared, phase: impl Future<Output = Re
     }
 }
 
-/// Phase 1: accepted by the listener, and moved to its worker.
-pub struct AcceptedConnection {
-    stream: std::net::TcpStream,
+/// What is the same in every phase.
+struct Origin {
     peer: PeerAddr,
     local: SocketAddr,
     held: (Permit, WorkerSlot),
+}
+
+/// Phase 1: accepted by a listener, and moved to its worker.
+pub enum AcceptedConnection {
+    /// By a listener for TLS.
+    Tls(AcceptedTls),
+    /// By a listener for plain HTTP.
+    Plain(AcceptedPlain),
+}
+
+/// A connection on which TLS begins.
+pub struct AcceptedTls {
+    stream: std::net::TcpStream,
+    origin: Origin,
+}
+
+/// A connection on which plain HTTP begins. Its later phases lead to the external lane only.
+pub struct AcceptedPlain {
+    stream: std::net::TcpStream,
+    origin: Origin,
 }
 
 impl AcceptedConnection {
@@ -114,75 +142,91 @@ impl AcceptedConnection {
     pub fn new(
         stream: std::net::TcpStream,
         addresses: (PeerAddr, SocketAddr),
+        kind: ListenerKind,
         permit: Permit,
         slot: WorkerSlot,
     ) -> Self {
         let (peer, local) = addresses;
-        Self { stream, peer, local, held: (permit, slot) }
+        let origin = Origin { peer, local, held: (permit, slot) };
+        match kind {
+            ListenerKind::Tls => Self::Tls(AcceptedTls { stream, origin }),
+            ListenerKind::Plain => Self::Plain(AcceptedPlain { stream, origin }),
+        }
     }
 
     pub fn peer(&self) -> PeerAddr {
-        self.peer
+        match self {
+            Self::Tls(AcceptedTls { origin, .. }) | Self::Plain(AcceptedPlain { origin, .. }) => origin.peer,
+        }
     }
+}
 
+impl AcceptedTls {
     fn admit(self, shared: &Shared) -> Result<Admitted, Error> {
-        let Self { stream, peer, local, held } = self;
+        let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
-        admit_peer(peer.ip(), &shared.view.borrow(), shared.rules.load().policy()).map_err(Error::Denied)?;
-        Ok(Admitted { stream, peer, local, held, settings: shared.settings.load_full() })
+        admit_peer(origin.peer.ip(), &shared.view.borrow(), shared.rules.load().policy()).map_err(Error::Denied)?;
+        Ok(Admitted { stream, origin, settings: shared.settings.load_full() })
+    }
+}
+
+impl AcceptedPlain {
+    /// Only a trusted proxy is admitted. A PROXY header is not expected here: behind one the client
+    /// would write the requests, and write them without TLS.
+    fn admit(self, shared: &Shared) -> Result<AdmittedProxy, Error> {
+        let Self { stream, origin } = self;
+        let stream = TcpStream::from_std(stream)?;
+        admit_plain(origin.peer.ip(), shared.rules.load().policy()).map_err(Error::Denied)?;
+        Ok(AdmittedProxy { stream, origin, settings: shared.settings.load_full() })
     }
 }
 
 /// Phase 2: the lists permit the peer, or do not apply to it.
 struct Admitted {
     stream: TcpStream,
-    peer: PeerAddr,
-    local: SocketAddr,
-    held: (Permit, WorkerSlot),
+    origin: Origin,
     settings: Arc<Settings>,
 }
 
 impl Admitted {
     /// Reads a PROXY header, which only trusted proxies send, and only where `listen.proxy_protocol` is on.
     async fn read_proxy_header(self, shared: &Shared) -> Result<Identified, Error> {
-        let Self { mut stream, peer, local, held, settings } = self;
+        let Self { mut stream, origin, settings } = self;
+        let peer = origin.peer.ip();
         let mut proxy_header = ProxyHeader::Local;
-        if settings.proxy_protocol && shared.rules.load().policy().is_trusted_proxy(peer.ip()) {
+        if settings.proxy_protocol && shared.rules.load().policy().is_trusted_proxy(peer) {
             proxy_header = proxy_protocol::read(&mut stream, settings.limits.handshake_timeout).await?;
         }
-        admit_proxied_client(peer.ip(), proxy_header, shared.rules.load().policy()).map_err(Error::Denied)?;
-        Ok(Identified { stream, peer, local, held, settings, proxy_header })
+        admit_proxied_client(peer, proxy_header, shared.rules.load().policy()).map_err(Error::Denied)?;
+        Ok(Identified { stream, origin, settings, proxy_header })
     }
 }
 
 /// Phase 3: the client is known, and the lists permit it.
 struct Identified {
     stream: TcpStream,
-    peer: PeerAddr,
-    local: SocketAddr,
-    held: (Permit, WorkerSlot),
+    origin: Origin,
     settings: Arc<Settings>,
     proxy_header: ProxyHeader,
 }
 
 impl Identified {
     async fn handshake(self, shared: &Shared) -> Result<Handshaken, Error> {
-        let Self { stream, peer, local, held, settings, proxy_header } = self;
+        let Self { stream, origin, settings, proxy_header } = self;
         let config = shared.tls.load_full();
-        let ask = may_have_certificate(peer.ip(), proxy_header, &shared.view.borrow(), shared.rules.load().policy());
+        let peer = origin.peer.ip();
+        let ask = may_have_certificate(peer, proxy_header, &shared.view.borrow(), shared.rules.load().policy());
         let tls::Handshake { stream, certificate } =
             tls::accept(stream, &config, ask, settings.limits.handshake_timeout).await?;
         shared.traffic.handshakes.inc();
-        Ok(Handshaken { stream, peer, local, held, settings, proxy_header, certificate, config })
+        Ok(Handshaken { stream, origin, settings, proxy_header, certificate, config })
     }
 }
 
 /// Phase 4: TLS is up.
 struct Handshaken {
     stream: tls::Stream<TcpStream>,
-    peer: PeerAddr,
-    local: SocketAddr,
-    held: (Permit, WorkerSlot),
+    origin: Origin,
     settings: Arc<Settings>,
     proxy_header: ProxyHeader,
     certificate: Option<Certificate>,
@@ -200,9 +244,9 @@ impl Handshaken {
 
     fn assign_lane(self, shared: &Shared) -> Result<Assigned, Error> {
         let protocol = Protocol::of_alpn(self.alpn());
-        let Self { stream, peer, local, held, settings, proxy_header, certificate, config } = self;
+        let Self { stream, origin, settings, proxy_header, certificate, config } = self;
         let config = certificate.is_some().then_some(config);
-        let evidence = Evidence { peer: peer.ip(), proxy_header, certificate };
+        let evidence = Evidence { peer: origin.peer.ip(), proxy_header, certificate };
         let (view, rules) = (Arc::clone(&shared.view.borrow()), shared.rules.load_full());
         let lane = decide(&evidence, &view, rules.policy(), unix(SystemTime::now())).map_err(Error::Denied)?;
         let expires = evidence.certificate.as_ref().filter(|_| lane.depends_on_certificate()).map(|certificate| {
@@ -210,16 +254,41 @@ impl Handshaken {
             SystemTime::UNIX_EPOCH + Duration::from_secs(not_after)
         });
         Ok(Assigned {
-            stream,
-            peer,
-            local,
-            held,
+            stream: Transport::Tls(stream),
+            origin,
             settings,
-            evidence,
+            evidence: ConnectionEvidence::Tls(evidence),
             protocol,
             expires,
             lane: Arc::new(lane),
             decided_by: DecidedBy { view, rules, config },
+        })
+    }
+}
+
+/// Phases 2 to 4 of a connection over plain HTTP: its peer is a trusted proxy, which has no PROXY
+/// header, no handshake and no certificate.
+struct AdmittedProxy {
+    stream: TcpStream,
+    origin: Origin,
+    settings: Arc<Settings>,
+}
+
+impl AdmittedProxy {
+    fn assign_external_lane(self, shared: &Shared) -> Result<Assigned, Error> {
+        let Self { stream, origin, settings } = self;
+        let peer = origin.peer.ip();
+        let (view, rules) = (Arc::clone(&shared.view.borrow()), shared.rules.load_full());
+        let lane: ExternalLane = decide_plain(peer, &view, rules.policy()).map_err(Error::Denied)?;
+        Ok(Assigned {
+            stream: Transport::Plain(stream),
+            origin,
+            settings,
+            evidence: ConnectionEvidence::Plain(peer),
+            protocol: Protocol::Http1,
+            expires: None,
+            lane: Arc::new(Lane::External(lane)),
+            decided_by: DecidedBy { view, rules, config: None },
         })
     }
 }
@@ -234,12 +303,10 @@ struct DecidedBy {
 
 /// Phase 5: it has a lane.
 struct Assigned {
-    stream: tls::Stream<TcpStream>,
-    peer: PeerAddr,
-    local: SocketAddr,
-    held: (Permit, WorkerSlot),
+    stream: Transport,
+    origin: Origin,
     settings: Arc<Settings>,
-    evidence: Evidence,
+    evidence: ConnectionEvidence,
     protocol: Protocol,
     expires: Option<SystemTime>,
     lane: Arc<Lane>,
@@ -250,8 +317,9 @@ impl Assigned {
     /// Registers the connection, and then checks again what changed since the decision: a change
     /// between the two did not reach this connection.
     fn register(self, shared: &Arc<Shared>) -> Result<Registered, Error> {
-        let Self { stream, peer, local, held, settings, evidence, protocol, expires, lane, decided_by } = self;
-        let guard = shared.registry.register(peer, Arc::clone(&lane), protocol, evidence, shared.shutdown.token());
+        let Self { stream, origin, settings, evidence, protocol, expires, lane, decided_by } = self;
+        let guard =
+            shared.registry.register(origin.peer, Arc::clone(&lane), protocol, evidence, shared.shutdown.token());
         let DecidedBy { view, rules, config } = decided_by;
         let rules_changed = !Arc::ptr_eq(&rules, &shared.rules.load());
         if rules_changed || !Arc::ptr_eq(&view, &shared.view.borrow()) {
@@ -263,28 +331,15 @@ impl Assigned {
         if config.is_some_and(|config| !config.accepts_same_certificates(&shared.tls.load())) {
             return Err(Error::AuthorityChanged);
         }
-        Ok(Registered {
-            shared: Arc::clone(shared),
-            stream,
-            peer,
-            local,
-            held,
-            settings,
-            protocol,
-            expires,
-            lane,
-            guard,
-        })
+        Ok(Registered { shared: Arc::clone(shared), stream, origin, settings, protocol, expires, lane, guard })
     }
 }
 
 /// Phase 6: it may be served.
 pub struct Registered {
     shared: Arc<Shared>,
-    stream: tls::Stream<TcpStream>,
-    peer: PeerAddr,
-    local: SocketAddr,
-    held: (Permit, WorkerSlot),
+    stream: Transport,
+    origin: Origin,
     settings: Arc<Settings>,
     protocol: Protocol,
     expires: Option<SystemTime>,
@@ -295,7 +350,8 @@ pub struct Registered {
 impl Registered {
     /// Counts the connection as open; returns what its requests share, and its bytes.
     pub fn open(self) -> (Arc<Session>, Downstream) {
-        let Self { shared, stream, peer, local, held, settings, protocol, expires, lane, guard } = self;
+        let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
+        let Origin { peer, local, held } = origin;
         debug!(
             connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(),
             "connected"

@@ -8,7 +8,6 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::activity::Activity;
 use super::h1_refusal::{HyperRefusals, head_timeout};
@@ -17,12 +16,12 @@ use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Vio
 use super::h2_frames::H2Frames;
 use super::h2_trailers::{H2Trailers, TooLarge};
 use super::head_tracker::HeadTracker;
+use super::transport::Transport;
 use crate::labels::Protocol;
 use crate::listener::Permit;
 use crate::metrics::traffic::{GaugeGuard, Traffic};
 use crate::proxy::chunked_end::first;
 use crate::proxy::registry::RegistryGuard;
-use crate::tls;
 use crate::workers::WorkerSlot;
 
 /// Writes of HTTP/2 up to this size may be PINGs and their answers only, which do not mean that a
@@ -43,7 +42,7 @@ impl Resources {
 }
 
 /// A downstream connection's bytes, with everything that is released when they end. A tunnel takes it over.
-pub struct Downstream<S = tls::Stream<TcpStream>> {
+pub struct Downstream<S = Transport> {
     stream: S,
     /// `None` in a tunnel.
     observer: Option<Observer>,
@@ -206,7 +205,7 @@ impl Observer {
 
 impl Downstream {
     pub fn new(
-        stream: tls::Stream<TcpStream>,
+        stream: Transport,
         protocol: Protocol,
         activity: Arc<Activity>,
         head_tracker: Arc<HeadTracker>,

@@ -23,4 +23,5 @@ mod h2_trailers;
 pub mod head_tracker;
 pub mod io;
 pub mod refused_heads;
+pub mod transport;
 pub mod window_budget;

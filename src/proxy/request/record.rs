@@ -16,6 +16,7 @@ use crate::audit;
 use crate::config::TraceparentUse;
 use crate::error_chain::{causes, error_chain};
 use crate::labels::LaneKind;
+use crate::lane::Scheme;
 use crate::metrics::count;
 use crate::proxy::downstream::activity::RequestGuard;
 use crate::proxy::error::Error;
@@ -242,6 +243,7 @@ impl Drop for RequestRecord {
                 status,
                 lane,
                 protocol,
+                is_encrypted: self.session.lane.scheme() == Scheme::Https,
                 peer,
                 request_id,
                 error: end.error(),

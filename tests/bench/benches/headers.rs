@@ -8,7 +8,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use loopgate::config::Config;
-use loopgate::lane::{AgentBasis, AgentLane, ExternalLane, GatewayHead, Lane, Rules, ForwardedClient, scrub_response};
+use loopgate::lane::{AgentBasis, AgentLane, ExternalLane, GatewayHead, Lane, Rules, Scheme, ForwardedClient, scrub_response};
 
 const SMALL: &[(&str, &str)] = &[("host", "gateway:18789"), ("user-agent", "bench"), ("accept", "*/*")];
 /// What Chromium sends.
@@ -52,6 +52,7 @@ fn headers(criterion: &mut Criterion) {
         client,
         forwarded_client: ForwardedClient::new(client, unknown),
         trusted_proxy: false,
+        scheme: Scheme::Https,
         user: None,
         scopes: None,
     };

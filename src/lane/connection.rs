@@ -1,0 +1,47 @@
+//! The evidence of a connection on either kind of listener, and the decision by it.
+
+use std::net::IpAddr;
+
+use super::assignment::{Denied, Lane};
+use super::decide::{decide, decide_plain};
+use super::evidence::{Certificate, Evidence};
+use super::policy::Policy;
+use crate::discovery::View;
+
+/// What the lane of a connection is decided by, whichever listener accepted it.
+#[derive(Clone, Debug)]
+pub enum ConnectionEvidence {
+    /// Of a connection over TLS.
+    Tls(Evidence),
+    /// Of one over plain HTTP: the peer's address, which must be a trusted proxy's.
+    Plain(IpAddr),
+}
+
+impl ConnectionEvidence {
+    /// Decides the lane again. `now` is in seconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// Why the connection gets no lane.
+    pub fn decide(&self, view: &View, policy: &Policy, now: i64) -> Result<Lane, Denied> {
+        match self {
+            Self::Tls(evidence) => decide(evidence, view, policy, now),
+            Self::Plain(peer) => decide_plain(*peer, view, policy).map(Lane::External),
+        }
+    }
+
+    /// The peer's address on the TCP connection.
+    pub fn peer(&self) -> IpAddr {
+        match self {
+            Self::Tls(evidence) => evidence.peer,
+            Self::Plain(peer) => *peer,
+        }
+    }
+
+    /// The verified client certificate.
+    pub fn certificate(&self) -> Option<&Certificate> {
+        match self {
+            Self::Tls(evidence) => evidence.certificate.as_ref(),
+            Self::Plain(_) => None,
+        }
+    }
+}

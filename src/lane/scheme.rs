@@ -1,0 +1,51 @@
+//! The scheme of a request, as the gateway gets it.
+
+use http::HeaderValue;
+
+/// The scheme of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Over TLS.
+    Https,
+    /// Without it.
+    Http,
+}
+
+impl Scheme {
+    /// Returns the scheme that a trusted proxy states in `X-Forwarded-Proto`. For a WebSocket some,
+    /// such as Traefik, state `wss` or `ws`.
+    pub(super) fn stated(value: &HeaderValue) -> Option<Self> {
+        let is = |scheme: &[u8]| value.as_bytes().eq_ignore_ascii_case(scheme);
+        if is(b"https") || is(b"wss") { Some(Self::Https) } else { (is(b"http") || is(b"ws")).then_some(Self::Http) }
+    }
+
+    /// Returns it as the value of `X-Forwarded-Proto`.
+    pub(super) fn into_value(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Https => "https",
+            Self::Http => "http",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_proxy_states() {
+        use Scheme::{Http, Https};
+        for (value, scheme) in [
+            ("https", Some(Https)),
+            ("HTTPS", Some(Https)),
+            ("wss", Some(Https)),
+            ("http", Some(Http)),
+            ("Ws", Some(Http)),
+            ("", None),
+            ("https, http", None),
+            ("ftp", None),
+        ] {
+            assert_eq!(Scheme::stated(&HeaderValue::from_static(value)), scheme, "{value:?}");
+        }
+    }
+}
