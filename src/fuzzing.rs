@@ -28,7 +28,7 @@ use crate::config::{Config, PathRule};
 use crate::discovery::View;
 use crate::enrolment_protocol::{self, Challenge, Enrolled, Lines, Reply, Shown};
 use crate::labels::LaneKind;
-use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, Rules, decide, scrub_trailers};
+use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, Rules, Target, decide, scrub_trailers};
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
 use crate::proxy::{H1RequestGuard, encode};
 pub use h2_streams::h2_streams;
@@ -40,7 +40,7 @@ const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
 /// The configuration of all targets, created once, because that takes longer than a run of a target.
 static RULES: LazyLock<(Config, Rules)> = LazyLock::new(|| {
     let config = config();
-    let rules = Rules::new(&config, config.gateway.address);
+    let rules = Rules::new(&config);
     (config, rules)
 });
 
@@ -83,8 +83,12 @@ pub fn head(data: &[u8]) {
     let sent = request.headers().clone();
     let path = request.uri().path().to_owned();
     let (parts, ()) = request.into_parts();
-    let Ok(head) = GatewayHead::new(parts, &lane, rules, None, &BTreeSet::new()) else { return };
-    let (on, source) = (head.lane(), head.source());
+    let Ok(head) =
+        GatewayHead::new(parts, &lane, rules, &Target::gateway(config.gateway.address), None, &BTreeSet::new())
+    else {
+        return;
+    };
+    let (on, source) = (head.lane(), head.route().source);
     let request = head.into_request(());
     let headers = request.headers();
     let count = |name: &str| {

@@ -101,6 +101,14 @@ fn traffic(status: &Status) -> Markup {
                     @if status.gateway.reachable { span .good { "reachable" } }
                     @else { span .bad { (status.gateway.error.as_deref().unwrap_or("not reachable")) } }
                 }
+                @for forward in &status.forwards {
+                    dt { "Forward" }
+                    dd {
+                        code { (forward.listening.join(" ")) } " to " code { (forward.target) } " "
+                        @if forward.reachable { span .good { "reachable" } }
+                        @else { span .bad { (forward.error.as_deref().unwrap_or("not reachable")) } }
+                    }
+                }
                 dt { "Agent lane" } dd { (count(status.lanes.agent, "connection")) }
                 dt { "External lane" } dd { (count(status.lanes.external, "connection")) }
                 @if let Some(sandbox) = &status.sandbox { dt { "Sandbox" } dd .fair[sandbox.problem.is_some()] { (sandbox.text()) } }

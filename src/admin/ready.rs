@@ -5,7 +5,7 @@ use crate::openclaw::tls_detector;
 /// What readiness depends on, at one moment.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
-    /// How many addresses are listened on.
+    /// How many addresses are listened on for the gateway itself.
     pub listeners: usize,
     /// The values of `listen.on` and `listen.plain` that no local address matches.
     pub not_listening: Vec<String>,

@@ -1,11 +1,12 @@
 //! Takes a snapshot of the running sidecar as one [`Status`].
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
@@ -19,7 +20,7 @@ use crate::discovery::{self, Namespace, Proof, SourceState, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
 use crate::lane::{AgentBasis, Lane, WhyExternal};
-use crate::listener::{ListenerKind, plan};
+use crate::listener::{ListenerAddress, ListenerKind, plan};
 use crate::metrics::health::{Health, ProofLabels};
 use crate::pki::{self, ServerIdentity};
 use crate::proxy::ConnectionInfo;
@@ -33,7 +34,7 @@ pub(super) async fn facts(state: &AdminState) -> Facts {
     let now = OffsetDateTime::now_utc();
     let identity = Arc::clone(&state.served.borrow());
     Facts {
-        listeners: state.bound.borrow().len(),
+        listeners: state.bound.borrow().iter().filter(|bound| bound.kind.leads_to_gateway()).count(),
         not_listening: not_listening(state),
         certificate_valid: identity.not_before <= now && now < identity.not_after,
         certificate_problem: certificate_problem(state),
@@ -45,12 +46,7 @@ pub(super) async fn facts(state: &AdminState) -> Facts {
 
 /// Returns why the gateway can't be used, if it can't.
 async fn gateway_error(state: &AdminState) -> Option<GatewayError> {
-    let connected = tokio::time::timeout(GATEWAY_TIMEOUT, tokio::net::TcpStream::connect(state.gateway)).await;
-    let unreachable = match connected {
-        Ok(Ok(_)) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(format!("no answer within {GATEWAY_TIMEOUT:?}")),
-    };
+    let unreachable = connect_error(state.gateway).await;
     log_gateway(state, unreachable.as_deref());
     let detector = state.proxy.tls_detector();
     if let Some(error) = unreachable {
@@ -59,6 +55,35 @@ async fn gateway_error(state: &AdminState) -> Option<GatewayError> {
         return Some(GatewayError::Unreachable(error));
     }
     detector.speaks_tls().await.then_some(GatewayError::Tls)
+}
+
+/// Returns why `address` accepts no connection, if it accepts none.
+async fn connect_error(address: SocketAddr) -> Option<String> {
+    match tokio::time::timeout(GATEWAY_TIMEOUT, tokio::net::TcpStream::connect(address)).await {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no answer within {GATEWAY_TIMEOUT:?}")),
+    }
+}
+
+/// Returns the ports beside the gateway's own that are carried.
+async fn forwards(state: &AdminState, bound: &[ListenerAddress]) -> Vec<status::Forward> {
+    let each = state.listen.forward.iter().map(|forward| async move {
+        let target = SocketAddr::new(state.gateway.ip(), forward.target);
+        let error = connect_error(target).await;
+        status::Forward {
+            listening: listening(bound, ListenerKind::Forward(*forward)),
+            target: target.to_string(),
+            reachable: error.is_none(),
+            error,
+        }
+    });
+    join_all(each).await
+}
+
+/// Returns the addresses of the listeners of this kind.
+fn listening(bound: &[ListenerAddress], kind: ListenerKind) -> Vec<String> {
+    bound.iter().filter(|bound| bound.kind == kind).map(|bound| bound.address.to_string()).collect()
 }
 
 /// Logs once when the gateway becomes unreachable, and once when it is back. Health checks call this every few seconds.
@@ -109,7 +134,8 @@ pub(super) fn measure(state: &AdminState, facts: &Facts, health: &Health) {
 
 /// Takes a snapshot of everything.
 pub(super) async fn status(state: &AdminState) -> Status {
-    let facts = facts(state).await;
+    let bound = Arc::clone(&state.bound.borrow());
+    let (facts, forwards) = tokio::join!(facts(state), forwards(state, &bound));
     let view = Arc::clone(&state.view.borrow());
     let mut present = state.proxy.connections();
     present.sort_by_key(|(present, _)| present.number);
@@ -127,10 +153,6 @@ pub(super) async fn status(state: &AdminState) -> Status {
         }
     }
     let not_ready = reasons(&facts);
-    let bound = Arc::clone(&state.bound.borrow());
-    let listening = |kind| {
-        bound.iter().filter(|bound| bound.kind == kind).map(|bound| bound.address.to_string()).collect::<Vec<_>>()
-    };
     let now = SystemTime::now();
     Status {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -138,14 +160,15 @@ pub(super) async fn status(state: &AdminState) -> Status {
         uptime_seconds: age(state.started, now),
         ready: not_ready.is_empty(),
         not_ready,
-        listening: listening(ListenerKind::Tls),
-        listening_plain: listening(ListenerKind::Plain),
+        listening: listening(&bound, ListenerKind::Tls),
+        listening_plain: listening(&bound, ListenerKind::Plain),
         not_listening: facts.not_listening,
         gateway: status::Gateway {
             address: state.gateway.to_string(),
             reachable: facts.gateway_error.is_none(),
             error: facts.gateway_error.map(|error| error.to_string()),
         },
+        forwards,
         config_problem: state.config_problem.borrow().clone(),
         certificate: certificate(&state.served.borrow(), facts.certificate_problem),
         discovery: discovery(&view),

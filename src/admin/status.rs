@@ -25,6 +25,9 @@ pub struct Status {
     pub not_listening: Vec<String>,
     /// The gateway.
     pub gateway: Gateway,
+    /// Other ports of the gateway that are carried.
+    #[serde(default)]
+    pub forwards: Vec<Forward>,
     /// Why the last reload was rejected.
     pub config_problem: Option<String>,
     /// The certificate that is served.
@@ -80,6 +83,19 @@ impl SandboxStatus {
         let problem = self.problem.as_ref().map(|problem| format!(" ({problem})"));
         format!("{in_force}{}", problem.unwrap_or_default())
     }
+}
+
+/// Another port of the gateway that is carried (`listen.forward`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forward {
+    /// The addresses listened on for it.
+    pub listening: Vec<String>,
+    /// The address that it leads to.
+    pub target: String,
+    /// Whether that accepts connections.
+    pub reachable: bool,
+    /// Why not.
+    pub error: Option<String>,
 }
 
 /// The certificate that clients are shown.
@@ -245,6 +261,12 @@ pub fn example() -> Status {
         listening_plain: vec!["172.18.0.2:8080".into()],
         not_listening: Vec::new(),
         gateway: Gateway { address: "127.0.0.1:18789".into(), reachable: true, error: None },
+        forwards: vec![Forward {
+            listening: vec!["172.18.0.2:18793".into()],
+            target: "127.0.0.1:18793".into(),
+            reachable: false,
+            error: Some("connection refused".into()),
+        }],
         config_problem: None,
         certificate: Certificate {
             names: vec!["localhost".into(), "gateway".into(), "172.18.0.2".into()],

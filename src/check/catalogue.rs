@@ -110,6 +110,8 @@ kinds! {
     HTTP_API_OPEN = "http-api-open", Note,
         "External clients may use the gateway's HTTP API (/tools/, /v1/), for which its token is enough: no device has \
          to be approved.";
+    FORWARD_DOWN = "forward-down", Warning,
+        "Nothing accepts connections at a port of the gateway that listen.forward names.";
     PLAIN_HTTP = "plain-http", Note,
         "loopgate takes plain HTTP of trusted proxies (listen.plain), which anyone on the network between them reads \
          and changes.";

@@ -9,6 +9,7 @@ pub mod docker;
 mod docker_probe;
 pub mod finding;
 pub mod fix;
+pub mod forwards;
 pub mod gateway;
 pub mod gateway_command;
 pub mod gateway_files;
@@ -118,6 +119,7 @@ async fn examine_gateway(
         let scopes = directory.and_then(files::own_device_scopes);
         own_device::judge(&own_device::Observation { kept, scopes }, report);
     }
+    forwards::judge(&forwards::probe(config).await, report);
     gateway_files::judge(&files::unreadable(&config.gateway), report);
     if let Some(openclaw) = &openclaw {
         let wanted = openclaw_config::Wanted {

@@ -118,6 +118,14 @@ fn summary(status: &Status) -> Table {
         None => line("gateway", format!("{} reachable", gateway.address), Tone::Plain),
         Some(error) => line("gateway", format!("{} {error}", gateway.address), Tone::Bad),
     }
+    for forward in &status.forwards {
+        let (to, listening) = (&forward.target, forward.listening.join(" "));
+        let from = if listening.is_empty() { "nowhere" } else { &listening };
+        match &forward.error {
+            None => line("forward", format!("{from} to {to} reachable"), Tone::Plain),
+            Some(error) => line("forward", format!("{from} to {to} {error}"), Tone::Bad),
+        }
+    }
     let certificate = &status.certificate;
     let tone = if certificate.expires_in_seconds <= 0 { Tone::Bad } else { Tone::Plain };
     let left = u64::try_from(certificate.expires_in_seconds)
@@ -200,6 +208,7 @@ mod tests {
             "  listening      172.18.0.2:18789\n",
             "  plain HTTP     172.18.0.2:8080 for trusted proxies\n",
             "  gateway        127.0.0.1:18789 reachable\n",
+            "  forward        172.18.0.2:18793 to 127.0.0.1:18793 connection refused\n",
             "  docker         live for 1h 2m\n",
             "  sandbox        seccomp, landlock\n",
             "  demo-agent-1  172.18.0.3  attested  1            operator.read\n",

@@ -132,8 +132,13 @@ impl Remarks<'_> {
         }
         if plan.namespace == Namespace::Pause {
             for port in gateway.ports.iter().filter(|port| port.target != plan.port || !port.is_tcp()) {
-                let what =
-                    format!("port {} stays published, but a gateway on loopback does not listen there", port.target);
+                let target = port.target;
+                let mut what =
+                    format!("port {target} stays published, but a gateway on loopback does not listen there");
+                if port.is_tcp() {
+                    what +=
+                        &format!("; if something on its loopback does, add LOOPGATE_FORWARD: \"{target}\" to loopgate");
+                }
                 self.notes.push(remark(name, "ports", what));
             }
         }

@@ -106,6 +106,13 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "Where to listen for plain HTTP of trusted proxies that can't speak TLS; other peers are closed",
     );
     add(
+        "forward",
+        "listen.forward",
+        List("[PORT:]TARGET"),
+        None,
+        "Another port of the gateway's address to carry with the same lanes, on the addresses of --listen and the same or another port",
+    );
+    add(
         "proxy-protocol",
         "listen.proxy_protocol",
         Switch,

@@ -25,7 +25,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         limits,
         log,
     } = running;
-    let Listen { on, plain, proxy_protocol: _, own_addresses: _ } = listen;
+    let Listen { on, plain, forward, proxy_protocol: _, own_addresses: _ } = listen;
     let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = tls;
     let Agents {
         cidrs: _,
@@ -83,6 +83,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         ("gateway", keep(&mut wanted.gateway, gateway)),
         ("listen.on", keep(&mut wanted.listen.on, on)),
         ("listen.plain", keep(&mut wanted.listen.plain, plain)),
+        ("listen.forward", keep(&mut wanted.listen.forward, forward)),
         ("tls.cert, tls.key", keep(&mut wanted.tls.provided, provided)),
         ("tls.names", keep(&mut wanted.tls.names, names)),
         ("tls.constrain_names", keep(&mut wanted.tls.constrain_names, constrain_names)),

@@ -13,7 +13,7 @@ use rustls_pki_types::DnsName;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
-use super::settings::{AgentService, Engine, ListenAddresses, ListenOn, PathTimeout};
+use super::settings::{AgentService, Engine, Forward, ListenAddresses, ListenOn, PathTimeout};
 use crate::addr::canonical;
 
 /// A value, or the problem of its text.
@@ -174,6 +174,15 @@ pub fn listen_on(text: &str) -> Parsed<ListenOn> {
         },
     };
     Ok(ListenOn { addresses, port })
+}
+
+/// `TARGET`, or `PORT:TARGET`: a port to listen on and the port that it leads to.
+pub fn forward(text: &str) -> Parsed<Forward> {
+    let (port, target) = text.split_once(':').unwrap_or((text, text));
+    match (port.parse(), target.parse()) {
+        (Ok(port), Ok(target @ 1..)) => Ok(Forward { port, target }),
+        _ => Err("is not a port, or two as in 28793:18793 (the one to listen on, and the gateway's)".into()),
+    }
 }
 
 /// What the kernel takes for a name (`dev_valid_name`): 15 bytes without blank, slash or colon, and

@@ -73,6 +73,8 @@ pub struct Listen {
     pub on: Vec<ListenOn>,
     /// The addresses to listen on for plain HTTP of trusted proxies.
     pub plain: Vec<ListenOn>,
+    /// Other ports of the gateway to carry, on the addresses of `on`.
+    pub forward: Vec<Forward>,
     /// Whether trusted proxies speak the PROXY protocol first.
     pub proxy_protocol: bool,
     /// The lane of clients whose source address is one of this namespace's own.
@@ -109,6 +111,23 @@ impl fmt::Display for ListenOn {
             ListenAddresses::Network(network) => write!(f, "{network}:{port}"),
             ListenAddresses::Address(ip) => SocketAddr::new(*ip, port).fmt(f),
         }
+    }
+}
+
+/// One `--forward` value: a port to listen on, and the port of the gateway's address that it leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Forward {
+    /// The TCP port to listen on; 0 lets the kernel choose (for tests).
+    pub port: u16,
+    /// The port behind it.
+    pub target: u16,
+}
+
+/// Formats the value as `--forward` takes it.
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { port, target } = self;
+        if port == target { write!(f, "{target}") } else { write!(f, "{port}:{target}") }
     }
 }
 

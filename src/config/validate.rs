@@ -113,6 +113,7 @@ fn listen(read: &mut Reader<'_>) -> Listen {
     Listen {
         on: read.list("listen", parse::listen_on),
         plain: read.list("listen-plain", parse::listen_on),
+        forward: read.list("forward", parse::forward),
         proxy_protocol: read.one("proxy-protocol", parse::switch),
         own_addresses: read.one(
             "own-addresses",

@@ -6,7 +6,7 @@
 //! is part of the head, so no head can leave from the other lane's address.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
 
 use http::header::{
@@ -22,6 +22,7 @@ use super::policy::{Policy, allowed_scopes, intersection};
 use super::request_check::{CheckedHead, RequestRefusal, check_request, is_host, tokens};
 use super::reserved_headers::{is_alike, is_hop_by_hop};
 use super::scheme::Scheme;
+use super::target::{Route, Target};
 use super::{browser, path, x_forwarded_for};
 use crate::config::{Config, PathRule};
 use crate::labels::LaneKind;
@@ -53,19 +54,17 @@ pub struct Rules {
     max_fields: usize,
     upgrades: Vec<String>,
     external_source: Ipv4Addr,
-    gateway_host: HeaderValue,
 }
 
 impl Rules {
-    /// Reads `config`; `gateway` is the address that the gateway listens on.
-    pub fn new(config: &Config, gateway: SocketAddr) -> Self {
+    /// Reads `config`.
+    pub fn new(config: &Config) -> Self {
         Self {
             policy: Policy::new(config),
             paths: config.external.paths.clone(),
             max_fields: config.limits.head_fields,
             upgrades: config.http.upgrades.clone(),
             external_source: config.gateway.external_source,
-            gateway_host: HeaderValue::from_str(&gateway.to_string()).unwrap_or(HeaderValue::from_static("127.0.0.1")),
         }
     }
 
@@ -75,11 +74,11 @@ impl Rules {
     }
 }
 
-/// A request head as the gateway gets it, with the loopback address that it comes from.
+/// A request head as the gateway gets it, with the addresses that it comes from and goes to.
 #[derive(Debug)]
 pub struct GatewayHead {
     parts: Parts,
-    source: Ipv4Addr,
+    route: Route,
     lane: HeadLane,
     upgrade: bool,
     scopes: Option<HeaderValue>,
@@ -100,8 +99,8 @@ struct Forwarded {
 }
 
 impl GatewayHead {
-    /// Makes the head of a request on a connection of `lane`. `token` is the gateway's, for agents
-    /// that inherit it; `names` are those of loopgate's certificate.
+    /// Makes the head of a request on a connection of `lane`, for `target`. `token` is the gateway's,
+    /// for agents that inherit it; `names` are those of loopgate's certificate.
     ///
     /// A request that a web page causes on an agent's connection goes out on the external lane.
     ///
@@ -111,6 +110,7 @@ impl GatewayHead {
         mut parts: Parts,
         lane: &Lane,
         rules: &Rules,
+        target: &Target,
         token: Option<&HeaderValue>,
         names: &BTreeSet<SubjectName>,
     ) -> Result<Self, RequestRefusal> {
@@ -130,10 +130,10 @@ impl GatewayHead {
                 if browser::is_from_browser(&parts.headers, &checked.host)
                     || (lane.is_attested() && browser::is_foreign_host(&checked.host, names)) =>
             {
-                Self::for_external(parts, checked, &lane.as_external, rules)
+                Self::for_external(parts, checked, &lane.as_external, rules, target)
             }
-            Lane::Agent(lane) => Ok(Self::for_agent(parts, checked, lane, rules, token)),
-            Lane::External(lane) => Self::for_external(parts, checked, lane, rules),
+            Lane::Agent(lane) => Ok(Self::for_agent(parts, checked, lane, rules, target, token)),
+            Lane::External(lane) => Self::for_external(parts, checked, lane, rules, target),
         }
     }
 
@@ -142,19 +142,21 @@ impl GatewayHead {
         checked: CheckedHead,
         lane: &AgentLane,
         rules: &Rules,
+        target: &Target,
         token: Option<&HeaderValue>,
     ) -> Self {
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
-        parts.headers.insert(HOST, rules.gateway_host.clone());
+        parts.headers.insert(HOST, target.host().clone());
         if let Some(scopes) = &lane.scopes {
             parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
         }
-        if let Some(token) = token.filter(|_| lane.is_attested())
+        if let Some(token) = token.filter(|_| lane.is_attested() && target.is_gateway())
             && !parts.headers.contains_key(AUTHORIZATION)
         {
             parts.headers.insert(AUTHORIZATION, token.clone());
         }
-        Self { parts, source: lane.source, lane: HeadLane::Agent, upgrade, scopes: lane.scopes.clone() }
+        let route = Route { source: lane.source, target: target.address() };
+        Self { parts, route, lane: HeadLane::Agent, upgrade, scopes: lane.scopes.clone() }
     }
 
     fn for_external(
@@ -162,6 +164,7 @@ impl GatewayHead {
         checked: CheckedHead,
         lane: &ExternalLane,
         rules: &Rules,
+        target: &Target,
     ) -> Result<Self, RequestRefusal> {
         path::check_path(&parts.method, parts.uri.path(), checked.upgrade.is_some(), &rules.paths)?;
         let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy)
@@ -178,7 +181,8 @@ impl GatewayHead {
         if let Some(scopes) = &scopes {
             parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
         }
-        Ok(Self { parts, source: rules.external_source, lane: HeadLane::External(forwarded), upgrade, scopes })
+        let route = Route { source: rules.external_source, target: target.address() };
+        Ok(Self { parts, route, lane: HeadLane::External(forwarded), upgrade, scopes })
     }
 
     /// The lane that it leaves on.
@@ -189,9 +193,9 @@ impl GatewayHead {
         }
     }
 
-    /// The loopback address that the gateway will see.
-    pub fn source(&self) -> Ipv4Addr {
-        self.source
+    /// The loopback address that the gateway will see, and the address that it goes to.
+    pub fn route(&self) -> Route {
+        self.route
     }
 
     /// The path that it asks for, without the query.
@@ -236,7 +240,7 @@ impl GatewayHead {
     pub fn duplicate(&self) -> Self {
         Self {
             parts: self.parts.clone(),
-            source: self.source,
+            route: self.route,
             lane: self.lane,
             upgrade: self.upgrade,
             scopes: self.scopes.clone(),
@@ -439,5 +443,7 @@ pub fn scrub_response(headers: &mut HeaderMap) {
     }
 }
 
+#[cfg(test)]
+mod listener_tests;
 #[cfg(test)]
 mod tests;

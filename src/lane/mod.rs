@@ -14,7 +14,7 @@
 //! | `decide`, `request_sender`, `assignment`, `connection` | the decision and its result |
 //! | `explain` | why a connection is not an agent's |
 //! | `request_check`, `path` | refuse ambiguous requests and closed paths |
-//! | `headers`, `forwarded_client`, `scheme`, `reserved_headers`, `x_forwarded_for`, `browser` | the head that the gateway gets |
+//! | `headers`, `forwarded_client`, `scheme`, `reserved_headers`, `x_forwarded_for`, `browser`, `target` | the head that the gateway gets |
 
 mod admission;
 mod assignment;
@@ -32,6 +32,7 @@ mod request_sender;
 mod reserved_headers;
 mod scheme;
 mod source_address;
+mod target;
 mod x_forwarded_for;
 
 pub use admission::{admit_peer, admit_plain, admit_proxied_client, may_be_agent, may_have_certificate};
@@ -46,3 +47,4 @@ pub use path::{check_path, normalized};
 pub use policy::{Policy, allowed_scopes};
 pub use request_check::RequestRefusal;
 pub use scheme::Scheme;
+pub use target::{Route, Target};

@@ -2,21 +2,31 @@
 
 use std::net::SocketAddr;
 
-/// What clients of a listener speak.
+use crate::config::Forward;
+
+/// What clients of a listener speak, and where their requests go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ListenerKind {
-    /// TLS (`listen.on`).
+    /// TLS, to the gateway (`listen.on`).
     Tls,
-    /// Plain HTTP, if they are trusted proxies (`listen.plain`).
+    /// Plain HTTP, if they are trusted proxies, to the gateway (`listen.plain`).
     Plain,
+    /// TLS, to another port of the gateway's address (`listen.forward`).
+    Forward(Forward),
 }
 
 impl ListenerKind {
+    /// Returns whether requests go to the gateway itself.
+    pub fn leads_to_gateway(self) -> bool {
+        !matches!(self, Self::Forward(_))
+    }
+
     /// The key of the option that asks for such listeners.
     pub fn key(self) -> &'static str {
         match self {
             Self::Tls => "listen.on",
             Self::Plain => "listen.plain",
+            Self::Forward(_) => "listen.forward",
         }
     }
 }

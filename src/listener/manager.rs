@@ -36,16 +36,16 @@ pub enum Error {
         /// The error of the operating system.
         source: io::Error,
     },
-    /// An address to listen on is the gateway's own.
+    /// An address to listen on is the gateway's own, or one that a forward leads to.
     #[error(
-        "can't listen on {} ({}): it would take the gateway's own address {gateway}",
+        "can't listen on {} ({}): it would take the gateway's own address {taken}",
         .listener.address, .listener.kind.key()
     )]
     GatewayAddress {
         /// The listener.
         listener: ListenerAddress,
         /// The gateway's.
-        gateway: SocketAddr,
+        taken: SocketAddr,
     },
 }
 
@@ -66,9 +66,8 @@ pub fn follow(
     limits: &Arc<ConnectionLimits>,
     serve: impl Fn(Accepted) + Clone + Send + Sync + 'static,
 ) -> Result<watch::Receiver<Arc<Vec<ListenerAddress>>>, Error> {
-    let gateway = config.gateway.address;
-    if let Some(listener) = plan::gateway_conflict(&config.listen, gateway) {
-        return Err(Error::GatewayAddress { listener, gateway });
+    if let Some((listener, taken)) = plan::conflict(&config.listen, config.gateway.address) {
+        return Err(Error::GatewayAddress { listener, taken });
     }
     let (bound, receiver) = watch::channel(Arc::default());
     let mut manager = ListenerManager {

@@ -1,5 +1,6 @@
 //! Decides which addresses to listen on, without side effects.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -23,8 +24,19 @@ pub fn plan(wanted: &BTreeSet<ListenerAddress>, open: &BTreeSet<ListenerAddress>
 }
 
 /// Returns the values of all options that ask for listeners, with what for.
-fn options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, &[ListenOn])> {
-    [(ListenerKind::Tls, &listen.on[..]), (ListenerKind::Plain, &listen.plain)].into_iter()
+fn options(listen: &Listen) -> impl Iterator<Item = (ListenerKind, Cow<'_, [ListenOn]>)> {
+    let own = [(ListenerKind::Tls, Cow::from(&listen.on)), (ListenerKind::Plain, Cow::from(&listen.plain))];
+    let forwards = listen.forward.iter().map(|forward| {
+        let on = |on: &ListenOn| ListenOn { addresses: on.addresses.clone(), port: forward.port };
+        (ListenerKind::Forward(*forward), listen.on.iter().map(on).collect())
+    });
+    own.into_iter().chain(forwards)
+}
+
+/// Returns the addresses that no listener may take: the gateway's, and those that forwards lead to.
+fn reserved(listen: &Listen, gateway: SocketAddr) -> Vec<SocketAddr> {
+    let targets = listen.forward.iter().map(|forward| SocketAddr::new(gateway.ip(), forward.target));
+    std::iter::once(gateway).chain(targets).collect()
 }
 
 /// Returns the listeners to have; see [`wanted_addresses`].
@@ -34,8 +46,9 @@ pub fn wanted(
     interfaces: &[Interface],
     scope_of: impl Fn(&str) -> u32,
 ) -> BTreeSet<ListenerAddress> {
-    let of = |(kind, on)| {
-        let addresses = wanted_addresses(on, gateway, interfaces, &scope_of);
+    let reserved = reserved(listen, gateway);
+    let of = |(kind, on): (_, Cow<'_, [ListenOn]>)| {
+        let addresses = wanted_addresses(&on, &reserved, interfaces, &scope_of);
         addresses.into_iter().map(move |address| ListenerAddress { address, kind })
     };
     options(listen).flat_map(of).collect()
@@ -44,10 +57,10 @@ pub fn wanted(
 /// Returns the addresses to listen on. `scope_of` returns the index of the interface with a name,
 /// for link-local addresses.
 ///
-/// The gateway's own address is never among them, nor an address that an unspecified one (`[::]`, `0.0.0.0`) covers.
+/// None of the `reserved` ones is among them, nor an address that an unspecified one (`[::]`, `0.0.0.0`) covers.
 pub fn wanted_addresses(
     listen: &[ListenOn],
-    gateway: SocketAddr,
+    reserved: &[SocketAddr],
     interfaces: &[Interface],
     scope_of: impl Fn(&str) -> u32,
 ) -> BTreeSet<SocketAddr> {
@@ -69,7 +82,7 @@ pub fn wanted_addresses(
     }
     let covering: Vec<SocketAddr> = wanted.iter().filter(|address| address.ip().is_unspecified()).copied().collect();
     wanted.retain(|address| {
-        *address != gateway && !covering.iter().any(|wide| wide != address && covers(*wide, *address))
+        !reserved.contains(address) && !covering.iter().any(|wide| wide != address && covers(*wide, *address))
     });
     wanted
 }
@@ -79,7 +92,8 @@ pub fn unmatched<'a>(
     listen: &'a Listen,
     interfaces: &[Interface],
 ) -> impl Iterator<Item = (ListenerKind, &'a ListenOn)> {
-    options(listen).flat_map(|(kind, on)| unmatched_values(on, interfaces).map(move |on| (kind, on)))
+    let tls = unmatched_values(&listen.on, interfaces).map(|on| (ListenerKind::Tls, on));
+    tls.chain(unmatched_values(&listen.plain, interfaces).map(|on| (ListenerKind::Plain, on)))
 }
 
 fn unmatched_values<'a>(listen: &'a [ListenOn], interfaces: &[Interface]) -> impl Iterator<Item = &'a ListenOn> {
@@ -107,17 +121,25 @@ fn matches(addresses: &ListenAddresses, interface: &Interface, ip: IpAddr) -> bo
 
 /// Returns whether an option names the address of `listener` exactly.
 pub fn is_named(listen: &Listen, listener: &ListenerAddress) -> bool {
-    options(listen).filter(|(kind, _)| *kind == listener.kind).flat_map(|(_, on)| on).any(|on| {
+    let names = |on: &ListenOn| {
         on.exact().is_some_and(|ip| canonical(ip) == listener.address.ip()) && on.port == listener.address.port()
-    })
+    };
+    options(listen).any(|(kind, on)| kind == listener.kind && on.iter().any(names))
 }
 
-/// Returns the address to listen on, if any, that would take the gateway's own.
-pub fn gateway_conflict(listen: &Listen, gateway: SocketAddr) -> Option<ListenerAddress> {
-    options(listen).find_map(|(kind, on)| taking_gateways(on, gateway).map(|address| ListenerAddress { address, kind }))
+/// Returns the address to listen on, if any, that would take the gateway's own or one that a
+/// forward leads to, and which.
+pub fn conflict(listen: &Listen, gateway: SocketAddr) -> Option<(ListenerAddress, SocketAddr)> {
+    let reserved = reserved(listen, gateway);
+    let found = |(kind, on): (_, Cow<'_, [ListenOn]>)| {
+        let taking =
+            |taken: &SocketAddr| taking(&on, *taken).map(|address| (ListenerAddress { address, kind }, *taken));
+        reserved.iter().find_map(taking)
+    };
+    options(listen).find_map(found)
 }
 
-fn taking_gateways(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
+fn taking(listen: &[ListenOn], gateway: SocketAddr) -> Option<SocketAddr> {
     listen.iter().find_map(|on| match on.addresses {
         ListenAddresses::Address(exact) => {
             let address = SocketAddr::new(canonical(exact), on.port);
@@ -142,7 +164,7 @@ fn is_link_local_v6(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, Forward};
 
     const GATEWAY: &str = "127.0.0.1:18789";
 
@@ -203,7 +225,7 @@ mod tests {
         for (listen, expected) in table {
             let listen: Vec<ListenOn> = listen.iter().map(|(addresses, port)| on(addresses, *port)).collect();
             assert_eq!(
-                wanted_addresses(&listen, GATEWAY.parse().unwrap(), &interfaces(), |_| 7),
+                wanted_addresses(&listen, &[GATEWAY.parse().unwrap()], &interfaces(), |_| 7),
                 set(expected),
                 "{listen:?}"
             );
@@ -222,6 +244,30 @@ mod tests {
         let missing: Vec<_> =
             unmatched(&listen, &interfaces()).map(|(kind, on)| (kind.key(), on.to_string())).collect();
         assert_eq!(missing, [("listen.on", "eth7:1".to_owned()), ("listen.plain", "eth8:1".to_owned())]);
+    }
+
+    #[test]
+    fn a_forward_has_the_addresses_of_listen_on_and_never_takes_where_one_leads() {
+        let mut listen = Config::default().listen;
+        listen.on = vec![on("eth1", 443), on("lo", 443), on("10.0.0.9", 1)];
+        listen.forward = vec![Forward { port: 18793, target: 18793 }, Forward { port: 444, target: 443 }];
+        let gateway = GATEWAY.parse().unwrap();
+        let found = wanted(&listen, gateway, &interfaces(), |_| 7);
+        let of = |kind| {
+            let of_it = found.iter().filter(|found| found.kind == kind);
+            of_it.map(|found| found.address.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(ListenerKind::Tls), ["10.0.0.5:443", "10.0.0.9:1", "[::1]:443"]);
+        assert_eq!(of(ListenerKind::Forward(listen.forward[0])), ["10.0.0.5:18793", "10.0.0.9:18793", "[::1]:18793"]);
+        let both = ["10.0.0.5:444", "10.0.0.9:444", "127.0.0.1:444", "[::1]:444"];
+        let mut second = of(ListenerKind::Forward(listen.forward[1]));
+        second.sort();
+        assert_eq!(second, both);
+        assert_eq!(conflict(&listen, gateway), None);
+        listen.on.push(on("127.0.0.1", 1));
+        let (listener, taken) = conflict(&listen, gateway).unwrap();
+        assert_eq!(listener, ListenerAddress { address: taken, kind: ListenerKind::Forward(listen.forward[0]) });
+        assert_eq!(taken, "127.0.0.1:18793".parse().unwrap());
     }
 
     #[test]
@@ -279,9 +325,9 @@ mod tests {
         for (address, port, gateway, taken) in table {
             let mut listen = Config::default().listen;
             listen.plain = vec![on(address, port)];
-            let found = gateway_conflict(&listen, gateway.parse().unwrap());
+            let found = conflict(&listen, gateway.parse().unwrap());
             assert_eq!(found.is_some(), taken, "{address}:{port} before {gateway}");
-            assert!(found.is_none_or(|found| found.kind == ListenerKind::Plain));
+            assert!(found.is_none_or(|(listener, _)| listener.kind == ListenerKind::Plain));
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::discovery::View;
 pub fn reachable_addresses(listen: &[ListenOn], gateway: SocketAddr, view: &View) -> BTreeSet<IpAddr> {
     // A link-local address needs a zone, which URLs of clients do not have.
     let is_usable = |ip: &IpAddr| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    let listening = plan::wanted_addresses(listen, gateway, &view.interfaces, |_| 0);
+    let listening = plan::wanted_addresses(listen, &[gateway], &view.interfaces, |_| 0);
     let covered = |ip: &IpAddr| {
         listening.iter().any(|on| on.ip() == *ip || (on.ip().is_unspecified() && (on.is_ipv6() || ip.is_ipv4())))
     };

@@ -18,7 +18,7 @@ use super::tunnel::first_message::HeldBudget;
 use super::upstream::send::Upstream;
 use crate::config::Config;
 use crate::discovery::View;
-use crate::lane::{Rules, WhyExternal};
+use crate::lane::{Rules, Target, WhyExternal};
 use crate::listener::Accepted;
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::devices::Devices;
@@ -61,7 +61,8 @@ impl Proxy {
             );
         }
         let shared = Arc::new(Shared {
-            rules: ArcSwap::from_pointee(Rules::new(config, config.gateway.address)),
+            rules: ArcSwap::from_pointee(Rules::new(config)),
+            gateway: Arc::new(Target::gateway(config.gateway.address)),
             rules_changed: Arc::default(),
             tls: ArcSwap::from_pointee(tls),
             view,
@@ -136,7 +137,7 @@ impl Proxy {
     /// closed.
     pub fn update(&self, config: &Config) {
         self.shared.settings.store(Arc::new(Settings::new(config)));
-        self.shared.rules.store(Arc::new(Rules::new(config, config.gateway.address)));
+        self.shared.rules.store(Arc::new(Rules::new(config)));
         self.shared.rules_changed.notify_waiters();
         self.shared.recheck_lanes_and_caps();
         self.shared.revoke_denied_clients();

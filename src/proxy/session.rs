@@ -14,13 +14,15 @@ use super::shared::{Settings, Shared};
 use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Use};
 use crate::addr::PeerAddr;
 use crate::labels::{LaneKind, Protocol};
-use crate::lane::Lane;
+use crate::lane::{Lane, Target};
 
 /// A connection that has a lane: plain data for the requests on it.
 pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) settings: Arc<Settings>,
     pub(super) lane: Arc<Lane>,
+    /// Where its requests go.
+    pub(super) target: Arc<Target>,
     pub(super) peer: PeerAddr,
     /// The address that the client connected to.
     pub(super) local: SocketAddr,

@@ -1,6 +1,6 @@
 //! What all connections share: plain data, and the checks of open connections against it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -18,7 +18,8 @@ use crate::addr::PeerAddr;
 use crate::config::{BindDevices, Config, Limits, TraceparentUse};
 use crate::discovery::View;
 use crate::labels::LaneKind;
-use crate::lane::{Rules, may_be_agent};
+use crate::lane::{Rules, Target, may_be_agent};
+use crate::listener::ListenerKind;
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::devices::Devices;
 use crate::shutdown::Shutdown;
@@ -69,6 +70,8 @@ impl LaneBuffers {
 /// What all connections share.
 pub(super) struct Shared {
     pub(super) rules: ArcSwap<Rules>,
+    /// Where requests go, except those on a listener of a forward.
+    pub(super) gateway: Arc<Target>,
     /// Notified after `rules` was replaced.
     pub(super) rules_changed: Arc<Notify>,
     pub(super) tls: ArcSwap<tls::TlsServerConfig>,
@@ -96,6 +99,17 @@ impl Shared {
     /// Returns whether a connection from `peer` may turn out to be an agent's.
     pub(super) fn may_be_agent(&self, peer: IpAddr) -> bool {
         may_be_agent(peer, &self.view.borrow(), self.rules.load().policy())
+    }
+
+    /// Returns where the requests of connections on a listener of this kind go.
+    pub(super) fn target(&self, kind: ListenerKind) -> Arc<Target> {
+        match kind {
+            ListenerKind::Tls | ListenerKind::Plain => Arc::clone(&self.gateway),
+            ListenerKind::Forward(forward) => {
+                let ip = self.gateway.address().ip();
+                Arc::new(Target::forward(SocketAddr::new(ip, forward.target)))
+            }
+        }
     }
 
     /// Closes connections that lost the agent lane or whose scope cap changed.

@@ -95,6 +95,10 @@ class Binary(unittest.TestCase):
         self.assertEqual(shown["external"]["trusted_proxies"], ["10.1.0.0/24"])
         self.assertEqual(shown["docker"]["engine"], "off")
 
+    def test_forwards_are_ports_of_the_gateway(self):
+        shown = configuration(render({"sidecar": {"forward": [18793, 3334]}}))
+        self.assertEqual(shown["listen"]["forward"], ["18793", "3334"])
+
     def test_discovery_looks_for_pods_by_the_credentials_that_are_mounted(self):
         objects = render({"agents": {"discovery": "kubernetes", "attested": True}})
         shown = configuration(objects)

@@ -10,6 +10,7 @@ mod expiry;
 mod faults;
 mod fidelity;
 mod floods;
+mod forward;
 mod h2_abuse;
 mod h2_trailers;
 mod interims;

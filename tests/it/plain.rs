@@ -53,8 +53,11 @@ async fn assert_closed(mut stream: TcpStream, name: &str) {
 
 #[tokio::test]
 async fn a_trusted_proxy_states_client_scheme_and_user() {
-    let (harness, client) =
-        start(|config| config.external.identity_headers = vec![http::HeaderName::from_static("x-user")]).await;
+    let (harness, client) = start(|config| {
+        config.external.identity_headers = vec![http::HeaderName::from_static("x-user")];
+        config.external.serve_ca = true;
+    })
+    .await;
     let mut proxy = plain(&client, TRUSTED_PROXY).await;
     for (proto, scheme) in [
         ("", "http"),
@@ -73,6 +76,8 @@ async fn a_trusted_proxy_states_client_scheme_and_user() {
         assert_stated(&received, "203.0.113.9", scheme);
         assert_eq!((received.field("x-user"), received.field("x-real-ip")), (Some("ann"), None));
     }
+    // A CA that came in plain text is not to be trusted, so loopgate offers none.
+    assert_eq!(proxy.ask(request("GET /.well-known/loopgate/ca.pem", "")).await.text(), "hello");
     let echoed = proxy.ask(format!("{}body", request("POST /echo", "Content-Length: 4\r\n"))).await;
     assert_eq!(echoed.text(), "body");
 }

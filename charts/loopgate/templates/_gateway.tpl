@@ -109,6 +109,16 @@
 {{- if eq (int $port) (int $.Values.sidecar.plainPort) }}{{ fail (printf "sidecar.plainPort and %s must differ" $name) }}{{ end -}}
 {{- end -}}
 {{- end -}}
+{{- range $forward := .Values.sidecar.forward -}}
+{{- range list "0.0.0.0" "[::]" -}}
+{{- if has . $.Values.sidecar.listen }}{{ fail (printf "sidecar.listen can't have %s with sidecar.forward: it takes the ports on loopback too" .) }}{{ end -}}
+{{- end -}}
+{{- $taken := dict "sidecar.port" $.Values.sidecar.port "gateway.port" $.Values.gateway.port "metrics.port" $.Values.metrics.port "service.port" $.Values.service.port -}}
+{{- with $.Values.sidecar.plainPort }}{{ $_ := set $taken "sidecar.plainPort" . }}{{ end -}}
+{{- range $name, $port := $taken -}}
+{{- if eq (int $forward) (int $port) }}{{ fail (printf "sidecar.forward and %s must differ" $name) }}{{ end -}}
+{{- end -}}
+{{- end -}}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
 {{- fail "ingress.enabled needs ingress.hosts" -}}
 {{- end -}}
@@ -140,7 +150,7 @@
 {{- $owned := dict
   "state_dir" "state" "admin" "metrics.port" "discovery" "agents.discovery"
   "gateway.address" "gateway.port"
-  "listen.on" "sidecar.listen" "listen.plain" "sidecar.plainPort" "listen.own_addresses" "sidecar.ownAddresses" "listen.proxy_protocol" "external.proxyProtocol"
+  "listen.on" "sidecar.listen" "listen.plain" "sidecar.plainPort" "listen.forward" "sidecar.forward" "listen.own_addresses" "sidecar.ownAddresses" "listen.proxy_protocol" "external.proxyProtocol"
   "tls.names" "tls.names"
   "docker.engine" "agents.discovery" "kubernetes.audience" "agents.audience"
   "agents.cidrs" "agents.cidrs" "agents.uris" "agents.uris" "agents.scopes" "agents.scopes" "agents.inherit_token" "agents.inheritToken"

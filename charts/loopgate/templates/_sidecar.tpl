@@ -30,6 +30,10 @@ configuration as `run`. Lists are separated by commas; the schema lets none into
 - name: LOOPGATE_LISTEN_PLAIN
   value: {{ join "," $plain | quote }}
 {{- end }}
+{{- with .Values.sidecar.forward }}
+- name: LOOPGATE_FORWARD
+  value: {{ join "," . | quote }}
+{{- end }}
 - name: LOOPGATE_OWN_ADDRESSES
   value: {{ .Values.sidecar.ownAddresses }}
 - name: LOOPGATE_DRAIN_TIMEOUT
@@ -147,6 +151,11 @@ configuration as `run`. Lists are separated by commas; the schema lets none into
       protocol: TCP
     {{- with .Values.sidecar.plainPort }}
     - name: plain
+      containerPort: {{ . }}
+      protocol: TCP
+    {{- end }}
+    {{- range .Values.sidecar.forward }}
+    - name: forward-{{ . }}
       containerPort: {{ . }}
       protocol: TCP
     {{- end }}

@@ -1,10 +1,11 @@
-//! Finds listeners that would take an address and port from the gateway, from the admin listener or from each other.
+//! Finds listeners that would take an address and port from the gateway, from the admin listener or
+//! from each other, and forwards that lead to one of these.
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::settings::{Config, ListenAddresses, ListenOn};
+use crate::config::settings::{Config, Forward, ListenAddresses, ListenOn};
 
-/// A fault in where to listen.
+/// A fault in where to listen, or in where that leads.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     /// The flags of the options that cause it.
@@ -13,27 +14,51 @@ pub(super) struct Fault {
     pub what: String,
 }
 
-/// Where an option asks to listen.
-struct Wanted<'a> {
+/// Where a value of an option asks to listen.
+struct Wanted {
     flag: &'static str,
-    on: &'a ListenOn,
+    /// The value of the option.
+    value: String,
+    on: ListenOn,
+    /// Values with the same number may overlap.
+    group: usize,
 }
 
-/// Returns every fault in where `config` listens.
+impl Wanted {
+    fn new(flag: &'static str, value: &impl ToString, on: &ListenOn, group: usize) -> Self {
+        Self { flag, value: value.to_string(), on: on.clone(), group }
+    }
+}
+
+/// Returns every fault in where `config` listens, and in where its forwards lead.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
     let listen = &config.listen;
-    let tls = listen.on.iter().map(|on| Wanted { flag: "listen", on });
-    let plain = listen.plain.iter().map(|on| Wanted { flag: "listen-plain", on });
-    let wanted: Vec<Wanted<'_>> = tls.chain(plain).collect();
+    let tls = listen.on.iter().map(|on| Wanted::new("listen", on, on, 0));
+    let plain = listen.plain.iter().map(|on| Wanted::new("listen-plain", on, on, 1));
+    let forwards = listen.forward.iter().enumerate().flat_map(|(at, forward)| {
+        let on = |on: &ListenOn| ListenOn { addresses: on.addresses.clone(), port: forward.port };
+        listen.on.iter().map(move |each| Wanted::new("forward", forward, &on(each), 2 + at))
+    });
+    let wanted: Vec<Wanted> = tls.chain(plain).chain(forwards).collect();
     let alone = wanted.iter().filter_map(|wanted| taken(wanted, config.gateway.address, config.admin));
+    let targets = listen.forward.iter().filter_map(|forward| {
+        leads_astray(*forward, config, &wanted).map(|(flag, what)| Fault { flags: ["forward", flag], what })
+    });
     let pairs =
         wanted.iter().enumerate().flat_map(|(at, first)| wanted[at + 1..].iter().map(move |next| (first, next)));
-    alone.chain(pairs.filter_map(|(first, next)| collision(first, next))).collect()
+    let mut faults: Vec<Fault> = Vec::new();
+    for fault in alone.chain(targets).chain(pairs.filter_map(|(first, next)| collision(first, next))) {
+        // A forward has a listener for each value of `listen.on`.
+        if !faults.contains(&fault) {
+            faults.push(fault);
+        }
+    }
+    faults
 }
 
 /// Returns the fault of a listener that takes the gateway's or the admin listener's own address.
-fn taken(wanted: &Wanted<'_>, gateway: SocketAddr, admin: Option<SocketAddr>) -> Option<Fault> {
-    let Wanted { flag, on } = wanted;
+fn taken(wanted: &Wanted, gateway: SocketAddr, admin: Option<SocketAddr>) -> Option<Fault> {
+    let Wanted { flag, on, .. } = wanted;
     let address = SocketAddr::new(on.exact()?, on.port);
     if address == gateway {
         let what = "the sidecar can't listen on the gateway's own address".into();
@@ -43,16 +68,32 @@ fn taken(wanted: &Wanted<'_>, gateway: SocketAddr, admin: Option<SocketAddr>) ->
     (admin == Some(address) && on.port != 0).then_some(Fault { flags: ["admin", flag], what })
 }
 
-/// Returns the fault of two options that may ask for the same address and port. Which addresses
+/// Returns why a forward must not lead where it does, and the option that is in the way: the rules
+/// for the gateway's own port must not be passed by, nor may clients reach loopgate itself.
+fn leads_astray(forward: Forward, config: &Config, wanted: &[Wanted]) -> Option<(&'static str, String)> {
+    let gateway = config.gateway.address;
+    let target = SocketAddr::new(gateway.ip(), forward.target);
+    if target == gateway {
+        return Some(("gateway", format!("{forward} leads to the gateway's own port, which --listen carries")));
+    }
+    if config.admin.is_some_and(|admin| admin.port() == forward.target) {
+        return Some(("admin", format!("{forward} leads to the admin listener, which is for the operator")));
+    }
+    let address = ListenAddresses::Address(target.ip());
+    let own = wanted.iter().find(|own| own.on.port == target.port() && may_overlap(&own.on.addresses, &address))?;
+    let Wanted { flag, value, .. } = own;
+    Some((flag, format!("{forward} leads to a port that loopgate itself listens on ({value} of --{flag})")))
+}
+
+/// Returns the fault of two values that may ask for the same address and port. Which addresses
 /// there are is not known yet, so what is not certainly different is refused.
-fn collision(first: &Wanted<'_>, next: &Wanted<'_>) -> Option<Fault> {
+fn collision(first: &Wanted, next: &Wanted) -> Option<Fault> {
     let same_port = first.on.port == next.on.port && first.on.port != 0;
-    let collide = first.flag != next.flag && same_port && may_overlap(&first.on.addresses, &next.on.addresses);
+    let collide = first.group != next.group && same_port && may_overlap(&first.on.addresses, &next.on.addresses);
     let what = || {
-        let (first_flag, next_flag) = (first.flag, next.flag);
         format!(
-            "{} of --{next_flag} could take the address and port of {} (--{first_flag}): give each a port of its own",
-            next.on, first.on
+            "{} of --{} could take the address and port of {} (--{}): give each a port of its own",
+            next.value, next.flag, first.value, first.flag
         )
     };
     collide.then(|| Fault { flags: [next.flag, first.flag], what: what() })
@@ -67,6 +108,7 @@ fn may_overlap(first: &ListenAddresses, next: &ListenAddresses) -> bool {
             network.contains(ip) || covers(*ip, network.addr())
         }
         (Address(ip), Bridge) | (Bridge, Address(ip)) => !ip.is_loopback(),
+        (Address(ip), Interface(name)) | (Interface(name), Address(ip)) => !ip.is_loopback() || name == "lo",
         (Network(network), Bridge) | (Bridge, Network(network)) => !network.addr().is_loopback(),
         (Network(first), Network(next)) => first.contains(next) || next.contains(first),
         (Interface(first), Interface(next)) => first == next,
@@ -82,7 +124,7 @@ fn covers(wide: IpAddr, ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::parse::listen_on;
+    use crate::config::parse::{forward, listen_on};
 
     #[test]
     fn listeners_that_may_take_the_same_address_are_found() {
@@ -99,6 +141,8 @@ mod tests {
             ("eth0:1", "eth0:1", true),
             ("eth0:1", "eth1:1", false),
             ("eth0:1", "10.0.0.5:1", true),
+            ("eth0:1", "127.0.0.5:1", false),
+            ("lo:1", "127.0.0.5:1", true),
             ("10.0.0.0/8:1", "10.1.0.0/16:1", true),
             ("10.0.0.0/8:1", "11.0.0.0/8:1", false),
             ("10.0.0.0/8:1", "10.0.0.5:1", true),
@@ -124,6 +168,39 @@ mod tests {
                     assert!(fault.what.contains(tls) && fault.what.contains(plain), "{fault:?}");
                 }
             }
+        }
+    }
+    #[test]
+    fn forwards_that_collide_or_lead_astray_are_found() {
+        let table: [(&str, &[&str], Option<&str>); 14] = [
+            ("bridge:18443", &["18793", "18792", "3334"], None),
+            ("bridge:18443", &["18443:18793"], Some("listen")),
+            ("bridge:18443", &["28793:18443"], None),
+            ("[::]:18443", &["28793:18443"], Some("leads to a port that loopgate itself listens on ([::]:18443")),
+            (
+                "[::]:18443",
+                &["18793"],
+                Some("18793 leads to a port that loopgate itself listens on (18793 of --forward)"),
+            ),
+            ("127.0.0.1:18443", &["28793:18793"], None),
+            ("127.0.0.1:18443", &["28793:18793", "18793:3334"], Some("(18793:3334 of --forward)")),
+            ("bridge:18443", &["18789"], Some("the gateway's own port")),
+            ("bridge:18443", &["28789:18789"], Some("the gateway's own port")),
+            ("bridge:18443", &["9180"], Some("the admin listener")),
+            ("bridge:18443", &["1", "1"], Some("1 of --forward could take the address and port of 1 (--forward)")),
+            ("bridge:18443", &["1", "1:2"], Some("1:2 of --forward could take the address and port of 1 (--forward)")),
+            ("bridge:18443", &["0:1", "0:2"], None),
+            ("bridge:18443", &["8080:1"], Some("8080:1 of --forward could take the address and port of bridge:8080")),
+        ];
+        for (listen, forwards, found) in table {
+            let mut config = Config::default();
+            config.listen.on = vec![listen_on(listen).unwrap(), listen_on("eth7:444").unwrap()];
+            config.listen.plain = vec![listen_on("bridge:8080").unwrap()];
+            config.listen.forward = forwards.iter().map(|value| forward(value).unwrap()).collect();
+            let faults = faults(&config);
+            assert_eq!(faults.is_empty(), found.is_none(), "{listen} {forwards:?}: {faults:?}");
+            let text = format!("{faults:?}");
+            assert!(found.is_none_or(|found| text.contains(found)), "{listen} {forwards:?}: {text}");
         }
     }
 }

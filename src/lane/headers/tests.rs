@@ -9,7 +9,7 @@ use super::*;
 use crate::addr::is_loopback_or_unspecified;
 use crate::config::OwnAddresses;
 use crate::discovery::{Agent, Proof, View};
-use crate::lane::{Evidence, ProxyHeader, decide, decide_plain};
+use crate::lane::{Evidence, ProxyHeader, decide};
 
 const GATEWAY: &str = "127.0.0.1:18789";
 
@@ -18,7 +18,11 @@ fn rules(change: impl FnOnce(&mut Config)) -> Rules {
     config.external.trusted_proxies = vec!["10.0.0.5/32".parse().unwrap()];
     config.external.identity_headers = vec![HeaderName::from_static("x-auth-user")];
     change(&mut config);
-    Rules::new(&config, GATEWAY.parse().unwrap())
+    Rules::new(&config)
+}
+
+fn gateway() -> Target {
+    Target::gateway(GATEWAY.parse().unwrap())
 }
 
 fn lane(peer: &str, rules: &Rules) -> Lane {
@@ -37,17 +41,13 @@ fn lane(peer: &str, rules: &Rules) -> Lane {
 
 /// Returns the source address and the head that the gateway receives, as `name: value` lines sorted by name.
 fn received(peer: &str, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
-    received_on(&lane(peer, rules), rules, fields)
-}
-
-fn received_on(lane: &Lane, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
     let mut request = Request::builder().uri("/a?b=c").header("host", "gw.example:8443");
     for (name, value) in fields {
         request = request.header(*name, *value);
     }
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    let head = GatewayHead::new(parts, lane, rules, None, &BTreeSet::new()).unwrap();
-    let source = head.source().to_string();
+    let head = GatewayHead::new(parts, &lane(peer, rules), rules, &gateway(), None, &BTreeSet::new()).unwrap();
+    let source = head.route().source.to_string();
     let request = head.into_request(());
     assert_eq!(request.uri(), "/a?b=c");
     let mut lines: Vec<_> =
@@ -191,7 +191,7 @@ fn a_name_that_a_page_brought_along_is_no_agents() {
         (&by_address, "evil.example:18789", LaneKind::Agent),
     ] {
         let (parts, ()) = Request::builder().uri("/").header("host", host).body(()).unwrap().into_parts();
-        let head = GatewayHead::new(parts, lane, &rules, Some(&token), &names).unwrap();
+        let head = GatewayHead::new(parts, lane, &rules, &gateway(), Some(&token), &names).unwrap();
         assert_eq!(head.lane(), expected, "{host}");
         let inherits = expected == LaneKind::Agent && lane == &attested;
         assert_eq!(head.into_request(()).headers().contains_key(AUTHORIZATION), inherits, "{host}");
@@ -211,6 +211,7 @@ fn a_page_on_an_agents_connection_has_to_pass_the_lists() {
                 request.body(()).unwrap().into_parts().0,
                 &lane("172.18.0.3", &rules),
                 &rules,
+                &gateway(),
                 None,
                 &BTreeSet::new(),
             )
@@ -253,14 +254,6 @@ fn only_a_trusted_proxy_may_state_the_client() {
         let (_, lines) = received("10.0.0.5", &rules, &[("x-forwarded-for", value)]);
         assert!(lines.contains(&format!("x-forwarded-for: {client}")), "{value}: {lines:?}");
     }
-    // Without a statement the connection's own scheme counts.
-    let plain = Lane::External(decide_plain("10.0.0.5".parse().unwrap(), &View::default(), rules.policy()).unwrap());
-    for (lane, stated, expected) in
-        [(lane("10.0.0.5", &rules), "wss", "https"), (plain.clone(), "https", "https"), (plain, "a", "http")]
-    {
-        let (_, lines) = received_on(&lane, &rules, &[("x-forwarded-proto", stated)]);
-        assert!(lines.contains(&format!("x-forwarded-proto: {expected}")), "{stated}: {lines:?}");
-    }
     // Lists and forged hosts are not passed on.
     let odd = [
         ("x-forwarded-proto", "https, http"),
@@ -295,7 +288,8 @@ fn the_lists_hold_for_clients_that_a_trusted_proxy_names() {
         .body(())
         .unwrap()
         .into_parts();
-    let refused = GatewayHead::new(parts, &lane("10.0.0.5", &rules), &rules, None, &BTreeSet::new()).unwrap_err();
+    let refused =
+        GatewayHead::new(parts, &lane("10.0.0.5", &rules), &rules, &gateway(), None, &BTreeSet::new()).unwrap_err();
     assert_eq!(refused, RequestRefusal::ClientDenied);
 }
 
@@ -319,7 +313,9 @@ fn an_inherited_token_is_for_attested_agents_without_one() {
             request = request.header("authorization", own);
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        let request = GatewayHead::new(parts, &lane, &rules, Some(&token), &BTreeSet::new()).unwrap().into_request(());
+        let request = GatewayHead::new(parts, &lane, &rules, &gateway(), Some(&token), &BTreeSet::new())
+            .unwrap()
+            .into_request(());
         assert_eq!(request.headers().get(AUTHORIZATION).map(|value| value.to_str().unwrap()), expected);
         assert_eq!(request.headers()[X_OPENCLAW_SCOPES], "operator.read");
     }
@@ -357,7 +353,7 @@ fn a_cap_closes_the_http_api_to_requests_and_upgrades() {
             request = request.header("upgrade", "websocket").header("connection", "upgrade");
         }
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        GatewayHead::new(parts, &lane("172.18.0.3", rules), rules, None, &BTreeSet::new()).err()
+        GatewayHead::new(parts, &lane("172.18.0.3", rules), rules, &gateway(), None, &BTreeSet::new()).err()
     };
     for upgrade in [false, true] {
         for path in [
@@ -385,8 +381,9 @@ fn crumbs_of_a_cookie_are_joined() {
     let request =
         Request::builder().version(Version::HTTP_2).uri("https://a/").header("cookie", "a=1").header("cookie", "b=2");
     let (parts, ()) = request.body(()).unwrap().into_parts();
-    let request =
-        GatewayHead::new(parts, &lane("172.18.0.3", &rules), &rules, None, &BTreeSet::new()).unwrap().into_request(());
+    let request = GatewayHead::new(parts, &lane("172.18.0.3", &rules), &rules, &gateway(), None, &BTreeSet::new())
+        .unwrap()
+        .into_request(());
     assert_eq!(request.headers().get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2"]);
 }
 
@@ -430,8 +427,8 @@ proptest! {
         let Ok(request) = request.body(()) else { return Ok(()) };
         let (parts, ()) = request.into_parts();
         let lane = lane(if trusted { "10.0.0.5" } else { "172.18.0.9" }, &rules);
-        let Ok(head) = GatewayHead::new(parts, &lane, &rules, None, &BTreeSet::new()) else { return Ok(()) };
-        prop_assert_eq!(head.source(), Ipv4Addr::new(127, 0, 0, 2));
+        let Ok(head) = GatewayHead::new(parts, &lane, &rules, &gateway(), None, &BTreeSet::new()) else { return Ok(()) };
+        prop_assert_eq!(head.route().source, Ipv4Addr::new(127, 0, 0, 2));
         let request = head.into_request(());
         for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST] {
             prop_assert_eq!(request.headers().get_all(&name).iter().count(), 1);

@@ -114,6 +114,7 @@ async fn unless_shutting_down<T>(shared: &Shared, phase: impl Future<Output = Re
 struct Origin {
     peer: PeerAddr,
     local: SocketAddr,
+    kind: ListenerKind,
     held: (Permit, WorkerSlot),
 }
 
@@ -147,9 +148,9 @@ impl AcceptedConnection {
         slot: WorkerSlot,
     ) -> Self {
         let (peer, local) = addresses;
-        let origin = Origin { peer, local, held: (permit, slot) };
+        let origin = Origin { peer, local, kind, held: (permit, slot) };
         match kind {
-            ListenerKind::Tls => Self::Tls(AcceptedTls { stream, origin }),
+            ListenerKind::Tls | ListenerKind::Forward(_) => Self::Tls(AcceptedTls { stream, origin }),
             ListenerKind::Plain => Self::Plain(AcceptedPlain { stream, origin }),
         }
     }
@@ -351,7 +352,8 @@ impl Registered {
     /// Counts the connection as open; returns what its requests share, and its bytes.
     pub fn open(self) -> (Arc<Session>, Downstream) {
         let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
-        let Origin { peer, local, held } = origin;
+        let Origin { peer, local, kind, held } = origin;
+        let target = shared.target(kind);
         debug!(
             connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(),
             "connected"
@@ -387,6 +389,7 @@ impl Registered {
             shared,
             settings,
             lane,
+            target,
             peer,
             local,
             protocol,

@@ -22,7 +22,8 @@ use crate::proxy::tunnel::first_message::{Checked, FirstMessage};
 /// its response; `None` if there is neither a cap nor a device to look at.
 pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMessage, ConnectResponse)> {
     let cap = head.scope_cap().cloned();
-    let devices = session.shared.devices.clone();
+    // Devices are the gateway's; what a forward leads to does not pair them.
+    let devices = session.shared.devices.clone().filter(|_| session.target.is_gateway());
     let pending = Arc::new(PendingConnect::default());
     let response = ConnectResponse::new(Arc::clone(&pending));
     let agent = match &*session.lane {

@@ -19,7 +19,7 @@ use super::record::RequestRecord;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
 use super::upgrade::{UpgradeContext, upgrade};
-use crate::lane::{GatewayHead, RequestRefusal};
+use crate::lane::{GatewayHead, RequestRefusal, Scheme};
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
@@ -60,10 +60,13 @@ pub async fn forward(
         parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     // A client may never send a body that it was not asked for (RFC 9110 section 10.1.1).
     let body_is_optional = expects && !incoming.is_end_stream();
-    let ca_request = CaRequest::of(&parts, &session.shared.tls);
+    // A certificate to trust must not come over a connection that others can change, nor hide a path of another port.
+    let may_offer_ca = session.lane.scheme() == Scheme::Https && session.target.is_gateway();
+    let ca_request = may_offer_ca.then(|| CaRequest::of(&parts, &session.shared.tls)).flatten();
     let rules = session.shared.rules.load_full();
     let token = session.shared.token.load_full();
-    let head = match GatewayHead::new(parts, &session.lane, &rules, token.as_deref(), session.shared.tls.load().names())
+    let (lane, target) = (&session.lane, &session.target);
+    let head = match GatewayHead::new(parts, lane, &rules, target, token.as_deref(), session.shared.tls.load().names())
     {
         Ok(mut head) => {
             if let Some(trace) = record.trace() {

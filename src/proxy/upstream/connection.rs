@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::net::Ipv4Addr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,6 +18,7 @@ use tokio::time::Instant;
 use super::read_after_reset::{ReadableAfterWriteError, StreamState};
 use super::request_body::{Progress, RequestBody};
 use crate::config::Limits;
+use crate::lane::Route;
 use crate::proxy::lazy_timer::LazyTimer;
 
 /// How long an idle connection is kept where the gateway does not say (Node closes it after 5 s).
@@ -74,7 +74,7 @@ pub struct UpstreamConnection {
     ended: bool,
     state: Arc<StreamState>,
     timer: LazyTimer,
-    source: Ipv4Addr,
+    route: Route,
     keep: Duration,
     reused: bool,
     /// Whether no further request may be sent over it.
@@ -84,7 +84,7 @@ pub struct UpstreamConnection {
 impl fmt::Debug for UpstreamConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("UpstreamConnection")
-            .field("source", &self.source)
+            .field("route", &self.route)
             .field("reused", &self.reused)
             .field("ended", &self.ended)
             .finish_non_exhaustive()
@@ -92,11 +92,11 @@ impl fmt::Debug for UpstreamConnection {
 }
 
 impl UpstreamConnection {
-    /// Speaks HTTP on `stream`, which comes from `source`.
+    /// Speaks HTTP on `stream`, which was opened along `route`.
     ///
     /// # Errors
     /// hyper's, of which there are none at this point.
-    pub async fn open(stream: TcpStream, source: Ipv4Addr, limits: &Limits) -> Result<Self, hyper::Error> {
+    pub async fn open(stream: TcpStream, route: Route, limits: &Limits) -> Result<Self, hyper::Error> {
         let stream = ReadableAfterWriteError::new(stream);
         let state = Arc::clone(stream.state());
         let (sender, connection) = Builder::new()
@@ -112,16 +112,16 @@ impl UpstreamConnection {
             ended: false,
             state,
             timer,
-            source,
+            route,
             keep: KEEP_IDLE,
             reused: false,
             single_use: false,
         })
     }
 
-    /// The address that the gateway sees.
-    pub fn source(&self) -> Ipv4Addr {
-        self.source
+    /// The address that the gateway sees, and the one that it was opened to.
+    pub fn route(&self) -> Route {
+        self.route
     }
 
     /// How long it may be idle.

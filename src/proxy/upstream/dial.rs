@@ -1,18 +1,20 @@
 //! Opens TCP connections to the gateway.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use nix::errno::Errno;
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Connects to `gateway` with `source` as the address that the gateway sees; with any source
-/// address where the gateway is not on loopback, since no packet comes back from there to a
+use crate::lane::Route;
+
+/// Connects along `route`; with any source address where the gateway is not on loopback, since no packet comes back from there to a
 /// loopback address.
 ///
 /// # Errors
 /// Those of socket(2), bind(2) and connect(2).
-pub async fn dial(source: Ipv4Addr, gateway: SocketAddr) -> io::Result<TcpStream> {
+pub async fn dial(route: Route) -> io::Result<TcpStream> {
+    let Route { source, target: gateway } = route;
     let socket = if gateway.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if matches!(gateway.ip(), IpAddr::V4(ip) if ip.is_loopback()) {
         // Has connect(2) choose the port, when the destination is known: otherwise each source

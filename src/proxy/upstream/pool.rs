@@ -1,7 +1,6 @@
 //! Idle connections to the gateway, kept for the next request.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,17 +11,18 @@ use tokio::time::{Instant, timeout};
 
 use super::budget::GatewayPermit;
 use super::connection::UpstreamConnection;
+use crate::lane::Route;
 use crate::shutdown::Shutdown;
 
-/// Idle connections that each worker keeps for each source address.
+/// Idle connections that each worker keeps for each route.
 pub const MAX_IDLE: usize = 256;
 /// How long the rest of a request's body may take after the response has ended.
 const REST_OF_REQUEST: Duration = Duration::from_secs(1);
 
-/// Idle connections of one worker by source address, the most recently used last.
+/// Idle connections of one worker by route, the most recently used last.
 #[derive(Debug)]
 pub struct Pool {
-    idle: Mutex<HashMap<Ipv4Addr, Vec<Idle>>>,
+    idle: Mutex<HashMap<Route, Vec<Idle>>>,
     shutdown: Shutdown,
 }
 
@@ -118,13 +118,13 @@ impl Pool {
         Self { idle: Mutex::default(), shutdown: shutdown.clone() }
     }
 
-    /// Returns the most recently used connection from `source`. The gateway may have closed it
+    /// Returns the most recently used connection along `route`. The gateway may have closed it
     /// meanwhile: then nothing is sent on it.
-    pub fn take(self: &Arc<Self>, source: Ipv4Addr, now: Instant) -> Option<PooledConnection> {
+    pub fn take(self: &Arc<Self>, route: Route, now: Instant) -> Option<PooledConnection> {
         // Declared before the lock, so that expired connections are closed after it is released.
         let _expired;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = idle.get_mut(&source)?;
+        let idle = idle.get_mut(&route)?;
         if idle.last()?.until <= now {
             // The most recently used has expired, so all have.
             _expired = std::mem::take(idle);
@@ -138,7 +138,7 @@ impl Pool {
     fn put(&self, connection: Box<UpstreamConnection>, now: Instant) {
         let until = now + connection.keep();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = idle.entry(connection.source()).or_default();
+        let idle = idle.entry(connection.route()).or_default();
         if idle.len() < MAX_IDLE {
             idle.push(Idle { until, connection });
         }

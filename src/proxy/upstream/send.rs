@@ -1,7 +1,7 @@
 //! Sends requests to the gateway.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::dial::dial;
 use super::pool::{Pool, PooledConnection};
 use super::request_body::{ContinueSignal, Progress, RequestBody};
 use crate::config::{Config, Limits};
-use crate::lane::{GatewayHead, normalized, scrub_response};
+use crate::lane::{GatewayHead, Route, normalized, scrub_response};
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::tls_detector::TlsDetector;
 use crate::proxy::downstream::head_tracker::InterimSender;
@@ -108,7 +108,7 @@ impl Upstream {
         limits: &'a Limits,
         started: Instant,
     ) -> impl Future<Output = Result<(Response<Incoming>, PooledConnection), Error>> + 'a {
-        let source = head.source();
+        let route = head.route();
         let mut retry = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
         let give_up = started + limits.gateway_wait;
@@ -126,11 +126,11 @@ impl Upstream {
             let mut since = started;
             let mut only_new_connections = false;
             loop {
-                let idle = if only_new_connections { None } else { self.pool().take(source, since) };
+                let idle = if only_new_connections { None } else { self.pool().take(route, since) };
                 let mut connection = match idle {
                     Some(connection) => connection,
                     None => {
-                        let connection = Box::pin(self.connect(source, limits, give_up)).await?;
+                        let connection = Box::pin(self.connect(route, limits, give_up)).await?;
                         since = Instant::now();
                         connection
                     }
@@ -166,7 +166,9 @@ impl Upstream {
                     Err(SendError::Broken(error)) => {
                         let Some(head) = retry.take().filter(|_| !connection.has_read()) else {
                             let may_be_tls = error.is_parse() || !connection.has_read();
-                            let is_tls = may_be_tls && Box::pin(self.tls_detector.explains_broken_answer()).await;
+                            let is_tls = may_be_tls
+                                && route.target == self.gateway
+                                && Box::pin(self.tls_detector.explains_broken_answer()).await;
                             return Err(if is_tls { Error::GatewayTls } else { Error::GatewayClosed(error) });
                         };
                         if connection.is_reused() {
@@ -186,12 +188,12 @@ impl Upstream {
         }
     }
 
-    /// Opens a connection from `source`; while the gateway does not accept, tries again until `give_up`.
-    async fn connect(&self, source: Ipv4Addr, limits: &Limits, give_up: Instant) -> Result<PooledConnection, Error> {
+    /// Opens a connection along `route`; while the gateway does not accept, tries again until `give_up`.
+    async fn connect(&self, route: Route, limits: &Limits, give_up: Instant) -> Result<PooledConnection, Error> {
         loop {
-            let error = match timeout(limits.connect_timeout, dial(source, self.gateway)).await {
+            let error = match timeout(limits.connect_timeout, dial(route)).await {
                 Ok(Ok(stream)) => {
-                    let opened = UpstreamConnection::open(stream, source, limits).await;
+                    let opened = UpstreamConnection::open(stream, route, limits).await;
                     self.metrics.gateway_connections.inc();
                     return Ok(PooledConnection::new(opened.map_err(Error::GatewayClosed)?, self.pool()));
                 }

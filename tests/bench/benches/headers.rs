@@ -8,7 +8,7 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use loopgate::config::Config;
-use loopgate::lane::{AgentBasis, AgentLane, ExternalLane, GatewayHead, Lane, Rules, Scheme, ForwardedClient, scrub_response};
+use loopgate::lane::{AgentBasis, AgentLane, ExternalLane, GatewayHead, Lane, Rules, Scheme, ForwardedClient, Target, scrub_response};
 
 const SMALL: &[(&str, &str)] = &[("host", "gateway:18789"), ("user-agent", "bench"), ("accept", "*/*")];
 /// What Chromium sends.
@@ -44,7 +44,7 @@ fn parts(fields: &[(&str, &str)]) -> Parts {
 
 fn headers(criterion: &mut Criterion) {
     let config = Config::default();
-    let rules = Rules::new(&config, config.gateway.address);
+    let (rules, target) = (Rules::new(&config), Target::gateway(config.gateway.address));
     let names = BTreeSet::new();
     let client: IpAddr = "172.18.0.9".parse().expect("an address");
     let unknown = config.external.unknown_client;
@@ -68,7 +68,7 @@ fn headers(criterion: &mut Criterion) {
                 let made = || parts(fields);
                 bencher.iter_batched(
                     made,
-                    |parts| GatewayHead::new(black_box(parts), &lane, &rules, None, &names),
+                    |parts| GatewayHead::new(black_box(parts), &lane, &rules, &target, None, &names),
                     BatchSize::SmallInput,
                 );
             });

@@ -1,0 +1,66 @@
+//! Findings about the ports beside the gateway's own that are carried (`listen.forward`).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::catalogue as kind;
+use super::finding::{Remedy, Report};
+use crate::config::{Config, Forward};
+
+/// The time limit for a connection to a port.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A forward, the address that it leads to, and why that accepts no connection, if it accepts none.
+pub type Observation = (Forward, SocketAddr, Option<String>);
+
+/// Connects to where each forward leads.
+pub async fn probe(config: &Config) -> Vec<Observation> {
+    let each = config.listen.forward.iter().map(|forward| async move {
+        let target = SocketAddr::new(config.gateway.address.ip(), forward.target);
+        let error = match timeout(TIMEOUT, TcpStream::connect(target)).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("no answer within {TIMEOUT:?}")),
+        };
+        (*forward, target, error)
+    });
+    join_all(each).await
+}
+
+/// Adds the findings about forwards.
+pub fn judge(seen: &[Observation], report: &mut Report) {
+    for (forward, target, error) in seen {
+        match error {
+            None => report.fine("forward", format!("{target} answers (--forward {forward})")),
+            Some(error) => {
+                let remedy = Remedy::words(
+                    "start what listens there, in the gateway's network namespace and on loopback, or take the port out of listen.forward",
+                );
+                report.find(&kind::FORWARD_DOWN, format!("{target}: {error} (--forward {forward})"), remedy);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_does_not_answer_is_named() {
+        let forward = |port, target| Forward { port, target };
+        let seen = [
+            (forward(18793, 18793), "127.0.0.1:18793".parse().unwrap(), None),
+            (forward(9000, 3334), "127.0.0.1:3334".parse().unwrap(), Some("connection refused".to_owned())),
+        ];
+        let mut report = Report::default();
+        judge(&seen, &mut report);
+        assert_eq!(report.ids(), ["forward-down"]);
+        assert_eq!(report.findings[0].seen, ["127.0.0.1:3334: connection refused (--forward 9000:3334)"]);
+        assert_eq!(report.fine[0].seen, "127.0.0.1:18793 answers (--forward 18793)");
+    }
+}

@@ -1,0 +1,164 @@
+//! Other ports of the gateway (`--forward`).
+
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use loopgate::config::{Config, Forward};
+use loopgate::listener::ListenerKind;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::harness::{
+    AGENT, Harness, OUTSIDER, PROTOCOLS, Protocol, TRUSTED_PROXY, TlsClient, UNKNOWN_CLIENT, process, request,
+};
+use crate::lanes::{assert_external, assert_is_agents_request};
+use loopgate_test_support::fake_gateway::FakeGateway;
+use loopgate_test_support::lanes::assert_local;
+use loopgate_test_support::sidecar::free_address;
+
+/// A sidecar with a forward to `other`, and a client of that.
+struct Forwarding {
+    harness: Harness,
+    other: FakeGateway,
+    client: TlsClient,
+}
+
+async fn start(change: impl FnOnce(&mut Config)) -> Forwarding {
+    let other = FakeGateway::start().await;
+    let forward = Forward { port: 0, target: other.address.port() };
+    let harness = Harness::with(|config| {
+        config.listen.forward = vec![forward];
+        change(config);
+    })
+    .await;
+    let mut client = (*harness).clone();
+    client.address = harness.sidecar.listening_for(ListenerKind::Forward(forward))[0];
+    Forwarding { harness, other, client }
+}
+
+#[tokio::test]
+async fn another_port_has_the_same_lanes() {
+    let Forwarding { harness, other, client } = start(|config| config.external.serve_ca = true).await;
+    assert_ne!(client.address, harness.sidecar.listening()[0]);
+    for protocol in PROTOCOLS {
+        assert_eq!(client.ask(protocol, AGENT, "GET /a?b=c", &[]).await, (200, "hello".into()));
+        let received = other.requests().pop().unwrap();
+        assert_local(&received, &other);
+        assert_eq!(received.start(), "GET /a?b=c HTTP/1.1");
+        client.ask(protocol, OUTSIDER, "GET /", &[("x-forwarded-for", "127.0.0.1")]).await;
+        assert_external(&other.requests().pop().unwrap(), UNKNOWN_CLIENT);
+        client.ask(protocol, AGENT, "GET /", &[("origin", "https://page.example")]).await;
+        assert_external(&other.requests().pop().unwrap(), UNKNOWN_CLIENT);
+        client.ask(protocol, TRUSTED_PROXY, "GET /", &[("x-forwarded-for", "203.0.113.9")]).await;
+        assert_external(&other.requests().pop().unwrap(), "203.0.113.9");
+    }
+    let page = client.ask(Protocol::H2, OUTSIDER, "GET /.well-known/loopgate/ca.pem", &[]).await;
+    assert_eq!(page, (200, "hello".into()), "that is a path of the gateway's own port");
+    assert_eq!(harness.gateway.connections(), 0);
+}
+
+#[tokio::test]
+async fn connections_behind_one_port_never_carry_requests_of_another() {
+    let Forwarding { harness, other, client } = start(|_| {}).await;
+    for source in [OUTSIDER, AGENT] {
+        let (mut near, mut far) = (harness.h1(source).await, client.h1(source).await);
+        for _ in 0..5 {
+            assert_eq!(near.ask(request("GET /near", "")).await.status(), 200);
+            assert_eq!(far.ask(request("GET /far", "")).await.status(), 200);
+        }
+    }
+    let paths = |gateway: &FakeGateway| gateway.requests().iter().map(|r| r.start().to_owned()).collect::<Vec<_>>();
+    assert_eq!(paths(&harness.gateway), ["GET /near HTTP/1.1"; 10]);
+    assert_eq!(paths(&other), ["GET /far HTTP/1.1"; 10]);
+}
+
+#[tokio::test]
+async fn rules_and_limits_are_shared() {
+    let Forwarding { harness, other, client } = start(|config| {
+        config.external.deny = vec!["127.0.0.5/32".parse().unwrap()];
+        config.external.paths = vec![loopgate::config::PathRule {
+            allow: false,
+            prefix: "/closed".into(),
+            methods: Vec::new(),
+            upgrade: false,
+        }];
+        config.limits.gateway_requests = 1;
+        config.limits.gateway_wait = Duration::from_millis(100);
+    })
+    .await;
+    assert!(client.handshake(client.tcp("127.0.0.5").await, "http/1.1").await.is_err());
+    assert_eq!(client.ask(Protocol::H1, OUTSIDER, "GET /closed", &[]).await.0, 403);
+    assert_eq!(client.ask(Protocol::H1, AGENT, "GET /closed", &[]).await.0, 200, "path rules are for the outside");
+    assert_eq!(client.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    let mut busy = harness.h1(OUTSIDER).await;
+    busy.send(request("GET /stalls", "")).await.unwrap();
+    while harness.gateway.requests().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (status, text) = client.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await;
+    assert!(status == 503 && text.contains("too_many_requests"), "{status} {text}");
+    assert_eq!(client.ask(Protocol::H2, AGENT, "GET /", &[]).await.0, 200, "agents do not wait");
+    assert_eq!(other.requests().len(), 3);
+}
+
+/// On the gateway's own port the second message would wait for the answer to the first, and a cap needs a `connect`.
+#[tokio::test]
+async fn a_websocket_there_may_speak_any_protocol_unless_a_cap_applies() {
+    let Forwarding { harness: _running, other, client } =
+        start(|config| config.agents.scopes = vec!["operator.read".into()]).await;
+    for protocol in PROTOCOLS {
+        let mut socket = client.websocket(protocol, OUTSIDER, "/ws").await;
+        assert_external(&other.requests().pop().unwrap(), UNKNOWN_CLIENT);
+        for text in ["one", "two"] {
+            socket.feed(Message::text(text)).await.unwrap();
+        }
+        socket.flush().await.unwrap();
+        for text in ["one", "two"] {
+            assert_eq!(socket.next().await.unwrap().unwrap(), Message::text(text), "{protocol:?}");
+        }
+        let mut socket = client.websocket(protocol, AGENT, "/ws").await;
+        socket.send(Message::text("one")).await.unwrap();
+        assert!(socket.next().await.unwrap().unwrap().is_close(), "{protocol:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_behind_a_port_may_be_away_while_the_gateway_answers() {
+    let away = free_address();
+    let Forwarding { harness, .. } = start(|config| {
+        config.listen.forward.push(Forward { port: 0, target: away.port() });
+        config.limits.gateway_wait = Duration::from_millis(200);
+    })
+    .await;
+    let mut client = (*harness).clone();
+    client.address = harness.sidecar.listening_for(ListenerKind::Forward(Forward { port: 0, target: away.port() }))[0];
+    let begun = Instant::now();
+    let (status, _) = client.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await;
+    assert!(status == 503 && begun.elapsed() < Duration::from_secs(10), "{status} after {:?}", begun.elapsed());
+    assert_eq!(harness.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    let received = harness.gateway.requests().pop().unwrap();
+    assert_external(&received, UNKNOWN_CLIENT);
+    harness.ask(Protocol::H1, AGENT, "GET /", &[]).await;
+    assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
+}
+
+#[tokio::test]
+async fn status_and_check_name_a_port_that_does_not_answer() {
+    let other = FakeGateway::start().await;
+    let (listen, away) = (free_address(), free_address());
+    let up = format!("--forward={}:{}", listen.port(), other.address.port());
+    let down = format!("--forward=0:{}", away.port());
+    let admin = format!("--admin={}", free_address());
+    let sidecar = process(&[&up, &down, &admin], "").await;
+    let running = sidecar.sidecar;
+    let mut client = (*running).clone();
+    client.address = listen;
+    assert_eq!(client.ask(Protocol::H2, OUTSIDER, "GET /", &[]).await.0, 200);
+    let status = tokio::task::spawn_blocking(move || running.json()).await.unwrap();
+    let forwards = status["forwards"].as_array().unwrap();
+    let shown: Vec<_> =
+        forwards.iter().map(|forward| (forward["target"].as_str(), forward["reachable"].as_bool())).collect();
+    let (target, away) = (other.address.to_string(), away.to_string());
+    assert_eq!(shown, [(Some(target.as_str()), Some(true)), (Some(away.as_str()), Some(false))], "{status:#}");
+    assert_eq!(forwards[0]["listening"], serde_json::json!([listen.to_string()]));
+    assert_eq!(status["listening"].as_array().unwrap().len(), 1, "{status:#}");
+}
