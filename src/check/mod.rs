@@ -88,7 +88,7 @@ async fn collect(config: &Config, file: Option<&Path>, status: Option<Result<Sta
         sidecar::judge(status, &mut report);
     }
     examine_discovery(config, engine.as_ref(), &view, &mut report).await;
-    paths::judge(&config.external, &mut report);
+    paths::judge(&config.external, config.gateway.address.port(), &mut report);
     shutdown.begin();
 
     certificate::judge(&certificate(config, &view, status.as_ref()), &mut report);

@@ -11,9 +11,11 @@ use crate::lane::check_path;
 const HTTP_API: [(&str, &str); 2] = [("/tools/", "/tools/invoke"), ("/v1/", "/v1/chat/completions")];
 
 /// Adds the findings about `[[external.paths]]`. A ceiling of scopes without `operator.admin` closes the HTTP API too.
-pub fn judge(external: &External, report: &mut Report) {
+pub fn judge(external: &External, gateway_port: u16, report: &mut Report) {
     let capped = !external.scopes.is_empty() && !external.scopes.iter().any(|scope| scope == "operator.admin");
-    let open = |(_, path): &&(&str, &str)| !capped && check_path(&Method::POST, path, false, &external.paths).is_ok();
+    let open = |(_, path): &&(&str, &str)| {
+        !capped && check_path(&Method::POST, path, false, &external.paths, gateway_port).is_ok()
+    };
     let open: Vec<_> = HTTP_API.iter().filter(open).map(|(prefix, _)| *prefix).collect();
     if open.is_empty() {
         return report.fine("paths", "external clients can't use the gateway's HTTP API (/tools/, /v1/)");
@@ -33,7 +35,7 @@ mod tests {
     use crate::config::PathRule;
 
     fn rule(allow: bool, prefix: &str) -> PathRule {
-        PathRule { allow, prefix: prefix.into(), methods: Vec::new(), upgrade: false }
+        PathRule { allow, prefix: prefix.into(), methods: Vec::new(), upgrade: false, port: None }
     }
 
     #[test]
@@ -49,13 +51,13 @@ mod tests {
         ] {
             let mut report = Report::default();
             let mut external = External { paths: rules, ..crate::config::Config::default().external };
-            judge(&external, &mut report);
+            judge(&external, 18789, &mut report);
             let expected: &[&str] = if open.is_some() { &["http-api-open"] } else { &[] };
             assert_eq!(report.ids(), expected, "{external:?}");
             assert!(open.is_none_or(|open| report.findings[0].seen[0].ends_with(open)), "{:?}", report.findings);
             external.scopes = vec!["operator.read".into()];
             report = Report::default();
-            judge(&external, &mut report);
+            judge(&external, 18789, &mut report);
             assert_eq!(report.ids(), [""; 0], "{external:?}");
         }
     }

@@ -11,6 +11,7 @@ const RULES: &str = "
 # allow = \"/hooks/\"
 # methods = [\"POST\"]
 # upgrade = false
+# port = 18789
 # [[external.paths]]
 # deny = \"/\"
 ";

@@ -57,6 +57,7 @@ struct FileRule {
     methods: Vec<String>,
     #[serde(default)]
     upgrade: bool,
+    port: Option<u16>,
 }
 
 struct Reader<'a> {
@@ -141,8 +142,8 @@ impl Reader<'_> {
         for item in items {
             let at = item.span().start;
             match FileRule::deserialize(ValueDeserializer::from(item.clone())) {
-                Ok(FileRule { allow, deny, methods, upgrade }) => {
-                    rules.push(GivenRule { allow, deny, methods, upgrade, origin: self.origin(at) });
+                Ok(FileRule { allow, deny, methods, upgrade, port }) => {
+                    rules.push(GivenRule { allow, deny, methods, upgrade, port, origin: self.origin(at) });
                 }
                 Err(error) => {
                     let at = error.span().map_or(at, |span| span.start);

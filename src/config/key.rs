@@ -110,7 +110,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "listen.forward",
         List("[PORT:]TARGET"),
         None,
-        "Another port of the gateway's address to carry with the same lanes, on the addresses of --listen and the same or another port",
+        "Another loopback port of the gateway to carry with the same lanes, on the addresses of --listen (and PORT)",
     );
     add(
         "proxy-protocol",

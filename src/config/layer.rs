@@ -38,6 +38,8 @@ pub struct GivenRule {
     pub methods: Vec<String>,
     /// Whether it lets WebSocket upgrades pass.
     pub upgrade: bool,
+    /// The port of the gateway's address that it is for.
+    pub port: Option<u16>,
     /// Its source.
     pub origin: Origin,
 }

@@ -63,6 +63,7 @@ fn paths() -> Value {
                 "deny": { "type": "string", "pattern": "^/" },
                 "methods": { "type": "array", "items": { "type": "string" } },
                 "upgrade": { "type": "boolean", "default": false },
+                "port": { "type": "integer", "minimum": 1, "maximum": 65535 },
             },
             "oneOf": [{ "required": ["allow"] }, { "required": ["deny"] }],
         },

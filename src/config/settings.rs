@@ -321,6 +321,8 @@ pub struct PathRule {
     pub methods: Vec<http::Method>,
     /// Whether an `allow` rule lets WebSocket upgrades pass; a `deny` rule refuses them in any case.
     pub upgrade: bool,
+    /// The port of the gateway's address that the rule is for; all by default.
+    pub port: Option<u16>,
 }
 
 /// Bounds (`[limits]`). Durations have at least millisecond resolution.

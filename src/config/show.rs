@@ -55,6 +55,9 @@ fn rule(rule: &GivenRule) -> String {
     if rule.upgrade {
         out.push_str("upgrade = true\n");
     }
+    if let Some(port) = rule.port {
+        out.push_str(&format!("port = {port}\n"));
+    }
     if !rule.methods.is_empty() {
         out.push_str(&format!("methods = {}\n", strings(&rule.methods)));
     }

@@ -229,6 +229,15 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
     if config.listen.on.is_empty() {
         read.report("listen", "needs at least one address to listen on");
     }
+    let layer = read.layer;
+    for rule in layer.paths.iter().flatten() {
+        let is_carried =
+            |port: &u16| *port == address.port() || config.listen.forward.iter().any(|forward| forward.target == *port);
+        if let Some(port) = rule.port.filter(|port| !is_carried(port)) {
+            let what = format!("port {port} is neither the gateway's own nor one that listen.forward leads to");
+            read.report_rule(rule, what);
+        }
+    }
     for fault in listeners::faults(config) {
         read.report_any(&fault.flags, &fault.what);
     }
@@ -327,7 +336,7 @@ impl Reader<'_> {
             return self
                 .report_rule(rule, "upgrade is for allow rules: a deny rule refuses upgrades in any case".into());
         }
-        Some(PathRule { allow, prefix, methods, upgrade: rule.upgrade })
+        Some(PathRule { allow, prefix, methods, upgrade: rule.upgrade, port: rule.port })
     }
 
     fn report_rule(&mut self, rule: &GivenRule, what: String) -> Option<PathRule> {

@@ -166,7 +166,8 @@ impl GatewayHead {
         rules: &Rules,
         target: &Target,
     ) -> Result<Self, RequestRefusal> {
-        path::check_path(&parts.method, parts.uri.path(), checked.upgrade.is_some(), &rules.paths)?;
+        let (path, port) = (parts.uri.path(), target.address().port());
+        path::check_path(&parts.method, path, checked.upgrade.is_some(), &rules.paths, port)?;
         let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy)
             .map_err(|_| RequestRefusal::ClientDenied)?;
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
@@ -326,7 +327,13 @@ impl Forwarding {
 /// could answer it as a plain request.
 fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), RequestRefusal> {
     static API: LazyLock<Vec<PathRule>> = LazyLock::new(|| {
-        let deny = |prefix: &str| PathRule { allow: false, prefix: prefix.into(), methods: Vec::new(), upgrade: false };
+        let deny = |prefix: &str| PathRule {
+            allow: false,
+            prefix: prefix.into(),
+            methods: Vec::new(),
+            upgrade: false,
+            port: None,
+        };
         ["/v1/", "/tools/", "/api/", "/sessions/"].map(deny).into()
     });
     // This very path is a page of the Control UI.
@@ -335,7 +342,7 @@ fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), Requ
     {
         return Ok(());
     }
-    path::check_path(&parts.method, parts.uri.path(), false, &API).map_err(|_| RequestRefusal::ScopeCapped)
+    path::check_path(&parts.method, parts.uri.path(), false, &API, 0).map_err(|_| RequestRefusal::ScopeCapped)
 }
 
 /// The value of a header that occurs exactly once; `None` otherwise.

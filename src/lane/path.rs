@@ -10,7 +10,8 @@ use http::Method;
 use super::request_check::RequestRefusal;
 use crate::config::PathRule;
 
-/// Applies `rules` to `path` (without its query); the first rule that matches decides.
+/// Applies the `rules` for the gateway's `port` to `path` (without its query); the first rule that
+/// matches decides.
 ///
 /// If none matches, a list with an `allow` rule refuses, and a list of `deny` rules allows. `allow`
 /// rules compare paths and methods exactly, `deny` rules ignore case, so a doubtful match never
@@ -19,13 +20,20 @@ use crate::config::PathRule;
 ///
 /// # Errors
 /// [`RequestRefusal::AmbiguousPath`] or [`RequestRefusal::PathDenied`].
-pub fn check_path(method: &Method, path: &str, is_upgrade: bool, rules: &[PathRule]) -> Result<(), RequestRefusal> {
-    if rules.is_empty() {
+pub fn check_path(
+    method: &Method,
+    path: &str,
+    is_upgrade: bool,
+    rules: &[PathRule],
+    port: u16,
+) -> Result<(), RequestRefusal> {
+    let mut rules = rules.iter().filter(|rule| rule.port.is_none_or(|of_rule| of_rule == port)).peekable();
+    if rules.peek().is_none() {
         return Ok(());
     }
     let path = normalized(path).ok_or(RequestRefusal::AmbiguousPath)?;
-    let matching = rules.iter().find(|rule| concerns(rule, method, is_upgrade) && covers(rule, &path));
-    let allowed = matching.map_or_else(|| rules.iter().all(|rule| !rule.allow), |rule| rule.allow);
+    let matching = rules.clone().find(|rule| concerns(rule, method, is_upgrade) && covers(rule, &path));
+    let allowed = matching.map_or_else(|| rules.all(|rule| !rule.allow), |rule| rule.allow);
     if allowed { Ok(()) } else { Err(RequestRefusal::PathDenied) }
 }
 
@@ -96,7 +104,7 @@ mod tests {
     use super::*;
 
     fn rule(allow: bool, prefix: &str, methods: &[Method]) -> PathRule {
-        PathRule { allow, prefix: prefix.into(), methods: methods.to_vec(), upgrade: false }
+        PathRule { allow, prefix: prefix.into(), methods: methods.to_vec(), upgrade: false, port: None }
     }
 
     #[test]
@@ -114,8 +122,26 @@ mod tests {
             ("/tools/a", &no_tools, denied),
             ("/", &[], Ok(())),
         ] {
-            assert_eq!(check_path(&Method::GET, path, true, rules), expected, "{path} {rules:?}");
+            assert_eq!(check_path(&Method::GET, path, true, rules, 18789), expected, "{path} {rules:?}");
         }
+    }
+
+    #[test]
+    fn a_rule_with_a_port_is_for_that_port_alone() {
+        let of = |port, rule: PathRule| PathRule { port: Some(port), ..rule };
+        let rules = [of(3334, rule(true, "/voice", &[])), of(18792, rule(false, "/", &[])), rule(false, "/x", &[])];
+        for (port, path, open) in [
+            (18789, "/", true),
+            (18789, "/voice", true),
+            (18789, "/x", false),
+            (3334, "/voice", true),
+            (3334, "/", false),
+            (18792, "/voice", false),
+        ] {
+            let checked = check_path(&Method::GET, path, false, &rules, port);
+            assert_eq!(checked.is_ok(), open, "{path} at {port}: {checked:?}");
+        }
+        assert!(check_path(&Method::GET, "/%2F", false, &rules[..1], 18789).is_ok(), "there are no rules for it");
     }
 
     #[test]
@@ -164,7 +190,7 @@ mod tests {
             (Method::HEAD, "/private/x", &open_reads, denied),
             (lower, "/private/x", &open_reads, denied),
         ] {
-            assert_eq!(check_path(&method, path, false, rules), expected, "{method} {path} {rules:?}");
+            assert_eq!(check_path(&method, path, false, rules, 18789), expected, "{method} {path} {rules:?}");
         }
     }
 }

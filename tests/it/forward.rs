@@ -80,6 +80,7 @@ async fn rules_and_limits_are_shared() {
             prefix: "/closed".into(),
             methods: Vec::new(),
             upgrade: false,
+            port: None,
         }];
         config.limits.gateway_requests = 1;
         config.limits.gateway_wait = Duration::from_millis(100);

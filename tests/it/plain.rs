@@ -133,6 +133,7 @@ async fn the_rules_for_external_clients_hold() {
             prefix: "/closed".into(),
             methods: Vec::new(),
             upgrade: false,
+            port: None,
         }];
     })
     .await;

@@ -162,6 +162,7 @@ async fn path_rules_apply_at_once_and_limits_to_new_connections() {
             prefix: "/private".into(),
             methods: vec![],
             upgrade: false,
+            port: None,
         }];
         config.limits.request_timeout = Duration::from_millis(100);
     })

@@ -36,7 +36,8 @@ async fn a_body_is_not_sent_to_a_gateway_that_refuses_it() {
 #[tokio::test]
 async fn a_refusal_instead_of_100_continue_closes_the_connection() {
     let harness = Harness::with(|config| {
-        config.external.paths = vec![PathRule { allow: false, prefix: "/".into(), methods: vec![], upgrade: false }]
+        config.external.paths =
+            vec![PathRule { allow: false, prefix: "/".into(), methods: vec![], upgrade: false, port: None }]
     })
     .await;
     let expect = "Expect: 100-continue\r\n";

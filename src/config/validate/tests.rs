@@ -190,15 +190,24 @@ fn path_rules_are_checked() {
     assert_eq!(
         config.external.paths,
         [
-            PathRule { allow: true, prefix: "/hooks/".into(), methods: vec![http::Method::POST], upgrade: false },
-            PathRule { allow: false, prefix: "/".into(), methods: vec![], upgrade: false },
+            PathRule {
+                allow: true,
+                prefix: "/hooks/".into(),
+                methods: vec![http::Method::POST],
+                upgrade: false,
+                port: None
+            },
+            PathRule { allow: false, prefix: "/".into(), methods: vec![], upgrade: false, port: None },
         ]
     );
+    let forwarded = parsed("[listen]\nforward = [\"1:3334\"]\n[external]\npaths = [{ deny = \"/\", port = 3334 }]\n");
+    assert_eq!(forwarded.unwrap().external.paths[0].port, Some(3334));
     for (rule, what) in [
         ("", "a rule needs either allow or deny"),
         ("deny = \"/\", upgrade = true", "upgrade is for allow rules: a deny rule refuses upgrades in any case"),
         ("allow = \"/a\", deny = \"/b\"", "a rule needs either allow or deny"),
         ("allow = \"hooks\"", "\"hooks\" does not begin with /"),
+        ("deny = \"/\", port = 3334", "port 3334 is neither the gateway's own nor one that listen.forward leads to"),
         ("allow = \"/a/../b\"", "\"/a/../b\" has an empty or a dot segment"),
         ("deny = \"/\", methods = [\"get\"]", "\"get\" is not a method such as GET or POST"),
     ] {
