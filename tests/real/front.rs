@@ -19,6 +19,9 @@ use loopgate_test_support::requirements::{Missing, cache, exclusively, report};
 const DOCKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docker");
 /// The public name. It is in no DNS; clients are given its address.
 pub const SITE: &str = "gateway.example.com";
+/// The gateway's host on the bridge, and the port on which loopgate takes plain HTTP.
+const GATEWAY: &str = "172.18.0.2";
+const PLAIN_PORT: u16 = 18080;
 /// An unused address that clients claim to have.
 const CLAIMED: &str = "198.51.100.66";
 
@@ -26,7 +29,7 @@ const CLAIMED: &str = "198.51.100.66";
 fn behind_caddy_the_gateway_knows_each_client_and_the_control_ui_works() {
     exclusively("Caddy", || {
         let modules = browser::modules()?;
-        behind("caddy", caddy, |network, openclaw, front| {
+        behind("caddy", caddy, &[], |network, openclaw, front| {
             report("  the Control UI connects through it after an approval");
             let url = format!("https://{SITE}");
             let home = front.directory.join("browser");
@@ -38,7 +41,23 @@ fn behind_caddy_the_gateway_knows_each_client_and_the_control_ui_works() {
 
 #[test]
 fn behind_traefik_the_gateway_knows_each_client() {
-    exclusively("Traefik", || behind("traefik", traefik, |_, _, _| {}));
+    exclusively("Traefik", || behind("traefik", traefik, &[], |_, _, _| {}));
+}
+
+#[test]
+fn behind_a_caddy_that_speaks_plain_http_the_gateway_knows_each_client() {
+    exclusively("Caddy, plain HTTP", || {
+        let listen = format!("--listen-plain=bridge:{PLAIN_PORT}");
+        behind("caddy", plain_caddy, &[&listen], |network, _, _| {
+            report("  no one but the front may speak plain HTTP");
+            for host in [Host::External, Host::Agent, Host::Gateway] {
+                let mut curl = network.command(host, "curl");
+                curl.args(["--silent", "--max-time", "5", &format!("http://{GATEWAY}:{PLAIN_PORT}/healthz")]);
+                let output = curl.output().expect("curl");
+                assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+            }
+        })
+    });
 }
 
 /// A running front, before a sidecar that trusts it.
@@ -51,7 +70,12 @@ struct Front {
 
 type Start = fn(&Network, &Path, PathBuf, &Path) -> Front;
 
-fn behind(name: &str, start: Start, further: impl FnOnce(&Network, &OpenClaw, &Front)) -> Result<(), Missing> {
+fn behind(
+    name: &str,
+    start: Start,
+    flags: &[&str],
+    further: impl FnOnce(&Network, &OpenClaw, &Front),
+) -> Result<(), Missing> {
     let directory = directory(name);
     let program = program(name)?;
     let network = Network::new()?;
@@ -59,7 +83,8 @@ fn behind(name: &str, start: Start, further: impl FnOnce(&Network, &OpenClaw, &F
     let _gateway = openclaw.start(&["127.0.0.2"]);
     // Should an operator take the front for an agent as well, it is still none: it speaks for others.
     let address = Host::Front.address();
-    let sidecar = sidecar::start(&network, &directory, &["--trusted-proxy", address, "--agent-cidr", address]);
+    let trusting = ["--trusted-proxy", address, "--agent-cidr", address];
+    let sidecar = sidecar::start(&network, &directory, &[&trusting, flags].concat());
     let front = start(&network, &program, directory.join("front"), &sidecar.ca());
     let through = |host| openclaw.client(host, &format!("wss://{SITE}")).at(Host::Front.address()).ca(&front.ca);
     let direct = |host| openclaw.client(host, WS_URL).ca(&sidecar.ca());
@@ -138,11 +163,21 @@ fn only_agents_are_agents(
 
 /// docker/Caddyfile, with certificates of Caddy's own.
 fn caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path) -> Front {
+    run_caddy(network, program, directory, gateway_ca, &format!("import {DOCKER}/Caddyfile\n"))
+}
+
+/// A Caddy that speaks plain HTTP to loopgate.
+fn plain_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path) -> Front {
+    let upstream = format!("reverse_proxy http://{GATEWAY}:{PLAIN_PORT}");
+    let site = format!("{SITE} {{\n\t{upstream} {{\n\t\theader_up Host {{hostport}}\n\t}}\n}}\n");
+    run_caddy(network, program, directory, gateway_ca, &site)
+}
+
+fn run_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path, site: &str) -> Front {
     fs::create_dir_all(&directory).expect("a directory");
     let configuration = directory.join("Caddyfile");
     // Nothing may be asked of a public authority, and Caddy's own must not become one that this machine trusts.
-    fs::write(&configuration, format!("{{\n\tlocal_certs\n\tskip_install_trust\n}}\nimport {DOCKER}/Caddyfile\n"))
-        .expect("a file");
+    fs::write(&configuration, format!("{{\n\tlocal_certs\n\tskip_install_trust\n}}\n{site}")).expect("a file");
     let mut command = network.command(Host::Front, program);
     command.args(["run", "--config"]).arg(&configuration).env("SITE", SITE).env("HOME", &directory);
     command.env("XDG_DATA_HOME", directory.join("data")).env("XDG_CONFIG_HOME", directory.join("config"));
