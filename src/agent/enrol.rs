@@ -53,7 +53,7 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// No key or request can be made.
+    /// The key or the certificate request can't be made.
     #[error("can't make a certificate request")]
     Key(#[from] rcgen::Error),
     /// The sidecar's answer is not a certificate for the key.

@@ -17,7 +17,7 @@ pub enum Error {
     /// A system call failed.
     #[error("failed while {doing}")]
     Io {
-        /// The operation.
+        /// What was being done, such as `starting the workers`.
         doing: &'static str,
         /// The cause.
         source: io::Error,

@@ -72,7 +72,7 @@ impl Origin {
 /// One problem of the configuration, which keeps loopgate from starting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The flag, variable, or file, line and key at fault.
+    /// Where it is: a flag, a variable, or a key of the file with its line.
     pub place: String,
     /// What is wrong there.
     pub what: String,

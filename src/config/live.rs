@@ -112,7 +112,7 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
 /// Returns the tables of the configuration in which `running` and `applied` differ, as far as their
 /// options change live.
 pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
-    // `apply` keeps `state_dir`, `discovery`, `admin` and the tables `gateway`, `kubernetes` and `docker` as they run.
+    // `apply` keeps `state_dir`, `sandbox`, `discovery`, `admin` and the tables `gateway`, `kubernetes` and `docker` as they run.
     let Config {
         listen,
         tls,

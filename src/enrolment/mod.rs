@@ -79,8 +79,8 @@ pub struct Enrolment<P = DockerProofs> {
 }
 
 impl<P: ProofReader> Enrolment<P> {
-    /// Enrols the agents in `view`, with certificates of `authority`. Without that, or without a
-    /// reader of proofs, every enrolment is refused.
+    /// Enrols the agents in `view`, with certificates of `authority`. Without an authority, or
+    /// without both a proof reader and a token reviewer, every enrolment is refused.
     pub fn new(
         config: &Config,
         view: watch::Receiver<Arc<View>>,
@@ -186,7 +186,7 @@ impl<P: ProofReader> Enrolment<P> {
         let Some(authority) = self.authority.as_ref().filter(|_| self.proofs.is_some() || self.tokens.is_some()) else {
             return Err(refuse(
                 Reason::Docker,
-                "this sidecar can't attest agents: it has no Docker, or no CA of its own",
+                "this sidecar can't attest agents: it has no access to Docker or Kubernetes, or no CA of its own",
             ));
         };
 

@@ -72,7 +72,7 @@ pub struct AgentLane {
 
 impl AgentLane {
     /// Returns whether `other` is the same agent on the same basis, with the same cap and the same user.
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub fn grants_the_same(&self, other: &Self) -> bool {
         self.source == other.source
             && self.scopes == other.scopes
             && self.as_external.scopes == other.as_external.scopes

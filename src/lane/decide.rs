@@ -73,8 +73,8 @@ pub fn decide_plain(peer: IpAddr, view: &View, policy: &Policy) -> Result<Extern
 
 /// Returns what makes the peer an agent, if anything does.
 ///
-/// `sender` is the address that writes the requests. A certificate that counts only from some
-/// addresses must count from that one.
+/// `sender` is the address that writes the requests. A certificate that counts only from
+/// `agents.certificate_from` must be shown by a sender in that list.
 fn agent_basis(
     peer: IpAddr,
     sender: IpAddr,

@@ -88,12 +88,12 @@ pub struct GatewayHead {
 #[derive(Clone, Copy, Debug)]
 enum HeadLane {
     Agent,
-    External(Forwarded),
+    External(HeadersWritten),
 }
 
 /// What [`Forwarding::write`] returns, and nothing else: the forwarding headers are written.
 #[derive(Clone, Copy, Debug)]
-struct Forwarded {
+struct HeadersWritten {
     /// The client that the allow and deny lists were applied to.
     client: IpAddr,
 }
@@ -172,7 +172,7 @@ impl GatewayHead {
             .map_err(|_| RequestRefusal::ClientDenied)?;
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
-        let forwarded = forwarding.write(&mut parts.headers);
+        let written = forwarding.write(&mut parts.headers);
         // A trusted proxy may state a narrower cap, never a wider one.
         let stated = only(&parts.headers, &X_OPENCLAW_SCOPES).cloned();
         let scopes = match (&lane.scopes, stated) {
@@ -183,7 +183,7 @@ impl GatewayHead {
             parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
         }
         let route = Route { source: rules.external_source, target: target.address() };
-        Ok(Self { parts, route, lane: HeadLane::External(forwarded), upgrade, scopes })
+        Ok(Self { parts, route, lane: HeadLane::External(written), upgrade, scopes })
     }
 
     /// The lane that it leaves on.
@@ -208,7 +208,7 @@ impl GatewayHead {
     pub fn client(&self) -> Option<IpAddr> {
         match self.lane {
             HeadLane::Agent => None,
-            HeadLane::External(forwarded) => Some(forwarded.client),
+            HeadLane::External(written) => Some(written.client),
         }
     }
 
@@ -249,7 +249,7 @@ impl GatewayHead {
     }
 
     /// Sets the trace context, in place of the client's.
-    pub fn follow(&mut self, trace: &Trace) {
+    pub fn set_trace(&mut self, trace: &Trace) {
         trace.write(&mut self.parts.headers);
     }
 
@@ -305,7 +305,7 @@ impl Forwarding {
         Ok(forwarding)
     }
 
-    fn write(self, headers: &mut HeaderMap) -> Forwarded {
+    fn write(self, headers: &mut HeaderMap) -> HeadersWritten {
         // Identity first, so that the forwarding headers win if a name occurs in both.
         for (name, value) in self.identity {
             headers.insert(name, value);
@@ -313,7 +313,7 @@ impl Forwarding {
         headers.insert(X_FORWARDED_FOR, self.client.into_value());
         headers.insert(X_FORWARDED_PROTO, self.scheme.into_value());
         headers.insert(X_FORWARDED_HOST, self.host);
-        Forwarded { client: self.checked_client }
+        HeadersWritten { client: self.checked_client }
     }
 }
 

@@ -60,7 +60,7 @@ impl AcceptLoop {
                     match self.limits.take_slot(peer) {
                         Ok(Slot::Now(permit)) => serve(accepted(permit)),
                         Ok(Slot::Later(permit)) => waiting.push(permit.map(accepted)),
-                        Err(reason) => debug!(%peer, reason = reason.label(), "connection rejected by a limit"),
+                        Err(reason) => debug!(%peer, reason = reason.label(), "connection refused by a limit"),
                     }
                 }
             }

@@ -68,7 +68,7 @@ pub enum Error {
         request: Option<String>,
     },
     /// The gateway listens, but does not pair yet.
-    #[error("the gateway is starting")]
+    #[error("the gateway is still starting and can't pair yet; try again in a moment")]
     Starting,
     /// The gateway refuses for another reason, such as a wrong token.
     #[error("the gateway refused to pair the device: {0}")]

@@ -139,7 +139,7 @@ impl Rotation {
             if changed {
                 match &problem {
                     Some(error) => warn_of_problem(error),
-                    None => tracing::info!("the certificate is valid again"),
+                    None => tracing::info!("the problem with the newer certificate is solved"),
                 }
                 *known = problem.map(Arc::new);
             }

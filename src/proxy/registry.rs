@@ -51,8 +51,7 @@ impl ConnectionInfo {
         }
     }
 
-    /// Returns the reason why it may no longer be on the agent lane, if it is there and its
-    /// evidence does not suffice any more.
+    /// Returns why a connection on the agent lane must close; `None` if it is not on that lane or may stay.
     ///
     /// The certificate's expiry is not judged here: `connection/deadlines.rs` ends the requests of
     /// a connection whose certificate expired.
@@ -61,11 +60,11 @@ impl ConnectionInfo {
             return None;
         };
         let now = self.evidence.decide(view, policy, unix(self.since));
-        if matches!(now, Ok(Lane::Agent(now)) if now.is_same(before)) {
+        if matches!(now, Ok(Lane::Agent(now)) if now.grants_the_same(before)) {
             return None;
         }
         let why = why_external(evidence, view, policy, unix(self.since)).map(|why| why.to_string());
-        Some(why.unwrap_or_else(|| "the agent is gone, or is an agent on another basis now".to_owned()))
+        Some(why.unwrap_or_else(|| "the agent is gone, or its basis, scope cap or user has changed".to_owned()))
     }
 
     /// Returns the reason why an external connection may not go on: it would get another scope cap now.

@@ -13,8 +13,8 @@ pub(super) enum RequestEnd {
     GatewayCut,
     /// The client closed its connection, or reset its stream.
     ClientGone,
-    /// The client read nothing of the response for `limits.stall_timeout`; of external clients also
-    /// `limits.gateway_stall`.
+    /// The client read nothing of the response for `limits.stall_timeout`, or for the shorter
+    /// `limits.gateway_stall` if it is external.
     ClientStalled,
     /// The client, or its connection, was no longer authorized.
     Revoked,

@@ -81,8 +81,8 @@ impl Proxy {
         Arc::new(Self { shared, workers })
     }
 
-    /// Checks open connections again at each change of the view until `shutdown` begins, which must be after they have
-    /// ended. Must be called within a Tokio runtime.
+    /// Checks open connections again at each change of the view until `shutdown` begins. It must
+    /// begin only once these connections have ended. Must be called within a Tokio runtime.
     pub fn spawn_recheck(&self, shutdown: &Shutdown) {
         shutdown.spawn(recheck(Arc::clone(&self.shared), shutdown.clone()));
     }

@@ -11,7 +11,7 @@ use super::downstream::activity::Activity;
 use super::downstream::head_tracker::HeadTracker;
 use super::request_end::RequestEnd;
 use super::shared::{Settings, Shared};
-use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Use};
+use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Purpose};
 use crate::addr::PeerAddr;
 use crate::labels::{LaneKind, Protocol};
 use crate::lane::{Lane, Target};
@@ -29,7 +29,7 @@ pub(super) struct Session {
     pub(super) protocol: Protocol,
     /// The connection's number, as in the log and in `status`.
     pub(super) number: u64,
-    /// When the certificate expires that gave the connection its lane or its user.
+    /// When the certificate that gave the connection its lane or its user expires.
     pub(super) expires: Option<SystemTime>,
     /// What limits the requests of the connection's own client; a trusted proxy's clients have theirs.
     pub(super) budget: Arc<ClientBudget>,
@@ -55,7 +55,7 @@ impl Session {
     pub(super) async fn gateway_permit(
         &self,
         client: Option<IpAddr>,
-        purpose: Use,
+        purpose: Purpose,
         started: Instant,
     ) -> Result<(GatewayPermit, Instant), Exhausted> {
         let other;

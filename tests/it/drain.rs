@@ -122,6 +122,21 @@ async fn the_drain_timeout_aborts_what_does_not_end() {
 }
 
 #[tokio::test]
+async fn a_reloaded_drain_timeout_holds_for_open_connections() {
+    let sidecar = process(&["--access-log"], "[limits]\ndrain_timeout = \"1h\"\n").await;
+    let mut client = sidecar.h1(OUTSIDER).await;
+    client.send(request("GET /stalls", "")).await.unwrap();
+    sidecar.gateway.wait_for_requests(1).await;
+    std::fs::write(sidecar.config_file(), "[limits]\ndrain_timeout = \"300ms\"\n").unwrap();
+    sidecar.process().signal(Signal::SIGHUP);
+    sidecar.process().wait_for_log("configuration reloaded").await;
+    sidecar.process().signal(Signal::SIGTERM);
+    let line = sidecar.process().wait_for_log("\"path\":\"/stalls\"").await;
+    assert!(line.contains("\"end\":\"drain_timeout\""), "{line}");
+    assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_second_signal_exits_at_once() {
     for (first, second) in [(Signal::SIGTERM, Signal::SIGTERM), (Signal::SIGINT, Signal::SIGTERM)] {
         let sidecar = process(&["--drain-timeout=1h"], "").await;

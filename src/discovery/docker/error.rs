@@ -51,7 +51,7 @@ pub enum Error {
         engine: String,
     },
     /// A filter, or the engine itself, does not permit the request.
-    #[error("{engine} refuses GET {endpoint} ({status}: {message}){}", permit(*status))]
+    #[error("{engine} refuses GET {endpoint} ({status}: {message}){}", advice(*status))]
     Refused {
         /// The engine's URL.
         engine: String,
@@ -96,8 +96,8 @@ pub enum Error {
     },
 }
 
-/// Returns what to do about a status with which filters refuse.
-fn permit(status: u16) -> &'static str {
+/// Returns the advice that is appended to the error, if socket filters refuse with this `status`.
+fn advice(status: u16) -> &'static str {
     if matches!(status, 401 | 403 | 405) { ": permit exactly this path in the socket's filter" } else { "" }
 }
 

@@ -24,7 +24,7 @@ use crate::discovery::agent_labels::proof;
 const SETTLE: Duration = Duration::from_millis(25);
 /// How often to list anyway, in case an event was lost.
 const RESYNC: Duration = Duration::from_secs(30);
-/// After this a session's first list is repeated: engines send the head of `/events` a moment
+/// How long after a session's first list it is repeated: engines send the head of `/events` a moment
 /// before they really subscribe.
 const CONFIRM: Duration = Duration::from_millis(500);
 /// How often to ask whether the engine still answers, while an address alone makes an agent.

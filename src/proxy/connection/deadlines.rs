@@ -61,7 +61,7 @@ struct Driver<'a, C, F> {
     ask_to_end: F,
     timeouts: Timeouts,
     timer: LazyTimer,
-    /// When the certificate expires on which the connection depends.
+    /// When the certificate that the connection depends on expires.
     expires: Option<Instant>,
     /// Whether `ask_to_end` was called.
     ending: bool,
@@ -112,7 +112,9 @@ where
                 self.draining = true;
                 // A client that ignores the request to close must not hold up the end (RFC 9113 section 6.8).
                 (self.timeouts.idle, self.timeouts.head) = (DRAIN_GRACE, DRAIN_GRACE);
-                self.cut_at = Some(now + self.session.settings.limits.drain_timeout + ABORT_DELAY);
+                // The newest value: the process waits for as long.
+                let drain_timeout = self.session.shared.settings.load().limits.drain_timeout;
+                self.cut_at = Some(now + drain_timeout + ABORT_DELAY);
                 self.finish(now + DRAIN_GRACE);
             }
             CloseReason::Revoked => {
@@ -134,7 +136,7 @@ where
         }
         if let Poll::Ready(result) = self.connection.as_mut().poll(cx) {
             if let Err(error) = result {
-                debug!(connection = self.session.number, peer = %self.session.peer, %error, "connection ended");
+                debug!(connection = self.session.number, peer = %self.session.peer, %error, "connection broke off");
             }
             return Poll::Ready(());
         }

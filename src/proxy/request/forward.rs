@@ -23,7 +23,7 @@ use crate::lane::{GatewayHead, RequestRefusal, Scheme};
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
-use crate::proxy::upstream::budget::Use;
+use crate::proxy::upstream::budget::Purpose;
 use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
 use crate::proxy::upstream::send::OnInterim;
 
@@ -55,7 +55,7 @@ pub async fn forward(
     }
     let client_side = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
-    state_host(&mut parts, session.local);
+    add_missing_host(&mut parts, session.local);
     let expects =
         parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
     // A client may never send a body that it was not asked for (RFC 9110 section 10.1.1).
@@ -70,7 +70,7 @@ pub async fn forward(
     {
         Ok(mut head) => {
             if let Some(trace) = record.trace() {
-                head.follow(trace);
+                head.set_trace(trace);
             }
             head
         }
@@ -95,7 +95,7 @@ pub async fn forward(
         return Forwarded { must_close: body_is_optional, result };
     }
     let client = head.client();
-    let waiting = pin!(async { Ok(session.gateway_permit(client, Use::Request, record.started()).await?) });
+    let waiting = pin!(async { Ok(session.gateway_permit(client, Purpose::Request, record.started()).await?) });
     let (permit, started) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
         Ok(permitted) => permitted,
         Err(error) => return failed(body_is_optional, error),
@@ -131,7 +131,7 @@ pub async fn forward(
 
 /// Adds the Host that HTTP/1.0 does not know (RFC 1945): such a request is for the address that it
 /// came to. Health checks of HAProxy send none.
-fn state_host(parts: &mut Parts, local: SocketAddr) {
+fn add_missing_host(parts: &mut Parts, local: SocketAddr) {
     if parts.version == Version::HTTP_10 && parts.uri.authority().is_none() && !parts.headers.contains_key(HOST) {
         let host = HeaderValue::from_str(&local.to_string());
         parts.headers.insert(HOST, host.expect("an address is a valid field value"));

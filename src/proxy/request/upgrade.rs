@@ -27,7 +27,7 @@ use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
 use crate::proxy::tunnel::{self, TunnelError, TunnelOptions};
-use crate::proxy::upstream::budget::Use;
+use crate::proxy::upstream::budget::Purpose;
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
 use crate::proxy::upstream::send::OnInterim;
@@ -61,7 +61,7 @@ pub async fn upgrade(
     }
     let key = head.websocket_key().cloned();
     let client = head.client();
-    let waiting = pin!(async { Ok(session.gateway_permit(client, Use::WebSocket, record.started()).await?) });
+    let waiting = pin!(async { Ok(session.gateway_permit(client, Purpose::WebSocket, record.started()).await?) });
     let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await?;
     let sending = pin!(shared.upstream.send(
         head,
@@ -91,7 +91,7 @@ pub async fn upgrade(
     let close_signal =
         if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };
     // The other half is for the close handshake.
-    let rest_limit = session.settings.limits.drain_timeout / 2;
+    let rest_limit = shared.settings.load().limits.drain_timeout / 2;
     let options = TunnelOptions {
         websocket,
         is_http2: is_h2_connect,

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use tokio_tungstenite::tungstenite::protocol::frame::FrameHeader;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
-/// How much of a message is looked at, in bytes. A longer response is recognized by how both
-/// versions of the gateway begin it.
+/// How many bytes of a message are examined. A longer response is recognized by its beginning,
+/// which is known for both versions of the gateway.
 const LOOK: usize = 4096;
 /// How much of a frame's header may come before its payload.
 const MAX_HEADER: usize = 14;

@@ -1,4 +1,4 @@
-//! Lets a client's first message pass to the gateway, and what follows only once the gateway has answered it.
+//! Holds back what a client sends after its first message until the gateway has answered that message.
 //!
 //! The gateway handles messages concurrently until a `connect` has succeeded. So a second `connect`
 //! right after the first one would be handled as well, though only the first one was checked.

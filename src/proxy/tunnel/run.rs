@@ -108,7 +108,8 @@ where
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TunnelStage {
     Open,
-    /// loopgate shuts down: waits until no message is under way, at `quiet_at`, but not beyond `limit`.
+    /// loopgate shuts down. A WebSocket gets its close frame at `quiet_at`, which moves while bytes
+    /// pass, or at `limit`. Other tunnels have no close frame: they go on until they end or are aborted.
     Resting {
         limit: Instant,
         quiet_at: Instant,
@@ -226,6 +227,7 @@ where
                     self.stage = TunnelStage::Draining { until: Instant::now() + CLOSE_GRACE };
                 }
                 TunnelStage::Draining { until } => return self.poll_timer(cx, until).map(|_| Ok(())),
+                // A tunnel that is open, or that has no close frame.
                 _ => return Poll::Pending,
             }
         }

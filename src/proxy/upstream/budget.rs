@@ -48,7 +48,7 @@ const MAX_SEARCHED: usize = 64;
 
 /// What a permit is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Use {
+pub enum Purpose {
     /// A request, until its response has left loopgate.
     Request,
     /// A WebSocket, from the request for it on.
@@ -86,7 +86,7 @@ pub struct ClientBudget {
 #[derive(Debug)]
 pub struct GatewayPermit {
     client: Arc<ClientBudget>,
-    purpose: Use,
+    purpose: Purpose,
     /// Whether its return may let a waiting request continue.
     dispatches: AtomicBool,
     _held: GaugeGuard,
@@ -216,26 +216,26 @@ impl<K: Hash + Eq> Table<K> {
 }
 
 impl ClientBudget {
-    fn budget(&self, purpose: Use) -> &Arc<Budget> {
+    fn budget(&self, purpose: Purpose) -> &Arc<Budget> {
         match purpose {
-            Use::Request => &self.pair.requests,
-            Use::WebSocket => &self.pair.websockets,
+            Purpose::Request => &self.pair.requests,
+            Purpose::WebSocket => &self.pair.websockets,
         }
     }
 
-    fn holds(&self, purpose: Use) -> &AtomicUsize {
+    fn holds(&self, purpose: Purpose) -> &AtomicUsize {
         match purpose {
-            Use::Request => &self.requests,
-            Use::WebSocket => &self.websockets,
+            Purpose::Request => &self.requests,
+            Purpose::WebSocket => &self.websockets,
         }
     }
 
     /// Takes a permit if the client's share allows it. Never waits, and takes no lock.
-    pub fn try_acquire(self: &Arc<Self>, purpose: Use) -> Option<GatewayPermit> {
+    pub fn try_acquire(self: &Arc<Self>, purpose: Purpose) -> Option<GatewayPermit> {
         let (budget, holds) = (self.budget(purpose), self.holds(purpose));
         let most = match purpose {
-            Use::Request => self.stalls.most(budget.limit, || budget.millis()),
-            Use::WebSocket => usize::MAX,
+            Purpose::Request => self.stalls.most_permits(budget.limit, || budget.millis()),
+            Purpose::WebSocket => usize::MAX,
         };
         let mut used = budget.used.load(Ordering::SeqCst);
         loop {
@@ -279,7 +279,7 @@ impl ClientBudget {
     ///
     /// # Errors
     /// There was none in time, or too many requests wait already.
-    pub async fn wait(self: &Arc<Self>, purpose: Use, deadline: Instant) -> Result<GatewayPermit, Exhausted> {
+    pub async fn wait(self: &Arc<Self>, purpose: Purpose, deadline: Instant) -> Result<GatewayPermit, Exhausted> {
         let budget = self.budget(purpose);
         let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.refuse(purpose)) };
         // A permit that was returned before the waiter was in the queue was not given to it.
@@ -297,7 +297,7 @@ impl ClientBudget {
 /// A request in the queue.
 struct Waiter {
     client: Arc<ClientBudget>,
-    purpose: Use,
+    purpose: Purpose,
     receiver: oneshot::Receiver<GatewayPermit>,
     /// Whether the queue may still hold it. What gives it a permit removes it.
     is_queued: bool,
@@ -306,7 +306,7 @@ struct Waiter {
 
 impl Waiter {
     /// Puts a request of `client` into the queue; `None` where too many are in it, by the rule for permits.
-    fn new(client: &Arc<ClientBudget>, purpose: Use) -> Option<Self> {
+    fn new(client: &Arc<ClientBudget>, purpose: Purpose) -> Option<Self> {
         let budget = client.budget(purpose);
         let (sender, receiver) = oneshot::channel();
         let mut queue = lock(&budget.queue);
@@ -374,7 +374,7 @@ impl Budget {
     }
 
     /// Gives free permits to requests that wait, one client after the other.
-    fn dispatch(&self, purpose: Use) {
+    fn dispatch(&self, purpose: Purpose) {
         let mut queue = lock(&self.queue);
         let mut ineligible = 0;
         while ineligible < queue.len() {
@@ -411,7 +411,7 @@ impl Budget {
     }
 
     /// Counts a request that gets no permit, and logs that once in a while.
-    fn refuse(&self, purpose: Use) -> Exhausted {
+    fn refuse(&self, purpose: Purpose) -> Exhausted {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         let now = self.millis();
         let warned = self.warned.load(Ordering::Relaxed);
@@ -419,8 +419,8 @@ impl Budget {
         if is_due && self.warned.compare_exchange(warned, now + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.refused.fetch_sub(refused, Ordering::Relaxed);
             let what = match purpose {
-                Use::Request => "requests",
-                Use::WebSocket => "WebSockets",
+                Purpose::Request => "requests",
+                Purpose::WebSocket => "WebSockets",
             };
             let clients = if self.is_shared { "external clients" } else { "an agent" };
             warn!(
@@ -437,7 +437,7 @@ impl Budget {
 impl GatewayPermit {
     /// Notes that its response is reset because the client does not read it.
     pub fn note_stall(&self) {
-        if self.purpose == Use::Request {
+        if self.purpose == Purpose::Request {
             self.client.note_stall();
         }
     }

@@ -6,10 +6,10 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Such a client gets one in so many permits, at least one.
-pub const PART: usize = 32;
-/// How long after the last such response.
-pub const TIME: Duration = Duration::from_secs(60);
+/// A client that left responses unread may hold one in so many permits, but at least one.
+pub const STALLED_SHARE: usize = 32;
+/// How long an unread response counts against its client.
+pub const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// A client's responses that were reset.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ pub struct Stalls {
 
 impl Stalls {
     /// Returns the most permits of `limit` that the client may hold, whatever is free. `now` is in milliseconds.
-    pub fn most(&self, limit: usize, now: impl FnOnce() -> u64) -> usize {
+    pub fn most_permits(&self, limit: usize, now: impl FnOnce() -> u64) -> usize {
         let count = self.count.load(Ordering::Relaxed);
         if count == 0 {
             return usize::MAX;
@@ -31,13 +31,13 @@ impl Stalls {
             return usize::MAX;
         }
         // A single one may be a device that fell asleep.
-        let part = (limit / PART).max(1);
+        let part = (limit / STALLED_SHARE).max(1);
         if count > part { part } else { usize::MAX }
     }
 
     /// Counts a response; returns whether it is the first.
     pub fn note(&self, now: u64) -> bool {
-        let time = u64::try_from(TIME.as_millis()).unwrap_or(u64::MAX);
+        let time = u64::try_from(REMEMBERED.as_millis()).unwrap_or(u64::MAX);
         self.until.store(now.saturating_add(time), Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed) == 0
     }

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::proxy::upstream::stalls::{PART, TIME};
+use crate::proxy::upstream::stalls::{REMEMBERED, STALLED_SHARE};
 
 fn budgets(requests: usize, websockets: usize) -> GatewayBudgets {
     let mut config = crate::config::Config::default();
@@ -17,7 +17,7 @@ fn client(budgets: &GatewayBudgets, last: u8) -> Arc<ClientBudget> {
 
 /// Takes as many permits as `client` gets without waiting.
 fn take_all(client: &Arc<ClientBudget>) -> Vec<GatewayPermit> {
-    std::iter::from_fn(|| client.try_acquire(Use::Request)).collect()
+    std::iter::from_fn(|| client.try_acquire(Purpose::Request)).collect()
 }
 
 fn soon() -> Instant {
@@ -38,12 +38,15 @@ fn a_client_gets_its_share_and_twenty_greedy_ones_leave_some_to_others() {
 fn requests_websockets_and_agents_do_not_count_against_each_other() {
     let budgets = budgets(1, 1);
     let outsider = client(&budgets, 1);
-    let _request = outsider.try_acquire(Use::Request).unwrap();
-    let _websocket = outsider.try_acquire(Use::WebSocket).unwrap();
-    assert!(outsider.try_acquire(Use::WebSocket).is_none());
+    let _request = outsider.try_acquire(Purpose::Request).unwrap();
+    let _websocket = outsider.try_acquire(Purpose::WebSocket).unwrap();
+    assert!(outsider.try_acquire(Purpose::WebSocket).is_none());
     let agents: Vec<_> = (1..=2).map(|last| budgets.agent(Ipv4Addr::new(127, 77, 0, last))).collect();
     for agent in &agents {
-        assert_eq!(std::iter::from_fn(|| agent.try_acquire(Use::Request).map(std::mem::forget)).count(), AGENT_FACTOR);
+        assert_eq!(
+            std::iter::from_fn(|| agent.try_acquire(Purpose::Request).map(std::mem::forget)).count(),
+            AGENT_FACTOR
+        );
     }
 }
 
@@ -71,7 +74,7 @@ async fn clients_take_turns_in_the_queue_and_one_within_its_share_does_not_wait(
     assert_eq!(held.len(), 4, "2, 1 and 1");
     let order = Mutex::new(Vec::new());
     let wait = async |client: &Arc<ClientBudget>, name| {
-        let permit = client.wait(Use::Request, soon()).await.unwrap();
+        let permit = client.wait(Purpose::Request, soon()).await.unwrap();
         lock(&order).push(name);
         permit
     };
@@ -91,21 +94,21 @@ async fn clients_take_turns_in_the_queue_and_one_within_its_share_does_not_wait(
 async fn a_request_that_waits_too_long_or_in_too_long_a_queue_is_refused() {
     let budgets = budgets(2, 2);
     let (one, other) = (client(&budgets, 1), client(&budgets, 2));
-    let held = [one.try_acquire(Use::Request).unwrap(), other.try_acquire(Use::Request).unwrap()];
+    let held = [one.try_acquire(Purpose::Request).unwrap(), other.try_acquire(Purpose::Request).unwrap()];
     let start = Instant::now();
-    let refused = one.wait(Use::Request, soon()).await.unwrap_err();
+    let refused = one.wait(Purpose::Request, soon()).await.unwrap_err();
     assert_eq!((refused.option, start.elapsed()), ("limits.gateway_requests", Duration::from_secs(5)));
-    let waiting: Vec<_> = std::iter::from_fn(|| Waiter::new(&one, Use::Request)).collect();
+    let waiting: Vec<_> = std::iter::from_fn(|| Waiter::new(&one, Purpose::Request)).collect();
     assert_eq!(waiting.len(), 2 * WAITING_FACTOR / 2, "a client may fill its share of the queue");
-    assert!(Waiter::new(&other, Use::Request).is_some());
-    assert_eq!(one.wait(Use::Request, soon()).await.unwrap_err().option, refused.option);
+    assert!(Waiter::new(&other, Purpose::Request).is_some());
+    assert_eq!(one.wait(Purpose::Request, soon()).await.unwrap_err().option, refused.option);
     assert_eq!(start.elapsed(), Duration::from_secs(5), "at once");
     // Requests that were given up leave nothing behind.
     drop(waiting);
-    let queue = &one.budget(Use::Request).queue;
-    assert!(lock(queue).is_empty() && one.budget(Use::Request).waiting.load(Ordering::SeqCst) == 0);
+    let queue = &one.budget(Purpose::Request).queue;
+    assert!(lock(queue).is_empty() && one.budget(Purpose::Request).waiting.load(Ordering::SeqCst) == 0);
     drop(held);
-    assert!(one.wait(Use::Request, soon()).await.is_ok());
+    assert!(one.wait(Purpose::Request, soon()).await.is_ok());
 }
 
 #[test]
@@ -145,9 +148,9 @@ fn permits_are_neither_lost_nor_doubled_under_contention() {
                         let three = [(); 3].map(|()| async {
                             let deadline =
                                 Instant::now() + Duration::from_millis(if round % 7 == 0 { 0 } else { 5000 });
-                            if let Ok(_permit) = client.wait(Use::Request, deadline).await {
+                            if let Ok(_permit) = client.wait(Purpose::Request, deadline).await {
                                 most.fetch_max(
-                                    client.budget(Use::Request).used.load(Ordering::SeqCst),
+                                    client.budget(Purpose::Request).used.load(Ordering::SeqCst),
                                     Ordering::SeqCst,
                                 );
                                 tokio::task::yield_now().await;
@@ -168,17 +171,17 @@ fn permits_are_neither_lost_nor_doubled_under_contention() {
 async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minute() {
     let budgets = budgets(128, 16);
     let mut one = client(&budgets, 1);
-    let few = 128 / PART;
+    let few = 128 / STALLED_SHARE;
     let stall = |permits: Vec<GatewayPermit>| permits.iter().for_each(GatewayPermit::note_stall);
     stall(take_all(&one).into_iter().take(few).collect());
     assert_eq!(take_all(&one).len(), 56, "a few are forgiven");
     stall(take_all(&one));
     assert_eq!(take_all(&one).len(), few);
     assert_eq!(take_all(&client(&budgets, 2)).len(), 56, "another client gets its share");
-    assert_eq!(std::iter::from_fn(|| one.try_acquire(Use::WebSocket)).take(3).count(), 3, "WebSockets as before");
+    assert_eq!(std::iter::from_fn(|| one.try_acquire(Purpose::WebSocket)).take(3).count(), 3, "WebSockets as before");
     drop(one);
     one = client(&budgets, 1);
-    tokio::time::advance(TIME.checked_sub(Duration::from_millis(2)).unwrap()).await;
+    tokio::time::advance(REMEMBERED.checked_sub(Duration::from_millis(2)).unwrap()).await;
     assert_eq!(take_all(&one).len(), few, "a new connection changes nothing");
     tokio::time::advance(Duration::from_millis(4)).await;
     assert_eq!(take_all(&one).len(), 56);
@@ -186,7 +189,7 @@ async fn a_client_that_left_several_responses_unread_gets_few_permits_for_a_minu
         stall(take_all(&client(&budgets, last)));
     }
     assert_eq!(lock(&budgets.external.requests.stalled).len(), 256);
-    tokio::time::advance(TIME).await;
+    tokio::time::advance(REMEMBERED).await;
     stall(take_all(&one));
     assert_eq!(lock(&budgets.external.requests.stalled).len(), 1, "the others are forgotten");
 
