@@ -12,6 +12,7 @@ mod tls_reloader;
 mod unpair;
 
 use std::path::PathBuf;
+use std::pin::pin;
 
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -55,15 +56,18 @@ where
         let file = ConfigFile::new(reload.file.clone());
         let (send, requests) = reload::channel();
         let sidecar = Sidecar::start_in_sandbox(config, send, restricted).await?;
+        let mut reloads = pin!(reload_when_asked(&sidecar, &reload, hangup, file, requests));
         let ended = tokio::select! {
             () = stop.next() => Ok(()),
-            () = reload_when_asked(&sidecar, &reload, hangup, file, requests) => Ok(()),
+            () = &mut reloads => Ok(()),
             () = sidecar.orphaned() => Err(Error::Orphaned),
         };
         // An orphaned namespace has no interfaces, so there are no clients to drain.
         if ended.is_ok() {
             tokio::select! {
                 () = sidecar.stop() => {}
+                // Clients that are denied meanwhile lose what they have.
+                () = reloads => {}
                 () = stop.next() => warn!("second stop signal: aborting open connections"),
             }
         }

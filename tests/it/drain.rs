@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use nix::sys::signal::Signal;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
@@ -133,6 +133,25 @@ async fn a_reloaded_drain_timeout_holds_for_open_connections() {
     sidecar.process().signal(Signal::SIGTERM);
     let line = sidecar.process().wait_for_log("\"path\":\"/stalls\"").await;
     assert!(line.contains("\"end\":\"drain_timeout\""), "{line}");
+    assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_client_that_is_denied_during_the_drain_is_cut_off() {
+    let sidecar = process(&["--drain-timeout=1h"], "[external]\ndeny = []\n").await;
+    let mut denied = sidecar.h1(OUTSIDER).await;
+    let mut other = sidecar.h1("127.0.0.4").await;
+    for client in [&mut denied, &mut other] {
+        client.send(request("GET /held", "")).await.unwrap();
+    }
+    sidecar.gateway.wait_for_requests(2).await;
+    sidecar.process().signal(Signal::SIGTERM);
+    sidecar.process().wait_for_log("stopping").await;
+    std::fs::write(sidecar.config_file(), format!("[external]\ndeny = [\"{OUTSIDER}\"]\n")).unwrap();
+    sidecar.process().signal(Signal::SIGHUP);
+    assert!(timeout(Duration::from_secs(10), denied.response()).await.expect("still open").is_none());
+    sidecar.gateway.release(2);
+    assert_eq!(other.response().await.unwrap().text(), "held");
     assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
 }
 
