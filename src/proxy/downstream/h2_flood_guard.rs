@@ -16,8 +16,9 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// A client acknowledges what it reads, so one more frame is allowed for so many bytes written.
 const BYTES_PER_FRAME: u64 = 256;
 
-/// A GOAWAY with the code ENHANCE_YOUR_CALM, with stream 0 as the last one that was processed.
-pub const ENHANCE_YOUR_CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11];
+/// A GOAWAY with the code ENHANCE_YOUR_CALM. The gateway may have got any of the client's requests,
+/// so the last stream is the highest there is: a client must not send them again by itself.
+pub const ENHANCE_YOUR_CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 11];
 
 const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
 const HEAD: usize = 9;

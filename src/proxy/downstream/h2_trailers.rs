@@ -181,7 +181,8 @@ impl H2Trailers {
             return Frame::Incomplete;
         };
         let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-        let stream = [a, b, c, d];
+        // The reserved bit must be ignored (RFC 9113 section 4.1).
+        let stream = [a & 0x7f, b, c, d];
         let passed = Frame::Passed(HEAD + length);
         if let Some(block) = &self.block {
             let goes_on = kind == CONTINUATION && stream == block.stream;
@@ -191,7 +192,7 @@ impl H2Trailers {
         if kind != HEADERS {
             return passed;
         }
-        let number = u32::from_be_bytes(stream) & 0x7fff_ffff;
+        let number = u32::from_be_bytes(stream);
         if number > self.last_stream {
             self.last_stream = number;
             if flags & END_STREAM == 0 && self.begun.back().is_none_or(|last| *last < number) {
@@ -284,6 +285,11 @@ mod tests {
             (
                 "continued",
                 [&frame(HEADERS, END_STREAM, 3, block)[..], &continued].concat(),
+                rest(END_HEADERS, b"block of trailersmore"),
+            ),
+            (
+                "continued with the reserved bit",
+                [&frame(HEADERS, END_STREAM, 3 | 1 << 31, block)[..], &continued].concat(),
                 rest(END_HEADERS, b"block of trailersmore"),
             ),
             ("of an earlier stream", frame(HEADERS, flags, 1, block), {

@@ -100,6 +100,8 @@ pub fn request_block(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8>
 pub struct Outcome {
     /// The code of a GOAWAY other than a polite one.
     pub goaway: Option<u32>,
+    /// The last stream of which it says that it may have been processed.
+    pub goaway_stream: u32,
     /// A GOAWAY that complains of nothing came.
     pub farewell: bool,
     /// The connection was closed.
@@ -124,7 +126,7 @@ impl Outcome {
     fn note(&mut self, frame: &Frame) {
         let code = |at: usize| u32::from_be_bytes(frame.payload[at..at + 4].try_into().unwrap());
         match frame.kind {
-            GOAWAY if code(4) != 0 => self.goaway = Some(code(4)),
+            GOAWAY if code(4) != 0 => (self.goaway, self.goaway_stream) = (Some(code(4)), code(0)),
             GOAWAY => self.farewell = true,
             RST_STREAM => self.resets.push((frame.stream, code(0))),
             HEADERS => self.heads.push((frame.stream, frame.payload[0])),
