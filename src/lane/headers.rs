@@ -2,8 +2,8 @@
 //!
 //! The newest gateway treats a request from the external lane's address without forwarding headers
 //! as local. So [`GatewayHead`] has no public field, and one for the external lane needs what only
-//! [`Forwarding::write`] returns; a [`Forwarding`] is complete by construction. The source address
-//! is part of the head, so no head can leave from the other lane's address.
+//! [`Forwarding::write`] returns. The source address is part of the head, so no head can leave from
+//! the other lane's address.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -16,35 +16,19 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
-use super::assignment::{AgentLane, Denied, ExternalLane, Lane};
-use super::forwarded_client::ForwardedClient;
+use super::assignment::{AgentLane, ExternalLane, Lane};
+use super::forwarding::{Forwarding, HeadersWritten, only};
 use super::policy::{Policy, allowed_scopes, intersection};
-use super::request_check::{CheckedHead, RequestRefusal, check_request, is_host, tokens};
+use super::request_check::{CheckedHead, RequestRefusal, check_request, tokens};
 use super::reserved_headers::{is_alike, is_hop_by_hop};
-use super::scheme::Scheme;
 use super::target::{Route, Target};
-use super::{browser, path, x_forwarded_for};
+use super::{browser, path};
 use crate::config::{Config, PathRule};
 use crate::labels::LaneKind;
 use crate::pki::SubjectName;
 use crate::trace::Trace;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
 const X_OPENCLAW_SCOPES: HeaderName = HeaderName::from_static("x-openclaw-scopes");
-
-/// The forwarding headers of one request on the external lane, complete by construction.
-#[derive(Clone, Debug)]
-pub struct Forwarding {
-    /// The address that the allow and deny lists were applied to.
-    checked_client: IpAddr,
-    client: ForwardedClient,
-    scheme: Scheme,
-    host: HeaderValue,
-    identity: Vec<(HeaderName, HeaderValue)>,
-}
 
 /// The part of the configuration that heads are made by.
 #[derive(Clone, Debug)]
@@ -89,13 +73,6 @@ pub struct GatewayHead {
 enum HeadLane {
     Agent,
     External(HeadersWritten),
-}
-
-/// What [`Forwarding::write`] returns, and nothing else: the forwarding headers are written.
-#[derive(Clone, Copy, Debug)]
-struct HeadersWritten {
-    /// The client that the allow and deny lists were applied to.
-    client: IpAddr,
 }
 
 impl GatewayHead {
@@ -208,7 +185,7 @@ impl GatewayHead {
     pub fn client(&self) -> Option<IpAddr> {
         match self.lane {
             HeadLane::Agent => None,
-            HeadLane::External(written) => Some(written.client),
+            HeadLane::External(written) => Some(written.client()),
         }
     }
 
@@ -259,64 +236,6 @@ impl GatewayHead {
     }
 }
 
-impl ExternalLane {
-    /// The request's client: the one that a trusted proxy names in the `sent` headers, else the connection's.
-    pub fn client_of(&self, sent: &HeaderMap, policy: &Policy) -> IpAddr {
-        let named = self.trusted_proxy.then(|| x_forwarded_for::client(sent, |ip| policy.is_trusted_proxy(ip)));
-        named.flatten().unwrap_or(self.client)
-    }
-}
-
-impl Forwarding {
-    /// Makes the forwarding headers of a request for `host` on `lane`. Only a trusted proxy's `sent` headers count.
-    ///
-    /// # Errors
-    /// The allow and deny lists refuse the client that a trusted proxy named, or the agent whose
-    /// connection a page uses.
-    pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &Policy) -> Result<Self, Denied> {
-        let checked_client = lane.client_of(sent, policy);
-        policy.check_lists(checked_client)?;
-        let mut forwarding = Self {
-            checked_client,
-            client: lane.forwarded_client.clone(),
-            scheme: lane.scheme,
-            host: host.clone(),
-            identity: Vec::new(),
-        };
-        if let Some(user) = &lane.user {
-            forwarding.identity.push((X_FORWARDED_USER, user.clone()));
-        }
-        if !lane.trusted_proxy {
-            return Ok(forwarding);
-        }
-        forwarding.client = ForwardedClient::new(checked_client, policy.unknown_client);
-        if let Some(stated) = only(sent, &X_FORWARDED_PROTO).and_then(Scheme::stated) {
-            forwarding.scheme = stated;
-        }
-        if let Some(host) = only(sent, &X_FORWARDED_HOST).filter(|host| is_host(host.as_bytes())) {
-            forwarding.host = host.clone();
-        }
-        for name in &policy.identity_headers {
-            if let Some(value) = only(sent, name) {
-                forwarding.identity.retain(|(known, _)| known != name);
-                forwarding.identity.push((name.clone(), value.clone()));
-            }
-        }
-        Ok(forwarding)
-    }
-
-    fn write(self, headers: &mut HeaderMap) -> HeadersWritten {
-        // Identity first, so that the forwarding headers win if a name occurs in both.
-        for (name, value) in self.identity {
-            headers.insert(name, value);
-        }
-        headers.insert(X_FORWARDED_FOR, self.client.into_value());
-        headers.insert(X_FORWARDED_PROTO, self.scheme.into_value());
-        headers.insert(X_FORWARDED_HOST, self.host);
-        HeadersWritten { client: self.checked_client }
-    }
-}
-
 /// Refuses requests to the gateway's HTTP API on a connection with the scope cap `cap`, unless it
 /// includes `operator.admin`.
 ///
@@ -343,12 +262,6 @@ fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), Requ
         return Ok(());
     }
     path::check_path(&parts.method, parts.uri.path(), false, &API, 0).map_err(|_| RequestRefusal::ScopeCapped)
-}
-
-/// The value of a header that occurs exactly once; `None` otherwise.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
-    let mut values = headers.get_all(name).iter();
-    values.next().filter(|_| values.next().is_none())
 }
 
 /// Does what both lanes need: origin-form target, HTTP/1.1, and no field that clients may not send.

@@ -14,7 +14,7 @@
 //! | `decide`, `request_sender`, `assignment`, `connection` | the decision and its result |
 //! | `explain` | why a connection is not an agent's |
 //! | `request_check`, `path` | refuse ambiguous requests and closed paths |
-//! | `headers`, `forwarded_client`, `scheme`, `reserved_headers`, `x_forwarded_for`, `browser`, `target` | the head that the gateway gets |
+//! | `headers`, `forwarding`, `forwarded_client`, `scheme`, `reserved_headers`, `x_forwarded_for`, `browser`, `target` | the head that the gateway gets |
 
 mod admission;
 mod assignment;
@@ -24,6 +24,7 @@ mod decide;
 mod evidence;
 mod explain;
 mod forwarded_client;
+mod forwarding;
 mod headers;
 mod path;
 mod policy;
@@ -42,7 +43,8 @@ pub use decide::{decide, decide_plain};
 pub use evidence::{Certificate, Evidence, Issuer, ProxyHeader};
 pub use explain::{WhyExternal, why_external};
 pub use forwarded_client::ForwardedClient;
-pub use headers::{Forwarding, GatewayHead, Rules, scrub_response, scrub_response_trailers, scrub_trailers};
+pub use forwarding::Forwarding;
+pub use headers::{GatewayHead, Rules, scrub_response, scrub_response_trailers, scrub_trailers};
 pub use path::{check_path, normalized};
 pub use policy::{Policy, allowed_scopes};
 pub use request_check::RequestRefusal;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::discovery::View;
+use crate::lane::forwarding::{X_FORWARDED_FOR, X_FORWARDED_PROTO};
 use crate::lane::{AgentBasis, Evidence, ProxyHeader, decide, decide_plain};
 
 fn rules(change: impl FnOnce(&mut Config)) -> Rules {

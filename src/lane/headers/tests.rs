@@ -9,6 +9,7 @@ use super::*;
 use crate::addr::is_loopback_or_unspecified;
 use crate::config::OwnAddresses;
 use crate::discovery::{Agent, Proof, View};
+use crate::lane::forwarding::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_FORWARDED_USER};
 use crate::lane::{Evidence, ProxyHeader, decide};
 
 const GATEWAY: &str = "127.0.0.1:18789";

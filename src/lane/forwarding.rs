@@ -1,0 +1,108 @@
+//! The forwarding headers of the external lane.
+//!
+//! Outside this file nothing can make a [`Forwarding`] that is incomplete, or a [`HeadersWritten`].
+
+use std::net::IpAddr;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::assignment::{Denied, ExternalLane};
+use super::forwarded_client::ForwardedClient;
+use super::policy::Policy;
+use super::request_check::is_host;
+use super::scheme::Scheme;
+use super::x_forwarded_for;
+
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const X_FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwarded-user");
+
+/// The forwarding headers of one request on the external lane, complete by construction.
+#[derive(Clone, Debug)]
+pub struct Forwarding {
+    /// The address that the allow and deny lists were applied to.
+    checked_client: IpAddr,
+    client: ForwardedClient,
+    scheme: Scheme,
+    host: HeaderValue,
+    identity: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What [`Forwarding::write`] returns, and nothing else: the forwarding headers are written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeadersWritten {
+    client: IpAddr,
+}
+
+impl HeadersWritten {
+    /// The client that the allow and deny lists were applied to.
+    pub(super) fn client(self) -> IpAddr {
+        self.client
+    }
+}
+
+impl ExternalLane {
+    /// The request's client: the one that a trusted proxy names in the `sent` headers, else the connection's.
+    pub fn client_of(&self, sent: &HeaderMap, policy: &Policy) -> IpAddr {
+        let named = self.trusted_proxy.then(|| x_forwarded_for::client(sent, |ip| policy.is_trusted_proxy(ip)));
+        named.flatten().unwrap_or(self.client)
+    }
+}
+
+impl Forwarding {
+    /// Makes the forwarding headers of a request for `host` on `lane`. Only a trusted proxy's `sent` headers count.
+    ///
+    /// # Errors
+    /// The allow and deny lists refuse the client that a trusted proxy named, or the agent whose
+    /// connection a page uses.
+    pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &Policy) -> Result<Self, Denied> {
+        let checked_client = lane.client_of(sent, policy);
+        policy.check_lists(checked_client)?;
+        let mut forwarding = Self {
+            checked_client,
+            client: lane.forwarded_client.clone(),
+            scheme: lane.scheme,
+            host: host.clone(),
+            identity: Vec::new(),
+        };
+        if let Some(user) = &lane.user {
+            forwarding.identity.push((X_FORWARDED_USER, user.clone()));
+        }
+        if !lane.trusted_proxy {
+            return Ok(forwarding);
+        }
+        forwarding.client = ForwardedClient::new(checked_client, policy.unknown_client);
+        if let Some(stated) = only(sent, &X_FORWARDED_PROTO).and_then(Scheme::stated) {
+            forwarding.scheme = stated;
+        }
+        if let Some(host) = only(sent, &X_FORWARDED_HOST).filter(|host| is_host(host.as_bytes())) {
+            forwarding.host = host.clone();
+        }
+        for name in &policy.identity_headers {
+            if let Some(value) = only(sent, name) {
+                forwarding.identity.retain(|(known, _)| known != name);
+                forwarding.identity.push((name.clone(), value.clone()));
+            }
+        }
+        Ok(forwarding)
+    }
+
+    /// Writes them into the `headers` of a request, from which clients' own ones were removed.
+    pub(super) fn write(self, headers: &mut HeaderMap) -> HeadersWritten {
+        // Identity first, so that the forwarding headers win if a name occurs in both.
+        for (name, value) in self.identity {
+            headers.insert(name, value);
+        }
+        headers.insert(X_FORWARDED_FOR, self.client.into_value());
+        headers.insert(X_FORWARDED_PROTO, self.scheme.into_value());
+        headers.insert(X_FORWARDED_HOST, self.host);
+        HeadersWritten { client: self.checked_client }
+    }
+}
+
+/// The value of a header that occurs exactly once; `None` otherwise.
+pub(super) fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
+}
