@@ -6,6 +6,9 @@
 //! follows the bytes on their way to hyper, finds such heads, and invalidates them, so that hyper
 //! refuses them like all that is malformed: with 400 and the end of the connection.
 //!
+//! It does the same to the preface of HTTP/2, which is an error on such a connection: hyper would close
+//! it without a response.
+//!
 //! It also finds `"`, `<`, `>` and backticks in request targets. RFC 3986 does not allow them, but
 //! clients send them, other proxies pass them, and hyper answers 400; [`encode`] makes `%22` and
 //! the like of them.
@@ -80,6 +83,9 @@ pub fn encode(bytes: &[u8], places: &[usize]) -> Vec<u8> {
     encoded
 }
 
+/// The first line of HTTP/2's preface (RFC 9113 section 3.4).
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
 /// The longest beginning of a line that matters. No valid `Content-Length` is as long.
 const LINE: usize = 96;
 
@@ -118,8 +124,8 @@ impl H1RequestGuard {
     }
 
     /// Takes the next bytes of the connection, and adds to `raw` the places of those that
-    /// [`encode`] must encode. If they end a head that states its length more than once,
-    /// invalidates them and returns `true`.
+    /// [`encode`] must encode. If they end a head that states its length more than once, or are
+    /// HTTP/2's preface, invalidates them and returns `true`.
     pub(crate) fn follow(&mut self, bytes: &mut [u8], raw: &mut Vec<usize>) -> bool {
         let mut at = 0;
         while at < bytes.len() {
@@ -143,15 +149,15 @@ impl H1RequestGuard {
                 return false;
             };
             let end = at + length;
-            let ambiguous = if self.line.last.is_none() {
+            let refused = if self.line.last.is_none() {
                 self.line_ends(&bytes[at..end], bytes[at..end].last().copied())
             } else {
                 self.line_goes_on(&bytes[at..end]);
                 let line = std::mem::take(&mut self.line);
                 self.line_ends(&line.bytes[..line.len], line.last)
             };
-            if ambiguous {
-                // Replaces the end of the head's last line by NUL, which no head may have, so that
+            if refused {
+                // Replaces the end of the line by NUL, which no head may have, so that
                 // hyper refuses the request.
                 bytes[end] = 0;
                 return true;
@@ -189,7 +195,7 @@ impl H1RequestGuard {
     }
 
     /// Takes one line, or the beginning of a long one, and the last byte before its LF; returns
-    /// whether it ends an ambiguous head.
+    /// whether it ends an ambiguous head, or begins HTTP/2.
     fn line_ends(&mut self, line: &[u8], last: Option<u8>) -> bool {
         let whole = line.len() < LINE;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -197,6 +203,9 @@ impl H1RequestGuard {
             Position::Head if line.is_empty() => return self.head_ends(),
             Position::Head => {
                 if !self.head.begun {
+                    if line == H2_PREFACE && !self.may_tunnel {
+                        return true;
+                    }
                     self.head.upgrade = line.starts_with(b"CONNECT ");
                     self.spaces = 0;
                 }
@@ -327,6 +336,24 @@ mod tests {
         let all = plain.concat();
         for size in 1..all.len() {
             assert_eq!(found_after(&all, size), None, "{size}");
+        }
+    }
+
+    #[test]
+    fn the_preface_of_http2_is_found_where_a_request_begins() {
+        let preface = "PRI * HTTP/2.0\r\n";
+        let requests = [String::new(), "\r\n".into(), head(""), format!("{}body", head(CL))];
+        for before in requests {
+            let text = format!("{before}{preface}\r\nSM\r\n\r\n");
+            for size in 1..text.len() {
+                assert_eq!(found_after(&text, size), Some(before.len() + preface.len()), "{size}: {text:?}");
+            }
+        }
+        let length = preface.len();
+        let body = format!("Content-Length: {length}\r\n");
+        let tunnel = "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n";
+        for before in [head(&body), format!("POST / HTTP/1.1\r\n{body}X: y\r\n"), tunnel.into()] {
+            assert_eq!(found_after(&format!("{before}{preface}\r\n"), 7), None, "{before:?}");
         }
     }
 
