@@ -256,14 +256,14 @@ fn run(data: &[u8]) -> Outcome {
             break;
         }
         head_tracker.settle();
-        refused.extend(head_tracker.take_refused());
+        refused.extend(head_tracker.take_refused().into_iter().map(|refused| refused.why));
         for (stream, sender) in &*seen.borrow() {
             assert!(sender.stream().is_none_or(|known| known == *stream), "a request of stream {stream}: {sender:?}");
         }
         tasks.poll(&mut cx);
     }
     head_tracker.settle();
-    refused.extend(head_tracker.take_refused());
+    refused.extend(head_tracker.take_refused().into_iter().map(|refused| refused.why));
     let requests = seen.borrow().len();
     // Trailers may begin the first.
     let begun = usize::try_from(next / 2).expect("few streams").max(1);

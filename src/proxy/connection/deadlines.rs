@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::labels::Protocol;
 use crate::metrics::count;
@@ -135,8 +135,14 @@ where
             return if ended { Poll::Ready(()) } else { self.timer.poll_due(cx, Some(until)).map(|_| ()) };
         }
         if let Poll::Ready(result) = self.connection.as_mut().poll(cx) {
-            if let Err(error) = result {
-                debug!(connection = self.session.number, peer = %self.session.peer, %error, "connection broke off");
+            let (connection, peer) = (self.session.number, self.session.peer);
+            match result {
+                Err(error) => debug!(connection, %peer, %error, "connection broke off"),
+                // With no frame, and with all other requests of the connection.
+                Ok(()) if self.session.head_tracker.ended() => {
+                    info!(connection, %peer, "closed with all its requests: the client sent a CONNECT with a body");
+                }
+                Ok(()) => {}
             }
             return Poll::Ready(());
         }

@@ -142,6 +142,9 @@ impl H2FloodGuard {
                 self.block = (stream > self.last_stream).then_some(stream);
                 self.last_stream = self.last_stream.max(stream);
                 self.ends_block = flags & END_HEADERS != 0;
+                if let Some(stream) = self.block.filter(|_| !self.ends_block) {
+                    frames.head_tracker().note_heads(|heads| heads.partly_received(stream));
+                }
             }
             CONTINUATION => self.ends_block = flags & END_HEADERS != 0,
             RST_STREAM => frames.head_tracker().close(stream),

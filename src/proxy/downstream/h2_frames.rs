@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use super::head_tracker::HeadTracker;
+use super::refused_heads::LONGEST_DEBUG_DATA;
 
 const HEAD: usize = 9;
+/// As much of a GOAWAY as is kept: a stream, a code, and debug data.
+const MOST_OF_GOAWAY: usize = 8 + LONGEST_DEBUG_DATA + 1;
 
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -29,7 +32,8 @@ pub struct H2Frames {
     head_len: usize,
     /// Bytes that are left of the current frame.
     left: usize,
-    /// The beginning of a RST_STREAM or GOAWAY, as far as an error code and what comes before it.
+    /// The beginning of a RST_STREAM or GOAWAY, as far as an error code, what comes before it, and a
+    /// little more than the debug data that matter.
     code: Vec<u8>,
     /// Whether the next frame must be a CONTINUATION.
     in_block: bool,
@@ -89,7 +93,7 @@ impl H2Frames {
                 HEADERS | RST_STREAM => {
                     let stream = u32::from_be_bytes(id);
                     if kind == HEADERS && flags & END_STREAM != 0 {
-                        self.head_tracker.note_written(|heads| heads.answered(stream));
+                        self.head_tracker.note_heads(|heads| heads.answered(stream));
                     }
                     self.head_tracker.close(stream);
                 }
@@ -101,16 +105,18 @@ impl H2Frames {
 
     /// Takes a piece of a RST_STREAM or a GOAWAY, whose code follows the last stream (RFC 9113 sections 6.4 and 6.8).
     fn error_code(&mut self, bytes: &[u8]) {
-        let size = if self.head[3] == GOAWAY { 8 } else { 4 };
-        let fresh = bytes.len().min(size - self.code.len());
+        let fresh = bytes.len().min(MOST_OF_GOAWAY - self.code.len());
         self.code.extend_from_slice(&bytes[..fresh]);
-        if let (true, Some(code)) = (fresh > 0 && self.code.len() == size, self.code.last_chunk()) {
+        if self.left > 0 {
+            return;
+        }
+        let [_, _, _, kind, _, id @ ..] = self.head;
+        let code = if kind == GOAWAY { self.code.get(4..) } else { Some(&self.code[..]) };
+        if let Some((code, debug_data)) = code.and_then(<[u8]>::split_first_chunk) {
             let code = u32::from_be_bytes(*code);
-            let [.., a, b, c, d] = self.head;
-            let stream = u32::from_be_bytes([a, b, c, d]);
-            self.head_tracker.note_written(|heads| match size {
-                4 => heads.reset(stream, code),
-                _ => heads.closed(code),
+            self.head_tracker.note_heads(|heads| match kind {
+                GOAWAY => heads.closed(code, debug_data),
+                _ => heads.reset(u32::from_be_bytes(id), code),
             });
         }
     }

@@ -28,7 +28,7 @@ use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite;
 
-use super::refused_heads::{HeadRefusal, RefusedHeads};
+use super::refused_heads::{HeadRefusal, Refused, RefusedHeads};
 use crate::labels::Protocol;
 use crate::proxy::h1_fields::push_fields;
 
@@ -149,6 +149,15 @@ impl HeadTracker {
         }
     }
 
+    /// Notes that hyper ended the connection without an error; returns whether it did so because of a head.
+    pub fn ended(&self) -> bool {
+        let is_refused = self.protocol == Protocol::Http2 && self.state().refused_heads.ended();
+        if is_refused {
+            self.refused.store(true, Ordering::Relaxed);
+        }
+        is_refused
+    }
+
     /// Notes a request head that was refused before there was a request.
     pub fn note_refused(&self, refusal: HeadRefusal) {
         self.state().refused_heads.note(refusal);
@@ -156,7 +165,7 @@ impl HeadTracker {
     }
 
     /// Returns the heads that were refused since the last call, over HTTP/2 after [`settle`](Self::settle).
-    pub fn take_refused(&self) -> Vec<HeadRefusal> {
+    pub fn take_refused(&self) -> Vec<Refused> {
         if !self.refused.load(Ordering::Relaxed) {
             return Vec::new();
         }
@@ -165,8 +174,8 @@ impl HeadTracker {
         state.refused_heads.take()
     }
 
-    /// Has `note` take what hyper wrote.
-    pub fn note_written(&self, note: impl FnOnce(&mut RefusedHeads)) {
+    /// Has `note` take what hyper wrote, or the client sent.
+    pub fn note_heads(&self, note: impl FnOnce(&mut RefusedHeads)) {
         note(&mut self.state().refused_heads);
     }
 

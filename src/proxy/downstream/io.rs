@@ -16,6 +16,7 @@ use super::h2_flood_guard::{ENHANCE_YOUR_CALM, H2FloodGuard, PROTOCOL_ERROR, Vio
 use super::h2_frames::H2Frames;
 use super::h2_trailers::{H2Trailers, TooLarge};
 use super::head_tracker::HeadTracker;
+use super::refused_heads::RefusedHeads;
 use super::transport::Transport;
 use crate::labels::Protocol;
 use crate::listener::Permit;
@@ -306,6 +307,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                     }
                 }
                 continue;
+            }
+            if poll.is_ready() {
+                observer.head_tracker.note_heads(RefusedHeads::client_ended);
             }
             if observer.activity.is_head_abandoned() {
                 // An HTTP/2 client that never ended its preface has no use for a response.

@@ -6,20 +6,20 @@ use tracing::{debug, info};
 
 use super::access_log::AccessLog;
 use crate::audit;
-use crate::labels::Protocol;
 use crate::metrics::count;
-use crate::proxy::downstream::refused_heads::HeadRefusal;
+use crate::proxy::downstream::refused_heads::Refused;
 use crate::proxy::session::Session;
 
 /// Counts and logs the refused heads of a connection since it was called the last time.
 pub fn report_refused_heads(session: &Session) {
-    for refusal in session.head_tracker.take_refused() {
-        report(session, refusal);
+    for refused in session.head_tracker.take_refused() {
+        report(session, refused);
     }
 }
 
-fn report(session: &Session, refusal: HeadRefusal) {
-    let (traffic, lane, end) = (&session.shared.traffic, session.lane.kind(), refusal.label());
+fn report(session: &Session, refused: Refused) {
+    let Refused { why, is_answered } = refused;
+    let (traffic, lane, end) = (&session.shared.traffic, session.lane.kind(), why.label());
     count(&traffic.refused, end);
     traffic.ended(lane, end);
     let (connection, peer, lane, protocol) = (session.number, session.peer, lane.label(), session.protocol.label());
@@ -29,8 +29,6 @@ fn report(session: &Session, refusal: HeadRefusal) {
         return;
     }
     let AccessLog { client, request_id } = AccessLog::new(session, &HeaderMap::new());
-    // Over HTTP/2 there is no response to what is malformed.
-    let is_answered = session.protocol == Protocol::Http1 || refusal == HeadRefusal::TooLarge;
-    let status = is_answered.then(|| refusal.status().as_u16());
+    let status = is_answered.then(|| why.status().as_u16());
     info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, status, end, request_id, "request");
 }

@@ -5,20 +5,30 @@ use serde_json::Value;
 use super::{Ends, assert_labels, counts};
 use crate::harness::{OUTSIDER, h2_request, request};
 use loopgate_test_support::raw_h2::{
-    END_HEADERS, END_STREAM, HEADERS, Outcome, RawH2, block, frame, kept_field, request_block,
+    CONTINUATION, END_HEADERS, END_STREAM, HEADERS, Outcome, RawH2, block, frame, kept_field, request_block,
 };
 
-pub const OF_HEADS: [&str; 6] =
-    ["bad_head", "ambiguous_length", "target_too_long", "head_too_large", "head_timeout", "complete"];
+pub const OF_HEADS: [&str; 7] = [
+    "bad_head",
+    "ambiguous_length",
+    "target_too_long",
+    "head_too_large",
+    "head_timeout",
+    "too_many_streams",
+    "complete",
+];
 
 #[tokio::test]
 async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
     let ends = Ends::new().await;
-    let sidecar = ends.process(&["--head-bytes=131072", "--head-timeout=1s"], "").await;
+    let sidecar = ends.process(&["--head-bytes=131072", "--head-timeout=1s", "--h2-streams=2"], "").await;
     let mut wanted = Vec::new();
     for (label, status, text) in [
         ("bad_head", 400, "nonsense\r\n\r\n".to_owned()),
         ("bad_head", 400, "GET / HTTP/1.1\r\nHost: a\r\nX A: b\r\n\r\n".to_owned()),
+        ("bad_head", 400, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned()),
+        ("bad_head", 400, request("POST /", "Transfer-Encoding: gzip\r\n")),
+        ("bad_head", 400, request("POST /", "Content-Length: 18446744073709551616\r\n")),
         ("ambiguous_length", 400, request("POST /", "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n")),
         ("target_too_long", 414, request(&format!("GET /{}", "a".repeat(70_000)), "")),
         ("head_too_large", 431, request("GET /", &"X: y\r\n".repeat(200))),
@@ -53,6 +63,42 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
     assert_eq!(response.await.unwrap().status(), 431);
     wanted.push(("head_too_large", Some(431)));
 
+    // Blocks that go on in CONTINUATION frames, refused before their end.
+    let plain = request_block("GET", "/", &[]);
+    let malformed = [plain.clone(), block(&[("connection", "x")])].concat();
+    let large = [plain.clone(), kept_field(b"x", &[b'y'; 4000])].concat();
+    // Each byte repeats that field: more than `h2` is ready to ignore.
+    let repeated = frame(CONTINUATION, 0, 1, &[0xbe; 16_000]);
+    for (label, bytes) in [
+        ("bad_head", frame(HEADERS, END_STREAM, 1, &unreadable)),
+        ("bad_head", [frame(HEADERS, END_STREAM, 1, &malformed), frame(CONTINUATION, END_HEADERS, 1, b"")].concat()),
+        ("head_too_large", [frame(HEADERS, END_STREAM, 1, &large), repeated].concat()),
+        ("head_too_large", [frame(HEADERS, END_STREAM, 1, &plain), frame(CONTINUATION, 0, 1, b"").repeat(40)].concat()),
+    ] {
+        let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+        let outcome = client.provoke(&bytes, Outcome::is_over).await;
+        assert!(outcome.is_over(), "{label}: {outcome:?}");
+        wanted.push((label, None));
+    }
+    // hyper ends the connection without a frame.
+    let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+    let connect = block(&[(":method", "CONNECT"), (":authority", "a:1"), ("content-length", "3")]);
+    let outcome = client.provoke(&frame(HEADERS, END_HEADERS, 1, &connect), Outcome::is_over).await;
+    assert!(outcome.closed, "{outcome:?}");
+    wanted.push(("bad_head", None));
+    // Three streams more than the client may open. Later responses without a body are no refusals.
+    let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+    let get = |path: &str, stream| frame(HEADERS, all, stream, &request_block("GET", path, &[]));
+    let bytes: Vec<_> = [1, 3, 5, 7, 9].into_iter().flat_map(|stream| get("/slow?500", stream)).collect();
+    let outcome = client.provoke(&bytes, |outcome| outcome.resets.len() == 3 && outcome.heads.len() == 2).await;
+    assert_eq!(outcome.resets, [(5, 7), (7, 7), (9, 7)], "{outcome:?}");
+    for stream in [11, 13, 15] {
+        client.provoke(&get("/nothing", stream), |outcome| !outcome.heads.is_empty()).await;
+    }
+    wanted.extend([("complete", Some(200)); 2]);
+    wanted.extend([("complete", Some(204)); 3]);
+    wanted.extend([("too_many_streams", None); 3]);
+
     let labels = counts(wanted.iter().map(|(label, _)| *label));
     assert_labels(&labels, &OF_HEADS);
     let lines = ends.check(&sidecar, &labels).await;
@@ -68,5 +114,5 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
         assert!(line["path"].is_null() && line["lane"] == "external" && line["request_id"].is_string(), "{line}");
     }
     // They are no requests, so there are no spans.
-    ends.check_spans(&sidecar, &counts(["complete", "complete"])).await;
+    ends.check_spans(&sidecar, &counts(["complete"; 7])).await;
 }
