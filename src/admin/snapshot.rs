@@ -16,7 +16,7 @@ use super::ready::{Facts, GatewayError, reasons};
 use super::state::AdminState;
 use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
 use crate::config::AgentSourceKind;
-use crate::discovery::{self, Namespace, Proof, SourceState, View};
+use crate::discovery::{self, AgentKind, Namespace, SourceState, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
 use crate::lane::{AgentBasis, Lane, WhyExternal};
@@ -249,9 +249,9 @@ fn agents(view: &View, connections: &HashMap<String, usize>) -> Vec<status::Agen
 }
 
 fn proof(agent: &discovery::Agent) -> &'static str {
-    match agent.proof {
-        Proof::Attested => "attested",
-        Proof::Address => "address",
+    match agent.kind {
+        AgentKind::Attested => "attested",
+        AgentKind::Address => "address",
     }
 }
 

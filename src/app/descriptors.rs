@@ -55,8 +55,8 @@ fn reserve(limit: usize) -> usize {
     (limit / 4).clamp(MIN_RESERVE, RESERVE)
 }
 
-/// Divides `limit` descriptors: a reserve, those of waiting connections, and two for each served
-/// connection, the second of which goes to the gateway and may idle.
+/// Divides `limit` descriptors among a reserve, waiting connections and served ones. A served
+/// connection needs two: the client's, and one to the gateway, which stays open for a while.
 fn within(limit: usize, max_connections: usize) -> Capacity {
     let reserve = reserve(limit);
     let waiting = MAX_WAITING.min(limit / 16);

@@ -11,6 +11,7 @@ mod signals;
 mod tls_reloader;
 mod unpair;
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::pin::pin;
 
@@ -59,15 +60,15 @@ where
         let mut reloads = pin!(reload_when_asked(&sidecar, &reload, hangup, file, requests));
         let ended = tokio::select! {
             () = stop.next() => Ok(()),
-            () = &mut reloads => Ok(()),
+            never = &mut reloads => match never {},
             () = sidecar.orphaned() => Err(Error::Orphaned),
         };
         // An orphaned namespace has no interfaces, so there are no clients to drain.
         if ended.is_ok() {
             tokio::select! {
                 () = sidecar.stop() => {}
-                // Clients that are denied meanwhile lose what they have.
-                () = reloads => {}
+                // A client that is denied meanwhile loses its connections.
+                never = reloads => match never {},
                 () = stop.next() => warn!("second stop signal: aborting open connections"),
             }
         }
@@ -75,14 +76,15 @@ where
     })
 }
 
-/// Reloads at each SIGHUP, each request and each change of the file. Never returns.
+/// Reloads at each SIGHUP, each request and each change of the file.
 async fn reload_when_asked<L, S>(
     sidecar: &Sidecar,
     reload: &Reload<L, S>,
     mut hangup: Hangup,
     mut file: ConfigFile,
     mut requests: mpsc::Receiver<reload::Request>,
-) where
+) -> Infallible
+where
     L: Fn() -> Result<Config, config::Error>,
     S: Fn(&config::Log),
 {

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::catalogue as kind;
 use super::finding::{Kind, Remedy, Report};
 use crate::config::{Config, OwnAddresses};
-use crate::discovery::{Namespace, Proof, View, WhyNot};
+use crate::discovery::{AgentKind, Namespace, View, WhyNot};
 
 /// What weakens the proof of a client by its address, beyond the view.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +53,7 @@ pub fn judge(view: &View, risks: &AddressRisks, config: &Config, report: &mut Re
     for name in names {
         let of_it = || view.agents.iter().filter(|(_, agent)| agent.name == name);
         let addresses: Vec<String> = of_it().map(|(ip, _)| ip.to_string()).collect();
-        let proof = if of_it().all(|(_, agent)| agent.proof == Proof::Attested) { "attested" } else { "by address" };
+        let proof = if of_it().all(|(_, agent)| agent.kind == AgentKind::Attested) { "attested" } else { "by address" };
         report.fine("agents", format!("{name} ({}) is one, {proof}", addresses.join(", ")));
     }
     for (container, why) in &view.not_agents {
@@ -306,7 +306,7 @@ mod tests {
             name: "robot".into(),
             project: None,
             service: None,
-            proof: Proof::Address,
+            kind: AgentKind::Address,
             scopes: None,
         };
         view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(agent));

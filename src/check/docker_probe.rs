@@ -10,7 +10,7 @@ use crate::check::agents::Capabilities;
 use crate::check::docker::{EngineState, PathStatus};
 use crate::check::gateway_command::Container;
 use crate::discovery::docker::engine::Engine;
-use crate::discovery::{Proof, SourceState, View};
+use crate::discovery::{AgentKind, SourceState, View};
 
 /// A path that loopgate does not need to GET, which returns files of a container. Without a file
 /// name, and for a container that does not exist, the request does nothing, and the engine answers
@@ -40,7 +40,7 @@ pub async fn probe(engine: Option<&Engine>, view: &View) -> EngineState {
     }
     if let Some(owner) = &view.owner {
         let mut needed = vec![("/containers/{id}/json", format!("/containers/{}/json", owner.id))];
-        if view.agents.values().any(|agent| agent.proof == Proof::Attested) {
+        if view.agents.values().any(|agent| agent.kind == AgentKind::Attested) {
             needed.push(("/containers/{id}/top", format!("/containers/{}/top", owner.id)));
         }
         for (path, asked) in needed {
@@ -81,7 +81,7 @@ pub async fn in_this_namespace(engine: Option<&Engine>, view: &View) -> Vec<Cont
 /// inspected are left out.
 pub async fn with_net_raw(engine: Option<&Engine>, view: &View) -> Vec<String> {
     let Some(engine) = engine else { return Vec::new() };
-    let by_address = view.agents.values().filter(|agent| agent.proof == Proof::Address);
+    let by_address = view.agents.values().filter(|agent| agent.kind == AgentKind::Address);
     let ids: BTreeMap<&str, &str> = by_address.map(|agent| (agent.name.as_str(), agent.id.as_str())).collect();
     let is_podman = engine.probe("/_ping").await.is_ok_and(|answer| answer.is_podman);
     let mut found = Vec::new();

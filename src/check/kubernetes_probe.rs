@@ -3,7 +3,7 @@
 use crate::check::kubernetes::ApiServerState;
 use crate::discovery::kubernetes::api::Api;
 use crate::discovery::kubernetes::error::Rule;
-use crate::discovery::{Proof, SourceState, View};
+use crate::discovery::{AgentKind, SourceState, View};
 use crate::error_chain::error_chain;
 
 /// Sends the probes to `api`, the source of `view`.
@@ -15,7 +15,7 @@ pub async fn probe(api: &Api, view: &View) -> ApiServerState {
     }
     let mut rules = vec![Rule::List, Rule::Watch];
     // Only attested agents need token reviews.
-    if view.agents.values().any(|agent| agent.proof == Proof::Attested) {
+    if view.agents.values().any(|agent| agent.kind == AgentKind::Attested) {
         rules.push(Rule::Review);
     }
     for rule in rules {

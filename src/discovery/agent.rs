@@ -11,15 +11,15 @@ pub struct Agent {
     pub project: Option<String>,
     /// Its compose service, if any; a pod's service account.
     pub service: Option<String>,
-    /// How it must prove that a connection is its own.
-    pub proof: Proof,
+    /// What a connection of it needs to be on the agent lane.
+    pub kind: AgentKind,
     /// Its own scope cap (`loopgate.scopes`).
     pub scopes: Option<Vec<String>>,
 }
 
-/// How a container proves that a connection is its own; the value of the label `loopgate.agent`.
+/// What a connection of an agent needs to be on the agent lane; the value of the label `loopgate.agent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proof {
+pub enum AgentKind {
     /// A client certificate that loopgate issued to that very container, and its address.
     Attested,
     /// Its source address alone.

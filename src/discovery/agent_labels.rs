@@ -1,6 +1,6 @@
 //! The labels by which an operator names agents.
 
-use super::agent::Proof;
+use super::agent::AgentKind;
 
 /// Makes a container an agent; its value is how the container must prove that it is one.
 pub const AGENT: &str = "loopgate.agent";
@@ -21,14 +21,14 @@ pub const STACK: &str = "com.docker.stack.namespace";
 /// Swarm's own: the service, `STACK_SERVICE` in a stack.
 pub const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
 
-/// Returns the proof that the value of [`AGENT`] asks for; `None` if its value is `false`.
+/// Returns the kind of agent that the value of [`AGENT`] makes; `None` if it is `false`.
 ///
 /// # Errors
-/// The value is unknown. Its author may have meant the stricter or the looser proof, so it counts as none.
-pub fn proof(value: &str) -> Result<Option<Proof>, Unreadable> {
+/// The value is unknown. Its author may have meant the stricter or the looser kind, so it counts as none.
+pub fn kind(value: &str) -> Result<Option<AgentKind>, Unreadable> {
     match value {
-        "true" | "attested" => Ok(Some(Proof::Attested)),
-        "address" => Ok(Some(Proof::Address)),
+        "true" | "attested" => Ok(Some(AgentKind::Attested)),
+        "address" => Ok(Some(AgentKind::Address)),
         "false" => Ok(None),
         _ => Err(Unreadable),
     }
@@ -48,18 +48,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_asks_for_a_proof_or_none_and_other_values_are_errors() {
+    fn a_label_makes_an_agent_of_a_kind_or_none_and_other_values_are_errors() {
         for (value, expected) in [
-            ("true", Ok(Some(Proof::Attested))),
-            ("attested", Ok(Some(Proof::Attested))),
-            ("address", Ok(Some(Proof::Address))),
+            ("true", Ok(Some(AgentKind::Attested))),
+            ("attested", Ok(Some(AgentKind::Attested))),
+            ("address", Ok(Some(AgentKind::Address))),
             ("false", Ok(None)),
             ("", Err(Unreadable)),
             ("maybe", Err(Unreadable)),
             ("Address", Err(Unreadable)),
             ("address ", Err(Unreadable)),
         ] {
-            assert_eq!(proof(value), expected, "{value:?}");
+            assert_eq!(kind(value), expected, "{value:?}");
         }
     }
 

@@ -30,12 +30,12 @@ pub fn log(before: &View, after: &View) {
         && after.owner.is_none()
     {
         warn!(
-            "no container has the addresses of this network namespace, so no label makes an agent: name the owner by \
+            "no container has the addresses of this network namespace, so labels are ignored: name its container with \
              --container"
         );
     }
     for (ip, agent) in missing(&after.agents, &before.agents) {
-        info!(address = %ip, container = agent.name, id = agent.id, proof = ?agent.proof, "found an agent");
+        info!(address = %ip, container = agent.name, id = agent.id, proof = ?agent.kind, "found an agent");
     }
     for (ip, agent) in missing(&before.agents, &after.agents) {
         info!(address = %ip, container = agent.name, id = agent.id, "no longer an agent");

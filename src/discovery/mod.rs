@@ -22,7 +22,7 @@ mod text;
 mod view;
 mod why_not;
 
-pub use agent::{Agent, Proof, ScopeCap};
+pub use agent::{Agent, AgentKind, ScopeCap};
 pub use interface::Interface;
 pub use orphan::{EXIT_ORPHANED, Namespace};
 pub use owner::Owner;

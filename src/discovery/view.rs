@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::agent::{Agent, Proof, ScopeCap};
+use super::agent::{Agent, AgentKind, ScopeCap};
 use super::interface::Interface;
 use super::orphan::Namespace;
 use super::owner::Owner;
@@ -72,9 +72,9 @@ impl View {
     pub fn expire_agents(&mut self, disconnected: Duration) {
         self.agents.retain(|_, agent| {
             disconnected
-                < match agent.proof {
-                    Proof::Address => ADDRESS_GRACE,
-                    Proof::Attested => ATTESTED_GRACE,
+                < match agent.kind {
+                    AgentKind::Address => ADDRESS_GRACE,
+                    AgentKind::Attested => ATTESTED_GRACE,
                 }
         });
     }

@@ -38,7 +38,7 @@ use crate::addr::PeerAddr;
 use crate::audit;
 use crate::config::{AgentSourceKind, Config};
 use crate::discovery::kubernetes::api::Api;
-use crate::discovery::{Agent, Proof, View, agent_labels as labels};
+use crate::discovery::{Agent, AgentKind, View, agent_labels as labels};
 use crate::enrolment_protocol::{
     self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Reply, Request, Shown,
 };
@@ -270,7 +270,7 @@ impl<P: ProofReader> Enrolment<P> {
                 let message = format!("no running {what} with the label {label} has the address {}", peer.ip());
                 Err(refuse(Reason::NotAnAgent, &message))
             }
-            Some(agent) if agent.proof == Proof::Attested => Ok(Arc::clone(agent)),
+            Some(agent) if agent.kind == AgentKind::Attested => Ok(Arc::clone(agent)),
             Some(_) => {
                 let (what, label) = words(view.source);
                 let message =

@@ -82,8 +82,8 @@ struct Harness {
     _state_dir: tempfile::TempDir,
 }
 
-fn agent(id: &str, proof: Proof) -> Arc<Agent> {
-    Arc::new(Agent { id: id.into(), name: id.into(), project: Some("shop".into()), service: None, proof, scopes: None })
+fn agent(id: &str, kind: AgentKind) -> Arc<Agent> {
+    Arc::new(Agent { id: id.into(), name: id.into(), project: Some("shop".into()), service: None, kind, scopes: None })
 }
 
 fn view(agents: &[(&str, Arc<Agent>)]) -> Arc<View> {
@@ -97,7 +97,7 @@ impl Harness {
     fn new(containers: Containers, configure: impl Fn(&mut Config)) -> Self {
         let mut config = Config::default();
         configure(&mut config);
-        let agents = [("172.18.0.3", agent("a", Proof::Attested)), ("172.18.0.4", agent("b", Proof::Address))];
+        let agents = [("172.18.0.3", agent("a", AgentKind::Attested)), ("172.18.0.4", agent("b", AgentKind::Address))];
         let (publish, view) = watch::channel(view(&agents));
         let state_dir = tempfile::tempdir().unwrap();
         let authority = Arc::new(CertificateAuthority::load_or_create(state_dir.path()).unwrap());
@@ -255,7 +255,7 @@ async fn a_container_that_is_discovered_a_moment_later_is_waited_for() {
     let (csr, publish) = (Csr::new(), harness.view.clone());
     harness.shutdown.spawn(async move {
         tokio::time::sleep(DISCOVERY_DELAY / 2).await;
-        publish.send_replace(view(&[("172.18.0.3", agent("a", Proof::Attested))]));
+        publish.send_replace(view(&[("172.18.0.3", agent("a", AgentKind::Attested))]));
     });
     csr.ask(&mut lines).await;
 }
@@ -276,8 +276,8 @@ async fn only_an_attested_agents_address_is_given_a_nonce() {
 
 #[tokio::test]
 async fn an_agent_that_has_ended_before_its_proof_gets_nothing() {
-    let another = [("172.18.0.3", agent("c", Proof::Attested))];
-    let unlabelled_later = [("172.18.0.3", agent("a", Proof::Address))];
+    let another = [("172.18.0.3", agent("c", AgentKind::Attested))];
+    let unlabelled_later = [("172.18.0.3", agent("a", AgentKind::Address))];
     for agents in [&[] as &[_], &another, &unlabelled_later] {
         let harness = Harness::of_four();
         let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));

@@ -16,7 +16,7 @@ use super::source_address::source_address;
 use crate::addr::canonical;
 use crate::agent_id::{AgentId, Kind};
 use crate::config::{AgentSourceKind, OwnAddresses};
-use crate::discovery::{Proof, View};
+use crate::discovery::{AgentKind, View};
 
 /// Assigns a connection to a lane. `now` is in seconds since the Unix epoch.
 ///
@@ -92,7 +92,7 @@ fn agent_basis(
     match certificate.issuer {
         Issuer::Own => {
             if let Some(agent) = view.agents.get(&peer)
-                && agent.proof == Proof::Attested
+                && agent.kind == AgentKind::Attested
                 && certificate.uris.iter().any(|uri| names_agent(uri, &agent.id, &policy.trust_domain, view.source))
             {
                 return Some(AgentBasis::Attested(Arc::clone(agent)));
@@ -127,7 +127,7 @@ pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<A
     if policy.cidrs.iter().any(|net| net.contains(&peer) && names_it(net)) {
         return Some(AgentBasis::Cidr);
     }
-    let agent = view.agents.get(&peer).filter(|agent| agent.proof == Proof::Address && !ambiguous_address)?;
+    let agent = view.agents.get(&peer).filter(|agent| agent.kind == AgentKind::Address && !ambiguous_address)?;
     Some(AgentBasis::Address(Arc::clone(agent)))
 }
 

@@ -8,7 +8,7 @@ use super::evidence::{Certificate, Evidence, Issuer};
 use super::policy::Policy;
 use crate::addr::canonical;
 use crate::config::AgentSourceKind;
-use crate::discovery::{Proof, View};
+use crate::discovery::{AgentKind, View};
 
 /// Why a connection that might be expected on the agent lane is external.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,11 +137,13 @@ fn why_external_on_loopback(
     if policy.is_trusted_proxy(peer) {
         return Some(WhyExternal::TrustedProxy { agent: name });
     }
-    Some(match (agent.proof, certificate) {
-        (Proof::Address, _) => WhyExternal::Earlier { agent: name },
-        (Proof::Attested, None) => WhyExternal::NoCertificate { agent: name },
-        (Proof::Attested, Some(certificate)) if certificate.not_after <= now => WhyExternal::Expired { agent: name },
-        (Proof::Attested, Some(certificate)) => {
+    Some(match (agent.kind, certificate) {
+        (AgentKind::Address, _) => WhyExternal::Earlier { agent: name },
+        (AgentKind::Attested, None) => WhyExternal::NoCertificate { agent: name },
+        (AgentKind::Attested, Some(certificate)) if certificate.not_after <= now => {
+            WhyExternal::Expired { agent: name }
+        }
+        (AgentKind::Attested, Some(certificate)) => {
             let its_own = certificate.issuer == Issuer::Own
                 && certificate.uris.iter().any(|uri| names_agent(uri, &agent.id, &policy.trust_domain, view.source));
             if its_own { WhyExternal::Earlier { agent: name } } else { WhyExternal::OtherCertificate { agent: name } }
@@ -160,8 +162,8 @@ mod tests {
 
     const NOW: i64 = 1_000;
 
-    fn agent(id: &str, proof: Proof) -> Arc<Agent> {
-        Arc::new(Agent { id: id.into(), name: format!("{id}-name"), project: None, service: None, proof, scopes: None })
+    fn agent(id: &str, kind: AgentKind) -> Arc<Agent> {
+        Arc::new(Agent { id: id.into(), name: format!("{id}-name"), project: None, service: None, kind, scopes: None })
     }
 
     fn view() -> View {
@@ -169,11 +171,11 @@ mod tests {
             interfaces: vec![Interface { name: "eth0".into(), addresses: vec!["172.18.0.2/16".parse().unwrap()] }],
             ..View::default()
         };
-        view.agents.insert("172.18.0.3".parse().unwrap(), agent("aaa", Proof::Address));
-        view.agents.insert("172.18.0.4".parse().unwrap(), agent("bbb", Proof::Attested));
-        view.agents.insert("172.18.0.5".parse().unwrap(), agent("ccc", Proof::Attested));
+        view.agents.insert("172.18.0.3".parse().unwrap(), agent("aaa", AgentKind::Address));
+        view.agents.insert("172.18.0.4".parse().unwrap(), agent("bbb", AgentKind::Attested));
+        view.agents.insert("172.18.0.5".parse().unwrap(), agent("ccc", AgentKind::Attested));
         view.last_known = view.agents.clone();
-        view.last_known.insert("172.18.0.6".parse().unwrap(), agent("ddd", Proof::Attested));
+        view.last_known.insert("172.18.0.6".parse().unwrap(), agent("ddd", AgentKind::Attested));
         view
     }
 

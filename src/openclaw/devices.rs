@@ -385,7 +385,7 @@ pub fn read(directory: &Path) -> io::Result<Table> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Frees the devices whose ids begin with one of `ids`, each of which must name exactly one that is bound. Blocks.
+/// Frees the bound devices that `ids` name. Each is the beginning of a device's id, and must match exactly one. Blocks.
 ///
 /// # Errors
 /// If an id names none or several, or the file can't be read or written.

@@ -1,7 +1,7 @@
 //! Finds out which gateway answers, and how it classifies the clients of each lane.
 //!
-//! Probes carry no token and change nothing. Without a token, the answers show as follows whether a
-//! client is local. Newer versions (2026.4 and later) state their version on `/startupz` to local
+//! Probes carry no token and change nothing. The answers show whether the gateway takes a
+//! client for local. Newer versions (2026.4 and later) state their version on `/startupz` to local
 //! clients only, and answer 403 to a request forwarded by an untrusted proxy. Older versions serve
 //! `/__openclaw__/canvas/` to local clients only, and believe a trusted proxy even when it states
 //! `127.0.0.1`.

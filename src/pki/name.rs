@@ -24,7 +24,7 @@ impl SubjectName {
     /// The name is not valid in a certificate.
     pub fn checked(&self) -> Result<Self, Error> {
         match self {
-            // A client compares the address that it connected to, which is never an IPv4-mapped IPv6 address.
+            // Canonical: a client compares it with the address that it connected to, which is never IPv4-mapped.
             Self::Ip(address) => Ok(Self::Ip(address.to_canonical())),
             Self::Dns(name) => {
                 let lower = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();

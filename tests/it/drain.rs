@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::{SinkExt, StreamExt};
 use nix::sys::signal::Signal;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -133,6 +133,31 @@ async fn a_reloaded_drain_timeout_holds_for_open_connections() {
     sidecar.process().signal(Signal::SIGTERM);
     let line = sidecar.process().wait_for_log("\"path\":\"/stalls\"").await;
     assert!(line.contains("\"end\":\"drain_timeout\""), "{line}");
+    assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_reloaded_drain_timeout_holds_for_busy_websockets() {
+    let sidecar = process(&[], "[limits]\ndrain_timeout = \"1h\"\n").await;
+    let mut sockets = Vec::new();
+    for protocol in PROTOCOLS {
+        sockets.push(sidecar.websocket(protocol, OUTSIDER, "/ws").await);
+    }
+    std::fs::write(sidecar.config_file(), "[limits]\ndrain_timeout = \"4s\"\n").unwrap();
+    sidecar.process().signal(Signal::SIGHUP);
+    sidecar.process().wait_for_log("configuration reloaded").await;
+    sidecar.process().signal(Signal::SIGTERM);
+    let closed = join_all(sockets.iter_mut().map(|socket| async {
+        loop {
+            let _ = socket.send(Message::text("busy")).await;
+            match socket.next().await {
+                Some(Ok(Message::Close(frame))) => return frame.map(|frame| frame.code),
+                Some(Ok(_)) => {}
+                _ => return None,
+            }
+        }
+    }));
+    assert_eq!(timeout(Duration::from_secs(20), closed).await.unwrap(), [Some(CloseCode::Away); PROTOCOLS.len()]);
     assert_eq!(sidecar.process().wait_for_exit().await.code(), Some(0));
 }
 

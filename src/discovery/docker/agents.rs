@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::container::{Container, Endpoint, namespace_of};
 use super::images::Origin;
 use crate::config::AgentService;
-use crate::discovery::agent::{Agent, Proof};
+use crate::discovery::agent::{Agent, AgentKind};
 use crate::discovery::agent_labels as labels;
 use crate::discovery::interface::Interface;
 use crate::discovery::owner::{self, Hints, Owner};
@@ -115,13 +115,13 @@ fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> i
     on.flat_map(|endpoint| endpoint.addresses.iter().copied())
 }
 
-/// Returns the proof that the operator asks of `container`, by its label or else by its service;
+/// Returns the kind of agent that the operator makes of `container`, by its label or else by its service;
 /// `None` if it is to be no agent.
-fn asked_proof(container: &Container, services: &[AgentService]) -> Result<Option<Proof>, WhyNot> {
+fn asked_kind(container: &Container, services: &[AgentService]) -> Result<Option<AgentKind>, WhyNot> {
     let service = services.iter().find(|named| Some(&named.name) == container.service.as_ref());
-    let by_service = service.map(|named| if named.by_address { Proof::Address } else { Proof::Attested });
+    let by_service = service.map(|named| if named.by_address { AgentKind::Address } else { AgentKind::Attested });
     let by_label = match &container.agent {
-        Some(value) => Some(labels::proof(value).map_err(|labels::Unreadable| WhyNot::Unreadable(value.clone()))?),
+        Some(value) => Some(labels::kind(value).map_err(|labels::Unreadable| WhyNot::Unreadable(value.clone()))?),
         None => None,
     };
     match (&container.origin, by_label) {
@@ -131,8 +131,8 @@ fn asked_proof(container: &Container, services: &[AgentService]) -> Result<Optio
         }
         (Origin::OfImage(value), None) if by_service.is_none() => Err(WhyNot::ImageLabel(value.clone())),
         // The operator may have set the same label, and asked with it for more than with the service.
-        (Origin::OfImage(value), None) if labels::proof(value) == Ok(Some(Proof::Attested)) => {
-            Ok(Some(Proof::Attested))
+        (Origin::OfImage(value), None) if labels::kind(value) == Ok(Some(AgentKind::Attested)) => {
+            Ok(Some(AgentKind::Attested))
         }
         (_, Some(by_label)) => Ok(by_label),
         (_, None) => Ok(by_service),
@@ -149,7 +149,7 @@ struct Candidate<'a> {
     container: &'a Container,
     /// The container whose addresses it has.
     namespace: &'a Container,
-    proof: Proof,
+    kind: AgentKind,
 }
 
 impl<'a> Candidate<'a> {
@@ -160,7 +160,7 @@ impl<'a> Candidate<'a> {
         owner: Option<&Container>,
         networks: &BTreeSet<&str>,
     ) -> Result<Option<Self>, WhyNot> {
-        let Some(proof) = asked_proof(container, sources.services)? else { return Ok(None) };
+        let Some(kind) = asked_kind(container, sources.services)? else { return Ok(None) };
         let owner = owner.ok_or(WhyNot::OwnerUnknown)?;
         if !sources.any_project && (project_of(owner).is_none() || project_of(container) != project_of(owner)) {
             return Err(WhyNot::OtherProject {
@@ -175,14 +175,14 @@ impl<'a> Candidate<'a> {
         if addresses_on(namespace, networks).next().is_none() {
             return Err(WhyNot::NoSharedNetwork);
         }
-        Ok(Some(Self { container, namespace, proof }))
+        Ok(Some(Self { container, namespace, kind }))
     }
 
-    /// Orders candidates in one namespace: the stricter proof first, then the owner of the
+    /// Orders candidates in one namespace: the stricter kind first, then the owner of the
     /// namespace, then the older container, so that a new container never displaces an old one.
     fn rank(&self) -> (bool, bool, i64, String) {
         let container = self.container;
-        (self.proof != Proof::Attested, container.id != self.namespace.id, container.created, container.id.clone())
+        (self.kind != AgentKind::Attested, container.id != self.namespace.id, container.created, container.id.clone())
     }
 
     fn agent(&self) -> Agent {
@@ -192,7 +192,7 @@ impl<'a> Candidate<'a> {
             name: container.name.clone(),
             project: container.project.clone(),
             service: container.service.clone(),
-            proof: self.proof,
+            kind: self.kind,
             scopes: container.scopes.as_deref().map(labels::scopes),
         }
     }

@@ -133,7 +133,7 @@ fn strip(container: &mut ContainerSummary, of_image: &Labels) -> Origin {
             own.remove(name);
         }
     }
-    let makes_agent = |value: &String| matches!(labels::proof(value), Ok(Some(_)));
+    let makes_agent = |value: &String| matches!(labels::kind(value), Ok(Some(_)));
     match own.get(labels::AGENT).cloned().flatten().filter(makes_agent) {
         Some(agent) if is_shared(own, labels::AGENT) => {
             own.remove(labels::AGENT);

@@ -17,8 +17,8 @@ use super::engine::{Engine, Events};
 use super::error::Error;
 use super::images::Images;
 use super::object::Unreadable;
-use crate::discovery::agent::Proof;
-use crate::discovery::agent_labels::proof;
+use crate::discovery::agent::AgentKind;
+use crate::discovery::agent_labels::kind;
 
 /// Events come in bursts; one list, this long after the first, answers all of them.
 const SETTLE: Duration = Duration::from_millis(25);
@@ -98,7 +98,7 @@ enum Meaning {
     /// The container with this id has started.
     Start(String),
     /// A container has joined a network, which ends a loss of it.
-    Regained(Loss),
+    Gain(Loss),
 }
 
 impl Session {
@@ -194,7 +194,7 @@ impl Session {
         let (mut containers, unreadable) = listed?;
         self.answered = now;
         let by_address = |container: &Container| match &container.agent {
-            Some(label) => proof(label) == Ok(Some(Proof::Address)),
+            Some(label) => kind(label) == Ok(Some(AgentKind::Address)),
             None => container.service.as_ref().is_some_and(|service| self.services.contains(service)),
         };
         self.is_checked = containers.iter().any(by_address);
@@ -222,7 +222,7 @@ impl Session {
                 self.regained.extend(self.lost.extract_if(.., |loss| *loss.container() == id));
                 None
             }
-            Meaning::Regained(loss) => {
+            Meaning::Gain(loss) => {
                 self.regained.extend(self.lost.take(&loss));
                 None
             }
@@ -262,7 +262,7 @@ fn meaning(event: &EventMessage) -> Meaning {
             let container = || event.actor.as_ref()?.attributes.as_ref()?.get("container").cloned();
             match (action, id.zip(container())) {
                 ("disconnect", Some((network, container))) => Meaning::Loss(Loss::Network { container, network }),
-                ("connect", Some((network, container))) => Meaning::Regained(Loss::Network { container, network }),
+                ("connect", Some((network, container))) => Meaning::Gain(Loss::Network { container, network }),
                 _ => Meaning::Change,
             }
         }
@@ -292,7 +292,7 @@ mod tests {
             ("container", "rename", Meaning::Change),
             ("container", "die", life()),
             ("container", "destroy", life()),
-            ("network", "connect", Meaning::Regained(network())),
+            ("network", "connect", Meaning::Gain(network())),
             ("network", "disconnect", Meaning::Loss(network())),
             ("network", "create", Meaning::Change),
             ("container", "exec_create: /bin/sh -c true", Meaning::Nothing),

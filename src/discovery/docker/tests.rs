@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::config::{Config, Engine};
 use crate::discovery::interface_watcher::InterfaceWatcher;
 use crate::discovery::{
-    EXIT_ORPHANED, Namespace, Proof, SourceState, View, WhyNot, engine_of, start, wait_until_ready,
+    AgentKind, EXIT_ORPHANED, Namespace, SourceState, View, WhyNot, engine_of, start, wait_until_ready,
 };
 use crate::metrics;
 use crate::shutdown::Shutdown;
@@ -101,7 +101,7 @@ async fn a_labelled_container_is_an_agent_from_its_start_to_its_death() {
 
     docker.run(agent("a", AGENT));
     let view = harness.until("the agent is known", |view| is_agent(view, "a")).await;
-    assert_eq!(view.agents[&AGENT].proof, Proof::Address);
+    assert_eq!(view.agents[&AGENT].kind, AgentKind::Address);
 
     // No list will ever tell of it: the event does.
     docker.silence(LIST);

@@ -27,8 +27,8 @@ impl View {
                 let scopes = labels::scopes(scopes);
                 pod.addresses.iter().for_each(|ip| view.add_cap(*ip, &scopes, false));
             }
-            let proof = match labels::proof(&pod.agent) {
-                Ok(Some(proof)) => proof,
+            let kind = match labels::kind(&pod.agent) {
+                Ok(Some(kind)) => kind,
                 Ok(None) => continue,
                 Err(labels::Unreadable) => {
                     view.not_agents.insert(pod.name.clone(), WhyNot::UnreadablePod(pod.agent.clone()));
@@ -39,7 +39,7 @@ impl View {
                 view.not_agents.insert(pod.name.clone(), WhyNot::HostNetwork);
                 continue;
             }
-            let agent = Arc::new(pod.agent(proof));
+            let agent = Arc::new(pod.agent(kind));
             for ip in &pod.addresses {
                 let doubtful = nodes.contains(ip) || claims.get(ip).is_some_and(|claimants| claimants.len() > 1);
                 if view.is_own(*ip) {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::discovery::agent::{Agent, Proof};
+use crate::discovery::agent::{Agent, AgentKind};
 use crate::discovery::agent_labels as labels;
 
 /// A running pod with the label `loopgate.dev/agent`.
@@ -29,14 +29,14 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Returns the agent that the pod is, with this proof.
-    pub fn agent(&self, proof: Proof) -> Agent {
+    /// Returns the agent that the pod is.
+    pub fn agent(&self, kind: AgentKind) -> Agent {
         Agent {
             id: self.uid.clone(),
             name: self.name.clone(),
             project: Some(self.namespace.clone()),
             service: Some(self.service_account.clone()),
-            proof,
+            kind,
             scopes: self.scopes.as_deref().map(labels::scopes),
         }
     }

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::{AgentSourceKind, Config};
 use crate::discovery::kubernetes::session::SILENCE;
-use crate::discovery::{ADDRESS_GRACE, Proof, SourceState, View, WhyNot, start};
+use crate::discovery::{ADDRESS_GRACE, AgentKind, SourceState, View, WhyNot, start};
 use crate::metrics;
 use crate::shutdown::Shutdown;
 use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
@@ -79,7 +79,7 @@ async fn pods_are_agents_from_the_label_to_the_end() {
     let view = harness.until_agents(&["a"]).await;
     let (v4, v6): (IpAddr, IpAddr) = (AGENT.parse().unwrap(), "2001:db8::7".parse().unwrap());
     assert_eq!(view.agents.keys().copied().collect::<Vec<_>>(), [v4, v6]);
-    assert_eq!((view.agents[&v4].proof, view.agents[&v4].id.as_str()), (Proof::Address, "uid-of-a"));
+    assert_eq!((view.agents[&v4].kind, view.agents[&v4].id.as_str()), (AgentKind::Address, "uid-of-a"));
 
     // One that starts has no address at first.
     let mut starting = pod("b", Some("true"), &[]);

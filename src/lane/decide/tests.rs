@@ -8,8 +8,8 @@ use proptest::prelude::*;
 
 const NOW: i64 = 1_000;
 
-fn agent(id: &str, proof: Proof) -> Arc<Agent> {
-    Arc::new(Agent { id: id.into(), name: id.into(), project: None, service: None, proof, scopes: None })
+fn agent(id: &str, kind: AgentKind) -> Arc<Agent> {
+    Arc::new(Agent { id: id.into(), name: id.into(), project: None, service: None, kind, scopes: None })
 }
 
 fn view() -> View {
@@ -18,8 +18,8 @@ fn view() -> View {
         ..View::default()
     };
     view.bridge_gateways.insert("172.18.0.1".parse().unwrap());
-    view.agents.insert("172.18.0.3".parse().unwrap(), agent("aaa", Proof::Address));
-    view.agents.insert("172.18.0.4".parse().unwrap(), agent("bbb", Proof::Attested));
+    view.agents.insert("172.18.0.3".parse().unwrap(), agent("aaa", AgentKind::Address));
+    view.agents.insert("172.18.0.4".parse().unwrap(), agent("bbb", AgentKind::Attested));
     view
 }
 
@@ -270,7 +270,7 @@ fn a_possible_agent_is_admitted_to_the_handshake_in_spite_of_the_deny_list() {
 fn a_label_caps_scopes_and_beats_the_common_cap() {
     let common = policy(|c| c.agents.scopes = vec!["operator.read".into(), "operator.write".into()]);
     let mut view = view();
-    let mut capped = (*agent("aaa", Proof::Address)).clone();
+    let mut capped = (*agent("aaa", AgentKind::Address)).clone();
     for (own, expected) in [
         (None, "operator.read,operator.write"),
         (Some(vec!["operator.approvals".to_owned()]), "operator.approvals"),
@@ -288,11 +288,11 @@ fn a_label_caps_scopes_and_beats_the_common_cap() {
 fn a_cap_follows_its_container_to_the_external_lane() {
     let mut view = view();
     let capped =
-        |id: &str, proof| Arc::new(Agent { scopes: Some(vec!["operator.read".into()]), ..(*agent(id, proof)).clone() });
-    view.agents.insert("172.18.0.3".parse().unwrap(), capped("aaa", Proof::Address));
-    view.agents.insert("172.18.0.4".parse().unwrap(), capped("bbb", Proof::Attested));
+        |id: &str, kind| Arc::new(Agent { scopes: Some(vec!["operator.read".into()]), ..(*agent(id, kind)).clone() });
+    view.agents.insert("172.18.0.3".parse().unwrap(), capped("aaa", AgentKind::Address));
+    view.agents.insert("172.18.0.4".parse().unwrap(), capped("bbb", AgentKind::Attested));
     // Docker is unreachable, so that this container is no agent for now.
-    view.last_known.insert("172.18.0.5".parse().unwrap(), capped("ccc", Proof::Address));
+    view.last_known.insert("172.18.0.5".parse().unwrap(), capped("ccc", AgentKind::Address));
     let scopes = |list: &[&str]| list.iter().map(|scope| (*scope).to_owned()).collect::<Vec<_>>();
     let free = policy(|_| {});
     let ceiling = policy(|c| c.external.scopes = scopes(&["operator.read", "operator.write"]));
@@ -326,7 +326,7 @@ fn every_way_of_admission_but_the_own_address_keeps_the_cap_of_its_container() {
     for peer in ["172.18.0.2", "172.18.0.3", "172.18.0.4", "172.18.0.9"] {
         view.caps.insert(peer.parse().unwrap(), cap(&["a", "b"], false));
     }
-    view.agents.insert("172.18.0.5".parse().unwrap(), agent("eee", Proof::Address));
+    view.agents.insert("172.18.0.5".parse().unwrap(), agent("eee", AgentKind::Address));
     view.caps.insert("172.18.0.5".parse().unwrap(), cap(&["a", "b"], true));
     let with = |common: &str, change: fn(&mut Config)| {
         policy(|c| {

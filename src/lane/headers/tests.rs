@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::addr::is_loopback_or_unspecified;
 use crate::config::OwnAddresses;
-use crate::discovery::{Agent, Proof, View};
+use crate::discovery::{Agent, AgentKind, View};
 use crate::lane::forwarding::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_FORWARDED_USER};
 use crate::lane::{Evidence, ProxyHeader, decide};
 
@@ -28,8 +28,14 @@ fn gateway() -> Target {
 
 fn lane(peer: &str, rules: &Rules) -> Lane {
     let mut view = View::default();
-    let agent =
-        Agent { id: "a".into(), name: "a".into(), project: None, service: None, proof: Proof::Address, scopes: None };
+    let agent = Agent {
+        id: "a".into(),
+        name: "a".into(),
+        project: None,
+        service: None,
+        kind: AgentKind::Address,
+        scopes: None,
+    };
     view.agents.insert("172.18.0.3".parse().unwrap(), Arc::new(agent));
     decide(
         &Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate: None },

@@ -30,7 +30,8 @@ pub async fn serve(shared: Arc<Shared>, accepted: AcceptedConnection) {
                 Error::Denied(denied) => count(&traffic.denied, denied.label()),
                 Error::ProxyProtocol(_) => count(&traffic.denied, "proxy_protocol"),
                 Error::Tls(error) => count(&traffic.handshake_failures, error.label()),
-                Error::AuthorityChanged | Error::ShuttingDown | Error::Io(_) => {}
+                Error::AuthorityChanged => count(&traffic.denied, "authority_changed"),
+                Error::ShuttingDown | Error::Io(_) => {}
             }
             if let Some(reason) = error.refusal() {
                 info!(target: audit::TARGET, kind = "refusal", at = "connection", %peer, reason, "connection refused");

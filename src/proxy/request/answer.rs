@@ -8,7 +8,7 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
 use super::error_response::{Accept, error_response};
-use super::forward::{Forwarded, forward};
+use super::forward::{ForwardOutcome, forward};
 use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::labels::Protocol;
@@ -24,7 +24,7 @@ pub async fn answer(
     let accept = Accept::of(request.headers());
     let record =
         RequestRecord::new(&session, request.method(), request.uri().path(), request.version(), request.headers());
-    let Forwarded { mut must_close, result } = forward(&session, request, interims, &record).await;
+    let ForwardOutcome { mut must_close, result } = forward(&session, request, interims, &record).await;
     let mut response = match result {
         Ok(response) => response,
         Err(error) => {

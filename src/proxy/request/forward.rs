@@ -28,7 +28,7 @@ use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
 use crate::proxy::upstream::send::OnInterim;
 
 /// The result of forwarding a request.
-pub struct Forwarded {
+pub struct ForwardOutcome {
     /// Whether the client's next request could be read as the body of this one, so that an HTTP/1.1
     /// connection must close.
     pub must_close: bool,
@@ -41,8 +41,8 @@ pub async fn forward(
     mut request: Request<Incoming>,
     interims: InterimSender,
     record: &Arc<RequestRecord>,
-) -> Forwarded {
-    let failed = |must_close, error| Forwarded { must_close, result: Err(error) };
+) -> ForwardOutcome {
+    let failed = |must_close, error| ForwardOutcome { must_close, result: Err(error) };
     let is_h2_connect = match extended_connect(&mut request) {
         Ok(is_connect) => is_connect,
         Err(error) => return failed(false, error),
@@ -87,12 +87,12 @@ pub async fn forward(
         return failed(false, Error::Refused(RequestRefusal::BadUpgrade));
     }
     if let Some(request) = ca_request.filter(|_| !head.is_upgrade()) {
-        return Forwarded { must_close: body_is_optional, result: Ok(request.response(record)) };
+        return ForwardOutcome { must_close: body_is_optional, result: Ok(request.response(record)) };
     }
     if head.is_upgrade() {
         let context = UpgradeContext { client_side, is_h2_connect };
         let result = Box::pin(upgrade(session, head, authorization, context, record)).await;
-        return Forwarded { must_close: body_is_optional, result };
+        return ForwardOutcome { must_close: body_is_optional, result };
     }
     let client = head.client();
     let waiting = pin!(async { Ok(session.gateway_permit(client, Purpose::Request, record.started()).await?) });
@@ -126,7 +126,7 @@ pub async fn forward(
         }
         Ok(pass_back(session, response, upstream, record, authorization))
     });
-    Forwarded { must_close, result }
+    ForwardOutcome { must_close, result }
 }
 
 /// Adds the Host that HTTP/1.0 does not know (RFC 1945): such a request is for the address that it

@@ -35,7 +35,7 @@ pub struct RequestRecord {
     access_log: Option<AccessLog>,
     /// The method and the path without its query, where they are logged or recorded.
     target: Option<(Method, String)>,
-    began: Option<SystemTime>,
+    began_at: Option<SystemTime>,
     is_external: AtomicBool,
     /// Whether the client's version of HTTP has trailers.
     takes_trailers: bool,
@@ -73,7 +73,7 @@ impl RequestRecord {
             trace: needs_trace.then(|| Trace::of(headers, has_recorder)),
             access_log,
             target: is_recorded.then(|| (method.clone(), path.to_owned())),
-            began: has_recorder.then(SystemTime::now),
+            began_at: has_recorder.then(SystemTime::now),
             is_external: AtomicBool::new(session.lane.kind() == LaneKind::External),
             takes_trailers: version >= Version::HTTP_11,
             status: AtomicU16::new(0),
@@ -229,7 +229,7 @@ impl Drop for RequestRecord {
         let status = self.status.load(Ordering::Relaxed);
         let protocol = self.session.protocol;
         let took = self.head_after.get().copied().unwrap_or_else(|| self.started.elapsed());
-        if let (Some(recorder), Some(began), Some(trace)) = (&traffic.recorder, self.began, &self.trace) {
+        if let (Some(recorder), Some(began), Some(trace)) = (&traffic.recorder, self.began_at, &self.trace) {
             let request_id = self.request_id.lock().unwrap_or_else(PoisonError::into_inner);
             let request_id = self.access_log.as_ref().map(|log| log.request_id.as_str()).or(request_id.as_deref());
             let request_id = request_id.filter(|_| matches!(end, RequestEnd::Error(_) | RequestEnd::GatewayCut));

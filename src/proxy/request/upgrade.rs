@@ -91,7 +91,8 @@ pub async fn upgrade(
     let close_signal =
         if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };
     // The other half is for the close handshake.
-    let rest_limit = shared.settings.load().limits.drain_timeout / 2;
+    let newest = Arc::clone(shared);
+    let rest_limit = Arc::new(move || newest.settings.load().limits.drain_timeout / 2);
     let options = TunnelOptions {
         websocket,
         is_http2: is_h2_connect,
@@ -113,7 +114,7 @@ pub async fn upgrade(
             debug!(connection = number, %peer, %error, "tunnel broke off");
             // RFC 8441 section 5: the end of a TCP connection by a reset is a reset of the stream, with CANCEL.
             if let Some(tunnel) = tunnel
-                && !matches!(error, TunnelError::Revoked)
+                && !matches!(error, TunnelError::Unauthorized)
             {
                 tunnel.reset_stream();
             }

@@ -243,7 +243,7 @@ mod tests {
             is_http2: false,
             buffers: TunnelBuffers::new(1 << 20),
             close_signal: CloseSignal::new(&CancellationToken::new()),
-            rest_limit: Duration::from_secs(4),
+            rest_limit: Arc::new(|| Duration::from_secs(4)),
             first_message: Some(FirstMessage::new(objects_only, HeldBudget::new(1 << 20), Box::new(check))),
             connect_response: Some(response),
             received: Counter::default(),

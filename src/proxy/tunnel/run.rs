@@ -37,11 +37,15 @@ const REST_UNANSWERED: Duration = Duration::from_secs(1);
 pub enum TunnelError {
     /// The client lost its authorization, or its first message was refused.
     #[error("the client is not authorized, or is no longer")]
-    Revoked,
+    Unauthorized,
     /// A side broke off.
     #[error(transparent)]
     Broken(#[from] io::Error),
 }
+
+/// Returns how long a WebSocket may take to come to rest before it is closed for a shutdown: a
+/// reload may change it while the tunnel is open.
+pub type RestLimit = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// What a tunnel needs besides its two streams.
 pub struct TunnelOptions {
@@ -54,7 +58,7 @@ pub struct TunnelOptions {
     /// Tells it to close.
     pub close_signal: CloseSignal,
     /// How long a WebSocket may take to come to rest before it is closed for a shutdown.
-    pub rest_limit: Duration,
+    pub rest_limit: RestLimit,
     /// Checks the client's first message before the gateway gets it. What follows waits for `connect_response`.
     pub first_message: Option<FirstMessage>,
     /// Finds the gateway's response to that message.
@@ -114,15 +118,15 @@ enum TunnelStage {
         limit: Instant,
         quiet_at: Instant,
     },
-    /// The close frame for a shutdown is on its way. The client may answer it until then.
+    /// The close frame for a shutdown is on its way. The client may answer it until `until`.
     Draining {
         until: Instant,
     },
-    /// The gateway has closed. The client may do the same until then.
+    /// The gateway has closed. The client may do the same until `until`.
     Closing {
         until: Instant,
     },
-    /// The client is refused: nothing more from it is forwarded. Its close frame may leave until then.
+    /// The client is refused: nothing more from it is forwarded. Its close frame may leave until `until`.
     Refusing {
         until: Instant,
     },
@@ -137,7 +141,7 @@ struct Tunnel<C, G> {
     up: Direction,
     down: Direction,
     websocket: bool,
-    rest_limit: Duration,
+    rest_limit: RestLimit,
     /// Whether the last bytes came from the client.
     unanswered: bool,
     stage: TunnelStage,
@@ -164,7 +168,7 @@ where
             up,
             down,
             websocket,
-            rest_limit: options.rest_limit,
+            rest_limit: Arc::clone(&options.rest_limit),
             unanswered: false,
             stage: TunnelStage::Open,
             timer: None,
@@ -182,8 +186,10 @@ where
                 self.down.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
                 TunnelStage::Refusing { until: now + REVOKED_GRACE }
             }
-            CloseReason::Revoked => return Err(TunnelError::Revoked),
-            CloseReason::Drain => TunnelStage::Resting { limit: now + self.rest_limit, quiet_at: now + self.rest() },
+            CloseReason::Revoked => return Err(TunnelError::Unauthorized),
+            CloseReason::Drain => {
+                TunnelStage::Resting { limit: now + (self.rest_limit)(), quiet_at: now + self.rest() }
+            }
         };
         Ok(())
     }
@@ -247,7 +253,7 @@ where
         self.down.close_sent |= self.down.gateway_sent().closed;
         if ended || self.down.is_close_delivered() || self.poll_timer(cx, until).is_ready() {
             let _ = Pin::new(&mut self.client).poll_shutdown(cx);
-            return Poll::Ready(Err(TunnelError::Revoked));
+            return Poll::Ready(Err(TunnelError::Unauthorized));
         }
         Poll::Pending
     }
@@ -309,7 +315,7 @@ mod tests {
             is_http2: false,
             buffers: TunnelBuffers::new(1 << 20),
             close_signal: CloseSignal::new(end),
-            rest_limit: Duration::from_secs(4),
+            rest_limit: Arc::new(|| Duration::from_secs(4)),
             first_message: None,
             connect_response: None,
             received: Counter::default(),
@@ -412,7 +418,7 @@ mod tests {
             };
             let joined = run(near, far, (Bytes::new(), Bytes::new()), options);
             let (ended, read) = tokio::join!(joined, tokio::time::timeout(Duration::from_secs(2), reading));
-            assert!(matches!(ended, Err(TunnelError::Revoked)), "{ended:?}");
+            assert!(matches!(ended, Err(TunnelError::Unauthorized)), "{ended:?}");
             read.expect("the end within a second");
         }
     }

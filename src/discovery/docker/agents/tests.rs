@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::ContainerSources;
 use crate::config::AgentService;
-use crate::discovery::agent::Proof;
+use crate::discovery::agent::AgentKind;
 use crate::discovery::docker::container::{Container, Endpoint};
 use crate::discovery::docker::images::Origin;
 use crate::discovery::interface::Interface;
@@ -76,7 +76,7 @@ fn view(others: Vec<Container>) -> View {
 /// containers that are none, and why.
 fn summary(view: &View) -> String {
     let agents = view.agents.iter().map(|(ip, agent)| {
-        format!("{ip}={} {}", agent.id, if agent.proof == Proof::Address { "address" } else { "attested" })
+        format!("{ip}={} {}", agent.id, if agent.kind == AgentKind::Address { "address" } else { "attested" })
     });
     let others = view.not_agents.iter().map(|(name, why)| {
         let why = match why {

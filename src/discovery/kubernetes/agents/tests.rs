@@ -1,7 +1,7 @@
 //! Tables of pods and the agents among them.
 
 use crate::config::AgentSourceKind;
-use crate::discovery::agent::Proof;
+use crate::discovery::agent::AgentKind;
 use crate::discovery::interface::Interface;
 use crate::discovery::kubernetes::pod::Pod;
 use crate::discovery::view::View;
@@ -10,7 +10,7 @@ use crate::discovery::why_not::WhyNot;
 /// Returns the agents on one line: address, pod and proof of each, then the labelled pods that are none, and why.
 fn summary(view: &View) -> String {
     let agents = view.agents.iter().map(|(ip, agent)| {
-        format!("{ip}={} {}", agent.id, if agent.proof == Proof::Address { "address" } else { "attested" })
+        format!("{ip}={} {}", agent.id, if agent.kind == AgentKind::Address { "address" } else { "attested" })
     });
     let others = view.not_agents.iter().map(|(name, why)| {
         let why = match why {
