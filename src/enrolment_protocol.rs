@@ -171,7 +171,7 @@ pub struct EnrolmentRefused {
 pub enum Reason {
     /// No labelled container has the source address.
     NotAnAgent,
-    /// The container is admitted by its address alone, and gets no certificate.
+    /// The container is an agent by its address alone, and gets no certificate.
     AddressAgent,
     /// Too many attempts from this address.
     TooMany,

@@ -237,7 +237,7 @@ fn row(connection: &Connection) -> Markup {
             td { span .lane .agent[connection.lane == "agent"] { (connection.lane) } }
             td {
                 @if let Some(who) = &connection.who { code { (who) } " " }
-                @if let Some(admitted) = &connection.admitted { span .quiet { (admission(admitted)) } }
+                @if let Some(basis) = &connection.admitted { span .quiet { (basis_in_words(basis)) } }
                 @if let Some(why) = &connection.why_not_agent { span .warning { (why) } }
             }
             td { (connection.protocol) }
@@ -246,8 +246,8 @@ fn row(connection: &Connection) -> Markup {
     }
 }
 
-/// Returns how an agent was admitted, as part of a sentence.
-fn admission(label: &str) -> &str {
+/// Returns what makes the client an agent, as part of a sentence.
+fn basis_in_words(label: &str) -> &str {
     match label {
         "own-address" => "by its own address",
         "cidr" => "by its network",
@@ -326,7 +326,7 @@ mod tests {
         let page = render(&status, None);
         assert!(page.contains(">2026-04-01 00:00 UTC</time>"), "{page}");
         assert!(page.contains(">attested</span>") && !page.contains("by attested"), "{page}");
-        assert_eq!(["cidr", "attested"].map(admission), ["by its network", "attested"]);
+        assert_eq!(["cidr", "attested"].map(basis_in_words), ["by its network", "attested"]);
         assert_eq!(["soon", "2026-04-01T00:00:00+01:00"].map(minute), ["soon", "2026-04-01T00:00:00+01:00"]);
     }
 

@@ -256,7 +256,7 @@ fn proof(agent: &discovery::Agent) -> &'static str {
 }
 
 fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTime) -> status::Connection {
-    let (admitted, who, source) = match &*present.lane {
+    let (basis, who, source) = match &*present.lane {
         Lane::Agent(lane) => {
             let who = match &lane.basis {
                 AgentBasis::Address(agent) | AgentBasis::Attested(agent) => Some(agent.name.clone()),
@@ -274,7 +274,7 @@ fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTi
         number: present.number,
         peer: present.peer.to_string(),
         lane: present.lane.kind().label().into(),
-        admitted,
+        admitted: basis,
         who,
         source,
         protocol: present.protocol.label().into(),

@@ -200,7 +200,7 @@ pub struct Connection {
     pub peer: String,
     /// `agent` or `external`.
     pub lane: String,
-    /// How an agent was admitted: `own-address`, `cidr`, `address`, `attested` or `certificate`.
+    /// What makes the client an agent: `own-address`, `cidr`, `address`, `attested` or `certificate`.
     pub admitted: Option<String>,
     /// The container, or the identity in the certificate.
     pub who: Option<String>,

@@ -16,11 +16,11 @@ use super::source_state::SourceState;
 use super::why_not::WhyNot;
 use crate::config::AgentSourceKind;
 
-/// How long an agent by address is still admitted after its source was lost. Meanwhile its address
+/// How long an agent by address still counts as one after its source was lost. Meanwhile its address
 /// might be given to another container, so it is just enough for a filter or an engine to be
 /// restarted.
 pub const ADDRESS_GRACE: Duration = Duration::from_secs(5);
-/// How long an attested agent is still admitted. Its certificate proves who it is; only that it is
+/// How long an attested agent still counts as one. Its certificate proves who it is; only that it is
 /// still labelled goes unconfirmed.
 pub const ATTESTED_GRACE: Duration = Duration::from_secs(30);
 
@@ -79,7 +79,7 @@ impl View {
         });
     }
 
-    /// Returns this view as it counts for a connection that was admitted before.
+    /// Returns this view as it counts for a connection that was established before.
     ///
     /// A source that is out of reach says nothing about a container, so an established connection
     /// keeps what it has; only new connections are decided by the view as it is. When the source

@@ -358,11 +358,11 @@ impl Registered {
             connection = guard.number(), %peer, lane = lane.kind().label(), protocol = protocol.label(),
             "connected"
         );
-        let (admitted, agent) = lane.agent_basis();
+        let (basis, agent) = lane.agent_basis();
         let number = guard.number();
         info!(
             target: audit::TARGET, kind = "lane", connection = number, %peer, lane = lane.kind().label(),
-            admitted, agent,
+            admitted = basis, agent,
             "connected"
         );
         let counters = shared.traffic.lane(lane.kind());
