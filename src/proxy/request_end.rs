@@ -11,6 +11,9 @@ pub(super) enum RequestEnd {
     Error(&'static str),
     /// The gateway broke off inside its response.
     GatewayCut,
+    /// The client's body, or its trailers, are malformed, so that `h2` reset the stream: there is no
+    /// response, and the same label as that of an error.
+    BadBody,
     /// The client closed its connection, or reset its stream.
     ClientGone,
     /// The client read nothing of the response for `limits.stall_timeout`, or for the shorter
@@ -30,6 +33,7 @@ impl RequestEnd {
             Self::Upgraded => "upgraded",
             Self::Error(label) => label,
             Self::GatewayCut => "gateway_cut",
+            Self::BadBody => "bad_body",
             Self::ClientGone => "client_gone",
             Self::ClientStalled => "client_stalled",
             Self::Revoked => "revoked",

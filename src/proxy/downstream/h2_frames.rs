@@ -114,10 +114,10 @@ impl H2Frames {
         let code = if kind == GOAWAY { self.code.get(4..) } else { Some(&self.code[..]) };
         if let Some((code, debug_data)) = code.and_then(<[u8]>::split_first_chunk) {
             let code = u32::from_be_bytes(*code);
-            self.head_tracker.note_heads(|heads| match kind {
-                GOAWAY => heads.closed(code, debug_data),
-                _ => heads.reset(u32::from_be_bytes(id), code),
-            });
+            match kind {
+                GOAWAY => self.head_tracker.note_heads(|heads| heads.closed(code, debug_data)),
+                _ => self.head_tracker.reset(u32::from_be_bytes(id), code),
+            }
         }
     }
 

@@ -39,6 +39,10 @@ const MAX_RESPONSE_BYTES: usize = 16 * 1024;
 /// The most header blocks that are kept. hyper passes fewer on at once; h2 drops those that come
 /// after a GOAWAY, however many there are.
 const MAX_BLOCKS: usize = 256;
+/// The most streams that are kept of those which `h2` reset.
+const MAX_BROKEN: usize = 64;
+/// The code of what is malformed (RFC 9113 section 7).
+const PROTOCOL_ERROR: u32 = 1;
 
 /// The request heads of one connection: their streams, their interim responses, and which were refused.
 pub struct HeadTracker {
@@ -81,6 +85,8 @@ struct Streams {
     is_lost: bool,
     /// Streams of requests that hyper has not begun to answer, and that neither side has reset.
     open: Vec<u32>,
+    /// Streams of requests that `h2` reset for what the client sent; it closes a connection with many.
+    broken: Vec<u32>,
 }
 
 impl HeadTracker {
@@ -177,6 +183,15 @@ impl HeadTracker {
     /// Has `note` take what hyper wrote, or the client sent.
     pub fn note_heads(&self, note: impl FnOnce(&mut RefusedHeads)) {
         note(&mut self.state().refused_heads);
+    }
+
+    /// Notes that `h2` resets `stream` with `code`.
+    pub fn reset(&self, stream: u32, code: u32) {
+        let State { streams, refused_heads, .. } = &mut *self.state();
+        refused_heads.reset(stream, code);
+        if code == PROTOCOL_ERROR && streams.broken.len() < MAX_BROKEN {
+            streams.broken.push(stream);
+        }
     }
 
     /// Notes that `stream` has a final response, or was reset.
@@ -300,6 +315,13 @@ impl InterimSender {
     #[cfg(any(test, fuzzing))]
     pub fn stream(&self) -> Option<u32> {
         (self.number <= self.head_tracker.state().streams.known).then_some(self.stream)
+    }
+
+    /// Returns whether `h2` reset the request's stream because of what the client sent; `false` where
+    /// the stream is not known.
+    pub fn is_broken(&self) -> bool {
+        let State { streams, .. } = &*self.head_tracker.state();
+        self.number <= streams.known && streams.broken.contains(&self.stream)
     }
 
     /// Returns whether the connection speaks HTTP/2.

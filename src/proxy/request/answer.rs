@@ -22,8 +22,7 @@ pub async fn answer(
     interims: InterimSender,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let accept = Accept::of(request.headers());
-    let record =
-        RequestRecord::new(&session, request.method(), request.uri().path(), request.version(), request.headers());
+    let record = RequestRecord::new(&session, &request, interims.clone());
     let ForwardOutcome { mut must_close, result } = forward(&session, request, interims, &record).await;
     let mut response = match result {
         Ok(response) => response,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, Method, Version};
+use http::{Method, Request, Version};
 use prometheus_client::metrics::counter::Counter;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -19,6 +19,7 @@ use crate::labels::LaneKind;
 use crate::lane::Scheme;
 use crate::metrics::count;
 use crate::proxy::downstream::activity::RequestGuard;
+use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
@@ -39,6 +40,7 @@ pub struct RequestRecord {
     is_external: AtomicBool,
     /// Whether the client's version of HTTP has trailers.
     takes_trailers: bool,
+    stream: InterimSender,
     /// 0 before there is a response.
     status: AtomicU16,
     head_after: OnceLock<Duration>,
@@ -55,14 +57,9 @@ pub struct RequestRecord {
 }
 
 impl RequestRecord {
-    /// Begins the record of a request with `headers`.
-    pub fn new(
-        session: &Arc<Session>,
-        method: &Method,
-        path: &str,
-        version: Version,
-        headers: &HeaderMap,
-    ) -> Arc<Self> {
+    /// Begins the record of `request`, of which `stream` sends the interim responses.
+    pub fn new<B>(session: &Arc<Session>, request: &Request<B>, stream: InterimSender) -> Arc<Self> {
+        let headers = request.headers();
         let has_recorder = session.shared.traffic.recorder.is_some();
         let access_log = session.settings.log_access.then(|| AccessLog::new(session, headers));
         let is_recorded = access_log.is_some() || has_recorder;
@@ -72,10 +69,11 @@ impl RequestRecord {
             started: Instant::now(),
             trace: needs_trace.then(|| Trace::of(headers, has_recorder)),
             access_log,
-            target: is_recorded.then(|| (method.clone(), path.to_owned())),
+            target: is_recorded.then(|| (request.method().clone(), request.uri().path().to_owned())),
             began_at: has_recorder.then(SystemTime::now),
             is_external: AtomicBool::new(session.lane.kind() == LaneKind::External),
-            takes_trailers: version >= Version::HTTP_11,
+            takes_trailers: request.version() >= Version::HTTP_11,
+            stream,
             status: AtomicU16::new(0),
             head_after: OnceLock::new(),
             handed_out: AtomicU64::new(0),
@@ -125,6 +123,10 @@ impl RequestRecord {
 
     /// Notes the response's status.
     pub fn answered(&self, status: u16) {
+        if self.stream.is_h2() && self.stream.is_broken() {
+            // It does not reach the client.
+            return;
+        }
         let after = self.started.elapsed();
         self.status.store(status, Ordering::Relaxed);
         let _ = self.head_after.set(after);
@@ -140,16 +142,21 @@ impl RequestRecord {
             count(&traffic.gateway_errors, error.label());
             warn!(connection, %peer, lane, request_id, cause, "{error}");
         } else {
-            count(&traffic.refused, error.label());
-            info!(
-                target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, request_id,
-                reason = error.label(),
-                "request refused"
-            );
+            self.refused(error.label(), &request_id);
             debug!(connection, %peer, lane, request_id, cause, "{error}");
         }
         let _ = self.end.set(RequestEnd::Error(error.label()));
         request_id
+    }
+
+    /// Counts a refusal, and writes it to the audit log.
+    fn refused(&self, reason: &'static str, request_id: &str) {
+        let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
+        count(&self.session.shared.traffic.refused, reason);
+        info!(
+            target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, request_id, reason,
+            "request refused"
+        );
     }
 
     /// Notes that the gateway broke off inside its response, and logs and counts that.
@@ -211,6 +218,9 @@ impl RequestRecord {
         if self.guard.is_stream_stalled() {
             return RequestEnd::ClientStalled;
         }
+        if self.stream.is_h2() && self.stream.is_broken() {
+            return RequestEnd::BadBody;
+        }
         self.session.closed_by.get().copied().unwrap_or(RequestEnd::ClientGone)
     }
 }
@@ -218,6 +228,9 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         let (end, lane) = (self.end(), self.lane());
+        if end == RequestEnd::BadBody {
+            self.refused(end.label(), &self.request_id());
+        }
         if end == RequestEnd::ClientStalled
             && let Some(permit) = self.permit.get()
         {

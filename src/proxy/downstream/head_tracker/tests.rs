@@ -111,6 +111,24 @@ fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
 }
 
 #[test]
+fn a_request_whose_stream_h2_reset_is_known() {
+    let head_tracker = HeadTracker::new(Protocol::Http2);
+    for stream in [1, 3, 5] {
+        head_tracker.block_received(stream);
+    }
+    let [one, three, five] = [1, 3, 5].map(|_| head_tracker.request());
+    head_tracker.reset(1, PROTOCOL_ERROR);
+    head_tracker.reset(3, 8);
+    assert!(!one.is_broken(), "not settled");
+    head_tracker.settle();
+    assert_eq!([&one, &three, &five].map(InterimSender::is_broken), [true, false, false]);
+    for _ in 0..1000 {
+        head_tracker.reset(5, PROTOCOL_ERROR);
+    }
+    assert!(five.is_broken() && head_tracker.state().streams.broken.len() <= MAX_BROKEN);
+}
+
+#[test]
 fn what_waits_is_bounded() {
     let head_tracker = HeadTracker::new(Protocol::Http1);
     let sender = head_tracker.request();
