@@ -23,7 +23,7 @@ pub(super) const X_FORWARDED_USER: HeaderName = HeaderName::from_static("x-forwa
 pub struct Forwarding {
     /// The address that the allow and deny lists were applied to.
     checked_client: IpAddr,
-    client: ForwardedClient,
+    stated_client: ForwardedClient,
     scheme: Scheme,
     host: HeaderValue,
     identity: Vec<(HeaderName, HeaderValue)>,
@@ -32,13 +32,13 @@ pub struct Forwarding {
 /// What [`Forwarding::write`] returns, and nothing else: the forwarding headers are written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct HeadersWritten {
-    client: IpAddr,
+    checked_client: IpAddr,
 }
 
 impl HeadersWritten {
     /// The client that the allow and deny lists were applied to.
     pub(super) fn client(self) -> IpAddr {
-        self.client
+        self.checked_client
     }
 }
 
@@ -61,7 +61,7 @@ impl Forwarding {
         policy.check_lists(checked_client)?;
         let mut forwarding = Self {
             checked_client,
-            client: lane.forwarded_client.clone(),
+            stated_client: lane.forwarded_client.clone(),
             scheme: lane.scheme,
             host: host.clone(),
             identity: Vec::new(),
@@ -72,7 +72,7 @@ impl Forwarding {
         if !lane.trusted_proxy {
             return Ok(forwarding);
         }
-        forwarding.client = ForwardedClient::new(checked_client, policy.unknown_client);
+        forwarding.stated_client = ForwardedClient::new(checked_client, policy.unknown_client);
         if let Some(stated) = only(sent, &X_FORWARDED_PROTO).and_then(Scheme::stated) {
             forwarding.scheme = stated;
         }
@@ -94,10 +94,10 @@ impl Forwarding {
         for (name, value) in self.identity {
             headers.insert(name, value);
         }
-        headers.insert(X_FORWARDED_FOR, self.client.into_value());
+        headers.insert(X_FORWARDED_FOR, self.stated_client.into_value());
         headers.insert(X_FORWARDED_PROTO, self.scheme.into_value());
         headers.insert(X_FORWARDED_HOST, self.host);
-        HeadersWritten { client: self.checked_client }
+        HeadersWritten { checked_client: self.checked_client }
     }
 }
 

@@ -107,7 +107,7 @@ fn the_lane_of_an_address() {
     let deny = policy(|c| c.external.deny = nets(&["172.18.0.0/16"]));
     let allow = policy(|c| c.external.allow = nets(&["10.0.0.0/8"]));
     let proxy = policy(|c| {
-        c.external.trusted_proxies = nets(&["172.18.0.3"].map(|_| "172.18.0.3/32"));
+        c.external.trusted_proxies = nets(&["172.18.0.3/32"]);
         c.agents.cidrs = nets(&["172.18.0.0/16"]);
     });
     for (peer, policy, expected) in [

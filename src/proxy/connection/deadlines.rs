@@ -71,7 +71,7 @@ struct Driver<'a, C, F> {
     cut_at: Option<Instant>,
     /// Until when close frames of WebSockets may be sent, once the connection was revoked.
     revoked_until: Option<Instant>,
-    /// The earliest moment at which a connection that was asked to end is idle, or slow, for too long.
+    /// Once the connection was asked to end, the deadlines of idle connections and of heads are not before this.
     grace_until: Option<Instant>,
 }
 

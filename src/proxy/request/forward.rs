@@ -119,6 +119,7 @@ pub async fn forward(
         record.guard().mark_pending(Instant::now());
         poll_fn(|cx| interims.poll_written(cx)).await;
     }
+    // The client waited for a 100 and got none: what it sends next may be the body, or a new request.
     let must_close = progress.is_some_and(|progress| progress.last_piece().is_none());
     let result = sent.and_then(|(response, upstream)| {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -44,8 +44,9 @@ pub struct RequestRecord {
     /// 0 before there is a response.
     status: AtomicU16,
     head_after: OnceLock<Duration>,
-    /// Bytes of the body that hyper got, and that the client's socket got.
+    /// Bytes of the response's body that hyper got.
     handed_out: AtomicU64,
+    /// Bytes of it that were written to the client's socket.
     sent: AtomicU64,
     sent_total: OnceLock<Counter>,
     body_ended: AtomicBool,

@@ -1,11 +1,11 @@
 //! Limits the requests that are at the gateway at once, and divides the limit fairly among clients.
 //!
-//! External clients share one budget of requests and one of WebSockets. An eighth of a budget is
-//! left to clients that hold no permit of it. Of the rest a client may hold no more than is still
-//! free, so one client alone gets less than half of a budget. One that left several responses unread
-//! until they were reset gets few for a while. A request beyond the client's share waits in a queue,
-//! in which clients take turns. Each agent has budgets of its own; agents with
-//! the same source address share them.
+//! External clients share one budget of requests and one of WebSockets. Of a budget of `limit`
+//! permits, `free` of which are not taken, a client that holds `own` gets another one if `free > 0`
+//! and (`own == 0` or `own < free - limit / 8`): one client alone gets less than half, and the last
+//! eighth is for those that have none. One that left several responses unread until they were reset
+//! gets few for a while. A request beyond the client's share waits in a queue, in which clients take
+//! turns. Each agent has budgets of its own; agents with the same source address share them.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
