@@ -22,6 +22,13 @@ def pods(objects):
             yield thing["spec"]
 
 
+def listeners(objects):
+    """The ports on which loopgate takes clients: TLS first, then plain HTTP and forwards."""
+    ports = [(p["name"], p["containerPort"]) for p in container(objects, "loopgate")["ports"]]
+    assert ports[0][0] == "loopgate", ports
+    return [port for name, port in ports if name != "metrics"]
+
+
 class Hardening(unittest.TestCase):
     def test_every_pod_meets_the_restricted_standard(self):
         for name, objects in every():
@@ -81,14 +88,13 @@ class Hardening(unittest.TestCase):
 
 
 class OneWayIn(unittest.TestCase):
-    def test_the_service_leads_to_loopgates_port_and_no_other(self):
+    def test_the_service_leads_to_loopgates_listeners_and_no_other(self):
         for name, objects in every():
             if not any(o["kind"] == "StatefulSet" for o in objects):
                 continue
             with self.subTest(name):
                 service = only(objects, "Service", only(objects, "StatefulSet")["spec"]["serviceName"])
-                sidecar = {p["name"]: p["containerPort"] for p in container(objects, "loopgate")["ports"]}
-                self.assertEqual([p["targetPort"] for p in service["spec"]["ports"]], [sidecar["loopgate"]])
+                self.assertEqual([p["targetPort"] for p in service["spec"]["ports"]], listeners(objects))
 
     def test_the_gateway_container_declares_no_port(self):
         for name, objects in every():
@@ -107,13 +113,13 @@ class OneWayIn(unittest.TestCase):
                         self.assertEqual(gateway["trustedProxies"], ["127.0.0.2"])
                         self.assertEqual(variable(objects, "LOOPGATE_GATEWAY"), f"127.0.0.1:{gateway['port']}")
 
-    def test_the_network_policy_admits_only_loopgates_port(self):
+    def test_the_network_policy_admits_only_loopgates_listeners(self):
         for name, objects in every():
             for policy in (o for o in objects if o["kind"] == "NetworkPolicy"):
                 with self.subTest(name):
                     sidecar = {p["name"]: p["containerPort"] for p in container(objects, "loopgate")["ports"]}
                     rules = policy["spec"]["ingress"]
-                    self.assertEqual(rules[0]["ports"], [{"port": sidecar["loopgate"], "protocol": "TCP"}])
+                    self.assertEqual(rules[0]["ports"], [{"port": port, "protocol": "TCP"} for port in listeners(objects)])
                     for rule in rules[1:]:
                         self.assertEqual(rule["ports"], [{"port": sidecar["metrics"], "protocol": "TCP"}])
                         self.assertTrue(rule["from"])
