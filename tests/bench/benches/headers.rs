@@ -8,7 +8,9 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use loopgate::config::Config;
-use loopgate::lane::{AgentBasis, AgentLane, ExternalLane, GatewayHead, Lane, Rules, Scheme, ForwardedClient, Target, scrub_response};
+use loopgate::lane::{
+    AgentBasis, AgentLane, ExternalLane, ForwardedClient, GatewayHead, Lane, Rules, Scheme, Target, scrub_response,
+};
 
 const SMALL: &[(&str, &str)] = &[("host", "gateway:18789"), ("user-agent", "bench"), ("accept", "*/*")];
 /// What Chromium sends.

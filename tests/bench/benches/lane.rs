@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use loopgate::config::Config;
-use loopgate::discovery::{Agent, Interface, AgentKind, View};
+use loopgate::discovery::{Agent, AgentKind, Interface, View};
 use loopgate::lane::{Certificate, Evidence, Issuer, Policy, ProxyHeader, admit_peer, decide};
 
 const NOW: i64 = 1_000;
@@ -17,9 +17,9 @@ fn view() -> View {
     let mut view = View { interfaces: vec![interface], ..View::default() };
     view.bridge_gateways.insert("172.18.0.1".parse().expect("an address"));
     for number in 0..200 {
-        let proof = if number % 2 == 0 { AgentKind::Address } else { AgentKind::Attested };
+        let kind = if number % 2 == 0 { AgentKind::Address } else { AgentKind::Attested };
         let id = format!("{number:064x}");
-        let agent = Agent { name: id.clone(), id, project: None, service: None, proof, scopes: None };
+        let agent = Agent { name: id.clone(), id, project: None, service: None, kind, scopes: None };
         view.agents.insert(address(number), Arc::new(agent));
     }
     view

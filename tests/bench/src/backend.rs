@@ -178,8 +178,10 @@ async fn drain(stream: &mut TcpStream, buffer: &mut BytesMut, mut length: u64) -
 
 async fn send_events(stream: &mut TcpStream) -> io::Result<()> {
     stream
-        .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n\
-                     Transfer-Encoding: chunked\r\n\r\n")
+        .write_all(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n\
+                     Transfer-Encoding: chunked\r\n\r\n",
+        )
         .await?;
     let mut ticks = tokio::time::interval(EVENTS_APART);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
