@@ -14,10 +14,10 @@ peers() {
     -o Dir::State::status=/dev/null -o "Dir::Cache::archives=$here/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
     -o APT::Sandbox::User=root -o Acquire::Check-Valid-Until=false)
   "${apt[@]}" update
-  "${apt[@]}" download nginx haproxy libc6 libcap2 libcrypt1 libgcc-s1 libjemalloc2 liblua5.4-0 libpcre2-8-0 libssl3t64 libstdc++6 \
-    libsystemd0 libzstd1 zlib1g
-  for package in *.deb; do dpkg-deb -x "$package" .; done
-  rm -rf lists archives sources.list ./*.deb usr/share
+  # apt resolves what they depend on, which changes with each upload; only the libraries of it are needed.
+  "${apt[@]}" install --download-only --no-install-recommends --yes nginx haproxy
+  for package in archives/{nginx,haproxy,lib}*.deb; do dpkg-deb -x "$package" .; done
+  rm -rf lists archives sources.list usr/share
   # Their libraries are newer than this machine's: they run with their own loader.
   for name in nginx haproxy; do
     cat >"bin/$name" <<'SCRIPT'
