@@ -158,6 +158,11 @@ impl<'a> OpenClaw<'a> {
         (format!("/assets/{}", name.to_string_lossy()), size)
     }
 
+    /// The directory with its packages, `ws` among them.
+    pub fn modules(&self) -> &Path {
+        &self.modules
+    }
+
     /// The Node.js that came with this version.
     pub fn node(&self) -> PathBuf {
         self.modules.join("node/bin/node")

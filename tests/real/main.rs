@@ -8,6 +8,7 @@ mod capped;
 mod check;
 mod client_certificate;
 mod flood;
+mod forward;
 mod front;
 mod gateway;
 mod openclaw;
