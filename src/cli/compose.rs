@@ -6,9 +6,11 @@ use std::process::ExitCode;
 
 use super::error::Error;
 use super::output;
-use crate::compose::{self, Options, Remark, render};
+use crate::compose::{self, Options, Remark, SignIn, render};
 use crate::config;
 use crate::config::layer::Problem;
+use crate::error_chain::error_chain;
+use crate::openclaw::files;
 
 /// Writes the override that puts loopgate in front of the gateway of a compose project
 ///
@@ -43,6 +45,10 @@ pub struct Args {
     /// The gateway's user in numbers, where its image has another one than 1000:1000
     #[arg(long, value_name = "UID:GID", value_parser = user)]
     gateway_user: Option<String>,
+    /// The gateway's openclaw.json, of which only gateway.auth.mode and userHeader are used
+    /// [default: the one in the gateway's mounted state, if it is on this machine]
+    #[arg(long, value_name = "FILE")]
+    openclaw_config: Option<PathBuf>,
     /// loopgate's image [default: $LOOPGATE_IMAGE of the compose project, or the released one]
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
@@ -70,7 +76,7 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         config::Error(remarks.into_iter().map(|remark| Problem { place: remark.key, what: remark.what }).collect())
     };
     let project = compose::parse(&text).map_err(|what| wrong(vec![Remark { key: place, what }]))?;
-    let options = Options {
+    let mut options = Options {
         gateway_service: args.gateway_service,
         cli_services: args.cli_service,
         agents: args.agent,
@@ -79,6 +85,18 @@ pub fn run(args: Args) -> Result<ExitCode, Error> {
         tls_names: args.tls_name,
         gateway_user: args.gateway_user,
         image: args.image,
+        sign_in: None,
+    };
+    options.sign_in = match &args.openclaw_config {
+        Some(path) => {
+            let config = files::read_config(path)
+                .map_err(|error| wrong(vec![Remark { key: "--openclaw-config".into(), what: error_chain(&error) }]))?;
+            Some(SignIn::of(&config))
+        }
+        None => {
+            let config = compose::openclaw_config(&project, &options).and_then(|path| files::read_config(&path).ok());
+            config.as_ref().map(SignIn::of)
+        }
     };
     let plan = match compose::plan(&project, &options) {
         Ok(plan) => plan,

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::sign_in::SignIn;
+
 /// The variables that tell images of the gateway where to listen.
 pub(super) const BIND: [&str; 3] = ["OPENCLAW_GATEWAY_BIND", "CLAWDBOT_GATEWAY_BIND", "MOLTBOT_GATEWAY_BIND"];
 
@@ -70,6 +72,8 @@ pub struct Plan {
     pub profiles: Vec<String>,
     /// The words that run OpenClaw's CLI in the gateway's service.
     pub cli: Vec<String>,
+    /// How the gateway's users sign in, where that is known.
+    pub sign_in: Option<SignIn>,
     /// What worked before and will not by itself.
     pub left: Vec<Remark>,
     /// What is worth knowing.

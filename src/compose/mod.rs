@@ -11,13 +11,15 @@ pub mod model;
 mod plan;
 mod remarks;
 pub mod render;
+mod sign_in;
 #[cfg(test)]
 mod tests;
 mod yaml;
 
 pub use changes::{Namespace, Plan, Remark};
 pub use model::Project;
-pub use plan::{Options, plan};
+pub use plan::{Options, openclaw_config, plan};
+pub use sign_in::SignIn;
 
 /// Reads what `docker compose config --format json` prints.
 ///

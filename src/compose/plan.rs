@@ -1,6 +1,7 @@
 //! What has to change in a compose project for loopgate to stand before its gateway. No I/O.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -8,7 +9,9 @@ use super::changes::{BIND, Namespace, Plan, Remark, State};
 use super::command::{self, Rewritten};
 use super::find;
 use super::model::{Port, Project, Service};
+use super::sign_in::SignIn;
 use crate::config::{GATEWAY_PORT, SIDECAR_PORT};
+use crate::secret::GATEWAY_TOKEN_VARIABLE;
 
 /// What the user asks for.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +32,16 @@ pub struct Options {
     pub gateway_user: Option<String>,
     /// loopgate's image.
     pub image: Option<String>,
+    /// How the gateway's users sign in, where its configuration file could be read.
+    pub sign_in: Option<SignIn>,
+}
+
+/// Returns where the gateway's configuration file is on this machine, if a mount of its service shows it.
+pub fn openclaw_config(project: &Project, options: &Options) -> Option<PathBuf> {
+    let (_, gateway) = find::gateway(project, options.gateway_service.as_deref()).ok()?;
+    let state = state(gateway).filter(|state| state.kind == "bind")?;
+    let below = state.directory.strip_prefix("/openclaw")?.trim_start_matches('/');
+    Some(Path::new(&state.source).join(below).join("openclaw.json"))
 }
 
 /// Keys that the owner of a namespace has, and no container that joins it: the engine refuses them there.
@@ -90,6 +103,7 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
             .unwrap_or_else(|| format!("${{LOOPGATE_IMAGE:-ghcr.io/loopgate/loopgate:{}}}", env!("CARGO_PKG_VERSION"))),
         profiles: gateway.profiles.clone(),
         cli: cli(gateway),
+        sign_in: options.sign_in.clone(),
         left: Vec::new(),
         notes: Vec::new(),
     };
@@ -273,7 +287,7 @@ impl Plan {
         }
     }
 
-    /// Has the gateway listen on loopback.
+    /// Has the gateway listen on loopback, and leaves out a token that it can't have.
     fn gateways_environment(&mut self, gateway: &Service) {
         let bind = BIND
             .iter()
@@ -281,6 +295,13 @@ impl Plan {
         let set: BTreeMap<String, String> = bind.map(|name| ((*name).to_owned(), "loopback".to_owned())).collect();
         if !set.is_empty() {
             self.services.entry(self.gateway.clone()).or_default().environment.extend(set);
+        }
+        // With a token beside it, the gateway refuses to start in this mode.
+        if matches!(self.sign_in, Some(SignIn::TrustedProxy(_)))
+            && gateway.environment.contains_key(GATEWAY_TOKEN_VARIABLE)
+        {
+            let environment = &mut self.services.entry(self.gateway.clone()).or_default().environment;
+            environment.insert(GATEWAY_TOKEN_VARIABLE.into(), String::new());
         }
     }
 

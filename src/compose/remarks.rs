@@ -4,6 +4,7 @@
 use super::changes::{BIND, Namespace, Plan, Remark};
 use super::find::{self, is_front};
 use super::model::{Project, Service};
+use super::sign_in::SignIn;
 
 /// Adds remarks about the services of `project`; `dialled` are the names by which they dial the gateway.
 pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str], dialled: &[String]) {
@@ -15,6 +16,7 @@ pub fn add(plan: &mut Plan, project: &Project, gateway: &Service, joined: &[&str
     }
     remarks.of_fronts_labels(gateway);
     remarks.of_gateway(gateway);
+    remarks.of_sign_in();
     let Remarks { left, notes, .. } = remarks;
     plan.left.extend(left);
     plan.notes.extend(notes);
@@ -155,6 +157,23 @@ impl Remarks<'_> {
         if replicas.is_some_and(|replicas| replicas > 1) {
             self.left.push(remark(name, "deploy.replicas", "must be 1: gateways do not share their state"));
         }
+    }
+
+    /// What loopgate has to know where a proxy says who the users are.
+    fn of_sign_in(&mut self) {
+        let Some(SignIn::TrustedProxy(header)) = &self.plan.sign_in else { return };
+        let header = header.as_deref().unwrap_or("x-forwarded-user");
+        let what = if header.eq_ignore_ascii_case("x-forwarded-user") {
+            "is \"trusted-proxy\" with x-forwarded-user, which loopgate sets from a client certificate: give it \
+             LOOPGATE_CLIENT_CA (docs/sign-in.md)"
+                .to_owned()
+        } else {
+            format!(
+                "is \"trusted-proxy\": give loopgate the proxy's own address in LOOPGATE_TRUSTED_PROXY, and \
+                 LOOPGATE_IDENTITY_HEADER: {header} (docs/sign-in.md)"
+            )
+        };
+        self.left.push(Remark { key: "openclaw.json: gateway.auth.mode".into(), what });
     }
 
     /// Where clients reach loopgate in place of the gateway.

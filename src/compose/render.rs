@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 
 use super::changes::{Changes, Namespace, Plan, Remark, State};
+use super::sign_in::SignIn;
 use super::yaml::{self, Node};
 use crate::config::{GATEWAY_PORT, SIDECAR_PORT};
+use crate::secret::GATEWAY_TOKEN_VARIABLE;
 
 /// The filter before the engine's socket, as docker/ has it.
 const FILTER: &str = include_str!("../../docker/socket-filter/haproxy-unix.cfg");
@@ -47,8 +49,11 @@ pub fn file(plan: &Plan) -> String {
 /// The commands that set the gateway's own configuration, while it is stopped; the second is on several lines.
 pub fn commands(plan: &Plan) -> Vec<String> {
     let set = |what| format!("{} config set gateway.{what}", cli(plan));
-    let settings = ["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"].map(set);
-    let script = settings.join("; \\\n  ").replace('\'', "'\\''");
+    let mut settings = vec!["bind loopback", "tls.enabled false", "trustedProxies \"[\\\"127.0.0.2\\\"]\" --json"];
+    if is_trusted_proxy(plan) {
+        settings.push("auth.trustedProxy.allowLoopback true");
+    }
+    let script = settings.into_iter().map(set).collect::<Vec<_>>().join("; \\\n  ").replace('\'', "'\\''");
     let run = format!("{} sh -ec '{script}'", run_once(plan));
     std::iter::once(STOP.to_owned()).chain(run.lines().map(Into::into)).collect()
 }
@@ -57,6 +62,11 @@ pub fn commands(plan: &Plan) -> Vec<String> {
 pub fn public_url_command(plan: &Plan) -> String {
     let url = shell(&plan.public_url);
     format!("{} {} config set plugins.entries.device-pair.config.publicUrl {url}", run_once(plan), cli(plan))
+}
+
+/// Returns whether the gateway's users sign in at a proxy, so that it takes no token.
+fn is_trusted_proxy(plan: &Plan) -> bool {
+    matches!(plan.sign_in, Some(SignIn::TrustedProxy(_)))
 }
 
 /// The words that run a command in a new container of the gateway's service.
@@ -207,12 +217,9 @@ fn loopgate(plan: &Plan) -> Node {
     environment.push(("LOOPGATE_STATE_DIR", Node::text(STATE)));
     if let Some(state) = &plan.state {
         environment.push(("LOOPGATE_GATEWAY_STATE_DIR", Node::text(&state.directory)));
-        let token = Node::text("${OPENCLAW_GATEWAY_TOKEN:-}");
-        environment.push((
-            "OPENCLAW_GATEWAY_TOKEN",
-            token.noted(["Pairs the gateway's own device, which 2026.2 needs. Empty: the token is read from the \
-                          gateway's openclaw.json."]),
-        ));
+        if !is_trusted_proxy(plan) {
+            environment.push((GATEWAY_TOKEN_VARIABLE, token(plan)));
+        }
     }
     let mut map = vec![
         ("image".to_owned(), Node::text(&plan.image)),
@@ -242,6 +249,20 @@ fn loopgate(plan: &Plan) -> Node {
     }
     map.push(("volumes".into(), Node::List(volumes)));
     Node::Map(map)
+}
+
+/// The gateway's token, which loopgate needs for pairing.
+fn token(plan: &Plan) -> Node {
+    let mut note = vec![
+        "Pairs the gateway's own device, which 2026.2 needs. Empty: the token is read from the gateway's openclaw.json.",
+    ];
+    if plan.sign_in.is_none() {
+        note.push(
+            "In auth.mode \"trusted-proxy\" the gateway refuses to start with a token: if that is its mode, make this \
+             file with --openclaw-config.",
+        );
+    }
+    Node::text("${OPENCLAW_GATEWAY_TOKEN:-}").noted(note)
 }
 
 /// Creates the gateway's device identity if it has none yet, since loopgate can't write there.

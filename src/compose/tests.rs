@@ -114,6 +114,51 @@ fn the_url_for_phones_has_the_published_port() {
 }
 
 #[test]
+fn a_gateway_whose_users_sign_in_at_a_proxy_gets_no_token() {
+    let mount = json!([{"type": "bind", "source": "/srv/claw", "target": "/home/node/.openclaw"}]);
+    let gateway = json!({"volumes": mount, "environment": {"OPENCLAW_GATEWAY_TOKEN": "hunter2"}});
+    let of = |auth: serde_json::Value| Some(SignIn::of(&json!({"gateway": {"auth": auth}})));
+    let proxy = |header: &str| of(json!({"mode": "trusted-proxy", "trustedProxy": {"userHeader": header}}));
+    let cleared = "    environment:\n      OPENCLAW_GATEWAY_TOKEN: \"\"\n";
+    let passed = "OPENCLAW_GATEWAY_TOKEN: \"${OPENCLAW_GATEWAY_TOKEN:-}\"";
+    let table = [
+        (None, true, None),
+        (of(json!({"mode": "token"})), true, None),
+        (of(json!({})), true, None),
+        (proxy("remote-user"), false, Some("LOOPGATE_IDENTITY_HEADER: remote-user")),
+        (proxy("X-Forwarded-User"), false, Some("LOOPGATE_CLIENT_CA")),
+        (of(json!({"mode": "trusted-proxy"})), false, Some("LOOPGATE_CLIENT_CA")),
+    ];
+    for (sign_in, has_token, left) in table {
+        let options = Options { sign_in: sign_in.clone(), ..Options::default() };
+        let plan = plan(&project_of(gateway.clone()), &options).unwrap();
+        let file = render::file(&plan);
+        assert_eq!((file.contains(passed), file.contains(cleared)), (has_token, !has_token), "{sign_in:?}: {file}");
+        assert_eq!(file.contains("trustedProxy.allowLoopback true"), !has_token, "{sign_in:?}: {file}");
+        assert_eq!(file.contains("--openclaw-config"), sign_in.is_none(), "{sign_in:?}: {file}");
+        let said: Vec<&str> = plan.left.iter().map(|remark| remark.what.as_str()).collect();
+        assert_eq!(said.len(), usize::from(left.is_some()), "{said:?}");
+        assert!(left.is_none_or(|left| said[0].contains(left)), "{said:?}");
+    }
+}
+
+#[test]
+fn the_gateways_configuration_file_is_found_by_its_mount() {
+    let mount =
+        |kind: &str, target: &str| json!({"volumes": [{"type": kind, "source": "/srv/claw", "target": target}]});
+    let table = [
+        (mount("bind", "/home/node/.openclaw"), Some("/srv/claw/openclaw.json")),
+        (mount("bind", "/home/node"), Some("/srv/claw/.openclaw/openclaw.json")),
+        (mount("volume", "/home/node/.openclaw"), None),
+        (json!({}), None),
+    ];
+    for (gateway, expected) in table {
+        let found = openclaw_config(&project_of(gateway.clone()), &Options::default());
+        assert_eq!(found.as_deref(), expected.map(std::path::Path::new), "{gateway}");
+    }
+}
+
+#[test]
 fn what_is_not_composes_json_is_an_error_that_names_its_place_and_no_value() {
     let table = [
         ("services:\n  a: {}", "line 1 column 1"),
