@@ -16,6 +16,7 @@ const OPENCLAW_REQUEST_HEADERS: &[&str] = &[
     "x-openclaw-account-id",
     "x-openclaw-agent",
     "x-openclaw-agent-id",
+    "x-openclaw-idempotency-key",
     "x-openclaw-message-channel",
     "x-openclaw-message-to",
     "x-openclaw-model",
@@ -27,40 +28,73 @@ const OPENCLAW_REQUEST_HEADERS: &[&str] = &[
     "x-openclaw-webhook-secret",
 ];
 
+/// Request headers of webhooks whose words look like an identity and state none of the sender.
+const WEBHOOK_HEADERS: &[&str] = &[
+    "ce-subject",
+    "paypal-auth-algo",
+    "paypal-cert-url",
+    "x-okta-verification-challenge",
+    "x-twilio-email-event-webhook-signature",
+    "x-twilio-email-event-webhook-timestamp",
+];
+
 /// Names that neither [`PREFIXES`] nor [`states_identity`] covers.
 const NAMES: &[&str] = &[
     "akamai-origin-hop",
     "cf-ipcountry",
     "cf-visitor",
     "cf-worker",
-    "front-end-https",
-    "x-arr-ssl",
+    "coming-from",
+    "disguised-host",
+    "employeenumber",
+    "persistent-id",
+    "proxy",
+    "targeted-id",
+    "x-act-as",
+    "x-admin",
+    "x-amzn-request-context",
+    "x-client-host",
+    "x-client-port",
     "x-coming-from",
     "x-envoy-original-path",
     "x-host",
+    "x-http-host",
     "x-http-host-override",
     "x-id-token",
-    "x-original-host",
-    "x-original-uri",
-    "x-original-url",
+    "x-is-admin",
+    "x-ms-original-url",
+    "x-nginx-proxy",
+    "x-on-behalf-of",
     "x-proto",
     "x-real-port",
-    "x-rewrite-url",
+    "x-run-as",
     "x-scheme",
     "x-scope-orgid",
+    "x-up-calling-line-id",
     "x-url-scheme",
+    "x-waws-unencoded-url",
 ];
 
 /// Beginnings of names that proxies and single sign-on products reserve for themselves.
 const PREFIXES: &[&str] = &[
+    "$ws",
+    "cas-",
     "cf-access-",
     "client-cert",
+    "dapr-caller-",
+    "eduperson",
+    "fastly-",
+    "gap-",
     "impersonate-",
     "iv-",
     "l5d-",
+    "mellon-",
+    "ngrok-auth-",
     "oam-",
     "oidc-",
+    "osso-",
     "pf-auth-",
+    "proxy-",
     "remote-",
     "shib-",
     "sm-",
@@ -70,8 +104,8 @@ const PREFIXES: &[&str] = &[
     "x-amzn-mtls-",
     "x-amzn-oidc-",
     "x-anonymous-",
-    "x-appengine-",
     "x-apigateway-",
+    "x-appengine-",
     "x-auth-",
     "x-auth0-",
     "x-authentik-",
@@ -83,20 +117,27 @@ const PREFIXES: &[&str] = &[
     "x-credential-",
     "x-endpoint-api-",
     "x-envoy-",
+    "x-forward-",
     "x-forwarded",
+    "x-forwarder-",
     "x-goog-authenticated-",
     "x-goog-iap-",
     "x-hasura-",
+    "x-istio-",
     "x-ms-client-",
     "x-ms-token-",
+    "x-nf-",
     "x-okta-",
     "x-openclaw-",
+    "x-original-",
     "x-pomerium-",
     "x-remote-",
+    "x-rewrite-",
     "x-shib-",
     "x-ssl-",
     "x-tls-client-",
     "x-token-",
+    "x-vercel-",
     "x-vouch-",
     "x-webauth-",
 ];
@@ -111,7 +152,7 @@ pub(super) fn is_reserved(name: &HeaderName) -> bool {
     }
     let bytes = text.as_bytes();
     let equals = |reserved: &&str| reserved.len() == bytes.len() && begins(bytes, reserved);
-    if OPENCLAW_REQUEST_HEADERS.iter().any(equals) {
+    if OPENCLAW_REQUEST_HEADERS.iter().chain(WEBHOOK_HEADERS).any(equals) {
         return false;
     }
     NAMES.iter().any(equals) || PREFIXES.iter().any(|prefix| begins(bytes, prefix)) || states_identity(bytes)
@@ -172,7 +213,19 @@ fn is_identity_word(word: &[u8]) -> bool {
     ) || matches!(
         word,
         b"identity" | b"jwt" | b"login" | b"oidc" | b"principal" | b"saml" | b"spiffe" | b"sso" | b"subject"
-    ) || matches!(word, b"uid" | b"upn");
+    ) || matches!(
+        word,
+        b"actor" | b"affiliation" | b"auth" | b"authn" | b"authorities" | b"authz" | b"displayname" | b"entitlement"
+    ) || matches!(
+        word,
+        b"entitlements" | b"givenname" | b"https" | b"impersonate" | b"impersonated" | b"ismemberof" | b"kerberos"
+    ) || matches!(
+        word,
+        b"krb" | b"ldap" | b"memberof" | b"msisdn" | b"mtls" | b"netid" | b"nickname" | b"openid" | b"permissions"
+    ) || matches!(
+        word,
+        b"privileges" | b"realip" | b"remote" | b"scopes" | b"ssl" | b"sudo" | b"tls" | b"trusted" | b"uid" | b"upn"
+    );
     known || PARTS.iter().any(|part| word.starts_with(part) || word.ends_with(part))
 }
 

@@ -144,6 +144,82 @@ const RESERVED: &[(&str, &str)] = &[
     ("X-Roles", "common"),
     ("Roles", "common"),
     ("X-Role", "common"),
+    ("Proxy", "httpoxy, CVE-2016-5388"),
+    ("Proxy-Remote-User", "common CGI configuration"),
+    ("Proxy-Ip", "Oracle iPlanet Web Proxy Server"),
+    ("Proxy-Auth-Cert", "Oracle iPlanet Web Proxy Server"),
+    ("Proxy-Ssl-Id", "Oracle iPlanet Web Proxy Server"),
+    ("$WSRU", "IBM WebSphere plug-in"),
+    ("$WSRA", "IBM WebSphere plug-in"),
+    ("$WSCC", "IBM WebSphere plug-in"),
+    ("$WSIS", "IBM WebSphere plug-in"),
+    ("X-Auth", "common"),
+    ("X-Authn", "common"),
+    ("X-Authz", "common"),
+    ("Auth", "common"),
+    ("X-Internal-Auth", "common"),
+    ("X-RealIP", "common misspelling of X-Real-IP"),
+    ("X-Forward-For", "common misspelling of X-Forwarded-For"),
+    ("X-Forwarder-For", "common misspelling of X-Forwarded-For"),
+    ("X-Original-For", "ASP.NET Core forwarded headers"),
+    ("X-Original-Proto", "ASP.NET Core forwarded headers"),
+    ("X-Original-Method", "ingress-nginx"),
+    ("X-Rewrite-Uri", "common nginx configuration"),
+    ("X-Client-Host", "Envoy, Oracle"),
+    ("X-Client-Port", "common nginx configuration"),
+    ("X-HTTP-Host", "common"),
+    ("X-NginX-Proxy", "common nginx configuration"),
+    ("X-Trusted-Proxy", "common"),
+    ("GAP-Signature", "oauth2-proxy"),
+    ("GAP-Auth", "oauth2-proxy"),
+    ("ngrok-auth-oauth-access-token", "ngrok"),
+    ("Ngrok-Auth-User-Email", "ngrok"),
+    ("MELLON_NAME_ID", "Apache mod_auth_mellon"),
+    ("CAS-Attributes", "Apache mod_auth_cas"),
+    ("Osso-Subscriber", "Oracle Single Sign-On"),
+    ("Osso-User-Dn", "Oracle Single Sign-On"),
+    ("X-Openid-Sub", "common"),
+    ("X-Krb-Name", "Apache mod_auth_kerb"),
+    ("NetID", "Duke and UW web login"),
+    ("isMemberOf", "Shibboleth, Internet2"),
+    ("entitlement", "Shibboleth"),
+    ("unscoped-affiliation", "Shibboleth"),
+    ("persistent-id", "Shibboleth"),
+    ("targeted-id", "Shibboleth"),
+    ("eduPersonPrincipalName", "eduPerson"),
+    ("displayName", "Shibboleth"),
+    ("givenName", "Shibboleth"),
+    ("employeeNumber", "Shibboleth, LDAP"),
+    ("X-Scopes", "common"),
+    ("X-Permissions", "common"),
+    ("X-Entitlements", "common"),
+    ("X-Privileges", "common"),
+    ("X-Authorities", "Spring Cloud Gateway examples"),
+    ("X-Is-Admin", "common"),
+    ("X-Impersonate", "common"),
+    ("X-On-Behalf-Of", "common"),
+    ("X-Act-As", "common"),
+    ("X-Run-As", "common"),
+    ("Sudo", "GitLab"),
+    ("X-Actor", "common"),
+    ("X-SSL", "common nginx configuration"),
+    ("SSL-Verify", "common nginx configuration"),
+    ("X-TLS-Verified", "common"),
+    ("X-Mtls-Verified", "common"),
+    ("X-Https", "common"),
+    ("Fastly-SSL", "Fastly"),
+    ("Fastly-Client", "Fastly"),
+    ("X-Amzn-Request-Context", "AWS Lambda Web Adapter"),
+    ("X-Ms-Original-Url", "Azure Static Web Apps"),
+    ("Disguised-Host", "Azure App Service"),
+    ("X-WAWS-Unencoded-URL", "Azure App Service"),
+    ("X-Nf-Account-Id", "Netlify"),
+    ("X-Vercel-Proxied-For", "Vercel"),
+    ("Dapr-Caller-App-Id", "Dapr"),
+    ("X-Istio-Attributes", "Istio"),
+    ("X-MSISDN", "mobile networks"),
+    ("X-Up-Calling-Line-Id", "mobile networks, WAP"),
+    ("Coming-From", "proxies of the 1990s"),
 ];
 
 /// Headers that clients of the gateway, its HTTP API, its webhooks or browsers send.
@@ -218,6 +294,27 @@ const ORDINARY: &[(&str, &str)] = &[
     ("CF-Ray", "Cloudflare"),
     ("X-Skip", "ends in ip"),
     ("Content-Encoding", "RFC 9110"),
+    ("X-OpenClaw-Idempotency-Key", "gateway/config-hooks"),
+    ("PAYPAL-AUTH-ALGO", "PayPal"),
+    ("PAYPAL-CERT-URL", "PayPal"),
+    ("X-Twilio-Email-Event-Webhook-Signature", "SendGrid"),
+    ("X-Twilio-Email-Event-Webhook-Timestamp", "SendGrid"),
+    ("X-Okta-Verification-Challenge", "Okta event hooks"),
+    ("ce-subject", "CloudEvents"),
+    ("X-Serverless-Authorization", "Google Cloud Run"),
+    ("X-GitHub-Delivery", "GitHub"),
+    ("Upgrade-Insecure-Requests", "W3C"),
+    ("CDN-Loop", "RFC 8586"),
+    ("Access-Control-Request-Headers", "Fetch"),
+    ("Early-Data", "RFC 8470"),
+    ("Content-Location", "RFC 9110"),
+    ("Chatgpt-Account-Id", "OpenAI Codex"),
+    ("Copilot-Integration-Id", "GitHub Copilot"),
+    ("X-Client-Info", "Supabase SDK"),
+    ("X-Zm-Signature", "Zoom"),
+    ("Linear-Signature", "Linear"),
+    ("X-Amz-Sns-Topic-Arn", "Amazon SNS"),
+    ("Svix-Signature", "Svix"),
 ];
 
 fn name(text: &str) -> HeaderName {
@@ -226,17 +323,16 @@ fn name(text: &str) -> HeaderName {
 
 #[test]
 fn names_that_carry_an_identity_or_an_address_are_reserved_in_every_spelling() {
-    assert!(RESERVED.len() >= 80);
-    for (text, source) in RESERVED {
-        for spelling in [*text, &text.replace('-', "_"), &text.replace('_', "-"), &text.replace('-', ".")] {
-            assert!(is_reserved(&name(spelling)), "{spelling} ({source})");
-        }
-    }
+    assert!(RESERVED.len() >= 200);
+    let spellings =
+        |text: &str| [text.to_owned(), text.replace('-', "_"), text.replace('_', "-"), text.replace('-', ".")];
+    let passing: Vec<_> =
+        RESERVED.iter().filter(|(text, _)| !spellings(text).iter().all(|text| is_reserved(&name(text)))).collect();
+    assert!(passing.is_empty(), "{passing:?}");
 }
 
 #[test]
 fn names_that_clients_need_are_not_reserved() {
-    for (text, source) in ORDINARY {
-        assert!(!is_reserved(&name(text)), "{text} ({source})");
-    }
+    let removed: Vec<_> = ORDINARY.iter().filter(|(text, _)| is_reserved(&name(text))).collect();
+    assert!(removed.is_empty(), "{removed:?}");
 }
