@@ -31,8 +31,8 @@ pub fn check_path(
     if rules.peek().is_none() {
         return Ok(());
     }
-    let path = normalized(path).ok_or(RequestRefusal::AmbiguousPath)?;
-    let matching = rules.clone().find(|rule| concerns(rule, method, is_upgrade) && covers(rule, &path));
+    let decoded = normalized(path).ok_or(RequestRefusal::AmbiguousPath)?;
+    let matching = rules.clone().find(|rule| concerns(rule, method, is_upgrade) && covers(rule, path, &decoded));
     let allowed = matching.map_or_else(|| rules.all(|rule| !rule.allow), |rule| rule.allow);
     if allowed { Ok(()) } else { Err(RequestRefusal::PathDenied) }
 }
@@ -51,18 +51,25 @@ fn concerns(rule: &PathRule, method: &Method, is_upgrade: bool) -> bool {
     rule.methods.is_empty() || rule.methods.iter().any(matches)
 }
 
-/// Returns whether `rule` is about `path`.
-fn covers(rule: &PathRule, path: &str) -> bool {
-    let prefix = rule.prefix.as_bytes();
-    let Some((head, rest)) = path.as_bytes().split_at_checked(prefix.len()) else {
-        // `deny "/hooks/"` closes `/hooks` too, but `allow "/hooks/"` does not open it.
-        return !rule.allow
-            && path.len() + 1 == prefix.len()
-            && prefix.ends_with(b"/")
-            && prefix[..path.len()].eq_ignore_ascii_case(path.as_bytes());
+/// Returns whether `rule` is about `path`, which is `decoded` without its percent-encoding.
+///
+/// The gateway routes to plugins by the path as sent and by what a URL parser makes of the decoded
+/// path: there `?` and `#` end the path, and blanks at its end vanish. It takes `%` after a prefix
+/// for the end of a segment. So for a `deny` rule all of these end a segment.
+fn covers(rule: &PathRule, path: &str, decoded: &str) -> bool {
+    if rule.allow {
+        let rest = decoded.strip_prefix(rule.prefix.as_str());
+        return rest.is_some_and(|rest| rule.prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'));
+    }
+    // `deny "/hooks/"` closes `/hooks` too.
+    let stem = rule.prefix.strip_suffix('/').unwrap_or(&rule.prefix).as_bytes();
+    let begins = |path: &str, ends: &[u8]| {
+        let split = path.as_bytes().split_at_checked(stem.len());
+        split.is_some_and(|(head, rest)| {
+            head.eq_ignore_ascii_case(stem) && rest.first().is_none_or(|next| ends.contains(next))
+        })
     };
-    let same = if rule.allow { head == prefix } else { head.eq_ignore_ascii_case(prefix) };
-    same && (prefix.ends_with(b"/") || rest.is_empty() || rest[0] == b'/')
+    begins(decoded, b"/?# ") || begins(path, b"%")
 }
 
 /// Decodes the percent-encoding of `path`; `None` if another parser could read it differently.
@@ -160,6 +167,9 @@ mod tests {
             (Method::GET, "/hooks/a", &hooks, denied),
             (Method::POST, "/hooks", &hooks, denied),
             (Method::POST, "/HOOKS/a", &hooks, denied),
+            (Method::POST, "/hooks%3Fa", &hooks, denied),
+            (Method::POST, "/hooks%2", &hooks, ambiguous),
+            (Method::POST, "/hooks/a%3Fb%23c%20d", &hooks, Ok(())),
             (Method::POST, "/", &hooks, denied),
             (Method::POST, "/hooks/../tools/invoke", &hooks, ambiguous),
             (Method::POST, "/hooks/%2e%2e/tools", &hooks, ambiguous),
@@ -178,6 +188,15 @@ mod tests {
             (Method::POST, "/toolshed", &no_tools, Ok(())),
             (Method::GET, "/admin/x", &no_tools, denied),
             (Method::GET, "/administer", &no_tools, Ok(())),
+            (Method::GET, "/tools%3Fx", &no_tools, denied),
+            (Method::GET, "/tools%23x", &no_tools, denied),
+            (Method::GET, "/t%6Fols%3fx", &no_tools, denied),
+            (Method::GET, "/admin%20", &no_tools, denied),
+            (Method::GET, "/%61dmin%20x", &no_tools, denied),
+            (Method::GET, "/tools%41", &no_tools, denied),
+            (Method::GET, "/Tools%C3%A4", &no_tools, denied),
+            (Method::GET, "/administer%3F/admin", &no_tools, Ok(())),
+            (Method::GET, "/x%23/tools/invoke", &no_tools, Ok(())),
             (Method::GET, "/", &no_tools, Ok(())),
             (Method::GET, "/tools/open/x", &hole, Ok(())),
             (Method::GET, "/tools/opened", &hole, denied),
