@@ -3,7 +3,7 @@
 use http::header::ORIGIN;
 use http::{HeaderMap, HeaderName};
 use serde::{Deserialize, Serialize};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tokio::sync::{mpsc, oneshot};
 
 /// The header that a request must carry. A web page can't send it across origins: the browser first
@@ -32,11 +32,13 @@ pub fn channel() -> (mpsc::Sender<Request>, mpsc::Receiver<Request>) {
 /// Returns why a request from `peer` with `headers` may not reload.
 ///
 /// The request names no file and carries no configuration, so it can only make the sidecar read
-/// again what the operator wrote. It is still accepted from loopback only, wherever the admin
-/// listener is bound, and never from a web page.
+/// again what the operator wrote. It is still accepted only from 127.0.0.1 and `::1`, wherever the
+/// admin listener is bound, and never from a web page. Forwarders and mesh sidecars deliver outside
+/// clients from other addresses of 127.0.0.0/8.
 pub(super) fn refusal(peer: IpAddr, headers: &HeaderMap) -> Option<&'static str> {
-    if !peer.to_canonical().is_loopback() {
-        return Some("reload is accepted from loopback only");
+    let peer = peer.to_canonical();
+    if peer != Ipv4Addr::LOCALHOST && peer != Ipv6Addr::LOCALHOST {
+        return Some("reload is accepted from 127.0.0.1 and ::1 only");
     }
     if headers.contains_key(ORIGIN) || headers.keys().any(|name| name.as_str().starts_with("sec-fetch-")) {
         return Some("reload is not accepted from a web page");
@@ -54,11 +56,12 @@ mod tests {
     #[test]
     fn only_a_local_program_may_reload() {
         type Fields = &'static [(&'static str, &'static str)];
-        let table: [(&str, Fields, bool); 8] = [
+        let table: [(&str, Fields, bool); 9] = [
             ("127.0.0.1", &[("x-loopgate-reload", "1")], true),
             ("::ffff:127.0.0.1", &[("x-loopgate-reload", "1")], true),
             ("::1", &[("x-loopgate-reload", "1")], true),
             ("172.18.0.3", &[("x-loopgate-reload", "1")], false),
+            ("127.0.0.6", &[("x-loopgate-reload", "1")], false),
             ("127.0.0.1", &[], false),
             ("127.0.0.1", &[("x-loopgate-reload", "0")], false),
             ("127.0.0.1", &[("x-loopgate-reload", "1"), ("origin", "http://127.0.0.1:9180")], false),
