@@ -75,9 +75,10 @@ const NAMES: &[&str] = &[
     "x-waws-unencoded-url",
 ];
 
-/// Beginnings of names that proxies and single sign-on products reserve for themselves.
+/// Beginnings of names that proxies and single sign-on products reserve for themselves. `-ws` is
+/// that of WebSphere's `$WSRU` and the like.
 const PREFIXES: &[&str] = &[
-    "$ws",
+    "-ws",
     "cas-",
     "cf-access-",
     "client-cert",
@@ -142,8 +143,8 @@ const PREFIXES: &[&str] = &[
     "x-webauth-",
 ];
 
-/// Returns whether clients may not send `name`. `_` and `.` count as `-`, since servers that make
-/// CGI variables of headers fold them.
+/// Returns whether clients may not send `name`. Every character but letters and digits counts as
+/// `-`, since servers that make CGI variables of headers fold `_`, `.` or all of them.
 pub(super) fn is_reserved(name: &HeaderName) -> bool {
     // `HeaderName` is lower case already.
     let text = name.as_str();
@@ -171,12 +172,12 @@ fn is_common(name: &str) -> bool {
             | "connection"
             | "cookie"
     ) || matches!(name, "content-length" | "content-type" | "origin" | "pragma" | "referer" | "upgrade" | "user-agent")
-        || name.starts_with("sec-")
+        || ["sec-fetch-", "sec-websocket-", "sec-ch-"].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Returns whether a word of `name` says that it carries an identity or a client's address.
 fn states_identity(name: &[u8]) -> bool {
-    let mut words = name.split(|byte| matches!(byte, b'-' | b'_' | b'.')).peekable();
+    let mut words = name.split(|byte| !byte.is_ascii_alphanumeric()).peekable();
     while let Some(word) = words.next() {
         // `X-User-Agent` names a program.
         if word == b"user" && words.peek() == Some(&&b"agent"[..]) {
@@ -229,16 +230,16 @@ fn is_identity_word(word: &[u8]) -> bool {
     known || PARTS.iter().any(|part| word.starts_with(part) || word.ends_with(part))
 }
 
-/// Returns whether `name` equals `other` to a server that folds `_` and `.` to `-`.
+/// Returns whether `name` equals `other` to a server that folds all but letters and digits to one character.
 pub(super) fn is_alike(name: &HeaderName, other: &HeaderName) -> bool {
     let (name, other) = (name.as_str().as_bytes(), other.as_str().as_bytes());
-    let fold = |byte: u8| if matches!(byte, b'_' | b'.') { b'-' } else { byte };
-    name.len() == other.len() && name.iter().zip(other).all(|(&a, &b)| fold(a) == fold(b))
+    let alike = |a: u8, b: u8| a == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric());
+    name.len() == other.len() && name.iter().zip(other).all(|(&a, &b)| alike(a, b))
 }
 
 fn begins(name: &[u8], prefix: &str) -> bool {
     name.len() >= prefix.len()
-        && name.iter().zip(prefix.as_bytes()).all(|(&n, &p)| n == p || (p == b'-' && matches!(n, b'_' | b'.')))
+        && name.iter().zip(prefix.as_bytes()).all(|(&n, &p)| n == p || (p == b'-' && !n.is_ascii_alphanumeric()))
 }
 
 /// Returns whether a field concerns one connection only (RFC 9110 section 7.6.1) and is never forwarded.
