@@ -50,8 +50,8 @@ use crate::secret::Secret;
 use error::{Error, gone, refuse, refused};
 use limiter::Limiter;
 
-/// Concurrent conversations, of all addresses together.
-const MAX_CONVERSATIONS: usize = 32;
+/// Proofs that are read, and tokens that are reviewed, at the same time. Others wait.
+const MAX_CHECKS: usize = 32;
 /// How long discovery may take to find a new container.
 const DISCOVERY_DELAY: Duration = Duration::from_secs(1);
 /// How long the last line may take to be sent.
@@ -99,7 +99,7 @@ impl<P: ProofReader> Enrolment<P> {
             inherits_token: config.agents.inherit_token,
             token_file: config.gateway.token_file.clone(),
             limiter: Limiter::default(),
-            permits: Semaphore::new(MAX_CONVERSATIONS),
+            permits: Semaphore::new(MAX_CHECKS),
             metrics: Enrolments::default(),
         }
     }
@@ -180,9 +180,6 @@ impl<P: ProofReader> Enrolment<P> {
             return Err(refuse(Reason::TooMany, "too many attempts from this address; wait for some seconds"));
         }
         let agent = self.await_agent_at(peer).await?;
-        let Ok(_permit) = self.permits.try_acquire() else {
-            return Err(refuse(Reason::TooMany, "too many agents enrol at once"));
-        };
         let Some(authority) = self.authority.as_ref().filter(|_| self.proofs.is_some() || self.tokens.is_some()) else {
             return Err(refuse(
                 Reason::Docker,
@@ -194,7 +191,10 @@ impl<P: ProofReader> Enrolment<P> {
         let (csr, public_key) =
             parse(&csr).ok_or_else(|| refuse(Reason::BadRequest, "the request is not a certificate request in PEM"))?;
         match (&self.tokens, token, &self.proofs) {
-            (Some(api), Some(token), _) => review(api, &agent, &token).await?,
+            (Some(api), Some(token), _) => {
+                let _permit = self.permits.acquire().await;
+                review(api, &agent, &token).await?;
+            }
             (Some(_), None, _) => {
                 return Err(refuse(Reason::WrongProof, "agents are pods here: give --kubernetes-token FILE"));
             }
@@ -251,6 +251,8 @@ impl<P: ProofReader> Enrolment<P> {
                 "this sidecar does not accept proofs of this kind: see its option agents.proofs",
             ));
         }
+        // Not held before: agents that say nothing would keep others from enrolling.
+        let _permit = self.permits.acquire().await;
         proof::find(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }
 

@@ -319,6 +319,30 @@ async fn attempts_from_one_address_are_limited() {
 }
 
 #[tokio::test]
+async fn agents_that_say_nothing_keep_no_other_from_enrolling() {
+    let harness = Harness::of_four();
+    let ids: Vec<String> = (0..8).map(|number| format!("silent-{number}")).collect();
+    let addresses: Vec<String> = (0..8).map(|number| format!("172.18.1.{number}")).collect();
+    let silent = addresses.iter().zip(&ids).map(|(ip, id)| (ip.as_str(), agent(id, AgentKind::Attested)));
+    harness
+        .view
+        .send_replace(view(&silent.chain([("172.18.0.3", agent("a", AgentKind::Attested))]).collect::<Vec<_>>()));
+    let mut silent = Vec::new();
+    for ip in &addresses {
+        for _ in 0..10 {
+            let mut lines = harness.connect(&format!("{ip}:1"));
+            Csr::new().ask(&mut lines).await;
+            silent.push(lines);
+        }
+    }
+    let (csr, mut lines) = (Csr::new(), harness.connect(ADDRESS));
+    let proof = csr.ask(&mut lines).await;
+    harness.containers.show("a", &proof);
+    shown(&mut lines).await.unwrap();
+    drop(silent);
+}
+
+#[tokio::test]
 async fn malformed_requests_are_refused() {
     let harness = Harness::of_four();
     let mut lines = harness.connect(ADDRESS);
