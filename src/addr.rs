@@ -1,7 +1,7 @@
 //! Addresses as loopgate compares them: IPv4-mapped IPv6 is folded here and nowhere else.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// `ip` with an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) folded to the IPv4 address it stands for.
 pub fn canonical(ip: IpAddr) -> IpAddr {
@@ -17,11 +17,19 @@ pub fn client_key(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Returns whether `ip` is loopback or unspecified, mapped forms included.
+/// Returns whether `ip` is loopback or unspecified, or an IPv6 form of such an IPv4 address: mapped,
+/// compatible (`::127.0.0.1`, RFC 4291 section 2.5.5.1) or translated (`64:ff9b::127.0.0.1`, RFC 6052).
 ///
 /// Such an address is never stated to the gateway, which would treat the client as local.
 pub fn is_loopback_or_unspecified(ip: IpAddr) -> bool {
-    let ip = canonical(ip);
+    let ip = match canonical(ip) {
+        IpAddr::V6(ip) if ip.is_loopback() => return true,
+        IpAddr::V6(ip) if matches!(ip.segments()[..6], [0, 0, 0, 0, 0, 0] | [0x64, 0xff9b, 0, 0, 0, 0]) => {
+            let [.., high, low] = ip.segments();
+            IpAddr::V4(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)))
+        }
+        ip => ip,
+    };
     ip.is_loopback() || ip.is_unspecified()
 }
 
@@ -82,10 +90,12 @@ mod tests {
 
     #[test]
     fn loopback_and_unspecified_addresses() {
-        for ip in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::"] {
+        for ip in
+            ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::", "::127.0.0.1", "64:ff9b::127.0.0.1"]
+        {
             assert!(is_loopback_or_unspecified(ip.parse().unwrap()), "{ip}");
         }
-        for ip in ["172.18.0.3", "192.0.2.1", "fd00::1"] {
+        for ip in ["172.18.0.3", "192.0.2.1", "fd00::1", "::2.0.0.0", "64:ff9b::192.0.2.1", "2001:db8::7f00:1"] {
             assert!(!is_loopback_or_unspecified(ip.parse().unwrap()), "{ip}");
         }
     }
