@@ -1,7 +1,8 @@
 //! Chains of client certificates, and what verifying them costs.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
+    Issuer, KeyPair, NameConstraints, SanType,
 };
 
 use super::*;
@@ -32,8 +33,13 @@ fn root(subject: &str) -> Signer {
 
 impl Signer {
     fn intermediate(&self, subject: &str) -> Signer {
+        self.intermediate_with(subject, |_| {})
+    }
+
+    fn intermediate_with(&self, subject: &str, change: impl FnOnce(&mut CertificateParams)) -> Signer {
         let key = KeyPair::generate().unwrap();
-        let params = params(subject, true);
+        let mut params = params(subject, true);
+        change(&mut params);
         Signer {
             certificate: params.signed_by(&key, &self.issuer).unwrap().der().clone(),
             issuer: Issuer::new(params, key),
@@ -41,8 +47,14 @@ impl Signer {
     }
 
     fn leaf(&self) -> CertificateDer<'static> {
+        self.leaf_with(|_| {})
+    }
+
+    fn leaf_with(&self, change: impl FnOnce(&mut CertificateParams)) -> CertificateDer<'static> {
         let key = KeyPair::generate().unwrap();
-        params("client", false).signed_by(&key, &self.issuer).unwrap().der().clone()
+        let mut params = params("client", false);
+        change(&mut params);
+        params.signed_by(&key, &self.issuer).unwrap().der().clone()
     }
 }
 
@@ -118,11 +130,69 @@ fn each_chain_is_judged_at_a_bounded_cost() {
     }
 }
 
+/// Changes of a certificate that RFC 5280 does not allow in a client's chain.
+#[test]
+fn chains_that_are_signed_but_not_valid_are_refused() {
+    let (own, operator) = (root("own"), root("operator"));
+    let operators = [operator.certificate.clone()];
+    let verifier = ClientVerifier::new(Some(&own.certificate), &operators, Arc::default()).unwrap().unwrap();
+    let (past, future) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2090, 1, 1));
+    let server = |params: &mut CertificateParams| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    };
+    let expired = |params: &mut CertificateParams| params.not_after = past;
+    let not_yet = |params: &mut CertificateParams| (params.not_before, params.not_after) = (future, future);
+    let below = |change: &dyn Fn(&mut CertificateParams)| {
+        let intermediate = operator.intermediate_with("sub", change);
+        vec![intermediate.leaf(), intermediate.certificate]
+    };
+    let (alone, constrained) = (
+        operator.intermediate_with("alone", |params| params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0))),
+        operator.intermediate_with("constrained", |params| {
+            let permitted_subtrees = vec![GeneralSubtree::DnsName("a.example".into())];
+            params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: Vec::new() });
+        }),
+    );
+    let named = |name: &str| {
+        let name = SanType::DnsName(name.try_into().unwrap());
+        let leaf = constrained.leaf_with(|params| params.subject_alt_names = vec![name]);
+        vec![leaf, constrained.certificate.clone()]
+    };
+    let sub = alone.intermediate("sub");
+    for (number, (chain, accepted)) in [
+        (vec![own.leaf_with(server)], false),
+        (vec![own.leaf_with(expired)], false),
+        (vec![own.leaf_with(not_yet)], false),
+        (vec![operator.leaf_with(server)], false),
+        (vec![operator.leaf_with(expired)], false),
+        (below(&|_| {}), true),
+        (below(&expired), false),
+        (below(&not_yet), false),
+        (below(&|params| params.is_ca = IsCa::ExplicitNoCa), false),
+        (below(&|params| params.is_ca = IsCa::NoCa), false),
+        (below(&server), false),
+        (vec![alone.leaf(), alone.certificate.clone()], true),
+        (vec![sub.leaf(), sub.certificate.clone(), alone.certificate.clone()], false),
+        (named("x.a.example"), true),
+        (named("b.example"), false),
+        // A certificate twice costs nothing and changes nothing.
+        (vec![alone.leaf(), alone.certificate.clone(), alone.certificate.clone()], true),
+        (vec![operator.leaf(), operator.leaf(), operator.certificate.clone()], true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(verify(&verifier, &chain).is_ok(), accepted, "chain {number}");
+    }
+}
+
 #[test]
 fn a_chain_above_16_kib_is_refused_unread() {
     let own = root("own");
     let verifier = ClientVerifier::new(Some(&own.certificate), &[], Arc::default()).unwrap().unwrap();
-    let chain = [own.leaf(), CertificateDer::from(vec![0; MAX_CHAIN])];
-    let error = verify(&verifier, &chain).unwrap_err().to_string();
+    let leaf = own.leaf();
+    let with = |bytes: usize| [leaf.clone(), CertificateDer::from(vec![0; bytes - leaf.len()])];
+    verify(&verifier, &with(MAX_CHAIN)).unwrap();
+    let error = verify(&verifier, &with(MAX_CHAIN + 1)).unwrap_err().to_string();
     assert!(error.contains("more than 16384"), "{error}");
 }
