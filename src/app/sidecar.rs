@@ -14,7 +14,7 @@ use super::certificate_names::follow_names;
 use super::error::Error;
 use super::gateway_token;
 use super::tls_reloader::{self, TlsReloader};
-use super::unpair::UnpairRemoved;
+use super::unpair::{UnpairRemoved, Workloads};
 use crate::admin::reload::{self, Outcome};
 use crate::admin::status::SandboxStatus;
 use crate::admin::{self, Admin, AdminState};
@@ -371,7 +371,7 @@ fn keep_paired(config: &Config, shutdown: &Shutdown) {
     });
 }
 
-/// Removes the pairing of devices whose containers are removed, if `agents.unpair` is set.
+/// Removes the pairing of devices whose containers, or pods, are removed, if `agents.unpair` is set.
 fn unpair_removed(
     config: &Config,
     engine: Option<Engine>,
@@ -379,9 +379,14 @@ fn unpair_removed(
     view: watch::Receiver<Arc<View>>,
     shutdown: &Shutdown,
 ) {
-    let (true, Some(engine), Some(devices)) = (config.agents.unpair, engine, devices) else { return };
+    let (true, Some(devices)) = (config.agents.unpair, devices) else { return };
+    let workloads = match (config.discovery, engine) {
+        (AgentSourceKind::Kubernetes, _) => Workloads::Kubernetes(Api::new(&config.kubernetes)),
+        (AgentSourceKind::Docker, Some(engine)) => Workloads::Docker(engine),
+        (AgentSourceKind::Docker, None) => return,
+    };
     let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
-    let unpair = UnpairRemoved { engine, view, devices, gateway, token_file };
+    let unpair = UnpairRemoved { workloads, view, devices, gateway, token_file };
     let ending = shutdown.clone();
     shutdown.spawn(async move {
         tokio::select! {

@@ -1,6 +1,6 @@
-//! Removes the pairing of agents' devices once their containers are removed (`agents.unpair`).
+//! Removes the pairing of agents' devices once their containers, or pods, are removed (`agents.unpair`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ use crate::backoff::Backoff;
 use crate::discovery::View;
 use crate::discovery::docker;
 use crate::discovery::docker::engine::Engine;
+use crate::discovery::kubernetes::api::Api;
 use crate::error_chain::error_chain;
 use crate::openclaw::devices::Devices;
 use crate::openclaw::{pair, unpair};
@@ -26,9 +27,50 @@ use crate::secret::Secret;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// Where it is asked whether a container, or pod, is removed.
+pub(super) enum Workloads {
+    Docker(Engine),
+    Kubernetes(Api),
+}
+
+impl Workloads {
+    /// Returns those of `ids` that the source says are removed. In doubt none is.
+    async fn removed(&self, ids: BTreeSet<String>) -> BTreeSet<String> {
+        let mut removed = BTreeSet::new();
+        match self {
+            Self::Docker(engine) => {
+                for id in ids {
+                    if is_removed(engine, &id).await {
+                        removed.insert(id);
+                    }
+                }
+            }
+            Self::Kubernetes(_) if ids.is_empty() => {}
+            // A pod that has lost the label is no agent any more either.
+            Self::Kubernetes(api) => match api.uids().await {
+                Ok(present) => removed = ids.difference(&present).cloned().collect(),
+                Err(error) => debug!(error = error_chain(&error), "can't find out which pods are removed"),
+            },
+        }
+        removed
+    }
+}
+
+/// Returns whether the engine says that there is no such container, running or not. In doubt there is.
+async fn is_removed(engine: &Engine, container: &str) -> bool {
+    match engine.inspect(container).await {
+        Err(docker::Error::NotFound { .. }) => true,
+        Err(error) => {
+            debug!(container, error = error_chain(&error), "can't find out whether the container is removed");
+            false
+        }
+        Ok(_) => false,
+    }
+}
+
 /// What removes pairings.
 pub(super) struct UnpairRemoved {
-    pub(super) engine: Engine,
+    pub(super) workloads: Workloads,
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) devices: Arc<Devices>,
     pub(super) gateway: SocketAddr,
@@ -85,14 +127,8 @@ impl UnpairRemoved {
             }
             view.agents.values().map(|agent| agent.id.clone()).collect()
         };
-        let mut states = BTreeMap::new();
-        for container in used.iter().flat_map(|(_, containers)| containers).filter(|id| !running.contains(*id)) {
-            if !states.contains_key(container) {
-                states.insert(container.clone(), self.is_removed(container).await);
-            }
-        }
-        let gone: BTreeSet<String> =
-            states.into_iter().filter_map(|(container, is_removed)| is_removed.then_some(container)).collect();
+        let containers = used.iter().flat_map(|(_, containers)| containers);
+        let gone = self.workloads.removed(containers.filter(|id| !running.contains(*id)).cloned().collect()).await;
         if gone.is_empty() {
             return Ok(());
         }
@@ -107,18 +143,6 @@ impl UnpairRemoved {
         let forgotten = spawn_blocking(move || devices.forget_containers(&gone)).await;
         forgotten.map_err(io::Error::other).and_then(|forgotten| forgotten).map_err(Error::Devices)
     }
-
-    /// Returns whether the engine says that there is no such container, running or not. In doubt there is.
-    async fn is_removed(&self, container: &str) -> bool {
-        match self.engine.inspect(container).await {
-            Err(docker::Error::NotFound { .. }) => true,
-            Err(error) => {
-                debug!(container, error = error_chain(&error), "can't find out whether the container is removed");
-                false
-            }
-            Ok(_) => false,
-        }
-    }
 }
 
 /// Returns the devices of `used` whose containers are all `gone`.
@@ -130,6 +154,31 @@ fn unused(used: &[(String, Vec<String>)], gone: &BTreeSet<String>) -> Vec<String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Kubernetes;
+    use loopgate_test_support::fake_kubernetes::{FakeKubernetes, pod};
+
+    #[tokio::test]
+    async fn a_pod_is_removed_when_the_api_server_does_not_list_it_whatever_its_state() {
+        let mut kubernetes = FakeKubernetes::start();
+        let uid = |name: &str| format!("uid-of-{name}");
+        for name in ["runs", "ends", "other"] {
+            kubernetes.put(pod(name, Some("true"), &["198.51.100.7"]));
+        }
+        kubernetes.put(pod("without-address", Some("true"), &[]));
+        kubernetes.page(1);
+        let config = Kubernetes {
+            api: Some(kubernetes.address()),
+            credentials: kubernetes.credentials(),
+            ..crate::config::Config::default().kubernetes
+        };
+        let workloads = Workloads::Kubernetes(Api::new(&config));
+        let ids: BTreeSet<String> = ["runs", "ends", "without-address", "never"].map(uid).into();
+        assert_eq!(workloads.removed(ids.clone()).await, [uid("never")].into());
+        kubernetes.delete("ends");
+        assert_eq!(workloads.removed(ids.clone()).await, ["ends", "never"].map(uid).into());
+        kubernetes.down().await;
+        assert_eq!(workloads.removed(ids).await, BTreeSet::new());
+    }
 
     #[test]
     fn a_device_is_unused_when_all_its_containers_are_gone() {

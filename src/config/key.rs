@@ -253,7 +253,7 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
         "agents.unpair",
         Switch,
         Some("false"),
-        "Remove the pairing of an agent's devices at the gateway once its container is removed; needs --token-file and Docker",
+        "Remove the pairing of an agent's devices at the gateway once its container, or pod, is removed; needs --token-file, and Docker or Kubernetes",
     );
     add(
         "agent-certificate-life",

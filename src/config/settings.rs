@@ -270,7 +270,7 @@ pub struct Agents {
     pub scopes: Vec<String>,
     /// Whether devices of agents are bound to the agent lane.
     pub bind_devices: BindDevices,
-    /// Whether the pairing of an agent's devices is removed once its container is.
+    /// Whether the pairing of an agent's devices is removed once its container, or pod, is.
     pub unpair: bool,
     /// How long the certificates that loopgate issues to attested agents are valid.
     pub certificate_life: Duration,

@@ -271,8 +271,9 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
         if config.gateway.token_file.is_none() && !variable {
             read.report_missing("unpair", "token-file", " or the variable OPENCLAW_GATEWAY_TOKEN");
         }
-        if config.discovery != AgentSourceKind::Docker || config.docker.engine == Engine::Off {
-            read.report_any(&["unpair", "discovery", "docker"], "only Docker tells when a container is removed");
+        if config.discovery == AgentSourceKind::Docker && config.docker.engine == Engine::Off {
+            let why = "only Docker or Kubernetes tells when an agent's container, or pod, is removed";
+            read.report_any(&["unpair", "discovery", "docker"], why);
         }
         if config.agents.bind_devices == BindDevices::Off {
             read.report_any(&["unpair", "bind-devices"], "without --bind-devices no device is known to be an agent's");

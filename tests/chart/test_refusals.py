@@ -94,6 +94,10 @@ REFUSED = [
     ({"gateway": {"enabled": False}, "state": {"kind": "claim"}}, "needs state.existingClaim"),
     ({"gateway": {"config": {"gateway": {"auth": {"mode": "trusted-proxy"}}}}, "agents": {"inheritToken": True}}, "takes no token"),
     ({"gateway": {"enabled": False}, "agents": {"inheritToken": True}}, "needs gateway.token.existingSecret"),
+    ({"agents": {"unpair": True}}, "needs agents.discovery"),
+    ({"gateway": {"config": {"gateway": {"auth": {"mode": "trusted-proxy"}}}}, "agents": {"unpair": True, "discovery": "kubernetes"}}, "takes no token"),
+    ({"gateway": {"enabled": False}, "agents": {"unpair": True, "discovery": "kubernetes"}}, "agents.unpair needs gateway.token.existingSecret"),
+    ({"sidecar": {"config": {"agents": {"unpair": True}}}}, "has a value of its own"),
     ({"gateway": {"enabled": False}, "certificate": {"enabled": True, "issuerRef": {"name": "ca"}}}, "needs names"),
 ]
 

@@ -66,6 +66,12 @@
 {{- range list "token" "password" -}}
 {{- if hasKey (default dict $gateway.auth) . }}{{ fail (printf "gateway.config.gateway.auth.%s would be readable in a ConfigMap: use a Secret (gateway.token.existingSecret, gateway.extraEnv)" .) }}{{ end -}}
 {{- end -}}
+{{- if and .Values.agents.unpair (not (include "loopgate.discovery" .)) -}}
+{{- fail "agents.unpair needs agents.discovery: kubernetes, by which loopgate learns that a pod is gone" -}}
+{{- end -}}
+{{- if and .Values.agents.unpair (include "loopgate.signInByFront" .) -}}
+{{- fail "agents.unpair: in gateway.auth.mode trusted-proxy the gateway takes no token, which loopgate needs for it" -}}
+{{- end -}}
 {{- if and .Values.agents.inheritToken (include "loopgate.signInByFront" .) -}}
 {{- fail "agents.inheritToken: in gateway.auth.mode trusted-proxy the gateway takes no token; give agents OPENCLAW_GATEWAY_PASSWORD" -}}
 {{- end -}}
@@ -132,8 +138,10 @@
 {{- if and .Values.certificate.enabled (not (concat .Values.tls.names .Values.certificate.dnsNames)) -}}
 {{- fail "certificate.enabled needs names (tls.names or certificate.dnsNames), since there is no Service of this chart's own" -}}
 {{- end -}}
-{{- if and .Values.agents.inheritToken (not .Values.gateway.token.existingSecret) -}}
-{{- fail "agents.inheritToken needs gateway.token.existingSecret, since there is no gateway of this chart's own" -}}
+{{- range list "inheritToken" "unpair" -}}
+{{- if and (get $.Values.agents .) (not $.Values.gateway.token.existingSecret) -}}
+{{- fail (printf "agents.%s needs gateway.token.existingSecret, since there is no gateway of this chart's own" .) -}}
+{{- end -}}
 {{- end -}}
 {{- if and (eq .Values.state.kind "claim") (not .Values.state.existingClaim) -}}
 {{- fail "state.kind=claim needs state.existingClaim, since there is no StatefulSet of this chart's own" -}}
@@ -153,7 +161,7 @@
   "listen.on" "sidecar.listen" "listen.plain" "sidecar.plainPort" "listen.forward" "sidecar.forward" "listen.own_addresses" "sidecar.ownAddresses" "listen.proxy_protocol" "external.proxyProtocol"
   "tls.names" "tls.names"
   "docker.engine" "agents.discovery" "kubernetes.audience" "agents.audience"
-  "agents.cidrs" "agents.cidrs" "agents.uris" "agents.uris" "agents.scopes" "agents.scopes" "agents.inherit_token" "agents.inheritToken"
+  "agents.cidrs" "agents.cidrs" "agents.uris" "agents.uris" "agents.scopes" "agents.scopes" "agents.inherit_token" "agents.inheritToken" "agents.unpair" "agents.unpair"
   "external.trusted_proxies" "external.trustedProxies" "external.allow" "external.allow" "external.deny" "external.deny"
   "limits.max_connections" "sidecar.maxConnections" "limits.request_timeout" "sidecar.requestTimeoutSeconds"
   "limits.drain_timeout" "sidecar.drainTimeoutSeconds"
@@ -161,7 +169,7 @@
 {{- /* Files that may come from elsewhere (sidecar.extraVolumeMounts), unless the chart mounts its own. */ -}}
 {{- if include "loopgate.tlsSecret" . }}{{ $owned = merge $owned (dict "tls.cert" "tls.existingSecret" "tls.key" "tls.existingSecret") }}{{ end -}}
 {{- if or .Values.tls.clientCA.secret .Values.tls.clientCA.configMap }}{{ $owned = merge $owned (dict "tls.client_ca" "tls.clientCA") }}{{ end -}}
-{{- if .Values.agents.inheritToken }}{{ $owned = merge $owned (dict "gateway.token_file" "gateway.token") }}{{ end -}}
+{{- if include "loopgate.readsToken" . }}{{ $owned = merge $owned (dict "gateway.token_file" "gateway.token") }}{{ end -}}
 {{- range $table, $keys := .Values.sidecar.config -}}
 {{- if hasKey $owned $table }}{{ fail (printf "sidecar.config.%s has a value of its own: set %s" $table (get $owned $table)) }}{{ end -}}
 {{- if kindIs "map" $keys -}}

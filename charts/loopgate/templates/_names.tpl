@@ -52,6 +52,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (printf "%s-token" (include "loopgate.fullname" .)) .Values.gateway.token.existingSecret -}}
 {{- end -}}
 
+{{- /* Not empty where the sidecar reads the gateway's token. */ -}}
+{{- define "loopgate.readsToken" -}}
+{{- if or .Values.agents.inheritToken .Values.agents.unpair -}}true{{- end -}}
+{{- end -}}
+
 {{- /* The Secret with the certificate to serve; empty if loopgate makes its own. */ -}}
 {{- define "loopgate.tlsSecret" -}}
 {{- if .Values.certificate.enabled -}}

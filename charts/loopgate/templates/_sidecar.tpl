@@ -87,6 +87,12 @@ configuration as `run`. Lists are separated by commas; the schema lets none into
 {{- if .Values.agents.inheritToken }}
 - name: LOOPGATE_INHERIT_TOKEN
   value: "true"
+{{- end }}
+{{- if .Values.agents.unpair }}
+- name: LOOPGATE_UNPAIR
+  value: "true"
+{{- end }}
+{{- if include "loopgate.readsToken" . }}
 - name: LOOPGATE_TOKEN_FILE
   value: /run/loopgate/token/token
 {{- end }}
@@ -203,7 +209,7 @@ configuration as `run`. Lists are separated by commas; the schema lets none into
       mountPath: /run/loopgate/client-ca
       readOnly: true
     {{- end }}
-    {{- if .Values.agents.inheritToken }}
+    {{- if include "loopgate.readsToken" . }}
     - name: loopgate-token
       mountPath: /run/loopgate/token
       readOnly: true
@@ -251,7 +257,7 @@ configuration as `run`. Lists are separated by commas; the schema lets none into
   configMap:
     name: {{ .Values.tls.clientCA.configMap }}
 {{- end }}
-{{- if .Values.agents.inheritToken }}
+{{- if include "loopgate.readsToken" . }}
 - name: loopgate-token
   secret:
     secretName: {{ include "loopgate.tokenSecret" . }}

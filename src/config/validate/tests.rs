@@ -116,10 +116,9 @@ fn each_problem_is_one_line_that_names_the_option() {
         (&["agent-uri=spiffe://a/b"], "--agent-uri: needs --client-ca, which verifies those certificates"),
         (&["inherit-token"], "--inherit-token: needs --token-file or the variable OPENCLAW_GATEWAY_TOKEN"),
         (&["unpair"], "--unpair: needs --token-file or the variable OPENCLAW_GATEWAY_TOKEN"),
-        (&["unpair", "token-file=t", "docker=off"], "--unpair: only Docker tells when a container is removed"),
         (
-            &["unpair", "token-file=t", "discovery=kubernetes"],
-            "--unpair: only Docker tells when a container is removed",
+            &["unpair", "token-file=t", "docker=off"],
+            "--unpair: only Docker or Kubernetes tells when an agent's container, or pod, is removed",
         ),
         (
             &["unpair", "token-file=t", "bind-devices=off"],

@@ -5,6 +5,7 @@
 //! and that a list has grown too old. Each request has a connection of its own and reads the
 //! credentials again, so a restarted server or a rotated token needs no handling.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -93,6 +94,23 @@ impl Api {
             query = format!("{query}&continue={}", query_value(after));
         }
         self.answer(Rule::List, Method::GET, &self.pods(&query).await?, Bytes::new()).await
+    }
+
+    /// Returns the uids of all pods with the label, whether they run or not.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn uids(&self) -> Result<BTreeSet<String>, Error> {
+        let mut uids = BTreeSet::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.list(after.as_deref()).await?;
+            uids.extend(page.items.unwrap_or_default().into_iter().map(|pod| pod.metadata.uid));
+            if page.metadata.r#continue.is_empty() {
+                return Ok(uids);
+            }
+            after = Some(page.metadata.r#continue);
+        }
     }
 
     /// Watches labelled pods from `version` on.

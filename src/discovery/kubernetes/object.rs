@@ -54,7 +54,7 @@ pub struct PodObject {
 #[serde(rename_all = "camelCase", default)]
 pub struct Meta {
     pub name: String,
-    uid: String,
+    pub uid: String,
     namespace: String,
     pub resource_version: String,
     deletion_timestamp: Option<String>,
