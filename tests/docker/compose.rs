@@ -4,6 +4,7 @@ use std::process::Command;
 
 use crate::container::Running;
 use crate::engine::{eventually, is_podman, output};
+use crate::image::is_restricted;
 use crate::project::{Compose, Project};
 
 /// What a user may start: each a list of files.
@@ -50,6 +51,7 @@ fn compose_2_brings_the_gateway_up_behind_loopgate_and_it_survives_a_restart_of_
             has_no_privileges(&container);
         }
     }
+    is_restricted(&project.service("loopgate"));
     // The engine is loopgate's to ask, not the gateway's.
     let gateway = project.service("gateway");
     assert!(!gateway.try_exec(["ls", "/run/docker-filter"]).status.success());

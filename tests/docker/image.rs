@@ -2,7 +2,9 @@
 
 use std::process::Command;
 
-use crate::container::Container;
+use serde_json::Value;
+
+use crate::container::{Container, Running};
 use crate::engine::{Engine, attempt, docker, eventually, is_podman, output, skip};
 
 const IMAGE: &str = "loopgate-test/loopgate";
@@ -70,4 +72,43 @@ fn new_volumes_are_loopgates_own_and_only_its_state_is_private() {
     let looker = engine.run(Container::idle("looker").mount(state.name(), "/state").mount(shared.name(), "/ca"));
     assert_eq!(looker.exec(["stat", "--format=%u:%g %a", "/state"]), "65532:65532 700");
     assert_eq!(looker.exec(["stat", "--format=%u:%g %a", "/ca"]), "65532:65532 755");
+}
+
+/// Checks by the status of the `loopgate` of the image in `container` that seccomp restricts it, and Landlock where the
+/// engine's own seccomp profile permits it (since Docker 23). Returns whether both are in force.
+pub fn is_restricted(container: &Running) -> bool {
+    let status: Value = serde_json::from_str(&container.exec(["/loopgate", "status", "--json"])).expect("JSON");
+    let sandbox = &status["sandbox"];
+    assert_eq!(sandbox["seccomp"], true, "{sandbox}");
+    assert_eq!(sandbox["landlock"] == true, sandbox["problem"].is_null(), "{sandbox}");
+    sandbox["landlock"] == true
+}
+
+#[test]
+fn the_image_restricts_its_own_process_and_works_so() {
+    let Some(engine) = engine() else { return };
+    let (network, state, other) = (engine.network(), engine.volume(), engine.volume());
+    let container = |name: &str| Container::new(name).image(IMAGE).network(&network).hardened();
+    let loopgate = engine.run(container("loopgate").alias("gateway").mount_writable(state.name(), "/var/lib/loopgate"));
+    eventually("it is healthy", || loopgate.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(()));
+    let both = is_restricted(&loopgate);
+    // A new leaf is written to the state directory and served.
+    let fingerprint = || loopgate.exec(["/loopgate", "cert", "show"]);
+    let before = fingerprint();
+    loopgate.exec(["/loopgate", "cert", "rotate"]);
+    assert_ne!(fingerprint(), before);
+    loopgate.exec(["/loopgate", "reload"]);
+    let client = engine.run(Container::idle("client").network(&network).mount(state.name(), "/state"));
+    let ask = ["curl", "--silent", "--cacert", "/state/ca.pem", "--write-out", "%{http_code}", "--output", "/dev/null"];
+    assert_eq!(client.try_exec(ask.iter().chain(&["https://gateway:18443/"])).stdout, b"503", "{}", loopgate.logs());
+
+    let strict = container("strict").mount_writable(other.name(), "/var/lib/loopgate");
+    let strict = engine.run(strict.command(["run", "--sandbox=required"]));
+    if both {
+        eventually("it is healthy", || strict.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(()));
+        assert!(is_restricted(&strict));
+    } else {
+        assert_ne!(strict.ends(), 0);
+        assert!(strict.logs().contains("landlock"), "{}", strict.logs());
+    }
 }
