@@ -77,7 +77,14 @@ kinds! {
     NAMESPACE = "namespace-orphaned", Error, "The container that owns this network namespace does not run, or has a \
                                               new one.";
     OWN_ADDRESSES = "own-addresses-shared", Warning,
-        "Own addresses are on the agent lane, while a rootless engine delivers outside clients with them.";
+        "Own addresses are on the agent lane, while a rootless engine, or a program that listens here, may deliver \
+         outside clients with them.";
+    MESH_PROXY = "mesh-proxy", Warning,
+        "A service mesh's proxy listens in the gateway's network namespace: it delivers outside clients from the \
+         namespace's own addresses.";
+    OTHER_LISTENER = "other-listener", Note,
+        "A program other than loopgate and the gateway accepts connections from outside in the gateway's network \
+         namespace. If it is a forwarder, its clients bypass the lanes.";
     DOCKER_MISSING = "docker-missing", Warning, "There is no Docker socket, so labels make no container an agent.";
     DOCKER_UNREACHABLE = "docker-unreachable", Error, "Docker can't be reached, so labels make no container an agent.";
     DOCKER_HOST = "docker-host-unused", Note, "DOCKER_HOST names another engine than the configuration, which is used.";

@@ -15,6 +15,7 @@ pub mod gateway_command;
 pub mod gateway_files;
 pub mod kubernetes;
 mod kubernetes_probe;
+pub mod namespace;
 pub mod openclaw_config;
 pub mod own_device;
 pub mod paths;
@@ -88,6 +89,8 @@ async fn collect(config: &Config, file: Option<&Path>, status: Option<Result<Sta
         sidecar::judge(status, &mut report);
     }
     examine_discovery(config, engine.as_ref(), &view, &mut report).await;
+    let running = status.as_ref().and_then(|status| status.as_ref().ok());
+    namespace::judge(&namespace::observe(config, &view, running), &mut report);
     paths::judge(&config.external, config.gateway.address.port(), &mut report);
     shutdown.begin();
 

@@ -1,0 +1,166 @@
+//! Findings about what else accepts connections in the gateway's network namespace: a service
+//! mesh's proxy, or another program that could pass outside clients on to the gateway.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::catalogue as kind;
+use super::finding::{Remedy, Report};
+use crate::addr::canonical;
+use crate::admin::status::Status;
+use crate::config::{AgentSourceKind, Config, OwnAddresses};
+use crate::discovery::View;
+
+/// `TCP_LISTEN` of the kernel's `include/net/tcp_states.h`.
+const LISTENING: &str = "0A";
+
+/// Ports that the proxies of service meshes listen on in a pod's network namespace. Connections to
+/// the pod are redirected to them by rules that can't be read without `NET_ADMIN`.
+const MESHES: &[(u16, &str)] = &[
+    (15001, "Istio, Kuma or Consul"),
+    (15006, "Istio or Kuma"),
+    (15008, "Istio (ambient)"),
+    (4140, "Linkerd"),
+    (4143, "Linkerd"),
+];
+
+/// What listens in this network namespace.
+#[derive(Clone, Debug, Default)]
+pub struct Observation {
+    /// The addresses on which some program accepts TCP connections.
+    pub listeners: BTreeSet<SocketAddr>,
+    /// The ports of loopgate and of the gateway.
+    pub expected: BTreeSet<u16>,
+    /// Whether the namespace is a container's or a pod's, and not a host's.
+    pub is_container: bool,
+    /// Whether `listen.own_addresses` is `agent`.
+    pub own_addresses_are_agents: bool,
+}
+
+/// Reads the listeners of this network namespace. `status` is that of the sidecar in it, if one answers.
+pub fn observe(config: &Config, view: &View, status: Option<&Status>) -> Observation {
+    let listeners = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
+        .into_iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .flat_map(|text| text.lines().filter_map(listener).collect::<Vec<_>>())
+        .collect();
+    let listen = &config.listen;
+    let configured = listen.on.iter().chain(&listen.plain).map(|on| on.port);
+    let running = status.into_iter().flat_map(|status| status.listening.iter().chain(&status.listening_plain));
+    let expected = configured
+        .chain(listen.forward.iter().map(|forward| forward.port))
+        .chain(config.admin.map(|admin| admin.port()))
+        .chain(running.filter_map(|address| address.parse::<SocketAddr>().ok()).map(|address| address.port()))
+        .chain([config.gateway.address.port()])
+        .collect();
+    Observation {
+        listeners,
+        expected,
+        is_container: view.owner.is_some() || config.discovery == AgentSourceKind::Kubernetes,
+        own_addresses_are_agents: listen.own_addresses == OwnAddresses::Agent,
+    }
+}
+
+/// Adds the findings about other listeners.
+pub fn judge(seen: &Observation, report: &mut Report) {
+    let mesh = |port: u16| MESHES.iter().find(|(of_mesh, _)| *of_mesh == port).map(|(_, name)| *name);
+    for listener in &seen.listeners {
+        if let Some(name) = mesh(listener.port()).filter(|_| !seen.expected.contains(&listener.port())) {
+            let remedy = Remedy::words(
+                "leave the gateway's pod out of the mesh (labels sidecar.istio.io/inject: \"false\" and \
+                 istio.io/dataplane-mode: none, annotation linkerd.io/inject: disabled, as the chart sets them), and \
+                 keep listen.own_addresses = \"external\"",
+            );
+            report.find(&kind::MESH_PROXY, format!("{listener} is a port of {name}"), remedy);
+        }
+    }
+    let others = seen.listeners.iter().filter(|listener| {
+        !listener.ip().is_loopback() && !seen.expected.contains(&listener.port()) && mesh(listener.port()).is_none()
+    });
+    for listener in others {
+        let what = format!("a program other than loopgate and the gateway listens on {listener}");
+        if seen.own_addresses_are_agents {
+            let remedy = Remedy::Loopgate { key: "listen.own_addresses", value: "external".into() };
+            report.find(&kind::OWN_ADDRESSES, what, remedy);
+        } else if seen.is_container {
+            let remedy = Remedy::words(
+                "if it forwards connections, or sends requests for its clients, move it out of the gateway's network \
+                 namespace: whatever it connects to on 127.0.0.1 takes it for a local client",
+            );
+            report.find(&kind::OTHER_LISTENER, what, remedy);
+        }
+    }
+}
+
+/// Returns the address of a listening socket in a line of `net/tcp` or `net/tcp6`
+/// (proc_pid_net(5)): number, local address, remote address, state and so on; addresses as 32-bit
+/// numbers of the machine's own byte order.
+fn listener(line: &str) -> Option<SocketAddr> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (local, state) = (fields.next()?, fields.nth(1)?);
+    let (address, port) = local.split_once(':').filter(|_| state == LISTENING)?;
+    let words = address.as_bytes().chunks(8).map(|word| {
+        let word = std::str::from_utf8(word).ok().filter(|word| word.len() == 8)?;
+        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
+    });
+    let bytes = words.collect::<Option<Vec<_>>>()?.concat();
+    let ip = match bytes.len() {
+        4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        16 => canonical(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?))),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn listening_sockets_are_read() {
+        for (line, expected) in [
+            ("  sl  local_address rem_address   st tx_queue rx_queue", None),
+            ("   0: 0100007F:4965 00000000:0000 0A 00000000:00000000 00:00000000", Some("127.0.0.1:18789")),
+            ("   1: 00000000:3A9E 00000000:0000 0A 00000000:00000000", Some("0.0.0.0:15006")),
+            ("   2: 020012AC:480B 030012AC:C001 01 00000000:00000000", None),
+            ("   3: 00000000000000000000000000000000:0050 00:0000 0A 0", Some("[::]:80")),
+            ("   4: 0000000000000000FFFF0000020012AC:0050 00:0000 0A 0", Some("172.18.0.2:80")),
+            ("   5: 000080FE00000000FF08A4FE0B76BCFE:0050 00:0000 0A 0", Some("[fe80::fea4:8ff:febc:760b]:80")),
+            ("   6: 0100:0050 00:0000 0A", None),
+            ("   7: zzzzzzzz:0050 00:0000 0A", None),
+        ] {
+            assert_eq!(listener(line), expected.map(|address| address.parse().unwrap()), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_socket_of_this_process_is_found() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let seen = observe(&Config::default(), &View::default(), None);
+        assert!(seen.listeners.contains(&socket.local_addr().unwrap()), "{seen:?}");
+        assert!([18443, 18789, 9180].iter().all(|port| seen.expected.contains(port)), "{seen:?}");
+    }
+
+    #[test]
+    fn meshes_and_other_listeners_are_found() {
+        let seen = |listeners: &[&str], is_container, own_addresses_are_agents| Observation {
+            listeners: listeners.iter().map(|address| address.parse().unwrap()).collect(),
+            expected: [18443, 18789, 9180].into(),
+            is_container,
+            own_addresses_are_agents,
+        };
+        for (seen, expected) in [
+            (seen(&["172.18.0.2:18443", "127.0.0.1:18789", "0.0.0.0:9180", "127.0.0.1:18791"], true, true), vec![]),
+            (seen(&["0.0.0.0:15006", "0.0.0.0:15001"], false, false), vec!["mesh-proxy"]),
+            (seen(&["127.0.0.1:4140"], true, false), vec!["mesh-proxy"]),
+            (seen(&["0.0.0.0:8080"], true, false), vec!["other-listener"]),
+            (seen(&["0.0.0.0:22"], false, false), vec![]),
+            (seen(&["[::]:8080", "0.0.0.0:4143"], true, true), vec!["mesh-proxy", "own-addresses-shared"]),
+        ] {
+            let mut report = Report::default();
+            judge(&seen, &mut report);
+            assert_eq!(report.ids(), expected, "{seen:?}");
+        }
+    }
+}
