@@ -6,13 +6,8 @@ use std::error::Error;
 pub fn error_chain(error: &dyn Error) -> String {
     match error.source() {
         None => error.to_string(),
-        Some(_) => format!("{error}: {}", causes(error)),
+        Some(cause) => format!("{error}: {}", error_chain(cause)),
     }
-}
-
-/// Returns the causes of `error` without `error` itself; empty if it has none.
-pub fn causes(error: &dyn Error) -> String {
-    error.source().map(error_chain).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -27,8 +22,6 @@ mod tests {
     fn every_cause_is_printed() {
         let error = Outer(std::io::Error::other("no such disk"));
         assert_eq!(error_chain(&error), "reading the token: no such disk");
-        assert_eq!(causes(&error), "no such disk");
         assert_eq!(error_chain(&std::io::Error::other("alone")), "alone");
-        assert_eq!(causes(&std::io::Error::other("alone")), "");
     }
 }

@@ -92,7 +92,7 @@ impl Exporter {
     pub async fn stop(self: Arc<Self>) {
         let ended = tokio::task::spawn_blocking(move || self.processor.shutdown_with_timeout(TIMEOUT)).await;
         if let Ok(Err(error)) = ended {
-            debug!("the last spans were not sent: {error}");
+            debug!(%error, "the last spans were not sent");
         }
     }
 }

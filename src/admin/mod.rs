@@ -67,7 +67,7 @@ impl Admin {
         shutdown.spawn(async move {
             let listener = match tokio::net::TcpListener::from_std(self.0) {
                 Ok(listener) => listener,
-                Err(error) => return warn!("can't start the admin listener: {error}"),
+                Err(error) => return warn!(%error, "can't start the admin listener"),
             };
             let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
             loop {
@@ -77,7 +77,7 @@ impl Admin {
                     accepted = listener.accept() => match accepted {
                         Ok(accepted) => accepted,
                         Err(error) => {
-                            debug!("can't accept an admin connection: {error}");
+                            debug!(%error, "can't accept an admin connection");
                             tokio::time::sleep(Duration::from_millis(100)).await;
                             continue;
                         }
@@ -93,8 +93,8 @@ impl Admin {
                     tokio::select! {
                         result = timeout(CONNECTION_TIMEOUT, connection) => match result {
                             Ok(Ok(())) => {}
-                            Ok(Err(error)) => debug!("admin connection failed: {error}"),
-                            Err(_) => debug!("admin connection closed after {CONNECTION_TIMEOUT:?}"),
+                            Ok(Err(error)) => debug!(%peer, %error, "admin connection failed"),
+                            Err(_) => debug!(%peer, limit = ?CONNECTION_TIMEOUT, "closed an admin connection that took too long"),
                         },
                         () = closing.begun() => {}
                     }

@@ -270,7 +270,7 @@ impl Sidecar {
                 Outcome { applied: owned(changed), needs_restart: owned(needs_restart), error: None }
             }
             Err(error) => {
-                error!("reload rejected, old configuration still in use: {error}");
+                error!(error, "reload rejected, old configuration still in use");
                 Outcome { error: Some(error), ..Outcome::default() }
             }
         }
@@ -289,8 +289,8 @@ impl Sidecar {
         match gateway_token::inherited(&config) {
             Ok(token) => self.proxy.update_token(token),
             Err(error) => error!(
-                "can't read the gateway's token again; agents still inherit the old one: {}",
-                error_chain(&error)
+                error = error_chain(&error),
+                "can't read the gateway's token again; agents still inherit the old one"
             ),
         }
         info!(changed = changed.join(", "), "configuration reloaded");

@@ -77,7 +77,7 @@ impl TlsReloader {
         self.problem.send_if_modified(|known| {
             let changed = *known != problem;
             if let Some(problem) = problem.as_ref().filter(|_| changed) {
-                error!("can't load the new certificate; still serving the old one: {problem}");
+                error!(error = problem, "can't load the new certificate; still serving the old one");
             }
             *known = problem;
             changed

@@ -16,8 +16,8 @@ pub(super) enum Error {
     /// The same of the API server.
     #[error("can't have the token reviewed by the API server")]
     Review(#[from] ApiError),
-    /// The connection can't carry an answer.
-    #[error("the connection failed")]
+    /// The connection broke, or a line on it is malformed.
+    #[error(transparent)]
     Broken(#[from] enrolment_protocol::Error),
 }
 

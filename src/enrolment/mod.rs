@@ -42,7 +42,7 @@ use crate::discovery::{Agent, AgentKind, View, agent_labels as labels};
 use crate::enrolment_protocol::{
     self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Reply, Request, Shown,
 };
-use crate::error_chain::causes;
+use crate::error_chain::error_chain;
 use crate::metrics::enrolment::Enrolments;
 use crate::metrics::traffic::count;
 use crate::pki::{self, CertificateAuthority};
@@ -152,16 +152,15 @@ impl<P: ProofReader> Enrolment<P> {
             }
         };
         count(&self.metrics.refused, refused.error.label());
-        let (reason, cause) = (refused.error.label(), causes(&error));
+        let reason = refused.error.label();
+        let why = || error_chain(&error);
         info!(target: audit::TARGET, kind = "enrolment", outcome = "refused", %peer, reason, "enrolment refused");
         match refused.error {
             // Any client on the network can cause these, with each connection.
-            Reason::NotAnAgent | Reason::TooMany => debug!(%peer, reason, "enrolment refused: {}", refused.message),
+            Reason::NotAnAgent | Reason::TooMany => debug!(%peer, reason, error = why(), "enrolment refused"),
             // Any labelled container can cause these.
-            Reason::AddressAgent | Reason::Malformed => {
-                info!(%peer, reason, "enrolment refused: {}", refused.message);
-            }
-            _ => warn!(%peer, reason, cause, "enrolment refused: {}", refused.message),
+            Reason::AddressAgent | Reason::Malformed => info!(%peer, reason, error = why(), "enrolment refused"),
+            _ => warn!(%peer, reason, error = why(), "enrolment refused"),
         }
         let closing = async {
             if lines.send(&Reply::<()>::Refused(refused)).await.is_ok() {
@@ -216,7 +215,7 @@ impl<P: ProofReader> Enrolment<P> {
             workload: agent.id.clone(),
         };
         let chain = authority.issue_client(&csr, &id.to_string(), self.certificate_life).map_err(|error| {
-            warn!(%peer, agent = agent.name, cause = causes(&error), "can't sign the certificate: {error}");
+            warn!(%peer, agent = agent.name, error = error_chain(&error), "can't sign the certificate");
             refuse(Reason::BadRequest, "the request can't be signed: it takes a P-256 key and a signature by it")
         })?;
         let token = self.token().await;

@@ -150,10 +150,9 @@ impl Rotation {
 
 /// Logs why the served certificate is not the wanted one.
 pub(super) fn warn_of_problem(error: &Error) {
-    let retry = RETRY.as_secs();
     tracing::warn!(
-        error = error as &dyn std::error::Error,
-        "can't load or renew the certificate; still serving the old one, retrying in {retry} s or when its files change"
+        error = error as &dyn std::error::Error, retry_in = ?RETRY,
+        "can't load or renew the certificate; still serving the old one, and retrying then or when its files change"
     );
 }
 

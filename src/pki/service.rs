@@ -91,9 +91,10 @@ pub fn open(
     rotation::log_identity(&loaded.identity);
     let retry_at = loaded.problem.is_some().then(|| tokio::time::Instant::now() + rotation::RETRY);
     if let Some(problem) = &loaded.problem {
-        let retry = rotation::RETRY.as_secs();
-        let error = problem as &dyn std::error::Error;
-        tracing::warn!(error, "serving a certificate that has expired or could not be renewed; retrying in {retry} s");
+        tracing::warn!(
+            error = problem as &dyn std::error::Error, retry_in = ?rotation::RETRY,
+            "serving a certificate that has expired or could not be renewed"
+        );
     }
 
     let (identity, served) = watch::channel(Arc::new(loaded.identity));

@@ -66,8 +66,8 @@ impl StateDir {
         let us = nix::unistd::geteuid().as_raw();
         if let Some(why) = other_writers(metadata.mode(), metadata.uid(), us) {
             tracing::warn!(
-                path = %self.path.display(),
-                "{why}, which permits replacing the keys in it; make loopgate's user its owner and run chmod 700"
+                path = %self.path.display(), reason = why,
+                "other users can replace the keys in the state directory; make loopgate's user its owner and run chmod 700"
             );
         }
     }

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::access_log::{AccessLog, next_id};
 use crate::audit;
 use crate::config::TraceparentUse;
-use crate::error_chain::{causes, error_chain};
+use crate::error_chain::error_chain;
 use crate::labels::LaneKind;
 use crate::lane::Scheme;
 use crate::metrics::count;
@@ -138,15 +138,19 @@ impl RequestRecord {
     pub fn failed(&self, error: &Error) -> String {
         let request_id = self.request_id();
         let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
-        let (traffic, cause) = (&self.session.shared.traffic, causes(error));
+        let reason = error.label();
+        let error_text = || error_chain(error);
         if error.is_gateway_fault() {
-            count(&traffic.gateway_errors, error.label());
-            warn!(connection, %peer, lane, request_id, cause, "{error}");
+            count(&self.session.shared.traffic.gateway_errors, reason);
+            warn!(
+                connection, %peer, lane, request_id, reason, error = error_text(),
+                "no response from the gateway"
+            );
         } else {
-            self.refused(error.label(), &request_id);
-            debug!(connection, %peer, lane, request_id, cause, "{error}");
+            self.refused(reason, &request_id);
+            debug!(connection, %peer, lane, request_id, reason, error = error_text(), "request refused");
         }
-        let _ = self.end.set(RequestEnd::Error(error.label()));
+        let _ = self.end.set(RequestEnd::Error(reason));
         request_id
     }
 
@@ -169,9 +173,8 @@ impl RequestRecord {
             (self.session.number, self.session.peer, self.lane().label(), self.request_id());
         let bytes = self.handed_out.load(Ordering::Relaxed);
         count(&self.session.shared.traffic.gateway_errors, RequestEnd::GatewayCut.label());
-        let cause = error_chain(error);
         warn!(
-            connection, %peer, lane, request_id, bytes, cause,
+            connection, %peer, lane, request_id, bytes, error = error_chain(error),
             "the gateway broke off inside its response; the client gets what arrived"
         );
     }

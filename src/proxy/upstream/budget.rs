@@ -281,7 +281,7 @@ impl ClientBudget {
     /// There was none in time, or too many requests wait already.
     pub async fn wait(self: &Arc<Self>, purpose: Purpose, deadline: Instant) -> Result<GatewayPermit, Exhausted> {
         let budget = self.budget(purpose);
-        let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.refuse(purpose)) };
+        let Some(mut waiter) = Waiter::new(self, purpose) else { return Err(budget.refuse()) };
         // A permit that was returned before the waiter was in the queue was not given to it.
         budget.dispatch(purpose);
         match timeout_at(deadline, &mut waiter.receiver).await {
@@ -289,7 +289,7 @@ impl ClientBudget {
                 waiter.is_queued = false;
                 Ok(permit)
             }
-            _ => Err(budget.refuse(purpose)),
+            _ => Err(budget.refuse()),
         }
     }
 }
@@ -411,23 +411,20 @@ impl Budget {
     }
 
     /// Counts a request that gets no permit, and logs that once in a while.
-    fn refuse(&self, purpose: Purpose) -> Exhausted {
+    fn refuse(&self) -> Exhausted {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         let now = self.millis();
         let warned = self.warned.load(Ordering::Relaxed);
         let is_due = warned == 0 || now + 1 >= warned + u64::try_from(WARN_INTERVAL.as_millis()).unwrap_or(u64::MAX);
         if is_due && self.warned.compare_exchange(warned, now + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             self.refused.fetch_sub(refused, Ordering::Relaxed);
-            let what = match purpose {
-                Purpose::Request => "requests",
-                Purpose::WebSocket => "WebSockets",
-            };
-            let clients = if self.is_shared { "external clients" } else { "an agent" };
+            let clients = if self.is_shared { "external" } else { "agent" };
             warn!(
                 limit = self.limit,
                 option = self.option,
+                clients,
                 refused,
-                "limit of concurrent {what} of {clients} reached; answering 503"
+                "limit of concurrent requests at the gateway reached; answering 503"
             );
         }
         Exhausted { option: self.option }
