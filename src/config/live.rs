@@ -1,14 +1,69 @@
 //! Applies a new configuration to a running sidecar.
 
+use super::option::Key;
 use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 
 /// Applies `wanted` to a configuration that runs as `running`: options that can change live change, the others stay.
 ///
 /// Returns the configuration to run with, and the keys that differ but need a restart.
 pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
-    // The tables `gateway`, `kubernetes` and `docker` need a restart as a whole. Every other table
-    // is destructured without `..`, so that a new option does not compile before it is decided here
-    // whether it can change live (`_`) or not.
+    let kept = keep_restart_options(&mut wanted, running);
+    (wanted, kept.0.into_iter().filter_map(|(key, differed)| differed.then_some(key)).collect())
+}
+
+/// When a changed option takes effect after a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// At once. Connections that are no longer authorized are closed.
+    AtOnce,
+    /// For new connections; an open one keeps the values with which it began.
+    NewConnections,
+    /// After a restart.
+    Restart,
+}
+
+/// Options outside of `limits` that an open connection keeps as they were.
+const KEPT_BY_CONNECTIONS: [&str; 3] = ["listen.proxy_protocol", "log.access", "log.traceparent"];
+
+impl Effect {
+    /// Returns when a change of `key` takes effect.
+    pub fn of(key: &Key) -> Self {
+        let restart = keep_restart_options(&mut Config::default(), &Config::default());
+        let mut names = restart.0.into_iter().flat_map(|(names, _)| names.split(", "));
+        if names.any(|name| name == key.path || name == key.table()) {
+            Self::Restart
+        } else if KEPT_BY_CONNECTIONS.contains(&key.path)
+            || (key.table() == "limits" && key.path != "limits.drain_timeout")
+        {
+            Self::NewConnections
+        } else {
+            Self::AtOnce
+        }
+    }
+}
+
+/// The options that need a restart, by key, and whether the wanted value differed. A key is that of
+/// a whole table, or names several options, where these are kept together.
+#[derive(Default)]
+struct Kept(Vec<(&'static str, bool)>);
+
+impl Kept {
+    /// Sets `wanted` to the `running` value.
+    fn keep<T: Clone + PartialEq>(&mut self, key: &'static str, wanted: &mut T, running: &T) {
+        let differs = wanted != running;
+        if differs {
+            wanted.clone_from(running);
+        }
+        self.0.push((key, differs));
+    }
+}
+
+/// Sets the options of `wanted` that need a restart to their `running` values.
+///
+/// The tables `gateway`, `kubernetes` and `docker` need a restart as a whole. Every other table is
+/// destructured without `..`, so that a new option does not compile before it is decided here
+/// whether it can change live (`_`) or not.
+fn keep_restart_options(wanted: &mut Config, running: &Config) -> Kept {
     let Config {
         gateway,
         listen,
@@ -25,8 +80,39 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         limits,
         log,
     } = running;
-    let Listen { on, plain, forward, proxy_protocol: _, own_addresses: _ } = listen;
-    let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = tls;
+    let mut kept = Kept::default();
+    kept.keep("state_dir", &mut wanted.state_dir, state_dir);
+    kept.keep("sandbox", &mut wanted.sandbox, sandbox);
+    kept.keep("admin", &mut wanted.admin, admin);
+    kept.keep("gateway", &mut wanted.gateway, gateway);
+    keep_listen(&mut kept, &mut wanted.listen, listen);
+    keep_tls(&mut kept, &mut wanted.tls, tls);
+    kept.keep("discovery", &mut wanted.discovery, discovery);
+    kept.keep("kubernetes", &mut wanted.kubernetes, kubernetes);
+    kept.keep("docker", &mut wanted.docker, docker);
+    keep_agents(&mut kept, &mut wanted.agents, agents);
+    keep_none_of_external_and_http(external, http);
+    keep_limits(&mut kept, &mut wanted.limits, limits);
+    keep_log(&mut kept, &mut wanted.log, log);
+    kept
+}
+
+fn keep_listen(kept: &mut Kept, wanted: &mut Listen, running: &Listen) {
+    let Listen { on, plain, forward, proxy_protocol: _, own_addresses: _ } = running;
+    kept.keep("listen.on", &mut wanted.on, on);
+    kept.keep("listen.plain", &mut wanted.plain, plain);
+    kept.keep("listen.forward", &mut wanted.forward, forward);
+}
+
+fn keep_tls(kept: &mut Kept, wanted: &mut Tls, running: &Tls) {
+    let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = running;
+    kept.keep("tls.cert, tls.key", &mut wanted.provided, provided);
+    kept.keep("tls.names", &mut wanted.names, names);
+    kept.keep("tls.constrain_names", &mut wanted.constrain_names, constrain_names);
+    kept.keep("tls.follow_names", &mut wanted.follow_names, follow_names);
+}
+
+fn keep_agents(kept: &mut Kept, wanted: &mut Agents, running: &Agents) {
     let Agents {
         cidrs: _,
         certificate_from: _,
@@ -39,8 +125,17 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         inherit_token,
         trust_domain,
         certificate_life,
-    } = agents;
-    let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = log;
+    } = running;
+    kept.keep("agents.bind_devices", &mut wanted.bind_devices, bind_devices);
+    kept.keep("agents.unpair", &mut wanted.unpair, unpair);
+    kept.keep("agents.services", &mut wanted.services, services);
+    kept.keep("agents.proofs", &mut wanted.proofs, proofs);
+    kept.keep("agents.inherit_token", &mut wanted.inherit_token, inherit_token);
+    kept.keep("agents.trust_domain", &mut wanted.trust_domain, trust_domain);
+    kept.keep("agents.certificate_life", &mut wanted.certificate_life, certificate_life);
+}
+
+fn keep_none_of_external_and_http(external: &External, http: &Http) {
     let External {
         trusted_proxies: _,
         allow: _,
@@ -53,6 +148,9 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         paths: _,
     } = external;
     let Http { upgrades: _ } = http;
+}
+
+fn keep_limits(kept: &mut Kept, wanted: &mut Limits, running: &Limits) {
     let Limits {
         max_connections,
         max_connections_per_client: _,
@@ -75,44 +173,24 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
         gateway_stall: _,
         gateway_wait: _,
         drain_timeout: _,
-    } = limits;
-    let kept = [
-        ("state_dir", keep(&mut wanted.state_dir, state_dir)),
-        ("sandbox", keep(&mut wanted.sandbox, sandbox)),
-        ("admin", keep(&mut wanted.admin, admin)),
-        ("gateway", keep(&mut wanted.gateway, gateway)),
-        ("listen.on", keep(&mut wanted.listen.on, on)),
-        ("listen.plain", keep(&mut wanted.listen.plain, plain)),
-        ("listen.forward", keep(&mut wanted.listen.forward, forward)),
-        ("tls.cert, tls.key", keep(&mut wanted.tls.provided, provided)),
-        ("tls.names", keep(&mut wanted.tls.names, names)),
-        ("tls.constrain_names", keep(&mut wanted.tls.constrain_names, constrain_names)),
-        ("tls.follow_names", keep(&mut wanted.tls.follow_names, follow_names)),
-        ("discovery", keep(&mut wanted.discovery, discovery)),
-        ("kubernetes", keep(&mut wanted.kubernetes, kubernetes)),
-        ("docker", keep(&mut wanted.docker, docker)),
-        ("agents.bind_devices", keep(&mut wanted.agents.bind_devices, bind_devices)),
-        ("agents.unpair", keep(&mut wanted.agents.unpair, unpair)),
-        ("agents.services", keep(&mut wanted.agents.services, services)),
-        ("agents.proofs", keep(&mut wanted.agents.proofs, proofs)),
-        ("agents.inherit_token", keep(&mut wanted.agents.inherit_token, inherit_token)),
-        ("agents.trust_domain", keep(&mut wanted.agents.trust_domain, trust_domain)),
-        ("agents.certificate_life", keep(&mut wanted.agents.certificate_life, certificate_life)),
-        ("limits.max_connections", keep(&mut wanted.limits.max_connections, max_connections)),
-        ("limits.gateway_requests", keep(&mut wanted.limits.gateway_requests, gateway_requests)),
-        ("limits.gateway_websockets", keep(&mut wanted.limits.gateway_websockets, gateway_websockets)),
-        ("limits.buffered", keep(&mut wanted.limits.buffered, buffered)),
-        ("log.format", keep(&mut wanted.log.format, format)),
-        ("log.audit", keep(&mut wanted.log.audit, audit)),
-        ("log.otel_endpoint", keep(&mut wanted.log.otel_endpoint, otel_endpoint)),
-    ];
-    (wanted, kept.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect())
+    } = running;
+    kept.keep("limits.max_connections", &mut wanted.max_connections, max_connections);
+    kept.keep("limits.gateway_requests", &mut wanted.gateway_requests, gateway_requests);
+    kept.keep("limits.gateway_websockets", &mut wanted.gateway_websockets, gateway_websockets);
+    kept.keep("limits.buffered", &mut wanted.buffered, buffered);
+}
+
+fn keep_log(kept: &mut Kept, wanted: &mut Log, running: &Log) {
+    let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = running;
+    kept.keep("log.format", &mut wanted.format, format);
+    kept.keep("log.audit", &mut wanted.audit, audit);
+    kept.keep("log.otel_endpoint", &mut wanted.otel_endpoint, otel_endpoint);
 }
 
 /// Returns the tables of the configuration in which `running` and `applied` differ, as far as their
 /// options change live.
 pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
-    // `apply` keeps `state_dir`, `sandbox`, `discovery`, `admin` and the tables `gateway`, `kubernetes` and `docker` as they run.
+    // What is not compared is kept as a whole.
     let Config {
         listen,
         tls,
@@ -141,19 +219,11 @@ pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
     changed.into_iter().filter_map(|(table, changed)| changed.then_some(table)).collect()
 }
 
-/// Sets `wanted` to the `running` value; returns whether they differed.
-fn keep<T: Clone + PartialEq>(wanted: &mut T, running: &T) -> bool {
-    let changed = wanted != running;
-    if changed {
-        wanted.clone_from(running);
-    }
-    changed
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::LogFormat;
+    use crate::config::key::{KEYS, key};
 
     #[test]
     fn live_options_change_and_the_others_are_named() {
@@ -170,5 +240,34 @@ mod tests {
         wanted.limits.max_connections = 1;
         wanted.log.format = LogFormat::Json;
         assert_eq!(apply(&running, wanted), (live, vec!["gateway", "limits.max_connections", "log.format"]));
+    }
+
+    #[test]
+    fn what_is_kept_is_named_by_a_key_or_a_table() {
+        let Kept(kept) = keep_restart_options(&mut Config::default(), &Config::default());
+        for name in kept.iter().flat_map(|(names, _)| names.split(", ")) {
+            assert!(KEYS.iter().any(|key| key.path == name || key.table() == name), "{name}");
+        }
+        for path in KEPT_BY_CONNECTIONS {
+            assert!(KEYS.iter().any(|key| key.path == path), "{path}");
+        }
+    }
+
+    #[test]
+    fn when_a_change_takes_effect() {
+        for (flag, expected) in [
+            ("deny", Effect::AtOnce),
+            ("drain-timeout", Effect::AtOnce),
+            ("log-level", Effect::AtOnce),
+            ("idle-timeout", Effect::NewConnections),
+            ("max-connections-per-client", Effect::NewConnections),
+            ("access-log", Effect::NewConnections),
+            ("max-connections", Effect::Restart),
+            ("tls-key", Effect::Restart),
+            ("gateway-state-dir", Effect::Restart),
+            ("sandbox", Effect::Restart),
+        ] {
+            assert_eq!(Effect::of(key(flag)), expected, "{flag}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use loopgate::check::catalogue;
 use loopgate::config::key::KEYS;
+use loopgate::config::live::Effect;
 use loopgate::config::option::Form;
 
 use crate::harness::loopgate;
@@ -46,7 +47,7 @@ fn commands() -> String {
 }
 
 fn options() -> String {
-    let mut table = "| flag | key | default | what |\n| --- | --- | --- | --- |\n".to_owned();
+    let mut table = "| flag | key | default | a change applies | what |\n| --- | --- | --- | --- | --- |\n".to_owned();
     for key in KEYS.iter() {
         let form = match key.form {
             Form::Switch => "true/false".into(),
@@ -57,7 +58,13 @@ fn options() -> String {
             Form::List(name) => format!("{}, ...", name.to_lowercase()),
         };
         let default = key.default.map(|default| format!("`{default}`")).unwrap_or_default();
-        table.push_str(&format!("| `--{}` | `{}` ({form}) | {default} | {} |\n", key.flag, key.path, key.help));
+        let applies = match Effect::of(key) {
+            Effect::AtOnce => "at once",
+            Effect::NewConnections => "to new connections",
+            Effect::Restart => "after a restart",
+        };
+        let (flag, path, help) = (key.flag, key.path, key.help);
+        table.push_str(&format!("| `--{flag}` | `{path}` ({form}) | {default} | {applies} | {help} |\n"));
     }
     table
 }
