@@ -4,7 +4,7 @@
 pub const VARIABLE_PREFIX: &str = "LOOPGATE_";
 
 /// One option.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Key {
     /// Its flag, without the dashes; the variable's name follows from it.
     pub flag: &'static str,
@@ -36,6 +36,16 @@ pub enum Form {
 }
 
 impl Key {
+    pub(super) const fn new(
+        flag: &'static str,
+        path: &'static str,
+        form: Form,
+        default: Option<&'static str>,
+        help: &'static str,
+    ) -> Self {
+        Self { flag, path, form, default, help }
+    }
+
     /// The environment variable that sets it.
     pub fn variable(&self) -> String {
         format!("{VARIABLE_PREFIX}{}", self.flag.to_ascii_uppercase().replace('-', "_"))

@@ -1,0 +1,118 @@
+//! The options of the table `limits`: sizes, numbers and times.
+
+use super::super::option::Form::{Duration, List, Number};
+use super::super::option::Key;
+
+pub(super) const LIMITS: &[Key] = &[
+    Key::new(
+        "max-connections",
+        "limits.max_connections",
+        Number,
+        Some("8192"),
+        "Concurrent connections, of which one in 16 is reserved for agents known by their address",
+    ),
+    Key::new(
+        "max-connections-per-client",
+        "limits.max_connections_per_client",
+        Number,
+        Some("4096"),
+        "Concurrent connections from one address",
+    ),
+    Key::new(
+        "connection-rate-per-client",
+        "limits.connection_rate_per_client",
+        Number,
+        Some("0"),
+        "New connections a second from one address; 0 for no limit",
+    ),
+    Key::new(
+        "gateway-requests",
+        "limits.gateway_requests",
+        Number,
+        Some("128"),
+        "Concurrent requests of external clients at the gateway, shared fairly; each agent may have four times as many",
+    ),
+    Key::new(
+        "gateway-websockets",
+        "limits.gateway_websockets",
+        Number,
+        Some("4096"),
+        "Concurrent WebSockets of external clients at the gateway, shared fairly; each agent may have as many",
+    ),
+    Key::new(
+        "buffered",
+        "limits.buffered",
+        Number,
+        Some("67108864"),
+        "Budget in bytes for buffered bodies; determines HTTP/2 windows",
+    ),
+    Key::new("head-bytes", "limits.head_bytes", Number, Some("65536"), "Largest request head in bytes"),
+    Key::new("head-fields", "limits.head_fields", Number, Some("128"), "Largest number of fields of a request head"),
+    Key::new(
+        "response-head",
+        "limits.response_head",
+        Number,
+        Some("262144"),
+        "Largest response head of the gateway in bytes",
+    ),
+    Key::new(
+        "response-fields",
+        "limits.response_fields",
+        Number,
+        Some("256"),
+        "Largest number of fields of the gateway's response head",
+    ),
+    Key::new("h2-streams", "limits.h2_streams", Number, Some("100"), "Concurrent streams of an HTTP/2 connection"),
+    Key::new("handshake-timeout", "limits.handshake_timeout", Duration, Some("10s"), "Time limit of the TLS handshake"),
+    Key::new("head-timeout", "limits.head_timeout", Duration, Some("10s"), "Time limit of a whole request head"),
+    Key::new(
+        "connect-timeout",
+        "limits.connect_timeout",
+        Duration,
+        Some("2s"),
+        "Time limit of a connection to the gateway",
+    ),
+    Key::new(
+        "request-timeout",
+        "limits.request_timeout",
+        Duration,
+        Some("60s"),
+        "Time limit of the gateway's response head, from the last byte of the request",
+    ),
+    Key::new(
+        "path-timeout",
+        "limits.path_timeouts",
+        List("PATH=TIME"),
+        Some("/v1/=15m"),
+        "The same for a path and those below it, in place of --request-timeout; the longest matching path counts",
+    ),
+    Key::new("idle-timeout", "limits.idle_timeout", Duration, Some("75s"), "How long a keep-alive connection may idle"),
+    Key::new(
+        "stall-timeout",
+        "limits.stall_timeout",
+        Duration,
+        Some("60s"),
+        "How long a client may pause while it sends a body or reads a response",
+    ),
+    Key::new(
+        "gateway-stall",
+        "limits.gateway_stall",
+        Duration,
+        Some("15s"),
+        "How long a client that reads nothing of a response may keep its request at the gateway",
+    ),
+    Key::new(
+        "gateway-wait",
+        "limits.gateway_wait",
+        Duration,
+        Some("5s"),
+        "How long a request waits while the gateway restarts, or while too many are in flight",
+    ),
+    Key::new(
+        "drain-timeout",
+        "limits.drain_timeout",
+        Duration,
+        Some("8s"),
+        "How long shutdown may take; shorter than the 10 s that docker stop allows",
+    ),
+];
