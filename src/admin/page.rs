@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::discovery::agent_labels as labels;
+use crate::discovery::agent_labels;
 
 use super::status::{Certificate, Connection, DiscoveryStatus, Status, span};
 
@@ -170,8 +170,8 @@ fn discovery(discovery: &DiscoveryStatus) -> Markup {
 
 fn agents(status: &Status) -> Markup {
     let (what, heading, label) = match status.discovery.source() {
-        ("Kubernetes", _) => ("pod", "Pod", labels::POD_AGENT),
-        _ => ("container", "Container", labels::AGENT),
+        ("Kubernetes", _) => ("pod", "Pod", agent_labels::POD_AGENT),
+        _ => ("container", "Container", agent_labels::AGENT),
     };
     html! {
         section {
@@ -237,7 +237,7 @@ fn row(connection: &Connection) -> Markup {
             td { span .lane .agent[connection.lane == "agent"] { (connection.lane) } }
             td {
                 @if let Some(who) = &connection.who { code { (who) } " " }
-                @if let Some(basis) = &connection.admitted { span .quiet { (basis_in_words(basis)) } }
+                @if let Some(basis) = &connection.basis { span .quiet { (basis_in_words(basis)) } }
                 @if let Some(why) = &connection.why_not_agent { span .warning { (why) } }
             }
             td { (connection.protocol) }

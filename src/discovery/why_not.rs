@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::agent_labels as labels;
+use super::agent_labels;
 
 /// Why a labelled container is not an agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +46,12 @@ impl fmt::Display for WhyNot {
             write!(f, "its label {label}={value:?} is not understood: use true, attested, address or false")
         };
         match self {
-            Self::Unreadable(value) => unreadable(f, labels::AGENT, value),
-            Self::UnreadablePod(value) => unreadable(f, labels::POD_AGENT, value),
+            Self::Unreadable(value) => unreadable(f, agent_labels::AGENT, value),
+            Self::UnreadablePod(value) => unreadable(f, agent_labels::POD_AGENT, value),
             Self::ImageLabel(value) => write!(
                 f,
                 "its label {}={value} is that of its image, which does not count: name its service in agents.services",
-                labels::AGENT
+                agent_labels::AGENT
             ),
             Self::ImageUnknown(error) => write!(f, "its labels can't be compared with those of its image: {error}"),
             Self::HostNetwork => f.write_str(

@@ -38,7 +38,7 @@ use crate::addr::PeerAddr;
 use crate::audit;
 use crate::config::{AgentSourceKind, Config};
 use crate::discovery::kubernetes::api::Api;
-use crate::discovery::{Agent, AgentKind, View, agent_labels as labels};
+use crate::discovery::{Agent, AgentKind, View, agent_labels};
 use crate::enrolment_protocol::{
     self, Challenge, DEADLINE, Enrolled, Lines, Nonce, ProofKind, Reason, Reply, Request, Shown,
 };
@@ -303,8 +303,8 @@ impl<P: ProofReader> Enrolment<P> {
 /// Returns the noun for an agent, and its label.
 fn words(source: AgentSourceKind) -> (&'static str, &'static str) {
     match source {
-        AgentSourceKind::Docker => ("container", labels::AGENT),
-        AgentSourceKind::Kubernetes => ("pod", labels::POD_AGENT),
+        AgentSourceKind::Docker => ("container", agent_labels::AGENT),
+        AgentSourceKind::Kubernetes => ("pod", agent_labels::POD_AGENT),
     }
 }
 

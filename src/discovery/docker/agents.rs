@@ -8,7 +8,7 @@ use super::container::{Container, Endpoint, namespace_of};
 use super::images::Origin;
 use crate::config::AgentService;
 use crate::discovery::agent::{Agent, AgentKind};
-use crate::discovery::agent_labels as labels;
+use crate::discovery::agent_labels;
 use crate::discovery::interface::Interface;
 use crate::discovery::owner::{self, Hints, Owner};
 use crate::discovery::view::View;
@@ -56,7 +56,7 @@ impl View {
         view.last_known = view.agents.clone();
         for container in sources.containers {
             if let (Some(scopes), Some(namespace)) = (&container.scopes, namespace_of(container, sources.containers)) {
-                let scopes = labels::scopes(scopes);
+                let scopes = agent_labels::scopes(scopes);
                 namespace.addresses().for_each(|ip| view.add_cap(ip, &scopes, container.scopes_in_doubt));
             }
         }
@@ -121,7 +121,9 @@ fn asked_kind(container: &Container, services: &[AgentService]) -> Result<Option
     let service = services.iter().find(|named| Some(&named.name) == container.service.as_ref());
     let by_service = service.map(|named| if named.by_address { AgentKind::Address } else { AgentKind::Attested });
     let by_label = match &container.agent {
-        Some(value) => Some(labels::kind(value).map_err(|labels::Unreadable| WhyNot::Unreadable(value.clone()))?),
+        Some(value) => {
+            Some(agent_labels::kind(value).map_err(|agent_labels::Unreadable| WhyNot::Unreadable(value.clone()))?)
+        }
         None => None,
     };
     match (&container.origin, by_label) {
@@ -131,7 +133,7 @@ fn asked_kind(container: &Container, services: &[AgentService]) -> Result<Option
         }
         (Origin::OfImage(value), None) if by_service.is_none() => Err(WhyNot::ImageLabel(value.clone())),
         // The operator may have set the same label, and asked with it for more than with the service.
-        (Origin::OfImage(value), None) if labels::kind(value) == Ok(Some(AgentKind::Attested)) => {
+        (Origin::OfImage(value), None) if agent_labels::kind(value) == Ok(Some(AgentKind::Attested)) => {
             Ok(Some(AgentKind::Attested))
         }
         (_, Some(by_label)) => Ok(by_label),
@@ -193,7 +195,7 @@ impl<'a> Candidate<'a> {
             project: container.project.clone(),
             service: container.service.clone(),
             kind: self.kind,
-            scopes: container.scopes.as_deref().map(labels::scopes),
+            scopes: container.scopes.as_deref().map(agent_labels::scopes),
         }
     }
 }

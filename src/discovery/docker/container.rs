@@ -8,7 +8,7 @@ use super::images::Origin;
 use super::object::{ContainerSummary, EndpointSettings};
 
 use crate::addr::canonical;
-use crate::discovery::agent_labels as labels;
+use crate::discovery::agent_labels;
 
 /// A container as `GET /containers/json` reports it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Container {
         }
         let mut labels = summary.labels.unwrap_or_default();
         let mut label = |name: &str| labels.remove(name).flatten();
-        let (stack, swarm_service) = (label(labels::STACK), label(labels::SWARM_SERVICE));
+        let (stack, swarm_service) = (label(agent_labels::STACK), label(agent_labels::SWARM_SERVICE));
         let of_stack = stack.as_ref().map(|stack| format!("{stack}_")).unwrap_or_default();
         let swarm_service = swarm_service.map(|name| name.strip_prefix(&of_stack).unwrap_or(&name).to_owned());
         let networks = summary.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
@@ -131,11 +131,11 @@ impl Container {
             id: summary.id.filter(|id| !id.is_empty())?,
             name: summary.names.unwrap_or_default().iter().find_map(|name| plain(name)).unwrap_or_default(),
             created: summary.created.unwrap_or_default(),
-            agent: label(labels::AGENT),
-            scopes: label(labels::SCOPES),
+            agent: label(agent_labels::AGENT),
+            scopes: label(agent_labels::SCOPES),
             scopes_in_doubt: summary.scopes_of_image || matches!(origin, Origin::Unknown(_)),
-            service: label(labels::SERVICE).or(swarm_service),
-            project: label(labels::PROJECT).or(stack),
+            service: label(agent_labels::SERVICE).or(swarm_service),
+            project: label(agent_labels::PROJECT).or(stack),
             origin,
             joins: mode.and_then(|mode| mode.strip_prefix("container:").map(str::to_owned)),
             endpoints,

@@ -9,7 +9,7 @@ use bollard::models::ImageInspect;
 use super::engine::Engine;
 use super::error::Error;
 use super::object::{ContainerSummary, Labels};
-use crate::discovery::agent_labels as labels;
+use crate::discovery::agent_labels;
 use crate::discovery::text::one_line;
 use crate::error_chain::error_chain;
 
@@ -43,8 +43,9 @@ impl Images {
         containers: &mut [ContainerSummary],
     ) -> Vec<Origin> {
         let is_subject = |container: &ContainerSummary| {
-            let service = label(container, labels::SERVICE).or_else(|| label(container, labels::SWARM_SERVICE));
-            label(container, labels::AGENT).is_some()
+            let service =
+                label(container, agent_labels::SERVICE).or_else(|| label(container, agent_labels::SWARM_SERVICE));
+            label(container, agent_labels::AGENT).is_some()
                 || service.is_some_and(|service| services.iter().any(|named| names(service, named)))
         };
         let projects: BTreeSet<&str> = containers.iter().filter(|one| is_subject(one)).flat_map(projects_of).collect();
@@ -113,7 +114,7 @@ fn label<'a>(container: &'a ContainerSummary, name: &str) -> Option<&'a str> {
 }
 
 fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
-    [labels::PROJECT, labels::STACK].into_iter().filter_map(|name| label(container, name))
+    [agent_labels::PROJECT, agent_labels::STACK].into_iter().filter_map(|name| label(container, name))
 }
 
 /// Removes from `container` the labels that can widen trust and that `of_image` has with the same
@@ -125,18 +126,18 @@ fn projects_of(container: &ContainerSummary) -> impl Iterator<Item = &str> {
 fn strip(container: &mut ContainerSummary, of_image: &Labels) -> Origin {
     let Some(own) = &mut container.labels else { return Origin::Compared };
     let is_shared = |own: &Labels, name: &str| own.get(name).is_some_and(|value| of_image.get(name) == Some(value));
-    container.scopes_of_image = is_shared(own, labels::SCOPES);
-    let by_compose = labels::MADE_BY_COMPOSE.iter().any(|name| own.contains_key(*name) && !is_shared(own, name));
-    for name in [labels::PROJECT, labels::SERVICE, labels::STACK, labels::SWARM_SERVICE] {
-        let by_compose = by_compose && matches!(name, labels::PROJECT | labels::SERVICE);
+    container.scopes_of_image = is_shared(own, agent_labels::SCOPES);
+    let by_compose = agent_labels::MADE_BY_COMPOSE.iter().any(|name| own.contains_key(*name) && !is_shared(own, name));
+    for name in [agent_labels::PROJECT, agent_labels::SERVICE, agent_labels::STACK, agent_labels::SWARM_SERVICE] {
+        let by_compose = by_compose && matches!(name, agent_labels::PROJECT | agent_labels::SERVICE);
         if is_shared(own, name) && !by_compose {
             own.remove(name);
         }
     }
-    let makes_agent = |value: &String| matches!(labels::kind(value), Ok(Some(_)));
-    match own.get(labels::AGENT).cloned().flatten().filter(makes_agent) {
-        Some(agent) if is_shared(own, labels::AGENT) => {
-            own.remove(labels::AGENT);
+    let makes_agent = |value: &String| matches!(agent_labels::kind(value), Ok(Some(_)));
+    match own.get(agent_labels::AGENT).cloned().flatten().filter(makes_agent) {
+        Some(agent) if is_shared(own, agent_labels::AGENT) => {
+            own.remove(agent_labels::AGENT);
             Origin::OfImage(agent)
         }
         _ => Origin::Compared,
@@ -153,49 +154,53 @@ mod tests {
 
     #[test]
     fn only_labels_that_widen_trust_are_removed_if_the_image_has_them_too() {
-        let project = (labels::PROJECT, "claws");
-        let made = (labels::MADE_BY_COMPOSE[0], "0a1b");
-        let services = [(labels::SERVICE, "tester"), (labels::STACK, "claws"), (labels::SWARM_SERVICE, "claws_tester")];
+        let project = (agent_labels::PROJECT, "claws");
+        let made = (agent_labels::MADE_BY_COMPOSE[0], "0a1b");
+        let services = [
+            (agent_labels::SERVICE, "tester"),
+            (agent_labels::STACK, "claws"),
+            (agent_labels::SWARM_SERVICE, "claws_tester"),
+        ];
         for (own, of_image, left, origin, scopes_of_image) in [
             (
-                vec![(labels::AGENT, "true"), project],
-                vec![(labels::AGENT, "true")],
+                vec![(agent_labels::AGENT, "true"), project],
+                vec![(agent_labels::AGENT, "true")],
                 vec![project],
                 Origin::OfImage("true".into()),
                 false,
             ),
             (
-                vec![(labels::AGENT, "true")],
-                vec![(labels::AGENT, "address")],
-                vec![(labels::AGENT, "true")],
+                vec![(agent_labels::AGENT, "true")],
+                vec![(agent_labels::AGENT, "address")],
+                vec![(agent_labels::AGENT, "true")],
                 Origin::Compared,
                 false,
             ),
             (
-                vec![(labels::AGENT, "false")],
-                vec![(labels::AGENT, "false")],
-                vec![(labels::AGENT, "false")],
+                vec![(agent_labels::AGENT, "false")],
+                vec![(agent_labels::AGENT, "false")],
+                vec![(agent_labels::AGENT, "false")],
                 Origin::Compared,
                 false,
             ),
             (
-                vec![(labels::AGENT, "?")],
-                vec![(labels::AGENT, "?")],
-                vec![(labels::AGENT, "?")],
+                vec![(agent_labels::AGENT, "?")],
+                vec![(agent_labels::AGENT, "?")],
+                vec![(agent_labels::AGENT, "?")],
                 Origin::Compared,
                 false,
             ),
             (
-                vec![(labels::SCOPES, "a")],
-                vec![(labels::SCOPES, "a")],
-                vec![(labels::SCOPES, "a")],
+                vec![(agent_labels::SCOPES, "a")],
+                vec![(agent_labels::SCOPES, "a")],
+                vec![(agent_labels::SCOPES, "a")],
                 Origin::Compared,
                 true,
             ),
             (
-                vec![(labels::SCOPES, "a")],
-                vec![(labels::SCOPES, "b")],
-                vec![(labels::SCOPES, "a")],
+                vec![(agent_labels::SCOPES, "a")],
+                vec![(agent_labels::SCOPES, "b")],
+                vec![(agent_labels::SCOPES, "a")],
                 Origin::Compared,
                 false,
             ),

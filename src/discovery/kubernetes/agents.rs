@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::pod::Pod;
 use crate::config::AgentSourceKind;
-use crate::discovery::agent_labels as labels;
+use crate::discovery::agent_labels;
 use crate::discovery::interface::Interface;
 use crate::discovery::view::View;
 use crate::discovery::why_not::WhyNot;
@@ -24,13 +24,13 @@ impl View {
         }
         for pod in pods {
             if let Some(scopes) = &pod.scopes {
-                let scopes = labels::scopes(scopes);
+                let scopes = agent_labels::scopes(scopes);
                 pod.addresses.iter().for_each(|ip| view.add_cap(*ip, &scopes, false));
             }
-            let kind = match labels::kind(&pod.agent) {
+            let kind = match agent_labels::kind(&pod.agent) {
                 Ok(Some(kind)) => kind,
                 Ok(None) => continue,
-                Err(labels::Unreadable) => {
+                Err(agent_labels::Unreadable) => {
                     view.not_agents.insert(pod.name.clone(), WhyNot::UnreadablePod(pod.agent.clone()));
                     continue;
                 }

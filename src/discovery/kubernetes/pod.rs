@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::discovery::agent::{Agent, AgentKind};
-use crate::discovery::agent_labels as labels;
+use crate::discovery::agent_labels;
 
 /// A running pod with the label `loopgate.dev/agent`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Pod {
             project: Some(self.namespace.clone()),
             service: Some(self.service_account.clone()),
             kind,
-            scopes: self.scopes.as_deref().map(labels::scopes),
+            scopes: self.scopes.as_deref().map(agent_labels::scopes),
         }
     }
 }
