@@ -274,7 +274,7 @@ fn connection(present: &ConnectionInfo, why: Option<&WhyExternal>, now: SystemTi
         number: present.number,
         peer: present.peer.to_string(),
         lane: present.lane.kind().label().into(),
-        admitted: basis,
+        basis,
         who,
         source,
         protocol: present.protocol.label().into(),

@@ -201,7 +201,8 @@ pub struct Connection {
     /// `agent` or `external`.
     pub lane: String,
     /// What makes the client an agent: `own-address`, `cidr`, `address`, `attested` or `certificate`.
-    pub admitted: Option<String>,
+    #[serde(rename = "admitted")]
+    pub basis: Option<String>,
     /// The container, or the identity in the certificate.
     pub who: Option<String>,
     /// The loopback address that the gateway sees an agent come from.
@@ -243,7 +244,7 @@ pub fn example() -> Status {
         number,
         peer: format!("172.18.0.3:4000{number}"),
         lane: lane.into(),
-        admitted: (lane == "agent").then(|| "attested".into()),
+        basis: (lane == "agent").then(|| "attested".into()),
         who: (lane == "agent").then(|| "demo-agent-1".into()),
         source: (lane == "agent").then(|| "127.77.1.2".into()),
         protocol: "http/1.1".into(),

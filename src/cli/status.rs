@@ -181,7 +181,7 @@ fn connections(connections: &[Connection]) -> Table {
     let mut table = Table::new(&["PEER", "LANE", "FOR", "PROTOCOL", "WHO"]);
     for connection in connections {
         let lane = if connection.lane == "agent" { Tone::Good } else { Tone::Plain };
-        let by = connection.admitted.as_ref().map(|basis| format!("by {basis}"));
+        let by = connection.basis.as_ref().map(|basis| format!("by {basis}"));
         let why = connection.why_not_agent.as_ref().map(|why| format!("not an agent: {why}"));
         let who: Vec<_> = [connection.who.clone(), by, why].into_iter().flatten().collect();
         table.row([
