@@ -15,7 +15,7 @@ use crate::proxy::close_signal::CloseReason;
 use crate::proxy::downstream::activity::{Overdue, Timeouts};
 use crate::proxy::downstream::refused_heads::HeadRefusal;
 use crate::proxy::lazy_timer::LazyTimer;
-use crate::proxy::request::refused_head::report_refused_heads;
+use crate::proxy::request::report_refused_heads::report_refused_heads;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
 

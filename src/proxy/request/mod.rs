@@ -8,7 +8,7 @@ mod connect_check;
 mod error_response;
 mod forward;
 mod record;
-pub mod refused_head;
+pub mod report_refused_heads;
 mod response;
 mod response_body;
 mod upgrade;
