@@ -1,25 +1,9 @@
 //! loopgate: a TLS sidecar for a gateway that must stay on loopback.
 //!
-//! # Phases of a connection
-//!
-//! 1. **Accepted** ([`listener`], main thread): a client connected to an address of this network
-//!    namespace and took a connection slot within the limits. Nothing was read.
-//! 2. **Admitted** ([`lane`], on one of the [`workers`] from here on): the allow and deny lists
-//!    permit its peer, or do not apply to it: trusted proxies and possible agents.
-//! 3. **Identified** ([`listener`]): a trusted proxy's PROXY header was read, if it may send one.
-//! 4. **Handshaken** ([`tls`]): TLS is up, and the client's certificate was verified.
-//! 5. **Assigned** ([`lane`]): the lane follows from what a client can't forge: its address, its
-//!    certificate and the latest [`discovery::View`].
-//! 6. **Registered** ([`proxy`]): when one of these changes, the decision is made again.
-//!
-//! After these come requests ([`lane`], [`proxy`]): each head becomes a [`lane::GatewayHead`]. A
-//! request that a web page caused on an agent's connection goes out on the external lane. The request
-//! leaves from the loopback source address of its lane. After a `101`, bytes are copied in both
-//! directions.
-//!
-//! # Layers
-//!
-//! A module imports only from lower layers. The table is in `docs/architecture.md`, and `tests/layers.rs` enforces it.
+//! `docs/architecture.md` has a map: the layers of these modules (a module imports only from lower
+//! ones, which `tests/layers.rs` enforces), the phases of a connection, and where each decision is
+//! made. A connection begins in [`listener`], and `proxy/connection/establish.rs` takes it through
+//! its phases.
 
 pub mod addr;
 pub mod admin;

@@ -5,7 +5,7 @@ use http::Method;
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use crate::config::External;
-use crate::lane::check_path;
+use crate::lane::check_path_rules;
 
 /// Requests of the gateway's HTTP API, which ask for its token and for no device.
 const HTTP_API: [(&str, &str); 2] = [("/tools/", "/tools/invoke"), ("/v1/", "/v1/chat/completions")];
@@ -14,7 +14,7 @@ const HTTP_API: [(&str, &str); 2] = [("/tools/", "/tools/invoke"), ("/v1/", "/v1
 pub fn judge(external: &External, gateway_port: u16, report: &mut Report) {
     let capped = !external.scopes.is_empty() && !external.scopes.iter().any(|scope| scope == "operator.admin");
     let open = |(_, path): &&(&str, &str)| {
-        !capped && check_path(&Method::POST, path, false, &external.paths, gateway_port).is_ok()
+        !capped && check_path_rules(&Method::POST, path, false, &external.paths, gateway_port).is_ok()
     };
     let open: Vec<_> = HTTP_API.iter().filter(open).map(|(prefix, _)| *prefix).collect();
     if open.is_empty() {

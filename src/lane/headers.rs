@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::LazyLock;
 
 use http::header::{
     AUTHORIZATION, CONNECTION, COOKIE, EXPECT, HOST, ORIGIN, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_KEY, UPGRADE,
@@ -17,12 +16,14 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::assignment::{AgentLane, ExternalLane, Lane};
+use super::browser;
 use super::forwarding::{Forwarding, HeadersWritten, only};
-use super::policy::{Policy, allowed_scopes, intersection};
+use super::http_api::check_http_api;
+use super::path::check_path_rules;
+use super::policy::{Policy, intersection};
 use super::request_check::{CheckedHead, RequestRefusal, check_request, tokens};
 use super::reserved_headers::{is_alike, is_hop_by_hop};
 use super::target::{Route, Target};
-use super::{browser, path};
 use crate::config::{Config, PathRule};
 use crate::labels::LaneKind;
 use crate::pki::SubjectName;
@@ -101,7 +102,7 @@ impl GatewayHead {
             Lane::Agent(lane) => &lane.scopes,
             Lane::External(lane) => &lane.scopes,
         };
-        check_capped_api(&parts, scopes.as_ref())?;
+        check_http_api(&parts, scopes.as_ref())?;
         match lane {
             Lane::Agent(lane)
                 if browser::is_from_browser(&parts.headers, &checked.host)
@@ -144,7 +145,7 @@ impl GatewayHead {
         target: &Target,
     ) -> Result<Self, RequestRefusal> {
         let (path, port) = (parts.uri.path(), target.address().port());
-        path::check_path(&parts.method, path, checked.upgrade.is_some(), &rules.paths, port)?;
+        check_path_rules(&parts.method, path, checked.upgrade.is_some(), &rules.paths, port)?;
         let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy)
             .map_err(|_| RequestRefusal::ClientDenied)?;
         let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
@@ -234,34 +235,6 @@ impl GatewayHead {
     pub fn into_request<B>(self, body: B) -> http::Request<B> {
         http::Request::from_parts(self.parts, body)
     }
-}
-
-/// Refuses requests to the gateway's HTTP API on a connection with the scope cap `cap`, unless it
-/// includes `operator.admin`.
-///
-/// There the gateway gives every client that sends its token or password full operator rights, and
-/// ignores `X-OpenClaw-Scopes` (OpenClaw `gateway/openai-http-api`,
-/// `gateway/tools-invoke-http-api`). The same holds for `POST /sessions/KEY/kill` and `GET
-/// /sessions/KEY/history`. A request for an upgrade is refused too: a gateway that does not upgrade
-/// could answer it as a plain request.
-fn check_capped_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), RequestRefusal> {
-    static API: LazyLock<Vec<PathRule>> = LazyLock::new(|| {
-        let deny = |prefix: &str| PathRule {
-            allow: false,
-            prefix: prefix.into(),
-            methods: Vec::new(),
-            upgrade: false,
-            port: None,
-        };
-        ["/v1/", "/tools/", "/api/", "/sessions/"].map(deny).into()
-    });
-    // This very path is a page of the Control UI.
-    if parts.uri.path() == "/sessions"
-        || cap.is_none_or(|cap| allowed_scopes(cap).any(|scope| scope == "operator.admin"))
-    {
-        return Ok(());
-    }
-    path::check_path(&parts.method, parts.uri.path(), false, &API, 0).map_err(|_| RequestRefusal::ScopeCapped)
 }
 
 /// Does what both lanes need: origin-form target, HTTP/1.1, and no field that clients may not send.

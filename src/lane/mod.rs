@@ -10,13 +10,13 @@
 //! | file | does |
 //! | --- | --- |
 //! | `policy`, `evidence` | the inputs: configuration, and what is known of a connection |
-//! | `admission` | refuses connections before the TLS handshake |
+//! | `access` | refuses connections before the TLS handshake |
 //! | `decide`, `request_sender`, `assignment`, `connection` | the decision and its result |
 //! | `explain` | why a connection is not an agent's |
-//! | `request_check`, `path` | refuse ambiguous requests and closed paths |
+//! | `request_check`, `path`, `http_api` | refuse ambiguous requests, closed paths, and the HTTP API of a capped client |
 //! | `headers`, `forwarding`, `forwarded_client`, `scheme`, `reserved_headers`, `x_forwarded_for`, `browser`, `target` | the head that the gateway gets |
 
-mod admission;
+mod access;
 mod assignment;
 mod browser;
 mod connection;
@@ -26,6 +26,7 @@ mod explain;
 mod forwarded_client;
 mod forwarding;
 mod headers;
+mod http_api;
 mod path;
 mod policy;
 mod request_check;
@@ -36,7 +37,7 @@ mod source_address;
 mod target;
 mod x_forwarded_for;
 
-pub use admission::{admit_peer, admit_plain, admit_proxied_client, may_be_agent, may_have_certificate};
+pub use access::{allow_peer, allow_plain, allow_proxied_client, may_be_agent, may_have_certificate};
 pub use assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
 pub use connection::ConnectionEvidence;
 pub use decide::{decide, decide_plain};
@@ -45,7 +46,7 @@ pub use explain::{WhyExternal, why_external};
 pub use forwarded_client::ForwardedClient;
 pub use forwarding::Forwarding;
 pub use headers::{GatewayHead, Rules, scrub_response, scrub_response_trailers, scrub_trailers};
-pub use path::{check_path, normalized};
+pub use path::{check_path_rules, normalized};
 pub use policy::{Policy, allowed_scopes};
 pub use request_check::RequestRefusal;
 pub use scheme::Scheme;

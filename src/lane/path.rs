@@ -20,7 +20,7 @@ use crate::config::PathRule;
 ///
 /// # Errors
 /// [`RequestRefusal::AmbiguousPath`] or [`RequestRefusal::PathDenied`].
-pub fn check_path(
+pub fn check_path_rules(
     method: &Method,
     path: &str,
     is_upgrade: bool,
@@ -129,7 +129,7 @@ mod tests {
             ("/tools/a", &no_tools, denied),
             ("/", &[], Ok(())),
         ] {
-            assert_eq!(check_path(&Method::GET, path, true, rules, 18789), expected, "{path} {rules:?}");
+            assert_eq!(check_path_rules(&Method::GET, path, true, rules, 18789), expected, "{path} {rules:?}");
         }
     }
 
@@ -145,10 +145,10 @@ mod tests {
             (3334, "/", false),
             (18792, "/voice", false),
         ] {
-            let checked = check_path(&Method::GET, path, false, &rules, port);
+            let checked = check_path_rules(&Method::GET, path, false, &rules, port);
             assert_eq!(checked.is_ok(), open, "{path} at {port}: {checked:?}");
         }
-        assert!(check_path(&Method::GET, "/%2F", false, &rules[..1], 18789).is_ok(), "there are no rules for it");
+        assert!(check_path_rules(&Method::GET, "/%2F", false, &rules[..1], 18789).is_ok(), "there are no rules for it");
     }
 
     #[test]
@@ -209,7 +209,7 @@ mod tests {
             (Method::HEAD, "/private/x", &open_reads, denied),
             (lower, "/private/x", &open_reads, denied),
         ] {
-            assert_eq!(check_path(&method, path, false, rules, 18789), expected, "{method} {path} {rules:?}");
+            assert_eq!(check_path_rules(&method, path, false, rules, 18789), expected, "{method} {path} {rules:?}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::Config;
 use crate::discovery::{Agent, Interface, ScopeCap};
-use crate::lane::{ProxyHeader, admit_peer, admit_plain, admit_proxied_client};
+use crate::lane::{ProxyHeader, allow_peer, allow_plain, allow_proxied_client};
 use proptest::prelude::*;
 
 const NOW: i64 = 1_000;
@@ -82,19 +82,19 @@ fn over_plain_http_a_trusted_proxy_is_external_and_no_other_peer_has_a_lane() {
         ("10.0.0.1", None),
     ] {
         let peer: IpAddr = peer.parse().unwrap();
-        let admitted = admit_plain(peer, &proxies);
+        let allowed = allow_plain(peer, &proxies);
         match (decide_plain(peer, &view(), &proxies), stated) {
             (Ok(lane), Some(stated)) => {
-                assert_eq!((admitted, lane.client, lane.trusted_proxy), (Ok(()), canonical(peer), true));
+                assert_eq!((allowed, lane.client, lane.trusted_proxy), (Ok(()), canonical(peer), true));
                 assert_eq!((lane.scheme, lane.forwarded_client.into_value()), (Scheme::Http, stated.parse().unwrap()));
                 assert_eq!((lane.user, lane.scopes), (None, Some("operator.read".parse().unwrap())));
             }
             (decided, stated) => {
-                assert_eq!((admitted, decided.is_err(), stated), (Err(Denied::NotTrustedProxy), true, None), "{peer}");
+                assert_eq!((allowed, decided.is_err(), stated), (Err(Denied::NotTrustedProxy), true, None), "{peer}");
             }
         }
     }
-    assert_eq!(admit_plain("172.18.0.3".parse().unwrap(), &policy(|_| {})), Err(Denied::NotTrustedProxy));
+    assert_eq!(allow_plain("172.18.0.3".parse().unwrap(), &policy(|_| {})), Err(Denied::NotTrustedProxy));
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
         });
         assert_eq!(decided, expected.map(|(client, proxy)| (client.to_owned(), proxy)), "{evidence:?}");
         assert_eq!(
-            admit_proxied_client(peer.parse().unwrap(), proxy_header, &policy),
+            allow_proxied_client(peer.parse().unwrap(), proxy_header, &policy),
             expected.map(|_| ()),
             "{evidence:?}"
         );
@@ -259,10 +259,10 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
 }
 
 #[test]
-fn a_possible_agent_is_admitted_to_the_handshake_in_spite_of_the_deny_list() {
+fn a_possible_agent_is_allowed_the_handshake_in_spite_of_the_deny_list() {
     let policy = policy(|c| c.external.deny = nets(&["0.0.0.0/0"]));
     for (peer, expected) in [("172.18.0.3", Ok(())), ("172.18.0.4", Ok(())), ("172.18.0.9", Err(Denied::Listed))] {
-        assert_eq!(admit_peer(peer.parse().unwrap(), &view(), &policy), expected, "{peer}");
+        assert_eq!(allow_peer(peer.parse().unwrap(), &view(), &policy), expected, "{peer}");
     }
 }
 
@@ -317,7 +317,7 @@ fn a_cap_follows_its_container_to_the_external_lane() {
 }
 
 #[test]
-fn every_way_of_admission_but_the_own_address_keeps_the_cap_of_its_container() {
+fn every_basis_but_the_own_address_keeps_the_cap_of_its_container() {
     let mut view = view();
     let cap = |scopes: &[&str], in_doubt| ScopeCap {
         scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
@@ -339,7 +339,7 @@ fn every_way_of_admission_but_the_own_address_keeps_the_cap_of_its_container() {
     let own_agent: fn(&mut Config) = |c| c.listen.own_addresses = OwnAddresses::Agent;
     let robot = || Some(own("spiffe://loopgate.local/agent/robot"));
     let attested = || Some(own("spiffe://loopgate.local/docker/p/s/bbb"));
-    for (peer, certificate, policy, admitted, expected) in [
+    for (peer, certificate, policy, basis, expected) in [
         ("172.18.0.9", None, with("", cidrs), "cidr", Some("a,b")),
         ("172.18.0.9", None, with("b,c", cidrs), "cidr", Some("b")),
         ("172.18.0.8", None, with("b,c", cidrs), "cidr", Some("b,c")),
@@ -360,7 +360,7 @@ fn every_way_of_admission_but_the_own_address_keeps_the_cap_of_its_container() {
             Lane::External(lane) => ("external", lane.scopes.clone(), lane.scopes),
         };
         let text = |cap: &Option<HeaderValue>| cap.as_ref().map(|cap| cap.to_str().unwrap().to_owned());
-        assert_eq!((label, text(&lane).as_deref()), (admitted, expected), "{evidence:?} {policy:?}");
+        assert_eq!((label, text(&lane).as_deref()), (basis, expected), "{evidence:?} {policy:?}");
         assert_eq!(text(&external).as_deref(), expected, "on the external lane: {evidence:?} {policy:?}");
     }
 }

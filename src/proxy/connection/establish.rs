@@ -1,16 +1,5 @@
-//! The phases of a connection before its first request, in order.
-//!
-//! 1. **Accepted**: the listener counted it. Nothing was read.
-//! 2. **Admitted**: the allow and deny lists permit its peer, or do not apply to it: trusted proxies
-//!    and possible agents.
-//! 3. **Identified**: its PROXY header, if it may have one, was read, and the lists permit the client
-//!    in it.
-//! 4. **Handshaken**: TLS is up, and the client's certificate was verified.
-//! 5. **Assigned**: it is on exactly one lane.
-//! 6. **Registered**: later changes reach it, and none came between the decision and the registration.
-//!
-//! A connection over plain HTTP (`listen.plain`) has types of its own for the phases before the
-//! fifth. They admit a trusted proxy only, and lead to the external lane only, never to enrolment.
+//! The phases of a connection before its first request, in the order in which `docs/architecture.md`
+//! explains them ("Phases of a connection").
 //!
 //! Each phase is a type whose fields only this file sees, and whose one constructor takes the phase
 //! before it, so that code that serves a connection which skipped a check does not compile. After
@@ -29,8 +18,8 @@ use crate::audit;
 use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{
-    Certificate, ConnectionEvidence, Denied, Evidence, ExternalLane, Lane, ProxyHeader, Rules, admit_peer, admit_plain,
-    admit_proxied_client, decide, decide_plain, may_have_certificate,
+    Certificate, ConnectionEvidence, Denied, Evidence, ExternalLane, Lane, ProxyHeader, Rules, allow_peer, allow_plain,
+    allow_proxied_client, decide, decide_plain, may_have_certificate,
 };
 use crate::listener::{ListenerKind, Permit, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
@@ -89,15 +78,15 @@ pub enum Established {
 pub async fn establish(shared: &Arc<Shared>, accepted: AcceptedConnection) -> Result<Established, Error> {
     let assigned = match accepted {
         AcceptedConnection::Tls(accepted) => {
-            let admitted = accepted.admit(shared)?;
-            let identified = unless_shutting_down(shared, admitted.read_proxy_header(shared)).await?;
+            let allowed = accepted.allow(shared)?;
+            let identified = unless_shutting_down(shared, allowed.read_proxy_header(shared)).await?;
             let handshaken = unless_shutting_down(shared, identified.handshake(shared)).await?;
             if handshaken.wants_enrolment() {
                 return Ok(Established::Enrolment(handshaken.stream));
             }
             handshaken.assign_lane(shared)?
         }
-        AcceptedConnection::Plain(accepted) => accepted.admit(shared)?.assign_external_lane(shared)?,
+        AcceptedConnection::Plain(accepted) => accepted.allow(shared)?.assign_external_lane(shared)?,
     };
     Ok(Established::Http(Box::new(assigned.register(shared)?)))
 }
@@ -163,33 +152,33 @@ impl AcceptedConnection {
 }
 
 impl AcceptedTls {
-    fn admit(self, shared: &Shared) -> Result<Admitted, Error> {
+    fn allow(self, shared: &Shared) -> Result<Allowed, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
-        admit_peer(origin.peer.ip(), &shared.view.borrow(), shared.rules.load().policy()).map_err(Error::Denied)?;
-        Ok(Admitted { stream, origin, settings: shared.settings.load_full() })
+        allow_peer(origin.peer.ip(), &shared.view.borrow(), shared.rules.load().policy()).map_err(Error::Denied)?;
+        Ok(Allowed { stream, origin, settings: shared.settings.load_full() })
     }
 }
 
 impl AcceptedPlain {
-    /// Only a trusted proxy is admitted. A PROXY header is not expected here: behind one the client
+    /// Only a trusted proxy is allowed. A PROXY header is not expected here: behind one the client
     /// would write the requests, and write them without TLS.
-    fn admit(self, shared: &Shared) -> Result<AdmittedProxy, Error> {
+    fn allow(self, shared: &Shared) -> Result<AllowedProxy, Error> {
         let Self { stream, origin } = self;
         let stream = TcpStream::from_std(stream)?;
-        admit_plain(origin.peer.ip(), shared.rules.load().policy()).map_err(Error::Denied)?;
-        Ok(AdmittedProxy { stream, origin, settings: shared.settings.load_full() })
+        allow_plain(origin.peer.ip(), shared.rules.load().policy()).map_err(Error::Denied)?;
+        Ok(AllowedProxy { stream, origin, settings: shared.settings.load_full() })
     }
 }
 
 /// Phase 2: the lists permit the peer, or do not apply to it.
-struct Admitted {
+struct Allowed {
     stream: TcpStream,
     origin: Origin,
     settings: Arc<Settings>,
 }
 
-impl Admitted {
+impl Allowed {
     /// Reads a PROXY header, which only trusted proxies send, and only where `listen.proxy_protocol` is on.
     async fn read_proxy_header(self, shared: &Shared) -> Result<Identified, Error> {
         let Self { mut stream, origin, settings } = self;
@@ -198,7 +187,7 @@ impl Admitted {
         if settings.proxy_protocol && shared.rules.load().policy().is_trusted_proxy(peer) {
             proxy_header = proxy_protocol::read(&mut stream, settings.limits.handshake_timeout).await?;
         }
-        admit_proxied_client(peer, proxy_header, shared.rules.load().policy()).map_err(Error::Denied)?;
+        allow_proxied_client(peer, proxy_header, shared.rules.load().policy()).map_err(Error::Denied)?;
         Ok(Identified { stream, origin, settings, proxy_header })
     }
 }
@@ -269,13 +258,13 @@ impl Handshaken {
 
 /// Phases 2 to 4 of a connection over plain HTTP: its peer is a trusted proxy, which has no PROXY
 /// header, no handshake and no certificate.
-struct AdmittedProxy {
+struct AllowedProxy {
     stream: TcpStream,
     origin: Origin,
     settings: Arc<Settings>,
 }
 
-impl AdmittedProxy {
+impl AllowedProxy {
     fn assign_external_lane(self, shared: &Shared) -> Result<Assigned, Error> {
         let Self { stream, origin, settings } = self;
         let peer = origin.peer.ip();

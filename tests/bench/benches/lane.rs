@@ -7,7 +7,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use loopgate::config::Config;
 use loopgate::discovery::{Agent, AgentKind, Interface, View};
-use loopgate::lane::{Certificate, Evidence, Issuer, Policy, ProxyHeader, admit_peer, decide};
+use loopgate::lane::{Certificate, Evidence, Issuer, Policy, ProxyHeader, allow_peer, decide};
 
 const NOW: i64 = 1_000;
 
@@ -46,7 +46,7 @@ fn lane(criterion: &mut Criterion) {
     ] {
         let evidence = Evidence { peer, proxy_header: ProxyHeader::Local, certificate };
         criterion.bench_function(&format!("permit, {name}"), |bencher| {
-            bencher.iter(|| admit_peer(black_box(peer), &view, &policy))
+            bencher.iter(|| allow_peer(black_box(peer), &view, &policy))
         });
         criterion.bench_function(&format!("decide, {name}"), |bencher| {
             bencher.iter(|| decide(black_box(&evidence), &view, &policy, NOW))

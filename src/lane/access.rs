@@ -1,4 +1,4 @@
-//! Admission before the TLS handshake: by the peer's address, then by the client that a PROXY header names.
+//! Access before the TLS handshake: by the peer's address, then by the client that a PROXY header names.
 
 use std::net::IpAddr;
 
@@ -10,22 +10,22 @@ use super::request_sender::RequestSender;
 use crate::addr::canonical;
 use crate::discovery::View;
 
-/// Admits or denies the peer of a new connection, before a byte is read.
+/// Allows or denies the peer of a new connection, before a byte is read.
 ///
 /// The allow and deny lists are about clients, so a trusted proxy passes, and so does a peer with an agent's address.
 ///
 /// # Errors
 /// Why the connection must be closed.
-pub fn admit_peer(peer: IpAddr, view: &View, policy: &Policy) -> Result<(), Denied> {
+pub fn allow_peer(peer: IpAddr, view: &View, policy: &Policy) -> Result<(), Denied> {
     let peer = canonical(peer);
     if policy.is_trusted_proxy(peer) || may_be_agent(peer, view, policy) { Ok(()) } else { policy.check_lists(peer) }
 }
 
-/// Admits the peer of a new connection over plain HTTP, before a byte is read: only a trusted proxy.
+/// Allows the peer of a new connection over plain HTTP, before a byte is read: only a trusted proxy.
 ///
 /// # Errors
 /// The peer is none.
-pub fn admit_plain(peer: IpAddr, policy: &Policy) -> Result<(), Denied> {
+pub fn allow_plain(peer: IpAddr, policy: &Policy) -> Result<(), Denied> {
     if policy.is_trusted_proxy(canonical(peer)) { Ok(()) } else { Err(Denied::NotTrustedProxy) }
 }
 
@@ -35,11 +35,11 @@ pub fn may_be_agent(peer: IpAddr, view: &View, policy: &Policy) -> bool {
     !policy.is_trusted_proxy(peer) && (view.agents.contains_key(&peer) || by_address(peer, view, policy).is_some())
 }
 
-/// Admits or denies the client that a trusted proxy's PROXY header names, before the TLS handshake.
+/// Allows or denies the client that a trusted proxy's PROXY header names, before the TLS handshake.
 ///
 /// # Errors
 /// Why the connection must be closed.
-pub fn admit_proxied_client(peer: IpAddr, header: ProxyHeader, policy: &Policy) -> Result<(), Denied> {
+pub fn allow_proxied_client(peer: IpAddr, header: ProxyHeader, policy: &Policy) -> Result<(), Denied> {
     let sender = RequestSender::new(canonical(peer), header, policy);
     if header == ProxyHeader::Local || sender.is_trusted_proxy { Ok(()) } else { policy.check_lists(sender.ip) }
 }

@@ -1,0 +1,39 @@
+//! The gateway's HTTP API, which a client with a scope cap must not use.
+
+use std::sync::LazyLock;
+
+use http::HeaderValue;
+use http::request::Parts;
+
+use super::path::check_path_rules;
+use super::policy::allowed_scopes;
+use super::request_check::RequestRefusal;
+use crate::config::PathRule;
+
+/// Refuses requests to the gateway's HTTP API on a connection with the scope cap `cap`, unless it
+/// includes `operator.admin`.
+///
+/// There the gateway gives every client that sends its token or password full operator rights, and
+/// ignores `X-OpenClaw-Scopes` (OpenClaw `gateway/openai-http-api`,
+/// `gateway/tools-invoke-http-api`). The same holds for `POST /sessions/KEY/kill` and `GET
+/// /sessions/KEY/history`. A request for an upgrade is refused too: a gateway that does not upgrade
+/// could answer it as a plain request.
+pub(super) fn check_http_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), RequestRefusal> {
+    static API: LazyLock<Vec<PathRule>> = LazyLock::new(|| {
+        let deny = |prefix: &str| PathRule {
+            allow: false,
+            prefix: prefix.into(),
+            methods: Vec::new(),
+            upgrade: false,
+            port: None,
+        };
+        ["/v1/", "/tools/", "/api/", "/sessions/"].map(deny).into()
+    });
+    // This very path is a page of the Control UI.
+    if parts.uri.path() == "/sessions"
+        || cap.is_none_or(|cap| allowed_scopes(cap).any(|scope| scope == "operator.admin"))
+    {
+        return Ok(());
+    }
+    check_path_rules(&parts.method, parts.uri.path(), false, &API, 0).map_err(|_| RequestRefusal::ScopeCapped)
+}
