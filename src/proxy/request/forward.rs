@@ -19,7 +19,7 @@ use super::record::RequestRecord;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
 use super::upgrade::{UpgradeContext, upgrade};
-use crate::lane::{GatewayHead, RequestRefusal, Scheme};
+use crate::lane::{GatewayHead, RequestRefusal, Rules, Scheme};
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
@@ -38,87 +38,148 @@ pub struct ForwardOutcome {
 /// Forwards `request` and waits for the head of the response.
 pub async fn forward(
     session: &Arc<Session>,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     interims: InterimSender,
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
-    let failed = |must_close, error| ForwardOutcome { must_close, result: Err(error) };
-    let is_h2_connect = match extended_connect(&mut request) {
-        Ok(is_connect) => is_connect,
-        Err(error) => return failed(false, error),
+    let Prepared { head, body, authorization, answered_by } = match prepare(session, request, record) {
+        Ok(prepared) => prepared,
+        Err(Refused { must_close, error }) => return ForwardOutcome { must_close, result: Err(error) },
     };
-    if session.close_signal.is_revoked() {
-        return failed(true, Error::Refused(RequestRefusal::ClientDenied));
+    let must_close = body.is_optional();
+    match answered_by {
+        AnsweredBy::Loopgate(request) => ForwardOutcome { must_close, result: Ok(request.response(record)) },
+        AnsweredBy::Tunnel(context) => {
+            let result = Box::pin(upgrade(session, head, authorization, context, record)).await;
+            ForwardOutcome { must_close, result }
+        }
+        AnsweredBy::Gateway => exchange(session, head, body, authorization, interims, record).await,
     }
-    if session.has_expired() {
-        return failed(true, Error::CertificateExpired);
+}
+
+/// A request that passed all checks.
+struct Prepared {
+    head: GatewayHead,
+    body: ClientBody,
+    authorization: Option<ClientAuthorization>,
+    answered_by: AnsweredBy,
+}
+
+/// What answers a request.
+enum AnsweredBy {
+    Gateway,
+    Tunnel(UpgradeContext),
+    Loopgate(CaRequest),
+}
+
+/// A request that did not pass the checks, and whether an HTTP/1.1 connection must close after it.
+struct Refused {
+    must_close: bool,
+    error: Error,
+}
+
+/// The body of a request, before it is read.
+struct ClientBody {
+    incoming: Incoming,
+    /// Whether the client waits for `100 Continue` before it sends it.
+    expects_continue: bool,
+    /// The rules for its trailers.
+    rules: Arc<Rules>,
+}
+
+impl ClientBody {
+    /// Returns whether a client that gets a response before it was asked for its body may leave it
+    /// out. A client may never send a body that it was not asked for (RFC 9110 section 10.1.1).
+    fn is_optional(&self) -> bool {
+        self.expects_continue && !self.incoming.is_end_stream()
     }
+}
+
+/// Checks `request`, and builds its head for the gateway.
+fn prepare(session: &Session, mut request: Request<Incoming>, record: &RequestRecord) -> Result<Prepared, Refused> {
+    let is_h2_connect = extended_connect(&mut request).map_err(|error| Refused { must_close: false, error })?;
+    check_connection(session).map_err(|error| Refused { must_close: true, error })?;
     let client_side = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
     add_missing_host(&mut parts, session.local);
-    let expects =
-        parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-    // A client may never send a body that it was not asked for (RFC 9110 section 10.1.1).
-    let body_is_optional = expects && !incoming.is_end_stream();
-    // A certificate to trust must not come over a connection that others can change, nor hide a path of another port.
+    let shared = &session.shared;
+    let rules = shared.rules.load_full();
+    let body = ClientBody { incoming, expects_continue: expects_continue(&parts), rules: Arc::clone(&rules) };
+    let refused = |error| Refused { must_close: body.is_optional(), error };
+    let ca_request = ca_request(session, &parts);
+
+    let (token, tls) = (shared.token.load_full(), shared.tls.load());
+    let mut head = GatewayHead::new(parts, &session.lane, &rules, &session.target, token.as_deref(), tls.names())
+        .map_err(|refusal| refused(Error::Refused(refusal)))?;
+    if let Some(trace) = record.trace() {
+        head.set_trace(trace);
+    }
+    record.set_lane(head.lane());
+    let authorization = ClientAuthorization::new(session, head.client(), &rules).map_err(refused)?;
+
+    let answered_by = match ca_request {
+        _ if head.is_upgrade() => AnsweredBy::Tunnel(UpgradeContext { client_side, is_h2_connect }),
+        // An extended CONNECT that is not passed on as an upgrade must not be answered as if its WebSocket was open.
+        _ if is_h2_connect => return Err(refused(Error::Refused(RequestRefusal::BadUpgrade))),
+        Some(request) => AnsweredBy::Loopgate(request),
+        None => AnsweredBy::Gateway,
+    };
+    Ok(Prepared { head, body, authorization, answered_by })
+}
+
+/// Refuses requests on a connection that may carry no further ones.
+fn check_connection(session: &Session) -> Result<(), Error> {
+    if session.close_signal.is_revoked() {
+        return Err(Error::Refused(RequestRefusal::ClientDenied));
+    }
+    if session.has_expired() {
+        return Err(Error::CertificateExpired);
+    }
+    Ok(())
+}
+
+fn expects_continue(parts: &Parts) -> bool {
+    parts.headers.get(EXPECT).is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Returns the request for loopgate's CA that `parts` are. A certificate to trust must not come over
+/// a connection that others can change, nor hide a path of another port.
+fn ca_request(session: &Session, parts: &Parts) -> Option<CaRequest> {
     let may_offer_ca = session.lane.scheme() == Scheme::Https && session.target.is_gateway();
-    let ca_request = may_offer_ca.then(|| CaRequest::of(&parts, &session.shared.tls)).flatten();
-    let rules = session.shared.rules.load_full();
-    let token = session.shared.token.load_full();
-    let (lane, target) = (&session.lane, &session.target);
-    let head = match GatewayHead::new(parts, lane, &rules, target, token.as_deref(), session.shared.tls.load().names())
-    {
-        Ok(mut head) => {
-            if let Some(trace) = record.trace() {
-                head.set_trace(trace);
-            }
-            head
-        }
-        Err(refusal) => return failed(body_is_optional, Error::Refused(refusal)),
-    };
-    let lane = head.lane();
-    record.set_lane(lane);
-    let mut authorization = match ClientAuthorization::new(session, head.client(), &rules) {
-        Ok(authorization) => authorization,
-        Err(error) => return failed(body_is_optional, error),
-    };
-    // An extended CONNECT that is not passed on as an upgrade must not be answered as if its WebSocket was open.
-    if is_h2_connect && !head.is_upgrade() {
-        return failed(false, Error::Refused(RequestRefusal::BadUpgrade));
-    }
-    if let Some(request) = ca_request.filter(|_| !head.is_upgrade()) {
-        return ForwardOutcome { must_close: body_is_optional, result: Ok(request.response(record)) };
-    }
-    if head.is_upgrade() {
-        let context = UpgradeContext { client_side, is_h2_connect };
-        let result = Box::pin(upgrade(session, head, authorization, context, record)).await;
-        return ForwardOutcome { must_close: body_is_optional, result };
-    }
+    may_offer_ca.then(|| CaRequest::of(parts, &session.shared.tls)).flatten()
+}
+
+/// Waits for a permit, sends the request and waits for the head of the gateway's response.
+async fn exchange(
+    session: &Arc<Session>,
+    head: GatewayHead,
+    body: ClientBody,
+    mut authorization: Option<ClientAuthorization>,
+    interims: InterimSender,
+    record: &Arc<RequestRecord>,
+) -> ForwardOutcome {
     let client = head.client();
     let waiting = pin!(async { Ok(session.gateway_permit(client, Purpose::Request, record.started()).await?) });
     let (permit, started) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
         Ok(permitted) => permitted,
-        Err(error) => return failed(body_is_optional, error),
+        Err(error) => return ForwardOutcome { must_close: body.is_optional(), result: Err(error) },
     };
-    let counters = session.shared.traffic.lane(lane);
-    record.count_sent(counters.sent.clone());
-    // hyper sends 100 over HTTP/1.1 as soon as the body is read. HTTP/1.0 has no interim responses
-    // (RFC 9110 section 15.2).
+
+    // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
     let interims = record.takes_trailers().then_some(interims);
-    let h2_interims = interims.clone().filter(InterimSender::is_h2);
-    let (gate, continue_signal) = if expects { Some(ContinueGate::new(h2_interims)).unzip() } else { (None, None) };
-    let body =
-        RequestBody::new(incoming, Arc::clone(&rules), gate, counters.received.clone(), &session.shared.shutdown);
-    let progress = if expects { body.progress() } else { None };
+    let counters = session.shared.traffic.lane(head.lane());
+    record.count_sent(counters.sent.clone());
+    let ClientBody { incoming, expects_continue, rules } = body;
+    // hyper sends 100 over HTTP/1.1 as soon as the body is read.
+    let h2_interims = || interims.clone().filter(InterimSender::is_h2);
+    let (gate, continue_signal) = expects_continue.then(|| ContinueGate::new(h2_interims())).unzip();
+    let body = RequestBody::new(incoming, rules, gate, counters.received.clone(), &session.shared.shutdown);
+    let progress = if expects_continue { body.progress() } else { None };
     let on_interim = OnInterim { continue_signal, interims: interims.clone() };
     let sending = pin!(session.shared.upstream.send(head, body, on_interim, permit, &session.settings.limits, started));
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
-    if let Some(interims) = interims.filter(|interims| !interims.is_h2() && interims.is_waiting()) {
-        // No byte of the final response may be in hyper's buffer before them. A client that does
-        // not read them is cut off.
-        record.guard().mark_pending(Instant::now());
-        poll_fn(|cx| interims.poll_written(cx)).await;
-    }
+    write_interims(interims, record).await;
+
     // The client waited for a 100 and got none: what it sends next may be the body, or a new request.
     let must_close = progress.is_some_and(|progress| progress.last_piece().is_none());
     let result = sent.and_then(|(response, upstream)| {
@@ -128,6 +189,15 @@ pub async fn forward(
         Ok(pass_back(session, response, upstream, record, authorization))
     });
     ForwardOutcome { must_close, result }
+}
+
+/// Waits over HTTP/1.1 until interim responses are written: no byte of the final response may be in
+/// hyper's buffer before them. A client that does not read them is cut off.
+async fn write_interims(interims: Option<InterimSender>, record: &RequestRecord) {
+    if let Some(interims) = interims.filter(|interims| !interims.is_h2() && interims.is_waiting()) {
+        record.guard().mark_pending(Instant::now());
+        poll_fn(|cx| interims.poll_written(cx)).await;
+    }
 }
 
 /// Adds the Host that HTTP/1.0 does not know (RFC 1945): such a request is for the address that it
