@@ -49,29 +49,18 @@ pub async fn upgrade(
 ) -> Result<Response<ResponseBody>, Error> {
     let UpgradeContext { client_side, is_h2_connect } = context;
     let shared = &session.shared;
-    let counters = shared.traffic.lane(head.lane());
+    let lane = head.lane();
+    let counters = shared.traffic.lane(lane);
     let held = GaugeGuard::new(&counters.tunnels);
     record.count_sent(counters.sent.clone());
-    let (received, sent) = (counters.received.clone(), counters.sent.clone());
     let (first_message, connect_response) = connect_check(session, &head).unzip();
-    let is_capped = head.scope_cap().is_some();
-    let buffers = Arc::clone(shared.tunnel_buffers.of(head.lane()));
     if first_message.is_some() {
         head.refuse_extensions();
     }
+    let is_capped = head.scope_cap().is_some();
     let key = head.websocket_key().cloned();
-    let client = head.client();
-    let waiting = pin!(async { Ok(session.gateway_permit(client, Purpose::WebSocket, record.started()).await?) });
-    let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await?;
-    let sending = pin!(shared.upstream.send(
-        head,
-        RequestBody::empty(),
-        OnInterim::default(),
-        permit,
-        &session.settings.limits,
-        started,
-    ));
-    let (response, mut upstream) = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await?;
+
+    let (response, mut upstream) = exchange(session, head, authorization.as_mut(), record).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).
         if is_h2_connect && response.status().is_success() {
@@ -86,40 +75,73 @@ pub async fn upgrade(
     if is_h2_connect && !accepts(&response, key.as_ref(), websocket) || is_capped && !websocket {
         return Err(Error::BadUpgradeResponse);
     }
-    let (first_message, connect_response) =
-        (first_message.filter(|_| websocket), connect_response.filter(|_| websocket));
-    let close_signal =
-        if authorization.is_some() { session.close_signal.for_tunnel() } else { session.close_signal.clone() };
-    // The other half is for the close handshake.
+
     let newest = Arc::clone(shared);
-    let rest_limit = Arc::new(move || newest.settings.load().limits.drain_timeout / 2);
     let options = TunnelOptions {
         websocket,
         is_http2: is_h2_connect,
-        buffers,
-        close_signal: close_signal.clone(),
-        rest_limit,
-        first_message,
-        connect_response,
-        received,
-        sent,
+        buffers: Arc::clone(shared.tunnel_buffers.of(lane)),
+        close_signal: match authorization {
+            Some(_) => session.close_signal.for_tunnel(),
+            None => session.close_signal.clone(),
+        },
+        // The other half is for the close handshake.
+        rest_limit: Arc::new(move || newest.settings.load().limits.drain_timeout / 2),
+        first_message: first_message.filter(|_| websocket),
+        connect_response: connect_response.filter(|_| websocket),
+        received: counters.received.clone(),
+        sent: counters.sent.clone(),
     };
+    start_tunnel(session, record, authorization, held, client_side, upstream, options);
+    Ok(switched(response, is_h2_connect, record))
+}
+
+/// Waits for a permit, sends the upgrade request and waits for the head of the gateway's response.
+async fn exchange(
+    session: &Session,
+    head: GatewayHead,
+    mut authorization: Option<&mut ClientAuthorization>,
+    record: &RequestRecord,
+) -> Result<(Response<Incoming>, PooledConnection), Error> {
+    let client = head.client();
+    let waiting = pin!(async { Ok(session.gateway_permit(client, Purpose::WebSocket, record.started()).await?) });
+    let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_deref_mut(), waiting).await?;
+    let (body, on_interim, limits) = (RequestBody::empty(), OnInterim::default(), &session.settings.limits);
+    let sending = pin!(session.shared.upstream.send(head, body, on_interim, permit, limits, started));
+    ClientAuthorization::unless_revoked(authorization, sending).await
+}
+
+/// Spawns the tunnel, which is counted while `held` is.
+fn start_tunnel(
+    session: &Session,
+    record: &RequestRecord,
+    authorization: Option<ClientAuthorization>,
+    held: GaugeGuard,
+    client_side: OnUpgrade,
+    upstream: PooledConnection,
+    options: TunnelOptions,
+) {
     record.ended(RequestEnd::Upgraded);
     // A stream of HTTP/2 lives and ends with its connection, which waits for it.
-    let tunnel = is_h2_connect.then(|| session.activity.begin_tunnel(record.guard()));
+    let stream = options.is_http2.then(|| session.activity.begin_tunnel(record.guard()));
+    let close_signal = options.close_signal.clone();
     let (number, peer) = (session.number, session.peer);
-    shared.shutdown.spawn(async move {
-        let (_held, tunnel) = (held, tunnel);
+    session.shared.shutdown.spawn(async move {
+        let (_held, stream) = (held, stream);
         if let Err(error) = join_while(authorization, close_signal, join(client_side, upstream, options)).await {
             debug!(connection = number, %peer, %error, "tunnel broke off");
             // RFC 8441 section 5: the end of a TCP connection by a reset is a reset of the stream, with CANCEL.
-            if let Some(tunnel) = tunnel
+            if let Some(stream) = stream
                 && !matches!(error, TunnelError::Unauthorized)
             {
-                tunnel.reset_stream();
+                stream.reset_stream();
             }
         }
     });
+}
+
+/// Returns the client's response to an upgrade: 101, or 200 to an extended CONNECT.
+fn switched(response: Response<Incoming>, is_h2_connect: bool, record: &Arc<RequestRecord>) -> Response<ResponseBody> {
     let (mut parts, _) = response.into_parts();
     if is_h2_connect {
         parts.status = StatusCode::OK;
@@ -127,7 +149,7 @@ pub async fn upgrade(
         parts.headers.remove(SEC_WEBSOCKET_ACCEPT);
     }
     parts.version = Version::HTTP_11;
-    Ok(Response::from_parts(parts, ResponseBody::own(Bytes::new(), Arc::clone(record))))
+    Response::from_parts(parts, ResponseBody::own(Bytes::new(), Arc::clone(record)))
 }
 
 /// Returns whether `response` switches to a WebSocket.
