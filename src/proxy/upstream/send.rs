@@ -57,6 +57,18 @@ impl OnInterim {
     }
 }
 
+/// Makes the request that hyper sends.
+fn into_request(head: GatewayHead, body: RequestBody, on_interim: OnInterim) -> Request<RequestBody> {
+    // hyper omits the body of a GET, HEAD or CONNECT whose length is unknown, unless this field is set.
+    let is_chunked = !body.is_end_stream() && body.size_hint().exact().is_none();
+    let mut request = head.into_request(body);
+    if is_chunked {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    on_interim.attach(&mut request);
+    request
+}
+
 /// The way to the gateway, shared by all connections.
 #[derive(Debug)]
 pub struct Upstream {
@@ -115,13 +127,7 @@ impl Upstream {
         // A path that the gateway could read as another one gets the default timeout.
         let response_timeout =
             normalized(head.path()).map_or(limits.request_timeout, |path| limits.request_timeout_of(&path));
-        // hyper omits the body of a GET, HEAD or CONNECT whose length is unknown, unless this field is set.
-        let is_chunked = !body.is_end_stream() && body.size_hint().exact().is_none();
-        let mut request = head.into_request(body);
-        if is_chunked {
-            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        }
-        on_interim.attach(&mut request);
+        let mut request = into_request(head, body, on_interim);
         async move {
             let mut since = started;
             let mut only_new_connections = false;
@@ -157,19 +163,13 @@ impl Upstream {
                             Box::pin(tokio::time::sleep(RETRY_PAUSE)).await;
                         }
                     }
-                    Err(SendError::Broken(error)) if progress.as_deref().is_some_and(Progress::is_broken) => {
-                        return Err(Error::BadRequestBody(error));
-                    }
-                    Err(SendError::Broken(error)) if error.is_parse_too_large() => {
-                        return Err(Error::GatewayHeadTooLarge);
-                    }
                     Err(SendError::Broken(error)) => {
-                        let Some(head) = retry.take().filter(|_| !connection.has_read()) else {
-                            let may_be_tls = error.is_parse() || !connection.has_read();
-                            let is_tls = may_be_tls
-                                && route.target == self.gateway
-                                && Box::pin(self.tls_detector.explains_broken_answer()).await;
-                            return Err(if is_tls { Error::GatewayTls } else { Error::GatewayClosed(error) });
+                        let is_bad_body = progress.as_deref().is_some_and(Progress::is_broken);
+                        let is_final = is_bad_body || error.is_parse_too_large() || connection.has_read();
+                        let Some(head) = retry.take().filter(|_| !is_final) else {
+                            return Err(
+                                Box::pin(self.why_broken(error, is_bad_body, connection.has_read(), route)).await
+                            );
                         };
                         if connection.is_reused() {
                             // The gateway most likely closed it for its age while the request was on its way.
@@ -186,6 +186,21 @@ impl Upstream {
                 since = Instant::now();
             }
         }
+    }
+
+    /// Returns why an exchange along `route` broke with `error`, where it is not repeated.
+    async fn why_broken(&self, error: hyper::Error, is_bad_body: bool, has_read: bool, route: Route) -> Error {
+        if is_bad_body {
+            return Error::BadRequestBody(error);
+        }
+        if error.is_parse_too_large() {
+            return Error::GatewayHeadTooLarge;
+        }
+        let may_be_tls = (error.is_parse() || !has_read) && route.target == self.gateway;
+        if may_be_tls && self.tls_detector.explains_broken_answer().await {
+            return Error::GatewayTls;
+        }
+        Error::GatewayClosed(error)
     }
 
     /// Opens a connection along `route`; while the gateway does not accept, tries again until `give_up`.
