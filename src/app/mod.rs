@@ -5,9 +5,12 @@ mod config_file;
 mod descriptors;
 mod error;
 mod gateway_token;
+mod metrics;
+mod parts;
 mod sandbox;
 mod sidecar;
 mod signals;
+mod span_exporter;
 mod tls_reloader;
 mod unpair;
 

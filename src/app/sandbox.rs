@@ -23,10 +23,10 @@ use crate::config::{Config, Sandbox};
 /// create, rename and remove.
 const LANDLOCK: ABI = ABI::V3;
 
-/// System calls that fail with EPERM. A list of what is permitted would break when a library or the
-/// C library changes; what is here, no version of them needs.
+/// System calls that fail with EPERM: those that no version of a library or of the C library needs.
+/// A list of permitted calls would break when one of these changes.
 const REFUSED: &[libc::c_long] = &[
-    // Programs.
+    // Starting programs.
     libc::SYS_execve,
     libc::SYS_execveat,
     // Other processes.

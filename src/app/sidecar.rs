@@ -12,33 +12,24 @@ use tracing::{error, info, warn};
 
 use super::certificate_names::follow_names;
 use super::error::Error;
-use super::gateway_token;
+use super::metrics::Metrics;
+use super::span_exporter::SpanExporter;
 use super::tls_reloader::{self, TlsReloader};
-use super::unpair::{UnpairRemoved, Workloads};
+use super::{gateway_token, parts};
 use crate::admin::reload::{self, Outcome};
 use crate::admin::status::SandboxStatus;
 use crate::admin::{self, Admin, AdminState};
-use crate::config::{self, AgentSourceKind, BindDevices, Config, live};
-use crate::discovery::docker::engine::Engine;
-use crate::discovery::kubernetes::api::Api;
+use crate::config::{self, Config, live};
 use crate::discovery::{self, Namespace, View};
-use crate::enrolment::{DockerProofs, Enrolment};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
-use crate::listener::{self, ListenerAddress, ListenerKind};
+use crate::listener::{self, ConnectionLimits, ListenerAddress, ListenerKind};
 use crate::metrics::health::Health;
 use crate::metrics::traffic::Traffic;
 use crate::metrics::{DiscoveryMetrics, ListenerMetrics};
-use crate::openclaw::devices::Devices;
-use crate::openclaw::files::{self, Unreadable};
-use crate::openclaw::keep_paired::KeepPaired;
-#[cfg(feature = "otel")]
-use crate::otel::Exporter;
 use crate::pki::{self, Pki, ServerIdentity};
-use crate::proxy::{Enrol, Proxy};
+use crate::proxy::Proxy;
 use crate::shutdown::Shutdown;
-use crate::tls::{self, ClientAuthorities};
-use crate::trace::Recorder;
 use crate::workers::{self, Workers};
 
 /// How long the start waits for the first list of containers or pods.
@@ -53,7 +44,7 @@ pub struct Sidecar {
     config: Arc<ArcSwap<Config>>,
     proxy: Arc<Proxy>,
     tls: Arc<TlsReloader>,
-    limits: Arc<listener::ConnectionLimits>,
+    limits: Arc<ConnectionLimits>,
     /// Why the last reload was rejected.
     config_problem: watch::Sender<Option<String>>,
     pki: Pki,
@@ -61,8 +52,7 @@ pub struct Sidecar {
     bound: watch::Receiver<Arc<Vec<ListenerAddress>>>,
     shutdown: Shutdown,
     _workers: Workers,
-    #[cfg(feature = "otel")]
-    exporter: Option<Arc<Exporter>>,
+    span_exporter: SpanExporter,
     /// Begins once connections have ended: until then open connections can lose their lane, and `/readyz` says that the
     /// sidecar is stopping.
     late_shutdown: Shutdown,
@@ -94,53 +84,44 @@ impl Sidecar {
         let engine = discovery::engine_of(&config, &late_shutdown);
         let mut view = discovery::start(&config, engine.clone(), &discovery_metrics, &late_shutdown);
         let token = gateway_token::inherited(&config)?;
-        for Unreadable { key, path, error } in files::unreadable(&config.gateway) {
-            warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
-        }
+        parts::warn_of_unreadable_files(&config);
         // Listeners and the certificate need the agents, addresses and names that discovery finds.
         // If it does not answer in time, the sidecar starts without them, which grants nothing.
         discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
-        verify_client_ca(&config)?;
-        let pki = pki::open(
-            &config.tls,
-            &config.state_dir,
-            follow_names(&config, view.clone(), &late_shutdown),
-            &late_shutdown,
-        )?;
+
+        parts::verify_client_ca(&config)?;
+        let names = follow_names(&config, view.clone(), &late_shutdown);
+        let pki = pki::open(&config.tls, &config.state_dir, names, &late_shutdown)?;
         let newest = pki.identity();
         let served = Arc::clone(&newest.borrow());
         let tls_config = tls_reloader::server_config(&served, &config)?;
-        #[cfg(feature = "otel")]
-        let exporter = config.log.otel_endpoint.as_ref().map(Exporter::new).transpose()?.map(Arc::new);
-        #[cfg(feature = "otel")]
-        let recorder = exporter.clone().map(|exporter| exporter as Arc<dyn Recorder>);
-        #[cfg(not(feature = "otel"))]
-        let recorder: Option<Arc<dyn Recorder>> = None;
-        let (traffic, listener_metrics) = (Arc::new(Traffic::with_recorder(recorder)), ListenerMetrics::default());
-        let enrolment = enrolment(&config, &pki, view.clone(), engine.clone());
-        let enrolments = enrolment.metrics().clone();
+
+        let span_exporter = SpanExporter::new(&config)?;
+        let enrolment = parts::enrolment(&config, &pki, view.clone(), engine.clone());
+        let metrics = Metrics {
+            discovery: discovery_metrics,
+            listener: ListenerMetrics::default(),
+            traffic: Arc::new(Traffic::with_recorder(span_exporter.recorder())),
+            enrolments: enrolment.metrics().clone(),
+        };
         let capacity = super::descriptors::capacity(config.limits.max_connections);
         let mut fitted = config.clone();
         fitted.limits.max_connections = capacity.connections;
         let workers =
             Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
         let pool = workers.pool().clone();
-        let (enrol, devices) = (serve_enrolments(enrolment), devices(&config)?);
-        unpair_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
-        let proxy =
-            Proxy::new(&fitted, view.clone(), tls_config, token, enrol, devices, Arc::clone(&traffic), pool, &shutdown);
+        let (enrol, devices) = (parts::serve_enrolments(enrolment), parts::devices(&config)?);
+        parts::unpair_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
+        let traffic = Arc::clone(&metrics.traffic);
+        let proxy = Proxy::new(&fitted, view.clone(), tls_config, token, enrol, devices, traffic, pool, &shutdown);
         proxy.spawn_recheck(&late_shutdown);
-        let (proxy_for_serve, proxy_for_limits) = (Arc::clone(&proxy), Arc::clone(&proxy));
-        let limits = Arc::new(listener::ConnectionLimits::new(
-            &fitted,
-            capacity.waiting,
-            listener_metrics.clone(),
-            move |peer| proxy_for_limits.may_be_agent(peer),
-        ));
-        let bound = listener::follow(&config, view.clone(), &shutdown, &limits, move |accepted| {
-            proxy_for_serve.serve(accepted)
-        })?;
-        keep_paired(&config, &shutdown);
+        let (judging, serving) = (Arc::clone(&proxy), Arc::clone(&proxy));
+        let is_agent = move |peer| judging.may_be_agent(peer);
+        let limits = Arc::new(ConnectionLimits::new(&fitted, capacity.waiting, metrics.listener.clone(), is_agent));
+        let serve = move |accepted| serving.serve(accepted);
+        let bound = listener::follow(&config, view.clone(), &shutdown, &limits, serve)?;
+        parts::keep_paired(&config, &shutdown);
+
         let config = Arc::new(ArcSwap::from_pointee(config));
         let tls = Arc::new(TlsReloader::new(newest, served, Arc::clone(&config), Arc::clone(&proxy)));
         late_shutdown.spawn(Arc::clone(&tls).follow(late_shutdown.clone()));
@@ -155,17 +136,11 @@ impl Sidecar {
             bound,
             shutdown,
             _workers: workers,
-            #[cfg(feature = "otel")]
-            exporter,
+            span_exporter,
             late_shutdown,
         };
         if let Some(admin) = admin {
-            let mut registry = Registry::with_prefix("loopgate");
-            traffic.register(&mut registry);
-            listener_metrics.register(&mut registry);
-            register_discovery(&discovery_metrics, sidecar.config().discovery, &mut registry);
-            enrolments.register(&mut registry);
-            tls::register(&mut registry);
+            let registry = metrics.registry(sidecar.config().discovery);
             sidecar.serve_admin(admin, registry, reload, started, sandbox);
         }
         sidecar.log_start();
@@ -312,95 +287,8 @@ impl Sidecar {
             self.shutdown.wait(ABORT_GRACE).await;
             warn!(left, "drain timeout reached; aborted the connections that were left (limits.drain_timeout)");
         }
-        #[cfg(feature = "otel")]
-        if let Some(exporter) = self.exporter.clone() {
-            exporter.stop().await;
-        }
+        self.span_exporter.stop().await;
         self.late_shutdown.begin();
         info!("stopped");
-    }
-}
-
-/// Verifies that `tls.client_ca` can be used, before a CA of loopgate's own is created. It may be
-/// that CA, which is then verified when it is opened.
-fn verify_client_ca(config: &Config) -> Result<(), Error> {
-    let foreign = config.tls.client_ca.as_deref().filter(|file| !pki::is_own_authority(file, &config.state_dir));
-    ClientAuthorities::new(None, foreign, Arc::default()).map_err(tls::Error::from)?;
-    Ok(())
-}
-
-/// Opens the list of devices that agents used, unless `agents.bind_devices` is off.
-fn devices(config: &Config) -> Result<Option<Arc<Devices>>, Error> {
-    if config.agents.bind_devices == BindDevices::Off {
-        return Ok(None);
-    }
-    match Devices::open(&config.state_dir, config.gateway.state_dir.as_deref()) {
-        Ok(devices) => Ok(Some(Arc::new(devices))),
-        Err(source) => Err(Error::Io { doing: "reading devices.json in the state directory", source }),
-    }
-}
-
-/// Returns what serves a connection of an agent that enrols.
-fn serve_enrolments(enrolment: Enrolment) -> Enrol {
-    let enrolment = Arc::new(enrolment);
-    Box::new(move |stream, peer| {
-        let enrolment = Arc::clone(&enrolment);
-        Box::pin(async move { enrolment.serve(stream, peer).await })
-    })
-}
-
-/// Registers the metrics of discovery, with those of the source in use.
-fn register_discovery(metrics: &DiscoveryMetrics, source: AgentSourceKind, registry: &mut Registry) {
-    metrics.register(registry);
-    match source {
-        AgentSourceKind::Docker => metrics.register_docker(registry),
-        AgentSourceKind::Kubernetes => metrics.register_kubernetes(registry),
-    }
-}
-
-/// Keeps the gateway's own device paired, if `gateway.state_dir` is set.
-fn keep_paired(config: &Config, shutdown: &Shutdown) {
-    let Some(state_dir) = config.gateway.state_dir.clone() else { return };
-    let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
-    let ending = shutdown.clone();
-    shutdown.spawn(async move {
-        tokio::select! {
-            () = ending.begun() => {}
-            () = KeepPaired { gateway, state_dir, token_file }.run() => {}
-        }
-    });
-}
-
-/// Removes the pairing of devices whose containers, or pods, are removed, if `agents.unpair` is set.
-fn unpair_removed(
-    config: &Config,
-    engine: Option<Engine>,
-    devices: Option<Arc<Devices>>,
-    view: watch::Receiver<Arc<View>>,
-    shutdown: &Shutdown,
-) {
-    let (true, Some(devices)) = (config.agents.unpair, devices) else { return };
-    let workloads = match (config.discovery, engine) {
-        (AgentSourceKind::Kubernetes, _) => Workloads::Kubernetes(Api::new(&config.kubernetes)),
-        (AgentSourceKind::Docker, Some(engine)) => Workloads::Docker(engine),
-        (AgentSourceKind::Docker, None) => return,
-    };
-    let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
-    let unpair = UnpairRemoved { workloads, view, devices, gateway, token_file };
-    let ending = shutdown.clone();
-    shutdown.spawn(async move {
-        tokio::select! {
-            () = ending.begun() => {}
-            () = unpair.run() => {}
-        }
-    });
-}
-
-/// Makes the enrolment service. Without Docker or a CA it refuses every agent, with the reason.
-fn enrolment(config: &Config, pki: &Pki, view: watch::Receiver<Arc<View>>, engine: Option<Engine>) -> Enrolment {
-    let enrolment = Enrolment::new(config, view, pki.authority(), engine.map(DockerProofs::new));
-    match config.discovery {
-        AgentSourceKind::Docker => enrolment,
-        AgentSourceKind::Kubernetes => enrolment.with_tokens(Api::new(&config.kubernetes)),
     }
 }

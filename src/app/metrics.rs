@@ -1,0 +1,36 @@
+//! The metrics of the sidecar, and the registry that the admin listener serves.
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+
+use crate::config::AgentSourceKind;
+use crate::metrics::enrolment::Enrolments;
+use crate::metrics::traffic::Traffic;
+use crate::metrics::{DiscoveryMetrics, ListenerMetrics};
+use crate::tls;
+
+/// The metrics of the sidecar's parts.
+pub(super) struct Metrics {
+    pub discovery: DiscoveryMetrics,
+    pub listener: ListenerMetrics,
+    pub traffic: Arc<Traffic>,
+    pub enrolments: Enrolments,
+}
+
+impl Metrics {
+    /// Returns a registry with all of them, those of the other source of agents left out.
+    pub fn registry(&self, source: AgentSourceKind) -> Registry {
+        let mut registry = Registry::with_prefix("loopgate");
+        self.traffic.register(&mut registry);
+        self.listener.register(&mut registry);
+        self.discovery.register(&mut registry);
+        match source {
+            AgentSourceKind::Docker => self.discovery.register_docker(&mut registry),
+            AgentSourceKind::Kubernetes => self.discovery.register_kubernetes(&mut registry),
+        }
+        self.enrolments.register(&mut registry);
+        tls::register(&mut registry);
+        registry
+    }
+}

@@ -1,0 +1,108 @@
+//! Parts of the sidecar that are made from its configuration: opened and checked, or started in the background.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::error::Error;
+use super::unpair::{UnpairRemoved, Workloads};
+use crate::config::{AgentSourceKind, BindDevices, Config};
+use crate::discovery::View;
+use crate::discovery::docker::engine::Engine;
+use crate::discovery::kubernetes::api::Api;
+use crate::enrolment::{DockerProofs, Enrolment};
+use crate::openclaw::devices::Devices;
+use crate::openclaw::files::{self, Unreadable};
+use crate::openclaw::keep_paired::KeepPaired;
+use crate::pki::{self, Pki};
+use crate::proxy::Enrol;
+use crate::shutdown::Shutdown;
+use crate::tls::{self, ClientAuthorities};
+
+/// Warns of files of the gateway's that are configured and can't be read yet.
+pub(super) fn warn_of_unreadable_files(config: &Config) {
+    for Unreadable { key, path, error } in files::unreadable(&config.gateway) {
+        warn!(key, path = %path.display(), error, "a configured gateway file can't be read yet");
+    }
+}
+
+/// Verifies that `tls.client_ca` can be used, before a CA of loopgate's own is created. It may be
+/// that CA, which is then verified when it is opened.
+pub(super) fn verify_client_ca(config: &Config) -> Result<(), Error> {
+    let foreign = config.tls.client_ca.as_deref().filter(|file| !pki::is_own_authority(file, &config.state_dir));
+    ClientAuthorities::new(None, foreign, Arc::default()).map_err(tls::Error::from)?;
+    Ok(())
+}
+
+/// Opens the list of devices that agents used, unless `agents.bind_devices` is off.
+pub(super) fn devices(config: &Config) -> Result<Option<Arc<Devices>>, Error> {
+    if config.agents.bind_devices == BindDevices::Off {
+        return Ok(None);
+    }
+    match Devices::open(&config.state_dir, config.gateway.state_dir.as_deref()) {
+        Ok(devices) => Ok(Some(Arc::new(devices))),
+        Err(source) => Err(Error::Io { doing: "reading devices.json in the state directory", source }),
+    }
+}
+
+/// Returns what serves a connection of an agent that enrols.
+pub(super) fn serve_enrolments(enrolment: Enrolment) -> Enrol {
+    let enrolment = Arc::new(enrolment);
+    Box::new(move |stream, peer| {
+        let enrolment = Arc::clone(&enrolment);
+        Box::pin(async move { enrolment.serve(stream, peer).await })
+    })
+}
+
+/// Keeps the gateway's own device paired, if `gateway.state_dir` is set.
+pub(super) fn keep_paired(config: &Config, shutdown: &Shutdown) {
+    let Some(state_dir) = config.gateway.state_dir.clone() else { return };
+    let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
+    let ending = shutdown.clone();
+    shutdown.spawn(async move {
+        tokio::select! {
+            () = ending.begun() => {}
+            () = KeepPaired { gateway, state_dir, token_file }.run() => {}
+        }
+    });
+}
+
+/// Removes the pairing of devices whose containers, or pods, are removed, if `agents.unpair` is set.
+pub(super) fn unpair_removed(
+    config: &Config,
+    engine: Option<Engine>,
+    devices: Option<Arc<Devices>>,
+    view: watch::Receiver<Arc<View>>,
+    shutdown: &Shutdown,
+) {
+    let (true, Some(devices)) = (config.agents.unpair, devices) else { return };
+    let workloads = match (config.discovery, engine) {
+        (AgentSourceKind::Kubernetes, _) => Workloads::Kubernetes(Api::new(&config.kubernetes)),
+        (AgentSourceKind::Docker, Some(engine)) => Workloads::Docker(engine),
+        (AgentSourceKind::Docker, None) => return,
+    };
+    let (gateway, token_file) = (config.gateway.address, config.gateway.token_file.clone());
+    let unpair = UnpairRemoved { workloads, view, devices, gateway, token_file };
+    let ending = shutdown.clone();
+    shutdown.spawn(async move {
+        tokio::select! {
+            () = ending.begun() => {}
+            () = unpair.run() => {}
+        }
+    });
+}
+
+/// Makes the enrolment service. Without Docker or a CA it refuses every agent, with the reason.
+pub(super) fn enrolment(
+    config: &Config,
+    pki: &Pki,
+    view: watch::Receiver<Arc<View>>,
+    engine: Option<Engine>,
+) -> Enrolment {
+    let enrolment = Enrolment::new(config, view, pki.authority(), engine.map(DockerProofs::new));
+    match config.discovery {
+        AgentSourceKind::Docker => enrolment,
+        AgentSourceKind::Kubernetes => enrolment.with_tokens(Api::new(&config.kubernetes)),
+    }
+}
