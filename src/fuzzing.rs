@@ -49,8 +49,7 @@ fn config() -> Config {
     config.external.trusted_proxies = vec![IpAddr::V4(PROXY).into()];
     config.agents.cidrs = vec![IpAddr::V4(AGENT).into()];
     config.external.identity_headers = vec![HeaderName::from_static("x-forwarded-user")];
-    config.external.paths =
-        vec![PathRule { allow: false, prefix: "/private".into(), methods: vec![], upgrade: false, port: None }];
+    config.external.paths = vec![PathRule::deny("/private")];
     config
 }
 

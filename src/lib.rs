@@ -24,6 +24,7 @@ pub mod error_chain;
 pub mod fingerprint;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+pub mod html_page;
 pub mod http_client;
 pub mod labels;
 pub mod lane;

@@ -7,11 +7,11 @@ use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::HeaderValue;
-use maud::{DOCTYPE, Markup, PreEscaped, html};
-
-use crate::discovery::agent_labels;
+use maud::{Markup, html};
 
 use super::status::{Certificate, Connection, DiscoveryStatus, Status, span};
+use crate::discovery::agent_labels;
+use crate::html_page::html_page;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -37,44 +37,34 @@ pub(super) fn refresh(query: Option<&str>) -> Option<Duration> {
 
 /// Renders the page. maud escapes all values.
 pub(super) fn render(status: &Status, refresh: Option<Duration>) -> String {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                @if let Some(after) = refresh { meta http-equiv="refresh" content=(after.as_secs()); }
-                title { "loopgate: " (verdict(status)) }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                header {
-                    h1 { "loopgate" }
-                    span .badge .good[status.ready] .bad[!status.ready] { (verdict(status)) }
-                    span .quiet { (status.version) ", up " (span(status.uptime_seconds)) }
-                    nav {
-                        @if refresh.is_some() { a href="/" { "Stop refreshing" } }
-                        @else { a href="/?refresh=5" { "Refresh every 5 s" } }
-                        a href="/status" { "JSON" }
-                        a href="/metrics" { "Metrics" }
-                    }
-                }
-                main {
-                    @for reason in &status.not_ready { p .alert { (reason) } }
-                    @if let Some(problem) = &status.config_problem {
-                        p .alert {
-                            "The last reload was rejected, the old configuration is still in use: " (problem)
-                        }
-                    }
-                    div .cards { (traffic(status)) (certificate(&status.certificate)) (discovery(&status.discovery)) }
-                    (agents(status))
-                    (connections(status))
-                }
+    let head = html! {
+        @if let Some(after) = refresh { meta http-equiv="refresh" content=(after.as_secs()); }
+    };
+    let body = html! {
+        header {
+            h1 { "loopgate" }
+            span .badge .good[status.ready] .bad[!status.ready] { (verdict(status)) }
+            span .quiet { (status.version) ", up " (span(status.uptime_seconds)) }
+            nav {
+                @if refresh.is_some() { a href="/" { "Stop refreshing" } }
+                @else { a href="/?refresh=5" { "Refresh every 5 s" } }
+                a href="/status" { "JSON" }
+                a href="/metrics" { "Metrics" }
             }
         }
-    }
-    .into_string()
+        main {
+            @for reason in &status.not_ready { p .alert { (reason) } }
+            @if let Some(problem) = &status.config_problem {
+                p .alert {
+                    "The last reload was rejected, the old configuration is still in use: " (problem)
+                }
+            }
+            div .cards { (traffic(status)) (certificate(&status.certificate)) (discovery(&status.discovery)) }
+            (agents(status))
+            (connections(status))
+        }
+    };
+    html_page(verdict(status), STYLE, &head, &body)
 }
 
 fn verdict(status: &Status) -> &'static str {

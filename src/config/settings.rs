@@ -325,6 +325,13 @@ pub struct PathRule {
     pub port: Option<u16>,
 }
 
+impl PathRule {
+    /// Creates the rule that refuses every request to `prefix` and the paths below it.
+    pub fn deny(prefix: &str) -> Self {
+        Self { allow: false, prefix: prefix.into(), methods: Vec::new(), upgrade: false, port: None }
+    }
+}
+
 /// Bounds (`[limits]`). Durations have at least millisecond resolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

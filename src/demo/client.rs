@@ -202,13 +202,21 @@ impl Client {
         read(send_request(io, request).await?).await
     }
 
+    async fn open_http2(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Result<http2::SendRequest<Empty<Bytes>>, hyper::Error> {
+        let (sender, connection) = http2::handshake(self.shutdown.clone(), TokioIo::new(io)).await?;
+        self.shutdown.spawn(async { drop(connection.await) });
+        Ok(sender)
+    }
+
     async fn get_http2(
         &self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         extra: &[(&str, &str)],
     ) -> Result<Received, Error> {
-        let (mut sender, connection) = http2::handshake(self.shutdown.clone(), TokioIo::new(io)).await?;
-        self.shutdown.spawn(async { drop(connection.await) });
+        let mut sender = self.open_http2(io).await?;
         let request = with(Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2), extra);
         read(sender.send_request(request.body(Empty::<Bytes>::new())?).await?).await
     }
@@ -218,8 +226,7 @@ impl Client {
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         extra: &[(&str, &str)],
     ) -> Result<Received, Error> {
-        let (mut sender, connection) = http2::handshake(self.shutdown.clone(), TokioIo::new(io)).await?;
-        self.shutdown.spawn(async { drop(connection.await) });
+        let mut sender = self.open_http2(io).await?;
         // Only the server's SETTINGS allow an extended CONNECT (RFC 8441 section 3), and they precede its first answer.
         let first =
             Request::get(self.uri("https", "/json", extra)?).version(Version::HTTP_2).body(Empty::<Bytes>::new())?;

@@ -19,21 +19,13 @@ use crate::config::PathRule;
 /// /sessions/KEY/history`. A request for an upgrade is refused too: a gateway that does not upgrade
 /// could answer it as a plain request.
 pub(super) fn check_http_api(parts: &Parts, cap: Option<&HeaderValue>) -> Result<(), RequestRefusal> {
-    static API: LazyLock<Vec<PathRule>> = LazyLock::new(|| {
-        let deny = |prefix: &str| PathRule {
-            allow: false,
-            prefix: prefix.into(),
-            methods: Vec::new(),
-            upgrade: false,
-            port: None,
-        };
-        ["/v1/", "/tools/", "/api/", "/sessions/"].map(deny).into()
-    });
+    static API: LazyLock<[PathRule; 4]> =
+        LazyLock::new(|| ["/v1/", "/tools/", "/api/", "/sessions/"].map(PathRule::deny));
     // This very path is a page of the Control UI.
     if parts.uri.path() == "/sessions"
         || cap.is_none_or(|cap| allowed_scopes(cap).any(|scope| scope == "operator.admin"))
     {
         return Ok(());
     }
-    check_path_rules(&parts.method, parts.uri.path(), false, &API, 0).map_err(|_| RequestRefusal::ScopeCapped)
+    check_path_rules(&parts.method, parts.uri.path(), false, &*API, 0).map_err(|_| RequestRefusal::ScopeCapped)
 }

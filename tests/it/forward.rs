@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
-use loopgate::config::{Config, Forward};
+use loopgate::config::{Config, Forward, PathRule};
 use loopgate::listener::ListenerKind;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -75,13 +75,7 @@ async fn connections_behind_one_port_never_carry_requests_of_another() {
 async fn rules_and_limits_are_shared() {
     let Forwarding { harness, other, client } = start(|config| {
         config.external.deny = vec!["127.0.0.5/32".parse().unwrap()];
-        config.external.paths = vec![loopgate::config::PathRule {
-            allow: false,
-            prefix: "/closed".into(),
-            methods: Vec::new(),
-            upgrade: false,
-            port: None,
-        }];
+        config.external.paths = vec![PathRule::deny("/closed")];
         config.limits.gateway_requests = 1;
         config.limits.gateway_wait = Duration::from_millis(100);
     })

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use loopgate::config::{Config, ListenAddresses, ListenOn};
+use loopgate::config::{Config, ListenAddresses, ListenOn, PathRule};
 use loopgate::listener::ListenerKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -128,13 +128,7 @@ async fn the_rules_for_external_clients_hold() {
     let (harness, client) = start(|config| {
         config.external.deny = vec!["203.0.113.0/24".parse().unwrap()];
         config.external.scopes = vec!["operator.read".into()];
-        config.external.paths = vec![loopgate::config::PathRule {
-            allow: false,
-            prefix: "/closed".into(),
-            methods: Vec::new(),
-            upgrade: false,
-            port: None,
-        }];
+        config.external.paths = vec![PathRule::deny("/closed")];
     })
     .await;
     let mut proxy = plain(&client, TRUSTED_PROXY).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use loopgate::config::PathRule;
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -157,13 +158,7 @@ async fn path_rules_apply_at_once_and_limits_to_new_connections() {
     let mut client = harness.h1(OUTSIDER).await;
     assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
     change(&harness, |config| {
-        config.external.paths = vec![loopgate::config::PathRule {
-            allow: false,
-            prefix: "/private".into(),
-            methods: vec![],
-            upgrade: false,
-            port: None,
-        }];
+        config.external.paths = vec![PathRule::deny("/private")];
         config.limits.request_timeout = Duration::from_millis(100);
     })
     .await;

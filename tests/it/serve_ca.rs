@@ -174,14 +174,7 @@ async fn who_may_not_ask_the_gateway_gets_no_ca_either() {
     let harness = Harness::with(|config| {
         config.external.serve_ca = true;
         config.external.deny = vec!["203.0.113.0/24".parse().unwrap()];
-        let closed = |prefix: &str| PathRule {
-            allow: false,
-            prefix: prefix.into(),
-            methods: vec![],
-            upgrade: false,
-            port: None,
-        };
-        config.external.paths = vec![closed("/.well-known/loopgate/ca.crt")];
+        config.external.paths = vec![PathRule::deny("/.well-known/loopgate/ca.crt")];
     })
     .await;
     let named = |client| [("x-forwarded-for", client)];

@@ -35,11 +35,7 @@ async fn a_body_is_not_sent_to_a_gateway_that_refuses_it() {
 
 #[tokio::test]
 async fn a_refusal_instead_of_100_continue_closes_the_connection() {
-    let harness = Harness::with(|config| {
-        config.external.paths =
-            vec![PathRule { allow: false, prefix: "/".into(), methods: vec![], upgrade: false, port: None }]
-    })
-    .await;
+    let harness = Harness::with(|config| config.external.paths = vec![PathRule::deny("/")]).await;
     let expect = "Expect: 100-continue\r\n";
     for (fields, connection) in [(format!("{expect}Content-Length: 4\r\n"), Some("close")), (expect.to_owned(), None)] {
         let response = harness.h1(OUTSIDER).await.ask(request("POST /", &fields)).await;

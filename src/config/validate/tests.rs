@@ -196,7 +196,7 @@ fn path_rules_are_checked() {
                 upgrade: false,
                 port: None
             },
-            PathRule { allow: false, prefix: "/".into(), methods: vec![], upgrade: false, port: None },
+            PathRule::deny("/"),
         ]
     );
     let forwarded = parsed("[listen]\nforward = [\"1:3334\"]\n[external]\npaths = [{ deny = \"/\", port = 3334 }]\n");

@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, html};
 use qrcode::{Color, EcLevel, QrCode};
 
 use crate::fingerprint::Fingerprint;
+use crate::html_page::html_page;
 
 const STYLE: &str = include_str!("page.css");
 /// The light modules around a QR code (ISO/IEC 18004 section 6.3.8).
@@ -13,49 +14,37 @@ const QUIET_ZONE: usize = 4;
 
 /// Renders the page, with a QR code of `url` if that is given.
 pub(super) fn render(fingerprint: &Fingerprint, url: Option<&str>) -> String {
-    html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                meta name="color-scheme" content="light dark";
-                title { "loopgate: certificate authority" }
-                style { (PreEscaped(STYLE)) }
-            }
-            body {
-                h1 { "The certificate authority of this gateway" }
-                p { "A device that trusts it accepts the certificates that loopgate makes. SHA-256 fingerprint:" }
-                p .fingerprint { (fingerprint) }
-                p {
-                    "Compare it with what " code { "loopgate cert show" } " prints on the gateway's machine for the \
-                    CA. If they differ, or if you can't compare them, install nothing: this page may come from \
-                    somebody else."
-                }
-                h2 { "Install it" }
-                dl {
-                    dt { a href="ca.mobileconfig" { "iPhone, iPad, Mac: profile" } }
-                    dd {
-                        "Then install it in Settings, General, VPN & Device Management, and switch it on in Settings, \
-                        General, About, Certificate Trust Settings."
-                    }
-                    dt { a href="ca.crt" { "Android, Windows: certificate (DER)" } }
-                    dd {
-                        "On Android in Settings, Security, Encryption & credentials, Install a certificate, CA \
-                        certificate."
-                    }
-                    dt { a href="ca.pem" { "Firefox, Linux, Node.js: certificate (PEM)" } }
-                    dd { "For OpenClaw's CLI and nodes: " code { "NODE_EXTRA_CA_CERTS=ca.pem" } }
-                }
-                @if let Some(code) = url.and_then(code) {
-                    h2 { "This page on another device" }
-                    (code)
-                    @if let Some(url) = url { p .quiet { (url) } }
-                }
-            }
+    let body = html! {
+        h1 { "The certificate authority of this gateway" }
+        p { "A device that trusts it accepts the certificates that loopgate makes. SHA-256 fingerprint:" }
+        p .fingerprint { (fingerprint) }
+        p {
+            "Compare it with what " code { "loopgate cert show" } " prints on the gateway's machine for the \
+            CA. If they differ, or if you can't compare them, install nothing: this page may come from \
+            somebody else."
         }
-    }
-    .into_string()
+        h2 { "Install it" }
+        dl {
+            dt { a href="ca.mobileconfig" { "iPhone, iPad, Mac: profile" } }
+            dd {
+                "Then install it in Settings, General, VPN & Device Management, and switch it on in Settings, \
+                General, About, Certificate Trust Settings."
+            }
+            dt { a href="ca.crt" { "Android, Windows: certificate (DER)" } }
+            dd {
+                "On Android in Settings, Security, Encryption & credentials, Install a certificate, CA \
+                certificate."
+            }
+            dt { a href="ca.pem" { "Firefox, Linux, Node.js: certificate (PEM)" } }
+            dd { "For OpenClaw's CLI and nodes: " code { "NODE_EXTRA_CA_CERTS=ca.pem" } }
+        }
+        @if let Some(code) = url.and_then(code) {
+            h2 { "This page on another device" }
+            (code)
+            @if let Some(url) = url { p .quiet { (url) } }
+        }
+    };
+    html_page("certificate authority", STYLE, &html! {}, &body)
 }
 
 /// Returns a QR code of `text` as SVG; `None` if it is too long for one.
