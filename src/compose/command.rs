@@ -37,7 +37,7 @@ fn is_plain(word: &str) -> bool {
     word.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
 }
 
-/// The words before `gateway`, by which the same image runs other commands of the CLI; `None` for
+/// The words before `gateway`, with which the same image runs other commands of the CLI; `None` for
 /// scripts and images' own commands, and where one of the words is a secret, since these words are
 /// written into the override.
 pub fn cli(words: &[String]) -> Option<&[String]> {

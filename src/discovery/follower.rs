@@ -30,7 +30,7 @@ const REPEAT: Duration = Duration::from_secs(60);
 pub trait Source {
     /// Its name in log lines.
     const NAME: &'static str;
-    /// One subscription to it.
+    /// One subscription to the source.
     type Session;
     /// What a session reports.
     type Change;

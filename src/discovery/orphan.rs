@@ -61,7 +61,7 @@ pub struct OrphanWatch {
     /// Whether there ever was an interface: a namespace may begin without one.
     attached: bool,
     orphaned: Option<Instant>,
-    /// When the owner was started to which this namespace belonged.
+    /// When the container was started that owned this namespace.
     started: Option<String>,
     /// Whether that run of the owner was seen to end.
     ended: bool,

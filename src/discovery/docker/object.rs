@@ -111,7 +111,7 @@ pub struct EndpointSettings {
     pub dns_names: Option<Vec<String>>,
 }
 
-/// The answer to `GET /containers/{id}/json`. It has the container's environment too, of which no secret is kept.
+/// The answer to `GET /containers/{id}/json`. It has the container's environment too; no secret in it is kept.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ContainerInspection {

@@ -41,7 +41,7 @@ pub struct H2Trailers {
     /// Bytes that are left of the current frame, or of the preface, without padding; and of padding, which is left out.
     left: usize,
     padding: usize,
-    /// The beginning of a frame, of which too little is there.
+    /// The beginning of a frame, until enough of it is there.
     held: Vec<u8>,
     /// Trailers that are not complete.
     block: Option<Block>,

@@ -15,7 +15,7 @@ use crate::labels::Protocol;
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::session::Session;
 
-/// Answers `request`, of which `interims` sends the interim responses.
+/// Answers `request`, whose interim responses `interims` sends.
 pub async fn answer(
     session: Arc<Session>,
     request: Request<Incoming>,

@@ -58,7 +58,7 @@ pub struct RequestRecord {
 }
 
 impl RequestRecord {
-    /// Begins the record of `request`, of which `stream` sends the interim responses.
+    /// Begins the record of `request`, whose interim responses `stream` sends.
     pub fn new<B>(session: &Arc<Session>, request: &Request<B>, stream: InterimSender) -> Arc<Self> {
         let headers = request.headers();
         let has_recorder = session.shared.traffic.recorder.is_some();

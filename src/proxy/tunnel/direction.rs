@@ -25,7 +25,7 @@ thread_local! {
 pub struct Direction {
     pending: Bytes,
     unflushed: bool,
-    /// The size of the last block read, of which a part may not have left.
+    /// The size of the last block read; a part of it may not have left.
     block: usize,
     lease: BufferLease,
     end: End,
