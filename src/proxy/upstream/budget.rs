@@ -7,11 +7,10 @@
 //! gets few for a while. A request beyond the client's share waits in a queue, in which clients take
 //! turns. Each agent has budgets of its own; agents with the same source address share them.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::Hash;
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::stalls::Stalls;
+use super::weak_table::WeakTable;
 use crate::addr::client_key;
 use crate::config::Limits;
 use crate::labels::LaneKind;
@@ -39,8 +39,6 @@ const RESERVED_PART: usize = 8;
 const MAX_STALLED: usize = 1024;
 /// How often a budget that is used up is logged.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
-/// A table of clients is searched for those that are gone when it holds at least this many.
-const MIN_TABLE: usize = 1024;
 /// How long requests of other threads may be passed over: to wake a task of another thread takes a system call.
 const MAX_PASSED_OVER: Duration = Duration::from_millis(20);
 /// How many of a client's waiting requests are searched for one of this thread.
@@ -68,8 +66,9 @@ pub struct Exhausted {
 pub struct GatewayBudgets {
     external: Pair,
     limits: (usize, usize),
-    clients: Mutex<Table<IpAddr>>,
-    agents: Mutex<Table<Ipv4Addr>>,
+    /// Of clients that have a connection.
+    clients: Mutex<WeakTable<IpAddr, ClientBudget>>,
+    agents: Mutex<WeakTable<Ipv4Addr, ClientBudget>>,
     traffic: Arc<Traffic>,
 }
 
@@ -97,13 +96,6 @@ pub struct GatewayPermit {
 struct Pair {
     requests: Arc<Budget>,
     websockets: Arc<Budget>,
-}
-
-/// Clients that have a connection.
-#[derive(Debug)]
-struct Table<K> {
-    clients: HashMap<K, Weak<ClientBudget>>,
-    clean_at: usize,
 }
 
 #[derive(Debug)]
@@ -151,14 +143,14 @@ impl GatewayBudgets {
     /// Returns the budget of the external client with the address `ip`. Addresses of one IPv6
     /// network of 64 bits are one client.
     pub fn client(&self, ip: IpAddr) -> Arc<ClientBudget> {
-        lock(&self.clients).get(client_key(ip), || self.external.clone())
+        lock(&self.clients).get(client_key(ip), || ClientBudget::new(self.external.clone()))
     }
 
     /// Returns the budget of the agent whose requests come from `source` at the gateway.
     pub fn agent(&self, source: Ipv4Addr) -> Arc<ClientBudget> {
         let (requests, websockets) = self.limits;
         let limits = (requests.saturating_mul(AGENT_FACTOR), websockets);
-        lock(&self.agents).get(source, || Pair::new(limits, LaneKind::Agent, &self.traffic))
+        lock(&self.agents).get(source, || ClientBudget::new(Pair::new(limits, LaneKind::Agent, &self.traffic)))
     }
 }
 
@@ -189,33 +181,11 @@ impl Pair {
     }
 }
 
-impl<K> Default for Table<K> {
-    fn default() -> Self {
-        Self { clients: HashMap::new(), clean_at: MIN_TABLE }
-    }
-}
-
-impl<K: Hash + Eq> Table<K> {
-    fn get(&mut self, key: K, pair: impl FnOnce() -> Pair) -> Arc<ClientBudget> {
-        if let Some(client) = self.clients.get(&key).and_then(Weak::upgrade) {
-            return client;
-        }
-        if self.clients.len() >= self.clean_at {
-            self.clients.retain(|_, client| client.strong_count() > 0);
-            self.clean_at = MIN_TABLE.max(2 * self.clients.len());
-        }
-        let client = Arc::new(ClientBudget {
-            pair: pair(),
-            requests: AtomicUsize::new(0),
-            websockets: AtomicUsize::new(0),
-            stalls: Stalls::default(),
-        });
-        self.clients.insert(key, Arc::downgrade(&client));
-        client
-    }
-}
-
 impl ClientBudget {
+    fn new(pair: Pair) -> Self {
+        Self { pair, requests: AtomicUsize::new(0), websockets: AtomicUsize::new(0), stalls: Stalls::default() }
+    }
+
     fn budget(&self, purpose: Purpose) -> &Arc<Budget> {
         match purpose {
             Purpose::Request => &self.pair.requests,

@@ -9,3 +9,4 @@ pub mod read_after_reset;
 pub mod request_body;
 pub mod send;
 mod stalls;
+mod weak_table;

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::*;
 use crate::proxy::upstream::stalls::{REMEMBERED, STALLED_SHARE};
+use crate::proxy::upstream::weak_table::MIN_TABLE;
 
 fn budgets(requests: usize, websockets: usize) -> GatewayBudgets {
     let mut config = crate::config::Config::default();
@@ -61,7 +62,7 @@ fn addresses_of_one_ipv6_network_are_one_client() {
     for number in 0..3 * MIN_TABLE as u32 {
         budgets.client(IpAddr::V4(Ipv4Addr::from(number)));
     }
-    assert!(lock(&budgets.clients).clients.len() <= MIN_TABLE, "clients without a connection are removed");
+    assert!(lock(&budgets.clients).size() <= MIN_TABLE, "clients without a connection are removed");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,60 @@
+//! A table of shared values that keeps none of them: a value goes with its last user.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Weak};
+
+/// The table is searched for values that are gone when it holds at least this many.
+pub(super) const MIN_TABLE: usize = 1024;
+
+/// Values that are in use, by key.
+#[derive(Debug)]
+pub struct WeakTable<K, V> {
+    values: HashMap<K, Weak<V>>,
+    clean_at: usize,
+}
+
+impl<K, V> Default for WeakTable<K, V> {
+    fn default() -> Self {
+        Self { values: HashMap::new(), clean_at: MIN_TABLE }
+    }
+}
+
+impl<K: Hash + Eq, V> WeakTable<K, V> {
+    #[cfg(test)]
+    pub(super) fn size(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Returns the value of `key`, made by `new` if there is none in use.
+    pub fn get(&mut self, key: K, new: impl FnOnce() -> V) -> Arc<V> {
+        if let Some(value) = self.values.get(&key).and_then(Weak::upgrade) {
+            return value;
+        }
+        if self.values.len() >= self.clean_at {
+            self.values.retain(|_, value| value.strong_count() > 0);
+            self.clean_at = MIN_TABLE.max(2 * self.values.len());
+        }
+        let value = Arc::new(new());
+        self.values.insert(key, Arc::downgrade(&value));
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_shared_while_it_is_used_and_the_table_does_not_grow_with_those_that_are_gone() {
+        let mut table = WeakTable::default();
+        let first = table.get(0, || "first");
+        assert!(Arc::ptr_eq(&first, &table.get(0, || "second")));
+        drop(first);
+        assert_eq!(*table.get(0, || "second"), "second");
+        for key in 0..10 * MIN_TABLE {
+            table.get(key, || "unused");
+        }
+        assert!(table.size() <= MIN_TABLE);
+    }
+}
