@@ -42,6 +42,26 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
             return report.find(&kind::CERTIFICATE_UNREADABLE, error.clone(), remedy);
         }
     };
+    judge_validity(state, found, report);
+    if let Some(ca) = found.ca.as_ref().filter(|ca| state.now < ca.not_before) {
+        let remedy = Remedy::words("set this clock right (NTP)");
+        report.find(
+            &kind::CLOCK_CA,
+            format!("it is {}, and {} begins at {}", state.now, ca.file.display(), ca.not_before),
+            remedy,
+        );
+    }
+    if let Some(issuer) = &found.missing_issuer {
+        let what = format!("{} does not contain the certificate of its issuer, {issuer}", found.server.file.display());
+        let remedy =
+            Remedy::words("append the issuer's certificate to the file, unless every client trusts that issuer itself");
+        report.find(&kind::CERTIFICATE_CHAIN, what, remedy);
+    }
+    judge_names(state, found, report);
+}
+
+/// Adds the finding about the validity of the server certificate.
+fn judge_validity(state: &CertificateState, found: &offline::Report, report: &mut Report) {
     let server = &found.server;
     let until = format!("{} is valid from {} to {}", server.file.display(), server.not_before, server.not_after);
     let renew = if state.own_pair {
@@ -61,20 +81,11 @@ pub fn judge(state: &CertificateState, report: &mut Report) {
     } else {
         report.fine("certificate", format!("{} days left, fingerprint {}", server.days_left, server.fingerprint));
     }
-    if let Some(ca) = found.ca.as_ref().filter(|ca| state.now < ca.not_before) {
-        let remedy = Remedy::words("set this clock right (NTP)");
-        report.find(
-            &kind::CLOCK_CA,
-            format!("it is {}, and {} begins at {}", state.now, ca.file.display(), ca.not_before),
-            remedy,
-        );
-    }
-    if let Some(issuer) = &found.missing_issuer {
-        let what = format!("{} does not contain the certificate of its issuer, {issuer}", server.file.display());
-        let remedy =
-            Remedy::words("append the issuer's certificate to the file, unless every client trusts that issuer itself");
-        report.find(&kind::CERTIFICATE_CHAIN, what, remedy);
-    }
+}
+
+/// Adds the finding about names and addresses that the server certificate lacks.
+fn judge_names(state: &CertificateState, found: &offline::Report, report: &mut Report) {
+    let server = &found.server;
     let missing: Vec<&str> = state
         .wanted
         .iter()
