@@ -191,18 +191,23 @@ fn run_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: 
     )
 }
 
-/// docker/traefik.yaml and the command of docker/compose.traefik.yaml, with a certificate.
-fn traefik(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path) -> Front {
+/// Makes a directory for Traefik's dynamic configuration, with a certificate for `site`; returns both paths.
+pub fn traefik_directory(directory: &Path, site: &str) -> (PathBuf, PathBuf) {
     let dynamic = directory.join("dynamic");
     fs::create_dir_all(&dynamic).expect("a directory");
-    let certified = rcgen::generate_simple_self_signed([SITE.to_owned()]).expect("a certificate");
+    let certified = rcgen::generate_simple_self_signed([site.to_owned()]).expect("a certificate");
     let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
     fs::write(&certificate, certified.cert.pem()).expect("a file");
     fs::write(&key, certified.signing_key.serialize_pem()).expect("a file");
-    fs::copy(format!("{DOCKER}/traefik.yaml"), dynamic.join("traefik.yaml")).expect("docker/traefik.yaml");
     let tls = serde_json::json!({"tls": {"certificates": [{"certFile": certificate, "keyFile": key}]}});
     fs::write(dynamic.join("tls.yaml"), tls.to_string()).expect("a file");
+    (dynamic, certificate)
+}
 
+/// docker/traefik.yaml and the command of docker/compose.traefik.yaml, with a certificate.
+fn traefik(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path) -> Front {
+    let (dynamic, certificate) = traefik_directory(&directory, SITE);
+    fs::copy(format!("{DOCKER}/traefik.yaml"), dynamic.join("traefik.yaml")).expect("docker/traefik.yaml");
     let compose = fs::read_to_string(format!("{DOCKER}/compose.traefik.yaml")).expect("docker/compose.traefik.yaml");
     let flags = compose.lines().filter_map(|line| line.trim().strip_prefix("- ")).filter(|word| word.starts_with("--"));
     let mut command = network.command(Host::Front, program);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::front::{SITE, program};
+use crate::front::{SITE, program, traefik_directory};
 use crate::gateway::{LOOPBACK, OpenClaw};
 use crate::openclaw::directory;
 use crate::sidecar::{self, URL, WS_URL};
@@ -141,18 +141,8 @@ fn caddy(network: &Network, program: &Path, directory: &Path, gateway_ca: &Path)
 }
 
 fn traefik(network: &Network, program: &Path, directory: &Path, gateway_ca: &Path) -> (Process, PathBuf) {
-    let dynamic = directory.join("dynamic");
-    fs::create_dir_all(&dynamic).expect("a directory");
-    let certified = rcgen::generate_simple_self_signed([SITE.to_owned()]).expect("a certificate");
-    let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
-    fs::write(&certificate, certified.cert.pem()).expect("a file");
-    fs::write(&key, certified.signing_key.serialize_pem()).expect("a file");
+    let (dynamic, certificate) = traefik_directory(directory, SITE);
     fs::write(dynamic.join("sign-in.yaml"), block("yaml", "forwardAuth", gateway_ca)).expect("a file");
-    fs::write(
-        dynamic.join("tls.yaml"),
-        json!({"tls": {"certificates": [{"certFile": certificate, "keyFile": key}]}}).to_string(),
-    )
-    .expect("a file");
     let mut command = network.command(Host::Front, program);
     command.args([
         "--entryPoints.websecure.address=:443",
