@@ -12,8 +12,11 @@ use std::time::Duration;
 
 use futures_util::SinkExt;
 use loopgate_test_support::fake_gateway::FakeGateway;
+use loopgate_test_support::raw_h2::{END_HEADERS, END_STREAM, HEADERS, Outcome, RawH2, frame, request_block};
+use loopgate_test_support::raw_http::RawHttp;
 use loopgate_test_support::sidecar::{Launch, Sidecar, SidecarWithGateway, free_address};
 use loopgate_test_support::tasks::Tasks;
+use loopgate_test_support::tls_client::Tls;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::io::AsyncReadExt;
@@ -21,8 +24,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::expiry::{authority, short_lived};
 use crate::faults::with_tls_switch;
-use crate::harness::{Harness, OUTSIDER, Protocol, TRUSTED_PROXY, h2_request, process, request};
-use loopgate_test_support::raw_h2::{END_HEADERS, END_STREAM, HEADERS, Outcome, RawH2, frame, request_block};
+use crate::harness::{Harness, OUTSIDER, Protocol, TRUSTED_PROXY, h2_request, process, request, whole};
 
 /// Labels, and how often.
 type Counts = BTreeMap<String, u64>;
@@ -183,62 +185,32 @@ const OF_EXCHANGES: [&str; 8] = [
 async fn every_end_has_one_label_in_the_log_and_in_the_metrics() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&["--request-timeout=500ms", "--stall-timeout=1s"], "").await;
-    let mut expected: Vec<(&str, Option<u64>)> = Vec::new();
 
-    assert_eq!(sidecar.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
-    let (response, _) = sidecar.h2(OUTSIDER).await.send_request(h2_request("GET /large?300000", &[]), true).unwrap();
-    assert_eq!(crate::harness::whole(&mut response.await.unwrap().into_body()).await.unwrap().len(), 300_000);
-    expected.extend([("complete", Some(5)), ("complete", Some(300_000))]);
-    // With trailers, and with interim responses, which are no part of the body.
+    let mut expected = Vec::new();
+    expected.extend(whole_responses(&sidecar).await);
     for protocol in [Protocol::H1, Protocol::H2] {
-        assert_eq!(sidecar.ask(protocol, OUTSIDER, "GET /unnamed-trailers", &[]).await, (200, "body".into()));
-        expected.push(("complete", Some(4)));
+        expected.extend(trailers_upgrades_and_errors(&sidecar, protocol).await);
     }
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /hints", "")).await.unwrap();
-    while client.response().await.unwrap().status() != 200 {}
-    assert_eq!(sidecar.ask(Protocol::H2, OUTSIDER, "GET /hints", &[]).await.0, 200);
-    expected.extend([("complete", Some(2)), ("complete", Some(2))]);
-
-    for protocol in [Protocol::H1, Protocol::H2] {
-        let mut socket = sidecar.websocket(protocol, OUTSIDER, "/ws").await;
-        socket.send(Message::text("hello")).await.unwrap();
-        expected.push(("upgraded", Some(0)));
-        assert_eq!(sidecar.ask(protocol, OUTSIDER, "TRACE /", &[]).await.0, 405);
-        assert_eq!(sidecar.ask(protocol, OUTSIDER, "POST /dies", &[]).await.0, 502);
-        assert_eq!(sidecar.ask(protocol, OUTSIDER, "GET /stalls", &[]).await.0, 504);
-        expected.extend([("trace", None), ("gateway_broke_off", None), ("gateway_timeout", None)]);
-    }
-
-    // The gateway breaks off inside its response.
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /dies-halfway", "")).await.unwrap();
-    assert!(client.rest().await.ends_with(b"half"));
-    let (response, _) = sidecar.h2(OUTSIDER).await.send_request(h2_request("GET /dies-halfway", &[]), true).unwrap();
-    let _ = crate::harness::whole(&mut response.await.unwrap().into_body()).await.unwrap_err();
-    expected.extend([("gateway_cut", Some(4)), ("gateway_cut", Some(4))]);
-
-    // The client closes before there is a response, and in the middle of one.
-    let mut client = sidecar.h1(OUTSIDER).await;
-    let before = sidecar.gateway.requests().len();
-    client.send(request("GET /held", "")).await.unwrap();
-    sidecar.gateway.wait_for_requests(before + 1).await;
-    drop(client);
-    let mut client = sidecar.h1(OUTSIDER).await;
-    client.send(request("GET /large?100000000", "")).await.unwrap();
-    client.head().await.unwrap();
-    drop(client);
-    expected.extend([("client_gone", None), ("client_gone", None)]);
-
-    // A client that does not read.
-    let mut h1 = sidecar.h1(OUTSIDER).await;
-    h1.send(request("GET /large?100000000", "")).await.unwrap();
-    expected.push(("client_stalled", None));
+    expected.extend(responses_that_the_gateway_cuts(&sidecar).await);
+    expected.extend(clients_that_leave(&sidecar).await);
+    let (mut stalled, end) = client_that_does_not_read(&sidecar).await;
+    expected.push(end);
 
     let wanted = counts(expected.iter().map(|(end, _)| *end));
     assert_labels(&wanted, &OF_EXCHANGES);
     let lines = ends.check(&sidecar, &wanted).await;
-    for (end, bytes) in &expected {
+    assert_bytes(&lines, &expected);
+    sidecar.process().wait_for_log("the gateway broke off inside its response").await;
+    let _ = stalled.stream.read(&mut [0]).await;
+    ends.check_spans(&sidecar, &wanted).await;
+}
+
+/// The label of a request's end, and the bytes of its body that the access log must state.
+type End = (&'static str, Option<u64>);
+
+/// Asserts that `lines` state the bytes of each of `expected`.
+fn assert_bytes(lines: &[Value], expected: &[End]) {
+    for (end, bytes) in expected {
         let Some(bytes) = bytes else { continue };
         assert!(lines.iter().any(|line| line["end"] == *end && line["bytes"] == *bytes), "{end} {bytes}: {lines:#?}");
     }
@@ -246,9 +218,66 @@ async fn every_end_has_one_label_in_the_log_and_in_the_metrics() {
     for line in lines.iter().filter(|line| line["end"] == "client_stalled") {
         assert!((1..100_000_000).contains(&line["bytes"].as_u64().unwrap()), "{line}");
     }
-    sidecar.process().wait_for_log("the gateway broke off inside its response").await;
-    let _ = h1.stream.read(&mut [0]).await;
-    ends.check_spans(&sidecar, &wanted).await;
+}
+
+/// Small and large ones, and some after interim responses, which are no part of the body.
+async fn whole_responses(sidecar: &SidecarWithGateway) -> [End; 4] {
+    assert_eq!(sidecar.ask(Protocol::H1, OUTSIDER, "GET /", &[]).await.0, 200);
+    let (response, _) = sidecar.h2(OUTSIDER).await.send_request(h2_request("GET /large?300000", &[]), true).unwrap();
+    assert_eq!(whole(&mut response.await.unwrap().into_body()).await.unwrap().len(), 300_000);
+
+    let mut client = sidecar.h1(OUTSIDER).await;
+    client.send(request("GET /hints", "")).await.unwrap();
+    while client.response().await.unwrap().status() != 200 {}
+    assert_eq!(sidecar.ask(Protocol::H2, OUTSIDER, "GET /hints", &[]).await.0, 200);
+    [("complete", Some(5)), ("complete", Some(300_000)), ("complete", Some(2)), ("complete", Some(2))]
+}
+
+async fn trailers_upgrades_and_errors(sidecar: &SidecarWithGateway, protocol: Protocol) -> [End; 5] {
+    assert_eq!(sidecar.ask(protocol, OUTSIDER, "GET /unnamed-trailers", &[]).await, (200, "body".into()));
+    let mut socket = sidecar.websocket(protocol, OUTSIDER, "/ws").await;
+    socket.send(Message::text("hello")).await.unwrap();
+    assert_eq!(sidecar.ask(protocol, OUTSIDER, "TRACE /", &[]).await.0, 405);
+    assert_eq!(sidecar.ask(protocol, OUTSIDER, "POST /dies", &[]).await.0, 502);
+    assert_eq!(sidecar.ask(protocol, OUTSIDER, "GET /stalls", &[]).await.0, 504);
+    [
+        ("complete", Some(4)),
+        ("upgraded", Some(0)),
+        ("trace", None),
+        ("gateway_broke_off", None),
+        ("gateway_timeout", None),
+    ]
+}
+
+async fn responses_that_the_gateway_cuts(sidecar: &SidecarWithGateway) -> [End; 2] {
+    let mut client = sidecar.h1(OUTSIDER).await;
+    client.send(request("GET /dies-halfway", "")).await.unwrap();
+    assert!(client.rest().await.ends_with(b"half"));
+
+    let (response, _) = sidecar.h2(OUTSIDER).await.send_request(h2_request("GET /dies-halfway", &[]), true).unwrap();
+    let _ = whole(&mut response.await.unwrap().into_body()).await.unwrap_err();
+    [("gateway_cut", Some(4)), ("gateway_cut", Some(4))]
+}
+
+/// One closes before there is a response, the other in the middle of one.
+async fn clients_that_leave(sidecar: &SidecarWithGateway) -> [End; 2] {
+    let mut client = sidecar.h1(OUTSIDER).await;
+    let before = sidecar.gateway.requests().len();
+    client.send(request("GET /held", "")).await.unwrap();
+    sidecar.gateway.wait_for_requests(before + 1).await;
+    drop(client);
+
+    let mut client = sidecar.h1(OUTSIDER).await;
+    client.send(request("GET /large?100000000", "")).await.unwrap();
+    client.head().await.unwrap();
+    drop(client);
+    [("client_gone", None), ("client_gone", None)]
+}
+
+async fn client_that_does_not_read(sidecar: &SidecarWithGateway) -> (RawHttp<Tls>, End) {
+    let mut client = sidecar.h1(OUTSIDER).await;
+    client.send(request("GET /large?100000000", "")).await.unwrap();
+    (client, ("client_stalled", None))
 }
 
 const OF_A_SHUTDOWN: [&str; 1] = ["drain_timeout"];

@@ -3,14 +3,19 @@
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use loopgate::pki::offline;
+use loopgate_test_support::raw_http::RawHttp;
+use loopgate_test_support::tls_client::Tls;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::time::timeout;
 
 use crate::harness::{Harness, OUTSIDER, Protocol, TlsClient, request};
 use crate::lanes::assert_is_agents_request;
-use loopgate_test_support::raw_http::RawHttp;
+
+/// How long a revocation may take.
+const SOON: Duration = Duration::from_secs(20);
 
 /// Issues a certificate for `name` into `out`; returns a client with it.
 fn issued(harness: &Harness, name: &str, out: &Path) -> TlsClient {
@@ -20,36 +25,49 @@ fn issued(harness: &Harness, name: &str, out: &Path) -> TlsClient {
     harness.with_certificate(chain, PrivateKeyDer::from_pem_file(out.join("agent.key")).unwrap())
 }
 
-#[tokio::test]
-async fn a_revoked_certificate_is_refused_at_once_and_its_connections_are_closed() {
-    let harness =
-        Harness::with(|config| config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()]).await;
-    let out = tempfile::tempdir().unwrap();
-    let (robot, other) =
-        (issued(&harness, "robot", &out.path().join("robot")), issued(&harness, "other", &out.path().join("other")));
-    let mut h1 = robot.h1(OUTSIDER).await;
-    let mut websocket = robot.websocket(Protocol::H2, OUTSIDER, "/ws").await;
-    let mut unaffected = other.h1(OUTSIDER).await;
-    for client in [&mut h1, &mut unaffected] {
-        assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
-        assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
-    }
-    let before = harness.gateway.requests().len();
-
-    let serial = offline::serial_of(&out.path().join("robot/agent.pem")).unwrap();
+/// Revokes the certificate that was issued into `out`.
+fn revoke(harness: &Harness, out: &Path) {
+    let serial = offline::serial_of(&out.join("agent.pem")).unwrap();
     assert!(offline::revoke(harness.state.path(), &serial).unwrap());
-    assert!(timeout(Duration::from_secs(20), h1.rest()).await.expect("the connection is closed").is_empty());
-    let end = async { while let Some(Ok(_)) = futures_util::StreamExt::next(&mut websocket).await {} };
-    timeout(Duration::from_secs(20), end).await.expect("the WebSocket is closed");
-    if let Ok(stream) = robot.handshake(robot.tcp(OUTSIDER).await, "http/1.1").await {
+}
+
+/// Asserts that the gateway answers `client`, as an agent.
+async fn assert_served_as_agent(harness: &Harness, client: &mut RawHttp<Tls>) {
+    assert_eq!(client.ask(request("GET /", "")).await.status(), 200);
+    assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), harness);
+}
+
+/// Asserts that `client` sends nothing to the gateway on a new connection.
+async fn assert_refused(harness: &Harness, client: &TlsClient) {
+    let before = harness.gateway.requests().len();
+    if let Ok(stream) = client.handshake(client.tcp(OUTSIDER).await, "http/1.1").await {
         let mut wire = RawHttp::new(stream);
         let _ = wire.send(request("GET /", "")).await;
         wire.until_end().await;
     }
     assert_eq!(harness.gateway.requests().len(), before, "a revoked certificate got through");
-    assert_eq!(unaffected.ask(request("GET /", "")).await.status(), 200, "on the same connection");
-    assert_is_agents_request(&harness.gateway.requests().pop().unwrap(), &harness);
+}
+
+#[tokio::test]
+async fn a_revoked_certificate_is_refused_at_once_and_its_connections_are_closed() {
+    let harness =
+        Harness::with(|config| config.agents.certificate_from = vec![format!("{OUTSIDER}/32").parse().unwrap()]).await;
+    let out = tempfile::tempdir().unwrap();
+    let (robots, others) = (out.path().join("robot"), out.path().join("other"));
+    let (robot, other) = (issued(&harness, "robot", &robots), issued(&harness, "other", &others));
+    let (mut h1, mut unaffected) = (robot.h1(OUTSIDER).await, other.h1(OUTSIDER).await);
+    let mut websocket = robot.websocket(Protocol::H2, OUTSIDER, "/ws").await;
+    assert_served_as_agent(&harness, &mut h1).await;
+    assert_served_as_agent(&harness, &mut unaffected).await;
+
+    revoke(&harness, &robots);
+
+    assert!(timeout(SOON, h1.rest()).await.expect("the connection is closed").is_empty());
+    let end = async { while let Some(Ok(_)) = websocket.next().await {} };
+    timeout(SOON, end).await.expect("the WebSocket is closed");
+    assert_refused(&harness, &robot).await;
+    assert_served_as_agent(&harness, &mut unaffected).await;
     // A renewed certificate for the same key is another one.
-    let again = issued(&harness, "robot", &out.path().join("robot"));
-    assert_eq!(again.h1(OUTSIDER).await.ask(request("GET /", "")).await.status(), 200);
+    let again = issued(&harness, "robot", &robots);
+    assert_served_as_agent(&harness, &mut again.h1(OUTSIDER).await).await;
 }
