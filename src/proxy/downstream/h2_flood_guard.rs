@@ -7,6 +7,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::h2_frame_head::{
+    ACK, CONTINUATION, DATA, END_HEADERS, FrameHead, HEADERS, HeadReader, PREFACE, RST_STREAM, SETTINGS,
+};
 use super::h2_frames::H2Frames;
 
 /// Most such frames in [`INTERVAL`].
@@ -19,17 +22,6 @@ const BYTES_PER_FRAME: u64 = 256;
 /// A GOAWAY with the code ENHANCE_YOUR_CALM. The gateway may have got any of the client's requests,
 /// so the last stream is the highest there is: a client must not send them again by itself.
 pub const ENHANCE_YOUR_CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 11];
-
-const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
-const HEAD: usize = 9;
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const CONTINUATION: u8 = 9;
-const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
 
 /// A GOAWAY with the code PROTOCOL_ERROR.
 pub const PROTOCOL_ERROR: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
@@ -48,9 +40,7 @@ pub enum Violation {
 pub struct H2FloodGuard {
     /// Bytes that belong to the current frame, or to the preface.
     left: usize,
-    /// The beginning of a frame that came in pieces.
-    head: [u8; HEAD],
-    head_len: usize,
+    head: HeadReader,
     /// Frames that began, up to two.
     frames: u8,
     /// The latest stream that the client began; its header block, while that goes on; and whether
@@ -69,9 +59,8 @@ pub struct H2FloodGuard {
 impl H2FloodGuard {
     pub fn new() -> Self {
         Self {
-            left: PREFACE,
-            head: [0; HEAD],
-            head_len: 0,
+            left: PREFACE.len(),
+            head: HeadReader::default(),
             frames: 0,
             last_stream: 0,
             block: None,
@@ -108,16 +97,11 @@ impl H2FloodGuard {
                     Ok(())
                 };
             }
-            let fresh = (HEAD - self.head_len).min(bytes.len());
-            self.head[self.head_len..self.head_len + fresh].copy_from_slice(&bytes[..fresh]);
-            self.head_len += fresh;
-            bytes = &bytes[fresh..];
-            if self.head_len == HEAD {
-                self.head_len = 0;
-                self.frame(frames);
+            if let Some(head) = self.head.take(&mut bytes) {
+                self.begin(head, frames);
                 if self.frames == 1 {
                     self.control_frames = 0;
-                    if self.head[3] != SETTINGS {
+                    if head.kind != SETTINGS {
                         return Err(Violation::NoSettings);
                     }
                 }
@@ -130,14 +114,13 @@ impl H2FloodGuard {
         self.frames > 1 || self.frames == 1 && self.left == 0
     }
 
-    fn frame(&mut self, frames: &mut H2Frames) {
+    /// Begins a frame.
+    fn begin(&mut self, FrameHead { length, kind, flags, stream }: FrameHead, frames: &mut H2Frames) {
         self.frames = self.frames.saturating_add(1).min(2);
-        let [high, middle, low, kind, flags, id @ ..] = self.head;
-        self.left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-        let stream = u32::from_be_bytes(id) & 0x7fff_ffff;
+        self.left = length;
         self.in_settings = kind == SETTINGS && flags & ACK == 0;
         match kind {
-            // Another block of a stream that has begun is trailers.
+            // A second block on a stream holds trailers.
             HEADERS => {
                 self.block = (stream > self.last_stream).then_some(stream);
                 self.last_stream = self.last_stream.max(stream);
@@ -188,7 +171,7 @@ mod tests {
     fn exceeds(bytes: &[u8], size: usize, written: usize) -> bool {
         let mut guard = H2FloodGuard::new();
         guard.written(written);
-        assert_eq!(follow(&mut guard, &[&[b'P'; PREFACE][..], &frame(SETTINGS, 0)].concat()), Ok(()));
+        assert_eq!(follow(&mut guard, &[&PREFACE[..], &frame(SETTINGS, 0)].concat()), Ok(()));
         bytes.chunks(size).any(|piece| follow(&mut guard, piece) == Err(Violation::Flood))
     }
 
@@ -213,7 +196,7 @@ mod tests {
         assert!(!exceeds(&updates, 16_384, many * 256));
         assert!(exceeds(&updates, 16_384, many * 17));
         let mut guard = H2FloodGuard { since: Instant::now() - INTERVAL, ..H2FloodGuard::new() };
-        let preface = [&[b'P'; PREFACE][..], &frame(SETTINGS, 0)].concat();
+        let preface = [&PREFACE[..], &frame(SETTINGS, 0)].concat();
         assert_eq!(follow(&mut guard, &[&preface[..], &updates].concat()), Ok(()), "not too many over that time");
         assert_eq!(follow(&mut guard, &updates), Err(Violation::Flood), "too many at once");
     }
@@ -221,7 +204,7 @@ mod tests {
     #[test]
     fn a_connection_that_does_not_begin_with_settings_is_refused() {
         for kind in [DATA, HEADERS, 6, 8, 0x42] {
-            let bytes = [&[b'P'; PREFACE][..], &frame(kind, 8)].concat();
+            let bytes = [&PREFACE[..], &frame(kind, 8)].concat();
             assert_eq!(follow(&mut H2FloodGuard::new(), &bytes), Err(Violation::NoSettings), "{kind}");
         }
     }

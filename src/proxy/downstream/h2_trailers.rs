@@ -14,8 +14,10 @@
 
 use std::collections::VecDeque;
 
-const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
-const HEAD: usize = 9;
+use super::h2_frame_head::{
+    CONTINUATION, END_HEADERS, END_STREAM, FrameHead, HEAD, HEADERS, PADDED, PREFACE, PRIORITY,
+};
+
 /// The size of a stream's dependency and weight (RFC 9113 section 6.2).
 const PRIORITY_SIZE: usize = 5;
 /// The largest header block of trailers: what a frame can hold (RFC 9113 section 6.5.2).
@@ -24,13 +26,6 @@ const MAX_BLOCK: usize = 16_384;
 const MAX_FRAMES: usize = 16;
 /// The most streams that are kept.
 const MAX_BEGUN: usize = 128;
-
-const HEADERS: u8 = 1;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-const PADDED: u8 = 8;
-const PRIORITY: u8 = 0x20;
 
 /// Entry 38 of HPACK's static table, `host` with an empty value, in one byte (RFC 7541 section 6.1).
 const EMPTY_HOST: u8 = 0x80 | 38;
@@ -54,7 +49,7 @@ pub struct H2Trailers {
 /// The header block of trailers.
 #[derive(Debug)]
 struct Block {
-    stream: [u8; 4],
+    stream: u32,
     /// END_STREAM, or 0.
     end_stream: u8,
     bytes: Vec<u8>,
@@ -83,14 +78,14 @@ struct Piece {
     before: usize,
     length: usize,
     padding: usize,
-    stream: [u8; 4],
+    stream: u32,
     flags: u8,
 }
 
 impl H2Trailers {
     pub fn new() -> Self {
         Self {
-            left: PREFACE,
+            left: PREFACE.len(),
             padding: 0,
             held: Vec::new(),
             block: None,
@@ -177,12 +172,8 @@ impl H2Trailers {
 
     /// Decides about the frame that `bytes` begin with.
     fn frame(&mut self, bytes: &[u8]) -> Frame {
-        let Some((&[high, middle, low, kind, flags, a, b, c, d], payload)) = bytes.split_first_chunk::<HEAD>() else {
-            return Frame::Incomplete;
-        };
-        let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-        // The reserved bit must be ignored (RFC 9113 section 4.1).
-        let stream = [a & 0x7f, b, c, d];
+        let Some((head, payload)) = bytes.split_first_chunk() else { return Frame::Incomplete };
+        let FrameHead { length, kind, flags, stream } = FrameHead::parse(head);
         let passed = Frame::Passed(HEAD + length);
         if let Some(block) = &self.block {
             let goes_on = kind == CONTINUATION && stream == block.stream;
@@ -192,19 +183,18 @@ impl H2Trailers {
         if kind != HEADERS {
             return passed;
         }
-        let number = u32::from_be_bytes(stream);
-        if number > self.last_stream {
-            self.last_stream = number;
-            if flags & END_STREAM == 0 && self.begun.back().is_none_or(|last| *last < number) {
+        if stream > self.last_stream {
+            self.last_stream = stream;
+            if flags & END_STREAM == 0 && self.begun.back().is_none_or(|last| *last < stream) {
                 if self.begun.len() == MAX_BEGUN {
                     self.dropped = self.begun.pop_front().unwrap_or_default();
                 }
-                self.begun.push_back(number);
+                self.begun.push_back(stream);
             }
             return passed;
         }
         // On any other stream `h2` refuses them, whatever they hold.
-        if number > self.dropped && self.begun.binary_search(&number).is_err() {
+        if stream > self.dropped && self.begun.binary_search(&stream).is_err() {
             return passed;
         }
         let is_padded = flags & PADDED != 0;
@@ -227,7 +217,7 @@ impl Block {
 
     /// Appends its two frames to `bytes`.
     fn write(self, bytes: &mut Vec<u8>) {
-        let [a, b, c, d] = self.stream;
+        let [a, b, c, d] = self.stream.to_be_bytes();
         let [.., high, middle, low] = self.bytes.len().to_be_bytes();
         let end_headers = if self.ends { END_HEADERS } else { 0 };
         bytes.extend_from_slice(&[0, 0, 1, HEADERS, self.end_stream, a, b, c, d, EMPTY_HOST]);
@@ -254,7 +244,7 @@ mod tests {
 
     fn begun() -> Vec<u8> {
         let heads = [1, 3].map(|stream| frame(HEADERS, END_HEADERS, stream, b"head")).concat();
-        [&[b'P'; PREFACE][..], &frame(4, 0, 0, &[7; 12]), &heads].concat()
+        [&PREFACE[..], &frame(4, 0, 0, &[7; 12]), &heads].concat()
     }
 
     fn rewritten(bytes: &[u8], size: usize) -> (Vec<u8>, H2Trailers) {

@@ -17,6 +17,7 @@ pub mod activity;
 mod h1_refusal;
 pub mod h1_request_guard;
 mod h2_flood_guard;
+mod h2_frame_head;
 mod h2_frames;
 pub mod h2_stream_stall;
 mod h2_trailers;

@@ -1,0 +1,90 @@
+//! The head of an HTTP/2 frame (RFC 9113 section 4.1), and the kinds and flags that matter here.
+
+/// The preface of a client (RFC 9113 section 3.4).
+pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The length of a head.
+pub const HEAD: usize = 9;
+
+/// Kinds of frames (RFC 9113 section 6).
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const CONTINUATION: u8 = 9;
+
+/// Flags. ACK is one of SETTINGS, the others are of HEADERS.
+pub const ACK: u8 = 1;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+pub const PADDED: u8 = 8;
+pub const PRIORITY: u8 = 0x20;
+
+/// What the head of a frame says.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameHead {
+    /// The length of the payload.
+    pub length: usize,
+    pub kind: u8,
+    pub flags: u8,
+    /// The stream, without the reserved bit, which must be ignored.
+    pub stream: u32,
+}
+
+impl FrameHead {
+    #[inline]
+    pub fn parse(bytes: &[u8; HEAD]) -> Self {
+        let [high, middle, low, kind, flags, stream @ ..] = *bytes;
+        let length = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        Self { length, kind, flags, stream: u32::from_be_bytes(stream) & 0x7fff_ffff }
+    }
+}
+
+/// Collects a head that comes in pieces.
+#[derive(Debug, Default)]
+pub struct HeadReader {
+    bytes: [u8; HEAD],
+    filled: usize,
+}
+
+impl HeadReader {
+    /// Takes what belongs to the head from the beginning of `bytes`; returns the head once it is whole.
+    #[inline]
+    pub fn take(&mut self, bytes: &mut &[u8]) -> Option<FrameHead> {
+        let (piece, rest) = bytes.split_at(self.missing().min(bytes.len()));
+        self.bytes[self.filled..self.filled + piece.len()].copy_from_slice(piece);
+        self.filled += piece.len();
+        *bytes = rest;
+        if self.filled < HEAD {
+            return None;
+        }
+        self.filled = 0;
+        Some(FrameHead::parse(&self.bytes))
+    }
+
+    /// Returns how many bytes of the head are missing.
+    pub fn missing(&self) -> usize {
+        HEAD - self.filled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_read_however_it_is_cut_and_the_reserved_bit_is_ignored() {
+        let bytes = [1, 2, 3, HEADERS, END_HEADERS, 0x80, 0, 0, 5, b'x'];
+        for size in 1..=bytes.len() {
+            let (mut reader, mut heads) = (HeadReader::default(), Vec::new());
+            let mut left = &bytes[..];
+            for mut piece in bytes[..HEAD].chunks(size) {
+                heads.extend(reader.take(&mut piece));
+            }
+            assert!(
+                matches!(heads[..], [FrameHead { length: 0x01_02_03, kind: HEADERS, flags: 4, stream: 5 }]),
+                "{size}"
+            );
+            assert!(HeadReader::default().take(&mut left).is_some() && left == b"x");
+        }
+    }
+}
