@@ -34,7 +34,7 @@ use crate::token_bucket::{Rate, TokenBucket};
 /// The target of audit events.
 pub const TARGET: &str = "loopgate::audit";
 
-/// The rate limit of events that are alike in [`KEY`].
+/// The rate limit of events with equal [`KEY`] fields.
 const RATE: Rate = Rate { burst: 200, interval: Duration::from_millis(20) };
 /// The fields that distinguish events for the rate limit. None has a value that a client chooses.
 const KEY: [&str; 4] = ["kind", "reason", "lane", "outcome"];

@@ -17,7 +17,7 @@ pub struct Status {
     pub not_ready: Vec<String>,
     /// The addresses listened on with TLS.
     pub listening: Vec<String>,
-    /// The addresses listened on for plain HTTP of trusted proxies.
+    /// The addresses that listen for plain HTTP of trusted proxies.
     #[serde(default)]
     pub listening_plain: Vec<String>,
     /// The values of `listen.on` and `listen.plain` that no local address matches.
@@ -124,7 +124,7 @@ pub struct Certificate {
 pub struct DiscoveryStatus {
     /// `off`, `connecting`, `live` or `disconnected`.
     pub docker: String,
-    /// The same of the Kubernetes API server.
+    /// The state of the connection to the Kubernetes API server, by the same words.
     #[serde(default = "off")]
     pub kubernetes: String,
     /// How long it has been live or disconnected.

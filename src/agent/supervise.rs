@@ -44,7 +44,7 @@ impl Signals {
         Ok(Self { forwarded, child: unix::signal(SignalKind::child())? })
     }
 
-    /// Resolves with a signal that ends a process which has no child to pass it on to.
+    /// Waits for a signal that ends a process without a child.
     pub async fn asked_to_end(&mut self) -> Signal {
         loop {
             let signal = next(&mut self.forwarded).await;

@@ -23,7 +23,7 @@ pub struct CertificateState {
 
 /// The days before its end from which an operator's own pair is reported.
 const FEW_DAYS: i64 = 14;
-/// The same for loopgate's own certificates, which it renews long before.
+/// The days for loopgate's own certificates, which it renews long before.
 const FEW_DAYS_OF_OURS: i64 = 7;
 
 /// Adds the findings about the certificate.

@@ -365,7 +365,7 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// For the gateway's response head, from the last byte of the request.
     pub request_timeout: Duration,
-    /// The same for some paths.
+    /// Request timeouts of some paths.
     pub path_timeouts: Vec<PathTimeout>,
     /// How long a keep-alive connection may idle.
     pub idle_timeout: Duration,

@@ -107,7 +107,7 @@ fn trials() -> Vec<Trial> {
     honest.chain(forged).collect()
 }
 
-/// Returns how `received` differs from what `trial` must look like; `host` is the `Host` of a
+/// Returns how `received` differs from what `trial` must look like; `own_host` is the `Host` of a
 /// client that forges nothing.
 fn failures(trial: &Trial, received: &Received, own_host: &str, config: &Config) -> Vec<String> {
     let mut failures = Vec::new();

@@ -49,7 +49,7 @@ pub trait Source {
     /// The session is over.
     fn next(session: &mut Self::Session) -> impl Future<Output = Result<Self::Change, Self::Error>> + Send;
 
-    /// Returns since when the source has been out of reach, once `session` has ended by `error`.
+    /// Returns since when the source has been out of reach, after a session ended with `error`.
     fn lost_since(_session: &Self::Session, _error: &Self::Error) -> Instant {
         Instant::now()
     }

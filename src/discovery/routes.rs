@@ -13,7 +13,7 @@ const VIA_GATEWAY: u32 = 0x1 | 0x2;
 /// # Errors
 /// The kernel's lists can't be read.
 pub(super) fn gateways() -> io::Result<BTreeSet<IpAddr>> {
-    // Of this thread's namespace, which is the process's except in tests.
+    // The namespace of this thread is that of the process, except in tests.
     let (v4, v6) = (read("/proc/thread-self/net/route")?, read("/proc/thread-self/net/ipv6_route")?);
     Ok(v4
         .lines()

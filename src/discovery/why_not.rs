@@ -14,7 +14,7 @@ pub enum WhyNot {
     ImageLabel(String),
     /// Its labels can't be compared with those of its image, for this reason.
     ImageUnknown(String),
-    /// The same of a pod.
+    /// The value of a pod's label is not one of those that loopgate knows.
     UnreadablePod(String),
     /// It is a pod on its node's network, whose address every program on that node has.
     HostNetwork,

@@ -104,7 +104,7 @@ impl<P: ProofReader> Enrolment<P> {
         }
     }
 
-    /// The same, for agents that are pods, whose tokens `api` reviews.
+    /// Makes it enrol agents that are pods, whose tokens `api` reviews.
     #[must_use]
     pub fn with_tokens(self, api: Api) -> Self {
         Self { tokens: Some(api), ..self }
@@ -255,7 +255,7 @@ impl<P: ProofReader> Enrolment<P> {
         proof::find(proofs, &agent.id, &proof, &shown, &self.proof_directory).await
     }
 
-    /// The same as [`Self::agent_at`], but waits for a container that started a moment ago to be discovered.
+    /// Returns [`Self::agent_at`], but waits for a container that started a moment ago to be discovered.
     async fn await_agent_at(&self, peer: PeerAddr) -> Result<Arc<Agent>, Error> {
         let mut view = self.view.clone();
         let _ = timeout(DISCOVERY_DELAY, view.wait_for(|view| view.agents.contains_key(&peer.ip()))).await;

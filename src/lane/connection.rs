@@ -11,9 +11,9 @@ use crate::discovery::View;
 /// What the lane of a connection is decided by, whichever listener accepted it.
 #[derive(Clone, Debug)]
 pub enum ConnectionEvidence {
-    /// Of a connection over TLS.
+    /// The evidence of a connection over TLS.
     Tls(Evidence),
-    /// Of one over plain HTTP: the peer's address, which must be a trusted proxy's.
+    /// The peer of a connection over plain HTTP, which must be a trusted proxy.
     Plain(IpAddr),
 }
 

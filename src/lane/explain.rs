@@ -109,7 +109,7 @@ pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64)
     (why.is_some() || by_address(peer, view, policy).is_some()).then_some(WhyExternal::RemoteGateway)
 }
 
-/// The same for a gateway on loopback.
+/// Returns the reason where the gateway is on loopback.
 fn why_external_on_loopback(
     peer: IpAddr,
     certificate: Option<&Certificate>,

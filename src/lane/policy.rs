@@ -18,7 +18,7 @@ pub struct Policy {
     pub(super) own_addresses: OwnAddresses,
     pub(super) cidrs: Vec<IpNet>,
     certificate_from: Vec<IpNet>,
-    /// Whether there are CAs of `tls.client_ca`, for whose certificates every client is asked.
+    /// Whether `tls.client_ca` is set, so that every client is asked for a certificate.
     has_client_ca: bool,
     pub(super) uris: Vec<String>,
     /// The cap of agents without a label of their own; `None` if there is no such cap.
@@ -117,7 +117,7 @@ pub(super) fn intersection(a: &HeaderValue, b: &HeaderValue) -> HeaderValue {
     scope_cap(&both)
 }
 
-/// The cap that allows what each of two caps allows; `None` means no cap.
+/// The intersection of two caps; `None` means no cap.
 pub(super) fn intersect_caps(a: Option<HeaderValue>, b: Option<&HeaderValue>) -> Option<HeaderValue> {
     match (a, b) {
         (Some(a), Some(b)) => Some(intersection(&a, b)),

@@ -18,8 +18,8 @@ impl Target {
         Self { is_gateway: true, ..Self::forward(address) }
     }
 
-    /// Another port of its address (`listen.forward`). What concerns the gateway's own protocol, its
-    /// token and the devices that it pairs, does not concern what answers there.
+    /// Another port of its address (`listen.forward`). The rules for the gateway's own protocol, token
+    /// and devices do not apply to what answers there.
     pub fn forward(address: SocketAddr) -> Self {
         let host = HeaderValue::from_str(&address.to_string()).unwrap_or(HeaderValue::from_static("127.0.0.1"));
         Self { address, host, is_gateway: false }

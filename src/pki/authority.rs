@@ -43,7 +43,7 @@ impl CertificateAuthority {
         Self::load_or_create_for(state_dir, None)
     }
 
-    /// The same; a new CA is constrained to the names in `constrain`.
+    /// Loads or creates the CA like [`Self::load_or_create`]; a new one is constrained to the names in `constrain`.
     pub(super) fn load_or_create_for(
         state_dir: &Path,
         constrain: Option<&BTreeSet<SubjectName>>,

@@ -51,8 +51,8 @@ impl Managed {
         Self::open_with(state_dir, None, true, now)
     }
 
-    /// The same. A new CA is constrained to the names in `constrain`; unless `follow_names`, the
-    /// names of an existing leaf stay.
+    /// Opens `state_dir` like [`Self::open`]. A new CA is constrained to the names in `constrain`;
+    /// unless `follow_names`, the names of an existing leaf stay.
     pub(super) fn open_with(
         state_dir: &Path,
         constrain: Option<&BTreeSet<SubjectName>>,

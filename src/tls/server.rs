@@ -119,7 +119,7 @@ impl TlsServerConfig {
         Ok(Self { anonymous, asking, authorities, names, served_ca: None })
     }
 
-    /// The same, with the CA that signed the certificate for clients to install (`external.serve_ca`).
+    /// Adds the CA that signed the certificate, for clients to install (`external.serve_ca`).
     #[must_use]
     pub fn with_served_ca(self, served_ca: Option<ServedCa>) -> Self {
         Self { served_ca: served_ca.map(Arc::new), ..self }

@@ -57,7 +57,7 @@ impl UsualSockets {
     /// Chooses `connected` unless there is a choice already; returns whether it is the chosen one.
     fn choose(&self, connected: &Path) -> bool {
         let chosen = self.chosen.get_or_init(|| {
-            info!(socket = %connected.display(), "found the engine's socket, and stay with it");
+            info!(socket = %connected.display(), "found the engine's socket; using it until loopgate is restarted");
             connected.to_owned()
         });
         chosen == connected

@@ -19,7 +19,7 @@ pub enum Origin {
     /// They were compared with those of the image, and what widens trust and the image has too was removed.
     #[default]
     Compared,
-    /// The same, and the value of `loopgate.agent` that was removed.
+    /// They were compared, and `loopgate.agent` with this value was removed.
     OfImage(String),
     /// The labels of the image can't be read, so none counts.
     Unknown(String),

@@ -38,7 +38,7 @@ pub struct Docker {
     containers: Vec<Container>,
     /// The containers that could not be read at the last list.
     unreadable: Vec<Unreadable>,
-    /// Of the container that was inspected.
+    /// The details of the container that was inspected.
     details: Option<Details>,
     /// The container that was last inspected, whether or not that succeeded.
     inspected: Option<String>,
@@ -178,7 +178,7 @@ impl Docker {
                 changed
             }
             SourceChange::Lost(loss) => {
-                debug!(?loss, "an event reports a loss");
+                debug!(?loss, "an event says what a container lost");
                 let endpoints = |containers: &[Container]| {
                     containers.iter().map(|container| container.endpoints.len()).sum::<usize>()
                 };

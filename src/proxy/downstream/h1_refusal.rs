@@ -24,7 +24,7 @@ pub struct HyperRefusals {
 }
 
 impl HyperRefusals {
-    /// Begins with a connection on which nothing was written.
+    /// Creates the state of a connection on which nothing was written yet.
     pub fn new() -> Self {
         Self { idle_since: Some(0) }
     }

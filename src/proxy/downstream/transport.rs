@@ -13,7 +13,7 @@ use crate::tls;
 pub enum Transport {
     /// After its TLS handshake.
     Tls(tls::Stream<TcpStream>),
-    /// Of a trusted proxy that speaks plain HTTP (`listen.plain`).
+    /// From a trusted proxy that speaks plain HTTP (`listen.plain`).
     Plain(TcpStream),
 }
 

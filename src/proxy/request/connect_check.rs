@@ -78,8 +78,8 @@ struct DeviceCheck {
     mode: BindDevices,
     /// The agent; `None` on the external lane.
     agent: Option<DeviceUser>,
-    /// Whether the device's first use says where it belongs: not if a web page causes a request on
-    /// an agent's connection.
+    /// Whether the device's first use binds it: not where a web page caused the request on an
+    /// agent's connection.
     may_learn: bool,
 }
 

@@ -30,9 +30,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// What receives the gateway's interim responses.
 #[derive(Debug, Default)]
 pub struct OnInterim {
-    /// Of `100 Continue`.
+    /// Receives `100 Continue`.
     pub continue_signal: Option<Arc<ContinueSignal>>,
-    /// Of all others.
+    /// Receives all others.
     pub interims: Option<InterimSender>,
 }
 
