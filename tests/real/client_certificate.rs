@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::gateway::{LOOPBACK, OpenClaw};
+use crate::gateway::{LOOPBACK, OpenClaw, SPAWNS};
 use crate::openclaw::{FORGERIES, directory};
 use crate::sidecar::{self, URL, WS_URL};
 use loopgate_test_support::device_client::{DeviceClient, End};
@@ -26,6 +26,7 @@ const GRANTED: [&str; 4] = ["operator.approvals", "operator.questions", "operato
 fn configuration() -> Value {
     json!({"gateway": {
         "mode": "local", "port": 18789, "bind": "loopback", "trustedProxies": ["127.0.0.2"],
+        "tools": {"allow": [SPAWNS]},
         "auth": {"mode": "trusted-proxy", "password": PASSWORD, "trustedProxy": {
             "userHeader": "x-forwarded-user", "allowLoopback": true, "allowUsers": ["alice@example.com"],
             "deviceAutoApprove": {"enabled": true},
@@ -113,7 +114,8 @@ fn sign_in() -> Result<(), Missing> {
     }
     page(through(Host::External)).certificate(&bob_file, FILE_PASSWORD).connect().token_refused();
 
-    report("  agents and the gateway's own clients work as before, with its password");
+    report("  sub-agents, agents and the gateway's own clients work as before, with its password");
+    openclaw.spawns(PASSWORD);
     let scopes = local().connect().scopes();
     assert_eq!(through(Host::Agent).password(PASSWORD).connect().scopes(), scopes);
     assert_eq!(

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use loopgate_test_support::device_client::{DeviceClient, End};
 use loopgate_test_support::network::{Host, Network};
@@ -12,6 +13,8 @@ use loopgate_test_support::requirements::{Missing, node_modules};
 
 /// The token of every gateway here.
 pub const TOKEN: &str = "the-token-of-the-tests";
+/// The tools that HTTP may call, for [`OpenClaw::spawns`].
+pub const SPAWNS: &str = "sessions_spawn";
 /// The gateway's own address; a client on its host may use it.
 pub const LOOPBACK: &str = "ws://127.0.0.1:18789";
 
@@ -123,6 +126,32 @@ impl<'a> OpenClaw<'a> {
     /// Its state directory.
     pub fn state(&self) -> &Path {
         &self.state
+    }
+
+    /// Has the gateway spawn a sub-agent, as one of its own tools does, and asserts that it does. `secret` is its token or
+    /// password. Its configuration must allow the tool ([`SPAWNS`]).
+    pub fn spawns(&self, secret: &str) {
+        let mut curl = self.network.command(Host::Gateway, "curl");
+        curl.args([
+            "--silent",
+            "--max-time",
+            "90",
+            "--json",
+            r#"{"tool": "sessions_spawn", "args": {"task": "say hello"}}"#,
+        ]);
+        curl.args(["--header", &format!("Authorization: Bearer {secret}"), "http://127.0.0.1:18789/tools/invoke"]);
+        let start = Instant::now();
+        loop {
+            let output = curl.output().expect("curl");
+            let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            if answer["result"]["details"]["status"] == "accepted" {
+                return;
+            }
+            // What the newer version may say for a moment after its start.
+            let starting = answer.to_string().contains("Retry the request");
+            assert!(starting && start.elapsed() < Duration::from_secs(60), "{answer}");
+            thread::sleep(Duration::from_millis(500));
+        }
     }
 
     /// Approves a device, as its operator would.

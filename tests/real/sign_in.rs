@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::front::{SITE, program, traefik_directory};
-use crate::gateway::{LOOPBACK, OpenClaw};
+use crate::gateway::{LOOPBACK, OpenClaw, SPAWNS};
 use crate::openclaw::directory;
 use crate::sidecar::{self, URL, WS_URL};
 use loopgate_test_support::device_client::DeviceClient;
@@ -66,6 +66,7 @@ fn signed_in(name: &str, start: Start) -> Result<(), Missing> {
         "mode": "local", "port": 18789, "bind": "loopback", "trustedProxies": ["127.0.0.2"],
         "auth": {"mode": "trusted-proxy", "trustedProxy": proxy, "password": PASSWORD},
         "controlUi": {"allowedOrigins": [format!("https://{SITE}")]},
+        "tools": {"allow": [SPAWNS]},
     }}));
     let sidecar = sidecar::start(
         &network,
@@ -117,7 +118,8 @@ fn signed_in(name: &str, start: Start) -> Result<(), Missing> {
     let password = format!("Authorization: Bearer {PASSWORD}");
     assert_eq!(direct(Host::External, &[&password]), "401", "the password is for local clients");
 
-    report("  local clients and agents use the password");
+    report("  sub-agents work; local clients and agents use the password");
+    openclaw.spawns(PASSWORD);
     openclaw.run(&["gateway", "call", "health"]);
     assert_eq!(direct(Host::Agent, &[&password]), "200");
     let client = |host, url: &str| -> DeviceClient { openclaw.client(host, url).password(PASSWORD) };
