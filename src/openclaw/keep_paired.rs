@@ -53,11 +53,17 @@ impl KeepPaired {
         loop {
             match self.pair_if_needed(paired.as_deref()).await {
                 Ok(Outcome::NotNeeded) => return debug!("this version of the gateway needs no pairing in advance"),
-                Ok(Outcome::Waiting) => sleep(INTERVAL).await,
+                Ok(Outcome::Waiting) => {
+                    backoff.reset();
+                    sleep(INTERVAL).await;
+                }
                 Ok(Outcome::Paired(device)) => {
                     info!(device, "the gateway's own device is paired for every scope");
+                    let again = paired.as_ref() == Some(&device);
                     (paired, logged) = (Some(device), None);
-                    backoff.reset();
+                    if again {
+                        sleep(backoff.pause()).await;
+                    }
                 }
                 Err(error) => {
                     let failure = error_chain(&error);
@@ -73,7 +79,10 @@ impl KeepPaired {
 
     async fn pair_if_needed(&self, paired: Option<&str>) -> Result<Outcome, Error> {
         if paired.is_some() && paired == self.identity(false).await?.map(|device| device.id()).as_deref() {
-            return Ok(Outcome::Waiting);
+            if !self.has_lost_scopes().await {
+                return Ok(Outcome::Waiting);
+            }
+            warn!("the gateway has recorded fewer scopes for its own device than it granted; pairing it again");
         }
         if !ready::wait(self.gateway, READY_TIMEOUT).await?.needs_prepairing {
             return Ok(Outcome::NotNeeded);
@@ -88,6 +97,16 @@ impl KeepPaired {
         let state_dir = self.state_dir.clone();
         let found = tokio::task::spawn_blocking(move || identity(&state_dir, may_create)).await;
         Ok(found.expect("reading a file does not panic")?)
+    }
+
+    /// Returns whether the gateway's record of its device has fewer scopes than it was paired for. OpenClaw
+    /// 2026.2.19 reads, changes and writes that record for each request: a request of its own for one scope, at
+    /// the same moment, overwrites it.
+    async fn has_lost_scopes(&self) -> bool {
+        let state_dir = self.state_dir.clone();
+        let recorded = tokio::task::spawn_blocking(move || files::own_device_scopes(&state_dir)).await;
+        let recorded = recorded.expect("reading a file does not panic");
+        recorded.is_some_and(|recorded| !pair::SCOPES.iter().all(|scope| recorded.iter().any(|has| has == scope)))
     }
 
     /// Returns the token as every command reads it, else the one of the gateway's own configuration.
@@ -144,6 +163,26 @@ mod tests {
         let Outcome::Paired(device) = keep.pair_if_needed(None).await.unwrap() else { panic!("not paired") };
         assert_eq!(Device::read(&state_dir.path().join("identity/device.json")).unwrap().id(), device);
         assert!(matches!(keep.pair_if_needed(Some(&device)).await, Ok(Outcome::Waiting)));
+    }
+
+    #[tokio::test]
+    async fn a_device_whose_scopes_the_gateway_has_overwritten_is_paired_again() {
+        let shutdown = Shutdown::new();
+        let state_dir = tempfile::tempdir().unwrap();
+        let hello = json!({"ok": true, "payload": {"type": "hello-ok"}});
+        let gateway = gateway_of(vec![hello.clone(), hello], &shutdown).await;
+        let keep = KeepPaired { gateway, state_dir: state_dir.path().to_owned(), token_file: None };
+        let Outcome::Paired(device) = keep.pair_if_needed(None).await.unwrap() else { panic!("not paired") };
+        std::fs::create_dir(state_dir.path().join("devices")).unwrap();
+        let record = |scopes: &[&str]| {
+            let record = json!({ device.as_str(): {"scopes": scopes} }).to_string();
+            std::fs::write(state_dir.path().join("devices/paired.json"), record).unwrap();
+        };
+        record(&pair::SCOPES);
+        assert!(matches!(keep.pair_if_needed(Some(&device)).await, Ok(Outcome::Waiting)));
+        record(&["operator.admin"]);
+        let Outcome::Paired(again) = keep.pair_if_needed(Some(&device)).await.unwrap() else { panic!("not paired") };
+        assert_eq!(again, device);
     }
 
     #[tokio::test]
