@@ -42,6 +42,8 @@ kinds! {
     PROXY_AUTH_LOOPBACK = "trusted-proxy-auth", Error,
         "The gateway is in auth.mode \"trusted-proxy\", and refuses proxies on loopback \
          (`trusted_proxy_loopback_source`).";
+    PROXY_AUTH_TOKEN = "trusted-proxy-token", Error,
+        "The gateway is in auth.mode \"trusted-proxy\" and has a token as well, with which it refuses to start.";
     GATEWAY_FILES = "gateway-files", Warning, "The gateway's token file or state directory that is named can't be \
                                                read.";
     IDENTITY_HEADER = "identity-header-open", Error,

@@ -95,10 +95,8 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     }
     identity_headers(&gateway["auth"], &wanted.policy, report);
     trusted_proxies(&gateway["trustedProxies"], wanted, report);
-    if gateway["auth"]["mode"] == "trusted-proxy" && gateway["auth"]["trustedProxy"]["allowLoopback"] != true {
-        let seen = "gateway.auth.mode is \"trusted-proxy\" without gateway.auth.trustedProxy.allowLoopback";
-        let remedy = Remedy::OpenClaw { key: "gateway.auth.trustedProxy.allowLoopback", value: json!(true) };
-        report.find(&kind::PROXY_AUTH_LOOPBACK, seen, remedy);
+    if gateway["auth"]["mode"] == "trusted-proxy" {
+        proxy_auth(&gateway["auth"], report);
     }
     control_ui(&gateway["controlUi"], report);
     if strings(&gateway["controlUi"]["allowedOrigins"]).any(|origin| origin == "*") {
@@ -110,6 +108,23 @@ pub fn judge(config: &Value, wanted: &Wanted, report: &mut Report) {
     }
     if report.findings.len() == before {
         report.fine("openclaw.json", "nothing in it needs to change");
+    }
+}
+
+/// Finds what keeps `auth.mode: "trusted-proxy"` from working behind loopgate.
+fn proxy_auth(auth: &Value, report: &mut Report) {
+    if auth["trustedProxy"]["allowLoopback"] != true {
+        let seen = "gateway.auth.mode is \"trusted-proxy\" without gateway.auth.trustedProxy.allowLoopback";
+        let remedy = Remedy::OpenClaw { key: "gateway.auth.trustedProxy.allowLoopback", value: json!(true) };
+        report.find(&kind::PROXY_AUTH_LOOPBACK, seen, remedy);
+    }
+    if !auth["token"].is_null() {
+        let seen = "gateway.auth.mode is \"trusted-proxy\", and there is a gateway.auth.token";
+        let remedy = Remedy::words(
+            "run `openclaw config unset gateway.auth.token` where the gateway is, and take OPENCLAW_GATEWAY_TOKEN out \
+             of its environment",
+        );
+        report.find(&kind::PROXY_AUTH_TOKEN, seen, remedy);
     }
 }
 
@@ -207,7 +222,7 @@ mod tests {
 
     #[test]
     fn each_wrong_key_is_found() {
-        let table: [(&str, &[&str]); 26] = [
+        let table: [(&str, &[&str]); 27] = [
             ("{gateway: {bind: 'loopback', trustedProxies: ['127.0.0.2'],}} // fine", &[]),
             ("{gateway: {trustedProxies: ['127.0.0.2/32']}}", &[]),
             ("{}", &["trusted-proxies-missing"]),
@@ -218,6 +233,11 @@ mod tests {
             ("{gateway: {port: 3000, trustedProxies: ['127.0.0.2']}}", &["gateway-port"]),
             ("{gateway: {auth: {mode: 'none'}, trustedProxies: ['127.0.0.2']}}", &["gateway-auth"]),
             ("{gateway: {auth: {mode: 'trusted-proxy'}, trustedProxies: ['127.0.0.2']}}", &["trusted-proxy-auth"]),
+            (
+                "{gateway: {auth: {mode: 'trusted-proxy', token: 'x', trustedProxy: {allowLoopback: true}}, \
+                 trustedProxies: ['127.0.0.2']}}",
+                &["trusted-proxy-token"],
+            ),
             (
                 "{gateway: {auth: {mode: 'trusted-proxy', trustedProxy: {allowLoopback: true}}, trustedProxies: ['127.0.0.2']}}",
                 &[],
