@@ -53,9 +53,11 @@ fn concerns(rule: &PathRule, method: &Method, is_upgrade: bool) -> bool {
 
 /// Returns whether `rule` is about `path`, which is `decoded` without its percent-encoding.
 ///
-/// The gateway routes to plugins by the path as sent and by what a URL parser makes of the decoded
-/// path: there `?` and `#` end the path, and blanks at its end vanish. It takes `%` after a prefix
-/// for the end of a segment. So for a `deny` rule all of these end a segment.
+/// The gateway routes to plugins by the path as a URL parser reads it, and by what the parser makes
+/// of the decoded path: there `?` and `#` end the path, and blanks at its end vanish. The parser
+/// encodes some characters that are allowed here, and the gateway takes `%` after a prefix for the
+/// end of a segment (OpenClaw 2026.9 `gateway/security-path`, `plugins-http/route-match`). So for a
+/// `deny` rule everything ends a segment that is not certainly a part of it.
 fn covers(rule: &PathRule, path: &str, decoded: &str) -> bool {
     if rule.allow {
         let rest = decoded.strip_prefix(rule.prefix.as_str());
@@ -63,13 +65,19 @@ fn covers(rule: &PathRule, path: &str, decoded: &str) -> bool {
     }
     // `deny "/hooks/"` closes `/hooks` too.
     let stem = rule.prefix.strip_suffix('/').unwrap_or(&rule.prefix).as_bytes();
-    let begins = |path: &str, ends: &[u8]| {
+    let begins = |path: &str| {
         let split = path.as_bytes().split_at_checked(stem.len());
         split.is_some_and(|(head, rest)| {
-            head.eq_ignore_ascii_case(stem) && rest.first().is_none_or(|next| ends.contains(next))
+            head.eq_ignore_ascii_case(stem) && rest.first().is_none_or(|next| !continues_segment(*next))
         })
     };
-    begins(decoded, b"/?# ") || begins(path, b"%")
+    begins(decoded) || begins(path)
+}
+
+/// Returns whether every parser takes `byte` for a part of the segment, as it is (`pchar` without
+/// `%` and `;`, RFC 3986 section 3.3).
+fn continues_segment(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&byte)
 }
 
 /// Decodes the percent-encoding of `path`; `None` if another parser could read it differently.
@@ -195,6 +203,12 @@ mod tests {
             (Method::GET, "/%61dmin%20x", &no_tools, denied),
             (Method::GET, "/tools%41", &no_tools, denied),
             (Method::GET, "/Tools%C3%A4", &no_tools, denied),
+            (Method::GET, "/%74ools%C3%A4", &no_tools, denied),
+            (Method::GET, "/tools\u{e4}", &no_tools, denied),
+            (Method::GET, "/tools{", &no_tools, denied),
+            (Method::GET, "/tools\"x", &no_tools, denied),
+            (Method::GET, "/tools-x", &no_tools, Ok(())),
+            (Method::GET, "/tools.x", &no_tools, Ok(())),
             (Method::GET, "/administer%3F/admin", &no_tools, Ok(())),
             (Method::GET, "/x%23/tools/invoke", &no_tools, Ok(())),
             (Method::GET, "/", &no_tools, Ok(())),
