@@ -24,7 +24,8 @@ pub enum Error {
     Unsendable(String),
 }
 
-/// Returns the `Authorization` value that attested agents inherit; `None` unless `agents.inherit_token` is set.
+/// Returns the `Authorization` value for requests of agents that show a certificate; `None` unless
+/// `agents.inherit_token` is set.
 pub(super) fn inherited(config: &Config) -> Result<Option<HeaderValue>, Error> {
     if !config.agents.inherit_token {
         return Ok(None);

@@ -265,7 +265,7 @@ const AGENTS: &[Key] = &[
         "agents.inherit_token",
         Switch,
         Some("false"),
-        "Hand the gateway's token to attested agents",
+        "Hand the gateway's token to attested agents, and add it to requests of all agents that show a certificate",
     ),
     Key::new(
         "agent-scopes",

@@ -264,7 +264,7 @@ pub struct Agents {
     pub services: Vec<AgentService>,
     /// The kinds of proof by which a container may enrol.
     pub proofs: Vec<ProofKind>,
-    /// Whether attested agents receive the gateway's token.
+    /// Whether attested agents receive the gateway's token, and requests of agents with a certificate get it.
     pub inherit_token: bool,
     /// Scope cap for agents without one of their own; empty means none.
     pub scopes: Vec<String>,

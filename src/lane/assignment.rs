@@ -51,7 +51,7 @@ impl Lane {
     /// Returns whether a client certificate makes the connection an agent's, or names its user.
     pub fn depends_on_certificate(&self) -> bool {
         match self {
-            Self::Agent(lane) => lane.is_attested() || lane.as_external.user.is_some(),
+            Self::Agent(lane) => lane.is_proved_by_certificate() || lane.as_external.user.is_some(),
             Self::External(lane) => lane.user.is_some(),
         }
     }
@@ -81,7 +81,7 @@ impl AgentLane {
     }
 
     /// Returns whether a certificate proved which agent this is; an address alone does not.
-    pub fn is_attested(&self) -> bool {
+    pub fn is_proved_by_certificate(&self) -> bool {
         matches!(self.basis, AgentBasis::Attested(_) | AgentBasis::Certificate(_))
     }
 }

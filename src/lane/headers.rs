@@ -78,7 +78,7 @@ enum HeadLane {
 
 impl GatewayHead {
     /// Makes the head of a request on a connection of `lane`, for `target`. `token` is the gateway's,
-    /// for agents that inherit it; `names` are those of loopgate's certificate.
+    /// for agents that show a certificate; `names` are those of loopgate's certificate.
     ///
     /// A request that a web page causes on an agent's connection goes out on the external lane.
     ///
@@ -106,7 +106,7 @@ impl GatewayHead {
         match lane {
             Lane::Agent(lane)
                 if browser::is_from_browser(&parts.headers, &checked.host)
-                    || (lane.is_attested() && browser::is_foreign_host(&checked.host, names)) =>
+                    || (lane.is_proved_by_certificate() && browser::is_foreign_host(&checked.host, names)) =>
             {
                 Self::for_external(parts, checked, &lane.as_external, rules, target)
             }
@@ -128,7 +128,7 @@ impl GatewayHead {
         if let Some(scopes) = &lane.scopes {
             parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
         }
-        if let Some(token) = token.filter(|_| lane.is_attested() && target.is_gateway())
+        if let Some(token) = token.filter(|_| lane.is_proved_by_certificate() && target.is_gateway())
             && !parts.headers.contains_key(AUTHORIZATION)
         {
             parts.headers.insert(AUTHORIZATION, token.clone());

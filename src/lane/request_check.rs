@@ -197,7 +197,8 @@ fn check_length(parts: &Parts) -> Result<(), RequestRefusal> {
     if lengths > 1 || (lengths == 1 && encoding.is_some()) { Err(RequestRefusal::AmbiguousLength) } else { Ok(()) }
 }
 
-/// Returns whether `value` is a length that a signed number of 64 bits can hold: many parsers behind read it as one.
+/// Returns whether `value` is a length that a signed number of 64 bits can hold, since many parsers
+/// behind loopgate use one.
 fn is_length(value: &[u8]) -> bool {
     let number = std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     number.is_some_and(|text| text.parse::<i64>().is_ok())

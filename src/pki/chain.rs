@@ -5,7 +5,7 @@ use rustls_pki_types::CertificateDer;
 use super::certificate::Facts;
 use super::error::InvalidFile;
 
-/// A chain whose first certificate is the leaf, each of the next ones the issuer of the one before.
+/// A chain in order: the leaf, then the issuer of each certificate before it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OrderedChain {
     /// The chain. Certificates that are not the issuer of another follow at the end.

@@ -127,7 +127,7 @@ impl Proxy {
         self.shared.count_revoked(revoked);
     }
 
-    /// Has attested agents inherit `token` in requests from now on.
+    /// Adds `token` to requests of agents that show a certificate from now on.
     pub fn update_token(&self, token: Option<HeaderValue>) {
         self.shared.token.store(token.map(Arc::new));
     }

@@ -85,7 +85,7 @@ pub(super) struct Shared {
     /// What tunnels have read and could not pass on yet.
     pub(super) tunnel_buffers: LaneBuffers,
     pub(super) settings: ArcSwap<Settings>,
-    /// The `Authorization` that attested agents inherit.
+    /// The `Authorization` for requests of agents that show a certificate.
     pub(super) token: ArcSwapOption<HeaderValue>,
     pub(super) enrol: Enrol,
     /// The devices of agents, and whether they are refused on the external lane; `None` where

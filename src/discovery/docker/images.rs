@@ -16,7 +16,7 @@ use crate::error_chain::error_chain;
 /// Whether the labels of a container are the operator's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Origin {
-    /// They were compared with those of the image, and what widens trust and the image has too was removed.
+    /// They were compared with the image's: labels that widen trust and that the image has too were removed.
     #[default]
     Compared,
     /// They were compared, and `loopgate.agent` with this value was removed.

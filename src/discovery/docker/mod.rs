@@ -192,10 +192,7 @@ impl Docker {
     /// Logs each container that can't be read once.
     fn report_unreadable(&mut self, unreadable: Vec<Unreadable>) {
         for Unreadable { name, error } in unreadable.iter().filter(|one| !self.unreadable.contains(one)) {
-            warn!(
-                container = name,
-                error, "can't read what the engine lists of this container; ignoring the container"
-            );
+            warn!(container = name, error, "can't read the engine's entry for this container; ignoring it");
         }
         self.unreadable = unreadable;
     }

@@ -33,16 +33,19 @@ const EMPTY_HOST: u8 = 0x80 | 38;
 /// Follows the frames of one client, and rewrites those with trailers.
 #[derive(Debug)]
 pub struct H2Trailers {
-    /// Bytes that are left of the current frame, or of the preface, without padding; and of padding, which is left out.
+    /// Bytes that are left of the current frame, or of the preface, without padding.
     left: usize,
+    /// Bytes that are left of the current frame's padding, which is left out.
     padding: usize,
     /// The beginning of a frame, until enough of it is there.
     held: Vec<u8>,
     /// Trailers that are not complete.
     block: Option<Block>,
+    /// The latest stream that began.
     last_stream: u32,
-    /// The latest streams that began without END_STREAM, and the last that is kept no more.
+    /// The latest streams that began without END_STREAM.
     begun: VecDeque<u32>,
+    /// The latest stream that is no longer in `begun`.
     dropped: u32,
 }
 

@@ -45,7 +45,7 @@ pub struct Direction {
     pub connect_response: Option<ConnectResponse>,
 }
 
-/// What the bytes of the gateway changed for those of the client.
+/// What the gateway's latest bytes mean for the client's first message.
 pub enum GateChange {
     Unchanged,
     Progressed,

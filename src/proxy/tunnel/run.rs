@@ -21,7 +21,8 @@ use crate::proxy::close_signal::{CloseReason, CloseSignal};
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::proxy::upstream::read_after_reset::ReadableAfterWriteError;
 
-/// How long a client has to close once its WebSocket, or the gateway's end of any tunnel, is closed.
+/// How long a client may take to close after its close frame was sent, after the gateway closed the
+/// WebSocket, or after the gateway closed another tunnel and a write to it failed.
 const CLOSE_GRACE: Duration = Duration::from_secs(3);
 /// How long a WebSocket that lost its authorization may take to reach the end of the frame that is under way.
 const REVOKED_GRACE: Duration = Duration::from_millis(500);

@@ -95,7 +95,7 @@ impl UpstreamConnection {
     /// Speaks HTTP on `stream`, which was opened along `route`.
     ///
     /// # Errors
-    /// hyper's, of which there are none at this point.
+    /// None are expected: hyper's handshake does no I/O.
     pub async fn open(stream: TcpStream, route: Route, limits: &Limits) -> Result<Self, hyper::Error> {
         let stream = ReadableAfterWriteError::new(stream);
         let state = Arc::clone(stream.state());
@@ -224,7 +224,7 @@ impl UpstreamConnection {
     }
 
     /// Returns what is left after a `101`: the socket, and the bytes of the new protocol that were
-    /// read already. `None` if it was dropped before, which one that answered was not.
+    /// read already. `None` only if the connection was dropped, which can't be after a response.
     pub async fn into_tunnel(mut self: Box<Self>) -> Option<(TcpStream, Bytes)> {
         poll_fn(|cx| {
             self.drive(cx);

@@ -102,12 +102,12 @@ impl Upstream {
         &self.pools[workers::index()]
     }
 
-    /// Sends a request that was received at `started`, which must be the present time, and
-    /// waits for the head of its response.
+    /// Sends a request, and waits for the head of its response. `started` is when the request got
+    /// its permit; call this at once.
     ///
-    /// Nothing is sent twice, unless no byte of it was sent before, or the method is safe, there is
-    /// no body, and no byte of a response was read. Even then it is sent at most twice on new
-    /// connections: it may be the request that makes the gateway break off.
+    /// A request is sent again only if no byte of it was sent, or if its method is safe, it has no
+    /// body and no byte of a response was read. Then it is sent at most twice over new connections:
+    /// it may be the request that makes the gateway break off.
     ///
     /// # Errors
     /// Why there is no response.

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A client that left responses unread may hold one in so many permits, but at least one.
+/// A client that left responses unread may hold at most `limit / STALLED_SHARE` permits, and at least one.
 pub const STALLED_SHARE: usize = 32;
 /// How long an unread response counts against its client.
 pub const REMEMBERED: Duration = Duration::from_secs(60);
