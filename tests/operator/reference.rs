@@ -166,7 +166,7 @@ fn links_between_documents_are_valid() {
 }
 
 /// Texts in the headings of "Troubleshooting" that other programs print.
-const TEXTS_OF_OTHERS: [&str; 28] = [
+const TEXTS_OF_OTHERS: [&str; 29] = [
     "1008: pairing required",
     "pairing required: device is not approved yet",
     "SECURITY ERROR: Gateway URL",
@@ -195,6 +195,7 @@ const TEXTS_OF_OTHERS: [&str; 28] = [
     "No such container",
     "conflicting options: port publishing",
     "container rootfs is marked read-only",
+    "gateway auth mode is trusted-proxy",
 ];
 
 #[test]
