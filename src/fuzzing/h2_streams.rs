@@ -21,7 +21,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::labels::Protocol;
-use crate::proxy::{Activity, Downstream, HeadRefusal, HeadTracker, InterimSender};
+use crate::proxy::{Activity, Downstream, Dropped, HeadRefusal, HeadTracker, InterimSender};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -37,8 +37,11 @@ const PRIORITY: u8 = 0x20;
 /// How the header block of an interim response begins here; hyper sends no other that begins so.
 const HINTS: &[u8] = b"\x08\x03103";
 
-/// Rounds after the client's last byte.
-const ROUNDS: usize = 200;
+/// Kinds of things that a client does.
+const KINDS: u8 = 12;
+
+/// Rounds after the last byte that was read or written.
+const ROUNDS: usize = 20;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("frames are short").to_be_bytes();
@@ -65,7 +68,7 @@ fn act(byte: u8, next: &mut u32) -> Vec<u8> {
         *next += 2;
         *next - 2
     };
-    match byte % 12 {
+    match byte % KINDS {
         0..=2 => {
             let stream = new();
             frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(stream))
@@ -92,7 +95,7 @@ fn act(byte: u8, next: &mut u32) -> Vec<u8> {
                 &[block(stream), field("x", &"y".repeat(100)).repeat(4)].concat(),
             )
         }
-        7 => trailers(byte / 12, next.saturating_sub(4) | 1),
+        7 => trailers(byte / KINDS, next.saturating_sub(4) | 1),
         8 => frame(RST_STREAM, 0, next.saturating_sub(2) | 1, &[0, 0, 0, 8]),
         9 => frame(DATA, byte & END_STREAM, next.saturating_sub(2) | 1, b"data"),
         10 => frame(PING, 0, 0, &[0; 8]),
@@ -190,8 +193,8 @@ impl Tasks {
 /// An HTTP/2 connection, cut into reads by the first byte; each further byte is something that the client does.
 ///
 /// Interim responses are only sent on the streams of their requests, before the final response, and
-/// between hyper's frames. No trailers with a pseudo-header field arrive. No head is both a request
-/// and refused.
+/// between hyper's frames. No trailers with a pseudo-header field arrive. Each head is a request, or
+/// is refused, or is dropped because the connection ends; and it is only one of them.
 pub fn h2_streams(data: &[u8]) {
     run(data);
 }
@@ -213,7 +216,9 @@ fn run(data: &[u8]) -> Outcome {
     let mut next = 1;
     let mut bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
     let mut pieces = VecDeque::new();
+    let mut kinds = [0; KINDS as usize];
     for byte in acts.iter().take(200) {
+        kinds[usize::from(byte % KINDS)] += 1;
         bytes.extend(act(*byte, &mut next));
         // With the high bit, what follows comes later.
         if byte & 0x80 != 0 {
@@ -225,6 +230,8 @@ fn run(data: &[u8]) -> Outcome {
     pieces.extend(bytes.chunks(usize::from(size).max(1) * 8).map(|piece| Some(piece.to_vec())));
     let written = Rc::<RefCell<Vec<u8>>>::default();
     let rounds = pieces.len() + ROUNDS;
+    let mut left = rounds;
+    let mut most_written = 0;
     let client = Client { pieces, written: Rc::clone(&written), most: 1 + usize::from(size) * 4, is_full: true };
     let head_tracker = HeadTracker::new(Protocol::Http2);
     let stream = Downstream::over(
@@ -250,24 +257,45 @@ fn run(data: &[u8]) -> Outcome {
     );
     let mut connection = pin!(connection);
     let mut refused = Vec::new();
+    let mut dropped = Dropped::default();
+    let mut take_refused = |all: &mut Vec<_>| {
+        let (refused, more) = head_tracker.take_refused();
+        all.extend(refused.into_iter().map(|refused| refused.why));
+        dropped.by_client += more.by_client;
+        dropped.by_closing += more.by_closing;
+    };
+    let mut has_ended = false;
     let mut cx = Context::from_waker(Waker::noop());
-    for _ in 0..rounds {
+    while left > 0 {
         if connection.as_mut().poll(&mut cx).is_ready() {
+            has_ended = true;
             break;
         }
         head_tracker.settle();
-        refused.extend(head_tracker.take_refused().into_iter().map(|refused| refused.why));
+        take_refused(&mut refused);
         for (stream, sender) in &*seen.borrow() {
             assert!(sender.stream().is_none_or(|known| known == *stream), "a request of stream {stream}: {sender:?}");
         }
         tasks.poll(&mut cx);
+        left = if written.borrow().len() > most_written { rounds } else { left - 1 };
+        most_written = written.borrow().len();
     }
-    head_tracker.settle();
-    refused.extend(head_tracker.take_refused().into_iter().map(|refused| refused.why));
-    let requests = seen.borrow().len();
+    if has_ended {
+        head_tracker.settle_all();
+        take_refused(&mut refused);
+    }
+    let (requests, dropped) = (seen.borrow().len(), dropped.by_client + dropped.by_closing);
     // Trailers may begin the first.
-    let begun = usize::try_from(next / 2).expect("few streams").max(1);
-    assert!(requests + refused.len() <= begun, "{requests} requests and {refused:?} of {begun} streams");
+    let begun = usize::try_from(next / 2).expect("few streams").max(usize::from(kinds[7] > 0));
+    let found = requests + refused.len() + dropped;
+    assert!(
+        // What comes after the end is not read.
+        if has_ended { found <= begun } else { found == begun },
+        "{requests} requests, {refused:?} and {dropped} dropped, of {begun} streams; has ended: {has_ended}"
+    );
+    let too_large = refused.iter().filter(|refused| **refused == HeadRefusal::TooLarge).count();
+    assert!(too_large <= kinds[6], "{too_large} refused as too large, of {}", kinds[6]);
+    assert!(has_ended || dropped <= kinds[8], "{dropped} dropped, and {} reset by the client", kinds[8]);
     Outcome { requests, refused, hints: check(&written.borrow()), trailers: trailers.get() }
 }
 
@@ -330,6 +358,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// A request's trailers are malformed, and a stream too many waits for its refusal: that is one refusal.
+    #[test]
+    fn a_reset_of_a_request_is_not_taken_for_a_refusal_that_is_not_written_yet() {
+        let outcome = run(&[101, 63, 163, 196, 196, 160, 184, 12]);
+        assert_eq!((outcome.requests, outcome.refused), (5, vec![HeadRefusal::TooManyStreams]));
+    }
 
     proptest! {
         #[test]

@@ -35,7 +35,7 @@ pub(crate) use downstream::{
     h1_request_guard::{H1RequestGuard, encode},
     head_tracker::{HeadTracker, InterimSender},
     io::Downstream,
-    refused_heads::HeadRefusal,
+    refused_heads::{Dropped, HeadRefusal},
 };
 pub use error::Error;
 pub use registry::ConnectionInfo;

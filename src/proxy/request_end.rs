@@ -16,6 +16,8 @@ pub(super) enum RequestEnd {
     BadBody,
     /// The client closed its connection, or reset its stream.
     ClientGone,
+    /// loopgate closed the connection, over HTTP/2 for something else that the client sent.
+    ConnectionClosed,
     /// The client read nothing of the response for `limits.stall_timeout`, or for the shorter
     /// `limits.gateway_stall` if it is external.
     ClientStalled,
@@ -35,6 +37,7 @@ impl RequestEnd {
             Self::GatewayCut => "gateway_cut",
             Self::BadBody => "bad_body",
             Self::ClientGone => "client_gone",
+            Self::ConnectionClosed => "connection_closed",
             Self::ClientStalled => "client_stalled",
             Self::Revoked => "revoked",
             Self::DrainTimeout => "drain_timeout",

@@ -47,6 +47,13 @@ impl Session {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
     }
 
+    /// Returns how a request ends that the connection takes with it as it ends.
+    pub(super) fn end(&self) -> RequestEnd {
+        let unless_closed =
+            if self.head_tracker.is_breaking_off() { RequestEnd::ConnectionClosed } else { RequestEnd::ClientGone };
+        self.closed_by.get().copied().unwrap_or(unless_closed)
+    }
+
     /// Waits until `client`, `None` for an agent, may have one more request at the gateway. The
     /// request was received at `started`. Returns the permit, and the moment at which it was granted.
     ///

@@ -2,6 +2,7 @@
 //! builds that send them. Another test compares the labels here with those of the code and the documentation.
 
 mod bad_bodies;
+mod closed_connections;
 mod labels;
 mod refused_heads;
 
@@ -66,7 +67,8 @@ impl Ends {
         assert_eq!(&logged(&lines), wanted, "in the log: {lines:#?}");
         assert_eq!(&counted(sidecar), wanted, "in the metrics");
         // What is refused, and what fails at the gateway, is counted by reason as well.
-        const OTHERS: [&str; 6] = ["complete", "upgraded", "client_gone", "client_stalled", "revoked", "drain_timeout"];
+        const OTHERS: [&str; 7] =
+            ["complete", "upgraded", "client_gone", "connection_closed", "client_stalled", "revoked", "drain_timeout"];
         let mut reasons = wanted.clone();
         reasons.retain(|label, _| !OTHERS.contains(&label.as_str()));
         let families = ["loopgate_requests_refused_total{", "loopgate_gateway_errors_total{"];

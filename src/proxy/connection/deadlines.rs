@@ -1,5 +1,6 @@
 //! What ends a connection: its own end, a deadline, the loss of its lane, or a shutdown.
 
+use std::error::Error;
 use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
@@ -50,8 +51,14 @@ where
         driver.poll(cx)
     })
     .await;
-    session.head_tracker.settle();
+    session.head_tracker.settle_all();
     report_refused_heads(session);
+}
+
+/// Returns whether `h2` closed the connection for what the client sent.
+fn is_of_h2(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    cause.is_some_and(|error| error.is_go_away() && error.is_library())
 }
 
 /// A connection, and all that may end it.
@@ -137,7 +144,12 @@ where
         if let Poll::Ready(result) = self.connection.as_mut().poll(cx) {
             let (connection, peer) = (self.session.number, self.session.peer);
             match result {
-                Err(error) => debug!(connection, %peer, %error, "connection broke off"),
+                Err(error) => {
+                    if is_of_h2(&error) {
+                        self.session.head_tracker.break_off();
+                    }
+                    debug!(connection, %peer, %error, "connection broke off");
+                }
                 // With no frame, and with all other requests of the connection.
                 Ok(()) if self.session.head_tracker.ended() => {
                     info!(connection, %peer, "closed with all its requests: the client sent a CONNECT with a body");

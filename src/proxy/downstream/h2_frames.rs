@@ -6,8 +6,8 @@ use super::head_tracker::HeadTracker;
 use super::refused_heads::LONGEST_DEBUG_DATA;
 
 const HEAD: usize = 9;
-/// As much of a GOAWAY as is kept: a stream, a code, and debug data.
-const MOST_OF_GOAWAY: usize = 8 + LONGEST_DEBUG_DATA + 1;
+/// As much of a frame as is kept: of a GOAWAY a stream, a code, and debug data.
+const MOST_OF_CONTENT: usize = 8 + LONGEST_DEBUG_DATA + 1;
 
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -32,9 +32,9 @@ pub struct H2Frames {
     head_len: usize,
     /// Bytes that are left of the current frame.
     left: usize,
-    /// The beginning of a RST_STREAM or GOAWAY, as far as an error code, what comes before it, and a
-    /// little more than the debug data that matter.
-    code: Vec<u8>,
+    /// The beginning of what the current frame holds: as far as an error code, what comes before it,
+    /// and a little more than the debug data that matter.
+    content: Vec<u8>,
     /// Whether the next frame must be a CONTINUATION.
     in_block: bool,
 }
@@ -47,7 +47,7 @@ impl H2Frames {
             head: [0; HEAD],
             head_len: 0,
             left: 0,
-            code: Vec::new(),
+            content: Vec::new(),
             in_block: false,
         }
     }
@@ -67,8 +67,8 @@ impl H2Frames {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
-            if step > 0 && matches!(self.head[3], RST_STREAM | GOAWAY) {
-                self.error_code(&bytes[..step]);
+            if step > 0 && matches!(self.head[3], HEADERS | RST_STREAM | GOAWAY) {
+                self.content(&bytes[..step]);
             }
             bytes = &bytes[step..];
             if bytes.is_empty() {
@@ -88,35 +88,38 @@ impl H2Frames {
                 self.in_block = flags & END_HEADERS == 0;
                 self.table.block_sent();
             }
-            self.code.clear();
+            self.content.clear();
             match kind {
-                HEADERS | RST_STREAM => {
-                    let stream = u32::from_be_bytes(id);
-                    if kind == HEADERS && flags & END_STREAM != 0 {
-                        self.head_tracker.note_heads(|heads| heads.answered(stream));
-                    }
-                    self.head_tracker.close(stream);
-                }
+                RST_STREAM => self.head_tracker.close(u32::from_be_bytes(id)),
                 SETTINGS if flags & ACK != 0 => self.table.acknowledged(),
                 _ => {}
             }
         }
     }
 
-    /// Takes a piece of a RST_STREAM or a GOAWAY, whose code follows the last stream (RFC 9113 sections 6.4 and 6.8).
-    fn error_code(&mut self, bytes: &[u8]) {
-        let fresh = bytes.len().min(MOST_OF_GOAWAY - self.code.len());
-        self.code.extend_from_slice(&bytes[..fresh]);
+    /// Takes a piece of HEADERS, RST_STREAM or GOAWAY. In a GOAWAY an error code follows the last stream (RFC 9113
+    /// sections 6.4 and 6.8).
+    fn content(&mut self, bytes: &[u8]) {
+        let fresh = bytes.len().min(MOST_OF_CONTENT - self.content.len());
+        self.content.extend_from_slice(&bytes[..fresh]);
         if self.left > 0 {
             return;
         }
-        let [_, _, _, kind, _, id @ ..] = self.head;
-        let code = if kind == GOAWAY { self.code.get(4..) } else { Some(&self.code[..]) };
+        let [_, _, _, kind, flags, id @ ..] = self.head;
+        let stream = u32::from_be_bytes(id);
+        if kind == HEADERS {
+            // Every response of hyper has a `Date`.
+            let is_status =
+                flags & (END_STREAM | END_HEADERS) == END_STREAM | END_HEADERS && is_a_status(&self.content);
+            self.head_tracker.answered(stream, is_status);
+            return;
+        }
+        let code = if kind == GOAWAY { self.content.get(4..) } else { Some(&self.content[..]) };
         if let Some((code, debug_data)) = code.and_then(<[u8]>::split_first_chunk) {
             let code = u32::from_be_bytes(*code);
             match kind {
-                GOAWAY => self.head_tracker.note_heads(|heads| heads.closed(code, debug_data)),
-                _ => self.head_tracker.reset(u32::from_be_bytes(id), code),
+                GOAWAY => self.head_tracker.closed(code, debug_data),
+                _ => self.head_tracker.reset(stream, code),
             }
         }
     }
@@ -134,6 +137,27 @@ impl H2Frames {
     /// Returns how many bytes hyper may write before that has to be asked again.
     pub fn until_next(&self) -> usize {
         if self.left > 0 { self.left } else { HEAD - self.head_len }
+    }
+}
+
+/// Returns whether a header block is a single field that is not in HPACK's static table, as the status 431 (RFC 7541
+/// section 6).
+fn is_a_status(mut block: &[u8]) -> bool {
+    /// The last entry of the static table, and `:status`, with and without indexing.
+    const STATIC: u8 = 61;
+    const STATUS: [u8; 3] = [0x48, 0x08, 0x18];
+    // Updates of the table's size.
+    while let [first, rest @ ..] = block
+        && first & 0xe0 == 0x20
+    {
+        let continued =
+            if first & 0x1f == 0x1f { rest.iter().take_while(|byte| **byte & 0x80 != 0).count() + 1 } else { 0 };
+        block = rest.get(continued..).unwrap_or_default();
+    }
+    match block {
+        [index] => *index > 0x80 | STATIC,
+        [name, length, value @ ..] => STATUS.contains(name) && usize::from(length & 0x7f) == value.len(),
+        [] => false,
     }
 }
 
@@ -226,6 +250,26 @@ mod tests {
                     assert_eq!(frames.is_between(), left.is_empty() && *between, "{size}: {bytes:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_block_with_a_status_alone_is_told_from_others() {
+        let status = [0x48, 0x83, 0x68, 0x5f, 0xff];
+        for (block, wanted) in [
+            (&status[..], true),
+            (&[0x08, 3, b'4', b'3', b'1'], true),
+            (&[0xbe], true),
+            (&[&[0x3f, 0xe1, 0x1f, 0x20][..], &status].concat(), true),
+            (&[0x3f, 0xe1, 0x1f, 0xbf], true),
+            (&[&status[..], &[0xbf]].concat(), false),
+            (&[0x89], false),
+            (&[0x89, 0xbe], false),
+            (&[0x3f, 0xe1], false),
+            (&[], false),
+            (&[0x0f, 1, 1], false),
+        ] {
+            assert_eq!(is_a_status(block), wanted, "{block:x?}");
         }
     }
 

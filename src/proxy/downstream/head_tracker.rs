@@ -10,14 +10,16 @@
 //!
 //! Over HTTP/2 hyper does not tell on which stream a request came. [`HeadTracker`] counts the header
 //! blocks that begin a stream, and the requests that hyper passes on; both come in the same order.
-//! If there were as many requests as header blocks each time that hyper had done all it could, then
-//! each block was one request, and the streams are known. At the first difference, which malformed
-//! and refused requests cause, the connection sends no more interim responses: no stream is guessed.
-//! [`RefusedHeads`] uses the same counts to find the heads that were refused.
+//! Whenever there are as many requests as blocks, each block was one request, and the streams are
+//! known. Once hyper has done all it can and everything was written, the blocks that are left never
+//! will be requests; malformed and refused requests cause that. Then the requests since the last such
+//! moment send no interim responses: no stream is guessed. [`RefusedHeads`] uses the same counts to
+//! find the heads that were refused.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +30,7 @@ use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite;
 
-use super::refused_heads::{HeadRefusal, Refused, RefusedHeads};
+use super::refused_heads::{Dropped, HeadRefusal, Refused, RefusedHeads};
 use crate::labels::Protocol;
 use crate::proxy::h1_fields::push_fields;
 
@@ -41,7 +43,10 @@ const MAX_RESPONSE_BYTES: usize = 16 * 1024;
 const MAX_BLOCKS: usize = 256;
 /// The most streams that are kept of those which `h2` reset.
 const MAX_BROKEN: usize = 64;
-/// The code of what is malformed (RFC 9113 section 7).
+/// The most ranges that are kept of requests whose streams are not known.
+const MAX_LOST: usize = 16;
+/// The code of a GOAWAY without a fault, and of what is malformed (RFC 9113 section 7).
+const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
 
 /// The request heads of one connection: their streams, their interim responses, and which were refused.
@@ -49,9 +54,13 @@ pub struct HeadTracker {
     protocol: Protocol,
     /// Whether interim responses wait, or one is partly written. Only a hint: `state` says which.
     waiting: AtomicBool,
-    /// Whether there are refused heads. Only a hint, too.
+    /// Whether there are refused or dropped heads. Only a hint, too.
     refused: AtomicBool,
+    /// Whether the client did not take all that was to be written, since everything was settled.
+    is_blocked: AtomicBool,
     state: Mutex<State>,
+    /// Whether the connection is closed from this side for what the client sent.
+    is_breaking_off: AtomicBool,
     /// Wakes the connection.
     writer: AtomicWaker,
     /// Wakes the one request of an HTTP/1.1 connection.
@@ -72,28 +81,63 @@ struct Interim {
     bytes: Bytes,
 }
 
-/// Which HTTP/2 streams are known.
+/// Which HTTP/2 streams are known. A round lasts until everything is settled.
 #[derive(Default)]
 struct Streams {
-    /// Header blocks that hyper got and has not passed on as a request; and whether their streams
-    /// are open, for one may be reset before.
-    blocks: VecDeque<(u32, bool)>,
-    /// Requests so far, and up to which of them the streams are known.
-    requests: u64,
-    known: u64,
-    /// Whether a header block was no request, or the reverse.
+    /// Header blocks of the round that hyper got and has not passed on as a request.
+    blocks: VecDeque<Opened>,
+    /// The streams of the requests of the round, if each block becomes one.
+    passed: Vec<Opened>,
+    /// Whether a header block of the round was no request, or the reverse.
     is_lost: bool,
+    /// Requests so far, and how many of them came in earlier rounds.
+    requests: u64,
+    settled: u64,
+    /// Those of earlier rounds whose streams are not known; of the first so many, none is.
+    lost: VecDeque<Range<u64>>,
+    forgotten: u64,
     /// Streams of requests that hyper has not begun to answer, and that neither side has reset.
     open: Vec<u32>,
     /// Streams of requests that `h2` reset for what the client sent; it closes a connection with many.
     broken: Vec<u32>,
 }
 
+/// A stream that the client began.
+struct Opened {
+    stream: u32,
+    /// Whether it is open; it may be reset before there is a request.
+    is_open: bool,
+}
+
+impl Streams {
+    /// Returns whether the stream of the request with this number is known.
+    fn is_known(&self, number: u64) -> bool {
+        number <= self.settled && number > self.forgotten && !self.lost.iter().any(|lost| lost.contains(&number))
+    }
+
+    /// Ends the round.
+    fn settle(&mut self) {
+        let is_known = !std::mem::take(&mut self.is_lost) && self.blocks.is_empty();
+        self.blocks.clear();
+        if is_known {
+            self.open.extend(self.passed.iter().filter(|passed| passed.is_open).map(|passed| passed.stream));
+        } else if self.requests > self.settled {
+            if self.lost.len() == MAX_LOST {
+                self.forgotten = self.lost.pop_front().map_or(0, |lost| lost.end - 1);
+            }
+            self.lost.push_back(self.settled + 1..self.requests + 1);
+        }
+        self.passed.clear();
+        self.settled = self.requests;
+    }
+}
+
 impl HeadTracker {
     pub fn new(protocol: Protocol) -> Arc<Self> {
         let (writer, written) = (AtomicWaker::new(), AtomicWaker::new());
-        let (waiting, refused) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Self { protocol, waiting, refused, state: Mutex::default(), writer, written })
+        let [waiting, refused, is_blocked, is_breaking_off] = [false; 4].map(AtomicBool::new);
+        let state = Mutex::default();
+        Arc::new(Self { protocol, waiting, refused, is_blocked, state, is_breaking_off, writer, written })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -112,7 +156,7 @@ impl HeadTracker {
             streams.blocks = VecDeque::new();
             return;
         }
-        streams.blocks.push_back((stream, true));
+        streams.blocks.push_back(Opened { stream, is_open: true });
     }
 
     /// Notes that hyper passes a request on; returns what sends its interim responses. Must be
@@ -124,11 +168,9 @@ impl HeadTracker {
         if self.protocol == Protocol::Http2 {
             refused_heads.request();
             match streams.blocks.pop_front() {
-                Some((id, is_open)) if !streams.is_lost => {
-                    stream = id;
-                    if is_open {
-                        streams.open.push(id);
-                    }
+                Some(block) if !streams.is_lost => {
+                    stream = block.stream;
+                    streams.passed.push(block);
                 }
                 Some(_) => {}
                 None => streams.is_lost = true,
@@ -137,22 +179,35 @@ impl HeadTracker {
         InterimSender { head_tracker: Arc::clone(self), stream, number }
     }
 
+    /// Notes that not everything could be written.
+    pub fn note_blocked(&self) {
+        self.is_blocked.store(true, Ordering::Relaxed);
+    }
+
     /// Notes that hyper has done all that it can for now.
     pub fn settle(&self) {
+        // What could not be written may say what came of a head, and while it is not, hyper does not read on.
+        if !self.is_blocked.swap(false, Ordering::Relaxed) {
+            self.settle_all();
+            return;
+        }
+        let streams = &mut self.state().streams;
+        if streams.blocks.is_empty() && !streams.is_lost {
+            streams.settle();
+        }
+    }
+
+    /// Notes that the connection has ended.
+    pub fn settle_all(&self) {
         if self.protocol == Protocol::Http1 {
             return;
         }
         let State { streams, refused_heads, .. } = &mut *self.state();
-        if refused_heads.settle() {
+        refused_heads.settle();
+        if !refused_heads.is_empty() {
             self.refused.store(true, Ordering::Relaxed);
         }
-        if !streams.blocks.is_empty() {
-            streams.is_lost = true;
-            streams.blocks.clear();
-        }
-        if !streams.is_lost {
-            streams.known = streams.requests;
-        }
+        streams.settle();
     }
 
     /// Notes that hyper ended the connection without an error; returns whether it did so because of a head.
@@ -160,8 +215,28 @@ impl HeadTracker {
         let is_refused = self.protocol == Protocol::Http2 && self.state().refused_heads.ended();
         if is_refused {
             self.refused.store(true, Ordering::Relaxed);
+            self.is_breaking_off.store(true, Ordering::Relaxed);
         }
         is_refused
+    }
+
+    /// Notes that the connection is closed for what the client sent, without a frame of `h2`.
+    pub fn break_off(&self) {
+        self.state().refused_heads.closing();
+        self.is_breaking_off.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that `h2` closes the connection with `code` and `debug_data`.
+    pub fn closed(&self, code: u32, debug_data: &[u8]) {
+        self.state().refused_heads.closed(code, debug_data);
+        if code != NO_ERROR {
+            self.is_breaking_off.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether the connection is closed from this side for what the client sent.
+    pub fn is_breaking_off(&self) -> bool {
+        self.is_breaking_off.load(Ordering::Relaxed)
     }
 
     /// Notes a request head that was refused before there was a request.
@@ -170,10 +245,10 @@ impl HeadTracker {
         self.refused.store(true, Ordering::Relaxed);
     }
 
-    /// Returns the heads that were refused since the last call, over HTTP/2 after [`settle`](Self::settle).
-    pub fn take_refused(&self) -> Vec<Refused> {
+    /// Returns the heads that were refused or dropped since the last call, over HTTP/2 after [`settle`](Self::settle).
+    pub fn take_refused(&self) -> (Vec<Refused>, Dropped) {
         if !self.refused.load(Ordering::Relaxed) {
-            return Vec::new();
+            return Default::default();
         }
         let mut state = self.state();
         self.refused.store(false, Ordering::Relaxed);
@@ -194,12 +269,23 @@ impl HeadTracker {
         }
     }
 
-    /// Notes that `stream` has a final response, or was reset.
-    pub fn close(&self, stream: u32) {
+    /// Notes a final response on `stream`, or its trailers; `is_status` says whether it has nothing but a status.
+    pub fn answered(&self, stream: u32, is_status: bool) {
         let mut state = self.state();
+        state.refused_heads.answered(stream, is_status);
+        self.close_in(&mut state, stream);
+    }
+
+    /// Notes that `stream` was reset.
+    pub fn close(&self, stream: u32) {
+        self.close_in(&mut self.state(), stream);
+    }
+
+    fn close_in(&self, state: &mut State, stream: u32) {
         let Some(at) = state.streams.open.iter().position(|open| *open == stream) else {
-            for (id, is_open) in &mut state.streams.blocks {
-                *is_open &= *id != stream;
+            let Streams { blocks, passed, .. } = &mut state.streams;
+            for opened in blocks.iter_mut().chain(passed) {
+                opened.is_open &= opened.stream != stream;
             }
             return;
         };
@@ -293,7 +379,7 @@ impl InterimSender {
         let streams = &state.streams;
         let is_current = match head_tracker.protocol {
             Protocol::Http1 => *number == streams.requests,
-            Protocol::Http2 => *number <= streams.known && streams.open.contains(stream),
+            Protocol::Http2 => streams.is_known(*number) && streams.open.contains(stream),
         };
         let waiting: usize = state.queue.iter().map(|interim| interim.bytes.len()).sum();
         if !is_current || waiting + bytes.len() > MAX_QUEUED_BYTES {
@@ -314,14 +400,19 @@ impl InterimSender {
     /// Returns the HTTP/2 stream of the request; `None` while it is not known.
     #[cfg(any(test, fuzzing))]
     pub fn stream(&self) -> Option<u32> {
-        (self.number <= self.head_tracker.state().streams.known).then_some(self.stream)
+        self.head_tracker.state().streams.is_known(self.number).then_some(self.stream)
     }
 
     /// Returns whether `h2` reset the request's stream because of what the client sent; `false` where
     /// the stream is not known.
     pub fn is_broken(&self) -> bool {
         let State { streams, .. } = &*self.head_tracker.state();
-        self.number <= streams.known && streams.broken.contains(&self.stream)
+        streams.is_known(self.number) && streams.broken.contains(&self.stream)
+    }
+
+    /// Returns whether the connection is closed from this side for what the client sent.
+    pub fn is_breaking_off(&self) -> bool {
+        self.head_tracker.is_breaking_off()
     }
 
     /// Returns whether the connection speaks HTTP/2.

@@ -249,6 +249,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         self.observer = None;
     }
 
+    /// Notes that the client does not take all that is to be written.
+    fn note_blocked(&self) {
+        if let Some(observer) = &self.observer {
+            observer.head_tracker.note_blocked();
+        }
+    }
+
     fn note_written(&mut self, poll: &Poll<io::Result<usize>>, bufs: &[IoSlice<'_>], follow: bool) {
         let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
@@ -299,7 +306,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
             if buf.filled().len() > before {
                 match observer.read(&mut buf.filled_mut()[before..]) {
                     Read::Passed => return poll,
-                    Read::Refused(bytes) => return this.write_final(bytes, cx),
+                    Read::Refused(bytes) => {
+                        observer.head_tracker.break_off();
+                        return this.write_final(bytes, cx);
+                    }
                     // None may be left; that must not look like the end.
                     Read::Rewritten(bytes) => {
                         this.unread = bytes.into();
@@ -334,7 +344,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let turn = match &mut this.observer {
-            Some(observer) => ready!(observer.poll_turn(&mut this.stream, cx, bufs))?,
+            Some(observer) => {
+                let turn = observer.poll_turn(&mut this.stream, cx, bufs);
+                if turn.is_pending() {
+                    this.note_blocked();
+                }
+                ready!(turn)?
+            }
             None => Turn::All,
         };
         let stream = Pin::new(&mut this.stream);
@@ -351,6 +367,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
             (Turn::All, [buf]) => stream.poll_write(cx, buf),
             (Turn::All, bufs) => stream.poll_write_vectored(cx, bufs),
         };
+        if poll.is_pending() {
+            this.note_blocked();
+        }
         this.note_written(&poll, bufs, true);
         poll
     }
@@ -362,9 +381,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if let Some(observer) = &mut this.observer {
-            ready!(observer.poll_interims(&mut this.stream, cx))?;
+            let interims = observer.poll_interims(&mut this.stream, cx);
+            if interims.is_pending() {
+                this.note_blocked();
+            }
+            ready!(interims)?;
         }
         let poll = Pin::new(&mut this.stream).poll_flush(cx);
+        if poll.is_pending() {
+            this.note_blocked();
+        }
         if let Some(observer) = &this.observer {
             observer.activity.flushed(poll.is_ready());
         }

@@ -2,25 +2,29 @@
 //!
 //! Over HTTP/1.1 the response shows the refusal. Over HTTP/2 `h2` resets the stream, but it also does
 //! so where a request's body is malformed, and hyper does not tell on which stream a request came. So
-//! [`RefusedHeads`] compares counts, each time that hyper has done all it can:
+//! [`RefusedHeads`] compares counts:
 //!
 //! 1. It subtracts the requests from the header blocks that began a stream: so many became no request.
-//! 2. It collects the resets of those streams, and the responses to them.
-//! 3. It reports these as refusals, resets first, but no more than step 1 found.
+//! 2. It subtracts what only a head can get: a reset with REFUSED_STREAM, and a response that has
+//!    nothing but a status, which `h2` sends where a head is too large.
+//! 3. It reports the other resets of those streams as refusals, but no more than are left.
+//!
+//! The last step must wait until hyper has done all it can, and everything was written: before that, a
+//! block that is left may still become a request, or be refused.
 //!
 //! For example, blocks come on streams 3, 5 and 7, two become requests, and `h2` resets stream 5.
-//! One block is missing, so the reset is a refused head. A later reset of stream 3 is none.
+//! One block is left, so the reset is a refused head. A later reset of stream 3 is none.
 //!
 //! A block that goes on in CONTINUATION frames may be refused before its end. And for one request, a
 //! CONNECT with a body, hyper ends the connection without a frame (`hyper/src/proto/h2/server.rs`, "h2
-//! connect request with non-zero body not supported"): that is seen by a block that is missing then.
+//! connect request with non-zero body not supported"): that is seen by a block that is left then.
 
 use std::mem::take;
 
 use http::StatusCode;
 
-/// The most streams that are kept of one connection.
-const MAX_STREAMS: usize = 256;
+/// The most streams that are kept of one connection. `h2` drops those that come after a GOAWAY, however many there are.
+const MAX_STREAMS: usize = 1024;
 
 /// Codes of stream and connection errors (RFC 9113 section 7).
 const PROTOCOL_ERROR: u32 = 1;
@@ -97,20 +101,17 @@ pub struct RefusedHeads {
     /// HTTP/2: the stream whose header block goes on; and one whose block was refused before its end.
     partial: Option<u32>,
     refused_partial: Option<u32>,
-    /// Whether the client closed its side, or a GOAWAY was written: then hyper may end the connection.
-    is_ending: bool,
-    /// HTTP/2: the streams that began since hyper last had done all it could, and the requests since then.
+    /// Whether the client closed its side: then hyper may end the connection.
+    has_client_ended: bool,
+    /// Whether a GOAWAY was written, or replaced what the client sent: hyper ends the connection, and ignores new streams.
+    is_closing: bool,
+    /// HTTP/2: the streams that began since everything was settled, in ascending order.
     begun: Vec<Begun>,
-    requests: usize,
-    /// Earlier streams of which some became no requests, and of how many of them that is not explained.
-    doubtful: Vec<Begun>,
-    missing: usize,
-    /// Resets and responses since then that may explain it; the former rather than the latter,
-    /// which a request may have, too.
+    /// How many of them are neither a request nor refused, and of how many nothing came in the end.
+    open: usize,
+    dropped: Dropped,
+    /// Resets of them that may be refusals, and the end of the connection, if that may be one.
     resets: Vec<Refused>,
-    answers: Vec<Refused>,
-    /// How many streams `h2` refused because there were too many.
-    surplus: usize,
 }
 
 /// A refused head.
@@ -132,12 +133,21 @@ impl Refused {
     }
 }
 
+/// Heads of which nothing came: neither a request nor a refusal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    /// Those whose streams the client reset, or whose connection it closed.
+    pub by_client: usize,
+    /// Those on connections that were being closed from this side.
+    pub by_closing: usize,
+}
+
 /// A stream whose header block was received.
 #[derive(Clone, Copy, Debug)]
 struct Begun {
     stream: u32,
     /// Whether a response or a reset was written.
-    is_over: bool,
+    is_answered: bool,
 }
 
 impl RefusedHeads {
@@ -146,9 +156,9 @@ impl RefusedHeads {
         self.refused.push(Refused::answered(refusal));
     }
 
-    /// Returns the refused heads since it was called the last time.
-    pub fn take(&mut self) -> Vec<Refused> {
-        take(&mut self.refused)
+    /// Returns the refused and the dropped heads since it was called the last time.
+    pub fn take(&mut self) -> (Vec<Refused>, Dropped) {
+        (take(&mut self.refused), take(&mut self.dropped))
     }
 
     /// Notes that `h2` got the beginning of the header block that begins `stream`.
@@ -165,8 +175,9 @@ impl RefusedHeads {
     }
 
     fn begin(&mut self, stream: u32) {
+        self.open += 1;
         if self.begun.len() < MAX_STREAMS {
-            self.begun.push(Begun { stream, is_over: false });
+            self.begun.push(Begun { stream, is_answered: false });
         }
     }
 
@@ -180,29 +191,40 @@ impl RefusedHeads {
 
     /// Notes that the client closed its side.
     pub fn client_ended(&mut self) {
-        self.is_ending = true;
+        self.has_client_ended = true;
+    }
+
+    /// Notes that the connection is closed from this side, without a frame of `h2`.
+    pub fn closing(&mut self) {
+        self.is_closing = true;
     }
 
     /// Notes that hyper ended the connection without an error; returns whether it did so because of a head.
     pub fn ended(&mut self) -> bool {
-        self.settle();
-        let is_refused = !self.is_ending && self.missing > 0;
+        self.attribute_resets();
+        let is_refused = !self.is_closing && !self.has_client_ended && self.open > 0;
         if is_refused {
-            self.missing -= 1;
-            self.refused.push(Refused::reset(HeadRefusal::Malformed));
+            self.refuse(Refused::reset(HeadRefusal::Malformed));
+            self.is_closing = true;
         }
+        self.settle();
         is_refused
     }
 
     /// Notes that hyper passes a request on.
     pub fn request(&mut self) {
-        self.requests += 1;
+        self.open = self.open.saturating_sub(1);
     }
 
-    /// Notes a response without a body on `stream`, which `h2` sends where a head is too large (431).
-    pub fn answered(&mut self, stream: u32) {
-        if self.mark(stream) {
-            self.answers.push(Refused::answered(HeadRefusal::TooLarge));
+    fn refuse(&mut self, refused: Refused) {
+        self.open = self.open.saturating_sub(1);
+        self.refused.push(refused);
+    }
+
+    /// Notes a response on `stream`. If it has nothing but a status, `h2` sends it because a head is too large (431).
+    pub fn answered(&mut self, stream: u32, is_status: bool) {
+        if self.mark(stream) && is_status {
+            self.refuse(Refused::answered(HeadRefusal::TooLarge));
         }
     }
 
@@ -214,7 +236,7 @@ impl RefusedHeads {
         let is_first = self.mark(stream);
         match code {
             // Only for a head, and for each once.
-            REFUSED_STREAM => self.surplus += 1,
+            REFUSED_STREAM => self.refuse(Refused::reset(HeadRefusal::TooManyStreams)),
             PROTOCOL_ERROR | INTERNAL_ERROR if is_first => self.resets.push(Refused::reset(HeadRefusal::Malformed)),
             _ => {}
         }
@@ -223,7 +245,7 @@ impl RefusedHeads {
     /// Notes that `h2` closes the connection with `code` and `debug_data`, which it does where it can't
     /// read a block, or will read no more of it.
     pub fn closed(&mut self, code: u32, debug_data: &[u8]) {
-        self.is_ending = true;
+        self.is_closing = true;
         let refusal = match code {
             PROTOCOL_ERROR | COMPRESSION_ERROR => HeadRefusal::Malformed,
             ENHANCE_YOUR_CALM if HEAD_TOO_LARGE.contains(&debug_data) => HeadRefusal::TooLarge,
@@ -233,34 +255,32 @@ impl RefusedHeads {
         self.resets.push(Refused::reset(refusal));
     }
 
-    /// Notes that hyper has done all that it can for now; returns whether there are refused heads.
-    pub fn settle(&mut self) -> bool {
-        let missing = self.begun.len().saturating_sub(take(&mut self.requests));
-        if missing > 0 {
-            self.missing += missing;
-            let free = MAX_STREAMS - self.doubtful.len();
-            self.doubtful.extend(self.begun.iter().take(free));
-        }
+    /// Notes that hyper has done all that it can for now, and that everything was written; or that
+    /// the connection has ended.
+    pub fn settle(&mut self) {
+        self.attribute_resets();
+        let dropped = if self.is_closing { &mut self.dropped.by_closing } else { &mut self.dropped.by_client };
+        *dropped += take(&mut self.open);
         self.begun.clear();
-        // Each has explained one, if that was kept.
-        self.missing = self.missing.saturating_sub(self.surplus);
-        let surplus = std::iter::repeat_n(Refused::reset(HeadRefusal::TooManyStreams), take(&mut self.surplus));
-        self.refused.extend(surplus);
-        self.resets.append(&mut self.answers);
-        let count = self.resets.len().min(self.missing);
-        self.missing -= count;
-        if self.missing == 0 {
-            self.doubtful.clear();
-        }
-        self.resets.truncate(count);
-        self.refused.append(&mut self.resets);
-        !self.refused.is_empty()
     }
 
-    /// Marks `stream` as over; returns whether it may have been no request, and was not over.
+    fn attribute_resets(&mut self) {
+        for refused in take(&mut self.resets) {
+            if self.open > 0 {
+                self.refuse(refused);
+            }
+        }
+    }
+
+    /// Returns whether there are neither refused nor dropped heads.
+    pub fn is_empty(&self) -> bool {
+        self.refused.is_empty() && self.dropped == Dropped::default()
+    }
+
+    /// Notes something that was written on `stream`; returns whether that is the first, and may be a refusal.
     fn mark(&mut self, stream: u32) -> bool {
-        let begun = self.begun.iter_mut().chain(&mut self.doubtful).find(|begun| begun.stream == stream);
-        begun.is_some_and(|begun| !std::mem::replace(&mut begun.is_over, true))
+        let found = self.begun.binary_search_by_key(&stream, |begun| begun.stream);
+        found.is_ok_and(|at| !std::mem::replace(&mut self.begun[at].is_answered, true))
     }
 }
 

@@ -124,7 +124,7 @@ impl RequestRecord {
 
     /// Notes the response's status.
     pub fn answered(&self, status: u16) {
-        if self.stream.is_h2() && self.stream.is_broken() {
+        if self.stream.is_h2() && (self.stream.is_breaking_off() || self.stream.is_broken()) {
             // It does not reach the client.
             return;
         }
@@ -140,6 +140,12 @@ impl RequestRecord {
         let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
         let reason = error.label();
         let error_text = || error_chain(error);
+        if matches!(error, Error::BadRequestBody(_)) && self.stream.is_breaking_off() {
+            // The connection ends, and the body with it.
+            debug!(connection, %peer, lane, request_id, reason, error = error_text(), "request body cut off");
+            let _ = self.end.set(RequestEnd::ConnectionClosed);
+            return request_id;
+        }
         if error.is_gateway_fault() {
             count(&self.session.shared.traffic.gateway_errors, reason);
             warn!(
@@ -225,7 +231,7 @@ impl RequestRecord {
         if self.stream.is_h2() && self.stream.is_broken() {
             return RequestEnd::BadBody;
         }
-        self.session.closed_by.get().copied().unwrap_or(RequestEnd::ClientGone)
+        self.session.end()
     }
 }
 

@@ -1,34 +1,47 @@
-//! Request heads that were refused before there was a request: they are counted and logged like requests that are
-//! refused, without method and path, which are not known.
+//! Request heads of which no request came: they are counted and logged like requests, without method and path, which
+//! are not known.
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use tracing::{debug, info};
 
 use super::access_log::AccessLog;
 use crate::audit;
 use crate::metrics::count;
 use crate::proxy::downstream::refused_heads::Refused;
+use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
 
-/// Counts and logs the refused heads of a connection since it was called the last time.
+/// Counts and logs the refused and dropped heads of a connection since it was called the last time.
 pub fn report_refused_heads(session: &Session) {
-    for refused in session.head_tracker.take_refused() {
-        report(session, refused);
+    let (refused, dropped) = session.head_tracker.take_refused();
+    for Refused { why, is_answered } in refused {
+        refuse(session, why.label());
+        end(session, why.label(), is_answered.then(|| why.status()));
+    }
+    let ends = [(dropped.by_client, session.end()), (dropped.by_closing, RequestEnd::ConnectionClosed)];
+    for (count, why) in ends {
+        (0..count).for_each(|_| end(session, why.label(), None));
     }
 }
 
-fn report(session: &Session, refused: Refused) {
-    let Refused { why, is_answered } = refused;
-    let (traffic, lane, end) = (&session.shared.traffic, session.lane.kind(), why.label());
-    count(&traffic.refused, end);
-    traffic.ended(lane, end);
-    let (connection, peer, lane, protocol) = (session.number, session.peer, lane.label(), session.protocol.label());
-    info!(target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, reason = end, "request refused");
-    debug!(connection, %peer, lane, protocol, reason = end, "request head refused");
+/// Counts a refusal, and writes it to the audit log.
+fn refuse(session: &Session, reason: &'static str) {
+    count(&session.shared.traffic.refused, reason);
+    let (connection, peer, lane) = (session.number, session.peer, session.lane.kind().label());
+    info!(target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, reason, "request refused");
+    let protocol = session.protocol.label();
+    debug!(connection, %peer, lane, protocol, reason, "request head refused");
+}
+
+/// Counts and logs the end of a head, as if it were that of a request.
+fn end(session: &Session, end: &'static str, status: Option<StatusCode>) {
+    let lane = session.lane.kind();
+    session.shared.traffic.ended(lane, end);
     if !session.settings.log_access {
         return;
     }
+    let (connection, peer, lane, protocol) = (session.number, session.peer, lane.label(), session.protocol.label());
+    let status = status.map(|status| status.as_u16());
     let AccessLog { client, request_id } = AccessLog::new(session, &HeaderMap::new());
-    let status = is_answered.then(|| why.status().as_u16());
     info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, status, end, request_id, "request");
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use super::closed_connections::OF_CLOSED_CONNECTIONS;
 use super::refused_heads::OF_HEADS;
 use super::{OF_A_GATEWAY_WITH_TLS, OF_A_RELOAD, OF_A_SHUTDOWN, OF_ANSWERS, OF_CERTIFICATES, OF_EXCHANGES, OF_LIMITS};
 
@@ -44,6 +45,7 @@ fn every_label_is_provoked_by_a_test() {
         &OF_CERTIFICATES,
         &OF_A_GATEWAY_WITH_TLS,
         &OF_HEADS,
+        &OF_CLOSED_CONNECTIONS,
     ];
     let provoked: BTreeSet<_> = provoked.concat().into_iter().map(str::to_owned).collect();
     assert_eq!(in_the_code(), provoked);

@@ -1,0 +1,128 @@
+//! What a connection over HTTP/2 takes with it where loopgate closes it for something that the client sent, and heads
+//! of which no request came.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use super::{Ends, access_log, assert_labels, counts, logged, wait_for_ends};
+use crate::harness::OUTSIDER;
+use loopgate_test_support::raw_h2::{
+    ACK, CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Outcome, PING, RST_STREAM, RawH2, block, frame,
+    kept_field, request_block,
+};
+use loopgate_test_support::sidecar::SidecarWithGateway;
+
+pub const OF_CLOSED_CONNECTIONS: [&str; 4] = ["connection_closed", "bad_head", "too_many_streams", "client_gone"];
+
+const ALL: u8 = END_STREAM | END_HEADERS;
+
+fn get(path: &str, stream: u32) -> Vec<u8> {
+    frame(HEADERS, ALL, stream, &request_block("GET", path, &[]))
+}
+
+/// A head without a path.
+fn malformed(stream: u32) -> Vec<u8> {
+    frame(HEADERS, ALL, stream, &block(&[(":method", "GET"), (":scheme", "https"), (":authority", "a")]))
+}
+
+fn unreadable(stream: u32) -> Vec<u8> {
+    frame(HEADERS, ALL, stream, &[kept_field(b"x", b"y"), vec![0xff; 12]].concat())
+}
+
+/// A connection with a request on stream 1 that is at the gateway, or whose body goes on.
+async fn with_a_request(sidecar: &SidecarWithGateway, head: &[u8]) -> RawH2 {
+    let before = sidecar.gateway.requests().len();
+    let mut client = RawH2::open(sidecar, OUTSIDER, &[]).await;
+    client.send(head).await;
+    if head[4] == ALL {
+        sidecar.gateway.wait_for_requests(before + 1).await;
+    } else {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    client
+}
+
+#[tokio::test]
+async fn what_a_connection_takes_with_it_has_one_label() {
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&["--h2-streams=30", "--gateway-requests=1000"], "").await;
+    let upload = frame(HEADERS, END_HEADERS, 1, &request_block("POST", "/held", &[]));
+    let connect = block(&[(":method", "CONNECT"), (":authority", "a:1"), ("content-length", "3")]);
+    let many = |what: fn(u32) -> Vec<u8>, count| (0..count).flat_map(|at| what(2 * at + 3)).collect::<Vec<_>>();
+    let large = [frame(HEADERS, END_STREAM, 1, b""), frame(CONTINUATION, 0, 1, &[0; 16_000]).repeat(2)].concat();
+    let (mut wanted, mut spans, mut heads) = (Vec::new(), Vec::new(), 0);
+    for (name, head, bytes, refused, dropped) in [
+        ("an unreadable head", get("/held", 1), unreadable(3), vec!["bad_head"], 0),
+        ("... after a head", get("/held", 1), [get("/", 3), unreadable(5)].concat(), vec!["bad_head"], 1),
+        ("a flood", get("/held", 1), frame(PING, ACK, 0, &[0; 8]).repeat(10_001), vec![], 0),
+        ("a CONNECT with a body", get("/held", 1), frame(HEADERS, END_HEADERS, 3, &connect), vec!["bad_head"], 0),
+        // Their resets are not written any more.
+        ("too many malformed heads", get("/held", 1), many(malformed, 21), vec![], 21),
+        (
+            "too many streams",
+            get("/held", 1),
+            many(|stream| get("/held", stream), 50),
+            // Of thirty that may be open, the first had come before.
+            vec!["too_many_streams"; 20],
+            30,
+        ),
+        // Last, for the gateway may see them later.
+        ("an unreadable head while a body is sent", upload.clone(), unreadable(3), vec!["bad_head"], 0),
+        ("trailers that are too large", upload, large, vec![], 0),
+    ] {
+        let mut client = with_a_request(&sidecar, &head).await;
+        let outcome = client.provoke(&bytes, Outcome::is_over).await;
+        assert!(outcome.is_over(), "{name}: {outcome:?}");
+        heads += refused.len() + dropped;
+        spans.push("connection_closed");
+        wanted.extend(vec!["connection_closed"; 1 + dropped]);
+        wanted.extend(refused);
+        let lines = wait_for_ends(&sidecar, wanted.len() as u64).await;
+        assert_eq!(logged(&lines), counts(wanted.iter().copied()), "{name}");
+    }
+
+    // Reset before it could be refused, and on a connection that was closed at once.
+    let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+    client.send(&[malformed(1), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8]), get("/", 3)].concat()).await;
+    let outcome = client.provoke(b"", |outcome| !outcome.heads.is_empty()).await;
+    assert_eq!((&outcome.resets[..], outcome.heads.len()), (&[][..], 1), "{outcome:?}");
+    wanted.extend(["client_gone", "complete"]);
+    spans.push("complete");
+
+    let labels = counts(wanted.iter().copied());
+    assert_labels(&labels, &[&OF_CLOSED_CONNECTIONS[..], &["complete"]].concat());
+    let lines = ends.check(&sidecar, &labels).await;
+    for line in lines.iter().filter(|line| line["end"] == "connection_closed") {
+        let bytes = if line["path"].is_null() { Value::Null } else { 0.into() };
+        assert_eq!((&line["status"], &line["bytes"]), (&Value::Null, &bytes), "{line}");
+    }
+    let without = lines.iter().filter(|line| line["path"].is_null());
+    assert_eq!(without.count(), heads + 1, "heads without a request");
+    ends.check_spans(&sidecar, &counts(spans)).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_comes_after_the_goaway_of_a_drain_is_counted() {
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&["--drain-timeout=2s"], "").await;
+    let mut client = with_a_request(&sidecar, &get("/slow?700", 1)).await;
+    sidecar.process().signal(Signal::SIGTERM);
+    // It answers the PING between the two GOAWAY frames, as a client must.
+    let mut farewells = 0;
+    while farewells < 2 {
+        let frame_of = client.next().await.expect("a frame");
+        match frame_of.kind {
+            GOAWAY => farewells += 1,
+            PING if frame_of.flags & ACK == 0 => client.send(&frame(PING, ACK, 0, &frame_of.payload)).await,
+            _ => {}
+        }
+    }
+    client.send(&get("/", 3)).await;
+    let outcome = client.provoke(b"", Outcome::is_over).await;
+    assert_eq!(outcome.heads.len(), 1, "{outcome:?}");
+    assert!(sidecar.process().wait_for_exit().await.success());
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(logged(&access_log(&sidecar)), counts(["complete", "connection_closed"]));
+}
