@@ -13,7 +13,7 @@ use crate::front::{SITE, program, traefik_directory};
 use crate::gateway::{LOOPBACK, OpenClaw, SPAWNS};
 use crate::openclaw::directory;
 use crate::sidecar::{self, URL, WS_URL};
-use loopgate_test_support::device_client::DeviceClient;
+use loopgate_test_support::device_client::{DeviceClient, End};
 use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::process::Process;
 use loopgate_test_support::requirements::{Missing, exclusively, report};
@@ -62,12 +62,14 @@ fn signed_in(name: &str, start: Start) -> Result<(), Missing> {
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, "2026.9.6", &directory)?;
     let proxy = json!({"userHeader": "remote-user", "allowLoopback": true, "allowUsers": [ALICE]});
-    let _gateway = openclaw.launch(&json!({"gateway": {
+    let gateway = openclaw.launch(&json!({"gateway": {
         "mode": "local", "port": 18789, "bind": "loopback", "trustedProxies": ["127.0.0.2"],
         "auth": {"mode": "trusted-proxy", "trustedProxy": proxy, "password": PASSWORD},
         "controlUi": {"allowedOrigins": [format!("https://{SITE}")]},
         "tools": {"allow": [SPAWNS]},
     }}));
+    let local = || openclaw.client(Host::Gateway, LOOPBACK).password(PASSWORD);
+    gateway.wait_until("ready", Duration::from_secs(180), || matches!(local().connect(), End::Hello { .. }));
     let sidecar = sidecar::start(
         &network,
         &directory,
