@@ -105,20 +105,35 @@ impl Sidecar {
             enrolments: enrolment.metrics().clone(),
         };
         let capacity = super::descriptors::capacity(config.limits.max_connections);
-        let mut fitted = config.clone();
-        fitted.limits.max_connections = capacity.connections;
+        let mut config_within_file_limit = config.clone();
+        config_within_file_limit.limits.max_connections = capacity.connections;
         let workers =
             Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
         let pool = workers.pool().clone();
         let (enrol, devices) = (parts::serve_enrolments(enrolment), parts::devices(&config)?);
         parts::unpair_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
         let traffic = Arc::clone(&metrics.traffic);
-        let proxy = Proxy::new(&fitted, view.clone(), tls_config, token, enrol, devices, traffic, pool, &shutdown);
+        let proxy = Proxy::new(
+            &config_within_file_limit,
+            view.clone(),
+            tls_config,
+            token,
+            enrol,
+            devices,
+            traffic,
+            pool,
+            &shutdown,
+        );
         proxy.spawn_recheck(&late_shutdown);
-        let (judging, serving) = (Arc::clone(&proxy), Arc::clone(&proxy));
-        let is_agent = move |peer| judging.may_be_agent(peer);
-        let limits = Arc::new(ConnectionLimits::new(&fitted, capacity.waiting, metrics.listener.clone(), is_agent));
-        let serve = move |accepted| serving.serve(accepted);
+        let (agent_check, server) = (Arc::clone(&proxy), Arc::clone(&proxy));
+        let is_agent = move |peer| agent_check.may_be_agent(peer);
+        let limits = Arc::new(ConnectionLimits::new(
+            &config_within_file_limit,
+            capacity.waiting,
+            metrics.listener.clone(),
+            is_agent,
+        ));
+        let serve = move |accepted| server.serve(accepted);
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, serve)?;
         parts::keep_paired(&config, &shutdown);
 

@@ -8,7 +8,8 @@ use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 /// Returns the configuration to run with, and the keys that differ but need a restart.
 pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
     let kept = keep_restart_options(&mut wanted, running);
-    (wanted, kept.0.into_iter().filter_map(|(key, differed)| differed.then_some(key)).collect())
+    let changed = kept.0.iter().filter(|option| option.differs);
+    (wanted, changed.flat_map(|option| option.keys).copied().collect())
 }
 
 /// When a changed option takes effect after a reload.
@@ -29,8 +30,8 @@ impl Effect {
     /// Returns when a change of `key` takes effect.
     pub fn of(key: &Key) -> Self {
         let restart = keep_restart_options(&mut Config::default(), &Config::default());
-        let mut names = restart.0.into_iter().flat_map(|(names, _)| names.split(", "));
-        if names.any(|name| name == key.path || name == key.table()) {
+        let mut names = restart.0.iter().flat_map(|option| option.keys);
+        if names.any(|name| *name == key.path || *name == key.table()) {
             Self::Restart
         } else if KEPT_BY_CONNECTIONS.contains(&key.path)
             || (key.table() == "limits" && key.path != "limits.drain_timeout")
@@ -42,19 +43,26 @@ impl Effect {
     }
 }
 
-/// The options that need a restart, by key, and whether the wanted value differed. A key is that of
-/// a whole table, or names several options, where these are kept together.
+/// Options that need a restart, and are kept together.
+struct RestartOption {
+    /// Their keys, or that of a whole table.
+    keys: &'static [&'static str],
+    /// Whether the wanted value differed from the running one.
+    differs: bool,
+}
+
+/// All options that need a restart.
 #[derive(Default)]
-struct Kept(Vec<(&'static str, bool)>);
+struct Kept(Vec<RestartOption>);
 
 impl Kept {
     /// Sets `wanted` to the `running` value.
-    fn keep<T: Clone + PartialEq>(&mut self, key: &'static str, wanted: &mut T, running: &T) {
+    fn keep<T: Clone + PartialEq>(&mut self, keys: &'static [&'static str], wanted: &mut T, running: &T) {
         let differs = wanted != running;
         if differs {
             wanted.clone_from(running);
         }
-        self.0.push((key, differs));
+        self.0.push(RestartOption { keys, differs });
     }
 }
 
@@ -81,15 +89,15 @@ fn keep_restart_options(wanted: &mut Config, running: &Config) -> Kept {
         log,
     } = running;
     let mut kept = Kept::default();
-    kept.keep("state_dir", &mut wanted.state_dir, state_dir);
-    kept.keep("sandbox", &mut wanted.sandbox, sandbox);
-    kept.keep("admin", &mut wanted.admin, admin);
-    kept.keep("gateway", &mut wanted.gateway, gateway);
+    kept.keep(&["state_dir"], &mut wanted.state_dir, state_dir);
+    kept.keep(&["sandbox"], &mut wanted.sandbox, sandbox);
+    kept.keep(&["admin"], &mut wanted.admin, admin);
+    kept.keep(&["gateway"], &mut wanted.gateway, gateway);
     keep_listen(&mut kept, &mut wanted.listen, listen);
     keep_tls(&mut kept, &mut wanted.tls, tls);
-    kept.keep("discovery", &mut wanted.discovery, discovery);
-    kept.keep("kubernetes", &mut wanted.kubernetes, kubernetes);
-    kept.keep("docker", &mut wanted.docker, docker);
+    kept.keep(&["discovery"], &mut wanted.discovery, discovery);
+    kept.keep(&["kubernetes"], &mut wanted.kubernetes, kubernetes);
+    kept.keep(&["docker"], &mut wanted.docker, docker);
     keep_agents(&mut kept, &mut wanted.agents, agents);
     keep_none_of_external_and_http(external, http);
     keep_limits(&mut kept, &mut wanted.limits, limits);
@@ -99,17 +107,17 @@ fn keep_restart_options(wanted: &mut Config, running: &Config) -> Kept {
 
 fn keep_listen(kept: &mut Kept, wanted: &mut Listen, running: &Listen) {
     let Listen { on, plain, forward, proxy_protocol: _, own_addresses: _ } = running;
-    kept.keep("listen.on", &mut wanted.on, on);
-    kept.keep("listen.plain", &mut wanted.plain, plain);
-    kept.keep("listen.forward", &mut wanted.forward, forward);
+    kept.keep(&["listen.on"], &mut wanted.on, on);
+    kept.keep(&["listen.plain"], &mut wanted.plain, plain);
+    kept.keep(&["listen.forward"], &mut wanted.forward, forward);
 }
 
 fn keep_tls(kept: &mut Kept, wanted: &mut Tls, running: &Tls) {
     let Tls { provided, names, constrain_names, follow_names, client_ca: _ } = running;
-    kept.keep("tls.cert, tls.key", &mut wanted.provided, provided);
-    kept.keep("tls.names", &mut wanted.names, names);
-    kept.keep("tls.constrain_names", &mut wanted.constrain_names, constrain_names);
-    kept.keep("tls.follow_names", &mut wanted.follow_names, follow_names);
+    kept.keep(&["tls.cert", "tls.key"], &mut wanted.provided, provided);
+    kept.keep(&["tls.names"], &mut wanted.names, names);
+    kept.keep(&["tls.constrain_names"], &mut wanted.constrain_names, constrain_names);
+    kept.keep(&["tls.follow_names"], &mut wanted.follow_names, follow_names);
 }
 
 fn keep_agents(kept: &mut Kept, wanted: &mut Agents, running: &Agents) {
@@ -126,13 +134,13 @@ fn keep_agents(kept: &mut Kept, wanted: &mut Agents, running: &Agents) {
         trust_domain,
         certificate_life,
     } = running;
-    kept.keep("agents.bind_devices", &mut wanted.bind_devices, bind_devices);
-    kept.keep("agents.unpair", &mut wanted.unpair, unpair);
-    kept.keep("agents.services", &mut wanted.services, services);
-    kept.keep("agents.proofs", &mut wanted.proofs, proofs);
-    kept.keep("agents.inherit_token", &mut wanted.inherit_token, inherit_token);
-    kept.keep("agents.trust_domain", &mut wanted.trust_domain, trust_domain);
-    kept.keep("agents.certificate_life", &mut wanted.certificate_life, certificate_life);
+    kept.keep(&["agents.bind_devices"], &mut wanted.bind_devices, bind_devices);
+    kept.keep(&["agents.unpair"], &mut wanted.unpair, unpair);
+    kept.keep(&["agents.services"], &mut wanted.services, services);
+    kept.keep(&["agents.proofs"], &mut wanted.proofs, proofs);
+    kept.keep(&["agents.inherit_token"], &mut wanted.inherit_token, inherit_token);
+    kept.keep(&["agents.trust_domain"], &mut wanted.trust_domain, trust_domain);
+    kept.keep(&["agents.certificate_life"], &mut wanted.certificate_life, certificate_life);
 }
 
 fn keep_none_of_external_and_http(external: &External, http: &Http) {
@@ -174,17 +182,17 @@ fn keep_limits(kept: &mut Kept, wanted: &mut Limits, running: &Limits) {
         gateway_wait: _,
         drain_timeout: _,
     } = running;
-    kept.keep("limits.max_connections", &mut wanted.max_connections, max_connections);
-    kept.keep("limits.gateway_requests", &mut wanted.gateway_requests, gateway_requests);
-    kept.keep("limits.gateway_websockets", &mut wanted.gateway_websockets, gateway_websockets);
-    kept.keep("limits.buffered", &mut wanted.buffered, buffered);
+    kept.keep(&["limits.max_connections"], &mut wanted.max_connections, max_connections);
+    kept.keep(&["limits.gateway_requests"], &mut wanted.gateway_requests, gateway_requests);
+    kept.keep(&["limits.gateway_websockets"], &mut wanted.gateway_websockets, gateway_websockets);
+    kept.keep(&["limits.buffered"], &mut wanted.buffered, buffered);
 }
 
 fn keep_log(kept: &mut Kept, wanted: &mut Log, running: &Log) {
     let Log { format, level: _, access: _, audit, traceparent: _, otel_endpoint } = running;
-    kept.keep("log.format", &mut wanted.format, format);
-    kept.keep("log.audit", &mut wanted.audit, audit);
-    kept.keep("log.otel_endpoint", &mut wanted.otel_endpoint, otel_endpoint);
+    kept.keep(&["log.format"], &mut wanted.format, format);
+    kept.keep(&["log.audit"], &mut wanted.audit, audit);
+    kept.keep(&["log.otel_endpoint"], &mut wanted.otel_endpoint, otel_endpoint);
 }
 
 /// Returns the tables of the configuration in which `running` and `applied` differ, as far as their
@@ -245,8 +253,8 @@ mod tests {
     #[test]
     fn what_is_kept_is_named_by_a_key_or_a_table() {
         let Kept(kept) = keep_restart_options(&mut Config::default(), &Config::default());
-        for name in kept.iter().flat_map(|(names, _)| names.split(", ")) {
-            assert!(KEYS.iter().any(|key| key.path == name || key.table() == name), "{name}");
+        for name in kept.iter().flat_map(|option| option.keys) {
+            assert!(KEYS.iter().any(|key| key.path == *name || key.table() == *name), "{name}");
         }
         for path in KEPT_BY_CONNECTIONS {
             assert!(KEYS.iter().any(|key| key.path == path), "{path}");

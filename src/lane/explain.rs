@@ -26,7 +26,7 @@ pub enum WhyExternal {
         agent: String,
     },
     /// Its certificate has expired.
-    Expired {
+    CertificateExpired {
         /// The container.
         agent: String,
     },
@@ -43,7 +43,7 @@ pub enum WhyExternal {
         source: AgentSourceKind,
     },
     /// The connection was opened before its container became an agent.
-    Earlier {
+    ConnectedBeforeAgent {
         /// The container.
         agent: String,
     },
@@ -54,7 +54,7 @@ pub enum WhyExternal {
     /// It showed a certificate, from an address of no agent.
     UnknownAddress(IpAddr),
     /// It showed a certificate of the operator's CA that stands for no agent.
-    NotListed,
+    UriNotListed,
 }
 
 impl fmt::Display for WhyExternal {
@@ -71,14 +71,18 @@ impl fmt::Display for WhyExternal {
                      through loopgate agent or exec"
                 )
             }
-            Self::Expired { agent } => write!(f, "the client certificate of {agent} has expired: check its clock"),
+            Self::CertificateExpired { agent } => {
+                write!(f, "the client certificate of {agent} has expired: check its clock")
+            }
             Self::OtherCertificate { agent } => {
                 write!(f, "the client certificate was issued to another container than {agent}")
             }
             Self::Unconfirmed { agent, source } => {
                 write!(f, "{} is unreachable, so {agent} can't be confirmed as an agent", source.name())
             }
-            Self::Earlier { agent } => write!(f, "{agent} became an agent after this connection began: connect again"),
+            Self::ConnectedBeforeAgent { agent } => {
+                write!(f, "{agent} became an agent after this connection began: connect again")
+            }
             Self::OwnAddress => f.write_str(
                 "clients with an address of this network namespace are external; --own-addresses agent changes that",
             ),
@@ -92,7 +96,7 @@ impl fmt::Display for WhyExternal {
             Self::UnknownAddress(ip) => {
                 write!(f, "it presented an agent's certificate from {ip}, which is not an agent's address")
             }
-            Self::NotListed => f.write_str("the URI in its client certificate is not in agents.uris"),
+            Self::UriNotListed => f.write_str("the URI in its client certificate is not in agents.uris"),
         }
     }
 }
@@ -130,7 +134,7 @@ fn why_external_on_loopback(
         return match certificate?.issuer {
             Issuer::Own => Some(WhyExternal::UnknownAddress(peer)),
             // Such certificates identify external users too, and most of those are meant to be external.
-            Issuer::Operator => (!policy.uris.is_empty()).then_some(WhyExternal::NotListed),
+            Issuer::Operator => (!policy.uris.is_empty()).then_some(WhyExternal::UriNotListed),
         };
     };
     let name = agent.name.clone();
@@ -138,15 +142,19 @@ fn why_external_on_loopback(
         return Some(WhyExternal::TrustedProxy { agent: name });
     }
     Some(match (agent.kind, certificate) {
-        (AgentKind::Address, _) => WhyExternal::Earlier { agent: name },
+        (AgentKind::Address, _) => WhyExternal::ConnectedBeforeAgent { agent: name },
         (AgentKind::Attested, None) => WhyExternal::NoCertificate { agent: name },
         (AgentKind::Attested, Some(certificate)) if certificate.not_after <= now => {
-            WhyExternal::Expired { agent: name }
+            WhyExternal::CertificateExpired { agent: name }
         }
         (AgentKind::Attested, Some(certificate)) => {
             let its_own = certificate.issuer == Issuer::Own
                 && certificate.uris.iter().any(|uri| names_agent(uri, &agent.id, &policy.trust_domain, view.source));
-            if its_own { WhyExternal::Earlier { agent: name } } else { WhyExternal::OtherCertificate { agent: name } }
+            if its_own {
+                WhyExternal::ConnectedBeforeAgent { agent: name }
+            } else {
+                WhyExternal::OtherCertificate { agent: name }
+            }
         }
     })
 }
@@ -210,10 +218,15 @@ mod tests {
             ("172.18.0.2", None, &config, Some(WhyExternal::OwnAddress)),
             ("127.0.0.1", None, &config, Some(WhyExternal::OwnAddress)),
             ("127.0.0.6", None, &config, Some(WhyExternal::ForwarderAddress("127.0.0.6".parse().unwrap()))),
-            ("172.18.0.3", None, &config, Some(WhyExternal::Earlier { agent: "aaa-name".into() })),
+            ("172.18.0.3", None, &config, Some(WhyExternal::ConnectedBeforeAgent { agent: "aaa-name".into() })),
             ("172.18.0.4", None, &config, Some(WhyExternal::NoCertificate { agent: "bbb-name".into() })),
-            ("172.18.0.4", own(bbb, NOW), &config, Some(WhyExternal::Expired { agent: "bbb-name".into() })),
-            ("172.18.0.4", own(bbb, 2_000), &config, Some(WhyExternal::Earlier { agent: "bbb-name".into() })),
+            ("172.18.0.4", own(bbb, NOW), &config, Some(WhyExternal::CertificateExpired { agent: "bbb-name".into() })),
+            (
+                "172.18.0.4",
+                own(bbb, 2_000),
+                &config,
+                Some(WhyExternal::ConnectedBeforeAgent { agent: "bbb-name".into() }),
+            ),
             (
                 "172.18.0.4",
                 own("spiffe://loopgate.local/docker/p/s/x", 2_000),
@@ -229,7 +242,7 @@ mod tests {
             ),
             ("172.18.0.9", own(bbb, 2_000), &config, Some(WhyExternal::UnknownAddress("172.18.0.9".parse().unwrap()))),
             ("172.18.0.9", operator(), &config, None),
-            ("172.18.0.9", operator(), &listing, Some(WhyExternal::NotListed)),
+            ("172.18.0.9", operator(), &listing, Some(WhyExternal::UriNotListed)),
         ];
         for (peer, certificate, config, expected) in table {
             let evidence = Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate };

@@ -2,8 +2,13 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+/// How long WebSockets that lost their authorization may take to end the frame under way and to send
+/// their close frames, and so how long their HTTP/2 connection waits for them.
+pub const REVOKED_GRACE: Duration = Duration::from_millis(500);
 
 /// Why a connection must close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -55,7 +55,7 @@ impl ConnectionInfo {
     ///
     /// The certificate's expiry is not judged here: `connection/deadlines.rs` ends the requests of
     /// a connection whose certificate expired.
-    pub(super) fn lost_agent_lane(&self, view: &View, policy: &Policy) -> Option<String> {
+    pub(super) fn why_lost_agent_lane(&self, view: &View, policy: &Policy) -> Option<String> {
         let (Lane::Agent(before), ConnectionEvidence::Tls(evidence)) = (&*self.lane, &*self.evidence) else {
             return None;
         };
@@ -63,12 +63,18 @@ impl ConnectionInfo {
         if matches!(now, Ok(Lane::Agent(now)) if now.grants_the_same(before)) {
             return None;
         }
+        // Asked first, since the certificate of a container that is gone would look like a stolen one.
+        let is_discovered = matches!(before.basis, AgentBasis::Address(_) | AgentBasis::Attested(_));
+        let peer = canonical(evidence.peer);
+        if is_discovered && !view.agents.contains_key(&peer) && !view.last_known.contains_key(&peer) {
+            return Some("its container (or pod) is gone, or lost its label or its address".to_owned());
+        }
         let why = why_external(evidence, view, policy, unix(self.since)).map(|why| why.to_string());
         Some(why.unwrap_or_else(|| "the agent is gone, or its basis, scope cap or user has changed".to_owned()))
     }
 
     /// Returns the reason why an external connection may not go on: it would get another scope cap now.
-    pub(super) fn lost_scope_cap(&self, view: &View, policy: &Policy) -> Option<&'static str> {
+    pub(super) fn why_lost_scope_cap(&self, view: &View, policy: &Policy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let changed = match self.evidence.decide(view, policy, unix(self.since)).ok()? {
             Lane::External(now) => before.scopes != now.scopes,
@@ -78,9 +84,9 @@ impl ConnectionInfo {
     }
 
     /// Returns the reason why it may no longer be on the external lane as it is: the rules deny its
-    /// client, or no longer trust the proxy that named the client. An open connection never gains a
-    /// right; a new one may.
-    pub(super) fn lost_external_lane(&self, view: &View, policy: &Policy) -> Option<&'static str> {
+    /// client, or no longer trust the proxy that named the client, or its certificate no longer
+    /// names its user. An open connection never gains a right; a new one may.
+    pub(super) fn why_lost_external_lane(&self, view: &View, policy: &Policy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let untrusted = match self.evidence.decide(view, policy, unix(self.since)) {
             Ok(Lane::External(now)) if before.user.is_some() && before.user != now.user => {
@@ -89,7 +95,8 @@ impl ConnectionInfo {
             Ok(Lane::External(now)) => (before.trusted_proxy && !now.trusted_proxy) || before.client != now.client,
             Ok(Lane::Agent(_)) => before.trusted_proxy || before.client != canonical(self.evidence.peer()),
             Err(Denied::NotTrustedProxy) => true,
-            Err(denied) => return Some(denied.label()),
+            Err(Denied::Listed) => return Some("external.deny lists its client"),
+            Err(Denied::NotListed) => return Some("external.allow does not list its client"),
         };
         untrusted.then_some("its proxy is no longer trusted")
     }

@@ -29,19 +29,20 @@ pub struct Direction {
     block: usize,
     lease: BufferLease,
     end: End,
-    count: Counter,
+    bytes_passed: Counter,
+    /// To the client only: where the gateway's frames end.
     frames: Option<WebSocketFrames>,
-    /// The close frame to send at the next frame boundary.
+    /// To the client only: the close frame to send at the next frame boundary.
     pub close_with: Option<Bytes>,
-    /// Whether it was sent, so that what still comes is discarded.
+    /// To the client only: whether it was sent, so that what still comes is discarded.
     pub close_sent: bool,
     /// Whether bytes were read since the last [`Direction::take_moved`].
     moved: bool,
-    /// Holds back what is read until the gateway has answered the first message.
+    /// From the client only: holds back what is read until the gateway has answered the first message.
     pub gate: Option<Box<Gate>>,
-    /// The close frame for a client whose first message is refused.
+    /// From the client only: the close frame for a client whose first message is refused.
     pub refused: Option<Bytes>,
-    /// Follows what the gateway sends until it has answered the first message.
+    /// To the client only: follows what the gateway sends until it has answered the first message.
     pub connect_response: Option<ConnectResponse>,
 }
 
@@ -62,27 +63,26 @@ enum End {
 
 impl Direction {
     /// Starts with `early`, which was read together with the head.
-    pub fn new(early: Bytes, lease: BufferLease, count: Counter, mut frames: Option<WebSocketFrames>) -> Self {
+    pub fn new(early: Bytes, lease: BufferLease, bytes_passed: Counter, mut frames: Option<WebSocketFrames>) -> Self {
         if let Some(frames) = &mut frames {
             frames.feed(&early);
         }
-        count.inc_by(early.len() as u64);
+        bytes_passed.inc_by(early.len() as u64);
         let moved = !early.is_empty();
-        let (close_with, gate, refused, connect_response) = (None, None, None, None);
         Self {
             pending: early,
             unflushed: false,
             block: 0,
             lease,
             end: End::Open,
-            count,
+            bytes_passed,
             frames,
-            close_with,
+            close_with: None,
             close_sent: false,
             moved,
-            gate,
-            refused,
-            connect_response,
+            gate: None,
+            refused: None,
+            connect_response: None,
         }
     }
 
@@ -96,7 +96,7 @@ impl Direction {
     }
 
     /// Has `connect_response` see what was read already, and what is read from now on.
-    pub fn watch(&mut self, connect_response: Option<ConnectResponse>) {
+    pub fn follow_response(&mut self, connect_response: Option<ConnectResponse>) {
         self.connect_response = connect_response;
         let early = self.pending.clone();
         self.note_read(&early);
@@ -231,7 +231,7 @@ impl Direction {
             } else {
                 self.moved = true;
                 if self.gate.is_some() {
-                    self.count.inc_by(read.len() as u64);
+                    self.bytes_passed.inc_by(read.len() as u64);
                     self.hold_back(Bytes::copy_from_slice(read));
                 } else {
                     self.note_read(read);
@@ -269,7 +269,7 @@ impl Direction {
         let boundary = self.frames.as_mut().and_then(|frames| frames.feed(read));
         let close = boundary.and_then(|_| self.due_close());
         let mut rest = &read[..boundary.filter(|_| close.is_some()).unwrap_or(read.len())];
-        self.count.inc_by(rest.len() as u64);
+        self.bytes_passed.inc_by(rest.len() as u64);
         while !rest.is_empty() {
             match Pin::new(&mut *to).poll_write(cx, rest)? {
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),

@@ -118,9 +118,17 @@ pub struct FirstMessage {
 impl FirstMessage {
     /// Has `check` look at the first message; with `objects_only`, only if it begins like a JSON object.
     pub fn new(objects_only: bool, budget: Arc<HeldBudget>, check: CheckMessage) -> Self {
-        let (held, parsed, length, blank) = (Vec::new(), 0, 0, 0);
-        let lease = Some(HeldLease { budget, bytes: 0 });
-        Self { held, lease, parsed, length, blank, is_object: false, begun: false, objects_only, check: Some(check) }
+        Self {
+            held: Vec::new(),
+            lease: Some(HeldLease { budget, bytes: 0 }),
+            parsed: 0,
+            length: 0,
+            blank: 0,
+            is_object: false,
+            begun: false,
+            objects_only,
+            check: Some(check),
+        }
     }
 
     /// Returns whether messages of other protocols may pass.

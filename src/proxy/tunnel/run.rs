@@ -17,20 +17,18 @@ use super::connect_response::ConnectResponse;
 use super::direction::{Direction, GateChange};
 use super::first_message::FirstMessage;
 use super::websocket_frames::{GOING_AWAY, POLICY_VIOLATION, WebSocketFrames, policy_violation};
-use crate::proxy::close_signal::{CloseReason, CloseSignal};
+use crate::proxy::close_signal::{CloseReason, CloseSignal, REVOKED_GRACE};
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::proxy::upstream::read_after_reset::ReadableAfterWriteError;
 
 /// How long a client may take to close after its close frame was sent, after the gateway closed the
 /// WebSocket, or after the gateway closed another tunnel and a write to it failed.
-const CLOSE_GRACE: Duration = Duration::from_secs(3);
-/// How long a WebSocket that lost its authorization may take to reach the end of the frame that is under way.
-const REVOKED_GRACE: Duration = Duration::from_millis(500);
+const TUNNEL_CLOSE_GRACE: Duration = Duration::from_secs(3);
 /// How long the last bytes may take to leave after either side broke off.
-const ABORT_DELAY: Duration = Duration::from_millis(50);
-/// A WebSocket is at rest when no byte has passed for this time. It is longer where the client spoke
-/// last, since the gateway may yet answer.
+const LAST_BYTES_GRACE: Duration = Duration::from_millis(50);
+/// A WebSocket is at rest when no byte has passed for this time.
 const REST: Duration = Duration::from_millis(250);
+/// The same where the client spoke last, since the gateway may yet answer.
 const REST_UNANSWERED: Duration = Duration::from_secs(1);
 
 /// Why a tunnel ended before both directions were closed.
@@ -93,10 +91,11 @@ where
     let (closing, revoked) = options.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
     let ended = poll_fn(|cx| {
-        while !matches!(tunnel.stage, TunnelStage::Refusing { .. })
-            && let Poll::Ready(reason) =
-                options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), tunnel.stage != TunnelStage::Open)
-        {
+        while !matches!(tunnel.stage, TunnelStage::Refusing { .. }) {
+            // A tunnel that the gateway has closed ends by itself, so a drain changes nothing.
+            let ignores_drain = tunnel.stage != TunnelStage::Open;
+            let signal = options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), ignores_drain);
+            let Poll::Ready(reason) = signal else { break };
             tunnel.begin_close(reason)?;
         }
         tunnel.poll(cx)
@@ -104,7 +103,7 @@ where
     .await;
     // The caller resets the client's stream or connection. What the gateway sent before may leave first.
     if matches!(ended, Err(TunnelError::Broken(_))) {
-        tokio::time::sleep(ABORT_DELAY).await;
+        tokio::time::sleep(LAST_BYTES_GRACE).await;
     }
     ended
 }
@@ -115,16 +114,16 @@ enum TunnelStage {
     Open,
     /// loopgate shuts down. A WebSocket gets its close frame at `quiet_at`, which moves while bytes
     /// pass, or at `limit`. Other tunnels have no close frame: they go on until they end or are aborted.
-    Resting {
+    AwaitingRest {
         limit: Instant,
         quiet_at: Instant,
     },
     /// The close frame for a shutdown is on its way. The client may answer it until `until`.
-    Draining {
+    CloseSent {
         until: Instant,
     },
     /// The gateway has closed. The client may do the same until `until`.
-    Closing {
+    GatewayClosed {
         until: Instant,
     },
     /// The client is refused: nothing more from it is forwarded. Its close frame may leave until `until`.
@@ -162,7 +161,7 @@ where
         up.inspect(options.first_message.take());
         let frames = websocket.then(WebSocketFrames::default);
         let mut down = Direction::new(early.1, down_lease, options.sent.clone(), frames);
-        down.watch(options.connect_response.take());
+        down.follow_response(options.connect_response.take());
         Self {
             client,
             gateway: ReadableAfterWriteError::new(gateway),
@@ -189,7 +188,7 @@ where
             }
             CloseReason::Revoked => return Err(TunnelError::Unauthorized),
             CloseReason::Drain => {
-                TunnelStage::Resting { limit: now + (self.rest_limit)(), quiet_at: now + self.rest() }
+                TunnelStage::AwaitingRest { limit: now + (self.rest_limit)(), quiet_at: now + self.rest() }
             }
         };
         Ok(())
@@ -210,7 +209,7 @@ where
                 GateChange::Unchanged => {}
                 GateChange::Progressed => continue,
                 // The gateway closes with its own reason. Its client's answer to that does not matter any more.
-                GateChange::Refused => return self.refuse(cx, CLOSE_GRACE),
+                GateChange::Refused => return self.refuse(cx, TUNNEL_CLOSE_GRACE),
             }
             if up_done && down_done {
                 return Poll::Ready(Ok(()));
@@ -221,19 +220,19 @@ where
             // frames, so it has a moment to close itself.
             if down_done && (self.websocket || self.gateway.state().has_write_failed()) {
                 let until = match self.stage {
-                    TunnelStage::Closing { until } => until,
-                    _ => Instant::now() + CLOSE_GRACE,
+                    TunnelStage::GatewayClosed { until } => until,
+                    _ => Instant::now() + TUNNEL_CLOSE_GRACE,
                 };
-                self.stage = TunnelStage::Closing { until };
+                self.stage = TunnelStage::GatewayClosed { until };
                 return self.poll_timer(cx, until).map(|_| Ok(()));
             }
             match self.stage {
-                TunnelStage::Resting { limit, quiet_at } if self.websocket => {
+                TunnelStage::AwaitingRest { limit, quiet_at } if self.websocket => {
                     ready!(self.poll_timer(cx, quiet_at.min(limit)));
                     self.down.close_with = Some(Bytes::from_static(&GOING_AWAY));
-                    self.stage = TunnelStage::Draining { until: Instant::now() + CLOSE_GRACE };
+                    self.stage = TunnelStage::CloseSent { until: Instant::now() + TUNNEL_CLOSE_GRACE };
                 }
-                TunnelStage::Draining { until } => return self.poll_timer(cx, until).map(|_| Ok(())),
+                TunnelStage::CloseSent { until } => return self.poll_timer(cx, until).map(|_| Ok(())),
                 // A tunnel that is open, or that has no close frame.
                 _ => return Poll::Pending,
             }
@@ -286,10 +285,10 @@ where
         if up || down {
             self.unanswered = !down;
         }
-        if let TunnelStage::Resting { limit, .. } = self.stage
+        if let TunnelStage::AwaitingRest { limit, .. } = self.stage
             && (up || down)
         {
-            self.stage = TunnelStage::Resting { limit, quiet_at: Instant::now() + self.rest() };
+            self.stage = TunnelStage::AwaitingRest { limit, quiet_at: Instant::now() + self.rest() };
         }
     }
 
@@ -298,7 +297,7 @@ where
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Instant> {
-        self.timer.get_or_insert_with(|| LazyTimer::new(CLOSE_GRACE)).poll_due(cx, Some(until))
+        self.timer.get_or_insert_with(|| LazyTimer::new(TUNNEL_CLOSE_GRACE)).poll_due(cx, Some(until))
     }
 }
 
