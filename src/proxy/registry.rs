@@ -194,3 +194,72 @@ impl Drop for RegistryGuard {
         self.registry.connections.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::discovery::{Agent, AgentKind};
+    use crate::lane::{Evidence, ProxyHeader};
+
+    /// A way in which the view or the configuration may change.
+    type Change = fn(&mut View, &mut Config);
+
+    const CONTAINER_GONE: &str = "its container (or pod) is gone, or lost its label or its address";
+
+    fn view(peer: &str, kind: AgentKind) -> View {
+        let mut view = View::default();
+        let (id, name) = ("aaa".into(), "worker".into());
+        let agent = Arc::new(Agent { id, name, project: None, service: None, kind, scopes: None });
+        view.agents.insert(peer.parse().unwrap(), agent);
+        view
+    }
+
+    #[test]
+    fn why_a_connection_of_an_agent_is_closed() {
+        let peer = "172.18.0.3";
+        let gone: Change = |view, _| view.agents.clear();
+        let unconfirmed: Change = |view, _| view.last_known = std::mem::take(&mut view.agents);
+        let trusted: Change = |_, config| config.external.trusted_proxies = vec!["172.18.0.3/32".parse().unwrap()];
+        let table: [(AgentKind, Change, Option<&str>); 6] = [
+            (AgentKind::Attested, |_, _| {}, None),
+            (AgentKind::Attested, gone, Some(CONTAINER_GONE)),
+            (AgentKind::Address, gone, Some(CONTAINER_GONE)),
+            (AgentKind::Attested, unconfirmed, Some("Docker is unreachable, so worker can't be confirmed as an agent")),
+            (
+                AgentKind::Attested,
+                trusted,
+                Some("worker is in external.trusted_proxies, and a trusted proxy is never an agent"),
+            ),
+            (
+                AgentKind::Address,
+                |_, config| config.gateway.address = "10.0.0.1:1".parse().unwrap(),
+                Some("the gateway is not on loopback, so every client is external"),
+            ),
+        ];
+        for (kind, change, expected) in table {
+            let (mut view, mut config) = (view(peer, kind), Config::default());
+            let certificate = (kind == AgentKind::Attested).then(|| Certificate {
+                issuer: Issuer::Own,
+                serial: Vec::new(),
+                uris: vec!["spiffe://loopgate.local/docker/p/s/aaa".into()],
+                user: None,
+                not_after: i64::MAX,
+            });
+            let evidence = ConnectionEvidence::Tls(Evidence {
+                peer: peer.parse().unwrap(),
+                proxy_header: ProxyHeader::Local,
+                certificate,
+            });
+            let lane = evidence.decide(&view, &Policy::new(&config), unix(SystemTime::now())).unwrap();
+            assert_eq!(lane.kind().label(), "agent", "{kind:?}");
+            let registry = Arc::new(Registry::default());
+            let addr = PeerAddr::new(format!("{peer}:1").parse().unwrap());
+            let guard = registry.register(addr, Arc::new(lane), Protocol::Http1, evidence, &CancellationToken::new());
+            change(&mut view, &mut config);
+            let why = registry.connections()[0].why_lost_agent_lane(&view, &Policy::new(&config));
+            assert_eq!(why.as_deref(), expected, "{kind:?}");
+            drop(guard);
+        }
+    }
+}

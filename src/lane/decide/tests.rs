@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::Config;
 use crate::discovery::{Agent, Interface, ScopeCap};
-use crate::lane::{ProxyHeader, allow_peer, allow_plain, allow_proxied_client};
+use crate::lane::{ProxyHeader, WhyExternal, allow_peer, allow_plain, allow_proxied_client, why_external};
 use proptest::prelude::*;
 
 const NOW: i64 = 1_000;
@@ -394,5 +394,34 @@ proptest! {
         let certificate = Some(Certificate { issuer, serial, uris, user, not_after });
         let decided = decide(&Evidence { peer, proxy_header, certificate }, &view, &policy(|_| {}), NOW);
         prop_assert!(matches!(decided, Ok(Lane::External(_))));
+    }
+
+    /// `why_external` repeats the conditions of `decide` for a peer with an agent's address.
+    #[test]
+    fn why_an_agents_address_is_external_agrees_with_the_decision(
+        attested: bool, trusted: bool, remote: bool, ours: bool, shows: bool, expired: bool,
+        id in prop::sample::select(vec!["docker/p/s/bbb", "docker/p/s/ccc", "agent/robot"]),
+    ) {
+        let policy = policy(|config| {
+            if trusted {
+                config.external.trusted_proxies = nets(&["172.18.0.0/16"]);
+            }
+            if remote {
+                config.gateway.address = "10.0.0.1:18789".parse().unwrap();
+            }
+        });
+        let issuer = if ours { Issuer::Own } else { Issuer::Operator };
+        let not_after = if expired { NOW } else { NOW + 1 };
+        let certificate = Certificate { issuer, not_after, ..own(&format!("spiffe://loopgate.local/{id}")) };
+        let peer = if attested { "172.18.0.4" } else { "172.18.0.3" };
+        let evidence = Evidence { certificate: shows.then_some(certificate), ..from(peer) };
+        let why = why_external(&evidence, &view(), &policy, NOW);
+        let would_be_agent = matches!(why, Some(WhyExternal::ConnectedBeforeAgent { .. }));
+        match decide(&evidence, &view(), &policy, NOW) {
+            Ok(Lane::Agent(AgentLane { basis: AgentBasis::Certificate(_), .. })) => {}
+            Ok(Lane::Agent(_)) => prop_assert!(would_be_agent, "{why:?}"),
+            Ok(Lane::External(_)) => prop_assert!(why.is_some() && !would_be_agent, "{why:?}"),
+            Err(denied) => prop_assert!(false, "{denied:?}"),
+        }
     }
 }
