@@ -10,6 +10,8 @@ pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
+pub const PUSH_PROMISE: u8 = 5;
+pub const GOAWAY: u8 = 7;
 pub const CONTINUATION: u8 = 9;
 
 /// Flags. ACK is one of SETTINGS, the others are of HEADERS.
@@ -20,7 +22,7 @@ pub const PADDED: u8 = 8;
 pub const PRIORITY: u8 = 0x20;
 
 /// What the head of a frame says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct FrameHead {
     /// The length of the payload.
     pub length: usize,
@@ -59,6 +61,11 @@ impl HeadReader {
         }
         self.filled = 0;
         Some(FrameHead::parse(&self.bytes))
+    }
+
+    /// Returns whether nothing of the next head came.
+    pub fn is_empty(&self) -> bool {
+        self.filled == 0
     }
 
     /// Returns how many bytes of the head are missing.

@@ -2,22 +2,15 @@
 
 use std::sync::Arc;
 
+use super::h2_frame_head::{
+    ACK, CONTINUATION, END_HEADERS, END_STREAM, FrameHead, GOAWAY, HEADERS, HeadReader, PUSH_PROMISE, RST_STREAM,
+    SETTINGS,
+};
 use super::head_tracker::HeadTracker;
 use super::refused_heads::LONGEST_DEBUG_DATA;
 
-const HEAD: usize = 9;
 /// As much of a frame as is kept: of a GOAWAY a stream, a code, and debug data.
 const MOST_OF_CONTENT: usize = 8 + LONGEST_DEBUG_DATA + 1;
-
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PUSH_PROMISE: u8 = 5;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 
 /// The size of a dynamic table where SETTINGS say nothing (RFC 9113 section 6.5.2).
 const TABLE_SIZE: u32 = 4096;
@@ -28,8 +21,9 @@ const HEADER_TABLE_SIZE: u16 = 1;
 pub struct H2Frames {
     head_tracker: Arc<HeadTracker>,
     table: TableUpdates,
-    head: [u8; HEAD],
-    head_len: usize,
+    head: HeadReader,
+    /// The head of the current frame.
+    frame: FrameHead,
     /// Bytes that are left of the current frame.
     left: usize,
     /// The beginning of what the current frame holds: as far as an error code, what comes before it,
@@ -44,8 +38,8 @@ impl H2Frames {
         Self {
             head_tracker,
             table: TableUpdates::default(),
-            head: [0; HEAD],
-            head_len: 0,
+            head: HeadReader::default(),
+            frame: FrameHead::default(),
             left: 0,
             content: Vec::new(),
             in_block: false,
@@ -67,30 +61,24 @@ impl H2Frames {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
-            if step > 0 && matches!(self.head[3], HEADERS | RST_STREAM | GOAWAY) {
+            if step > 0 && matches!(self.frame.kind, HEADERS | RST_STREAM | GOAWAY) {
                 self.content(&bytes[..step]);
             }
             bytes = &bytes[step..];
             if bytes.is_empty() {
                 return;
             }
-            let fresh = (HEAD - self.head_len).min(bytes.len());
-            self.head[self.head_len..self.head_len + fresh].copy_from_slice(&bytes[..fresh]);
-            self.head_len += fresh;
-            bytes = &bytes[fresh..];
-            if self.head_len < HEAD {
-                return;
-            }
-            self.head_len = 0;
-            let [high, middle, low, kind, flags, id @ ..] = self.head;
-            self.left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+            let Some(head) = self.head.take(&mut bytes) else { return };
+            let FrameHead { length, kind, flags, stream } = head;
+            self.frame = head;
+            self.left = length;
             if matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
                 self.in_block = flags & END_HEADERS == 0;
                 self.table.block_sent();
             }
             self.content.clear();
             match kind {
-                RST_STREAM => self.head_tracker.close(u32::from_be_bytes(id)),
+                RST_STREAM => self.head_tracker.close(stream),
                 SETTINGS if flags & ACK != 0 => self.table.acknowledged(),
                 _ => {}
             }
@@ -105,8 +93,7 @@ impl H2Frames {
         if self.left > 0 {
             return;
         }
-        let [_, _, _, kind, flags, id @ ..] = self.head;
-        let stream = u32::from_be_bytes(id);
+        let FrameHead { kind, flags, stream, .. } = self.frame;
         if kind == HEADERS {
             // Every response of hyper has a `Date`.
             let is_status =
@@ -131,12 +118,12 @@ impl H2Frames {
 
     /// Returns whether hyper's last frame and header block have ended.
     pub fn is_between(&self) -> bool {
-        self.head_len == 0 && self.left == 0 && !self.in_block
+        self.head.is_empty() && self.left == 0 && !self.in_block
     }
 
     /// Returns how many bytes hyper may write before that has to be asked again.
     pub fn until_next(&self) -> usize {
-        if self.left > 0 { self.left } else { HEAD - self.head_len }
+        if self.left > 0 { self.left } else { self.head.missing() }
     }
 }
 
