@@ -103,7 +103,8 @@ pub struct RefusedHeads {
     refused_partial: Option<u32>,
     /// Whether the client closed its side: then hyper may end the connection.
     has_client_ended: bool,
-    /// Whether a GOAWAY was written, or replaced what the client sent: hyper ends the connection, and ignores new streams.
+    /// Whether a GOAWAY was written, or replaced what the client sent: hyper ends the connection,
+    /// and ignores new streams.
     is_closing: bool,
     /// HTTP/2: the streams that began since everything was settled, in ascending order.
     begun: Vec<Begun>,
