@@ -120,13 +120,13 @@ built = Here(replace={"cargo run --release": "cargo run"})
 TABLE = {
     "README.md": [
         ("cargo run --release -- demo", built, Stays("With curl, as the agent")),
+        ("tests/run", NotRun("is what runs this")),
         ("cp loopgate/docker/compose.loopgate.yaml .", official_old),
         ("docker compose stop --timeout 60 && docker compose run", official_old),
         ("docker compose -f docker-compose.yml -f compose.loopgate.yaml up -d", official_old, Then(lambda: official_old.wait())),
         ("loopgate run --docker off", readme, Stays("loopgate is running", keep=True)),
         ("loopgate cert export", readme),
         ("curl --cacert ca.pem https://gateway:18443", readme),
-        ("tests/run", NotRun("is what runs this")),
     ],
     "docker/README.md": [
         ("mkdir -m 700 secrets", shipped),
