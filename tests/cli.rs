@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use loopgate_test_support::sidecar::{binary, loopgate};
+use loopgate_test_support::sidecar::{binary, free_address, loopgate};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -275,8 +275,7 @@ fn nobody_at(address: &str) -> String {
 
 #[test]
 fn healthcheck_fails_without_an_answer() {
-    // A port that was just ours, and is closed now.
-    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = free_address().to_string();
     let output = loopgate(["healthcheck", "--live", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(stderr(&output), nobody_at(&address));

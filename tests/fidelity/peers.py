@@ -1,5 +1,6 @@
 """The proxies: loopgate and its peers, each with the same certificate in front of the same backend."""
 
+import itertools
 import os
 import signal
 import socket
@@ -60,10 +61,18 @@ https://127.0.0.1:{port} {{
 """
 
 
+# Below the ports that the kernel gives out by itself (net.ipv4.ip_local_port_range), which others could get in between.
+PORTS = itertools.count(20_000)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    for port in PORTS:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
 
 
 def wait_for(port: int, process: subprocess.Popen, log: Path) -> None:

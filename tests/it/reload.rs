@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use loopgate::config::PathRule;
+use loopgate_test_support::sidecar::free_address;
 use nix::sys::signal::Signal;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -237,7 +238,7 @@ async fn a_new_certificate_is_served_once_the_client_ca_is_readable_again() {
     let file = |name: &str| directory.path().join(name);
     write_pair(directory.path(), "one.example");
     std::fs::copy(file("pair.pem"), file("clients.pem")).unwrap();
-    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let admin = free_address();
     let flag = |name: &str, file: std::path::PathBuf| format!("--{name}={}", file.display());
     let flags = [
         flag("tls-cert", file("pair.pem")),

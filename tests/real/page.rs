@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::openclaw::directory;
 use loopgate_test_support::process::Process;
 use loopgate_test_support::requirements::{Missing, exclusively, node_modules, program};
+use loopgate_test_support::sidecar::free_address;
 
 #[test]
 fn the_admin_page_is_one_page_in_light_and_in_dark_wide_and_narrow() {
@@ -22,9 +23,7 @@ fn page() -> Result<(), Missing> {
     let node = program("node")?;
     program("chromium")?;
     let gateway = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port =
-        || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").to_string();
-    let (gateway, admin) = (gateway.local_addr().expect("an address").to_string(), port());
+    let (gateway, admin) = (gateway.local_addr().expect("an address").to_string(), free_address().to_string());
     let mut command = Command::new(env!("CARGO_BIN_EXE_loopgate"));
     command.args([
         "run",
@@ -35,7 +34,7 @@ fn page() -> Result<(), Missing> {
         "--admin",
         &admin,
         "--listen",
-        &port(),
+        &free_address().to_string(),
         "--state-dir",
     ]);
     command.arg(directory.join("state"));

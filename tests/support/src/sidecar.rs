@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -53,9 +54,20 @@ fn without_variables(mut command: Command) -> Command {
     command
 }
 
-/// Returns a loopback address with a port that is free for now.
+/// Returns a loopback address with a port that is free, and that this process gets only once.
+///
+/// It is below the ports that the kernel gives out for port 0 (`net.ipv4.ip_local_port_range`), so no
+/// other test gets it before it is used.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let of_process = u16::try_from(std::process::id() % 120).expect("less than 120") * 100;
+    loop {
+        let port = 20_000 + (of_process + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
 
 /// How a sidecar is started. Without further options it listens on a free port of loopback, follows
