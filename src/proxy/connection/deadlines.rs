@@ -12,7 +12,7 @@ use tracing::{debug, info};
 
 use crate::labels::Protocol;
 use crate::metrics::count;
-use crate::proxy::close_signal::CloseReason;
+use crate::proxy::close_signal::{CloseReason, REVOKED_GRACE};
 use crate::proxy::downstream::activity::{Overdue, Timeouts};
 use crate::proxy::downstream::refused_heads::HeadRefusal;
 use crate::proxy::lazy_timer::LazyTimer;
@@ -25,8 +25,6 @@ const CLOSE_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a connection without a request stays open once loopgate shuts down, so that the client can read the GOAWAY.
 const DRAIN_GRACE: Duration = Duration::from_millis(300);
-/// How long a connection that was revoked may take to deliver the close frames of its WebSockets, over HTTP/2.
-const REVOKED_GRACE: Duration = Duration::from_millis(500);
 
 /// How much later than `limits.drain_timeout` a connection ends by itself, so that the process counts it as aborted.
 const ABORT_DELAY: Duration = Duration::from_millis(20);

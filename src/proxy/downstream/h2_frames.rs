@@ -142,6 +142,7 @@ fn is_a_status(mut block: &[u8]) -> bool {
         block = rest.get(continued..).unwrap_or_default();
     }
     match block {
+        [0xff, rest @ ..] => rest.iter().position(|byte| byte & 0x80 == 0).is_some_and(|at| at + 1 == rest.len()),
         [index] => *index > 0x80 | STATIC,
         [name, length, value @ ..] => STATUS.contains(name) && usize::from(length & 0x7f) == value.len(),
         [] => false,
@@ -247,6 +248,9 @@ mod tests {
             (&status[..], true),
             (&[0x08, 3, b'4', b'3', b'1'], true),
             (&[0xbe], true),
+            (&[0xff, 0x00], true),
+            (&[0xff, 0x80, 0x01], true),
+            (&[0xff, 0x00, 0xbe], false),
             (&[&[0x3f, 0xe1, 0x1f, 0x20][..], &status].concat(), true),
             (&[0x3f, 0xe1, 0x1f, 0xbf], true),
             (&[&status[..], &[0xbf]].concat(), false),

@@ -115,6 +115,13 @@ impl Streams {
         number <= self.settled && number > self.forgotten && !self.lost.iter().any(|lost| lost.contains(&number))
     }
 
+    /// Gives up the streams of the round.
+    fn lose_round(&mut self) {
+        self.is_lost = true;
+        self.blocks = VecDeque::new();
+        self.passed = Vec::new();
+    }
+
     /// Ends the round.
     fn settle(&mut self) {
         let is_known = !std::mem::take(&mut self.is_lost) && self.blocks.is_empty();
@@ -152,8 +159,7 @@ impl HeadTracker {
             return;
         }
         if streams.blocks.len() >= MAX_BLOCKS {
-            streams.is_lost = true;
-            streams.blocks = VecDeque::new();
+            streams.lose_round();
             return;
         }
         streams.blocks.push_back(Opened { stream, is_open: true });
@@ -168,25 +174,24 @@ impl HeadTracker {
         if self.protocol == Protocol::Http2 {
             refused_heads.request();
             match streams.blocks.pop_front() {
-                Some(block) if !streams.is_lost => {
+                Some(block) if !streams.is_lost && streams.passed.len() < MAX_BLOCKS => {
                     stream = block.stream;
                     streams.passed.push(block);
                 }
-                Some(_) => {}
-                None => streams.is_lost = true,
+                _ => streams.lose_round(),
             }
         }
         InterimSender { head_tracker: Arc::clone(self), stream, number }
     }
 
-    /// Notes that not everything could be written.
-    pub fn note_blocked(&self) {
-        self.is_blocked.store(true, Ordering::Relaxed);
+    /// Notes whether something is left that could not be written.
+    pub fn note_blocked(&self, is_blocked: bool) {
+        self.is_blocked.store(is_blocked, Ordering::Relaxed);
     }
 
     /// Notes that hyper has done all that it can for now.
     pub fn settle(&self) {
-        // What could not be written may say what came of a head, and while it is not, hyper does not read on.
+        // What could not be written may say what came of a head.
         if !self.is_blocked.swap(false, Ordering::Relaxed) {
             self.settle_all();
             return;

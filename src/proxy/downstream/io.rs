@@ -252,7 +252,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
     /// Notes that the client does not take all that is to be written.
     fn note_blocked(&self) {
         if let Some(observer) = &self.observer {
-            observer.head_tracker.note_blocked();
+            observer.head_tracker.note_blocked(true);
         }
     }
 
@@ -388,10 +388,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
             ready!(interims)?;
         }
         let poll = Pin::new(&mut this.stream).poll_flush(cx);
-        if poll.is_pending() {
-            this.note_blocked();
-        }
         if let Some(observer) = &this.observer {
+            observer.head_tracker.note_blocked(poll.is_pending());
             observer.activity.flushed(poll.is_ready());
         }
         poll

@@ -52,6 +52,21 @@ fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
 }
 
 #[test]
+fn requests_are_not_kept_without_bound_while_the_client_does_not_read() {
+    let head_tracker = HeadTracker::new(Protocol::Http2);
+    // A head that is refused, so that no round ends.
+    head_tracker.block_received(1);
+    for number in 1..10_000 {
+        head_tracker.block_received(2 * number + 1);
+        let _ = head_tracker.request();
+        head_tracker.note_blocked(true);
+        head_tracker.settle();
+        let streams = &head_tracker.state().streams;
+        assert!(streams.passed.len() <= MAX_BLOCKS && streams.blocks.len() <= MAX_BLOCKS);
+    }
+}
+
+#[test]
 fn streams_are_known_where_each_header_block_was_one_request() {
     let head_tracker = HeadTracker::new(Protocol::Http2);
     for stream in [1, 3] {
@@ -96,11 +111,11 @@ fn nothing_is_decided_while_something_waits_to_be_written() {
         head_tracker.block_received(stream);
     }
     let one = head_tracker.request();
-    head_tracker.note_blocked();
+    head_tracker.note_blocked(true);
     head_tracker.settle();
     assert_eq!((one.stream(), head_tracker.take_refused()), (None, Default::default()));
     let three = head_tracker.request();
-    head_tracker.note_blocked();
+    head_tracker.note_blocked(true);
     head_tracker.settle();
     assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)), "each block is a request");
     head_tracker.settle();
