@@ -36,6 +36,7 @@ const WEBHOOK_HEADERS: &[&str] = &[
     "x-okta-verification-challenge",
     "x-twilio-email-event-webhook-signature",
     "x-twilio-email-event-webhook-timestamp",
+    "x-vercel-signature",
 ];
 
 /// Names that neither [`PREFIXES`] nor [`states_identity`] covers.

@@ -301,6 +301,7 @@ const ORDINARY: &[(&str, &str)] = &[
     ("X-Twilio-Email-Event-Webhook-Signature", "SendGrid"),
     ("X-Twilio-Email-Event-Webhook-Timestamp", "SendGrid"),
     ("X-Okta-Verification-Challenge", "Okta event hooks"),
+    ("x-vercel-signature", "Vercel webhooks"),
     ("ce-subject", "CloudEvents"),
     ("X-Serverless-Authorization", "Google Cloud Run"),
     ("X-GitHub-Delivery", "GitHub"),
