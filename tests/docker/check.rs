@@ -122,7 +122,7 @@ fn containers_that_are_no_agents_or_might_be_forged_are_named_and_mended() {
     let _mended = engine.run(deployment.agent("mended").option("--cap-drop=NET_RAW"));
     deployment.knows(1);
     // A container that comes or goes is without a network for a moment.
-    let settled = (0..20).any(|_| {
+    let settled = (0..60).any(|_| {
         let report = check_beside(&deployment, &[]);
         ids(&report).iter().filter(|id| id.starts_with("agent-")).eq(&["agent-other-project"])
     });

@@ -90,7 +90,9 @@ fn the_image_restricts_its_own_process_and_works_so() {
     let (network, state, other) = (engine.network(), engine.volume(), engine.volume());
     let container = |name: &str| Container::new(name).image(IMAGE).network(&network).hardened();
     let loopgate = engine.run(container("loopgate").alias("gateway").mount_writable(state.name(), "/var/lib/loopgate"));
-    eventually("it is healthy", || loopgate.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(()));
+    eventually("it is healthy", || {
+        loopgate.try_exec(["/loopgate", "healthcheck", "--live"]).status.success().then_some(())
+    });
     let both = is_restricted(&loopgate);
     // A new leaf is written to the state directory and served.
     let fingerprint = || loopgate.exec(["/loopgate", "cert", "show"]);
@@ -100,12 +102,15 @@ fn the_image_restricts_its_own_process_and_works_so() {
     loopgate.exec(["/loopgate", "reload"]);
     let client = engine.run(Container::idle("client").network(&network).mount(state.name(), "/state"));
     let ask = ["curl", "--silent", "--cacert", "/state/ca.pem", "--write-out", "%{http_code}", "--output", "/dev/null"];
-    assert_eq!(client.try_exec(ask.iter().chain(&["https://gateway:18443/"])).stdout, b"503", "{}", loopgate.logs());
+    let url = format!("https://{}:18443/", loopgate.ip(&network));
+    assert_eq!(client.try_exec(ask.iter().copied().chain([url.as_str()])).stdout, b"503", "{}", loopgate.logs());
 
     let strict = container("strict").mount_writable(other.name(), "/var/lib/loopgate");
     let strict = engine.run(strict.command(["run", "--sandbox=required"]));
     if both {
-        eventually("it is healthy", || strict.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(()));
+        eventually("it is healthy", || {
+            strict.try_exec(["/loopgate", "healthcheck", "--live"]).status.success().then_some(())
+        });
         assert!(is_restricted(&strict));
     } else {
         assert_ne!(strict.ends(), 0);
