@@ -1,5 +1,6 @@
 """Where commands run: containers that act as machines, directories of this machine, and stand-ins for images."""
 
+import itertools
 import os
 import re
 import shlex
@@ -18,6 +19,8 @@ LOOPGATE = ROOT / "target/debug/loopgate"
 IMAGES = {"ghcr.io/loopgate/loopgate:0.1.0": "loopgate-test/loopgate", "ghcr.io/openclaw/openclaw:2026.9.6": "loopgate-test/openclaw"}
 # How long a command or a condition may take, in seconds: a gateway is slow on a busy machine.
 PATIENCE = 300
+# For names that no two places have.
+NUMBERS = itertools.count(1)
 
 
 def sh(*command: str, **more) -> str:
@@ -181,7 +184,7 @@ class Compose(Here):
     def __init__(self, openclaw: str, replace: dict[str, str] = {}, up: bool = False):
         super().__init__("docker", replace)
         self.openclaw, self.up = openclaw, up
-        self.name = f"loopgate-docs-{os.getpid()}-{id(self) % 1000}"
+        self.name = f"loopgate-docs-{os.getpid()}-{next(NUMBERS)}"
 
     def make(self):
         super().make()
@@ -232,7 +235,8 @@ class Compose(Here):
             "OPENCLAW_TREE": os.environ[self.openclaw],
             "HTTP_PUBLISH": "127.0.0.1:",
             "HTTPS_PUBLISH": "127.0.0.1:",
-            "FRONT": "10.203.7",
+            # Not a fixed one: the network of a run that was killed would be in the way of all later ones.
+            "FRONT": f"10.203.{os.getpid() % 256}",
         }
 
     def remove(self):
@@ -321,7 +325,7 @@ class Machine(Place):
         super().__init__()
         self.openclaw, self.configuration, self.setup, self.beside = openclaw, configuration, setup, beside
         self.starts = 0
-        self.name = f"loopgate-docs-{os.getpid()}-{id(self) % 100000}"
+        self.name = f"loopgate-docs-{os.getpid()}-{next(NUMBERS)}"
         self.network = beside.network if beside else self.name
         self.shared = beside.shared if beside else f"{self.name}-shared"
 
