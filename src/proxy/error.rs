@@ -37,6 +37,9 @@ pub enum Error {
     /// The head of the gateway's response exceeds a limit.
     #[error("the gateway's response head is too large (limits.response_head, limits.response_fields)")]
     GatewayHeadTooLarge,
+    /// The gateway's response has a `Transfer-Encoding` other than `chunked` (RFC 9112 section 6.1).
+    #[error("the gateway's response has a Transfer-Encoding other than chunked")]
+    GatewayTransferEncoding,
     /// The gateway agreed to an upgrade that was not asked for, or did not prove that it understood
     /// it (RFC 6455 section 4.2.2).
     #[error("the gateway sent an invalid response to an upgrade")]
@@ -70,9 +73,11 @@ impl Error {
             Self::GatewayUnavailable(_) | Self::OutOfFiles(_) | Self::TooManyRequests(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::GatewayClosed(_) | Self::GatewayTls | Self::BadUpgradeResponse | Self::GatewayHeadTooLarge => {
-                StatusCode::BAD_GATEWAY
-            }
+            Self::GatewayClosed(_)
+            | Self::GatewayTls
+            | Self::GatewayHeadTooLarge
+            | Self::GatewayTransferEncoding
+            | Self::BadUpgradeResponse => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::RequestBodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BadRequestBody(_) => StatusCode::BAD_REQUEST,
@@ -91,6 +96,7 @@ impl Error {
             Self::GatewayTls => "gateway_tls",
             Self::BadUpgradeResponse => "bad_upgrade_response",
             Self::GatewayHeadTooLarge => "gateway_head_too_large",
+            Self::GatewayTransferEncoding => "gateway_transfer_encoding",
             Self::GatewayTimeout(_) => "gateway_timeout",
             Self::RequestBodyTimeout(_) => "request_body_timeout",
             Self::BadRequestBody(_) => "bad_body",
@@ -112,6 +118,7 @@ impl Error {
                  gateway's openclaw.json."
             }
             Self::GatewayHeadTooLarge => "The head of the gateway's response is too large.",
+            Self::GatewayTransferEncoding => "The Transfer-Encoding of the gateway's response is not supported.",
             Self::GatewayTimeout(_) => "The gateway did not answer in time.",
             Self::RequestBodyTimeout(_) => "The request's body did not arrive in time.",
             Self::BadRequestBody(_) => "The request's body is malformed or broke off.",

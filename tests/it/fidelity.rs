@@ -252,3 +252,45 @@ async fn an_early_response_reaches_a_client_that_is_still_sending() {
         assert_eq!(whole(response.body_mut()).await.unwrap(), b"too much");
     }
 }
+
+/// Whoever takes such a body for a chunked one passes on what it is not (RFC 9112 section 6.1).
+#[tokio::test]
+async fn a_response_in_a_coding_other_than_chunked_is_refused() {
+    let harness = Harness::start().await;
+    for protocol in PROTOCOLS {
+        for codings in ["chunked", "CHUNKED", "+chunked+"] {
+            let path = format!("GET /coded/200?{codings}");
+            assert_eq!(harness.ask(protocol, OUTSIDER, &path, &[]).await, (200, "hello".into()), "{path}");
+        }
+        for codings in [
+            "gzip,+chunked",
+            "gzip",
+            "gzip;chunked",
+            "chunked;gzip",
+            "identity",
+            "Identity;chunked",
+            "chunked;chunked",
+            "chunked,+chunked",
+            "chunked,",
+            "",
+            "xchunked",
+            "chunked;+",
+        ] {
+            for request in ["GET /coded/200", "POST /coded/200", "GET /coded/204", "GET /coded/304"] {
+                let request = format!("{request}?{codings}");
+                let (status, body) = harness.ask(protocol, OUTSIDER, &request, &[("content-length", "0")]).await;
+                assert_eq!(status, 502, "{protocol:?} {request}: {body}");
+                assert!(body.contains("\"gateway_transfer_encoding\""), "{request}: {body}");
+            }
+        }
+    }
+    // As Node.js answers a HEAD for what would come in chunks.
+    let mut client = harness.h1(OUTSIDER).await;
+    let before = harness.gateway.connections();
+    for _ in 0..2 {
+        client.send(request("HEAD /coded/200?chunked", "")).await.unwrap();
+        let head = client.head().await.unwrap();
+        assert_eq!((head.status(), head.field("transfer-encoding")), (200, None));
+    }
+    assert_eq!(harness.gateway.connections() - before, 1);
+}

@@ -318,7 +318,7 @@ async fn what_a_reload_forbids_is_logged_as_such() {
     ends.check_spans(&sidecar, &wanted).await;
 }
 
-const OF_ANSWERS: [&str; 21] = [
+const OF_ANSWERS: [&str; 22] = [
     "missing_host",
     "duplicate_host",
     "bad_host",
@@ -336,6 +336,7 @@ const OF_ANSWERS: [&str; 21] = [
     "bad_upgrade_response",
     "gateway_broke_off",
     "gateway_head_too_large",
+    "gateway_transfer_encoding",
     "gateway_timeout",
     "gateway_unavailable",
     "too_many_fields",
@@ -367,6 +368,7 @@ async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_
         ("bad_upgrade_response", request("GET /ws-unproven", "")),
         ("gateway_broke_off", request("POST /dies", "Content-Length: 0\r\n")),
         ("gateway_head_too_large", request("GET /large-head?400000", "")),
+        ("gateway_transfer_encoding", request("GET /coded/200?gzip,+chunked", "")),
         ("gateway_timeout", request("GET /stalls", "")),
         ("gateway_unavailable", request("GET /", "")),
     ];

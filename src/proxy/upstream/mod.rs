@@ -7,6 +7,7 @@ mod dial;
 pub mod pool;
 pub mod read_after_reset;
 pub mod request_body;
+mod response_head;
 pub mod send;
 mod stalls;
 mod weak_table;

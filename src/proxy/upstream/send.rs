@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::TRANSFER_ENCODING;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout};
@@ -15,6 +15,7 @@ use super::connection::{ResponseTimeout, SendError, UpstreamConnection};
 use super::dial::dial;
 use super::pool::{Pool, PooledConnection};
 use super::request_body::{ContinueSignal, Progress, RequestBody};
+use super::response_head::{check_length, states_forbidden_body};
 use crate::config::{Config, Limits};
 use crate::lane::{GatewayHead, Route, normalized, scrub_response};
 use crate::metrics::traffic::Traffic;
@@ -51,6 +52,8 @@ impl OnInterim {
             } else if let Some(interims) = &interims {
                 let mut headers = response.headers().clone();
                 scrub_response(&mut headers);
+                // RFC 9110 section 8.6.
+                headers.remove(CONTENT_LENGTH);
                 interims.send(response.status(), &headers);
             }
         });
@@ -148,7 +151,12 @@ impl Upstream {
                     progress: progress.as_deref(),
                 };
                 match connection.exchange(request, timeout).await {
-                    Ok(response) => {
+                    Ok(mut response) => {
+                        let status = response.status();
+                        if states_forbidden_body(status, response.headers()) {
+                            connection.set_single_use();
+                        }
+                        check_length(status, response.headers_mut())?;
                         connection.note_keep_alive(response.headers());
                         connection.set_permit(permit);
                         return Ok((response, connection));

@@ -279,7 +279,7 @@ async fn respond(
         }
         "/hints" => {
             client.send("HTTP/1.1 102 Processing\r\n\r\n").await?;
-            let fields = format!("Link: </a.css>; rel=preload\r\nX-For: {path}\r\nKeep-Alive: 1");
+            let fields = format!("Link: </a.css>; rel=preload\r\nX-For: {path}\r\nKeep-Alive: 1\r\nContent-Length: 2");
             client.send(format!("HTTP/1.1 103 Early Hints\r\n{fields}\r\n\r\n")).await?;
             if path.ends_with("held") {
                 shared.permits.acquire().await.unwrap().forget();
@@ -298,6 +298,11 @@ async fn respond(
             client.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await?;
             client.until_end().await;
             return Ok(ControlFlow::Break(()));
+        }
+        coded if coded.starts_with("/coded/") => {
+            let has_body = coded == "/coded/200" && !is_head;
+            client.send(responses::coded(path, has_body)).await?;
+            return Ok(if has_body { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
         }
         slow if slow.starts_with("/slow") => {
             tokio::time::sleep(Duration::from_millis(size(path) as u64)).await;

@@ -22,6 +22,10 @@ pub fn fixed(path: &str) -> Option<(&'static str, ControlFlow<()>)> {
         ),
         "/nothing" => ("HTTP/1.1 204 No Content\r\n\r\n", Continue(())),
         "/same" => ("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 5\r\n\r\n", Continue(())),
+        "/nothing-sized" => ("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", Continue(())),
+        "/sized-twice" => ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", Continue(())),
+        "/sized-in-a-list" => ("HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\nhello", Continue(())),
+        "/same-sized-wrongly" => ("HTTP/1.1 304 Not Modified\r\nContent-Length: 5, 6\r\n\r\n", Continue(())),
         "/both-lengths" => (
             "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n\
              0\r\n\r\n",
@@ -44,4 +48,14 @@ pub fn fixed(path: &str) -> Option<(&'static str, ControlFlow<()>)> {
         "/nonsense" => ("\x15\x03\x01\x00\x02\x02\x16 this is not HTTP\r\n\r\n", Break(())),
         _ => return None,
     })
+}
+
+/// The response for `/coded/STATUS?CODINGS`: with a `Transfer-Encoding` for each of the codings between semicolons,
+/// in which a plus is a blank, and with a body in chunks if it has one.
+pub fn coded(path: &str, has_body: bool) -> String {
+    let (path, codings) = path.split_once('?').unwrap();
+    let status = path.strip_prefix("/coded/").unwrap();
+    let lines = codings.split(';').map(|coding| format!("Transfer-Encoding: {}\r\n", coding.replace('+', " ")));
+    let body = if has_body { "5\r\nhello\r\n0\r\n\r\n" } else { "" };
+    format!("HTTP/1.1 {status} Coded\r\n{}\r\n{body}", lines.collect::<String>())
 }
