@@ -294,3 +294,38 @@ async fn a_response_in_a_coding_other_than_chunked_is_refused() {
     }
     assert_eq!(harness.gateway.connections() - before, 1);
 }
+
+/// RFC 9110 section 8.6: a response to HEAD and a 304 may state the length that a GET would get; a 204 may not.
+#[tokio::test]
+async fn the_stated_length_of_a_response_is_the_same_over_both_protocols() {
+    let harness = Harness::start().await;
+    let mut h1 = harness.h1(OUTSIDER).await;
+    let mut h2 = harness.h2(OUTSIDER).await;
+    for (line, status, length) in [
+        ("HEAD /", 200, Some("5")),
+        ("GET /same", 304, Some("5")),
+        ("HEAD /same", 304, Some("5")),
+        ("GET /same-sized-wrongly", 304, None),
+        ("GET /nothing-sized", 204, None),
+        ("HEAD /nothing-sized", 204, None),
+        ("GET /sized-twice", 200, Some("5")),
+        ("GET /sized-in-a-list", 200, Some("5")),
+        ("GET /", 200, Some("5")),
+    ] {
+        h1.send(request(line, "")).await.unwrap();
+        let mut head = h1.head().await.unwrap();
+        assert_eq!((head.status(), head.all("content-length")), (status, Vec::from_iter(length)), "{line}");
+        if status == 200 && !line.starts_with("HEAD") {
+            assert!(h1.body(&mut head, false).await);
+            assert_eq!(head.text(), "hello", "{line}");
+        }
+        h2 = h2.ready().await.unwrap();
+        let response = h2.send_request(h2_request(line, &[]), true).unwrap().0.await.unwrap();
+        let found: Vec<_> = response.headers().get_all("content-length").iter().map(|v| v.to_str().unwrap()).collect();
+        assert_eq!((response.status().as_u16(), found), (status, Vec::from_iter(length)), "{line} over HTTP/2");
+        let body = whole(&mut response.into_body()).await.unwrap();
+        assert_eq!(body.is_empty(), status != 200 || line.starts_with("HEAD"), "{line}");
+    }
+    assert_eq!(h1.ask(request("GET /", "Connection: close\r\n")).await.text(), "hello");
+    assert!(h1.rest().await.is_empty());
+}

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, UPGRADE};
 use http::{HeaderValue, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
@@ -25,15 +25,13 @@ pub fn pass_back(
     let (mut parts, incoming) = response.into_parts();
     // A 426 names the protocol to upgrade to (RFC 9110 section 15.5.22). HTTP/2 knows no such field.
     let offered = (parts.status == StatusCode::UPGRADE_REQUIRED).then(|| parts.headers.remove(UPGRADE)).flatten();
-    // The length that a chunked response states beside is wrong, or will be (RFC 9112 section 6.3).
-    if parts.headers.contains_key(TRANSFER_ENCODING) {
-        parts.headers.remove(CONTENT_LENGTH);
-    }
     scrub_response(&mut parts.headers);
     if let Some(protocol) = offered.filter(|_| session.protocol == Protocol::Http1) {
         parts.headers.insert(UPGRADE, protocol);
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
     parts.version = Version::HTTP_11;
-    Response::from_parts(parts, ResponseBody::gateway(incoming, upstream, Arc::clone(record), authorization))
+    let is_h1 = session.protocol == Protocol::Http1;
+    let hides_end = is_h1 && parts.status == StatusCode::NOT_MODIFIED && parts.headers.contains_key(CONTENT_LENGTH);
+    Response::from_parts(parts, ResponseBody::gateway(incoming, upstream, Arc::clone(record), authorization, hides_end))
 }

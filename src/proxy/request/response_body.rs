@@ -30,6 +30,10 @@ pub struct Download {
     incoming: Incoming,
     /// Whether the body goes to the client with its length stated, so that there is no place for trailers.
     incoming_is_sized: bool,
+    /// Whether an empty body pretends to be one of unknown length: hyper's HTTP/1.1 server drops the `Content-Length`
+    /// of a 304 whose body has ended (`hyper/src/proto/h1/role.rs`, "content-length value found, but empty body
+    /// provided"). It writes no body after a 304 in any case.
+    hides_end: bool,
     upstream: Option<PooledConnection>,
     record: Arc<RequestRecord>,
     authorization: Option<ClientAuthorization>,
@@ -64,12 +68,15 @@ pub enum BodyError {
 }
 
 impl ResponseBody {
-    /// Passes on the gateway's body, which comes over `upstream`. That is given back to its pool at the end.
+    /// Passes on the gateway's body, which comes over `upstream`. That is given back to its pool at
+    /// the end. With `hides_end`, hyper does not learn that the body is empty, and keeps the length
+    /// that the head states.
     pub fn gateway(
         incoming: Incoming,
         upstream: PooledConnection,
         record: Arc<RequestRecord>,
         authorization: Option<ClientAuthorization>,
+        hides_end: bool,
     ) -> Self {
         let now = Instant::now();
         let upstream = if incoming.is_end_stream() {
@@ -84,6 +91,7 @@ impl ResponseBody {
         Self::Gateway(Box::new(Download {
             incoming,
             incoming_is_sized,
+            hides_end,
             upstream,
             record,
             authorization,
@@ -249,13 +257,16 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own { text, .. } => text.is_none(),
-            Self::Gateway(download) => download.failing.is_none() && download.incoming.is_end_stream(),
+            Self::Gateway(download) => {
+                !download.hides_end && download.failing.is_none() && download.incoming.is_end_stream()
+            }
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own { text, .. } => SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64)),
+            Self::Gateway(download) if download.hides_end => SizeHint::default(),
             Self::Gateway(download) => download.incoming.size_hint(),
         }
     }
