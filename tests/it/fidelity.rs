@@ -329,3 +329,23 @@ async fn the_stated_length_of_a_response_is_the_same_over_both_protocols() {
     assert_eq!(h1.ask(request("GET /", "Connection: close\r\n")).await.text(), "hello");
     assert!(h1.rest().await.is_empty());
 }
+
+/// RFC 9110 section 9.3.2: no content follows, not even that of a refusal.
+#[tokio::test]
+async fn a_refused_head_request_gets_no_content() {
+    let harness = Harness::start().await;
+    let mut h1 = harness.h1(OUTSIDER).await;
+    for path in ["/dies", "/nonsense"] {
+        let (response, _) =
+            harness.h2(OUTSIDER).await.send_request(h2_request(&format!("HEAD {path}"), &[]), true).unwrap();
+        let response = response.await.unwrap();
+        let length = response.headers()["content-length"].to_str().unwrap().parse::<usize>().unwrap();
+        assert_eq!((response.status().as_u16(), length > 10), (502, true), "{path}");
+        assert_eq!(whole(&mut response.into_body()).await.unwrap(), b"", "{path}");
+
+        h1.send(request(&format!("HEAD {path}"), "")).await.unwrap();
+        let head = h1.head().await.unwrap();
+        assert_eq!((head.status(), head.field("content-length").unwrap().parse()), (502, Ok(length)), "{path}");
+    }
+    assert_eq!(h1.ask(request("GET /", "")).await.text(), "hello");
+}

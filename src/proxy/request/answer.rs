@@ -7,7 +7,7 @@ use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use super::error_response::{Accept, error_response};
+use super::error_response::{Wanted, error_response};
 use super::forward::{ForwardOutcome, forward};
 use super::record::RequestRecord;
 use super::response_body::ResponseBody;
@@ -21,14 +21,14 @@ pub async fn answer(
     request: Request<Incoming>,
     interims: InterimSender,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    let accept = Accept::of(request.headers());
+    let wanted = Wanted::by(&request);
     let record = RequestRecord::new(&session, &request, interims.clone());
     let ForwardOutcome { mut must_close, result } = forward(&session, request, interims, &record).await;
     let mut response = match result {
         Ok(response) => response,
         Err(error) => {
             let request_id = record.failed(&error);
-            let response = error_response(&error, &accept, &request_id, &record);
+            let response = error_response(&error, wanted, &request_id, &record);
             // An ambiguous request, or one meant as a tunnel, may be followed by bytes that would
             // be read as the next request.
             must_close |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);

@@ -3,40 +3,43 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::proxy::error::Error;
 
-/// The client's preferred media type, read before its request head is consumed.
+/// The form of a response that the client wants, read before its request head is consumed.
 #[derive(Clone, Copy, Debug)]
-pub struct Accept {
+pub struct Wanted {
+    /// The media type that it prefers is HTML.
     html: bool,
+    /// The request is a HEAD, whose response has no content (RFC 9110 section 9.3.2). hyper would send it over HTTP/2.
+    head_only: bool,
 }
 
-impl Accept {
-    pub fn of(headers: &HeaderMap) -> Self {
+impl Wanted {
+    /// Reads it from `request`.
+    pub fn by<B>(request: &Request<B>) -> Self {
+        let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
         Self {
-            html: headers
-                .get(ACCEPT)
-                .and_then(|accept| accept.to_str().ok())
-                .is_some_and(|accept| accept.contains("text/html")),
+            html: accept.is_some_and(|accept| accept.contains("text/html")),
+            head_only: request.method() == Method::HEAD,
         }
     }
 }
 
-/// Creates the response to `error`: HTML where the client's `accept` prefers that, else JSON.
+/// Creates the response to `error`: HTML where the client prefers that, else JSON.
 pub fn error_response(
     error: &Error,
-    accept: &Accept,
+    wanted: Wanted,
     request_id: &str,
     record: &Arc<RequestRecord>,
 ) -> Response<ResponseBody> {
     let status = error.status();
     let mut text = String::new();
-    let content_type = if accept.html {
+    let content_type = if wanted.html {
         let (code, reason) = (status.as_u16(), status.canonical_reason().unwrap_or_default());
         let _ = writeln!(
             text,
@@ -51,9 +54,14 @@ pub fn error_response(
         let _ = writeln!(text, "{body}");
         "application/json"
     };
+    let length = text.len();
+    if wanted.head_only {
+        text.clear();
+    }
     let mut response = Response::new(ResponseBody::own(text, Arc::clone(record)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if let Ok(id) = HeaderValue::from_str(request_id) {
