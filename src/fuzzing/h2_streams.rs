@@ -249,7 +249,7 @@ fn run(data: &[u8]) -> Outcome {
     let connection = builder.serve_connection(
         TokioIo::new(stream),
         service_fn(|request: Request<Incoming>| {
-            let sender = head_tracker.request();
+            let sender = head_tracker.begin_request();
             let stream: u32 = request.uri().path().trim_start_matches('/').parse().expect("the path is a stream");
             seen.borrow_mut().push((stream, sender.clone()));
             answer(stream, sender, request.into_body(), Rc::clone(&trailers))

@@ -149,7 +149,7 @@ where
                     debug!(connection, %peer, %error, "connection broke off");
                 }
                 // With no frame, and with all other requests of the connection.
-                Ok(()) if self.session.head_tracker.ended() => {
+                Ok(()) if self.session.head_tracker.note_end() => {
                     info!(connection, %peer, "closed with all its requests: the client sent a CONNECT with a body");
                 }
                 Ok(()) => {}

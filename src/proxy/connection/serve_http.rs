@@ -54,7 +54,7 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
                 service_fn(|request: Request<Incoming>| answer(
                     Arc::clone(&session),
                     request,
-                    session.head_tracker.request()
+                    session.head_tracker.begin_request()
                 ))
             )
             .with_upgrades()
@@ -86,7 +86,7 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
         .serve_connection(
             TokioIo::new(io),
             service_fn(|request: Request<Incoming>| {
-                let interims = session.head_tracker.request();
+                let interims = session.head_tracker.begin_request();
                 Box::pin(answer(Arc::clone(&session), request, interims))
             })
         )

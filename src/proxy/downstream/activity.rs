@@ -111,7 +111,7 @@ impl Activity {
     }
 
     /// Notes that bytes were read; `in_head` is whether they ended in the middle of a head.
-    pub fn bytes_in(&self, in_head: bool) {
+    pub fn note_read(&self, in_head: bool) {
         self.in_head.store(in_head, Ordering::Relaxed);
         if in_head && self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
             self.phase.store((self.now() << 1) | 1, Ordering::Relaxed);
@@ -119,28 +119,28 @@ impl Activity {
     }
 
     /// Notes that the preface and the first SETTINGS of an HTTP/2 connection are complete.
-    pub fn preface_ended(&self) {
+    pub fn note_preface_end(&self) {
         if self.busy.load(Ordering::Relaxed) == 0 {
             self.phase.store(self.now() << 1, Ordering::Relaxed);
         }
     }
 
     /// Notes that the client took bytes of a response.
-    pub fn bytes_out(&self) {
+    pub fn note_progress(&self) {
         if self.pending.load(Ordering::Relaxed) > 0 {
             self.last_progress.store(self.now(), Ordering::Relaxed);
         }
     }
 
     /// Notes that `count` bytes were written; `all` is whether the socket took everything offered.
-    pub fn written(&self, count: usize, all: bool) {
+    pub fn note_write(&self, count: usize, all: bool) {
         let left = self.buffered.load(Ordering::Relaxed).saturating_sub(count);
         self.buffered.store(left, Ordering::Relaxed);
         self.blocked.store(!all, Ordering::Relaxed);
     }
 
     /// Notes a flush; `all` is whether everything written was sent.
-    pub fn flushed(&self, all: bool) {
+    pub fn note_flush(&self, all: bool) {
         if all {
             self.buffered.store(0, Ordering::Relaxed);
             self.flushes.note();
@@ -328,18 +328,18 @@ mod tests {
         let activity = Activity::new(Protocol::Http1);
         assert_eq!(activity.deadline(timeouts), Some((start + timeouts.idle, Overdue::Idle)));
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.bytes_in(true);
+        activity.note_read(true);
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.bytes_in(true);
+        activity.note_read(true);
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(15), Overdue::Head)));
-        activity.bytes_in(false);
+        activity.note_read(false);
         let (one, two) = (activity.begin(), activity.begin());
         drop(one);
         assert_eq!(activity.deadline(timeouts), None);
         two.mark_pending(Instant::now());
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(70), Overdue::Stall)));
         tokio::time::advance(Duration::from_secs(5)).await;
-        activity.bytes_out();
+        activity.note_progress();
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(75), Overdue::Stall)));
         two.mark_drained();
         assert_eq!(activity.deadline(timeouts), None, "the gateway is waited for");
@@ -347,7 +347,7 @@ mod tests {
         drop(two);
         assert_eq!(activity.deadline(timeouts), Some((start + Duration::from_secs(90), Overdue::Idle)));
         let pipelined = activity.begin();
-        activity.bytes_in(true);
+        activity.note_read(true);
         drop(pipelined);
         assert_eq!(
             activity.deadline(timeouts),
@@ -365,16 +365,16 @@ mod tests {
         assert!(!busy.is_above_high_water_mark(), "below the mark");
         busy.add_buffered(1);
         assert!(busy.is_above_high_water_mark());
-        activity.written(HIGH_WATER_MARK / 2, false);
+        activity.note_write(HIGH_WATER_MARK / 2, false);
         assert!(busy.is_above_high_water_mark(), "the socket is full");
-        activity.written(HIGH_WATER_MARK, true);
+        activity.note_write(HIGH_WATER_MARK, true);
         assert!(!busy.is_above_high_water_mark());
-        activity.flushed(false);
+        activity.note_flush(false);
         assert!(busy.is_above_high_water_mark(), "written, but not flushed");
-        activity.flushed(true);
+        activity.note_flush(true);
         assert!(!busy.is_above_high_water_mark());
         busy.add_buffered(1 << 20);
-        activity.flushed(true);
+        activity.note_flush(true);
         assert!(!busy.is_above_high_water_mark(), "a flush leaves nothing");
     }
 }

@@ -30,7 +30,7 @@ impl HyperRefusals {
     }
 
     /// Notes that hyper's buffer is empty.
-    pub fn flushed(&mut self, activity: &Activity) {
+    pub fn note_flush(&mut self, activity: &Activity) {
         self.idle_since = activity.is_idle().then(|| activity.begun());
     }
 
@@ -122,11 +122,11 @@ mod tests {
         }
         let request = activity.begin();
         assert!(!replaced(&refusals, &activity, REFUSAL), "a response of the service");
-        refusals.flushed(&activity);
+        refusals.note_flush(&activity);
         assert!(!replaced(&refusals, &activity, REFUSAL), "while a request is served");
         drop(request);
         assert!(!replaced(&refusals, &activity, REFUSAL), "hyper may hold bytes of its response");
-        refusals.flushed(&activity);
+        refusals.note_flush(&activity);
         assert!(replaced(&refusals, &activity, REFUSAL), "a second head that hyper can't read");
         drop(activity.begin());
         assert!(!replaced(&refusals, &activity, REFUSAL), "a request began and ended before its response was written");

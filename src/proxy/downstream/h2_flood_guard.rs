@@ -81,14 +81,14 @@ impl H2FloodGuard {
             let step = self.left.min(bytes.len());
             self.left -= step;
             if self.in_settings {
-                frames.table().settings(&bytes[..step]);
+                frames.table().take_settings(&bytes[..step]);
             }
             bytes = &bytes[step..];
             if self.left == 0
                 && std::mem::take(&mut self.ends_block)
                 && let Some(stream) = self.block.take()
             {
-                frames.head_tracker().block_received(stream);
+                frames.head_tracker().note_block(stream);
             }
             if bytes.is_empty() {
                 return if self.control_frames >= MAX_FRAMES && self.is_too_fast() {
@@ -126,12 +126,12 @@ impl H2FloodGuard {
                 self.last_stream = self.last_stream.max(stream);
                 self.ends_block = flags & END_HEADERS != 0;
                 if let Some(stream) = self.block.filter(|_| !self.ends_block) {
-                    frames.head_tracker().note_heads(|heads| heads.partly_received(stream));
+                    frames.head_tracker().note_heads(|heads| heads.note_partial_block(stream));
                 }
             }
             CONTINUATION => self.ends_block = flags & END_HEADERS != 0,
-            RST_STREAM => frames.head_tracker().close(stream),
-            SETTINGS if self.in_settings => frames.table().settings_begin(),
+            RST_STREAM => frames.head_tracker().close_stream(stream),
+            SETTINGS if self.in_settings => frames.table().begin_settings(),
             _ => {}
         }
         if !(kind == HEADERS || kind == DATA && self.left > 0) {
@@ -140,7 +140,7 @@ impl H2FloodGuard {
     }
 
     /// Notes that `bytes` bytes were written to the client.
-    pub fn written(&mut self, bytes: usize) {
+    pub fn count_written(&mut self, bytes: usize) {
         self.written += bytes as u64;
     }
 
@@ -170,7 +170,7 @@ mod tests {
     /// Returns whether `bytes` exceed the limit when they come in pieces of `size`, all at the same moment.
     fn exceeds(bytes: &[u8], size: usize, written: usize) -> bool {
         let mut guard = H2FloodGuard::new();
-        guard.written(written);
+        guard.count_written(written);
         assert_eq!(follow(&mut guard, &[&PREFACE[..], &frame(SETTINGS, 0)].concat()), Ok(()));
         bytes.chunks(size).any(|piece| follow(&mut guard, piece) == Err(Violation::Flood))
     }

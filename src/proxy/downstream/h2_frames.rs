@@ -57,12 +57,12 @@ impl H2Frames {
     }
 
     /// Takes bytes that hyper wrote.
-    pub fn written(&mut self, mut bytes: &[u8]) {
+    pub fn follow(&mut self, mut bytes: &[u8]) {
         loop {
             let step = self.left.min(bytes.len());
             self.left -= step;
             if step > 0 && matches!(self.frame.kind, HEADERS | RST_STREAM | GOAWAY) {
-                self.content(&bytes[..step]);
+                self.take_content(&bytes[..step]);
             }
             bytes = &bytes[step..];
             if bytes.is_empty() {
@@ -74,12 +74,12 @@ impl H2Frames {
             self.left = length;
             if matches!(kind, HEADERS | PUSH_PROMISE | CONTINUATION) {
                 self.in_block = flags & END_HEADERS == 0;
-                self.table.block_sent();
+                self.table.note_block_sent();
             }
             self.content.clear();
             match kind {
-                RST_STREAM => self.head_tracker.close(stream),
-                SETTINGS if flags & ACK != 0 => self.table.acknowledged(),
+                RST_STREAM => self.head_tracker.close_stream(stream),
+                SETTINGS if flags & ACK != 0 => self.table.note_acknowledgement(),
                 _ => {}
             }
         }
@@ -87,7 +87,7 @@ impl H2Frames {
 
     /// Takes a piece of HEADERS, RST_STREAM or GOAWAY. In a GOAWAY an error code follows the last stream (RFC 9113
     /// sections 6.4 and 6.8).
-    fn content(&mut self, bytes: &[u8]) {
+    fn take_content(&mut self, bytes: &[u8]) {
         let fresh = bytes.len().min(MOST_OF_CONTENT - self.content.len());
         self.content.extend_from_slice(&bytes[..fresh]);
         if self.left > 0 {
@@ -98,15 +98,15 @@ impl H2Frames {
             // Every response of hyper has a `Date`.
             let is_status =
                 flags & (END_STREAM | END_HEADERS) == END_STREAM | END_HEADERS && is_a_status(&self.content);
-            self.head_tracker.answered(stream, is_status);
+            self.head_tracker.note_response(stream, is_status);
             return;
         }
         let code = if kind == GOAWAY { self.content.get(4..) } else { Some(&self.content[..]) };
         if let Some((code, debug_data)) = code.and_then(<[u8]>::split_first_chunk) {
             let code = u32::from_be_bytes(*code);
             match kind {
-                GOAWAY => self.head_tracker.closed(code, debug_data),
-                _ => self.head_tracker.reset(stream, code),
+                GOAWAY => self.head_tracker.note_goaway(code, debug_data),
+                _ => self.head_tracker.note_reset(stream, code),
             }
         }
     }
@@ -165,13 +165,13 @@ pub struct TableUpdates {
 
 impl TableUpdates {
     /// Notes that SETTINGS of the client begin.
-    pub fn settings_begin(&mut self) {
+    pub fn begin_settings(&mut self) {
         self.entry_len = 0;
         self.unacknowledged += 1;
     }
 
     /// Takes a piece of the client's SETTINGS.
-    pub fn settings(&mut self, bytes: &[u8]) {
+    pub fn take_settings(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.entry[self.entry_len] = *byte;
             self.entry_len += 1;
@@ -189,12 +189,12 @@ impl TableUpdates {
         }
     }
 
-    fn acknowledged(&mut self) {
+    fn note_acknowledgement(&mut self) {
         self.unacknowledged = self.unacknowledged.saturating_sub(1);
         self.due = self.due.map(|due| due.saturating_sub(1));
     }
 
-    fn block_sent(&mut self) {
+    fn note_block_sent(&mut self) {
         if self.due == Some(0) {
             self.due = None;
         }
@@ -233,7 +233,7 @@ mod tests {
                 let mut left = &bytes[..];
                 while !left.is_empty() {
                     let step = size.min(left.len()).min(frames.until_next());
-                    frames.written(&left[..step]);
+                    frames.follow(&left[..step]);
                     left = &left[step..];
                     assert_eq!(frames.is_between(), left.is_empty() && *between, "{size}: {bytes:?}");
                 }
@@ -268,23 +268,23 @@ mod tests {
     fn after_a_smaller_table_hypers_block_comes_first() {
         let mut frames = frames();
         let settings = |frames: &mut H2Frames, size: u32| {
-            frames.table().settings_begin();
+            frames.table().begin_settings();
             let bytes = [&[0, 3, 0, 0, 0, 9, 0, 1][..], &size.to_be_bytes()].concat();
             for piece in bytes.chunks(5) {
-                frames.table().settings(piece);
+                frames.table().take_settings(piece);
             }
         };
         settings(&mut frames, 65_536);
         assert!(frames.allows_interims(), "larger");
         settings(&mut frames, 4096);
         assert!(!frames.allows_interims(), "smaller");
-        frames.written(&frame(HEADERS, END_HEADERS, 1));
-        frames.written(&frame(SETTINGS, ACK, 0));
-        frames.written(&frame(HEADERS, END_HEADERS, 1));
+        frames.follow(&frame(HEADERS, END_HEADERS, 1));
+        frames.follow(&frame(SETTINGS, ACK, 0));
+        frames.follow(&frame(HEADERS, END_HEADERS, 1));
         assert!(!frames.allows_interims(), "only the first SETTINGS were acknowledged");
-        frames.written(&frame(SETTINGS, ACK, 0));
+        frames.follow(&frame(SETTINGS, ACK, 0));
         assert!(!frames.allows_interims(), "no block yet");
-        frames.written(&frame(HEADERS, END_HEADERS, 1));
+        frames.follow(&frame(HEADERS, END_HEADERS, 1));
         assert!(frames.allows_interims());
     }
 }

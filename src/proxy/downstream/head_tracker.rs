@@ -152,9 +152,9 @@ impl HeadTracker {
     }
 
     /// Notes that hyper got the whole header block that begins `stream`.
-    pub fn block_received(&self, stream: u32) {
+    pub fn note_block(&self, stream: u32) {
         let State { streams, refused_heads, .. } = &mut *self.state();
-        refused_heads.begun(stream);
+        refused_heads.note_block(stream);
         if streams.is_lost {
             return;
         }
@@ -167,12 +167,12 @@ impl HeadTracker {
 
     /// Notes that hyper passes a request on; returns what sends its interim responses. Must be
     /// called in the order of requests.
-    pub fn request(self: &Arc<Self>) -> InterimSender {
+    pub fn begin_request(self: &Arc<Self>) -> InterimSender {
         let State { streams, refused_heads, .. } = &mut *self.state();
         streams.requests += 1;
         let (mut stream, number) = (0, streams.requests);
         if self.protocol == Protocol::Http2 {
-            refused_heads.request();
+            refused_heads.note_request();
             match streams.blocks.pop_front() {
                 Some(block) if !streams.is_lost && streams.passed.len() < MAX_BLOCKS => {
                     stream = block.stream;
@@ -216,8 +216,8 @@ impl HeadTracker {
     }
 
     /// Notes that hyper ended the connection without an error; returns whether it did so because of a head.
-    pub fn ended(&self) -> bool {
-        let is_refused = self.protocol == Protocol::Http2 && self.state().refused_heads.ended();
+    pub fn note_end(&self) -> bool {
+        let is_refused = self.protocol == Protocol::Http2 && self.state().refused_heads.note_end();
         if is_refused {
             self.refused.store(true, Ordering::Relaxed);
             self.is_breaking_off.store(true, Ordering::Relaxed);
@@ -227,13 +227,13 @@ impl HeadTracker {
 
     /// Notes that the connection is closed for what the client sent, without a frame of `h2`.
     pub fn break_off(&self) {
-        self.state().refused_heads.closing();
+        self.state().refused_heads.note_closing();
         self.is_breaking_off.store(true, Ordering::Relaxed);
     }
 
     /// Notes that `h2` closes the connection with `code` and `debug_data`.
-    pub fn closed(&self, code: u32, debug_data: &[u8]) {
-        self.state().refused_heads.closed(code, debug_data);
+    pub fn note_goaway(&self, code: u32, debug_data: &[u8]) {
+        self.state().refused_heads.note_goaway(code, debug_data);
         if code != NO_ERROR {
             self.is_breaking_off.store(true, Ordering::Relaxed);
         }
@@ -266,23 +266,23 @@ impl HeadTracker {
     }
 
     /// Notes that `h2` resets `stream` with `code`.
-    pub fn reset(&self, stream: u32, code: u32) {
+    pub fn note_reset(&self, stream: u32, code: u32) {
         let State { streams, refused_heads, .. } = &mut *self.state();
-        refused_heads.reset(stream, code);
+        refused_heads.note_reset(stream, code);
         if code == PROTOCOL_ERROR && streams.broken.len() < MAX_BROKEN {
             streams.broken.push(stream);
         }
     }
 
     /// Notes a final response on `stream`, or its trailers; `is_status` says whether it has nothing but a status.
-    pub fn answered(&self, stream: u32, is_status: bool) {
+    pub fn note_response(&self, stream: u32, is_status: bool) {
         let mut state = self.state();
-        state.refused_heads.answered(stream, is_status);
+        state.refused_heads.note_response(stream, is_status);
         self.close_in(&mut state, stream);
     }
 
-    /// Notes that `stream` was reset.
-    pub fn close(&self, stream: u32) {
+    /// Drops what is kept of `stream`, which was reset.
+    pub fn close_stream(&self, stream: u32) {
         self.close_in(&mut self.state(), stream);
     }
 

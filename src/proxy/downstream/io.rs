@@ -101,14 +101,14 @@ impl Observer {
             ProtocolGuard::Http1 { guard, .. } => {
                 let mut raw = Vec::new();
                 guard.follow(bytes, &mut raw);
-                self.activity.bytes_in(guard.in_head());
+                self.activity.note_read(guard.in_head());
                 if raw.is_empty() { Read::Passed } else { Read::Rewritten(encode(bytes, &raw)) }
             }
             ProtocolGuard::Http2 { guard, frames, trailers, floods } => {
                 let had_begun = guard.has_begun();
                 let followed = guard.follow(bytes, frames);
                 if !had_begun && guard.has_begun() {
-                    self.activity.preface_ended();
+                    self.activity.note_preface_end();
                 }
                 match followed {
                     Ok(()) => match trailers.rewrite(bytes) {
@@ -125,13 +125,13 @@ impl Observer {
         }
     }
 
-    fn written(&mut self, count: usize) {
+    fn count_written(&mut self, count: usize) {
         match &mut self.guard {
-            ProtocolGuard::Http1 { .. } => self.activity.bytes_out(),
+            ProtocolGuard::Http1 { .. } => self.activity.note_progress(),
             ProtocolGuard::Http2 { guard, .. } => {
-                guard.written(count);
+                guard.count_written(count);
                 if count > CONTROL_FRAMES {
-                    self.activity.bytes_out();
+                    self.activity.note_progress();
                 }
             }
         }
@@ -142,7 +142,7 @@ impl Observer {
         if let ProtocolGuard::Http2 { frames, .. } = &mut self.guard {
             for buf in bufs {
                 let step = count.min(buf.len());
-                frames.written(&buf[..step]);
+                frames.follow(&buf[..step]);
                 count -= step;
             }
         }
@@ -195,7 +195,7 @@ impl Observer {
         self.head_tracker.register(cx);
         let only_rest = match &mut self.guard {
             ProtocolGuard::Http1 { refusals, .. } => {
-                refusals.flushed(&self.activity);
+                refusals.note_flush(&self.activity);
                 false
             }
             ProtocolGuard::Http2 { frames, .. } => !(frames.is_between() && frames.allows_interims()),
@@ -261,9 +261,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Downstream<S> {
         let written = if let Poll::Ready(Ok(written)) = poll { *written } else { 0 };
         self.partly_written = written < offered;
         if let Some(observer) = &mut self.observer {
-            observer.activity.written(written, !self.partly_written);
+            observer.activity.note_write(written, !self.partly_written);
             if written > 0 {
-                observer.written(written);
+                observer.count_written(written);
                 if follow {
                     observer.follow_written(bufs, written);
                 }
@@ -319,7 +319,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                 continue;
             }
             if poll.is_ready() {
-                observer.head_tracker.note_heads(RefusedHeads::client_ended);
+                observer.head_tracker.note_heads(RefusedHeads::note_client_end);
             }
             if observer.activity.is_head_abandoned() {
                 // An HTTP/2 client that never ended its preface has no use for a response.
@@ -390,7 +390,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
         let poll = Pin::new(&mut this.stream).poll_flush(cx);
         if let Some(observer) = &this.observer {
             observer.head_tracker.note_blocked(poll.is_pending());
-            observer.activity.flushed(poll.is_ready());
+            observer.activity.note_flush(poll.is_ready());
         }
         poll
     }

@@ -125,11 +125,11 @@ pub struct Refused {
 }
 
 impl Refused {
-    const fn answered(why: HeadRefusal) -> Self {
+    const fn with_response(why: HeadRefusal) -> Self {
         Self { why, is_answered: true }
     }
 
-    const fn reset(why: HeadRefusal) -> Self {
+    const fn without_response(why: HeadRefusal) -> Self {
         Self { why, is_answered: false }
     }
 }
@@ -154,7 +154,7 @@ struct Begun {
 impl RefusedHeads {
     /// Notes a refused head that gets a response.
     pub fn note(&mut self, refusal: HeadRefusal) {
-        self.refused.push(Refused::answered(refusal));
+        self.refused.push(Refused::with_response(refusal));
     }
 
     /// Returns the refused and the dropped heads since it was called the last time.
@@ -163,12 +163,12 @@ impl RefusedHeads {
     }
 
     /// Notes that `h2` got the beginning of the header block that begins `stream`.
-    pub fn partly_received(&mut self, stream: u32) {
+    pub fn note_partial_block(&mut self, stream: u32) {
         self.partial = Some(stream);
     }
 
     /// Notes that `h2` got the whole header block that begins `stream`.
-    pub fn begun(&mut self, stream: u32) {
+    pub fn note_block(&mut self, stream: u32) {
         self.partial = None;
         if self.refused_partial != Some(stream) {
             self.begin(stream);
@@ -191,21 +191,21 @@ impl RefusedHeads {
     }
 
     /// Notes that the client closed its side.
-    pub fn client_ended(&mut self) {
+    pub fn note_client_end(&mut self) {
         self.has_client_ended = true;
     }
 
     /// Notes that the connection is closed from this side, without a frame of `h2`.
-    pub fn closing(&mut self) {
+    pub fn note_closing(&mut self) {
         self.is_closing = true;
     }
 
     /// Notes that hyper ended the connection without an error; returns whether it did so because of a head.
-    pub fn ended(&mut self) -> bool {
+    pub fn note_end(&mut self) -> bool {
         self.attribute_resets();
         let is_refused = !self.is_closing && !self.has_client_ended && self.open > 0;
         if is_refused {
-            self.refuse(Refused::reset(HeadRefusal::Malformed));
+            self.refuse(Refused::without_response(HeadRefusal::Malformed));
             self.is_closing = true;
         }
         self.settle();
@@ -213,7 +213,7 @@ impl RefusedHeads {
     }
 
     /// Notes that hyper passes a request on.
-    pub fn request(&mut self) {
+    pub fn note_request(&mut self) {
         self.open = self.open.saturating_sub(1);
     }
 
@@ -223,29 +223,31 @@ impl RefusedHeads {
     }
 
     /// Notes a response on `stream`. If it has nothing but a status, `h2` sends it because a head is too large (431).
-    pub fn answered(&mut self, stream: u32, is_status: bool) {
+    pub fn note_response(&mut self, stream: u32, is_status: bool) {
         if self.mark(stream) && is_status {
-            self.refuse(Refused::answered(HeadRefusal::TooLarge));
+            self.refuse(Refused::with_response(HeadRefusal::TooLarge));
         }
     }
 
     /// Notes that `h2` reset `stream` with `code`.
-    pub fn reset(&mut self, stream: u32, code: u32) {
+    pub fn note_reset(&mut self, stream: u32, code: u32) {
         if self.partial == Some(stream) {
             self.refuse_partial();
         }
         let is_first = self.mark(stream);
         match code {
             // Only for a head, and for each once.
-            REFUSED_STREAM => self.refuse(Refused::reset(HeadRefusal::TooManyStreams)),
-            PROTOCOL_ERROR | INTERNAL_ERROR if is_first => self.resets.push(Refused::reset(HeadRefusal::Malformed)),
+            REFUSED_STREAM => self.refuse(Refused::without_response(HeadRefusal::TooManyStreams)),
+            PROTOCOL_ERROR | INTERNAL_ERROR if is_first => {
+                self.resets.push(Refused::without_response(HeadRefusal::Malformed))
+            }
             _ => {}
         }
     }
 
     /// Notes that `h2` closes the connection with `code` and `debug_data`, which it does where it can't
     /// read a block, or will read no more of it.
-    pub fn closed(&mut self, code: u32, debug_data: &[u8]) {
+    pub fn note_goaway(&mut self, code: u32, debug_data: &[u8]) {
         self.is_closing = true;
         let refusal = match code {
             PROTOCOL_ERROR | COMPRESSION_ERROR => HeadRefusal::Malformed,
@@ -253,7 +255,7 @@ impl RefusedHeads {
             _ => return,
         };
         self.refuse_partial();
-        self.resets.push(Refused::reset(refusal));
+        self.resets.push(Refused::without_response(refusal));
     }
 
     /// Notes that hyper has done all that it can for now, and that everything was written; or that

@@ -23,11 +23,11 @@ fn link() -> HeaderMap {
 #[test]
 fn an_interim_response_has_the_form_of_its_protocol() {
     let h1 = HeadTracker::new(Protocol::Http1);
-    h1.request().send(HINTS, &link());
+    h1.begin_request().send(HINTS, &link());
     assert_eq!(written(&h1), b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n");
     let h2 = HeadTracker::new(Protocol::Http2);
-    h2.block_received(5);
-    let sender = h2.request();
+    h2.note_block(5);
+    let sender = h2.begin_request();
     h2.settle();
     sender.send(HINTS, &link());
     let block = [&b"\x08\x03103"[..], b"\0\x04link\x04</a>"].concat();
@@ -41,11 +41,11 @@ fn an_interim_response_has_the_form_of_its_protocol() {
 fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
     let head_tracker = HeadTracker::new(Protocol::Http2);
     for number in 0..100_000 {
-        head_tracker.block_received(2 * number + 1);
+        head_tracker.note_block(2 * number + 1);
         assert!(head_tracker.state().streams.blocks.len() <= MAX_BLOCKS);
     }
     assert_eq!(head_tracker.state().streams.blocks.capacity(), 0, "nothing stays allocated");
-    let sender = head_tracker.request();
+    let sender = head_tracker.begin_request();
     head_tracker.settle();
     sender.send(HINTS, &link());
     assert!(written(&head_tracker).is_empty(), "the stream is not known");
@@ -55,10 +55,10 @@ fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
 fn requests_are_not_kept_without_bound_while_the_client_does_not_read() {
     let head_tracker = HeadTracker::new(Protocol::Http2);
     // A head that is refused, so that no round ends.
-    head_tracker.block_received(1);
+    head_tracker.note_block(1);
     for number in 1..10_000 {
-        head_tracker.block_received(2 * number + 1);
-        let _ = head_tracker.request();
+        head_tracker.note_block(2 * number + 1);
+        let _ = head_tracker.begin_request();
         head_tracker.note_blocked(true);
         head_tracker.settle();
         let streams = &head_tracker.state().streams;
@@ -70,36 +70,36 @@ fn requests_are_not_kept_without_bound_while_the_client_does_not_read() {
 fn streams_are_known_where_each_header_block_was_one_request() {
     let head_tracker = HeadTracker::new(Protocol::Http2);
     for stream in [1, 3] {
-        head_tracker.block_received(stream);
+        head_tracker.note_block(stream);
     }
-    let (one, three) = (head_tracker.request(), head_tracker.request());
+    let (one, three) = (head_tracker.begin_request(), head_tracker.begin_request());
     one.send(HINTS, &link());
     assert_eq!(written(&head_tracker), b"", "not settled");
     head_tracker.settle();
     assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)));
     // Of two header blocks, one was refused.
     for stream in [5, 7] {
-        head_tracker.block_received(stream);
+        head_tracker.note_block(stream);
     }
-    let five_or_seven = head_tracker.request();
+    let five_or_seven = head_tracker.begin_request();
     head_tracker.settle();
     five_or_seven.send(HINTS, &link());
     assert_eq!((five_or_seven.stream(), written(&head_tracker)), (None, Vec::new()));
-    head_tracker.reset(5, PROTOCOL_ERROR);
+    head_tracker.note_reset(5, PROTOCOL_ERROR);
     assert!(!five_or_seven.is_broken(), "it may be 7");
     three.send(HINTS, &link());
     assert_ne!(written(&head_tracker), b"", "what was known stays known");
-    head_tracker.block_received(9);
-    let nine = head_tracker.request();
+    head_tracker.note_block(9);
+    let nine = head_tracker.begin_request();
     head_tracker.settle();
     nine.send(HINTS, &link());
     assert_eq!(nine.stream(), Some(9), "what comes later is known again");
     assert_ne!(written(&head_tracker), b"");
 
     let head_tracker = HeadTracker::new(Protocol::Http2);
-    let _without_a_block = head_tracker.request();
-    head_tracker.block_received(1);
-    let late = head_tracker.request();
+    let _without_a_block = head_tracker.begin_request();
+    head_tracker.note_block(1);
+    let late = head_tracker.begin_request();
     head_tracker.settle();
     assert_eq!(late.stream(), None);
 }
@@ -108,13 +108,13 @@ fn streams_are_known_where_each_header_block_was_one_request() {
 fn nothing_is_decided_while_something_waits_to_be_written() {
     let head_tracker = HeadTracker::new(Protocol::Http2);
     for stream in [1, 3] {
-        head_tracker.block_received(stream);
+        head_tracker.note_block(stream);
     }
-    let one = head_tracker.request();
+    let one = head_tracker.begin_request();
     head_tracker.note_blocked(true);
     head_tracker.settle();
     assert_eq!((one.stream(), head_tracker.take_refused()), (None, Default::default()));
-    let three = head_tracker.request();
+    let three = head_tracker.begin_request();
     head_tracker.note_blocked(true);
     head_tracker.settle();
     assert_eq!((one.stream(), three.stream()), (Some(1), Some(3)), "each block is a request");
@@ -128,15 +128,15 @@ fn requests_without_a_known_stream_are_not_kept_without_bound() {
     let mut senders = Vec::new();
     for round in 0..1000 {
         for number in 0..2 {
-            head_tracker.block_received(4 * round + 2 * number + 1);
+            head_tracker.note_block(4 * round + 2 * number + 1);
         }
-        senders.push(head_tracker.request());
+        senders.push(head_tracker.begin_request());
         head_tracker.settle();
         assert!(head_tracker.state().streams.lost.len() <= MAX_LOST);
     }
     assert!(senders.iter().all(|sender| sender.stream().is_none()));
-    head_tracker.block_received(5001);
-    let known = head_tracker.request();
+    head_tracker.note_block(5001);
+    let known = head_tracker.begin_request();
     head_tracker.settle();
     assert_eq!(known.stream(), Some(5001));
 }
@@ -144,23 +144,23 @@ fn requests_without_a_known_stream_are_not_kept_without_bound() {
 #[test]
 fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
     let head_tracker = HeadTracker::new(Protocol::Http2);
-    head_tracker.block_received(1);
-    let sender = head_tracker.request();
+    head_tracker.note_block(1);
+    let sender = head_tracker.begin_request();
     head_tracker.settle();
     sender.send(HINTS, &link());
-    head_tracker.close(1);
+    head_tracker.close_stream(1);
     assert_eq!(written(&head_tracker), b"", "its final response came first");
     sender.send(HINTS, &link());
     assert_eq!(written(&head_tracker), b"");
-    head_tracker.block_received(3);
-    head_tracker.close(3);
-    let reset_before = head_tracker.request();
+    head_tracker.note_block(3);
+    head_tracker.close_stream(3);
+    let reset_before = head_tracker.begin_request();
     head_tracker.settle();
     reset_before.send(HINTS, &link());
     assert_eq!((reset_before.stream(), written(&head_tracker)), (Some(3), Vec::new()), "reset before it was passed on");
     let h1 = HeadTracker::new(Protocol::Http1);
-    let earlier = h1.request();
-    let _later = h1.request();
+    let earlier = h1.begin_request();
+    let _later = h1.begin_request();
     earlier.send(HINTS, &link());
     assert_eq!(written(&h1), b"");
 }
@@ -169,16 +169,16 @@ fn nothing_is_sent_after_the_end_of_a_stream_or_for_an_earlier_request() {
 fn a_request_whose_stream_h2_reset_is_known() {
     let head_tracker = HeadTracker::new(Protocol::Http2);
     for stream in [1, 3, 5] {
-        head_tracker.block_received(stream);
+        head_tracker.note_block(stream);
     }
-    let [one, three, five] = [1, 3, 5].map(|_| head_tracker.request());
-    head_tracker.reset(1, PROTOCOL_ERROR);
-    head_tracker.reset(3, 8);
+    let [one, three, five] = [1, 3, 5].map(|_| head_tracker.begin_request());
+    head_tracker.note_reset(1, PROTOCOL_ERROR);
+    head_tracker.note_reset(3, 8);
     assert!(!one.is_broken(), "not settled");
     head_tracker.settle();
     assert_eq!([&one, &three, &five].map(InterimSender::is_broken), [true, false, false]);
     for _ in 0..1000 {
-        head_tracker.reset(5, PROTOCOL_ERROR);
+        head_tracker.note_reset(5, PROTOCOL_ERROR);
     }
     assert!(five.is_broken() && head_tracker.state().streams.broken.len() <= MAX_BROKEN);
 }
@@ -186,7 +186,7 @@ fn a_request_whose_stream_h2_reset_is_known() {
 #[test]
 fn what_waits_is_bounded() {
     let head_tracker = HeadTracker::new(Protocol::Http1);
-    let sender = head_tracker.request();
+    let sender = head_tracker.begin_request();
     let large = |length: usize| {
         HeaderMap::from_iter([(http::header::LINK, HeaderValue::from_str(&"a".repeat(length)).unwrap())])
     };

@@ -2,32 +2,32 @@
 
 use super::*;
 
-const MALFORMED: Refused = Refused::reset(HeadRefusal::Malformed);
-const TOO_LARGE: Refused = Refused::reset(HeadRefusal::TooLarge);
-const SURPLUS: Refused = Refused::reset(HeadRefusal::TooManyStreams);
+const MALFORMED: Refused = Refused::without_response(HeadRefusal::Malformed);
+const TOO_LARGE: Refused = Refused::without_response(HeadRefusal::TooLarge);
+const SURPLUS: Refused = Refused::without_response(HeadRefusal::TooManyStreams);
 const NONE: Dropped = Dropped { by_client: 0, by_closing: 0 };
 
 #[test]
 fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
     let mut heads = RefusedHeads::default();
     // A request whose body is malformed.
-    heads.begun(1);
-    heads.request();
-    heads.reset(1, PROTOCOL_ERROR);
+    heads.note_block(1);
+    heads.note_request();
+    heads.note_reset(1, PROTOCOL_ERROR);
     heads.settle();
-    heads.reset(1, PROTOCOL_ERROR);
+    heads.note_reset(1, PROTOCOL_ERROR);
     heads.settle();
     assert_eq!(heads.take(), (vec![], NONE));
     // Of three blocks two became requests.
     for stream in [3, 5, 7] {
-        heads.begun(stream);
+        heads.note_block(stream);
     }
-    heads.request();
-    heads.reset(5, PROTOCOL_ERROR);
-    heads.request();
+    heads.note_request();
+    heads.note_reset(5, PROTOCOL_ERROR);
+    heads.note_request();
     heads.settle();
     assert_eq!(heads.take(), (vec![MALFORMED], NONE));
-    heads.reset(3, PROTOCOL_ERROR);
+    heads.note_reset(3, PROTOCOL_ERROR);
     heads.settle();
     assert_eq!(heads.take(), (vec![], NONE), "each is counted once");
 }
@@ -36,23 +36,23 @@ fn a_reset_is_a_refused_head_only_where_a_block_became_no_request() {
 fn what_only_a_head_can_get_is_counted_at_once() {
     let mut heads = RefusedHeads::default();
     for stream in [1, 3, 5] {
-        heads.begun(stream);
+        heads.note_block(stream);
     }
-    heads.answered(1, true);
-    heads.reset(1, PROTOCOL_ERROR);
-    heads.reset(3, REFUSED_STREAM);
-    assert_eq!(heads.take(), (vec![Refused::answered(HeadRefusal::TooLarge), SURPLUS], NONE));
-    heads.closed(COMPRESSION_ERROR, b"");
-    heads.closed(0, b"");
+    heads.note_response(1, true);
+    heads.note_reset(1, PROTOCOL_ERROR);
+    heads.note_reset(3, REFUSED_STREAM);
+    assert_eq!(heads.take(), (vec![Refused::with_response(HeadRefusal::TooLarge), SURPLUS], NONE));
+    heads.note_goaway(COMPRESSION_ERROR, b"");
+    heads.note_goaway(0, b"");
     heads.settle();
     assert_eq!(heads.take(), (vec![MALFORMED], NONE));
     // Trailers that are a single field.
-    heads.begun(7);
-    heads.request();
-    heads.answered(7, false);
-    heads.answered(7, true);
+    heads.note_block(7);
+    heads.note_request();
+    heads.note_response(7, false);
+    heads.note_response(7, true);
     heads.settle();
-    heads.answered(7, true);
+    heads.note_response(7, true);
     assert_eq!(heads.take(), (vec![], NONE));
 }
 
@@ -60,12 +60,12 @@ fn what_only_a_head_can_get_is_counted_at_once() {
 fn a_reset_for_a_body_is_no_refusal_while_a_surplus_stream_waits_for_its_own() {
     let mut heads = RefusedHeads::default();
     for stream in [1, 3] {
-        heads.begun(stream);
+        heads.note_block(stream);
     }
-    heads.request();
+    heads.note_request();
     // Nothing more is written for a while.
-    heads.reset(1, PROTOCOL_ERROR);
-    heads.reset(3, REFUSED_STREAM);
+    heads.note_reset(1, PROTOCOL_ERROR);
+    heads.note_reset(3, REFUSED_STREAM);
     heads.settle();
     assert_eq!(heads.take(), (vec![SURPLUS], NONE));
 }
@@ -75,15 +75,15 @@ fn a_surplus_stream_is_counted_even_where_it_was_not_kept() {
     let mut heads = RefusedHeads::default();
     let count = u32::try_from(3 * MAX_STREAMS).unwrap();
     for stream in 0..count {
-        heads.begun(stream);
+        heads.note_block(stream);
     }
     for stream in 0..count {
-        heads.reset(stream, REFUSED_STREAM);
+        heads.note_reset(stream, REFUSED_STREAM);
     }
     heads.settle();
     assert_eq!(heads.take(), (vec![SURPLUS; 3 * MAX_STREAMS], NONE));
     // An error that is no head's.
-    heads.closed(PROTOCOL_ERROR, b"");
+    heads.note_goaway(PROTOCOL_ERROR, b"");
     heads.settle();
     assert!(heads.is_empty());
 }
@@ -93,26 +93,26 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
     let mut heads = RefusedHeads::default();
     // One was reset before it was refused.
     for stream in [1, 3] {
-        heads.begun(stream);
+        heads.note_block(stream);
     }
-    heads.request();
+    heads.note_request();
     heads.settle();
     assert_eq!(heads.take(), (vec![], Dropped { by_client: 1, by_closing: 0 }));
-    for close in [|heads: &mut RefusedHeads| heads.closed(0, b""), RefusedHeads::closing] {
+    for close in [|heads: &mut RefusedHeads| heads.note_goaway(0, b""), RefusedHeads::note_closing] {
         let mut heads = RefusedHeads::default();
         for stream in [1, 3, 5] {
-            heads.begun(stream);
+            heads.note_block(stream);
         }
-        heads.request();
+        heads.note_request();
         close(&mut heads);
         heads.settle();
         assert!(!heads.is_empty());
         assert_eq!(heads.take(), (vec![], Dropped { by_client: 0, by_closing: 2 }));
         assert!(heads.is_empty());
         // They do not explain a later reset.
-        heads.begun(7);
-        heads.request();
-        heads.reset(7, PROTOCOL_ERROR);
+        heads.note_block(7);
+        heads.note_request();
+        heads.note_reset(7, PROTOCOL_ERROR);
         heads.settle();
         assert_eq!(heads.take(), (vec![], NONE));
     }
@@ -130,13 +130,13 @@ fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
     ] {
         for is_whole in [false, true] {
             let mut heads = RefusedHeads::default();
-            heads.partly_received(1);
+            heads.note_partial_block(1);
             if is_whole {
-                heads.begun(1);
+                heads.note_block(1);
             } else {
                 heads.settle();
             }
-            heads.closed(code, debug_data);
+            heads.note_goaway(code, debug_data);
             heads.settle();
             let refused: Vec<_> = wanted.into_iter().collect();
             let by_closing = usize::from(is_whole && refused.is_empty());
@@ -145,16 +145,16 @@ fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
     }
     // Reset before its end, which then leads to the end of the connection.
     let mut heads = RefusedHeads::default();
-    heads.partly_received(1);
+    heads.note_partial_block(1);
     heads.settle();
-    heads.reset(1, PROTOCOL_ERROR);
+    heads.note_reset(1, PROTOCOL_ERROR);
     heads.settle();
-    heads.begun(1);
-    heads.closed(PROTOCOL_ERROR, b"");
+    heads.note_block(1);
+    heads.note_goaway(PROTOCOL_ERROR, b"");
     heads.settle();
     assert_eq!(heads.take(), (vec![MALFORMED], NONE));
     // What is no head.
-    heads.closed(PROTOCOL_ERROR, b"");
+    heads.note_goaway(PROTOCOL_ERROR, b"");
     heads.settle();
     assert_eq!(heads.take(), (vec![], NONE));
 }
@@ -163,24 +163,30 @@ fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
 fn a_head_for_which_hyper_ends_the_connection_is_counted() {
     let ended = |prepare: fn(&mut RefusedHeads)| {
         let mut heads = RefusedHeads::default();
-        heads.begun(1);
-        heads.request();
+        heads.note_block(1);
+        heads.note_request();
         prepare(&mut heads);
-        (heads.ended(), heads.take())
+        (heads.note_end(), heads.take())
     };
-    assert_eq!(ended(|heads| heads.begun(3)), (true, (vec![MALFORMED], NONE)));
-    let two = |heads: &mut RefusedHeads| [3, 5].into_iter().for_each(|stream| heads.begun(stream));
+    assert_eq!(ended(|heads| heads.note_block(3)), (true, (vec![MALFORMED], NONE)));
+    let two = |heads: &mut RefusedHeads| [3, 5].into_iter().for_each(|stream| heads.note_block(stream));
     assert_eq!(ended(two), (true, (vec![MALFORMED], Dropped { by_client: 0, by_closing: 1 })));
     assert_eq!(ended(|_| {}), (false, (vec![], NONE)), "each block became a request");
-    assert!(!ended(|heads| [heads.begun(3), heads.client_ended()].iter().for_each(drop)).0, "the client closed");
-    assert!(!ended(|heads| [heads.begun(3), heads.closed(0, b"")].iter().for_each(drop)).0, "loopgate closed");
+    assert!(
+        !ended(|heads| [heads.note_block(3), heads.note_client_end()].iter().for_each(drop)).0,
+        "the client closed"
+    );
+    assert!(
+        !ended(|heads| [heads.note_block(3), heads.note_goaway(0, b"")].iter().for_each(drop)).0,
+        "loopgate closed"
+    );
 }
 
 #[test]
 fn streams_are_not_kept_without_bound() {
     let mut heads = RefusedHeads::default();
     for stream in 0..10_000 {
-        heads.begun(stream);
+        heads.note_block(stream);
     }
     assert_eq!(heads.begun.len(), MAX_STREAMS);
 }
