@@ -205,7 +205,7 @@ impl Traffic {
     }
 
     /// Counts an answered request and how long its response head took.
-    pub fn answered(&self, lane: LaneKind, protocol: Protocol, status: u16, after: Duration) {
+    pub fn count_response(&self, lane: LaneKind, protocol: Protocol, status: u16, after: Duration) {
         let counters = self.lane(lane);
         if status == 200 {
             counters.well[usize::from(protocol == Protocol::Http2)].inc();
@@ -216,7 +216,7 @@ impl Traffic {
     }
 
     /// Counts a request that ended.
-    pub fn ended(&self, lane: LaneKind, end: &'static str) {
+    pub fn count_end(&self, lane: LaneKind, end: &'static str) {
         if end == COMPLETE {
             self.lane(lane).complete.inc();
         } else {

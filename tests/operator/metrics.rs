@@ -20,7 +20,7 @@ pub fn everything() -> String {
     {
         count(family, "reason");
     }
-    traffic.answered(LaneKind::Agent, Protocol::Http2, 200, Duration::ZERO);
+    traffic.count_response(LaneKind::Agent, Protocol::Http2, 200, Duration::ZERO);
     let enrolments = Enrolments::default();
     count(&enrolments.refused, "reason");
     listener_metrics.refuse(AcceptRefusal::ClientRate);

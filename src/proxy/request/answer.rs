@@ -27,7 +27,7 @@ pub async fn answer(
     let mut response = match result {
         Ok(response) => response,
         Err(error) => {
-            let request_id = record.failed(&error);
+            let request_id = record.note_failure(&error);
             let response = error_response(&error, wanted, &request_id, &record);
             // An ambiguous request, or one meant as a tunnel, may be followed by bytes that would
             // be read as the next request.
@@ -38,7 +38,7 @@ pub async fn answer(
     if must_close && session.protocol == Protocol::Http1 {
         response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
     }
-    record.answered(response.status().as_u16());
+    record.note_response(response.status().as_u16());
     Ok(response)
 }
 

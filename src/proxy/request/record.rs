@@ -123,7 +123,7 @@ impl RequestRecord {
     }
 
     /// Notes the response's status.
-    pub fn answered(&self, status: u16) {
+    pub fn note_response(&self, status: u16) {
         if self.stream.is_h2() && (self.stream.is_breaking_off() || self.stream.is_broken()) {
             // It does not reach the client.
             return;
@@ -131,11 +131,11 @@ impl RequestRecord {
         let after = self.started.elapsed();
         self.status.store(status, Ordering::Relaxed);
         let _ = self.head_after.set(after);
-        self.session.shared.traffic.answered(self.lane(), self.session.protocol, status, after);
+        self.session.shared.traffic.count_response(self.lane(), self.session.protocol, status, after);
     }
 
     /// Notes that loopgate answers with `error`, logs and counts that, and returns the id that the response shows.
-    pub fn failed(&self, error: &Error) -> String {
+    pub fn note_failure(&self, error: &Error) -> String {
         let request_id = self.request_id();
         let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
         let reason = error.label();
@@ -153,7 +153,7 @@ impl RequestRecord {
                 "no response from the gateway"
             );
         } else {
-            self.refused(reason, &request_id);
+            self.count_refusal(reason, &request_id);
             debug!(connection, %peer, lane, request_id, reason, error = error_text(), "request refused");
         }
         let _ = self.end.set(RequestEnd::Error(reason));
@@ -161,7 +161,7 @@ impl RequestRecord {
     }
 
     /// Counts a refusal, and writes it to the audit log.
-    fn refused(&self, reason: &'static str, request_id: &str) {
+    fn count_refusal(&self, reason: &'static str, request_id: &str) {
         let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
         count(&self.session.shared.traffic.refused, reason);
         info!(
@@ -171,7 +171,7 @@ impl RequestRecord {
     }
 
     /// Notes that the gateway broke off inside its response, and logs and counts that.
-    pub fn gateway_cut(&self, error: &hyper::Error) {
+    pub fn note_gateway_cut(&self, error: &hyper::Error) {
         if self.end.set(RequestEnd::GatewayCut).is_err() {
             return;
         }
@@ -186,12 +186,12 @@ impl RequestRecord {
     }
 
     /// Notes how it ended, unless that is known already.
-    pub fn ended(&self, end: RequestEnd) {
+    pub fn note_end(&self, end: RequestEnd) {
         let _ = self.end.set(end);
     }
 
     /// Notes that the gateway's body has ended well.
-    pub fn body_ended(&self) {
+    pub fn note_body_end(&self) {
         self.body_ended.store(true, Ordering::Relaxed);
     }
 
@@ -239,7 +239,7 @@ impl Drop for RequestRecord {
     fn drop(&mut self) {
         let (end, lane) = (self.end(), self.lane());
         if end == RequestEnd::BadBody {
-            self.refused(end.label(), &self.request_id());
+            self.count_refusal(end.label(), &self.request_id());
         }
         if end == RequestEnd::ClientStalled
             && let Some(permit) = self.permit.get()
@@ -247,7 +247,7 @@ impl Drop for RequestRecord {
             permit.note_stall();
         }
         let traffic = &self.session.shared.traffic;
-        traffic.ended(lane, end.label());
+        traffic.count_end(lane, end.label());
         let Some((method, path)) = &self.target else { return };
         let status = self.status.load(Ordering::Relaxed);
         let protocol = self.session.protocol;

@@ -36,7 +36,7 @@ fn refuse(session: &Session, reason: &'static str) {
 /// Counts and logs the end of a head, as if it were that of a request.
 fn end(session: &Session, end: &'static str, status: Option<StatusCode>) {
     let lane = session.lane.kind();
-    session.shared.traffic.ended(lane, end);
+    session.shared.traffic.count_end(lane, end);
     if !session.settings.log_access {
         return;
     }

@@ -80,7 +80,7 @@ impl ResponseBody {
     ) -> Self {
         let now = Instant::now();
         let upstream = if incoming.is_end_stream() {
-            record.body_ended();
+            record.note_body_end();
             upstream.give_back(now);
             None
         } else {
@@ -113,7 +113,7 @@ impl Download {
         {
             // Closes the connection to the gateway, on which more is to come.
             self.upstream = None;
-            self.record.ended(RequestEnd::Revoked);
+            self.record.note_end(RequestEnd::Revoked);
             return Poll::Ready(Some(Err(BodyError::Denied)));
         }
         if let Some((_, since)) = &self.trailers {
@@ -129,7 +129,7 @@ impl Download {
             };
             match frame {
                 Some(Err(error)) => {
-                    self.record.gateway_cut(&error);
+                    self.record.note_gateway_cut(&error);
                     let guard = self.record.guard();
                     let left = if guard.is_h2() { Left::Marker(None) } else { Left::Flushed(guard.flushes()) };
                     self.failing = Some(Failing { error: Some(error), left });
@@ -160,7 +160,7 @@ impl Download {
         if guard.is_h2() {
             // hyper asks for nothing after them.
             if self.poll_gateway(cx).is_pending() {
-                self.ended(false, Instant::now(), cx);
+                self.end_incoming(false, Instant::now(), cx);
             }
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
@@ -171,9 +171,9 @@ impl Download {
     }
 
     /// Notes the end of the gateway's body, and gives its connection back.
-    fn ended(&mut self, failed: bool, now: Instant, cx: &mut Context<'_>) {
+    fn end_incoming(&mut self, failed: bool, now: Instant, cx: &mut Context<'_>) {
         if !failed {
-            self.record.body_ended();
+            self.record.note_body_end();
         }
         if let Some(mut upstream) = self.upstream.take() {
             // Once more, so that hyper notices the end of this exchange and the connection is ready for the next.
@@ -226,7 +226,7 @@ impl Download {
             guard.add_buffered(data.len());
         }
         if !matches!(frame, Some(Ok(_))) || self.incoming.is_end_stream() {
-            self.ended(matches!(frame, Some(Err(_))), now, cx);
+            self.end_incoming(matches!(frame, Some(Err(_))), now, cx);
         }
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(|data| Chunk::new(data, &self.record)))))
     }

@@ -121,7 +121,7 @@ fn start_tunnel(
     upstream: PooledConnection,
     options: TunnelOptions,
 ) {
-    record.ended(RequestEnd::Upgraded);
+    record.note_end(RequestEnd::Upgraded);
     // A stream of HTTP/2 lives and ends with its connection, which waits for it.
     let stream = options.is_http2.then(|| session.activity.begin_tunnel(record.guard()));
     let close_signal = options.close_signal.clone();
