@@ -305,7 +305,7 @@ impl Devices {
 impl ProvisionalBinding {
     /// Frees the device, since the gateway has refused the `connect`; not if another connection has
     /// used it since. Blocks.
-    pub fn refused(mut self) {
+    pub fn remove(mut self) {
         self.is_settled = true;
         {
             let mut known = self.devices.lock();

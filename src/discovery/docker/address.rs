@@ -126,7 +126,7 @@ impl Address {
 
     /// Notes a connection to `socket`. Returns false if it must not be used, since another of the
     /// usual sockets was chosen before.
-    pub(super) fn connected(&self, socket: &Path) -> bool {
+    pub(super) fn choose(&self, socket: &Path) -> bool {
         if let Place::Usual(usual) = &self.place { usual.choose(socket) } else { true }
     }
 
@@ -310,12 +310,12 @@ mod tests {
         // Nor when the first has ended, even without its socket.
         first.down(true).await;
         let engine = Engine::at(Address::one_of(&[&better, &socket]), &Shutdown::new());
-        assert!(engine.address().connected(&socket));
+        assert!(engine.address().choose(&socket));
         assert!(
             matches!(engine.list().await, Err(crate::discovery::docker::Error::NoSocket { path }) if path == socket)
         );
         assert_eq!(other.asked("/containers/json"), 0);
         // A connection that was under way to another socket meanwhile is not used.
-        assert!(!engine.address().connected(&better));
+        assert!(!engine.address().choose(&better));
     }
 }

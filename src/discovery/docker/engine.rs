@@ -256,7 +256,7 @@ impl Engine {
         if status.is_success() {
             return Ok(response);
         }
-        Err(self.address.refused(endpoint, status, message(response).await))
+        Err(self.address.status_error(endpoint, status, message(response).await))
     }
 
     async fn in_time<T>(
@@ -344,7 +344,7 @@ impl Engine {
             None => {
                 let socket = self.address.socket().unwrap_or(Path::new(""));
                 let stream = within(CONNECT, UnixStream::connect(socket)).await?;
-                if !self.address.connected(socket) {
+                if !self.address.choose(socket) {
                     return Err(io::Error::other("another socket was found meanwhile").into());
                 }
                 Ok(send_request(stream, request).await?)

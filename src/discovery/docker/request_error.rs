@@ -14,7 +14,7 @@ const TLS_EXPECTED: &str = "HTTP request to an HTTPS server";
 
 impl Address {
     /// Returns the error of a response with a `status` that is no success.
-    pub fn refused(&self, endpoint: &'static str, status: StatusCode, message: String) -> Error {
+    pub fn status_error(&self, endpoint: &'static str, status: StatusCode, message: String) -> Error {
         let status_code = status.as_u16();
         if message.contains(TLS_EXPECTED) {
             Error::Tls { engine: self.name() }
@@ -31,7 +31,7 @@ impl Address {
             ApiError::IOError { err } => self.error(endpoint, err.into()),
             ApiError::HyperResponseError { err } => self.error(endpoint, err.into()),
             ApiError::DockerResponseServerError { status_code, message } => match StatusCode::from_u16(status_code) {
-                Ok(status) => self.refused(endpoint, status, one_line(&message)),
+                Ok(status) => self.status_error(endpoint, status, one_line(&message)),
                 Err(_) => self.error(endpoint, Cause::Malformed),
             },
             ApiError::RequestTimeoutError => Error::Timeout { engine: self.name(), endpoint },
@@ -82,7 +82,7 @@ mod tests {
         let (socket, filter) = (|| Address::unix("/s"), || Address::tcp("filter:2375"));
         let io = |engine: Address, kind: io::ErrorKind| engine.error("/events", io::Error::from(kind).into());
         let refused = |engine: Address, status| {
-            engine.refused("/events", StatusCode::from_u16(status).unwrap(), one_line("<h1>\n  no </h1>"))
+            engine.status_error("/events", StatusCode::from_u16(status).unwrap(), one_line("<h1>\n  no </h1>"))
         };
         for (error, expected) in [
             (io(socket(), io::ErrorKind::NotFound), "no socket at /s: mount the directory"),
@@ -98,7 +98,7 @@ mod tests {
             ),
             (refused(filter(), 404), "tcp://filter:2375 refuses GET /events (404: <h1> no </h1>)"),
             (
-                filter().refused(
+                filter().status_error(
                     "/events",
                     StatusCode::BAD_REQUEST,
                     "Client sent an HTTP request to an HTTPS server.".into(),
@@ -113,7 +113,7 @@ mod tests {
             (refused(socket(), 500), "GET /events on unix:///s failed: status 500"),
             (not_found(refused(filter(), 404), "x"), "tcp://filter:2375 refuses GET /events (404: <h1> no </h1>)"),
             (
-                not_found(filter().refused("/events", StatusCode::NOT_FOUND, "No such container: x".into()), "x"),
+                not_found(filter().status_error("/events", StatusCode::NOT_FOUND, "No such container: x".into()), "x"),
                 "GET /events: there is no x",
             ),
         ] {

@@ -150,7 +150,7 @@ impl Session {
                         return Ok(SourceChange::Lost(loss));
                     }
                 }
-                Some(listed) = listing => return self.listed(listed),
+                Some(listed) = listing => return self.apply_list(listed),
                 Some(checked) = check => {
                     self.check = None;
                     checked?;
@@ -186,7 +186,7 @@ impl Session {
         self.due = now + if std::mem::replace(&mut self.listed_once, true) { RESYNC } else { CONFIRM };
     }
 
-    fn listed(&mut self, listed: Result<Listed, Error>) -> Result<SourceChange, Error> {
+    fn apply_list(&mut self, listed: Result<Listed, Error>) -> Result<SourceChange, Error> {
         let now = Instant::now();
         if let Some(listing) = self.listing.take() {
             self.paused_until = now + ((now - listing.since) * PAUSE_FACTOR).min(LONGEST_PAUSE);

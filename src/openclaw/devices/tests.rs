@@ -42,14 +42,14 @@ fn only_a_refusal_frees_a_device_and_only_if_no_other_connection_uses_it() {
     };
     let refused = bind(A);
     assert!(is_bound(A), "before the gateway gets the connect");
-    refused.refused();
+    refused.remove();
     assert!(!is_bound(A));
     drop(bind(A));
     assert!(is_bound(A) && devices.bind(A, &user("builder", None)).is_none(), "without an answer it stays");
     for (device, answers) in [("b1", [true, false]), ("b2", [false, true]), ("b3", [false, false])] {
         let both = [bind(device), bind(device)];
         for (binding, accepted) in both.into_iter().zip(answers) {
-            if accepted { drop(binding) } else { binding.refused() }
+            if accepted { drop(binding) } else { binding.remove() }
         }
         assert_eq!(is_bound(device), answers.contains(&true), "{answers:?}");
     }

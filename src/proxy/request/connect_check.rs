@@ -119,7 +119,7 @@ impl DeviceCheck {
         let (bound, binding) = oneshot::channel();
         pending.set(&request.id, move |accepted| {
             if !accepted {
-                spawn_blocking(move || binding.blocking_recv().ok().flatten().map(ProvisionalBinding::refused));
+                spawn_blocking(move || binding.blocking_recv().ok().flatten().map(ProvisionalBinding::remove));
             }
         });
         Ok(Box::pin(async move {

@@ -205,7 +205,7 @@ impl UpstreamConnection {
     }
 
     /// Waits until it is ready for the next request, or has ended.
-    pub async fn settled(&mut self) {
+    pub async fn until_ready(&mut self) {
         poll_fn(|cx| {
             self.drive(cx);
             if self.ended || self.sender.is_ready() { Poll::Ready(()) } else { Poll::Pending }

@@ -95,7 +95,7 @@ impl PooledConnection {
         let shutdown = pool.shutdown.clone();
         shutdown.spawn(async move {
             let _permit = permit;
-            if timeout(REST_OF_REQUEST, connection.settled()).await.is_ok() && connection.is_usable() {
+            if timeout(REST_OF_REQUEST, connection.until_ready()).await.is_ok() && connection.is_usable() {
                 pool.put(connection, Instant::now());
             }
         });
