@@ -98,8 +98,9 @@ impl HeadRefusal {
 #[derive(Debug, Default)]
 pub struct RefusedHeads {
     refused: Vec<Refused>,
-    /// HTTP/2: the stream whose header block goes on; and one whose block was refused before its end.
+    /// HTTP/2: the stream whose header block goes on in CONTINUATION frames.
     partial: Option<u32>,
+    /// HTTP/2: the last stream whose header block was refused before its end. The end is not counted again.
     refused_partial: Option<u32>,
     /// Whether the client closed its side: then hyper may end the connection.
     has_client_ended: bool,
@@ -108,10 +109,11 @@ pub struct RefusedHeads {
     is_closing: bool,
     /// HTTP/2: the streams that began since everything was settled, in ascending order.
     begun: Vec<Begun>,
-    /// How many of them are neither a request nor refused, and of how many nothing came in the end.
+    /// How many of them are neither a request nor refused yet.
     open: usize,
+    /// Those of which nothing came in the end.
     dropped: Dropped,
-    /// Resets of them that may be refusals, and the end of the connection, if that may be one.
+    /// Resets of streams in `begun` that may be refusals, and the end of the connection, if that may be one.
     resets: Vec<Refused>,
 }
 
