@@ -8,18 +8,13 @@
 //! between two frames. Their fields are literals that no HPACK table keeps (RFC 7541 section
 //! 6.2.2), so hyper's encoder and the client's decoder stay in step.
 //!
-//! Over HTTP/2 hyper does not tell on which stream a request came. [`HeadTracker`] counts the header
-//! blocks that begin a stream, and the requests that hyper passes on; both come in the same order.
-//! Whenever there are as many requests as blocks, each block was one request, and the streams are
-//! known. Once hyper has done all it can and everything was written, the blocks that are left never
-//! will be requests; malformed and refused requests cause that. Then the requests since the last such
-//! moment send no interim responses: no stream is guessed. [`RefusedHeads`] uses the same counts to
-//! find the heads that were refused.
+//! Over HTTP/2 hyper does not tell on which stream a request came. [`RequestStreams`] infers it from
+//! the order of header blocks and requests; a request whose stream is not known sends no interim
+//! responses. [`RefusedHeads`] uses the same counts to find the heads that were refused.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +26,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite;
 
 use super::refused_heads::{Dropped, HeadRefusal, Refused, RefusedHeads};
+use super::request_streams::RequestStreams;
 use crate::labels::Protocol;
 use crate::proxy::h1_fields::push_fields;
 
@@ -38,13 +34,6 @@ use crate::proxy::h1_fields::push_fields;
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
 /// The largest interim response. Every client accepts a frame of this size (RFC 9113 section 4.2).
 const MAX_RESPONSE_BYTES: usize = 16 * 1024;
-/// The most header blocks that are kept. hyper passes fewer on at once; h2 drops those that come
-/// after a GOAWAY, however many there are.
-const MAX_BLOCKS: usize = 256;
-/// The most streams that are kept of those which `h2` reset.
-const MAX_BROKEN: usize = 64;
-/// The most ranges that are kept of requests whose streams are not known.
-const MAX_LOST: usize = 16;
 /// The code of a GOAWAY without a fault, and of what is malformed (RFC 9113 section 7).
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
@@ -72,71 +61,13 @@ struct State {
     queue: VecDeque<Interim>,
     /// Whether the first of the queue is partly written.
     is_partly_written: bool,
-    streams: Streams,
+    streams: RequestStreams,
     refused_heads: RefusedHeads,
 }
 
 struct Interim {
     stream: u32,
     bytes: Bytes,
-}
-
-/// Which HTTP/2 streams are known. A round lasts until everything is settled.
-#[derive(Default)]
-struct Streams {
-    /// Header blocks of the round that hyper got and has not passed on as a request.
-    blocks: VecDeque<Opened>,
-    /// The streams of the requests of the round, if each block becomes one.
-    passed: Vec<Opened>,
-    /// Whether a header block of the round was no request, or the reverse.
-    is_lost: bool,
-    /// Requests so far, and how many of them came in earlier rounds.
-    requests: u64,
-    settled: u64,
-    /// Those of earlier rounds whose streams are not known; of the first so many, none is.
-    lost: VecDeque<Range<u64>>,
-    forgotten: u64,
-    /// Streams of requests that hyper has not begun to answer, and that neither side has reset.
-    open: Vec<u32>,
-    /// Streams of requests that `h2` reset for what the client sent; it closes a connection with many.
-    broken: Vec<u32>,
-}
-
-/// A stream that the client began.
-struct Opened {
-    stream: u32,
-    /// Whether it is open; it may be reset before there is a request.
-    is_open: bool,
-}
-
-impl Streams {
-    /// Returns whether the stream of the request with this number is known.
-    fn is_known(&self, number: u64) -> bool {
-        number <= self.settled && number > self.forgotten && !self.lost.iter().any(|lost| lost.contains(&number))
-    }
-
-    /// Gives up the streams of the round.
-    fn lose_round(&mut self) {
-        self.is_lost = true;
-        self.blocks = VecDeque::new();
-        self.passed = Vec::new();
-    }
-
-    /// Ends the round.
-    fn settle(&mut self) {
-        let is_known = !std::mem::take(&mut self.is_lost) && self.blocks.is_empty();
-        self.blocks.clear();
-        if is_known {
-            self.open.extend(self.passed.iter().filter(|passed| passed.is_open).map(|passed| passed.stream));
-        } else if self.requests > self.settled {
-            if self.lost.len() == MAX_LOST {
-                self.forgotten = self.lost.pop_front().map_or(0, |lost| lost.end - 1);
-            }
-            self.lost.push_back(self.settled + 1..self.requests + 1);
-        }
-        self.passed.clear();
-        self.settled = self.requests;
-    }
 }
 
 impl HeadTracker {
@@ -155,32 +86,20 @@ impl HeadTracker {
     pub fn note_block(&self, stream: u32) {
         let State { streams, refused_heads, .. } = &mut *self.state();
         refused_heads.note_block(stream);
-        if streams.is_lost {
-            return;
-        }
-        if streams.blocks.len() >= MAX_BLOCKS {
-            streams.lose_round();
-            return;
-        }
-        streams.blocks.push_back(Opened { stream, is_open: true });
+        streams.note_block(stream);
     }
 
     /// Notes that hyper passes a request on; returns what sends its interim responses. Must be
     /// called in the order of requests.
     pub fn begin_request(self: &Arc<Self>) -> InterimSender {
         let State { streams, refused_heads, .. } = &mut *self.state();
-        streams.requests += 1;
-        let (mut stream, number) = (0, streams.requests);
-        if self.protocol == Protocol::Http2 {
-            refused_heads.note_request();
-            match streams.blocks.pop_front() {
-                Some(block) if !streams.is_lost && streams.passed.len() < MAX_BLOCKS => {
-                    stream = block.stream;
-                    streams.passed.push(block);
-                }
-                _ => streams.lose_round(),
+        let (number, stream) = match self.protocol {
+            Protocol::Http1 => (streams.note_h1_request(), 0),
+            Protocol::Http2 => {
+                refused_heads.note_request();
+                streams.note_h2_request()
             }
-        }
+        };
         InterimSender { head_tracker: Arc::clone(self), stream, number }
     }
 
@@ -196,10 +115,7 @@ impl HeadTracker {
             self.settle_all();
             return;
         }
-        let streams = &mut self.state().streams;
-        if streams.blocks.is_empty() && !streams.is_lost {
-            streams.settle();
-        }
+        self.state().streams.settle_known();
     }
 
     /// Notes that the connection has ended.
@@ -269,8 +185,8 @@ impl HeadTracker {
     pub fn note_reset(&self, stream: u32, code: u32) {
         let State { streams, refused_heads, .. } = &mut *self.state();
         refused_heads.note_reset(stream, code);
-        if code == PROTOCOL_ERROR && streams.broken.len() < MAX_BROKEN {
-            streams.broken.push(stream);
+        if code == PROTOCOL_ERROR {
+            streams.note_broken(stream);
         }
     }
 
@@ -287,15 +203,7 @@ impl HeadTracker {
     }
 
     fn close_in(&self, state: &mut State, stream: u32) {
-        let Some(at) = state.streams.open.iter().position(|open| *open == stream) else {
-            let Streams { blocks, passed, .. } = &mut state.streams;
-            for opened in blocks.iter_mut().chain(passed) {
-                opened.is_open &= opened.stream != stream;
-            }
-            return;
-        };
-        state.streams.open.swap_remove(at);
-        if state.queue.is_empty() {
+        if !state.streams.close(stream) || state.queue.is_empty() {
             return;
         }
         let keep = usize::from(state.is_partly_written);
@@ -383,8 +291,8 @@ impl InterimSender {
         let mut state = head_tracker.state();
         let streams = &state.streams;
         let is_current = match head_tracker.protocol {
-            Protocol::Http1 => *number == streams.requests,
-            Protocol::Http2 => streams.is_known(*number) && streams.open.contains(stream),
+            Protocol::Http1 => streams.is_last(*number),
+            Protocol::Http2 => streams.is_known(*number) && streams.is_open(*stream),
         };
         let waiting: usize = state.queue.iter().map(|interim| interim.bytes.len()).sum();
         if !is_current || waiting + bytes.len() > MAX_QUEUED_BYTES {
@@ -412,7 +320,7 @@ impl InterimSender {
     /// the stream is not known.
     pub fn is_broken(&self) -> bool {
         let State { streams, .. } = &*self.head_tracker.state();
-        streams.is_known(self.number) && streams.broken.contains(&self.stream)
+        streams.is_known(self.number) && streams.is_broken(self.stream)
     }
 
     /// Returns whether the connection is closed from this side for what the client sent.

@@ -42,9 +42,9 @@ fn header_blocks_that_become_no_requests_are_not_kept_without_bound() {
     let head_tracker = HeadTracker::new(Protocol::Http2);
     for number in 0..100_000 {
         head_tracker.note_block(2 * number + 1);
-        assert!(head_tracker.state().streams.blocks.len() <= MAX_BLOCKS);
+        assert!(head_tracker.state().streams.is_within_limits());
     }
-    assert_eq!(head_tracker.state().streams.blocks.capacity(), 0, "nothing stays allocated");
+    assert!(head_tracker.state().streams.has_released_blocks(), "nothing stays allocated");
     let sender = head_tracker.begin_request();
     head_tracker.settle();
     sender.send(HINTS, &link());
@@ -61,8 +61,7 @@ fn requests_are_not_kept_without_bound_while_the_client_does_not_read() {
         let _ = head_tracker.begin_request();
         head_tracker.note_blocked(true);
         head_tracker.settle();
-        let streams = &head_tracker.state().streams;
-        assert!(streams.passed.len() <= MAX_BLOCKS && streams.blocks.len() <= MAX_BLOCKS);
+        assert!(head_tracker.state().streams.is_within_limits());
     }
 }
 
@@ -132,7 +131,7 @@ fn requests_without_a_known_stream_are_not_kept_without_bound() {
         }
         senders.push(head_tracker.begin_request());
         head_tracker.settle();
-        assert!(head_tracker.state().streams.lost.len() <= MAX_LOST);
+        assert!(head_tracker.state().streams.is_within_limits());
     }
     assert!(senders.iter().all(|sender| sender.stream().is_none()));
     head_tracker.note_block(5001);
@@ -180,7 +179,7 @@ fn a_request_whose_stream_h2_reset_is_known() {
     for _ in 0..1000 {
         head_tracker.note_reset(5, PROTOCOL_ERROR);
     }
-    assert!(five.is_broken() && head_tracker.state().streams.broken.len() <= MAX_BROKEN);
+    assert!(five.is_broken() && head_tracker.state().streams.is_within_limits());
 }
 
 #[test]
