@@ -20,14 +20,15 @@ use crate::proxy::request::report_refused_heads::report_refused_heads;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
 
-/// How long a connection may take to close after it was asked to, because it was idle.
-const CLOSE_GRACE: Duration = Duration::from_secs(5);
+/// How long a connection may take to close after it was asked to finish, because it was idle or its
+/// certificate expired.
+const FINISH_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a connection without a request stays open once loopgate shuts down, so that the client can read the GOAWAY.
 const DRAIN_GRACE: Duration = Duration::from_millis(300);
 
 /// How much later than `limits.drain_timeout` a connection ends by itself, so that the process counts it as aborted.
-const ABORT_DELAY: Duration = Duration::from_millis(20);
+const CUT_DELAY: Duration = Duration::from_millis(20);
 
 /// Drives `connection` until it ends or must be cut. `ask_to_end` has it finish its requests and accept no more.
 pub async fn run<C>(session: &Session, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
@@ -119,7 +120,7 @@ where
                 (self.timeouts.idle, self.timeouts.head) = (DRAIN_GRACE, DRAIN_GRACE);
                 // The newest value: the process waits for as long.
                 let drain_timeout = self.session.shared.settings.load().limits.drain_timeout;
-                self.cut_at = Some(now + drain_timeout + ABORT_DELAY);
+                self.cut_at = Some(now + drain_timeout + CUT_DELAY);
                 self.finish(now + DRAIN_GRACE);
             }
             CloseReason::Revoked => {
@@ -205,7 +206,7 @@ where
 
     /// Has the connection finish its requests; completes if it ends at once.
     fn poll_finish(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
-        self.finish(now + CLOSE_GRACE);
+        self.finish(now + FINISH_GRACE);
         self.connection.as_mut().poll(cx).map(|_| ())
     }
 
