@@ -235,9 +235,58 @@ impl RequestRecord {
     }
 }
 
+impl RequestRecord {
+    /// Gives the span of the request to the recorder, where spans are recorded.
+    fn record_span(&self, end: RequestEnd, (method, path): &(Method, String)) {
+        let (Some(recorder), Some(began), Some(trace)) =
+            (&self.session.shared.traffic.recorder, self.began_at, &self.trace)
+        else {
+            return;
+        };
+        let request_id = self.request_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let request_id = self.access_log.as_ref().map(|log| log.request_id.as_str()).or(request_id.as_deref());
+        recorder.record(&Span {
+            trace,
+            began,
+            took: self.time_to_head(),
+            method: method.as_str(),
+            path,
+            status: self.status.load(Ordering::Relaxed),
+            lane: self.lane(),
+            protocol: self.session.protocol,
+            is_encrypted: self.session.lane.scheme() == Scheme::Https,
+            peer: self.session.peer.ip(),
+            request_id: request_id.filter(|_| matches!(end, RequestEnd::Error(_) | RequestEnd::GatewayCut)),
+            error: end.error(),
+        });
+    }
+
+    /// Writes the request's line in the access log, where there is one.
+    fn log_access(&self, end: RequestEnd, (method, path): &(Method, String)) {
+        let Some(AccessLog { client, request_id }) = &self.access_log else { return };
+        let ms = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
+        let (ms, total_ms) = (ms(self.time_to_head()), ms(self.started.elapsed()));
+        let (connection, peer, bytes) = (self.session.number, self.session.peer, self.sent.load(Ordering::Relaxed));
+        let trace_id = self.trace.as_ref().map_or("-", |trace| trace.forwarded.trace_id());
+        let (lane, protocol, end) = (self.lane().label(), self.session.protocol.label(), end.label());
+        // Left out where the client was gone before there was a response.
+        let status = Some(self.status.load(Ordering::Relaxed)).filter(|status| *status > 0);
+        info!(
+            target: "loopgate::access", connection, %peer, %client, lane, protocol, %method, path, status,
+            bytes, ms, total_ms, end, request_id, trace_id,
+            "request"
+        );
+    }
+
+    /// The time from the request's head to the response's, or to now if there is no response.
+    fn time_to_head(&self) -> Duration {
+        self.head_after.get().copied().unwrap_or_else(|| self.started.elapsed())
+    }
+}
+
 impl Drop for RequestRecord {
     fn drop(&mut self) {
-        let (end, lane) = (self.end(), self.lane());
+        let end = self.end();
         if end == RequestEnd::BadBody {
             self.count_refusal(end.label(), &self.request_id());
         }
@@ -246,45 +295,11 @@ impl Drop for RequestRecord {
         {
             permit.note_stall();
         }
-        let traffic = &self.session.shared.traffic;
-        traffic.count_end(lane, end.label());
-        let Some((method, path)) = &self.target else { return };
-        let status = self.status.load(Ordering::Relaxed);
-        let protocol = self.session.protocol;
-        let took = self.head_after.get().copied().unwrap_or_else(|| self.started.elapsed());
-        if let (Some(recorder), Some(began), Some(trace)) = (&traffic.recorder, self.began_at, &self.trace) {
-            let request_id = self.request_id.lock().unwrap_or_else(PoisonError::into_inner);
-            let request_id = self.access_log.as_ref().map(|log| log.request_id.as_str()).or(request_id.as_deref());
-            let request_id = request_id.filter(|_| matches!(end, RequestEnd::Error(_) | RequestEnd::GatewayCut));
-            let (method, peer) = (method.as_str(), self.session.peer.ip());
-            recorder.record(&Span {
-                trace,
-                began,
-                took,
-                method,
-                path,
-                status,
-                lane,
-                protocol,
-                is_encrypted: self.session.lane.scheme() == Scheme::Https,
-                peer,
-                request_id,
-                error: end.error(),
-            });
+        self.session.shared.traffic.count_end(self.lane(), end.label());
+        if let Some(target) = &self.target {
+            self.record_span(end, target);
+            self.log_access(end, target);
         }
-        let Some(AccessLog { client, request_id }) = &self.access_log else { return };
-        let ms = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
-        let (ms, total_ms) = (ms(took), ms(self.started.elapsed()));
-        let (connection, peer, bytes) = (self.session.number, self.session.peer, self.sent.load(Ordering::Relaxed));
-        let trace_id = self.trace.as_ref().map_or("-", |trace| trace.forwarded.trace_id());
-        let (lane, protocol, end) = (lane.label(), protocol.label(), end.label());
-        // Left out where the client was gone before there was a response.
-        let status = (status > 0).then_some(status);
-        info!(
-            target: "loopgate::access", connection, %peer, %client, lane, protocol, %method, path, status,
-            bytes, ms, total_ms, end, request_id, trace_id,
-            "request"
-        );
     }
 }
 
