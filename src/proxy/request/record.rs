@@ -150,7 +150,7 @@ impl RequestRecord {
             count(&self.session.shared.traffic.gateway_errors, reason);
             warn!(
                 connection, %peer, lane, request_id, reason, error = error_text(),
-                "no response from the gateway"
+                "no usable response from the gateway"
             );
         } else {
             self.count_refusal(reason, &request_id);
