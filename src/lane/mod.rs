@@ -48,6 +48,6 @@ pub use forwarding::Forwarding;
 pub use headers::{GatewayHead, Rules, scrub_response, scrub_response_trailers, scrub_trailers};
 pub use path::{check_path_rules, normalized};
 pub use policy::{Policy, allowed_scopes};
-pub use request_check::RequestRefusal;
+pub use request_check::{RequestRefusal, h2_head_size};
 pub use scheme::Scheme;
 pub use target::{Route, Target};

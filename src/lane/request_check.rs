@@ -32,6 +32,8 @@ pub enum RequestRefusal {
     BadUpgrade,
     /// More fields than `limits.head_fields`.
     TooManyFields,
+    /// A head over HTTP/2 that is larger than `limits.head_bytes`.
+    HeadTooLarge,
     /// `[[external.paths]]` closes the path to external clients.
     PathDenied,
     /// A path that two parsers could read differently, while there are `[[external.paths]]`.
@@ -46,7 +48,7 @@ impl RequestRefusal {
     /// The response status.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::TooManyFields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TooManyFields | Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::PathDenied | Self::ClientDenied | Self::ScopeCapped => StatusCode::FORBIDDEN,
             Self::Connect | Self::Trace => StatusCode::METHOD_NOT_ALLOWED,
             _ => StatusCode::BAD_REQUEST,
@@ -68,6 +70,7 @@ impl RequestRefusal {
             Self::BadLength => "bad_length",
             Self::BadUpgrade => "bad_upgrade",
             Self::TooManyFields => "too_many_fields",
+            Self::HeadTooLarge => "head_too_large",
             Self::PathDenied => "path_denied",
             Self::AmbiguousPath => "ambiguous_path",
             Self::ScopeCapped => "scope_capped",
@@ -90,6 +93,7 @@ impl RequestRefusal {
             Self::BadLength => "The request's Content-Length is malformed.",
             Self::BadUpgrade => "The request's Upgrade is malformed.",
             Self::TooManyFields => "The request has too many header fields.",
+            Self::HeadTooLarge => "The request's head is too large.",
             Self::PathDenied => "This path is closed to external clients.",
             Self::AmbiguousPath => "The request's path is ambiguous.",
             Self::ScopeCapped => {
@@ -136,6 +140,20 @@ pub(super) fn check_request(
     check_length(parts)?;
     let upgrade = upgrade(parts, upgrades)?;
     Ok(CheckedHead { host, upgrade })
+}
+
+/// Returns the size of a head over HTTP/2, as RFC 9113 section 6.5.2 counts it.
+pub fn h2_head_size(parts: &Parts) -> usize {
+    const PER_FIELD: usize = 32;
+    let target = [
+        (":method", parts.method.as_str()),
+        (":scheme", parts.uri.scheme_str().unwrap_or_default()),
+        (":authority", parts.uri.authority().map_or("", Authority::as_str)),
+        (":path", parts.uri.path_and_query().map_or("", |path| path.as_str())),
+    ];
+    let target = target.iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name.len(), value.len()));
+    let fields = parts.headers.iter().map(|(name, value)| (name.as_str().len(), value.len()));
+    target.chain(fields).map(|(name, value)| name + value + PER_FIELD).sum()
 }
 
 fn host(parts: &Parts) -> Result<HeaderValue, RequestRefusal> {

@@ -318,7 +318,7 @@ async fn what_a_reload_forbids_is_logged_as_such() {
     ends.check_spans(&sidecar, &wanted).await;
 }
 
-const OF_ANSWERS: [&str; 22] = [
+const OF_ANSWERS: [&str; 23] = [
     "missing_host",
     "duplicate_host",
     "bad_host",
@@ -340,6 +340,7 @@ const OF_ANSWERS: [&str; 22] = [
     "gateway_timeout",
     "gateway_unavailable",
     "too_many_fields",
+    "head_too_large",
     "ambiguous_length",
 ];
 
@@ -384,10 +385,12 @@ async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_
             serde_json::from_slice(&response.body).unwrap_or_else(|error| panic!("{label}: {error}: {response:?}"));
         assert_eq!(body["error"]["type"], *label, "{body}");
     }
-    let twice = vec![("content-length", "0"); 2];
-    for (label, status, fields) in
-        [("too_many_fields", 431, vec![("x-many", "1"); 200]), ("ambiguous_length", 400, twice)]
-    {
+    let long = "y".repeat(70_000);
+    for (label, status, fields) in [
+        ("too_many_fields", 431, vec![("x-many", "1"); 200]),
+        ("head_too_large", 431, vec![("x-long", long.as_str())]),
+        ("ambiguous_length", 400, vec![("content-length", "0"); 2]),
+    ] {
         let (answered, body) = sidecar.ask(Protocol::H2, OUTSIDER, "GET /", &fields).await;
         assert!(answered == status && body.contains(&format!("\"{label}\"")), "{answered} {body}");
     }

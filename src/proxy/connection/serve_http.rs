@@ -28,6 +28,10 @@ const RESETS: usize = 20;
 /// Bytes buffered for an HTTP/1.1 client in each direction, or for an HTTP/2 stream; a request head may need more.
 const BUFFER: usize = 64 * 1024;
 
+/// How much larger than `limits.head_bytes` an HTTP/2 head may be that is refused with a reason. `h2` refuses larger ones
+/// by itself, without a body, and closes the connection for those that are four times as large as these.
+const OVERSIZE: usize = 2;
+
 /// Serves the requests of a connection until it ends.
 pub async fn serve(registered: Registered) {
     let (session, io) = registered.open();
@@ -80,7 +84,7 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
         .max_send_buf_size(BUFFER)
         .max_pending_accept_reset_streams(RESETS)
         .max_local_error_reset_streams(RESETS)
-        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(limits.head_bytes.saturating_mul(OVERSIZE)).unwrap_or(u32::MAX))
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20))
         .serve_connection(

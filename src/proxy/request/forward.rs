@@ -19,7 +19,8 @@ use super::record::RequestRecord;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
 use super::upgrade::{UpgradeContext, upgrade};
-use crate::lane::{GatewayHead, RequestRefusal, Rules, Scheme};
+use crate::labels;
+use crate::lane::{GatewayHead, RequestRefusal, Rules, Scheme, h2_head_size};
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
@@ -101,6 +102,7 @@ fn prepare(session: &Session, mut request: Request<Incoming>, record: &RequestRe
     check_connection(session).map_err(|error| Refused { must_close: true, error })?;
     let client_side = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
+    check_size(session, &parts).map_err(|error| Refused { must_close: false, error })?;
     add_missing_host(&mut parts, session.local);
     let shared = &session.shared;
     let rules = shared.rules.load_full();
@@ -134,6 +136,15 @@ fn check_connection(session: &Session) -> Result<(), Error> {
     }
     if session.has_expired() {
         return Err(Error::CertificateExpired);
+    }
+    Ok(())
+}
+
+/// Refuses heads that are larger than `limits.head_bytes` over HTTP/2. hyper does it over HTTP/1.1, and `h2` would give
+/// no reason.
+fn check_size(session: &Session, parts: &Parts) -> Result<(), Error> {
+    if session.protocol == labels::Protocol::Http2 && h2_head_size(parts) > session.settings.limits.head_bytes {
+        return Err(Error::Refused(RequestRefusal::HeadTooLarge));
     }
     Ok(())
 }
