@@ -1,9 +1,10 @@
 //! What the requests of one connection share.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 
 use super::close_signal::CloseSignal;
@@ -38,6 +39,8 @@ pub(super) struct Session {
     pub(super) close_signal: CloseSignal,
     /// Why the connection was closed, where its client did not close it. Set before its requests are dropped.
     pub(super) closed_by: OnceLock<RequestEnd>,
+    /// HTTP/1.1: the last upgrade that was asked for and not granted.
+    pub(super) refused_upgrade: Mutex<Option<OnUpgrade>>,
 }
 
 impl Session {
@@ -45,6 +48,16 @@ impl Session {
     /// carry no new request.
     pub(super) fn has_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= SystemTime::now())
+    }
+
+    /// Replaces the upgrade that was asked for and not granted.
+    pub(super) fn set_refused_upgrade(&self, upgrade: Option<OnUpgrade>) {
+        *self.refused_upgrade.lock().unwrap_or_else(PoisonError::into_inner) = upgrade;
+    }
+
+    /// Takes the upgrade that was asked for and not granted.
+    pub(super) fn take_refused_upgrade(&self) -> Option<OnUpgrade> {
+        self.refused_upgrade.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Returns how a request ends that the connection takes with it as it ends.

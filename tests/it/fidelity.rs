@@ -349,3 +349,48 @@ async fn a_refused_head_request_gets_no_content() {
     }
     assert_eq!(h1.ask(request("GET /", "")).await.text(), "hello");
 }
+
+/// RFC 8446 section 6.1: without a `close_notify` a client can't tell the end of a connection from an attack.
+#[tokio::test]
+async fn a_connection_on_which_an_upgrade_was_refused_ends_with_a_close_notify() {
+    let harness = Harness::with(|config| {
+        config.limits.stall_timeout = Duration::from_secs(1);
+        config.limits.head_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n";
+    let cases = [
+        ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n".to_owned(), 405),
+        (request("GET /ws", &format!("{upgrade}Content-Length: 2\r\n")) + "xx", 400),
+        (request("GET /ws", &upgrade.replace("websocket", "websocket, h2c")), 400),
+        (request("GET /upgrade-required", upgrade), 426),
+        (request("GET /dies", upgrade), 502),
+        (request("POST /echo", "Content-Length: 10\r\n"), 408),
+        (request("POST /echo", "Content-Length: 10\r\nExpect: 100-continue\r\n"), 408),
+        (request("POST /unread", &format!("{upgrade}Content-Length: 10\r\n")), 400),
+        ("GET / HTTP/1.1\r\nHos".to_owned(), 408),
+        (request("POST /echo", "Transfer-Encoding: chunked\r\n") + "5\r\nhel", 408),
+    ];
+    let asked = cases.map(|(refused, status)| {
+        let harness = &harness;
+        Box::pin(async move {
+            let mut client = harness.h1(OUTSIDER).await;
+            client.send(&refused).await.unwrap();
+            let mut response = client.response().await.unwrap();
+            if response.status() == 100 {
+                response = client.response().await.unwrap();
+            }
+            assert_eq!(response.status(), status, "{refused}");
+            if response.field("connection").is_none_or(|value| value != "close") && status != 408 {
+                let last = client.ask(request("GET /", "Connection: close\r\n")).await;
+                assert_eq!(last.text(), "hello", "{refused}");
+            }
+            assert!(client.ends_cleanly().await, "{refused}");
+        })
+    });
+    futures_util::future::join_all(asked).await;
+    let mut client = harness.h1(OUTSIDER).await;
+    assert_eq!(client.ask(request("GET /upgrade-required", upgrade)).await.status(), 426);
+    assert_eq!(client.ask("GET / HTTP/1.1\r\nHos").await.status(), 408);
+    assert!(client.ends_cleanly().await);
+}

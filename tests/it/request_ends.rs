@@ -384,6 +384,11 @@ async fn every_answer_in_place_of_the_gateway_has_its_label_in_response_log_and_
         let body: Value =
             serde_json::from_slice(&response.body).unwrap_or_else(|error| panic!("{label}: {error}: {response:?}"));
         assert_eq!(body["error"]["type"], *label, "{body}");
+        if response.field("connection") == Some("close") {
+            assert!(client.ends_cleanly().await, "{label}: without a close_notify");
+        } else {
+            assert!(!matches!(response.status(), 400 | 405), "{response:?}");
+        }
     }
     let long = "y".repeat(70_000);
     for (label, status, fields) in [

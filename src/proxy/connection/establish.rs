@@ -7,7 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
@@ -389,6 +389,7 @@ impl Registered {
             head_tracker,
             close_signal,
             closed_by,
+            refused_upgrade: Mutex::default(),
         };
         (Arc::new(session), io)
     }

@@ -4,11 +4,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
 
 use super::deadlines::run;
 use super::establish::Registered;
@@ -28,6 +31,8 @@ const RESETS: usize = 20;
 /// Bytes buffered for an HTTP/1.1 client in each direction, or for an HTTP/2 stream; a request head may need more.
 const BUFFER: usize = 64 * 1024;
 
+/// How long the close of a connection may take whose client does not read.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How much larger than `limits.head_bytes` an HTTP/2 head may be that is refused with a reason. `h2` refuses larger ones
 /// by itself, without a body, and closes the connection for those that are four times as large as these.
 const OVERSIZE: usize = 2;
@@ -64,6 +69,16 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
             .with_upgrades()
     );
     run(&session, connection, |connection| connection.graceful_shutdown()).await;
+    close_after_refused_upgrade(&session).await;
+}
+
+/// Ends a connection that hyper has ended and not closed, since a request on it asked for an upgrade: over TLS the client
+/// gets a `close_notify`.
+async fn close_after_refused_upgrade(session: &Session) {
+    let upgrade = session.take_refused_upgrade();
+    if let Some(Ok(upgraded)) = upgrade.and_then(FutureExt::now_or_never) {
+        let _ = timeout(CLOSE_LIMIT, TokioIo::new(upgraded).shutdown()).await;
+    }
 }
 
 async fn serve_h2(session: Arc<Session>, io: Downstream) {

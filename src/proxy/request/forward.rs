@@ -10,6 +10,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use hyper::ext::Protocol;
+use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 
@@ -98,6 +99,7 @@ impl ClientBody {
 
 /// Checks `request`, and builds its head for the gateway.
 fn prepare(session: &Session, mut request: Request<Incoming>, record: &RequestRecord) -> Result<Prepared, Refused> {
+    keep_upgrade(session, &request);
     let is_h2_connect = extended_connect(&mut request).map_err(|error| Refused { must_close: false, error })?;
     check_connection(session).map_err(|error| Refused { must_close: true, error })?;
     let client_side = hyper::upgrade::on(&mut request);
@@ -138,6 +140,16 @@ fn check_connection(session: &Session) -> Result<(), Error> {
         return Err(Error::CertificateExpired);
     }
     Ok(())
+}
+
+/// Keeps the end of an HTTP/1.1 connection, on which `request` asks for an upgrade, for its close. hyper leaves the close
+/// to those who asked for the upgrade, even if it was refused.
+fn keep_upgrade(session: &Session, request: &Request<Incoming>) {
+    if session.protocol == labels::Protocol::Http1
+        && let Some(upgrade) = request.extensions().get::<OnUpgrade>()
+    {
+        session.set_refused_upgrade(Some(upgrade.clone()));
+    }
 }
 
 /// Refuses heads that are larger than `limits.head_bytes` over HTTP/2. hyper does it over HTTP/1.1, and `h2` would give

@@ -122,6 +122,7 @@ fn start_tunnel(
     options: TunnelOptions,
 ) {
     record.note_end(RequestEnd::Upgraded);
+    session.set_refused_upgrade(None);
     // A stream of HTTP/2 lives and ends with its connection, which waits for it.
     let stream = options.is_http2.then(|| session.activity.begin_tunnel(record.guard()));
     let close_signal = options.close_signal.clone();

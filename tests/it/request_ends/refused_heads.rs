@@ -39,6 +39,7 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
         let response = client.response().await.unwrap();
         let body: Value = serde_json::from_slice(&response.body).unwrap();
         assert_eq!((response.status(), &body["error"]["type"]), (status, &label.into()), "{text}");
+        assert!(client.ends_cleanly().await, "{label}: without a close_notify");
         wanted.push((label, Some(status)));
     }
     // After a request on the same connection.

@@ -120,6 +120,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp<S> {
         std::mem::take(&mut self.buffered)
     }
 
+    /// Reads until the stream ends; returns whether it ends as the other side meant it to (over TLS, with a
+    /// `close_notify`).
+    pub async fn ends_cleanly(&mut self) -> bool {
+        let mut block = [0; 1024];
+        loop {
+            let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut block)).await;
+            match read.expect("the stream ends") {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
     /// Reads and drops everything until the stream ends.
     pub async fn until_end(&mut self) {
         let mut block = [0; 1024];
