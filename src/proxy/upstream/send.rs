@@ -72,6 +72,53 @@ fn into_request(head: GatewayHead, body: RequestBody, on_interim: OnInterim) -> 
     request
 }
 
+/// How an attempt to send a request failed.
+#[derive(Clone, Copy, Debug)]
+enum Failure {
+    /// No byte of the request was sent.
+    Unsent {
+        /// Whether the wait for the gateway would be over after a pause.
+        is_late: bool,
+    },
+    /// The connection broke before the response's head was read.
+    Broken {
+        /// Whether another attempt would fail the same way, or the gateway has begun to answer.
+        is_final: bool,
+        /// Whether the request may be sent twice, and was sent only over connections that served others before.
+        is_repeatable: bool,
+    },
+}
+
+/// Returns the pause before the request is sent again; `None` if it must not be. `is_reused` is
+/// whether the connection had carried a request before.
+fn after_failure(failure: Failure, is_reused: bool) -> Option<Duration> {
+    match failure {
+        // The gateway most likely closed it for its age, for `Broken` while the request was on its way.
+        Failure::Unsent { .. } | Failure::Broken { is_final: false, is_repeatable: true } if is_reused => {
+            Some(Duration::ZERO)
+        }
+        // A new connection that the gateway closed at once counts as one that it did not accept.
+        Failure::Unsent { is_late } => (!is_late).then_some(RETRY_PAUSE),
+        Failure::Broken { is_final, is_repeatable } => (!is_final && is_repeatable).then_some(RETRY_PAUSE),
+    }
+}
+
+/// Checks the head of `response`, and notes in `connection` what it says about it.
+fn accept_response(
+    mut response: Response<Incoming>,
+    mut connection: PooledConnection,
+    permit: GatewayPermit,
+) -> Result<(Response<Incoming>, PooledConnection), Error> {
+    let status = response.status();
+    if states_forbidden_body(status, response.headers()) {
+        connection.set_single_use();
+    }
+    check_length(status, response.headers_mut())?;
+    connection.note_keep_alive(response.headers());
+    connection.set_permit(permit);
+    Ok((response, connection))
+}
+
 /// The way to the gateway, shared by all connections.
 #[derive(Debug)]
 pub struct Upstream {
@@ -150,46 +197,36 @@ impl Upstream {
                     since,
                     progress: progress.as_deref(),
                 };
-                match connection.exchange(request, timeout).await {
-                    Ok(mut response) => {
-                        let status = response.status();
-                        if states_forbidden_body(status, response.headers()) {
-                            connection.set_single_use();
-                        }
-                        check_length(status, response.headers_mut())?;
-                        connection.note_keep_alive(response.headers());
-                        connection.set_permit(permit);
-                        return Ok((response, connection));
-                    }
+                let pause = match connection.exchange(request, timeout).await {
+                    Ok(response) => return accept_response(response, connection, permit),
                     Err(SendError::Unsent(unsent)) => {
+                        let failure = Failure::Unsent { is_late: Instant::now() + RETRY_PAUSE >= give_up };
+                        let Some(pause) = after_failure(failure, connection.is_reused()) else {
+                            return Err(Error::GatewayUnavailable(io::ErrorKind::ConnectionReset.into()));
+                        };
                         request = *unsent;
-                        // A new connection that the gateway closed at once counts as one that it did not accept.
-                        if !connection.is_reused() {
-                            if Instant::now() + RETRY_PAUSE >= give_up {
-                                return Err(Error::GatewayUnavailable(io::ErrorKind::ConnectionReset.into()));
-                            }
-                            Box::pin(tokio::time::sleep(RETRY_PAUSE)).await;
-                        }
+                        pause
                     }
                     Err(SendError::Broken(error)) => {
                         let is_bad_body = progress.as_deref().is_some_and(Progress::is_broken);
                         let is_final = is_bad_body || error.is_parse_too_large() || connection.has_read();
-                        let Some(head) = retry.take().filter(|_| !is_final) else {
+                        let failure = Failure::Broken { is_final, is_repeatable: retry.is_some() };
+                        let pause = after_failure(failure, connection.is_reused());
+                        let (Some(pause), Some(head)) = (pause, retry.take()) else {
                             return Err(
                                 Box::pin(self.why_broken(error, is_bad_body, connection.has_read(), route)).await
                             );
                         };
-                        if connection.is_reused() {
-                            // The gateway most likely closed it for its age while the request was on its way.
-                            retry = Some(head.duplicate());
-                        } else {
-                            Box::pin(tokio::time::sleep(RETRY_PAUSE)).await;
-                        }
+                        retry = connection.is_reused().then(|| head.duplicate());
                         only_new_connections = true;
                         request = head.into_request(RequestBody::empty());
+                        pause
                     }
                     Err(SendError::GatewayTimeout) => return Err(Error::GatewayTimeout(response_timeout)),
                     Err(SendError::BodyTimeout) => return Err(Error::RequestBodyTimeout(limits.stall_timeout)),
+                };
+                if !pause.is_zero() {
+                    Box::pin(tokio::time::sleep(pause)).await;
                 }
                 since = Instant::now();
             }
@@ -234,6 +271,29 @@ impl Upstream {
     pub fn sweep(&self) {
         for pool in &self.pools {
             pool.sweep();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_a_failed_attempt() {
+        let unsent = |is_late| Failure::Unsent { is_late };
+        let broken = |is_final, is_repeatable| Failure::Broken { is_final, is_repeatable };
+        // The failure, and the pause before the next attempt where the connection was new, and was reused.
+        for (failure, after_new, after_reused) in [
+            (unsent(false), Some(RETRY_PAUSE), Some(Duration::ZERO)),
+            (unsent(true), None, Some(Duration::ZERO)),
+            (broken(false, true), Some(RETRY_PAUSE), Some(Duration::ZERO)),
+            (broken(false, false), None, None),
+            (broken(true, true), None, None),
+            (broken(true, false), None, None),
+        ] {
+            assert_eq!(after_failure(failure, false), after_new, "{failure:?}, new");
+            assert_eq!(after_failure(failure, true), after_reused, "{failure:?}, reused");
         }
     }
 }
