@@ -33,6 +33,22 @@ pub fn is_loopback_or_unspecified(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified()
 }
 
+/// Returns the address that the kernel writes as `digits` in `net/tcp`, `net/tcp6` and `net/route`
+/// (proc_pid_net(5)): one or four 32-bit numbers of the machine's own byte order, in hexadecimal. An
+/// IPv4-mapped one is folded.
+pub fn of_kernel(digits: &str) -> Option<IpAddr> {
+    let words = digits.as_bytes().chunks(8).map(|word| {
+        let word = std::str::from_utf8(word).ok().filter(|word| word.len() == 8)?;
+        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
+    });
+    let bytes = words.collect::<Option<Vec<_>>>()?.concat();
+    match bytes.len() {
+        4 => Some(IpAddr::V4(<[u8; 4]>::try_from(bytes).ok()?.into())),
+        16 => Some(canonical(IpAddr::V6(<[u8; 16]>::try_from(bytes).ok()?.into()))),
+        _ => None,
+    }
+}
+
 /// The peer's address of a downstream connection, folded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PeerAddr(SocketAddr);

@@ -2,11 +2,11 @@
 //! mesh's proxy, or another program that could pass outside clients on to the gateway.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::catalogue as kind;
 use super::finding::{Remedy, Report};
-use crate::addr::canonical;
+use crate::addr::of_kernel;
 use crate::admin::status::Status;
 use crate::config::{AgentSourceKind, Config, OwnAddresses};
 use crate::discovery::View;
@@ -93,23 +93,12 @@ pub fn judge(seen: &Observation, report: &mut Report) {
 }
 
 /// Returns the address of a listening socket in a line of `net/tcp` or `net/tcp6`
-/// (proc_pid_net(5)): number, local address, remote address, state and so on; addresses as 32-bit
-/// numbers of the machine's own byte order.
+/// (proc_pid_net(5)): number, local address, remote address, state and so on.
 fn listener(line: &str) -> Option<SocketAddr> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let (local, state) = (fields.next()?, fields.nth(1)?);
     let (address, port) = local.split_once(':').filter(|_| state == LISTENING)?;
-    let words = address.as_bytes().chunks(8).map(|word| {
-        let word = std::str::from_utf8(word).ok().filter(|word| word.len() == 8)?;
-        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
-    });
-    let bytes = words.collect::<Option<Vec<_>>>()?.concat();
-    let ip = match bytes.len() {
-        4 => IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?)),
-        16 => canonical(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?))),
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
+    Some(SocketAddr::new(of_kernel(address)?, u16::from_str_radix(port, 16).ok()?))
 }
 
 #[cfg(test)]

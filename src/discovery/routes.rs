@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::addr::of_kernel;
 
 /// `RTF_UP` and `RTF_GATEWAY` of `<linux/route.h>`.
 const VIA_GATEWAY: u32 = 0x1 | 0x2;
@@ -15,12 +17,7 @@ const VIA_GATEWAY: u32 = 0x1 | 0x2;
 pub(super) fn gateways() -> io::Result<BTreeSet<IpAddr>> {
     // The namespace of this thread is that of the process, except in tests.
     let (v4, v6) = (read("/proc/thread-self/net/route")?, read("/proc/thread-self/net/ipv6_route")?);
-    Ok(v4
-        .lines()
-        .filter_map(gateway_v4)
-        .map(IpAddr::V4)
-        .chain(v6.lines().filter_map(gateway_v6).map(IpAddr::V6))
-        .collect())
+    Ok(v4.lines().filter_map(gateway_v4).chain(v6.lines().filter_map(gateway_v6).map(IpAddr::V6)).collect())
 }
 
 /// Reads the file at `path`; empty where it does not exist, as where the kernel has no IPv6.
@@ -31,25 +28,26 @@ fn read(path: &str) -> io::Result<String> {
     }
 }
 
-/// Returns the gateway in a line of `net/route`: interface, destination, gateway, flags and so on;
-/// addresses as numbers of the machine's own byte order.
-fn gateway_v4(line: &str) -> Option<Ipv4Addr> {
+/// Returns the gateway in a line of `net/route`: interface, destination, gateway, flags and so on.
+fn gateway_v4(line: &str) -> Option<IpAddr> {
     let mut fields = line.split_ascii_whitespace().skip(2);
-    let (gateway, flags) = (hex(fields.next()?)?, hex(fields.next()?)?);
-    (flags & VIA_GATEWAY == VIA_GATEWAY).then(|| Ipv4Addr::from(gateway.to_ne_bytes()))
+    let (gateway, flags) = (fields.next()?, fields.next()?);
+    if is_via_gateway(flags) { of_kernel(gateway) } else { None }
 }
 
 /// Returns the gateway in a line of `net/ipv6_route`: destination, source, gateway (the fifth
-/// field) and so on, with the flags second to last.
+/// field) and so on, with the flags second to last. The bytes of these addresses are in their order
+/// on the network.
 fn gateway_v6(line: &str) -> Option<Ipv6Addr> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let [_, _, _, _, gateway, _, _, _, flags, _] = fields[..] else { return None };
     let gateway = u128::from_str_radix(gateway, 16).ok().filter(|_| gateway.len() == 32)?;
-    (hex(flags)? & VIA_GATEWAY == VIA_GATEWAY).then(|| Ipv6Addr::from(gateway))
+    is_via_gateway(flags).then(|| Ipv6Addr::from(gateway))
 }
 
-fn hex(field: &str) -> Option<u32> {
-    u32::from_str_radix(field, 16).ok()
+/// Returns whether a route with these flags, in hexadecimal, is up and leads to a gateway.
+fn is_via_gateway(flags: &str) -> bool {
+    u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & VIA_GATEWAY == VIA_GATEWAY)
 }
 
 #[cfg(test)]
@@ -68,7 +66,7 @@ mod tests {
             ("eth0\t00000000\t01091EAC", None),
             ("", None),
         ] {
-            let expected = expected.map(|ip| ip.parse::<Ipv4Addr>().unwrap());
+            let expected = expected.map(|ip| ip.parse::<IpAddr>().unwrap());
             assert_eq!(gateway_v4(line), expected, "{line:?}");
         }
     }
