@@ -9,6 +9,7 @@ use crate::metrics::enrolment::Enrolments;
 use crate::metrics::traffic::Traffic;
 use crate::metrics::{DiscoveryMetrics, ListenerMetrics};
 use crate::tls;
+use crate::trace::Recorder;
 
 /// The metrics of the sidecar's parts.
 pub(super) struct Metrics {
@@ -19,6 +20,13 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
+    /// Creates the metrics of the parts that have none yet, beside those of `discovery` and of
+    /// `enrolments`. `recorder` gets the spans of requests.
+    pub fn new(discovery: DiscoveryMetrics, enrolments: Enrolments, recorder: Option<Arc<dyn Recorder>>) -> Self {
+        let traffic = Arc::new(Traffic::with_recorder(recorder));
+        Self { discovery, listener: ListenerMetrics::default(), traffic, enrolments }
+    }
+
     /// Returns a registry with all of them, those of the other source of agents left out.
     pub fn registry(&self, source: AgentSourceKind) -> Registry {
         let mut registry = Registry::with_prefix("loopgate");

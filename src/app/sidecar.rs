@@ -25,10 +25,9 @@ use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
 use crate::listener::{self, ConnectionLimits, ListenerAddress, ListenerKind};
 use crate::metrics::health::Health;
-use crate::metrics::traffic::Traffic;
 use crate::metrics::{DiscoveryMetrics, ListenerMetrics};
 use crate::pki::{self, Pki, ServerIdentity};
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, ProxyParts};
 use crate::shutdown::Shutdown;
 use crate::workers::{self, Workers};
 
@@ -98,41 +97,22 @@ impl Sidecar {
 
         let span_exporter = SpanExporter::new(&config)?;
         let enrolment = parts::enrolment(&config, &pki, view.clone(), engine.clone());
-        let metrics = Metrics {
-            discovery: discovery_metrics,
-            listener: ListenerMetrics::default(),
-            traffic: Arc::new(Traffic::with_recorder(span_exporter.recorder())),
-            enrolments: enrolment.metrics().clone(),
-        };
-        let capacity = super::descriptors::capacity(config.limits.max_connections);
-        let mut config_within_file_limit = config.clone();
-        config_within_file_limit.limits.max_connections = capacity.connections;
+        let metrics = Metrics::new(discovery_metrics, enrolment.metrics().clone(), span_exporter.recorder());
         let workers =
             Workers::start(workers::count()).map_err(|source| Error::Io { doing: "starting the workers", source })?;
-        let pool = workers.pool().clone();
-        let (enrol, devices) = (parts::serve_enrolments(enrolment), parts::devices(&config)?);
+        let devices = parts::devices(&config)?;
         parts::unpair_removed(&config, engine, devices.clone(), view.clone(), &shutdown);
-        let traffic = Arc::clone(&metrics.traffic);
-        let proxy = Proxy::new(
-            &config_within_file_limit,
-            view.clone(),
-            tls_config,
+        let proxy_parts = ProxyParts {
+            view: view.clone(),
+            tls: tls_config,
             token,
-            enrol,
+            enrol: parts::serve_enrolments(enrolment),
             devices,
-            traffic,
-            pool,
-            &shutdown,
-        );
-        proxy.spawn_recheck(&late_shutdown);
-        let (agent_check, server) = (Arc::clone(&proxy), Arc::clone(&proxy));
-        let is_agent = move |peer| agent_check.may_be_agent(peer);
-        let limits = Arc::new(ConnectionLimits::new(
-            &config_within_file_limit,
-            capacity.waiting,
-            metrics.listener.clone(),
-            is_agent,
-        ));
+            traffic: Arc::clone(&metrics.traffic),
+            workers: workers.pool().clone(),
+        };
+        let (proxy, limits) = start_proxy(&config, proxy_parts, &metrics.listener, &shutdown, &late_shutdown);
+        let server = Arc::clone(&proxy);
         let serve = move |accepted| server.serve(accepted);
         let bound = listener::follow(&config, view.clone(), &shutdown, &limits, serve)?;
         parts::keep_paired(&config, &shutdown);
@@ -306,4 +286,24 @@ impl Sidecar {
         self.late_shutdown.begin();
         info!("stopped");
     }
+}
+
+/// Starts the proxy, and makes what limits its connections. The limits of `config` are lowered to
+/// what the open-file limit allows.
+fn start_proxy(
+    config: &Config,
+    parts: ProxyParts,
+    metrics: &ListenerMetrics,
+    shutdown: &Shutdown,
+    late_shutdown: &Shutdown,
+) -> (Arc<Proxy>, Arc<ConnectionLimits>) {
+    let capacity = super::descriptors::capacity(config.limits.max_connections);
+    let mut config = config.clone();
+    config.limits.max_connections = capacity.connections;
+    let proxy = Proxy::new(&config, parts, shutdown);
+    proxy.spawn_recheck(late_shutdown);
+    let agent_check = Arc::clone(&proxy);
+    let is_agent = move |peer| agent_check.may_be_agent(peer);
+    let limits = ConnectionLimits::new(&config, capacity.waiting, metrics.clone(), is_agent);
+    (proxy, Arc::new(limits))
 }

@@ -39,6 +39,6 @@ pub(crate) use downstream::{
 };
 pub use error::Error;
 pub use registry::ConnectionInfo;
-pub use server::Proxy;
+pub use server::{Proxy, ProxyParts};
 pub use shared::Enrol;
 pub use upstream::pool::MAX_IDLE;

@@ -30,6 +30,24 @@ use crate::workers::WorkerPool;
 /// How often connections to the gateway that have been idle for too long are closed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// What a [`Proxy`] needs of the other parts of the sidecar.
+pub struct ProxyParts {
+    /// By which lanes are assigned.
+    pub view: watch::Receiver<Arc<View>>,
+    /// How TLS is terminated until the first [`Proxy::update_tls`].
+    pub tls: tls::TlsServerConfig,
+    /// The `Authorization` that attested agents inherit.
+    pub token: Option<HeaderValue>,
+    /// Serves agents that have no certificate yet.
+    pub enrol: Enrol,
+    /// The agents' devices; `None` where devices are not bound.
+    pub devices: Option<Arc<Devices>>,
+    /// Counts connections and requests.
+    pub traffic: Arc<Traffic>,
+    /// The threads that connections run on.
+    pub workers: WorkerPool,
+}
+
 /// The proxy between downstream connections and the gateway.
 pub struct Proxy {
     shared: Arc<Shared>,
@@ -37,23 +55,9 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Creates a proxy that assigns lanes by `view` and terminates TLS by `tls`. `token` is the
-    /// `Authorization` that attested agents inherit; `enrol` serves those that have no certificate
-    /// yet; `devices` are the agents' devices. Connections run on `workers`.
-    ///
-    /// Connections are asked to end when `shutdown` begins.
-    #[expect(clippy::too_many_arguments, reason = "called once, where all of these are at hand")]
-    pub fn new(
-        config: &Config,
-        view: watch::Receiver<Arc<View>>,
-        tls: tls::TlsServerConfig,
-        token: Option<HeaderValue>,
-        enrol: Enrol,
-        devices: Option<Arc<Devices>>,
-        traffic: Arc<Traffic>,
-        workers: WorkerPool,
-        shutdown: &Shutdown,
-    ) -> Arc<Self> {
+    /// Creates a proxy of `parts`. Connections are asked to end when `shutdown` begins.
+    pub fn new(config: &Config, parts: ProxyParts, shutdown: &Shutdown) -> Arc<Self> {
+        let ProxyParts { view, tls, token, enrol, devices, traffic, workers } = parts;
         if !config.gateway.address.ip().is_loopback() {
             warn!(
                 gateway = %config.gateway.address,
