@@ -57,14 +57,7 @@ const NODE: &str = "1000:1000";
 pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
     let services = |what| vec![Remark { key: "services".into(), what }];
     let (name, gateway) = find::gateway(project, options.gateway_service.as_deref()).map_err(services)?;
-    for wanted in options.cli_services.iter().chain(&options.agents) {
-        if wanted == name || !project.services.contains_key(wanted) {
-            return Err(vec![Remark {
-                key: format!("services.{wanted}"),
-                what: "is no service beside the gateway's".into(),
-            }]);
-        }
-    }
+    check_named_services(project, name, options)?;
     let mut problems = Vec::new();
     let port = gateway_port(gateway);
     let (namespace, legacy_bridge) = match namespace(name, gateway, options) {
@@ -126,6 +119,18 @@ pub fn plan(project: &Project, options: &Options) -> Result<Plan, Vec<Remark>> {
     }
     super::remarks::add(&mut plan, project, gateway, &joined, &dialled);
     Ok(plan)
+}
+
+/// Checks that the services that `options` names exist, and are not the gateway's, `gateway`.
+fn check_named_services(project: &Project, gateway: &str, options: &Options) -> Result<(), Vec<Remark>> {
+    let is_other = |wanted: &str| wanted != gateway && project.services.contains_key(wanted);
+    match options.cli_services.iter().chain(&options.agents).find(|wanted| !is_other(wanted)) {
+        Some(wanted) => {
+            let (key, what) = (format!("services.{wanted}"), "is no service beside the gateway's".into());
+            Err(vec![Remark { key, what }])
+        }
+        None => Ok(()),
+    }
 }
 
 fn gateway_port(gateway: &Service) -> u16 {

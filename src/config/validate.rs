@@ -210,7 +210,24 @@ fn limits(read: &mut Reader<'_>) -> Limits {
 
 /// Checks combinations of values.
 fn check_combinations(config: &Config, read: &mut Reader<'_>) {
-    let Gateway { address, external_source, agent_sources, .. } = config.gateway;
+    check_gateway_addresses(&config.gateway, read);
+    if config.listen.on.is_empty() {
+        read.report("listen", "needs at least one address to listen on");
+    }
+    check_path_rules(config, read);
+    for fault in listeners::faults(config) {
+        read.report_any(&fault.flags, &fault.what);
+    }
+    if config.admin == Some(config.gateway.address) {
+        read.report_any(&["admin", "gateway"], "the admin listener needs its own address and port");
+    }
+    check_external(config, read);
+    check_agents(config, read);
+}
+
+/// Checks that local clients, agents and the external lane can't get the same source address.
+fn check_gateway_addresses(gateway: &Gateway, read: &mut Reader<'_>) {
+    let Gateway { address, external_source, agent_sources, .. } = *gateway;
     if address.ip() == external_source || external_source.octets() == [127, 0, 0, 1] {
         read.report_any(
             &["external-source", "gateway"],
@@ -226,9 +243,11 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
             "an agent could get the gateway's address as its source address",
         );
     }
-    if config.listen.on.is_empty() {
-        read.report("listen", "needs at least one address to listen on");
-    }
+}
+
+/// Checks that the port of each path rule is one that loopgate carries.
+fn check_path_rules(config: &Config, read: &mut Reader<'_>) {
+    let address = config.gateway.address;
     let layer = read.layer;
     for rule in layer.paths.iter().flatten() {
         let is_carried =
@@ -238,12 +257,10 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
             read.report_rule(rule, what);
         }
     }
-    for fault in listeners::faults(config) {
-        read.report_any(&fault.flags, &fault.what);
-    }
-    if config.admin == Some(address) {
-        read.report_any(&["admin", "gateway"], "the admin listener needs its own address and port");
-    }
+}
+
+/// Checks the options for external clients and the proxies in front.
+fn check_external(config: &Config, read: &mut Reader<'_>) {
     if !config.listen.plain.is_empty() && config.external.trusted_proxies.is_empty() {
         read.report_missing("listen-plain", "trusted-proxy", ", because only trusted proxies may speak plain HTTP");
     }
@@ -260,6 +277,10 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
             "clients do not need loopgate's CA where the certificate is your own (tls.cert): leave one of the two out",
         );
     }
+}
+
+/// Checks the options for agents.
+fn check_agents(config: &Config, read: &mut Reader<'_>) {
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
         read.report_missing("agent-uri", "client-ca", ", which verifies those certificates");
     }
