@@ -156,20 +156,20 @@ impl Direction {
         self.close_sent && self.pending.is_empty() && !self.unflushed
     }
 
-    /// Moves what can be moved; completes when this direction is closed.
-    pub fn pump(
+    /// Copies what can be read and written now; completes when this direction is closed.
+    pub fn poll_copy(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
     ) -> io::Result<Poll<()>> {
-        let pumped = SCRATCH.with_borrow_mut(|scratch| self.pump_with(cx, from, to, scratch));
-        let has_left = self.pending.is_empty() && !self.unflushed;
-        self.lease.hold(if has_left { 0 } else { self.block.max(self.pending.len()) });
-        pumped
+        let copied = SCRATCH.with_borrow_mut(|scratch| self.poll_copy_with(cx, from, to, scratch));
+        let is_empty = self.pending.is_empty() && !self.unflushed;
+        self.lease.hold(if is_empty { 0 } else { self.block.max(self.pending.len()) });
+        copied
     }
 
-    fn pump_with(
+    fn poll_copy_with(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut (impl AsyncRead + Unpin),
@@ -224,21 +224,25 @@ impl Direction {
             if Pin::new(&mut *from).poll_read(cx, &mut block)?.is_pending() {
                 return Ok(Poll::Pending);
             }
-            let read = block.filled();
-            self.block = read.len();
-            if read.is_empty() {
-                self.end = End::Ending;
-            } else {
-                self.moved = true;
-                if self.gate.is_some() {
-                    self.bytes_passed.inc_by(read.len() as u64);
-                    self.hold_back(Bytes::copy_from_slice(read));
-                } else {
-                    self.note_read(read);
-                    self.pass_on(cx, read, to)?;
-                }
-            }
+            self.take_block(cx, block.filled(), to)?;
         }
+    }
+
+    /// Gives `read` to the gate, or writes it on; it is empty at the end of what is read.
+    fn take_block(&mut self, cx: &mut Context<'_>, read: &[u8], to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        self.block = read.len();
+        if read.is_empty() {
+            self.end = End::Ending;
+            return Ok(());
+        }
+        self.moved = true;
+        if self.gate.is_some() {
+            self.bytes_passed.inc_by(read.len() as u64);
+            self.hold_back(Bytes::copy_from_slice(read));
+            return Ok(());
+        }
+        self.note_read(read);
+        self.pass_on(cx, read, to)
     }
 
     fn due_close(&self) -> Option<Bytes> {

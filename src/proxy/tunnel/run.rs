@@ -138,8 +138,8 @@ struct Tunnel<C, G> {
     /// Readable after a failed write: a client that is still sending to a gateway that has closed
     /// must get what the gateway sent last.
     gateway: ReadableAfterWriteError<G>,
-    up: Direction,
-    down: Direction,
+    to_gateway: Direction,
+    to_client: Direction,
     websocket: bool,
     rest_limit: RestLimit,
     /// Whether the last bytes came from the client.
@@ -156,17 +156,17 @@ where
     fn new(client: C, gateway: G, early: (Bytes, Bytes), options: &mut TunnelOptions) -> Self {
         let websocket = options.websocket;
         let lease = |is_http2| BufferLease::new(&options.buffers, is_http2);
-        let (up_lease, down_lease) = (lease(false), lease(options.is_http2));
-        let mut up = Direction::new(early.0, up_lease, options.received.clone(), None);
-        up.inspect(options.first_message.take());
+        let (to_gateway_lease, to_client_lease) = (lease(false), lease(options.is_http2));
+        let mut to_gateway = Direction::new(early.0, to_gateway_lease, options.received.clone(), None);
+        to_gateway.inspect(options.first_message.take());
         let frames = websocket.then(WebSocketFrames::default);
-        let mut down = Direction::new(early.1, down_lease, options.sent.clone(), frames);
-        down.follow_response(options.connect_response.take());
+        let mut to_client = Direction::new(early.1, to_client_lease, options.sent.clone(), frames);
+        to_client.follow_response(options.connect_response.take());
         Self {
             client,
             gateway: ReadableAfterWriteError::new(gateway),
-            up,
-            down,
+            to_gateway,
+            to_client,
             websocket,
             rest_limit: Arc::clone(&options.rest_limit),
             unanswered: false,
@@ -182,8 +182,8 @@ where
     fn begin_close(&mut self, reason: CloseReason) -> Result<(), TunnelError> {
         let now = Instant::now();
         self.stage = match reason {
-            CloseReason::Revoked if self.websocket && !self.down.close_sent => {
-                self.down.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
+            CloseReason::Revoked if self.websocket && !self.to_client.close_sent => {
+                self.to_client.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
                 TunnelStage::Refusing { until: now + REVOKED_GRACE }
             }
             CloseReason::Revoked => return Err(TunnelError::Unauthorized),
@@ -199,26 +199,26 @@ where
             return self.poll_refusing(cx, until);
         }
         loop {
-            let up_done = self.up.pump(cx, &mut self.client, &mut self.gateway)?.is_ready();
-            if let Some(close) = self.up.refused.take() {
-                self.down.close_with = Some(close);
+            let to_gateway_done = self.to_gateway.poll_copy(cx, &mut self.client, &mut self.gateway)?.is_ready();
+            if let Some(close) = self.to_gateway.refused.take() {
+                self.to_client.close_with = Some(close);
                 return self.refuse(cx, REVOKED_GRACE);
             }
-            let down_done = self.down.pump(cx, &mut self.gateway, &mut self.client)?.is_ready();
+            let to_client_done = self.to_client.poll_copy(cx, &mut self.gateway, &mut self.client)?.is_ready();
             match self.poll_gate(cx) {
                 GateChange::Unchanged => {}
                 GateChange::Progressed => continue,
                 // The gateway closes with its own reason. Its client's answer to that does not matter any more.
                 GateChange::Refused => return self.refuse(cx, TUNNEL_CLOSE_GRACE),
             }
-            if up_done && down_done {
+            if to_gateway_done && to_client_done {
                 return Poll::Ready(Ok(()));
             }
             self.note_moved();
             // A WebSocket has no half-closes (RFC 6455 section 7.1.1): once closed by the gateway
             // it is closed. To close at once could cost a client that is still sending the last
             // frames, so it has a moment to close itself.
-            if down_done && (self.websocket || self.gateway.state().has_write_failed()) {
+            if to_client_done && (self.websocket || self.gateway.state().has_write_failed()) {
                 let until = match self.stage {
                     TunnelStage::GatewayClosed { until } => until,
                     _ => Instant::now() + TUNNEL_CLOSE_GRACE,
@@ -229,7 +229,7 @@ where
             match self.stage {
                 TunnelStage::AwaitingRest { limit, quiet_at } if self.websocket => {
                     ready!(self.poll_timer(cx, quiet_at.min(limit)));
-                    self.down.close_with = Some(Bytes::from_static(&GOING_AWAY));
+                    self.to_client.close_with = Some(Bytes::from_static(&GOING_AWAY));
                     self.stage = TunnelStage::CloseSent { until: Instant::now() + TUNNEL_CLOSE_GRACE };
                 }
                 TunnelStage::CloseSent { until } => return self.poll_timer(cx, until).map(|_| Ok(())),
@@ -248,10 +248,10 @@ where
 
     /// Sends what is due to a client that is refused; ends with an error.
     fn poll_refusing(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Result<(), TunnelError>> {
-        let ended = self.down.pump(cx, &mut self.gateway, &mut self.client)?.is_ready();
+        let ended = self.to_client.poll_copy(cx, &mut self.gateway, &mut self.client)?.is_ready();
         // The gateway's own close frame gives the better reason.
-        self.down.close_sent |= self.down.gateway_sent().closed;
-        if ended || self.down.is_close_delivered() || self.poll_timer(cx, until).is_ready() {
+        self.to_client.close_sent |= self.to_client.gateway_sent().closed;
+        if ended || self.to_client.is_close_delivered() || self.poll_timer(cx, until).is_ready() {
             let _ = Pin::new(&mut self.client).poll_shutdown(cx);
             return Poll::Ready(Err(TunnelError::Unauthorized));
         }
@@ -260,20 +260,20 @@ where
 
     /// Returns what the gateway's answers, or the end of the wait for one, mean for the first message.
     fn poll_gate(&mut self, cx: &mut Context<'_>) -> GateChange {
-        if self.up.gate.is_none() {
+        if self.to_gateway.gate.is_none() {
             return GateChange::Unchanged;
         }
-        let change = self.up.observe_gateway(self.down.gateway_sent());
+        let change = self.to_gateway.observe_gateway(self.to_client.gateway_sent());
         if !matches!(change, GateChange::Unchanged) {
-            if self.up.gate.is_none() {
-                self.down.connect_response = None;
+            if self.to_gateway.gate.is_none() {
+                self.to_client.connect_response = None;
             }
             return change;
         }
-        if let Some((due, reason)) = self.up.gate.as_ref().and_then(|gate| gate.due())
+        if let Some((due, reason)) = self.to_gateway.gate.as_ref().and_then(|gate| gate.due())
             && self.poll_timer(cx, due).is_ready()
         {
-            self.up.refused = Some(policy_violation(reason));
+            self.to_gateway.refused = Some(policy_violation(reason));
             return GateChange::Progressed;
         }
         GateChange::Unchanged
@@ -281,12 +281,12 @@ where
 
     /// Notes which directions moved bytes, and moves the moment of rest accordingly.
     fn note_moved(&mut self) {
-        let (up, down) = (self.up.take_moved(), self.down.take_moved());
-        if up || down {
-            self.unanswered = !down;
+        let (from_client, from_gateway) = (self.to_gateway.take_moved(), self.to_client.take_moved());
+        if from_client || from_gateway {
+            self.unanswered = !from_gateway;
         }
         if let TunnelStage::AwaitingRest { limit, .. } = self.stage
-            && (up || down)
+            && (from_client || from_gateway)
         {
             self.stage = TunnelStage::AwaitingRest { limit, quiet_at: Instant::now() + self.rest() };
         }
