@@ -211,23 +211,61 @@ struct Outcome {
     trailers: usize,
 }
 
+/// What the client sends.
+struct Script {
+    /// What is read at once; `None` where the client pauses.
+    pieces: VecDeque<Option<Vec<u8>>>,
+    /// How many acts there are of each kind.
+    kinds: [usize; KINDS as usize],
+    /// How many streams they begin.
+    begun: usize,
+}
+
+impl Script {
+    fn new(size: u8, acts: &[u8]) -> Self {
+        let mut next = 1;
+        let mut bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
+        let mut pieces = VecDeque::new();
+        let mut kinds = [0; KINDS as usize];
+        for byte in acts.iter().take(200) {
+            kinds[usize::from(byte % KINDS)] += 1;
+            bytes.extend(act(*byte, &mut next));
+            // With the high bit, what follows comes later.
+            if byte & 0x80 != 0 {
+                pieces.extend(bytes.chunks(usize::from(size).max(1) * 8).map(|piece| Some(piece.to_vec())));
+                pieces.push_back(None);
+                bytes.clear();
+            }
+        }
+        pieces.extend(bytes.chunks(usize::from(size).max(1) * 8).map(|piece| Some(piece.to_vec())));
+        // Trailers may begin the first.
+        let begun = usize::try_from(next / 2).expect("few streams").max(usize::from(kinds[7] > 0));
+        Self { pieces, kinds, begun }
+    }
+}
+
+/// Asserts that each stream that `kinds` of acts began came to a request, a refused or a dropped head.
+fn assert_counted(
+    (kinds, begun): ([usize; KINDS as usize], usize),
+    requests: usize,
+    refused: &[HeadRefusal],
+    dropped: usize,
+    has_ended: bool,
+) {
+    let found = requests + refused.len() + dropped;
+    assert!(
+        // What comes after the end is not read.
+        if has_ended { found <= begun } else { found == begun },
+        "{requests} requests, {refused:?} and {dropped} dropped, of {begun} streams; has ended: {has_ended}"
+    );
+    let too_large = refused.iter().filter(|refused| **refused == HeadRefusal::TooLarge).count();
+    assert!(too_large <= kinds[6], "{too_large} refused as too large, of {}", kinds[6]);
+    assert!(has_ended || dropped <= kinds[8], "{dropped} dropped, and {} reset by the client", kinds[8]);
+}
+
 fn run(data: &[u8]) -> Outcome {
     let Some((&size, acts)) = data.split_first() else { return Outcome::default() };
-    let mut next = 1;
-    let mut bytes = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &[])].concat();
-    let mut pieces = VecDeque::new();
-    let mut kinds = [0; KINDS as usize];
-    for byte in acts.iter().take(200) {
-        kinds[usize::from(byte % KINDS)] += 1;
-        bytes.extend(act(*byte, &mut next));
-        // With the high bit, what follows comes later.
-        if byte & 0x80 != 0 {
-            pieces.extend(bytes.chunks(usize::from(size).max(1) * 8).map(|piece| Some(piece.to_vec())));
-            pieces.push_back(None);
-            bytes.clear();
-        }
-    }
-    pieces.extend(bytes.chunks(usize::from(size).max(1) * 8).map(|piece| Some(piece.to_vec())));
+    let Script { pieces, kinds, begun } = Script::new(size, acts);
     let written = Rc::<RefCell<Vec<u8>>>::default();
     let rounds = pieces.len() + ROUNDS;
     let mut left = rounds;
@@ -285,17 +323,7 @@ fn run(data: &[u8]) -> Outcome {
         take_refused(&mut refused);
     }
     let (requests, dropped) = (seen.borrow().len(), dropped.by_client + dropped.by_closing);
-    // Trailers may begin the first.
-    let begun = usize::try_from(next / 2).expect("few streams").max(usize::from(kinds[7] > 0));
-    let found = requests + refused.len() + dropped;
-    assert!(
-        // What comes after the end is not read.
-        if has_ended { found <= begun } else { found == begun },
-        "{requests} requests, {refused:?} and {dropped} dropped, of {begun} streams; has ended: {has_ended}"
-    );
-    let too_large = refused.iter().filter(|refused| **refused == HeadRefusal::TooLarge).count();
-    assert!(too_large <= kinds[6], "{too_large} refused as too large, of {}", kinds[6]);
-    assert!(has_ended || dropped <= kinds[8], "{dropped} dropped, and {} reset by the client", kinds[8]);
+    assert_counted((kinds, begun), requests, &refused, dropped, has_ended);
     Outcome { requests, refused, hints: check(&written.borrow()), trailers: trailers.get() }
 }
 

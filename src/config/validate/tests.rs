@@ -53,14 +53,16 @@ fn every_option_is_read() {
     }
 }
 
+/// Asserts that each set of flags has one problem, the line beside it.
+fn assert_problems(table: &[(&[&str], &str)]) {
+    for (words, problem) in table {
+        assert_eq!(problems(&flags(words)), [*problem], "{words:?}");
+    }
+}
+
 #[test]
-fn each_problem_is_one_line_that_names_the_option() {
-    for (words, problem) in [
-        (
-            &["serve-ca", "tls-cert=/a", "tls-key=/b"][..],
-            "--serve-ca: clients do not need loopgate's CA where the certificate is your own (tls.cert): leave one \
-             of the two out",
-        ),
+fn each_problem_of_an_address_is_one_line_that_names_the_option() {
+    assert_problems(&[
         (
             &["gateway=10.0.0.1:1"],
             "--gateway: \"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)",
@@ -106,6 +108,17 @@ fn each_problem_is_one_line_that_names_the_option() {
             "--listen-plain: 10.0.0.5:18443 of --listen-plain could take the address and port of bridge:18443 (--listen): \
              give each a port of its own",
         ),
+    ]);
+}
+
+#[test]
+fn each_other_problem_is_one_line_that_names_the_option() {
+    assert_problems(&[
+        (
+            &["serve-ca", "tls-cert=/a", "tls-key=/b"],
+            "--serve-ca: clients do not need loopgate's CA where the certificate is your own (tls.cert): leave one \
+             of the two out",
+        ),
         (&["tls-cert=a.pem"], "--tls-cert: needs --tls-key"),
         (&["tls-key=a.pem"], "--tls-key: needs --tls-cert"),
         (&["agent-cidr=0.0.0.0/0"], "--agent-cidr: \"0.0.0.0/0\" would make everyone an agent"),
@@ -144,9 +157,7 @@ fn each_problem_is_one_line_that_names_the_option() {
         ),
         (&["own-addresses=both"], "--own-addresses: \"both\" is not one of: external, agent"),
         (&["head-bytes=1"], "--head-bytes: \"1\" is not a number from 8192 to 16777216"),
-    ] {
-        assert_eq!(problems(&flags(words)), [problem], "{words:?}");
-    }
+    ]);
 }
 
 #[test]
