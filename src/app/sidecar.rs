@@ -20,6 +20,7 @@ use crate::admin::reload::{self, Outcome};
 use crate::admin::status::SandboxStatus;
 use crate::admin::{self, Admin, AdminState};
 use crate::config::{self, Config, live};
+use crate::discovery::docker::engine::Engine;
 use crate::discovery::{self, Namespace, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
@@ -79,14 +80,10 @@ impl Sidecar {
         let started = SystemTime::now();
         let (shutdown, late_shutdown) = (Shutdown::new(), Shutdown::new());
         let admin = config.admin.map(admin::bind).transpose()?;
-        let discovery_metrics = DiscoveryMetrics::default();
-        let engine = discovery::engine_of(&config, &late_shutdown);
-        let mut view = discovery::start(&config, engine.clone(), &discovery_metrics, &late_shutdown);
         let token = gateway_token::inherited(&config)?;
         parts::warn_of_unreadable_files(&config);
-        // Listeners and the certificate need the agents, addresses and names that discovery finds.
-        // If it does not answer in time, the sidecar starts without them, which grants nothing.
-        discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
+        let discovery_metrics = DiscoveryMetrics::default();
+        let (view, engine) = start_discovery(&config, &discovery_metrics, &late_shutdown).await;
 
         parts::verify_client_ca(&config)?;
         let names = follow_names(&config, view.clone(), &late_shutdown);
@@ -286,6 +283,20 @@ impl Sidecar {
         self.late_shutdown.begin();
         info!("stopped");
     }
+}
+
+/// Starts discovery, and waits for its first list; returns the view, and the engine where it is asked.
+async fn start_discovery(
+    config: &Config,
+    metrics: &DiscoveryMetrics,
+    shutdown: &Shutdown,
+) -> (watch::Receiver<Arc<View>>, Option<Engine>) {
+    let engine = discovery::engine_of(config, shutdown);
+    let mut view = discovery::start(config, engine.clone(), metrics, shutdown);
+    // Listeners and the certificate need the agents, addresses and names that discovery finds.
+    // If it does not answer in time, the sidecar starts without them, which grants nothing.
+    discovery::wait_until_ready(&mut view, DISCOVERY_TIMEOUT).await;
+    (view, engine)
 }
 
 /// Starts the proxy, and makes what limits its connections. The limits of `config` are lowered to
