@@ -72,6 +72,12 @@ fn into_request(head: GatewayHead, body: RequestBody, on_interim: OnInterim) -> 
     request
 }
 
+/// Returns how long the gateway may take to answer `head`.
+fn response_timeout(head: &GatewayHead, limits: &Limits) -> Duration {
+    // A path that the gateway could read as another one gets the default timeout.
+    normalized(head.path()).map_or(limits.request_timeout, |path| limits.request_timeout_of(&path))
+}
+
 /// How an attempt to send a request failed.
 #[derive(Clone, Copy, Debug)]
 enum Failure {
@@ -174,9 +180,7 @@ impl Upstream {
         let mut retry = (head.is_repeatable() && body.is_end_stream()).then(|| head.duplicate());
         let progress = body.progress();
         let give_up = started + limits.gateway_wait;
-        // A path that the gateway could read as another one gets the default timeout.
-        let response_timeout =
-            normalized(head.path()).map_or(limits.request_timeout, |path| limits.request_timeout_of(&path));
+        let response_timeout = response_timeout(&head, limits);
         let mut request = into_request(head, body, on_interim);
         async move {
             let mut since = started;
