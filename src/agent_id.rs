@@ -36,7 +36,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Returns its segment of the path.
+    /// Returns the segment that stands for it in the path of a SPIFFE id.
     fn segment(self) -> &'static str {
         match self {
             Self::Container => "docker",

@@ -73,7 +73,7 @@ pub struct SandboxStatus {
 }
 
 impl SandboxStatus {
-    /// Returns what is in force, and why not the rest.
+    /// Returns the restrictions of the process that are in force, and why the others are not.
     pub fn text(&self) -> String {
         let in_force: Vec<_> = [("seccomp", self.seccomp), ("landlock", self.landlock)]
             .into_iter()

@@ -18,7 +18,7 @@ pub enum Severity {
 }
 
 impl Severity {
-    /// Returns it in one word.
+    /// Returns the severity in one word, as `check` prints it.
     pub fn label(self) -> &'static str {
         match self {
             Self::Error => "error",

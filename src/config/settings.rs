@@ -91,7 +91,7 @@ pub struct ListenOn {
 }
 
 impl ListenOn {
-    /// The address, if the value names exactly one.
+    /// The address, if the value is one; `None` if it stands for addresses of the namespace.
     pub fn exact(&self) -> Option<IpAddr> {
         match self.addresses {
             ListenAddresses::Address(ip) => Some(ip),

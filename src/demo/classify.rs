@@ -18,7 +18,7 @@ pub(super) enum Class {
 }
 
 impl Class {
-    /// Returns it in one word.
+    /// Returns the class in one word.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Local => "local",

@@ -67,7 +67,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// How many trials failed.
+    /// The number of trials that failed.
     pub(super) fn failed(&self) -> usize {
         self.rows.iter().filter(|row| !row.failures.is_empty()).count()
     }

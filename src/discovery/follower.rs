@@ -103,7 +103,7 @@ impl<S: Source> Follower<S> {
         &self.source
     }
 
-    /// Returns whether the source can be reached.
+    /// Returns whether the source is followed, since when, and if not, why.
     pub fn state(&self) -> &SourceState {
         &self.state
     }

@@ -55,7 +55,7 @@ impl RequestRefusal {
         }
     }
 
-    /// Metric label and error code.
+    /// The reason in one word: the metric's label, and the code in the error response.
     pub fn label(self) -> &'static str {
         match self {
             Self::MissingHost => "missing_host",

@@ -30,7 +30,7 @@ impl Target {
         self.is_gateway
     }
 
-    /// Its address.
+    /// The address and port to connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

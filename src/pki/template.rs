@@ -42,7 +42,7 @@ impl Validity {
         Self { not_before: now - BACKDATE, not_after: now + life }
     }
 
-    /// Returns the middle of the validity.
+    /// Returns the moment at which half of the validity has passed.
     pub(super) fn middle(self) -> OffsetDateTime {
         self.not_before + (self.not_after - self.not_before) / 2
     }

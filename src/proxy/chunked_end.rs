@@ -42,7 +42,7 @@ impl Flushes {
         self.waker.wake();
     }
 
-    /// Returns how many there were.
+    /// Returns how many flushes there were since the connection began.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
     }

@@ -178,12 +178,12 @@ pub(super) struct RegistryGuard {
 }
 
 impl RegistryGuard {
-    /// The connection's number.
+    /// The number that stands for the connection in logs and `status`.
     pub(super) fn number(&self) -> u64 {
         self.number
     }
 
-    /// What tells the connection to close.
+    /// The signal that tells the connection to close.
     pub(super) fn close_signal(&self) -> &CloseSignal {
         &self.close_signal
     }

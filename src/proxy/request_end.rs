@@ -28,7 +28,7 @@ pub(super) enum RequestEnd {
 }
 
 impl RequestEnd {
-    /// The label.
+    /// The end in one word, for the access log, metrics and spans.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::Complete => "complete",

@@ -104,7 +104,7 @@ impl Session {
         }
     }
 
-    /// The client that `budget` is for, on the external lane.
+    /// The external client of the connection; `None` on the agent lane.
     fn own_client(&self) -> Option<IpAddr> {
         match &*self.lane {
             Lane::External(lane) => Some(lane.client),

@@ -47,7 +47,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns the label of the reason in the metric.
+    /// Returns the reason in one word, as the metric's label names it.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Slow(_) => "timeout",

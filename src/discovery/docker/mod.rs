@@ -108,7 +108,7 @@ impl Docker {
         }
     }
 
-    /// Returns whether the engine can be reached.
+    /// Returns whether the engine is followed, since when, and if not, why.
     pub fn state(&self) -> &SourceState {
         self.engine.state()
     }

@@ -52,7 +52,7 @@ impl Kubernetes {
         Self { api: Follower::new(api, metrics), pods: Vec::new() }
     }
 
-    /// Returns whether the API server can be reached.
+    /// Returns whether the API server is followed, since when, and if not, why.
     pub fn state(&self) -> &SourceState {
         self.api.state()
     }

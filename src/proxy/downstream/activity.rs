@@ -148,12 +148,12 @@ impl Activity {
         self.blocked.store(!all, Ordering::Relaxed);
     }
 
-    /// How the chunked body that hyper writes will end.
+    /// The end of the chunked body that hyper is writing, which trailers may replace.
     pub fn end(&self) -> &ChunkedEnd {
         &self.end
     }
 
-    /// Returns how many requests have begun.
+    /// Returns how many requests have begun since the connection did.
     pub fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
     }

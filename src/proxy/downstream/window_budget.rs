@@ -45,7 +45,7 @@ impl WindowBudget {
 }
 
 impl WindowLease {
-    /// The size of the window.
+    /// The size of the window in bytes.
     pub fn bytes(&self) -> u32 {
         u32::try_from(self.bytes).expect("at most MAX")
     }

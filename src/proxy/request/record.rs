@@ -88,7 +88,7 @@ impl RequestRecord {
         })
     }
 
-    /// When the request's head had been read.
+    /// The moment at which the request's head had been read.
     pub fn started(&self) -> Instant {
         self.started
     }

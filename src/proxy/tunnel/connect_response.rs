@@ -67,7 +67,7 @@ impl ConnectResponse {
         Self { pending, sent: GatewaySent::default(), lost: false, start: Vec::new(), skip: 0 }
     }
 
-    /// Returns what was learned so far.
+    /// Returns what the gateway has sent so far.
     pub fn sent(&self) -> GatewaySent {
         self.sent
     }

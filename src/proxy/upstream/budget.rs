@@ -375,7 +375,7 @@ impl Budget {
         }
     }
 
-    /// Returns the milliseconds after its epoch.
+    /// Returns the time since its epoch in milliseconds.
     fn millis(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX / 2)
     }

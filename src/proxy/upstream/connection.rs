@@ -124,7 +124,7 @@ impl UpstreamConnection {
         self.route
     }
 
-    /// How long it may be idle.
+    /// The time that it may be idle before it is closed.
     pub fn keep(&self) -> Duration {
         self.keep
     }

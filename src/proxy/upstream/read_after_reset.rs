@@ -41,12 +41,12 @@ impl StreamState {
         self.read.load(Ordering::Relaxed)
     }
 
-    /// When all that hyper wrote was taken by the socket.
+    /// The count of the moments at which the socket had taken all that hyper wrote.
     pub fn flushes(&self) -> &Flushes {
         &self.flushes
     }
 
-    /// How the body that hyper writes will end.
+    /// The end of the chunked body that hyper is writing, which trailers may replace.
     pub fn end(&self) -> &ChunkedEnd {
         &self.end
     }
