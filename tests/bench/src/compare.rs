@@ -14,6 +14,7 @@ use crate::goals;
 use crate::peer::{Peer, Programs, Surroundings, free_address};
 use crate::results::Results;
 use crate::scenario::{Extent, Scenario};
+use crate::stated;
 use crate::tls::Certificate;
 
 /// Files that a side needs besides two for each connection.
@@ -43,6 +44,9 @@ pub struct Compare {
     /// Where to write all samples.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// A document with a table of measurements, such as README.md: fail where loopgate is now more than 15 % worse beside the best peer.
+    #[arg(long)]
+    stated: Option<PathBuf>,
     /// loopgate's release build.
     #[arg(long)]
     loopgate: PathBuf,
@@ -96,6 +100,7 @@ impl Compare {
             self.rounds, self.workers, self.seconds
         );
         println!("{}", goals::table(&verdicts));
+        println!("{}", stated::table(&results));
         if let Some(file) = &self.json {
             let mut all = json!({
                 "machine": before,
@@ -112,7 +117,10 @@ impl Compare {
             }
             fs::write(file, format!("{all:#}\n"))?;
         }
-        if results.is_complete() { Ok(()) } else { Err(io::Error::other("not everything could be measured")) }
+        if !results.is_complete() {
+            return Err(io::Error::other("not everything could be measured"));
+        }
+        self.stated.as_deref().map_or(Ok(()), |document| hold_to(document, &results))
     }
 
     async fn measure(&self, around: &Surroundings, extent: Extent) -> Results {
@@ -153,6 +161,18 @@ impl Compare {
             traefik: find(&self.traefik),
         }
     }
+}
+
+/// Prints how `results` stand to the table in `document`.
+///
+/// # Errors
+/// A row is worse than stated, or the table can't be read.
+fn hold_to(document: &Path, results: &Results) -> io::Result<()> {
+    let named = |error| io::Error::other(format!("{}: {error}", document.display()));
+    let text = fs::read_to_string(document).map_err(|error| named(error.to_string()))?;
+    let (report, good) = stated::compare(&text, results).map_err(named)?;
+    println!("{report}");
+    if good { Ok(()) } else { Err(named("loopgate is slower or larger beside the best peer than this says".into())) }
 }
 
 /// The whole path of `program`, since the sides run in a directory of their own; a bare name is

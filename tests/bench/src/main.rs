@@ -10,6 +10,7 @@ mod peer;
 mod process;
 mod results;
 mod scenario;
+mod stated;
 mod tls;
 mod websocket;
 
