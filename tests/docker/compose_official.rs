@@ -131,7 +131,7 @@ impl Drop for Directory {
             let logs = self.sh("docker compose logs --no-color 2>&1 | tail -n 200");
             eprintln!("{}", String::from_utf8_lossy(&logs.stdout));
         }
-        self.sh("docker compose --profile '*' down --volumes --timeout 1");
+        self.sh("docker compose --profile '*' down --volumes --remove-orphans --timeout 1");
     }
 }
 

@@ -67,12 +67,20 @@ impl Project {
         files.push("../tests/docker/compose.openclaw.yaml");
         let number = PROJECTS.fetch_add(1, Ordering::Relaxed);
         let name = format!("loopgate-test-{}-p{number}", std::process::id());
-        let front = format!("10.202.{}", (std::process::id() + number) % 256);
         let secrets = tempfile::tempdir().unwrap();
         std::fs::write(secrets.path().join("gateway-token"), openclaw::TOKEN).unwrap();
-        let project = Self { compose, files, name, tree: openclaw::tree(openclaw::NEW)?, secrets, front };
-        project.must(&["up", "--detach"]);
-        Some(project)
+        let tree = openclaw::tree(openclaw::NEW)?;
+        let mut project = Self { compose, files, name, tree, secrets, front: String::new() };
+        for third in 0..=u8::MAX {
+            project.front = format!("10.202.{}", (std::process::id() + number + u32::from(third)) % 256);
+            match project.attempt(&["up", "--detach"]) {
+                Ok(_) => return Some(project),
+                // Of another run, or of one that was killed.
+                Err(why) if why.contains("overlaps") => {}
+                Err(why) => panic!("{why}"),
+            }
+        }
+        panic!("no subnet of 10.202.0.0/16 is free");
     }
 
     /// A service's container. Unlike others it isn't removed by being dropped, but with its project.
@@ -123,10 +131,17 @@ impl Project {
     ///
     /// If it fails.
     pub fn must(&self, arguments: &[&str]) -> String {
+        self.attempt(arguments).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    /// What compose printed, trimmed, or why it failed.
+    fn attempt(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.run(arguments);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        assert!(output.status.success(), "{:?} {arguments:?}: {}", self.compose, text(&output.stderr));
-        text(&output.stdout)
+        if output.status.success() {
+            return Ok(text(&output.stdout));
+        }
+        Err(format!("{:?} {arguments:?}: {}", self.compose, text(&output.stderr)))
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -161,7 +176,7 @@ impl Drop for Project {
         if std::thread::panicking() {
             eprintln!("--- {}\n{}", self.name, String::from_utf8_lossy(&self.run(&["logs", "--no-color"]).stdout));
         }
-        self.run(&["down", "--volumes", "--timeout", "1"]);
+        self.run(&["down", "--volumes", "--remove-orphans", "--timeout", "1"]);
         let _ = attempt(&["image", "rm", &format!("{}-agent", self.name)]);
     }
 }

@@ -8,7 +8,7 @@ import time
 import traceback
 
 from commands import ROOT, block, commands
-from places import IMAGES, TOKEN, Compose, Containers, Here, Machine, Official, Service
+from places import IMAGES, TOKEN, Compose, Containers, Here, Machine, Official, Service, left_behind
 
 
 class Stays:
@@ -263,12 +263,26 @@ def main() -> int:
             except Exception as error:
                 failed += 1
                 print(f"FAILED to end {type(place).__name__}: {error}", flush=True)
+    for name in left_behind():
+        failed += 1
+        print(f"FAILED to remove {name}", flush=True)
     print(f"{count} commands run, {failed} failed")
     return 1 if failed or not count else 0
 
 
+def leave_at_signals() -> None:
+    """Cleans up at a signal too, and lets no second one interrupt that."""
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def leave(*_):
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(1)
+
+    for number in signals:
+        signal.signal(number, leave)
+
+
 if __name__ == "__main__":
-    # Clean up at a signal too.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(1))
+    leave_at_signals()
     sys.exit(main())

@@ -1,5 +1,7 @@
 """Where commands run: containers that act as machines, directories of this machine, and stand-ins for images."""
 
+import functools
+import ipaddress
 import itertools
 import os
 import re
@@ -21,6 +23,8 @@ IMAGES = {"ghcr.io/loopgate/loopgate:0.1.0": "loopgate-test/loopgate", "ghcr.io/
 PATIENCE = 300
 # For names that no two places have.
 NUMBERS = itertools.count(1)
+# What the names of this run's containers, networks and volumes begin with.
+PREFIX = f"loopgate-docs-{os.getpid()}-"
 
 
 def sh(*command: str, **more) -> str:
@@ -36,6 +40,30 @@ def eventually(what: str, happened) -> None:
     while not happened():
         assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
         time.sleep(0.5)
+
+
+def free_front() -> str:
+    """The first three numbers of a network that overlaps none of the engine's: a run that was killed may have left some."""
+    shown = sh("docker", "network", "inspect", "--format", "{{range .IPAM.Config}}{{.Subnet}} {{end}}", *sh("docker", "network", "ls", "--quiet").split())
+    taken = [ipaddress.ip_network(subnet) for subnet in shown.split() if ":" not in subnet]
+    for third in range(256):
+        front = f"10.203.{(os.getpid() + third) % 256}"
+        if not any(ipaddress.ip_network(f"{front}.0/29").overlaps(other) for other in taken):
+            return front
+    raise AssertionError("no subnet of 10.203.0.0/16 is free")
+
+
+def remove_project(name: str) -> None:
+    """Removes a project by its name alone, whichever of its files it was started with, and containers of `docker compose run` too."""
+    # Not where a compose file is.
+    sh("docker", "compose", "--project-name", name, "down", "--volumes", "--remove-orphans", "--timeout", "1", cwd="/")
+
+
+def left_behind() -> list[str]:
+    """What this run has created on the engine and not removed."""
+    lists = {"container": ["ps", "--all", "--format", "{{.Names}}"], "network": ["network", "ls", "--format", "{{.Name}}"],
+             "volume": ["volume", "ls", "--format", "{{.Name}}"]}
+    return [f"{kind} {name}" for kind, command in lists.items() for name in sh("docker", *command).split() if name.startswith(PREFIX)]
 
 
 class Place:
@@ -184,7 +212,11 @@ class Compose(Here):
     def __init__(self, openclaw: str, replace: dict[str, str] = {}, up: bool = False):
         super().__init__("docker", replace)
         self.openclaw, self.up = openclaw, up
-        self.name = f"loopgate-docs-{os.getpid()}-{next(NUMBERS)}"
+        self.name = f"{PREFIX}{next(NUMBERS)}"
+
+    @functools.cached_property
+    def front(self) -> str:
+        return free_front()
 
     def make(self):
         super().make()
@@ -235,16 +267,11 @@ class Compose(Here):
             "OPENCLAW_TREE": os.environ[self.openclaw],
             "HTTP_PUBLISH": "127.0.0.1:",
             "HTTPS_PUBLISH": "127.0.0.1:",
-            # Not a fixed one: the network of a run that was killed would be in the way of all later ones.
-            "FRONT": f"10.203.{os.getpid() % 256}",
+            "FRONT": self.front,
         }
 
     def remove(self):
-        for files in (["compose.yaml", "compose.caddy.yaml"], ["compose.yaml"]):
-            arguments = [part for file in files for part in ("-f", file)]
-            if (self.directory() / files[-1]).exists():
-                command = ["docker", "compose", *arguments, "down", "--volumes", "--timeout", "1"]
-                subprocess.run(command, cwd=self.directory(), env={**os.environ, **self.environment()}, capture_output=True)
+        remove_project(self.name)
         subprocess.run(["docker", "image", "rm", f"{self.name}-agent"], capture_output=True)
         super().remove()
 
@@ -274,12 +301,6 @@ class Official(Compose):
     def wait(self) -> None:
         command = "docker compose -f docker-compose.yml -f compose.loopgate.yaml exec -T loopgate /loopgate healthcheck"
         eventually("loopgate and its gateway are ready", lambda: self.succeeds(command))
-
-    def remove(self):
-        files = ["-f", "docker-compose.yml", "-f", "compose.loopgate.yaml"]
-        subprocess.run(["docker", "compose", *files, "down", "--volumes", "--timeout", "1"], cwd=self.directory(),
-                       env={**os.environ, **self.environment()}, capture_output=True)
-        Here.remove(self)
 
 
 class Service(Place):
@@ -325,7 +346,7 @@ class Machine(Place):
         super().__init__()
         self.openclaw, self.configuration, self.setup, self.beside = openclaw, configuration, setup, beside
         self.starts = 0
-        self.name = f"loopgate-docs-{os.getpid()}-{next(NUMBERS)}"
+        self.name = f"{PREFIX}{next(NUMBERS)}"
         self.network = beside.network if beside else self.name
         self.shared = beside.shared if beside else f"{self.name}-shared"
 

@@ -2,7 +2,8 @@
 # dockerd.sh start|stop|status: a Docker Engine if none runs, without systemd.
 #
 # `start` reuses an engine that answers on the default socket, else installs Debian's and starts it, and prints the socket. `stop` stops
-# only what `start` started; its images stay in the cache.
+# only what `start` started; its images stay in the cache. An engine that `start` starts has only images: containers, networks and volumes
+# that a killed run of the tests has left in the cache are removed.
 . "$(dirname "$0")/lib.sh"
 
 socket=${TEST_DOCKER_SOCKET:-/var/run/docker.sock}
@@ -11,6 +12,14 @@ answers() { curl -fsS -m 2 --unix-socket "$socket" http://docker/_ping >/dev/nul
 # runs NAME FILE: whether the pid in FILE is a running NAME, and neither a reused number nor a zombie.
 runs() { [ -s "$2" ] && [ "$(ps -o comm= -p "$(cat "$2")" 2>/dev/null)" = "$1" ] && ! ps -o stat= -p "$(cat "$2")" | grep -q '^Z'; }
 alive() { runs dockerd "$engine/pid"; }
+
+# Some of the containers would restart with the engine, and networks would be in the way of new ones.
+remove_leftovers() {
+  export DOCKER_HOST=unix://$socket
+  docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes
+  docker network prune --force
+  docker volume ls --quiet | xargs --no-run-if-empty docker volume rm --force
+}
 
 start() {
   answers && { echo "$socket"; return; }
@@ -24,7 +33,12 @@ start() {
     >"$engine/log" 2>&1 </dev/null &
   local dockerd=$!
   for _ in $(seq 300); do
-    answers && { say "dockerd $(cat "$engine/pid") started"; echo "$socket"; return; }
+    if answers; then
+      say "dockerd $(cat "$engine/pid") started"
+      remove_leftovers >&2 || say "not all that an earlier run left could be removed"
+      echo "$socket"
+      return
+    fi
     kill -0 "$dockerd" 2>/dev/null || break
     sleep 0.1
   done
