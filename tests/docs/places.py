@@ -349,6 +349,10 @@ class Machine(Place):
         self.name = f"{PREFIX}{next(NUMBERS)}"
         self.network = beside.network if beside else self.name
         self.shared = beside.shared if beside else f"{self.name}-shared"
+        # Machines on its network, which is removed with it. Actions after commands may have created them again.
+        self.neighbours = []
+        if beside:
+            beside.neighbours.append(self)
 
     def needs(self):
         return [self, self.beside] if self.beside else [self]
@@ -409,6 +413,8 @@ class Machine(Place):
         super().interrupt()
 
     def remove(self):
+        for neighbour in self.neighbours:
+            neighbour.end()
         subprocess.run(["docker", "rm", "--force", "--volumes", self.name], capture_output=True)
         if not self.beside:
             subprocess.run(["docker", "network", "rm", self.network], capture_output=True)
