@@ -34,6 +34,13 @@ def sh(*command: str, **more) -> str:
     return done.stdout.strip()
 
 
+def kill(process: subprocess.Popen) -> None:
+    """Kills a command that still runs, with its children: after the run's end it must create nothing."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def eventually(what: str, happened) -> None:
     """Waits until `happened` is true."""
     deadline = time.monotonic() + PATIENCE
@@ -92,7 +99,8 @@ class Place:
         script = f"set -euo pipefail\n{self.profile}\n{command}"
         environment = {**os.environ, **self.environment()}
         return subprocess.Popen(
-            [*self.shell(), script], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=self.directory()
+            [*self.shell(), script], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=self.directory(),
+            start_new_session=True,
         )
 
     def directory(self) -> Path | None:
@@ -108,7 +116,8 @@ class Place:
                 status = process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 status = "no end"
-                process.kill()
+            finally:
+                kill(process)
             output.seek(0)
             text = output.read()
         assert status == 0, f"exit status {status}:\n{text}"
@@ -118,14 +127,13 @@ class Place:
         """Runs a command until it has printed `text`; with `keep` it stays running."""
         output = tempfile.NamedTemporaryFile("w+")
         process = self.start(command, output)
+        self.running.append((process, output))
         said = lambda: Path(output.name).read_text()
         try:
             eventually(f"it says {text!r}", lambda: text in said() or process.poll() is not None)
         except AssertionError as error:
-            process.kill()
             raise AssertionError(f"{error}; it said:\n{said()}") from None
         assert text in said(), f"it ended with {process.poll()}, and said:\n{said()}"
-        self.running.append((process, output))
         if not keep:
             self.interrupt()
 
@@ -136,7 +144,7 @@ class Place:
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
-                process.kill()
+                kill(process)
             output.close()
         self.running = []
 
