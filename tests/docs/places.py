@@ -140,7 +140,9 @@ class Place:
     def interrupt(self) -> None:
         """Stops the commands that still run."""
         for process, output in self.running:
-            process.send_signal(signal.SIGINT)
+            if process.poll() is None:
+                # As a terminal does.
+                os.killpg(process.pid, signal.SIGINT)
             try:
                 process.wait(30)
             except subprocess.TimeoutExpired:
