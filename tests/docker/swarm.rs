@@ -1,5 +1,5 @@
-//! docker/stack.yaml with the real gateway, on a swarm of one node. `tests/run engines` runs it, on
-//! an engine that no other test uses.
+//! docker/stack.yaml with the real gateway, on a swarm of one node: `tests/run swarm` on the engine of the other tests, `tests/run
+//! engines` on today's.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -17,10 +17,22 @@ const FILES: [&str; 3] = ["stack.yaml", "stack.agent.yaml", "../tests/docker/sta
 /// The overlay network of the stack, which stack.yaml names so.
 const SUBNET: &str = "10.77.0.";
 
-/// A stack that is removed in the end, with its volumes, configs and secret.
-struct Stack;
+/// The network that `docker swarm init` adds to an engine, and `docker swarm leave` leaves there.
+const BRIDGE: &str = "docker_gwbridge";
+
+/// A swarm with a stack, both removed in the end, with the stack's volumes, configs and secret.
+struct Stack {
+    had_bridge: bool,
+}
 
 impl Stack {
+    /// Makes a swarm of the engine.
+    fn start() -> Self {
+        let had_bridge = attempt(&["network", "inspect", BRIDGE]).is_ok();
+        docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]);
+        Self { had_bridge }
+    }
+
     fn deploy(files: &[&str]) {
         let mut command = Command::new("docker");
         command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/docker")).args([
@@ -69,16 +81,22 @@ impl Drop for Stack {
         }
         let _ = attempt(&["swarm", "leave", "--force"]);
         for volume in ["gateway-home", "docker-filter", "agent-home"] {
-            let name = format!("{STACK}_{volume}");
-            // Tasks end some time after the swarm does.
-            for _ in 0..100 {
-                if attempt(&["volume", "rm", "--force", &name]).is_ok() {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(200));
-            }
+            remove_once_unused(&["volume", "rm", "--force", &format!("{STACK}_{volume}")]);
+        }
+        if !self.had_bridge {
+            remove_once_unused(&["network", "rm", BRIDGE]);
         }
         let _ = attempt(&["image", "rm", IMAGE]);
+    }
+}
+
+/// Repeats the command for up to 20 s: tasks end some time after the swarm does.
+fn remove_once_unused(command: &[&str]) {
+    for _ in 0..100 {
+        if attempt(command).is_ok() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
     }
 }
 
@@ -96,7 +114,7 @@ fn is_let_in(container: &Running) -> bool {
 }
 
 #[test]
-#[ignore = "makes a swarm of the engine that it runs on: tests/run engines"]
+#[ignore = "makes a swarm of the engine that it runs on: tests/run swarm"]
 fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certificate() {
     let engine = crate::engine::Engine::start().expect("an engine with the images");
     let directory = tempfile::tempdir().unwrap();
@@ -115,8 +133,7 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
         output(command.args(build).args(["--build-arg", &base, "--tag", IMAGE, "docker"])).expect("docker can be run");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
 
-    docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]);
-    let stack = Stack;
+    let stack = Stack::start();
     let node = docker(&["info", "--format", "{{.Swarm.NodeID}}"]);
     docker(&["node", "update", "--label-add", "claw=true", &node]);
     let token = directory.path().join("token");
