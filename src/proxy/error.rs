@@ -50,9 +50,12 @@ pub enum Error {
     /// The client did not go on with its body.
     #[error("the client sent nothing of its body for {0:?}")]
     RequestBodyTimeout(Duration),
-    /// The client's body is malformed, or broke off.
-    #[error("the client's body is malformed or broke off")]
+    /// The client's body is malformed.
+    #[error("the client's body is malformed")]
     BadRequestBody(#[source] hyper::Error),
+    /// The client left before the end of its body: there is no one to answer.
+    #[error("the client left before the end of its body")]
+    ClientLeft(#[source] hyper::Error),
 }
 
 impl Error {
@@ -80,7 +83,7 @@ impl Error {
             | Self::BadUpgradeResponse => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::RequestBodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::BadRequestBody(_) => StatusCode::BAD_REQUEST,
+            Self::BadRequestBody(_) | Self::ClientLeft(_) => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -100,6 +103,7 @@ impl Error {
             Self::GatewayTimeout(_) => "gateway_timeout",
             Self::RequestBodyTimeout(_) => "request_body_timeout",
             Self::BadRequestBody(_) => "bad_body",
+            Self::ClientLeft(_) => "client_gone",
         }
     }
 
@@ -121,7 +125,8 @@ impl Error {
             Self::GatewayTransferEncoding => "The Transfer-Encoding of the gateway's response is not supported.",
             Self::GatewayTimeout(_) => "The gateway did not answer in time.",
             Self::RequestBodyTimeout(_) => "The request's body did not arrive in time.",
-            Self::BadRequestBody(_) => "The request's body is malformed or broke off.",
+            Self::BadRequestBody(_) => "The request's body is malformed.",
+            Self::ClientLeft(_) => "The request's body broke off.",
         }
     }
 
@@ -134,6 +139,7 @@ impl Error {
                 | Self::TooManyRequests(_)
                 | Self::RequestBodyTimeout(_)
                 | Self::BadRequestBody(_)
+                | Self::ClientLeft(_)
         )
     }
 }

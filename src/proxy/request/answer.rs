@@ -1,6 +1,5 @@
 //! Answers a request: with the gateway's response, or with an error of loopgate's.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use http::header::CONNECTION;
@@ -13,19 +12,27 @@ use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::labels::Protocol;
 use crate::proxy::downstream::head_tracker::InterimSender;
+use crate::proxy::error::Error;
 use crate::proxy::session::Session;
 
 /// Answers `request`, whose interim responses `interims` sends.
+///
+/// # Errors
+/// The client left before the end of its body. hyper then ends the connection or resets the stream.
 pub async fn answer(
     session: Arc<Session>,
     request: Request<Incoming>,
     interims: InterimSender,
-) -> Result<Response<ResponseBody>, Infallible> {
+) -> Result<Response<ResponseBody>, Error> {
     let wanted = Wanted::by(&request);
     let record = RequestRecord::new(&session, &request, interims.clone());
     let ForwardOutcome { mut must_close, result } = forward(&session, request, interims, &record).await;
     let mut response = match result {
         Ok(response) => response,
+        Err(error @ Error::ClientLeft(_)) => {
+            record.note_client_left(&error);
+            return Err(error);
+        }
         Err(error) => {
             let request_id = record.note_failure(&error);
             let response = error_response(&error, wanted, &request_id, &record);

@@ -196,7 +196,8 @@ async fn exchange(
     // hyper sends 100 over HTTP/1.1 as soon as the body is read.
     let h2_interims = || interims.clone().filter(InterimSender::is_h2);
     let (gate, continue_signal) = expects_continue.then(|| ContinueGate::new(h2_interims())).unzip();
-    let body = RequestBody::new(incoming, rules, gate, counters.received.clone(), &session.shared.shutdown);
+    let body =
+        RequestBody::new(incoming, session.protocol, rules, gate, counters.received.clone(), &session.shared.shutdown);
     let progress = if expects_continue { body.progress() } else { None };
     let on_interim = OnInterim { continue_signal, interims: interims.clone() };
     let sending = pin!(session.shared.upstream.send(head, body, on_interim, permit, &session.settings.limits, started));

@@ -160,6 +160,15 @@ impl RequestRecord {
         request_id
     }
 
+    /// Notes that the client left before the end of its body.
+    pub fn note_client_left(&self, error: &Error) {
+        let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
+        debug!(
+            connection, %peer, lane, request_id = self.request_id(), error = error_chain(error),
+            "the client left before the end of its body"
+        );
+    }
+
     /// Counts a refusal, and writes it to the audit log.
     fn count_refusal(&self, reason: &'static str, request_id: &str) {
         let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());

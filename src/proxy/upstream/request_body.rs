@@ -1,6 +1,7 @@
 //! A client's body on its way to the gateway: nothing is buffered whole, and trailers are scrubbed.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,6 +17,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::time::{Instant, Sleep};
 
 use super::read_after_reset::StreamState;
+use crate::labels::Protocol;
 use crate::lane::{Rules, scrub_trailers};
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::shutdown::Shutdown;
@@ -33,6 +35,7 @@ pub struct RequestBody(Option<Box<Upload>>);
 struct Upload {
     /// `None` once it is being discarded.
     incoming: Option<Incoming>,
+    protocol: Protocol,
     rules: Arc<Rules>,
     shutdown: Shutdown,
     progress: Arc<Progress>,
@@ -50,9 +53,10 @@ impl RequestBody {
         Self(None)
     }
 
-    /// Passes on `incoming`; with `gate` it is read only once the gateway wants it.
+    /// Passes on `incoming`, which comes over `protocol`; with `gate` it is read only once the gateway wants it.
     pub fn new(
         incoming: Incoming,
+        protocol: Protocol,
         rules: Arc<Rules>,
         gate: Option<ContinueGate>,
         received: Counter,
@@ -63,6 +67,7 @@ impl RequestBody {
         }
         Self(Some(Box::new(Upload {
             incoming: Some(incoming),
+            protocol,
             rules,
             shutdown: shutdown.clone(),
             progress: Arc::default(),
@@ -116,9 +121,9 @@ impl Drop for Upload {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BrokenBody;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenBody>>> {
         let Some(upload) = &mut self.0 else { return Poll::Ready(None) };
         let Some(incoming) = &mut upload.incoming else { return Poll::Ready(None) };
         if let (Some((trailers, since)), Some(stream)) = (&upload.trailers, &upload.stream) {
@@ -135,14 +140,19 @@ impl Body for RequestBody {
             upload.progress.waiting_for_client.store(true, Ordering::Relaxed);
             return Poll::Pending;
         };
-        match frame {
-            Some(Err(_)) => upload.progress.broken.store(true, Ordering::Relaxed),
-            _ => upload.progress.note_piece(),
-        }
         let frame = match frame {
             Some(Ok(frame)) => frame,
-            other => return Poll::Ready(other),
+            None if upload.protocol == Protocol::Http1 || incoming.is_end_stream() => {
+                upload.progress.note_piece();
+                return Poll::Ready(None);
+            }
+            broken => {
+                let broken = broken.and_then(Result::err).map_or(BrokenBody::Reset, BrokenBody::Hyper);
+                upload.progress.note_broken(&broken);
+                return Poll::Ready(Some(Err(broken)));
+            }
         };
+        upload.progress.note_piece();
         let mut trailers = match frame.into_trailers() {
             Ok(trailers) => trailers,
             Err(frame) => {
@@ -169,6 +179,41 @@ impl Body for RequestBody {
     }
 }
 
+/// Why a body has no end.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokenBody {
+    #[error(transparent)]
+    Hyper(hyper::Error),
+    /// The client reset the stream with NO_ERROR, which hyper takes for the end of the body
+    /// (`hyper/src/body/incoming.rs`): it is one of a response only (RFC 9113 section 8.1).
+    #[error("the client reset the stream")]
+    Reset,
+}
+
+impl BrokenBody {
+    /// Returns whether the client left, rather than sent something malformed.
+    fn has_client_left(&self) -> bool {
+        match self {
+            Self::Hyper(error) => is_by_leaving(error),
+            Self::Reset => true,
+        }
+    }
+}
+
+/// Returns whether an error of a body that hyper reads, or one of its causes, is the end of the connection or a reset of
+/// the stream by the client.
+fn is_by_leaving(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<h2::Error>() {
+        return error.is_io() || error.is_remote();
+    }
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        // hyper's decoder calls what is malformed so. rustls, too, but then it is the connection that has failed.
+        let is_malformed = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
+        return !is_malformed || error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>());
+    }
+    error.source().is_none_or(is_by_leaving)
+}
+
 /// How far a body has come, for the deadline of the response.
 #[derive(Debug)]
 pub struct Progress {
@@ -177,6 +222,7 @@ pub struct Progress {
     last_piece: AtomicU64,
     waiting_for_client: AtomicBool,
     broken: AtomicBool,
+    client_left: AtomicBool,
 }
 
 impl Default for Progress {
@@ -186,6 +232,7 @@ impl Default for Progress {
             last_piece: AtomicU64::new(0),
             waiting_for_client: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            client_left: AtomicBool::new(false),
         }
     }
 }
@@ -203,9 +250,19 @@ impl Progress {
         (after > 0).then(|| self.created + Duration::from_millis(after))
     }
 
+    fn note_broken(&self, why: &BrokenBody) {
+        self.client_left.store(why.has_client_left(), Ordering::Relaxed);
+        self.broken.store(true, Ordering::Release);
+    }
+
+    /// Returns whether the client left before the end of the body.
+    pub fn has_client_left(&self) -> bool {
+        self.client_left.load(Ordering::Relaxed)
+    }
+
     /// Returns whether the body is malformed, or the client broke off.
     pub fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Relaxed)
+        self.broken.load(Ordering::Acquire)
     }
 
     /// Returns whether the next piece is wanted and has not come.
@@ -254,5 +311,31 @@ impl ContinueGate {
             interims.send(StatusCode::CONTINUE, &HeaderMap::new());
         }
         Poll::Ready(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_malformed_is_told_from_a_client_that_left() {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, InvalidData, InvalidInput, TimedOut, UnexpectedEof};
+        for (kind, left) in [
+            (UnexpectedEof, true),
+            (ConnectionReset, true),
+            (ConnectionAborted, true),
+            (TimedOut, true),
+            (InvalidInput, false),
+            (InvalidData, false),
+        ] {
+            assert_eq!(is_by_leaving(&io::Error::from(kind)), left, "{kind}");
+            assert_eq!(is_by_leaving(&io::Error::new(kind, "text")), left, "{kind}");
+        }
+        assert!(is_by_leaving(&io::Error::new(InvalidData, rustls::Error::DecryptError)), "TLS has failed");
+        let nested = io::Error::other(crate::proxy::error::Error::GatewayUnavailable(InvalidData.into()));
+        assert!(is_by_leaving(&nested), "the outermost counts");
+        assert!(!is_by_leaving(&h2::Error::from(h2::Reason::PROTOCOL_ERROR)));
+        assert!(BrokenBody::Reset.has_client_left());
     }
 }

@@ -217,9 +217,8 @@ impl Upstream {
                         let failure = Failure::Broken { is_final, is_repeatable: retry.is_some() };
                         let pause = after_failure(failure, connection.is_reused());
                         let (Some(pause), Some(head)) = (pause, retry.take()) else {
-                            return Err(
-                                Box::pin(self.why_broken(error, is_bad_body, connection.has_read(), route)).await
-                            );
+                            let has_read = connection.has_read();
+                            return Err(Box::pin(self.why_broken(error, progress.as_deref(), has_read, route)).await);
                         };
                         retry = connection.is_reused().then(|| head.duplicate());
                         only_new_connections = true;
@@ -238,9 +237,15 @@ impl Upstream {
     }
 
     /// Returns why an exchange along `route` broke with `error`, where it is not repeated.
-    async fn why_broken(&self, error: hyper::Error, is_bad_body: bool, has_read: bool, route: Route) -> Error {
-        if is_bad_body {
-            return Error::BadRequestBody(error);
+    async fn why_broken(
+        &self,
+        error: hyper::Error,
+        progress: Option<&Progress>,
+        has_read: bool,
+        route: Route,
+    ) -> Error {
+        if let Some(progress) = progress.filter(|progress| progress.is_broken()) {
+            return if progress.has_client_left() { Error::ClientLeft(error) } else { Error::BadRequestBody(error) };
         }
         if error.is_parse_too_large() {
             return Error::GatewayHeadTooLarge;

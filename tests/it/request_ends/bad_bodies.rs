@@ -1,14 +1,15 @@
-//! Bodies over HTTP/2 that are malformed, whenever that is seen.
+//! Bodies over HTTP/2 that are malformed, whenever that is seen, and bodies that the client does not finish.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::{Ends, counts};
-use crate::harness::OUTSIDER;
+use crate::harness::{OUTSIDER, request};
 use loopgate_test_support::raw_h2::{
-    DATA, END_HEADERS, END_STREAM, HEADERS, RawH2, block, field, frame, request_block,
+    DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, RawH2, block, field, frame, request_block,
 };
+use tokio::io::AsyncWriteExt;
 
 #[tokio::test]
 async fn a_body_for_which_its_stream_is_reset_has_one_label_however_early_it_comes() {
@@ -40,5 +41,73 @@ async fn a_body_for_which_its_stream_is_reset_has_one_label_however_early_it_com
     }
     for line in ends.check(&sidecar, &counts(vec!["bad_body"; count])).await {
         assert_eq!((&line["status"], &line["path"]), (&Value::Null, &"/echo".into()), "{line}");
+    }
+}
+
+/// How a client leaves.
+#[derive(Clone, Copy, Debug)]
+enum Leaves {
+    /// By `close_notify` and FIN; it reads on.
+    Finishing,
+    /// By a reset of TCP.
+    Resetting,
+    /// By the end of TCP without `close_notify`.
+    Dropping,
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_end_of_its_body_is_gone_and_gets_no_status() {
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&[], "").await;
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let mut count = 0;
+    for (fields, body) in [
+        ("Content-Length: 10\r\n", "hello"),
+        (chunked, "5\r\nhello\r\n"),
+        (chunked, "5\r\nhel"),
+        (chunked, "5"),
+        (chunked, "5\r\nhello\r\n0\r\n"),
+        (chunked, "5\r\nhello\r\n0\r\nX-A: b\r\n"),
+    ] {
+        for leaves in [Leaves::Finishing, Leaves::Resetting, Leaves::Dropping] {
+            let mut client = sidecar.h1(OUTSIDER).await;
+            client.send(request("POST /echo", fields) + body).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            match leaves {
+                Leaves::Finishing => {
+                    client.stream.shutdown().await.unwrap();
+                    assert_eq!(client.rest().await, b"", "{fields} {body}");
+                }
+                Leaves::Resetting => client.stream.get_ref().0.set_zero_linger().unwrap(),
+                Leaves::Dropping => client.stream.get_mut().0.shutdown().await.unwrap(),
+            }
+            drop(client);
+            count += 1;
+        }
+    }
+    let begun =
+        [frame(HEADERS, END_HEADERS, 1, &request_block("POST", "/echo", &[])), frame(DATA, 0, 1, b"hello")].concat();
+    // A reset without an error must not look like the end of the body either.
+    for code in [None, Some(0_u32), Some(1), Some(2), Some(8)] {
+        for pause in [0, 100] {
+            let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+            client.send(&begun).await;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            if let Some(code) = code {
+                client.send(&frame(RST_STREAM, 0, 1, &code.to_be_bytes())).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            count += 1;
+        }
+    }
+    for line in ends.check(&sidecar, &counts(vec!["client_gone"; count])).await {
+        // What is reset at once may not be a request yet.
+        assert_eq!((&line["status"], &line["bytes"]), (&Value::Null, &0.into()), "{line}");
+    }
+    let metrics = sidecar.get("/metrics", "127.0.0.1");
+    let counted: Vec<_> = metrics.lines().filter(|line| line.contains("status=\"400\"")).collect();
+    assert!(counted.iter().all(|line| line.ends_with(" 0")), "{counted:?}");
+    for received in sidecar.gateway.requests() {
+        assert!(received.truncated, "the gateway took it for whole: {received:?}");
     }
 }
