@@ -1,16 +1,25 @@
 //! Shutdown: one token asks all tasks to end, a tracker waits for them, and a deadline limits the wait.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TrackedFuture;
 
 /// Spawns tracked tasks and asks them to end. Clones share one token and one tracker.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
-    token: CancellationToken,
+    tokens: Arc<Tokens>,
     tasks: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct Tokens {
+    /// Cancelled when the shutdown begins.
+    begun: CancellationToken,
+    /// Cancelled when it must not take longer.
+    aborted: CancellationToken,
 }
 
 impl Shutdown {
@@ -21,22 +30,33 @@ impl Shutdown {
 
     /// Asks all tasks to end. Further calls have no effect.
     pub fn begin(&self) {
-        self.token.cancel();
+        self.tokens.begun.cancel();
+    }
+
+    /// Asks all tasks to end at once, whatever they wait for.
+    pub fn abort(&self) {
+        self.tokens.begun.cancel();
+        self.tokens.aborted.cancel();
+    }
+
+    /// Resolves once [`Shutdown::abort`] was called.
+    pub fn aborted(&self) -> WaitForCancellationFuture<'_> {
+        self.tokens.aborted.cancelled()
     }
 
     /// Returns whether the shutdown has begun.
     pub fn has_begun(&self) -> bool {
-        self.token.is_cancelled()
+        self.tokens.begun.is_cancelled()
     }
 
     /// Resolves once the shutdown has begun.
     pub async fn begun(&self) {
-        self.token.cancelled().await;
+        self.tokens.begun.cancelled().await;
     }
 
     /// Returns a token that is cancelled when the shutdown begins.
     pub fn token(&self) -> &CancellationToken {
-        &self.token
+        &self.tokens.begun
     }
 
     /// Spawns `task` on the current runtime; [`Shutdown::wait`] waits for it.

@@ -72,7 +72,10 @@ where
                 () = sidecar.stop() => {}
                 // A client that is denied meanwhile loses its connections.
                 never = reloads => match never {},
-                () = stop.next() => warn!("second stop signal: aborting open connections"),
+                () = stop.next() => {
+                    warn!("second stop signal: aborting open connections");
+                    sidecar.abort().await;
+                }
             }
         }
         ended

@@ -283,6 +283,14 @@ impl Sidecar {
         self.late_shutdown.begin();
         info!("stopped");
     }
+
+    /// Ends a [`Sidecar::stop`] that was begun: aborts all connections, and waits for a moment until each of their requests
+    /// is logged.
+    pub async fn abort(&self) {
+        self.shutdown.abort();
+        self.shutdown.wait(ABORT_GRACE).await;
+        self.span_exporter.stop().await;
+    }
 }
 
 /// Starts discovery, and waits for its first list; returns the view, and the engine where it is asked.

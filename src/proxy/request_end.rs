@@ -25,6 +25,8 @@ pub(super) enum RequestEnd {
     Revoked,
     /// `limits.drain_timeout` passed during a shutdown.
     DrainTimeout,
+    /// A second signal ended a shutdown at once.
+    DrainAborted,
 }
 
 impl RequestEnd {
@@ -41,6 +43,7 @@ impl RequestEnd {
             Self::ClientStalled => "client_stalled",
             Self::Revoked => "revoked",
             Self::DrainTimeout => "drain_timeout",
+            Self::DrainAborted => "drain_aborted",
         }
     }
 

@@ -67,8 +67,16 @@ impl Ends {
         assert_eq!(&logged(&lines), wanted, "in the log: {lines:#?}");
         assert_eq!(&counted(sidecar), wanted, "in the metrics");
         // What is refused, and what fails at the gateway, is counted by reason as well.
-        const OTHERS: [&str; 7] =
-            ["complete", "upgraded", "client_gone", "connection_closed", "client_stalled", "revoked", "drain_timeout"];
+        const OTHERS: [&str; 8] = [
+            "complete",
+            "upgraded",
+            "client_gone",
+            "connection_closed",
+            "client_stalled",
+            "revoked",
+            "drain_timeout",
+            "drain_aborted",
+        ];
         let mut reasons = wanted.clone();
         reasons.retain(|label, _| !OTHERS.contains(&label.as_str()));
         let families = ["loopgate_requests_refused_total{", "loopgate_gateway_errors_total{"];
@@ -295,6 +303,33 @@ async fn what_a_shutdown_cuts_is_logged_as_such() {
     ends.check_spans(&sidecar, &wanted).await;
     assert_eq!(logged(&access_log(&sidecar)), wanted);
     sidecar.process().wait_for_log("aborted the connections that were left").await;
+}
+
+const OF_A_SECOND_SIGNAL: [&str; 1] = ["drain_aborted"];
+
+#[tokio::test]
+async fn what_a_second_signal_cuts_is_logged_as_such() {
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&["--drain-timeout=60s"], "").await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        let mut client = sidecar.h1(OUTSIDER).await;
+        client.send(request("GET /stalls", "")).await.unwrap();
+        clients.push(client);
+    }
+    let mut h2 = sidecar.h2(OUTSIDER).await;
+    let mut responses = Vec::new();
+    for path in ["GET /stalls", "GET /stalls", "GET /stalls-halfway", "GET /events"] {
+        h2 = h2.ready().await.unwrap();
+        responses.push(h2.send_request(h2_request(path, &[]), true).unwrap().0);
+    }
+    sidecar.gateway.wait_for_requests(8).await;
+    sidecar.process().signal(Signal::SIGTERM);
+    sidecar.process().wait_for_log("stopping").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let wanted = counts([OF_A_SECOND_SIGNAL[0]; 8]);
+    ends.check_spans(&sidecar, &wanted).await;
+    assert_eq!(logged(&access_log(&sidecar)), wanted);
 }
 
 const OF_A_RELOAD: [&str; 1] = ["revoked"];

@@ -38,6 +38,7 @@ where
     let mut driver = Driver::new(session, connection, ask_to_end);
     let (closing, revoked) = session.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
+    let mut aborted = pin!(session.shared.shutdown.aborted());
     poll_fn(|cx| {
         while driver.revoked_until.is_none()
             && let Poll::Ready(reason) =
@@ -46,6 +47,10 @@ where
             if driver.begin_close(reason).is_break() {
                 return Poll::Ready(());
             }
+        }
+        if driver.draining && aborted.as_mut().poll(cx).is_ready() {
+            driver.close_by(RequestEnd::DrainAborted);
+            return Poll::Ready(());
         }
         driver.poll(cx)
     })

@@ -6,7 +6,10 @@ use std::path::Path;
 
 use super::closed_connections::OF_CLOSED_CONNECTIONS;
 use super::refused_heads::OF_HEADS;
-use super::{OF_A_GATEWAY_WITH_TLS, OF_A_RELOAD, OF_A_SHUTDOWN, OF_ANSWERS, OF_CERTIFICATES, OF_EXCHANGES, OF_LIMITS};
+use super::{
+    OF_A_GATEWAY_WITH_TLS, OF_A_RELOAD, OF_A_SECOND_SIGNAL, OF_A_SHUTDOWN, OF_ANSWERS, OF_CERTIFICATES, OF_EXCHANGES,
+    OF_LIMITS,
+};
 
 /// The files with a function `label` for the ways in which a request, or its head, can end.
 const SOURCES: [&str; 4] = [
@@ -39,6 +42,7 @@ fn every_label_is_provoked_by_a_test() {
     let provoked = [
         &OF_EXCHANGES[..],
         &OF_A_SHUTDOWN,
+        &OF_A_SECOND_SIGNAL,
         &OF_A_RELOAD,
         &OF_ANSWERS,
         &OF_LIMITS,
