@@ -106,7 +106,8 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
             TokioIo::new(io),
             service_fn(|request: Request<Incoming>| {
                 let interims = session.head_tracker.begin_request();
-                Box::pin(answer(Arc::clone(&session), request, interims))
+                let session = Arc::clone(&session);
+                Box::pin(async move { answer(session, request, interims).await })
             })
         )
     );

@@ -80,6 +80,11 @@ fn refusal(status: StatusCode, fault: Fault) -> Option<HeadRefusal> {
     })
 }
 
+/// Returns the length of the body of a response that refuses a head.
+pub fn body_length(refusal: HeadRefusal) -> usize {
+    body(refusal).len()
+}
+
 fn body(refusal: HeadRefusal) -> String {
     format!("{}\n", serde_json::json!({"error": {"type": refusal.label(), "message": refusal.text()}}))
 }

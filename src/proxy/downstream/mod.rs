@@ -15,7 +15,7 @@
 //! | `window_budget` | shares memory among the flow-control windows of HTTP/2 connections |
 
 pub mod activity;
-mod h1_refusal;
+pub mod h1_refusal;
 pub mod h1_request_guard;
 mod h2_flood_guard;
 mod h2_frame_head;

@@ -15,38 +15,41 @@ use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
 
-/// Answers `request`, whose interim responses `interims` sends.
+/// Answers `request`, whose interim responses `interims` sends. It is recorded at once, so that it has an end even where
+/// hyper drops the future before it polls it. Over HTTP/2, must be called on the task of its stream.
 ///
 /// # Errors
 /// The client left before the end of its body. hyper then ends the connection or resets the stream.
-pub async fn answer(
+pub fn answer(
     session: Arc<Session>,
     request: Request<Incoming>,
     interims: InterimSender,
-) -> Result<Response<ResponseBody>, Error> {
-    let wanted = Wanted::by(&request);
+) -> impl Future<Output = Result<Response<ResponseBody>, Error>> {
     let record = RequestRecord::new(&session, &request, interims.clone());
-    let ForwardOutcome { mut must_close, result } = forward(&session, request, interims, &record).await;
-    let mut response = match result {
-        Ok(response) => response,
-        Err(error @ Error::ClientLeft(_)) => {
-            record.note_client_left(&error);
-            return Err(error);
+    async move {
+        let wanted = Wanted::by(&request);
+        let ForwardOutcome { mut must_close, result } = forward(&session, request, interims, &record).await;
+        let mut response = match result {
+            Ok(response) => response,
+            Err(error @ Error::ClientLeft(_)) => {
+                record.note_client_left(&error);
+                return Err(error);
+            }
+            Err(error) => {
+                let request_id = record.note_failure(&error);
+                let response = error_response(&error, wanted, &request_id, &record);
+                // An ambiguous request, or one meant as a tunnel, may be followed by bytes that would
+                // be read as the next request.
+                must_close |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
+                response
+            }
+        };
+        if must_close && session.protocol == Protocol::Http1 {
+            response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
         }
-        Err(error) => {
-            let request_id = record.note_failure(&error);
-            let response = error_response(&error, wanted, &request_id, &record);
-            // An ambiguous request, or one meant as a tunnel, may be followed by bytes that would
-            // be read as the next request.
-            must_close |= matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::METHOD_NOT_ALLOWED);
-            response
-        }
-    };
-    if must_close && session.protocol == Protocol::Http1 {
-        response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
+        record.note_response(response.status().as_u16());
+        Ok(response)
     }
-    record.note_response(response.status().as_u16());
-    Ok(response)
 }
 
 #[cfg(test)]

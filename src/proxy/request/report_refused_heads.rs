@@ -6,7 +6,9 @@ use tracing::{debug, info};
 
 use super::access_log::AccessLog;
 use crate::audit;
+use crate::labels::Protocol;
 use crate::metrics::count;
+use crate::proxy::downstream::h1_refusal::body_length;
 use crate::proxy::downstream::refused_heads::Refused;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
@@ -16,11 +18,13 @@ pub fn report_refused_heads(session: &Session) {
     let (refused, dropped) = session.head_tracker.take_refused();
     for Refused { why, is_answered } in refused {
         refuse(session, why.label());
-        end(session, why.label(), is_answered.then(|| why.status()));
+        // That of `h2` has no body.
+        let bytes = if is_answered && session.protocol == Protocol::Http1 { body_length(why) } else { 0 };
+        end(session, why.label(), is_answered.then(|| why.status()), bytes);
     }
     let ends = [(dropped.by_client, session.end()), (dropped.by_closing, RequestEnd::ConnectionClosed)];
     for (count, why) in ends {
-        (0..count).for_each(|_| end(session, why.label(), None));
+        (0..count).for_each(|_| end(session, why.label(), None, 0));
     }
 }
 
@@ -33,8 +37,8 @@ fn refuse(session: &Session, reason: &'static str) {
     debug!(connection, %peer, lane, protocol, reason, "request head refused");
 }
 
-/// Counts and logs the end of a head, as if it were that of a request.
-fn end(session: &Session, end: &'static str, status: Option<StatusCode>) {
+/// Counts and logs the end of a head, as if it were that of a request whose response has a body of so many `bytes`.
+fn end(session: &Session, end: &'static str, status: Option<StatusCode>, bytes: usize) {
     let lane = session.lane.kind();
     session.shared.traffic.count_end(lane, end);
     if !session.settings.log_access {
@@ -43,5 +47,5 @@ fn end(session: &Session, end: &'static str, status: Option<StatusCode>) {
     let (connection, peer, lane, protocol) = (session.number, session.peer, lane.label(), session.protocol.label());
     let status = status.map(|status| status.as_u16());
     let AccessLog { client, request_id } = AccessLog::new(session, &HeaderMap::new());
-    info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, status, end, request_id, "request");
+    info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, status, bytes, end, request_id, "request");
 }

@@ -22,7 +22,7 @@ pub const OF_HEADS: [&str; 7] = [
 async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
     let ends = Ends::new().await;
     let sidecar = ends.process(&["--head-bytes=131072", "--head-timeout=1s", "--h2-streams=2"], "").await;
-    let mut wanted = Vec::new();
+    let (mut wanted, mut bodies) = (Vec::new(), Vec::new());
     for (label, status, text) in [
         ("bad_head", 400, "nonsense\r\n\r\n".to_owned()),
         ("bad_head", 400, "GET / HTTP/1.1\r\nHost: a\r\nX A: b\r\n\r\n".to_owned()),
@@ -41,6 +41,7 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
         assert_eq!((response.status(), &body["error"]["type"]), (status, &label.into()), "{text}");
         assert!(client.ends_cleanly().await, "{label}: without a close_notify");
         wanted.push((label, Some(status)));
+        bodies.push((label, response.body.len()));
     }
     // After a request on the same connection.
     let mut client = sidecar.h1(OUTSIDER).await;
@@ -112,7 +113,11 @@ async fn a_head_that_is_refused_before_there_is_a_request_has_one_label() {
         let count = wanted.iter().filter(|other| *other == &(*label, *status)).count();
         assert_eq!(found(label, *status), count, "{label} {status:?}: {lines:#?}");
     }
+    for (label, bytes) in bodies {
+        assert!(lines.iter().any(|line| line["end"] == label && line["bytes"] == bytes), "{label} {bytes}: {lines:#?}");
+    }
     for line in lines.iter().filter(|line| line["end"] != "complete") {
+        assert_eq!(line["bytes"] == 0, line["protocol"] == "h2", "{line}");
         assert!(line["path"].is_null() && line["lane"] == "external" && line["request_id"].is_string(), "{line}");
     }
     // They are no requests, so there are no spans.
