@@ -98,7 +98,8 @@ where
             Protocol::Http1 => limits.stall_timeout.min(session.gateway_stall()),
             Protocol::Http2 => limits.stall_timeout,
         };
-        let timeouts = Timeouts { head: limits.head_timeout, idle: limits.idle_timeout, stall };
+        let timeouts =
+            Timeouts { head: limits.head_timeout, block: limits.head_timeout, idle: limits.idle_timeout, stall };
         let left = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
         Self {
             session,
@@ -198,7 +199,7 @@ where
     /// Returns when the client is overdue, and with what.
     fn due(&self) -> Option<(Instant, Overdue)> {
         let (at, overdue) = self.session.activity.deadline(self.timeouts)?;
-        let earliest = self.grace_until.filter(|_| overdue != Overdue::Stall);
+        let earliest = self.grace_until.filter(|_| !matches!(overdue, Overdue::Stall | Overdue::Block));
         Some((earliest.map_or(at, |earliest| earliest.max(at)), overdue))
     }
 
@@ -217,7 +218,7 @@ where
 
     /// Notes why a connection is cut whose client is `overdue`, and sends what is due to such a client.
     fn cut(&mut self, cx: &mut Context<'_>, overdue: Overdue) {
-        if self.draining && overdue != Overdue::Stall {
+        if self.draining && matches!(overdue, Overdue::Head | Overdue::Idle) {
             return;
         }
         if overdue == Overdue::Stall {
@@ -226,11 +227,16 @@ where
         let (number, peer, timeout) = (self.session.number, self.session.peer, overdue.label());
         count(&self.session.shared.traffic.overdue, timeout);
         debug!(connection = number, %peer, timeout, "closed: the client is too slow");
-        if overdue == Overdue::Head {
-            // Over HTTP/2 it was the preface.
-            if self.session.protocol == Protocol::Http1 {
-                self.session.head_tracker.note_refused(HeadRefusal::Timeout);
+        let head_tracker = &self.session.head_tracker;
+        match overdue {
+            Overdue::Head if self.session.protocol == Protocol::Http1 => {
+                head_tracker.note_refused(HeadRefusal::Timeout)
             }
+            Overdue::Block => head_tracker.note_block_timeout(),
+            // Over HTTP/2 it was the preface.
+            Overdue::Head | Overdue::Idle | Overdue::Stall => {}
+        }
+        if matches!(overdue, Overdue::Head | Overdue::Block) {
             self.session.activity.abandon_head();
             let _ = self.connection.as_mut().poll(cx);
         }

@@ -32,6 +32,8 @@ pub struct Activity {
     last_progress: AtomicU64,
     /// Whether the last bytes from the client ended in the middle of a head.
     in_head: AtomicBool,
+    /// Milliseconds after `epoch`, plus one, at which the HTTP/2 header block began that goes on; 0 if none does.
+    block_since: AtomicU64,
     /// Whether the time for a head has passed.
     head_abandoned: AtomicBool,
     /// Bytes of HTTP/1.1 responses that hyper has and the socket has not.
@@ -51,8 +53,10 @@ const HIGH_WATER_MARK: usize = 16 * 1024;
 /// How long a connection may stay in a phase.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// From the first byte of a head to its end.
+    /// From the first byte of a head to its end; over HTTP/2 that of the preface.
     pub head: Duration,
+    /// The same for a header block of HTTP/2.
+    pub block: Duration,
     /// Between requests.
     pub idle: Duration,
     /// While the client reads nothing of a response.
@@ -62,8 +66,10 @@ pub struct Timeouts {
 /// Which deadline passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overdue {
-    /// The client did not finish a head.
+    /// The client did not finish a head; over HTTP/2 its preface.
     Head,
+    /// The client did not finish a header block of HTTP/2.
+    Block,
     /// The client sent no request.
     Idle,
     /// The client read nothing of a response.
@@ -74,7 +80,7 @@ impl Overdue {
     /// The reason in one word, for metrics.
     pub fn label(self) -> &'static str {
         match self {
-            Self::Head => "head",
+            Self::Head | Self::Block => "head",
             Self::Idle => "idle",
             Self::Stall => "stall",
         }
@@ -93,6 +99,7 @@ impl Activity {
             pending: AtomicUsize::new(0),
             last_progress: AtomicU64::new(0),
             in_head: AtomicBool::new(false),
+            block_since: AtomicU64::new(0),
             head_abandoned: AtomicBool::new(false),
             buffered: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
@@ -116,6 +123,20 @@ impl Activity {
         if in_head && self.busy.load(Ordering::Relaxed) == 0 && self.phase.load(Ordering::Relaxed) & 1 == 0 {
             self.phase.store((self.now() << 1) | 1, Ordering::Relaxed);
         }
+    }
+
+    /// Notes whether the bytes that were read over HTTP/2 end in the middle of a header block that begins a stream, with
+    /// which one the client has begun since.
+    pub fn note_block(&self, goes_on: bool) {
+        let since = if goes_on { self.now() + 1 } else { 0 };
+        if !goes_on || self.block_since.load(Ordering::Relaxed) == 0 {
+            self.block_since.store(since, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether a header block of HTTP/2 goes on.
+    pub fn is_in_block(&self) -> bool {
+        self.block_since.load(Ordering::Relaxed) > 0
     }
 
     /// Notes that the preface and the first SETTINGS of an HTTP/2 connection are complete.
@@ -202,8 +223,15 @@ impl Activity {
         self.tunnels.load(Ordering::Relaxed) > 0
     }
 
-    /// Returns when the current phase will be overdue, and as what; `None` while the gateway is waited for.
+    /// Returns when the client will be overdue, and with what; `None` while the gateway is waited for.
     pub fn deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
+        let since = self.block_since.load(Ordering::Relaxed).checked_sub(1);
+        let block = since.map(|since| (self.epoch + Duration::from_millis(since) + timeouts.block, Overdue::Block));
+        self.phase_deadline(timeouts).into_iter().chain(block).min_by_key(|(at, _)| *at)
+    }
+
+    /// Returns when the current phase will be overdue, and as what.
+    fn phase_deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         if self.busy.load(Ordering::Relaxed) > 0 {
             let pending = self.pending.load(Ordering::Relaxed) > 0;
             return pending.then(|| {
@@ -322,8 +350,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn deadlines_follow_idleness_a_slow_head_a_request_and_a_stalled_response() {
-        let timeouts =
-            Timeouts { head: Duration::from_secs(10), idle: Duration::from_secs(75), stall: Duration::from_secs(60) };
+        let timeouts = Timeouts {
+            head: Duration::from_secs(10),
+            block: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            stall: Duration::from_secs(60),
+        };
         let start = Instant::now();
         let activity = Activity::new(Protocol::Http1);
         assert_eq!(activity.deadline(timeouts), Some((start + timeouts.idle, Overdue::Idle)));

@@ -114,6 +114,11 @@ impl H2FloodGuard {
         self.frames > 1 || self.frames == 1 && self.left == 0
     }
 
+    /// Returns whether a header block that begins a stream has begun and not ended.
+    pub fn is_in_block(&self) -> bool {
+        self.block.is_some()
+    }
+
     /// Begins a frame.
     fn begin(&mut self, FrameHead { length, kind, flags, stream }: FrameHead, frames: &mut H2Frames) {
         self.frames = self.frames.saturating_add(1).min(2);

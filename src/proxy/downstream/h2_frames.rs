@@ -101,11 +101,14 @@ impl H2Frames {
             self.head_tracker.note_response(stream, is_status);
             return;
         }
-        let code = if kind == GOAWAY { self.content.get(4..) } else { Some(&self.content[..]) };
-        if let Some((code, debug_data)) = code.and_then(<[u8]>::split_first_chunk) {
+        let (last_stream, rest) = match self.content.split_first_chunk() {
+            Some((last, rest)) if kind == GOAWAY => (u32::from_be_bytes(*last), rest),
+            _ => (stream, &self.content[..]),
+        };
+        if let Some((code, debug_data)) = rest.split_first_chunk() {
             let code = u32::from_be_bytes(*code);
             match kind {
-                GOAWAY => self.head_tracker.note_goaway(code, debug_data),
+                GOAWAY => self.head_tracker.note_goaway(last_stream, code, debug_data),
                 _ => self.head_tracker.note_reset(stream, code),
             }
         }

@@ -34,9 +34,10 @@ use crate::proxy::h1_fields::push_fields;
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
 /// The largest interim response. Every client accepts a frame of this size (RFC 9113 section 4.2).
 const MAX_RESPONSE_BYTES: usize = 16 * 1024;
-/// The code of a GOAWAY without a fault, and of what is malformed (RFC 9113 section 7).
+/// The code of a GOAWAY without a fault, of what is malformed, and of a window that overflows (RFC 9113 section 7).
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
 
 /// The request heads of one connection: their streams, their interim responses, and which were refused.
 pub struct HeadTracker {
@@ -147,9 +148,9 @@ impl HeadTracker {
         self.is_breaking_off.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that `h2` closes the connection with `code` and `debug_data`.
-    pub fn note_goaway(&self, code: u32, debug_data: &[u8]) {
-        self.state().refused_heads.note_goaway(code, debug_data);
+    /// Notes that `h2` closes the connection with `code` and `debug_data`, and has taken the streams up to `last_stream`.
+    pub fn note_goaway(&self, last_stream: u32, code: u32, debug_data: &[u8]) {
+        self.state().refused_heads.note_goaway(last_stream, code, debug_data);
         if code != NO_ERROR {
             self.is_breaking_off.store(true, Ordering::Relaxed);
         }
@@ -164,6 +165,13 @@ impl HeadTracker {
     pub fn note_refused(&self, refusal: HeadRefusal) {
         self.state().refused_heads.note(refusal);
         self.refused.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that the header block that goes on did not end in time, for which the connection is closed.
+    pub fn note_block_timeout(&self) {
+        self.state().refused_heads.note_block_timeout();
+        self.refused.store(true, Ordering::Relaxed);
+        self.is_breaking_off.store(true, Ordering::Relaxed);
     }
 
     /// Returns the heads that were refused or dropped since the last call, over HTTP/2 after [`settle`](Self::settle).
@@ -185,7 +193,7 @@ impl HeadTracker {
     pub fn note_reset(&self, stream: u32, code: u32) {
         let State { streams, refused_heads, .. } = &mut *self.state();
         refused_heads.note_reset(stream, code);
-        if code == PROTOCOL_ERROR {
+        if matches!(code, PROTOCOL_ERROR | FLOW_CONTROL_ERROR) {
             streams.note_broken(stream);
         }
     }

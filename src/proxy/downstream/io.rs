@@ -110,6 +110,7 @@ impl Observer {
                 if !had_begun && guard.has_begun() {
                     self.activity.note_preface_end();
                 }
+                self.activity.note_block(guard.is_in_block());
                 match followed {
                     Ok(()) => match trailers.rewrite(bytes) {
                         Ok(rewritten) => rewritten.map_or(Read::Passed, Read::Rewritten),
@@ -322,9 +323,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                 observer.head_tracker.note_heads(RefusedHeads::note_client_end);
             }
             if observer.activity.is_head_abandoned() {
-                // An HTTP/2 client that never ended its preface has no use for a response.
-                let is_h1 = matches!(observer.guard, ProtocolGuard::Http1 { .. });
-                let response = if is_h1 { head_timeout() } else { Vec::new() };
+                let response = match observer.guard {
+                    ProtocolGuard::Http1 { .. } => head_timeout(),
+                    ProtocolGuard::Http2 { .. } if observer.activity.is_in_block() => ENHANCE_YOUR_CALM.to_vec(),
+                    // A client that never ended its preface has no use for a response.
+                    ProtocolGuard::Http2 { .. } => Vec::new(),
+                };
                 return this.write_final(&response, cx);
             }
             return poll;

@@ -169,6 +169,13 @@ impl RefusedHeads {
         self.partial = Some(stream);
     }
 
+    /// Notes that the header block that goes on did not end in time, for which the connection is closed.
+    pub fn note_block_timeout(&mut self) {
+        self.partial = None;
+        self.is_closing = true;
+        self.refused.push(Refused::without_response(HeadRefusal::Timeout));
+    }
+
     /// Notes that `h2` got the whole header block that begins `stream`.
     pub fn note_block(&mut self, stream: u32) {
         self.partial = None;
@@ -248,8 +255,9 @@ impl RefusedHeads {
     }
 
     /// Notes that `h2` closes the connection with `code` and `debug_data`, which it does where it can't
-    /// read a block, or will read no more of it.
-    pub fn note_goaway(&mut self, code: u32, debug_data: &[u8]) {
+    /// read a block, or will read no more of it. A block that it could read belongs to a stream up to
+    /// `last_stream`: if all are such, something else is at fault.
+    pub fn note_goaway(&mut self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.is_closing = true;
         let refusal = match code {
             PROTOCOL_ERROR | COMPRESSION_ERROR => HeadRefusal::Malformed,
@@ -257,7 +265,10 @@ impl RefusedHeads {
             _ => return,
         };
         self.refuse_partial();
-        self.resets.push(Refused::without_response(refusal));
+        let was_not_read = |begun: &Begun| begun.stream > last_stream && !begun.is_answered;
+        if self.begun.len() == MAX_STREAMS || self.begun.iter().any(was_not_read) {
+            self.resets.push(Refused::without_response(refusal));
+        }
     }
 
     /// Notes that hyper has done all that it can for now, and that everything was written; or that

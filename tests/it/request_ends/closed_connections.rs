@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::io::AsyncWriteExt;
 
 use super::{Ends, access_log, assert_labels, counts, logged, wait_for_ends};
-use crate::harness::OUTSIDER;
-use loopgate_test_support::raw_h2::{
-    ACK, CONTINUATION, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Outcome, PING, RST_STREAM, RawH2, block, frame,
-    kept_field, request_block,
-};
+use crate::harness::{OUTSIDER, request};
+use loopgate_test_support::raw_h2::*;
 use loopgate_test_support::sidecar::SidecarWithGateway;
 
 pub const OF_CLOSED_CONNECTIONS: [&str; 4] = ["connection_closed", "bad_head", "too_many_streams", "client_gone"];
@@ -95,8 +93,7 @@ async fn what_a_connection_takes_with_it_has_one_label() {
     assert_labels(&labels, &[&OF_CLOSED_CONNECTIONS[..], &["complete"]].concat());
     let lines = ends.check(&sidecar, &labels).await;
     for line in lines.iter().filter(|line| line["end"] == "connection_closed") {
-        let bytes = if line["path"].is_null() { Value::Null } else { 0.into() };
-        assert_eq!((&line["status"], &line["bytes"]), (&Value::Null, &bytes), "{line}");
+        assert_eq!((&line["status"], &line["bytes"]), (&Value::Null, &0.into()), "{line}");
     }
     let without = lines.iter().filter(|line| line["path"].is_null());
     assert_eq!(without.count(), heads + 1, "heads without a request");
@@ -125,4 +122,88 @@ async fn a_stream_that_comes_after_the_goaway_of_a_drain_is_counted() {
     assert!(sidecar.process().wait_for_exit().await.success());
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(logged(&access_log(&sidecar)), counts(["complete", "connection_closed"]));
+}
+
+/// A request and what closes its connection come in one read.
+#[tokio::test]
+async fn a_good_request_before_an_error_of_its_connection_is_not_refused() {
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&[], "").await;
+    let mut count = 0;
+    for fault in [
+        frame(PING, 0, 0, &[0; 7]),
+        frame(DATA, 0, 0, b"x"),
+        frame(WINDOW_UPDATE, 0, 0, &[0; 4]),
+        frame(WINDOW_UPDATE, 0, 0, &i32::MAX.to_be_bytes()),
+        frame(DATA, 0, 9, b"x"),
+        settings(&[(INITIAL_WINDOW, u32::MAX)]),
+    ] {
+        let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+        let outcome = client.provoke(&[get("/held", 1), fault].concat(), Outcome::is_over).await;
+        assert!(outcome.is_over() && outcome.heads.is_empty(), "{outcome:?}");
+        count += 1;
+    }
+    ends.check(&sidecar, &counts(vec!["connection_closed"; count])).await;
+}
+
+/// A window beyond 2^31 - 1 resets its stream alone (RFC 9113 section 6.9.1).
+#[tokio::test]
+async fn a_stream_that_is_reset_for_its_clients_error_has_one_label() {
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&[], "").await;
+    let mut client = with_a_request(&sidecar, &get("/held", 1)).await;
+    let update = frame(WINDOW_UPDATE, 0, 1, &i32::MAX.to_be_bytes());
+    let outcome = client.provoke(&update, |outcome| !outcome.resets.is_empty() || outcome.is_over()).await;
+    assert_eq!((&outcome.resets[..], outcome.is_over()), (&[(1, 3)][..], false), "{outcome:?}");
+    for line in ends.check(&sidecar, &counts(["bad_body"])).await {
+        assert_eq!(line["status"], Value::Null, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_header_block_that_does_not_end_in_time_is_a_head_timeout_and_closes_its_connection() {
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&["--head-timeout=1s"], "").await;
+    let block = request_block("GET", "/", &[]);
+    let whole = frame(HEADERS, ALL, 3, &block);
+    for begun in [frame(HEADERS, END_STREAM, 3, &block), whole[..whole.len() - 1].to_vec(), whole[..9].to_vec()] {
+        for beside in [get("/held", 1), get("/", 1)] {
+            let mut client = with_a_request(&sidecar, &beside).await;
+            let began = std::time::Instant::now();
+            let outcome = client.provoke(&begun, Outcome::is_over).await;
+            assert_eq!(outcome.goaway, Some(11), "{outcome:?}");
+            assert!((500..5000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+        }
+    }
+    // In time, if slowly.
+    let mut client = RawH2::open(&sidecar, OUTSIDER, &[]).await;
+    for piece in whole.chunks(whole.len() / 3) {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        client.send(piece).await;
+    }
+    let outcome = client.provoke(b"", |outcome| !outcome.heads.is_empty() || outcome.is_over()).await;
+    assert_eq!(outcome.heads.len(), 1, "{outcome:?}");
+    let mut wanted = vec!["head_timeout"; 6];
+    wanted.extend(["connection_closed"; 3]);
+    wanted.extend(["complete"; 4]);
+    ends.check(&sidecar, &counts(wanted)).await;
+}
+
+/// hyper looks for the end of the connection as soon as it has read a request, before that is served.
+#[tokio::test]
+async fn each_of_pipelined_requests_has_a_line_where_the_client_closes_behind_them() {
+    let ends = Ends::new().await;
+    let sidecar = ends.process(&[], "").await;
+    let rounds = 10;
+    for _ in 0..rounds {
+        let mut client = sidecar.h1(OUTSIDER).await;
+        client.send(["GET /", "GET /", "GET /slow?50"].map(|line| request(line, "")).concat()).await.unwrap();
+        client.stream.shutdown().await.unwrap();
+        client.rest().await;
+    }
+    let lines = wait_for_ends(&sidecar, 3 * rounds).await;
+    let found = logged(&lines);
+    assert_eq!(found.values().sum::<u64>(), 3 * rounds, "{found:?}");
+    assert!(found["complete"] >= 2 * rounds && found.len() <= 2, "{found:?}");
+    assert_eq!(super::counted(&sidecar), found);
 }

@@ -42,8 +42,8 @@ fn what_only_a_head_can_get_is_counted_at_once() {
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.note_reset(3, REFUSED_STREAM);
     assert_eq!(heads.take(), (vec![Refused::with_response(HeadRefusal::TooLarge), SURPLUS], NONE));
-    heads.note_goaway(COMPRESSION_ERROR, b"");
-    heads.note_goaway(0, b"");
+    heads.note_goaway(0, COMPRESSION_ERROR, b"");
+    heads.note_goaway(0, 0, b"");
     heads.settle();
     assert_eq!(heads.take(), (vec![MALFORMED], NONE));
     // Trailers that are a single field.
@@ -83,7 +83,7 @@ fn a_surplus_stream_is_counted_even_where_it_was_not_kept() {
     heads.settle();
     assert_eq!(heads.take(), (vec![SURPLUS; 3 * MAX_STREAMS], NONE));
     // An error that is no head's.
-    heads.note_goaway(PROTOCOL_ERROR, b"");
+    heads.note_goaway(0, PROTOCOL_ERROR, b"");
     heads.settle();
     assert!(heads.is_empty());
 }
@@ -98,7 +98,7 @@ fn heads_of_which_nothing_comes_are_counted_by_who_ended_them() {
     heads.note_request();
     heads.settle();
     assert_eq!(heads.take(), (vec![], Dropped { by_client: 1, by_closing: 0 }));
-    for close in [|heads: &mut RefusedHeads| heads.note_goaway(0, b""), RefusedHeads::note_closing] {
+    for close in [|heads: &mut RefusedHeads| heads.note_goaway(0, 0, b""), RefusedHeads::note_closing] {
         let mut heads = RefusedHeads::default();
         for stream in [1, 3, 5] {
             heads.note_block(stream);
@@ -136,7 +136,7 @@ fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
             } else {
                 heads.settle();
             }
-            heads.note_goaway(code, debug_data);
+            heads.note_goaway(0, code, debug_data);
             heads.settle();
             let refused: Vec<_> = wanted.into_iter().collect();
             let by_closing = usize::from(is_whole && refused.is_empty());
@@ -150,11 +150,11 @@ fn a_block_that_goes_on_is_counted_once_where_it_is_refused() {
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.settle();
     heads.note_block(1);
-    heads.note_goaway(PROTOCOL_ERROR, b"");
+    heads.note_goaway(0, PROTOCOL_ERROR, b"");
     heads.settle();
     assert_eq!(heads.take(), (vec![MALFORMED], NONE));
     // What is no head.
-    heads.note_goaway(PROTOCOL_ERROR, b"");
+    heads.note_goaway(0, PROTOCOL_ERROR, b"");
     heads.settle();
     assert_eq!(heads.take(), (vec![], NONE));
 }
@@ -177,7 +177,7 @@ fn a_head_for_which_hyper_ends_the_connection_is_counted() {
         "the client closed"
     );
     assert!(
-        !ended(|heads| [heads.note_block(3), heads.note_goaway(0, b"")].iter().for_each(drop)).0,
+        !ended(|heads| [heads.note_block(3), heads.note_goaway(0, 0, b"")].iter().for_each(drop)).0,
         "loopgate closed"
     );
 }
@@ -189,4 +189,25 @@ fn streams_are_not_kept_without_bound() {
         heads.note_block(stream);
     }
     assert_eq!(heads.begun.len(), MAX_STREAMS);
+}
+
+#[test]
+fn an_error_of_the_connection_is_no_heads_where_all_blocks_were_read() {
+    for (begun, reset, last_stream, refused) in [
+        (&[1, 3][..], None, 3, 0),
+        (&[1, 3], None, 1, 1),
+        (&[1, 3], Some(3), 1, 1),
+        (&[1], None, 0, 1),
+        (&[], None, 0, 0),
+    ] {
+        let mut heads = RefusedHeads::default();
+        begun.iter().for_each(|stream| heads.note_block(*stream));
+        if let Some(stream) = reset {
+            heads.note_reset(stream, PROTOCOL_ERROR);
+        }
+        heads.note_goaway(last_stream, PROTOCOL_ERROR, b"");
+        heads.settle();
+        let dropped = Dropped { by_client: 0, by_closing: begun.len() - refused };
+        assert_eq!(heads.take(), (vec![MALFORMED; refused], dropped), "{begun:?} {reset:?} {last_stream}");
+    }
 }
