@@ -137,7 +137,7 @@ fn nobody_has_the_address_that_they_claim(openclaw: &OpenClaw, ways: &[&dyn Fn(H
     report("  a claimed address never reaches the gateway, neither through the front nor past it");
     let forwarded = format!("for={CLAIMED}");
     for way in ways {
-        for name in ["X-Forwarded-For", "X-Real-IP", "Forwarded", "True-DeviceClient-IP"] {
+        for name in ["X-Forwarded-For", "X-Real-IP", "Forwarded", "True-Client-IP"] {
             let claim = if name == "Forwarded" { &forwarded } else { CLAIMED };
             way(Host::External).headers(&[(name, claim), ("X-Forwarded-Proto", "https")]).connect().pairing_request();
         }

@@ -6,6 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use loopgate::config::Config;
+use loopgate::lane::Policy;
+
 use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
 use crate::sidecar::{self, URL, WS_URL};
 use loopgate_test_support::device_client::{DeviceClient, End};
@@ -25,7 +28,7 @@ pub const FORGERIES: &[&[(&str, &str)]] = &[
     &[("X-Forwarded-Port", "18789"), ("X-Forwarded-Server", "localhost")],
     &[("X-Forwarded-User", "admin@example.com")],
     &[("Via", "1.1 localhost")],
-    &[("True-DeviceClient-IP", "127.0.0.1"), ("CF-Connecting-IP", "127.0.0.1")],
+    &[("True-Client-IP", "127.0.0.1"), ("CF-Connecting-IP", "127.0.0.1")],
     &[("Tailscale-User-Login", "admin@example.com"), ("Tailscale-User-Name", "Admin")],
     &[("X-OpenClaw-Scopes", "operator.admin")],
     &[("Host", "localhost")],
@@ -47,6 +50,19 @@ const FORGERIES_OVER_H2: &[&[(&str, &str)]] = &[
     &[("x-forwarded-for", "127.0.0.1")],
     &[("x_forwarded_for", "127.0.0.1"), ("forwarded", "for=127.0.0.1"), ("x-real-ip", "127.0.0.1")],
 ];
+
+#[test]
+fn every_forged_name_is_a_real_one_that_loopgate_reserves() {
+    let real = include_str!("../../src/lane/reserved_headers/tests.rs").to_ascii_lowercase();
+    let policy = Policy::new(&Config::default());
+    for (name, _) in FORGERIES.iter().chain(FORGERIES_OVER_H2).copied().flatten() {
+        if !["host", "connection"].contains(&name.to_ascii_lowercase().as_str()) {
+            let listed = format!("(\"{}\",", name.to_ascii_lowercase().replace('_', "-"));
+            assert!(real.contains(&listed), "{name} is a header of no product");
+            assert!(policy.controls_header(&name.parse().expect("a name")), "{name} is not reserved");
+        }
+    }
+}
 
 #[test]
 fn openclaw_2026_2_19_pairs_agents_silently_and_asks_for_approval_of_everyone_else() {
