@@ -26,8 +26,8 @@ use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
 use crate::proxy::upstream::budget::Purpose;
+use crate::proxy::upstream::gateway_request::OnInterim;
 use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
-use crate::proxy::upstream::send::OnInterim;
 
 /// The result of forwarding a request.
 pub struct ForwardOutcome {

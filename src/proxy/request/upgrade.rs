@@ -28,9 +28,9 @@ use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
 use crate::proxy::tunnel::{self, TunnelError, TunnelOptions};
 use crate::proxy::upstream::budget::Purpose;
+use crate::proxy::upstream::gateway_request::OnInterim;
 use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
-use crate::proxy::upstream::send::OnInterim;
 
 /// What an upgrade needs besides its head.
 pub struct UpgradeContext {

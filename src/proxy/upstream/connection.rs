@@ -8,13 +8,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Request, Response};
+use http::{HeaderMap, HeaderName, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, Parts, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::gateway_request::GatewayRequest;
 use super::read_after_reset::{ReadableAfterWriteError, StreamState};
 use super::request_body::{Progress, RequestBody};
 use crate::config::Limits;
@@ -56,7 +57,7 @@ impl ResponseTimeout<'_> {
 /// Why there is no response.
 pub enum SendError {
     /// No byte of the request was sent.
-    Unsent(Box<Request<RequestBody>>),
+    Unsent(Box<GatewayRequest>),
     /// The connection broke before the response's head was read.
     Broken(hyper::Error),
     /// The client did not send the next piece of its body in time.
@@ -165,9 +166,9 @@ impl UpstreamConnection {
     }
 
     /// Sends `request` and waits for the head of its response.
-    pub fn exchange<'a>(
+    pub(super) fn exchange<'a>(
         &'a mut self,
-        mut request: Request<RequestBody>,
+        GatewayRequest(mut request): GatewayRequest,
         timeout: ResponseTimeout<'a>,
     ) -> impl Future<Output = Result<Response<Incoming>, SendError>> + 'a {
         let Self { sender, connection, ended, state, timer, .. } = self;
@@ -187,7 +188,7 @@ impl UpstreamConnection {
                 }
                 if let Poll::Ready(result) = answer {
                     return Poll::Ready(result.map_err(|mut failed| match failed.take_message() {
-                        Some(request) => SendError::Unsent(Box::new(request)),
+                        Some(request) => SendError::Unsent(Box::new(GatewayRequest(request))),
                         None => SendError::Broken(failed.into_error()),
                     }));
                 }

@@ -4,6 +4,7 @@
 pub mod budget;
 pub mod connection;
 mod dial;
+pub mod gateway_request;
 pub mod pool;
 pub mod read_after_reset;
 pub mod request_body;

@@ -5,72 +5,27 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::Response;
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout};
 
 use super::budget::{GatewayBudgets, GatewayPermit};
 use super::connection::{ResponseTimeout, SendError, UpstreamConnection};
 use super::dial::dial;
+use super::gateway_request::{GatewayRequest, OnInterim};
 use super::pool::{Pool, PooledConnection};
-use super::request_body::{ContinueSignal, Progress, RequestBody};
+use super::request_body::{Progress, RequestBody};
 use super::response_head::{check_length, states_forbidden_body};
 use crate::config::{Config, Limits};
-use crate::lane::{GatewayHead, Route, normalized, scrub_response};
+use crate::lane::{GatewayHead, Route, normalized};
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::tls_detector::TlsDetector;
-use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::shutdown::Shutdown;
 use crate::workers;
 
 /// The pause between attempts to connect to a gateway that does not accept.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-
-/// What receives the gateway's interim responses.
-#[derive(Debug, Default)]
-pub struct OnInterim {
-    /// Receives `100 Continue`.
-    pub continue_signal: Option<Arc<ContinueSignal>>,
-    /// Receives all others.
-    pub interims: Option<InterimSender>,
-}
-
-impl OnInterim {
-    /// Has hyper hand over the interim responses to `request`.
-    fn attach(self, request: &mut Request<RequestBody>) {
-        let Self { continue_signal, interims } = self;
-        if continue_signal.is_none() && interims.is_none() {
-            return;
-        }
-        hyper::ext::on_informational(request, move |response| {
-            if response.status() == StatusCode::CONTINUE {
-                if let Some(signal) = &continue_signal {
-                    signal.open();
-                }
-            } else if let Some(interims) = &interims {
-                let mut headers = response.headers().clone();
-                scrub_response(&mut headers);
-                // RFC 9110 section 8.6.
-                headers.remove(CONTENT_LENGTH);
-                interims.send(response.status(), &headers);
-            }
-        });
-    }
-}
-
-/// Makes the request that hyper sends.
-fn into_request(head: GatewayHead, body: RequestBody, on_interim: OnInterim) -> Request<RequestBody> {
-    // hyper omits the body of a GET, HEAD or CONNECT whose length is unknown, unless this field is set.
-    let is_chunked = !body.is_end_stream() && body.size_hint().exact().is_none();
-    let mut request = head.into_request(body);
-    if is_chunked {
-        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    }
-    on_interim.attach(&mut request);
-    request
-}
 
 /// Returns how long the gateway may take to answer `head`.
 fn response_timeout(head: &GatewayHead, limits: &Limits) -> Duration {
@@ -181,7 +136,7 @@ impl Upstream {
         let progress = body.progress();
         let give_up = started + limits.gateway_wait;
         let response_timeout = response_timeout(&head, limits);
-        let mut request = into_request(head, body, on_interim);
+        let mut request = GatewayRequest::new(head, body, on_interim);
         async move {
             let mut since = started;
             let mut only_new_connections = false;
@@ -222,7 +177,7 @@ impl Upstream {
                         };
                         retry = connection.is_reused().then(|| head.duplicate());
                         only_new_connections = true;
-                        request = head.into_request(RequestBody::empty());
+                        request = GatewayRequest::new(head, RequestBody::empty(), OnInterim::default());
                         pause
                     }
                     Err(SendError::GatewayTimeout) => return Err(Error::GatewayTimeout(response_timeout)),
