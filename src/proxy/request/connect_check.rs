@@ -26,16 +26,18 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
     let devices = session.shared.devices.clone().filter(|_| session.target.is_gateway());
     let pending = Arc::new(PendingConnect::default());
     let response = ConnectResponse::new(Arc::clone(&pending));
-    let agent = match &*session.lane {
-        Lane::Agent(lane) if head.lane() == LaneKind::Agent => Some(device_user(lane)),
-        _ => None,
+    let user = match &*session.lane {
+        Lane::Agent(lane) if head.lane() == LaneKind::Agent => User::of(lane),
+        _ => User::External,
     };
-    // A process of the gateway's own network namespace is the gateway's host, whose devices are not an agent's.
-    let device_check = devices.filter(|_| agent != Some(None)).map(|(devices, mode)| DeviceCheck {
-        devices,
-        mode,
-        agent: agent.flatten(),
-        may_learn: head.lane() == LaneKind::Agent || !matches!(&*session.lane, Lane::Agent(_)),
+    let device_check = devices.and_then(|(devices, mode)| {
+        let agent = match user {
+            User::Agent(agent) => Some(agent),
+            User::External => None,
+            User::Host => return None,
+        };
+        let may_learn = agent.is_some() || !matches!(&*session.lane, Lane::Agent(_));
+        Some(DeviceCheck { devices, mode, agent, may_learn })
     });
     if cap.is_none() && device_check.is_none() {
         return None;
@@ -61,15 +63,26 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
     Some((FirstMessage::new(objects_only, Arc::clone(&session.shared.held_messages), Box::new(check)), response))
 }
 
-/// The agent that devices are bound to; `None` for a process of the gateway's own network namespace.
-fn device_user(lane: &AgentLane) -> Option<DeviceUser> {
-    let (name, container) = match &lane.basis {
-        AgentBasis::Address(agent) | AgentBasis::Attested(agent) => (agent.name.clone(), Some(agent.id.clone())),
-        AgentBasis::Certificate(uri) => (uri.clone(), None),
-        AgentBasis::Cidr => (lane.as_external.client.to_string(), None),
-        AgentBasis::OwnAddress => return None,
-    };
-    Some(DeviceUser { name, container })
+/// Whose devices a WebSocket brings.
+enum User {
+    /// An agent, to which they are bound.
+    Agent(DeviceUser),
+    /// A process of the gateway's own network namespace: the gateway's host, whose devices are not an agent's.
+    Host,
+    /// A client of the external lane.
+    External,
+}
+
+impl User {
+    fn of(lane: &AgentLane) -> Self {
+        let (name, container) = match &lane.basis {
+            AgentBasis::Address(agent) | AgentBasis::Attested(agent) => (agent.name.clone(), Some(agent.id.clone())),
+            AgentBasis::Certificate(uri) => (uri.clone(), None),
+            AgentBasis::Cidr => (lane.as_external.client.to_string(), None),
+            AgentBasis::OwnAddress => return Self::Host,
+        };
+        Self::Agent(DeviceUser { name, container })
+    }
 }
 
 /// Checks devices against the lanes that they are bound to.

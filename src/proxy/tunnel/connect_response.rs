@@ -33,7 +33,7 @@ impl PendingConnect {
 pub struct GatewaySent {
     /// Whether its first message asks for a `connect`, as a gateway's always does; `None` before it.
     pub challenge: Option<bool>,
-    /// Whether it has accepted the `connect`.
+    /// `Some(true)`: it has accepted the `connect`; `Some(false)`: it has refused it; `None`: it has not answered.
     pub answer: Option<bool>,
     /// Whether it has sent a close frame.
     pub closed: bool,

@@ -41,7 +41,7 @@ pub struct Direction {
     /// From the client only: holds back what is read until the gateway has answered the first message.
     pub gate: Option<Box<Gate>>,
     /// From the client only: the close frame for a client whose first message is refused.
-    pub refused: Option<Bytes>,
+    pub refused_with: Option<Bytes>,
     /// To the client only: follows what the gateway sends until it has answered the first message.
     pub connect_response: Option<ConnectResponse>,
 }
@@ -81,7 +81,7 @@ impl Direction {
             close_sent: false,
             moved,
             gate: None,
-            refused: None,
+            refused_with: None,
             connect_response: None,
         }
     }
@@ -136,7 +136,7 @@ impl Direction {
                 self.gate = None;
                 self.add_pending(bytes);
             }
-            GateStep::Close(frame) => self.refused = Some(frame),
+            GateStep::Close(frame) => self.refused_with = Some(frame),
         }
         GateChange::Progressed
     }
@@ -177,7 +177,7 @@ impl Direction {
         scratch: &mut [u8],
     ) -> io::Result<Poll<()>> {
         loop {
-            if self.refused.is_some() {
+            if self.refused_with.is_some() {
                 return Ok(Poll::Pending);
             }
             if self.poll_write_pending(cx, to)?.is_pending() {

@@ -164,39 +164,39 @@ impl FirstMessage {
         self.held.extend_from_slice(bytes);
         loop {
             match self.frame() {
-                Ok(Some(verdict)) => return verdict,
-                Ok(None) if self.held.len() >= MAX_HELD => return refuse("first message is too long"),
-                Ok(None) if self.parsed > 0 && !self.begun => {
+                Parsed::Verdict(verdict) => return verdict,
+                Parsed::Incomplete if self.held.len() >= MAX_HELD => return refuse("first message is too long"),
+                Parsed::Incomplete if self.parsed > 0 && !self.begun => {
                     let rest = self.held.split_off(std::mem::take(&mut self.parsed));
                     return Verdict::Control(std::mem::replace(&mut self.held, rest).into());
                 }
-                Ok(None) => return Verdict::Wait,
-                Err(Next) if self.parsed > MAX_HELD => return refuse("first message is too long"),
-                Err(Next) => {}
+                Parsed::Incomplete => return Verdict::Wait,
+                Parsed::Next if self.parsed > MAX_HELD => return refuse("first message is too long"),
+                Parsed::Next => {}
             }
         }
     }
 
-    /// Parses one frame; `Ok(None)` if it is not whole yet, `Err(Next)` if the next one must be parsed.
-    fn frame(&mut self) -> Result<Option<Verdict>, Next> {
+    /// Parses one frame.
+    fn frame(&mut self) -> Parsed {
         let rest = &self.held[self.parsed..];
         let mut cursor = Cursor::new(rest);
         let (header, length) = match FrameHeader::parse(&mut cursor) {
             Ok(Some(parsed)) => parsed,
-            Ok(None) => return Ok(None),
-            Err(_) => return Ok(Some(malformed("not a WebSocket frame"))),
+            Ok(None) => return Parsed::Incomplete,
+            Err(_) => return Parsed::Verdict(malformed("not a WebSocket frame")),
         };
         let start = usize::try_from(cursor.position()).unwrap_or(usize::MAX);
         // Extensions are not negotiated, and clients mask what they send.
         let Some(mask) = header.mask.filter(|_| !header.rsv1 && !header.rsv2 && !header.rsv3) else {
-            return Ok(Some(malformed("frame is compressed or not masked")));
+            return Parsed::Verdict(malformed("frame is compressed or not masked"));
         };
         let (is_data, is_close) = match header.opcode {
             OpCode::Data(Data::Text | Data::Binary) if !self.begun => (true, false),
             OpCode::Data(Data::Continue) if self.begun => (true, false),
             OpCode::Control(Control::Close) if header.is_final && length <= 125 => (false, true),
             OpCode::Control(Control::Ping | Control::Pong) if header.is_final && length <= 125 => (false, false),
-            _ => return Ok(Some(malformed("unexpected WebSocket frame"))),
+            _ => return Parsed::Verdict(malformed("unexpected WebSocket frame")),
         };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let available = &rest[start.min(rest.len())..];
@@ -206,20 +206,22 @@ impl FirstMessage {
             match unmasked.enumerate().skip(self.blank).find(|(_, byte)| !matches!(byte, b' ' | b'\t' | b'\n' | b'\r'))
             {
                 Some((_, b'{')) => self.is_object = true,
-                Some(_) if self.objects_only => return Ok(Some(Verdict::Other(std::mem::take(&mut self.held).into()))),
+                Some(_) if self.objects_only => {
+                    return Parsed::Verdict(Verdict::Other(std::mem::take(&mut self.held).into()));
+                }
                 _ => self.blank = available.len(),
             }
         }
         if is_data && length > MAX_MESSAGE - self.length {
-            return Ok(Some(refuse("first message is too long")));
+            return Parsed::Verdict(refuse("first message is too long"));
         }
         if available.len() < length {
-            return Ok(None);
+            return Parsed::Incomplete;
         }
         self.parsed += start + length;
         if is_close {
             self.held.truncate(self.parsed);
-            return Ok(Some(Verdict::Close(std::mem::take(&mut self.held).into())));
+            return Parsed::Verdict(Verdict::Close(std::mem::take(&mut self.held).into()));
         }
         if is_data {
             self.begun = true;
@@ -227,19 +229,19 @@ impl FirstMessage {
             self.blank = 0;
         }
         if !is_data || !header.is_final {
-            return Err(Next);
+            return Parsed::Next;
         }
-        let Some(check) = self.check.take() else { return Ok(Some(refuse("message after the first"))) };
+        let Some(check) = self.check.take() else { return Parsed::Verdict(refuse("message after the first")) };
         let checked = check(&payload(&self.held[..self.parsed], self.length));
         let mut held = Bytes::from(std::mem::take(&mut self.held));
-        Ok(Some(match checked {
+        Parsed::Verdict(match checked {
             Checked::Connect(ready) => {
                 let rest = held.split_off(self.parsed);
                 Verdict::Connect { ready, message: held, rest }
             }
             Checked::Other => Verdict::Other(held),
             Checked::Refused(reason) => Verdict::Refuse(reason),
-        }))
+        })
     }
 }
 
@@ -259,8 +261,15 @@ fn payload(frames: &[u8], length: usize) -> Vec<u8> {
     message
 }
 
-/// The next frame must be parsed.
-struct Next;
+/// What the next frame is.
+enum Parsed {
+    /// It is not whole yet.
+    Incomplete,
+    /// It is whole and decides nothing: the one after it must be parsed.
+    Next,
+    /// It decides.
+    Verdict(Verdict),
+}
 
 fn refuse(reason: &str) -> Verdict {
     Verdict::Refuse(format!("loopgate: {reason}"))

@@ -151,19 +151,30 @@ impl Gate {
 
     /// Learns what the gateway has sent so far.
     pub fn observe(&mut self, sent: GatewaySent) -> GateStep {
-        match (sent.answer, &mut self.stage) {
-            (Some(true), GateStage::Response) => return GateStep::Open(std::mem::take(&mut self.rest)),
-            // Without an answer it may have been accepted, but a gateway that closes takes no further message.
-            (answer, GateStage::Response) if answer == Some(false) || sent.closed => {
-                self.stage = GateStage::Discard;
-                self.rest = Bytes::new();
-                drop(self.lease.take());
-                self.due = None;
-                return GateStep::Refused;
-            }
-            _ => {}
+        match self.stage {
+            GateStage::Response => self.observe_answer(sent),
+            _ => self.observe_challenge(sent.challenge),
         }
-        match (sent.challenge, &mut self.stage) {
+    }
+
+    /// Learns whether the gateway has answered the `connect`.
+    fn observe_answer(&mut self, sent: GatewaySent) -> GateStep {
+        match sent.answer {
+            Some(true) => return GateStep::Open(std::mem::take(&mut self.rest)),
+            None if !sent.closed => return GateStep::Wait,
+            // Without an answer it may have been accepted, but a gateway that closes takes no further message.
+            Some(false) | None => {}
+        }
+        self.stage = GateStage::Discard;
+        self.rest = Bytes::new();
+        drop(self.lease.take());
+        self.due = None;
+        GateStep::Refused
+    }
+
+    /// Learns whether the gateway's first message asks for a `connect`.
+    fn observe_challenge(&mut self, challenge: Option<bool>) -> GateStep {
+        match (challenge, &mut self.stage) {
             (Some(true), GateStage::Other(_) | GateStage::Protocol) => no_connect(),
             (Some(true), GateStage::Check(_)) => {
                 if !self.challenged {

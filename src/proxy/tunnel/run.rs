@@ -91,7 +91,7 @@ where
     let (closing, revoked) = options.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
     let ended = poll_fn(|cx| {
-        while !matches!(tunnel.stage, TunnelStage::Refusing { .. }) {
+        while !matches!(tunnel.stage, TunnelStage::Rejecting { .. }) {
             // A tunnel that the gateway has closed ends by itself, so a drain changes nothing.
             let ignores_drain = tunnel.stage != TunnelStage::Open;
             let signal = options.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), ignores_drain);
@@ -126,8 +126,8 @@ enum TunnelStage {
     GatewayClosed {
         until: Instant,
     },
-    /// The client is refused: nothing more from it is forwarded. Its close frame may leave until `until`.
-    Refusing {
+    /// The client is refused or revoked: nothing more from it is forwarded. Its close frame may leave until `until`.
+    Rejecting {
         until: Instant,
     },
 }
@@ -184,7 +184,7 @@ where
         self.stage = match reason {
             CloseReason::Revoked if self.websocket && !self.to_client.close_sent => {
                 self.to_client.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
-                TunnelStage::Refusing { until: now + REVOKED_GRACE }
+                TunnelStage::Rejecting { until: now + REVOKED_GRACE }
             }
             CloseReason::Revoked => return Err(TunnelError::Unauthorized),
             CloseReason::Drain => {
@@ -195,21 +195,21 @@ where
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
-        if let TunnelStage::Refusing { until } = self.stage {
-            return self.poll_refusing(cx, until);
+        if let TunnelStage::Rejecting { until } = self.stage {
+            return self.poll_rejecting(cx, until);
         }
         loop {
             let to_gateway_done = self.to_gateway.poll_copy(cx, &mut self.client, &mut self.gateway)?.is_ready();
-            if let Some(close) = self.to_gateway.refused.take() {
+            if let Some(close) = self.to_gateway.refused_with.take() {
                 self.to_client.close_with = Some(close);
-                return self.refuse(cx, REVOKED_GRACE);
+                return self.reject(cx, REVOKED_GRACE);
             }
             let to_client_done = self.to_client.poll_copy(cx, &mut self.gateway, &mut self.client)?.is_ready();
             match self.poll_gate(cx) {
                 GateChange::Unchanged => {}
                 GateChange::Progressed => continue,
                 // The gateway closes with its own reason. Its client's answer to that does not matter any more.
-                GateChange::Refused => return self.refuse(cx, TUNNEL_CLOSE_GRACE),
+                GateChange::Refused => return self.reject(cx, TUNNEL_CLOSE_GRACE),
             }
             if to_gateway_done && to_client_done {
                 return Poll::Ready(Ok(()));
@@ -240,14 +240,14 @@ where
     }
 
     /// Stops reading from the client; what is due to it has `grace` to leave.
-    fn refuse(&mut self, cx: &Context<'_>, grace: Duration) -> Poll<Result<(), TunnelError>> {
-        self.stage = TunnelStage::Refusing { until: Instant::now() + grace };
+    fn reject(&mut self, cx: &Context<'_>, grace: Duration) -> Poll<Result<(), TunnelError>> {
+        self.stage = TunnelStage::Rejecting { until: Instant::now() + grace };
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Sends what is due to a client that is refused; ends with an error.
-    fn poll_refusing(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Result<(), TunnelError>> {
+    /// Sends what is due to a client that is refused or revoked; ends with an error.
+    fn poll_rejecting(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<Result<(), TunnelError>> {
         let ended = self.to_client.poll_copy(cx, &mut self.gateway, &mut self.client)?.is_ready();
         // The gateway's own close frame gives the better reason.
         self.to_client.close_sent |= self.to_client.gateway_sent().closed;
@@ -273,7 +273,7 @@ where
         if let Some((due, reason)) = self.to_gateway.gate.as_ref().and_then(|gate| gate.due())
             && self.poll_timer(cx, due).is_ready()
         {
-            self.to_gateway.refused = Some(policy_violation(reason));
+            self.to_gateway.refused_with = Some(policy_violation(reason));
             return GateChange::Progressed;
         }
         GateChange::Unchanged
