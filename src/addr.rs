@@ -35,7 +35,7 @@ pub fn is_loopback_or_unspecified(ip: IpAddr) -> bool {
 
 /// Returns the address that the kernel writes as `digits` in `net/tcp`, `net/tcp6` and `net/route`
 /// (proc_pid_net(5)): one or four 32-bit numbers of the machine's own byte order, in hexadecimal. An
-/// IPv4-mapped one is folded.
+/// IPv4-mapped address is returned as IPv4.
 pub fn of_kernel(digits: &str) -> Option<IpAddr> {
     let words = digits.as_bytes().chunks(8).map(|word| {
         let word = std::str::from_utf8(word).ok().filter(|word| word.len() == 8)?;

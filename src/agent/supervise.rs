@@ -13,7 +13,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid, tcgetpgrp, tcsetpgrp};
 use tokio::signal::unix::{self, SignalKind};
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 /// The signals that are forwarded to the child.
 const FORWARDED: [Signal; 7] = [
@@ -133,7 +133,7 @@ pub async fn run(mut command: Command, signals: &mut Signals, grace: Duration) -
 
 fn send(group: Pid, signal: Signal) {
     if let Err(error) = killpg(group, signal) {
-        info!(%signal, %error, "can't pass a signal on to the command");
+        warn!(%signal, %error, "can't pass a signal on to the command");
     }
 }
 

@@ -160,7 +160,7 @@ pub enum Sandbox {
 pub enum OwnAddresses {
     /// The safe default: rootless engines deliver outside clients with such an address.
     External,
-    /// For rootful Docker and Kubernetes, where only this namespace's processes can have one.
+    /// For rootful Docker and Kubernetes, where only this namespace's processes can connect from one.
     Agent,
 }
 

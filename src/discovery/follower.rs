@@ -196,7 +196,7 @@ impl<S: Source> Follower<S> {
                 info!(
                     source = S::NAME,
                     reason = text,
-                    "the source is not available: until it is, no label makes an agent"
+                    "the source of agents is not available; labels are ignored until it is"
                 );
                 self.logged = Some((text.to_owned(), now));
             }

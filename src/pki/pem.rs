@@ -75,7 +75,7 @@ fn check_encoding(pem: &[u8]) -> Result<(), InvalidFile> {
     match pem {
         [] => Err(InvalidFile::Empty),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Err(InvalidFile::Utf16),
-        // The tag and length of an ASN.1 sequence.
+        // DER in place of PEM: the tag and length of a SEQUENCE.
         [0x30, 0x80..=0x84, ..] => Err(InvalidFile::Binary),
         _ => Ok(()),
     }

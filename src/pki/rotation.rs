@@ -152,7 +152,7 @@ impl Rotation {
 pub(super) fn warn_of_problem(error: &Error) {
     tracing::warn!(
         error = error as &dyn std::error::Error, retry_in = ?RETRY,
-        "can't load or renew the certificate; still serving the old one, and retrying then or when its files change"
+        "can't load or renew the certificate; still serving the old one; retrying after retry_in, or when its files change"
     );
 }
 

@@ -1,6 +1,8 @@
 //! Reads ahead from a socket while much data arrives.
 //!
-//! rustls reads 4 KiB at a time, which would be four system calls for each TLS record of an upload.
+//! Workaround: rustls 0.23 reads 4 KiB at a time
+//! ([rustls#2960](https://github.com/rustls/rustls/pull/2960)), which would be four system calls for
+//! each TLS record of an upload. Delete when it takes larger reads.
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};

@@ -117,6 +117,17 @@ fn addresses_on<'a>(container: &'a Container, networks: &'a BTreeSet<&str>) -> i
 
 /// Returns the kind of agent that the operator makes of `container`, by its label or else by its service;
 /// `None` if it is to be no agent.
+///
+/// | origin of its labels | label | service | result |
+/// | --- | --- | --- | --- |
+/// | unknown | asks for no agent | any | no agent |
+/// | unknown | asks for one | any | refused |
+/// | unknown | none | named | refused |
+/// | unknown | none | not named | no agent |
+/// | the image had the same label | none left | not named | refused |
+/// | the image had the same label | none left | named | attested, if either asks for that; else as the service |
+/// | otherwise | any | any | as the label |
+/// | otherwise | none | any | as the service |
 fn asked_kind(container: &Container, services: &[AgentService]) -> Result<Option<AgentKind>, WhyNot> {
     let service = services.iter().find(|named| Some(&named.name) == container.service.as_ref());
     let by_service = service.map(|named| if named.by_address { AgentKind::Address } else { AgentKind::Attested });

@@ -7,6 +7,9 @@
 //! well: bollard's types follow the newest Docker, and one value that they do not know (Podman's
 //! state `stopped`, a network that is null) would make a whole list unreadable. The paths carry no
 //! version, so that every engine answers with its own.
+//!
+//! Workaround: delete the own connections when bollard reports both, and the own types when it reads
+//! lists element by element.
 
 use std::collections::HashMap;
 use std::io;

@@ -178,7 +178,7 @@ impl Docker {
                 changed
             }
             SourceChange::Lost(loss) => {
-                debug!(?loss, "an event says what a container lost");
+                debug!(?loss, "an event reported a loss");
                 let endpoints = |containers: &[Container]| {
                     containers.iter().map(|container| container.endpoints.len()).sum::<usize>()
                 };

@@ -54,7 +54,7 @@ fn the_bridge_is_known_by_the_routes_where_docker_is_off() {
 
             let mut config = Config::default();
             config.agents.cidrs = vec!["172.30.9.0/24".parse().unwrap()];
-            let policy = crate::lane::Policy::new(&config);
+            let policy = crate::lane::LanePolicy::new(&config);
             let on = |view: &View, peer: &str| {
                 let evidence = crate::lane::Evidence {
                     peer: peer.parse().unwrap(),
