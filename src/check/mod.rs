@@ -41,7 +41,7 @@ use crate::discovery::kubernetes::api::Api;
 use crate::discovery::{self, View};
 use crate::error_chain::error_chain;
 use crate::fingerprint::Fingerprint;
-use crate::lane::Policy;
+use crate::lane::LanePolicy;
 use crate::listener::reachable_addresses;
 use crate::metrics;
 use crate::openclaw::files;
@@ -128,7 +128,7 @@ async fn examine_gateway(
         let wanted = openclaw_config::Wanted {
             gateway: config.gateway.address,
             external_source: config.gateway.external_source.into(),
-            policy: Policy::new(config),
+            policy: LanePolicy::new(config),
             knows_local_clients: seen.local == probe::Client::Local,
         };
         openclaw_config::judge(openclaw, &wanted, report);

@@ -11,7 +11,7 @@ use super::catalogue as kind;
 use super::finding::{Remedy, Report};
 use super::gateway::{bind_loopback, is_first, no_tls, trust_exactly};
 use crate::error_chain::error_chain;
-use crate::lane::Policy;
+use crate::lane::LanePolicy;
 use crate::openclaw::files;
 
 /// What the gateway's configuration must match.
@@ -22,7 +22,7 @@ pub struct Wanted {
     /// The source address of the external lane.
     pub external_source: IpAddr,
     /// The lane policy, which says what headers clients can send.
-    pub policy: Policy,
+    pub policy: LanePolicy,
     /// Whether the running gateway takes its own clients for local ones, as versions from 2026.4 on do
     /// whatever they trust.
     pub knows_local_clients: bool,
@@ -130,7 +130,7 @@ fn proxy_auth(auth: &Value, report: &mut Report) {
 
 /// Finds headers that the gateway believes in `auth.mode: "trusted-proxy"`, but that any client can
 /// send through loopgate.
-fn identity_headers(auth: &Value, policy: &Policy, report: &mut Report) {
+fn identity_headers(auth: &Value, policy: &LanePolicy, report: &mut Report) {
     if auth["mode"].as_str().is_some_and(|mode| mode != "trusted-proxy") {
         return;
     }
@@ -227,7 +227,7 @@ mod tests {
         let wanted = Wanted {
             gateway: "127.0.0.1:18789".parse().unwrap(),
             external_source: "127.0.0.2".parse().unwrap(),
-            policy: Policy::new(&config),
+            policy: LanePolicy::new(&config),
             knows_local_clients: false,
         };
         for (text, expected) in table {
@@ -320,7 +320,7 @@ mod tests {
             let wanted = Wanted {
                 gateway: "127.0.0.1:18789".parse().unwrap(),
                 external_source: "127.0.0.2".parse().unwrap(),
-                policy: Policy::new(&crate::config::Config::default()),
+                policy: LanePolicy::new(&crate::config::Config::default()),
                 knows_local_clients,
             };
             let mut report = Report::default();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::assignment::Denied;
 use super::decide::by_address;
 use super::evidence::ProxyHeader;
-use super::policy::Policy;
+use super::policy::LanePolicy;
 use super::request_sender::RequestSender;
 use crate::addr::canonical;
 use crate::discovery::View;
@@ -16,7 +16,7 @@ use crate::discovery::View;
 ///
 /// # Errors
 /// Why the connection must be closed.
-pub fn allow_peer(peer: IpAddr, view: &View, policy: &Policy) -> Result<(), Denied> {
+pub fn allow_peer(peer: IpAddr, view: &View, policy: &LanePolicy) -> Result<(), Denied> {
     let peer = canonical(peer);
     if policy.is_trusted_proxy(peer) || may_be_agent(peer, view, policy) { Ok(()) } else { policy.check_lists(peer) }
 }
@@ -25,12 +25,12 @@ pub fn allow_peer(peer: IpAddr, view: &View, policy: &Policy) -> Result<(), Deni
 ///
 /// # Errors
 /// The peer is none.
-pub fn allow_plain(peer: IpAddr, policy: &Policy) -> Result<(), Denied> {
+pub fn allow_plain(peer: IpAddr, policy: &LanePolicy) -> Result<(), Denied> {
     if policy.is_trusted_proxy(canonical(peer)) { Ok(()) } else { Err(Denied::NotTrustedProxy) }
 }
 
 /// Returns whether a connection from `peer` could be an agent's, as far as its address tells.
-pub fn may_be_agent(peer: IpAddr, view: &View, policy: &Policy) -> bool {
+pub fn may_be_agent(peer: IpAddr, view: &View, policy: &LanePolicy) -> bool {
     let peer = canonical(peer);
     !policy.is_trusted_proxy(peer) && (view.agents.contains_key(&peer) || by_address(peer, view, policy).is_some())
 }
@@ -39,14 +39,14 @@ pub fn may_be_agent(peer: IpAddr, view: &View, policy: &Policy) -> bool {
 ///
 /// # Errors
 /// Why the connection must be closed.
-pub fn allow_proxied_client(peer: IpAddr, header: ProxyHeader, policy: &Policy) -> Result<(), Denied> {
+pub fn allow_proxied_client(peer: IpAddr, header: ProxyHeader, policy: &LanePolicy) -> Result<(), Denied> {
     let sender = RequestSender::new(canonical(peer), header, policy);
     if header == ProxyHeader::Local || sender.is_trusted_proxy { Ok(()) } else { policy.check_lists(sender.ip) }
 }
 
 /// Returns whether a certificate of loopgate's own CA can make the connection an agent's or name
 /// its user, so that the client is asked for one. With `tls.client_ca` every client is asked.
-pub fn may_have_certificate(peer: IpAddr, header: ProxyHeader, view: &View, policy: &Policy) -> bool {
+pub fn own_certificate_may_count(peer: IpAddr, header: ProxyHeader, view: &View, policy: &LanePolicy) -> bool {
     let sender = RequestSender::new(canonical(peer), header, policy);
-    may_be_agent(peer, view, policy) || !sender.is_trusted_proxy && policy.asks_for_certificate(sender.ip)
+    may_be_agent(peer, view, policy) || !sender.is_trusted_proxy && policy.accepts_issued_certificates_from(sender.ip)
 }

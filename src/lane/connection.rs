@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::assignment::{Denied, Lane};
 use super::decide::{decide, decide_plain};
 use super::evidence::{Certificate, Evidence};
-use super::policy::Policy;
+use super::policy::LanePolicy;
 use crate::discovery::View;
 
 /// What the lane of a connection is decided by, whichever listener accepted it.
@@ -22,7 +22,7 @@ impl ConnectionEvidence {
     ///
     /// # Errors
     /// Why the connection gets no lane.
-    pub fn decide(&self, view: &View, policy: &Policy, now: i64) -> Result<Lane, Denied> {
+    pub fn decide(&self, view: &View, policy: &LanePolicy, now: i64) -> Result<Lane, Denied> {
         match self {
             Self::Tls(evidence) => decide(evidence, view, policy, now),
             Self::Plain(peer) => decide_plain(*peer, view, policy).map(Lane::External),

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
 use super::evidence::{Certificate, Evidence, Issuer};
 use super::forwarded_client::ForwardedClient;
-use super::policy::{Policy, intersect_caps, scope_cap};
+use super::policy::{LanePolicy, intersect_caps, scope_cap};
 use super::request_sender::RequestSender;
 use super::scheme::Scheme;
 use super::source_address::source_address;
@@ -22,7 +22,7 @@ use crate::discovery::{AgentKind, View};
 ///
 /// # Errors
 /// Why the connection gets no lane.
-pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Result<Lane, Denied> {
+pub fn decide(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -> Result<Lane, Denied> {
     let peer = canonical(evidence.peer);
     let sender = RequestSender::new(peer, evidence.proxy_header, policy);
     let certificate = evidence.certificate.as_ref().filter(|certificate| now < certificate.not_after);
@@ -33,7 +33,9 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
         scheme: Scheme::Https,
         // A proxy's certificate identifies the proxy, not the client of a request.
         user: certificate
-            .filter(|certificate| certificate.issuer == Issuer::Operator || policy.asks_for_certificate(sender.ip))
+            .filter(|certificate| {
+                certificate.issuer == Issuer::Operator || policy.accepts_issued_certificates_from(sender.ip)
+            })
             .filter(|_| !sender.is_trusted_proxy)
             .and_then(|certificate| certificate.user.as_deref())
             .and_then(|user| HeaderValue::from_str(user).ok()),
@@ -56,7 +58,7 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Re
 ///
 /// # Errors
 /// The peer is no trusted proxy.
-pub fn decide_plain(peer: IpAddr, view: &View, policy: &Policy) -> Result<ExternalLane, Denied> {
+pub fn decide_plain(peer: IpAddr, view: &View, policy: &LanePolicy) -> Result<ExternalLane, Denied> {
     let peer = canonical(peer);
     if !policy.is_trusted_proxy(peer) {
         return Err(Denied::NotTrustedProxy);
@@ -80,7 +82,7 @@ fn agent_basis(
     sender: IpAddr,
     certificate: Option<&Certificate>,
     view: &View,
-    policy: &Policy,
+    policy: &LanePolicy,
 ) -> Option<AgentBasis> {
     if !policy.gateway_is_loopback {
         return None;
@@ -98,7 +100,7 @@ fn agent_basis(
                 return Some(AgentBasis::Attested(Arc::clone(agent)));
             }
             // Checked again, so that narrowing `agents.certificate_from` closes connections it had permitted.
-            if !policy.asks_for_certificate(sender) {
+            if !policy.accepts_issued_certificates_from(sender) {
                 return None;
             }
             let name = format!("spiffe://{}/agent/", policy.trust_domain);
@@ -111,7 +113,7 @@ fn agent_basis(
 }
 
 /// Returns what makes the peer an agent by its address alone, if anything does.
-pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<AgentBasis> {
+pub(super) fn by_address(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<AgentBasis> {
     if is_own_address(peer, view) && policy.own_addresses == OwnAddresses::Agent {
         return Some(AgentBasis::OwnAddress);
     }
@@ -119,12 +121,12 @@ pub(super) fn by_address(peer: IpAddr, view: &View, policy: &Policy) -> Option<A
     // that merely includes them does not make them agents.
     let ambiguous_address =
         peer.is_loopback() || view.is_own(peer) || peer.is_unspecified() || view.bridge_gateways.contains(&peer);
-    let names_it = |net: &IpNet| {
+    let is_specific = |net: &IpNet| {
         !ambiguous_address
             || net.prefix_len() == net.max_prefix_len()
             || (peer.is_loopback() && net.addr().is_loopback())
     };
-    if policy.cidrs.iter().any(|net| net.contains(&peer) && names_it(net)) {
+    if policy.cidrs.iter().any(|net| net.contains(&peer) && is_specific(net)) {
         return Some(AgentBasis::Cidr);
     }
     let agent = view.agents.get(&peer).filter(|agent| agent.kind == AgentKind::Address && !ambiguous_address)?;
@@ -155,16 +157,24 @@ pub(super) fn names_agent(uri: &str, id: &str, trust_domain: &str, source: Agent
 /// Returns the scope cap of the container at `peer`. It counts on both lanes and outlasts the loss of
 /// Docker, so that an agent can't shed its cap by becoming external. An agent without a label of its
 /// own has the common cap.
-fn cap_of_container(peer: IpAddr, view: &View, policy: &Policy) -> Option<HeaderValue> {
-    let of_agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
-    let of_agent = of_agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.scopes.clone()));
-    let Some(of_address) = view.caps.get(&peer) else { return of_agent };
-    let cap = intersect_caps(Some(scope_cap(&of_address.scopes)), of_agent.as_ref());
-    if of_address.in_doubt { intersect_caps(cap, policy.scopes.as_ref()) } else { cap }
+fn cap_of_container(peer: IpAddr, view: &View, policy: &LanePolicy) -> Option<HeaderValue> {
+    let agent = view.agents.get(&peer).or_else(|| view.last_known.get(&peer));
+    let of_agent = agent.and_then(|agent| agent.scopes.as_deref().map(scope_cap).or_else(|| policy.scopes.clone()));
+    let of_address = view.caps.get(&peer);
+    let cap = intersect_caps(of_address.map(|cap| scope_cap(&cap.scopes)), of_agent.as_ref());
+    // It may be an agent without a label of its own, which has the common cap.
+    let in_doubt = of_address.is_some_and(|cap| cap.in_doubt);
+    intersect_caps(cap, policy.scopes.as_ref().filter(|_| in_doubt))
 }
 
 /// Makes the agent lane of a connection.
-fn agent_lane(peer: IpAddr, basis: AgentBasis, as_external: ExternalLane, view: &View, policy: &Policy) -> AgentLane {
+fn agent_lane(
+    peer: IpAddr,
+    basis: AgentBasis,
+    as_external: ExternalLane,
+    view: &View,
+    policy: &LanePolicy,
+) -> AgentLane {
     let source = match &basis {
         AgentBasis::OwnAddress => Ipv4Addr::LOCALHOST,
         AgentBasis::Cidr => source_address(peer.to_string().as_bytes(), policy.sources),

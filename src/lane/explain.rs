@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::decide::{by_address, is_own_address, names_agent};
 use super::evidence::{Certificate, Evidence, Issuer};
-use super::policy::Policy;
+use super::policy::LanePolicy;
 use crate::addr::canonical;
 use crate::config::AgentSourceKind;
 use crate::discovery::{AgentKind, View};
@@ -103,7 +103,7 @@ impl fmt::Display for WhyExternal {
 
 /// Explains why the connection with this `evidence` is external, unless that is to be expected.
 /// `now` is in seconds since the Unix epoch.
-pub fn why_external(evidence: &Evidence, view: &View, policy: &Policy, now: i64) -> Option<WhyExternal> {
+pub fn why_external(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -> Option<WhyExternal> {
     let peer = canonical(evidence.peer);
     let why = why_external_on_loopback(peer, evidence.certificate.as_ref(), view, policy, now);
     if policy.gateway_is_loopback {
@@ -118,7 +118,7 @@ fn why_external_on_loopback(
     peer: IpAddr,
     certificate: Option<&Certificate>,
     view: &View,
-    policy: &Policy,
+    policy: &LanePolicy,
     now: i64,
 ) -> Option<WhyExternal> {
     if is_own_address(peer, view) {
@@ -246,7 +246,7 @@ mod tests {
         ];
         for (peer, certificate, config, expected) in table {
             let evidence = Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate };
-            assert_eq!(why_external(&evidence, &view(), &Policy::new(config), NOW), expected, "{evidence:?}");
+            assert_eq!(why_external(&evidence, &view(), &LanePolicy::new(config), NOW), expected, "{evidence:?}");
         }
     }
 }

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::assignment::{Denied, ExternalLane};
 use super::forwarded_client::ForwardedClient;
-use super::policy::Policy;
+use super::policy::LanePolicy;
 use super::request_check::is_host;
 use super::scheme::Scheme;
 use super::x_forwarded_for;
@@ -44,7 +44,7 @@ impl HeadersWritten {
 
 impl ExternalLane {
     /// The request's client: the one that a trusted proxy names in the `sent` headers, else the connection's.
-    pub fn client_of(&self, sent: &HeaderMap, policy: &Policy) -> IpAddr {
+    pub fn client_of(&self, sent: &HeaderMap, policy: &LanePolicy) -> IpAddr {
         let named = self.trusted_proxy.then(|| x_forwarded_for::client(sent, |ip| policy.is_trusted_proxy(ip)));
         named.flatten().unwrap_or(self.client)
     }
@@ -56,7 +56,7 @@ impl Forwarding {
     /// # Errors
     /// The allow and deny lists refuse the client that a trusted proxy named, or the agent whose
     /// connection a page uses.
-    pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &Policy) -> Result<Self, Denied> {
+    pub fn new(lane: &ExternalLane, host: &HeaderValue, sent: &HeaderMap, policy: &LanePolicy) -> Result<Self, Denied> {
         let checked_client = lane.client_of(sent, policy);
         policy.check_lists(checked_client)?;
         let mut forwarding = Self {
@@ -73,14 +73,14 @@ impl Forwarding {
             return Ok(forwarding);
         }
         forwarding.stated_client = ForwardedClient::new(checked_client, policy.unknown_client);
-        if let Some(stated) = only(sent, &X_FORWARDED_PROTO).and_then(Scheme::stated) {
+        if let Some(stated) = sole_value(sent, &X_FORWARDED_PROTO).and_then(Scheme::stated) {
             forwarding.scheme = stated;
         }
-        if let Some(host) = only(sent, &X_FORWARDED_HOST).filter(|host| is_host(host.as_bytes())) {
+        if let Some(host) = sole_value(sent, &X_FORWARDED_HOST).filter(|host| is_host(host.as_bytes())) {
             forwarding.host = host.clone();
         }
         for name in &policy.identity_headers {
-            if let Some(value) = only(sent, name) {
+            if let Some(value) = sole_value(sent, name) {
                 forwarding.identity.retain(|(known, _)| known != name);
                 forwarding.identity.push((name.clone(), value.clone()));
             }
@@ -102,7 +102,7 @@ impl Forwarding {
 }
 
 /// The value of a header that occurs exactly once; `None` otherwise.
-pub(super) fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+pub(super) fn sole_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())
 }

@@ -17,10 +17,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
 use super::assignment::{AgentLane, ExternalLane, Lane};
 use super::browser;
-use super::forwarding::{Forwarding, HeadersWritten, only};
+use super::forwarding::{Forwarding, HeadersWritten, sole_value};
 use super::http_api::check_http_api;
 use super::path::check_path_rules;
-use super::policy::{Policy, intersection};
+use super::policy::{LanePolicy, intersection};
 use super::request_check::{CheckedHead, RequestRefusal, check_request, tokens};
 use super::reserved_headers::{is_alike, is_hop_by_hop};
 use super::target::{Route, Target};
@@ -34,7 +34,7 @@ const X_OPENCLAW_SCOPES: HeaderName = HeaderName::from_static("x-openclaw-scopes
 /// The part of the configuration that heads are made by.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    policy: Policy,
+    policy: LanePolicy,
     paths: Vec<PathRule>,
     max_fields: usize,
     upgrades: Vec<String>,
@@ -45,7 +45,7 @@ impl Rules {
     /// Reads `config`.
     pub fn new(config: &Config) -> Self {
         Self {
-            policy: Policy::new(config),
+            policy: LanePolicy::new(config),
             paths: config.external.paths.clone(),
             max_fields: config.limits.head_fields,
             upgrades: config.http.upgrades.clone(),
@@ -54,7 +54,7 @@ impl Rules {
     }
 
     /// The policy that decides lanes.
-    pub fn policy(&self) -> &Policy {
+    pub fn policy(&self) -> &LanePolicy {
         &self.policy
     }
 }
@@ -123,7 +123,7 @@ impl GatewayHead {
         target: &Target,
         token: Option<&HeaderValue>,
     ) -> Self {
-        let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
+        let upgrade = to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, target.host().clone());
         if let Some(scopes) = &lane.scopes {
             parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
@@ -148,11 +148,11 @@ impl GatewayHead {
         check_path_rules(&parts.method, path, checked.upgrade.is_some(), &rules.paths, port)?;
         let forwarding = Forwarding::new(lane, &checked.host, &parts.headers, &rules.policy)
             .map_err(|_| RequestRefusal::ClientDenied)?;
-        let upgrade = prepare(&mut parts, checked.upgrade, &rules.policy);
+        let upgrade = to_gateway_form(&mut parts, checked.upgrade, &rules.policy);
         parts.headers.insert(HOST, checked.host);
         let written = forwarding.write(&mut parts.headers);
         // A trusted proxy may state a narrower cap, never a wider one.
-        let stated = only(&parts.headers, &X_OPENCLAW_SCOPES).cloned();
+        let stated = sole_value(&parts.headers, &X_OPENCLAW_SCOPES).cloned();
         let scopes = match (&lane.scopes, stated) {
             (Some(cap), Some(stated)) => Some(intersection(cap, &stated)),
             (cap, stated) => cap.clone().or(stated),
@@ -237,9 +237,9 @@ impl GatewayHead {
     }
 }
 
-/// Does what both lanes need: origin-form target, HTTP/1.1, and no field that clients may not send.
+/// Brings a head into the form that both lanes need: origin-form target, HTTP/1.1, and no field that clients may not send.
 /// Returns whether it is an upgrade.
-fn prepare(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &Policy) -> bool {
+fn to_gateway_form(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &LanePolicy) -> bool {
     let origin_form = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(origin_form);
     parts.version = Version::HTTP_11;
@@ -261,7 +261,7 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Removes fields that `Connection` lists, hop-by-hop fields, and fields that only loopgate may send.
-fn scrub(headers: &mut HeaderMap, policy: &Policy) {
+fn scrub(headers: &mut HeaderMap, policy: &LanePolicy) {
     let listed: Vec<HeaderName> = tokens(headers)
         .filter(|token| {
             !token.eq_ignore_ascii_case(b"close")

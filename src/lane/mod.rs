@@ -37,7 +37,7 @@ mod source_address;
 mod target;
 mod x_forwarded_for;
 
-pub use access::{allow_peer, allow_plain, allow_proxied_client, may_be_agent, may_have_certificate};
+pub use access::{allow_peer, allow_plain, allow_proxied_client, may_be_agent, own_certificate_may_count};
 pub use assignment::{AgentBasis, AgentLane, Denied, ExternalLane, Lane};
 pub use connection::ConnectionEvidence;
 pub use decide::{decide, decide_plain};
@@ -47,7 +47,7 @@ pub use forwarded_client::ForwardedClient;
 pub use forwarding::Forwarding;
 pub use headers::{GatewayHead, Rules, scrub_response, scrub_response_trailers, scrub_trailers};
 pub use path::{check_path_rules, normalized};
-pub use policy::{Policy, allowed_scopes};
+pub use policy::{LanePolicy, allowed_scopes};
 pub use request_check::{RequestRefusal, h2_head_size};
 pub use scheme::Scheme;
 pub use target::{Route, Target};

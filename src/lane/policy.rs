@@ -11,7 +11,7 @@ use crate::config::{Config, OwnAddresses};
 
 /// The part of the configuration that lane decisions read.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub struct LanePolicy {
     /// Whether the gateway is on loopback. Elsewhere it can't see the lanes' source addresses, so
     /// every client is external.
     pub(super) gateway_is_loopback: bool,
@@ -35,7 +35,7 @@ pub struct Policy {
     keep_headers: Vec<HeaderName>,
 }
 
-impl Policy {
+impl LanePolicy {
     /// Takes what concerns lanes out of `config`.
     pub fn new(config: &Config) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl Policy {
     /// Returns whether a certificate of `loopgate cert issue`, an agent's or a user's, counts from
     /// `client`: `agents.certificate_from` contains it, or every client is asked for a certificate
     /// because of `tls.client_ca`.
-    pub(super) fn asks_for_certificate(&self, client: IpAddr) -> bool {
+    pub(super) fn accepts_issued_certificates_from(&self, client: IpAddr) -> bool {
         self.has_client_ca || contains(&self.certificate_from, client)
     }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::evidence::ProxyHeader;
-use super::policy::Policy;
+use super::policy::LanePolicy;
 use crate::addr::canonical;
 
 /// The party that writes the requests on a connection: its peer, or the client that a trusted proxy
@@ -18,7 +18,7 @@ impl RequestSender {
     /// A PROXY header counts only if the peer is a trusted proxy. The client that it names then
     /// takes the proxy's place, because a proxy that only passes TLS on can't have written the
     /// requests.
-    pub(super) fn new(peer: IpAddr, header: ProxyHeader, policy: &Policy) -> Self {
+    pub(super) fn new(peer: IpAddr, header: ProxyHeader, policy: &LanePolicy) -> Self {
         let is_trusted_proxy = policy.is_trusted_proxy(peer);
         match header {
             ProxyHeader::Client(client) if is_trusted_proxy => {

@@ -73,8 +73,8 @@ pub struct Traffic {
     pub gateway_errors: Family<ReasonLabels, Counter>,
     /// Connections opened to the gateway.
     pub gateway_connections: Counter,
-    /// Connections closed because they were no longer authorized for their lane, or to state other clients on it.
-    pub authorizations_revoked: Counter,
+    /// Connections closed because they lost their lane, forwarded client, user, scope cap or certificate.
+    pub connections_revoked: Counter,
     /// Records a span for each request, if tracing is on.
     pub recorder: Option<Arc<dyn Recorder>>,
 }
@@ -184,7 +184,7 @@ impl Default for Traffic {
             refused: Family::default(),
             gateway_errors: Family::default(),
             gateway_connections: Counter::default(),
-            authorizations_revoked: Counter::default(),
+            connections_revoked: Counter::default(),
             recorder: None,
         }
     }
@@ -281,8 +281,8 @@ impl Traffic {
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());
         registry.register(
             "lane_changes",
-            "Connections closed because they were no longer authorized",
-            self.authorizations_revoked.clone(),
+            "Connections closed because they lost their lane, forwarded client, user, scope cap or certificate",
+            self.connections_revoked.clone(),
         );
     }
 }

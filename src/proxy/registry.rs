@@ -13,7 +13,7 @@ use crate::addr::{PeerAddr, canonical};
 use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{
-    AgentBasis, Certificate, ConnectionEvidence, Denied, Issuer, Lane, Policy, WhyExternal, why_external,
+    AgentBasis, Certificate, ConnectionEvidence, Denied, Issuer, Lane, LanePolicy, WhyExternal, why_external,
 };
 
 /// Every connection that was assigned a lane.
@@ -42,7 +42,7 @@ pub struct ConnectionInfo {
 
 impl ConnectionInfo {
     /// Returns why it is external, if one might expect it to be an agent's.
-    pub(super) fn why_external(&self, view: &View, policy: &Policy) -> Option<WhyExternal> {
+    pub(super) fn why_external(&self, view: &View, policy: &LanePolicy) -> Option<WhyExternal> {
         match (&*self.lane, &*self.evidence) {
             (Lane::External(_), ConnectionEvidence::Tls(evidence)) => {
                 why_external(evidence, view, policy, unix(self.since))
@@ -55,7 +55,7 @@ impl ConnectionInfo {
     ///
     /// The certificate's expiry is not judged here: `connection/deadlines.rs` ends the requests of
     /// a connection whose certificate expired.
-    pub(super) fn why_lost_agent_lane(&self, view: &View, policy: &Policy) -> Option<String> {
+    pub(super) fn why_lost_agent_lane(&self, view: &View, policy: &LanePolicy) -> Option<String> {
         let (Lane::Agent(before), ConnectionEvidence::Tls(evidence)) = (&*self.lane, &*self.evidence) else {
             return None;
         };
@@ -63,7 +63,7 @@ impl ConnectionInfo {
         if matches!(now, Ok(Lane::Agent(now)) if now.grants_the_same(before)) {
             return None;
         }
-        // Asked first, since the certificate of a container that is gone would look like a stolen one.
+        // Checked first: without its container the certificate would be reported as stolen.
         let is_discovered = matches!(before.basis, AgentBasis::Address(_) | AgentBasis::Attested(_));
         let peer = canonical(evidence.peer);
         if is_discovered && !view.agents.contains_key(&peer) && !view.last_known.contains_key(&peer) {
@@ -74,7 +74,7 @@ impl ConnectionInfo {
     }
 
     /// Returns the reason why an external connection may not go on: it would get another scope cap now.
-    pub(super) fn why_lost_scope_cap(&self, view: &View, policy: &Policy) -> Option<&'static str> {
+    pub(super) fn why_lost_scope_cap(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let changed = match self.evidence.decide(view, policy, unix(self.since)).ok()? {
             Lane::External(now) => before.scopes != now.scopes,
@@ -86,7 +86,7 @@ impl ConnectionInfo {
     /// Returns the reason why it may no longer be on the external lane as it is: the rules deny its
     /// client, or no longer trust the proxy that named the client, or its certificate no longer
     /// names its user. An open connection never gains a right; a new one may.
-    pub(super) fn why_lost_external_lane(&self, view: &View, policy: &Policy) -> Option<&'static str> {
+    pub(super) fn why_lost_external_lane(&self, view: &View, policy: &LanePolicy) -> Option<&'static str> {
         let Lane::External(before) = &*self.lane else { return None };
         let untrusted = match self.evidence.decide(view, policy, unix(self.since)) {
             Ok(Lane::External(now)) if before.user.is_some() && before.user != now.user => {
@@ -251,13 +251,13 @@ mod tests {
                 proxy_header: ProxyHeader::Local,
                 certificate,
             });
-            let lane = evidence.decide(&view, &Policy::new(&config), unix(SystemTime::now())).unwrap();
+            let lane = evidence.decide(&view, &LanePolicy::new(&config), unix(SystemTime::now())).unwrap();
             assert_eq!(lane.kind().label(), "agent", "{kind:?}");
             let registry = Arc::new(Registry::default());
             let addr = PeerAddr::new(format!("{peer}:1").parse().unwrap());
             let guard = registry.register(addr, Arc::new(lane), Protocol::Http1, evidence, &CancellationToken::new());
             change(&mut view, &mut config);
-            let why = registry.connections()[0].why_lost_agent_lane(&view, &Policy::new(&config));
+            let why = registry.connections()[0].why_lost_agent_lane(&view, &LanePolicy::new(&config));
             assert_eq!(why.as_deref(), expected, "{kind:?}");
             drop(guard);
         }

@@ -13,7 +13,7 @@ use super::connection;
 use super::connection::establish::AcceptedConnection;
 use super::downstream::window_budget::WindowBudget;
 use super::registry::ConnectionInfo;
-use super::shared::{Enrol, LaneBuffers, Settings, Shared};
+use super::shared::{ConnectionSettings, Enrol, LaneBuffers, Shared};
 use super::tunnel::first_message::HeldBudget;
 use super::upstream::send::Upstream;
 use crate::config::Config;
@@ -75,7 +75,7 @@ impl Proxy {
             windows: WindowBudget::new(config.limits.buffered),
             held_messages: HeldBudget::new(config.limits.buffered),
             tunnel_buffers: LaneBuffers::new(config.limits.buffered),
-            settings: ArcSwap::from_pointee(Settings::new(config)),
+            settings: ArcSwap::from_pointee(ConnectionSettings::new(config)),
             token: ArcSwapOption::from(token.map(Arc::new)),
             enrol,
             devices: devices.map(|devices| (devices, config.agents.bind_devices)),
@@ -140,7 +140,7 @@ impl Proxy {
     /// timeouts and sizes, but the new rules count for them at once; those that the rules deny are
     /// closed.
     pub fn update(&self, config: &Config) {
-        self.shared.settings.store(Arc::new(Settings::new(config)));
+        self.shared.settings.store(Arc::new(ConnectionSettings::new(config)));
         self.shared.rules.store(Arc::new(Rules::new(config)));
         self.shared.rules_changed.notify_waiters();
         self.shared.recheck_lanes_and_caps();

@@ -11,7 +11,7 @@ use super::close_signal::CloseSignal;
 use super::downstream::activity::Activity;
 use super::downstream::head_tracker::HeadTracker;
 use super::request_end::RequestEnd;
-use super::shared::{Settings, Shared};
+use super::shared::{ConnectionSettings, Shared};
 use super::upstream::budget::{ClientBudget, Exhausted, GatewayPermit, Purpose};
 use crate::addr::PeerAddr;
 use crate::labels::{LaneKind, Protocol};
@@ -20,7 +20,7 @@ use crate::lane::{Lane, Target};
 /// A connection that has a lane: plain data for the requests on it.
 pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
-    pub(super) settings: Arc<Settings>,
+    pub(super) settings: Arc<ConnectionSettings>,
     pub(super) lane: Arc<Lane>,
     /// Where its requests go.
     pub(super) target: Arc<Target>,

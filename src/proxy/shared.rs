@@ -30,14 +30,14 @@ pub type Enrol = Box<dyn Fn(tls::Stream<TcpStream>, PeerAddr) -> BoxFuture<'stat
 
 /// What a connection takes from the configuration when it is accepted, and keeps.
 #[derive(Debug)]
-pub(super) struct Settings {
+pub(super) struct ConnectionSettings {
     pub(super) limits: Limits,
     pub(super) proxy_protocol: bool,
     pub(super) log_access: bool,
     pub(super) traceparent: TraceparentUse,
 }
 
-impl Settings {
+impl ConnectionSettings {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             limits: config.limits.clone(),
@@ -84,7 +84,7 @@ pub(super) struct Shared {
     pub(super) held_messages: Arc<HeldBudget>,
     /// What tunnels have read and could not pass on yet.
     pub(super) tunnel_buffers: LaneBuffers,
-    pub(super) settings: ArcSwap<Settings>,
+    pub(super) settings: ArcSwap<ConnectionSettings>,
     /// The `Authorization` for requests of agents that show a certificate.
     pub(super) token: ArcSwapOption<HeaderValue>,
     pub(super) enrol: Enrol,
@@ -129,6 +129,6 @@ impl Shared {
 
     /// Counts `revoked` connections in the metrics.
     pub(super) fn count_revoked(&self, revoked: usize) {
-        self.traffic.authorizations_revoked.inc_by(revoked as u64);
+        self.traffic.connections_revoked.inc_by(revoked as u64);
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use loopgate::config::Config;
-use loopgate::lane::Policy;
+use loopgate::lane::LanePolicy;
 
 use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
 use crate::sidecar::{self, URL, WS_URL};
@@ -54,7 +54,7 @@ const FORGERIES_OVER_H2: &[&[(&str, &str)]] = &[
 #[test]
 fn every_forged_name_is_a_real_one_that_loopgate_reserves() {
     let real = include_str!("../../src/lane/reserved_headers/tests.rs").to_ascii_lowercase();
-    let policy = Policy::new(&Config::default());
+    let policy = LanePolicy::new(&Config::default());
     for (name, _) in FORGERIES.iter().chain(FORGERIES_OVER_H2).copied().flatten() {
         if !["host", "connection"].contains(&name.to_ascii_lowercase().as_str()) {
             let listed = format!("(\"{}\",", name.to_ascii_lowercase().replace('_', "-"));

@@ -23,10 +23,10 @@ fn view() -> View {
     view
 }
 
-fn policy(change: impl FnOnce(&mut Config)) -> Policy {
+fn policy(change: impl FnOnce(&mut Config)) -> LanePolicy {
     let mut config = Config::default();
     change(&mut config);
-    Policy::new(&config)
+    LanePolicy::new(&config)
 }
 
 fn nets(list: &[&str]) -> Vec<IpNet> {
@@ -41,7 +41,7 @@ fn own(uri: &str) -> Certificate {
     Certificate { issuer: Issuer::Own, serial: Vec::new(), uris: vec![uri.into()], user: None, not_after: NOW + 1 }
 }
 
-fn lane(evidence: &Evidence, policy: &Policy) -> String {
+fn lane(evidence: &Evidence, policy: &LanePolicy) -> String {
     match decide(evidence, &view(), policy, NOW) {
         Ok(Lane::Agent(lane)) => lane.basis.label().into(),
         Ok(Lane::External(lane)) => format!("external {}", lane.client),

@@ -19,7 +19,7 @@ use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{
     Certificate, ConnectionEvidence, Denied, Evidence, ExternalLane, Lane, ProxyHeader, Rules, allow_peer, allow_plain,
-    allow_proxied_client, decide, decide_plain, may_have_certificate,
+    allow_proxied_client, decide, decide_plain, own_certificate_may_count,
 };
 use crate::listener::{ListenerKind, Permit, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
@@ -29,7 +29,7 @@ use crate::proxy::downstream::io::{Downstream, Resources};
 use crate::proxy::downstream::transport::Transport;
 use crate::proxy::registry::{RegistryGuard, unix};
 use crate::proxy::session::Session;
-use crate::proxy::shared::{Settings, Shared};
+use crate::proxy::shared::{ConnectionSettings, Shared};
 use crate::tls;
 use crate::workers::WorkerSlot;
 
@@ -175,7 +175,7 @@ impl AcceptedPlain {
 struct Allowed {
     stream: TcpStream,
     origin: Origin,
-    settings: Arc<Settings>,
+    settings: Arc<ConnectionSettings>,
 }
 
 impl Allowed {
@@ -196,7 +196,7 @@ impl Allowed {
 struct Identified {
     stream: TcpStream,
     origin: Origin,
-    settings: Arc<Settings>,
+    settings: Arc<ConnectionSettings>,
     proxy_header: ProxyHeader,
 }
 
@@ -205,7 +205,7 @@ impl Identified {
         let Self { stream, origin, settings, proxy_header } = self;
         let config = shared.tls.load_full();
         let peer = origin.peer.ip();
-        let ask = may_have_certificate(peer, proxy_header, &shared.view.borrow(), shared.rules.load().policy());
+        let ask = own_certificate_may_count(peer, proxy_header, &shared.view.borrow(), shared.rules.load().policy());
         let tls::Handshake { stream, certificate } =
             tls::accept(stream, &config, ask, settings.limits.handshake_timeout).await?;
         shared.traffic.handshakes.inc();
@@ -217,7 +217,7 @@ impl Identified {
 struct Handshaken {
     stream: tls::Stream<TcpStream>,
     origin: Origin,
-    settings: Arc<Settings>,
+    settings: Arc<ConnectionSettings>,
     proxy_header: ProxyHeader,
     certificate: Option<Certificate>,
     config: Arc<tls::TlsServerConfig>,
@@ -261,7 +261,7 @@ impl Handshaken {
 struct AllowedProxy {
     stream: TcpStream,
     origin: Origin,
-    settings: Arc<Settings>,
+    settings: Arc<ConnectionSettings>,
 }
 
 impl AllowedProxy {
@@ -295,7 +295,7 @@ struct DecidedBy {
 struct Assigned {
     stream: Transport,
     origin: Origin,
-    settings: Arc<Settings>,
+    settings: Arc<ConnectionSettings>,
     evidence: ConnectionEvidence,
     protocol: Protocol,
     expires: Option<SystemTime>,
@@ -330,7 +330,7 @@ pub struct Registered {
     shared: Arc<Shared>,
     stream: Transport,
     origin: Origin,
-    settings: Arc<Settings>,
+    settings: Arc<ConnectionSettings>,
     protocol: Protocol,
     expires: Option<SystemTime>,
     lane: Arc<Lane>,
@@ -352,7 +352,7 @@ impl Registered {
         info!(
             target: audit::TARGET, kind = "lane", connection = number, %peer, lane = lane.kind().label(),
             admitted = basis, agent,
-            "connected"
+            "lane assigned"
         );
         let counters = shared.traffic.lane(lane.kind());
         counters.connections.inc();

@@ -44,9 +44,9 @@ pub async fn forward(
     interims: InterimSender,
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
-    let Prepared { head, body, authorization, answered_by } = match prepare(session, request, record) {
-        Ok(prepared) => prepared,
-        Err(Refused { must_close, error }) => return ForwardOutcome { must_close, result: Err(error) },
+    let CheckedRequest { head, body, authorization, answered_by } = match check(session, request, record) {
+        Ok(checked) => checked,
+        Err(CheckFailure { must_close, error }) => return ForwardOutcome { must_close, result: Err(error) },
     };
     let must_close = body.is_optional();
     match answered_by {
@@ -55,12 +55,12 @@ pub async fn forward(
             let result = Box::pin(upgrade(session, head, authorization, context, record)).await;
             ForwardOutcome { must_close, result }
         }
-        AnsweredBy::Gateway => exchange(session, head, body, authorization, interims, record).await,
+        AnsweredBy::Gateway => send_to_gateway(session, head, body, authorization, interims, record).await,
     }
 }
 
 /// A request that passed all checks.
-struct Prepared {
+struct CheckedRequest {
     head: GatewayHead,
     body: ClientBody,
     authorization: Option<ClientAuthorization>,
@@ -75,7 +75,7 @@ enum AnsweredBy {
 }
 
 /// A request that did not pass the checks, and whether an HTTP/1.1 connection must close after it.
-struct Refused {
+struct CheckFailure {
     must_close: bool,
     error: Error,
 }
@@ -98,37 +98,41 @@ impl ClientBody {
 }
 
 /// Checks `request`, and builds its head for the gateway.
-fn prepare(session: &Session, mut request: Request<Incoming>, record: &RequestRecord) -> Result<Prepared, Refused> {
+fn check(
+    session: &Session,
+    mut request: Request<Incoming>,
+    record: &RequestRecord,
+) -> Result<CheckedRequest, CheckFailure> {
     keep_upgrade(session, &request);
-    let is_h2_connect = extended_connect(&mut request).map_err(|error| Refused { must_close: false, error })?;
-    check_connection(session).map_err(|error| Refused { must_close: true, error })?;
+    let is_h2_connect = extended_connect(&mut request).map_err(|error| CheckFailure { must_close: false, error })?;
+    check_connection(session).map_err(|error| CheckFailure { must_close: true, error })?;
     let client_side = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
-    check_size(session, &parts).map_err(|error| Refused { must_close: false, error })?;
+    check_size(session, &parts).map_err(|error| CheckFailure { must_close: false, error })?;
     add_missing_host(&mut parts, session.local);
     let shared = &session.shared;
     let rules = shared.rules.load_full();
     let body = ClientBody { incoming, expects_continue: expects_continue(&parts), rules: Arc::clone(&rules) };
-    let refused = |error| Refused { must_close: body.is_optional(), error };
+    let failure = |error| CheckFailure { must_close: body.is_optional(), error };
     let ca_request = ca_request(session, &parts);
 
     let (token, tls) = (shared.token.load_full(), shared.tls.load());
     let mut head = GatewayHead::new(parts, &session.lane, &rules, &session.target, token.as_deref(), tls.names())
-        .map_err(|refusal| refused(Error::Refused(refusal)))?;
+        .map_err(|refusal| failure(Error::Refused(refusal)))?;
     if let Some(trace) = record.trace() {
         head.set_trace(trace);
     }
     record.set_lane(head.lane());
-    let authorization = ClientAuthorization::new(session, head.client(), &rules).map_err(refused)?;
+    let authorization = ClientAuthorization::new(session, head.client(), &rules).map_err(failure)?;
 
     let answered_by = match ca_request {
         _ if head.is_upgrade() => AnsweredBy::Tunnel(UpgradeContext { client_side, is_h2_connect }),
         // An extended CONNECT that is not passed on as an upgrade must not be answered as if its WebSocket was open.
-        _ if is_h2_connect => return Err(refused(Error::Refused(RequestRefusal::BadUpgrade))),
+        _ if is_h2_connect => return Err(failure(Error::Refused(RequestRefusal::BadUpgrade))),
         Some(request) => AnsweredBy::Loopgate(request),
         None => AnsweredBy::Gateway,
     };
-    Ok(Prepared { head, body, authorization, answered_by })
+    Ok(CheckedRequest { head, body, authorization, answered_by })
 }
 
 /// Refuses requests on a connection that may carry no further ones.
@@ -173,7 +177,7 @@ fn ca_request(session: &Session, parts: &Parts) -> Option<CaRequest> {
 }
 
 /// Waits for a permit, sends the request and waits for the head of the gateway's response.
-async fn exchange(
+async fn send_to_gateway(
     session: &Arc<Session>,
     head: GatewayHead,
     body: ClientBody,

@@ -29,7 +29,7 @@ pub enum ResponseBody {
 pub struct Download {
     incoming: Incoming,
     /// Whether the body goes to the client with its length stated, so that there is no place for trailers.
-    incoming_is_sized: bool,
+    has_stated_length: bool,
     /// Whether an empty body pretends to be one of unknown length: hyper's HTTP/1.1 server drops the `Content-Length`
     /// of a 304 whose body has ended (`hyper/src/proto/h1/role.rs`, "content-length value found, but empty body
     /// provided"). It writes no body after a 304 in any case.
@@ -45,11 +45,11 @@ pub struct Download {
 /// The gateway broke off: the error is passed on once what arrived before has left, since it makes hyper discard that.
 struct Failing {
     error: Option<hyper::Error>,
-    left: Left,
+    delivered: Delivered,
 }
 
-/// When everything before the error has left.
-enum Left {
+/// When everything before the error was delivered.
+enum Delivered {
     /// HTTP/1.1: when the connection was flushed since then.
     Flushed(u64),
     /// HTTP/2: an empty DATA frame is sent, which comes behind all others of the stream.
@@ -87,10 +87,10 @@ impl ResponseBody {
             Some(upstream)
         };
         record.guard().mark_pending(now);
-        let incoming_is_sized = incoming.size_hint().exact().is_some();
+        let has_stated_length = incoming.size_hint().exact().is_some();
         Self::Gateway(Box::new(Download {
             incoming,
-            incoming_is_sized,
+            has_stated_length,
             hides_end,
             upstream,
             record,
@@ -131,8 +131,9 @@ impl Download {
                 Some(Err(error)) => {
                     self.record.note_gateway_cut(&error);
                     let guard = self.record.guard();
-                    let left = if guard.is_h2() { Left::Marker(None) } else { Left::Flushed(guard.flushes()) };
-                    self.failing = Some(Failing { error: Some(error), left });
+                    let delivered =
+                        if guard.is_h2() { Delivered::Marker(None) } else { Delivered::Flushed(guard.flushes()) };
+                    self.failing = Some(Failing { error: Some(error), delivered });
                 }
                 None => {
                     if let Some((trailers, _)) = self.trailers.take() {
@@ -164,7 +165,7 @@ impl Download {
             }
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
-        if self.record.takes_trailers() && !self.incoming_is_sized {
+        if self.record.takes_trailers() && !self.has_stated_length {
             self.trailers = Some((trailers, guard.flushes()));
         }
         self.poll(cx)
@@ -176,7 +177,8 @@ impl Download {
             self.record.note_body_end();
         }
         if let Some(mut upstream) = self.upstream.take() {
-            // Once more, so that hyper notices the end of this exchange and the connection is ready for the next.
+            // Workaround: hyper hands the connection back only when it is polled. Delete when its client reports
+            // readiness with the last frame.
             upstream.drive(cx);
             if let Some(permit) = upstream.take_permit() {
                 self.record.hold(permit);
@@ -189,12 +191,12 @@ impl Download {
 
     fn poll_failing(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, BodyError>>> {
         let Some(failing) = &mut self.failing else { return Poll::Pending };
-        match &mut failing.left {
-            Left::Flushed(since) => ready!(self.record.guard().poll_flushed(*since, cx)),
-            Left::Marker(Some(delivered)) => {
-                let _ = ready!(Pin::new(delivered).poll(cx));
+        match &mut failing.delivered {
+            Delivered::Flushed(since) => ready!(self.record.guard().poll_flushed(*since, cx)),
+            Delivered::Marker(Some(marker)) => {
+                let _ = ready!(Pin::new(marker).poll(cx));
             }
-            Left::Marker(marker) => {
+            Delivered::Marker(marker) => {
                 let (chunk, delivered) = Chunk::marker(&self.record);
                 *marker = Some(delivered);
                 return Poll::Ready(Some(Ok(Frame::data(chunk))));

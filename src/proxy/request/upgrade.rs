@@ -60,7 +60,7 @@ pub async fn upgrade(
     let is_capped = head.scope_cap().is_some();
     let key = head.websocket_key().cloned();
 
-    let (response, mut upstream) = exchange(session, head, authorization.as_mut(), record).await?;
+    let (response, mut upstream) = send_upgrade(session, head, authorization.as_mut(), record).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).
         if is_h2_connect && response.status().is_success() {
@@ -97,7 +97,7 @@ pub async fn upgrade(
 }
 
 /// Waits for a permit, sends the upgrade request and waits for the head of the gateway's response.
-async fn exchange(
+async fn send_upgrade(
     session: &Session,
     head: GatewayHead,
     mut authorization: Option<&mut ClientAuthorization>,

@@ -355,17 +355,7 @@ impl Budget {
                 continue;
             };
             ineligible = 0;
-            let mut permit = Some(permit);
-            while let Some(given) = permit.take() {
-                let Some(waiter) = next.next() else {
-                    permit = Some(given);
-                    break;
-                };
-                self.waiting.fetch_sub(1, Ordering::SeqCst);
-                // It comes back where the request was given up meanwhile.
-                permit = waiter.sender.send(given).err();
-            }
-            if let Some(unused) = permit {
+            if let Some(unused) = self.give(permit, &mut next) {
                 // The queue is locked, and this loop goes on anyway.
                 unused.dispatches.store(false, Ordering::Relaxed);
             }
@@ -373,6 +363,16 @@ impl Budget {
                 queue.push_back(next);
             }
         }
+    }
+
+    /// Gives `permit` to the next request of `queue` that still waits; returns it if there is none.
+    fn give(&self, mut permit: GatewayPermit, queue: &mut ClientQueue) -> Option<GatewayPermit> {
+        while let Some(waiter) = queue.next() {
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            // It comes back where the request was given up meanwhile.
+            permit = waiter.sender.send(permit).err()?;
+        }
+        Some(permit)
     }
 
     /// Returns the time since its epoch in milliseconds.

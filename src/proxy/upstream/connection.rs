@@ -162,7 +162,7 @@ impl UpstreamConnection {
 
     /// Returns whether it can take another request.
     pub fn is_usable(&self) -> bool {
-        !self.ended && !self.single_use && !self.state.has_write_failed() && !self.state.end().is_armed()
+        !self.ended && !self.single_use && !self.state.has_write_failed() && !self.state.trailer_slot().is_armed()
     }
 
     /// Sends `request` and waits for the head of its response.

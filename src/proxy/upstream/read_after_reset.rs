@@ -3,6 +3,10 @@
 //! A gateway that does not want a body answers before it has read it and closes the connection. The
 //! next write then fails while the response waits to be read. The same happens to a WebSocket whose
 //! client sends after the gateway's close frame.
+//!
+//! Workaround: hyper reports the failed write in place of the response that it could read
+//! ([hyper#3078](https://github.com/hyperium/hyper/issues/3078),
+//! [hyper#2384](https://github.com/hyperium/hyper/issues/2384)). Delete when its client reads first.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -27,7 +31,7 @@ pub struct StreamState {
     write_failed: AtomicBool,
     flushes: Flushes,
     /// The trailers of the request that is being sent.
-    end: ChunkedEnd,
+    trailer_slot: ChunkedEnd,
 }
 
 impl StreamState {
@@ -47,8 +51,8 @@ impl StreamState {
     }
 
     /// The end of the chunked body that hyper is writing, which trailers may replace.
-    pub fn end(&self) -> &ChunkedEnd {
-        &self.end
+    pub fn trailer_slot(&self) -> &ChunkedEnd {
+        &self.trailer_slot
     }
 
     /// Returns whether a write has failed.
@@ -75,12 +79,12 @@ impl<S> ReadableAfterWriteError<S> {
     where
         S: AsyncWrite + Unpin,
     {
-        if !self.state.end.is_armed() {
+        if !self.state.trailer_slot.is_armed() {
             return None;
         }
         let state = Arc::clone(&self.state);
         Some(self.write_or_discard(offered.len(), |mut stream| {
-            state.end.poll_replace(&mut *stream, cx, offered).unwrap_or(Poll::Ready(Ok(0)))
+            state.trailer_slot.poll_replace(&mut *stream, cx, offered).unwrap_or(Poll::Ready(Ok(0)))
         }))
     }
 

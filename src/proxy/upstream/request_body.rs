@@ -128,7 +128,7 @@ impl Body for RequestBody {
         let Some(incoming) = &mut upload.incoming else { return Poll::Ready(None) };
         if let (Some((trailers, since)), Some(stream)) = (&upload.trailers, &upload.stream) {
             ready!(stream.flushes().poll_after(*since, cx));
-            stream.end().arm(trailers);
+            stream.trailer_slot().arm(trailers);
             upload.trailers = None;
             return Poll::Ready(None);
         }

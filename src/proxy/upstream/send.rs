@@ -45,23 +45,22 @@ enum Failure {
     Broken {
         /// Whether another attempt would fail the same way, or the gateway has begun to answer.
         is_final: bool,
-        /// Whether the request may be sent twice, and was sent only over connections that served others before.
+        /// Whether it may be sent again: its method is safe, it has no body, and no earlier new
+        /// connection broke under it.
         is_repeatable: bool,
     },
 }
 
 /// Returns the pause before the request is sent again; `None` if it must not be. `is_reused` is
 /// whether the connection had carried a request before.
-fn after_failure(failure: Failure, is_reused: bool) -> Option<Duration> {
-    match failure {
-        // The gateway most likely closed it for its age, for `Broken` while the request was on its way.
-        Failure::Unsent { .. } | Failure::Broken { is_final: false, is_repeatable: true } if is_reused => {
-            Some(Duration::ZERO)
-        }
-        // A new connection that the gateway closed at once counts as one that it did not accept.
-        Failure::Unsent { is_late } => (!is_late).then_some(RETRY_PAUSE),
-        Failure::Broken { is_final, is_repeatable } => (!is_final && is_repeatable).then_some(RETRY_PAUSE),
-    }
+fn pause_before_retry(failure: Failure, is_reused: bool) -> Option<Duration> {
+    let may_repeat = match failure {
+        Failure::Unsent { is_late } => is_reused || !is_late,
+        Failure::Broken { is_final, is_repeatable } => !is_final && is_repeatable,
+    };
+    // A reused connection was probably closed for its age. A new one that the gateway closed at once
+    // counts as one that it did not accept.
+    may_repeat.then_some(if is_reused { Duration::ZERO } else { RETRY_PAUSE })
 }
 
 /// Checks the head of `response`, and notes in `connection` what it says about it.
@@ -160,7 +159,7 @@ impl Upstream {
                     Ok(response) => return accept_response(response, connection, permit),
                     Err(SendError::Unsent(unsent)) => {
                         let failure = Failure::Unsent { is_late: Instant::now() + RETRY_PAUSE >= give_up };
-                        let Some(pause) = after_failure(failure, connection.is_reused()) else {
+                        let Some(pause) = pause_before_retry(failure, connection.is_reused()) else {
                             return Err(Error::GatewayUnavailable(io::ErrorKind::ConnectionReset.into()));
                         };
                         request = *unsent;
@@ -170,7 +169,7 @@ impl Upstream {
                         let is_bad_body = progress.as_deref().is_some_and(Progress::is_broken);
                         let is_final = is_bad_body || error.is_parse_too_large() || connection.has_read();
                         let failure = Failure::Broken { is_final, is_repeatable: retry.is_some() };
-                        let pause = after_failure(failure, connection.is_reused());
+                        let pause = pause_before_retry(failure, connection.is_reused());
                         let (Some(pause), Some(head)) = (pause, retry.take()) else {
                             let has_read = connection.has_read();
                             return Err(Box::pin(self.why_broken(error, progress.as_deref(), has_read, route)).await);
@@ -256,8 +255,8 @@ mod tests {
             (broken(true, true), None, None),
             (broken(true, false), None, None),
         ] {
-            assert_eq!(after_failure(failure, false), after_new, "{failure:?}, new");
-            assert_eq!(after_failure(failure, true), after_reused, "{failure:?}, reused");
+            assert_eq!(pause_before_retry(failure, false), after_new, "{failure:?}, new");
+            assert_eq!(pause_before_retry(failure, true), after_reused, "{failure:?}, reused");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use loopgate::config::Config;
 use loopgate::discovery::{Agent, AgentKind, Interface, View};
-use loopgate::lane::{Certificate, Evidence, Issuer, Policy, ProxyHeader, allow_peer, decide};
+use loopgate::lane::{Certificate, Evidence, Issuer, LanePolicy, ProxyHeader, allow_peer, decide};
 
 const NOW: i64 = 1_000;
 
@@ -30,7 +30,7 @@ fn address(number: u8) -> IpAddr {
 }
 
 fn lane(criterion: &mut Criterion) {
-    let policy = Policy::new(&Config::default());
+    let policy = LanePolicy::new(&Config::default());
     let view = view();
     let attested = |number: u8| Certificate {
         issuer: Issuer::Own,
