@@ -57,7 +57,8 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
             .max_header_size(limits.head_bytes)
             .max_buf_size(BUFFER.max(limits.head_bytes))
             // Never `pipeline_flush`: with it hyper buffers a body without bound for as long as its
-            // source keeps up, and holds back a 101 or a refusal while there is input left.
+            // source keeps up, and holds back a 101 or a refusal while there is input left
+            // ([rust-rpxy#596](https://github.com/junkurihara/rust-rpxy/pull/596)).
             .serve_connection(
                 TokioIo::new(io),
                 service_fn(|request: Request<Incoming>| answer(

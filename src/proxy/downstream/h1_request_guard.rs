@@ -13,6 +13,11 @@
 //! clients send them, other proxies pass them, and hyper answers 400; [`encode`] makes `%22` and
 //! the like of them.
 //!
+//! Workaround, in three parts: delete the first when hyper can refuse such requests
+//! ([hyper#4123](https://github.com/hyperium/hyper/issues/4123),
+//! [hyper#4124](https://github.com/hyperium/hyper/pull/4124)), the second when it answers the preface,
+//! the third when it passes a target that it can't parse.
+//!
 //! It judges nothing else. Where it can't follow, hyper has refused the input already, and later bytes are never read.
 
 /// Follows the requests of one connection.

@@ -4,6 +4,9 @@
 //! read it and often to answer. The `h2` crate limits how many of them it holds, but not how long a
 //! client may go on sending them while a stream is open. [`H2FloodGuard`] reads only the nine bytes
 //! that begin a frame (RFC 9113 section 4.1).
+//!
+//! Workaround: [hyper#2877](https://github.com/hyperium/hyper/issues/2877). Delete when `h2` has a
+//! limit for control frames.
 
 use std::time::{Duration, Instant};
 

@@ -2,6 +2,9 @@
 //!
 //! A connection on which nothing is read is closed as a whole. But one response may be left unread
 //! while others are read, and holds a connection to the gateway for as long: its stream is reset.
+//!
+//! Workaround: [hyper#1628](https://github.com/hyperium/hyper/issues/1628). Delete when hyper has a
+//! write timeout for a stream.
 
 use std::pin::Pin;
 use std::sync::Arc;

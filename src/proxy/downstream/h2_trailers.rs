@@ -11,6 +11,8 @@
 //! The field is `Host` without a value. No trailers may have that either, so
 //! [`scrub_trailers`](crate::lane::scrub_trailers) removes it from all, and nothing depends on
 //! whether it is there.
+//!
+//! Workaround: delete when `h2` resets streams with such trailers.
 
 use std::collections::VecDeque;
 
