@@ -28,7 +28,7 @@ use crate::config::{Config, PathRule};
 use crate::discovery::View;
 use crate::enrolment_protocol::{self, Challenge, Enrolled, Lines, Reply, Shown};
 use crate::labels::LaneKind;
-use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, Rules, Target, decide, scrub_trailers};
+use crate::lane::{Evidence, GatewayHead, Lane, ProxyHeader, RequestRules, Target, decide, scrub_trailers};
 use crate::listener::proxy_protocol::{parse_v1, parse_v2};
 use crate::proxy::{H1RequestGuard, encode};
 pub use h2_streams::h2_streams;
@@ -38,9 +38,9 @@ const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
 
 /// The configuration of all targets, created once, because that takes longer than a run of a target.
-static RULES: LazyLock<(Config, Rules)> = LazyLock::new(|| {
+static RULES: LazyLock<(Config, RequestRules)> = LazyLock::new(|| {
     let config = config();
-    let rules = Rules::new(&config);
+    let rules = RequestRules::new(&config);
     (config, rules)
 });
 

@@ -212,7 +212,7 @@ fn discovery(view: &View) -> status::DiscoveryStatus {
     let namespace = match view.namespace {
         Namespace::Attached => "attached",
         Namespace::Orphaned => "orphaned",
-        Namespace::Left => "left",
+        Namespace::Replaced => "left",
     };
     status::DiscoveryStatus {
         docker: of(AgentSourceKind::Docker),

@@ -208,8 +208,8 @@ impl Sidecar {
     /// Resolves when the container that owns this network namespace runs again in another one.
     pub(super) async fn orphaned(&self) {
         let mut view = self.view.clone();
-        let left = view.wait_for(|view| view.namespace == Namespace::Left).await.is_ok();
-        if !left {
+        let is_replaced = view.wait_for(|view| view.namespace == Namespace::Replaced).await.is_ok();
+        if !is_replaced {
             std::future::pending::<()>().await;
         }
     }
@@ -246,7 +246,7 @@ impl Sidecar {
     fn apply(&self, config: Config, changed: &[&str], needs_restart: &[&str], set_log: impl Fn(&config::Log)) {
         set_log(&config.log);
         if !needs_restart.is_empty() {
-            warn!(keys = needs_restart.join(", "), "these options changed but need a restart");
+            warn!(keys = needs_restart.join(", "), "changed options that take effect only after a restart");
         }
         let config = Arc::new(config);
         self.config.store(Arc::clone(&config));

@@ -53,7 +53,7 @@ pub fn log(before: &View, after: &View) {
                  until that container runs again (if it was replaced by a new one, this container must be recreated \
                  too)"
             ),
-            Namespace::Left => {
+            Namespace::Replaced => {
                 error!(
                     status = EXIT_ORPHANED,
                     "the owner of this network namespace runs in another one, or could not be found for 60 s; exiting, \

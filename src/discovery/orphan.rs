@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The exit status after [`Namespace::Left`]: `EX_TEMPFAIL` of sysexits.h, "try again".
+/// The exit status after [`Namespace::Replaced`]: `EX_TEMPFAIL` of sysexits.h, "try again".
 pub const EXIT_ORPHANED: u8 = 75;
 /// How long the owner must have been running again, so that a crash loop does not stop it before
 /// the engine has restarted this process.
@@ -27,7 +27,7 @@ pub enum Namespace {
     /// refuse to start a container whose network namespace has no running owner.
     Orphaned,
     /// Its owner runs again, in another namespace: exit with [`EXIT_ORPHANED`] to be restarted in that one.
-    Left,
+    Replaced,
 }
 
 /// The observed state of a namespace and its owner.
@@ -98,11 +98,11 @@ impl OrphanWatch {
             OwnerLife::Unknown => None,
         };
         self.running = self.running.or(Some(now)).filter(|_| runs_anew == Some(true));
-        let left = match runs_anew {
+        let is_replaced = match runs_anew {
             Some(_) => self.running.is_some_and(|since| now - since >= STEADY),
             None => observation.in_container && waited >= UNKNOWN_OWNER_WAIT,
         };
-        if left { Namespace::Left } else { Namespace::Orphaned }
+        if is_replaced { Namespace::Replaced } else { Namespace::Orphaned }
     }
 
     fn attach(&mut self, observation: &Observation<'_>) {
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn an_owner_that_runs_again_for_a_second_is_followed() {
-        use Namespace::{Attached, Left, Orphaned};
+        use Namespace::{Attached, Orphaned, Replaced};
         let looks = [
             (0, true, running("1")),
             (1, true, ENDED),
@@ -155,12 +155,12 @@ mod tests {
             (91, false, running("1")),
             (92, false, running("2")),
         ];
-        assert_eq!(namespaces(&looks), [Attached, Attached, Orphaned, Orphaned, Orphaned, Left]);
+        assert_eq!(namespaces(&looks), [Attached, Attached, Orphaned, Orphaned, Orphaned, Replaced]);
     }
 
     #[test]
     fn an_owner_that_crashes_again_at_once_is_not_followed() {
-        use Namespace::{Attached, Left, Orphaned};
+        use Namespace::{Attached, Orphaned, Replaced};
         let looks = [
             (0, true, running("1")),
             (1, false, ENDED),
@@ -169,14 +169,14 @@ mod tests {
             (4, false, running("3")),
             (5, false, running("3")),
         ];
-        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Orphaned, Orphaned, Left]);
+        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Orphaned, Orphaned, Replaced]);
     }
 
     #[test]
     fn an_unobserved_restart_shows_in_the_start_time() {
-        use Namespace::{Attached, Left, Orphaned};
+        use Namespace::{Attached, Orphaned, Replaced};
         let looks = [(0, true, running("1")), (1, false, UNKNOWN), (9, false, running("2")), (10, false, running("2"))];
-        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Left]);
+        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Replaced]);
     }
 
     #[test]
@@ -189,14 +189,14 @@ mod tests {
 
     #[test]
     fn where_nothing_is_known_of_the_owner_it_waits_a_minute() {
-        use Namespace::{Attached, Left, Orphaned};
+        use Namespace::{Attached, Orphaned, Replaced};
         assert_eq!(
             namespaces(&[(0, true, UNKNOWN), (1, false, UNKNOWN), (60, false, UNKNOWN), (61, false, UNKNOWN)]),
-            [Attached, Orphaned, Orphaned, Left]
+            [Attached, Orphaned, Orphaned, Replaced]
         );
         let looks =
             [(0, true, running("")), (1, false, running("")), (60, false, running("")), (61, false, running(""))];
-        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Left]);
+        assert_eq!(namespaces(&looks), [Attached, Orphaned, Orphaned, Replaced]);
     }
 
     #[test]

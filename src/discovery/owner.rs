@@ -56,6 +56,10 @@ impl Hints {
 }
 
 /// Returns the container among `all` that owns the namespace with `addresses`, if exactly one does.
+///
+/// The one that the operator stated counts alone. Else it is the only one that has one of `addresses`.
+/// If several have, or none has, it is the one among them, or among all, whose id the hints name; else
+/// the one that has the most of `addresses`.
 pub fn find<'a>(all: &'a [Container], addresses: &[IpAddr], hints: &Hints) -> Option<&'a Container> {
     if let Some(stated) = &hints.stated {
         return all.iter().find(|container| container.is(stated)).and_then(|container| namespace_of(container, all));

@@ -23,7 +23,7 @@ use super::path::check_path_rules;
 use super::policy::{LanePolicy, intersection};
 use super::request_check::{CheckedHead, RequestRefusal, check_request, tokens};
 use super::reserved_headers::{is_alike, is_hop_by_hop};
-use super::target::{Route, Target};
+use super::target::{GatewayRoute, Target};
 use crate::config::{Config, PathRule};
 use crate::labels::LaneKind;
 use crate::pki::SubjectName;
@@ -33,7 +33,7 @@ const X_OPENCLAW_SCOPES: HeaderName = HeaderName::from_static("x-openclaw-scopes
 
 /// The part of the configuration that heads are made by.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct RequestRules {
     policy: LanePolicy,
     paths: Vec<PathRule>,
     max_fields: usize,
@@ -41,7 +41,7 @@ pub struct Rules {
     external_source: Ipv4Addr,
 }
 
-impl Rules {
+impl RequestRules {
     /// Reads `config`.
     pub fn new(config: &Config) -> Self {
         Self {
@@ -63,7 +63,7 @@ impl Rules {
 #[derive(Debug)]
 pub struct GatewayHead {
     parts: Parts,
-    route: Route,
+    route: GatewayRoute,
     lane: HeadLane,
     upgrade: bool,
     scopes: Option<HeaderValue>,
@@ -87,7 +87,7 @@ impl GatewayHead {
     pub fn new(
         mut parts: Parts,
         lane: &Lane,
-        rules: &Rules,
+        rules: &RequestRules,
         target: &Target,
         token: Option<&HeaderValue>,
         names: &BTreeSet<SubjectName>,
@@ -119,7 +119,7 @@ impl GatewayHead {
         mut parts: Parts,
         checked: CheckedHead,
         lane: &AgentLane,
-        rules: &Rules,
+        rules: &RequestRules,
         target: &Target,
         token: Option<&HeaderValue>,
     ) -> Self {
@@ -133,7 +133,7 @@ impl GatewayHead {
         {
             parts.headers.insert(AUTHORIZATION, token.clone());
         }
-        let route = Route { source: lane.source, target: target.address() };
+        let route = GatewayRoute { source: lane.source, target: target.address() };
         Self { parts, route, lane: HeadLane::Agent, upgrade, scopes: lane.scopes.clone() }
     }
 
@@ -141,7 +141,7 @@ impl GatewayHead {
         mut parts: Parts,
         checked: CheckedHead,
         lane: &ExternalLane,
-        rules: &Rules,
+        rules: &RequestRules,
         target: &Target,
     ) -> Result<Self, RequestRefusal> {
         let (path, port) = (parts.uri.path(), target.address().port());
@@ -160,7 +160,7 @@ impl GatewayHead {
         if let Some(scopes) = &scopes {
             parts.headers.insert(X_OPENCLAW_SCOPES, scopes.clone());
         }
-        let route = Route { source: rules.external_source, target: target.address() };
+        let route = GatewayRoute { source: rules.external_source, target: target.address() };
         Ok(Self { parts, route, lane: HeadLane::External(written), upgrade, scopes })
     }
 
@@ -173,7 +173,7 @@ impl GatewayHead {
     }
 
     /// The loopback address that the gateway will see, and the address that it goes to.
-    pub fn route(&self) -> Route {
+    pub fn route(&self) -> GatewayRoute {
         self.route
     }
 
@@ -286,7 +286,7 @@ fn scrub(headers: &mut HeaderMap, policy: &LanePolicy) {
 }
 
 /// Removes from a request's trailers what its head may not hold either, and what belongs in a head only.
-pub fn scrub_trailers(trailers: &mut HeaderMap, rules: &Rules) {
+pub fn scrub_trailers(trailers: &mut HeaderMap, rules: &RequestRules) {
     scrub(trailers, &rules.policy);
     remove_head_fields(trailers);
 }

@@ -43,7 +43,7 @@ impl Target {
 
 /// The two ends of a connection that carries a request to the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Route {
+pub struct GatewayRoute {
     /// The loopback address that it comes from.
     pub source: Ipv4Addr,
     /// The address that it goes to.

@@ -126,7 +126,7 @@ fn last_chunk(trailers: &HeaderMap) -> Vec<u8> {
 }
 
 /// The first of `bufs` that is not empty.
-pub fn first<'a>(bufs: &'a [io::IoSlice<'_>]) -> &'a [u8] {
+pub fn first_nonempty<'a>(bufs: &'a [io::IoSlice<'_>]) -> &'a [u8] {
     bufs.iter().find(|buf| !buf.is_empty()).map_or(&[], |buf| buf)
 }
 

@@ -18,7 +18,7 @@ use super::tunnel::first_message::HeldBudget;
 use super::upstream::send::Upstream;
 use crate::config::Config;
 use crate::discovery::View;
-use crate::lane::{Rules, Target, WhyExternal};
+use crate::lane::{RequestRules, Target, WhyExternal};
 use crate::listener::Accepted;
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::devices::Devices;
@@ -65,7 +65,7 @@ impl Proxy {
             );
         }
         let shared = Arc::new(Shared {
-            rules: ArcSwap::from_pointee(Rules::new(config)),
+            rules: ArcSwap::from_pointee(RequestRules::new(config)),
             gateway: Arc::new(Target::gateway(config.gateway.address)),
             rules_changed: Arc::default(),
             tls: ArcSwap::from_pointee(tls),
@@ -141,7 +141,7 @@ impl Proxy {
     /// closed.
     pub fn update(&self, config: &Config) {
         self.shared.settings.store(Arc::new(ConnectionSettings::new(config)));
-        self.shared.rules.store(Arc::new(Rules::new(config)));
+        self.shared.rules.store(Arc::new(RequestRules::new(config)));
         self.shared.rules_changed.notify_waiters();
         self.shared.recheck_lanes_and_caps();
         self.shared.revoke_denied_clients();

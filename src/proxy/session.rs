@@ -61,9 +61,9 @@ impl Session {
     }
 
     /// Returns how a request ends that the connection takes with it as it ends.
-    pub(super) fn end(&self) -> RequestEnd {
+    pub(super) fn request_end(&self) -> RequestEnd {
         let unless_closed =
-            if self.head_tracker.is_breaking_off() { RequestEnd::ConnectionClosed } else { RequestEnd::ClientGone };
+            if self.head_tracker.is_closing() { RequestEnd::ConnectionClosed } else { RequestEnd::ClientGone };
         self.closed_by.get().copied().unwrap_or(unless_closed)
     }
 

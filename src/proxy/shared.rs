@@ -18,7 +18,7 @@ use crate::addr::PeerAddr;
 use crate::config::{BindDevices, Config, Limits, TraceparentUse};
 use crate::discovery::View;
 use crate::labels::LaneKind;
-use crate::lane::{Rules, Target, may_be_agent};
+use crate::lane::{RequestRules, Target, may_be_agent};
 use crate::listener::ListenerKind;
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::devices::Devices;
@@ -69,7 +69,7 @@ impl LaneBuffers {
 
 /// What all connections share.
 pub(super) struct Shared {
-    pub(super) rules: ArcSwap<Rules>,
+    pub(super) rules: ArcSwap<RequestRules>,
     /// Where requests go, except those on a listener of a forward.
     pub(super) gateway: Arc<Target>,
     /// Notified after `rules` was replaced.

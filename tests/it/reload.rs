@@ -183,7 +183,7 @@ async fn sighup_reads_the_file_again() {
     .unwrap();
     sidecar.process().signal(Signal::SIGHUP);
     sidecar.process().wait_for_log(DONE).await;
-    let kept = sidecar.process().wait_for_log("need a restart").await;
+    let kept = sidecar.process().wait_for_log("only after a restart").await;
     assert!(kept.contains("\"keys\":\"docker\""), "{kept}");
     // The flag beats the file, as it did at the start.
     assert!(sidecar.handshake(sidecar.tcp("127.0.0.5").await, "http/1.1").await.is_err());

@@ -9,14 +9,14 @@ use crate::discovery::View;
 use crate::lane::forwarding::{X_FORWARDED_FOR, X_FORWARDED_PROTO};
 use crate::lane::{AgentBasis, Evidence, ProxyHeader, decide, decide_plain};
 
-fn rules(change: impl FnOnce(&mut Config)) -> Rules {
+fn rules(change: impl FnOnce(&mut Config)) -> RequestRules {
     let mut config = Config::default();
     config.agents.cidrs = vec!["172.18.0.3/32".parse().unwrap()];
     change(&mut config);
-    Rules::new(&config)
+    RequestRules::new(&config)
 }
 
-fn lane(peer: &str, rules: &Rules) -> Lane {
+fn lane(peer: &str, rules: &RequestRules) -> Lane {
     let evidence = Evidence { peer: peer.parse().unwrap(), proxy_header: ProxyHeader::Local, certificate: None };
     decide(&evidence, &View::default(), rules.policy(), 0).unwrap()
 }
@@ -41,7 +41,7 @@ fn the_lanes_are_the_same_and_the_token_is_only_for_the_gateway() {
         let (parts, ()) = Request::builder().uri("/").header("host", "gw.example").body(()).unwrap().into_parts();
         let inherited = HeaderValue::from_static("Bearer inherited");
         let head = GatewayHead::new(parts, lane, &rules, &target, Some(&inherited), &names).unwrap();
-        assert_eq!(head.route(), Route { source, target: target.address() });
+        assert_eq!(head.route(), GatewayRoute { source, target: target.address() });
         let headers = head.into_request(()).headers().clone();
         assert_eq!((headers[HOST].to_str().unwrap(), headers.contains_key(X_FORWARDED_FOR)), (host, lane == &outsider));
         assert_eq!(headers.get(AUTHORIZATION).map(|value| value.to_str().unwrap()), token, "{host}");

@@ -14,19 +14,19 @@ use crate::lane::{Evidence, ProxyHeader, decide};
 
 const GATEWAY: &str = "127.0.0.1:18789";
 
-fn rules(change: impl FnOnce(&mut Config)) -> Rules {
+fn rules(change: impl FnOnce(&mut Config)) -> RequestRules {
     let mut config = Config::default();
     config.external.trusted_proxies = vec!["10.0.0.5/32".parse().unwrap()];
     config.external.identity_headers = vec![HeaderName::from_static("x-auth-user")];
     change(&mut config);
-    Rules::new(&config)
+    RequestRules::new(&config)
 }
 
 fn gateway() -> Target {
     Target::gateway(GATEWAY.parse().unwrap())
 }
 
-fn lane(peer: &str, rules: &Rules) -> Lane {
+fn lane(peer: &str, rules: &RequestRules) -> Lane {
     let mut view = View::default();
     let agent = Agent {
         id: "a".into(),
@@ -47,7 +47,7 @@ fn lane(peer: &str, rules: &Rules) -> Lane {
 }
 
 /// Returns the source address and the head that the gateway receives, as `name: value` lines sorted by name.
-fn received(peer: &str, rules: &Rules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
+fn received(peer: &str, rules: &RequestRules, fields: &[(&str, &str)]) -> (String, Vec<String>) {
     let mut request = Request::builder().uri("/a?b=c").header("host", "gw.example:8443");
     for (name, value) in fields {
         request = request.header(*name, *value);
@@ -134,7 +134,7 @@ fn a_header_that_carries_an_identity_passes_only_if_it_is_kept() {
     let fields = [("x-user", "root"), ("x_user", "root"), ("x-team-role", "owner"), ("x-openclaw-webhook-secret", "s")];
     let kept = rules(|config| config.external.keep_headers = vec![HeaderName::from_static("x-team-role")]);
     for peer in ["172.18.0.9", "172.18.0.3", "10.0.0.5"] {
-        let sent = |rules: &Rules| -> Vec<String> {
+        let sent = |rules: &RequestRules| -> Vec<String> {
             let lines = received(peer, rules, &fields).1;
             lines.into_iter().filter(|line| !line.starts_with("host:") && !line.starts_with("x-forwarded-")).collect()
         };
@@ -354,7 +354,7 @@ fn an_upgrade_keeps_what_it_needs() {
 fn a_cap_closes_the_http_api_to_requests_and_upgrades() {
     let capped = |scope: &str| rules(|c| c.agents.scopes = vec![scope.to_owned()]);
     let (read, admin, free) = (capped("operator.read"), capped("operator.admin"), rules(|_| {}));
-    let refusal = |path: &str, upgrade: bool, rules: &Rules| {
+    let refusal = |path: &str, upgrade: bool, rules: &RequestRules| {
         let mut request = Request::builder().uri(path).header("host", "gw.example:8443");
         if upgrade {
             request = request.header("upgrade", "websocket").header("connection", "upgrade");

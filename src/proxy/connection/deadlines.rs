@@ -1,4 +1,13 @@
 //! What ends a connection: its own end, a deadline, the loss of its lane, or a shutdown.
+//!
+//! Where several apply at once, the first of these counts, also as the end of the open requests:
+//!
+//! 1. It was revoked. Close frames of WebSockets over HTTP/2 may still be sent for a moment.
+//! 2. A second signal ended the shutdown.
+//! 3. It ended by itself.
+//! 4. `limits.drain_timeout` has passed since the shutdown began.
+//! 5. Its client's certificate has expired: open requests finish, and none follows.
+//! 6. The client is overdue with the preface or a head, with the next request, or with reading.
 
 use std::error::Error;
 use std::future::poll_fn;
@@ -63,6 +72,16 @@ where
 fn is_of_h2(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
     cause.is_some_and(|error| error.is_go_away() && error.is_library())
+}
+
+/// Which deadline has passed.
+enum Due {
+    /// `limits.drain_timeout`, since the shutdown began.
+    DrainTimeout,
+    /// The certificate of the client.
+    Expiry,
+    /// One of the client's own.
+    Overdue(Overdue),
 }
 
 /// A connection, and all that may end it.
@@ -147,57 +166,78 @@ where
             return if ended { Poll::Ready(()) } else { self.timer.poll_due(cx, Some(until)).map(|_| ()) };
         }
         if let Poll::Ready(result) = self.connection.as_mut().poll(cx) {
-            let (connection, peer) = (self.session.number, self.session.peer);
-            match result {
-                Err(error) => {
-                    if is_of_h2(&error) {
-                        self.session.head_tracker.break_off();
-                    }
-                    debug!(connection, %peer, %error, "connection broke off");
-                }
-                // With no frame, and with all other requests of the connection.
-                Ok(()) if self.session.head_tracker.note_end() => {
-                    info!(connection, %peer, "closed with all its requests: the client sent a CONNECT with a body");
-                }
-                Ok(()) => {}
-            }
+            self.note_own_end(result);
             return Poll::Ready(());
         }
         self.session.head_tracker.settle();
         report_refused_heads(self.session);
         loop {
-            let due = self.due();
-            let first = due.map(|(at, _)| at).into_iter().chain(self.expires).chain(self.cut_at).min();
+            match ready!(self.poll_due(cx)) {
+                Due::DrainTimeout => {
+                    self.close_by(RequestEnd::DrainTimeout);
+                    return Poll::Ready(());
+                }
+                Due::Expiry => {
+                    debug!(
+                        connection = self.session.number,
+                        peer = %self.session.peer,
+                        "the client's certificate has expired: no further request"
+                    );
+                    if !self.ending && self.poll_finish(cx).is_ready() {
+                        return Poll::Ready(());
+                    }
+                }
+                Due::Overdue(Overdue::Idle) if !self.ending => {
+                    if self.poll_finish(cx).is_ready() {
+                        return Poll::Ready(());
+                    }
+                }
+                Due::Overdue(overdue) => {
+                    self.cut(cx, overdue);
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+
+    /// Notes that the connection ended by itself, with `result`.
+    fn note_own_end(&self, result: hyper::Result<()>) {
+        let (connection, peer) = (self.session.number, self.session.peer);
+        match result {
+            Err(error) => {
+                if is_of_h2(&error) {
+                    self.session.head_tracker.note_closing();
+                }
+                debug!(connection, %peer, %error, "connection broke off");
+            }
+            // With no frame, and with all other requests of the connection.
+            Ok(()) if self.session.head_tracker.note_end() => {
+                info!(connection, %peer, "closed with all its requests: the client sent a CONNECT with a body");
+            }
+            Ok(()) => {}
+        }
+    }
+
+    /// Waits for the next deadline.
+    fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<Due> {
+        loop {
+            let overdue = self.overdue();
+            let first = overdue.map(|(at, _)| at).into_iter().chain(self.expires).chain(self.cut_at).min();
             let now = ready!(self.timer.poll_due(cx, first));
             if self.cut_at.is_some_and(|at| at <= now) {
-                self.close_by(RequestEnd::DrainTimeout);
-                return Poll::Ready(());
+                return Poll::Ready(Due::DrainTimeout);
             }
             if self.expires.take_if(|at| *at <= now).is_some() {
-                debug!(
-                    connection = self.session.number,
-                    peer = %self.session.peer,
-                    "the client's certificate has expired: no further request"
-                );
-                if !self.ending && self.poll_finish(cx, now).is_ready() {
-                    return Poll::Ready(());
-                }
-                continue;
+                return Poll::Ready(Due::Expiry);
             }
-            let Some((_, overdue)) = due.filter(|(at, _)| *at <= now) else { continue };
-            if overdue == Overdue::Idle && !self.ending {
-                if self.poll_finish(cx, now).is_ready() {
-                    return Poll::Ready(());
-                }
-                continue;
+            if let Some((_, overdue)) = overdue.filter(|(at, _)| *at <= now) {
+                return Poll::Ready(Due::Overdue(overdue));
             }
-            self.cut(cx, overdue);
-            return Poll::Ready(());
         }
     }
 
     /// Returns when the client is overdue, and with what.
-    fn due(&self) -> Option<(Instant, Overdue)> {
+    fn overdue(&self) -> Option<(Instant, Overdue)> {
         let (at, overdue) = self.session.activity.deadline(self.timeouts)?;
         let earliest = self.grace_until.filter(|_| !matches!(overdue, Overdue::Stall | Overdue::Block));
         Some((earliest.map_or(at, |earliest| earliest.max(at)), overdue))
@@ -211,8 +251,8 @@ where
     }
 
     /// Has the connection finish its requests; completes if it ends at once.
-    fn poll_finish(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<()> {
-        self.finish(now + FINISH_GRACE);
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.finish(Instant::now() + FINISH_GRACE);
         self.connection.as_mut().poll(cx).map(|_| ())
     }
 
@@ -224,9 +264,9 @@ where
         if overdue == Overdue::Stall {
             self.close_by(RequestEnd::ClientStalled);
         }
-        let (number, peer, timeout) = (self.session.number, self.session.peer, overdue.label());
-        count(&self.session.shared.traffic.overdue, timeout);
-        debug!(connection = number, %peer, timeout, "closed: the client is too slow");
+        let (connection, peer, deadline) = (self.session.number, self.session.peer, overdue.label());
+        count(&self.session.shared.traffic.overdue, deadline);
+        debug!(connection, %peer, deadline, "closed: deadline passed");
         let head_tracker = &self.session.head_tracker;
         match overdue {
             Overdue::Head if self.session.protocol == Protocol::Http1 => {

@@ -18,8 +18,8 @@ use crate::audit;
 use crate::discovery::View;
 use crate::labels::Protocol;
 use crate::lane::{
-    Certificate, ConnectionEvidence, Denied, Evidence, ExternalLane, Lane, ProxyHeader, Rules, allow_peer, allow_plain,
-    allow_proxied_client, decide, decide_plain, own_certificate_may_count,
+    Certificate, ConnectionEvidence, Denied, Evidence, ExternalLane, Lane, ProxyHeader, RequestRules, allow_peer,
+    allow_plain, allow_proxied_client, decide, decide_plain, own_certificate_may_count,
 };
 use crate::listener::{ListenerKind, Permit, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
@@ -286,7 +286,7 @@ impl AllowedProxy {
 /// What a lane was decided by.
 struct DecidedBy {
     view: Arc<View>,
-    rules: Arc<Rules>,
+    rules: Arc<RequestRules>,
     /// Where the client showed a certificate.
     config: Option<Arc<tls::TlsServerConfig>>,
 }

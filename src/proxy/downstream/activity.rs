@@ -1,7 +1,10 @@
 //! What a downstream connection is doing, for its deadlines.
 //!
-//! hyper's own head timeout counts from the end of the last response, so that it can't tell a slow
-//! head from an idle connection.
+//! Workaround: hyper's own head timeout counts from the end of the last response, so that it can't
+//! tell a slow head from an idle connection
+//! ([hyper#1628](https://github.com/hyperium/hyper/issues/1628),
+//! [hyper#3828](https://github.com/hyperium/hyper/pull/3828)). Delete when it has an idle timeout
+//! apart from the head timeout.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -42,7 +45,7 @@ pub struct Activity {
     blocked: AtomicBool,
     flushes: Flushes,
     /// The trailers of the HTTP/1.1 response that is being sent.
-    end: ChunkedEnd,
+    trailer_slot: ChunkedEnd,
     /// Requests that began since the connection did.
     begun: AtomicU64,
 }
@@ -104,7 +107,7 @@ impl Activity {
             buffered: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
             flushes: Flushes::default(),
-            end: ChunkedEnd::default(),
+            trailer_slot: ChunkedEnd::default(),
             begun: AtomicU64::new(0),
         })
     }
@@ -170,8 +173,8 @@ impl Activity {
     }
 
     /// The end of the chunked body that hyper is writing, which trailers may replace.
-    pub fn end(&self) -> &ChunkedEnd {
-        &self.end
+    pub fn trailer_slot(&self) -> &ChunkedEnd {
+        &self.trailer_slot
     }
 
     /// Returns how many requests have begun since the connection did.
@@ -293,9 +296,7 @@ impl RequestGuard {
             }
         }
     }
-}
 
-impl RequestGuard {
     /// Resets the HTTP/2 stream of a tunnel in place of ending it.
     pub fn reset_stream(&self) {
         if let Some(stream) = &self.stream {
@@ -321,7 +322,7 @@ impl RequestGuard {
 
     /// Has the chunked body that ends now end with `trailers`. All that hyper had of it must have left the process.
     pub fn end_with_trailers(&self, trailers: &HeaderMap) {
-        self.activity.end.arm(trailers);
+        self.activity.trailer_slot.arm(trailers);
     }
 
     /// Returns how often everything that was written had left the process.

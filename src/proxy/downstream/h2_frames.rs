@@ -1,4 +1,8 @@
 //! Follows the frames that hyper writes to an HTTP/2 client, so that others can be written between them.
+//!
+//! Workaround: [hyper#2743](https://github.com/hyperium/hyper/issues/2743),
+//! [hyper#4114](https://github.com/hyperium/hyper/pull/4114). Delete when hyper's server sends interim
+//! responses.
 
 use std::sync::Arc;
 
@@ -130,8 +134,8 @@ impl H2Frames {
     }
 }
 
-/// Returns whether a header block is a single field that is not in HPACK's static table, as the status 431 (RFC 7541
-/// section 6).
+/// Returns whether a header block is a single field that is not in HPACK's static table (RFC 7541 section 6): such a
+/// response is the lone 431 that `h2` sends where a head is too large.
 fn is_a_status(mut block: &[u8]) -> bool {
     /// The last entry of the static table, and `:status`, with and without indexing.
     const STATIC: u8 = 61;

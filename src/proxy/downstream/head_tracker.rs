@@ -25,7 +25,7 @@ use futures_util::task::AtomicWaker;
 use http::{HeaderMap, StatusCode};
 use tokio::io::AsyncWrite;
 
-use super::refused_heads::{Dropped, HeadRefusal, Refused, RefusedHeads};
+use super::refused_heads::{Dropped, HeadRefusal, RefusedHead, RefusedHeads};
 use super::request_streams::RequestStreams;
 use crate::labels::Protocol;
 use crate::proxy::h1_fields::push_fields;
@@ -50,7 +50,7 @@ pub struct HeadTracker {
     is_blocked: AtomicBool,
     state: Mutex<State>,
     /// Whether the connection is closed from this side for what the client sent.
-    is_breaking_off: AtomicBool,
+    is_closing: AtomicBool,
     /// Wakes the connection.
     writer: AtomicWaker,
     /// Wakes the one request of an HTTP/1.1 connection.
@@ -74,9 +74,9 @@ struct Interim {
 impl HeadTracker {
     pub fn new(protocol: Protocol) -> Arc<Self> {
         let (writer, written) = (AtomicWaker::new(), AtomicWaker::new());
-        let [waiting, refused, is_blocked, is_breaking_off] = [false; 4].map(AtomicBool::new);
+        let [waiting, refused, is_blocked, is_closing] = [false; 4].map(AtomicBool::new);
         let state = Mutex::default();
-        Arc::new(Self { protocol, waiting, refused, is_blocked, state, is_breaking_off, writer, written })
+        Arc::new(Self { protocol, waiting, refused, is_blocked, state, is_closing, writer, written })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -137,28 +137,28 @@ impl HeadTracker {
         let is_refused = self.protocol == Protocol::Http2 && self.state().refused_heads.note_end();
         if is_refused {
             self.refused.store(true, Ordering::Relaxed);
-            self.is_breaking_off.store(true, Ordering::Relaxed);
+            self.is_closing.store(true, Ordering::Relaxed);
         }
         is_refused
     }
 
     /// Notes that the connection is closed for what the client sent, without a frame of `h2`.
-    pub fn break_off(&self) {
+    pub fn note_closing(&self) {
         self.state().refused_heads.note_closing();
-        self.is_breaking_off.store(true, Ordering::Relaxed);
+        self.is_closing.store(true, Ordering::Relaxed);
     }
 
     /// Notes that `h2` closes the connection with `code` and `debug_data`, and has taken the streams up to `last_stream`.
     pub fn note_goaway(&self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.state().refused_heads.note_goaway(last_stream, code, debug_data);
         if code != NO_ERROR {
-            self.is_breaking_off.store(true, Ordering::Relaxed);
+            self.is_closing.store(true, Ordering::Relaxed);
         }
     }
 
     /// Returns whether the connection is closed from this side for what the client sent.
-    pub fn is_breaking_off(&self) -> bool {
-        self.is_breaking_off.load(Ordering::Relaxed)
+    pub fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::Relaxed)
     }
 
     /// Notes a request head that was refused before there was a request.
@@ -171,11 +171,11 @@ impl HeadTracker {
     pub fn note_block_timeout(&self) {
         self.state().refused_heads.note_block_timeout();
         self.refused.store(true, Ordering::Relaxed);
-        self.is_breaking_off.store(true, Ordering::Relaxed);
+        self.is_closing.store(true, Ordering::Relaxed);
     }
 
     /// Returns the heads that were refused or dropped since the last call, over HTTP/2 after [`settle`](Self::settle).
-    pub fn take_refused(&self) -> (Vec<Refused>, Dropped) {
+    pub fn take_refused(&self) -> (Vec<RefusedHead>, Dropped) {
         if !self.refused.load(Ordering::Relaxed) {
             return Default::default();
         }
@@ -194,7 +194,7 @@ impl HeadTracker {
         let State { streams, refused_heads, .. } = &mut *self.state();
         refused_heads.note_reset(stream, code);
         if matches!(code, PROTOCOL_ERROR | FLOW_CONTROL_ERROR) {
-            streams.note_broken(stream);
+            streams.note_reset(stream);
         }
     }
 
@@ -326,14 +326,14 @@ impl InterimSender {
 
     /// Returns whether `h2` reset the request's stream because of what the client sent; `false` where
     /// the stream is not known.
-    pub fn is_broken(&self) -> bool {
+    pub fn was_reset(&self) -> bool {
         let State { streams, .. } = &*self.head_tracker.state();
-        streams.is_known(self.number) && streams.is_broken(self.stream)
+        streams.is_known(self.number) && streams.was_reset(self.stream)
     }
 
     /// Returns whether the connection is closed from this side for what the client sent.
-    pub fn is_breaking_off(&self) -> bool {
-        self.head_tracker.is_breaking_off()
+    pub fn is_closing(&self) -> bool {
+        self.head_tracker.is_closing()
     }
 
     /// Returns whether the connection speaks HTTP/2.

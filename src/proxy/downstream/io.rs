@@ -21,7 +21,7 @@ use super::transport::Transport;
 use crate::labels::Protocol;
 use crate::listener::Permit;
 use crate::metrics::traffic::{GaugeGuard, Traffic};
-use crate::proxy::chunked_end::first;
+use crate::proxy::chunked_end::first_nonempty;
 use crate::proxy::registry::RegistryGuard;
 use crate::workers::WorkerSlot;
 
@@ -157,7 +157,7 @@ impl Observer {
         match &mut self.guard {
             ProtocolGuard::Http1 { guard, refusals, refusal } => {
                 ready!(self.head_tracker.poll_write(stream, cx, true))?;
-                if let Some(replaced) = self.activity.end().poll_replace(stream, cx, first(offered)) {
+                if let Some(replaced) = self.activity.trailer_slot().poll_replace(stream, cx, first_nonempty(offered)) {
                     return replaced.map_ok(Turn::Replaced);
                 }
                 if refusal.is_none() {
@@ -308,7 +308,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Downstream<S> {
                 match observer.read(&mut buf.filled_mut()[before..]) {
                     Read::Passed => return poll,
                     Read::Refused(bytes) => {
-                        observer.head_tracker.break_off();
+                        observer.head_tracker.note_closing();
                         return this.write_final(bytes, cx);
                     }
                     // None may be left; that must not look like the end.
@@ -365,7 +365,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Downstream<S> {
                 return poll;
             }
             (Turn::AtMost(most), _) => {
-                let first = first(bufs);
+                let first = first_nonempty(bufs);
                 stream.poll_write(cx, &first[..most.min(first.len())])
             }
             (Turn::All, [buf]) => stream.poll_write(cx, buf),

@@ -18,6 +18,9 @@
 //! A block that goes on in CONTINUATION frames may be refused before its end. And for one request, a
 //! CONNECT with a body, hyper ends the connection without a frame (`hyper/src/proto/h2/server.rs`, "h2
 //! connect request with non-zero body not supported"): that is seen by a block that is left then.
+//!
+//! Workaround: [hyper#3225](https://github.com/hyperium/hyper/issues/3225). Delete when hyper reports
+//! the heads that it refuses.
 
 use std::mem::take;
 
@@ -97,7 +100,7 @@ impl HeadRefusal {
 /// The refused heads of one connection, until [`take`](Self::take) returns them.
 #[derive(Debug, Default)]
 pub struct RefusedHeads {
-    refused: Vec<Refused>,
+    refused: Vec<RefusedHead>,
     /// HTTP/2: the stream whose header block goes on in CONTINUATION frames.
     partial: Option<u32>,
     /// HTTP/2: the last stream whose header block was refused before its end. The end is not counted again.
@@ -114,19 +117,19 @@ pub struct RefusedHeads {
     /// Those of which nothing came in the end.
     dropped: Dropped,
     /// Resets of streams in `begun` that may be refusals, and the end of the connection, if that may be one.
-    resets: Vec<Refused>,
+    resets: Vec<RefusedHead>,
 }
 
 /// A refused head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub struct RefusedHead {
     /// Why.
     pub why: HeadRefusal,
     /// Whether a response says so, rather than a reset or the end of the connection.
     pub is_answered: bool,
 }
 
-impl Refused {
+impl RefusedHead {
     const fn with_response(why: HeadRefusal) -> Self {
         Self { why, is_answered: true }
     }
@@ -156,11 +159,11 @@ struct Begun {
 impl RefusedHeads {
     /// Notes a refused head that gets a response.
     pub fn note(&mut self, refusal: HeadRefusal) {
-        self.refused.push(Refused::with_response(refusal));
+        self.refused.push(RefusedHead::with_response(refusal));
     }
 
     /// Returns the refused and the dropped heads since it was called the last time.
-    pub fn take(&mut self) -> (Vec<Refused>, Dropped) {
+    pub fn take(&mut self) -> (Vec<RefusedHead>, Dropped) {
         (take(&mut self.refused), take(&mut self.dropped))
     }
 
@@ -173,7 +176,7 @@ impl RefusedHeads {
     pub fn note_block_timeout(&mut self) {
         self.partial = None;
         self.is_closing = true;
-        self.refused.push(Refused::without_response(HeadRefusal::Timeout));
+        self.refused.push(RefusedHead::without_response(HeadRefusal::Timeout));
     }
 
     /// Notes that `h2` got the whole header block that begins `stream`.
@@ -214,7 +217,7 @@ impl RefusedHeads {
         self.attribute_resets();
         let is_refused = !self.is_closing && !self.has_client_ended && self.open > 0;
         if is_refused {
-            self.refuse(Refused::without_response(HeadRefusal::Malformed));
+            self.refuse(RefusedHead::without_response(HeadRefusal::Malformed));
             self.is_closing = true;
         }
         self.settle();
@@ -226,7 +229,7 @@ impl RefusedHeads {
         self.open = self.open.saturating_sub(1);
     }
 
-    fn refuse(&mut self, refused: Refused) {
+    fn refuse(&mut self, refused: RefusedHead) {
         self.open = self.open.saturating_sub(1);
         self.refused.push(refused);
     }
@@ -234,7 +237,7 @@ impl RefusedHeads {
     /// Notes a response on `stream`. If it has nothing but a status, `h2` sends it because a head is too large (431).
     pub fn note_response(&mut self, stream: u32, is_status: bool) {
         if self.mark(stream) && is_status {
-            self.refuse(Refused::with_response(HeadRefusal::TooLarge));
+            self.refuse(RefusedHead::with_response(HeadRefusal::TooLarge));
         }
     }
 
@@ -246,9 +249,9 @@ impl RefusedHeads {
         let is_first = self.mark(stream);
         match code {
             // Only for a head, and for each once.
-            REFUSED_STREAM => self.refuse(Refused::without_response(HeadRefusal::TooManyStreams)),
+            REFUSED_STREAM => self.refuse(RefusedHead::without_response(HeadRefusal::TooManyStreams)),
             PROTOCOL_ERROR | INTERNAL_ERROR if is_first => {
-                self.resets.push(Refused::without_response(HeadRefusal::Malformed))
+                self.resets.push(RefusedHead::without_response(HeadRefusal::Malformed))
             }
             _ => {}
         }
@@ -267,7 +270,7 @@ impl RefusedHeads {
         self.refuse_partial();
         let was_not_read = |begun: &Begun| begun.stream > last_stream && !begun.is_answered;
         if self.begun.len() == MAX_STREAMS || self.begun.iter().any(was_not_read) {
-            self.resets.push(Refused::without_response(refusal));
+            self.resets.push(RefusedHead::without_response(refusal));
         }
     }
 

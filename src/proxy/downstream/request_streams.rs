@@ -85,7 +85,7 @@ impl RequestStreams {
     }
 
     /// Notes that `h2` reset `stream` for what the client sent.
-    pub fn note_broken(&mut self, stream: u32) {
+    pub fn note_reset(&mut self, stream: u32) {
         if self.broken.len() < MAX_BROKEN {
             self.broken.push(stream);
         }
@@ -111,7 +111,8 @@ impl RequestStreams {
         }
     }
 
-    /// Ends the round.
+    /// Ends the round. If a block became no request, it is not known which, so the streams of its requests
+    /// never are.
     pub fn settle(&mut self) {
         let is_known = !std::mem::take(&mut self.is_lost) && self.blocks.is_empty();
         self.blocks.clear();
@@ -150,7 +151,7 @@ impl RequestStreams {
     }
 
     /// Returns whether `h2` reset `stream` for what the client sent.
-    pub fn is_broken(&self, stream: u32) -> bool {
+    pub fn was_reset(&self, stream: u32) -> bool {
         self.broken.contains(&stream)
     }
 

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::futures::OwnedNotified;
 
-use crate::lane::{Lane, RequestRefusal, Rules};
+use crate::lane::{Lane, RequestRefusal, RequestRules};
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
 use crate::proxy::shared::Shared;
@@ -28,7 +28,7 @@ impl ClientAuthorization {
     ///
     /// # Errors
     /// The rules have changed meanwhile, and deny it.
-    pub fn new(session: &Session, client: Option<IpAddr>, rules: &Arc<Rules>) -> Result<Option<Self>, Error> {
+    pub fn new(session: &Session, client: Option<IpAddr>, rules: &Arc<RequestRules>) -> Result<Option<Self>, Error> {
         let own = match &*session.lane {
             // A trusted proxy's connection is not subject to the lists, though its own requests are.
             Lane::External(lane) if !lane.trusted_proxy => Some(lane.client),

@@ -21,7 +21,7 @@ use super::response::pass_back;
 use super::response_body::ResponseBody;
 use super::upgrade::{UpgradeContext, upgrade};
 use crate::labels;
-use crate::lane::{GatewayHead, RequestRefusal, Rules, Scheme, h2_head_size};
+use crate::lane::{GatewayHead, RequestRefusal, RequestRules, Scheme, h2_head_size};
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::session::Session;
@@ -86,7 +86,7 @@ struct ClientBody {
     /// Whether the client waits for `100 Continue` before it sends it.
     expects_continue: bool,
     /// The rules for its trailers.
-    rules: Arc<Rules>,
+    rules: Arc<RequestRules>,
 }
 
 impl ClientBody {

@@ -124,7 +124,7 @@ impl RequestRecord {
 
     /// Notes the response's status.
     pub fn note_response(&self, status: u16) {
-        if self.stream.is_h2() && (self.stream.is_breaking_off() || self.stream.is_broken()) {
+        if self.stream.is_h2() && (self.stream.is_closing() || self.stream.was_reset()) {
             // It does not reach the client.
             return;
         }
@@ -140,7 +140,7 @@ impl RequestRecord {
         let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
         let reason = error.label();
         let error_text = || error_chain(error);
-        if matches!(error, Error::BadRequestBody(_)) && self.stream.is_breaking_off() {
+        if matches!(error, Error::BadRequestBody(_)) && self.stream.is_closing() {
             // The connection ends, and the body with it.
             debug!(connection, %peer, lane, request_id, reason, error = error_text(), "request body cut off");
             let _ = self.end.set(RequestEnd::ConnectionClosed);
@@ -227,6 +227,8 @@ impl RequestRecord {
         self.end() == RequestEnd::ClientStalled
     }
 
+    /// Returns how the request ends: the first that applies of the noted end, a complete response, a
+    /// stream that its client does not read, a malformed body, and what ends the connection.
     fn end(&self) -> RequestEnd {
         if let Some(end) = self.end.get() {
             return *end;
@@ -237,14 +239,12 @@ impl RequestRecord {
         if self.guard.is_stream_stalled() {
             return RequestEnd::ClientStalled;
         }
-        if self.stream.is_h2() && self.stream.is_broken() {
+        if self.stream.is_h2() && self.stream.was_reset() {
             return RequestEnd::BadBody;
         }
-        self.session.end()
+        self.session.request_end()
     }
-}
 
-impl RequestRecord {
     /// Gives the span of the request to the recorder, where spans are recorded.
     fn record_span(&self, end: RequestEnd, (method, path): &(Method, String)) {
         let (Some(recorder), Some(began), Some(trace)) =

@@ -9,20 +9,20 @@ use crate::audit;
 use crate::labels::Protocol;
 use crate::metrics::count;
 use crate::proxy::downstream::h1_refusal::body_length;
-use crate::proxy::downstream::refused_heads::Refused;
+use crate::proxy::downstream::refused_heads::RefusedHead;
 use crate::proxy::request_end::RequestEnd;
 use crate::proxy::session::Session;
 
 /// Counts and logs the refused and dropped heads of a connection since it was called the last time.
 pub fn report_refused_heads(session: &Session) {
     let (refused, dropped) = session.head_tracker.take_refused();
-    for Refused { why, is_answered } in refused {
+    for RefusedHead { why, is_answered } in refused {
         refuse(session, why.label());
         // That of `h2` has no body.
         let bytes = if is_answered && session.protocol == Protocol::Http1 { body_length(why) } else { 0 };
         end(session, why.label(), is_answered.then(|| why.status()), bytes);
     }
-    let ends = [(dropped.by_client, session.end()), (dropped.by_closing, RequestEnd::ConnectionClosed)];
+    let ends = [(dropped.by_client, session.request_end()), (dropped.by_closing, RequestEnd::ConnectionClosed)];
     for (count, why) in ends {
         (0..count).for_each(|_| end(session, why.label(), None, 0));
     }

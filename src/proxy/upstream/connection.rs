@@ -19,7 +19,7 @@ use super::gateway_request::GatewayRequest;
 use super::read_after_reset::{ReadableAfterWriteError, StreamState};
 use super::request_body::{Progress, RequestBody};
 use crate::config::Limits;
-use crate::lane::Route;
+use crate::lane::GatewayRoute;
 use crate::proxy::lazy_timer::LazyTimer;
 
 /// How long an idle connection is kept where the gateway does not say (Node closes it after 5 s).
@@ -75,7 +75,7 @@ pub struct UpstreamConnection {
     ended: bool,
     state: Arc<StreamState>,
     timer: LazyTimer,
-    route: Route,
+    route: GatewayRoute,
     keep: Duration,
     reused: bool,
     /// Whether no further request may be sent over it.
@@ -97,7 +97,7 @@ impl UpstreamConnection {
     ///
     /// # Errors
     /// None are expected: hyper's handshake does no I/O.
-    pub async fn open(stream: TcpStream, route: Route, limits: &Limits) -> Result<Self, hyper::Error> {
+    pub async fn open(stream: TcpStream, route: GatewayRoute, limits: &Limits) -> Result<Self, hyper::Error> {
         let stream = ReadableAfterWriteError::new(stream);
         let state = Arc::clone(stream.state());
         let (sender, connection) = Builder::new()
@@ -121,7 +121,7 @@ impl UpstreamConnection {
     }
 
     /// The address that the gateway sees, and the one that it was opened to.
-    pub fn route(&self) -> Route {
+    pub fn route(&self) -> GatewayRoute {
         self.route
     }
 

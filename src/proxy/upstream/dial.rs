@@ -6,15 +6,15 @@ use std::net::{IpAddr, SocketAddr};
 use nix::errno::Errno;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::lane::Route;
+use crate::lane::GatewayRoute;
 
 /// Connects along `route`; with any source address where the gateway is not on loopback, since no packet comes back from there to a
 /// loopback address.
 ///
 /// # Errors
 /// Those of socket(2), bind(2) and connect(2).
-pub async fn dial(route: Route) -> io::Result<TcpStream> {
-    let Route { source, target: gateway } = route;
+pub async fn dial(route: GatewayRoute) -> io::Result<TcpStream> {
+    let GatewayRoute { source, target: gateway } = route;
     let socket = if gateway.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if matches!(gateway.ip(), IpAddr::V4(ip) if ip.is_loopback()) {
         // Has connect(2) choose the port, when the destination is known: otherwise each source

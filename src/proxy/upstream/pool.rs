@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::budget::GatewayPermit;
 use super::connection::UpstreamConnection;
-use crate::lane::Route;
+use crate::lane::GatewayRoute;
 use crate::shutdown::Shutdown;
 
 /// Idle connections that each worker keeps for each route.
@@ -22,7 +22,7 @@ const REST_OF_REQUEST: Duration = Duration::from_secs(1);
 /// Idle connections of one worker by route, the most recently used last.
 #[derive(Debug)]
 pub struct Pool {
-    idle: Mutex<HashMap<Route, Vec<Idle>>>,
+    idle: Mutex<HashMap<GatewayRoute, Vec<Idle>>>,
     shutdown: Shutdown,
 }
 
@@ -120,7 +120,7 @@ impl Pool {
 
     /// Returns the most recently used connection along `route`. The gateway may have closed it
     /// meanwhile: then nothing is sent on it.
-    pub fn take(self: &Arc<Self>, route: Route, now: Instant) -> Option<PooledConnection> {
+    pub fn take(self: &Arc<Self>, route: GatewayRoute, now: Instant) -> Option<PooledConnection> {
         // Declared before the lock, so that expired connections are closed after it is released.
         let _expired;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);

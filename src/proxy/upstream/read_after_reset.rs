@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::proxy::chunked_end::{ChunkedEnd, Flushes, first};
+use crate::proxy::chunked_end::{ChunkedEnd, Flushes, first_nonempty};
 
 /// A stream that stays readable to its end: from the first write that fails on, written bytes are discarded.
 pub struct ReadableAfterWriteError<S> {
@@ -131,7 +131,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ReadableAfterWriteError<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if let Some(poll) = self.poll_end(first(bufs), cx) {
+        if let Some(poll) = self.poll_end(first_nonempty(bufs), cx) {
             return poll;
         }
         self.write_or_discard(bufs.iter().map(|buf| buf.len()).sum(), |stream| stream.poll_write_vectored(cx, bufs))

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::read_after_reset::StreamState;
 use crate::labels::Protocol;
-use crate::lane::{Rules, scrub_trailers};
+use crate::lane::{RequestRules, scrub_trailers};
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::shutdown::Shutdown;
 
@@ -36,7 +36,7 @@ struct Upload {
     /// `None` once it is being discarded.
     incoming: Option<Incoming>,
     protocol: Protocol,
-    rules: Arc<Rules>,
+    rules: Arc<RequestRules>,
     shutdown: Shutdown,
     progress: Arc<Progress>,
     gate: Option<ContinueGate>,
@@ -57,7 +57,7 @@ impl RequestBody {
     pub fn new(
         incoming: Incoming,
         protocol: Protocol,
-        rules: Arc<Rules>,
+        rules: Arc<RequestRules>,
         gate: Option<ContinueGate>,
         received: Counter,
         shutdown: &Shutdown,

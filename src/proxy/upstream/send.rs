@@ -17,7 +17,7 @@ use super::pool::{Pool, PooledConnection};
 use super::request_body::{Progress, RequestBody};
 use super::response_head::{check_length, states_forbidden_body};
 use crate::config::{Config, Limits};
-use crate::lane::{GatewayHead, Route, normalized};
+use crate::lane::{GatewayHead, GatewayRoute, normalized};
 use crate::metrics::traffic::Traffic;
 use crate::openclaw::tls_detector::TlsDetector;
 use crate::proxy::error::Error;
@@ -196,7 +196,7 @@ impl Upstream {
         error: hyper::Error,
         progress: Option<&Progress>,
         has_read: bool,
-        route: Route,
+        route: GatewayRoute,
     ) -> Error {
         if let Some(progress) = progress.filter(|progress| progress.is_broken()) {
             return if progress.has_client_left() { Error::ClientLeft(error) } else { Error::BadRequestBody(error) };
@@ -212,7 +212,7 @@ impl Upstream {
     }
 
     /// Opens a connection along `route`; while the gateway does not accept, tries again until `give_up`.
-    async fn connect(&self, route: Route, limits: &Limits, give_up: Instant) -> Result<PooledConnection, Error> {
+    async fn connect(&self, route: GatewayRoute, limits: &Limits, give_up: Instant) -> Result<PooledConnection, Error> {
         loop {
             let error = match timeout(limits.connect_timeout, dial(route)).await {
                 Ok(Ok(stream)) => {

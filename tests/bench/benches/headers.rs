@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use loopgate::config::Config;
 use loopgate::lane::{
-    AgentBasis, AgentLane, ExternalLane, ForwardedClient, GatewayHead, Lane, Rules, Scheme, Target, scrub_response,
+    AgentBasis, AgentLane, ExternalLane, ForwardedClient, GatewayHead, Lane, RequestRules, Scheme, Target, scrub_response,
 };
 
 const SMALL: &[(&str, &str)] = &[("host", "gateway:18789"), ("user-agent", "bench"), ("accept", "*/*")];
@@ -46,7 +46,7 @@ fn parts(fields: &[(&str, &str)]) -> Parts {
 
 fn headers(criterion: &mut Criterion) {
     let config = Config::default();
-    let (rules, target) = (Rules::new(&config), Target::gateway(config.gateway.address));
+    let (rules, target) = (RequestRules::new(&config), Target::gateway(config.gateway.address));
     let names = BTreeSet::new();
     let client: IpAddr = "172.18.0.9".parse().expect("an address");
     let unknown = config.external.unknown_client;

@@ -28,7 +28,7 @@ fn a_namespace_whose_owner_stops_is_orphaned_and_left_once_the_owner_runs_again(
             assert!(view.own_names.contains("gateway"), "names outlive the owner: {view:?}");
             lives("2026-01-01T00:01:00Z");
             docker.run(gateway(own));
-            harness.until("it is left", |view| view.namespace == Namespace::Left).await;
+            harness.until("it is left", |view| view.namespace == Namespace::Replaced).await;
             assert_eq!(EXIT_ORPHANED, 75);
             harness.close().await;
         },

@@ -85,7 +85,7 @@ fn streams_are_known_where_each_header_block_was_one_request() {
     five_or_seven.send(HINTS, &link());
     assert_eq!((five_or_seven.stream(), written(&head_tracker)), (None, Vec::new()));
     head_tracker.note_reset(5, PROTOCOL_ERROR);
-    assert!(!five_or_seven.is_broken(), "it may be 7");
+    assert!(!five_or_seven.was_reset(), "it may be 7");
     three.send(HINTS, &link());
     assert_ne!(written(&head_tracker), b"", "what was known stays known");
     head_tracker.note_block(9);
@@ -173,13 +173,13 @@ fn a_request_whose_stream_h2_reset_is_known() {
     let [one, three, five] = [1, 3, 5].map(|_| head_tracker.begin_request());
     head_tracker.note_reset(1, PROTOCOL_ERROR);
     head_tracker.note_reset(3, 8);
-    assert!(!one.is_broken(), "not settled");
+    assert!(!one.was_reset(), "not settled");
     head_tracker.settle();
-    assert_eq!([&one, &three, &five].map(InterimSender::is_broken), [true, false, false]);
+    assert_eq!([&one, &three, &five].map(InterimSender::was_reset), [true, false, false]);
     for _ in 0..1000 {
         head_tracker.note_reset(5, PROTOCOL_ERROR);
     }
-    assert!(five.is_broken() && head_tracker.state().streams.is_within_limits());
+    assert!(five.was_reset() && head_tracker.state().streams.is_within_limits());
 }
 
 #[test]

@@ -2,9 +2,9 @@
 
 use super::*;
 
-const MALFORMED: Refused = Refused::without_response(HeadRefusal::Malformed);
-const TOO_LARGE: Refused = Refused::without_response(HeadRefusal::TooLarge);
-const SURPLUS: Refused = Refused::without_response(HeadRefusal::TooManyStreams);
+const MALFORMED: RefusedHead = RefusedHead::without_response(HeadRefusal::Malformed);
+const TOO_LARGE: RefusedHead = RefusedHead::without_response(HeadRefusal::TooLarge);
+const SURPLUS: RefusedHead = RefusedHead::without_response(HeadRefusal::TooManyStreams);
 const NONE: Dropped = Dropped { by_client: 0, by_closing: 0 };
 
 #[test]
@@ -41,7 +41,7 @@ fn what_only_a_head_can_get_is_counted_at_once() {
     heads.note_response(1, true);
     heads.note_reset(1, PROTOCOL_ERROR);
     heads.note_reset(3, REFUSED_STREAM);
-    assert_eq!(heads.take(), (vec![Refused::with_response(HeadRefusal::TooLarge), SURPLUS], NONE));
+    assert_eq!(heads.take(), (vec![RefusedHead::with_response(HeadRefusal::TooLarge), SURPLUS], NONE));
     heads.note_goaway(0, COMPRESSION_ERROR, b"");
     heads.note_goaway(0, 0, b"");
     heads.settle();
