@@ -5,7 +5,7 @@
 //! | `server` | the interface for `app`: accepts connections, takes new configurations, lists connections |
 //! | `connection` | one connection, from accept to its last byte |
 //! | `request` | one request: checked, sent to the gateway, answered or upgraded |
-//! | `session`, `shared` | what the requests of a connection share, and what all connections share |
+//! | `connection_context`, `shared` | what the requests of a connection share, and what all connections share |
 //! | `registry`, `tunnel` | the open connections and who lost a right; the bytes after a `101` |
 //! | `upstream` | connections to the gateway, and how many requests are there at once |
 //! | `downstream` | the bytes of a client's connection, below hyper |
@@ -16,6 +16,7 @@
 mod chunked_end;
 pub mod close_signal;
 mod connection;
+mod connection_context;
 mod downstream;
 mod error;
 mod h1_fields;
@@ -24,7 +25,6 @@ mod registry;
 mod request;
 mod request_end;
 mod server;
-mod session;
 mod shared;
 pub mod tunnel;
 mod upstream;

@@ -22,12 +22,12 @@ use tracing::{debug, info};
 use crate::labels::Protocol;
 use crate::metrics::count;
 use crate::proxy::close_signal::{CloseReason, REVOKED_GRACE};
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::activity::{Overdue, Timeouts};
 use crate::proxy::downstream::refused_heads::HeadRefusal;
 use crate::proxy::lazy_timer::LazyTimer;
 use crate::proxy::request::report_refused_heads::report_refused_heads;
 use crate::proxy::request_end::RequestEnd;
-use crate::proxy::session::Session;
 
 /// How long a connection may take to close after it was asked to finish, because it was idle or its
 /// certificate expired.
@@ -40,18 +40,18 @@ const DRAIN_GRACE: Duration = Duration::from_millis(300);
 const CUT_DELAY: Duration = Duration::from_millis(20);
 
 /// Drives `connection` until it ends or must be cut. `ask_to_end` has it finish its requests and accept no more.
-pub async fn run<C>(session: &Session, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
+pub async fn run<C>(context: &ConnectionContext, connection: Pin<&mut C>, ask_to_end: impl Fn(Pin<&mut C>))
 where
     C: Future<Output = hyper::Result<()>>,
 {
-    let mut driver = Driver::new(session, connection, ask_to_end);
-    let (closing, revoked) = session.close_signal.futures();
+    let mut driver = Driver::new(context, connection, ask_to_end);
+    let (closing, revoked) = context.close_signal.futures();
     let (mut closing, mut revoked) = (pin!(closing), pin!(revoked));
-    let mut aborted = pin!(session.shared.shutdown.aborted());
+    let mut aborted = pin!(context.shared.shutdown.aborted());
     poll_fn(|cx| {
         while driver.revoked_until.is_none()
             && let Poll::Ready(reason) =
-                session.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), driver.draining)
+                context.close_signal.poll(cx, closing.as_mut(), revoked.as_mut(), driver.draining)
         {
             if driver.begin_close(reason).is_break() {
                 return Poll::Ready(());
@@ -64,8 +64,8 @@ where
         driver.poll(cx)
     })
     .await;
-    session.head_tracker.settle_all();
-    report_refused_heads(session);
+    context.head_tracker.settle_all();
+    report_refused_heads(context);
 }
 
 /// Returns whether `h2` closed the connection for what the client sent.
@@ -86,7 +86,7 @@ enum Due {
 
 /// A connection, and all that may end it.
 struct Driver<'a, C, F> {
-    session: &'a Session,
+    context: &'a ConnectionContext,
     connection: Pin<&'a mut C>,
     ask_to_end: F,
     timeouts: Timeouts,
@@ -110,23 +110,23 @@ where
     C: Future<Output = hyper::Result<()>>,
     F: Fn(Pin<&mut C>),
 {
-    fn new(session: &'a Session, connection: Pin<&'a mut C>, ask_to_end: F) -> Self {
-        let limits = &session.settings.limits;
+    fn new(context: &'a ConnectionContext, connection: Pin<&'a mut C>, ask_to_end: F) -> Self {
+        let limits = &context.settings.limits;
         // Each HTTP/2 stream has its own limit.
-        let stall = match session.protocol {
-            Protocol::Http1 => limits.stall_timeout.min(session.gateway_stall()),
+        let stall = match context.protocol {
+            Protocol::Http1 => limits.stall_timeout.min(context.gateway_stall()),
             Protocol::Http2 => limits.stall_timeout,
         };
         let timeouts =
             Timeouts { head: limits.head_timeout, block: limits.head_timeout, idle: limits.idle_timeout, stall };
         let left = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
         Self {
-            session,
+            context,
             connection,
             ask_to_end,
             timeouts,
             timer: LazyTimer::new(timeouts.idle.min(timeouts.head).min(timeouts.stall)),
-            expires: session.expires.map(|at| Instant::now() + left(at)),
+            expires: context.expires.map(|at| Instant::now() + left(at)),
             ending: false,
             draining: false,
             cut_at: None,
@@ -144,13 +144,13 @@ where
                 // A client that ignores the request to close must not hold up the end (RFC 9113 section 6.8).
                 (self.timeouts.idle, self.timeouts.head) = (DRAIN_GRACE, DRAIN_GRACE);
                 // The newest value: the process waits for as long.
-                let drain_timeout = self.session.shared.settings.load().limits.drain_timeout;
+                let drain_timeout = self.context.shared.settings.load().limits.drain_timeout;
                 self.cut_at = Some(now + drain_timeout + CUT_DELAY);
                 self.finish(now + DRAIN_GRACE);
             }
             CloseReason::Revoked => {
                 self.close_by(RequestEnd::Revoked);
-                if !self.session.activity.has_tunnels() {
+                if !self.context.activity.has_tunnels() {
                     return ControlFlow::Break(());
                 }
                 self.revoked_until = Some(now + REVOKED_GRACE);
@@ -162,15 +162,15 @@ where
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(until) = self.revoked_until {
             let ended = self.connection.as_mut().poll(cx).is_ready();
-            self.session.head_tracker.settle();
+            self.context.head_tracker.settle();
             return if ended { Poll::Ready(()) } else { self.timer.poll_due(cx, Some(until)).map(|_| ()) };
         }
         if let Poll::Ready(result) = self.connection.as_mut().poll(cx) {
             self.note_own_end(result);
             return Poll::Ready(());
         }
-        self.session.head_tracker.settle();
-        report_refused_heads(self.session);
+        self.context.head_tracker.settle();
+        report_refused_heads(self.context);
         loop {
             match ready!(self.poll_due(cx)) {
                 Due::DrainTimeout => {
@@ -179,8 +179,8 @@ where
                 }
                 Due::Expiry => {
                     debug!(
-                        connection = self.session.number,
-                        peer = %self.session.peer,
+                        connection = self.context.number,
+                        peer = %self.context.peer,
                         "the client's certificate has expired: no further request"
                     );
                     if !self.ending && self.poll_finish(cx).is_ready() {
@@ -202,16 +202,16 @@ where
 
     /// Notes that the connection ended by itself, with `result`.
     fn note_own_end(&self, result: hyper::Result<()>) {
-        let (connection, peer) = (self.session.number, self.session.peer);
+        let (connection, peer) = (self.context.number, self.context.peer);
         match result {
             Err(error) => {
                 if is_of_h2(&error) {
-                    self.session.head_tracker.note_closing();
+                    self.context.head_tracker.note_closing();
                 }
                 debug!(connection, %peer, %error, "connection broke off");
             }
             // With no frame, and with all other requests of the connection.
-            Ok(()) if self.session.head_tracker.note_end() => {
+            Ok(()) if self.context.head_tracker.note_end() => {
                 info!(connection, %peer, "closed with all its requests: the client sent a CONNECT with a body");
             }
             Ok(()) => {}
@@ -238,7 +238,7 @@ where
 
     /// Returns when the client is overdue, and with what.
     fn overdue(&self) -> Option<(Instant, Overdue)> {
-        let (at, overdue) = self.session.activity.deadline(self.timeouts)?;
+        let (at, overdue) = self.context.activity.deadline(self.timeouts)?;
         let earliest = self.grace_until.filter(|_| !matches!(overdue, Overdue::Stall | Overdue::Block));
         Some((earliest.map_or(at, |earliest| earliest.max(at)), overdue))
     }
@@ -264,12 +264,12 @@ where
         if overdue == Overdue::Stall {
             self.close_by(RequestEnd::ClientStalled);
         }
-        let (connection, peer, deadline) = (self.session.number, self.session.peer, overdue.label());
-        count(&self.session.shared.traffic.overdue, deadline);
+        let (connection, peer, deadline) = (self.context.number, self.context.peer, overdue.label());
+        count(&self.context.shared.traffic.overdue, deadline);
         debug!(connection, %peer, deadline, "closed: deadline passed");
-        let head_tracker = &self.session.head_tracker;
+        let head_tracker = &self.context.head_tracker;
         match overdue {
-            Overdue::Head if self.session.protocol == Protocol::Http1 => {
+            Overdue::Head if self.context.protocol == Protocol::Http1 => {
                 head_tracker.note_refused(HeadRefusal::Timeout)
             }
             Overdue::Block => head_tracker.note_block_timeout(),
@@ -277,13 +277,13 @@ where
             Overdue::Head | Overdue::Idle | Overdue::Stall => {}
         }
         if matches!(overdue, Overdue::Head | Overdue::Block) {
-            self.session.activity.abandon_head();
+            self.context.activity.abandon_head();
             let _ = self.connection.as_mut().poll(cx);
         }
     }
 
     /// States what ends the connection, and with it each of its requests; the first reason counts.
     fn close_by(&self, end: RequestEnd) {
-        let _ = self.session.closed_by.set(end);
+        let _ = self.context.closed_by.set(end);
     }
 }

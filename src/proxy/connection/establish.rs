@@ -23,12 +23,12 @@ use crate::lane::{
 };
 use crate::listener::{ListenerKind, Permit, proxy_protocol};
 use crate::metrics::traffic::GaugeGuard;
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::activity::Activity;
 use crate::proxy::downstream::head_tracker::HeadTracker;
 use crate::proxy::downstream::io::{Downstream, Resources};
 use crate::proxy::downstream::transport::Transport;
 use crate::proxy::registry::{RegistryGuard, unix};
-use crate::proxy::session::Session;
 use crate::proxy::shared::{ConnectionSettings, Shared};
 use crate::tls;
 use crate::workers::WorkerSlot;
@@ -339,7 +339,7 @@ pub struct Registered {
 
 impl Registered {
     /// Counts the connection as open; returns what its requests share, and its bytes.
-    pub fn open(self) -> (Arc<Session>, Downstream) {
+    pub fn open(self) -> (Arc<ConnectionContext>, Downstream) {
         let Self { shared, stream, origin, settings, protocol, expires, lane, guard } = self;
         let Origin { peer, local, kind, held } = origin;
         let target = shared.target(kind);
@@ -374,7 +374,7 @@ impl Registered {
             Lane::External(external) => budgets.client(external.client),
         };
         let closed_by = OnceLock::new();
-        let session = Session {
+        let context = ConnectionContext {
             shared,
             settings,
             lane,
@@ -391,6 +391,6 @@ impl Registered {
             closed_by,
             refused_upgrade: Mutex::default(),
         };
-        (Arc::new(session), io)
+        (Arc::new(context), io)
     }
 }

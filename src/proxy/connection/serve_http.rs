@@ -16,10 +16,10 @@ use tokio::time::timeout;
 use super::deadlines::run;
 use super::establish::Registered;
 use crate::labels::Protocol;
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::h2_stream_stall::StreamExecutor;
 use crate::proxy::downstream::io::Downstream;
 use crate::proxy::request::answer::answer;
-use crate::proxy::session::Session;
 
 /// The largest flow-control window of an HTTP/2 stream, in bytes. That of a connection is a [`WindowBudget`]'s.
 ///
@@ -39,15 +39,15 @@ const OVERSIZE: usize = 2;
 
 /// Serves the requests of a connection until it ends.
 pub async fn serve(registered: Registered) {
-    let (session, io) = registered.open();
-    match session.protocol {
-        Protocol::Http2 => serve_h2(session, io).await,
-        Protocol::Http1 => serve_h1(session, io).await,
+    let (context, io) = registered.open();
+    match context.protocol {
+        Protocol::Http2 => serve_h2(context, io).await,
+        Protocol::Http1 => serve_h1(context, io).await,
     }
 }
 
-async fn serve_h1(session: Arc<Session>, io: Downstream) {
-    let limits = &session.settings.limits;
+async fn serve_h1(context: Arc<ConnectionContext>, io: Downstream) {
+    let limits = &context.settings.limits;
     let connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -62,35 +62,35 @@ async fn serve_h1(session: Arc<Session>, io: Downstream) {
             .serve_connection(
                 TokioIo::new(io),
                 service_fn(|request: Request<Incoming>| answer(
-                    Arc::clone(&session),
+                    Arc::clone(&context),
                     request,
-                    session.head_tracker.begin_request()
+                    context.head_tracker.begin_request()
                 ))
             )
             .with_upgrades()
     );
-    run(&session, connection, |connection| connection.graceful_shutdown()).await;
-    close_after_refused_upgrade(&session).await;
+    run(&context, connection, |connection| connection.graceful_shutdown()).await;
+    close_after_refused_upgrade(&context).await;
 }
 
 /// Ends a connection that hyper has ended and not closed, since a request on it asked for an upgrade: over TLS the client
 /// gets a `close_notify`.
-async fn close_after_refused_upgrade(session: &Session) {
-    let upgrade = session.take_refused_upgrade();
+async fn close_after_refused_upgrade(context: &ConnectionContext) {
+    let upgrade = context.take_refused_upgrade();
     if let Some(Ok(upgraded)) = upgrade.and_then(FutureExt::now_or_never) {
         let _ = timeout(CLOSE_LIMIT, TokioIo::new(upgraded).shutdown()).await;
     }
 }
 
-async fn serve_h2(session: Arc<Session>, io: Downstream) {
-    let limits = &session.settings.limits;
+async fn serve_h2(context: Arc<ConnectionContext>, io: Downstream) {
+    let limits = &context.settings.limits;
     // Returned when the connection has ended.
-    let window = session.shared.windows.lease();
+    let window = context.shared.windows.lease();
     let connection = pin!(
         http2::Builder::new(StreamExecutor::new(
-            &session.shared.shutdown,
+            &context.shared.shutdown,
             limits.stall_timeout,
-            session.gateway_stall()
+            context.gateway_stall()
         ))
         .timer(TokioTimer::new())
         .enable_connect_protocol()
@@ -106,11 +106,11 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) {
         .serve_connection(
             TokioIo::new(io),
             service_fn(|request: Request<Incoming>| {
-                let interims = session.head_tracker.begin_request();
-                let session = Arc::clone(&session);
-                Box::pin(async move { answer(session, request, interims).await })
+                let interims = context.head_tracker.begin_request();
+                let context = Arc::clone(&context);
+                Box::pin(async move { answer(context, request, interims).await })
             })
         )
     );
-    run(&session, connection, |connection| connection.graceful_shutdown()).await;
+    run(&context, connection, |connection| connection.graceful_shutdown()).await;
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::{HeaderMap, HeaderName};
 
 use crate::lane::Lane;
-use crate::proxy::session::Session;
+use crate::proxy::connection_context::ConnectionContext;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -20,12 +20,12 @@ pub struct AccessLog {
 }
 
 impl AccessLog {
-    pub fn new(session: &Session, headers: &HeaderMap) -> Self {
-        let lane = match &*session.lane {
+    pub fn new(context: &ConnectionContext, headers: &HeaderMap) -> Self {
+        let lane = match &*context.lane {
             Lane::External(lane) => lane,
             Lane::Agent(lane) => &lane.as_external,
         };
-        let client = lane.client_of(headers, session.shared.rules.load().policy());
+        let client = lane.client_of(headers, context.shared.rules.load().policy());
         let stated = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| is_id(id));
         Self { client, request_id: stated.map_or_else(next_id, str::to_owned) }
     }

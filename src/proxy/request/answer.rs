@@ -11,9 +11,9 @@ use super::forward::{ForwardOutcome, forward};
 use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::labels::Protocol;
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
-use crate::proxy::session::Session;
 
 /// Answers `request`, whose interim responses `interims` sends. It is recorded at once, so that it has an end even where
 /// hyper drops the future before it polls it. Over HTTP/2, must be called on the task of its stream.
@@ -21,14 +21,14 @@ use crate::proxy::session::Session;
 /// # Errors
 /// The client left before the end of its body. hyper then ends the connection or resets the stream.
 pub fn answer(
-    session: Arc<Session>,
+    context: Arc<ConnectionContext>,
     request: Request<Incoming>,
     interims: InterimSender,
 ) -> impl Future<Output = Result<Response<ResponseBody>, Error>> {
-    let record = RequestRecord::new(&session, &request, interims.clone());
+    let record = RequestRecord::new(&context, &request, interims.clone());
     async move {
         let wanted = Wanted::by(&request);
-        let ForwardOutcome { mut must_close, result } = forward(&session, request, interims, &record).await;
+        let ForwardOutcome { mut must_close, result } = forward(&context, request, interims, &record).await;
         let mut response = match result {
             Ok(response) => response,
             Err(error @ Error::ClientLeft(_)) => {
@@ -44,7 +44,7 @@ pub fn answer(
                 response
             }
         };
-        if must_close && session.protocol == Protocol::Http1 {
+        if must_close && context.protocol == Protocol::Http1 {
             response.headers_mut().append(CONNECTION, HeaderValue::from_static("close"));
         }
         record.note_response(response.status().as_u16());

@@ -12,8 +12,8 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::futures::OwnedNotified;
 
 use crate::lane::{Lane, RequestRefusal, RequestRules};
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::error::Error;
-use crate::proxy::session::Session;
 use crate::proxy::shared::Shared;
 
 /// Watches the rules for one request's client, until its response has ended.
@@ -28,14 +28,18 @@ impl ClientAuthorization {
     ///
     /// # Errors
     /// The rules have changed meanwhile, and deny it.
-    pub fn new(session: &Session, client: Option<IpAddr>, rules: &Arc<RequestRules>) -> Result<Option<Self>, Error> {
-        let own = match &*session.lane {
+    pub fn new(
+        context: &ConnectionContext,
+        client: Option<IpAddr>,
+        rules: &Arc<RequestRules>,
+    ) -> Result<Option<Self>, Error> {
+        let own = match &*context.lane {
             // A trusted proxy's connection is not subject to the lists, though its own requests are.
             Lane::External(lane) if !lane.trusted_proxy => Some(lane.client),
             _ => None,
         };
         let Some(client) = client.filter(|client| own != Some(*client)) else { return Ok(None) };
-        let shared = Arc::clone(&session.shared);
+        let shared = Arc::clone(&context.shared);
         // Subscribes first and then compares, so that no change is missed in between.
         let authorization =
             Self { client, rules_changed: Box::pin(Arc::clone(&shared.rules_changed).notified_owned()), shared };

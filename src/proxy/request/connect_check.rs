@@ -14,19 +14,19 @@ use crate::labels::LaneKind;
 use crate::lane::{AgentBasis, AgentLane, GatewayHead, Lane, allowed_scopes};
 use crate::openclaw::connect_request::{ConnectRequest, ParsedMessage};
 use crate::openclaw::devices::{DeviceRefusal, DeviceUser, Devices, ProvisionalBinding};
-use crate::proxy::session::Session;
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::tunnel::connect_response::{ConnectResponse, PendingConnect};
 use crate::proxy::tunnel::first_message::{Checked, FirstMessage};
 
 /// Returns what checks the first message of the WebSocket that `head` asks for, and what waits for
 /// its response; `None` if there is neither a cap nor a device to look at.
-pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMessage, ConnectResponse)> {
+pub fn connect_check(context: &ConnectionContext, head: &GatewayHead) -> Option<(FirstMessage, ConnectResponse)> {
     let cap = head.scope_cap().cloned();
     // Devices are the gateway's; what a forward leads to does not pair them.
-    let devices = session.shared.devices.clone().filter(|_| session.target.is_gateway());
+    let devices = context.shared.devices.clone().filter(|_| context.target.is_gateway());
     let pending = Arc::new(PendingConnect::default());
     let response = ConnectResponse::new(Arc::clone(&pending));
-    let user = match &*session.lane {
+    let user = match &*context.lane {
         Lane::Agent(lane) if head.lane() == LaneKind::Agent => User::of(lane),
         _ => User::External,
     };
@@ -36,13 +36,13 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
             User::External => None,
             User::Host => return None,
         };
-        let may_learn = agent.is_some() || !matches!(&*session.lane, Lane::Agent(_));
+        let may_learn = agent.is_some() || !matches!(&*context.lane, Lane::Agent(_));
         Some(DeviceCheck { devices, mode, agent, may_learn })
     });
     if cap.is_none() && device_check.is_none() {
         return None;
     }
-    let (connection, peer) = (session.number, session.peer);
+    let (connection, peer) = (context.number, context.peer);
     let objects_only = cap.is_none();
     let check = move |message: &[u8]| {
         let request = ParsedMessage::read(message);
@@ -60,7 +60,7 @@ pub fn connect_check(session: &Session, head: &GatewayHead) -> Option<(FirstMess
             .inspect_err(|reason| info!(connection, %peer, reason, "WebSocket refused"))
             .unwrap_or_else(Checked::Refused)
     };
-    Some((FirstMessage::new(objects_only, Arc::clone(&session.shared.held_messages), Box::new(check)), response))
+    Some((FirstMessage::new(objects_only, Arc::clone(&context.shared.held_messages), Box::new(check)), response))
 }
 
 /// Whose devices a WebSocket brings.

@@ -19,12 +19,12 @@ use super::client_authorization::ClientAuthorization;
 use super::record::RequestRecord;
 use super::response::pass_back;
 use super::response_body::ResponseBody;
-use super::upgrade::{UpgradeContext, upgrade};
+use super::upgrade::{UpgradeParts, upgrade};
 use crate::labels;
 use crate::lane::{GatewayHead, RequestRefusal, RequestRules, Scheme, h2_head_size};
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
-use crate::proxy::session::Session;
 use crate::proxy::upstream::budget::Purpose;
 use crate::proxy::upstream::gateway_request::OnInterim;
 use crate::proxy::upstream::request_body::{ContinueGate, RequestBody};
@@ -39,23 +39,23 @@ pub struct ForwardOutcome {
 
 /// Forwards `request` and waits for the head of the response.
 pub async fn forward(
-    session: &Arc<Session>,
+    context: &Arc<ConnectionContext>,
     request: Request<Incoming>,
     interims: InterimSender,
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
-    let CheckedRequest { head, body, authorization, answered_by } = match check(session, request, record) {
+    let CheckedRequest { head, body, authorization, answered_by } = match check(context, request, record) {
         Ok(checked) => checked,
         Err(CheckFailure { must_close, error }) => return ForwardOutcome { must_close, result: Err(error) },
     };
     let must_close = body.is_optional();
     match answered_by {
         AnsweredBy::Loopgate(request) => ForwardOutcome { must_close, result: Ok(request.response(record)) },
-        AnsweredBy::Tunnel(context) => {
-            let result = Box::pin(upgrade(session, head, authorization, context, record)).await;
+        AnsweredBy::Tunnel(parts) => {
+            let result = Box::pin(upgrade(context, head, authorization, parts, record)).await;
             ForwardOutcome { must_close, result }
         }
-        AnsweredBy::Gateway => send_to_gateway(session, head, body, authorization, interims, record).await,
+        AnsweredBy::Gateway => send_to_gateway(context, head, body, authorization, interims, record).await,
     }
 }
 
@@ -70,7 +70,7 @@ struct CheckedRequest {
 /// What answers a request.
 enum AnsweredBy {
     Gateway,
-    Tunnel(UpgradeContext),
+    Tunnel(UpgradeParts),
     Loopgate(CaRequest),
 }
 
@@ -99,34 +99,34 @@ impl ClientBody {
 
 /// Checks `request`, and builds its head for the gateway.
 fn check(
-    session: &Session,
+    context: &ConnectionContext,
     mut request: Request<Incoming>,
     record: &RequestRecord,
 ) -> Result<CheckedRequest, CheckFailure> {
-    keep_upgrade(session, &request);
+    keep_upgrade(context, &request);
     let is_h2_connect = extended_connect(&mut request).map_err(|error| CheckFailure { must_close: false, error })?;
-    check_connection(session).map_err(|error| CheckFailure { must_close: true, error })?;
+    check_connection(context).map_err(|error| CheckFailure { must_close: true, error })?;
     let client_side = hyper::upgrade::on(&mut request);
     let (mut parts, incoming) = request.into_parts();
-    check_size(session, &parts).map_err(|error| CheckFailure { must_close: false, error })?;
-    add_missing_host(&mut parts, session.local);
-    let shared = &session.shared;
+    check_size(context, &parts).map_err(|error| CheckFailure { must_close: false, error })?;
+    add_missing_host(&mut parts, context.local);
+    let shared = &context.shared;
     let rules = shared.rules.load_full();
     let body = ClientBody { incoming, expects_continue: expects_continue(&parts), rules: Arc::clone(&rules) };
     let failure = |error| CheckFailure { must_close: body.is_optional(), error };
-    let ca_request = ca_request(session, &parts);
+    let ca_request = ca_request(context, &parts);
 
     let (token, tls) = (shared.token.load_full(), shared.tls.load());
-    let mut head = GatewayHead::new(parts, &session.lane, &rules, &session.target, token.as_deref(), tls.names())
+    let mut head = GatewayHead::new(parts, &context.lane, &rules, &context.target, token.as_deref(), tls.names())
         .map_err(|refusal| failure(Error::Refused(refusal)))?;
     if let Some(trace) = record.trace() {
         head.set_trace(trace);
     }
     record.set_lane(head.lane());
-    let authorization = ClientAuthorization::new(session, head.client(), &rules).map_err(failure)?;
+    let authorization = ClientAuthorization::new(context, head.client(), &rules).map_err(failure)?;
 
     let answered_by = match ca_request {
-        _ if head.is_upgrade() => AnsweredBy::Tunnel(UpgradeContext { client_side, is_h2_connect }),
+        _ if head.is_upgrade() => AnsweredBy::Tunnel(UpgradeParts { client_side, is_h2_connect }),
         // An extended CONNECT that is not passed on as an upgrade must not be answered as if its WebSocket was open.
         _ if is_h2_connect => return Err(failure(Error::Refused(RequestRefusal::BadUpgrade))),
         Some(request) => AnsweredBy::Loopgate(request),
@@ -136,11 +136,11 @@ fn check(
 }
 
 /// Refuses requests on a connection that may carry no further ones.
-fn check_connection(session: &Session) -> Result<(), Error> {
-    if session.close_signal.is_revoked() {
+fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
+    if context.close_signal.is_revoked() {
         return Err(Error::Refused(RequestRefusal::ClientDenied));
     }
-    if session.has_expired() {
+    if context.has_expired() {
         return Err(Error::CertificateExpired);
     }
     Ok(())
@@ -148,18 +148,18 @@ fn check_connection(session: &Session) -> Result<(), Error> {
 
 /// Keeps the end of an HTTP/1.1 connection, on which `request` asks for an upgrade, for its close. hyper leaves the close
 /// to those who asked for the upgrade, even if it was refused.
-fn keep_upgrade(session: &Session, request: &Request<Incoming>) {
-    if session.protocol == labels::Protocol::Http1
+fn keep_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
+    if context.protocol == labels::Protocol::Http1
         && let Some(upgrade) = request.extensions().get::<OnUpgrade>()
     {
-        session.set_refused_upgrade(Some(upgrade.clone()));
+        context.set_refused_upgrade(Some(upgrade.clone()));
     }
 }
 
 /// Refuses heads that are larger than `limits.head_bytes` over HTTP/2. hyper does it over HTTP/1.1, and `h2` would give
 /// no reason.
-fn check_size(session: &Session, parts: &Parts) -> Result<(), Error> {
-    if session.protocol == labels::Protocol::Http2 && h2_head_size(parts) > session.settings.limits.head_bytes {
+fn check_size(context: &ConnectionContext, parts: &Parts) -> Result<(), Error> {
+    if context.protocol == labels::Protocol::Http2 && h2_head_size(parts) > context.settings.limits.head_bytes {
         return Err(Error::Refused(RequestRefusal::HeadTooLarge));
     }
     Ok(())
@@ -171,14 +171,14 @@ fn expects_continue(parts: &Parts) -> bool {
 
 /// Returns the request for loopgate's CA that `parts` are. A certificate to trust must not come over
 /// a connection that others can change, nor hide a path of another port.
-fn ca_request(session: &Session, parts: &Parts) -> Option<CaRequest> {
-    let may_offer_ca = session.lane.scheme() == Scheme::Https && session.target.is_gateway();
-    may_offer_ca.then(|| CaRequest::of(parts, &session.shared.tls)).flatten()
+fn ca_request(context: &ConnectionContext, parts: &Parts) -> Option<CaRequest> {
+    let may_offer_ca = context.lane.scheme() == Scheme::Https && context.target.is_gateway();
+    may_offer_ca.then(|| CaRequest::of(parts, &context.shared.tls)).flatten()
 }
 
 /// Waits for a permit, sends the request and waits for the head of the gateway's response.
 async fn send_to_gateway(
-    session: &Arc<Session>,
+    context: &Arc<ConnectionContext>,
     head: GatewayHead,
     body: ClientBody,
     mut authorization: Option<ClientAuthorization>,
@@ -186,7 +186,7 @@ async fn send_to_gateway(
     record: &Arc<RequestRecord>,
 ) -> ForwardOutcome {
     let client = head.client();
-    let waiting = pin!(async { Ok(session.gateway_permit(client, Purpose::Request, record.started()).await?) });
+    let waiting = pin!(async { Ok(context.gateway_permit(client, Purpose::Request, record.started()).await?) });
     let (permit, started) = match ClientAuthorization::unless_revoked(authorization.as_mut(), waiting).await {
         Ok(permitted) => permitted,
         Err(error) => return ForwardOutcome { must_close: body.is_optional(), result: Err(error) },
@@ -194,17 +194,17 @@ async fn send_to_gateway(
 
     // HTTP/1.0 has no interim responses (RFC 9110 section 15.2).
     let interims = record.takes_trailers().then_some(interims);
-    let counters = session.shared.traffic.lane(head.lane());
+    let counters = context.shared.traffic.lane(head.lane());
     record.count_sent(counters.sent.clone());
     let ClientBody { incoming, expects_continue, rules } = body;
     // hyper sends 100 over HTTP/1.1 as soon as the body is read.
     let h2_interims = || interims.clone().filter(InterimSender::is_h2);
     let (gate, continue_signal) = expects_continue.then(|| ContinueGate::new(h2_interims())).unzip();
     let body =
-        RequestBody::new(incoming, session.protocol, rules, gate, counters.received.clone(), &session.shared.shutdown);
+        RequestBody::new(incoming, context.protocol, rules, gate, counters.received.clone(), &context.shared.shutdown);
     let progress = if expects_continue { body.progress() } else { None };
     let on_interim = OnInterim { continue_signal, interims: interims.clone() };
-    let sending = pin!(session.shared.upstream.send(head, body, on_interim, permit, &session.settings.limits, started));
+    let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, &context.settings.limits, started));
     let sent = ClientAuthorization::unless_revoked(authorization.as_mut(), sending).await;
     write_interims(interims, record).await;
 
@@ -214,7 +214,7 @@ async fn send_to_gateway(
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Error::BadUpgradeResponse);
         }
-        Ok(pass_back(session, response, upstream, record, authorization))
+        Ok(pass_back(context, response, upstream, record, authorization))
     });
     ForwardOutcome { must_close, result }
 }

@@ -18,18 +18,18 @@ use crate::error_chain::error_chain;
 use crate::labels::LaneKind;
 use crate::lane::Scheme;
 use crate::metrics::count;
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::activity::RequestGuard;
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
-use crate::proxy::session::Session;
 use crate::proxy::upstream::budget::GatewayPermit;
 use crate::trace::{Span, Trace};
 
 /// A request from its head to the last byte of its response. The response's body and each piece of it
 /// hold a reference. When the last one is dropped, the request has ended, and is counted and logged.
 pub struct RequestRecord {
-    session: Arc<Session>,
+    context: Arc<ConnectionContext>,
     guard: RequestGuard,
     started: Instant,
     trace: Option<Trace>,
@@ -59,20 +59,20 @@ pub struct RequestRecord {
 
 impl RequestRecord {
     /// Begins the record of `request`, whose interim responses `stream` sends.
-    pub fn new<B>(session: &Arc<Session>, request: &Request<B>, stream: InterimSender) -> Arc<Self> {
+    pub fn new<B>(context: &Arc<ConnectionContext>, request: &Request<B>, stream: InterimSender) -> Arc<Self> {
         let headers = request.headers();
-        let has_recorder = session.shared.traffic.recorder.is_some();
-        let access_log = session.settings.log_access.then(|| AccessLog::new(session, headers));
+        let has_recorder = context.shared.traffic.recorder.is_some();
+        let access_log = context.settings.log_access.then(|| AccessLog::new(context, headers));
         let is_recorded = access_log.is_some() || has_recorder;
-        let needs_trace = has_recorder || session.settings.traceparent == TraceparentUse::Make;
+        let needs_trace = has_recorder || context.settings.traceparent == TraceparentUse::Make;
         Arc::new(Self {
-            guard: session.activity.begin(),
+            guard: context.activity.begin(),
             started: Instant::now(),
             trace: needs_trace.then(|| Trace::of(headers, has_recorder)),
             access_log,
             target: is_recorded.then(|| (request.method().clone(), request.uri().path().to_owned())),
             began_at: has_recorder.then(SystemTime::now),
-            is_external: AtomicBool::new(session.lane.kind() == LaneKind::External),
+            is_external: AtomicBool::new(context.lane.kind() == LaneKind::External),
             takes_trailers: request.version() >= Version::HTTP_11,
             stream,
             status: AtomicU16::new(0),
@@ -84,7 +84,7 @@ impl RequestRecord {
             end: OnceLock::new(),
             permit: OnceLock::new(),
             request_id: Mutex::new(None),
-            session: Arc::clone(session),
+            context: Arc::clone(context),
         })
     }
 
@@ -131,13 +131,13 @@ impl RequestRecord {
         let after = self.started.elapsed();
         self.status.store(status, Ordering::Relaxed);
         let _ = self.head_after.set(after);
-        self.session.shared.traffic.count_response(self.lane(), self.session.protocol, status, after);
+        self.context.shared.traffic.count_response(self.lane(), self.context.protocol, status, after);
     }
 
     /// Notes that loopgate answers with `error`, logs and counts that, and returns the id that the response shows.
     pub fn note_failure(&self, error: &Error) -> String {
         let request_id = self.request_id();
-        let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
+        let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
         let reason = error.label();
         let error_text = || error_chain(error);
         if matches!(error, Error::BadRequestBody(_)) && self.stream.is_closing() {
@@ -147,7 +147,7 @@ impl RequestRecord {
             return request_id;
         }
         if error.is_gateway_fault() {
-            count(&self.session.shared.traffic.gateway_errors, reason);
+            count(&self.context.shared.traffic.gateway_errors, reason);
             warn!(
                 connection, %peer, lane, request_id, reason, error = error_text(),
                 "no usable response from the gateway"
@@ -162,7 +162,7 @@ impl RequestRecord {
 
     /// Notes that the client left before the end of its body.
     pub fn note_client_left(&self, error: &Error) {
-        let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
+        let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
         debug!(
             connection, %peer, lane, request_id = self.request_id(), error = error_chain(error),
             "the client left before the end of its body"
@@ -171,8 +171,8 @@ impl RequestRecord {
 
     /// Counts a refusal, and writes it to the audit log.
     fn count_refusal(&self, reason: &'static str, request_id: &str) {
-        let (connection, peer, lane) = (self.session.number, self.session.peer, self.lane().label());
-        count(&self.session.shared.traffic.refused, reason);
+        let (connection, peer, lane) = (self.context.number, self.context.peer, self.lane().label());
+        count(&self.context.shared.traffic.refused, reason);
         info!(
             target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, request_id, reason,
             "request refused"
@@ -185,9 +185,9 @@ impl RequestRecord {
             return;
         }
         let (connection, peer, lane, request_id) =
-            (self.session.number, self.session.peer, self.lane().label(), self.request_id());
+            (self.context.number, self.context.peer, self.lane().label(), self.request_id());
         let bytes = self.handed_out.load(Ordering::Relaxed);
-        count(&self.session.shared.traffic.gateway_errors, RequestEnd::GatewayCut.label());
+        count(&self.context.shared.traffic.gateway_errors, RequestEnd::GatewayCut.label());
         warn!(
             connection, %peer, lane, request_id, bytes, error = error_chain(error),
             "the gateway broke off inside its response; the client gets what arrived"
@@ -242,13 +242,13 @@ impl RequestRecord {
         if self.stream.is_h2() && self.stream.was_reset() {
             return RequestEnd::BadBody;
         }
-        self.session.request_end()
+        self.context.request_end()
     }
 
     /// Gives the span of the request to the recorder, where spans are recorded.
     fn record_span(&self, end: RequestEnd, (method, path): &(Method, String)) {
         let (Some(recorder), Some(began), Some(trace)) =
-            (&self.session.shared.traffic.recorder, self.began_at, &self.trace)
+            (&self.context.shared.traffic.recorder, self.began_at, &self.trace)
         else {
             return;
         };
@@ -262,9 +262,9 @@ impl RequestRecord {
             path,
             status: self.status.load(Ordering::Relaxed),
             lane: self.lane(),
-            protocol: self.session.protocol,
-            is_encrypted: self.session.lane.scheme() == Scheme::Https,
-            peer: self.session.peer.ip(),
+            protocol: self.context.protocol,
+            is_encrypted: self.context.lane.scheme() == Scheme::Https,
+            peer: self.context.peer.ip(),
             request_id: request_id.filter(|_| matches!(end, RequestEnd::Error(_) | RequestEnd::GatewayCut)),
             error: end.error(),
         });
@@ -275,9 +275,9 @@ impl RequestRecord {
         let Some(AccessLog { client, request_id }) = &self.access_log else { return };
         let ms = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
         let (ms, total_ms) = (ms(self.time_to_head()), ms(self.started.elapsed()));
-        let (connection, peer, bytes) = (self.session.number, self.session.peer, self.sent.load(Ordering::Relaxed));
+        let (connection, peer, bytes) = (self.context.number, self.context.peer, self.sent.load(Ordering::Relaxed));
         let trace_id = self.trace.as_ref().map_or("-", |trace| trace.forwarded.trace_id());
-        let (lane, protocol, end) = (self.lane().label(), self.session.protocol.label(), end.label());
+        let (lane, protocol, end) = (self.lane().label(), self.context.protocol.label(), end.label());
         // Left out where the client was gone before there was a response.
         let status = Some(self.status.load(Ordering::Relaxed)).filter(|status| *status > 0);
         info!(
@@ -304,7 +304,7 @@ impl Drop for RequestRecord {
         {
             permit.note_stall();
         }
-        self.session.shared.traffic.count_end(self.lane(), end.label());
+        self.context.shared.traffic.count_end(self.lane(), end.label());
         if let Some(target) = &self.target {
             self.record_span(end, target);
             self.log_access(end, target);

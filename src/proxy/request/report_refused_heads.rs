@@ -8,44 +8,44 @@ use super::access_log::AccessLog;
 use crate::audit;
 use crate::labels::Protocol;
 use crate::metrics::count;
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::h1_refusal::body_length;
 use crate::proxy::downstream::refused_heads::RefusedHead;
 use crate::proxy::request_end::RequestEnd;
-use crate::proxy::session::Session;
 
 /// Counts and logs the refused and dropped heads of a connection since it was called the last time.
-pub fn report_refused_heads(session: &Session) {
-    let (refused, dropped) = session.head_tracker.take_refused();
+pub fn report_refused_heads(context: &ConnectionContext) {
+    let (refused, dropped) = context.head_tracker.take_refused();
     for RefusedHead { why, is_answered } in refused {
-        refuse(session, why.label());
+        refuse(context, why.label());
         // That of `h2` has no body.
-        let bytes = if is_answered && session.protocol == Protocol::Http1 { body_length(why) } else { 0 };
-        end(session, why.label(), is_answered.then(|| why.status()), bytes);
+        let bytes = if is_answered && context.protocol == Protocol::Http1 { body_length(why) } else { 0 };
+        end(context, why.label(), is_answered.then(|| why.status()), bytes);
     }
-    let ends = [(dropped.by_client, session.request_end()), (dropped.by_closing, RequestEnd::ConnectionClosed)];
+    let ends = [(dropped.by_client, context.request_end()), (dropped.by_closing, RequestEnd::ConnectionClosed)];
     for (count, why) in ends {
-        (0..count).for_each(|_| end(session, why.label(), None, 0));
+        (0..count).for_each(|_| end(context, why.label(), None, 0));
     }
 }
 
 /// Counts a refusal, and writes it to the audit log.
-fn refuse(session: &Session, reason: &'static str) {
-    count(&session.shared.traffic.refused, reason);
-    let (connection, peer, lane) = (session.number, session.peer, session.lane.kind().label());
+fn refuse(context: &ConnectionContext, reason: &'static str) {
+    count(&context.shared.traffic.refused, reason);
+    let (connection, peer, lane) = (context.number, context.peer, context.lane.kind().label());
     info!(target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, reason, "request refused");
-    let protocol = session.protocol.label();
+    let protocol = context.protocol.label();
     debug!(connection, %peer, lane, protocol, reason, "request head refused");
 }
 
 /// Counts and logs the end of a head, as if it were that of a request whose response has a body of so many `bytes`.
-fn end(session: &Session, end: &'static str, status: Option<StatusCode>, bytes: usize) {
-    let lane = session.lane.kind();
-    session.shared.traffic.count_end(lane, end);
-    if !session.settings.log_access {
+fn end(context: &ConnectionContext, end: &'static str, status: Option<StatusCode>, bytes: usize) {
+    let lane = context.lane.kind();
+    context.shared.traffic.count_end(lane, end);
+    if !context.settings.log_access {
         return;
     }
-    let (connection, peer, lane, protocol) = (session.number, session.peer, lane.label(), session.protocol.label());
+    let (connection, peer, lane, protocol) = (context.number, context.peer, lane.label(), context.protocol.label());
     let status = status.map(|status| status.as_u16());
-    let AccessLog { client, request_id } = AccessLog::new(session, &HeaderMap::new());
+    let AccessLog { client, request_id } = AccessLog::new(context, &HeaderMap::new());
     info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, status, bytes, end, request_id, "request");
 }

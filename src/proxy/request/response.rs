@@ -11,12 +11,12 @@ use super::record::RequestRecord;
 use super::response_body::ResponseBody;
 use crate::labels::Protocol;
 use crate::lane::scrub_response;
-use crate::proxy::session::Session;
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::upstream::pool::PooledConnection;
 
 /// Passes the gateway's `response` on; its body comes over `upstream`.
 pub fn pass_back(
-    session: &Session,
+    context: &ConnectionContext,
     response: Response<Incoming>,
     upstream: PooledConnection,
     record: &Arc<RequestRecord>,
@@ -26,12 +26,12 @@ pub fn pass_back(
     // A 426 names the protocol to upgrade to (RFC 9110 section 15.5.22). HTTP/2 knows no such field.
     let offered = (parts.status == StatusCode::UPGRADE_REQUIRED).then(|| parts.headers.remove(UPGRADE)).flatten();
     scrub_response(&mut parts.headers);
-    if let Some(protocol) = offered.filter(|_| session.protocol == Protocol::Http1) {
+    if let Some(protocol) = offered.filter(|_| context.protocol == Protocol::Http1) {
         parts.headers.insert(UPGRADE, protocol);
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     }
     parts.version = Version::HTTP_11;
-    let is_h1 = session.protocol == Protocol::Http1;
+    let is_h1 = context.protocol == Protocol::Http1;
     let hides_end = is_h1 && parts.status == StatusCode::NOT_MODIFIED && parts.headers.contains_key(CONTENT_LENGTH);
     Response::from_parts(parts, ResponseBody::gateway(incoming, upstream, Arc::clone(record), authorization, hides_end))
 }

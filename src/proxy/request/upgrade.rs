@@ -22,10 +22,10 @@ use super::response_body::ResponseBody;
 use crate::lane::{GatewayHead, scrub_response};
 use crate::metrics::traffic::GaugeGuard;
 use crate::proxy::close_signal::CloseSignal;
+use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::io::Downstream;
 use crate::proxy::error::Error;
 use crate::proxy::request_end::RequestEnd;
-use crate::proxy::session::Session;
 use crate::proxy::tunnel::{self, TunnelError, TunnelOptions};
 use crate::proxy::upstream::budget::Purpose;
 use crate::proxy::upstream::gateway_request::OnInterim;
@@ -33,7 +33,7 @@ use crate::proxy::upstream::pool::PooledConnection;
 use crate::proxy::upstream::request_body::RequestBody;
 
 /// What an upgrade needs besides its head.
-pub struct UpgradeContext {
+pub struct UpgradeParts {
     pub client_side: OnUpgrade,
     /// Whether the client sent an extended CONNECT over HTTP/2.
     pub is_h2_connect: bool,
@@ -41,26 +41,26 @@ pub struct UpgradeContext {
 
 /// Sends the upgrade request `head`; if the gateway agrees, starts the tunnel.
 pub async fn upgrade(
-    session: &Arc<Session>,
+    context: &Arc<ConnectionContext>,
     mut head: GatewayHead,
     mut authorization: Option<ClientAuthorization>,
-    context: UpgradeContext,
+    parts: UpgradeParts,
     record: &Arc<RequestRecord>,
 ) -> Result<Response<ResponseBody>, Error> {
-    let UpgradeContext { client_side, is_h2_connect } = context;
-    let shared = &session.shared;
+    let UpgradeParts { client_side, is_h2_connect } = parts;
+    let shared = &context.shared;
     let lane = head.lane();
     let counters = shared.traffic.lane(lane);
     let held = GaugeGuard::new(&counters.tunnels);
     record.count_sent(counters.sent.clone());
-    let (first_message, connect_response) = connect_check(session, &head).unzip();
+    let (first_message, connect_response) = connect_check(context, &head).unzip();
     if first_message.is_some() {
         head.refuse_extensions();
     }
     let is_capped = head.scope_cap().is_some();
     let key = head.websocket_key().cloned();
 
-    let (response, mut upstream) = send_upgrade(session, head, authorization.as_mut(), record).await?;
+    let (response, mut upstream) = send_upgrade(context, head, authorization.as_mut(), record).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         // In response to an extended CONNECT, any success would mean that the WebSocket is open (RFC 8441 section 5).
         if is_h2_connect && response.status().is_success() {
@@ -68,7 +68,7 @@ pub async fn upgrade(
         }
         // The gateway may still take what follows on this connection for the refused protocol.
         upstream.set_single_use();
-        return Ok(pass_back(session, response, upstream, record, authorization));
+        return Ok(pass_back(context, response, upstream, record, authorization));
     }
     let websocket = is_websocket(&response);
     // Only the messages of a WebSocket can be checked.
@@ -82,8 +82,8 @@ pub async fn upgrade(
         is_http2: is_h2_connect,
         buffers: Arc::clone(shared.tunnel_buffers.of(lane)),
         close_signal: match authorization {
-            Some(_) => session.close_signal.for_tunnel(),
-            None => session.close_signal.clone(),
+            Some(_) => context.close_signal.for_tunnel(),
+            None => context.close_signal.clone(),
         },
         // The other half is for the close handshake.
         rest_limit: Arc::new(move || newest.settings.load().limits.drain_timeout / 2),
@@ -92,28 +92,28 @@ pub async fn upgrade(
         received: counters.received.clone(),
         sent: counters.sent.clone(),
     };
-    start_tunnel(session, record, authorization, held, client_side, upstream, options);
+    start_tunnel(context, record, authorization, held, client_side, upstream, options);
     Ok(switched(response, is_h2_connect, record))
 }
 
 /// Waits for a permit, sends the upgrade request and waits for the head of the gateway's response.
 async fn send_upgrade(
-    session: &Session,
+    context: &ConnectionContext,
     head: GatewayHead,
     mut authorization: Option<&mut ClientAuthorization>,
     record: &RequestRecord,
 ) -> Result<(Response<Incoming>, PooledConnection), Error> {
     let client = head.client();
-    let waiting = pin!(async { Ok(session.gateway_permit(client, Purpose::WebSocket, record.started()).await?) });
+    let waiting = pin!(async { Ok(context.gateway_permit(client, Purpose::WebSocket, record.started()).await?) });
     let (permit, started) = ClientAuthorization::unless_revoked(authorization.as_deref_mut(), waiting).await?;
-    let (body, on_interim, limits) = (RequestBody::empty(), OnInterim::default(), &session.settings.limits);
-    let sending = pin!(session.shared.upstream.send(head, body, on_interim, permit, limits, started));
+    let (body, on_interim, limits) = (RequestBody::empty(), OnInterim::default(), &context.settings.limits);
+    let sending = pin!(context.shared.upstream.send(head, body, on_interim, permit, limits, started));
     ClientAuthorization::unless_revoked(authorization, sending).await
 }
 
 /// Spawns the tunnel, which is counted while `held` is.
 fn start_tunnel(
-    session: &Session,
+    context: &ConnectionContext,
     record: &RequestRecord,
     authorization: Option<ClientAuthorization>,
     held: GaugeGuard,
@@ -122,12 +122,12 @@ fn start_tunnel(
     options: TunnelOptions,
 ) {
     record.note_end(RequestEnd::Upgraded);
-    session.set_refused_upgrade(None);
+    context.set_refused_upgrade(None);
     // A stream of HTTP/2 lives and ends with its connection, which waits for it.
-    let stream = options.is_http2.then(|| session.activity.begin_tunnel(record.guard()));
+    let stream = options.is_http2.then(|| context.activity.begin_tunnel(record.guard()));
     let close_signal = options.close_signal.clone();
-    let (number, peer) = (session.number, session.peer);
-    session.shared.shutdown.spawn(async move {
+    let (number, peer) = (context.number, context.peer);
+    context.shared.shutdown.spawn(async move {
         let (_held, stream) = (held, stream);
         if let Err(error) = join_while(authorization, close_signal, join(client_side, upstream, options)).await {
             debug!(connection = number, %peer, %error, "tunnel broke off");

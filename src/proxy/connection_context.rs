@@ -18,7 +18,7 @@ use crate::labels::{LaneKind, Protocol};
 use crate::lane::{Lane, Target};
 
 /// A connection that has a lane: plain data for the requests on it.
-pub(super) struct Session {
+pub(super) struct ConnectionContext {
     pub(super) shared: Arc<Shared>,
     pub(super) settings: Arc<ConnectionSettings>,
     pub(super) lane: Arc<Lane>,
@@ -43,7 +43,7 @@ pub(super) struct Session {
     pub(super) refused_upgrade: Mutex<Option<OnUpgrade>>,
 }
 
-impl Session {
+impl ConnectionContext {
     /// Returns whether the certificate on which the connection depends has expired, so that it must
     /// carry no new request.
     pub(super) fn has_expired(&self) -> bool {
