@@ -9,7 +9,8 @@ use http::request::Parts;
 use http::{HeaderMap, Request, Response};
 use loopgate::config::Config;
 use loopgate::lane::{
-    AgentBasis, AgentLane, ExternalLane, ForwardedClient, GatewayHead, Lane, RequestRules, Scheme, Target, scrub_response,
+    AgentBasis, AgentLane, ExternalLane, ForwardedClient, GatewayHead, Lane, RequestRules, Scheme, Target,
+    scrub_response,
 };
 
 const SMALL: &[(&str, &str)] = &[("host", "gateway:18789"), ("user-agent", "bench"), ("accept", "*/*")];
