@@ -82,6 +82,14 @@ const paths = {
     const head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
     request.socket.end(`${head}5\r\nhello\r\n0\r\n\r\n`);
   },
+  "/coded": (request) => {
+    const head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\nConnection: close\r\n\r\n";
+    request.socket.end(`${head}5\r\nhello\r\n0\r\n\r\n`);
+  },
+  "/not-modified": (_, response) => {
+    response.writeHead(304, { etag: '"a"', "content-length": 5 });
+    response.end();
+  },
 };
 
 const server = http.createServer({ maxHeaderSize: 128 * 1024, requestTimeout: 0 }, (request, response) => {

@@ -276,6 +276,23 @@ def lengths(context, peer):
     return f"{raw.status(answer)}{', both passed' if both else ''}", not both and b"hello" in body
 
 
+@case("gateway's response in a coding other than chunked")
+def coding(context, peer):
+    """Who drops the name of a coding and passes what is coded says something else than the gateway."""
+    answer = context.exchange(peer, f"GET /coded HTTP/1.1\r\nHost: 127.0.0.1:{peer.port}\r\nConnection: close\r\n\r\n")
+    status, kept = raw.status(answer), b"gzip" in answer.partition(b"\r\n\r\n")[0].lower()
+    return f"{status}{', its name kept' if kept else ''}", status in (500, 501, 502) or kept
+
+
+@case("304 with a Content-Length")
+def not_modified(context, peer):
+    found = []
+    for version in ("--http1.1", "--http2"):
+        _, status, _, _, body = context.curl(peer, "/not-modified", "--include", version=version)
+        found.append(f"{status}{' kept' if b'content-length: 5' in body.lower() else ' dropped'}")
+    return " and ".join(found), found[0] == found[1] and found[0].startswith("304")
+
+
 @case("Upgrade to a protocol other than websocket")
 def other_upgrade(context, peer):
     answer = context.exchange(peer, f"GET /echo HTTP/1.1\r\nHost: 127.0.0.1:{peer.port}\r\nConnection: Upgrade\r\nUpgrade: other/1\r\n\r\n", 2)
