@@ -11,7 +11,7 @@ build: ## build the debug binary (target/debug/loopgate)
 check: ## compile everything, without running it
 	cargo check --locked --all-targets
 
-test: ## unit and integration tests: no Docker and no root; installs missing packages by apt
+test: ## unit and integration tests: no Docker; root only to install a missing package by apt
 	tests/run unit it attacks
 
 lint: ## formatting, clippy with and without features, rustdoc

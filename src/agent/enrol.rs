@@ -36,7 +36,7 @@ pub enum Error {
     /// The conversation failed.
     #[error("the enrolment failed")]
     Broken(#[from] enrolment_protocol::Error),
-    /// It took too long.
+    /// The enrolment did not end within [`DEADLINE`].
     #[error("no enrolment within {} s", DEADLINE.as_secs())]
     Deadline,
     /// The sidecar does not accept this kind of proof.
@@ -50,7 +50,7 @@ pub enum Error {
     Token {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error of reading the file.
         source: io::Error,
     },
     /// The key or the certificate request can't be made.

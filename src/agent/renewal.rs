@@ -92,7 +92,7 @@ impl Renewal {
         let shown = path.display().to_string();
         let written = tokio::task::spawn_blocking(move || write_secret(&path, &token)).await;
         if let Err(error) = written.map_err(std::io::Error::other).and_then(|written| written) {
-            warn!(path = shown, %error, "can't write the token");
+            warn!(path = shown, %error, "can't write the inherited token to --token-out");
         }
     }
 }

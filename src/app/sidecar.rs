@@ -322,7 +322,7 @@ fn start_proxy(
     let proxy = Proxy::new(&config, parts, shutdown);
     proxy.spawn_recheck(late_shutdown);
     let agent_check = Arc::clone(&proxy);
-    let is_agent = move |peer| agent_check.may_be_agent(peer);
-    let limits = ConnectionLimits::new(&config, capacity.waiting, metrics.clone(), is_agent);
+    let may_be_agent = move |peer| agent_check.may_be_agent(peer);
+    let limits = ConnectionLimits::new(&config, capacity.waiting, metrics.clone(), may_be_agent);
     (proxy, Arc::new(limits))
 }

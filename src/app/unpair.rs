@@ -99,10 +99,7 @@ impl UnpairRemoved {
                 Err(error) => {
                     let failure = error_chain(&error);
                     if logged.as_ref() != Some(&failure) {
-                        warn!(
-                            error = failure,
-                            "can't remove the pairing of devices whose containers are removed; trying again"
-                        );
+                        warn!(error = failure, "can't unpair the devices of removed containers; trying again");
                     }
                     logged = Some(failure);
                 }

@@ -10,7 +10,7 @@ use crate::lane::check_path_rules;
 /// Requests of the gateway's HTTP API, which ask for its token and for no device.
 const HTTP_API: [(&str, &str); 2] = [("/tools/", "/tools/invoke"), ("/v1/", "/v1/chat/completions")];
 
-/// Adds the findings about `[[external.paths]]`. A ceiling of scopes without `operator.admin` closes the HTTP API too.
+/// Adds the findings about `[[external.paths]]`. A scope cap without `operator.admin` closes the HTTP API too.
 pub fn judge(external: &External, gateway_port: u16, report: &mut Report) {
     let capped = !external.scopes.is_empty() && !external.scopes.iter().any(|scope| scope == "operator.admin");
     let open = |(_, path): &&(&str, &str)| {

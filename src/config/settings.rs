@@ -18,7 +18,7 @@ pub struct Config {
     pub listen: Listen,
     /// Its certificate, and client certificates.
     pub tls: Tls,
-    /// The directory that holds `ca.pem`, `ca.key`, `server.pem` and `server.key`.
+    /// The directory of the CA, the certificate, their keys, the list of revoked certificates, and the devices of agents.
     pub state_dir: PathBuf,
     /// Whether the process gives up what it never needs.
     pub sandbox: Sandbox,
@@ -300,7 +300,7 @@ pub struct External {
     pub unknown_client: IpAddr,
     /// Identity headers (lower case) that trusted proxies may set.
     pub identity_headers: Vec<http::HeaderName>,
-    /// The scopes that outsiders may ask for; empty means no ceiling.
+    /// The scopes that outsiders may ask for; empty means no cap.
     pub scopes: Vec<String>,
     /// Headers that clients may send although their names are reserved for identities.
     pub keep_headers: Vec<http::HeaderName>,

@@ -97,12 +97,12 @@ pub enum AgentBasis {
     Address(Arc<discovery::Agent>),
     /// A labelled container has its address, and it showed the certificate that was issued to that very container.
     Attested(Arc<discovery::Agent>),
-    /// Its certificate names an agent that may connect from any address; this is the certificate's URI.
+    /// Its certificate names an agent that is no discovered container; this is the certificate's URI.
     Certificate(String),
 }
 
 impl AgentBasis {
-    /// The basis in one word, for `status` and metrics.
+    /// The basis in one word, for `status` and the audit log.
     pub fn label(&self) -> &'static str {
         match self {
             Self::OwnAddress => "own-address",

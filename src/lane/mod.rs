@@ -5,7 +5,7 @@
 //! lane is closed. An external connection that could now be an agent's stays external.
 //! A request that a web page causes on an agent's connection goes out on the external lane.
 //!
-//! [`GatewayHead`] is the only thing that can be sent to the gateway, and only a lane makes one.
+//! [`GatewayHead`] is the only head that the proxy can send to the gateway, and only a lane makes one.
 //!
 //! | file | does |
 //! | --- | --- |
@@ -14,7 +14,7 @@
 //! | `decide`, `request_sender`, `assignment`, `connection` | the decision and its result |
 //! | `explain` | why a connection is not an agent's |
 //! | `request_check`, `path`, `http_api` | refuse ambiguous requests, closed paths, and the HTTP API of a capped client |
-//! | `headers`, `forwarding`, `forwarded_client`, `scheme`, `reserved_headers`, `x_forwarded_for`, `browser`, `target` | the head that the gateway gets |
+//! | `headers` and the others | the head that the gateway gets, and the address that it comes from |
 
 mod access;
 mod assignment;

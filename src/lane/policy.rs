@@ -23,7 +23,7 @@ pub struct LanePolicy {
     pub(super) uris: Vec<String>,
     /// The cap of agents without a label of their own; `None` if there is no such cap.
     pub(super) scopes: Option<HeaderValue>,
-    /// The ceiling of clients of the external lane; `None` if there is none.
+    /// The scope cap of clients of the external lane; `None` if there is none.
     external_scopes: Option<HeaderValue>,
     pub(super) trust_domain: String,
     pub(super) sources: Ipv4Net,

@@ -40,7 +40,8 @@ pub enum RequestRefusal {
     AmbiguousPath,
     /// The gateway's HTTP API, on a connection with a scope cap, which that API ignores.
     ScopeCapped,
-    /// The allow and deny lists refuse the client that a trusted proxy named, or a page on an agent's connection.
+    /// The allow and deny lists refuse the client that a trusted proxy named, or a page on an agent's
+    /// connection; or the connection is no longer authorized.
     ClientDenied,
 }
 

@@ -15,9 +15,8 @@ pub(super) struct RequestSender {
 }
 
 impl RequestSender {
-    /// A PROXY header counts only if the peer is a trusted proxy. The client that it names then
-    /// takes the proxy's place, because a proxy that only passes TLS on can't have written the
-    /// requests.
+    /// A PROXY header counts only from a trusted proxy. The client that it names then counts as the sender:
+    /// TLS begins after the header, so the proxy can't write requests.
     pub(super) fn new(peer: IpAddr, header: ProxyHeader, policy: &LanePolicy) -> Self {
         let is_trusted_proxy = policy.is_trusted_proxy(peer);
         match header {

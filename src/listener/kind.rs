@@ -9,7 +9,7 @@ use crate::config::Forward;
 pub enum ListenerKind {
     /// TLS, to the gateway (`listen.on`).
     Tls,
-    /// Plain HTTP, if they are trusted proxies, to the gateway (`listen.plain`).
+    /// Plain HTTP to the gateway, for trusted proxies only (`listen.plain`).
     Plain,
     /// TLS, to another port of the gateway's address (`listen.forward`).
     Forward(Forward),

@@ -57,7 +57,7 @@ pub struct Traffic {
     external: LaneMetrics,
     requests: Family<RequestLabels, Counter>,
     request_ends: Family<EndLabels, Counter>,
-    /// Connections closed before a lane was decided.
+    /// Connections closed before their first request.
     pub denied: Family<ReasonLabels, Counter>,
     /// TLS handshakes completed.
     pub handshakes: Counter,
@@ -67,13 +67,13 @@ pub struct Traffic {
     pub overdue: Family<ReasonLabels, Counter>,
     /// HTTP/2 connections that were closed because their client sent too much that asks for nothing.
     pub floods: Counter,
-    /// Requests that were refused without being sent to the gateway.
+    /// Requests that failed for what the client sent or may not do; parts of a body may have been sent.
     pub refused: Family<ReasonLabels, Counter>,
     /// Failures between loopgate and the gateway.
     pub gateway_errors: Family<ReasonLabels, Counter>,
     /// Connections opened to the gateway.
     pub gateway_connections: Counter,
-    /// Connections closed because they lost their lane, forwarded client, user, scope cap or certificate.
+    /// Connections and requests closed because they were no longer authorized.
     pub connections_revoked: Counter,
     /// Records a span for each request, if tracing is on.
     pub recorder: Option<Arc<dyn Recorder>>,
@@ -259,7 +259,7 @@ impl Traffic {
         );
         registry.register("requests", "Answered requests", self.requests.clone());
         registry.register("request_ends", "Requests by how they ended", self.request_ends.clone());
-        registry.register("connections_denied", "Connections closed before a lane was decided", self.denied.clone());
+        registry.register("connections_denied", "Connections closed before their first request", self.denied.clone());
         registry.register("tls_handshakes", "TLS handshakes completed", self.handshakes.clone());
         registry.register("tls_handshake_failures", "TLS handshakes that failed", self.handshake_failures.clone());
         registry.register(
@@ -274,14 +274,14 @@ impl Traffic {
         );
         registry.register(
             "requests_refused",
-            "Requests refused without being sent to the gateway",
+            "Requests that failed for what the client sent or may not do",
             self.refused.clone(),
         );
         registry.register("gateway_errors", "Failures between loopgate and the gateway", self.gateway_errors.clone());
         registry.register("gateway_connections", "Connections opened to the gateway", self.gateway_connections.clone());
         registry.register(
             "lane_changes",
-            "Connections closed because they lost their lane, forwarded client, user, scope cap or certificate",
+            "Connections and requests closed because they were no longer authorized",
             self.connections_revoked.clone(),
         );
     }

@@ -73,7 +73,7 @@ pub enum Error {
         /// The time of the clock.
         now: OffsetDateTime,
     },
-    /// The CA is not valid at this time, so no certificate signed by it would be.
+    /// The clock is outside the CA's validity, so no certificate that it signs would be valid.
     #[error("{} is valid from {not_before} to {not_after}, and the clock says {now}", path.display())]
     CaNotValid {
         /// The CA certificate's file.

@@ -87,7 +87,10 @@ impl Rotation {
             Ok(None) => {}
             Ok(Some((digest, result))) => self.apply(requested, digest, result),
             // Happens only by a bug or at the end of the runtime; the served certificate is not affected.
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "can't check the certificate"),
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the check of the certificate ended unexpectedly"
+            ),
         }
     }
 
@@ -152,7 +155,7 @@ impl Rotation {
 pub(super) fn warn_of_problem(error: &Error) {
     tracing::warn!(
         error = error as &dyn std::error::Error, retry_in = ?RETRY,
-        "can't load or renew the certificate; still serving the old one; retrying after retry_in, or when its files change"
+        "can't load or renew the certificate; still serving the old one; trying again"
     );
 }
 
@@ -162,7 +165,7 @@ pub(super) fn log_identity(identity: &ServerIdentity) {
     let names: Vec<_> = identity.names.iter().map(ToString::to_string).collect();
     tracing::debug!(
         fingerprint = %Fingerprint::of(leaf), names = names.join(" "), not_after = %identity.not_after,
-        "loaded a certificate"
+        "certificate loaded"
     );
 }
 

@@ -15,7 +15,8 @@ pub const REVOKED_GRACE: Duration = Duration::from_millis(500);
 pub enum CloseReason {
     /// loopgate shuts down: requests under way may finish.
     Drain,
-    /// The connection is no longer authorized: nothing more is forwarded.
+    /// The connection is no longer authorized: no further request is taken. It closes at once, or after
+    /// [`REVOKED_GRACE`] if it has WebSockets over HTTP/2.
     Revoked,
 }
 

@@ -18,8 +18,8 @@ pub(super) enum RequestEnd {
     ClientGone,
     /// loopgate closed the connection, over HTTP/2 for something else that the client sent.
     ConnectionClosed,
-    /// The client read nothing of the response for `limits.stall_timeout`, or for the shorter
-    /// `limits.gateway_stall` if it is external.
+    /// The client read nothing of the response for `limits.stall_timeout` (five times that on one HTTP/2
+    /// stream), or for the shorter `limits.gateway_stall` if it is external.
     ClientStalled,
     /// The client, or its connection, was no longer authorized.
     Revoked,

@@ -24,7 +24,7 @@ pub struct ContainerSummary {
     /// The id of its image.
     #[serde(rename = "ImageID")]
     pub image: Option<String>,
-    /// Such as `running`; Podman has states that Docker has not.
+    /// Its state, such as `running`. Podman has more states than Docker.
     pub state: Option<String>,
     /// Its labels, those of its image included.
     pub labels: Option<Labels>,

@@ -1,6 +1,7 @@
 //! What ends a connection: its own end, a deadline, the loss of its lane, or a shutdown.
 //!
-//! Where several apply at once, the first of these counts, also as the end of the open requests:
+//! Where several apply at once, the first of these counts. The first four, and a client that does not read, are also
+//! the end of the open requests:
 //!
 //! 1. It was revoked. Close frames of WebSockets over HTTP/2 may still be sent for a moment.
 //! 2. A second signal ended the shutdown.

@@ -1,10 +1,8 @@
 //! What a downstream connection is doing, for its deadlines.
 //!
-//! Workaround: hyper's own head timeout counts from the end of the last response, so that it can't
-//! tell a slow head from an idle connection
+//! Workaround: hyper has one timeout for a slow head and for an idle connection
 //! ([hyper#1628](https://github.com/hyperium/hyper/issues/1628),
-//! [hyper#3828](https://github.com/hyperium/hyper/pull/3828)). Delete when it has an idle timeout
-//! apart from the head timeout.
+//! [hyper#3828](https://github.com/hyperium/hyper/pull/3828)). Delete when it has one for each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

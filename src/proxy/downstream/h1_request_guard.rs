@@ -13,8 +13,8 @@
 //! clients send them, other proxies pass them, and hyper answers 400; [`encode`] makes `%22` and
 //! the like of them.
 //!
-//! Workaround, in three parts: delete the first when hyper can refuse such requests
-//! ([hyper#4123](https://github.com/hyperium/hyper/issues/4123),
+//! Workaround, in three parts: delete the first when hyper can refuse such requests (it drops the
+//! length silently since [hyper#4123](https://github.com/hyperium/hyper/issues/4123) and
 //! [hyper#4124](https://github.com/hyperium/hyper/pull/4124)), the second when it answers the preface,
 //! the third when it passes a target that it can't parse.
 //!

@@ -5,8 +5,8 @@
 //! client may go on sending them while a stream is open. [`H2FloodGuard`] reads only the nine bytes
 //! that begin a frame (RFC 9113 section 4.1).
 //!
-//! Workaround: [hyper#2877](https://github.com/hyperium/hyper/issues/2877). Delete when `h2` has a
-//! limit for control frames.
+//! Workaround: such floods are those of CVE-2019-9512 and CVE-2019-9515. Delete when `h2` has a limit
+//! for control frames.
 
 use std::time::{Duration, Instant};
 

@@ -30,7 +30,7 @@ pub struct WindowLease {
 }
 
 impl WindowBudget {
-    /// Shares half of `buffered` bytes; responses may take the other half.
+    /// Shares half of `buffered` bytes; the other half is that of WebSockets.
     pub fn new(buffered: usize) -> Arc<Self> {
         Arc::new(Self { limit: buffered / 2, leased: AtomicUsize::new(0) })
     }

@@ -55,7 +55,7 @@ pub enum Purpose {
 
 /// A budget is used up, or the client's share of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("limit of concurrent requests at the gateway reached ({option})")]
+#[error("limit of concurrent requests at the gateway reached, of all clients or of this one ({option})")]
 pub struct Exhausted {
     /// The option that sets the limit.
     pub option: &'static str,
@@ -394,7 +394,7 @@ impl Budget {
                 option = self.option,
                 clients,
                 refused,
-                "limit of concurrent requests at the gateway reached; answering 503"
+                "limit of concurrent requests at the gateway reached, of all clients or of one; answering 503"
             );
         }
         Exhausted { option: self.option }

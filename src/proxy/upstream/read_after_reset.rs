@@ -4,9 +4,8 @@
 //! next write then fails while the response waits to be read. The same happens to a WebSocket whose
 //! client sends after the gateway's close frame.
 //!
-//! Workaround: hyper reports the failed write in place of the response that it could read
-//! ([hyper#3078](https://github.com/hyperium/hyper/issues/3078),
-//! [hyper#2384](https://github.com/hyperium/hyper/issues/2384)). Delete when its client reads first.
+//! Workaround: hyper 1.12 reports the failed write in place of the response that it could read
+//! (`src/proto/h1/dispatch.rs`, `poll_loop`). Delete when its client reads first.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
