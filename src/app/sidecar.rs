@@ -284,8 +284,8 @@ impl Sidecar {
         info!("stopped");
     }
 
-    /// Ends a [`Sidecar::stop`] that was begun: aborts all connections, and waits for a moment until each of their requests
-    /// is logged.
+    /// Ends a [`Sidecar::stop`] that was begun: aborts all connections, and waits for a moment until each of their
+    /// requests is logged.
     pub async fn abort(&self) {
         self.shutdown.abort();
         self.shutdown.wait(ABORT_GRACE).await;

@@ -18,7 +18,8 @@ pub struct Config {
     pub listen: Listen,
     /// Its certificate, and client certificates.
     pub tls: Tls,
-    /// The directory of the CA, the certificate, their keys, the list of revoked certificates, and the devices of agents.
+    /// The directory of the CA, the certificate, their keys, the list of revoked certificates, and the devices of
+    /// agents.
     pub state_dir: PathBuf,
     /// Whether the process gives up what it never needs.
     pub sandbox: Sandbox,

@@ -237,8 +237,8 @@ impl GatewayHead {
     }
 }
 
-/// Brings a head into the form that both lanes need: origin-form target, HTTP/1.1, and no field that clients may not send.
-/// Returns whether it is an upgrade.
+/// Brings a head into the form that both lanes need: origin-form target, HTTP/1.1, and no field that clients may not
+/// send. Returns whether it is an upgrade.
 fn to_gateway_form(parts: &mut Parts, upgrade: Option<HeaderValue>, policy: &LanePolicy) -> bool {
     let origin_form = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     parts.uri = Uri::from(origin_form);

@@ -11,8 +11,8 @@
 //! | `downstream` | the bytes of a client's connection, below hyper |
 //! | all others | errors, labels, the close signal, a timer, the trailers of chunked bodies |
 //!
-//! A file imports only from its own row and those below. `error` also wraps an error of `upstream`, and `downstream` keeps a
-//! guard of `registry`, whose drop removes the connection.
+//! A file imports only from its own row and those below. `error` also wraps an error of `upstream`, and `downstream`
+//! keeps a guard of `registry`, whose drop removes the connection.
 
 mod chunked_end;
 pub mod close_signal;

@@ -1,5 +1,5 @@
-//! docker/stack.yaml with the real gateway, on a swarm of one node: `tests/run swarm` on the engine of the other tests, `tests/run
-//! engines` on today's.
+//! docker/stack.yaml with the real gateway, on a swarm of one node: `tests/run swarm` on the engine of the other
+//! tests, `tests/run engines` on today's.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

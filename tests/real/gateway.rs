@@ -128,8 +128,8 @@ impl<'a> OpenClaw<'a> {
         &self.state
     }
 
-    /// Has the gateway spawn a sub-agent, as one of its own tools does, and asserts that it does. `secret` is its token or
-    /// password. Its configuration must allow the tool ([`SPAWNS`]).
+    /// Has the gateway spawn a sub-agent, as one of its own tools does, and asserts that it does. `secret` is its
+    /// token or password. Its configuration must allow the tool ([`SPAWNS`]).
     pub fn spawns(&self, secret: &str) {
         let mut curl = self.network.command(Host::Gateway, "curl");
         curl.args([

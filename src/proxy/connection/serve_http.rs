@@ -33,8 +33,8 @@ const BUFFER: usize = 64 * 1024;
 
 /// How long the close of a connection may take whose client does not read.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
-/// How much larger than `limits.head_bytes` an HTTP/2 head may be that is refused with a reason. `h2` refuses larger ones
-/// by itself, without a body, and closes the connection for those that are four times as large as these.
+/// How much larger than `limits.head_bytes` an HTTP/2 head may be that is refused with a reason. `h2` refuses larger
+/// ones by itself, without a body, and closes the connection for those that are four times as large as these.
 const OVERSIZE: usize = 2;
 
 /// Serves the requests of a connection until it ends.
@@ -73,8 +73,8 @@ async fn serve_h1(context: Arc<ConnectionContext>, io: Downstream) {
     close_after_refused_upgrade(&context).await;
 }
 
-/// Ends a connection that hyper has ended and not closed, since a request on it asked for an upgrade: over TLS the client
-/// gets a `close_notify`.
+/// Ends a connection that hyper has ended and not closed, since a request on it asked for an upgrade: over TLS the
+/// client gets a `close_notify`.
 async fn close_after_refused_upgrade(context: &ConnectionContext) {
     let upgrade = context.take_refused_upgrade();
     if let Some(Ok(upgraded)) = upgrade.and_then(FutureExt::now_or_never) {

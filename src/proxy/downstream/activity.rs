@@ -126,8 +126,8 @@ impl Activity {
         }
     }
 
-    /// Notes whether the bytes that were read over HTTP/2 end in the middle of a header block that begins a stream, with
-    /// which one the client has begun since.
+    /// Notes whether the bytes that were read over HTTP/2 end in the middle of a header block that begins a stream,
+    /// with which one the client has begun since.
     pub fn note_block(&self, goes_on: bool) {
         let since = if goes_on { self.now() + 1 } else { 0 };
         if !goes_on || self.block_since.load(Ordering::Relaxed) == 0 {

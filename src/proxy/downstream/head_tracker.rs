@@ -148,7 +148,8 @@ impl HeadTracker {
         self.is_closing.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that `h2` closes the connection with `code` and `debug_data`, and has taken the streams up to `last_stream`.
+    /// Notes that `h2` closes the connection with `code` and `debug_data`, and has taken the streams up to
+    /// `last_stream`.
     pub fn note_goaway(&self, last_stream: u32, code: u32, debug_data: &[u8]) {
         self.state().refused_heads.note_goaway(last_stream, code, debug_data);
         if code != NO_ERROR {

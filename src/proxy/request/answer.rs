@@ -15,8 +15,8 @@ use crate::proxy::connection_context::ConnectionContext;
 use crate::proxy::downstream::head_tracker::InterimSender;
 use crate::proxy::error::Error;
 
-/// Answers `request`, whose interim responses `interims` sends. It is recorded at once, so that it has an end even where
-/// hyper drops the future before it polls it. Over HTTP/2, must be called on the task of its stream.
+/// Answers `request`, whose interim responses `interims` sends. It is recorded at once, so that it has an end even
+/// where hyper drops the future before it polls it. Over HTTP/2, must be called on the task of its stream.
 ///
 /// # Errors
 /// The client left before the end of its body. hyper then ends the connection or resets the stream.

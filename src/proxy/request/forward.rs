@@ -146,8 +146,8 @@ fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
     Ok(())
 }
 
-/// Keeps the end of an HTTP/1.1 connection, on which `request` asks for an upgrade, for its close. hyper leaves the close
-/// to those who asked for the upgrade, even if it was refused.
+/// Keeps the end of an HTTP/1.1 connection, on which `request` asks for an upgrade, for its close. hyper leaves the
+/// close to those who asked for the upgrade, even if it was refused.
 fn keep_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
     if context.protocol == labels::Protocol::Http1
         && let Some(upgrade) = request.extensions().get::<OnUpgrade>()

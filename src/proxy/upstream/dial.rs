@@ -8,8 +8,8 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::lane::GatewayRoute;
 
-/// Connects along `route`; with any source address where the gateway is not on loopback, since no packet comes back from there to a
-/// loopback address.
+/// Connects along `route`; with any source address where the gateway is not on loopback, since no packet comes back
+/// from there to a loopback address.
 ///
 /// # Errors
 /// Those of socket(2), bind(2) and connect(2).

@@ -200,8 +200,8 @@ impl BrokenBody {
     }
 }
 
-/// Returns whether an error of a body that hyper reads, or one of its causes, is the end of the connection or a reset of
-/// the stream by the client.
+/// Returns whether an error of a body that hyper reads, or one of its causes, is the end of the connection or a reset
+/// of the stream by the client.
 fn is_by_leaving(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<h2::Error>() {
         return error.is_io() || error.is_remote();

@@ -57,8 +57,9 @@ pub fn table(results: &Results) -> String {
     table + "\n"
 }
 
-/// Compares `results` with the table in `document`: a line for each row of it that was measured, and whether all are as good as stated.
-/// A row is worse if loopgate's ratio to the best measured peer is more than 1.15 times the stated one.
+/// Compares `results` with the table in `document`: a line for each row of it that was measured, and whether all are
+/// as good as stated. A row is worse if loopgate's ratio to the best measured peer is more than 1.15 times the stated
+/// one.
 ///
 /// # Errors
 /// The document has no such table, a row of it is unknown, or a value is no number.
