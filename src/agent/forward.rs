@@ -25,7 +25,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Carries local connections to the sidecar.
 #[derive(Clone, Debug)]
-pub(super) struct Forward {
+pub(super) struct LocalForwarder {
     pub(super) connector: Arc<Connector>,
     pub(super) state: watch::Receiver<State>,
     /// Notified when the sidecar refuses the certificate.
@@ -49,7 +49,7 @@ fn because(failure: Option<&String>) -> String {
     failure.map(|why| format!(": {why}")).unwrap_or_default()
 }
 
-impl Forward {
+impl LocalForwarder {
     /// Accepts until `shutdown` begins; connections end with it.
     pub(super) async fn run(self, listener: TcpListener, shutdown: Shutdown) {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -91,7 +91,7 @@ impl Forward {
         }
     }
 
-    /// Tries until there is a connection, or until the client has waited for [`Forward::hold`].
+    /// Tries until there is a connection, or until the client has waited for [`LocalForwarder::hold`].
     async fn connect(&self) -> Result<TlsStream<TcpStream>, Error> {
         let deadline = Instant::now() + self.hold;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));

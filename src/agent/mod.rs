@@ -160,7 +160,7 @@ pub async fn start(settings: Settings, shutdown: &Shutdown) -> Result<Agent, Err
             });
         }
     }
-    let forward = forward::Forward { connector, state: state.clone(), renew, hold: settings.hold };
+    let forward = forward::LocalForwarder { connector, state: state.clone(), renew, hold: settings.hold };
     let stop = shutdown.clone();
     shutdown.spawn(async move { forward.run(listener, stop).await });
     Ok(Agent { address, state })

@@ -123,7 +123,7 @@ pub struct ExternalLane {
     pub forwarded_client: ForwardedClient,
     /// Whether a trusted proxy writes the requests, so that each request may name its client.
     /// Behind a PROXY header the client writes them.
-    pub trusted_proxy: bool,
+    pub is_trusted_proxy: bool,
     /// The scheme of the connection, for requests for which no trusted proxy states another.
     pub scheme: Scheme,
     /// The user that a client certificate names: one from `tls.client_ca`, or of `cert issue --user`.

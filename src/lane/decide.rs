@@ -29,7 +29,7 @@ pub fn decide(evidence: &Evidence, view: &View, policy: &LanePolicy, now: i64) -
     let external = ExternalLane {
         client: sender.ip,
         forwarded_client: ForwardedClient::new(sender.ip, policy.unknown_client),
-        trusted_proxy: sender.is_trusted_proxy,
+        is_trusted_proxy: sender.is_trusted_proxy,
         scheme: Scheme::Https,
         // A proxy's certificate identifies the proxy, not the client of a request.
         user: certificate
@@ -66,7 +66,7 @@ pub fn decide_plain(peer: IpAddr, view: &View, policy: &LanePolicy) -> Result<Ex
     Ok(ExternalLane {
         client: peer,
         forwarded_client: ForwardedClient::new(peer, policy.unknown_client),
-        trusted_proxy: true,
+        is_trusted_proxy: true,
         scheme: Scheme::Http,
         user: None,
         scopes: policy.external_cap(cap_of_container(peer, view, policy).as_ref()),

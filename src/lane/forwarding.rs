@@ -45,7 +45,7 @@ impl HeadersWritten {
 impl ExternalLane {
     /// The request's client: the one that a trusted proxy names in the `sent` headers, else the connection's.
     pub fn client_of(&self, sent: &HeaderMap, policy: &LanePolicy) -> IpAddr {
-        let named = self.trusted_proxy.then(|| x_forwarded_for::client(sent, |ip| policy.is_trusted_proxy(ip)));
+        let named = self.is_trusted_proxy.then(|| x_forwarded_for::client(sent, |ip| policy.is_trusted_proxy(ip)));
         named.flatten().unwrap_or(self.client)
     }
 }
@@ -69,7 +69,7 @@ impl Forwarding {
         if let Some(user) = &lane.user {
             forwarding.identity.push((X_FORWARDED_USER, user.clone()));
         }
-        if !lane.trusted_proxy {
+        if !lane.is_trusted_proxy {
             return Ok(forwarding);
         }
         forwarding.stated_client = ForwardedClient::new(checked_client, policy.unknown_client);

@@ -101,7 +101,7 @@ pub struct LaneMetrics {
     /// Seconds until the gateway's response head.
     pub duration: Histogram,
     /// Requests answered with 200, over HTTP/1.1 and over HTTP/2: handles kept, because most requests end so.
-    well: [Counter; 2],
+    status_200: [Counter; 2],
     /// Requests whose whole response was handed to the client's socket.
     complete: Counter,
 }
@@ -146,7 +146,7 @@ impl Lanes {
         requests: &Family<RequestLabels, Counter>,
         ends: &Family<EndLabels, Counter>,
     ) -> LaneMetrics {
-        let well = [Protocol::Http1, Protocol::Http2]
+        let status_200 = [Protocol::Http1, Protocol::Http2]
             .map(|protocol| requests.get_or_create(&RequestLabels { lane, protocol, status: 200 }).clone());
         let complete = ends.get_or_create(&EndLabels { lane, end: COMPLETE }).clone();
         let lane = LaneLabels { lane };
@@ -160,7 +160,7 @@ impl Lanes {
             received: self.received.get_or_create(&lane).clone(),
             sent: self.sent.get_or_create(&lane).clone(),
             duration: self.duration.get_or_create(&lane).clone(),
-            well,
+            status_200,
             complete,
         }
     }
@@ -208,7 +208,7 @@ impl Traffic {
     pub fn count_response(&self, lane: LaneKind, protocol: Protocol, status: u16, after: Duration) {
         let counters = self.lane(lane);
         if status == 200 {
-            counters.well[usize::from(protocol == Protocol::Http2)].inc();
+            counters.status_200[usize::from(protocol == Protocol::Http2)].inc();
         } else {
             self.requests.get_or_create(&RequestLabels { lane, protocol, status }).inc();
         }

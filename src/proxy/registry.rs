@@ -92,8 +92,10 @@ impl ConnectionInfo {
             Ok(Lane::External(now)) if before.user.is_some() && before.user != now.user => {
                 return Some("its certificate no longer names its user");
             }
-            Ok(Lane::External(now)) => (before.trusted_proxy && !now.trusted_proxy) || before.client != now.client,
-            Ok(Lane::Agent(_)) => before.trusted_proxy || before.client != canonical(self.evidence.peer()),
+            Ok(Lane::External(now)) => {
+                (before.is_trusted_proxy && !now.is_trusted_proxy) || before.client != now.client
+            }
+            Ok(Lane::Agent(_)) => before.is_trusted_proxy || before.client != canonical(self.evidence.peer()),
             Err(Denied::NotTrustedProxy) => true,
             Err(Denied::Listed) => return Some("external.deny lists its client"),
             Err(Denied::NotListed) => return Some("external.allow does not list its client"),

@@ -85,7 +85,7 @@ fn over_plain_http_a_trusted_proxy_is_external_and_no_other_peer_has_a_lane() {
         let allowed = allow_plain(peer, &proxies);
         match (decide_plain(peer, &view(), &proxies), stated) {
             (Ok(lane), Some(stated)) => {
-                assert_eq!((allowed, lane.client, lane.trusted_proxy), (Ok(()), canonical(peer), true));
+                assert_eq!((allowed, lane.client, lane.is_trusted_proxy), (Ok(()), canonical(peer), true));
                 assert_eq!((lane.scheme, lane.forwarded_client.into_value()), (Scheme::Http, stated.parse().unwrap()));
                 assert_eq!((lane.user, lane.scopes), (None, Some("operator.read".parse().unwrap())));
             }
@@ -242,10 +242,10 @@ fn a_proxy_header_of_a_trusted_proxy_replaces_the_sender_of_requests() {
             Lane::External(lane) => {
                 assert_eq!(
                     lane.user.is_some(),
-                    !lane.trusted_proxy,
+                    !lane.is_trusted_proxy,
                     "a proxy's certificate names no client: {evidence:?}"
                 );
-                (lane.client.to_string(), lane.trusted_proxy)
+                (lane.client.to_string(), lane.is_trusted_proxy)
             }
             Lane::Agent(lane) => panic!("{lane:?}"),
         });

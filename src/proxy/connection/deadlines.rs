@@ -240,7 +240,7 @@ where
     /// Returns when the client is overdue, and with what.
     fn overdue(&self) -> Option<(Instant, Overdue)> {
         let (at, overdue) = self.context.activity.deadline(self.timeouts)?;
-        let earliest = self.grace_until.filter(|_| !matches!(overdue, Overdue::Stall | Overdue::Block));
+        let earliest = self.grace_until.filter(|_| !matches!(overdue, Overdue::Stall | Overdue::HeaderBlock));
         Some((earliest.map_or(at, |earliest| earliest.max(at)), overdue))
     }
 
@@ -273,11 +273,11 @@ where
             Overdue::Head if self.context.protocol == Protocol::Http1 => {
                 head_tracker.note_refused(HeadRefusal::Timeout)
             }
-            Overdue::Block => head_tracker.note_block_timeout(),
+            Overdue::HeaderBlock => head_tracker.note_block_timeout(),
             // Over HTTP/2 it was the preface.
             Overdue::Head | Overdue::Idle | Overdue::Stall => {}
         }
-        if matches!(overdue, Overdue::Head | Overdue::Block) {
+        if matches!(overdue, Overdue::Head | Overdue::HeaderBlock) {
             self.context.activity.abandon_head();
             let _ = self.connection.as_mut().poll(cx);
         }

@@ -35,6 +35,7 @@ const BUFFER: usize = 64 * 1024;
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How much larger than `limits.head_bytes` an HTTP/2 head may be that is refused with a reason. `h2` refuses larger
 /// ones by itself, without a body, and closes the connection for those that are four times as large as these.
+/// Workaround: delete when h2 or hyper asks the service for the response.
 const OVERSIZE: usize = 2;
 
 /// Serves the requests of a connection until it ends.

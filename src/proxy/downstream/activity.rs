@@ -70,7 +70,7 @@ pub enum Overdue {
     /// The client did not finish a head; over HTTP/2 its preface.
     Head,
     /// The client did not finish a header block of HTTP/2.
-    Block,
+    HeaderBlock,
     /// The client sent no request.
     Idle,
     /// The client read nothing of a response.
@@ -81,7 +81,7 @@ impl Overdue {
     /// The reason in one word, for metrics.
     pub fn label(self) -> &'static str {
         match self {
-            Self::Head | Self::Block => "head",
+            Self::Head | Self::HeaderBlock => "head",
             Self::Idle => "idle",
             Self::Stall => "stall",
         }
@@ -227,7 +227,8 @@ impl Activity {
     /// Returns when the client will be overdue, and with what; `None` while the gateway is waited for.
     pub fn deadline(&self, timeouts: Timeouts) -> Option<(Instant, Overdue)> {
         let since = self.block_since.load(Ordering::Relaxed).checked_sub(1);
-        let block = since.map(|since| (self.epoch + Duration::from_millis(since) + timeouts.block, Overdue::Block));
+        let block =
+            since.map(|since| (self.epoch + Duration::from_millis(since) + timeouts.block, Overdue::HeaderBlock));
         self.phase_deadline(timeouts).into_iter().chain(block).min_by_key(|(at, _)| *at)
     }
 

@@ -35,7 +35,7 @@ impl ClientAuthorization {
     ) -> Result<Option<Self>, Error> {
         let own = match &*context.lane {
             // A trusted proxy's connection is not subject to the lists, though its own requests are.
-            Lane::External(lane) if !lane.trusted_proxy => Some(lane.client),
+            Lane::External(lane) if !lane.is_trusted_proxy => Some(lane.client),
             _ => None,
         };
         let Some(client) = client.filter(|client| own != Some(*client)) else { return Ok(None) };

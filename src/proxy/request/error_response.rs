@@ -15,7 +15,8 @@ use crate::proxy::error::Error;
 pub struct Wanted {
     /// The media type that it prefers is HTML.
     html: bool,
-    /// The request is a HEAD, whose response has no content (RFC 9110 section 9.3.2). hyper would send it over HTTP/2.
+    /// The request is a HEAD, whose response has no content (RFC 9110 section 9.3.2). Workaround: hyper
+    /// would send it over HTTP/2. Delete when its server discards it, as over HTTP/1.1.
     head_only: bool,
 }
 

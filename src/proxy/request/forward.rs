@@ -147,7 +147,8 @@ fn check_connection(context: &ConnectionContext) -> Result<(), Error> {
 }
 
 /// Keeps the end of an HTTP/1.1 connection, on which `request` asks for an upgrade, for its close. hyper leaves the
-/// close to those who asked for the upgrade, even if it was refused.
+/// close to those who asked for the upgrade, even if it was refused. Workaround: delete when hyper 1.12's `poll_inner`
+/// (`src/proto/h1/dispatch.rs`) shuts such a connection down.
 fn keep_upgrade(context: &ConnectionContext, request: &Request<Incoming>) {
     if context.protocol == labels::Protocol::Http1
         && let Some(upgrade) = request.extensions().get::<OnUpgrade>()

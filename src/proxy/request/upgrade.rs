@@ -70,16 +70,16 @@ pub async fn upgrade(
         upstream.set_single_use();
         return Ok(pass_back(context, response, upstream, record, authorization));
     }
-    let websocket = is_websocket(&response);
+    let is_websocket = switches_to_websocket(&response);
     // Only the messages of a WebSocket can be checked.
-    if is_h2_connect && !accepts(&response, key.as_ref(), websocket) || is_capped && !websocket {
+    if is_h2_connect && !accepts(&response, key.as_ref(), is_websocket) || is_capped && !is_websocket {
         return Err(Error::BadUpgradeResponse);
     }
 
     let newest = Arc::clone(shared);
     let options = TunnelOptions {
-        websocket,
-        is_http2: is_h2_connect,
+        is_websocket,
+        is_h2: is_h2_connect,
         buffers: Arc::clone(shared.tunnel_buffers.of(lane)),
         close_signal: match authorization {
             Some(_) => context.close_signal.for_tunnel(),
@@ -87,8 +87,8 @@ pub async fn upgrade(
         },
         // The other half is for the close handshake.
         rest_limit: Arc::new(move || newest.settings.load().limits.drain_timeout / 2),
-        first_message: first_message.filter(|_| websocket),
-        connect_response: connect_response.filter(|_| websocket),
+        first_message: first_message.filter(|_| is_websocket),
+        connect_response: connect_response.filter(|_| is_websocket),
         received: counters.received.clone(),
         sent: counters.sent.clone(),
     };
@@ -124,7 +124,7 @@ fn start_tunnel(
     record.note_end(RequestEnd::Upgraded);
     context.set_refused_upgrade(None);
     // A stream of HTTP/2 lives and ends with its connection, which waits for it.
-    let stream = options.is_http2.then(|| context.activity.begin_tunnel(record.guard()));
+    let stream = options.is_h2.then(|| context.activity.begin_tunnel(record.guard()));
     let close_signal = options.close_signal.clone();
     let (number, peer) = (context.number, context.peer);
     context.shared.shutdown.spawn(async move {
@@ -154,15 +154,15 @@ fn switched(response: Response<Incoming>, is_h2_connect: bool, record: &Arc<Requ
 }
 
 /// Returns whether `response` switches to a WebSocket.
-fn is_websocket(response: &Response<Incoming>) -> bool {
+fn switches_to_websocket(response: &Response<Incoming>) -> bool {
     response.headers().get(UPGRADE).is_some_and(|protocol| protocol.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
 /// Returns whether `response` proves that the gateway understood the handshake with `key` (RFC 6455 section 4.2.2).
-fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, websocket: bool) -> bool {
+fn accepts(response: &Response<Incoming>, key: Option<&HeaderValue>, is_websocket: bool) -> bool {
     let expected = key.map(|key| derive_accept_key(key.as_bytes()));
     let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).and_then(|accept| accept.to_str().ok());
-    websocket && expected.as_deref() == accept
+    is_websocket && expected.as_deref() == accept
 }
 
 /// Waits for the end of the tunnel `joined`; has it close when the request's client loses its `authorization`.

@@ -37,15 +37,15 @@ impl TunnelBuffers {
 #[derive(Debug)]
 pub struct BufferLease {
     buffers: Arc<TunnelBuffers>,
-    is_http2: bool,
+    is_h2: bool,
     held: usize,
 }
 
 impl BufferLease {
-    /// Holds nothing yet. With `is_http2`, what is written goes to an HTTP/2 stream, which takes
+    /// Holds nothing yet. With `is_h2`, what is written goes to an HTTP/2 stream, which takes
     /// some blocks before it is full.
-    pub fn new(buffers: &Arc<TunnelBuffers>, is_http2: bool) -> Self {
-        Self { buffers: Arc::clone(buffers), is_http2, held: 0 }
+    pub fn new(buffers: &Arc<TunnelBuffers>, is_h2: bool) -> Self {
+        Self { buffers: Arc::clone(buffers), is_h2, held: 0 }
     }
 
     /// Returns how many bytes to read at once.
@@ -58,7 +58,7 @@ impl BufferLease {
     pub fn hold(&mut self, unsent: usize) {
         let held = match unsent {
             0 => 0,
-            unsent if self.is_http2 => unsent * (1 + BLOCKS_IN_HTTP2) + HTTP2_BUFFER,
+            unsent if self.is_h2 => unsent * (1 + BLOCKS_IN_HTTP2) + HTTP2_BUFFER,
             unsent => unsent,
         };
         if held > self.held {
@@ -82,9 +82,9 @@ mod tests {
 
     #[test]
     fn blocks_shrink_as_tunnels_stall_and_their_sum_is_limited() {
-        for (is_http2, most) in [(false, MIN), (true, HTTP2_BUFFER + (1 + BLOCKS_IN_HTTP2) * MIN)] {
+        for (is_h2, most) in [(false, MIN), (true, HTTP2_BUFFER + (1 + BLOCKS_IN_HTTP2) * MIN)] {
             let buffers = TunnelBuffers::new(64 << 20);
-            let mut leases: Vec<_> = (0..4096).map(|_| BufferLease::new(&buffers, is_http2)).collect();
+            let mut leases: Vec<_> = (0..4096).map(|_| BufferLease::new(&buffers, is_h2)).collect();
             let mut blocks = Vec::new();
             for lease in &mut leases {
                 blocks.push(lease.block());

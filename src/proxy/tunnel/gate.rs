@@ -250,8 +250,8 @@ mod tests {
             Checked::Other
         };
         let options = TunnelOptions {
-            websocket: true,
-            is_http2: false,
+            is_websocket: true,
+            is_h2: false,
             buffers: TunnelBuffers::new(1 << 20),
             close_signal: CloseSignal::new(&CancellationToken::new()),
             rest_limit: Arc::new(|| Duration::from_secs(4)),

@@ -49,9 +49,9 @@ pub type RestLimit = Arc<dyn Fn() -> Duration + Send + Sync>;
 /// What a tunnel needs besides its two streams.
 pub struct TunnelOptions {
     /// Whether it is a WebSocket, so that a close frame can be sent between two frames.
-    pub websocket: bool,
+    pub is_websocket: bool,
     /// Whether the client is a stream of an HTTP/2 connection.
-    pub is_http2: bool,
+    pub is_h2: bool,
     /// The memory for what can't be passed on at once.
     pub buffers: Arc<TunnelBuffers>,
     /// Tells it to close.
@@ -140,7 +140,7 @@ struct Tunnel<C, G> {
     gateway: ReadableAfterWriteError<G>,
     to_gateway: Direction,
     to_client: Direction,
-    websocket: bool,
+    is_websocket: bool,
     rest_limit: RestLimit,
     /// Whether the last bytes came from the client.
     unanswered: bool,
@@ -154,12 +154,12 @@ where
     G: AsyncRead + AsyncWrite + Unpin,
 {
     fn new(client: C, gateway: G, early: (Bytes, Bytes), options: &mut TunnelOptions) -> Self {
-        let websocket = options.websocket;
-        let lease = |is_http2| BufferLease::new(&options.buffers, is_http2);
-        let (to_gateway_lease, to_client_lease) = (lease(false), lease(options.is_http2));
+        let is_websocket = options.is_websocket;
+        let lease = |is_h2| BufferLease::new(&options.buffers, is_h2);
+        let (to_gateway_lease, to_client_lease) = (lease(false), lease(options.is_h2));
         let mut to_gateway = Direction::new(early.0, to_gateway_lease, options.received.clone(), None);
         to_gateway.inspect(options.first_message.take());
-        let frames = websocket.then(WebSocketFrames::default);
+        let frames = is_websocket.then(WebSocketFrames::default);
         let mut to_client = Direction::new(early.1, to_client_lease, options.sent.clone(), frames);
         to_client.follow_response(options.connect_response.take());
         Self {
@@ -167,7 +167,7 @@ where
             gateway: ReadableAfterWriteError::new(gateway),
             to_gateway,
             to_client,
-            websocket,
+            is_websocket,
             rest_limit: Arc::clone(&options.rest_limit),
             unanswered: false,
             stage: TunnelStage::Open,
@@ -182,7 +182,7 @@ where
     fn begin_close(&mut self, reason: CloseReason) -> Result<(), TunnelError> {
         let now = Instant::now();
         self.stage = match reason {
-            CloseReason::Revoked if self.websocket && !self.to_client.close_sent => {
+            CloseReason::Revoked if self.is_websocket && !self.to_client.close_sent => {
                 self.to_client.close_with = Some(Bytes::from_static(&POLICY_VIOLATION));
                 TunnelStage::Rejecting { until: now + REVOKED_GRACE }
             }
@@ -218,7 +218,7 @@ where
             // A WebSocket has no half-closes (RFC 6455 section 7.1.1): once closed by the gateway
             // it is closed. To close at once could cost a client that is still sending the last
             // frames, so it has a moment to close itself.
-            if to_client_done && (self.websocket || self.gateway.state().has_write_failed()) {
+            if to_client_done && (self.is_websocket || self.gateway.state().has_write_failed()) {
                 let until = match self.stage {
                     TunnelStage::GatewayClosed { until } => until,
                     _ => Instant::now() + TUNNEL_CLOSE_GRACE,
@@ -227,7 +227,7 @@ where
                 return self.poll_timer(cx, until).map(|_| Ok(()));
             }
             match self.stage {
-                TunnelStage::AwaitingRest { limit, quiet_at } if self.websocket => {
+                TunnelStage::AwaitingRest { limit, quiet_at } if self.is_websocket => {
                     ready!(self.poll_timer(cx, quiet_at.min(limit)));
                     self.to_client.close_with = Some(Bytes::from_static(&GOING_AWAY));
                     self.stage = TunnelStage::CloseSent { until: Instant::now() + TUNNEL_CLOSE_GRACE };
@@ -311,8 +311,8 @@ mod tests {
     /// The options of a WebSocket that drains when `end` is cancelled.
     fn options(end: &CancellationToken) -> TunnelOptions {
         TunnelOptions {
-            websocket: true,
-            is_http2: false,
+            is_websocket: true,
+            is_h2: false,
             buffers: TunnelBuffers::new(1 << 20),
             close_signal: CloseSignal::new(end),
             rest_limit: Arc::new(|| Duration::from_secs(4)),

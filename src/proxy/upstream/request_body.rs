@@ -186,6 +186,7 @@ pub enum BrokenBody {
     Hyper(hyper::Error),
     /// The client reset the stream with NO_ERROR, which hyper takes for the end of the body
     /// (`hyper/src/body/incoming.rs`): it is one of a response only (RFC 9113 section 8.1).
+    /// Workaround: delete when hyper's server reports an error.
     #[error("the client reset the stream")]
     Reset,
 }

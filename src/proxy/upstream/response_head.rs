@@ -8,9 +8,9 @@ use crate::proxy::error::Error;
 /// Checks the fields of a response that state its length, and leaves at most one `Content-Length`,
 /// which is a number. hyper has framed the body by then.
 ///
-/// hyper takes each body whose last coding is `chunked` for a chunked one, and reads others to the
-/// end of the connection. The coding would be lost with `Transfer-Encoding`, which concerns one
-/// connection only.
+/// Workaround, until hyper refuses codings that it can't decode: hyper takes each body whose last coding
+/// is `chunked` for a chunked one, and reads others to the end of the connection. The coding would be lost
+/// with `Transfer-Encoding`, which concerns one connection only.
 ///
 /// # Errors
 /// A `Transfer-Encoding` other than `chunked`, once (RFC 9112 section 6.1).

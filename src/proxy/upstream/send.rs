@@ -39,7 +39,7 @@ enum Failure {
     /// No byte of the request was sent.
     Unsent {
         /// Whether the wait for the gateway would be over after a pause.
-        is_late: bool,
+        wait_is_over: bool,
     },
     /// The connection broke before the response's head was read.
     Broken {
@@ -55,7 +55,7 @@ enum Failure {
 /// whether the connection had carried a request before.
 fn pause_before_retry(failure: Failure, is_reused: bool) -> Option<Duration> {
     let may_repeat = match failure {
-        Failure::Unsent { is_late } => is_reused || !is_late,
+        Failure::Unsent { wait_is_over } => is_reused || !wait_is_over,
         Failure::Broken { is_final, is_repeatable } => !is_final && is_repeatable,
     };
     // A reused connection was probably closed for its age. A new one that the gateway closed at once
@@ -158,7 +158,7 @@ impl Upstream {
                 let pause = match connection.exchange(request, timeout).await {
                     Ok(response) => return accept_response(response, connection, permit),
                     Err(SendError::Unsent(unsent)) => {
-                        let failure = Failure::Unsent { is_late: Instant::now() + RETRY_PAUSE >= give_up };
+                        let failure = Failure::Unsent { wait_is_over: Instant::now() + RETRY_PAUSE >= give_up };
                         let Some(pause) = pause_before_retry(failure, connection.is_reused()) else {
                             return Err(Error::GatewayUnavailable(io::ErrorKind::ConnectionReset.into()));
                         };
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn what_follows_a_failed_attempt() {
-        let unsent = |is_late| Failure::Unsent { is_late };
+        let unsent = |wait_is_over| Failure::Unsent { wait_is_over };
         let broken = |is_final, is_repeatable| Failure::Broken { is_final, is_repeatable };
         // The failure, and the pause before the next attempt where the connection was new, and was reused.
         for (failure, after_new, after_reused) in [
