@@ -5,7 +5,7 @@
 //! [hyper#3828](https://github.com/hyperium/hyper/pull/3828)). Delete when it has one for each.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub struct Activity {
     in_head: AtomicBool,
     /// Milliseconds after `epoch`, plus one, at which the HTTP/2 header block began that goes on; 0 if none does.
     block_since: AtomicU64,
+    /// The stream of that block, or 0.
+    block_stream: AtomicU32,
     /// Whether the time for a head has passed.
     head_abandoned: AtomicBool,
     /// Bytes of HTTP/1.1 responses that hyper has and the socket has not.
@@ -101,6 +103,7 @@ impl Activity {
             last_progress: AtomicU64::new(0),
             in_head: AtomicBool::new(false),
             block_since: AtomicU64::new(0),
+            block_stream: AtomicU32::new(0),
             head_abandoned: AtomicBool::new(false),
             buffered: AtomicUsize::new(0),
             blocked: AtomicBool::new(false),
@@ -126,11 +129,11 @@ impl Activity {
         }
     }
 
-    /// Notes whether the bytes that were read over HTTP/2 end in the middle of a header block that begins a stream,
-    /// with which one the client has begun since.
-    pub fn note_block(&self, goes_on: bool) {
-        let since = if goes_on { self.now() + 1 } else { 0 };
-        if !goes_on || self.block_since.load(Ordering::Relaxed) == 0 {
+    /// Notes the stream in whose first header block the bytes that were read over HTTP/2 end. Its time counts
+    /// from the first such read.
+    pub fn note_block(&self, stream: Option<u32>) {
+        if self.block_stream.swap(stream.unwrap_or(0), Ordering::Relaxed) != stream.unwrap_or(0) {
+            let since = if stream.is_some() { self.now() + 1 } else { 0 };
             self.block_since.store(since, Ordering::Relaxed);
         }
     }
@@ -347,6 +350,33 @@ impl Drop for RequestGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_header_block_of_http2_has_a_time_of_its_own() {
+        let timeouts = Timeouts {
+            head: Duration::from_secs(10),
+            block: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            stall: Duration::from_secs(60),
+        };
+        let start = Instant::now();
+        let activity = Activity::new(Protocol::Http2);
+        let _request = activity.begin();
+        // When reads end in these blocks, and when the deadline passes then.
+        for (second, stream, deadline) in [
+            (0, None, None),
+            (5, Some(1), Some(15)),
+            (14, Some(1), Some(15)),
+            (15, Some(3), Some(25)),
+            (20, None, None),
+            (21, Some(5), Some(31)),
+        ] {
+            tokio::time::advance(start + Duration::from_secs(second) - Instant::now()).await;
+            activity.note_block(stream);
+            let expected = deadline.map(|at| (start + Duration::from_secs(at), Overdue::HeaderBlock));
+            assert_eq!(activity.deadline(timeouts), expected, "{second} s");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn deadlines_follow_idleness_a_slow_head_a_request_and_a_stalled_response() {

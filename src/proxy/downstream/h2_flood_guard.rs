@@ -117,9 +117,9 @@ impl H2FloodGuard {
         self.frames > 1 || self.frames == 1 && self.left == 0
     }
 
-    /// Returns whether a header block that begins a stream has begun and not ended.
-    pub fn is_in_block(&self) -> bool {
-        self.block.is_some()
+    /// Returns the stream whose first header block has begun and not ended.
+    pub fn unfinished_block(&self) -> Option<u32> {
+        self.block
     }
 
     /// Begins a frame.

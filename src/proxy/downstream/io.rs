@@ -110,7 +110,7 @@ impl Observer {
                 if !had_begun && guard.has_begun() {
                     self.activity.note_preface_end();
                 }
-                self.activity.note_block(guard.is_in_block());
+                self.activity.note_block(guard.unfinished_block());
                 match followed {
                     Ok(()) => match trailers.rewrite(bytes) {
                         Ok(rewritten) => rewritten.map_or(Read::Passed, Read::Rewritten),
