@@ -6,9 +6,10 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// A client that left responses unread may hold at most `limit / STALLED_SHARE` permits, and at least one.
+/// A client that left more than `limit / STALLED_SHARE` responses unread may hold no more than so many permits; at
+/// least one.
 pub const STALLED_SHARE: usize = 32;
-/// How long an unread response counts against its client.
+/// How long after the last unread response a client's count is kept.
 pub const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// A client's responses that were reset.
@@ -37,6 +38,9 @@ impl Stalls {
 
     /// Counts a response; returns whether it is the first.
     pub fn note(&self, now: u64) -> bool {
+        if self.is_forgotten(now) {
+            self.count.store(0, Ordering::Relaxed);
+        }
         let time = u64::try_from(REMEMBERED.as_millis()).unwrap_or(u64::MAX);
         self.until.store(now.saturating_add(time), Ordering::Relaxed);
         self.count.fetch_add(1, Ordering::Relaxed) == 0
@@ -45,5 +49,20 @@ impl Stalls {
     /// Returns whether they no longer count.
     pub fn is_forgotten(&self, now: u64) -> bool {
         self.until.load(Ordering::Relaxed) <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_response_after_the_time_begins_a_new_count() {
+        let stalls = Stalls::default();
+        let later = u64::try_from(REMEMBERED.as_millis()).unwrap();
+        assert!(stalls.note(0) && !stalls.note(1));
+        assert_eq!(stalls.most_permits(STALLED_SHARE, || 2), 1);
+        assert!(stalls.note(later + 1));
+        assert_eq!(stalls.most_permits(STALLED_SHARE, || later + 2), usize::MAX);
     }
 }
