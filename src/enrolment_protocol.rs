@@ -231,7 +231,7 @@ impl Reason {
 pub enum Reply<T> {
     /// The enrolment is refused.
     Refused(EnrolmentRefused),
-    /// The next step.
+    /// The step was granted; holds what the agent needs for the next one.
     Granted(T),
 }
 

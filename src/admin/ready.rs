@@ -35,7 +35,7 @@ pub(super) enum GatewayError {
 /// Returns why the sidecar is not ready; empty means ready.
 ///
 /// A newer certificate that can't be served is no reason: the old one still is.
-pub(super) fn reasons(facts: &Facts) -> Vec<String> {
+pub(super) fn why_not_ready(facts: &Facts) -> Vec<String> {
     let mut reasons = Vec::new();
     if facts.stopping {
         reasons.push("stopping".to_owned());
@@ -101,7 +101,7 @@ mod tests {
             ),
         ];
         for (facts, expected) in table {
-            assert_eq!(reasons(&facts), expected, "{facts:?}");
+            assert_eq!(why_not_ready(&facts), expected, "{facts:?}");
         }
     }
 }

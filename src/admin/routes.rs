@@ -13,7 +13,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
 
-use super::ready::reasons;
+use super::ready::why_not_ready;
 use super::state::AdminState;
 use super::{host, page, reload, snapshot};
 
@@ -68,7 +68,7 @@ async fn run_reload(state: &AdminState) -> Answer {
 
 async fn readiness(state: &AdminState) -> Answer {
     let facts = snapshot::facts(state).await;
-    let reasons = reasons(&facts);
+    let reasons = why_not_ready(&facts);
     if !reasons.is_empty() {
         return text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; ")));
     }

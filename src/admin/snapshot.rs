@@ -12,7 +12,7 @@ use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::ready::{Facts, GatewayError, reasons};
+use super::ready::{Facts, GatewayError, why_not_ready};
 use super::state::AdminState;
 use super::status::{self, Lanes, MOST_CONNECTIONS, NotAgent, Status};
 use crate::config::AgentSourceKind;
@@ -114,7 +114,7 @@ fn certificate_problem(state: &AdminState) -> Option<String> {
 pub(super) fn measure(state: &AdminState, facts: &Facts, health: &Health) {
     let view = Arc::clone(&state.view.borrow());
     let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-    health.ready.set(i64::from(reasons(facts).is_empty()));
+    health.ready.set(i64::from(why_not_ready(facts).is_empty()));
     health.gateway_up.set(i64::from(facts.gateway_error.is_none()));
     health.listeners.set(number(facts.listeners));
     health.certificate_expiry.set(state.served.borrow().not_after.unix_timestamp());
@@ -152,7 +152,7 @@ pub(super) async fn status(state: &AdminState) -> Status {
             }
         }
     }
-    let not_ready = reasons(&facts);
+    let not_ready = why_not_ready(&facts);
     let now = SystemTime::now();
     Status {
         version: env!("CARGO_PKG_VERSION").into(),

@@ -12,7 +12,7 @@ pub struct EngineState {
     pub engine: Option<String>,
     /// Whether its address was only guessed (`--docker auto` without `DOCKER_HOST`).
     pub guessed: bool,
-    /// The variable `DOCKER_HOST`, where another engine is configured.
+    /// The value of `DOCKER_HOST`, if it is set but the configuration names another engine.
     pub unused_docker_host: Option<String>,
     /// Whether there is no socket.
     pub absent: bool,

@@ -96,7 +96,7 @@ impl Selection for Files {
     }
 }
 
-/// Shows, exports, issues or rotates.
+/// Runs one of the commands of `loopgate cert`.
 pub fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Show { flags, json } => {

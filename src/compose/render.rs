@@ -152,7 +152,7 @@ fn netns(plan: &Plan) -> Node {
         let networks = Node::from(&Value::Object(plan.networks.clone()));
         map.push((
             "networks".into(),
-            networks.noted([
+            networks.with_comment([
                 "The names by which others find the gateway, which a container in another's namespace can't have.",
             ]),
         ));
@@ -160,7 +160,7 @@ fn netns(plan: &Plan) -> Node {
     if let Some(name) = host_name(plan) {
         let note = "Always the same: the gateway compares host names to see whether a lock in its state is that of a \
                     dead process.";
-        map.push(("hostname".into(), Node::text(name).noted([note])));
+        map.push(("hostname".into(), Node::text(name).with_comment([note])));
     }
     map.extend(plan.moved.iter().map(|(key, value)| (key.clone(), Node::from(value))));
     Node::Map(map)
@@ -212,7 +212,7 @@ fn loopgate(plan: &Plan) -> Node {
     let names = Node::text(plan.names.join(","));
     environment.push((
         "LOOPGATE_TLS_NAME",
-        names.noted(["Each name and address that clients dial; localhost is in the certificate anyway."]),
+        names.with_comment(["Each name and address that clients dial; localhost is in the certificate anyway."]),
     ));
     environment.push(("LOOPGATE_STATE_DIR", Node::text(STATE)));
     if let Some(state) = &plan.state {
@@ -224,7 +224,10 @@ fn loopgate(plan: &Plan) -> Node {
     let mut map = vec![
         ("image".to_owned(), Node::text(&plan.image)),
         ("command".into(), Node::texts(["run"])),
-        ("user".into(), Node::text(&plan.user).noted(["The gateway's user, which can read the gateway's state."])),
+        (
+            "user".into(),
+            Node::text(&plan.user).with_comment(["The gateway's user, which can read the gateway's state."]),
+        ),
     ];
     if plan.full {
         map.push(("group_add".into(), Node::texts([GROUP])));
@@ -262,7 +265,7 @@ fn token(plan: &Plan) -> Node {
              file with --openclaw-config.",
         );
     }
-    Node::text("${OPENCLAW_GATEWAY_TOKEN:-}").noted(note)
+    Node::text("${OPENCLAW_GATEWAY_TOKEN:-}").with_comment(note)
 }
 
 /// Creates the gateway's device identity if it has none yet, since loopgate can't write there.
@@ -273,7 +276,7 @@ fn identity(plan: &Plan, state: &State) -> Node {
     let note = "Creates the gateway's device identity where there is none yet, and ends: loopgate, which pairs it, \
                 can't write there.";
     let mut map = vec![
-        ("image".to_owned(), image.noted([note])),
+        ("image".to_owned(), image.with_comment([note])),
         ("command".into(), Node::texts(["pair", "--create-only", "--identity", file.as_str()])),
         ("user".into(), Node::text(&plan.user)),
         ("network_mode".into(), Node::text("none")),
@@ -303,7 +306,7 @@ fn mount(state: &State, read_only: bool) -> Node {
 fn agents(plan: &Plan) -> Node {
     Node::map([
         ("labels", Node::map([("loopgate.agent", Node::text("address"))])),
-        ("cap_drop", Node::texts(["NET_RAW"]).noted(["Without it this container can't pose as another one."])),
+        ("cap_drop", Node::texts(["NET_RAW"]).with_comment(["Without it this container can't pose as another one."])),
         (
             "environment",
             Node::map([

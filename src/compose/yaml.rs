@@ -46,7 +46,7 @@ impl Node {
     }
 
     /// This node below comment lines.
-    pub fn noted<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
+    pub fn with_comment<S: Into<String>>(self, lines: impl IntoIterator<Item = S>) -> Self {
         Self::Noted(lines.into_iter().map(Into::into).collect(), Box::new(self))
     }
 }
@@ -202,7 +202,7 @@ mod tests {
                         ("command", Node::texts(["pause"])),
                         (
                             "healthcheck",
-                            Node::map([("disable", Node::bool(true))]).noted(["one", "two\nthree\u{2028}four"]),
+                            Node::map([("disable", Node::bool(true))]).with_comment(["one", "two\nthree\u{2028}four"]),
                         ),
                         ("ports", Node::Reset),
                         (

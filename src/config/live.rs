@@ -17,7 +17,8 @@ pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>
 pub enum Effect {
     /// At once. Connections that are no longer authorized are closed.
     AtOnce,
-    /// For new connections; an open one keeps the values with which it began.
+    /// For new connections; an open one keeps the values with which it began (but `limits.head_fields` is also
+    /// checked for each request).
     NewConnections,
     /// After a restart.
     Restart,

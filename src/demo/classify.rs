@@ -54,8 +54,8 @@ fn is_forwarding_header(name: &str) -> bool {
     matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-") || name.starts_with("tailscale-")
 }
 
-/// The rightmost address of `X-Forwarded-For` that is neither loopback nor the proxy itself; none
-/// if what is right of it is no address.
+/// Returns the rightmost address of `X-Forwarded-For` that is neither loopback nor `trusted`; `None` if an entry to the
+/// right of it is not an address.
 fn stated_client(headers: &HeaderMap, trusted: IpAddr) -> Option<IpAddr> {
     let lines = headers.get_all("x-forwarded-for").iter().map(|line| line.to_str().unwrap_or_default());
     let hops: Vec<&str> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();

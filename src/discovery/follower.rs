@@ -149,7 +149,7 @@ impl<S: Source> Follower<S> {
                 source = S::NAME,
                 endpoint = self.source.endpoint(),
                 listed = count,
-                "following the source of agents"
+                "reading agents from this source"
             );
             self.state = SourceState::Live { since: Instant::now() };
             self.metrics.live.set(1);

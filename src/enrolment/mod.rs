@@ -106,7 +106,7 @@ impl<P: ProofReader> Enrolment<P> {
 
     /// Makes it enrol agents that are pods, whose tokens `api` reviews.
     #[must_use]
-    pub fn with_tokens(self, api: Api) -> Self {
+    pub fn with_pod_tokens(self, api: Api) -> Self {
         Self { tokens: Some(api), ..self }
     }
 

@@ -26,8 +26,8 @@ pub(super) async fn find<P: ProofReader>(
         }
         Shown::Process => reader.processes(agent).await?.iter().any(|line| shows(line, proof)),
         Shown::File { path } => {
-            let directories =
-                place(path, &directory.join(proof), &mounts).map_err(|why| refuse(Reason::ProofMisplaced, why))?;
+            let directories = directories_of_valid(path, &directory.join(proof), &mounts)
+                .map_err(|why| refuse(Reason::ProofMisplaced, why))?;
             is_proof(reader, agent, &directories, path).await?
         }
     };
@@ -56,7 +56,7 @@ fn shows(command_line: &str, proof: &str) -> bool {
 
 /// Returns the directories that lead to `path`, outermost first, if it is the `expected` one, and
 /// only the container itself could have put a file there.
-fn place(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
+fn directories_of_valid(path: &Path, expected: &Path, mounts: &[PathBuf]) -> Result<Vec<PathBuf>, &'static str> {
     if path.as_os_str() != expected.as_os_str() {
         return Err("a proof is shown as a file only in /var/lib/loopgate-proof");
     }
@@ -121,7 +121,7 @@ mod tests {
             ("tmp/p", "/tmp", Err("a proof is shown as a file only in")),
             ("/tmp/q", "/tmp", Err("a proof is shown as a file only in")),
         ] {
-            match (place(Path::new(path), &Path::new(directory).join("p"), &mounts), expected) {
+            match (directories_of_valid(Path::new(path), &Path::new(directory).join("p"), &mounts), expected) {
                 (Ok(directories), Ok(expected)) => {
                     assert_eq!(directories, expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{path}")
                 }

@@ -46,7 +46,7 @@ impl Images {
             let service =
                 label(container, agent_labels::SERVICE).or_else(|| label(container, agent_labels::SWARM_SERVICE));
             label(container, agent_labels::AGENT).is_some()
-                || service.is_some_and(|service| services.iter().any(|named| names(service, named)))
+                || service.is_some_and(|service| services.iter().any(|wanted| is_service(service, wanted)))
         };
         let projects: BTreeSet<&str> = containers.iter().filter(|one| is_subject(one)).flat_map(projects_of).collect();
         let matters: Vec<bool> = containers
@@ -104,9 +104,9 @@ fn labels_of(image: ImageInspect) -> Labels {
     labels.into_iter().map(|(name, value)| (name, Some(value))).collect()
 }
 
-/// Returns whether `service` is `named`, or, in a Swarm stack, `STACK_named`.
-fn names(service: &str, named: &str) -> bool {
-    service.strip_suffix(named).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
+/// Returns whether `service` is `wanted`, or, in a Swarm stack, `STACK_wanted`.
+fn is_service(service: &str, wanted: &str) -> bool {
+    service.strip_suffix(wanted).is_some_and(|rest| rest.is_empty() || rest.ends_with('_'))
 }
 
 fn label<'a>(container: &'a ContainerSummary, name: &str) -> Option<&'a str> {

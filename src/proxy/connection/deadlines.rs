@@ -1,7 +1,7 @@
 //! What ends a connection: its own end, a deadline, the loss of its lane, or a shutdown.
 //!
-//! Where several apply at once, the first of these counts. The first four, and a client that does not read, are also
-//! the end of the open requests:
+//! Where several apply at once, the first of these counts. The first four, a client that does not read, and over
+//! HTTP/2 an unfinished header block are also the end of the open requests:
 //!
 //! 1. It was revoked. Close frames of WebSockets over HTTP/2 may still be sent for a moment.
 //! 2. A second signal ended the shutdown.
@@ -70,7 +70,7 @@ where
 }
 
 /// Returns whether `h2` closed the connection for what the client sent.
-fn is_of_h2(error: &hyper::Error) -> bool {
+fn is_for_what_was_sent(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
     cause.is_some_and(|error| error.is_go_away() && error.is_library())
 }
@@ -206,7 +206,7 @@ where
         let (connection, peer) = (self.context.number, self.context.peer);
         match result {
             Err(error) => {
-                if is_of_h2(&error) {
+                if is_for_what_was_sent(&error) {
                     self.context.head_tracker.note_closing();
                 }
                 debug!(connection, %peer, %error, "connection broke off");

@@ -156,8 +156,8 @@ fn is_a_status(mut block: &[u8]) -> bool {
     }
 }
 
-/// Whether hyper's next header block has to begin with an update of its table's size, because the
-/// client's SETTINGS reduced that: no other block may come first (RFC 9113 section 4.3.1).
+/// Whether hyper's next header block must begin with an HPACK table size update, because the client's
+/// SETTINGS made the table smaller: no other block may come first (RFC 9113 section 4.3.1).
 #[derive(Debug, Default)]
 pub struct TableUpdates {
     /// Bytes of the current SETTINGS that were not taken, and how many.

@@ -50,7 +50,7 @@ impl StreamStall {
         }
     }
 
-    /// Returns that of the stream whose task this is; `None` on any other task.
+    /// Returns the stall timer of the stream whose task runs; `None` on other tasks.
     pub fn current() -> Option<Arc<Self>> {
         STREAM.try_with(Arc::clone).ok()
     }

@@ -34,7 +34,7 @@ use crate::proxy::h1_fields::push_fields;
 const MAX_QUEUED_BYTES: usize = 64 * 1024;
 /// The largest interim response. Every client accepts a frame of this size (RFC 9113 section 4.2).
 const MAX_RESPONSE_BYTES: usize = 16 * 1024;
-/// The code of a GOAWAY without a fault, of what is malformed, and of a window that overflows (RFC 9113 section 7).
+// Error codes (RFC 9113 section 7).
 const NO_ERROR: u32 = 0;
 const PROTOCOL_ERROR: u32 = 1;
 const FLOW_CONTROL_ERROR: u32 = 3;

@@ -17,19 +17,19 @@ use crate::proxy::request_end::RequestEnd;
 pub fn report_refused_heads(context: &ConnectionContext) {
     let (refused, dropped) = context.head_tracker.take_refused();
     for RefusedHead { why, is_answered } in refused {
-        refuse(context, why.label());
+        record_refusal(context, why.label());
         // That of `h2` has no body.
         let bytes = if is_answered && context.protocol == Protocol::Http1 { body_length(why) } else { 0 };
-        end(context, why.label(), is_answered.then(|| why.status()), bytes);
+        record_end(context, why.label(), is_answered.then(|| why.status()), bytes);
     }
     let ends = [(dropped.by_client, context.request_end()), (dropped.by_closing, RequestEnd::ConnectionClosed)];
     for (count, why) in ends {
-        (0..count).for_each(|_| end(context, why.label(), None, 0));
+        (0..count).for_each(|_| record_end(context, why.label(), None, 0));
     }
 }
 
 /// Counts a refusal, and writes it to the audit log.
-fn refuse(context: &ConnectionContext, reason: &'static str) {
+fn record_refusal(context: &ConnectionContext, reason: &'static str) {
     count(&context.shared.traffic.refused, reason);
     let (connection, peer, lane) = (context.number, context.peer, context.lane.kind().label());
     info!(target: audit::TARGET, kind = "refusal", at = "request", connection, %peer, lane, reason, "request refused");
@@ -38,14 +38,14 @@ fn refuse(context: &ConnectionContext, reason: &'static str) {
 }
 
 /// Counts and logs the end of a head, as if it were that of a request whose response has a body of so many `bytes`.
-fn end(context: &ConnectionContext, end: &'static str, status: Option<StatusCode>, bytes: usize) {
+fn record_end(context: &ConnectionContext, label: &'static str, status: Option<StatusCode>, bytes: usize) {
     let lane = context.lane.kind();
-    context.shared.traffic.count_end(lane, end);
+    context.shared.traffic.count_end(lane, label);
     if !context.settings.log_access {
         return;
     }
     let (connection, peer, lane, protocol) = (context.number, context.peer, lane.label(), context.protocol.label());
     let status = status.map(|status| status.as_u16());
     let AccessLog { client, request_id } = AccessLog::new(context, &HeaderMap::new());
-    info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, status, bytes, end, request_id, "request");
+    info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, status, bytes, end = label, request_id, "request");
 }
