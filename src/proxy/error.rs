@@ -116,7 +116,8 @@ impl Error {
             Self::GatewayUnavailable(_) => "The gateway is not running or is restarting. Try again in a moment.",
             Self::OutOfFiles(_) => "There are too many connections. Try again in a moment.",
             Self::TooManyRequests(_) => "There are too many requests. Try again in a moment.",
-            Self::GatewayClosed(_) | Self::BadUpgradeResponse => "The gateway broke off before it had answered.",
+            Self::GatewayClosed(_) => "The gateway broke off before it had answered.",
+            Self::BadUpgradeResponse => "The gateway's response to the upgrade is invalid.",
             Self::GatewayTls => {
                 "The gateway speaks TLS, and loopgate speaks plain HTTP to it. Set gateway.tls.enabled to false in the \
                  gateway's openclaw.json."
