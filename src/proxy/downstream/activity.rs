@@ -351,14 +351,16 @@ impl Drop for RequestGuard {
 mod tests {
     use super::*;
 
+    const TIMEOUTS: Timeouts = Timeouts {
+        head: Duration::from_secs(10),
+        block: Duration::from_secs(10),
+        idle: Duration::from_secs(75),
+        stall: Duration::from_secs(60),
+    };
+
     #[tokio::test(start_paused = true)]
     async fn each_header_block_of_http2_has_a_time_of_its_own() {
-        let timeouts = Timeouts {
-            head: Duration::from_secs(10),
-            block: Duration::from_secs(10),
-            idle: Duration::from_secs(75),
-            stall: Duration::from_secs(60),
-        };
+        let timeouts = TIMEOUTS;
         let start = Instant::now();
         let activity = Activity::new(Protocol::Http2);
         let _request = activity.begin();
@@ -380,12 +382,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn deadlines_follow_idleness_a_slow_head_a_request_and_a_stalled_response() {
-        let timeouts = Timeouts {
-            head: Duration::from_secs(10),
-            block: Duration::from_secs(10),
-            idle: Duration::from_secs(75),
-            stall: Duration::from_secs(60),
-        };
+        let timeouts = TIMEOUTS;
         let start = Instant::now();
         let activity = Activity::new(Protocol::Http1);
         assert_eq!(activity.deadline(timeouts), Some((start + timeouts.idle, Overdue::Idle)));
