@@ -204,8 +204,8 @@ impl<S: Source> Follower<S> {
                 warn!(
                     source = S::NAME,
                     error = text,
-                    "can't follow the source of agents; trying again. New connections of agents by label become external after \
-                     5 s (address) or 30 s (attested)"
+                    "can't follow the source of agents; trying again. New connections of agents by label become external \
+                     after 5 s (address) or 30 s (attested)"
                 );
                 self.logged = Some((text.to_owned(), now));
             }

@@ -251,7 +251,8 @@ impl Script {
     }
 }
 
-/// Asserts that each stream begun by one of the acts counted in `kinds` became a request, a refused head or a dropped head.
+/// Asserts that each stream begun by one of the acts counted in `kinds` became a request, a refused head or a dropped
+/// head.
 fn assert_counted(
     (kinds, begun): ([usize; KINDS as usize], usize),
     requests: usize,

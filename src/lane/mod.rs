@@ -13,7 +13,7 @@
 //! | `access` | refuses connections before the TLS handshake |
 //! | `decide`, `request_sender`, `assignment`, `connection` | the decision and its result |
 //! | `explain` | why a connection is not an agent's |
-//! | `request_check`, `path`, `http_api` | refuse ambiguous requests, closed paths, and the HTTP API of a capped client |
+//! | `request_check`, `path`, `http_api` | refuse ambiguous requests, closed paths, the HTTP API under a scope cap |
 //! | `headers` and the others | the head that the gateway gets, and the address that it comes from |
 
 mod access;

@@ -33,7 +33,10 @@ impl TemporaryDevice {
     /// Removes its own pairing.
     pub async fn remove(mut self) {
         if let Err(error) = self.connection.call(REMOVE, json!({ "deviceId": self.id })).await {
-            info!(device = self.id, %error, "a one-time device stays paired; its key was never stored, so nobody can use it");
+            info!(
+                device = self.id, %error,
+                "a one-time device stays paired; its key was never stored, so nobody can use it"
+            );
         }
     }
 }

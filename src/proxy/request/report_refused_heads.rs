@@ -47,5 +47,8 @@ fn record_end(context: &ConnectionContext, label: &'static str, status: Option<S
     let (connection, peer, lane, protocol) = (context.number, context.peer, lane.label(), context.protocol.label());
     let status = status.map(|status| status.as_u16());
     let AccessLog { client, request_id } = AccessLog::new(context, &HeaderMap::new());
-    info!(target: "loopgate::access", connection, %peer, %client, lane, protocol, status, bytes, end = label, request_id, "request");
+    info!(
+        target: "loopgate::access",
+        connection, %peer, %client, lane, protocol, status, bytes, end = label, request_id, "request"
+    );
 }
