@@ -5,7 +5,7 @@
 # it then records which functions run until the first request is answered, and writes docker/loopgate.order: the linker places these first, so
 # that fewer pages of the program are in memory. docker/Dockerfile and tests/bench/run use both files if they exist. Releases are built with
 # them; without them a request costs a tenth more CPU time. Functions that changed since are compiled without a profile, and any compiler other
-# than the one in docker/loopgate.rustc ignores both files.
+# than the one in docker/loopgate.rustc ignores both files. $LLVM_PROFDATA may name an llvm-profdata for the LLVM of rustc.
 cd "$(dirname "$0")/.."
 . tests/setup/lib.sh
 
@@ -18,9 +18,9 @@ if [ "$architecture" = x86_64 ]; then
 fi
 target=$architecture-unknown-linux-gnu
 tools=$(rustc --print sysroot)/lib/rustlib/$target/bin
-if [ ! -x "$tools/llvm-profdata" ]; then
-  command -v rustup >/dev/null || die "llvm-profdata is missing: install rustup, whose llvm-tools match the LLVM of rustc"
-  rustup component add llvm-tools
+profdata=${LLVM_PROFDATA:-$tools/llvm-profdata}
+if ! command -v "$profdata" >/dev/null && ! rustup component add llvm-tools; then
+  profdata=$(tests/setup/llvm.sh) || die "llvm-profdata is missing: state the path of one for rustc's LLVM in LLVM_PROFDATA"
 fi
 
 shipped=${CARGO_TARGET_DIR:-$PWD/target}/shipped
@@ -43,7 +43,7 @@ say "measuring"
   --seconds 1 --scenarios h1,h2,hs-full,hs-resumed,ws,ws-bulk,down,up,sse >/dev/null
 ls "$counts"/*.profraw >/dev/null || die "loopgate left no counts"
 # Not sparse: functions that never ran must be recorded as cold.
-"$tools/llvm-profdata" merge -o docker/loopgate.profdata "$counts"
+"$profdata" merge -o docker/loopgate.profdata "$counts"
 rustc --version >docker/loopgate.rustc
 say "docker/loopgate.profdata written"
 if [ "$architecture" != x86_64 ]; then finished=yes; exit; fi
@@ -67,7 +67,7 @@ wait $! || die "loopgate failed: $(cat "$state/log")"
 # Then the functions that ran under load.
 {
   sed -nE "s/^c?fn=\([0-9]+\) ([^']+).*/\1/p" "$state/ran"
-  "$tools/llvm-profdata" show --covered docker/loopgate.profdata | sed 's/.*;//'
+  "$profdata" show --covered docker/loopgate.profdata | sed 's/.*;//'
 } | awk '!seen[$0]++' >docker/loopgate.order
 finished=yes
 say "docker/loopgate.order written"

@@ -49,3 +49,35 @@ tree() {
   ) 9>"$cache/$name.lock"
   echo "$cache/$name"
 }
+
+# unpack_forky PACKAGE...: unpacks these packages of Debian forky for amd64, and the libraries that they depend on, into the directory that it
+# runs in. Installs nothing on this machine.
+unpack_forky() {
+  local here=$PWD mirror=${TEST_MIRROR:-http://deb.debian.org/debian} package
+  mkdir -p lists/partial archives/partial
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror forky main" >sources.list
+  # apt with sources, lists and a status of its own; the machine's are not touched. Forky's lists may be past their Valid-Until.
+  local apt=(apt-get -qq -o "Dir::Etc::sourcelist=$here/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$here/lists"
+    -o Dir::State::status=/dev/null -o "Dir::Cache::archives=$here/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+    -o APT::Sandbox::User=root -o Acquire::Check-Valid-Until=false)
+  "${apt[@]}" update
+  # apt resolves what they depend on, which changes with each upload.
+  "${apt[@]}" install --download-only --no-install-recommends --yes "$@"
+  for package in "$@" lib; do
+    for package in archives/"$package"*.deb; do dpkg-deb -x "$package" .; done
+  done
+  rm -rf lists archives sources.list
+}
+
+# forky_program PATH: makes bin/NAME, which runs the program at PATH of what unpack_forky unpacked. Its libraries are newer than this
+# machine's: it runs with its own loader.
+forky_program() {
+  local name=${1##*/}
+  mkdir -p bin
+  cat >"bin/$name" <<SCRIPT
+#!/bin/sh
+tree=\$(dirname "\$(dirname "\$(readlink -f "\$0")")")
+exec "\$tree/usr/lib64/ld-linux-x86-64.so.2" --library-path "\$tree/usr/lib/x86_64-linux-gnu" "\$tree/$1" "\$@"
+SCRIPT
+  chmod 755 "bin/$name"
+}
