@@ -1,4 +1,4 @@
-//! Who is an agent, by real tokens and by what the API server tells of real pods.
+//! Which clients are agents, by real tokens and by the API server's real pod objects.
 
 use std::time::Duration;
 
@@ -17,12 +17,12 @@ use loopgate_test_support::tls_client::{PROTOCOLS, request};
 
 const BUILDER: &str = "127.0.0.21";
 const OTHER: &str = "127.0.0.22";
-const NOBODY: &str = "127.0.0.24";
-/// The audience that counts.
+const UNLABELLED: &str = "127.0.0.24";
+/// The audience of tokens that loopgate accepts by default.
 const AUDIENCE: &str = "loopgate";
 
 #[test]
-fn a_pod_that_proves_itself_is_an_agent_and_so_is_one_that_is_known_by_its_address() {
+fn a_pod_that_enrols_and_a_pod_that_is_trusted_by_address_are_agents() {
     in_namespace(async || {
         let Some(cluster) = Cluster::start().await else { return };
         let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
@@ -50,7 +50,7 @@ fn a_pod_that_proves_itself_is_an_agent_and_so_is_one_that_is_known_by_its_addre
                 assert_external(&gateway.requests().pop().unwrap(), source);
             }
         }
-        // What is mounted into the pod is in nobody's log.
+        // No log contains the token that is mounted into the pod.
         let token = std::fs::read_to_string(token).unwrap();
         for log in [agent.process.log(), release.sidecar.process().log()] {
             assert!(log.iter().any(|line| line.contains("enrolled")) && !log.iter().any(|line| line.contains(&token)));
@@ -65,23 +65,23 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     let cluster = &release.cluster;
     let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
     let (other, _) = release.run(&pod("other", Some("true")), OTHER).await;
-    let (unlabelled, _) = release.run(&pod("unlabelled", None), NOBODY).await;
+    let (unlabelled, _) = release.run(&pod("unlabelled", None), UNLABELLED).await;
     release.until_agents(&["builder", "other"]).await;
 
     let good = cluster.token("builder", Some(&builder), Some(AUDIENCE)).await;
     let (head, signature) = good.rsplit_once('.').unwrap();
-    let bent = format!("{head}.{}", signature.chars().rev().collect::<String>());
+    let bad_signature = format!("{head}.{}", signature.chars().rev().collect::<String>());
     let for_the_api = cluster.token("builder", Some(&builder), None).await;
     let for_others = cluster.token("builder", Some(&builder), Some("vault")).await;
     let unbound = cluster.token("builder", None, Some(AUDIENCE)).await;
     let others = cluster.token("builder", Some(&other), Some(AUDIENCE)).await;
     let sidecars = std::fs::read_to_string(release.credentials.path().join("token")).unwrap();
-    // Nobody can have one of a pod that runs as another account.
-    let (status, _) = cluster.asks_for_token(NAME, Some(&builder), Some(AUDIENCE), 600).await;
+    // The API server issues no token that is bound to a pod of another account.
+    let (status, _) = cluster.request_token(NAME, Some(&builder), Some(AUDIENCE), 600).await;
     assert!((400..500).contains(&status), "{status}");
     for (token, which) in [
         ("forged", "nonsense"),
-        (&bent, "with another signature"),
+        (&bad_signature, "with another signature"),
         (&for_the_api, "for the API server"),
         (&for_others, "for another audience"),
         (&unbound, "bound to no pod"),
@@ -91,12 +91,12 @@ async fn only_the_token_of_the_pod_at_that_address_proves_an_agent() {
     ] {
         assert_eq!(refusal(&release.sidecar, BUILDER, token).await, Reason::BadToken, "{which}");
     }
-    assert_eq!(refusal(&release.sidecar, OTHER, &good).await, Reason::BadToken, "elsewhere");
-    let of_nobody = cluster.token("builder", Some(&unlabelled), Some(AUDIENCE)).await;
-    assert_eq!(refusal(&release.sidecar, NOBODY, &of_nobody).await, Reason::NotAnAgent);
+    assert_eq!(refusal(&release.sidecar, OTHER, &good).await, Reason::BadToken, "from another address");
+    let of_unlabelled = cluster.token("builder", Some(&unlabelled), Some(AUDIENCE)).await;
+    assert_eq!(refusal(&release.sidecar, UNLABELLED, &of_unlabelled).await, Reason::NotAnAgent);
     enrol(&release.sidecar, BUILDER, &good).await.unwrap();
 
-    // One of the same name at the same address is another pod.
+    // A new pod with the same name and address is another pod.
     release.delete("other").await;
     release.run(&pod("other", Some("true")), OTHER).await;
     release.until_agents(&["builder", "other"]).await;
@@ -111,7 +111,7 @@ async fn a_pods_open_connections_end_with_the_pod() {
     for (how, source) in ends.into_iter().zip(31..) {
         let source = format!("127.0.0.{source}");
         let mut wanted = pod(how, Some("true"));
-        // One that is on a node is given time to end, and is still there meanwhile.
+        // A pod on a node gets time to end, and its object exists until then.
         if how == "terminating" {
             wanted["spec"]["nodeName"] = "node-1".into();
         }
@@ -124,32 +124,32 @@ async fn a_pods_open_connections_end_with_the_pod() {
         let gateway = &release.sidecar.gateway;
         assert_local(&gateway.requests().pop().unwrap(), gateway);
 
-        let (itself, status) = (path(&format!("pods/{how}")), path(&format!("pods/{how}/status")));
+        let (object, status) = (path(&format!("pods/{how}")), path(&format!("pods/{how}/status")));
         match how {
-            "deleted" => drop(release.cluster.delete(&itself).await),
+            "deleted" => drop(release.cluster.delete(&object).await),
             "terminating" => {
-                release.cluster.delete(&itself).await;
-                assert!(release.cluster.get(&itself).await["metadata"]["deletionTimestamp"].is_string());
+                release.cluster.delete(&object).await;
+                assert!(release.cluster.get(&object).await["metadata"]["deletionTimestamp"].is_string());
             }
             "without-the-label" => drop(
-                release.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": null}}})).await,
+                release.cluster.patch(&object, &json!({"metadata": {"labels": {"loopgate.dev/agent": null}}})).await,
             ),
             "with-another-label" => drop(
-                release.cluster.patch(&itself, &json!({"metadata": {"labels": {"loopgate.dev/agent": "false"}}})).await,
+                release.cluster.patch(&object, &json!({"metadata": {"labels": {"loopgate.dev/agent": "false"}}})).await,
             ),
             "failed" => drop(release.cluster.patch(&status, &json!({"status": {"phase": "Failed"}})).await),
-            _ => drop(release.cluster.moves(how, "127.0.0.99").await),
+            _ => drop(release.cluster.set_address(how, "127.0.0.99").await),
         }
         timeout(Duration::from_secs(1), wire.until_end()).await.unwrap_or_else(|_| panic!("still open: {how}"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_pods_than_fit_one_list_are_all_known() {
+async fn agents_are_found_on_every_page_of_a_list() {
     const CROWD: usize = 260;
     let Some(cluster) = Cluster::start().await else { return };
     cluster.create("/api/v1/namespaces", &json!({"metadata": {"name": NAMESPACE}})).await;
-    cluster.account("crowd").await;
+    cluster.create_account("crowd").await;
     for number in 0..CROWD {
         let mut one = pod(&format!("crowd-{number}"), Some("true"));
         one["spec"]["serviceAccountName"] = "crowd".into();
@@ -165,7 +165,7 @@ async fn more_pods_than_fit_one_list_are_all_known() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tokens_are_for_the_audience_that_the_charts_values_name() {
+async fn tokens_must_have_the_audience_of_the_charts_values() {
     let Some(cluster) = Cluster::start().await else { return };
     let release = ChartRelease::start(cluster, &["agents.attested=true", "agents.audience=https://claw.example"]).await;
     let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;

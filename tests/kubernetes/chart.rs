@@ -1,21 +1,21 @@
-//! What else the chart can make, before the API server that has to take it.
+//! The API server accepts the chart's objects with every values file that it is new enough for.
 
-use crate::chart_release::{ask_helm, install};
+use crate::chart_release::{install, run_helm};
 use crate::cluster::Cluster;
 use crate::pods::NAMESPACE;
 
-/// Of the chart's values files those that need nothing which came after this API server, or is no part of it.
+/// The chart's values files that need no kind of object that this API server lacks.
 const VALUES: [&str; 6] = ["default", "discovery", "ephemeral", "existing-claims", "ingress", "sidecar-only"];
 
-/// The names of what the API server has of a kind that belongs to `release`.
-async fn made(cluster: &Cluster, path: &str, release: &str) -> Vec<String> {
+/// The kinds and names of the objects of `release` in the list at `path`.
+async fn objects_at(cluster: &Cluster, path: &str, release: &str) -> Vec<String> {
     let list = cluster.get(&format!("{path}?labelSelector=app.kubernetes.io%2Finstance%3D{release}")).await;
     let items = list["items"].as_array().unwrap().iter();
     items.map(|item| format!("{} {}", list["kind"].as_str().unwrap(), crate::pods::name(item))).collect()
 }
 
-/// Everything of `release`.
-async fn everything(cluster: &Cluster, release: &str) -> Vec<String> {
+/// The kinds and names of all objects of `release`.
+async fn objects_of(cluster: &Cluster, release: &str) -> Vec<String> {
     let mut all = Vec::new();
     for (group, kinds) in [
         ("api/v1", &["services", "configmaps", "secrets", "serviceaccounts"][..]),
@@ -24,17 +24,17 @@ async fn everything(cluster: &Cluster, release: &str) -> Vec<String> {
         ("apis/rbac.authorization.k8s.io/v1", &["roles", "rolebindings"]),
     ] {
         for kind in kinds {
-            all.extend(made(cluster, &format!("/{group}/namespaces/{NAMESPACE}/{kind}"), release).await);
+            all.extend(objects_at(cluster, &format!("/{group}/namespaces/{NAMESPACE}/{kind}"), release).await);
         }
     }
     for kind in ["clusterroles", "clusterrolebindings"] {
-        all.extend(made(cluster, &format!("/apis/rbac.authorization.k8s.io/v1/{kind}"), release).await);
+        all.extend(objects_at(cluster, &format!("/apis/rbac.authorization.k8s.io/v1/{kind}"), release).await);
     }
     all
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_api_server_takes_what_the_chart_makes_and_its_upgrade_and_all_but_the_token_goes_with_it() {
+async fn the_api_server_accepts_install_and_upgrade_and_uninstall_keeps_only_the_token() {
     let Some(cluster) = Cluster::start().await else { return };
     for release in VALUES {
         let file = format!("charts/loopgate/ci/{release}-values.yaml");
@@ -42,10 +42,10 @@ async fn the_api_server_takes_what_the_chart_makes_and_its_upgrade_and_all_but_t
             let set = format!("sidecar.native=false,sidecar.logLevel={level}");
             install(&cluster, release, &["--values", &file, "--set", &set]).await;
         }
-        let made = everything(&cluster, release).await;
+        let made = objects_of(&cluster, release).await;
         assert!(made.len() >= 3, "{release}: {made:?}");
-        ask_helm(&cluster, &["uninstall", release]).await;
-        let mut left = everything(&cluster, release).await;
+        run_helm(&cluster, &["uninstall", release]).await;
+        let mut left = objects_of(&cluster, release).await;
         left.retain(|left| *left != format!("SecretList {release}-loopgate-token"));
         assert!(left.is_empty(), "{release}: {left:?}");
     }

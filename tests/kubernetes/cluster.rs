@@ -1,5 +1,5 @@
-//! A Kubernetes API server of a story's own on loopback, with the etcd that it keeps everything in.
-//! There is no kubelet and no controller: stories do what those would.
+//! A Kubernetes API server on loopback for one test, and the etcd that stores its objects. There is
+//! no kubelet and no controller: the tests do what those would do.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -22,57 +22,58 @@ use tokio::time::{Instant, sleep, timeout};
 use loopgate_test_support::raw_http::RawHttp;
 use loopgate_test_support::tls_client::TlsClient;
 
-/// How long a story waits for what must come to pass. A busy machine leaves an API server that
-/// starts without a processor for minutes; only a failure waits longer.
+/// How long a test waits for a condition. The limit is high because an API server can take minutes
+/// to start on a busy machine; a test that passes doesn't wait for it.
 pub const PATIENCE: Duration = Duration::from_secs(300);
-/// Whoever shows it may do everything.
+/// The bearer token of a cluster administrator.
 pub const ADMIN: &str = "the-token-of-an-administrator";
 
-/// Ends with its processes.
+/// A running API server and its etcd. Dropping it kills both processes.
 pub struct Cluster {
     directory: TempDir,
     binaries: PathBuf,
     flags: &'static [&'static str],
     etcd: Option<Child>,
     api: Option<Child>,
-    store: SocketAddr,
-    /// Where the API server is.
+    etcd_address: SocketAddr,
+    /// The API server's address.
     pub address: SocketAddr,
     client: TlsClient,
 }
 
 impl Cluster {
-    /// One that serves; `None`, said aloud, where its binaries are missing.
+    /// Starts a cluster and waits until it serves. If its binaries are missing, prints that the test
+    /// does not run and returns `None`.
     pub async fn start() -> Option<Self> {
         Self::with(&[]).await
     }
 
-    /// One whose API server has further flags.
+    /// Does the same as `start`, with additional flags for the API server.
     pub async fn with(flags: &'static [&'static str]) -> Option<Self> {
         let Some(binaries) = std::env::var_os("TEST_KUBERNETES") else {
-            let story = std::thread::current().name().unwrap_or("a story").to_owned();
-            writeln!(std::io::stderr(), "NOT RUN: {story}: `tests/run kubernetes` brings what it needs")
+            let test = std::thread::current().name().unwrap_or("a test").to_owned();
+            writeln!(std::io::stderr(), "NOT RUN: {test}: `tests/run kubernetes` installs what it needs")
                 .expect("standard error");
             return None;
         };
         let directory = tempfile::tempdir().unwrap();
-        let ca = certify(directory.path());
+        let ca = write_credentials(directory.path());
         let mut cluster = Self {
             binaries: PathBuf::from(binaries).join("bin"),
             flags,
             etcd: None,
             api: None,
-            store: free_address(),
+            etcd_address: free_address(),
             address: free_address(),
             client: TlsClient::new(free_address(), ca),
             directory,
         };
-        cluster.open_store();
+        cluster.start_etcd();
         cluster.up().await;
         Some(cluster)
     }
 
-    /// A file of its own.
+    /// The path of the file `name` in the cluster's temporary directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -85,15 +86,15 @@ impl Cluster {
         command.spawn().unwrap()
     }
 
-    fn open_store(&mut self) {
-        let (data, store, peers) = (self.file("etcd"), self.store, free_address());
-        // Nothing of this has to outlive a power failure.
+    fn start_etcd(&mut self) {
+        let (data, etcd_address, peers) = (self.file("etcd"), self.etcd_address, free_address());
+        // The data need not survive a power failure.
         self.etcd = Some(self.spawn(
             "etcd",
             &[
                 format!("--data-dir={}", data.display()),
-                format!("--listen-client-urls=http://{store}"),
-                format!("--advertise-client-urls=http://{store}"),
+                format!("--listen-client-urls=http://{etcd_address}"),
+                format!("--advertise-client-urls=http://{etcd_address}"),
                 format!("--listen-peer-urls=http://{peers}"),
                 "--unsafe-no-fsync".into(),
             ],
@@ -104,7 +105,7 @@ impl Cluster {
     pub async fn up(&mut self) {
         let file = |name: &str| self.file(name).display().to_string();
         let mut flags = vec![
-            format!("--etcd-servers=http://{}", self.store),
+            format!("--etcd-servers=http://{}", self.etcd_address),
             format!("--secure-port={}", self.address.port()),
             format!("--tls-cert-file={}", file("api.crt")),
             format!("--tls-private-key-file={}", file("api.key")),
@@ -130,7 +131,7 @@ impl Cluster {
         }
     }
 
-    /// Stops the API server, as when it is updated.
+    /// Stops the API server, as an update does.
     pub async fn down(&mut self) {
         let mut api = self.api.take().expect("it runs");
         signal(&api, Signal::SIGTERM);
@@ -139,37 +140,36 @@ impl Cluster {
         }
     }
 
-    /// Deletes the object that etcd has under `key` without the API server's hearing of it, then or
-    /// ever: that has been cut off, and meanwhile etcd has thrown its past away.
-    pub async fn lose(&mut self, key: &str) {
+    /// Deletes the object that etcd has under `key` so that the API server never gets the event: the
+    /// API server is stopped meanwhile, and etcd compacts its history before it continues.
+    pub async fn delete_unnoticed(&mut self, key: &str) {
         let api = self.api.take().expect("it runs");
         signal(&api, Signal::SIGSTOP);
         self.etcd.take().expect("it runs").kill().await.unwrap();
-        self.open_store();
+        self.start_etcd();
         let deadline = Instant::now() + PATIENCE;
-        while TcpStream::connect(self.store).await.is_err() {
+        while TcpStream::connect(self.etcd_address).await.is_err() {
             assert!(Instant::now() < deadline, "etcd does not start");
             sleep(Duration::from_millis(50)).await;
         }
-        let lost = self.stored("deleterange", &json!({"key": BASE64_STANDARD.encode(key)})).await;
-        assert_eq!(lost["deleted"], "1", "{lost}");
+        let deleted = self.call_etcd("deleterange", &json!({"key": BASE64_STANDARD.encode(key)})).await;
+        assert_eq!(deleted["deleted"], "1", "{deleted}");
         let put = json!({"key": BASE64_STANDARD.encode("/later"), "value": ""});
-        self.stored("put", &put).await;
-        let now = self.stored("put", &put).await["header"]["revision"].clone();
-        self.stored("compaction", &json!({"revision": now, "physical": true})).await;
+        self.call_etcd("put", &put).await;
+        let now = self.call_etcd("put", &put).await["header"]["revision"].clone();
+        self.call_etcd("compaction", &json!({"revision": now, "physical": true})).await;
         signal(&api, Signal::SIGCONT);
         self.api = Some(api);
     }
 
-    /// Asks etcd.
-    async fn stored(&self, what: &str, body: &Value) -> Value {
+    /// Calls the function `what` of etcd's key-value API, and waits until etcd answers it.
+    async fn call_etcd(&self, what: &str, body: &Value) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let stream = TcpStream::connect(self.store).await.unwrap();
-            let asked = exchange(stream, "POST", &format!("/v3/kv/{what}"), "", Some(body)).await;
-            match asked {
+            let stream = TcpStream::connect(self.etcd_address).await.unwrap();
+            match exchange(stream, "POST", &format!("/v3/kv/{what}"), "", Some(body)).await {
                 Some((200, answer)) => return answer,
-                // It has no leader yet.
+                // Until etcd has a leader, it answers with an error.
                 other => assert!(Instant::now() < deadline, "{what}: {other:?}"),
             }
             sleep(Duration::from_millis(50)).await;
@@ -182,7 +182,7 @@ impl Cluster {
         exchange(stream, method, path, &format!("Authorization: Bearer {token}\r\n"), body).await
     }
 
-    /// What the API server answers to whoever has `token`.
+    /// Sends a request with `token`, and returns the API server's status code and body.
     pub async fn answers(&self, token: &str, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
         self.attempt(token, method, path, body).await.expect("the API server answers")
     }
@@ -209,7 +209,7 @@ impl Cluster {
         self.succeeds("DELETE", path, None).await
     }
 
-    /// A file that leads an administrator's tools here.
+    /// Writes a kubeconfig with the administrator's token for this API server, and returns its path.
     pub fn kubeconfig(&self) -> PathBuf {
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -224,7 +224,8 @@ impl Cluster {
     }
 }
 
-/// One request on a connection of its own, and the status and body of its answer; `None` if the connection breaks.
+/// Sends one request on `stream`, which it closes, and returns the status code and body of the
+/// response; `None` if the connection breaks.
 async fn exchange<S>(stream: S, method: &str, path: &str, fields: &str, body: Option<&Value>) -> Option<(u16, Value)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -241,8 +242,9 @@ where
     Some((response.status(), serde_json::from_slice(&response.body).unwrap_or_default()))
 }
 
-/// Writes what the API server proves itself and its tokens by, and returns its CA.
-fn certify(directory: &Path) -> rustls::pki_types::CertificateDer<'static> {
+/// Writes the API server's certificate, the key of service-account tokens and the administrator's
+/// token into `directory`; returns the CA certificate.
+fn write_credentials(directory: &Path) -> rustls::pki_types::CertificateDer<'static> {
     let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
@@ -262,7 +264,7 @@ fn certify(directory: &Path) -> rustls::pki_types::CertificateDer<'static> {
     ca.der().clone()
 }
 
-/// Nobody listens there, for now.
+/// An address of loopback on which no program listens at the moment.
 pub fn free_address() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }

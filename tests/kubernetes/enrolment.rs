@@ -1,4 +1,4 @@
-//! Enrolment by a token, without the agent's process.
+//! Enrolment with a service-account token, without a `loopgate agent` process.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub async fn enrol(client: &TlsClient, source: &str, token: &str) -> Result<Arc<
     converse_by_token(stream, file.path()).await.map(|(credentials, _)| credentials)
 }
 
-/// Enrols from `source` with `token`, and returns why that is refused.
+/// Enrols from `source` with `token`, which must be refused, and returns the reason.
 pub async fn refusal(client: &TlsClient, source: &str, token: &str) -> Reason {
     match enrol(client, source, token).await {
         Err(Error::Refused(refused)) => refused.error,

@@ -1,6 +1,7 @@
-//! Stories of a real Kubernetes API server on which Helm has installed charts/loopgate: the real
-//! binary runs by the chart's variables, with the token of the chart's service account. `tests/run
-//! kubernetes` brings what they need; without it they are skipped, aloud.
+//! Tests with a real Kubernetes API server on which Helm has installed charts/loopgate. The real
+//! binary runs with the variables of the chart's container and with the token of the chart's
+//! service account. `tests/run kubernetes` installs what the tests need. Without it they print
+//! "NOT RUN" and pass.
 
 mod chart_release;
 mod cluster;

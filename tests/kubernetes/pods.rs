@@ -1,4 +1,4 @@
-//! Pods, as those who create them, the kubelet that runs them, and the tokens that it brings them.
+//! Pods: their objects, the status that a kubelet would write, and the tokens it would mount.
 
 use std::path::Path;
 
@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 
-/// Where all of it is.
+/// The namespace of the release and of every pod.
 pub const NAMESPACE: &str = "claws";
 
-/// The path of what this namespace has of a kind, such as `pods`, or of one of them, such as `pods/builder`.
+/// The API path of a kind in this namespace (`pods`) or of an object (`pods/builder`).
 pub fn path(what: &str) -> String {
     format!("/api/v1/namespaces/{NAMESPACE}/{what}")
 }
 
-/// A pod as docs/kubernetes.md has it, with this value of the label, if any.
+/// A pod like the one in docs/kubernetes.md, with this value of the label `loopgate.dev/agent`, if any.
 pub fn pod(name: &str, label: Option<&str>) -> Value {
     let labels = label.map_or_else(|| json!({"app": "x"}), |label| json!({"app": "x", "loopgate.dev/agent": label}));
     json!({
@@ -33,33 +33,33 @@ pub fn pod(name: &str, label: Option<&str>) -> Value {
 }
 
 impl Cluster {
-    /// Makes a service account.
-    pub async fn account(&self, name: &str) {
+    /// Creates a service account.
+    pub async fn create_account(&self, name: &str) {
         self.create(&path("serviceaccounts"), &json!({"metadata": {"name": name}})).await;
     }
 
-    /// Creates a pod, and has it run at `address`; returns what the API server has of it then.
+    /// Creates a pod and sets it running at `address`; returns the API server's object.
     pub async fn run(&self, pod: &Value, address: &str) -> Value {
         let created = self.create(&path("pods"), pod).await;
-        self.moves(name(&created), address).await
+        self.set_address(name(&created), address).await
     }
 
-    /// The kubelet tells of another address.
-    pub async fn moves(&self, name: &str, address: &str) -> Value {
+    /// Writes the status of a running pod with this address, as a kubelet does.
+    pub async fn set_address(&self, name: &str, address: &str) -> Value {
         let status = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "hostIP": "192.0.2.99"});
         self.patch(&path(&format!("pods/{name}/status")), &json!({"status": status})).await
     }
 
-    /// A token of `account`, bound to `pod` if there is one, for `audience` or else for the API server itself.
+    /// A token of `account`, bound to `pod` if given, for `audience` or else for the API server itself.
     pub async fn token(&self, account: &str, pod: Option<&Value>, audience: Option<&str>) -> String {
-        self.asks_for_token(account, pod, audience, 3600).await.1["status"]["token"]
+        self.request_token(account, pod, audience, 3600).await.1["status"]["token"]
             .as_str()
             .expect("a token")
             .to_owned()
     }
 
-    /// The same, and whatever the API server says to it.
-    pub async fn asks_for_token(
+    /// Requests a token that is valid for `seconds`; returns the API server's status code and body.
+    pub async fn request_token(
         &self,
         account: &str,
         pod: Option<&Value>,
@@ -76,7 +76,7 @@ impl Cluster {
             .await
     }
 
-    /// Puts what the volume `volume` of `pod` projects into `directory`, whole, over what is there.
+    /// Writes the files of `pod`'s projected volume `volume` into `directory`, each one atomically.
     pub async fn project(&self, pod: &Value, volume: &str, directory: &Path) {
         let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
         let volume = volumes.iter().find(|other| other["name"] == volume).expect("the volume");
@@ -90,10 +90,10 @@ impl Cluster {
             if let Some(token) = source.get("serviceAccountToken") {
                 let account = pod["spec"]["serviceAccountName"].as_str().expect("an account");
                 let seconds = token["expirationSeconds"].as_u64().expect("a life");
-                let (_, made) = self.asks_for_token(account, Some(pod), token["audience"].as_str(), seconds).await;
+                let (_, made) = self.request_token(account, Some(pod), token["audience"].as_str(), seconds).await;
                 write(&token["path"], made["status"]["token"].as_str().unwrap_or_else(|| panic!("no token: {made:#}")));
             } else if let Some(map) = source.get("configMap") {
-                // A controller puts the cluster's CA under this name into every namespace.
+                // In a full cluster a controller creates this map, with the cluster's CA, in every namespace.
                 assert_eq!(map["name"], "kube-root-ca.crt");
                 assert_eq!(map["items"][0]["key"], "ca.crt");
                 write(&map["items"][0]["path"], &std::fs::read_to_string(self.file("ca.crt")).unwrap());

@@ -1,4 +1,4 @@
-//! What the chart's service account may do, and what is said where that is not enough.
+//! What the chart's service account may do, and what loopgate reports if a right is missing.
 
 use loopgate::enrolment_protocol::Reason;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::pods::{NAMESPACE, path, pod};
 
 const BUILDER: &str = "127.0.0.21";
 
-/// Every rule that holds for whoever has `token`, in `namespace`.
+/// Every RBAC rule that applies to the account of `token` in `namespace`.
 async fn rules(cluster: &Cluster, token: &str, namespace: &str) -> Vec<Value> {
     let asked = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
         "spec": {"namespace": namespace}});
@@ -25,8 +25,8 @@ async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_els
     let Some(cluster) = Cluster::start().await else { return };
     let release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let cluster = &release.cluster;
-    let own = std::fs::read_to_string(release.credentials.path().join("token")).unwrap();
-    let anybodys = cluster.token("builder", None, None).await;
+    let sidecars_token = std::fs::read_to_string(release.credentials.path().join("token")).unwrap();
+    let builders_token = cluster.token("builder", None, None).await;
     for (namespace, expected) in [
         (
             NAMESPACE,
@@ -34,13 +34,13 @@ async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_els
         ),
         ("default", vec![rule(&["create"], "authentication.k8s.io", "tokenreviews")]),
     ] {
-        let anybodys = rules(cluster, &anybodys, namespace).await;
-        let mut more = rules(cluster, &own, namespace).await;
-        more.retain(|rule| !anybodys.contains(rule));
-        more.sort_by_key(|rule| rule["resources"] != "pods" && rule["resources"] != json!(["pods"]));
-        assert_eq!(more, expected, "in {namespace}");
+        let rules_of_any_account = rules(cluster, &builders_token, namespace).await;
+        let mut additional = rules(cluster, &sidecars_token, namespace).await;
+        additional.retain(|rule| !rules_of_any_account.contains(rule));
+        additional.sort_by_key(|rule| rule["resources"] != "pods" && rule["resources"] != json!(["pods"]));
+        assert_eq!(additional, expected, "in {namespace}");
     }
-    // And so it is when it is tried.
+    // The API server applies these rules to requests.
     for (expected, method, what) in [
         (200, "GET", path("pods")),
         (403, "GET", path("pods/builder")),
@@ -52,7 +52,7 @@ async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_els
         (403, "DELETE", path("pods/builder")),
         (403, "POST", path("serviceaccounts/builder/token")),
     ] {
-        let (status, answer) = cluster.answers(&own, method, &what, None).await;
+        let (status, answer) = cluster.answers(&sidecars_token, method, &what, None).await;
         assert_eq!(status, expected, "{method} {what}: {answer:#}");
     }
     assert!(
@@ -65,14 +65,14 @@ async fn the_charts_service_account_may_do_what_the_sidecar_does_and_nothing_els
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_right_that_is_missing_is_named_and_an_upgrade_brings_it() {
+async fn a_missing_right_is_named_and_an_upgrade_adds_it() {
     let Some(cluster) = Cluster::start().await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
     release.until_agents(&["builder"]).await;
     let token = release.cluster.token("builder", Some(&builder), Some("loopgate")).await;
 
-    // Helm takes the right away again.
+    // The upgrade removes the right.
     release.upgrade(&["agents.attested=false"]).await;
     assert_eq!(refusal(&release.sidecar, BUILDER, &token).await, Reason::Kubernetes);
     release
@@ -80,32 +80,32 @@ async fn a_right_that_is_missing_is_named_and_an_upgrade_brings_it() {
         .process()
         .wait_for_log("needs a ClusterRole with the verb create on tokenreviews of authentication.k8s.io")
         .await;
-    assert_eq!(forbidden(&release).await, ["the verb create on tokenreviews"]);
+    assert_eq!(missing_rights(&release).await, ["the verb create on tokenreviews"]);
 
-    // Whoever watches may go on until its watch ends.
+    // A watch that is open goes on until it ends, so the API server is restarted.
     let role = format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/roles/{NAME}");
     release.cluster.patch(&role, &json!({"rules": [rule(&["list"], "", "pods")]})).await;
     release.cluster.down().await;
     release.cluster.up().await;
     release.until_error("needs a Role in its namespace with the verb watch on pods").await;
     assert!(release.status().await.contains("needs a Role in its namespace with the verb watch on pods"));
-    assert_eq!(forbidden(&release).await, ["the verb watch on pods"]);
+    assert_eq!(missing_rights(&release).await, ["the verb watch on pods"]);
     release
         .cluster
         .delete(&format!("/apis/rbac.authorization.k8s.io/v1/namespaces/{NAMESPACE}/rolebindings/{NAME}"))
         .await;
     release.until_error("needs a Role in its namespace with the verb list on pods").await;
-    assert_eq!(forbidden(&release).await, ["the verb list on pods"]);
+    assert_eq!(missing_rights(&release).await, ["the verb list on pods"]);
 
     release.cluster.delete(&role).await;
     release.upgrade(&["agents.attested=true"]).await;
     release.until_agents(&["builder"]).await;
     enrol(&release.sidecar, BUILDER, &token).await.unwrap();
-    assert_eq!(forbidden(&release).await, [""; 0]);
+    assert_eq!(missing_rights(&release).await, [""; 0]);
 }
 
-/// The rights that `loopgate check` finds missing, in the words that they all have.
-async fn forbidden(release: &ChartRelease) -> Vec<String> {
+/// The rights that `loopgate check` reports as missing, without the part that differs between its sources.
+async fn missing_rights(release: &ChartRelease) -> Vec<String> {
     let report = release.check().await;
     let findings = report["findings"].as_array().unwrap().iter();
     let seen = findings

@@ -1,4 +1,4 @@
-//! The API server goes and comes, forgets, and no longer takes the token that it took.
+//! The API server restarts, loses an object without an event, and rejects a token that it accepted.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const BUILDER: &str = "127.0.0.21";
 const OTHER: &str = "127.0.0.22";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_is_inside_stays_while_the_api_server_is_restarted_and_then_it_is_followed_again() {
+async fn agents_stay_connected_while_the_api_server_restarts_and_pods_are_watched_again() {
     let Some(cluster) = Cluster::start().await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let (_, mounted) = release.run(&pod("builder", Some("true")), BUILDER).await;
@@ -45,9 +45,9 @@ async fn whoever_is_inside_stays_while_the_api_server_is_restarted_and_then_it_i
     timeout(Duration::from_secs(1), wire.until_end()).await.expect("its connection ends with the pod");
 }
 
-/// Without a cache the API server has its watches of etcd, which alone knows for how long it remembers.
+/// Without its cache, the API server passes watches on to etcd, whose compaction ends them with 410.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_whose_end_the_api_server_has_forgotten_is_no_agent_any_more() {
+async fn a_pod_that_was_deleted_without_an_event_is_no_longer_an_agent() {
     let Some(cluster) = Cluster::with(&["--watch-cache=false"]).await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let (_, mounted) = release.run(&pod("builder", Some("true")), BUILDER).await;
@@ -59,7 +59,7 @@ async fn a_pod_whose_end_the_api_server_has_forgotten_is_no_agent_any_more() {
     wire.ask(request("GET /", "")).await;
     release.until_agents(&["builder", "other"]).await;
 
-    release.cluster.lose(&format!("/registry/pods/{NAMESPACE}/builder")).await;
+    release.cluster.delete_unnoticed(&format!("/registry/pods/{NAMESPACE}/builder")).await;
     let ended = timeout(Duration::from_secs(20), wire.until_end()).await;
     assert!(ended.is_ok(), "{:#?}", release.sidecar.process().log());
     release.until_agents(&["other"]).await;
@@ -69,14 +69,14 @@ async fn a_pod_whose_end_the_api_server_has_forgotten_is_no_agent_any_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_the_kubelet_rotates_is_used_from_then_on() {
+async fn a_rotated_token_is_used_at_once() {
     let Some(cluster) = Cluster::start().await else { return };
     let mut release = ChartRelease::start(cluster, &["agents.attested=true"]).await;
     let (builder, _) = release.run(&pod("builder", Some("true")), BUILDER).await;
     release.until_agents(&["builder"]).await;
     let token = release.cluster.token("builder", Some(&builder), Some("loopgate")).await;
 
-    // The token is bound to the sidecar's pod: without that it counts for nothing.
+    // The sidecar's token is bound to its pod, and invalid once the pod is deleted.
     let mut again = release.pod.clone();
     release.delete(crate::pods::name(&release.pod)).await;
     release.cluster.down().await;
