@@ -1,5 +1,5 @@
-//! Hostile client certificates: a handshake with one costs little more than any other, and many of
-//! them leave time for agents.
+//! Hostile client certificates: a handshake with one costs little more than a normal handshake, and
+//! many such handshakes do not keep agents from being served.
 
 use std::time::Duration;
 
@@ -14,53 +14,54 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::{Bystanders, attack, attackers};
 
-/// How many certificates the chains have. Those beyond the limit of intermediates must cost less, not more.
+/// Lengths of the chains, in certificates. Chains above the limit of intermediates must cost less.
 const LENGTHS: [usize; 6] = [3, 4, 5, 11, 20, 60];
-/// A hostile handshake may cost so many times what another one does.
-const MOST: f64 = 3.0;
-/// Handshakes of each kind whose CPU time is measured.
-const SAMPLE: u32 = 25;
+/// The most CPU time that a hostile handshake may cost, as a multiple of a normal handshake's.
+const MAX_RATIO: f64 = 3.0;
+/// The number of handshakes with each chain whose CPU time is measured.
+const SAMPLES: u32 = 25;
 
 #[test]
-fn hostile_chains_cost_at_most_three_times_a_handshake() {
+fn hostile_chains_cost_at_most_three_times_a_normal_handshake() {
     attack("hostile chains: CPU time", || async {
-        for asks in [Asks::CertificateFrom, Asks::ClientCa] {
-            let (sidecar, name) = asks.start().await;
+        for option in [CertificateOption::CertificateFrom, CertificateOption::ClientCa] {
+            let (sidecar, name) = option.start().await;
             let client = sidecar.without_tickets();
-            cpu_each(&sidecar, &client, 20).await;
-            let normal = cpu_each(&sidecar, &client, 4 * SAMPLE).await;
-            report(format_args!("  {asks:?}: a handshake {normal:.2?}"));
+            cpu_per_handshake(&sidecar, &client, 20).await;
+            let normal = cpu_per_handshake(&sidecar, &client, 4 * SAMPLES).await;
+            report(format_args!("  {option:?}: a handshake {normal:.2?}"));
             let mut worst = 0.0_f64;
             for shape in SHAPES {
                 let mut line = Vec::new();
                 for length in LENGTHS {
                     let (chain, key) = hostile_chain(shape, length, &name);
                     let hostile = client.with_certificate(chain, key).without_tickets();
-                    let ratio = cpu_each(&sidecar, &hostile, SAMPLE).await.as_secs_f64() / normal.as_secs_f64();
+                    let ratio =
+                        cpu_per_handshake(&sidecar, &hostile, SAMPLES).await.as_secs_f64() / normal.as_secs_f64();
                     worst = worst.max(ratio);
                     line.push(format!("{length} certificates {ratio:.2}"));
                 }
                 report(format_args!("  {shape:?}, times that: {}", line.join(", ")));
             }
-            assert!(worst <= MOST, "{asks:?}: a hostile chain costs {worst:.2} handshakes");
+            assert!(worst <= MAX_RATIO, "{option:?}: a hostile chain costs {worst:.2} handshakes");
         }
     });
 }
 
 #[test]
-fn agents_are_served_while_hostile_chains_come_from_a_hundred_addresses() {
+fn agents_are_served_during_hostile_chains_from_a_hundred_addresses() {
     attack("hostile chains: 30 a second from one address and 300 a second from a hundred", || async {
-        let (sidecar, name) = Asks::CertificateFrom.start().await;
+        let (sidecar, name) = CertificateOption::CertificateFrom.start().await;
         let hostile: Vec<TlsClient> = SHAPES
             .into_iter()
             .flat_map(|shape| LENGTHS.map(|length| hostile_chain(shape, length, &name)))
             .map(|(chain, key)| sidecar.with_certificate(chain, key).without_tickets())
             .collect();
-        let one = RunningHandshakes::start(hostile.clone(), vec!["127.0.0.5".into()], 30);
-        let many = RunningHandshakes::start(hostile, attackers(100), 300);
-        let bystanders = Bystanders::watch(&sidecar, Duration::from_secs(6)).await;
-        report(format_args!("  {} hostile handshakes", one.count() + many.count()));
-        assert!(one.count() + many.count() > 200, "that was no attack");
+        let from_one = RunningHandshakes::start(hostile.clone(), vec!["127.0.0.5".into()], 30);
+        let from_many = RunningHandshakes::start(hostile, attackers(100), 300);
+        let bystanders = Bystanders::measure(&sidecar, Duration::from_secs(6)).await;
+        report(format_args!("  {} hostile handshakes", from_one.count() + from_many.count()));
+        assert!(from_one.count() + from_many.count() > 200, "that was no attack");
         assert!(
             sidecar.gateway.requests().iter().all(|request| request.start().contains(" / ")),
             "a hostile client reached the gateway"
@@ -69,17 +70,17 @@ fn agents_are_served_while_hostile_chains_come_from_a_hundred_addresses() {
     });
 }
 
-/// Why the sidecar asks every client for a certificate.
+/// The option because of which the sidecar requests a certificate from every client.
 #[derive(Debug)]
-enum Asks {
-    /// `agents.certificate_from`: loopgate's own CA counts.
+enum CertificateOption {
+    /// `agents.certificate_from`: certificates of loopgate's own CA are accepted.
     CertificateFrom,
-    /// `tls.client_ca`: the CAs of a bundle count, too.
+    /// `tls.client_ca`: certificates of the CAs in a bundle are accepted too.
     ClientCa,
 }
 
-impl Asks {
-    /// Starts a sidecar, and returns the name of a CA that counts.
+impl CertificateOption {
+    /// Starts a sidecar; returns it and the name of a CA whose certificates it accepts.
     async fn start(&self) -> (SidecarWithGateway, String) {
         match self {
             Self::CertificateFrom => {
@@ -103,8 +104,8 @@ impl Asks {
     }
 }
 
-/// The CPU time that the sidecar spends on each of `count` connections, one after the other.
-async fn cpu_each(sidecar: &SidecarWithGateway, client: &TlsClient, count: u32) -> Duration {
+/// Makes `count` handshakes one after the other; returns the sidecar's average CPU time for one.
+async fn cpu_per_handshake(sidecar: &SidecarWithGateway, client: &TlsClient, count: u32) -> Duration {
     let before = sidecar.process().cpu();
     for _ in 0..count {
         handshake(client).await;

@@ -1,4 +1,4 @@
-//! All connections that the limit of open files allows.
+//! As many connections as the limit of open files allows.
 
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ async fn at_the_limit() {
     let mut open = Vec::new();
     while let Ok(socket) = timeout(Duration::from_secs(1), client.websocket(Protocol::H1, OUTSIDER, "/ws")).await {
         open.push(socket);
-        assert!(open.len() < 256, "there is no limit");
+        assert!(open.len() < 256, "no connection was refused");
     }
     assert!(open.len() > 32, "{} connections only", open.len());
-    // Further ones wait, or are refused.
+    // Additional connections wait or are refused.
     let mut waiting = Vec::new();
     for _ in 0..100 {
         waiting.push(client.tcp(OUTSIDER).await);

@@ -1,5 +1,5 @@
-//! Requests that are not read, or are read or sent slowly: what the gateway and loopgate hold for
-//! them, and how others fare.
+//! Responses that are not read or are read slowly, and requests that are sent slowly: how much memory
+//! the gateway and loopgate use for them, and whether other clients are served.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ const GATEWAY_REQUESTS: usize = 128;
 #[test]
 fn unread_files_and_slow_readers_exhaust_neither_the_gateway_nor_loopgate() {
     attack("25 connections with 100 unread files each, and 15 with 90 slow readers each", || async {
-        // Shorter than `--gateway-stall`: a request that it ends leaves a busy gateway's memory
-        // later than the next one comes.
+        // The attack is shorter than `--gateway-stall`. A busy gateway frees the memory of a request
+        // that this limit ended only after the next request has arrived.
         let sidecar = Launch::new().start_with_gateway().await;
         let memory = Memory::before_attack(&sidecar, sidecar.process()).await;
         let unread = unread(25, 100, 1).start(&sidecar);
         let slow = flood(15, 90, Stream::ReadSlowly(1000), "/file?3500000", "127.0.0.5").start(&sidecar);
-        let bystanders = Bystanders::watch(&sidecar, Duration::from_secs(8)).await;
-        let most = sidecar.gateway.most_buffered() as u64;
-        report(format_args!("  the gateway: {} MiB of files at most", most / MIB));
+        let bystanders = Bystanders::measure(&sidecar, Duration::from_secs(8)).await;
+        let most_buffered = sidecar.gateway.most_buffered() as u64;
+        report(format_args!("  the gateway: {} MiB of files at most", most_buffered / MIB));
         assert_flooded(&sidecar, &[&unread, &slow], 25 * 100 + 15 * 90);
-        assert!(most < 300 * MIB, "the gateway held {} MiB", most / MIB);
+        assert!(most_buffered < 300 * MIB, "the gateway held {} MiB", most_buffered / MIB);
         memory.assert_bounded();
         bystanders.assert_served();
         drop((unread, slow));
@@ -35,18 +35,20 @@ fn unread_files_and_slow_readers_exhaust_neither_the_gateway_nor_loopgate() {
                 sleep(Duration::from_millis(100)).await;
             }
         };
-        timeout(Duration::from_secs(10), released).await.expect("requests of clients that are gone leave the gateway");
+        timeout(Duration::from_secs(10), released)
+            .await
+            .expect("the gateway still holds requests of closed connections");
     });
 }
 
 #[test]
-fn unread_responses_of_many_clients_leave_room_for_others() {
+fn other_clients_are_served_while_many_clients_do_not_read() {
     attack("100 connections from 16 addresses with 100 unread responses each", || async {
         let sidecar = Launch::new().flags(&["--gateway-stall=3s"]).start_with_gateway().await;
         let memory = Memory::before_attack(&sidecar, sidecar.process()).await;
-        // Short enough that hyper takes a response whole.
+        // Responses are so short that hyper buffers each one whole.
         let unread = Flood { path: "/large?60000".into(), ..unread(100, 100, 16) }.start(&sidecar);
-        let bystanders = Bystanders::watch(&sidecar, Duration::from_secs(8)).await;
+        let bystanders = Bystanders::measure(&sidecar, Duration::from_secs(8)).await;
         assert_flooded(&sidecar, &[&unread], 100 * 100);
         memory.assert_bounded();
         bystanders.assert_served();
@@ -59,7 +61,7 @@ fn slow_requests_of_one_client_delay_no_other() {
         let sidecar = Launch::new().start_with_gateway().await;
         let memory = Memory::before_attack(&sidecar, sidecar.process()).await;
         let slow = flood(25, 90, Stream::SendSlowly, "/echo", "127.0.0.5").start(&sidecar);
-        let bystanders = Bystanders::watch(&sidecar, Duration::from_secs(6)).await;
+        let bystanders = Bystanders::measure(&sidecar, Duration::from_secs(6)).await;
         assert_flooded(&sidecar, &[&slow], 2250);
         memory.assert_bounded();
         bystanders.assert_served();
@@ -70,7 +72,7 @@ fn flood(connections: usize, streams: usize, stream: Stream, path: &str, source:
     Flood { sources: vec![source.into()], connections, streams, stream, path: path.into() }
 }
 
-/// Files of the size of the largest one of the gateway's Control UI, that nobody reads.
+/// Requests for files as large as the largest file of the gateway's Control UI, which no client reads.
 fn unread(connections: usize, streams: usize, addresses: usize) -> Flood {
     Flood { sources: attackers(addresses), ..flood(connections, streams, Stream::Unread, "/file?3500000", "") }
 }
@@ -83,7 +85,7 @@ fn assert_flooded(sidecar: &SidecarWithGateway, floods: &[&RunningFlood], reques
     let (arrived, connections) = (sidecar.gateway.requests().len(), sidecar.gateway.connections());
     report(format_args!("  {sent} hostile requests; {ended} of them ended, {closed} connections closed"));
     report(format_args!(
-        "  the gateway: {connections} connections, {arrived} requests that were read, with those of the others"
+        "  the gateway: {connections} connections, {arrived} requests, those of other clients included"
     ));
     assert!(sent >= requests, "{sent} of {requests} requests were sent");
     assert!(connections >= GATEWAY_REQUESTS / 4, "that was no flood");

@@ -1,8 +1,8 @@
-//! Attacks on a running sidecar, each for some seconds: what they cost, and how others fare
-//! meanwhile. Every test prints what it measured.
+//! Attacks on a running sidecar that last some seconds each: their cost in memory and CPU time, and
+//! whether other clients are served meanwhile. Every test prints its measurements.
 //!
-//! The limits of time are generous, for machines that do other things at the same time;
-//! `tests/bench` holds loopgate to the strict ones.
+//! The limits of latency are generous, because the machine may run other programs at the same time.
+//! `tests/bench` has strict limits.
 
 mod chains;
 mod file_descriptors;
@@ -19,14 +19,14 @@ use loopgate_test_support::sidecar::AGENT;
 use loopgate_test_support::tls_client::TlsClient;
 
 const MIB: u64 = 1 << 20;
-/// External clients that attack nobody.
+/// The address of external clients that take no part in the attack.
 const OUTSIDER: &str = "127.0.0.4";
-/// What an agent's and another outsider's requests may take at the 99th percentile. Without other
-/// load it is 100 ms and 1 s.
+/// The latency allowed for an agent's requests at the 99th percentile; `tests/bench` allows 100 ms.
 const AGENT_P99: Duration = Duration::from_secs(1);
+/// The latency allowed for another outsider's requests at the 99th percentile; `tests/bench` allows 1 s.
 const OUTSIDER_P99: Duration = Duration::from_secs(3);
 
-/// Runs one attack at a time.
+/// Runs the test of one attack. No two of them run at the same time.
 fn attack<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     exclusively(name, || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
@@ -35,19 +35,20 @@ fn attack<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     });
 }
 
-/// So many addresses of attackers.
+/// `count` addresses of attackers.
 fn attackers(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("127.0.1.{}", number + 1)).collect()
 }
 
-/// How an agent and another outsider fare for `time`.
+/// The latencies of an agent and of an outsider during an attack.
 struct Bystanders {
     agent: Latencies,
     outsider: Latencies,
 }
 
 impl Bystanders {
-    async fn watch(client: &TlsClient, time: Duration) -> Self {
+    /// Sends requests as both for `time`, and measures them.
+    async fn measure(client: &TlsClient, time: Duration) -> Self {
         let [agent, outsider] = [AGENT, OUTSIDER].map(|source| measure_in_thread(client, source, "/", time));
         tokio::time::sleep(time).await;
         let [agent, outsider] = [agent, outsider].map(|thread| tokio::task::spawn_blocking(|| thread.join().unwrap()));
@@ -68,27 +69,27 @@ impl Bystanders {
     }
 }
 
-/// The resident memory of the sidecar, and what it may become.
+/// The sidecar's resident memory before an attack, to compare with that during it.
 struct Memory<'a> {
     process: &'a Process,
     before: u64,
 }
 
 impl<'a> Memory<'a> {
-    /// Notes how much there is now, after a few requests: what a first request costs is no attack's.
+    /// Reads the memory after a few requests, so that the cost of the first request isn't counted.
     async fn before_attack(client: &TlsClient, process: &'a Process) -> Self {
-        Bystanders::watch(client, Duration::from_millis(500)).await;
+        Bystanders::measure(client, Duration::from_millis(500)).await;
         Self { process, before: process.memory() }
     }
 
-    /// What it has grown by, in bytes.
-    fn grown(&self) -> u64 {
+    /// Returns how much the memory has grown, in bytes.
+    fn growth(&self) -> u64 {
         self.process.memory().saturating_sub(self.before)
     }
 
-    /// Fails if it grew by more than 64 MiB.
+    /// Fails if the memory has grown by 64 MiB or more.
     fn assert_bounded(&self) {
-        let grown = self.grown();
+        let grown = self.growth();
         report(format_args!("  loopgate: {} MiB before, grew by {} MiB", self.before / MIB, grown / MIB));
         assert!(grown < 64 * MIB, "loopgate grew by {} MiB", grown / MIB);
     }

@@ -1,4 +1,4 @@
-//! Uploads that a gateway does not take, because it is away.
+//! Uploads while the gateway is down.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ const STREAMS: [u32; 4] = [1, 3, 5, 7];
 const OUTAGE: Duration = Duration::from_secs(5);
 
 #[test]
-fn uploads_while_the_gateway_is_away_are_not_held_in_memory() {
-    attack("60 connections that upload while the gateway is away for 5 s", || async {
+fn uploads_while_the_gateway_is_down_are_not_held_in_memory() {
+    attack("60 connections that upload while the gateway is down for 5 s", || async {
         let sidecar = Launch::new().start_with_gateway().await;
         let memory = Memory::before_attack(&sidecar, sidecar.process()).await;
         sidecar.gateway.kill();
@@ -26,7 +26,7 @@ fn uploads_while_the_gateway_is_away_are_not_held_in_memory() {
         for number in 0..CONNECTIONS {
             let mut client = RawH2::open(&sidecar, &sources[number % sources.len()], &[]).await;
             client.send(&STREAMS.map(|stream| frame(HEADERS, END_HEADERS, stream, &head)).concat()).await;
-            // As much as the windows allow.
+            // Send as much as the flow-control windows allow.
             let (mut stream_window, mut window) = client.windows().await;
             while stream_window >= data.len() && window >= STREAMS.len() * data.len() {
                 client.send(&STREAMS.map(|stream| frame(DATA, 0, stream, &data)).concat()).await;
@@ -36,13 +36,13 @@ fn uploads_while_the_gateway_is_away_are_not_held_in_memory() {
             uploads.push(client);
         }
         report(format_args!("  {} MiB were sent", sent as u64 / MIB));
-        assert!(sent > CONNECTIONS * 32 * 1024, "that was no flood");
+        assert!(sent > CONNECTIONS * 32 * 1024, "too little was sent to test the limit");
         memory.assert_bounded();
         tokio::time::sleep_until(outage + OUTAGE).await;
         memory.assert_bounded();
         sidecar.gateway.restart();
         timeout(Duration::from_secs(10), async {
-            while Bystanders::watch(&sidecar, Duration::from_millis(300)).await.agent.failed > 0 {
+            while Bystanders::measure(&sidecar, Duration::from_millis(300)).await.agent.failed > 0 {
                 sleep(Duration::from_millis(100)).await;
             }
         })

@@ -1,4 +1,4 @@
-//! WebSockets whose clients do not read what the gateway sends without end.
+//! WebSockets on which the gateway sends without end and the client does not read.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ use tokio::time::{sleep, timeout};
 use crate::{Bystanders, MIB, Memory, attack, attackers};
 
 const WEBSOCKETS: usize = 400;
-/// Of HTTP/2.
+/// HTTP/2 connections, which share the WebSockets evenly.
 const CONNECTIONS: usize = 20;
-/// Their share of it is a quarter.
+/// The limit of buffered bytes (`limits.buffered`). WebSockets may use a quarter of it.
 const BUFFERED: &str = "--buffered=4194304";
 const HEAD: &str = "GET /ws-floods HTTP/1.1\r\nHost: gateway.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 #[test]
-fn websockets_that_are_not_read_share_a_budget() {
+fn unread_websockets_share_a_memory_budget() {
     attack("400 WebSockets that are not read", || async {
         let sidecar = Launch::new().flags(&[BUFFERED]).start_with_gateway().await;
         let memory = Memory::before_attack(&sidecar, sidecar.process()).await;
@@ -38,16 +38,16 @@ fn websockets_that_are_not_read_share_a_budget() {
             assert_eq!(&head, b"HTTP/1.1 101", "{number}");
             clients.push(client);
         }
-        // Without a budget it is 64 KiB for each.
-        let grown = stalled(&sidecar, &memory).await;
+        // Without the budget, each WebSocket would hold 64 KiB.
+        let grown = growth_when_stalled(&sidecar, &memory).await;
         assert!(grown < WEBSOCKETS as u64 * 36 * 1024, "loopgate grew by {} KiB", grown / 1024);
-        Bystanders::watch(&sidecar, Duration::from_secs(2)).await.assert_served();
+        Bystanders::measure(&sidecar, Duration::from_secs(2)).await.assert_served();
         drop(clients);
     });
 }
 
 #[test]
-fn websockets_of_http2_that_are_not_read_share_a_budget() {
+fn unread_websockets_over_http2_share_a_memory_budget() {
     attack("400 WebSockets on 20 HTTP/2 connections that are not read", || async {
         let sidecar = Launch::new().flags(&[BUFFERED]).start_with_gateway().await;
         let memory = Memory::before_attack(&sidecar, sidecar.process()).await;
@@ -65,9 +65,9 @@ fn websockets_of_http2_that_are_not_read_share_a_budget() {
         for number in 0..CONNECTIONS {
             let stream = tcp(&sidecar, &sources[number % sources.len()]).await;
             let mut client = sidecar.handshake(stream, "h2").await.unwrap();
-            let most = i32::MAX as u32;
-            let window = frame(WINDOW_UPDATE, 0, 0, &(most - 65_535).to_be_bytes());
-            client.write_all(&[PREFACE, &settings(&[(INITIAL_WINDOW, most)]), &window].concat()).await.unwrap();
+            let max_window = i32::MAX as u32;
+            let window = frame(WINDOW_UPDATE, 0, 0, &(max_window - 65_535).to_be_bytes());
+            client.write_all(&[PREFACE, &settings(&[(INITIAL_WINDOW, max_window)]), &window].concat()).await.unwrap();
             for stream in 0..streams {
                 let id = 2 * u32::try_from(stream).unwrap() + 1;
                 client.write_all(&frame(HEADERS, END_HEADERS, id, &head)).await.unwrap();
@@ -75,15 +75,15 @@ fn websockets_of_http2_that_are_not_read_share_a_budget() {
             clients.push(client);
         }
         sidecar.gateway.wait_for_requests(WEBSOCKETS).await;
-        // Beside the blocks, hyper holds 64 KiB of each stream.
-        let grown = stalled(&sidecar, &memory).await;
+        // Besides loopgate's own buffers, hyper holds 64 KiB for each stream.
+        let grown = growth_when_stalled(&sidecar, &memory).await;
         assert!(grown < WEBSOCKETS as u64 * 120 * 1024, "loopgate grew by {} KiB", grown / 1024);
-        Bystanders::watch(&sidecar, Duration::from_secs(2)).await.assert_served();
+        Bystanders::measure(&sidecar, Duration::from_secs(2)).await.assert_served();
         drop(clients);
     });
 }
 
-/// A connection of a client for which the kernel buffers little.
+/// Connects from `source` with a small receive buffer in the kernel.
 async fn tcp(sidecar: &TlsClient, source: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -91,23 +91,23 @@ async fn tcp(sidecar: &TlsClient, source: &str) -> TcpStream {
     socket.connect(sidecar.address).await.unwrap()
 }
 
-/// Waits until the gateway can send no more; returns what loopgate grew by.
-async fn stalled(sidecar: &SidecarWithGateway, memory: &Memory<'_>) -> u64 {
-    let (mut before, mut quiet) = (0, 0);
+/// Waits until the gateway can send no more; returns how much loopgate's memory has grown, in bytes.
+async fn growth_when_stalled(sidecar: &SidecarWithGateway, memory: &Memory<'_>) -> u64 {
+    let (mut pushed_before, mut unchanged_for) = (0, 0);
     let no_more = async {
-        while quiet < 5 {
+        while unchanged_for < 5 {
             sleep(Duration::from_millis(200)).await;
             let pushed = sidecar.gateway.pushed();
-            quiet = if pushed == before { quiet + 1 } else { 0 };
-            before = pushed;
+            unchanged_for = if pushed == pushed_before { unchanged_for + 1 } else { 0 };
+            pushed_before = pushed;
         }
     };
     timeout(Duration::from_secs(20), no_more).await.expect("clients that do not read stop the gateway");
-    assert!(before >= WEBSOCKETS * 64 * 1024, "only {before} bytes were sent");
-    let grown = memory.grown();
+    assert!(pushed_before >= WEBSOCKETS * 64 * 1024, "only {pushed_before} bytes were sent");
+    let grown = memory.growth();
     report(format_args!(
         "  the kernel took {} MiB of the gateway, loopgate grew by {} KiB",
-        before as u64 / MIB,
+        pushed_before as u64 / MIB,
         grown / 1024
     ));
     grown
