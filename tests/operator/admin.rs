@@ -1,4 +1,4 @@
-//! Status as a command, as JSON and as a page.
+//! The admin listener: `loopgate status`, its JSON, the page, and requests that it refuses.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -25,13 +25,13 @@ fn status_shows_each_connection_with_its_lane_and_why_it_is_external() {
     let connection = &status["connections"][0];
     assert_eq!((&connection["lane"], &connection["protocol"]), (&"external".into(), &"http/1.1".into()), "{status:#}");
     assert!(connection["why_not_agent"].as_str().unwrap().contains("--own-addresses"), "{status:#}");
-    let shown = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
-    assert!(shown.contains(connection["peer"].as_str().unwrap()) && !shown.contains('\x1b'), "{shown}");
-    assert!(shown.contains(status["certificate"]["fingerprint"].as_str().unwrap()), "{shown}");
+    let printed = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
+    assert!(printed.contains(connection["peer"].as_str().unwrap()) && !printed.contains('\x1b'), "{printed}");
+    assert!(printed.contains(status["certificate"]["fingerprint"].as_str().unwrap()), "{printed}");
 }
 
 #[test]
-fn own_addresses_are_agents_with_the_flag() {
+fn clients_from_own_addresses_are_agents_with_the_flag() {
     let sidecar = Harness::start(&["--own-addresses", "agent"]);
     let _client = connect(&sidecar);
     let status = sidecar.wait_for_status(|status| status["lanes"]["agent"] == 1);
@@ -44,7 +44,7 @@ fn own_addresses_are_agents_with_the_flag() {
 }
 
 #[test]
-fn a_gateway_that_is_down_is_reported_everywhere() {
+fn a_gateway_that_is_down_is_reported_by_status_page_metrics_and_log() {
     let mut sidecar = Harness::start(&["--listen=127.0.0.1:0", "--listen=nope0:28444", "--log-format=text"]);
     drop(sidecar.gateway.take());
     let status = sidecar.wait_for_status(|status| status["ready"] == false);
@@ -52,12 +52,12 @@ fn a_gateway_that_is_down_is_reported_everywhere() {
     assert!(sidecar.get("/readyz", "localhost").starts_with("HTTP/1.1 503"));
     assert!(sidecar.get("/", "localhost").contains("not ready"));
     assert!(sidecar.get("/metrics", "localhost").contains("\nloopgate_gateway_up 0\n"));
-    let shown = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
-    assert!(shown.contains("not ready") && shown.contains("nope0:28444"), "{shown}");
-    let said = sidecar.process().output();
+    let printed = String::from_utf8(sidecar.status(&[]).stdout).unwrap();
+    assert!(printed.contains("not ready") && printed.contains("nope0:28444"), "{printed}");
+    let log = sidecar.process().output();
     for (once, level) in [("the gateway can't be reached", "WARN"), ("listen=\"nope0:28444\"", "WARN")] {
-        let lines: Vec<_> = said.lines().filter(|line| line.contains(once)).collect();
-        assert!(lines.len() == 1 && lines[0].contains(level), "{once}: {said}");
+        let lines: Vec<_> = log.lines().filter(|line| line.contains(once)).collect();
+        assert!(lines.len() == 1 && lines[0].contains(level), "{once}: {log}");
     }
     let address = status["gateway"]["address"].as_str().unwrap();
     sidecar.gateway = Some(std::net::TcpListener::bind(address).unwrap());
@@ -76,7 +76,7 @@ fn dns_rebinding_can_not_read_the_admin_listener() {
 }
 
 #[test]
-fn the_page_has_a_policy_that_lets_it_load_nothing() {
+fn the_pages_content_security_policy_lets_it_load_nothing() {
     let sidecar = Harness::start(&[]);
     let page = sidecar.get("/", "localhost");
     assert!(page.contains("content-security-policy: default-src 'none'; style-src 'sha256-"), "{page}");
@@ -87,10 +87,10 @@ fn the_page_has_a_policy_that_lets_it_load_nothing() {
 #[test]
 fn clients_that_never_read_do_not_block_the_admin_listener() {
     let sidecar = Harness::start(&[]);
-    let crowd: Vec<_> = (0..64)
+    let unread: Vec<_> = (0..64)
         .map(|_| {
             let mut stream = TcpStream::connect(sidecar.admin()).unwrap();
-            // More than all buffers hold; that part of it is never read is expected.
+            // More than all buffers hold, so the write is expected to time out.
             stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
             let _ = stream.write_all("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(5000).as_bytes());
             stream
@@ -102,7 +102,7 @@ fn clients_that_never_read_do_not_block_the_admin_listener() {
     let mut answer = String::new();
     BufReader::new(probe).read_line(&mut answer).unwrap();
     assert_eq!(answer, "HTTP/1.1 200 OK\r\n");
-    drop(crowd);
+    drop(unread);
 }
 
 #[test]
@@ -126,10 +126,11 @@ fn status_fails_with_one_line_without_a_sidecar() {
     let address = free_address().to_string();
     let output = loopgate(["status", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8(output.stderr).unwrap();
+    let error_output = String::from_utf8(output.stderr).unwrap();
     assert!(
-        said.starts_with(&format!("loopgate: no sidecar answers at {address}; run this")) && said.lines().count() == 1,
-        "{said}"
+        error_output.starts_with(&format!("loopgate: no sidecar answers at {address}; run this"))
+            && error_output.lines().count() == 1,
+        "{error_output}"
     );
     let missing = loopgate(["status", "--config", "/nope.toml"]).output().unwrap();
     assert_eq!(missing.status.code(), Some(2));

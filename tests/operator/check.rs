@@ -1,5 +1,5 @@
-//! `loopgate check` where the engine, the gateway or the files are not as they should be, with
-//! stand-ins for the first two.
+//! `loopgate check` if something is wrong with the engine, the gateway or the files. The engine and
+//! the gateway are fakes.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::harness::{Harness, free_address, loopgate};
 use loopgate_test_support::fake_docker::{FakeDocker, container};
 
-/// Runs `loopgate check --json` without blocking the stand-ins; returns the whole report and whether it was a success.
+/// Runs `loopgate check --json` without blocking the fakes; returns the report and whether the command succeeded.
 pub async fn check(arguments: &[&str]) -> (Value, bool) {
     let mut command = loopgate([&["check", "--json"], arguments].concat());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
@@ -32,13 +32,13 @@ pub fn finding<'a>(report: &'a Value, id: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("no {id} in {report:#}"))
 }
 
-fn on(docker: &FakeDocker) -> String {
+fn docker_url(docker: &FakeDocker) -> String {
     format!("unix://{}", docker.socket().display())
 }
 
-/// An address of this machine, so that the owner of this namespace is found by it.
+/// An address of this machine, by which loopgate finds the container that owns this namespace.
 fn own_address() -> String {
-    // No packet is sent by that.
+    // Connecting a UDP socket sends no packet; it only selects the local address.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     match socket.connect("192.0.2.254:9").and_then(|()| socket.local_addr()) {
         Ok(address) => address.ip().to_string(),
@@ -50,20 +50,20 @@ fn own_address() -> String {
 async fn an_unfiltered_docker_socket_is_reported() {
     let docker = FakeDocker::start();
     docker.answer("/containers/loopgate-check/archive", 400, r#"{"message":"bad parameter: 'path' cannot be empty"}"#);
-    let (report, _) = check(&["--docker", &on(&docker)]).await;
-    // Nothing is asked for beyond what a filter has to permit, be it to learn what it permits.
-    for asked in docker.all_asked() {
-        let exact = ["/_ping", "/version", "/events", "/containers/json", "/networks"].contains(&asked.as_str());
-        let one = asked
+    let (report, _) = check(&["--docker", &docker_url(&docker)]).await;
+    // The check requests nothing that a socket filter does not have to permit, not even to test the filter.
+    for request in docker.all_asked() {
+        let exact = ["/_ping", "/version", "/events", "/containers/json", "/networks"].contains(&request.as_str());
+        let one = request
             .strip_prefix("/containers/")
             .and_then(|rest| rest.split_once('/'))
             .is_some_and(|(_, last)| ["json", "top", "archive"].contains(&last));
-        assert!(exact || one || asked.starts_with("/networks/"), "{asked}");
+        assert!(exact || one || request.starts_with("/networks/"), "{request}");
     }
     let seen = finding(&report, "docker-too-wide")["seen"][0].as_str().unwrap();
     assert!(seen.starts_with("GET /containers/{id}/archive gets through to the engine (400)"), "{seen}");
     docker.answer("/containers/loopgate-check/archive", 403, "no");
-    let (report, _) = check(&["--docker", &on(&docker)]).await;
+    let (report, _) = check(&["--docker", &docker_url(&docker)]).await;
     assert!(!ids(&report).contains("docker-too-wide"), "{report:#}");
 }
 
@@ -71,7 +71,7 @@ async fn an_unfiltered_docker_socket_is_reported() {
 async fn a_missing_or_too_strict_docker_socket_is_reported() {
     let docker = FakeDocker::start();
     docker.answer("/containers/json", 403, "no");
-    let (report, success) = check(&["--docker", &on(&docker)]).await;
+    let (report, success) = check(&["--docker", &docker_url(&docker)]).await;
     let seen = finding(&report, "docker-unreachable")["seen"][0].as_str().unwrap();
     assert!(seen.contains("refuses GET /containers/json (403") && !success, "{seen}");
     let (report, _) = check(&["--docker", "unix:///nowhere/docker.sock"]).await;
@@ -85,7 +85,7 @@ async fn a_missing_or_too_strict_docker_socket_is_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mislabelled_and_forgeable_agents_are_reported() {
+async fn agents_with_wrong_labels_or_forgeable_addresses_are_reported() {
     let own = own_address();
     if own.starts_with("127.") {
         eprintln!("SKIPPED: this machine has no address beside loopback");
@@ -100,7 +100,7 @@ async fn mislabelled_and_forgeable_agents_are_reported() {
     docker
         .details("robot", json!({"Id": "robot", "HostConfig": {"CapDrop": null, "CapAdd": null, "Privileged": false}}));
     let arguments = |more: &[&'static str]| {
-        [vec!["--docker".to_owned(), on(&docker)], more.iter().map(|one| (*one).to_owned()).collect()].concat()
+        [vec!["--docker".to_owned(), docker_url(&docker)], more.iter().map(|one| (*one).to_owned()).collect()].concat()
     };
     let given = arguments(&["--container", "netns", "--trusted-proxy", "192.0.2.254"]);
     let (report, _) = check(&given.iter().map(String::as_str).collect::<Vec<_>>()).await;
@@ -114,7 +114,7 @@ async fn mislabelled_and_forgeable_agents_are_reported() {
         finding(&report, "bridge-gateway-trusted")["remedy"],
         json!({"in": "loopgate", "key": "external.trusted_proxies", "value": []})
     );
-    // Each remedy, applied.
+    // The same after each remedy was applied.
     docker.put(container("odd", labels("claw", "false"), &[("net", "192.0.2.32")]));
     docker.details("robot", json!({"Id": "robot", "HostConfig": {"CapDrop": ["NET_RAW"]}}));
     let given = arguments(&["--container", "netns", "--any-project"]);
@@ -163,7 +163,7 @@ async fn the_state_directory_and_its_certificate_are_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_says_when_the_gateways_own_file_was_not_read() {
+async fn an_unread_or_invalid_configuration_of_the_gateway_is_reported() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("openclaw.json");
     let arguments = ["--docker", "off", "--admin", "off"];
@@ -207,15 +207,16 @@ fn check_rejects_an_invalid_option() {
     assert_eq!(output.status.code(), Some(2));
 }
 
-/// A directory with a command `openclaw` that writes its arguments, and the configuration that it is for, into `said`.
-fn openclaw(directory: &Path) {
-    let script = format!("#!/bin/sh\necho \"$OPENCLAW_CONFIG_PATH $*\" >>{}/said\n", directory.display());
+/// Writes a command `openclaw` into `directory`. It appends the path of its configuration and its
+/// arguments to the file `calls` there.
+fn write_openclaw_command(directory: &Path) {
+    let script = format!("#!/bin/sh\necho \"$OPENCLAW_CONFIG_PATH $*\" >>{}/calls\n", directory.display());
     std::fs::write(directory.join("openclaw"), script).unwrap();
     std::fs::set_permissions(directory.join("openclaw"), std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[test]
-fn fix_sets_by_the_gateways_own_command_what_is_safe_to_set() {
+fn fix_runs_openclaw_config_set_for_safe_changes_only() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("openclaw.json");
     std::fs::write(&file, "{gateway: {bind: 'lan', auth: {mode: 'none'}, tls: {enabled: true}}}").unwrap();
@@ -233,13 +234,14 @@ fn fix_sets_by_the_gateways_own_command_what_is_safe_to_set() {
     {
         assert!(without.contains(&format!("  openclaw config set {command}\n")), "{without}");
     }
-    openclaw(directory.path());
+    write_openclaw_command(directory.path());
     let text = fix(directory.path());
-    let said = std::fs::read_to_string(directory.path().join("said")).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let calls =
+        std::fs::read_to_string(directory.path().join("calls")).unwrap_or_else(|error| panic!("{error}: {text}"));
     let mut set: Vec<&str> =
-        said.lines().map(|line| line.strip_prefix(&format!("{} config set ", file.display())).expect(line)).collect();
+        calls.lines().map(|line| line.strip_prefix(&format!("{} config set ", file.display())).expect(line)).collect();
     set.sort_unstable();
-    // Not the mode of authentication, which needs a token first.
+    // The mode of authentication is not among them, because it needs a token first.
     assert_eq!(
         set,
         ["gateway.bind loopback", "gateway.tls.enabled false", "gateway.trustedProxies [\"127.0.0.2\"] --json"],

@@ -1,4 +1,4 @@
-//! A sidecar whose gateway only listens.
+//! A sidecar with a gateway that listens and does nothing else.
 
 use std::net::TcpListener;
 
@@ -21,7 +21,7 @@ impl std::ops::Deref for Harness {
 }
 
 impl Harness {
-    /// Starts them.
+    /// Starts the gateway's listener, and the sidecar with additional `flags`.
     pub fn start(flags: &[&str]) -> Self {
         let gateway = TcpListener::bind("127.0.0.1:0").unwrap();
         let sidecar = Launch::new().gateway(gateway.local_addr().unwrap()).flags(flags).start();

@@ -1,4 +1,4 @@
-//! What an operator sees when agents are pods.
+//! `check`, `status`, the page and metrics with discovery by Kubernetes.
 
 use std::time::{Duration, Instant};
 

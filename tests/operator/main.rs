@@ -1,5 +1,5 @@
-//! What an operator sees of a sidecar that runs, and of one that should: `status`, the page,
-//! `/metrics`, `check`, the documentation.
+//! What loopgate shows an operator: `status`, the page, `/metrics`, `check`, the audit log, and the
+//! documentation.
 
 mod admin;
 mod audit;

@@ -1,4 +1,4 @@
-//! `/metrics` by the rules of promtool's linter and of OpenMetrics.
+//! `/metrics` follows the rules of promtool's linter and of OpenMetrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,8 +12,8 @@ use prometheus_client::registry::Registry;
 
 use crate::harness::Harness;
 
-/// Every metric, with a value for those that are absent without one.
-pub fn everything() -> String {
+/// The text of all metrics. Families that would be absent without a value have one.
+pub fn all_metrics() -> String {
     let (traffic, listener_metrics, health) = (Traffic::default(), ListenerMetrics::default(), Health::default());
     for family in
         [&traffic.denied, &traffic.handshake_failures, &traffic.overdue, &traffic.refused, &traffic.gateway_errors]
@@ -40,7 +40,7 @@ pub fn everything() -> String {
     text
 }
 
-/// The only labels there are; none has a value that a client chooses.
+/// All labels that metrics may have. A client can't choose the value of any of them.
 const LABELS: [&str; 8] = ["end", "lane", "le", "proof", "protocol", "reason", "status", "version"];
 
 #[test]
@@ -55,30 +55,30 @@ fn metrics_follow_the_naming_conventions_and_have_no_unbounded_label() {
         assert!(body.lines().any(|line| line == wanted), "{wanted} is not in\n{body}");
     }
     lint(body);
-    lint(&everything());
+    lint(&all_metrics());
     let names = |text: &str| {
         text.lines().filter(|line| line.starts_with("# TYPE")).map(ToOwned::to_owned).collect::<BTreeSet<_>>()
     };
-    let missing: Vec<_> = names(body).difference(&names(&everything())).cloned().collect();
-    assert_eq!(missing, [] as [String; 0], "metrics of the sidecar that are not in `everything`");
+    let missing: Vec<_> = names(body).difference(&names(&all_metrics())).cloned().collect();
+    assert_eq!(missing, [] as [String; 0], "metrics of the sidecar that are not in `all_metrics`");
 }
 
 fn lint(body: &str) {
     assert!(body.ends_with("# EOF\n"), "{body}");
-    let (mut kinds, mut helped) = (BTreeMap::new(), BTreeSet::new());
+    let (mut kinds, mut with_help) = (BTreeMap::new(), BTreeSet::new());
     for line in body.lines().filter_map(|line| line.strip_prefix("# ")) {
         let mut words = line.splitn(3, ' ');
         match (words.next(), words.next(), words.next()) {
             (Some("TYPE"), Some(name), Some(kind)) => {
                 assert!(kinds.insert(name, kind).is_none(), "{name} is there twice")
             }
-            (Some("HELP"), Some(name), Some(help)) => assert!(helped.insert(name) && help.ends_with('.'), "{line}"),
+            (Some("HELP"), Some(name), Some(help)) => assert!(with_help.insert(name) && help.ends_with('.'), "{line}"),
             (Some("UNIT"), Some(name), Some(unit)) => assert!(name.ends_with(unit), "{line}"),
             _ => assert_eq!(line, "EOF"),
         }
     }
     for (name, kind) in &kinds {
-        assert!(helped.contains(name), "{name} has no help");
+        assert!(with_help.contains(name), "{name} has no help");
         assert!(name.starts_with("loopgate_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
         assert!(matches!(*kind, "counter" | "gauge" | "histogram" | "info"), "{name} is a {kind}");
         for unusual in [
@@ -115,9 +115,9 @@ fn lint(body: &str) {
     }
 }
 
-/// A family without a value is absent from the output, so `everything` must give each one a value.
+/// A family without a value is absent from the output, so `all_metrics` must give each one a value.
 #[test]
-fn everything_that_is_registered_is_in_everything() {
+fn every_registered_metric_is_in_all_metrics() {
     let files = std::fs::read_dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/metrics")).unwrap();
     let text: String = files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
     let calls = text
@@ -127,15 +127,15 @@ fn everything_that_is_registered_is_in_everything() {
         .map(|(_, arguments)| arguments.trim_start());
     let names: Vec<&str> = calls.filter_map(|arguments| arguments.strip_prefix('"')?.split('"').next()).collect();
     assert!(names.len() > 40, "{names:?}");
-    let line = everything();
+    let line = all_metrics();
     for name in names {
-        assert!(line.contains(&format!("# TYPE loopgate_{name}")), "{name} is not in `everything`");
+        assert!(line.contains(&format!("# TYPE loopgate_{name}")), "{name} is not in `all_metrics`");
     }
 }
 
 #[test]
 fn alerts_and_the_dashboard_use_existing_metrics() {
-    let metrics = everything();
+    let metrics = all_metrics();
     let names: BTreeSet<String> = metrics
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))
@@ -153,9 +153,9 @@ fn alerts_and_the_dashboard_use_existing_metrics() {
     for file in ["alerts.yaml", "dashboard.json"] {
         let text = std::fs::read_to_string(directory.join(file)).unwrap();
         let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-        let asked: BTreeSet<&str> = words.filter(|word| word.starts_with("loopgate_")).collect();
-        assert!(asked.len() > 5, "{file}");
-        for name in asked {
+        let used: BTreeSet<&str> = words.filter(|word| word.starts_with("loopgate_")).collect();
+        assert!(used.len() > 5, "{file}");
+        for name in used {
             assert!(names.contains(name), "{file} asks for {name}");
         }
         if file.ends_with(".json") {

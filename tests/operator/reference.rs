@@ -1,7 +1,7 @@
-//! `docs/reference.md` is what the code says: options, findings and metrics are taken from it, and
-//! labels and commands are all there.
+//! The tables of `docs/reference.md` (commands, options, findings, metrics) are generated from the
+//! code, and commands, links and texts in the other documents exist.
 //!
-//! `TEST_BLESS=1 cargo test --test operator reference` writes them anew.
+//! `TEST_BLESS=1 cargo test --test operator reference` updates the tables.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use loopgate::config::live::Effect;
 use loopgate::config::option::Form;
 
 use crate::harness::loopgate;
-use crate::metrics::everything;
+use crate::metrics::all_metrics;
 
 #[test]
-fn the_reference_lists_every_option() {
+fn the_tables_of_the_reference_are_those_of_the_code() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
     let written = std::fs::read_to_string(&path).unwrap();
     let mut expected = written.clone();
@@ -29,11 +29,11 @@ fn the_reference_lists_every_option() {
     if std::env::var_os("TEST_BLESS").is_some() {
         std::fs::write(&path, &expected).unwrap();
     } else {
-        assert!(written == expected, "docs/reference.md is not what the code says: TEST_BLESS=1 writes it anew");
+        assert!(written == expected, "docs/reference.md is out of date: TEST_BLESS=1 updates it");
     }
 }
 
-/// What `loopgate --help` says of each command.
+/// The table of commands, from `loopgate --help`.
 fn commands() -> String {
     let output = loopgate(["--help"]).env("COLUMNS", "1000").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
@@ -77,9 +77,9 @@ fn findings() -> String {
     table
 }
 
-/// What is said of each metric.
+/// The table of metrics, from their metadata.
 fn metrics() -> String {
-    let answer = everything();
+    let answer = all_metrics();
     let mut rows = Vec::new();
     let mut help = "";
     for line in answer.lines() {
@@ -128,7 +128,7 @@ fn every_command_in_the_documentation_exists() {
             {
                 continue;
             }
-            // As deep as there are commands: `cert show`, but `completions bash`.
+            // `cert` and `config` have subcommands. The second word of `completions bash` is an argument.
             let depth = if ["cert", "config"].contains(&command[0]) { 2 } else { 1 };
             let output = loopgate([&command[..depth.min(command.len())], &["--help"]].concat()).output().unwrap();
             assert!(output.status.success(), "{}: {line}", document.display());
@@ -149,7 +149,7 @@ fn every_command_in_the_documentation_exists() {
 }
 
 #[test]
-fn links_between_documents_are_valid() {
+fn links_between_documents_lead_to_existing_files() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
     for entry in
         std::fs::read_dir(&docs).unwrap().flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "md"))
@@ -165,8 +165,8 @@ fn links_between_documents_are_valid() {
     }
 }
 
-/// Texts in the headings of "Troubleshooting" that other programs print.
-const TEXTS_OF_OTHERS: [&str; 29] = [
+/// Beginnings of texts in the headings of "Troubleshooting" that other programs print.
+const OTHER_PROGRAMS_TEXTS: [&str; 29] = [
     "1008: pairing required",
     "pairing required: device is not approved yet",
     "SECURITY ERROR: Gateway URL",
@@ -199,7 +199,7 @@ const TEXTS_OF_OTHERS: [&str; 29] = [
 ];
 
 #[test]
-fn texts_of_loopgate_in_troubleshooting_are_texts_of_the_program() {
+fn loopgates_messages_in_troubleshooting_are_in_its_source() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut sources = String::new();
     let mut directories = vec![root.join("src")];
@@ -219,10 +219,12 @@ fn texts_of_loopgate_in_troubleshooting_are_texts_of_the_program() {
     let headings = troubleshooting.lines().filter(|line| line.starts_with("### "));
     let mut seen = 0;
     for text in headings.flat_map(|heading| heading.split('`').skip(1).step_by(2)) {
-        // What follows depends on the case.
+        // The rest of the text differs from case to case.
         let fixed =
             [" address=", " 172.", " /var", ": 4"].iter().fold(text, |text, end| text.split(end).next().unwrap());
-        if fixed.chars().all(|c| c.is_ascii_digit()) || TEXTS_OF_OTHERS.iter().any(|other| fixed.starts_with(other)) {
+        if fixed.chars().all(|c| c.is_ascii_digit())
+            || OTHER_PROGRAMS_TEXTS.iter().any(|other| fixed.starts_with(other))
+        {
             continue;
         }
         assert!(sources.contains(fixed) || fixed == "Unexpected server response", "no source has {fixed:?}");

@@ -1,4 +1,4 @@
-//! Reloading: `loopgate reload`, the watched configuration file, and who may not reload.
+//! Reloading: `loopgate reload`, changes of the configuration file, and requests that may not reload.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -21,10 +21,10 @@ fn text(output: &[u8]) -> String {
     String::from_utf8(output.to_vec()).unwrap()
 }
 
-/// Sends `POST /reload` with further header fields and returns the status code.
-fn post(admin: SocketAddr, fields: &str) -> String {
+/// Sends a request with this head and an empty body, and returns the status code.
+fn send(admin: SocketAddr, head: &str) -> String {
     let mut stream = TcpStream::connect(admin).unwrap();
-    write!(stream, "{fields}Content-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+    write!(stream, "{head}Content-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer.split(' ').nth(1).unwrap().to_owned()
@@ -59,7 +59,7 @@ fn a_rejected_configuration_is_printed_and_the_old_one_stays() {
 }
 
 #[test]
-fn a_changed_file_is_applied_without_being_asked() {
+fn a_changed_file_is_applied_without_a_request() {
     let (sidecar, _gateway) = sidecar("");
     std::fs::write(sidecar.config_file(), "[external]\ndeny = [\"10.0.0.0/8\"]\n").unwrap();
     let line = sidecar.process().wait_for_log_blocking("configuration reloaded");
@@ -67,7 +67,7 @@ fn a_changed_file_is_applied_without_being_asked() {
 }
 
 #[test]
-fn only_a_local_program_may_reload() {
+fn web_pages_may_not_reload() {
     let (sidecar, _gateway) = sidecar("");
     let admin = sidecar.admin();
     let host = format!("Host: {admin}\r\n");
@@ -78,7 +78,7 @@ fn only_a_local_program_may_reload() {
         (format!("POST /reload HTTP/1.1\r\n{host}{own}Origin: http://{admin}\r\n"), "403"),
         (format!("POST /reload HTTP/1.1\r\nHost: evil.example\r\n{own}"), "421"),
         (format!("GET /reload HTTP/1.1\r\n{host}{own}"), "405"),
-        // What a browser asks before it would send the header across origins.
+        // A browser's preflight request, which precedes a request with this header to another origin.
         (
             format!(
                 "OPTIONS /reload HTTP/1.1\r\n{host}Origin: http://evil.example\r\n\
@@ -88,12 +88,12 @@ fn only_a_local_program_may_reload() {
         ),
         (format!("POST /status HTTP/1.1\r\n{host}{own}"), "405"),
     ] {
-        assert_eq!(post(admin, &request), status, "{request}");
+        assert_eq!(send(admin, &request), status, "{request}");
     }
 }
 
 #[test]
-fn without_an_admin_listener_reload_says_what_else_works() {
+fn without_an_admin_listener_reload_names_the_other_ways() {
     let output = loopgate(["reload", "--admin=off"]).output().unwrap();
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{error}");

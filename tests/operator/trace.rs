@@ -1,4 +1,4 @@
-//! One request, followed from the access log to the error that it ended with.
+//! The access log's trace id and request id, by which a request's other log lines are found.
 
 use std::io::{Read, Write};
 
@@ -7,9 +7,9 @@ use serde_json::Value;
 use crate::admin::connect;
 use crate::harness::{Harness, loopgate};
 
-const STATED: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+const CLIENTS_TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// The lines of the log that a request with this `traceparent` leaves, where the gateway doesn't answer.
+/// Sends a request with this `traceparent` to a gateway that doesn't answer, and returns the log lines.
 fn logged(flags: &[&str], traceparent: &str) -> Vec<Value> {
     let always = ["--access-log", "--log-format", "json", "--request-timeout", "300ms"];
     let sidecar = Harness::start(&[&always, flags].concat());
@@ -29,17 +29,17 @@ fn logged(flags: &[&str], traceparent: &str) -> Vec<Value> {
 
 #[test]
 fn the_access_log_has_the_trace_and_the_id_of_the_error() {
-    let made = |trace: &str| trace.len() == 32 && trace.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let is_trace_id = |trace: &str| trace.len() == 32 && trace.bytes().all(|digit| digit.is_ascii_hexdigit());
     for (flags, traceparent, expected) in [
-        (&["--traceparent", "make"][..], STATED, Some(&STATED[3..35])),
+        (&["--traceparent", "make"][..], CLIENTS_TRACEPARENT, Some(&CLIENTS_TRACEPARENT[3..35])),
         (&["--traceparent", "make"], "nonsense", None),
-        (&[], STATED, Some("-")),
+        (&[], CLIENTS_TRACEPARENT, Some("-")),
     ] {
         let lines = logged(flags, traceparent);
         let access =
             lines.iter().find(|line| line["target"] == "loopgate::access").unwrap_or_else(|| panic!("{lines:?}"));
         let trace = access["trace_id"].as_str().unwrap();
-        assert!(expected.map_or_else(|| made(trace), |expected| trace == expected), "{access}");
+        assert!(expected.map_or_else(|| is_trace_id(trace), |expected| trace == expected), "{access}");
         assert_eq!((&access["path"], &access["status"]), (&"/here".into(), &504.into()));
         let error = lines.iter().find(|line| line["level"] == "WARN").unwrap_or_else(|| panic!("{lines:?}"));
         assert_eq!(access["request_id"], error["request_id"]);
