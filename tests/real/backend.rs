@@ -1,4 +1,4 @@
-//! The backend for load, on the gateway's host.
+//! The backend for load tests, on the gateway's host.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -7,7 +7,7 @@ use loopgate_test_support::backend::Backend;
 use loopgate_test_support::network::{Host, Network};
 use tokio::sync::{mpsc, oneshot};
 
-/// A [`Backend`] on 127.0.0.1:18789 of the gateway's host. It ends on drop.
+/// A [`Backend`] on 127.0.0.1:18789 of the gateway's host. Dropping it ends it.
 pub struct HostedBackend {
     backend: Arc<Backend>,
     stop: Option<oneshot::Sender<()>>,
@@ -15,7 +15,7 @@ pub struct HostedBackend {
 }
 
 impl HostedBackend {
-    /// Starts it; it listens when this returns.
+    /// Starts the backend, and returns when it listens.
     pub fn start(network: &Network) -> Self {
         let (stop, stopped) = oneshot::channel();
         let (listens, ready) = std::sync::mpsc::channel();

@@ -1,8 +1,8 @@
-// Opens the Control UI in Chromium and waits with it for an approval. Prints a JSON object on a line for each thing that happened:
+// Opens the Control UI in Chromium and waits until its device is approved. Prints one line of JSON for each event:
 //   {saw: "page", protocol}          the page has loaded, over h2 or http/1.1
-//   {saw: "pairing", request}        the gateway wants an approval; goes on when a line comes in on standard input
+//   {saw: "pairing", request}        the gateway requires an approval; the script goes on after a line on standard input
 //   {saw: "hello", scopes}           the page is connected
-//   {saw: "nothing", ...}            neither came about
+//   {saw: "nothing", ...}            an expected event did not happen
 //
 //   node browser.mjs '{"modules", "url", "profile", "netlog", "screenshots", "arguments": []}'
 import { createRequire } from "node:module";
@@ -24,8 +24,9 @@ const context = await chromium.launchPersistentContext(options.profile, {
 });
 const page = context.pages()[0];
 
-// What the gateway says to the page tells more, and more steadily, than the words of either version's screens.
-const heard = { pairing: Promise.withResolvers(), hello: Promise.withResolvers() };
+// Reads the gateway's messages to the page. They contain the request id and the scopes, and differ less between versions
+// than the text of the page.
+const received = { pairing: Promise.withResolvers(), hello: Promise.withResolvers() };
 page.on("websocket", (socket) => {
   socket.on("framereceived", ({ payload }) => {
     let frame;
@@ -35,8 +36,8 @@ page.on("websocket", (socket) => {
       return;
     }
     if (frame.type !== "res") return;
-    if (frame.payload?.type === "hello-ok") heard.hello.resolve(frame.payload.auth?.scopes ?? []);
-    if (frame.error?.code === "NOT_PAIRED") heard.pairing.resolve(frame.error.details.requestId);
+    if (frame.payload?.type === "hello-ok") received.hello.resolve(frame.payload.auth?.scopes ?? []);
+    if (frame.error?.code === "NOT_PAIRED") received.pairing.resolve(frame.error.details.requestId);
   });
 });
 const within = (seconds, promise) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, seconds * 1000, null))]);
@@ -45,17 +46,17 @@ const shot = (name) => page.screenshot({ path: `${options.screenshots}-${name}.p
 try {
   await page.goto(options.url, { waitUntil: "load" });
   saw("page", { protocol: await page.evaluate(() => performance.getEntriesByType("navigation")[0].nextHopProtocol) });
-  const request = await within(60, heard.pairing.promise);
+  const request = await within(60, received.pairing.promise);
   if (!request) throw new Error("no request for an approval");
   await page.waitForTimeout(1500);
   await shot("pairing");
   saw("pairing", { request });
   await new Promise((resolve) => readline.createInterface({ input: process.stdin }).once("line", resolve));
   // The newer version connects by itself; the older one may need a reload.
-  let scopes = await within(15, heard.hello.promise);
+  let scopes = await within(15, received.hello.promise);
   if (!scopes) {
     await page.reload();
-    scopes = await within(45, heard.hello.promise);
+    scopes = await within(45, received.hello.promise);
   }
   if (!scopes) throw new Error("not connected after the approval");
   await page.waitForTimeout(1500);

@@ -1,6 +1,5 @@
-//! The gateway's own Control UI, in Chromium, through the external lane. Chromium trusts the
-//! sidecar's authority as an operator would make it do (its NSS database), and judges the
-//! certificate itself.
+//! The gateway's Control UI in Chromium, through the external lane. The sidecar's CA is in Chromium's
+//! NSS database, where an operator would put it, and Chromium verifies the certificate itself.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -35,7 +34,7 @@ fn control_ui(version: &'static str) -> Result<(), Missing> {
     let _gateway = openclaw.start(&["127.0.0.2"]);
     let sidecar = sidecar::start(&network, &directory, &[]);
 
-    report("  over h2, with its WebSocket on h2 (RFC 8441)");
+    report("  over h2, with the WebSocket over h2 (RFC 8441)");
     let ca = sidecar.ca();
     let browser = Browser {
         network: &network,
@@ -46,17 +45,17 @@ fn control_ui(version: &'static str) -> Result<(), Missing> {
         home: &directory.join("h2"),
     };
     assert_eq!(browser.visit(&[]), "h2");
-    assert!(browser.websocket_rode_on_h2(), "Chromium opened its WebSocket over HTTP/1.1; see {}", browser.netlog());
+    assert!(browser.used_websocket_over_h2(), "Chromium opened its WebSocket over HTTP/1.1; see {}", browser.netlog());
 
     report("  over HTTP/1.1");
     let browser = Browser { home: &directory.join("h1"), ..browser };
     assert_eq!(browser.visit(&["--disable-http2"]), "http/1.1");
-    assert!(!browser.websocket_rode_on_h2());
+    assert!(!browser.used_websocket_over_h2());
     sidecar.stop();
     Ok(())
 }
 
-/// The `node_modules` that drive the browser, if that is here too.
+/// Returns the `node_modules` with Playwright, or which of Chromium, certutil and Playwright is missing.
 pub fn modules() -> Result<PathBuf, Missing> {
     program("chromium")?;
     program("certutil")?;
@@ -65,25 +64,25 @@ pub fn modules() -> Result<PathBuf, Missing> {
 
 /// Chromium on the external host.
 pub struct Browser<'a> {
-    /// Whose external host.
+    /// The network with the external host.
     pub network: &'a Network,
-    /// The gateway, for its operator's approval.
+    /// The gateway, at which the operator approves the browser's device.
     pub openclaw: &'a OpenClaw<'a>,
     /// See [`modules`].
     pub modules: &'a Path,
-    /// Where the Control UI is to be found, without a path.
+    /// The URL of the Control UI, without a path.
     pub url: &'a str,
-    /// The one authority that it is made to trust.
+    /// The CA certificate to add to its trusted ones.
     pub ca: &'a Path,
-    /// A home directory and a profile of its own: a device the gateway has never seen.
+    /// The home directory with its profile. A new one makes the browser a device that the gateway doesn't know.
     pub home: &'a Path,
 }
 
 impl Browser<'_> {
-    /// Visits the Control UI, has its device approved and waits until it is connected. Gives the
-    /// protocol that the page came over.
+    /// Opens the Control UI, approves its device and waits until it is connected. Returns the protocol
+    /// over which the page was loaded.
     pub fn visit(&self, arguments: &[&str]) -> String {
-        self.trust_the_authority();
+        self.add_trusted_ca();
         let options = json!({
             "modules": self.modules, "url": format!("{}/#token={TOKEN}", self.url),
             "profile": self.home.join("profile"),
@@ -104,12 +103,12 @@ impl Browser<'_> {
         script.go_on();
         let scopes = script.next("hello")["scopes"].to_string();
         assert!(scopes.contains("operator.admin"), "the Control UI was granted {scopes}");
-        script.end();
+        script.wait_for_exit();
         protocol
     }
 
-    /// Whether Chromium's own log of its network shows an extended CONNECT for the WebSocket.
-    fn websocket_rode_on_h2(&self) -> bool {
+    /// Returns whether Chromium's network log has an extended CONNECT for the WebSocket.
+    fn used_websocket_over_h2(&self) -> bool {
         fs::read_to_string(self.netlog()).expect("Chromium's log").contains(":protocol: websocket")
     }
 
@@ -117,7 +116,7 @@ impl Browser<'_> {
         self.home.join("netlog.json").to_string_lossy().into_owned()
     }
 
-    fn trust_the_authority(&self) {
+    fn add_trusted_ca(&self) {
         let database = self.home.join(".pki/nssdb");
         fs::create_dir_all(&database).expect("a directory");
         let database = format!("sql:{}", database.display());
@@ -144,20 +143,21 @@ impl Script {
         Self { child, lines }
     }
 
-    /// The next thing that it saw, which must be this one.
+    /// Returns the next event, which must be `expected`.
     fn next(&mut self, expected: &str) -> Value {
-        let line = self.lines.next().expect("browser.mjs says more").expect("a pipe");
+        let line = self.lines.next().expect("another event of browser.mjs").expect("a pipe");
         let event: Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!(event["saw"], expected, "{event}");
         event
     }
 
+    /// Makes the script go on after the approval.
     fn go_on(&mut self) {
         writeln!(self.child.stdin.as_mut().expect("a pipe"), "approved").expect("browser.mjs listens");
     }
 
-    /// Waits for the browser to close, for only then its log is whole.
-    fn end(mut self) {
+    /// Waits until the browser has closed, because its log is incomplete before.
+    fn wait_for_exit(mut self) {
         assert!(self.child.wait().expect("own child").success());
     }
 }

@@ -1,5 +1,5 @@
-//! A container with a scope cap, and what its device can do: on both lanes, elsewhere, and after
-//! the container is gone. The engine is a fake one, the gateway is real.
+//! A container with a scope cap, and what its device may do: on both lanes, from other addresses, and
+//! after the container was removed. The engine is a fake, the gateway is real.
 
 use std::path::Path;
 
@@ -17,9 +17,9 @@ use loopgate_test_support::sidecar::{Sidecar, loopgate};
 
 /// The name and id of the agent's container.
 pub const CONTAINER: &str = "capped-agent";
-/// What marks a request as caused by a web page, so that it goes out on the external lane.
+/// A header that marks a request as caused by a web page, so that it gets the external lane.
 const PAGE: (&str, &str) = ("Sec-Fetch-Site", "none");
-/// What a client could send to have another cap, or none.
+/// Headers that a client could send to get another cap or none.
 const HEADERS: &[&[(&str, &str)]] = &[
     &[],
     &[PAGE],
@@ -32,22 +32,23 @@ const HEADERS: &[&[(&str, &str)]] = &[
 ];
 
 #[test]
-fn a_capped_agent_of_openclaw_2026_2_19_stays_capped_everywhere() {
+fn an_agents_scope_cap_holds_everywhere_on_openclaw_2026_2_19() {
     exclusively("a capped agent, OpenClaw 2026.2.19", || capped("2026.2.19"));
 }
 
 #[test]
-fn a_capped_agent_of_openclaw_2026_9_6_stays_capped_everywhere() {
+fn an_agents_scope_cap_holds_everywhere_on_openclaw_2026_9_6() {
     exclusively("a capped agent, OpenClaw 2026.9.6", || capped("2026.9.6"));
 }
 
-/// An engine with the gateway's container and an agent by address, capped to these scopes.
+/// A fake engine with two containers: the gateway's, and an agent's that is trusted by its address.
 pub struct Engine {
     runtime: Runtime,
     docker: FakeDocker,
 }
 
 impl Engine {
+    /// Starts the engine; `scopes` is the agent's cap.
     pub fn start(scopes: Option<&str>) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
@@ -67,17 +68,17 @@ impl Engine {
         self.docker.run(container(CONTAINER, labels, &[("front", Host::Agent.address())]));
     }
 
-    /// Stops the agent's container, which is still there.
+    /// Stops the agent's container, which continues to exist.
     pub fn stop_agent(&self) {
         self.docker.stop(CONTAINER);
     }
 
-    /// Removes it.
+    /// Removes the agent's container.
     pub fn remove_agent(&self) {
         self.docker.remove(CONTAINER);
     }
 
-    /// The flag for a sidecar that uses it.
+    /// The flag for a sidecar that uses this engine.
     pub fn flag(&self) -> String {
         format!("--docker=unix://{}", self.docker.socket().display())
     }
@@ -105,24 +106,24 @@ fn capped(version: &'static str) -> Result<(), Missing> {
         report(format_args!("    {headers:?}"));
         let refusal = through(Host::Agent).headers(headers).connect().refused_by_loopgate();
         assert!(refusal.contains("exceeds this client's scope cap (operator.read)"), "{refusal}");
-        // Without a device the gateway would take the scopes from the header.
+        // For a client without a device, the gateway takes the scopes from the header.
         let backend = through(Host::Agent).headers(headers).without_device().claiming_to_be_the_backend();
         backend.call("config.set").connect().may_not_call();
     }
-    report("  what it may ask for gets it no further");
+    report("  with scopes within its cap it may call no method beyond them");
     let within = |headers: &[(&str, &str)]| through(Host::Agent).headers(headers).asking_for(&["operator.read"]);
     for headers in HEADERS {
         for method in ["config.set", "config.patch", "device.pair.list", "exec.approvals.get"] {
             within(headers).call(method).connect().may_not_call();
         }
     }
-    for host in [[].as_slice(), &["sec-fetch-site: none"]] {
-        http_is_refused(&network, &ca, host);
+    for headers in [[].as_slice(), &["sec-fetch-site: none"]] {
+        http_is_refused(&network, &ca, headers);
     }
 
     report("  its device is paired for the cap, and refused elsewhere, with its own token or the gateway's");
     let token = within(&[]).identity(&device).connect().device_token();
-    let elsewhere = |token: &str| {
+    let assert_bound_elsewhere = |token: &str| {
         for headers in [[].as_slice(), &[PAGE]] {
             let client = |host| through(host).identity(&device).headers(headers).token(token);
             assert_bound(client(Host::External));
@@ -131,18 +132,18 @@ fn capped(version: &'static str) -> Result<(), Missing> {
             assert_bound(client(Host::Gateway).asking_for(&["operator.read"]));
         }
     };
-    elsewhere(&token);
-    elsewhere(TOKEN);
-    // From its own container, as a web page.
+    assert_bound_elsewhere(&token);
+    assert_bound_elsewhere(TOKEN);
+    // A web page in the device's own container.
     assert_bound(within(&[PAGE]).identity(&device).token(&token));
-    report("  on its own lane its token is as good as before");
+    report("  on the agent lane its token is still accepted");
     assert_eq!(within(&[]).identity(&device).token(&token).connect().scopes(), ["operator.read"]);
 
     report("  the container is stopped and removed: its device is refused from everywhere, its own address included");
     engine.stop_agent();
     engine.remove_agent();
     wait_until_external(&through);
-    elsewhere(&token);
+    assert_bound_elsewhere(&token);
     assert_bound(through(Host::Agent).identity(&device).token(&token).asking_for(&["operator.read"]));
     report("  the gateway itself would take it");
     let local = openclaw.client(Host::Gateway, LOOPBACK).identity(&device).token(&token);
@@ -155,7 +156,7 @@ fn capped(version: &'static str) -> Result<(), Missing> {
     assert_eq!(released(&["operator.read"]).scopes(), ["operator.read"]);
     released(&["operator.admin"]).not_accepted();
 
-    report("  a cap that has no operator.read keeps config.get from a container");
+    report("  a container whose cap lacks operator.read may not call config.get");
     engine.start_agent(Some("operator.approvals"));
     wait_until(|| through(Host::Agent).asking_for(&["operator.approvals"]).connect().is_accepted());
     for headers in HEADERS {
@@ -167,12 +168,12 @@ fn capped(version: &'static str) -> Result<(), Missing> {
     Ok(())
 }
 
-/// The HTTP API gives whoever has the token every right, so a container with a cap may not use it.
+/// The HTTP API gives a client with the token every right, so a container with a cap may not use it.
 fn http_is_refused(network: &Network, ca: &Path, headers: &[&str]) {
     for path in ["/tools/invoke", "/v1/chat/completions", "/v1/responses", "/api/x", "/sessions/x"] {
         let mut curl = network.command(Host::Agent, "curl");
         curl.args(["--silent", "--output", "/dev/null", "--write-out", "%{http_code}", "--cacert"]).arg(ca);
-        // Without a body: see `plain_http_passes`.
+        // The request has no body, for the reason given in `http_requests_pass`.
         curl.args(["--header", &format!("authorization: Bearer {TOKEN}"), "--request", "POST"]);
         for header in headers {
             curl.args(["--header", header]);
@@ -182,28 +183,28 @@ fn http_is_refused(network: &Network, ca: &Path, headers: &[&str]) {
     }
 }
 
-/// Holds if loopgate refuses the client for its device.
+/// Fails unless loopgate refuses the client because its device is bound to the container.
 #[track_caller]
 pub fn assert_bound(client: DeviceClient) {
     let refusal = client.connect().refused_by_loopgate();
     assert!(refusal.contains(CONTAINER) && refusal.contains("loopgate devices release "), "{refusal}");
 }
 
-/// The id of the device in a file.
+/// The id of the device in the file `device`.
 pub fn id_of(device: &Path) -> String {
     let text = std::fs::read_to_string(device).expect("a device");
     let device: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     device["deviceId"].as_str().expect("an id").to_owned()
 }
 
-/// Frees a device as its operator would.
+/// Releases a device with `loopgate devices release`.
 pub fn release(sidecar: &Sidecar, device: &str) {
     let mut command = loopgate(["devices", "release", device]);
     let output = command.arg("--state-dir").arg(sidecar.state()).output().expect("loopgate");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Waits until a client of the agent's address is no agent any more.
+/// Waits until a client with the agent's address is no longer an agent.
 pub fn wait_until_external(through: &dyn Fn(Host) -> DeviceClient) {
     wait_until(|| !through(Host::Agent).asking_for(&["operator.read"]).connect().is_accepted());
 }

@@ -1,5 +1,5 @@
-//! `loopgate check` before a real gateway that is set up wrongly: it names what is wrong, and its
-//! remedies, applied as they are printed, make a gateway with which nothing is wrong.
+//! `loopgate check` with a real gateway that is configured wrongly: it reports what is wrong, and the
+//! printed remedies, applied as they are, make the gateway work.
 
 use std::path::Path;
 use std::process::Command;
@@ -34,7 +34,7 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
             .args(["check", "--json", "--docker", "off", "--state-dir"])
             .arg(directory.join("loopgate/state"))
             .args(arguments);
-        Checked::by(command)
+        Checked::run(command)
     };
     let configuration = openclaw.configuration();
     let file = ["--openclaw-config", configuration.to_str().expect("UTF-8")];
@@ -47,25 +47,25 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     let config = json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan",
         "tls": {"enabled": true, "autoGenerate": true}, "auth": auth}});
     let gateway = openclaw.launch(&config);
-    let checked = settled(&check);
+    let checked = check_started(&check);
     assert!(!checked.success);
     assert_eq!(checked.errors(), ["gateway-exposed", "gateway-tls"], "{:#}", checked.report);
     let checked = check(&file);
     assert_eq!(checked.errors(), ["gateway-exposed", "gateway-tls", "trusted-proxies-missing"], "{:#}", checked.report);
-    let mended = checked.applied_to(config);
-    report("  which a sidecar before it names as well");
-    a_sidecar_names_tls(&network, &directory);
+    let repaired = checked.applied_to(config);
+    report("  a sidecar before this gateway reports it too");
+    a_sidecar_reports_tls(&network, &directory);
     drop(gateway);
 
-    report("  without TLS it is exposed, and trusts no proxy");
+    report("  bind lan without TLS: exposed, and trusts no proxy");
     let config = json!({"gateway": {"mode": "local", "port": 18789, "bind": "lan", "auth": auth}});
     let gateway = openclaw.launch(&config);
-    let checked = settled(&check);
+    let checked = check_started(&check);
     assert_eq!(checked.errors(), ["gateway-exposed", "trusted-proxies-missing"], "{:#}", checked.report);
-    let also_mended = checked.applied_to(config);
+    let also_repaired = checked.applied_to(config);
     drop(gateway);
 
-    report("  what is often advised, trustedProxies with 127.0.0.1");
+    report("  trustedProxies with 127.0.0.1, which is often advised");
     let config_of = |trusted: &[&str]| {
         let gateway =
             json!({"mode": "local", "port": 18789, "bind": "loopback", "auth": auth, "trustedProxies": trusted});
@@ -73,15 +73,15 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     };
     let config = config_of(&["127.0.0.1", "::1", "172.18.0.0/16"]);
     let gateway = openclaw.launch(&config);
-    let checked = settled(&check);
-    // The newer version knows its own clients whatever it trusts.
+    let checked = check_started(&check);
+    // The newer version recognizes local clients even if it trusts 127.0.0.1.
     let old = version == "2026.2.19";
     let expected: &[&str] =
         if old { &["trusted-proxies-loopback", "trusted-proxies-missing"] } else { &["trusted-proxies-missing"] };
     assert_eq!(checked.errors(), expected, "{:#}", checked.report);
     // Trust in the bridge's network includes the gateway's own address in it.
     assert!(checked.ids().contains(&"trusted-proxies-wide"), "{:#}", checked.report);
-    assert_eq!(checked.applied_to(config)["gateway"]["trustedProxies"], mended["gateway"]["trustedProxies"]);
+    assert_eq!(checked.applied_to(config)["gateway"]["trustedProxies"], repaired["gateway"]["trustedProxies"]);
     drop(gateway);
 
     if !old {
@@ -89,44 +89,44 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
         all_of_loopback_works(&network, &openclaw, &directory, &config_of(&["127.0.0.0/8"]), &check, &file);
     }
 
-    report("  mended by what was printed");
+    report("  repaired with the printed remedies");
     for key in ["bind", "trustedProxies"] {
-        assert_eq!(mended["gateway"][key], also_mended["gateway"][key]);
+        assert_eq!(repaired["gateway"][key], also_repaired["gateway"][key]);
     }
-    let _gateway = openclaw.launch(&mended);
-    let checked = settled(&check);
+    let _gateway = openclaw.launch(&repaired);
+    let checked = check_started(&check);
     assert_eq!(checked.errors(), [""; 0], "{:#}", checked.report);
     let checked = check(&file);
     assert_eq!(checked.errors(), [""; 0]);
     assert_eq!(checked.ids().contains(&"own-device-unknown"), old, "{:#}", checked.report);
     if old {
-        frees_the_gateways_own_device(&network, &openclaw, &directory, &|| {
+        the_gateways_own_device_gets_approved(&network, &openclaw, &directory, &|| {
             let checked = check(&file);
             assert!(!checked.success && checked.errors() == ["own-device-unpaired"], "{:#}", checked.report);
         });
         assert!(!check(&file).ids().iter().any(|id| id.starts_with("own-device")));
     }
-    // It asks for what a sub-agent asks for.
+    // `openclaw health` needs the scopes that a sub-agent needs.
     openclaw.run(&["health"]);
 
-    report("  and with the sidecar there is nothing left to find");
+    report("  with the sidecar only two findings are left, which are no errors");
     let sidecar = sidecar::start(&network, &directory, &[]);
     let checked = check(&file);
     assert_eq!(checked.ids(), ["setup-code-url", "http-api-open"], "{:#}", checked.report);
     assert!(checked.success);
 
-    report("  which is a set-up that works: an agent is accepted, and other clients need an approval");
+    report("  the set-up works: an agent is accepted, and other clients need an approval");
     let ca = sidecar.ca();
     assert!(openclaw.client(Host::Agent, WS_URL).ca(&ca).connect().scopes().contains(&"operator.admin".to_owned()));
     openclaw.client(Host::External, WS_URL).ca(&ca).connect().pairing_request();
 
     report("  a name for browsers, which the newer version needs in its configuration");
     let checked = check(&["--tls-name", "gateway.example.com", "--openclaw-config", file[1]]);
-    let refuses = version != "2026.2.19";
-    assert_eq!(checked.ids().contains(&"origin-not-allowed"), refuses, "{:#}", checked.report);
+    let is_new = version != "2026.2.19";
+    assert_eq!(checked.ids().contains(&"origin-not-allowed"), is_new, "{:#}", checked.report);
     assert!(checked.ids().contains(&"certificate-names"), "{:#}", checked.report);
-    if refuses {
-        let allowed = &checked.applied_to(mended)["gateway"]["controlUi"]["allowedOrigins"];
+    if is_new {
+        let allowed = &checked.applied_to(repaired)["gateway"]["controlUi"]["allowedOrigins"];
         assert_eq!(*allowed, json!(["https://gateway.example.com:18443"]));
     }
     sidecar.stop();
@@ -135,8 +135,8 @@ fn from_failing_to_working(version: &'static str) -> Result<(), Missing> {
     Ok(())
 }
 
-/// On loopback the gateway makes no setup code for phones, and advises what bypasses loopgate, until it
-/// has loopgate's URL.
+/// A gateway on loopback makes setup codes for phones only once `publicUrl` is set to loopgate's URL.
+/// Without it, the gateway advises `bind=lan`, which would bypass loopgate.
 fn setup_codes_lead_to_loopgate(openclaw: &OpenClaw) {
     report("  setup codes for phones, which need loopgate's URL");
     let qr = || {
@@ -155,7 +155,7 @@ fn setup_codes_lead_to_loopgate(openclaw: &OpenClaw) {
     assert!(success && text.contains("wss://gateway.example.com:18789"), "{text}");
 }
 
-/// Trust in all of loopback is more than is needed, but the lanes are as they should be.
+/// Trust in all of loopback is wider than necessary, but both lanes work.
 fn all_of_loopback_works(
     network: &Network,
     openclaw: &OpenClaw,
@@ -165,7 +165,7 @@ fn all_of_loopback_works(
     file: &[&str],
 ) {
     let _gateway = openclaw.launch(config);
-    settled(check);
+    check_started(check);
     openclaw.run(&["health"]);
     let checked = check(file);
     assert!(checked.errors().is_empty() && checked.ids().contains(&"trusted-proxies-wide"), "{:#}", checked.report);
@@ -176,8 +176,9 @@ fn all_of_loopback_works(
     sidecar.stop();
 }
 
-/// A sidecar whose gateway speaks TLS is not ready, and it, its log and its clients get the key to change.
-fn a_sidecar_names_tls(network: &Network, directory: &Path) {
+/// A sidecar whose gateway uses TLS is not ready. Its healthcheck, its log and its responses name the
+/// key to change.
+fn a_sidecar_reports_tls(network: &Network, directory: &Path) {
     const KEY: &str = "gateway.tls.enabled";
     let loopgate = |arguments: &[&str]| {
         let mut command = network.command(Host::Gateway, env!("CARGO_BIN_EXE_loopgate"));
@@ -198,8 +199,8 @@ fn a_sidecar_names_tls(network: &Network, directory: &Path) {
     assert!(sidecar.output().contains(KEY), "{}", sidecar.output());
 }
 
-/// Checks until the gateway has started.
-fn settled(check: &dyn Fn(&[&str]) -> Checked) -> Checked {
+/// Repeats the check until the gateway has started, and returns the first result after that.
+fn check_started(check: &dyn Fn(&[&str]) -> Checked) -> Checked {
     let start = Instant::now();
     loop {
         let checked = check(&[]);
@@ -210,13 +211,18 @@ fn settled(check: &dyn Fn(&[&str]) -> Checked) -> Checked {
     }
 }
 
-/// After one failed spawn the gateway's own device is paired for the scope that came first, and a
-/// request for the next one waits, which no device may approve. What `pair` prints leads out of
-/// that, and `pair --approve` does it by itself.
+/// After a failed spawn the gateway's own device is paired for its first scope only, and its request
+/// for the next scope waits, because no paired device may approve it. The command that `loopgate pair`
+/// prints resolves this, and `pair --approve` approves without help.
 ///
-/// While it is so, `while_stuck` holds.
-fn frees_the_gateways_own_device(network: &Network, openclaw: &OpenClaw, directory: &Path, while_stuck: &dyn Fn()) {
-    report("  its own device, which no device may approve");
+/// Calls `while_stuck` while the request waits.
+fn the_gateways_own_device_gets_approved(
+    network: &Network,
+    openclaw: &OpenClaw,
+    directory: &Path,
+    while_stuck: &dyn Fn(),
+) {
+    report("  the gateway's own device, whose request no paired device may approve");
     let own = openclaw.configuration().with_file_name("identity/device.json");
     let token = directory.join("token");
     std::fs::write(&token, TOKEN).expect("a token");
@@ -240,33 +246,33 @@ fn frees_the_gateways_own_device(network: &Network, openclaw: &OpenClaw, directo
         )
     };
 
-    report("    it says for which scopes, and what to do");
+    report("    `loopgate pair` names the scopes and the command that approves them");
     let (success, text) = pair(&[]);
     let command = format!("OPENCLAW_STATE_DIR=/tmp/fresh openclaw devices approve {request}");
     assert!(!success && text.contains("to be approved for operator.write") && text.contains(&command), "{text}");
-    let approved = openclaw.run_afresh(&["devices", "approve", &request]);
+    let approved = openclaw.run_as_new_device(&["devices", "approve", &request]);
     assert!(approved.status.success(), "{}", String::from_utf8_lossy(&approved.stderr));
 
-    report("    and what is left needs no human");
+    report("    `loopgate pair --approve` needs no human");
     let (success, text) = pair(&["--wait", "--approve"]);
     assert!(success, "{text}");
     let (success, text) = pair(&[]);
-    assert!(success, "it is paired for good: {text}");
+    assert!(success, "the device is not paired: {text}");
     let listed: Value = serde_json::from_str(&openclaw.run(&["devices", "list", "--json"])).expect("JSON");
     let paired = listed["paired"].as_array().expect("devices");
-    // Its own, and that of the approval by hand: the one that `--approve` made is gone.
+    // Two devices: the gateway's own, and that of `run_as_new_device`. The device that `--approve` used was removed.
     assert_eq!(paired.len(), 2, "{listed:#}");
     assert_eq!(listed["pending"].as_array().map(Vec::len), Some(0), "{listed:#}");
 }
 
-/// What a check came to.
+/// The result of `loopgate check --json`.
 struct Checked {
     success: bool,
     report: Value,
 }
 
 impl Checked {
-    fn by(mut command: Command) -> Self {
+    fn run(mut command: Command) -> Self {
         let output = command.output().expect("loopgate");
         let report = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
@@ -281,7 +287,7 @@ impl Checked {
         self.findings().filter_map(|finding| finding["id"].as_str()).collect()
     }
 
-    /// Those that are errors, in the order of the alphabet.
+    /// The ids of the findings that are errors, in alphabetical order.
     fn errors(&self) -> Vec<&str> {
         let errors = self.findings().filter(|finding| finding["severity"] == "error");
         let mut ids: Vec<&str> = errors.filter_map(|finding| finding["id"].as_str()).collect();
@@ -289,7 +295,7 @@ impl Checked {
         ids
     }
 
-    /// The gateway's configuration, with each printed remedy for it applied.
+    /// Returns `config`, a gateway's configuration, with each printed remedy for it applied.
     fn applied_to(&self, mut config: Value) -> Value {
         for remedy in self.findings().map(|finding| &finding["remedy"]).filter(|remedy| remedy["in"] == "openclaw.json")
         {

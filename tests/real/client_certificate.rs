@@ -1,5 +1,5 @@
-//! Sign-in by client certificate: the gateway in `auth.mode: "trusted-proxy"`, which believes the
-//! user that loopgate names.
+//! Sign-in by client certificate: a gateway with `auth.mode: "trusted-proxy"`, which accepts the user
+//! name in loopgate's header.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::gateway::{LOOPBACK, OpenClaw, SPAWNS};
+use crate::gateway::{LOOPBACK, OpenClaw, SPAWN_TOOL};
 use crate::openclaw::{FORGERIES, directory};
 use crate::sidecar::{self, URL, WS_URL};
 use loopgate_test_support::device_client::{DeviceClient, End};
@@ -15,18 +15,18 @@ use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::requirements::{Missing, exclusively, report};
 use loopgate_test_support::sidecar::loopgate;
 
-/// The gateway's password, for local clients.
+/// The gateway's password for local clients.
 const PASSWORD: &str = "the-password-of-the-tests";
-/// That of the PKCS#12 files.
+/// The password of the PKCS#12 files.
 const FILE_PASSWORD: &str = "correct horse battery";
-/// What `deviceAutoApprove` grants by default, as far as the clients here ask for it.
+/// The requested scopes that `deviceAutoApprove` grants by default.
 const GRANTED: [&str; 4] = ["operator.approvals", "operator.questions", "operator.read", "operator.write"];
 
-/// The gateway's configuration, as docs/openclaw.md has it.
+/// The gateway's configuration that docs/openclaw.md describes.
 fn configuration() -> Value {
     json!({"gateway": {
         "mode": "local", "port": 18789, "bind": "loopback", "trustedProxies": ["127.0.0.2"],
-        "tools": {"allow": [SPAWNS]},
+        "tools": {"allow": [SPAWN_TOOL]},
         "auth": {"mode": "trusted-proxy", "password": PASSWORD, "trustedProxy": {
             "userHeader": "x-forwarded-user", "allowLoopback": true, "allowUsers": ["alice@example.com"],
             "deviceAutoApprove": {"enabled": true},
@@ -35,7 +35,7 @@ fn configuration() -> Value {
 }
 
 #[test]
-fn the_holder_of_a_users_certificate_is_signed_in_and_approved_without_a_human() {
+fn a_client_with_a_users_certificate_is_signed_in_and_approved() {
     exclusively("sign-in by certificate, OpenClaw 2026.9.6", sign_in);
 }
 
@@ -53,7 +53,7 @@ fn openclaw_2026_2_19_has_no_trusted_proxy_mode_on_loopback() {
     });
 }
 
-/// Issues a certificate into `file`; returns its serial number.
+/// Issues a certificate for `user` into the PKCS#12 file `file`; returns its serial number.
 fn issue(state: &Path, user: &str, file: &Path) -> String {
     let password = file.with_extension("password");
     fs::write(&password, FILE_PASSWORD).expect("a file");
@@ -91,16 +91,14 @@ fn sign_in() -> Result<(), Missing> {
     let page = |client: DeviceClient| client.control_ui(URL, &build);
     let alice = || page(through(Host::External)).certificate(&alice_file, FILE_PASSWORD);
 
-    report("  a certificate holder's device is approved without a human, over both protocols, and may work");
+    report("  the device of a client with a certificate is approved, over both protocols, and may call methods");
     let device = directory.join("alice-device.json");
     assert_eq!(alice().identity(&device).connect().scopes(), GRANTED);
     assert_eq!(alice().identity(&device).over_h2().connect().scopes(), GRANTED);
     let called = alice().identity(&device).call("sessions.list").connect();
     assert!(matches!(&called, End::Hello { called: Some(answer), .. } if answer["ok"] == true), "{called:?}");
 
-    report(
-        "  without a certificate nobody is signed in, whatever they say, nor is a user whom the gateway does not list",
-    );
+    report("  a client without a certificate, or with that of a user who is not in allowUsers, is refused");
     let name = [("Origin", URL), ("X-Forwarded-User", "alice@example.com")];
     through(Host::External).control_ui(URL, &build).connect().token_refused();
     through(Host::External).control_ui(URL, &build).headers(&name).connect().token_refused();
@@ -115,7 +113,7 @@ fn sign_in() -> Result<(), Missing> {
     page(through(Host::External)).certificate(&bob_file, FILE_PASSWORD).connect().token_refused();
 
     report("  sub-agents, agents and the gateway's own clients work as before, with its password");
-    openclaw.spawns(PASSWORD);
+    openclaw.assert_spawns(PASSWORD);
     let scopes = local().connect().scopes();
     assert_eq!(through(Host::Agent).password(PASSWORD).connect().scopes(), scopes);
     assert_eq!(
@@ -128,7 +126,7 @@ fn sign_in() -> Result<(), Missing> {
         "Alice's device is not listed"
     );
 
-    report("  a revoked certificate signs nobody in");
+    report("  a revoked certificate is refused");
     let revoked =
         loopgate(["cert", "revoke", "--serial", &serial]).arg("--state-dir").arg(&state).output().expect("loopgate");
     assert!(revoked.status.success(), "{}", String::from_utf8_lossy(&revoked.stderr));

@@ -1,4 +1,5 @@
-//! Floods against the real gateway: what its memory grows by, and how an agent and another outsider fare meanwhile.
+//! Floods against the real gateway: how much its memory grows, and whether an agent and another
+//! outsider are served meanwhile.
 
 use std::time::Duration;
 
@@ -13,13 +14,13 @@ use loopgate_test_support::requirements::{Missing, exclusively, report};
 use loopgate_test_support::tls_client::TlsClient;
 
 const MIB: u64 = 1 << 20;
-/// How long the attack lasts. A client that does not read is left its requests for 15 s (`limits.gateway_stall`).
+/// How long the attack lasts: longer than the 15 s for which an unread request is kept (`limits.gateway_stall`).
 const TIME: Duration = Duration::from_secs(20);
-/// How often the memory of the gateway is read.
+/// The time between two readings of the memory of the gateway and of the sidecar.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// What the gateway's memory may grow by, in MiB. The two attackers have 84 requests together, 286
-/// MiB of the largest file. Node.js frees the first 84 files some time after their requests were
-/// reset; until then the client that left them unread gets few others.
+/// How much the gateway's memory may grow, in MiB. The two attackers have at most 84 requests at the
+/// gateway together, which is 286 MiB of the largest file. Node.js frees these files some time after
+/// their requests were reset; until then loopgate sends few more requests of that client.
 const GATEWAY_GROWTH: u64 = 300;
 /// A path that costs the gateway little.
 const CHEAP: &str = "/healthz";
@@ -44,33 +45,33 @@ fn flooded(version: &'static str) -> Result<(), Missing> {
     let (path, size) = openclaw.largest_page_file();
     report(format_args!("  {URL}{path}, {:.1} MB", size as f64 / 1e6));
 
-    // What a first request costs is no flood's. A client that reads gets the whole file.
+    // A first request, so that its cost isn't counted. A client that reads gets the whole file.
     let mut curl = network.command(Host::External, "curl");
     curl.args(["--silent", "--fail", "--output", "/dev/null", "--write-out", "%{size_download}", "--cacert"])
         .arg(sidecar.ca());
     let output = curl.arg(format!("{URL}{path}")).output().expect("curl");
     assert_eq!(String::from_utf8_lossy(&output.stdout), size.to_string());
-    let quiet = Bystanders::watch(&network, &client, Duration::from_secs(2), || {});
+    let quiet = Bystanders::measure(&network, &client, Duration::from_secs(2), || {});
     report(format_args!("  before: {quiet}"));
 
     let before = [gateway.id(), sidecar.process().id()].map(|pid| memory(pid).0);
     let floods = start(&network, &client, path);
     let mut highest = before;
-    let bystanders = Bystanders::watch(&network, &client, TIME, || {
+    let bystanders = Bystanders::measure(&network, &client, TIME, || {
         for (highest, pid) in highest.iter_mut().zip([gateway.id(), sidecar.process().id()]) {
             *highest = memory(pid).0.max(*highest);
         }
     });
-    let [grown, own] = [0, 1].map(|at| highest[at].saturating_sub(before[at]) / MIB);
+    let [growth, own_growth] = [0, 1].map(|at| highest[at].saturating_sub(before[at]) / MIB);
     let requests: usize = floods.iter().map(|flood| flood.count.requests()).sum();
     report(format_args!(
-        "  {requests} hostile requests; the gateway grew from {} MiB by {grown} MiB, loopgate by {own} MiB",
+        "  {requests} hostile requests; the gateway grew from {} MiB by {growth} MiB, loopgate by {own_growth} MiB",
         before[0] / MIB
     ));
     report(format_args!("  {bystanders}"));
     assert!(requests >= 25 * 100 + 15 * 90, "that was no flood");
-    assert!(grown < GATEWAY_GROWTH, "the gateway grew by {grown} MiB");
-    assert!(own < 64, "loopgate grew by {own} MiB");
+    assert!(growth < GATEWAY_GROWTH, "the gateway grew by {growth} MiB");
+    assert!(own_growth < 64, "loopgate grew by {own_growth} MiB");
     bystanders.assert_served();
     drop(floods);
     sidecar.stop();
@@ -86,25 +87,26 @@ fn start(network: &Network, client: &TlsClient, path: String) -> [RunningFlood; 
         };
         [flood("172.18.1.0", 25, 100, Stream::Unread), flood("172.18.1.1", 15, 90, Stream::ReadSlowly(1000))]
     };
-    // Their threads stay in the namespace of the thread that starts them.
+    // The threads of a flood inherit the network namespace of the thread that starts it.
     network.inside(Host::External, flood).join().expect("two floods")
 }
 
+/// The latencies of an agent and of an outsider.
 struct Bystanders {
     agent: Latencies,
     outsider: Latencies,
 }
 
 impl Bystanders {
-    /// Measures an agent and an outsider for `time`, and calls `look` meanwhile.
-    fn watch(network: &Network, client: &TlsClient, time: Duration, mut look: impl FnMut()) -> Self {
-        let measure = |host: Host| {
+    /// Sends requests as both for `time` and measures them; calls `sample` every [`INTERVAL`] meanwhile.
+    fn measure(network: &Network, client: &TlsClient, time: Duration, mut sample: impl FnMut()) -> Self {
+        let start = |host: Host| {
             let client = client.clone();
             network.inside(host, move || measure_blocking(&client, host.address(), CHEAP, time))
         };
-        let (agent, outsider) = (measure(Host::Agent), measure(Host::External));
+        let (agent, outsider) = (start(Host::Agent), start(Host::External));
         while !(agent.is_finished() && outsider.is_finished()) {
-            look();
+            sample();
             std::thread::sleep(INTERVAL);
         }
         Self { agent: agent.join().expect("latencies"), outsider: outsider.join().expect("latencies") }

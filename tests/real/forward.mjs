@@ -1,12 +1,12 @@
-// The ends of connections to another port of the gateway; each prints one JSON object a line.
+// Programs at either end of a connection to another port of the gateway. Each prints one JSON object a line.
 //
 //   node forward.mjs '{"ws": "<node_modules>", "role": "server", "port": 18793}'
 //
-// Roles: server     an HTTP and WebSocket server on 127.0.0.1. It answers a request, and greets a WebSocket, with what it sees
-//                   of the client, and returns each message.
-//        socket     opens `url`, prints the greeting, sends "one" and "two", and prints what returns
-//        extension  stands in for OpenClaw's browser extension: connects to the relay at `url`, and answers each command that
-//                   it forwards
+// Roles: server     an HTTP and WebSocket server on 127.0.0.1. Its response, and its first message on a WebSocket, contain the
+//                   client's address and the request's headers. It echoes later messages.
+//        socket     opens `url`, sends "one" and "two", and prints the first message and the two echoes
+//        extension  a fake of OpenClaw's browser extension: connects to the relay at `url`, and answers each command that
+//                   the relay forwards
 //        debugger   a client of the Chrome DevTools protocol: calls `methods` at `url`, and prints the answers
 // Options of the last three: ca, a file with the CA to trust; headers, an object.
 import fs from "node:fs";
@@ -16,16 +16,16 @@ import { createRequire } from "node:module";
 const options = JSON.parse(process.argv[2]);
 const WebSocket = createRequire(`${options.ws}/`)("ws");
 const print = (value) => console.log(JSON.stringify(value));
-const seen = (request) => ({ address: request.socket.remoteAddress, url: request.url, headers: request.headers });
+const describe = (request) => ({ address: request.socket.remoteAddress, url: request.url, headers: request.headers });
 
 function serve() {
   const server = http.createServer((request, response) => {
     let body = "";
     request.on("data", (part) => (body += part));
-    request.on("end", () => response.end(JSON.stringify({ ...seen(request), body })));
+    request.on("end", () => response.end(JSON.stringify({ ...describe(request), body })));
   });
   new WebSocket.Server({ server }).on("connection", (socket, request) => {
-    socket.send(JSON.stringify(seen(request)));
+    socket.send(JSON.stringify(describe(request)));
     socket.on("message", (message) => socket.send(String(message)));
   });
   server.listen(options.port, "127.0.0.1", () => print({ listening: options.port }));

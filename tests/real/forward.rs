@@ -1,5 +1,5 @@
 //! Other ports on the gateway's loopback (`--forward`): the relay for OpenClaw's browser extension,
-//! which 2026.2.19 opens on 18792, and a server of Node.js that says what it sees of its clients.
+//! which 2026.2.19 opens on 18792, and a Node.js server that reports each client's address and headers.
 
 use std::fs;
 use std::path::Path;
@@ -17,14 +17,15 @@ use loopgate_test_support::requirements::{Missing, exclusively, report};
 use loopgate_test_support::sidecar::binary;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/forward.mjs");
-/// The relay's port, which loopgate listens on too.
+/// loopgate's address for the relay: the relay's port, on the bridge.
 const RELAY: &str = "172.18.0.2:18792";
-/// The server's port, and another one on which loopgate listens for it.
+/// The server's port on loopback.
 const SERVER_PORT: u16 = 3334;
+/// loopgate's address for the server: another port, on the bridge.
 const SERVER: &str = "172.18.0.2:23334";
 
 #[test]
-fn other_ports_on_the_gateways_loopback_have_the_lanes_of_its_own() {
+fn other_ports_of_the_gateway_have_the_same_lanes_as_its_own_port() {
     exclusively("other ports of the gateway", forwarded);
 }
 
@@ -36,7 +37,7 @@ struct Ends<'a> {
 }
 
 impl Ends<'_> {
-    /// A program of the script on `host`.
+    /// The command that runs `role` of the script on `host`.
     fn command(&self, host: Host, role: &str, options: Value) -> Command {
         let mut all = json!({"ws": self.openclaw.modules(), "role": role, "ca": self.ca});
         all.as_object_mut().expect("an object").extend(options.as_object().expect("an object").clone());
@@ -45,7 +46,7 @@ impl Ends<'_> {
         command
     }
 
-    /// Runs it, and returns the last line that it prints.
+    /// Runs `role` on `host`, and returns the last line that it prints.
     fn run(&self, host: Host, role: &str, options: Value) -> Value {
         let output = self.command(host, role, options).output().expect("node");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -53,7 +54,7 @@ impl Ends<'_> {
         last.unwrap_or_else(|| panic!("{role}: {text}{}", String::from_utf8_lossy(&output.stderr)))
     }
 
-    /// Returns the status and the body of the answer to a request from `host`.
+    /// Requests `url` from `host`, and returns the status code and the body of the response.
     fn curl(&self, host: Host, url: &str, arguments: &[&str]) -> (u16, String) {
         let mut curl = self.network.command(host, "curl");
         curl.args(["--silent", "--max-time", "20", "--write-out", "\n%{http_code}", "--cacert"]).arg(self.ca);
@@ -100,7 +101,7 @@ fn forwarded() -> Result<(), Missing> {
     Ok(())
 }
 
-/// What the server says of a client of the agent lane: local, and nothing claims otherwise.
+/// Fails unless the server saw a client of the agent lane: a loopback address, and no forwarding header.
 fn assert_local(seen: &Value) {
     let address = seen["address"].as_str().expect("an address");
     assert!(address.starts_with("127.77."), "{seen}");
@@ -108,7 +109,7 @@ fn assert_local(seen: &Value) {
     assert_eq!(seen["headers"]["x-forwarded-for"], Value::Null, "{seen}");
 }
 
-/// What it says of all others: remote, with the address that they have.
+/// Fails unless the server saw a client of the external lane, with its real address in the header.
 fn assert_external(seen: &Value) {
     assert_eq!(seen["address"], "127.0.0.2", "{seen}");
     let headers = &seen["headers"];
@@ -122,7 +123,7 @@ fn assert_external(seen: &Value) {
 }
 
 fn requests_have_a_lane(ends: &Ends) {
-    report("  requests over h1 and h2: an agent's is a local one, an outsider's is not, whatever it says");
+    report("  requests over h1 and h2: an agent's is local, an outsider's is not, whatever headers it sends");
     let url = format!("https://{SERVER}/public?a=b");
     for protocol in ["--http1.1", "--http2"] {
         let seen = |host| -> Value {
@@ -139,7 +140,7 @@ fn requests_have_a_lane(ends: &Ends) {
 }
 
 fn websockets_have_a_lane(ends: &Ends) {
-    report("  and so has a WebSocket");
+    report("  WebSockets: the same");
     let url = format!("wss://{SERVER}/public");
     let open = |host| {
         let end = ends.run(host, "socket", json!({"url": url, "headers": {"X-Forwarded-For": "127.0.0.1"}}));
@@ -151,7 +152,7 @@ fn websockets_have_a_lane(ends: &Ends) {
 }
 
 fn path_rules_are_for_outsiders(ends: &Ends) {
-    report("  a path rule for that port holds for outsiders, and there alone");
+    report("  a path rule for that port applies to outsiders, and to no other port");
     let url = format!("https://{SERVER}/other");
     assert_eq!((ends.curl(Host::External, &url, &[]).0, ends.curl(Host::Agent, &url, &[]).0), (403, 200));
     let socket = |host| ends.run(host, "socket", json!({"url": format!("wss://{SERVER}/other")}));
@@ -162,7 +163,7 @@ fn path_rules_are_for_outsiders(ends: &Ends) {
 
 /// OpenClaw issues #8273 and #66690: a sandbox can't reach the relay on the gateway's loopback.
 fn the_relay_carries_commands_to_a_browser(ends: &Ends, directory: &Path) {
-    report("  the relay: it asks for the token, and carries commands of an agent to a browser outside");
+    report("  the relay requires the token, and sends commands of an agent to a browser on another host");
     let connected = |host| ends.curl(host, &format!("https://{RELAY}/extension/status"), &[]);
     assert_eq!(connected(Host::Agent), (200, r#"{"connected":false}"#.into()));
     let version = format!("https://{RELAY}/json/version");

@@ -1,6 +1,6 @@
-//! A public front on a host of its own, before loopgate: the real Caddy and the real Traefik, with
-//! what docker/ configures them with. It may state a client's address, and nothing that a client
-//! says to it may state another one.
+//! A public reverse proxy ("front") on its own host before loopgate: the real Caddy and Traefik with
+//! their configuration in docker/. loopgate accepts a client's address from the front; a client can't
+//! change it with its own headers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,13 @@ use loopgate_test_support::process::Process;
 use loopgate_test_support::requirements::{Missing, cache, exclusively, report};
 
 const DOCKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docker");
-/// The public name. It is in no DNS; clients are given its address.
+/// The front's public host name. No DNS server has it; clients get its address as an option.
 pub const SITE: &str = "gateway.example.com";
-/// The gateway's host on the bridge, and the port on which loopgate takes plain HTTP.
+/// The address of the gateway's host on the bridge.
 const GATEWAY: &str = "172.18.0.2";
+/// The port on which loopgate accepts plain HTTP.
 const PLAIN_PORT: u16 = 18080;
-/// An unused address that clients claim to have.
+/// An unused address that clients put into their headers.
 const CLAIMED: &str = "198.51.100.66";
 
 #[test]
@@ -45,11 +46,11 @@ fn behind_traefik_the_gateway_knows_each_client() {
 }
 
 #[test]
-fn behind_a_caddy_that_speaks_plain_http_the_gateway_knows_each_client() {
+fn behind_caddy_over_plain_http_the_gateway_knows_each_client() {
     exclusively("Caddy, plain HTTP", || {
         let listen = format!("--listen-plain=bridge:{PLAIN_PORT}");
         behind("caddy", plain_caddy, &[&listen], |network, _, _| {
-            report("  no one but the front may speak plain HTTP");
+            report("  plain HTTP is refused to every client but the front");
             for host in [Host::External, Host::Agent, Host::Gateway] {
                 let mut curl = network.command(host, "curl");
                 curl.args(["--silent", "--max-time", "5", &format!("http://{GATEWAY}:{PLAIN_PORT}/healthz")]);
@@ -60,10 +61,10 @@ fn behind_a_caddy_that_speaks_plain_http_the_gateway_knows_each_client() {
     });
 }
 
-/// A running front, before a sidecar that trusts it.
+/// A running front that forwards to a sidecar.
 struct Front {
     process: Process,
-    /// The CA of its public certificate.
+    /// The CA certificate of the front's public certificate.
     ca: PathBuf,
     directory: PathBuf,
 }
@@ -74,14 +75,14 @@ fn behind(
     name: &str,
     start: Start,
     flags: &[&str],
-    further: impl FnOnce(&Network, &OpenClaw, &Front),
+    more_checks: impl FnOnce(&Network, &OpenClaw, &Front),
 ) -> Result<(), Missing> {
     let directory = directory(name);
     let program = program(name)?;
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, "2026.9.6", &directory)?.allow_origin(&format!("https://{SITE}"));
     let _gateway = openclaw.start(&["127.0.0.2"]);
-    // Should an operator take the front for an agent as well, it is still none: it speaks for others.
+    // The front's address is in --agent-cidr too, by mistake. A trusted proxy is no agent even then.
     let address = Host::Front.address();
     let trusting = ["--trusted-proxy", address, "--agent-cidr", address];
     let sidecar = sidecar::start(&network, &directory, &[&trusting, flags].concat());
@@ -91,17 +92,17 @@ fn behind(
     let local = openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
 
     others_need_approval(&openclaw, &through, &local, &directory.join("external-device.json"));
-    plain_http_passes(&network, &front);
-    forgeries_change_nothing(&through);
-    nobody_has_the_address_that_they_claim(&openclaw, &[&through, &direct]);
+    http_requests_pass(&network, &front);
+    forged_headers_change_nothing(&through);
+    claimed_addresses_are_not_believed(&openclaw, &[&through, &direct]);
     only_agents_are_agents(&through, &direct, &local);
-    further(&network, &openclaw, &front);
+    more_checks(&network, &openclaw, &front);
     sidecar.stop();
     Ok(())
 }
 
-fn plain_http_passes(network: &Network, front: &Front) {
-    report("  the page and the tools of its HTTP side answer over h1 and h2, and ask for the token");
+fn http_requests_pass(network: &Network, front: &Front) {
+    report("  the page and the HTTP API answer over h1 and h2, and the API requires the token");
     for protocol in ["--http1.1", "--http2"] {
         let status = |path: &str, arguments: &[&str]| {
             let mut curl = front.curl(network, path);
@@ -121,19 +122,19 @@ fn plain_http_passes(network: &Network, front: &Front) {
     }
 }
 
-fn forgeries_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
-    report("  whatever anyone says about themselves, they have to wait for an approval");
+fn forged_headers_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
+    report("  a client needs an approval, whatever headers it sends");
     for headers in FORGERIES {
         report(format_args!("    {headers:?}"));
         match through(Host::External).headers(headers).connect() {
-            // Another site than the front's: it need not even ask loopgate.
+            // The front need not forward a request for another site.
             End::Refused { .. } if headers.iter().any(|(name, _)| *name == "Host") => {}
             end => drop(end.pairing_request()),
         }
     }
 }
 
-fn nobody_has_the_address_that_they_claim(openclaw: &OpenClaw, ways: &[&dyn Fn(Host) -> DeviceClient]) {
+fn claimed_addresses_are_not_believed(openclaw: &OpenClaw, ways: &[&dyn Fn(Host) -> DeviceClient]) {
     report("  a claimed address never reaches the gateway, neither through the front nor past it");
     let forwarded = format!("for={CLAIMED}");
     for way in ways {
@@ -145,7 +146,7 @@ fn nobody_has_the_address_that_they_claim(openclaw: &OpenClaw, ways: &[&dyn Fn(H
     let devices = openclaw.run(&["devices", "list", "--json"]);
     assert!(devices.contains(Host::External.address()), "{devices}");
     assert!(!devices.contains(CLAIMED), "{devices}");
-    // Nor is the front taken for its clients.
+    // The front's own address is not taken for a client's.
     assert!(!devices.contains(Host::Front.address()), "{devices}");
 }
 
@@ -161,12 +162,12 @@ fn only_agents_are_agents(
     direct(Host::Front).headers(&[("X-Forwarded-For", Host::Agent.address())]).connect().pairing_request();
 }
 
-/// docker/Caddyfile, with certificates of Caddy's own.
+/// Starts Caddy with docker/Caddyfile and certificates of its local CA.
 fn caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path) -> Front {
     run_caddy(network, program, directory, gateway_ca, &format!("import {DOCKER}/Caddyfile\n"))
 }
 
-/// A Caddy that speaks plain HTTP to loopgate.
+/// Starts a Caddy that forwards to loopgate's port for plain HTTP.
 fn plain_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path) -> Front {
     let upstream = format!("reverse_proxy http://{GATEWAY}:{PLAIN_PORT}");
     let site = format!("{SITE} {{\n\t{upstream} {{\n\t\theader_up Host {{hostport}}\n\t}}\n}}\n");
@@ -176,7 +177,7 @@ fn plain_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca
 fn run_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path, site: &str) -> Front {
     fs::create_dir_all(&directory).expect("a directory");
     let configuration = directory.join("Caddyfile");
-    // Nothing may be asked of a public authority, and Caddy's own must not become one that this machine trusts.
+    // Caddy must not request a public certificate, nor install its local CA as trusted on this machine.
     fs::write(&configuration, format!("{{\n\tlocal_certs\n\tskip_install_trust\n}}\n{site}")).expect("a file");
     let mut command = network.command(Host::Front, program);
     command.args(["run", "--config"]).arg(&configuration).env("SITE", SITE).env("HOME", &directory);
@@ -191,7 +192,7 @@ fn run_caddy(network: &Network, program: &Path, directory: PathBuf, gateway_ca: 
     )
 }
 
-/// Makes a directory for Traefik's dynamic configuration, with a certificate for `site`; returns both paths.
+/// Makes a directory for Traefik's dynamic configuration and a certificate for `site`; returns both paths.
 pub fn traefik_directory(directory: &Path, site: &str) -> (PathBuf, PathBuf) {
     let dynamic = directory.join("dynamic");
     fs::create_dir_all(&dynamic).expect("a directory");
@@ -204,7 +205,7 @@ pub fn traefik_directory(directory: &Path, site: &str) -> (PathBuf, PathBuf) {
     (dynamic, certificate)
 }
 
-/// docker/traefik.yaml and the command of docker/compose.traefik.yaml, with a certificate.
+/// Starts Traefik with docker/traefik.yaml and the flags of docker/compose.traefik.yaml.
 fn traefik(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &Path) -> Front {
     let (dynamic, certificate) = traefik_directory(&directory, SITE);
     fs::copy(format!("{DOCKER}/traefik.yaml"), dynamic.join("traefik.yaml")).expect("docker/traefik.yaml");
@@ -217,7 +218,7 @@ fn traefik(network: &Network, program: &Path, directory: PathBuf, gateway_ca: &P
 }
 
 impl Front {
-    /// Comes back when the gateway answers through it.
+    /// Runs `command`, and returns once the gateway can be reached through the front.
     fn start(
         network: &Network,
         name: &str,
@@ -236,7 +237,7 @@ impl Front {
         front
     }
 
-    /// curl on the external host, for a path of the public site.
+    /// The curl command for a path of the public site, on the external host.
     fn curl(&self, network: &Network, path: &str) -> Command {
         let mut curl = network.command(Host::External, "curl");
         curl.args([
@@ -252,7 +253,7 @@ impl Front {
     }
 }
 
-/// A front that `tests/setup/fronts.sh` has installed.
+/// The program of a front, which `tests/setup/fronts.sh` installs.
 pub fn program(name: &str) -> Result<PathBuf, Missing> {
     let program = cache().join("fronts-1/bin").join(name);
     if program.is_file() { Ok(program) } else { Err(Missing(format!("{name} is not installed"))) }

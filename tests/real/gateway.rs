@@ -1,4 +1,4 @@
-//! OpenClaw's own gateway, out of npm, on loopback of the gateway host.
+//! OpenClaw's gateway, from its npm package, on loopback of the gateway's host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,14 +11,14 @@ use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::process::Process;
 use loopgate_test_support::requirements::{Missing, node_modules};
 
-/// The token of every gateway here.
+/// The token of the gateways in these tests.
 pub const TOKEN: &str = "the-token-of-the-tests";
-/// The tools that HTTP may call, for [`OpenClaw::spawns`].
-pub const SPAWNS: &str = "sessions_spawn";
-/// The gateway's own address; a client on its host may use it.
+/// The tool that [`OpenClaw::assert_spawns`] calls over HTTP; the configuration must allow it.
+pub const SPAWN_TOOL: &str = "sessions_spawn";
+/// The gateway's URL on loopback, for clients on its host.
 pub const LOOPBACK: &str = "ws://127.0.0.1:18789";
 
-/// One version of OpenClaw, with a state directory of its own.
+/// An installed version of OpenClaw and a state directory.
 pub struct OpenClaw<'a> {
     network: &'a Network,
     version: &'static str,
@@ -28,7 +28,7 @@ pub struct OpenClaw<'a> {
 }
 
 impl<'a> OpenClaw<'a> {
-    /// The installed `version`, with its state under `directory`.
+    /// Uses the installed `version`, with its state under `directory`.
     pub fn new(network: &'a Network, version: &'static str, directory: &Path) -> Result<Self, Missing> {
         let modules = node_modules(&format!("openclaw-{version}"))?;
         let state = directory.join("openclaw");
@@ -36,13 +36,13 @@ impl<'a> OpenClaw<'a> {
         Ok(Self { network, version, modules, state, allowed_origins: Vec::new() })
     }
 
-    /// Allows pages of this origin. The gateway allows its private IP addresses by itself, but no host name.
+    /// Allows pages of this origin. The gateway allows private IP addresses by default, but no host name.
     pub fn allow_origin(mut self, origin: &str) -> Self {
         self.allowed_origins.push(origin.into());
         self
     }
 
-    /// Starts the gateway, and comes back when it pairs devices. It ends when the value is dropped.
+    /// Starts the gateway, and returns when it pairs devices. Dropping the process ends it.
     pub fn start(&self, trusted_proxies: &[&str]) -> Process {
         let mut config = serde_json::json!({"gateway": {
             "mode": "local", "port": 18789, "bind": "loopback", "auth": {"mode": "token", "token": TOKEN},
@@ -52,9 +52,9 @@ impl<'a> OpenClaw<'a> {
             config["gateway"]["controlUi"] = serde_json::json!({"allowedOrigins": self.allowed_origins});
         }
         let process = self.launch(&config);
-        // It listens long before it pairs: until then a handshake ends with 1013 "gateway
-        // starting". The older version's own tools fail until its own device is paired for all five
-        // scopes; the newer one would refuse to start with this file of the older one's.
+        // The gateway listens long before it pairs devices; until then it closes connections with 1013
+        // "gateway starting". The older version's own tools fail until the gateway's own device is
+        // paired for all five scopes. The newer version would not start with such an identity file.
         let own = self.state.join("identity/device.json");
         let client = || self.client(Host::Gateway, LOOPBACK);
         let pair = || if self.version.starts_with("2026.2.") { client().identity(&own) } else { client() }.connect();
@@ -62,10 +62,10 @@ impl<'a> OpenClaw<'a> {
         process
     }
 
-    /// Starts the gateway with `config`, and does not wait for it.
+    /// Starts the gateway with `config`, and does not wait until it is ready.
     pub fn launch(&self, config: &serde_json::Value) -> Process {
         let mut config = config.clone();
-        // The older version refuses a key that it does not know; the newer one would ask its makers' site for models.
+        // The newer version would download a list of models. The older version rejects this key as unknown.
         if self.version.starts_with("2026.9.") {
             config["models"] = serde_json::json!({"catalogRefresh": {"enabled": false}});
         }
@@ -73,17 +73,17 @@ impl<'a> OpenClaw<'a> {
         Process::start("the gateway", self.cli(&["gateway", "run"]), &self.state.with_extension("log"))
     }
 
-    /// Where its configuration is.
+    /// The path of the gateway's configuration.
     pub fn configuration(&self) -> PathBuf {
         self.state.join("openclaw.json")
     }
 
-    /// A client of this version on a host, with a fresh device identity, the right token and all five operator scopes.
+    /// A client of this version on `host`, with a new device, the right token and all five operator scopes.
     pub fn client(&self, host: Host, url: &str) -> DeviceClient {
         DeviceClient::new(self.network.command(host, self.node()), &self.modules, url).token(TOKEN)
     }
 
-    /// Runs `openclaw` on the gateway's host, as its operator would, and gives what it prints.
+    /// Runs `openclaw` on the gateway's host, fails if it does, and returns its standard output.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = self.output(arguments);
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -91,13 +91,14 @@ impl<'a> OpenClaw<'a> {
         out.into_owned()
     }
 
-    /// Runs `openclaw` there, be it a success or not.
+    /// Runs `openclaw` on the gateway's host, and returns its output whether it succeeds or not.
     pub fn output(&self, arguments: &[&str]) -> Output {
         self.cli(arguments).output().expect("openclaw")
     }
 
-    /// Runs `openclaw` there as another device: with an empty state of its own, and the token in its environment.
-    pub fn run_afresh(&self, arguments: &[&str]) -> Output {
+    /// Runs `openclaw` on the gateway's host as a new device: with an empty state directory, and the
+    /// token in its environment.
+    pub fn run_as_new_device(&self, arguments: &[&str]) -> Output {
         let state = self.state.with_extension("fresh");
         let mut command = self.cli(arguments);
         command
@@ -107,15 +108,14 @@ impl<'a> OpenClaw<'a> {
         command.output().expect("openclaw")
     }
 
-    /// Runs `openclaw` on another host, or in another container, that shares the gateway's state, and
-    /// returns how it ended.
+    /// Runs `openclaw` on `host` with the gateway's state directory, as a container that shares it does.
     pub fn run_from(&self, host: Host, arguments: &[&str], ca: &Path) -> Output {
         let mut command = self.cli_on(host, arguments);
         command.env_remove("OPENCLAW_CONFIG_PATH").env("NODE_EXTRA_CA_CERTS", ca);
         command.output().expect("openclaw")
     }
 
-    /// The ids of the devices that are paired, as its operator sees them.
+    /// The ids of the paired devices, from `openclaw devices list`.
     pub fn paired_devices(&self) -> Vec<String> {
         let listed: serde_json::Value =
             serde_json::from_str(&self.run(&["devices", "list", "--json"])).expect("devices as JSON");
@@ -123,14 +123,14 @@ impl<'a> OpenClaw<'a> {
         paired.filter_map(|device| device["deviceId"].as_str().map(str::to_owned)).collect()
     }
 
-    /// Its state directory.
+    /// The gateway's state directory.
     pub fn state(&self) -> &Path {
         &self.state
     }
 
-    /// Has the gateway spawn a sub-agent, as one of its own tools does, and asserts that it does. `secret` is its
-    /// token or password. Its configuration must allow the tool ([`SPAWNS`]).
-    pub fn spawns(&self, secret: &str) {
+    /// Fails unless the gateway spawns a sub-agent. `secret` is its token or password. The configuration
+    /// must allow the tool [`SPAWN_TOOL`].
+    pub fn assert_spawns(&self, secret: &str) {
         let mut curl = self.network.command(Host::Gateway, "curl");
         curl.args([
             "--silent",
@@ -147,14 +147,14 @@ impl<'a> OpenClaw<'a> {
             if answer["result"]["details"]["status"] == "accepted" {
                 return;
             }
-            // What the newer version may say for a moment after its start.
+            // The newer version may answer with this text for a moment after its start.
             let starting = answer.to_string().contains("Retry the request");
             assert!(starting && start.elapsed() < Duration::from_secs(60), "{answer}");
             thread::sleep(Duration::from_millis(500));
         }
     }
 
-    /// Approves a device, as its operator would.
+    /// Approves a pairing request with `openclaw devices approve`.
     pub fn approve(&self, request: &str) {
         self.run(&["devices", "approve", request]);
     }
@@ -178,7 +178,7 @@ impl<'a> OpenClaw<'a> {
         command
     }
 
-    /// The path and the size of the largest file of the Control UI.
+    /// The URL path and the size in bytes of the Control UI's largest file.
     pub fn largest_page_file(&self) -> (String, u64) {
         let page = self.modules.join("openclaw/dist/control-ui");
         let files = fs::read_dir(page.join("assets")).expect("the files of the page").flatten();
@@ -187,12 +187,12 @@ impl<'a> OpenClaw<'a> {
         (format!("/assets/{}", name.to_string_lossy()), size)
     }
 
-    /// The directory with its packages, `ws` among them.
+    /// The directory with this version's npm packages, which include `ws`.
     pub fn modules(&self) -> &Path {
         &self.modules
     }
 
-    /// The Node.js that came with this version.
+    /// The Node.js that is installed with this version.
     pub fn node(&self) -> PathBuf {
         self.modules.join("node/bin/node")
     }

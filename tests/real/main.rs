@@ -1,6 +1,6 @@
-//! loopgate on real parts: OpenClaw's own gateway, its Control UI in Chromium, curl, and traffic by
-//! the gigabyte, on hosts made of network namespaces. `tests/run real` installs what they need; a
-//! missing part is reported as NOT RUN, and is a failure if `CI` is `true`.
+//! Tests of loopgate with real programs: OpenClaw's gateway, its Control UI in Chromium, curl, Caddy
+//! and Traefik. The hosts are network namespaces. `tests/run real` installs what the tests need; a
+//! test that lacks a program prints NOT RUN, and fails if `CI` is `true`.
 
 mod backend;
 mod browser;

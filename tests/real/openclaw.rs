@@ -1,6 +1,6 @@
-//! The lanes as the real gateway sees them, on the oldest and on the newest version that loopgate
-//! supports: who is paired silently, and who has to wait for an approval, whatever they say about
-//! themselves.
+//! The lanes at the real gateway, with the oldest and the newest version that loopgate supports:
+//! agents are paired silently, and every other client has to wait for an approval, whatever headers
+//! it sends.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use loopgate_test_support::device_client::{DeviceClient, End};
 use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::requirements::{Missing, exclusively, report};
 
-/// Everything a client could say to be taken for a local one. Each row goes out by itself.
+/// Headers that a client could send to be treated as local. Each row is one attempt.
 pub const FORGERIES: &[&[(&str, &str)]] = &[
     &[("X-Forwarded-For", "127.0.0.1")],
     &[("x-forwarded-for", "::1, 127.0.0.1")],
@@ -44,7 +44,7 @@ pub const FORGERIES: &[&[(&str, &str)]] = &[
     ],
 ];
 
-/// Those that HTTP/2 has a place for.
+/// The forgeries that HTTP/2 can express.
 const FORGERIES_OVER_H2: &[&[(&str, &str)]] = &[
     &[],
     &[("x-forwarded-for", "127.0.0.1")],
@@ -52,7 +52,7 @@ const FORGERIES_OVER_H2: &[&[(&str, &str)]] = &[
 ];
 
 #[test]
-fn every_forged_name_is_a_real_one_that_loopgate_reserves() {
+fn every_forged_header_is_one_of_a_product_and_reserved() {
     let real = include_str!("../../src/lane/reserved_headers/tests.rs").to_ascii_lowercase();
     let policy = LanePolicy::new(&Config::default());
     for (name, _) in FORGERIES.iter().chain(FORGERIES_OVER_H2).copied().flatten() {
@@ -65,16 +65,16 @@ fn every_forged_name_is_a_real_one_that_loopgate_reserves() {
 }
 
 #[test]
-fn openclaw_2026_2_19_pairs_agents_silently_and_asks_for_approval_of_everyone_else() {
+fn openclaw_2026_2_19_pairs_agents_silently_and_others_after_an_approval() {
     exclusively("OpenClaw 2026.2.19", || lanes("2026.2.19"));
 }
 
 #[test]
-fn openclaw_2026_9_6_pairs_agents_silently_and_asks_for_approval_of_everyone_else() {
+fn openclaw_2026_9_6_pairs_agents_silently_and_others_after_an_approval() {
     exclusively("OpenClaw 2026.9.6", || lanes("2026.9.6"));
 }
 
-/// An empty directory of a test's own. Its files stay, so that a failure can be examined.
+/// Makes an empty directory for the test `test`. The files are kept, so that a failure can be examined.
 pub fn directory(test: &str) -> PathBuf {
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(test);
     let _ = fs::remove_dir_all(&directory);
@@ -94,9 +94,9 @@ fn lanes(version: &'static str) -> Result<(), Missing> {
 
     agents_are_local(&through, &local);
     others_need_approval(&openclaw, &through, &local, &directory.join("external-device.json"));
-    forgeries_change_nothing(&through);
+    forged_headers_change_nothing(&through);
     wrong_tokens_are_refused(&through);
-    plain_http_passes(&network, &ca);
+    http_requests_pass(&network, &ca);
     own_addresses_are_external(&openclaw, &through);
     sidecar.stop();
 
@@ -116,7 +116,7 @@ fn agents_are_local(through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
     report("  an agent is paired silently, with the scopes of a local client");
     assert_eq!(through(Host::Agent).connect().scopes(), local);
     assert_eq!(through(Host::Agent).over_h2().connect().scopes(), local);
-    // It can't lose its lane by what it says, either.
+    // An agent's own headers don't change its lane.
     assert_eq!(
         through(Host::Agent)
             .headers(&[("X-Forwarded-For", "203.0.113.7"), ("Host", "gateway.example")])
@@ -134,7 +134,7 @@ pub fn others_need_approval(
     local: &[String],
     device: &Path,
 ) {
-    report("  anyone else has to wait for `openclaw devices approve`, and then works");
+    report("  every other client has to wait for `openclaw devices approve`, and works after it");
     let external = || through(Host::External).identity(device);
     let request = external().connect().pairing_request();
     assert!(
@@ -147,8 +147,8 @@ pub fn others_need_approval(
     assert!(matches!(&called, End::Hello { called: Some(answer), .. } if answer["ok"] == true), "{called:?}");
 }
 
-fn forgeries_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
-    report("  whatever anyone else says about themselves, they have to wait for an approval");
+fn forged_headers_change_nothing(through: &dyn Fn(Host) -> DeviceClient) {
+    report("  every other client needs an approval, whatever headers it sends");
     for headers in FORGERIES {
         report(format_args!("    {headers:?}"));
         through(Host::External).headers(headers).connect().pairing_request();
@@ -173,8 +173,8 @@ fn wrong_tokens_are_refused(through: &dyn Fn(Host) -> DeviceClient) {
     through(Host::External).token("wrong").connect().token_refused();
 }
 
-fn plain_http_passes(network: &Network, ca: &Path) {
-    report("  the page and the tools of its HTTP side answer over h1 and h2, and ask for the token");
+fn http_requests_pass(network: &Network, ca: &Path) {
+    report("  the page and the HTTP API answer over h1 and h2, and the API requires the token");
     let token = format!("authorization: Bearer {TOKEN}");
     let invoke = ["--json", r#"{"tool": "sessions_list", "args": {}}"#];
     for host in [Host::Agent, Host::External] {
@@ -202,8 +202,8 @@ fn plain_http_passes(network: &Network, ca: &Path) {
                 "200",
                 "{host:?} {protocol}"
             );
-            // Without a body: the gateway would not wait for it, and curl 7.88 takes an answer that
-            // overtakes its HTTP/2 upload, which RFC 9113 section 8.1 allows, for a broken stream.
+            // The request has no body, because the gateway would respond before reading it. RFC 9113
+            // section 8.1 allows that, but curl 7.88 treats it as a broken stream.
             assert_eq!(status("/tools/invoke", &["--request", "POST"]), "401", "{host:?} {protocol}");
         }
     }
@@ -223,8 +223,7 @@ fn own_addresses_are_external(openclaw: &OpenClaw, through: &dyn Fn(Host) -> Dev
     openclaw.client(Host::Gateway, LOOPBACK).connect().scopes();
 }
 
-/// An operator who forgot `trustedProxies` has a gateway that refuses external clients, and not one
-/// that takes them for local.
+/// A gateway without `trustedProxies` refuses external clients; it does not treat them as local.
 fn nothing_becomes_local_without_trust(through: &dyn Fn(Host) -> DeviceClient, local: &[String]) {
     report("  without trustedProxies no client of the external lane is local");
     for headers in FORGERIES {
@@ -237,7 +236,7 @@ fn nothing_becomes_local_without_trust(through: &dyn Fn(Host) -> DeviceClient, l
             .call("sessions.list");
         for end in [with_device.connect(), without.connect()] {
             match end {
-                // The newer version refuses to guess whose word this is.
+                // The newer version refuses forwarded requests of a proxy that it doesn't trust.
                 End::Refused { status: 403, body } => assert!(body.contains("proxy_attribution_required"), "{body}"),
                 End::Hello { .. } => end.may_not_read(),
                 end => drop(end.pairing_request()),

@@ -1,4 +1,4 @@
-// Opens the admin page in Chromium, in light and in dark, wide and narrow, and prints what it was like, a JSON object on a line for each.
+// Opens the admin page in Chromium with each color scheme in a wide and a narrow window. Prints one line of JSON for each.
 //
 //   node page.mjs '{"modules", "url", "screenshots"}'
 import { createRequire } from "node:module";
@@ -8,7 +8,7 @@ const { chromium } = createRequire(`${options.modules}/`)("playwright-core");
 const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", headless: true, args: ["--no-sandbox", "--disable-gpu"] });
 for (const colorScheme of ["light", "dark"]) {
   for (const width of [1280, 400]) {
-    // Without scripts, as it is meant to be read.
+    // The page must work without scripts.
     const context = await browser.newContext({ colorScheme, viewport: { width, height: 900 }, javaScriptEnabled: false });
     const page = await context.newPage();
     const complaints = [];

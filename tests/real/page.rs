@@ -1,5 +1,5 @@
-//! The admin page in Chromium: it is readable without scripts, loads nothing else, keeps its own
-//! policy, and fits a phone.
+//! The admin page in Chromium: it is readable without scripts, loads nothing else, does not violate
+//! its own content security policy, and fits the screen of a phone.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -13,7 +13,7 @@ use loopgate_test_support::requirements::{Missing, exclusively, node_modules, pr
 use loopgate_test_support::sidecar::free_address;
 
 #[test]
-fn the_admin_page_is_one_page_in_light_and_in_dark_wide_and_narrow() {
+fn the_admin_page_fits_in_light_and_dark_on_wide_and_narrow_screens() {
     exclusively("the admin page in Chromium", page);
 }
 
@@ -47,17 +47,17 @@ fn page() -> Result<(), Missing> {
     let output = Command::new(node).arg(script).arg(options.to_string()).output().expect("node");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).expect("UTF-8");
-    let looks: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    assert_eq!(looks.len(), 4);
-    for look in &looks {
-        // A style sheet that its own policy blocks would be complained about, and leave the background white or none.
-        assert_eq!(look["complaints"], json!([]), "{look:#}");
-        assert_eq!(look["requests"], json!(["/"]), "{look:#}");
-        assert_eq!(look["overflow"], 0, "{look:#}");
-        let expected = if look["colorScheme"] == "dark" { "rgb(20, 23, 26)" } else { "rgb(246, 247, 249)" };
-        assert_eq!(look["background"], expected, "{look:#}");
+    let page_views: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(page_views.len(), 4);
+    for page_view in &page_views {
+        // If the page's policy blocked its style sheet, Chromium would log it, and the background would differ.
+        assert_eq!(page_view["complaints"], json!([]), "{page_view:#}");
+        assert_eq!(page_view["requests"], json!(["/"]), "{page_view:#}");
+        assert_eq!(page_view["overflow"], 0, "{page_view:#}");
+        let expected = if page_view["colorScheme"] == "dark" { "rgb(20, 23, 26)" } else { "rgb(246, 247, 249)" };
+        assert_eq!(page_view["background"], expected, "{page_view:#}");
         for part in ["loopgate", "Certificate", "Discovery", "Connections", &gateway] {
-            assert!(look["text"].as_str().is_some_and(|text| text.contains(part)), "{part}: {look:#}");
+            assert!(page_view["text"].as_str().is_some_and(|text| text.contains(part)), "{part}: {page_view:#}");
         }
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! The gateway, a command-line client in an agent's container, and the host share one `~/.openclaw`,
-//! and so one device.
+//! The gateway, a command-line client in an agent's container and one on the host share `~/.openclaw`,
+//! and so have the same device.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ fn shared(version: &'static str) -> Result<(), Missing> {
     let network = Network::new()?;
     let openclaw = OpenClaw::new(&network, version, &directory)?;
     let _gateway = openclaw.start(&["127.0.0.2"]);
-    // Where the older version keeps the gateway's device. The newer one has it in a database.
+    // The older version has the gateway's device in a file, the newer version in a database.
     let is_old = version.starts_with("2026.2.");
     let device = if is_old { openclaw.state().join("identity/device.json") } else { directory.join("device.json") };
     let use_by = |host, ca: &Path| openclaw.client(host, WS_URL).ca(ca).identity(&device);
@@ -37,7 +37,7 @@ fn shared(version: &'static str) -> Result<(), Missing> {
     let ca = sidecar.ca();
     use_by(Host::Agent, &ca).connect().scopes();
     let refusal = use_by(Host::External, &ca).connect().refused_by_loopgate();
-    release(&sidecar, named(&refusal));
+    release(&sidecar, device_named_in(&refusal));
     for host in [Host::External, Host::Agent, Host::External] {
         use_by(host, &ca).connect().scopes();
     }
@@ -56,8 +56,8 @@ fn shared(version: &'static str) -> Result<(), Missing> {
     Ok(())
 }
 
-/// The gateway's own program, with the gateway's own state, in the agent's container and on the
-/// host. `is_released` is whether that device was freed before.
+/// The `openclaw` command with the gateway's state, in the agent's container and on the host.
+/// `is_released` says whether the gateway's device was released before.
 fn command_line(openclaw: &OpenClaw, sidecar: &Sidecar, is_released: bool) {
     report("  openclaw gateway call --url, with the gateway's own state, does the same");
     let call = |host| {
@@ -69,15 +69,15 @@ fn command_line(openclaw: &OpenClaw, sidecar: &Sidecar, is_released: bool) {
     call(Host::Agent).expect("an agent");
     if !is_released {
         let text = call(Host::External).expect_err("its device is bound");
-        release(sidecar, named(&text));
+        release(sidecar, device_named_in(&text));
     }
     for host in [Host::External, Host::Agent, Host::External] {
         call(host).expect("a device that was released");
     }
 }
 
-/// The device that a refusal says how to release.
-fn named(refusal: &str) -> &str {
+/// The device in the release command that a refusal contains.
+fn device_named_in(refusal: &str) -> &str {
     let (_, rest) = refusal.split_once("(loopgate devices release ").expect("a command");
     rest.split_once(')').expect("a command").0
 }

@@ -1,6 +1,6 @@
-//! Sign-in by a front, as docs/sign-in.md describes it: the real Caddy and the real Traefik, a
-//! stand-in for the auth server, and a gateway that believes the header of trusted proxies. Only
-//! the front may say who someone is.
+//! Sign-in at a front, as docs/sign-in.md describes it: the real Caddy and Traefik, a fake auth
+//! server, and a gateway that accepts the user name in a trusted proxy's header. Only the front may
+//! set this header.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::front::{SITE, program, traefik_directory};
-use crate::gateway::{LOOPBACK, OpenClaw, SPAWNS};
+use crate::gateway::{LOOPBACK, OpenClaw, SPAWN_TOOL};
 use crate::openclaw::directory;
 use crate::sidecar::{self, URL, WS_URL};
 use loopgate_test_support::device_client::{DeviceClient, End};
@@ -19,7 +19,7 @@ use loopgate_test_support::process::Process;
 use loopgate_test_support::requirements::{Missing, exclusively, report};
 
 const DOCUMENT: &str = include_str!("../../docs/sign-in.md");
-/// Answers 200 with the name in the cookie `session`, else 401.
+/// A Python program that answers 200 with the name in the cookie `session`, or 401 without the cookie.
 const AUTH_SERVER: &str = "
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
@@ -35,16 +35,16 @@ const ALICE: &str = "alice@example.com";
 const PASSWORD: &str = "the-password-of-the-tests";
 
 #[test]
-fn behind_caddy_with_forward_auth_only_the_auth_server_says_who_someone_is() {
+fn behind_caddy_with_forward_auth_only_the_auth_server_names_the_user() {
     exclusively("sign-in, Caddy", || signed_in("caddy", caddy));
 }
 
 #[test]
-fn behind_traefik_with_forward_auth_only_the_auth_server_says_who_someone_is() {
+fn behind_traefik_with_forward_auth_only_the_auth_server_names_the_user() {
     exclusively("sign-in, Traefik", || signed_in("traefik", traefik));
 }
 
-/// The fenced block of the document in `language` that contains `part`, with the names in it replaced by what is here.
+/// The document's fenced block in `language` that contains `part`, with the addresses and paths of this test.
 fn block(language: &str, part: &str, ca: &Path) -> String {
     let begin = format!("```{language}\n");
     let blocks = DOCUMENT.split(begin.as_str()).skip(1).filter_map(|rest| rest.split("```").next());
@@ -66,7 +66,7 @@ fn signed_in(name: &str, start: Start) -> Result<(), Missing> {
         "mode": "local", "port": 18789, "bind": "loopback", "trustedProxies": ["127.0.0.2"],
         "auth": {"mode": "trusted-proxy", "trustedProxy": proxy, "password": PASSWORD},
         "controlUi": {"allowedOrigins": [format!("https://{SITE}")]},
-        "tools": {"allow": [SPAWNS]},
+        "tools": {"allow": [SPAWN_TOOL]},
     }}));
     let local = || openclaw.client(Host::Gateway, LOOPBACK).password(PASSWORD);
     gateway.wait_until("ready", Duration::from_secs(180), || matches!(local().connect(), End::Hello { .. }));
@@ -82,7 +82,7 @@ fn signed_in(name: &str, start: Start) -> Result<(), Missing> {
     fs::create_dir_all(&place).expect("a directory");
     let (front, ca) = start(&network, &program, &place, &sidecar.ca());
 
-    // The status of a page that needs an identity, asked for by an outsider with these headers.
+    // Requests a page that needs a user name from `host` with these headers, and returns the status code.
     let status = |host: Host, url: &str, ca: &Path, headers: &[&str]| {
         let mut curl = network.command(host, "curl");
         curl.args(["--silent", "--max-time", "20", "--output", "/dev/null", "--write-out", "%{http_code}", "--cacert"])
@@ -96,7 +96,7 @@ fn signed_in(name: &str, start: Start) -> Result<(), Missing> {
     let through = |headers: &[&str]| status(Host::External, &site, &ca, headers);
     front.wait_until("serves", Duration::from_secs(180), || through(&["Cookie: session=alice@example.com"]) == "200");
 
-    report("  who is not signed in, or may not use the gateway, does not pass, whatever they send");
+    report("  a user who is not signed in or not allowed is refused, whatever headers they send");
     for headers in [
         &[][..],
         &["Remote-User: alice@example.com"],
@@ -107,21 +107,21 @@ fn signed_in(name: &str, start: Start) -> Result<(), Missing> {
     ] {
         assert_eq!(through(headers), "401", "{headers:?}");
     }
-    report("  who is signed in keeps their own name");
+    report("  a signed-in user can't change their name");
     assert_eq!(through(&["Cookie: session=alice@example.com", "Remote-User: mallory@example.com"]), "200");
 
-    report("  nobody but the front may say it");
+    report("  only the front may send the header with the name");
     let direct = |host: Host, headers: &[&str]| status(host, URL, &sidecar.ca(), headers);
     for host in [Host::External, Host::Agent] {
         assert_eq!(direct(host, &["Remote-User: alice@example.com"]), "401", "{host:?}");
     }
-    // What cloudflared and Tailscale do: they say it in a header of their own requests, from the trusted address.
+    // The trusted front itself may send the header, as cloudflared and Tailscale do.
     assert_eq!(direct(Host::Front, &["Remote-User: alice@example.com", "X-Forwarded-For: 198.51.100.7"]), "200");
     let password = format!("Authorization: Bearer {PASSWORD}");
     assert_eq!(direct(Host::External, &[&password]), "401", "the password is for local clients");
 
     report("  sub-agents work; local clients and agents use the password");
-    openclaw.spawns(PASSWORD);
+    openclaw.assert_spawns(PASSWORD);
     openclaw.run(&["gateway", "call", "health"]);
     assert_eq!(direct(Host::Agent, &[&password]), "200");
     let client = |host, url: &str| -> DeviceClient { openclaw.client(host, url).password(PASSWORD) };

@@ -1,4 +1,5 @@
-//! Traffic by the gibibyte, by the event and by the thousand, with curl and real TLS clients on another host.
+//! Large transfers, single events and thousands of WebSockets, with curl and real TLS clients on
+//! another host.
 
 use std::future::Future;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -56,7 +57,7 @@ fn gibibyte(directory: &Path) -> Result<(), Missing> {
     content::blocks().for_each(|block| file.write_all(&block).expect("room for a gibibyte"));
 
     for (flag, version) in CURL_PROTOCOLS {
-        // What a first request costs is not the transfer's.
+        // A first request, so that its cost isn't counted.
         assert_eq!(text(curl(&network, &sidecar, flag).arg(URL)), "hello");
         let (before, _) = memory(sidecar.process().id());
 
@@ -69,18 +70,18 @@ fn gibibyte(directory: &Path) -> Result<(), Missing> {
         );
         assert_eq!(answer, format!("{checksum} {version}"), "the upload differs");
         report(format_args!(
-            "  {flag}: up, with its memory at {} MiB (before: {} MiB)",
+            "  {flag}: upload, loopgate's memory was {} MiB at most (before: {} MiB)",
             memory(sidecar.process().id()).1 / MIB,
             before / MIB
         ));
 
         let mut download =
             curl(&network, &sidecar, flag).arg(format!("{URL}/download")).stdout(Stdio::piped()).spawn().expect("curl");
-        assert_eq!(sum(download.stdout.take().expect("a pipe")), checksum, "the download differs");
+        assert_eq!(checksum_of(download.stdout.take().expect("a pipe")), checksum, "the download differs");
         assert!(download.wait().expect("own child").success());
 
         let (_, highest) = memory(sidecar.process().id());
-        report(format_args!("  {flag}: down, with its memory at {} MiB", highest / MIB));
+        report(format_args!("  {flag}: download, loopgate's memory was {} MiB at most", highest / MIB));
         assert!(highest < before + 32 * MIB, "memory went from {} to {} MiB", before / MIB, highest / MIB);
     }
     sidecar.stop();
@@ -93,7 +94,7 @@ fn events(directory: &Path) -> Result<(), Missing> {
     let backend = HostedBackend::start(&network);
     let sidecar = sidecar::start(&network, directory, &[]);
     for (flag, _) in CURL_PROTOCOLS {
-        let tap = backend.events();
+        let events = backend.events();
         let mut curl = curl(&network, &sidecar, flag);
         let mut curl = curl
             .args(["--no-buffer", "--max-time", "30"])
@@ -104,11 +105,11 @@ fn events(directory: &Path) -> Result<(), Missing> {
         let mut lines = BufReader::new(curl.stdout.take().expect("a pipe")).lines();
         for number in 0..20 {
             // The next event is sent only after this one has arrived, so a delayed event ends the stream.
-            tap.send(number.to_string()).expect("curl still reads");
+            events.send(number.to_string()).expect("curl still reads");
             assert_eq!(lines.next().expect("an event in time").expect("a pipe"), format!("data: {number}"));
             assert_eq!(lines.next().expect("the end of an event in time").expect("a pipe"), "");
         }
-        drop(tap);
+        drop(events);
         assert!(lines.next().is_none());
         assert!(curl.wait().expect("own child").success());
     }
@@ -147,11 +148,11 @@ fn large_message(directory: &Path) -> Result<(), Missing> {
 
 fn many_websockets(directory: &Path) -> Result<(), Missing> {
     const COUNT: usize = 2000;
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
-    if most < 3 * COUNT as u64 {
-        return Err(Missing(format!("only {most} file descriptors may be open")));
+    let (_, hard_limit) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    if hard_limit < 3 * COUNT as u64 {
+        return Err(Missing(format!("only {hard_limit} file descriptors may be open")));
     }
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("the soft limit may rise to the hard one");
+    setrlimit(Resource::RLIMIT_NOFILE, hard_limit, hard_limit).expect("the soft limit may rise to the hard one");
 
     let network = Network::new()?;
     let _backend = HostedBackend::start(&network);
@@ -160,7 +161,7 @@ fn many_websockets(directory: &Path) -> Result<(), Missing> {
     let thread = network.inside(Host::External, move || {
         run(async move {
             let all_open = Arc::new(Barrier::new(COUNT));
-            // They are all open at once, but need not all open at once.
+            // All are open at the same time, but at most 64 are being opened at the same time.
             let opening = Arc::new(Semaphore::new(64));
             let mut clients = JoinSet::new();
             for number in 0..COUNT {
@@ -180,17 +181,18 @@ fn many_websockets(directory: &Path) -> Result<(), Missing> {
                 });
             }
             while let Some(client) = clients.join_next().await {
-                client.expect("each echo is its own");
+                client.expect("each client gets its own messages back");
             }
         });
     });
-    thread.join().expect("2,000 clients have their echoes");
-    report(format_args!("  its memory was {} MiB at most", memory(sidecar.process().id()).1 / MIB));
+    thread.join().expect("2,000 clients get their messages back");
+    report(format_args!("  loopgate's memory was {} MiB at most", memory(sidecar.process().id()).1 / MIB));
     sidecar.stop();
     Ok(())
 }
 
-/// One of the external host's addresses, in turn: no client address holds more connections than the sidecar lets it.
+/// The external host's address for client `number`. There are eight, because the sidecar limits the
+/// connections of one address.
 fn address(number: usize) -> String {
     format!("172.18.1.{}", number % 8)
 }
@@ -212,7 +214,7 @@ fn text(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-fn sum(mut stream: impl Read) -> String {
+fn checksum_of(mut stream: impl Read) -> String {
     let mut sum = Checksum::default();
     let mut buffer = vec![0; 256 * 1024];
     loop {

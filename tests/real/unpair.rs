@@ -1,4 +1,4 @@
-//! `agents.unpair`: the pairing of a device ends with its container, at the real gateway.
+//! `agents.unpair`: the real gateway removes a device's pairing after its container was removed.
 
 use crate::capped::{Engine, assert_bound, id_of, release, wait_until, wait_until_external};
 use crate::gateway::{LOOPBACK, OpenClaw, TOKEN};
@@ -8,12 +8,12 @@ use loopgate_test_support::network::{Host, Network};
 use loopgate_test_support::requirements::{Missing, exclusively, report};
 
 #[test]
-fn openclaw_2026_2_19_forgets_a_device_whose_container_is_removed() {
+fn the_device_of_a_removed_container_is_unpaired_on_openclaw_2026_2_19() {
     exclusively("agents.unpair, OpenClaw 2026.2.19", || unpaired("2026.2.19"));
 }
 
 #[test]
-fn openclaw_2026_9_6_forgets_a_device_whose_container_is_removed() {
+fn the_device_of_a_removed_container_is_unpaired_on_openclaw_2026_9_6() {
     exclusively("agents.unpair, OpenClaw 2026.9.6", || unpaired("2026.9.6"));
 }
 
@@ -32,12 +32,12 @@ fn unpaired(version: &'static str) -> Result<(), Missing> {
     let ca = sidecar.ca();
     let through = |host| openclaw.client(host, WS_URL).ca(&ca);
 
-    let [agents, outsiders] = ["agents.json", "outsiders.json"].map(|file| directory.join(file));
-    let token = through(Host::Agent).identity(&agents).connect().device_token();
-    let request = through(Host::External).identity(&outsiders).connect().pairing_request();
+    let [agents_device, outsiders_device] = ["agents.json", "outsiders.json"].map(|file| directory.join(file));
+    let token = through(Host::Agent).identity(&agents_device).connect().device_token();
+    let request = through(Host::External).identity(&outsiders_device).connect().pairing_request();
     openclaw.approve(&request);
-    through(Host::External).identity(&outsiders).connect().scopes();
-    let device = id_of(&agents);
+    through(Host::External).identity(&outsiders_device).connect().scopes();
+    let device = id_of(&agents_device);
     let paired = || openclaw.paired_devices();
     let before = paired();
     assert!(before.contains(&device), "{before:?}");
@@ -48,32 +48,32 @@ fn unpaired(version: &'static str) -> Result<(), Missing> {
     std::thread::sleep(std::time::Duration::from_secs(5));
     assert!(paired().contains(&device));
     engine.start_agent(None);
-    wait_until(|| through(Host::Agent).identity(&agents).token(&token).connect().is_accepted());
+    wait_until(|| through(Host::Agent).identity(&agents_device).token(&token).connect().is_accepted());
 
-    report("  with the container the pairing is removed, and no other");
+    report("  if the container is removed, its device's pairing is removed, and no other");
     engine.stop_agent();
     engine.remove_agent();
     wait_until(|| !paired().contains(&device));
     let expected: Vec<String> = before.into_iter().filter(|other| *other != device).collect();
     let after = paired();
     assert!(expected.iter().all(|other| after.contains(other)), "{after:?}");
-    through(Host::External).identity(&outsiders).connect().scopes();
-    assert_bound(through(Host::External).identity(&agents).token(&token));
+    through(Host::External).identity(&outsiders_device).connect().scopes();
+    assert_bound(through(Host::External).identity(&agents_device).token(&token));
 
     report("  its token is refused by the gateway, on loopback too");
-    openclaw.client(Host::Gateway, LOOPBACK).identity(&agents).token(&token).connect().not_accepted();
+    openclaw.client(Host::Gateway, LOOPBACK).identity(&agents_device).token(&token).connect().not_accepted();
 
     report("  a container of the same name that shares the device is paired anew, until it is removed too");
     engine.start_agent(None);
-    wait_until(|| through(Host::Agent).identity(&agents).connect().is_accepted());
+    wait_until(|| through(Host::Agent).identity(&agents_device).connect().is_accepted());
     engine.stop_agent();
     engine.remove_agent();
     wait_until(|| !paired().contains(&device));
 
     report("  a device that is released has to be approved like any other");
     release(&sidecar, &device);
-    through(Host::External).identity(&agents).token(&token).connect().not_accepted();
-    through(Host::External).identity(&agents).connect().pairing_request();
+    through(Host::External).identity(&agents_device).token(&token).connect().not_accepted();
+    through(Host::External).identity(&agents_device).connect().pairing_request();
     sidecar.stop();
     Ok(())
 }
