@@ -1,4 +1,4 @@
-//! Local connections, carried to the sidecar.
+//! The agent forwards local connections to the sidecar.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,14 +11,15 @@ use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::sidecar::{Authority, Sidecar, fingerprint_of};
+use crate::sidecar::{Sidecar, TestCa, fingerprint_of};
 
-const ANYWHERE: &str = "127.0.0.1:0";
+/// An address for a listener, whose port the kernel chooses.
+const ANY_PORT: &str = "127.0.0.1:0";
 
-fn settings(authority: &Authority, sidecar: SocketAddr, trust: ServerTrust) -> Settings {
+fn settings(authority: &TestCa, sidecar: SocketAddr, trust: ServerTrust) -> Settings {
     let (chain, key) = authority.client("agent");
     Settings {
-        listen: ANYWHERE.parse().unwrap(),
+        listen: ANY_PORT.parse().unwrap(),
         unsafe_listen: false,
         sidecar: Endpoint { host: sidecar.ip().to_string(), port: sidecar.port() },
         server_name: Some("localhost".into()),
@@ -29,7 +30,7 @@ fn settings(authority: &Authority, sidecar: SocketAddr, trust: ServerTrust) -> S
     }
 }
 
-/// What comes back for `sent` through the agent, up to the end of the stream.
+/// Sends `sent` through the agent and ends the stream; returns everything that is received.
 async fn exchange(agent: &Agent, sent: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(agent.address).await?;
     stream.write_all(sent).await?;
@@ -40,9 +41,9 @@ async fn exchange(agent: &Agent, sent: &[u8]) -> std::io::Result<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn bytes_pass_both_ways_and_the_second_connection_resumes_the_session() {
-    let (authority, shutdown) = (Authority::new(), Shutdown::new());
-    let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
+async fn bytes_pass_both_ways_and_a_second_connection_resumes_the_session() {
+    let (authority, shutdown) = (TestCa::new(), Shutdown::new());
+    let sidecar = Sidecar::start(&authority, ANY_PORT.parse().unwrap(), &shutdown).await;
     let settings = settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()));
     let CredentialSource::Files(files) = settings.identity.clone() else { unreachable!("these settings have files") };
     let agent = agent::start(settings, &shutdown).await.unwrap();
@@ -50,15 +51,18 @@ async fn bytes_pass_both_ways_and_the_second_connection_resumes_the_session() {
     for _ in 0..2 {
         assert_eq!(exchange(&agent, b"hello").await.unwrap(), b"hello");
     }
-    let seen = sidecar.seen.lock().unwrap().clone();
-    assert!(seen.iter().all(|seen| seen.client == Some(fingerprint_of(&files.chain))), "{seen:?}");
-    assert_eq!(seen.iter().map(|seen| seen.resumed).collect::<Vec<_>>(), [false, true]);
+    let handshakes = sidecar.handshakes.lock().unwrap().clone();
+    assert!(
+        handshakes.iter().all(|handshake| handshake.client == Some(fingerprint_of(&files.chain))),
+        "{handshakes:?}"
+    );
+    assert_eq!(handshakes.iter().map(|handshake| handshake.resumed).collect::<Vec<_>>(), [false, true]);
 }
 
 #[tokio::test]
 async fn a_client_waits_for_a_sidecar_that_starts_later() {
-    let (authority, shutdown) = (Authority::new(), Shutdown::new());
-    let free = TcpListener::bind(ANYWHERE).await.unwrap();
+    let (authority, shutdown) = (TestCa::new(), Shutdown::new());
+    let free = TcpListener::bind(ANY_PORT).await.unwrap();
     let address = free.local_addr().unwrap();
     drop(free);
     let settings = settings(&authority, address, ServerTrust::Ca(authority.ca()));
@@ -73,10 +77,10 @@ async fn a_client_waits_for_a_sidecar_that_starts_later() {
 }
 
 #[tokio::test]
-async fn only_a_pinned_sidecar_is_trusted() {
-    let (authority, shutdown) = (Authority::new(), Shutdown::new());
-    let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
-    let other = Authority::new();
+async fn only_a_sidecar_with_the_right_ca_and_name_or_fingerprint_is_trusted() {
+    let (authority, shutdown) = (TestCa::new(), Shutdown::new());
+    let sidecar = Sidecar::start(&authority, ANY_PORT.parse().unwrap(), &shutdown).await;
+    let other = TestCa::new();
     let wrong_name =
         Settings { server_name: None, ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca())) };
     let another: Fingerprint = "00".repeat(32).parse().unwrap();
@@ -99,8 +103,8 @@ async fn only_a_pinned_sidecar_is_trusted() {
 
 #[tokio::test]
 async fn a_replaced_certificate_is_used_for_new_connections_only() {
-    let (authority, shutdown) = (Authority::new(), Shutdown::new());
-    let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
+    let (authority, shutdown) = (TestCa::new(), Shutdown::new());
+    let sidecar = Sidecar::start(&authority, ANY_PORT.parse().unwrap(), &shutdown).await;
     let settings = settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()));
     let agent = agent::start(settings, &shutdown).await.unwrap();
     let mut old = TcpStream::connect(agent.address).await.unwrap();
@@ -111,22 +115,22 @@ async fn a_replaced_certificate_is_used_for_new_connections_only() {
     let mut state = agent.state.clone();
     state.mark_unchanged();
     let (chain, _) = authority.client("agent");
-    // The chain and the key are two files, so that for a moment they may not belong together.
+    // The chain and the key are replaced one after the other, so for a moment they may not match.
     state
         .wait_for(|state| state.credentials.as_ref().is_some_and(|c| c.certified_key.cert[0] == der(&chain)))
         .await
         .unwrap();
     assert_eq!(exchange(&agent, b"after").await.unwrap(), b"after");
-    assert_eq!(sidecar.seen.lock().unwrap().last().unwrap().client, Some(fingerprint_of(&chain)));
+    assert_eq!(sidecar.handshakes.lock().unwrap().last().unwrap().client, Some(fingerprint_of(&chain)));
     old.write_all(b"beyond").await.unwrap();
     old.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"beyond");
 }
 
 #[tokio::test]
-async fn an_expired_certificate_is_not_used_and_its_successor_is_awaited() {
-    let (authority, shutdown) = (Authority::new(), Shutdown::new());
-    let sidecar = Sidecar::start(&authority, ANYWHERE.parse().unwrap(), &shutdown).await;
+async fn with_an_expired_certificate_a_client_waits_for_its_replacement() {
+    let (authority, shutdown) = (TestCa::new(), Shutdown::new());
+    let sidecar = Sidecar::start(&authority, ANY_PORT.parse().unwrap(), &shutdown).await;
     let settings = Settings {
         hold: Duration::from_secs(30),
         ..settings(&authority, sidecar.address, ServerTrust::Ca(authority.ca()))
@@ -138,7 +142,7 @@ async fn an_expired_certificate_is_not_used_and_its_successor_is_awaited() {
         authority.client("agent");
     });
     assert_eq!(answer.unwrap(), b"hello");
-    assert_eq!(sidecar.seen.lock().unwrap().len(), 1, "nothing was tried before");
+    assert_eq!(sidecar.handshakes.lock().unwrap().len(), 1, "the agent tried the expired certificate");
 }
 
 fn der(path: &std::path::Path) -> rustls_pki_types::CertificateDer<'static> {
@@ -148,7 +152,7 @@ fn der(path: &std::path::Path) -> rustls_pki_types::CertificateDer<'static> {
 
 #[tokio::test]
 async fn a_listen_address_beyond_loopback_is_refused() {
-    let (authority, shutdown) = (Authority::new(), Shutdown::new());
+    let (authority, shutdown) = (TestCa::new(), Shutdown::new());
     let settings = settings(&authority, "127.0.0.1:1".parse().unwrap(), ServerTrust::Ca(authority.ca()));
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
         let settings = Settings { listen: address.parse().unwrap(), ..settings.clone() };

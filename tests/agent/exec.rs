@@ -1,4 +1,4 @@
-//! `loopgate exec`, the binary, with a shell as its command.
+//! The command `loopgate exec`, with a shell script as the command that it runs.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -8,11 +8,11 @@ use loopgate_test_support::sidecar::loopgate;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::sidecar::{Authority, Sidecar};
+use crate::sidecar::{Sidecar, TestCa};
 
-/// A sidecar on a thread of its own, and the flags that lead to it.
+/// A fake sidecar that runs on its own thread.
 struct Harness {
-    authority: Authority,
+    authority: TestCa,
     sidecar: Sidecar,
     _runtime: tokio::runtime::Runtime,
 }
@@ -20,11 +20,12 @@ struct Harness {
 impl Harness {
     fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let authority = Authority::new();
+        let authority = TestCa::new();
         let sidecar = runtime.block_on(Sidecar::start(&authority, "127.0.0.1:0".parse().unwrap(), &Shutdown::new()));
         Self { authority, sidecar, _runtime: runtime }
     }
 
+    /// `loopgate exec` with the sidecar's address and credentials, additional `flags` and this command.
     fn exec(&self, flags: &[&str], command: &[&str]) -> Command {
         let (cert, key) = self.authority.client("agent");
         let mut exec = loopgate(["exec", "--listen", "127.0.0.1:0", "--server-name", "localhost"]);
@@ -35,27 +36,30 @@ impl Harness {
         exec
     }
 
+    /// Runs a shell script with `loopgate exec`.
     fn sh(&self, script: &str) -> Output {
         self.exec(&[], &["sh", "-c", script]).output().unwrap()
     }
 }
 
-/// Starts `command`, whose script says `ready` when it is.
-fn ready(mut command: Command) -> Child {
+/// Starts `command` and waits until its script prints `ready`.
+fn spawn_until_ready(mut command: Command) -> Child {
     let mut child = command.spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "ready\n", "{}", rest(child.stderr.as_mut().unwrap()));
+    assert_eq!(line, "ready\n", "{}", read_all(child.stderr.as_mut().unwrap()));
     child
 }
 
-fn rest(from: &mut impl Read) -> String {
+/// Reads to the end.
+fn read_all(from: &mut impl Read) -> String {
     let mut text = String::new();
     from.read_to_string(&mut text).unwrap();
     text
 }
 
-fn signalled(mut child: Child, signal: Signal) -> ExitStatus {
+/// Sends `signal` to `child`, and returns its exit status.
+fn exit_after_signal(mut child: Child, signal: Signal) -> ExitStatus {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
     child.wait().unwrap()
 }
@@ -76,7 +80,7 @@ fn exec_returns_the_exit_status_of_its_command() {
 }
 
 #[test]
-fn the_command_finds_the_gateway_on_loopback() {
+fn the_commands_environment_names_the_gateway_on_loopback() {
     let harness = Harness::new();
     let script = "echo \"$GATEWAY ${OPENCLAW_GATEWAY_URL-unset} ws://127.0.0.1:$OPENCLAW_GATEWAY_PORT\"";
     let mut command = harness.exec(&["--env", "GATEWAY"], &["sh", "-c", script]);
@@ -93,21 +97,21 @@ fn signals_reach_the_command_and_its_children() {
     let script = "trap 'exit 42' TERM; trap 'exit 43' INT; sh -c 'trap \"exit 0\" TERM INT; echo ready; while :; do \
                   sleep 0.05; done'; exit 1";
     for (signal, status) in [(Signal::SIGTERM, 42), (Signal::SIGINT, 43)] {
-        let child = ready(harness.exec(&[], &["sh", "-c", script]));
-        assert_eq!(signalled(child, signal).code(), Some(status), "{signal}");
+        let child = spawn_until_ready(harness.exec(&[], &["sh", "-c", script]));
+        assert_eq!(exit_after_signal(child, signal).code(), Some(status), "{signal}");
     }
 }
 
 #[test]
-fn a_command_that_ignores_sigterm_is_killed_after_the_grace() {
+fn a_command_that_ignores_sigterm_is_killed_after_the_grace_period() {
     let harness = Harness::new();
     let script = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
-    let child = ready(harness.exec(&["--grace", "100ms"], &["sh", "-c", script]));
-    assert_eq!(signalled(child, Signal::SIGTERM).code(), Some(137));
+    let child = spawn_until_ready(harness.exec(&["--grace", "100ms"], &["sh", "-c", script]));
+    assert_eq!(exit_after_signal(child, Signal::SIGTERM).code(), Some(137));
 }
 
 #[test]
-fn exec_without_a_gateway_fails_and_says_why() {
+fn exec_without_a_gateway_fails_with_the_reason() {
     let harness = Harness::new();
     let output = harness.exec(&["--wait", "300ms", "--sidecar", "127.0.0.1:1"], &["true"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "a flag given twice is refused");

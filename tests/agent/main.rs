@@ -1,5 +1,5 @@
-//! The agent side against a sidecar of TLS and nothing else: who is trusted, what is carried, and
-//! how `exec` treats its command.
+//! `loopgate agent` and `loopgate exec` with a fake sidecar: which sidecar is trusted, what is
+//! forwarded, and how `exec` treats its command.
 
 mod carry;
 mod exec;

@@ -1,4 +1,4 @@
-//! A sidecar as the agent sees it: TLS that asks for a certificate, and a gateway of one line behind it.
+//! A fake sidecar: it accepts TLS, requests a client certificate, answers probes and echoes the rest.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -15,14 +15,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-/// A CA of the test's own, and files signed by it.
-pub struct Authority {
+/// A CA for one test, and a directory with its certificate and the client's certificate and key.
+pub struct TestCa {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
     directory: tempfile::TempDir,
 }
 
-impl Authority {
+impl TestCa {
     pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -50,29 +50,29 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
-    /// Writes a client certificate for `name`, and its key; returns where.
+    /// Writes a client certificate for `name` and its key; returns the paths of both.
     pub fn client(&self, name: &str) -> (PathBuf, PathBuf) {
         self.client_until(name, None)
     }
 
-    /// The same with a certificate that ends then.
+    /// Does the same with a certificate that expires at `until`.
     pub fn client_until(&self, name: &str, until: Option<OffsetDateTime>) -> (PathBuf, PathBuf) {
         let (certificate, key) = self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, until);
-        let place = |name: &str| self.directory.path().join(name);
+        let path = |name: &str| self.directory.path().join(name);
         let write = |name: &str, text: String| {
-            let aside = place("aside");
-            std::fs::write(&aside, text).unwrap();
-            std::fs::rename(aside, place(name)).unwrap();
+            let temporary = path("temporary");
+            std::fs::write(&temporary, text).unwrap();
+            std::fs::rename(temporary, path(name)).unwrap();
         };
         write("client.pem", certificate.pem());
         write("client.key", key.serialize_pem());
-        (place("client.pem"), place("client.key"))
+        (path("client.pem"), path("client.key"))
     }
 }
 
-/// What a sidecar saw.
+/// A TLS handshake that a sidecar completed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct Handshake {
     /// SHA-256 of the client's certificate.
     pub client: Option<Fingerprint>,
     /// Whether the TLS session was resumed.
@@ -83,12 +83,14 @@ pub struct Seen {
 pub struct Sidecar {
     pub address: SocketAddr,
     pub fingerprint: Fingerprint,
-    pub seen: Arc<Mutex<Vec<Seen>>>,
+    /// The handshakes so far.
+    pub handshakes: Arc<Mutex<Vec<Handshake>>>,
 }
 
 impl Sidecar {
-    /// Answers every request for `/startupz` as a new gateway does; everything else is echoed.
-    pub async fn start(authority: &Authority, listen: SocketAddr, shutdown: &Shutdown) -> Self {
+    /// Starts a sidecar on `listen`. It answers GET requests as the gateway answers `/startupz`, and echoes
+    /// all other bytes.
+    pub async fn start(authority: &TestCa, listen: SocketAddr, shutdown: &Shutdown) -> Self {
         let (certificate, key) = authority.issue("localhost", ExtendedKeyUsagePurpose::ServerAuth, None);
         let fingerprint = Fingerprint::of(certificate.der());
         let mut roots = RootCertStore::empty();
@@ -107,8 +109,8 @@ impl Sidecar {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let seen = Arc::new(Mutex::new(Vec::new()));
-        let (record, spawn) = (seen.clone(), shutdown.clone());
+        let handshakes = Arc::new(Mutex::new(Vec::new()));
+        let (record, spawn) = (handshakes.clone(), shutdown.clone());
         let accept = async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -116,7 +118,7 @@ impl Sidecar {
                 spawn.spawn(async move {
                     let Ok(mut stream) = acceptor.accept(stream).await else { return };
                     let session = stream.get_ref().1;
-                    record.lock().unwrap().push(Seen {
+                    record.lock().unwrap().push(Handshake {
                         client: session.peer_certificates().map(|chain| Fingerprint::of(&chain[0])),
                         resumed: session.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
                     });
@@ -140,7 +142,7 @@ impl Sidecar {
         shutdown.spawn(async move {
             tokio::select! { () = stop.begun() => {}, () = accept => {} }
         });
-        Self { address, fingerprint, seen }
+        Self { address, fingerprint, handshakes }
     }
 }
 

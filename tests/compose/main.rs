@@ -1,7 +1,6 @@
-//! `loopgate compose` on projects of the kinds that people have:
-//! `tests/data/compose/KIND/compose.yaml` is a project, `config.json` what compose makes of it, and
-//! each other file what loopgate answers. `TEST_BLESS=1` writes the answers anew, and `config.json`
-//! with them.
+//! `loopgate compose` on typical projects. `tests/data/compose/KIND/compose.yaml` is a project,
+//! `config.json` the output of `docker compose config` for it, and each other file an output of
+//! loopgate. `TEST_BLESS=1` updates the outputs and `config.json`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// Each kind, with the arguments that it is tried with and the file that the answer is in.
+/// Each kind of project, with loopgate's arguments and the file with the expected output.
 const TABLE: &[(&str, &[&str], &str)] = &[
     ("official-2026.2", &[], "override.yaml"),
     ("official-2026.2", &["--in-gateway"], "in-gateway.yaml"),
@@ -38,18 +37,21 @@ const TABLE: &[(&str, &[&str], &str)] = &[
     ("two-gateways", &[], "override.yaml"),
     ("two-gateways", &["--gateway-service", "bob"], "bob.yaml"),
 ];
-/// Stands in the projects for every secret.
+/// A text that every secret in the projects contains.
 const SECRET: &str = "-secret";
 
+/// The directory with a directory for each kind of project.
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/compose")
 }
 
+/// Every kind of project, once.
 fn kinds() -> BTreeSet<&'static str> {
     TABLE.iter().map(|(kind, ..)| *kind).collect()
 }
 
-fn blesses() -> bool {
+/// Returns whether to update the expected outputs.
+fn is_blessing() -> bool {
     std::env::var_os("TEST_BLESS").is_some()
 }
 
@@ -57,6 +59,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Runs `loopgate compose` with the project on standard input.
 fn loopgate(kind: &str, arguments: &[&str]) -> Output {
     let config = fs::File::open(data().join(kind).join("config.json")).expect("config.json");
     Command::new(env!("CARGO_BIN_EXE_loopgate"))
@@ -67,11 +70,11 @@ fn loopgate(kind: &str, arguments: &[&str]) -> Output {
         .expect("loopgate can be run")
 }
 
-/// What loopgate answers, as it stands in the data: standard error and the exit status below standard output.
+/// The output in the form of the expected files: standard output, then the exit status and standard error.
 fn answer(output: &Output) -> String {
     let status = output.status.code().expect("an exit status");
-    let said: String = text(&output.stderr).lines().map(|line| format!("# {line}\n")).collect();
-    // The filter's configuration is a file of its own, which may change by itself.
+    let error_lines: String = text(&output.stderr).lines().map(|line| format!("# {line}\n")).collect();
+    // The filter's configuration is the content of another file, so it is left out.
     let filter = |line: &str| {
         if line.starts_with("      FILTER: ") {
             "      FILTER: docker/socket-filter/haproxy-unix.cfg".into()
@@ -80,7 +83,7 @@ fn answer(output: &Output) -> String {
         }
     };
     let written: String = text(&output.stdout).lines().map(|line| filter(line) + "\n").collect();
-    format!("{written}# --- standard error, and exit status {status}\n{said}")
+    format!("{written}# --- standard error, and exit status {status}\n{error_lines}")
 }
 
 #[test]
@@ -89,10 +92,10 @@ fn every_kind_of_project_gets_its_override() {
     for (kind, arguments, file) in TABLE {
         let path = data().join(kind).join(file);
         let answer = answer(&loopgate(kind, arguments));
-        if blesses() {
+        if is_blessing() {
             fs::write(&path, answer).unwrap();
         } else if fs::read_to_string(&path).unwrap_or_default() != answer {
-            wrong.push(format!("{kind} {arguments:?} is not as {file}, but:\n{answer}"));
+            wrong.push(format!("{kind} {arguments:?} differs from {file}:\n{answer}"));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -108,7 +111,7 @@ fn no_secret_is_ever_written() {
             let answer = answer(&loopgate(kind, arguments));
             assert!(!answer.contains(SECRET), "{kind} {arguments:?}: {answer}");
         }
-        // And not in an error, wherever the text is cut.
+        // The error for a truncated text doesn't contain a secret either.
         for end in (1..config.len()).step_by(97).filter(|end| config.is_char_boundary(*end)) {
             let mut child = Command::new(env!("CARGO_BIN_EXE_loopgate"))
                 .arg("compose")
@@ -129,21 +132,21 @@ fn no_secret_is_ever_written() {
 }
 
 #[test]
-fn compose_itself_reads_every_override_as_it_is_meant() {
+fn docker_compose_merges_every_override_as_intended() {
     if !have_compose() {
         return;
     }
     for kind in kinds() {
         let config = data().join(kind).join("config.json");
-        let now = compose(kind, &["compose.yaml"]).expect("the project is a good one");
-        if blesses() {
-            fs::write(&config, &now).unwrap();
+        let current = compose(kind, &["compose.yaml"]).expect("a valid project");
+        if is_blessing() {
+            fs::write(&config, &current).unwrap();
         }
         let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
         assert_eq!(
-            parsed(&now),
+            parsed(&current),
             parsed(&fs::read_to_string(&config).unwrap()),
-            "{kind}/config.json is not what compose makes of it"
+            "{kind}/config.json is out of date"
         );
     }
     let mut merged = 0;
@@ -154,14 +157,14 @@ fn compose_itself_reads_every_override_as_it_is_meant() {
         let before: Value =
             serde_json::from_str(&fs::read_to_string(data().join(kind).join("config.json")).unwrap()).unwrap();
         let after = compose(kind, &["compose.yaml", file]).unwrap_or_else(|why| panic!("{kind} {arguments:?}: {why}"));
-        keeps_the_gateway_behind_loopgate(&format!("{kind} {file}"), &before, &serde_json::from_str(&after).unwrap());
+        assert_gateway_behind_loopgate(&format!("{kind} {file}"), &before, &serde_json::from_str(&after).unwrap());
         merged += 1;
     }
     assert!(merged >= 20, "{merged} overrides were merged");
 }
 
-/// What holds of every merged project, whatever its kind.
-fn keeps_the_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) {
+/// Fails unless the merged project `after` has its gateway behind loopgate.
+fn assert_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) {
     let services = after["services"].as_object().unwrap();
     let loopgate = &services["loopgate"];
     let inside = loopgate["network_mode"].as_str().unwrap();
@@ -183,7 +186,7 @@ fn keeps_the_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) 
     if inside != "service:netns" {
         return;
     }
-    // All that only the owner of a namespace can have is the owner's.
+    // Settings that only the container that owns a network namespace can have were moved to `netns`.
     for (name, service) in services.iter().filter(|(_, service)| service["network_mode"] == inside) {
         for key in ["ports", "networks", "hostname", "extra_hosts", "dns", "expose", "mac_address"] {
             assert!(service.get(key).is_none(), "{kind}: {name} still has {key}");
@@ -194,12 +197,12 @@ fn keeps_the_gateway_behind_loopgate(kind: &str, before: &Value, after: &Value) 
         let ports = service["ports"].as_array().cloned().unwrap_or_default();
         ports.iter().map(|port| format!("{} {} {}", port["host_ip"], port["published"], port["protocol"])).collect()
     };
-    assert!(published(&old[name]).is_subset(&published(netns)), "{kind}: every published port stays published");
+    assert!(published(&old[name]).is_subset(&published(netns)), "{kind}: a port is no longer published");
     let leads = netns["ports"].as_array().cloned().unwrap_or_default();
-    assert!(!leads.iter().any(|port| port["target"] == 18789), "{kind}: none leads to the gateway itself");
+    assert!(!leads.iter().any(|port| port["target"] == 18789), "{kind}: a port leads to the gateway itself");
     for (network, settings) in old[name]["networks"].as_object().into_iter().flatten() {
         let aliases = netns["networks"][network]["aliases"].as_array().cloned().unwrap_or_default();
-        assert!(aliases.contains(&name.as_str().into()), "{kind}: {name} is found on {network}");
+        assert!(aliases.contains(&name.as_str().into()), "{kind}: {name} can't be found on {network}");
         assert_eq!(netns["networks"][network]["ipv4_address"], settings["ipv4_address"], "{kind}");
     }
 }
@@ -233,10 +236,10 @@ fn the_shipped_override_is_what_loopgate_writes_for_openclaws_own_file() {
     fs::write(&written, output.stdout).unwrap();
     let services = |file: &Path| -> Value {
         let mut merged: Value = serde_json::from_str(&merged(&[&official, file])).unwrap();
-        // The shipped one publishes only the port that leads somewhere, and takes further names from a variable.
+        // The shipped override publishes only the first port, and takes additional names from a variable.
         merged["services"]["netns"]["ports"].as_array_mut().unwrap().truncate(1);
         merged["services"]["loopgate"]["environment"]["LOOPGATE_TLS_NAME"].take();
-        // And it builds what can't be pulled.
+        // The shipped override also builds the images.
         for service in merged["services"].as_object_mut().unwrap().values_mut() {
             service.as_object_mut().unwrap().remove("build");
         }
@@ -246,13 +249,13 @@ fn the_shipped_override_is_what_loopgate_writes_for_openclaws_own_file() {
 }
 
 #[test]
-fn compose_1_reads_what_joins_the_gateways_own_namespace() {
+fn compose_1_merges_the_override_for_the_gateways_own_namespace() {
     let installed = Command::new("docker-compose").arg("version").output().is_ok_and(|output| output.status.success());
     if !installed {
         return skip("docker-compose is not installed");
     }
     let directory = data().join("official-2026.2");
-    // Compose 1 wants a version, or no `name`.
+    // Compose 1 accepts `name` only with a version.
     let project = fs::read_to_string(directory.join("compose.yaml")).unwrap().replace("name: openclaw\n", "");
     let place = tempfile::tempdir().unwrap();
     fs::write(place.path().join("compose.yaml"), project).unwrap();
@@ -270,6 +273,7 @@ fn compose_1_reads_what_joins_the_gateways_own_namespace() {
     );
 }
 
+/// Returns whether `docker compose` is installed; if not, prints that the test is not run.
 fn have_compose() -> bool {
     let installed =
         Command::new("docker").args(["compose", "version"]).output().is_ok_and(|output| output.status.success());
@@ -279,18 +283,18 @@ fn have_compose() -> bool {
     installed
 }
 
-/// Says that a test is not run, on the real standard error, which libtest does not capture; where
-/// `CI` is `true` everything has to be.
+/// Prints that a test is not run, to the standard error that libtest does not capture. Fails if `CI` is
+/// `true`.
 fn skip(why: &str) {
     let line = format!(
-        "NOT RUN: {}: {why}; tests/setup/compose.sh brings it",
+        "NOT RUN: {}: {why}; tests/setup/compose.sh installs it",
         std::thread::current().name().unwrap_or("a test")
     );
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{line}");
     writeln!(std::io::stderr().lock(), "{line}").expect("standard error");
 }
 
-/// What `docker compose config --format json` makes of these files.
+/// The output of `docker compose config --format json` for these files of a project, or its error.
 fn compose(kind: &str, files: &[&str]) -> Result<String, String> {
     let mut command = Command::new("docker");
     command.args(["compose", "--project-directory", "/srv/project"]);

@@ -1,5 +1,5 @@
 """autobahn.py echo: a WebSocket echo server on loopback; prints its port.
-autobahn.py run URL CASE...: runs the cases (with * for any) of the Autobahn test suite against URL; prints the verdicts as JSON."""
+autobahn.py run URL CASE...: runs cases of the Autobahn test suite (* is a wildcard) against URL; prints the verdicts as JSON."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ async def echo():
         async for message in socket:
             await socket.send(message)
 
-    # What a case does wrong on purpose is no news.
+    # Cases send invalid frames on purpose, so their errors aren't logged.
     logging.getLogger("websockets").setLevel(logging.CRITICAL)
     async with serve(answer, "127.0.0.1", 0, max_size=None, ping_interval=None) as server:
         print(server.sockets[0].getsockname()[1], flush=True)

@@ -1,8 +1,7 @@
-//! The Autobahn test suite: what a WebSocket server does behind the sidecar is, case by case, no
-//! worse than what it does alone.
+//! The Autobahn test suite: in each case, a WebSocket server behind the sidecar gets a verdict no worse
+//! than without the sidecar.
 //!
-//! The fuzzing client speaks no TLS, so that its bytes go through a bridge, which wraps them in TLS
-//! and does nothing else.
+//! The fuzzing client has no TLS, so it connects to a bridge, which forwards its bytes over TLS.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -17,14 +16,16 @@ use crate::{output, python, say};
 use loopgate_test_support::sidecar::Launch;
 use loopgate_test_support::tls_client::TlsClient;
 
-/// Everything about the protocol; of the cases about compression, which take their time, a [`SAMPLE`] of each kind.
+/// All cases that are not about compression.
 const CASES: &[&str] = &["1.*", "2.*", "3.*", "4.*", "5.*", "6.*", "7.*", "9.*", "10.*"];
+/// A few cases about compression. All of them take long, so they run only with `TEST_AUTOBAHN=all`.
 const SAMPLE: &[&str] =
     &["12.1.1", "12.1.5", "12.2.1", "12.3.1", "12.4.1", "12.5.1", "13.1.1", "13.3.1", "13.5.1", "13.7.1"];
+/// All cases about compression.
 const ALL: &[&str] = &["12.*", "13.*"];
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suites/autobahn.py");
 
-/// What Autobahn says of a case: of its messages, and of its close.
+/// Autobahn's verdicts on a case: on its messages, and on the close of its connection.
 #[derive(Debug)]
 struct Verdict {
     behavior: String,
@@ -33,7 +34,7 @@ struct Verdict {
 }
 
 impl Verdict {
-    /// The smaller the better. What is only informational is neither good nor bad.
+    /// Ranks both verdicts; smaller is better. INFORMATIONAL counts as OK.
     fn rank(&self) -> (usize, usize) {
         let of = |order: &[&str], word: &str| order.iter().position(|known| *known == word).unwrap_or(order.len());
         let informational = |word: &str| if word == "INFORMATIONAL" { "OK".to_owned() } else { word.to_owned() };
@@ -43,7 +44,7 @@ impl Verdict {
         )
     }
 
-    fn worse_than(&self, other: &Self) -> bool {
+    fn is_worse_than(&self, other: &Self) -> bool {
         self.rank().0 > other.rank().0 || self.rank().1 > other.rank().1
     }
 }
@@ -61,38 +62,39 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
         (sidecar, bridge)
     };
     let (sidecar, bridge) = start(&[]);
-    // Where loopgate reads a client's first message, it offers the gateway no compression.
+    // loopgate reads the first message of a WebSocket to bind devices, and therefore offers the gateway no
+    // compression. The cases about compression need a sidecar that doesn't.
     let (transparent, compressing) = start(&["--bind-devices", "off"]);
 
     let all = std::env::var("TEST_AUTOBAHN").is_ok_and(|cases| cases == "all");
     let compressed = if all { ALL } else { SAMPLE };
-    let of_both = |plain, compressing| {
-        let mut verdicts = cases_of(&python, plain, CASES);
-        verdicts.extend(cases_of(&python, compressing, compressed));
+    let run_all = |plain, compressing| {
+        let mut verdicts = verdicts_on(&python, plain, CASES);
+        verdicts.extend(verdicts_on(&python, compressing, compressed));
         verdicts
     };
-    let direct = of_both(gateway, gateway);
-    let mut through = of_both(bridge, compressing);
+    let direct = run_all(gateway, gateway);
+    let mut through = run_all(bridge, compressing);
     assert_eq!(direct.keys().collect::<Vec<_>>(), through.keys().collect::<Vec<_>>());
     assert!(direct.len() > 250, "only {} cases ran", direct.len());
 
-    // Cases have deadlines, which a busy machine may miss: what seems worse is looked at again, alone.
+    // Cases have deadlines, which a busy machine may miss, so the worse cases run a second time.
     let again: Vec<_> = direct
         .iter()
-        .filter(|(case, verdict)| through[*case].worse_than(verdict))
+        .filter(|(case, verdict)| through[*case].is_worse_than(verdict))
         .map(|(case, _)| case.as_str())
         .collect();
     if !again.is_empty() {
-        say(format_args!("  once more: {again:?}"));
+        say(format_args!("  second run: {again:?}"));
         let (compressed, plain): (Vec<_>, Vec<_>) =
             again.into_iter().partition(|case| case.starts_with("12.") || case.starts_with("13."));
         for (bridge, cases) in [(bridge, plain), (compressing, compressed)] {
             if !cases.is_empty() {
-                through.extend(cases_of(&python, bridge, &cases));
+                through.extend(verdicts_on(&python, bridge, &cases));
             }
         }
     }
-    let worse: Vec<_> = direct.iter().filter(|(case, verdict)| through[*case].worse_than(verdict)).collect();
+    let worse: Vec<_> = direct.iter().filter(|(case, verdict)| through[*case].is_worse_than(verdict)).collect();
     for (case, verdict) in &worse {
         let Verdict { behavior, close, why } = &through[*case];
         say(format_args!(
@@ -113,7 +115,7 @@ fn no_case_of_autobahn_is_worse_through_loopgate_than_without_it() {
     transparent.stop();
 }
 
-/// The echo server, ended on drop.
+/// The echo server's process. Dropping it ends the process.
 struct Echo(Child);
 
 impl Echo {
@@ -132,14 +134,15 @@ impl Drop for Echo {
     }
 }
 
-fn cases_of(python: &Path, server: SocketAddr, cases: &[&str]) -> BTreeMap<String, Verdict> {
+/// Runs these cases against `server`, and returns their verdicts.
+fn verdicts_on(python: &Path, server: SocketAddr, cases: &[&str]) -> BTreeMap<String, Verdict> {
     let output = output(Command::new(python).args([SCRIPT, "run", &format!("ws://{server}")]).args(cases));
     let verdicts: Vec<[String; 4]> =
         serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error} in {output}"));
     verdicts.into_iter().map(|[case, behavior, close, why]| (case, Verdict { behavior, close, why })).collect()
 }
 
-/// A listener without TLS in front of the sidecar's.
+/// Starts a plain-text listener that forwards connections over TLS; returns its address.
 async fn bridge(client: TlsClient, tasks: Shutdown) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -150,7 +153,7 @@ async fn bridge(client: TlsClient, tasks: Shutdown) -> SocketAddr {
             each.spawn(async move {
                 plain.set_nodelay(true).unwrap();
                 let mut sealed = client.connect("http/1.1").await.unwrap();
-                // However it ended, the fuzzing client has seen it and judges it.
+                // An error needs no handling, because the fuzzing client sees it and judges it.
                 let _ = tokio::io::copy_bidirectional(&mut plain, &mut sealed).await;
             });
         }

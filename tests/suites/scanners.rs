@@ -1,4 +1,4 @@
-//! What sslyze and testssl.sh say of the sidecar's TLS.
+//! sslyze and testssl.sh scan the sidecar's TLS.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,8 +9,8 @@ use crate::{output, python, run, say};
 use loopgate_test_support::backend::Backend;
 use loopgate_test_support::sidecar::{Launch, Sidecar};
 
-/// What testssl.sh may hold against it: a CA of one's own has neither a revocation list nor a CAA
-/// record (a leaf is short-lived instead), and the checks' own engine is not loopgate's.
+/// Findings of testssl.sh that are accepted. A private CA has neither a revocation list nor a CAA record
+/// (its certificates are short-lived instead), and `engine_problem` is about testssl.sh's own OpenSSL.
 const ACCEPTED: &[&str] = &["cert_revocation", "DNS_CAArecord", "engine_problem"];
 
 #[test]
@@ -25,18 +25,18 @@ async fn sslyze(python: &Path) {
     let target = format!("localhost:{}", sidecar.address.port());
     let json = tempfile::NamedTempFile::new().unwrap();
     let mut sslyze = Command::new(python);
-    // Its usual checks, measured against Mozilla's "intermediate" configuration, and two more.
+    // The default checks with Mozilla's "intermediate" configuration, and two additional ones.
     sslyze
         .args(["-m", "sslyze", "--mozilla_config=intermediate", "--early_data", "--resum", "--json_out"])
         .arg(json.path())
         .arg(&target);
-    let said = output(&mut sslyze);
-    let report: Value = serde_json::from_reader(json.as_file()).unwrap_or_else(|error| panic!("{error}: {said}"));
+    let printed = output(&mut sslyze);
+    let report: Value = serde_json::from_reader(json.as_file()).unwrap_or_else(|error| panic!("{error}: {printed}"));
     let server = &report["server_scan_results"][0];
-    assert_eq!(server["scan_status"], "COMPLETED", "{said}");
+    assert_eq!(server["scan_status"], "COMPLETED", "{printed}");
     assert_eq!(
         server["connectivity_result"]["client_auth_requirement"], "DISABLED",
-        "certificates are asked for only where they can matter"
+        "a certificate is requested although no option needs one"
     );
     let found = |check: &str, field: &str| -> Value {
         let check = &server["scan_result"][check];
@@ -70,10 +70,10 @@ async fn sslyze(python: &Path) {
     for (check, field, value) in expected {
         assert_eq!(found(check, field), *value, "{check}");
     }
-    // The only thing that Mozilla's configuration asks for and that a CA of one's own can't give is a public CA.
-    let (_, compliance) = said
+    // Mozilla's configuration requires a public CA. This is its only requirement that a private CA can't meet.
+    let (_, compliance) = printed
         .split_once("COMPLIANCE AGAINST TLS CONFIGURATION")
-        .unwrap_or_else(|| panic!("no word on compliance: {said}"));
+        .unwrap_or_else(|| panic!("no section on compliance: {printed}"));
     let complaints: Vec<_> = compliance.lines().map(str::trim).filter(|line| line.starts_with("* ")).collect();
     say(format_args!("  sslyze, against Mozilla's intermediate configuration: {complaints:?}"));
     assert!(
@@ -95,13 +95,13 @@ async fn testssl() {
     let backend = Backend::start().await;
     let sidecar = Launch::new().gateway(backend.address).start();
     let mut findings = scan(&sidecar);
-    // A warning is a check that testssl.sh could not carry out: it gets another chance, and is not
-    // taken for a good result.
+    // A warning means that testssl.sh could not carry out a check. It runs once more; a second warning
+    // fails the test.
     if findings
         .iter()
         .any(|finding| finding["severity"] == "WARN" && !ACCEPTED.contains(&finding["id"].as_str().unwrap_or_default()))
     {
-        say("  once more, for a check was not carried out");
+        say("  second run, because a check was not carried out");
         findings = scan(&sidecar);
     }
     let of = |id: &str| {
@@ -112,35 +112,35 @@ async fn testssl() {
     }
     assert!(of("TLS1_3")["finding"].as_str().unwrap().contains("offered"));
     assert_eq!(of("secure_client_renego")["severity"], "OK");
-    let word = |finding: &Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
+    let text = |finding: &Value, field: &str| finding[field].as_str().unwrap_or_default().to_owned();
     let weak: Vec<_> =
-        findings.iter().filter(|finding| !["OK", "INFO"].contains(&word(finding, "severity").as_str())).collect();
+        findings.iter().filter(|finding| !["OK", "INFO"].contains(&text(finding, "severity").as_str())).collect();
     for finding in &weak {
-        let accepted = if ACCEPTED.contains(&word(finding, "id").as_str()) { " (accepted)" } else { "" };
+        let accepted = if ACCEPTED.contains(&text(finding, "id").as_str()) { " (accepted)" } else { "" };
         say(format_args!(
             "  {}: {} {}{accepted}",
-            word(finding, "id"),
-            word(finding, "severity"),
-            word(finding, "finding")
+            text(finding, "id"),
+            text(finding, "severity"),
+            text(finding, "finding")
         ));
     }
     let count = |severity: &str| findings.iter().filter(|finding| finding["severity"] == severity).count();
     say(format_args!("  testssl.sh: {} findings are OK, {} for information", count("OK"), count("INFO")));
-    assert!(weak.iter().all(|finding| ACCEPTED.contains(&word(finding, "id").as_str())), "{weak:#?}");
+    assert!(weak.iter().all(|finding| ACCEPTED.contains(&text(finding, "id").as_str())), "{weak:#?}");
     sidecar.stop();
 }
 
-/// What testssl.sh reports.
+/// Runs testssl.sh, and returns its findings.
 fn scan(sidecar: &Sidecar) -> Vec<Value> {
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("testssl.json");
     let mut testssl = Command::new("testssl");
-    // Protocols, cipher lists, forward secrecy, preference, certificate, vulnerabilities: all but
-    // the headers, which are the gateway's.
+    // All groups of checks (protocols, ciphers, forward secrecy, preference, certificate, vulnerabilities)
+    // except HTTP headers, because those are the gateway's.
     testssl
         .args(["--warnings", "off", "--quiet", "--color", "0", "-p", "-s", "-f", "-P", "-S", "-U", "--add-ca"])
         .arg(sidecar.ca());
-    let said = output(testssl.arg("--jsonfile").arg(&json).arg(format!("localhost:{}", sidecar.address.port())));
-    let report = std::fs::read_to_string(&json).unwrap_or_else(|error| panic!("{error}: {said}"));
-    serde_json::from_str(&report).unwrap_or_else(|error| panic!("{error}: {said}"))
+    let printed = output(testssl.arg("--jsonfile").arg(&json).arg(format!("localhost:{}", sidecar.address.port())));
+    let report = std::fs::read_to_string(&json).unwrap_or_else(|error| panic!("{error}: {printed}"));
+    serde_json::from_str(&report).unwrap_or_else(|error| panic!("{error}: {printed}"))
 }

@@ -1,4 +1,4 @@
-//! slowhttptest: hundreds of clients that are slow on purpose, and one that is not and must not notice.
+//! slowhttptest: a normal client is served while hundreds of clients are slow on purpose.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,11 +10,11 @@ use loopgate_test_support::backend::Backend;
 use loopgate_test_support::sidecar::Launch;
 use loopgate_test_support::tls_client::TlsClient;
 
-/// Seconds an attack takes: longer than a request head may.
+/// The duration of an attack in seconds: longer than the time allowed for a request head.
 const SECONDS: u64 = 13;
-/// Connections of an attack.
+/// The number of connections of an attack.
 const CONNECTIONS: &str = "500";
-/// What a request of the good client, with a handshake of its own, takes at most on a busy machine.
+/// The time allowed for the normal client's request with a new connection. It is long, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 #[test]
@@ -49,19 +49,19 @@ fn attack(name: &str, path: &str, mode: &[&str]) {
         let (mut times, mut most) = (Vec::new(), 0);
         while slow.try_wait().unwrap().is_none() {
             assert!(start.elapsed() < Duration::from_secs(SECONDS + 20), "the attack does not end");
-            let asked = Instant::now();
-            tokio::time::timeout(PATIENCE, hello(&client))
+            let request_start = Instant::now();
+            tokio::time::timeout(PATIENCE, request_once(&client))
                 .await
                 .unwrap_or_else(|_| panic!("{name}: no answer in {PATIENCE:?}"));
-            times.push(asked.elapsed());
+            times.push(request_start.elapsed());
             most = most.max(sidecar.process().descriptors() - before.min(sidecar.process().descriptors()));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         times.sort();
         let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
         say(format_args!(
-            "  {name}: {} good requests, all answered, in {median:.0?}, at worst {worst:.0?}, with {most} descriptors \
-             more than before, {} MiB",
+            "  {name}: {} requests of the normal client, all answered, median {median:.0?}, worst {worst:.0?}, with \
+             {most} descriptors more than before, {} MiB",
             times.len(),
             sidecar.process().memory() >> 20
         ));
@@ -70,8 +70,8 @@ fn attack(name: &str, path: &str, mode: &[&str]) {
     });
 }
 
-/// One request on a connection of its own.
-async fn hello(client: &TlsClient) {
+/// Sends one request on a new connection.
+async fn request_once(client: &TlsClient) {
     let mut stream = client.connect("http/1.1").await.expect("a handshake");
     stream.write_all(b"GET /count/5 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();

@@ -1,4 +1,4 @@
-//! An operator's own CA, and the pair of files that is renewed while the sidecar serves it.
+//! An operator's own CA, and a certificate and key that are renewed while the sidecar uses them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,13 +7,14 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
 
+/// A CA, and the directory with the files.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     directory: TempDir,
 }
 
 impl Authority {
-    /// Makes a CA and a first pair.
+    /// Makes a CA and a first certificate with its key.
     pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
@@ -25,25 +26,26 @@ impl Authority {
         authority
     }
 
-    /// The CA's certificate.
+    /// The path of the CA certificate.
     pub fn ca(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }
 
-    /// Where the chain and the key are.
+    /// The paths of the certificate chain and of the key.
     pub fn files(&self) -> [String; 2] {
         ["server.pem", "server.key"].map(|name| self.directory.path().join(name).to_str().unwrap().to_owned())
     }
 
-    /// Makes a new pair, and moves it over the old one; returns its leaf.
+    /// Replaces the certificate and the key; returns the new certificate.
     pub fn renew(&mut self) -> CertificateDer<'static> {
         let key = KeyPair::generate().unwrap();
         let leaf = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
-        // The two moves are not one: in between, the pair does not match, and must not be served.
+        // The two files are replaced one after the other. In between they don't match, and the sidecar must
+        // keep the old pair.
         for (file, content) in self.files().iter().zip([leaf.pem(), key.serialize_pem()]) {
-            let aside = format!("{file}.new");
-            fs::write(&aside, content).unwrap();
-            fs::rename(aside, file).unwrap();
+            let temporary = format!("{file}.new");
+            fs::write(&temporary, content).unwrap();
+            fs::rename(temporary, file).unwrap();
         }
         leaf.der().clone()
     }

@@ -1,6 +1,5 @@
-//! An engine on which a container comes and goes, at an address from which a client of the soak
-//! asks. It has a certificate that names it all the time, which is worth something only while it
-//! lives.
+//! A fake engine with a container that starts and stops. A client of the soak sends requests from the
+//! container's address with the container's certificate, which is valid only while the container runs.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -14,40 +13,41 @@ use serde_json::json;
 
 use loopgate_test_support::fake_docker::{FakeDocker, container};
 
-/// Where the container is, while it is.
+/// The container's address while it runs.
 pub const ADDRESS: &str = "127.0.7.1";
-/// A change counts within a second, and so does what was under way; the rest is for a machine that is busy.
-const SOON: Duration = Duration::from_secs(3);
+/// The time within which a start or stop takes effect. It should take a second; busy machines get more.
+const EFFECT_TIME: Duration = Duration::from_secs(3);
 
-/// Whether the container lives, and since when that is so.
+/// The number of the container's starts and stops, and the time of the last one.
 #[derive(Debug)]
 pub struct Life(Mutex<(u64, Instant)>);
 
 impl Life {
-    /// How often it changed; odd while the container lives.
-    pub fn turns(&self) -> u64 {
+    /// The number of starts and stops so far; odd while the container runs.
+    pub fn changes(&self) -> u64 {
         self.0.lock().unwrap().0
     }
 
-    fn turn(&self) {
+    fn record_change(&self) {
         let mut life = self.0.lock().unwrap();
         *life = (life.0 + 1, Instant::now());
     }
 
-    /// Whether a request from there may come by the agent lane.
+    /// Returns whether a request from the container's address may arrive on the agent lane.
     pub fn may_be_agent(&self) -> bool {
-        let (turns, since) = *self.0.lock().unwrap();
-        !turns.is_multiple_of(2) || turns > 0 && since.elapsed() < SOON
+        let (changes, since) = *self.0.lock().unwrap();
+        !changes.is_multiple_of(2) || changes > 0 && since.elapsed() < EFFECT_TIME
     }
 
-    /// Whether a request on a connection opened at `begun` may come by the external lane: a connection keeps its lane.
-    pub fn may_be_external(&self, begun: Instant) -> bool {
-        let (turns, since) = *self.0.lock().unwrap();
-        turns.is_multiple_of(2) || begun < since + SOON
+    /// Returns whether a request on a connection opened at `opened` may arrive on the external lane. A
+    /// connection that began on the external lane stays there.
+    pub fn may_be_external(&self, opened: Instant) -> bool {
+        let (changes, since) = *self.0.lock().unwrap();
+        changes.is_multiple_of(2) || opened < since + EFFECT_TIME
     }
 }
 
-/// What enrolment would give the container, made with the authority in the state directory.
+/// A certificate and key like those of an enrolment, signed with the CA in the state directory.
 pub fn certificate(state: &Path) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     let read = |name: &str| fs::read_to_string(state.join(name)).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&read("ca.pem"), KeyPair::from_pem(&read("ca.key")).unwrap()).unwrap();
@@ -59,14 +59,15 @@ pub fn certificate(state: &Path) -> (Vec<CertificateDer<'static>>, PrivateKeyDer
     (vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
 }
 
+/// The fake engine, and the state of its container.
 pub struct Docker {
     engine: FakeDocker,
     pub life: Arc<Life>,
 }
 
 impl Docker {
-    /// An engine that knows the container which owns this namespace; `None` where that has no
-    /// address that an engine could give it.
+    /// Starts an engine with the container that owns this network namespace. Returns `None` if the
+    /// namespace has no address besides loopback.
     pub fn start() -> Option<Self> {
         let interfaces = nix::ifaddrs::getifaddrs().unwrap();
         let mut addresses = interfaces.filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()));
@@ -76,18 +77,18 @@ impl Docker {
         Some(Self { engine, life: Arc::new(Life(Mutex::new((0, Instant::now())))) })
     }
 
-    /// The flags for a sidecar that uses it.
+    /// The flags for a sidecar that uses this engine.
     pub fn flags(&self) -> [String; 2] {
         [format!("--docker=unix://{}", self.engine.socket().display()), "--container=gateway".into()]
     }
 
-    /// Lets the container come or go, and says so or only ends the stream of events, so that the
-    /// engine has to be asked.
-    pub fn turn(&self) {
-        let turns = self.life.turns();
-        let silent = turns % 4 > 1;
-        if turns.is_multiple_of(2) {
-            self.life.turn();
+    /// Starts or stops the container. Two of four times no event is sent, and the stream of events ends,
+    /// so that the sidecar has to list the containers.
+    pub fn start_or_stop(&self) {
+        let changes = self.life.changes();
+        let silent = changes % 4 > 1;
+        if changes.is_multiple_of(2) {
+            self.life.record_change();
             let agent = container("agent", json!({"loopgate.agent": "attested"}), &[("front", ADDRESS)]);
             if silent { drop(self.engine.put(agent)) } else { self.engine.run(agent) }
         } else {
@@ -96,7 +97,7 @@ impl Docker {
             } else {
                 self.engine.stop("agent")
             }
-            self.life.turn();
+            self.life.record_change();
         }
         if silent {
             self.engine.cut_events();

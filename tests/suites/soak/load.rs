@@ -1,5 +1,5 @@
-//! The clients of the soak. Each verifies what it gets to the byte; what is not as it should be is
-//! excused only where the gateway was away in the meantime, and a wrong byte never is.
+//! The clients of the soak. Each one verifies every byte that it receives. A failure is excused only if
+//! the gateway was down meanwhile; a wrong byte is never excused.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,20 +25,20 @@ use super::docker::Life;
 use loopgate_test_support::backend::{event, pattern};
 use loopgate_test_support::tls_client::TlsClient;
 
-/// Longer than anything may take, a wait for the gateway included.
+/// The time allowed for anything that a client does, including a wait for the gateway.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long the container's client stays on a connection: less than a life of the container, and
-/// longer than a connection may outlive it.
-const WHILE: Duration = Duration::from_secs(6);
+/// How long the container's client uses a connection: less than the container runs, and longer than a
+/// connection may stay open after the container has stopped.
+const CONNECTION_TIME: Duration = Duration::from_secs(6);
 
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
-/// What the clients have seen.
+/// Counts of what the clients did, and their failures.
 #[derive(Default)]
 pub struct Load {
-    /// How often the gateway went and came back: odd while it is away.
-    turns: AtomicU64,
+    /// The number of times that the gateway stopped or started; odd while it is down.
+    gateway_changes: AtomicU64,
     number: AtomicU64,
     pub requests: AtomicU64,
     pub messages: AtomicU64,
@@ -50,11 +50,11 @@ pub struct Load {
     pub failures: Mutex<Vec<String>>,
 }
 
-/// Why a client did not get what it asked for.
+/// Why a client did not get the expected response.
 enum Failure {
-    /// A failure that the client can see: a status, or a connection that ended.
+    /// A failure that the client can recognize: a status code, or a connection that ended.
     Reported(String),
-    /// A wrong answer that looks like a success.
+    /// A wrong response that looks like a success, or a hang.
     Wrong(String),
 }
 
@@ -64,7 +64,7 @@ fn reported(error: impl std::fmt::Debug) -> Failure {
     Failure::Reported(format!("{error:?}"))
 }
 
-fn same(what: &str, got: &[u8], expected: &[u8]) -> Outcome {
+fn check_equal(what: &str, got: &[u8], expected: &[u8]) -> Outcome {
     if got == expected {
         return Ok(());
     }
@@ -73,20 +73,22 @@ fn same(what: &str, got: &[u8], expected: &[u8]) -> Outcome {
 }
 
 impl Load {
-    pub fn gateway_goes(&self) {
-        self.turns.fetch_add(1, Ordering::SeqCst);
+    /// Records that the gateway is about to stop.
+    pub fn gateway_stops(&self) {
+        self.gateway_changes.fetch_add(1, Ordering::SeqCst);
     }
 
-    pub fn gateway_is_back(&self) {
-        self.turns.fetch_add(1, Ordering::SeqCst);
+    /// Records that the gateway runs again.
+    pub fn gateway_has_started(&self) {
+        self.gateway_changes.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Does `work`, and notes how it went.
+    /// Runs `work`, and counts it in `done` or records its failure; returns whether it succeeded.
     async fn verify(&self, what: &str, done: &AtomicU64, work: impl Future<Output = Outcome>) -> bool {
-        let before = self.turns.load(Ordering::SeqCst);
+        let before = self.gateway_changes.load(Ordering::SeqCst);
         let outcome =
             tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(Failure::Wrong("a hang".into())));
-        let undisturbed = before.is_multiple_of(2) && before == self.turns.load(Ordering::SeqCst);
+        let undisturbed = before.is_multiple_of(2) && before == self.gateway_changes.load(Ordering::SeqCst);
         match outcome {
             Ok(()) => {
                 done.fetch_add(1, Ordering::Relaxed);
@@ -102,13 +104,13 @@ impl Load {
         false
     }
 
-    /// A number that no other request has.
-    fn next(&self) -> usize {
+    /// Returns the next number for a request or message.
+    fn next_number(&self) -> usize {
         usize::try_from(self.number.fetch_add(1, Ordering::Relaxed)).unwrap()
     }
 }
 
-/// Requests with and without a body, of all sizes: some dozens on each connection, over HTTP/2 four at once.
+/// Sends requests with and without a body, of many sizes: 40 on each connection, over HTTP/2 four at once.
 pub async fn http(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
     while !ending.has_begun() {
         let stream = TokioIo::new(client.connect(alpn).await.expect("the sidecar always accepts"));
@@ -121,8 +123,8 @@ pub async fn http(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending
                         let four = (0..4).map(|_| {
                             let (load, mut sender) = (&load, sender.clone());
                             async move {
-                                let (number, request) = next(load, "https://localhost");
-                                load.verify("h2", &load.requests, answer(number, sender.send_request(request))).await
+                                let (number, request) = next_request(load, "https://localhost");
+                                load.verify("h2", &load.requests, check_response(number, sender.send_request(request))).await
                             }
                         });
                         join_all(four).await;
@@ -139,13 +141,13 @@ pub async fn http(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending
                     if sender.ready().await.is_err() {
                         return;
                     }
-                    let (number, request) = next(&load, "");
-                    if !load.verify("h1", &load.requests, answer(number, sender.send_request(request))).await {
+                    let (number, request) = next_request(&load, "");
+                    if !load.verify("h1", &load.requests, check_response(number, sender.send_request(request))).await {
                         return;
                     }
                 }
             };
-            // The connection is driven for as long as there is something to ask.
+            // Poll the connection until all requests are done.
             tokio::pin!(connection, asking);
             tokio::select! {
                 () = &mut asking => {}
@@ -155,9 +157,10 @@ pub async fn http(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending
     }
 }
 
-/// Every third request is a GET; the others have a body, up to 96 KiB.
-fn next(load: &Load, origin: &str) -> (usize, Request<Full<Bytes>>) {
-    let number = load.next();
+/// Makes the next request and its number. Every third request is a GET; the others have a body of up to
+/// 96 KiB.
+fn next_request(load: &Load, origin: &str) -> (usize, Request<Full<Bytes>>) {
+    let number = load.next_number();
     let request = Request::builder().header("host", "localhost");
     let request = if number.is_multiple_of(3) {
         request.uri(format!("{origin}/count/{}", size(number))).body(Full::default())
@@ -171,12 +174,13 @@ fn size(number: usize) -> usize {
     number.wrapping_mul(7919) % 98_304
 }
 
-/// A body that no other request has.
+/// The body of request or message `number`, which differs from that of any other.
 fn body(number: usize) -> Bytes {
     [format!("{number};").as_bytes(), &pattern(size(number))].concat().into()
 }
 
-async fn answer(
+/// Checks that the response to request `number` is the expected one.
+async fn check_response(
     number: usize,
     response: impl Future<Output = hyper::Result<http::Response<hyper::body::Incoming>>>,
 ) -> Outcome {
@@ -187,20 +191,20 @@ async fn answer(
         return Err(Failure::Reported(format!("{status}: {}", String::from_utf8_lossy(&got))));
     }
     let expected = if number.is_multiple_of(3) { pattern(size(number)) } else { body(number) };
-    same("a body", &got, &expected)
+    check_equal("a body", &got, &expected)
 }
 
-/// WebSockets of twenty messages each, which are then closed.
+/// Opens WebSockets, verifies twenty echoes on each, and closes them.
 pub async fn websockets(load: Arc<Load>, client: TlsClient, alpn: &'static str, ending: Shutdown) {
     while !ending.has_begun() {
         let stream = client.connect(alpn).await.expect("the sidecar always accepts");
         let conversation = async {
             let mut socket = socket(stream, alpn).await?;
             for _ in 0..20 {
-                let message = body(load.next());
+                let message = body(load.next_number());
                 socket.send(Message::Binary(message.clone())).await.map_err(reported)?;
                 match socket.next().await {
-                    Some(Ok(Message::Binary(echo))) => same("a message", &echo, &message)?,
+                    Some(Ok(Message::Binary(echo))) => check_equal("a message", &echo, &message)?,
                     other => return Err(reported(other)),
                 }
                 load.messages.fetch_add(1, Ordering::Relaxed);
@@ -215,7 +219,7 @@ pub async fn websockets(load: Arc<Load>, client: TlsClient, alpn: &'static str, 
     }
 }
 
-/// A WebSocket on `stream`, the only one of its connection.
+/// Opens a WebSocket on `stream`.
 async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStream<Box<dyn Io>>, Failure> {
     if alpn != "h2" {
         let stream: Box<dyn Io> = Box::new(stream);
@@ -226,7 +230,7 @@ async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStr
     let mut request = Request::connect("https://localhost/ws").body(Empty::<Bytes>::new()).unwrap();
     request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
     request.headers_mut().insert("sec-websocket-version", "13".parse().unwrap());
-    // It ends with the stream that is the last to use it.
+    // The connection ends with its only stream.
     TokioExecutor::new().execute(connection);
     let response = sender.send_request(request).await.map_err(reported)?;
     if response.status() != StatusCode::OK {
@@ -236,38 +240,38 @@ async fn socket(stream: TlsStream<TcpStream>, alpn: &str) -> Result<WebSocketStr
     Ok(WebSocketStream::from_raw_socket(stream, Role::Client, None).await)
 }
 
-/// A client at the address of a container that starts and stops: each answer names the lane of its request, for some
-/// seconds on each connection.
+/// Sends requests from the address of the container that starts and stops. Each response names the lane
+/// of its request, which is checked. Opens a new connection every few seconds.
 pub async fn container(load: Arc<Load>, client: TlsClient, alpn: &'static str, life: Arc<Life>, ending: Shutdown) {
     while !ending.has_begun() {
-        let (lives, begun) = (life.turns(), Instant::now());
+        let (changes_before, opened) = (life.changes(), Instant::now());
         let stream = TokioIo::new(client.connect(alpn).await.expect("the sidecar always accepts"));
         let asking = async {
             if alpn == "h2" {
                 let (mut sender, connection) =
                     http2::handshake(TokioExecutor::new(), stream).await.map_err(reported)?;
                 TokioExecutor::new().execute(connection);
-                while begun.elapsed() < WHILE {
+                while opened.elapsed() < CONNECTION_TIME {
                     let request = Request::get("https://localhost/lane").body(Full::<Bytes>::default()).unwrap();
-                    judge_lane(&load, &life, begun, sender.send_request(request).await).await?;
+                    check_lane(&load, &life, opened, sender.send_request(request).await).await?;
                 }
             } else {
                 let (mut sender, connection) = http1::handshake(stream).await.map_err(reported)?;
                 TokioExecutor::new().execute(connection);
-                while begun.elapsed() < WHILE {
+                while opened.elapsed() < CONNECTION_TIME {
                     sender.ready().await.map_err(reported)?;
                     let request =
                         Request::get("/lane").header("host", "localhost").body(Full::<Bytes>::default()).unwrap();
-                    judge_lane(&load, &life, begun, sender.send_request(request).await).await?;
+                    check_lane(&load, &life, opened, sender.send_request(request).await).await?;
                 }
             }
             Ok(())
         };
-        // Where the container's life has changed, its connections are closed, as they have to be.
+        // If the container started or stopped meanwhile, the sidecar had to close its connections.
         let outcome = asking.await;
         load.verify("a container", &load.requests, async {
             match outcome {
-                Err(Failure::Reported(_)) if lives != life.turns() => Ok(()),
+                Err(Failure::Reported(_)) if changes_before != life.changes() => Ok(()),
                 outcome => outcome,
             }
         })
@@ -275,10 +279,11 @@ pub async fn container(load: Arc<Load>, client: TlsClient, alpn: &'static str, l
     }
 }
 
-async fn judge_lane(
+/// Checks that the lane in the response is possible for a connection opened at `opened`.
+async fn check_lane(
     load: &Load,
     life: &Life,
-    begun: Instant,
+    opened: Instant,
     response: hyper::Result<http::Response<hyper::body::Incoming>>,
 ) -> Outcome {
     let response = response.map_err(reported)?;
@@ -289,7 +294,7 @@ async fn judge_lane(
     }
     let counter = match &*lane {
         b"agent" if life.may_be_agent() => &load.as_agent,
-        b"external" if life.may_be_external(begun) => &load.as_external,
+        b"external" if life.may_be_external(opened) => &load.as_external,
         other => return Err(Failure::Wrong(format!("came by {:?}, {life:?}", String::from_utf8_lossy(other)))),
     };
     counter.fetch_add(1, Ordering::Relaxed);
@@ -297,7 +302,7 @@ async fn judge_lane(
     Ok(())
 }
 
-/// Streams of server-sent events.
+/// Requests streams of server-sent events, and verifies them.
 pub async fn events(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
     let expected: String = (0..30).map(event).collect();
     while !ending.has_begun() {
@@ -312,7 +317,7 @@ pub async fn events(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
             if status != StatusCode::OK {
                 return Err(Failure::Reported(status.to_string()));
             }
-            same("events", &got, expected.as_bytes())
+            check_equal("events", &got, expected.as_bytes())
         };
         let listening = load.verify("events", &load.streams, listening);
         tokio::pin!(connection, listening);
@@ -323,7 +328,7 @@ pub async fn events(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
     }
 }
 
-/// Clients that break off: after nothing, in a head, in a body, in a response, in a WebSocket.
+/// Opens connections and resets them: without a request, in a head, in a body, in a response, in a WebSocket.
 pub async fn resets(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
     const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -341,7 +346,7 @@ pub async fn resets(load: Arc<Load>, client: TlsClient, ending: Shutdown) {
         }
         let mut stream = client.connect("http/1.1").await.expect("the sidecar always accepts");
         stream.write_all(start.as_bytes()).await.expect("an open connection");
-        // A first piece of the answer where there is one, and no longer than a moment where there is none.
+        // Wait 20 ms for the first bytes of a response; not every request gets one.
         let _ = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut [0; 512])).await;
         stream.get_ref().0.set_zero_linger().unwrap();
         drop(stream);

@@ -1,8 +1,8 @@
-//! A soak: mixed load whose every response is verified, while the gateway restarts, the certificate
-//! changes, the configuration is read again, a container comes and goes and clients break off; and
-//! in the end memory is flat and no descriptor is left.
+//! A soak test: clients send a mixed load and verify every response, while the gateway restarts, the
+//! certificate changes, the configuration is reloaded, a container starts and stops, and clients reset
+//! connections. At the end, memory must not have grown and all descriptors must be closed.
 //!
-//! A minute, or as many seconds as `TEST_SOAK` says.
+//! It takes a minute, or the number of seconds in `TEST_SOAK`.
 
 mod certificate;
 mod docker;
@@ -23,8 +23,8 @@ use loopgate_test_support::backend::Backend;
 use loopgate_test_support::sidecar::Launch;
 use loopgate_test_support::tls_client::TlsClient;
 
-/// How long the gateway is away when it restarts: less than a request waits for it.
-const AWAY: Duration = Duration::from_millis(400);
+/// How long the gateway is down when it restarts: less than a request waits for it.
+const DOWNTIME: Duration = Duration::from_millis(400);
 const MIB: u64 = 1 << 20;
 
 #[test]
@@ -40,7 +40,7 @@ async fn soak(length: Duration) {
     let [certificate, key] = authority.files();
     let docker = Docker::start();
     if docker.is_none() {
-        say("  no address but loopback here: no container will come and go");
+        say("  this machine has only loopback addresses: no container will start and stop");
     }
     let flags = docker
         .iter()
@@ -49,7 +49,7 @@ async fn soak(length: Duration) {
         .collect::<Vec<_>>();
     let sidecar =
         Launch::new().gateway(backend.address).flags(&flags.iter().map(String::as_str).collect::<Vec<_>>()).start();
-    let at_first = sidecar.process().descriptors();
+    let descriptors_before = sidecar.process().descriptors();
     let client = |from: &str| TlsClient::with_ca_file(sidecar.address, &authority.ca()).from(from);
     let tasks = Shutdown::new();
     let load = Arc::new(Load::default());
@@ -66,25 +66,25 @@ async fn soak(length: Duration) {
     let observer = client("127.0.6.1");
     let start = Instant::now();
     let mut memory = Vec::new();
-    let (mut restarts, mut hang_ups, mut swaps) = (0, 0, 0);
+    let (mut restarts, mut reloads, mut renewals) = (0, 0, 0);
     for tick in 1.. {
         tokio::time::sleep(Duration::from_secs(1)).await;
         memory.push(sidecar.process().memory());
         if let Some(docker) = docker.as_ref().filter(|_| tick % 7 == 0) {
-            docker.turn();
+            docker.start_or_stop();
         }
         match tick % 9 {
             3 => {
-                load.gateway_goes();
+                load.gateway_stops();
                 backend.kill().await;
-                tokio::time::sleep(AWAY).await;
+                tokio::time::sleep(DOWNTIME).await;
                 backend.restart();
-                load.gateway_is_back();
+                load.gateway_has_started();
                 restarts += 1;
             }
             6 => {
                 sidecar.process().signal(Signal::SIGHUP);
-                hang_ups += 1;
+                reloads += 1;
             }
             0 => {
                 let leaf = authority.renew();
@@ -97,7 +97,7 @@ async fn soak(length: Duration) {
                     );
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
-                swaps += 1;
+                renewals += 1;
             }
             _ => {}
         }
@@ -106,29 +106,29 @@ async fn soak(length: Duration) {
         }
     }
     tasks.begin();
-    assert_eq!(tasks.wait(Duration::from_secs(60)).await, 0, "every client comes to its end");
+    assert_eq!(tasks.wait(Duration::from_secs(60)).await, 0, "clients that have not ended");
     let events =
-        format!("{restarts} restarts; {} resets, {hang_ups} SIGHUPs, {swaps} certificates", done(&load.resets));
+        format!("{restarts} restarts; {} resets, {reloads} SIGHUPs, {renewals} certificates", value(&load.resets));
     check_load(&load, docker.as_ref(), length, &events);
 
-    // The pool's connections go with the gateway; then nothing is left that was not there before.
+    // Without the gateway the pool's connections end, and no descriptor of the load is left.
     backend.kill().await;
     let deadline = Instant::now() + Duration::from_secs(30);
-    while sidecar.process().descriptors() > at_first {
+    while sidecar.process().descriptors() > descriptors_before {
         assert!(
             Instant::now() < deadline,
-            "{} descriptors, {at_first} before the load",
+            "{} descriptors, {descriptors_before} before the load",
             sidecar.process().descriptors()
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     check_memory(&memory);
-    say(format_args!("  {at_first} descriptors before and after"));
+    say(format_args!("  {descriptors_before} descriptors before and after"));
     assert!(!sidecar.process().output().contains("panicked"), "{}", sidecar.process().output());
     sidecar.stop();
 }
 
-/// Starts every kind of client; `client` makes one at an address.
+/// Starts clients of every kind; `client` makes one with the given source address.
 fn start_clients(load: &Arc<Load>, client: impl Fn(&str) -> TlsClient, tasks: &Shutdown) {
     for number in 0..4 {
         let of = |kind: u8| client(&format!("127.0.{kind}.{}", number + 1));
@@ -141,37 +141,37 @@ fn start_clients(load: &Arc<Load>, client: impl Fn(&str) -> TlsClient, tasks: &S
     tasks.spawn(load::resets(Arc::clone(load), client("127.0.5.1"), tasks.clone()));
 }
 
-fn done(counter: &AtomicU64) -> u64 {
+fn value(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// Prints what the clients did during `events`, and checks that it was a load without a failure.
+/// Prints what the clients did during `events`, and fails if there was a failure or too little load.
 fn check_load(load: &Load, docker: Option<&Docker>, length: Duration, events: &str) {
     say(format_args!(
         "  {} requests, {} WebSocket messages, {} event streams verified; {} cut short by {events}",
-        done(&load.requests),
-        done(&load.messages),
-        done(&load.streams),
-        done(&load.excused),
+        value(&load.requests),
+        value(&load.messages),
+        value(&load.streams),
+        value(&load.excused),
     ));
     if let Some(docker) = docker {
-        let (agent, external) = (done(&load.as_agent), done(&load.as_external));
+        let (agent, external) = (value(&load.as_agent), value(&load.as_external));
         say(format_args!(
             "  a container started or stopped {} times: {agent} requests by the agent lane, {external} by the external \
              lane",
-            docker.life.turns()
+            docker.life.changes()
         ));
-        assert!(agent > 0 && external > 0, "it was both");
+        assert!(agent > 0 && external > 0, "the container's client never had one of the lanes");
     }
     let failures = load.failures.lock().unwrap().clone();
     assert!(failures.is_empty(), "{} failed, such as {:#?}", failures.len(), &failures[..failures.len().min(10)]);
     assert!(
-        done(&load.requests) > 20 * length.as_secs() && done(&load.messages) > 0 && done(&load.streams) > 0,
+        value(&load.requests) > 20 * length.as_secs() && value(&load.messages) > 0 && value(&load.streams) > 0,
         "that was no load"
     );
 }
 
-/// Checks that the memory, measured each second, does not grow.
+/// Fails if the memory, measured each second, grows.
 fn check_memory(memory: &[u64]) {
     let median = |part: &[u64]| {
         let mut part = part.to_vec();
