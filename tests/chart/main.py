@@ -1,11 +1,11 @@
-"""Runs the test modules and prints at the end how many passed."""
+"""Runs the test modules, and prints how many tests passed and failed."""
 
 import sys
 import unittest
 
 
 class Sentences(unittest.TextTestResult):
-    """Prints a test's name as the sentence it is."""
+    """Prints a test's name with spaces, as a sentence."""
 
     def getDescription(self, test):
         case = getattr(test, "test_case", test)
@@ -19,7 +19,7 @@ def main() -> int:
         loader.testNamePatterns = [f"*{name.replace(' ', '_')}*" for name in sys.argv[1:]]
     suite = loader.discover(".", pattern="test_*.py")
     result = unittest.TextTestRunner(resultclass=Sentences, verbosity=2, stream=sys.stdout).run(suite)
-    # A failing subtest is listed beside its test: count each test once.
+    # Failures of subtests are listed separately: count each test once.
     failed = {getattr(test, "test_case", test).id() for test, _ in result.failures + result.errors}
     for test, reason in result.skipped:
         print(f"skipped: {result.getDescription(test)}: {reason}")

@@ -1,6 +1,6 @@
-"""Whether loopgate itself takes what the chart gives it: the sidecar's variables, arguments, file and probes.
+"""loopgate itself accepts the chart's sidecar: its variables, arguments, configuration file and probes.
 
-TEST_BINARY names the program; by default it is the debug build, if there is one.
+TEST_BINARY is the path of the program, by default of the debug build.
 """
 
 import os
@@ -21,7 +21,7 @@ CONFIG = "/run/loopgate/config/loopgate.toml"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that are free now."""
+    """Ports of loopback that are unused at the moment."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [s.getsockname()[1] for s in sockets]
     for each in sockets:
@@ -29,8 +29,8 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def becomes(expected: int, command: list[str]) -> bool:
-    """Whether a probe comes to exit with this status, within the time a slow machine needs."""
+def reaches_status(expected: int, command: list[str]) -> bool:
+    """Runs a probe until it exits with this status; returns False if it doesn't within 30 s."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if subprocess.run([BINARY, *command[1:]], env={}, capture_output=True, timeout=30).returncode == expected:
@@ -40,7 +40,7 @@ def becomes(expected: int, command: list[str]) -> bool:
 
 
 def configuration(objects: list[dict], by_exec: bool = False) -> dict:
-    """What loopgate makes of the sidecar's container, or what a command does that `kubectl exec` runs there."""
+    """The configuration of the sidecar, or that of a command which `kubectl exec` runs in its container."""
     sidecar = container(objects, "loopgate")
     command, *arguments = sidecar["args"]
     assert command == "run"
@@ -57,21 +57,21 @@ def configuration(objects: list[dict], by_exec: bool = False) -> dict:
 
 @unittest.skipUnless(BINARY.exists(), f"no loopgate at {BINARY}: build it, or set TEST_BINARY")
 class Binary(unittest.TestCase):
-    def test_it_accepts_the_sidecar_of_every_values_file(self):
+    def test_loopgate_accepts_the_sidecar_of_every_values_file(self):
         for values in VALUES:
             objects = render(values)
             if any(o["kind"] == "StatefulSet" for o in objects):
                 with self.subTest(values.name):
                     configuration(objects)
 
-    def test_what_is_run_in_the_container_goes_by_the_same_configuration(self):
+    def test_commands_in_the_container_have_the_sidecars_configuration(self):
         for values in VALUES:
             objects = render(values, extra=("--set-json", "sidecar.extraArgs=[]"))
             if any(o["kind"] == "StatefulSet" for o in objects):
                 with self.subTest(values.name):
                     self.assertEqual(configuration(objects, by_exec=True), configuration(objects))
 
-    def test_what_the_values_say_is_what_it_does(self):
+    def test_values_become_loopgates_configuration(self):
         shown = configuration(
             render(
                 {
@@ -99,7 +99,7 @@ class Binary(unittest.TestCase):
         shown = configuration(render({"sidecar": {"forward": [18793, 3334]}}))
         self.assertEqual(shown["listen"]["forward"], ["18793", "3334"])
 
-    def test_discovery_looks_for_pods_by_the_credentials_that_are_mounted(self):
+    def test_discovery_uses_the_mounted_credentials(self):
         objects = render({"agents": {"discovery": "kubernetes", "attested": True}})
         shown = configuration(objects)
         self.assertEqual(shown["discovery"], "kubernetes")
@@ -110,7 +110,7 @@ class Binary(unittest.TestCase):
         self.assertIn(shown["kubernetes"]["credentials"], mounts)
 
     @unittest.skipUnless(shutil.which("node"), "needs node")
-    def test_the_rendered_sidecar_runs_and_its_probes_say_when(self):
+    def test_the_rendered_sidecar_runs_and_its_probes_report_its_state(self):
         gateway, port, admin = free_ports(3)
         sidecar = container(
             render({"gateway": {"port": gateway}, "sidecar": {"listen": ["127.0.0.1"], "port": port}, "metrics": {"port": admin}}), "loopgate"
@@ -120,11 +120,11 @@ class Binary(unittest.TestCase):
             environment = {v["name"]: v["value"] for v in sidecar["env"]} | {"LOOPGATE_STATE_DIR": state}
             running = subprocess.Popen([BINARY, *sidecar["args"]], env=environment, stdout=log, stderr=log)
             try:
-                # A native sidecar must be up before the gateway is started at all.
-                self.assertTrue(becomes(0, live))
-                self.assertTrue(becomes(1, ready))
+                # Kubernetes starts the gateway only after a native sidecar, which must be live without it.
+                self.assertTrue(reaches_status(0, live))
+                self.assertTrue(reaches_status(1, ready))
                 with server(GREETING, None, gateway):
-                    self.assertTrue(becomes(0, ready))
+                    self.assertTrue(reaches_status(0, ready))
                     self.assertEqual(outcome(port)[0], 0, outcome(port)[1])
                 running.terminate()
                 self.assertEqual(running.wait(timeout=30), 0)

@@ -1,4 +1,4 @@
-"""The script in the pod of `helm test`, against gateways that are as they should be and ones that are not."""
+"""The script of `helm test`, with fake gateways that are right and wrong."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ GREETING = UPGRADED + b"\x81" + bytes([len(CHALLENGE)]) + CHALLENGE
 
 
 def certificate(directory: str) -> ssl.SSLContext:
-    """A server's TLS context with a fresh self-signed certificate."""
+    """A server's TLS context with a new self-signed certificate."""
     pem = os.path.join(directory, "server.pem")
     request = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
     subprocess.run([*request, "-keyout", pem, "-out", pem + ".crt"], check=True, capture_output=True)
@@ -33,22 +33,22 @@ def response(status: int, body: bytes) -> bytes:
 
 @contextmanager
 def server(answer: bytes, tls: ssl.SSLContext | None, port: int = 0, paths: dict[bytes, bytes] = {}):
-    """The port of a server on loopback that answers each request with the same bytes, save for some paths."""
+    """Runs a server on loopback that answers requests for `paths` with theirs and all others with `answer`; yields its port."""
     listener = socket.create_server(("127.0.0.1", port))
 
     def serve(connection):
         try:
             with tls.wrap_socket(connection, server_side=True) if tls else connection as stream:
-                heard = b""
-                while b"\r\n\r\n" not in heard:
+                received = b""
+                while b"\r\n\r\n" not in received:
                     more = stream.recv(65536)
                     if not more:
-                        return  # it only wanted to know whether someone is there
-                    heard += more
-                stream.sendall(paths.get(heard.split(b" ")[1], answer))
+                        return  # the client only tested whether the port is open
+                    received += more
+                stream.sendall(paths.get(received.split(b" ")[1], answer))
                 stream.recv(1)
         except OSError:
-            pass  # plaintext on a TLS port, or a client that has heard enough
+            pass  # plaintext on a TLS port, or the client has closed the connection
 
     def accept():
         while True:
@@ -67,7 +67,7 @@ def server(answer: bytes, tls: ssl.SSLContext | None, port: int = 0, paths: dict
 
 
 def outcome(port: int, lane: str = "") -> tuple[int, str]:
-    """Exit status and output of the script."""
+    """Runs the script, and returns its exit status and output."""
     environment = {"PATH": os.environ["PATH"], "GATEWAY_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "LANE": lane, "LANE_SECONDS": "1"}
     script = (CHART / "files" / "connection-test.js").read_text()
     done = subprocess.run(["node", "-e", script], env=environment, capture_output=True, text=True, timeout=60)
@@ -81,7 +81,7 @@ class Connection(unittest.TestCase):
         self.addCleanup(directory.cleanup)
         self.tls = certificate(directory.name)
 
-    def test_a_gateway_that_greets_behind_tls_passes(self):
+    def test_a_gateway_that_sends_its_challenge_over_tls_passes(self):
         with server(GREETING, self.tls) as port:
             self.assertEqual(outcome(port), (0, "ok: TLS only, and the gateway answers behind it\n"))
 

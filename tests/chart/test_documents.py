@@ -1,4 +1,4 @@
-"""The agent's pod in docs/kubernetes.md: complete, and one that the chart, installed as it says there, lets in."""
+"""The agent's pod in docs/kubernetes.md is valid and complete, and fits the chart as the document installs it."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ COMMANDS = [shlex.split(line) for block in re.findall(r"```sh\n(.*?)```", DOCUME
 
 
 def command(*words: str) -> list[str]:
-    """The one command that begins with these words."""
+    """The only command of the document that begins with these words."""
     found = [each for each in COMMANDS if each[: len(words)] == list(words)]
     assert len(found) == 1, f"{len(found)} commands {words}"
     return found[0]
@@ -24,39 +24,39 @@ def command(*words: str) -> list[str]:
 class Documents(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.made = list(yaml.safe_load_all(re.search(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)[1]))
-        cls.pod = only(cls.made, "Pod")
+        cls.objects = list(yaml.safe_load_all(re.search(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)[1]))
+        cls.pod = only(cls.objects, "Pod")
         _, _, _, release, _, *options = command("helm", "upgrade", "--install")
         text = helm("template", release, str(CHART), "--kube-version", NEWEST, *options)
         cls.chart = [each for each in yaml.safe_load_all(text) if each]
 
-    def test_kubernetes_would_take_the_pod_and_what_comes_with_it(self):
-        for each in self.made:
+    def test_the_documents_objects_are_valid_and_in_the_charts_namespace(self):
+        for each in self.objects:
             kubernetes_validate.validate(each, NEWEST.rpartition(".")[0], strict=True)
             self.assertEqual(each["metadata"]["namespace"], only(self.chart, "StatefulSet")["metadata"]["namespace"])
 
-    def test_it_runs_what_the_image_has_and_dials_what_the_chart_makes(self):
+    def test_the_pod_runs_the_images_program_and_connects_to_the_charts_service(self):
         program, verb, *flags = self.pod["spec"]["containers"][0]["command"]
         self.assertIn(f'ENTRYPOINT ["{program}", "{verb}", "--"]', (ROOT / "docker" / "agent.Dockerfile").read_text())
         service = only(self.chart, "Service")
         self.assertIn(f"--sidecar={service['metadata']['name']}:{service['spec']['ports'][0]['port']}", flags)
         self.assertIn(service["metadata"]["name"], variable(self.chart, "LOOPGATE_TLS_NAME").split(","))
 
-    def test_all_that_it_refers_to_is_made(self):
+    def test_everything_that_the_pod_refers_to_exists(self):
         spec = self.pod["spec"]
-        only(self.made, "ServiceAccount", spec["serviceAccountName"])
+        only(self.objects, "ServiceAccount", spec["serviceAccountName"])
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]}
         self.assertEqual(mounts.keys(), volumes.keys())
         flags = spec["containers"][0]["command"]
-        made = command("kubectl", "create", "configmap")
-        self.assertEqual(volumes["loopgate-ca"]["configMap"]["name"], made[3])
-        file = made[-1].removeprefix("--from-file=")
+        create = command("kubectl", "create", "configmap")
+        self.assertEqual(volumes["loopgate-ca"]["configMap"]["name"], create[3])
+        file = create[-1].removeprefix("--from-file=")
         self.assertEqual(command("kubectl", "exec")[-1], f">{file}")
         self.assertIn(f"--ca={mounts['loopgate-ca']}/{file}", flags)
         token = volumes["loopgate-token"]["projected"]["sources"][0]["serviceAccountToken"]
         self.assertEqual(token["audience"], variable(self.chart, "LOOPGATE_KUBERNETES_AUDIENCE"))
         self.assertIn(f"--kubernetes-token={mounts['loopgate-token']}/{token['path']}", flags)
 
-    def test_it_gets_the_gateways_token(self):
+    def test_agents_get_the_gateways_token(self):
         self.assertEqual(variable(self.chart, "LOOPGATE_INHERIT_TOKEN"), "true")

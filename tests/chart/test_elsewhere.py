@@ -1,4 +1,4 @@
-"""The sidecar in charts and under operators of others: the examples have the container that the named template makes, and fit what is there."""
+"""The examples for other charts and operators contain the container of the named template, and fit those charts."""
 
 import copy
 import tempfile
@@ -12,7 +12,7 @@ from test_example import example
 from test_schemas import validate
 
 ELSEWHERE = CHART / "examples" / "elsewhere"
-# As in the examples: a plain container, its state on the volume `data` of the pod, two names.
+# The settings of the examples: a plain container, state on the pod's volume `data`, two names.
 VALUES = {
     "loopgate": {
         "gateway": {"enabled": False, "port": 18789},
@@ -22,7 +22,7 @@ VALUES = {
         "agents": {"discovery": "off"},
     }
 }
-# The structure of what a public chart renders that has no values for further containers.
+# The structure of the objects of a public chart that has no values for additional containers.
 RENDERED = """
 apiVersion: apps/v1
 kind: Deployment
@@ -54,7 +54,7 @@ spec:
   selector: {app: claw}
   ports: [{name: gateway, port: 18789, targetPort: 18789}]
 """
-# What Kubernetes merges lists of these by.
+# The fields of a pod whose lists Kubernetes merges, and the key by which it merges them.
 KEYS = {"containers": "name", "initContainers": "name", "volumes": "name", "ports": "port"}
 
 
@@ -63,7 +63,7 @@ def read(name: str) -> dict:
 
 
 def merged(base, patch):
-    """A strategic merge: objects by key, lists of named things by name, null removes."""
+    """A strategic merge patch: merges objects by key, and the lists of KEYS by name; null removes."""
     if not isinstance(base, dict) or not isinstance(patch, dict):
         return patch
     merge = copy.deepcopy(base)
@@ -95,7 +95,7 @@ class Elsewhere(unittest.TestCase):
     def test_the_operators_instance_has_the_sidecar_of_the_named_template(self):
         instance = read("openclaw-operator.yaml")["spec"]
         self.assertEqual(instance["sidecars"], [self.sidecar])
-        # Neither the operator's proxy nor the gateway may be reached past loopgate.
+        # Neither the operator's proxy nor the gateway may be reachable without loopgate.
         self.assertIs(instance["gateway"]["enabled"], False)
         self.assertEqual(instance["config"]["raw"]["gateway"], {"bind": "loopback", "trustedProxies": ["127.0.0.2"]})
         self.assertEqual([port["targetPort"] for port in instance["networking"]["service"]["ports"]], [18443])

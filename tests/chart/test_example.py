@@ -1,4 +1,4 @@
-"""The named templates, used from another chart that has this one as a dependency."""
+"""The named templates in another chart that has this one as a dependency."""
 
 import shutil
 import tempfile
@@ -11,7 +11,7 @@ from chart import CHART, HERE, HelmError, containers, helm, only, render
 
 @contextmanager
 def example():
-    """A copy of the example chart with this chart in its charts/, as `helm dependency build` would leave it."""
+    """Yields a copy of the example chart with this chart in its charts/, as after `helm dependency build`."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / "example"
         shutil.copytree(HERE / "example", copy)
@@ -24,7 +24,7 @@ class Example(unittest.TestCase):
         with example() as chart:
             helm("lint", "--strict", str(chart), "--kube-version", "1.33.0")
 
-    def test_its_workload_gets_the_sidecar_and_everything_it_mounts(self):
+    def test_the_workload_gets_the_sidecar_and_the_volumes_it_mounts(self):
         with example() as chart:
             objects = render(chart=chart)
         spec = only(objects, "Deployment")["spec"]["template"]["spec"]
@@ -38,7 +38,7 @@ class Example(unittest.TestCase):
         mounts = {m["name"] for c in containers(spec) for m in c.get("volumeMounts", [])}
         self.assertEqual(mounts, set(volumes))
 
-    def test_what_the_sidecar_refers_to_is_rendered_by_the_dependency(self):
+    def test_the_dependency_renders_the_objects_that_the_sidecar_refers_to(self):
         with example() as chart:
             objects = render(chart=chart)
         spec = only(objects, "Deployment")["spec"]["template"]["spec"]

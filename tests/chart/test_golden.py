@@ -1,4 +1,4 @@
-"""What the chart renders to, to the letter: a change shows in review. `run -u` writes the files anew."""
+"""The chart's output is exactly that in golden/, so that changes are visible in review. `run -u` updates it."""
 
 import base64
 import difflib
@@ -13,16 +13,16 @@ GOLDEN = ["default", "plain-container", "everything", "discovery"]
 
 
 def rendered(name: str) -> str:
-    """The text of `helm template`, with the one random value replaced."""
+    """The output of `helm template`, with the only random value replaced."""
     text = helm("template", "my", str(CHART), "--kube-version", NEWEST, *flags(CHART / "ci" / f"{name}-values.yaml"))
     return re.sub(r"(?m)^  token: \S{64}$", "  token: RANDOM", text)
 
 
 def notes(values) -> str:
-    """NOTES.txt, which Helm shows only against a cluster, carried out in an object of its own."""
-    carrier = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "notes"}}
-    carrier["data"] = {"text": '{{ include "loopgate/templates/NOTES.txt" . | b64enc }}'}
-    objects = render(values, extra=("--set-json", f"extraObjects={json.dumps([carrier])}"))
+    """The text of NOTES.txt. Helm prints it only with a cluster, so an extra ConfigMap renders it."""
+    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "notes"}}
+    config_map["data"] = {"text": '{{ include "loopgate/templates/NOTES.txt" . | b64enc }}'}
+    objects = render(values, extra=("--set-json", f"extraObjects={json.dumps([config_map])}"))
     return base64.b64decode(only(objects, "ConfigMap", "notes")["data"]["text"]).decode()
 
 
@@ -47,5 +47,5 @@ class Golden(unittest.TestCase):
                         self.assertIn(needed, text)
                     self.assertNotIn("WARNING", text)
 
-    def test_the_notes_warn_of_an_ingress_that_hides_its_clients(self):
+    def test_the_notes_warn_of_an_ingress_that_is_not_a_trusted_proxy(self):
         self.assertIn("WARNING: external.trustedProxies is empty", notes({"ingress": {"enabled": True, "hosts": ["a.example"]}}))

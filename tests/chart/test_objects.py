@@ -1,4 +1,4 @@
-"""The rendered objects: hardening, a single way in, and the sidecar's configuration as the values say."""
+"""The rendered objects: hardening, no way to the gateway without loopgate, and the configuration from the values."""
 
 import json
 import unittest
@@ -9,12 +9,12 @@ PLAIN = {"sidecar": {"native": False}}
 
 
 def every():
-    """Each values file with its objects."""
+    """Each values file's name and objects."""
     return ((values.name, render(values)) for values in VALUES)
 
 
 def pods(objects):
-    """Each pod specification: the StatefulSet's and the test's."""
+    """Each pod specification: the StatefulSet's and the test pods'."""
     for thing in objects:
         if thing["kind"] == "StatefulSet":
             yield thing["spec"]["template"]["spec"]
@@ -23,7 +23,7 @@ def pods(objects):
 
 
 def listeners(objects):
-    """The ports on which loopgate takes clients: TLS first, then plain HTTP and forwards."""
+    """The ports of loopgate's listeners for clients: TLS first, then plain HTTP and forwards."""
     ports = [(p["name"], p["containerPort"]) for p in container(objects, "loopgate")["ports"]]
     assert ports[0][0] == "loopgate", ports
     return [port for name, port in ports if name != "metrics"]
@@ -40,7 +40,7 @@ class Hardening(unittest.TestCase):
                     self.assertTrue(kinds & volume.keys(), volume)
                 for each in containers(spec):
                     if each["name"] in ("prepare", "helper"):
-                        continue  # the values file's own
+                        continue  # containers of the values file
                     with self.subTest(name, container=each["name"]):
                         security = each["securityContext"]
                         self.assertIs(security["runAsNonRoot"], True)
@@ -62,7 +62,7 @@ class Hardening(unittest.TestCase):
                 with self.subTest(name):
                     self.assertIs(spec["automountServiceAccountToken"], False)
 
-    def test_the_gateway_never_sees_what_is_the_sidecars(self):
+    def test_no_other_container_mounts_the_sidecars_files(self):
         for name, objects in every():
             for spec in pods(objects):
                 for each in containers(spec):
@@ -87,7 +87,7 @@ class Hardening(unittest.TestCase):
                 self.assertNotIn("token\":", json.dumps(thing["data"]))
 
 
-class OneWayIn(unittest.TestCase):
+class OnlyThroughLoopgate(unittest.TestCase):
     def test_the_service_leads_to_loopgates_listeners_and_no_other(self):
         for name, objects in every():
             if not any(o["kind"] == "StatefulSet" for o in objects):
@@ -126,7 +126,7 @@ class OneWayIn(unittest.TestCase):
                     labels = only(objects, "StatefulSet")["spec"]["template"]["metadata"]["labels"]
                     self.assertLessEqual(policy["spec"]["podSelector"]["matchLabels"].items(), labels.items())
 
-    def test_the_test_pod_may_pass_a_policy_that_names_peers(self):
+    def test_a_policy_that_names_peers_also_admits_the_test_pod(self):
         objects = render({"networkPolicy": {"from": [{"podSelector": {"matchLabels": {"a": "b"}}}]}})
         peers = only(objects, "NetworkPolicy")["spec"]["ingress"][0]["from"]
         labels = only(objects, "Pod")["metadata"]["labels"]
@@ -140,7 +140,7 @@ class OneWayIn(unittest.TestCase):
 
 
 class Pod(unittest.TestCase):
-    def test_it_is_kept_out_of_meshes_unless_injection_is_wanted(self):
+    def test_mesh_injection_is_off_unless_the_values_turn_it_on(self):
         istio, ambient, linkerd = "sidecar.istio.io/inject", "istio.io/dataplane-mode", "linkerd.io/inject"
         wanted = {"podLabels": {istio: "true", ambient: "ambient"}, "podAnnotations": {linkerd: "enabled"}}
         for values, expected in (None, ("false", "none", "disabled")), (wanted, ("true", "ambient", "enabled")):
@@ -148,11 +148,11 @@ class Pod(unittest.TestCase):
             found = metadata["labels"].get(istio), metadata["labels"].get(ambient), metadata["annotations"].get(linkerd)
             self.assertEqual(found, expected)
 
-    def test_it_has_a_user_namespace_of_its_own_on_demand(self):
+    def test_the_pod_has_its_own_user_namespace_if_the_values_say_so(self):
         self.assertNotIn("hostUsers", pod(render()))
         self.assertIs(pod(render({"hostUsers": False}))["hostUsers"], False)
 
-    def test_helm_test_looks_at_the_agent_lane_where_pods_are_discovered(self):
+    def test_helm_test_checks_the_agent_lane_if_pods_are_discovered(self):
         def lanes(values):
             pods = [o for o in render(values) if o["kind"] == "Pod"]
             variables = [{v["name"]: v["value"] for v in p["spec"]["containers"][0]["env"]} for p in pods]
@@ -163,7 +163,7 @@ class Pod(unittest.TestCase):
 
 
 class Sidecar(unittest.TestCase):
-    def test_it_is_native_by_default_and_plain_on_demand(self):
+    def test_the_sidecar_is_native_by_default_and_plain_if_the_values_say_so(self):
         native, plain = render(), render(PLAIN)
         self.assertEqual([c["name"] for c in pod(native)["initContainers"]], ["loopgate"])
         self.assertEqual(container(native, "loopgate")["restartPolicy"], "Always")
@@ -171,7 +171,7 @@ class Sidecar(unittest.TestCase):
         self.assertEqual([c["name"] for c in pod(plain)["containers"]], ["gateway", "loopgate"])
         self.assertNotIn("restartPolicy", container(plain, "loopgate"))
 
-    def test_it_is_native_where_kubernetes_knows_that(self):
+    def test_the_sidecar_is_native_if_kubernetes_supports_it(self):
         for kube, place in ("1.28.9", "containers"), ("1.29.0", "initContainers"), ("1.29.3-gke.100", "initContainers"):
             with self.subTest(kube):
                 self.assertIn("loopgate", [c["name"] for c in pod(render(kube=kube)).get(place, [])])
@@ -182,7 +182,7 @@ class Sidecar(unittest.TestCase):
         self.assertIn("--live", sidecar["livenessProbe"]["exec"]["command"])
         self.assertNotIn("--live", sidecar["readinessProbe"]["exec"]["command"])
 
-    def test_probes_ask_the_admin_endpoint_where_it_is(self):
+    def test_probes_use_the_port_of_the_admin_endpoint(self):
         sidecar = container(render({"metrics": {"port": 9999}}), "loopgate")
         for probe in "livenessProbe", "readinessProbe":
             self.assertEqual(sidecar[probe]["exec"]["command"][-1], "127.0.0.1:9999")
@@ -215,7 +215,7 @@ class Sidecar(unittest.TestCase):
         self.assertEqual(variable(objects, "LOOPGATE_MAX_CONNECTIONS"), "50000000")
         self.assertIn("head_bytes = 2000000\n", only(objects, "ConfigMap", "my-loopgate-sidecar")["data"]["loopgate.toml"] + "\n")
 
-    def test_a_gateway_without_a_configuration_of_its_own_gets_the_charts(self):
+    def test_a_gateway_without_a_configuration_gets_the_charts(self):
         text = only(render({"gateway": {"config": None}}), "ConfigMap", "my-loopgate-gateway")["data"]["openclaw.json"]
         self.assertEqual(json.loads(text)["gateway"]["trustedProxies"], ["127.0.0.2"])
 
@@ -232,14 +232,14 @@ class Sidecar(unittest.TestCase):
         self.assertNotEqual(sidecar[1], before[1])
         self.assertNotEqual(gateway[0], before[0])
 
-    def test_images_go_by_digest_where_one_is_given(self):
+    def test_an_image_with_a_digest_is_referenced_by_it(self):
         digest = "sha256:" + "a" * 64
         objects = render({"sidecar": {"image": {"digest": digest}}})
         self.assertEqual(container(objects, "loopgate")["image"], f"ghcr.io/loopgate/loopgate@{digest}")
 
 
 class Options(unittest.TestCase):
-    def test_discovery_brings_read_rights_on_pods_and_nothing_else(self):
+    def test_discovery_adds_list_and_watch_rights_on_pods_only(self):
         objects = render({"agents": {"discovery": "kubernetes"}})
         self.assertEqual(only(objects, "Role")["rules"], [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}])
         self.assertEqual(only(objects, "RoleBinding")["subjects"][0]["name"], pod(objects)["serviceAccountName"])
@@ -269,7 +269,7 @@ class Options(unittest.TestCase):
         self.assertEqual(origins(gateway=mine), ["https://b.example"])
         self.assertEqual(origins(gateway=mine, ingress={"enabled": True, "hosts": ["*.example"]}), ["https://b.example"])
 
-    def test_setup_codes_lead_phones_to_the_first_public_host_name_unless_set(self):
+    def test_the_url_in_setup_codes_is_the_first_public_host_name_unless_set(self):
         def url(**values):
             text = only(render(values), "ConfigMap", "my-loopgate-gateway")["data"]["openclaw.json"]
             return json.loads(text).get("plugins", {}).get("entries", {}).get("device-pair", {}).get("config", {}).get("publicUrl")
@@ -283,7 +283,7 @@ class Options(unittest.TestCase):
         mine = {"config": {"gateway": origins, "plugins": {"entries": entries}}}
         self.assertEqual(url(ingress=wild, gateway=mine), "https://b.example:8443")
 
-    def test_with_sign_in_by_a_front_the_gateway_gets_no_token_and_may_be_asked_from_loopback(self):
+    def test_with_trusted_proxy_sign_in_the_gateway_gets_no_token_and_allows_loopback(self):
         auth = {"mode": "trusted-proxy", "trustedProxy": {"userHeader": "remote-user", "allowLoopback": False}}
         objects = render({"gateway": {"config": {"gateway": {"auth": auth}}}})
         names = [each["name"] for each in container(objects, "gateway")["env"]]
@@ -324,12 +324,12 @@ class Options(unittest.TestCase):
         def mount(objects):
             return next(m for m in container(objects, "loopgate")["volumeMounts"] if m["mountPath"] == "/var/lib/loopgate")
 
-        shared, claim, gone = (render({"state": {"kind": kind}}) for kind in ("shared", "claim", "ephemeral"))
+        shared, claim, ephemeral = (render({"state": {"kind": kind}}) for kind in ("shared", "claim", "ephemeral"))
         self.assertEqual((mount(shared)["name"], mount(shared)["subPath"]), ("data", "loopgate"))
         self.assertNotIn("subPath", mount(claim))
         templates = [t["metadata"]["name"] for t in only(claim, "StatefulSet")["spec"]["volumeClaimTemplates"]]
         self.assertEqual(templates, ["data", "loopgate-state"])
-        self.assertIn({"name": "loopgate-state", "emptyDir": {"sizeLimit": "16Mi"}}, pod(gone)["volumes"])
+        self.assertIn({"name": "loopgate-state", "emptyDir": {"sizeLimit": "16Mi"}}, pod(ephemeral)["volumes"])
 
     def test_every_mount_has_its_volume(self):
         for name, objects in every():
@@ -353,7 +353,7 @@ class Options(unittest.TestCase):
         extra = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-x"}}
         self.assertTrue(only(render({"extraObjects": [extra]}), "ConfigMap", "my-x"))
 
-    def test_long_names_leave_room_for_the_pods_revision_label(self):
+    def test_long_names_are_short_enough_for_the_pods_revision_label(self):
         name = only(render({"fullnameOverride": "x" * 52}), "StatefulSet")["metadata"]["name"]
         self.assertLessEqual(len(name) + len("-0123456789"), 63)
         with self.assertRaises(HelmError):

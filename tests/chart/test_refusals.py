@@ -1,4 +1,4 @@
-"""Values that must not render, and the words that say why."""
+"""Values that the chart must refuse, and the error messages."""
 
 import json
 import re
@@ -13,7 +13,7 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 UNKNOWN = "Additional property"
 TYPE = "Invalid type"
 
-# Values, and what the error must say.
+# Values, and a part of the error message.
 REFUSED = [
     ({"gatway": {}}, UNKNOWN),
     ({"gateway": {"binds": "lan"}}, UNKNOWN),
@@ -55,7 +55,7 @@ REFUSED = [
     ({"podAnnotations": {"a": 1}}, TYPE),
     ({"extraVolumes": [{"emptyDir": {}}]}, "name is required"),
     ({"extraObjects": [{"kind": "ConfigMap"}]}, "apiVersion is required"),
-    # What the schema can't say.
+    # The schema can't express these.
     ({"gateway": {"config": {"gateway": {"bind": "lan"}}}}, "bind must be loopback"),
     ({"gateway": {"config": {"gateway": {"trustedProxies": ["127.0.0.1"]}}}}, "trustedProxies is set by the chart"),
     ({"gateway": {"config": {"gateway": {"port": 1}}}}, "port is set by the chart"),
@@ -103,7 +103,7 @@ REFUSED = [
 
 
 def objects_of(schema):
-    """Each object schema in it, with whether unknown keys pass."""
+    """Each object schema in `schema`."""
     if isinstance(schema, dict):
         if schema.get("type") == "object" and "properties" in schema:
             yield schema
@@ -115,7 +115,7 @@ def objects_of(schema):
 
 
 def defaults(values, path=""):
-    """Each leaf of the default values as its dotted path; what may be null, as whole objects of Kubernetes, is a leaf."""
+    """The dotted path of each leaf of the default values. A value that may be null, such as a whole Kubernetes object, is a leaf."""
     for key, value in values.items():
         if isinstance(value, dict) and value and lookup(f"{path}{key}").get("type") == "object":
             yield from defaults(value, f"{path}{key}.")
@@ -132,7 +132,7 @@ def lookup(path):
 
 
 def resolve(schema):
-    """The schema that a reference means."""
+    """The schema itself, or the definition that it refers to."""
     return SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
 
@@ -144,12 +144,12 @@ class Refusals(unittest.TestCase):
                     render(values)
                 self.assertIn(reason, str(refused.exception))
 
-    def test_a_native_sidecar_that_is_asked_for_is_refused_where_kubernetes_does_not_know_it(self):
+    def test_a_native_sidecar_is_refused_if_kubernetes_does_not_support_it(self):
         with self.assertRaises(HelmError) as refused:
             render({"sidecar": {"native": True}}, kube="1.28.9")
         self.assertIn("set sidecar.native=false", str(refused.exception))
 
-    def test_no_mount_of_the_gateways_has_loopgates_keys_in_it(self):
+    def test_mounts_that_give_the_gateway_loopgates_keys_are_refused(self):
         whole, part = ({"name": name, "mountPath": "/x", **more} for name, more in (("data", {}), ("keys", {"subPath": "a"})))
         for values in (
             {"state": {"subPath": "openclaw"}},
@@ -166,10 +166,10 @@ class Refusals(unittest.TestCase):
         render({"state": {"subPath": "openclaw-keys"}})
         render({"gateway": {"extraVolumeMounts": [part]}, "state": {"volumeName": "keys", "subPath": "ab"}})
 
-    def test_what_is_mounted_by_other_means_may_be_named_in_the_sidecars_file(self):
+    def test_the_sidecars_file_may_name_files_that_are_mounted_by_other_means(self):
         render({"sidecar": {"config": {"tls": {"cert": "/vault/a.crt", "key": "/vault/a.key"}, "gateway": {"token_file": "/vault/token"}}}})
 
-    def test_every_key_that_the_file_is_refused_has_its_value(self):
+    def test_each_key_that_is_refused_in_the_file_has_a_value_in_the_chart(self):
         template = (CHART / "templates" / "_gateway.tpl").read_text()
         table = template.partition('define "loopgate.validate.config"')[2].partition("{{- range")[0]
         words = re.findall(r'"([a-z_]+(?:\.[a-z_]+)?)" "([A-Za-z.]+)"', table)
@@ -178,7 +178,7 @@ class Refusals(unittest.TestCase):
             with self.subTest(key):
                 self.assertTrue(lookup(value), f"no value {value}")
 
-    def test_a_release_whose_name_no_service_can_have_gets_another_or_is_refused(self):
+    def test_a_release_name_that_is_no_service_name_is_changed_or_refused(self):
         def service(release):
             objects = yaml.safe_load_all(helm("template", release, str(CHART), "--kube-version", NEWEST))
             return next(o["metadata"]["name"] for o in objects if o and o["kind"] == "Service")
@@ -188,12 +188,12 @@ class Refusals(unittest.TestCase):
             service("1a")
         self.assertIn("set fullnameOverride", str(refused.exception))
 
-    def test_kubernetes_older_than_what_is_tested_is_refused(self):
+    def test_kubernetes_older_than_the_oldest_tested_version_is_refused(self):
         with self.assertRaises(HelmError) as refused:
             render({"sidecar": {"native": False}}, kube="1.24.0")
         self.assertIn("incompatible with Kubernetes", str(refused.exception))
 
-    def test_no_object_of_the_schema_lets_unknown_keys_pass_by_oversight(self):
+    def test_every_object_of_the_schema_refuses_unknown_keys(self):
         lists = [SCHEMA["definitions"][name].get("items") for name in ("named", "env")]
         for schema in objects_of(SCHEMA):
             if schema not in lists:

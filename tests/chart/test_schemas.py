@@ -1,4 +1,4 @@
-"""What Kubernetes would say of the rendered objects, at both ends of the supported range."""
+"""The rendered objects are valid by the API schemas of the supported versions of Kubernetes."""
 
 import tomllib
 import unittest
@@ -9,12 +9,12 @@ import yaml
 from chart import CHART, NEWEST, VALUES, helm, render
 from test_example import example
 
-# Objects of operators, for which there is no schema here; test_objects.py looks at them.
+# API groups of operators, for which there are no schemas here. test_objects.py tests their objects.
 CUSTOM = {"cert-manager.io", "cilium.io", "gateway.networking.k8s.io", "monitoring.coreos.com", "trust.cert-manager.io"}
 
 
 def validate(objects: list[dict], version: str) -> None:
-    """Strict: a misspelt field is an error too."""
+    """Fails if an object is invalid; unknown fields are errors too."""
     for thing in objects:
         if thing["apiVersion"].partition("/")[0] in CUSTOM:
             continue
@@ -22,7 +22,7 @@ def validate(objects: list[dict], version: str) -> None:
 
 
 class Schemas(unittest.TestCase):
-    def test_helm_lint_is_content_with_every_values_file(self):
+    def test_helm_lint_accepts_every_values_file(self):
         for values in VALUES:
             with self.subTest(values.name):
                 helm("lint", "--strict", str(CHART), "--kube-version", NEWEST, "--values", str(values))
@@ -42,16 +42,16 @@ class Schemas(unittest.TestCase):
             with self.subTest(minor):
                 validate(render({"hostUsers": False}, kube=f"1.{minor}.0"), f"1.{minor}.0")
 
-    def test_the_values_of_the_fleet_example_are_values_of_the_chart(self):
+    def test_the_values_of_the_application_set_example_are_valid(self):
         fleet = yaml.safe_load((CHART / "examples" / "applicationset.yaml").read_text())
         source = fleet["spec"]["template"]["spec"]["sources"][0]
         validate(render(source["helm"]["valuesObject"]), NEWEST)
         self.assertEqual(source["targetRevision"], yaml.safe_load((CHART / "Chart.yaml").read_text())["version"])
 
-    def test_native_sidecars_are_valid_where_they_begin(self):
+    def test_native_sidecars_are_valid_in_the_first_version_that_has_them(self):
         validate(render(kube="1.29.0"), "1.29.0")
 
-    def test_the_range_tested_is_the_range_supported(self):
+    def test_all_supported_kubernetes_versions_are_tested(self):
         versions = kubernetes_validate.utils.all_versions()
         oldest, newest = min(versions, key=order), max(versions, key=order)
         self.assertEqual(order(newest), order(NEWEST)[:2])
@@ -71,6 +71,6 @@ class Schemas(unittest.TestCase):
 
 
 def order(version: str) -> tuple[int, int]:
-    """Major and minor, to compare by."""
+    """Major and minor version, for comparisons."""
     major, minor = version.split(".")[:2]
     return int(major), int(minor)

@@ -1,4 +1,4 @@
-"""The generated token, against an API server that answers what `lookup` asks."""
+"""The generated token, with a fake API server for Helm's function `lookup`."""
 
 import base64
 import json
@@ -18,13 +18,13 @@ CORE = {
 
 @contextmanager
 def api_server(secrets: dict[str, dict]):
-    """The address of an API server on loopback that has these Secrets, and the paths that were asked for."""
-    asked = []
+    """Runs an API server on loopback that has these Secrets; yields its address and the list of requested paths."""
+    requested_paths = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             path = self.path.partition("?")[0]
-            asked.append(path)
+            requested_paths.append(path)
             answers = {
                 "/version": {"major": "1", "minor": NEWEST.split(".")[1], "gitVersion": f"v{NEWEST}"},
                 "/api": {"kind": "APIVersions", "versions": ["v1"]},
@@ -45,7 +45,7 @@ def api_server(secrets: dict[str, dict]):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
+        yield f"http://127.0.0.1:{server.server_port}", requested_paths
     finally:
         server.shutdown()
         server.server_close()
@@ -57,7 +57,7 @@ def token(objects: list[dict]) -> str:
 
 
 def secret(text: str) -> dict:
-    """A Secret as the API server has it."""
+    """The Secret with this token, in the API server's form."""
     data = {"token": base64.b64encode(text.encode()).decode()}
     return {"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "my-loopgate-token", "namespace": "claws"}, "data": data}
 
@@ -66,20 +66,20 @@ PATH = "/api/v1/namespaces/claws/secrets/my-loopgate-token"
 
 
 class Token(unittest.TestCase):
-    def test_a_token_that_is_there_is_kept_on_upgrade(self):
-        with api_server({PATH: secret("from the first install")}) as (address, asked):
+    def test_an_upgrade_keeps_the_existing_token(self):
+        with api_server({PATH: secret("from the first install")}) as (address, requested_paths):
             upgraded = render(extra=("--dry-run=server", "--is-upgrade", "--kube-apiserver", address))
-        self.assertIn(PATH, asked)
+        self.assertIn(PATH, requested_paths)
         self.assertEqual(token(upgraded), "from the first install")
 
-    def test_a_first_install_makes_a_long_random_one(self):
-        with api_server({}) as (address, asked):
+    def test_a_first_install_makes_a_long_random_token(self):
+        with api_server({}) as (address, requested_paths):
             first, second = (token(render(extra=("--dry-run=server", "--kube-apiserver", address))) for _ in range(2))
-        self.assertIn(PATH, asked)
+        self.assertIn(PATH, requested_paths)
         self.assertRegex(first, "^[A-Za-z0-9]{48}$")
         self.assertNotEqual(first, second)
 
-    def test_uninstalling_leaves_the_token_that_clients_hold(self):
+    def test_uninstalling_keeps_the_token(self):
         annotations = only(render(), "Secret")["metadata"]["annotations"]
         self.assertEqual(annotations["helm.sh/resource-policy"], "keep")
 
