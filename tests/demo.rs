@@ -1,4 +1,4 @@
-//! The demonstration, from the outside: what it prints, what it serves, how it ends.
+//! The command `loopgate demo`: its output, its listener, and its exit.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,7 +15,7 @@ fn demo(arguments: &[&str]) -> Command {
     loopgate([&["demo"], arguments].concat())
 }
 
-/// A demonstration that stays up, and what it printed.
+/// A running `loopgate demo`, and the values that it printed.
 struct Running {
     child: Child,
     url: String,
@@ -27,14 +27,14 @@ impl Running {
     fn start(arguments: &[&str]) -> Self {
         let mut child = demo(arguments).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut after = |word: &str| {
+        let mut value_after = |word: &str| {
             let line = lines.by_ref().map(Result::unwrap).find(|line| line.trim_start().starts_with(word));
             let line = line.unwrap_or_else(|| panic!("{word} is not printed"));
             line.trim_start().strip_prefix(word).unwrap().trim().to_owned()
         };
-        after("All 16 checks passed.");
-        let (url, ca, fingerprint) = (after("URL"), after("CA"), after("Fingerprint"));
-        // The reader goes: what else is printed has no one to read it, which must not matter.
+        value_after("All 16 checks passed.");
+        let (url, ca, fingerprint) = (value_after("URL"), value_after("CA"), value_after("Fingerprint"));
+        // From here on the command's standard output is a closed pipe, which must not end the command.
         Self { child, url, ca, fingerprint }
     }
 
@@ -42,7 +42,7 @@ impl Running {
         self.url.strip_prefix("https://").and_then(|rest| rest.strip_suffix('/')).unwrap().parse().unwrap()
     }
 
-    /// Fetches `path` from the address `from`, trusting its CA and nothing else.
+    /// Sends a GET request from the address `from`, and verifies the certificate with the printed CA and fingerprint.
     fn get(&self, from: Ipv4Addr, path: &str) -> String {
         let client =
             TlsClient::with_ca_file(self.address(), Path::new(&self.ca)).expecting_address().from(&from.to_string());
@@ -56,15 +56,16 @@ impl Running {
         answer
     }
 
+    /// Sends `signal`, waits for the exit, and returns the status.
     fn end(mut self, signal: Signal) -> ExitStatus {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                assert!(!Path::new(&self.ca).exists(), "its temporary directory is still there");
+                assert!(!Path::new(&self.ca).exists(), "the temporary directory still exists");
                 return status;
             }
-            assert!(Instant::now() < deadline, "it does not end");
+            assert!(Instant::now() < deadline, "the command does not exit");
             std::thread::yield_now();
         }
     }
@@ -101,7 +102,7 @@ fn demo_once_checks_both_lanes_in_every_protocol_and_exits_with_0() {
 }
 
 #[test]
-fn demo_stays_up_for_a_browser_and_exits_with_0_on_a_signal() {
+fn demo_serves_clients_until_a_signal_and_exits_with_0() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let running = Running::start(&[]);
         let page = running.get(Ipv4Addr::LOCALHOST, "/");

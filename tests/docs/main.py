@@ -1,4 +1,7 @@
-"""Runs every command of the documentation where a reader would. Fails if a command fails or is not in the table, or the table has one too many."""
+"""Runs every command of the documentation in an environment like the reader's.
+
+Fails if a command fails, and if the table of commands below and the documentation differ.
+"""
 
 import json
 import os
@@ -12,7 +15,7 @@ from places import IMAGES, TOKEN, Compose, Containers, Here, Machine, Official, 
 
 
 class Stays:
-    """A command that runs until it is interrupted. It is ready when it has printed `text`; with `keep` it keeps running for later commands."""
+    """A command that is interrupted once it has printed `text`, or, with `keep`, runs on for later commands."""
 
     def __init__(self, text: str, keep: bool = False):
         self.text, self.keep = text, keep
@@ -32,15 +35,15 @@ class When:
         self.happened = happened
 
 
-class Named:
-    """A command whose `word` is a placeholder that `find` resolves, such as the id of a request; optionally followed by a check."""
+class Placeholder:
+    """A command in which `word` is replaced by the result of `find`, such as a request's id; optionally followed by a check."""
 
     def __init__(self, word: str, find, after=lambda: None):
         self.word, self.find, self.after = word, find, after
 
 
 class NotRun:
-    """A command that can't be run here, and why."""
+    """A command that can't be run by this test, with the reason."""
 
     def __init__(self, why: str):
         self.why = why
@@ -51,9 +54,9 @@ CLUSTER = NotRun("needs a cluster")
 SYSTEMD = NotRun("needs systemd")
 
 here = Here()
-# As in the README: this configuration, then these commands.
+# The README's configuration.
 readme = Machine(NEW, block("README.md", "json5", "trustedProxies"))
-# The failing set-up of OpenClaw's issue 30740.
+# The configuration that fails in OpenClaw's issue 30740.
 failing = Machine(NEW, '{gateway: {mode: "local", port: 18789, bind: "lan", tls: {enabled: true, autoGenerate: true}, auth: {mode: "token", token: "..."}}}')
 
 
@@ -71,24 +74,24 @@ official_old = Official(OLD, replace=IMAGES)
 plain = Containers("netns", "gateway", "loopgate", network="claw", copy="docker", replace={
     **IMAGES, "ghcr.io/openclaw/openclaw:2026.9.6": "-v $OPENCLAW_NEW:/openclaw:ro loopgate-test/openclaw", "-p 18789:": "-p 127.0.0.1::",
 })
-# In docker/README.md `openclaw` stands for the command in the gateway's container, which must be running.
+# In docker/README.md `openclaw` means the command in the gateway's running container.
 shipped_old = Compose(OLD, replace={"openclaw devices": "in_gateway devices", **IMAGES}, up=True)
 
 
-def approved(place):
-    """The id of the one pairing request that waits for an approval."""
+def pending_request(place):
+    """The id of the only pairing request that waits for an approval."""
     return place.run("openclaw devices list --json | grep -o '\"requestId\": *\"[^\"]*' | cut -d'\"' -f4 | head -n 1").strip()
 
 
-def asked_by_a_stranger() -> str:
-    """Lets an external client on another machine ask for pairing; the id of its request."""
+def request_of_external_client() -> str:
+    """Makes an external client on another machine request pairing; returns the id of its request."""
     operated.run("loopgate cert export >ca.pem")
-    assert "pairing required" in strangers_call()
-    return approved(operated)
+    assert "pairing required" in external_clients_output()
+    return pending_request(operated)
 
 
-def strangers_call() -> str:
-    """The output of an external client on another machine, with a device of its own and the right token."""
+def external_clients_output() -> str:
+    """Connects an external client on another machine, with its own device and the right token; returns its output."""
     options = {"ws": "/openclaw/node_modules", "url": "wss://gateway:18443", "token": TOKEN, "ca": "ca.pem", "identity": "stranger.json"}
     return robot.run(f"node /client.mjs '{json.dumps(options)}'")
 
@@ -98,29 +101,29 @@ def serial_of_an_issued_certificate() -> str:
     return operated.run("openssl x509 -in lost/agent.pem -noout -serial | cut -d= -f2").strip()
 
 
-def is_revoked() -> None:
+def assert_revoked() -> None:
     assert "was revoked before" in operated.run("loopgate cert revoke --cert lost/agent.pem")
 
 
-def is_let_in() -> None:
-    said = strangers_call()
-    assert '"end":"hello"' in said, said
+def assert_external_client_accepted() -> None:
+    output = external_clients_output()
+    assert '"end":"hello"' in output, output
 
 
-def leads_phones_to_loopgate() -> None:
-    said = operated.run("openclaw qr --json --no-ascii")
-    assert "wss://gateway.example.com:18789" in said, said
+def assert_setup_code_has_loopgates_url() -> None:
+    output = operated.run("openclaw qr --json --no-ascii")
+    assert "wss://gateway.example.com:18789" in output, output
 
 
 charts = Here(replace={"helm upgrade --install": f"{os.environ['HELM']} template", "helm install claw oci://ghcr.io/loopgate/charts/loopgate": f"{os.environ['HELM']} template claw charts/loopgate"})
 # The debug binary exists already; a release build would take minutes.
 built = Here(replace={"cargo run --release": "cargo run"})
 
-# Each command by its first words, in the order of its document: where it runs, and how, unless it simply runs to its end.
+# The commands of each document in its order: the command's first words, the place where it runs, and how, unless it runs to its end.
 TABLE = {
     "README.md": [
         ("cargo run --release -- demo", built, Stays("With curl, as the agent")),
-        ("tests/run", NotRun("is what runs this")),
+        ("tests/run", NotRun("runs this test itself")),
         ("cp loopgate/docker/compose.loopgate.yaml .", official_old),
         ("docker compose stop --timeout 60 && docker compose run", official_old),
         ("docker compose -f docker-compose.yml -f compose.loopgate.yaml up -d", official_old, Then(lambda: official_old.wait())),
@@ -166,7 +169,7 @@ TABLE = {
         ("docker run -d --name gateway", plain),
         ("docker run -d --name loopgate", plain),
         ("loopgate run --docker off", failing, Stays("loopgate is running", keep=True)),
-        ("loopgate check --docker off", failing, When(lambda: failing.gateway_answers())),
+        ("loopgate check --docker off", failing, When(lambda: failing.wait_for_gateway())),
         ("sudo systemctl enable", SYSTEMD),
         ("sudo loopgate cert export", SYSTEMD),
         ("sudo systemd-run", SYSTEMD),
@@ -177,10 +180,10 @@ TABLE = {
         ("openclaw devices list", old),
         ("loopgate pair", old),
         ("openclaw devices list", operated),
-        ("openclaw devices approve", operated, Named("REQUEST", asked_by_a_stranger, is_let_in)),
-        ("openclaw config set plugins.entries.device-pair.config.publicUrl", operated, Then(leads_phones_to_loopgate)),
+        ("openclaw devices approve", operated, Placeholder("REQUEST", request_of_external_client, assert_external_client_accepted)),
+        ("openclaw config set plugins.entries.device-pair.config.publicUrl", operated, Then(assert_setup_code_has_loopgates_url)),
     ],
-    # Its configurations are tried by tests/real.
+    # tests/real tests the configurations of this document.
     "docs/sign-in.md": [("loopgate cert issue --user", operated)],
     "docs/operations.md": [
         ("loopgate status ", operated),
@@ -192,7 +195,7 @@ TABLE = {
         ("docker compose exec loopgate /loopgate reload", shipped, When(lambda: shipped.wait())),
         ("loopgate cert rotate ", operated),
         ("loopgate cert rotate --new-key", operated),
-        ("loopgate cert revoke", operated, Named("HEX", serial_of_an_issued_certificate, is_revoked)),
+        ("loopgate cert revoke", operated, Placeholder("HEX", serial_of_an_issued_certificate, assert_revoked)),
     ],
     "docs/security.md": [
         ("loopgate check --openclaw-config", operated),
@@ -216,12 +219,12 @@ def check(document: str) -> list[str]:
 def run(command: str, place, how) -> None:
     if isinstance(how, Stays):
         return place.stay(command, how.text, how.keep)
-    if isinstance(how, Named):
+    if isinstance(how, Placeholder):
         command = command.replace(how.word, how.find())
     if isinstance(how, When):
         how.happened()
     place.run(command)
-    if isinstance(how, (Then, Named)):
+    if isinstance(how, (Then, Placeholder)):
         how.after()
 
 
@@ -231,7 +234,7 @@ def main() -> int:
     for document in unlisted:
         print(f"FAILED {document}: not in the table of tests/docs")
     failed, count = len(unlisted), 0
-    # Gateways are heavy: a place exists from its first command to its last.
+    # Gateways need much memory, so a place exists only from its first command to its last.
     last = {}
     for row in (row for document in wanted for row in TABLE[document] if not isinstance(row[1], NotRun)):
         last.update({place: row for place in row[1].needs()})
@@ -270,19 +273,19 @@ def main() -> int:
     return 1 if failed or not count else 0
 
 
-def leave_at_signals() -> None:
-    """Cleans up at a signal too, and lets no second one interrupt that."""
+def exit_at_signals() -> None:
+    """Cleans up at SIGTERM and SIGINT too, and ignores further signals meanwhile."""
     signals = (signal.SIGTERM, signal.SIGINT)
 
-    def leave(*_):
+    def clean_exit(*_):
         for number in signals:
             signal.signal(number, signal.SIG_IGN)
         sys.exit(1)
 
     for number in signals:
-        signal.signal(number, leave)
+        signal.signal(number, clean_exit)
 
 
 if __name__ == "__main__":
-    leave_at_signals()
+    exit_at_signals()
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Where commands run: containers that act as machines, directories of this machine, and stand-ins for images."""
+"""The places where commands run: containers that act as machines, and directories of this machine."""
 
 import functools
 import ipaddress
@@ -17,25 +17,25 @@ from commands import ROOT
 
 TOKEN = "a-token-for-tests"
 LOOPGATE = ROOT / "target/debug/loopgate"
-# The images as released, and those of the tests.
+# Released images, and the images of the tests that replace them.
 IMAGES = {"ghcr.io/loopgate/loopgate:0.1.0": "loopgate-test/loopgate", "ghcr.io/openclaw/openclaw:2026.9.6": "loopgate-test/openclaw"}
-# How long a command or a condition may take, in seconds: a gateway is slow on a busy machine.
-PATIENCE = 300
-# For names that no two places have.
+# The seconds that a command or a condition may take. A gateway is slow on a busy machine.
+TIMEOUT = 300
+# Numbers for unique names of places.
 NUMBERS = itertools.count(1)
-# What the names of this run's containers, networks and volumes begin with.
+# The prefix of the names of this run's containers, networks and volumes.
 PREFIX = f"loopgate-docs-{os.getpid()}-"
 
 
 def sh(*command: str, **more) -> str:
     """Runs a command that must succeed; returns its output."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, **more)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, **more)
     assert done.returncode == 0, f"{shlex.join(command)}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
 
 
 def kill(process: subprocess.Popen) -> None:
-    """Kills a command that still runs, with its children: after the run's end it must create nothing."""
+    """Kills a command that still runs, and its children, so that they create nothing after the end of the run."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -43,14 +43,14 @@ def kill(process: subprocess.Popen) -> None:
 
 def eventually(what: str, happened) -> None:
     """Waits until `happened` is true."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not happened():
-        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        assert time.monotonic() < deadline, f"not within {TIMEOUT} s: {what}"
         time.sleep(0.5)
 
 
 def free_front() -> str:
-    """The first three numbers of a network that overlaps none of the engine's: a run that was killed may have left some."""
+    """The first three numbers of a /29 that overlaps no network of the engine. A run that was killed may have left networks."""
     shown = sh("docker", "network", "inspect", "--format", "{{range .IPAM.Config}}{{.Subnet}} {{end}}", *sh("docker", "network", "ls", "--quiet").split())
     taken = [ipaddress.ip_network(subnet) for subnet in shown.split() if ":" not in subnet]
     for third in range(256):
@@ -61,33 +61,33 @@ def free_front() -> str:
 
 
 def remove_project(name: str) -> None:
-    """Removes a project by its name alone, whichever of its files it was started with, and containers of `docker compose run` too."""
-    # Not where a compose file is.
+    """Removes a project by its name, whichever files it was started with, and containers of `docker compose run` too."""
+    # In a directory without a compose file, compose goes by the name only.
     sh("docker", "compose", "--project-name", name, "down", "--volumes", "--remove-orphans", "--timeout", "1", cwd="/")
 
 
 def left_behind() -> list[str]:
-    """What this run has created on the engine and not removed."""
+    """The containers, networks and volumes that this run has created and not removed."""
     lists = {"container": ["ps", "--all", "--format", "{{.Names}}"], "network": ["network", "ls", "--format", "{{.Name}}"],
              "volume": ["volume", "ls", "--format", "{{.Name}}"]}
     return [f"{kind} {name}" for kind, command in lists.items() for name in sh("docker", *command).split() if name.startswith(PREFIX)]
 
 
 class Place:
-    """Something with a shell. It is created for its first command, and removed in the end."""
+    """A place with a shell. It is created for its first command, and removed by `end`."""
 
     def __init__(self):
         self.ready, self.profile, self.running = False, "", []
 
     def shell(self) -> list[str]:
-        """The command that runs a script, which follows it."""
+        """The command that runs a script, which is its last argument."""
         raise NotImplementedError
 
     def make(self) -> None:
-        """Creates it."""
+        """Creates the place."""
 
     def remove(self) -> None:
-        """Removes it."""
+        """Removes the place."""
 
     def environment(self) -> dict[str, str]:
         return {}
@@ -113,7 +113,7 @@ class Place:
         with tempfile.TemporaryFile("w+") as output:
             process = self.start(command, output)
             try:
-                status = process.wait(PATIENCE)
+                status = process.wait(TIMEOUT)
             except subprocess.TimeoutExpired:
                 status = "no end"
             finally:
@@ -124,16 +124,16 @@ class Place:
         return text
 
     def stay(self, command: str, text: str, keep: bool) -> None:
-        """Runs a command until it has printed `text`; with `keep` it stays running."""
+        """Runs a command until it has printed `text`. With `keep` it goes on running."""
         output = tempfile.NamedTemporaryFile("w+")
         process = self.start(command, output)
         self.running.append((process, output))
-        said = lambda: Path(output.name).read_text()
+        printed = lambda: Path(output.name).read_text()
         try:
-            eventually(f"it says {text!r}", lambda: text in said() or process.poll() is not None)
+            eventually(f"it prints {text!r}", lambda: text in printed() or process.poll() is not None)
         except AssertionError as error:
-            raise AssertionError(f"{error}; it said:\n{said()}") from None
-        assert text in said(), f"it ended with {process.poll()}, and said:\n{said()}"
+            raise AssertionError(f"{error}; it printed:\n{printed()}") from None
+        assert text in printed(), f"it ended with {process.poll()}, and printed:\n{printed()}"
         if not keep:
             self.interrupt()
 
@@ -141,7 +141,7 @@ class Place:
         """Stops the commands that still run."""
         for process, output in self.running:
             if process.poll() is None:
-                # As a terminal does.
+                # A terminal too sends SIGINT to the process group.
                 os.killpg(process.pid, signal.SIGINT)
             try:
                 process.wait(30)
@@ -159,12 +159,12 @@ class Place:
                 self.remove()
 
     def needs(self) -> "list[Place]":
-        """This place, and those that must exist as long as it does."""
+        """This place, and the places that must exist as long as it does."""
         return [self]
 
 
 class Here(Place):
-    """A directory of this machine with the images of the tests: the repository, or a copy of the directory `copy` of it."""
+    """A directory of this machine: the repository, or a copy of its directory `copy`. `replace` changes texts in commands."""
 
     def __init__(self, copy: str | None = None, replace: dict[str, str] = {}):
         super().__init__()
@@ -194,7 +194,7 @@ class Here(Place):
 
 
 class Containers(Here):
-    """The same for `docker run`: with a network and containers by the names that the command gives them."""
+    """A directory for commands of `docker run`. Removes the network and the containers that they create, by their names."""
 
     def __init__(self, *names: str, network: str, **more):
         super().__init__(**more)
@@ -202,7 +202,7 @@ class Containers(Here):
 
     def make(self):
         super().make()
-        # The reader's own state, which the gateway's user writes to.
+        # The gateway's state directory, which must be writable for the gateway's user.
         state = self.directory() / "openclaw"
         state.mkdir()
         shutil.copy(ROOT / "docker/openclaw.json", state)
@@ -217,7 +217,7 @@ class Containers(Here):
 
 
 class Compose(Here):
-    """A copy of docker/ with a project of its own, the images of the tests, and OpenClaw mounted into them."""
+    """A copy of docker/ with its own project name, the images of the tests, and OpenClaw mounted into the containers."""
 
     def __init__(self, openclaw: str, replace: dict[str, str] = {}, up: bool = False):
         super().__init__("docker", replace)
@@ -239,12 +239,12 @@ class Compose(Here):
         )
 
         if self.up:
-            # As in docker/README.md.
+            # The commands of docker/README.md.
             self.run("mkdir -m 700 secrets && openssl rand -hex 32 >secrets/gateway-token && docker compose up -d")
             self.wait()
 
     def wrap(self, file: str) -> None:
-        """Merges tree.yaml into whichever files a command names, since those are what is tested; `file` where it names none."""
+        """Puts a `docker` into the PATH that adds tree.yaml to the files that a command names, or to `file` if it names none."""
         wrapper = self.directory() / "bin/docker"
         wrapper.parent.mkdir()
         wrapper.write_text(
@@ -255,11 +255,11 @@ class Compose(Here):
         wrapper.chmod(0o755)
 
     def wait(self) -> None:
-        """Waits until the gateway accepts connections, as a reader would."""
+        """Waits until loopgate and the gateway are ready."""
         eventually("loopgate and its gateway are ready", lambda: self.succeeds("docker compose exec -T loopgate /loopgate healthcheck"))
 
     def succeeds(self, command: str) -> bool:
-        """Whether a command succeeds now."""
+        """Runs a command, and returns whether it succeeds."""
         return subprocess.run([*self.shell(), command], capture_output=True, cwd=self.work, env={**os.environ, **self.environment()}).returncode == 0
 
     def environment(self):
@@ -287,7 +287,7 @@ class Compose(Here):
 
 
 class Official(Compose):
-    """A directory with OpenClaw's own compose file and the state that its set-up leaves, up and failing as it does."""
+    """A directory with OpenClaw's own compose file, and the state that OpenClaw's set-up writes."""
 
     def make(self):
         Here.make(self)
@@ -314,7 +314,7 @@ class Official(Compose):
 
 
 class Service(Place):
-    """A container of a service of a project, labels included, with a shell in place of its command."""
+    """A container of a project's service, with its labels, that runs a shell instead of its command."""
 
     def __init__(self, compose: Compose, service: str):
         super().__init__()
@@ -347,9 +347,10 @@ class Service(Place):
 
 
 class Machine(Place):
-    """A machine with a gateway on it, configured as given (JSON5), and `loopgate`, `openclaw` and `curl` in its PATH; `gateway` is its name.
+    """A container that acts as a machine with the host name `gateway`. It runs a gateway with `configuration` (JSON5).
 
-    `beside` makes another one on the same network, which shares /root/shared with it and has no gateway.
+    `loopgate`, `openclaw` and `curl` are in its PATH. With `beside`, the machine is on the same network as that one, shares
+    /root/shared with it, and has no gateway.
     """
 
     def __init__(self, openclaw: str, configuration: str | None, setup=None, beside: "Machine | None" = None):
@@ -359,7 +360,7 @@ class Machine(Place):
         self.name = f"{PREFIX}{next(NUMBERS)}"
         self.network = beside.network if beside else self.name
         self.shared = beside.shared if beside else f"{self.name}-shared"
-        # Machines on its network, which is removed with it. Actions after commands may have created them again.
+        # Other machines on this machine's network. They must be removed first, also if they were created again after their end.
         self.neighbours = []
         if beside:
             beside.neighbours.append(self)
@@ -386,20 +387,20 @@ class Machine(Place):
         sh("docker", "exec", "--interactive", self.name, "bash", "-c", f"mkdir -p {Path(path).parent} && cat >{path}", input=text)
 
     def start_gateway(self) -> None:
-        # With restarts, as by a restart policy: on a busy machine the gateway may exceed its own deadlines.
+        # Restarted like with a restart policy, because on a busy machine the gateway may exceed its own deadlines.
         self.starts += 1
         run = f"touch /tmp/up-{self.starts}; while [ -e /tmp/up-{self.starts} ]; do openclaw gateway run >/tmp/gateway.log 2>&1; sleep 1; done"
         sh("docker", "exec", "--detach", self.name, "bash", "-c", run)
-        # It listens long before it answers, and may speak TLS.
+        # The gateway listens long before it answers. It may speak TLS, so only its log and its port are tested.
         ask = ["docker", "exec", self.name, "bash", "-c", "grep -q 'ready' /tmp/gateway.log && : </dev/tcp/127.0.0.1/18789"]
         answers = lambda: subprocess.run(ask, capture_output=True).returncode == 0
         try:
-            eventually("the gateway says that it is ready", answers)
+            eventually("the gateway logs that it is ready", answers)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{sh('docker', 'exec', self.name, 'cat', '/tmp/gateway.log')}") from None
 
-    def gateway_answers(self) -> None:
-        """Waits until it accepts connections: a changed configuration may make it restart."""
+    def wait_for_gateway(self) -> None:
+        """Waits until the gateway accepts connections. It may restart after a change of its configuration."""
         ask = ["docker", "exec", self.name, "bash", "-c", ": </dev/tcp/127.0.0.1/18789"]
         eventually("the gateway accepts connections", lambda: subprocess.run(ask, capture_output=True).returncode == 0)
 
@@ -409,7 +410,7 @@ class Machine(Place):
         self.start_gateway()
 
     def signal(self, name: str, processes: str) -> None:
-        """Signals processes by name until there are none. The image has no ps."""
+        """Sends a signal to all processes with these names until none is left. The image has no pkill."""
         kill = f'left=0; for p in /proc/[0-9]*; do [[ "$(cat $p/comm 2>/dev/null)" =~ ^({processes})$ ]] && kill -{name} "${{p#/proc/}}" && left=1; done; exit $left'
         eventually(f"{processes} ends", lambda: not subprocess.run(["docker", "exec", self.name, "bash", "-c", kill]).returncode)
 

@@ -9,7 +9,7 @@ import java.time.Duration;
 import javax.net.ssl.SSLContext;
 import javax.net.ssl.TrustManagerFactory;
 
-/** Sends a POST with {@code Expect: 100-continue} by Java's HttpClient: usage: java Upload.java CA URL h1|h2. Prints the status. */
+/** Sends a POST with {@code Expect: 100-continue} with Java's HttpClient. Usage: java Upload.java CA URL h1|h2. Prints the status. */
 class Upload {
     public static void main(String[] arguments) throws Exception {
         KeyStore trusted = KeyStore.getInstance(KeyStore.getDefaultType());

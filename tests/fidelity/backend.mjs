@@ -1,11 +1,11 @@
-// The backend of the fidelity tests: a real Node.js server whose paths each show one behaviour of a gateway.
-// usage: node backend.mjs PORT. It prints "ready" when it listens.
+// The backend of the fidelity tests: a Node.js server. Each of its paths has one behaviour that gateways may have.
+// Usage: node backend.mjs PORT. Prints "ready" when it listens.
 import { createHash } from "node:crypto";
 import http from "node:http";
 
 const MASK = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/** Answers with what arrived: method, target, header fields, body and trailers. */
+/** Responds with the request that arrived: method, target, header fields, length and digest of the body, trailers. */
 async function echo(request, response) {
   const hash = createHash("sha256");
   let length = 0;
@@ -48,7 +48,7 @@ const paths = {
   "/bytes": (request, response) => {
     const length = Number.parseInt(request.url.split("?")[1], 10);
     if (!request.url.includes("chunked")) response.setHeader("content-length", length);
-    // In pieces, so that some are under way when this process is killed.
+    // Send in pieces, so that responses are incomplete when this process is killed.
     const send = (left) => {
       if (left === 0) return response.end();
       const piece = Math.min(left, 64 * 1024);
@@ -102,7 +102,7 @@ server.on("checkContinue", (request, response) => {
   return echo(request, response);
 });
 
-/** A text frame of the server's (RFC 6455 section 5.2); texts are short here. */
+/** An unmasked WebSocket frame (RFC 6455 section 5.2) with a payload of less than 126 bytes. */
 const frame = (opcode, payload) => Buffer.concat([Buffer.from([0x80 | opcode, payload.length]), payload]);
 
 server.on("upgrade", (request, socket, head) => {
@@ -127,7 +127,7 @@ server.on("upgrade", (request, socket, head) => {
       const opcode = data[0] & 0x0f;
       data = data.subarray(6 + length);
       if (opcode === 8) socket.end(frame(8, payload));
-      // Late, so that messages are under way when a proxy is told to stop.
+      // Reply late, so that messages are in flight when a proxy gets the signal to stop.
       else setTimeout(() => socket.write(frame(opcode, payload)), 150);
     }
   };

@@ -1,6 +1,6 @@
-"""The cases: each a function of a running proxy that returns what happened, and whether that was right.
+"""The cases. Each is a function of a running proxy that returns what happened, and whether that was right.
 
-Where they come from is beside each: public reports of what proxies lose or hide.
+They are taken from public reports of what proxies lose or hide.
 """
 
 import json
@@ -15,12 +15,12 @@ from peers import Peer
 
 HERE = Path(__file__).parent
 CASES = []
-# More tries find rarer losses: FIDELITY_TRIES=200 for those of issue reports.
+# How often the cases of rare losses are repeated. FIDELITY_TRIES=200 finds the losses of public issue reports.
 TRIES = int(os.environ.get("FIDELITY_TRIES", "25"))
 
 
 class Context:
-    """What every case needs beside the proxy."""
+    """The clients and files that the cases use."""
 
     def __init__(self, ca: Path, work: Path):
         self.ca = str(ca)
@@ -30,7 +30,7 @@ class Context:
         self.small.write_bytes(b"s" * 70_000)
 
     def curl(self, peer: Peer, path: str, *arguments: str, version: str = "--http1.1", timeout: int = 12, stdin: bytes | None = None):
-        """Runs curl; its exit status, the HTTP status, the bytes of the body, how long it took, and what it printed."""
+        """Runs curl; returns its exit status, the HTTP status, the length of the body, the seconds it took, and the body."""
         command = ["curl", "--silent", "--noproxy", "*", "--cacert", self.ca, version, "--max-time", str(timeout), "--output", "-",
                    "--write-out", "\n%{http_code} %{size_download} %{time_total}", *arguments, f"https://127.0.0.1:{peer.port}{path}"]
         done = subprocess.run(command, capture_output=True, input=stdin, timeout=timeout + 5)
@@ -49,6 +49,7 @@ class Context:
 
 
 def case(title: str):
+    """Adds the decorated function to the cases."""
     def add(function):
         CASES.append((title, function))
         return function
@@ -56,6 +57,7 @@ def case(title: str):
 
 
 def echoed(body: bytes) -> dict:
+    """The JSON object of the backend's path /echo in a response."""
     try:
         return json.loads(body[body.index(b"{"):body.rindex(b"}") + 1])
     except ValueError:
@@ -65,7 +67,7 @@ def echoed(body: bytes) -> dict:
 def bodies(context: Context, peer: Peer, version: str):
     lost = []
     for method in ("GET", "DELETE", "OPTIONS"):
-        # A pipe has no length: chunks over HTTP/1.1, DATA without Content-Length over HTTP/2.
+        # curl reads from a pipe, so it sends chunks over HTTP/1.1, and no Content-Length over HTTP/2.
         _, status, _, _, body = context.curl(peer, "/echo", "-X", method, "-H", "Expect:", "-T", "-", version=version, stdin=b"hello")
         if status != 200 or echoed(body).get("length") != 5:
             lost.append(f"{method}: {status}, {echoed(body).get('length', 'no')} bytes")
@@ -89,7 +91,7 @@ def fetch(context, peer):
     return f"{seen.get('status', seen.get('error'))}, {length} bytes", length == 5
 
 
-def broken_off(context, peer, version):
+def reset_in_response(context, peer, version):
     seen = {"status, bytes, error": 0, "no status": 0, "no byte": 0, "no error": 0}
     for n in range(TRIES):
         code, status, size, _, _ = context.curl(peer, "/cut?chunked" if n % 2 else "/cut", version=version)
@@ -100,16 +102,16 @@ def broken_off(context, peer, version):
 
 
 @case("gateway resets inside a response, h1")
-def broken1(context, peer):
-    return broken_off(context, peer, "--http1.1")
+def reset_in_response1(context, peer):
+    return reset_in_response(context, peer, "--http1.1")
 
 
 @case("gateway resets inside a response, h2")
-def broken2(context, peer):
-    return broken_off(context, peer, "--http2")
+def reset_in_response2(context, peer):
+    return reset_in_response(context, peer, "--http2")
 
 
-def early_answer(context, peer, version):
+def early_response(context, peer, version):
     statuses = [context.curl(peer, "/refuse", "-X", "POST", "-H", "Expect:", "-T", str(context.large), version=version)[1] for _ in range(TRIES)]
     lost = sum(status != 413 for status in statuses)
     return f"{lost} of {TRIES} lost" if lost else "413", lost == 0
@@ -117,28 +119,28 @@ def early_answer(context, peer, version):
 
 @case("early 413 during a 20 MB upload, h1")
 def early1(context, peer):
-    return early_answer(context, peer, "--http1.1")
+    return early_response(context, peer, "--http1.1")
 
 
 @case("early 413 during a 20 MB upload, h2")
 def early2(context, peer):
-    return early_answer(context, peer, "--http2")
+    return early_response(context, peer, "--http2")
 
 
-def expects(context, peer, path, wanted, version="--http2"):
+def expect_status(context, peer, path, expected_status, version="--http2"):
     _, status, _, seconds, _ = context.curl(peer, path, "-X", "POST", "-H", "Expect: 100-continue", "--expect100-timeout", "8", "-T", str(context.small),
                                             version=version)
-    return f"{status} after {seconds:.1f} s", status == wanted and seconds < 3
+    return f"{status} after {seconds:.1f} s", status == expected_status and seconds < 3
 
 
 @case("Expect: 100-continue over h2, curl")
 def expect(context, peer):
-    return expects(context, peer, "/echo", 200)
+    return expect_status(context, peer, "/echo", 200)
 
 
 @case("Expect: 100-continue over h2, refused with 413")
 def expect_refused(context, peer):
-    return expects(context, peer, "/refuse", 413)
+    return expect_status(context, peer, "/refuse", 413)
 
 
 @case("Expect: 100-continue over h2, Java HttpClient")
@@ -278,7 +280,7 @@ def lengths(context, peer):
 
 @case("gateway's response in a coding other than chunked")
 def coding(context, peer):
-    """Who drops the name of a coding and passes what is coded says something else than the gateway."""
+    """A proxy that passes a coded body must also pass the name of the coding."""
     answer = context.exchange(peer, f"GET /coded HTTP/1.1\r\nHost: 127.0.0.1:{peer.port}\r\nConnection: close\r\n\r\n")
     status, kept = raw.status(answer), b"gzip" in answer.partition(b"\r\n\r\n")[0].lower()
     return f"{status}{', its name kept' if kept else ''}", status in (500, 501, 502) or kept

@@ -1,4 +1,4 @@
-// Clients made of Node.js: usage: CA=FILE node client.mjs COMMAND URL. Prints one line of JSON.
+// Clients written with Node.js. Usage: CA=FILE node client.mjs COMMAND URL. Prints one line of JSON.
 import { readFileSync } from "node:fs";
 import http2 from "node:http2";
 import https from "node:https";
@@ -6,17 +6,17 @@ import https from "node:https";
 const ca = readFileSync(process.env.CA);
 const [command, address] = process.argv.slice(2);
 const url = new URL(address);
-const say = (result) => {
+const finish = (result) => {
   console.log(JSON.stringify(result));
   process.exit(0);
 };
-setTimeout(() => say({ error: "timeout" }), 12_000);
-process.on("uncaughtException", (error) => say({ error: error.code ?? error.message }));
+setTimeout(() => finish({ error: "timeout" }), 12_000);
+process.on("uncaughtException", (error) => finish({ error: error.code ?? error.message }));
 
-/** A request over HTTP/2; resolves with everything that was received. */
+/** Sends a request over HTTP/2; resolves with everything that was received. */
 function h2(headers, body) {
   const session = http2.connect(url.origin, { ca, ALPNProtocols: ["h2"] });
-  session.on("error", (error) => say({ error: error.code ?? error.message }));
+  session.on("error", (error) => finish({ error: error.code ?? error.message }));
   return new Promise((resolve) => {
     const begin = () => {
       const stream = session.request({ ":path": url.pathname + url.search, ...headers }, { endStream: false });
@@ -33,7 +33,7 @@ function h2(headers, body) {
       if (body !== undefined) stream.end(body);
     };
     session.once("remoteSettings", (settings) =>
-      headers[":protocol"] && !settings.enableConnectProtocol ? say({ error: "no RFC 8441" }) : begin(),
+      headers[":protocol"] && !settings.enableConnectProtocol ? finish({ error: "no RFC 8441" }) : begin(),
     );
   });
 }
@@ -60,4 +60,4 @@ const commands = {
       });
     }),
 };
-say(await commands[command]());
+finish(await commands[command]());

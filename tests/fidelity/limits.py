@@ -1,3 +1,3 @@
-"""Cases in which a peer passes and loopgate can't yet, each with the reason. Remove a case from here when it passes."""
+"""Cases that a peer passes and loopgate fails for now, each with the reason. Remove a case when loopgate passes it."""
 
 LIMITS = {}

@@ -1,5 +1,5 @@
-// Mixed load over HTTP/1.1 and HTTP/2: usage: CA=FILE node load.mjs URL SECONDS. Prints one line of JSON for each request: its id, how it
-// ended for the client ("whole", "broken", "wrong" or "hung"), the status and the bytes of the body.
+// Mixed load over HTTP/1.1 and HTTP/2. Usage: CA=FILE node load.mjs URL SECONDS. Prints one line of JSON for each request: its id, how it
+// ended for the client ("whole", "broken", "wrong" or "hung"), the status code and the length of the body in bytes.
 import { createHash, randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import http2 from "node:http2";
@@ -11,8 +11,8 @@ const until = Date.now() + 1000 * Number(process.argv[3]);
 const run = randomBytes(4).toString("hex");
 let number = 0;
 
-/** A random request: a download whose length the target states, an upload whose digest comes back, interim responses or trailers. */
-function random() {
+/** A random request: a download of the length in its target, an upload whose digest is returned, interim responses or trailers. */
+function randomRequest() {
   const size = Math.floor(Math.random() ** 3 * 400_000);
   const headers = { "x-request-id": `${run}-${number++}` };
   const kind = Math.random();
@@ -27,11 +27,11 @@ function random() {
   return { method: "POST", path: "/echo", headers, body, check: (answer) => JSON.parse(answer).sha256 === digest };
 }
 
-/** Longer than loopgate waits for a gateway that restarts. */
-const PATIENCE = 15_000;
+/** The milliseconds after which a request counts as hung: more than loopgate waits for a gateway that restarts. */
+const TIMEOUT = 15_000;
 
 function report(request, protocol, status, body, clean, hung) {
-  // loopgate's own answers are whole too; only the gateway's have something to check.
+  // Only the gateway's responses are checked; loopgate's own error responses are whole too.
   const right = !clean || status !== 200 || request.check(body);
   const outcome = hung ? "hung" : !clean ? "broken" : right ? "whole" : "wrong";
   console.log(JSON.stringify({ id: request.headers["x-request-id"], protocol, outcome, status, bytes: body.length }));
@@ -39,7 +39,7 @@ function report(request, protocol, status, body, clean, hung) {
 
 const agent = new https.Agent({ keepAlive: true, ca, maxSockets: 64 });
 
-function one(request) {
+function requestH1(request) {
   return new Promise((resolve) => {
     const chunks = [];
     let status = null;
@@ -54,7 +54,7 @@ function one(request) {
     const timer = setTimeout(() => {
       end(false, true);
       outgoing.destroy();
-    }, PATIENCE);
+    }, TIMEOUT);
     const { method, path, headers, body } = request;
     const length = body ? { "content-length": body.length } : {};
     const outgoing = https.request({ host: url.hostname, port: url.port, agent, ca, method, path, headers: { ...headers, ...length } }, (response) => {
@@ -75,7 +75,7 @@ function connect() {
   return session;
 }
 
-function two(session, request) {
+function requestH2(session, request) {
   return new Promise((resolve) => {
     const chunks = [];
     let status = null;
@@ -91,7 +91,7 @@ function two(session, request) {
       hung = true;
       stream.close(http2.constants.NGHTTP2_CANCEL);
       setTimeout(() => session.destroy(), 1000);
-    }, PATIENCE);
+    }, TIMEOUT);
     stream.on("close", () => {
       clearTimeout(timer);
       report(request, "h2", status, Buffer.concat(chunks), ended && status !== null && stream.rstCode === 0, hung);
@@ -105,11 +105,11 @@ async function worker(protocol) {
   let session = protocol === "h2" ? connect() : null;
   while (Date.now() < until) {
     if (!session) {
-      await one(random());
+      await requestH1(randomRequest());
       continue;
     }
     if (session.closed || session.destroyed) session = connect();
-    await two(session, random());
+    await requestH2(session, randomRequest());
   }
   session?.close();
 }

@@ -1,4 +1,7 @@
-"""Runs every case against loopgate and its peers, prints the table, and fails where loopgate fails and a peer passes, but for known limits."""
+"""Runs every case with loopgate and its peers, and prints the results as a table.
+
+Fails if loopgate fails a case that a peer passes and that is not in limits.py.
+"""
 
 import os
 import subprocess
@@ -15,20 +18,21 @@ HERE = Path(__file__).parent
 
 
 def certificate(work: Path) -> tuple[Path, Path, Path]:
-    """A CA, and a certificate of it for 127.0.0.1: the CA, the chain, the key."""
-    ca, ca_key, cert, key, request, more = (work / name for name in ("ca.pem", "ca.key", "cert.pem", "key.pem", "request.pem", "more"))
-    more.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n")
+    """Makes a CA and a certificate for 127.0.0.1; returns the paths of the CA, the chain and the key."""
+    ca, ca_key, cert, key, request, extensions = (work / name for name in ("ca.pem", "ca.key", "cert.pem", "key.pem", "request.pem", "extensions"))
+    extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n")
     new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     for command in [
         ["req", "-x509", *new_key, "-keyout", ca_key, "-out", ca, "-subj", "/CN=fidelity", "-days", "2"],
         ["req", *new_key, "-keyout", key, "-out", request, "-subj", "/CN=127.0.0.1"],
-        ["x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-days", "2", "-extfile", more, "-out", cert],
+        ["x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca_key, "-CAcreateserial", "-days", "2", "-extfile", extensions, "-out", cert],
     ]:
         subprocess.run(["openssl", *command], check=True, capture_output=True)
     return ca, cert, key
 
 
-def judge(peer, context, function) -> tuple[str, bool | None]:
+def run_case(peer, context, function) -> tuple[str, bool | None]:
+    """Runs a case with a peer; returns the text for the table, and whether the behaviour was right, or None if it was not tested."""
     try:
         return function(context, peer)
     except Exception as error:
@@ -36,7 +40,7 @@ def judge(peer, context, function) -> tuple[str, bool | None]:
             traceback.print_exc()
         return f"{type(error).__name__}: {error}"[:60], False
     finally:
-        # A case may have ended it.
+        # The case may have ended the proxy.
         if peer.process.poll() is not None:
             peer.start()
 
@@ -60,7 +64,7 @@ def main() -> int:
             behind, alone, outdated = [], [], []
             for title, function in wanted:
                 assert backend.poll() is None, "the backend died"
-                results = [judge(peer, context, function) for peer in peers]
+                results = [run_case(peer, context, function) for peer in peers]
                 row = [f"{'' if right is None else 'ok: ' if right else 'WRONG: '}{text}".replace("|", "/") for text, right in results]
                 print(f"| {title} | " + " | ".join(row) + " |", flush=True)
                 ours, others = results[0][1], [right for _, right in results[1:]]
@@ -74,13 +78,13 @@ def main() -> int:
             backend.kill()
             backend.wait()
     for title in alone:
-        print(f"no side passes: {title}")
+        print(f"neither loopgate nor a peer passes: {title}")
     for title in outdated:
-        print(f"no limit any more, remove it from limits.py: {title}")
+        print(f"passes now, remove it from limits.py: {title}")
     for title in behind:
         print(f"known limit: {title}: {LIMITS[title]}" if title in LIMITS else f"FAILED: a peer passes, loopgate does not: {title}")
     failed = [title for title in behind if title not in LIMITS]
-    print(f"{len(wanted)} cases, {len(peers)} sides; loopgate is behind a peer in {len(behind)}, {len(behind) - len(failed)} of them known limits")
+    print(f"{len(wanted)} cases, {len(peers)} proxies; loopgate is behind a peer in {len(behind)}, {len(behind) - len(failed)} of them known limits")
     return 1 if failed or not wanted else 0
 
 

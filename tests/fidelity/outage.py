@@ -1,4 +1,7 @@
-"""Mixed load while the gateway is killed and restarted at random: what clients saw, what the log says and what the metrics count must agree."""
+"""Mixed load while the gateway is killed and restarted at random times.
+
+The outcome of each request for its client, its line in the access log, and the metrics must agree.
+"""
 
 import json
 import os
@@ -21,21 +24,22 @@ SECONDS = float(os.environ.get("FIDELITY_OUTAGE", "20"))
 
 
 class Gateway:
-    """The backend, which dies now and then."""
+    """The backend, which is killed at random times."""
 
     def __init__(self):
-        self.port, self.deaths, self.ended = free_port(), 0, threading.Event()
+        self.port, self.kills, self.ended = free_port(), 0, threading.Event()
         self.start()
 
     def start(self):
         self.process = subprocess.Popen(["node", HERE / "backend.mjs", str(self.port)], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "ready\n", "the backend did not start"
 
-    def die(self):
+    def kill_repeatedly(self):
+        """Kills and restarts the backend until `ended` is set."""
         while not self.ended.wait(random.uniform(0.2, 2)):
             self.process.kill()
             self.process.wait()
-            self.deaths += 1
+            self.kills += 1
             time.sleep(random.uniform(0, 1))
             self.start()
 
@@ -54,7 +58,7 @@ class Sidecar(Peer):
         return [*command, "--access-log", "--log-format", "json"]
 
     def ends(self) -> Counter:
-        """Requests by how they ended, out of the metrics."""
+        """The number of requests by their end, from the metrics."""
         text = urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics", timeout=5).read().decode()
         found = re.findall(r'^loopgate_request_ends_total\{([^}]*)\} (\d+)', text, re.MULTILINE)
         counts = Counter()
@@ -74,7 +78,7 @@ class Sidecar(Peer):
 
 
 def disagreement(seen: dict, lines: list[dict]) -> str | None:
-    """What is wrong with a request, if anything."""
+    """How the client's outcome and the access log of a request disagree; None if they agree."""
     if seen["outcome"] == "wrong":
         return "the response is whole, but not the gateway's"
     if seen["outcome"] == "hung":
@@ -88,9 +92,9 @@ def disagreement(seen: dict, lines: list[dict]) -> str | None:
         if line.get("status") != seen["status"]:
             return "another status in the log"
         if seen["status"] == 200 and (line.get("end") != "complete" or line.get("bytes") != seen["bytes"]):
-            return "whole for the client, not in the log"
+            return "complete for the client, but not in the log"
         if seen["status"] != 200 and line.get("end") == "complete":
-            return "loopgate's own answer is logged as the gateway's"
+            return "loopgate's own response is logged as the gateway's"
     elif line.get("bytes", 0) < seen["bytes"]:
         return "fewer bytes in the log than the client got"
     elif line.get("end") == "complete":
@@ -105,17 +109,17 @@ def main() -> int:
         ca, cert, key = certificate(work)
         gateway = Gateway()
         sidecar = Sidecar("loopgate", os.environ["LOOPGATE_BINARY"], signal.SIGTERM, work, gateway.port, cert, key).start()
-        killer = threading.Thread(target=gateway.die)
+        kill_thread = threading.Thread(target=gateway.kill_repeatedly)
         try:
-            killer.start()
+            kill_thread.start()
             load = subprocess.run(["node", HERE / "load.mjs", f"https://127.0.0.1:{sidecar.port}", str(SECONDS)],
                                   stdout=subprocess.PIPE, text=True, env={**os.environ, "CA": str(ca)}, timeout=SECONDS + 60, check=True)
             time.sleep(0.5)
             ends = sidecar.ends()
         finally:
             gateway.ended.set()
-            if killer.ident:
-                killer.join()
+            if kill_thread.ident:
+                kill_thread.join()
             gateway.stop()
             sidecar.stop()
         log = sidecar.log()
@@ -128,15 +132,15 @@ def main() -> int:
                 print(f"  {why}: {seen} {log.get(seen['id'])}")
     logged = Counter(line.get("end") for lines in log.values() for line in lines)
     outcomes = Counter(f"{seen['outcome']} {seen['status'] or 'without status'}" for seen in requests)
-    print(f"{len(requests)} requests in {SECONDS:.0f} s, the gateway killed {gateway.deaths} times: {dict(outcomes)}")
+    print(f"{len(requests)} requests in {SECONDS:.0f} s, the gateway killed {gateway.kills} times: {dict(outcomes)}")
     print(f"ends in the log: {dict(logged)}")
     if ends != logged:
         print(f"FAILED: ends in the metrics differ: {dict(ends)}")
     for why, count in wrong.items():
         print(f"FAILED: {count} requests: {why}")
-    enough = len(requests) > 100 and gateway.deaths > 2 and any(name.startswith("broken") for name in outcomes)
+    enough = len(requests) > 100 and gateway.kills > 2 and any(name.startswith("broken") for name in outcomes)
     if not enough:
-        print("FAILED: too little happened to tell")
+        print("FAILED: too few requests, restarts or broken responses")
     return 1 if wrong or ends != logged or not enough else 0
 
 

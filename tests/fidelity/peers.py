@@ -1,4 +1,4 @@
-"""The proxies: loopgate and its peers, each with the same certificate in front of the same backend."""
+"""The proxies: loopgate and its peers, with the same certificate and the same backend."""
 
 import itertools
 import os
@@ -61,7 +61,7 @@ https://127.0.0.1:{port} {{
 """
 
 
-# Below the ports that the kernel gives out by itself (net.ipv4.ip_local_port_range), which others could get in between.
+# Ports below net.ipv4.ip_local_port_range: the kernel assigns none of these to another program meanwhile.
 PORTS = itertools.count(20_000)
 
 
@@ -86,7 +86,7 @@ def wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
 
 
 class Peer:
-    """A running proxy. `graceful` is the signal that asks it to finish its connections."""
+    """A proxy. `graceful` is the signal at which it finishes its connections and exits."""
 
     def __init__(self, name: str, binary: str, graceful: signal.Signals, work: Path, backend: int, cert: Path, key: Path):
         self.name, self.binary, self.graceful, self.backend = name, binary, graceful, backend
@@ -137,7 +137,7 @@ def version(binary: str, *arguments: str) -> str:
 
 
 def all_peers(work: Path, backend: int, cert: Path, key: Path) -> list[Peer]:
-    """loopgate first; the paths of the others are in the environment, and one that is absent is left out."""
+    """loopgate, then the peers whose paths are in the environment."""
     peers = [Peer("loopgate", os.environ["LOOPGATE_BINARY"], signal.SIGTERM, work, backend, cert, key)]
     for variable, name, flag, graceful in [
         ("PEER_NGINX", "nginx", "-v", signal.SIGQUIT), ("PEER_NGINX_NEW", "nginx", "-v", signal.SIGQUIT),

@@ -1,4 +1,4 @@
-"""Raw TLS connections, and as much of HTTP/2 as is needed to send frames that no library sends."""
+"""Raw TLS connections, and the parts of HTTP/2 and WebSockets that send frames which no library would send."""
 
 import socket
 import ssl
@@ -15,7 +15,7 @@ def connect(port: int, ca: str, protocol: str = "http/1.1", timeout: float = 10)
 
 
 def read_until(connection, done) -> bytes:
-    """Reads until `done` is true of what was read, or the peer closes or is silent."""
+    """Reads until `done` returns true for the data so far, the peer closes, or the connection times out."""
     data = b""
     while not done(data):
         try:
@@ -29,7 +29,7 @@ def read_until(connection, done) -> bytes:
 
 
 def exchange(port: int, ca: str, request: bytes, timeout: float = 5) -> bytes:
-    """Sends bytes over a new HTTP/1.1 connection, and reads until its end or until nothing comes for a while."""
+    """Sends bytes on a new HTTP/1.1 connection, and reads until its end or until nothing arrives for `timeout` seconds."""
     with connect(port, ca, timeout=timeout) as connection:
         connection.sendall(request)
         return read_until(connection, lambda data: False)
@@ -52,7 +52,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def fields(pairs: list[tuple[str, str]]) -> bytes:
-    """HPACK: literals without indexing, without Huffman codes (RFC 7541 section 6.2.2); names and values below 127 bytes."""
+    """An HPACK block of literals without indexing and Huffman codes (RFC 7541 section 6.2.2). Names and values are below 127 bytes."""
     return b"".join(b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode() for name, value in pairs)
 
 
@@ -61,7 +61,7 @@ def request_head(method: str, path: str, authority: str, more: list[tuple[str, s
 
 
 def frames(data: bytes) -> list[tuple[int, int, int, bytes]]:
-    """The whole frames at the beginning of `data`."""
+    """The complete frames at the beginning of `data`: type, flags, stream and payload."""
     found = []
     while len(data) >= 9 and len(data) >= 9 + int.from_bytes(data[:3], "big"):
         length = int.from_bytes(data[:3], "big")
@@ -71,7 +71,7 @@ def frames(data: bytes) -> list[tuple[int, int, int, bytes]]:
 
 
 def ends_within(connection, seconds: float) -> bool:
-    """Whether the peer closes the connection, or says GOAWAY, within that time."""
+    """Whether the peer closes the connection or sends GOAWAY within this time."""
     deadline, data = time.monotonic() + seconds, b""
     while (left := deadline - time.monotonic()) > 0:
         connection.settimeout(left)
