@@ -20,7 +20,7 @@ lint: ## formatting, clippy with and without features, rustdoc
 fmt: ## format the code
 	cargo fmt --all
 
-docs-tables: ## write the tables of docs/reference.md again
+docs-tables: ## update the generated tables of docs/reference.md
 	TEST_BLESS=1 cargo test --locked --test operator reference
 
 deny: ## licences, advisories and sources of the dependencies (needs cargo-deny)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# docker/pin.sh: updates the digest of each pinned image in docker/ to the one that its tag has in the registry now.
+# docker/pin.sh: updates the digest of each pinned image in docker/ to the current digest of its tag in the registry.
 #
-# Needs Docker with buildx, and the registries. Review the difference, and run `make docker` before it is committed.
+# Needs Docker with buildx and access to the registries. Review the changes, and run `make docker` before you commit them.
 set -euo pipefail
 cd "$(dirname "$0")"
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # docker/profile.sh: records a profile of loopgate under load, for profile-guided optimization.
 #
-# It builds loopgate with counters, sends the benchmark's traffic through it for a few seconds, and writes docker/loopgate.profdata. On amd64
-# it then records which functions run until the first request is answered, and writes docker/loopgate.order: the linker places these first, so
-# that fewer pages of the program are in memory. docker/Dockerfile and tests/bench/run use both files if they exist. Releases are built with
-# them; without them a request costs a tenth more CPU time. Functions that changed since are compiled without a profile, and any compiler other
-# than the one in docker/loopgate.rustc ignores both files. $LLVM_PROFDATA may name an llvm-profdata for the LLVM of rustc.
+# The script builds loopgate with counters, sends the benchmark's traffic through it for a few seconds, and writes docker/loopgate.profdata. On
+# amd64 it then records which functions run until the first response, and writes docker/loopgate.order: the linker places these functions first,
+# so that fewer pages of the program are in memory. docker/Dockerfile and tests/bench/run use both files if they exist. Releases are built with
+# them; without them a request costs a tenth more CPU time. Functions that changed later are compiled without a profile. Both files are ignored
+# if the compiler is not the one in docker/loopgate.rustc. $LLVM_PROFDATA may name an llvm-profdata for rustc's version of LLVM.
 cd "$(dirname "$0")/.."
 . tests/setup/lib.sh
 
@@ -24,11 +24,11 @@ if ! command -v "$profdata" >/dev/null && ! rustup component add llvm-tools; the
 fi
 
 shipped=${CARGO_TARGET_DIR:-$PWD/target}/shipped
-# A target directory of its own, since the flags differ. Not static: the runtime of the counters can't be.
+# A separate target directory, because the flags differ. The binary isn't static, because the runtime of the counters can't be linked statically.
 export CARGO_TARGET_DIR=$PWD/target/profile
 counts=$CARGO_TARGET_DIR/counts
 bench=$CARGO_TARGET_DIR/release/loopgate-bench
-# Cargo does not notice when these change, so binaries that were compiled with older ones are removed too.
+# Cargo does not notice changes of these files, so binaries that were compiled with them are removed too.
 made=(docker/loopgate.profdata docker/loopgate.order docker/loopgate.rustc)
 rm -rf "$counts" "$shipped" "${made[@]}"
 state=$(mktemp -d)
@@ -42,14 +42,14 @@ say "measuring"
 "$bench" compare --loopgate "$CARGO_TARGET_DIR/$target/release/loopgate" --peers loopgate --rounds 1 \
   --seconds 1 --scenarios h1,h2,hs-full,hs-resumed,ws,ws-bulk,down,up,sse >/dev/null
 ls "$counts"/*.profraw >/dev/null || die "loopgate left no counts"
-# Not sparse: functions that never ran must be recorded as cold.
+# Without --sparse, so that functions that never ran are recorded as cold.
 "$profdata" merge -o docker/loopgate.profdata "$counts"
 rustc --version >docker/loopgate.rustc
 say "docker/loopgate.profdata written"
 if [ "$architecture" != x86_64 ]; then finished=yes; exit; fi
 
 say "building with the profile"
-# Empty for now: with the same flags, tests/bench/run can reuse these libraries.
+# The order file is empty for now. It must exist, so that the flags are those of tests/bench/run, which then reuses the libraries.
 touch docker/loopgate.order
 flags=$(docker/rustflags.sh "$architecture")
 RUSTFLAGS=$flags CARGO_TARGET_DIR=$shipped \
@@ -57,7 +57,7 @@ RUSTFLAGS=$flags CARGO_TARGET_DIR=$shipped \
 say "recording the start"
 gateway=127.0.0.1:18797 listen=127.0.0.1:18798
 "$bench" backend $gateway &
-# Callgrind lists the functions that ran, also those of C libraries, which have no counters.
+# Callgrind lists the functions that ran, including those of C libraries, which have no counters.
 valgrind --quiet --tool=callgrind --demangle=no --callgrind-out-file="$state/ran" "$shipped/$target/release/loopgate" run \
   --docker off --admin off --gateway $gateway --listen $listen --state-dir "$state/state" 2>"$state/log" &
 curl --noproxy "*" --silent --show-error --insecure --http1.1 --retry 60 --retry-delay 1 --retry-all-errors --output /dev/null https://$listen/ \

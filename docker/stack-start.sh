@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs the gateway and loopgate in one container, for stack.yaml. The container ends as soon as one of them does.
+# Runs the gateway and loopgate in one container, for stack.yaml. The container ends if either of them ends.
 set -euo pipefail
 
 # Only the initial configuration: OpenClaw keeps its own copy with its state and changes that. trustedProxies must stay ["127.0.0.2"]
@@ -15,7 +15,7 @@ grep -q trusted-proxy "$HOME/.openclaw/openclaw.json" || export OPENCLAW_GATEWAY
 node /app/openclaw.mjs gateway run &
 gateway=$!
 
-# loopgate first, which lets requests under way finish.
+# Stops loopgate first, so that requests in progress can finish.
 stop() {
   kill -TERM "$loopgate" 2>/dev/null || true
   wait "$loopgate" || true

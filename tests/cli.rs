@@ -1,4 +1,4 @@
-//! What the binary says to the shell: exit status, and the one line on standard error.
+//! The command line: exit statuses, and the lines on standard output and standard error.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -15,7 +15,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// Runs it, expects exit status 2, and returns what it says.
+/// Runs a command that must exit with status 2, and returns its standard error.
 fn refused(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
@@ -23,6 +23,7 @@ fn refused(command: &mut Command) -> String {
     stderr(&output)
 }
 
+/// Writes a configuration file into `dir`, and returns its path.
 fn file(dir: &Path, text: &str) -> String {
     let path = dir.join("loopgate.toml");
     std::fs::write(&path, text).unwrap();
@@ -30,7 +31,7 @@ fn file(dir: &Path, text: &str) -> String {
 }
 
 #[test]
-fn a_wrong_value_is_named_on_one_line_wherever_it_came_from() {
+fn a_wrong_value_is_named_on_one_line_with_its_source() {
     let what = "\"10.0.0.1:1\" is not a loopback address (use --allow-remote-gateway to allow it)";
     let flag = refused(&mut loopgate(["run", "--gateway", "10.0.0.1:1"]));
     assert_eq!(flag, format!("loopgate: --gateway: {what}\n"));
@@ -85,7 +86,7 @@ fn an_unknown_option_is_named() {
 }
 
 #[test]
-fn a_missing_counterpart_is_named_as_in_its_source() {
+fn a_missing_counterpart_is_named_like_the_option_in_its_source() {
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "[tls]\ncert = \"a.pem\"\n");
     assert_eq!(
@@ -128,7 +129,7 @@ fn a_misspelt_variable_is_refused_by_agent_and_exec() {
 }
 
 #[test]
-fn unreadable_files_are_reported_once_with_their_option_and_nothing_is_made() {
+fn unreadable_files_are_reported_once_with_their_option_and_no_file_is_created() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().to_str().unwrap();
     let run = |flags: &[&str]| {
@@ -136,41 +137,44 @@ fn unreadable_files_are_reported_once_with_their_option_and_nothing_is_made() {
         let output = loopgate([&always, flags].concat()).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
         let left: Vec<_> = dir.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(left.is_empty(), "a start that is refused leaves {left:?} in the state directory");
+        assert!(left.is_empty(), "a failed start leaves {left:?} in the state directory");
         stderr(&output).lines().last().unwrap_or_default().to_owned()
     };
-    let said = run(&["--client-ca", "/nope.pem"]);
+    let message = run(&["--client-ca", "/nope.pem"]);
     assert!(
-        said.starts_with("loopgate: can't read the client CA (tls.client_ca): can't read /nope.pem: ")
-            && said.matches("No such file").count() == 1,
-        "{said}"
+        message.starts_with("loopgate: can't read the client CA (tls.client_ca): can't read /nope.pem: ")
+            && message.matches("No such file").count() == 1,
+        "{message}"
     );
-    let said = run(&["--tls-cert", "/nope.pem", "--tls-key", "/nope.key"]);
-    assert_eq!(said, "loopgate: tls.cert (--tls-cert): can't read /nope.pem: No such file or directory (os error 2)");
+    let message = run(&["--tls-cert", "/nope.pem", "--tls-key", "/nope.key"]);
+    assert_eq!(
+        message,
+        "loopgate: tls.cert (--tls-cert): can't read /nope.pem: No such file or directory (os error 2)"
+    );
 }
 
 #[test]
 fn each_error_has_its_own_line() {
-    let said = refused(loopgate(["run", "--gateway", "x", "--admin", "y"]).env("LOOPGATE_ALLOW", "10.0.0.0/8,z"));
-    assert_eq!(said.lines().count(), 3, "{said}");
-    assert!(said.lines().all(|line| line.starts_with("loopgate: ")), "{said}");
-    assert!(said.contains("LOOPGATE_ALLOW: \"z\""), "{said}");
+    let message = refused(loopgate(["run", "--gateway", "x", "--admin", "y"]).env("LOOPGATE_ALLOW", "10.0.0.0/8,z"));
+    assert_eq!(message.lines().count(), 3, "{message}");
+    assert!(message.lines().all(|line| line.starts_with("loopgate: ")), "{message}");
+    assert!(message.contains("LOOPGATE_ALLOW: \"z\""), "{message}");
 }
 
 #[test]
 fn an_unknown_argument_is_refused_on_one_line() {
-    let said = refused(&mut loopgate(["run", "--log-format", "xml"]));
-    assert!(said.contains("--log-format") && said.contains("json") && said.lines().count() == 1, "{said}");
+    let message = refused(&mut loopgate(["run", "--log-format", "xml"]));
+    assert!(message.contains("--log-format") && message.contains("json") && message.lines().count() == 1, "{message}");
 }
 
 #[test]
-fn a_number_of_threads_that_tokio_would_panic_at_is_refused() {
-    let said = refused(loopgate(["run"]).env("TOKIO_WORKER_THREADS", "many"));
-    assert_eq!(said, "loopgate: TOKIO_WORKER_THREADS: \"many\" is not a number from 1 to 1024\n");
+fn a_number_of_threads_at_which_tokio_would_panic_is_refused() {
+    let message = refused(loopgate(["run"]).env("TOKIO_WORKER_THREADS", "many"));
+    assert_eq!(message, "loopgate: TOKIO_WORKER_THREADS: \"many\" is not a number from 1 to 1024\n");
 }
 
 #[test]
-fn flags_beat_variables_beat_the_file_beats_the_defaults() {
+fn flags_override_variables_and_these_the_file_and_this_the_defaults() {
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "[limits]\nhead_timeout = 1\nidle_timeout = 1\nconnect_timeout = 1\n");
     let mut command = loopgate(["config", "show", "--config", &config, "--head-timeout", "3s"]);
@@ -188,7 +192,7 @@ fn flags_beat_variables_beat_the_file_beats_the_defaults() {
 }
 
 #[test]
-fn a_switch_of_the_file_can_be_switched_off_by_a_flag() {
+fn a_flag_can_turn_off_a_switch_of_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), "[log]\naccess = true\n");
     let output = loopgate(["config", "show", "--config", &config, "--access-log=false"]).output().unwrap();
@@ -197,7 +201,7 @@ fn a_switch_of_the_file_can_be_switched_off_by_a_flag() {
 }
 
 #[test]
-fn an_empty_variable_is_an_unset_one() {
+fn an_empty_variable_counts_as_unset() {
     let mut command = loopgate(["config", "show"]);
     let output = command.env("LOOPGATE_CONFIG", "").env("LOOPGATE_GATEWAY", "").output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
@@ -215,7 +219,7 @@ fn help_and_version_go_to_standard_output() {
 }
 
 #[test]
-fn a_closed_pipe_is_no_failure() {
+fn a_closed_output_pipe_is_no_error() {
     let mut child = loopgate(["config", "schema"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
@@ -225,7 +229,7 @@ fn a_closed_pipe_is_no_failure() {
 
 #[test]
 fn generated_completions_and_manuals_are_complete() {
-    for (arguments, holds) in [
+    for (arguments, expected) in [
         (&["completions", "bash"][..], "_loopgate()"),
         (&["completions", "fish"], "trusted-proxy"),
         (&["man"], ".TH loopgate"),
@@ -233,7 +237,7 @@ fn generated_completions_and_manuals_are_complete() {
     ] {
         let output = loopgate(arguments).output().unwrap();
         assert!(output.status.success());
-        assert!(String::from_utf8(output.stdout).unwrap().contains(holds), "{arguments:?}");
+        assert!(String::from_utf8(output.stdout).unwrap().contains(expected), "{arguments:?}");
     }
     let dir = tempfile::tempdir().unwrap();
     let pages = dir.path().join("man/pages");
@@ -265,8 +269,8 @@ fn healthcheck_reports_the_sidecars_answer() {
     }
 }
 
-/// What is said where no sidecar answers.
-fn nobody_at(address: &str) -> String {
+/// The error message if no sidecar answers at `address`.
+fn no_sidecar_at(address: &str) -> String {
     format!(
         "loopgate: no sidecar answers at {address}; run this in its container or pod, with the same --admin: \
          Connection refused (os error 111)\n"
@@ -278,17 +282,17 @@ fn healthcheck_fails_without_an_answer() {
     let address = free_address().to_string();
     let output = loopgate(["healthcheck", "--live", "--admin", &address]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(stderr(&output), nobody_at(&address));
+    assert_eq!(stderr(&output), no_sidecar_at(&address));
     let dir = tempfile::tempdir().unwrap();
     let config = file(dir.path(), &format!("admin = \"{address}\"\nunknown = 1\n"));
     let output = loopgate(["healthcheck"]).env("LOOPGATE_CONFIG", config).output().unwrap();
-    assert_eq!(stderr(&output), nobody_at(&address));
+    assert_eq!(stderr(&output), no_sidecar_at(&address));
     let off = loopgate(["healthcheck", "--admin", "off"]).output().unwrap();
     assert_eq!(off.status.code(), Some(1));
 }
 
-/// Waits until the process handles SIGTERM itself, by the mask the kernel shows.
-fn handles_sigterm(pid: u32) {
+/// Waits until the process has a handler for SIGTERM, according to its mask in /proc.
+fn wait_for_sigterm_handler(pid: u32) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let is_handled = || {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -296,17 +300,17 @@ fn handles_sigterm(pid: u32) {
         u64::from_str_radix(mask, 16).unwrap() & (1 << (Signal::SIGTERM as u64 - 1)) != 0
     };
     while !is_handled() {
-        assert!(Instant::now() < deadline, "{pid} takes no SIGTERM");
+        assert!(Instant::now() < deadline, "{pid} has no handler for SIGTERM");
         std::thread::yield_now();
     }
 }
 
 #[test]
 fn pause_reaps_children_and_exits_with_0_on_a_signal() {
-    // The shell leaves a child to what it becomes, as a container's PID 1 gets the orphans.
+    // `exec` makes the shell's child a child of `loopgate pause`, as orphans become children of a container's PID 1.
     let mut child = Command::new("sh").args(["-c", "true & exec \"$0\" pause"]).arg(binary()).spawn().unwrap();
     let pid = child.id();
-    handles_sigterm(pid);
+    wait_for_sigterm_handler(pid);
     let deadline = Instant::now() + Duration::from_secs(10);
     while !std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap().is_empty() {
         assert!(Instant::now() < deadline, "the child is not reaped");
@@ -376,7 +380,7 @@ fn a_users_certificate_is_a_pkcs12_file_that_openssl_and_nss_import() {
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
         assert!(shown.contains("friendlyName: ann@example.com") && shown.contains("PRIVATE KEY"), "{shown}");
         assert_eq!(shown.matches("BEGIN CERTIFICATE").count(), 2, "{shown}");
-        // Where NSS is installed, which Firefox and Chromium import with.
+        // Firefox and Chromium import with NSS. It is tested if it is installed.
         let mut nss = Command::new("pk12util");
         match nss.args(["-l", &name, "-w", &password]).current_dir(dir.path()).output() {
             Ok(listed) => {
@@ -387,11 +391,11 @@ fn a_users_certificate_is_a_pkcs12_file_that_openssl_and_nss_import() {
     }
 
     let generated = issue(&["--user", "bob@example.com"]);
-    let said = stderr(&generated);
-    let (_, password) = said.trim().split_once("password of this file, shown only now: ").expect("a password");
+    let message = stderr(&generated);
+    let (_, password) = message.trim().split_once("password of this file, shown only now: ").expect("a password");
     assert!(
         password.len() == 29
-            && said.lines().count() == 1
+            && message.lines().count() == 1
             && !String::from_utf8_lossy(&generated.stdout).contains(password)
     );
     let opened = ["pkcs12", "-noout", "-in", "bob@example.com.p12", "-passin", &format!("pass:{password}")];
@@ -421,7 +425,7 @@ fn a_users_certificate_is_a_pkcs12_file_that_openssl_and_nss_import() {
 }
 
 #[test]
-fn an_identity_is_created_once_and_never_beside_a_newer_gateways_database() {
+fn an_identity_is_created_once_and_not_if_the_gateway_has_a_database() {
     let state = tempfile::tempdir().unwrap();
     let identity = state.path().join("identity/device.json");
     let create = || {

@@ -1,14 +1,14 @@
-//! The architecture of `src` as rules: a module imports only from lower layers, and no two modules,
-//! and no two files of a module, import each other, directly or through others. The layers are read
-//! from the table in docs/architecture.md.
+//! The rules of the architecture of `src`: a module imports only from lower layers, and neither modules
+//! nor files of a module import each other in a cycle. The layers are read from the table in
+//! docs/architecture.md.
 //!
-//! Paths are found in the text of the sources: `crate::...`, `super::...`, and `child::...` in the
-//! file that declares `mod child;`. Comments and test code do not count.
+//! Imports are paths in the text of the sources: `crate::...`, `super::...`, and `child::...` in the
+//! file that declares `mod child;`. Comments and test code are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// One source file: the path of its module, and the lines that count.
+/// A source file: the path of its module, and its code without comments and tests.
 struct Source {
     module: Vec<String>,
     code: String,
@@ -43,8 +43,8 @@ fn no_files_of_a_module_import_each_other_in_a_cycle() {
 }
 
 #[test]
-fn what_the_table_of_decisions_names_exists() {
-    let mut named = 0;
+fn items_in_the_table_of_decisions_exist() {
+    let mut item_count = 0;
     for row in table("| question | where |") {
         let mut file = String::new();
         for name in row.split('|').nth(2).unwrap().split('`').skip(1).step_by(2) {
@@ -53,12 +53,12 @@ fn what_the_table_of_decisions_names_exists() {
                 file = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
             } else if !file.is_empty() {
                 assert!(defines(&strip(&file), name), "{name} is not in the file before it:\n{row}");
-                named += 1;
+                item_count += 1;
             }
         }
         assert!(!file.is_empty(), "no file is named:\n{row}");
     }
-    assert!(named >= 30, "only {named} items are named");
+    assert!(item_count >= 30, "only {item_count} items are named");
     assert!(!defines("fn finder() { find(); }", "find") && defines("    pub(super) async fn find<T>() {}", "find"));
 }
 
@@ -121,7 +121,7 @@ fn defines(code: &str, name: &str) -> bool {
     })
 }
 
-/// Which modules of the crate import which.
+/// The modules of the crate, each with the modules that it imports.
 fn modules(sources: &[Source]) -> Graph {
     let mut graph = Graph::new();
     for source in sources.iter().filter(|source| !source.module.is_empty()) {
@@ -138,14 +138,14 @@ fn modules(sources: &[Source]) -> Graph {
     graph
 }
 
-/// Which files import which within a module.
+/// The files of the crate, each with the files of its module that it imports.
 fn files(sources: &[Source]) -> Graph {
     let known: BTreeSet<&[String]> = sources.iter().map(|source| source.module.as_slice()).collect();
     let mut graph = Graph::new();
     for source in sources.iter().filter(|source| !source.module.is_empty()) {
         let imports = graph.entry(source.module.join("::")).or_default();
         for path in targets(source) {
-            // The longest part of the path that is a file.
+            // The longest beginning of the path that is a file.
             let file = (1..=path.len()).rev().map(|length| &path[..length]).find(|path| known.contains(path));
             if let Some(file) = file.filter(|file| file[0] == source.module[0] && *file != source.module) {
                 imports.insert(file.join("::"));
@@ -155,7 +155,7 @@ fn files(sources: &[Source]) -> Graph {
     graph
 }
 
-/// The paths in `source`, from the root of the crate.
+/// The paths in `source`, relative to the root of the crate.
 fn targets(source: &Source) -> Vec<Vec<String>> {
     let children = children(&source.code);
     let resolve = |path: Vec<String>| -> Option<Vec<String>> {
@@ -177,7 +177,7 @@ fn targets(source: &Source) -> Vec<Vec<String>> {
     paths(&source.code, &children).into_iter().filter_map(resolve).collect()
 }
 
-/// The names in `mod name;`.
+/// The names in declarations `mod name;`.
 fn children(code: &str) -> Vec<String> {
     let declaration = |line: &str| {
         let (before, name) = line.trim().strip_suffix(';')?.rsplit_once("mod ")?;
@@ -186,7 +186,8 @@ fn children(code: &str) -> Vec<String> {
     code.lines().filter_map(declaration).collect()
 }
 
-/// Every path in `code` that begins with `crate`, `super` or one of `children`; `{...}` gives several.
+/// Every path in `code` that begins with `crate`, `super` or one of `children`. A group in braces is
+/// several paths.
 fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     let mut found = Vec::new();
@@ -200,7 +201,7 @@ fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
             continue;
         }
         let after = &rest[name.len()..];
-        // A visibility is not an import.
+        // `pub(in crate::...)` is a visibility, not an import.
         let is_visibility = code[..code.len() - rest.len()].ends_with("pub(in ");
         let begins =
             before != ':' && !is_visibility && (name == "crate" || name == "super" || children.contains(&name));
@@ -213,7 +214,7 @@ fn paths(code: &str, children: &[String]) -> Vec<Vec<String>> {
     found
 }
 
-/// Adds to `found` what `tail` makes of `head`: `a::b`, or a group in braces.
+/// Adds to `found` the paths that begin with `head` and continue with `tail`, which may be a group in braces.
 fn expand(head: &[String], tail: &str, found: &mut Vec<Vec<String>>) {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     if let Some(group) = tail.strip_prefix('{') {
@@ -243,7 +244,7 @@ fn expand(head: &[String], tail: &str, found: &mut Vec<Vec<String>>) {
     }
 }
 
-/// `text` without comments, and without items that only tests have.
+/// Returns `text` without comments and without test-only items.
 fn strip(text: &str) -> String {
     let mut code = String::new();
     let mut lines = text.lines();
@@ -254,7 +255,7 @@ fn strip(text: &str) -> String {
             code.push('\n');
             continue;
         }
-        // The item ends with a semicolon, or with a brace as far to the left as it began.
+        // The item ends with a semicolon, or with a brace at its own indentation.
         let indentation = line.len() - line.trim_start().len();
         let end = format!("{}}}", " ".repeat(indentation));
         for line in lines.by_ref() {
@@ -287,12 +288,12 @@ fn sources() -> Vec<Source> {
     texts
         .iter()
         .map(|(path, text)| Source { module: module(path), code: strip(text) })
-        // The crate's root and its binary may use everything.
+        // The crate's root and its binary may import every module.
         .filter(|source| !is_test(&source.module) && !matches!(source.module.join("::").as_str(), "" | "main"))
         .collect()
 }
 
-/// The modules that `text`, the file of `module`, declares for tests only: `#[cfg(test)] mod name;`.
+/// The modules that `text`, the file of `module`, declares as `#[cfg(test)] mod name;`.
 fn test_modules(module: &[String], text: &str) -> Vec<Vec<String>> {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let mut found = Vec::new();
@@ -313,7 +314,7 @@ fn module(path: &Path) -> Vec<String> {
     parts.filter(|part| part != "mod" && part != "lib").collect()
 }
 
-/// The cycles of `graph`: for each set of nodes that reach each other, one way around.
+/// The cycles of `graph`: one for each set of nodes that reach each other.
 fn cycles(graph: &Graph) -> Vec<String> {
     let mut cycles = Vec::new();
     let mut seen = BTreeSet::new();
@@ -321,25 +322,25 @@ fn cycles(graph: &Graph) -> Vec<String> {
         if seen.contains(start) {
             continue;
         }
-        if let Some(way) = way_back(graph, start) {
-            seen.extend(way.iter().cloned());
-            cycles.push([way, vec![start.clone()]].concat().join(" -> "));
+        if let Some(path) = shortest_cycle(graph, start) {
+            seen.extend(path.iter().cloned());
+            cycles.push([path, vec![start.clone()]].concat().join(" -> "));
         }
     }
     cycles
 }
 
-/// The shortest way from `start` back to it, without its end.
-fn way_back(graph: &Graph, start: &str) -> Option<Vec<String>> {
-    let mut ways = std::collections::VecDeque::from([vec![start.to_owned()]]);
+/// The shortest path from `start` to itself, without the last node.
+fn shortest_cycle(graph: &Graph, start: &str) -> Option<Vec<String>> {
+    let mut paths_to_extend = std::collections::VecDeque::from([vec![start.to_owned()]]);
     let mut visited = BTreeSet::new();
-    while let Some(way) = ways.pop_front() {
-        for next in graph.get(way.last()?).into_iter().flatten() {
+    while let Some(path) = paths_to_extend.pop_front() {
+        for next in graph.get(path.last()?).into_iter().flatten() {
             if next == start {
-                return Some(way);
+                return Some(path);
             }
             if visited.insert(next.clone()) {
-                ways.push_back([way.clone(), vec![next.clone()]].concat());
+                paths_to_extend.push_back([path.clone(), vec![next.clone()]].concat());
             }
         }
     }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# arm64.sh: what builds and runs programs for 64-bit Arm: Debian's cross compiler, QEMU, and Rust's standard library for that target. Prints
-# a tree whose bin/ has a cargo and a rustc that know the target aarch64-unknown-linux-gnu.
+# arm64.sh: installs Debian's cross compiler, QEMU and Rust's standard library for 64-bit Arm. Prints a directory whose bin/ has a cargo and a
+# rustc for the target aarch64-unknown-linux-gnu.
 #
-# That is the toolchain in use if rustup can add the target to it. If not (no rustup, or its server can't be reached), and always with
+# It is the toolchain in use if rustup can add the target to it. If not (no rustup, or its server can't be reached), and always with
 # RUST_SRC=debian, the library is built from the sources of the same version in Debian's backports.
 . "$(dirname "$0")/lib.sh"
 
@@ -13,7 +13,7 @@ sysroot=$(rustc --print sysroot)
 
 by_rustup() {
   [ "${RUST_SRC:-}" != debian ] && command -v rustup >/dev/null || return
-  # Do not wait for a server that can't be reached.
+  # rustup may wait long for a server that can't be reached.
   timeout 120 rustup target add "$target" >&2 || return
   [ -d "$sysroot/lib/rustlib/$target/lib" ]
 }
@@ -23,7 +23,7 @@ sources() {
   local here=$PWD keyring=/usr/share/keyrings/debian-archive-keyring.gpg
   mkdir -p lists/partial archives/partial src
   echo "deb [signed-by=$keyring] $mirror trixie-backports main" >sources.list
-  # apt with sources and lists of its own; the machine's are not touched.
+  # apt with separate sources and lists, so that those of the machine stay unchanged.
   local apt=(apt-get -q -o "Dir::Etc::sourcelist=$here/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$here/lists"
     -o "Dir::Cache::archives=$here/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root)
   "${apt[@]}" update
@@ -32,11 +32,11 @@ sources() {
   rm -rf lists archives sources.list rust-src_*.deb
 }
 
-# A sysroot of links to the toolchain in use, plus the target's library, which is all that rustc looks for there.
+# Makes a sysroot of links to the toolchain in use, and adds the target's library, the only part that rustc needs in it.
 toolchain() {
   sources
-  # Built as Rust's releases are; RUSTC_BOOTSTRAP permits that on a stable compiler. Dependencies come from crates.io by Cargo.lock: Debian's
-  # vendor directory does not have all of them.
+  # Built with the flags of Rust's releases, which RUSTC_BOOTSTRAP permits on a stable compiler. Dependencies come from crates.io, because
+  # Debian's vendor directory lacks some of them.
   RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zforce-unstable-if-unmarked CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
     __CARGO_DEFAULT_LIB_METADATA=loopgate-tests \
     cargo build --quiet --locked --profile dist --package sysroot --features backtrace --target "$target" --target-dir built \

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# browser.sh: Chromium, certutil to make it trust a CA, and playwright-core to drive it. Prints the tree with node_modules/playwright-core.
+# browser.sh: installs Chromium, certutil (to add a trusted CA) and playwright-core (to control Chromium). Prints the directory that contains
+# node_modules/playwright-core.
 . "$(dirname "$0")/lib.sh"
 
 apt_install chromium libnss3-tools

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# compose.sh [v1] [v2]: both generations of Docker Compose; prints the command of each. Without an argument: both.
+# compose.sh [v1] [v2]: installs one or both generations of Docker Compose (default: both), and prints the command of each.
 #
 #   v1  docker-compose 1.29, the last one in Python, which Debian bookworm has
 #   v2  the plugin of the docker command, with buildx; from Debian trixie's packages if it is missing (they need only glibc)
@@ -16,7 +16,7 @@ trixie() {
   local here=$PWD keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror=${TEST_MIRROR:-http://deb.debian.org/debian}
   mkdir -p lists/partial archives/partial
   echo "deb [signed-by=$keyring] $mirror trixie main" >sources.list
-  # apt with sources and lists of its own; the machine's are not touched.
+  # apt with separate sources and lists, so that those of the machine stay unchanged.
   local apt=(apt-get -q -o "Dir::Etc::sourcelist=$here/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$here/lists"
     -o "Dir::Cache::archives=$here/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root)
   "${apt[@]}" update
@@ -30,7 +30,7 @@ v2() {
     local packages
     packages=$(tree compose-trixie trixie)
     mkdir -p "$plugins"
-    # Links, so that deleting the cache disables them; a plugin that is installed stays.
+    # Links, so that deleting the cache disables them. An installed buildx plugin is not replaced.
     ln -sfn "$packages"/usr/libexec/docker/cli-plugins/docker-compose "$plugins/docker-compose"
     [ -e "$plugins/docker-buildx" ] || ln -sfn "$packages"/usr/libexec/docker/cli-plugins/docker-buildx "$plugins/docker-buildx"
   fi

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# dockerd.sh start|stop|status: a Docker Engine if none runs, without systemd.
+# dockerd.sh start|stop|status: starts a Docker Engine without systemd if none runs.
 #
-# `start` reuses an engine that answers on the default socket, else installs Debian's and starts it, and prints the socket. `stop` stops
-# only what `start` started; its images stay in the cache. An engine that `start` starts has only images: containers, networks and volumes
-# that a killed run of the tests has left in the cache are removed.
+# `start` uses an engine that answers on the default socket, or else installs Debian's and starts it; prints the socket. It removes
+# containers, networks and volumes that a killed run of the tests has left in an engine that it starts. `stop` stops only an engine that
+# `start` started, and keeps its images in the cache.
 . "$(dirname "$0")/lib.sh"
 
 socket=${TEST_DOCKER_SOCKET:-/var/run/docker.sock}
 engine=$cache/engine
 answers() { curl -fsS -m 2 --unix-socket "$socket" http://docker/_ping >/dev/null 2>&1; }
-# runs NAME FILE: whether the pid in FILE is a running NAME, and neither a reused number nor a zombie.
+# runs NAME FILE: succeeds if the pid in FILE is of a running process NAME, and not a reused number or a zombie.
 runs() { [ -s "$2" ] && [ "$(ps -o comm= -p "$(cat "$2")" 2>/dev/null)" = "$1" ] && ! ps -o stat= -p "$(cat "$2")" | grep -q '^Z'; }
 alive() { runs dockerd "$engine/pid"; }
 
-# Some of the containers would restart with the engine, and networks would be in the way of new ones.
+# Some containers would restart with the engine, and networks would overlap with new ones.
 remove_leftovers() {
   export DOCKER_HOST=unix://$socket
   docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes
@@ -35,7 +35,7 @@ start() {
   for _ in $(seq 300); do
     if answers; then
       say "dockerd $(cat "$engine/pid") started"
-      remove_leftovers >&2 || say "not all that an earlier run left could be removed"
+      remove_leftovers >&2 || say "some leftovers of an earlier run could not be removed"
       echo "$socket"
       return
     fi
@@ -62,7 +62,7 @@ status() { answers || { echo "down"; exit 1; }; curl -fsS -m 5 --unix-socket "$s
 
 case ${1:-} in
   start)
-    # Two runs that find no engine must not start two.
+    # Two runs at the same time must not start two engines.
     exec 8>"$cache/engine.lock"
     flock 8
     start 8>&- ;;

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# engine28.sh start|stop|kill|reboot|remove|shell: Docker Engine 28.5 of forky.sh beside any other engine, in a network and a mount
-# namespace of its own; `start` prints its socket. Needs root.
+# engine28.sh start|stop|kill|reboot|remove|shell: runs Docker Engine 28.5 of forky.sh in its own network and mount namespaces, so that it can
+# run in addition to another engine. `start` prints its socket. Needs root.
 #
-#   stop    ends dockerd as systemd would       kill    ends it by SIGKILL, with the containers alive
-#   reboot  ends everything at once, as a machine does that loses power, and starts the engine again
-#   remove  ends everything and takes its data away
-#   shell   runs a command where the engine is
+#   stop    ends dockerd with SIGTERM, as systemd does
+#   kill    ends dockerd with SIGKILL; its containers go on running
+#   reboot  kills dockerd and all containers, as a power failure does, and starts the engine again
+#   remove  kills dockerd and all containers, and deletes the engine's data
+#   shell   runs a command in the engine's namespaces
 . "$(dirname "$0")/lib.sh"
 
 state=${TEST_ENGINE28:-$cache/engine28}
@@ -41,12 +42,12 @@ stop() {
   gone "$pid" 600 || die "dockerd $pid does not end"
 }
 
-# Ends every process of the engine and of its containers, and takes away what a machine loses with its power.
+# Kills every process of the engine and of its containers, and deletes the files that don't survive a power failure.
 crash() {
   local pids=()
   mapfile -t pids < <(docker --host "unix://$socket" ps --quiet 2>/dev/null | xargs -r docker --host "unix://$socket" inspect --format '{{.State.Pid}}')
   stop KILL
-  # containerd and its shims too.
+  # This ends containerd and its shims too.
   release "${pids[@]}"
   rm -rf "$state/pid" "$state/exec" "$socket"
 }

@@ -1,23 +1,25 @@
-# Functions for what runs with forky.sh as its root, in a network and a mount namespace of its own. Sourced after lib.sh, by scripts that set
-# $state, a directory, and $network, a name.
+# Functions to run programs with the directory of forky.sh as root, in separate network and mount namespaces. Sourced after lib.sh by scripts
+# that set $state (a directory) and $network (the name of the network namespace).
+#
+# The holder is a process that keeps the namespaces.
 repository=$(cd "$(dirname "$0")/../.." && pwd)
 holder() { cat "$state/holder" 2>/dev/null; }
 held() { [ -n "$(holder)" ] && kill -0 "$(holder)" 2>/dev/null; }
 gone() { for _ in $(seq "$2"); do kill -0 "$1" 2>/dev/null || return 0; sleep 0.1; done; return 1; }
-# enter COMMAND...: runs it in the namespaces, with an environment of its own.
+# enter COMMAND...: runs a command in the namespaces with a clean environment.
 enter() {
   nsenter --target "$(holder)" --mount --net --cgroup env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 "$@"
 }
 
-# hold PREPARE [COMMAND...]: a process that keeps the namespaces, since they have to outlive the engine, started by COMMAND if it needs more of
-# them. PREPARE is shell code that runs in the new mount namespace before the root is changed to $root. The root is pivoted into: runc can't from a
-# mere chroot. What compose files mount is on this machine, at the same paths: the repository, the cache and /tmp.
+# hold PREPARE [COMMAND...]: starts the holder, because the namespaces must outlive the engine. COMMAND starts it if it needs more namespaces.
+# PREPARE is shell code that runs in the new mount namespace before the root is changed to $root, with pivot_root, because runc does not work
+# in a chroot. The repository, the cache and /tmp are mounted at the same paths as on this machine, for the mounts in compose files.
 hold() {
   ! held || return 0
   local root prepare=$1
   shift
   root=$("$(dirname "$0")/forky.sh")
-  # Without a default route the engine's own checks complain; nothing is reached by this one.
+  # The engine needs a default route. This one leads to no other machine.
   [ -e "/run/netns/$network" ] || {
     ip netns add "$network"
     ip -n "$network" link set lo up
@@ -46,7 +48,7 @@ hold() {
   die "the namespaces of the engine can't be made"
 }
 
-# release PID...: ends these processes, all others in the mount namespace, and at last who keeps it.
+# release PID...: kills these processes, all others in the mount namespace, and finally the holder.
 release() {
   local namespace process pid pids=("$@")
   held || { ip netns del "$network" 2>/dev/null || true; return 0; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# fuzzer.sh: cargo-fuzz, and the C++ compiler that its runtime needs. Prints the tree with bin/cargo-fuzz.
+# fuzzer.sh: installs cargo-fuzz, and the C++ compiler that its runtime needs. Prints the directory that contains bin/cargo-fuzz.
 . "$(dirname "$0")/lib.sh"
 
 apt_install g++

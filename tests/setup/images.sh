@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# images.sh [debian] [openclaw] [rust] [caddy] [traefik]: base images for the tests, made locally, so that no registry is needed. Prints their names.
+# images.sh [debian] [openclaw] [rust] [caddy] [traefik]: builds images for the tests on this machine, without a registry. Prints their names.
 #
 #   loopgate-test/debian    Debian bookworm with curl, HAProxy and iproute2: the base of all other containers of the tests
-#   loopgate-test/openclaw  the file system of OpenClaw's image without OpenClaw: mount a tree of openclaw.sh on /openclaw
+#   loopgate-test/openclaw  the file system of OpenClaw's image without OpenClaw: mount a directory of openclaw.sh on /openclaw
 #   loopgate-test/rust      this machine's Rust toolchain and a C compiler, for docker/Dockerfile
 #   loopgate-test/caddy     like Caddy's image
 #   loopgate-test/traefik   like Traefik's image
 #
-# The names never hide the real images on a developer's machine.
+# The names differ from those of the real images, so that no image of a developer is replaced.
 . "$(dirname "$0")/lib.sh"
 
 mirror=${TEST_MIRROR:-http://deb.debian.org/debian}
 
-# By the engine's built-in builder: buildx may be missing.
+# Builds with the engine's built-in builder, because buildx may be missing.
 build() { DOCKER_BUILDKIT=0 docker build --quiet --tag "$1" "$2" >&2; }
 
 debian() {
@@ -78,10 +78,10 @@ traefik() {
 }
 
 [ $# -gt 0 ] || set -- debian openclaw
-# The base of the others.
+# loopgate-test/debian is the base of the others, so it comes first.
 set -- debian "${@/debian/}"
 
-# One run at a time: both would build the same base.
+# Two runs at the same time would build the same images.
 exec 8>"$cache/images.lock"
 flock 8
 for image; do

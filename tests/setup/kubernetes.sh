@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# kubernetes.sh: a real Kubernetes API server and its etcd. Prints the tree: bin/kube-apiserver and bin/etcd.
+# kubernetes.sh: compiles a Kubernetes API server and downloads etcd. Prints the directory that contains bin/kube-apiserver and bin/etcd.
 #
-# The server is 1.20, the newest whose source Debian has (the binary package is only kubectl), compiled with bookworm's Go compiler. That
-# takes some minutes on two processors, and 3 GB while it runs. Nothing is installed on the machine.
+# The version is 1.20, the newest whose source Debian has (the binary package contains only kubectl). It is compiled with bookworm's Go
+# compiler, which takes some minutes on two processors, and 3 GB meanwhile. Installs nothing on this machine.
 . "$(dirname "$0")/lib.sh"
 
 apt_install debian-archive-keyring
 mirror=${TEST_MIRROR:-http://deb.debian.org/debian}
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
-# apt with sources and lists of its own; the machine's are not touched.
+# Downloads the packages with separate sources and lists of apt, so that those of the machine stay unchanged.
 fetch() {
   mkdir -p lists/partial archives/partial packages
   printf 'deb [signed-by=%s] %s bookworm main\ndeb-src [signed-by=%s] %s bookworm main\n' "$keyring" "$mirror" "$keyring" "$mirror" >sources.list
@@ -21,7 +21,7 @@ fetch() {
   for package in *.deb; do dpkg-deb -x "$package" packages; done
 }
 
-# Debian splits the compiler in two packages, joined by links to the place of installation.
+# Joins the compiler's two packages, which refer to each other by links to their usual paths.
 compiler() {
   find packages/usr/lib/go-1.19 packages/usr/share/go-1.19 -type l -delete
   mkdir go

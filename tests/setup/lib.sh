@@ -1,6 +1,6 @@
 # Functions shared by the scripts of tests/setup. Sourced, not run.
 #
-# Each script installs one thing once and prints its path, and nothing else, on standard output. Progress goes to standard error.
+# Each script installs one thing once, and prints only its path to standard output. Progress goes to standard error.
 # Variables for tests begin with TEST_: loopgate refuses unknown variables that begin with LOOPGATE_.
 set -euo pipefail
 
@@ -10,10 +10,10 @@ mkdir -p "$cache"
 say() { echo "setup: $*" >&2; }
 die() { echo "setup: $*" >&2; exit 1; }
 
-# as_root CMD...: runs it as root.
+# as_root COMMAND...: runs a command as root.
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 
-# apt_install PACKAGE...: installs those that are missing.
+# apt_install PACKAGE...: installs the packages that are missing.
 apt_install() {
   local package missing=()
   for package; do
@@ -33,8 +33,8 @@ apt_install() {
   ) 9>"$cache/apt.lock"
 }
 
-# tree NAME FUNCTION: the directory $cache/NAME, made by FUNCTION, which runs in an empty directory. It is built
-# aside and renamed, so that an interrupted installation is never used.
+# tree NAME FUNCTION: prints the directory $cache/NAME. If it is missing, FUNCTION makes its content, in another directory that is renamed at
+# the end, so that an interrupted installation is never used.
 tree() {
   local name=$1 make=$2
   (
@@ -50,18 +50,18 @@ tree() {
   echo "$cache/$name"
 }
 
-# unpack_forky PACKAGE...: unpacks these packages of Debian forky for amd64, and the libraries that they depend on, into the directory that it
-# runs in. Installs nothing on this machine.
+# unpack_forky PACKAGE...: unpacks these packages of Debian forky for amd64, and the libraries that they depend on, into the current directory.
+# Installs nothing on this machine.
 unpack_forky() {
   local here=$PWD mirror=${TEST_MIRROR:-http://deb.debian.org/debian} package
   mkdir -p lists/partial archives/partial
   echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror forky main" >sources.list
-  # apt with sources, lists and a status of its own; the machine's are not touched. Forky's lists may be past their Valid-Until.
+  # apt with separate sources, lists and status, so that those of the machine stay unchanged. Forky's lists may be past their Valid-Until.
   local apt=(apt-get -qq -o "Dir::Etc::sourcelist=$here/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$here/lists"
     -o Dir::State::status=/dev/null -o "Dir::Cache::archives=$here/archives" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
     -o APT::Sandbox::User=root -o Acquire::Check-Valid-Until=false)
   "${apt[@]}" update
-  # apt resolves what they depend on, which changes with each upload.
+  # apt resolves the dependencies, which change with each upload.
   "${apt[@]}" install --download-only --no-install-recommends --yes "$@"
   for package in "$@" lib; do
     for package in archives/"$package"*.deb; do dpkg-deb -x "$package" .; done
@@ -69,8 +69,8 @@ unpack_forky() {
   rm -rf lists archives sources.list
 }
 
-# forky_program PATH: makes bin/NAME, which runs the program at PATH of what unpack_forky unpacked. Its libraries are newer than this
-# machine's: it runs with its own loader.
+# forky_program PATH: makes a script in bin/ that runs the program at PATH, which unpack_forky has unpacked. The program runs with its own
+# loader and libraries, which are newer than this machine's.
 forky_program() {
   local name=${1##*/}
   mkdir -p bin

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# llvm.sh: llvm-profdata for the LLVM of rustc, from Debian forky's packages; prints its path. For docker/profile.sh where rustup can't
-# install it. Installs nothing on this machine.
+# llvm.sh: unpacks llvm-profdata for rustc's version of LLVM from Debian forky's packages, and prints its path. docker/profile.sh uses it if
+# rustup can't install llvm-tools. Installs nothing on this machine.
 . "$(dirname "$0")/lib.sh"
 
 version=$(rustc --version --verbose | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')

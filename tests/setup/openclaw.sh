@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# openclaw.sh VERSION: the real OpenClaw gateway from npm, with the Node.js it needs. Prints the tree: node_modules/openclaw is the
-# gateway, node_modules/node/bin/node its Node.js.
+# openclaw.sh VERSION: installs the OpenClaw gateway from npm, with the Node.js that it needs. Prints the directory that contains the gateway
+# in node_modules/openclaw and its Node.js in node_modules/node/bin/node.
 . "$(dirname "$0")/lib.sh"
 version=${1:?which version of OpenClaw}
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# peers.sh: today's nginx and HAProxy, from Debian forky's packages. Prints the tree: bin/nginx and bin/haproxy. Installs nothing on this machine.
+# peers.sh: unpacks the newest nginx and HAProxy from Debian forky's packages. Prints the directory that contains bin/nginx and bin/haproxy.
+# Installs nothing on this machine.
 . "$(dirname "$0")/lib.sh"
 
 peers() {
   local name
-  # Only libraries are needed of what they depend on.
+  # The programs need only the libraries of the packages that they depend on.
   unpack_forky nginx haproxy
   rm -rf usr/share
   for name in nginx haproxy; do

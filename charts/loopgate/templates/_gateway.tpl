@@ -1,4 +1,4 @@
-{{- /* openclaw.json: the user's values, and those that keep the gateway behind the sidecar. */ -}}
+{{- /* openclaw.json: the user's values, and the settings that keep the gateway behind the sidecar. */ -}}
 {{- define "loopgate.gateway.config" -}}
 {{- $config := deepCopy (default dict .Values.gateway.config) -}}
 {{- with include "loopgate.publicNames" . | fromJsonArray -}}
@@ -9,7 +9,7 @@
 {{- if not (or $url (contains "*" .)) }}{{ $url = printf "https://%s" . }}{{ end -}}
 {{- end -}}
 {{- $config = merge $config (dict "gateway" (dict "controlUi" (dict "allowedOrigins" $origins))) -}}
-{{- /* The URL in setup codes for phones, of which a gateway on loopback knows none. */ -}}
+{{- /* The URL in setup codes for phones, which a gateway on loopback can't know by itself. */ -}}
 {{- if $url -}}
 {{- $config = merge $config (dict "plugins" (dict "entries" (dict "device-pair" (dict "config" (dict "publicUrl" $url))))) -}}
 {{- end -}}
@@ -21,7 +21,7 @@
 {{- mergeOverwrite $config (dict "gateway" $gateway) | toPrettyJson -}}
 {{- end -}}
 
-{{- /* Whether a front says who people are: then the gateway takes no token, and loopgate connects from loopback. */ -}}
+{{- /* Whether a front names the users (auth.mode trusted-proxy). The gateway then accepts no token, and loopgate connects from loopback. */ -}}
 {{- define "loopgate.signInByFront" -}}
 {{- if eq "trusted-proxy" (dig "gateway" "auth" "mode" "" (default dict .Values.gateway.config)) -}}true{{- end -}}
 {{- end -}}
@@ -166,7 +166,7 @@
   "limits.max_connections" "sidecar.maxConnections" "limits.request_timeout" "sidecar.requestTimeoutSeconds"
   "limits.drain_timeout" "sidecar.drainTimeoutSeconds"
   "log.format" "sidecar.logFormat" "log.level" "sidecar.logLevel" "log.access" "sidecar.accessLog" -}}
-{{- /* Files that may come from elsewhere (sidecar.extraVolumeMounts), unless the chart mounts its own. */ -}}
+{{- /* Files that may come from sidecar.extraVolumeMounts, unless the chart mounts its own. */ -}}
 {{- if include "loopgate.tlsSecret" . }}{{ $owned = merge $owned (dict "tls.cert" "tls.existingSecret" "tls.key" "tls.existingSecret") }}{{ end -}}
 {{- if or .Values.tls.clientCA.secret .Values.tls.clientCA.configMap }}{{ $owned = merge $owned (dict "tls.client_ca" "tls.clientCA") }}{{ end -}}
 {{- if include "loopgate.readsToken" . }}{{ $owned = merge $owned (dict "gateway.token_file" "gateway.token") }}{{ end -}}

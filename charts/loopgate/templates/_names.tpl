@@ -52,7 +52,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- default (printf "%s-token" (include "loopgate.fullname" .)) .Values.gateway.token.existingSecret -}}
 {{- end -}}
 
-{{- /* Not empty where the sidecar reads the gateway's token. */ -}}
+{{- /* Not empty if the sidecar reads the gateway's token. */ -}}
 {{- define "loopgate.readsToken" -}}
 {{- if or .Values.agents.inheritToken .Values.agents.unpair -}}true{{- end -}}
 {{- end -}}
@@ -84,7 +84,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- else if .Values.sidecar.native -}}true{{- end -}}
 {{- end -}}
 
-{{- /* Without a cluster, `helm template` knows of no API, and the newest version is right. */ -}}
+{{- /* Without a cluster, `helm template` knows no API versions, and the newest version is right. */ -}}
 {{- define "loopgate.backendTLSPolicy.apiVersion" -}}
 {{- $group := "gateway.networking.k8s.io" -}}
 {{- $old := printf "%s/v1alpha3" $group -}}
