@@ -1,4 +1,4 @@
-//! The real OpenClaw, both versions of it: the gateway's own sub-agents, and a command line in another container.
+//! Both versions of the real OpenClaw: the gateway's own sub-agents, and the command line in another container.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::engine::{Engine, Network, eventually, output};
 use crate::filter::filter;
 use crate::openclaw::{NEW, OLD, TOKEN, gateway_with, openclaw};
 
-/// Who runs the gateway in its image; the sidecar as well, since it writes into the gateway's state directory.
+/// The user of the gateway, and of the sidecar, because it writes into the gateway's state directory.
 const NODE: u32 = 1000;
 const PROJECT: &str = "p";
 
@@ -22,7 +22,7 @@ fn on_host(user: u32) -> u32 {
     std::env::var("TEST_FIRST_SUBUID").map_or(user, |first| first.parse::<u32>().expect("a number") + user - 1)
 }
 
-/// What the containers share, in directories of the host: fresh state, and the one secret that an operator makes.
+/// The directory that the containers share: an empty state, and the gateway's token.
 struct Shared(TempDir);
 
 impl Shared {
@@ -41,7 +41,7 @@ impl Shared {
         std::fs::write(shared.path("token"), TOKEN).unwrap();
         let template = concat!(env!("CARGO_MANIFEST_DIR"), "/docker/openclaw.json");
         let mut configuration: Value = serde_json::from_slice(&std::fs::read(template).unwrap()).unwrap();
-        // Spawning is denied over HTTP unless asked for.
+        // The gateway refuses to spawn sub-agents over HTTP unless the tool is allowed.
         configuration["gateway"]["tools"] = serde_json::json!({ "allow": ["sessions_spawn"] });
         std::fs::write(shared.path("openclaw.json"), configuration.to_string()).unwrap();
         shared
@@ -52,14 +52,14 @@ impl Shared {
     }
 }
 
-/// loopgate beside the gateway, with nothing but what the operator of such a gateway gives it.
+/// The sidecar, with the options that an operator sets for such a gateway.
 fn sidecar(gateway: &Running, shared: &Shared) -> Container {
     let arguments = ["run", "--docker", "unix:///run/docker-filter/docker.sock"];
     Container::loopgate("sidecar", arguments)
         .inside(gateway)
         .hardened()
         .option(format!("--user={NODE}:{NODE}"))
-        // The filter's socket is this group's.
+        // The group of the filter's socket.
         .option("--group-add=65532")
         .mount(shared.path("filter"), "/run/docker-filter")
         .mount_writable(shared.path("loopgate"), "/var/lib/loopgate")
@@ -70,10 +70,10 @@ fn sidecar(gateway: &Running, shared: &Shared) -> Container {
         .env("LOOPGATE_INHERIT_TOKEN", "true")
 }
 
-/// OpenClaw's image with loopgate as its entrypoint, as docker/agent.Dockerfile makes it: no URL,
-/// no token, and the CA where it belongs.
+/// OpenClaw's image with loopgate as its entrypoint, like that of docker/agent.Dockerfile. It has neither the
+/// gateway's URL nor the token, only the CA.
 fn agent(version: &str, network: &Network, shared: &Shared, script: &str) -> Option<Container> {
-    // loopgate, and not an init of the engine's, is its first process.
+    // loopgate is the first process, and not the engine's init.
     let container = openclaw("agent", version)?
         .option("--init=false")
         .with_loopgate()
@@ -84,8 +84,8 @@ fn agent(version: &str, network: &Network, shared: &Shared, script: &str) -> Opt
     Some(container.command(["exec", "--", "sh", "-ec", script]))
 }
 
-/// OpenClaw issue #30740 and its remedy, beginning with a gateway that nobody has ever spoken to.
-fn a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_world(version: &str) {
+/// OpenClaw issue #30740 and its remedy, starting from a gateway without any state.
+fn a_gateway_on_loopback_serves_sub_agents_agents_in_containers_and_outsiders(version: &str) {
     let Some(engine) = Engine::start() else { return };
     let shared = Shared::new();
     let Some(gateway) = gateway_with(version, &shared.path("openclaw.json")) else { return };
@@ -101,7 +101,7 @@ fn a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_
     let ca = shared.path("ca").join("ca.pem");
     std::fs::write(&ca, sidecar.exec(["/loopgate", "cert", "export"])).unwrap();
 
-    // The user interface, from outside.
+    // The Control UI, from this machine.
     let url = format!("https://localhost:{}/", gateway.published(18443));
     let page = eventually("the Control UI answers", || {
         let curl = output(Command::new("curl").args(["--silent", "--fail", "--cacert"]).arg(&ca).arg(&url))
@@ -110,7 +110,7 @@ fn a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_
     });
     assert!(page.contains("<html") && page.contains("OpenClaw"), "{page}");
 
-    // The issue's own sub-agent. Only the old version pairs its own device by halves.
+    // The sub-agent of the issue. Only the old version pairs its own device for some of the scopes only.
     if version == OLD {
         sidecar.says("the gateway's own device is paired for every scope");
     }
@@ -121,31 +121,30 @@ fn a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_
         let spawned = gateway.exec(spawn);
         let answer: Value = serde_json::from_str(&spawned).unwrap_or_else(|error| panic!("{error}: {spawned}"));
         let accepted = answer["result"]["details"]["status"] == "accepted";
-        // What the new version may say for a moment after its start: it has to do with models, and
-        // not with who is asking.
+        // The new version may answer "Retry the request" for a moment after its start, until it has its models.
         assert!(accepted || spawned.contains("Retry the request"), "{spawned}");
         accepted.then_some(())
     });
 
-    // A command line elsewhere, which asks for this scope and that one.
+    // The command line in another container, with two commands that need different scopes.
     let script = "openclaw gateway call health && openclaw health && echo all is well";
     let Some(agent) = agent(version, &network, &shared, script) else { return };
     let agent = engine.run(agent);
     assert_eq!(agent.ends(), 0, "{}", agent.logs());
-    let said = agent.logs();
-    assert!(said.contains("all is well") && !said.contains(TOKEN), "{said}");
-    let heard = gateway.logs();
-    assert!(!heard.contains("pairing required"), "{heard}");
+    let agents_log = agent.logs();
+    assert!(agents_log.contains("all is well") && !agents_log.contains(TOKEN), "{agents_log}");
+    let gateways_log = gateway.logs();
+    assert!(!gateways_log.contains("pairing required"), "{gateways_log}");
     sidecar.says("token=true");
     assert!(!sidecar.logs().contains(TOKEN));
 }
 
 #[test]
 fn openclaw_2026_2_19_works_behind_loopgate_from_a_fresh_state() {
-    a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_world(OLD);
+    a_gateway_on_loopback_serves_sub_agents_agents_in_containers_and_outsiders(OLD);
 }
 
 #[test]
 fn openclaw_2026_9_6_works_behind_loopgate_from_a_fresh_state() {
-    a_gateway_on_loopback_serves_its_own_sub_agents_agents_in_containers_and_the_world(NEW);
+    a_gateway_on_loopback_serves_sub_agents_agents_in_containers_and_outsiders(NEW);
 }

@@ -1,4 +1,4 @@
-//! The compose files of docker/, with both generations of compose.
+//! The compose files of docker/ with both generations of Docker Compose.
 
 use std::process::Command;
 
@@ -7,17 +7,17 @@ use crate::engine::{eventually, is_podman, output};
 use crate::image::is_restricted;
 use crate::project::{Compose, Project};
 
-/// What a user may start: each a list of files.
-const WAYS: [&[&str]; 3] =
+/// The combinations of files that a user may start.
+const FILE_SETS: [&[&str]; 3] =
     [&["compose.yaml"], &["compose.yaml", "compose.caddy.yaml"], &["compose.yaml", "compose.traefik.yaml"]];
 
-/// What is asked of every container of ours, in the words of `docker inspect`.
-const HARDENED: &str = "{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.SecurityOpt}}";
+/// The template of `docker inspect` for the hardening of a container.
+const HARDENING: &str = "{{.HostConfig.ReadonlyRootfs}} {{.HostConfig.CapDrop}} {{.HostConfig.SecurityOpt}}";
 
 #[test]
 fn both_generations_of_compose_accept_every_file() {
     for compose in [Compose::V1, Compose::V2] {
-        for files in WAYS {
+        for files in FILE_SETS {
             let Some(mut command) = compose.command() else { break };
             for file in files {
                 command.args(["-f", file]);
@@ -30,42 +30,42 @@ fn both_generations_of_compose_accept_every_file() {
 }
 
 #[test]
-fn compose_1_brings_the_gateway_up_behind_loopgate() {
+fn compose_1_starts_the_gateway_behind_loopgate() {
     let Some(project) = Project::up(Compose::V1, &["compose.yaml"]) else { return };
-    is_reached_over_tls(&project);
+    wait_for_gateway_over_tls(&project);
 }
 
 #[test]
-fn compose_2_brings_the_gateway_up_behind_loopgate_and_it_survives_a_restart_of_the_namespaces_owner() {
+fn compose_2_starts_the_gateway_behind_loopgate_and_it_survives_a_restart_of_the_namespaces_owner() {
     let Some(project) = Project::up(Compose::V2, &["compose.yaml"]) else { return };
-    is_reached_over_tls(&project);
+    wait_for_gateway_over_tls(&project);
 
     for service in ["netns", "gateway", "loopgate", "socket-filter", "ca", "agent"] {
         let container = project.service(service);
         // Podman lists the capabilities of its own defaults that were dropped, and names an option without its value.
         let expected =
             if is_podman() { ("true", "[no-new-privileges]") } else { ("true [ALL]", "[no-new-privileges:true]") };
-        let hardening = container.inspect(HARDENED);
+        let hardening = container.inspect(HARDENING);
         assert!(hardening.starts_with(expected.0) && hardening.ends_with(expected.1), "{service}: {hardening}");
         if service != "ca" {
-            has_no_privileges(&container);
+            assert_no_privileges(&container);
         }
     }
     is_restricted(&project.service("loopgate"));
-    // The engine is loopgate's to ask, not the gateway's.
+    // The gateway must not reach the socket of the filter.
     let gateway = project.service("gateway");
     assert!(!gateway.try_exec(["ls", "/run/docker-filter"]).status.success());
 
     let loopgate = project.service("loopgate");
     project.service("netns").restart();
-    // As compose.yaml says: the gateway can't see that it sits in a dead namespace; loopgate can.
+    // As compose.yaml says, the gateway must be restarted too. loopgate notices that its interfaces are gone, and exits.
     gateway.restart();
     eventually("loopgate is started again", || (loopgate.restarts() > 0).then_some(()));
-    is_reached_over_tls(&project);
+    wait_for_gateway_over_tls(&project);
 }
 
-/// Checks by the kernel's word that no process of the container can get a capability.
-fn has_no_privileges(container: &Running) {
+/// Fails unless, according to /proc, no process of the container can get a capability.
+fn assert_no_privileges(container: &Running) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", container.inspect("{{.State.Pid}}")))
         .expect("it runs on this machine");
     for line in ["CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
@@ -73,8 +73,8 @@ fn has_no_privileges(container: &Running) {
     }
 }
 
-/// Waits until the published port answers with a certificate of loopgate's CA, and with what the gateway says.
-fn is_reached_over_tls(project: &Project) {
+/// Waits until the gateway answers on the published port, with a certificate of loopgate's CA.
+fn wait_for_gateway_over_tls(project: &Project) {
     let ca = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(ca.path(), project.must(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
     let url = format!("https://localhost:{}/healthz", project.service("netns").published(18443));

@@ -21,7 +21,7 @@ fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
     let unproven =
         engine.run(deployment.client("unproven").label("loopgate.agent", "true").of_project(PROJECT, "unproven"));
     let sharing = engine.run(Container::idle("sharing").inside(&agent).mount(deployment.state.name(), "/state"));
-    deployment.knows(2);
+    deployment.wait_for_agents(2);
     for agent in [&agent, &sharing] {
         let seen = seen_by(agent, "gateway");
         assert!(is_agent(&seen), "{seen}");
@@ -38,15 +38,15 @@ fn who_gets_an_agents_address_gets_nothing_else_of_it() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.agent("agent"));
-    deployment.knows(1);
+    deployment.wait_for_agents(1);
     assert!(is_agent(&seen_by(&agent, "gateway")));
     let address = agent.ip(&deployment.network);
-    deployment.holds(&agent, 20);
+    deployment.hold_connections(&agent, 20);
 
     // Nothing comes from it any more, not even a goodbye: there is only the engine's word.
     deployment.network.disconnect(&agent);
     let gone = Instant::now();
-    deployment.counts("loopgate_downstream_connections_open 0");
+    deployment.wait_for_metric("loopgate_downstream_connections_open 0");
     assert!(gone.elapsed() < SOON, "closed after {:?}", gone.elapsed());
     agent.remove();
 
@@ -60,21 +60,21 @@ fn a_filter_that_restarts_costs_nobody_a_connection() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.agent("agent"));
-    deployment.knows(1);
-    deployment.holds(&agent, 20);
+    deployment.wait_for_agents(1);
+    deployment.hold_connections(&agent, 20);
 
     deployment.filter.stop();
-    deployment.counts("loopgate_discovery_docker_up 0");
+    deployment.wait_for_metric("loopgate_discovery_docker_up 0");
     // Long enough for an agent by address to be let in no more.
-    deployment.knows(0);
-    deployment.counts("loopgate_downstream_connections_open 20");
+    deployment.wait_for_agents(0);
+    deployment.wait_for_metric("loopgate_downstream_connections_open 20");
     let seen = seen_by(&agent, "gateway");
     assert!(is_external(&seen, agent.ip(&deployment.network)), "{seen}");
 
     deployment.filter.start();
-    deployment.counts("loopgate_discovery_docker_up 1");
-    deployment.knows(1);
-    deployment.counts("loopgate_downstream_connections_open 20");
+    deployment.wait_for_metric("loopgate_discovery_docker_up 1");
+    deployment.wait_for_agents(1);
+    deployment.wait_for_metric("loopgate_downstream_connections_open 20");
     assert!(is_agent(&seen_by(&agent, "gateway")));
 }
 
@@ -90,9 +90,9 @@ fn a_network_that_the_gateway_joins_gets_a_listener_a_name_and_agents_with_no_re
             .of_project(PROJECT, "agent")
             .mount(deployment.state.name(), "/state"),
     );
-    deployment.knows(0);
+    deployment.wait_for_agents(0);
     other.connect(&deployment.gateway, &["side-door"]);
-    deployment.knows(1);
+    deployment.wait_for_agents(1);
     // The certificate with the new name takes a moment.
     let url = "https://side-door:18443/";
     let ask = || -> Output { agent.try_exec(["curl", "--silent", "--cacert", "/state/ca.pem", url]) };
@@ -104,7 +104,7 @@ fn a_network_that_the_gateway_joins_gets_a_listener_a_name_and_agents_with_no_re
     assert_eq!(deployment.sidecar.restarts(), 0);
 
     other.disconnect(&deployment.gateway);
-    deployment.knows(0);
+    deployment.wait_for_agents(0);
     assert!(!ask().status.success());
 }
 
@@ -115,7 +115,7 @@ fn through_a_published_port_everybody_is_external() {
     let port = deployment.gateway.published(18443).to_string();
     let bridge = deployment.network.gateway();
     let through = deployment.engine.run(deployment.agent("agent"));
-    deployment.knows(1);
+    deployment.wait_for_agents(1);
     let url = format!("https://gateway:{port}/");
     let seen = through.exec([
         "curl",
@@ -166,11 +166,11 @@ fn an_owner_that_restarts_or_stops_for_a_while_gets_its_sidecar_back() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.agent("agent"));
-    deployment.knows(1);
+    deployment.wait_for_agents(1);
     let back = |times: u32| {
         eventually("the sidecar is attached anew", || (deployment.sidecar.restarts() == times).then_some(()));
-        deployment.is_ready();
-        deployment.knows(1);
+        deployment.wait_until_ready();
+        deployment.wait_for_agents(1);
         assert!(is_agent(&seen_by(&agent, "gateway")));
     };
     deployment.gateway.restart();
@@ -199,7 +199,7 @@ fn an_owner_that_crashes_again_and_again_gets_its_sidecar_back_once_it_stays() {
         });
     }
     eventually("the sidecar is attached anew", || (deployment.sidecar.restarts() > 0).then_some(()));
-    deployment.is_ready();
+    deployment.wait_until_ready();
 }
 
 /// Says whether something stays so for a while: the one thing that no event tells.

@@ -1,5 +1,5 @@
-//! A real Docker Engine, through the `docker` command: what a story makes on it is gone when the
-//! story ends, however it ends.
+//! A real Docker Engine, used through the `docker` command. Everything that a test creates on it is
+//! removed when the test ends, even if it fails.
 
 use std::cell::Cell;
 use std::io::Write;
@@ -10,31 +10,33 @@ use std::time::{Duration, Instant};
 
 use crate::container::{Container, Running};
 
-/// Bookworm with curl, HAProxy and iproute2 (`tests/setup/images.sh`).
+/// The image of Debian bookworm with curl, HAProxy and iproute2 (`tests/setup/images.sh`).
 pub const DEBIAN: &str = "loopgate-test/debian";
 
-/// How long a story waits for what must come to pass. An old gateway needs half a minute of
-/// processor time to start, which a busy machine takes minutes to give it; only a failure waits
-/// longer.
+/// How long a test waits for a condition. The limit is high because an old gateway needs half a minute
+/// of processor time to start, which takes minutes on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(360);
 
-/// One story's hold on the engine. Names made through it are its own, so that stories can run side by side.
+/// The engine for one test. Names that it makes are unique, so that tests can run at the same time.
 pub struct Engine {
-    story: String,
-    made: Cell<u32>,
+    /// The prefix of all names of this test.
+    prefix: String,
+    /// How many names were made.
+    name_count: Cell<u32>,
 }
 
 impl Engine {
-    /// The engine for a story; `None`, said aloud, where there is none or it lacks an image.
+    /// Returns the engine for a test. If no engine answers or the image is missing, prints NOT RUN and
+    /// returns `None`.
     ///
     /// # Panics
     ///
-    /// Instead of that, where `CI` is `true`.
+    /// If one of them is missing and `CI` is `true`.
     pub fn start() -> Option<Self> {
-        static STORIES: AtomicU32 = AtomicU32::new(0);
-        let story = format!("loopgate-test-{}-{}", std::process::id(), STORIES.fetch_add(1, Ordering::Relaxed));
+        static TESTS: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("loopgate-test-{}-{}", std::process::id(), TESTS.fetch_add(1, Ordering::Relaxed));
         match attempt(&["image", "inspect", DEBIAN]) {
-            Ok(_) => Some(Self { story, made: Cell::new(0) }),
+            Ok(_) => Some(Self { prefix, name_count: Cell::new(0) }),
             Err(why) => {
                 skip(&why);
                 None
@@ -42,19 +44,19 @@ impl Engine {
         }
     }
 
-    /// A new bridge network.
+    /// Creates a bridge network.
     pub fn network(&self) -> Network {
         self.network_with(&[])
     }
 
-    /// A new bridge network, with arguments to `docker network create`.
+    /// Creates a bridge network with additional arguments of `docker network create`.
     ///
-    /// Its subnet is stated: only on such a network may a container ask for an address of its choice.
+    /// The network has an explicit subnet, because only then can a container request a certain address.
     pub fn network_with(&self, arguments: &[&str]) -> Network {
         static SUBNETS: AtomicU32 = AtomicU32::new(0);
         let name = self.name("net");
         for _ in 0..=u8::MAX {
-            // Beginning elsewhere in each process, so that two test runs seldom want the same one.
+            // The first subnet depends on the process, so that two test runs seldom try the same ones.
             let third = (std::process::id() + SUBNETS.fetch_add(1, Ordering::Relaxed)) % 256;
             let (subnet, gateway) = (format!("10.201.{third}.0/24"), format!("10.201.{third}.1"));
             let mut command = vec!["network", "create", "--subnet", &subnet, "--gateway", &gateway];
@@ -69,7 +71,7 @@ impl Engine {
         panic!("no subnet of 10.201.0.0/16 is free");
     }
 
-    /// A new volume.
+    /// Creates a volume.
     pub fn volume(&self) -> Volume {
         let name = self.name("volume");
         docker(&["volume", "create", &name]);
@@ -81,7 +83,7 @@ impl Engine {
         let name = self.name(container.name());
         let mut command = vec!["run".to_owned(), "--detach".into(), "--name".into(), name.clone()];
         command.extend(container.into_arguments());
-        // One that could not be started is there nevertheless.
+        // A container that could not be started exists nevertheless.
         let id = attempt(&command).unwrap_or_else(|why| {
             let _ = attempt(&["rm", "--force", "--volumes", &name]);
             panic!("{why}")
@@ -89,30 +91,32 @@ impl Engine {
         Running::new(name, id)
     }
 
+    /// Returns a unique name that contains `what`.
     fn name(&self, what: &str) -> String {
-        self.made.set(self.made.get() + 1);
-        format!("{}-{what}-{}", self.story, self.made.get())
+        self.name_count.set(self.name_count.get() + 1);
+        format!("{}-{what}-{}", self.prefix, self.name_count.get())
     }
 }
 
-/// A bridge network, removed in the end. Declare it before the containers on it: values are dropped last to first.
+/// A bridge network, removed on drop. Declare it before the containers on it, because values are dropped in
+/// reverse order.
 pub struct Network {
     name: String,
 }
 
 impl Network {
-    /// Its name.
+    /// The network's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The address that the engine itself has on it.
+    /// The engine's own address on the network.
     pub fn gateway(&self) -> IpAddr {
         let text = docker(&["network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", &self.name]);
         text.parse().unwrap_or_else(|_| panic!("the gateway of {} is {text:?}", self.name))
     }
 
-    /// Connects a running container, which gets these aliases on it.
+    /// Connects a running container, with these aliases.
     pub fn connect(&self, container: &Running, aliases: &[&str]) {
         let mut command = vec!["network", "connect"];
         for alias in aliases {
@@ -134,13 +138,13 @@ impl Drop for Network {
     }
 }
 
-/// A named volume, removed in the end.
+/// A named volume, removed on drop.
 pub struct Volume {
     name: String,
 }
 
 impl Volume {
-    /// Its name.
+    /// The volume's name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -152,16 +156,16 @@ impl Drop for Volume {
     }
 }
 
-/// Runs `docker` with these arguments; what it printed, trimmed.
+/// Runs `docker` with these arguments; returns its standard output, trimmed.
 ///
 /// # Panics
 ///
-/// If it fails, with what it said.
+/// If the command fails, with its standard error.
 pub fn docker<S: AsRef<str>>(arguments: &[S]) -> String {
     attempt(arguments).unwrap_or_else(|why| panic!("{why}"))
 }
 
-/// Like [`docker`], for what may fail: what went wrong.
+/// Does the same as [`docker`], and returns the error message if the command fails.
 pub fn attempt<S: AsRef<str>>(arguments: &[S]) -> Result<String, String> {
     let arguments: Vec<&str> = arguments.iter().map(AsRef::as_ref).collect();
     let output = output(Command::new("docker").args(&arguments)).map_err(|error| format!("docker: {error}"))?;
@@ -172,21 +176,21 @@ pub fn attempt<S: AsRef<str>>(arguments: &[S]) -> Result<String, String> {
     }
 }
 
-/// Returns whether the engine is Podman, whose API is Docker's but for some answers.
+/// Returns whether the engine is Podman, whose responses sometimes differ from Docker's.
 pub fn is_podman() -> bool {
     docker(&["version", "--format", "{{range .Server.Components}}{{.Name}} {{end}}"]).contains("Podman")
 }
 
-/// Runs a command to its end, with nothing on its standard input.
+/// Runs a command to its end, with an empty standard input.
 pub fn output(command: &mut Command) -> std::io::Result<Output> {
     command.stdin(Stdio::null()).output()
 }
 
-/// Waits until `happened` gives something.
+/// Calls `happened` until it returns a value, and returns the value.
 ///
 /// # Panics
 ///
-/// If it still has not after [`PATIENCE`].
+/// If it has returned no value after [`PATIENCE`].
 pub fn eventually<T>(what: &str, mut happened: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -198,14 +202,14 @@ pub fn eventually<T>(what: &str, mut happened: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Says that a story is not run, on the real standard error, which libtest does not capture.
+/// Prints that the test is not run, to the standard error that libtest does not capture.
 ///
 /// # Panics
 ///
-/// Where `CI` is `true`: there everything has to be run.
+/// If `CI` is `true`.
 pub fn skip(why: &str) {
-    let story = std::thread::current().name().unwrap_or("a story").to_owned();
-    let line = format!("NOT RUN: {story}: {why}; `tests/docker/run` brings what is missing");
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    let line = format!("NOT RUN: {test}: {why}; `tests/docker/run` installs what is missing");
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{line}");
     writeln!(std::io::stderr(), "{line}").expect("standard error");
 }

@@ -1,6 +1,6 @@
-//! A gateway, a sidecar in its network namespace and the filter before the engine's socket, for stories about lanes.
+//! A gateway, a sidecar in its network namespace, and a socket filter before the engine, for tests of lanes.
 //!
-//! The gateway is a stand-in that tells what it sees of a client: the address it comes from, and what is said of it.
+//! The gateway is an HAProxy that returns a client's source address and the address in its X-Forwarded-For.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use crate::container::{Container, Running};
 use crate::engine::{Engine, Network, Volume, eventually};
 use crate::filter::filter;
 
-/// Answers with the source address and the client address that was stated; `/hold` stays open as
-/// long as a request's body does.
+/// The gateway's command. It responds with the source address and X-Forwarded-For; `/hold` responds only
+/// after the end of the request's body.
 const GATEWAY: &str = "printf 'defaults\\n mode http\\n timeout client 600s\\n timeout connect 5s\\n timeout server \
                        600s\\nfrontend gateway\\n bind 127.0.0.1:18789\\n http-request wait-for-body time 600s if \
                        { path /hold }\\nhttp-request return content-type text/plain lf-string \"%%[src] \
@@ -17,35 +17,35 @@ const GATEWAY: &str = "printf 'defaults\\n mode http\\n timeout client 600s\\n t
 /// The compose project of the gateway.
 pub const PROJECT: &str = "p";
 
-/// Fields end in this order.
+/// A running deployment. The order of the fields is the order in which they are dropped.
 pub struct Deployment<'a> {
-    /// loopgate.
+    /// The sidecar's container.
     pub sidecar: Running,
-    /// The stand-in, who owns the network namespace.
+    /// The gateway's container, which owns the network namespace.
     pub gateway: Running,
-    /// Who stands before the engine's socket.
+    /// The container of the socket filter.
     pub filter: Running,
-    /// The sidecar's state directory.
+    /// The volume with the sidecar's state directory.
     pub state: Volume,
-    /// Where the gateway is called `gateway`.
+    /// The network on which the gateway has the alias `gateway`.
     pub network: Network,
     _socket: tempfile::TempDir,
-    /// Where all of this is.
+    /// The engine of this test.
     pub engine: &'a Engine,
 }
 
 impl<'a> Deployment<'a> {
-    /// The usual deployment.
+    /// Starts a deployment with the default flags, and waits until it is ready.
     pub fn start(engine: &'a Engine) -> Self {
         Self::with(engine, &[], |gateway| gateway)
     }
 
-    /// One with further flags of `loopgate run`, and a changed container of the gateway.
+    /// Does the same with additional flags of `loopgate run`; `change` may change the gateway's container.
     pub fn with(engine: &'a Engine, flags: &[&str], change: impl FnOnce(Container) -> Container) -> Self {
         Self::of(engine, flags, change(Container::new("gateway").command(["sh", "-c", GATEWAY])))
     }
 
-    /// One with another gateway, such as the real one.
+    /// Does the same with another gateway, such as the real one.
     pub fn of(engine: &'a Engine, flags: &[&str], gateway: Container) -> Self {
         let socket = tempfile::tempdir().unwrap();
         let filter = filter(engine, socket.path());
@@ -53,61 +53,62 @@ impl<'a> Deployment<'a> {
         let gateway = engine.run(gateway.network(&network).alias("gateway").of_project(PROJECT, "gateway"));
         let sidecar = engine.run(sidecar(&gateway, socket.path(), &state, flags));
         let deployment = Self { sidecar, gateway, filter, state, network, _socket: socket, engine };
-        deployment.is_ready();
+        deployment.wait_until_ready();
         deployment
     }
 
-    /// Waits until the sidecar serves.
-    pub fn is_ready(&self) {
+    /// Waits until the sidecar is ready.
+    pub fn wait_until_ready(&self) {
         eventually("the sidecar is ready", || {
             self.sidecar.try_exec(["/loopgate", "healthcheck"]).status.success().then_some(())
         });
     }
 
-    /// A container that can connect to the gateway.
+    /// A container on the gateway's network with loopgate's CA.
     pub fn client(&self, name: &str) -> Container {
         self.equipped(Container::idle(name))
     }
 
-    /// One that is an agent by its address.
+    /// A container that is an agent by its address.
     pub fn agent(&self, name: &str) -> Container {
         self.client(name).label("loopgate.agent", "address").of_project(PROJECT, name)
     }
 
-    /// One that is an agent if it proves it. Without a command of its own it does nothing.
+    /// An idle container that may enrol as an agent.
     pub fn attested(&self, name: &str) -> Container {
         self.client(name).with_loopgate().label("loopgate.agent", "true").of_project(PROJECT, name)
     }
 
-    /// One in which `loopgate` runs with these arguments, such as `agent`, and proves that it is an agent.
+    /// A container in which `loopgate` runs with these arguments, such as `agent`, and enrols.
     pub fn attested_loopgate<const N: usize>(&self, name: &str, arguments: [&str; N]) -> Container {
         let container = self.equipped(Container::loopgate(name, arguments)).hardened().option("--user=10001:10001");
         container.label("loopgate.agent", "true").of_project(PROJECT, name)
     }
 
+    /// Adds the gateway's network and loopgate's CA.
     fn equipped(&self, container: Container) -> Container {
         container.network(&self.network).mount(self.state.name(), "/state").env("LOOPGATE_CA", "/state/ca.pem")
     }
 
-    /// Waits until discovery knows this many addresses of agents.
-    pub fn knows(&self, agents: usize) {
-        self.counts(&format!("loopgate_discovery_agent_addresses {agents}"));
+    /// Waits until discovery has found this number of agents' addresses.
+    pub fn wait_for_agents(&self, agents: usize) {
+        self.wait_for_metric(&format!("loopgate_discovery_agent_addresses {agents}"));
     }
 
-    /// Makes `client` hold this many connections open, with a request on each.
-    pub fn holds(&self, client: &Running, connections: usize) {
-        self.holds_to(client, connections, "--cacert /state/ca.pem https://gateway:18443/hold");
+    /// Makes `client` keep this number of connections open, each with an unfinished request.
+    pub fn hold_connections(&self, client: &Running, connections: usize) {
+        self.hold_connections_with(client, connections, "--cacert /state/ca.pem https://gateway:18443/hold");
     }
 
-    /// The same where curl's arguments say which connections.
-    pub fn holds_to(&self, client: &Running, connections: usize, arguments: &str) {
+    /// Does the same with connections according to curl's `arguments`.
+    pub fn hold_connections_with(&self, client: &Running, connections: usize, arguments: &str) {
         let hold = format!("sleep 600 | curl --silent --upload-file - {arguments} >/dev/null 2>&1 &");
         client.exec(["sh", "-c", &format!("for _ in $(seq {connections}); do {hold} done")]);
-        self.counts(&format!("loopgate_downstream_connections_open {connections}"));
+        self.wait_for_metric(&format!("loopgate_downstream_connections_open {connections}"));
     }
 
     /// Waits until the metrics have this line.
-    pub fn counts(&self, line: &str) {
+    pub fn wait_for_metric(&self, line: &str) {
         eventually(line, || self.metrics().lines().any(|other| other == line).then_some(()));
     }
 
@@ -128,18 +129,18 @@ fn sidecar(gateway: &Running, socket: &Path, state: &Volume, flags: &[&str]) -> 
         .mount_writable(state.name(), "/var/lib/loopgate")
 }
 
-/// What the gateway sees when `client` asks it, by this name.
+/// Sends a request from `client` to the gateway by this name; returns the gateway's response.
 pub fn seen_by(client: &Running, name: &str) -> String {
     client.exec(["curl", "--silent", "--show-error", "--cacert", "/state/ca.pem", &format!("https://{name}:18443/")])
 }
 
-/// Says whether what the gateway saw was an agent.
+/// Returns whether the gateway's response is that to an agent.
 pub fn is_agent(seen: &str) -> bool {
-    // Nothing is stated of an agent, and what haproxy has no value for it leaves empty.
+    // An agent's request has no X-Forwarded-For, so nothing follows the source address.
     seen.starts_with("127.77.") && !seen.trim_end().contains(' ')
 }
 
-/// Says whether it was this client from outside.
+/// Returns whether the gateway's response is that to an external client with this address.
 pub fn is_external(seen: &str, client: impl ToString) -> bool {
     seen == format!("127.0.0.2 {}", client.to_string())
 }

@@ -24,7 +24,7 @@ fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(ve
     let elsewhere = equipped(
         deployment.client("elsewhere").label("loopgate.agent", "address").of_project("elsewhere", "elsewhere"),
     );
-    deployment.knows(1);
+    deployment.wait_for_agents(1);
 
     // It listens long before it pairs.
     eventually("the gateway pairs", || matches!(client(&labelled).connect(), End::Hello { .. }).then_some(()));

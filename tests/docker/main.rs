@@ -1,5 +1,5 @@
-//! Stories on a real Docker Engine. `tests/docker/run` brings one, and the images; without either
-//! they are skipped, aloud.
+//! Tests with a real Docker Engine. `tests/docker/run` starts one and builds the images. Without them
+//! the tests print NOT RUN and pass, or fail if `CI` is `true`.
 
 mod agents;
 mod attested;

@@ -73,12 +73,12 @@ fn a_certificate_is_renewed_in_time_or_when_it_has_run_out() {
     }
     let enrolled = SystemTime::now();
     docker(&["pause", sleeper.name()]);
-    deployment.holds_to(&agent, 5, "http://127.0.0.1:18789/hold");
+    deployment.hold_connections_with(&agent, 5, "http://127.0.0.1:18789/hold");
 
-    deployment.counts("loopgate_enrolments_total 3");
+    deployment.wait_for_metric("loopgate_enrolments_total 3");
     assert!(is_agent(&seen_of(&agent)));
     eventually("the sleeper's certificate has run out", || (enrolled.elapsed().unwrap().as_secs() > 60).then_some(()));
-    deployment.counts("loopgate_downstream_connections_open 5");
+    deployment.wait_for_metric("loopgate_downstream_connections_open 5");
     docker(&["unpause", sleeper.name()]);
     let seen = seen_of(&sleeper);
     assert!(is_agent(&seen), "{seen}");
