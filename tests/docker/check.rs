@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::container::{Container, Running};
 use crate::engine::{Engine, eventually, is_podman};
-use crate::filter::{filter_by, socket};
+use crate::filter::{filter_with, socket};
 use crate::harness::{Deployment, PROJECT};
 
 const FILTERED: &str = "unix:///run/docker-filter/docker.sock";
@@ -76,7 +76,7 @@ fn a_missing_unfiltered_or_too_strict_socket_is_reported_and_the_filter_is_not()
         assert!(shipped.contains(line));
         let (socket, config) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(config.path().join("haproxy-unix.cfg"), shipped.replace(line, "")).unwrap();
-        let _narrow = filter_by(&engine, socket.path(), config.path());
+        let _narrow = filter_with(&engine, socket.path(), config.path());
         let asked = engine.run(beside("narrow").mount(socket.path(), "/run/docker-filter"));
         let (seen, remedy) = seen_and_remedy(&check(&asked, &["--docker", FILTERED]), id);
         assert!(seen.contains(path) && seen.contains("403"), "{seen}");

@@ -1,6 +1,6 @@
-//! OpenClaw's own compose file with the real gateway: it fails as in OpenClaw issue #30740,
-//! `loopgate compose` writes the override, and then sub-agents are spawned, the CLI works, and a
-//! client from outside has to be approved.
+//! OpenClaw's own compose file with the real gateway: it fails as in OpenClaw issue #30740. With the
+//! override that `loopgate compose` writes, sub-agents are spawned, the CLI works, and an external
+//! client has to be approved.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -17,19 +17,19 @@ use crate::project::Compose;
 
 /// The user of OpenClaw's image.
 const NODE: u32 = 1000;
-/// The file that users have.
+/// OpenClaw's own compose file.
 const OFFICIAL: &str = include_str!("official.yaml");
 const LOOPGATE: &str = "loopgate-test/loopgate";
 
-/// A directory with that file, the state that OpenClaw's set-up script leaves, and what the script writes into .env.
+/// A project directory with OpenClaw's compose file, and the state and the .env that its set-up script writes.
 struct Directory {
     place: TempDir,
     tree: PathBuf,
 }
 
 impl Directory {
-    /// `cli` are the lines of the CLI's service that depend on the version. `None`, said aloud,
-    /// where something is missing.
+    /// Makes the directory. `cli` are the lines of the CLI's service that depend on the version. If something is
+    /// missing, prints NOT RUN and returns `None`.
     fn new(version: &str, cli: &str) -> Option<Self> {
         Compose::V2.command()?;
         attempt(&["image", "inspect", LOOPGATE]).map_err(|why| skip(&why)).ok()?;
@@ -42,14 +42,14 @@ impl Directory {
             chown(path.join(directory), Some(NODE), Some(NODE)).unwrap();
         }
         let auth = json!({"mode": "token", "token": TOKEN});
-        // Spawning is denied over HTTP unless asked for.
+        // The gateway refuses to spawn sub-agents over HTTP unless the tool is allowed.
         let config = json!({"gateway": {"mode": "local", "bind": "lan", "auth": auth,
             "tools": {"allow": ["sessions_spawn"]},
             "controlUi": {"allowedOrigins": ["http://127.0.0.1:18789"]}}});
         fs::write(path.join("config/openclaw.json"), config.to_string()).unwrap();
         chown(path.join("config/openclaw.json"), Some(NODE), Some(NODE)).unwrap();
         fs::write(path.join("docker-compose.yml"), OFFICIAL.replace("# NETWORK", cli)).unwrap();
-        // Only for the tests: OpenClaw itself, which their image lacks.
+        // The tests' image has no OpenClaw, so it is mounted.
         let openclaw = format!("{{volumes: [\"{}:/openclaw:ro\"], working_dir: /app}}", tree.display());
         let extra = format!("services:\n  openclaw-gateway: {openclaw}\n  openclaw-cli: {openclaw}\n");
         fs::write(path.join("docker-compose.extra.yml"), extra).unwrap();
@@ -72,12 +72,12 @@ impl Directory {
         self.place.path()
     }
 
-    /// Runs a line of shell in there, as the user would.
+    /// Runs a line of shell in the directory.
     fn sh(&self, line: &str) -> Output {
         output(Command::new("sh").args(["-c", line]).current_dir(self.path())).expect("sh can be run")
     }
 
-    /// The same for what must succeed; what it printed.
+    /// Runs a line of shell that must succeed, and returns its standard output.
     fn must(&self, line: &str) -> String {
         let output = self.sh(line);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -85,7 +85,7 @@ impl Directory {
         text(&output.stdout)
     }
 
-    /// Waits until the gateway is up, and has it spawn a sub-agent, as one of its own tools does.
+    /// Makes the gateway spawn a sub-agent once it answers; returns the response.
     fn spawn(&self) -> Value {
         let task = r#"{"tool": "sessions_spawn", "args": {"task": "say hello"}}"#;
         let curl = format!(
@@ -95,12 +95,12 @@ impl Directory {
         eventually("the gateway answers", || {
             let output = self.sh(&curl);
             let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
-            // What the new version may say for a moment after its start.
+            // The new version may answer "Retry the request" for a moment after its start.
             (!answer.to_string().contains("Retry the request")).then_some(answer)
         })
     }
 
-    /// The commands that the override begins with and that come before `up`, as one script, as the user pastes it.
+    /// The commands in the override's first comment up to `up`, as a script.
     fn printed_commands(&self) -> String {
         let file = fs::read_to_string(self.path().join("compose.loopgate.yaml")).unwrap();
         let lines: Vec<&str> = file
@@ -112,7 +112,7 @@ impl Directory {
         format!("set -e\nexec </dev/null\n{}\n", lines.join("\n"))
     }
 
-    /// A device of an outsider, which comes by the published port.
+    /// An external client with a new device, which connects to the published port.
     fn outsider(&self) -> DeviceClient {
         let published = self.must("docker compose port netns 18443");
         let port = published.trim().rsplit(':').next().unwrap().to_owned();
@@ -143,7 +143,7 @@ fn the_official_file_works_after_one_command(version: &str, cli: &str) {
         assert!(before.to_string().contains("SECURITY ERROR"), "the issue: {before}");
     }
 
-    // By the image, which needs nothing else on the user's machine.
+    // `loopgate compose` runs in the image, so that it needs no installation.
     let command = format!(
         "docker compose config --format json | docker run --interactive --rm {LOOPGATE} compose >compose.loopgate.yaml"
     );
@@ -175,7 +175,7 @@ fn the_official_file_works_after_one_command(version: &str, cli: &str) {
         directory.must(&format!("docker compose run --rm -T openclaw-cli {command} </dev/null"));
     }
     directory.outsider().connect().pairing_request();
-    // And nothing is left to mend.
+    // `loopgate check` finds no error.
     directory.must("docker compose exec -T loopgate /loopgate check --openclaw-config /openclaw/openclaw.json");
     assert!(!directory.must("docker compose logs loopgate").contains(TOKEN));
 }

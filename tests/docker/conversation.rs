@@ -1,4 +1,4 @@
-//! Enrolment line by line, held by hand: what an attacker would say, and where he would show his proof.
+//! Enrolment message by message, as an attacker could do it: with any message, and the proof in any container.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::container::Running;
 
-/// A conversation with the sidecar out of one container.
+/// A connection for enrolment from a container to the sidecar.
 pub struct Conversation {
     process: Child,
     stdin: ChildStdin,
@@ -18,7 +18,7 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Connects out of `container`.
+    /// Connects from `container`.
     pub fn begin(container: &Running) -> Self {
         let connect = "exec openssl s_client -quiet -verify_quiet -verify_return_error -CAfile /state/ca.pem \
                        -alpn loopgate-enrol/1 -servername gateway -connect gateway:18443";
@@ -27,26 +27,26 @@ impl Conversation {
         Self { process, stdin, stdout }
     }
 
-    /// Requests a certificate for `key`; what would have to be shown.
+    /// Requests a certificate for `key`; returns the proof that has to be shown.
     pub fn request(&mut self, key: &KeyPair) -> Result<String, EnrolmentRefused> {
         let csr = CertificateParams::default().serialize_request(key).unwrap().pem().unwrap();
-        self.say(&Request { csr, token: None });
-        let challenge: Challenge = self.hear()?;
+        self.send(&Request { csr, token: None });
+        let challenge: Challenge = self.receive()?;
         Ok(enrolment_protocol::proof(&challenge.nonce, &key.subject_public_key_info()))
     }
 
-    /// Says that the proof is shown as a process.
+    /// Claims that the proof is shown as a process, and returns the sidecar's reply.
     pub fn claim(&mut self) -> Result<Enrolled, EnrolmentRefused> {
-        self.say(&Shown::Process);
-        self.hear()
+        self.send(&Shown::Process);
+        self.receive()
     }
 
-    fn say<T: Serialize>(&mut self, message: &T) {
-        // Whoever was refused at once may find nobody to talk to; what he was told is still to be heard.
+    fn send<T: Serialize>(&mut self, message: &T) {
+        // If the sidecar refused the connection, it may be closed already. The refusal can still be received.
         let _ = writeln!(self.stdin, "{}", serde_json::to_string(message).unwrap());
     }
 
-    fn hear<T: DeserializeOwned>(&mut self) -> Result<T, EnrolmentRefused> {
+    fn receive<T: DeserializeOwned>(&mut self) -> Result<T, EnrolmentRefused> {
         let mut line = String::new();
         self.stdout.read_line(&mut line).unwrap();
         match serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}")) {
@@ -63,26 +63,27 @@ impl Drop for Conversation {
     }
 }
 
-/// A proof that is shown in a container as long as this lives.
+/// A process in a container that shows a proof until the value is dropped.
 pub struct ShownIn(Child);
 
 impl ShownIn {
-    /// Shows `proof` in `container` as loopgate itself would.
+    /// Shows `proof` in `container` with loopgate's own command.
     pub fn new(container: &Running, proof: &str) -> Self {
         let mut process = interactive(container, &["/loopgate", SHOW_COMMAND, proof]);
-        process.stdout.take().unwrap().read_exact(&mut [0]).expect("it says when it is there");
+        process.stdout.take().unwrap().read_exact(&mut [0]).expect("the process reports its start");
         Self(process)
     }
 }
 
 impl Drop for ShownIn {
     fn drop(&mut self) {
-        // It ends when its standard input does, and not with `docker exec`.
+        // The process ends with its standard input, and not with `docker exec`.
         drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
 }
 
+/// Starts a command in the container, with pipes to its standard input and output.
 fn interactive(container: &Running, command: &[&str]) -> Child {
     let mut docker = Command::new("docker");
     docker.args(["exec", "--interactive", container.name()]).args(command);

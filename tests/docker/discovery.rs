@@ -1,4 +1,4 @@
-//! Lanes by Docker identity, on a real engine and through the socket's filter.
+//! Lanes by the identity of containers, with a real engine and the socket filter.
 
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -7,8 +7,8 @@ use crate::container::Container;
 use crate::engine::{Engine, eventually, skip};
 use crate::harness::{Deployment, PROJECT, is_agent, is_external, seen_by};
 
-/// How soon a container that ended must have lost its connections.
-const SOON: Duration = Duration::from_secs(1);
+/// The time within which connections of a container that ended must be closed.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
 
 #[test]
 fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
@@ -34,7 +34,7 @@ fn only_a_labelled_container_of_the_gateways_project_is_an_agent() {
 }
 
 #[test]
-fn who_gets_an_agents_address_gets_nothing_else_of_it() {
+fn a_container_that_gets_an_agents_address_is_external() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.agent("agent"));
@@ -43,11 +43,11 @@ fn who_gets_an_agents_address_gets_nothing_else_of_it() {
     let address = agent.ip(&deployment.network);
     deployment.hold_connections(&agent, 20);
 
-    // Nothing comes from it any more, not even a goodbye: there is only the engine's word.
+    // The agent can't send anything any more, not even a FIN, so only the engine's event tells that it is gone.
     deployment.network.disconnect(&agent);
     let gone = Instant::now();
     deployment.wait_for_metric("loopgate_downstream_connections_open 0");
-    assert!(gone.elapsed() < SOON, "closed after {:?}", gone.elapsed());
+    assert!(gone.elapsed() < CLOSE_TIME, "closed after {:?}", gone.elapsed());
     agent.remove();
 
     let next = engine.run(deployment.client("next").of_project(PROJECT, "next").option(format!("--ip={address}")));
@@ -56,7 +56,7 @@ fn who_gets_an_agents_address_gets_nothing_else_of_it() {
 }
 
 #[test]
-fn a_filter_that_restarts_costs_nobody_a_connection() {
+fn connections_survive_a_restart_of_the_filter() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.agent("agent"));
@@ -65,7 +65,7 @@ fn a_filter_that_restarts_costs_nobody_a_connection() {
 
     deployment.filter.stop();
     deployment.wait_for_metric("loopgate_discovery_docker_up 0");
-    // Long enough for an agent by address to be let in no more.
+    // After this time, new connections of an agent by address are external.
     deployment.wait_for_agents(0);
     deployment.wait_for_metric("loopgate_downstream_connections_open 20");
     let seen = seen_by(&agent, "gateway");
@@ -79,7 +79,7 @@ fn a_filter_that_restarts_costs_nobody_a_connection() {
 }
 
 #[test]
-fn a_network_that_the_gateway_joins_gets_a_listener_a_name_and_agents_with_no_restart() {
+fn a_network_that_the_gateway_joins_gets_a_listener_a_name_and_agents_without_a_restart() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
     let other = engine.network();
@@ -96,7 +96,7 @@ fn a_network_that_the_gateway_joins_gets_a_listener_a_name_and_agents_with_no_re
     // The certificate with the new name takes a moment.
     let url = "https://side-door:18443/";
     let ask = || -> Output { agent.try_exec(["curl", "--silent", "--cacert", "/state/ca.pem", url]) };
-    let seen = eventually("it can be reached by its new name", || {
+    let seen = eventually("the gateway can be reached by its new name", || {
         let output = ask();
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     });
@@ -109,7 +109,7 @@ fn a_network_that_the_gateway_joins_gets_a_listener_a_name_and_agents_with_no_re
 }
 
 #[test]
-fn through_a_published_port_everybody_is_external() {
+fn every_client_of_a_published_port_is_external() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::with(&engine, &[], |gateway| gateway.publish(18443));
     let port = deployment.gateway.published(18443).to_string();
@@ -139,7 +139,7 @@ fn through_a_published_port_everybody_is_external() {
         &url,
     ]);
     assert!(is_external(&seen, bridge), "the host itself: {seen}");
-    // From an address of the host's that is no bridge's, Docker shows that very address.
+    // For a client with an address of the host that is not a bridge's, Docker keeps that address.
     let addresses = host.exec(["ip", "-4", "-oneline", "address", "show", "scope", "global"]);
     let words = addresses.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     let other = words
@@ -162,13 +162,13 @@ fn through_a_published_port_everybody_is_external() {
 }
 
 #[test]
-fn an_owner_that_restarts_or_stops_for_a_while_gets_its_sidecar_back() {
+fn the_sidecar_returns_after_the_namespaces_owner_restarts_or_stops_for_a_while() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
     let agent = engine.run(deployment.agent("agent"));
     deployment.wait_for_agents(1);
     let back = |times: u32| {
-        eventually("the sidecar is attached anew", || (deployment.sidecar.restarts() == times).then_some(()));
+        eventually("the sidecar has restarted", || (deployment.sidecar.restarts() == times).then_some(()));
         deployment.wait_until_ready();
         deployment.wait_for_agents(1);
         assert!(is_agent(&seen_by(&agent, "gateway")));
@@ -178,35 +178,35 @@ fn an_owner_that_restarts_or_stops_for_a_while_gets_its_sidecar_back() {
 
     deployment.gateway.stop();
     deployment.sidecar.says("lost its interfaces");
-    // Well beyond what an engine would forgive a sidecar that exits at once.
+    // While the owner is stopped, the sidecar waits. If it exited at once, the engine would restart it within this time.
     let sidecar = &deployment.sidecar;
-    assert!(holds_for(Duration::from_secs(3), || sidecar.is_running() && sidecar.restarts() == 1));
+    assert!(stays_true_for(Duration::from_secs(3), || sidecar.is_running() && sidecar.restarts() == 1));
     deployment.gateway.start();
     back(2);
-    assert_eq!(deployment.sidecar.inspect("{{.State.ExitCode}}"), "0", "it runs");
+    assert_eq!(deployment.sidecar.inspect("{{.State.ExitCode}}"), "0", "the sidecar does not run");
     deployment.sidecar.says("exiting, so that the restart policy");
 }
 
 #[test]
-fn an_owner_that_crashes_again_and_again_gets_its_sidecar_back_once_it_stays() {
+fn the_sidecar_returns_after_the_namespaces_owner_crashes_repeatedly() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::with(&engine, &[], |gateway| gateway.option("--restart=always"));
     for _ in 0..3 {
-        let lives = deployment.gateway.restarts();
+        let restarts = deployment.gateway.restarts();
         deployment.gateway.crash();
-        eventually("the engine starts it again", || {
-            (deployment.gateway.restarts() > lives && deployment.gateway.is_running()).then_some(())
+        eventually("the engine restarts the gateway", || {
+            (deployment.gateway.restarts() > restarts && deployment.gateway.is_running()).then_some(())
         });
     }
-    eventually("the sidecar is attached anew", || (deployment.sidecar.restarts() > 0).then_some(()));
+    eventually("the sidecar has restarted", || (deployment.sidecar.restarts() > 0).then_some(()));
     deployment.wait_until_ready();
 }
 
-/// Says whether something stays so for a while: the one thing that no event tells.
-fn holds_for(while_: Duration, mut so: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + while_;
+/// Polls `condition` for `time`, and returns whether it was always true.
+fn stays_true_for(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + time;
     while Instant::now() < end {
-        if !so() {
+        if !condition() {
             return false;
         }
         std::thread::sleep(Duration::from_millis(100));

@@ -5,28 +5,29 @@ use crate::engine::{Engine, eventually};
 use crate::harness::Deployment;
 
 impl Deployment<'_> {
-    fn runs(&self, script: &str) -> Running {
+    /// Starts an agent's container in which `loopgate exec` runs the shell script.
+    fn run_script(&self, script: &str) -> Running {
         let container = self.attested_loopgate("agent", ["exec", "--", "sh", "-c", script]);
         self.engine.run(container.env("LOOPGATE_GRACE", "1s"))
     }
 }
 
 #[test]
-fn as_the_first_process_it_hands_on_signals_and_statuses_and_leaves_no_zombies() {
+fn exec_as_the_first_process_forwards_signals_and_statuses_and_reaps_zombies() {
     let Some(engine) = Engine::start() else { return };
     let deployment = Deployment::start(&engine);
-    let seven = deployment.runs("exit 7");
+    let with_status_7 = deployment.run_script("exit 7");
     let waits = "echo ready; while :; do sleep 0.1; done";
-    let polite = deployment.runs(&format!("trap 'exit 42' TERM; {waits}"));
-    let deaf = deployment.runs(&format!("trap '' TERM; {waits}"));
-    // The shell between dies at once, and leaves its child to the first process.
+    let exits = deployment.run_script(&format!("trap 'exit 42' TERM; {waits}"));
+    let ignores = deployment.run_script(&format!("trap '' TERM; {waits}"));
+    // The inner shells exit at once, so their children become children of the first process.
     let orphans =
-        deployment.runs("for _ in 1 2 3; do sh -c 'sleep 0.2 & echo $!'; done; echo ready; exec sleep infinity");
+        deployment.run_script("for _ in 1 2 3; do sh -c 'sleep 0.2 & echo $!'; done; echo ready; exec sleep infinity");
 
-    assert_eq!(seven.ends(), 7, "{}", seven.logs());
-    for (container, status) in [(polite, 42), (deaf, 137)] {
+    assert_eq!(with_status_7.ends(), 7, "{}", with_status_7.logs());
+    for (container, status) in [(exits, 42), (ignores, 137)] {
         container.says("ready");
-        // Not `docker stop`, which would kill what loopgate fails to.
+        // Not with `docker stop`, which would kill the processes that loopgate fails to end.
         container.signal("TERM");
         assert_eq!(container.ends(), status, "{}", container.logs());
     }

@@ -1,4 +1,4 @@
-//! The filter before the Docker socket lets through what loopgate asks, and nothing else.
+//! The filter before the Docker socket permits the requests that loopgate sends, and no others.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -8,13 +8,13 @@ use std::time::Duration;
 use crate::container::{Container, Running};
 use crate::engine::{Engine, eventually};
 
-/// The filter as compose.yaml has it, with its socket's directory on the host.
+/// Starts the filter of compose.yaml, with the directory of its socket on the host.
 pub fn filter(engine: &Engine, directory: &Path) -> Running {
-    filter_by(engine, directory, Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docker/socket-filter")))
+    filter_with(engine, directory, Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docker/socket-filter")))
 }
 
-/// The same with another directory of configuration.
-pub fn filter_by(engine: &Engine, directory: &Path, configuration: &Path) -> Running {
+/// Does the same with another directory of configuration.
+pub fn filter_with(engine: &Engine, directory: &Path, configuration: &Path) -> Running {
     let filter = engine.run(
         Container::new("filter")
             .hardened()
@@ -32,17 +32,17 @@ pub fn filter_by(engine: &Engine, directory: &Path, configuration: &Path) -> Run
 /// The engine's socket on this machine.
 pub fn socket() -> String {
     let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".into());
-    host.strip_prefix("unix://").expect("the stories need the engine's unix socket").to_owned()
+    host.strip_prefix("unix://").expect("the tests need the engine's unix socket").to_owned()
 }
 
-/// The status of the answer, and as much of the rest as comes at once.
+/// Sends a request to the filter; returns the status code, and the response up to the end of its head.
 fn ask(directory: &Path, request: &str, fields: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(directory.join("docker.sock")).expect("the filter listens");
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     write!(stream, "{request} HTTP/1.1\r\nHost: docker\r\n{fields}\r\n").unwrap();
     let mut answer = [0; 4096];
     let mut length = 0;
-    // Up to the end of the head: `/events` has no end.
+    // Not to the end of the response, because `/events` has no end.
     while !answer[..length].windows(4).any(|end| end == b"\r\n\r\n") && length < answer.len() {
         match stream.read(&mut answer[length..]) {
             Ok(0) => break,
@@ -56,7 +56,7 @@ fn ask(directory: &Path, request: &str, fields: &str) -> (u16, String) {
 }
 
 #[test]
-fn the_filter_permits_exactly_what_loopgate_asks() {
+fn the_filter_permits_loopgates_requests() {
     let Some(engine) = Engine::start() else { return };
     let directory = tempfile::tempdir().unwrap();
     let network = engine.network();
@@ -93,7 +93,7 @@ fn the_filter_permits_exactly_what_loopgate_asks() {
 }
 
 #[test]
-fn the_filter_refuses_everything_else() {
+fn the_filter_refuses_all_other_requests() {
     let Some(engine) = Engine::start() else { return };
     let directory = tempfile::tempdir().unwrap();
     let container = engine.run(Container::idle("subject").env("SECRET", "hunter2"));
@@ -101,7 +101,7 @@ fn the_filter_refuses_everything_else() {
     let id = container.id();
 
     let refused = [
-        // Reads that leak, or do more than read.
+        // Reading requests that reveal secrets, or do more than read.
         format!("GET /containers/{id}/attach/ws?stdin=1&stream=1"),
         format!("GET /containers/{id}/logs?stdout=1"),
         format!("GET /containers/{id}/export"),
@@ -118,7 +118,7 @@ fn the_filter_refuses_everything_else() {
         "GET /services".into(),
         "GET /system/df".into(),
         "GET /".into(),
-        // Writes, also to paths that may be read.
+        // Writing requests, also for paths that may be read.
         "POST /containers/create".into(),
         "POST /containers/json".into(),
         format!("POST /containers/{id}/exec"),
@@ -127,7 +127,7 @@ fn the_filter_refuses_everything_else() {
         format!("DELETE /containers/{id}"),
         "POST /networks/prune".into(),
         "OPTIONS /_ping".into(),
-        // Other spellings of paths that may not be asked, or of ones that may.
+        // Other spellings of forbidden and of permitted paths.
         "GET //containers/json".into(),
         "GET /containers/../info".into(),
         "GET /containers/../json".into(),
@@ -146,19 +146,19 @@ fn the_filter_refuses_everything_else() {
     for request in &refused {
         let (status, answer) = ask(directory.path(), request, "Connection: close\r\n");
         assert_eq!(status, 403, "{request}: {answer}");
-        let ours = request.starts_with("HEAD") || answer.contains("refused by the socket filter");
-        assert!(ours, "{request} was refused by somebody else: {answer}");
+        let is_filters = request.starts_with("HEAD") || answer.contains("refused by the socket filter");
+        assert!(is_filters, "{request} was not refused by the filter: {answer}");
     }
 }
 
 #[test]
-fn the_filter_refuses_an_upgrade_wherever_it_is_asked_for() {
+fn the_filter_refuses_upgrades_on_permitted_paths() {
     let Some(engine) = Engine::start() else { return };
     let directory = tempfile::tempdir().unwrap();
     let _filter = filter(&engine, directory.path());
     for upgrade in ["websocket", "tcp", "h2c"] {
         for path in ["/_ping", "/events", "/containers/json"] {
-            // With all that a WebSocket's handshake needs, so that it isn't refused for that.
+            // The fields of a WebSocket handshake are complete, so that it isn't refused for a missing one.
             let websocket = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
             let fields = format!("Connection: Upgrade\r\nUpgrade: {upgrade}\r\n{websocket}");
             let (status, answer) = ask(directory.path(), &format!("GET {path}"), &fields);

@@ -1,4 +1,4 @@
-//! The image that docker/Dockerfile makes, built by `tests/docker/run`.
+//! The image of docker/Dockerfile, which `tests/docker/run` builds.
 
 use std::process::Command;
 
@@ -9,46 +9,47 @@ use crate::engine::{Engine, attempt, docker, eventually, is_podman, output, skip
 
 const IMAGE: &str = "loopgate-test/loopgate";
 
-/// The engine, if it has the image; `None`, said aloud, where not.
+/// Returns the engine. If it lacks the image, prints NOT RUN and returns `None`.
 fn engine() -> Option<Engine> {
     let engine = Engine::start()?;
     attempt(&["image", "inspect", IMAGE]).map_err(|why| skip(&why)).ok()?;
     Some(engine)
 }
 
-/// What `docker image inspect` says by this template.
+/// The output of `docker image inspect` with this template.
 fn inspect(template: &str) -> String {
     docker(&["image", "inspect", "--format", template, IMAGE])
 }
 
 #[test]
-fn the_image_holds_the_binary_and_next_to_nothing_else() {
+fn the_image_contains_the_binary_and_few_other_files() {
     let Some(_engine) = engine() else { return };
     let container = docker(&["create", IMAGE]);
     let listing = output(Command::new("sh").args(["-c", &format!("docker export {container} | tar -t")]));
     docker(&["rm", &container]);
     let listing = String::from_utf8(listing.expect("tar can be run").stdout).unwrap();
-    // What the engine itself puts into every container.
-    let engines = [".dockerenv", "dev/", "proc/", "sys/", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf"];
-    let ours: Vec<&str> =
-        listing.lines().filter(|path| !engines.iter().any(|engines| path.starts_with(engines))).collect();
+    // The engine adds these to every container.
+    let engines_paths =
+        [".dockerenv", "dev/", "proc/", "sys/", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf"];
+    let image_paths: Vec<&str> =
+        listing.lines().filter(|path| !engines_paths.iter().any(|engines| path.starts_with(engines))).collect();
     assert_eq!(
-        ours,
+        image_paths,
         ["ca/", "etc/", "etc/group", "etc/passwd", "loopgate", "state/", "var/", "var/lib/", "var/lib/loopgate/"]
     );
 
     let bytes: u64 = inspect("{{.Size}}").parse().unwrap();
-    // The goal is 8 MiB. Of what is above it, aws-lc's code for one processor or another is the largest part.
-    // 11.5 MiB.
+    // The limit is 11.5 MiB; the goal is 8 MiB. The largest part of the difference is aws-lc's code for several
+    // generations of processors.
     assert!(bytes <= 23 << 19, "{bytes} bytes");
 }
 
 #[test]
-fn the_image_runs_as_nobody_in_particular_and_knows_how_to_be_stopped_and_asked_for_its_health() {
+fn the_image_sets_user_stop_signal_health_check_and_entrypoint() {
     let Some(_engine) = engine() else { return };
     assert_eq!(inspect("{{.Config.User}}"), "65532:65532");
     assert_eq!(inspect("{{.Config.StopSignal}}"), "SIGTERM");
-    // Podman runs an image's health check, but does not tell it by Docker's API.
+    // Podman runs an image's health check, but doesn't return it in Docker's API.
     if !is_podman() {
         assert_eq!(inspect("{{json .Config.Healthcheck.Test}}"), r#"["CMD","/loopgate","healthcheck"]"#);
     }
@@ -57,7 +58,7 @@ fn the_image_runs_as_nobody_in_particular_and_knows_how_to_be_stopped_and_asked_
 }
 
 #[test]
-fn new_volumes_are_loopgates_own_and_only_its_state_is_private() {
+fn new_volumes_belong_to_loopgates_user_and_only_its_state_is_private() {
     let Some(engine) = engine() else { return };
     let (state, shared) = (engine.volume(), engine.volume());
     let loopgate = engine.run(
@@ -66,16 +67,17 @@ fn new_volumes_are_loopgates_own_and_only_its_state_is_private() {
             .mount_writable(state.name(), "/var/lib/loopgate")
             .mount_writable(shared.name(), "/ca"),
     );
-    // As the service `ca` of compose.yaml does. Podman gives a volume that is still empty to whoever mounts it next.
+    // The service `ca` of compose.yaml runs this too. The volume must not stay empty, because Podman changes the owner of
+    // an empty volume at the next mount.
     let export = ["/loopgate", "cert", "export", "--out", "/ca/ca.pem"];
     eventually("there is a CA", || loopgate.try_exec(export).status.success().then_some(()));
-    let looker = engine.run(Container::idle("looker").mount(state.name(), "/state").mount(shared.name(), "/ca"));
-    assert_eq!(looker.exec(["stat", "--format=%u:%g %a", "/state"]), "65532:65532 700");
-    assert_eq!(looker.exec(["stat", "--format=%u:%g %a", "/ca"]), "65532:65532 755");
+    let inspector = engine.run(Container::idle("inspector").mount(state.name(), "/state").mount(shared.name(), "/ca"));
+    assert_eq!(inspector.exec(["stat", "--format=%u:%g %a", "/state"]), "65532:65532 700");
+    assert_eq!(inspector.exec(["stat", "--format=%u:%g %a", "/ca"]), "65532:65532 755");
 }
 
-/// Checks by the status of the `loopgate` of the image in `container` that seccomp restricts it, and Landlock where the
-/// engine's own seccomp profile permits it (since Docker 23). Returns whether both are in force.
+/// Fails unless seccomp restricts the `loopgate` in `container`, and Landlock does or its status says why not. Landlock
+/// needs the seccomp profile of Docker 23 or later. Returns whether both are in force.
 pub fn is_restricted(container: &Running) -> bool {
     let status: Value = serde_json::from_str(&container.exec(["/loopgate", "status", "--json"])).expect("JSON");
     let sandbox = &status["sandbox"];
@@ -85,7 +87,7 @@ pub fn is_restricted(container: &Running) -> bool {
 }
 
 #[test]
-fn the_image_restricts_its_own_process_and_works_so() {
+fn loopgate_in_the_image_restricts_itself_and_works() {
     let Some(engine) = engine() else { return };
     let (network, state, other) = (engine.network(), engine.volume(), engine.volume());
     let container = |name: &str| Container::new(name).image(IMAGE).network(&network).hardened();
@@ -93,8 +95,8 @@ fn the_image_restricts_its_own_process_and_works_so() {
     eventually("it is healthy", || {
         loopgate.try_exec(["/loopgate", "healthcheck", "--live"]).status.success().then_some(())
     });
-    let both = is_restricted(&loopgate);
-    // A new leaf is written to the state directory and served.
+    let has_both = is_restricted(&loopgate);
+    // A new certificate is written to the state directory and served.
     let fingerprint = || loopgate.exec(["/loopgate", "cert", "show"]);
     let before = fingerprint();
     loopgate.exec(["/loopgate", "cert", "rotate"]);
@@ -107,7 +109,7 @@ fn the_image_restricts_its_own_process_and_works_so() {
 
     let strict = container("strict").mount_writable(other.name(), "/var/lib/loopgate");
     let strict = engine.run(strict.command(["run", "--sandbox=required"]));
-    if both {
+    if has_both {
         eventually("it is healthy", || {
             strict.try_exec(["/loopgate", "healthcheck", "--live"]).status.success().then_some(())
         });

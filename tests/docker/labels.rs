@@ -1,5 +1,5 @@
-//! Labels before the real OpenClaw gateway: of those on its network, it pairs the labelled
-//! container of its own project silently, and nobody else.
+//! Labels with the real OpenClaw gateway: of the containers on its network, only the labelled one of
+//! the gateway's own project is paired silently.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,7 @@ fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(ve
     let Some(engine) = Engine::start() else { return };
     let (Some(gateway), Some(tree)) = (gateway(version), tree(version)) else { return };
     let deployment = Deployment::of(&engine, &[], gateway);
-    // As root, who may read the CA in the sidecar's directory.
+    // The user is root, because only root can read the CA in the sidecar's state directory.
     let equipped = |container: Container| {
         let container = container.image(IMAGE).option("--user=0:0").option("--tmpfs=/tmp");
         engine.run(container.mount(&tree, "/openclaw").mount(SCRIPT, SCRIPT))
@@ -26,7 +26,7 @@ fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(ve
     );
     deployment.wait_for_agents(1);
 
-    // It listens long before it pairs.
+    // The gateway listens long before it pairs devices.
     eventually("the gateway pairs", || matches!(client(&labelled).connect(), End::Hello { .. }).then_some(()));
     assert!(client(&labelled).connect().scopes().contains(&"operator.admin".to_owned()));
     for stranger in [&unlabelled, &elsewhere] {
@@ -38,7 +38,7 @@ fn only_the_labelled_container_of_the_gateways_own_project_is_paired_silently(ve
     }
 }
 
-/// A client with a fresh device and the right token, by the gateway's name and with loopgate's CA.
+/// A client in `container` with a new device, the right token and loopgate's CA.
 fn client(container: &Running) -> DeviceClient {
     let mut node = Command::new("docker");
     node.args(["exec", container.name(), "node"]);

@@ -1,5 +1,5 @@
-//! The shipped compose.yaml through what happens to machines: ordinary restarts of the engine, its
-//! sudden end, and reboots. `tests/run upheaval` runs it, on an engine that no other test uses.
+//! The shipped compose.yaml through ordinary restarts of the engine, SIGKILLs of the engine, and reboots of the
+//! machine. `tests/run upheaval` runs this on an engine that no other test uses.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
@@ -11,12 +11,12 @@ use crate::container::Running;
 use crate::engine::{Engine, attempt, output};
 use crate::project::{Compose, Project};
 
-/// How long the stack may take to be back.
+/// The time within which the stack must work again.
 const PATIENCE: Duration = Duration::from_secs(90);
 const SERVICES: [&str; 5] = ["netns", "gateway", "loopgate", "socket-filter", "agent"];
 
-/// One kind of event, by the words that `tests/setup/engine28.sh` has for it, and how often it
-/// happens unless a variable says otherwise.
+/// The kinds of events: the name, the commands of `tests/setup/engine28.sh`, and the number of times, which the
+/// variable TEST_NAME overrides.
 const EVENTS: [(&str, &[&str], u32); 3] =
     [("RESTARTS", &["stop", "start"], 20), ("KILLS", &["kill", "start"], 10), ("REBOOTS", &["reboot"], 10)];
 
@@ -24,8 +24,8 @@ const EVENTS: [(&str, &[&str], u32); 3] =
 #[ignore = "restarts the engine that it runs on: tests/run upheaval"]
 fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
     let script = std::env::var("TEST_ENGINE_SCRIPT").expect("TEST_ENGINE_SCRIPT controls the engine of DOCKER_HOST");
-    // What the unit of docker/README.md does once the engine is up again.
-    let unit = std::env::var("TEST_WITH_UNIT").as_deref() == Ok("1");
+    // Whether to run, after each event, the command of the systemd unit in docker/README.md.
+    let with_unit = std::env::var("TEST_WITH_UNIT").as_deref() == Ok("1");
     let engine = Engine::start().expect("an engine with the images");
     let project = Project::up(Compose::V2, &["compose.yaml"]).expect("the images");
     let stranger = engine.run(project.stranger("agents").option("--restart=always"));
@@ -41,7 +41,7 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
                 assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
             }
             let start = Instant::now();
-            if unit {
+            if with_unit {
                 project.must(&["up", "--detach", "--no-build"]);
             }
             if is_back(&project, &stranger, PATIENCE.saturating_sub(start.elapsed())) {
@@ -61,7 +61,7 @@ fn the_shipped_files_come_back_after_restarts_kills_and_reboots() {
     assert!(missing.is_empty(), "{}", missing.join("\n"));
 }
 
-/// Whether, in time, the agent is let in without a question and a stranger has to be approved.
+/// Returns whether, within `patience`, the agent is paired silently and another client needs an approval.
 fn is_back(project: &Project, stranger: &Running, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
@@ -74,23 +74,23 @@ fn is_back(project: &Project, stranger: &Running, patience: Duration) -> bool {
             if matches!(&outside, Some(End::Closed { code: 1008, reason, .. }) if asked(reason)) {
                 return true;
             }
-            assert!(!matches!(outside, Some(End::Hello { .. })), "a stranger was let in");
+            assert!(!matches!(outside, Some(End::Hello { .. })), "a client that is no agent was paired silently");
         }
         std::thread::sleep(Duration::from_millis(500));
     }
     false
 }
 
-/// How a handshake in `container` ends; `None` where it does not run.
+/// Connects a client in `container`; returns how the connection ends, or `None` if the container doesn't run.
 fn connects(container: &Running, client: impl Fn(&Running) -> DeviceClient) -> Option<End> {
     if !container.try_exec(["true"]).status.success() {
         return None;
     }
-    // It may stop in the middle.
+    // The container may stop meanwhile, at which the client panics.
     catch_unwind(AssertUnwindSafe(|| client(container).connect())).ok()
 }
 
-/// What state each container is in, and why.
+/// The state of each container, with its exit status and error.
 fn states(project: &Project) -> String {
     let state = |service: &str| {
         format!(

@@ -1,5 +1,5 @@
-//! Who is paired silently and who is not, by the real gateway's word, when docker/'s compose files
-//! are up: agents are, and others have to be approved, whatever they say about themselves.
+//! The compose files of docker/ with the real gateway: agents are paired silently, and other clients
+//! have to be approved, whatever headers they send.
 
 use std::process::Command;
 
@@ -10,13 +10,14 @@ use crate::engine::{Engine, eventually};
 use crate::project::{Compose, Project};
 use loopgate_test_support::device_client::{DeviceClient, End};
 
-/// Where an agent finds the gateway, by `loopgate exec`, and the gateway's own tools do.
+/// The gateway's URL for agents with `loopgate exec`, and for the gateway's own tools.
 const LOOPBACK: &str = "ws://127.0.0.1:18789";
-/// Where strangers find it, with loopgate's CA.
+/// loopgate's URL for other clients.
 const LOOPGATE: &str = "wss://gateway:18443";
+/// loopgate's CA in the container of another client.
 const CA: &str = "/ca/ca.pem";
 
-/// What a stranger could say to be taken for somebody local.
+/// Headers that a client could send to be treated as local.
 const FORGERIES: [&[(&str, &str)]; 5] = [
     &[("X-Forwarded-For", "127.0.0.1")],
     &[("Forwarded", "for=127.0.0.1;host=localhost;proto=http")],
@@ -26,21 +27,21 @@ const FORGERIES: [&[(&str, &str)]; 5] = [
 ];
 
 #[test]
-fn compose_pairs_the_agent_alone_silently_also_after_a_restart_of_the_namespaces_owner() {
+fn only_the_agent_is_paired_silently_also_after_a_restart_of_the_namespaces_owner() {
     let Some((engine, project)) = up(Compose::V2, &["compose.yaml"]) else { return };
     let stranger = engine.run(project.stranger("agents"));
-    let local = agents_are_silent(&project);
-    let way = || project.client(&stranger, LOOPGATE).ca(CA.as_ref());
-    strangers_need_approval(&project, &way, &stranger.ip_on(&project.network("agents")).to_string(), &local);
-    a_published_port_makes_nobody_local(&project);
+    let local = agents_are_paired_silently(&project);
+    let through = || project.client(&stranger, LOOPGATE).ca(CA.as_ref());
+    strangers_need_approval(&project, &through, &stranger.ip_on(&project.network("agents")).to_string(), &local);
+    clients_of_a_published_port_need_approval(&project);
 
     let gateway = project.service("gateway");
     project.service("netns").restart();
     gateway.restart();
-    // A device that was paired before is known again, whoever it is.
-    eventually("the approved stranger is back", || is_in(way().identity(DEVICE.as_ref())).then_some(()));
-    eventually("the agent is back", || is_in(project.client(&project.service("agent"), LOOPBACK)).then_some(()));
-    way().connect().pairing_request();
+    // Paired devices stay paired after the restart.
+    eventually("the approved stranger is back", || is_paired(through().identity(DEVICE.as_ref())).then_some(()));
+    eventually("the agent is back", || is_paired(project.client(&project.service("agent"), LOOPBACK)).then_some(()));
+    through().connect().pairing_request();
 }
 
 #[test]
@@ -54,7 +55,7 @@ fn behind_caddy_strangers_need_approval_and_are_known_by_their_own_address() {
     std::fs::write(&file, root.stdout).unwrap();
     let stranger = engine.run(project.stranger("public").mount(&file, "/front.crt"));
     let address = caddy.ip_on(&project.network("public")).to_string();
-    // Its site is `localhost` where nobody says otherwise.
+    // Caddy's site is `localhost` by default.
     behind_a_front(&project, &stranger, &|| {
         project.client(&stranger, "wss://localhost").at(&address).ca("/front.crt".as_ref())
     });
@@ -63,58 +64,60 @@ fn behind_caddy_strangers_need_approval_and_are_known_by_their_own_address() {
 #[test]
 fn behind_traefik_strangers_need_approval_and_are_known_by_their_own_address() {
     let Some((engine, project)) = up(Compose::V1, &["compose.yaml", "compose.traefik.yaml"]) else { return };
-    // Nobody can check the certificate that Traefik makes for itself.
+    // Traefik's self-signed certificate can't be verified.
     let stranger = engine.run(project.stranger("public").env("NODE_TLS_REJECT_UNAUTHORIZED", "0"));
     let address = project.service("traefik").ip_on(&project.network("public")).to_string();
     behind_a_front(&project, &stranger, &|| project.client(&stranger, "wss://localhost").at(&address));
 }
 
-/// The device of a stranger that gets approved.
+/// The file of the device that gets approved.
 const DEVICE: &str = "/tmp/device.json";
 
+/// Starts these files with Docker Compose.
 fn up(compose: Compose, files: &[&'static str]) -> Option<(Engine, Project)> {
     Some((Engine::start()?, Project::up(compose, files)?))
 }
 
-fn behind_a_front(project: &Project, stranger: &Running, way: &dyn Fn() -> DeviceClient) {
-    let local = agents_are_silent(project);
+/// Tests agents and other clients of a project whose front `through` connects to.
+fn behind_a_front(project: &Project, stranger: &Running, through: &dyn Fn() -> DeviceClient) {
+    let local = agents_are_paired_silently(project);
     eventually("the front leads to the gateway", || {
-        (!matches!(way().connect(), End::Failed { .. } | End::Refused { .. })).then_some(())
+        (!matches!(through().connect(), End::Failed { .. } | End::Refused { .. })).then_some(())
     });
-    strangers_need_approval(project, way, &stranger.ip_on(&project.network("public")).to_string(), &local);
-    // A way past the front is none: its network is for the two of them.
+    strangers_need_approval(project, through, &stranger.ip_on(&project.network("public")).to_string(), &local);
+    // The client can't reach loopgate without the front, because only the front is on loopgate's network.
     let past = project.client(stranger, LOOPGATE).ca(CA.as_ref()).connect();
     assert!(matches!(past, End::Failed { .. }), "{past:?}");
 }
 
-/// Gives the scopes that whoever is local gets.
-fn agents_are_silent(project: &Project) -> Vec<String> {
+/// Tests that agents are paired silently; returns the scopes of local clients.
+fn agents_are_paired_silently(project: &Project) -> Vec<String> {
     let (gateway, agent) = (project.service("gateway"), project.service("agent"));
-    // It listens long before it pairs.
-    eventually("the gateway pairs", || is_in(project.client(&gateway, LOOPBACK)).then_some(()));
+    // The gateway listens long before it pairs devices.
+    eventually("the gateway pairs", || is_paired(project.client(&gateway, LOOPBACK)).then_some(()));
     let local = project.client(&gateway, LOOPBACK).connect().scopes();
     assert_eq!(project.client(&agent, LOOPBACK).connect().scopes(), local);
     assert_eq!(project.client(&agent, LOOPBACK).headers(FORGERIES[0]).connect().scopes(), local);
     project.client(&agent, LOOPBACK).token("wrong").connect().token_refused();
-    // The agent's own node host, to which nobody has said yes either.
+    // The agent's node host is paired without an approval too.
     eventually("the node host is paired", || {
         project.openclaw("devices list --json").contains("node-host").then_some(())
     });
     local
 }
 
-fn strangers_need_approval(project: &Project, way: &dyn Fn() -> DeviceClient, address: &str, local: &[String]) {
-    let request = way().identity(DEVICE.as_ref()).connect().pairing_request();
+fn strangers_need_approval(project: &Project, through: &dyn Fn() -> DeviceClient, address: &str, local: &[String]) {
+    let request = through().identity(DEVICE.as_ref()).connect().pairing_request();
     let devices = project.openclaw("devices list --json");
     assert!(devices.contains(&format!("\"{address}\"")), "the operator does not see {address}: {devices}");
     for headers in FORGERIES {
-        match way().headers(headers).connect() {
-            // Caddy has nothing to say for a site that it does not serve.
+        match through().headers(headers).connect() {
+            // Caddy responds with an empty body for a site that it does not serve.
             End::Refused { status: 200, body } if headers[0].0 == "Host" && body.is_empty() => {}
             end => drop(end.pairing_request()),
         }
     }
-    way()
+    through()
         .headers(FORGERIES[0])
         .without_device()
         .claiming_to_be_the_backend()
@@ -123,13 +126,13 @@ fn strangers_need_approval(project: &Project, way: &dyn Fn() -> DeviceClient, ad
         .may_not_read();
 
     project.openclaw(&format!("devices approve {request}"));
-    let approved = way().identity(DEVICE.as_ref()).call("sessions.list").connect();
+    let approved = through().identity(DEVICE.as_ref()).call("sessions.list").connect();
     assert!(matches!(&approved, End::Hello { called: Some(answer), .. } if answer["ok"] == true), "{approved:?}");
     assert_eq!(approved.scopes(), local);
 }
 
-/// From the engine's own machine, by HTTP/2 for once.
-fn a_published_port_makes_nobody_local(project: &Project) {
+/// A client on the engine's machine, over HTTP/2.
+fn clients_of_a_published_port_need_approval(project: &Project) {
     let directory = TempDir::new().unwrap();
     let ca = directory.path().join("ca.pem");
     std::fs::write(&ca, project.must(&["exec", "-T", "loopgate", "/loopgate", "cert", "export"])).unwrap();
@@ -139,6 +142,6 @@ fn a_published_port_makes_nobody_local(project: &Project) {
     DeviceClient::new(node, &modules, &url).token(crate::openclaw::TOKEN).ca(&ca).over_h2().connect().pairing_request();
 }
 
-fn is_in(client: DeviceClient) -> bool {
+fn is_paired(client: DeviceClient) -> bool {
     matches!(client.connect(), End::Hello { .. })
 }

@@ -1,4 +1,4 @@
-//! The real OpenClaw gateway in a container, as its own image has it.
+//! The real OpenClaw gateway in a container like that of its own image.
 
 use std::env;
 use std::os::unix::fs::PermissionsExt;
@@ -7,34 +7,34 @@ use std::path::{Path, PathBuf};
 use crate::container::Container;
 use crate::engine::{Engine, attempt, eventually, is_podman, skip};
 
-/// The issue's own version, which pairs even loopback clients sparingly.
+/// The version of OpenClaw issue #30740. It pairs even local clients only for the scopes that they request.
 pub const OLD: &str = "2026.2.19";
-/// The newest one.
+/// The newest version.
 pub const NEW: &str = "2026.9.6";
-/// The token that [`gateway`] asks for.
+/// The token of [`gateway`].
 pub const TOKEN: &str = "a-token-for-tests";
 
 /// OpenClaw's image without OpenClaw (`tests/setup/images.sh`).
 pub const IMAGE: &str = "loopgate-test/openclaw";
 
-/// A container with this version of OpenClaw in it, idle: `node /app/openclaw.mjs ...` is its
-/// command line. `None`, said aloud, where it isn't installed.
+/// An idle container with this version of OpenClaw, whose command line is `node /app/openclaw.mjs ...`. If the version
+/// isn't installed, prints NOT RUN and returns `None`.
 pub fn openclaw(name: &str, version: &str) -> Option<Container> {
     let tree = tree(version)?;
     let container = Container::idle(name).image(IMAGE).hardened().mount(tree, "/openclaw");
-    let container = container.mount_writable(compiled(version), "/tmp/jiti");
-    // Whatever else it writes is gone with the container.
-    // Podman takes no owner. Where another user could write, OpenClaw refuses its state.
+    let container = container.mount_writable(plugin_cache(version), "/tmp/jiti");
+    // Podman has no option for the owner of a tmpfs. With Docker the home directory must not be writable for other users,
+    // because OpenClaw would refuse it.
     let home = if is_podman() { "--tmpfs=/home/node:mode=1777" } else { "--tmpfs=/home/node:uid=1000,gid=1000" };
     Some(container.option("--tmpfs=/tmp").option(home))
 }
 
-/// The gateway on 127.0.0.1:18789, with the configuration that docker/compose.yaml gives it.
+/// The gateway on 127.0.0.1:18789, with the configuration of docker/compose.yaml.
 pub fn gateway(version: &str) -> Option<Container> {
     gateway_with(version, Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docker/openclaw.json")))
 }
 
-/// The same with another configuration.
+/// The gateway with another configuration.
 pub fn gateway_with(version: &str, configuration: &Path) -> Option<Container> {
     Some(
         openclaw("gateway", version)?
@@ -45,8 +45,8 @@ pub fn gateway_with(version: &str, configuration: &Path) -> Option<Container> {
     )
 }
 
-/// This version's tree, which belongs to /openclaw in a container of its image. `None`, said aloud,
-/// where either isn't there.
+/// The directory of this version, to mount at /openclaw in a container of [`IMAGE`]. If one of them is missing, prints
+/// NOT RUN and returns `None`.
 pub fn tree(version: &str) -> Option<PathBuf> {
     let tree = cache().join(format!("openclaw-{version}"));
     if !tree.is_dir() {
@@ -57,18 +57,18 @@ pub fn tree(version: &str) -> Option<PathBuf> {
     Some(tree)
 }
 
-/// Where OpenClaw finds its plugins compiled. The old version would do that anew in each container,
-/// for half a minute of processor time each; jiti, which does it, looks at what it finds here
-/// before it believes it.
-fn compiled(version: &str) -> PathBuf {
+/// The directory in which jiti caches OpenClaw's compiled plugins. Without it, the old version would compile them in each
+/// container, for half a minute of processor time. jiti validates the files in its cache.
+fn plugin_cache(version: &str) -> PathBuf {
     let directory = cache().join(format!("jiti-{version}"));
     std::fs::create_dir_all(&directory).expect("the cache can be written to");
-    // Nobody in a container is who runs the tests.
-    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777)).expect("it is ours");
+    // The users in the containers differ from the user that runs the tests.
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o777))
+        .expect("the directory belongs to this user");
     directory
 }
 
-/// The directory that the scripts of `tests/setup` fill.
+/// The directory in which the scripts of `tests/setup` install.
 fn cache() -> PathBuf {
     let directory = |variable, rest| env::var_os(variable).map(|value| PathBuf::from(value).join(rest));
     directory("TEST_CACHE", "")
@@ -78,12 +78,12 @@ fn cache() -> PathBuf {
 }
 
 #[test]
-fn both_versions_of_the_gateway_listen_on_loopback_alone() {
+fn both_versions_of_the_gateway_listen_on_loopback_only() {
     let Some(engine) = Engine::start() else { return };
     let network = engine.network();
     let neighbour = engine.run(Container::idle("neighbour").network(&network));
     let mut gateways = Vec::new();
-    // Both at once: each takes its time to start.
+    // Both start at the same time, because each takes long.
     for version in [OLD, NEW] {
         let Some(gateway) = gateway(version) else { return };
         gateways.push(engine.run(gateway.network(&network)));
@@ -93,6 +93,6 @@ fn both_versions_of_the_gateway_listen_on_loopback_alone() {
         eventually("the gateway answers inside", || gateway.try_exec(inside).status.success().then_some(()));
         let address = format!("http://{}:18789/", gateway.ip(&network));
         let outside = neighbour.try_exec(["curl", "--silent", "--max-time", "5", &address]);
-        assert_eq!(outside.status.code(), Some(7), "it refuses connections from outside");
+        assert_eq!(outside.status.code(), Some(7), "a neighbour can connect to the gateway");
     }
 }

@@ -1,4 +1,4 @@
-//! A compose project out of the files in docker/, with the real gateway and the image of docker/Dockerfile.
+//! A compose project of the files in docker/, with the real gateway and the image of docker/Dockerfile.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -11,7 +11,7 @@ use crate::engine::{DEBIAN, attempt, docker, output, skip};
 use crate::openclaw;
 use loopgate_test_support::device_client::{self, DeviceClient};
 
-/// A generation of compose.
+/// A generation of Docker Compose.
 #[derive(Clone, Copy, Debug)]
 pub enum Compose {
     /// docker-compose 1.29, in Python.
@@ -21,7 +21,8 @@ pub enum Compose {
 }
 
 impl Compose {
-    /// Its command, in docker/; `None`, said aloud, where it isn't installed.
+    /// The command of this generation, with docker/ as its directory. If it isn't installed, prints NOT RUN and returns
+    /// `None`.
     pub fn command(self) -> Option<Command> {
         let words: &[&str] = match self {
             Self::V1 => &["docker-compose"],
@@ -40,22 +41,20 @@ impl Compose {
     }
 }
 
-/// A project that is up; gone in the end, with its volumes and networks.
+/// A running project. Dropping it removes its containers, volumes and networks.
 pub struct Project {
     compose: Compose,
     files: Vec<&'static str>,
     name: String,
     tree: PathBuf,
     secrets: TempDir,
-    /// The first three numbers of its front's network, if it has one.
+    /// The first three numbers of the front's network.
     front: String,
 }
 
 impl Project {
-    /// Starts these files. It returns when compose does, that is, when the agent is up, for which
-    /// loopgate has to be ready.
-    ///
-    /// `None`, said aloud, where something is missing.
+    /// Starts these files. Returns when the agent is up, which waits until loopgate is ready. If something is missing,
+    /// prints NOT RUN and returns `None`.
     pub fn up(compose: Compose, files: &[&'static str]) -> Option<Self> {
         static PROJECTS: AtomicU32 = AtomicU32::new(0);
         let fronts = ["caddy", "traefik"].into_iter().filter(|front| files.iter().any(|file| file.contains(front)));
@@ -75,7 +74,7 @@ impl Project {
             project.front = format!("10.202.{}", (std::process::id() + number + u32::from(third)) % 256);
             match project.attempt(&["up", "--detach"]) {
                 Ok(_) => return Some(project),
-                // Of another run, or of one that was killed.
+                // Another run has this subnet, or one that was killed.
                 Err(why) if why.contains("overlaps") => {}
                 Err(why) => panic!("{why}"),
             }
@@ -83,7 +82,7 @@ impl Project {
         panic!("no subnet of 10.202.0.0/16 is free");
     }
 
-    /// A service's container. Unlike others it isn't removed by being dropped, but with its project.
+    /// A service's container. It is not removed on drop, but with its project.
     pub fn service(&self, service: &str) -> Running {
         let label = |key, value| format!("label=com.docker.compose.{key}={value}");
         let filters = [label("project", self.name.as_str()), label("service", service)];
@@ -91,13 +90,13 @@ impl Project {
         Running::of_project(docker(&["inspect", "--format", "{{slice .Name 1}}", &id]), id)
     }
 
-    /// One of its networks, by its full name.
+    /// The full name of one of the project's networks.
     pub fn network(&self, network: &str) -> String {
         format!("{}_{network}", self.name)
     }
 
-    /// A container that is to be none of the project's, on one of its networks, with OpenClaw in it
-    /// and loopgate's CA in /ca/ca.pem.
+    /// A container that is not part of the project, on one of its networks, with OpenClaw, and loopgate's CA in
+    /// /ca/ca.pem.
     pub fn stranger(&self, network: &str) -> Container {
         let container = Container::idle("stranger").image(openclaw::IMAGE).hardened().option("--tmpfs=/tmp");
         let container = container.option(format!("--network={}", self.network(network)));
@@ -107,34 +106,34 @@ impl Project {
             .mount(self.network("ca"), "/ca")
     }
 
-    /// A client in one of these containers, with a fresh device identity and the right token.
+    /// A client in `container`, with a new device and the right token.
     pub fn client(&self, container: &Running, url: &str) -> DeviceClient {
         let mut node = Command::new("docker");
         node.args(["exec", container.name(), "node"]);
         DeviceClient::new(node, Path::new("/openclaw/node_modules"), url).token(openclaw::TOKEN)
     }
 
-    /// OpenClaw's `node_modules`, on this machine.
+    /// OpenClaw's `node_modules` on this machine.
     pub fn modules(&self) -> PathBuf {
         self.tree.join("node_modules")
     }
 
-    /// Runs `openclaw` in the gateway's container, as compose.yaml says its operator would.
+    /// Runs `openclaw` in the gateway's container, with the command in compose.yaml; returns its standard output.
     pub fn openclaw(&self, arguments: &str) -> String {
         let token = "OPENCLAW_GATEWAY_TOKEN=$(cat /run/secrets/gateway_token)";
         self.service("gateway").exec(["sh", "-c", &format!("{token} node /app/openclaw.mjs {arguments}")])
     }
 
-    /// Runs compose on this project; what it printed, trimmed.
+    /// Runs compose on this project; returns its standard output, trimmed.
     ///
     /// # Panics
     ///
-    /// If it fails.
+    /// If the command fails.
     pub fn must(&self, arguments: &[&str]) -> String {
         self.attempt(arguments).unwrap_or_else(|why| panic!("{why}"))
     }
 
-    /// What compose printed, trimmed, or why it failed.
+    /// Runs compose on this project; returns its standard output, trimmed, or the error.
     fn attempt(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.run(arguments);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
@@ -160,7 +159,7 @@ impl Project {
             .env("TRAEFIK_IMAGE", "loopgate-test/traefik")
             .env("AGENT_IMAGE", format!("{}-agent", self.name))
             .env("GATEWAY_TOKEN_FILE", self.secrets.path().join("gateway-token"))
-            // On whichever port is free: Docker takes an empty one for that.
+            // An empty port lets Docker choose a free one.
             .env("LOOPGATE_PUBLISH", "127.0.0.1:")
             .env("HTTP_PUBLISH", "127.0.0.1:")
             .env("HTTPS_PUBLISH", "127.0.0.1:")

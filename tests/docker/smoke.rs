@@ -1,4 +1,4 @@
-//! What the other stories take for granted of the engine, and of their tools.
+//! Behaviour of the engine, and of the tests' own tools, that the other tests rely on.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use crate::container::Container;
 use crate::engine::{Engine, eventually};
 
 #[test]
-fn a_container_that_joins_another_has_its_addresses_and_loses_them_when_it_restarts() {
+fn a_container_in_anothers_namespace_has_its_addresses_until_that_one_restarts() {
     let Some(engine) = Engine::start() else { return };
     let network = engine.network();
     let owner = engine.run(Container::idle("owner").network(&network).alias("gateway"));
@@ -16,14 +16,17 @@ fn a_container_that_joins_another_has_its_addresses_and_loses_them_when_it_resta
     assert!(addresses().contains(&owner.ip(&network).to_string()));
 
     owner.restart();
-    eventually("the sidecar is left with lo", || (!addresses().contains("eth0")).then_some(()));
+    eventually("the sidecar has only lo", || (!addresses().contains("eth0")).then_some(()));
 
     sidecar.restart();
-    assert!(addresses().contains(&owner.ip(&network).to_string()), "a restart attaches it anew");
+    assert!(
+        addresses().contains(&owner.ip(&network).to_string()),
+        "a restart does not give the sidecar the addresses back"
+    );
 }
 
 #[test]
-fn an_address_is_given_to_the_next_container_and_an_alias_to_whoever_claims_it() {
+fn a_container_can_get_the_address_and_labels_of_a_removed_one_but_not_its_alias() {
     let Some(engine) = Engine::start() else { return };
     let network = engine.network();
     let watcher = engine.run(Container::idle("watcher").network(&network));
@@ -58,9 +61,11 @@ fn a_container_that_crashes_is_restarted_by_its_policy_and_one_that_is_stopped_i
     let container = engine.run(Container::new("crasher").option("--restart=always").command(["sh", "-c", script]));
     container.says("up");
     container.crash();
-    eventually("it is started again", || (container.restarts() == 1 && container.is_running()).then_some(()));
+    eventually("the container is restarted", || (container.restarts() == 1 && container.is_running()).then_some(()));
 
-    eventually("it says so", || (container.logs().matches("up").count() == 2).then_some(()));
+    eventually("the restarted container logs its start", || {
+        (container.logs().matches("up").count() == 2).then_some(())
+    });
     container.signal("HUP");
     container.says("reloaded");
     container.stop();
@@ -71,7 +76,7 @@ fn a_container_that_crashes_is_restarted_by_its_policy_and_one_that_is_stopped_i
 }
 
 #[test]
-fn a_published_port_hides_its_client_behind_the_bridges_own_address() {
+fn clients_of_a_published_port_have_the_bridges_address() {
     let Some(engine) = Engine::start() else { return };
     let network = engine.network();
     let echo = "printf 'defaults\\n mode http\\n timeout client 5s\\nfrontend echo\\n bind :8080\\nhttp-request return \
@@ -91,7 +96,7 @@ fn a_published_port_hides_its_client_behind_the_bridges_own_address() {
 }
 
 #[test]
-fn a_volume_is_shared_and_read_only_where_it_is_mounted_so() {
+fn a_volume_is_shared_and_read_only_if_mounted_read_only() {
     let Some(engine) = Engine::start() else { return };
     let volume = engine.volume();
     let writer = engine.run(Container::idle("writer").mount_writable(volume.name(), "/shared"));
@@ -102,9 +107,9 @@ fn a_volume_is_shared_and_read_only_where_it_is_mounted_so() {
 }
 
 #[test]
-fn the_binary_of_this_build_runs_in_a_container_that_may_do_nothing() {
+fn the_binary_of_this_build_runs_in_a_container_without_privileges() {
     let Some(engine) = Engine::start() else { return };
     let loopgate = engine.run(Container::loopgate("loopgate", []).option("--user=65532").hardened());
-    // Without a command it has nothing to do, whichever way it says so. What counts is that the image could run it.
+    // Without a command loopgate fails. 126 and 127 would mean that it could not be started.
     assert!(![126, 127].contains(&loopgate.ends()), "{}", loopgate.logs());
 }

@@ -1,5 +1,5 @@
-//! docker/stack.yaml with the real gateway, on a swarm of one node: `tests/run swarm` on the engine of the other
-//! tests, `tests/run engines` on today's.
+//! docker/stack.yaml with the real gateway, on a swarm of one node. `tests/run swarm` runs this on the engine of the
+//! other tests, `tests/run engines` on the newest engine.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -14,25 +14,26 @@ use crate::openclaw;
 const STACK: &str = "loopgate-test-swarm";
 const IMAGE: &str = "loopgate-test/claw";
 const FILES: [&str; 3] = ["stack.yaml", "stack.agent.yaml", "../tests/docker/stack.openclaw.yaml"];
-/// The overlay network of the stack, which stack.yaml names so.
+/// The beginning of addresses on the stack's overlay network, as stack.yaml sets it.
 const SUBNET: &str = "10.77.0.";
 
-/// The network that `docker swarm init` adds to an engine, and `docker swarm leave` leaves there.
+/// The network that `docker swarm init` adds to an engine, and `docker swarm leave` does not remove.
 const BRIDGE: &str = "docker_gwbridge";
 
-/// A swarm with a stack, both removed in the end, with the stack's volumes, configs and secret.
+/// A swarm with a stack. Dropping it removes both, with the stack's volumes, configs and secret.
 struct Stack {
     had_bridge: bool,
 }
 
 impl Stack {
-    /// Makes a swarm of the engine.
+    /// Makes the engine a swarm of one node.
     fn start() -> Self {
         let had_bridge = attempt(&["network", "inspect", BRIDGE]).is_ok();
         docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]);
         Self { had_bridge }
     }
 
+    /// Deploys the stack of these files.
     fn deploy(files: &[&str]) {
         let mut command = Command::new("docker");
         command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/docker")).args([
@@ -56,7 +57,7 @@ impl Stack {
         assert!(deployed.status.success(), "{}", String::from_utf8_lossy(&deployed.stderr));
     }
 
-    /// The container of a service's task that runs now.
+    /// The container of a service's running task.
     fn service(name: &str) -> Running {
         let label = format!("label=com.docker.swarm.service.name={STACK}_{name}");
         let id = eventually(&format!("{name} runs"), || {
@@ -106,9 +107,9 @@ fn client(container: &Running, url: &str) -> DeviceClient {
     DeviceClient::new(node, Path::new("/openclaw/node_modules"), url).token(openclaw::TOKEN)
 }
 
-/// Whether a client in the container is let in at loopgate's port of its own loopback. The
-/// container may end at any time.
-fn is_let_in(container: &Running) -> bool {
+/// Returns whether a client in the container is paired through `loopgate` on the container's loopback. The container may
+/// end meanwhile, at which the client panics.
+fn is_paired_on_loopback(container: &Running) -> bool {
     let ends = catch_unwind(AssertUnwindSafe(|| client(container, "ws://127.0.0.1:18789").connect()));
     matches!(ends, Ok(End::Hello { .. }))
 }
@@ -139,7 +140,7 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     let token = directory.path().join("token");
     std::fs::write(&token, openclaw::TOKEN).unwrap();
     docker(&["secret", "create", "claw-token", token.to_str().unwrap()]);
-    // Without the agent: its CA does not exist yet.
+    // Deploy without the agent first, because its CA does not exist yet.
     let override_ = directory.path().join("gateway.yaml");
     let text =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/docker/stack.openclaw.yaml")).unwrap();
@@ -157,10 +158,10 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     docker(&["config", "create", "claw-ca", ca.to_str().unwrap()]);
     Stack::deploy(&FILES);
 
-    let silent = || is_let_in(&Stack::service("agent"));
-    eventually("the agent is let in silently", || silent().then_some(()));
+    let agent_is_paired = || is_paired_on_loopback(&Stack::service("agent"));
+    eventually("the agent is paired silently", || agent_is_paired().then_some(()));
 
-    // Not of the stack, and so as a task of another node is to this node's engine.
+    // A container that is not part of the stack. Like a task on another node, the engine does not know it as one.
     let network = format!("--network={STACK}_agents");
     let tree = openclaw::tree(openclaw::NEW).expect("OpenClaw");
     let stranger = Container::idle("stranger").image(openclaw::IMAGE).option("--tmpfs=/tmp").option(network);
@@ -175,9 +176,9 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     client(&stranger, "wss://gateway:18443").ca("/ca.pem".as_ref()).connect().pairing_request();
     let token = "OPENCLAW_GATEWAY_TOKEN=$(cat /run/secrets/gateway_token)";
     let devices = gateway.exec(["sh", "-c", &format!("{token} node /app/openclaw.mjs devices list --json")]);
-    assert!(devices.contains(&format!("\"{address}\"")), "its own address is not seen: {devices}");
+    assert!(devices.contains(&format!("\"{address}\"")), "the gateway does not see the client's address: {devices}");
 
-    // What an agent on another node does.
+    // An agent on another node uses a certificate of `loopgate cert issue`.
     gateway.exec(["loopgate", "cert", "issue", "--name", "elsewhere", "--out", "/tmp/elsewhere"]);
     let copy = "cd /tmp/elsewhere && tar -c . | base64 --wrap=0";
     let files = gateway.exec(["sh", "-c", copy]);
@@ -185,9 +186,9 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     let run = "/loopgate agent --cert /tmp/own/agent.pem --key /tmp/own/agent.key --ca /ca.pem --sidecar gateway:18443 \
                >/tmp/log 2>&1 &";
     stranger.exec(["sh", "-c", run]);
-    eventually("a certificate makes it an agent", || is_let_in(&stranger).then_some(()));
+    eventually("a certificate makes it an agent", || is_paired_on_loopback(&stranger).then_some(()));
 
-    // Whichever of the two ends, Swarm replaces the container, and agents find the new one.
+    // If loopgate ends, the container ends, Swarm replaces it, and agents connect to the new one.
     gateway.exec([
         "bash",
         "-c",
@@ -196,7 +197,7 @@ fn a_stack_pairs_agents_of_its_node_silently_and_others_need_approval_or_a_certi
     ]);
     eventually("the container has ended", || (!gateway.is_running()).then_some(()));
     drop(Stack::service("gateway"));
-    eventually("the agent is back", || silent().then_some(()));
+    eventually("the agent is back", || agent_is_paired().then_some(()));
     drop(stranger);
     drop(stack);
 }
