@@ -1,15 +1,16 @@
-//! Addresses as loopgate compares them: IPv4-mapped IPv6 is folded here and nowhere else.
+//! IP addresses in canonical form: an IPv4-mapped IPv6 address becomes the IPv4 address, so that
+//! two spellings of one address compare equal.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// `ip` with an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) folded to the IPv4 address it stands for.
+/// Returns the canonical form of `ip`: an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) as the IPv4 address.
 pub fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
 }
 
-/// The key under which limits count the client at `ip`: an IPv4 address, or the /64 of an IPv6
-/// address, since one host can take all addresses of a /64 (RFC 4291 section 2.5.1).
+/// Returns the key by which the limits per client count the client at `ip`: the IPv4 address, or the
+/// /64 of an IPv6 address, because one host can use all addresses of a /64 (RFC 4291 section 2.5.1).
 pub fn client_key(ip: IpAddr) -> IpAddr {
     match canonical(ip) {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
@@ -20,7 +21,7 @@ pub fn client_key(ip: IpAddr) -> IpAddr {
 /// Returns whether `ip` is loopback or unspecified, or an IPv6 form of such an IPv4 address: mapped,
 /// compatible (`::127.0.0.1`, RFC 4291 section 2.5.5.1) or translated (`64:ff9b::127.0.0.1`, RFC 6052).
 ///
-/// Such an address is never stated to the gateway, which would treat the client as local.
+/// loopgate never states such an address to the gateway, which would treat the client as local.
 pub fn is_loopback_or_unspecified(ip: IpAddr) -> bool {
     let ip = match canonical(ip) {
         IpAddr::V6(ip) if ip.is_loopback() => return true,
@@ -33,9 +34,9 @@ pub fn is_loopback_or_unspecified(ip: IpAddr) -> bool {
     ip.is_loopback() || ip.is_unspecified()
 }
 
-/// Returns the address that the kernel writes as `digits` in `net/tcp`, `net/tcp6` and `net/route`
-/// (proc_pid_net(5)): one or four 32-bit numbers of the machine's own byte order, in hexadecimal. An
-/// IPv4-mapped address is returned as IPv4.
+/// Parses an address as the kernel writes it in `/proc/net/tcp`, `/proc/net/tcp6` and
+/// `/proc/net/route` (proc_pid_net(5)): one or four 32-bit numbers in hexadecimal, in the machine's
+/// byte order. Returns it in canonical form, or `None` if `digits` is malformed.
 pub fn of_kernel(digits: &str) -> Option<IpAddr> {
     let words = digits.as_bytes().chunks(8).map(|word| {
         let word = std::str::from_utf8(word).ok().filter(|word| word.len() == 8)?;
@@ -49,22 +50,22 @@ pub fn of_kernel(digits: &str) -> Option<IpAddr> {
     }
 }
 
-/// The peer's address of a downstream connection, folded.
+/// The address of a downstream connection's peer, in canonical form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PeerAddr(SocketAddr);
 
 impl PeerAddr {
-    /// Takes the address as the socket (or a PROXY header) states it.
+    /// Converts the address that the socket or a PROXY header states.
     pub fn new(addr: SocketAddr) -> Self {
         Self(SocketAddr::new(canonical(addr.ip()), addr.port()))
     }
 
-    /// The folded IP address.
+    /// Returns the IP address, in canonical form.
     pub fn ip(self) -> IpAddr {
         self.0.ip()
     }
 
-    /// The TCP port.
+    /// Returns the TCP port.
     pub fn port(self) -> u16 {
         self.0.port()
     }

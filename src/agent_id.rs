@@ -10,33 +10,34 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 /// `spiffe://<trust-domain>/k8s/<namespace>/<service account>/<pod uid>`: the SAN URI of the
 /// certificates that enrolment signs.
 ///
-/// Only the id is compared; the two fields before it are for people. Fields are percent-encoded
-/// where they hold anything but letters, digits, `-`, `_` and `.`; an absent field is `-`.
+/// The lane decision uses the trust domain, the kind and the container id or pod uid. The two
+/// fields between them are for people who read the certificate. Characters of a field other than
+/// letters, digits, `-`, `_` and `.` are percent-encoded; an absent field is `-`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AgentId {
     /// The SPIFFE trust domain.
     pub trust_domain: String,
-    /// What kind of agent has this identity.
+    /// Whether the agent is a container or a pod.
     pub kind: Kind,
-    /// The compose project, if any; a pod's namespace.
+    /// The container's compose project, if any, or the pod's namespace.
     pub project: Option<String>,
-    /// The compose service, if any; a pod's service account.
+    /// The container's compose service, if any, or the pod's service account.
     pub service: Option<String>,
-    /// The full container id; a pod's uid.
+    /// The container's full id, or the pod's uid.
     pub workload: String,
 }
 
-/// The kinds of agents that enrol.
+/// What an attested agent runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A container of a Docker Engine.
     Container,
-    /// A pod.
+    /// A pod of Kubernetes.
     Pod,
 }
 
 impl Kind {
-    /// Returns the segment that stands for it in the path of a SPIFFE id.
+    /// Returns the name of this kind in the path of a SPIFFE id.
     fn segment(self) -> &'static str {
         match self {
             Self::Container => "docker",
@@ -45,7 +46,7 @@ impl Kind {
     }
 }
 
-/// A URI that is not the identity of an attested agent.
+/// The error of a URI that is not the identity of an attested agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not the identity of an attested agent (spiffe://<trust-domain>/docker/<project>/<service>/<container-id>, or \
@@ -53,9 +54,10 @@ impl Kind {
 )]
 pub struct ParseError;
 
+/// The text of a field that is absent.
 const ABSENT: &str = "-";
-/// Everything but these is encoded in a field.
-const VERBATIM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+/// The characters that are percent-encoded in a field.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
 impl fmt::Display for AgentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -75,7 +77,7 @@ impl fmt::Display for AgentId {
 impl FromStr for AgentId {
     type Err = ParseError;
 
-    /// Accepts exactly what [`fmt::Display`] prints, and no other spelling of it.
+    /// Accepts only the spelling that [`fmt::Display`] writes.
     fn from_str(uri: &str) -> Result<Self, ParseError> {
         let fields: Vec<&str> = uri.strip_prefix("spiffe://").ok_or(ParseError)?.split('/').collect();
         let [trust_domain, kind, project, service, workload] = fields[..] else { return Err(ParseError) };
@@ -89,19 +91,19 @@ impl FromStr for AgentId {
             workload: decode(workload)?,
         };
         let empty = id.trust_domain.is_empty() || id.workload.is_empty();
-        // One identity has one spelling, so that comparing texts and comparing identities can't differ.
+        // One identity has one spelling, so that identities are equal if and only if their texts are.
         if empty || id.to_string() != uri { Err(ParseError) } else { Ok(id) }
     }
 }
 
 fn encode(field: &str) -> String {
-    // A lone "-" means absence, and "." and ".." are no path segments (SPIFFE-ID section 2.2).
+    // A field "-" would mean an absent one, and "." and ".." are not allowed as path segments (SPIFFE-ID section 2.2).
     let reserved = matches!(field, ABSENT | "." | "..");
-    utf8_percent_encode(field, if reserved { NON_ALPHANUMERIC } else { VERBATIM }).to_string()
+    utf8_percent_encode(field, if reserved { NON_ALPHANUMERIC } else { ENCODED }).to_string()
 }
 
-/// Decodes `field`; what is left of a malformed one makes [`AgentId::from_str`] refuse it, since it
-/// is not encoded that way.
+/// Decodes `field`. A malformed escape such as `%6` is left as it is: [`AgentId::from_str`] refuses
+/// it, because it accepts only the spelling that [`encode`] writes.
 fn decode(field: &str) -> Result<String, ParseError> {
     percent_decode_str(field).decode_utf8().map(Cow::into_owned).map_err(|_| ParseError)
 }

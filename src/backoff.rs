@@ -11,7 +11,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Returns pauses of `first`, twice that, four times that, up to `longest`.
+    /// Creates a back-off whose first pause is `first`. Each further pause is twice as long, up to `longest`.
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, next: first }
     }
@@ -23,7 +23,7 @@ impl Backoff {
         now
     }
 
-    /// Starts again at the first pause, after a success.
+    /// Makes the next pause the first one again. Callers do so after a success.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

@@ -5,8 +5,10 @@ use std::str::FromStr;
 
 use rustls_pki_types::CertificateDer;
 
-/// SHA-256 of a certificate's DER. Prints as `AA:BB:..`, like `openssl x509 -fingerprint -sha256`
-/// and what OpenClaw pins.
+/// The SHA-256 digest of a certificate's DER.
+///
+/// Its text is `AA:BB:..`, which is also the form that `openssl x509 -fingerprint -sha256` prints
+/// and that OpenClaw pins.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
@@ -18,7 +20,7 @@ impl Fingerprint {
     }
 }
 
-/// The text is no SHA-256 fingerprint.
+/// The error of a text that is not a SHA-256 fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "not a SHA-256 fingerprint: expected 64 hexadecimal digits, with or without colons, optionally prefixed with \

@@ -1,5 +1,5 @@
-//! Properties that hold for all input bytes. Each function here is a target of the fuzzer (`fuzz/`)
-//! and a property test.
+//! Properties that hold for every input. Each public function checks one input: the fuzz targets in
+//! `fuzz/` call it with the bytes that cargo-fuzz finds, and the property tests below with random ones.
 
 mod h2_streams;
 
@@ -37,7 +37,7 @@ const PROXY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
 const AGENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 9);
 
-/// The configuration of all targets, created once, because that takes longer than a run of a target.
+/// The configuration of all targets. It is created once, because that takes longer than one run of a target.
 static RULES: LazyLock<(Config, RequestRules)> = LazyLock::new(|| {
     let config = config();
     let rules = RequestRules::new(&config);
@@ -53,10 +53,11 @@ fn config() -> Config {
     config
 }
 
-/// A request head for the gateway. The first byte selects the peer, the first line is the path,
-/// each further line a field.
+/// Builds the head of a request to the gateway from `data`, and asserts that nothing in it makes the
+/// client local or bypasses a path rule.
 ///
-/// Nothing that a client sends makes it local, or lets it past a path rule.
+/// The first byte of `data` selects the peer and the version of HTTP. The first line after it is the
+/// path, and each further line a field.
 pub fn head(data: &[u8]) {
     let Some((&kind, text)) = data.split_first() else { return };
     let (config, rules) = &*RULES;
@@ -124,7 +125,8 @@ fn same_name(key: &HeaderName, name: &str) -> bool {
     key.as_str().replace(['_', '.'], "-") == name
 }
 
-/// Whether a lenient reader could take `path` for one under `/private`.
+/// Returns whether the gateway could read `path` as a path below `/private`, if it decodes
+/// percent-encoding up to three times, ignores case, and resolves dot segments and backslashes.
 fn reads_as_private(path: &str) -> bool {
     let mut bytes = path.as_bytes().to_vec();
     for _ in 0..3 {
@@ -142,7 +144,8 @@ fn reads_as_private(path: &str) -> bool {
     segments.first().is_some_and(|segment| segment == "private")
 }
 
-/// Trailers, one on each line: none of what a head may not say gets through.
+/// Scrubs trailers, and asserts that no field that a request head may not have is left. Each line of
+/// `data` is the name of a trailer.
 pub fn trailers(data: &[u8]) {
     let mut trailers = http::HeaderMap::new();
     for line in data.split(|byte| *byte == b'\n') {
@@ -165,7 +168,8 @@ pub fn trailers(data: &[u8]) {
     }
 }
 
-/// A PROXY header as a trusted proxy would send it.
+/// Parses `data` as a PROXY header of either version. Asserts that it is not valid as both, and that the
+/// client of a version 1 header is the address in its text.
 pub fn proxy_header(data: &[u8]) {
     let v1 = parse_v1(data);
     let v2 = parse_v2(data);
@@ -177,7 +181,8 @@ pub fn proxy_header(data: &[u8]) {
     }
 }
 
-/// The lines of an agent, or of a sidecar, during enrolment.
+/// Parses `data` as each message of the enrolment protocol, and as a certificate signing request.
+/// Nothing may panic.
 pub fn enrolment(data: &[u8]) {
     let stream = || tokio::io::join(data, tokio::io::sink());
     let request =
@@ -193,8 +198,9 @@ pub fn enrolment(data: &[u8]) {
     }
 }
 
-/// An HTTP/1.1 connection, cut into pieces by the first byte: cuts make no difference, and what is
-/// not refused is not touched.
+/// Passes the bytes of an HTTP/1.1 connection through [`H1RequestGuard`] at once, and again in pieces
+/// whose size is the first byte. Asserts that the results are equal, and that the guard changes no
+/// byte unless it refuses a head.
 pub fn h1_request_guard(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
     let (mut whole, mut raw) = (bytes.to_vec(), Vec::new());
@@ -215,13 +221,13 @@ pub fn h1_request_guard(data: &[u8]) {
     assert_eq!(raw, raw_in_pieces);
 }
 
-/// A client's bytes, one at a time, on their way to hyper.
+/// A client's connection from which hyper reads one byte at a time, after [`H1RequestGuard`].
 struct Trickle<'a> {
     rest: &'a [u8],
     guard: H1RequestGuard,
-    /// What is left of an encoded byte.
+    /// The bytes of a percent-encoded character that hyper has not read yet.
     encoded: Vec<u8>,
-    /// What [`H1RequestGuard`] makes of the last byte: whether it ended a head.
+    /// Whether the guard saw the end of a head whose request hyper has not passed on yet.
     head_ended: Rc<Cell<bool>>,
 }
 
@@ -261,8 +267,8 @@ impl AsyncWrite for Trickle<'_> {
     }
 }
 
-/// An HTTP/1.1 connection, as hyper reads it: where a head ends, and what is a body,
-/// [`H1RequestGuard`] sees as hyper does.
+/// Serves an HTTP/1.1 connection with hyper behind [`H1RequestGuard`]. Asserts that both see the end of
+/// each head at the same byte, and that the guard encodes the characters that hyper does not.
 pub fn requests(data: &[u8]) {
     let head_ended = Rc::<Cell<bool>>::default();
     let text = String::from_utf8_lossy(data).to_ascii_lowercase();
@@ -286,7 +292,7 @@ pub fn requests(data: &[u8]) {
         }),
     );
     let mut connection = pin!(connection);
-    // It is never hyper that has to wait, so it is over after a while; now and then it lets others go first.
+    // Reads and writes never block, so hyper returns `Pending` only to let other tasks run.
     while connection.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {}
 }
 
@@ -297,7 +303,7 @@ mod tests {
 
     use super::*;
 
-    /// Bytes made of `words` as often as of anything else.
+    /// Generates inputs: one random byte, and then pieces of which 3 of 5 are one of `words`.
     fn bytes(words: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
             3 => proptest::sample::select(words).prop_map(|word| word.as_bytes().to_vec()),

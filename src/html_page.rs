@@ -1,8 +1,8 @@
-//! The frame of loopgate's HTML pages: without scripts, and without anything that is loaded.
+//! The frame of loopgate's HTML pages. A page has no scripts and loads no other resource.
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-/// Renders a page with this title and style sheet; `head` is added to its head.
+/// Renders a page. `style` is its style sheet, and `head` further content of its `<head>` element.
 pub fn html_page(title: &str, style: &str, head: &Markup, body: &Markup) -> String {
     html! {
         (DOCTYPE)

@@ -1,9 +1,9 @@
 //! The HTTP/1.1 client for loopgate's own requests, one request per connection: to the container
-//! engine, the Kubernetes API server, the OpenTelemetry collector, and the gateway when it is
-//! probed.
+//! engine, the Kubernetes API server, the OpenTelemetry collector, and the gateway when loopgate
+//! probes it.
 //!
-//! Streams and bodies are boxed, so that the binary holds one instance of this client instead of
-//! one per type. Requests of clients to the gateway take another path, the [proxy](crate::proxy).
+//! Streams and bodies are boxed, so that the binary contains one instance of this client instead of
+//! one per type. The requests of clients don't use it: the [proxy](crate::proxy) forwards them.
 
 use std::error::Error;
 use std::future::{Future, poll_fn};
@@ -27,7 +27,7 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// A future that drives the connection: it must be polled until it is terminated. Dropping it closes the connection.
+/// A future that drives a connection. It must be polled until it is terminated. Dropping it closes the connection.
 pub type Connection = Fuse<BoxFuture<'static, ()>>;
 
 /// A response body that drives its connection while it is read. Dropping it closes the connection.
@@ -66,7 +66,7 @@ async fn boxed(
 }
 
 impl ResponseBody {
-    /// Returns the body and the connection apart, for a caller that drives the connection itself.
+    /// Returns the body and the connection separately, for a caller that drives the connection itself.
     pub fn split(self) -> (Incoming, Connection) {
         (self.body, self.connection)
     }
@@ -98,8 +98,8 @@ mod tests {
 
     use super::*;
 
-    /// Sends a request to a server that answers with `sent`, and closes its side afterwards if
-    /// `closes`. Returns the result and the server.
+    /// Sends a request to a server that answers with the bytes `sent`, and then closes its side if
+    /// `closes`. Returns the result of the request, and the server's end of the connection.
     async fn answered(sent: &str, closes: bool) -> (hyper::Result<Response<ResponseBody>>, DuplexStream) {
         let (client, mut server) = duplex(1024);
         let answering = async {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use prometheus_client::encoding::{EncodeLabelValue, LabelValueEncoder};
 
-/// Which lane a connection or a request is on.
+/// The lane of a connection or a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LaneKind {
     /// The gateway sees a local client.
@@ -23,7 +23,7 @@ impl LaneKind {
     }
 }
 
-/// Which version of HTTP a client speaks.
+/// The version of HTTP that a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// HTTP/1.1, and HTTP/1.0.
@@ -33,7 +33,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Returns the protocol that `alpn` negotiated; HTTP/1.1 where it negotiated none.
+    /// Returns the protocol that ALPN negotiated: HTTP/2 for `h2`, else HTTP/1.1.
     pub fn of_alpn(alpn: Option<&[u8]>) -> Self {
         if alpn == Some(b"h2") { Self::Http2 } else { Self::Http1 }
     }

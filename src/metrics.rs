@@ -1,4 +1,6 @@
-//! Counters and gauges, in one struct for each module that has some. Clones of a struct share their values.
+//! The metrics of loopgate: counters, gauges and histograms, in one struct for each area.
+//!
+//! A clone of a struct shares its counters with the original.
 
 pub mod discovery;
 pub mod enrolment;

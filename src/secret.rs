@@ -1,4 +1,5 @@
-//! A secret that is wiped from memory when it is dropped, and can't be printed by accident.
+//! Secrets, such as the gateway's token. A secret is wiped from memory when it is dropped, and its
+//! debug output hides it.
 
 use std::fmt;
 use std::io;
@@ -7,31 +8,31 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// A token. Debug output hides it; [`Secret::expose`] is the one way to read it.
+/// A secret text. Only [`Secret::expose`] and serialization reveal it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Zeroizing<String>);
 
-/// The most bytes that are read of a secret's file.
+/// The number of bytes of a secret's file that are read; the rest is ignored.
 const MAX_BYTES: u64 = 16 * 1024;
 
-/// The variable from which OpenClaw and loopgate read the gateway's token.
+/// The environment variable from which OpenClaw and loopgate read the gateway's token.
 pub const GATEWAY_TOKEN_VARIABLE: &str = "OPENCLAW_GATEWAY_TOKEN";
 
 impl Secret {
-    /// Wraps a secret.
+    /// Takes `secret` as it is.
     pub fn new(secret: impl Into<Zeroizing<String>>) -> Self {
         Self(secret.into())
     }
 
-    /// Reads a file that holds one secret, without the white space around it. Blocks.
+    /// Reads a file that contains one secret, without the white space around it. Blocks.
     ///
     /// # Errors
-    /// If the file can't be read, is empty, is not UTF-8, or holds a control character, which a header can't carry.
+    /// If the file can't be read, is empty, is not UTF-8, or contains a control character, which a header can't carry.
     pub fn read_file(path: &Path) -> io::Result<Self> {
         use std::io::Read;
         let mut text = Zeroizing::new(String::new());
         std::fs::File::open(path)?.take(MAX_BYTES).read_to_string(&mut text)?;
-        // Windows editors put a byte order mark first.
+        // Windows editors begin a file with a byte order mark.
         let secret = text.trim_start_matches('\u{feff}').trim();
         if secret.is_empty() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the file holds no secret"));
@@ -42,11 +43,11 @@ impl Secret {
         Ok(Self(Zeroizing::new(secret.to_owned())))
     }
 
-    /// Reads the gateway's token as every command does: from `file`, or else from the variable
-    /// OPENCLAW_GATEWAY_TOKEN, which OpenClaw reads itself. `None` if neither is given. Blocks.
+    /// Reads the gateway's token from `file`, or else from [`GATEWAY_TOKEN_VARIABLE`]. Returns
+    /// `None` if there is no file and the variable is unset or empty. Blocks.
     ///
     /// # Errors
-    /// If the file can't be read or holds no secret.
+    /// If the file can't be read or contains no secret.
     pub fn gateway_token(file: Option<&Path>) -> io::Result<Option<Self>> {
         Self::file_or_value(file, std::env::var(GATEWAY_TOKEN_VARIABLE).ok())
     }
@@ -54,7 +55,8 @@ impl Secret {
     fn file_or_value(file: Option<&Path>, value: Option<String>) -> io::Result<Option<Self>> {
         match file {
             Some(file) => Self::read_file(file).map(Some),
-            // Compose files write `OPENCLAW_GATEWAY_TOKEN: ${OPENCLAW_GATEWAY_TOKEN:-}`.
+            // Compose files have `OPENCLAW_GATEWAY_TOKEN: ${OPENCLAW_GATEWAY_TOKEN:-}`, which sets
+            // an empty variable in the container if the host has none.
             None => Ok(value
                 .map(Zeroizing::new)
                 .filter(|value| !value.trim().is_empty())
@@ -62,7 +64,7 @@ impl Secret {
         }
     }
 
-    /// The secret itself.
+    /// Returns the secret as text.
     pub fn expose(&self) -> &str {
         &self.0
     }

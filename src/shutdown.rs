@@ -1,4 +1,4 @@
-//! Shutdown: one token asks all tasks to end, a tracker waits for them, and a deadline limits the wait.
+//! Graceful shutdown: a token asks all tasks to end, a tracker waits for them, and a deadline limits the wait.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub struct Shutdown {
 struct Tokens {
     /// Cancelled when the shutdown begins.
     begun: CancellationToken,
-    /// Cancelled when it must not take longer.
+    /// Cancelled when the tasks must end at once.
     aborted: CancellationToken,
 }
 

@@ -1,14 +1,19 @@
-//! Support for tests of several modules: network namespaces, and tests in processes of their own.
+//! Support for the unit tests of several modules: network namespaces, and tests that run in a
+//! process of their own.
 
 use std::process::Command;
 
-/// Runs `ip` of iproute2, within the namespace of this process.
+/// Runs `ip` of iproute2 with `arguments`, in the network namespace of this process.
+///
+/// # Panics
+/// If the command fails.
 pub fn ip(arguments: &str) {
     let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Returns the command that runs another one in a new network namespace; `None` if none may create a link there.
+/// Returns the words of a command, such as `unshare --net`, that runs the command after them in a new network
+/// namespace. `None` if this process may not create a namespace with links in it.
 pub fn namespace_maker() -> Option<&'static [&'static str]> {
     const MAKERS: [&[&str]; 2] = [&["unshare", "--net"], &["unshare", "--user", "--map-root-user", "--net"]];
     MAKERS.into_iter().find(|maker| {
@@ -18,13 +23,17 @@ pub fn namespace_maker() -> Option<&'static [&'static str]> {
     })
 }
 
-/// Reports that a test was skipped. That is a failure in CI, where all that the tests need is installed.
+/// Prints that the calling test is skipped, and why.
+///
+/// # Panics
+/// In CI, because everything that the tests need is installed there.
 pub fn skipped(why: &str) {
     assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "{why}");
     eprintln!("SKIPPED: {why}");
 }
 
-/// Runs `body`, the body of the test called `name`, in a process of its own that `launcher` starts.
+/// Runs `body`, the body of the test called `name`, in a new process that `launcher` starts. To do so it starts this
+/// test binary again, for that one test.
 pub fn in_own_process(launcher: &[&str], name: &str, body: impl AsyncFnOnce()) {
     const INSIDE: &str = "TEST_IN_OWN_PROCESS";
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {

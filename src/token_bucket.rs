@@ -7,14 +7,14 @@ use tokio::time::Instant;
 /// How many events a client may cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// The most events at once.
+    /// The largest number of events at once.
     pub burst: u32,
     /// The time after which one more event is allowed.
     pub interval: Duration,
 }
 
 impl Rate {
-    /// Returns a rate of `count` events a second, and as many at once. `count` must not be 0.
+    /// Returns a rate of `count` events per second, with a burst of `count` events. `count` must not be 0.
     pub fn per_second(count: u32) -> Self {
         Self { burst: count, interval: Duration::from_secs(1) / count }
     }
@@ -27,12 +27,12 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// Returns a bucket that is full `now`.
+    /// Creates a bucket that is full at the time `now`.
     pub fn full(now: Instant) -> Self {
         Self { full_at: now }
     }
 
-    /// Takes one token; returns whether there was one.
+    /// Takes one token if there is one, and returns whether there was.
     pub fn try_take(&mut self, rate: Rate, now: Instant) -> bool {
         let full_at = self.full_at.max(now) + rate.interval;
         let allowed = full_at - now <= rate.interval * rate.burst;
@@ -42,7 +42,7 @@ impl TokenBucket {
         allowed
     }
 
-    /// Returns whether no token is missing, so that the bucket can be forgotten.
+    /// Returns whether no token is missing. A full bucket need not be stored.
     pub fn is_full(&self, now: Instant) -> bool {
         self.full_at <= now
     }

@@ -27,19 +27,19 @@ pub fn count() -> usize {
     wanted.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
-/// Returns the index of the worker that runs this thread; 0 on any other thread.
+/// Returns the index of the worker that calls this function, or 0 on a thread that is not a worker.
 pub fn index() -> usize {
     INDEX.get()
 }
 
-/// The worker threads. Dropping this ends them and drops the tasks that still run on them.
+/// The worker threads. Dropping this value ends them and drops the tasks that still run on them.
 #[derive(Debug)]
 pub struct Workers {
     pool: WorkerPool,
     _stop: DropGuard,
 }
 
-/// A handle that runs tasks on the workers.
+/// Runs tasks on the workers. Clones refer to the same workers.
 #[derive(Clone, Debug)]
 pub struct WorkerPool(Arc<[Worker]>);
 
@@ -54,7 +54,7 @@ impl fmt::Debug for Worker {
     }
 }
 
-/// A connection's slot on a worker, released when dropped.
+/// The place of one connection on a worker, which counts as one of the worker's connections until it is dropped.
 #[derive(Debug)]
 pub struct WorkerSlot {
     worker: usize,
@@ -65,7 +65,7 @@ impl Workers {
     /// Starts `count` threads.
     ///
     /// # Errors
-    /// The operating system refuses a thread or its event queue.
+    /// If the operating system refuses to create a thread or its event queue.
     pub fn start(count: usize) -> io::Result<Self> {
         let stop = CancellationToken::new();
         let pool: io::Result<Vec<_>> = (0..count).map(|index| Worker::start(index, stop.clone())).collect();
@@ -73,7 +73,7 @@ impl Workers {
         Ok(Self { pool: WorkerPool(pool?.into()), _stop: stop })
     }
 
-    /// Returns a handle that runs tasks on the workers.
+    /// Returns the pool that runs tasks on these threads.
     pub fn pool(&self) -> &WorkerPool {
         &self.pool
     }
@@ -112,7 +112,7 @@ impl WorkerPool {
         self.0.len()
     }
 
-    /// Takes a slot on the worker that has the fewest connections.
+    /// Assigns a connection to the worker that has the fewest.
     pub fn assign(&self) -> WorkerSlot {
         let connections = |worker: &Worker| worker.connections.load(Ordering::Relaxed);
         let (worker, least) =
@@ -121,17 +121,17 @@ impl WorkerPool {
         WorkerSlot { worker, connections: Arc::clone(&least.connections) }
     }
 
-    /// Runs `task` in the runtime of the worker with this index. The task is dropped if the workers have ended.
+    /// Runs `task` in the runtime of the worker with the index `worker`. The task is dropped if the workers have ended.
     ///
     /// # Panics
-    /// There is no worker with this index.
+    /// If there is no worker with this index.
     pub fn run(&self, worker: usize, task: impl Future<Output = ()> + Send + 'static) {
         let _ = self.0[worker].tasks.send(Box::pin(task));
     }
 }
 
 impl WorkerSlot {
-    /// Returns the index of its worker.
+    /// Returns the index of the worker that the connection is assigned to.
     pub fn worker(&self) -> usize {
         self.worker
     }

@@ -1,4 +1,4 @@
-//! Reads environment variables: `LOOPGATE_` and the flag's name.
+//! Reads options from environment variables. The name of a variable is `LOOPGATE_` and the name of the flag.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -7,10 +7,11 @@ use super::key::KEYS;
 use super::layer::{Given, Layer, Origin};
 use super::option::{Form, VARIABLE_PREFIX};
 
-/// Reads `variables`. `known` are variables of other commands, which are skipped.
+/// Reads the options in `variables`. Skips the variables in `known`, which belong to other commands. A
+/// variable with loopgate's prefix that is neither is a problem of the layer.
 ///
-/// An empty variable counts as unset, because compose files set an undefined variable to that. As
-/// an empty list it would also override `external.deny` of the file.
+/// An empty variable counts as unset: compose files pass a variable that the host does not have as an
+/// empty one, and as an empty list it would override `external.deny` of the file.
 pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &BTreeSet<String>) -> Layer {
     let mut layer = Layer::default();
     for (name, value) in variables {
@@ -38,10 +39,11 @@ pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>, known: &B
     layer
 }
 
-/// Returns whether Kubernetes (or a Docker link) set this variable for a service whose name begins with `loopgate`.
+/// Returns whether `name` is a variable that Kubernetes, or a link of Docker, sets in every container
+/// for a service whose name begins with `loopgate`.
 ///
-/// Its forms are `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]` and
-/// `{SVC}_PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`. No option ends like that.
+/// Such variables are called `{SVC}_SERVICE_HOST`, `{SVC}_SERVICE_PORT[_NAME]` or
+/// `{SVC}_PORT[_80_TCP[_PROTO|_PORT|_ADDR]]`. No option has a name that ends like that.
 fn is_service_link(name: &str) -> bool {
     let Some((_, after)) =
         name.rsplit_once("_PORT_").filter(|(_, after)| after.starts_with(|c: char| c.is_ascii_digit()))

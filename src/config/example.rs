@@ -1,10 +1,11 @@
-//! Makes the example file: every key with its default and help, from the table of options.
+//! Generates the example file from the table of options: every key with its default and help.
 
 use super::key::KEYS;
 use super::layer::Layer;
 use super::option::Key;
 use super::show::value;
 
+/// The example of path rules, which are not in the table of options.
 const RULES: &str = "
 # Rules for the paths of external requests, first match wins; all are open without a rule.
 # [[external.paths]]
@@ -16,14 +17,14 @@ const RULES: &str = "
 # deny = \"/\"
 ";
 
-/// The text of the file. It gives the defaults.
+/// Returns the text of the example file. Its values are the defaults.
 pub fn example() -> String {
     let defaults = Layer::defaults();
     let mut out = String::from("# Every key of loopgate's configuration file, with its default.\n");
     let mut table = "";
     for key in KEYS.iter() {
         if key.table() != table {
-            // Rules have no flag, so the table of options lacks them.
+            // The rules follow the other keys of their table.
             if table == "external" {
                 out.push_str(RULES);
             }

@@ -1,4 +1,4 @@
-//! Reads the TOML file, with the line of each value.
+//! Reads the TOML configuration file, and remembers the line of each value.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use super::key::{KEYS, PATHS};
 use super::layer::{Given, GivenRule, Layer, Origin};
 use super::option::{Form, Key};
 
-/// Reads a file. If it can't be read, the layer has a problem at `place`, which names the file.
+/// Reads the configuration from `file`. If the file can't be read, the layer has a problem at `place`: the
+/// flag or the variable that named the file.
 pub fn read(file: &Path, place: &str) -> Layer {
     match std::fs::read_to_string(file) {
         Ok(text) => parse(&text, file),
@@ -23,9 +24,9 @@ pub fn read(file: &Path, place: &str) -> Layer {
     }
 }
 
-/// Reads the text of a file that is called `name`.
+/// Parses `text` as the content of a file called `name`. Problems are reported in the layer.
 pub fn parse(text: &str, name: &Path) -> Layer {
-    // Windows editors put a byte order mark first.
+    // Windows editors begin a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut reader = Reader { text, name: name.into(), layer: Layer::default() };
     let (root, mut errors) = DeTable::parse_recoverable(text);
@@ -34,7 +35,7 @@ pub fn parse(text: &str, name: &Path) -> Layer {
     }
     let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
     errors.sort_by_key(start);
-    // One fault may cause further errors after it, so only the first is reported.
+    // One syntax error often causes others after it, so only the first is reported.
     if let Some(error) = errors.first() {
         let at = start(error);
         reader.layer.report(format!("{}:{}", name.display(), reader.line(at)), one_line(error.message()));
@@ -42,12 +43,12 @@ pub fn parse(text: &str, name: &Path) -> Layer {
     reader.layer
 }
 
-/// Puts a message of the `toml` crate on one line.
+/// Replaces the line breaks of a message from the `toml` crate by spaces.
 fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A rule of `[[external.paths]]` as the file spells it.
+/// A rule of `[[external.paths]]`, as written in the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileRule {
@@ -104,13 +105,14 @@ impl Reader<'_> {
             (Form::List(_), DeValue::Array(items)) => items.iter().map(|item| self.text(key, item)).collect(),
             _ => self.text(key, value).map(|given| vec![given]),
         };
-        // A wrong type was reported already.
+        // If the value has the wrong type, `text` has reported it.
         if let Some(given) = texts {
             self.layer.set(key, given);
         }
     }
 
-    /// The value as a flag would state it, if it has the type of the key.
+    /// Returns `value` in the form that the option's flag takes. If its type is not the option's, reports that and
+    /// returns `None`.
     fn text(&mut self, key: &'static Key, value: &Spanned<DeValue<'_>>) -> Option<Given> {
         let at = value.span().start;
         let (text, wanted) = match (key.form, value.get_ref()) {

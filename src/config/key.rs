@@ -1,6 +1,6 @@
-//! The one table of options of `loopgate run`: flag, key in the file, form, default and help.
+//! The table of all options of `loopgate run`: flag, path in the file, form, default and help.
 //!
-//! Flags, variables, the file, help, completions, `config show` and `config schema` are all made from this table.
+//! Flags, variables, the file's keys, help, completions, `config show` and `config schema` are made from this table.
 
 use std::sync::LazyLock;
 
@@ -9,19 +9,20 @@ use super::option::Key;
 
 mod limits;
 
-/// The key of the path rules, the only option without a flag, because their order matters.
+/// The path of the path rules in the file. They are the only option without a flag and an entry in
+/// [`KEYS`], because a rule is a table and the order of rules matters.
 pub const PATHS: &str = "external.paths";
 
-/// The option with this flag.
+/// Returns the option with this flag.
 ///
 /// # Panics
 ///
-/// If there is none, which is a bug in loopgate.
+/// If no option has this flag, which is a bug in loopgate.
 pub fn key(flag: &str) -> &'static Key {
     KEYS.iter().find(|key| key.flag == flag).unwrap_or_else(|| panic!("no option is called {flag}"))
 }
 
-/// All options, in the order of the help and of the example file.
+/// All options, in the order that the help and the example file have.
 pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(|| {
     [TOP_LEVEL, GATEWAY, LISTEN, TLS, DOCKER, KUBERNETES, AGENTS, EXTERNAL, HTTP, limits::LIMITS, LOG].concat()
 });

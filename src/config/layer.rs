@@ -1,4 +1,4 @@
-//! The values that one source gives, and how sources are merged.
+//! The option values of one source (flags, environment, file or defaults), and how sources are merged.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::key::KEYS;
 use super::option::Key;
 
-/// The options that one source (flags, environment, file, defaults) gives, not yet validated.
+/// The options that one source sets, not yet validated; or the options of several merged sources.
 #[derive(Clone, Debug, Default)]
 pub struct Layer {
     given: BTreeMap<&'static str, Vec<Given>>,
@@ -18,47 +18,47 @@ pub struct Layer {
     pub problems: Vec<Problem>,
 }
 
-/// A value as it was typed.
+/// One value of an option, not yet parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Given {
-    /// The text; numbers and switches too.
+    /// The value in the form that the option's flag takes.
     pub text: String,
-    /// Its source.
+    /// Where the value was set.
     pub origin: Origin,
 }
 
-/// A path rule as it was typed.
+/// A path rule, not yet validated.
 #[derive(Clone, Debug)]
 pub struct GivenRule {
     /// The prefix of an `allow` rule.
     pub allow: Option<String>,
     /// The prefix of a `deny` rule.
     pub deny: Option<String>,
-    /// The methods it is for.
+    /// The methods that the rule applies to; empty for all.
     pub methods: Vec<String>,
-    /// Whether it lets WebSocket upgrades pass.
+    /// Whether the rule lets WebSocket upgrades pass.
     pub upgrade: bool,
-    /// The port of the gateway's address that it is for.
+    /// The port of the gateway that the rule applies to; `None` for all.
     pub port: Option<u16>,
-    /// Its source.
+    /// Where the rule was set.
     pub origin: Origin,
 }
 
-/// Where a value came from.
+/// Where a value was set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Built in.
+    /// The value is the option's default.
     Default,
     /// A command line flag.
     Flag,
     /// An environment variable.
     Variable,
-    /// A line, counted from 1, of a file.
+    /// A file and the line in it, counted from 1.
     File(Arc<Path>, usize),
 }
 
 impl Origin {
-    /// Names the place where `key` was given, so that a user finds it: flag, variable, or file and line.
+    /// Returns the place where a user finds the value of `key`: its flag, its variable, or file, line and path.
     pub fn place(&self, key: &Key) -> String {
         match self {
             Self::Default => format!("the default of --{}", key.flag),
@@ -69,10 +69,10 @@ impl Origin {
     }
 }
 
-/// One problem of the configuration, which keeps loopgate from starting.
+/// One problem of the configuration. loopgate does not start with a configuration that has problems.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where it is: a flag, a variable, or a key of the file with its line.
+    /// The place of the problem: a flag, a variable, or a file with a line and a path.
     pub place: String,
     /// What is wrong there.
     pub what: String,
@@ -85,7 +85,7 @@ impl fmt::Display for Problem {
 }
 
 impl Layer {
-    /// The bottom layer.
+    /// Returns the layer with the default of every option.
     pub fn defaults() -> Self {
         let mut layer = Self::default();
         for key in KEYS.iter() {
@@ -94,12 +94,12 @@ impl Layer {
         layer
     }
 
-    /// Sets the values of an option; none sets an empty list.
+    /// Sets the values of an option. With no values, the option is set to an empty list.
     pub fn set(&mut self, key: &'static Key, values: impl IntoIterator<Item = Given>) {
         self.given.insert(key.flag, values.into_iter().collect());
     }
 
-    /// The values given for an option.
+    /// Returns the values of an option, or an empty slice if the layer does not set it.
     pub fn get(&self, key: &Key) -> &[Given] {
         self.given.get(key.flag).map_or(&[], Vec::as_slice)
     }
@@ -109,7 +109,8 @@ impl Layer {
         self.problems.push(Problem { place: place.into(), what: what.into() });
     }
 
-    /// This layer on top of `below`: an option it gives hides the one below, lists included.
+    /// Merges this layer with `below`, which it takes precedence over. A list replaces the list in
+    /// `below` as a whole. Keeps the problems of both layers.
     pub fn over(mut self, mut below: Self) -> Self {
         below.given.append(&mut self.given);
         below.paths = self.paths.or(below.paths);

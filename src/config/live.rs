@@ -1,30 +1,31 @@
-//! Applies a new configuration to a running sidecar.
+//! Decides which options of a new configuration a running sidecar takes over.
 
 use super::option::Key;
 use super::settings::{Agents, Config, External, Http, Limits, Listen, Log, Tls};
 
-/// Applies `wanted` to a configuration that runs as `running`: options that can change live change, the others stay.
+/// Merges the configuration `wanted` with the one that is in use, `running`: options that can change live are
+/// taken from `wanted`, all others from `running`.
 ///
-/// Returns the configuration to run with, and the keys that differ but need a restart.
+/// Returns the merged configuration, and the keys of the options that differ but need a restart.
 pub fn apply(running: &Config, mut wanted: Config) -> (Config, Vec<&'static str>) {
     let kept = keep_restart_options(&mut wanted, running);
     let changed = kept.0.iter().filter(|option| option.differs);
     (wanted, changed.flat_map(|option| option.keys).copied().collect())
 }
 
-/// When a changed option takes effect after a reload.
+/// When a changed option takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// At once. Connections that are no longer authorized are closed.
+    /// At the reload, for open connections as well. Connections that are no longer authorized are closed.
     AtOnce,
-    /// For new connections; an open one keeps the values with which it began (but `limits.head_fields` is also
-    /// checked for each request).
+    /// At the reload, for new connections. An open connection keeps the old value, except that each
+    /// request is checked against the new `limits.head_fields` as well.
     NewConnections,
-    /// After a restart.
+    /// At the next start of loopgate.
     Restart,
 }
 
-/// Options outside of `limits` that an open connection keeps as they were.
+/// The options outside of the table `limits` whose old value an open connection keeps.
 const KEPT_BY_CONNECTIONS: [&str; 3] = ["listen.proxy_protocol", "log.access", "log.traceparent"];
 
 impl Effect {
@@ -44,20 +45,20 @@ impl Effect {
     }
 }
 
-/// Options that need a restart, and are kept together.
+/// A value of [`Config`] that only a restart changes.
 struct RestartOption {
-    /// Their keys, or that of a whole table.
+    /// The keys of the options that make up the value, or the name of a whole table.
     keys: &'static [&'static str],
     /// Whether the wanted value differed from the running one.
     differs: bool,
 }
 
-/// All options that need a restart.
+/// All values of [`Config`] that only a restart changes.
 #[derive(Default)]
 struct Kept(Vec<RestartOption>);
 
 impl Kept {
-    /// Sets `wanted` to the `running` value.
+    /// Sets `wanted` to the `running` value, and adds the value to this list.
     fn keep<T: Clone + PartialEq>(&mut self, keys: &'static [&'static str], wanted: &mut T, running: &T) {
         let differs = wanted != running;
         if differs {
@@ -70,8 +71,8 @@ impl Kept {
 /// Sets the options of `wanted` that need a restart to their `running` values.
 ///
 /// The tables `gateway`, `kubernetes` and `docker` need a restart as a whole. Every other table is
-/// destructured without `..`, so that a new option does not compile before it is decided here
-/// whether it can change live (`_`) or not.
+/// destructured without `..`, so that the code does not compile with a new option until it is
+/// listed here: as `_` if it can change live.
 fn keep_restart_options(wanted: &mut Config, running: &Config) -> Kept {
     let Config {
         gateway,
@@ -144,6 +145,7 @@ fn keep_agents(kept: &mut Kept, wanted: &mut Agents, running: &Agents) {
     kept.keep(&["agents.certificate_life"], &mut wanted.certificate_life, certificate_life);
 }
 
+/// Keeps nothing, because all options of these tables can change live. It fails to compile if one is added.
 fn keep_none_of_external_and_http(external: &External, http: &Http) {
     let External {
         trusted_proxies: _,
@@ -196,10 +198,10 @@ fn keep_log(kept: &mut Kept, wanted: &mut Log, running: &Log) {
     kept.keep(&["log.otel_endpoint"], &mut wanted.otel_endpoint, otel_endpoint);
 }
 
-/// Returns the tables of the configuration in which `running` and `applied` differ, as far as their
-/// options change live.
+/// Returns the names of the tables in which `running` differs from `applied`, the merged
+/// configuration that [`apply`] returned for it.
 pub fn changed_tables(running: &Config, applied: &Config) -> Vec<&'static str> {
-    // What is not compared is kept as a whole.
+    // Options that are `_` need a restart, so they can't differ.
     let Config {
         listen,
         tls,

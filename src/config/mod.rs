@@ -38,16 +38,16 @@ impl Default for Config {
     }
 }
 
-/// Merges all sources: flags override the environment, which overrides the file, which overrides the defaults.
+/// Merges all sources. Flags override the environment, which overrides the file, which overrides the defaults.
 pub fn merge(flags: Layer, environment: Layer, file: Layer) -> Layer {
     flags.over(environment).over(file).over(Layer::defaults())
 }
 
-/// Merges and validates the sources.
+/// Merges the sources and validates the result.
 ///
 /// # Errors
 ///
-/// Every problem found.
+/// If a source or the merged configuration has problems. The error lists all of them.
 pub fn load(flags: Layer, environment: Layer, file: Layer) -> Result<Config, Error> {
     validate::validate(&merge(flags, environment, file))
 }

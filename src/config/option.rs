@@ -1,37 +1,38 @@
 //! The description of one option: its names, the form of its value, its default and its help.
 
-/// What every variable of loopgate begins with.
+/// The prefix of loopgate's environment variables.
 pub const VARIABLE_PREFIX: &str = "LOOPGATE_";
 
-/// One option.
+/// The description of one option.
 #[derive(Clone, Debug)]
 pub struct Key {
-    /// Its flag, without the dashes; the variable's name follows from it.
+    /// The option's flag, without the leading dashes. The name of its variable is made from it.
     pub flag: &'static str,
-    /// Its place in the TOML file, dotted.
+    /// The option's dotted path in the TOML file, such as `limits.head_bytes`.
     pub path: &'static str,
-    /// What its value looks like.
+    /// The form of the option's value.
     pub form: Form,
-    /// Its default, as a flag would state it.
+    /// The option's default, in the form that its flag takes.
     pub default: Option<&'static str>,
-    /// What it does, in one phrase without a full stop.
+    /// The option's help text: one phrase without a full stop.
     pub help: &'static str,
 }
 
-/// The shape of an option's value.
+/// The form of an option's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// `true` or `false`; the flag alone means `true`.
     Switch,
     /// A whole number.
     Number,
-    /// A time span such as `10s`, `500ms`, `2m`, or a bare number of seconds.
+    /// A time span such as `10s`, `500ms` or `2m`, or a number of seconds.
     Duration,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// Text; the field is its placeholder in the help.
+    /// Text. The field is the placeholder of the value in the help, such as `FILE`.
     Text(&'static str),
-    /// Any number of texts: the flag repeats, the variable separates by comma, the file has an array.
+    /// Any number of texts: a repeated flag, a variable with commas between the texts, or an array
+    /// in the file. The field is the placeholder of one text.
     List(&'static str),
 }
 
@@ -46,22 +47,22 @@ impl Key {
         Self { flag, path, form, default, help }
     }
 
-    /// The environment variable that sets it.
+    /// Returns the name of the environment variable that sets the option.
     pub fn variable(&self) -> String {
         format!("{VARIABLE_PREFIX}{}", self.flag.to_ascii_uppercase().replace('-', "_"))
     }
 
-    /// Returns whether it takes any number of values, none included.
+    /// Returns whether the option takes any number of values, including none.
     pub fn is_list(&self) -> bool {
         matches!(self.form, Form::List(_))
     }
 
-    /// The table of the file it is in; empty for the top level.
+    /// Returns the name of the file's table that contains the option; empty for the top level.
     pub fn table(&self) -> &'static str {
         self.path.split_once('.').map_or("", |(table, _)| table)
     }
 
-    /// Its name within that table.
+    /// Returns the option's name within its table.
     pub fn name(&self) -> &'static str {
         self.path.split_once('.').map_or(self.path, |(_, name)| name)
     }

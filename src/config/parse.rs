@@ -1,4 +1,5 @@
-//! Parses values. An error message continues the quoted value: `"x" is not an address`.
+//! Parses the text of option values. An error message is a phrase that follows the quoted value, as
+//! in `"x" is not an address`.
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,10 +17,10 @@ use tracing_subscriber::filter::Targets;
 use super::settings::{AgentService, Engine, Forward, ListenAddresses, ListenOn, PathTimeout};
 use crate::addr::canonical;
 
-/// A value, or the problem of its text.
+/// A parsed value, or why its text is invalid.
 pub type Parsed<T> = Result<T, String>;
 
-/// `true` or `false`; also `1`, `0`, `yes`, `no`, `on` and `off`, which are usual in environment variables.
+/// Parses `true` or `false`; also `1`, `0`, `yes`, `no`, `on` and `off`, which are common in environment variables.
 pub fn switch(text: &str) -> Parsed<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
@@ -28,7 +29,7 @@ pub fn switch(text: &str) -> Parsed<bool> {
     }
 }
 
-/// The value of one of `words`.
+/// Returns a parser that accepts one of `words`, and returns the value beside it.
 pub fn choice<T: Copy>(words: &[(&str, T)]) -> impl Fn(&str) -> Parsed<T> {
     move |text| {
         let found = words.iter().find(|(word, _)| *word == text);
@@ -39,7 +40,7 @@ pub fn choice<T: Copy>(words: &[(&str, T)]) -> impl Fn(&str) -> Parsed<T> {
     }
 }
 
-/// A whole number within `range`.
+/// Returns a parser of whole numbers within `range`.
 pub fn number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> impl Fn(&str) -> Parsed<T> {
     move |text| {
         let number = text.parse().ok().filter(|number| range.contains(number));
@@ -47,10 +48,11 @@ pub fn number<T: FromStr + PartialOrd + Display>(range: RangeInclusive<T>) -> im
     }
 }
 
-/// A year. Longer values are mistakes, and could overflow the clock's arithmetic.
+/// The longest duration of an option, a year. A longer one is a mistake, and could overflow when it is
+/// added to a time.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// `10s`, `500ms`, `1h 30m`, or a bare number of seconds.
+/// Parses a duration of at most a year, such as `10s`, `500ms` or `1h 30m`, or a number of seconds.
 pub fn duration(text: &str) -> Parsed<Duration> {
     match any_duration(text)? {
         duration if duration <= LONGEST => Ok(duration),
@@ -65,7 +67,7 @@ fn any_duration(text: &str) -> Parsed<Duration> {
     }
 }
 
-/// A duration that is not zero.
+/// Parses a duration that is not zero.
 pub fn timeout(text: &str) -> Parsed<Duration> {
     match duration(text)? {
         Duration::ZERO => Err("must be more than 0".into()),
@@ -73,8 +75,8 @@ pub fn timeout(text: &str) -> Parsed<Duration> {
     }
 }
 
-/// The validity of an agent's certificate. Less than a minute fails with small clock differences; a
-/// stolen certificate should not last for more than a day.
+/// Parses the validity of an agent's certificate, from a minute to a day. A shorter one would fail with
+/// small clock differences, and a longer one would leave a stolen certificate valid for too long.
 pub fn certificate_life(text: &str) -> Parsed<Duration> {
     const LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(24 * 60 * 60);
     match duration(text)? {
@@ -83,7 +85,7 @@ pub fn certificate_life(text: &str) -> Parsed<Duration> {
     }
 }
 
-/// The validity of a certificate from `cert issue`: some clients reject more than 397 days.
+/// Parses the validity of a certificate from `loopgate cert issue`. Some clients reject more than 397 days.
 pub fn issued_life(text: &str) -> Parsed<Duration> {
     const LIMITS: std::ops::RangeInclusive<Duration> =
         Duration::from_secs(60)..=Duration::from_secs(397 * 24 * 60 * 60);
@@ -93,13 +95,13 @@ pub fn issued_life(text: &str) -> Parsed<Duration> {
     }
 }
 
-/// `127.0.0.1:80` or `[::1]:80`, folded.
+/// Parses a socket address such as `127.0.0.1:80` or `[::1]:80`. The IP address becomes canonical.
 pub fn socket_address(text: &str) -> Parsed<SocketAddr> {
     let address: SocketAddr = text.parse().map_err(|_| "is not an address and a port such as 127.0.0.1:18789")?;
     Ok(SocketAddr::new(canonical(address.ip()), address.port()))
 }
 
-/// A socket address, or `off`.
+/// Parses a socket address, or `off` as `None`.
 pub fn socket_address_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
     if text == "off" {
         return Ok(None);
@@ -107,12 +109,12 @@ pub fn socket_address_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
     socket_address(text).map(Some).map_err(|_| "is not an address and a port such as 127.0.0.1:9180, nor off".into())
 }
 
-/// An IP address, folded.
+/// Parses an IP address. It becomes canonical.
 pub fn ip(text: &str) -> Parsed<IpAddr> {
     text.parse().map(canonical).map_err(|_| "is not an IP address".into())
 }
 
-/// An IPv4 loopback address.
+/// Parses an IPv4 address in 127.0.0.0/8.
 pub fn loopback_ipv4(text: &str) -> Parsed<Ipv4Addr> {
     match text.parse::<Ipv4Addr>() {
         Ok(ip) if ip.is_loopback() => Ok(ip),
@@ -120,7 +122,7 @@ pub fn loopback_ipv4(text: &str) -> Parsed<Ipv4Addr> {
     }
 }
 
-/// A network of loopback addresses.
+/// Parses a network within 127.0.0.0/8.
 pub fn loopback_ipv4_network(text: &str) -> Parsed<Ipv4Net> {
     let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
     match network(text)? {
@@ -129,7 +131,8 @@ pub fn loopback_ipv4_network(text: &str) -> Parsed<Ipv4Net> {
     }
 }
 
-/// `172.18.0.0/16`, or one address; host bits are cleared and IPv4-mapped IPv6 is folded.
+/// Parses a network such as `172.18.0.0/16`, or one address. Host bits are cleared, and a network of
+/// IPv4-mapped IPv6 addresses becomes the IPv4 network.
 pub fn network(text: &str) -> Parsed<IpNet> {
     let net: IpNet = match text.parse::<IpAddr>() {
         Ok(ip) => canonical(ip).into(),
@@ -141,6 +144,7 @@ pub fn network(text: &str) -> Parsed<IpNet> {
     })
 }
 
+/// Converts a network of IPv4-mapped addresses to the IPv4 network; leaves every other one unchanged.
 fn fold(net: Ipv6Net) -> IpNet {
     match (net.addr().to_ipv4_mapped(), net.prefix_len().checked_sub(96)) {
         (Some(ip), Some(prefix)) => Ipv4Net::new_assert(ip, prefix).trunc().into(),
@@ -148,7 +152,7 @@ fn fold(net: Ipv6Net) -> IpNet {
     }
 }
 
-/// A network that does not include every address.
+/// Parses a network of agents, which must not contain all addresses.
 pub fn agent_network(text: &str) -> Parsed<IpNet> {
     match network(text)? {
         net if net.prefix_len() == 0 => Err("would make everyone an agent".into()),
@@ -156,7 +160,7 @@ pub fn agent_network(text: &str) -> Parsed<IpNet> {
     }
 }
 
-/// `bridge:PORT`, `IFACE:PORT`, `CIDR:PORT` or `IP:PORT`, where IPv6 has brackets: `[fd00::/8]:PORT`.
+/// Parses `bridge:PORT`, `IFACE:PORT`, `CIDR:PORT` or `IP:PORT`. IPv6 needs brackets, as in `[fd00::/8]:PORT`.
 pub fn listen_on(text: &str) -> Parsed<ListenOn> {
     let (place, port) = text.rsplit_once(':').ok_or("has no port (as in bridge:18443)")?;
     let port = port.parse().map_err(|_| "does not end in a port from 0 to 65535")?;
@@ -176,7 +180,7 @@ pub fn listen_on(text: &str) -> Parsed<ListenOn> {
     Ok(ListenOn { addresses, port })
 }
 
-/// `TARGET`, or `PORT:TARGET`: a port to listen on and the port that it leads to.
+/// Parses `PORT:TARGET`, the port to listen on and the gateway's port to forward to; or `TARGET` for both.
 pub fn forward(text: &str) -> Parsed<Forward> {
     let (port, target) = text.split_once(':').unwrap_or((text, text));
     match (port.parse(), target.parse()) {
@@ -185,8 +189,8 @@ pub fn forward(text: &str) -> Parsed<Forward> {
     }
 }
 
-/// What the kernel takes for a name (`dev_valid_name`): 15 bytes without blank, slash or colon, and
-/// not a path of its own.
+/// Returns whether the kernel accepts `name` as the name of an interface (`dev_valid_name`: at most 15
+/// bytes, without blank, slash or colon, and neither `.` nor `..`), and it is not a mistyped address.
 fn is_interface_name(name: &str) -> bool {
     let printable = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b':';
     (1..=15).contains(&name.len())
@@ -196,12 +200,13 @@ fn is_interface_name(name: &str) -> bool {
         && !is_almost_an_address(name)
 }
 
-/// `10.0.0.300` is a legal name for an interface, and never meant as one.
+/// Returns whether `name` consists of digits and dots, such as `10.0.0.300`. That is a valid name for an
+/// interface, but the user surely meant an address.
 fn is_almost_an_address(name: &str) -> bool {
     name.contains('.') && name.bytes().all(|b| b.is_ascii_digit() || b == b'.')
 }
 
-/// `auto`, `off`, `unix:///PATH` or `tcp://HOST:PORT`.
+/// Parses `auto`, `off`, `unix:///PATH` or `tcp://HOST:PORT`.
 pub fn engine(text: &str) -> Parsed<Engine> {
     match text.split_once("://") {
         None if text == "auto" => Ok(Engine::Auto),
@@ -215,7 +220,7 @@ pub fn engine(text: &str) -> Parsed<Engine> {
     }
 }
 
-/// `HOST:PORT`, the host being a name or an address.
+/// Parses `HOST:PORT`. The host is a name or an address, and is not resolved.
 pub fn host_and_port(text: &str) -> Parsed<String> {
     let (host, port) = text.rsplit_once(':').unwrap_or_default();
     if host.is_empty() || host.contains(['/', '@']) || !port.parse::<u16>().is_ok_and(|port| port > 0) {
@@ -224,7 +229,7 @@ pub fn host_and_port(text: &str) -> Parsed<String> {
     Ok(text.into())
 }
 
-/// The audience of a token: printable ASCII.
+/// Parses the audience of a token, which must be printable ASCII.
 pub fn audience(text: &str) -> Parsed<String> {
     if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
         Err("is not an audience".into())
@@ -233,12 +238,12 @@ pub fn audience(text: &str) -> Parsed<String> {
     }
 }
 
-/// Any path.
+/// Parses a path: any text that is not empty.
 pub fn path(text: &str) -> Parsed<PathBuf> {
     if text.is_empty() { Err("is not a path".into()) } else { Ok(text.into()) }
 }
 
-/// A container's name or id, as the Engine API takes it.
+/// Parses a container's name or id. The leading slash that the Engine API puts before a name is removed.
 pub fn container(text: &str) -> Parsed<String> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"_.-".contains(&b);
     let text = text.strip_prefix('/').unwrap_or(text);
@@ -249,7 +254,7 @@ pub fn container(text: &str) -> Parsed<String> {
     }
 }
 
-/// An IP address or a DNS name, lower case; a name may begin with `*.`.
+/// Parses an IP address or a DNS name, which becomes lower case. A name may begin with `*.`.
 pub fn subject_name(text: &str) -> Parsed<String> {
     if let Ok(ip) = text.parse() {
         return Ok(canonical(ip).to_string());
@@ -261,7 +266,7 @@ pub fn subject_name(text: &str) -> Parsed<String> {
     }
 }
 
-/// A URI with a scheme, as a SAN holds it.
+/// Parses a URI with a scheme, as a certificate has it in a SAN.
 pub fn uri(text: &str) -> Parsed<String> {
     match text.split_once(':') {
         Some((scheme, rest))
@@ -273,7 +278,7 @@ pub fn uri(text: &str) -> Parsed<String> {
     }
 }
 
-/// The URL of an OpenTelemetry collector: `http://HOST:PORT`, with an optional path.
+/// Parses the URL of an OpenTelemetry collector: `http://HOST:PORT`, with an optional path.
 pub fn otel_endpoint(text: &str) -> Parsed<http::Uri> {
     if !cfg!(feature = "otel") {
         return Err("can't be used: this loopgate is built without OpenTelemetry (the cargo feature otel)".into());
@@ -286,7 +291,7 @@ pub fn otel_endpoint(text: &str) -> Parsed<http::Uri> {
     }
 }
 
-/// One scope such as `operator.read`: a word of a comma-separated header.
+/// Parses a scope such as `operator.read`. It has no comma, because scopes are sent as a comma-separated header.
 pub fn scope(text: &str) -> Parsed<String> {
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b',') {
         Ok(text.into())
@@ -295,7 +300,7 @@ pub fn scope(text: &str) -> Parsed<String> {
     }
 }
 
-/// A service whose containers are agents: `NAME`, or `NAME=address`.
+/// Parses a service whose containers are agents: `NAME` or `NAME=attested` if they enrol, `NAME=address` if not.
 pub fn agent_service(text: &str) -> Parsed<AgentService> {
     let (name, proof) = text.split_once('=').unwrap_or((text, "attested"));
     let legal = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
@@ -306,7 +311,8 @@ pub fn agent_service(text: &str) -> Parsed<AgentService> {
     Ok(AgentService { name: name.into(), by_address })
 }
 
-/// A protocol of an `Upgrade` field, in lower case. HTTP is none: it would carry requests past the lanes' rules.
+/// Parses the name of a protocol for an `Upgrade` field, which becomes lower case. HTTP is refused,
+/// because the requests in such a tunnel would bypass the rules of their lane.
 pub fn upgrade(text: &str) -> Parsed<String> {
     let protocol = text.to_ascii_lowercase();
     if !(1..=64).contains(&protocol.len())
@@ -320,7 +326,7 @@ pub fn upgrade(text: &str) -> Parsed<String> {
     }
 }
 
-/// A SPIFFE trust domain (SPIFFE-ID section 2.1).
+/// Parses a SPIFFE trust domain (SPIFFE-ID section 2.1).
 pub fn trust_domain(text: &str) -> Parsed<String> {
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-_".contains(&b);
     if (1..=255).contains(&text.len()) && text.bytes().all(legal) {
@@ -330,7 +336,7 @@ pub fn trust_domain(text: &str) -> Parsed<String> {
     }
 }
 
-/// The name of an identity header; names with another meaning are refused.
+/// Parses the name of an identity header. Headers that have another meaning are refused.
 pub fn identity_header(text: &str) -> Parsed<HeaderName> {
     const TAKEN: [&str; 10] = [
         "connection",
@@ -350,8 +356,8 @@ pub fn identity_header(text: &str) -> Parsed<HeaderName> {
     if is_address || TAKEN.contains(&name.as_str()) { Err("can't be an identity header".into()) } else { Ok(name) }
 }
 
-/// The name of a header that every client may send. Those that the lane states, or that decide
-/// whether a client is local, are refused.
+/// Parses the name of a header that every client may send. Headers that loopgate sets itself, or by
+/// which the gateway decides whether a client is local, are refused.
 pub fn keep_header(text: &str) -> Parsed<HeaderName> {
     const FIXED: [&str; 4] = ["forwarded", "via", "x-real-ip", "x-openclaw-scopes"];
     let name: HeaderName = text.parse().map_err(|_| "is not a header's name")?;
@@ -365,9 +371,9 @@ pub fn keep_header(text: &str) -> Parsed<HeaderName> {
     }
 }
 
-/// A filter for `tracing`: a level, or directives such as `loopgate::discovery=debug,warn`.
+/// Parses a filter for `tracing`: a level, or directives such as `loopgate::discovery=debug,warn`.
 pub fn log_filter(text: &str) -> Parsed<String> {
-    // `tracing` would take a misspelt level for the name of a module, and log only that.
+    // `tracing` would interpret a misspelt level as the name of a module, and log only that module.
     let is_bare =
         |part: &str| part.is_empty() || !part.contains(['=', '[', ':']) && part.parse::<LevelFilter>().is_err();
     if text.is_empty() || text.split(',').any(is_bare) {
@@ -379,7 +385,8 @@ pub fn log_filter(text: &str) -> Parsed<String> {
     }
 }
 
-/// The beginning of a path as paths are compared: not encoded, without empty or dot segments.
+/// Parses the prefix of a path. It must be in the form that request paths are compared in: not
+/// percent-encoded, without empty or dot segments.
 pub fn path_prefix(text: &str) -> Parsed<String> {
     let inner = text.strip_prefix('/').ok_or("does not begin with /")?;
     if !text.bytes().all(|b| b.is_ascii_graphic() && !b"%?#\\;".contains(&b)) {
@@ -392,13 +399,13 @@ pub fn path_prefix(text: &str) -> Parsed<String> {
     Ok(text.into())
 }
 
-/// A path and a time limit: `/v1/=15m`.
+/// Parses a path and a time limit, such as `/v1/=15m`.
 pub fn path_timeout(text: &str) -> Parsed<PathTimeout> {
     let (prefix, time) = text.rsplit_once('=').ok_or("is not PATH=TIME (as in /v1/=15m)")?;
     Ok(PathTimeout { prefix: path_prefix(prefix)?, timeout: timeout(time)? })
 }
 
-/// An HTTP method in upper case; a lower-case one would never match.
+/// Parses an HTTP method. One in lower case is refused: methods are case-sensitive, so it would match no request.
 pub fn method(text: &str) -> Parsed<http::Method> {
     match text.parse() {
         Ok(method) if !text.bytes().any(|b| b.is_ascii_lowercase()) => Ok(method),

@@ -1,11 +1,11 @@
-//! Makes the JSON Schema of the file from the table of options.
+//! Generates the JSON Schema of the configuration file from the table of options.
 
 use serde_json::{Map, Value, json};
 
 use super::key::KEYS;
 use super::option::{Form, Key};
 
-/// A JSON Schema (draft 2020-12) that accepts the files whose keys and types are right.
+/// Returns a JSON Schema (draft 2020-12) of the file. It checks keys and types, not the meaning of values.
 pub fn schema() -> Value {
     let mut root = Map::new();
     for key in KEYS.iter() {

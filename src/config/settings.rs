@@ -1,4 +1,4 @@
-//! The settings that a valid configuration has, as types.
+//! The types of a valid configuration: one struct for each table of the file.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -12,87 +12,89 @@ use crate::enrolment_protocol::ProofKind;
 /// The validated configuration of `loopgate run`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The gateway behind the sidecar.
+    /// The gateway that the sidecar forwards to.
     pub gateway: Gateway,
-    /// Where the sidecar listens.
+    /// The addresses that the sidecar listens on.
     pub listen: Listen,
-    /// Its certificate, and client certificates.
+    /// The server certificate, and the CA of client certificates.
     pub tls: Tls,
     /// The directory of the CA, the certificate, their keys, the list of revoked certificates, and the devices of
     /// agents.
     pub state_dir: PathBuf,
-    /// Whether the process gives up what it never needs.
+    /// Whether the process restricts itself when it starts.
     pub sandbox: Sandbox,
-    /// Where labelled agents are looked for.
+    /// Whether labelled agents are containers of Docker or pods of Kubernetes.
     pub discovery: AgentSourceKind,
-    /// Kubernetes discovery.
+    /// Discovery through Kubernetes.
     pub kubernetes: Kubernetes,
-    /// Docker discovery.
+    /// Discovery through Docker.
     pub docker: Docker,
-    /// Agents beyond labelled ones, and what agents get.
+    /// Agents other than labelled ones, and what agents are allowed to do.
     pub agents: Agents,
     /// The external lane.
     pub external: External,
     /// Requests on both lanes.
     pub http: Http,
-    /// The admin listener; `None` turns it off.
+    /// The address of the admin listener; `None` turns it off.
     pub admin: Option<SocketAddr>,
-    /// Bounds on time, size and number.
+    /// Limits on time, size and number.
     pub limits: Limits,
     /// Logging.
     pub log: Log,
 }
 
-/// Requests on both lanes (`[http]`).
+/// The options for requests on both lanes (`[http]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Http {
     /// The protocols that a request may upgrade to, in lower case.
     pub upgrades: Vec<String>,
 }
 
-/// The gateway (`[gateway]`).
+/// The options for the gateway (`[gateway]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
-    /// Its address; loopback unless `allow_remote`.
+    /// The gateway's address. It is a loopback address unless `allow_remote` is set.
     pub address: SocketAddr,
     /// Whether an address that is not loopback is accepted (`--allow-remote-gateway`).
     pub allow_remote: bool,
-    /// The loopback source address of the external lane, which the gateway's `trustedProxies` names.
+    /// The loopback address from which the external lane connects to the gateway. The gateway's `trustedProxies`
+    /// must contain it.
     pub external_source: Ipv4Addr,
-    /// The network of the agent lane's source addresses, one for each agent.
+    /// The loopback network from which the agent lane connects: each agent gets an address of it.
     pub agent_sources: Ipv4Net,
-    /// The file that holds the gateway's token.
+    /// The file that contains the gateway's token.
     pub token_file: Option<PathBuf>,
-    /// The gateway's own state directory, read-only, for pre-pairing its own identity.
+    /// The gateway's state directory, which loopgate only reads: it contains the device identity that
+    /// loopgate pairs in advance.
     pub state_dir: Option<PathBuf>,
 }
 
-/// Where to listen (`[listen]`).
+/// The options for the sidecar's listeners (`[listen]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// The addresses to listen on with TLS; never empty.
     pub on: Vec<ListenOn>,
     /// The addresses to listen on for plain HTTP of trusted proxies.
     pub plain: Vec<ListenOn>,
-    /// Other ports of the gateway to carry, on the addresses of `on`.
+    /// Further ports of the gateway to forward to; each is listened on at the addresses of `on`.
     pub forward: Vec<Forward>,
-    /// Whether trusted proxies speak the PROXY protocol first.
+    /// Whether trusted proxies begin a connection with a PROXY protocol header.
     pub proxy_protocol: bool,
     /// The lane of clients whose source address is one of this namespace's own.
     pub own_addresses: OwnAddresses,
 }
 
-/// One value of `--listen` or `--listen-plain`: which addresses, and the port.
+/// One value of `--listen` or `--listen-plain`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenOn {
-    /// Which addresses of this network namespace.
+    /// The addresses of this network namespace to listen on.
     pub addresses: ListenAddresses,
     /// The TCP port; 0 lets the kernel choose (for tests).
     pub port: u16,
 }
 
 impl ListenOn {
-    /// The address, if the value is one; `None` if it stands for addresses of the namespace.
+    /// Returns the address if the value names exactly one, else `None`.
     pub fn exact(&self) -> Option<IpAddr> {
         match self.addresses {
             ListenAddresses::Address(ip) => Some(ip),
@@ -120,7 +122,7 @@ impl fmt::Display for ListenOn {
 pub struct Forward {
     /// The TCP port to listen on; 0 lets the kernel choose (for tests).
     pub port: u16,
-    /// The port behind it.
+    /// The gateway's TCP port to forward to.
     pub target: u16,
 }
 
@@ -132,16 +134,16 @@ impl fmt::Display for Forward {
     }
 }
 
-/// Which addresses of this network namespace a listener takes.
+/// The addresses of this network namespace that a `--listen` value selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenAddresses {
     /// Every non-loopback address (`bridge`).
     Bridge,
     /// Every address of one interface.
     Interface(String),
-    /// Every own address in this network.
+    /// Every address of the namespace that is in this network.
     Network(IpNet),
-    /// Exactly this address, unspecified ones (`[::]`, `0.0.0.0`) included.
+    /// Exactly this address, which may be unspecified (`[::]`, `0.0.0.0`).
     Address(IpAddr),
 }
 
@@ -156,40 +158,42 @@ pub enum Sandbox {
     Required,
 }
 
-/// The lane of clients with one of this namespace's own addresses.
+/// The lane of clients whose source address is one of this namespace's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnAddresses {
-    /// The safe default: rootless engines deliver outside clients with such an address.
+    /// The external lane. This is the default, because rootless engines give such an address to
+    /// clients from outside.
     External,
-    /// For rootful Docker and Kubernetes, where only this namespace's processes can connect from one.
+    /// The agent lane. This is safe if only processes of this namespace can connect from such an
+    /// address, as with rootful Docker and with Kubernetes.
     Agent,
 }
 
-/// Certificates (`[tls]`).
+/// The options for certificates (`[tls]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
     /// A certificate and key that the operator provides, instead of those that loopgate makes.
     pub provided: Option<CertificateFiles>,
-    /// Names for the certificate that loopgate makes, beyond those that it finds itself.
+    /// Names for the certificate that loopgate makes, in addition to those that it finds itself.
     pub names: Vec<String>,
     /// Whether a new CA may sign only for the names known when it is created.
     pub constrain_names: bool,
-    /// Whether a new name or address leads to a new certificate.
+    /// Whether loopgate issues a new certificate when it gets a further name or address.
     pub follow_names: bool,
-    /// CA bundle whose client certificates identify external users.
+    /// The file of the CAs whose client certificates identify external users.
     pub client_ca: Option<PathBuf>,
 }
 
 /// A PEM certificate chain and its PEM private key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
-    /// The chain, leaf first.
+    /// The file of the certificate chain, leaf first.
     pub chain: PathBuf,
-    /// The private key.
+    /// The file of the private key.
     pub key: PathBuf,
 }
 
-/// Where labelled agents are looked for (`discovery`).
+/// The source of labelled agents (`discovery`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AgentSourceKind {
     /// Containers of a Docker Engine.
@@ -200,7 +204,7 @@ pub enum AgentSourceKind {
 }
 
 impl AgentSourceKind {
-    /// The name in options, `status` and metrics.
+    /// Returns the name in options, `status` and metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Docker => "docker",
@@ -208,7 +212,7 @@ impl AgentSourceKind {
         }
     }
 
-    /// The name in messages.
+    /// Returns the name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Docker => "Docker",
@@ -217,61 +221,63 @@ impl AgentSourceKind {
     }
 }
 
-/// Kubernetes discovery (`[kubernetes]`).
+/// The options for discovery through Kubernetes (`[kubernetes]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kubernetes {
-    /// `host:port` of the API server; by default from the variables that Kubernetes sets in each pod.
+    /// The API server as `host:port`. If `None`, it is taken from the variables that Kubernetes sets in each pod.
     pub api: Option<String>,
     /// The directory of the service account's `token`, `ca.crt` and `namespace`.
     pub credentials: PathBuf,
-    /// The audience that agents' tokens must be for.
+    /// The audience that the service-account tokens of agents must have.
     pub audience: String,
 }
 
-/// Docker discovery (`[docker]`).
+/// The options for discovery through Docker (`[docker]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Docker {
-    /// Where the Engine API is.
+    /// The endpoint of the Engine API.
     pub engine: Engine,
-    /// Whether labels count on containers outside the gateway's compose project or stack.
+    /// Whether labels also count on containers outside the gateway's compose project or stack.
     pub any_project: bool,
-    /// The container that owns this network namespace, if loopgate can't find it itself.
+    /// The container that owns this network namespace. If `None`, loopgate finds it itself.
     pub container: Option<String>,
 }
 
 /// The endpoint of the Docker Engine API (`--docker`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// What `DOCKER_HOST` says, else the first usual socket that exists.
+    /// The endpoint in `DOCKER_HOST`, else the first usual socket that exists.
     Auto,
-    /// No Docker.
+    /// loopgate does not use Docker.
     Off,
-    /// A unix socket.
+    /// A Unix socket.
     Unix(PathBuf),
-    /// A TCP endpoint, `host:port` (a filter; there is no TLS on it).
+    /// A TCP endpoint without TLS, as `host:port`. It is usually a filter in front of the engine.
     Tcp(String),
 }
 
-/// Agents beyond labelled containers (`[agents]`).
+/// The options for agents (`[agents]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Agents {
-    /// Source networks that are agents by address alone.
+    /// Networks whose clients are agents by their source address alone.
     pub cidrs: Vec<IpNet>,
-    /// Networks whose clients are asked for a certificate, although no address in them is known to be an agent's.
+    /// Networks whose clients are asked for a certificate, although discovery knows no agent there.
     pub certificate_from: Vec<IpNet>,
-    /// SAN URIs of client certificates (from `client_ca`) that are agents.
+    /// SAN URIs that make the holder of a client certificate from `client_ca` an agent.
     pub uris: Vec<String>,
     /// Services of the gateway's project whose containers are agents without a label.
     pub services: Vec<AgentService>,
     /// The kinds of proof by which a container may enrol.
     pub proofs: Vec<ProofKind>,
-    /// Whether attested agents receive the gateway's token, and requests of agents with a certificate get it.
+    /// Whether attested agents receive the gateway's token, and loopgate adds it to the requests of
+    /// agents that show a certificate.
     pub inherit_token: bool,
-    /// Scope cap for agents without one of their own; empty means none.
+    /// The scope cap of agents whose label states none; empty means no cap.
     pub scopes: Vec<String>,
-    /// Whether devices of agents are bound to the agent lane.
+    /// Whether the devices of agents are bound to the agent lane.
     pub bind_devices: BindDevices,
-    /// Whether the pairing of an agent's devices is removed once its container, or pod, is.
+    /// Whether loopgate removes the pairing of an agent's devices at the gateway after the agent's
+    /// container or pod was removed.
     pub unpair: bool,
     /// How long the certificates that loopgate issues to attested agents are valid.
     pub certificate_life: Duration,
@@ -284,45 +290,46 @@ pub struct Agents {
 pub struct AgentService {
     /// The compose service, or the Swarm service without the name of the stack.
     pub name: String,
-    /// Whether their addresses alone make them agents.
+    /// Whether a container's address alone makes it an agent. If not, the container must enrol.
     pub by_address: bool,
 }
 
-/// The external lane (`[external]`).
+/// The options for the external lane (`[external]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct External {
-    /// Peers that may state a client's address, scheme, host and identity.
+    /// Peers that may state the address, scheme, host and identity of a client.
     pub trusted_proxies: Vec<IpNet>,
-    /// Networks that may connect; empty means all.
+    /// Networks whose clients may connect; empty means all.
     pub allow: Vec<IpNet>,
-    /// Networks that may not connect; wins over `allow`.
+    /// Networks whose clients may not connect, even if `allow` includes them.
     pub deny: Vec<IpNet>,
-    /// The address stated for a client with a loopback or unspecified address.
+    /// The address that the gateway is told for a client with a loopback or unspecified address.
     pub unknown_client: IpAddr,
     /// Identity headers (lower case) that trusted proxies may set.
     pub identity_headers: Vec<http::HeaderName>,
-    /// The scopes that outsiders may ask for; empty means no cap.
+    /// The scopes that external clients may ask for; empty means no cap.
     pub scopes: Vec<String>,
     /// Headers that clients may send although their names are reserved for identities.
     pub keep_headers: Vec<http::HeaderName>,
     /// Whether clients may download loopgate's CA certificate.
     pub serve_ca: bool,
-    /// Rules for the paths of external requests, first match wins; empty means that all are open.
+    /// Rules for the paths of external requests, of which the first that matches applies. A request
+    /// that matches no rule is allowed.
     pub paths: Vec<PathRule>,
 }
 
 /// One rule of `[external] paths`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathRule {
-    /// Whether matching requests pass.
+    /// Whether matching requests are allowed.
     pub allow: bool,
-    /// The path is this, or begins with it at a segment boundary.
+    /// The path that the rule matches. It also matches the paths below.
     pub prefix: String,
-    /// Methods the rule is for; empty means all.
+    /// The methods that the rule matches; empty means all.
     pub methods: Vec<http::Method>,
-    /// Whether an `allow` rule lets WebSocket upgrades pass; a `deny` rule refuses them in any case.
+    /// Whether an `allow` rule also allows WebSocket upgrades. A `deny` rule refuses them in any case.
     pub upgrade: bool,
-    /// The port of the gateway's address that the rule is for; all by default.
+    /// The port of the gateway that the rule matches; `None` means all.
     pub port: Option<u16>,
 }
 
@@ -333,66 +340,67 @@ impl PathRule {
     }
 }
 
-/// Bounds (`[limits]`). Durations have at least millisecond resolution.
+/// The limits (`[limits]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Concurrent downstream connections.
+    /// The largest number of concurrent downstream connections.
     pub max_connections: usize,
-    /// Concurrent downstream connections from one client address.
+    /// The largest number of concurrent downstream connections from one client address.
     pub max_connections_per_client: usize,
-    /// New connections a second from one client address, with a burst of the same size; 0 means no limit.
+    /// The largest number of new connections per second from one client address, which is also the
+    /// largest burst; 0 means no limit.
     pub connection_rate_per_client: u32,
-    /// Concurrent requests of external clients at the gateway, WebSockets aside.
+    /// The largest number of concurrent requests of external clients at the gateway, without WebSockets.
     pub gateway_requests: usize,
-    /// Concurrent WebSockets of external clients at the gateway.
+    /// The largest number of concurrent WebSockets of external clients at the gateway.
     pub gateway_websockets: usize,
-    /// Bytes of bodies that may be buffered.
+    /// The largest number of bytes of bodies and of WebSockets that are buffered at one time.
     pub buffered: usize,
-    /// Bytes of a request head.
+    /// The largest size of a request head, in bytes.
     pub head_bytes: usize,
-    /// Fields of a request head.
+    /// The largest number of fields of a request head.
     pub head_fields: usize,
-    /// Bytes of the gateway's response head.
+    /// The largest size of the gateway's response head, in bytes.
     pub response_head: usize,
-    /// Fields of the gateway's response head.
+    /// The largest number of fields of the gateway's response head.
     pub response_fields: usize,
-    /// Concurrent streams of one HTTP/2 connection.
+    /// The largest number of concurrent streams of one HTTP/2 connection.
     pub h2_streams: u32,
-    /// For the TLS handshake.
+    /// The time limit of the TLS handshake.
     pub handshake_timeout: Duration,
-    /// For a whole request head.
+    /// The time limit for receiving a whole request head.
     pub head_timeout: Duration,
-    /// For the connection to the gateway.
+    /// The time limit for connecting to the gateway.
     pub connect_timeout: Duration,
-    /// For the gateway's response head, from the last byte of the request.
+    /// The time limit for the gateway's response head, from the last byte of the request.
     pub request_timeout: Duration,
-    /// Request timeouts of some paths.
+    /// Time limits for the gateway's response head that replace `request_timeout` for some paths.
     pub path_timeouts: Vec<PathTimeout>,
-    /// How long a keep-alive connection may idle.
+    /// The time for which a connection without a request stays open.
     pub idle_timeout: Duration,
-    /// How long a client may pause while it sends a body or reads a response.
+    /// The longest pause of a client while it sends a body or reads a response.
     pub stall_timeout: Duration,
-    /// How long an external client that reads nothing of a response may keep its request at the
-    /// gateway. Agents are exempt.
+    /// The time for which an external client that reads nothing of a response may occupy the
+    /// gateway with its request. There is no such limit for agents.
     pub gateway_stall: Duration,
-    /// How long a request waits for a gateway that is restarting, or while too many are in flight.
+    /// The time for which a request waits while the gateway restarts, or while too many are in flight.
     pub gateway_wait: Duration,
-    /// How long shutdown may take.
+    /// The time limit of a shutdown.
     pub drain_timeout: Duration,
 }
 
-/// A time limit of the gateway's response head for some paths.
+/// The time limit for the gateway's response head on some paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathTimeout {
-    /// The path is this, or begins with it at a segment boundary.
+    /// The path that the limit applies to. It also applies to the paths below.
     pub prefix: String,
-    /// The limit.
+    /// The time limit, from the last byte of the request.
     pub timeout: Duration,
 }
 
 impl Limits {
-    /// Returns the time limit of the gateway's response head for `path`: that of the longest
-    /// prefix, or else `request_timeout`.
+    /// Returns the time limit for the gateway's response head for `path`: the one with the longest
+    /// matching prefix in `path_timeouts`, or else `request_timeout`.
     pub fn request_timeout_of(&self, path: &str) -> Duration {
         let matches = |prefix: &str| {
             path.strip_prefix(prefix)
@@ -404,48 +412,48 @@ impl Limits {
     }
 }
 
-/// Logging (`[log]`).
+/// The options for logging (`[log]`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// Shape of a line.
+    /// The format of a line.
     pub format: LogFormat,
     /// A `tracing` filter, such as `info` or `loopgate::discovery=debug,warn`.
     pub level: String,
-    /// One line for each request.
+    /// Whether loopgate logs one line for each request.
     pub access: bool,
-    /// The audit log; `-` is standard output.
+    /// The file of the audit log; `-` is standard output.
     pub audit: Option<PathBuf>,
-    /// How a request's `traceparent` is treated.
+    /// What loopgate does with the `traceparent` of a request.
     pub traceparent: TraceparentUse,
-    /// The OpenTelemetry collector that is sent a span for each request.
+    /// The URL of the OpenTelemetry collector that gets a span for each request.
     pub otel_endpoint: Option<http::Uri>,
 }
 
-/// What happens to a device of an agent on the external lane.
+/// What loopgate does if a device that belongs to an agent appears on the external lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BindDevices {
-    /// It is refused.
+    /// loopgate refuses the device.
     On,
-    /// It is logged.
+    /// loopgate logs the device, and lets it pass.
     Report,
-    /// Devices are not looked at.
+    /// loopgate does not record the devices of agents.
     Off,
 }
 
-/// How a request's `traceparent` is treated.
+/// What loopgate does with the `traceparent` of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TraceparentUse {
-    /// Passed on unchanged.
+    /// The field is passed on unchanged.
     Pass,
-    /// Passed on if well-formed, else replaced by a new one.
+    /// The field is passed on if it is well-formed, else replaced by a new one.
     Make,
 }
 
-/// The shape of a log line.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }

@@ -1,10 +1,10 @@
-//! Shows the effective configuration as a TOML file, with the source of each value beside it.
+//! Formats the effective configuration as a TOML file, with the source of each value in a comment.
 
 use super::key::KEYS;
 use super::layer::{Given, GivenRule, Layer, Origin};
 use super::option::{Form, Key};
 
-/// Formats `layer` as an equivalent file. Options without a value are left out.
+/// Returns the text of a file that sets the same values as `layer`. Options without a value are left out.
 pub fn show(layer: &Layer) -> String {
     let mut out = String::new();
     let mut table = "";
@@ -34,7 +34,7 @@ fn describe(origin: &Origin, key: &Key) -> String {
     }
 }
 
-/// The values of an option as the file states them.
+/// Returns the values of an option as a TOML value.
 pub(super) fn value(key: &Key, given: &[Given]) -> String {
     let first = || given.first().map(|given| given.text.clone()).unwrap_or_default();
     match key.form {

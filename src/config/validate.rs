@@ -1,4 +1,4 @@
-//! Turns the merged layer into a [`Config`], and reports every problem at once.
+//! Converts the merged layer into a [`Config`], and reports all problems at once.
 
 mod listeners;
 
@@ -15,16 +15,17 @@ use super::settings::{
 use crate::addr::is_loopback_or_unspecified;
 use crate::enrolment_protocol::ProofKind;
 
-/// The problems of a configuration, one line each.
+/// The problems of a configuration. The message has one line for each.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct Error(pub Vec<Problem>);
 
-/// Validates the merged sources, defaults included.
+/// Validates the merged sources, which include the defaults.
 ///
 /// # Errors
 ///
-/// Every problem: of the sources, of each value, and of combinations of values.
+/// If a source, a value or a combination of values has a problem. The error lists all problems;
+/// combinations are only checked if all values are valid.
 pub fn validate(layer: &Layer) -> Result<Config, Error> {
     let mut read = Reader { layer, problems: layer.problems.clone() };
     let config = Config {
@@ -65,18 +66,19 @@ pub fn validate(layer: &Layer) -> Result<Config, Error> {
             otel_endpoint: read.optional("otel-endpoint", parse::otel_endpoint),
         },
     };
-    // After a problem some values are placeholders, whose combinations mean nothing.
+    // An invalid value was replaced by its default, so combinations with it say nothing.
     if read.problems.is_empty() {
         check_combinations(&config, &mut read);
     }
     if read.problems.is_empty() { Ok(config) } else { Err(Error(read.problems)) }
 }
 
-/// Validates only the admin listener's address, for commands that ask a running sidecar.
+/// Validates only the address of the admin listener, for commands that ask a running sidecar. Returns
+/// `None` if the admin listener is off.
 ///
 /// # Errors
 ///
-/// The problem of that value.
+/// If the value of `--admin` is invalid.
 pub fn admin(layer: &Layer) -> Result<Option<SocketAddr>, Error> {
     let mut read = Reader { layer, problems: Vec::new() };
     let admin = read.one("admin", parse::socket_address_or_off);
@@ -99,7 +101,7 @@ fn gateway_address(text: &str, allow_remote: bool) -> Parsed<SocketAddr> {
     let address = parse::socket_address(text)?;
     match address.ip() {
         _ if address.port() == 0 => Err("has no port".into()),
-        // The lanes are source addresses in 127.0.0.0/8. IPv6 has only one loopback address.
+        // Each lane has a source address in 127.0.0.0/8. IPv6 has only one loopback address.
         IpAddr::V6(ip) if ip.is_loopback() => {
             Err("must be in 127.0.0.0/8, because the lanes differ by IPv4 source address".into())
         }
@@ -185,13 +187,13 @@ fn limits(read: &mut Reader<'_>) -> Limits {
         connection_rate_per_client: read.one("connection-rate-per-client", parse::number(0..=1_000_000)),
         gateway_requests: read.one("gateway-requests", parse::number(1..=1_000_000)),
         gateway_websockets: read.one("gateway-websockets", parse::number(1..=1_000_000)),
-        // Less would not do for one connection.
+        // Less than 1 MiB is not enough for one connection.
         buffered: read.one("buffered", parse::number(1024 * 1024..=1024 * 1024 * 1024)),
-        // hyper wants 8 KiB of buffer at least.
+        // hyper's buffer for a request head has at least 8 KiB.
         head_bytes: read.one("head-bytes", parse::number(8 * 1024..=16 * 1024 * 1024)),
-        // The http crate's header map ends at 24,576 fields.
+        // A header map of the http crate holds at most 24,576 fields.
         head_fields: read.one("head-fields", parse::number(1..=16 * 1024)),
-        // hyper reads the head into a buffer of 8 KiB at least.
+        // hyper's buffer for a response head has at least 8 KiB.
         response_head: read.one("response-head", parse::number(8 * 1024..=16 * 1024 * 1024)),
         response_fields: read.one("response-fields", parse::number(1..=16 * 1024)),
         h2_streams: read.one("h2-streams", parse::number(1..=100_000)),
@@ -208,7 +210,7 @@ fn limits(read: &mut Reader<'_>) -> Limits {
     }
 }
 
-/// Checks combinations of values.
+/// Reports values that are valid alone but not together.
 fn check_combinations(config: &Config, read: &mut Reader<'_>) {
     check_gateway_addresses(&config.gateway, read);
     if config.listen.on.is_empty() {
@@ -225,7 +227,7 @@ fn check_combinations(config: &Config, read: &mut Reader<'_>) {
     check_agents(config, read);
 }
 
-/// Checks that local clients, agents and the external lane can't get the same source address.
+/// Reports source addresses that two of these would share: local clients, agents, the external lane.
 fn check_gateway_addresses(gateway: &Gateway, read: &mut Reader<'_>) {
     let Gateway { address, external_source, agent_sources, .. } = *gateway;
     if address.ip() == external_source || external_source.octets() == [127, 0, 0, 1] {
@@ -245,7 +247,7 @@ fn check_gateway_addresses(gateway: &Gateway, read: &mut Reader<'_>) {
     }
 }
 
-/// Checks that the port of each path rule is one that loopgate carries.
+/// Reports path rules for a port of the gateway that loopgate forwards no requests to.
 fn check_path_rules(config: &Config, read: &mut Reader<'_>) {
     let address = config.gateway.address;
     let layer = read.layer;
@@ -259,7 +261,7 @@ fn check_path_rules(config: &Config, read: &mut Reader<'_>) {
     }
 }
 
-/// Checks the options for external clients and the proxies in front.
+/// Reports invalid combinations of the options for external clients and trusted proxies.
 fn check_external(config: &Config, read: &mut Reader<'_>) {
     if !config.listen.plain.is_empty() && config.external.trusted_proxies.is_empty() {
         read.report_missing("listen-plain", "trusted-proxy", ", because only trusted proxies may speak plain HTTP");
@@ -279,7 +281,7 @@ fn check_external(config: &Config, read: &mut Reader<'_>) {
     }
 }
 
-/// Checks the options for agents.
+/// Reports invalid combinations of the options for agents.
 fn check_agents(config: &Config, read: &mut Reader<'_>) {
     if !config.agents.uris.is_empty() && config.tls.client_ca.is_none() {
         read.report_missing("agent-uri", "client-ca", ", which verifies those certificates");
@@ -302,14 +304,14 @@ fn check_agents(config: &Config, read: &mut Reader<'_>) {
     }
 }
 
-/// Reads values from a layer and collects their problems.
+/// Parses the values of a layer, and collects their problems.
 struct Reader<'a> {
     layer: &'a Layer,
     problems: Vec<Problem>,
 }
 
 impl Reader<'_> {
-    /// The value of an option with a default, which also replaces an invalid value.
+    /// Returns the value of an option that has a default. The default also replaces an invalid value.
     fn one<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> T {
         self.optional(flag, &parse).unwrap_or_else(|| {
             let default = key(flag).default.unwrap_or_default();
@@ -317,12 +319,12 @@ impl Reader<'_> {
         })
     }
 
-    /// The value of an option without a default; `None` also replaces an invalid value.
+    /// Returns the value of an option that has no default, or `None` if it is not set or invalid.
     fn optional<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
         self.list(flag, parse).pop()
     }
 
-    /// The valid values of an option.
+    /// Returns the values of an option, without the invalid ones.
     fn list<T>(&mut self, flag: &str, parse: impl Fn(&str) -> Parsed<T>) -> Vec<T> {
         let key = key(flag);
         let given = self.layer.get(key).iter();
@@ -337,6 +339,7 @@ impl Reader<'_> {
         parsed.collect()
     }
 
+    /// Returns `rule` as a [`PathRule`], or `None` if it is invalid.
     fn rule(&mut self, rule: &GivenRule) -> Option<PathRule> {
         let (allow, prefix) = match (&rule.allow, &rule.deny) {
             (Some(prefix), None) => (true, prefix),
@@ -374,7 +377,8 @@ impl Reader<'_> {
         self.report_any(&[flag], what);
     }
 
-    /// Reports that `flag` needs `needed`, which is named as the same source would give it.
+    /// Reports that the option `flag` needs the option `needed`. The message names `needed` as the
+    /// source of `flag` would: as a flag, a variable or a path. `why` continues the message.
     fn report_missing(&mut self, flag: &str, needed: &str, why: &str) {
         let needed = key(needed);
         let needed = match self.layer.get(key(flag)).first().map(|given| &given.origin) {
@@ -385,7 +389,7 @@ impl Reader<'_> {
         self.report(flag, &format!("needs {needed}{why}"));
     }
 
-    /// Reports a problem at the first of these options that a source gives.
+    /// Reports a problem of several options. Its place is the first of them that is not a default.
     fn report_any(&mut self, flags: &[&str], what: &str) {
         let origin = |key: &Key| self.layer.get(key).first().map_or(Origin::Default, |given| given.origin.clone());
         let options: Vec<_> = flags.iter().map(|flag| key(flag)).map(|key| (key, origin(key))).collect();

@@ -1,4 +1,5 @@
-//! HTTP/2 connections on which interim responses are sent between hyper's frames.
+//! The fuzz target for HTTP/2: requests, trailers, resets and errors of a client, while loopgate
+//! sends interim responses between hyper's frames.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
@@ -35,13 +36,14 @@ const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 const PRIORITY: u8 = 0x20;
 
-/// How the header block of an interim response begins here; hyper sends no other that begins so.
+/// The first bytes of the header block of an interim response with the status 103. hyper encodes no
+/// final response so.
 const HINTS: &[u8] = b"\x08\x03103";
 
-/// Kinds of things that a client does.
+/// The number of kinds of acts; see [`act`].
 const KINDS: u8 = 12;
 
-/// Rounds after the last byte that was read or written.
+/// The number of times that the connection is polled after it has read and written everything.
 const ROUNDS: usize = 20;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -49,13 +51,14 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A literal that no table keeps; `value` is short.
+/// Returns a header field as an HPACK literal without indexing (RFC 7541 section 6.2.2). `name` and
+/// `value` must be short.
 fn field(name: &str, value: &str) -> Vec<u8> {
     let length = |text: &str| u8::try_from(text.len()).expect("fields are short");
     [&[0, length(name)][..], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
 }
 
-/// The header block of a request whose path is the stream that it is sent on.
+/// Returns the header block of a request whose path is its stream id, so that the service knows the stream.
 fn block(stream: u32) -> Vec<u8> {
     let path = format!("/{stream}");
     [(":method", "POST"), (":scheme", "https"), (":authority", "a"), (":path", path.as_str())]
@@ -63,7 +66,7 @@ fn block(stream: u32) -> Vec<u8> {
         .concat()
 }
 
-/// What a client does, by one byte.
+/// Returns the frames of the act that `byte` encodes. `next` is the id of the next stream.
 fn act(byte: u8, next: &mut u32) -> Vec<u8> {
     let mut new = || {
         *next += 2;
@@ -100,7 +103,7 @@ fn act(byte: u8, next: &mut u32) -> Vec<u8> {
         8 => frame(RST_STREAM, 0, next.saturating_sub(2) | 1, &[0, 0, 0, 8]),
         9 => frame(DATA, byte & END_STREAM, next.saturating_sub(2) | 1, b"data"),
         10 => match byte / KINDS {
-            // Errors of the connection.
+            // 1 to 3 are connection errors (RFC 9113 section 5.4.1).
             1 => frame(PING, 0, 0, &[0; 7]),
             2 => frame(DATA, 0, 0, b"data"),
             3 => frame(WINDOW_UPDATE, 0, 0, &[0; 4]),
@@ -110,11 +113,12 @@ fn act(byte: u8, next: &mut u32) -> Vec<u8> {
     }
 }
 
-/// Trailers on `stream`, in the form that the bits of `form` say; every other one has a pseudo-header field.
+/// Returns trailers on `stream`. The bits of `form` choose their form: 1 adds a pseudo-header field,
+/// 2 an update of the dynamic table's size, 4 padding, 8 a priority, and 16 a CONTINUATION frame.
 fn trailers(form: u8, stream: u32) -> Vec<u8> {
     let has = |bit: u8| form & bit != 0;
     let fields = if has(1) { [field(":path", "/"), field("x-bad", "1")].concat() } else { field("x-sum", "1") };
-    // An update to the size that the table has.
+    // The update keeps the size that the table has.
     let block = if has(2) { [&[0x3f, 0xe1, 0x1f][..], &fields].concat() } else { fields };
     let (mut flags, mut payload) = (END_STREAM, Vec::new());
     if has(4) {
@@ -136,8 +140,8 @@ fn trailers(form: u8, stream: u32) -> Vec<u8> {
     [frame(HEADERS, flags, stream, &payload), frame(CONTINUATION, END_HEADERS, stream, second)].concat()
 }
 
-/// A client's side of a connection: each read gets the next piece, or nothing yet; each write takes
-/// `most` bytes at most.
+/// The client's side of a connection. Each read gets the next piece, or is pending if that is `None`.
+/// Every other write is pending; the others take `most` bytes at most.
 struct Client {
     pieces: VecDeque<Option<Vec<u8>>>,
     written: Rc<RefCell<Vec<u8>>>,
@@ -179,7 +183,7 @@ impl AsyncWrite for Client {
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Keeps the tasks of streams until they are polled.
+/// The executor for the tasks that hyper spawns for streams, which run when [`Tasks::poll`] is called.
 #[derive(Clone, Default)]
 struct Tasks(Rc<RefCell<Vec<Task>>>);
 
@@ -197,34 +201,39 @@ impl Tasks {
     }
 }
 
-/// An HTTP/2 connection, cut into reads by the first byte; each further byte is something that the client does.
+/// Serves an HTTP/2 connection. The first byte of `data` is the size of reads and writes, and each
+/// further byte an act of the client.
 ///
-/// Interim responses are only sent on the streams of their requests, before the final response, and
-/// between hyper's frames. No trailers with a pseudo-header field arrive. Each head is a request, or
-/// is refused, or is dropped because the connection ends; and it is only one of them.
+/// Asserts that:
+/// - An interim response is sent only on the stream of its request, before the final response, and
+///   between hyper's frames.
+/// - Trailers with a pseudo-header field do not reach the service.
+/// - Each head is exactly one of: a request, a refused head, and a head that was dropped because the
+///   client reset its stream or the connection ended.
 pub fn h2_streams(data: &[u8]) {
     run(data);
 }
 
-/// What came of a connection.
+/// What happened on a connection.
 #[derive(Debug, Default)]
 struct Outcome {
+    /// The number of requests that the service got.
     requests: usize,
-    /// Heads that were refused before there was a request.
+    /// The heads that were refused before the service got a request.
     refused: Vec<HeadRefusal>,
-    /// Interim responses that the client got.
+    /// The number of interim responses that the client got.
     hints: usize,
-    /// Trailers that the service got.
+    /// The number of trailer sections that the service got.
     trailers: usize,
 }
 
 /// What the client sends.
 struct Script {
-    /// What is read at once; `None` where the client pauses.
+    /// The bytes of each read; `None` is a pause of the client.
     pieces: VecDeque<Option<Vec<u8>>>,
-    /// How many acts there are of each kind.
+    /// The number of acts of each kind.
     kinds: [usize; KINDS as usize],
-    /// How many streams they begin.
+    /// The number of streams that the acts begin.
     begun: usize,
 }
 
@@ -237,7 +246,7 @@ impl Script {
         for byte in acts.iter().take(200) {
             kinds[usize::from(byte % KINDS)] += 1;
             bytes.extend(act(*byte, &mut next));
-            // With the high bit, what follows comes later.
+            // The client pauses after an act with the high bit.
             if byte & 0x80 != 0 {
                 pieces.extend(bytes.chunks(usize::from(size).max(1) * 8).map(|piece| Some(piece.to_vec())));
                 pieces.push_back(None);
@@ -245,7 +254,7 @@ impl Script {
             }
         }
         pieces.extend(bytes.chunks(usize::from(size).max(1) * 8).map(|piece| Some(piece.to_vec())));
-        // Trailers may begin the first.
+        // Trailers begin the first stream if no request did.
         let begun = usize::try_from(next / 2).expect("few streams").max(usize::from(kinds[7] > 0));
         Self { pieces, kinds, begun }
     }
@@ -262,15 +271,15 @@ fn assert_counted(
 ) {
     let found = requests + refused.len() + dropped;
     assert!(
-        // What comes after the end is not read.
+        // Heads after the end of the connection are not read.
         if has_ended { found <= begun } else { found == begun },
         "{requests} requests, {refused:?} and {dropped} dropped, of {begun} streams; has ended: {has_ended}"
     );
     let too_large = refused.iter().filter(|refused| **refused == HeadRefusal::TooLarge).count();
     assert!(too_large <= kinds[6], "{too_large} refused as too large, of {}", kinds[6]);
     let malformed = refused.iter().filter(|refused| **refused == HeadRefusal::Malformed).count();
-    // Trailers may begin a stream, or reset one while heads are dropped. The head behind an error of
-    // the connection may be taken for its cause.
+    // Trailers may begin a stream, or reset one while heads are dropped; both count as a malformed
+    // head. A head after the frame that is a connection error may count as the cause of the error.
     let others = kinds[7] + 2 * usize::from(kinds[7..=10].iter().sum::<usize>() > 0);
     assert!(malformed <= kinds[5] + others, "{malformed} refused as malformed, of {}", kinds[5]);
     assert!(has_ended || dropped <= kinds[8], "{dropped} dropped, and {} reset by the client", kinds[8]);
@@ -340,7 +349,8 @@ fn run(data: &[u8]) -> Outcome {
     Outcome { requests, refused, hints: check(&written.borrow()), trailers: trailers.get() }
 }
 
-/// Answers after a few polls, in each of which it sends an interim response and reads what there is; counts trailers.
+/// Responds to a request after a few polls. Each poll sends an interim response and reads what has
+/// arrived of the body. Adds the trailers that arrive to `count`.
 async fn answer(
     stream: u32,
     sender: InterimSender,
@@ -364,7 +374,7 @@ async fn answer(
     Ok(Response::new(Full::new(Bytes::from(vec![0; usize::try_from(stream).unwrap_or(0) * 10]))))
 }
 
-/// Checks all that the client got; returns how many interim responses that were.
+/// Checks the frames that the client got, and returns the number of interim responses among them.
 fn check(mut bytes: &[u8]) -> usize {
     let mut hints = 0;
     let mut ended = BTreeSet::new();
@@ -400,7 +410,8 @@ mod tests {
 
     use super::*;
 
-    /// A request's trailers are malformed, and a stream too many waits for its refusal: that is one refusal.
+    /// h2 resets a request for its malformed trailers while the refusal of another stream, one too
+    /// many, is not written yet. Only the latter is a refused head.
     #[test]
     fn a_reset_of_a_request_is_not_taken_for_a_refusal_that_is_not_written_yet() {
         let outcome = run(&[101, 63, 163, 196, 196, 160, 184, 12]);

@@ -7,25 +7,26 @@ use prometheus_client::registry::Registry;
 /// The metrics of the `discovery` module.
 #[derive(Clone, Debug, Default)]
 pub struct DiscoveryMetrics {
-    /// IP addresses of agents.
+    /// The number of IP addresses that belong to agents.
     pub agents: Gauge,
-    /// 1 while loopgate follows Docker or the API server.
+    /// 1 while loopgate receives the events of Docker or of the Kubernetes API server, else 0.
     pub live: Gauge,
-    /// When Docker last listed its containers, or the API server last sent pods, in seconds since the Unix epoch.
+    /// The time at which Docker last listed its containers, or the API server last sent pods, in
+    /// seconds since the Unix epoch.
     pub listed: Gauge,
-    /// Lists of containers or pods read so far.
+    /// The number of lists of containers or pods that were read.
     pub lists: Counter,
-    /// Event streams that were lost or could not be opened.
+    /// The number of event streams that were lost or could not be opened.
     pub losses: Counter,
 }
 
 impl DiscoveryMetrics {
-    /// Adds the metrics that do not depend on the source to `registry`.
+    /// Adds the metrics that exist with Docker and with Kubernetes alike to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("discovery_agent_addresses", "IP addresses of agents", self.agents.clone());
     }
 
-    /// Adds the metrics of discovery by Docker to `registry`.
+    /// Adds the metrics of discovery to `registry`, under the names that they have with Docker.
     pub fn register_docker(&self, registry: &mut Registry) {
         registry.register("discovery_docker_up", "Whether loopgate follows Docker's events", self.live.clone());
         registry.register(
@@ -41,7 +42,7 @@ impl DiscoveryMetrics {
         );
     }
 
-    /// Adds the metrics of discovery by Kubernetes to `registry`.
+    /// Adds the metrics of discovery to `registry`, under the names that they have with Kubernetes.
     pub fn register_kubernetes(&self, registry: &mut Registry) {
         registry.register(
             "discovery_kubernetes_up",

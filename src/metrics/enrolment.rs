@@ -1,4 +1,4 @@
-//! What the enrolment of agents counts.
+//! The metrics of enrolment.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -6,12 +6,12 @@ use prometheus_client::registry::Registry;
 
 use super::traffic::ReasonLabels;
 
-/// What became of attempts to enrol.
+/// The metrics of the `enrolment` module.
 #[derive(Clone, Debug, Default)]
 pub struct Enrolments {
-    /// Certificates signed.
+    /// The number of certificates signed for attested agents.
     pub issued: Counter,
-    /// Attempts that got none.
+    /// The number of attempts to enrol that got no certificate, by reason.
     pub refused: Family<ReasonLabels, Counter>,
 }
 

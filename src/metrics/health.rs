@@ -1,4 +1,4 @@
-//! The state of the sidecar as gauges, which are set at each scrape.
+//! Gauges that show the state of the sidecar. The admin listener sets them at each scrape.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
@@ -6,10 +6,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-/// How agents prove themselves.
+/// The label of [`Health::agents`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ProofLabels {
-    /// `attested` or `address`.
+    /// How an agent proves its identity: `attested` or `address`.
     pub proof: &'static str,
 }
 
@@ -20,23 +20,23 @@ pub struct Health {
     pub ready: Gauge,
     /// 1 while the gateway accepts connections.
     pub gateway_up: Gauge,
-    /// Addresses listened on.
+    /// The number of addresses that the sidecar listens on.
     pub listeners: Gauge,
-    /// Until when the served certificate is valid, in seconds since the Unix epoch.
+    /// The time at which the served certificate expires, in seconds since the Unix epoch.
     pub certificate_expiry: Gauge,
     /// 1 while a newer certificate than the served one could not be loaded or made.
     pub certificate_problem: Gauge,
     /// 1 while the last configuration read is invalid and the previous one is in use.
     pub config_problem: Gauge,
-    /// 1 if agents are looked for by Docker.
+    /// 1 if loopgate discovers agents through Docker.
     pub docker_enabled: Gauge,
-    /// 1 if agents are looked for by Kubernetes.
+    /// 1 if loopgate discovers agents through Kubernetes.
     pub kubernetes_enabled: Gauge,
-    /// Containers that are agents, by how they prove it.
+    /// The number of containers or pods that are agents, by how they prove their identity.
     pub agents: Family<ProofLabels, Gauge>,
-    /// Labelled containers that are no agents.
+    /// The number of containers or pods that have an agent's label but are not agents.
     pub not_agents: Gauge,
-    /// When this process started, in seconds since the Unix epoch.
+    /// The time at which this process started, in seconds since the Unix epoch.
     pub started: Gauge,
 }
 

@@ -11,36 +11,37 @@ use prometheus_client::registry::Registry;
 /// The metrics of the `listener` module.
 #[derive(Clone, Debug, Default)]
 pub struct ListenerMetrics {
-    /// Connections accepted so far.
+    /// The number of connections accepted.
     pub accepted: Counter,
-    /// Connections open now.
+    /// The number of open connections, including those in the TLS handshake.
     pub open: Gauge,
-    /// Connections closed right after they were accepted, by reason.
+    /// The number of connections closed right after they were accepted, by reason.
     pub refused: Family<RefusedLabels, Counter>,
-    /// Failures of `accept(2)` that the peer did not cause, such as a full file-descriptor table.
+    /// The number of failures of `accept(2)` that the peer did not cause, such as a full
+    /// file-descriptor table.
     pub accept_failures: Counter,
 }
 
-/// Labels of [`ListenerMetrics::refused`].
+/// The label of [`ListenerMetrics::refused`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RefusedLabels {
-    /// The reason.
+    /// Why the connections were closed.
     pub reason: AcceptRefusal,
 }
 
 /// Why a connection is closed right after it was accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AcceptRefusal {
-    /// The client has `max_connections_per_client` already.
+    /// The client already has `max_connections_per_client` connections.
     ClientConnections,
-    /// The client exceeds `connection_rate_per_client`.
+    /// The client opens connections faster than `connection_rate_per_client` allows.
     ClientRate,
-    /// `max_connections` are open, and the queue of waiting connections is full.
+    /// `max_connections` connections are open, and the queue of waiting connections is full.
     Full,
 }
 
 impl AcceptRefusal {
-    /// Returns the name in metrics and the audit log.
+    /// Returns the name of the reason in metrics and the audit log.
     pub fn label(self) -> &'static str {
         match self {
             Self::ClientConnections => "client_connections",

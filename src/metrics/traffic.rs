@@ -1,4 +1,7 @@
-//! What the proxy counts. Names follow the Prometheus conventions, and no label has a value that a client chose.
+//! The metrics of the proxy.
+//!
+//! Names follow the Prometheus conventions. No label has a value that a client chose, so that
+//! clients can't make the number of time series grow.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,43 +16,43 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::labels::{LaneKind, Protocol};
 use crate::trace::Recorder;
 
-/// How most requests end.
+/// The end of most requests, as a label: the whole response was handed to the client's socket.
 const COMPLETE: &str = "complete";
 
-/// A lane.
+/// The label of the metrics in [`LaneMetrics`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LaneLabels {
     lane: LaneKind,
 }
 
-/// A kind of request.
+/// The labels of the counter of answered requests.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
-    /// The lane that the request left on.
+    /// The lane on which the request was forwarded.
     pub lane: LaneKind,
-    /// The client's protocol.
+    /// The protocol that the client speaks.
     pub protocol: Protocol,
-    /// The status code.
+    /// The status code of the response.
     pub status: u16,
 }
 
-/// How requests of a lane end.
+/// The labels of the counter of ended requests.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct EndLabels {
-    /// The lane that the request left on.
+    /// The lane on which the request was forwarded.
     pub lane: LaneKind,
-    /// How it ended, in one word.
+    /// How the request ended, such as `complete`.
     pub end: &'static str,
 }
 
-/// A reason, out of a fixed list.
+/// The label of the counters that count by reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabels {
-    /// The reason in one word.
+    /// The reason, from the fixed list of the module that counts it.
     pub reason: &'static str,
 }
 
-/// Everything that the proxy counts.
+/// The metrics of the proxy.
 #[derive(Debug)]
 pub struct Traffic {
     lanes: Lanes,
@@ -57,56 +60,60 @@ pub struct Traffic {
     external: LaneMetrics,
     requests: Family<RequestLabels, Counter>,
     request_ends: Family<EndLabels, Counter>,
-    /// Connections closed before their first request.
+    /// The number of connections closed before their first request, by reason.
     pub denied: Family<ReasonLabels, Counter>,
-    /// TLS handshakes completed.
+    /// The number of completed TLS handshakes.
     pub handshakes: Counter,
-    /// TLS handshakes that failed.
+    /// The number of failed TLS handshakes, by reason.
     pub handshake_failures: Family<ReasonLabels, Counter>,
-    /// Connections closed because their client was too slow, by what it was slow with.
+    /// The number of connections closed because their client was too slow, by what the client did
+    /// not do in time.
     pub overdue: Family<ReasonLabels, Counter>,
-    /// HTTP/2 connections that were closed because their client sent too much that asks for nothing.
+    /// The number of HTTP/2 connections closed because their client sent too many frames that
+    /// start no request and carry no data, such as PING and SETTINGS.
     pub floods: Counter,
-    /// Requests that failed for what the client sent or may not do; parts of a body may have been sent.
+    /// The number of requests that failed because the client sent something invalid or is not
+    /// allowed to send it, by reason. Part of such a request's body may have reached the gateway.
     pub refused: Family<ReasonLabels, Counter>,
-    /// Failures between loopgate and the gateway.
+    /// The number of failures between loopgate and the gateway, by reason.
     pub gateway_errors: Family<ReasonLabels, Counter>,
-    /// Connections opened to the gateway.
+    /// The number of connections opened to the gateway.
     pub gateway_connections: Counter,
-    /// Connections and requests closed because they were no longer authorized.
+    /// The number of connections and requests closed because they were no longer authorized.
     pub connections_revoked: Counter,
-    /// Records a span for each request, if tracing is on.
+    /// Records a span for each request; `None` if tracing is off.
     pub recorder: Option<Arc<dyn Recorder>>,
 }
 
-/// What is counted for each lane.
+/// The metrics of one lane.
 #[derive(Debug)]
 pub struct LaneMetrics {
-    /// Downstream connections open, after a lane was assigned, WebSockets included.
+    /// The number of open downstream connections that have a lane, including upgraded ones.
     pub open: Gauge,
-    /// Downstream connections so far.
+    /// The number of downstream connections that got a lane, including closed ones.
     pub connections: Counter,
-    /// Upgraded connections (WebSockets) that are open.
+    /// The number of open upgraded connections (WebSockets).
     pub tunnels: Gauge,
-    /// Requests in flight at the gateway, WebSockets aside.
+    /// The number of requests in flight at the gateway, without WebSockets.
     pub in_flight: Gauge,
-    /// WebSockets at the gateway, requests for one included.
+    /// The number of WebSockets at the gateway, including requests that ask for one.
     pub websockets: Gauge,
-    /// Requests that wait until fewer are in flight.
+    /// The number of requests that wait because too many are in flight.
     pub waiting: Gauge,
-    /// Body bytes from clients.
+    /// The number of body bytes received from clients.
     pub received: Counter,
-    /// Body bytes to clients.
+    /// The number of body bytes sent to clients.
     pub sent: Counter,
-    /// Seconds until the gateway's response head.
+    /// The time until the gateway's response head, in seconds.
     pub duration: Histogram,
-    /// Requests answered with 200, over HTTP/1.1 and over HTTP/2: handles kept, because most requests end so.
+    /// The counters of requests answered with 200, over HTTP/1.1 and over HTTP/2. They are kept
+    /// here so that most requests need no lookup in the family.
     status_200: [Counter; 2],
-    /// Requests whose whole response was handed to the client's socket.
+    /// The counter of requests that end as [`COMPLETE`], kept for the same reason.
     complete: Counter,
 }
 
-/// The families behind [`LaneMetrics`], each registered once.
+/// The families from which [`LaneMetrics`] is taken. Each family is registered once, for all lanes.
 #[derive(Debug)]
 struct Lanes {
     open: Family<LaneLabels, Gauge>,
@@ -191,12 +198,12 @@ impl Default for Traffic {
 }
 
 impl Traffic {
-    /// Counts, and reports each request to `recorder`.
+    /// Creates the metrics, with a recorder of the spans of requests.
     pub fn with_recorder(recorder: Option<Arc<dyn Recorder>>) -> Self {
         Self { recorder, ..Self::default() }
     }
 
-    /// The counters of one lane.
+    /// Returns the metrics of one lane.
     pub fn lane(&self, lane: LaneKind) -> &LaneMetrics {
         match lane {
             LaneKind::Agent => &self.agent,
@@ -204,7 +211,7 @@ impl Traffic {
         }
     }
 
-    /// Counts an answered request and how long its response head took.
+    /// Counts an answered request, whose response head arrived `after` this time.
     pub fn count_response(&self, lane: LaneKind, protocol: Protocol, status: u16, after: Duration) {
         let counters = self.lane(lane);
         if status == 200 {
@@ -215,7 +222,7 @@ impl Traffic {
         counters.duration.observe(after.as_secs_f64());
     }
 
-    /// Counts a request that ended.
+    /// Counts a request that ended. `end` is how it ended.
     pub fn count_end(&self, lane: LaneKind, end: &'static str) {
         if end == COMPLETE {
             self.lane(lane).complete.inc();
@@ -224,7 +231,7 @@ impl Traffic {
         }
     }
 
-    /// Adds everything to `registry`.
+    /// Adds these metrics to `registry`.
     pub fn register(&self, registry: &mut Registry) {
         let lanes = &self.lanes;
         registry.register(
@@ -292,12 +299,12 @@ pub fn count(family: &Family<ReasonLabels, Counter>, reason: &'static str) {
     family.get_or_create(&ReasonLabels { reason }).inc();
 }
 
-/// Holds a gauge up by one until it is dropped.
+/// Keeps a gauge incremented by one until the guard is dropped.
 #[derive(Debug)]
 pub struct GaugeGuard(Gauge);
 
 impl GaugeGuard {
-    /// Raises `gauge`.
+    /// Increments `gauge`.
     pub fn new(gauge: &Gauge) -> Self {
         gauge.inc();
         Self(gauge.clone())

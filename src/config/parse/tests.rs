@@ -1,10 +1,10 @@
-//! Tables of values, valid and invalid.
+//! Tests of the parsers: tables of valid and invalid texts.
 
 use std::fmt::Debug;
 
 use super::*;
 
-/// Each text that is taken, and what it becomes; and each one that is not.
+/// Asserts that `parse` accepts each text of `taken`, with the debug output beside it, and refuses each of `refused`.
 fn table<T: Debug>(parse: impl Fn(&str) -> Parsed<T>, taken: &[(&str, &str)], refused: &[&str]) {
     for (text, becomes) in taken {
         assert_eq!(parse(text).map(|value| format!("{value:?}")), Ok((*becomes).to_owned()), "{text:?}");

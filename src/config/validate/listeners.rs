@@ -1,26 +1,27 @@
-//! Finds listeners that would take an address and port from the gateway, from the admin listener or
-//! from each other, and forwards that lead to one of these.
+//! Finds options that ask to listen on an address and port that the gateway, the admin listener or
+//! another option needs, and forwards that lead to one of these.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::settings::{Config, Forward, ListenAddresses, ListenOn};
 
-/// A fault in where to listen, or in where that leads.
+/// Two options that contradict each other.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fault {
-    /// The flags of the options that cause it.
+    /// The flags of the two options.
     pub flags: [&'static str; 2],
-    /// What is wrong.
+    /// The message for the user.
     pub what: String,
 }
 
-/// Where a value of an option asks to listen.
+/// The addresses and the port on which one value of an option asks to listen.
 struct Wanted {
+    /// The flag of the option.
     flag: &'static str,
-    /// The value of the option.
+    /// The value as text, for messages.
     value: String,
     on: ListenOn,
-    /// Values with the same number may overlap.
+    /// Values of one group may overlap: the listener serves them alike.
     group: usize,
 }
 
@@ -30,7 +31,7 @@ impl Wanted {
     }
 }
 
-/// Returns every fault in where `config` listens, and in where its forwards lead.
+/// Returns every fault of the options `listen`, `listen-plain` and `forward`, without duplicates.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
     let listen = &config.listen;
     let tls = listen.on.iter().map(|on| Wanted::new("listen", on, on, 0));
@@ -48,7 +49,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         wanted.iter().enumerate().flat_map(|(at, first)| wanted[at + 1..].iter().map(move |next| (first, next)));
     let mut faults: Vec<Fault> = Vec::new();
     for fault in alone.chain(targets).chain(pairs.filter_map(|(first, next)| collision(first, next))) {
-        // A forward has a listener for each value of `listen.on`.
+        // One forward has an entry in `wanted` for each value of `listen.on`, so its faults may repeat.
         if !faults.contains(&fault) {
             faults.push(fault);
         }
@@ -56,7 +57,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     faults
 }
 
-/// Returns the fault of a listener that takes the gateway's or the admin listener's own address.
+/// Returns the fault of a listener on exactly the address and port of the gateway or the admin listener.
 fn taken(wanted: &Wanted, gateway: SocketAddr, admin: Option<SocketAddr>) -> Option<Fault> {
     let Wanted { flag, on, .. } = wanted;
     let address = SocketAddr::new(on.exact()?, on.port);
@@ -68,8 +69,10 @@ fn taken(wanted: &Wanted, gateway: SocketAddr, admin: Option<SocketAddr>) -> Opt
     (admin == Some(address) && on.port != 0).then_some(Fault { flags: ["admin", flag], what })
 }
 
-/// Returns why a forward must not lead where it does, and the option that is in the way: the rules
-/// for the gateway's own port must not be passed by, nor may clients reach loopgate itself.
+/// Returns why a forward may not lead to its target, and the flag of the option that forbids it.
+///
+/// A forward to the gateway's own port could bypass the rules for that port. A forward to one of
+/// loopgate's own listeners would let clients connect to it from a loopback address.
 fn leads_astray(forward: Forward, config: &Config, wanted: &[Wanted]) -> Option<(&'static str, String)> {
     let gateway = config.gateway.address;
     let target = SocketAddr::new(gateway.ip(), forward.target);
@@ -85,8 +88,8 @@ fn leads_astray(forward: Forward, config: &Config, wanted: &[Wanted]) -> Option<
     Some((flag, format!("{forward} leads to a port that loopgate itself listens on ({value} of --{flag})")))
 }
 
-/// Returns the fault of two values that may ask for the same address and port. Which addresses
-/// there are is not known yet, so what is not certainly different is refused.
+/// Returns the fault of two values that may ask for the same address and port. The addresses of the
+/// namespace are not known yet, so two values are refused unless they differ whatever the addresses are.
 fn collision(first: &Wanted, next: &Wanted) -> Option<Fault> {
     let same_port = first.on.port == next.on.port && first.on.port != 0;
     let collide = first.group != next.group && same_port && may_overlap(&first.on.addresses, &next.on.addresses);
@@ -99,7 +102,7 @@ fn collision(first: &Wanted, next: &Wanted) -> Option<Fault> {
     collide.then(|| Fault { flags: [next.flag, first.flag], what: what() })
 }
 
-/// Returns whether an address could belong to both.
+/// Returns whether one address could match both `first` and `next`.
 fn may_overlap(first: &ListenAddresses, next: &ListenAddresses) -> bool {
     use ListenAddresses::{Address, Bridge, Interface, Network};
     match (first, next) {
@@ -116,7 +119,8 @@ fn may_overlap(first: &ListenAddresses, next: &ListenAddresses) -> bool {
     }
 }
 
-/// Returns whether `wide` is an unspecified address that includes `ip`. `[::]` is dual-stack.
+/// Returns whether `wide` is an unspecified address, and a listener on it accepts connections to
+/// `ip`. `[::]` accepts IPv4 as well.
 fn covers(wide: IpAddr, ip: IpAddr) -> bool {
     wide.is_unspecified() && (wide.is_ipv6() || ip.is_ipv4())
 }

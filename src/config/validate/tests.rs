@@ -1,4 +1,4 @@
-//! Tables of faults, each with the line that reports it.
+//! Tests of validation: tables of options, each with the problem that it must cause.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use super::super::key::KEYS;
 use super::super::layer::Given;
 use super::*;
 
-/// Flags as a shell would split them, without the dashes: `gateway=127.0.0.1:1`.
+/// Returns a layer with the options in `words`, such as `gateway=127.0.0.1:1`, on top of the defaults.
 fn flags(words: &[&str]) -> Layer {
     let mut layer = Layer::default();
     for word in words {
@@ -42,7 +42,7 @@ fn every_option_is_read() {
     // A text that no option accepts must be a problem of each option, or else that option is never read.
     let mut layer = Layer::default();
     for key in KEYS.iter() {
-        // What takes any text at all is caught by an empty one.
+        // An option for a path accepts any text except an empty one.
         let text = if matches!(key.form, super::super::option::Form::Text("FILE" | "DIR")) { "" } else { "\u{7f} ," };
         layer.set(key, [Given { text: text.into(), origin: Origin::Flag }]);
     }
@@ -53,7 +53,7 @@ fn every_option_is_read() {
     }
 }
 
-/// Asserts that each set of flags has one problem, the line beside it.
+/// Asserts that each set of options has exactly one problem, with the message beside it.
 fn assert_problems(table: &[(&[&str], &str)]) {
     for (words, problem) in table {
         assert_eq!(problems(&flags(words)), [*problem], "{words:?}");
